@@ -1,0 +1,120 @@
+# Every habit of this project is a target; `make help` lists them.
+# On a fresh Debian 12, `make test` installs all it needs (as root, or with sudo).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SEED   := build/seed
+
+C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch])
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run shell test test-root test-user lint fix asan bench wheel sdist packages setup \
+        install clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+
+# ---- to see it work ----
+
+# The three files and the volume are mounted over the root; each command is shown before its output.
+SEED_RUN = $(BIN)/fastns run --rootfs $(SEED)/rootfs --hostname container \
+    -v $(SEED)/volume:/mnt \
+    -v $(SEED)/conf/hosts:/etc/hosts \
+    -v $(SEED)/conf/hostname:/etc/hostname \
+    -v $(SEED)/conf/resolv.conf:/etc/resolv.conf --
+define SEED_COMMANDS
+exec 2>&1; set -x
+pwd; hostname; ipcs -q; ps aux; mount
+cat /etc/hosts /etc/hostname /etc/resolv.conf
+ls /mnt; cat /mnt/egon_test.txt
+endef
+export SEED_COMMANDS
+
+run: $(SEED)/.made  ## a container with its own root, volume and files, and what it sees
+	$(SEED_RUN) bash -lc "$$SEED_COMMANDS"
+
+shell: $(SEED)/.made  ## the same container, with a shell to look around in
+	$(SEED_RUN) bash -l
+
+$(SEED)/.made: $(STAMP) Makefile
+	rm -rf $(SEED)
+	mkdir -p $(SEED)/conf $(SEED)/volume
+	$(BIN)/fastns rootfs build $(SEED)/rootfs bash ls ps mount hostname ipcs cat
+	printf '127.0.0.1 localhost container\n' >$(SEED)/conf/hosts
+	printf 'container\n' >$(SEED)/conf/hostname
+	printf 'nameserver 192.0.2.53\n' >$(SEED)/conf/resolv.conf
+	printf 'a file of the host, seen through a volume\n' >$(SEED)/volume/egon_test.txt
+	touch $@
+
+# ---- to check it ----
+
+test: test-root test-user  ## all tests, as root and as an unprivileged user
+
+test-root: setup install  ## all tests as root (with sudo where needed)
+	@mkdir -p build/tests
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 CI="$(CI)" FASTNS_NO_SKIP="$(FASTNS_NO_SKIP)" \
+	    $(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS)
+
+test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
+	tests/run_as_user.sh $(PYTEST_ARGS)
+
+lint: install  ## style and types: ruff, mypy, stubtest, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	MYPYPATH=src $(BIN)/python -m mypy.stubtest fastns._core
+	clang-format --dry-run -Werror $(C_FILES)
+	for script in tests/*.sh .ci/run; do bash -n "$$script" || exit 1; done
+
+fix: install  ## formats everything in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	clang-format -i $(C_FILES)
+
+asan: packages  ## the C tests under AddressSanitizer and UBSan
+	$(MAKE) -C tests/c asan
+
+bench: install  ## what a spawn costs here; ratios to the fastest of each group in brackets
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only \
+	    --benchmark-columns=median,iqr,min,rounds --benchmark-group-by=group \
+	    --benchmark-sort=name $(PYTEST_ARGS)
+
+# ---- to build it ----
+
+wheel: install  ## dist/*.whl
+	$(BIN)/python -m build --wheel --outdir dist .
+
+sdist: install  ## dist/*.tar.gz
+	$(BIN)/python -m build --sdist --outdir dist .
+
+packages:  ## installs the missing Debian packages
+	@tests/setup.sh packages
+
+setup:  ## packages, the test user and the root file systems the tests use
+	@tests/setup.sh
+
+install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
+
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] src/fastns/*.p[yx][xd]) | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	FASTNS_WERROR=1 $(BIN)/python -m pip install --quiet --editable '.[test,bench,dev]'
+	touch $@
+
+clean:  ## removes what was built; keeps .venv and the root file systems
+	rm -rf dist $(SEED) build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache src/fastns/*.so src/fastns/_core.c
+	rm -f src/fastns/_helper $(STAMP)
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## removes everything that is not in the repository
+	rm -rf $(VENV)
+	$(SUDO) rm -rf build

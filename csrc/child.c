@@ -1,0 +1,735 @@
+/* What a new sandbox does between clone and exec. CHILD ONLY.
+ *
+ * Runs in the child of a clone that may share all memory with a threaded process: in
+ * fns_child_main() everything but this stack is somebody else's. Therefore: raw system calls only;
+ * no heap, no locks, no errno or other TLS, no libc function but memcpy and memset, no writes but to
+ * this stack and to `struct fns_child`. tests/sandbox/test_child_rule.py compares the symbols of
+ * the object file with that list. Nothing is decided here: each op of the plan is one small
+ * function, and the first that fails ends the child.
+ *
+ * Mount targets are resolved below the root's fd (openat2 with RESOLVE_IN_ROOT, or walk() where the
+ * kernel refuses openat2), and mounts are attached to the fd that was found: a root full of symbolic
+ * links, or one that changes meanwhile, cannot lead outside.
+ */
+#include "child.h"
+
+#include "sys.h"
+
+#define PATH_SIZE 4096
+#define MAX_DEPTH 64
+#define MAX_LINKS 40
+
+/* The two libc functions gcc may call of its own accord. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+
+#define O_PATH_FLAGS (O_PATH | O_CLOEXEC)
+
+static size_t length(const char *text)
+{
+    size_t n = 0;
+    while (text[n])
+        n++;
+    return n;
+}
+
+static int at_fdcwd_open(const char *path, int flags)
+{
+    return (int)fns_sys4(__NR_openat, AT_FDCWD, path, flags, 0);
+}
+
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        fns_sys1(__NR_close, fd);
+}
+
+static uint32_t mode_of(int fd)
+{
+    struct statx st;
+    st.stx_mode = 0;
+    if (fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st) < 0)
+        return 0;
+    return st.stx_mode & FNS_S_IFMT;
+}
+
+/* ---- paths inside the root ------------------------------------------------------------------ */
+
+/* Resolves `path` below `root` by hand, a component at a time and never through a name twice, for
+ * kernels or filters without openat2. ".." goes back along the fds walked, so that a directory moved
+ * meanwhile cannot lead out (openat2(2), RESOLVE_IN_ROOT). */
+static int walk(int root, const char *path, int no_symlinks)
+{
+    char rest[PATH_SIZE], link[PATH_SIZE];
+    int stack[MAX_DEPTH], depth = 0, links = 0;
+    size_t at = 0, n = length(path);
+    if (n >= PATH_SIZE)
+        return -ENAMETOOLONG;
+    memcpy(rest, path, n + 1);
+    stack[0] = (int)fns_sys4(__NR_openat, root, ".", O_PATH_FLAGS | O_DIRECTORY, 0);
+    if (stack[0] < 0)
+        return stack[0];
+    int result = 0;
+    for (;;) {
+        char name[256];
+        size_t len = 0;
+        while (rest[at] == '/')
+            at++;
+        if (!rest[at])
+            break;
+        while (rest[at] && rest[at] != '/') {
+            if (len == sizeof name - 1) {
+                result = -ENAMETOOLONG;
+                goto out;
+            }
+            name[len++] = rest[at++];
+        }
+        name[len] = 0;
+        if (len == 1 && name[0] == '.')
+            continue;
+        if (len == 2 && name[0] == '.' && name[1] == '.') {
+            if (depth > 0)
+                close_fd(stack[depth--]);
+            continue;
+        }
+        int fd = (int)fns_sys4(__NR_openat, stack[depth], name, O_PATH_FLAGS | O_NOFOLLOW, 0);
+        if (fd < 0) {
+            result = fd;
+            goto out;
+        }
+        if (mode_of(fd) != FNS_S_IFLNK) {
+            if (depth + 1 == MAX_DEPTH) {
+                close_fd(fd);
+                result = -ENAMETOOLONG;
+                goto out;
+            }
+            stack[++depth] = fd;
+            continue;
+        }
+        long got = fns_sys4(__NR_readlinkat, fd, "", link, PATH_SIZE - 1);
+        close_fd(fd);
+        if (got < 0 || no_symlinks || ++links > MAX_LINKS) {
+            result = got < 0 ? (int)got : -ELOOP;
+            goto out;
+        }
+        size_t left = length(rest + at);
+        if ((size_t)got + left + 1 > PATH_SIZE) {
+            result = -ENAMETOOLONG;
+            goto out;
+        }
+        memcpy(link + got, rest + at, left + 1);
+        memcpy(rest, link, (size_t)got + left + 1);
+        at = 0;
+        if (rest[0] == '/')
+            while (depth > 0)
+                close_fd(stack[depth--]);
+    }
+    result = stack[depth--];
+out:
+    while (depth >= 0)
+        close_fd(stack[depth--]);
+    return result;
+}
+
+/* An O_PATH fd of `path` inside `root`, or -errno. */
+static int resolve(int root, const char *path, int no_symlinks)
+{
+    struct fns_open_how how = {
+        .flags = O_PATH_FLAGS,
+        .resolve = FNS_RESOLVE_IN_ROOT | FNS_RESOLVE_NO_MAGICLINKS |
+                   (no_symlinks ? FNS_RESOLVE_NO_SYMLINKS : 0),
+    };
+    int fd;
+    /* EAGAIN: something was renamed while ".." was resolved; the kernel asks to try again. */
+    for (int tries = 0; tries < 64; tries++) {
+        fd = (int)fns_sys4(__NR_openat2, root, path, &how, sizeof how);
+        if (fd != -EAGAIN)
+            break;
+    }
+    /* EPERM cannot come from openat2 with O_PATH: a filter that answers EPERM for unknown calls. */
+    if (fd == -ENOSYS || fd == -EPERM)
+        return walk(root, path, no_symlinks);
+    return fd;
+}
+
+/* Splits `path` into an fd of its parent directory and its last name. */
+static int resolve_parent(int root, const char *path, const char **name)
+{
+    char dir[PATH_SIZE];
+    size_t n = length(path), slash = n;
+    while (slash > 0 && path[slash - 1] != '/')
+        slash--;
+    if (slash >= PATH_SIZE)
+        return -ENAMETOOLONG;
+    memcpy(dir, path, slash);
+    dir[slash] = 0;
+    *name = path + slash;
+    return resolve(root, slash ? dir : "/", 0);
+}
+
+/* Makes the directories above `path` that are missing; 0 or -errno. */
+static int make_parents(int root, const char *path)
+{
+    char prefix[PATH_SIZE];
+    size_t n = length(path);
+    if (n >= PATH_SIZE)
+        return -ENAMETOOLONG;
+    for (size_t i = 1; i < n; i++) {
+        if (path[i] != '/')
+            continue;
+        memcpy(prefix, path, i);
+        prefix[i] = 0;
+        int fd = resolve(root, prefix, 0);
+        if (fd == -ENOENT) {
+            const char *name;
+            int parent = resolve_parent(root, prefix, &name);
+            if (parent < 0)
+                return parent;
+            fd = (int)fns_sys3(__NR_mkdirat, parent, name, 0755);
+            close_fd(parent);
+        } else {
+            close_fd(fd);
+        }
+        if (fd < 0)
+            return fd;
+    }
+    return 0;
+}
+
+/* Makes `path` as an empty file or a directory. */
+static int make_target(int root, const char *path, int directory)
+{
+    const char *name;
+    int result = make_parents(root, path);
+    if (result < 0)
+        return result;
+    int parent = resolve_parent(root, path, &name);
+    if (parent < 0)
+        return parent;
+    if (directory) {
+        result = (int)fns_sys3(__NR_mkdirat, parent, name, 0755);
+    } else {
+        result = (int)fns_sys4(__NR_openat, parent, name,
+                               O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0644);
+        close_fd(result);
+    }
+    close_fd(parent);
+    return result < 0 ? result : 0;
+}
+
+/* The fd of a mount target, made if the op says so. */
+static int open_target(struct fns_child *child, const struct fns_op *op, int directory)
+{
+    const char *path = child->plan->strings + op->target;
+    int no_symlinks = (op->how & FNS_HOW_NO_SYMLINKS) != 0;
+    int fd = resolve(child->root, path, no_symlinks);
+    if (fd == -ENOENT && (op->how & FNS_HOW_CREATE)) {
+        fd = make_target(child->root, path, directory);
+        if (fd == 0)
+            fd = resolve(child->root, path, no_symlinks);
+    }
+    return fd;
+}
+
+/* ---- mounts --------------------------------------------------------------------------------- */
+
+static int attach(int tree, int target)
+{
+    return (int)fns_sys5(__NR_move_mount, tree, "", target, "",
+                         FNS_MOVE_MOUNT_F_EMPTY_PATH | FNS_MOVE_MOUNT_T_EMPTY_PATH);
+}
+
+/* A detached copy of what is mounted at `fd`. */
+static int clone_tree(int fd, int recursive)
+{
+    return (int)fns_sys3(__NR_open_tree, fd, "",
+                         FNS_OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH |
+                             (recursive ? AT_RECURSIVE : 0));
+}
+
+static int set_attr(int tree, int recursive, uint64_t set, uint64_t clear, uint64_t propagation)
+{
+    struct fns_mount_attr attr = {.attr_set = set, .attr_clr = clear, .propagation = propagation};
+    return (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0),
+                         &attr, sizeof attr);
+}
+
+/* mount(2) on the directory behind an fd: "." is that directory, whatever its name is by now. */
+static int mount_at(int fd, const char *source, const char *type, uint64_t flags, const char *data)
+{
+    int result = (int)fns_sys1(__NR_fchdir, fd);
+    if (result == 0)
+        result = (int)fns_sys5(__NR_mount, source, ".", type, flags, data);
+    return result;
+}
+
+static const char *text(const struct fns_child *child, uint32_t offset)
+{
+    return offset ? child->plan->strings + offset : 0;
+}
+
+static int source_failed(struct fns_child *child, int result)
+{
+    child->error.detail = FNS_DETAIL_SOURCE;
+    return result;
+}
+
+static int op_setns(struct fns_child *child, const struct fns_op *op)
+{
+    int fd = at_fdcwd_open(text(child, op->source), O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return source_failed(child, fd);
+    int result = (int)fns_sys2(__NR_setns, fd, op->flags);
+    close_fd(fd);
+    return result < 0 ? source_failed(child, result) : 0;
+}
+
+static int op_write(struct fns_child *child, const struct fns_op *op)
+{
+    const char *data = text(child, op->data);
+    long size = (long)length(data);
+    int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long result = fns_sys3(__NR_write, fd, data, size);
+    close_fd(fd);
+    return result == size ? 0 : result < 0 ? (int)result : -EIO;
+}
+
+static int op_propagation(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    return (int)fns_sys5(__NR_mount, 0, "/", 0, FNS_MS_REC | op->flags, 0);
+}
+
+static int op_root_tree(struct fns_child *child, const struct fns_op *op)
+{
+    child->root_dir = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS | O_DIRECTORY);
+    if (child->root_dir < 0)
+        return source_failed(child, child->root_dir);
+    if (op->how & FNS_HOW_RECURSIVE) {
+        child->root = clone_tree(child->root_dir, 1);
+        if (child->root < 0)
+            return source_failed(child, child->root);
+        return set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
+    }
+    child->root = child->root_dir; /* chroot into a plain directory, no mount namespace */
+    return 0;
+}
+
+static int op_scratch(struct fns_child *child, const struct fns_op *op)
+{
+    static const char names[][8] = {"root", "lower", "upper", "work", "files"};
+    (void)op;
+    int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
+    if (fs < 0)
+        return fs;
+    long result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "source", "fastns", 0);
+    if (result == 0)
+        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "mode", "0755", 0);
+    if (result == 0)
+        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_CMD_CREATE, 0, 0, 0);
+    if (result == 0)
+        result = fns_sys3(__NR_fsmount, fs, 1 /* FSMOUNT_CLOEXEC */, 0);
+    close_fd(fs);
+    if (result < 0)
+        return (int)result;
+    child->scratch = (int)result;
+    result = attach(child->scratch, child->root_dir);
+    for (unsigned i = 0; result == 0 && i < sizeof names / sizeof *names; i++)
+        result = fns_sys3(__NR_mkdirat, child->scratch, names[i], 0755);
+    return (int)result;
+}
+
+static int op_root_attach(struct fns_child *child, const struct fns_op *op)
+{
+    if (!op->target)
+        return attach(child->root, child->root_dir);
+    return (int)fns_sys5(__NR_move_mount, child->root, "", child->scratch, text(child, op->target),
+                         FNS_MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+static int op_overlay(struct fns_child *child, const struct fns_op *op)
+{
+    int result = (int)fns_sys1(__NR_fchdir, child->scratch);
+    if (result == 0)
+        result = (int)fns_sys5(__NR_mount, "overlay", "root", "overlay", op->flags,
+                               text(child, op->data));
+    if (result < 0)
+        return result;
+    close_fd(child->root);
+    child->root = (int)fns_sys4(__NR_openat, child->scratch, "root", O_PATH_FLAGS | O_DIRECTORY, 0);
+    return child->root < 0 ? child->root : 0;
+}
+
+static int op_mount(struct fns_child *child, const struct fns_op *op)
+{
+    int fd = open_target(child, op, 1);
+    if (fd < 0)
+        return fd;
+    int result = mount_at(fd, text(child, op->source), text(child, op->type), op->flags,
+                          text(child, op->data));
+    close_fd(fd);
+    return result;
+}
+
+static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree, int directory)
+{
+    uint64_t propagation = op->how & FNS_HOW_SLAVE        ? FNS_MS_SLAVE
+                           : op->how & FNS_HOW_UNBINDABLE ? FNS_MS_UNBINDABLE
+                                                          : FNS_MS_PRIVATE;
+    int result = set_attr(tree, op->how & FNS_HOW_RECURSIVE, op->flags, op->arg, propagation);
+    if (result < 0)
+        return result;
+    int target = open_target(child, op, directory);
+    if (target < 0)
+        return target;
+    result = attach(tree, target);
+    close_fd(target);
+    return result;
+}
+
+static int op_bind(struct fns_child *child, const struct fns_op *op)
+{
+    int source = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS);
+    if (source < 0)
+        return source_failed(child, source);
+    int directory = mode_of(source) == FNS_S_IFDIR;
+    int tree = clone_tree(source, op->how & FNS_HOW_RECURSIVE);
+    close_fd(source);
+    if (tree < 0)
+        return source_failed(child, tree);
+    int result = bind_tree(child, op, tree, directory);
+    close_fd(tree);
+    return result;
+}
+
+static int op_mkdir(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name;
+    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    if (parent < 0)
+        return parent;
+    int result = (int)fns_sys3(__NR_mkdirat, parent, name, op->arg);
+    close_fd(parent);
+    return result;
+}
+
+static int op_device(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name;
+    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    if (parent < 0)
+        return parent;
+    int result = (int)fns_sys4(__NR_mknodat, parent, name, op->flags, op->arg);
+    close_fd(parent);
+    return result;
+}
+
+static int op_symlink(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name;
+    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    if (parent < 0)
+        return parent;
+    int result = (int)fns_sys3(__NR_symlinkat, text(child, op->source), parent, name);
+    close_fd(parent);
+    return result;
+}
+
+/* Creates `name` in `dir` with the op's bytes. */
+static int write_file(struct fns_child *child, const struct fns_op *op, int dir, const char *name)
+{
+    const char *data = child->plan->strings + op->data;
+    uint64_t done = 0;
+    int fd = (int)fns_sys4(__NR_openat, dir, name,
+                           O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return fd;
+    while (done < op->arg) {
+        long n = fns_sys3(__NR_write, fd, data + done, op->arg - done);
+        if (n <= 0) {
+            close_fd(fd);
+            return n < 0 ? (int)n : -ENOSPC;
+        }
+        done += (uint64_t)n;
+    }
+    close_fd(fd);
+    return 0;
+}
+
+static int op_file_bind(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name = text(child, op->source); /* decided by the parent: unique in the scratch */
+    int dir = (int)fns_sys4(__NR_openat, child->scratch, "files", O_PATH_FLAGS | O_DIRECTORY, 0);
+    if (dir < 0)
+        return dir;
+    int result = write_file(child, op, dir, name);
+    int tree = -1;
+    if (result == 0)
+        tree = (int)fns_sys3(__NR_open_tree, dir, name, FNS_OPEN_TREE_CLONE | O_CLOEXEC);
+    close_fd(dir);
+    if (result < 0 || tree < 0)
+        return result < 0 ? result : tree;
+    result = bind_tree(child, op, tree, 0);
+    close_fd(tree);
+    return result;
+}
+
+static int op_read_only(struct fns_child *child, const struct fns_op *op)
+{
+    (void)op;
+    return set_attr(child->root, 0, FNS_MOUNT_ATTR_RDONLY, 0, 0);
+}
+
+static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
+{
+    (void)op;
+    int result = (int)fns_sys1(__NR_fchdir, child->root);
+    /* The old root lands on top of the new one: no directory for it is needed (pivot_root(2)). */
+    if (result == 0)
+        result = (int)fns_sys2(__NR_pivot_root, ".", ".");
+    if (result == 0)
+        result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
+    if (result == 0)
+        result = (int)fns_sys1(__NR_chdir, "/");
+    return result;
+}
+
+static int op_chroot(struct fns_child *child, const struct fns_op *op)
+{
+    (void)op;
+    int result = (int)fns_sys1(__NR_fchdir, child->root);
+    if (result == 0)
+        result = (int)fns_sys1(__NR_chroot, ".");
+    if (result == 0)
+        result = (int)fns_sys1(__NR_chdir, "/");
+    return result;
+}
+
+/* ---- identity, limits, ids ------------------------------------------------------------------ */
+
+static int op_hostname(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name = text(child, op->data);
+    return (int)fns_sys2(__NR_sethostname, name, length(name));
+}
+
+static int op_domainname(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name = text(child, op->data);
+    return (int)fns_sys2(__NR_setdomainname, name, length(name));
+}
+
+static int op_loopback(struct fns_child *child, const struct fns_op *op)
+{
+    struct {
+        char name[16];
+        short flags;
+        char rest[22];
+    } request = {.name = "lo"};
+    (void)child;
+    (void)op;
+    int fd = (int)fns_sys3(__NR_socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
+    if (fd < 0)
+        return fd;
+    int result = (int)fns_sys3(__NR_ioctl, fd, 0x8913 /* SIOCGIFFLAGS */, &request);
+    if (result == 0) {
+        request.flags |= 1 /* IFF_UP */;
+        result = (int)fns_sys3(__NR_ioctl, fd, 0x8914 /* SIOCSIFFLAGS */, &request);
+    }
+    close_fd(fd);
+    return result;
+}
+
+static int op_rlimit(struct fns_child *child, const struct fns_op *op)
+{
+    uint64_t limits[2];
+    memcpy(limits, child->plan->strings + op->data, sizeof limits);
+    return (int)fns_sys4(__NR_prlimit64, 0, op->flags, limits, 0);
+}
+
+static int op_umask(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    fns_sys1(__NR_umask, op->arg);
+    return 0;
+}
+
+static int op_setgroups(struct fns_child *child, const struct fns_op *op)
+{
+    uint32_t groups[64]; /* the arena is not aligned */
+    if (op->arg > sizeof groups / sizeof *groups)
+        return -EINVAL;
+    memcpy(groups, child->plan->strings + op->data, op->arg * sizeof *groups);
+    return (int)fns_sys2(__NR_setgroups, op->arg, groups);
+}
+
+static int op_setgid(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    return (int)fns_sys3(__NR_setresgid, op->arg, op->arg, op->arg);
+}
+
+static int op_setuid(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
+}
+
+static int run_op(struct fns_child *child, const struct fns_op *op)
+{
+    /* A switch, not a table of functions: a table would need relocations, and so a linker that has
+     * run, which the helper program does not have. */
+    switch ((enum fns_op_code)op->code) {
+    case FNS_OP_SETNS: return op_setns(child, op);
+    case FNS_OP_WRITE: return op_write(child, op);
+    case FNS_OP_PROPAGATION: return op_propagation(child, op);
+    case FNS_OP_ROOT_TREE: return op_root_tree(child, op);
+    case FNS_OP_SCRATCH: return op_scratch(child, op);
+    case FNS_OP_ROOT_ATTACH: return op_root_attach(child, op);
+    case FNS_OP_OVERLAY: return op_overlay(child, op);
+    case FNS_OP_MOUNT: return op_mount(child, op);
+    case FNS_OP_BIND: return op_bind(child, op);
+    case FNS_OP_MKDIR: return op_mkdir(child, op);
+    case FNS_OP_DEVICE: return op_device(child, op);
+    case FNS_OP_SYMLINK: return op_symlink(child, op);
+    case FNS_OP_FILE_BIND: return op_file_bind(child, op);
+    case FNS_OP_READ_ONLY: return op_read_only(child, op);
+    case FNS_OP_PIVOT_ROOT: return op_pivot_root(child, op);
+    case FNS_OP_CHROOT: return op_chroot(child, op);
+    case FNS_OP_HOSTNAME: return op_hostname(child, op);
+    case FNS_OP_DOMAINNAME: return op_domainname(child, op);
+    case FNS_OP_LOOPBACK: return op_loopback(child, op);
+    case FNS_OP_RLIMIT: return op_rlimit(child, op);
+    case FNS_OP_UMASK: return op_umask(child, op);
+    case FNS_OP_SETGROUPS: return op_setgroups(child, op);
+    case FNS_OP_SETGID: return op_setgid(child, op);
+    case FNS_OP_SETUID: return op_setuid(child, op);
+    case FNS_OP_COUNT: break;
+    }
+    return -EINVAL;
+}
+
+/* ---- the order of things -------------------------------------------------------------------- */
+
+static int fail(struct fns_child *child, enum fns_stage stage, int op_index, int result)
+{
+    child->error.stage = (uint16_t)stage;
+    child->error.op_index = op_index;
+    child->error.err = -result;
+    child->progress = FNS_PROGRESS_FAILED;
+    return result;
+}
+
+int fns_child_prepare(struct fns_child *child)
+{
+    const struct fns_args *args = child->args;
+    /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
+    uint64_t action[4] = {0, 0, 0, 0};
+    for (int sig = 1; sig <= 64; sig++)
+        fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
+
+    for (int fd = 0; fd < 3; fd++) {
+        int source = args->stdio[fd];
+        long result = source >= 0 ? fns_sys3(__NR_dup3, source, fd, 0) : 0;
+        if (result < 0)
+            return fail(child, FNS_STAGE_STDIO, -1, (int)result);
+    }
+    unsigned first = 3;
+    for (uint32_t i = 0; i < args->n_keep; i++) {
+        unsigned fd = (unsigned)args->keep[i];
+        if (fd > first)
+            fns_sys3(__NR_close_range, first, fd - 1, 0);
+        /* The helper itself stays close-on-exec. */
+        long result = (int)fd == child->exec_fd ? 0 : fns_sys3(__NR_fcntl, fd, F_SETFD, 0);
+        if (result < 0)
+            return fail(child, FNS_STAGE_FDS, -1, (int)result);
+        first = fd + 1;
+    }
+    long result = fns_sys3(__NR_close_range, first, ~0u, 0);
+    if (result < 0)
+        return fail(child, FNS_STAGE_FDS, -1, (int)result);
+    return 0;
+}
+
+int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
+{
+    fns_sys1(__NR_umask, 0); /* modes of what is made are the plan's, not the caller's umask's */
+    for (uint32_t i = first; i < last; i++) {
+        const struct fns_op *op = &child->plan->ops[i];
+        int result = run_op(child, op);
+        if (result < 0)
+            return fail(child, (enum fns_stage)op->stage, (int)i, result);
+    }
+    /* Not close-on-exec's business: a command may not see them even for an instant. */
+    if (child->root_dir != child->root)
+        close_fd(child->root_dir);
+    close_fd(child->root);
+    close_fd(child->scratch);
+    child->root_dir = child->root = child->scratch = -1;
+    return 0;
+}
+
+/* Changes directory and makes sure it lies inside the root: a magic link of a passed fd can lead
+ * out, and getcwd(2) then does not start with "/". */
+static int change_directory(const char *path)
+{
+    char cwd[PATH_SIZE];
+    int result = (int)fns_sys1(__NR_chdir, path);
+    if (result < 0)
+        return result;
+    result = (int)fns_sys2(__NR_getcwd, cwd, sizeof cwd);
+    if (result < 0)
+        return result;
+    return cwd[0] == '/' ? 0 : -ENOENT;
+}
+
+static int execute(struct fns_child *child)
+{
+    const struct fns_args *args = child->args;
+    int denied = 0, result = -ENOENT;
+    if (child->exec_fd >= 0)
+        return (int)fns_sys5(__NR_execveat, child->exec_fd, "", args->argv, args->envp,
+                             AT_EMPTY_PATH);
+    for (char *const *path = args->paths; *path; path++) {
+        /* ETXTBSY: another thread's child may hold a writing fd until its own close or exec. */
+        for (int tries = 0; tries < 50; tries++) {
+            const int64_t pause[2] = {0, 1000000};
+            result = (int)fns_sys3(__NR_execve, *path, args->argv, args->envp);
+            if (result != -ETXTBSY)
+                break;
+            fns_sys2(__NR_nanosleep, pause, 0);
+        }
+        if (result == -EACCES)
+            denied = 1;
+        else if (result == -ENOENT && fns_sys4(__NR_faccessat, AT_FDCWD, *path, 0, 0) == 0)
+            child->error.detail = FNS_DETAIL_FOUND;
+        else if (result == -ENOENT || result == -ENOTDIR)
+            continue;
+        if (result != -EACCES)
+            return result;
+    }
+    return denied ? -EACCES : result;
+}
+
+int fns_child_exec(struct fns_child *child)
+{
+    const uint64_t none = 0;
+    if (child->args->cwd) {
+        int result = change_directory(child->args->cwd);
+        if (result < 0)
+            return fail(child, FNS_STAGE_CHDIR, -1, result);
+    }
+    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
+    child->progress = FNS_PROGRESS_EXEC;
+    int result = execute(child);
+    return fail(child, child->exec_fd >= 0 ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
+}
+
+int fns_child_main(void *arg)
+{
+    struct fns_child *child = arg;
+    if (fns_child_prepare(child) == 0 && fns_child_ops(child, 0, child->plan->n_ops) == 0)
+        fns_child_exec(child);
+    return 127;
+}

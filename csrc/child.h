@@ -1,0 +1,32 @@
+/* The child's side of a spawn. CHILD ONLY: see child.c for what code there may do. */
+#ifndef FNS_CHILD_H
+#define FNS_CHILD_H
+
+#include "error.h"
+#include "plan.h"
+
+/* How far the child has come; read by the parent when the child has left the shared memory. */
+enum fns_progress { FNS_PROGRESS_SETUP, FNS_PROGRESS_EXEC, FNS_PROGRESS_FAILED };
+
+struct fns_child {
+    const struct fns_plan *plan;
+    const struct fns_args *args;
+    struct fns_error error;
+    volatile uint32_t progress; /* enum fns_progress */
+    int exec_fd;                /* >= 0: execute this file itself (the helper) with args->argv */
+    int root_dir, root, scratch; /* fds while the root is built; -1 */
+};
+
+/* Signals to default, stdio in place, every fd closed but those of args->keep. */
+int fns_child_prepare(struct fns_child *child);
+
+/* Runs ops first..last-1. */
+int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
+
+/* Unblocks signals, changes directory and executes. Returns only on failure. */
+int fns_child_exec(struct fns_child *child);
+
+/* The whole of it, as the function of a clone: returns the exit code of a failed child. */
+int fns_child_main(void *child);
+
+#endif

@@ -1,0 +1,67 @@
+/* The record a failed step leaves, and the one list of stages.
+ *
+ * Used by: parent, child and helper. Header only: an enum and two structs, so that the child may
+ * include it. A stage is the name a person sees in SpawnError.stage; add one here and nowhere else:
+ * fns_stage_name() and the Python side are generated from the same list.
+ */
+#ifndef FNS_ERROR_H
+#define FNS_ERROR_H
+
+#include <stdint.h>
+
+#define FNS_STAGES(X)                                                                             \
+    X(NONE, "none")                                                                               \
+    X(CLONE, "clone")                                                                             \
+    X(ID_MAP, "id_map")                                                                           \
+    X(SETNS, "setns")                                                                             \
+    X(UNSHARE, "unshare")                                                                         \
+    X(PROPAGATION, "propagation")                                                                 \
+    X(ROOTFS, "rootfs")                                                                           \
+    X(OVERLAY, "overlay")                                                                         \
+    X(MOUNT, "mount")                                                                             \
+    X(FILE, "file")                                                                               \
+    X(DEVICE, "device")                                                                           \
+    X(MKDIR, "mkdir")                                                                             \
+    X(SYMLINK, "symlink")                                                                         \
+    X(READ_ONLY, "read_only")                                                                     \
+    X(PIVOT_ROOT, "pivot_root")                                                                   \
+    X(CHROOT, "chroot")                                                                           \
+    X(HOSTNAME, "hostname")                                                                       \
+    X(DOMAINNAME, "domainname")                                                                   \
+    X(NETWORK, "network")                                                                         \
+    X(RLIMIT, "rlimit")                                                                           \
+    X(UMASK, "umask")                                                                             \
+    X(SETGROUPS, "setgroups")                                                                     \
+    X(SETGID, "setgid")                                                                           \
+    X(SETUID, "setuid")                                                                           \
+    X(STDIO, "stdio")                                                                             \
+    X(FDS, "fds")                                                                                 \
+    X(CHDIR, "chdir")                                                                             \
+    X(EXEC, "exec")                                                                               \
+    X(HELPER, "helper")                                                                           \
+    X(INIT, "init")                                                                               \
+    X(WAIT, "wait")
+
+enum fns_stage {
+#define X(name, text) FNS_STAGE_##name,
+    FNS_STAGES(X)
+#undef X
+        FNS_STAGE_COUNT
+};
+
+/* What more is known about a failure than its errno. */
+enum fns_detail {
+    FNS_DETAIL_NONE,
+    FNS_DETAIL_SOURCE, /* the op's source, not its target, is at fault */
+    FNS_DETAIL_FOUND,  /* exec: the file is there, so its interpreter or loader is what is missing */
+    FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
+};
+
+struct fns_error {
+    uint16_t stage;   /* enum fns_stage; FNS_STAGE_NONE: no error */
+    uint16_t detail;  /* enum fns_detail */
+    int32_t op_index; /* -1: no op */
+    int32_t err;      /* errno, positive */
+};
+
+#endif

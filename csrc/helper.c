@@ -1,0 +1,252 @@
+/* The helper program: a process of its own for what must not run in the caller's memory.
+ *
+ * A static program without libc, started by fns_spawn() for a staged plan in the caller's namespaces:
+ *
+ *   caller ──clone, exec──▶ helper ──clone (CLONE_PARENT)──▶ sandbox ──exec──▶ command
+ *
+ * The sandbox is the caller's own child; the helper joins what has to be joined, clones, hands the
+ * pidfd over and exits. The sandbox runs the same child.c as a direct spawn, in memory that holds
+ * nothing of the caller's: changed ids cannot make the caller undumpable (commit_creds()), and what
+ * shares a joined pid namespace finds nothing to read. With FNS_PLAN_INIT the sandbox stays as
+ * pid 1 and reaps. Raw system calls only; exits 127 when the parent is gone.
+ */
+#include "child.h"
+#include "message.h"
+#include "sys.h"
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+    char *t = to;
+    const char *f = from;
+    while (size--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *to, int byte, size_t size)
+{
+    char *t = to;
+    while (size--)
+        *t++ = (char)byte;
+    return to;
+}
+
+static _Noreturn void quit(int code)
+{
+    for (;;)
+        fns_sys1(__NR_exit_group, code);
+}
+
+/* ---- the socket ----------------------------------------------------------------------------- */
+
+struct io_vector {
+    void *base;
+    size_t size;
+};
+struct message_header { /* struct msghdr of the kernel */
+    void *name;
+    int name_size;
+    struct io_vector *vector;
+    size_t vector_size;
+    void *control;
+    size_t control_size;
+    unsigned flags;
+};
+struct fd_message { /* struct cmsghdr with one fd */
+    size_t size;
+    int level, type, fd, padding;
+};
+
+static void tell(int control, const struct fns_message *message, int fd)
+{
+    struct io_vector vector = {(void *)(uintptr_t)message, sizeof *message};
+    struct fd_message rights = {
+        .size = sizeof(size_t) + 3 * sizeof(int), .level = 1 /* SOL_SOCKET */, .type = 1, .fd = fd};
+    struct message_header header = {.vector = &vector, .vector_size = 1};
+    if (fd >= 0) {
+        header.control = &rights;
+        header.control_size = sizeof rights;
+    }
+    if (fns_sys3(__NR_sendmsg, control, &header, 0x4000 /* MSG_NOSIGNAL */) < 0)
+        quit(127);
+}
+
+static _Noreturn void tell_failure(int control, const struct fns_error *error)
+{
+    struct fns_message message = {.kind = FNS_MESSAGE_FAILED, .error = *error};
+    tell(control, &message, -1);
+    quit(127);
+}
+
+static _Noreturn void tell_error(int control, enum fns_stage stage, long result)
+{
+    struct fns_error error = {.stage = (uint16_t)stage, .op_index = -1, .err = (int)-result};
+    tell_failure(control, &error);
+}
+
+/* ---- the request ---------------------------------------------------------------------------- */
+
+static char *const *open_array(char *base, uint64_t offset)
+{
+    uint64_t *item = (uint64_t *)(void *)(base + offset);
+    for (uint64_t *at = item; *at; at++)
+        *at += (uintptr_t)base;
+    return (char *const *)(void *)item;
+}
+
+/* Maps the request and turns its offsets into pointers. */
+static struct fns_request *open_request(int fd)
+{
+    uint64_t size = 0;
+    if (fns_sys4(__NR_pread64, fd, &size, sizeof size, 0) != sizeof size)
+        quit(127);
+    long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */, fd, 0);
+    if (at < 0 && at > -4096)
+        quit(127);
+    char *base = (char *)at;
+    struct fns_request *request = (struct fns_request *)(void *)base;
+    request->plan.ops = (const struct fns_op *)(const void *)(base + (uintptr_t)request->plan.ops);
+    request->plan.strings = base + (uintptr_t)request->plan.strings;
+    request->args.argv = open_array(base, (uintptr_t)request->args.argv);
+    request->args.envp = open_array(base, (uintptr_t)request->args.envp);
+    request->args.paths = open_array(base, (uintptr_t)request->args.paths);
+    if (request->args.cwd)
+        request->args.cwd = base + (uintptr_t)request->args.cwd;
+    return request;
+}
+
+/* ---- the reaper ----------------------------------------------------------------------------- */
+
+struct signal_info { /* siginfo_t, as far as it is read here */
+    int number, error, code, padding;
+    int pid, uid, status;
+    char rest[100];
+};
+
+static int exec_main(void *child)
+{
+    fns_child_exec(child);
+    return 127;
+}
+
+/* pid 1 of the sandbox: starts the command, passes signals on, reaps, ends with the command. */
+static _Noreturn void run_init(struct fns_child *child, int control)
+{
+    static char stack[32768] __attribute__((aligned(16)));
+    const uint64_t all = ~0ull;
+    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
+    long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_SIGCHLD,
+                                  (long)(stack + sizeof stack), 0, 0, 0, exec_main, child);
+    if (pid < 0)
+        tell_error(control, FNS_STAGE_INIT, pid);
+    if (child->progress != FNS_PROGRESS_EXEC)
+        tell_failure(control, &child->error);
+    /* The command alone holds its pipes, so that their readers see the end when it closes them. */
+    if (control > 0)
+        fns_sys3(__NR_close_range, 0, control - 1, 0);
+    fns_sys3(__NR_close_range, control + 1, ~0u, 0);
+    struct fns_message message = {.kind = FNS_MESSAGE_RUNNING};
+    tell(control, &message, -1);
+
+    for (;;) {
+        struct signal_info info;
+        long sig = fns_sys4(__NR_rt_sigtimedwait, &all, &info, 0, FNS_SIGSET_SIZE);
+        /* A terminal's signal (SI_KERNEL) has reached the whole foreground group already. */
+        if (sig > 0 && sig != FNS_SIGCHLD && info.code != 0x80)
+            fns_sys2(__NR_kill, pid, sig);
+        for (;;) {
+            info.pid = 0;
+            long ret = fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
+            if (ret < 0 || info.pid == 0)
+                break;
+            if (info.pid != pid)
+                continue;
+            message.kind = FNS_MESSAGE_EXITED;
+            message.value = info.code;
+            message.status = info.status;
+            tell(control, &message, -1);
+            quit(info.code == 1 /* CLD_EXITED */ ? info.status : 128 + info.status);
+        }
+    }
+}
+
+/* ---- the two processes ---------------------------------------------------------------------- */
+
+static _Noreturn void run_sandbox(struct fns_child *child, int control)
+{
+    const struct fns_plan *plan = child->plan;
+    struct fns_message message = {.kind = FNS_MESSAGE_MAP};
+    if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP) {
+        tell(control, &message, -1);
+        long got = fns_sys6(__NR_recvfrom, control, (long)&message, sizeof message, 0, 0, 0);
+        if (got != sizeof message || message.kind != FNS_MESSAGE_GO)
+            quit(127);
+    }
+    if (fns_child_ops(child, plan->n_early, plan->n_ops) < 0)
+        tell_failure(control, &child->error);
+    if (plan->options & FNS_PLAN_INIT)
+        run_init(child, control);
+    message.kind = FNS_MESSAGE_RUNNING;
+    tell(control, &message, -1);
+    fns_child_exec(child);
+    tell_failure(control, &child->error);
+}
+
+static long clone_sandbox(uint64_t namespaces, int *pidfd)
+{
+    struct fns_clone_args args = {
+        .flags = namespaces | FNS_CLONE_PARENT | FNS_CLONE_PIDFD,
+        .pidfd = (uintptr_t)pidfd,
+    };
+    long pid = fns_sys2(__NR_clone3, &args, sizeof args);
+    if (pid == -ENOSYS && !(namespaces & FNS_CLONE_NEWTIME))
+        pid = fns_sys5(__NR_clone, args.flags, 0, pidfd, 0, 0);
+    return pid;
+}
+
+static int number(const char *text)
+{
+    int n = 0;
+    while (*text >= '0' && *text <= '9')
+        n = n * 10 + (*text++ - '0');
+    return n;
+}
+
+/* argv: name, control socket, request file. */
+__attribute__((used)) _Noreturn void fns_helper_main(long *stack)
+{
+    char **argv = (char **)(stack + 1);
+    if (stack[0] != 3)
+        quit(127);
+    int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
+    fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+    fns_sys3(__NR_fcntl, control, F_SETFD, FD_CLOEXEC);
+    struct fns_request *request = open_request(file);
+    fns_sys1(__NR_close, file);
+    struct fns_child child = {
+        .plan = &request->plan,
+        .args = &request->args,
+        .exec_fd = -1,
+        .root_dir = -1,
+        .root = -1,
+        .scratch = -1,
+    };
+    if (fns_child_ops(&child, 0, request->plan.n_early) < 0)
+        tell_failure(control, &child.error);
+    long pid = clone_sandbox(request->plan.clone_flags, &pidfd);
+    if (pid < 0)
+        tell_error(control, FNS_STAGE_CLONE, pid);
+    if (pid == 0)
+        run_sandbox(&child, control);
+    struct fns_message message = {.kind = FNS_MESSAGE_CHILD, .value = (int)pid};
+    tell(control, &message, pidfd);
+    quit(0);
+}
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start: xorl %ebp, %ebp\n movq %rsp, %rdi\n andq $-16, %rsp\n"
+        "call fns_helper_main\n hlt\n");
+#else
+__asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n mov x0, sp\n"
+        "bl fns_helper_main\n brk #1\n");
+#endif

@@ -1,0 +1,98 @@
+/* The plan: what a child has to do, decided beforehand.
+ *
+ * Used by: parent, child and helper. A plan is const after fns_plan_check() and shared by any number
+ * of threads. It holds no pointers in its ops, only offsets into one string arena, so that the bytes
+ * can be handed to another process as they are.
+ */
+#ifndef FNS_PLAN_H
+#define FNS_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
+ * and `arg` mean. child.c has one small function for each. */
+#define FNS_OPS(X)                                                                                \
+    X(SETNS, "setns")       /* source: namespace file; flags: CLONE_NEW* */                                \
+    X(WRITE, "write")       /* target: file in the caller's view; data: text */                            \
+    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                           \
+    X(ROOT_TREE, "root_tree")   /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */                   \
+    X(SCRATCH, "scratch")     /* a throw-away tmpfs on the rootfs, to hold layers and files */               \
+    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on the rootfs itself */             \
+    X(OVERLAY, "overlay")     /* data: overlay options, relative to the scratch */                           \
+    X(MOUNT, "mount")       /* type, source, data, flags: as mount(2); target: in the root */              \
+    X(BIND, "bind")        /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */      \
+    X(MKDIR, "mkdir")       /* target; arg: mode */                                                        \
+    X(DEVICE, "device")      /* target; flags: mode with S_IFCHR; arg: device number */                     \
+    X(SYMLINK, "symlink")     /* source: text; target */                                                     \
+    X(FILE_BIND, "file_bind")   /* source: name in the scratch; data, arg: bytes and their number; bound on target */             \
+    X(READ_ONLY, "read_only")   /* the root mount alone becomes read-only */                                   \
+    X(PIVOT_ROOT, "pivot_root")                                                                                 \
+    X(CHROOT, "chroot")                                                                                     \
+    X(HOSTNAME, "hostname")   /* data */                                                                      \
+    X(DOMAINNAME, "domainname") /* data */                                                                      \
+    X(LOOPBACK, "loopback")   /* lo up */                                                                     \
+    X(RLIMIT, "rlimit")     /* flags: resource; data: struct rlimit64 */                                    \
+    X(UMASK, "umask")      /* arg */                                                                       \
+    X(SETGROUPS, "setgroups")  /* data: gid_t array; arg: how many */                                          \
+    X(SETGID, "setgid")     /* arg */                                                                       \
+    X(SETUID, "setuid")     /* arg */
+
+enum fns_op_code {
+#define X(name, text) FNS_OP_##name,
+    FNS_OPS(X)
+#undef X
+        FNS_OP_COUNT
+};
+
+enum fns_how {
+    FNS_HOW_CREATE = 1,      /* make a missing target */
+    FNS_HOW_NO_SYMLINKS = 2, /* the target's path may hold no symbolic link */
+    FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
+    FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
+    FNS_HOW_UNBINDABLE = 16,
+};
+
+struct fns_op {
+    uint16_t code, stage; /* stage: reported if the op fails */
+    uint32_t how;         /* enum fns_how bits */
+    uint64_t flags, arg;
+    uint32_t source, target, type, data; /* offsets into the strings; 0: none */
+};
+
+enum fns_plan_option {
+    FNS_PLAN_STAGED = 1, /* the child is cloned by the helper program, which has its own memory */
+    FNS_PLAN_INIT = 2,   /* a reaper is pid 1, the command its child (staged only) */
+};
+
+enum fns_id_map {
+    FNS_ID_MAP_NONE,
+    FNS_ID_MAP_SELF,      /* WRITE ops in the plan */
+    FNS_ID_MAP_PARENT,    /* the parent writes the map files (staged only) */
+    FNS_ID_MAP_NEWUIDMAP, /* newuidmap and newgidmap write them (staged only) */
+};
+
+struct fns_plan {
+    const struct fns_op *ops;
+    const char *strings; /* starts and ends with NUL, so that offset 0 is free and all are closed */
+    uint32_t n_ops, n_strings;
+    uint32_t n_early; /* the first n_early ops run in the helper, before its clone: joined
+                         namespaces that decide what the clone makes (staged only) */
+    uint32_t options; /* enum fns_plan_option bits */
+    uint32_t id_map;  /* enum fns_id_map */
+    uint32_t uid_map, gid_map; /* offsets of "inside outside count\n" lines, for the parent */
+    uint64_t clone_flags;      /* CLONE_NEW* */
+};
+
+/* What differs from one spawn of a plan to the next. Every fd is a number >= 3. */
+struct fns_args {
+    char *const *argv;
+    char *const *envp;
+    char *const *paths; /* the candidates for execve, in order; NULL ends them */
+    const char *cwd;
+    const int *keep; /* fds that stay open under the same number: ascending */
+    uint32_t n_keep;
+    int stdio[3]; /* what becomes 0, 1 and 2; -1: left as it is */
+};
+
+#endif

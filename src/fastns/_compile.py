@@ -1,0 +1,475 @@
+"""Spec → Plan: the only place that knows which kernel call each field of a spec becomes.
+
+Everything that can be decided before a child exists is decided here: the order of the ops, which
+namespaces are made by the clone and which are joined, how ids are mapped, whether the child may share
+the caller's memory. Reads who the caller is (ids, capabilities); touches nothing.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastns import _core, mount_options
+from fastns.errors import SpecError
+from fastns.spec import KINDS, IDMapping, Mount, Spec
+
+CLONE_FLAGS = {
+    "time": 0x00000080,
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+}
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
+MOUNT_ATTR_RDONLY = 1
+CAP_SETUID, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 21, 1 << 27
+RLIM_INFINITY = 2**64 - 1
+
+DEVICES = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
+DEV_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+DEFAULT_MOUNTS = (
+    Mount("/proc", type="proc", source="proc", options=["nosuid", "nodev", "noexec"]),
+    Mount("/sys", type="sysfs", source="sysfs", options=["ro", "nosuid", "nodev", "noexec"]),
+    Mount("/tmp", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=1777"]),
+    Mount("/run", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=755"]),
+    Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"]),
+    Mount(
+        "/dev/pts",
+        type="devpts",
+        source="devpts",
+        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+    ),
+    Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
+)
+
+
+class Op(NamedTuple):
+    """One step of the child, as csrc/plan.h describes it; `note` is for people."""
+
+    code: str
+    stage: str
+    how: int = 0
+    flags: int = 0
+    arg: int = 0
+    source: bytes | None = None
+    target: bytes | None = None
+    type: bytes | None = None
+    data: bytes | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.note
+
+
+class Caller(NamedTuple):
+    """What decides how a spec is carried out: ids, effective capabilities, the user namespace."""
+
+    uid: int
+    gid: int
+    uniform: bool  # real, effective and saved ids are the same
+    capabilities: int
+    initial_user_namespace: bool
+
+    @property
+    def privileged(self) -> bool:
+        return bool(self.capabilities & CAP_SYS_ADMIN)
+
+    @classmethod
+    def current(cls) -> "Caller":
+        uids, gids = os.getresuid(), os.getresgid()
+        try:
+            with open("/proc/self/uid_map", "rb") as file:
+                initial = file.read().split() == [b"0", b"0", b"4294967295"]
+        except OSError:  # no /proc: mknod or not, the child's error will say
+            initial = True
+        uniform = len(set(uids)) == 1 and len(set(gids)) == 1
+        return cls(uids[1], gids[1], uniform, _core.capabilities(), initial)
+
+
+def compile(spec: Spec | None = None) -> _core.Plan:
+    """Turns a spec into the engine's op list, for spawning from any thread any number of times.
+
+    Args: spec: a Spec; None is Spec(). A relative rootfs is taken from the working directory now.
+    Raises: SpecError when the spec asks for what this caller cannot have.
+    """
+    return _Compiler(spec if spec is not None else Spec(), Caller.current()).plan()
+
+
+class _Compiler:
+    def __init__(self, spec: Spec, caller: Caller) -> None:
+        self.spec = spec
+        self.caller = caller
+        self.kinds = {kind: spec.namespace(kind) for kind in KINDS}
+        if not caller.privileged and not spec.asks_for("user"):
+            self.kinds["user"] = "new"
+        self.new = [kind for kind in KINDS if self.kinds[kind] == "new"]
+        self.joined = [kind for kind in KINDS if self.kinds[kind].startswith("/")]
+        self.new_user = self.kinds["user"] == "new"
+        self.early: list[Op] = []
+        self.ops: list[Op] = []
+        self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
+        self.staged = spec.init
+        self.id_map = "none"
+        self.uid_map: bytes | None = None
+        self.gid_map: bytes | None = None
+        self.check()
+
+    def check(self) -> None:
+        """What a spec cannot know about itself: the caller's rights."""
+        if self.caller.privileged or self.new_user or "user" in self.joined:
+            return
+        what = self.new or (["rootfs"] if self.spec.rootfs is not None else [])
+        if what:
+            raise SpecError(
+                "namespaces",
+                f"an unprivileged caller cannot have {', '.join(what)} with user='host': leave "
+                "'user' out, or say 'new'",
+            )
+
+    def plan(self) -> _core.Plan:
+        spec = self.spec
+        self.join()
+        self.map_ids()
+        if self.kinds["mount"] == "new":
+            self.build_root()
+        elif spec.rootfs is not None:
+            root = os.fsencode(os.path.abspath(spec.rootfs))
+            self.add(Op("root_tree", "rootfs", source=root, note=spec.rootfs))
+            self.add(Op("chroot", "chroot", note=spec.rootfs))
+        self.identity()
+        self.limits_and_ids()
+        environment = spec.environment()
+        return _core.Plan(
+            ops=tuple(self.early + self.ops),
+            environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
+            search_path=search_path(environment.get("PATH")),
+            cwd=os.fsencode(spec.cwd),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in self.new),
+            id_map=self.id_map,
+            uid_map=self.uid_map,
+            gid_map=self.gid_map,
+            n_early=len(self.early),
+            staged=self.staged,
+            init=spec.init,
+            namespaces=tuple(self.new),
+        )
+
+    def add(self, op: Op) -> None:
+        self.ops.append(op)
+
+    # ---- namespaces and ids ----
+
+    def join(self) -> None:
+        """Joined namespaces. user, pid and time decide what the clone makes and want a process of
+        one thread and its own memory: the helper joins them before it clones. In a new user
+        namespace there is no right to join anything outside it, so then all are joined before.
+        The mount namespace comes last: the other paths are the caller's."""
+        first = {"user": 0, "mount": 2}
+        for kind in sorted(self.joined, key=lambda kind: first.get(kind, 1)):
+            path = self.kinds[kind]
+            flags = CLONE_FLAGS[kind]
+            op = Op("setns", "setns", flags=flags, source=os.fsencode(path), note=f"{kind} {path}")
+            if kind in ("user", "pid", "time") or self.new_user or "user" in self.joined:
+                self.early.append(op)
+                self.staged = True
+            else:
+                self.add(op)
+
+    def map_ids(self) -> None:
+        if not self.new_user:
+            return
+        spec, caller = self.spec, self.caller
+        uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
+        gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)
+        uid_map, gid_map = _map_text(uids), _map_text(gids)
+        if _is_own_id(uids, caller.uid) and _is_own_id(gids, caller.gid):
+            if spec.additional_gids:
+                raise SpecError(
+                    "additional_gids",
+                    "a user namespace with a single mapped id cannot have supplementary groups: "
+                    "give gid_mappings with a range",
+                )
+            self.id_map = "self"
+            # setgroups has to be given up before an unprivileged gid_map (user_namespaces(7)).
+            for name, text in ((b"setgroups", b"deny"), (b"gid_map", gid_map), (b"uid_map", uid_map)):
+                note = f"{name.decode()}: {text.decode().strip()}"
+                self.add(
+                    Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note)
+                )
+            return
+        self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
+        self.uid_map, self.gid_map = uid_map, gid_map
+        self.staged = True
+
+    def become_mapped(self) -> None:
+        """In a namespace with a range, the process is nobody until it takes a mapped id, and nobody
+        cannot create files. Done once the root's tree is open: the way to it is the caller's."""
+        if self.id_map not in ("parent", "newuidmap"):
+            return
+        uid = 0 if _maps(self.spec.uid_mappings, 0) else self.spec.uid
+        gid = 0 if _maps(self.spec.gid_mappings, 0) else self.spec.gid
+        self.add(Op("setgid", "setgid", arg=gid, note=str(gid)))
+        self.add(Op("setuid", "setuid", arg=uid, note=str(uid)))
+
+    # ---- the root and what is in it ----
+
+    def build_root(self) -> None:
+        spec = self.spec
+        mounts = self.all_mounts()
+        files = dict(spec.files)
+        slave = any(_parse(m).propagation == MS_SLAVE for m in mounts)
+        self.add(
+            Op(
+                "propagation",
+                "propagation",
+                flags=MS_SLAVE if slave else MS_PRIVATE,
+                note="rslave" if slave else "rprivate",
+            )
+        )
+        read_only = (spec.rootfs is None or spec.read_only) and not spec.overlay
+        root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
+        self.add(
+            Op(
+                "root_tree",
+                "rootfs",
+                how=_core.HOW_RECURSIVE,
+                flags=MOUNT_ATTR_RDONLY if read_only else 0,
+                source=os.fsencode(root),
+                note=f"{root} {'ro' if read_only else 'rw'}",
+            )
+        )
+        scratch = spec.overlay or bool(files)
+        if scratch:
+            self.add(Op("scratch", "overlay" if spec.overlay else "file", note="scratch tmpfs"))
+        place = (b"lower" if spec.overlay else b"root") if scratch else None
+        self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
+        self.become_mapped()
+        if spec.overlay:
+            data = b"lowerdir=lower,upperdir=upper,workdir=work"
+            if self.in_user_namespace():
+                data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
+            self.add(Op("overlay", "overlay", data=data, note="a throw-away layer over the root"))
+        self.layers = [("/", spec.overlay)]
+        for mount in mounts:
+            self.add_mount(mount)
+            if spec.default_mounts and mount is DEFAULT_MOUNTS[4]:
+                self.add_devices()
+        for i, (destination, content) in enumerate(files.items()):
+            data = content if isinstance(content, bytes) else content.encode()
+            self.add(
+                Op(
+                    "file_bind",
+                    "file",
+                    how=_core.HOW_CREATE if self.throw_away(destination) else 0,
+                    arg=len(data),
+                    source=b"%d" % i,
+                    target=os.fsencode(destination),
+                    data=data,
+                    note=f"{destination} ({len(data)} bytes)",
+                )
+            )
+        if spec.overlay and spec.read_only:
+            self.add(Op("read_only", "read_only", note="/"))
+        if spec.root_mode == "pivot_root":
+            self.add(Op("pivot_root", "pivot_root", source=os.fsencode(root)))
+        else:
+            self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def in_user_namespace(self) -> bool:
+        return self.new_user or "user" in self.joined or not self.caller.initial_user_namespace
+
+    def all_mounts(self) -> list[Mount]:
+        """The default mounts that no explicit one replaces, then the explicit ones in order."""
+        if not self.spec.default_mounts:
+            return list(self.spec.mounts)
+        replaced = [mount.destination for mount in self.spec.mounts]
+        kept = []
+        for mount in DEFAULT_MOUNTS:
+            path = mount.destination
+            if any(path == r or path.startswith(r + "/") for r in replaced):
+                continue
+            kept.append(self.adapted(mount))
+        return [*kept, *self.spec.mounts]
+
+    def adapted(self, mount: Mount) -> Mount:
+        """The kernel gives a fresh proc or sysfs only to the owner of the pid or network namespace
+        it shows; in a user namespace without such a namespace of its own the host's is bound."""
+        owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
+        if owner and self.in_user_namespace() and self.kinds[owner] == "host":
+            options = ["rbind", "nosuid", "nodev", "noexec"]
+            if owner == "network":
+                options.append("ro")
+            return Mount(mount.destination, source=mount.destination, options=options)
+        return mount
+
+    def throw_away(self, destination: str) -> bool:
+        """Whether the layer that holds a path is gone with the sandbox."""
+        inside = [
+            (len(path), gone)
+            for path, gone in self.layers
+            if path == "/" or destination.startswith(path + "/")
+        ]
+        return max(inside)[1]
+
+    def add_mount(self, mount: Mount) -> None:
+        parsed = _parse(mount)
+        how = 0
+        if parsed.mkdir or self.throw_away(mount.destination):
+            how |= _core.HOW_CREATE
+        target = os.fsencode(mount.destination)
+        note = f"{mount.destination} {mount.type}"
+        if mount.type == "bind":
+            note += f" from {mount.source}"
+        if mount.options:
+            note += " " + ",".join(mount.options)
+        if mount.type == "bind":
+            assert mount.source is not None  # Mount's own check
+            if parsed.recursive:
+                how |= _core.HOW_RECURSIVE
+            if parsed.propagation == MS_SLAVE:
+                how |= _core.HOW_SLAVE
+            elif parsed.propagation == MS_UNBINDABLE:
+                how |= _core.HOW_UNBINDABLE
+            op = Op(
+                "bind",
+                "mount",
+                how,
+                parsed.attr_set,
+                parsed.attr_clr,
+                os.fsencode(mount.source),
+                target,
+                note=note,
+            )
+        else:
+            if mount.type in ("proc", "sysfs") or mount.destination == "/dev":
+                how |= _core.HOW_NO_SYMLINKS
+            op = Op(
+                "mount",
+                "mount",
+                how,
+                parsed.ms_flags,
+                0,
+                os.fsencode(mount.source or mount.type),
+                target,
+                mount.type.encode(),
+                os.fsencode(parsed.data) or None,
+                note,
+            )
+        self.add(op)
+        self.layers.append((mount.destination, mount.type == "tmpfs"))
+
+    def add_devices(self) -> None:
+        """A minimal /dev. mknod is for the initial user namespace; elsewhere the host's are bound."""
+        may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
+        for name, (major, minor) in DEVICES.items():
+            path = f"/dev/{name}".encode()
+            if may_mknod:
+                op = Op(
+                    "device",
+                    "device",
+                    flags=stat.S_IFCHR | 0o666,
+                    arg=os.makedev(major, minor),
+                    target=path,
+                    note=f"/dev/{name} {major}:{minor}",
+                )
+            else:
+                note = f"/dev/{name} bound"
+                op = Op("bind", "device", _core.HOW_CREATE, source=path, target=path, note=note)
+            self.add(op)
+        for name, link in DEV_LINKS.items():
+            self.add(
+                Op(
+                    "symlink",
+                    "symlink",
+                    source=link.encode(),
+                    target=f"/dev/{name}".encode(),
+                    note=f"/dev/{name} -> {link}",
+                )
+            )
+
+    # ---- what the process is ----
+
+    def identity(self) -> None:
+        spec = self.spec
+        if spec.hostname is not None:
+            self.add(
+                Op("hostname", "hostname", data=os.fsencode(spec.hostname), note=spec.hostname)
+            )
+        if spec.domainname is not None:
+            name = os.fsencode(spec.domainname)
+            self.add(Op("domainname", "domainname", data=name, note=spec.domainname))
+        if "network" in self.new:
+            self.add(Op("loopback", "network", note="lo up"))
+
+    def limits_and_ids(self) -> None:
+        spec = self.spec
+        for rlimit in spec.rlimits:
+            soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
+            self.add(
+                Op(
+                    "rlimit",
+                    "rlimit",
+                    flags=rlimit.number,
+                    data=soft.to_bytes(8, "little") + hard.to_bytes(8, "little"),
+                    note=f"{rlimit.type} {rlimit.soft}:{rlimit.hard}",
+                )
+            )
+        self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
+        caller = self.caller
+        if self.id_map == "self":
+            return  # the one mapped id is the process's own already
+        in_range = self.new_user or "user" in self.joined
+        same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
+        if not in_range and not caller.privileged:
+            if spec.user == "0:0" or same:
+                return  # nothing to change, and no right to change it
+        groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
+        count = len(spec.additional_gids)
+        note = " ".join(map(str, spec.additional_gids)) or "none"
+        self.add(Op("setgroups", "setgroups", arg=count, data=groups or None, note=note))
+        if not in_range and same:
+            return
+        # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
+        self.staged = True
+        self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
+        self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
+
+
+def search_path(path: str | None) -> tuple[bytes, ...]:
+    """The directories a command is looked up in; the default is execvp's own."""
+    text = os.fsencode(path) if path is not None else b"/bin:/usr/bin"
+    return tuple(directory or b"." for directory in text.split(b":"))
+
+
+def _parse(mount: Mount) -> mount_options.ParsedOptions:
+    return mount_options.parse(mount.type, mount.options)
+
+
+def _map_text(mappings: Iterable[IDMapping]) -> bytes:
+    return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def _is_own_id(mappings: tuple[IDMapping, ...], own: int) -> bool:
+    return len(mappings) == 1 and mappings[0].size == 1 and mappings[0].host_id == own
+
+
+def _maps(mappings: Iterable[IDMapping], container_id: int) -> bool:
+    return any(m.container_id <= container_id < m.container_id + m.size for m in mappings)

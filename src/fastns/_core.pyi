@@ -1,0 +1,106 @@
+"""Types of the binding; the words are in _core.pyx."""
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias, final
+
+from fastns._compile import Op
+from fastns.errors import SpawnError
+
+STAGES: Final[tuple[str, ...]]
+OPS: Final[dict[str, int]]
+HOW_CREATE: Final[int]
+HOW_NO_SYMLINKS: Final[int]
+HOW_RECURSIVE: Final[int]
+HOW_SLAVE: Final[int]
+HOW_UNBINDABLE: Final[int]
+PLAN_STAGED: Final[int]
+PLAN_INIT: Final[int]
+ID_MAPS: Final[dict[str, int]]
+
+_Result: TypeAlias = tuple[int, int, float, float, int, bool, float]
+_Item: TypeAlias = tuple[
+    tuple[bytes, ...],
+    tuple[bytes, ...],
+    tuple[bytes, ...],
+    bytes,
+    tuple[int, int, int],
+    bytes | None,
+    int | None,
+]
+_Outcome: TypeAlias = tuple[int, _Result, bytes | None, bytes | None, bool]
+
+@final
+class Plan:
+    def __new__(
+        cls,
+        *,
+        ops: tuple[Op, ...],
+        environ: tuple[bytes, ...],
+        search_path: tuple[bytes, ...],
+        cwd: bytes,
+        clone_flags: int,
+        id_map: str,
+        uid_map: bytes | None,
+        gid_map: bytes | None,
+        n_early: int,
+        staged: bool,
+        init: bool,
+        namespaces: tuple[str, ...],
+    ) -> Plan: ...
+    @property
+    def ops(self) -> tuple[Op, ...]: ...
+    @property
+    def environ(self) -> tuple[bytes, ...]: ...
+    @property
+    def search_path(self) -> tuple[bytes, ...]: ...
+    @property
+    def cwd(self) -> bytes: ...
+    @property
+    def id_map(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def namespaces(self) -> tuple[str, ...]: ...
+    @property
+    def own_pid_namespace(self) -> bool: ...
+    def describe(self) -> list[str]: ...
+
+@final
+class Process:
+    @property
+    def pid(self) -> int: ...
+    @property
+    def pidfd(self) -> int: ...
+    @property
+    def reaped(self) -> bool: ...
+    def wait(self, timeout_ns: int | None = None) -> bool: ...
+    def reap(self) -> _Result | None: ...
+    def kill(self, signal: int) -> int: ...
+
+@final
+class Pipes:
+    def __new__(
+        cls, process: Process, stdin: int, stdout: int, stderr: int, input: bytes
+    ) -> Pipes: ...
+    def run(self, timeout_ns: int | None = None) -> bool: ...
+    def finish(self) -> None: ...
+    def output(self, which: int) -> bytes: ...
+
+def spawn(
+    plan: Plan,
+    argv: tuple[bytes, ...],
+    envp: tuple[bytes, ...],
+    paths: tuple[bytes, ...],
+    cwd: bytes,
+    stdio: tuple[int, int, int],
+    keep: tuple[int, ...],
+) -> Process: ...
+def spawn_batch(
+    plan: Plan, items: Sequence[_Item], threads: int
+) -> list[Process | SpawnError]: ...
+def run_batch(
+    plan: Plan, items: Sequence[_Item], threads: int, capture: bool
+) -> list[_Outcome | SpawnError]: ...
+def capabilities() -> int: ...
+def unshare(flags: int) -> int: ...
+def setns(fd: int, flags: int) -> int: ...

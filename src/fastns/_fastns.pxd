@@ -1,0 +1,150 @@
+"""The C API as Cython sees it: csrc/fastns.h, declared once."""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "<sys/resource.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+
+    struct rusage:
+        timeval ru_utime
+        timeval ru_stime
+        long ru_maxrss
+
+
+cdef extern from "fastns.h" nogil:
+    enum:
+        FNS_STAGE_NONE
+        FNS_STAGE_CHDIR
+        FNS_STAGE_EXEC
+        FNS_STAGE_COUNT
+        FNS_OP_COUNT
+        FNS_DETAIL_SOURCE
+        FNS_DETAIL_FOUND
+        FNS_DETAIL_KILLED
+        FNS_HOW_CREATE
+        FNS_HOW_NO_SYMLINKS
+        FNS_HOW_RECURSIVE
+        FNS_HOW_SLAVE
+        FNS_HOW_UNBINDABLE
+        FNS_PLAN_STAGED
+        FNS_PLAN_INIT
+        FNS_ID_MAP_NONE
+        FNS_ID_MAP_SELF
+        FNS_ID_MAP_PARENT
+        FNS_ID_MAP_NEWUIDMAP
+        FNS_IO_DONE
+        FNS_IO_TIMEOUT
+        FNS_IO_STOPPED
+
+    enum fns_batch_mode:
+        FNS_BATCH_SPAWN
+        FNS_BATCH_RUN
+        FNS_BATCH_CAPTURE
+
+    struct fns_error:
+        uint16_t stage
+        uint16_t detail
+        int32_t op_index
+        int32_t err
+
+    struct fns_op:
+        uint16_t code
+        uint16_t stage
+        uint32_t how
+        uint64_t flags
+        uint64_t arg
+        uint32_t source
+        uint32_t target
+        uint32_t type
+        uint32_t data
+
+    struct fns_plan:
+        const fns_op *ops
+        const char *strings
+        uint32_t n_ops
+        uint32_t n_strings
+        uint32_t n_early
+        uint32_t options
+        uint32_t id_map
+        uint32_t uid_map
+        uint32_t gid_map
+        uint64_t clone_flags
+
+    struct fns_args:
+        char *const *argv
+        char *const *envp
+        char *const *paths
+        const char *cwd
+        const int *keep
+        uint32_t n_keep
+        int stdio[3]
+
+    struct fns_process:
+        int pid
+        int pidfd
+        int control
+        uint64_t start
+        long rss_floor
+
+    struct fns_result:
+        int code
+        int status
+        rusage usage
+        uint64_t end
+
+    struct fns_buffer:
+        char *data
+        size_t size
+        size_t capacity
+
+    struct fns_io:
+        fns_process process
+        int fds[3]
+        const char *input
+        size_t input_size
+        size_t input_done
+        fns_buffer output[2]
+        uint64_t deadline
+        int stop
+
+    struct fns_job:
+        const fns_plan *plan
+        fns_args args
+        const char *input
+        size_t input_size
+        int64_t timeout_ns
+        fns_error error
+        fns_process process
+        fns_result result
+        fns_buffer output[2]
+        int timed_out
+        int finished
+
+    struct fns_batch:
+        pass
+
+    const char *fns_stage_name(unsigned stage)
+    const char *fns_op_name(unsigned code)
+    int fns_plan_check(const fns_plan *plan, int *bad_op)
+    int fns_set_helper(const void *data, size_t size)
+    int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
+                  fns_error *error)
+    int fns_wait(const fns_process *process, int64_t timeout_ns)
+    int fns_reap(const fns_process *process, fns_result *result)
+    int fns_kill(const fns_process *process, int signal)
+    uint64_t fns_now()
+    void fns_buffer_free(fns_buffer *buffer)
+    int fns_io_run(fns_io *io)
+    int fns_io_finish(fns_io *io)
+    void fns_io_close(fns_io *io)
+    int fns_batch_start(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned threads,
+                        fns_batch_mode mode)
+    int fns_batch_wait(fns_batch *batch, int timeout_ms)
+    void fns_batch_stop(fns_batch *batch)
+    void fns_batch_join(fns_batch *batch)
+    uint64_t fns_capabilities()
+    int fns_unshare(uint64_t flags)
+    int fns_setns(int fd, uint64_t flags)

@@ -1,0 +1,151 @@
+"""Many sandboxes in one call: spawn_batch() and run_batch(), threads in C over a list of jobs."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from fastns import _core
+from fastns._args import check_timeout
+from fastns.errors import SpawnError, SpecError, TimeoutExpired
+from fastns.sandbox import (
+    CLD_EXITED,
+    Args,
+    CompletedSandbox,
+    Sandbox,
+    Usage,
+    _TextMode,
+    command,
+    plan_of,
+)
+from fastns.spec import Spec
+
+
+class Job(NamedTuple):
+    """One item of a batch. Each field as the argument of run() with its name."""
+
+    args: Args
+    input: bytes | str | None = None
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    timeout: float | None = None
+
+
+Jobs: TypeAlias = Iterable[Job | Args]
+
+
+def spawn_batch(
+    jobs: Jobs, *, spec: Spec | _core.Plan | None = None, concurrency: int | None = None
+) -> list[Sandbox | SpawnError]:
+    """Starts every job, with the caller's stdin, stdout and stderr.
+
+    Args:
+        jobs: argv lists or Jobs; `input` and `timeout` of a Job are for run_batch().
+        concurrency: how many are being started at a time (default: the number of CPUs).
+    Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
+    Raises: SpecError, naming the job, before anything is started.
+    """
+    plan = plan_of(spec)
+    listed = [_job(i, item) for i, item in enumerate(jobs)]
+    for i, job in enumerate(listed):
+        if job.input is not None or job.timeout is not None:
+            raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
+    items = [_item(plan, i, job, None, (-1, -1, -1)) for i, job in enumerate(listed)]
+    outcomes = _core.spawn_batch(plan, items, _concurrency(concurrency))
+    return [
+        outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
+        for job, outcome in zip(listed, outcomes, strict=True)
+    ]
+
+
+def run_batch(
+    jobs: Jobs,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    capture_output: bool = True,
+    text: bool | None = None,
+) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
+    """Runs every job to its end, at most `concurrency` alive at once (default: number of CPUs).
+
+    Args:
+        jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
+        timeout: seconds for each job that has none of its own.
+        capture_output: stdout and stderr into the results; otherwise the caller's are used.
+    Returns: for each job, in order, a CompletedSandbox, or the SpawnError or TimeoutExpired (with
+        the output so far) that it came to. One failure never stops the others.
+    Raises: SpecError, naming the job, before anything is started. KeyboardInterrupt after every
+        running sandbox was killed and reaped.
+    """
+    plan = plan_of(spec)
+    mode = _TextMode.of(text, None, None)
+    listed = [_job(i, item) for i, item in enumerate(jobs)]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if null < 3:
+            raise SpecError("stdin", "fds 0, 1 and 2 must be open in the caller")
+        stdio = (null, -1, -1)
+        items = [_item(plan, i, job, mode, stdio, timeout) for i, job in enumerate(listed)]
+        outcomes = _core.run_batch(plan, items, _concurrency(concurrency), capture_output)
+    finally:
+        os.close(null)
+    return [
+        outcome
+        if isinstance(outcome, SpawnError)
+        else _completed(job, outcome, mode, job.timeout if job.timeout is not None else timeout)
+        for job, outcome in zip(listed, outcomes, strict=True)
+    ]
+
+
+def _job(index: int, item: object) -> Job:
+    if isinstance(item, Job):
+        return item
+    if isinstance(item, Sequence) and not isinstance(item, str | bytes):
+        return Job(item)
+    raise SpecError(f"jobs[{index}]", f"{item!r}: an argv list or a Job expected")
+
+
+def _item(
+    plan: _core.Plan,
+    index: int,
+    job: Job,
+    mode: _TextMode | None,
+    stdio: tuple[int, int, int],
+    timeout: float | None = None,
+) -> "_core._Item":
+    try:
+        argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
+        timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
+        return argv, environ, paths, cwd, stdio, _input(job.input, mode), timeout_ns
+    except SpecError as exc:
+        raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
+
+
+def _input(data: bytes | str | None, mode: _TextMode | None) -> bytes | None:
+    if data is None or (isinstance(data, bytes) and mode is None):
+        return data
+    if isinstance(data, str) and mode is not None:
+        return data.encode(mode.encoding, mode.errors)
+    raise SpecError("input", f"{type(data).__name__} given: bytes expected, or str with text=True")
+
+
+def _concurrency(value: int | None) -> int:
+    if value is None:
+        return len(os.sched_getaffinity(0))
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+        raise SpecError("concurrency", f"{value!r}: a whole number from 1 to 4096 expected")
+    return value
+
+
+def _completed(
+    job: Job, outcome: "_core._Outcome", mode: _TextMode | None, timeout: float | None
+) -> CompletedSandbox | TimeoutExpired:
+    _pid, (code, status, user, system, max_rss, exact, wall), out, err, timed_out = outcome
+    if timed_out:
+        assert timeout is not None
+        return TimeoutExpired(job.args, timeout, out, err)
+    texts = [data if data is None or mode is None else mode.decode(data) for data in (out, err)]
+    returncode = status if code == CLD_EXITED else -status
+    return CompletedSandbox(
+        job.args, returncode, texts[0], texts[1], Usage(user, system, max_rss, exact), wall
+    )

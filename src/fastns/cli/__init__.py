@@ -1,0 +1,179 @@
+"""The command line: finds the verb, imports that verb's module alone, and words every error.
+
+One module per verb. Each gives `add_parser(subparsers)` and `main(namespace) -> int`. Nothing
+else is imported here, so that `fastns run` costs the start of one verb and not of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+EXIT_FAILED = 125
+"""Exit code of fastns's own failures, so that they differ from the command's."""
+
+VERBS = {
+    "run": "run one command in a sandbox of its own",
+    "rootfs": "build a root file system from this machine's commands",
+    "doctor": "show what works on this machine, and the fix for what does not",
+    "bench": "measure what a spawn costs on this machine",
+}
+
+
+class UsageError(Exception):
+    """A wrong word on the command line: what is wrong, and what would be right."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the error form of fastns, and no guessing of shortened flags.
+
+    With `options_first` the first word that is not an option ends the options: it and all that
+    follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
+    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it.
+    """
+
+    options_first = False
+    keeps_error = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"see {self.prog} --help")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
+        namespace = argparse.Namespace(wrong=None)
+        if self.options_first:
+            words, namespace.command = self.split(words)
+        try:
+            _, unknown = self.parse_known_args(words, namespace)
+            if unknown:
+                raise self._unknown(unknown[0])
+        except UsageError as error:
+            if not self.keeps_error:
+                raise
+            namespace.wrong = error
+        return namespace
+
+    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Divide words into the options with their values, and the command with its own."""
+        index = 0
+        while index < len(words):
+            word = words[index]
+            if word == "--":
+                return list(words[:index]), list(words[index + 1 :])
+            if word == "-" or not word.startswith("-"):
+                break
+            index += 2 if self._wants_next(word) else 1
+        return list(words[:index]), list(words[index:])
+
+    def _wants_next(self, word: str) -> bool:
+        """Whether the value of this option is the next word."""
+        if word.startswith("--"):
+            return self._takes_value(word)
+        for place, letter in enumerate(word[1:], start=2):
+            if self._takes_value(f"-{letter}"):
+                return place == len(word)
+        return False
+
+    def _takes_value(self, option: str) -> bool:
+        action = self._option_string_actions.get(option)
+        return action is not None and action.nargs != 0
+
+    def _unknown(self, word: str) -> UsageError:
+        if not word.startswith("-"):
+            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
+        option = word.split("=", 1)[0]
+        known = closest(option, self._option_string_actions)
+        return UsageError(
+            f"unknown option: {option}",
+            f"did you mean {known}?" if known else f"see {self.prog} --help",
+        )
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like this one, or None when none is near."""
+    import difflib  # only an error needs it
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def complain(message: object, hint: str | None = None) -> None:
+    """Write an error to stderr: one line, and the hint in a second one."""
+    print("fastns:", _one_line(message), file=sys.stderr)
+    if hint:
+        print("hint:", _one_line(hint), file=sys.stderr)
+
+
+def _one_line(text: object) -> str:
+    return str(text).replace("\n", "\\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        complain(error.message, error.hint)
+        return EXIT_FAILED
+    except SystemExit as stop:  # argparse leaves this way after printing a verb's --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        raise UsageError("no command given", f"one of {', '.join(VERBS)}; see fastns --help")
+    verb, *rest = words
+    if verb in ("-h", "--help", "help"):
+        print(_help_text())
+        return 0
+    if verb in ("-V", "--version"):
+        from fastns import __version__
+
+        print(f"fastns {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise _unknown_verb(verb)
+    module = importlib.import_module(f"fastns.cli.{verb}")
+    subparsers = Parser(prog="fastns").add_subparsers()
+    module.add_parser(subparsers)
+    namespace = subparsers.choices[verb].parse(rest)
+    code: int = module.main(namespace)
+    return code
+
+
+def _unknown_verb(verb: str) -> UsageError:
+    known = closest(verb, [*VERBS, "--help", "--version"])
+    what = "option" if verb.startswith("-") else "command"
+    return UsageError(
+        f"unknown {what}: {verb}",
+        f"did you mean {known}?" if known else f"one of {', '.join(VERBS)}; see fastns --help",
+    )
+
+
+def _help_text() -> str:
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: fastns COMMAND [OPTIONS]",
+            "       fastns --version",
+            "",
+            "Sandboxes from Linux namespaces.",
+            "",
+            *lines,
+            "",
+            "fastns COMMAND --help says more.",
+        ]
+    )

@@ -1,0 +1,420 @@
+"""From the flags of `fastns run` to a Spec: one small function per kind of value.
+
+Each function raises UsageError, which names the flag and the value. What a Spec checks by itself
+(types of mounts, absolute paths, flags that contradict each other) is left to it; FLAG_OF_FIELD
+leads from the field it names back to the flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from fastns.cli import UsageError
+from fastns.errors import SpecError
+from fastns.spec import IDMapping, Mount, Rlimit, Spec
+
+NAMESPACE_FLAGS = {
+    "pid": "pid",
+    "uts": "uts",
+    "ipc": "ipc",
+    "network": "network",
+    "userns": "user",
+    "cgroupns": "cgroup",
+    "mountns": "mount",
+    "timens": "time",
+}
+"""Flag without its dashes -> the namespace it sets."""
+
+FLAG_OF_FIELD = {
+    "rootfs": "--rootfs",
+    "root_mode": "--chroot",
+    "read_only": "--read-only",
+    "overlay": "--overlay",
+    "hostname": "--hostname",
+    "domainname": "--domainname",
+    "mounts": "-v, --mount or --tmpfs",
+    "files": "--file, --add-host or --dns",
+    "env": "-e or --env-file",
+    "cwd": "--workdir",
+    "user": "--user",
+    "uid_mappings": "--uidmap or --userns keep-id",
+    "gid_mappings": "--gidmap or --userns keep-id",
+    "network": "--network",
+    "rlimits": "--ulimit",
+    "init": "--init",
+}
+"""Field of a Spec -> the flags that set it."""
+
+LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+MOUNT_PATHS = {
+    "src": "source",
+    "source": "source",
+    "dst": "destination",
+    "destination": "destination",
+    "target": "destination",
+}
+SWITCHED_ON = ("", "1", "true")
+SWITCHED_OFF = ("0", "false")
+
+
+def spec_of(
+    flags: argparse.Namespace, caller: Mapping[str, str], extra_env: Mapping[str, str]
+) -> Spec:
+    """The Spec that the flags of `fastns run` describe.
+
+    `caller` is the environment that `-e NAME` copies from; `extra_env` lies under the flags.
+    Raises UsageError for a flag's value, SpecError for what the Spec itself refuses.
+    """
+    modes = {space: getattr(flags, flag) for flag, space in NAMESPACE_FLAGS.items()}
+    keep_id = modes["user"] == "keep-id"
+    if keep_id and (flags.uidmap or flags.gidmap):
+        raise UsageError(
+            "--userns keep-id and --uidmap or --gidmap: each sets the whole map",
+            "use one of them",
+        )
+    user: str | None = flags.user
+    uid_mappings = [id_mapping("--uidmap", text) for text in flags.uidmap]
+    gid_mappings = [id_mapping("--gidmap", text) for text in flags.gidmap]
+    if keep_id:
+        uid, gid = os.getuid(), os.getgid()
+        uid_mappings, gid_mappings = [IDMapping(uid, uid, 1)], [IDMapping(gid, gid, 1)]
+        user = user or f"{uid}:{gid}"
+    joined_network = modes["network"] is not None and "/" in modes["network"]
+    fields = {
+        "rootfs": flags.rootfs,
+        "root_mode": "chroot" if flags.chroot else None,
+        "hostname": flags.hostname,
+        "domainname": flags.domainname,
+        "cwd": flags.workdir,
+        "user": user,
+        "network": None if joined_network else network(modes["network"]),
+    }
+    return Spec(
+        **{name: value for name, value in fields.items() if value is not None},
+        read_only=flags.read_only,
+        overlay=flags.overlay,
+        init=flags.init,
+        namespaces=namespaces(modes),
+        mounts=[read(text) for read, text in flags.mounts],
+        default_mounts=not flags.no_default_mounts,
+        files=files(flags),
+        env={**extra_env, **environment(flags, caller)},
+        uid_mappings=uid_mappings,
+        gid_mappings=gid_mappings,
+        rlimits=[rlimit(text) for text in flags.ulimit],
+    )
+
+
+@contextmanager
+def naming(flag: str, text: str) -> Iterator[None]:
+    """Turns a SpecError into a UsageError that starts with the flag and its value."""
+    try:
+        yield
+    except SpecError as error:
+        raise UsageError(f"{flag} {text}: {error}", "see fastns run --help") from None
+
+
+# Namespaces and ids
+
+
+def namespaces(modes: Mapping[str, str | None]) -> dict[str, str]:
+    """Spec.namespaces from the namespace flags. `network` is there only when it is a path."""
+    words = {"private": "new", "host": "host"}
+    result = {}
+    for flag, space in NAMESPACE_FLAGS.items():
+        mode = modes[space]
+        if mode is None:
+            continue
+        if "/" in mode:
+            result[space] = mode
+        elif space == "network":
+            continue
+        elif space == "user" and mode in ("auto", "keep-id"):
+            if mode == "keep-id":
+                result[space] = "new"
+        elif mode in words:
+            result[space] = words[mode]
+        else:
+            more = "auto, keep-id, " if space == "user" else ""
+            raise UsageError(
+                f"--{flag} {mode}: not a namespace mode",
+                f"one of {more}private, host, or a path such as /proc/42/ns/{proc_name(space)}",
+            )
+    return result
+
+
+def proc_name(space: str) -> str:
+    """The file of a namespace below /proc/PID/ns."""
+    return {"network": "net", "mount": "mnt"}.get(space, space)
+
+
+def network(mode: str | None) -> str | None:
+    """Spec.network from a --network word that is not a path."""
+    if mode is None:
+        return None
+    if mode in ("none", "private"):
+        return "none"
+    if mode == "host":
+        return "host"
+    raise UsageError(
+        f"--network {mode}: not a network mode",
+        "one of none, host, or a path such as /proc/42/ns/net",
+    )
+
+
+def id_mapping(flag: str, text: str) -> IDMapping:
+    """`C:H:N`: N ids from C inside to H outside."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(
+            f"{flag} {text}: expected three numbers, inside:outside:count",
+            f"for example: {flag} 0:100000:65536",
+        )
+    inside, outside, count = (int(part) for part in parts)
+    with naming(flag, text):
+        return IDMapping(inside, outside, count)
+
+
+# Mounts
+
+
+def volume(text: str) -> Mount:
+    """`SRC:DST[:option,...]`: a bind of SRC, with what is mounted below it."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UsageError(
+            f"--volume {text}: expected SRC:DST or SRC:DST:ro", "for example: -v ./data:/data:ro"
+        )
+    options = parts[2].split(",") if len(parts) == 3 else []
+    source = existing("--volume", text, parts[0])
+    with naming("--volume", text):
+        return Mount(parts[1], type="bind", source=source, options=options)
+
+
+def mount(text: str) -> Mount:
+    """`type=T,src=S,dst=D,...` as docker takes it; other words are mount options."""
+    kind = "bind"
+    paths: dict[str, str] = {}
+    options = []
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if key == "type":
+            kind = value
+        elif key in MOUNT_PATHS:
+            paths[MOUNT_PATHS[key]] = value
+        elif key in ("ro", "readonly"):
+            options += ["ro"] if switched_on(text, item, value) else []
+        elif key == "bind-propagation":
+            options.append(value)
+        elif key in ("tmpfs-size", "tmpfs-mode") and equals:
+            options.append(f"{key.removeprefix('tmpfs-')}={value}")
+        elif item:
+            options.append(item)
+    example = "for example: --mount type=bind,src=./data,dst=/data,ro"
+    if not paths.get("destination"):
+        raise UsageError(f"--mount {text}: no dst=", example)
+    source = paths.get("source")
+    if kind == "bind":
+        if not source:
+            raise UsageError(f"--mount {text}: no src=", example)
+        source = existing("--mount", text, source)
+    with naming("--mount", text):
+        return Mount(paths["destination"], type=kind, source=source, options=options)
+
+
+def switched_on(text: str, item: str, value: str) -> bool:
+    """The truth of `ro`, `ro=true`, `readonly=0`."""
+    if value.lower() in SWITCHED_ON:
+        return True
+    if value.lower() in SWITCHED_OFF:
+        return False
+    raise UsageError(
+        f"--mount {text}: {item} is neither true nor false", "write ro, or leave it out"
+    )
+
+
+def tmpfs(text: str) -> Mount:
+    """`DST[:option,...]`: an empty directory in memory."""
+    destination, _, options = text.partition(":")
+    if not destination:
+        raise UsageError(f"--tmpfs {text}: expected DST or DST:size=64m", "--tmpfs /scratch")
+    with naming("--tmpfs", text):
+        return Mount(destination, type="tmpfs", options=options.split(",") if options else [])
+
+
+def existing(flag: str, text: str, source: str) -> str:
+    """The absolute path of a bind's source, which has to exist."""
+    path = os.path.abspath(source)
+    if not os.path.exists(path):
+        raise UsageError(f"{flag} {text}: {path} does not exist", "create it first")
+    return path
+
+
+MOUNT_FLAGS = {"--volume": volume, "--mount": mount, "--tmpfs": tmpfs}
+"""What reads the value of each flag that mounts something."""
+
+
+# Files
+
+
+def files(flags: argparse.Namespace) -> dict[str, str | bytes]:
+    """Spec.files from --file, --add-host, --dns and --hostname."""
+    result = dict(file(text) for text in flags.file)
+    hosts = [add_host(text) for text in flags.add_host]
+    servers = [f"nameserver {address('--dns', text, text)}\n" for text in flags.dns]
+    for flag, path, lines in (
+        ("--add-host", "/etc/hosts", hosts),
+        ("--dns", "/etc/resolv.conf", servers),
+    ):
+        if lines and path in result:
+            raise UsageError(f"{flag} and --file {path}: both write {path}", "use one of them")
+    if servers:
+        result["/etc/resolv.conf"] = "".join(servers)
+    named = "" if flags.hostname is None else f"127.0.1.1\t{flags.hostname}\n"
+    if hosts or (named and may_write(flags, "/etc/hosts")):
+        result.setdefault("/etc/hosts", LOCALHOST + named + "".join(hosts))
+    if named and may_write(flags, "/etc/hostname"):
+        result.setdefault("/etc/hostname", f"{flags.hostname}\n")
+    return result
+
+
+def file(text: str) -> tuple[str, str | bytes]:
+    """`DST=TEXT`, or `DST=@PATH` for the bytes of a file of the caller."""
+    destination, equals, content = text.partition("=")
+    if not destination or not equals:
+        raise UsageError(
+            f"--file {text}: expected DST=TEXT or DST=@PATH",
+            "for example: --file /etc/motd=hello",
+        )
+    if not content.startswith("@"):
+        return destination, content
+    try:
+        with open(content[1:], "rb") as source:
+            return destination, source.read()
+    except OSError as error:
+        raise UsageError(
+            f"--file {text}: {content[1:]}: {error.strerror}", "@ names a file to copy"
+        ) from None
+
+
+def add_host(text: str) -> str:
+    """`NAME:IP`: a line of /etc/hosts."""
+    name, _, ip = text.partition(":")
+    if not name or not ip or any(letter.isspace() for letter in name):
+        raise UsageError(f"--add-host {text}: expected NAME:IP", "--add-host db:10.0.0.2")
+    return f"{address('--add-host', text, ip.removeprefix('[').removesuffix(']'))}\t{name}\n"
+
+
+def address(flag: str, text: str, ip: str) -> str:
+    """An IP address in its usual form."""
+    import ipaddress  # slow to import, and seldom needed
+
+    try:
+        return str(ipaddress.ip_address(ip))
+    except ValueError:
+        raise UsageError(
+            f"{flag} {text}: {ip!r} is not an IP address", "for example: 10.0.0.2 or fd00::2"
+        ) from None
+
+
+def may_write(flags: argparse.Namespace, path: str) -> bool:
+    """Whether a file that nobody asked for by name may be put there.
+
+    It may where one exists already or an overlay takes it; never through a symbolic link.
+    """
+    if flags.mountns not in (None, "private"):
+        return False
+    if flags.overlay:
+        return True
+    place = flags.rootfs or "/"
+    *directories, name = path.strip("/").split("/")
+    for directory in directories:
+        place = os.path.join(place, directory)
+        if os.path.islink(place):
+            return False
+    place = os.path.join(place, name)
+    return os.path.isfile(place) and not os.path.islink(place)
+
+
+# The process
+
+
+def environment(flags: argparse.Namespace, caller: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the --env-file files, and over them those of -e."""
+    result = {}
+    for flag, item in _variables(flags):
+        name, equals, value = item.partition("=")
+        if not name or any(letter.isspace() for letter in name):
+            raise UsageError(f"{flag} {item}: no name before =", "expected NAME=VALUE or NAME")
+        if equals:
+            result[name] = value
+        elif name in caller:
+            result[name] = caller[name]
+    return result
+
+
+def environment_has(flags: argparse.Namespace, name: str) -> bool:
+    """Whether the flags say something about this variable."""
+    return any(item.partition("=")[0] == name for _, item in _variables(flags))
+
+
+def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """(where it stands, `K=V` or `K`) for each variable."""
+    for path in flags.env_file:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                for number, line in enumerate(lines, start=1):
+                    item = line.lstrip().removesuffix("\n")
+                    if item and not item.startswith("#"):
+                        yield f"--env-file {path}:{number}:", item
+        except OSError as error:
+            raise UsageError(
+                f"--env-file {path}: {error.strerror}", "a file of lines NAME=VALUE"
+            ) from None
+    for item in flags.env:
+        yield "--env", item
+
+
+def rlimit(text: str) -> Rlimit:
+    """`name=soft[:hard]`, the name as in docker and setrlimit(2) without RLIMIT_."""
+    name, _, limits = text.partition("=")
+    soft, _, hard = limits.partition(":")
+    low, high = _limit(text, soft), _limit(text, hard or soft)
+    with naming("--ulimit", text):
+        return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+
+
+def _limit(text: str, word: str) -> int:
+    if word in ("unlimited", "-1"):
+        import resource
+
+        return resource.RLIM_INFINITY
+    if not word.isascii() or not word.isdigit():
+        raise UsageError(
+            f"--ulimit {text}: expected NAME=SOFT or NAME=SOFT:HARD",
+            "for example: --ulimit nofile=64:64, or core=unlimited",
+        )
+    return int(word)
+
+
+def duration(flag: str, text: str) -> float:
+    """Seconds of `2s`, `500ms`, `1m30s`, `1.5h` or a plain number of seconds; more than zero."""
+    number = r"(?:\d+(?:\.\d*)?|\.\d+)"
+    seconds = 0.0
+    if re.fullmatch(number, text):
+        seconds = float(text)
+    elif re.fullmatch(rf"(?:{number}(?:h|ms|m|us|s))+", text):
+        for amount, unit in re.findall(rf"({number})(h|ms|m|us|s)", text):
+            seconds += float(amount) * SECONDS[unit]
+    if not seconds > 0:
+        raise UsageError(
+            f"{flag} {text}: not a time above zero", "for example: 2s, 500ms, 1m30s or 2.5"
+        )
+    return seconds

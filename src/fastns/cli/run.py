@@ -1,0 +1,343 @@
+"""`fastns run`: one command in one sandbox, and an exit code that says how it ended.
+
+Theory of operation. The flags become a Spec (cli/_flags.py); fastns.spawn starts the command with
+this process's stdin, stdout and stderr; this process then only waits. SIGTERM and SIGHUP end the
+sandbox. Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the
+command neither catches nor ignores it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
+from fastns.cli._flags import FLAG_OF_FIELD, MOUNT_FLAGS, duration, environment_has, spec_of
+
+if TYPE_CHECKING:
+    from fastns import Sandbox, Spec
+
+EXIT_TIMEOUT = 124
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+LONGEST_POLL = 86_400_000.0
+"""Milliseconds: poll(2) takes no more than an int of them."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Add the `run` verb: every flag it takes, in the order of its help."""
+    parser = subparsers.add_parser(
+        "run",
+        usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
+        description="Run one command in a sandbox of its own.",
+        epilog="Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when "
+        "fastns itself fails; 126 when the command is not executable; 127 when it is not found.",
+    )
+    parser.options_first = True
+    parser.keeps_error = True  # --status-fd tells of a wrong flag too
+
+    def switch(*names: str, help: str) -> None:
+        group.add_argument(*names, action="store_true", help=help)
+
+    def value(*names: str, metavar: str, help: str) -> None:
+        group.add_argument(*names, metavar=metavar, help=help)
+
+    def values(*names: str, metavar: str, help: str) -> None:
+        group.add_argument(*names, metavar=metavar, action="append", default=[], help=help)
+
+    def mount(*names: str, metavar: str, help: str) -> None:
+        """One list for every kind: a later mount may lie on an earlier one."""
+        reader = MOUNT_FLAGS[names[-1]]
+        group.add_argument(
+            *names,
+            dest="mounts",
+            metavar=metavar,
+            action="append",
+            type=lambda text: (reader, text),
+            default=[],
+            help=help,
+        )
+
+    group = parser.add_argument_group("the root")
+    value("--rootfs", metavar="DIR", help="the root file system (default: the host's, read-only)")
+    switch("--read-only", help="a read-only root")
+    switch("--overlay", help="a throw-away writable layer over the root")
+    switch("--chroot", help="change the root with chroot instead of pivot_root")
+
+    group = parser.add_argument_group("what is in it")
+    mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
+    mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
+    mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
+    values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
+    switch("--no-default-mounts", help="without /proc, /sys, /dev, /tmp, /run")
+
+    group = parser.add_argument_group("its identity")
+    value("--hostname", metavar="NAME", help="its host name")
+    value("--domainname", metavar="NAME", help="its NIS domain name")
+    values("--add-host", metavar="NAME:IP", help="a line of /etc/hosts")
+    values("--dns", metavar="IP", help="a name server of /etc/resolv.conf")
+
+    group = parser.add_argument_group("namespaces: private, host, or a path to join")
+    value("--pid", metavar="MODE", help="process ids")
+    value("--uts", metavar="MODE", help="host name")
+    value("--ipc", metavar="MODE", help="System V IPC and message queues")
+    value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
+    value("--userns", metavar="MODE", help="auto (the default), host, private, keep-id, or a path")
+    value("--cgroupns", metavar="MODE", help="the view of cgroups")
+    value("--mountns", metavar="MODE", help="mounts")
+    value("--timens", metavar="MODE", help="monotonic and boot clocks (default: host)")
+
+    group = parser.add_argument_group("ids")
+    values("--uidmap", metavar="C:H:N", help="map N user ids from C inside to H outside")
+    values("--gidmap", metavar="C:H:N", help="map N group ids from C inside to H outside")
+    value("-u", "--user", metavar="UID[:GID]", help="run as these ids inside (default: 0:0)")
+
+    group = parser.add_argument_group("the process")
+    values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
+    values("--env-file", metavar="F", help="a file of such lines")
+    value("-w", "--workdir", metavar="DIR", help="its working directory inside")
+    values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit, such as nofile=64:64")
+    switch("--init", help="a reaper as pid 1, the command as its child")
+    switch("-i", "--interactive", help="accepted: stdin is always connected")
+    switch("-t", "--tty", help="a terminal of its own (not available yet)")
+    switch("--rm", help="accepted: nothing is ever left behind")
+
+    group = parser.add_argument_group("how it runs")
+    value("--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ...")
+    value("--status-fd", metavar="N", help="write one JSON object there at the end")
+    switch("--dry-run", help="print the ordered steps, one a line, and do nothing")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, in the words of `--status-fd`.
+
+    `signal` is the name of the signal that `exit_code` stands for: the one that ended the
+    command or, when cause is "killed", the one that told fastns to end it.
+    """
+
+    exit_code: int
+    cause: str
+    """"exited", "signaled", "timeout", "killed" (a signal to fastns) or "failed" (125 to 127)."""
+    signal: str | None = None
+    usage: dict[str, float] | None = None
+    wall_time: float | None = None
+    error: dict[str, Any] | None = None
+    """When it failed: stage, errno and path (None where it has none), and the message."""
+
+    def as_json(self) -> str:
+        """One line: the keys above, and those of `error` when there is one."""
+        import json
+
+        fields = {name: value for name, value in vars(self).items() if name != "error"}
+        return json.dumps(fields | (self.error or {}))
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Run the command that the flags describe. Returns the exit code."""
+    status_fd = _status_fd(flags.status_fd)
+    try:
+        outcome = _perform(flags)
+    except UsageError as error:
+        complain(error.message, error.hint)
+        outcome = _failed(EXIT_FAILED, error)
+    if outcome is None:
+        return 0
+    if status_fd is not None:
+        _write_status(status_fd, outcome)
+    return outcome.exit_code
+
+
+def _perform(flags: argparse.Namespace) -> Outcome | None:
+    """Do what the flags ask; every expected failure becomes an Outcome. None: a dry run."""
+    import fastns
+
+    if flags.wrong is not None:
+        raise flags.wrong
+    if flags.tty:
+        raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
+    if not flags.command:
+        raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
+    timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
+    try:
+        spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
+        if flags.dry_run:
+            print("\n".join(fastns.compile(spec).describe()))
+            return None
+        return _run(flags.command, spec, timeout)
+    except fastns.SpecError as error:
+        flag = FLAG_OF_FIELD.get(error.field.split("[")[0].split(".")[0])
+        complain(error, f"set by {flag}; see fastns run --help" if flag else None)
+        return _failed(EXIT_FAILED, error)
+    except (fastns.FastnsError, OSError) as error:
+        complain(error, getattr(error, "hint", None))
+        return _failed(_failure_code(error), error)
+
+
+def _terminal(flags: argparse.Namespace) -> dict[str, str]:
+    """TERM of the caller when stdin is a terminal and the flags do not set it."""
+    term = os.environ.get("TERM")
+    if term is None or environment_has(flags, "TERM"):
+        return {}
+    return {"TERM": term} if os.isatty(0) else {}
+
+
+def _failure_code(error: Exception) -> int:
+    if getattr(error, "stage", None) != "exec":
+        return EXIT_FAILED
+    missing = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR)
+    return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+
+
+def _failed(code: int, error: Exception) -> Outcome:
+    details = {name: getattr(error, name, None) for name in ("stage", "errno", "path")}
+    if isinstance(details["path"], bytes):
+        details["path"] = os.fsdecode(details["path"])
+    return Outcome(code, "failed", error=details | {"message": str(error)})
+
+
+class _Signals:
+    """Collects SIGINT, SIGTERM and SIGHUP while a sandbox runs, instead of acting on them.
+
+    They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is ever raised between
+    a spawn and the moment its handle has a name. A signal that is ignored (nohup, a background
+    job of a shell) stays ignored.
+    """
+
+    def __enter__(self) -> _Signals:
+        self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._previous = {
+            number: signal.signal(number, _do_nothing)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            # None: a handler that Python did not install and cannot name
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self.pipe)
+        os.close(self._write_end)
+
+    def take(self) -> list[int]:
+        """The signals that came since the last call, in their order."""
+        try:
+            return [number for number in os.read(self.pipe, 512) if number in self._previous]
+        except BlockingIOError:
+            return []
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """The handler of a signal that is read from the pipe."""
+
+
+def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
+    """Start the command and wait for its end, the time's, or a signal that asks for it."""
+    import fastns
+
+    with _Signals() as signals:
+        sandbox = fastns.spawn(command, spec=spec)
+        cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
+        if cause != "ended":
+            sandbox.kill()
+        returncode = sandbox.wait()
+    if cause == "killed":
+        exit_code = 128 + number
+    elif cause == "timeout":
+        exit_code, number = EXIT_TIMEOUT, signal.SIGKILL
+    elif returncode < 0:
+        exit_code, cause, number = 128 - returncode, "signaled", -returncode
+    else:
+        exit_code, cause = returncode, "exited"
+    return Outcome(
+        exit_code,
+        cause,
+        signal=_signal_name(number) if number else None,
+        usage=_usage(sandbox),
+        wall_time=sandbox.wall_time,
+    )
+
+
+def _usage(sandbox: Sandbox) -> dict[str, float] | None:
+    usage = sandbox.usage
+    if usage is None:
+        return None
+    return {name: getattr(usage, name) for name in ("user_time", "system_time", "max_rss")}
+
+
+def _wait(
+    sandbox: Sandbox, signals: _Signals, timeout: float | None, *, has_init: bool
+) -> tuple[str, int]:
+    """Wait at most `timeout` seconds: ("ended", 0), ("timeout", 0) or ("killed", the signal)."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(sandbox.pidfd, select.POLLIN)
+    poll.register(signals.pipe, select.POLLIN)
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(poll.poll(None if left is None else min(left, LONGEST_POLL)))
+        if sandbox.pidfd in ready:
+            return "ended", 0
+        if left == 0:
+            return "timeout", 0
+        for number in signals.take():
+            # The terminal has sent SIGINT to the command as well, but pid 1 of a namespace gets
+            # only what it handles. A reaper as pid 1 hides whether its child does.
+            if number != signal.SIGINT or has_init or not handles_sigint(sandbox.pid):
+                return "killed", number
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name of their own
+        return f"SIG{number}"
+
+
+def handles_sigint(pid: int) -> bool:
+    """Whether process `pid` catches or ignores SIGINT. False when it is gone."""
+    bit = 1 << (signal.SIGINT - 1)
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            masks = [line.split()[1] for line in status if line.startswith(("SigCgt:", "SigIgn:"))]
+    except OSError:
+        return False
+    return any(int(mask, 16) & bit for mask in masks)
+
+
+def _status_fd(text: str | None) -> int | None:
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing."""
+    if text is None:
+        return None
+    import fcntl
+
+    hint = "for example: fastns run --status-fd 3 true 3>status.json"
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"--status-fd {text}: not a number", hint)
+    try:
+        mode = fcntl.fcntl(int(text), fcntl.F_GETFL) & os.O_ACCMODE
+    except (OSError, OverflowError):
+        raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
+    if mode == os.O_RDONLY:
+        raise UsageError(f"--status-fd {text}: not open for writing", hint)
+    return int(text)
+
+
+def _write_status(fd: int, outcome: Outcome) -> None:
+    line = outcome.as_json().encode() + b"\n"
+    try:
+        while line:
+            line = line[os.write(fd, line) :]
+    except OSError as error:
+        complain(f"--status-fd {fd}: {error.strerror}")

@@ -1,0 +1,334 @@
+"""What works on this machine: probes of the kernel, and sandboxes really tried.
+
+`examine()` runs every check, in the order they depend on each other. What a sandbox needs is tried
+by starting one; the rest is read from /proc, or asked of a system call that changes nothing.
+Nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import pwd
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NAMESPACES = ("user", "mount", "pid", "uts", "ipc", "network", "cgroup", "time")
+OLDEST_KERNEL = (5, 12)
+CAP_SYS_ADMIN = 21
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+MFD_EXEC = 0x0010
+TRY_SECONDS = 10.0
+TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
+"""Where programs and their libraries are, below /."""
+
+SYSTEM_CALLS = {"open_tree": 428, "clone3": 435, "openat2": 437, "mount_setattr": 442}
+"""Numbers of the calls that are probed: the same on every architecture but alpha."""
+REPLACEABLE_CALLS = ("clone3", "openat2")
+"""Without these an older call does: slower, and without a time namespace."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    `ok` is None for what is neither good nor bad. `level` is "basic" (without it a sandbox with
+    default settings does not start) or "extra" (a feature is missing). `fix` says what to do, and
+    is None where there is nothing to do or nothing known.
+    """
+
+    name: str
+    ok: bool | None
+    level: str
+    detail: str
+    fix: str | None = None
+
+
+class Finding(NamedTuple):
+    """What a probe saw; the words are those of Check."""
+
+    ok: bool | None
+    detail: str
+    fix: str | None = None
+
+
+def examine() -> Iterator[Check]:
+    """Run every check, each as it is asked for."""
+    for name, level, probe in _probes():
+        found = probe()
+        yield Check(name, found.ok, level, found.detail, found.fix)
+
+
+def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
+    """(name, level, probe) of each check."""
+    user_level = "extra" if has_sys_admin() else "basic"
+    yield "kernel", "basic", kernel
+    yield "privilege", "extra", privilege
+    yield "user namespace settings", user_level, user_namespace_settings
+    for call in SYSTEM_CALLS:
+        level = "extra" if call in REPLACEABLE_CALLS else "basic"
+        yield f"{call}()", level, partial(system_call, call)
+    yield "pidfd", "basic", pidfd
+    yield "executable memfd", "basic", executable_memfd
+    yield "helper program", "basic", helper_program
+    yield "devices", "basic", devices
+    for space in NAMESPACES:
+        level = {"user": user_level, "time": "extra"}.get(space, "basic")
+        yield f"{space} namespace", level, partial(namespace, space)
+    yield "/proc inside", "basic", proc_inside
+    yield "default sandbox", "basic", attempt
+    yield "overlay on tmpfs", "extra", overlay
+    yield "id ranges", "extra", id_ranges
+    yield "cgroup", "extra", cgroup
+
+
+# What the kernel says
+
+
+def kernel() -> Finding:
+    """Its version, against the oldest one with mount_setattr()."""
+    release = platform.release()
+    match = re.match(r"(\d+)\.(\d+)", release)
+    needed = ".".join(map(str, OLDEST_KERNEL))
+    if match is None:
+        return Finding(
+            False, f"cannot read the version {release!r}", f"use Linux {needed} or later"
+        )
+    version = (int(match[1]), int(match[2]))
+    if version < OLDEST_KERNEL:
+        return Finding(False, f"{release}, older than {needed}", f"use Linux {needed} or later")
+    return Finding(True, release)
+
+
+def has_sys_admin() -> bool:
+    """Whether this process holds CAP_SYS_ADMIN in its user namespace."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.M)
+    return match is not None and bool(int(match[1], 16) >> CAP_SYS_ADMIN & 1)
+
+
+def privilege() -> Finding:
+    """Who runs this, and what follows."""
+    uid = os.geteuid()
+    if has_sys_admin():
+        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: no user namespace is needed")
+    return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
+
+
+def user_namespace_settings() -> Finding:
+    """The sysctls that forbid user namespaces, read."""
+    rules = [("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000")]
+    if not has_sys_admin():
+        rules += [
+            (
+                "kernel/unprivileged_userns_clone",
+                "0",
+                "sysctl kernel.unprivileged_userns_clone=1",
+            ),
+            (
+                "kernel/apparmor_restrict_unprivileged_userns",
+                "1",
+                "sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
+                "or an AppArmor profile for this program with the rule `userns,`",
+            ),
+        ]
+    blocking = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
+    if not blocking:
+        return Finding(True, "nothing forbids them")
+    names = ", ".join(f"{path.replace('/', '.')} = {value}" for path, value, _ in blocking)
+    return Finding(False, names, "; ".join(fix for _, _, fix in blocking))
+
+
+def sysctl(path: str) -> str | None:
+    """A value below /proc/sys; None where this kernel has no such setting."""
+    try:
+        return Path("/proc/sys", path).read_text().strip()
+    except OSError:
+        return None
+
+
+def system_call(name: str) -> Finding:
+    """Call it with arguments that every kernel that has it refuses as invalid."""
+    import ctypes  # no other check needs it
+
+    invalid = ctypes.c_ulong(~0)
+    zero = ctypes.c_ulong(0)
+    arguments = {
+        "open_tree": (invalid, zero, invalid),  # unknown flags
+        "clone3": (zero, zero),  # a size of nothing
+        "openat2": (invalid, zero, zero, zero),  # the same
+        "mount_setattr": (invalid, zero, invalid, zero, zero),  # unknown flags
+    }[name]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(ctypes.c_long(SYSTEM_CALLS[name]), *arguments)
+    code = ctypes.get_errno()
+    if code == errno.EINVAL:
+        return Finding(True, "there")
+    return Finding(
+        False,
+        f"{os.strerror(code)} ({errno.errorcode.get(code, code)})",
+        "use a newer kernel or, in a container, a seccomp profile that lets it through",
+    )
+
+
+def pidfd() -> Finding:
+    """A file descriptor that stands for a process."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return Finding(False, f"pidfd_open: {error.strerror}", "use Linux 5.3 or later")
+    return Finding(True, "there")
+
+
+def executable_memfd() -> Finding:
+    """A file in memory that may be executed: how the helper program is started."""
+    try:
+        try:
+            fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC | MFD_EXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC)  # before Linux 6.3: executable
+    except OSError as error:
+        return Finding(False, f"memfd_create: {error.strerror}", "sysctl vm.memfd_noexec=1")
+    try:
+        allowed = os.fstat(fd).st_mode & 0o111 != 0
+    finally:
+        os.close(fd)
+    if not allowed:
+        return Finding(False, "vm.memfd_noexec forbids it", "sysctl vm.memfd_noexec=1")
+    return Finding(True, "there")
+
+
+def helper_program() -> Finding:
+    """The program that stands between this process and the sandboxes that need one."""
+    path = Path(__file__).with_name("_helper")
+    if not path.is_file():
+        return Finding(False, f"{path} is missing", "reinstall fastns")
+    return Finding(True, str(path))
+
+
+def devices() -> Finding:
+    """The devices that a sandbox's /dev shows."""
+    missing = [name for name in DEVICES if not _is_device(Path("/dev", name))]
+    if not missing:
+        return Finding(True, ", ".join(DEVICES))
+    names = ", ".join(f"/dev/{name}" for name in missing)
+    return Finding(False, f"not a character device: {names}", "mount a devtmpfs on /dev")
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        return stat.S_ISCHR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def id_ranges() -> Finding:
+    """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
+    if os.geteuid() == 0:
+        return Finding(None, "root maps any id without newuidmap")
+    missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
+    if missing:
+        return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
+    uid = os.geteuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    lacking = [path for path in ("/etc/subuid", "/etc/subgid") if not _has_range(path, user, uid)]
+    if lacking:
+        return Finding(
+            False,
+            f"no range for {user} in {' and '.join(lacking)}",
+            f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+        )
+    return Finding(True, f"newuidmap, newgidmap and ranges for {user}")
+
+
+def _has_range(path: str, user: str, uid: int) -> bool:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split(":")[0] in (user, str(uid)) for line in lines if line.count(":") == 2)
+
+
+def cgroup() -> Finding:
+    """Which hierarchy is mounted, and its controllers."""
+    top = Path("/sys/fs/cgroup")
+    for kind, directory in (("version 2", top), ("hybrid", top / "unified")):
+        try:
+            controllers = (directory / "cgroup.controllers").read_text().split()
+        except OSError:
+            continue
+        return Finding(None, f"{kind}; in cgroup2: {', '.join(controllers) or 'no controllers'}")
+    return Finding(None, "version 1" if any(top.glob("*/cgroup.procs")) else "not mounted")
+
+
+# What is tried
+
+
+def attempt(**fields: Any) -> Finding:
+    """Run `true` in a sandbox with these fields of a Spec."""
+    import fastns
+
+    program = shutil.which("true")
+    if program is None:
+        return Finding(False, "no program `true` to try it with", "put coreutils on PATH")
+    try:
+        done = fastns.run(
+            [program], spec=fastns.Spec(**fields), capture_output=True, timeout=TRY_SECONDS
+        )
+    except fastns.FastnsError as error:
+        return Finding(False, str(error), getattr(error, "hint", None))
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        return Finding(False, f"`true` ended with {done.returncode} {said}".rstrip())
+    return Finding(True, f"works ({done.wall_time * 1000:.1f} ms)")
+
+
+def only(*spaces: str) -> dict[str, Any]:
+    """Fields of a Spec in which these namespaces alone are new."""
+    modes = {name: "new" if name in spaces else "host" for name in NAMESPACES}
+    del modes["network"]
+    return {"namespaces": modes, "network": "none" if "network" in spaces else "host"}
+
+
+def namespace(space: str) -> Finding:
+    """A sandbox with this one new namespace (and a user namespace where one is needed)."""
+    spaces = {space} if has_sys_admin() else {space, "user"}
+    return attempt(**only(*spaces), default_mounts=False)
+
+
+def proc_inside() -> Finding:
+    """A /proc of a new pid namespace."""
+    import fastns
+
+    spaces = {"mount", "pid"} if has_sys_admin() else {"mount", "pid", "user"}
+    return attempt(
+        **only(*spaces), default_mounts=False, mounts=[fastns.Mount("/proc", type="proc")]
+    )
+
+
+def overlay() -> Finding:
+    """A throw-away layer over a root that is made of this machine's programs."""
+    import fastns
+
+    with tempfile.TemporaryDirectory(prefix="fastns-doctor-") as root:
+        mounts = []
+        for name in TOP_DIRECTORIES:
+            host = Path("/", name)
+            if host.is_symlink():
+                Path(root, name).symlink_to(os.readlink(host))
+            elif host.is_dir():
+                Path(root, name).mkdir()
+                mounts.append(fastns.Mount(str(host), source=str(host), options=["ro"]))
+        return attempt(rootfs=root, overlay=True, mounts=mounts)

@@ -1,0 +1,416 @@
+"""The handle of a running sandbox, and spawn() and run(), with the manners of subprocess."""
+
+import io
+import os
+import signal
+import subprocess
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, NamedTuple, TypeAlias
+
+from fastns import _core
+from fastns._args import check_args, check_cwd, check_env, check_timeout
+from fastns._compile import compile, search_path
+from fastns._stdio import Stdio, StdioPlan, check_pass_fds
+from fastns._tree import kill_tree
+from fastns.errors import CalledProcessError, SpecError, TimeoutExpired
+from fastns.spec import Spec
+
+Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+CLD_EXITED = 1
+
+
+class Usage(NamedTuple):
+    """What a sandbox used, by the kernel's account of its first process and all it waited for."""
+
+    user_time: float  # seconds
+    system_time: float  # seconds
+    max_rss: int  # bytes, of the largest process
+    max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
+    # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
+
+
+class CompletedSandbox(subprocess.CompletedProcess[Any]):
+    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
+
+    def __init__(
+        self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage, wall_time: float
+    ) -> None:
+        super().__init__(args, returncode, stdout, stderr)
+        self.usage = usage
+        self.wall_time = wall_time  # seconds, from before the clone to the end
+
+    @property
+    def exit_code(self) -> int:
+        """The code a shell would show: 128+n after signal n."""
+        return exit_code(self.returncode)
+
+
+def exit_code(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
+    if isinstance(spec, _core.Plan):
+        return spec
+    if spec is not None and not isinstance(spec, Spec):
+        raise SpecError("spec", f"{spec!r}: a Spec, a Plan made by fastns.compile(), or None")
+    return compile(spec)
+
+
+def command(
+    plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
+    """argv, environment, the paths to try for argv[0] in order, working directory."""
+    argv = check_args(args)
+    directories = plan.search_path
+    environ = plan.environ
+    if env is not None:
+        environ = check_env(env)
+        directories = search_path(env.get("PATH"))
+    name = argv[0]
+    paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
+    return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
+
+
+def spawn(
+    args: Args,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    pass_fds: Iterable[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> "Sandbox":
+    """Starts `args` in a new sandbox and returns as soon as it runs.
+
+    Args:
+        args: the command and its arguments; a name without a slash is looked up in the sandbox's
+            own PATH, inside its root.
+        spec: a Spec or a Plan; None: the host's root, read-only, every namespace new.
+        stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
+        text, encoding, errors: text streams instead of binary ones, as in subprocess.
+        pass_fds: fds that stay open under the same number; all others are closed.
+        env: the whole environment, instead of the spec's. cwd: instead of the spec's.
+    Raises:
+        SpecError: an argument that cannot be; nothing was started.
+        SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
+    """
+    plan = plan_of(spec)
+    argv, environ, paths, directory = command(plan, args, env, cwd)
+    keep = check_pass_fds(pass_fds)
+    stdio = StdioPlan(stdin, stdout, stderr)
+    try:
+        child = (stdio.child[0], stdio.child[1], stdio.child[2])
+        process = _core.spawn(plan, argv, environ, paths, directory, child, keep)
+    except BaseException:
+        stdio.close_all()
+        raise
+    stdio.close_child()
+    mode = _TextMode.of(text, encoding, errors)
+    return Sandbox(args, plan, process, stdio.parent, mode)
+
+
+def run(
+    args: Args,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    input: bytes | str | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    capture_output: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> CompletedSandbox:
+    """Runs `args` in a new sandbox to its end, as subprocess.run() does.
+
+    Args: as spawn(), and
+        input: what is written to its stdin; excludes stdin.
+        capture_output: stdout=PIPE, stderr=PIPE; excludes both.
+        timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
+        check: a non-zero returncode raises CalledProcessError.
+    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far.
+    """
+    if input is not None:
+        if stdin is not None:
+            raise SpecError("stdin", "input is given: leave stdin out")
+        stdin = PIPE
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
+        stdout = stderr = PIPE
+    check_timeout(timeout)
+    sandbox = spawn(
+        args,
+        spec=spec,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=text,
+        encoding=encoding,
+        errors=errors,
+        env=env,
+        cwd=cwd,
+    )
+    with sandbox:
+        try:
+            out, err = sandbox.communicate(input, timeout)
+        except TimeoutExpired as exc:
+            sandbox.kill()
+            exc.stdout, exc.stderr = sandbox._finish()
+            raise
+    return sandbox._completed(out, err, check)
+
+
+class _TextMode(NamedTuple):
+    """How bytes become text: None everywhere means they do not."""
+
+    encoding: str
+    errors: str
+
+    @classmethod
+    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> "_TextMode | None":
+        if not (text or encoding or errors):
+            return None
+        return cls(encoding or "utf-8", errors or "strict")
+
+    def decode(self, data: bytes) -> str:
+        text = data.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class Sandbox:
+    """A sandbox that was started; a handle like subprocess.Popen.
+
+    Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
+    returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
+    method ("direct" or "staged") and id_map ("none", "self", "parent", "newuidmap").
+    Used as a context manager it waits at the end of the block, and kills first if the block raised.
+    A handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
+    """
+
+    def __init__(
+        self,
+        args: Args,
+        plan: _core.Plan,
+        process: _core.Process,
+        pipes: Sequence[int] = (-1, -1, -1),
+        mode: _TextMode | None = None,
+    ) -> None:
+        self.args = args
+        self.pid = process.pid
+        self.method = plan.method
+        self.id_map = plan.id_map
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.wall_time: float | None = None
+        self._owner = os.getpid()
+        self._process = process
+        self._own_pid_namespace = plan.own_pid_namespace
+        self._mode = mode
+        self._pipes: _core.Pipes | None = None
+        self.stdin = _open_end(pipes[0], "wb", mode)
+        self.stdout = _open_end(pipes[1], "rb", mode)
+        self.stderr = _open_end(pipes[2], "rb", mode)
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the sandbox's first process, for poll() and the like; -1 once reaped."""
+        return self._process.pidfd
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code a shell would show: 128+n after signal n; None while it runs."""
+        return None if self.returncode is None else exit_code(self.returncode)
+
+    def poll(self) -> int | None:
+        """The returncode if the sandbox has ended, else None."""
+        if self.returncode is None:
+            result = self._process.reap()
+            if result is not None:
+                code, status, user, system, max_rss, exact, wall = result
+                self.usage = Usage(user, system, max_rss, exact)
+                self.wall_time = wall
+                self.returncode = status if code == CLD_EXITED else -status
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end, at most `timeout` seconds (then TimeoutExpired; nothing is killed)."""
+        if self.returncode is None:
+            timeout_ns = check_timeout(timeout)
+            if not self._process.wait(timeout_ns):
+                assert timeout is not None
+                raise TimeoutExpired(self.args, timeout)
+        code = self.poll()
+        while code is None:  # another thread is about to reap it
+            self._process.wait()
+            code = self.poll()
+        return code
+
+    def communicate(
+        self, input: bytes | str | None = None, timeout: float | None = None
+    ) -> tuple[Any, Any]:
+        """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
+
+        After TimeoutExpired (which carries the output so far) it may be called again, without
+        losing any; nothing is killed.
+        """
+        timeout_ns = check_timeout(timeout)
+        if self._pipes is None:
+            self._pipes = self._take_pipes(self._encoded(input))
+        elif input is not None:
+            raise ValueError("input was given to an earlier communicate()")
+        if not self._pipes.run(timeout_ns):
+            assert timeout is not None
+            raise TimeoutExpired(
+                self.args, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
+            )
+        self.wait()
+        return self._output(1), self._output(2)
+
+    def send_signal(self, sig: int) -> None:
+        """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
+        gets only signals it has a handler for, SIGKILL and SIGSTOP; init=True passes them on."""
+        if self.poll() is None:
+            self._process.kill(sig)
+
+    def terminate(self) -> None:
+        """SIGTERM, as send_signal()."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends every process of the sandbox, at once: with its pid namespace, or, without one of its
+        own, its first process and all that descend from it."""
+        if self.poll() is None:
+            if not self._own_pid_namespace:
+                kill_tree(self.pid)
+            self._process.kill(signal.SIGKILL)
+
+    # ---- pipes ----
+
+    def _encoded(self, input: bytes | str | None) -> bytes:
+        if input is None:
+            return b""
+        if isinstance(input, str):
+            if self._mode is None:
+                raise SpecError("input", "str given: bytes expected, or text=True")
+            return input.encode(self._mode.encoding, self._mode.errors)
+        if self._mode is not None:
+            raise SpecError("input", "bytes given: str expected, as text, encoding or errors is set")
+        return bytes(input)
+
+    def _take_pipes(self, input: bytes) -> _core.Pipes:
+        """Moves the pipe ends from the files, which are closed, to the C loop."""
+        if input and self.stdin is None:
+            raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
+        fds = [-1, -1, -1]
+        self._kept = [self.stdout is not None, self.stderr is not None]
+        for index, file in enumerate((self.stdin, self.stdout, self.stderr)):
+            if file is not None and not file.closed:
+                if index == 0:
+                    _flush(file)
+                fds[index] = os.dup(file.fileno())
+                _close(file)
+        return _core.Pipes(self._process, fds[0], fds[1], fds[2], input)
+
+    def _output(self, which: int) -> Any:
+        if self._pipes is None or not self._kept[which - 1]:
+            return None
+        data = self._pipes.output(which)
+        return data if self._mode is None else self._mode.decode(data)
+
+    def _finish(self) -> tuple[Any, Any]:
+        """After kill(): what is left in the pipes, as bytes (as subprocess' TimeoutExpired has)."""
+        if self._pipes is None:
+            self._pipes = self._take_pipes(b"")
+        self._pipes.finish()
+        self.wait()
+        out, err = (
+            self._pipes.output(which) if self._kept[which - 1] else None for which in (1, 2)
+        )
+        return out, err
+
+    def _completed(self, out: Any, err: Any, check: bool) -> CompletedSandbox:
+        assert self.returncode is not None
+        assert self.usage is not None
+        assert self.wall_time is not None
+        if check and self.returncode:
+            raise CalledProcessError(self.returncode, self.args, out, err)
+        return CompletedSandbox(
+            self.args, self.returncode, out, err, self.usage, self.wall_time
+        )
+
+    # ---- the end ----
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.kill()
+        for file in (self.stdout, self.stderr, self.stdin):
+            if file is not None:
+                _close(file)
+        try:
+            self.wait()
+        except BaseException:
+            self.kill()
+            self._process.wait()
+            self.poll()
+            raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is None or self._owner != os.getpid():
+            return
+        if self.returncode is None and self.poll() is None:
+            warnings.warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, source=self)
+            self.kill()
+            self._process.wait()
+            self.poll()
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"returncode {self.returncode}"
+        return f"<fastns.Sandbox pid {self.pid}, {state}: {self.args!r}>"
+
+
+def _open_end(fd: int, how: str, mode: _TextMode | None) -> IO[Any] | None:
+    if fd < 0:
+        return None
+    file = open(fd, how)
+    if mode is None:
+        return file
+    return io.TextIOWrapper(
+        file, encoding=mode.encoding, errors=mode.errors, write_through=how == "wb"
+    )
+
+
+def _flush(file: IO[Any]) -> None:
+    try:
+        file.flush()
+    except BrokenPipeError:
+        pass  # the child does not read any more: as in subprocess
+
+
+def _close(file: IO[Any]) -> None:
+    try:
+        file.close()
+    except BrokenPipeError:
+        pass
