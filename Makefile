@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
+PY_FILES := $(wildcard setup.py src tests benchmarks)
 C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch])
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
@@ -65,16 +66,16 @@ test-user: setup install  ## all tests as an unprivileged user, from the source 
 	tests/run_as_user.sh $(PYTEST_ARGS)
 
 lint: install  ## style and types: ruff, mypy, stubtest, clang-format
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(PY_FILES)
+	$(BIN)/ruff format --check $(PY_FILES)
 	$(BIN)/mypy --strict src
 	MYPYPATH=src $(BIN)/python -m mypy.stubtest fastns._core
 	clang-format --dry-run -Werror $(C_FILES)
 	for script in tests/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 
 fix: install  ## formats everything in place
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(PY_FILES)
+	$(BIN)/ruff format $(PY_FILES)
 	clang-format -i $(C_FILES)
 
 asan: packages  ## the C tests under AddressSanitizer and UBSan

@@ -172,6 +172,13 @@ static _Noreturn void run_init(struct fns_child *child, int control)
 
 /* ---- the two processes ---------------------------------------------------------------------- */
 
+/* Nobody may look into this process: not from a namespace it joins, not from the sandbox whose
+ * pid 1 it becomes (CVE-2016-9962). */
+static void make_undumpable(void)
+{
+    fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+}
+
 static _Noreturn void run_sandbox(struct fns_child *child, int control)
 {
     const struct fns_plan *plan = child->plan;
@@ -182,7 +189,15 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
         if (got != sizeof message || message.kind != FNS_MESSAGE_GO)
             quit(127);
     }
-    if (fns_child_ops(child, plan->n_early, plan->n_ops) < 0)
+    uint32_t next = plan->n_early;
+    if (plan->id_map == FNS_ID_MAP_SELF) { /* the map files of the undumpable are root's (proc(5)) */
+        while (next < plan->n_ops && plan->ops[next].code == FNS_OP_WRITE)
+            next++;
+        if (fns_child_ops(child, plan->n_early, next) < 0)
+            tell_failure(control, &child->error);
+        make_undumpable();
+    }
+    if (fns_child_ops(child, next, plan->n_ops) < 0)
         tell_failure(control, &child->error);
     if (plan->options & FNS_PLAN_INIT)
         run_init(child, control);
@@ -219,9 +234,10 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (stack[0] != 3)
         quit(127);
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
-    fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
     fns_sys3(__NR_fcntl, control, F_SETFD, FD_CLOEXEC);
     struct fns_request *request = open_request(file);
+    if (request->plan.id_map != FNS_ID_MAP_SELF)
+        make_undumpable();
     fns_sys1(__NR_close, file);
     struct fns_child child = {
         .plan = &request->plan,

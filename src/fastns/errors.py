@@ -1,0 +1,187 @@
+"""The exceptions: which step failed, on what, and how to mend it."""
+
+import errno as _errno
+import os
+import subprocess
+
+
+class FastnsError(Exception):
+    """What every exception of fastns is."""
+
+
+class SpecError(FastnsError, ValueError):
+    """Something asked for that cannot be; found before any process exists.
+
+    Attributes: field, the argument or Spec field; reason, what is wrong and what would be accepted.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class SpawnError(FastnsError, OSError):
+    """A step of starting a sandbox failed; nothing of it is left.
+
+    Attributes: stage ("clone", "mount", "exec", ...), errno, strerror, op_index (-1: no op of the
+    plan), path (None: no path is to blame), hint (None, or how to mend it), found (exec: the file is
+    there, its interpreter or loader is not).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        errno: int,
+        *,
+        op_index: int = -1,
+        path: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.stage = stage
+        self.op_index = op_index
+        self.path = path
+        self.filename = path
+        self.hint = hint if hint is not None else hint_for(stage, errno, path)
+        self.found = False
+
+    def __str__(self) -> str:
+        place = self.stage if self.op_index < 0 else f"{self.stage}[{self.op_index}]"
+        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        target = "" if self.path is None else f" {self.path}"
+        return f"{place}{target}: {self.strerror} ({name})"
+
+    def __reduce__(self) -> "tuple[object, ...]":
+        arguments = (self.stage, self.errno, self.op_index, self.path, self.hint, self.found)
+        return (_restore, arguments)
+
+
+def _restore(
+    stage: str, errno: int, op_index: int, path: str | None, hint: str | None, found: bool
+) -> SpawnError:
+    error = SpawnError(stage, errno, op_index=op_index, path=path, hint=hint)
+    error.found = found
+    return error
+
+
+class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
+    """The time was over; stdout and stderr hold the output so far, as bytes."""
+
+
+class CalledProcessError(FastnsError, subprocess.CalledProcessError):
+    """check=True and a returncode other than 0."""
+
+
+# What the kernel's errno means at a stage, where it misleads, and what helps. An entry with a path
+# goes before the same without.
+_USERNS_OFF = (
+    "unprivileged user namespaces may be off here: sysctl kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces>0; "
+    "`fastns doctor` says which"
+)
+_HINTS: dict[tuple[str, int, str | None], str] = {
+    ("clone", _errno.EPERM, None): _USERNS_OFF,
+    ("clone", _errno.ENOSPC, None): (
+        "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
+        "or they are nested too deep"
+    ),
+    ("clone", _errno.EUSERS, None): "user namespaces are nested too deep, or their limit is reached",
+    ("clone", _errno.EAGAIN, None): (
+        "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup"
+    ),
+    ("clone", _errno.ENOMEM, None): (
+        "memory is short, or the joined pid namespace's first process has ended"
+    ),
+    ("clone", _errno.ENOSYS, None): (
+        "a time namespace needs clone3, which this kernel, or a filter around this process, refuses"
+    ),
+    ("clone", _errno.EINVAL, None): "this kernel lacks one of the namespaces asked for",
+    ("id_map", _errno.EPERM, None): (
+        "the mapping is not allowed: only the caller's own id, or ranges listed for it in "
+        "/etc/subuid and /etc/subgid (by newuidmap and newgidmap)"
+    ),
+    ("id_map", _errno.ENOENT, None): (
+        "newuidmap and newgidmap are needed for a range of ids: install the uidmap package"
+    ),
+    ("id_map", _errno.EINVAL, None): "the kernel takes at most 340 ranges that do not overlap",
+    ("setns", _errno.ENOENT, None): "no such namespace file: has its process ended?",
+    ("setns", _errno.EPERM, None): (
+        "joining a namespace needs CAP_SYS_ADMIN over it: join its user namespace too, or be root"
+    ),
+    ("setns", _errno.EINVAL, None): "the file is a namespace of another kind, or is the caller's own",
+    ("rootfs", _errno.ENOENT, None): (
+        "no such directory: build one with `fastns rootfs build DIR sh ls`"
+    ),
+    ("rootfs", _errno.ENOTDIR, None): "rootfs has to be a directory",
+    ("rootfs", _errno.EACCES, None): "a directory on the way to it cannot be entered by this user",
+    ("rootfs", _errno.EPERM, None): _USERNS_OFF,
+    ("overlay", _errno.EINVAL, None): (
+        "overlayfs refuses this root: is it an overlay itself, or is the kernel older than 5.11?"
+    ),
+    ("mount", _errno.ENOENT, None): (
+        "the target, or the source of the bind, does not exist: make it, or give the mount "
+        "X-mount.mkdir, or the spec overlay=True"
+    ),
+    ("mount", _errno.ENOTDIR, None): (
+        "a file and a directory cannot be mounted on one another: make the target of the same kind"
+    ),
+    ("mount", _errno.ELOOP, None): "a symbolic link is refused here: the target has to be a real directory",
+    ("mount", _errno.EPERM, "/proc"): (
+        "in an outer container with a masked /proc a fresh one is refused; otherwise "
+        "unprivileged user namespaces are off here: sysctl kernel.unprivileged_userns_clone=1"
+    ),
+    ("mount", _errno.EPERM, "/sys"): (
+        "a fresh /sys needs a network namespace of its own, or a fully visible /sys outside"
+    ),
+    ("mount", _errno.EPERM, None): (
+        "the kernel does not allow this mount to a user namespace (devtmpfs, say, or clearing "
+        "nosuid), or in an outer container"
+    ),
+    ("mount", _errno.EINVAL, None): (
+        "an option the file system does not know, or, in a user namespace, a bind of a directory "
+        "with mounts below it: use rbind"
+    ),
+    ("mount", _errno.ENODEV, None): "this kernel does not know the file system type",
+    ("file", _errno.ENOENT, None): (
+        "the file has to exist in the root to be replaced: create it there, or use overlay=True"
+    ),
+    ("file", _errno.ENOTDIR, None): "a directory is in the place of the file",
+    ("file", _errno.EISDIR, None): "a directory is in the place of the file",
+    ("device", _errno.EPERM, None): (
+        "device nodes cannot be made here (a device cgroup?): default_mounts=False leaves them out"
+    ),
+    ("pivot_root", _errno.EINVAL, None): (
+        "the caller's root is an initramfs or not a mount point: use root_mode='chroot'"
+    ),
+    ("chroot", _errno.EPERM, None): "chroot needs CAP_SYS_CHROOT: root, or a new user namespace",
+    ("rlimit", _errno.EPERM, None): "a hard limit can only be raised with CAP_SYS_RESOURCE",
+    ("setgroups", _errno.EPERM, None): "supplementary groups need CAP_SETGID or a mapped range",
+    ("setgid", _errno.EINVAL, None): "the group is not in gid_mappings",
+    ("setuid", _errno.EINVAL, None): "the user is not in uid_mappings",
+    ("setgid", _errno.EPERM, None): "another group needs root or a new user namespace",
+    ("setuid", _errno.EPERM, None): "another user needs root or a new user namespace",
+    ("stdio", _errno.EBADF, None): "stdin, stdout or stderr is an fd that is closed",
+    ("fds", _errno.EBADF, None): "one of pass_fds is closed",
+    ("chdir", _errno.ENOENT, None): "the working directory does not exist inside the root",
+    ("chdir", _errno.EACCES, None): "the sandbox's user cannot enter the working directory",
+    ("exec", _errno.ENOENT, None): "no such command inside the root (PATH is the sandbox's own)",
+    ("exec", _errno.EACCES, None): "the file is not executable, or lies on a noexec mount",
+    ("exec", _errno.ENOEXEC, None): (
+        "not a program for this machine: another architecture, or a script without #!"
+    ),
+    ("exec", _errno.E2BIG, None): "arguments and environment together are too long",
+    ("exec", _errno.EAGAIN, None): "RLIMIT_NPROC of the sandbox's user is reached",
+    ("helper", _errno.EACCES, None): "memory files may not be executed here: sysctl vm.memfd_noexec=0",
+    ("wait", _errno.ECHILD, None): (
+        "another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is lost"
+    ),
+}
+
+
+def hint_for(stage: str, errno: int, path: str | None = None) -> str | None:
+    """How to mend a failure, in a line; None when the error says it all."""
+    return _HINTS.get((stage, errno, path)) or _HINTS.get((stage, errno, None))

@@ -1,0 +1,187 @@
+"""Mount options: one table of what each name means, and for which types of mount.
+
+spec.py checks options with it, _compile.py takes the kernel's flags from it. Names are those of
+mount(8) and of the OCI runtime specification.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastns.errors import SpecError
+
+TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_SYNCHRONOUS, MS_NOATIME, MS_NODIRATIME = 16, 1024, 2048
+MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE = 1 << 17, 1 << 18, 1 << 19
+MS_RELATIME, MS_STRICTATIME = 1 << 21, 1 << 24
+
+# mount_setattr(2): the access time is a field of its own, not bits.
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
+
+
+class ParsedOptions(NamedTuple):
+    """Options as the kernel takes them: mount(2) flags and data, or mount_setattr(2) bits."""
+
+    ms_flags: int = 0
+    attr_set: int = 0
+    attr_clr: int = 0
+    data: str = ""
+    recursive: bool = False
+    propagation: int = 0
+    mkdir: bool = False
+
+
+class _Flag(NamedTuple):
+    group: str  # of options that exclude each other, one may be given
+    ms: int = 0
+    attr_set: int = 0
+    attr_clr: int = 0
+
+
+FLAGS = {
+    "ro": _Flag("ro", MS_RDONLY, ATTR_RDONLY),
+    "rw": _Flag("ro", 0, 0, ATTR_RDONLY),
+    "nosuid": _Flag("suid", MS_NOSUID, ATTR_NOSUID),
+    "suid": _Flag("suid", 0, 0, ATTR_NOSUID),
+    "nodev": _Flag("dev", MS_NODEV, ATTR_NODEV),
+    "dev": _Flag("dev", 0, 0, ATTR_NODEV),
+    "noexec": _Flag("exec", MS_NOEXEC, ATTR_NOEXEC),
+    "exec": _Flag("exec", 0, 0, ATTR_NOEXEC),
+    "noatime": _Flag("atime", MS_NOATIME, ATTR_NOATIME, ATTR_ATIME),
+    "relatime": _Flag("atime", MS_RELATIME, 0, ATTR_ATIME),
+    "strictatime": _Flag("atime", MS_STRICTATIME, ATTR_STRICTATIME, ATTR_ATIME),
+    "nodiratime": _Flag("nodiratime", MS_NODIRATIME, ATTR_NODIRATIME),
+    "defaults": _Flag("defaults"),
+}
+MKDIR = ("X-mount.mkdir", "x-mount.mkdir")
+PROPAGATIONS = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE,
+}
+_OCTAL = r"0?[0-7]{1,4}"
+_NUMBER = r"[0-9]{1,10}"
+_SIZE = r"[0-9]{1,19}[kKmMgGtT]?|[0-9]{1,3}%"
+_TEXT = r"[^\0]+"
+# Options handed to the file system as they are: name -> pattern of the value (None: no value).
+DATA: dict[str, dict[str, str | None]] = {
+    "tmpfs": {
+        "size": _SIZE,
+        "nr_blocks": _SIZE,
+        "nr_inodes": r"[0-9]{1,19}[kKmMgG]?",
+        "mode": _OCTAL,
+        "uid": _NUMBER,
+        "gid": _NUMBER,
+    },
+    "devtmpfs": {"size": _SIZE, "nr_inodes": r"[0-9]{1,19}[kKmMgG]?", "mode": _OCTAL},
+    "devpts": {
+        "newinstance": None,
+        "ptmxmode": _OCTAL,
+        "mode": _OCTAL,
+        "uid": _NUMBER,
+        "gid": _NUMBER,
+        "max": _NUMBER,
+    },
+    "proc": {
+        "hidepid": r"[0-4]|off|noaccess|invisible|ptraceable",
+        "gid": _NUMBER,
+        "subset": r"pid",
+    },
+    "overlay": {
+        "lowerdir": _TEXT,
+        "upperdir": _TEXT,
+        "workdir": _TEXT,
+        "userxattr": None,
+        "index": r"on|off",
+        "metacopy": r"on|off",
+        "redirect_dir": r"on|off|follow|nofollow",
+        "volatile": None,
+    },
+    "cgroup2": {"nsdelegate": None, "memory_recursiveprot": None},
+}
+
+
+def names(type: str) -> list[str]:
+    """What may be given for a type, as a person would write it."""
+    found = [*FLAGS, "X-mount.mkdir"]
+    if type == "bind":
+        found += ["bind", "rbind", *PROPAGATIONS]
+    found += [n if pattern is None else f"{n}=" for n, pattern in DATA.get(type, {}).items()]
+    return found
+
+
+def parse(type: str, options: Iterable[str]) -> ParsedOptions:
+    """Checks the options of one mount and turns them into what the kernel takes.
+
+    Raises: SpecError, field "mounts.options", for an unknown or contradictory option.
+    """
+    ms_flags = attr_set = attr_clr = propagation = 0
+    recursive = mkdir = False
+    data: list[str] = []
+    seen: dict[str, str] = {}
+    for option in options:
+        if not isinstance(option, str) or not option or "\0" in option:
+            raise SpecError("mounts.options", f"{option!r}: non-empty strings without NUL expected")
+        key, equals, value = option.partition("=")
+        if option in FLAGS:
+            flag = FLAGS[option]
+            group = flag.group
+            ms_flags |= flag.ms
+            attr_set |= flag.attr_set
+            attr_clr |= flag.attr_clr
+        elif option in MKDIR:
+            group, mkdir = "mkdir", True
+        elif type == "bind" and option in ("bind", "rbind"):
+            group, recursive = "bind", option == "rbind"
+        elif type == "bind" and option in PROPAGATIONS:
+            group, propagation = "propagation", PROPAGATIONS[option]
+        elif option in ("shared", "rshared"):
+            raise SpecError(
+                "mounts.options", f"{option!r}: mounts inside would appear outside; private or slave"
+            )
+        elif key in DATA.get(type, {}):
+            pattern = DATA[type][key]
+            if (pattern is None) != (not equals) or (pattern and not re.fullmatch(pattern, value)):
+                raise SpecError("mounts.options", f"{option[:60]!r}: {_form(key, pattern)} expected")
+            # A comma would end the option and start another one (mount(2), data).
+            if "," in value:
+                raise SpecError("mounts.options", f"{option[:60]!r}: a comma cannot be passed on")
+            group = key
+            data.append(option)
+        else:
+            raise _unknown(type, option)
+        if group in seen:
+            other = seen[group]
+            raise SpecError("mounts.options", f"{other!r} and {option[:60]!r} exclude each other")
+        seen[group] = option
+    if type == "overlay" and "lowerdir" not in seen:
+        raise SpecError("mounts.options", "an overlay needs lowerdir=")
+    return ParsedOptions(
+        ms_flags, attr_set, attr_clr & ~attr_set | attr_clr & ATTR_ATIME, ",".join(data),
+        recursive, propagation, mkdir,
+    )  # fmt: skip
+
+
+def _form(key: str, pattern: str | None) -> str:
+    forms = {_SIZE: "64m, 1g, 50% or bytes", _OCTAL: "an octal mode such as 0755"}
+    if pattern is None:
+        return f"{key} without a value"
+    return f"{key}= with {forms.get(pattern, pattern)}"
+
+
+def _unknown(type: str, option: str) -> SpecError:
+    import difflib  # only an error needs it
+
+    accepted = names(type)
+    close = difflib.get_close_matches(option.partition("=")[0], accepted, 2)
+    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return SpecError(
+        "mounts.options",
+        f"{option[:60]!r} is not an option of {type}{meant}; accepted: {', '.join(accepted)}",
+    )

@@ -1,0 +1,465 @@
+"""What a sandbox is, in the words of the OCI runtime specification: frozen dataclasses, checked when
+they are made.
+
+No I/O, no kernel flags: what a spec means for this machine and this caller is _compile.py's.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastns import mount_options
+from fastns._args import MAX_PATH, check_env, encode, shown
+from fastns.errors import SpecError
+
+KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
+HOST_BY_DEFAULT = ("user", "time")
+DEFAULT_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "TERM": "xterm",
+    "LANG": "C.UTF-8",
+}
+MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
+MAX_GROUPS = 64
+MAX_FILE = 16 << 20
+MAX_MAPPINGS = 340  # user_namespaces(7)
+RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class FrozenMap(Mapping[K, V]):
+    """A mapping that cannot change: hashable, picklable, equal to any mapping with the same items."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[K, V] | None = None) -> None:
+        self._items = dict(items or {})
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+class _Default(str):
+    """A default that can be told from the same value given by the caller."""
+
+
+DEFAULT_NETWORK = _Default("none")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One thing mounted inside the root.
+
+    Args:
+        destination: absolute path inside. type: one of mount_options.TYPES.
+        source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
+        options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
+            X-mount.mkdir makes a missing destination.
+    """
+
+    destination: str
+    type: str = "bind"
+    source: str | None = None
+    options: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "destination", _inside("mounts.destination", self.destination))
+        if self.type not in mount_options.TYPES:
+            raise SpecError(
+                "mounts.type", f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected"
+            )
+        if isinstance(self.options, str) or not isinstance(self.options, Sequence):
+            raise SpecError(
+                "mounts.options", f"{shown(self.options)}: a list such as ['ro', 'nosuid'] expected"
+            )
+        put(self, "options", tuple(self.options))
+        mount_options.parse(self.type, self.options)
+        if self.source is not None:
+            put(self, "source", _path("mounts.source", self.source))
+        if self.type == "bind" and not (self.source or "").startswith("/"):
+            raise SpecError(
+                "mounts.source", f"{shown(self.source)}: a bind needs an absolute path outside"
+            )
+
+
+@dataclass(frozen=True)
+class IDMapping:
+    """`size` ids from `container_id` on inside are those from `host_id` on outside."""
+
+    container_id: int
+    host_id: int
+    size: int
+
+    def __post_init__(self) -> None:
+        for name in ("container_id", "host_id"):
+            _number(f"id mapping.{name}", getattr(self, name), 0, MAX_ID)
+        _number("id mapping.size", self.size, 1, MAX_ID + 1)
+        for name in ("container_id", "host_id"):
+            if getattr(self, name) + self.size > MAX_ID + 1:
+                raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
+
+
+@dataclass(frozen=True)
+class Rlimit:
+    """A resource limit by its OCI name, such as RLIMIT_NOFILE; -1 is unlimited."""
+
+    type: str
+    soft: int
+    hard: int
+
+    def __post_init__(self) -> None:
+        if self.type not in RLIMITS:
+            raise SpecError("rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)}")
+        for name in ("soft", "hard"):
+            _number(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
+        if self._value(self.soft) > self._value(self.hard):
+            raise SpecError("rlimits.soft", f"{self.soft} is over the hard limit {self.hard}")
+
+    @staticmethod
+    def _value(limit: int) -> int:
+        return 2**64 - 1 if limit == -1 else limit
+
+    @property
+    def number(self) -> int:
+        """The kernel's number of the resource."""
+        return RLIMITS[self.type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
+
+    Args:
+        rootfs: directory that becomes "/"; None: the host's root, read-only, with a private /tmp,
+            /dev, /proc and /run. A relative path is taken from the working directory at compile().
+        root_mode: "pivot_root" or "chroot".
+        read_only: the root cannot be written. overlay: what is written to it is thrown away.
+        hostname, domainname: at most 64 bytes; they need a new uts namespace.
+        namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path of
+            one to join. All are new, but user and time are the host's unless asked for or needed;
+            an unprivileged caller always gets a new user namespace.
+        mounts: Mount objects, in order, over the default ones.
+        default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
+            mount with the same destination replaces one. Without a new mount namespace: none.
+        files: destination -> text or bytes put there without touching the root.
+        env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited.
+        cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
+        uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
+        network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
+        rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child.
+    """
+
+    rootfs: str | None = None
+    root_mode: str = "pivot_root"
+    read_only: bool = False
+    overlay: bool = False
+    hostname: str | None = None
+    domainname: str | None = None
+    namespaces: Mapping[str, str] = field(default_factory=FrozenMap)
+    mounts: Sequence[Mount] = ()
+    default_mounts: bool = True
+    files: Mapping[str, str | bytes] = field(default_factory=FrozenMap)
+    env: Mapping[str, str] = field(default_factory=FrozenMap)
+    cwd: str = "/"
+    umask: int = 0o022
+    user: str = "0:0"
+    additional_gids: Sequence[int] = ()
+    uid_mappings: Sequence[IDMapping] = ()
+    gid_mappings: Sequence[IDMapping] = ()
+    network: str = DEFAULT_NETWORK
+    rlimits: Sequence[Rlimit] = ()
+    init: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_namespaces()
+        self._check_root()
+        self._check_mounts()
+        self._check_process()
+        self._check_ids()
+
+    # ---- what is effective ----
+
+    def namespace(self, kind: str) -> str:
+        """"new", "host" or a path, as far as the spec itself decides it."""
+        if kind in self.namespaces:
+            return self.namespaces[kind]
+        if kind == "network" and not isinstance(self.network, _Default):
+            return "new" if self.network == "none" else self.network
+        if kind == "user" and self.uid_mappings:
+            return "new"
+        return "host" if kind in HOST_BY_DEFAULT else "new"
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether the spec says something of this namespace at all."""
+        return kind in self.namespaces or (kind == "user" and bool(self.uid_mappings))
+
+    def environment(self) -> dict[str, str]:
+        """The command's environment: `env` over the clean defaults."""
+        home = {} if self.uid == 0 else {"HOME": "/"}
+        return {**DEFAULT_ENV, **home, **self.env}
+
+    @property
+    def uid(self) -> int:
+        return int(self.user.partition(":")[0])
+
+    @property
+    def gid(self) -> int:
+        return int(self.user.partition(":")[2])
+
+    # ---- checks ----
+
+    def _put(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_types(self) -> None:
+        for name in ("read_only", "overlay", "default_mounts", "init"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(name, f"{shown(getattr(self, name))}: True or False expected")
+        items = {
+            "mounts": Mount,
+            "uid_mappings": IDMapping,
+            "gid_mappings": IDMapping,
+            "rlimits": Rlimit,
+            "additional_gids": int,
+        }
+        for name, kind in items.items():
+            value = getattr(self, name)
+            if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+                raise SpecError(name, f"{shown(value)}: a list of {kind.__name__} expected")
+            for item in value:
+                if not isinstance(item, kind) or isinstance(item, bool):
+                    raise SpecError(name, f"{shown(item)}: {kind.__name__} expected")
+            self._put(name, tuple(value))
+        for name in ("namespaces", "files", "env"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                raise SpecError(name, f"{shown(value)}: a mapping expected")
+            self._put(name, FrozenMap(value))
+
+    def _check_namespaces(self) -> None:
+        for kind, value in self.namespaces.items():
+            if kind not in KINDS:
+                raise SpecError("namespaces", f"{shown(kind)}: one of {', '.join(KINDS)} expected")
+            if value not in ("new", "host"):
+                _namespace_path(f"namespaces.{kind}", value)
+        if not isinstance(self.network, _Default):
+            if self.network in ("bridge", "pasta"):
+                raise SpecError("network", f"{self.network!r} is not available yet: none or host")
+            if self.network not in ("none", "host"):
+                _namespace_path("network", self.network)
+            wanted = "new" if self.network == "none" else self.network
+            if self.namespaces.get("network", wanted) != wanted:
+                raise SpecError(
+                    "network",
+                    f"{self.network!r} contradicts namespaces['network'] = "
+                    f"{self.namespaces['network']!r}: give one of them",
+                )
+        if self.namespace("pid") != "new" and self.init:
+            raise SpecError("init", "the reaper is pid 1: it needs namespaces['pid'] = 'new'")
+
+    def _check_root(self) -> None:
+        if self.rootfs is not None:
+            self._put("rootfs", _path("rootfs", self.rootfs))
+        if self.root_mode not in ("pivot_root", "chroot"):
+            raise SpecError("root_mode", f"{shown(self.root_mode)}: pivot_root or chroot expected")
+        if self.overlay and self.rootfs is None:
+            raise SpecError(
+                "overlay",
+                "needs a rootfs: a layer over the host's root would lose what is mounted below it",
+            )
+        mount = self.namespace("mount")
+        if mount == "new":
+            return
+        why = (
+            "would change the host's mounts"
+            if mount == "host"
+            else "would change the mounts of the sandbox that is joined"
+        )
+        for name in ("mounts", "files", "overlay", "read_only"):
+            if getattr(self, name):
+                raise SpecError(name, f"{why}: namespaces['mount'] = 'new' is needed")
+        if self.rootfs is not None and mount != "host":
+            raise SpecError("rootfs", "a joined mount namespace has a root of its own")
+        if self.rootfs is not None and self.root_mode == "pivot_root":
+            raise SpecError(
+                "root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'"
+            )
+
+    def _check_mounts(self) -> None:
+        places: dict[str, str] = {}
+        for mount in self.mounts:
+            place = mount.destination
+            if place in places:
+                raise SpecError("mounts", f"{place} is given twice")
+            hidden = next((p for p in places if p.startswith(place + "/")), None)
+            if hidden is not None:
+                raise SpecError("mounts", f"{place} would hide {hidden}: put {place} first")
+            places[place] = "mounts"
+        files: dict[str, str | bytes] = {}
+        for destination, content in self.files.items():
+            place = _inside("files", destination)
+            if isinstance(destination, str) and destination.endswith("/"):
+                raise SpecError("files", f"{shown(destination)}: a file's path ends with its name")
+            if place in places or place in files:
+                raise SpecError("files", f"{place} is given twice, in mounts or files")
+            if not isinstance(content, str | bytes):
+                raise SpecError("files", f"{place}: {shown(content)}: str or bytes expected")
+            try:
+                size = len(content if isinstance(content, bytes) else content.encode())
+            except UnicodeEncodeError:
+                raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
+            if size > MAX_FILE:
+                raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
+            below = next((p for p in files if _below(p, place) or _below(place, p)), None)
+            if below is not None:
+                raise SpecError("files", f"{place} and {below}: one is a file, so not a directory")
+            files[place] = content
+        self._put("files", FrozenMap(files))
+
+    def _check_process(self) -> None:
+        for name in ("hostname", "domainname"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            data = encode(name, value, 64)
+            if not isinstance(value, str) or not data or any(c <= 32 or c in b"/\x7f" for c in data):
+                raise SpecError(name, f"{shown(value)}: a name without spaces and '/' expected")
+            if self.namespace("uts") != "new":
+                raise SpecError(
+                    name, "would rename the host or the joined sandbox: needs namespaces['uts']='new'"
+                )
+        check_env(self.env)
+        for key, value in self.env.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise SpecError("env", f"{shown(key)}: str expected, not bytes")
+        self._put("cwd", _path("cwd", self.cwd))
+        if not self.cwd.startswith("/"):
+            raise SpecError("cwd", f"{shown(self.cwd)}: an absolute path inside the sandbox expected")
+        _number("umask", self.umask, 0, 0o777)
+        types = [rlimit.type for rlimit in self.rlimits]
+        twice = next((name for name in types if types.count(name) > 1), None)
+        if twice is not None:
+            raise SpecError("rlimits", f"{twice} is given twice")
+
+    def _check_ids(self) -> None:
+        self._put("user", _user(self.user))
+        if len(self.additional_gids) > MAX_GROUPS:
+            raise SpecError("additional_gids", f"{len(self.additional_gids)}: at most {MAX_GROUPS}")
+        for gid in self.additional_gids:
+            _number("additional_gids", gid, 0, MAX_ID)
+        if bool(self.uid_mappings) != bool(self.gid_mappings):
+            missing = "gid_mappings" if self.uid_mappings else "uid_mappings"
+            raise SpecError(missing, "uid_mappings and gid_mappings are needed together")
+        if not self.uid_mappings:
+            return
+        if self.namespace("user") != "new":
+            raise SpecError(
+                "uid_mappings", "mappings are made for a new user namespace: namespaces['user']='new'"
+            )
+        _mappings("uid_mappings", self.uid_mappings, [self.uid], "user")
+        _mappings("gid_mappings", self.gid_mappings, [self.gid], "user")
+        _mappings("gid_mappings", self.gid_mappings, self.additional_gids, "additional_gids")
+
+
+def _number(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(name, f"{shown(value)}: a whole number from {low} to {high} expected")
+
+
+def _path(name: str, value: Any) -> str:
+    if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
+        raise SpecError(name, f"{shown(value)}: a path as str or PathLike expected")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text:
+        raise SpecError(name, f"{shown(value)}: a path that is not empty expected")
+    encode(name, text, MAX_PATH)
+    return text
+
+
+def _inside(name: str, value: Any) -> str:
+    """A path inside the root, made plain."""
+    text = _path(name, value)
+    if not text.startswith("/"):
+        raise SpecError(name, f"{shown(text)}: an absolute path inside the root expected")
+    if ".." in text.split("/"):
+        raise SpecError(name, f"{shown(text)}: a path without '..' expected")
+    plain = posixpath.normpath("/" + text.lstrip("/"))
+    if plain == "/":
+        raise SpecError(name, "'/' is the root itself: use rootfs, read_only and overlay")
+    if any(len(os.fsencode(part)) > 255 for part in plain.split("/")):
+        raise SpecError(name, f"{shown(text)}: each name in a path has at most 255 bytes")
+    return plain
+
+
+def _namespace_path(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise SpecError(
+            name, f"{shown(value)}: 'new', 'host' or a path such as /proc/42/ns/net expected"
+        )
+    encode(name, value, MAX_PATH)
+
+
+def _user(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise SpecError("user", f"{shown(value)}: 'uid' or 'uid:gid' expected")
+    uid, colon, gid = value.partition(":")
+    for part in (uid, gid) if colon else (uid,):
+        if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):
+            raise SpecError(
+                "user", f"{shown(value)}: numbers from 0 to {MAX_ID} as 'uid' or 'uid:gid' expected"
+            )
+    return f"{int(uid)}:{int(gid) if colon else 0}"
+
+
+def _below(path: str, parent: str) -> bool:
+    return path.startswith(parent + "/")
+
+
+def _mappings(name: str, mappings: Sequence[IDMapping], ids: Sequence[int], what: str) -> None:
+    if len(mappings) > MAX_MAPPINGS:
+        raise SpecError(name, f"{len(mappings)} ranges: the kernel takes at most {MAX_MAPPINGS}")
+    for side in ("container_id", "host_id"):
+        ranges = sorted((getattr(m, side), m.size) for m in mappings)
+        for (start, size), (following, _size) in zip(ranges, ranges[1:], strict=False):
+            if start + size > following:
+                raise SpecError(name, f"ranges overlap at {side} {following}")
+    for number in ids:
+        if not any(m.container_id <= number < m.container_id + m.size for m in mappings):
+            raise SpecError(what, f"{number} is not in {name}")
