@@ -1,4 +1,4 @@
-"""Where the time goes: a bare clone first, then one namespace or one step of the root more each time.
+"""Where the time goes: a bare clone, then one namespace or one step of the root more each time.
 
 Each layer is a benchmark of its own for pytest-benchmark; test_layers_interleaved times them all in
 turn in one loop, which is the comparison to trust.

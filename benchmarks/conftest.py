@@ -1,7 +1,7 @@
 """What the benchmarks share: a static `true`, a root that holds it, and interleaved timing.
 
-Absolute times drift on a shared machine, so contenders are timed in turn within one loop and compared
-as ratios of their medians.
+Absolute times drift on a shared machine, so contenders are timed in turn within one loop and
+compared as ratios of their medians.
 """
 
 import os

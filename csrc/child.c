@@ -238,6 +238,18 @@ static int attach(int tree, int target)
                          FNS_MOVE_MOUNT_F_EMPTY_PATH | FNS_MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* Attaches a tree on top of "/". Paths of the caller's view start below it, so that they do not see
+ * it; a bind of the directory the root came from would, were it attached there. */
+static int attach_on_top(int tree)
+{
+    int top = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    if (top < 0)
+        return top;
+    int result = attach(tree, top);
+    close_fd(top);
+    return result;
+}
+
 /* A detached copy of what is mounted at `fd`. */
 static int clone_tree(int fd, int recursive)
 {
@@ -303,17 +315,16 @@ static int op_propagation(struct fns_child *child, const struct fns_op *op)
 
 static int op_root_tree(struct fns_child *child, const struct fns_op *op)
 {
-    child->root_dir = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS | O_DIRECTORY);
-    if (child->root_dir < 0)
-        return source_failed(child, child->root_dir);
-    if (op->how & FNS_HOW_RECURSIVE) {
-        child->root = clone_tree(child->root_dir, 1);
-        if (child->root < 0)
-            return source_failed(child, child->root);
-        return set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
+    int dir = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS | O_DIRECTORY);
+    if (dir < 0 || !(op->how & FNS_HOW_RECURSIVE)) { /* a plain directory, to chroot into */
+        child->root = dir;
+        return dir < 0 ? source_failed(child, dir) : 0;
     }
-    child->root = child->root_dir; /* chroot into a plain directory, no mount namespace */
-    return 0;
+    child->root = clone_tree(dir, 1);
+    close_fd(dir);
+    if (child->root < 0)
+        return source_failed(child, child->root);
+    return set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
 }
 
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
@@ -334,7 +345,7 @@ static int op_scratch(struct fns_child *child, const struct fns_op *op)
     if (result < 0)
         return (int)result;
     child->scratch = (int)result;
-    result = attach(child->scratch, child->root_dir);
+    result = attach_on_top(child->scratch);
     for (unsigned i = 0; result == 0 && i < sizeof names / sizeof *names; i++)
         result = fns_sys3(__NR_mkdirat, child->scratch, names[i], 0755);
     return (int)result;
@@ -343,7 +354,7 @@ static int op_scratch(struct fns_child *child, const struct fns_op *op)
 static int op_root_attach(struct fns_child *child, const struct fns_op *op)
 {
     if (!op->target)
-        return attach(child->root, child->root_dir);
+        return attach_on_top(child->root);
     return (int)fns_sys5(__NR_move_mount, child->root, "", child->scratch, text(child, op->target),
                          FNS_MOVE_MOUNT_F_EMPTY_PATH);
 }
@@ -372,12 +383,13 @@ static int op_mount(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
-static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree, int directory)
+static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree, uint64_t set,
+                     uint64_t clear, int directory)
 {
     uint64_t propagation = op->how & FNS_HOW_SLAVE        ? FNS_MS_SLAVE
                            : op->how & FNS_HOW_UNBINDABLE ? FNS_MS_UNBINDABLE
                                                           : FNS_MS_PRIVATE;
-    int result = set_attr(tree, op->how & FNS_HOW_RECURSIVE, op->flags, op->arg, propagation);
+    int result = set_attr(tree, op->how & FNS_HOW_RECURSIVE, set, clear, propagation);
     if (result < 0)
         return result;
     int target = open_target(child, op, directory);
@@ -398,7 +410,7 @@ static int op_bind(struct fns_child *child, const struct fns_op *op)
     close_fd(source);
     if (tree < 0)
         return source_failed(child, tree);
-    int result = bind_tree(child, op, tree, directory);
+    int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
     close_fd(tree);
     return result;
 }
@@ -470,7 +482,7 @@ static int op_file_bind(struct fns_child *child, const struct fns_op *op)
     close_fd(dir);
     if (result < 0 || tree < 0)
         return result < 0 ? result : tree;
-    result = bind_tree(child, op, tree, 0);
+    result = bind_tree(child, op, tree, 0, 0, 0); /* arg is a size here */
     close_fd(tree);
     return result;
 }
@@ -488,6 +500,9 @@ static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
     /* The old root lands on top of the new one: no directory for it is needed (pivot_root(2)). */
     if (result == 0)
         result = (int)fns_sys2(__NR_pivot_root, ".", ".");
+    /* umount2 takes what is topmost: the scratch, where there is one, lies on top of the old root. */
+    if (result == 0 && child->scratch >= 0)
+        result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
     if (result == 0)
         result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
     if (result == 0)
@@ -662,11 +677,9 @@ int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
             return fail(child, (enum fns_stage)op->stage, (int)i, result);
     }
     /* Not close-on-exec's business: a command may not see them even for an instant. */
-    if (child->root_dir != child->root)
-        close_fd(child->root_dir);
     close_fd(child->root);
     close_fd(child->scratch);
-    child->root_dir = child->root = child->scratch = -1;
+    child->root = child->scratch = -1;
     return 0;
 }
 

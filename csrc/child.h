@@ -14,7 +14,7 @@ struct fns_child {
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
     int exec_fd;                /* >= 0: execute this file itself (the helper) with args->argv */
-    int root_dir, root, scratch; /* fds while the root is built; -1 */
+    int root, scratch;          /* fds while the root is built; -1 */
 };
 
 /* Signals to default, stdio in place, every fd closed but those of args->keep. */

@@ -243,7 +243,6 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         .plan = &request->plan,
         .args = &request->args,
         .exec_fd = -1,
-        .root_dir = -1,
         .root = -1,
         .scratch = -1,
     };

@@ -114,7 +114,6 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         .args = args,
         .error = {.op_index = -1},
         .exec_fd = -1,
-        .root_dir = -1,
         .root = -1,
         .scratch = -1,
     };

@@ -273,7 +273,6 @@ static int start_helper(const struct fns_args *args, const int fds[3], int *pidf
                               .args = &helper_args,
                               .error = {.op_index = -1},
                               .exec_fd = fds[2],
-                              .root_dir = -1,
                               .root = -1,
                               .scratch = -1};
     long pid = fns_clone_child(&child, 0, pidfd);

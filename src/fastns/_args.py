@@ -79,7 +79,7 @@ def check_cwd(cwd: Any) -> bytes:
 
 
 def check_timeout(timeout: Any) -> int | None:
-    """Seconds as nanoseconds; negative is 0, as in subprocess. Raises SpecError, field "timeout"."""
+    """Seconds as nanoseconds; negative is 0, as in subprocess. Raises SpecError."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):

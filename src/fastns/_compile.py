@@ -1,13 +1,13 @@
-"""Spec → Plan: the only place that knows which kernel call each field of a spec becomes.
+"""Spec → Plan: the only place that knows what each field of a spec is to the kernel.
 
 Everything that can be decided before a child exists is decided here: the order of the ops, which
-namespaces are made by the clone and which are joined, how ids are mapped, whether the child may share
-the caller's memory. Reads who the caller is (ids, capabilities); touches nothing.
+namespaces are made by the clone and which are joined, how ids are mapped, whether the child may
+share the caller's memory. Reads who the caller is (ids, capabilities); touches nothing.
 """
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fastns import _core, mount_options
@@ -87,6 +87,7 @@ class Caller(NamedTuple):
     uniform: bool  # real, effective and saved ids are the same
     capabilities: int
     initial_user_namespace: bool
+    may_setgroups: bool = True
 
     @property
     def privileged(self) -> bool:
@@ -95,13 +96,10 @@ class Caller(NamedTuple):
     @classmethod
     def current(cls) -> "Caller":
         uids, gids = os.getresuid(), os.getresgid()
-        try:
-            with open("/proc/self/uid_map", "rb") as file:
-                initial = file.read().split() == [b"0", b"0", b"4294967295"]
-        except OSError:  # no /proc: mknod or not, the child's error will say
-            initial = True
+        initial = _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
+        may_setgroups = initial or _read("/proc/self/setgroups").strip() != b"deny"
         uniform = len(set(uids)) == 1 and len(set(gids)) == 1
-        return cls(uids[1], gids[1], uniform, _core.capabilities(), initial)
+        return cls(uids[1], gids[1], uniform, _core.capabilities(), initial, may_setgroups)
 
 
 def compile(spec: Spec | None = None) -> _core.Plan:
@@ -209,11 +207,13 @@ class _Compiler:
                 )
             self.id_map = "self"
             # setgroups has to be given up before an unprivileged gid_map (user_namespaces(7)).
-            for name, text in ((b"setgroups", b"deny"), (b"gid_map", gid_map), (b"uid_map", uid_map)):
+            for name, text in (
+                (b"setgroups", b"deny"),
+                (b"gid_map", gid_map),
+                (b"uid_map", uid_map),
+            ):
                 note = f"{name.decode()}: {text.decode().strip()}"
-                self.add(
-                    Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note)
-                )
+                self.add(Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note))
             return
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
@@ -310,15 +310,15 @@ class _Compiler:
         return [*kept, *self.spec.mounts]
 
     def adapted(self, mount: Mount) -> Mount:
-        """The kernel gives a fresh proc or sysfs only to the owner of the pid or network namespace
-        it shows; in a user namespace without such a namespace of its own the host's is bound."""
+        """/proc and /sys show the pid and the network namespace of who mounts them. A fresh one of
+        the host's is refused to a user namespace, and on top of itself: then it is bound."""
         owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
-        if owner and self.in_user_namespace() and self.kinds[owner] == "host":
-            options = ["rbind", "nosuid", "nodev", "noexec"]
-            if owner == "network":
-                options.append("ro")
-            return Mount(mount.destination, source=mount.destination, options=options)
-        return mount
+        if owner is None or self.kinds[owner] != "host":
+            return mount
+        # What lies below a directory may not be uncovered in a user namespace: all or nothing.
+        bind = "rbind" if self.in_user_namespace() else "bind"
+        options = [bind, *mount.options]
+        return Mount(mount.destination, source=mount.destination, options=options)
 
     def throw_away(self, destination: str) -> bool:
         """Whether the layer that holds a path is gone with the sandbox."""
@@ -377,7 +377,7 @@ class _Compiler:
         self.layers.append((mount.destination, mount.type == "tmpfs"))
 
     def add_devices(self) -> None:
-        """A minimal /dev. mknod is for the initial user namespace; elsewhere the host's are bound."""
+        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound."""
         may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
         for name, (major, minor) in DEVICES.items():
             path = f"/dev/{name}".encode()
@@ -438,13 +438,13 @@ class _Compiler:
             return  # the one mapped id is the process's own already
         in_range = self.new_user or "user" in self.joined
         same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
-        if not in_range and not caller.privileged:
-            if spec.user == "0:0" or same:
-                return  # nothing to change, and no right to change it
+        if not in_range and not caller.privileged and (spec.user == "0:0" or same):
+            return  # nothing to change, and no right to change it
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
         count = len(spec.additional_gids)
         note = " ".join(map(str, spec.additional_gids)) or "none"
-        self.add(Op("setgroups", "setgroups", arg=count, data=groups or None, note=note))
+        if count or in_range or caller.may_setgroups:
+            self.add(Op("setgroups", "setgroups", arg=count, data=groups or None, note=note))
         if not in_range and same:
             return
         # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
@@ -459,6 +459,15 @@ def search_path(path: str | None) -> tuple[bytes, ...]:
     return tuple(directory or b"." for directory in text.split(b":"))
 
 
+def _read(path: str) -> bytes:
+    """A file of /proc; empty without /proc, and what depends on it will fail with its own error."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def _parse(mount: Mount) -> mount_options.ParsedOptions:
     return mount_options.parse(mount.type, mount.options)
 
@@ -467,7 +476,7 @@ def _map_text(mappings: Iterable[IDMapping]) -> bytes:
     return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
 
 
-def _is_own_id(mappings: tuple[IDMapping, ...], own: int) -> bool:
+def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:
     return len(mappings) == 1 and mappings[0].size == 1 and mappings[0].host_id == own
 
 

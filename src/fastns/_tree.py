@@ -1,8 +1,8 @@
 """Ending a process and its descendants, for sandboxes without a pid namespace of their own.
 
-Each process is stopped before its children are listed, so that it cannot start more meanwhile, and is
-held by a pidfd, so that a number used again is not hit. What has left the tree (a daemon whose parent
-ended) is not found: only a pid namespace holds everything.
+Each process is stopped before its children are listed, so that it cannot start more meanwhile, and
+is held by a pidfd, so that a number used again is not hit. What has left the tree (a daemon whose
+parent ended) is not found: only a pid namespace holds everything.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ def kill_tree(pid: int) -> None:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)
+    with gone:
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                with open(f"/proc/{pid}/task/{thread}/children") as file:
-                    found.extend(map(int, file.read().split()))
+            with gone, open(f"/proc/{pid}/task/{thread}/children") as file:
+                found.extend(map(int, file.read().split()))
     return found

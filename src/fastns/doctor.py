@@ -330,5 +330,5 @@ def overlay() -> Finding:
                 Path(root, name).symlink_to(os.readlink(host))
             elif host.is_dir():
                 Path(root, name).mkdir()
-                mounts.append(fastns.Mount(str(host), source=str(host), options=["ro"]))
+                mounts.append(fastns.Mount(str(host), source=str(host), options=["rbind", "ro"]))
         return attempt(rootfs=root, overlay=True, mounts=mounts)

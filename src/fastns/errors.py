@@ -28,8 +28,8 @@ class SpawnError(FastnsError, OSError):
     """A step of starting a sandbox failed; nothing of it is left.
 
     Attributes: stage ("clone", "mount", "exec", ...), errno, strerror, op_index (-1: no op of the
-    plan), path (None: no path is to blame), hint (None, or how to mend it), found (exec: the file is
-    there, its interpreter or loader is not).
+    plan), path (None: no path is to blame), hint (None, or how to mend it), found (exec: the file
+    is there, its interpreter or loader is not).
     """
 
     def __init__(
@@ -89,7 +89,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
         "or they are nested too deep"
     ),
-    ("clone", _errno.EUSERS, None): "user namespaces are nested too deep, or their limit is reached",
+    (
+        "clone",
+        _errno.EUSERS,
+        None,
+    ): "user namespaces are nested too deep, or their limit is reached",
     ("clone", _errno.EAGAIN, None): (
         "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup"
     ),
@@ -112,7 +116,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("setns", _errno.EPERM, None): (
         "joining a namespace needs CAP_SYS_ADMIN over it: join its user namespace too, or be root"
     ),
-    ("setns", _errno.EINVAL, None): "the file is a namespace of another kind, or is the caller's own",
+    (
+        "setns",
+        _errno.EINVAL,
+        None,
+    ): "the file is a namespace of another kind, or is the caller's own",
     ("rootfs", _errno.ENOENT, None): (
         "no such directory: build one with `fastns rootfs build DIR sh ls`"
     ),
@@ -129,7 +137,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("mount", _errno.ENOTDIR, None): (
         "a file and a directory cannot be mounted on one another: make the target of the same kind"
     ),
-    ("mount", _errno.ELOOP, None): "a symbolic link is refused here: the target has to be a real directory",
+    (
+        "mount",
+        _errno.ELOOP,
+        None,
+    ): "a symbolic link is refused here: the target has to be a real directory",
     ("mount", _errno.EPERM, "/proc"): (
         "in an outer container with a masked /proc a fresh one is refused; otherwise "
         "unprivileged user namespaces are off here: sysctl kernel.unprivileged_userns_clone=1"
@@ -175,7 +187,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
     ("exec", _errno.E2BIG, None): "arguments and environment together are too long",
     ("exec", _errno.EAGAIN, None): "RLIMIT_NPROC of the sandbox's user is reached",
-    ("helper", _errno.EACCES, None): "memory files may not be executed here: sysctl vm.memfd_noexec=0",
+    (
+        "helper",
+        _errno.EACCES,
+        None,
+    ): "memory files may not be executed here: sysctl vm.memfd_noexec=0",
     ("wait", _errno.ECHILD, None): (
         "another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is lost"
     ),

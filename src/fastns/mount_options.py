@@ -143,12 +143,15 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             group, propagation = "propagation", PROPAGATIONS[option]
         elif option in ("shared", "rshared"):
             raise SpecError(
-                "mounts.options", f"{option!r}: mounts inside would appear outside; private or slave"
+                "mounts.options",
+                f"{option!r}: mounts inside would appear outside; private or slave",
             )
         elif key in DATA.get(type, {}):
             pattern = DATA[type][key]
             if (pattern is None) != (not equals) or (pattern and not re.fullmatch(pattern, value)):
-                raise SpecError("mounts.options", f"{option[:60]!r}: {_form(key, pattern)} expected")
+                raise SpecError(
+                    "mounts.options", f"{option[:60]!r}: {_form(key, pattern)} expected"
+                )
             # A comma would end the option and start another one (mount(2), data).
             if "," in value:
                 raise SpecError("mounts.options", f"{option[:60]!r}: a comma cannot be passed on")

@@ -1,5 +1,6 @@
 """The handle of a running sandbox, and spawn() and run(), with the manners of subprocess."""
 
+import contextlib
 import io
 import os
 import signal
@@ -292,8 +293,8 @@ class Sandbox:
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends every process of the sandbox, at once: with its pid namespace, or, without one of its
-        own, its first process and all that descend from it."""
+        """Ends every process of the sandbox at once: with its pid namespace, or, without one of
+        its own, its first process and all that descend from it."""
         if self.poll() is None:
             if not self._own_pid_namespace:
                 kill_tree(self.pid)
@@ -309,7 +310,9 @@ class Sandbox:
                 raise SpecError("input", "str given: bytes expected, or text=True")
             return input.encode(self._mode.encoding, self._mode.errors)
         if self._mode is not None:
-            raise SpecError("input", "bytes given: str expected, as text, encoding or errors is set")
+            raise SpecError(
+                "input", "bytes given: str expected, as text, encoding or errors is set"
+            )
         return bytes(input)
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
@@ -349,9 +352,7 @@ class Sandbox:
         assert self.wall_time is not None
         if check and self.returncode:
             raise CalledProcessError(self.returncode, self.args, out, err)
-        return CompletedSandbox(
-            self.args, self.returncode, out, err, self.usage, self.wall_time
-        )
+        return CompletedSandbox(self.args, self.returncode, out, err, self.usage, self.wall_time)
 
     # ---- the end ----
 
@@ -381,7 +382,7 @@ class Sandbox:
         if getattr(self, "_process", None) is None or self._owner != os.getpid():
             return
         if self.returncode is None and self.poll() is None:
-            warnings.warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, source=self)
+            warnings.warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, source=self)
             self.kill()
             self._process.wait()
             self.poll()
@@ -394,7 +395,7 @@ class Sandbox:
 def _open_end(fd: int, how: str, mode: _TextMode | None) -> IO[Any] | None:
     if fd < 0:
         return None
-    file = open(fd, how)
+    file = open(fd, how)  # noqa: SIM115 - the Sandbox owns it
     if mode is None:
         return file
     return io.TextIOWrapper(
@@ -403,14 +404,10 @@ def _open_end(fd: int, how: str, mode: _TextMode | None) -> IO[Any] | None:
 
 
 def _flush(file: IO[Any]) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # the child reads no more: as in subprocess
         file.flush()
-    except BrokenPipeError:
-        pass  # the child does not read any more: as in subprocess
 
 
 def _close(file: IO[Any]) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):
         file.close()
-    except BrokenPipeError:
-        pass

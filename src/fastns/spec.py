@@ -1,9 +1,10 @@
-"""What a sandbox is, in the words of the OCI runtime specification: frozen dataclasses, checked when
-they are made.
+"""What a sandbox is, in the words of the OCI runtime specification: frozen dataclasses, checked
+when they are made.
 
 No I/O, no kernel flags: what a spec means for this machine and this caller is _compile.py's.
 """
 
+import itertools
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[K, V]):
-    """A mapping that cannot change: hashable, picklable, equal to any mapping with the same items."""
+    """A mapping that cannot change: hashable, picklable, equal to any with the same items."""
 
     __slots__ = ("_items",)
 
@@ -100,7 +101,8 @@ class Mount:
         put(self, "destination", _inside("mounts.destination", self.destination))
         if self.type not in mount_options.TYPES:
             raise SpecError(
-                "mounts.type", f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected"
+                "mounts.type",
+                f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected",
             )
         if isinstance(self.options, str) or not isinstance(self.options, Sequence):
             raise SpecError(
@@ -169,9 +171,9 @@ class Spec:
         root_mode: "pivot_root" or "chroot".
         read_only: the root cannot be written. overlay: what is written to it is thrown away.
         hostname, domainname: at most 64 bytes; they need a new uts namespace.
-        namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path of
-            one to join. All are new, but user and time are the host's unless asked for or needed;
-            an unprivileged caller always gets a new user namespace.
+        namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
+            of one to join. All are new, but user and time are the host's unless asked for or
+            needed; an unprivileged caller always gets a new user namespace.
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
@@ -215,7 +217,7 @@ class Spec:
     # ---- what is effective ----
 
     def namespace(self, kind: str) -> str:
-        """"new", "host" or a path, as far as the spec itself decides it."""
+        """ "new", "host" or a path, as far as the spec itself decides it."""
         if kind in self.namespaces:
             return self.namespaces[kind]
         if kind == "network" and not isinstance(self.network, _Default):
@@ -357,11 +359,16 @@ class Spec:
             if value is None:
                 continue
             data = encode(name, value, 64)
-            if not isinstance(value, str) or not data or any(c <= 32 or c in b"/\x7f" for c in data):
+            if (
+                not isinstance(value, str)
+                or not data
+                or any(c <= 32 or c in b"/\x7f" for c in data)
+            ):
                 raise SpecError(name, f"{shown(value)}: a name without spaces and '/' expected")
             if self.namespace("uts") != "new":
                 raise SpecError(
-                    name, "would rename the host or the joined sandbox: needs namespaces['uts']='new'"
+                    name,
+                    "would rename the host or the joined sandbox: needs namespaces['uts']='new'",
                 )
         check_env(self.env)
         for key, value in self.env.items():
@@ -369,7 +376,9 @@ class Spec:
                 raise SpecError("env", f"{shown(key)}: str expected, not bytes")
         self._put("cwd", _path("cwd", self.cwd))
         if not self.cwd.startswith("/"):
-            raise SpecError("cwd", f"{shown(self.cwd)}: an absolute path inside the sandbox expected")
+            raise SpecError(
+                "cwd", f"{shown(self.cwd)}: an absolute path inside the sandbox expected"
+            )
         _number("umask", self.umask, 0, 0o777)
         types = [rlimit.type for rlimit in self.rlimits]
         twice = next((name for name in types if types.count(name) > 1), None)
@@ -389,7 +398,8 @@ class Spec:
             return
         if self.namespace("user") != "new":
             raise SpecError(
-                "uid_mappings", "mappings are made for a new user namespace: namespaces['user']='new'"
+                "uid_mappings",
+                "mappings are made for a new user namespace: namespaces['user']='new'",
             )
         _mappings("uid_mappings", self.uid_mappings, [self.uid], "user")
         _mappings("gid_mappings", self.gid_mappings, [self.gid], "user")
@@ -457,7 +467,7 @@ def _mappings(name: str, mappings: Sequence[IDMapping], ids: Sequence[int], what
         raise SpecError(name, f"{len(mappings)} ranges: the kernel takes at most {MAX_MAPPINGS}")
     for side in ("container_id", "host_id"):
         ranges = sorted((getattr(m, side), m.size) for m in mappings)
-        for (start, size), (following, _size) in zip(ranges, ranges[1:], strict=False):
+        for (start, size), (following, _size) in itertools.pairwise(ranges):
             if start + size > following:
                 raise SpecError(name, f"ranges overlap at {side} {following}")
     for number in ids:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
+EXIT_BROKEN_PIPE = 141
+"""128 + SIGPIPE, as a program that the signal ends."""
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
     "rootfs": "build a root file system from this machine's commands",
     "doctor": "show what works on this machine, and the fix for what does not",
-    "bench": "measure what a spawn costs on this machine",
 }
 
 
@@ -121,7 +123,9 @@ def _one_line(text: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         complain(error.message, error.hint)
         return EXIT_FAILED
@@ -129,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor complain at exit
+        return EXIT_BROKEN_PIPE
 
 
 def _dispatch(words: list[str]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fastns.cli import UsageError
@@ -44,10 +44,11 @@ FLAG_OF_FIELD = {
     "uid_mappings": "--uidmap or --userns keep-id",
     "gid_mappings": "--gidmap or --userns keep-id",
     "network": "--network",
+    **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
     "rlimits": "--ulimit",
     "init": "--init",
 }
-"""Field of a Spec -> the flags that set it."""
+"""Field of a Spec, as SpecError names it -> the flags that set it."""
 
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -85,7 +86,9 @@ def spec_of(
     if keep_id:
         uid, gid = os.getuid(), os.getgid()
         uid_mappings, gid_mappings = [IDMapping(uid, uid, 1)], [IDMapping(gid, gid, 1)]
-        user = user or f"{uid}:{gid}"
+        if user is None or ":" not in user:
+            user = f"{uid if user is None else user}:{gid}"
+    mounts = [read(text) for read, text in flags.mounts]
     joined_network = modes["network"] is not None and "/" in modes["network"]
     fields = {
         "rootfs": flags.rootfs,
@@ -102,9 +105,9 @@ def spec_of(
         overlay=flags.overlay,
         init=flags.init,
         namespaces=namespaces(modes),
-        mounts=[read(text) for read, text in flags.mounts],
+        mounts=mounts,
         default_mounts=not flags.no_default_mounts,
-        files=files(flags),
+        files=files(flags, mounts),
         env={**extra_env, **environment(flags, caller)},
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
@@ -186,7 +189,7 @@ def id_mapping(flag: str, text: str) -> IDMapping:
 
 
 def volume(text: str) -> Mount:
-    """`SRC:DST[:option,...]`: a bind of SRC, with what is mounted below it."""
+    """`SRC:DST[:option,...]`: a bind of SRC."""
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise UsageError(
@@ -195,7 +198,7 @@ def volume(text: str) -> Mount:
     options = parts[2].split(",") if len(parts) == 3 else []
     source = existing("--volume", text, parts[0])
     with naming("--volume", text):
-        return Mount(parts[1], type="bind", source=source, options=options)
+        return Mount(parts[1], type="bind", source=source, options=with_submounts(options))
 
 
 def mount(text: str) -> Mount:
@@ -225,6 +228,7 @@ def mount(text: str) -> Mount:
         if not source:
             raise UsageError(f"--mount {text}: no src=", example)
         source = existing("--mount", text, source)
+        options = with_submounts(options)
     with naming("--mount", text):
         return Mount(paths["destination"], type=kind, source=source, options=options)
 
@@ -249,6 +253,11 @@ def tmpfs(text: str) -> Mount:
         return Mount(destination, type="tmpfs", options=options.split(",") if options else [])
 
 
+def with_submounts(options: list[str]) -> list[str]:
+    """A bind takes along what is mounted below its source, unless `bind` says otherwise."""
+    return options if {"bind", "rbind"} & set(options) else ["rbind", *options]
+
+
 def existing(flag: str, text: str, source: str) -> str:
     """The absolute path of a bind's source, which has to exist."""
     path = os.path.abspath(source)
@@ -264,7 +273,7 @@ MOUNT_FLAGS = {"--volume": volume, "--mount": mount, "--tmpfs": tmpfs}
 # Files
 
 
-def files(flags: argparse.Namespace) -> dict[str, str | bytes]:
+def files(flags: argparse.Namespace, mounts: Iterable[Mount]) -> dict[str, str | bytes]:
     """Spec.files from --file, --add-host, --dns and --hostname."""
     result = dict(file(text) for text in flags.file)
     hosts = [add_host(text) for text in flags.add_host]
@@ -277,11 +286,13 @@ def files(flags: argparse.Namespace) -> dict[str, str | bytes]:
             raise UsageError(f"{flag} and --file {path}: both write {path}", "use one of them")
     if servers:
         result["/etc/resolv.conf"] = "".join(servers)
-    named = "" if flags.hostname is None else f"127.0.1.1\t{flags.hostname}\n"
-    if hosts or (named and may_write(flags, "/etc/hosts")):
-        result.setdefault("/etc/hosts", LOCALHOST + named + "".join(hosts))
-    if named and may_write(flags, "/etc/hostname"):
-        result.setdefault("/etc/hostname", f"{flags.hostname}\n")
+    named = flags.hostname is not None
+    own_line = f"127.0.1.1\t{flags.hostname}\n" if named else ""
+    taken = [*result, *(mount.destination for mount in mounts)]
+    if hosts or (named and may_write(flags, taken, "/etc/hosts")):
+        result["/etc/hosts"] = LOCALHOST + own_line + "".join(hosts)
+    if named and may_write(flags, taken, "/etc/hostname"):
+        result["/etc/hostname"] = f"{flags.hostname}\n"
     return result
 
 
@@ -324,23 +335,24 @@ def address(flag: str, text: str, ip: str) -> str:
         ) from None
 
 
-def may_write(flags: argparse.Namespace, path: str) -> bool:
+def may_write(flags: argparse.Namespace, taken: Iterable[str], path: str) -> bool:
     """Whether a file that nobody asked for by name may be put there.
 
-    It may where one exists already or an overlay takes it; never through a symbolic link.
+    It may where one exists already or an overlay takes it; never through a symbolic link, nor
+    over what the flags put at or above it (`taken`).
     """
     if flags.mountns not in (None, "private"):
+        return False
+    if any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in taken):
         return False
     if flags.overlay:
         return True
     place = flags.rootfs or "/"
-    *directories, name = path.strip("/").split("/")
-    for directory in directories:
-        place = os.path.join(place, directory)
+    for name in path.strip("/").split("/"):
+        place = os.path.join(place, name)
         if os.path.islink(place):
             return False
-    place = os.path.join(place, name)
-    return os.path.isfile(place) and not os.path.islink(place)
+    return os.path.isfile(place)
 
 
 # The process

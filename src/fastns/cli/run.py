@@ -174,7 +174,7 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
             return None
         return _run(flags.command, spec, timeout)
     except fastns.SpecError as error:
-        flag = FLAG_OF_FIELD.get(error.field.split("[")[0].split(".")[0])
+        flag = FLAG_OF_FIELD.get(error.field) or FLAG_OF_FIELD.get(error.field.split(".")[0])
         complain(error, f"set by {flag}; see fastns run --help" if flag else None)
         return _failed(EXIT_FAILED, error)
     except (fastns.FastnsError, OSError) as error:
