@@ -81,10 +81,9 @@ fix: install  ## formats everything in place
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
 
-bench: install  ## what a spawn costs here; ratios to the fastest of each group in brackets
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only \
-	    --benchmark-columns=median,iqr,min,rounds --benchmark-group-by=group \
-	    --benchmark-sort=name $(PYTEST_ARGS)
+bench: install  ## what a spawn costs here, and its ratio to posix_spawn and others
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \
+	    --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name $(PYTEST_ARGS)
 
 # ---- to build it ----
 

@@ -7,18 +7,19 @@ spec.py says what a sandbox is, _compile.py turns that into a plan, the C core c
 sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way.
 """
 
-from typing import TYPE_CHECKING
+import importlib
 
-from fastns._compile import compile
-from fastns._core import Plan
-from fastns.batch import Job, run_batch, spawn_batch
-from fastns.errors import CalledProcessError, FastnsError, SpawnError, SpecError, TimeoutExpired
-from fastns.namespaces import setns, unshare
-from fastns.sandbox import DEVNULL, PIPE, STDOUT, CompletedSandbox, Sandbox, Usage, run, spawn
-from fastns.spec import IDMapping, Mount, Rlimit, Spec
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import doctor, rootfs
+    from fastns._compile import compile
+    from fastns._core import Plan
+    from fastns.batch import Job, run_batch, spawn_batch
+    from fastns.completed import CalledProcessError, CompletedSandbox, TimeoutExpired, run
+    from fastns.errors import FastnsError, SpawnError, SpecError
+    from fastns.namespaces import setns, unshare
+    from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
+    from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
 __version__ = "0.1.0"
 
@@ -52,10 +53,30 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """rootfs and doctor are imported when they are used: most programs need neither."""
-    if name in ("rootfs", "doctor"):
-        import importlib
+_HOMES = {
+    "_compile": ("compile",),
+    "_core": ("Plan",),
+    "batch": ("Job", "run_batch", "spawn_batch"),
+    "completed": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired", "run"),
+    "errors": ("FastnsError", "SpawnError", "SpecError"),
+    "namespaces": ("setns", "unshare"),
+    "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
+    "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-        return importlib.import_module(f"fastns.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    """Each name is imported when it is first used: a start of the command needs few of them."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"fastns.{_HOME[name]}"), name)
+    elif name in ("rootfs", "doctor"):
+        value = importlib.import_module(f"fastns.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -3,11 +3,16 @@
 These run on every spawn, so they are short.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_STRING = 131071  # bytes of one argument or environment entry (MAX_ARG_STRLEN, execve(2))
 MAX_PATH = 4095  # bytes of a path, without its NUL (PATH_MAX)

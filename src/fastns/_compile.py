@@ -5,12 +5,14 @@ namespaces are made by the clone and which are joined, how ids are mapped, wheth
 share the caller's memory. Reads who the caller is (ids, capabilities); touches nothing.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from fastns import _core, mount_options
+from fastns._record import record
 from fastns.errors import SpecError
 from fastns.spec import KINDS, IDMapping, Mount, Spec
 
@@ -61,7 +63,8 @@ DEFAULT_MOUNTS = (
 )
 
 
-class Op(NamedTuple):
+@record(frozen=True)
+class Op:
     """One step of the child, as csrc/plan.h describes it; `note` is for people."""
 
     code: str
@@ -79,7 +82,8 @@ class Op(NamedTuple):
         return self.note
 
 
-class Caller(NamedTuple):
+@record(frozen=True)
+class Caller:
     """What decides how a spec is carried out: ids, effective capabilities, the user namespace."""
 
     uid: int
@@ -94,7 +98,7 @@ class Caller(NamedTuple):
         return bool(self.capabilities & CAP_SYS_ADMIN)
 
     @classmethod
-    def current(cls) -> "Caller":
+    def current(cls) -> Caller:
         uids, gids = os.getresuid(), os.getresgid()
         initial = _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
         may_setgroups = initial or _read("/proc/self/setgroups").strip() != b"deny"

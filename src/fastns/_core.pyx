@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
 No decision is taken here. Plans are compiled by _compile.py, handles live in sandbox.py, and what the

@@ -1,13 +1,19 @@
 """stdin, stdout and stderr of a spawn: what the child gets and which ends the caller keeps."""
 
+from __future__ import annotations
+
 import fcntl
 import os
-import subprocess
-from typing import IO, Any, TypeAlias
 
 from fastns.errors import SpecError
 
-Stdio: TypeAlias = int | IO[Any] | None
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, Any, TypeAlias
+
+    Stdio: TypeAlias = int | IO[Any] | None
+
+PIPE, STDOUT, DEVNULL = -1, -2, -3  # the values they have in subprocess
 NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -33,14 +39,14 @@ class StdioPlan:
         if value is None:
             if not _is_open(index):
                 self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
-        elif value == subprocess.PIPE:
+        elif value == PIPE:
             ends = os.pipe()
             ours = 1 if index == 0 else 0
             self.parent[index] = ends[ours]
             self.child[index] = self._own(ends[1 - ours])
-        elif value == subprocess.DEVNULL:
+        elif value == DEVNULL:
             self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
-        elif value == subprocess.STDOUT:
+        elif value == STDOUT:
             if index != 2:
                 raise SpecError(NAMES[index], "STDOUT is for stderr only")
             # stdout's own fd may be put in place by then; its source is still there.

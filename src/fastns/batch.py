@@ -1,26 +1,28 @@
 """Many sandboxes in one call: spawn_batch() and run_batch(), threads in C over a list of jobs."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
 
 from fastns import _core
 from fastns._args import check_timeout
-from fastns.errors import SpawnError, SpecError, TimeoutExpired
-from fastns.sandbox import (
-    CLD_EXITED,
-    Args,
-    CompletedSandbox,
-    Sandbox,
-    Usage,
-    _TextMode,
-    command,
-    plan_of,
-)
-from fastns.spec import Spec
+from fastns._record import record
+from fastns.completed import CompletedSandbox, TimeoutExpired
+from fastns.errors import SpawnError, SpecError
+from fastns.sandbox import CLD_EXITED, Sandbox, Usage, _TextMode, command, plan_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import TypeAlias
+
+    from fastns.sandbox import Args
+    from fastns.spec import Spec
 
 
-class Job(NamedTuple):
+@record(frozen=True)
+class Job:
     """One item of a batch. Each field as the argument of run() with its name."""
 
     args: Args
@@ -30,7 +32,8 @@ class Job(NamedTuple):
     timeout: float | None = None
 
 
-Jobs: TypeAlias = Iterable[Job | Args]
+if TYPE_CHECKING:
+    Jobs: TypeAlias = Iterable[Job | Args]
 
 
 def spawn_batch(
@@ -112,7 +115,7 @@ def _item(
     mode: _TextMode | None,
     stdio: tuple[int, int, int],
     timeout: float | None = None,
-) -> "_core._Item":
+) -> _core._Item:
     try:
         argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
         timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
@@ -138,7 +141,7 @@ def _concurrency(value: int | None) -> int:
 
 
 def _completed(
-    job: Job, outcome: "_core._Outcome", mode: _TextMode | None, timeout: float | None
+    job: Job, outcome: _core._Outcome, mode: _TextMode | None, timeout: float | None
 ) -> CompletedSandbox | TimeoutExpired:
     _pid, (code, status, user, system, max_rss, exact, wall), out, err, timed_out = outcome
     if timed_out:

@@ -1,8 +1,10 @@
-"""The exceptions: which step failed, on what, and how to mend it."""
+"""The exceptions: which step failed, on what, and how to mend it.
+
+TimeoutExpired and CalledProcessError, which need subprocess, are in completed.py.
+"""
 
 import errno as _errno
 import os
-import subprocess
 
 
 class FastnsError(Exception):
@@ -55,6 +57,9 @@ class SpawnError(FastnsError, OSError):
         target = "" if self.path is None else f" {self.path}"
         return f"{place}{target}: {self.strerror} ({name})"
 
+    def __repr__(self) -> str:
+        return f"SpawnError({str(self)!r})"
+
     def __reduce__(self) -> "tuple[object, ...]":
         arguments = (self.stage, self.errno, self.op_index, self.path, self.hint, self.found)
         return (_restore, arguments)
@@ -66,14 +71,6 @@ def _restore(
     error = SpawnError(stage, errno, op_index=op_index, path=path, hint=hint)
     error.found = found
     return error
-
-
-class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes."""
-
-
-class CalledProcessError(FastnsError, subprocess.CalledProcessError):
-    """check=True and a returncode other than 0."""
 
 
 # What the kernel's errno means at a stage, where it misleads, and what helps. An entry with a path

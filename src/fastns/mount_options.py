@@ -6,8 +6,8 @@ mount(8) and of the OCI runtime specification.
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from fastns._record import record
 from fastns.errors import SpecError
 
 TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
@@ -22,7 +22,8 @@ ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
 
 
-class ParsedOptions(NamedTuple):
+@record(frozen=True)
+class ParsedOptions:
     """Options as the kernel takes them: mount(2) flags and data, or mount_setattr(2) bits."""
 
     ms_flags: int = 0
@@ -34,7 +35,8 @@ class ParsedOptions(NamedTuple):
     mkdir: bool = False
 
 
-class _Flag(NamedTuple):
+@record(frozen=True)
+class _Flag:
     group: str  # of options that exclude each other, one may be given
     ms: int = 0
     attr_set: int = 0

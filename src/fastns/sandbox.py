@@ -1,29 +1,42 @@
-"""The handle of a running sandbox, and spawn() and run(), with the manners of subprocess."""
+"""The handle of a running sandbox, and spawn(), with the manners of subprocess.Popen."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import os
 import signal
-import subprocess
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import IO, Any, NamedTuple, TypeAlias
 
 from fastns import _core
 from fastns._args import check_args, check_cwd, check_env, check_timeout
 from fastns._compile import compile, search_path
-from fastns._stdio import Stdio, StdioPlan, check_pass_fds
-from fastns._tree import kill_tree
-from fastns.errors import CalledProcessError, SpecError, TimeoutExpired
+from fastns._record import record
+from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
+from fastns.errors import SpecError
 from fastns.spec import Spec
 
-Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
-PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import IO, Any, TypeAlias
+
+    from fastns._stdio import Stdio
+
+    Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
 CLD_EXITED = 1
 
 
-class Usage(NamedTuple):
+def exit_code(returncode: int) -> int:
+    """The code a shell would show: 128+n after signal n."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+@record(frozen=True)
+class Usage:
     """What a sandbox used, by the kernel's account of its first process and all it waited for."""
 
     user_time: float  # seconds
@@ -31,26 +44,6 @@ class Usage(NamedTuple):
     max_rss: int  # bytes, of the largest process
     max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
     # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
-
-
-class CompletedSandbox(subprocess.CompletedProcess[Any]):
-    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
-
-    def __init__(
-        self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage, wall_time: float
-    ) -> None:
-        super().__init__(args, returncode, stdout, stderr)
-        self.usage = usage
-        self.wall_time = wall_time  # seconds, from before the clone to the end
-
-    @property
-    def exit_code(self) -> int:
-        """The code a shell would show: 128+n after signal n."""
-        return exit_code(self.returncode)
-
-
-def exit_code(returncode: int) -> int:
-    return returncode if returncode >= 0 else 128 - returncode
 
 
 def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
@@ -89,7 +82,7 @@ def spawn(
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-) -> "Sandbox":
+) -> Sandbox:
     """Starts `args` in a new sandbox and returns as soon as it runs.
 
     Args:
@@ -119,71 +112,15 @@ def spawn(
     return Sandbox(args, plan, process, stdio.parent, mode)
 
 
-def run(
-    args: Args,
-    *,
-    spec: Spec | _core.Plan | None = None,
-    input: bytes | str | None = None,
-    stdin: Stdio = None,
-    stdout: Stdio = None,
-    stderr: Stdio = None,
-    capture_output: bool = False,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    timeout: float | None = None,
-    check: bool = False,
-    env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] | None = None,
-) -> CompletedSandbox:
-    """Runs `args` in a new sandbox to its end, as subprocess.run() does.
-
-    Args: as spawn(), and
-        input: what is written to its stdin; excludes stdin.
-        capture_output: stdout=PIPE, stderr=PIPE; excludes both.
-        timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
-        check: a non-zero returncode raises CalledProcessError.
-    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far.
-    """
-    if input is not None:
-        if stdin is not None:
-            raise SpecError("stdin", "input is given: leave stdin out")
-        stdin = PIPE
-    if capture_output:
-        if stdout is not None or stderr is not None:
-            raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
-        stdout = stderr = PIPE
-    check_timeout(timeout)
-    sandbox = spawn(
-        args,
-        spec=spec,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        env=env,
-        cwd=cwd,
-    )
-    with sandbox:
-        try:
-            out, err = sandbox.communicate(input, timeout)
-        except TimeoutExpired as exc:
-            sandbox.kill()
-            exc.stdout, exc.stderr = sandbox._finish()
-            raise
-    return sandbox._completed(out, err, check)
-
-
-class _TextMode(NamedTuple):
+@record(frozen=True)
+class _TextMode:
     """How bytes become text: None everywhere means they do not."""
 
     encoding: str
     errors: str
 
     @classmethod
-    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> "_TextMode | None":
+    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> _TextMode | None:
         if not (text or encoding or errors):
             return None
         return cls(encoding or "utf-8", errors or "strict")
@@ -253,8 +190,7 @@ class Sandbox:
         if self.returncode is None:
             timeout_ns = check_timeout(timeout)
             if not self._process.wait(timeout_ns):
-                assert timeout is not None
-                raise TimeoutExpired(self.args, timeout)
+                raise _timeout_expired(self, timeout, None, None)
         code = self.poll()
         while code is None:  # another thread is about to reap it
             self._process.wait()
@@ -275,9 +211,8 @@ class Sandbox:
         elif input is not None:
             raise ValueError("input was given to an earlier communicate()")
         if not self._pipes.run(timeout_ns):
-            assert timeout is not None
-            raise TimeoutExpired(
-                self.args, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
+            raise _timeout_expired(
+                self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
             )
         self.wait()
         return self._output(1), self._output(2)
@@ -297,6 +232,8 @@ class Sandbox:
         its own, its first process and all that descend from it."""
         if self.poll() is None:
             if not self._own_pid_namespace:
+                from fastns._tree import kill_tree
+
                 kill_tree(self.pid)
             self._process.kill(signal.SIGKILL)
 
@@ -346,17 +283,9 @@ class Sandbox:
         )
         return out, err
 
-    def _completed(self, out: Any, err: Any, check: bool) -> CompletedSandbox:
-        assert self.returncode is not None
-        assert self.usage is not None
-        assert self.wall_time is not None
-        if check and self.returncode:
-            raise CalledProcessError(self.returncode, self.args, out, err)
-        return CompletedSandbox(self.args, self.returncode, out, err, self.usage, self.wall_time)
-
     # ---- the end ----
 
-    def __enter__(self) -> "Sandbox":
+    def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(
@@ -390,6 +319,15 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"returncode {self.returncode}"
         return f"<fastns.Sandbox pid {self.pid}, {state}: {self.args!r}>"
+
+
+def _timeout_expired(
+    sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
+) -> Exception:
+    from fastns.completed import TimeoutExpired  # brings subprocess: only where it is needed
+
+    assert timeout is not None
+    return TimeoutExpired(sandbox.args, timeout, out, err)
 
 
 def _open_end(fd: int, how: str, mode: _TextMode | None) -> IO[Any] | None:

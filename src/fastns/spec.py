@@ -4,16 +4,25 @@ when they are made.
 No I/O, no kernel flags: what a spec means for this machine and this caller is _compile.py's.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from fastns import mount_options
 from fastns._args import MAX_PATH, check_env, encode, shown
+from fastns._record import record
 from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    _Items = Mapping[str, Any]
+else:
+    _Items = Mapping
 
 KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 HOST_BY_DEFAULT = ("user", "time")
@@ -45,22 +54,20 @@ RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
     "RLIMIT_RTPRIO": 14,
     "RLIMIT_RTTIME": 15,
 }
-K = TypeVar("K")
-V = TypeVar("V")
 
 
-class FrozenMap(Mapping[K, V]):
+class FrozenMap(_Items):
     """A mapping that cannot change: hashable, picklable, equal to any with the same items."""
 
     __slots__ = ("_items",)
 
-    def __init__(self, items: Mapping[K, V] | None = None) -> None:
+    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
         self._items = dict(items or {})
 
-    def __getitem__(self, key: K) -> V:
+    def __getitem__(self, key: str) -> Any:
         return self._items[key]
 
-    def __iter__(self) -> Iterator[K]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 
     def __len__(self) -> int:
@@ -73,6 +80,9 @@ class FrozenMap(Mapping[K, V]):
         return repr(self._items)
 
 
+NOTHING = FrozenMap()
+
+
 class _Default(str):
     """A default that can be told from the same value given by the caller."""
 
@@ -80,7 +90,7 @@ class _Default(str):
 DEFAULT_NETWORK = _Default("none")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Mount:
     """One thing mounted inside the root.
 
@@ -118,7 +128,7 @@ class Mount:
             )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IDMapping:
     """`size` ids from `container_id` on inside are those from `host_id` on outside."""
 
@@ -135,7 +145,7 @@ class IDMapping:
                 raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rlimit:
     """A resource limit by its OCI name, such as RLIMIT_NOFILE; -1 is unlimited."""
 
@@ -161,7 +171,7 @@ class Rlimit:
         return RLIMITS[self.type]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Spec:
     """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
 
@@ -191,11 +201,11 @@ class Spec:
     overlay: bool = False
     hostname: str | None = None
     domainname: str | None = None
-    namespaces: Mapping[str, str] = field(default_factory=FrozenMap)
+    namespaces: Mapping[str, str] = NOTHING
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
-    files: Mapping[str, str | bytes] = field(default_factory=FrozenMap)
-    env: Mapping[str, str] = field(default_factory=FrozenMap)
+    files: Mapping[str, str | bytes] = NOTHING
+    env: Mapping[str, str] = NOTHING
     cwd: str = "/"
     umask: int = 0o022
     user: str = "0:0"

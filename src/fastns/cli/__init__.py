@@ -10,8 +10,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any, NoReturn
 
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""

@@ -14,14 +14,16 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
+from fastns._record import record
 from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
 from fastns.cli._flags import FLAG_OF_FIELD, MOUNT_FLAGS, duration, environment_has, spec_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
     from fastns import Sandbox, Spec
 
 EXIT_TIMEOUT = 124
@@ -116,7 +118,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     switch("--dry-run", help="print the ordered steps, one a line, and do nothing")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Outcome:
     """How a run ended, in the words of `--status-fd`.
 

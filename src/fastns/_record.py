@@ -1,0 +1,82 @@
+"""Frozen dataclasses without the import of `dataclasses`.
+
+That import brings `inspect` and takes longer than all of fastns' own, on every start of the
+command.
+A record is made the same way and is a dataclass to whoever asks: fields(), replace(), asdict(),
+is_dataclass() and FrozenInstanceError work as ever. Type checkers see dataclasses.dataclass.
+"""
+
+__all__ = ["record"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from dataclasses import dataclass as record
+else:
+
+    def record(cls=None, *, frozen=True, kw_only=False):
+        """The class decorator: @record or @record(kw_only=True). Every record is frozen."""
+        if cls is None:
+            return lambda cls: record(cls, kw_only=kw_only)
+        names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - inspect again
+        cls.__init__ = _make_init(cls, names, kw_only)
+        cls.__eq__ = _eq
+        cls.__repr__ = _repr
+        cls.__setattr__ = _refuse
+        cls.__delattr__ = _refuse
+        cls._names = names
+        cls.__match_args__ = () if kw_only else names
+        cls.__dataclass_fields__ = _Fields(kw_only)
+        if "__hash__" not in cls.__dict__ or cls.__hash__ is None:
+            cls.__hash__ = _hash
+        return cls
+
+    def _make_init(cls, names, kw_only):
+        defaults = {f"_{name}": cls.__dict__[name] for name in names if name in cls.__dict__}
+        arguments = [f"{name}=_{name}" if f"_{name}" in defaults else name for name in names]
+        lines = [f"def __init__(self, {'*, ' if kw_only else ''}{', '.join(arguments)}):"]
+        lines += [f"    _put(self, {name!r}, {name})" for name in names]
+        if hasattr(cls, "__post_init__"):
+            lines.append("    self.__post_init__()")
+        scope = {"_put": object.__setattr__, **defaults}
+        exec("\n".join(lines), scope)
+        init = scope["__init__"]
+        init.__qualname__ = f"{cls.__qualname__}.__init__"
+        init.__module__ = cls.__module__
+        return init
+
+    def _values(self):
+        return tuple([getattr(self, name) for name in self._names])
+
+    def _eq(self, other):
+        if other.__class__ is not self.__class__:
+            return NotImplemented
+        return _values(self) == _values(other)
+
+    def _hash(self):
+        return hash(_values(self))
+
+    def _repr(self):
+        items = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names)
+        return f"{self.__class__.__qualname__}({items})"
+
+    def _refuse(self, name, *value):
+        from dataclasses import FrozenInstanceError
+
+        raise FrozenInstanceError(f"cannot change field {name!r}: use dataclasses.replace()")
+
+    class _Fields:
+        """Makes __dataclass_fields__ when somebody asks for it."""
+
+        def __init__(self, kw_only):
+            self.kw_only = kw_only
+
+        def __get__(self, instance, owner):
+            import dataclasses
+
+            items = []
+            for name in owner._names:
+                default = owner.__dict__.get(name, dataclasses.MISSING)
+                field = dataclasses.field(default=default, kw_only=self.kw_only)
+                items.append((name, owner.__annotations__[name], field))
+            model = dataclasses.make_dataclass(owner.__name__, items)
+            return model.__dataclass_fields__
