@@ -50,7 +50,8 @@ static int pipe_above_stdio(int ends[2])
 }
 
 /* Makes the pipes of a captured job: the caller's ends into io, the child's into the arguments. */
-static int make_pipes(struct fns_io *io, const struct fns_job *job, struct fns_args *args, int theirs[3])
+static int make_pipes(struct fns_io *io, const struct fns_job *job, struct fns_args *args,
+                      int theirs[3])
 {
     for (int i = 0; i < 3; i++) {
         int ends[2], ret;
@@ -150,7 +151,8 @@ int fns_batch_start(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs,
     int ret = batch->stop < 0 || batch->done < 0 ? -errno : 0;
     sigset_t all, before;
     sigfillset(&all);
-    atomic_store(&batch->working, 1); /* this call's share: nobody is last before all have started */
+    atomic_store(&batch->working,
+                 1); /* this call's share: nobody is last before all have started */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (ret == 0 && batch->n_threads < threads) {
         atomic_fetch_add(&batch->working, 1);

@@ -261,8 +261,8 @@ static int clone_tree(int fd, int recursive)
 static int set_attr(int tree, int recursive, uint64_t set, uint64_t clear, uint64_t propagation)
 {
     struct fns_mount_attr attr = {.attr_set = set, .attr_clr = clear, .propagation = propagation};
-    return (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0),
-                         &attr, sizeof attr);
+    return (int)fns_sys5(__NR_mount_setattr, tree, "",
+                         AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
 /* mount(2) on the directory behind an fd: "." is that directory, whatever its name is by now. */
@@ -412,17 +412,6 @@ static int op_bind(struct fns_child *child, const struct fns_op *op)
         return source_failed(child, tree);
     int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
     close_fd(tree);
-    return result;
-}
-
-static int op_mkdir(struct fns_child *child, const struct fns_op *op)
-{
-    const char *name;
-    int parent = resolve_parent(child->root, text(child, op->target), &name);
-    if (parent < 0)
-        return parent;
-    int result = (int)fns_sys3(__NR_mkdirat, parent, name, op->arg);
-    close_fd(parent);
     return result;
 }
 
@@ -605,7 +594,6 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_OVERLAY: return op_overlay(child, op);
     case FNS_OP_MOUNT: return op_mount(child, op);
     case FNS_OP_BIND: return op_bind(child, op);
-    case FNS_OP_MKDIR: return op_mkdir(child, op);
     case FNS_OP_DEVICE: return op_device(child, op);
     case FNS_OP_SYMLINK: return op_symlink(child, op);
     case FNS_OP_FILE_BIND: return op_file_bind(child, op);

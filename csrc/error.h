@@ -9,37 +9,36 @@
 
 #include <stdint.h>
 
-#define FNS_STAGES(X)                                                                             \
-    X(NONE, "none")                                                                               \
-    X(CLONE, "clone")                                                                             \
-    X(ID_MAP, "id_map")                                                                           \
-    X(SETNS, "setns")                                                                             \
-    X(UNSHARE, "unshare")                                                                         \
-    X(PROPAGATION, "propagation")                                                                 \
-    X(ROOTFS, "rootfs")                                                                           \
-    X(OVERLAY, "overlay")                                                                         \
-    X(MOUNT, "mount")                                                                             \
-    X(FILE, "file")                                                                               \
-    X(DEVICE, "device")                                                                           \
-    X(MKDIR, "mkdir")                                                                             \
-    X(SYMLINK, "symlink")                                                                         \
-    X(READ_ONLY, "read_only")                                                                     \
-    X(PIVOT_ROOT, "pivot_root")                                                                   \
-    X(CHROOT, "chroot")                                                                           \
-    X(HOSTNAME, "hostname")                                                                       \
-    X(DOMAINNAME, "domainname")                                                                   \
-    X(NETWORK, "network")                                                                         \
-    X(RLIMIT, "rlimit")                                                                           \
-    X(UMASK, "umask")                                                                             \
-    X(SETGROUPS, "setgroups")                                                                     \
-    X(SETGID, "setgid")                                                                           \
-    X(SETUID, "setuid")                                                                           \
-    X(STDIO, "stdio")                                                                             \
-    X(FDS, "fds")                                                                                 \
-    X(CHDIR, "chdir")                                                                             \
-    X(EXEC, "exec")                                                                               \
-    X(HELPER, "helper")                                                                           \
-    X(INIT, "init")                                                                               \
+#define FNS_STAGES(X)                                                                              \
+    X(NONE, "none")                                                                                \
+    X(CLONE, "clone")                                                                              \
+    X(ID_MAP, "id_map")                                                                            \
+    X(SETNS, "setns")                                                                              \
+    X(UNSHARE, "unshare")                                                                          \
+    X(PROPAGATION, "propagation")                                                                  \
+    X(ROOTFS, "rootfs")                                                                            \
+    X(OVERLAY, "overlay")                                                                          \
+    X(MOUNT, "mount")                                                                              \
+    X(FILE, "file")                                                                                \
+    X(DEVICE, "device")                                                                            \
+    X(SYMLINK, "symlink")                                                                          \
+    X(READ_ONLY, "read_only")                                                                      \
+    X(PIVOT_ROOT, "pivot_root")                                                                    \
+    X(CHROOT, "chroot")                                                                            \
+    X(HOSTNAME, "hostname")                                                                        \
+    X(DOMAINNAME, "domainname")                                                                    \
+    X(NETWORK, "network")                                                                          \
+    X(RLIMIT, "rlimit")                                                                            \
+    X(UMASK, "umask")                                                                              \
+    X(SETGROUPS, "setgroups")                                                                      \
+    X(SETGID, "setgid")                                                                            \
+    X(SETUID, "setuid")                                                                            \
+    X(STDIO, "stdio")                                                                              \
+    X(FDS, "fds")                                                                                  \
+    X(CHDIR, "chdir")                                                                              \
+    X(EXEC, "exec")                                                                                \
+    X(HELPER, "helper")                                                                            \
+    X(INIT, "init")                                                                                \
     X(WAIT, "wait")
 
 enum fns_stage {
@@ -53,7 +52,7 @@ enum fns_stage {
 enum fns_detail {
     FNS_DETAIL_NONE,
     FNS_DETAIL_SOURCE, /* the op's source, not its target, is at fault */
-    FNS_DETAIL_FOUND,  /* exec: the file is there, so its interpreter or loader is what is missing */
+    FNS_DETAIL_FOUND, /* exec: the file is there, so its interpreter or loader is what is missing */
     FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
 };
 

@@ -100,7 +100,8 @@ static struct fns_request *open_request(int fd)
     uint64_t size = 0;
     if (fns_sys4(__NR_pread64, fd, &size, sizeof size, 0) != sizeof size)
         quit(127);
-    long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */, fd, 0);
+    long at =
+        fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */, fd, 0);
     if (at < 0 && at > -4096)
         quit(127);
     char *base = (char *)at;
@@ -156,7 +157,8 @@ static _Noreturn void run_init(struct fns_child *child, int control)
             fns_sys2(__NR_kill, pid, sig);
         for (;;) {
             info.pid = 0;
-            long ret = fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
+            long ret =
+                fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
             if (ret < 0 || info.pid == 0)
                 break;
             if (info.pid != pid)
@@ -190,7 +192,8 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
             quit(127);
     }
     uint32_t next = plan->n_early;
-    if (plan->id_map == FNS_ID_MAP_SELF) { /* the map files of the undumpable are root's (proc(5)) */
+    if (plan->id_map ==
+        FNS_ID_MAP_SELF) { /* the map files of the undumpable are root's (proc(5)) */
         while (next < plan->n_ops && plan->ops[next].code == FNS_OP_WRITE)
             next++;
         if (fns_child_ops(child, plan->n_early, next) < 0)

@@ -34,7 +34,6 @@ static const char *needs(unsigned code)
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
     case FNS_OP_SYMLINK: return "ST";
-    case FNS_OP_MKDIR:
     case FNS_OP_DEVICE: return "T";
     case FNS_OP_FILE_BIND: return "STB";
     case FNS_OP_RLIMIT: return "L";
@@ -70,19 +69,17 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
                                 FNS_CLONE_NEWUTS | FNS_CLONE_NEWIPC | FNS_CLONE_NEWUSER |
                                 FNS_CLONE_NEWPID | FNS_CLONE_NEWNET;
     int staged = (plan->options & FNS_PLAN_STAGED) != 0;
-    int from_outside =
-        plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
+    int from_outside = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
     *bad_op = -1;
     if (plan->n_strings < 1 || plan->strings[0] || plan->strings[plan->n_strings - 1])
         return -EINVAL;
     if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_NEWUIDMAP ||
-        plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) ||
-        !inside(plan, plan->gid_map))
+        plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) || !inside(plan, plan->gid_map))
         return -EINVAL;
     if (!staged && (plan->n_early || from_outside || (plan->options & FNS_PLAN_INIT)))
         return -EINVAL;
-    if (from_outside && (!plan->uid_map || !plan->gid_map ||
-                         !(plan->clone_flags & FNS_CLONE_NEWUSER)))
+    if (from_outside &&
+        (!plan->uid_map || !plan->gid_map || !(plan->clone_flags & FNS_CLONE_NEWUSER)))
         return -EINVAL;
     if ((plan->options & FNS_PLAN_INIT) && !(plan->clone_flags & FNS_CLONE_NEWPID))
         return -EINVAL;

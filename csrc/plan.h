@@ -12,31 +12,31 @@
 
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
-#define FNS_OPS(X)                                                                                \
-    X(SETNS, "setns")       /* source: namespace file; flags: CLONE_NEW* */                                \
-    X(WRITE, "write")       /* target: file in the caller's view; data: text */                            \
-    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                           \
-    X(ROOT_TREE, "root_tree")   /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */                   \
-    X(SCRATCH, "scratch")     /* a throw-away tmpfs on top of "/", to hold layers and files */               \
-    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */             \
-    X(OVERLAY, "overlay")     /* data: overlay options, relative to the scratch */                           \
-    X(MOUNT, "mount")       /* type, source, data, flags: as mount(2); target: in the root */              \
-    X(BIND, "bind")        /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */      \
-    X(MKDIR, "mkdir")       /* target; arg: mode */                                                        \
-    X(DEVICE, "device")      /* target; flags: mode with S_IFCHR; arg: device number */                     \
-    X(SYMLINK, "symlink")     /* source: text; target */                                                     \
-    X(FILE_BIND, "file_bind")   /* source: name in the scratch; data, arg: bytes and their number; bound on target */             \
-    X(READ_ONLY, "read_only")   /* the root mount alone becomes read-only */                                   \
-    X(PIVOT_ROOT, "pivot_root")                                                                                 \
-    X(CHROOT, "chroot")                                                                                     \
-    X(HOSTNAME, "hostname")   /* data */                                                                      \
-    X(DOMAINNAME, "domainname") /* data */                                                                      \
-    X(LOOPBACK, "loopback")   /* lo up */                                                                     \
-    X(RLIMIT, "rlimit")     /* flags: resource; data: struct rlimit64 */                                    \
-    X(UMASK, "umask")      /* arg */                                                                       \
-    X(SETGROUPS, "setgroups")  /* data: gid_t array; arg: how many */                                          \
-    X(SETGID, "setgid")     /* arg */                                                                       \
-    X(SETUID, "setuid")     /* arg */
+#define FNS_OPS(X)                                                                                 \
+    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                  \
+    X(WRITE, "write")             /* target: file in the caller's view; data: text */              \
+    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */             \
+    X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */     \
+    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */ \
+    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */      \
+    X(OVERLAY, "overlay")         /* data: overlay options, relative to the scratch */             \
+    X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */          \
+    X(BIND, "bind")     /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */  \
+    X(DEVICE, "device") /* target; flags: mode with S_IFCHR; arg: device number */                 \
+    X(SYMLINK, "symlink") /* source: text; target */                                               \
+    X(FILE_BIND,                                                                                   \
+      "file_bind") /* source: its name in the scratch; data, arg: bytes, how many; target */       \
+    X(READ_ONLY, "read_only") /* the root mount alone becomes read-only */                         \
+    X(PIVOT_ROOT, "pivot_root")                                                                    \
+    X(CHROOT, "chroot")                                                                            \
+    X(HOSTNAME, "hostname")     /* data */                                                         \
+    X(DOMAINNAME, "domainname") /* data */                                                         \
+    X(LOOPBACK, "loopback")     /* lo up */                                                        \
+    X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                       \
+    X(UMASK, "umask")           /* arg */                                                          \
+    X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                             \
+    X(SETGID, "setgid")         /* arg */                                                          \
+    X(SETUID, "setuid")         /* arg */
 
 enum fns_op_code {
 #define X(name, text) FNS_OP_##name,
@@ -76,10 +76,10 @@ struct fns_plan {
     const struct fns_op *ops;
     const char *strings; /* starts and ends with NUL, so that offset 0 is free and all are closed */
     uint32_t n_ops, n_strings;
-    uint32_t n_early; /* the first n_early ops run in the helper, before its clone: joined
+    uint32_t n_early;          /* the first n_early ops run in the helper, before its clone: joined
                          namespaces that decide what the clone makes (staged only) */
-    uint32_t options; /* enum fns_plan_option bits */
-    uint32_t id_map;  /* enum fns_id_map */
+    uint32_t options;          /* enum fns_plan_option bits */
+    uint32_t id_map;           /* enum fns_id_map */
     uint32_t uid_map, gid_map; /* offsets of "inside outside count\n" lines, for the parent */
     uint64_t clone_flags;      /* CLONE_NEW* */
 };

@@ -73,9 +73,9 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
     }
     /* clone(2) has no bit for CLONE_NEWTIME: that bit is part of its exit signal. */
     if (ret == -ENOSYS && !(flags & FNS_CLONE_NEWTIME))
-        ret = fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD),
-                                 (long)(stack + STACK_SIZE), (long)pidfd, 0, 0, fns_child_main,
-                                 child);
+        ret =
+            fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD), (long)(stack + STACK_SIZE),
+                               (long)pidfd, 0, 0, fns_child_main, child);
     return ret;
 }
 

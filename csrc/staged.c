@@ -90,7 +90,7 @@ static size_t round_up(size_t size)
 }
 
 struct packer {
-    char *base;  /* NULL on the first round, which only measures */
+    char *base; /* NULL on the first round, which only measures */
     size_t used;
 };
 

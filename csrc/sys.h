@@ -34,8 +34,8 @@ FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
 
 /* A clone whose child goes on in fn(arg) on its own stack and exits with what that returns. The
  * child must not return through the caller's frame: with CLONE_VM that frame is shared. */
-FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e, int (*fn)(void *),
-                                   void *arg)
+FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                   int (*fn)(void *), void *arg)
 {
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
@@ -55,8 +55,8 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
                      "hlt\n"
                      "1:"
                      : "=a"(ret)
-                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r12), "r"(r13),
-                       [nr_exit] "i"(__NR_exit_group)
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r12),
+                       "r"(r13), [nr_exit] "i"(__NR_exit_group)
                      : "rcx", "r11", "memory", "cc");
     return ret;
 }
@@ -81,8 +81,8 @@ FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
     return x0;
 }
 
-FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e, int (*fn)(void *),
-                                   void *arg)
+FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                   int (*fn)(void *), void *arg)
 {
     register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
@@ -103,8 +103,8 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
                      "brk #1\n"
                      "1:"
                      : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19), "r"(x20),
-                       [nr_exit] "i"(__NR_exit_group)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19),
+                       "r"(x20), [nr_exit] "i"(__NR_exit_group)
                      : "memory", "cc");
     return x0;
 }
@@ -120,7 +120,7 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
 #define fns_sys2(n, a, b) fns_sys6((n), (long)(a), (long)(b), 0, 0, 0, 0)
 #define fns_sys3(n, a, b, c) fns_sys6((n), (long)(a), (long)(b), (long)(c), 0, 0, 0)
 #define fns_sys4(n, a, b, c, d) fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
-#define fns_sys5(n, a, b, c, d, e)                                                                \
+#define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
 /* clone3(2) */
