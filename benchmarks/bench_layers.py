@@ -7,7 +7,7 @@ turn in one loop, which is the comparison to trust.
 from pathlib import Path
 
 import pytest
-from conftest import KINDS, Contender, interleaved, sandbox
+from contenders import KINDS, Contender, interleaved, sandbox
 from report import table
 
 from fastns import Mount, Spec

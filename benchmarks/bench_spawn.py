@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Contender, interleaved, posix_spawn, sandbox
+from contenders import Contender, interleaved, posix_spawn, sandbox
 from report import ratio, table
 
 import fastns

@@ -7,6 +7,7 @@ share the caller's memory. Reads who the caller is (ids, capabilities); touches 
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,8 @@ DEFAULT_MOUNTS = (
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
 
+DEFAULT_SPEC = Spec()
+
 
 @record(frozen=True)
 class Op:
@@ -112,7 +115,16 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     Args: spec: a Spec; None is Spec(). A relative rootfs is taken from the working directory now.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
-    return _Compiler(spec if spec is not None else Spec(), Caller.current()).plan()
+    if spec is None:
+        spec = DEFAULT_SPEC
+    relative = spec.rootfs is not None and not spec.rootfs.startswith("/")
+    return _compiled(spec, Caller.current(), os.getcwd() if relative else "/")
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(spec: Spec, caller: Caller, cwd: str) -> _core.Plan:
+    """Equal specs of the same caller in the same place share one plan."""
+    return _Compiler(spec, caller).plan()
 
 
 class _Compiler:
@@ -473,7 +485,10 @@ def _read(path: str) -> bytes:
 
 
 def _parse(mount: Mount) -> mount_options.ParsedOptions:
-    return mount_options.parse(mount.type, mount.options)
+    return _parsed(mount.type, tuple(mount.options))
+
+
+_parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
 
 
 def _map_text(mappings: Iterable[IDMapping]) -> bytes:

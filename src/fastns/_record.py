@@ -34,10 +34,11 @@ else:
         defaults = {f"_{name}": cls.__dict__[name] for name in names if name in cls.__dict__}
         arguments = [f"{name}=_{name}" if f"_{name}" in defaults else name for name in names]
         lines = [f"def __init__(self, {'*, ' if kw_only else ''}{', '.join(arguments)}):"]
-        lines += [f"    _put(self, {name!r}, {name})" for name in names]
+        lines.append("    values = self.__dict__")  # past __setattr__, which refuses
+        lines += [f"    values[{name!r}] = {name}" for name in names]
         if hasattr(cls, "__post_init__"):
             lines.append("    self.__post_init__()")
-        scope = {"_put": object.__setattr__, **defaults}
+        scope = dict(defaults)
         exec("\n".join(lines), scope)
         init = scope["__init__"]
         init.__qualname__ = f"{cls.__qualname__}.__init__"
