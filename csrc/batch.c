@@ -49,13 +49,13 @@ static int pipe_above_stdio(int ends[2])
     return 0;
 }
 
-/* Makes the pipes of a captured job: the caller's ends into io, the child's into the arguments. */
-static int make_pipes(struct fns_io *io, const struct fns_job *job, struct fns_args *args,
-                      int theirs[3])
+/* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
+static int make_pipes(struct fns_io *io, const struct fns_job *job, enum fns_batch_mode mode,
+                      struct fns_args *args, int theirs[3])
 {
     for (int i = 0; i < 3; i++) {
         int ends[2], ret;
-        if (i == 0 && !job->input)
+        if (i == 0 ? !job->input : mode != FNS_BATCH_CAPTURE)
             continue;
         ret = pipe_above_stdio(ends);
         if (ret < 0)
@@ -64,6 +64,19 @@ static int make_pipes(struct fns_io *io, const struct fns_job *job, struct fns_a
         theirs[i] = args->stdio[i] = ends[i != 0];
     }
     return 0;
+}
+
+/* Gives back what a buffer has grown beyond its content: there may be thousands of jobs. */
+static struct fns_buffer shrunk(struct fns_buffer buffer)
+{
+    if (buffer.size == 0) {
+        fns_buffer_free(&buffer);
+    } else if (buffer.size < buffer.capacity) {
+        char *data = realloc(buffer.data, buffer.size);
+        if (data)
+            buffer = (struct fns_buffer){data, buffer.size, buffer.size};
+    }
+    return buffer;
 }
 
 static void run_job(struct fns_batch *batch, struct fns_job *job)
@@ -75,8 +88,8 @@ static void run_job(struct fns_batch *batch, struct fns_job *job)
                         .input = job->input,
                         .input_size = job->input_size,
                         .stop = batch->stop};
-    if (batch->mode == FNS_BATCH_CAPTURE)
-        ret = make_pipes(&io, job, &args, theirs);
+    if (batch->mode != FNS_BATCH_SPAWN)
+        ret = make_pipes(&io, job, batch->mode, &args, theirs);
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     else
@@ -96,13 +109,13 @@ static void run_job(struct fns_batch *batch, struct fns_job *job)
     while (ret == -EINTR);
     if (ret != FNS_IO_DONE) {
         job->timed_out = ret == FNS_IO_TIMEOUT;
-        fns_kill(&job->process, SIGKILL);
+        fns_kill_all(job->plan, &job->process);
         fns_io_finish(&io);
         if (ret < 0)
             fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
     }
-    job->output[0] = io.output[0];
-    job->output[1] = io.output[1];
+    job->output[0] = shrunk(io.output[0]);
+    job->output[1] = shrunk(io.output[1]);
     fns_io_close(&io);
     ret = fns_reap(&job->process, &job->result);
     if (ret < 0)

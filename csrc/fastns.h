@@ -62,6 +62,10 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 int fns_reap(const struct fns_process *process, struct fns_result *result);
 
 int fns_kill(const struct fns_process *process, int signal);
+
+/* Kills every process of a sandbox that is not reaped: with its pid namespace, or, without one of
+ * its own, the first process and all that descend from it (not a daemon whose parent has ended). */
+int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process);
 uint64_t fns_now(void);
 
 struct fns_buffer {

@@ -7,7 +7,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "fastns.h"
@@ -62,16 +65,35 @@ static int drain(int *fd, struct fns_buffer *buffer)
     return 0;
 }
 
+/* write(2) without a SIGPIPE, whatever the caller's program does with that signal: it is blocked in
+ * this thread, and taken back unless one was pending before. -errno on failure. */
+static ssize_t write_quietly(int fd, const char *data, size_t size)
+{
+    const struct timespec at_once = {0, 0};
+    sigset_t pipe, before, pending;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    sigpending(&pending);
+    pthread_sigmask(SIG_BLOCK, &pipe, &before);
+    ssize_t n = write(fd, data, size);
+    int err = errno;
+    if (n < 0 && err == EPIPE && !sigismember(&pending, SIGPIPE))
+        while (sigtimedwait(&pipe, NULL, &at_once) < 0 && errno == EINTR)
+            ;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return n < 0 ? -err : n;
+}
+
 static int feed(struct fns_io *io)
 {
     size_t left = io->input_size - io->input_done;
-    ssize_t n = left ? write(io->fds[0], io->input + io->input_done, left) : 0;
+    ssize_t n = left ? write_quietly(io->fds[0], io->input + io->input_done, left) : 0;
     if (n > 0)
         io->input_done += (size_t)n;
-    else if (n < 0 && errno == EPIPE) /* the child does not want the rest: not an error of ours */
+    else if (n == -EPIPE) /* the child does not want the rest: not an error of ours */
         io->input_done = io->input_size;
-    else if (n < 0 && errno != EAGAIN && errno != EINTR)
-        return -errno;
+    else if (n < 0 && n != -EAGAIN && n != -EINTR)
+        return (int)n;
     if (io->input_done == io->input_size)
         close_end(&io->fds[0]);
     return 0;
@@ -100,7 +122,7 @@ static int move(struct fns_io *io, const struct pollfd *polled)
 
 int fns_io_run(struct fns_io *io)
 {
-    int ended = 0;
+    int ended = io->process.pidfd < 0; /* reaped already: only the pipes are left */
     make_nonblocking(io);
     if (io->fds[0] >= 0 && io->input_done == io->input_size)
         close_end(&io->fds[0]);
@@ -135,22 +157,29 @@ int fns_io_run(struct fns_io *io)
     return FNS_IO_DONE;
 }
 
+/* Takes what is in the pipe now, no more: a process that left the sandbox may write for ever. */
+static int drain_rest(int *fd, struct fns_buffer *buffer)
+{
+    int left = 0, ret = 0;
+    if (*fd >= 0 && ioctl(*fd, FIONREAD, &left) < 0)
+        return -errno;
+    for (size_t end = buffer->size + (size_t)left; ret == 0 && *fd >= 0 && buffer->size < end;) {
+        size_t before = buffer->size;
+        ret = drain(fd, buffer);
+        if (buffer->size == before)
+            break;
+    }
+    return ret;
+}
+
 int fns_io_finish(struct fns_io *io)
 {
-    int ret = 0;
     make_nonblocking(io);
-    /* Killed processes end within moments, but one deep in the kernel may take longer: drain first
-     * what is there, then wait, then take what came in between. */
     while (fns_wait(&io->process, -1) == -EINTR)
         ;
-    for (int i = 1; i < 3; i++) {
-        size_t before;
-        do {
-            before = io->output[i - 1].size;
-            if (io->fds[i] >= 0)
-                ret = drain(&io->fds[i], &io->output[i - 1]);
-        } while (ret == 0 && io->output[i - 1].size > before);
-    }
+    int ret = drain_rest(&io->fds[1], &io->output[0]);
+    if (ret == 0)
+        ret = drain_rest(&io->fds[2], &io->output[1]);
     fns_io_close(io);
     return ret;
 }

@@ -3,13 +3,17 @@
  * No SIGCHLD handler and no wait for "any child": those belong to whoever else lives in the process.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "message.h"
 #include "spawn.h"
@@ -24,6 +28,8 @@ uint64_t fns_now(void)
 
 int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 {
+    if (process->pidfd < 0)
+        return 1; /* reaped already */
     struct pollfd fd = {.fd = process->pidfd, .events = POLLIN};
     struct timespec time = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     int n = ppoll(&fd, 1, timeout_ns < 0 ? NULL : &time, NULL);
@@ -57,6 +63,107 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
 int fns_kill(const struct fns_process *process, int signal)
 {
     return (int)fns_sys4(__NR_pidfd_send_signal, process->pidfd, signal, 0, 0);
+}
+
+/* ---- a sandbox without a pid namespace of its own -------------------------------------------- */
+
+struct member {
+    int pid, pidfd; /* pidfd -1: none could be had, the pid must do */
+};
+struct tree {
+    struct member *members;
+    size_t n, capacity;
+};
+
+static void signal_member(const struct member *member, int signal)
+{
+    if (member->pidfd >= 0)
+        fns_sys4(__NR_pidfd_send_signal, member->pidfd, signal, 0, 0);
+    else
+        kill(member->pid, signal);
+}
+
+/* Stops a process, so that it starts no more of them, and adds it. 1: it is new; -ENOMEM. */
+static int add_member(struct tree *tree, int pid)
+{
+    for (size_t i = 0; i < tree->n; i++)
+        if (tree->members[i].pid == pid)
+            return 0;
+    if (tree->n == tree->capacity) {
+        size_t capacity = tree->capacity * 2 + 16;
+        struct member *members = realloc(tree->members, capacity * sizeof *members);
+        if (!members)
+            return -ENOMEM;
+        tree->members = members;
+        tree->capacity = capacity;
+    }
+    struct member *member = &tree->members[tree->n];
+    long pidfd = fns_sys2(__NR_pidfd_open, pid, 0);
+    if (pidfd == -ESRCH)
+        return 0;
+    *member = (struct member){pid, pidfd < 0 ? -1 : (int)pidfd};
+    tree->n++;
+    signal_member(member, SIGSTOP);
+    return 1;
+}
+
+/* Adds the children of one thread: /proc/PID/task/TID/children. */
+static int add_children(struct tree *tree, int pid, const char *thread)
+{
+    char path[64];
+    int child, ret = 0, added = 0;
+    snprintf(path, sizeof path, "/proc/%d/task/%.20s/children", pid, thread);
+    FILE *file = fopen(path, "re");
+    while (file && ret >= 0 && fscanf(file, "%d", &child) == 1) {
+        ret = add_member(tree, child);
+        added |= ret;
+    }
+    if (file)
+        fclose(file);
+    return ret < 0 ? ret : added;
+}
+
+static int add_descendants(struct tree *tree, size_t of)
+{
+    char path[64];
+    int pid = tree->members[of].pid, ret = 0, added = 0;
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *threads = opendir(path);
+    for (struct dirent *entry; threads && ret >= 0 && (entry = readdir(threads));)
+        if (entry->d_name[0] != '.') {
+            ret = add_children(tree, pid, entry->d_name);
+            added |= ret;
+        }
+    if (threads)
+        closedir(threads);
+    return ret < 0 ? ret : added;
+}
+
+static int kill_tree(const struct fns_process *process)
+{
+    struct tree tree = {NULL, 0, 0};
+    int ret = add_member(&tree, process->pid), added = ret;
+    while (ret >= 0 && added > 0) { /* again, for what a thread started before it was stopped */
+        added = 0;
+        for (size_t i = 0; ret >= 0 && i < tree.n; i++) {
+            ret = add_descendants(&tree, i);
+            added |= ret;
+        }
+    }
+    for (size_t i = 0; i < tree.n; i++) {
+        signal_member(&tree.members[i], SIGKILL);
+        if (tree.members[i].pidfd >= 0)
+            close(tree.members[i].pidfd);
+    }
+    free(tree.members);
+    return ret < 0 ? ret : 0;
+}
+
+int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
+{
+    int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);
+    int killed = fns_kill(process, SIGKILL);
+    return killed < 0 ? killed : ret;
 }
 
 uint64_t fns_capabilities(void)

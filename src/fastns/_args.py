@@ -33,7 +33,7 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
         raise SpecError(field, f"{shown(value)}: str, bytes or a path expected") from None
     except UnicodeEncodeError:
         raise SpecError(
-            field, f"{shown(value)}: holds a surrogate that stands for no byte; pass bytes"
+            field, f"{shown(value)}: holds a surrogate other than those of os.fsdecode()"
         ) from None
     if b"\0" in data:
         raise SpecError(field, f"{shown(value)}: a NUL byte cannot be passed to the kernel")
@@ -44,7 +44,7 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
 
 def check_args(args: Any) -> tuple[bytes, ...]:
     """argv as bytes. Raises SpecError, field "args"."""
-    if isinstance(args, str | bytes | os.PathLike):
+    if isinstance(args, str | bytes | dict | set | frozenset | os.PathLike):
         raise SpecError("args", f"{shown(args)}: a list expected, such as ['sh', '-c', 'ls | wc']")
     try:
         argv = tuple([encode("args", item) for item in args])

@@ -127,6 +127,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("overlay", _errno.EINVAL, None): (
         "overlayfs refuses this root: is it an overlay itself, or is the kernel older than 5.11?"
     ),
+    ("overlay", _errno.EPERM, None): (
+        "overlayfs in a user namespace needs Linux 5.11; before, only root has it"
+    ),
+    ("overlay", _errno.ENODEV, None): "this kernel has no overlayfs: modprobe overlay, as root",
     ("mount", _errno.ENOENT, None): (
         "the target, or the source of the bind, does not exist: make it, or give the mount "
         "X-mount.mkdir, or the spec overlay=True"
@@ -167,7 +171,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "the caller's root is an initramfs or not a mount point: use root_mode='chroot'"
     ),
     ("chroot", _errno.EPERM, None): "chroot needs CAP_SYS_CHROOT: root, or a new user namespace",
-    ("rlimit", _errno.EPERM, None): "a hard limit can only be raised with CAP_SYS_RESOURCE",
+    ("rlimit", _errno.EPERM, None): (
+        "a hard limit can only be raised with CAP_SYS_RESOURCE, RLIMIT_NOFILE at most to "
+        "/proc/sys/fs/nr_open"
+    ),
     ("setgroups", _errno.EPERM, None): "supplementary groups need CAP_SETGID or a mapped range",
     ("setgid", _errno.EINVAL, None): "the group is not in gid_mappings",
     ("setuid", _errno.EINVAL, None): "the user is not in uid_mappings",
@@ -176,6 +183,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("stdio", _errno.EBADF, None): "stdin, stdout or stderr is an fd that is closed",
     ("fds", _errno.EBADF, None): "one of pass_fds is closed",
     ("chdir", _errno.ENOENT, None): "the working directory does not exist inside the root",
+    ("chdir", _errno.ENOTDIR, None): "the working directory is a file inside the root",
     ("chdir", _errno.EACCES, None): "the sandbox's user cannot enter the working directory",
     ("exec", _errno.ENOENT, None): "no such command inside the root (PATH is the sandbox's own)",
     ("exec", _errno.EACCES, None): "the file is not executable, or lies on a noexec mount",
@@ -183,6 +191,9 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "not a program for this machine: another architecture, or a script without #!"
     ),
     ("exec", _errno.E2BIG, None): "arguments and environment together are too long",
+    ("exec", _errno.ENOMEM, None): (
+        "RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program"
+    ),
     ("exec", _errno.EAGAIN, None): "RLIMIT_NPROC of the sandbox's user is reached",
     (
         "helper",

@@ -7,13 +7,14 @@ mount(8) and of the OCI runtime specification.
 import re
 from collections.abc import Iterable
 
+from fastns._args import encode, shown
 from fastns._record import record
 from fastns.errors import SpecError
 
 TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_SYNCHRONOUS, MS_NOATIME, MS_NODIRATIME = 16, 1024, 2048
+MS_NOATIME, MS_NODIRATIME = 1024, 2048
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE = 1 << 17, 1 << 18, 1 << 19
 MS_RELATIME, MS_STRICTATIME = 1 << 21, 1 << 24
 
@@ -58,6 +59,8 @@ FLAGS = {
     "nodiratime": _Flag("nodiratime", MS_NODIRATIME, ATTR_NODIRATIME),
     "defaults": _Flag("defaults"),
 }
+MAX_DATA = 4095  # bytes of all options for the file system: a page with its NUL (mount(2))
+MAX_ID = 2**32 - 2
 MKDIR = ("X-mount.mkdir", "x-mount.mkdir")
 PROPAGATIONS = {
     "private": MS_PRIVATE,
@@ -128,8 +131,11 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
     data: list[str] = []
     seen: dict[str, str] = {}
     for option in options:
-        if not isinstance(option, str) or not option or "\0" in option:
-            raise SpecError("mounts.options", f"{option!r}: non-empty strings without NUL expected")
+        if not isinstance(option, str) or not option:
+            raise SpecError("mounts.options", f"{shown(option)}: non-empty strings expected")
+        encode("mounts.options", option)
+        if option in seen.values():
+            continue  # said twice: mount(8) and OCI bundles allow it
         key, equals, value = option.partition("=")
         if option in FLAGS:
             flag = FLAGS[option]
@@ -152,21 +158,24 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             pattern = DATA[type][key]
             if (pattern is None) != (not equals) or (pattern and not re.fullmatch(pattern, value)):
                 raise SpecError(
-                    "mounts.options", f"{option[:60]!r}: {_form(key, pattern)} expected"
+                    "mounts.options", f"{shown(option)}: {_form(key, pattern)} expected"
                 )
+            if key in ("uid", "gid") and int(value) > MAX_ID:
+                raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
             # A comma would end the option and start another one (mount(2), data).
             if "," in value:
-                raise SpecError("mounts.options", f"{option[:60]!r}: a comma cannot be passed on")
+                raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
             group = key
             data.append(option)
         else:
             raise _unknown(type, option)
         if group in seen:
             other = seen[group]
-            raise SpecError("mounts.options", f"{other!r} and {option[:60]!r} exclude each other")
+            raise SpecError("mounts.options", f"{other!r} and {shown(option)} exclude each other")
         seen[group] = option
     if type == "overlay" and "lowerdir" not in seen:
         raise SpecError("mounts.options", "an overlay needs lowerdir=")
+    encode("mounts.options", ",".join(data), MAX_DATA)
     return ParsedOptions(
         ms_flags, attr_set, attr_clr & ~attr_set | attr_clr & ATTR_ATIME, ",".join(data),
         recursive, propagation, mkdir,
@@ -188,5 +197,5 @@ def _unknown(type: str, option: str) -> SpecError:
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
     return SpecError(
         "mounts.options",
-        f"{option[:60]!r} is not an option of {type}{meant}; accepted: {', '.join(accepted)}",
+        f"{shown(option)} is not an option of {type}{meant}; accepted: {', '.join(accepted)}",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -13,7 +15,7 @@ from fastns._args import check_args, check_cwd, check_env, check_timeout
 from fastns._compile import compile, search_path
 from fastns._record import record
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
-from fastns.errors import SpecError
+from fastns.errors import SpawnError, SpecError
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
@@ -100,6 +102,7 @@ def spawn(
     plan = plan_of(spec)
     argv, environ, paths, directory = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
+    mode = _TextMode.of(text, encoding, errors)
     stdio = StdioPlan(stdin, stdout, stderr)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
@@ -108,7 +111,6 @@ def spawn(
         stdio.close_all()
         raise
     stdio.close_child()
-    mode = _TextMode.of(text, encoding, errors)
     return Sandbox(args, plan, process, stdio.parent, mode)
 
 
@@ -123,6 +125,15 @@ class _TextMode:
     def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> _TextMode | None:
         if not (text or encoding or errors):
             return None
+        for field, name, look_up in (
+            ("encoding", encoding, codecs.lookup),
+            ("errors", errors, codecs.lookup_error),
+        ):
+            try:
+                if name is not None:
+                    look_up(name)
+            except (LookupError, TypeError) as exc:
+                raise SpecError(field, str(exc)) from None
         return cls(encoding or "utf-8", errors or "strict")
 
     def decode(self, data: bytes) -> str:
@@ -156,6 +167,7 @@ class Sandbox:
         self.usage: Usage | None = None
         self.wall_time: float | None = None
         self._owner = os.getpid()
+        self._lost = False  # somebody else reaped it
         self._process = process
         self._own_pid_namespace = plan.own_pid_namespace
         self._mode = mode
@@ -175,9 +187,17 @@ class Sandbox:
         return None if self.returncode is None else exit_code(self.returncode)
 
     def poll(self) -> int | None:
-        """The returncode if the sandbox has ended, else None."""
+        """The returncode if the sandbox has ended, else None.
+
+        Raises: SpawnError, stage "wait", when another part of the process reaped it."""
         if self.returncode is None:
-            result = self._process.reap()
+            if self._lost:
+                raise SpawnError("wait", errno.ECHILD)
+            try:
+                result = self._process.reap()
+            except SpawnError:
+                self._lost = True
+                raise
             if result is not None:
                 code, status, user, system, max_rss, exact, wall = result
                 self.usage = Usage(user, system, max_rss, exact)
@@ -220,8 +240,8 @@ class Sandbox:
     def send_signal(self, sig: int) -> None:
         """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
         gets only signals it has a handler for, SIGKILL and SIGSTOP; init=True passes them on."""
-        if self.poll() is None:
-            self._process.kill(sig)
+        if self._runs():
+            self._signal(sig)
 
     def terminate(self) -> None:
         """SIGTERM, as send_signal()."""
@@ -230,12 +250,21 @@ class Sandbox:
     def kill(self) -> None:
         """Ends every process of the sandbox at once: with its pid namespace, or, without one of
         its own, its first process and all that descend from it."""
-        if self.poll() is None:
+        if self._runs():
             if not self._own_pid_namespace:
                 from fastns._tree import kill_tree
 
                 kill_tree(self.pid)
-            self._process.kill(signal.SIGKILL)
+            self._signal(signal.SIGKILL)
+
+    def _runs(self) -> bool:
+        return not self._lost and self.poll() is None
+
+    def _signal(self, sig: int) -> None:
+        error = self._process.kill(sig)
+        # EBADF: reaped by another thread meanwhile; ESRCH: by another part of the process.
+        if error not in (0, errno.ESRCH, errno.EBADF):
+            raise OSError(error, os.strerror(error))
 
     # ---- pipes ----
 
@@ -250,12 +279,17 @@ class Sandbox:
             raise SpecError(
                 "input", "bytes given: str expected, as text, encoding or errors is set"
             )
-        return bytes(input)
+        try:
+            return memoryview(input).tobytes()
+        except TypeError:
+            raise SpecError("input", f"{type(input).__name__} given: bytes expected") from None
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
         """Moves the pipe ends from the files, which are closed, to the C loop."""
         if input and self.stdin is None:
             raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
+        if input and self.stdin is not None and self.stdin.closed:
+            raise ValueError("input was given, but stdin is closed")
         fds = [-1, -1, -1]
         self._kept = [self.stdout is not None, self.stderr is not None]
         for index, file in enumerate((self.stdin, self.stdout, self.stderr)):
@@ -299,21 +333,28 @@ class Sandbox:
         for file in (self.stdout, self.stderr, self.stdin):
             if file is not None:
                 _close(file)
+        if self._lost and exc_type is not None:
+            return  # wait() has said so
         try:
             self.wait()
         except BaseException:
-            self.kill()
-            self._process.wait()
-            self.poll()
+            self._end()
             raise
 
     def __del__(self) -> None:
         if getattr(self, "_process", None) is None or self._owner != os.getpid():
             return
-        if self.returncode is None and self.poll() is None:
-            warnings.warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, source=self)
-            self.kill()
-            self._process.wait()
+        with contextlib.suppress(SpawnError):  # its status is lost, and nobody wants it
+            if self.returncode is None and self._runs():
+                warnings.warn(
+                    f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, source=self
+                )
+                self._end()
+
+    def _end(self) -> None:
+        self.kill()
+        self._process.wait()
+        if not self._lost:
             self.poll()
 
     def __repr__(self) -> str:

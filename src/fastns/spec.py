@@ -34,6 +34,7 @@ DEFAULT_ENV = {
 }
 MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
 MAX_GROUPS = 64
+MAX_NAME = 64  # bytes, __NEW_UTS_LEN (uname(2))
 MAX_FILE = 16 << 20
 MAX_MAPPINGS = 340  # user_namespaces(7)
 RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
@@ -79,6 +80,9 @@ class FrozenMap(_Items):
     def __repr__(self) -> str:
         return repr(self._items)
 
+    def __reduce__(self) -> tuple[type[FrozenMap], tuple[dict[str, Any]]]:
+        return (FrozenMap, (self._items,))
+
 
 NOTHING = FrozenMap()
 
@@ -114,7 +118,7 @@ class Mount:
                 "mounts.type",
                 f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected",
             )
-        if isinstance(self.options, str) or not isinstance(self.options, Sequence):
+        if isinstance(self.options, str | bytes) or not isinstance(self.options, Sequence):
             raise SpecError(
                 "mounts.options", f"{shown(self.options)}: a list such as ['ro', 'nosuid'] expected"
             )
@@ -154,8 +158,10 @@ class Rlimit:
     hard: int
 
     def __post_init__(self) -> None:
-        if self.type not in RLIMITS:
-            raise SpecError("rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)}")
+        if not isinstance(self.type, str) or self.type not in RLIMITS:
+            raise SpecError(
+                "rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)} expected"
+            )
         for name in ("soft", "hard"):
             _number(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
         if self._value(self.soft) > self._value(self.hard):
@@ -282,6 +288,9 @@ class Spec:
             if not isinstance(value, Mapping):
                 raise SpecError(name, f"{shown(value)}: a mapping expected")
             self._put(name, FrozenMap(value))
+        plain = {kind: _fspath(value) for kind, value in self.namespaces.items()}
+        self._put("namespaces", FrozenMap(plain))
+        self._put("network", _fspath(self.network))
 
     def _check_namespaces(self) -> None:
         for kind, value in self.namespaces.items():
@@ -325,23 +334,28 @@ class Spec:
         for name in ("mounts", "files", "overlay", "read_only"):
             if getattr(self, name):
                 raise SpecError(name, f"{why}: namespaces['mount'] = 'new' is needed")
-        if self.rootfs is not None and mount != "host":
-            raise SpecError("rootfs", "a joined mount namespace has a root of its own")
+        if mount != "host":
+            for name, default in (("rootfs", None), ("root_mode", "pivot_root")):
+                if getattr(self, name) != default:
+                    raise SpecError(
+                        name, "a joined mount namespace has a root of its own: leave it out"
+                    )
         if self.rootfs is not None and self.root_mode == "pivot_root":
             raise SpecError(
                 "root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'"
             )
 
     def _check_mounts(self) -> None:
-        places: dict[str, str] = {}
+        places: set[str] = set()
+        below: dict[str, str] = {}  # a directory -> what is given somewhere below it
         for mount in self.mounts:
             place = mount.destination
             if place in places:
                 raise SpecError("mounts", f"{place} is given twice")
-            hidden = next((p for p in places if p.startswith(place + "/")), None)
-            if hidden is not None:
-                raise SpecError("mounts", f"{place} would hide {hidden}: put {place} first")
-            places[place] = "mounts"
+            if place in below:
+                raise SpecError("mounts", f"{place} would hide {below[place]}: put {place} first")
+            places.add(place)
+            below.update(dict.fromkeys(_parents(place), place))
         files: dict[str, str | bytes] = {}
         for destination, content in self.files.items():
             place = _inside("files", destination)
@@ -357,10 +371,12 @@ class Spec:
                 raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
             if size > MAX_FILE:
                 raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
-            below = next((p for p in files if _below(p, place) or _below(place, p)), None)
-            if below is not None:
-                raise SpecError("files", f"{place} and {below}: one is a file, so not a directory")
+            parents = _parents(place)
+            other = below.get(place) or next((p for p in parents if p in files), None)
+            if other is not None:
+                raise SpecError("files", f"{place} and {other}: one is a file, so not a directory")
             files[place] = content
+            below.update(dict.fromkeys(parents, place))
         self._put("files", FrozenMap(files))
 
     def _check_process(self) -> None:
@@ -368,13 +384,19 @@ class Spec:
             value = getattr(self, name)
             if value is None:
                 continue
-            data = encode(name, value, 64)
+            # isprintable() is false for control characters, lone surrogates and all space but " ".
             if (
                 not isinstance(value, str)
-                or not data
-                or any(c <= 32 or c in b"/\x7f" for c in data)
+                or not value.isprintable()
+                or not 1 <= len(value.encode()) <= MAX_NAME
+                or " " in value
+                or "/" in value
             ):
-                raise SpecError(name, f"{shown(value)}: a name without spaces and '/' expected")
+                raise SpecError(
+                    name,
+                    f"{shown(value)}: 1 to {MAX_NAME} bytes of UTF-8 without spaces and '/' "
+                    "expected",
+                )
             if self.namespace("uts") != "new":
                 raise SpecError(
                     name,
@@ -463,13 +485,20 @@ def _user(value: Any) -> str:
     for part in (uid, gid) if colon else (uid,):
         if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):
             raise SpecError(
-                "user", f"{shown(value)}: numbers from 0 to {MAX_ID} as 'uid' or 'uid:gid' expected"
+                "user",
+                f"{shown(value)}: 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}, expected; "
+                "names are not looked up",
             )
     return f"{int(uid)}:{int(gid) if colon else 0}"
 
 
-def _below(path: str, parent: str) -> bool:
-    return path.startswith(parent + "/")
+def _parents(path: str) -> list[str]:
+    """The directories above a plain absolute path, without "/"."""
+    return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))[1:]
+
+
+def _fspath(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _mappings(name: str, mappings: Sequence[IDMapping], ids: Sequence[int], what: str) -> None:
