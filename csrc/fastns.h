@@ -31,11 +31,13 @@ int fns_set_helper(const void *bytes, size_t size);
 
 struct fns_process {
     int pid;
-    int pidfd;      /* owned by the caller: close it after fns_reap() */
-    int control;    /* -1, or the socket a reaper reports the command's status on: close it */
-    uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
-    long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
+    int pidfd;         /* owned by the caller: close it after fns_reap() */
+    int control;       /* -1, or the socket a reaper reports the command's status on: close it */
+    uint64_t start;    /* CLOCK_MONOTONIC, ns, before the clone */
+    long rss_floor;    /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
+    int ended, status; /* with a reaper, when the command ended before the start was over: how
+                          (CLD_*, 0: it did not), and its exit code or signal */
 };
 
 /* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has

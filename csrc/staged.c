@@ -196,6 +196,10 @@ static int take(const struct fns_message *message, int fd, struct fns_process *p
         heard->failed = 1;
         *error = message->error;
         return 0;
+    case FNS_MESSAGE_EXITED: /* a short command may end before the helper's message is here */
+        process->ended = message->value;
+        process->status = message->status;
+        return 0;
     default: return -EPROTO;
     }
 }

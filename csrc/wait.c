@@ -51,9 +51,12 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
      * it could send one, its own end is the sandbox's. */
     struct fns_message message;
-    if (process->control >= 0 &&
-        recv(process->control, &message, sizeof message, MSG_DONTWAIT) == sizeof message &&
-        message.kind == FNS_MESSAGE_EXITED) {
+    if (process->ended) {
+        result->code = process->ended;
+        result->status = process->status;
+    } else if (process->control >= 0 &&
+               recv(process->control, &message, sizeof message, MSG_DONTWAIT) == sizeof message &&
+               message.kind == FNS_MESSAGE_EXITED) {
         result->code = message.value;
         result->status = message.status;
     }

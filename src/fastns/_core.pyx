@@ -22,6 +22,7 @@ from fastns.errors import SpawnError
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    int getpid()
 
 
 STAGES = tuple([c.fns_stage_name(i).decode() for i in range(c.FNS_STAGE_COUNT)])
@@ -236,11 +237,15 @@ cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *err
 
 @cython.final
 cdef class Process:
-    """A started sandbox: its pid, its pidfd, and the waiting and killing of it."""
+    """A started sandbox: its pid, its pidfd, and the waiting and killing of it.
+
+    Dropped before it was reaped (an exception between the spawn and the handle), it ends the sandbox.
+    """
 
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
+    cdef int owner  # the process it belongs to: a forked copy ends nothing
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
 
     @property
@@ -315,6 +320,11 @@ cdef class Process:
         self.process.pidfd = self.process.control = -1
 
     def __dealloc__(self):
+        if self.process.pidfd >= 0 and not self.reaped and self.owner == getpid():
+            c.fns_kill(&self.process, 9)
+            while c.fns_wait(&self.process, -1) == -EINTR:
+                pass
+            c.fns_reap(&self.process, &self.result)
         self.close()
 
 
@@ -333,6 +343,7 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result):
 cdef Process _new_process(const c.fns_process *process):
     cdef Process new = Process.__new__(Process)
     new.process = process[0]
+    new.owner = getpid()
     return new
 
 
