@@ -87,7 +87,9 @@ def test_input_that_is_not_bytes(plan: fastns.Plan, data: Any) -> None:
 # ---- children that do not read ----
 
 
-@pytest.mark.parametrize("code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"])
+@pytest.mark.parametrize(
+    "code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"]
+)
 def test_input_that_is_not_wanted(shell: Run, code: str) -> None:
     """EPIPE is the child's decision, not an error, and no SIGPIPE comes here."""
     done = shell(code, input=b"y" * 4 * MIB)
