@@ -80,7 +80,7 @@ def test_input_may_be_any_bytes(plan: fastns.Plan, data: Any) -> None:
 
 @pytest.mark.parametrize("data", [5, ["a"], "text"])
 def test_input_that_is_not_bytes(plan: fastns.Plan, data: Any) -> None:
-    with pytest.raises(fastns.SpecError, match="^input"):
+    with pytest.raises(fastns.SpecError, match=r"^input"):
         fastns.run(["/probe", "--echo"], spec=plan, input=data, stdout=-1)
 
 
