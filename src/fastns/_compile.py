@@ -197,6 +197,9 @@ class _Compiler:
         namespace there is no right to join anything outside it, so then all are joined before.
         The mount namespace comes last: the other paths are the caller's."""
         first = {"user": 0, "mount": 2}
+        if "user" in self.joined and self.caller.privileged:
+            # Inside, groups may be out of reach (setgroups "deny"): the caller's stay behind now.
+            self.early.append(Op("setgroups", "setgroups", note="none"))
         for kind in sorted(self.joined, key=lambda kind: first.get(kind, 1)):
             path = self.kinds[kind]
             flags = CLONE_FLAGS[kind]
@@ -459,7 +462,7 @@ class _Compiler:
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
         count = len(spec.additional_gids)
         note = " ".join(map(str, spec.additional_gids)) or "none"
-        if count or in_range or caller.may_setgroups:
+        if count or (caller.may_setgroups and "user" not in self.joined):
             self.add(Op("setgroups", "setgroups", arg=count, data=groups or None, note=note))
         if not in_range and same:
             return

@@ -1,0 +1,424 @@
+"""Golden op lists: what a spec becomes for root, an unprivileged user and a nested root.
+
+A line is `code stage target`; "-" where an op has no target. Nothing is run, and who compiles is
+made up, so the lists are the same whoever runs the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import pytest
+
+import fastns
+from fastns import _core
+from fastns._compile import CAP_SETUID, CAP_SYS_ADMIN, Caller, Op, _Compiler, search_path
+from fastns.errors import SpecError
+from fastns.spec import IDMapping, Mount, Rlimit, Spec
+
+ALL = 2**41 - 1  # every capability
+ROOT = Caller(0, 0, True, ALL, True)
+USER = Caller(1000, 1000, True, 0, True)
+NESTED = Caller(0, 0, True, ALL, False, may_setgroups=False)  # root of a single mapped id
+
+HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
+RANGE = [IDMapping(0, 100000, 1000)]
+JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
+
+
+def compiled(spec: Spec, caller: Caller) -> _core.Plan:
+    return _Compiler(spec, caller).plan()
+
+
+def lines(text: str) -> list[str]:
+    return text.split("\n")[1:-1]
+
+
+MAP = """
+write id_map /proc/self/setgroups
+write id_map /proc/self/gid_map
+write id_map /proc/self/uid_map
+"""
+TREE = """
+propagation propagation -
+root_tree rootfs -
+root_attach rootfs -
+"""
+MOUNTS = """
+mount mount /proc
+mount mount /sys
+mount mount /tmp
+mount mount /run
+mount mount /dev
+"""
+NODES = """
+device device /dev/null
+device device /dev/zero
+device device /dev/full
+device device /dev/random
+device device /dev/urandom
+device device /dev/tty
+"""
+BINDS = """
+bind device /dev/null
+bind device /dev/zero
+bind device /dev/full
+bind device /dev/random
+bind device /dev/urandom
+bind device /dev/tty
+"""
+REST_OF_DEV = """
+symlink symlink /dev/fd
+symlink symlink /dev/stdin
+symlink symlink /dev/stdout
+symlink symlink /dev/stderr
+symlink symlink /dev/ptmx
+mount mount /dev/pts
+mount mount /dev/shm
+"""
+PIVOT_LO_UMASK = """
+pivot_root pivot_root -
+loopback network -
+umask umask -
+"""
+SETGROUPS = """
+setgroups setgroups -
+"""
+IDS = """
+setgroups setgroups -
+setgid setgid -
+setuid setuid -
+"""
+BECOME = """
+setgid setgid -
+setuid setuid -
+"""
+UMASK = """
+umask umask -
+"""
+
+BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
+GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
+    # what, spec, caller, "method id_map", the blocks of the op list
+    ("host-root", Spec(), ROOT, "direct none",
+     [TREE, MOUNTS, NODES, REST_OF_DEV, PIVOT_LO_UMASK, SETGROUPS]),
+    ("host-root", Spec(), USER, "direct self",
+     [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, PIVOT_LO_UMASK]),
+    ("host-root", Spec(), NESTED, "direct none",
+     [TREE, MOUNTS, BINDS, REST_OF_DEV, PIVOT_LO_UMASK]),
+    ("bare", Spec(**BARE), ROOT, "direct none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+    ("bare", Spec(**BARE), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
+    ("bare", Spec(**BARE), NESTED, "direct none", [TREE, PIVOT_LO_UMASK]),
+    ("new-user", Spec(**BARE, namespaces={"user": "new"}), ROOT, "direct self",
+     [MAP, TREE, PIVOT_LO_UMASK]),
+    ("new-user", Spec(**BARE, namespaces={"user": "new"}), NESTED, "direct self",
+     [MAP, TREE, PIVOT_LO_UMASK]),
+    ("named", Spec(**BARE, hostname="box", domainname="dom", network="host",
+                   rlimits=[Rlimit("RLIMIT_NOFILE", 64, 64), Rlimit("RLIMIT_CORE", 0, -1)]),
+     USER, "direct self",
+     [MAP, TREE, """
+pivot_root pivot_root -
+hostname hostname -
+domainname domainname -
+rlimit rlimit -
+rlimit rlimit -
+umask umask -
+"""]),
+    ("overlay-files-mounts",
+     Spec(**BARE, overlay=True, read_only=True, files={"/etc/hosts": "a", "/new/file": b"\0"},
+          mounts=[Mount("/mnt", source="/srv"), Mount("/mnt/t", "tmpfs")]),
+     ROOT, "direct none",
+     ["""
+propagation propagation -
+root_tree rootfs -
+scratch overlay -
+root_attach rootfs lower
+overlay overlay -
+bind mount /mnt
+mount mount /mnt/t
+file_bind file /etc/hosts
+file_bind file /new/file
+read_only read_only -
+""", PIVOT_LO_UMASK, SETGROUPS]),
+    ("files", Spec(**BARE, files={"/etc/hosts": "a"}), USER, "direct self",
+     [MAP, """
+propagation propagation -
+root_tree rootfs -
+scratch file -
+root_attach rootfs root
+file_bind file /etc/hosts
+""", PIVOT_LO_UMASK]),
+    ("chroot-in-mounts", Spec(**BARE, root_mode="chroot", network="host"), ROOT, "direct none",
+     [TREE, "\nchroot chroot -\n", UMASK, SETGROUPS]),
+    ("chroot-alone", Spec(rootfs="/srv/root", root_mode="chroot", namespaces=HOSTED), ROOT,
+     "direct none", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK, SETGROUPS]),
+    ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct none", [UMASK, SETGROUPS]),
+    ("nothing-new", Spec(namespaces={**HOSTED, "user": "host"}), USER, "direct none", [UMASK]),
+    ("nothing-new", Spec(namespaces=HOSTED), NESTED, "direct none", [UMASK]),
+    ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "staged none",
+     [TREE, PIVOT_LO_UMASK, IDS]),
+    ("other-user", Spec(**BARE, user="5:6"), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
+    ("other-user", Spec(**BARE, user="5:6"), NESTED, "staged none",
+     [TREE, PIVOT_LO_UMASK, BECOME]),
+    ("range", Spec(**BARE, user="5:6", uid_mappings=RANGE, gid_mappings=RANGE), ROOT,
+     "staged parent", [TREE, BECOME, PIVOT_LO_UMASK, IDS]),
+    ("range", Spec(**BARE, user="5:6", uid_mappings=RANGE, gid_mappings=RANGE), USER,
+     "staged newuidmap", [TREE, BECOME, PIVOT_LO_UMASK, IDS]),
+    ("joined", Spec(namespaces={**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}), ROOT, "direct none",
+     ["\nsetns setns -\nsetns setns -\n", UMASK, SETGROUPS]),
+    ("joined-early", Spec(namespaces=JOINED), USER, "staged none",
+     ["\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
+    ("joined-early", Spec(namespaces=JOINED), ROOT, "staged none",
+     [SETGROUPS, "\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
+    ("reaper", Spec(**BARE, init=True), ROOT, "staged none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+    ("replaced", Spec(rootfs="/srv/root", mounts=[Mount("/dev", source="/dev",
+                                                         options=["rbind", "rslave"])]),
+     ROOT, "direct none",
+     [TREE, "\nmount mount /proc\nmount mount /sys\nmount mount /tmp\nmount mount /run\n"
+      "bind mount /dev\n", PIVOT_LO_UMASK, SETGROUPS]),
+    ("host-pid-net", Spec(namespaces={"pid": "host"}, network="host"), USER, "direct self",
+     [MAP, TREE, """
+bind mount /proc
+bind mount /sys
+mount mount /tmp
+mount mount /run
+mount mount /dev
+""", BINDS, REST_OF_DEV, "\npivot_root pivot_root -\n", UMASK]),
+]  # fmt: skip
+
+WHO = {ROOT: "root", USER: "user", NESTED: "nested"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "caller", "way", "blocks"),
+    [pytest.param(*row[1:], id=f"{row[0]}-{WHO[row[2]]}") for row in GOLDEN],
+)
+def test_the_op_list(spec: Spec, caller: Caller, way: str, blocks: list[str]) -> None:
+    plan = compiled(spec, caller)
+    found = [f"{op.code} {op.stage} {os.fsdecode(op.target or b'-')}" for op in plan.ops]
+    assert found == [line for block in blocks for line in lines(block)]
+    assert f"{plan.method} {plan.id_map}" == way
+
+
+# ---- what the ops carry ----
+
+
+def ops(spec: Spec, caller: Caller, code: str) -> list[Op]:
+    return [op for op in compiled(spec, caller).ops if op.code == code]
+
+
+def one(spec: Spec, caller: Caller, code: str) -> Op:
+    (found,) = ops(spec, caller, code)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "caller", "namespaces"),
+    [
+        ({}, ROOT, "pid mount uts ipc network cgroup"),
+        ({}, USER, "pid mount uts ipc network user cgroup"),
+        ({"network": "host"}, NESTED, "pid mount uts ipc cgroup"),
+        ({"namespaces": {"time": "new"}}, ROOT, "pid mount uts ipc network cgroup time"),
+        ({"namespaces": {"pid": "/n/pid"}}, ROOT, "mount uts ipc network cgroup"),
+        ({"namespaces": HOSTED}, ROOT, ""),
+    ],
+)
+def test_what_the_clone_makes(fields: dict[str, Any], caller: Caller, namespaces: str) -> None:
+    plan = compiled(Spec(**fields), caller)
+    assert " ".join(plan.namespaces) == namespaces
+    assert plan.own_pid_namespace == ("pid" in namespaces)
+
+
+def test_the_single_id_is_the_callers() -> None:
+    written = {op.target: op.data for op in ops(Spec(user="5:6"), USER, "write")}
+    assert written == {
+        b"/proc/self/setgroups": b"deny",
+        b"/proc/self/gid_map": b"6 1000 1\n",
+        b"/proc/self/uid_map": b"5 1000 1\n",
+    }
+
+
+def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> None:
+    joined = {kind: f"/n/{kind}" for kind in ("mount", "uts", "pid", "user", "network")}
+    plan = compiled(Spec(namespaces=joined), ROOT)
+    setns = [op for op in plan.ops if op.code == "setns"]
+    assert [op.source for op in setns] == [
+        b"/n/user",
+        b"/n/pid",
+        b"/n/uts",
+        b"/n/network",
+        b"/n/mount",
+    ]
+    assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
+
+
+@pytest.mark.parametrize(
+    ("fields", "read_only"),
+    [
+        ({}, 1),
+        ({"rootfs": "/r"}, 0),
+        ({"rootfs": "/r", "read_only": True}, 1),
+        ({"rootfs": "/r", "overlay": True}, 0),
+        ({"rootfs": "/r", "overlay": True, "read_only": True}, 0),  # the layer becomes read-only
+    ],
+)
+def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
+    tree = one(Spec(**fields), ROOT, "root_tree")
+    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE)
+    assert tree.source == os.fsencode(fields.get("rootfs", "/"))
+
+
+def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
+    tree = one(Spec(rootfs="some/../root"), ROOT, "root_tree")
+    assert tree.source == os.fsencode(os.path.join(os.getcwd(), "root"))
+
+
+def test_only_a_throw_away_layer_gets_missing_targets() -> None:
+    mounts = [
+        Mount("/a", source="/s"),
+        Mount("/t", "tmpfs"),
+        Mount("/t/b", source="/s"),
+        Mount("/t/b/c", source="/s"),
+        Mount("/x", source="/s", options=["X-mount.mkdir"]),
+    ]
+    plan = compiled(Spec(**BARE, mounts=mounts), ROOT)
+    creating = {
+        os.fsdecode(op.target or b""): bool(op.how & _core.HOW_CREATE)
+        for op in plan.ops
+        if op.stage == "mount"
+    }
+    assert creating == {"/a": False, "/t": False, "/t/b": True, "/t/b/c": False, "/x": True}
+    over = compiled(Spec(**BARE, overlay=True, mounts=mounts[:1]), ROOT)
+    assert [bool(op.how & _core.HOW_CREATE) for op in over.ops if op.code == "bind"] == [True]
+
+
+def test_a_mount_carries_its_options() -> None:
+    options = ["ro", "nosuid", "size=1m", "mode=700"]
+    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)]), ROOT, "mount")
+    assert (mount.flags, mount.type, mount.source, mount.data) == (
+        1 | 2,
+        b"tmpfs",
+        b"tmpfs",
+        b"size=1m,mode=700",
+    )
+    bind = one(
+        Spec(**BARE, mounts=[Mount("/b", source="/s", options=["rbind", "rslave", "ro", "exec"])]),
+        ROOT,
+        "bind",
+    )
+    assert bind.how == _core.HOW_RECURSIVE | _core.HOW_SLAVE
+    assert (bind.flags, bind.arg) == (1, 8)  # set read-only, clear noexec
+
+
+@pytest.mark.parametrize(("option", "flag"), [("rprivate", 1 << 18), ("rslave", 1 << 19)])
+def test_propagation_is_cut_unless_a_mount_listens(option: str, flag: int) -> None:
+    spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=[option])])
+    assert one(spec, ROOT, "propagation").flags == flag
+
+
+def test_nodes_of_dev() -> None:
+    node = ops(Spec(), ROOT, "device")[0]
+    assert (node.flags, node.arg) == (stat.S_IFCHR | 0o666, os.makedev(1, 3))
+
+
+@pytest.mark.parametrize(("caller", "extra"), [(ROOT, b""), (USER, b",userxattr")])
+def test_the_attributes_of_an_overlay(caller: Caller, extra: bytes) -> None:
+    overlay = one(Spec(**BARE, overlay=True), caller, "overlay")
+    assert overlay.data == b"lowerdir=lower,upperdir=upper,workdir=work" + extra
+
+
+def test_limits_groups_and_files_are_bytes() -> None:
+    spec = Spec(
+        **BARE,
+        user="5:6",
+        additional_gids=[7, 258],
+        umask=0o77,
+        files={"/f": "é"},
+        rlimits=[Rlimit("RLIMIT_NOFILE", 64, -1)],
+    )
+    rlimit = one(spec, ROOT, "rlimit")
+    assert (rlimit.flags, rlimit.data) == (7, bytes([64]) + bytes(7) + b"\xff" * 8)
+    groups = one(spec, ROOT, "setgroups")
+    assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
+    assert [one(spec, ROOT, code).arg for code in ("setuid", "setgid", "umask")] == [5, 6, 0o77]
+    file = one(spec, ROOT, "file_bind")
+    assert (file.arg, file.data) == (2, "é".encode())
+
+
+def test_a_range_without_0_inside_uses_the_user() -> None:
+    ids = [IDMapping(5, 100000, 10)]
+    spec = Spec(**BARE, user="5:6", uid_mappings=ids, gid_mappings=ids)
+    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [5, 5]
+    assert [op.arg for op in ops(spec, ROOT, "setgid")] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "way"),
+    [(0, "newuidmap"), (CAP_SYS_ADMIN, "newuidmap"), (CAP_SYS_ADMIN | CAP_SETUID, "parent")],
+)
+def test_who_writes_a_range(capabilities: int, way: str) -> None:
+    caller = Caller(1000, 1000, True, capabilities, True)
+    spec = Spec(**BARE, uid_mappings=RANGE, gid_mappings=RANGE)
+    assert compiled(spec, caller).id_map == way
+
+
+def test_a_caller_of_several_ids_is_made_one() -> None:
+    """A set-user-id program: its saved id must not get into the sandbox."""
+    plan = compiled(Spec(**BARE), Caller(0, 0, False, ALL, True))
+    assert [op.code for op in plan.ops[-3:]] == ["setgroups", "setgid", "setuid"]
+    assert plan.method == "staged"
+
+
+# ---- what a caller cannot have ----
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"namespaces": {"user": "host"}}, "namespaces", "pid, mount, uts, ipc, network, cgroup"),
+        ({"namespaces": {**HOSTED, "user": "host", "ipc": "new"}}, "namespaces", "have ipc with"),
+        (
+            {"namespaces": {**HOSTED, "user": "host"}, "rootfs": "/r", "root_mode": "chroot"},
+            "namespaces",
+            "have rootfs with",
+        ),
+        ({"additional_gids": [5]}, "additional_gids", "give gid_mappings with a range"),
+    ],
+)
+def test_refused_to_a_user(fields: dict[str, Any], field: str, words: str) -> None:
+    compiled(Spec(**fields), ROOT)  # root may
+    with pytest.raises(SpecError) as caught:
+        compiled(Spec(**fields), USER)
+    assert caught.value.field == field
+    assert words in caught.value.reason
+
+
+# ---- the plan ----
+
+
+def test_the_environment_and_where_commands_are_looked_up() -> None:
+    plan = compiled(Spec(env={"PATH": "/a::b", "X": "1"}, cwd="/w"), ROOT)
+    assert plan.search_path == (b"/a", b".", b"b")
+    assert b"X=1" in plan.environ
+    assert b"PATH=/a::b" in plan.environ
+    assert plan.cwd == b"/w"
+    assert search_path(None) == (b"/bin", b"/usr/bin")
+    assert b"HOME=/" in compiled(Spec(user="5"), ROOT).environ
+    assert b"HOME=/root" in compiled(Spec(), USER).environ
+
+
+def test_describe_numbers_the_ops_as_errors_do() -> None:
+    plan = fastns.compile(Spec(rootfs="/r", hostname="box"))
+    described = plan.describe()
+    for index, op in enumerate(plan.ops):
+        assert [line for line in described if line.startswith(f"{op.stage}[{index}]")]
+    assert f"hostname[{[op.code for op in plan.ops].index('hostname')}] box" in described
+    assert not [line for line in described if "\n" in line]
+
+
+def test_equal_specs_share_a_plan() -> None:
+    assert fastns.compile(Spec(hostname="a")) is fastns.compile(Spec(hostname="a"))
+    assert fastns.compile(Spec(hostname="a")) is not fastns.compile(Spec(hostname="b"))
+    assert fastns.compile() is fastns.compile(Spec())
