@@ -395,7 +395,8 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     int target = open_target(child, op, directory);
     if (target < 0)
         return target;
-    result = attach(tree, target);
+    /* The kernel's own answer to a file on a directory is EINVAL, which says nothing. */
+    result = (mode_of(target) == FNS_S_IFDIR) == (directory != 0) ? attach(tree, target) : -ENOTDIR;
     close_fd(target);
     return result;
 }

@@ -53,7 +53,8 @@ class StdioPlan:
             source = self.child[1] if self.child[1] >= 0 else 1
             self.child[2] = source if source > 2 else self._own(os.dup(source))
         else:
-            fd = value if isinstance(value, int) else value.fileno()
+            fileno = getattr(value, "fileno", None)
+            fd = value if isinstance(value, int) else fileno() if fileno else -1
             if isinstance(value, bool) or fd < 0:
                 raise SpecError(
                     NAMES[index], f"{value!r}: None, PIPE, DEVNULL, an open fd or a file expected"

@@ -96,7 +96,9 @@ def test_joining(probe_rootfs: Path, probe: Path, kind: str) -> None:
         with fastns.spawn(command, spec=spec, stdout=fastns.PIPE) as sandbox:
             out, _ = sandbox.communicate(timeout=20)
         assert sandbox.returncode == 0
-        assert sandbox.method == ("direct" if {kind} & {"uts", "ipc", "network", "cgroup"} else "staged")
+        assert sandbox.method == (
+            "direct" if {kind} & {"uts", "ipc", "network", "cgroup"} else "staged"
+        )
         seen = support.parse_report(out)["namespaces"]
         assert seen[NAMES[kind]] == os.readlink(path)
         other.kill()
