@@ -384,6 +384,7 @@ cdef class Pipes:
         if timeout_ns is not None:
             self.io.deadline = c.fns_now() + <uint64_t>max(0, timeout_ns) + 1
         self.process.waiters += 1
+        self.io.process = self.process.process  # its pidfd is closed once it was reaped
         try:
             while True:
                 with nogil:
@@ -400,6 +401,7 @@ cdef class Pipes:
     def finish(self):
         """After a kill: takes what is left in the pipes and waits for the sandbox to end."""
         self.process.waiters += 1
+        self.io.process = self.process.process
         with nogil:
             c.fns_io_finish(&self.io)
         self.process.leave()

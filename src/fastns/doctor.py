@@ -15,11 +15,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from fastns._record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 NAMESPACES = ("user", "mount", "pid", "uts", "ipc", "network", "cgroup", "time")
 OLDEST_KERNEL = (5, 12)
@@ -36,7 +40,7 @@ REPLACEABLE_CALLS = ("clone3", "openat2")
 """Without these an older call does: slower, and without a time namespace."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Check:
     """The result of one check.
 
@@ -52,7 +56,8 @@ class Check:
     fix: str | None = None
 
 
-class Finding(NamedTuple):
+@record(frozen=True)
+class Finding:
     """What a probe saw; the words are those of Check."""
 
     ok: bool | None

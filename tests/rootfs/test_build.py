@@ -113,7 +113,7 @@ def test_minimal_etc(seed: Root) -> None:
     etc = Path(seed.path, "etc")
     users = (etc / "passwd").read_text().splitlines()
     assert [line.split(":")[0] for line in users] == ["root", "nobody"]
-    assert "files" in (etc / "nsswitch.conf").read_text()
+    assert "hosts: files dns\n" in (etc / "nsswitch.conf").read_text()
     assert all((etc / name).is_file() for name in ("group", "hosts", "hostname", "resolv.conf"))
     assert not (etc / "mtab").exists()
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastns import rootfs
-from fastns.rootfs import RootfsError, build
+from fastns.rootfs import RootfsError, _loader, _skeleton, build
 
 Compile = Callable[..., Path]
 Inside = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -175,7 +174,7 @@ def test_configured_directory_needs_the_cache(
 ) -> None:
     lib = library(tmp_path / "lib/liba.so.1", "a")
     program = cc(tmp_path / "tool", CALL, lib)
-    monkeypatch.setattr(rootfs, "_configured_dirs", lambda _: [str(lib.parent)])
+    monkeypatch.setattr(_loader, "configured_dirs", lambda _: [str(lib.parent)])
     root = build(tmp_path / "root", [program])
     assert str(lib) in root.libraries
     assert ("/etc/ld.so.cache" in root.files) == os.path.exists("/etc/ld.so.cache")
@@ -191,15 +190,18 @@ def test_ld_so_conf(tmp_path: Path) -> None:
     (tmp_path / "conf.d" / "2.conf").write_text("/second\n")
     (tmp_path / "conf.d" / "1.conf").write_text(f"/first\ninclude {conf}\n")
     expected = ["/a", "/b", "/c", "/first", "/second", "/d"]
-    assert rootfs._configured_dirs(str(conf)) == expected
-    assert rootfs._configured_dirs(str(tmp_path / "none")) == []
+    assert _loader.configured_dirs(str(conf)) == expected
+    assert _loader.configured_dirs(str(tmp_path / "none")) == []
 
 
-def test_old_c_library_brings_the_files_service(
+def test_old_c_library_brings_the_name_services(
     tmp_path: Path, library: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = library(tmp_path / "lib/libnss_files.so.2", "a")
-    monkeypatch.setattr(rootfs, "_configured_dirs", lambda _: [str(service.parent)])
-    assert str(service) not in build(tmp_path / "new", []).files
-    monkeypatch.setattr(rootfs, "NSS_BUILT_IN", b"a symbol version of the far future")
-    assert str(service) in build(tmp_path / "old", []).libraries
+    services = {
+        str(library(tmp_path / "lib" / name, "a"))
+        for name in ("libnss_files.so.2", "libnss_dns.so.2")
+    }
+    monkeypatch.setattr(_loader, "configured_dirs", lambda _: [f"{tmp_path}/lib"])
+    assert not services & set(build(tmp_path / "new", []).files)
+    monkeypatch.setattr(_skeleton, "NSS_BUILT_IN", b"a symbol version of the far future")
+    assert services <= set(build(tmp_path / "old", []).libraries)

@@ -169,7 +169,7 @@ def test_usage(busybox_rootfs: Path) -> None:
 
 def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
     spec = fastns.Spec(rootfs=busybox_rootfs, init=True)
-    code = "head -c 300000000 /dev/zero | tail -c 200000000 >/dev/null"
+    code = "dd if=/dev/zero of=/dev/null bs=200000000 count=1 2>/dev/null; true"
     done = fastns.run(["sh", "-c", code], spec=spec)
     assert done.usage.max_rss > 150_000_000
     assert done.usage.max_rss_exact

@@ -7,15 +7,18 @@ leads from the field it names back to the flag.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fastns.cli import UsageError
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Iterator, Mapping
 
 NAMESPACE_FLAGS = {
     "pid": "pid",

@@ -7,12 +7,17 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
 
-from fastns.cli import EXIT_FAILED, Parser, complain
+from fastns.cli import EXIT_FAILED, complain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import NoReturn
+
+    from fastns.cli import Parser
 
 PATIENCE = 1.0
 """Seconds before a build shows how far it is."""

@@ -15,8 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAST_PLACES = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
-"""Built into every loader, or found through its cache on hosts that have them."""
+ANY_LOADERS = ("/lib", "/usr/lib")
+"""Directories that every loader looks in."""
+CACHED = ("/lib64", "/usr/lib64")
+"""Directories that ldconfig(8) knows without being told, so the cache leads there."""
 
 
 @record(frozen=True)
@@ -72,7 +74,8 @@ class Search:
         library found for one object serves all later ones.
         """
         interpreter = program.elf.interpreter
-        built_in = self._built_in.get(interpreter or program.elf.machine, [])
+        own = self._built_in.get(interpreter or program.elf.machine, [])
+        built_in = [*own, *ANY_LOADERS]
         loaded = {os.path.basename(interpreter)} if interpreter else set()
         queue = deque([program])
         while queue:
@@ -106,10 +109,10 @@ class Search:
             path = f"{_expanded(directory, owner, built_in)}/{name}"
             if os.path.isabs(path) and is_for(path, machine):
                 return path
-        for place in [*self._configured, *built_in, *LAST_PLACES]:
+        for place in [*self._configured, *built_in, *CACHED]:
             path = f"{place}/{name}"
             if is_for(path, machine):
-                if place not in (*built_in, "/lib", "/usr/lib"):
+                if place not in built_in:
                     self.uses_cache = True
                 return path
         return None
@@ -128,7 +131,7 @@ def _run_paths(user: Loaded) -> Iterator[tuple[str, Loaded]]:
 
 def _expanded(path: str, owner: Loaded, built_in: list[str]) -> str:
     """The path with the loader's variables replaced."""
-    lib = next(iter(built_in), "/lib").removeprefix("/usr").lstrip("/")
+    lib = built_in[0].removeprefix("/usr").lstrip("/")
     path = re.sub(r"\$(ORIGIN\b|\{ORIGIN\})", lambda _: os.path.dirname(owner.path), path)
     return re.sub(r"\$(LIB\b|\{LIB\})", lambda _: lib, path)
 

@@ -1,0 +1,298 @@
+"""run_batch() and spawn_batch(): order, limits, and failures that stay their own job's."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import eventually, marked, marker
+
+import fastns
+from fastns import Job
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SMALL: dict[str, Any] = {"default_mounts": False, "network": "host"}
+
+
+@pytest.fixture(params=["direct", "staged"])
+def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
+    spec = fastns.Spec(rootfs=probe_rootfs, init=request.param == "staged", **SMALL)
+    return fastns.compile(spec)
+
+
+@pytest.fixture
+def busybox(busybox_rootfs: Path) -> fastns.Plan:
+    return fastns.compile(fastns.Spec(rootfs=busybox_rootfs))
+
+
+def test_results_come_in_order(plan: fastns.Plan) -> None:
+    jobs = [Job(["/probe", "--echo"], input=b"%d" % i) for i in range(300)]
+    outcomes = fastns.run_batch(jobs, spec=plan, concurrency=8)
+    assert [o.stdout for o in outcomes if isinstance(o, fastns.CompletedSandbox)] == [
+        b"%d" % i for i in range(300)
+    ]
+    assert [o.args for o in outcomes if isinstance(o, fastns.CompletedSandbox)] == [
+        job.args for job in jobs
+    ]
+
+
+def test_two_thousand_jobs_one_in_ten_poisoned(plan: fastns.Plan) -> None:
+    """Each failure is its own job's: the right stage, the right place, and the others run."""
+    poisons: list[tuple[Job, str]] = [
+        (Job(["/missing"]), "exec"),
+        (Job(["/true"], cwd="/missing"), "chdir"),
+        (Job(["/etc"]), "exec"),
+        (Job(["/probe", "--sleep", "60"], timeout=0.02), "timeout"),
+    ]
+    turn = itertools.cycle(poisons)
+    jobs: list[Job] = []
+    expected: list[object] = []
+    for i in range(2000):
+        if i % 10 == 3:
+            job, what = next(turn)
+        else:
+            job, what = Job(["/probe", "--exit", str(i % 100)]), str(i % 100)
+        jobs.append(job)
+        expected.append(what)
+    outcomes = fastns.run_batch(jobs, spec=plan, concurrency=4)
+    got = []
+    for outcome in outcomes:
+        if isinstance(outcome, fastns.SpawnError):
+            got.append(outcome.stage)
+        elif isinstance(outcome, fastns.TimeoutExpired):
+            assert outcome.timeout == 0.02
+            got.append("timeout")
+        else:
+            got.append(str(outcome.returncode))
+    assert got == expected
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_path: Path) -> None:
+    """Each job counts those that run with it; the most that any saw is the limit, and reached."""
+    tmp_path.chmod(0o777)
+    spec = fastns.Spec(
+        rootfs=busybox_rootfs, mounts=[fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])]
+    )
+    code = "touch /mnt/$0; ls /mnt | wc -l; sleep 0.03; ls /mnt | wc -l; rm /mnt/$0"
+    jobs = [["sh", "-c", code, str(i)] for i in range(40)]
+    seen = set()
+    for outcome in fastns.run_batch(jobs, spec=spec, concurrency=concurrency):
+        assert isinstance(outcome, fastns.CompletedSandbox)
+        assert outcome.returncode == 0
+        seen |= set(map(int, outcome.stdout.split()))
+    assert max(seen) == concurrency
+
+
+def test_more_threads_than_jobs(plan: fastns.Plan) -> None:
+    outcomes = fastns.run_batch([["/true"]] * 3, spec=plan, concurrency=4096)
+    assert len(outcomes) == 3
+
+
+def test_no_thread_is_left(plan: fastns.Plan) -> None:
+    before = threads()
+    fastns.run_batch([["/true"]] * 20, spec=plan, concurrency=10)
+    assert eventually(lambda: threads() == before)
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize("function", [fastns.run_batch, fastns.spawn_batch])
+def test_no_jobs(plan: fastns.Plan, function: Any) -> None:
+    assert function([], spec=plan) == []
+    assert function(iter(()), spec=plan) == []
+
+
+def test_jobs_from_a_generator(plan: fastns.Plan) -> None:
+    def jobs() -> Iterator[Job | list[str]]:
+        for i in range(5):
+            yield ["/probe", "--exit", str(i)]
+            yield Job(["/probe", "--exit", str(i)])
+
+    outcomes = fastns.run_batch(jobs(), spec=plan)
+    codes = [o.returncode for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
+    assert codes == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        ("ls -l", "jobs[2]"),
+        (b"ls", "jobs[2]"),
+        (7, "jobs[2]"),
+        (None, "jobs[2]"),
+        ([], "jobs[2].args"),
+        (["a\0b"], "jobs[2].args"),
+        ([7], "jobs[2].args"),
+        (Job("ls -l"), "jobs[2].args"),  # type: ignore[arg-type]
+        (Job(["/true"], input="text"), "jobs[2].input"),
+        (Job(["/true"], input=7), "jobs[2].input"),  # type: ignore[arg-type]
+        (Job(["/true"], timeout=float("nan")), "jobs[2].timeout"),
+        (Job(["/true"], env={"A=": "b"}), "jobs[2].env"),
+        (Job(["/true"], cwd="relative"), "jobs[2].cwd"),
+    ],
+)
+def test_a_bad_job_is_named_before_anything_starts(
+    plan: fastns.Plan, probe_rootfs: Path, job: Any, field: str, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    mount = fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])
+    spec = fastns.Spec(rootfs=probe_rootfs, mounts=[mount])
+    good = ["/probe", "--write", "/mnt/started", "x"]
+    with pytest.raises(fastns.SpecError) as caught:
+        fastns.run_batch([good, good, job, good], spec=spec)
+    assert caught.value.field == field
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [0, -1, 4097, 1.5, True, "2"])
+def test_a_bad_concurrency(plan: fastns.Plan, value: Any) -> None:
+    for function in (fastns.run_batch, fastns.spawn_batch):
+        with pytest.raises(fastns.SpecError, match="concurrency"):
+            function([["/true"]], spec=plan, concurrency=value)
+
+
+def test_spawn_batch_refuses_what_run_batch_is_for(plan: fastns.Plan) -> None:
+    for job in (Job(["/true"], input=b"x"), Job(["/true"], timeout=1)):
+        with pytest.raises(fastns.SpecError, match=r"jobs\[1\].*run_batch"):
+            fastns.spawn_batch([["/true"], job], spec=plan)
+
+
+# ---- what a job gets and gives ----
+
+
+def test_each_job_has_its_own_arguments(busybox: fastns.Plan) -> None:
+    code = "echo $0 $NAME $PWD; cat"
+    jobs = [
+        Job(["sh", "-c", code, str(i)], input=f"in {i}", env={"NAME": f"n{i}"}, cwd=f"/{d}")
+        for i, d in enumerate(("tmp", "etc"))
+    ]
+    outcomes = fastns.run_batch(jobs, spec=busybox, text=True)
+    texts = [o.stdout for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
+    assert texts == ["0 n0 /tmp\nin 0", "1 n1 /etc\nin 1"]
+
+
+def test_stdin_is_empty_without_input(plan: fastns.Plan) -> None:
+    (outcome,) = fastns.run_batch([["/probe", "--echo"]], spec=plan, timeout=20)
+    assert isinstance(outcome, fastns.CompletedSandbox)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, b"", b"")
+
+
+def test_input_without_capture(busybox: fastns.Plan) -> None:
+    jobs = [Job(["sh", "-c", "read x; exit $x"], input=b"%d\n" % i) for i in (3, 4)]
+    outcomes = fastns.run_batch(jobs, spec=busybox, capture_output=False)
+    results = [(o.returncode, o.stdout) for o in outcomes if not isinstance(o, Exception)]
+    assert results == [(3, None), (4, None)]
+
+
+def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
+    data = os.urandom(1 << 20) * 4
+    jobs = [Job(["/probe", "--echo"], input=data)] * 6
+    for outcome in fastns.run_batch(jobs, spec=plan, concurrency=3):
+        assert isinstance(outcome, fastns.CompletedSandbox)
+        assert outcome.stdout == data
+
+
+def test_the_timeout_is_each_jobs_own(plan: fastns.Plan) -> None:
+    """Counted from its start, not the batch's; the output so far comes with it."""
+    mark = marker()
+    nap = ["/probe", "--sleep", "0.15"]
+    jobs = [*[Job(nap)] * 6, Job(["/probe", "--sleep", mark]), Job(nap, timeout=0.01)]
+    outcomes = fastns.run_batch(jobs, spec=plan, timeout=0.8, concurrency=1)
+    assert [type(o) for o in outcomes[:6]] == [fastns.CompletedSandbox] * 6
+    late, early = outcomes[6:]
+    assert isinstance(late, fastns.TimeoutExpired)
+    assert isinstance(early, fastns.TimeoutExpired)
+    assert (late.timeout, early.timeout) == (0.8, 0.01)
+    assert marked(mark) == []
+
+
+def test_the_output_so_far(busybox: fastns.Plan) -> None:
+    job = ["sh", "-c", "echo out; echo err >&2; sleep 60"]
+    (outcome,) = fastns.run_batch([job], spec=busybox, timeout=0.3, text=True)
+    assert isinstance(outcome, fastns.TimeoutExpired)
+    assert (outcome.stdout, outcome.stderr) == (b"out\n", b"err\n")
+
+
+def test_usage_of_each(plan: fastns.Plan) -> None:
+    for outcome in fastns.run_batch([["/true"], ["/true"]], spec=plan):
+        assert isinstance(outcome, fastns.CompletedSandbox)
+        assert outcome.usage.max_rss > 0
+        assert outcome.wall_time > 0
+
+
+def test_a_signal_of_one(plan: fastns.Plan) -> None:
+    outcomes = fastns.run_batch([["/probe", "--crash"], ["/true"]], spec=plan)
+    codes = [o.returncode for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
+    assert codes == [-signal.SIGILL, 0]
+
+
+# ---- spawn_batch ----
+
+
+def test_spawn_batch(plan: fastns.Plan) -> None:
+    mark = marker()
+    jobs = [["/probe", "--sleep", mark]] * 3 + [["/missing"]] + [["/probe", "--exit", "3"]]
+    outcomes = fastns.spawn_batch(jobs, spec=plan, concurrency=3)
+    assert isinstance(outcomes[3], fastns.SpawnError)
+    assert (outcomes[3].stage, outcomes[3].path) == ("exec", "/missing")
+    running = [o for o in outcomes if isinstance(o, fastns.Sandbox)]
+    assert [s.args for s in running] == jobs[:3] + jobs[4:]
+    assert running[3].wait(20) == 3
+    assert eventually(lambda: len(marked(mark)) >= 3)
+    for sandbox in running[:3]:
+        assert sandbox.poll() is None
+        sandbox.kill()
+        assert sandbox.wait(20) == -signal.SIGKILL
+    assert marked(mark) == []
+
+
+def test_hundreds_alive_at_once(plan: fastns.Plan) -> None:
+    mark = marker()
+    outcomes = fastns.spawn_batch([["/probe", "--sleep", mark]] * 150, spec=plan)
+    running = [o for o in outcomes if isinstance(o, fastns.Sandbox)]
+    assert len(running) == 150
+    assert len({s.pid for s in running}) == 150
+    for sandbox in running:
+        sandbox.kill()
+    assert {sandbox.wait(20) for sandbox in running} == {-signal.SIGKILL}
+
+
+# ---- what is left ----
+
+
+def rss() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_memory_is_given_back(plan: fastns.Plan) -> None:
+    jobs = [["/probe", "--flood", "stdout", "300000"]] * 100
+
+    def batch() -> None:
+        outcomes = fastns.run_batch([*jobs, ["/missing"]], spec=plan)
+        assert sum(len(o.stdout) for o in outcomes[:-1]) == 30_000_000  # type: ignore[union-attr]
+
+    for _ in range(3):
+        batch()
+    before = rss()
+    for _ in range(6):
+        batch()
+    assert rss() - before < 15_000_000  # a tenth of what went through
+
+
+def test_small_outputs_take_little(plan: fastns.Plan) -> None:
+    """What a job has read into is given back when the job ends, not when the batch does."""
+    fastns.run_batch([["/true"]] * 50, spec=plan)
+    before = rss()
+    outcomes = fastns.run_batch([["/true"]] * 1500, spec=plan)
+    assert rss() - before < 1500 * 4096
+    assert len(outcomes) == 1500
