@@ -79,7 +79,6 @@ cdef class Plan:
     cdef readonly str id_map
     cdef readonly str method
     cdef readonly tuple namespaces
-    cdef readonly bint own_pid_namespace
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
@@ -96,7 +95,6 @@ cdef class Plan:
         self.id_map = id_map
         self.method = "staged" if staged else "direct"
         self.namespaces = namespaces
-        self.own_pid_namespace = "pid" in namespaces
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
@@ -245,6 +243,7 @@ cdef class Process:
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
+    cdef Plan plan
     cdef int owner  # the process it belongs to: a forked copy ends nothing
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
 
@@ -307,6 +306,13 @@ cdef class Process:
             ret = c.fns_kill(&self.process, signal)
         return -ret
 
+    def kill_all(self):
+        """Ends every process of the sandbox: its pid namespace, or the tree; 0, or the errno."""
+        cdef int ret = -EBADF
+        if self.process.pidfd >= 0 and not self.reaped:
+            ret = c.fns_kill_all(&self.plan.plan, &self.process)
+        return -ret
+
     cdef void leave(self) noexcept:
         self.waiters -= 1
         if self.reaped and self.waiters == 0:
@@ -321,6 +327,8 @@ cdef class Process:
 
     def __dealloc__(self):
         if self.process.pidfd >= 0 and not self.reaped and self.owner == getpid():
+            if self.plan is not None:  # None: the garbage collector has cleared this object
+                c.fns_kill_all(&self.plan.plan, &self.process)
             c.fns_kill(&self.process, 9)
             while c.fns_wait(&self.process, -1) == -EINTR:
                 pass
@@ -340,8 +348,9 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result):
     )
 
 
-cdef Process _new_process(const c.fns_process *process):
+cdef Process _new_process(Plan plan, const c.fns_process *process):
     cdef Process new = Process.__new__(Process)
+    new.plan = plan
     new.process = process[0]
     new.owner = getpid()
     return new
@@ -357,7 +366,7 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
         ret = c.fns_spawn(&plan.plan, &arguments.args, &process, &error)
     if ret < 0:
         raise _spawn_error(plan, arguments, &error)
-    return _new_process(&process)
+    return _new_process(plan, &process)
 
 
 @cython.final
@@ -464,9 +473,9 @@ cdef class _Jobs:
         """Ends and reaps what a stopped spawn batch has started."""
         for i in range(self.n):
             if self.jobs[i].process.pidfd >= 0:
-                process = _new_process(&self.jobs[i].process)
+                process = _new_process(self.plan, &self.jobs[i].process)
                 self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
-                process.kill(9)
+                process.kill_all()
                 process.wait()
                 process.reap()
 
@@ -477,7 +486,7 @@ cdef class _Jobs:
         if job.error.stage != c.FNS_STAGE_NONE:
             return _spawn_error(self.plan, <_Arguments>self.arguments[i], &job.error)
         if mode == c.FNS_BATCH_SPAWN:
-            process = _new_process(&job.process)
+            process = _new_process(self.plan, &job.process)
             job.process.pidfd = job.process.control = -1
             return process
         out = err = None

@@ -135,6 +135,7 @@ cdef extern from "fastns.h" nogil:
     int fns_wait(const fns_process *process, int64_t timeout_ns)
     int fns_reap(const fns_process *process, fns_result *result)
     int fns_kill(const fns_process *process, int signal)
+    int fns_kill_all(const fns_plan *plan, const fns_process *process)
     uint64_t fns_now()
     void fns_buffer_free(fns_buffer *buffer)
     int fns_io_run(fns_io *io)

@@ -169,7 +169,6 @@ class Sandbox:
         self._owner = os.getpid()
         self._lost = False  # somebody else reaped it
         self._process = process
-        self._own_pid_namespace = plan.own_pid_namespace
         self._mode = mode
         self._pipes: _core.Pipes | None = None
         self.stdin = _open_end(pipes[0], "wb", mode)
@@ -241,7 +240,7 @@ class Sandbox:
         """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
         gets only signals it has a handler for, SIGKILL and SIGSTOP; init=True passes them on."""
         if self._runs():
-            self._signal(sig)
+            self._check_kill(self._process.kill(sig))
 
     def terminate(self) -> None:
         """SIGTERM, as send_signal()."""
@@ -251,17 +250,13 @@ class Sandbox:
         """Ends every process of the sandbox at once: with its pid namespace, or, without one of
         its own, its first process and all that descend from it."""
         if self._runs():
-            if not self._own_pid_namespace:
-                from fastns._tree import kill_tree
-
-                kill_tree(self.pid)
-            self._signal(signal.SIGKILL)
+            self._check_kill(self._process.kill_all())
 
     def _runs(self) -> bool:
         return not self._lost and self.poll() is None
 
-    def _signal(self, sig: int) -> None:
-        error = self._process.kill(sig)
+    @staticmethod
+    def _check_kill(error: int) -> None:
         # EBADF: reaped by another thread meanwhile; ESRCH: by another part of the process.
         if error not in (0, errno.ESRCH, errno.EBADF):
             raise OSError(error, os.strerror(error))
