@@ -15,8 +15,7 @@ enum { TEXT = 1, PATH = 6, DATA = 12 };
 
 static struct fns_plan plan_of(const struct fns_op *ops, uint32_t n)
 {
-    return (struct fns_plan){
-        .ops = ops, .n_ops = n, .strings = arena, .n_strings = sizeof arena};
+    return (struct fns_plan){.ops = ops, .n_ops = n, .strings = arena, .n_strings = sizeof arena};
 }
 
 static int check(const struct fns_plan *plan, int expected_op)

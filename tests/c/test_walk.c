@@ -232,8 +232,8 @@ static void never_leaves_the_root(void)
     uint64_t allowed = inode(fd);
     close(fd);
     CHECK(pthread_create(&mover, NULL, move_about, NULL) == 0);
-    static const char *const paths[] = {"a/b/c/../../../secret", "a/b/../../../secret",
-                                        "a/b/c/up", "/a/b/c/../../../../../../secret"};
+    static const char *const paths[] = {"a/b/c/../../../secret", "a/b/../../../secret", "a/b/c/up",
+                                        "/a/b/c/../../../../../../secret"};
     for (int i = 0; i < 100000; i++) {
         fd = walk(root, paths[i % 4], 0);
         if (fd >= 0) {

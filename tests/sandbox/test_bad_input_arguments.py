@@ -24,7 +24,8 @@ from fastns import IDMapping, Job, Mount, Rlimit, Spec, SpecError
 
 # What an error may say in order to tell what would be accepted.
 ACCEPTED = re.compile(
-    r"expected|at most|possible|accepted|one of|leave .* out|(is|are) for|needs|say which|PIPE|or None|give bytes"
+    r"expected|at most|possible|accepted|one of|leave .* out|(is|are) for|needs|say which|PIPE"
+    r"|or None|give bytes"
 )
 
 
@@ -234,7 +235,7 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
     ("args", lambda: fastns.run([]), "a command is expected"),
     ("args", lambda: fastns.run(()), "a command is expected"),
     ("args", lambda: fastns.run([""]), "a name or a path expected"),
-    ("args", lambda: fastns.run("ls -l"), "a list expected"),  # type: ignore[arg-type]
+    ("args", lambda: fastns.run("ls -l"), "a list expected"),
     ("args", lambda: fastns.run(["ls", None]), "None: str, bytes"),  # type: ignore[list-item]
     ("args", lambda: fastns.run([b"a\0b"]), "NUL"),
     ("stdin", lambda: run(input=b"", stdin=fastns.PIPE), "leave stdin out"),
@@ -253,7 +254,7 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
     ("jobs[0].args", lambda: fastns.run_batch([[]]), "a command is expected"),
     ("jobs[2].cwd", lambda: fastns.run_batch([TRUE, TRUE, Job(TRUE, cwd="x")]), "absolute"),
     ("jobs", lambda: fastns.run_batch(Job(TRUE)), "a list of"),  # type: ignore[arg-type]
-    ("jobs[0]", lambda: fastns.run_batch(TRUE), "an argv list"),  # type: ignore[list-item]
+    ("jobs[0]", lambda: fastns.run_batch(TRUE), "an argv list"),
     ("jobs[1]", lambda: fastns.spawn_batch([TRUE, Job(TRUE, input=b"")]), "run_batch"),
     ("concurrency", lambda: fastns.run_batch([TRUE], concurrency=0), "from 1 to 4096"),
     ("concurrency", lambda: fastns.spawn_batch([TRUE], concurrency=4097), "from 1 to 4096"),

@@ -217,7 +217,7 @@ def test_an_exception_in_the_block_ends_the_sandbox(plan: fastns.Plan) -> None:
 def test_a_dropped_handle_ends_its_sandbox(plan: fastns.Plan) -> None:
     mark = marker()
     sandbox = fastns.spawn(["/probe", "--sleep", mark], spec=plan)
-    with pytest.warns(ResourceWarning, match=f"sandbox {sandbox.pid} still runs"):
+    with pytest.warns(ResourceWarning, match=f"sandbox {sandbox.pid} still runs"):  # noqa: PT031
         del sandbox
         gc.collect()
     assert marked(mark) == []
@@ -294,7 +294,7 @@ for init in (False, True):
 """
     lines = script(code, str(probe_rootfs)).splitlines()
     once = ["wait No child processes True"] * 5 + ["wait No child processes"] * 3
-    assert lines == (once + ["exec No such file or directory"]) * 2
+    assert lines == [*once, "exec No such file or directory"] * 2
 
 
 def test_another_thread_that_reaps_everything(probe_rootfs: Path) -> None:

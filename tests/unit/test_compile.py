@@ -228,7 +228,6 @@ def one(spec: Spec, caller: Caller, code: str) -> Op:
 def test_what_the_clone_makes(fields: dict[str, Any], caller: Caller, namespaces: str) -> None:
     plan = compiled(Spec(**fields), caller)
     assert " ".join(plan.namespaces) == namespaces
-    assert plan.own_pid_namespace == ("pid" in namespaces)
 
 
 def test_the_single_id_is_the_callers() -> None:
