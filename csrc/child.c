@@ -84,6 +84,10 @@ static int walk(int root, const char *path, int no_symlinks)
             name[len++] = rest[at++];
         }
         name[len] = 0;
+        if (mode_of(stack[depth]) != FNS_S_IFDIR) {
+            result = -ENOTDIR;
+            goto out;
+        }
         if (len == 1 && name[0] == '.')
             continue;
         if (len == 2 && name[0] == '.' && name[1] == '.') {
@@ -287,7 +291,8 @@ static int source_failed(struct fns_child *child, int result)
 
 static int op_setns(struct fns_child *child, const struct fns_op *op)
 {
-    int fd = at_fdcwd_open(text(child, op->source), O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a fifo would wait for somebody who writes to it. */
+    int fd = at_fdcwd_open(text(child, op->source), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return source_failed(child, fd);
     int result = (int)fns_sys2(__NR_setns, fd, op->flags);

@@ -21,7 +21,10 @@ MAX_TIMEOUT = 2**32  # seconds
 
 def shown(value: object) -> str:
     """A value as it appears in an error message: at most 60 characters of its repr."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as exc:  # an int of more than 4300 digits, or a class with a bad __repr__
+        text = f"{type(value).__name__} ({exc})"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -33,10 +36,12 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
         raise SpecError(field, f"{shown(value)}: str, bytes or a path expected") from None
     except UnicodeEncodeError:
         raise SpecError(
-            field, f"{shown(value)}: holds a surrogate other than those of os.fsdecode()"
+            field, f"{shown(value)}: text without surrogates, but those of os.fsdecode(), expected"
         ) from None
     if b"\0" in data:
-        raise SpecError(field, f"{shown(value)}: a NUL byte cannot be passed to the kernel")
+        raise SpecError(
+            field, f"{shown(value)}: NUL bytes cannot be passed on; text without them expected"
+        )
     if len(data) > limit:
         raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
     return data
@@ -91,4 +96,4 @@ def check_timeout(timeout: Any) -> int | None:
         raise SpecError("timeout", f"{shown(timeout)}: seconds as a number, or None, expected")
     if timeout != timeout or timeout > MAX_TIMEOUT:
         raise SpecError("timeout", f"{shown(timeout)}: at most {MAX_TIMEOUT} seconds, or None")
-    return max(0, int(timeout * 1e9))
+    return 0 if timeout <= 0 else int(timeout * 1e9)

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from fastns import _core, mount_options
+from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
 from fastns.spec import KINDS, IDMapping, Mount, Spec
@@ -117,6 +118,8 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     """
     if spec is None:
         spec = DEFAULT_SPEC
+    elif not isinstance(spec, Spec):
+        raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
     relative = spec.rootfs is not None and not spec.rootfs.startswith("/")
     return _compiled(spec, Caller.current(), os.getcwd() if relative else "/")
 
@@ -472,7 +475,7 @@ class _Compiler:
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
 
 
-def search_path(path: str | None) -> tuple[bytes, ...]:
+def search_path(path: str | bytes | None) -> tuple[bytes, ...]:
     """The directories a command is looked up in; the default is execvp's own."""
     text = os.fsencode(path) if path is not None else b"/bin:/usr/bin"
     return tuple(directory or b"." for directory in text.split(b":"))

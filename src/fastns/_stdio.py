@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
-from fastns.errors import SpecError
+from fastns._args import shown
+from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,18 +30,18 @@ class StdioPlan:
         self.child = [-1, -1, -1]
         self.parent = [-1, -1, -1]
         self._opened: list[int] = []
+        # All are looked at before anything is opened: a pipe made for one of them may get the very
+        # number of a closed one.
+        values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
         try:
-            for index, value in enumerate((stdin, stdout, stderr)):
+            for index, value in enumerate(values):
                 self._set(index, value)
         except BaseException:
             self.close_all()
             raise
 
-    def _set(self, index: int, value: Stdio) -> None:
-        if value is None:
-            if not _is_open(index):
-                self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
-        elif value == PIPE:
+    def _set(self, index: int, value: int) -> None:
+        if value == PIPE:
             ends = os.pipe()
             ours = 1 if index == 0 else 0
             self.parent[index] = ends[ours]
@@ -47,22 +49,13 @@ class StdioPlan:
         elif value == DEVNULL:
             self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
         elif value == STDOUT:
-            if index != 2:
-                raise SpecError(NAMES[index], "STDOUT is for stderr only")
             # stdout's own fd may be put in place by then; its source is still there.
             source = self.child[1] if self.child[1] >= 0 else 1
             self.child[2] = source if source > 2 else self._own(os.dup(source))
-        else:
-            fileno = getattr(value, "fileno", None)
-            fd = value if isinstance(value, int) else fileno() if fileno else -1
-            if isinstance(value, bool) or fd < 0:
-                raise SpecError(
-                    NAMES[index], f"{value!r}: None, PIPE, DEVNULL, an open fd or a file expected"
-                )
-            if fd > 2:
-                self.child[index] = fd
-            elif fd != index:
-                self.child[index] = self._own(os.dup(fd))
+        elif value > 2:
+            self.child[index] = value
+        elif value != index:
+            self.child[index] = self._own(os.dup(value))
 
     def _own(self, fd: int) -> int:
         if fd < 3:
@@ -85,19 +78,44 @@ class StdioPlan:
             self.parent[index] = -1
 
 
+def _wanted(index: int, value: Any) -> int:
+    """PIPE, STDOUT, DEVNULL, or an fd that is open (`index` itself: the caller's own)."""
+    if value is None:
+        return index if is_open(index) else DEVNULL
+    fd = value
+    if not isinstance(value, int):
+        try:
+            fd = value.fileno()
+        except (AttributeError, TypeError, ValueError):  # no file, not of the system's, closed
+            fd = None
+    elif value == STDOUT and index != 2:
+        raise SpecError(NAMES[index], "STDOUT is for stderr only: PIPE, DEVNULL or a file expected")
+    elif value in (PIPE, STDOUT, DEVNULL):
+        return value
+    if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 2**31:
+        raise SpecError(
+            NAMES[index], f"{shown(value)}: None, PIPE, DEVNULL, an open fd or a file expected"
+        )
+    if not is_open(fd):
+        raise SpawnError("stdio", errno.EBADF)
+    return fd
+
+
 def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
     """pass_fds as an ascending tuple without 0, 1, 2, which are always there."""
     try:
         fds = sorted(set(pass_fds))
     except TypeError:
-        raise SpecError("pass_fds", f"{pass_fds!r}: a sequence of open fds expected") from None
+        raise SpecError("pass_fds", f"{shown(pass_fds)}: a sequence of open fds expected") from None
     for fd in fds:
         if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 2**31:
-            raise SpecError("pass_fds", f"{fd!r}: an open fd expected")
+            raise SpecError("pass_fds", f"{shown(fd)}: an open fd expected")
+        if not is_open(fd):  # the fds of this spawn could get its number
+            raise SpawnError("fds", errno.EBADF)
     return tuple(fd for fd in fds if fd > 2)
 
 
-def _is_open(fd: int) -> bool:
+def is_open(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_GETFD)
     except OSError:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastns import _core
-from fastns._args import check_timeout
+from fastns._args import check_timeout, shown
 from fastns._record import record
 from fastns.completed import CompletedSandbox, TimeoutExpired
 from fastns.errors import SpawnError, SpecError
-from fastns.sandbox import CLD_EXITED, Sandbox, Usage, _TextMode, command, plan_of
+from fastns.sandbox import CLD_EXITED, Sandbox, Usage, _TextMode, command, encode_input, plan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
     from typing import TypeAlias
 
     from fastns.sandbox import Args
@@ -48,7 +47,7 @@ def spawn_batch(
     Raises: SpecError, naming the job, before anything is started.
     """
     plan = plan_of(spec)
-    listed = [_job(i, item) for i, item in enumerate(jobs)]
+    listed = _jobs(jobs)
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
@@ -82,7 +81,7 @@ def run_batch(
     """
     plan = plan_of(spec)
     mode = _TextMode.of(text, None, None)
-    listed = [_job(i, item) for i, item in enumerate(jobs)]
+    listed = _jobs(jobs)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         if null < 3:
@@ -100,12 +99,18 @@ def run_batch(
     ]
 
 
+def _jobs(jobs: object) -> list[Job]:
+    if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
+        raise SpecError("jobs", f"{shown(jobs)}: a list of argv lists or Jobs expected")
+    return [_job(i, item) for i, item in enumerate(jobs)]
+
+
 def _job(index: int, item: object) -> Job:
     if isinstance(item, Job):
         return item
     if isinstance(item, Sequence) and not isinstance(item, str | bytes):
         return Job(item)
-    raise SpecError(f"jobs[{index}]", f"{item!r}: an argv list or a Job expected")
+    raise SpecError(f"jobs[{index}]", f"{shown(item)}: an argv list or a Job expected")
 
 
 def _item(
@@ -119,24 +124,17 @@ def _item(
     try:
         argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
         timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
-        return argv, environ, paths, cwd, stdio, _input(job.input, mode), timeout_ns
+        data = None if job.input is None else encode_input(job.input, mode)
+        return argv, environ, paths, cwd, stdio, data, timeout_ns
     except SpecError as exc:
         raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
-
-
-def _input(data: bytes | str | None, mode: _TextMode | None) -> bytes | None:
-    if data is None or (isinstance(data, bytes) and mode is None):
-        return data
-    if isinstance(data, str) and mode is not None:
-        return data.encode(mode.encoding, mode.errors)
-    raise SpecError("input", f"{type(data).__name__} given: bytes expected, or str with text=True")
 
 
 def _concurrency(value: int | None) -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise SpecError("concurrency", f"{value!r}: a whole number from 1 to 4096 expected")
+        raise SpecError("concurrency", f"{shown(value)}: a whole number from 1 to 4096 expected")
     return value
 
 

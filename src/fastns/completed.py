@@ -9,7 +9,7 @@ import subprocess
 
 from fastns._args import check_timeout
 from fastns.errors import FastnsError, SpecError
-from fastns.sandbox import PIPE, Usage, exit_code, spawn
+from fastns.sandbox import PIPE, Usage, _TextMode, encode_input, exit_code, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def run(
             raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
         stdout = stderr = PIPE
     check_timeout(timeout)
+    data = encode_input(input, _TextMode.of(text, encoding, errors))
     sandbox = spawn(
         args,
         spec=spec,
@@ -100,7 +101,8 @@ def run(
     )
     with sandbox:
         try:
-            out, err = sandbox.communicate(input, timeout)
+            sandbox._pipes = sandbox._take_pipes(data)
+            out, err = sandbox.communicate(timeout=timeout)
         except TimeoutExpired as exc:
             sandbox.kill()
             exc.stdout, exc.stderr = sandbox._finish()

@@ -158,6 +158,13 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "an option the file system does not know, or, in a user namespace, a bind of a directory "
         "with mounts below it: use rbind"
     ),
+    ("mount", _errno.EROFS, None): (
+        "the target cannot be made in a read-only root: make it there beforehand, or use "
+        "overlay=True"
+    ),
+    ("mount", _errno.EACCES, None): (
+        "this user cannot reach the source of the bind, or cannot make the target"
+    ),
     ("mount", _errno.ENODEV, None): "this kernel does not know the file system type",
     ("file", _errno.ENOENT, None): (
         "the file has to exist in the root to be replaced: create it there, or use overlay=True"
@@ -195,6 +202,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program"
     ),
     ("exec", _errno.EAGAIN, None): "RLIMIT_NPROC of the sandbox's user is reached",
+    ("init", _errno.EAGAIN, None): (
+        "a limit on processes is reached: RLIMIT_NPROC of the sandbox's user, or pids.max of the "
+        "cgroup"
+    ),
     (
         "helper",
         _errno.EACCES,

@@ -4,6 +4,7 @@ import errno
 import os
 
 from fastns import _core
+from fastns._args import MAX_PATH, encode, shown
 from fastns._compile import CLONE_FLAGS
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
@@ -60,13 +61,14 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
     elif isinstance(target, int) and not isinstance(target, bool):
         fd = _pidfd(target)
     elif isinstance(target, str | os.PathLike):
-        path = os.fspath(target)
+        path = os.fsdecode(encode("target", target, MAX_PATH))
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: a fifo would wait for somebody who writes to it.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise SpawnError("setns", exc.errno or errno.EIO, path=path) from None
     else:
-        raise SpecError("target", f"{target!r}: a path, a Sandbox, a pidfd or a pid expected")
+        raise SpecError("target", f"{shown(target)}: a path, a Sandbox, a pidfd or a pid expected")
     try:
         if path is None and not flags:
             raise SpecError("names", f"a process has many: say which of {', '.join(CLONE_FLAGS)}")
@@ -78,13 +80,15 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
 def _flags(names: tuple[str, ...]) -> int:
     flags = 0
     for name in names:
-        if name not in CLONE_FLAGS:
-            raise SpecError("names", f"{name!r}: one of {', '.join(CLONE_FLAGS)} expected")
+        if not isinstance(name, str) or name not in CLONE_FLAGS:
+            raise SpecError("names", f"{shown(name)}: one of {', '.join(CLONE_FLAGS)} expected")
         flags |= CLONE_FLAGS[name]
     return flags
 
 
 def _pidfd(number: int) -> int:
+    if not 0 <= number < 2**31:
+        raise SpecError("target", f"{shown(number)}: a pid or a pidfd, below 2**31, expected")
     try:
         with open(f"/proc/self/fdinfo/{number}") as file:
             if any(line.startswith("Pid:") for line in file):
@@ -93,8 +97,8 @@ def _pidfd(number: int) -> int:
         pass  # no fd of that number: a pid
     try:
         return os.pidfd_open(number)
-    except (OSError, OverflowError) as exc:
-        code = exc.errno if isinstance(exc, OSError) and exc.errno else errno.ESRCH
+    except OSError as exc:
+        code = exc.errno or errno.ESRCH
         raise SpawnError("setns", code, hint=f"{number}: no such process, no such pidfd") from None
 
 

@@ -11,7 +11,7 @@ import signal
 import warnings
 
 from fastns import _core
-from fastns._args import check_args, check_cwd, check_env, check_timeout
+from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
 from fastns._compile import compile, search_path
 from fastns._record import record
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
@@ -52,7 +52,7 @@ def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
     if isinstance(spec, _core.Plan):
         return spec
     if spec is not None and not isinstance(spec, Spec):
-        raise SpecError("spec", f"{spec!r}: a Spec, a Plan made by fastns.compile(), or None")
+        raise SpecError("spec", f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None")
     return compile(spec)
 
 
@@ -65,7 +65,8 @@ def command(
     environ = plan.environ
     if env is not None:
         environ = check_env(env)
-        directories = search_path(env.get("PATH"))
+        found = (entry[5:] for entry in environ if entry.startswith(b"PATH="))
+        directories = search_path(next(found, None))
     name = argv[0]
     paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
     return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
@@ -125,20 +126,45 @@ class _TextMode:
     def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> _TextMode | None:
         if not (text or encoding or errors):
             return None
-        for field, name, look_up in (
-            ("encoding", encoding, codecs.lookup),
-            ("errors", errors, codecs.lookup_error),
+        for field, name, what in (
+            ("encoding", encoding, "a text encoding such as 'utf-8'"),
+            ("errors", errors, "an error handler such as 'replace'"),
         ):
             try:
-                if name is not None:
-                    look_up(name)
-            except (LookupError, TypeError) as exc:
-                raise SpecError(field, str(exc)) from None
+                if name is not None and field == "errors":
+                    codecs.lookup_error(name)
+                elif name is not None:
+                    "".encode(name)  # rot13 and the like are codecs, but not of text
+            except (LookupError, TypeError, ValueError):
+                raise SpecError(field, f"{shown(name)}: {what} expected") from None
         return cls(encoding or "utf-8", errors or "strict")
 
     def decode(self, data: bytes) -> str:
         text = data.decode(self.encoding, self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encode_input(input: Any, mode: _TextMode | None) -> bytes:
+    """What communicate() is given, as bytes. Raises SpecError, field "input"."""
+    if input is None:
+        return b""
+    kind = type(input).__name__
+    if mode is None:
+        if isinstance(input, bytes):
+            return input
+        if isinstance(input, str):
+            raise SpecError("input", "str given: bytes expected, or text=True")
+        try:
+            return memoryview(input).tobytes()
+        except TypeError:
+            raise SpecError("input", f"{kind} given: bytes expected") from None
+    if not isinstance(input, str):
+        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+    try:
+        return input.encode(mode.encoding, mode.errors)
+    except UnicodeError:
+        words = f"{shown(input)}: text that {mode.encoding} can encode expected"
+        raise SpecError("input", words) from None
 
 
 class Sandbox:
@@ -226,7 +252,7 @@ class Sandbox:
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
-            self._pipes = self._take_pipes(self._encoded(input))
+            self._pipes = self._take_pipes(encode_input(input, self._mode))
         elif input is not None:
             raise ValueError("input was given to an earlier communicate()")
         if not self._pipes.run(timeout_ns):
@@ -262,22 +288,6 @@ class Sandbox:
             raise OSError(error, os.strerror(error))
 
     # ---- pipes ----
-
-    def _encoded(self, input: bytes | str | None) -> bytes:
-        if input is None:
-            return b""
-        if isinstance(input, str):
-            if self._mode is None:
-                raise SpecError("input", "str given: bytes expected, or text=True")
-            return input.encode(self._mode.encoding, self._mode.errors)
-        if self._mode is not None:
-            raise SpecError(
-                "input", "bytes given: str expected, as text, encoding or errors is set"
-            )
-        try:
-            return memoryview(input).tobytes()
-        except TypeError:
-            raise SpecError("input", f"{type(input).__name__} given: bytes expected") from None
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
         """Moves the pipe ends from the files, which are closed, to the C loop."""

@@ -165,7 +165,10 @@ class Rlimit:
         for name in ("soft", "hard"):
             _number(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
         if self._value(self.soft) > self._value(self.hard):
-            raise SpecError("rlimits.soft", f"{self.soft} is over the hard limit {self.hard}")
+            raise SpecError(
+                "rlimits.soft",
+                f"{self.soft} is over the hard limit {self.hard}: no more than that expected",
+            )
 
     @staticmethod
     def _value(limit: int) -> int:
@@ -477,7 +480,7 @@ def _namespace_path(name: str, value: Any) -> None:
 
 
 def _user(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         value = str(value)
     if not isinstance(value, str):
         raise SpecError("user", f"{shown(value)}: 'uid' or 'uid:gid' expected")

@@ -100,7 +100,7 @@ static void stops_and_finishes(const struct fns_plan *plan)
     CHECK_EQUAL(write(ends[1], "x", 1), 1);
     io.stop = ends[0];
     CHECK_EQUAL(fns_io_run(&io), FNS_IO_STOPPED);
-    CHECK_EQUAL(fns_kill_all(&io.process), 0);
+    CHECK_EQUAL(fns_kill_all(plan, &io.process), 0);
     CHECK_EQUAL(fns_io_finish(&io), 0);
     reap(&io.process, CLD_KILLED, SIGKILL);
     free_io(&io);
