@@ -112,7 +112,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] src/fastns/*.p[yx][xd])
 clean:  ## removes what was built; keeps .venv and the root file systems
 	rm -rf dist $(SEED) build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache src/fastns/*.so src/fastns/_core.c
-	rm -f src/fastns/_helper $(STAMP)
+	rm -f src/fastns/_exec src/fastns/_helper $(STAMP)
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## removes everything that is not in the repository

@@ -1,4 +1,4 @@
-"""Builds the extension and the helper program; everything else is in pyproject.toml."""
+"""Builds the extension and the two programs; everything else is in pyproject.toml."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["error", "plan", "spawn", "staged", "idmap", "wait", "io", "batch", "child"]
+SOURCES = ["error", "plan", "spawn", "staged", "memory", "idmap", "wait", "io", "batch", "child"]
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
@@ -22,9 +22,23 @@ CHILD = [
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
 ]
 
+# The programs run from memory files made anew for each spawn: few pages are what counts.
+PROGRAMS = ["exec", "helper"]
+PROGRAM = [
+    "-ffreestanding",
+    "-ffunction-sections",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-pie",
+    "-no-pie",
+    "-static",
+    "-nostdlib",
+    "-s",
+    "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
+]
+
 
 class BuildExt(build_ext):
-    """Compiles csrc/ as plain C, apart from Cython's output, and links the helper beside it."""
+    """Compiles csrc/ as plain C, apart from Cython's output, and links the programs beside it."""
 
     def build_extension(self, ext: Extension) -> None:
         build = Path(self.build_temp) / "csrc"
@@ -41,21 +55,21 @@ class BuildExt(build_ext):
         ext.extra_objects = objects
         super().build_extension(ext)
 
-        helper = Path(self.get_ext_fullpath(ext.name)).parent / "_helper"
-        helper.parent.mkdir(parents=True, exist_ok=True)
-        command = [*compiler, "-std=gnu11", *CHILD, *WARNINGS, *STRICT, "-ffreestanding"]
-        link = ["-static", "-nostdlib", "-no-pie", "-s", "-Wl,--build-id=none,-z,noexecstack"]
-        subprocess.check_call(
-            [*command, "-fno-pie", *link, "csrc/helper.c", "csrc/child.c", "-o", str(helper)]
-        )
+        command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT, "csrc/child.c"]
+        for name in PROGRAMS:
+            target = Path(self.get_ext_fullpath(ext.name)).parent / f"_{name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.check_call([*command, f"csrc/{name}.c", "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
-        """The in-place build (pip install -e): the helper goes where the extension goes."""
+        """The in-place build (pip install -e): the programs go where the extension goes."""
         super().copy_extensions_to_source()
-        shutil.copy(Path(self.build_lib) / "fastns" / "_helper", "src/fastns/_helper")
+        for name in PROGRAMS:
+            shutil.copy(Path(self.build_lib) / "fastns" / f"_{name}", f"src/fastns/_{name}")
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(Path(self.build_lib) / "fastns" / "_helper")]
+        built = [str(Path(self.build_lib) / "fastns" / f"_{name}") for name in PROGRAMS]
+        return [*super().get_outputs(), *built]
 
 
 setup(

@@ -730,13 +730,20 @@ int fns_child_exec(struct fns_child *child)
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     child->progress = FNS_PROGRESS_EXEC;
     int result = execute(child);
-    return fail(child, child->exec_fd >= 0 ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
+    /* exec.c's program carries the command's arguments: limits it meets are the command's. */
+    int helper = child->exec_fd >= 0 && result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
+    return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }
 
 int fns_child_main(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_child_prepare(child) == 0 && fns_child_ops(child, 0, child->plan->n_ops) == 0)
+    if (fns_child_prepare(child) < 0 || fns_child_ops(child, 0, child->plan->n_ops) < 0)
+        return 127;
+    int result = child->news >= 0 ? fns_lock(child->news, F_SETLK, F_WRLCK) : 0;
+    if (result < 0)
+        fail(child, FNS_STAGE_HELPER, -1, result);
+    else
         fns_child_exec(child);
     return 127;
 }

@@ -14,6 +14,7 @@ struct fns_child {
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
     int exec_fd;                /* >= 0: execute this file itself (the helper) with args->argv */
+    int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
     int root, scratch;          /* fds while the root is built; -1 */
 };
 

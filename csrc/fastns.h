@@ -26,8 +26,10 @@ int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, i
  * data lengths inside it, options that fit each other. -EINVAL and `*bad_op` (-1: not one op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* The helper program's bytes, used by staged plans. Copied; call once, before the first of them. */
-int fns_set_helper(const void *bytes, size_t size);
+/* The two programs without libc, by their bytes: exec.c's for direct plans, helper.c's for staged
+ * ones. Copied; set each once, before the first spawn. */
+enum fns_program { FNS_PROGRAM_EXEC, FNS_PROGRAM_HELPER, FNS_PROGRAM_COUNT };
+int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 
 struct fns_process {
     int pid;

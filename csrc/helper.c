@@ -1,6 +1,7 @@
 /* The helper program: a process of its own for what must not run in the caller's memory.
  *
- * A static program without libc, started by fns_spawn() for a staged plan in the caller's namespaces:
+ * A static program without libc, run from a sealed memory file, started for a staged plan in the
+ * caller's namespaces:
  *
  *   caller ──clone, exec──▶ helper ──clone (CLONE_PARENT)──▶ sandbox ──exec──▶ command
  *
@@ -12,30 +13,7 @@
  */
 #include "child.h"
 #include "message.h"
-#include "sys.h"
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-    char *t = to;
-    const char *f = from;
-    while (size--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int byte, size_t size)
-{
-    char *t = to;
-    while (size--)
-        *t++ = (char)byte;
-    return to;
-}
-
-static _Noreturn void quit(int code)
-{
-    for (;;)
-        fns_sys1(__NR_exit_group, code);
-}
+#include "program.h"
 
 /* ---- the socket ----------------------------------------------------------------------------- */
 
@@ -181,17 +159,22 @@ static void make_undumpable(void)
     fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
 }
 
+/* Without GO nobody knows of this sandbox: the helper was killed before it could tell. */
+static void await_go(int control)
+{
+    struct fns_message message;
+    long got = fns_sys6(__NR_recvfrom, control, (long)&message, sizeof message, 0, 0, 0);
+    if (got != sizeof message || message.kind != FNS_MESSAGE_GO)
+        quit(127);
+}
+
 static _Noreturn void run_sandbox(struct fns_child *child, int control)
 {
     const struct fns_plan *plan = child->plan;
-    struct fns_message message = {.kind = FNS_MESSAGE_MAP};
-    if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP) {
-        tell(control, &message, -1);
-        long got = fns_sys6(__NR_recvfrom, control, (long)&message, sizeof message, 0, 0, 0);
-        if (got != sizeof message || message.kind != FNS_MESSAGE_GO)
-            quit(127);
-    }
+    int mapped = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
     uint32_t next = plan->n_early;
+    if (mapped)
+        await_go(control);
     if (plan->id_map ==
         FNS_ID_MAP_SELF) { /* the map files of the undumpable are root's (proc(5)) */
         while (next < plan->n_ops && plan->ops[next].code == FNS_OP_WRITE)
@@ -202,9 +185,14 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
     }
     if (fns_child_ops(child, next, plan->n_ops) < 0)
         tell_failure(control, &child->error);
+    if (!mapped) /* by now it is there: waiting for it here costs nothing */
+        await_go(control);
     if (plan->options & FNS_PLAN_INIT)
         run_init(child, control);
-    message.kind = FNS_MESSAGE_RUNNING;
+    int result = fns_lock(control, F_SETLK, F_WRLCK);
+    if (result < 0)
+        tell_error(control, FNS_STAGE_HELPER, result);
+    struct fns_message message = {.kind = FNS_MESSAGE_RUNNING};
     tell(control, &message, -1);
     fns_child_exec(child);
     tell_failure(control, &child->error);
@@ -220,14 +208,6 @@ static long clone_sandbox(uint64_t namespaces, int *pidfd)
     if (pid == -ENOSYS && !(namespaces & FNS_CLONE_NEWTIME))
         pid = fns_sys5(__NR_clone, args.flags, 0, pidfd, 0, 0);
     return pid;
-}
-
-static int number(const char *text)
-{
-    int n = 0;
-    while (*text >= '0' && *text <= '9')
-        n = n * 10 + (*text++ - '0');
-    return n;
 }
 
 /* argv: name, control socket, request file. */
@@ -246,6 +226,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         .plan = &request->plan,
         .args = &request->args,
         .exec_fd = -1,
+        .news = -1,
         .root = -1,
         .scratch = -1,
     };
@@ -261,10 +242,4 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     quit(0);
 }
 
-#if defined(__x86_64__)
-__asm__(".globl _start\n_start: xorl %ebp, %ebp\n movq %rsp, %rdi\n andq $-16, %rsp\n"
-        "call fns_helper_main\n hlt\n");
-#else
-__asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n mov x0, sp\n"
-        "bl fns_helper_main\n brk #1\n");
-#endif
+FNS_PROGRAM(fns_helper_main)

@@ -29,8 +29,19 @@ static int write_map(int pid, const char *file, const char *map)
     return ret;
 }
 
-/* Runs `program pid inside outside count ...` and waits for it alone. */
-static int run_program(const char *program, int pid, const char *map)
+static int has_map(int pid, const char *file)
+{
+    char path[64], byte;
+    snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int found = fd >= 0 && read(fd, &byte, 1) == 1;
+    if (fd >= 0)
+        close(fd);
+    return found;
+}
+
+/* Runs `program pid inside outside count ...`, which is to write `file`, and waits for it alone. */
+static int run_program(const char *program, int pid, const char *file, const char *map)
 {
     char pid_text[16], *copy = strdup(map), *save = NULL;
     size_t n = 0, max = strlen(map) / 2 + 4;
@@ -46,8 +57,8 @@ static int run_program(const char *program, int pid, const char *map)
         ret = -posix_spawnp(&child, program, NULL, NULL, argv, environ);
         while (ret == 0 && waitpid(child, &status, 0) < 0)
             if (errno != EINTR)
-                ret = -errno;
-        if (ret == 0 && status != 0)
+                break; /* ECHILD: the caller ignores SIGCHLD, and the status is lost */
+        if (ret == 0 && (status != 0 || !has_map(pid, file)))
             ret = -EPERM; /* it has said why on stderr */
     }
     free(argv);
@@ -64,9 +75,9 @@ int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *er
         if (ret == 0)
             ret = write_map(pid, "uid_map", uid_map);
     } else {
-        ret = run_program("newgidmap", pid, gid_map);
+        ret = run_program("newgidmap", pid, "gid_map", gid_map);
         if (ret == 0)
-            ret = run_program("newuidmap", pid, uid_map);
+            ret = run_program("newuidmap", pid, "uid_map", uid_map);
     }
     return ret < 0 ? fns_set_error(error, FNS_STAGE_ID_MAP, -1, ret) : 0;
 }

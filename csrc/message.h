@@ -1,9 +1,10 @@
 /* What the helper and the sandbox it clones tell the parent, over one SEQPACKET socket pair.
  *
- * Used by: parent and helper. Order: CHILD (from the helper, with the pidfd as SCM_RIGHTS), then from
- * the new process MAP and, answered, GO when its id maps are written from outside; then RUNNING or
- * FAILED. Without a reaper the socket's end is the news that exec succeeded; with one, RUNNING is,
- * and EXITED follows when the command has ended.
+ * Used by: parent and helper. Order: CHILD from the helper, with the pidfd as SCM_RIGHTS; GO, the
+ * parent's answer, without which the sandbox does not run; then RUNNING or FAILED from the sandbox.
+ * RUNNING says, without a reaper, that the command is about to be executed: a FAILED may follow
+ * until the sandbox gives its lock on the socket up (fns_executed()). With a reaper the command runs,
+ * and EXITED follows when it has ended.
  */
 #ifndef FNS_MESSAGE_H
 #define FNS_MESSAGE_H
@@ -13,8 +14,7 @@
 
 enum fns_message_kind {
     FNS_MESSAGE_CHILD = 1, /* value: pid in the helper's pid namespace */
-    FNS_MESSAGE_MAP,
-    FNS_MESSAGE_GO,
+    FNS_MESSAGE_GO, /* the parent has the pidfd, and has written the id maps it was to write */
     FNS_MESSAGE_RUNNING,
     FNS_MESSAGE_FAILED, /* error */
     FNS_MESSAGE_EXITED, /* value: siginfo's si_code, status: its si_status */

@@ -6,15 +6,17 @@
  * after it, and the child sets every handler to default before it unblocks them, so no handler of
  * the caller ever runs in the child; the child makes raw system calls only (child.c).
  */
-#include "spawn.h"
-
+#define _GNU_SOURCE
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "spawn.h"
 #include "sys.h"
 
 #define STACK_SIZE (64 * 1024)
@@ -106,34 +108,133 @@ void fns_discard(int pidfd)
     close(pidfd);
 }
 
+long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
+                   struct fns_error *error)
+{
+    long pid = fns_clone_child(child, namespaces, pidfd);
+    if (pid < 0)
+        return fns_set_error(error, FNS_STAGE_CLONE, -1, (int)pid);
+    if (child->progress == FNS_PROGRESS_EXEC)
+        return pid;
+    fns_discard(*pidfd);
+    *pidfd = -1;
+    *error = child->error;
+    if (child->progress == FNS_PROGRESS_SETUP) { /* no error recorded: killed on the way */
+        fns_set_error(error, FNS_STAGE_CLONE, -1, ECANCELED);
+        error->detail = FNS_DETAIL_KILLED;
+    }
+    return -error->err;
+}
+
+int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds)
+{
+    uint32_t n = from->n_keep + (uint32_t)n_fds;
+    int *keep = malloc(n * sizeof *keep);
+    if (!keep)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++) { /* insertion keeps the list ascending */
+        int fd = i < from->n_keep ? from->keep[i] : fds[i - from->n_keep];
+        uint32_t at = i;
+        for (; at > 0 && keep[at - 1] > fd; at--)
+            keep[at] = keep[at - 1];
+        keep[at] = fd;
+    }
+    to->keep = keep;
+    to->n_keep = n;
+    return 0;
+}
+
+static size_t count(char *const *items)
+{
+    size_t n = 0;
+    while (items[n])
+        n++;
+    return n;
+}
+
+/* The exec program's argv: its name, the fd for its error, the paths, "", the command's own. */
+static char **exec_argv(const struct fns_args *args, char *fd)
+{
+    size_t n_paths = count(args->paths), n_argv = count(args->argv);
+    char **argv = malloc((n_paths + n_argv + 4) * sizeof *argv), **at = argv;
+    if (!argv)
+        return NULL;
+    *at++ = (char *)"fastns-exec";
+    *at++ = fd;
+    for (size_t i = 0; i < n_paths; i++)
+        *at++ = args->paths[i];
+    *at++ = (char *)"";
+    for (size_t i = 0; i <= n_argv; i++)
+        *at++ = args->argv[i];
+    return argv;
+}
+
+int fns_executed(int fd)
+{
+    int ret;
+    do
+        ret = fns_lock(fd, F_SETLKW, F_RDLCK);
+    while (ret == -EINTR);
+    return ret;
+}
+
+/* What the exec program says: nothing when it has succeeded. */
+static int hear_exec(int news, struct fns_error *error)
+{
+    int ret = fns_executed(news);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    ssize_t n = read(news, error, sizeof *error);
+    return n == sizeof *error ? -error->err : 0;
+}
+
+/* The child shares this process' memory until it executes, and with it /proc/self/exe: were the
+ * command that link, this very program would start inside the root, with the root's own loader
+ * (CVE-2019-5736). So it executes exec.c's program from memory, and that the command. */
 static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args,
                         struct fns_process *process, struct fns_error *error)
 {
-    struct fns_child child = {
-        .plan = plan,
-        .args = args,
-        .error = {.op_index = -1},
-        .exec_fd = -1,
-        .root = -1,
-        .scratch = -1,
-    };
-    int pidfd = -1;
-    long pid = fns_clone_child(&child, plan->clone_flags, &pidfd);
-    if (pid < 0)
-        return fns_set_error(error, FNS_STAGE_CLONE, -1, (int)pid);
-    if (child.progress != FNS_PROGRESS_EXEC) {
-        fns_discard(pidfd);
-        if (child.progress == FNS_PROGRESS_SETUP) { /* no error recorded: killed on the way */
-            fns_set_error(&child.error, FNS_STAGE_CLONE, -1, ECANCELED);
-            child.error.detail = FNS_DETAIL_KILLED;
-        }
-        *error = child.error;
-        return -error->err;
+    struct fns_args exec_args = *args;
+    char number[12];
+    int news[2] = {-1, -1}, fds[2] = {-1, -1}, pidfd = -1, ret;
+    exec_args.argv = NULL;
+    exec_args.keep = NULL;
+    if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
+    fds[0] = fns_above_stdio(news[1]);
+    fds[1] = fds[0] < 0 ? fds[0] : fns_program_file(FNS_PROGRAM_EXEC);
+    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2);
+    if (ret == 0) {
+        snprintf(number, sizeof number, "%d", fds[0]);
+        exec_args.argv = exec_argv(args, number);
+        ret = exec_args.argv ? 0 : -ENOMEM;
+    }
+    if (ret < 0) {
+        fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    } else {
+        struct fns_child child = FNS_CHILD(plan, &exec_args, fds[1], fds[0]);
+        long pid = fns_run_child(&child, plan->clone_flags, &pidfd, error);
+        process->pid = (int)pid;
+        ret = pid < 0 ? (int)pid : 0;
+    }
+    for (int i = 0; i < 2; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    free((void *)exec_args.keep);
+    free((void *)exec_args.argv);
+    if (ret == 0) {
+        ret = hear_exec(news[0], error);
+        if (ret < 0)
+            fns_discard(pidfd);
+    }
+    close(news[0]);
+    if (ret < 0) {
+        process->pid = -1;
+        return ret;
     }
     struct rusage own;
     getrusage(RUSAGE_SELF, &own);
     process->rss_floor = own.ru_maxrss;
-    process->pid = (int)pid;
     process->pidfd = pidfd;
     return 0;
 }

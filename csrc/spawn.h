@@ -9,6 +9,34 @@
  * has executed or ended: the pid, or -errno. `namespaces`: CLONE_NEW*. */
 long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd);
 
+/* The same, and a child that has failed is discarded: the pid, or -errno and `error`. */
+long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
+                   struct fns_error *error);
+
+#define FNS_CHILD(plan_, args_, exec_fd_, news_)                                                   \
+    {                                                                                              \
+        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .exec_fd = (exec_fd_),        \
+        .news = (news_), .root = -1, .scratch = -1                                                 \
+    }
+
+/* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
+ * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
+ * may have forked a process that holds it open for as long as it lives. 0 or -errno. */
+int fns_executed(int fd);
+
+/* Sets to->keep to from->keep and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
+int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds);
+
+/* An fd >= 3 of the same file (0, 1 and 2 are about to be replaced in the child), or -errno; a
+ * negative `fd` stands for errno. Closes the one it replaces. */
+int fns_above_stdio(int fd);
+
+/* A sealed memory file with these bytes, close-on-exec, >= 3, or -errno. */
+int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
+
+/* One of the programs as such a file. */
+int fns_program_file(enum fns_program which);
+
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 

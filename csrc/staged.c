@@ -1,86 +1,21 @@
 /* Starting a sandbox through the helper program. Runs in the parent, without the GIL.
  *
- * The helper's bytes go into a sealed memory file and are executed from there: what the sandbox sees
- * as /proc/1/exe is that file, never one on disk (CVE-2019-5736). The plan travels in another one
+ * The helper is executed from a sealed memory file (memory.c). The plan travels in another one
  * (struct fns_request); a socket pair carries the news back (message.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "message.h"
 #include "spawn.h"
-
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x0010U
-#endif
-
-static void *helper_bytes;
-static size_t helper_size;
-
-int fns_set_helper(const void *bytes, size_t size)
-{
-    void *copy = malloc(size);
-    if (!copy)
-        return -ENOMEM;
-    memcpy(copy, bytes, size);
-    free(helper_bytes);
-    helper_bytes = copy;
-    helper_size = size;
-    return 0;
-}
-
-/* ---- memory files --------------------------------------------------------------------------- */
-
-/* An fd >= 3 of the same file: 0, 1 and 2 are about to be replaced in the child. */
-static int above_stdio(int fd)
-{
-    if (fd < 0 || fd > 2)
-        return fd < 0 ? -errno : fd;
-    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    int err = errno;
-    close(fd);
-    return high < 0 ? -err : high;
-}
-
-static int write_all(int fd, const char *data, size_t size)
-{
-    while (size) {
-        ssize_t n = write(fd, data, size);
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        if (n > 0) {
-            data += n;
-            size -= (size_t)n;
-        }
-    }
-    return 0;
-}
-
-static int memory_file(const void *data, size_t size, unsigned exec_flag)
-{
-    int fd = memfd_create("fastns", MFD_CLOEXEC | MFD_ALLOW_SEALING | exec_flag);
-    if (fd < 0 && errno == EINVAL && exec_flag) /* before Linux 6.3 every memory file may be run */
-        fd = memfd_create("fastns", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    fd = above_stdio(fd);
-    if (fd < 0)
-        return fd;
-    int ret = write_all(fd, data, size);
-    if (ret == 0 &&
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
-        ret = -errno;
-    if (ret < 0) {
-        close(fd);
-        return ret;
-    }
-    return fd;
-}
 
 /* ---- the request ---------------------------------------------------------------------------- */
 
@@ -144,14 +79,14 @@ static int request_file(const struct fns_plan *plan, const struct fns_args *args
     if (!bytes)
         return -ENOMEM;
     pack_request(bytes, plan, args);
-    int fd = memory_file(bytes, size, 0);
+    int fd = fns_memory_file(bytes, size, 0);
     free(bytes);
     return fd;
 }
 
 /* ---- the conversation ----------------------------------------------------------------------- */
 
-/* 1: a message; 0: the other side is gone; -errno. `*fd`: one that came along, or -1. */
+/* The next message. 0; -EAGAIN: none is here; -errno. `*fd`: one that came along, or -1. */
 static int receive(int control, struct fns_message *message, int *fd)
 {
     union {
@@ -163,90 +98,117 @@ static int receive(int control, struct fns_message *message, int *fd)
                             .msg_iovlen = 1,
                             .msg_control = &rights,
                             .msg_controllen = sizeof rights};
-    ssize_t n;
     *fd = -1;
-    do
-        n = recvmsg(control, &header, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
-    if (n <= 0)
-        return n < 0 && errno != ECONNRESET ? -errno : 0;
+    ssize_t n = recvmsg(control, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (n < 0)
+        return -errno;
     struct cmsghdr *first = CMSG_FIRSTHDR(&header);
     if (first && first->cmsg_type == SCM_RIGHTS)
         memcpy(fd, CMSG_DATA(first), sizeof *fd);
-    return n == sizeof *message ? 1 : -EPROTO;
+    return n == sizeof *message ? 0 : -EPROTO;
 }
 
-/* What has been heard so far. The helper and the sandbox write to the same socket, so that the
- * sandbox's news may come before the helper's CHILD; nothing is acted on without the pidfd. */
-struct heard {
-    int map, running, failed;
+/* Both ends of the socket, and who is at the other one. */
+struct line {
+    int near, far;
+    int helper; /* its pidfd */
 };
 
-static int take(const struct fns_message *message, int fd, struct fns_process *process,
-                struct heard *heard, struct fns_error *error)
-{
-    switch ((enum fns_message_kind)message->kind) {
-    case FNS_MESSAGE_CHILD:
-        process->pid = message->value;
-        process->pidfd = fd;
-        return fd < 0 ? -EMFILE : 0; /* the kernel drops an fd that finds no place */
-    case FNS_MESSAGE_MAP: heard->map = 1; return 0;
-    case FNS_MESSAGE_RUNNING: heard->running = 1; return 0;
-    case FNS_MESSAGE_FAILED:
-        heard->failed = 1;
-        *error = message->error;
-        return 0;
-    case FNS_MESSAGE_EXITED: /* a short command may end before the helper's message is here */
-        process->ended = message->value;
-        process->status = message->status;
-        return 0;
-    default: return -EPROTO;
-    }
-}
-
-static int answer_map(const struct fns_plan *plan, int control, int pid, struct fns_error *error)
+static int answer(const struct fns_plan *plan, const struct line *line, int pid,
+                  struct fns_error *error)
 {
     struct fns_message go = {.kind = FNS_MESSAGE_GO};
-    int ret = fns_write_id_maps(plan, pid, error);
-    if (ret == 0 && send(control, &go, sizeof go, MSG_NOSIGNAL) < 0)
+    int ret = 0;
+    if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP)
+        ret = fns_write_id_maps(plan, pid, error);
+    if (ret == 0 && send(line->near, &go, sizeof go, MSG_NOSIGNAL) < 0)
         ret = fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
     return ret;
 }
 
-/* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. */
-static int converse(const struct fns_plan *plan, int control, struct fns_process *process,
-                    struct fns_error *error)
+enum taken { TAKEN_ONE, TAKEN_NONE, TAKEN_RUNNING };
+
+/* Acts on the next message. One of enum taken, or -errno and `error`. */
+static int take(const struct fns_plan *plan, const struct line *line, struct fns_process *process,
+                struct fns_error *error)
 {
-    struct heard heard = {0, 0, 0};
-    for (;;) {
-        struct fns_message message;
-        int fd, ret = receive(control, &message, &fd);
-        if (ret > 0)
-            ret = take(&message, fd, process, &heard, error);
-        else if (ret == 0) { /* the socket's end: executed, failed, or killed on the way */
-            if (heard.failed)
-                return -error->err;
-            if (heard.running && process->pidfd >= 0)
-                return 0;
+    struct fns_message message;
+    int fd, ret = receive(line->near, &message, &fd);
+    if (ret < 0)
+        return ret == -EAGAIN ? (int)TAKEN_NONE : fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    switch ((enum fns_message_kind)message.kind) {
+    case FNS_MESSAGE_CHILD:
+        process->pid = message.value;
+        process->pidfd = fd;
+        if (fd < 0) /* the kernel drops an fd that finds no place */
+            return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
+        return answer(plan, line, process->pid, error);
+    case FNS_MESSAGE_RUNNING: return TAKEN_RUNNING;
+    case FNS_MESSAGE_FAILED: *error = message.error; return TAKEN_ONE;
+    case FNS_MESSAGE_EXITED: /* a short command may end before its RUNNING is read */
+        process->ended = message.value;
+        process->status = message.status;
+        return TAKEN_ONE;
+    default: return fns_set_error(error, FNS_STAGE_HELPER, -1, EPROTO);
+    }
+}
+
+/* Waits for a message. 1: who is to send it has ended; 0: look for one; -errno. */
+static int await_news(const struct line *line, const struct fns_process *process)
+{
+    struct pollfd fds[2] = {
+        {.fd = line->near, .events = POLLIN},
+        {.fd = process->pidfd >= 0 ? process->pidfd : line->helper, .events = POLLIN},
+    };
+    if (poll(fds, 2, -1) < 0)
+        return errno == EINTR ? 0 : -errno;
+    return !fds[0].revents;
+}
+
+/* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. */
+static int converse(const struct fns_plan *plan, const struct line *line,
+                    struct fns_process *process, struct fns_error *error)
+{
+    int ended = 0, ret;
+    while ((ret = take(plan, line, process, error)) != TAKEN_RUNNING) {
+        if (ret < 0)
+            return ret;
+        /* A sandbox may fail before the helper has told of it: both are waited for. */
+        if (error->stage && (process->pidfd >= 0 || ended))
+            return -error->err;
+        if (ret == TAKEN_ONE) {
+            ended = 0; /* after CHILD it is the sandbox's end that counts */
+            continue;
+        }
+        if (ended) {
             fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
             error->detail = FNS_DETAIL_KILLED;
             return -ECANCELED;
         }
-        if (ret < 0)
-            return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-        if (process->pidfd < 0)
-            continue;
-        if (heard.failed)
-            return -error->err;
-        if (heard.running && (plan->options & FNS_PLAN_INIT))
-            return 0;
-        if (heard.map) {
-            heard.map = 0;
-            ret = answer_map(plan, control, process->pid, error);
-            if (ret < 0)
-                return ret;
-        }
+        ended = await_news(line, process); /* then one more look: all it sent is here by now */
+        if (ended < 0)
+            return fns_set_error(error, FNS_STAGE_HELPER, -1, ended);
     }
+    if (plan->options & FNS_PLAN_INIT)
+        return 0;
+    ret = fns_executed(line->far);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    ret = take(plan, line, process, error);
+    return ret < 0 ? ret : -error->err;
+}
+
+/* Ends a sandbox whose start has failed. */
+static void discard_sandbox(struct fns_process *process)
+{
+    if (process->pidfd >= 0) {
+        fns_discard(process->pidfd);
+    } else if (process->pid > 0) { /* its pidfd found no place: the pid is ours until reaped */
+        kill(process->pid, SIGKILL);
+        while (waitpid(process->pid, NULL, __WALL) < 0 && errno == EINTR)
+            ;
+    }
+    process->pidfd = process->pid = -1;
 }
 
 /* Clones the helper; `fds`: control socket's far end, request, program. 0 and its pidfd, or -errno. */
@@ -258,64 +220,41 @@ static int start_helper(const struct fns_args *args, const int fds[3], int *pidf
     snprintf(control, sizeof control, "%d", fds[0]);
     snprintf(request, sizeof request, "%d", fds[1]);
 
-    struct fns_args helper_args = {.argv = argv, .envp = envp, .n_keep = args->n_keep + 3};
-    memcpy(helper_args.stdio, args->stdio, sizeof helper_args.stdio);
-    int *keep = malloc(helper_args.n_keep * sizeof *keep);
-    if (!keep)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, ENOMEM);
-    for (uint32_t i = 0; i < helper_args.n_keep; i++) { /* insertion keeps the list ascending */
-        int fd = i < args->n_keep ? args->keep[i] : fds[i - args->n_keep];
-        uint32_t at = i;
-        for (; at > 0 && keep[at - 1] > fd; at--)
-            keep[at] = keep[at - 1];
-        keep[at] = fd;
-    }
-    helper_args.keep = keep;
-
     static const struct fns_plan nothing; /* no ops: the helper does them */
-    struct fns_child child = {.plan = &nothing,
-                              .args = &helper_args,
-                              .error = {.op_index = -1},
-                              .exec_fd = fds[2],
-                              .root = -1,
-                              .scratch = -1};
-    long pid = fns_clone_child(&child, 0, pidfd);
-    free(keep);
-    if (pid < 0)
-        return fns_set_error(error, FNS_STAGE_CLONE, -1, (int)pid);
-    if (child.progress == FNS_PROGRESS_EXEC)
-        return 0;
-    fns_discard(*pidfd);
-    if (child.error.stage == FNS_STAGE_NONE)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
-    *error = child.error;
-    return -error->err;
+    struct fns_args helper_args = {.argv = argv, .envp = envp};
+    memcpy(helper_args.stdio, args->stdio, sizeof helper_args.stdio);
+    int ret = fns_keep_more(&helper_args, args, fds, 3);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    struct fns_child child = FNS_CHILD(&nothing, &helper_args, fds[2], -1);
+    ret = fns_run_child(&child, 0, pidfd, error) < 0 ? -error->err : 0;
+    free((void *)helper_args.keep);
+    return ret;
 }
 
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error)
 {
     int pair[2] = {-1, -1}, fds[3] = {-1, -1, -1}, helper = -1, ret;
-    if (!helper_bytes)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, ENOENT);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
-    fds[0] = above_stdio(pair[1]);
+    fds[0] = fns_above_stdio(pair[1]);
     fds[1] = fds[0] < 0 ? fds[0] : request_file(plan, args);
-    fds[2] = fds[1] < 0 ? fds[1] : memory_file(helper_bytes, helper_size, MFD_EXEC);
+    fds[2] = fds[1] < 0 ? fds[1] : fns_program_file(FNS_PROGRAM_HELPER);
     ret = fds[2] < 0 ? fns_set_error(error, FNS_STAGE_HELPER, -1, fds[2])
                      : start_helper(args, fds, &helper, error);
+    if (ret == 0) {
+        const struct line line = {.near = pair[0], .far = fds[0], .helper = helper};
+        ret = converse(plan, &line, process, error);
+        if (ret < 0) {
+            shutdown(pair[0], SHUT_RDWR); /* a sandbox that still waits for GO quits */
+            discard_sandbox(process);
+        }
+        fns_discard(helper);
+    }
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    if (ret == 0) {
-        ret = converse(plan, pair[0], process, error);
-        fns_discard(helper);
-        if (ret < 0 && process->pidfd >= 0) {
-            fns_discard(process->pidfd);
-            process->pidfd = process->pid = -1;
-        }
-    }
     if (ret == 0 && (plan->options & FNS_PLAN_INIT))
         process->control = pair[0];
     else

@@ -123,6 +123,18 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
 #define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
+/* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
+ * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
+FNS_INLINE int fns_lock(int fd, int command, short type)
+{
+    struct {
+        short type, whence;
+        long start, length;
+        int pid;
+    } lock = {.type = type};
+    return (int)fns_sys3(__NR_fcntl, fd, command, &lock);
+}
+
 /* clone3(2) */
 struct fns_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,

@@ -120,7 +120,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
         spec = DEFAULT_SPEC
     elif not isinstance(spec, Spec):
         raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
-    relative = spec.rootfs is not None and not spec.rootfs.startswith("/")
+    relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     return _compiled(spec, Caller.current(), os.getcwd() if relative else "/")
 
 
@@ -168,9 +168,9 @@ class _Compiler:
         if self.kinds["mount"] == "new":
             self.build_root()
         elif spec.rootfs is not None:
-            root = os.fsencode(os.path.abspath(spec.rootfs))
-            self.add(Op("root_tree", "rootfs", source=root, note=spec.rootfs))
-            self.add(Op("chroot", "chroot", note=spec.rootfs))
+            root, note = os.path.abspath(spec.rootfs), os.fspath(spec.rootfs)
+            self.add(Op("root_tree", "rootfs", source=os.fsencode(root), note=note))
+            self.add(Op("chroot", "chroot", note=note))
         self.identity()
         self.limits_and_ids()
         environment = spec.environment()
@@ -278,12 +278,12 @@ class _Compiler:
                 note=f"{root} {'ro' if read_only else 'rw'}",
             )
         )
+        self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
             self.add(Op("scratch", "overlay" if spec.overlay else "file", note="scratch tmpfs"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
-        self.become_mapped()
         if spec.overlay:
             data = b"lowerdir=lower,upperdir=upper,workdir=work"
             if self.in_user_namespace():
@@ -362,6 +362,8 @@ class _Compiler:
             note += f" from {mount.source}"
         if mount.options:
             note += " " + ",".join(mount.options)
+        if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
+            how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
         if mount.type == "bind":
             assert mount.source is not None  # Mount's own check
             if parsed.recursive:
@@ -381,8 +383,6 @@ class _Compiler:
                 note=note,
             )
         else:
-            if mount.type in ("proc", "sysfs") or mount.destination == "/dev":
-                how |= _core.HOW_NO_SYMLINKS
             op = Op(
                 "mount",
                 "mount",

@@ -42,23 +42,29 @@ ID_MAPS = {
 }
 
 cdef dict _stage_numbers = {name: i for i, name in enumerate(STAGES)}
-cdef bint _helper_loaded = False
+cdef bint _programs_loaded = False
 
 
-cdef object _load_helper():
-    global _helper_loaded
-    if _helper_loaded:
+cdef object _load_programs():
+    global _programs_loaded
+    if _programs_loaded:
         return
-    path = os.path.join(os.path.dirname(__file__), "_helper")
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as exc:
-        raise SpawnError("helper", exc.errno, path=path,
-                         hint="the installation is incomplete: reinstall fastns") from exc
-    if c.fns_set_helper(PyBytes_AS_STRING(data), len(data)) < 0:
+    read = []
+    for name in ("_exec", "_helper"):
+        path = os.path.join(os.path.dirname(__file__), name)
+        try:
+            with open(path, "rb") as file:
+                read.append(file.read())
+        except OSError as exc:
+            raise SpawnError("helper", exc.errno, path=path,
+                             hint="the installation is incomplete: reinstall fastns") from exc
+    if _programs_loaded:  # by another thread while this one read: its spawns use those bytes
+        return
+    if (c.fns_set_program(c.FNS_PROGRAM_EXEC, PyBytes_AS_STRING(read[0]), len(read[0])) < 0
+            or c.fns_set_program(c.FNS_PROGRAM_HELPER, PyBytes_AS_STRING(read[1]),
+                                 len(read[1])) < 0):
         raise MemoryError
-    _helper_loaded = True
+    _programs_loaded = True
 
 
 @cython.final
@@ -129,8 +135,7 @@ cdef class Plan:
         self.plan.clone_flags = clone_flags
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
-        if staged:
-            _load_helper()
+        _load_programs()
 
     def __dealloc__(self):
         free(self.op_array)
@@ -507,11 +512,11 @@ cdef list _run_jobs(_Jobs jobs, unsigned threads, c.fns_batch_mode mode):
         raise OSError(-ret, os.strerror(-ret))
     try:
         while True:
-            with nogil:
-                ret = c.fns_batch_wait(batch, -1)
+            PyErr_CheckSignals()
+            with nogil:  # not for ever: a signal may come just before the wait begins
+                ret = c.fns_batch_wait(batch, 200)
             if ret > 0:
                 break
-            PyErr_CheckSignals()
     except BaseException:
         c.fns_batch_stop(batch)
         with nogil:

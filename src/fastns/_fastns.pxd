@@ -39,6 +39,10 @@ cdef extern from "fastns.h" nogil:
         FNS_IO_TIMEOUT
         FNS_IO_STOPPED
 
+    enum fns_program:
+        FNS_PROGRAM_EXEC
+        FNS_PROGRAM_HELPER
+
     enum fns_batch_mode:
         FNS_BATCH_SPAWN
         FNS_BATCH_RUN
@@ -129,7 +133,7 @@ cdef extern from "fastns.h" nogil:
     const char *fns_stage_name(unsigned stage)
     const char *fns_op_name(unsigned code)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
-    int fns_set_helper(const void *data, size_t size)
+    int fns_set_program(fns_program which, const void *data, size_t size)
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)

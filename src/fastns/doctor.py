@@ -83,7 +83,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         yield f"{call}()", level, partial(system_call, call)
     yield "pidfd", "basic", pidfd
     yield "executable memfd", "basic", executable_memfd
-    yield "helper program", "basic", helper_program
+    yield "programs", "basic", programs
     yield "devices", "basic", devices
     for space in NAMESPACES:
         level = {"user": user_level, "time": "extra"}.get(space, "basic")
@@ -212,12 +212,13 @@ def executable_memfd() -> Finding:
     return Finding(True, "there")
 
 
-def helper_program() -> Finding:
-    """The program that stands between this process and the sandboxes that need one."""
-    path = Path(__file__).with_name("_helper")
-    if not path.is_file():
-        return Finding(False, f"{path} is missing", "reinstall fastns")
-    return Finding(True, str(path))
+def programs() -> Finding:
+    """The two programs that stand between this process and the sandboxes."""
+    paths = [Path(__file__).with_name(name) for name in ("_exec", "_helper")]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        return Finding(False, f"{', '.join(missing)} is missing", "reinstall fastns")
+    return Finding(True, ", ".join(map(str, paths)))
 
 
 def devices() -> Finding:

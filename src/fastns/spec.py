@@ -107,7 +107,7 @@ class Mount:
 
     destination: str
     type: str = "bind"
-    source: str | None = None
+    source: str | os.PathLike[str] | None = None
     options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class Mount:
         mount_options.parse(self.type, self.options)
         if self.source is not None:
             put(self, "source", _path("mounts.source", self.source))
-        if self.type == "bind" and not (self.source or "").startswith("/"):
+        if self.type == "bind" and not os.fspath(self.source or "").startswith("/"):
             raise SpecError(
                 "mounts.source", f"{shown(self.source)}: a bind needs an absolute path outside"
             )
@@ -204,7 +204,7 @@ class Spec:
         rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child.
     """
 
-    rootfs: str | None = None
+    rootfs: str | os.PathLike[str] | None = None
     root_mode: str = "pivot_root"
     read_only: bool = False
     overlay: bool = False
@@ -237,6 +237,8 @@ class Spec:
 
     def namespace(self, kind: str) -> str:
         """ "new", "host" or a path, as far as the spec itself decides it."""
+        if kind not in KINDS:
+            raise SpecError("namespaces", f"{shown(kind)}: one of {', '.join(KINDS)} expected")
         if kind in self.namespaces:
             return self.namespaces[kind]
         if kind == "network" and not isinstance(self.network, _Default):

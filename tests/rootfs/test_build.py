@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from support import skip_missing
 
+from fastns import Spec, run
 from fastns.rootfs import MARKER, Root, RootfsError, build
 
 SEED = ["bash", "ls", "ps", "mount", "hostname", "ipcs", "cat"]
@@ -49,6 +51,17 @@ def test_seed_commands_run(seed: Root, inside: Inside) -> None:
     assert "proc on /proc type proc" in inside(seed.path, "mount").stdout
     assert inside(seed.path, "hostname").stdout == os.uname().nodename + "\n"
     assert "Message Queues" in inside(seed.path, "ipcs", "-q").stdout
+
+
+def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
+    """LANG=C.UTF-8 is the default inside; C is the control, where a letter is its bytes."""
+    if not os.path.isdir("/usr/lib/locale/C.utf8"):
+        skip_missing("the C.UTF-8 locale (Debian's libc-bin)")
+    spec = Spec(rootfs=seed.path, default_mounts=False)
+    length = ["bash", "-c", "word=\u00e9t\u00e9; echo ${#word}"]
+    assert run(length, spec=spec, capture_output=True, text=True).stdout == "3\n"
+    plain = Spec(rootfs=seed.path, default_mounts=False, env={"LANG": "C"})
+    assert run(length, spec=plain, capture_output=True, text=True).stdout == "5\n"
 
 
 def test_loader_finds_every_library(seed: Root, inside: Inside) -> None:

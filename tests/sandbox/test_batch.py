@@ -98,7 +98,7 @@ def test_more_threads_than_jobs(plan: fastns.Plan) -> None:
 def test_no_thread_is_left(plan: fastns.Plan) -> None:
     before = threads()
     fastns.run_batch([["/true"]] * 20, spec=plan, concurrency=10)
-    assert eventually(lambda: threads() == before)
+    assert eventually(lambda: threads() <= before)
 
 
 def threads() -> int:

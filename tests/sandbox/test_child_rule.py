@@ -111,20 +111,21 @@ def elf(path: Path) -> Any:
     return ELFFile.load_from_path(str(path))
 
 
-def test_the_helper_is_static_and_has_no_writable_code() -> None:
-    with elf(Path(fastns.__file__).with_name("_helper")) as helper:
-        segments = list(helper.iter_segments())
+@pytest.mark.parametrize("name", ["exec", "helper"])
+def test_the_programs_are_static_and_have_no_writable_code(name: str) -> None:
+    with elf(Path(fastns.__file__).with_name(f"_{name}")) as program:
+        segments = list(program.iter_segments())
         kinds = [segment["p_type"] for segment in segments]
-        assert helper["e_type"] == "ET_EXEC"
+        assert program["e_type"] == "ET_EXEC"
         assert not {"PT_DYNAMIC", "PT_INTERP", "PT_TLS"} & set(kinds)
         assert "PT_GNU_STACK" in kinds  # without it the stack may be executed
         for segment in segments:
             assert segment["p_flags"] & (PF_W | PF_X) != PF_W | PF_X, segment["p_type"]
-        assert helper.get_section_by_name(".dynsym") is None
+        assert program.get_section_by_name(".dynsym") is None
 
 
-def test_the_helper_has_no_undefined_symbol(tmp_path: Path) -> None:
-    for name in ("helper", "child"):
+def test_the_programs_have_no_undefined_symbol(tmp_path: Path) -> None:
+    for name in ("exec", "helper", "child"):
         code = compiled(CSRC / f"{name}.c", tmp_path / f"{name}.o")
         undefined = set(re.findall(r" U (\w+)", output("nm", code)))
         own = {"fns_child_ops", "fns_child_exec", "fns_child_main", "fns_child_prepare"}

@@ -1,225 +1,366 @@
-"""Roots full of symbolic links, and roots that change while they are mounted.
+"""Roots full of symbolic links, with odd files in place of targets, or changing while mounted.
 
-Whatever the root holds, nothing is mounted or created outside it. The canary is a directory beside
-the root, and the negative control the same link followed by an ordinary lookup.
+Whatever the root holds, nothing is mounted, made or changed outside it. The canaries are a
+directory the links lead to and a tree beside the root, watched by content and times; the negative
+control is an ordinary lookup of the same path, which arrives there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import socket
+import stat
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import hostile
 import pytest
-from hidden import without
+import support
 
 import fastns
 from fastns import Mount, SpawnError, Spec
 
-LINKS = {
-    "absolute": "{outside}",
-    "relative": "../../../../../../../../../..{outside}",
-    "loop": "there",
-    "self root": "/proc/self/root{outside}",
-    "one root": "/proc/1/root{outside}",
-    "cwd": "/proc/self/cwd",
-    "fd": "/proc/self/fd/{fd}",
-}
+SPAWNS = 100_000 if os.environ.get("FASTNS_LONG") == "1" else 2_000
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+
+
+class Place(NamedTuple):
+    root: Path
+    outside: Path  # what the links lead to
+    fd: int  # of `outside`, inheritable
+    file: int  # of a file in it
 
 
 @pytest.fixture
-def outside(public_dir: Path) -> Iterator[Path]:
-    path = public_dir / "outside"
-    path.mkdir()
-    (path / "file").write_text("canary")
-    yield path
-    assert sorted(os.listdir(path)) == ["file"]
-    assert (path / "file").read_text() == "canary"
-    shutil.rmtree(path)
+def place(public_dir: Path, probe_rootfs: Path) -> Iterator[Place]:
+    """A hostile root between its canaries, which are the same afterwards."""
+    base = public_dir / "between"
+    outside, beside, root = base / "outside", base / "beside" / "deep", base / "root"
+    for path in (outside, beside):
+        path.mkdir(parents=True)
+        (path / "file").write_text("canary")
+    support.copy_tree(probe_rootfs, root)
+    with ExitStack() as stack:
+        fds = []
+        for path in (outside, outside / "file"):
+            fds.append(os.open(path, os.O_RDONLY))
+            stack.callback(os.close, fds[-1])
+            os.set_inheritable(fds[-1], True)
+        names = sorted(os.listdir(base))
+        before = hostile.snapshot(outside, base / "beside")
+        yield Place(root, outside, *fds)
+        assert hostile.snapshot(outside, base / "beside") == before
+        assert sorted(os.listdir(base)) == names
+    shutil.rmtree(base)
 
 
-@pytest.fixture
-def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    path = public_dir / "hostile"
-    shutil.copytree(probe_rootfs, path, symlinks=True)
-    yield path
-    shutil.rmtree(path)
+def counterpart(place: Place) -> Path:
+    """Makes the canary's path inside the root: there absolute links lead somewhere."""
+    inner = place.root / str(place.outside)[1:]
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("inside")
+    return inner
 
 
-@pytest.fixture
-def held(outside: Path) -> Iterator[int]:
-    """A directory of the host that the caller has open, inheritable."""
-    fd = os.open(outside, os.O_RDONLY | os.O_DIRECTORY)
-    os.set_inheritable(fd, True)
-    yield fd
-    os.close(fd)
+# ---- links ----
 
 
-def attempts(destination: str, outside: Path) -> list[Spec]:
-    """Every way of putting something at a path of the root."""
-    make = ["X-mount.mkdir"]
-    fields: list[dict[str, Any]] = [
-        {"mounts": [Mount(destination, type="tmpfs")]},
-        {"mounts": [Mount(destination + "/new", type="tmpfs", options=make)]},
-        {"mounts": [Mount(destination, source="/usr", options=make)]},
-        {"files": {destination + "/file": "overwritten"}},
-        {"files": {destination + "/file": "overwritten"}, "overlay": True},
-        {"mounts": [Mount(destination, type="tmpfs")], "overlay": True},
-    ]
-    return [Spec(rootfs=outside.parent / "hostile", **more) for more in fields]
+@pytest.mark.parametrize("fields", [{}, {"init": True}, {"root_mode": "chroot"},
+                                    {"namespaces": {"pid": "host"}}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("inner", [False, True])
+def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -> None:
+    if inner:
+        counterpart(place)
+    places = hostile.plant(place.root, place.outside, place.fd, place.file)
+    outcomes = hostile.attack(place.root, places, place.outside, **fields)
+    assert outcomes["refused"] > len(places)
+    assert (outcomes["ran"] > 0) == inner  # where there is something inside, it is used
+    assert sum(outcomes.values()) == len(places) * len(list(hostile.attempts("/x", Path("/"))))
 
 
-@pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize("place", ["/there", "/a/there"])
-def test_links_lead_nowhere(root: Path, outside: Path, held: int, link: str, place: str) -> None:
-    (root / "a").mkdir()
-    path = root / place[1:]
-    path.symlink_to(LINKS[link].format(outside=outside, fd=held))
-    refused = 0
-    for spec in attempts(place, outside):
-        try:
-            done = fastns.run(["/probe", "--exit", "0"], spec=spec, stderr=fastns.DEVNULL)
-            assert done.returncode == 0
-        except SpawnError as exc:
-            assert exc.stage in ("mount", "file"), exc
-            assert exc.path is not None
-            assert exc.path.startswith(place)
-            refused += 1
-    # Absolute and relative links lead to a place inside that does not exist: X-mount.mkdir and
-    # overlays may make it there.
-    assert refused > 0
-    assert not (root / str(outside)[1:] / "file").exists() or "file" in os.listdir(outside)
-
-
-def test_the_links_would_lead_outside(root: Path, outside: Path, held: int) -> None:
-    """The negative control: an ordinary lookup of the same paths arrives at the canary."""
-    for name in ("absolute", "relative", "self root", "fd"):
-        path = root / name.replace(" ", "-")
-        path.symlink_to(LINKS[name].format(outside=outside, fd=held))
-        assert (path / "file").read_text() == "canary"
-
-
-def test_links_lead_nowhere_without_openat2(root: Path, outside: Path) -> None:
-    for name in ("absolute", "relative", "loop", "self root"):
-        path = root / name.replace(" ", "-")
-        path.symlink_to(LINKS[name].format(outside=outside, fd=0).replace("there", path.name))
-    code = """
-import sys
-from fastns import Mount, Spec, SpawnError, run
-root = sys.argv[1]
-for name in ("absolute", "relative", "loop", "self-root"):
-    for more in ({"mounts": [Mount("/" + name + "/new", type="tmpfs", options=["X-mount.mkdir"])]},
-                 {"mounts": [Mount("/" + name, type="tmpfs")]},
-                 {"files": {"/" + name + "/file": "overwritten"}}):
-        try:
-            run(["/probe", "--exit", "0"], spec=Spec(rootfs=root, **more))
-            print("ran", name)
-        except SpawnError as exc:
-            print(exc.stage, exc.path)
-"""
-    out = without("openat2", errno.ENOSYS, code, str(root))
-    assert len(out.splitlines()) == 12
-    assert "mount /loop" in out
-
-
-@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
-@pytest.mark.parametrize("kind", ["link", "file"])
-def test_special_directories_are_not_links(root: Path, name: str, kind: str) -> None:
-    (root / name).rmdir()
-    if kind == "link":
-        (root / name).symlink_to("tmp")
-    else:
-        (root / name).write_text("")
-    with pytest.raises(SpawnError) as caught:
-        fastns.run(["/true"], spec=Spec(rootfs=str(root)))
-    exc = caught.value
-    wanted = errno.ELOOP if kind == "link" else errno.ENOTDIR
-    assert (exc.stage, exc.errno, exc.path) == ("mount", wanted, f"/{name}")
-    assert exc.op_index >= 0
-
-
-@pytest.mark.parametrize("kind", ["fifo", "socket"])
-def test_a_target_that_would_block(root: Path, kind: str) -> None:
-    import socket
-
-    target = root / "odd"
-    if kind == "fifo":
-        os.mkfifo(target)
-    else:
-        with socket.socket(socket.AF_UNIX) as server:
-            here = os.getcwd()
-            os.chdir(root)
-            server.bind("odd")
-            os.chdir(here)
-    with pytest.raises(SpawnError) as caught:
-        fastns.run(["/true"], spec=Spec(rootfs=str(root), mounts=[Mount("/odd", type="tmpfs")]))
-    assert (caught.value.stage, caught.value.errno) == ("mount", errno.ENOTDIR)
-
-
-def test_a_root_that_changes_meanwhile(root: Path, outside: Path) -> None:
-    """A directory and a link to the canary change places all the time (CVE-2021-30465)."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    real, link = root / "real", root / "link"
-    real.mkdir()
-    (real / "new").mkdir()
-    link.symlink_to(outside)
-    stop = threading.Event()
-
-    def swap() -> None:
-        while not stop.is_set():
-            libc.renameat2(-100, os.fsencode(real), -100, os.fsencode(link), 2)  # RENAME_EXCHANGE
-
-    plan = fastns.compile(
-        Spec(
-            rootfs=str(root),
-            default_mounts=False,
-            mounts=[
-                Mount("/real", type="tmpfs"),
-                Mount("/real/new", source="/usr", options=["X-mount.mkdir"]),
-                Mount("/link/new", type="tmpfs", options=["X-mount.mkdir"]),
-            ],
-        )
-    )
-    thread = threading.Thread(target=swap)
-    thread.start()
-    outcomes = {"ran": 0, "refused": 0}
+def test_an_ordinary_lookup_is_led_outside(tmp_path: Path) -> None:
+    """The negative control: the same links do lead to the canary, and what is made through them by
+    the root's path and the target's, joined, is made there."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (outside / "file").touch()
+    fd = os.open(outside, os.O_RDONLY)
+    file = os.open(outside / "file", os.O_RDONLY)
     try:
-        for _ in range(1000):
+        hostile.plant(root, outside, fd, file)
+        led = set()
+        for name in hostile.LINKS:
             try:
-                fastns.run(["/true"], spec=plan)
-                outcomes["ran"] += 1
-            except SpawnError as exc:
-                assert exc.stage == "mount", exc
-                outcomes["refused"] += 1
+                os.mkdir(f"{root}/hostile/{name}/{name}")
+            except OSError:
+                continue
+            if (outside / name).is_dir():
+                led.add(name)
     finally:
-        stop.set()
-        thread.join()
-    assert sum(outcomes.values()) == 1000
-    assert outcomes["refused"] > 0  # the race was really on
+        os.close(fd)
+        os.close(file)
+    assert {"absolute", "relative", "chain", "self-root", "thread-root", "fd"} <= led
 
 
-@pytest.mark.parametrize("cwd", ["/proc/self/fd/{fd}", "/proc/self/fd/{fd}/..", "/proc/1/fd/{fd}"])
-def test_a_directory_held_by_the_caller_is_out_of_reach(
-    probe_rootfs: Path, held: int, cwd: str
-) -> None:
+@pytest.mark.parametrize("init", [False, True])
+def test_a_target_through_proc_itself(place: Place, init: bool) -> None:
+    """Magic links of the /proc that is mounted already, given by the spec."""
+    for base in (f"/proc/self/fd/{place.fd}", f"/proc/1/fd/{place.fd}", "/proc/self/root",
+                 f"/proc/self/root{place.outside}", "/proc/self/cwd", "/proc/1/cwd"):  # fmt: skip
+        for name in ("", "/file", "/new"):
+            target = base + name
+            mount = Mount(target, type="tmpfs", options=hostile.MAKE)
+            with pytest.raises(SpawnError) as caught:
+                fastns.run(["/true"], spec=Spec(rootfs=place.root, mounts=[mount], init=init))
+            assert (caught.value.stage, caught.value.path) == ("mount", target)
+            assert caught.value.errno in (errno.ELOOP, errno.ENOENT), target
+
+
+def test_a_link_on_the_way_through_a_volume(place: Place, bash_rootfs: Path) -> None:
+    """The volume's content is no more to be trusted than the root's."""
+    volume = place.root / "volume"
+    volume.mkdir()
+    (volume / "link").symlink_to(place.outside)
+    mounts = [
+        Mount("/mnt", source=str(volume)),
+        Mount("/mnt/link/new", type="tmpfs", options=hostile.MAKE),
+    ]
     with pytest.raises(SpawnError) as caught:
-        fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs), cwd=cwd.format(fd=held))
-    assert (caught.value.stage, caught.value.errno) == ("chdir", errno.ENOENT)
+        fastns.run(["/true"], spec=Spec(rootfs=place.root, mounts=mounts))
+    assert (caught.value.stage, caught.value.path) == ("mount", "/mnt/link/new")
 
 
-def test_a_directory_that_is_passed_is_no_working_directory(probe_rootfs: Path, held: int) -> None:
-    """pass_fds gives it away, but not as the place where the command starts (CVE-2024-21626)."""
+# ---- /proc, /sys, /dev (CVE-2019-19921) ----
+
+OWN = {"proc": "pid", "sys": "network"}  # the namespace a fresh one belongs to
+SPECIAL = ("proc", "sys", "dev")
+
+
+def ways(name: str) -> dict[str, dict[str, Any]]:
+    """How something comes to be mounted there: fresh by default, bound where the namespace is the
+    host's, or asked for by the caller."""
+    found: dict[str, dict[str, Any]] = {
+        "default": {},
+        "rbind": {"mounts": [Mount(f"/{name}", source=f"/{name}", options=["rbind"])]},
+        "tmpfs": {"mounts": [Mount(f"/{name}", type="tmpfs")]},
+    }
+    if name in OWN:
+        found["host"] = {"namespaces": {OWN[name]: "host"}}
+    return found
+
+
+WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(
+    "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
+)
+def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
+    """Refused, with the path; /proc elsewhere would be no /proc for what checks it there."""
+    (place.root / name).rmdir()
+    (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
+    plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
     with pytest.raises(SpawnError) as caught:
-        fastns.spawn(
-            ["/true"],
-            spec=Spec(rootfs=probe_rootfs),
-            pass_fds=[held],
-            cwd=f"/proc/self/fd/{held}",
+        fastns.run(["/true"], spec=plan)
+    exc = caught.value
+    assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ELOOP, f"/{name}")
+    assert plan.ops[exc.op_index].target == f"/{name}".encode()
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize("kind", ["file", "fifo", "socket", "missing"])
+def test_a_special_directory_that_is_none(place: Place, name: str, way: str, kind: str) -> None:
+    (place.root / name).rmdir()
+    make(place.root / name, kind)
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["/true"], spec=Spec(rootfs=place.root, **ways(name)[way]))
+    exc = caught.value
+    wanted = errno.ENOENT if kind == "missing" else errno.ENOTDIR
+    assert (exc.stage, exc.errno, exc.path) == ("mount", wanted, f"/{name}")
+
+
+@pytest.mark.parametrize("name", ["tmp", "run"])
+def test_the_other_directories_may_be_links(place: Place, name: str) -> None:
+    """As Debian's /var/run is; they are followed inside."""
+    (place.root / name).rmdir()
+    (place.root / "elsewhere").mkdir()
+    (place.root / name).symlink_to("/elsewhere")
+    spec = Spec(rootfs=place.root)
+    assert fastns.run(["/probe", "--write", "/elsewhere/x", "x"], spec=spec).returncode == 0
+    assert os.listdir(place.root / "elsewhere") == []  # it was the tmpfs that was written to
+    (place.root / name).unlink()
+    (place.root / name).symlink_to(place.outside)
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["/true"], spec=spec)
+    assert (caught.value.stage, caught.value.path) == ("mount", f"/{name}")
+
+
+# ---- odd files ----
+
+
+def make(path: Path, kind: str) -> None:
+    if kind == "file":
+        path.write_text("")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    elif kind == "socket":
+        here = os.open(path.parent, os.O_RDONLY)
+        try:  # the path of a socket has at most 107 bytes
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(f"/proc/self/fd/{here}/{path.name}")
+        finally:
+            os.close(here)
+
+
+KINDS = ["file", "fifo", "socket", *(["device"] if support.is_root() else [])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_odd_file_is_no_directory(place: Place, kind: str) -> None:
+    """And it is not opened on the way: a fifo would block."""
+    make(place.root / "odd", kind)
+    for mount in (
+        Mount("/odd", type="tmpfs"),
+        Mount("/odd", source=str(place.outside)),
+        Mount("/odd/below", type="tmpfs", options=hostile.MAKE),
+    ):
+        with pytest.raises(SpawnError) as caught:
+            fastns.run(["/true"], spec=Spec(rootfs=place.root, mounts=[mount]), timeout=20)
+        exc = caught.value
+        assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ENOTDIR, mount.destination)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
+    """It is covered without being opened, written or replaced."""
+    make(place.root / "odd", kind)
+    before = (place.root / "odd").lstat()
+    bind = Mount("/odd", source=str(place.outside / "file"), options=["ro"])
+    for fields, text in (({"files": {"/odd": "own"}}, b"own"), ({"mounts": [bind]}, b"canary")):
+        spec = Spec(rootfs=place.root, **fields)
+        done = fastns.run(["/probe", "--read", "/odd"], spec=spec, capture_output=True, timeout=20)
+        assert done.stdout == text
+    after = (place.root / "odd").lstat()
+    assert (after.st_mode, after.st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
+
+
+def test_a_path_that_is_too_deep(place: Place) -> None:
+    """More names than anybody walks down: an error or a mount inside, nothing else."""
+    deep = "/mnt" + "/d" * 60
+    for target in (deep, "/mnt" + "/d" * 500, "/mnt/" + "n" * 255):
+        mount = Mount(target, type="tmpfs", options=hostile.MAKE)
+        assert fastns.run(["/true"], spec=Spec(rootfs=place.root, mounts=[mount])).returncode == 0
+        assert (place.root / target[1:]).is_dir()
+
+
+# ---- a root that changes meanwhile (CVE-2021-30465) ----
+
+
+def exchange(one: Path, two: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(two), RENAME_EXCHANGE)
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+class Swapping:
+    """A directory and a link change places all the time, as long as this lasts."""
+
+    def __init__(self, one: Path, two: Path) -> None:
+        self.paths = one, two
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            exchange(*self.paths)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+def swapped(root: Path, outside: Path) -> tuple[Path, Path]:
+    (root / "real" / "new").mkdir(parents=True)
+    (root / "link").symlink_to(outside)
+    return root / "real", root / "link"
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
+    """Every way a target is found and made, while what it names changes between steps."""
+    make_it = hostile.MAKE
+    plans = [
+        fastns.compile(Spec(rootfs=place.root, default_mounts=False, init=init, **fields))
+        for fields in (
+            {"mounts": [Mount("/real/new", type="tmpfs", options=make_it)]},
+            {"mounts": [Mount("/link/made/deeper", type="tmpfs", options=make_it)]},
+            {"mounts": [Mount("/real/new/x", source=str(place.outside), options=make_it)]},
+            {"mounts": [Mount("/real/file", source=str(place.outside / "file"),
+                              options=make_it)]},
+            {"mounts": [Mount("/link", type="tmpfs"), Mount("/real/y", type="tmpfs")]},
+            {"files": {"/link/file": "overwritten"}},
         )
-    assert (caught.value.stage, caught.value.errno) == ("chdir", errno.ENOENT)
+    ]  # fmt: skip
+    outcomes = {"ran": 0, "refused": 0}
+    with Swapping(*swapped(place.root, place.outside)):
+        for turn in range(SPAWNS // 2):
+            try:
+                done = fastns.run(["/true"], spec=plans[turn % len(plans)])
+            except SpawnError as exc:
+                assert exc.stage in ("mount", "file"), exc
+                outcomes["refused"] += 1
+            else:
+                assert done.returncode == 0
+                outcomes["ran"] += 1
+    assert min(outcomes.values()) > 0, outcomes  # it was met in both states
+
+
+def test_a_check_and_then_a_use_are_led_outside(tmp_path: Path) -> None:
+    """The negative control: who looks first and makes by name later loses the same race."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    real, link = swapped(root, outside)
+    with Swapping(real, link):
+        for turn in range(200_000):
+            if not real.is_symlink():
+                try:
+                    os.mkdir(real / f"made{turn}")
+                except FileExistsError:  # pragma: no cover - names are new each time
+                    raise AssertionError from None
+            if turn % 64 == 0 and os.listdir(outside):
+                break
+    assert os.listdir(outside)
+
+
+def test_the_special_directories_change_meanwhile(place: Place) -> None:
+    """/proc and /dev against links: mounted on the directory or refused."""
+    (place.root / "other").symlink_to("tmp")
+    spec = Spec(rootfs=place.root, network="host")
+    outcomes = {"ran": 0, "refused": 0}
+    with Swapping(place.root / "proc", place.root / "other"):
+        for _ in range(SPAWNS // 10):
+            try:
+                done = fastns.run(["/probe"], spec=spec, capture_output=True)
+            except SpawnError as exc:
+                assert (exc.stage, exc.path) == ("mount", "/proc"), exc
+                outcomes["refused"] += 1
+                continue
+            assert done.returncode == 0
+            outcomes["ran"] += 1
+    assert min(outcomes.values()) > 0, outcomes

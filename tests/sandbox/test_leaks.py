@@ -204,3 +204,51 @@ for limit in range(3, 24):
 assert failed and worked
 """
     script(code, str(probe_rootfs), str(init))
+
+
+def test_a_pidfd_that_finds_no_place_leaves_nothing(probe_rootfs: Path) -> None:
+    """Another thread takes every free fd while a staged spawn is under way: the sandbox whose pidfd
+    got lost on its way here is ended all the same."""
+    code = """
+import resource
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False))
+assert fastns.run(["/true"], spec=plan).returncode == 0
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+go, done = threading.Event(), threading.Event()
+delay, rounds = 0, 200
+
+def take_all():
+    for _ in range(rounds):
+        go.wait()
+        go.clear()
+        held, start = [], time.perf_counter()
+        while time.perf_counter() < start + delay:
+            pass
+        while time.perf_counter() < start + delay + 0.002:
+            with contextlib.suppress(OSError):
+                held.append(os.dup(0))
+        for fd in held:
+            os.close(fd)
+        done.set()
+
+thread = threading.Thread(target=take_all)
+thread.start()
+sys.setswitchinterval(1e-5)
+resource.setrlimit(resource.RLIMIT_NOFILE, (14, hard))
+failed = 0
+for i in range(rounds):
+    delay = (i % 50) * 0.00003
+    done.clear()
+    go.set()
+    try:
+        fastns.spawn(["/probe", "--sleep", "0"], spec=plan).wait()
+    except fastns.SpawnError as exc:
+        assert exc.strerror == "Too many open files", exc
+        failed += 1
+    done.wait()
+thread.join()
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+assert failed
+assert children() == [], children()
+"""
+    script(code, str(probe_rootfs))

@@ -1,16 +1,17 @@
-"""What is mounted in the root, with which flags, and what a missing target comes to."""
+"""What is mounted in a root: the default mounts, other types, propagation, and nothing else."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import inside
 import pytest
 import support
 
@@ -18,295 +19,367 @@ import fastns
 from fastns import Mount, SpawnError, Spec
 
 Report = Callable[..., dict[str, Any]]
-Shell = Callable[..., str]
+
+DEFAULTS = {
+    "/": ("", ""),  # whatever the root lies on
+    "/proc": ("proc", "rw nosuid nodev noexec relatime"),
+    "/sys": ("sysfs", "ro nosuid nodev noexec relatime"),
+    "/tmp": ("tmpfs", "rw nosuid nodev relatime"),
+    "/run": ("tmpfs", "rw nosuid nodev relatime"),
+    "/dev": ("tmpfs", "rw nosuid noexec relatime"),
+    "/dev/pts": ("devpts", "rw nosuid noexec relatime"),
+    "/dev/shm": ("tmpfs", "rw nosuid nodev relatime"),
+}
+DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 
 
-@pytest.fixture
-def shell(bash_rootfs: Path) -> Shell:
-    """`shell(script, **fields)`: what bash prints inside; it has to succeed."""
+def points(report: dict[str, Any]) -> list[str]:
+    """Where something is mounted, in the order it was, without the devices bound one by one."""
+    found = [m["point"] for m in sorted(report["mounts"], key=lambda m: m["id"])]
+    bound = {f"/dev/{name}" for name in (*DEVICES, "tty")}
+    return [point for point in found if point not in bound]
 
-    def run(script: str, **fields: Any) -> str:
-        fields.setdefault("rootfs", bash_rootfs)
+
+# ---- the default mounts ----
+
+
+def test_exactly_the_default_mounts(report: Report) -> None:
+    """Each with its type and flags; where devices cannot be made, the host's are bound as well."""
+    seen = report()
+    assert sorted(points(seen)) == sorted(DEFAULTS)
+    for point, (kind, flags) in DEFAULTS.items():
+        mount = support.mount_at(seen, point)
+        if point != "/":
+            assert (mount["type"], set(mount["options"])) == (kind, set(flags.split())), mount
+    bound = {m["point"] for m in seen["mounts"]} - set(DEFAULTS)
+    names = set() if support.is_root() else {f"/dev/{name}" for name in (*DEVICES, "tty")}
+    assert bound == names
+
+
+def test_nothing_of_the_old_root_is_left(report: Report) -> None:
+    """Whatever was needed on the way: every mount hangs below the new root, each place once."""
+    cases: list[dict[str, Any]] = [
+        {},
+        {"overlay": True},
+        {"files": {"/etc/hosts": "x"}},
+        {"read_only": True, "overlay": True, "files": {"/etc/hosts": "x"}},
+        {"mounts": [Mount("/mnt", source="/usr", options=["rslave"])]},
+        {"root_mode": "chroot"},
+        {"root_mode": "chroot", "overlay": True},
+    ]
+    for fields in cases:
+        seen = report(**fields)
+        extra = ["/etc/hosts"] * ("files" in fields) + ["/mnt"] * ("mounts" in fields)
+        assert sorted(points(seen)) == sorted([*DEFAULTS, *extra]), fields
+        ids = {mount["id"] for mount in seen["mounts"]}
+        outside = [m["point"] for m in seen["mounts"] if m["parent"] not in ids]
+        assert outside == ["/"], fields
+
+
+def test_modes_of_what_is_made(report: Report) -> None:
+    seen = report()
+    modes = {name: entry["mode"] for name, entry in {**seen["root"], **seen["dev"]}.items()}
+    assert (modes["tmp"], modes["run"], modes["dev"], modes["shm"]) == (
+        0o1777,
+        0o755,
+        0o755,
+        0o1777,
+    )
+
+
+def test_dev_is_minimal(report: Report) -> None:
+    dev = report()["dev"]
+    links = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
+             "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"}  # fmt: skip
+    assert set(dev) == {*DEVICES, "tty", *links, "pts", "shm"}
+    for name, minor in {**DEVICES, "tty": 0}.items():
+        major = 5 if name == "tty" else 1
+        assert (dev[name]["type"], dev[name]["mode"], dev[name]["rdev"]) == (
+            "char", 0o666, [major, minor]), name  # fmt: skip
+    assert {name: dev[name]["target"] for name in links} == links
+
+
+def test_dev_works(bash_rootfs: Path) -> None:
+    out = inside.shell(
+        bash_rootfs,
+        "echo x > /dev/null; dd if=/dev/zero bs=10 count=1 2>/dev/null | wc -c;"
+        " (echo x > /dev/full) 2>&1 | cat; dd if=/dev/urandom bs=9 count=1 2>/dev/null | wc -c;"
+        " dd if=/dev/random bs=9 count=1 2>/dev/null | wc -c; cat /dev/null | wc -c;"
+        " echo shared > /dev/shm/f; cat /dev/shm/f; echo through > /dev/stdout",
+    ).splitlines()
+    assert [out[0], *out[2:]] == ["10", "9", "9", "0", "shared", "through"]
+    assert "No space left on device" in out[1]
+
+
+def test_terminals_are_its_own(debian_rootfs: Path) -> None:
+    """The first terminal of a new devpts, as other sandboxes have theirs; the host's are absent."""
+    code = (
+        "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s), os.read(m, 9))"
+    )
+    for _ in range(2):
         done = fastns.run(
-            ["bash", "-ec", script], spec=Spec(**fields), capture_output=True, text=True, timeout=20
+            ["python3", "-c", code], spec=Spec(rootfs=debian_rootfs), capture_output=True, text=True
         )
-        if done.returncode != 0:
-            raise ChildProcessError(done.stderr)
-        assert done.stderr == ""
-        return str(done.stdout)
-
-    return run
+        assert (done.stdout, done.stderr) == ("/dev/pts/0 b'hi\\r\\n'\n", "")
 
 
-@pytest.fixture
-def volume(public_dir: Path) -> Iterator[Path]:
-    path = public_dir / "volume"
-    path.mkdir()
-    (path / "file").write_text("of the host")
-    path.chmod(0o777)
-    yield path
-    shutil.rmtree(path)
-
-
-def points(report: dict[str, Any]) -> dict[str, set[str]]:
-    return {m["point"]: set(m["options"]) for m in report["mounts"]}
-
-
-def test_default_mounts(report: Report) -> None:
-    seen = points(report())
-    devices = set() if support.is_root() else {f"/dev/{n}" for n in
-               ("null", "zero", "full", "random", "urandom", "tty")}  # fmt: skip
-    expected = {"/", "/proc", "/sys", "/tmp", "/run", "/dev", "/dev/pts", "/dev/shm"}
-    assert set(seen) == expected | devices
-    assert {"nosuid", "nodev", "noexec"} <= seen["/proc"]
-    assert {"ro", "nosuid", "nodev", "noexec"} <= seen["/sys"]
-    for path in ("/tmp", "/run", "/dev/shm"):
-        assert {"rw", "nosuid", "nodev"} <= seen[path]
-    assert {"nosuid", "noexec"} <= seen["/dev"]
-
-
-def test_no_mount_is_shared_with_anything(report: Report) -> None:
-    for mount in report()["mounts"]:
-        assert mount["propagation"] == [], mount
+def test_proc_and_sys_are_the_sandboxes(bash_rootfs: Path) -> None:
+    assert inside.shell(bash_rootfs, "echo /proc/[0-9]*") == "/proc/1\n"
+    with pytest.raises(ChildProcessError, match="Read-only file system"):
+        inside.shell(bash_rootfs, "echo 1 > /sys/kernel/mm/ksm/run")
 
 
 def test_without_default_mounts(report: Report) -> None:
     mounts = [Mount("/proc", type="proc")]
-    assert set(points(report(default_mounts=False, mounts=mounts))) == {"/", "/proc"}
+    assert points(report(default_mounts=False, mounts=mounts)) == ["/", "/proc"]
 
 
 def test_an_explicit_mount_replaces_a_default_one(report: Report) -> None:
+    """And what lies below it: /dev/pts would be mounted over the caller's own /dev."""
     seen = report(mounts=[Mount("/tmp", type="tmpfs", options=["ro", "size=64k", "mode=0700"])])
-    assert [m["point"] for m in seen["mounts"]].count("/tmp") == 1
+    assert sorted(points(seen)) == sorted(DEFAULTS)
     mount = support.mount_at(seen, "/tmp")
-    assert "ro" in mount["options"]
-    assert "size=64k" in mount["super_options"]
-    assert "mode=700" in mount["super_options"]
+    assert set(mount["options"]) == {"ro", "relatime"}
+    assert {"size=64k", "mode=700"} <= set(mount["super_options"])
+    seen = report(mounts=[Mount("/dev", type="tmpfs")])
+    assert sorted(points(seen)) == sorted(set(DEFAULTS) - {"/dev/pts", "/dev/shm"})
 
 
-def test_dev_is_minimal_and_works(shell: Shell) -> None:
-    out = shell(
-        "ls /dev; echo x > /dev/null; dd if=/dev/zero bs=10 count=1 2>/dev/null | wc -c;"
-        " (echo x > /dev/full) 2>&1 | wc -l; dd if=/dev/urandom bs=9 count=1 2>/dev/null | wc -c;"
-        " echo shared > /dev/shm/f; cat /dev/shm/f; ls -l /dev/ptmx; ls /dev/pts;"
-        " echo through > /dev/stdout"
-    ).split()
-    names = [
-        "fd",
-        "full",
-        "null",
-        "ptmx",
-        "pts",
-        "random",
-        "shm",
-        "stderr",
-        "stdin",
-        "stdout",
-        "tty",
-        "urandom",
-        "zero",
-    ]
-    assert out[:13] == names
-    assert out[13:17] == ["10", "1", "9", "shared"]
-    assert out[-3:] == ["pts/ptmx", "ptmx", "through"]
+def test_the_explicit_mounts_come_last_and_in_order(report: Report) -> None:
+    targets = ["/tmp/b", "/mnt", "/tmp/a", "/tmp/a/below", "/run/x"]
+    mounts = [Mount(target, type="tmpfs") for target in targets]
+    assert points(report(mounts=mounts))[-5:] == targets
 
 
-def test_a_terminal_can_be_opened(debian_rootfs: Path) -> None:
-    script = "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s))"
-    done = fastns.run(
-        ["python3", "-c", script], spec=Spec(rootfs=debian_rootfs), capture_output=True, text=True
+# ---- the other types ----
+
+
+def test_tmpfs_options_hold(bash_rootfs: Path) -> None:
+    mount = Mount("/mnt", type="tmpfs", options=["size=64k", "mode=0750", "nr_inodes=4"])
+    out = inside.shell(
+        bash_rootfs,
+        "stat -c '%a %u' /mnt; : > /mnt/a; (dd if=/dev/zero of=/mnt/a bs=1k count=100) 2>&1 | cat;"
+        " stat -c %s /mnt/a; : > /mnt/b; : > /mnt/c; (: > /mnt/d) 2>&1 | cat",
+        mounts=[mount],
     )
-    assert (done.stdout, done.stderr) == ("/dev/pts/0\n", "")
+    lines = out.splitlines()
+    assert (lines[0], lines[-2]) == ("750 0", "65536")
+    assert "No space left" in lines[1]
+    assert "No space left" in lines[-1]  # the fifth inode
 
 
-def test_volumes(shell: Shell, volume: Path) -> None:
-    shell("echo written > /mnt/new; cat /mnt/file", mounts=[Mount("/mnt", source=volume)])
-    assert (volume / "new").read_text() == "written\n"
-    with pytest.raises(ChildProcessError, match="Read-only"):
-        shell("echo x > /mnt/more", mounts=[Mount("/mnt", source=volume, options=["ro"])])
-    assert not (volume / "more").exists()
+@pytest.mark.parametrize("type", ["mqueue", "devpts", "sysfs", "proc", "cgroup2"])
+def test_types_anybody_may_mount(report: Report, type: str) -> None:
+    seen = report(mounts=[Mount("/tmp/here", type=type)])
+    assert support.mount_at(seen, "/tmp/here")["type"] == type
 
 
-def test_a_file_as_volume(shell: Shell, volume: Path) -> None:
-    mount = Mount("/etc/hosts", source=volume / "file", options=["ro"])
-    assert shell("cat /etc/hosts", mounts=[mount]) == "of the host"
-
-
-def test_a_volume_that_holds_the_root(shell: Shell, bash_rootfs: Path) -> None:
-    """The new root is not visible through a volume of the directory it came from."""
-    mount = Mount("/mnt", source=bash_rootfs.parent, options=["rbind"])
-    out = shell("mount", mounts=[mount], files={"/etc/hosts": "x"})
-    assert [line.split()[2] for line in out.splitlines() if "/mnt" in line] == ["/mnt"]
-
-
-def test_binds_with_mounts_below(bash_rootfs: Path, volume: Path) -> None:
-    """rbind brings them, bind does not; in a mount namespace of the test's own."""
-    (volume / "below").mkdir()
-    code = """
-import subprocess, sys
-import fastns
-from fastns import Mount, Spec
-root, volume = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "none", volume + "/below"], check=True)
-open(volume + "/below/deep", "w").close()
-for options in (["rbind"], ["bind"], ["rbind", "ro"]):
-    done = fastns.run(["bash", "-c", "ls /mnt/below; : > /mnt/below/new"], capture_output=True,
-        text=True, spec=Spec(rootfs=root, mounts=[Mount("/mnt", source=volume, options=options)]))
-    print(options, done.stdout.split(), "Read-only" in done.stderr)
-"""
-    extra = [] if support.is_root() else ["-U", "-r"]
-    done = subprocess.run(
-        ["unshare", "-m", *extra, sys.executable, "-c", code, str(bash_rootfs), str(volume)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": support.HOST_PATH},
-    )
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == [
-        "['rbind'] ['deep'] False",
-        "['bind'] [] False",
-        "['rbind', 'ro'] ['deep', 'new'] True",
-    ]
-
-
-@pytest.mark.parametrize("options", [[], ["X-mount.mkdir"]])
-def test_a_missing_target(
-    shell: Shell, volume: Path, bash_rootfs: Path, options: list[str]
-) -> None:
-    """On the root itself it is an error, on a throw-away layer it is made."""
-    mount = Mount("/missing/deeper", source=volume, options=options)
-    if not options:
-        plan = fastns.compile(Spec(rootfs=bash_rootfs, mounts=[mount]))
-        with pytest.raises(SpawnError) as caught:
-            fastns.run(["true"], spec=plan)
-        exc = caught.value
-        assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ENOENT, "/missing/deeper")
-        assert plan.ops[exc.op_index].target == b"/missing/deeper"
-        assert "X-mount.mkdir" in (exc.hint or "")
-    assert shell("cat /missing/deeper/file", mounts=[mount], overlay=True) == "of the host"
-    in_tmp = Mount("/tmp/missing/deeper", source=volume, options=options)
-    assert shell("cat /tmp/missing/deeper/file", mounts=[in_tmp]) == "of the host"
-    assert not (bash_rootfs / "missing").exists()
-
-
-def test_mkdir_where_the_mount_allows_it(probe_rootfs: Path, public_dir: Path) -> None:
-    root = support.copy_tree(probe_rootfs, public_dir / "writable")
-    mount = Mount("/made/here", type="tmpfs", options=["X-mount.mkdir"])
-    assert fastns.run(["/true"], spec=Spec(rootfs=root, mounts=[mount])).returncode == 0
-    assert (root / "made" / "here").is_dir()
-    shutil.rmtree(root)
-
-
-def test_kinds_do_not_mix(bash_rootfs: Path, volume: Path) -> None:
-    for source, target in ((volume / "file", "/mnt"), (volume, "/etc/hosts")):
-        with pytest.raises(SpawnError) as caught:
-            fastns.run(
-                ["true"], spec=Spec(rootfs=bash_rootfs, mounts=[Mount(target, source=source)])
-            )
-        exc = caught.value
-        assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ENOTDIR, target)
-
-
-def test_files(shell: Shell, bash_rootfs: Path) -> None:
-    before = (bash_rootfs / "etc" / "hosts").read_bytes()
-    for content in ("", "short\n", b"bytes\xff\n", "long " * 50_000):
-        files = {"/etc/hosts": content, "/tmp/made/new": content}
-        wanted = len(content if isinstance(content, bytes) else content.encode())
-        out = shell("cat /etc/hosts /tmp/made/new | wc -c", files=files)
-        assert int(out) == 2 * wanted
-    assert (bash_rootfs / "etc" / "hosts").read_bytes() == before
-    assert (
-        shell("echo more >> /etc/hosts; cat /etc/hosts", files={"/etc/hosts": "a\n"}) == "a\nmore\n"
-    )
-    with pytest.raises(SpawnError) as caught:
-        shell("true", files={"/etc/nothing": "x"})
-    exc = caught.value
-    assert (exc.stage, exc.errno, exc.path) == ("file", errno.ENOENT, "/etc/nothing")
-
-
-def test_overlay_is_thrown_away(shell: Shell, bash_rootfs: Path) -> None:
-    before = sorted(os.listdir(bash_rootfs))
-    out = shell("ls /; echo new > /new; mkdir -p /home/deep; cat /new", overlay=True)
-    assert out.endswith("new\n")
-    assert "new" not in shell("ls /", overlay=True).split()
-    assert sorted(os.listdir(bash_rootfs)) == before
-
-
-def test_read_only_roots(shell: Shell) -> None:
-    for fields in ({"read_only": True}, {"read_only": True, "overlay": True}, {"rootfs": None}):
-        with pytest.raises(ChildProcessError, match="Read-only"):
-            shell("echo x > /new", **fields)
-        assert shell("echo x > /tmp/new; cat /tmp/new", **fields) == "x\n"
-
-
-def test_the_hosts_root_is_read_only_all_the_way_down(report: Report) -> None:
-    fresh = ("/proc", "/tmp", "/run", "/dev")
-    for mount in report(rootfs=None)["mounts"]:
-        if not mount["point"].startswith(fresh):
-            assert "ro" in mount["options"], mount
-
-
-def test_the_old_root_is_gone(shell: Shell) -> None:
-    for fields in ({}, {"overlay": True}, {"files": {"/etc/hosts": "x"}}):
-        out = shell("mount", **fields)
-        assert out.splitlines()[0].split()[2] == "/"
-        assert [line.split()[2] for line in out.splitlines()].count("/") == 1
-
-
-def test_chroot_on_request(shell: Shell) -> None:
-    out = shell("pwd; ls /; mount", root_mode="chroot")
-    assert out.startswith("/\n")
-
-
-def test_the_other_types(report: Report) -> None:
-    mounts = [
-        Mount("/tmp/q", type="mqueue"),
-        Mount("/tmp/p", type="devpts"),
-    ]
-    seen = report(mounts=mounts)
-    assert support.mount_at(seen, "/tmp/q")["type"] == "mqueue"
-    assert support.mount_at(seen, "/tmp/p")["type"] == "devpts"
+def test_devpts_is_an_instance_of_its_own(bash_rootfs: Path) -> None:
+    mount = Mount("/tmp/pts", type="devpts", options=["newinstance", "ptmxmode=0666", "max=3"])
+    out = inside.shell(bash_rootfs, "ls /tmp/pts; stat -c %a /tmp/pts/ptmx", mounts=[mount])
+    assert out == "ptmx\n666\n"
 
 
 @pytest.mark.as_root
-def test_an_overlay_of_the_callers_own(shell: Shell, public_dir: Path) -> None:
-    base = public_dir / "own-overlay"
-    for name in ("lower", "upper", "work"):
-        (base / name).mkdir(parents=True)
-    (base / "lower" / "file").write_text("below")
-    options = [f"lowerdir={base}/lower", f"upperdir={base}/upper", f"workdir={base}/work"]
-    out = shell(
-        "cat /mnt/file; echo above > /mnt/new", mounts=[Mount("/mnt", "overlay", None, options)]
+def test_devtmpfs(report: Report) -> None:
+    """It is the host's own, and comes without the default mounts below /dev."""
+    seen = report(mounts=[Mount("/dev", type="devtmpfs")])
+    assert support.mount_at(seen, "/dev")["type"] == "devtmpfs"
+    assert seen["dev"]["null"]["rdev"] == [1, 3]
+    assert set(DEVICES) <= set(seen["dev"])
+    assert set(os.listdir("/dev")) <= set(seen["dev"])
+
+
+@pytest.mark.as_user
+def test_devtmpfs_is_roots(probe_rootfs: Path) -> None:
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, mounts=[Mount("/dev", "devtmpfs")]))
+    exc = caught.value
+    assert (exc.stage, exc.errno, exc.path) == ("mount", errno.EPERM, "/dev")
+    assert "devtmpfs" in (exc.hint or "")
+
+
+# ---- propagation ----
+
+
+def test_no_mount_is_shared_with_anything(report: Report) -> None:
+    for rootfs in ({}, {"rootfs": None}, {"overlay": True}, {"root_mode": "chroot"}):
+        for mount in report(**rootfs)["mounts"]:
+            assert mount["propagation"] == [], mount
+
+
+PROPAGATION = """
+import pathlib, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import inside
+from fastns import Mount
+root, volume, options = pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4].split()
+
+def mount(*args):
+    subprocess.run(["mount", *args], check=True)
+
+mount("-t", "tmpfs", "none", volume)
+mount("--make-shared", volume)
+for name in ("outside", "inside"):
+    pathlib.Path(volume, name).mkdir()
+with inside.dialogue(root, mounts=[Mount("/mnt", source=volume, options=options)]) as ask:
+    assert ask("ls /mnt") == "inside\\noutside\\n"
+    mount("-t", "tmpfs", "none", volume + "/outside")
+    pathlib.Path(volume, "outside", "late").touch()
+    print("seen inside:", ask("ls /mnt/outside").split())
+    print("mounted inside:", repr(ask("mount -t tmpfs none /mnt/inside && : > /mnt/inside/x")))
+    print("seen outside:", [p.name for p in pathlib.Path(volume, "inside").iterdir()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [("rbind", []), ("rbind rprivate", []), ("rbind rslave", ["late"]), ("rbind slave", ["late"])],
+)
+def test_mounts_made_meanwhile(
+    bash_rootfs: Path, volume: Path, options: str, seen: list[str]
+) -> None:
+    """A shared mount of the host: what is mounted below it during the sandbox's life is seen
+    inside by a slave only, and what is mounted inside is never seen outside."""
+    out = in_a_mount_namespace(PROPAGATION, bash_rootfs, volume, options)
+    assert out.splitlines() == [f"seen inside: {seen}", "mounted inside: ''", "seen outside: []"]
+
+
+def in_a_mount_namespace(code: str, *args: object) -> str:
+    """Runs Python code where it may mount without anybody noticing; an ordinary user as well."""
+    extra = [] if support.is_root() else ["-U", "-r"]
+    done = subprocess.run(
+        ["unshare", "-m", *extra, sys.executable, "-c", code, str(support.TESTS), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": support.HOST_PATH},
+        timeout=60,
     )
-    assert out == "below"
-    assert (base / "upper" / "new").read_text() == "above\n"
-    shutil.rmtree(base)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def volume(public_dir: Path) -> Path:
+    path = public_dir / "propagation"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+# ---- without a rootfs, and chroot ----
+
+
+def test_the_hosts_root(report: Report, host_report: dict[str, Any]) -> None:
+    """Read-only all the way down, with a /proc, /sys, /tmp, /run and /dev of its own on top."""
+    seen = report(rootfs=None)
+    own = [m for m in seen["mounts"] if m["point"] in DEFAULTS]
+    tops = {m["point"]: m for m in own}  # the last one at each place is on top
+    for point, (kind, flags) in DEFAULTS.items():
+        if point != "/":
+            assert (tops[point]["type"], set(tops[point]["options"])) == (kind, set(flags.split()))
+    fresh = {m["id"] for m in tops.values()} - {tops["/"]["id"]}
+    for mount in seen["mounts"]:
+        below_dev = mount["parent"] in fresh  # the bound devices
+        assert mount["id"] in fresh or below_dev or "ro" in mount["options"], mount
+    assert set(seen["root"]) == set(host_report["root"])
+
+
+SUBMOUNT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pathlib, subprocess
+import inside
+volume = sys.argv[2]
+subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+pathlib.Path(volume, "writable").touch()
+print(inside.shell(None, f"ls {volume}; (echo x > {volume}/new) 2>&1 | cat"))
+"""
+
+
+def test_what_is_mounted_on_the_host_is_read_only_too(volume: Path) -> None:
+    """A writable mount of the host below the root (the test itself has just written to it)."""
+    out = in_a_mount_namespace(SUBMOUNT, volume)
+    assert out.startswith("writable\n")
+    assert "Read-only file system" in out
+
+
+def test_places_of_its_own_without_a_rootfs(public_dir: Path) -> None:
+    """What is written to them is neither the host's nor the next sandbox's."""
+    script = (
+        "for d in /tmp /run /dev/shm; do ls -A $d; echo x > $d/fastns-mark; cat $d/*-mark; done"
+    )
+    for _ in range(2):
+        assert inside.shell(None, script) == "x\nx\nx\n"
+    for place in ("/tmp", "/run", "/dev/shm"):
+        assert not os.path.exists(f"{place}/fastns-mark")
+    with pytest.raises(ChildProcessError, match="Read-only"):
+        inside.shell(None, f"echo x > {public_dir}/new")
+
+
+def test_read_only_roots(bash_rootfs: Path) -> None:
+    for fields in ({"read_only": True}, {"read_only": True, "overlay": True},
+                   {"read_only": True, "root_mode": "chroot"}):  # fmt: skip
+        with pytest.raises(ChildProcessError, match="Read-only"):
+            inside.shell(bash_rootfs, "echo x > /new", **fields)
+        for place in ("/tmp", "/run", "/dev/shm"):
+            out = inside.shell(bash_rootfs, f"echo x > {place}/new; cat {place}/new", **fields)
+            assert out == "x\n"
+    assert not (bash_rootfs / "new").exists()
+
+
+def test_chroot_on_request(bash_rootfs: Path) -> None:
+    out = inside.shell(bash_rootfs, "pwd; ls -A /", root_mode="chroot").splitlines()
+    assert out[0] == "/"
+    assert set(out[1:]) == set(os.listdir(bash_rootfs))
+
+
+def test_chroot_without_a_mount_namespace(probe_rootfs: Path) -> None:
+    """The seed's first way: nothing is mounted; the sandbox has the host's mounts."""
+    namespaces = {"mount": "host"}
+    spec = Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=namespaces)
+    done = fastns.run(["/probe"], spec=spec, capture_output=True)
+    seen = support.parse_report(done.stdout)
+    assert (seen["mounts"], seen["proc_pids"], seen["dev"]) == (None, None, {})
+    assert set(seen["root"]) == set(os.listdir(probe_rootfs))
+
+
+ESCAPE = """
+import os
+fd = os.open("/", os.O_RDONLY)
+os.chroot("/etc")
+os.fchdir(fd)
+for _ in range(64):
+    os.chdir("..")
+os.chroot(".")
+print(os.path.exists({marker!r}))
+"""
+
+
+def test_a_second_chroot_leads_nowhere(debian_rootfs: Path, public_dir: Path) -> None:
+    """What undoes a chroot, with an fd held open, arrives at the sandbox's own root.
+
+    The control is a chroot without a mount namespace, where it arrives at the host's.
+    """
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),
+        ({"root_mode": "chroot"}, False),
+        ({"overlay": True}, False),
+        ({"root_mode": "chroot", "namespaces": {"mount": "host"}}, True),
+    ]
+    for fields, escapes in cases:
+        code = ESCAPE.format(marker=str(public_dir))
+        done = fastns.run(
+            ["python3", "-c", code], spec=Spec(rootfs=debian_rootfs, **fields),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stderr == ""
+        assert done.stdout.strip() == str(escapes), fields
 
 
 def test_mounts_of_the_sandbox_stay_inside(bash_rootfs: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
-    with fastns.spawn(
-        ["bash", "-c", "mount -t tmpfs none /mnt && echo up; read"],
-        spec=Spec(rootfs=bash_rootfs),
-        stdin=fastns.PIPE,
-        stdout=fastns.PIPE,
-    ) as sandbox:
-        assert sandbox.stdout is not None
-        assert sandbox.stdout.readline() == b"up\n"
+    with inside.dialogue(bash_rootfs) as ask:
+        assert ask("mount -t tmpfs none /mnt && echo up") == "up\n"
         assert Path("/proc/self/mountinfo").read_text() == before
-        sandbox.kill()
-
-
-def test_what_the_process_is(report: Report) -> None:
-    limit = fastns.Rlimit("RLIMIT_NOFILE", 64, 128)
-    seen = report(umask=0o027, cwd="/tmp", rlimits=[limit], env={"MORE": "1"})
-    assert seen["umask"] == 0o027
-    assert seen["rlimits"]["RLIMIT_NOFILE"] == [64, 128]
-    assert seen["cwd"] == "/tmp"
-    assert set(seen["environ"]) == {
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME=/root",
-        "TERM=xterm",
-        "LANG=C.UTF-8",
-        "MORE=1",
-    }
+    assert stat.S_ISDIR(os.stat(bash_rootfs / "mnt").st_mode)
+    assert os.listdir(bash_rootfs / "mnt") == []

@@ -252,3 +252,31 @@ assert caught == 150
 assert fds() == before, (before, fds())
 """
     script(code, str(probe_rootfs))
+
+
+@pytest.mark.parametrize("function", ["run_batch", "spawn_batch"])
+def test_ctrl_c_while_a_batch_starts(probe_rootfs: Path, function: str) -> None:
+    """Its threads are started with signals blocked: one that comes meanwhile is not forgotten
+    until the last job has ended, which is later than the script may take."""
+    code = f"""
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], default_mounts=False))
+fastns.{function}([], spec=plan)
+for i in range(8):
+    jobs = [["/probe", "--sleep", sys.argv[2]]] * 150
+    timer = threading.Timer(0.003 + 0.002 * i, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        outcomes = fastns.{function}(jobs, spec=plan, concurrency=150)
+        for sandbox in outcomes:
+            sandbox.kill()
+            sandbox.wait()
+        timer.join()
+    except KeyboardInterrupt:
+        pass
+    else:
+        assert {function == "spawn_batch"}
+    timer.join()
+    outcomes = None
+    assert children() == []
+"""
+    script(code, str(probe_rootfs), "45", timeout=40)

@@ -283,3 +283,7 @@ def test_the_fields_are_keywords_and_known() -> None:
         Spec("rootfs")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="memroy"):
         Spec(memroy=1)  # type: ignore[call-arg]
+
+
+def test_a_namespace_of_no_kind_is_refused() -> None:
+    refused(lambda: Spec().namespace("net"), "namespaces", "network")

@@ -204,10 +204,15 @@ class _Resolver:
         self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
-        """Plan what the C library and the loader open by themselves: services, the cache."""
+        """Plan what libc and the loader open by themselves: locale, services, the cache."""
         for path in sorted(self.libraries):
             name = os.path.basename(path)
-            if name.startswith(("libc.so.6", "libc-2.")) and _skeleton.lacks_services(path):
+            if not name.startswith(("libc.so.6", "libc-2.")):
+                continue
+            with contextlib.suppress(Unusable):  # older C libraries have no such locale
+                self._add(_skeleton.LOCALE)
+                self._tree(_skeleton.LOCALE)
+            if _skeleton.lacks_services(path):
                 elf = self._search.read(path)
                 if elf:
                     services = Elf(elf.machine, needed=_skeleton.NSS_LIBRARIES)

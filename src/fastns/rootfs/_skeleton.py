@@ -34,6 +34,8 @@ TEXTS = {
 }
 """Files made here unless they are copied or there already: a user may change them."""
 
+LOCALE = "/usr/lib/locale/C.utf8"
+"""What LANG=C.UTF-8, the default inside, is to glibc: without it bytes are taken for letters."""
 NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 """The services that nsswitch.conf names above."""
 NSS_BUILT_IN = b"GLIBC_2.34\0"
