@@ -248,7 +248,8 @@ class Sandbox:
         """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
 
         After TimeoutExpired (which carries the output so far) it may be called again, without
-        losing any; nothing is killed.
+        losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
+        ahead into that file's buffer is not in it: use the one or the other.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
