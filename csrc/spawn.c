@@ -178,14 +178,25 @@ int fns_executed(int fd)
     return ret;
 }
 
-/* What the exec program says: nothing when it has succeeded. */
-static int hear_exec(int news, struct fns_error *error)
+int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
+                      struct fns_error *error)
 {
+    if (said->stage == FNS_STAGE_NONE || said->stage >= FNS_STAGE_COUNT || said->op_index < -1 ||
+        (said->op_index >= 0 && (uint32_t)said->op_index >= plan->n_ops) || said->err <= 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, EPROTO);
+    *error = *said;
+    return -error->err;
+}
+
+/* What the exec program says: nothing when it has succeeded. */
+static int hear_exec(const struct fns_plan *plan, int news, struct fns_error *error)
+{
+    struct fns_error said;
     int ret = fns_executed(news);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    ssize_t n = read(news, error, sizeof *error);
-    return n == sizeof *error ? -error->err : 0;
+    return read(news, &said, sizeof said) == sizeof said ? fns_believe_error(plan, &said, error)
+                                                         : 0;
 }
 
 /* The child shares this process' memory until it executes, and with it /proc/self/exe: were the
@@ -223,7 +234,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
     free((void *)exec_args.keep);
     free((void *)exec_args.argv);
     if (ret == 0) {
-        ret = hear_exec(news[0], error);
+        ret = hear_exec(plan, news[0], error);
         if (ret < 0)
             fns_discard(pidfd);
     }

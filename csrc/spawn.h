@@ -37,6 +37,11 @@ int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
 /* One of the programs as such a file. */
 int fns_program_file(enum fns_program which);
 
+/* Sets `error` to what another process says of itself, as far as that can be: its numbers are used
+ * as indices later. Returns -errno. */
+int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
+                      struct fns_error *error);
+
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 

@@ -144,7 +144,7 @@ static int take(const struct fns_plan *plan, const struct line *line, struct fns
             return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
         return answer(plan, line, process->pid, error);
     case FNS_MESSAGE_RUNNING: return TAKEN_RUNNING;
-    case FNS_MESSAGE_FAILED: *error = message.error; return TAKEN_ONE;
+    case FNS_MESSAGE_FAILED: fns_believe_error(plan, &message.error, error); return TAKEN_ONE;
     case FNS_MESSAGE_EXITED: /* a short command may end before its RUNNING is read */
         process->ended = message.value;
         process->status = message.status;
