@@ -638,9 +638,17 @@ int fns_child_prepare(struct fns_child *child)
     for (int sig = 1; sig <= 64; sig++)
         fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
 
+    /* A source among 0, 1 and 2 is saved before one of them is replaced; close_range takes the copy. */
+    int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     for (int fd = 0; fd < 3; fd++) {
-        int source = args->stdio[fd];
-        long result = source >= 0 ? fns_sys3(__NR_dup3, source, fd, 0) : 0;
+        int source = sources[fd] = args->stdio[fd];
+        if (source >= 0 && source < 3)
+            sources[fd] = (int)fns_sys3(__NR_fcntl, source, F_DUPFD_CLOEXEC, above);
+        if (source >= 0 && sources[fd] < 0)
+            return fail(child, FNS_STAGE_STDIO, -1, sources[fd]);
+    }
+    for (int fd = 0; fd < 3; fd++) {
+        long result = sources[fd] >= 0 ? fns_sys3(__NR_dup3, sources[fd], fd, 0) : 0;
         if (result < 0)
             return fail(child, FNS_STAGE_STDIO, -1, (int)result);
     }
@@ -727,8 +735,12 @@ int fns_child_exec(struct fns_child *child)
         if (result < 0)
             return fail(child, FNS_STAGE_CHDIR, -1, result);
     }
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
-    child->progress = FNS_PROGRESS_EXEC;
+    child->progress =
+        FNS_PROGRESS_EXEC; /* whom a signal ends from here on, it ends as the command */
+    /* Not in shared memory: a program of ours, executed first, gets here again in its own. The helper
+     * stays deaf, so that a signal to the whole process group cannot end it between two steps. */
+    if (child->exec_fd < 0)
+        fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     int result = execute(child);
     /* exec.c's program carries the command's arguments: limits it meets are the command's. */
     int helper = child->exec_fd >= 0 && result != -E2BIG && result != -EAGAIN && result != -ENOMEM;

@@ -79,7 +79,7 @@ static struct fns_request *open_request(int fd)
     if (fns_sys4(__NR_pread64, fd, &size, sizeof size, 0) != sizeof size)
         quit(127);
     long at =
-        fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */, fd, 0);
+        fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 1 /* MAP_SHARED */, fd, 0);
     if (at < 0 && at > -4096)
         quit(127);
     char *base = (char *)at;
@@ -198,15 +198,19 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
     tell_failure(control, &child->error);
 }
 
-static long clone_sandbox(uint64_t namespaces, int *pidfd)
+/* Should this process be killed before it can tell of the sandbox, the caller finds its pid in the
+ * request: the kernel writes it before the sandbox runs. clone(2) has but one place for both. */
+static long clone_sandbox(struct fns_request *request, int *pidfd)
 {
+    uint64_t namespaces = request->plan.clone_flags;
     struct fns_clone_args args = {
-        .flags = namespaces | FNS_CLONE_PARENT | FNS_CLONE_PIDFD,
+        .flags = namespaces | FNS_CLONE_PARENT | FNS_CLONE_PIDFD | FNS_CLONE_PARENT_SETTID,
         .pidfd = (uintptr_t)pidfd,
+        .parent_tid = (uintptr_t)&request->pid,
     };
     long pid = fns_sys2(__NR_clone3, &args, sizeof args);
     if (pid == -ENOSYS && !(namespaces & FNS_CLONE_NEWTIME))
-        pid = fns_sys5(__NR_clone, args.flags, 0, pidfd, 0, 0);
+        pid = fns_sys5(__NR_clone, args.flags & ~FNS_CLONE_PARENT_SETTID, 0, pidfd, 0, 0);
     return pid;
 }
 
@@ -232,7 +236,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     };
     if (fns_child_ops(&child, 0, request->plan.n_early) < 0)
         tell_failure(control, &child.error);
-    long pid = clone_sandbox(request->plan.clone_flags, &pidfd);
+    long pid = clone_sandbox(request, &pidfd);
     if (pid < 0)
         tell_error(control, FNS_STAGE_CLONE, pid);
     if (pid == 0)

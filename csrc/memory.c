@@ -1,4 +1,4 @@
-/* Sealed memory files: the two programs', and what is handed to them. Runs in the parent.
+/* Memory files: the two programs', which are sealed, and what is handed to them. Runs in the parent.
  *
  * What a sandbox sees as /proc/self/exe before its own command runs is such a file: nothing of the
  * host's can be opened through it, and it cannot be written (CVE-2019-5736).
@@ -70,7 +70,7 @@ int fns_memory_file(const void *data, size_t size, unsigned exec_flag)
     if (fd < 0)
         return fd;
     int ret = write_all(fd, data, size);
-    if (ret == 0 &&
+    if (ret == 0 && exec_flag &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
         ret = -errno;
     if (ret < 0) {

@@ -31,6 +31,7 @@ struct fns_message {
  * the helper (fns_request_open). */
 struct fns_request {
     uint64_t size;
+    int32_t pid; /* of the sandbox: the kernel's entry, before the helper's clone returns */
     struct fns_plan plan; /* ops, strings: offsets */
     struct fns_args args; /* argv, envp, paths, cwd, keep: offsets */
 };

@@ -84,15 +84,15 @@ struct fns_plan {
     uint64_t clone_flags;      /* CLONE_NEW* */
 };
 
-/* What differs from one spawn of a plan to the next. Every fd is a number >= 3. */
+/* What differs from one spawn of a plan to the next. */
 struct fns_args {
     char *const *argv;
     char *const *envp;
     char *const *paths; /* the candidates for execve, in order; NULL ends them */
     const char *cwd;
-    const int *keep; /* fds that stay open under the same number: ascending */
+    const int *keep; /* fds >= 3 that stay open under the same number: ascending */
     uint32_t n_keep;
-    int stdio[3]; /* what becomes 0, 1 and 2; -1: left as it is */
+    int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
 };
 
 #endif

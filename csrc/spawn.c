@@ -20,7 +20,7 @@
 #include "sys.h"
 
 #define STACK_SIZE (64 * 1024)
-#define GUARD_SIZE 4096
+#define GUARD_SIZE (64 * 1024) /* the largest page there is */
 #define POOL_SIZE 32
 
 /* Stacks that are not in use. Slots are swapped atomically: no lock that a fork could copy held. */
@@ -213,6 +213,12 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
     if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
     fds[0] = fns_above_stdio(news[1]);
+    /* The child keeps 0, 1 and 2: closed by its first exec, a reading end there would drop the lock. */
+    news[0] = fns_above_stdio(news[0]);
+    if (news[0] < 0 && fds[0] >= 0) {
+        close(fds[0]);
+        fds[0] = news[0];
+    }
     fds[1] = fds[0] < 0 ? fds[0] : fns_program_file(FNS_PROGRAM_EXEC);
     ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2);
     if (ret == 0) {
@@ -238,7 +244,8 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         if (ret < 0)
             fns_discard(pidfd);
     }
-    close(news[0]);
+    if (news[0] >= 0)
+        close(news[0]);
     if (ret < 0) {
         process->pid = -1;
         return ret;

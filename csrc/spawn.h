@@ -31,7 +31,7 @@ int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *f
  * negative `fd` stands for errno. Closes the one it replaces. */
 int fns_above_stdio(int fd);
 
-/* A sealed memory file with these bytes, close-on-exec, >= 3, or -errno. */
+/* A memory file with these bytes, close-on-exec, >= 3, or -errno; MFD_EXEC: a sealed one. */
 int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
 
 /* One of the programs as such a file. */

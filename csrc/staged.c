@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 
 #include "message.h"
 #include "spawn.h"
+#include "sys.h"
 
 /* ---- the request ---------------------------------------------------------------------------- */
 
@@ -198,9 +200,29 @@ static int converse(const struct fns_plan *plan, const struct line *line,
     return ret < 0 ? ret : -error->err;
 }
 
-/* Ends a sandbox whose start has failed. */
-static void discard_sandbox(struct fns_process *process)
+/* The sandbox of a helper that was killed before it could tell of it: a pidfd, or -1. It has to be
+ * this process' child still: with SIGCHLD ignored its pid may be another's by now. */
+static int untold_sandbox(int request)
 {
+    siginfo_t info;
+    int32_t pid;
+    if (pread(request, &pid, sizeof pid, offsetof(struct fns_request, pid)) != sizeof pid ||
+        pid <= 0)
+        return -1;
+    int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
+    if (pidfd < 0)
+        return -1;
+    if (fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) == 0)
+        return pidfd;
+    close(pidfd);
+    return -1;
+}
+
+/* Ends a sandbox whose start has failed, and whose helper has ended. */
+static void discard_sandbox(int request, struct fns_process *process)
+{
+    if (process->pid < 0)
+        process->pidfd = untold_sandbox(request);
     if (process->pidfd >= 0) {
         fns_discard(process->pidfd);
     } else if (process->pid > 0) { /* its pidfd found no place: the pid is ours until reaped */
@@ -246,11 +268,11 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
     if (ret == 0) {
         const struct line line = {.near = pair[0], .far = fds[0], .helper = helper};
         ret = converse(plan, &line, process, error);
-        if (ret < 0) {
+        if (ret < 0)
             shutdown(pair[0], SHUT_RDWR); /* a sandbox that still waits for GO quits */
-            discard_sandbox(process);
-        }
         fns_discard(helper);
+        if (ret < 0)
+            discard_sandbox(fds[1], process);
     }
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)

@@ -145,6 +145,9 @@ static int add_descendants(struct tree *tree, size_t of)
 static int kill_tree(const struct fns_process *process)
 {
     struct tree tree = {NULL, 0, 0};
+    int alive = fns_kill(process, 0); /* reaped by somebody else, its pid may be another's by now */
+    if (alive < 0)
+        return alive;
     int ret = add_member(&tree, process->pid), added = ret;
     while (ret >= 0 && added > 0) { /* again, for what a thread started before it was stopped */
         added = 0;

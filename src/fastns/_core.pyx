@@ -147,6 +147,8 @@ cdef class Plan:
         found = self.offsets.get(text)
         if found is None:
             found = self.used
+            if found + len(text) + 2 > 0xffffffff:
+                raise ValueError("the spec holds more than 4 GiB of text and files")
             self.offsets[text] = found
             self.parts.append(text)
             self.parts.append(b"\0")
@@ -248,6 +250,7 @@ cdef class Process:
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
+    cdef bint lost  # somebody else reaped it
     cdef Plan plan
     cdef int owner  # the process it belongs to: a forked copy ends nothing
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
@@ -296,12 +299,12 @@ cdef class Process:
             ret = c.fns_reap(&self.process, &self.result)
             if ret == -EAGAIN:
                 return None
-            if ret < 0:
-                self.close()
-                raise SpawnError("wait", -ret)
-            self.reaped = True
+            self.lost = ret < 0
+            self.reaped = ret >= 0
             if self.waiters == 0:
                 self.close()
+            if ret < 0:
+                raise SpawnError("wait", -ret)
         return _result(&self.process, &self.result)
 
     def kill(self, int signal):
@@ -320,7 +323,7 @@ cdef class Process:
 
     cdef void leave(self) noexcept:
         self.waiters -= 1
-        if self.reaped and self.waiters == 0:
+        if (self.reaped or self.lost) and self.waiters == 0:
             self.close()
 
     cdef void close(self) noexcept:

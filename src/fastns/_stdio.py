@@ -22,7 +22,6 @@ NAMES = ("stdin", "stdout", "stderr")
 class StdioPlan:
     """The child's three fds (-1: the caller's own) and the caller's pipe ends (-1: none).
 
-    Every fd for the child is at least 3, so that putting one in place cannot overwrite another.
     Close with close_child() once the child is started, or close_all() when it was not.
     """
 
@@ -49,13 +48,9 @@ class StdioPlan:
         elif value == DEVNULL:
             self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
         elif value == STDOUT:
-            # stdout's own fd may be put in place by then; its source is still there.
-            source = self.child[1] if self.child[1] >= 0 else 1
-            self.child[2] = source if source > 2 else self._own(os.dup(source))
-        elif value > 2:
+            self.child[2] = self.child[1] if self.child[1] >= 0 else 1
+        elif value != index:  # no copy is made here: to close it would drop the caller's locks
             self.child[index] = value
-        elif value != index:
-            self.child[index] = self._own(os.dup(value))
 
     def _own(self, fd: int) -> int:
         if fd < 3:

@@ -211,6 +211,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         _errno.EACCES,
         None,
     ): "memory files may not be executed here: sysctl vm.memfd_noexec=0",
+    ("helper", _errno.EFBIG, None): (
+        "RLIMIT_FSIZE of this process holds for the memory files of a start as well: raise it"
+    ),
+    ("helper", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
     ("wait", _errno.ECHILD, None): (
         "another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is lost"
     ),

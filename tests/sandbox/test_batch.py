@@ -6,6 +6,8 @@ import gc
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,22 @@ def test_small_outputs_take_little(plan: fastns.Plan) -> None:
     outcomes = fastns.run_batch([["/true"]] * 1500, spec=plan)
     assert rss() - before < 1500 * 4096
     assert len(outcomes) == 1500
+
+
+CLOSED = """
+import os, sys
+import fastns
+for fd in map(int, sys.argv[2].split()):
+    os.close(fd)
+spec = fastns.Spec(rootfs=sys.argv[1], default_mounts=False, network="host")
+results = fastns.spawn_batch([["/missing"]] * 20, spec=spec)
+wrong = [result for result in results if getattr(result, "stage", None) != "exec"]
+os._exit(len(wrong))
+"""
+
+
+@pytest.mark.parametrize("fds", ["0", "1 2", "0 1 2"])
+def test_closed_fds_of_the_caller_hide_no_failure(probe_rootfs: Path, fds: str) -> None:
+    """A pipe made for the start takes such a number; what the child closes must not be news."""
+    command = [sys.executable, "-c", CLOSED, str(probe_rootfs), fds]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0

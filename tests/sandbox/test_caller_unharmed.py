@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,3 +246,25 @@ def test_a_pending_signal_is_delivered_once_and_here(probe_rootfs: Path) -> None
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert got == [os.getpid()] * 200
+
+
+LOCKED = """
+import fcntl, os, subprocess, sys
+import fastns
+file = open(sys.argv[2], "w")
+os.dup2(file.fileno(), 1)
+fcntl.lockf(1, fcntl.LOCK_EX)
+spec = fastns.Spec(rootfs=sys.argv[1], default_mounts=False, network="host")
+fastns.spawn(["/true"], spec=spec, stdin=2, stdout=1, stderr=fastns.STDOUT).wait()
+locked = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+other = [sys.executable, "-c", locked, sys.argv[2]]
+done = subprocess.run(other, stderr=subprocess.PIPE, text=True)
+sys.stderr.write(done.stderr.splitlines()[-1])
+"""
+
+
+def test_its_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
+    """They go when any fd of the file is closed, even a copy (fcntl(2))."""
+    command = [sys.executable, "-c", LOCKED, str(probe_rootfs), str(tmp_path / "file")]
+    done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr.startswith("BlockingIOError")

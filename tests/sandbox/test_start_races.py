@@ -68,27 +68,20 @@ def test_a_fork_in_another_thread_does_not_hold_a_start_up(probe_rootfs: Path, f
 
 
 KILLED = """
-def running():
-    pids = open(f"/proc/self/task/{os.getpid()}/children").read().split()
-    states = [open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] for pid in pids]
-    return [state for state in states if state != "Z"]
+def children():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
 try:
     kept = fastns.spawn(["/probe", "--sleep", "60"], spec=plan)
     print("started")
 except fastns.SpawnError as error:
     print(error.stage, error.errno)
-    deadline = time.monotonic() + 10
-    while running() and time.monotonic() < deadline:
-        time.sleep(0.01)
-print("running:", len(running()))
+print("children:", len(children()))
 """
 
 
 @pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
 @pytest.mark.parametrize("fields", WAYS[1:])
-def test_a_helper_that_is_killed_leaves_nothing_running(
-    probe_rootfs: Path, fields: str, when: int
-) -> None:
+def test_a_helper_that_is_killed_leaves_nothing(probe_rootfs: Path, fields: str, when: int) -> None:
     """Killed when it is about to hand the pidfd over: nobody else knows of the sandbox."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
@@ -102,6 +95,79 @@ def test_a_helper_that_is_killed_leaves_nothing_running(
         timeout=100,
     )
     if when == 1:
-        assert done.stdout.splitlines() == [f"helper {errno.ECANCELED}", "running: 0"]
+        assert done.stdout.splitlines() == [f"helper {errno.ECANCELED}", "children: 0"]
     else:
-        assert done.stdout.splitlines() == ["started", "running: 1"]
+        assert done.stdout.splitlines() == ["started", "children: 1"]
+
+
+SIGNALS = """
+import signal
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+over = threading.Event()
+results = []
+def spawn():
+    while not over.is_set():
+        sandbox = fastns.spawn(["/true"], spec=plan)
+        results.append(sandbox.wait())
+threads = [threading.Thread(target=spawn) for _ in range(3)]
+for thread in threads:
+    thread.start()
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.0005)
+over.set()
+for thread in threads:
+    thread.join()
+tasks = os.listdir("/proc/self/task")
+children = [open(f"/proc/self/task/{task}/children").read().split() for task in tasks]
+print(len(got) > 100, len(results) > 100, set(results) <= {0, -signal.SIGINT}, sum(children, []))
+"""
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_a_signal_to_the_group_ends_no_start_half_way(probe_rootfs: Path, fields: str) -> None:
+    """Ctrl-C reaches the whole group. The caller handles it; the command may die of it, and be
+    reaped as any other; what sets it up is deaf."""
+    done = subprocess.run(
+        [*script(SIGNALS, fields), str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+    )
+    assert done.stdout == "True True True []\n"
+
+
+REUSED = """
+import signal
+sandbox = fastns.spawn(["/probe", "--exit", "0"], spec=plan)
+os.waitpid(sandbox.pid, 0)
+open("/proc/sys/kernel/ns_last_pid", "w").write(str(sandbox.pid - 1))
+other = os.fork()
+if other == 0:
+    time.sleep(60)
+    os._exit(0)
+print(other == sandbox.pid)
+sandbox._process.kill_all()
+time.sleep(0.1)
+print(os.waitpid(other, os.WNOHANG))
+os.kill(other, signal.SIGKILL)
+"""
+
+
+@pytest.mark.as_root
+def test_a_pid_that_is_another_process_by_now_is_left_alone(probe_rootfs: Path) -> None:
+    """Without a pid namespace of its own a sandbox is killed by its pids, as far as its pidfd says
+    that it is there."""
+    command = script(REUSED, ", namespaces={'pid': 'host'}")
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *command, str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "True\n(0, 0)\n"
