@@ -35,7 +35,7 @@ DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 
 def points(report: dict[str, Any]) -> list[str]:
     """Where something is mounted, in the order it was, without the devices bound one by one."""
-    found = [m["point"] for m in sorted(report["mounts"], key=lambda m: m["id"])]
+    found = [m["point"] for m in report["mounts"]]  # not by id: those are used again
     bound = {f"/dev/{name}" for name in (*DEVICES, "tty")}
     return [point for point in found if point not in bound]
 
