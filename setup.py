@@ -9,7 +9,20 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["error", "plan", "spawn", "staged", "memory", "idmap", "wait", "io", "batch", "child"]
+SOURCES = [
+    "error",
+    "plan",
+    "spawn",
+    "staged",
+    "template",
+    "request",
+    "memory",
+    "idmap",
+    "wait",
+    "io",
+    "batch",
+    "child",
+]
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
@@ -23,7 +36,7 @@ CHILD = [
 ]
 
 # The programs run from memory files made anew for each spawn: few pages are what counts.
-PROGRAMS = ["exec", "helper"]
+PROGRAMS = {"exec": ["exec", "child"], "helper": ["helper", "server", "child"]}
 PROGRAM = [
     "-ffreestanding",
     "-ffunction-sections",
@@ -55,11 +68,12 @@ class BuildExt(build_ext):
         ext.extra_objects = objects
         super().build_extension(ext)
 
-        command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT, "csrc/child.c"]
-        for name in PROGRAMS:
+        command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
+        for name, sources in PROGRAMS.items():
             target = Path(self.get_ext_fullpath(ext.name)).parent / f"_{name}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.check_call([*command, f"csrc/{name}.c", "-o", str(target)])
+            files = [f"csrc/{source}.c" for source in sources]
+            subprocess.check_call([*command, *files, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the programs go where the extension goes."""

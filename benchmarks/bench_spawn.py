@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from contenders import Contender, interleaved, posix_spawn, sandbox
+from contenders import Contender, interleaved, posix_spawn, sandbox, template
 from report import ratio, table
 
 import fastns
@@ -29,6 +29,7 @@ def contenders(rootfs: Path) -> dict[str, Contender]:
         "fastns, 5 namespaces": sandbox(five),
         "fastns, default spec": sandbox(Spec(rootfs=str(rootfs))),
         "fastns, init": sandbox(Spec(rootfs=str(rootfs), namespaces=FIVE, init=True)),
+        "fastns.Template": template(five),
         "fastns.run, plan": lambda: fastns.run(["/true"], spec=plan) and None,
         "fastns.run, spec": lambda: fastns.run(["/true"], spec=five) and None,
         "subprocess.run": lambda: subprocess.run([true], check=True) and None,

@@ -477,15 +477,29 @@ static int op_file_bind(struct fns_child *child, const struct fns_op *op)
     close_fd(dir);
     if (result < 0 || tree < 0)
         return result < 0 ? result : tree;
-    result = bind_tree(child, op, tree, 0, 0, 0); /* arg is a size here */
+    result = bind_tree(child, op, tree, op->flags, 0, 0); /* arg is a size here */
     close_fd(tree);
+    return result;
+}
+
+static int op_directory(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name;
+    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    if (parent < 0)
+        return parent;
+    int result = (int)fns_sys3(__NR_mkdirat, parent, name, op->arg);
+    close_fd(parent);
     return result;
 }
 
 static int op_read_only(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
-    return set_attr(child->root, 0, FNS_MOUNT_ATTR_RDONLY, 0, 0);
+    int fd = op->target ? open_target(child, op, 1) : child->root;
+    int result = fd < 0 ? fd : set_attr(fd, 0, FNS_MOUNT_ATTR_RDONLY, 0, 0);
+    if (op->target)
+        close_fd(fd);
+    return result;
 }
 
 static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
@@ -603,6 +617,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_DEVICE: return op_device(child, op);
     case FNS_OP_SYMLINK: return op_symlink(child, op);
     case FNS_OP_FILE_BIND: return op_file_bind(child, op);
+    case FNS_OP_DIRECTORY: return op_directory(child, op);
     case FNS_OP_READ_ONLY: return op_read_only(child, op);
     case FNS_OP_PIVOT_ROOT: return op_pivot_root(child, op);
     case FNS_OP_CHROOT: return op_chroot(child, op);
@@ -630,14 +645,17 @@ static int fail(struct fns_child *child, enum fns_stage stage, int op_index, int
     return result;
 }
 
-int fns_child_prepare(struct fns_child *child)
+static void reset_signals(void)
 {
-    const struct fns_args *args = child->args;
     /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
     uint64_t action[4] = {0, 0, 0, 0};
     for (int sig = 1; sig <= 64; sig++)
         fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
+}
 
+int fns_child_fds(struct fns_child *child)
+{
+    const struct fns_args *args = child->args;
     /* A source among 0, 1 and 2 is saved before one of them is replaced; close_range takes the copy. */
     int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     for (int fd = 0; fd < 3; fd++) {
@@ -750,7 +768,8 @@ int fns_child_exec(struct fns_child *child)
 int fns_child_main(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_child_prepare(child) < 0 || fns_child_ops(child, 0, child->plan->n_ops) < 0)
+    reset_signals();
+    if (fns_child_fds(child) < 0 || fns_child_ops(child, 0, child->plan->n_ops) < 0)
         return 127;
     int result = child->news >= 0 ? fns_lock(child->news, F_SETLK, F_WRLCK) : 0;
     if (result < 0)

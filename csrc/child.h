@@ -18,8 +18,8 @@ struct fns_child {
     int root, scratch;          /* fds while the root is built; -1 */
 };
 
-/* Signals to default, stdio in place, every fd closed but those of args->keep. */
-int fns_child_prepare(struct fns_child *child);
+/* stdio in place, every fd closed but those of args->keep. */
+int fns_child_fds(struct fns_child *child);
 
 /* Runs ops first..last-1. */
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
@@ -27,7 +27,8 @@ int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 /* Unblocks signals, changes directory and executes. Returns only on failure. */
 int fns_child_exec(struct fns_child *child);
 
-/* The whole of it, as the function of a clone: returns the exit code of a failed child. */
+/* The whole of it, after all signals are set to default, as the function of a clone: returns the exit
+ * code of a failed child. */
 int fns_child_main(void *child);
 
 #endif

@@ -21,6 +21,7 @@
     X(MOUNT, "mount")                                                                              \
     X(FILE, "file")                                                                                \
     X(DEVICE, "device")                                                                            \
+    X(DIRECTORY, "directory")                                                                      \
     X(SYMLINK, "symlink")                                                                          \
     X(READ_ONLY, "read_only")                                                                      \
     X(PIVOT_ROOT, "pivot_root")                                                                    \

@@ -35,6 +35,7 @@ struct fns_process {
     int pid;
     int pidfd;         /* owned by the caller: close it after fns_reap() */
     int control;       /* -1, or the socket a reaper reports the command's status on: close it */
+    int served;        /* a server's child: control is the connection to it */
     uint64_t start;    /* CLOCK_MONOTONIC, ns, before the clone */
     long rss_floor;    /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
@@ -47,6 +48,21 @@ struct fns_process {
  * calling thread meanwhile. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, struct fns_process *process,
               struct fns_error *error);
+
+/* A template: starts the server of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null. The
+ * server and all its sandboxes end when the caller does, or its control socket is closed. */
+int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
+                     struct fns_error *error);
+void fns_server_stop(struct fns_process *server);
+
+/* A connection for one sandbox at a time, or -errno. Closing it ends its sandbox. */
+int fns_server_connect(const struct fns_process *server);
+
+/* As fns_spawn(), by a server. -ECANCELED: the server is gone. -EPROTO, -EMFILE, -EBADF: the connection
+ * is of no use any more. Else it may be used again, at once after a failure, or once the sandbox is
+ * reaped. */
+int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
+                     struct fns_process *process, struct fns_error *error);
 
 /* Writes the id maps of `pid` from outside, as plan->id_map says. */
 int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *error);
@@ -62,7 +78,8 @@ struct fns_result {
  * over; -EINTR: a signal came. Does not reap. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
-/* Reaps an ended sandbox. -EAGAIN: it has not ended; -ECHILD: somebody else reaped it. */
+/* Reaps an ended sandbox. -EAGAIN: it has not ended; -ECHILD: somebody else reaped it; -ECANCELED: its
+ * server is gone, and it with it. */
 int fns_reap(const struct fns_process *process, struct fns_result *result);
 
 int fns_kill(const struct fns_process *process, int signal);

@@ -11,48 +11,58 @@
  * shares a joined pid namespace finds nothing to read. With FNS_PLAN_INIT the sandbox stays as
  * pid 1 and reaps. Raw system calls only; exits 127 when the parent is gone.
  */
-#include "child.h"
-#include "message.h"
+#include "helper.h"
 #include "program.h"
 
 /* ---- the socket ----------------------------------------------------------------------------- */
 
-struct io_vector {
-    void *base;
-    size_t size;
-};
-struct message_header { /* struct msghdr of the kernel */
-    void *name;
-    int name_size;
-    struct io_vector *vector;
-    size_t vector_size;
-    void *control;
-    size_t control_size;
-    unsigned flags;
-};
 struct fd_message { /* struct cmsghdr with one fd */
     size_t size;
     int level, type, fd, padding;
 };
+struct pid_message { /* struct cmsghdr with struct ucred */
+    size_t size;
+    int level, type, pid, uid, gid, padding;
+};
+
+long fns_tell(int socket, const struct fns_message *message, int fd, int pid)
+{
+    struct {
+        struct fd_message rights;
+        struct pid_message credentials;
+    } control = {
+        .rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */, 1 /* SCM_RIGHTS */, fd, 0},
+        .credentials = {sizeof(size_t) + 5 * sizeof(int), 1, 2 /* SCM_CREDENTIALS */, pid, 0, 0, 0},
+    };
+    struct fns_vector vector = {(void *)(uintptr_t)message, sizeof *message};
+    struct fns_header header = {.vector = &vector, .vector_size = 1};
+    if (fd >= 0) {
+        header.control = &control;
+        header.control_size = sizeof control.rights;
+    }
+    if (pid > 0) {
+        control.credentials.uid = (int)fns_sys0(__NR_geteuid);
+        control.credentials.gid = (int)fns_sys0(__NR_getegid);
+        header.control_size = sizeof control;
+    }
+    return fns_sys3(__NR_sendmsg, socket, &header, 0x4000 /* MSG_NOSIGNAL */);
+}
+
+long fns_tell_failure(int socket, const struct fns_error *error)
+{
+    const struct fns_message message = {.kind = FNS_MESSAGE_FAILED, .error = *error};
+    return fns_tell(socket, &message, -1, 0);
+}
 
 static void tell(int control, const struct fns_message *message, int fd)
 {
-    struct io_vector vector = {(void *)(uintptr_t)message, sizeof *message};
-    struct fd_message rights = {
-        .size = sizeof(size_t) + 3 * sizeof(int), .level = 1 /* SOL_SOCKET */, .type = 1, .fd = fd};
-    struct message_header header = {.vector = &vector, .vector_size = 1};
-    if (fd >= 0) {
-        header.control = &rights;
-        header.control_size = sizeof rights;
-    }
-    if (fns_sys3(__NR_sendmsg, control, &header, 0x4000 /* MSG_NOSIGNAL */) < 0)
+    if (fns_tell(control, message, fd, 0) < 0)
         quit(127);
 }
 
 static _Noreturn void tell_failure(int control, const struct fns_error *error)
 {
-    struct fns_message message = {.kind = FNS_MESSAGE_FAILED, .error = *error};
-    tell(control, &message, -1);
+    fns_tell_failure(control, error);
     quit(127);
 }
 
@@ -64,12 +74,29 @@ static _Noreturn void tell_error(int control, enum fns_stage stage, long result)
 
 /* ---- the request ---------------------------------------------------------------------------- */
 
-static char *const *open_array(char *base, uint64_t offset)
+static char *const *open_array(char *base, char *const *offset)
 {
-    uint64_t *item = (uint64_t *)(void *)(base + offset);
+    uint64_t *item = (uint64_t *)(void *)(base + (uintptr_t)offset);
     for (uint64_t *at = item; *at; at++)
         *at += (uintptr_t)base;
     return (char *const *)(void *)item;
+}
+
+void fns_open_args(char *base, struct fns_args *args)
+{
+    args->argv = open_array(base, args->argv);
+    args->envp = open_array(base, args->envp);
+    args->paths = open_array(base, args->paths);
+    if (args->cwd)
+        args->cwd = base + (uintptr_t)args->cwd;
+    if (args->n_keep)
+        args->keep = (const int *)(const void *)(base + (uintptr_t)args->keep);
+}
+
+void fns_open_plan(char *base, struct fns_plan *plan)
+{
+    plan->ops = (const struct fns_op *)(const void *)(base + (uintptr_t)plan->ops);
+    plan->strings = base + (uintptr_t)plan->strings;
 }
 
 /* Maps the request and turns its offsets into pointers. */
@@ -84,13 +111,9 @@ static struct fns_request *open_request(int fd)
         quit(127);
     char *base = (char *)at;
     struct fns_request *request = (struct fns_request *)(void *)base;
-    request->plan.ops = (const struct fns_op *)(const void *)(base + (uintptr_t)request->plan.ops);
-    request->plan.strings = base + (uintptr_t)request->plan.strings;
-    request->args.argv = open_array(base, (uintptr_t)request->args.argv);
-    request->args.envp = open_array(base, (uintptr_t)request->args.envp);
-    request->args.paths = open_array(base, (uintptr_t)request->args.paths);
-    if (request->args.cwd)
-        request->args.cwd = base + (uintptr_t)request->args.cwd;
+    fns_open_plan(base, &request->plan);
+    fns_open_plan(base, &request->sandbox);
+    fns_open_args(base, &request->args);
     return request;
 }
 
@@ -168,7 +191,8 @@ static void await_go(int control)
         quit(127);
 }
 
-static _Noreturn void run_sandbox(struct fns_child *child, int control)
+static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan *served,
+                                  int control)
 {
     const struct fns_plan *plan = child->plan;
     int mapped = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
@@ -181,7 +205,8 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
             next++;
         if (fns_child_ops(child, plan->n_early, next) < 0)
             tell_failure(control, &child->error);
-        make_undumpable();
+        if (!(plan->options & FNS_PLAN_SERVER)) /* whose sandboxes write map files as well */
+            make_undumpable();
     }
     if (fns_child_ops(child, next, plan->n_ops) < 0)
         tell_failure(control, &child->error);
@@ -189,6 +214,8 @@ static _Noreturn void run_sandbox(struct fns_child *child, int control)
         await_go(control);
     if (plan->options & FNS_PLAN_INIT)
         run_init(child, control);
+    if (plan->options & FNS_PLAN_SERVER)
+        fns_serve(served, control);
     int result = fns_lock(control, F_SETLK, F_WRLCK);
     if (result < 0)
         tell_error(control, FNS_STAGE_HELPER, result);
@@ -240,7 +267,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (pid < 0)
         tell_error(control, FNS_STAGE_CLONE, pid);
     if (pid == 0)
-        run_sandbox(&child, control);
+        run_sandbox(&child, &request->sandbox, control);
     struct fns_message message = {.kind = FNS_MESSAGE_CHILD, .value = (int)pid};
     tell(control, &message, pidfd);
     quit(0);

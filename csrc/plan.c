@@ -34,7 +34,8 @@ static const char *needs(unsigned code)
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
     case FNS_OP_SYMLINK: return "ST";
-    case FNS_OP_DEVICE: return "T";
+    case FNS_OP_DEVICE:
+    case FNS_OP_DIRECTORY: return "T";
     case FNS_OP_FILE_BIND: return "STB";
     case FNS_OP_RLIMIT: return "L";
     case FNS_OP_SETGROUPS: return "G";
@@ -76,7 +77,12 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
     if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_NEWUIDMAP ||
         plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) || !inside(plan, plan->gid_map))
         return -EINVAL;
-    if (!staged && (plan->n_early || from_outside || (plan->options & FNS_PLAN_INIT)))
+    if (!staged &&
+        (plan->n_early || from_outside || (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))))
+        return -EINVAL;
+    if ((plan->options & FNS_PLAN_SERVER) &&
+        (!plan->sandbox || (plan->sandbox->options & FNS_PLAN_STAGED) ||
+         !(plan->clone_flags & plan->sandbox->clone_flags & FNS_CLONE_NEWPID)))
         return -EINVAL;
     if (from_outside &&
         (!plan->uid_map || !plan->gid_map || !(plan->clone_flags & FNS_CLONE_NEWUSER)))

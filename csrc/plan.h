@@ -12,30 +12,31 @@
 
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
-#define FNS_OPS(X)                                                                                 \
-    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                  \
-    X(WRITE, "write")             /* target: file in the caller's view; data: text */              \
-    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */             \
-    X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */     \
-    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */ \
-    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */      \
-    X(OVERLAY, "overlay")         /* data: overlay options, relative to the scratch */             \
-    X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */          \
-    X(BIND, "bind")     /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */  \
-    X(DEVICE, "device") /* target; flags: mode with S_IFCHR; arg: device number */                 \
-    X(SYMLINK, "symlink") /* source: text; target */                                               \
-    X(FILE_BIND,                                                                                   \
-      "file_bind") /* source: its name in the scratch; data, arg: bytes, how many; target */       \
-    X(READ_ONLY, "read_only") /* the root mount alone becomes read-only */                         \
-    X(PIVOT_ROOT, "pivot_root")                                                                    \
-    X(CHROOT, "chroot")                                                                            \
-    X(HOSTNAME, "hostname")     /* data */                                                         \
-    X(DOMAINNAME, "domainname") /* data */                                                         \
-    X(LOOPBACK, "loopback")     /* lo up */                                                        \
-    X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                       \
-    X(UMASK, "umask")           /* arg */                                                          \
-    X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                             \
-    X(SETGID, "setgid")         /* arg */                                                          \
+#define FNS_OPS(X)                                                                                   \
+    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                    \
+    X(WRITE, "write")             /* target: file in the caller's view; data: text */                \
+    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */               \
+    X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */       \
+    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */   \
+    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */        \
+    X(OVERLAY, "overlay")         /* data: overlay options, relative to the scratch */               \
+    X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */            \
+    X(BIND, "bind")     /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */    \
+    X(DEVICE, "device") /* target; flags: mode with S_IFCHR; arg: device number */                   \
+    X(SYMLINK, "symlink") /* source: text; target */                                                 \
+    X(FILE_BIND,                                                                                     \
+      "file_bind") /* source: name in the scratch; data, arg: bytes, how many; target; flags: set */ \
+    X(DIRECTORY, "directory") /* target: a directory made; arg: mode */                              \
+    X(READ_ONLY, "read_only") /* the root mount alone, or the one at target, becomes read-only */    \
+    X(PIVOT_ROOT, "pivot_root")                                                                      \
+    X(CHROOT, "chroot")                                                                              \
+    X(HOSTNAME, "hostname")     /* data */                                                           \
+    X(DOMAINNAME, "domainname") /* data */                                                           \
+    X(LOOPBACK, "loopback")     /* lo up */                                                          \
+    X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                         \
+    X(UMASK, "umask")           /* arg */                                                            \
+    X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                               \
+    X(SETGID, "setgid")         /* arg */                                                            \
     X(SETUID, "setuid")         /* arg */
 
 enum fns_op_code {
@@ -63,6 +64,7 @@ struct fns_op {
 enum fns_plan_option {
     FNS_PLAN_STAGED = 1, /* the child is cloned by the helper program, which has its own memory */
     FNS_PLAN_INIT = 2,   /* a reaper is pid 1, the command its child (staged only) */
+    FNS_PLAN_SERVER = 4, /* it stays and starts sandboxes, see template.c (staged only) */
 };
 
 enum fns_id_map {
@@ -82,6 +84,7 @@ struct fns_plan {
     uint32_t id_map;           /* enum fns_id_map */
     uint32_t uid_map, gid_map; /* offsets of "inside outside count\n" lines, for the parent */
     uint64_t clone_flags;      /* CLONE_NEW* */
+    const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: what is done for each sandbox */
 };
 
 /* What differs from one spawn of a plan to the next. */

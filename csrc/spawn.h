@@ -34,6 +34,12 @@ int fns_above_stdio(int fd);
 /* A memory file with these bytes, close-on-exec, >= 3, or -errno; MFD_EXEC: a sealed one. */
 int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
 
+/* A plan and its arguments as such a file: struct fns_request. */
+int fns_request_file(const struct fns_plan *plan, const struct fns_args *args);
+
+/* The arguments of one spawn from a template, to be freed; NULL: no memory. */
+struct fns_ask *fns_pack_ask(const struct fns_args *args);
+
 /* One of the programs as such a file. */
 int fns_program_file(enum fns_program which);
 
@@ -44,6 +50,9 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
 
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
+
+/* fns_reap() for a server's sandbox (template.c). */
+int fns_server_reap(const struct fns_process *process, struct fns_result *result);
 
 /* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,

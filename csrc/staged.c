@@ -1,7 +1,7 @@
 /* Starting a sandbox through the helper program. Runs in the parent, without the GIL.
  *
  * The helper is executed from a sealed memory file (memory.c). The plan travels in another one
- * (struct fns_request); a socket pair carries the news back (message.h).
+ * (request.c); a socket pair carries the news back (message.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,73 +18,6 @@
 #include "message.h"
 #include "spawn.h"
 #include "sys.h"
-
-/* ---- the request ---------------------------------------------------------------------------- */
-
-static size_t round_up(size_t size)
-{
-    return (size + 7) & ~(size_t)7;
-}
-
-struct packer {
-    char *base; /* NULL on the first round, which only measures */
-    size_t used;
-};
-
-static size_t pack(struct packer *packer, const void *data, size_t size)
-{
-    size_t at = packer->used;
-    if (packer->base && size)
-        memcpy(packer->base + at, data, size);
-    packer->used = round_up(at + size);
-    return at;
-}
-
-static void *pack_array(struct packer *packer, char *const *items)
-{
-    size_t n = 0;
-    while (items[n])
-        n++;
-    size_t table = packer->used;
-    packer->used += (n + 1) * sizeof(uint64_t);
-    for (size_t i = 0; i <= n; i++) {
-        uint64_t offset = items[i] ? pack(packer, items[i], strlen(items[i]) + 1) : 0;
-        if (packer->base)
-            memcpy(packer->base + table + i * sizeof offset, &offset, sizeof offset);
-    }
-    return (void *)(uintptr_t)table;
-}
-
-static size_t pack_request(char *base, const struct fns_plan *plan, const struct fns_args *args)
-{
-    struct packer packer = {.base = base, .used = round_up(sizeof(struct fns_request))};
-    struct fns_request request = {.plan = *plan, .args = *args};
-    request.plan.ops = (void *)(uintptr_t)pack(&packer, plan->ops, plan->n_ops * sizeof *plan->ops);
-    request.plan.strings = (void *)(uintptr_t)pack(&packer, plan->strings, plan->n_strings);
-    request.args.argv = pack_array(&packer, args->argv);
-    request.args.envp = pack_array(&packer, args->envp);
-    request.args.paths = pack_array(&packer, args->paths);
-    if (args->cwd)
-        request.args.cwd = (void *)(uintptr_t)pack(&packer, args->cwd, strlen(args->cwd) + 1);
-    request.args.keep = NULL; /* done before the helper starts */
-    request.args.n_keep = 0;
-    request.size = packer.used;
-    if (base)
-        memcpy(base, &request, sizeof request);
-    return packer.used;
-}
-
-static int request_file(const struct fns_plan *plan, const struct fns_args *args)
-{
-    size_t size = pack_request(NULL, plan, args);
-    char *bytes = calloc(1, size);
-    if (!bytes)
-        return -ENOMEM;
-    pack_request(bytes, plan, args);
-    int fd = fns_memory_file(bytes, size, 0);
-    free(bytes);
-    return fd;
-}
 
 /* ---- the conversation ----------------------------------------------------------------------- */
 
@@ -191,7 +124,7 @@ static int converse(const struct fns_plan *plan, const struct line *line,
         if (ended < 0)
             return fns_set_error(error, FNS_STAGE_HELPER, -1, ended);
     }
-    if (plan->options & FNS_PLAN_INIT)
+    if (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))
         return 0;
     ret = fns_executed(line->far);
     if (ret < 0)
@@ -261,7 +194,7 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
     fds[0] = fns_above_stdio(pair[1]);
-    fds[1] = fds[0] < 0 ? fds[0] : request_file(plan, args);
+    fds[1] = fds[0] < 0 ? fds[0] : fns_request_file(plan, args);
     fds[2] = fds[1] < 0 ? fds[1] : fns_program_file(FNS_PROGRAM_HELPER);
     ret = fds[2] < 0 ? fns_set_error(error, FNS_STAGE_HELPER, -1, fds[2])
                      : start_helper(args, fds, &helper, error);
@@ -277,7 +210,7 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    if (ret == 0 && (plan->options & FNS_PLAN_INIT))
+    if (ret == 0 && (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER)))
         process->control = pair[0];
     else
         close(pair[0]);

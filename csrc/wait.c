@@ -38,6 +38,8 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {
+    if (process->served)
+        return fns_server_reap(process, result);
     siginfo_t info = {.si_pid = 0};
     long ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info, WEXITED | WNOHANG | __WALL,
                         &result->usage);

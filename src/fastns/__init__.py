@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastns.namespaces import setns, unshare
     from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
     from fastns.spec import IDMapping, Mount, Rlimit, Spec
+    from fastns.template import Template
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "SpawnError",
     "Spec",
     "SpecError",
+    "Template",
     "TimeoutExpired",
     "Usage",
     "compile",
@@ -62,6 +64,7 @@ _HOMES = {
     "namespaces": ("setns", "unshare"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
+    "template": ("Template",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -131,6 +131,8 @@ def _compiled(spec: Spec, caller: Caller, cwd: str) -> _core.Plan:
 
 
 class _Compiler:
+    file_attributes = 0  # MOUNT_ATTR_* of injected files
+
     def __init__(self, spec: Spec, caller: Caller) -> None:
         self.spec = spec
         self.caller = caller
@@ -173,20 +175,48 @@ class _Compiler:
             self.add(Op("chroot", "chroot", note=note))
         self.identity()
         self.limits_and_ids()
-        environment = spec.environment()
-        return _core.Plan(
-            ops=tuple(self.early + self.ops),
-            environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
-            search_path=search_path(environment.get("PATH")),
-            cwd=os.fsencode(spec.cwd),
-            clone_flags=sum(CLONE_FLAGS[kind] for kind in self.new),
+        return self.made(
+            (*self.early, *self.ops),
+            self.new,
             id_map=self.id_map,
             uid_map=self.uid_map,
             gid_map=self.gid_map,
             n_early=len(self.early),
             staged=self.staged,
             init=spec.init,
-            namespaces=tuple(self.new),
+        )
+
+    def made(
+        self,
+        ops: Iterable[Op],
+        new: Sequence[str],
+        *,
+        id_map: str = "none",
+        uid_map: bytes | None = None,
+        gid_map: bytes | None = None,
+        n_early: int = 0,
+        staged: bool = False,
+        init: bool = False,
+        sandbox: _core.Plan | None = None,
+        method: str | None = None,
+    ) -> _core.Plan:
+        """A plan of these ops for the spec's command."""
+        environment = self.spec.environment()
+        return _core.Plan(
+            ops=tuple(ops),
+            environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
+            search_path=search_path(environment.get("PATH")),
+            cwd=os.fsencode(self.spec.cwd),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in new),
+            id_map=id_map,
+            uid_map=uid_map,
+            gid_map=gid_map,
+            n_early=n_early,
+            staged=staged,
+            init=init,
+            namespaces=tuple(new),
+            sandbox=sandbox,
+            method=method,
         )
 
     def add(self, op: Op) -> None:
@@ -301,6 +331,7 @@ class _Compiler:
                     "file_bind",
                     "file",
                     how=_core.HOW_CREATE if self.throw_away(destination) else 0,
+                    flags=self.file_attributes,
                     arg=len(data),
                     source=b"%d" % i,
                     target=os.fsencode(destination),
@@ -308,12 +339,16 @@ class _Compiler:
                     note=f"{destination} ({len(data)} bytes)",
                 )
             )
-        if spec.overlay and spec.read_only:
-            self.add(Op("read_only", "read_only", note="/"))
+        self.finish_root()
         if spec.root_mode == "pivot_root":
             self.add(Op("pivot_root", "pivot_root", source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def finish_root(self) -> None:
+        """What is done when all is mounted."""
+        if self.spec.overlay and self.spec.read_only:
+            self.add(Op("read_only", "read_only", note="/"))
 
     def in_user_namespace(self) -> bool:
         return self.new_user or "user" in self.joined or not self.caller.initial_user_namespace

@@ -8,7 +8,7 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EAGAIN, EBADF, EINVAL
+from libc.errno cimport EINTR, EAGAIN, EBADF, EINVAL, EMFILE, EPIPE, EPROTO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -19,6 +19,9 @@ import os
 
 from fastns.errors import SpawnError
 
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -85,13 +88,15 @@ cdef class Plan:
     cdef readonly str id_map
     cdef readonly str method
     cdef readonly tuple namespaces
+    cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
-                  uint32_t n_early, bint staged, bint init, tuple namespaces):
+                  uint32_t n_early, bint staged, bint init, tuple namespaces,
+                  Plan sandbox=None, str method=None):
         cdef c.fns_op *op
         cdef int bad
         self.ops = ops
@@ -99,8 +104,11 @@ cdef class Plan:
         self.search_path = search_path
         self.cwd = cwd
         self.id_map = id_map
-        self.method = "staged" if staged else "direct"
+        self.method = method or ("staged" if staged else "direct")
         self.namespaces = namespaces
+        self.sandbox = sandbox
+        if sandbox is not None:
+            self.plan.sandbox = &sandbox.plan
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
@@ -130,7 +138,8 @@ cdef class Plan:
         self.plan.n_strings = len(self.arena)
         self.plan.n_early = n_early
         self.plan.options = ((c.FNS_PLAN_STAGED if staged else 0)
-                             | (c.FNS_PLAN_INIT if init else 0))
+                             | (c.FNS_PLAN_INIT if init else 0)
+                             | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = ID_MAPS[id_map]
         self.plan.clone_flags = clone_flags
         if c.fns_plan_check(&self.plan, &bad) < 0:
@@ -158,7 +167,7 @@ cdef class Plan:
     def describe(self) -> list:
         """The ops in order, a line each, as `fastns run --dry-run` prints them."""
         lines = []
-        if self.method == "staged":
+        if self.plan.options & c.FNS_PLAN_STAGED:
             lines.append("helper: a process of its own makes the sandbox")
         lines.append("clone: " + (" ".join(self.namespaces) or "no new namespace"))
         if self.id_map != "none":
@@ -252,6 +261,7 @@ cdef class Process:
     cdef readonly bint reaped
     cdef bint lost  # somebody else reaped it
     cdef Plan plan
+    cdef Server server  # whose sandbox it is; None: it is this process's own child
     cdef int owner  # the process it belongs to: a forked copy ends nothing
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
 
@@ -304,7 +314,7 @@ cdef class Process:
             if self.waiters == 0:
                 self.close()
             if ret < 0:
-                raise SpawnError("wait", -ret)
+                raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
         return _result(&self.process, &self.result)
 
     def kill(self, int signal):
@@ -330,7 +340,10 @@ cdef class Process:
         if self.process.pidfd >= 0:
             close(self.process.pidfd)
         if self.process.control >= 0:
-            close(self.process.control)
+            if self.server is not None and self.reaped:
+                self.server.give(self.process.control)
+            else:
+                close(self.process.control)
         self.process.pidfd = self.process.control = -1
 
     def __dealloc__(self):
@@ -375,6 +388,101 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
     if ret < 0:
         raise _spawn_error(plan, arguments, &error)
     return _new_process(plan, &process)
+
+
+@cython.final
+cdef class Server:
+    """A template's server process, and the connections to it that are free.
+
+    Made from the plan of a template; start() and stop() are template.py's to call, one thread at a
+    time, spawn() anybody's.
+    """
+
+    cdef c.fns_process process
+    cdef readonly Plan plan
+    cdef readonly bint running
+    cdef list free
+    cdef int owner
+
+    def __cinit__(self, Plan plan, int null):
+        cdef c.fns_error error
+        cdef int ret
+        self.plan = plan
+        self.free = []
+        self.owner = getpid()
+        self.process.pidfd = self.process.control = -1
+        with nogil:
+            ret = c.fns_server_start(&plan.plan, null, &self.process, &error)
+        if ret < 0:
+            raise _spawn_error(plan, _Arguments((), (), (), b"/", (-1, -1, -1), ()), &error)
+        self.running = True
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def alive(self):
+        """Whether it runs, and is this process's."""
+        return (self.running and self.owner == getpid()
+                and c.fns_wait(&self.process, 0) == 0)
+
+    def spawn(self, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio, tuple keep):
+        """As the module's spawn()."""
+        cdef _Arguments arguments = _Arguments(argv, envp, paths, cwd, stdio, keep)
+        cdef Plan plan = self.plan.sandbox
+        cdef c.fns_process process
+        cdef c.fns_error error
+        cdef int ret, connection
+        if self.free:
+            connection = self.free.pop()
+        else:
+            connection = c.fns_server_connect(&self.process)
+        if connection < 0:
+            raise SpawnError("helper", ECANCELED if connection == -EPIPE else -connection)
+        with nogil:
+            ret = c.fns_server_spawn(connection, &plan.plan, &arguments.args, &process, &error)
+        if ret < 0:
+            if ret == -ECANCELED or ret == -EPROTO or ret == -EMFILE or ret == -EBADF:
+                close(connection)
+            else:
+                self.give(connection)
+            raise _spawn_error(plan, arguments, &error)
+        cdef Process new = _new_process(plan, &process)
+        new.server = self
+        return new
+
+    cdef void give(self, int connection) noexcept:
+        if self.running and self.owner == getpid() and len(self.free) < 256:
+            self.free.append(connection)
+        else:
+            close(connection)
+
+    def stop(self):
+        """Ends the server and with it every sandbox of it."""
+        self.running = False
+        while self.free:
+            close(self.free.pop())
+        if self.owner == getpid():
+            with nogil:
+                c.fns_server_stop(&self.process)
+        else:
+            self.forget()
+
+    cdef void forget(self) noexcept:
+        if self.process.control >= 0:
+            close(self.process.control)
+        if self.process.pidfd >= 0:
+            close(self.process.pidfd)
+        self.process.control = self.process.pidfd = -1
+
+    def __dealloc__(self):
+        if self.free is not None:
+            for connection in self.free:
+                close(connection)
+        if self.owner == getpid():
+            c.fns_server_stop(&self.process)
+        else:
+            self.forget()
 
 
 @cython.final

@@ -31,6 +31,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_UNBINDABLE
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
+        FNS_PLAN_SERVER
         FNS_ID_MAP_NONE
         FNS_ID_MAP_SELF
         FNS_ID_MAP_PARENT
@@ -76,6 +77,7 @@ cdef extern from "fastns.h" nogil:
         uint32_t uid_map
         uint32_t gid_map
         uint64_t clone_flags
+        const fns_plan *sandbox
 
     struct fns_args:
         char *const *argv
@@ -90,6 +92,7 @@ cdef extern from "fastns.h" nogil:
         int pid
         int pidfd
         int control
+        int served
         uint64_t start
         long rss_floor
 
@@ -134,6 +137,11 @@ cdef extern from "fastns.h" nogil:
     const char *fns_op_name(unsigned code)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     int fns_set_program(fns_program which, const void *data, size_t size)
+    int fns_server_start(const fns_plan *plan, int null, fns_process *server, fns_error *error)
+    void fns_server_stop(fns_process *server)
+    int fns_server_connect(const fns_process *server)
+    int fns_server_spawn(int connection, const fns_plan *sandbox, const fns_args *args,
+                         fns_process *process, fns_error *error)
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)

@@ -5,6 +5,7 @@ Apart from sandbox.py so that `subprocess` is imported only where one of them is
 
 from __future__ import annotations
 
+import functools
 import subprocess
 
 from fastns._args import check_timeout
@@ -14,15 +15,35 @@ from fastns.sandbox import PIPE, Usage, _TextMode, encode_input, exit_code, spaw
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypedDict
 
     from fastns import _core
     from fastns._stdio import Stdio
-    from fastns.sandbox import Args
+    from fastns.sandbox import Args, Sandbox
     from fastns.spec import Spec
 
     Completed = subprocess.CompletedProcess[Any]
+
+    class SpawnOptions(TypedDict, total=False):
+        """What spawn() takes beside args and spec."""
+
+        stdin: Stdio
+        stdout: Stdio
+        stderr: Stdio
+        text: bool | None
+        encoding: str | None
+        errors: str | None
+        env: Mapping[str, str] | None
+        cwd: str | os.PathLike[str] | None
+
+    class RunOptions(SpawnOptions, total=False):
+        """What run() takes beside args and spec."""
+
+        input: bytes | str | None
+        capture_output: bool
+        timeout: float | None
+        check: bool
 else:
     Completed = subprocess.CompletedProcess
 
@@ -77,6 +98,41 @@ def run(
         check: a non-zero returncode raises CalledProcessError.
     Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far.
     """
+    return run_by(
+        functools.partial(spawn, spec=spec),
+        args,
+        input=input,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        capture_output=capture_output,
+        text=text,
+        encoding=encoding,
+        errors=errors,
+        timeout=timeout,
+        check=check,
+        env=env,
+        cwd=cwd,
+    )
+
+
+def run_by(
+    spawn: Callable[..., Sandbox],
+    args: Args,
+    *,
+    input: bytes | str | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    capture_output: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    **others: Any,
+) -> CompletedSandbox:
+    """run() by a spawn() of some kind, which gets the streams, the text mode and `others`."""
     if input is not None:
         if stdin is not None:
             raise SpecError("stdin", "input is given: leave stdin out")
@@ -89,15 +145,13 @@ def run(
     data = encode_input(input, _TextMode.of(text, encoding, errors))
     sandbox = spawn(
         args,
-        spec=spec,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         text=text,
         encoding=encoding,
         errors=errors,
-        env=env,
-        cwd=cwd,
+        **others,
     )
     with sandbox:
         try:

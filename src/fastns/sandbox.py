@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import io
 import os
 import signal
@@ -20,7 +21,7 @@ from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import IO, Any, TypeAlias
 
@@ -101,13 +102,37 @@ def spawn(
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
     """
     plan = plan_of(spec)
+    mode = _TextMode.of(text, encoding, errors)
+    return start(
+        functools.partial(_core.spawn, plan),
+        plan,
+        args,
+        (stdin, stdout, stderr),
+        mode,
+        pass_fds=pass_fds,
+        env=env,
+        cwd=cwd,
+    )
+
+
+def start(
+    starter: Callable[..., _core.Process],
+    plan: _core.Plan,
+    args: Args,
+    streams: tuple[Stdio, Stdio, Stdio],
+    mode: _TextMode | None,
+    *,
+    pass_fds: Iterable[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> Sandbox:
+    """What every spawn does, whoever it is that starts the process (a _core.spawn of some kind)."""
     argv, environ, paths, directory = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
-    mode = _TextMode.of(text, encoding, errors)
-    stdio = StdioPlan(stdin, stdout, stderr)
+    stdio = StdioPlan(*streams)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
-        process = _core.spawn(plan, argv, environ, paths, directory, child, keep)
+        process = starter(argv, environ, paths, directory, child, keep)
     except BaseException:
         stdio.close_all()
         raise

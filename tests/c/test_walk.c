@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define fns_child_prepare unused_prepare
+#define fns_child_fds unused_fds
 #define fns_child_ops unused_ops
 #define fns_child_exec unused_exec
 #define fns_child_main unused_main

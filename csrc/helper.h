@@ -1,0 +1,37 @@
+/* What the two files of the helper program share: talking over a socket, opening what was packed. */
+#ifndef FNS_HELPER_H
+#define FNS_HELPER_H
+
+#include "child.h"
+#include "message.h"
+
+/* sendmsg(2) and recvmsg(2), as the kernel lays them out. */
+struct fns_vector {
+    void *base;
+    size_t size;
+};
+struct fns_header {
+    void *name;
+    int name_size;
+    struct fns_vector *vector;
+    size_t vector_size;
+    void *control;
+    size_t control_size;
+    unsigned flags;
+};
+
+/* One message, with an fd (-1: none) and the pid that it is about (0: none), which the kernel
+ * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */
+long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
+
+/* FAILED. */
+long fns_tell_failure(int socket, const struct fns_error *error);
+
+/* Turns the offsets of packed arguments, or of a plan, into pointers. */
+void fns_open_args(char *base, struct fns_args *args);
+void fns_open_plan(char *base, struct fns_plan *plan);
+
+/* Starts sandboxes for whoever asks over `control`, until its other end is closed (server.c). */
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control);
+
+#endif

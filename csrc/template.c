@@ -1,0 +1,197 @@
+/* The caller's side of a template: a server that starts sandboxes on request. Runs in the parent.
+ *
+ * The server (server.c) is a staged spawn that stays. Each sandbox has a connection of its own while
+ * it lives, a SEQPACKET socket pair: what is asked goes one way, how it began and ended comes back.
+ * Closing the connection ends the sandbox.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "message.h"
+#include "spawn.h"
+#include "sys.h"
+
+struct rights {
+    struct cmsghdr header;
+    int fds[FNS_ASK_FDS];
+};
+
+static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds)
+{
+    struct rights rights = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
+                                       .cmsg_level = SOL_SOCKET,
+                                       .cmsg_type = SCM_RIGHTS}};
+    struct iovec vector = {(void *)(uintptr_t)ask, size};
+    struct msghdr header = {.msg_iov = &vector,
+                            .msg_iovlen = 1,
+                            .msg_control = &rights,
+                            .msg_controllen = CMSG_SPACE(n_fds * sizeof(int))};
+    memcpy(rights.fds, fds, n_fds * sizeof(int));
+    ssize_t n;
+    do
+        n = sendmsg(socket, &header, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : 0;
+}
+
+static int send_fd(int control, enum fns_ask_kind kind, int fd)
+{
+    const struct fns_ask ask = {.kind = kind, .size = sizeof ask};
+    return send_ask(control, &ask, sizeof ask, &fd, 1);
+}
+
+/* The server is gone: what it was told of is too. */
+static int lost(struct fns_error *error)
+{
+    fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
+    error->detail = FNS_DETAIL_KILLED;
+    return -ECANCELED;
+}
+
+int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
+                     struct fns_error *error)
+{
+    char *none[] = {NULL};
+    const struct fns_args args = {
+        .argv = none, .envp = none, .paths = none, .stdio = {null, null, null}};
+    int ret = fns_spawn(plan, &args, server, error);
+    if (ret < 0)
+        return ret;
+    long self = fns_sys2(__NR_pidfd_open, getpid(), 0);
+    ret = self < 0 ? (int)self : send_fd(server->control, FNS_ASK_CALLER, (int)self);
+    if (self >= 0)
+        close((int)self);
+    if (ret == 0)
+        return 0;
+    fns_server_stop(server);
+    return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+}
+
+void fns_server_stop(struct fns_process *server)
+{
+    if (server->control >= 0)
+        close(server->control);
+    if (server->pidfd >= 0)
+        fns_discard(server->pidfd);
+    server->control = server->pidfd = -1;
+}
+
+int fns_server_connect(const struct fns_process *server)
+{
+    const int on = 1;
+    int pair[2], ret = 0;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return -errno;
+    if (setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) <
+        0) /* RUNNING tells the pid */
+        ret = -errno;
+    if (ret == 0)
+        ret = send_fd(server->control, FNS_ASK_CONNECT, pair[1]);
+    close(pair[1]);
+    if (ret < 0)
+        close(pair[0]);
+    return ret < 0 ? ret : pair[0];
+}
+
+static int send_spawn(int connection, const struct fns_args *args)
+{
+    int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
+    if (args->n_keep > FNS_ASK_FDS - 4)
+        return -EMFILE;
+    struct fns_ask *ask = fns_pack_ask(args);
+    if (!ask)
+        return -ENOMEM;
+    for (int i = 0; i < 3; i++)
+        fds[n++] = args->stdio[i] >= 0 ? args->stdio[i] : i;
+    for (uint32_t i = 0; i < args->n_keep; i++)
+        fds[n++] = args->keep[i];
+    size_t size = ask->size;
+    if (size > FNS_ASK_INLINE) {
+        ask->in_file = 1;
+        file = fds[n++] = fns_memory_file(ask, size, 0);
+        size = sizeof *ask;
+    }
+    ret = ask->in_file && file < 0 ? file : send_ask(connection, ask, size, fds, n);
+    if (file >= 0)
+        close(file);
+    free(ask);
+    return ret;
+}
+
+/* RUNNING: the pidfd comes along, and the pid as this process' namespaces have it. */
+static int hear_running(int connection, struct fns_message *message, int *pid, int *pidfd)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+    } rights;
+    struct iovec vector = {message, sizeof *message};
+    struct msghdr header = {.msg_iov = &vector,
+                            .msg_iovlen = 1,
+                            .msg_control = &rights,
+                            .msg_controllen = sizeof rights};
+    ssize_t n;
+    do
+        n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return n < 0 && errno != ECONNRESET ? -errno : -ECANCELED;
+    for (struct cmsghdr *at = CMSG_FIRSTHDR(&header); at; at = CMSG_NXTHDR(&header, at)) {
+        struct ucred credentials;
+        if (at->cmsg_type == SCM_RIGHTS) {
+            memcpy(pidfd, CMSG_DATA(at), sizeof *pidfd);
+        } else if (at->cmsg_type == SCM_CREDENTIALS) {
+            memcpy(&credentials, CMSG_DATA(at), sizeof credentials);
+            *pid = credentials.pid;
+        }
+    }
+    return n == sizeof *message ? 0 : -EPROTO;
+}
+
+int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
+                     struct fns_process *process, struct fns_error *error)
+{
+    struct fns_message message = {.kind = 0};
+    int pid = -1, pidfd = -1;
+    *error = (struct fns_error){.op_index = -1};
+    *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
+    int ret = send_spawn(connection, args);
+    if (ret == 0)
+        ret = hear_running(connection, &message, &pid, &pidfd);
+    if (ret == -ECANCELED || ret == -EPIPE || ret == -ECONNRESET)
+        return lost(error);
+    if (ret < 0)
+        return fns_set_error(
+            error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1, ret);
+    if (message.kind == FNS_MESSAGE_FAILED)
+        return fns_believe_error(sandbox, &message.error, error);
+    if (message.kind != FNS_MESSAGE_RUNNING)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, EPROTO);
+    if (pidfd < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
+    *process = (struct fns_process){
+        .pid = pid, .pidfd = pidfd, .control = connection, .served = 1, .start = process->start};
+    return 0;
+}
+
+int fns_server_reap(const struct fns_process *process, struct fns_result *result)
+{
+    struct fns_ended ended;
+    ssize_t n;
+    if (fns_wait(process, 0) == 0)
+        return -EAGAIN;
+    do
+        n = recv(process->control, &ended, sizeof ended, 0);
+    while (n < 0 && errno == EINTR);
+    if (n != sizeof ended)
+        return -ECANCELED;
+    result->code = ended.code;
+    result->status = ended.status;
+    memcpy(&result->usage, ended.usage, sizeof result->usage);
+    result->end = fns_now();
+    return 0;
+}

@@ -1,0 +1,127 @@
+"""Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
+
+A server process (csrc/server.c) builds the root once and starts each sandbox as a clone of itself:
+nothing of this process is copied, nor the host's table of mounts, and no old root is taken down.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from fastns import _core
+from fastns._args import shown
+from fastns._compile_template import compile_template
+from fastns.completed import CompletedSandbox, run_by
+from fastns.errors import SpecError
+from fastns.sandbox import Sandbox, _TextMode, start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Unpack
+
+    from fastns.completed import RunOptions, SpawnOptions
+    from fastns.sandbox import Args
+    from fastns.spec import Spec
+
+
+class Template:
+    """Starts sandboxes of one spec; a context manager, for any number of threads.
+
+    Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
+    writable default mount and every tmpfs of the spec. /dev and injected files are read-only. What
+    a bind or a writable rootfs holds is shared by all, as it is between sandboxes of a Spec.
+
+    The server starts at the first use, and anew after it was killed or this process has forked.
+    When it ends, so do its sandboxes: at close(), when the Template is dropped, or with this
+    process.
+
+    Args:
+        spec: a Spec; None is Spec(). init, overlay, ranges of ids and joined user, pid, mount or
+            time namespaces cannot be had. A relative rootfs is taken from the working directory
+            now.
+    Raises: SpecError when a template, or this caller, cannot have what the spec asks for.
+    """
+
+    def __init__(self, spec: Spec | None = None, *, parked: int = 0, netns_pool: int = 0) -> None:
+        for name, value in (("parked", parked), ("netns_pool", netns_pool)):
+            if value != 0:
+                raise SpecError(name, f"{shown(value)}: 0 expected, there is no such pool yet")
+        self._server: _core.Server | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._plan = compile_template(spec)
+        sandbox = self._plan.sandbox
+        assert sandbox is not None
+        self._sandbox = sandbox
+
+    def spawn(
+        self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]
+    ) -> Sandbox:
+        """As fastns.spawn(), without its spec; Sandbox.method is "template".
+
+        Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
+        """
+        streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
+        mode = _TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
+        return start(
+            self._running().spawn,
+            self._sandbox,
+            args,
+            streams,  # type: ignore[arg-type]
+            mode,
+            pass_fds=pass_fds,
+            env=options.get("env"),
+            cwd=options.get("cwd"),
+        )
+
+    def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
+        """As fastns.run(), without its spec."""
+        return run_by(self.spawn, args, **options)
+
+    def close(self) -> None:
+        """Ends the server and every sandbox that still runs. May be called again."""
+        with self._lock:
+            self._closed = True
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+
+    def __enter__(self) -> Template:
+        self._running()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _running(self) -> _core.Server:
+        server = self._server
+        if server is not None and server.alive():
+            return server
+        with self._lock:
+            if self._closed:
+                raise ValueError("the Template is closed")
+            if self._server is None or not self._server.alive():
+                if self._server is not None:
+                    self._server.stop()
+                    self._server = None
+                self._server = _start(self._plan)
+            return self._server
+
+    def __repr__(self) -> str:
+        return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"
+
+
+def _start(plan: _core.Plan) -> _core.Server:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return _core.Server(plan, null)
+    finally:
+        os.close(null)

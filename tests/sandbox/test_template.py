@@ -1,0 +1,376 @@
+"""Template: sandboxes started by a server, which share nothing that they can write."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from fastns import Mount, SpawnError, Spec, SpecError, Template, TimeoutExpired
+
+HOST_NET: dict[str, Any] = {"network": "host"}
+
+
+@pytest.fixture
+def template(busybox_rootfs: Path) -> Iterator[Template]:
+    with Template(Spec(rootfs=busybox_rootfs, hostname="first", **HOST_NET)) as template:
+        yield template
+
+
+def sh(template: Template, script: str, **options: Any) -> str:
+    done = template.run(["sh", "-c", script], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    out: str = done.stdout
+    return out
+
+
+def server_pid(template: Template) -> int:
+    assert template._server is not None
+    return template._server.pid
+
+
+# ---- nothing is shared ----
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/run", "/dev/shm"])
+def test_no_sandbox_sees_what_another_wrote(template: Template, place: str) -> None:
+    assert sh(template, f"echo mine >{place}/file; ls {place}") == "file\n"
+    assert sh(template, f"ls -A {place}") == ""
+
+
+def test_nor_when_both_run(template: Template) -> None:
+    with template.spawn(["sh", "-c", "echo 1 >/tmp/a; echo; read x"], stdin=-1, stdout=-1) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        assert sh(template, "ls -A /tmp; set -- /proc/[0-9]*; echo $#") == "1\n"
+        first.communicate(b"\n")
+
+
+def test_a_plain_bind_is_shared(busybox_rootfs: Path, tmp_path: Path) -> None:
+    """The control: what the caller mounts itself is there for all."""
+    tmp_path.chmod(0o777)
+    spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/mnt", source=str(tmp_path))], **HOST_NET)
+    with Template(spec) as template:
+        sh(template, "echo mine >/mnt/file")
+        assert sh(template, "cat /mnt/file") == "mine\n"
+
+
+def test_names_mounts_and_the_network_are_fresh(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, hostname="first")) as template:
+        changed = "hostname other; mount -t tmpfs x /mnt; touch /mnt/x; ip link set lo down"
+        before = sh(template, "hostname; ls -A /mnt; ip -o link | grep -c LOOPBACK,UP")
+        assert before == "first\n1\n"
+        sh(template, f"{changed}; hostname; ls /mnt")
+        assert sh(template, "hostname; ls -A /mnt; ip -o link | grep -c LOOPBACK,UP") == before
+
+
+def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
+    spec = Spec(rootfs=busybox_rootfs, files={"/etc/hosts": "127.0.0.1 me\n"}, **HOST_NET)
+    with Template(spec) as template:
+        assert sh(template, "cat /etc/hosts; echo x >/dev/null") == "127.0.0.1 me\n"
+        for target in ("/dev/new", "/etc/hosts"):
+            done = template.run(["sh", "-c", f"echo x >{target}"], capture_output=True, text=True)
+            assert done.returncode != 0
+            assert "Read-only file system" in done.stderr
+
+
+def test_what_lies_beneath_shows_no_other_sandbox(template: Template) -> None:
+    """A sandbox may take its own /proc away; what is there then is nobody else's."""
+    with template.spawn(["sleep", "60"]) as other:
+        seen = sh(template, "umount /proc; cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
+        assert "sleep" not in seen
+        seen = sh(template, "umount /dev/shm /tmp; touch /dev/shm/x 2>/dev/null || echo refused")
+        assert seen == "refused\n"
+        other.kill()
+
+
+def test_every_sandbox_is_pid_1_and_sees_itself_alone(template: Template) -> None:
+    assert sh(template, "echo $$; set -- /proc/[0-9]*; echo $#") == "1\n1\n"
+
+
+# ---- the freedom of a spawn ----
+
+
+def test_arguments_environment_directory_and_streams(template: Template) -> None:
+    script = 'read line; echo "$line $A $(pwd)"; echo wrong >&2; exit 3'
+    done = template.run(
+        ["sh", "-c", script],
+        input="in\n",
+        capture_output=True,
+        text=True,
+        env={"A": "b", "PATH": "/bin"},
+        cwd="/tmp",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "in b /tmp\n", "wrong\n")
+    assert done.usage.max_rss_exact
+    assert 0 < done.usage.max_rss < 64 << 20
+    assert 0 < done.wall_time < 60
+
+
+def test_a_long_argument(template: Template) -> None:
+    word = "x" * 120_000
+    assert sh(template, 'echo "${#A} ${#B}"', env={"A": word, "B": word, "PATH": "/bin"}) == (
+        "120000 120000\n"
+    )
+
+
+def test_passed_fds_keep_their_numbers(template: Template) -> None:
+    """Among them the lowest ones, that the server has uses for itself."""
+    pipes = [os.pipe() for _ in range(4)]
+    try:
+        fds = sorted(end[1] for end in pipes)
+        script = "; ".join(f"echo {fd} >&{fd}" for fd in fds) + "; ls /proc/self/fd"
+        assert len(sh(template, script).split()) == 4  # the control: none is passed, sh complains
+    except AssertionError as error:
+        assert "ad file descriptor" in str(error)
+    finally:
+        ends = {write: read for read, write in pipes}
+        with template.spawn(["sh", "-c", script], stdout=-1, pass_fds=fds) as sandbox:
+            assert sandbox.stdout is not None
+            listed = set(sandbox.stdout.read().decode().split())
+        assert set(map(str, [0, 1, 2, *fds])) <= listed
+        assert len(listed) == 3 + len(fds) + 1  # and that of ls itself
+        for write, read in ends.items():
+            os.close(write)
+            assert os.read(read, 100).decode() == f"{write}\n"
+            os.close(read)
+
+
+def test_signals_and_timeouts(template: Template) -> None:
+    with pytest.raises(TimeoutExpired) as caught:
+        template.run(["sh", "-c", "echo early; sleep 60"], capture_output=True, timeout=0.3)
+    assert caught.value.stdout == b"early\n"
+    sandbox = template.spawn(["sleep", "60"])
+    assert sandbox.method == "template"
+    assert sandbox.poll() is None
+    assert os.readlink(f"/proc/{sandbox.pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    sandbox.kill()
+    assert sandbox.wait() == -signal.SIGKILL
+
+
+def test_limits_are_the_callers_or_the_specs(busybox_rootfs: Path) -> None:
+    import resource
+
+    from fastns import Rlimit
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET)) as template:
+        assert sh(template, "ulimit -n; umask") == f"{soft}\n0022\n"
+    limits = [Rlimit("RLIMIT_NOFILE", 77, 88)]
+    with Template(Spec(rootfs=busybox_rootfs, rlimits=limits, **HOST_NET)) as template:
+        assert sh(template, "ulimit -n; ulimit -Hn") == "77\n88\n"
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "stage", "code"),
+    [
+        (["/missing"], {}, "exec", errno.ENOENT),
+        (["/etc"], {}, "exec", errno.EACCES),
+        (["true"], {"cwd": "/missing"}, "chdir", errno.ENOENT),
+        (["true", *["x" * 100_000] * 40], {}, "exec", errno.E2BIG),
+    ],
+)
+def test_a_failure_says_which_step(
+    template: Template, args: list[str], options: dict[str, Any], stage: str, code: int
+) -> None:
+    for _ in range(3):
+        with pytest.raises(SpawnError) as caught:
+            template.spawn(args, **options)
+        assert (caught.value.stage, caught.value.errno) == (stage, code)
+    assert sh(template, "echo fine") == "fine\n"
+
+
+def test_a_failing_op_has_its_index(busybox_rootfs: Path) -> None:
+    spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/missing", type="tmpfs")], **HOST_NET)
+    with Template(spec) as template, pytest.raises(SpawnError) as caught:
+        template.spawn(["true"])
+    assert (caught.value.stage, caught.value.errno) == ("mount", errno.ENOENT)
+    assert caught.value.path == "/missing"
+    op = template._sandbox.ops[caught.value.op_index]
+    assert op.target == b"/missing"
+
+
+def test_a_root_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(SpawnError) as caught:
+        Template(Spec(rootfs=tmp_path / "missing")).spawn(["true"])
+    assert (caught.value.stage, caught.value.errno) == ("rootfs", errno.ENOENT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"init": True}, "init"),
+        ({"overlay": True, "rootfs": "/srv"}, "overlay"),
+        ({"namespaces": {"pid": "host"}}, "namespaces"),
+        ({"namespaces": {"pid": "/proc/1/ns/pid"}}, "namespaces"),
+        ({"files": {"/tmp/x": "y"}}, "mounts"),
+        ({"mounts": [Mount("/run/x", source="/srv")]}, "mounts"),
+    ],
+)
+def test_what_a_template_cannot_have(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Template(Spec(**fields))
+    assert caught.value.field == field
+
+
+def test_pools_are_not_there_yet() -> None:
+    for pool in ("parked", "netns_pool"):
+        with pytest.raises(SpecError) as caught:
+            Template(None, **{pool: 1})
+        assert caught.value.field == pool
+
+
+# ---- many at once, and ends ----
+
+
+def test_many_threads(template: Template) -> None:
+    found: list[str] = []
+
+    def work(name: int) -> None:
+        for i in range(40):
+            found.append(sh(template, f"echo {name} {i} >/tmp/x; cat /tmp/x; ls /tmp | wc -l"))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted(f"{name} {i}\n1\n" for name in range(6) for i in range(40))
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_server_that_is_killed(template: Template) -> None:
+    sandbox = template.spawn(["sleep", "60"])
+    before = server_pid(template)
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(SpawnError) as caught:
+        sandbox.wait()
+    assert (caught.value.stage, caught.value.errno) == ("helper", errno.ECANCELED)
+    assert gone(sandbox.pid)
+    assert sh(template, "echo again") == "again\n"
+    assert server_pid(template) != before
+    assert gone(before)
+
+
+def test_servers_killed_at_any_instant(template: Template) -> None:
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set():
+            time.sleep(0.003)
+            server = template._server
+            if server is not None and server.alive():
+                os.kill(server.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes: dict[object, int] = {}
+    for _ in range(300):
+        try:
+            outcome: object = template.run(["true"]).returncode
+        except SpawnError as error:
+            outcome = (error.stage, error.errno)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    over.set()
+    killer.join()
+    assert set(outcomes) <= {0, ("helper", errno.ECANCELED)}
+    assert len(outcomes) == 2, outcomes
+    assert sh(template, "echo fine") == "fine\n"
+
+
+CALLER = """
+import sys, time
+from fastns import Spec, Template
+template = Template(Spec(rootfs=sys.argv[1], network="host"))
+sandbox = template.spawn(["sleep", "60"])
+print(template._server.pid, sandbox.pid, flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(60)", "import os; os.fork(); time.sleep(60)"])
+def test_the_callers_death_ends_all(busybox_rootfs: Path, then: str) -> None:
+    """Even when a process that it forked has copies of its sockets."""
+    command = [sys.executable, "-W", "ignore", "-c", CALLER.format(then=then), str(busybox_rootfs)]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert caller.stdout is not None
+    server, sandbox = map(int, caller.stdout.readline().split())
+    try:
+        time.sleep(0.2)
+        caller.kill()
+        caller.wait()
+        assert gone(server)
+        assert gone(sandbox)
+    finally:
+        caller.stdout.close()
+        try:
+            os.killpg(caller.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            assert "fork" not in then
+
+
+FORKED = """
+import os, sys
+from fastns import Spec, Template
+template = Template(Spec(rootfs=sys.argv[1], network="host"))
+def shown():
+    return template.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+first, server = shown(), template._server.pid
+pid = os.fork()
+if pid == 0:
+    ok = shown() == "1" and template._server.pid != server
+    template.close()
+    os._exit(0 if ok else 1)
+status = os.waitpid(pid, 0)[1]
+print(first, shown(), template._server.pid == server, status)
+"""
+
+
+def test_a_forked_caller_has_a_server_of_its_own(busybox_rootfs: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(busybox_rootfs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 1 True 0\n"
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
+    before = support.host_state()
+    template = Template(Spec(rootfs=busybox_rootfs, **HOST_NET))
+    running = template.spawn(["sleep", "60"])
+    pids = [server_pid(template), running.pid]
+    for _ in range(20):
+        template.run(["true"])
+    if how == "close":
+        template.close()
+        template.close()
+        with pytest.raises(SpawnError):
+            running.wait()
+        with pytest.raises(ValueError, match="closed"):
+            template.run(["true"])
+    else:
+        running.kill()
+        running.wait()
+    del template, running
+    gc.collect()
+    assert all(gone(pid) for pid in pids)
+    assert support.host_change(before) == []
