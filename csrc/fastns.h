@@ -55,12 +55,14 @@ int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *
                      struct fns_error *error);
 void fns_server_stop(struct fns_process *server);
 
-/* A connection for one sandbox at a time, or -errno. Closing it ends its sandbox. */
+/* A connection for one sandbox at a time; -EPIPE: the server is gone; -errno. Closing it ends its
+ * sandbox. */
 int fns_server_connect(const struct fns_process *server);
 
-/* As fns_spawn(), by a server. -ECANCELED: the server is gone. -EPROTO, -EMFILE, -EBADF: the connection
- * is of no use any more. Else it may be used again, at once after a failure, or once the sandbox is
- * reaped. */
+/* As fns_spawn(), by a server. -EPIPE: the server was gone, and nothing was started; -ECANCELED: it was
+ * killed meanwhile, and what it started with it. After these, -EPROTO, -EMFILE and -EBADF the
+ * connection is of no use any more. Else it may be used again, at once after a failure, or once the
+ * sandbox is reaped. */
 int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
 

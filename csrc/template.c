@@ -20,6 +20,7 @@ struct rights {
     int fds[FNS_ASK_FDS];
 };
 
+/* 0; -EPIPE: the other end is closed; -errno. */
 static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds)
 {
     struct rights rights = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
@@ -35,7 +36,9 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
     do
         n = sendmsg(socket, &header, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : 0;
+    if (n < 0)
+        return errno == ECONNRESET ? -EPIPE : -errno;
+    return 0;
 }
 
 static int send_fd(int control, enum fns_ask_kind kind, int fd)
@@ -45,11 +48,10 @@ static int send_fd(int control, enum fns_ask_kind kind, int fd)
 }
 
 /* The server is gone: what it was told of is too. */
-static int lost(struct fns_error *error)
+static void lost(struct fns_error *error)
 {
     fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
     error->detail = FNS_DETAIL_KILLED;
-    return -ECANCELED;
 }
 
 int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
@@ -162,8 +164,10 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
     int ret = send_spawn(connection, args);
     if (ret == 0)
         ret = hear_running(connection, &message, &pid, &pidfd);
-    if (ret == -ECANCELED || ret == -EPIPE || ret == -ECONNRESET)
-        return lost(error);
+    if (ret == -ECANCELED || ret == -EPIPE) {
+        lost(error);
+        return ret;
+    }
     if (ret < 0)
         return fns_set_error(
             error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1, ret);

@@ -427,7 +427,7 @@ cdef class Server:
                 and c.fns_wait(&self.process, 0) == 0)
 
     def spawn(self, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio, tuple keep):
-        """As the module's spawn()."""
+        """As the module's spawn(). ConnectionAbortedError: the server was gone before it was asked."""
         cdef _Arguments arguments = _Arguments(argv, envp, paths, cwd, stdio, keep)
         cdef Plan plan = self.plan.sandbox
         cdef c.fns_process process
@@ -437,11 +437,18 @@ cdef class Server:
             connection = self.free.pop()
         else:
             connection = c.fns_server_connect(&self.process)
+        if connection == -EPIPE:
+            self.running = False
+            raise ConnectionAbortedError
         if connection < 0:
-            raise SpawnError("helper", ECANCELED if connection == -EPIPE else -connection)
+            raise SpawnError("helper", -connection)
         with nogil:
             ret = c.fns_server_spawn(connection, &plan.plan, &arguments.args, &process, &error)
         if ret < 0:
+            if ret == -EPIPE:
+                close(connection)
+                self.running = False
+                raise ConnectionAbortedError
             if ret == -ECANCELED or ret == -EPROTO or ret == -EMFILE or ret == -EBADF:
                 close(connection)
             else:

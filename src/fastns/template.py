@@ -6,6 +6,7 @@ nothing of this process is copied, nor the host's table of mounts, and no old ro
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -13,14 +14,14 @@ from fastns import _core
 from fastns._args import shown
 from fastns._compile_template import compile_template
 from fastns.completed import CompletedSandbox, run_by
-from fastns.errors import SpecError
+from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
-    from typing import Unpack
+    from typing import Any, Unpack
 
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.sandbox import Args
@@ -67,7 +68,7 @@ class Template:
         streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
         mode = _TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
         return start(
-            self._running().spawn,
+            self._start,
             self._sandbox,
             args,
             streams,  # type: ignore[arg-type]
@@ -100,6 +101,14 @@ class Template:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _start(self, *arguments: Any) -> _core.Process:
+        for _ in range(3):
+            try:
+                return self._running().spawn(*arguments)
+            except ConnectionAbortedError:  # killed since the last spawn: a new one is started
+                continue
+        raise SpawnError("helper", errno.ECANCELED)
 
     def _running(self) -> _core.Server:
         server = self._server

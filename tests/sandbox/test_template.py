@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,16 @@ from typing import Any
 import pytest
 import support
 
-from fastns import Mount, SpawnError, Spec, SpecError, Template, TimeoutExpired
+from fastns import (
+    Mount,
+    Rlimit,
+    SpawnError,
+    Spec,
+    SpecError,
+    Template,
+    TimeoutExpired,
+    _compile_template,
+)
 
 HOST_NET: dict[str, Any] = {"network": "host"}
 
@@ -85,13 +95,29 @@ def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
             assert "Read-only file system" in done.stderr
 
 
+BENEATH = "umount /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+
+
 def test_what_lies_beneath_shows_no_other_sandbox(template: Template) -> None:
     """A sandbox may take its own /proc away; what is there then is nobody else's."""
     with template.spawn(["sleep", "60"]) as other:
-        seen = sh(template, "umount /proc; cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
-        assert "sleep" not in seen
+        assert "sleep" not in sh(template, BENEATH + "; true")
         seen = sh(template, "umount /dev/shm /tmp; touch /dev/shm/x 2>/dev/null || echo refused")
         assert seen == "refused\n"
+        other.kill()
+
+
+@pytest.mark.as_user
+def test_but_for_that_it_would_show_them(
+    busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the server's /proc, which a user namespace needs, as it is by default."""
+    monkeypatch.setattr(_compile_template, "_beneath", lambda mount: mount)
+    with (
+        Template(Spec(rootfs=busybox_rootfs, **HOST_NET)) as template,
+        template.spawn(["sleep", "60"]) as other,
+    ):
+        assert "sleep" in sh(template, BENEATH)
         other.kill()
 
 
@@ -160,10 +186,6 @@ def test_signals_and_timeouts(template: Template) -> None:
 
 
 def test_limits_are_the_callers_or_the_specs(busybox_rootfs: Path) -> None:
-    import resource
-
-    from fastns import Rlimit
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET)) as template:
         assert sh(template, "ulimit -n; umask") == f"{soft}\n0022\n"
@@ -295,6 +317,7 @@ def test_servers_killed_at_any_instant(template: Template) -> None:
     killer.join()
     assert set(outcomes) <= {0, ("helper", errno.ECANCELED)}
     assert len(outcomes) == 2, outcomes
+    time.sleep(0.2)  # the last one killed is gone as well
     assert sh(template, "echo fine") == "fine\n"
 
 

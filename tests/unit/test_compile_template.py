@@ -1,0 +1,80 @@
+"""What a template's server does once, and what is left for each sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastns import Mount, Spec, _core
+from fastns._compile import Caller
+from fastns._compile_template import _TemplateCompiler
+
+ALL = 2**41 - 1
+ROOT = Caller(0, 0, True, ALL, True)
+USER = Caller(1000, 1000, True, 0, True)
+FRESH = [
+    "mount /proc",
+    "mount /sys",
+    "mount /tmp",
+    "mount /run",
+    "mount /dev/pts",
+    "mount /dev/shm",
+]
+
+
+def template(caller: Caller, **fields: Any) -> _core.Plan:
+    return _TemplateCompiler(Spec(rootfs="/srv/root", **fields), caller).template()
+
+
+def steps(plan: _core.Plan | None) -> list[str]:
+    assert plan is not None
+    return [f"{op.code} {(op.target or b'').decode()}".strip() for op in plan.ops]
+
+
+@pytest.mark.parametrize(("caller", "maps"), [(ROOT, 0), (USER, 3)], ids=["root", "user"])
+def test_each_sandbox_mounts_what_it_could_write(caller: Caller, maps: int) -> None:
+    plan = template(caller)
+    each = steps(plan.sandbox)
+    assert (
+        each[:maps]
+        == [f"write /proc/self/{name}" for name in ("setgroups", "gid_map", "uid_map")][:maps]
+    )
+    assert each[maps : maps + 1 + len(FRESH)] == ["root_tree", *FRESH]
+    assert each[maps + 1 + len(FRESH) :][:2] == ["loopback", "umask"]
+    tmpfs = [op.target for op in plan.ops if op.type == b"tmpfs"]
+    assert tmpfs == [b"/dev"]
+    assert steps(plan)[-2:] == ["read_only /dev", "pivot_root"]
+
+
+def test_the_namespaces_of_both() -> None:
+    plan = template(USER, namespaces={"time": "new"})
+    assert plan.sandbox is not None
+    assert {"user", "time", "pid", "mount"} <= set(plan.namespaces)
+    assert "time" not in plan.sandbox.namespaces
+    assert {"user", "pid", "mount", "ipc", "uts", "cgroup", "network"} == set(
+        plan.sandbox.namespaces
+    )
+    assert (plan.method, plan.sandbox.method) == ("staged", "template")
+    assert "user" not in template(ROOT).namespaces
+
+
+def test_in_a_user_namespace_a_proc_lies_beneath_that_shows_nobody() -> None:
+    assert b"hidepid=2" in [op.data for op in template(USER).ops if op.type == b"proc"]
+    assert not [op for op in template(ROOT).ops if op.type == b"proc"]
+
+
+def test_names_are_given_once_and_files_are_read_only() -> None:
+    plan = template(ROOT, hostname="box", domainname="example", files={"/etc/x": "y"})
+    assert {"hostname", "domainname"} <= set(steps(plan))
+    assert not {"hostname", "domainname"} & set(steps(plan.sandbox))
+    (file,) = [op for op in plan.ops if op.code == "file_bind"]
+    assert file.flags == 1  # MOUNT_ATTR_RDONLY
+
+
+def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
+    mounts = [Mount("/data", source="/srv"), Mount("/scratch", type="tmpfs")]
+    plan = template(ROOT, mounts=mounts)
+    assert "bind /data" in steps(plan)
+    assert "mount /scratch" not in steps(plan)
+    assert "mount /scratch" in steps(plan.sandbox)
