@@ -79,7 +79,33 @@ static struct fns_buffer shrunk(struct fns_buffer buffer)
     return buffer;
 }
 
-static void run_job(struct fns_batch *batch, struct fns_job *job)
+/* By fns_spawn(), or by the job's server over the worker's connection (-1: none yet). */
+static int start_job(struct fns_job *job, const struct fns_args *args, int *connection)
+{
+    if (!job->server)
+        return fns_spawn(job->plan, args, &job->process, &job->error);
+    int ret = *connection;
+    if (ret < 0)
+        ret = *connection = fns_server_connect(job->server);
+    if (ret >= 0)
+        ret = fns_server_spawn(*connection, job->plan, args, &job->process, &job->error);
+    else
+        fns_set_error(&job->error, FNS_STAGE_HELPER, -1, ret == -EPIPE ? ECANCELED : -ret);
+    return ret;
+}
+
+/* The connection stays with a sandbox that is not reaped, and is closed when it may be of no use. */
+static void after_job(const struct fns_batch *batch, const struct fns_job *job, int *connection)
+{
+    int started = job->process.pid > 0;
+    if (*connection < 0 || (!job->error.stage && batch->mode != FNS_BATCH_SPAWN))
+        return;
+    if (job->error.stage || !started)
+        close(*connection);
+    *connection = -1;
+}
+
+static void run_job(struct fns_batch *batch, struct fns_job *job, int *connection)
 {
     int theirs[3] = {-1, -1, -1}, ret = 0;
     struct fns_args args = job->args;
@@ -93,7 +119,7 @@ static void run_job(struct fns_batch *batch, struct fns_job *job)
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     else
-        ret = fns_spawn(job->plan, &args, &job->process, &job->error);
+        ret = start_job(job, &args, connection);
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
@@ -119,9 +145,9 @@ static void run_job(struct fns_batch *batch, struct fns_job *job)
     fns_io_close(&io);
     ret = fns_reap(&job->process, &job->result);
     if (ret < 0)
-        fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
+        fns_set_error(&job->error, ret == -ECANCELED ? FNS_STAGE_HELPER : FNS_STAGE_WAIT, -1, ret);
     close(job->process.pidfd);
-    if (job->process.control >= 0)
+    if (job->process.control >= 0 && !job->process.served)
         close(job->process.control);
     job->process.pidfd = job->process.control = -1;
 }
@@ -129,13 +155,17 @@ static void run_job(struct fns_batch *batch, struct fns_job *job)
 static void *work(void *arg)
 {
     struct fns_batch *batch = arg;
+    int connection = -1; /* to a template's server, for one job after the other */
     while (!atomic_load(&batch->stopped)) {
         size_t i = atomic_fetch_add(&batch->next, 1);
         if (i >= batch->n_jobs)
             break;
-        run_job(batch, &batch->jobs[i]);
+        run_job(batch, &batch->jobs[i], &connection);
+        after_job(batch, &batch->jobs[i], &connection);
         batch->jobs[i].finished = 1;
     }
+    if (connection >= 0)
+        close(connection);
     if (atomic_fetch_sub(&batch->working, 1) == 1)
         eventfd_write(batch->done, 1);
     return NULL;

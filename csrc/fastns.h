@@ -121,6 +121,7 @@ void fns_io_close(struct fns_io *io);
 /* One job of a batch: what goes in, then what came out. */
 struct fns_job {
     const struct fns_plan *plan;
+    const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
     struct fns_args args;
     const char *input;
     size_t input_size;

@@ -559,13 +559,15 @@ cdef class _Jobs:
     cdef list arguments
     cdef list inputs
     cdef Plan plan
+    cdef Server server
     cdef size_t n
 
-    def __cinit__(self, Plan plan, list items):
+    def __cinit__(self, Plan plan, list items, Server server):
         """items: (argv, envp, paths, cwd, stdio, input or None, timeout_ns or None)"""
         cdef _Arguments arguments
         cdef c.fns_job *job
         self.plan = plan
+        self.server = server
         self.n = len(items)
         self.arguments = []
         self.inputs = []
@@ -578,6 +580,7 @@ cdef class _Jobs:
             self.inputs.append(data)
             job = &self.jobs[i]
             job.plan = &plan.plan
+            job.server = NULL if server is None else &server.process
             job.args = arguments.args
             if data is not None:
                 job.input = PyBytes_AS_STRING(<bytes?>data)
@@ -597,6 +600,7 @@ cdef class _Jobs:
         for i in range(self.n):
             if self.jobs[i].process.pidfd >= 0:
                 process = _new_process(self.plan, &self.jobs[i].process)
+                process.server = self.server
                 self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
                 process.kill_all()
                 process.wait()
@@ -610,6 +614,7 @@ cdef class _Jobs:
             return _spawn_error(self.plan, <_Arguments>self.arguments[i], &job.error)
         if mode == c.FNS_BATCH_SPAWN:
             process = _new_process(self.plan, &job.process)
+            process.server = self.server
             job.process.pidfd = job.process.control = -1
             return process
         out = err = None
@@ -647,14 +652,14 @@ cdef list _run_jobs(_Jobs jobs, unsigned threads, c.fns_batch_mode mode):
     return [jobs.outcome(i, mode) for i in range(jobs.n)]
 
 
-def spawn_batch(Plan plan, list items, unsigned threads):
-    """Starts every item; a Process or a SpawnError for each, in order."""
-    return _run_jobs(_Jobs(plan, items), threads, c.FNS_BATCH_SPAWN)
+def spawn_batch(Plan plan, list items, unsigned threads, Server server=None):
+    """Starts every item; a Process or a SpawnError for each, in order. `plan`: a server's sandbox."""
+    return _run_jobs(_Jobs(plan, items, server), threads, c.FNS_BATCH_SPAWN)
 
 
-def run_batch(Plan plan, list items, unsigned threads, bint capture):
+def run_batch(Plan plan, list items, unsigned threads, bint capture, Server server=None):
     """Runs every item to its end; see _Jobs.outcome for what comes back for each."""
-    return _run_jobs(_Jobs(plan, items), threads,
+    return _run_jobs(_Jobs(plan, items, server), threads,
                      c.FNS_BATCH_CAPTURE if capture else c.FNS_BATCH_RUN)
 
 

@@ -119,6 +119,7 @@ cdef extern from "fastns.h" nogil:
 
     struct fns_job:
         const fns_plan *plan
+        const fns_process *server
         fns_args args
         const char *input
         size_t input_size

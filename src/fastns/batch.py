@@ -46,13 +46,19 @@ def spawn_batch(
     Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
     Raises: SpecError, naming the job, before anything is started.
     """
-    plan = plan_of(spec)
+    return spawn_batch_by(None, plan_of(spec), jobs, concurrency)
+
+
+def spawn_batch_by(
+    server: _core.Server | None, plan: _core.Plan, jobs: Jobs, concurrency: int | None
+) -> list[Sandbox | SpawnError]:
+    """spawn_batch() by a template's server, whose sandbox the plan is, or without one."""
     listed = _jobs(jobs)
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
     items = [_item(plan, i, job, None, (-1, -1, -1)) for i, job in enumerate(listed)]
-    outcomes = _core.spawn_batch(plan, items, _concurrency(concurrency))
+    outcomes = _core.spawn_batch(plan, items, _concurrency(concurrency), server)
     return [
         outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
         for job, outcome in zip(listed, outcomes, strict=True)
@@ -79,7 +85,19 @@ def run_batch(
     Raises: SpecError, naming the job, before anything is started. KeyboardInterrupt after every
         running sandbox was killed and reaped.
     """
-    plan = plan_of(spec)
+    return run_batch_by(None, plan_of(spec), jobs, concurrency, timeout, capture_output, text)
+
+
+def run_batch_by(
+    server: _core.Server | None,
+    plan: _core.Plan,
+    jobs: Jobs,
+    concurrency: int | None,
+    timeout: float | None,
+    capture_output: bool,
+    text: bool | None,
+) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
+    """run_batch() by a template's server, whose sandbox the plan is, or without one."""
     mode = _TextMode.of(text, None, None)
     listed = _jobs(jobs)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -88,7 +106,8 @@ def run_batch(
             raise SpecError("stdin", "fds 0, 1 and 2 must be open in the caller")
         stdio = (null, -1, -1)
         items = [_item(plan, i, job, mode, stdio, timeout) for i, job in enumerate(listed)]
-        outcomes = _core.run_batch(plan, items, _concurrency(concurrency), capture_output)
+        threads = _concurrency(concurrency)
+        outcomes = _core.run_batch(plan, items, threads, capture_output, server)
     finally:
         os.close(null)
     return [

@@ -13,7 +13,8 @@ import threading
 from fastns import _core
 from fastns._args import shown
 from fastns._compile_template import compile_template
-from fastns.completed import CompletedSandbox, run_by
+from fastns.batch import run_batch_by, spawn_batch_by
+from fastns.completed import CompletedSandbox, TimeoutExpired, run_by
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Unpack
 
+    from fastns.batch import Jobs
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.sandbox import Args
     from fastns.spec import Spec
@@ -81,6 +83,25 @@ class Template:
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
         return run_by(self.spawn, args, **options)
+
+    def spawn_batch(
+        self, jobs: Jobs, *, concurrency: int | None = None
+    ) -> list[Sandbox | SpawnError]:
+        """As fastns.spawn_batch(), without its spec."""
+        return spawn_batch_by(self._running(), self._sandbox, jobs, concurrency)
+
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        capture_output: bool = True,
+        text: bool | None = None,
+    ) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
+        """As fastns.run_batch(), without its spec."""
+        server = self._running()
+        return run_batch_by(server, self._sandbox, jobs, concurrency, timeout, capture_output, text)
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""

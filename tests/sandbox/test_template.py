@@ -19,8 +19,11 @@ import pytest
 import support
 
 from fastns import (
+    CompletedSandbox,
+    Job,
     Mount,
     Rlimit,
+    Sandbox,
     SpawnError,
     Spec,
     SpecError,
@@ -272,6 +275,49 @@ def test_many_threads(template: Template) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(f"{name} {i}\n1\n" for name in range(6) for i in range(40))
+
+
+def test_a_batch_in_which_some_fail(template: Template) -> None:
+    jobs: list[Job] = []
+    for i in range(300):
+        jobs.append(Job(["sh", "-c", f"cat; echo {i} >/tmp/x; ls /tmp | wc -l"], input=f"{i}\n"))
+    for i in range(0, 300, 10):
+        jobs[i] = Job(["/missing"]) if i % 20 else Job(["sleep", "60"], timeout=0.05)
+    results = template.run_batch(jobs, concurrency=8, text=True)
+    for i, result in enumerate(results):
+        if i % 20 == 10:
+            assert isinstance(result, SpawnError)
+            assert (result.stage, result.errno) == ("exec", errno.ENOENT)
+        elif i % 20 == 0:
+            assert isinstance(result, TimeoutExpired)
+        else:
+            assert isinstance(result, CompletedSandbox)
+            assert (result.returncode, result.stdout) == (0, f"{i}\n1\n")
+
+
+def test_a_batch_of_handles(template: Template) -> None:
+    jobs = [["sleep", "60"], ["/missing"], ["sh", "-c", "exit 3"]] * 5
+    results = template.spawn_batch(jobs)
+    for i, result in enumerate(results):
+        if i % 3 == 1:
+            assert isinstance(result, SpawnError)
+            continue
+        assert isinstance(result, Sandbox)
+        assert result.method == "template"
+        if i % 3 == 0:
+            assert result.poll() is None
+            result.kill()
+        assert result.wait() == (3 if i % 3 == 2 else -signal.SIGKILL)
+
+
+def test_a_batch_whose_server_is_killed(template: Template) -> None:
+    timer = threading.Timer(0.3, lambda: os.kill(server_pid(template), signal.SIGKILL))
+    timer.start()
+    results = template.run_batch([["sleep", "60"]] * 20, concurrency=4)
+    timer.join()
+    for result in results:
+        assert isinstance(result, SpawnError)
+        assert (result.stage, result.errno) == ("helper", errno.ECANCELED)
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
