@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -206,6 +207,10 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
         fns_discard(helper);
         if (ret < 0)
             discard_sandbox(fds[1], process);
+        /* A server's sandboxes have its program as /proc/self/exe until they execute: one file for
+         * all of them, to be left messages on. Without an x bit not even root can execute it. */
+        if (ret == 0 && (plan->options & FNS_PLAN_SERVER))
+            fchmod(fds[2], 0);
     }
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)

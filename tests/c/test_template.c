@@ -126,7 +126,7 @@ static void ends_with_its_connection_and_its_server(void)
     fns_server_stop(&template.process);
     CHECK_EQUAL(fns_wait(&second, -1), 1);
     CHECK_EQUAL(fns_reap(&second, &result), -ECANCELED);
-    CHECK_EQUAL(fns_server_spawn(connections[1], plan, &args, &first, &error), -ECANCELED);
+    CHECK_EQUAL(fns_server_spawn(connections[1], plan, &args, &first, &error), -EPIPE);
     CHECK_EQUAL(error.stage, FNS_STAGE_HELPER);
     close(connections[1]);
     close(first.pidfd);

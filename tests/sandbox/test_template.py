@@ -30,6 +30,7 @@ from fastns import (
     Template,
     TimeoutExpired,
     _compile_template,
+    run,
 )
 
 HOST_NET: dict[str, Any] = {"network": "host"}
@@ -122,6 +123,27 @@ def test_but_for_that_it_would_show_them(
     ):
         assert "sleep" in sh(template, BENEATH)
         other.kill()
+
+
+@pytest.mark.parametrize("command", ["/proc/self/exe", "/script"])
+def test_the_servers_program_is_out_of_reach(
+    busybox_rootfs: Path, tmp_path: Path, command: str
+) -> None:
+    """The link leads to it until the command is executed. All sandboxes have the same one there,
+    and could leave word for each other in its attributes."""
+    root = support.copy_tree(busybox_rootfs, tmp_path / "root")
+    script = root / "script"
+    script.write_text("#!/proc/self/exe\n")
+    script.chmod(0o755)
+    spec = Spec(rootfs=root, **HOST_NET)
+    with Template(spec) as template:
+        for _ in range(2):
+            with pytest.raises(SpawnError) as caught:
+                template.spawn([command])
+            assert (caught.value.stage, caught.value.errno) == ("exec", errno.EACCES)
+        assert sh(template, "echo fine") == "fine\n"
+    # The control: a spawn by itself has a program of its own there, which can be executed.
+    assert run([command], spec=spec).returncode == 127
 
 
 def test_every_sandbox_is_pid_1_and_sees_itself_alone(template: Template) -> None:
