@@ -89,6 +89,23 @@ def test_names_mounts_and_the_network_are_fresh(busybox_rootfs: Path) -> None:
         assert sh(template, "hostname; ls -A /mnt; ip -o link | grep -c LOOPBACK,UP") == before
 
 
+def test_queues_and_shared_memory_are_fresh(bash_rootfs: Path) -> None:
+    with Template(Spec(rootfs=bash_rootfs, **HOST_NET)) as template:
+        made = sh(template, "ipcmk -Q >/dev/null; ipcmk -M 4096 >/dev/null; ipcs -q -m")
+        assert made.count("\n0x") == 2
+        assert sh(template, "ipcs -q -m").count("\n0x") == 0
+
+
+def test_no_fd_and_no_process_of_the_server_is_in_reach(template: Template) -> None:
+    """What it has open would be a way to ask for sandboxes, or to end them."""
+    listed = sh(template, "ls -l /proc/1/fd; kill -9 -1; ls -d /proc/[0-9]*")
+    assert "socket:" not in listed
+    assert "anon_inode" not in listed
+    assert listed.endswith("\n/proc/1\n")
+    assert server_pid(template) > 0
+    assert sh(template, "echo fine") == "fine\n"
+
+
 def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
     spec = Spec(rootfs=busybox_rootfs, files={"/etc/hosts": "127.0.0.1 me\n"}, **HOST_NET)
     with Template(spec) as template:
