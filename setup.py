@@ -20,6 +20,7 @@ SOURCES = [
     "idmap",
     "wait",
     "io",
+    "job",
     "batch",
     "child",
 ]
@@ -36,7 +37,7 @@ CHILD = [
 ]
 
 # The programs run from memory files made anew for each spawn: few pages are what counts.
-PROGRAMS = {"exec": ["exec", "child"], "helper": ["helper", "server", "child"]}
+PROGRAMS = {"exec": ["exec", "child"], "helper": ["helper", "server", "sandbox", "child"]}
 PROGRAM = [
     "-ffreestanding",
     "-ffunction-sections",

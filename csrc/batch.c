@@ -1,239 +1,256 @@
-/* Many sandboxes in one call: worker threads over an array of jobs. Runs in the parent, without the
- * GIL.
+/* Many jobs in one call: one loop over their pipes, ends and deadlines. Runs in the caller's thread,
+ * without the GIL.
  *
- * Each worker takes the next job, spawns it and, unless the batch only spawns, sees it to its end
- * before it takes another: as many sandboxes are alive as there are workers. Workers block all
- * signals, so that these reach the thread that waits in fns_batch_wait() and can stop the batch.
+ * A slot for each job that is alive. What a template's server starts is asked for over the slot's
+ * connection, which stays for the next job. The loop returns now and then, and after a signal, so that
+ * the caller can look whether it is to go on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include "spawn.h"
+#include "sys.h"
+
+enum { MAX_EVENTS = 256, END = 3 /* beside 0, 1 and 2: the stream that is ready */ };
+#define PAUSE_NS 100000000u /* how long the loop goes on by itself */
+
+struct slot {
+    struct fns_job *job; /* NULL: free */
+    struct fns_io io;
+    int connection; /* -1: none yet */
+    int ended, killed;
+};
 
 struct fns_batch {
     struct fns_job *jobs;
-    size_t n_jobs;
-    enum fns_batch_mode mode;
-    atomic_size_t next;
-    atomic_uint working; /* workers that have not ended */
-    atomic_int stopped;
-    int stop, done; /* eventfds: told to stop; all workers ended */
-    unsigned n_threads;
-    pthread_t threads[];
+    size_t n_jobs, next, done;
+    int spawn, epoll;
+    unsigned n_slots, alive;
+    struct slot slots[];
 };
 
-static int pipe_above_stdio(int ends[2])
+int fns_batch_open(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs,
+                   unsigned concurrency, int spawn)
 {
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return -errno;
-    for (int i = 0; i < 2; i++) {
-        if (ends[i] > 2)
-            continue;
-        int high = fcntl(ends[i], F_DUPFD_CLOEXEC, 3), err = errno;
-        if (high < 0) {
-            close(ends[0]);
-            close(ends[1]);
-            return -err;
-        }
-        close(ends[i]);
-        ends[i] = high;
-    }
-    return 0;
-}
-
-/* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
-static int make_pipes(struct fns_io *io, const struct fns_job *job, enum fns_batch_mode mode,
-                      struct fns_args *args, int theirs[3])
-{
-    for (int i = 0; i < 3; i++) {
-        int ends[2], ret;
-        if (i == 0 ? !job->input : mode != FNS_BATCH_CAPTURE)
-            continue;
-        ret = pipe_above_stdio(ends);
-        if (ret < 0)
-            return ret;
-        io->fds[i] = ends[i == 0];
-        theirs[i] = args->stdio[i] = ends[i != 0];
-    }
-    return 0;
-}
-
-/* Gives back what a buffer has grown beyond its content: there may be thousands of jobs. */
-static struct fns_buffer shrunk(struct fns_buffer buffer)
-{
-    if (buffer.size == 0) {
-        fns_buffer_free(&buffer);
-    } else if (buffer.size < buffer.capacity) {
-        char *data = realloc(buffer.data, buffer.size);
-        if (data)
-            buffer = (struct fns_buffer){data, buffer.size, buffer.size};
-    }
-    return buffer;
-}
-
-/* By fns_spawn(), or by the job's server over the worker's connection (-1: none yet). */
-static int start_job(struct fns_job *job, const struct fns_args *args, int *connection)
-{
-    if (!job->server)
-        return fns_spawn(job->plan, args, &job->process, &job->error);
-    int ret = *connection;
-    if (ret < 0)
-        ret = *connection = fns_server_connect(job->server);
-    if (ret >= 0)
-        ret = fns_server_spawn(*connection, job->plan, args, &job->process, &job->error);
-    else
-        fns_set_error(&job->error, FNS_STAGE_HELPER, -1, ret == -EPIPE ? ECANCELED : -ret);
-    return ret;
-}
-
-/* The connection stays with a sandbox that is not reaped, and is closed when it may be of no use. */
-static void after_job(const struct fns_batch *batch, const struct fns_job *job, int *connection)
-{
-    int started = job->process.pid > 0;
-    if (*connection < 0 || (!job->error.stage && batch->mode != FNS_BATCH_SPAWN))
-        return;
-    if (job->error.stage || !started)
-        close(*connection);
-    *connection = -1;
-}
-
-static void run_job(struct fns_batch *batch, struct fns_job *job, int *connection)
-{
-    int theirs[3] = {-1, -1, -1}, ret = 0;
-    struct fns_args args = job->args;
-    struct fns_io io = {.process = {.pidfd = -1, .control = -1},
-                        .fds = {-1, -1, -1},
-                        .input = job->input,
-                        .input_size = job->input_size,
-                        .stop = batch->stop};
-    if (batch->mode != FNS_BATCH_SPAWN)
-        ret = make_pipes(&io, job, batch->mode, &args, theirs);
-    if (ret < 0)
-        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
-    else
-        ret = start_job(job, &args, connection);
-    for (int i = 0; i < 3; i++)
-        if (theirs[i] >= 0)
-            close(theirs[i]);
-    if (ret < 0 || batch->mode == FNS_BATCH_SPAWN) {
-        fns_io_close(&io);
-        return;
-    }
-    io.process = job->process;
-    if (job->timeout_ns >= 0)
-        io.deadline = job->process.start + (uint64_t)job->timeout_ns + 1;
-    do
-        ret = fns_io_run(&io);
-    while (ret == -EINTR);
-    if (ret != FNS_IO_DONE) {
-        job->timed_out = ret == FNS_IO_TIMEOUT;
-        fns_kill_all(job->plan, &job->process);
-        fns_io_finish(&io);
-        if (ret < 0)
-            fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
-    }
-    job->output[0] = shrunk(io.output[0]);
-    job->output[1] = shrunk(io.output[1]);
-    fns_io_close(&io);
-    ret = fns_reap(&job->process, &job->result);
-    if (ret < 0)
-        fns_set_error(&job->error, ret == -ECANCELED ? FNS_STAGE_HELPER : FNS_STAGE_WAIT, -1, ret);
-    close(job->process.pidfd);
-    if (job->process.control >= 0 && !job->process.served)
-        close(job->process.control);
-    job->process.pidfd = job->process.control = -1;
-}
-
-static void *work(void *arg)
-{
-    struct fns_batch *batch = arg;
-    int connection = -1; /* to a template's server, for one job after the other */
-    while (!atomic_load(&batch->stopped)) {
-        size_t i = atomic_fetch_add(&batch->next, 1);
-        if (i >= batch->n_jobs)
-            break;
-        run_job(batch, &batch->jobs[i], &connection);
-        after_job(batch, &batch->jobs[i], &connection);
-        batch->jobs[i].finished = 1;
-    }
-    if (connection >= 0)
-        close(connection);
-    if (atomic_fetch_sub(&batch->working, 1) == 1)
-        eventfd_write(batch->done, 1);
-    return NULL;
-}
-
-static void free_batch(struct fns_batch *batch)
-{
-    if (batch->stop >= 0)
-        close(batch->stop);
-    if (batch->done >= 0)
-        close(batch->done);
-    free(batch);
-}
-
-int fns_batch_start(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs, unsigned threads,
-                    enum fns_batch_mode mode)
-{
-    struct fns_batch *batch = calloc(1, sizeof *batch + threads * sizeof *batch->threads);
+    struct fns_batch *batch = calloc(1, sizeof *batch + concurrency * sizeof *batch->slots);
     if (!batch)
         return -ENOMEM;
     batch->jobs = jobs;
     batch->n_jobs = n_jobs;
-    batch->mode = mode;
-    batch->stop = eventfd(0, EFD_CLOEXEC);
-    batch->done = eventfd(0, EFD_CLOEXEC);
-    int ret = batch->stop < 0 || batch->done < 0 ? -errno : 0;
-    sigset_t all, before;
-    sigfillset(&all);
-    atomic_store(&batch->working,
-                 1); /* this call's share: nobody is last before all have started */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (ret == 0 && batch->n_threads < threads) {
-        atomic_fetch_add(&batch->working, 1);
-        ret = -pthread_create(&batch->threads[batch->n_threads], NULL, work, batch);
-        if (ret < 0)
-            atomic_fetch_sub(&batch->working, 1);
-        else
-            batch->n_threads++;
+    batch->spawn = spawn;
+    batch->n_slots = concurrency;
+    for (unsigned i = 0; i < concurrency; i++)
+        batch->slots[i].connection = -1;
+    batch->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (batch->epoll < 0) {
+        int err = errno;
+        free(batch);
+        return -err;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (ret < 0) {
-        fns_batch_stop(batch);
-        fns_batch_join(batch);
-        return ret;
-    }
-    if (atomic_fetch_sub(&batch->working, 1) == 1)
-        eventfd_write(batch->done, 1);
     *out = batch;
     return 0;
 }
 
-int fns_batch_wait(struct fns_batch *batch, int timeout_ms)
+static int watch(struct fns_batch *batch, const struct slot *slot, int fd, unsigned what)
 {
-    struct pollfd fd = {.fd = batch->done, .events = POLLIN};
-    int n = poll(&fd, 1, timeout_ms);
-    return n < 0 ? -errno : n;
+    struct epoll_event event = {.events = what == 0 ? EPOLLOUT : EPOLLIN,
+                                .data.u64 = (uint64_t)(slot - batch->slots) * 4 + what};
+    return fd < 0 || epoll_ctl(batch->epoll, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
 }
 
-void fns_batch_stop(struct fns_batch *batch)
+static void unwatch(struct fns_batch *batch, int fd)
 {
-    atomic_store(&batch->stopped, 1);
-    if (batch->stop >= 0)
-        eventfd_write(batch->stop, 1);
+    if (fd >= 0)
+        epoll_ctl(batch->epoll, EPOLL_CTL_DEL, fd, NULL);
 }
 
-void fns_batch_join(struct fns_batch *batch)
+static void disconnect(struct fns_batch *batch, struct slot *slot)
 {
-    for (unsigned i = 0; i < batch->n_threads; i++)
-        pthread_join(batch->threads[i], NULL);
-    free_batch(batch);
+    unwatch(batch, slot->connection);
+    if (slot->connection >= 0)
+        close(slot->connection);
+    slot->connection = -1;
+}
+
+/* The slot's job has come to its end, or is brought to it. */
+static void finish(struct fns_batch *batch, struct slot *slot, int late)
+{
+    struct fns_job *job = slot->job;
+    if (!job->server)
+        unwatch(batch, job->process.pidfd);
+    fns_job_finish(job, &slot->io, late);
+    if (slot->killed || late || !fns_job_spares(job))
+        disconnect(batch, slot);
+    slot->job = NULL;
+    batch->alive--;
+    batch->done++;
+}
+
+static int connect_slot(struct fns_batch *batch, struct slot *slot, struct fns_job *job)
+{
+    if (!job->server || slot->connection >= 0)
+        return 0;
+    int ret = fns_server_connect(job->server);
+    if (ret >= 0) {
+        slot->connection = ret;
+        ret = watch(batch, slot, ret, END);
+    }
+    if (ret < 0) {
+        disconnect(batch, slot);
+        fns_set_error(&job->error, FNS_STAGE_HELPER, -1, ret == -EPIPE ? ECANCELED : -ret);
+    }
+    return ret < 0 ? ret : 0;
+}
+
+static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *job)
+{
+    int ret = connect_slot(batch, slot, job);
+    if (ret == 0)
+        ret = fns_job_start(job, &slot->io, slot->connection);
+    if (ret < 0) {
+        if (!fns_job_spares(job))
+            disconnect(batch, slot);
+        batch->done++;
+        return;
+    }
+    slot->job = job;
+    slot->ended = slot->killed = 0;
+    batch->alive++;
+    fns_io_prepare(&slot->io);
+    slot->io.epoll = batch->epoll;
+    for (unsigned i = 0; ret == 0 && i < 3; i++)
+        ret = watch(batch, slot, slot->io.fds[i], i);
+    if (ret == 0 && !job->server)
+        ret = watch(batch, slot, job->process.pidfd, END);
+    if (ret < 0) {
+        finish(batch, slot, 1);
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    }
+}
+
+static void start_some(struct fns_batch *batch, uint64_t until)
+{
+    for (unsigned i = 0; i < batch->n_slots && batch->next < batch->n_jobs; i++)
+        while (!batch->slots[i].job && batch->next < batch->n_jobs && fns_now() < until)
+            start(batch, &batch->slots[i], &batch->jobs[batch->next++]);
+}
+
+/* All has been read, and it has ended; or it was killed, and what it left behind does not count. */
+static void look_for_end(struct fns_batch *batch, struct slot *slot)
+{
+    if (slot->ended && (slot->killed || (slot->io.fds[1] < 0 && slot->io.fds[2] < 0))) {
+        if (slot->killed)
+            fns_io_finish(&slot->io);
+        finish(batch, slot, 0);
+    }
+}
+
+static void act(struct fns_batch *batch, uint64_t data)
+{
+    struct slot *slot = &batch->slots[data / 4];
+    int what = (int)(data % 4), ret = 0;
+    if (!slot->job || (what == END && slot->ended))
+        return;
+    if (what == END) {
+        slot->ended = 1;
+        if (!slot->job->server) /* the server's next word comes with the next job */
+            unwatch(batch, slot->job->process.pidfd);
+        slot->io.input_done = slot->io.input_size;
+        ret = fns_io_move(&slot->io, 0);
+    } else {
+        ret = fns_io_move(&slot->io, what);
+    }
+    if (ret < 0) {
+        struct fns_job *job = slot->job;
+        finish(batch, slot, 1);
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    } else {
+        look_for_end(batch, slot);
+    }
+}
+
+/* Kills what is over its time; how long until the next is, at most PAUSE_NS. */
+static uint64_t keep_time(struct fns_batch *batch)
+{
+    uint64_t now = fns_now(), next = now + PAUSE_NS;
+    for (unsigned i = 0; i < batch->n_slots; i++) {
+        struct slot *slot = &batch->slots[i];
+        if (!slot->job || !slot->io.deadline)
+            continue;
+        if (slot->io.deadline > now) {
+            next = slot->io.deadline < next ? slot->io.deadline : next;
+            continue;
+        }
+        slot->io.deadline = 0;
+        slot->job->timed_out = slot->killed = 1;
+        fns_kill_all(slot->job->plan, &slot->job->process);
+        look_for_end(batch, slot);
+    }
+    return next - now;
+}
+
+static int run(struct fns_batch *batch)
+{
+    struct epoll_event events[MAX_EVENTS];
+    uint64_t until = fns_now() + PAUSE_NS;
+    while (batch->done < batch->n_jobs) {
+        start_some(batch, until);
+        if (fns_now() >= until)
+            return 0;
+        if (batch->alive == 0)
+            continue;
+        struct timespec time = {0, (long)keep_time(batch)};
+        long n = fns_sys6(__NR_epoll_pwait2, batch->epoll, (long)events, MAX_EVENTS, (long)&time, 0, 0);
+        if (n < 0)
+            return (int)n;
+        for (long i = 0; i < n; i++)
+            act(batch, events[i].data.u64);
+    }
+    return 1;
+}
+
+static int spawn(struct fns_batch *batch)
+{
+    uint64_t until = fns_now() + PAUSE_NS;
+    struct slot *slot = &batch->slots[0];
+    for (; batch->next < batch->n_jobs; batch->next++, batch->done++) {
+        struct fns_job *job = &batch->jobs[batch->next];
+        if (fns_now() >= until)
+            return 0;
+        if (!job->server) {
+            fns_spawn(job->plan, &job->args, &job->process, &job->error);
+        } else if (connect_slot(batch, slot, job) == 0) {
+            fns_server_spawn(slot->connection, job->plan, &job->args, &job->process, &job->error);
+            if (!fns_job_spares(job))
+                disconnect(batch, slot);
+        }
+    }
+    return 1;
+}
+
+int fns_batch_run(struct fns_batch *batch)
+{
+    return batch->spawn ? spawn(batch) : run(batch);
+}
+
+size_t fns_batch_done(const struct fns_batch *batch)
+{
+    return batch->done;
+}
+
+void fns_batch_close(struct fns_batch *batch)
+{
+    for (unsigned i = 0; i < batch->n_slots; i++)
+        if (batch->slots[i].job)
+            fns_kill_all(batch->slots[i].job->plan, &batch->slots[i].job->process);
+    for (unsigned i = 0; i < batch->n_slots; i++) {
+        if (batch->slots[i].job)
+            finish(batch, &batch->slots[i], 1);
+        disconnect(batch, &batch->slots[i]);
+    }
+    close(batch->epoll);
+    free(batch);
 }

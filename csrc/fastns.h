@@ -31,11 +31,19 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 enum fns_program { FNS_PROGRAM_EXEC, FNS_PROGRAM_HELPER, FNS_PROGRAM_COUNT };
 int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 
+struct fns_result {
+    int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
+    int status; /* exit code or signal number */
+    struct rusage usage;
+    uint64_t end; /* CLOCK_MONOTONIC, ns */
+};
+
 struct fns_process {
     int pid;
     int pidfd;         /* owned by the caller: close it after fns_reap() */
     int control;       /* -1, or the socket a reaper reports the command's status on: close it */
-    int served;        /* a server's child: control is the connection to it */
+    int served;        /* a server's child: its number there plus 1 */
+    int quiet;         /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
     uint64_t start;    /* CLOCK_MONOTONIC, ns, before the clone */
     long rss_floor;    /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
@@ -55,33 +63,41 @@ int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *
                      struct fns_error *error);
 void fns_server_stop(struct fns_process *server);
 
-/* A connection for one sandbox at a time; -EPIPE: the server is gone; -errno. Closing it ends its
- * sandbox. */
+/* A connection for one sandbox at a time; -EPIPE: the server is gone; -errno. */
 int fns_server_connect(const struct fns_process *server);
 
 /* As fns_spawn(), by a server. -EPIPE: the server was gone, and nothing was started; -ECANCELED: it was
  * killed meanwhile, and what it started with it. After these, -EPROTO, -EMFILE and -EBADF the
- * connection is of no use any more. Else it may be used again, at once after a failure, or once the
- * sandbox is reaped. */
+ * connection is of no use any more; else it may be used again at once. */
 int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
+
+/* Reaps what fns_server_spawn() has started; waits for its end. -ECANCELED: the server is gone. */
+int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result);
+
+/* Asks for a sandbox and does not wait for its start: `process` is quiet, has no pid, and its
+ * connection becomes readable when it has ended or could not be started. Then fns_server_end() says
+ * how: 0, or the errors of a spawn. Killed by fns_kill_all(), after which the connection is of no use. */
+int fns_server_run(int connection, const struct fns_args *args, struct fns_process *process,
+                   struct fns_error *error);
+int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
+                   struct fns_result *result, struct fns_error *error);
+
+/* From now on a sandbox is made ahead for what this connection is asked. */
+int fns_server_park(int connection);
 
 /* Writes the id maps of `pid` from outside, as plan->id_map says. */
 int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *error);
 
-struct fns_result {
-    int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
-    int status; /* exit code or signal number */
-    struct rusage usage;
-    uint64_t end; /* CLOCK_MONOTONIC, ns */
-};
+/* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
+int fns_end_fd(const struct fns_process *process);
 
 /* Waits until the sandbox has ended, at most `timeout_ns` (-1: for ever). 1: ended; 0: the time is
  * over; -EINTR: a signal came. Does not reap. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
-/* Reaps an ended sandbox. -EAGAIN: it has not ended; -ECHILD: somebody else reaped it; -ECANCELED: its
- * server is gone, and it with it. */
+/* Reaps an ended sandbox that is no server's. -EAGAIN: it has not ended; -ECHILD: somebody else reaped
+ * it. */
 int fns_reap(const struct fns_process *process, struct fns_result *result);
 
 int fns_kill(const struct fns_process *process, int signal);
@@ -91,9 +107,11 @@ int fns_kill(const struct fns_process *process, int signal);
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process);
 uint64_t fns_now(void);
 
+/* What came out of a stream. */
 struct fns_buffer {
     char *data;
     size_t size, capacity;
+    uint64_t dropped; /* bytes beyond the limit: read, and not kept */
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
@@ -104,11 +122,12 @@ struct fns_io {
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
     const char *input;
     size_t input_size, input_done;
+    size_t limit; /* bytes kept of each of stdout and stderr; 0: all */
     struct fns_buffer output[2];
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
-    int stop;          /* an fd that becomes readable when the loop shall stop; -1: none */
+    int epoll;         /* what watches the fds, and forgets one before it is closed; 0: nothing */
 };
-enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_STOPPED };
+enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT };
 
 /* One of fns_io_state, or -EINTR after a signal (call again to go on), or -errno. */
 int fns_io_run(struct fns_io *io);
@@ -118,34 +137,54 @@ int fns_io_run(struct fns_io *io);
 int fns_io_finish(struct fns_io *io);
 void fns_io_close(struct fns_io *io);
 
-/* One job of a batch: what goes in, then what came out. */
+/* Which streams of a job are pipes to and from the caller. */
+enum fns_pipes {
+    FNS_PIPE_STDIN = 1,
+    FNS_PIPE_STDOUT = 2,
+    FNS_PIPE_STDERR = 4,
+    FNS_PIPE_JOINED = 8 /* stderr is wherever stdout is */
+};
+
+/* A command to be run to its end: what goes in, then what came out. */
 struct fns_job {
     const struct fns_plan *plan;
     const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
     struct fns_args args;
+    unsigned pipes; /* enum fns_pipes bits */
     const char *input;
     size_t input_size;
+    size_t limit;       /* as in fns_io */
     int64_t timeout_ns; /* -1: none */
 
     struct fns_error error; /* stage NONE: it ran */
     struct fns_process process;
     struct fns_result result;
     struct fns_buffer output[2];
-    int timed_out, finished;
+    int timed_out;
 };
 
-enum fns_batch_mode { FNS_BATCH_SPAWN, FNS_BATCH_RUN, FNS_BATCH_CAPTURE };
+/* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
+ * job->error; -EPIPE: the server was gone, and nothing was started. */
+int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
 
+/* After its io has come to its end: reaps, and moves the results into the job. `late`: it ran out of
+ * time, or is to be stopped: killed first. 0, or -errno and job->error. */
+int fns_job_finish(struct fns_job *job, struct fns_io *io, int late);
+
+/* Whether the connection of a finished job may be used for another one. */
+int fns_job_spares(const struct fns_job *job);
+
+/* Many jobs at once, at most `concurrency` alive, by one loop in the calling thread. `spawn`: they are
+ * only started. The jobs stay the caller's and must outlive the batch. */
 struct fns_batch;
-/* Starts `threads` workers on the jobs; the jobs stay the caller's and must outlive the batch. */
-int fns_batch_start(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs, unsigned threads,
-                    enum fns_batch_mode mode);
-/* 1 when every job is finished, 0 after `timeout_ms`, -EINTR after a signal. */
-int fns_batch_wait(struct fns_batch *batch, int timeout_ms);
-/* Kills and reaps what runs, starts nothing more. */
-void fns_batch_stop(struct fns_batch *batch);
-/* Joins the workers and frees the batch. */
-void fns_batch_join(struct fns_batch *batch);
+int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
+                   unsigned concurrency, int spawn);
+/* 1: every job is finished; 0: some time has passed; -EINTR: a signal came (call again to go on). */
+int fns_batch_run(struct fns_batch *batch);
+/* How many are finished. */
+size_t fns_batch_done(const struct fns_batch *batch);
+/* Kills and reaps what it runs, and frees the batch. */
+void fns_batch_close(struct fns_batch *batch);
 
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 uint64_t fns_capabilities(void);

@@ -5,6 +5,9 @@
 #include "child.h"
 #include "message.h"
 
+/* Defined in program.h. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+
 /* sendmsg(2) and recvmsg(2), as the kernel lays them out. */
 struct fns_vector {
     void *base;

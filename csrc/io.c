@@ -1,7 +1,8 @@
 /* Feeding and draining a sandbox's pipes. Runs in the parent, without the GIL.
  *
- * One poll loop over the caller's three pipe ends, the pidfd, a deadline and a stop fd, so that no
- * order of reads and writes by the child can block it (subprocess' communicate(), in C).
+ * One poll loop over the caller's three pipe ends, the sandbox's end and a deadline, so that no order
+ * of reads and writes by the child can block it (subprocess' communicate(), in C). A batch has a loop
+ * of its own, with the same steps (batch.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -10,30 +11,35 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "fastns.h"
+#include "spawn.h"
 
 #define CHUNK 65536
 
-static void close_end(int *fd)
+/* An epoll goes on watching a closed fd's file while a forked process has it open. */
+static void close_end(struct fns_io *io, int which)
 {
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
+    if (io->fds[which] < 0)
+        return;
+    if (io->epoll > 0)
+        epoll_ctl(io->epoll, EPOLL_CTL_DEL, io->fds[which], NULL);
+    close(io->fds[which]);
+    io->fds[which] = -1;
 }
 
 void fns_io_close(struct fns_io *io)
 {
     for (int i = 0; i < 3; i++)
-        close_end(&io->fds[i]);
+        close_end(io, i);
 }
 
 void fns_buffer_free(struct fns_buffer *buffer)
 {
     free(buffer->data);
-    *buffer = (struct fns_buffer){NULL, 0, 0};
+    *buffer = (struct fns_buffer){NULL, 0, 0, 0};
 }
 
 static int grow(struct fns_buffer *buffer)
@@ -49,17 +55,25 @@ static int grow(struct fns_buffer *buffer)
     return 0;
 }
 
-/* Reads once; at the end of the stream closes the fd. */
-static int drain(int *fd, struct fns_buffer *buffer)
+/* Reads once; at the end of the stream closes the fd. What is beyond the limit is read all the same:
+ * a full pipe would stop the sandbox. */
+static int drain(struct fns_io *io, int which)
 {
-    int ret = grow(buffer);
+    char nowhere[CHUNK / 4];
+    struct fns_buffer *buffer = &io->output[which - 1];
+    int full = io->limit && buffer->size >= io->limit, ret = full ? 0 : grow(buffer);
     if (ret < 0)
         return ret;
-    ssize_t n = read(*fd, buffer->data + buffer->size, buffer->capacity - buffer->size);
-    if (n > 0)
+    size_t space = full ? sizeof nowhere : buffer->capacity - buffer->size;
+    if (io->limit && !full && space > io->limit - buffer->size)
+        space = io->limit - buffer->size;
+    ssize_t n = read(io->fds[which], full ? nowhere : buffer->data + buffer->size, space);
+    if (n > 0 && full)
+        buffer->dropped += (uint64_t)n;
+    else if (n > 0)
         buffer->size += (size_t)n;
     else if (n == 0)
-        close_end(fd);
+        close_end(io, which);
     else if (errno != EAGAIN && errno != EINTR)
         return -errno;
     return 0;
@@ -95,44 +109,38 @@ static int feed(struct fns_io *io)
     else if (n < 0 && n != -EAGAIN && n != -EINTR)
         return (int)n;
     if (io->input_done == io->input_size)
-        close_end(&io->fds[0]);
+        close_end(io, 0);
     return 0;
 }
 
-static void make_nonblocking(const struct fns_io *io)
+void fns_io_prepare(struct fns_io *io)
 {
     for (int i = 0; i < 3; i++) {
         int flags = io->fds[i] >= 0 ? fcntl(io->fds[i], F_GETFL) : -1;
         if (flags >= 0 && !(flags & O_NONBLOCK))
             fcntl(io->fds[i], F_SETFL, flags | O_NONBLOCK);
     }
+    if (io->input_done == io->input_size)
+        close_end(io, 0);
 }
 
-/* Moves what the polled fds are ready for. */
-static int move(struct fns_io *io, const struct pollfd *polled)
+int fns_io_move(struct fns_io *io, int which)
 {
-    int ret = 0;
-    if (polled[0].revents)
-        ret = feed(io);
-    for (int i = 1; ret == 0 && i < 3; i++)
-        if (polled[i].revents)
-            ret = drain(&io->fds[i], &io->output[i - 1]);
-    return ret;
+    if (io->fds[which] < 0)
+        return 0;
+    return which == 0 ? feed(io) : drain(io, which);
 }
 
 int fns_io_run(struct fns_io *io)
 {
-    int ended = io->process.pidfd < 0; /* reaped already: only the pipes are left */
-    make_nonblocking(io);
-    if (io->fds[0] >= 0 && io->input_done == io->input_size)
-        close_end(&io->fds[0]);
+    int ended = fns_end_fd(&io->process) < 0; /* reaped already: only the pipes are left */
+    fns_io_prepare(io);
     while (!ended || io->fds[1] >= 0 || io->fds[2] >= 0) {
-        struct pollfd polled[5] = {
+        struct pollfd polled[4] = {
             {.fd = io->fds[0], .events = POLLOUT},
             {.fd = io->fds[1], .events = POLLIN},
             {.fd = io->fds[2], .events = POLLIN},
-            {.fd = ended ? -1 : io->process.pidfd, .events = POLLIN},
-            {.fd = io->stop, .events = POLLIN},
+            {.fd = ended ? -1 : fns_end_fd(&io->process), .events = POLLIN},
         };
         struct timespec left = {0, 0};
         if (io->deadline) {
@@ -142,31 +150,34 @@ int fns_io_run(struct fns_io *io)
             left.tv_sec = (time_t)((io->deadline - now) / 1000000000u);
             left.tv_nsec = (long)((io->deadline - now) % 1000000000u);
         }
-        if (ppoll(polled, 5, io->deadline ? &left : NULL, NULL) < 0)
+        if (ppoll(polled, 4, io->deadline ? &left : NULL, NULL) < 0)
             return -errno;
-        if (polled[4].revents)
-            return FNS_IO_STOPPED;
-        int ret = move(io, polled);
-        if (ret < 0)
-            return ret;
+        for (int i = 0; i < 3; i++) {
+            int ret = polled[i].revents ? fns_io_move(io, i) : 0;
+            if (ret < 0)
+                return ret;
+        }
         if (polled[3].revents) {
             ended = 1;
-            close_end(&io->fds[0]);
+            close_end(io, 0);
         }
     }
     return FNS_IO_DONE;
 }
 
 /* Takes what is in the pipe now, no more: a process that left the sandbox may write for ever. */
-static int drain_rest(int *fd, struct fns_buffer *buffer)
+static int drain_rest(struct fns_io *io, int which)
 {
+    struct fns_buffer *buffer = &io->output[which - 1];
     int left = 0, ret = 0;
-    if (*fd >= 0 && ioctl(*fd, FIONREAD, &left) < 0)
+    if (io->fds[which] >= 0 && ioctl(io->fds[which], FIONREAD, &left) < 0)
         return -errno;
-    for (size_t end = buffer->size + (size_t)left; ret == 0 && *fd >= 0 && buffer->size < end;) {
-        size_t before = buffer->size;
-        ret = drain(fd, buffer);
-        if (buffer->size == before)
+    uint64_t taken = buffer->size + buffer->dropped, end = taken + (uint64_t)left;
+    while (ret == 0 && io->fds[which] >= 0 && taken < end) {
+        uint64_t before = taken;
+        ret = drain(io, which);
+        taken = buffer->size + buffer->dropped;
+        if (taken == before)
             break;
     }
     return ret;
@@ -174,12 +185,12 @@ static int drain_rest(int *fd, struct fns_buffer *buffer)
 
 int fns_io_finish(struct fns_io *io)
 {
-    make_nonblocking(io);
+    fns_io_prepare(io);
     while (fns_wait(&io->process, -1) == -EINTR)
         ;
-    int ret = drain_rest(&io->fds[1], &io->output[0]);
+    int ret = drain_rest(io, 1);
     if (ret == 0)
-        ret = drain_rest(&io->fds[2], &io->output[1]);
+        ret = drain_rest(io, 2);
     fns_io_close(io);
     return ret;
 }

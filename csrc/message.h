@@ -18,6 +18,7 @@ enum fns_message_kind {
     FNS_MESSAGE_RUNNING,
     FNS_MESSAGE_FAILED, /* error */
     FNS_MESSAGE_EXITED, /* value: siginfo's si_code, status: its si_status */
+    FNS_MESSAGE_ENDED,  /* struct fns_ended, from a server */
 };
 
 struct fns_message {
@@ -38,21 +39,41 @@ struct fns_request {
 };
 
 /* What a server is asked (template.c, server.c). CALLER and CONNECT come over its control socket, with
- * an fd: a pidfd whose end is the server's too; a socket to be asked over. SPAWN comes over such a
- * socket, with 3 fds for stdio and one for each of args.keep; a big one's bytes are in a memory file,
- * the last fd. Answers: RUNNING with the pidfd, then ENDED; or FAILED. A connection has one sandbox at
- * a time, which ends when the connection does. */
-enum fns_ask_kind { FNS_ASK_CALLER = 1, FNS_ASK_CONNECT, FNS_ASK_SPAWN };
+ * an fd: a pidfd whose end is the server's too; a socket to be asked over. The rest comes over such a
+ * socket, which has one sandbox at a time:
+ *
+ *   RUN    3 fds for stdio, one for each of args.keep. Answers: ENDED, or FAILED.
+ *   SPAWN  the same, and the writing end of a pipe. RUNNING from the sandbox, with its pid and pidfd,
+ *          once it holds a lock on that pipe (fns_executed()); what then fails is written there, and
+ *          FAILED follows. Once it runs, the socket may be asked for something else.
+ *   REAP   `number`, of RUNNING: ENDED, as soon as that sandbox has ended.
+ *   KILL   as REAP, after killing it.
+ *   PARK   from now on a sandbox is made ahead, waits for RUN or SPAWN at this socket, and is followed
+ *          by the next when it has ended. No answer.
+ *
+ * A big ask's bytes are in a memory file, one more fd. A socket that is shut down ends the sandbox that
+ * it was asked to RUN; ENDED still comes. */
+enum fns_ask_kind {
+    FNS_ASK_CALLER = 1,
+    FNS_ASK_CONNECT,
+    FNS_ASK_RUN,
+    FNS_ASK_SPAWN,
+    FNS_ASK_REAP,
+    FNS_ASK_KILL,
+    FNS_ASK_PARK
+};
 enum { FNS_ASK_INLINE = 32768, FNS_ASK_FDS = 253 };
 struct fns_ask {
-    uint32_t kind, in_file;
+    uint16_t kind, in_file;
+    int32_t number;
     uint64_t size;
     struct fns_args args;
 };
 
+/* The answer to RUN and REAP; begins as FAILED does, which may come in its place. */
 struct fns_ended {
-    int32_t code, status; /* siginfo's si_code and si_status */
-    char usage[144];      /* struct rusage */
+    struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
+    char usage[144];            /* struct rusage */
 };
 
 #endif

@@ -1,23 +1,29 @@
 /* The server of a template: starts sandboxes for the caller, in the helper program's tiny memory.
  *
  * pid 1 of a pid namespace of its own, in a mount namespace that holds only the finished root. Each
- * sandbox is a vfork-style clone of it that runs the plan's ops and executes; the server reaps it
- * and says how it ended. Nothing of one spawn is kept for the next. It ends when the caller does, and
- * with it, as the kernel has it for a pid 1, every sandbox. Raw system calls only.
+ * sandbox is a clone that shares its memory until it executes, in a room of its own (sandbox.c); the
+ * server does not wait for that. It reaps, and says how each ended. Nothing of one is kept for the
+ * next. It ends when the caller does, and with it, as the kernel has it for a pid 1, every sandbox.
+ * Raw system calls only.
  */
-#include "helper.h"
+#include "server.h"
 
 #include "sys.h"
 
 #define MAX_FD (1 << 20)
-#define STACK_SIZE 65536
-#define FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
+#define MAX_PID (1 << 22)
+#define MAX_SANDBOXES (1 << 20)
+#define MAX_ROOMS (1 << 13)
+#define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
-enum peer_kind { NOBODY, CONTROL, CALLER, CONNECTION, SANDBOX };
+enum peer_kind { NOBODY, CONTROL, CALLER, CONNECTION, ENDS };
 struct peer {
-    uint32_t kind; /* enum peer_kind */
-    int other;     /* a connection's sandbox, a sandbox's connection; -1: none */
+    uint8_t kind;   /* enum peer_kind */
+    uint8_t park;   /* a connection for sandboxes made ahead */
+    uint8_t parked; /* there is one: it hears what is asked, not the server */
+    uint8_t closed; /* by the caller; here once its sandbox has ended */
+    int sandbox;    /* whose news go there; NONE */
 };
 struct event { /* struct epoll_event */
     uint32_t events;
@@ -27,16 +33,21 @@ struct event { /* struct epoll_event */
 __attribute__((packed))
 #endif
 ;
+enum { IN = 1, HANGUP = 0x10, READ_HANGUP = 0x2000, ADD = 1, DELETE = 2, MODIFY = 3 };
+enum { DONT_WAIT = 0x40 /* MSG_DONTWAIT: an event may be an earlier connection's */ };
 
-/* Everything the server has; one of them, in bss. */
+/* Everything the server has; one of them, in bss. The tables are mapped, and grow as they are used. */
 static struct {
     const struct fns_plan *plan;
     struct peer *peers;
-    int epoll;
+    struct fns_sandbox *sandboxes;
+    int *by_pid; /* number of the sandbox */
+    int epoll, ends; /* ends: a signalfd for SIGCHLD */
+    int n_sandboxes, free_sandbox; /* ever used; the first that is free */
+    int n_rooms;
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
-    char ask[FNS_ASK_INLINE] __attribute__((aligned(8)));
-    char rights[FD_SPACE] __attribute__((aligned(8)));
-    char stack[STACK_SIZE] __attribute__((aligned(4096)));
+    struct fns_room *rooms[MAX_ROOMS];
+    struct fns_received received; /* what is for no room */
 } server;
 
 static _Noreturn void stop(void)
@@ -45,291 +56,387 @@ static _Noreturn void stop(void)
         fns_sys1(__NR_exit_group, 0);
 }
 
-static void close_fds(const int *fds, int n)
+static int control(int how, int fd, uint32_t events)
 {
-    for (int i = 0; i < n; i++)
-        fns_sys1(__NR_close, fds[i]);
+    struct event event = {events, (uint64_t)fd};
+    return (int)fns_sys4(__NR_epoll_ctl, server.epoll, how, fd, &event);
 }
 
-static int watch(int fd, enum peer_kind kind, int other)
+static int watch(int fd, enum peer_kind kind)
 {
-    struct event event = {1 /* EPOLLIN */, (uint64_t)fd};
     if (fd >= MAX_FD)
         return -EMFILE;
-    server.peers[fd] = (struct peer){kind, other};
-    return (int)fns_sys4(__NR_epoll_ctl, server.epoll, 1 /* EPOLL_CTL_ADD */, fd, &event);
+    server.peers[fd] = (struct peer){.kind = (uint8_t)kind, .sandbox = NONE};
+    return control(ADD, fd, IN);
 }
 
 /* The caller has the same file, so that closing it here alone would leave it watched. */
 static void forget(int fd)
 {
     server.peers[fd].kind = NOBODY;
-    fns_sys4(__NR_epoll_ctl, server.epoll, 2 /* EPOLL_CTL_DEL */, fd, 0);
+    control(DELETE, fd, 0);
     fns_sys1(__NR_close, fd);
 }
 
-/* ---- one datagram --------------------------------------------------------------------------- */
-
-/* Bytes received into server.ask, and the fds that came along; 0: the other end is closed. */
-static long receive(int socket, int **fds, int *n_fds)
+/* Memory that is there once it is touched; 0: none. */
+static void *map(uint64_t size)
 {
-    struct fns_vector vector = {server.ask, sizeof server.ask};
-    struct fns_header header = {.vector = &vector,
-                                .vector_size = 1,
-                                .control = server.rights,
-                                .control_size = sizeof server.rights};
-    struct {
-        size_t size;
-        int level, type;
-    } *rights = (void *)server.rights;
-    rights->size = 0;
-    long n = fns_sys3(__NR_recvmsg, socket, &header, 0x40000000 /* MSG_CMSG_CLOEXEC */);
-    *fds = (int *)(void *)(server.rights + sizeof *rights);
-    *n_fds = 0;
-    if (n > 0 && header.control_size >= sizeof *rights && rights->type == 1 /* SCM_RIGHTS */)
-        *n_fds = (int)((rights->size - sizeof *rights) / sizeof(int));
-    if (n > 0 && (header.flags & 0x28 /* MSG_TRUNC|MSG_CTRUNC */)) {
-        close_fds(*fds, *n_fds); /* no room for an fd */
-        *n_fds = 0;
-        return -EMFILE;
-    }
-    return n;
+    long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */,
+                       0x4022 /* MAP_PRIVATE|ANONYMOUS|NORESERVE */, -1, 0);
+    return at < 0 && at > -4096 ? 0 : (void *)at;
 }
 
-static void hear_control(int control)
+/* ---- tables --------------------------------------------------------------------------------- */
+
+static struct fns_sandbox *take_sandbox(void)
 {
-    int *fds, n_fds;
-    long n = receive(control, &fds, &n_fds);
-    const struct fns_ask *ask = (const struct fns_ask *)(const void *)server.ask;
-    if (n == 0)
+    int number = server.free_sandbox;
+    if (number != NONE)
+        server.free_sandbox = server.sandboxes[number].next;
+    else if (server.n_sandboxes < MAX_SANDBOXES)
+        number = server.n_sandboxes++;
+    else
+        return 0;
+    struct fns_sandbox *sandbox = &server.sandboxes[number];
+    sandbox->child = (struct fns_child){.plan = server.plan,
+                                        .args = &sandbox->args,
+                                        .error = {.op_index = -1},
+                                        .exec_fd = -1,
+                                        .news = -1,
+                                        .root = -1,
+                                        .scratch = -1};
+    sandbox->asked = sandbox->told = 0;
+    sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
+    sandbox->connection = NONE;
+    return sandbox;
+}
+
+static void give_sandbox(struct fns_sandbox *sandbox)
+{
+    int number = (int)(sandbox - server.sandboxes);
+    sandbox->pid = sandbox->ended = 0;
+    sandbox->next = server.free_sandbox;
+    server.free_sandbox = number;
+}
+
+static struct fns_room *make_room(void)
+{
+    struct fns_room *room = server.n_rooms < MAX_ROOMS ? map(sizeof *room) : 0;
+    if (room && fns_sys3(__NR_mprotect, room->stack, 4096, 0) < 0)
         stop();
-    if (n < (long)sizeof *ask || n_fds != 1 ||
-        watch(fds[0], ask->kind == FNS_ASK_CALLER ? CALLER : CONNECTION, -1) < 0)
-        close_fds(fds, n_fds); /* its other end reads as closed */
+    if (room)
+        server.rooms[server.n_rooms++] = room;
+    return room;
+}
+
+/* One that nobody is in; 0: there is no memory for another. */
+static struct fns_room *take_room(void)
+{
+    struct fns_room *room = 0;
+    for (int i = 0; i < server.n_rooms && !room; i++)
+        if (!server.rooms[i]->taken)
+            room = server.rooms[i];
+    if (!room)
+        room = make_room();
+    if (room && room->mapped) {
+        fns_sys2(__NR_munmap, room->mapped, room->mapped_size);
+        room->mapped = 0;
+    }
+    return room;
 }
 
 /* ---- a sandbox ------------------------------------------------------------------------------ */
 
-/* A spawn on its way: what the child, in this memory, is given. */
-struct start {
-    struct fns_child child;
-    struct fns_args args;
-    const int *fds; /* stdio, then one for each of args.keep */
-};
-
-static int fail(struct start *start, enum fns_stage stage, long result)
+static long clone_sandbox(struct fns_room *room)
 {
-    start->child.error = (struct fns_error){(uint16_t)stage, 0, -1, (int)-result};
-    start->child.progress = FNS_PROGRESS_FAILED;
-    return 127;
-}
-
-/* Passed fds take the numbers they have in the caller; first all move out of each other's way. */
-static long place_fds(struct start *start)
-{
-    struct fns_args *args = &start->args;
-    int n = 3 + (int)args->n_keep, top = 3, moved[FNS_ASK_FDS];
-    for (int i = 0; i < n; i++) {
-        int wanted = i < 3 ? 0 : args->keep[i - 3];
-        top = top > start->fds[i] ? top : start->fds[i] + 1;
-        top = top > wanted ? top : wanted + 1;
-    }
-    for (int i = 0; i < n; i++) {
-        moved[i] = (int)fns_sys3(__NR_fcntl, start->fds[i], F_DUPFD_CLOEXEC, top);
-        if (moved[i] < 0)
-            return moved[i];
-    }
-    for (int i = 0; i < n; i++) {
-        long result = i < 3 ? 0 : fns_sys3(__NR_dup3, moved[i], args->keep[i - 3], 0);
-        if (result < 0)
-            return result;
-        if (i < 3)
-            args->stdio[i] = moved[i];
-    }
-    return 0;
-}
-
-static int start_main(void *arg)
-{
-    struct start *start = arg;
-    long result = start->args.n_keep ? place_fds(start) : 0;
-    if (result < 0)
-        return fail(start, FNS_STAGE_FDS, result);
-    fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, server.files, 0);
-    /* Signals are at their defaults in this process. */
-    if (fns_child_fds(&start->child) == 0 &&
-        fns_child_ops(&start->child, 0, start->child.plan->n_ops) == 0)
-        fns_child_exec(&start->child);
-    return 127;
-}
-
-static long clone_start(struct start *start, int *pidfd)
-{
+    uint64_t flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID;
     struct fns_clone_args args = {
-        .flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_CLONE_PIDFD,
-        .pidfd = (uintptr_t)pidfd,
+        .flags = flags,
+        .child_tid = (uintptr_t)&room->taken,
         .exit_signal = FNS_SIGCHLD,
-        .stack = (uintptr_t)server.stack,
-        .stack_size = sizeof server.stack,
+        .stack = (uintptr_t)room->stack,
+        .stack_size = sizeof room->stack,
     };
-    long pid =
-        fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, start_main, start);
+    room->taken = 1;
+    long pid = fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main,
+                                  room);
     if (pid == -ENOSYS)
-        pid = fns_sys_clone_call(__NR_clone, (long)(args.flags | FNS_SIGCHLD),
-                                 (long)(server.stack + sizeof server.stack), (long)pidfd, 0, 0,
-                                 start_main, start);
+        pid = fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD),
+                                 (long)(room->stack + sizeof room->stack), 0,
+                                 FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
+                                 FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main,
+                                 room);
+    if (pid < 0)
+        room->taken = 0;
     return pid;
 }
 
-static void reap(int pidfd, struct fns_ended *ended)
+/* 0, or -errno and the stage. Its news go to `connection`. */
+static long start(struct fns_room *room, int connection, int parked, enum fns_stage *stage)
 {
-    int info[32] = {0}; /* siginfo_t */
-    long result;
-    do
-        result = fns_sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, info, 4 | 0x40000000 /* __WALL */,
-                          ended->usage);
-    while (result == -EINTR);
-    ended->code = info[2];
-    ended->status = info[6];
-    forget(pidfd);
-}
-
-/* 0, or -errno with start->child.error set. */
-static long spawn(struct start *start, int connection)
-{
-    int pidfd = -1;
-    struct fns_ended ended;
-    long pid = clone_start(start, &pidfd);
-    if (pid < 0) {
-        fail(start, FNS_STAGE_CLONE, pid);
-        return pid;
+    struct fns_sandbox *sandbox = take_sandbox();
+    *stage = FNS_STAGE_HELPER;
+    if (!sandbox)
+        return -EAGAIN;
+    room->sandbox = sandbox;
+    room->number = (int)(sandbox - server.sandboxes);
+    room->files = server.files;
+    sandbox->connection = connection;
+    sandbox->parked = parked;
+    long pid = clone_sandbox(room);
+    if (pid < 0 || pid >= MAX_PID) {
+        *stage = FNS_STAGE_CLONE;
+        give_sandbox(sandbox);
+        return pid < 0 ? pid : -EAGAIN;
     }
-    if (start->child.progress == FNS_PROGRESS_EXEC) {
-        const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING};
-        server.peers[connection].other = pidfd;
-        long result = watch(pidfd, SANDBOX, connection);
-        if (result >= 0)
-            result = fns_tell(connection, &running, pidfd, (int)pid);
-        if (result >= 0)
-            return 0;
-        server.peers[connection].other = -1;
-        fail(start, FNS_STAGE_HELPER, result);
-    } else if (start->child.progress == FNS_PROGRESS_SETUP) {
-        fail(start, FNS_STAGE_CLONE, -ECANCELED);
-        start->child.error.detail = FNS_DETAIL_KILLED;
-    }
-    fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
-    reap(pidfd, &ended);
-    return -start->child.error.err;
+    sandbox->pid = (int)pid;
+    server.by_pid[pid] = room->number;
+    server.peers[connection].sandbox = room->number;
+    return 0;
 }
 
-/* The ask itself, mapped from the last fd when it is a big one; 0: it cannot be. */
-static struct fns_ask *open_ask(int file, uint64_t size)
+static void kill_sandbox(const struct fns_sandbox *sandbox)
 {
-    long at =
-        fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */, file, 0);
-    return at < 0 && at > -4096 ? 0 : (struct fns_ask *)at;
+    fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL); /* not reaped: nobody else has this pid */
 }
 
-static void answer(struct fns_ask *ask, int connection, const int *fds, int n_fds)
-{
-    struct start start = {.child = {.plan = server.plan,
-                                    .error = {.op_index = -1},
-                                    .exec_fd = -1,
-                                    .news = -1,
-                                    .root = -1,
-                                    .scratch = -1},
-                          .args = ask->args,
-                          .fds = fds};
-    start.child.args = &start.args;
-    long result = -EPROTO;
-    if (n_fds == 3 + (int)ask->args.n_keep) {
-        fns_open_args((char *)ask, &start.args);
-        for (int i = 0; i < 3; i++)
-            start.args.stdio[i] = fds[i];
-        result = spawn(&start, connection);
-    } else {
-        fail(&start, FNS_STAGE_HELPER, result);
-    }
-    if (result < 0)
-        fns_tell_failure(connection, &start.child.error);
-}
+/* ---- connections ---------------------------------------------------------------------------- */
 
+/* The caller has shut it down, or closed it. */
 static void hang_up(int connection)
 {
-    int sandbox = server.peers[connection].other;
-    if (sandbox >= 0) {
-        server.peers[sandbox].other = -1;
-        fns_sys4(__NR_pidfd_send_signal, sandbox, FNS_SIGKILL, 0, 0);
+    struct peer *peer = &server.peers[connection];
+    if (peer->closed)
+        return;
+    struct fns_sandbox *sandbox = peer->sandbox == NONE ? 0 : &server.sandboxes[peer->sandbox];
+    if (sandbox && !sandbox->told) {
+        kill_sandbox(sandbox);
+        peer->closed = 1; /* the news of its end are sent first */
+        control(DELETE, connection, 0);
+        return;
+    }
+    if (sandbox) {
+        sandbox->connection = NONE;
+        sandbox->awaited = 0;
     }
     forget(connection);
 }
 
-static void hear_connection(int connection)
+/* Who hears what is asked: the sandbox that is parked there, or the server. */
+static void hear_by(int connection, int parked)
 {
-    int *fds, n_fds;
-    long n = receive(connection, &fds, &n_fds);
-    struct fns_ask *ask = (struct fns_ask *)(void *)server.ask;
-    if (n == -EMFILE) {
-        const struct fns_error error = {FNS_STAGE_FDS, 0, -1, EMFILE};
-        fns_tell_failure(connection, &error);
-        return;
-    }
-    if (n < (long)sizeof *ask || ask->kind != FNS_ASK_SPAWN ||
-        server.peers[connection].other >= 0) {
-        close_fds(fds, n_fds);
-        hang_up(connection);
-        return;
-    }
-    if (ask->in_file && n_fds > 0) {
-        uint64_t size = ask->size;
-        ask = open_ask(fds[n_fds - 1], size);
-        if (ask) {
-            answer(ask, connection, fds, n_fds - 1);
-            fns_sys2(__NR_munmap, ask, size);
-        } else {
-            const struct fns_error error = {FNS_STAGE_HELPER, 0, -1, ENOMEM};
-            fns_tell_failure(connection, &error);
-        }
-    } else {
-        answer(ask, connection, fds, n_fds);
-    }
-    close_fds(fds, n_fds);
+    struct peer *peer = &server.peers[connection];
+    if (parked != peer->parked)
+        control(MODIFY, connection, parked ? READ_HANGUP : IN);
+    peer->parked = (uint8_t)parked;
 }
 
-static void end_sandbox(int pidfd)
+/* A sandbox ahead for a connection that wants one. Should that fail, the server hears what is asked
+ * there, and the failure is that sandbox's. */
+static void park(int connection)
 {
-    struct fns_ended ended;
-    int connection = server.peers[pidfd].other;
-    reap(pidfd, &ended);
-    if (connection < 0)
+    enum fns_stage stage;
+    struct fns_room *room = take_room();
+    hear_by(connection, room && start(room, connection, 1, &stage) == 0);
+}
+
+static void tell_failure(int connection, enum fns_stage stage, long result)
+{
+    const struct fns_error error = {(uint16_t)stage, 0, -1, (int)-result};
+    fns_tell_failure(connection, &error);
+}
+
+static void send_end(int connection, struct fns_sandbox *sandbox)
+{
+    fns_sys6(__NR_sendto, connection, (long)&sandbox->end, sizeof sandbox->end,
+             0x4000 /* MSG_NOSIGNAL */, 0, 0);
+    give_sandbox(sandbox);
+}
+
+static void hear_reap(int connection, int number, int kill)
+{
+    struct fns_sandbox *sandbox =
+        number >= 0 && number < server.n_sandboxes ? &server.sandboxes[number] : 0;
+    if (!sandbox || !sandbox->told || (!sandbox->pid && !sandbox->ended)) {
+        tell_failure(connection, FNS_STAGE_WAIT, -ECHILD);
+    } else if (sandbox->ended) {
+        send_end(connection, sandbox);
+    } else {
+        sandbox->connection = connection;
+        sandbox->awaited = 1;
+        server.peers[connection].sandbox = number;
+        if (kill)
+            kill_sandbox(sandbox);
+    }
+}
+
+static void hear_run(int connection, struct fns_room *room, const struct fns_received *received)
+{
+    enum fns_stage stage = FNS_STAGE_HELPER;
+    int n_fds = received->n_fds, fds[FNS_ASK_FDS];
+    for (int i = 0; i < n_fds; i++) /* the room is the sandbox's from its clone on */
+        fds[i] = received->fds[i];
+    long result = room ? start(room, connection, 0, &stage) : -ENOMEM;
+    fns_close_all(fds, n_fds);
+    if (result < 0)
+        tell_failure(connection, stage, result);
+}
+
+static void hear_connection(int connection)
+{
+    struct peer *peer = &server.peers[connection];
+    struct fns_room *room = take_room();
+    struct fns_received *received = room ? &room->received : &server.received;
+    fns_receive(connection, DONT_WAIT, received);
+    const struct fns_ask *ask = (const struct fns_ask *)(const void *)received->bytes;
+    if (peer->sandbox != NONE && server.sandboxes[peer->sandbox].told &&
+        !server.sandboxes[peer->sandbox].awaited) { /* it runs: REAP is for it */
+        server.sandboxes[peer->sandbox].connection = NONE;
+        peer->sandbox = NONE;
+    }
+    if (received->size == -EAGAIN)
         return;
-    server.peers[connection].other = -1;
-    fns_sys6(__NR_sendto, connection, (long)&ended, sizeof ended, 0x4000 /* MSG_NOSIGNAL */, 0, 0);
+    int kind = received->size >= (long)sizeof *ask && peer->sandbox == NONE ? ask->kind : 0;
+    if (received->size == -EMFILE) {
+        tell_failure(connection, FNS_STAGE_FDS, -EMFILE);
+    } else if (kind == FNS_ASK_RUN || kind == FNS_ASK_SPAWN) {
+        hear_run(connection, room, received);
+    } else if (kind == FNS_ASK_REAP || kind == FNS_ASK_KILL) {
+        hear_reap(connection, ask->number, kind == FNS_ASK_KILL);
+    } else if (kind == FNS_ASK_PARK) {
+        peer->park = 1;
+        park(connection);
+    } else {
+        fns_close_all(received->fds, received->n_fds);
+        hang_up(connection);
+    }
+}
+
+static void hear_control(int fd)
+{
+    struct fns_received *received = &server.received;
+    fns_receive(fd, DONT_WAIT, received);
+    const struct fns_ask *ask = (const struct fns_ask *)(const void *)received->bytes;
+    if (received->size == 0)
+        stop();
+    if (received->size == -EAGAIN)
+        return;
+    if (received->size < (long)sizeof *ask || received->n_fds != 1 ||
+        watch(received->fds[0], ask->kind == FNS_ASK_CALLER ? CALLER : CONNECTION) < 0)
+        fns_close_all(received->fds, received->n_fds); /* its other end reads as closed */
+}
+
+/* ---- the end of a sandbox ------------------------------------------------------------------- */
+
+/* What `sandbox->end` says: ENDED, or FAILED when it has not come to run its command. */
+static void describe_end(struct fns_sandbox *sandbox, int code, int status)
+{
+    struct fns_message *message = &sandbox->end.message;
+    *message = (struct fns_message){.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
+    if (sandbox->child.progress == FNS_PROGRESS_EXEC ||
+        (sandbox->told && sandbox->child.progress == FNS_PROGRESS_SETUP))
+        return;
+    message->kind = FNS_MESSAGE_FAILED;
+    message->error = sandbox->child.error;
+    if (sandbox->child.progress == FNS_PROGRESS_SETUP)
+        message->error =
+            (struct fns_error){FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED};
+}
+
+/* The connection of a sandbox that has ended is free for the next. */
+static void end_use(int connection)
+{
+    struct peer *peer = &server.peers[connection];
+    if (peer->closed)
+        forget(connection);
+    else if (peer->park)
+        park(connection);
+}
+
+static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
+{
+    int connection = sandbox->connection;
+    describe_end(sandbox, code, status);
+    sandbox->pid = 0;
+    if (connection != NONE)
+        server.peers[connection].sandbox = NONE;
+    if (sandbox->parked && !sandbox->asked) { /* what is asked there next, the server hears */
+        give_sandbox(sandbox);
+        if (server.peers[connection].closed)
+            forget(connection);
+        else
+            hear_by(connection, 0);
+    } else if (sandbox->told && !sandbox->awaited &&
+               sandbox->end.message.kind == FNS_MESSAGE_ENDED) {
+        sandbox->ended = 1;
+        sandbox->connection = NONE;
+    } else if (connection == NONE) {
+        give_sandbox(sandbox);
+    } else {
+        send_end(connection, sandbox);
+        end_use(connection);
+    }
+}
+
+static void reap(void)
+{
+    int info[32]; /* siginfo_t */
+    char usage[sizeof server.sandboxes->end.usage];
+    fns_sys3(__NR_read, server.ends, info, sizeof info); /* one signal stands for many ends */
+    for (;;) {
+        info[4] = 0;
+        long result = fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, info,
+                               1 | 4 | 0x40000000 /* WNOHANG|WEXITED|__WALL */, usage);
+        int pid = info[4];
+        if (result < 0 || pid <= 0)
+            return;
+        struct fns_sandbox *sandbox = &server.sandboxes[server.by_pid[pid]];
+        if (sandbox->pid != pid)
+            continue;
+        memcpy(sandbox->end.usage, usage, sizeof usage);
+        end_sandbox(sandbox, info[2], info[6]);
+    }
 }
 
 /* ---- the loop ------------------------------------------------------------------------------- */
 
-static void prepare(int control)
+static void prepare(int socket)
 {
-    const uint64_t all = ~0ull;
+    const uint64_t all = ~0ull, ends = 1ull << (FNS_SIGCHLD - 1);
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    if (control > 3)
-        fns_sys3(__NR_close_range, 3, control - 1, 0);
-    fns_sys3(__NR_close_range, control + 1, ~0u, 0);
+    if (socket > 3)
+        fns_sys3(__NR_close_range, 3, socket - 1, 0);
+    fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
     /* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. */
     fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
     const uint64_t most[2] = {server.files[1], server.files[1]};
     fns_sys4(__NR_prlimit64, 0, 7, most, 0);
-    long peers = fns_sys6(__NR_mmap, 0, MAX_FD * sizeof(struct peer), 3 /* PROT_READ|WRITE */,
-                          0x4022 /* MAP_PRIVATE|ANONYMOUS|NORESERVE */, -1, 0);
+    server.peers = map(MAX_FD * sizeof *server.peers);
+    server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
+    server.by_pid = map(MAX_PID * sizeof *server.by_pid);
+    server.free_sandbox = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
-    if ((peers < 0 && peers > -4096) || server.epoll < 0)
+    server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
+    if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
+        server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
         stop();
-    server.peers = (struct peer *)peers;
-    /* The first page of the stack is a guard. */
-    if (watch(control, CONTROL, -1) < 0 || fns_sys3(__NR_mprotect, server.stack, 4096, 0) < 0)
-        stop();
+}
+
+static void hear(int fd)
+{
+    struct peer *peer = &server.peers[fd];
+    switch ((enum peer_kind)peer->kind) {
+    case CONTROL: hear_control(fd); break;
+    case CALLER: stop();
+    case CONNECTION:
+        if (peer->parked)
+            hang_up(fd);
+        else
+            hear_connection(fd);
+        break;
+    case ENDS: reap(); break;
+    case NOBODY: break;
+    }
 }
 
 _Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
@@ -342,15 +449,7 @@ _Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
         stop();
     for (;;) {
         long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, -1, 0, 0);
-        for (long i = 0; i < n; i++) {
-            int fd = (int)events[i].fd;
-            switch ((enum peer_kind)server.peers[fd].kind) {
-            case CONTROL: hear_control(fd); break;
-            case CALLER: stop();
-            case CONNECTION: hear_connection(fd); break;
-            case SANDBOX: end_sandbox(fd); break;
-            case NOBODY: break;
-            }
-        }
+        for (long i = 0; i < n; i++)
+            hear((int)events[i].fd);
     }
 }

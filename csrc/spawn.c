@@ -188,8 +188,7 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
     return -error->err;
 }
 
-/* What the exec program says: nothing when it has succeeded. */
-static int hear_exec(const struct fns_plan *plan, int news, struct fns_error *error)
+int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error)
 {
     struct fns_error said;
     int ret = fns_executed(news);
@@ -240,7 +239,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
     free((void *)exec_args.keep);
     free((void *)exec_args.argv);
     if (ret == 0) {
-        ret = hear_exec(plan, news[0], error);
+        ret = fns_hear_exec(plan, news[0], error);
         if (ret < 0)
             fns_discard(pidfd);
     }

@@ -51,8 +51,13 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 
-/* fns_reap() for a server's sandbox (template.c). */
-int fns_server_reap(const struct fns_process *process, struct fns_result *result);
+/* What a sandbox that has locked the pipe `news` says once it has given the lock up: nothing when it
+ * has executed its command. 0, or -errno and `error`. */
+int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error);
+
+/* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
+void fns_io_prepare(struct fns_io *io);
+int fns_io_move(struct fns_io *io, int which);
 
 /* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,

@@ -145,6 +145,7 @@ struct fns_clone_args {
 #define FNS_CLONE_VFORK 0x00004000ull
 #define FNS_CLONE_PARENT 0x00008000ull
 #define FNS_CLONE_PARENT_SETTID 0x00100000ull
+#define FNS_CLONE_CHILD_CLEARTID 0x00200000ull
 #define FNS_CLONE_NEWTIME 0x00000080ull
 #define FNS_CLONE_NEWNS 0x00020000ull
 #define FNS_CLONE_NEWCGROUP 0x02000000ull
@@ -188,6 +189,9 @@ struct fns_mount_attr {
 #endif
 #ifndef __NR_openat2
 #define __NR_openat2 437
+#endif
+#ifndef __NR_epoll_pwait2
+#define __NR_epoll_pwait2 441
 #endif
 #ifndef __NR_mount_setattr
 #define __NR_mount_setattr 442

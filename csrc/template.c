@@ -1,8 +1,8 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the parent.
  *
- * The server (server.c) is a staged spawn that stays. Each sandbox has a connection of its own while
- * it lives, a SEQPACKET socket pair: what is asked goes one way, how it began and ended comes back.
- * Closing the connection ends the sandbox.
+ * The server (server.c) is a staged spawn that stays. It is asked over connections, SEQPACKET socket
+ * pairs, each for one sandbox at a time: to run a command and say how it ended, or to start one and
+ * to be asked for its end later (message.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,9 +29,10 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
     struct iovec vector = {(void *)(uintptr_t)ask, size};
     struct msghdr header = {.msg_iov = &vector,
                             .msg_iovlen = 1,
-                            .msg_control = &rights,
-                            .msg_controllen = CMSG_SPACE(n_fds * sizeof(int))};
-    memcpy(rights.fds, fds, n_fds * sizeof(int));
+                            .msg_control = n_fds ? &rights : NULL,
+                            .msg_controllen = n_fds ? CMSG_SPACE(n_fds * sizeof(int)) : 0};
+    if (n_fds)
+        memcpy(rights.fds, fds, n_fds * sizeof(int));
     ssize_t n;
     do
         n = sendmsg(socket, &header, MSG_NOSIGNAL);
@@ -99,18 +100,22 @@ int fns_server_connect(const struct fns_process *server)
     return ret < 0 ? ret : pair[0];
 }
 
-static int send_spawn(int connection, const struct fns_args *args)
+/* `news`: for SPAWN. */
+static int send_run(int connection, enum fns_ask_kind kind, const struct fns_args *args, int news)
 {
     int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
-    if (args->n_keep > FNS_ASK_FDS - 4)
+    if (args->n_keep > FNS_ASK_FDS - 5)
         return -EMFILE;
     struct fns_ask *ask = fns_pack_ask(args);
     if (!ask)
         return -ENOMEM;
+    ask->kind = (uint16_t)kind;
     for (int i = 0; i < 3; i++)
         fds[n++] = args->stdio[i] >= 0 ? args->stdio[i] : i;
     for (uint32_t i = 0; i < args->n_keep; i++)
         fds[n++] = args->keep[i];
+    if (kind == FNS_ASK_SPAWN)
+        fds[n++] = news;
     size_t size = ask->size;
     if (size > FNS_ASK_INLINE) {
         ask->in_file = 1;
@@ -124,14 +129,15 @@ static int send_spawn(int connection, const struct fns_args *args)
     return ret;
 }
 
-/* RUNNING: the pidfd comes along, and the pid as this process' namespaces have it. */
-static int hear_running(int connection, struct fns_message *message, int *pid, int *pidfd)
+/* An answer: ENDED, or a shorter one. With RUNNING the pidfd comes along, and the pid as this process'
+ * namespaces have it. */
+static int hear(int connection, struct fns_ended *answer, int *pid, int *pidfd)
 {
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
     } rights;
-    struct iovec vector = {message, sizeof *message};
+    struct iovec vector = {answer, sizeof *answer};
     struct msghdr header = {.msg_iov = &vector,
                             .msg_iovlen = 1,
                             .msg_control = &rights,
@@ -151,51 +157,136 @@ static int hear_running(int connection, struct fns_message *message, int *pid, i
             *pid = credentials.pid;
         }
     }
-    return n == sizeof *message ? 0 : -EPROTO;
+    int whole = answer->message.kind == FNS_MESSAGE_ENDED;
+    return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
+}
+
+/* The error of a conversation that has broken off. */
+static int broken(struct fns_error *error, int ret)
+{
+    if (ret == -ECANCELED || ret == -EPIPE)
+        lost(error);
+    else
+        fns_set_error(error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1,
+                      ret);
+    return ret;
+}
+
+/* An answer that is not RUNNING. 0: ENDED; -errno and `error`. */
+static int hear_end(int connection, const struct fns_plan *sandbox, struct fns_ended *ended,
+                    struct fns_error *error)
+{
+    int pid = -1, pidfd = -1, ret = hear(connection, ended, &pid, &pidfd);
+    if (pidfd >= 0)
+        close(pidfd);
+    if (ret < 0)
+        return broken(error, ret);
+    if (ended->message.kind == FNS_MESSAGE_FAILED)
+        return fns_believe_error(sandbox, &ended->message.error, error);
+    return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
+}
+
+int fns_server_run(int connection, const struct fns_args *args, struct fns_process *process,
+                   struct fns_error *error)
+{
+    *error = (struct fns_error){.op_index = -1};
+    *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
+    int ret = send_run(connection, FNS_ASK_RUN, args, -1);
+    if (ret < 0)
+        return broken(error, ret);
+    process->control = connection;
+    process->quiet = 1;
+    return 0;
+}
+
+static void set_result(const struct fns_ended *ended, struct fns_result *result)
+{
+    result->code = ended->message.value;
+    result->status = ended->message.status;
+    memcpy(&result->usage, ended->usage, sizeof result->usage);
+    result->end = fns_now();
+}
+
+int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
+                   struct fns_result *result, struct fns_error *error)
+{
+    struct fns_ended ended;
+    int ret = hear_end(process->control, sandbox, &ended, error);
+    if (ret == 0)
+        set_result(&ended, result);
+    return ret;
+}
+
+static int ask_end(int connection, enum fns_ask_kind kind, int number, struct fns_ended *ended)
+{
+    const struct fns_ask ask = {.kind = (uint16_t)kind, .number = number, .size = sizeof ask};
+    const struct fns_plan none = {.n_ops = 0};
+    struct fns_error error;
+    int ret = send_ask(connection, &ask, sizeof ask, NULL, 0);
+    return ret < 0 ? ret : hear_end(connection, &none, ended, &error);
+}
+
+int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
+{
+    struct fns_ended ended;
+    int ret = ask_end(connection, FNS_ASK_REAP, process->served - 1, &ended);
+    if (ret == 0)
+        set_result(&ended, result);
+    return ret == -EPIPE ? -ECANCELED : ret;
+}
+
+/* From RUNNING to the command: 0, or -errno and `error`. */
+static int follow(int connection, const struct fns_plan *sandbox, int news, int number, int pidfd,
+                  struct fns_error *error)
+{
+    struct fns_ended ended;
+    if (pidfd < 0) { /* the kernel drops an fd that finds no place */
+        ask_end(connection, FNS_ASK_KILL, number, &ended);
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
+    }
+    int ret = fns_hear_exec(sandbox, news, error);
+    if (ret < 0)
+        ret = hear_end(connection, sandbox, &ended, error);
+    return ret;
 }
 
 int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error)
 {
-    struct fns_message message = {.kind = 0};
-    int pid = -1, pidfd = -1;
+    struct fns_ended answer = {.message = {.kind = 0}};
+    int news[2], pid = -1, pidfd = -1;
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
-    int ret = send_spawn(connection, args);
+    if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
+    int ret = send_run(connection, FNS_ASK_SPAWN, args, news[1]);
+    close(news[1]);
     if (ret == 0)
-        ret = hear_running(connection, &message, &pid, &pidfd);
-    if (ret == -ECANCELED || ret == -EPIPE) {
-        lost(error);
+        ret = hear(connection, &answer, &pid, &pidfd);
+    if (ret < 0)
+        broken(error, ret);
+    else if (answer.message.kind == FNS_MESSAGE_FAILED)
+        ret = fns_believe_error(sandbox, &answer.message.error, error);
+    else if (answer.message.kind == FNS_MESSAGE_RUNNING)
+        ret = follow(connection, sandbox, news[0], answer.message.value, pidfd, error);
+    else
+        ret = broken(error, -EPROTO);
+    close(news[0]);
+    if (ret < 0) {
+        if (pidfd >= 0)
+            close(pidfd);
         return ret;
     }
-    if (ret < 0)
-        return fns_set_error(
-            error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1, ret);
-    if (message.kind == FNS_MESSAGE_FAILED)
-        return fns_believe_error(sandbox, &message.error, error);
-    if (message.kind != FNS_MESSAGE_RUNNING)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, EPROTO);
-    if (pidfd < 0)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
-    *process = (struct fns_process){
-        .pid = pid, .pidfd = pidfd, .control = connection, .served = 1, .start = process->start};
+    *process = (struct fns_process){.pid = pid,
+                                    .pidfd = pidfd,
+                                    .control = -1,
+                                    .served = answer.message.value + 1,
+                                    .start = process->start};
     return 0;
 }
 
-int fns_server_reap(const struct fns_process *process, struct fns_result *result)
+int fns_server_park(int connection)
 {
-    struct fns_ended ended;
-    ssize_t n;
-    if (fns_wait(process, 0) == 0)
-        return -EAGAIN;
-    do
-        n = recv(process->control, &ended, sizeof ended, 0);
-    while (n < 0 && errno == EINTR);
-    if (n != sizeof ended)
-        return -ECANCELED;
-    result->code = ended.code;
-    result->status = ended.status;
-    memcpy(&result->usage, ended.usage, sizeof result->usage);
-    result->end = fns_now();
-    return 0;
+    const struct fns_ask ask = {.kind = FNS_ASK_PARK, .size = sizeof ask};
+    return send_ask(connection, &ask, sizeof ask, NULL, 0);
 }

@@ -26,11 +26,16 @@ uint64_t fns_now(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+int fns_end_fd(const struct fns_process *process)
+{
+    return process->quiet ? process->control : process->pidfd;
+}
+
 int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 {
-    if (process->pidfd < 0)
+    struct pollfd fd = {.fd = fns_end_fd(process), .events = POLLIN};
+    if (fd.fd < 0)
         return 1; /* reaped already */
-    struct pollfd fd = {.fd = process->pidfd, .events = POLLIN};
     struct timespec time = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     int n = ppoll(&fd, 1, timeout_ns < 0 ? NULL : &time, NULL);
     return n < 0 ? -errno : n;
@@ -38,8 +43,6 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {
-    if (process->served)
-        return fns_server_reap(process, result);
     siginfo_t info = {.si_pid = 0};
     long ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info, WEXITED | WNOHANG | __WALL,
                         &result->usage);
@@ -169,6 +172,8 @@ static int kill_tree(const struct fns_process *process)
 
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
+    if (process->quiet) /* the server sees it, and kills */
+        return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);
     int killed = fns_kill(process, SIGKILL);
     return killed < 0 ? killed : ret;

@@ -1,6 +1,6 @@
 """Types of the binding; the words are in _core.pyx."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 
 from fastns._compile import Op
@@ -16,6 +16,10 @@ HOW_UNBINDABLE: Final[int]
 PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
+PIPE_STDIN: Final[int]
+PIPE_STDOUT: Final[int]
+PIPE_STDERR: Final[int]
+PIPE_JOINED: Final[int]
 
 _Result: TypeAlias = tuple[int, int, float, float, int, bool, float]
 _Item: TypeAlias = tuple[
@@ -24,10 +28,12 @@ _Item: TypeAlias = tuple[
     tuple[bytes, ...],
     bytes,
     tuple[int, int, int],
-    bytes | None,
+    int,
+    bytes,
     int | None,
+    int,
 ]
-_Outcome: TypeAlias = tuple[int, _Result, bytes | None, bytes | None, bool]
+_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, int, bool]
 
 @final
 class Plan:
@@ -82,7 +88,7 @@ class Process:
 
 @final
 class Server:
-    def __new__(cls, plan: Plan, null: int) -> Server: ...
+    def __new__(cls, plan: Plan, null: int, parked: int = 0) -> Server: ...
     @property
     def plan(self) -> Plan: ...
     @property
@@ -90,6 +96,7 @@ class Server:
     @property
     def pid(self) -> int: ...
     def alive(self) -> bool: ...
+    def usable(self) -> bool: ...
     def spawn(
         self,
         argv: tuple[bytes, ...],
@@ -119,11 +126,16 @@ def spawn(
     stdio: tuple[int, int, int],
     keep: tuple[int, ...],
 ) -> Process: ...
+def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
-    plan: Plan, items: Sequence[_Item], threads: int, server: Server | None = None
+    plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int
 ) -> list[Process | SpawnError]: ...
 def run_batch(
-    plan: Plan, items: Sequence[_Item], threads: int, capture: bool, server: Server | None = None
+    plan: Plan,
+    server: Server | None,
+    items: Sequence[_Item],
+    concurrency: int,
+    progress: Callable[[int], object] | None = None,
 ) -> list[_Outcome | SpawnError]: ...
 def capabilities() -> int: ...
 def unshare(flags: int) -> int: ...

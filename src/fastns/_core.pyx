@@ -306,7 +306,7 @@ cdef class Process:
         if not self.reaped:
             if self.process.pidfd < 0:
                 return None
-            ret = c.fns_reap(&self.process, &self.result)
+            ret = self.reap_now()
             if ret == -EAGAIN:
                 return None
             self.lost = ret < 0
@@ -316,6 +316,14 @@ cdef class Process:
             if ret < 0:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
         return _result(&self.process, &self.result)
+
+    cdef int reap_now(self) noexcept:
+        """0, -EAGAIN, or -errno."""
+        if self.server is None:
+            return c.fns_reap(&self.process, &self.result)
+        if c.fns_wait(&self.process, 0) == 0:
+            return -EAGAIN
+        return self.server.reap(&self.process, &self.result)
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
@@ -340,10 +348,7 @@ cdef class Process:
         if self.process.pidfd >= 0:
             close(self.process.pidfd)
         if self.process.control >= 0:
-            if self.server is not None and self.reaped:
-                self.server.give(self.process.control)
-            else:
-                close(self.process.control)
+            close(self.process.control)
         self.process.pidfd = self.process.control = -1
 
     def __dealloc__(self):
@@ -353,7 +358,7 @@ cdef class Process:
             c.fns_kill(&self.process, 9)
             while c.fns_wait(&self.process, -1) == -EINTR:
                 pass
-            c.fns_reap(&self.process, &self.result)
+            self.reap_now()
         self.close()
 
 
@@ -395,20 +400,23 @@ cdef class Server:
     """A template's server process, and the connections to it that are free.
 
     Made from the plan of a template; start() and stop() are template.py's to call, one thread at a
-    time, spawn() anybody's.
+    time, the rest anybody's. `parked`: how many sandboxes are made ahead, each behind a connection of
+    its own.
     """
 
     cdef c.fns_process process
     cdef readonly Plan plan
     cdef readonly bint running
     cdef list free
+    cdef list ahead
     cdef int owner
 
-    def __cinit__(self, Plan plan, int null):
+    def __cinit__(self, Plan plan, int null, int parked=0):
         cdef c.fns_error error
         cdef int ret
         self.plan = plan
         self.free = []
+        self.ahead = []
         self.owner = getpid()
         self.process.pidfd = self.process.control = -1
         with nogil:
@@ -416,6 +424,8 @@ cdef class Server:
         if ret < 0:
             raise _spawn_error(plan, _Arguments((), (), (), b"/", (-1, -1, -1), ()), &error)
         self.running = True
+        for _ in range(parked):
+            self.park()
 
     @property
     def pid(self):
@@ -423,8 +433,51 @@ cdef class Server:
 
     def alive(self):
         """Whether it runs, and is this process's."""
-        return (self.running and self.owner == getpid()
-                and c.fns_wait(&self.process, 0) == 0)
+        return self.usable() and c.fns_wait(&self.process, 0) == 0
+
+    def usable(self):
+        """As alive(), as far as this process knows: spawn() and run() find out."""
+        return self.running and self.owner == getpid()
+
+    cdef int connect(self) except -1:
+        cdef int connection = c.fns_server_connect(&self.process)
+        if connection == -EPIPE:
+            self.running = False
+            raise ConnectionAbortedError
+        if connection < 0:
+            raise SpawnError("helper", -connection)
+        return connection
+
+    cdef int take(self, bint *parked) except -1:
+        """A connection; the first to come back is the first to have a new sandbox behind it."""
+        parked[0] = len(self.ahead) > 0
+        if parked[0]:
+            return self.ahead.pop(0)
+        if self.free:
+            return self.free.pop()
+        return self.connect()
+
+    cdef void give(self, int connection, bint parked, bint usable) noexcept:
+        """After its use; one that cannot be used again is replaced when it was for sandboxes ahead."""
+        cdef list to = self.ahead if parked else self.free
+        if usable and self.running and self.owner == getpid() and len(to) < 1024:
+            to.append(connection)
+            return
+        close(connection)
+        if parked:
+            self.park()
+
+    cdef void park(self) noexcept:
+        cdef int connection
+        if not self.running or self.owner != getpid():
+            return
+        connection = c.fns_server_connect(&self.process)
+        if connection < 0:  # whoever asks next finds out
+            return
+        if c.fns_server_park(connection) < 0:
+            close(connection)
+        else:
+            self.ahead.append(connection)
 
     def spawn(self, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio, tuple keep):
         """As the module's spawn(). ConnectionAbortedError: the server was gone before it was asked."""
@@ -432,48 +485,49 @@ cdef class Server:
         cdef Plan plan = self.plan.sandbox
         cdef c.fns_process process
         cdef c.fns_error error
-        cdef int ret, connection
-        if self.free:
-            connection = self.free.pop()
-        else:
-            connection = c.fns_server_connect(&self.process)
-        if connection == -EPIPE:
-            self.running = False
-            raise ConnectionAbortedError
-        if connection < 0:
-            raise SpawnError("helper", -connection)
+        cdef bint parked
+        cdef int ret, connection = self.take(&parked)
         with nogil:
             ret = c.fns_server_spawn(connection, &plan.plan, &arguments.args, &process, &error)
+        if ret == -EPIPE:
+            self.running = False
+        self.give(connection, parked,
+                  not (ret == -EPIPE or ret == -ECANCELED or ret == -EPROTO or ret == -EMFILE
+                       or ret == -EBADF or (ret >= 0 and parked)))
+        if ret == -EPIPE:
+            raise ConnectionAbortedError
         if ret < 0:
-            if ret == -EPIPE:
-                close(connection)
-                self.running = False
-                raise ConnectionAbortedError
-            if ret == -ECANCELED or ret == -EPROTO or ret == -EMFILE or ret == -EBADF:
-                close(connection)
-            else:
-                self.give(connection)
             raise _spawn_error(plan, arguments, &error)
         cdef Process new = _new_process(plan, &process)
         new.server = self
         return new
 
-    cdef void give(self, int connection) noexcept:
-        if self.running and self.owner == getpid() and len(self.free) < 256:
-            self.free.append(connection)
+    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
+        cdef int ret, connection
+        if self.free:
+            connection = self.free.pop()
         else:
-            close(connection)
+            connection = c.fns_server_connect(&self.process)
+        if connection < 0:
+            return -ECANCELED if connection == -EPIPE else connection
+        ret = c.fns_server_reap(connection, process, result)
+        self.give(connection, False, ret >= 0)
+        return ret
 
     def stop(self):
         """Ends the server and with it every sandbox of it."""
         self.running = False
-        while self.free:
-            close(self.free.pop())
+        self.close_connections()
         if self.owner == getpid():
             with nogil:
                 c.fns_server_stop(&self.process)
         else:
             self.forget()
+
+    cdef void close_connections(self) noexcept:
+        for connections in (self.free, self.ahead):
+            while connections:
+                close(connections.pop())
 
     cdef void forget(self) noexcept:
         if self.process.control >= 0:
@@ -483,9 +537,7 @@ cdef class Server:
         self.process.control = self.process.pidfd = -1
 
     def __dealloc__(self):
-        if self.free is not None:
-            for connection in self.free:
-                close(connection)
+        self.close_connections()
         if self.owner == getpid():
             c.fns_server_stop(&self.process)
         else:
@@ -507,7 +559,6 @@ cdef class Pipes:
         self.io.fds[0], self.io.fds[1], self.io.fds[2] = stdin, stdout, stderr
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
-        self.io.stop = -1
 
     def run(self, timeout_ns=None):
         """Until everything is at its end: True; False when `timeout_ns` has passed first."""
@@ -549,7 +600,13 @@ cdef class Pipes:
         c.fns_buffer_free(&self.io.output[1])
 
 
-# ---- batches -------------------------------------------------------------------------------------
+# ---- jobs: run to their end in C -------------------------------------------------------------------
+
+PIPE_STDIN = c.FNS_PIPE_STDIN
+PIPE_STDOUT = c.FNS_PIPE_STDOUT
+PIPE_STDERR = c.FNS_PIPE_STDERR
+PIPE_JOINED = c.FNS_PIPE_JOINED
+
 
 @cython.final
 cdef class _Jobs:
@@ -562,8 +619,8 @@ cdef class _Jobs:
     cdef Server server
     cdef size_t n
 
-    def __cinit__(self, Plan plan, list items, Server server):
-        """items: (argv, envp, paths, cwd, stdio, input or None, timeout_ns or None)"""
+    def __cinit__(self, Plan plan, Server server, list items):
+        """items: (argv, envp, paths, cwd, stdio, pipes, input, timeout_ns or None, limit or 0)"""
         cdef _Arguments arguments
         cdef c.fns_job *job
         self.plan = plan
@@ -571,10 +628,10 @@ cdef class _Jobs:
         self.n = len(items)
         self.arguments = []
         self.inputs = []
-        self.jobs = <c.fns_job *>calloc(max(self.n, 1), sizeof(c.fns_job))
+        self.jobs = <c.fns_job *>calloc(self.n or 1, sizeof(c.fns_job))
         if self.jobs == NULL:
             raise MemoryError
-        for i, (argv, envp, paths, cwd, stdio, data, timeout_ns) in enumerate(items):
+        for i, (argv, envp, paths, cwd, stdio, pipes, data, timeout_ns, limit) in enumerate(items):
             arguments = _Arguments(argv, envp, paths, cwd, stdio, ())
             self.arguments.append(arguments)
             self.inputs.append(data)
@@ -582,10 +639,11 @@ cdef class _Jobs:
             job.plan = &plan.plan
             job.server = NULL if server is None else &server.process
             job.args = arguments.args
-            if data is not None:
-                job.input = PyBytes_AS_STRING(<bytes?>data)
-                job.input_size = len(data)
+            job.pipes = pipes
+            job.input = PyBytes_AS_STRING(<bytes?>data)
+            job.input_size = len(data)
             job.timeout_ns = -1 if timeout_ns is None else timeout_ns
+            job.limit = limit
             job.process.pidfd = job.process.control = -1
 
     def __dealloc__(self):
@@ -595,72 +653,129 @@ cdef class _Jobs:
                 c.fns_buffer_free(&self.jobs[i].output[1])
         free(self.jobs)
 
+    cdef Process process(self, size_t i):
+        cdef Process process = _new_process(self.plan, &self.jobs[i].process)
+        process.server = self.server
+        self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
+        return process
+
     cdef void discard(self) noexcept:
         """Ends and reaps what a stopped spawn batch has started."""
         for i in range(self.n):
             if self.jobs[i].process.pidfd >= 0:
-                process = _new_process(self.plan, &self.jobs[i].process)
-                process.server = self.server
-                self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
+                process = self.process(i)
                 process.kill_all()
                 process.wait()
                 process.reap()
 
-    cdef object outcome(self, size_t i, c.fns_batch_mode mode):
-        """SpawnError, Process, or (pid, result tuple, stdout, stderr, timed_out)."""
+    cdef object error(self, size_t i):
+        return _spawn_error(self.plan, <_Arguments>self.arguments[i], &self.jobs[i].error)
+
+    cdef object started(self, size_t i):
+        """SpawnError or Process."""
+        return self.error(i) if self.jobs[i].error.stage != c.FNS_STAGE_NONE else self.process(i)
+
+    cdef object outcome(self, size_t i):
+        """SpawnError, or (result tuple, stdout, stderr, bytes dropped, timed_out)."""
         cdef c.fns_job *job = &self.jobs[i]
-        cdef Process process
         if job.error.stage != c.FNS_STAGE_NONE:
-            return _spawn_error(self.plan, <_Arguments>self.arguments[i], &job.error)
-        if mode == c.FNS_BATCH_SPAWN:
-            process = _new_process(self.plan, &job.process)
-            process.server = self.server
-            job.process.pidfd = job.process.control = -1
-            return process
+            return self.error(i)
         out = err = None
-        if mode == c.FNS_BATCH_CAPTURE:
+        if job.pipes & c.FNS_PIPE_STDOUT:
             out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
+        if job.pipes & c.FNS_PIPE_STDERR:
             err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
-        return (job.process.pid, _result(&job.process, &job.result), out, err, job.timed_out != 0)
+        return (_result(&job.process, &job.result), out, err,
+                job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 
 
-cdef list _run_jobs(_Jobs jobs, unsigned threads, c.fns_batch_mode mode):
+def run(Plan plan, Server server, tuple item):
+    """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
+
+    ConnectionAbortedError: the server was gone before it was asked."""
+    cdef _Jobs jobs = _Jobs(plan, server, [item])
+    cdef c.fns_job *job = jobs.jobs
+    cdef c.fns_io io
+    cdef bint parked = False
+    cdef int ret, connection = -1
+    if server is not None:
+        connection = server.take(&parked)
+    with nogil:
+        ret = c.fns_job_start(job, &io, connection)
+    if ret >= 0:
+        try:
+            while True:
+                with nogil:
+                    ret = c.fns_io_run(&io)
+                if ret != -EINTR:
+                    break
+                PyErr_CheckSignals()
+        except BaseException:
+            with nogil:
+                c.fns_job_finish(job, &io, 1)
+            if server is not None:
+                server.give(connection, parked, False)
+            raise
+        job.timed_out = ret == c.FNS_IO_TIMEOUT
+        with nogil:
+            c.fns_job_finish(job, &io, ret != c.FNS_IO_DONE)
+        if ret < 0 and job.error.stage == c.FNS_STAGE_NONE:
+            c.fns_set_error(&job.error, c.FNS_STAGE_STDIO, -1, ret)
+        ret = 0
+    if server is not None:
+        if ret == -EPIPE:
+            server.running = False
+        server.give(connection, parked, c.fns_job_spares(job))
+        if ret == -EPIPE:
+            raise ConnectionAbortedError
+    return jobs.outcome(0)
+
+
+cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress) except -1:
     cdef c.fns_batch *batch
     cdef int ret
     if jobs.n == 0:
-        return []
-    ret = c.fns_batch_start(&batch, jobs.jobs, jobs.n, min(threads, <unsigned>jobs.n), mode)
+        return 0
+    ret = c.fns_batch_open(&batch, jobs.jobs, jobs.n, min(concurrency, <unsigned>jobs.n), spawn)
     if ret < 0:
-        jobs.discard()
         raise OSError(-ret, os.strerror(-ret))
     try:
         while True:
             PyErr_CheckSignals()
-            with nogil:  # not for ever: a signal may come just before the wait begins
-                ret = c.fns_batch_wait(batch, 200)
-            if ret > 0:
-                break
+            with nogil:
+                ret = c.fns_batch_run(batch)
+            if ret < 0 and ret != -EINTR:
+                raise OSError(-ret, os.strerror(-ret))
+            if progress is not None:
+                progress(c.fns_batch_done(batch))
+            if ret == 1:
+                return 0
     except BaseException:
-        c.fns_batch_stop(batch)
         with nogil:
-            c.fns_batch_join(batch)
-        if mode == c.FNS_BATCH_SPAWN:
+            c.fns_batch_close(batch)
+        batch = NULL
+        if spawn:
             jobs.discard()
         raise
-    with nogil:
-        c.fns_batch_join(batch)
-    return [jobs.outcome(i, mode) for i in range(jobs.n)]
+    finally:
+        if batch != NULL:
+            with nogil:
+                c.fns_batch_close(batch)
 
 
-def spawn_batch(Plan plan, list items, unsigned threads, Server server=None):
-    """Starts every item; a Process or a SpawnError for each, in order. `plan`: a server's sandbox."""
-    return _run_jobs(_Jobs(plan, items, server), threads, c.FNS_BATCH_SPAWN)
+def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
+    """Starts every item; a Process or a SpawnError for each, in order."""
+    cdef _Jobs jobs = _Jobs(plan, server, items)
+    _run_jobs(jobs, concurrency, True, None)
+    return [jobs.started(i) for i in range(jobs.n)]
 
 
-def run_batch(Plan plan, list items, unsigned threads, bint capture, Server server=None):
-    """Runs every item to its end; see _Jobs.outcome for what comes back for each."""
-    return _run_jobs(_Jobs(plan, items, server), threads,
-                     c.FNS_BATCH_CAPTURE if capture else c.FNS_BATCH_RUN)
+def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None):
+    """Runs every item to its end: _Jobs.outcome() for each, in order. `progress` is called now and
+    then with how many are finished."""
+    cdef _Jobs jobs = _Jobs(plan, server, items)
+    _run_jobs(jobs, concurrency, False, progress)
+    return [jobs.outcome(i) for i in range(jobs.n)]
 
 
 def capabilities():

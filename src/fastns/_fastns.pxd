@@ -19,6 +19,7 @@ cdef extern from "fastns.h" nogil:
         FNS_STAGE_NONE
         FNS_STAGE_CHDIR
         FNS_STAGE_EXEC
+        FNS_STAGE_STDIO
         FNS_STAGE_COUNT
         FNS_OP_COUNT
         FNS_DETAIL_SOURCE
@@ -38,16 +39,15 @@ cdef extern from "fastns.h" nogil:
         FNS_ID_MAP_NEWUIDMAP
         FNS_IO_DONE
         FNS_IO_TIMEOUT
+        FNS_PIPE_STDIN
+        FNS_PIPE_STDOUT
+        FNS_PIPE_STDERR
+        FNS_PIPE_JOINED
         FNS_IO_STOPPED
 
     enum fns_program:
         FNS_PROGRAM_EXEC
         FNS_PROGRAM_HELPER
-
-    enum fns_batch_mode:
-        FNS_BATCH_SPAWN
-        FNS_BATCH_RUN
-        FNS_BATCH_CAPTURE
 
     struct fns_error:
         uint16_t stage
@@ -93,6 +93,7 @@ cdef extern from "fastns.h" nogil:
         int pidfd
         int control
         int served
+        int quiet
         uint64_t start
         long rss_floor
 
@@ -106,6 +107,7 @@ cdef extern from "fastns.h" nogil:
         char *data
         size_t size
         size_t capacity
+        uint64_t dropped
 
     struct fns_io:
         fns_process process
@@ -113,29 +115,31 @@ cdef extern from "fastns.h" nogil:
         const char *input
         size_t input_size
         size_t input_done
+        size_t limit
         fns_buffer output[2]
         uint64_t deadline
-        int stop
 
     struct fns_job:
         const fns_plan *plan
         const fns_process *server
         fns_args args
+        unsigned pipes
         const char *input
         size_t input_size
+        size_t limit
         int64_t timeout_ns
         fns_error error
         fns_process process
         fns_result result
         fns_buffer output[2]
         int timed_out
-        int finished
 
     struct fns_batch:
         pass
 
     const char *fns_stage_name(unsigned stage)
     const char *fns_op_name(unsigned code)
+    int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     int fns_set_program(fns_program which, const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, fns_process *server, fns_error *error)
@@ -143,6 +147,8 @@ cdef extern from "fastns.h" nogil:
     int fns_server_connect(const fns_process *server)
     int fns_server_spawn(int connection, const fns_plan *sandbox, const fns_args *args,
                          fns_process *process, fns_error *error)
+    int fns_server_reap(int connection, const fns_process *process, fns_result *result)
+    int fns_server_park(int connection)
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)
@@ -154,11 +160,14 @@ cdef extern from "fastns.h" nogil:
     int fns_io_run(fns_io *io)
     int fns_io_finish(fns_io *io)
     void fns_io_close(fns_io *io)
-    int fns_batch_start(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned threads,
-                        fns_batch_mode mode)
-    int fns_batch_wait(fns_batch *batch, int timeout_ms)
-    void fns_batch_stop(fns_batch *batch)
-    void fns_batch_join(fns_batch *batch)
+    int fns_job_start(fns_job *job, fns_io *io, int connection)
+    int fns_job_finish(fns_job *job, fns_io *io, int late)
+    int fns_job_spares(const fns_job *job)
+    int fns_batch_open(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned concurrency,
+                       int spawn)
+    int fns_batch_run(fns_batch *batch)
+    size_t fns_batch_done(const fns_batch *batch)
+    void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

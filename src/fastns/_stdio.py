@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 
+from fastns import _core
 from fastns._args import shown
 from fastns.errors import SpawnError, SpecError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # the values they have in subprocess
 NAMES = ("stdin", "stdout", "stderr")
+PIPES = (_core.PIPE_STDIN, _core.PIPE_STDOUT, _core.PIPE_STDERR)
 
 
 class StdioPlan:
@@ -53,10 +55,7 @@ class StdioPlan:
             self.child[index] = value
 
     def _own(self, fd: int) -> int:
-        if fd < 3:
-            high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            os.close(fd)
-            fd = high
+        fd = above_stdio(fd)
         self._opened.append(fd)
         return fd
 
@@ -71,6 +70,44 @@ class StdioPlan:
             if fd >= 0:
                 os.close(fd)
             self.parent[index] = -1
+
+
+class RunStreams:
+    """The streams of a command that is run to its end: its fds, and which are pipes (_core.PIPE_*)
+    that the C loop makes and serves. Close with close() when it has ended."""
+
+    def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> None:
+        self.fds = [-1, -1, -1]
+        self.pipes = 0
+        self._null = -1
+        values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
+        for index, value in enumerate(values):
+            if value == PIPE:
+                self.pipes |= PIPES[index]
+            elif value == STDOUT:
+                self.pipes |= _core.PIPE_JOINED
+            elif value == DEVNULL:
+                self.fds[index] = self._devnull()
+            elif value != index:
+                self.fds[index] = value
+
+    def _devnull(self) -> int:
+        if self._null < 0:
+            self._null = above_stdio(os.open(os.devnull, os.O_RDWR))
+        return self._null
+
+    def close(self) -> None:
+        if self._null >= 0:
+            os.close(self._null)
+
+
+def above_stdio(fd: int) -> int:
+    """The same file at a number that no stream of a child has."""
+    if fd > 2:
+        return fd
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return high
 
 
 def _wanted(index: int, value: Any) -> int:

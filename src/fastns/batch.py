@@ -1,4 +1,4 @@
-"""Many sandboxes in one call: spawn_batch() and run_batch(), threads in C over a list of jobs."""
+"""Many sandboxes in one call: spawn_batch() and run_batch(), a loop in C over a list of jobs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastns import _core
 from fastns._args import check_timeout, shown
 from fastns._record import record
-from fastns.completed import CompletedSandbox, TimeoutExpired
+from fastns._stdio import above_stdio
+from fastns.completed import CompletedSandbox, TimeoutExpired, completed
 from fastns.errors import SpawnError, SpecError
-from fastns.sandbox import CLD_EXITED, Sandbox, Usage, _TextMode, command, encode_input, plan_of
+from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def spawn_batch_by(
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
-    items = [_item(plan, i, job, None, (-1, -1, -1)) for i, job in enumerate(listed)]
-    outcomes = _core.spawn_batch(plan, items, _concurrency(concurrency), server)
+    items = [_item(plan, i, job, None, (-1, -1, -1), 0) for i, job in enumerate(listed)]
+    outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
     return [
         outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
         for job, outcome in zip(listed, outcomes, strict=True)
@@ -100,20 +101,16 @@ def run_batch_by(
     """run_batch() by a template's server, whose sandbox the plan is, or without one."""
     mode = _TextMode.of(text, None, None)
     listed = _jobs(jobs)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
+    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     try:
-        if null < 3:
-            raise SpecError("stdin", "fds 0, 1 and 2 must be open in the caller")
         stdio = (null, -1, -1)
-        items = [_item(plan, i, job, mode, stdio, timeout) for i, job in enumerate(listed)]
-        threads = _concurrency(concurrency)
-        outcomes = _core.run_batch(plan, items, threads, capture_output, server)
+        items = [_item(plan, i, job, mode, stdio, pipes, timeout) for i, job in enumerate(listed)]
+        outcomes = _core.run_batch(plan, server, items, _concurrency(concurrency))
     finally:
         os.close(null)
     return [
-        outcome
-        if isinstance(outcome, SpawnError)
-        else _completed(job, outcome, mode, job.timeout if job.timeout is not None else timeout)
+        completed(job.args, plan, outcome, mode, timeout if job.timeout is None else job.timeout)
         for job, outcome in zip(listed, outcomes, strict=True)
     ]
 
@@ -138,13 +135,16 @@ def _item(
     job: Job,
     mode: _TextMode | None,
     stdio: tuple[int, int, int],
+    pipes: int,
     timeout: float | None = None,
 ) -> _core._Item:
     try:
         argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
         timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
-        data = None if job.input is None else encode_input(job.input, mode)
-        return argv, environ, paths, cwd, stdio, data, timeout_ns
+        if job.input is not None:
+            pipes |= _core.PIPE_STDIN
+        data = encode_input(job.input, mode)
+        return argv, environ, paths, cwd, stdio, pipes, data, timeout_ns, 0
     except SpecError as exc:
         raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
 
@@ -155,17 +155,3 @@ def _concurrency(value: int | None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
         raise SpecError("concurrency", f"{shown(value)}: a whole number from 1 to 4096 expected")
     return value
-
-
-def _completed(
-    job: Job, outcome: _core._Outcome, mode: _TextMode | None, timeout: float | None
-) -> CompletedSandbox | TimeoutExpired:
-    _pid, (code, status, user, system, max_rss, exact, wall), out, err, timed_out = outcome
-    if timed_out:
-        assert timeout is not None
-        return TimeoutExpired(job.args, timeout, out, err)
-    texts = [data if data is None or mode is None else mode.decode(data) for data in (out, err)]
-    returncode = status if code == CLD_EXITED else -status
-    return CompletedSandbox(
-        job.args, returncode, texts[0], texts[1], Usage(user, system, max_rss, exact), wall
-    )

@@ -8,9 +8,19 @@ from __future__ import annotations
 import functools
 import subprocess
 
+from fastns import _core
 from fastns._args import check_timeout
-from fastns.errors import FastnsError, SpecError
-from fastns.sandbox import PIPE, Usage, _TextMode, encode_input, exit_code, spawn
+from fastns._stdio import PIPE, RunStreams
+from fastns.errors import FastnsError, SpawnError, SpecError
+from fastns.sandbox import (
+    CLD_EXITED,
+    Usage,
+    _TextMode,
+    command,
+    encode_input,
+    exit_code,
+    plan_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, TypedDict
 
-    from fastns import _core
     from fastns._stdio import Stdio
-    from fastns.sandbox import Args, Sandbox
+    from fastns.sandbox import Args
     from fastns.spec import Spec
 
     Completed = subprocess.CompletedProcess[Any]
@@ -60,11 +69,19 @@ class CompletedSandbox(Completed):
     """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
 
     def __init__(
-        self, args: Any, returncode: int, stdout: Any, stderr: Any, usage: Usage, wall_time: float
+        self,
+        args: Any,
+        returncode: int,
+        stdout: Any,
+        stderr: Any,
+        usage: Usage,
+        wall_time: float,
+        method: str,
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.usage = usage
         self.wall_time = wall_time  # seconds, from before the clone to the end
+        self.method = method  # how it was started: "direct", "staged" or "template"
 
     @property
     def exit_code(self) -> int:
@@ -98,8 +115,10 @@ def run(
         check: a non-zero returncode raises CalledProcessError.
     Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far.
     """
+    plan = plan_of(spec)
     return run_by(
-        functools.partial(spawn, spec=spec),
+        functools.partial(_core.run, plan, None),
+        plan,
         args,
         input=input,
         stdin=stdin,
@@ -117,7 +136,8 @@ def run(
 
 
 def run_by(
-    spawn: Callable[..., Sandbox],
+    runner: Callable[[_core._Item], _core._Outcome | SpawnError],
+    plan: _core.Plan,
     args: Args,
     *,
     input: bytes | str | None = None,
@@ -130,9 +150,10 @@ def run_by(
     errors: str | None = None,
     timeout: float | None = None,
     check: bool = False,
-    **others: Any,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
 ) -> CompletedSandbox:
-    """run() by a spawn() of some kind, which gets the streams, the text mode and `others`."""
+    """run() by a _core.run() of some kind, with its plan."""
     if input is not None:
         if stdin is not None:
             raise SpecError("stdin", "input is given: leave stdin out")
@@ -141,30 +162,45 @@ def run_by(
         if stdout is not None or stderr is not None:
             raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
         stdout = stderr = PIPE
-    check_timeout(timeout)
-    data = encode_input(input, _TextMode.of(text, encoding, errors))
-    sandbox = spawn(
-        args,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        **others,
-    )
-    with sandbox:
+    timeout_ns = check_timeout(timeout)
+    mode = _TextMode.of(text, encoding, errors)
+    data = encode_input(input, mode)
+    argv, environ, paths, directory = command(plan, args, env, cwd)
+    streams = RunStreams(stdin, stdout, stderr)
+    try:
+        fds = (streams.fds[0], streams.fds[1], streams.fds[2])
+        outcome = runner(
+            (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0)
+        )
+    finally:
+        streams.close()
+    done = completed(args, plan, outcome, mode, timeout)
+    if not isinstance(done, CompletedSandbox):
         try:
-            sandbox._pipes = sandbox._take_pipes(data)
-            out, err = sandbox.communicate(timeout=timeout)
-        except TimeoutExpired as exc:
-            sandbox.kill()
-            exc.stdout, exc.stderr = sandbox._finish()
-            raise
-    returncode, usage, wall_time = sandbox.returncode, sandbox.usage, sandbox.wall_time
-    assert returncode is not None
-    assert usage is not None
-    assert wall_time is not None
-    if check and returncode:
-        raise CalledProcessError(returncode, args, out, err)
-    return CompletedSandbox(args, returncode, out, err, usage, wall_time)
+            raise done
+        finally:
+            del done, outcome  # or the error and this frame would keep each other
+    if check and done.returncode:
+        raise CalledProcessError(done.returncode, args, done.stdout, done.stderr)
+    return done
+
+
+def completed(
+    args: Args,
+    plan: _core.Plan,
+    outcome: _core._Outcome | SpawnError,
+    mode: _TextMode | None,
+    timeout: float | None,
+) -> CompletedSandbox | SpawnError | TimeoutExpired:
+    """What a command that was run to its end has come to."""
+    if isinstance(outcome, SpawnError):
+        return outcome
+    (code, status, user, system, max_rss, exact, wall), out, err, _dropped, timed_out = outcome
+    if timed_out:
+        assert timeout is not None
+        return TimeoutExpired(args, timeout, out, err)
+    if mode is not None:
+        out, err = (None if data is None else mode.decode(data) for data in (out, err))
+    returncode = status if code == CLD_EXITED else -status
+    usage = Usage(user, system, max_rss, exact)
+    return CompletedSandbox(args, returncode, out, err, usage, wall, plan.method)

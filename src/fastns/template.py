@@ -20,14 +20,16 @@ from fastns.sandbox import Sandbox, _TextMode, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Any, Unpack
+    from typing import Any, TypeVar, Unpack
 
     from fastns.batch import Jobs
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.sandbox import Args
     from fastns.spec import Spec
+
+    T = TypeVar("T")
 
 
 class Template:
@@ -82,7 +84,7 @@ class Template:
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
-        return run_by(self.spawn, args, **options)
+        return run_by(self._run, self._sandbox, args, **options)
 
     def spawn_batch(
         self, jobs: Jobs, *, concurrency: int | None = None
@@ -124,17 +126,23 @@ class Template:
         self.close()
 
     def _start(self, *arguments: Any) -> _core.Process:
+        return self._ask(lambda server: server.spawn(*arguments))
+
+    def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
+        return self._ask(lambda server: _core.run(self._sandbox, server, item))
+
+    def _ask(self, ask: Callable[[_core.Server], T]) -> T:
         for _ in range(3):
+            server = self._server
             try:
-                return self._running().spawn(*arguments)
+                if server is None or not server.usable():
+                    server = self._running()
+                return ask(server)
             except ConnectionAbortedError:  # killed since the last spawn: a new one is started
                 continue
         raise SpawnError("helper", errno.ECANCELED)
 
     def _running(self) -> _core.Server:
-        server = self._server
-        if server is not None and server.alive():
-            return server
         with self._lock:
             if self._closed:
                 raise ValueError("the Template is closed")

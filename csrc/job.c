@@ -1,0 +1,132 @@
+/* A command run to its end: pipes, the start, the reaping. Runs in the parent, without the GIL.
+ *
+ * What lies between start and end, the io, is fns_io_run()'s for one job and a batch's own loop for
+ * many (batch.c).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "spawn.h"
+
+static int pipe_above_stdio(int ends[2])
+{
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -errno;
+    for (int i = 0; i < 2; i++) {
+        if (ends[i] > 2)
+            continue;
+        int high = fcntl(ends[i], F_DUPFD_CLOEXEC, 3), err = errno;
+        if (high < 0) {
+            close(ends[0]);
+            close(ends[1]);
+            return -err;
+        }
+        close(ends[i]);
+        ends[i] = high;
+    }
+    return 0;
+}
+
+/* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
+static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_args *args,
+                      int theirs[3])
+{
+    for (int i = 0; i < 3; i++) {
+        int ends[2], ret;
+        if (!(job->pipes & (1u << i)))
+            continue;
+        ret = pipe_above_stdio(ends);
+        if (ret < 0)
+            return ret;
+        io->fds[i] = ends[i == 0];
+        theirs[i] = args->stdio[i] = ends[i != 0];
+    }
+    if (job->pipes & FNS_PIPE_JOINED)
+        args->stdio[2] = args->stdio[1] >= 0 ? args->stdio[1] : 1;
+    return 0;
+}
+
+int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
+{
+    int theirs[3] = {-1, -1, -1};
+    struct fns_args args = job->args;
+    *io = (struct fns_io){.process = {.pidfd = -1, .control = -1},
+                          .fds = {-1, -1, -1},
+                          .input = job->input,
+                          .input_size = job->input_size,
+                          .limit = job->limit};
+    int ret = make_pipes(job, io, &args, theirs);
+    if (ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    else if (job->server)
+        ret = fns_server_run(connection, &args, &job->process, &job->error);
+    else
+        ret = fns_spawn(job->plan, &args, &job->process, &job->error);
+    for (int i = 0; i < 3; i++)
+        if (theirs[i] >= 0)
+            close(theirs[i]);
+    if (ret < 0) {
+        fns_io_close(io);
+        return ret;
+    }
+    io->process = job->process;
+    if (job->timeout_ns >= 0)
+        io->deadline = job->process.start + (uint64_t)job->timeout_ns + 1;
+    return 0;
+}
+
+/* Gives back what a buffer has grown beyond its content: there may be thousands of jobs. */
+static struct fns_buffer shrunk(struct fns_buffer buffer)
+{
+    if (buffer.size == 0) {
+        fns_buffer_free(&buffer);
+    } else if (buffer.size < buffer.capacity) {
+        char *data = realloc(buffer.data, buffer.size);
+        if (data) {
+            buffer.data = data;
+            buffer.capacity = buffer.size;
+        }
+    }
+    return buffer;
+}
+
+static int reap(struct fns_job *job)
+{
+    struct fns_process *process = &job->process;
+    if (process->quiet)
+        return fns_server_end(process, job->plan, &job->result, &job->error);
+    int ret = fns_reap(process, &job->result);
+    if (ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
+    close(process->pidfd);
+    if (process->control >= 0)
+        close(process->control);
+    process->pidfd = process->control = -1;
+    return ret;
+}
+
+int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
+{
+    int ret = 0;
+    if (late) {
+        fns_kill_all(job->plan, &job->process);
+        ret = fns_io_finish(io);
+    }
+    fns_io_close(io);
+    int reaped = reap(job);
+    if (reaped == 0 && ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    for (int i = 0; i < 2; i++)
+        job->output[i] = shrunk(io->output[i]);
+    return reaped < 0 ? reaped : ret;
+}
+
+int fns_job_spares(const struct fns_job *job)
+{
+    int err = job->error.err;
+    return !job->timed_out && err != EPIPE && err != ECANCELED && err != EPROTO && err != EMFILE &&
+           err != EBADF;
+}

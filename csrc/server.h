@@ -1,0 +1,58 @@
+/* What the files of a template's server share: its sandboxes, and the memory they start in. */
+#ifndef FNS_SERVER_H
+#define FNS_SERVER_H
+
+#include "helper.h"
+
+#define FNS_FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
+#define FNS_ROOM_STACK 65536
+
+/* One sandbox, from its clone until its end was told. The upper half is written by the sandbox, which
+ * has this memory too until it executes. */
+struct fns_sandbox {
+    struct fns_child child;
+    struct fns_args args;
+    volatile uint32_t asked; /* it has received what to run */
+    volatile uint32_t told;  /* RUNNING is sent: the caller knows it */
+
+    int pid;        /* 0: none */
+    int connection; /* where its news go; -1 */
+    int next;       /* of those that are free */
+    int parked;     /* made ahead */
+    int awaited;    /* by a REAP, at `connection` */
+    int ended;      /* `end` waits for a REAP */
+    struct fns_ended end;
+};
+
+/* A message: its bytes and the fds that came along. */
+struct fns_received {
+    long size; /* 0: the other end is closed; -errno */
+    int n_fds;
+    int *fds; /* in `rights` */
+    char rights[FNS_FD_SPACE] __attribute__((aligned(8)));
+    char bytes[FNS_ASK_INLINE] __attribute__((aligned(8)));
+};
+
+/* The memory of a sandbox until it executes. */
+struct fns_room {
+    volatile int taken; /* the kernel clears it when the sandbox has left (CLONE_CHILD_CLEARTID) */
+    int number;         /* of the sandbox */
+    struct fns_sandbox *sandbox;
+    const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
+    void *mapped;          /* a big ask; 0: none */
+    uint64_t mapped_size;
+    int keep[FNS_ASK_FDS + 2];
+    struct fns_received received;
+    char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
+};
+
+/* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed: -EMFILE. */
+void fns_receive(int socket, int flags, struct fns_received *received);
+
+void fns_close_all(const int *fds, int n);
+
+/* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
+ * parked, is yet to come. Returns only on failure, which is then in its `child`. */
+int fns_sandbox_main(void *room);
+
+#endif
