@@ -364,6 +364,14 @@ static int op_root_attach(struct fns_child *child, const struct fns_op *op)
                          FNS_MOVE_MOUNT_F_EMPTY_PATH);
 }
 
+static int op_root_scratch(struct fns_child *child, const struct fns_op *op)
+{
+    (void)op;
+    close_fd(child->root);
+    child->root = (int)fns_sys3(__NR_fcntl, child->scratch, F_DUPFD_CLOEXEC, 3);
+    return child->root < 0 ? child->root : 0;
+}
+
 static int op_overlay(struct fns_child *child, const struct fns_op *op)
 {
     int result = (int)fns_sys1(__NR_fchdir, child->scratch);
@@ -504,15 +512,12 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
 
 static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
     int result = (int)fns_sys1(__NR_fchdir, child->root);
     /* The old root lands on top of the new one: no directory for it is needed (pivot_root(2)). */
     if (result == 0)
         result = (int)fns_sys2(__NR_pivot_root, ".", ".");
     /* umount2 takes what is topmost: the scratch, where there is one, lies on top of the old root. */
-    if (result == 0 && child->scratch >= 0)
-        result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
-    if (result == 0)
+    for (uint64_t i = 0; result == 0 && i < op->arg; i++)
         result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
     if (result == 0)
         result = (int)fns_sys1(__NR_chdir, "/");
@@ -611,6 +616,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_ROOT_TREE: return op_root_tree(child, op);
     case FNS_OP_SCRATCH: return op_scratch(child, op);
     case FNS_OP_ROOT_ATTACH: return op_root_attach(child, op);
+    case FNS_OP_ROOT_SCRATCH: return op_root_scratch(child, op);
     case FNS_OP_OVERLAY: return op_overlay(child, op);
     case FNS_OP_MOUNT: return op_mount(child, op);
     case FNS_OP_BIND: return op_bind(child, op);

@@ -14,6 +14,7 @@
 #define MAX_PID (1 << 22)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
+#define MAX_HELD 64
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
@@ -44,7 +45,7 @@ static struct {
     int *by_pid; /* number of the sandbox */
     int epoll, ends; /* ends: a signalfd for SIGCHLD */
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
-    int n_rooms;
+    int n_rooms, n_held; /* n_held: mount namespaces */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
@@ -107,13 +108,17 @@ static struct fns_sandbox *take_sandbox(void)
                                         .scratch = -1};
     sandbox->asked = sandbox->told = 0;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
-    sandbox->connection = NONE;
+    sandbox->connection = sandbox->mounts = NONE;
     return sandbox;
 }
 
 static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
+    if (sandbox->mounts >= 0) {
+        fns_sys1(__NR_close, sandbox->mounts);
+        server.n_held--;
+    }
     sandbox->pid = sandbox->ended = 0;
     sandbox->next = server.free_sandbox;
     server.free_sandbox = number;
@@ -171,6 +176,19 @@ static long clone_sandbox(struct fns_room *room)
     return pid;
 }
 
+/* The last process in a mount namespace takes it down as it ends, and waits for all CPUs (RCU) while
+ * its end is waited for. Held here, it is taken down later. */
+static void hold_mounts(struct fns_sandbox *sandbox)
+{
+    /* Not of many: each clone copies the table of fds. */
+    int pidfd = server.n_held < MAX_HELD ? (int)fns_sys2(__NR_pidfd_open, sandbox->pid, 0) : NONE;
+    if (pidfd < 0)
+        return;
+    sandbox->mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
+    fns_sys1(__NR_close, pidfd);
+    server.n_held += sandbox->mounts >= 0;
+}
+
 /* 0, or -errno and the stage. Its news go to `connection`. */
 static long start(struct fns_room *room, int connection, int parked, enum fns_stage *stage)
 {
@@ -192,6 +210,7 @@ static long start(struct fns_room *room, int connection, int parked, enum fns_st
     sandbox->pid = (int)pid;
     server.by_pid[pid] = room->number;
     server.peers[connection].sandbox = room->number;
+    hold_mounts(sandbox);
     return 0;
 }
 

@@ -17,6 +17,7 @@ struct fns_sandbox {
 
     int pid;        /* 0: none */
     int connection; /* where its news go; -1 */
+    int mounts;     /* its mount namespace, held until its end was told; -1 */
     int next;       /* of those that are free */
     int parked;     /* made ahead */
     int awaited;    /* by a REAP, at `connection` */

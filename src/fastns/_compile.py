@@ -315,35 +315,42 @@ class _Compiler:
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
-            data = b"lowerdir=lower,upperdir=upper,workdir=work"
-            if self.in_user_namespace():
-                data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
-            self.add(Op("overlay", "overlay", data=data, note="a throw-away layer over the root"))
+            self.add(self.overlay_op(b"lower"))
         self.layers = [("/", spec.overlay)]
         for mount in mounts:
             self.add_mount(mount)
             if spec.default_mounts and mount is DEFAULT_MOUNTS[4]:
                 self.add_devices()
-        for i, (destination, content) in enumerate(files.items()):
-            data = content if isinstance(content, bytes) else content.encode()
-            self.add(
-                Op(
-                    "file_bind",
-                    "file",
-                    how=_core.HOW_CREATE if self.throw_away(destination) else 0,
-                    flags=self.file_attributes,
-                    arg=len(data),
-                    source=b"%d" % i,
-                    target=os.fsencode(destination),
-                    data=data,
-                    note=f"{destination} ({len(data)} bytes)",
-                )
-            )
+        for number, destination in enumerate(files):
+            how = _core.HOW_CREATE if self.throw_away(destination) else 0
+            self.add(self.file_op(number, destination, os.fsencode(destination), how))
         self.finish_root()
         if spec.root_mode == "pivot_root":
-            self.add(Op("pivot_root", "pivot_root", source=os.fsencode(root)))
+            beneath = 2 if scratch else 1
+            self.add(Op("pivot_root", "pivot_root", arg=beneath, source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def overlay_op(self, lower: bytes) -> Op:
+        data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
+        if self.in_user_namespace():
+            data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
+        return Op("overlay", "overlay", data=data, note="a throw-away layer over the root")
+
+    def file_op(self, number: int, destination: str, target: bytes, how: int) -> Op:
+        content = self.spec.files[destination]
+        data = content if isinstance(content, bytes) else content.encode()
+        return Op(
+            "file_bind",
+            "file",
+            how,
+            flags=self.file_attributes,
+            arg=len(data),
+            source=b"%d" % number,
+            target=target,
+            data=data,
+            note=f"{destination} ({len(data)} bytes)",
+        )
 
     def finish_root(self) -> None:
         """What is done when all is mounted."""
@@ -387,11 +394,16 @@ class _Compiler:
         return max(inside)[1]
 
     def add_mount(self, mount: Mount) -> None:
+        self.add(self.mount_op(mount))
+        self.layers.append((mount.destination, mount.type == "tmpfs"))
+
+    def mount_op(self, mount: Mount, place: bytes | None = None) -> Op:
+        """What mounts it at its destination, or at a `place` that is made for it."""
         parsed = _parse(mount)
         how = 0
-        if parsed.mkdir or self.throw_away(mount.destination):
+        if place is not None or parsed.mkdir or self.throw_away(mount.destination):
             how |= _core.HOW_CREATE
-        target = os.fsencode(mount.destination)
+        target = place or os.fsencode(mount.destination)
         note = f"{mount.destination} {mount.type}"
         if mount.type == "bind":
             note += f" from {mount.source}"
@@ -399,26 +411,8 @@ class _Compiler:
             note += " " + ",".join(mount.options)
         if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
             how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
-        if mount.type == "bind":
-            assert mount.source is not None  # Mount's own check
-            if parsed.recursive:
-                how |= _core.HOW_RECURSIVE
-            if parsed.propagation == MS_SLAVE:
-                how |= _core.HOW_SLAVE
-            elif parsed.propagation == MS_UNBINDABLE:
-                how |= _core.HOW_UNBINDABLE
-            op = Op(
-                "bind",
-                "mount",
-                how,
-                parsed.attr_set,
-                parsed.attr_clr,
-                os.fsencode(mount.source),
-                target,
-                note=note,
-            )
-        else:
-            op = Op(
+        if mount.type != "bind":
+            return Op(
                 "mount",
                 "mount",
                 how,
@@ -430,8 +424,23 @@ class _Compiler:
                 os.fsencode(parsed.data) or None,
                 note,
             )
-        self.add(op)
-        self.layers.append((mount.destination, mount.type == "tmpfs"))
+        assert mount.source is not None  # Mount's own check
+        if parsed.recursive:
+            how |= _core.HOW_RECURSIVE
+        if parsed.propagation == MS_SLAVE:
+            how |= _core.HOW_SLAVE
+        elif parsed.propagation == MS_UNBINDABLE:
+            how |= _core.HOW_UNBINDABLE
+        return Op(
+            "bind",
+            "mount",
+            how,
+            parsed.attr_set,
+            parsed.attr_clr,
+            os.fsencode(mount.source),
+            target,
+            note=note,
+        )
 
     def add_devices(self) -> None:
         """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound."""

@@ -7,20 +7,26 @@ system on each writable mount, its network's lo, its ids and limits.
 
 from __future__ import annotations
 
+import os
+
 from fastns import _core
 from fastns._compile import (
     DEFAULT_MOUNTS,
     DEFAULT_SPEC,
     MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    MS_SLAVE,
     Caller,
     Op,
     _Compiler,
+    _parse,
 )
 from fastns.errors import SpecError
 from fastns.spec import Mount, Spec
 
 DEV = DEFAULT_MOUNTS[4]
 FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
+DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
 
 
 def compile_template(spec: Spec | None) -> _core.Plan:
@@ -50,8 +56,6 @@ class _TemplateCompiler(_Compiler):
                 _refuse("namespaces", f"it cannot join a {kind} namespace")
         if spec.init:
             _refuse("init", "there is no reaper in its sandboxes yet")
-        if spec.overlay:
-            _refuse("overlay", "there is no layer for each sandbox yet")
         if spec.root_mode != "pivot_root":
             _refuse("root_mode", "'pivot_root' expected")
         if spec.uid_mappings or spec.gid_mappings:
@@ -83,7 +87,8 @@ class _TemplateCompiler(_Compiler):
             # A user namespace of its own, in which the server's mounts are locked.
             new.append("user")
             self.map_same()
-        self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
+        if not self.spec.overlay:
+            self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
         self.ops += self.each
         if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
@@ -105,11 +110,16 @@ class _TemplateCompiler(_Compiler):
 
     # ---- mounts ----
 
+    def build_root(self) -> None:
+        if self.spec.overlay:
+            self.build_layers()
+        else:
+            super().build_root()
+
     def add_mount(self, mount: Mount) -> None:
         if mount is DEV:
             super().add_mount(mount)
-            for path in FRESH_BELOW_DEV:
-                self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
+            self.directories_below_dev()
         elif mount.type in ("bind", "devtmpfs"):
             self.not_below_fresh(mount.destination)
             super().add_mount(mount)
@@ -122,18 +132,91 @@ class _TemplateCompiler(_Compiler):
             self.ops = base
             self.fresh.append(mount.destination)
 
+    def directories_below_dev(self) -> None:
+        for path in FRESH_BELOW_DEV:
+            self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
+
     def finish_root(self) -> None:
         super().finish_root()
         for destination in self.spec.files:
             self.not_below_fresh(destination)
         if self.spec.default_mounts and DEV.destination in (path for path, _ in self.layers):
-            op = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
-            self.add(op)
+            self.add(DEV_READ_ONLY)
 
     def not_below_fresh(self, destination: str) -> None:
         for path in self.fresh:
             if destination.startswith(path.rstrip("/") + "/"):
                 _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
+
+    # ---- a layer for each sandbox ----
+
+    def build_layers(self) -> None:
+        """The server's root holds the parts: /lower, /dev, and what is bound, in /parts. Each
+        sandbox puts them together over a layer of its own."""
+        spec = self.spec
+        assert spec.rootfs is not None or spec.overlay
+        root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
+        source = os.fsencode(root)
+        mounts = self.all_mounts()
+        slave = any(_parse(mount).propagation == MS_SLAVE for mount in mounts)
+        self.ops += [
+            Op("propagation", "propagation", flags=MS_SLAVE if slave else MS_PRIVATE),
+            Op(
+                "root_tree",
+                "rootfs",
+                _core.HOW_RECURSIVE,
+                MOUNT_ATTR_RDONLY,
+                source=source,
+                note=f"{root} ro",
+            ),
+            Op("scratch", "rootfs", note="tmpfs for the parts"),
+            Op("root_attach", "rootfs", source=source, target=b"lower"),
+            Op("root_scratch", "rootfs"),
+        ]
+        self.layers = [("/", True)]
+        self.each += [
+            Op("scratch", "overlay", note="scratch tmpfs"),
+            self.overlay_op(b"/lower"),
+        ]
+        for number, mount in enumerate(mounts):
+            self.add_part(b"/parts/%d" % number, mount)
+        for number, destination in enumerate(spec.files):
+            part = b"/parts/file%d" % number
+            self.add(self.file_op(number, destination, part, _core.HOW_CREATE))
+            self.put(part, destination, stage="file")
+        if spec.default_mounts and DEV in mounts:
+            self.add(DEV_READ_ONLY)
+        if spec.read_only:
+            self.each.append(Op("read_only", "read_only", note="/"))
+        self.add(Op("pivot_root", "pivot_root", arg=1, source=source))
+        self.each.append(Op("pivot_root", "pivot_root", arg=2, source=b"/"))
+
+    def add_part(self, part: bytes, mount: Mount) -> None:
+        if mount is DEV:
+            super().add_mount(mount)
+            self.add_devices()
+            self.directories_below_dev()
+            self.put(b"/dev", mount.destination, how=_core.HOW_NO_SYMLINKS)
+        elif mount.type in ("bind", "devtmpfs"):
+            op = self.mount_op(mount, part)
+            self.add(op)
+            kept = _core.HOW_NO_SYMLINKS | _core.HOW_SLAVE | _core.HOW_UNBINDABLE
+            self.put(part, mount.destination, how=op.how & kept)
+        else:
+            if self.id_map == "self" and mount.type in ("proc", "sysfs"):
+                super().add_mount(_beneath(mount))
+            base, self.ops = self.ops, self.each
+            super().add_mount(mount)
+            self.ops = base
+
+    def put(self, part: bytes, destination: str, *, how: int = 0, stage: str = "mount") -> None:
+        """A part of the server's root, with all that is mounted below it, into each sandbox's."""
+        how |= _core.HOW_RECURSIVE
+        if self.throw_away(destination):
+            how |= _core.HOW_CREATE
+        target = os.fsencode(destination)
+        self.each.append(Op("bind", stage, how, source=part, target=target, note=destination))
+        self.layers.append((destination, False))
 
 
 def _beneath(mount: Mount) -> Mount:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+MAX_POOL = 1024  # of sandboxes or network namespaces that are made ahead
+
+
 class Template:
     """Starts sandboxes of one spec; a context manager, for any number of threads.
 
@@ -51,9 +54,9 @@ class Template:
     """
 
     def __init__(self, spec: Spec | None = None, *, parked: int = 0, netns_pool: int = 0) -> None:
-        for name, value in (("parked", parked), ("netns_pool", netns_pool)):
-            if value != 0:
-                raise SpecError(name, f"{shown(value)}: 0 expected, there is no such pool yet")
+        self._parked = _pool_size("parked", parked)
+        if netns_pool != 0:
+            raise SpecError("netns_pool", f"{shown(netns_pool)}: 0 expected, there is none yet")
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -150,16 +153,22 @@ class Template:
                 if self._server is not None:
                     self._server.stop()
                     self._server = None
-                self._server = _start(self._plan)
+                self._server = _start(self._plan, self._parked)
             return self._server
 
     def __repr__(self) -> str:
         return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"
 
 
-def _start(plan: _core.Plan) -> _core.Server:
+def _pool_size(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_POOL:
+        raise SpecError(field, f"{shown(value)}: a whole number from 0 to {MAX_POOL} expected")
+    return value
+
+
+def _start(plan: _core.Plan, parked: int) -> _core.Server:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return _core.Server(plan, null)
+        return _core.Server(plan, null, parked)
     finally:
         os.close(null)
