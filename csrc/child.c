@@ -549,23 +549,28 @@ static int op_domainname(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys2(__NR_setdomainname, name, length(name));
 }
 
-static int op_loopback(struct fns_child *child, const struct fns_op *op)
+int fns_loopback_up(int socket)
 {
     struct {
         char name[16];
         short flags;
         char rest[22];
     } request = {.name = "lo"};
+    int result = (int)fns_sys3(__NR_ioctl, socket, 0x8913 /* SIOCGIFFLAGS */, &request);
+    if (result < 0)
+        return result;
+    request.flags |= 1 /* IFF_UP */;
+    return (int)fns_sys3(__NR_ioctl, socket, 0x8914 /* SIOCSIFFLAGS */, &request);
+}
+
+static int op_loopback(struct fns_child *child, const struct fns_op *op)
+{
     (void)child;
     (void)op;
     int fd = (int)fns_sys3(__NR_socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
     if (fd < 0)
         return fd;
-    int result = (int)fns_sys3(__NR_ioctl, fd, 0x8913 /* SIOCGIFFLAGS */, &request);
-    if (result == 0) {
-        request.flags |= 1 /* IFF_UP */;
-        result = (int)fns_sys3(__NR_ioctl, fd, 0x8914 /* SIOCSIFFLAGS */, &request);
-    }
+    int result = fns_loopback_up(fd);
     close_fd(fd);
     return result;
 }

@@ -24,6 +24,9 @@ int fns_child_fds(struct fns_child *child);
 /* Runs ops first..last-1. */
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
+/* lo of the network namespace of an AF_INET socket. 0 or -errno. */
+int fns_loopback_up(int socket);
+
 /* Unblocks signals, changes directory and executes. Returns only on failure. */
 int fns_child_exec(struct fns_child *child);
 

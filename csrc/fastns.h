@@ -83,6 +83,8 @@ int fns_server_run(int connection, const struct fns_args *args, struct fns_proce
 int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
+int fns_server_pool(int connection, struct fns_pool_state *state);
+
 /* From now on a sandbox is made ahead for what this connection is asked. */
 int fns_server_park(int connection);
 

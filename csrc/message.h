@@ -48,6 +48,7 @@ struct fns_request {
  *          FAILED follows. Once it runs, the socket may be asked for something else.
  *   REAP   `number`, of RUNNING: ENDED, as soon as that sandbox has ended.
  *   KILL   as REAP, after killing it.
+ *   POOL   an ENDED with struct fns_pool_state in place of its usage.
  *   PARK   from now on a sandbox is made ahead, waits for RUN or SPAWN at this socket, and is followed
  *          by the next when it has ended. No answer.
  *
@@ -60,6 +61,7 @@ enum fns_ask_kind {
     FNS_ASK_SPAWN,
     FNS_ASK_REAP,
     FNS_ASK_KILL,
+    FNS_ASK_POOL,
     FNS_ASK_PARK
 };
 enum { FNS_ASK_INLINE = 32768, FNS_ASK_FDS = 253 };

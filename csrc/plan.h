@@ -86,6 +86,12 @@ struct fns_plan {
     uint32_t uid_map, gid_map; /* offsets of "inside outside count\n" lines, for the parent */
     uint64_t clone_flags;      /* CLONE_NEW* */
     const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: what is done for each sandbox */
+    uint32_t netns_pool; /* of such a sandbox: network namespaces made ahead, one for each */
+};
+
+/* How a pool of network namespaces has fared. */
+struct fns_pool_state {
+    uint64_t made, waits, wait_ns; /* waits: sandboxes for which none was there */
 };
 
 /* What differs from one spawn of a plan to the next. */

@@ -6,6 +6,7 @@
  * next. It ends when the caller does, and with it, as the kernel has it for a pid 1, every sandbox.
  * Raw system calls only.
  */
+#include "netns.h"
 #include "server.h"
 
 #include "sys.h"
@@ -18,12 +19,13 @@
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
-enum peer_kind { NOBODY, CONTROL, CALLER, CONNECTION, ENDS };
+enum peer_kind { NOBODY, CONTROL, CALLER, CONNECTION, ENDS, READY };
 struct peer {
     uint8_t kind;   /* enum peer_kind */
     uint8_t park;   /* a connection for sandboxes made ahead */
     uint8_t parked; /* there is one: it hears what is asked, not the server */
     uint8_t closed; /* by the caller; here once its sandbox has ended */
+    uint8_t waits;  /* for a network namespace */
     int sandbox;    /* whose news go there; NONE */
 };
 struct event { /* struct epoll_event */
@@ -43,7 +45,9 @@ static struct {
     struct peer *peers;
     struct fns_sandbox *sandboxes;
     int *by_pid; /* number of the sandbox */
-    int epoll, ends; /* ends: a signalfd for SIGCHLD */
+    int epoll, ends, ready;   /* a signalfd for SIGCHLD; an eventfd of netns.c */
+    struct fns_room *waiting; /* asks for which there was no network namespace, the first first */
+    struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int n_rooms, n_held; /* n_held: mount namespaces */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
@@ -189,13 +193,30 @@ static void hold_mounts(struct fns_sandbox *sandbox)
     server.n_held += sandbox->mounts >= 0;
 }
 
+/* Enters a network namespace for the next clone to inherit. -EAGAIN: none is there yet. */
+static int enter_network(void)
+{
+    int netns = fns_netns_take();
+    if (netns < 0)
+        return netns;
+    int result = (int)fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET);
+    fns_sys1(__NR_close, netns);
+    if (result < 0)
+        fns_netns_ended();
+    return result;
+}
+
 /* 0, or -errno and the stage. Its news go to `connection`. */
 static long start(struct fns_room *room, int connection, int parked, enum fns_stage *stage)
 {
+    *stage = FNS_STAGE_NETWORK;
+    int entered = server.plan->netns_pool ? enter_network() : 0;
+    if (entered < 0)
+        return entered;
     struct fns_sandbox *sandbox = take_sandbox();
     *stage = FNS_STAGE_HELPER;
     if (!sandbox)
-        return -EAGAIN;
+        return -ENOMEM;
     room->sandbox = sandbox;
     room->number = (int)(sandbox - server.sandboxes);
     room->files = server.files;
@@ -205,7 +226,9 @@ static long start(struct fns_room *room, int connection, int parked, enum fns_st
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
         give_sandbox(sandbox);
-        return pid < 0 ? pid : -EAGAIN;
+        if (server.plan->netns_pool)
+            fns_netns_ended();
+        return pid < 0 ? pid : -ENOMEM;
     }
     sandbox->pid = (int)pid;
     server.by_pid[pid] = room->number;
@@ -228,8 +251,9 @@ static void hang_up(int connection)
     if (peer->closed)
         return;
     struct fns_sandbox *sandbox = peer->sandbox == NONE ? 0 : &server.sandboxes[peer->sandbox];
-    if (sandbox && !sandbox->told) {
-        kill_sandbox(sandbox);
+    if (peer->waits || (sandbox && !sandbox->told)) {
+        if (sandbox)
+            kill_sandbox(sandbox);
         peer->closed = 1; /* the news of its end are sent first */
         control(DELETE, connection, 0);
         return;
@@ -289,16 +313,90 @@ static void hear_reap(int connection, int number, int kill)
     }
 }
 
-static void hear_run(int connection, struct fns_room *room, const struct fns_received *received)
+/* What was asked is started; once it is, its fds are its own. */
+static long start_asked(struct fns_room *room, int connection)
 {
-    enum fns_stage stage = FNS_STAGE_HELPER;
-    int n_fds = received->n_fds, fds[FNS_ASK_FDS];
+    enum fns_stage stage;
+    int n_fds = room->received.n_fds, fds[FNS_ASK_FDS];
     for (int i = 0; i < n_fds; i++) /* the room is the sandbox's from its clone on */
-        fds[i] = received->fds[i];
-    long result = room ? start(room, connection, 0, &stage) : -ENOMEM;
+        fds[i] = room->received.fds[i];
+    long result = start(room, connection, 0, &stage);
+    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
+        return result;
     fns_close_all(fds, n_fds);
     if (result < 0)
         tell_failure(connection, stage, result);
+    return 0;
+}
+
+static uint64_t now(void)
+{
+    uint64_t time[2] = {0, 0};
+    fns_sys2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
+    return time[0] * 1000000000u + time[1];
+}
+
+/* The room is kept until there is a network namespace for it. */
+static void wait(struct fns_room *room, int connection)
+{
+    struct fns_room **last = &server.waiting;
+    while (*last)
+        last = &(*last)->next;
+    *last = room;
+    room->next = 0;
+    room->taken = 1;
+    room->connection = connection;
+    room->since = now();
+    server.peers[connection].waits = 1;
+    server.pool.waits++;
+}
+
+static void end_wait(struct fns_room *room)
+{
+    server.waiting = room->next;
+    server.peers[room->connection].waits = 0;
+    server.pool.wait_ns += now() - room->since;
+}
+
+static void hear_run(int connection, struct fns_room *room, const struct fns_received *received)
+{
+    if (!room) {
+        fns_close_all(received->fds, received->n_fds);
+        tell_failure(connection, FNS_STAGE_HELPER, -ENOMEM);
+    } else if (server.waiting || start_asked(room, connection) == -EAGAIN) {
+        wait(room, connection);
+    }
+}
+
+/* A network namespace was made. */
+static void hear_ready(void)
+{
+    uint64_t count;
+    fns_sys3(__NR_read, server.ready, &count, sizeof count);
+    while (server.waiting) {
+        struct fns_room *room = server.waiting;
+        if (server.peers[room->connection].closed) { /* by the caller, meanwhile */
+            end_wait(room);
+            fns_close_all(room->received.fds, room->received.n_fds);
+            room->taken = 0;
+            forget(room->connection);
+        } else if (start_asked(room, room->connection) == 0) {
+            end_wait(room);
+            if (server.peers[room->connection].sandbox == NONE) /* it failed */
+                room->taken = 0;
+        } else {
+            return;
+        }
+    }
+}
+
+static void tell_pool(int connection)
+{
+    struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED}};
+    server.pool.made = fns_netns_made();
+    memcpy(answer.usage, &server.pool, sizeof server.pool);
+    fns_sys6(__NR_sendto, connection, (long)&answer, sizeof answer, 0x4000 /* MSG_NOSIGNAL */, 0,
+             0);
 }
 
 static void hear_connection(int connection)
@@ -315,13 +413,16 @@ static void hear_connection(int connection)
     }
     if (received->size == -EAGAIN)
         return;
-    int kind = received->size >= (long)sizeof *ask && peer->sandbox == NONE ? ask->kind : 0;
+    int free = peer->sandbox == NONE && !peer->waits;
+    int kind = received->size >= (long)sizeof *ask && free ? ask->kind : 0;
     if (received->size == -EMFILE) {
         tell_failure(connection, FNS_STAGE_FDS, -EMFILE);
     } else if (kind == FNS_ASK_RUN || kind == FNS_ASK_SPAWN) {
         hear_run(connection, room, received);
     } else if (kind == FNS_ASK_REAP || kind == FNS_ASK_KILL) {
         hear_reap(connection, ask->number, kind == FNS_ASK_KILL);
+    } else if (kind == FNS_ASK_POOL) {
+        tell_pool(connection);
     } else if (kind == FNS_ASK_PARK) {
         peer->park = 1;
         park(connection);
@@ -377,6 +478,8 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     int connection = sandbox->connection;
     describe_end(sandbox, code, status);
     sandbox->pid = 0;
+    if (server.plan->netns_pool)
+        fns_netns_ended();
     if (connection != NONE)
         server.peers[connection].sandbox = NONE;
     if (sandbox->parked && !sandbox->asked) { /* what is asked there next, the server hears */
@@ -409,6 +512,11 @@ static void reap(void)
         int pid = info[4];
         if (result < 0 || pid <= 0)
             return;
+        if (server.plan->netns_pool && pid == fns_netns_maker()) {
+            if (fns_netns_start(server.plan->netns_pool, server.ready) < 0)
+                stop();
+            continue;
+        }
         struct fns_sandbox *sandbox = &server.sandboxes[server.by_pid[pid]];
         if (sandbox->pid != pid)
             continue;
@@ -439,6 +547,12 @@ static void prepare(int socket)
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
         server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
         stop();
+    if (!server.plan->netns_pool)
+        return;
+    server.ready = (int)fns_sys2(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
+    if (server.ready < 0 || watch(server.ready, READY) < 0 ||
+        fns_netns_start(server.plan->netns_pool, server.ready) < 0)
+        stop();
 }
 
 static void hear(int fd)
@@ -454,6 +568,7 @@ static void hear(int fd)
             hear_connection(fd);
         break;
     case ENDS: reap(); break;
+    case READY: hear_ready(); break;
     case NOBODY: break;
     }
 }

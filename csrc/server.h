@@ -39,6 +39,9 @@ struct fns_room {
     volatile int taken; /* the kernel clears it when the sandbox has left (CLONE_CHILD_CLEARTID) */
     int number;         /* of the sandbox */
     struct fns_sandbox *sandbox;
+    int connection;        /* whose ask waits here */
+    uint64_t since;        /* when it began to: CLOCK_MONOTONIC, ns */
+    struct fns_room *next; /* that waits as well */
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
     void *mapped;          /* a big ask; 0: none */
     uint64_t mapped_size;

@@ -141,6 +141,7 @@ struct fns_clone_args {
         set_tid_size, cgroup;
 };
 #define FNS_CLONE_VM 0x00000100ull
+#define FNS_CLONE_FILES 0x00000400ull
 #define FNS_CLONE_PIDFD 0x00001000ull
 #define FNS_CLONE_VFORK 0x00004000ull
 #define FNS_CLONE_PARENT 0x00008000ull

@@ -235,6 +235,15 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
     return ret == -EPIPE ? -ECANCELED : ret;
 }
 
+int fns_server_pool(int connection, struct fns_pool_state *state)
+{
+    struct fns_ended ended;
+    int ret = ask_end(connection, FNS_ASK_POOL, 0, &ended);
+    if (ret == 0)
+        memcpy(state, ended.usage, sizeof *state);
+    return ret;
+}
+
 /* From RUNNING to the command: 0, or -errno and `error`. */
 static int follow(int connection, const struct fns_plan *sandbox, int news, int number, int pidfd,
                   struct fns_error *error)

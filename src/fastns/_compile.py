@@ -199,6 +199,7 @@ class _Compiler:
         init: bool = False,
         sandbox: _core.Plan | None = None,
         method: str | None = None,
+        netns_pool: int = 0,
     ) -> _core.Plan:
         """A plan of these ops for the spec's command."""
         environment = self.spec.environment()
@@ -217,6 +218,7 @@ class _Compiler:
             namespaces=tuple(new),
             sandbox=sandbox,
             method=method,
+            netns_pool=netns_pool,
         )
 
     def add(self, op: Op) -> None:

@@ -29,18 +29,22 @@ FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
 
 
-def compile_template(spec: Spec | None) -> _core.Plan:
+def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     """The plan of a template's server; its `sandbox` is the plan of each sandbox.
 
     Raises: SpecError when a template cannot have what the spec asks for.
     """
-    return _TemplateCompiler(spec or DEFAULT_SPEC, Caller.current()).template()
+    return _TemplateCompiler(spec or DEFAULT_SPEC, Caller.current(), netns_pool).template()
 
 
 class _TemplateCompiler(_Compiler):
     file_attributes = MOUNT_ATTR_RDONLY  # all sandboxes have the same ones
 
-    def __init__(self, spec: Spec, caller: Caller) -> None:
+    def __init__(self, spec: Spec, caller: Caller, netns_pool: int = 0) -> None:
+        self.netns_pool = netns_pool
+        if not caller.initial_user_namespace:
+            # Its privileges end where a sandbox may take mounts away: a user namespace for each.
+            caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
         super().__init__(spec, caller)
         self.each: list[Op] = []
         self.fresh: list[str] = []  # destinations of what each sandbox mounts for itself
@@ -51,6 +55,8 @@ class _TemplateCompiler(_Compiler):
         for kind in ("pid", "mount"):
             if self.kinds[kind] != "new":
                 _refuse("namespaces", f"{kind}={self.kinds[kind]!r}: each sandbox has its own")
+        if self.netns_pool and self.kinds["network"] != "new":
+            raise SpecError("netns_pool", "its sandboxes have no network namespaces of their own")
         for kind in ("user", "time"):
             if kind in self.joined:
                 _refuse("namespaces", f"it cannot join a {kind} namespace")
@@ -90,10 +96,14 @@ class _TemplateCompiler(_Compiler):
         if not self.spec.overlay:
             self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
         self.ops += self.each
-        if "network" in self.new:
+        if self.netns_pool:
+            new.remove("network")
+        elif "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
         self.limits_and_ids()
-        return self.made(self.ops, new, id_map=self.id_map, method="template")
+        return self.made(
+            self.ops, new, id_map=self.id_map, method="template", netns_pool=self.netns_pool
+        )
 
     def map_same(self) -> None:
         uid, gid = f"{self.spec.uid} {self.spec.uid} 1\n", f"{self.spec.gid} {self.spec.gid} 1\n"
@@ -127,6 +137,8 @@ class _TemplateCompiler(_Compiler):
             if self.id_map == "self" and mount.type in ("proc", "sysfs"):
                 # One must be there already where a user namespace mounts another.
                 super().add_mount(_beneath(mount))
+                if self.netns_pool and mount.type == "sysfs":
+                    return  # that of a network namespace which is not its own is not its to mount
             base, self.ops = self.ops, self.each
             super().add_mount(mount)
             self.ops = base
@@ -205,6 +217,9 @@ class _TemplateCompiler(_Compiler):
         else:
             if self.id_map == "self" and mount.type in ("proc", "sysfs"):
                 super().add_mount(_beneath(mount))
+                if self.netns_pool and mount.type == "sysfs":
+                    self.put(os.fsencode(mount.destination), mount.destination)
+                    return
             base, self.ops = self.ops, self.each
             super().add_mount(mount)
             self.ops = base

@@ -96,7 +96,7 @@ cdef class Plan:
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
-                  Plan sandbox=None, str method=None):
+                  Plan sandbox=None, str method=None, uint32_t netns_pool=0):
         cdef c.fns_op *op
         cdef int bad
         self.ops = ops
@@ -142,6 +142,7 @@ cdef class Plan:
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = ID_MAPS[id_map]
         self.plan.clone_flags = clone_flags
+        self.plan.netns_pool = netns_pool
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
         _load_programs()
@@ -513,6 +514,16 @@ cdef class Server:
         ret = c.fns_server_reap(connection, process, result)
         self.give(connection, False, ret >= 0)
         return ret
+
+    def pool(self):
+        """(network namespaces made, waits for one, seconds waited) of its pool."""
+        cdef c.fns_pool_state state
+        cdef int connection = self.free.pop() if self.free else self.connect()
+        cdef int ret = c.fns_server_pool(connection, &state)
+        self.give(connection, False, ret >= 0)
+        if ret < 0:
+            raise SpawnError("helper", -ret)
+        return state.made, state.waits, state.wait_ns * 1e-9
 
     def stop(self):
         """Ends the server and with it every sandbox of it."""

@@ -78,6 +78,12 @@ cdef extern from "fastns.h" nogil:
         uint32_t gid_map
         uint64_t clone_flags
         const fns_plan *sandbox
+        uint32_t netns_pool
+
+    struct fns_pool_state:
+        uint64_t made
+        uint64_t waits
+        uint64_t wait_ns
 
     struct fns_args:
         char *const *argv
@@ -149,6 +155,7 @@ cdef extern from "fastns.h" nogil:
                          fns_process *process, fns_error *error)
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
+    int fns_server_pool(int connection, fns_pool_state *state)
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)

@@ -13,6 +13,7 @@ import threading
 from fastns import _core
 from fastns._args import shown
 from fastns._compile_template import compile_template
+from fastns._record import record
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import CompletedSandbox, TimeoutExpired, run_by
 from fastns.errors import SpawnError, SpecError
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
 MAX_POOL = 1024  # of sandboxes or network namespaces that are made ahead
 
 
+@record(frozen=True)
+class PoolUsage:
+    """What a pool of network namespaces has done."""
+
+    made: int
+    waits: int  # sandboxes for which none was there
+    wait_time: float  # seconds that these waited, together
+
+
 class Template:
     """Starts sandboxes of one spec; a context manager, for any number of threads.
 
@@ -47,20 +57,24 @@ class Template:
     process.
 
     Args:
-        spec: a Spec; None is Spec(). init, overlay, ranges of ids and joined user, pid, mount or
-            time namespaces cannot be had. A relative rootfs is taken from the working directory
-            now.
+        spec: a Spec; None is Spec(). With overlay each sandbox has an empty layer of its own over
+            the root. init, ranges of ids and joined user, pid, mount or time namespaces cannot be
+            had. A relative rootfs is taken from the working directory now.
+        parked: how many sandboxes are made ahead, up to the execution of their command. Each is
+            used once, and replaced when it has ended.
+        netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
+            replaced; who finds none waits for it (pool_usage()). Made by an unprivileged caller
+            they belong to the template: a sandbox cannot change its network then, and its /sys
+            shows the template's.
     Raises: SpecError when a template, or this caller, cannot have what the spec asks for.
     """
 
     def __init__(self, spec: Spec | None = None, *, parked: int = 0, netns_pool: int = 0) -> None:
         self._parked = _pool_size("parked", parked)
-        if netns_pool != 0:
-            raise SpecError("netns_pool", f"{shown(netns_pool)}: 0 expected, there is none yet")
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._plan = compile_template(spec)
+        self._plan = compile_template(spec, _pool_size("netns_pool", netns_pool))
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
@@ -107,6 +121,10 @@ class Template:
         """As fastns.run_batch(), without its spec."""
         server = self._running()
         return run_batch_by(server, self._sandbox, jobs, concurrency, timeout, capture_output, text)
+
+    def pool_usage(self) -> PoolUsage:
+        """How its pool of network namespaces has fared, since the server was started."""
+        return PoolUsage(*self._ask(_core.Server.pool))
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""
