@@ -22,6 +22,7 @@ struct slot {
     struct fns_io io;
     int connection; /* -1: none yet */
     int ended, killed;
+    int unwatched; /* its connection */
 };
 
 struct fns_batch {
@@ -44,11 +45,12 @@ int fns_batch_open(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs,
     batch->n_slots = concurrency;
     for (unsigned i = 0; i < concurrency; i++)
         batch->slots[i].connection = -1;
-    batch->epoll = epoll_create1(EPOLL_CLOEXEC);
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    batch->epoll = fns_above_stdio(epoll);
     if (batch->epoll < 0) {
-        int err = errno;
+        int ret = batch->epoll;
         free(batch);
-        return -err;
+        return ret;
     }
     *out = batch;
     return 0;
@@ -70,6 +72,7 @@ static void unwatch(struct fns_batch *batch, int fd)
 static void disconnect(struct fns_batch *batch, struct slot *slot)
 {
     unwatch(batch, slot->connection);
+    slot->unwatched = 0;
     if (slot->connection >= 0)
         close(slot->connection);
     slot->connection = -1;
@@ -123,8 +126,9 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
     slot->io.epoll = batch->epoll;
     for (unsigned i = 0; ret == 0 && i < 3; i++)
         ret = watch(batch, slot, slot->io.fds[i], i);
-    if (ret == 0 && !job->server)
-        ret = watch(batch, slot, job->process.pidfd, END);
+    if (ret == 0 && (!job->server || slot->unwatched))
+        ret = watch(batch, slot, fns_end_fd(&job->process), END);
+    slot->unwatched = 0;
     if (ret < 0) {
         finish(batch, slot, 1);
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
@@ -145,6 +149,9 @@ static void look_for_end(struct fns_batch *batch, struct slot *slot)
         if (slot->killed)
             fns_io_finish(&slot->io);
         finish(batch, slot, 0);
+    } else if (slot->ended && !slot->unwatched) { /* not to be told again */
+        unwatch(batch, fns_end_fd(&slot->io.process));
+        slot->unwatched = slot->job->server != NULL;
     }
 }
 
@@ -156,8 +163,6 @@ static void act(struct fns_batch *batch, uint64_t data)
         return;
     if (what == END) {
         slot->ended = 1;
-        if (!slot->job->server) /* the server's next word comes with the next job */
-            unwatch(batch, slot->job->process.pidfd);
         slot->io.input_done = slot->io.input_size;
         ret = fns_io_move(&slot->io, 0);
     } else {
@@ -203,7 +208,8 @@ static int run(struct fns_batch *batch)
         if (batch->alive == 0)
             continue;
         struct timespec time = {0, (long)keep_time(batch)};
-        long n = fns_sys6(__NR_epoll_pwait2, batch->epoll, (long)events, MAX_EVENTS, (long)&time, 0, 0);
+        long n =
+            fns_sys6(__NR_epoll_pwait2, batch->epoll, (long)events, MAX_EVENTS, (long)&time, 0, 0);
         if (n < 0)
             return (int)n;
         for (long i = 0; i < n; i++)

@@ -54,6 +54,7 @@ enum fns_detail {
     FNS_DETAIL_NONE,
     FNS_DETAIL_SOURCE, /* the op's source, not its target, is at fault */
     FNS_DETAIL_FOUND, /* exec: the file is there, so its interpreter or loader is what is missing */
+    FNS_DETAIL_BROKEN, /* the conversation with a template's server broke off */
     FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
 };
 

@@ -40,12 +40,13 @@ struct fns_result {
 
 struct fns_process {
     int pid;
-    int pidfd;         /* owned by the caller: close it after fns_reap() */
-    int control;       /* -1, or the socket a reaper reports the command's status on: close it */
-    int served;        /* a server's child: its number there plus 1 */
-    int quiet;         /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
-    uint64_t start;    /* CLOCK_MONOTONIC, ns, before the clone */
-    long rss_floor;    /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
+    int pidfd;      /* owned by the caller: close it after fns_reap() */
+    int control;    /* -1, or the socket a reaper reports the command's status on: close it */
+    int served;     /* a server's child */
+    int quiet;      /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
+    int number;     /* its number there, or that of what was asked */
+    uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
+    long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
     int ended, status; /* with a reaper, when the command ended before the start was over: how
                           (CLD_*, 0: it did not), and its exit code or signal */
@@ -61,14 +62,15 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, struct f
  * server and all its sandboxes end when the caller does, or its control socket is closed. */
 int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
                      struct fns_error *error);
-void fns_server_stop(struct fns_process *server);
+void fns_server_stop(const struct fns_process *server); /* its fds stay, for who still uses them */
+void fns_server_close(struct fns_process *server);
 
 /* A connection for one sandbox at a time; -EPIPE: the server is gone; -errno. */
 int fns_server_connect(const struct fns_process *server);
 
-/* As fns_spawn(), by a server. -EPIPE: the server was gone, and nothing was started; -ECANCELED: it was
- * killed meanwhile, and what it started with it. After these, -EPROTO, -EMFILE and -EBADF the
- * connection is of no use any more; else it may be used again at once. */
+/* As fns_spawn(), by a server. With FNS_DETAIL_BROKEN the connection is of no use any more: -EPIPE: its
+ * other end was closed, and nothing was started; -ECANCELED: the server was killed meanwhile, and what
+ * it started with it. After any other error it may be used again at once. */
 int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
 

@@ -6,28 +6,15 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "spawn.h"
 
-static int pipe_above_stdio(int ends[2])
+static int open_pipe(int ends[2])
 {
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return -errno;
-    for (int i = 0; i < 2; i++) {
-        if (ends[i] > 2)
-            continue;
-        int high = fcntl(ends[i], F_DUPFD_CLOEXEC, 3), err = errno;
-        if (high < 0) {
-            close(ends[0]);
-            close(ends[1]);
-            return -err;
-        }
-        close(ends[i]);
-        ends[i] = high;
-    }
-    return 0;
+    return pipe2(ends, O_CLOEXEC) < 0 ? -errno : fns_both_above_stdio(ends);
 }
 
 /* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
@@ -38,7 +25,7 @@ static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_a
         int ends[2], ret;
         if (!(job->pipes & (1u << i)))
             continue;
-        ret = pipe_above_stdio(ends);
+        ret = open_pipe(ends);
         if (ret < 0)
             return ret;
         io->fds[i] = ends[i == 0];
@@ -117,6 +104,13 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     }
     fns_io_close(io);
     int reaped = reap(job);
+    if (reaped < 0 && job->timed_out && job->error.detail == FNS_DETAIL_KILLED) {
+        job->error = (struct fns_error){.op_index = -1}; /* before it had come to its command */
+        job->result.code = CLD_KILLED;
+        job->result.status = SIGKILL;
+        job->result.end = fns_now();
+        reaped = 0;
+    }
     if (reaped == 0 && ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     for (int i = 0; i < 2; i++)
@@ -126,7 +120,5 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
 
 int fns_job_spares(const struct fns_job *job)
 {
-    int err = job->error.err;
-    return !job->timed_out && err != EPIPE && err != ECANCELED && err != EPROTO && err != EMFILE &&
-           err != EBADF;
+    return !job->timed_out && job->error.detail != FNS_DETAIL_BROKEN;
 }

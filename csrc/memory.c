@@ -47,6 +47,19 @@ int fns_above_stdio(int fd)
     return high < 0 ? -err : high;
 }
 
+int fns_both_above_stdio(int ends[2])
+{
+    for (int i = 0; i < 2; i++) {
+        int high = fns_above_stdio(ends[i]);
+        if (high < 0) {
+            close(ends[1 - i]);
+            return high;
+        }
+        ends[i] = high;
+    }
+    return 0;
+}
+
 static int write_all(int fd, const char *data, size_t size)
 {
     while (size) {

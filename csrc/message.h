@@ -24,6 +24,7 @@ enum fns_message_kind {
 struct fns_message {
     uint32_t kind;
     int32_t value, status;
+    int32_t number; /* a server's: of the ask that it answers */
     struct fns_error error;
 };
 
@@ -43,10 +44,11 @@ struct fns_request {
  * socket, which has one sandbox at a time:
  *
  *   RUN    3 fds for stdio, one for each of args.keep. Answers: ENDED, or FAILED.
- *   SPAWN  the same, and the writing end of a pipe. RUNNING from the sandbox, with its pid and pidfd,
- *          once it holds a lock on that pipe (fns_executed()); what then fails is written there, and
- *          FAILED follows. Once it runs, the socket may be asked for something else.
- *   REAP   `number`, of RUNNING: ENDED, as soon as that sandbox has ended.
+ *   SPAWN  the same, and the writing end of a pipe. RUNNING from the sandbox, with its pid, its
+ *          pidfd and, as value, its number, once it holds a lock on that pipe (fns_executed()); what
+ *          then fails is written there, and FAILED follows. Once it runs, the socket may be asked for
+ *          something else.
+ *   REAP   `sandbox`, of RUNNING: ENDED, as soon as that sandbox has ended.
  *   KILL   as REAP, after killing it.
  *   POOL   an ENDED with struct fns_pool_state in place of its usage.
  *   PARK   from now on a sandbox is made ahead, waits for RUN or SPAWN at this socket, and is followed
@@ -67,7 +69,8 @@ enum fns_ask_kind {
 enum { FNS_ASK_INLINE = 32768, FNS_ASK_FDS = 253 };
 struct fns_ask {
     uint16_t kind, in_file;
-    int32_t number;
+    int32_t number;  /* the answers have it */
+    int32_t sandbox; /* REAP, KILL */
     uint64_t size;
     struct fns_args args;
 };

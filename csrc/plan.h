@@ -20,7 +20,7 @@
     X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */   \
     X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */        \
     X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */               \
-    X(OVERLAY, "overlay")         /* data: overlay options, relative to the scratch */               \
+    X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */             \
     X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */            \
     X(BIND, "bind")     /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */    \
     X(DEVICE, "device") /* target; flags: mode with S_IFCHR; arg: device number */                   \
@@ -29,7 +29,7 @@
       "file_bind") /* source: name in the scratch; data, arg: bytes, how many; target; flags: set */ \
     X(DIRECTORY, "directory") /* target: a directory made; arg: mode */                              \
     X(READ_ONLY, "read_only") /* the root mount alone, or the one at target, becomes read-only */    \
-    X(PIVOT_ROOT, "pivot_root") /* arg: how many mounts, one on the other, the old root was */                                                                    \
+    X(PIVOT_ROOT, "pivot_root") /* arg: how many mounts, one on the other, the old root was */       \
     X(CHROOT, "chroot")                                                                              \
     X(HOSTNAME, "hostname")     /* data */                                                           \
     X(DOMAINNAME, "domainname") /* data */                                                           \

@@ -36,7 +36,7 @@ void fns_receive(int socket, int flags, struct fns_received *received)
     do
         n = fns_sys3(__NR_recvmsg, socket, &header, flags | 0x40000000 /* MSG_CMSG_CLOEXEC */);
     while (n == -EINTR);
-    received->size = n;
+    received->size = n; /* the bytes are there in any case */
     received->fds = (int *)(void *)(received->rights + sizeof *rights);
     received->n_fds = 0;
     if (n > 0 && header.control_size >= sizeof *rights && rights->type == 1 /* SCM_RIGHTS */)
@@ -54,12 +54,12 @@ static int open_ask(struct fns_room *room, int *loud)
     struct fns_received *received = &room->received;
     struct fns_sandbox *sandbox = room->sandbox;
     struct fns_ask *ask = (struct fns_ask *)(void *)received->bytes;
+    sandbox->ask = ask->number;
     if (received->size == -EMFILE)
         return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
     if (received->size < (long)sizeof *ask ||
         (ask->kind != FNS_ASK_RUN && ask->kind != FNS_ASK_SPAWN))
         return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);
-    sandbox->asked = 1;
     *loud = ask->kind == FNS_ASK_SPAWN;
     if (ask->in_file && received->n_fds > 0) {
         uint64_t size = ask->size;
@@ -77,25 +77,39 @@ static int open_ask(struct fns_room *room, int *loud)
     return 0;
 }
 
-/* Passed fds take the numbers they have in the caller; first all move out of each other's way, the
- * `own` ones, which this process needs until it executes, behind the others. */
-static long move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
+static int is_wanted(const struct fns_args *args, int fd)
 {
-    int n = 3 + (int)args->n_keep, top = 3, moved[FNS_ASK_FDS];
-    for (int i = 0; i < n + n_own; i++) {
-        int wanted = i < 3 || i >= n ? 0 : args->keep[i - 3];
-        int source = i < n ? fds[i] : own[i - n];
-        top = top > source ? top : source + 1;
-        top = top > wanted ? top : wanted + 1;
+    for (uint32_t i = 0; i < args->n_keep; i++)
+        if (args->keep[i] == fd)
+            return 1;
+    return 0;
+}
+
+/* A copy of an fd at a number that no passed one wants, or -errno. */
+static int move_away(const struct fns_args *args, int fd)
+{
+    for (int at = 3;; at++) {
+        int to = (int)fns_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, at);
+        if (to < 0 || !is_wanted(args, to))
+            return to;
+        fns_sys1(__NR_close, to);
+        at = to;
     }
+}
+
+/* Passed fds take the numbers they have in the caller; first all move out of each other's way, and
+ * the `own` ones, which this process needs until it executes. */
+static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
+{
+    int n = 3 + (int)args->n_keep, moved[FNS_ASK_FDS];
     for (int i = 0; i < n + n_own; i++) {
-        long to = fns_sys3(__NR_fcntl, i < n ? fds[i] : own[i - n], F_DUPFD_CLOEXEC, top);
+        int to = move_away(args, i < n ? fds[i] : own[i - n]);
         if (to < 0)
             return to;
-        *(i < n ? &moved[i] : &own[i - n]) = (int)to;
+        *(i < n ? &moved[i] : &own[i - n]) = to;
     }
     for (int i = 0; i < n; i++) {
-        long result = i < 3 ? 0 : fns_sys3(__NR_dup3, moved[i], args->keep[i - 3], 0);
+        int result = i < 3 ? 0 : (int)fns_sys3(__NR_dup3, moved[i], args->keep[i - 3], 0);
         if (result < 0)
             return result;
         if (i < 3)
@@ -104,63 +118,85 @@ static long move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
     return 0;
 }
 
+/* One more fd that stays open; the list is ascending. */
+static void keep(struct fns_room *room, int fd)
+{
+    struct fns_args *args = &room->sandbox->args;
+    uint32_t at = args->n_keep++;
+    for (; at > 0 && room->keep[at - 1] > fd; at--)
+        room->keep[at] = room->keep[at - 1];
+    room->keep[at] = fd;
+}
+
 /* Everything at its place, all else closed but `own`. */
 static int place_fds(struct fns_room *room, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = room->sandbox;
     struct fns_args *args = &sandbox->args;
-    uint32_t n = 0;
     for (int i = 0; i < 3; i++)
         args->stdio[i] = room->received.fds[i];
     if (args->n_keep) {
-        long result = move_fds(args, room->received.fds, own, n_own);
+        int result = move_fds(args, room->received.fds, own, n_own);
         if (result < 0)
             return fail(sandbox, FNS_STAGE_FDS, result);
     }
-    for (; n < args->n_keep; n++)
-        room->keep[n] = args->keep[n];
-    int first = n_own == 2 && own[0] > own[1]; /* ascending */
-    for (int i = 0; i < n_own; i++)
-        room->keep[n++] = own[i ^ first];
+    for (uint32_t i = 0; i < args->n_keep; i++)
+        room->keep[i] = args->keep[i];
     args->keep = room->keep;
-    args->n_keep = n;
+    for (int i = 0; i < n_own; i++)
+        keep(room, own[i]);
     int result = fns_child_fds(&sandbox->child);
     for (int i = 0; result == 0 && i < n_own; i++)
         fns_sys3(__NR_fcntl, own[i], F_SETFD, FD_CLOEXEC);
-    if (result == 0)
-        fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
     return result;
 }
 
 /* RUNNING, under a lock that ends with the exec. */
 static int tell_running(struct fns_room *room, int connection, int news)
 {
-    const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING, .value = room->number};
+    struct fns_sandbox *sandbox = room->sandbox;
+    const struct fns_message running = {
+        .kind = FNS_MESSAGE_RUNNING, .value = sandbox->number, .number = sandbox->ask};
     int self = (int)fns_sys0(__NR_getpid);
     long pidfd = fns_sys2(__NR_pidfd_open, self, 0), result = pidfd;
     if (pidfd >= 0)
         result = fns_lock(news, F_SETLK, F_WRLCK);
+    sandbox->told = 1;
     if (result >= 0)
         result = fns_tell(connection, &running, (int)pidfd, self);
     if (pidfd >= 0)
         fns_sys1(__NR_close, pidfd);
     if (result < 0)
-        return fail(room->sandbox, FNS_STAGE_HELPER, result);
-    room->sandbox->told = 1;
+        return fail(sandbox, FNS_STAGE_HELPER, result);
     return 0;
 }
 
+/* How many of the ops come before those that are about this process alone: its limits and ids. */
+static uint32_t count_first_ops(const struct fns_plan *plan)
+{
+    uint32_t n = 0;
+    while (n < plan->n_ops && plan->ops[n].code < FNS_OP_RLIMIT)
+        n++;
+    return n;
+}
+
 /* All that needs no command; then waits for one. */
-static int park(struct fns_room *room, int connection)
+static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
+    char byte;
     if (connection > 3)
         fns_sys3(__NR_close_range, 3, connection - 1, 0);
     fns_sys3(__NR_close_range, connection + 1, ~0u, 0);
-    int result = fns_child_ops(child, 0, child->plan->n_ops);
-    if (result == 0)
-        fns_receive(connection, 0, &room->received);
-    return result;
+    if (fns_child_ops(child, 0, n_first) < 0)
+        return -1;
+    /* Killed with an ask in its hands, it could not say so: `asked` is set while the ask is still in
+     * the socket, where the server finds it. */
+    if (fns_sys6(__NR_recvfrom, connection, (long)&byte, 1, 2 /* MSG_PEEK */, 0, 0) <= 0)
+        return -1;
+    room->sandbox->asked = 1;
+    fns_receive(connection, 0, &room->received);
+    return 0;
 }
 
 int fns_sandbox_main(void *arg)
@@ -168,7 +204,8 @@ int fns_sandbox_main(void *arg)
     struct fns_room *room = arg;
     struct fns_child *child = &room->sandbox->child;
     int own[2] = {room->sandbox->connection, -1}, loud = 0, parked = room->sandbox->parked;
-    if (parked && park(room, own[0]) < 0)
+    uint32_t n_first = count_first_ops(child->plan);
+    if (parked && park(room, own[0], n_first) < 0)
         return 127;
     if (open_ask(room, &loud) < 0)
         return 127;
@@ -176,11 +213,13 @@ int fns_sandbox_main(void *arg)
         own[1] = room->received.fds[room->received.n_fds - 1];
     if (place_fds(room, own, loud ? 2 : 0) < 0)
         return 127;
-    if (!parked && fns_child_ops(child, 0, child->plan->n_ops) < 0)
+    if (!parked && fns_child_ops(child, 0, n_first) < 0)
         return 127;
     if (loud && tell_running(room, own[0], own[1]) < 0)
         return 127;
-    fns_child_exec(child); /* signals are at their defaults in this process */
+    fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
+    if (fns_child_ops(child, n_first, child->plan->n_ops) == 0)
+        fns_child_exec(child); /* signals are at their defaults in this process */
     if (loud)
         fns_sys3(__NR_write, own[1], &child->error, sizeof child->error);
     return 127;

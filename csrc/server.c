@@ -6,8 +6,8 @@
  * next. It ends when the caller does, and with it, as the kernel has it for a pid 1, every sandbox.
  * Raw system calls only.
  */
-#include "netns.h"
 #include "server.h"
+#include "netns.h"
 
 #include "sys.h"
 
@@ -44,13 +44,13 @@ static struct {
     const struct fns_plan *plan;
     struct peer *peers;
     struct fns_sandbox *sandboxes;
-    int *by_pid; /* number of the sandbox */
+    int *by_pid;              /* number of the sandbox */
     int epoll, ends, ready;   /* a signalfd for SIGCHLD; an eventfd of netns.c */
     struct fns_room *waiting; /* asks for which there was no network namespace, the first first */
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
-    int n_rooms, n_held; /* n_held: mount namespaces */
-    uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
+    int n_rooms, n_held;           /* n_held: mount namespaces */
+    uint64_t files[2];             /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
 } server;
@@ -111,6 +111,7 @@ static struct fns_sandbox *take_sandbox(void)
                                         .root = -1,
                                         .scratch = -1};
     sandbox->asked = sandbox->told = 0;
+    sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
     sandbox->connection = sandbox->mounts = NONE;
     return sandbox;
@@ -123,6 +124,10 @@ static void give_sandbox(struct fns_sandbox *sandbox)
         fns_sys1(__NR_close, sandbox->mounts);
         server.n_held--;
     }
+    if (sandbox->connection != NONE && server.peers[sandbox->connection].sandbox == number)
+        server.peers[sandbox->connection].sandbox = NONE;
+    sandbox->connection = NONE;
+    sandbox->number = (sandbox->number + MAX_SANDBOXES) & 0x7fffffff;
     sandbox->pid = sandbox->ended = 0;
     sandbox->next = server.free_sandbox;
     server.free_sandbox = number;
@@ -167,14 +172,13 @@ static long clone_sandbox(struct fns_room *room)
         .stack_size = sizeof room->stack,
     };
     room->taken = 1;
-    long pid = fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main,
-                                  room);
+    long pid =
+        fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main, room);
     if (pid == -ENOSYS)
-        pid = fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD),
-                                 (long)(room->stack + sizeof room->stack), 0,
-                                 FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
-                                 FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main,
-                                 room);
+        pid = fns_sys_clone_call(
+            __NR_clone, (long)(flags | FNS_SIGCHLD), (long)(room->stack + sizeof room->stack), 0,
+            FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
+            FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main, room);
     if (pid < 0)
         room->taken = 0;
     return pid;
@@ -207,7 +211,7 @@ static int enter_network(void)
 }
 
 /* 0, or -errno and the stage. Its news go to `connection`. */
-static long start(struct fns_room *room, int connection, int parked, enum fns_stage *stage)
+static long start(struct fns_room *room, int connection, int parked, int ask, enum fns_stage *stage)
 {
     *stage = FNS_STAGE_NETWORK;
     int entered = server.plan->netns_pool ? enter_network() : 0;
@@ -218,10 +222,10 @@ static long start(struct fns_room *room, int connection, int parked, enum fns_st
     if (!sandbox)
         return -ENOMEM;
     room->sandbox = sandbox;
-    room->number = (int)(sandbox - server.sandboxes);
     room->files = server.files;
     sandbox->connection = connection;
     sandbox->parked = parked;
+    sandbox->ask = ask;
     long pid = clone_sandbox(room);
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
@@ -231,15 +235,16 @@ static long start(struct fns_room *room, int connection, int parked, enum fns_st
         return pid < 0 ? pid : -ENOMEM;
     }
     sandbox->pid = (int)pid;
-    server.by_pid[pid] = room->number;
-    server.peers[connection].sandbox = room->number;
+    server.by_pid[pid] = (int)(sandbox - server.sandboxes);
+    server.peers[connection].sandbox = server.by_pid[pid];
     hold_mounts(sandbox);
     return 0;
 }
 
 static void kill_sandbox(const struct fns_sandbox *sandbox)
 {
-    fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL); /* not reaped: nobody else has this pid */
+    if (sandbox->pid > 0) /* not reaped: nobody else has this pid */
+        fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL);
 }
 
 /* ---- connections ---------------------------------------------------------------------------- */
@@ -280,34 +285,42 @@ static void park(int connection)
 {
     enum fns_stage stage;
     struct fns_room *room = take_room();
-    hear_by(connection, room && start(room, connection, 1, &stage) == 0);
+    hear_by(connection, room && start(room, connection, 1, 0, &stage) == 0);
 }
 
-static void tell_failure(int connection, enum fns_stage stage, long result)
+static void tell_failure(int connection, int ask, enum fns_stage stage, long result)
 {
-    const struct fns_error error = {(uint16_t)stage, 0, -1, (int)-result};
-    fns_tell_failure(connection, &error);
+    const struct fns_message message = {
+        .kind = FNS_MESSAGE_FAILED, .number = ask, .error = {(uint16_t)stage, 0, -1, (int)-result}};
+    fns_tell(connection, &message, -1, 0);
 }
 
-static void send_end(int connection, struct fns_sandbox *sandbox)
+static void tell_end(int connection, struct fns_sandbox *sandbox)
 {
+    sandbox->end.message.number = sandbox->ask;
     fns_sys6(__NR_sendto, connection, (long)&sandbox->end, sizeof sandbox->end,
              0x4000 /* MSG_NOSIGNAL */, 0, 0);
-    give_sandbox(sandbox);
 }
 
-static void hear_reap(int connection, int number, int kill)
+static void hear_reap(int connection, const struct fns_ask *ask)
 {
-    struct fns_sandbox *sandbox =
-        number >= 0 && number < server.n_sandboxes ? &server.sandboxes[number] : 0;
-    if (!sandbox || !sandbox->told || (!sandbox->pid && !sandbox->ended)) {
-        tell_failure(connection, FNS_STAGE_WAIT, -ECHILD);
-    } else if (sandbox->ended) {
-        send_end(connection, sandbox);
+    int index = ask->sandbox & (MAX_SANDBOXES - 1), kill = ask->kind == FNS_ASK_KILL;
+    struct fns_sandbox *sandbox = index < server.n_sandboxes ? &server.sandboxes[index] : 0;
+    if (!sandbox || sandbox->number != ask->sandbox || !sandbox->told ||
+        (!sandbox->pid && !sandbox->ended)) {
+        tell_failure(connection, ask->number, FNS_STAGE_WAIT, -ECHILD);
+        return;
+    }
+    sandbox->ask = ask->number;
+    if (sandbox->ended) {
+        tell_end(connection, sandbox);
+        give_sandbox(sandbox);
     } else {
+        if (sandbox->connection != NONE) /* the one it was spawned over */
+            server.peers[sandbox->connection].sandbox = NONE;
         sandbox->connection = connection;
         sandbox->awaited = 1;
-        server.peers[connection].sandbox = number;
+        server.peers[connection].sandbox = index;
         if (kill)
             kill_sandbox(sandbox);
     }
@@ -317,15 +330,16 @@ static void hear_reap(int connection, int number, int kill)
 static long start_asked(struct fns_room *room, int connection)
 {
     enum fns_stage stage;
+    int ask = ((const struct fns_ask *)(const void *)room->received.bytes)->number;
     int n_fds = room->received.n_fds, fds[FNS_ASK_FDS];
     for (int i = 0; i < n_fds; i++) /* the room is the sandbox's from its clone on */
         fds[i] = room->received.fds[i];
-    long result = start(room, connection, 0, &stage);
+    long result = start(room, connection, 0, ask, &stage);
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
     fns_close_all(fds, n_fds);
     if (result < 0)
-        tell_failure(connection, stage, result);
+        tell_failure(connection, ask, stage, result);
     return 0;
 }
 
@@ -362,7 +376,8 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
 {
     if (!room) {
         fns_close_all(received->fds, received->n_fds);
-        tell_failure(connection, FNS_STAGE_HELPER, -ENOMEM);
+        tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
+                     FNS_STAGE_HELPER, -ENOMEM);
     } else if (server.waiting || start_asked(room, connection) == -EAGAIN) {
         wait(room, connection);
     }
@@ -390,9 +405,9 @@ static void hear_ready(void)
     }
 }
 
-static void tell_pool(int connection)
+static void tell_pool(int connection, int ask)
 {
-    struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED}};
+    struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED, .number = ask}};
     server.pool.made = fns_netns_made();
     memcpy(answer.usage, &server.pool, sizeof server.pool);
     fns_sys6(__NR_sendto, connection, (long)&answer, sizeof answer, 0x4000 /* MSG_NOSIGNAL */, 0,
@@ -416,13 +431,13 @@ static void hear_connection(int connection)
     int free = peer->sandbox == NONE && !peer->waits;
     int kind = received->size >= (long)sizeof *ask && free ? ask->kind : 0;
     if (received->size == -EMFILE) {
-        tell_failure(connection, FNS_STAGE_FDS, -EMFILE);
+        tell_failure(connection, ask->number, FNS_STAGE_FDS, -EMFILE);
     } else if (kind == FNS_ASK_RUN || kind == FNS_ASK_SPAWN) {
         hear_run(connection, room, received);
     } else if (kind == FNS_ASK_REAP || kind == FNS_ASK_KILL) {
-        hear_reap(connection, ask->number, kind == FNS_ASK_KILL);
+        hear_reap(connection, ask);
     } else if (kind == FNS_ASK_POOL) {
-        tell_pool(connection);
+        tell_pool(connection, ask->number);
     } else if (kind == FNS_ASK_PARK) {
         peer->park = 1;
         park(connection);
@@ -453,24 +468,45 @@ static void describe_end(struct fns_sandbox *sandbox, int code, int status)
 {
     struct fns_message *message = &sandbox->end.message;
     *message = (struct fns_message){.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
-    if (sandbox->child.progress == FNS_PROGRESS_EXEC ||
-        (sandbox->told && sandbox->child.progress == FNS_PROGRESS_SETUP))
+    if (sandbox->child.progress == FNS_PROGRESS_EXEC)
         return;
     message->kind = FNS_MESSAGE_FAILED;
     message->error = sandbox->child.error;
     if (sandbox->child.progress == FNS_PROGRESS_SETUP)
-        message->error =
-            (struct fns_error){FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED};
+        message->error = (struct fns_error){FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED};
 }
 
 /* The connection of a sandbox that has ended is free for the next. */
 static void end_use(int connection)
 {
     struct peer *peer = &server.peers[connection];
+    peer->sandbox = NONE;
     if (peer->closed)
         forget(connection);
     else if (peer->park)
         park(connection);
+}
+
+/* Whether a sandbox that was parked has ended without having taken what was asked. */
+static int is_unused(const struct fns_sandbox *sandbox)
+{
+    char byte;
+    if (!sandbox->parked || !sandbox->asked)
+        return sandbox->parked;
+    return sandbox->child.progress != FNS_PROGRESS_EXEC && !sandbox->told &&
+           fns_sys6(__NR_recvfrom, sandbox->connection, (long)&byte, 1,
+                    2 | DONT_WAIT /* MSG_PEEK */, 0, 0) > 0;
+}
+
+/* RUNNING may have been sent, and its pipe be silent: both who waits for RUNNING and who will REAP
+ * are answered. */
+static void keep_end(struct fns_sandbox *sandbox, int code, int status)
+{
+    if (sandbox->child.progress == FNS_PROGRESS_SETUP && sandbox->connection != NONE)
+        tell_end(sandbox->connection, sandbox);
+    sandbox->end.message =
+        (struct fns_message){.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
+    sandbox->ended = 1;
 }
 
 static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
@@ -480,24 +516,24 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     sandbox->pid = 0;
     if (server.plan->netns_pool)
         fns_netns_ended();
-    if (connection != NONE)
-        server.peers[connection].sandbox = NONE;
-    if (sandbox->parked && !sandbox->asked) { /* what is asked there next, the server hears */
+    if (is_unused(sandbox)) { /* what is asked there next, or was, the server hears */
         give_sandbox(sandbox);
         if (server.peers[connection].closed)
             forget(connection);
         else
             hear_by(connection, 0);
-    } else if (sandbox->told && !sandbox->awaited &&
-               sandbox->end.message.kind == FNS_MESSAGE_ENDED) {
-        sandbox->ended = 1;
-        sandbox->connection = NONE;
-    } else if (connection == NONE) {
-        give_sandbox(sandbox);
-    } else {
-        send_end(connection, sandbox);
-        end_use(connection);
+        return;
     }
+    if (sandbox->told && !sandbox->awaited && sandbox->child.progress != FNS_PROGRESS_FAILED) {
+        keep_end(sandbox, code, status);
+        sandbox->connection = NONE;
+    } else {
+        if (connection != NONE)
+            tell_end(connection, sandbox);
+        give_sandbox(sandbox);
+    }
+    if (connection != NONE)
+        end_use(connection);
 }
 
 static void reap(void)

@@ -12,9 +12,11 @@
 struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
-    volatile uint32_t asked; /* it has received what to run */
-    volatile uint32_t told;  /* RUNNING is sent: the caller knows it */
+    volatile uint32_t asked; /* it receives, or has received, what to run */
+    volatile uint32_t told;  /* RUNNING is sent, or about to be: the caller may know it */
+    volatile int ask;        /* number of the ask that is to be answered */
 
+    int number;     /* its index here, and how often that was used before */
     int pid;        /* 0: none */
     int connection; /* where its news go; -1 */
     int mounts;     /* its mount namespace, held until its end was told; -1 */
@@ -37,7 +39,6 @@ struct fns_received {
 /* The memory of a sandbox until it executes. */
 struct fns_room {
     volatile int taken; /* the kernel clears it when the sandbox has left (CLONE_CHILD_CLEARTID) */
-    int number;         /* of the sandbox */
     struct fns_sandbox *sandbox;
     int connection;        /* whose ask waits here */
     uint64_t since;        /* when it began to: CLOCK_MONOTONIC, ns */

@@ -31,6 +31,9 @@ int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *f
  * negative `fd` stands for errno. Closes the one it replaces. */
 int fns_above_stdio(int fd);
 
+/* The same for the two ends of a pipe or socket pair; both are closed on failure. 0 or -errno. */
+int fns_both_above_stdio(int ends[2]);
+
 /* A memory file with these bytes, close-on-exec, >= 3, or -errno; MFD_EXEC: a sealed one. */
 int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
 

@@ -41,6 +41,8 @@ static int receive(int control, struct fns_message *message, int *fd)
     struct cmsghdr *first = CMSG_FIRSTHDR(&header);
     if (first && first->cmsg_type == SCM_RIGHTS)
         memcpy(fd, CMSG_DATA(first), sizeof *fd);
+    if (*fd >= 0)
+        *fd = fns_above_stdio(*fd);
     return n == sizeof *message ? 0 : -EPROTO;
 }
 
@@ -192,10 +194,13 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error)
 {
     int pair[2] = {-1, -1}, fds[3] = {-1, -1, -1}, helper = -1, ret;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
-    fds[0] = fns_above_stdio(pair[1]);
-    fds[1] = fds[0] < 0 ? fds[0] : fns_request_file(plan, args);
+    ret = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0
+              ? -errno
+              : fns_both_above_stdio(pair);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    fds[0] = pair[1];
+    fds[1] = fns_request_file(plan, args);
     fds[2] = fds[1] < 0 ? fds[1] : fns_program_file(FNS_PROGRAM_HELPER);
     ret = fds[2] < 0 ? fns_set_error(error, FNS_STAGE_HELPER, -1, fds[2])
                      : start_helper(args, fds, &helper, error);

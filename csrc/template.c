@@ -6,9 +6,12 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "message.h"
@@ -33,10 +36,16 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
                             .msg_controllen = n_fds ? CMSG_SPACE(n_fds * sizeof(int)) : 0};
     if (n_fds)
         memcpy(rights.fds, fds, n_fds * sizeof(int));
-    ssize_t n;
-    do
+    const struct timespec pause = {0, 1000000};
+    ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
+    /* The kernel counts the fds that are on their way: RLIMIT_NOFILE for each user. */
+    for (int tries = 0; n < 0 && (errno == EINTR || (errno == ETOOMANYREFS && tries < 5000));) {
+        if (errno == ETOOMANYREFS) {
+            nanosleep(&pause, NULL);
+            tries++;
+        }
         n = sendmsg(socket, &header, MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
+    }
     if (n < 0)
         return errno == ECONNRESET ? -EPIPE : -errno;
     return 0;
@@ -46,13 +55,6 @@ static int send_fd(int control, enum fns_ask_kind kind, int fd)
 {
     const struct fns_ask ask = {.kind = kind, .size = sizeof ask};
     return send_ask(control, &ask, sizeof ask, &fd, 1);
-}
-
-/* The server is gone: what it was told of is too. */
-static void lost(struct fns_error *error)
-{
-    fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
-    error->detail = FNS_DETAIL_KILLED;
 }
 
 int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
@@ -71,15 +73,30 @@ int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *
     if (ret == 0)
         return 0;
     fns_server_stop(server);
+    fns_server_close(server);
     return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
 }
 
-void fns_server_stop(struct fns_process *server)
+void fns_server_stop(const struct fns_process *server)
+{
+    siginfo_t info;
+    long ret;
+    if (server->control >= 0)
+        shutdown(server->control, SHUT_RDWR);
+    if (server->pidfd < 0)
+        return;
+    fns_sys4(__NR_pidfd_send_signal, server->pidfd, FNS_SIGKILL, 0, 0);
+    do
+        ret = fns_sys5(__NR_waitid, P_PIDFD, server->pidfd, &info, WEXITED | __WALL, 0);
+    while (ret == -EINTR);
+}
+
+void fns_server_close(struct fns_process *server)
 {
     if (server->control >= 0)
         close(server->control);
     if (server->pidfd >= 0)
-        fns_discard(server->pidfd);
+        close(server->pidfd);
     server->control = server->pidfd = -1;
 }
 
@@ -89,6 +106,9 @@ int fns_server_connect(const struct fns_process *server)
     int pair[2], ret = 0;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
+    ret = fns_both_above_stdio(pair);
+    if (ret < 0)
+        return ret;
     if (setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) <
         0) /* RUNNING tells the pid */
         ret = -errno;
@@ -100,8 +120,17 @@ int fns_server_connect(const struct fns_process *server)
     return ret < 0 ? ret : pair[0];
 }
 
+/* The number of an ask, which its answers have: one that came too late for the last is not taken for
+ * this one's. */
+static int next_number(void)
+{
+    static atomic_int last;
+    return atomic_fetch_add(&last, 1) & 0x7fffffff;
+}
+
 /* `news`: for SPAWN. */
-static int send_run(int connection, enum fns_ask_kind kind, const struct fns_args *args, int news)
+static int send_run(int connection, enum fns_ask_kind kind, int number, const struct fns_args *args,
+                    int news)
 {
     int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
     if (args->n_keep > FNS_ASK_FDS - 5)
@@ -110,6 +139,7 @@ static int send_run(int connection, enum fns_ask_kind kind, const struct fns_arg
     if (!ask)
         return -ENOMEM;
     ask->kind = (uint16_t)kind;
+    ask->number = number;
     for (int i = 0; i < 3; i++)
         fds[n++] = args->stdio[i] >= 0 ? args->stdio[i] : i;
     for (uint32_t i = 0; i < args->n_keep; i++)
@@ -129,9 +159,8 @@ static int send_run(int connection, enum fns_ask_kind kind, const struct fns_arg
     return ret;
 }
 
-/* An answer: ENDED, or a shorter one. With RUNNING the pidfd comes along, and the pid as this process'
- * namespaces have it. */
-static int hear(int connection, struct fns_ended *answer, int *pid, int *pidfd)
+/* One message. With RUNNING the pidfd comes along, and the pid as this process' namespaces have it. */
+static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pidfd)
 {
     union {
         struct cmsghdr header;
@@ -152,6 +181,7 @@ static int hear(int connection, struct fns_ended *answer, int *pid, int *pidfd)
         struct ucred credentials;
         if (at->cmsg_type == SCM_RIGHTS) {
             memcpy(pidfd, CMSG_DATA(at), sizeof *pidfd);
+            *pidfd = fns_above_stdio(*pidfd);
         } else if (at->cmsg_type == SCM_CREDENTIALS) {
             memcpy(&credentials, CMSG_DATA(at), sizeof credentials);
             *pid = credentials.pid;
@@ -161,22 +191,31 @@ static int hear(int connection, struct fns_ended *answer, int *pid, int *pidfd)
     return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
 }
 
+/* The answer to the ask with this number: ENDED, or a shorter one. */
+static int hear(int connection, int number, struct fns_ended *answer, int *pid, int *pidfd)
+{
+    for (;;) {
+        int ret = hear_one(connection, answer, pid, pidfd);
+        if (ret < 0 || answer->message.number == number)
+            return ret;
+    }
+}
+
 /* The error of a conversation that has broken off. */
 static int broken(struct fns_error *error, int ret)
 {
-    if (ret == -ECANCELED || ret == -EPIPE)
-        lost(error);
-    else
-        fns_set_error(error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1,
-                      ret);
+    int gone = ret == -EPIPE || ret == -ECANCELED;
+    fns_set_error(error, ret == -EBADF || ret == -EMFILE ? FNS_STAGE_FDS : FNS_STAGE_HELPER, -1,
+                  gone ? ECANCELED : ret);
+    error->detail = FNS_DETAIL_BROKEN;
     return ret;
 }
 
 /* An answer that is not RUNNING. 0: ENDED; -errno and `error`. */
-static int hear_end(int connection, const struct fns_plan *sandbox, struct fns_ended *ended,
-                    struct fns_error *error)
+static int hear_end(int connection, int number, const struct fns_plan *sandbox,
+                    struct fns_ended *ended, struct fns_error *error)
 {
-    int pid = -1, pidfd = -1, ret = hear(connection, ended, &pid, &pidfd);
+    int pid = -1, pidfd = -1, ret = hear(connection, number, ended, &pid, &pidfd);
     if (pidfd >= 0)
         close(pidfd);
     if (ret < 0)
@@ -191,11 +230,12 @@ int fns_server_run(int connection, const struct fns_args *args, struct fns_proce
 {
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
-    int ret = send_run(connection, FNS_ASK_RUN, args, -1);
+    int number = next_number(), ret = send_run(connection, FNS_ASK_RUN, number, args, -1);
     if (ret < 0)
         return broken(error, ret);
     process->control = connection;
     process->quiet = 1;
+    process->number = number;
     return 0;
 }
 
@@ -211,25 +251,27 @@ int fns_server_end(const struct fns_process *process, const struct fns_plan *san
                    struct fns_result *result, struct fns_error *error)
 {
     struct fns_ended ended;
-    int ret = hear_end(process->control, sandbox, &ended, error);
+    int ret = hear_end(process->control, process->number, sandbox, &ended, error);
     if (ret == 0)
         set_result(&ended, result);
     return ret;
 }
 
-static int ask_end(int connection, enum fns_ask_kind kind, int number, struct fns_ended *ended)
+static int ask_end(int connection, enum fns_ask_kind kind, int sandbox, struct fns_ended *ended)
 {
-    const struct fns_ask ask = {.kind = (uint16_t)kind, .number = number, .size = sizeof ask};
+    int number = next_number();
+    const struct fns_ask ask = {
+        .kind = (uint16_t)kind, .number = number, .sandbox = sandbox, .size = sizeof ask};
     const struct fns_plan none = {.n_ops = 0};
     struct fns_error error;
     int ret = send_ask(connection, &ask, sizeof ask, NULL, 0);
-    return ret < 0 ? ret : hear_end(connection, &none, ended, &error);
+    return ret < 0 ? ret : hear_end(connection, number, &none, ended, &error);
 }
 
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
 {
     struct fns_ended ended;
-    int ret = ask_end(connection, FNS_ASK_REAP, process->served - 1, &ended);
+    int ret = ask_end(connection, FNS_ASK_REAP, process->number, &ended);
     if (ret == 0)
         set_result(&ended, result);
     return ret == -EPIPE ? -ECANCELED : ret;
@@ -245,17 +287,17 @@ int fns_server_pool(int connection, struct fns_pool_state *state)
 }
 
 /* From RUNNING to the command: 0, or -errno and `error`. */
-static int follow(int connection, const struct fns_plan *sandbox, int news, int number, int pidfd,
-                  struct fns_error *error)
+static int follow(int connection, int number, const struct fns_plan *sandbox, int news, int running,
+                  int pidfd, struct fns_error *error)
 {
     struct fns_ended ended;
     if (pidfd < 0) { /* the kernel drops an fd that finds no place */
-        ask_end(connection, FNS_ASK_KILL, number, &ended);
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
+        ask_end(connection, FNS_ASK_KILL, running, &ended);
+        return broken(error, -EMFILE);
     }
     int ret = fns_hear_exec(sandbox, news, error);
     if (ret < 0)
-        ret = hear_end(connection, sandbox, &ended, error);
+        ret = hear_end(connection, number, sandbox, &ended, error);
     return ret;
 }
 
@@ -263,21 +305,22 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
                      struct fns_process *process, struct fns_error *error)
 {
     struct fns_ended answer = {.message = {.kind = 0}};
-    int news[2], pid = -1, pidfd = -1;
+    int number = next_number(), news[2], pid = -1, pidfd = -1;
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
-    if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
-    int ret = send_run(connection, FNS_ASK_SPAWN, args, news[1]);
+    int ret = pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : fns_both_above_stdio(news);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    ret = send_run(connection, FNS_ASK_SPAWN, number, args, news[1]);
     close(news[1]);
     if (ret == 0)
-        ret = hear(connection, &answer, &pid, &pidfd);
+        ret = hear(connection, number, &answer, &pid, &pidfd);
     if (ret < 0)
         broken(error, ret);
     else if (answer.message.kind == FNS_MESSAGE_FAILED)
         ret = fns_believe_error(sandbox, &answer.message.error, error);
     else if (answer.message.kind == FNS_MESSAGE_RUNNING)
-        ret = follow(connection, sandbox, news[0], answer.message.value, pidfd, error);
+        ret = follow(connection, number, sandbox, news[0], answer.message.value, pidfd, error);
     else
         ret = broken(error, -EPROTO);
     close(news[0]);
@@ -289,7 +332,8 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
     *process = (struct fns_process){.pid = pid,
                                     .pidfd = pidfd,
                                     .control = -1,
-                                    .served = answer.message.value + 1,
+                                    .served = 1,
+                                    .number = answer.message.value,
                                     .start = process->start};
     return 0;
 }

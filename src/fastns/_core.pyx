@@ -8,7 +8,7 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EAGAIN, EBADF, EINVAL, EMFILE, EPIPE, EPROTO
+from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -242,6 +242,8 @@ cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *err
                 "is missing inside the root")
     elif error.detail == c.FNS_DETAIL_KILLED:
         hint = "the process was killed while it was being set up (out of memory, or a signal)"
+    elif error.detail == c.FNS_DETAIL_BROKEN:
+        hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     exc = SpawnError(stage, error.err, op_index=error.op_index,
                      path=None if path is None else os.fsdecode(path), hint=hint)
     exc.found = error.detail == c.FNS_DETAIL_FOUND
@@ -261,6 +263,7 @@ cdef class Process:
     cdef c.fns_result result
     cdef readonly bint reaped
     cdef bint lost  # somebody else reaped it
+    cdef bint reaping  # a thread is asking a server for its end
     cdef Plan plan
     cdef Server server  # whose sandbox it is; None: it is this process's own child
     cdef int owner  # the process it belongs to: a forked copy ends nothing
@@ -310,6 +313,8 @@ cdef class Process:
             ret = self.reap_now()
             if ret == -EAGAIN:
                 return None
+            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # try again: it is still there
+                raise SpawnError("wait", -ret)
             self.lost = ret < 0
             self.reaped = ret >= 0
             if self.waiters == 0:
@@ -320,11 +325,17 @@ cdef class Process:
 
     cdef int reap_now(self) noexcept:
         """0, -EAGAIN, or -errno."""
+        cdef int ret
         if self.server is None:
             return c.fns_reap(&self.process, &self.result)
-        if c.fns_wait(&self.process, 0) == 0:
+        if self.owner != getpid():  # as the kernel has it for other people's children
+            return -ECHILD
+        if self.reaping or c.fns_wait(&self.process, 0) == 0:
             return -EAGAIN
-        return self.server.reap(&self.process, &self.result)
+        self.reaping = True
+        ret = self.server.reap(&self.process, &self.result)
+        self.reaping = False
+        return ret
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
@@ -441,8 +452,10 @@ cdef class Server:
         return self.running and self.owner == getpid()
 
     cdef int connect(self) except -1:
-        cdef int connection = c.fns_server_connect(&self.process)
-        if connection == -EPIPE:
+        cdef int connection
+        with nogil:
+            connection = c.fns_server_connect(&self.process)
+        if connection == -EPIPE:  # its control socket is closed: it is ending, or has ended
             self.running = False
             raise ConnectionAbortedError
         if connection < 0:
@@ -490,29 +503,34 @@ cdef class Server:
         cdef int ret, connection = self.take(&parked)
         with nogil:
             ret = c.fns_server_spawn(connection, &plan.plan, &arguments.args, &process, &error)
-        if ret == -EPIPE:
-            self.running = False
-        self.give(connection, parked,
-                  not (ret == -EPIPE or ret == -ECANCELED or ret == -EPROTO or ret == -EMFILE
-                       or ret == -EBADF or (ret >= 0 and parked)))
-        if ret == -EPIPE:
-            raise ConnectionAbortedError
+        broken = ret < 0 and error.detail == c.FNS_DETAIL_BROKEN
+        self.give(connection, parked, not broken and not (ret >= 0 and parked))
+        if broken and ret == -EPIPE:
+            self.aborted()
         if ret < 0:
             raise _spawn_error(plan, arguments, &error)
         cdef Process new = _new_process(plan, &process)
         new.server = self
         return new
 
+    cdef int aborted(self) except -1:
+        """One connection was closed by the server: the others may be, and a new one tells why."""
+        self.close_connections()
+        raise ConnectionAbortedError
+
     cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
-        cdef int ret, connection
+        cdef int ret, connection = -1
         if self.free:
             connection = self.free.pop()
-        else:
-            connection = c.fns_server_connect(&self.process)
-        if connection < 0:
-            return -ECANCELED if connection == -EPIPE else connection
-        ret = c.fns_server_reap(connection, process, result)
-        self.give(connection, False, ret >= 0)
+        with nogil:
+            if connection < 0:
+                connection = c.fns_server_connect(&self.process)
+            if connection < 0:
+                ret = -ECANCELED if connection == -EPIPE else connection
+            else:
+                ret = c.fns_server_reap(connection, process, result)
+        if connection >= 0:
+            self.give(connection, False, ret >= 0)
         return ret
 
     def pool(self):
@@ -532,27 +550,17 @@ cdef class Server:
         if self.owner == getpid():
             with nogil:
                 c.fns_server_stop(&self.process)
-        else:
-            self.forget()
 
     cdef void close_connections(self) noexcept:
         for connections in (self.free, self.ahead):
             while connections:
                 close(connections.pop())
 
-    cdef void forget(self) noexcept:
-        if self.process.control >= 0:
-            close(self.process.control)
-        if self.process.pidfd >= 0:
-            close(self.process.pidfd)
-        self.process.control = self.process.pidfd = -1
-
     def __dealloc__(self):
         self.close_connections()
         if self.owner == getpid():
             c.fns_server_stop(&self.process)
-        else:
-            self.forget()
+        c.fns_server_close(&self.process)  # not before: other threads may use these fds
 
 
 @cython.final
@@ -671,13 +679,13 @@ cdef class _Jobs:
         return process
 
     cdef void discard(self) noexcept:
-        """Ends and reaps what a stopped spawn batch has started."""
+        """Ends and reaps what a stopped spawn batch has started; a Process does so as it is dropped."""
         for i in range(self.n):
             if self.jobs[i].process.pidfd >= 0:
-                process = self.process(i)
-                process.kill_all()
-                process.wait()
-                process.reap()
+                c.fns_kill_all(&self.plan.plan, &self.jobs[i].process)
+        for i in range(self.n):
+            if self.jobs[i].process.pidfd >= 0:
+                self.process(i)
 
     cdef object error(self, size_t i):
         return _spawn_error(self.plan, <_Arguments>self.arguments[i], &self.jobs[i].error)
@@ -711,8 +719,10 @@ def run(Plan plan, Server server, tuple item):
     cdef int ret, connection = -1
     if server is not None:
         connection = server.take(&parked)
+    cdef bint late = False
     with nogil:
         ret = c.fns_job_start(job, &io, connection)
+    cdef bint aborted = ret == -EPIPE and job.error.detail == c.FNS_DETAIL_BROKEN
     if ret >= 0:
         try:
             while True:
@@ -728,17 +738,15 @@ def run(Plan plan, Server server, tuple item):
                 server.give(connection, parked, False)
             raise
         job.timed_out = ret == c.FNS_IO_TIMEOUT
+        late = ret != c.FNS_IO_DONE
         with nogil:
-            c.fns_job_finish(job, &io, ret != c.FNS_IO_DONE)
+            c.fns_job_finish(job, &io, late)
         if ret < 0 and job.error.stage == c.FNS_STAGE_NONE:
             c.fns_set_error(&job.error, c.FNS_STAGE_STDIO, -1, ret)
-        ret = 0
     if server is not None:
-        if ret == -EPIPE:
-            server.running = False
-        server.give(connection, parked, c.fns_job_spares(job))
-        if ret == -EPIPE:
-            raise ConnectionAbortedError
+        server.give(connection, parked, c.fns_job_spares(job) and not late)
+        if aborted:
+            server.aborted()
     return jobs.outcome(0)
 
 

@@ -25,6 +25,7 @@ cdef extern from "fastns.h" nogil:
         FNS_DETAIL_SOURCE
         FNS_DETAIL_FOUND
         FNS_DETAIL_KILLED
+        FNS_DETAIL_BROKEN
         FNS_HOW_CREATE
         FNS_HOW_NO_SYMLINKS
         FNS_HOW_RECURSIVE
@@ -100,6 +101,7 @@ cdef extern from "fastns.h" nogil:
         int control
         int served
         int quiet
+        int number
         uint64_t start
         long rss_floor
 
@@ -149,7 +151,8 @@ cdef extern from "fastns.h" nogil:
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     int fns_set_program(fns_program which, const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, fns_process *server, fns_error *error)
-    void fns_server_stop(fns_process *server)
+    void fns_server_stop(const fns_process *server)
+    void fns_server_close(fns_process *server)
     int fns_server_connect(const fns_process *server)
     int fns_server_spawn(int connection, const fns_plan *sandbox, const fns_args *args,
                          fns_process *process, fns_error *error)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastns import _core
 from fastns._args import check_timeout, shown
 from fastns._record import record
-from fastns._stdio import above_stdio
+from fastns._stdio import above_stdio, is_open
 from fastns.completed import CompletedSandbox, TimeoutExpired, completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
@@ -58,8 +58,14 @@ def spawn_batch_by(
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
-    items = [_item(plan, i, job, None, (-1, -1, -1), 0) for i, job in enumerate(listed)]
-    outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
+    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    try:
+        stdio = [-1 if is_open(fd) else null for fd in (0, 1, 2)]
+        streams = (stdio[0], stdio[1], stdio[2])
+        items = [_item(plan, i, job, None, streams, 0) for i, job in enumerate(listed)]
+        outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
+    finally:
+        os.close(null)
     return [
         outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
         for job, outcome in zip(listed, outcomes, strict=True)
@@ -104,7 +110,7 @@ def run_batch_by(
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
     null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     try:
-        stdio = (null, -1, -1)
+        stdio = (null, -1 if is_open(1) else null, -1 if is_open(2) else null)
         items = [_item(plan, i, job, mode, stdio, pipes, timeout) for i, job in enumerate(listed)]
         outcomes = _core.run_batch(plan, server, items, _concurrency(concurrency))
     finally:

@@ -245,8 +245,8 @@ class Sandbox:
                 raise SpawnError("wait", errno.ECHILD)
             try:
                 result = self._process.reap()
-            except SpawnError:
-                self._lost = True
+            except SpawnError as exc:
+                self._lost = exc.errno in (errno.ECHILD, errno.ECANCELED)
                 raise
             if result is not None:
                 code, status, user, system, max_rss, exact, wall = result
