@@ -637,6 +637,8 @@ cdef class _Jobs:
     cdef Plan plan
     cdef Server server
     cdef size_t n
+    cdef size_t first  # all before it are handed out
+    cdef bytearray handed_out
 
     def __cinit__(self, Plan plan, Server server, list items):
         """items: (argv, envp, paths, cwd, stdio, pipes, input, timeout_ns or None, limit or 0)"""
@@ -645,6 +647,7 @@ cdef class _Jobs:
         self.plan = plan
         self.server = server
         self.n = len(items)
+        self.handed_out = bytearray(self.n)
         self.arguments = []
         self.inputs = []
         self.jobs = <c.fns_job *>calloc(self.n or 1, sizeof(c.fns_job))
@@ -707,6 +710,24 @@ cdef class _Jobs:
         return (_result(&job.process, &job.result), out, err,
                 job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 
+    cdef int hand_out(self, object each) except -1:
+        """Calls each(i, outcome) for every job that has finished since the last time, and keeps no
+        output of it."""
+        cdef size_t i
+        for i in range(self.first, self.n):
+            if self.handed_out[i]:
+                continue
+            if self.jobs[i].error.stage == c.FNS_STAGE_NONE and self.jobs[i].result.code == 0:
+                continue  # a code is there once it is reaped
+            outcome = self.outcome(i)
+            self.handed_out[i] = 1
+            c.fns_buffer_free(&self.jobs[i].output[0])
+            c.fns_buffer_free(&self.jobs[i].output[1])
+            each(i, outcome)
+        while self.first < self.n and self.handed_out[self.first]:
+            self.first += 1
+        return 0
+
 
 def run(Plan plan, Server server, tuple item):
     """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
@@ -750,7 +771,8 @@ def run(Plan plan, Server server, tuple item):
     return jobs.outcome(0)
 
 
-cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress) except -1:
+cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,
+                   object each) except -1:
     cdef c.fns_batch *batch
     cdef int ret
     if jobs.n == 0:
@@ -765,6 +787,8 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
                 ret = c.fns_batch_run(batch)
             if ret < 0 and ret != -EINTR:
                 raise OSError(-ret, os.strerror(-ret))
+            if each is not None:
+                jobs.hand_out(each)
             if progress is not None:
                 progress(c.fns_batch_done(batch))
             if ret == 1:
@@ -785,16 +809,18 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
 def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
     """Starts every item; a Process or a SpawnError for each, in order."""
     cdef _Jobs jobs = _Jobs(plan, server, items)
-    _run_jobs(jobs, concurrency, True, None)
+    _run_jobs(jobs, concurrency, True, None, None)
     return [jobs.started(i) for i in range(jobs.n)]
 
 
-def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None):
+def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None, each=None):
     """Runs every item to its end: _Jobs.outcome() for each, in order. `progress` is called now and
-    then with how many are finished."""
+    then with how many are finished. With `each`, each(i, outcome) is called instead, in no order and
+    before `progress`, soon after job i has finished; then the list is empty. An exception of either
+    ends what still runs."""
     cdef _Jobs jobs = _Jobs(plan, server, items)
-    _run_jobs(jobs, concurrency, False, progress)
-    return [jobs.outcome(i) for i in range(jobs.n)]
+    _run_jobs(jobs, concurrency, False, progress, each)
+    return [jobs.outcome(i) for i in range(jobs.n)] if each is None else []
 
 
 def capabilities():

@@ -15,10 +15,13 @@ from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
     from fastns.sandbox import Args
     from fastns.spec import Spec
+
+    Result: TypeAlias = CompletedSandbox | SpawnError | TimeoutExpired
 
 
 @record(frozen=True)
@@ -80,19 +83,23 @@ def run_batch(
     timeout: float | None = None,
     capture_output: bool = True,
     text: bool | None = None,
-) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
+    max_output: int | None = None,
+) -> list[Result]:
     """Runs every job to its end, at most `concurrency` alive at once (default: number of CPUs).
 
     Args:
         jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
         timeout: seconds for each job that has none of its own.
         capture_output: stdout and stderr into the results; otherwise the caller's are used.
+        max_output: bytes kept of each of the two of each job (None: all). The rest is read and
+            dropped, and `truncated` of the result is True.
     Returns: for each job, in order, a CompletedSandbox, or the SpawnError or TimeoutExpired (with
         the output so far) that it came to. One failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. KeyboardInterrupt after every
         running sandbox was killed and reaped.
     """
-    return run_batch_by(None, plan_of(spec), jobs, concurrency, timeout, capture_output, text)
+    plan = plan_of(spec)
+    return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, text, max_output)
 
 
 def run_batch_by(
@@ -103,22 +110,46 @@ def run_batch_by(
     timeout: float | None,
     capture_output: bool,
     text: bool | None,
-) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
-    """run_batch() by a template's server, whose sandbox the plan is, or without one."""
+    max_output: int | None,
+    progress: Callable[[int], object] | None = None,
+    each: Callable[[int, Result], object] | None = None,
+) -> list[Result]:
+    """run_batch() by a template's server, whose sandbox the plan is, or without one.
+
+    `progress` is called now and then, from this thread, with how many are finished. With `each` the
+    list is empty: each(i, result) is called before `progress`, for what has finished since.
+    """
+    limit = _max_output(max_output)
     mode = _TextMode.of(text, None, None)
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
     null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+    def result(index: int, outcome: _core._Outcome | SpawnError) -> Result:
+        job = listed[index]
+        late = timeout if job.timeout is None else job.timeout
+        return completed(job.args, plan, outcome, mode, late)
+
+    def hand_on(index: int, outcome: _core._Outcome | SpawnError) -> None:
+        assert each is not None
+        each(index, result(index, outcome))
+
     try:
         stdio = (null, -1 if is_open(1) else null, -1 if is_open(2) else null)
-        items = [_item(plan, i, job, mode, stdio, pipes, timeout) for i, job in enumerate(listed)]
-        outcomes = _core.run_batch(plan, server, items, _concurrency(concurrency))
+        items = [
+            _item(plan, i, job, mode, stdio, pipes, timeout, limit) for i, job in enumerate(listed)
+        ]
+        outcomes = _core.run_batch(
+            plan,
+            server,
+            items,
+            _concurrency(concurrency),
+            progress,
+            None if each is None else hand_on,
+        )
     finally:
         os.close(null)
-    return [
-        completed(job.args, plan, outcome, mode, timeout if job.timeout is None else job.timeout)
-        for job, outcome in zip(listed, outcomes, strict=True)
-    ]
+    return [result(i, outcome) for i, outcome in enumerate(outcomes)]
 
 
 def _jobs(jobs: object) -> list[Job]:
@@ -143,6 +174,7 @@ def _item(
     stdio: tuple[int, int, int],
     pipes: int,
     timeout: float | None = None,
+    limit: int = 0,
 ) -> _core._Item:
     try:
         argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
@@ -150,7 +182,7 @@ def _item(
         if job.input is not None:
             pipes |= _core.PIPE_STDIN
         data = encode_input(job.input, mode)
-        return argv, environ, paths, cwd, stdio, pipes, data, timeout_ns, 0
+        return argv, environ, paths, cwd, stdio, pipes, data, timeout_ns, limit
     except SpecError as exc:
         raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
 
@@ -160,4 +192,13 @@ def _concurrency(value: int | None) -> int:
         return len(os.sched_getaffinity(0))
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
         raise SpecError("concurrency", f"{shown(value)}: a whole number from 1 to 4096 expected")
+    return value
+
+
+def _max_output(value: int | None) -> int:
+    """As the C loop takes it: 0 is no limit."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise SpecError("max_output", f"{shown(value)}: a number of bytes above zero, or None")
     return value

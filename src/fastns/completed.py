@@ -58,7 +58,16 @@ else:
 
 
 class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes."""
+    """The time was over; stdout and stderr hold the output so far, as bytes.
+
+    When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time and
+    truncated are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes on.
+    """
+
+    returncode: int | None = None
+    usage: Usage | None = None
+    wall_time: float | None = None
+    truncated = False
 
 
 class CalledProcessError(FastnsError, subprocess.CalledProcessError):
@@ -77,11 +86,13 @@ class CompletedSandbox(Completed):
         usage: Usage,
         wall_time: float,
         method: str,
+        truncated: bool = False,
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.usage = usage
         self.wall_time = wall_time  # seconds, from before the clone to the end
         self.method = method  # how it was started: "direct", "staged" or "template"
+        self.truncated = truncated  # whether max_output has cut stdout or stderr off
 
     @property
     def exit_code(self) -> int:
@@ -169,9 +180,7 @@ def run_by(
     streams = RunStreams(stdin, stdout, stderr)
     try:
         fds = (streams.fds[0], streams.fds[1], streams.fds[2])
-        outcome = runner(
-            (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0)
-        )
+        outcome = runner((argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0))
     finally:
         streams.close()
     done = completed(args, plan, outcome, mode, timeout)
@@ -195,12 +204,21 @@ def completed(
     """What a command that was run to its end has come to."""
     if isinstance(outcome, SpawnError):
         return outcome
-    (code, status, user, system, max_rss, exact, wall), out, err, _dropped, timed_out = outcome
-    if timed_out:
-        assert timeout is not None
-        return TimeoutExpired(args, timeout, out, err)
-    if mode is not None:
-        out, err = (None if data is None else mode.decode(data) for data in (out, err))
+    (code, status, user, system, max_rss, exact, wall), out, err, dropped, timed_out = outcome
     returncode = status if code == CLD_EXITED else -status
     usage = Usage(user, system, max_rss, exact)
-    return CompletedSandbox(args, returncode, out, err, usage, wall, plan.method)
+    if timed_out:
+        assert timeout is not None
+        expired = TimeoutExpired(args, timeout, out, err)
+        expired.returncode = returncode
+        expired.usage = usage
+        expired.wall_time = wall
+        expired.truncated = dropped > 0
+        return expired
+    texts: tuple[Any, ...] = (out, err)
+    if mode is not None:
+        texts = tuple(None if data is None else mode.decode(data) for data in texts)
+    stdout, stderr = texts
+    return CompletedSandbox(
+        args, returncode, stdout, stderr, usage, wall, plan.method, truncated=dropped > 0
+    )

@@ -15,7 +15,7 @@ from fastns._args import shown
 from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns.completed import CompletedSandbox, TimeoutExpired, run_by
+from fastns.completed import CompletedSandbox, run_by
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, TypeVar, Unpack
 
-    from fastns.batch import Jobs
+    from fastns.batch import Jobs, Result
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.sandbox import Args
     from fastns.spec import Spec
@@ -117,10 +117,13 @@ class Template:
         timeout: float | None = None,
         capture_output: bool = True,
         text: bool | None = None,
-    ) -> list[CompletedSandbox | SpawnError | TimeoutExpired]:
+        max_output: int | None = None,
+    ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        server = self._running()
-        return run_batch_by(server, self._sandbox, jobs, concurrency, timeout, capture_output, text)
+        return self._run_batch(jobs, concurrency, timeout, capture_output, text, max_output)
+
+    def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
+        return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)
 
     def pool_usage(self) -> PoolUsage:
         """How its pool of network namespaces has fared, since the server was started."""

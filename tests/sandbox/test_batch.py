@@ -162,6 +162,12 @@ def test_a_bad_concurrency(plan: fastns.Plan, value: Any) -> None:
             function([["/true"]], spec=plan, concurrency=value)
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "64k", 2**63])
+def test_a_bad_max_output(plan: fastns.Plan, value: Any) -> None:
+    with pytest.raises(fastns.SpecError, match="max_output"):
+        fastns.run_batch([["/true"]], spec=plan, max_output=value)
+
+
 def test_spawn_batch_refuses_what_run_batch_is_for(plan: fastns.Plan) -> None:
     for job in (Job(["/true"], input=b"x"), Job(["/true"], timeout=1)):
         with pytest.raises(fastns.SpecError, match=r"jobs\[1\].*run_batch"):
@@ -222,6 +228,39 @@ def test_the_output_so_far(busybox: fastns.Plan) -> None:
     (outcome,) = fastns.run_batch([job], spec=busybox, timeout=0.3, text=True)
     assert isinstance(outcome, fastns.TimeoutExpired)
     assert (outcome.stdout, outcome.stderr) == (b"out\n", b"err\n")
+
+
+def test_a_late_job_tells_what_it_used(plan: fastns.Plan) -> None:
+    (outcome,) = fastns.run_batch([["/probe", "--sleep", "60"]], spec=plan, timeout=0.2)
+    assert isinstance(outcome, fastns.TimeoutExpired)
+    assert outcome.returncode == -signal.SIGKILL
+    assert outcome.usage is not None
+    assert outcome.usage.user_time >= 0
+    assert outcome.wall_time is not None
+    assert outcome.wall_time >= 0.2
+    assert not outcome.truncated
+
+
+def test_max_output_is_for_each_stream_of_each_job(plan: fastns.Plan, busybox_rootfs: Path) -> None:
+    code = "yes | head -c $0; yes | head -c 99 >&2"
+    jobs = [["sh", "-c", code, size] for size in ("100", "101", "1000000")]
+    spec = fastns.Spec(rootfs=busybox_rootfs, init=plan.method == "staged")
+    with fastns.Template(fastns.Spec(rootfs=busybox_rootfs)) as template:
+        for outcomes in (
+            fastns.run_batch(jobs, spec=spec, max_output=100),
+            template.run_batch(jobs, max_output=100),
+        ):
+            done = [o for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
+            assert [(len(o.stdout), len(o.stderr)) for o in done] == [(100, 99)] * 3
+            assert [o.truncated for o in done] == [False, True, True]
+            assert [o.returncode for o in done] == [0, 0, 0]
+
+
+def test_all_output_is_kept_otherwise(plan: fastns.Plan) -> None:
+    (outcome,) = fastns.run_batch([["/probe", "--flood", "stdout", "300000"]], spec=plan)
+    assert isinstance(outcome, fastns.CompletedSandbox)
+    assert (len(outcome.stdout), outcome.truncated) == (300000, False)
+    assert not fastns.run(["/true"], spec=plan).truncated
 
 
 def test_usage_of_each(plan: fastns.Plan) -> None:
@@ -318,3 +357,42 @@ def test_closed_fds_of_the_caller_hide_no_failure(probe_rootfs: Path, fds: str) 
     """A pipe made for the start takes such a number; what the child closes must not be news."""
     command = [sys.executable, "-c", CLOSED, str(probe_rootfs), fds]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+# ---- what the command line uses ----
+
+
+def test_results_are_handed_out_while_others_run(plan: fastns.Plan) -> None:
+    from fastns.batch import run_batch_by
+
+    found: list[tuple[int, object]] = []
+    seen: list[int] = []
+    jobs = [["/probe", "--sleep", "0.5"], ["/probe", "--echo"], ["/missing"], ["/true"]]
+
+    def each(index: int, result: Any) -> None:
+        found.append((index, getattr(result, "returncode", "error")))
+
+    def progress(done: int) -> None:
+        assert done == len(found)
+        seen.append(done)
+
+    options = (2, None, True, None, None)
+    assert run_batch_by(None, plan, jobs, *options, progress=progress, each=each) == []
+    assert sorted(found, key=lambda item: item[0]) == [(0, 0), (1, 0), (2, "error"), (3, 0)]
+    assert found[-1] == (0, 0)
+    assert seen[0] < seen[-1] == 4
+
+
+@pytest.mark.parametrize("where", ["progress", "each"])
+def test_what_they_raise_ends_the_batch(plan: fastns.Plan, where: str) -> None:
+    from fastns.batch import run_batch_by
+
+    mark = marker()
+
+    def stop(*_: object) -> None:
+        raise ZeroDivisionError
+
+    jobs = [["/probe", "--sleep", mark], ["/true"]]
+    with pytest.raises(ZeroDivisionError):
+        run_batch_by(None, plan, jobs, 2, None, True, None, None, **{where: stop})
+    assert marked(mark) == []

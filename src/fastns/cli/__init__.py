@@ -23,6 +23,7 @@ EXIT_BROKEN_PIPE = 141
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
+    "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
     "rootfs": "build a root file system from this machine's commands",
     "doctor": "show what works on this machine, and the fix for what does not",
 }

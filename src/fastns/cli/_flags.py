@@ -1,4 +1,4 @@
-"""From the flags of `fastns run` to a Spec: one small function per kind of value.
+"""From the flags of `fastns run` and `batch` to a Spec: one small function per kind of value.
 
 Each function raises UsageError, which names the flag and the value. What a Spec checks by itself
 (types of mounts, absolute paths, flags that contradict each other) is left to it; FLAG_OF_FIELD
@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Mapping
+
+    from fastns.cli import Parser
 
 NAMESPACE_FLAGS = {
     "pid": "pid",
@@ -68,10 +70,88 @@ SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
 
 
+def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
+    """Add what `fastns run` and `fastns batch` say about a sandbox, in the order of the help.
+
+    Returns the last group, "the process", to which a verb may add. spec_of() reads them.
+    """
+    group: argparse._ArgumentGroup
+
+    def switch(*names: str, help: str) -> None:
+        group.add_argument(*names, action="store_true", help=help)
+
+    def value(*names: str, metavar: str, help: str) -> None:
+        group.add_argument(*names, metavar=metavar, help=help)
+
+    def values(*names: str, metavar: str, help: str) -> None:
+        group.add_argument(*names, metavar=metavar, action="append", default=[], help=help)
+
+    def mount(*names: str, metavar: str, help: str) -> None:
+        """One list for every kind: a later mount may lie on an earlier one."""
+        reader = MOUNT_FLAGS[names[-1]]
+        group.add_argument(
+            *names,
+            dest="mounts",
+            metavar=metavar,
+            action="append",
+            type=lambda text: (reader, text),
+            default=[],
+            help=help,
+        )
+
+    group = parser.add_argument_group("the root")
+    value("--rootfs", metavar="DIR", help="the root file system (default: the host's, read-only)")
+    switch("--read-only", help="a read-only root")
+    switch("--overlay", help="a throw-away writable layer over the root")
+    switch("--chroot", help="change the root with chroot instead of pivot_root")
+
+    group = parser.add_argument_group("what is in it")
+    mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
+    mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
+    mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
+    values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
+    switch("--no-default-mounts", help="without /proc, /sys, /dev, /tmp, /run")
+
+    group = parser.add_argument_group("its identity")
+    value("--hostname", metavar="NAME", help="its host name")
+    value("--domainname", metavar="NAME", help="its NIS domain name")
+    values("--add-host", metavar="NAME:IP", help="a line of /etc/hosts")
+    values("--dns", metavar="IP", help="a name server of /etc/resolv.conf")
+
+    group = parser.add_argument_group("namespaces: private, host, or a path to join")
+    value("--pid", metavar="MODE", help="process ids")
+    value("--uts", metavar="MODE", help="host name")
+    value("--ipc", metavar="MODE", help="System V IPC and message queues")
+    value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
+    value("--userns", metavar="MODE", help="auto (the default), host, private, keep-id, or a path")
+    value("--cgroupns", metavar="MODE", help="the view of cgroups")
+    value("--mountns", metavar="MODE", help="mounts")
+    value("--timens", metavar="MODE", help="monotonic and boot clocks (default: host)")
+
+    group = parser.add_argument_group("ids")
+    values("--uidmap", metavar="C:H:N", help="map N user ids from C inside to H outside")
+    values("--gidmap", metavar="C:H:N", help="map N group ids from C inside to H outside")
+    value("-u", "--user", metavar="UID[:GID]", help="run as these ids inside (default: 0:0)")
+
+    group = parser.add_argument_group("the process")
+    values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
+    values("--env-file", metavar="F", help="a file of such lines")
+    value("-w", "--workdir", metavar="DIR", help="its working directory inside")
+    values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit, such as nofile=64:64")
+    switch("--init", help="a reaper as pid 1, the command as its child")
+    return group
+
+
+def hint_for_field(field: str, verb: str) -> str | None:
+    """Which flag a SpecError is about; None when it is about none."""
+    flag = FLAG_OF_FIELD.get(field) or FLAG_OF_FIELD.get(field.split(".")[0])
+    return f"set by {flag}; see fastns {verb} --help" if flag else None
+
+
 def spec_of(
     flags: argparse.Namespace, caller: Mapping[str, str], extra_env: Mapping[str, str]
 ) -> Spec:
-    """The Spec that the flags of `fastns run` describe.
+    """The Spec that the flags of add_sandbox_flags() describe.
 
     `caller` is the environment that `-e NAME` copies from; `extra_env` lies under the flags.
     Raises UsageError for a flag's value, SpecError for what the Spec itself refuses.
@@ -124,7 +204,7 @@ def naming(flag: str, text: str) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        raise UsageError(f"{flag} {text}: {error}", "see fastns run --help") from None
+        raise UsageError(f"{flag} {text}: {error}", "--help shows its form") from None
 
 
 # Namespaces and ids

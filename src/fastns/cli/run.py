@@ -17,11 +17,17 @@ import time
 
 from fastns._record import record
 from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
-from fastns.cli._flags import FLAG_OF_FIELD, MOUNT_FLAGS, duration, environment_has, spec_of
+from fastns.cli._flags import (
+    add_sandbox_flags,
+    duration,
+    environment_has,
+    hint_for_field,
+    spec_of,
+)
+from fastns.cli._signals import Signals, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
     from typing import Any
 
     from fastns import Sandbox, Spec
@@ -46,76 +52,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.options_first = True
     parser.keeps_error = True  # --status-fd tells of a wrong flag too
 
-    def switch(*names: str, help: str) -> None:
+    group = add_sandbox_flags(parser)
+    for names, help in (
+        (("-i", "--interactive"), "accepted: stdin is always connected"),
+        (("-t", "--tty"), "a terminal of its own (not available yet)"),
+        (("--rm",), "accepted: nothing is ever left behind"),
+    ):
         group.add_argument(*names, action="store_true", help=help)
 
-    def value(*names: str, metavar: str, help: str) -> None:
-        group.add_argument(*names, metavar=metavar, help=help)
-
-    def values(*names: str, metavar: str, help: str) -> None:
-        group.add_argument(*names, metavar=metavar, action="append", default=[], help=help)
-
-    def mount(*names: str, metavar: str, help: str) -> None:
-        """One list for every kind: a later mount may lie on an earlier one."""
-        reader = MOUNT_FLAGS[names[-1]]
-        group.add_argument(
-            *names,
-            dest="mounts",
-            metavar=metavar,
-            action="append",
-            type=lambda text: (reader, text),
-            default=[],
-            help=help,
-        )
-
-    group = parser.add_argument_group("the root")
-    value("--rootfs", metavar="DIR", help="the root file system (default: the host's, read-only)")
-    switch("--read-only", help="a read-only root")
-    switch("--overlay", help="a throw-away writable layer over the root")
-    switch("--chroot", help="change the root with chroot instead of pivot_root")
-
-    group = parser.add_argument_group("what is in it")
-    mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
-    mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
-    mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
-    values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
-    switch("--no-default-mounts", help="without /proc, /sys, /dev, /tmp, /run")
-
-    group = parser.add_argument_group("its identity")
-    value("--hostname", metavar="NAME", help="its host name")
-    value("--domainname", metavar="NAME", help="its NIS domain name")
-    values("--add-host", metavar="NAME:IP", help="a line of /etc/hosts")
-    values("--dns", metavar="IP", help="a name server of /etc/resolv.conf")
-
-    group = parser.add_argument_group("namespaces: private, host, or a path to join")
-    value("--pid", metavar="MODE", help="process ids")
-    value("--uts", metavar="MODE", help="host name")
-    value("--ipc", metavar="MODE", help="System V IPC and message queues")
-    value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
-    value("--userns", metavar="MODE", help="auto (the default), host, private, keep-id, or a path")
-    value("--cgroupns", metavar="MODE", help="the view of cgroups")
-    value("--mountns", metavar="MODE", help="mounts")
-    value("--timens", metavar="MODE", help="monotonic and boot clocks (default: host)")
-
-    group = parser.add_argument_group("ids")
-    values("--uidmap", metavar="C:H:N", help="map N user ids from C inside to H outside")
-    values("--gidmap", metavar="C:H:N", help="map N group ids from C inside to H outside")
-    value("-u", "--user", metavar="UID[:GID]", help="run as these ids inside (default: 0:0)")
-
-    group = parser.add_argument_group("the process")
-    values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
-    values("--env-file", metavar="F", help="a file of such lines")
-    value("-w", "--workdir", metavar="DIR", help="its working directory inside")
-    values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit, such as nofile=64:64")
-    switch("--init", help="a reaper as pid 1, the command as its child")
-    switch("-i", "--interactive", help="accepted: stdin is always connected")
-    switch("-t", "--tty", help="a terminal of its own (not available yet)")
-    switch("--rm", help="accepted: nothing is ever left behind")
-
     group = parser.add_argument_group("how it runs")
-    value("--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ...")
-    value("--status-fd", metavar="N", help="write one JSON object there at the end")
-    switch("--dry-run", help="print the ordered steps, one a line, and do nothing")
+    group.add_argument(
+        "--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ..."
+    )
+    group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
+    )
 
 
 @record(frozen=True)
@@ -176,8 +128,7 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
             return None
         return _run(flags.command, spec, timeout)
     except fastns.SpecError as error:
-        flag = FLAG_OF_FIELD.get(error.field) or FLAG_OF_FIELD.get(error.field.split(".")[0])
-        complain(error, f"set by {flag}; see fastns run --help" if flag else None)
+        complain(error, hint_for_field(error.field, "run"))
         return _failed(EXIT_FAILED, error)
     except (fastns.FastnsError, OSError) as error:
         complain(error, getattr(error, "hint", None))
@@ -206,49 +157,11 @@ def _failed(code: int, error: Exception) -> Outcome:
     return Outcome(code, "failed", error=details | {"message": str(error)})
 
 
-class _Signals:
-    """Collects SIGINT, SIGTERM and SIGHUP while a sandbox runs, instead of acting on them.
-
-    They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is ever raised between
-    a spawn and the moment its handle has a name. A signal that is ignored (nohup, a background
-    job of a shell) stays ignored.
-    """
-
-    def __enter__(self) -> _Signals:
-        self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._previous = {
-            number: signal.signal(number, _do_nothing)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            # None: a handler that Python did not install and cannot name
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._previous_fd)
-        os.close(self.pipe)
-        os.close(self._write_end)
-
-    def take(self) -> list[int]:
-        """The signals that came since the last call, in their order."""
-        try:
-            return [number for number in os.read(self.pipe, 512) if number in self._previous]
-        except BlockingIOError:
-            return []
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """The handler of a signal that is read from the pipe."""
-
-
 def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     """Start the command and wait for its end, the time's, or a signal that asks for it."""
     import fastns
 
-    with _Signals() as signals:
+    with Signals() as signals:
         sandbox = fastns.spawn(command, spec=spec)
         cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
         if cause != "ended":
@@ -265,7 +178,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     return Outcome(
         exit_code,
         cause,
-        signal=_signal_name(number) if number else None,
+        signal=signal_name(number) if number else None,
         usage=_usage(sandbox),
         wall_time=sandbox.wall_time,
     )
@@ -279,7 +192,7 @@ def _usage(sandbox: Sandbox) -> dict[str, float] | None:
 
 
 def _wait(
-    sandbox: Sandbox, signals: _Signals, timeout: float | None, *, has_init: bool
+    sandbox: Sandbox, signals: Signals, timeout: float | None, *, has_init: bool
 ) -> tuple[str, int]:
     """Wait at most `timeout` seconds: ("ended", 0), ("timeout", 0) or ("killed", the signal)."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -298,13 +211,6 @@ def _wait(
             # only what it handles. A reaper as pid 1 hides whether its child does.
             if number != signal.SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most real-time signals have no name of their own
-        return f"SIG{number}"
 
 
 def handles_sigint(pid: int) -> bool:
