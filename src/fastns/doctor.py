@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    import fastns
+
 NAMESPACES = ("user", "mount", "pid", "uts", "ipc", "network", "cgroup", "time")
 OLDEST_KERNEL = (5, 12)
 CAP_SYS_ADMIN = 21
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
-TRY_SECONDS = 10.0
+OPEN_TREE_NAMESPACE = 2
+AT_FDCWD = -100
+TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
 """Where programs and their libraries are, below /."""
 
@@ -91,6 +95,8 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     yield "/proc inside", "basic", proc_inside
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
+    yield "template", "extra", template
+    yield "mount tables", "extra", mount_tables
     yield "id ranges", "extra", id_ranges
     yield "cgroup", "extra", cgroup
 
@@ -180,6 +186,26 @@ def system_call(name: str) -> Finding:
         False,
         f"{os.strerror(code)} ({errno.errorcode.get(code, code)})",
         "use a newer kernel or, in a container, a seccomp profile that lets it through",
+    )
+
+
+def mount_tables() -> Finding:
+    """What each start copies of the mounts, and whether the kernel could do without."""
+    import ctypes
+
+    mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = ctypes.c_long(SYSTEM_CALLS["open_tree"])
+    flags = ctypes.c_ulong(OPEN_TREE_NAMESPACE | os.O_CLOEXEC)
+    fd = libc.syscall(call, ctypes.c_long(AT_FDCWD), b"/", flags)
+    known = fd >= 0 or ctypes.get_errno() != errno.EINVAL
+    if fd >= 0:
+        os.close(fd)
+    newer = "has" if known else "has no"
+    return Finding(
+        None,
+        f"a direct start copies the {mounts} mounts here, a Template only its own few; the kernel "
+        f"{newer} open_tree(OPEN_TREE_NAMESPACE), which is not used",
     )
 
 
@@ -286,13 +312,29 @@ def attempt(**fields: Any) -> Finding:
     """Run `true` in a sandbox with these fields of a Spec."""
     import fastns
 
+    return tried(lambda args: fastns.run(args, spec=fastns.Spec(**fields), **TRY_OPTIONS))
+
+
+def template() -> Finding:
+    """The same from a Template, with a pool of each kind."""
+    import fastns
+
+    def run(args: list[str]) -> fastns.CompletedSandbox:
+        with fastns.Template(parked=1, netns_pool=1) as template:
+            return template.run(args, **TRY_OPTIONS)
+
+    return tried(run)
+
+
+def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
+    """What became of `true`."""
+    import fastns
+
     program = shutil.which("true")
     if program is None:
         return Finding(False, "no program `true` to try it with", "put coreutils on PATH")
     try:
-        done = fastns.run(
-            [program], spec=fastns.Spec(**fields), capture_output=True, timeout=TRY_SECONDS
-        )
+        done = run([program])
     except fastns.FastnsError as error:
         return Finding(False, str(error), getattr(error, "hint", None))
     if done.returncode != 0:
