@@ -128,6 +128,9 @@ def spawn(
     stdio: tuple[int, int, int],
     keep: tuple[int, ...],
 ) -> Process: ...
+def run_plain(
+    plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
+) -> _Outcome | SpawnError | None: ...
 def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
     plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int

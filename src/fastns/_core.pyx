@@ -11,7 +11,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport strlen
 
 from fastns cimport _fastns as c
 
@@ -22,6 +22,13 @@ from fastns.errors import SpawnError
 
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
+
+cdef extern from "<fcntl.h>" nogil:
+    int F_GETFD
+    int fcntl(int fd, int command, ...)
+
+cdef extern from "Python.h":
+    object PyUnicode_EncodeFSDefault(object text)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -621,6 +628,9 @@ cdef class Pipes:
 
 # ---- jobs: run to their end in C -------------------------------------------------------------------
 
+cdef enum:
+    MAX_PLAIN = 4096
+
 PIPE_STDIN = c.FNS_PIPE_STDIN
 PIPE_STDOUT = c.FNS_PIPE_STDOUT
 PIPE_STDERR = c.FNS_PIPE_STDERR
@@ -769,6 +779,38 @@ def run(Plan plan, Server server, tuple item):
         if aborted:
             server.aborted()
     return jobs.outcome(0)
+
+
+def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
+    """run() of `args` with little else said, checked and packed here: what a start costs beside the
+    kernel's part is the Python that is run, whose code the caches have forgotten by the next start.
+
+    None: `args` is not a list or tuple of short texts that can be a command, or a standard stream is
+    closed."""
+    cdef list argv
+    cdef bytes text
+    if type(args) is not list and type(args) is not tuple or not args:
+        return None
+    argv = []
+    for arg in args:
+        if type(arg) is not str:
+            return None
+        try:
+            text = PyUnicode_EncodeFSDefault(arg)
+        except UnicodeEncodeError:
+            return None
+        if strlen(PyBytes_AS_STRING(text)) != <size_t>len(text) or len(text) > MAX_PLAIN:
+            return None
+        argv.append(text)
+    text = argv[0]
+    if len(text) == 0 or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
+        return None
+    if b"/" in text:
+        paths = (text,)
+    else:
+        paths = tuple([directory + b"/" + text for directory in plan.search_path])
+    return run(plan, server, (tuple(argv), plan.environ, paths, plan.cwd, (-1, -1, -1), pipes,
+                              b"", timeout_ns, 0))
 
 
 cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,

@@ -5,7 +5,6 @@ Apart from sandbox.py so that `subprocess` is imported only where one of them is
 
 from __future__ import annotations
 
-import functools
 import subprocess
 
 from fastns import _core
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from fastns._stdio import Stdio
     from fastns.sandbox import Args
     from fastns.spec import Spec
+    from fastns.template import Template
 
     Completed = subprocess.CompletedProcess[Any]
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         check: bool
 else:
     Completed = subprocess.CompletedProcess
+PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
 class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
@@ -128,7 +129,7 @@ def run(
     """
     plan = plan_of(spec)
     return run_by(
-        functools.partial(_core.run, plan, None),
+        None,
         plan,
         args,
         input=input,
@@ -147,7 +148,7 @@ def run(
 
 
 def run_by(
-    runner: Callable[[_core._Item], _core._Outcome | SpawnError],
+    template: Template | None,
     plan: _core.Plan,
     args: Args,
     *,
@@ -164,7 +165,18 @@ def run_by(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> CompletedSandbox:
-    """run() by a _core.run() of some kind, with its plan."""
+    """run() by a template, whose sandbox the plan is, or without one."""
+    timeout_ns = None if timeout is None else check_timeout(timeout)
+    mode = _TextMode.of(text, encoding, errors)
+    streams_given = input is not None or stdin is not None or stdout is not None
+    if not streams_given and stderr is None and env is None and cwd is None:
+        pipes = PIPED if capture_output else 0
+        if template is None:
+            outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
+        else:
+            outcome = template._run_plain(args, pipes, timeout_ns)
+        if outcome is not None:
+            return _checked(completed(args, plan, outcome, mode, timeout), check)
     if input is not None:
         if stdin is not None:
             raise SpecError("stdin", "input is given: leave stdin out")
@@ -173,25 +185,27 @@ def run_by(
         if stdout is not None or stderr is not None:
             raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
         stdout = stderr = PIPE
-    timeout_ns = check_timeout(timeout)
-    mode = _TextMode.of(text, encoding, errors)
     data = encode_input(input, mode)
     argv, environ, paths, directory = command(plan, args, env, cwd)
     streams = RunStreams(stdin, stdout, stderr)
     try:
         fds = (streams.fds[0], streams.fds[1], streams.fds[2])
-        outcome = runner((argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0))
+        item = (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0)
+        outcome = _core.run(plan, None, item) if template is None else template._run(item)
     finally:
         streams.close()
-    done = completed(args, plan, outcome, mode, timeout)
-    if not isinstance(done, CompletedSandbox):
-        try:
-            raise done
-        finally:
-            del done, outcome  # or the error and this frame would keep each other
-    if check and done.returncode:
-        raise CalledProcessError(done.returncode, args, done.stdout, done.stderr)
-    return done
+    return _checked(completed(args, plan, outcome, mode, timeout), check)
+
+
+def _checked(done: CompletedSandbox | SpawnError | TimeoutExpired, check: bool) -> CompletedSandbox:
+    if isinstance(done, CompletedSandbox):
+        if check and done.returncode:
+            raise CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
+        return done
+    try:
+        raise done
+    finally:
+        del done  # or the error and this frame would keep each other
 
 
 def completed(

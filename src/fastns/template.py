@@ -101,7 +101,7 @@ class Template:
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
-        return run_by(self._run, self._sandbox, args, **options)
+        return run_by(self, self._sandbox, args, **options)
 
     def spawn_batch(
         self, jobs: Jobs, *, concurrency: int | None = None
@@ -154,6 +154,18 @@ class Template:
 
     def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
         return self._ask(lambda server: _core.run(self._sandbox, server, item))
+
+    def _run_plain(
+        self, args: object, pipes: int, timeout_ns: int | None
+    ) -> _core._Outcome | SpawnError | None:
+        """_core.run_plain(); None also when the server is not there, or has just gone."""
+        server = self._server
+        if server is None or not server.usable():
+            return None
+        try:
+            return _core.run_plain(self._sandbox, server, args, pipes, timeout_ns)
+        except ConnectionAbortedError:
+            return None
 
     def _ask(self, ask: Callable[[_core.Server], T]) -> T:
         for _ in range(3):
