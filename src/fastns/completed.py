@@ -24,7 +24,7 @@ from fastns.sandbox import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any, TypedDict
 
     from fastns._stdio import Stdio
