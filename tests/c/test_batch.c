@@ -31,7 +31,7 @@ static void reap(const struct fns_process *process, int code, int status)
 /* An fns_io with pipes to a probe that runs. */
 static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, int with_stdin)
 {
-    struct fns_io io = {.fds = {-1, -1, -1}, .stop = -1};
+    struct fns_io io = {.fds = {-1, -1, -1}};
     int theirs[3];
     for (int i = with_stdin ? 0 : 1; i < 3; i++) {
         int ends[2];
@@ -88,24 +88,36 @@ static void takes_no_sigpipe(const struct fns_plan *plan)
     free(input);
 }
 
-static void stops_and_finishes(const struct fns_plan *plan)
+static void finishes_after_its_time(const struct fns_plan *plan)
 {
     struct command command;
-    int ends[2];
     struct fns_io io = io_with(plan, probe_args(&command, "--sleep", "60", NULL), 0);
     io.deadline = fns_now() + 1000000;
     CHECK_EQUAL(fns_io_run(&io), FNS_IO_TIMEOUT);
-    io.deadline = 0;
-    CHECK_EQUAL(pipe2(ends, O_CLOEXEC), 0);
-    CHECK_EQUAL(write(ends[1], "x", 1), 1);
-    io.stop = ends[0];
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_STOPPED);
     CHECK_EQUAL(fns_kill_all(plan, &io.process), 0);
     CHECK_EQUAL(fns_io_finish(&io), 0);
     reap(&io.process, CLD_KILLED, SIGKILL);
     free_io(&io);
-    close(ends[0]);
-    close(ends[1]);
+}
+
+static void keeps_no_more_than_its_limit(const struct fns_plan *plan)
+{
+    struct command command;
+    char *input = calloc(1, MIB);
+    CHECK(input != NULL);
+    for (size_t limit = 1; limit <= 100000; limit *= 10) {
+        struct fns_io io = io_with(plan, probe_args(&command, "--echo", NULL, NULL), 1);
+        io.input = input;
+        io.input_size = MIB;
+        io.limit = limit;
+        CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE);
+        CHECK_EQUAL(io.output[0].size, limit);
+        CHECK_EQUAL(io.output[0].dropped, MIB - limit);
+        CHECK_EQUAL(io.output[1].dropped, 0);
+        reap(&io.process, CLD_EXITED, 0);
+        free_io(&io);
+    }
+    free(input);
 }
 
 /* ---- batches -------------------------------------------------------------------------------- */
@@ -118,16 +130,15 @@ static void free_jobs(struct fns_job *jobs)
     }
 }
 
-static void run(struct fns_job *jobs, enum fns_batch_mode mode, unsigned threads)
+static void run(struct fns_job *jobs, unsigned concurrency, int spawn)
 {
     struct fns_batch *batch;
-    CHECK_EQUAL(fns_batch_start(&batch, jobs, N_JOBS, threads, mode), 0);
+    CHECK_EQUAL(fns_batch_open(&batch, jobs, N_JOBS, concurrency, spawn), 0);
     int ret;
-    while ((ret = fns_batch_wait(batch, 1000)) != 1)
+    while ((ret = fns_batch_run(batch)) != 1)
         CHECK(ret == 0 || ret == -EINTR);
-    fns_batch_join(batch);
-    for (int i = 0; i < N_JOBS; i++)
-        CHECK_EQUAL(jobs[i].finished, 1);
+    CHECK_EQUAL(fns_batch_done(batch), N_JOBS);
+    fns_batch_close(batch);
 }
 
 /* Every fifth job's command is missing, every fifth is too slow; the others echo their number. */
@@ -141,6 +152,7 @@ static void each_job_for_itself(const struct fns_plan *plan)
         snprintf(inputs[i], sizeof inputs[i], "%d", i);
         jobs[i] = (struct fns_job){.plan = plan,
                                    .args = probe_args(&commands[i], "--echo", NULL, NULL),
+                                   .pipes = FNS_PIPE_STDIN | FNS_PIPE_STDOUT | FNS_PIPE_STDERR,
                                    .input = inputs[i],
                                    .input_size = strlen(inputs[i]),
                                    .timeout_ns = -1,
@@ -152,7 +164,7 @@ static void each_job_for_itself(const struct fns_plan *plan)
             jobs[i].timeout_ns = 20000000;
         }
     }
-    run(jobs, FNS_BATCH_CAPTURE, 4);
+    run(jobs, 4, 0);
     for (int i = 0; i < N_JOBS; i++) {
         if (i % 5 == 1) {
             CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_EXEC);
@@ -177,6 +189,7 @@ static void sleeping_jobs(struct fns_job *jobs, struct command *commands,
     for (int i = 0; i < N_JOBS; i++)
         jobs[i] = (struct fns_job){.plan = plan,
                                    .args = probe_args(&commands[i], "--sleep", "60", NULL),
+                                   .pipes = FNS_PIPE_STDOUT,
                                    .timeout_ns = -1,
                                    .process = {.pidfd = -1, .control = -1}};
 }
@@ -186,7 +199,7 @@ static void only_spawns(const struct fns_plan *plan)
     static struct command commands[N_JOBS];
     static struct fns_job jobs[N_JOBS];
     sleeping_jobs(jobs, commands, plan);
-    run(jobs, FNS_BATCH_SPAWN, N_JOBS);
+    run(jobs, 1, 1);
     for (int i = 0; i < N_JOBS; i++) {
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
         CHECK_EQUAL(fns_wait(&jobs[i].process, 0), 0);
@@ -202,10 +215,9 @@ static void is_stopped(const struct fns_plan *plan)
     static struct fns_job jobs[N_JOBS];
     struct fns_batch *batch;
     sleeping_jobs(jobs, commands, plan);
-    CHECK_EQUAL(fns_batch_start(&batch, jobs, N_JOBS, 4, FNS_BATCH_CAPTURE), 0);
-    CHECK_EQUAL(fns_batch_wait(batch, 50), 0);
-    fns_batch_stop(batch);
-    fns_batch_join(batch);
+    CHECK_EQUAL(fns_batch_open(&batch, jobs, N_JOBS, 4, 0), 0);
+    CHECK_EQUAL(fns_batch_run(batch), 0);
+    fns_batch_close(batch);
     CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1); /* no child is left */
     CHECK_EQUAL(errno, ECHILD);
     free_jobs(jobs);
@@ -222,7 +234,8 @@ int main(int argc, char **argv)
         make_plan(&made, ways[i]);
         moves_much_both_ways(&made.plan);
         takes_no_sigpipe(&made.plan);
-        stops_and_finishes(&made.plan);
+        finishes_after_its_time(&made.plan);
+        keeps_no_more_than_its_limit(&made.plan);
         each_job_for_itself(&made.plan);
         only_spawns(&made.plan);
         is_stopped(&made.plan);

@@ -16,6 +16,7 @@
 #define fns_child_ops unused_ops
 #define fns_child_exec unused_exec
 #define fns_child_main unused_main
+#define fns_loopback_up unused_loopback_up
 #include "../../csrc/child.c"
 
 #include "check.h"
