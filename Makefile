@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user lint fix asan bench wheel sdist packages setup \
+.PHONY: help run shell test test-root test-user lint fix asan bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
@@ -80,6 +80,12 @@ fix: install  ## formats everything in place
 
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
+
+compare: setup-compare install  ## the race against everything else: benchmarks/results/
+	cd benchmarks && $(SUDO) $(abspath $(BIN))/python -m compare $(COMPARE_ARGS)
+
+setup-compare:
+	tests/setup.sh compare
 
 bench: install  ## what a spawn costs here, and its ratio to posix_spawn and others
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \

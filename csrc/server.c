@@ -49,8 +49,9 @@ static struct {
     struct fns_room *waiting; /* asks for which there was no network namespace, the first first */
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
-    int n_rooms, n_held;           /* n_held: mount namespaces */
-    uint64_t files[2];             /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
+    int last_looked_at;
+    int n_rooms, n_held; /* n_held: mount namespaces */
+    uint64_t files[2];   /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
 } server;
@@ -114,12 +115,40 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
     sandbox->connection = sandbox->mounts = NONE;
+    sandbox->is_looked_at = 0;
     return sandbox;
+}
+
+static void look_at(struct fns_sandbox *sandbox)
+{
+    int number = (int)(sandbox - server.sandboxes);
+    if (sandbox->is_looked_at)
+        return;
+    sandbox->is_looked_at = 1;
+    sandbox->sooner = server.last_looked_at;
+    sandbox->later = NONE;
+    if (sandbox->sooner != NONE)
+        server.sandboxes[sandbox->sooner].later = number;
+    server.last_looked_at = number;
+}
+
+static void look_away(struct fns_sandbox *sandbox)
+{
+    if (!sandbox->is_looked_at)
+        return;
+    sandbox->is_looked_at = 0;
+    if (sandbox->later != NONE)
+        server.sandboxes[sandbox->later].sooner = sandbox->sooner;
+    else
+        server.last_looked_at = sandbox->sooner;
+    if (sandbox->sooner != NONE)
+        server.sandboxes[sandbox->sooner].later = sandbox->later;
 }
 
 static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
+    look_away(sandbox);
     if (sandbox->mounts >= 0) {
         fns_sys1(__NR_close, sandbox->mounts);
         server.n_held--;
@@ -222,6 +251,7 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     if (!sandbox)
         return -ENOMEM;
     room->sandbox = sandbox;
+    sandbox->room = room;
     room->files = server.files;
     sandbox->connection = connection;
     sandbox->parked = parked;
@@ -237,9 +267,12 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     sandbox->pid = (int)pid;
     server.by_pid[pid] = (int)(sandbox - server.sandboxes);
     server.peers[connection].sandbox = server.by_pid[pid];
+    look_at(sandbox);
     hold_mounts(sandbox);
     return 0;
 }
+
+static int reap(int pid);
 
 static void kill_sandbox(const struct fns_sandbox *sandbox)
 {
@@ -323,6 +356,8 @@ static void hear_reap(int connection, const struct fns_ask *ask)
         server.peers[connection].sandbox = index;
         if (kill)
             kill_sandbox(sandbox);
+        look_at(sandbox);
+        reap(sandbox->pid);
     }
 }
 
@@ -514,6 +549,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     int connection = sandbox->connection;
     describe_end(sandbox, code, status);
     sandbox->pid = 0;
+    look_away(sandbox);
     if (server.plan->netns_pool)
         fns_netns_ended();
     if (is_unused(sandbox)) { /* what is asked there next, or was, the server hears */
@@ -536,28 +572,51 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         end_use(connection);
 }
 
-static void reap(void)
+/* 1: it has ended, and all that follows from it is done. */
+static int reap(int pid)
 {
-    int info[32]; /* siginfo_t */
+    int info[32] = {0}; /* siginfo_t */
     char usage[sizeof server.sandboxes->end.usage];
-    fns_sys3(__NR_read, server.ends, info, sizeof info); /* one signal stands for many ends */
-    for (;;) {
-        info[4] = 0;
-        long result = fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, info,
-                               1 | 4 | 0x40000000 /* WNOHANG|WEXITED|__WALL */, usage);
-        int pid = info[4];
-        if (result < 0 || pid <= 0)
-            return;
-        if (server.plan->netns_pool && pid == fns_netns_maker()) {
-            if (fns_netns_start(server.plan->netns_pool, server.ready) < 0)
-                stop();
-            continue;
-        }
-        struct fns_sandbox *sandbox = &server.sandboxes[server.by_pid[pid]];
-        if (sandbox->pid != pid)
-            continue;
+    long result = fns_sys5(__NR_waitid, 1 /* P_PID */, pid, info,
+                           1 | 4 | 0x40000000 /* WNOHANG|WEXITED|__WALL */, usage);
+    if (result < 0 || info[4] != pid)
+        return 0;
+    if (server.plan->netns_pool && pid == fns_netns_maker()) {
+        if (fns_netns_start(server.plan->netns_pool, server.ready) < 0)
+            stop();
+        return 1;
+    }
+    struct fns_sandbox *sandbox = &server.sandboxes[server.by_pid[pid]];
+    if (sandbox->pid == pid) {
         memcpy(sandbox->end.usage, usage, sizeof usage);
         end_sandbox(sandbox, info[2], info[6]);
+    }
+    return 1;
+}
+
+/* Whether it is with its command, and only a REAP can ask for its end. */
+static int is_on_its_own(const struct fns_sandbox *sandbox)
+{
+    int left = sandbox->room->sandbox != sandbox || !sandbox->room->taken;
+    return left && sandbox->told && !sandbox->awaited &&
+           sandbox->child.progress == FNS_PROGRESS_EXEC;
+}
+
+/* One signal may stand for many ends. Asked for any child, the kernel would go through all that live:
+ * looked at are the one it names, and those whose end somebody waits for. */
+static void hear_ends(void)
+{
+    int info[32] = {0}; /* struct signalfd_siginfo */
+    fns_sys3(__NR_read, server.ends, info, sizeof info);
+    if (info[3] > 0)
+        reap(info[3]);
+    if (server.plan->netns_pool)
+        reap(fns_netns_maker());
+    for (int at = server.last_looked_at, next; at != NONE; at = next) {
+        struct fns_sandbox *sandbox = &server.sandboxes[at];
+        next = sandbox->sooner;
+        if (!reap(sandbox->pid) && is_on_its_own(sandbox))
+            look_away(sandbox);
     }
 }
 
@@ -577,7 +636,7 @@ static void prepare(int socket)
     server.peers = map(MAX_FD * sizeof *server.peers);
     server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
     server.by_pid = map(MAX_PID * sizeof *server.by_pid);
-    server.free_sandbox = NONE;
+    server.free_sandbox = server.last_looked_at = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
@@ -603,7 +662,7 @@ static void hear(int fd)
         else
             hear_connection(fd);
         break;
-    case ENDS: reap(); break;
+    case ENDS: hear_ends(); break;
     case READY: hear_ready(); break;
     case NOBODY: break;
     }

@@ -16,14 +16,17 @@ struct fns_sandbox {
     volatile uint32_t told;  /* RUNNING is sent, or about to be: the caller may know it */
     volatile int ask;        /* number of the ask that is to be answered */
 
-    int number;     /* its index here, and how often that was used before */
-    int pid;        /* 0: none */
-    int connection; /* where its news go; -1 */
-    int mounts;     /* its mount namespace, held until its end was told; -1 */
-    int next;       /* of those that are free */
-    int parked;     /* made ahead */
-    int awaited;    /* by a REAP, at `connection` */
-    int ended;      /* `end` waits for a REAP */
+    int number;        /* its index here, and how often that was used before */
+    int pid;           /* 0: none */
+    int connection;    /* where its news go; -1 */
+    int mounts;        /* its mount namespace, held until its end was told; -1 */
+    int next;          /* of those that are free */
+    int later, sooner; /* neighbours among those that are looked at, by who was last */
+    int is_looked_at;
+    struct fns_room *room; /* it started in */
+    int parked;            /* made ahead */
+    int awaited;           /* by a REAP, at `connection` */
+    int ended;             /* `end` waits for a REAP */
     struct fns_ended end;
 };
 

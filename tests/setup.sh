@@ -3,7 +3,8 @@
 #
 # Installs the missing Debian packages, makes the unprivileged user "fastns-test" with ranges of
 # subordinate ids, and two root file systems, build/rootfs/debian and build/rootfs/busybox.
-# Runs as root, or as a user who may sudo. Usage: tests/setup.sh [packages|all]; default: all
+# Runs as root, or as a user who may sudo. "compare" adds what `make compare` races against. Usage: tests/setup.sh [packages|compare|all];
+# default: all
 set -euo pipefail
 umask 022
 
@@ -102,6 +103,10 @@ case ${1:-all} in
 packages)
     install_packages
     ;;
+compare)
+    packages+=(bubblewrap crun runc firejail)
+    install_packages
+    ;;
 all)
     install_packages
     make_user
@@ -110,7 +115,7 @@ all)
     make_busybox
     ;;
 *)
-    echo "usage: $0 [packages|all]" >&2
+    echo "usage: $0 [packages|compare|all]" >&2
     exit 2
     ;;
 esac
