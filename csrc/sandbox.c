@@ -202,6 +202,9 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
 int fns_sandbox_main(void *arg)
 {
     struct fns_room *room = arg;
+    /* Out of the process group and session of the caller, whose processes kill(0) would reach, and
+     * whose terminal could be typed into (TIOCSTI). A new process leads no group: it cannot fail. */
+    fns_sys0(__NR_setsid);
     struct fns_child *child = &room->sandbox->child;
     int own[2] = {room->sandbox->connection, -1}, loud = 0, parked = room->sandbox->parked;
     uint32_t n_first = count_first_ops(child->plan);

@@ -16,6 +16,7 @@
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
 #define MAX_HELD 64
+#define STRAYS_MS 500
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
@@ -50,8 +51,10 @@ static struct {
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
-    int n_rooms, n_held; /* n_held: mount namespaces */
-    uint64_t files[2];   /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
+    int n_rooms;
+    unsigned n_held;   /* mount namespaces, ever */
+    int strays;        /* there may be children that nobody knows of */
+    uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
 } server;
@@ -149,10 +152,9 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
     look_away(sandbox);
-    if (sandbox->mounts >= 0) {
-        fns_sys1(__NR_close, sandbox->mounts);
-        server.n_held--;
-    }
+    if (sandbox->mounts >= 0)
+        fns_close_later(sandbox->mounts);
+    sandbox->mounts = NONE;
     if (sandbox->connection != NONE && server.peers[sandbox->connection].sandbox == number)
         server.peers[sandbox->connection].sandbox = NONE;
     sandbox->connection = NONE;
@@ -218,7 +220,8 @@ static long clone_sandbox(struct fns_room *room)
 static void hold_mounts(struct fns_sandbox *sandbox)
 {
     /* Not of many: each clone copies the table of fds. */
-    int pidfd = server.n_held < MAX_HELD ? (int)fns_sys2(__NR_pidfd_open, sandbox->pid, 0) : NONE;
+    unsigned held = server.n_held - fns_closer_closed();
+    int pidfd = held < MAX_HELD ? (int)fns_sys2(__NR_pidfd_open, sandbox->pid, 0) : NONE;
     if (pidfd < 0)
         return;
     sandbox->mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
@@ -572,6 +575,11 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         end_use(connection);
 }
 
+static int is_mine(int pid)
+{
+    return pid == fns_closer_pid() || (server.plan->netns_pool && pid == fns_netns_maker());
+}
+
 /* 1: it has ended, and all that follows from it is done. */
 static int reap(int pid)
 {
@@ -581,8 +589,9 @@ static int reap(int pid)
                            1 | 4 | 0x40000000 /* WNOHANG|WEXITED|__WALL */, usage);
     if (result < 0 || info[4] != pid)
         return 0;
-    if (server.plan->netns_pool && pid == fns_netns_maker()) {
-        if (fns_netns_start(server.plan->netns_pool, server.ready) < 0)
+    if (is_mine(pid)) {
+        if (pid == fns_closer_pid() ? fns_closer_start() < 0
+                                    : fns_netns_start(server.plan->netns_pool, server.ready) < 0)
             stop();
         return 1;
     }
@@ -608,8 +617,13 @@ static void hear_ends(void)
 {
     int info[32] = {0}; /* struct signalfd_siginfo */
     fns_sys3(__NR_read, server.ends, info, sizeof info);
-    if (info[3] > 0)
-        reap(info[3]);
+    int pid = info[3];
+    if (pid > 0 && pid < MAX_PID) {
+        int known = is_mine(pid) || server.sandboxes[server.by_pid[pid]].pid == pid;
+        reap(pid);
+        server.strays |= !known;
+    }
+    reap(fns_closer_pid());
     if (server.plan->netns_pool)
         reap(fns_netns_maker());
     for (int at = server.last_looked_at, next; at != NONE; at = next) {
@@ -617,6 +631,24 @@ static void hear_ends(void)
         next = sandbox->sooner;
         if (!reap(sandbox->pid) && is_on_its_own(sandbox))
             look_away(sandbox);
+    }
+}
+
+/* A thread of a sandbox that asked to be traced (PTRACE_TRACEME) is this process' to reap, or its
+ * sandbox never ends. So now and then any child is asked for, and not too many in one go. */
+static void reap_strays(void)
+{
+    int info[32];
+    for (int i = 0; i < 64; i++) {
+        info[4] = 0;
+        long result = fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, info,
+                               1 | 4 | 0x41000000 /* WNOHANG|WEXITED|__WALL|WNOWAIT */, 0);
+        if (result < 0 || info[4] <= 0) {
+            server.strays = 0;
+            break;
+        }
+        if (!reap(info[4]))
+            break;
     }
 }
 
@@ -641,6 +673,12 @@ static void prepare(int socket)
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
         server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
+        stop();
+    /* A keyring that nobody may look into: the sandboxes' own session has what they do not share. */
+    if (fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0) >= 0)
+        fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, -3 /* KEY_SPEC_SESSION_KEYRING */, 0);
+    fns_sys0(__NR_setsid);
+    if (fns_closer_start() < 0)
         stop();
     if (!server.plan->netns_pool)
         return;
@@ -677,8 +715,11 @@ _Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
     if (fns_tell(control, &running, -1, 0) < 0)
         stop();
     for (;;) {
-        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, -1, 0, 0);
+        int wait = server.strays ? 0 : server.last_looked_at == NONE ? -1 : STRAYS_MS;
+        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, wait, 0, 0);
         for (long i = 0; i < n; i++)
             hear((int)events[i].fd);
+        if (server.strays || n == 0)
+            reap_strays();
     }
 }

@@ -54,6 +54,12 @@ struct fns_room {
     char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
 
+/* A process beside the server that closes fds, for who has no time to wait for what that means. */
+int fns_closer_start(void);
+int fns_closer_pid(void);
+void fns_close_later(int fd);
+unsigned fns_closer_closed(void); /* how many so far */
+
 /* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed: -EMFILE. */
 void fns_receive(int socket, int flags, struct fns_received *received);
 

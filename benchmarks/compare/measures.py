@@ -118,8 +118,11 @@ def live(root: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
 def users(root: Path, rounds: int, dice: random.Random) -> dict[str, Any]:
     """The same template by root and by an unprivileged user (nobody)."""
     with contextlib.ExitStack() as stack:
-        as_root = stack.enter_context(Contender(FASTNS, root))
-        as_user = stack.enter_context(Contender(FASTNS, root, uid=65534))
+        try:
+            as_root = stack.enter_context(Contender(FASTNS, root))
+            as_user = stack.enter_context(Contender(FASTNS, root, uid=65534))
+        except Failed as reason:
+            return {"failed": str(reason)}
         as_user.name = "unprivileged"
         as_root.name = "root"
         return race.interleaved([as_root, as_user], rounds, dice)

@@ -127,7 +127,9 @@ def growth(data: dict[str, Any]) -> str:
     if "stopped" in live:
         text += f"\n\nStopped at {live['stopped']}"
     parts.append(text)
-    if "users" in data:
+    if "failed" in data.get("users", {}):
+        parts.append(f"## By a user\n\nNot measured: {data['users']['failed']}")
+    elif "users" in data:
         users = data["users"]
         ratio = users["unprivileged"]["median"] / users["root"]["median"]
         parts.append(

@@ -115,7 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the rivals' commands say
-    module = rivals.load(options.rival)  # while all of Python may be read
+    module = rivals.load(options.rival)  # while all of Python, and of fastns, may be read
+    fastns.compile(fastns.Spec())
     if options.uid:
         os.setgroups([])
         os.setresgid(options.uid, options.uid, options.uid)

@@ -125,7 +125,7 @@ def test_the_programs_are_static_and_have_no_writable_code(name: str) -> None:
 
 
 def test_the_programs_have_no_undefined_symbol(tmp_path: Path) -> None:
-    names = ("exec", "helper", "server", "sandbox", "netns", "child")
+    names = ("exec", "helper", "server", "sandbox", "netns", "closer", "child")
     symbols = {
         name: output("nm", compiled(CSRC / f"{name}.c", tmp_path / f"{name}.o")) for name in names
     }
