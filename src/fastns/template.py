@@ -50,7 +50,12 @@ class Template:
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
     writable default mount and every tmpfs of the spec. /dev and injected files are read-only. What
-    a bind or a writable rootfs holds is shared by all, as it is between sandboxes of a Spec.
+    a bind or a writable rootfs holds is shared by all, as it is between sandboxes of a Spec; who
+    may write to the root can also remove directories that others' mounts are on, and with them
+    these mounts. For code that nobody trusts: overlay=True.
+
+    A sandbox has a session of its own, without the caller's terminal: signals typed there end the
+    caller, and with it the sandbox.
 
     The server starts at the first use, and anew after it was killed or this process has forked.
     When it ends, so do its sandboxes: at close(), when the Template is dropped, or with this
