@@ -37,7 +37,10 @@ CHILD = [
 ]
 
 # The programs run from memory files made anew for each spawn: few pages are what counts.
-PROGRAMS = {"exec": ["exec", "child"], "helper": ["helper", "server", "sandbox", "netns", "closer", "child"]}
+PROGRAMS = {
+    "exec": ["exec", "child"],
+    "helper": ["helper", "server", "sandbox", "netns", "closer", "child"],
+}
 PROGRAM = [
     "-ffreestanding",
     "-ffunction-sections",
