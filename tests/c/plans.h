@@ -2,11 +2,13 @@
 #ifndef FNS_TESTS_PLANS_H
 #define FNS_TESTS_PLANS_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -97,6 +99,12 @@ probe_args(struct command *command, const char *option, const char *first, const
                              .paths = command->paths,
                              .cwd = "/",
                              .stdio = {-1, -1, -1}};
+}
+
+__attribute__((unused)) static void no_child_is_left(void)
+{
+    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1);
+    CHECK_EQUAL(errno, ECHILD);
 }
 
 static void use_program(enum fns_program which, const char *directory, const char *name)

@@ -1,13 +1,11 @@
 /* Pipes and batches through the C API alone. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
-#include <sys/wait.h>
 
 #include "plans.h"
 
-enum { N_JOBS = 60, MIB = 1 << 20 };
+enum { N_JOBS = 60, AT_ONCE = 4, MIB = 1 << 20, LIMIT = 1000 };
 
 static struct fns_process spawn(const struct fns_plan *plan, const struct fns_args *args)
 {
@@ -164,7 +162,7 @@ static void each_job_for_itself(const struct fns_plan *plan)
             jobs[i].timeout_ns = 20000000;
         }
     }
-    run(jobs, 4, 0);
+    run(jobs, AT_ONCE, 0);
     for (int i = 0; i < N_JOBS; i++) {
         if (i % 5 == 1) {
             CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_EXEC);
@@ -179,6 +177,34 @@ static void each_job_for_itself(const struct fns_plan *plan)
             CHECK_EQUAL(memcmp(jobs[i].output[0].data, inputs[i], strlen(inputs[i])), 0);
         }
         CHECK_EQUAL(jobs[i].process.pidfd, -1);
+    }
+    free_jobs(jobs);
+}
+
+/* Each writes much more than a pipe holds to both streams. */
+static void each_job_keeps_no_more_than_its_limit(const struct fns_plan *plan)
+{
+    static struct command commands[N_JOBS];
+    static struct fns_job jobs[N_JOBS];
+    char kept[LIMIT];
+    memset(kept, 'x', sizeof kept);
+    for (int i = 0; i < N_JOBS; i++)
+        jobs[i] = (struct fns_job){.plan = plan,
+                                   .args = probe_args(&commands[i], "--flood", "both", "1048576"),
+                                   .pipes = FNS_PIPE_STDOUT | FNS_PIPE_STDERR,
+                                   .limit = LIMIT,
+                                   .timeout_ns = -1,
+                                   .process = {.pidfd = -1, .control = -1}};
+    run(jobs, AT_ONCE, 0);
+    for (int i = 0; i < N_JOBS; i++) {
+        CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
+        CHECK_EQUAL(jobs[i].result.code, CLD_EXITED);
+        CHECK_EQUAL(jobs[i].result.status, 0);
+        for (int j = 0; j < 2; j++) {
+            CHECK_EQUAL(jobs[i].output[j].size, LIMIT);
+            CHECK_EQUAL(jobs[i].output[j].dropped, MIB - LIMIT);
+            CHECK_EQUAL(memcmp(jobs[i].output[j].data, kept, LIMIT), 0);
+        }
     }
     free_jobs(jobs);
 }
@@ -214,12 +240,17 @@ static void is_stopped(const struct fns_plan *plan)
     static struct command commands[N_JOBS];
     static struct fns_job jobs[N_JOBS];
     struct fns_batch *batch;
+    int killed = 0;
     sleeping_jobs(jobs, commands, plan);
-    CHECK_EQUAL(fns_batch_open(&batch, jobs, N_JOBS, 4, 0), 0);
-    CHECK_EQUAL(fns_batch_run(batch), 0);
+    CHECK_EQUAL(fns_batch_open(&batch, jobs, N_JOBS, AT_ONCE, 0), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_EQUAL(fns_batch_run(batch), 0);
+    CHECK_EQUAL(fns_batch_done(batch), 0);
     fns_batch_close(batch);
-    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1); /* no child is left */
-    CHECK_EQUAL(errno, ECHILD);
+    for (int i = 0; i < N_JOBS; i++)
+        killed += jobs[i].result.code == CLD_KILLED;
+    CHECK_EQUAL(killed, AT_ONCE);
+    no_child_is_left();
     free_jobs(jobs);
 }
 
@@ -237,6 +268,7 @@ int main(int argc, char **argv)
         finishes_after_its_time(&made.plan);
         keeps_no_more_than_its_limit(&made.plan);
         each_job_for_itself(&made.plan);
+        each_job_keeps_no_more_than_its_limit(&made.plan);
         only_spawns(&made.plan);
         is_stopped(&made.plan);
     }

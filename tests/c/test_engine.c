@@ -3,21 +3,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
-#include <sys/wait.h>
 
 #include "plans.h"
 
 enum { N_JOBS = 200, MIB = 1 << 20, AT_ONCE = 4 };
 
-/* Each job's command: the probe's arguments have to stay until the batch is joined. */
+/* Each job's command: the probe's arguments have to stay until the batch is closed. */
 static struct command commands[N_JOBS];
 static struct fns_job jobs[N_JOBS];
-
-static void no_child_is_left(void)
-{
-    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1);
-    CHECK_EQUAL(errno, ECHILD);
-}
 
 /* The same plan is good with the helper, so that nothing else can be why it is refused. */
 static void early_ops_need_the_helper(void)

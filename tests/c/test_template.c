@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/wait.h>
+#include <time.h>
 
 #include "plans.h"
 
-enum { ROUNDS = 40, THREADS = 4 };
+enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
+
+static char *missing[] = {(char *)"/missing", NULL};
 
 /* The server's plan and that of its sandboxes: a user and a pid namespace of its own for each. */
 struct template
@@ -16,7 +18,7 @@ struct template
     struct fns_process process;
 };
 
-static void start(struct template *template)
+static void start(struct template *template, const char *hostname)
 {
     struct fns_error error;
     int bad, null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -29,7 +31,7 @@ static void start(struct template *template)
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/setgroups", "deny");
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/gid_map", "0 0 1\n");
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/uid_map", "0 0 1\n");
-    add(made, FNS_OP_HOSTNAME, FNS_STAGE_HOSTNAME, NULL, "sandbox");
+    add(made, FNS_OP_HOSTNAME, FNS_STAGE_HOSTNAME, NULL, hostname);
     finish(made);
     template->server.plan.options |= FNS_PLAN_SERVER;
     template->server.plan.sandbox = &made->plan;
@@ -38,7 +40,8 @@ static void start(struct template *template)
     close(null);
 }
 
-static void run(const struct template *template, int connection, int code)
+/* Spawned over one connection, reaped over `reaper`. */
+static void run(const struct template *template, int connection, int reaper, int code)
 {
     struct command command;
     struct fns_process process;
@@ -49,8 +52,9 @@ static void run(const struct template *template, int connection, int code)
     struct fns_args args = probe_args(&command, "--exit", text, NULL);
     CHECK_EQUAL(fns_server_spawn(connection, &template->sandbox.plan, &args, &process, &error), 0);
     CHECK(process.pid > 0 && process.pidfd > 2);
+    CHECK(process.served && !process.quiet && process.control == -1);
     CHECK_EQUAL(fns_wait(&process, -1), 1);
-    CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
+    CHECK_EQUAL(fns_server_reap(reaper, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_EXITED);
     CHECK_EQUAL(result.status, code);
     close(process.pidfd);
@@ -62,7 +66,6 @@ static void fails(const struct template *template, int connection)
     struct fns_process process;
     struct fns_error error;
     struct fns_args args = probe_args(&command, "--exit", "0", NULL);
-    char *missing[] = {(char *)"/missing", NULL};
     int closed = 1 << 19;
     args.paths = missing;
     CHECK_EQUAL(fns_server_spawn(connection, &template->sandbox.plan, &args, &process, &error),
@@ -89,20 +92,86 @@ static int run_quietly(const struct template *template, int connection, struct f
     return fns_server_end(&process, &template->sandbox.plan, result, error);
 }
 
-static void runs_quietly(const struct template *template, int connection)
+static void runs_to_its_end(const struct template *template, int connection)
 {
     struct command command;
     struct fns_result result;
     struct fns_error error;
-    char *missing[] = {(char *)"/missing", NULL};
     struct fns_args args = probe_args(&command, "--exit", "9", NULL);
     CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), 0);
     CHECK_EQUAL(result.code, CLD_EXITED);
     CHECK_EQUAL(result.status, 9);
+}
+
+static void finds_no_command(const struct template *template, int connection)
+{
+    struct command command;
+    struct fns_result result;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--exit", "9", NULL);
     args.paths = missing;
     CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), -ENOENT);
     CHECK_EQUAL(error.stage, FNS_STAGE_EXEC);
+    CHECK_EQUAL(error.err, ENOENT);
     CHECK_EQUAL(error.detail, FNS_DETAIL_NONE);
+}
+
+static void runs_quietly(const struct template *template, int connection)
+{
+    runs_to_its_end(template, connection);
+    finds_no_command(template, connection);
+}
+
+/* A byte comes back, so that the command runs; then it is killed, and the connection with it. */
+static void is_killed_as_it_runs(const struct template *template, int connection)
+{
+    struct command command;
+    struct fns_process process;
+    struct fns_result result;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--echo", NULL, NULL);
+    int in[2], out[2];
+    char byte = 0;
+    CHECK_EQUAL(pipe2(in, O_CLOEXEC), 0);
+    CHECK_EQUAL(pipe2(out, O_CLOEXEC), 0);
+    args.stdio[0] = in[0];
+    args.stdio[1] = out[1];
+    CHECK_EQUAL(fns_server_run(connection, &args, &process, &error), 0);
+    close(in[0]);
+    close(out[1]);
+    CHECK_EQUAL(write(in[1], "x", 1), 1);
+    CHECK_EQUAL(read(out[0], &byte, 1), 1);
+    CHECK_EQUAL(byte, 'x');
+    CHECK_EQUAL(fns_wait(&process, 0), 0);
+    CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
+    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    CHECK_EQUAL(fns_server_end(&process, &template->sandbox.plan, &result, &error), 0);
+    CHECK_EQUAL(result.code, CLD_KILLED);
+    CHECK_EQUAL(result.status, SIGKILL);
+    CHECK_EQUAL(read(out[0], &byte, 1), 0);
+    args = probe_args(&command, "--exit", "0", NULL);
+    CHECK_EQUAL(fns_server_run(connection, &args, &process, &error), -EPIPE);
+    CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
+    close(in[1]);
+    close(out[0]);
+}
+
+static void tells_its_host_name(const struct template *template, int connection, const char *name)
+{
+    struct command command;
+    struct fns_result result;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--read", "/proc/sys/kernel/hostname", NULL);
+    int ends[2];
+    char line[32], expected[32];
+    CHECK_EQUAL(pipe2(ends, O_CLOEXEC), 0);
+    args.stdio[1] = ends[1];
+    CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), 0);
+    close(ends[1]);
+    int n = snprintf(expected, sizeof expected, "%s\n", name);
+    CHECK_EQUAL(read(ends[0], line, sizeof line), n);
+    CHECK_EQUAL(memcmp(line, expected, (size_t)n), 0);
+    close(ends[0]);
 }
 
 static void *work(void *arg)
@@ -112,11 +181,11 @@ static void *work(void *arg)
     int other = fns_server_connect(&template->process);
     CHECK(connection >= 0 && other >= 0);
     for (int i = 0; i < ROUNDS; i++) {
-        run(template, connection, i);
+        run(template, connection, i % 2 ? connection : other, i);
         runs_quietly(template, i % 2 ? connection : other);
     }
     fails(template, connection);
-    run(template, other, 7);
+    run(template, other, other, 7);
     close(connection);
     close(other);
     return NULL;
@@ -127,8 +196,54 @@ static void stop(struct template *template)
     fns_server_stop(&template->process);
     fns_server_stop(&template->process); /* once more does nothing */
     fns_server_close(&template->process);
-    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1);
-    CHECK_EQUAL(errno, ECHILD);
+}
+
+/* Sandboxes that the server has not reaped, parked ones too. */
+static int children_of(const struct template *template)
+{
+    char path[64];
+    int child, n = 0;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", template->process.pid,
+             template->process.pid);
+    FILE *file = fopen(path, "re");
+    CHECK(file != NULL);
+    while (fscanf(file, "%d", &child) == 1)
+        n++;
+    fclose(file);
+    return n;
+}
+
+static int fds_of(const struct template *template)
+{
+    char path[64];
+    int n = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", template->process.pid);
+    DIR *dir = opendir(path);
+    CHECK(dir != NULL);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+/* Of a server that has nothing to do: once it answers, it has heard what came before the ask. */
+static int idle_fds_of(const struct template *template)
+{
+    struct fns_pool_state state;
+    int connection = fns_server_connect(&template->process);
+    CHECK_EQUAL(fns_server_pool(connection, &state), 0);
+    int n = fds_of(template) - 1; /* the connection */
+    close(connection);
+    return n;
+}
+
+/* The server does it by itself, and tells nobody. */
+static void comes_to(int (*count)(const struct template *), const struct template *template, int n)
+{
+    const struct timespec pause = {0, 1000000};
+    for (int tries = 0; count(template) != n && tries < 5000; tries++)
+        nanosleep(&pause, NULL);
+    CHECK_EQUAL(count(template), n);
 }
 
 static void starts_from_many_threads(void)
@@ -136,12 +251,13 @@ static void starts_from_many_threads(void)
     static struct template template;
     pthread_t threads[THREADS];
     int before = open_fds();
-    start(&template);
+    start(&template, "sandbox");
     for (int i = 0; i < THREADS; i++)
         CHECK_EQUAL(pthread_create(&threads[i], NULL, work, &template), 0);
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
     stop(&template);
+    no_child_is_left();
     CHECK_EQUAL(open_fds(), before);
 }
 
@@ -149,7 +265,7 @@ static void starts_what_is_parked(void)
 {
     static struct template template;
     int before = open_fds();
-    start(&template);
+    start(&template, "sandbox");
     int connection = fns_server_connect(&template.process);
     CHECK_EQUAL(fns_server_park(connection), 0);
     for (int i = 0; i < ROUNDS; i++)
@@ -172,6 +288,114 @@ static void starts_what_is_parked(void)
     close(process.pidfd);
     close(connection);
     stop(&template);
+    no_child_is_left();
+    CHECK_EQUAL(open_fds(), before);
+}
+
+static void leaves_nothing_of_what_was_parked(void)
+{
+    static struct template template;
+    int before = open_fds();
+    start(&template, "sandbox");
+    int fds = idle_fds_of(&template);
+    CHECK_EQUAL(children_of(&template), 0);
+    int connection = fns_server_connect(&template.process);
+    CHECK_EQUAL(fns_server_park(connection), 0);
+    comes_to(children_of, &template, 1);
+    for (int i = 0; i < PARKED_ROUNDS; i++)
+        runs_to_its_end(&template, connection);
+    finds_no_command(&template, connection);
+    comes_to(children_of, &template, 1); /* the next */
+    close(connection);
+    comes_to(children_of, &template, 0);
+    comes_to(fds_of, &template, fds);
+    stop(&template);
+    no_child_is_left();
+    CHECK_EQUAL(open_fds(), before);
+}
+
+/* One for each parked connection, reaped over another. */
+static void spawns_what_is_parked(void)
+{
+    static struct template template;
+    int before = open_fds();
+    start(&template, "sandbox");
+    int fds = idle_fds_of(&template);
+    int reaper = fns_server_connect(&template.process);
+    for (int i = 0; i < PARKED_ROUNDS; i++) {
+        int connection = fns_server_connect(&template.process);
+        CHECK_EQUAL(fns_server_park(connection), 0);
+        fails(&template, connection);
+        run(&template, connection, reaper, i);
+        close(connection);
+    }
+    close(reaper);
+    comes_to(children_of, &template, 0);
+    comes_to(fds_of, &template, fds);
+    stop(&template);
+    no_child_is_left();
+    CHECK_EQUAL(open_fds(), before);
+}
+
+static void kills_a_quiet_one_alone(void)
+{
+    static struct template template;
+    int before = open_fds();
+    start(&template, "sandbox");
+    int fds = idle_fds_of(&template);
+    int other = fns_server_connect(&template.process);
+    for (int parked = 0; parked < 2; parked++) {
+        int connection = fns_server_connect(&template.process);
+        if (parked)
+            CHECK_EQUAL(fns_server_park(connection), 0);
+        is_killed_as_it_runs(&template, connection);
+        close(connection);
+        runs_quietly(&template, other);
+    }
+    close(other);
+    comes_to(children_of, &template, 0);
+    comes_to(fds_of, &template, fds);
+    stop(&template);
+    no_child_is_left();
+    CHECK_EQUAL(open_fds(), before);
+}
+
+static void two_servers_are_strangers(void)
+{
+    static struct template templates[2];
+    static const char *const names[] = {"first", "second"};
+    struct command command;
+    struct fns_process processes[2];
+    struct fns_result result;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
+    int connections[2], before = open_fds();
+    for (int i = 0; i < 2; i++) {
+        start(&templates[i], names[i]);
+        connections[i] = fns_server_connect(&templates[i].process);
+    }
+    for (int i = 0; i < ROUNDS; i++)
+        tells_its_host_name(&templates[i % 2], connections[i % 2], names[i % 2]);
+    for (int i = 0; i < 2; i++)
+        CHECK_EQUAL(fns_server_spawn(connections[i], &templates[i].sandbox.plan, &args,
+                                     &processes[i], &error),
+                    0);
+    stop(&templates[0]);
+    CHECK_EQUAL(fns_wait(&processes[0], -1), 1);
+    CHECK_EQUAL(fns_server_reap(connections[0], &processes[0], &result), -ECANCELED);
+    CHECK_EQUAL(fns_wait(&processes[1], 20000000), 0);
+    tells_its_host_name(&templates[1], connections[1], names[1]);
+    CHECK_EQUAL(fns_kill_all(&templates[1].sandbox.plan, &processes[1]), 0);
+    CHECK_EQUAL(fns_wait(&processes[1], -1), 1);
+    CHECK_EQUAL(fns_server_reap(connections[1], &processes[1], &result), 0);
+    CHECK_EQUAL(result.code, CLD_KILLED);
+    CHECK_EQUAL(result.status, SIGKILL);
+    for (int i = 0; i < 2; i++) {
+        close(connections[i]);
+        close(processes[i].pidfd);
+    }
+    stop(&templates[1]);
+    no_child_is_left();
     CHECK_EQUAL(open_fds(), before);
 }
 
@@ -183,7 +407,7 @@ static void ends_with_its_connection_and_its_server(void)
     struct fns_result result;
     struct fns_error error;
     int before = open_fds();
-    start(&template);
+    start(&template, "sandbox");
     struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
     int connections[] = {fns_server_connect(&template.process),
                          fns_server_connect(&template.process)};
@@ -210,6 +434,7 @@ static void ends_with_its_connection_and_its_server(void)
     close(connections[0]);
     close(connections[1]);
     stop(&template);
+    no_child_is_left();
     CHECK_EQUAL(open_fds(), before);
 }
 
@@ -219,6 +444,10 @@ int main(int argc, char **argv)
     use_programs(argv[1]);
     starts_from_many_threads();
     starts_what_is_parked();
+    leaves_nothing_of_what_was_parked();
+    spawns_what_is_parked();
+    kills_a_quiet_one_alone();
+    two_servers_are_strangers();
     ends_with_its_connection_and_its_server();
     puts("test_template: a server and its sandboxes");
     return 0;
