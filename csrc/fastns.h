@@ -87,7 +87,8 @@ int fns_server_end(const struct fns_process *process, const struct fns_plan *san
 
 int fns_server_pool(int connection, struct fns_pool_state *state);
 
-/* From now on a sandbox is made ahead for what this connection is asked. */
+/* From now on a sandbox is made ahead for what this connection is asked: to run or to spawn. After a
+ * spawn close it, and park another. */
 int fns_server_park(int connection);
 
 /* Writes the id maps of `pid` from outside, as plan->id_map says. */
@@ -179,7 +180,8 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late);
 int fns_job_spares(const struct fns_job *job);
 
 /* Many jobs at once, at most `concurrency` alive, by one loop in the calling thread. `spawn`: they are
- * only started. The jobs stay the caller's and must outlive the batch. */
+ * only started. The jobs have one server, or none has; they stay the caller's and must outlive the
+ * batch. */
 struct fns_batch;
 int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn);

@@ -352,8 +352,10 @@ static void hear_reap(int connection, const struct fns_ask *ask)
         tell_end(connection, sandbox);
         give_sandbox(sandbox);
     } else {
-        if (sandbox->connection != NONE) /* the one it was spawned over */
+        if (sandbox->connection != NONE) { /* the one it was spawned over */
             server.peers[sandbox->connection].sandbox = NONE;
+            hear_by(sandbox->connection, 0);
+        }
         sandbox->connection = connection;
         sandbox->awaited = 1;
         server.peers[connection].sandbox = index;
