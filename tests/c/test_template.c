@@ -199,6 +199,7 @@ static void stop(struct template *template)
 }
 
 /* Sandboxes that the server has not reaped, parked ones too. */
+/* Its sandboxes: all but the process that closes for it. */
 static int children_of(const struct template *template)
 {
     char path[64];
@@ -210,7 +211,7 @@ static int children_of(const struct template *template)
     while (fscanf(file, "%d", &child) == 1)
         n++;
     fclose(file);
-    return n;
+    return n - 1;
 }
 
 static int fds_of(const struct template *template)
