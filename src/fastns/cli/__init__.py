@@ -24,6 +24,7 @@ EXIT_BROKEN_PIPE = 141
 VERBS = {
     "run": "run one command in a sandbox of its own",
     "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
+    "bench": "time what a start costs on this machine, beside what else is installed",
     "rootfs": "build a root file system from this machine's commands",
     "doctor": "show what works on this machine, and the fix for what does not",
 }
