@@ -22,6 +22,7 @@ SOURCES = [
     "io",
     "job",
     "batch",
+    "cgroup",
     "child",
 ]
 WARNINGS = ["-Wall", "-Wextra"]

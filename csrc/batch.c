@@ -226,10 +226,8 @@ static int spawn(struct fns_batch *batch)
         struct fns_job *job = &batch->jobs[batch->next];
         if (fns_now() >= until)
             return 0;
-        if (!job->server) {
-            fns_spawn(job->plan, &job->args, &job->process, &job->error);
-        } else if (connect_slot(batch, slot, job) == 0) {
-            fns_server_spawn(slot->connection, job->plan, &job->args, &job->process, &job->error);
+        if (connect_slot(batch, slot, job) == 0) {
+            fns_job_spawn(job, slot->connection);
             if (!fns_job_spares(job))
                 disconnect(batch, slot);
         }

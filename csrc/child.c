@@ -575,6 +575,21 @@ static int op_loopback(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
+static int op_cgroup(struct fns_child *child, const struct fns_op *op)
+{
+    const struct fns_args *args = child->args;
+    uint32_t n = args->n_groups - args->clone_into;
+    long result = args->n_groups ? 0 : -EINVAL; /* never without the limits that were asked for */
+    for (uint32_t i = (uint32_t)child->entered; result >= 0 && i < n; i++)
+        result = fns_sys3(__NR_write, args->groups[i], "0", 1);
+    for (uint32_t i = 0; i < args->n_groups; i++)
+        close_fd(args->groups[i]);
+    /* Made by the clone, its root would be the cgroup of who cloned. */
+    if (result >= 0 && op->flags)
+        result = fns_sys1(__NR_unshare, op->flags);
+    return result < 0 ? (int)result : 0;
+}
+
 static int op_rlimit(struct fns_child *child, const struct fns_op *op)
 {
     uint64_t limits[2];
@@ -635,6 +650,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_HOSTNAME: return op_hostname(child, op);
     case FNS_OP_DOMAINNAME: return op_domainname(child, op);
     case FNS_OP_LOOPBACK: return op_loopback(child, op);
+    case FNS_OP_CGROUP: return op_cgroup(child, op);
     case FNS_OP_RLIMIT: return op_rlimit(child, op);
     case FNS_OP_UMASK: return op_umask(child, op);
     case FNS_OP_SETGROUPS: return op_setgroups(child, op);

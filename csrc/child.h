@@ -15,6 +15,7 @@ struct fns_child {
     volatile uint32_t progress; /* enum fns_progress */
     int exec_fd;                /* >= 0: execute this file itself (the helper) with args->argv */
     int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
+    int entered;                /* it was cloned into the first of args->groups */
     int root, scratch;          /* fds while the root is built; -1 */
 };
 

@@ -29,6 +29,7 @@
     X(HOSTNAME, "hostname")                                                                        \
     X(DOMAINNAME, "domainname")                                                                    \
     X(NETWORK, "network")                                                                          \
+    X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \
     X(UMASK, "umask")                                                                              \
     X(SETGROUPS, "setgroups")                                                                      \

@@ -31,6 +31,79 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 enum fns_program { FNS_PROGRAM_EXEC, FNS_PROGRAM_HELPER, FNS_PROGRAM_COUNT };
 int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 
+/* ---- cgroups for sandboxes (cgroup.c) ---- */
+
+enum fns_count {
+    FNS_COUNT_OOM_KILLS,
+    FNS_COUNT_PIDS_REFUSED, /* forks that pids.max refused */
+    FNS_COUNT_CPU_TIME,     /* ns */
+    FNS_COUNT_MEMORY_PEAK,  /* bytes */
+    FNS_COUNT_PIDS_PEAK,
+    FNS_COUNT_IO_READ, /* bytes */
+    FNS_COUNT_IO_WRITE,
+    FNS_COUNTS
+};
+#define FNS_NO_COUNT UINT64_MAX
+
+struct fns_cgroup_hierarchy {
+    int directory; /* of the cgroup that the leaves are made in */
+    int unified;   /* cgroup v2: the first of them, if it is there */
+};
+
+struct fns_cgroup_setting {
+    uint32_t hierarchy; /* index */
+    const char *file, *value;
+};
+
+struct fns_cgroup_counter {
+    uint32_t kind, hierarchy;
+    const char *file, *key; /* key "": the file is one number */
+    uint64_t scale;
+    uint32_t peak;
+    /* What is written to begin anew; "": it does in a new cgroup, which is made for each sandbox where
+     * there is but this controller; NULL: it does not. */
+    const char *reset;
+};
+
+/* What a leaf is. The pointers stay the caller's, and must outlive the cgroups. */
+struct fns_cgroup_plan {
+    struct fns_cgroup_hierarchy hierarchies[FNS_MAX_HIERARCHIES];
+    const struct fns_cgroup_setting *settings;
+    const struct fns_cgroup_counter *counters;
+    uint32_t n_hierarchies, n_settings, n_counters; /* counters: one of each kind at most */
+    uint32_t memory_hierarchy;
+    const char *memory_file; /* bytes charged now; NULL: memory is not counted */
+    const char *reclaim_file, *reclaim_text;
+};
+
+/* One sandbox's cgroups. */
+struct fns_leaf {
+    int number; /* -1: none */
+    uint32_t n_fds, clone_into;
+    int fds[FNS_MAX_GROUPS];
+    uint64_t before[FNS_COUNTS];
+};
+
+/* Any number of threads may use them; a forked process must not. fns_cgroups_close(): all leaves
+ * were given back. fns_cgroups_remove(): removes the directories, of which those in use are tried again
+ * for at most `patience_ms`; -EBUSY: some are left. No leaf is made from then on. */
+struct fns_cgroups;
+int fns_cgroups_open(struct fns_cgroups **groups, const struct fns_cgroup_plan *plan);
+int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms);
+void fns_cgroups_close(struct fns_cgroups *groups);
+
+/* A leaf for one sandbox, and the arguments to enter it; without `groups`: none. 0, or -errno and
+ * `error`. fns_leaf_entered(): once the sandbox has started. fns_leaf_give(): once it was reaped, or
+ * has not started: `counts`, if not NULL, gets one for each kind, FNS_NO_COUNT where that is not known. */
+int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
+                  struct fns_error *error);
+void fns_leaf_entered(struct fns_leaf *leaf);
+void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf, uint64_t *counts);
+
+/* How one of them stands meanwhile. */
+uint64_t fns_leaf_count(const struct fns_cgroups *groups, const struct fns_leaf *leaf,
+                        enum fns_count kind);
+
 struct fns_result {
     int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
     int status; /* exit code or signal number */
@@ -154,6 +227,7 @@ enum fns_pipes {
 struct fns_job {
     const struct fns_plan *plan;
     const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
+    struct fns_cgroups *groups; /* NULL: none */
     struct fns_args args;
     unsigned pipes; /* enum fns_pipes bits */
     const char *input;
@@ -164,6 +238,8 @@ struct fns_job {
     struct fns_error error; /* stage NONE: it ran */
     struct fns_process process;
     struct fns_result result;
+    struct fns_leaf leaf;
+    uint64_t counts[FNS_COUNTS];
     struct fns_buffer output[2];
     int timed_out;
 };
@@ -171,6 +247,10 @@ struct fns_job {
 /* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
  * job->error; -EPIPE: the server was gone, and nothing was started. */
 int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
+
+/* Starts a job as a process of its own, which is reaped and whose leaf is given back by the caller. 0,
+ * or -errno and job->error. */
+int fns_job_spawn(struct fns_job *job, int connection);
 
 /* After its io has come to its end: reaps, and moves the results into the job. `late`: it ran out of
  * time, or is to be stopped: killed first. 0, or -errno and job->error. */

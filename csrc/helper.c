@@ -91,6 +91,8 @@ void fns_open_args(char *base, struct fns_args *args)
         args->cwd = base + (uintptr_t)args->cwd;
     if (args->n_keep)
         args->keep = (const int *)(const void *)(base + (uintptr_t)args->keep);
+    if (args->n_groups)
+        args->groups = (const int *)(const void *)(base + (uintptr_t)args->groups);
 }
 
 void fns_open_plan(char *base, struct fns_plan *plan)

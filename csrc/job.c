@@ -40,6 +40,7 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
 {
     int theirs[3] = {-1, -1, -1};
     struct fns_args args = job->args;
+    job->leaf.number = -1;
     *io = (struct fns_io){.process = {.pidfd = -1, .control = -1},
                           .fds = {-1, -1, -1},
                           .input = job->input,
@@ -48,6 +49,10 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     int ret = make_pipes(job, io, &args, theirs);
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    else
+        ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
+    if (ret < 0)
+        ;
     else if (job->server)
         ret = fns_server_run(connection, &args, &job->process, &job->error);
     else
@@ -55,7 +60,9 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
+    fns_leaf_entered(&job->leaf);
     if (ret < 0) {
+        fns_leaf_give(job->groups, &job->leaf, NULL);
         fns_io_close(io);
         return ret;
     }
@@ -63,6 +70,22 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (job->timeout_ns >= 0)
         io->deadline = job->process.start + (uint64_t)job->timeout_ns + 1;
     return 0;
+}
+
+int fns_job_spawn(struct fns_job *job, int connection)
+{
+    struct fns_args args = job->args;
+    int ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
+    if (ret < 0)
+        return ret;
+    if (job->server)
+        ret = fns_server_spawn(connection, job->plan, &args, &job->process, &job->error);
+    else
+        ret = fns_spawn(job->plan, &args, &job->process, &job->error);
+    fns_leaf_entered(&job->leaf);
+    if (ret < 0)
+        fns_leaf_give(job->groups, &job->leaf, NULL);
+    return ret;
 }
 
 /* Gives back what a buffer has grown beyond its content: there may be thousands of jobs. */
@@ -104,6 +127,7 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     }
     fns_io_close(io);
     int reaped = reap(job);
+    fns_leaf_give(job->groups, &job->leaf, job->counts);
     if (reaped < 0 && job->timed_out && job->error.detail == FNS_DETAIL_KILLED) {
         job->error = (struct fns_error){.op_index = -1}; /* before it had come to its command */
         job->result.code = CLD_KILLED;

@@ -43,7 +43,7 @@ struct fns_request {
  * an fd: a pidfd whose end is the server's too; a socket to be asked over. The rest comes over such a
  * socket, which has one sandbox at a time:
  *
- *   RUN    3 fds for stdio, one for each of args.keep. Answers: ENDED, or FAILED.
+ *   RUN    3 fds for stdio, one for each of args.keep and args.groups. Answers: ENDED, or FAILED.
  *   SPAWN  the same, and the writing end of a pipe. RUNNING from the sandbox, with its pid, its
  *          pidfd and, as value, its number, once it holds a lock on that pipe (fns_executed()); what
  *          then fails is written there, and FAILED follows. Once it runs, the socket may be asked for

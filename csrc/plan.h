@@ -34,6 +34,7 @@
     X(HOSTNAME, "hostname")     /* data */                                                           \
     X(DOMAINNAME, "domainname") /* data */                                                           \
     X(LOOPBACK, "loopback")     /* lo up */                                                          \
+    X(CGROUP, "cgroup") /* enters args->groups; flags: CLONE_NEWCGROUP, made then */                 \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                         \
     X(UMASK, "umask")           /* arg */                                                            \
     X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                               \
@@ -94,6 +95,8 @@ struct fns_pool_state {
     uint64_t made, waits, wait_ns; /* waits: sandboxes for which none was there */
 };
 
+enum { FNS_MAX_HIERARCHIES = 8, FNS_MAX_GROUPS = FNS_MAX_HIERARCHIES + 1 };
+
 /* What differs from one spawn of a plan to the next. */
 struct fns_args {
     char *const *argv;
@@ -102,6 +105,10 @@ struct fns_args {
     const char *cwd;
     const int *keep; /* fds >= 3 that stay open under the same number: ascending */
     uint32_t n_keep;
+    /* For a CGROUP op: cgroup.procs of the cgroups to enter, written to and closed by it. With
+     * clone_into the first of them is of cgroup v2, and the last fd is its directory. */
+    const int *groups;
+    uint32_t n_groups, clone_into;
     int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
 };
 

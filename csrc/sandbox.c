@@ -71,7 +71,8 @@ static int open_ask(struct fns_room *room, int *loud)
         room->mapped = ask = (struct fns_ask *)at;
     }
     sandbox->args = ask->args;
-    if (received->n_fds != 3 + (int)ask->args.n_keep + *loud || ask->args.n_keep > FNS_ASK_FDS)
+    if (ask->args.n_keep > FNS_ASK_FDS || ask->args.n_groups > FNS_MAX_GROUPS ||
+        received->n_fds != 3 + (int)(ask->args.n_keep + ask->args.n_groups) + *loud)
         return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);
     fns_open_args((char *)ask, &sandbox->args);
     return 0;
@@ -171,11 +172,12 @@ static int tell_running(struct fns_room *room, int connection, int news)
     return 0;
 }
 
-/* How many of the ops come before those that are about this process alone: its limits and ids. */
+/* How many of the ops come before those that are about this process alone: its cgroups,
+ * limits and ids. */
 static uint32_t count_first_ops(const struct fns_plan *plan)
 {
     uint32_t n = 0;
-    while (n < plan->n_ops && plan->ops[n].code < FNS_OP_RLIMIT)
+    while (n < plan->n_ops && plan->ops[n].code < FNS_OP_CGROUP)
         n++;
     return n;
 }
@@ -206,15 +208,22 @@ int fns_sandbox_main(void *arg)
      * whose terminal could be typed into (TIOCSTI). A new process leads no group: it cannot fail. */
     fns_sys0(__NR_setsid);
     struct fns_child *child = &room->sandbox->child;
-    int own[2] = {room->sandbox->connection, -1}, loud = 0, parked = room->sandbox->parked;
+    struct fns_args *args = &room->sandbox->args;
+    int connection = room->sandbox->connection, parked = room->sandbox->parked, loud = 0;
+    int own[2 + FNS_MAX_GROUPS] = {connection}, n_own = 0;
     uint32_t n_first = count_first_ops(child->plan);
-    if (parked && park(room, own[0], n_first) < 0)
+    if (parked && park(room, connection, n_first) < 0)
         return 127;
     if (open_ask(room, &loud) < 0)
         return 127;
-    if (loud)
+    if (loud) {
+        n_own = 2;
         own[1] = room->received.fds[room->received.n_fds - 1];
-    if (place_fds(room, own, loud ? 2 : 0) < 0)
+    }
+    for (uint32_t i = 0; i < args->n_groups; i++)
+        own[n_own++] = room->received.fds[3 + args->n_keep + i];
+    args->groups = own + n_own - args->n_groups;
+    if (place_fds(room, own, n_own) < 0)
         return 127;
     if (!parked && fns_child_ops(child, 0, n_first) < 0)
         return 127;

@@ -192,6 +192,17 @@ static struct fns_room *take_room(void)
 
 /* ---- a sandbox ------------------------------------------------------------------------------ */
 
+/* The directory of the cgroup that what was asked is to be cloned into; NONE: it enters by itself. */
+static int group_of(const struct fns_received *received)
+{
+    const struct fns_args *args = &((const struct fns_ask *)(const void *)received->bytes)->args;
+    uint32_t last = 3 + args->n_keep + args->n_groups - 1;
+    if (received->size < (long)sizeof(struct fns_ask) || !args->clone_into || !args->n_groups ||
+        last >= (uint32_t)received->n_fds)
+        return NONE;
+    return received->fds[last];
+}
+
 static long clone_sandbox(struct fns_room *room)
 {
     uint64_t flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID;
@@ -202,14 +213,23 @@ static long clone_sandbox(struct fns_room *room)
         .stack = (uintptr_t)room->stack,
         .stack_size = sizeof room->stack,
     };
+    struct fns_child *child = &room->sandbox->child;
+    int group = room->sandbox->parked ? NONE : group_of(&room->received);
+    if (group >= 0) {
+        args.flags |= FNS_CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)group;
+    }
+    child->entered = group >= 0;
     room->taken = 1;
     long pid =
         fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main, room);
-    if (pid == -ENOSYS)
+    if (pid == -ENOSYS) {
+        child->entered = 0;
         pid = fns_sys_clone_call(
             __NR_clone, (long)(flags | FNS_SIGCHLD), (long)(room->stack + sizeof room->stack), 0,
             FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
             FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main, room);
+    }
     if (pid < 0)
         room->taken = 0;
     return pid;

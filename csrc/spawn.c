@@ -59,7 +59,9 @@ static atomic_int no_clone3;
 
 static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child *child)
 {
+    int into = (int)child->args->clone_into;
     long ret = -ENOSYS;
+    child->entered = 0;
     if (!atomic_load_explicit(&no_clone3, memory_order_relaxed)) {
         struct fns_clone_args args = {
             .flags = flags,
@@ -68,10 +70,16 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
             .stack = (uintptr_t)stack,
             .stack_size = STACK_SIZE,
         };
+        if (into) {
+            args.flags |= FNS_CLONE_INTO_CGROUP;
+            args.cgroup = (uint64_t)child->args->groups[child->args->n_groups - 1];
+        }
+        child->entered = into;
         ret = fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_child_main,
                                  child);
         if (ret == -ENOSYS)
             atomic_store(&no_clone3, 1);
+        child->entered = into && ret != -ENOSYS;
     }
     /* clone(2) has no bit for CLONE_NEWTIME: that bit is part of its exit signal. */
     if (ret == -ENOSYS && !(flags & FNS_CLONE_NEWTIME))
@@ -206,7 +214,8 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
 {
     struct fns_args exec_args = *args;
     char number[12];
-    int news[2] = {-1, -1}, fds[2] = {-1, -1}, pidfd = -1, ret;
+    int news[2] = {-1, -1}, fds[2 + FNS_MAX_GROUPS] = {-1, -1}, pidfd = -1, ret;
+    uint32_t n_groups = args->n_groups;
     exec_args.argv = NULL;
     exec_args.keep = NULL;
     if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
@@ -219,7 +228,9 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         fds[0] = news[0];
     }
     fds[1] = fds[0] < 0 ? fds[0] : fns_program_file(FNS_PROGRAM_EXEC);
-    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2);
+    for (uint32_t i = 0; i < n_groups; i++)
+        fds[2 + i] = args->groups[i];
+    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2 + (int)n_groups);
     if (ret == 0) {
         snprintf(number, sizeof number, "%d", fds[0]);
         exec_args.argv = exec_argv(args, number);

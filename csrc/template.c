@@ -133,7 +133,7 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
                     int news)
 {
     int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
-    if (args->n_keep > FNS_ASK_FDS - 5)
+    if (args->n_keep + args->n_groups > FNS_ASK_FDS - 5)
         return -EMFILE;
     struct fns_ask *ask = fns_pack_ask(args);
     if (!ask)
@@ -144,6 +144,8 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
         fds[n++] = args->stdio[i] >= 0 ? args->stdio[i] : i;
     for (uint32_t i = 0; i < args->n_keep; i++)
         fds[n++] = args->keep[i];
+    for (uint32_t i = 0; i < args->n_groups; i++)
+        fds[n++] = args->groups[i];
     if (kind == FNS_ASK_SPAWN)
         fds[n++] = news;
     size_t size = ask->size;

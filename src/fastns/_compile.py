@@ -18,6 +18,10 @@ from fastns._record import record
 from fastns.errors import SpecError
 from fastns.spec import KINDS, IDMapping, Mount, Spec
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns._cgroups import CgroupPlan
+
 CLONE_FLAGS = {
     "time": 0x00000080,
     "mount": 0x00020000,
@@ -149,7 +153,18 @@ class _Compiler:
         self.id_map = "none"
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
+        self.cgroups = self.find_cgroups()
         self.check()
+
+    def find_cgroups(self) -> CgroupPlan | None:
+        """What enforces the limits; None: there are none, or it has to do without."""
+        limits = self.spec.limits()
+        if limits is None:
+            return None
+        from fastns import _cgroups  # not where a start is to be quick and has no limits
+
+        plan = _cgroups.plan(limits, self.spec.cgroup_parent, self.spec.require_limits)
+        return plan if plan.places else None
 
     def check(self) -> None:
         """What a spec cannot know about itself: the caller's rights."""
@@ -167,6 +182,7 @@ class _Compiler:
         spec = self.spec
         self.join()
         self.map_ids()
+        self.enter_cgroups()
         if self.kinds["mount"] == "new":
             self.build_root()
         elif spec.rootfs is not None:
@@ -184,7 +200,16 @@ class _Compiler:
             n_early=len(self.early),
             staged=self.staged,
             init=spec.init,
+            cgroups=self.cgroups,
         )
+
+    def enter_cgroups(self) -> None:
+        """A cgroup namespace is made once the sandbox is where its root is to be."""
+        if self.cgroups is None:
+            return
+        flags = CLONE_FLAGS["cgroup"] if "cgroup" in self.new else 0
+        note = " ".join(self.cgroups.enforced)
+        self.add(Op("cgroup", "cgroup", flags=flags, note=note))
 
     def made(
         self,
@@ -200,6 +225,7 @@ class _Compiler:
         sandbox: _core.Plan | None = None,
         method: str | None = None,
         netns_pool: int = 0,
+        cgroups: CgroupPlan | None = None,
     ) -> _core.Plan:
         """A plan of these ops for the spec's command."""
         environment = self.spec.environment()
@@ -208,7 +234,7 @@ class _Compiler:
             environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
             search_path=search_path(environment.get("PATH")),
             cwd=os.fsencode(self.spec.cwd),
-            clone_flags=sum(CLONE_FLAGS[kind] for kind in new),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if not cgroups or kind != "cgroup"),
             id_map=id_map,
             uid_map=uid_map,
             gid_map=gid_map,
@@ -219,6 +245,7 @@ class _Compiler:
             sandbox=sandbox,
             method=method,
             netns_pool=netns_pool,
+            cgroups=cgroups,
         )
 
     def add(self, op: Op) -> None:

@@ -100,9 +100,15 @@ class _TemplateCompiler(_Compiler):
             new.remove("network")
         elif "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
+        self.enter_cgroups()
         self.limits_and_ids()
         return self.made(
-            self.ops, new, id_map=self.id_map, method="template", netns_pool=self.netns_pool
+            self.ops,
+            new,
+            id_map=self.id_map,
+            method="template",
+            netns_pool=self.netns_pool,
+            cgroups=self.cgroups,
         )
 
     def map_same(self) -> None:

@@ -11,7 +11,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport strlen
+from libc.string cimport memset, strlen
 
 from fastns cimport _fastns as c
 
@@ -77,6 +77,95 @@ cdef object _load_programs():
     _programs_loaded = True
 
 
+# What a cgroup counts, in the order of enum fns_count.
+COUNTS = ("oom_kills", "pids_refused", "cpu_time", "memory_peak", "pids_peak", "io_read", "io_write")
+
+
+@cython.final
+cdef class CgroupPool:
+    """The leaves of one plan in this process (csrc/cgroup.c); owns the fds it is given.
+
+    hierarchies: (fd of the directory, cgroup v2?); settings: (hierarchy, file, text); counters:
+    (one of COUNTS, hierarchy, file, key, scale, is it a peak, text that resets it, "" for a new cgroup, or None);
+    memory: (hierarchy, file, file to reclaim by or None, text) or None."""
+
+    cdef c.fns_cgroups *groups
+    cdef c.fns_cgroup_plan plan
+    cdef c.fns_cgroup_setting *settings
+    cdef c.fns_cgroup_counter *counters
+    cdef list texts
+    cdef readonly int owner
+
+    def __cinit__(self, tuple hierarchies, tuple settings, tuple counters, memory):
+        cdef int ret
+        self.texts = []
+        self.owner = getpid()
+        self.settings = <c.fns_cgroup_setting *>calloc(len(settings) or 1,
+                                                       sizeof(c.fns_cgroup_setting))
+        self.counters = <c.fns_cgroup_counter *>calloc(len(counters) or 1,
+                                                       sizeof(c.fns_cgroup_counter))
+        if self.settings == NULL or self.counters == NULL:
+            raise MemoryError
+        if len(hierarchies) > c.FNS_MAX_HIERARCHIES:
+            raise ValueError("too many cgroup hierarchies")
+        for i, (number, file, text) in enumerate(settings):
+            self.settings[i].hierarchy = number
+            self.settings[i].file = self.text(file)
+            self.settings[i].value = self.text(text)
+        for i, (kind, number, file, key, scale, peak, reset) in enumerate(counters):
+            self.counters[i].kind = COUNTS.index(kind)
+            self.counters[i].hierarchy = number
+            self.counters[i].file = self.text(file)
+            self.counters[i].key = self.text(key)
+            self.counters[i].scale = scale
+            self.counters[i].peak = peak
+            self.counters[i].reset = self.text(reset)
+        self.plan.settings = self.settings
+        self.plan.n_settings = len(settings)
+        self.plan.counters = self.counters
+        self.plan.n_counters = len(counters)
+        if memory is not None:
+            self.plan.memory_hierarchy = memory[0]
+            self.plan.memory_file = self.text(memory[1])
+            self.plan.reclaim_file = self.text(memory[2])
+            self.plan.reclaim_text = self.text(memory[3])
+        for i, (fd, unified) in enumerate(hierarchies):
+            self.plan.hierarchies[i].directory = fd
+            self.plan.hierarchies[i].unified = unified
+        self.plan.n_hierarchies = len(hierarchies)
+        ret = c.fns_cgroups_open(&self.groups, &self.plan)
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+
+    cdef const char *text(self, text) except? NULL:
+        if text is None:
+            return NULL
+        cdef bytes data = text.encode()
+        self.texts.append(data)
+        return PyBytes_AS_STRING(data)
+
+    def remove(self, unsigned patience_ms):
+        """Removes the directories of all leaves, and makes no more; whether none is left."""
+        cdef int ret
+        with nogil:
+            ret = c.fns_cgroups_remove(self.groups, patience_ms)
+        return ret == 0
+
+    def __dealloc__(self):
+        if self.groups != NULL:
+            c.fns_cgroups_close(self.groups)
+            for i in range(self.plan.n_hierarchies):
+                close(self.plan.hierarchies[i].directory)
+        free(self.settings)
+        free(self.counters)
+
+
+cdef object _counts(const uint64_t *counts):
+    """By name; None: not known."""
+    return {name: None if counts[i] == c.FNS_NO_COUNT else counts[i]
+            for i, name in enumerate(COUNTS)}
+
+
 @cython.final
 cdef class Plan:
     """A compiled spec: what a sandbox's first process does, in order.
@@ -95,6 +184,8 @@ cdef class Plan:
     cdef readonly str id_map
     cdef readonly str method
     cdef readonly tuple namespaces
+    cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
+    cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
     cdef dict offsets
     cdef list parts
@@ -103,7 +194,8 @@ cdef class Plan:
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
-                  Plan sandbox=None, str method=None, uint32_t netns_pool=0):
+                  Plan sandbox=None, str method=None, uint32_t netns_pool=0,
+                  cgroups=None):
         cdef c.fns_op *op
         cdef int bad
         self.ops = ops
@@ -114,6 +206,7 @@ cdef class Plan:
         self.method = method or ("staged" if staged else "direct")
         self.namespaces = namespaces
         self.sandbox = sandbox
+        self.cgroups = cgroups
         if sandbox is not None:
             self.plan.sandbox = &sandbox.plan
         self.offsets = {}
@@ -171,6 +264,19 @@ cdef class Plan:
             self.parts.append(b"\0")
             self.used += len(text) + 1
         return found
+
+    cdef CgroupPool pool(self):
+        """The leaves for its sandboxes, made at the first use in each process; None: none."""
+        if self.cgroups is None:
+            return None
+        live = self.live
+        if live is None or live.owner != getpid():
+            live = self.live = self.cgroups.make()
+        return live.pool
+
+    def close(self):
+        """Lets go of its cgroups, which are removed when nobody uses them any more."""
+        self.live = None
 
     def describe(self) -> list:
         """The ops in order, a line each, as `fastns run --dry-run` prints them."""
@@ -274,6 +380,9 @@ cdef class Process:
     cdef Plan plan
     cdef Server server  # whose sandbox it is; None: it is this process's own child
     cdef int owner  # the process it belongs to: a forked copy ends nothing
+    cdef CgroupPool groups
+    cdef c.fns_leaf leaf
+    cdef uint64_t counts[7]
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
 
     @property
@@ -328,13 +437,17 @@ cdef class Process:
                 self.close()
             if ret < 0:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
-        return _result(&self.process, &self.result)
+        return _result(&self.process, &self.result,
+                       None if self.groups is None else _counts(self.counts))
 
     cdef int reap_now(self) noexcept:
         """0, -EAGAIN, or -errno."""
         cdef int ret
         if self.server is None:
-            return c.fns_reap(&self.process, &self.result)
+            ret = c.fns_reap(&self.process, &self.result)
+            if ret != -EAGAIN:
+                self.give_leaf()
+            return ret
         if self.owner != getpid():  # as the kernel has it for other people's children
             return -ECHILD
         if self.reaping or c.fns_wait(&self.process, 0) == 0:
@@ -342,7 +455,13 @@ cdef class Process:
         self.reaping = True
         ret = self.server.reap(&self.process, &self.result)
         self.reaping = False
+        if ret >= 0 or ret == -ECANCELED:
+            self.give_leaf()
         return ret
+
+    cdef void give_leaf(self) noexcept:
+        if self.groups is not None and self.owner == getpid():
+            c.fns_leaf_give(self.groups.groups, &self.leaf, self.counts)
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
@@ -381,7 +500,7 @@ cdef class Process:
         self.close()
 
 
-cdef tuple _result(const c.fns_process *process, const c.fns_result *result):
+cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
     return (
         result.code,
         result.status,
@@ -390,11 +509,15 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result):
         result.usage.ru_maxrss * 1024,
         result.usage.ru_maxrss > process.rss_floor,
         (result.end - process.start) * 1e-9,
+        counts,
     )
 
 
-cdef Process _new_process(Plan plan, const c.fns_process *process):
+cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
+    new.groups = groups
+    new.leaf = job.leaf
+    process = &job.process
     new.plan = plan
     new.process = process[0]
     new.owner = getpid()
@@ -404,14 +527,23 @@ cdef Process _new_process(Plan plan, const c.fns_process *process):
 def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio, tuple keep):
     """Starts one sandbox; SpawnError says which step failed."""
     cdef _Arguments arguments = _Arguments(argv, envp, paths, cwd, stdio, keep)
-    cdef c.fns_process process
-    cdef c.fns_error error
+    cdef CgroupPool groups = plan.pool()
+    cdef c.fns_job job
     cdef int ret
+    _set_job(&job, plan, arguments, groups)
     with nogil:
-        ret = c.fns_spawn(&plan.plan, &arguments.args, &process, &error)
+        ret = c.fns_job_spawn(&job, -1)
     if ret < 0:
-        raise _spawn_error(plan, arguments, &error)
-    return _new_process(plan, &process)
+        raise _spawn_error(plan, arguments, &job.error)
+    return _new_process(plan, &job, groups)
+
+
+cdef void _set_job(c.fns_job *job, Plan plan, _Arguments arguments, CgroupPool groups) noexcept:
+    memset(job, 0, sizeof(c.fns_job))
+    job.plan = &plan.plan
+    job.args = arguments.args
+    job.groups = NULL if groups is None else groups.groups
+    job.leaf.number = -1
 
 
 @cython.final
@@ -504,19 +636,21 @@ cdef class Server:
         """As the module's spawn(). ConnectionAbortedError: the server was gone before it was asked."""
         cdef _Arguments arguments = _Arguments(argv, envp, paths, cwd, stdio, keep)
         cdef Plan plan = self.plan.sandbox
-        cdef c.fns_process process
-        cdef c.fns_error error
+        cdef CgroupPool groups = plan.pool()
+        cdef c.fns_job job
         cdef bint parked
         cdef int ret, connection = self.take(&parked)
+        _set_job(&job, plan, arguments, groups)
+        job.server = &self.process
         with nogil:
-            ret = c.fns_server_spawn(connection, &plan.plan, &arguments.args, &process, &error)
-        broken = ret < 0 and error.detail == c.FNS_DETAIL_BROKEN
+            ret = c.fns_job_spawn(&job, connection)
+        broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
         self.give(connection, parked, not broken and not (ret >= 0 and parked))
         if broken and ret == -EPIPE:
             self.aborted()
         if ret < 0:
-            raise _spawn_error(plan, arguments, &error)
-        cdef Process new = _new_process(plan, &process)
+            raise _spawn_error(plan, arguments, &job.error)
+        cdef Process new = _new_process(plan, &job, groups)
         new.server = self
         return new
 
@@ -646,6 +780,7 @@ cdef class _Jobs:
     cdef list inputs
     cdef Plan plan
     cdef Server server
+    cdef CgroupPool groups
     cdef size_t n
     cdef size_t first  # all before it are handed out
     cdef bytearray handed_out
@@ -656,6 +791,7 @@ cdef class _Jobs:
         cdef c.fns_job *job
         self.plan = plan
         self.server = server
+        self.groups = plan.pool()
         self.n = len(items)
         self.handed_out = bytearray(self.n)
         self.arguments = []
@@ -671,6 +807,8 @@ cdef class _Jobs:
             job.plan = &plan.plan
             job.server = NULL if server is None else &server.process
             job.args = arguments.args
+            job.groups = NULL if self.groups is None else self.groups.groups
+            job.leaf.number = -1
             job.pipes = pipes
             job.input = PyBytes_AS_STRING(<bytes?>data)
             job.input_size = len(data)
@@ -686,7 +824,7 @@ cdef class _Jobs:
         free(self.jobs)
 
     cdef Process process(self, size_t i):
-        cdef Process process = _new_process(self.plan, &self.jobs[i].process)
+        cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
         process.server = self.server
         self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
         return process
@@ -717,7 +855,8 @@ cdef class _Jobs:
             out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
         if job.pipes & c.FNS_PIPE_STDERR:
             err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
-        return (_result(&job.process, &job.result), out, err,
+        counts = None if self.groups is None else _counts(job.counts)
+        return (_result(&job.process, &job.result, counts), out, err,
                 job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 
     cdef int hand_out(self, object each) except -1:

@@ -105,6 +105,64 @@ cdef extern from "fastns.h" nogil:
         uint64_t start
         long rss_floor
 
+    enum:
+        FNS_COUNTS
+        FNS_NO_COUNT
+        FNS_MAX_HIERARCHIES
+
+    enum fns_count:
+        FNS_COUNT_OOM_KILLS
+        FNS_COUNT_PIDS_REFUSED
+        FNS_COUNT_CPU_TIME
+        FNS_COUNT_MEMORY_PEAK
+        FNS_COUNT_PIDS_PEAK
+        FNS_COUNT_IO_READ
+        FNS_COUNT_IO_WRITE
+
+    struct fns_cgroup_hierarchy:
+        int directory
+        int unified
+
+    struct fns_cgroup_setting:
+        uint32_t hierarchy
+        const char *file
+        const char *value
+
+    struct fns_cgroup_counter:
+        uint32_t kind
+        uint32_t hierarchy
+        const char *file
+        const char *key
+        uint64_t scale
+        uint32_t peak
+        const char *reset
+
+    struct fns_cgroup_plan:
+        fns_cgroup_hierarchy hierarchies[8]
+        const fns_cgroup_setting *settings
+        const fns_cgroup_counter *counters
+        uint32_t n_hierarchies
+        uint32_t n_settings
+        uint32_t n_counters
+        uint32_t memory_hierarchy
+        const char *memory_file
+        const char *reclaim_file
+        const char *reclaim_text
+
+    struct fns_leaf:
+        int number
+
+    struct fns_cgroups:
+        pass
+
+    int fns_cgroups_open(fns_cgroups **groups, const fns_cgroup_plan *plan)
+    int fns_cgroups_remove(fns_cgroups *groups, unsigned patience_ms)
+    void fns_cgroups_close(fns_cgroups *groups)
+    int fns_leaf_take(fns_cgroups *groups, fns_leaf *leaf, fns_args *args, fns_error *error)
+    void fns_leaf_entered(fns_leaf *leaf)
+    void fns_leaf_give(fns_cgroups *groups, fns_leaf *leaf, uint64_t *counts)
+    uint64_t fns_leaf_count(const fns_cgroups *groups, const fns_leaf *leaf, fns_count kind)
+
     struct fns_result:
         int code
         int status
@@ -130,6 +188,7 @@ cdef extern from "fastns.h" nogil:
     struct fns_job:
         const fns_plan *plan
         const fns_process *server
+        fns_cgroups *groups
         fns_args args
         unsigned pipes
         const char *input
@@ -139,6 +198,8 @@ cdef extern from "fastns.h" nogil:
         fns_error error
         fns_process process
         fns_result result
+        fns_leaf leaf
+        uint64_t counts[7]
         fns_buffer output[2]
         int timed_out
 
@@ -171,6 +232,7 @@ cdef extern from "fastns.h" nogil:
     int fns_io_finish(fns_io *io)
     void fns_io_close(fns_io *io)
     int fns_job_start(fns_job *job, fns_io *io, int connection)
+    int fns_job_spawn(fns_job *job, int connection)
     int fns_job_finish(fns_job *job, fns_io *io, int late)
     int fns_job_spares(const fns_job *job)
     int fns_batch_open(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned concurrency,

@@ -9,6 +9,7 @@ import subprocess
 
 from fastns import _core
 from fastns._args import check_timeout
+from fastns._cause import cause_of
 from fastns._stdio import PIPE, RunStreams
 from fastns.errors import FastnsError, SpawnError, SpecError
 from fastns.sandbox import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, TypedDict
 
+    from fastns._cause import Cause
     from fastns._stdio import Stdio
     from fastns.sandbox import Args
     from fastns.spec import Spec
@@ -69,6 +71,7 @@ class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
     usage: Usage | None = None
     wall_time: float | None = None
     truncated = False
+    cause: Cause = "timeout"
 
 
 class CalledProcessError(FastnsError, subprocess.CalledProcessError):
@@ -88,12 +91,17 @@ class CompletedSandbox(Completed):
         wall_time: float,
         method: str,
         truncated: bool = False,
+        cause: Cause = "exited",
+        limits: tuple[str, ...] = (),
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.usage = usage
         self.wall_time = wall_time  # seconds, from before the clone to the end
         self.method = method  # how it was started: "direct", "staged" or "template"
         self.truncated = truncated  # whether max_output has cut stdout or stderr off
+        self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
+        # "output_limit" or "killed"
+        self.limits = limits  # names of the spec's limits that were enforced
 
     @property
     def exit_code(self) -> int:
@@ -218,9 +226,11 @@ def completed(
     """What a command that was run to its end has come to."""
     if isinstance(outcome, SpawnError):
         return outcome
-    (code, status, user, system, max_rss, exact, wall), out, err, dropped, timed_out = outcome
+    result, out, err, dropped, timed_out = outcome
+    code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
-    usage = Usage(user, system, max_rss, exact)
+    usage = Usage.of(user, system, max_rss, exact, counts)
+    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=dropped > 0)
     if timed_out:
         assert timeout is not None
         expired = TimeoutExpired(args, timeout, out, err)
@@ -228,11 +238,22 @@ def completed(
         expired.usage = usage
         expired.wall_time = wall
         expired.truncated = dropped > 0
+        expired.cause = cause
         return expired
     texts: tuple[Any, ...] = (out, err)
     if mode is not None:
         texts = tuple(None if data is None else mode.decode(data) for data in texts)
     stdout, stderr = texts
+    limits = plan.cgroups.enforced if plan.cgroups is not None else ()
     return CompletedSandbox(
-        args, returncode, stdout, stderr, usage, wall, plan.method, truncated=dropped > 0
+        args,
+        returncode,
+        stdout,
+        stderr,
+        usage,
+        wall,
+        plan.method,
+        truncated=dropped > 0,
+        cause=cause,
+        limits=limits,
     )

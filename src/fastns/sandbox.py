@@ -13,6 +13,7 @@ import warnings
 
 from fastns import _core
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._cause import cause_of
 from fastns._compile import compile, search_path
 from fastns._record import record
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Any, TypeAlias
 
+    from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
 
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
@@ -47,6 +49,22 @@ class Usage:
     max_rss: int  # bytes, of the largest process
     max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
     # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
+    # Of all its processes together, by its cgroups. None: no limit of that kind was set, or the
+    # kernel does not tell it of this sandbox alone.
+    memory_peak: int | None = None  # bytes, tmpfs and memory files among them
+    pids_peak: int | None = None
+    io_read: int | None = None  # bytes
+    io_write: int | None = None
+
+    @classmethod
+    def of(
+        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
+    ) -> Usage:
+        """From a result of _core's."""
+        if counts is None:
+            return cls(user, system, max_rss, exact)
+        more = (counts[name] for name in ("memory_peak", "pids_peak", "io_read", "io_write"))
+        return cls(user, system, max_rss, exact, *more)
 
 
 def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
@@ -197,6 +215,7 @@ class Sandbox:
 
     Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
     returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
+    cause (why it has ended, as in CompletedSandbox), limits (the names of those that are enforced),
     method ("direct" or "staged") and id_map ("none", "self", "parent", "newuidmap").
     Used as a context manager it waits at the end of the block, and kills first if the block raised.
     A handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
@@ -217,6 +236,9 @@ class Sandbox:
         self.returncode: int | None = None
         self.usage: Usage | None = None
         self.wall_time: float | None = None
+        self.cause: Cause | None = None
+        self.limits = plan.cgroups.enforced if plan.cgroups is not None else ()
+        self._killed = False
         self._owner = os.getpid()
         self._lost = False  # somebody else reaped it
         self._process = process
@@ -249,10 +271,11 @@ class Sandbox:
                 self._lost = exc.errno in (errno.ECHILD, errno.ECANCELED)
                 raise
             if result is not None:
-                code, status, user, system, max_rss, exact, wall = result
-                self.usage = Usage(user, system, max_rss, exact)
+                code, status, user, system, max_rss, exact, wall, counts = result
+                self.usage = Usage.of(user, system, max_rss, exact, counts)
                 self.wall_time = wall
                 self.returncode = status if code == CLD_EXITED else -status
+                self.cause = cause_of(self.returncode, counts, killed=self._killed)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -302,6 +325,7 @@ class Sandbox:
         """Ends every process of the sandbox at once: with its pid namespace, or, without one of
         its own, its first process and all that descend from it."""
         if self._runs():
+            self._killed = True
             self._check_kill(self._process.kill_all())
 
     def _runs(self) -> bool:

@@ -20,10 +20,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fastns.limits import Limits
+
     _Items = Mapping[str, Any]
 else:
     _Items = Mapping
 
+CGROUP_LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset")
 KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 HOST_BY_DEFAULT = ("user", "time")
 DEFAULT_ENV = {
@@ -202,6 +205,13 @@ class Spec:
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child.
+        memory: bytes, or text such as "64m", that all its processes and its tmpfs may take
+            together. memory_swap: memory and swap; None: no swap, -1: as much as there is.
+        pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpu_weight: its
+            share where CPUs are short, 1 to 10000, others have 100. cpuset: which CPUs, "0-1,3".
+        io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
+        cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
+        require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
     rootfs: str | os.PathLike[str] | None = None
@@ -224,6 +234,15 @@ class Spec:
     network: str = DEFAULT_NETWORK
     rlimits: Sequence[Rlimit] = ()
     init: bool = False
+    memory: int | str | None = None
+    memory_swap: int | str | None = None
+    pids_limit: int | None = None
+    cpus: float | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    io: Mapping[str, Mapping[str, int]] = NOTHING
+    cgroup_parent: str | None = None
+    require_limits: bool = True
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -232,6 +251,7 @@ class Spec:
         self._check_mounts()
         self._check_process()
         self._check_ids()
+        self._check_limits()
 
     # ---- what is effective ----
 
@@ -256,6 +276,15 @@ class Spec:
         home = {} if self.uid == 0 else {"HOME": "/"}
         return {**DEFAULT_ENV, **home, **self.env}
 
+    def limits(self) -> Limits | None:
+        """Those that cgroups are to enforce; None: there are none."""
+        values = tuple(getattr(self, name) for name in CGROUP_LIMITS)
+        if all(value is None for value in values) and not self.io:
+            return None
+        from fastns.limits import check_limits  # not where a start is to be quick and has none
+
+        return check_limits(*values, self.io)
+
     @property
     def uid(self) -> int:
         return int(self.user.partition(":")[0])
@@ -270,7 +299,7 @@ class Spec:
         object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
-        for name in ("read_only", "overlay", "default_mounts", "init"):
+        for name in ("read_only", "overlay", "default_mounts", "init", "require_limits"):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(name, f"{shown(getattr(self, name))}: True or False expected")
         items = {
@@ -288,7 +317,7 @@ class Spec:
                 if not isinstance(item, kind) or isinstance(item, bool):
                     raise SpecError(name, f"{shown(item)}: {kind.__name__} expected")
             self._put(name, tuple(value))
-        for name in ("namespaces", "files", "env"):
+        for name in ("namespaces", "files", "env", "io"):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
                 raise SpecError(name, f"{shown(value)}: a mapping expected")
@@ -441,6 +470,18 @@ class Spec:
         _mappings("uid_mappings", self.uid_mappings, [self.uid], "user")
         _mappings("gid_mappings", self.gid_mappings, [self.gid], "user")
         _mappings("gid_mappings", self.gid_mappings, self.additional_gids, "additional_gids")
+
+    def _check_limits(self) -> None:
+        plain = {
+            device: FrozenMap(rates) if isinstance(rates, Mapping) else rates
+            for device, rates in self.io.items()
+        }
+        self._put("io", FrozenMap(plain))
+        self.limits()
+        if self.cgroup_parent is not None:
+            self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
+            if ".." in self.cgroup_parent.split("/"):
+                raise SpecError("cgroup_parent", "a path without '..' expected")
 
 
 def _number(name: str, value: Any, low: int, high: int) -> None:

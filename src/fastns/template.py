@@ -141,6 +141,7 @@ class Template:
             if self._server is not None:
                 self._server.stop()
                 self._server = None
+            self._sandbox.close()
 
     def __enter__(self) -> Template:
         self._running()

@@ -1,0 +1,367 @@
+/* Cgroups for sandboxes: made, handed out, read, and used again. Runs in the parent, without the GIL.
+ *
+ * A leaf is one cgroup in each hierarchy (cgroup v1 has several) with the limits of a spec. A sandbox
+ * enters it by itself before it executes its command, through fds that are opened here. When it has
+ * ended, the leaf is read, and used again only after it was seen empty: no process, and no memory that
+ * is charged to it.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "spawn.h"
+
+enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
+#define MAX_TRIES 50 /* so often a leaf that is not empty is looked at */
+#define LEFT_OVER (1 << 20) /* bytes of memory: what the kernel keeps for itself for a while */
+
+struct waiting { /* a leaf that was not empty */
+    int number, tries;
+};
+
+struct fns_cgroups {
+    struct fns_cgroup_plan plan;
+    pthread_mutex_t lock;
+    int next; /* number of the next new leaf */
+    int n_free, n_waiting, size;
+    int removed;
+    int *free;
+    struct waiting *waiting;
+};
+
+/* ---- one file of a leaf ---------------------------------------------------------------------- */
+
+static int open_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
+                     const char *file, int flags)
+{
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%d/%s", number, file);
+    int fd = openat(groups->plan.hierarchies[hierarchy].directory, path, flags | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static int write_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
+                      const char *file, const char *text)
+{
+    int fd = open_file(groups, hierarchy, number, file, O_WRONLY);
+    if (fd < 0)
+        return fd;
+    ssize_t n = write(fd, text, strlen(text));
+    int ret = n < 0 ? -errno : 0;
+    close(fd);
+    return ret;
+}
+
+/* The sum of the numbers that follow `key`, or the file's only one without a key. 0 or -errno. */
+static int read_number(const struct fns_cgroups *groups, unsigned hierarchy, int number,
+                       const char *file, const char *key, uint64_t *value)
+{
+    char text[TEXT_SIZE];
+    size_t length = strlen(key);
+    int fd = open_file(groups, hierarchy, number, file, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    int ret = n < 0 ? -errno : 0;
+    close(fd);
+    if (ret < 0)
+        return ret;
+    text[n] = 0;
+    *value = 0;
+    if (!length) {
+        *value = strtoull(text, NULL, 10);
+        return 0;
+    }
+    for (const char *at = text; (at = strstr(at, key)); at += length)
+        if ((at == text || at[-1] == '\n' || at[-1] == ' ') &&
+            (at[length] == ' ' || at[length] == '='))
+            *value += strtoull(at + length + 1, NULL, 10);
+    return 0;
+}
+
+/* ---- a leaf ---------------------------------------------------------------------------------- */
+
+/* 0; -EBUSY: there is something in it still. */
+static int remove_leaf(const struct fns_cgroups *groups, int number)
+{
+    char name[NAME_SIZE];
+    int ret = 0;
+    snprintf(name, sizeof name, "%d", number);
+    for (unsigned i = 0; i < groups->plan.n_hierarchies; i++)
+        if (unlinkat(groups->plan.hierarchies[i].directory, name, AT_REMOVEDIR) < 0 &&
+            errno != ENOENT)
+            ret = -errno;
+    return ret;
+}
+
+/* The leaf's cgroup in one hierarchy, with its limits. */
+static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
+{
+    char name[NAME_SIZE];
+    snprintf(name, sizeof name, "%d", number);
+    int ret =
+        mkdirat(groups->plan.hierarchies[hierarchy].directory, name, 0755) < 0 ? -errno : 0;
+    for (unsigned i = 0; ret == 0 && i < groups->plan.n_settings; i++) {
+        const struct fns_cgroup_setting *setting = &groups->plan.settings[i];
+        if (setting->hierarchy == hierarchy)
+            ret = write_file(groups, hierarchy, number, setting->file, setting->value);
+    }
+    return ret;
+}
+
+static int make_leaf(const struct fns_cgroups *groups, int number)
+{
+    int ret = 0;
+    for (unsigned i = 0; ret == 0 && i < groups->plan.n_hierarchies; i++)
+        ret = make_part(groups, i, number);
+    if (ret < 0)
+        remove_leaf(groups, number);
+    return ret;
+}
+
+static int is_empty(const struct fns_cgroups *groups, int number)
+{
+    for (unsigned i = 0; i < groups->plan.n_hierarchies; i++) {
+        char byte;
+        uint64_t populated = 0;
+        int fd = -1, found;
+        if (groups->plan.hierarchies[i].unified) {
+            found = read_number(groups, i, number, "cgroup.events", "populated", &populated);
+        } else {
+            found = fd = open_file(groups, i, number, "cgroup.procs", O_RDONLY);
+            populated = fd >= 0 && read(fd, &byte, 1) != 0;
+        }
+        if (fd >= 0)
+            close(fd);
+        if (found < 0 || populated)
+            return 0;
+    }
+    if (groups->plan.memory_file) { /* files of its own, or pages that it was the first to read */
+        uint64_t used;
+        unsigned i = groups->plan.memory_hierarchy;
+        if (read_number(groups, i, number, groups->plan.memory_file, "", &used) < 0)
+            return 0;
+        if (used <= LEFT_OVER)
+            return 1;
+        /* Milliseconds: for every CPU to give up what it holds. */
+        write_file(groups, i, number, groups->plan.reclaim_file, groups->plan.reclaim_text);
+        return read_number(groups, i, number, groups->plan.memory_file, "", &used) == 0 &&
+               used <= LEFT_OVER;
+    }
+    return 1;
+}
+
+static uint64_t read_counter(const struct fns_cgroups *groups, int number,
+                             const struct fns_cgroup_counter *counter)
+{
+    uint64_t value;
+    if (read_number(groups, counter->hierarchy, number, counter->file, counter->key, &value) < 0)
+        return FNS_NO_COUNT;
+    return value * counter->scale;
+}
+
+static void close_fds(struct fns_leaf *leaf)
+{
+    for (uint32_t i = 0; i < leaf->n_fds; i++)
+        close(leaf->fds[i]);
+    leaf->n_fds = 0;
+}
+
+static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
+{
+    char name[NAME_SIZE];
+    snprintf(name, sizeof name, "%d", number);
+    if (unlinkat(groups->plan.hierarchies[hierarchy].directory, name, AT_REMOVEDIR) < 0)
+        return -errno;
+    return make_part(groups, hierarchy, number);
+}
+
+/* Opens what a sandbox enters by, and reads where the counters stand. 0 or -errno. */
+static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf, int made)
+{
+    const struct fns_cgroup_plan *plan = &groups->plan;
+    int ret = 0;
+    leaf->n_fds = 0;
+    for (unsigned i = 0; !made && ret >= 0 && i < plan->n_counters; i++)
+        if (plan->counters[i].reset && !*plan->counters[i].reset)
+            ret = renew_part(groups, plan->counters[i].hierarchy, leaf->number);
+    for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
+        ret = fns_above_stdio(open_file(groups, i, leaf->number, "cgroup.procs", O_WRONLY));
+        if (ret >= 0)
+            leaf->fds[leaf->n_fds++] = ret;
+    }
+    leaf->clone_into = 0;
+    if (ret >= 0 && plan->hierarchies[0].unified) {
+        ret = fns_above_stdio(open_file(groups, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
+        if (ret >= 0)
+            leaf->fds[leaf->n_fds++] = ret;
+        leaf->clone_into = 1;
+    }
+    if (ret < 0) {
+        close_fds(leaf);
+        return ret;
+    }
+    for (unsigned i = 0; i < plan->n_counters; i++) {
+        const struct fns_cgroup_counter *counter = &plan->counters[i];
+        if (counter->reset && *counter->reset)
+            write_file(groups, counter->hierarchy, leaf->number, counter->file, counter->reset);
+        leaf->before[i] = read_counter(groups, leaf->number, counter);
+    }
+    return 0;
+}
+
+/* ---- all of them ----------------------------------------------------------------------------- */
+
+int fns_cgroups_open(struct fns_cgroups **out, const struct fns_cgroup_plan *plan)
+{
+    struct fns_cgroups *groups = calloc(1, sizeof *groups);
+    if (!groups)
+        return -ENOMEM;
+    groups->plan = *plan;
+    pthread_mutex_init(&groups->lock, NULL);
+    *out = groups;
+    return 0;
+}
+
+/* Room for one more number in each list. Locked. */
+static int grow(struct fns_cgroups *groups)
+{
+    int size = groups->size ? 2 * groups->size : 16;
+    if (groups->next < groups->size)
+        return 0;
+    int *numbers = realloc(groups->free, (size_t)size * sizeof *numbers);
+    if (!numbers)
+        return -ENOMEM;
+    groups->free = numbers;
+    struct waiting *waiting = realloc(groups->waiting, (size_t)size * sizeof *waiting);
+    if (!waiting)
+        return -ENOMEM;
+    groups->waiting = waiting;
+    groups->size = size;
+    return 0;
+}
+
+/* One that has waited may be empty by now; who never gets empty is let go of. Locked. */
+static void look_at_waiting(struct fns_cgroups *groups)
+{
+    for (int i = 0, n = groups->n_waiting < 2 ? groups->n_waiting : 2; i < n; i++) {
+        struct waiting first = groups->waiting[0];
+        groups->n_waiting--;
+        memmove(groups->waiting, groups->waiting + 1,
+                (size_t)groups->n_waiting * sizeof *groups->waiting);
+        if (is_empty(groups, first.number))
+            groups->free[groups->n_free++] = first.number;
+        else if (++first.tries < MAX_TRIES || remove_leaf(groups, first.number) < 0)
+            groups->waiting[groups->n_waiting++] = first;
+    }
+}
+
+int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
+                  struct fns_error *error)
+{
+    int ret = 0, made = 0;
+    leaf->number = -1;
+    leaf->n_fds = 0;
+    if (!groups)
+        return 0;
+    pthread_mutex_lock(&groups->lock);
+    look_at_waiting(groups);
+    if (groups->removed) {
+        ret = -ENODEV;
+    } else if (groups->n_free) {
+        leaf->number = groups->free[--groups->n_free];
+    } else {
+        ret = grow(groups);
+        if (ret == 0) {
+            leaf->number = groups->next++;
+            made = 1;
+        }
+    }
+    pthread_mutex_unlock(&groups->lock);
+    if (made)
+        ret = make_leaf(groups, leaf->number);
+    if (made && ret < 0)
+        leaf->number = -1; /* its number is not used again */
+    if (ret == 0 && (ret = prepare_leaf(groups, leaf, made)) < 0)
+        fns_leaf_give(groups, leaf, NULL);
+    if (ret < 0)
+        return fns_set_error(error, FNS_STAGE_CGROUP, -1, ret);
+    args->groups = leaf->fds;
+    args->n_groups = leaf->n_fds;
+    args->clone_into = leaf->clone_into;
+    return 0;
+}
+
+void fns_leaf_entered(struct fns_leaf *leaf)
+{
+    close_fds(leaf);
+}
+
+uint64_t fns_leaf_count(const struct fns_cgroups *groups, const struct fns_leaf *leaf,
+                        enum fns_count kind)
+{
+    for (unsigned i = 0; groups && leaf->number >= 0 && i < groups->plan.n_counters; i++) {
+        const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
+        if (counter->kind != (uint32_t)kind)
+            continue;
+        uint64_t value = read_counter(groups, leaf->number, counter);
+        if (value == FNS_NO_COUNT || leaf->before[i] == FNS_NO_COUNT)
+            return FNS_NO_COUNT;
+        if (!counter->peak)
+            return value - leaf->before[i];
+        /* A peak that cannot be reset is this sandbox's when it is higher than all before. */
+        return counter->reset || value > leaf->before[i] ? value : FNS_NO_COUNT;
+    }
+    return FNS_NO_COUNT;
+}
+
+void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf, uint64_t *counts)
+{
+    close_fds(leaf);
+    if (!groups || leaf->number < 0)
+        return;
+    for (int kind = 0; counts && kind < FNS_COUNTS; kind++)
+        counts[kind] = fns_leaf_count(groups, leaf, (enum fns_count)kind);
+    int empty = is_empty(groups, leaf->number);
+    pthread_mutex_lock(&groups->lock);
+    if (empty)
+        groups->free[groups->n_free++] = leaf->number;
+    else
+        groups->waiting[groups->n_waiting++] = (struct waiting){leaf->number, 0};
+    pthread_mutex_unlock(&groups->lock);
+    leaf->number = -1;
+}
+
+int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)
+{
+    const struct timespec pause = {0, 1000000};
+    const uint64_t end = fns_now() + patience_ms * 1000000ull;
+    int left = 0;
+    pthread_mutex_lock(&groups->lock);
+    groups->removed = 1;
+    pthread_mutex_unlock(&groups->lock);
+    for (int number = 0; number < groups->next; number++) {
+        int ret = remove_leaf(groups, number);
+        while (ret < 0 && fns_now() < end) {
+            nanosleep(&pause, NULL);
+            ret = remove_leaf(groups, number);
+        }
+        left |= ret < 0;
+    }
+    return left ? -EBUSY : 0;
+}
+
+void fns_cgroups_close(struct fns_cgroups *groups)
+{
+    pthread_mutex_destroy(&groups->lock);
+    free(groups->free);
+    free(groups->waiting);
+    free(groups);
+}

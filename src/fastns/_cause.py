@@ -1,0 +1,44 @@
+"""Why a sandbox has ended: what this process did, and what its cgroups have counted."""
+
+from __future__ import annotations
+
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Literal, TypeAlias
+
+    Cause: TypeAlias = Literal[
+        "exited", "signaled", "timeout", "oom", "pids", "output_limit", "killed"
+    ]
+    Counts: TypeAlias = Mapping[str, int | None]
+
+
+def cause_of(
+    returncode: int,
+    counts: Counts | None = None,
+    *,
+    timed_out: bool = False,
+    killed: bool = False,
+    truncated: bool = False,
+) -> Cause:
+    """
+    Args:
+        counts: of its cgroups, if it had any. A limit that was met counts where the command has not
+            ended well for all that.
+        timed_out: it was killed here when its time was over. killed: by Sandbox.kill().
+        truncated: more came out of it than max_output.
+    """
+    counts = counts or {}
+    if counts.get("oom_kills") and returncode:
+        return "oom"
+    if timed_out:
+        return "timeout"
+    if killed and returncode == -signal.SIGKILL:
+        return "killed"
+    if counts.get("pids_refused") and returncode:
+        return "pids"
+    if truncated:
+        return "output_limit"
+    return "exited" if returncode >= 0 else "signaled"

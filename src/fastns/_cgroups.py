@@ -1,0 +1,495 @@
+"""Limits → cgroups: which controllers of this machine enforce them, and by which files.
+
+plan() decides, by reading; Cgroups (made at the first spawn) makes a cgroup of this process's own,
+`fastns/<pid>-<random>`, in each hierarchy that is needed. The leaves in it, one for each sandbox
+that is alive, are csrc/cgroup.c's. A lock on its directory says that its owner lives: what is found
+without one was left by a caller that was killed, and is removed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import signal
+import stat
+import time
+import weakref
+
+from fastns import _core
+from fastns._record import record
+from fastns.errors import SpawnError, SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastns.limits import Limits
+
+CPU_PERIOD = 100_000  # us
+PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
+RENEW = ""  # begins anew in a new cgroup, where that is cheap
+GROUP = "fastns"
+UNIFIED = "cgroup2"
+# The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
+CONTROLLER = {
+    "memory": "memory",
+    "memory_swap": "memory",
+    "pids_limit": "pids",
+    "cpus": "cpu",
+    "cpu_weight": "cpu",
+    "cpuset": "cpuset",
+    "io": "io",
+}
+
+
+@record(frozen=True)
+class Hierarchy:
+    """One mounted cgroup hierarchy, as this process sees it."""
+
+    unified: bool
+    controllers: tuple[str, ...]
+    mount: str  # where it is mounted
+    own: str  # directory of the cgroup that this process is in; may be out of sight
+
+
+@record(frozen=True)
+class Place:
+    """Where cgroups are made in a hierarchy: a directory that has, or may have, a `fastns`."""
+
+    hierarchy: Hierarchy
+    parent: str
+    controllers: tuple[str, ...]  # those that are used
+
+
+@record(frozen=True)
+class CgroupPlan:
+    """What Cgroups makes, and csrc/cgroup.c puts into each leaf."""
+
+    places: tuple[Place, ...]
+    settings: tuple[tuple[int, str, str], ...]  # place, file, text
+    counters: tuple[tuple[str, int, str, str, int, bool, str | None], ...]
+    memory: tuple[int, str, str, str] | None  # place, bytes charged, reclaim: file, text
+    enforced: tuple[str, ...]  # names of limits
+    unenforced: tuple[str, ...]
+
+    def make(self) -> Cgroups:
+        """For this process, which removes them at its end at the latest."""
+        _at_exit()
+        return Cgroups(self)
+
+
+# ---- what is there -------------------------------------------------------------------------------
+
+
+def hierarchies() -> list[Hierarchy]:
+    """Those that are mounted here; cgroup v2 is the first."""
+    own: dict[str, str] = {}  # controllers as /proc/self/cgroup lists them -> path
+    for line in _lines("/proc/self/cgroup"):
+        _, names, path = line.split(":", 2)
+        own[names] = path
+    found = []
+    for line in _lines("/proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        root, mount = fields.split()[3:5]
+        kind, _, options = rest.split()[:3]
+        if kind not in ("cgroup", UNIFIED):
+            continue
+        unified = kind == UNIFIED
+        mount = mount.encode().decode("unicode_escape")
+        if unified:
+            controllers = tuple(" ".join(_lines(f"{mount}/cgroup.controllers")).split())
+            path = own.get("", "/")
+        else:
+            names = next((n for n in own if n and set(n.split(",")) <= set(options.split(","))), "")
+            controllers = tuple("io" if name == "blkio" else name for name in names.split(","))
+            path = own.get(names, "/") if names else "/"
+        relative = os.path.relpath(path, root)
+        directory = os.path.normpath(os.path.join(mount, relative))
+        if relative.startswith(".."):
+            directory = mount
+        found.append(Hierarchy(unified, controllers, mount, directory))
+    return sorted(found, key=lambda hierarchy: not hierarchy.unified)
+
+
+def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
+    """Where a cgroup with these controllers can be made: at the top, where docker has its own; else
+    in the own cgroup or above it, as far as a part of the tree was delegated to this user.
+
+    Raises: OSError, saying of one place why not."""
+    candidates = [hierarchy.mount]
+    above = hierarchy.own
+    while above.startswith(hierarchy.mount + "/"):
+        candidates.append(above)
+        above = os.path.dirname(above)
+    if parent is not None:
+        candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
+    failure: OSError | None = None
+    for candidate in candidates:
+        try:
+            _check_place(hierarchy, candidate, controllers)
+            return Place(hierarchy, candidate, controllers)
+        except OSError as exc:
+            if failure is None:
+                failure = exc
+    assert failure is not None
+    raise failure
+
+
+def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]) -> None:
+    group = f"{parent}/{GROUP}"
+    if not os.path.isdir(parent):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
+    if not os.access(group if os.path.isdir(group) else parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), parent)
+    if not hierarchy.unified:
+        return
+    for directory in (parent, group):
+        if not os.path.isdir(directory):
+            continue
+        on = set(" ".join(_lines(f"{directory}/cgroup.subtree_control")).split())
+        off = [name for name in controllers if name not in on]
+        control = f"{directory}/cgroup.subtree_control"
+        if off and not os.access(control, os.W_OK):
+            raise OSError(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
+        # Only the root may have processes and controllers for its children (cgroups(7)).
+        inner = os.path.exists(f"{directory}/cgroup.type")
+        if off and inner and _lines(f"{directory}/cgroup.procs"):
+            raise OSError(errno.EBUSY, "it has processes of its own", directory)
+
+
+# ---- limits → files --------------------------------------------------------------------------
+
+
+def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
+    """How these limits are enforced here.
+
+    Raises: SpecError, naming the limit, when one cannot be and is `required`."""
+    there = hierarchies()
+    reasons: dict[str, str] = {}
+    chosen: dict[Hierarchy, list[str]] = {}
+    for limit in (name for name in CONTROLLER if getattr(limits, name) not in (None, ())):
+        controller = CONTROLLER[limit]
+        hierarchy = next((h for h in there if controller in h.controllers), None)
+        if hierarchy is None:
+            reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
+            continue
+        used = chosen.setdefault(hierarchy, [])
+        if controller not in used:
+            used.append(controller)
+    places = []
+    for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
+        try:
+            places.append(find_place(hierarchy, tuple(controllers), parent))
+        except OSError as exc:
+            for limit, controller in CONTROLLER.items():
+                if controller in controllers and getattr(limits, limit) not in (None, ()):
+                    reasons[limit] = f"{exc.filename}: {exc.strerror}"
+    if reasons and required:
+        limit, reason = next(iter(reasons.items()))
+        raise SpecError(
+            limit,
+            f"cannot be enforced here: {reason}. A writable cgroup is needed (as root, or one that "
+            "was delegated: systemd-run --user --scope -p Delegate=yes); cgroup_parent names "
+            "another, require_limits=False does without",
+        )
+    return _with_files(limits, places, tuple(reasons))
+
+
+def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]) -> CgroupPlan:
+    settings: list[tuple[int, str, str]] = []
+    counters: list[tuple[str, int, str, str, int, bool, str | None]] = []
+    memory = None
+    for number, place in enumerate(places):
+        v2 = place.hierarchy.unified
+        for controller in place.controllers:
+            for file, text in _files(controller, limits, place):
+                settings.append((number, file, text))
+        if v2:
+            counters.append(("cpu_time", number, "cpu.stat", "usage_usec", 1000, False, None))
+        if "memory" in place.controllers:
+            if v2:
+                counters += [
+                    ("oom_kills", number, "memory.events", "oom_kill", 1, False, None),
+                    ("memory_peak", number, "memory.peak", "", 1, True, None),
+                ]
+                memory = (number, "memory.current", "memory.reclaim", str(1 << 30))
+            else:
+                counters += [
+                    ("oom_kills", number, "memory.oom_control", "oom_kill", 1, False, None),
+                    ("memory_peak", number, "memory.max_usage_in_bytes", "", 1, True, "0"),
+                ]
+                memory = (number, "memory.usage_in_bytes", "memory.force_empty", "0")
+        if "pids" in place.controllers:
+            counters += [
+                ("pids_refused", number, "pids.events", "max", 1, False, None),
+                ("pids_peak", number, "pids.peak", "", 1, True, None if v2 else RENEW),
+            ]
+        if "io" in place.controllers:
+            file = "io.stat" if v2 else "blkio.throttle.io_service_bytes"
+            for kind, key in (
+                ("io_read", "rbytes" if v2 else "Read"),
+                ("io_write", "wbytes" if v2 else "Write"),
+            ):
+                counters.append((kind, number, file, key, 1, False, None))
+    enforced = tuple(
+        name
+        for name in CONTROLLER
+        if getattr(limits, name) not in (None, ()) and name not in unenforced
+    )
+    return CgroupPlan(tuple(places), tuple(settings), tuple(counters), memory, enforced, unenforced)
+
+
+def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str]]:
+    """What is written into the files of a leaf, in order."""
+    v2 = place.hierarchy.unified
+    if controller == "memory" and limits.memory is not None:
+        yield "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
+        both = limits.memory if limits.memory_swap is None else limits.memory_swap
+        if v2:
+            swap = "max" if both == -1 else str(both - limits.memory)
+            if not _no_swap():
+                yield "memory.swap.max", swap
+            yield "memory.oom.group", "1"
+        elif both != -1 and os.path.exists(f"{place.parent}/memory.memsw.limit_in_bytes"):
+            yield "memory.memsw.limit_in_bytes", str(both)
+    elif controller == "pids":
+        yield "pids.max", str(limits.pids_limit)
+    elif controller == "cpu":
+        if limits.cpus is not None:
+            quota = round(limits.cpus * CPU_PERIOD)
+            if v2:
+                yield "cpu.max", f"{quota} {CPU_PERIOD}"
+            else:
+                yield "cpu.cfs_period_us", str(CPU_PERIOD)
+                yield "cpu.cfs_quota_us", str(quota)
+        if limits.cpu_weight is not None:
+            # v1 counts in shares: 2 to 262144, as weights go from 1 to 10000.
+            shares = 2 + (limits.cpu_weight - 1) * 262142 // 9999
+            yield ("cpu.weight", str(limits.cpu_weight)) if v2 else ("cpu.shares", str(shares))
+    elif controller == "cpuset":
+        if not v2:  # empty at first, and then not even root may enter
+            yield "cpuset.mems", " ".join(_lines(f"{place.parent}/cpuset.mems"))
+        yield "cpuset.cpus", str(limits.cpuset)
+    elif controller == "io":
+        names = {
+            "rbps": "blkio.throttle.read_bps_device",
+            "wbps": "blkio.throttle.write_bps_device",
+            "riops": "blkio.throttle.read_iops_device",
+            "wiops": "blkio.throttle.write_iops_device",
+        }
+        for device, rates in limits.io:
+            number = _device(device)
+            if v2:
+                yield "io.max", " ".join((number, *(f"{key}={rate}" for key, rate in rates)))
+            for key, rate in () if v2 else rates:
+                yield names[key], f"{number} {rate}"
+
+
+def _device(name: str) -> str:
+    if not name.startswith("/"):
+        return name
+    try:
+        status = os.stat(name)
+    except OSError as exc:
+        raise SpecError("io", f"{name}: {exc.strerror}") from None
+    if not stat.S_ISBLK(status.st_mode):
+        raise SpecError("io", f"{name}: a block device expected")
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _no_swap() -> bool:
+    return not _lines("/proc/swaps")[1:]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+# ---- what is made --------------------------------------------------------------------------------
+
+_live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
+
+
+class Cgroups:
+    """The cgroups of one plan in this process, for as long as somebody uses them."""
+
+    def __init__(self, plan: CgroupPlan) -> None:
+        self.owner = os.getpid()
+        self.directories: list[str] = []
+        self.pool: _core.CgroupPool | None = None
+        fds: list[int] = []
+        name = f"{self.owner}-{os.urandom(4).hex()}"
+        try:
+            for place in plan.places:
+                group = f"{place.parent}/{GROUP}"
+                self._make_group(place, group)
+                sweep(group)
+                fds.append(self._make_own(place, group, name))
+            self._check(plan)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise  # __del__ removes what was made
+        unified = [place.hierarchy.unified for place in plan.places]
+        hierarchies = tuple(zip(fds, unified, strict=True))
+        self.pool = _core.CgroupPool(hierarchies, plan.settings, plan.counters, plan.memory)
+        _live.add(self)
+
+    @staticmethod
+    def _make_group(place: Place, group: str) -> None:
+        with contextlib.suppress(FileExistsError), _failing(group):
+            os.mkdir(group, 0o755)
+        _enable(place, place.parent)
+        _enable(place, group)
+
+    def _make_own(self, place: Place, group: str, name: str) -> int:
+        directory = f"{group}/{name}"
+        while True:
+            with _failing(directory):
+                os.mkdir(directory, 0o755)
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.exists(directory):  # else another took it for one that was left behind
+                    break
+                os.close(fd)
+        self.directories.append(directory)
+        try:
+            _enable(place, directory)
+            return above_stdio(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _check(self, plan: CgroupPlan) -> None:
+        """Writes each setting once, so that one the kernel refuses is named here."""
+        for index, directory in enumerate(self.directories):
+            leaf = f"{directory}/check"
+            with _failing(leaf):
+                os.mkdir(leaf)
+            try:
+                for number, file, text in plan.settings:
+                    if number == index:
+                        with _failing(f"{leaf}/{file}", text):
+                            _write(f"{leaf}/{file}", text)
+            finally:
+                os.rmdir(leaf)
+
+    def close(self) -> None:
+        """Removes them, but for those of a process that has forked into this one."""
+        if self.owner == os.getpid():
+            if self.pool is not None:
+                self.pool.remove(PATIENCE_MS)
+            end = time.monotonic() + PATIENCE_MS / 1000
+            for directory in self.directories:
+                _remove_empty(directory, end)
+        self.directories = []
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _remove_empty(directory: str, end: float) -> None:
+    """What is not empty then is left to the next sweep."""
+    while True:
+        try:
+            return os.rmdir(directory)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or time.monotonic() > end:
+                return
+        time.sleep(0.001)
+
+
+def above_stdio(fd: int) -> int:
+    """The same file at 3 or above."""
+    if fd > 2:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return moved
+
+
+def sweep(group: str) -> None:
+    """Removes what callers have left behind that are gone, with what still runs in it."""
+    try:
+        names = os.listdir(group)
+    except OSError:
+        return
+    for name in names:
+        directory = f"{group}/{name}"
+        if "-" not in name or not os.path.isdir(directory):
+            continue
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(directory)
+        except OSError:
+            pass  # its owner lives, or it is not ours
+        finally:
+            os.close(fd)
+
+
+def _remove(directory: str) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            for pid in _lines(f"{entry.path}/cgroup.procs"):
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _remove(entry.path)
+    os.rmdir(directory)
+
+
+def _enable(place: Place, directory: str) -> None:
+    """Makes the controllers available to the children of a directory."""
+    if place.hierarchy.unified:
+        control = f"{directory}/cgroup.subtree_control"
+        on = " ".join(_lines(control)).split()
+        text = " ".join(f"+{name}" for name in place.controllers if name not in on)
+        if text:
+            with _failing(control, text):
+                _write(control, text)
+    elif "cpuset" in place.controllers and directory != place.parent:
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if not "".join(_lines(f"{directory}/{file}")).strip():
+                with _failing(f"{directory}/{file}"):
+                    above = "".join(_lines(f"{os.path.dirname(directory)}/{file}"))
+                    _write(f"{directory}/{file}", above)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _failing(path: str, text: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        hint = None if text is None else f"the kernel does not take {text!r}"
+        raise SpawnError("cgroup", exc.errno or errno.EIO, path=path, hint=hint) from None
+
+
+@functools.cache
+def _at_exit() -> None:
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for cgroups in list(_live):
+        cgroups.close()

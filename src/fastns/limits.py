@@ -1,0 +1,101 @@
+"""What a sandbox may use at most: the limits of a spec, checked and in plain units. No I/O."""
+
+from __future__ import annotations
+
+import re
+
+from fastns._args import shown
+from fastns._record import record
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+SIZE = re.compile(r"([0-9]+)([bkmgt]?)(?:i?b)?", re.IGNORECASE)
+CPUSET = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
+DEVICE = re.compile(r"[0-9]{1,4}:[0-9]{1,7}")
+MAX_BYTES = 2**62
+MIN_MEMORY = 1 << 20
+IO_KEYS = ("rbps", "wbps", "riops", "wiops")
+LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "io")
+
+
+@record(frozen=True)
+class Limits:
+    """Those of one spec; None: no such limit."""
+
+    memory: int | None = None  # bytes
+    memory_swap: int | None = None  # bytes of memory and swap together; -1: as much as there is
+    pids_limit: int | None = None
+    cpus: float | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    io: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.io) or any(
+            getattr(self, name) is not None for name in LIMITS if name != "io"
+        )
+
+
+def parse_size(field: str, value: Any) -> int:
+    """Bytes: a number, or text such as "64m" (powers of 1024, as docker has it)."""
+    if isinstance(value, str):
+        match = SIZE.fullmatch(value)
+        if match is None:
+            raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
+        value = int(match[1]) * UNITS[match[2].lower()]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
+    return value
+
+
+def check_limits(
+    memory: Any, memory_swap: Any, pids: Any, cpus: Any, weight: Any, cpuset: Any, io: Any
+) -> Limits:
+    """The fields of a Spec with these names. Raises: SpecError, naming the field."""
+    if memory is not None:
+        memory = parse_size("memory", memory)
+        if memory < MIN_MEMORY:
+            raise SpecError("memory", f"{memory} bytes: at least {MIN_MEMORY} (1m) expected")
+    if memory_swap is not None:
+        if memory is None:
+            raise SpecError("memory_swap", "is memory and swap together: give memory as well")
+        if memory_swap != -1:
+            memory_swap = parse_size("memory_swap", memory_swap)
+            if memory_swap < memory:
+                raise SpecError("memory_swap", "is memory and swap together: at least memory")
+    if pids is not None:
+        _whole("pids_limit", pids, 1, 2**22)
+    if weight is not None:
+        _whole("cpu_weight", weight, 1, 10000)
+    if cpus is not None and (
+        isinstance(cpus, bool) or not isinstance(cpus, int | float) or not 0.01 <= cpus <= 8192
+    ):
+        raise SpecError("cpus", f"{shown(cpus)}: a number of CPUs from 0.01, such as 1.5, expected")
+    if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
+        raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
+    return Limits(memory, memory_swap, pids, cpus, weight, cpuset, _io(io))
+
+
+def _whole(field: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(field, f"{shown(value)}: a whole number from {low} to {high} expected")
+
+
+def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    found = []
+    for device, rates in io.items():
+        what = f"io[{shown(device)}]"
+        if not isinstance(device, str) or not (device.startswith("/") or DEVICE.fullmatch(device)):
+            raise SpecError(what, "a block device's path, or its 'major:minor', expected")
+        if not hasattr(rates, "items") or not rates:
+            raise SpecError(what, f"a mapping with {', '.join(IO_KEYS)} expected")
+        for key, rate in rates.items():
+            if key not in IO_KEYS:
+                raise SpecError(what, f"{shown(key)}: one of {', '.join(IO_KEYS)} expected")
+            _whole(f"{what}.{key}", rate, 1, MAX_BYTES)
+        found.append((device, tuple(rates.items())))
+    return tuple(found)
