@@ -19,7 +19,7 @@
 #include "spawn.h"
 
 enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
-#define MAX_TRIES 50 /* so often a leaf that is not empty is looked at */
+#define MAX_TRIES 50        /* so often a leaf that is not empty is looked at */
 #define LEFT_OVER (1 << 20) /* bytes of memory: what the kernel keeps for itself for a while */
 
 struct waiting { /* a leaf that was not empty */
@@ -106,8 +106,7 @@ static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int n
 {
     char name[NAME_SIZE];
     snprintf(name, sizeof name, "%d", number);
-    int ret =
-        mkdirat(groups->plan.hierarchies[hierarchy].directory, name, 0755) < 0 ? -errno : 0;
+    int ret = mkdirat(groups->plan.hierarchies[hierarchy].directory, name, 0755) < 0 ? -errno : 0;
     for (unsigned i = 0; ret == 0 && i < groups->plan.n_settings; i++) {
         const struct fns_cgroup_setting *setting = &groups->plan.settings[i];
         if (setting->hierarchy == hierarchy)

@@ -227,7 +227,7 @@ enum fns_pipes {
 struct fns_job {
     const struct fns_plan *plan;
     const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
-    struct fns_cgroups *groups; /* NULL: none */
+    struct fns_cgroups *groups;       /* NULL: none */
     struct fns_args args;
     unsigned pipes; /* enum fns_pipes bits */
     const char *input;

@@ -34,7 +34,7 @@
     X(HOSTNAME, "hostname")     /* data */                                                           \
     X(DOMAINNAME, "domainname") /* data */                                                           \
     X(LOOPBACK, "loopback")     /* lo up */                                                          \
-    X(CGROUP, "cgroup") /* enters args->groups; flags: CLONE_NEWCGROUP, made then */                 \
+    X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */         \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                         \
     X(UMASK, "umask")           /* arg */                                                            \
     X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                               \

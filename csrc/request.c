@@ -54,8 +54,7 @@ static void pack_args(struct packer *packer, struct fns_args *args)
     if (args->n_keep)
         args->keep = (void *)(uintptr_t)pack(packer, args->keep, args->n_keep * sizeof(int));
     if (args->n_groups)
-        args->groups =
-            (void *)(uintptr_t)pack(packer, args->groups, args->n_groups * sizeof(int));
+        args->groups = (void *)(uintptr_t)pack(packer, args->groups, args->n_groups * sizeof(int));
 }
 
 static void pack_plan(struct packer *packer, struct fns_plan *plan)

@@ -440,12 +440,13 @@ def sweep(group: str) -> None:
 
 
 def _remove(directory: str) -> None:
-    for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            for pid in _lines(f"{entry.path}/cgroup.procs"):
+    for name in os.listdir(directory):
+        leaf = f"{directory}/{name}"
+        if os.path.isdir(leaf):
+            for pid in _lines(f"{leaf}/cgroup.procs"):
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
-            _remove(entry.path)
+            _remove(leaf)
     os.rmdir(directory)
 
 

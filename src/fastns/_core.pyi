@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 
+from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
 from fastns.errors import SpawnError
 
@@ -21,7 +22,7 @@ PIPE_STDOUT: Final[int]
 PIPE_STDERR: Final[int]
 PIPE_JOINED: Final[int]
 
-_Result: TypeAlias = tuple[int, int, float, float, int, bool, float]
+_Result: TypeAlias = tuple[int, int, float, float, int, bool, float, "dict[str, int | None] | None"]
 _Item: TypeAlias = tuple[
     tuple[bytes, ...],
     tuple[bytes, ...],
@@ -34,6 +35,21 @@ _Item: TypeAlias = tuple[
     int,
 ]
 _Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, int, bool]
+
+COUNTS: Final[tuple[str, ...]]
+
+@final
+class CgroupPool:
+    def __new__(
+        cls,
+        hierarchies: tuple[tuple[int, bool], ...],
+        settings: tuple[tuple[int, str, str], ...],
+        counters: tuple[tuple[str, int, str, str, int, bool, str | None], ...],
+        memory: tuple[int, str, str, str] | None,
+    ) -> CgroupPool: ...
+    @property
+    def owner(self) -> int: ...
+    def remove(self, patience_ms: int) -> bool: ...
 
 @final
 class Plan:
@@ -55,7 +71,10 @@ class Plan:
         sandbox: Plan | None = None,
         method: str | None = None,
         netns_pool: int = 0,
+        cgroups: CgroupPlan | None = None,
     ) -> Plan: ...
+    @property
+    def cgroups(self) -> CgroupPlan | None: ...
     @property
     def sandbox(self) -> Plan | None: ...
     @property
@@ -72,6 +91,7 @@ class Plan:
     def method(self) -> str: ...
     @property
     def namespaces(self) -> tuple[str, ...]: ...
+    def close(self) -> None: ...
     def describe(self) -> list[str]: ...
 
 @final

@@ -34,6 +34,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
 OPEN_TREE_NAMESPACE = 2
 AT_FDCWD = -100
+CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
 """Where programs and their libraries are, below /."""
@@ -99,6 +100,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     yield "mount tables", "extra", mount_tables
     yield "id ranges", "extra", id_ranges
     yield "cgroup", "extra", cgroup
+    yield "limits", "extra", limits
 
 
 # What the kernel says
@@ -303,6 +305,33 @@ def cgroup() -> Finding:
             continue
         return Finding(None, f"{kind}; in cgroup2: {', '.join(controllers) or 'no controllers'}")
     return Finding(None, "version 1" if any(top.glob("*/cgroup.procs")) else "not mounted")
+
+
+def limits() -> Finding:
+    """Which limits can be enforced, by which cgroups."""
+    from fastns import _cgroups
+
+    there: list[str] = []
+    missing: dict[str, str] = {}
+    for hierarchy in _cgroups.hierarchies():
+        for controller in CONTROLLERS:
+            if controller not in hierarchy.controllers:
+                continue
+            try:
+                _cgroups.find_place(hierarchy, (controller,), None)
+                there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
+            except OSError as exc:
+                missing[controller] = f"{controller}: {exc.filename}: {exc.strerror}"
+    for controller in CONTROLLERS:
+        if controller not in missing and not any(t.startswith(controller + " ") for t in there):
+            missing[controller] = f"{controller}: no such controller"
+    detail = "by cgroups: " + (", ".join(there) or "none")
+    if not missing:
+        return Finding(True, detail)
+    fix = (
+        "as root, or with a part of the tree delegated: systemd-run --user --scope -p Delegate=yes"
+    )
+    return Finding(False, f"{detail}; not: {'; '.join(missing.values())}", fix)
 
 
 # What is tried

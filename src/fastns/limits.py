@@ -12,13 +12,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-SIZE = re.compile(r"([0-9]+)([bkmgt]?)(?:i?b)?", re.IGNORECASE)
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+SIZE = re.compile(r"([0-9]{1,20})(?:([kmgt])i?)?b?", re.IGNORECASE)
 CPUSET = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 DEVICE = re.compile(r"[0-9]{1,4}:[0-9]{1,7}")
 MAX_BYTES = 2**62
 MIN_MEMORY = 1 << 20
 IO_KEYS = ("rbps", "wbps", "riops", "wiops")
+NOTHING: Any = {}
 LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "io")
 
 
@@ -46,14 +47,21 @@ def parse_size(field: str, value: Any) -> int:
         match = SIZE.fullmatch(value)
         if match is None:
             raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
-        value = int(match[1]) * UNITS[match[2].lower()]
+        value = int(match[1]) * UNITS[(match[2] or "").lower()]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
         raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
     return value
 
 
 def check_limits(
-    memory: Any, memory_swap: Any, pids: Any, cpus: Any, weight: Any, cpuset: Any, io: Any
+    *,
+    memory: Any = None,
+    memory_swap: Any = None,
+    pids_limit: Any = None,
+    cpus: Any = None,
+    cpu_weight: Any = None,
+    cpuset: Any = None,
+    io: Any = NOTHING,
 ) -> Limits:
     """The fields of a Spec with these names. Raises: SpecError, naming the field."""
     if memory is not None:
@@ -67,17 +75,17 @@ def check_limits(
             memory_swap = parse_size("memory_swap", memory_swap)
             if memory_swap < memory:
                 raise SpecError("memory_swap", "is memory and swap together: at least memory")
-    if pids is not None:
-        _whole("pids_limit", pids, 1, 2**22)
-    if weight is not None:
-        _whole("cpu_weight", weight, 1, 10000)
+    if pids_limit is not None:
+        _whole("pids_limit", pids_limit, 1, 2**22)
+    if cpu_weight is not None:
+        _whole("cpu_weight", cpu_weight, 1, 10000)
     if cpus is not None and (
         isinstance(cpus, bool) or not isinstance(cpus, int | float) or not 0.01 <= cpus <= 8192
     ):
         raise SpecError("cpus", f"{shown(cpus)}: a number of CPUs from 0.01, such as 1.5, expected")
     if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
-    return Limits(memory, memory_swap, pids, cpus, weight, cpuset, _io(io))
+    return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io))
 
 
 def _whole(field: str, value: Any, low: int, high: int) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
 CLD_EXITED = 1
+USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
 
 
 def exit_code(returncode: int) -> int:
@@ -63,8 +64,14 @@ class Usage:
         """From a result of _core's."""
         if counts is None:
             return cls(user, system, max_rss, exact)
-        more = (counts[name] for name in ("memory_peak", "pids_peak", "io_read", "io_write"))
+        more = (counts[name] for name in USAGE_OF_CGROUPS)
         return cls(user, system, max_rss, exact, *more)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON: what is known."""
+        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS)
+        known = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:

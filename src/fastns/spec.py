@@ -278,12 +278,12 @@ class Spec:
 
     def limits(self) -> Limits | None:
         """Those that cgroups are to enforce; None: there are none."""
-        values = tuple(getattr(self, name) for name in CGROUP_LIMITS)
-        if all(value is None for value in values) and not self.io:
+        values = {name: getattr(self, name) for name in CGROUP_LIMITS}
+        if all(value is None for value in values.values()) and not self.io:
             return None
         from fastns.limits import check_limits  # not where a start is to be quick and has none
 
-        return check_limits(*values, self.io)
+        return check_limits(**values, io=self.io)
 
     @property
     def uid(self) -> int:

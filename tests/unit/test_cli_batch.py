@@ -417,6 +417,7 @@ def test_a_result(layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]) 
             "stderr": "",
             "wall_time": 0.75,
             "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
+            "cause": "exited",
             "timed_out": False,
         }
     ]

@@ -18,8 +18,10 @@ import pytest
 
 import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec
+from fastns._cause import cause_of
 from fastns.cli import VERBS, main
 from fastns.cli.run import handles_sigint
+from fastns.sandbox import Usage
 
 ME = f"{os.getuid()}:{os.getgid()}"
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -32,7 +34,8 @@ class FakeSandbox:
     def __init__(self, returncode: int | None) -> None:
         self.pid = os.getpid()
         self.pidfd, self._other_end = os.pipe()
-        self.usage = SimpleNamespace(user_time=0.25, system_time=0.5, max_rss=4096)
+        self.usage = Usage(0.25, 0.5, 4096, True)
+        self.cause: str | None = None
         self.wall_time = 0.75
         self.killed = False
         self.returncode: int | None = None
@@ -63,6 +66,7 @@ class FakeSandbox:
     def wait(self, timeout: float | None = None) -> int:
         assert self._end is not None, "waits for ever"
         self.returncode = self._end
+        self.cause = cause_of(self._end, killed=self.killed)
         return self._end
 
 
@@ -325,6 +329,19 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
         },
     ),
     (["-w", "/work"], {"cwd": "/work"}),
+    (["-m", "64m"], {"memory": "64m"}),
+    (["--memory", "64m", "--memory-swap", "-1"], {"memory": "64m", "memory_swap": -1}),
+    (["--pids-limit", "9"], {"pids_limit": 9}),
+    (["--cpus", "1.5", "--cpu-weight", "7"], {"cpus": 1.5, "cpu_weight": 7}),
+    (["--cpuset-cpus", "0-1,3"], {"cpuset": "0-1,3"}),
+    (
+        ["--io", "8:0:rbps=5", "--io", "8:0:wiops=6"],
+        {"io": {"8:0": {"rbps": 5, "wiops": 6}}},
+    ),
+    (
+        ["-m", "1g", "--cgroup-parent", "/a", "--no-require-limits"],
+        {"memory": "1g", "cgroup_parent": "/a", "require_limits": False},
+    ),
     (["--ulimit", "nofile=64"], {"rlimits": [Rlimit("RLIMIT_NOFILE", 64, 64)]}),
     (
         ["--ulimit", "nofile=64:128", "--ulimit", "cpu=3"],
@@ -425,6 +442,10 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--env-file", "missing", "true"], "--env-file missing: No such file"),
     (["-w", "relative", "true"], "relative"),
     (["-u", "root", "true"], "root"),
+    (["-m", "lots", "true"], "lots"),
+    (["--pids-limit", "few", "true"], "--pids-limit few"),
+    (["--cpus", "x", "true"], "--cpus x"),
+    (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
     (["--ulimit", "magic=1", "true"], "RLIMIT_MAGIC"),

@@ -18,9 +18,12 @@ from fastns.spec import IDMapping, Mount, Rlimit, Spec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import TypeVar
 
     from fastns.cli import Parser
+
+    T = TypeVar("T")
 
 NAMESPACE_FLAGS = {
     "pid": "pid",
@@ -52,6 +55,14 @@ FLAG_OF_FIELD = {
     **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
     "rlimits": "--ulimit",
     "init": "--init",
+    "memory": "--memory",
+    "memory_swap": "--memory-swap",
+    "pids_limit": "--pids-limit",
+    "cpus": "--cpus",
+    "cpu_weight": "--cpu-weight",
+    "cpuset": "--cpuset-cpus",
+    "io": "--io",
+    "cgroup_parent": "--cgroup-parent",
 }
 """Field of a Spec, as SpecError names it -> the flags that set it."""
 
@@ -139,7 +150,19 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("-w", "--workdir", metavar="DIR", help="its working directory inside")
     values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit, such as nofile=64:64")
     switch("--init", help="a reaper as pid 1, the command as its child")
-    return group
+    process = group
+
+    group = parser.add_argument_group("limits, of all its processes together")
+    value("-m", "--memory", metavar="BYTES", help="memory, its tmpfs included, such as 64m")
+    value("--memory-swap", metavar="BYTES", help="memory and swap (default: no swap; -1: any)")
+    value("--pids-limit", metavar="N", help="processes and threads")
+    value("--cpus", metavar="N", help="CPU time, in CPUs, such as 1.5")
+    value("--cpu-weight", metavar="N", help="its share where CPUs are short: 1 to 10000")
+    value("--cpuset-cpus", metavar="LIST", help="the CPUs it may use, such as 0-1,3")
+    values("--io", metavar="DEV:KEY=N", help="I/O a second: key is rbps, wbps, riops or wiops")
+    value("--cgroup-parent", metavar="PATH", help="the cgroup to make its cgroups below")
+    switch("--no-require-limits", help="go on without a limit that cannot be enforced here")
+    return process
 
 
 def hint_for_field(field: str, verb: str) -> str | None:
@@ -181,6 +204,10 @@ def spec_of(
         "cwd": flags.workdir,
         "user": user,
         "network": None if joined_network else network(modes["network"]),
+        "memory": flags.memory,
+        "memory_swap": -1 if flags.memory_swap == "-1" else flags.memory_swap,
+        "cpuset": flags.cpuset_cpus,
+        "cgroup_parent": flags.cgroup_parent,
     }
     return Spec(
         **{name: value for name, value in fields.items() if value is not None},
@@ -195,6 +222,11 @@ def spec_of(
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
         rlimits=[rlimit(text) for text in flags.ulimit],
+        pids_limit=_number("--pids-limit", flags.pids_limit, int),
+        cpus=_number("--cpus", flags.cpus, float),
+        cpu_weight=_number("--cpu-weight", flags.cpu_weight, int),
+        io=io_rates(flags.io),
+        require_limits=not flags.no_require_limits,
     )
 
 
@@ -484,6 +516,30 @@ def rlimit(text: str) -> Rlimit:
     low, high = _limit(text, soft), _limit(text, hard or soft)
     with naming("--ulimit", text):
         return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+
+
+def _number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number such as 1.5"
+        raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
+
+
+def io_rates(texts: list[str]) -> dict[str, dict[str, int]]:
+    """`/dev/sda:rbps=1048576`, one rate each; the device is a path or major:minor."""
+    found: dict[str, dict[str, int]] = {}
+    for text in texts:
+        device, _, rate = text.rpartition(":")
+        key, _, number = rate.partition("=")
+        if not device or not number.isascii() or not number.isdigit():
+            raise UsageError(
+                f"--io {text}: expected DEVICE:KEY=NUMBER", "--io /dev/sda:rbps=1048576"
+            )
+        found.setdefault(device, {})[key] = int(number)
+    return found
 
 
 def _limit(text: str, word: str) -> int:

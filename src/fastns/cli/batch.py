@@ -65,7 +65,9 @@ FILE has one job a line: a JSON object, or just the list that would be its args.
 Each result is one JSON object, in the order of the jobs:
   id (if the job has one), index (from 0), exit_code (128+n on signal n, 124 on a timeout),
   returncode (-n on signal n), signal (its name or null), stdout, stderr, wall_time (seconds),
-  usage (user_time, system_time: seconds; max_rss: bytes), timed_out; "truncated": true when
+  usage (user_time, system_time: seconds; max_rss: bytes; with limits memory_peak: bytes, pids_peak,
+  io_read, io_write: bytes), cause (exited, signaled, timeout, oom: over --memory, pids: over
+  --pids-limit, output_limit: over --max-output), timed_out; "truncated": true when
   --max-output has cut something off; stdout_base64, stderr_base64: the bytes, where they are not
   UTF-8 (stdout and stderr then have U+FFFD for what is not).
 For a command that could not be started, beside id and index:
@@ -495,9 +497,8 @@ def fields_of(result: Result) -> dict[str, object]:
     for name, data in (("stdout", result.stdout), ("stderr", result.stderr)):
         fields |= _texts(name, data or b"")
     fields["wall_time"] = result.wall_time
-    fields["usage"] = {
-        name: getattr(usage, name) for name in ("user_time", "system_time", "max_rss")
-    }
+    fields["usage"] = usage.as_dict()
+    fields["cause"] = result.cause
     fields["timed_out"] = late
     if result.truncated:
         fields["truncated"] = True

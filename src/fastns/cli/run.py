@@ -80,7 +80,8 @@ class Outcome:
 
     exit_code: int
     cause: str
-    """"exited", "signaled", "timeout", "killed" (a signal to fastns) or "failed" (125 to 127)."""
+    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "killed" (a signal to
+    fastns) or "failed" (125 to 127)."""
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
@@ -167,14 +168,16 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
+    if cause == "ended" or sandbox.cause == "oom":
+        cause = sandbox.cause or "ended"
     if cause == "killed":
         exit_code = 128 + number
     elif cause == "timeout":
         exit_code, number = EXIT_TIMEOUT, signal.SIGKILL
     elif returncode < 0:
-        exit_code, cause, number = 128 - returncode, "signaled", -returncode
+        exit_code, number = 128 - returncode, -returncode
     else:
-        exit_code, cause = returncode, "exited"
+        exit_code = returncode
     return Outcome(
         exit_code,
         cause,
@@ -188,7 +191,7 @@ def _usage(sandbox: Sandbox) -> dict[str, float] | None:
     usage = sandbox.usage
     if usage is None:
         return None
-    return {name: getattr(usage, name) for name in ("user_time", "system_time", "max_rss")}
+    return usage.as_dict()
 
 
 def _wait(

@@ -1,0 +1,350 @@
+"""Limits by cgroups: enforced, told of in the result, and gone with the sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hidden
+import pytest
+import support
+
+import fastns
+from fastns import CompletedSandbox, Sandbox, SpawnError, Spec, SpecError, Template, _cgroups, run
+from fastns.limits import check_limits
+
+MIB = 1 << 20
+WAYS = ["direct", "init", "template", "parked"]
+ONE_OF_EACH: dict[str, Any] = {"memory": "32m", "pids_limit": 20, "cpus": 0.5, "cpuset": "0"}
+root_only = pytest.mark.as_root
+
+
+@contextmanager
+def runner(way: str, **fields: Any) -> Iterator[Any]:
+    """A run() with these limits, whichever way sandboxes are started."""
+    if way in ("direct", "init"):
+        plan = fastns.compile(Spec(init=way == "init", **fields))
+        yield lambda args, **options: run(args, spec=plan, **options)
+        plan.close()
+    else:
+        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
+            yield template.run
+
+
+def groups() -> list[str]:
+    """The cgroups of this process, in all hierarchies."""
+    return [
+        str(path)
+        for hierarchy in _cgroups.hierarchies()
+        for path in Path(hierarchy.mount, "fastns").glob(f"{os.getpid()}-*")
+    ]
+
+
+@root_only
+@pytest.mark.parametrize("way", WAYS)
+def test_memory(busybox_rootfs: Path, way: str) -> None:
+    fill = ["sh", "-c", "head -c {}m /dev/zero >/tmp/file"]
+    with runner(way, rootfs=busybox_rootfs, memory="32m") as go:
+        for _ in range(2):
+            over = go([*fill[:2], fill[2].format(40)])
+            assert over.cause == "oom"
+            assert over.exit_code == 128 + signal.SIGKILL
+            assert 31 * MIB < over.usage.memory_peak <= 32 * MIB
+            under = go([*fill[:2], fill[2].format(20)])  # the memory is free again
+            assert (under.cause, under.returncode) == ("exited", 0)
+            assert 20 * MIB < under.usage.memory_peak < 31 * MIB
+            assert under.limits == ("memory",)
+    with runner(way, rootfs=busybox_rootfs) as go:  # the control
+        free = go([*fill[:2], fill[2].format(40)])
+        assert (free.cause, free.returncode, free.limits) == ("exited", 0, ())
+        assert free.usage.memory_peak is None
+
+
+@root_only
+@pytest.mark.parametrize("kind", ["heap", "memfd", "shm"])
+def test_every_kind_of_memory_counts(debian_rootfs: Path, kind: str) -> None:
+    code = {
+        "heap": "x = bytearray(64 << 20)",
+        "memfd": "import os; os.write(os.memfd_create('x'), bytes(64 << 20))",
+        "shm": "open('/dev/shm/x', 'wb').write(bytes(64 << 20))",
+    }[kind]
+    with runner("template", rootfs=debian_rootfs, memory="48m") as go:
+        assert go(["python3", "-c", code]).cause == "oom"
+        assert go(["python3", "-c", code.replace("64", "8")]).cause == "exited"
+
+
+@root_only
+@pytest.mark.parametrize("way", WAYS)
+def test_pids(busybox_rootfs: Path, way: str) -> None:
+    bomb = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done; wait"]
+    with runner(way, rootfs=busybox_rootfs, pids_limit=6) as go:
+        for _ in range(2):
+            over = go(bomb, capture_output=True)
+            assert over.returncode != 0
+            assert (over.cause, over.usage.pids_peak) == ("pids", 6)
+            under = go(["sh", "-c", "sleep 0 & wait"])
+            assert (under.cause, under.returncode) == ("exited", 0)
+            assert under.usage.pids_peak in (2, 3)
+    with runner(way, rootfs=busybox_rootfs) as go:
+        assert go(bomb).returncode == 0
+
+
+@root_only
+@pytest.mark.parametrize("way", WAYS)
+def test_cpus(busybox_rootfs: Path, way: str) -> None:
+    """Half a CPU for 300 ms of work on two: at least as much is waited for."""
+    work = ["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"]
+    with runner(way, rootfs=busybox_rootfs, cpus=0.2) as go:
+        done = go(work)
+        assert done.wall_time > 1.5 * (done.usage.user_time + done.usage.system_time)
+    with runner(way, rootfs=busybox_rootfs, cpuset="0") as go:
+        assert go(["nproc"], capture_output=True).stdout == b"1\n"
+
+
+@root_only
+def test_their_weight_and_io_reach_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
+    device = next((p.name for p in Path("/sys/block").iterdir()), None)
+    if device is None:
+        support.skip_missing("a block device")
+    number = Path(f"/sys/block/{device}/dev").read_text().strip()
+    limits = check_limits(cpu_weight=50, io={number: {"rbps": 1 << 20, "wiops": 7}})
+    plan = _cgroups.plan(limits, None, True)
+    texts = {file: text for _, file, text in plan.settings}
+    assert set(plan.enforced) == {"cpu_weight", "io"}
+    io = {number: {"rbps": 1 << 20, "wiops": 7}}
+    compiled = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_weight=50, io=io))
+    with fastns.spawn(["sleep", "60"], spec=compiled) as sandbox:
+        found = "".join(
+            Path(group, "0", file).read_text()
+            for group in groups()
+            for file in texts
+            if Path(group, "0", file).exists()
+        )
+        sandbox.kill()
+    compiled.close()
+    assert "50" in found or str(texts["cpu.shares"]) in found
+    assert str(1 << 20) in found
+    assert number in found
+
+
+@root_only
+@pytest.mark.parametrize("way", WAYS)
+def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str) -> None:
+    with runner(way, rootfs=busybox_rootfs, **ONE_OF_EACH) as go:
+        shown = go(["cat", "/proc/self/cgroup"], capture_output=True, text=True).stdout
+        fds = go(["ls", "/proc/self/fd"], capture_output=True, text=True).stdout
+    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
+    limited = [place for place in _cgroups.hierarchies() if "pids" in place.controllers]
+    assert paths["" if limited[0].unified else "pids"] == "/"
+    assert len(fds.split()) == 4  # 0, 1, 2 and that of ls: none of a cgroup
+
+
+@root_only
+def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
+    plan = fastns.compile(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH))
+    with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
+        for start in (template.spawn, lambda args: fastns.spawn(args, spec=plan)):
+            with start(["sleep", "60"]) as sandbox:
+                assert set(sandbox.limits) == set(ONE_OF_EACH)
+                assert sandbox.cause is None
+                sandbox.kill()
+            assert sandbox.cause == "killed"
+            assert sandbox.usage is not None
+            assert sandbox.usage.memory_peak
+        with template.spawn(["sleep", "60"]) as sandbox:
+            os.kill(sandbox.pid, signal.SIGKILL)
+        assert sandbox.cause == "signaled"
+    plan.close()
+
+
+@root_only
+def test_batches(busybox_rootfs: Path) -> None:
+    jobs = [["sh", "-c", "head -c 40m /dev/zero >/tmp/x"], ["true"], ["/missing"]] * 10
+    with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
+        for i, result in enumerate(template.run_batch(jobs, concurrency=4)):
+            if i % 3 == 2:
+                assert isinstance(result, SpawnError)
+            else:
+                assert isinstance(result, CompletedSandbox)
+                assert result.cause == ("oom" if i % 3 == 0 else "exited")
+        handles = template.spawn_batch([["sleep", "60"]] * 5)
+        leaves = {
+            leaf.name
+            for group in groups()
+            for leaf in Path(group).iterdir()
+            if leaf.is_dir() and (leaf / "cgroup.procs").read_text()
+        }
+        assert len(leaves) == 5
+        for handle in handles:
+            assert isinstance(handle, Sandbox)
+            handle.kill()
+            handle.wait()
+
+
+@root_only
+def test_leaves_are_used_again_once_they_are_empty(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
+        for _ in range(20):
+            template.run(["true"])
+            template.run(["sh", "-c", "head -c 8m /dev/zero >/tmp/x"])
+        numbers = {
+            leaf.name for group in groups() for leaf in Path(group).iterdir() if leaf.is_dir()
+        }
+    assert len(numbers) <= 3
+
+
+@root_only
+def test_nothing_is_left_of_them(busybox_rootfs: Path) -> None:
+    before = groups()
+    with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
+        template.run_batch([["true"]] * 20, concurrency=8)
+        assert len(groups()) > len(before)
+    plan = fastns.compile(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH))
+    run(["true"], spec=plan)
+    plan.close()
+    assert groups() == before
+
+
+CRASH = """
+import os, sys, fastns
+null = {"stdin": -3, "stdout": -3, "stderr": -3}
+sandbox = fastns.spawn(["sleep", "60"], spec=fastns.Spec(memory="32m"), **null)
+print(sandbox.pid, os.getpid(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@root_only
+def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> None:
+    """And nothing else: not what belongs to one that lives."""
+    with Template(Spec(rootfs=busybox_rootfs, memory="32m")) as mine:
+        mine.run(["true"])
+        living = groups()
+        crash = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True)
+        pid, caller = map(int, crash.stdout.split())
+        left = [
+            path
+            for hierarchy in _cgroups.hierarchies()
+            for path in Path(hierarchy.mount, "fastns").glob(f"{caller}-*")
+        ]
+        assert left
+        assert os.path.exists(f"/proc/{pid}")  # the control: it runs on
+        end = time.monotonic() + 10
+        while any(path.exists() for path in left) and time.monotonic() < end:
+            with Template(Spec(rootfs=busybox_rootfs, memory="32m")) as template:
+                template.run(["true"])
+        assert not any(path.exists() for path in left)
+        ended = Path(f"/proc/{pid}/cmdline")
+        assert not ended.exists() or not ended.read_bytes()  # a zombie, where nobody reaps
+        assert set(living) <= set(groups())
+        assert mine.run(["true"]).returncode == 0
+
+
+FORKED = """
+import os, fastns
+plan = fastns.compile(fastns.Spec(pids_limit=10))
+fastns.run(["true"], spec=plan)
+pid = os.fork()
+done = fastns.run(["sh", "-c", "exit 3"], spec=plan)
+if pid == 0:
+    os._exit(done.returncode)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), done.returncode, done.limits)
+print(fastns.run(["true"], spec=plan).returncode)
+"""
+
+
+@root_only
+def test_a_forked_caller_has_cgroups_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
+    assert done.stdout == "3 3 ('pids_limit',)\n0\n", done.stderr
+
+
+@root_only
+def test_a_setting_that_the_kernel_refuses() -> None:
+    with pytest.raises(SpawnError) as caught:
+        run(["true"], spec=Spec(cpuset="4000"))
+    assert caught.value.stage == "cgroup"
+    assert str(caught.value.path).endswith("cpuset.cpus")
+    assert "4000" in str(caught.value.hint)
+    assert not [group for group in groups() if Path(group, "check").exists()]
+
+
+@root_only
+def test_a_leaf_that_cannot_be_made(busybox_rootfs: Path) -> None:
+    """Never without the limits: the start fails, and succeeds when the reason is gone."""
+    with Template(Spec(rootfs=busybox_rootfs, pids_limit=9)) as template:
+        before = set(groups())
+        template.run(["true"])
+        (own,) = set(groups()) - before or {groups()[0]}
+        os.rmdir(f"{own}/0")
+        with pytest.raises(SpawnError) as caught:
+            template.run(["true"])
+        assert caught.value.stage == "cgroup"
+
+
+UNIFIED = """
+import sys, fastns
+from pathlib import Path
+from fastns import _cgroups
+tree = next(place for place in _cgroups.hierarchies() if place.unified)
+plan = _cgroups.CgroupPlan((_cgroups.Place(tree, tree.mount, ()),), (), (), None, ("x",), ())
+_cgroups.plan = lambda *_: plan
+spec = fastns.Spec(rootfs=sys.argv[1], pids_limit=5)
+for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).spawn):
+    with start(["sleep", "60"]) as sandbox:
+        print(Path(f"/proc/{sandbox.pid}/cgroup").read_text().split("0::")[1].strip())
+        sandbox.kill()
+"""
+
+
+@root_only
+@pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
+def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
+    """By the clone itself (CLONE_INTO_CGROUP), or, without clone3, by the sandbox."""
+    if not any(place.unified for place in _cgroups.hierarchies()):
+        support.skip_missing("cgroup v2")
+    if hide:
+        out = hidden.without("clone3", 38, UNIFIED, str(busybox_rootfs))
+    else:
+        command = [sys.executable, "-c", UNIFIED, str(busybox_rootfs)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = out.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"/fastns/\d+-[0-9a-f]+/0", line) for line in lines), out
+
+
+# ---- without the right to ----
+
+
+@pytest.mark.as_user
+@pytest.mark.parametrize("limit", ONE_OF_EACH)
+def test_a_limit_that_cannot_be_enforced_is_an_error(limit: str) -> None:
+    spec = Spec(**{limit: ONE_OF_EACH[limit]})
+    with pytest.raises(SpecError) as caught:
+        run(["true"], spec=spec)
+    assert caught.value.field == limit
+    assert "require_limits=False" in caught.value.reason
+
+
+@pytest.mark.as_user
+def test_unless_it_is_not_required(busybox_rootfs: Path) -> None:
+    spec = Spec(rootfs=busybox_rootfs, require_limits=False, **ONE_OF_EACH)
+    done = run(["cat", "/proc/self/cgroup"], spec=spec, capture_output=True)
+    assert (done.returncode, done.limits) == (0, ())
+    with Template(spec) as template:
+        assert template.run(["true"]).limits == ()
+
+
+def test_a_parent_that_is_not_there() -> None:
+    with pytest.raises(SpecError) as caught:
+        run(["true"], spec=Spec(pids_limit=5, cgroup_parent="/nowhere"))
+    assert caught.value.field == "pids_limit"
+    assert "nowhere" in caught.value.reason

@@ -1,0 +1,199 @@
+"""Limits of a spec: what is accepted, and which files of a cgroup they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastns import Spec, SpecError, _cgroups, compile
+from fastns._cause import cause_of
+from fastns.limits import check_limits, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (4096, 4096),
+        ("512b", 512),
+        ("1k", 1024),
+        ("64m", 64 << 20),
+        ("2G", 2 << 30),
+        ("1GiB", 1 << 30),
+    ],
+)
+def test_a_size(text: Any, size: int) -> None:
+    assert parse_size("memory", text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "m", "1.5g", "-1", "1mm", "1bb", 0, -1, True, 1.5, b"1m", 2**63]
+)
+def test_a_size_that_is_none(text: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_size("memory", text)
+    assert caught.value.field == "memory"
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("memory", {"memory": "4k"}),
+        ("memory", {"memory": []}),
+        ("memory_swap", {"memory_swap": "64m"}),
+        ("memory_swap", {"memory": "64m", "memory_swap": "32m"}),
+        ("memory_swap", {"memory": "64m", "memory_swap": -2}),
+        ("pids_limit", {"pids_limit": 0}),
+        ("pids_limit", {"pids_limit": "5"}),
+        ("cpus", {"cpus": 0}),
+        ("cpus", {"cpus": float("nan")}),
+        ("cpus", {"cpus": True}),
+        ("cpu_weight", {"cpu_weight": 10001}),
+        ("cpuset", {"cpuset": "0-"}),
+        ("cpuset", {"cpuset": 0}),
+        ("io", {"io": ["/dev/sda"]}),
+        ("io['sda']", {"io": {"sda": {"rbps": 1}}}),
+        ("io['8:0']", {"io": {"8:0": {"speed": 1}}}),
+        ("io['8:0']", {"io": {"8:0": {}}}),
+        ("io['8:0'].rbps", {"io": {"8:0": {"rbps": 0}}}),
+        ("cgroup_parent", {"pids_limit": 5, "cgroup_parent": "/a/../b"}),
+        ("require_limits", {"require_limits": 1}),
+    ],
+)
+def test_what_is_not_accepted(field: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as caught:
+        Spec(**fields)
+    assert caught.value.field == field
+
+
+def test_without_limits_there_are_none() -> None:
+    assert Spec().limits() is None
+    plan = compile(Spec())
+    assert plan.cgroups is None
+    assert "cgroup" not in [op.code for op in plan.ops]
+    assert "cgroup" in plan.namespaces
+
+
+def tree(root: Path, unified: bool, *controllers: str) -> _cgroups.Hierarchy:
+    (root / "user").mkdir(parents=True, exist_ok=True)
+    for directory in (root, root / "user"):
+        (directory / "cgroup.controllers").write_text(" ".join(controllers))
+        (directory / "cgroup.subtree_control").write_text("")
+        (directory / "cgroup.procs").write_text("1\n")
+    (root / "user/cgroup.type").write_text("domain\n")
+    (root / "memory.memsw.limit_in_bytes").write_text("")
+    (root / "cpuset.mems").write_text("0\n")
+    return _cgroups.Hierarchy(unified, controllers, str(root), str(root / "user"))
+
+
+EVERYTHING: dict[str, Any] = {
+    "memory": "64m",
+    "memory_swap": "96m",
+    "pids_limit": 5,
+    "cpus": 1.5,
+    "cpu_weight": 100,
+    "cpuset": "0-1",
+    "io": {"8:0": {"rbps": 5, "wiops": 6}},
+}
+
+
+def files_of(plan: _cgroups.CgroupPlan) -> list[tuple[str, str]]:
+    return [(file, text) for _, file, text in plan.settings]
+
+
+def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tree(tmp_path, True, "memory", "pids", "cpu", "cpuset", "io")
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    monkeypatch.setattr(_cgroups, "_no_swap", lambda: False)
+    plan = _cgroups.plan(check_limits(**EVERYTHING), None, True)
+    assert files_of(plan) == [
+        ("memory.max", str(64 << 20)),
+        ("memory.swap.max", str(32 << 20)),
+        ("memory.oom.group", "1"),
+        ("pids.max", "5"),
+        ("cpu.max", "150000 100000"),
+        ("cpu.weight", "100"),
+        ("cpuset.cpus", "0-1"),
+        ("io.max", "8:0 rbps=5 wiops=6"),
+    ]
+    assert plan.places == (
+        _cgroups.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
+    )
+    assert plan.enforced == tuple(_cgroups.CONTROLLER)
+    assert plan.unenforced == ()
+
+
+def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("memory", "pids", "cpu", "cpuset", "io")
+    places = [tree(tmp_path / name, False, name) for name in names]
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: places)
+    plan = _cgroups.plan(check_limits(**EVERYTHING), None, True)
+    assert files_of(plan) == [
+        ("memory.limit_in_bytes", str(64 << 20)),
+        ("memory.memsw.limit_in_bytes", str(96 << 20)),
+        ("pids.max", "5"),
+        ("cpu.cfs_period_us", "100000"),
+        ("cpu.cfs_quota_us", "150000"),
+        ("cpu.shares", "2597"),
+        ("cpuset.mems", "0"),
+        ("cpuset.cpus", "0-1"),
+        ("blkio.throttle.read_bps_device", "8:0 5"),
+        ("blkio.throttle.write_iops_device", "8:0 6"),
+    ]
+    assert [place.controllers for place in plan.places] == [(name,) for name in names]
+
+
+def test_memory_alone_is_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tree(tmp_path, True, "memory")
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    monkeypatch.setattr(_cgroups, "_no_swap", lambda: False)
+    files = dict(files_of(_cgroups.plan(check_limits(memory="64m"), None, True)))
+    assert files["memory.swap.max"] == "0"
+    anything = check_limits(memory="64m", memory_swap=-1)
+    assert dict(files_of(_cgroups.plan(anything, None, True)))["memory.swap.max"] == "max"
+
+
+def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tree(tmp_path, True, "pids")
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    limits = check_limits(memory="64m", pids_limit=5)
+    with pytest.raises(SpecError) as caught:
+        _cgroups.plan(limits, None, True)
+    assert caught.value.field == "memory"
+    plan = _cgroups.plan(limits, None, False)
+    assert (plan.enforced, plan.unenforced) == (("pids_limit",), ("memory",))
+
+
+def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
+    """cgroups(7): no controllers for the children then, but at the root."""
+    place = tree(tmp_path, True, "pids")
+    with pytest.raises(OSError, match="processes of its own"):
+        _cgroups.find_place(place, ("pids",), "/user")
+    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are on already
+    assert _cgroups.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
+    (tmp_path / "user/cgroup.subtree_control").write_text("")
+    (tmp_path / "user/cgroup.procs").write_text("")
+    assert _cgroups.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
+
+
+@pytest.mark.parametrize(
+    ("cause", "returncode", "facts"),
+    [
+        ("exited", 3, {}),
+        ("signaled", -11, {}),
+        ("timeout", -9, {"timed_out": True}),
+        ("killed", -9, {"killed": True}),
+        ("exited", 0, {"killed": True}),
+        ("output_limit", 0, {"truncated": True}),
+        ("oom", -9, {"counts": {"oom_kills": 1}}),
+        ("oom", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),
+        ("exited", 0, {"counts": {"oom_kills": 1}}),
+        ("pids", 2, {"counts": {"pids_refused": 3}}),
+        ("exited", 0, {"counts": {"pids_refused": 3}}),
+        ("signaled", -9, {"counts": {"oom_kills": None, "pids_refused": None}}),
+    ],
+)
+def test_the_cause(cause: str, returncode: int, facts: dict[str, Any]) -> None:
+    counts = facts.pop("counts", None)
+    assert cause_of(returncode, counts, **facts) == cause
