@@ -70,11 +70,13 @@ def check_limits(
             raise SpecError("memory", f"{memory} bytes: at least {MIN_MEMORY} (1m) expected")
     if memory_swap is not None:
         if memory is None:
-            raise SpecError("memory_swap", "is memory and swap together: give memory as well")
+            raise SpecError("memory_swap", "is memory and swap together: needs memory as well")
         if memory_swap != -1:
             memory_swap = parse_size("memory_swap", memory_swap)
             if memory_swap < memory:
-                raise SpecError("memory_swap", "is memory and swap together: at least memory")
+                raise SpecError(
+                    "memory_swap", "is memory and swap together: at least memory expected"
+                )
     if pids_limit is not None:
         _whole("pids_limit", pids_limit, 1, 2**22)
     if cpu_weight is not None:
@@ -88,22 +90,26 @@ def check_limits(
     return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io))
 
 
-def _whole(field: str, value: Any, low: int, high: int) -> None:
+def _whole(field: str, value: Any, low: int, high: int, where: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(field, f"{shown(value)}: a whole number from {low} to {high} expected")
+        raise SpecError(
+            field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
+        )
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
     found = []
     for device, rates in io.items():
-        what = f"io[{shown(device)}]"
         if not isinstance(device, str) or not (device.startswith("/") or DEVICE.fullmatch(device)):
-            raise SpecError(what, "a block device's path, or its 'major:minor', expected")
+            raise SpecError(
+                "io", f"{shown(device)}: a block device's path or 'major:minor' expected"
+            )
         if not hasattr(rates, "items") or not rates:
-            raise SpecError(what, f"a mapping with {', '.join(IO_KEYS)} expected")
+            raise SpecError("io", f"{device}: a mapping with some of {', '.join(IO_KEYS)} expected")
         for key, rate in rates.items():
             if key not in IO_KEYS:
-                raise SpecError(what, f"{shown(key)}: one of {', '.join(IO_KEYS)} expected")
-            _whole(f"{what}.{key}", rate, 1, MAX_BYTES)
+                keys = ", ".join(IO_KEYS)
+                raise SpecError("io", f"{device}: {shown(key)}: one of {keys} expected")
+            _whole("io", rate, 1, MAX_BYTES, f"{device}: {key}: ")
         found.append((device, tuple(rates.items())))
     return tuple(found)

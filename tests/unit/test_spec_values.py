@@ -59,6 +59,15 @@ def test_the_defaults() -> None:
         "network": "none",
         "rlimits": (),
         "init": False,
+        "memory": None,
+        "memory_swap": None,
+        "pids_limit": None,
+        "cpus": None,
+        "cpu_weight": None,
+        "cpuset": None,
+        "io": {},
+        "cgroup_parent": None,
+        "require_limits": True,
     }
 
 
