@@ -625,6 +625,57 @@ static int op_setuid(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
 }
 
+static int op_bounding(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    for (unsigned cap = 0; cap < 64; cap++) {
+        long result = fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0);
+        if (result < 0)
+            break; /* the kernel has no more */
+        if (result && !(op->arg >> cap & 1))
+            result = fns_sys5(__NR_prctl, 24 /* PR_CAPBSET_DROP */, cap, 0, 0, 0);
+        if (result < 0)
+            return (int)result;
+    }
+    /* A change of ids would take those away that stay; cleared by the exec. */
+    return op->arg ? (int)fns_sys5(__NR_prctl, 8 /* PR_SET_KEEPCAPS */, 1, 0, 0, 0) : 0;
+}
+
+static int op_capabilities(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    const struct {
+        uint32_t version;
+        int pid;
+    } header = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
+    const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
+    const uint32_t sets[6] = {low, low, low, high, high, high};
+    long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
+    if (result >= 0)
+        result = fns_sys2(__NR_capset, &header, sets);
+    /* A program executed by anyone but uid 0 has what is ambient, and no more. */
+    for (unsigned cap = 0; result >= 0 && cap < 64; cap++)
+        if (op->arg >> cap & 1)
+            result = fns_sys5(__NR_prctl, 47, 2 /* PR_CAP_AMBIENT_RAISE */, cap, 0, 0);
+    return result < 0 ? (int)result : 0;
+}
+
+static int op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    (void)op;
+    return (int)fns_sys5(__NR_prctl, 38 /* PR_SET_NO_NEW_PRIVS */, 1, 0, 0, 0);
+}
+
+static int op_seccomp(struct fns_child *child, const struct fns_op *op)
+{
+    const struct {
+        uint16_t size;
+        const void *filter;
+    } program = {(uint16_t)op->arg, child->plan->strings + op->data};
+    return (int)fns_sys3(__NR_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &program);
+}
+
 static int run_op(struct fns_child *child, const struct fns_op *op)
 {
     /* A switch, not a table of functions: a table would need relocations, and so a linker that has
@@ -656,6 +707,10 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_SETGROUPS: return op_setgroups(child, op);
     case FNS_OP_SETGID: return op_setgid(child, op);
     case FNS_OP_SETUID: return op_setuid(child, op);
+    case FNS_OP_BOUNDING: return op_bounding(child, op);
+    case FNS_OP_CAPABILITIES: return op_capabilities(child, op);
+    case FNS_OP_NO_NEW_PRIVILEGES: return op_no_new_privileges(child, op);
+    case FNS_OP_SECCOMP: return op_seccomp(child, op);
     case FNS_OP_COUNT: break;
     }
     return -EINVAL;
@@ -714,15 +769,33 @@ int fns_child_fds(struct fns_child *child)
     return 0;
 }
 
-int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
+static int run_ops(struct fns_child *child, uint32_t first, uint32_t last)
 {
-    fns_sys1(__NR_umask, 0); /* modes of what is made are the plan's, not the caller's umask's */
     for (uint32_t i = first; i < last; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         int result = run_op(child, op);
         if (result < 0)
             return fail(child, (enum fns_stage)op->stage, (int)i, result);
     }
+    return 0;
+}
+
+/* Where the last ops begin. */
+static uint32_t last_ops(const struct fns_plan *plan)
+{
+    uint32_t n = plan->n_ops;
+    while (n > 0 && plan->ops[n - 1].code >= FNS_OP_LAST)
+        n--;
+    return n;
+}
+
+int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
+{
+    uint32_t end = last_ops(child->plan);
+    fns_sys1(__NR_umask, 0); /* modes of what is made are the plan's, not the caller's umask's */
+    int result = run_ops(child, first, last < end ? last : end);
+    if (result < 0)
+        return result;
     /* Not close-on-exec's business: a command may not see them even for an instant. */
     close_fd(child->root);
     close_fd(child->scratch);
@@ -780,6 +853,11 @@ int fns_child_exec(struct fns_child *child)
         if (result < 0)
             return fail(child, FNS_STAGE_CHDIR, -1, result);
     }
+    if (child->plan) { /* none in exec.c's program: they were done by who executed that */
+        int result = run_ops(child, last_ops(child->plan), child->plan->n_ops);
+        if (result < 0)
+            return result;
+    }
     child->progress =
         FNS_PROGRESS_EXEC; /* whom a signal ends from here on, it ends as the command */
     /* Not in shared memory: a program of ours, executed first, gets here again in its own. The helper
@@ -792,11 +870,22 @@ int fns_child_exec(struct fns_child *child)
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }
 
+void fns_child_leave_session(void)
+{
+    char attributes[64]; /* struct termios of the kernel */
+    if (fns_sys3(__NR_ioctl, 0, 0x5401 /* TCGETS */, attributes) < 0)
+        fns_sys0(__NR_setsid);
+}
+
 int fns_child_main(void *arg)
 {
     struct fns_child *child = arg;
     reset_signals();
-    if (fns_child_fds(child) < 0 || fns_child_ops(child, 0, child->plan->n_ops) < 0)
+    if (fns_child_fds(child) < 0)
+        return 127;
+    if (child->plan->n_ops) /* the helper's has none: it stays, being the caller's own */
+        fns_child_leave_session();
+    if (fns_child_ops(child, 0, child->plan->n_ops) < 0)
         return 127;
     int result = child->news >= 0 ? fns_lock(child->news, F_SETLK, F_WRLCK) : 0;
     if (result < 0)

@@ -22,14 +22,18 @@ struct fns_child {
 /* stdio in place, every fd closed but those of args->keep. */
 int fns_child_fds(struct fns_child *child);
 
-/* Runs ops first..last-1. */
+/* Runs ops first..last-1, but for the last ones. */
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 int fns_loopback_up(int socket);
 
-/* Unblocks signals, changes directory and executes. Returns only on failure. */
+/* Changes directory, runs the last ops, unblocks signals and executes. Returns only on failure. */
 int fns_child_exec(struct fns_child *child);
+
+/* Out of the caller's process group and session: kill(0) would reach the former, and TIOCSTI the
+ * terminal of the latter. Not with a terminal as stdin: a shell in it needs both for its jobs. */
+void fns_child_leave_session(void);
 
 /* The whole of it, after all signals are set to default, as the function of a clone: returns the exit
  * code of a failed child. */

@@ -32,6 +32,9 @@
     X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \
     X(UMASK, "umask")                                                                              \
+    X(CAPABILITIES, "capabilities")                                                                \
+    X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                      \
+    X(SECCOMP, "seccomp")                                                                          \
     X(SETGROUPS, "setgroups")                                                                      \
     X(SETGID, "setgid")                                                                            \
     X(SETUID, "setuid")                                                                            \

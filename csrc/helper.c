@@ -145,6 +145,8 @@ static _Noreturn void run_init(struct fns_child *child, int control)
         tell_error(control, FNS_STAGE_INIT, pid);
     if (child->progress != FNS_PROGRESS_EXEC)
         tell_failure(control, &child->error);
+    const uint32_t header[2] = {0x20080522, 0}, none[6] = {0};
+    fns_sys2(__NR_capset, header, none); /* those of the command are its own */
     /* The command alone holds its pipes, so that their readers see the end when it closes them. */
     if (control > 0)
         fns_sys3(__NR_close_range, 0, control - 1, 0);
@@ -197,6 +199,7 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
                                   int control)
 {
     const struct fns_plan *plan = child->plan;
+    fns_child_leave_session();
     int mapped = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
     uint32_t next = plan->n_early;
     if (mapped)

@@ -21,7 +21,7 @@ static int inside(const struct fns_plan *plan, uint32_t offset)
 }
 
 /* What an op needs beside its code: S source, T target, Y type, D data text, B data of arg bytes,
- * G arg groups, L two limits. */
+ * G arg groups, F arg steps of a filter, L two limits. */
 static const char *needs(unsigned code)
 {
     switch ((enum fns_op_code)code) {
@@ -39,6 +39,7 @@ static const char *needs(unsigned code)
     case FNS_OP_FILE_BIND: return "STB";
     case FNS_OP_RLIMIT: return "L";
     case FNS_OP_SETGROUPS: return "G";
+    case FNS_OP_SECCOMP: return "F";
     default: return "";
     }
 }
@@ -53,6 +54,7 @@ static int check_op(const struct fns_plan *plan, const struct fns_op *op)
     for (const char *need = needs(op->code); *need; need++) {
         uint64_t bytes = *need == 'B'   ? op->arg
                          : *need == 'G' ? op->arg * sizeof(uint32_t)
+                         : *need == 'F' ? op->arg * 8
                          : *need == 'L' ? 2 * sizeof(uint64_t)
                                         : 0;
         if (bytes > plan->n_strings - op->data)
@@ -61,6 +63,8 @@ static int check_op(const struct fns_plan *plan, const struct fns_op *op)
             (*need == 'Y' && !op->type) || (*need == 'D' && !op->data))
             return -EINVAL;
     }
+    if (op->code == FNS_OP_SECCOMP && (!op->arg || op->arg > 4096 /* BPF_MAXINSNS */))
+        return -EINVAL;
     return op->code == FNS_OP_SETGROUPS && op->arg > 64 ? -EINVAL : 0;
 }
 

@@ -37,9 +37,17 @@
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */         \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                         \
     X(UMASK, "umask")           /* arg */                                                            \
+    X(BOUNDING, "bounding")     /* arg: the capabilities that stay, a bit each */                    \
     X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                               \
     X(SETGID, "setgid")         /* arg */                                                            \
-    X(SETUID, "setuid")         /* arg */
+    X(SETUID, "setuid")         /* arg */                                                            \
+    /* The last ones, done right before the exec, by the process that executes. */                   \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                  \
+    X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                        \
+    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many */
+
+/* The first of the last ops. */
+#define FNS_OP_LAST FNS_OP_CAPABILITIES
 
 enum fns_op_code {
 #define X(name, text) FNS_OP_##name,

@@ -35,7 +35,7 @@ CLONE_FLAGS = {
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY = 1
-CAP_SETUID, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 21, 1 << 27
+CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 RLIM_INFINITY = 2**64 - 1
 
 DEVICES = {
@@ -528,7 +528,35 @@ class _Compiler:
                 )
             )
         self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
-        caller = self.caller
+        self.bounding()
+        self.ids()
+        self.last()
+
+    def bounding(self) -> None:
+        """Before the ids, which take away the right to; who has not got it cannot gain by exec what
+        is not there either, once no_new_privileges is set."""
+        if self.caller.capabilities & CAP_SETPCAP or self.new_user or "user" in self.joined:
+            names = " ".join(self.spec.capabilities) or "none"
+            self.add(Op("bounding", "capabilities", arg=self.capability_mask(), note=names))
+
+    def capability_mask(self) -> int:
+        if not self.spec.capabilities:
+            return 0
+        from fastns.capabilities import mask
+
+        return mask(self.spec.capabilities)
+
+    def last(self) -> None:
+        """After the ids, in the one order that works: capabilities, then no_new_privileges, without
+        which a filter needs CAP_SYS_ADMIN, then the filter. Without no_new_privileges the filter
+        comes while that is still there."""
+        names = " ".join(self.spec.capabilities) or "none"
+        self.add(Op("capabilities", "capabilities", arg=self.capability_mask(), note=names))
+        if self.spec.no_new_privileges:
+            self.add(Op("no_new_privileges", "no_new_privileges"))
+
+    def ids(self) -> None:
+        spec, caller = self.spec, self.caller
         if self.id_map == "self":
             return  # the one mapped id is the process's own already
         in_range = self.new_user or "user" in self.joined

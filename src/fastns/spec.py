@@ -211,6 +211,9 @@ class Spec:
             share where CPUs are short, 1 to 10000, others have 100. cpuset: which CPUs, "0-1,3".
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
+        capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
+            "ALL"); none by default, in no set. In a user namespace they reach no further than that.
+        no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
@@ -243,6 +246,8 @@ class Spec:
     io: Mapping[str, Mapping[str, int]] = NOTHING
     cgroup_parent: str | None = None
     require_limits: bool = True
+    capabilities: Sequence[str] = ()
+    no_new_privileges: bool = True
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -252,6 +257,10 @@ class Spec:
         self._check_process()
         self._check_ids()
         self._check_limits()
+        if self.capabilities:
+            from fastns.capabilities import names  # a list that most have no use for
+
+            self._put("capabilities", names(self.capabilities))
 
     # ---- what is effective ----
 
@@ -299,7 +308,14 @@ class Spec:
         object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
-        for name in ("read_only", "overlay", "default_mounts", "init", "require_limits"):
+        for name in (
+            "read_only",
+            "overlay",
+            "default_mounts",
+            "init",
+            "require_limits",
+            "no_new_privileges",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(name, f"{shown(getattr(self, name))}: True or False expected")
         items = {
@@ -308,6 +324,7 @@ class Spec:
             "gid_mappings": IDMapping,
             "rlimits": Rlimit,
             "additional_gids": int,
+            "capabilities": str,
         }
         for name, kind in items.items():
             value = getattr(self, name)

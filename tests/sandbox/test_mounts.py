@@ -222,7 +222,8 @@ mount("-t", "tmpfs", "none", volume)
 mount("--make-shared", volume)
 for name in ("outside", "inside"):
     pathlib.Path(volume, name).mkdir()
-with inside.dialogue(root, mounts=[Mount("/mnt", source=volume, options=options)]) as ask:
+mounts = [Mount("/mnt", source=volume, options=options)]
+with inside.dialogue(root, mounts=mounts, capabilities=["SYS_ADMIN"]) as ask:
     assert ask("ls /mnt") == "inside\\noutside\\n"
     mount("-t", "tmpfs", "none", volume + "/outside")
     pathlib.Path(volume, "outside", "late").touch()
@@ -369,7 +370,8 @@ def test_a_second_chroot_leads_nowhere(debian_rootfs: Path, public_dir: Path) ->
     for fields, escapes in cases:
         code = ESCAPE.format(marker=str(public_dir))
         done = fastns.run(
-            ["python3", "-c", code], spec=Spec(rootfs=debian_rootfs, **fields),
+            ["python3", "-c", code],
+            spec=Spec(rootfs=debian_rootfs, capabilities=["SYS_CHROOT"], **fields),
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.stderr == ""
@@ -378,7 +380,7 @@ def test_a_second_chroot_leads_nowhere(debian_rootfs: Path, public_dir: Path) ->
 
 def test_mounts_of_the_sandbox_stay_inside(bash_rootfs: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
-    with inside.dialogue(bash_rootfs) as ask:
+    with inside.dialogue(bash_rootfs, capabilities=["SYS_ADMIN"]) as ask:
         assert ask("mount -t tmpfs none /mnt && echo up") == "up\n"
         assert Path("/proc/self/mountinfo").read_text() == before
     assert stat.S_ISDIR(os.stat(bash_rootfs / "mnt").st_mode)

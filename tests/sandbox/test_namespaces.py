@@ -178,9 +178,11 @@ def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
     """In a uts namespace of its own the change works; a user namespace alone has no right to it."""
     name = os.uname().nodename
     change = ["/probe", "--sethostname", "changed"]
-    assert fastns.run(change, spec=Spec(rootfs=probe_rootfs)).returncode == 0
+    admin = Spec(rootfs=probe_rootfs, capabilities=["SYS_ADMIN"])
+    assert fastns.run(change, spec=admin).returncode == 0
     assert os.uname().nodename == name
-    hosts = Spec(rootfs=probe_rootfs, namespaces={"uts": "host", "user": "new"})
+    hosts = Spec(rootfs=probe_rootfs, namespaces={"uts": "host", "user": "new"},
+                 capabilities=["SYS_ADMIN"])  # fmt: skip
     assert b"EPERM" in fastns.run(change, spec=hosts, capture_output=True).stderr
     assert os.uname().nodename == name
 

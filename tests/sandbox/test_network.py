@@ -80,7 +80,7 @@ def test_abstract_sockets_are_the_namespaces(debian_rootfs: Path) -> None:
 
 
 def test_two_listen_on_one_port(probe_rootfs: Path) -> None:
-    spec = Spec(rootfs=probe_rootfs)
+    spec = Spec(rootfs=probe_rootfs, capabilities=["NET_BIND_SERVICE"])
     both = [
         fastns.spawn(["/probe", "--listen", "80"], spec=spec, stdin=fastns.PIPE, stdout=fastns.PIPE)
         for _ in range(2)

@@ -53,6 +53,15 @@ def template(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[T
         yield template
 
 
+@pytest.fixture(params=MODES)
+def admin(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
+    """The same, whose sandboxes may mount and unmount."""
+    fields, pools = MODES[request.param]
+    spec = Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **fields)
+    with Template(spec, **pools) as template:
+        yield template
+
+
 def sh(template: Template, script: str, **options: Any) -> str:
     done = template.run(["sh", "-c", script], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
@@ -92,7 +101,8 @@ def test_a_plain_bind_is_shared(busybox_rootfs: Path, tmp_path: Path) -> None:
 
 
 def test_names_mounts_and_the_network_are_fresh(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs, hostname="first")) as template:
+    admin = ["SYS_ADMIN", "NET_ADMIN"]
+    with Template(Spec(rootfs=busybox_rootfs, hostname="first", capabilities=admin)) as template:
         changed = "hostname other; mount -t tmpfs x /mnt; touch /mnt/x; ip link set lo down"
         before = sh(template, "hostname; ls -A /mnt; ip -o link | grep -c LOOPBACK,UP")
         assert before == "first\n1\n"
@@ -130,13 +140,19 @@ def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
 BENEATH = "umount /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
 
 
-def test_what_lies_beneath_shows_no_other_sandbox(template: Template) -> None:
-    """A sandbox may take its own /proc away; what is there then is nobody else's."""
-    with template.spawn(["sleep", "60"]) as other:
-        assert "sleep" not in sh(template, BENEATH + "; true")
-        seen = sh(template, "umount /dev/shm /tmp; touch /dev/shm/x 2>/dev/null || echo refused")
+def test_what_lies_beneath_shows_no_other_sandbox(admin: Template) -> None:
+    """A sandbox that is given the right may take its own /proc away; what is there then is nobody
+    else's."""
+    with admin.spawn(["sleep", "60"]) as other:
+        assert "sleep" not in sh(admin, BENEATH + "; true")
+        seen = sh(admin, "umount /dev/shm /tmp; touch /dev/shm/x 2>/dev/null || echo refused")
         assert seen == "refused\n"
         other.kill()
+
+
+def test_nothing_can_be_uncovered_without_that_right(template: Template) -> None:
+    script = "for place in /proc /tmp /dev/shm; do umount $place 2>/dev/null && echo $place; done"
+    assert sh(template, script + "; true") == ""
 
 
 @pytest.mark.as_user
@@ -146,7 +162,7 @@ def test_but_for_that_it_would_show_them(
     """The control: the server's /proc, which a user namespace needs, as it is by default."""
     monkeypatch.setattr(_compile_template, "_beneath", lambda mount: mount)
     with (
-        Template(Spec(rootfs=busybox_rootfs, **HOST_NET)) as template,
+        Template(Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **HOST_NET)) as template,
         template.spawn(["sleep", "60"]) as other,
     ):
         assert "sleep" in sh(template, BENEATH)

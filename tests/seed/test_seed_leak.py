@@ -60,7 +60,8 @@ def container(name: str, root: Path) -> Box:
             ["--no-default-mounts", "--mount", "type=proc,dst=/proc"],
         )
     words = ["--rootfs", str(root), *(["--chroot"] if name == "chroot" else [])]
-    return Box(Spec(rootfs=root, root_mode=name), words)
+    spec = Spec(rootfs=root, root_mode=name, capabilities=["SYS_ADMIN"])
+    return Box(spec, [*words, "--cap-add", "SYS_ADMIN"])
 
 
 @pytest.mark.parametrize("name", ["fs", "chroot", "pivot_root"])

@@ -34,8 +34,14 @@ def connected(root: Path, probe: Path, **namespaces: str) -> Box:
     """The same with some namespaces given: `network` and `user` are paths, `pid` may be "host"."""
     names = {"network": "--network", "user": "--userns", "pid": "--pid"}
     return Box(
-        Spec(rootfs=root, mounts=[Mount(PROBE, source=probe)], namespaces=namespaces),
+        Spec(
+            rootfs=root,
+            mounts=[Mount(PROBE, source=probe)],
+            namespaces=namespaces,
+            capabilities=["NET_ADMIN"],
+        ),
         [
+            *("--cap-add", "NET_ADMIN"),
             *("--rootfs", str(root), "-v", f"{probe}:{PROBE}"),
             *(word for kind, value in namespaces.items() for word in (names[kind], value)),
         ],

@@ -84,8 +84,8 @@ def test_the_end_is_told_to_programs_too(tmp_path: Path) -> None:
 def test_uts(way: Way, outside: Outside) -> None:
     namespaces = host_but("uts")
     box = Box(
-        Spec(namespaces=namespaces, hostname="container"),
-        ["--hostname", "container", *flags(namespaces)],
+        Spec(namespaces=namespaces, hostname="container", capabilities=["SYS_ADMIN"]),
+        ["--hostname", "container", "--cap-add", "SYS_ADMIN", *flags(namespaces)],
     )
     with way.shell(box) as shell:
         assert shell.ask("hostname") == "container\n"

@@ -228,7 +228,8 @@ def test_newns_by_default(way: Way, bash_rootfs: Path, conf: Path, outside: Outs
 
 def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Outside) -> None:
     """The seed leaks them to the host, where they then lie twice."""
-    with way.shell(Box(Spec(rootfs=bash_rootfs), ["--rootfs", str(bash_rootfs)])) as shell:
+    flags = ["--rootfs", str(bash_rootfs), "--cap-add", "SYS_ADMIN"]
+    with way.shell(Box(Spec(rootfs=bash_rootfs, capabilities=["SYS_ADMIN"]), flags)) as shell:
         shell.ask("mount -t tmpfs none /mnt && touch /mnt/inside")
         assert shell.ask("ls /mnt") == "inside\n"
         assert mounted(shell.ask("mount"))[-1] == ("none", "/mnt", "tmpfs")

@@ -89,6 +89,7 @@ PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
 umask umask -
+bounding capabilities -
 """
 SETGROUPS = """
 setgroups setgroups -
@@ -104,6 +105,14 @@ setuid setuid -
 """
 UMASK = """
 umask umask -
+bounding capabilities -
+"""
+UMASK_ALONE = """
+umask umask -
+"""
+LAST = """
+capabilities capabilities -
+no_new_privileges no_new_privileges -
 """
 
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
@@ -132,6 +141,7 @@ domainname domainname -
 rlimit rlimit -
 rlimit rlimit -
 umask umask -
+bounding capabilities -
 """]),
     ("overlay-files-mounts",
      Spec(**BARE, overlay=True, read_only=True, files={"/etc/hosts": "a", "/new/file": b"\0"},
@@ -162,7 +172,8 @@ file_bind file /etc/hosts
     ("chroot-alone", Spec(rootfs="/srv/root", root_mode="chroot", namespaces=HOSTED), ROOT,
      "direct none", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK, SETGROUPS]),
     ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct none", [UMASK, SETGROUPS]),
-    ("nothing-new", Spec(namespaces={**HOSTED, "user": "host"}), USER, "direct none", [UMASK]),
+    ("nothing-new", Spec(namespaces={**HOSTED, "user": "host"}), USER, "direct none",
+     [UMASK_ALONE]),
     ("nothing-new", Spec(namespaces=HOSTED), NESTED, "direct none", [UMASK]),
     ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "staged none",
      [TREE, PIVOT_LO_UMASK, IDS]),
@@ -205,7 +216,7 @@ WHO = {ROOT: "root", USER: "user", NESTED: "nested"}
 def test_the_op_list(spec: Spec, caller: Caller, way: str, blocks: list[str]) -> None:
     plan = compiled(spec, caller)
     found = [f"{op.code} {op.stage} {os.fsdecode(op.target or b'-')}" for op in plan.ops]
-    assert found == [line for block in blocks for line in lines(block)]
+    assert found == [line for block in (*blocks, LAST) for line in lines(block)]
     assert f"{plan.method} {plan.id_map}" == way
 
 
@@ -373,7 +384,7 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
 def test_a_caller_of_several_ids_is_made_one() -> None:
     """A set-user-id program: its saved id must not get into the sandbox."""
     plan = compiled(Spec(**BARE), Caller(0, 0, False, ALL, True))
-    assert [op.code for op in plan.ops[-3:]] == ["setgroups", "setgid", "setuid"]
+    assert [op.code for op in plan.ops[-5:-2]] == ["setgroups", "setgid", "setuid"]
     assert plan.method == "staged"
 
 

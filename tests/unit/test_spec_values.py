@@ -68,6 +68,8 @@ def test_the_defaults() -> None:
         "io": {},
         "cgroup_parent": None,
         "require_limits": True,
+        "capabilities": (),
+        "no_new_privileges": True,
     }
 
 

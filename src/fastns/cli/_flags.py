@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from fastns.cli import Parser
 
@@ -55,6 +55,8 @@ FLAG_OF_FIELD = {
     **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
     "rlimits": "--ulimit",
     "init": "--init",
+    "capabilities": "--cap-add",
+    "no_new_privileges": "--security-opt",
     "memory": "--memory",
     "memory_swap": "--memory-swap",
     "pids_limit": "--pids-limit",
@@ -152,6 +154,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     switch("--init", help="a reaper as pid 1, the command as its child")
     process = group
 
+    group = parser.add_argument_group("what it may do")
+    values("--cap-add", metavar="CAP", help="a capability, such as NET_RAW (default: none; ALL)")
+    values("--cap-drop", metavar="CAP", help="without one of those added")
+    values("--security-opt", metavar="OPT", help="no-new-privileges=false")
+
     group = parser.add_argument_group("limits, of all its processes together")
     value("-m", "--memory", metavar="BYTES", help="memory, its tmpfs included, such as 64m")
     value("--memory-swap", metavar="BYTES", help="memory and swap (default: no swap; -1: any)")
@@ -222,6 +229,8 @@ def spec_of(
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
         rlimits=[rlimit(text) for text in flags.ulimit],
+        capabilities=capabilities(flags.cap_add, flags.cap_drop),
+        **security(flags.security_opt),
         pids_limit=_number("--pids-limit", flags.pids_limit, int),
         cpus=_number("--cpus", flags.cpus, float),
         cpu_weight=_number("--cpu-weight", flags.cpu_weight, int),
@@ -516,6 +525,36 @@ def rlimit(text: str) -> Rlimit:
     low, high = _limit(text, soft), _limit(text, hard or soft)
     with naming("--ulimit", text):
         return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+
+
+def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
+    """Those added, without those dropped."""
+    if not added and not dropped:
+        return ()
+    from fastns.capabilities import names
+
+    found = []
+    for flag, texts in (("--cap-add", added), ("--cap-drop", dropped)):
+        full: set[str] = set()
+        for text in texts:
+            with naming(flag, text):
+                full.update(names([text]))
+        found.append(full)
+    return names(found[0] - found[1])
+
+
+def security(options: list[str]) -> dict[str, Any]:
+    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`."""
+    fields: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.replace(":", "=", 1).partition("=")
+        if key == "no-new-privileges" and value in (*SWITCHED_ON, *SWITCHED_OFF):
+            fields["no_new_privileges"] = value in SWITCHED_ON
+        else:
+            raise UsageError(
+                f"--security-opt {option}: not known", "--security-opt no-new-privileges=false"
+            )
+    return fields
 
 
 def _number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
