@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 build=$(dirname "$here")/build
 user=fastns-test
 
-packages=(
+packages=(libcap2-bin 
     gcc make libc6-dev python3 python3-dev python3-venv         # what builds the package
     busybox-static mmdebstrap                                   # root file systems
     bash coreutils hostname iproute2 mount nftables procps util-linux  # what goes into them

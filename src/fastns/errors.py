@@ -182,6 +182,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "a hard limit can only be raised with CAP_SYS_RESOURCE, RLIMIT_NOFILE at most to "
         "/proc/sys/fs/nr_open"
     ),
+    ("capabilities", _errno.EPERM, None): (
+        "a capability can only be given by who has it: be root, or ask for a new user namespace"
+    ),
+    ("cgroup", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
+    ("cgroup", _errno.ENOSPC, None): "no more cgroups here: cgroup.max.descendants of one above",
     ("setgroups", _errno.EPERM, None): "supplementary groups need CAP_SETGID or a mapped range",
     ("setgid", _errno.EINVAL, None): "the group is not in gid_mappings",
     ("setuid", _errno.EINVAL, None): "the user is not in uid_mappings",

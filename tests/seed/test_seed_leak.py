@@ -56,8 +56,8 @@ def container(name: str, root: Path) -> Box:
     if name == "fs":
         mount = Mount("/proc", type="proc")
         return Box(
-            Spec(default_mounts=False, mounts=[mount]),
-            ["--no-default-mounts", "--mount", "type=proc,dst=/proc"],
+            Spec(default_mounts=False, mounts=[mount], capabilities=["SYS_ADMIN"]),
+            ["--no-default-mounts", "--mount", "type=proc,dst=/proc", "--cap-add", "SYS_ADMIN"],
         )
     words = ["--rootfs", str(root), *(["--chroot"] if name == "chroot" else [])]
     spec = Spec(rootfs=root, root_mode=name, capabilities=["SYS_ADMIN"])

@@ -210,10 +210,19 @@ def _wait(
         if left == 0:
             return "timeout", 0
         for number in signals.take():
-            # The terminal has sent SIGINT to the command as well, but pid 1 of a namespace gets
-            # only what it handles. A reaper as pid 1 hides whether its child does.
+            # The terminal has sent SIGINT to a command in this session as well, but pid 1 of a
+            # namespace gets only what it handles. A reaper as pid 1 hides whether its child does.
             if number != signal.SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
+            if not _in_this_session(sandbox.pid):
+                sandbox.send_signal(number)
+
+
+def _in_this_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
+        return False
 
 
 def handles_sigint(pid: int) -> bool:
