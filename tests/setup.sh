@@ -12,11 +12,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 build=$(dirname "$here")/build
 user=fastns-test
 
-packages=(libcap2-bin 
+packages=(
     gcc make libc6-dev python3 python3-dev python3-venv         # what builds the package
     busybox-static mmdebstrap                                   # root file systems
     bash coreutils hostname iproute2 mount nftables procps util-linux  # what goes into them
-    uidmap                                                      # newuidmap, newgidmap
+    uidmap libcap2-bin                                          # newuidmap, newgidmap, setcap
     clang clang-format libclang-rt-14-dev strace                # checks of the C code
 )
 included=bash,coreutils,hostname,iproute2,mount,procps,python3-minimal,util-linux
