@@ -19,7 +19,8 @@
 #include "spawn.h"
 
 enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
-#define MAX_TRIES 50        /* so often a leaf that is not empty is looked at */
+#define MAX_TRIES 64        /* so often a leaf that is not empty is looked at */
+#define RECLAIM_EACH 16     /* of them its memory is reclaimed */
 #define LEFT_OVER (1 << 20) /* bytes of memory: what the kernel keeps for itself for a while */
 
 struct waiting { /* a leaf that was not empty */
@@ -125,7 +126,7 @@ static int make_leaf(const struct fns_cgroups *groups, int number)
     return ret;
 }
 
-static int is_empty(const struct fns_cgroups *groups, int number)
+static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
 {
     for (unsigned i = 0; i < groups->plan.n_hierarchies; i++) {
         char byte;
@@ -147,8 +148,8 @@ static int is_empty(const struct fns_cgroups *groups, int number)
         unsigned i = groups->plan.memory_hierarchy;
         if (read_number(groups, i, number, groups->plan.memory_file, "", &used) < 0)
             return 0;
-        if (used <= LEFT_OVER)
-            return 1;
+        if (used <= LEFT_OVER || !reclaim)
+            return used <= LEFT_OVER;
         /* Milliseconds: for every CPU to give up what it holds. */
         write_file(groups, i, number, groups->plan.reclaim_file, groups->plan.reclaim_text);
         return read_number(groups, i, number, groups->plan.memory_file, "", &used) == 0 &&
@@ -247,51 +248,86 @@ static int grow(struct fns_cgroups *groups)
     return 0;
 }
 
-/* One that has waited may be empty by now; who never gets empty is let go of. Locked. */
-static void look_at_waiting(struct fns_cgroups *groups)
+/* One that has waited may be empty by now; who never gets empty is let go of. A number, or -1. */
+static int look_at_waiting(struct fns_cgroups *groups)
 {
-    for (int i = 0, n = groups->n_waiting < 2 ? groups->n_waiting : 2; i < n; i++) {
-        struct waiting first = groups->waiting[0];
+    struct waiting first = {-1, 0};
+    pthread_mutex_lock(&groups->lock);
+    if (groups->n_waiting) {
+        first = groups->waiting[0];
         groups->n_waiting--;
         memmove(groups->waiting, groups->waiting + 1,
                 (size_t)groups->n_waiting * sizeof *groups->waiting);
-        if (is_empty(groups, first.number))
-            groups->free[groups->n_free++] = first.number;
-        else if (++first.tries < MAX_TRIES || remove_leaf(groups, first.number) < 0)
-            groups->waiting[groups->n_waiting++] = first;
     }
+    pthread_mutex_unlock(&groups->lock);
+    if (first.number < 0)
+        return -1;
+    first.tries++;
+    if (is_empty(groups, first.number, first.tries % RECLAIM_EACH == 0))
+        return first.number;
+    if (first.tries >= MAX_TRIES && remove_leaf(groups, first.number) == 0)
+        return -1;
+    pthread_mutex_lock(&groups->lock);
+    groups->waiting[groups->n_waiting++] = first;
+    pthread_mutex_unlock(&groups->lock);
+    return -1;
+}
+
+/* A number, of a new one if there is no other; or -errno. */
+static int take_number(struct fns_cgroups *groups, int *made)
+{
+    int number = look_at_waiting(groups), ret = 0;
+    *made = 0;
+    if (number >= 0)
+        return number;
+    pthread_mutex_lock(&groups->lock);
+    if (groups->removed) {
+        ret = -ENODEV;
+    } else if (groups->n_free) {
+        number = groups->free[--groups->n_free];
+    } else {
+        ret = grow(groups);
+        if (ret == 0)
+            number = groups->next++;
+        *made = ret == 0;
+    }
+    pthread_mutex_unlock(&groups->lock);
+    if (*made)
+        ret = make_leaf(groups, number); /* fails: its number is not used again */
+    return ret < 0 ? ret : number;
+}
+
+static void put_back(struct fns_cgroups *groups, int number, int empty)
+{
+    pthread_mutex_lock(&groups->lock);
+    if (empty)
+        groups->free[groups->n_free++] = number;
+    else
+        groups->waiting[groups->n_waiting++] = (struct waiting){number, 0};
+    pthread_mutex_unlock(&groups->lock);
 }
 
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
                   struct fns_error *error)
 {
-    int ret = 0, made = 0;
+    int ret = -EBUSY, made;
     leaf->number = -1;
     leaf->n_fds = 0;
     if (!groups)
         return 0;
-    pthread_mutex_lock(&groups->lock);
-    look_at_waiting(groups);
-    if (groups->removed) {
-        ret = -ENODEV;
-    } else if (groups->n_free) {
-        leaf->number = groups->free[--groups->n_free];
-    } else {
-        ret = grow(groups);
-        if (ret == 0) {
-            leaf->number = groups->next++;
-            made = 1;
-        }
+    /* EBUSY: what was seen empty could not be made anew. */
+    for (int tries = 0; ret == -EBUSY && tries < 4; tries++) {
+        ret = leaf->number = take_number(groups, &made);
+        if (ret < 0)
+            break;
+        ret = prepare_leaf(groups, leaf, made);
+        if (ret < 0)
+            put_back(groups, leaf->number, 0);
     }
-    pthread_mutex_unlock(&groups->lock);
-    if (made)
-        ret = make_leaf(groups, leaf->number);
-    if (made && ret < 0)
-        leaf->number = -1; /* its number is not used again */
-    if (ret == 0 && (ret = prepare_leaf(groups, leaf, made)) < 0)
-        fns_leaf_give(groups, leaf, NULL);
-    if (ret < 0)
+    if (ret < 0) {
+        leaf->number = -1;
         return fns_set_error(error, FNS_STAGE_CGROUP, -1, ret);
+    }
     args->groups = leaf->fds;
     args->n_groups = leaf->n_fds;
     args->clone_into = leaf->clone_into;
@@ -328,13 +364,7 @@ void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf, uint64_t *
         return;
     for (int kind = 0; counts && kind < FNS_COUNTS; kind++)
         counts[kind] = fns_leaf_count(groups, leaf, (enum fns_count)kind);
-    int empty = is_empty(groups, leaf->number);
-    pthread_mutex_lock(&groups->lock);
-    if (empty)
-        groups->free[groups->n_free++] = leaf->number;
-    else
-        groups->waiting[groups->n_waiting++] = (struct waiting){leaf->number, 0};
-    pthread_mutex_unlock(&groups->lock);
+    put_back(groups, leaf->number, is_empty(groups, leaf->number, 0));
     leaf->number = -1;
 }
 
