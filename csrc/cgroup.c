@@ -37,6 +37,16 @@ struct fns_cgroups {
     struct waiting *waiting;
 };
 
+const char *fns_count_name(unsigned kind)
+{
+    static const char *const names[] = {
+#define X(name, text) text,
+        FNS_COUNT_KINDS(X)
+#undef X
+    };
+    return kind < FNS_COUNTS ? names[kind] : "unknown";
+}
+
 /* ---- one file of a leaf ---------------------------------------------------------------------- */
 
 static int open_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
@@ -89,20 +99,27 @@ static int read_number(const struct fns_cgroups *groups, unsigned hierarchy, int
 
 /* ---- a leaf ---------------------------------------------------------------------------------- */
 
-/* 0; -EBUSY: there is something in it still. */
-static int remove_leaf(const struct fns_cgroups *groups, int number)
+/* The leaf's cgroup in one hierarchy. 0; -EBUSY: there is something in it still; -errno. */
+static int remove_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
-    int ret = 0;
     snprintf(name, sizeof name, "%d", number);
-    for (unsigned i = 0; i < groups->plan.n_hierarchies; i++)
-        if (unlinkat(groups->plan.hierarchies[i].directory, name, AT_REMOVEDIR) < 0 &&
-            errno != ENOENT)
-            ret = -errno;
+    int directory = groups->plan.hierarchies[hierarchy].directory;
+    return unlinkat(directory, name, AT_REMOVEDIR) < 0 ? -errno : 0;
+}
+
+static int remove_leaf(const struct fns_cgroups *groups, int number)
+{
+    int ret = 0;
+    for (unsigned i = 0; i < groups->plan.n_hierarchies; i++) {
+        int removed = remove_part(groups, i, number);
+        if (removed < 0 && removed != -ENOENT)
+            ret = removed;
+    }
     return ret;
 }
 
-/* The leaf's cgroup in one hierarchy, with its limits. */
+/* With its limits. */
 static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
@@ -126,36 +143,44 @@ static int make_leaf(const struct fns_cgroups *groups, int number)
     return ret;
 }
 
+static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, int number)
+{
+    uint64_t populated;
+    char byte;
+    if (groups->plan.hierarchies[hierarchy].unified)
+        return read_number(groups, hierarchy, number, "cgroup.events", "populated", &populated) <
+                   0 ||
+               populated;
+    int fd = open_file(groups, hierarchy, number, "cgroup.procs", O_RDONLY);
+    if (fd < 0)
+        return 1;
+    ssize_t n = read(fd, &byte, 1);
+    close(fd);
+    return n != 0;
+}
+
+/* Files of its own, or pages that it was the first to read. */
+static int holds_memory(const struct fns_cgroups *groups, int number)
+{
+    uint64_t used;
+    const struct fns_cgroup_plan *plan = &groups->plan;
+    return read_number(groups, plan->memory_hierarchy, number, plan->memory_file, "", &used) < 0 ||
+           used > LEFT_OVER;
+}
+
 static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
 {
-    for (unsigned i = 0; i < groups->plan.n_hierarchies; i++) {
-        char byte;
-        uint64_t populated = 0;
-        int fd = -1, found;
-        if (groups->plan.hierarchies[i].unified) {
-            found = read_number(groups, i, number, "cgroup.events", "populated", &populated);
-        } else {
-            found = fd = open_file(groups, i, number, "cgroup.procs", O_RDONLY);
-            populated = fd >= 0 && read(fd, &byte, 1) != 0;
-        }
-        if (fd >= 0)
-            close(fd);
-        if (found < 0 || populated)
+    const struct fns_cgroup_plan *plan = &groups->plan;
+    for (unsigned i = 0; i < plan->n_hierarchies; i++)
+        if (has_processes(groups, i, number))
             return 0;
-    }
-    if (groups->plan.memory_file) { /* files of its own, or pages that it was the first to read */
-        uint64_t used;
-        unsigned i = groups->plan.memory_hierarchy;
-        if (read_number(groups, i, number, groups->plan.memory_file, "", &used) < 0)
-            return 0;
-        if (used <= LEFT_OVER || !reclaim)
-            return used <= LEFT_OVER;
-        /* Milliseconds: for every CPU to give up what it holds. */
-        write_file(groups, i, number, groups->plan.reclaim_file, groups->plan.reclaim_text);
-        return read_number(groups, i, number, groups->plan.memory_file, "", &used) == 0 &&
-               used <= LEFT_OVER;
-    }
-    return 1;
+    if (!plan->memory_file || !holds_memory(groups, number))
+        return 1;
+    if (!reclaim)
+        return 0;
+    /* Milliseconds: for every CPU to give up what it holds. */
+    write_file(groups, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
+    return !holds_memory(groups, number);
 }
 
 static uint64_t read_counter(const struct fns_cgroups *groups, int number,
@@ -176,11 +201,8 @@ static void close_fds(struct fns_leaf *leaf)
 
 static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
-    char name[NAME_SIZE];
-    snprintf(name, sizeof name, "%d", number);
-    if (unlinkat(groups->plan.hierarchies[hierarchy].directory, name, AT_REMOVEDIR) < 0)
-        return -errno;
-    return make_part(groups, hierarchy, number);
+    int ret = remove_part(groups, hierarchy, number);
+    return ret < 0 ? ret : make_part(groups, hierarchy, number);
 }
 
 /* Opens what a sandbox enters by, and reads where the counters stand. 0 or -errno. */
@@ -248,6 +270,17 @@ static int grow(struct fns_cgroups *groups)
     return 0;
 }
 
+/* `empty`: it may be used again, else it waits. */
+static void put_back(struct fns_cgroups *groups, struct waiting leaf, int empty)
+{
+    pthread_mutex_lock(&groups->lock);
+    if (empty)
+        groups->free[groups->n_free++] = leaf.number;
+    else
+        groups->waiting[groups->n_waiting++] = leaf;
+    pthread_mutex_unlock(&groups->lock);
+}
+
 /* One that has waited may be empty by now; who never gets empty is let go of. A number, or -1. */
 static int look_at_waiting(struct fns_cgroups *groups)
 {
@@ -267,9 +300,7 @@ static int look_at_waiting(struct fns_cgroups *groups)
         return first.number;
     if (first.tries >= MAX_TRIES && remove_leaf(groups, first.number) == 0)
         return -1;
-    pthread_mutex_lock(&groups->lock);
-    groups->waiting[groups->n_waiting++] = first;
-    pthread_mutex_unlock(&groups->lock);
+    put_back(groups, first, 0);
     return -1;
 }
 
@@ -297,16 +328,6 @@ static int take_number(struct fns_cgroups *groups, int *made)
     return ret < 0 ? ret : number;
 }
 
-static void put_back(struct fns_cgroups *groups, int number, int empty)
-{
-    pthread_mutex_lock(&groups->lock);
-    if (empty)
-        groups->free[groups->n_free++] = number;
-    else
-        groups->waiting[groups->n_waiting++] = (struct waiting){number, 0};
-    pthread_mutex_unlock(&groups->lock);
-}
-
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
                   struct fns_error *error)
 {
@@ -322,7 +343,7 @@ int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_
             break;
         ret = prepare_leaf(groups, leaf, made);
         if (ret < 0)
-            put_back(groups, leaf->number, 0);
+            put_back(groups, (struct waiting){leaf->number, 0}, 0);
     }
     if (ret < 0) {
         leaf->number = -1;
@@ -339,32 +360,31 @@ void fns_leaf_entered(struct fns_leaf *leaf)
     close_fds(leaf);
 }
 
-uint64_t fns_leaf_count(const struct fns_cgroups *groups, const struct fns_leaf *leaf,
-                        enum fns_count kind)
+static uint64_t count(const struct fns_cgroups *groups, int number,
+                      const struct fns_cgroup_counter *counter, uint64_t before)
 {
-    for (unsigned i = 0; groups && leaf->number >= 0 && i < groups->plan.n_counters; i++) {
-        const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
-        if (counter->kind != (uint32_t)kind)
-            continue;
-        uint64_t value = read_counter(groups, leaf->number, counter);
-        if (value == FNS_NO_COUNT || leaf->before[i] == FNS_NO_COUNT)
-            return FNS_NO_COUNT;
-        if (!counter->peak)
-            return value - leaf->before[i];
-        /* A peak that cannot be reset is this sandbox's when it is higher than all before. */
-        return counter->reset || value > leaf->before[i] ? value : FNS_NO_COUNT;
-    }
-    return FNS_NO_COUNT;
+    uint64_t value = read_counter(groups, number, counter);
+    if (value == FNS_NO_COUNT || before == FNS_NO_COUNT)
+        return FNS_NO_COUNT;
+    if (!counter->peak)
+        return value - before;
+    /* A peak that cannot be reset is this sandbox's when it is higher than all before. */
+    return counter->reset || value > before ? value : FNS_NO_COUNT;
 }
 
-void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf, uint64_t *counts)
+void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf)
 {
     close_fds(leaf);
     if (!groups || leaf->number < 0)
         return;
-    for (int kind = 0; counts && kind < FNS_COUNTS; kind++)
-        counts[kind] = fns_leaf_count(groups, leaf, (enum fns_count)kind);
-    put_back(groups, leaf->number, is_empty(groups, leaf->number, 0));
+    for (int kind = 0; kind < FNS_COUNTS; kind++)
+        leaf->counts[kind] = FNS_NO_COUNT;
+    for (unsigned i = 0; i < groups->plan.n_counters; i++) {
+        const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
+        leaf->counts[counter->kind] = count(groups, leaf->number, counter, leaf->before[i]);
+    }
+    int empty = is_empty(groups, leaf->number, 0);
+    put_back(groups, (struct waiting){leaf->number, 0}, empty);
     leaf->number = -1;
 }
 

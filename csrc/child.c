@@ -853,11 +853,9 @@ int fns_child_exec(struct fns_child *child)
         if (result < 0)
             return fail(child, FNS_STAGE_CHDIR, -1, result);
     }
-    if (child->plan) { /* none in exec.c's program: they were done by who executed that */
-        int result = run_ops(child, last_ops(child->plan), child->plan->n_ops);
-        if (result < 0)
-            return result;
-    }
+    int last = run_ops(child, last_ops(child->plan), child->plan->n_ops);
+    if (last < 0)
+        return last;
     child->progress =
         FNS_PROGRESS_EXEC; /* whom a signal ends from here on, it ends as the command */
     /* Not in shared memory: a program of ours, executed first, gets here again in its own. The helper

@@ -23,7 +23,9 @@ __attribute__((used)) _Noreturn void fns_exec_main(long *stack)
         quit(127);
     *at = 0;
     struct fns_args args = {.argv = at + 1, .envp = argv + argc + 1, .paths = argv + 2};
-    struct fns_child child = {.args = &args, .error = {.op_index = -1}, .exec_fd = -1, .news = -1};
+    const struct fns_plan done = {.n_ops = 0}; /* by who has executed this program */
+    struct fns_child child = {
+        .plan = &done, .args = &args, .error = {.op_index = -1}, .exec_fd = -1, .news = -1};
     fns_sys3(__NR_fcntl, news, F_SETFD, FD_CLOEXEC);
     /* The caller, woken by the exec just done, is about to sleep again. Let it: an execve beside
      * another runnable process has the kernel move this one to another CPU first (sched_exec()),

@@ -33,16 +33,26 @@ int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 
+/* What they count. */
+#define FNS_COUNT_KINDS(X)                                                                         \
+    X(OOM_KILLS, "oom_kills")                                                                      \
+    X(PIDS_REFUSED, "pids_refused") /* forks that pids.max refused */                              \
+    X(CPU_TIME, "cpu_time")         /* ns */                                                       \
+    X(MEMORY_PEAK, "memory_peak")   /* bytes */                                                    \
+    X(PIDS_PEAK, "pids_peak")                                                                      \
+    X(IO_READ, "io_read") /* bytes */                                                              \
+    X(IO_WRITE, "io_write")
+
 enum fns_count {
-    FNS_COUNT_OOM_KILLS,
-    FNS_COUNT_PIDS_REFUSED, /* forks that pids.max refused */
-    FNS_COUNT_CPU_TIME,     /* ns */
-    FNS_COUNT_MEMORY_PEAK,  /* bytes */
-    FNS_COUNT_PIDS_PEAK,
-    FNS_COUNT_IO_READ, /* bytes */
-    FNS_COUNT_IO_WRITE,
-    FNS_COUNTS
+#define X(name, text) FNS_COUNT_##name,
+    FNS_COUNT_KINDS(X)
+#undef X
+        FNS_COUNTS
 };
+
+/* Name of one of them. Static storage. */
+const char *fns_count_name(unsigned kind);
+
 #define FNS_NO_COUNT UINT64_MAX
 
 struct fns_cgroup_hierarchy {
@@ -81,7 +91,8 @@ struct fns_leaf {
     int number; /* -1: none */
     uint32_t n_fds, clone_into;
     int fds[FNS_MAX_GROUPS];
-    uint64_t before[FNS_COUNTS];
+    uint64_t before[FNS_COUNTS]; /* by index in the plan's counters */
+    uint64_t counts[FNS_COUNTS]; /* by kind, once it was given back */
 };
 
 /* Any number of threads may use them; a forked process must not. fns_cgroups_close(): all leaves
@@ -94,15 +105,11 @@ void fns_cgroups_close(struct fns_cgroups *groups);
 
 /* A leaf for one sandbox, and the arguments to enter it; without `groups`: none. 0, or -errno and
  * `error`. fns_leaf_entered(): once the sandbox has started. fns_leaf_give(): once it was reaped, or
- * has not started: `counts`, if not NULL, gets one for each kind, FNS_NO_COUNT where that is not known. */
+ * has not started; leaf->counts are FNS_NO_COUNT where a count is not known. */
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
                   struct fns_error *error);
 void fns_leaf_entered(struct fns_leaf *leaf);
-void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf, uint64_t *counts);
-
-/* How one of them stands meanwhile. */
-uint64_t fns_leaf_count(const struct fns_cgroups *groups, const struct fns_leaf *leaf,
-                        enum fns_count kind);
+void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf);
 
 struct fns_result {
     int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
@@ -239,7 +246,6 @@ struct fns_job {
     struct fns_process process;
     struct fns_result result;
     struct fns_leaf leaf;
-    uint64_t counts[FNS_COUNTS];
     struct fns_buffer output[2];
     int timed_out;
 };

@@ -62,7 +62,7 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
             close(theirs[i]);
     fns_leaf_entered(&job->leaf);
     if (ret < 0) {
-        fns_leaf_give(job->groups, &job->leaf, NULL);
+        fns_leaf_give(job->groups, &job->leaf);
         fns_io_close(io);
         return ret;
     }
@@ -84,7 +84,7 @@ int fns_job_spawn(struct fns_job *job, int connection)
         ret = fns_spawn(job->plan, &args, &job->process, &job->error);
     fns_leaf_entered(&job->leaf);
     if (ret < 0)
-        fns_leaf_give(job->groups, &job->leaf, NULL);
+        fns_leaf_give(job->groups, &job->leaf);
     return ret;
 }
 
@@ -127,7 +127,7 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     }
     fns_io_close(io);
     int reaped = reap(job);
-    fns_leaf_give(job->groups, &job->leaf, job->counts);
+    fns_leaf_give(job->groups, &job->leaf);
     if (reaped < 0 && job->timed_out && job->error.detail == FNS_DETAIL_KILLED) {
         job->error = (struct fns_error){.op_index = -1}; /* before it had come to its command */
         job->result.code = CLD_KILLED;

@@ -61,7 +61,6 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
 {
     int into = (int)child->args->clone_into;
     long ret = -ENOSYS;
-    child->entered = 0;
     if (!atomic_load_explicit(&no_clone3, memory_order_relaxed)) {
         struct fns_clone_args args = {
             .flags = flags,
@@ -79,10 +78,12 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
                                  child);
         if (ret == -ENOSYS)
             atomic_store(&no_clone3, 1);
-        child->entered = into && ret != -ENOSYS;
     }
+    if (ret != -ENOSYS)
+        return ret;
+    child->entered = 0;
     /* clone(2) has no bit for CLONE_NEWTIME: that bit is part of its exit signal. */
-    if (ret == -ENOSYS && !(flags & FNS_CLONE_NEWTIME))
+    if (!(flags & FNS_CLONE_NEWTIME))
         ret =
             fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD), (long)(stack + STACK_SIZE),
                                (long)pidfd, 0, 0, fns_child_main, child);
@@ -136,12 +137,14 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
 
 int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds)
 {
-    uint32_t n = from->n_keep + (uint32_t)n_fds;
+    uint32_t n_known = from->n_keep + from->n_groups, n = n_known + (uint32_t)n_fds;
     int *keep = malloc(n * sizeof *keep);
     if (!keep)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++) { /* insertion keeps the list ascending */
-        int fd = i < from->n_keep ? from->keep[i] : fds[i - from->n_keep];
+        int fd = i < from->n_keep ? from->keep[i]
+                 : i < n_known    ? from->groups[i - from->n_keep]
+                                  : fds[i - n_known];
         uint32_t at = i;
         for (; at > 0 && keep[at - 1] > fd; at--)
             keep[at] = keep[at - 1];
@@ -214,8 +217,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
 {
     struct fns_args exec_args = *args;
     char number[12];
-    int news[2] = {-1, -1}, fds[2 + FNS_MAX_GROUPS] = {-1, -1}, pidfd = -1, ret;
-    uint32_t n_groups = args->n_groups;
+    int news[2] = {-1, -1}, fds[2] = {-1, -1}, pidfd = -1, ret;
     exec_args.argv = NULL;
     exec_args.keep = NULL;
     if (pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0)
@@ -228,9 +230,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         fds[0] = news[0];
     }
     fds[1] = fds[0] < 0 ? fds[0] : fns_program_file(FNS_PROGRAM_EXEC);
-    for (uint32_t i = 0; i < n_groups; i++)
-        fds[2 + i] = args->groups[i];
-    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2 + (int)n_groups);
+    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2);
     if (ret == 0) {
         snprintf(number, sizeof number, "%d", fds[0]);
         exec_args.argv = exec_argv(args, number);

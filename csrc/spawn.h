@@ -24,7 +24,7 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
  * may have forked a process that holds it open for as long as it lives. 0 or -errno. */
 int fns_executed(int fd);
 
-/* Sets to->keep to from->keep and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
+/* Sets to->keep to from->keep, from->groups and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
 int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds);
 
 /* An fd >= 3 of the same file (0, 1 and 2 are about to be replaced in the child), or -errno; a

@@ -181,12 +181,7 @@ static int start_helper(const struct fns_args *args, const int fds[3], int *pidf
     static const struct fns_plan nothing; /* no ops: the helper does them */
     struct fns_args helper_args = {.argv = argv, .envp = envp};
     memcpy(helper_args.stdio, args->stdio, sizeof helper_args.stdio);
-    int all[3 + FNS_MAX_GROUPS], n = 0;
-    for (; n < 3; n++)
-        all[n] = fds[n];
-    for (uint32_t i = 0; i < args->n_groups; i++)
-        all[n++] = args->groups[i];
-    int ret = fns_keep_more(&helper_args, args, all, n);
+    int ret = fns_keep_more(&helper_args, args, fds, 3);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     struct fns_child child = FNS_CHILD(&nothing, &helper_args, fds[2], -1);

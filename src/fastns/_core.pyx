@@ -77,8 +77,7 @@ cdef object _load_programs():
     _programs_loaded = True
 
 
-# What a cgroup counts, in the order of enum fns_count.
-COUNTS = ("oom_kills", "pids_refused", "cpu_time", "memory_peak", "pids_peak", "io_read", "io_write")
+COUNTS = tuple([c.fns_count_name(i).decode() for i in range(c.FNS_COUNTS)])
 
 
 @cython.final
@@ -160,9 +159,9 @@ cdef class CgroupPool:
         free(self.counters)
 
 
-cdef object _counts(const uint64_t *counts):
+cdef object _counts(const c.fns_leaf *leaf):
     """By name; None: not known."""
-    return {name: None if counts[i] == c.FNS_NO_COUNT else counts[i]
+    return {name: None if leaf.counts[i] == c.FNS_NO_COUNT else leaf.counts[i]
             for i, name in enumerate(COUNTS)}
 
 
@@ -382,7 +381,6 @@ cdef class Process:
     cdef int owner  # the process it belongs to: a forked copy ends nothing
     cdef CgroupPool groups
     cdef c.fns_leaf leaf
-    cdef uint64_t counts[7]
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
 
     @property
@@ -438,7 +436,7 @@ cdef class Process:
             if ret < 0:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
         return _result(&self.process, &self.result,
-                       None if self.groups is None else _counts(self.counts))
+                       None if self.groups is None else _counts(&self.leaf))
 
     cdef int reap_now(self) noexcept:
         """0, -EAGAIN, or -errno."""
@@ -461,7 +459,7 @@ cdef class Process:
 
     cdef void give_leaf(self) noexcept:
         if self.groups is not None and self.owner == getpid():
-            c.fns_leaf_give(self.groups.groups, &self.leaf, self.counts)
+            c.fns_leaf_give(self.groups.groups, &self.leaf)
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
@@ -855,7 +853,7 @@ cdef class _Jobs:
             out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
         if job.pipes & c.FNS_PIPE_STDERR:
             err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
-        counts = None if self.groups is None else _counts(job.counts)
+        counts = None if self.groups is None else _counts(&job.leaf)
         return (_result(&job.process, &job.result, counts), out, err,
                 job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 

@@ -110,15 +110,6 @@ cdef extern from "fastns.h" nogil:
         FNS_NO_COUNT
         FNS_MAX_HIERARCHIES
 
-    enum fns_count:
-        FNS_COUNT_OOM_KILLS
-        FNS_COUNT_PIDS_REFUSED
-        FNS_COUNT_CPU_TIME
-        FNS_COUNT_MEMORY_PEAK
-        FNS_COUNT_PIDS_PEAK
-        FNS_COUNT_IO_READ
-        FNS_COUNT_IO_WRITE
-
     struct fns_cgroup_hierarchy:
         int directory
         int unified
@@ -151,6 +142,7 @@ cdef extern from "fastns.h" nogil:
 
     struct fns_leaf:
         int number
+        uint64_t counts[1]  # FNS_COUNTS
 
     struct fns_cgroups:
         pass
@@ -158,10 +150,8 @@ cdef extern from "fastns.h" nogil:
     int fns_cgroups_open(fns_cgroups **groups, const fns_cgroup_plan *plan)
     int fns_cgroups_remove(fns_cgroups *groups, unsigned patience_ms)
     void fns_cgroups_close(fns_cgroups *groups)
-    int fns_leaf_take(fns_cgroups *groups, fns_leaf *leaf, fns_args *args, fns_error *error)
-    void fns_leaf_entered(fns_leaf *leaf)
-    void fns_leaf_give(fns_cgroups *groups, fns_leaf *leaf, uint64_t *counts)
-    uint64_t fns_leaf_count(const fns_cgroups *groups, const fns_leaf *leaf, fns_count kind)
+    const char *fns_count_name(unsigned kind)
+    void fns_leaf_give(fns_cgroups *groups, fns_leaf *leaf)
 
     struct fns_result:
         int code
@@ -199,7 +189,6 @@ cdef extern from "fastns.h" nogil:
         fns_process process
         fns_result result
         fns_leaf leaf
-        uint64_t counts[7]
         fns_buffer output[2]
         int timed_out
 
