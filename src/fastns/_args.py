@@ -28,6 +28,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
+    """A whole number within bounds; `where` says in which part of the field it stands."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(
+            field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
+        )
+    return value
+
+
 def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
     """A str, bytes or path as the kernel's bytes."""
     try:

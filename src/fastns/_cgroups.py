@@ -21,6 +21,7 @@ import weakref
 
 from fastns import _core
 from fastns._record import record
+from fastns._stdio import above_stdio
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
@@ -171,7 +172,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     there = hierarchies()
     reasons: dict[str, str] = {}
     chosen: dict[Hierarchy, list[str]] = {}
-    for limit in (name for name in CONTROLLER if getattr(limits, name) not in (None, ())):
+    for limit in limits.given():
         controller = CONTROLLER[limit]
         hierarchy = next((h for h in there if controller in h.controllers), None)
         if hierarchy is None:
@@ -185,8 +186,8 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
         try:
             places.append(find_place(hierarchy, tuple(controllers), parent))
         except OSError as exc:
-            for limit, controller in CONTROLLER.items():
-                if controller in controllers and getattr(limits, limit) not in (None, ()):
+            for limit in limits.given():
+                if CONTROLLER[limit] in controllers:
                     reasons[limit] = f"{exc.filename}: {exc.strerror}"
     if reasons and required:
         limit, reason = next(iter(reasons.items()))
@@ -235,11 +236,7 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
                 ("io_write", "wbytes" if v2 else "Write"),
             ):
                 counters.append((kind, number, file, key, 1, False, None))
-    enforced = tuple(
-        name
-        for name in CONTROLLER
-        if getattr(limits, name) not in (None, ()) and name not in unenforced
-    )
+    enforced = tuple(name for name in limits.given() if name not in unenforced)
     return CgroupPlan(tuple(places), tuple(settings), tuple(counters), memory, enforced, unenforced)
 
 
@@ -405,15 +402,6 @@ def _remove_empty(directory: str, end: float) -> None:
             if exc.errno != errno.EBUSY or time.monotonic() > end:
                 return
         time.sleep(0.001)
-
-
-def above_stdio(fd: int) -> int:
-    """The same file at 3 or above."""
-    if fd > 2:
-        return fd
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return moved
 
 
 def sweep(group: str) -> None:

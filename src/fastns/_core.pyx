@@ -273,6 +273,11 @@ cdef class Plan:
             live = self.live = self.cgroups.make()
         return live.pool
 
+    @property
+    def limits(self):
+        """Names of the spec's limits that are enforced."""
+        return () if self.cgroups is None else self.cgroups.enforced
+
     def close(self):
         """Lets go of its cgroups, which are removed when nobody uses them any more."""
         self.live = None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from fastns import _core
-from fastns._args import check_timeout, shown
+from fastns._args import check_timeout, check_whole, shown
 from fastns._record import record
 from fastns._stdio import above_stdio, is_open
 from fastns.completed import CompletedSandbox, TimeoutExpired, completed
@@ -190,9 +190,7 @@ def _item(
 def _concurrency(value: int | None) -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise SpecError("concurrency", f"{shown(value)}: a whole number from 1 to 4096 expected")
-    return value
+    return check_whole("concurrency", value, 1, 4096)
 
 
 def _max_output(value: int | None) -> int:

@@ -244,7 +244,6 @@ def completed(
     if mode is not None:
         texts = tuple(None if data is None else mode.decode(data) for data in texts)
     stdout, stderr = texts
-    limits = plan.cgroups.enforced if plan.cgroups is not None else ()
     return CompletedSandbox(
         args,
         returncode,
@@ -255,5 +254,5 @@ def completed(
         plan.method,
         truncated=dropped > 0,
         cause=cause,
-        limits=limits,
+        limits=plan.limits,
     )

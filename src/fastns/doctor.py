@@ -34,7 +34,6 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
 OPEN_TREE_NAMESPACE = 2
 AT_FDCWD = -100
-CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
 """Where programs and their libraries are, below /."""
@@ -311,10 +310,11 @@ def limits() -> Finding:
     """Which limits can be enforced, by which cgroups."""
     from fastns import _cgroups
 
+    controllers = dict.fromkeys(_cgroups.CONTROLLER.values())
     there: list[str] = []
     missing: dict[str, str] = {}
     for hierarchy in _cgroups.hierarchies():
-        for controller in CONTROLLERS:
+        for controller in controllers:
             if controller not in hierarchy.controllers:
                 continue
             try:
@@ -322,7 +322,7 @@ def limits() -> Finding:
                 there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
             except OSError as exc:
                 missing[controller] = f"{controller}: {exc.filename}: {exc.strerror}"
-    for controller in CONTROLLERS:
+    for controller in controllers:
         if controller not in missing and not any(t.startswith(controller + " ") for t in there):
             missing[controller] = f"{controller}: no such controller"
     detail = "by cgroups: " + (", ".join(there) or "none")

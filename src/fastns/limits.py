@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastns._args import shown
+from fastns._args import check_whole, shown
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -35,10 +35,9 @@ class Limits:
     cpuset: str | None = None
     io: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.io) or any(
-            getattr(self, name) is not None for name in LIMITS if name != "io"
-        )
+    def given(self) -> tuple[str, ...]:
+        """Names of those that there are."""
+        return tuple(name for name in LIMITS if getattr(self, name) not in (None, ()))
 
 
 def parse_size(field: str, value: Any) -> int:
@@ -78,9 +77,9 @@ def check_limits(
                     "memory_swap", "is memory and swap together: at least memory expected"
                 )
     if pids_limit is not None:
-        _whole("pids_limit", pids_limit, 1, 2**22)
+        check_whole("pids_limit", pids_limit, 1, 2**22)
     if cpu_weight is not None:
-        _whole("cpu_weight", cpu_weight, 1, 10000)
+        check_whole("cpu_weight", cpu_weight, 1, 10000)
     if cpus is not None and (
         isinstance(cpus, bool) or not isinstance(cpus, int | float) or not 0.01 <= cpus <= 8192
     ):
@@ -88,13 +87,6 @@ def check_limits(
     if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
     return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io))
-
-
-def _whole(field: str, value: Any, low: int, high: int, where: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(
-            field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
-        )
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
@@ -110,6 +102,6 @@ def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
             if key not in IO_KEYS:
                 keys = ", ".join(IO_KEYS)
                 raise SpecError("io", f"{device}: {shown(key)}: one of {keys} expected")
-            _whole("io", rate, 1, MAX_BYTES, f"{device}: {key}: ")
+            check_whole("io", rate, 1, MAX_BYTES, f"{device}: {key}: ")
         found.append((device, tuple(rates.items())))
     return tuple(found)

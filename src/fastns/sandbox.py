@@ -244,7 +244,7 @@ class Sandbox:
         self.usage: Usage | None = None
         self.wall_time: float | None = None
         self.cause: Cause | None = None
-        self.limits = plan.cgroups.enforced if plan.cgroups is not None else ()
+        self.limits = plan.limits
         self._killed = False
         self._owner = os.getpid()
         self._lost = False  # somebody else reaped it

@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 from fastns import mount_options
-from fastns._args import MAX_PATH, check_env, encode, shown
+from fastns._args import MAX_PATH, check_env, check_whole, encode, shown
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -145,8 +145,8 @@ class IDMapping:
 
     def __post_init__(self) -> None:
         for name in ("container_id", "host_id"):
-            _number(f"id mapping.{name}", getattr(self, name), 0, MAX_ID)
-        _number("id mapping.size", self.size, 1, MAX_ID + 1)
+            check_whole(f"id mapping.{name}", getattr(self, name), 0, MAX_ID)
+        check_whole("id mapping.size", self.size, 1, MAX_ID + 1)
         for name in ("container_id", "host_id"):
             if getattr(self, name) + self.size > MAX_ID + 1:
                 raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
@@ -166,7 +166,7 @@ class Rlimit:
                 "rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)} expected"
             )
         for name in ("soft", "hard"):
-            _number(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
+            check_whole(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
         if self._value(self.soft) > self._value(self.hard):
             raise SpecError(
                 "rlimits.soft",
@@ -462,7 +462,7 @@ class Spec:
             raise SpecError(
                 "cwd", f"{shown(self.cwd)}: an absolute path inside the sandbox expected"
             )
-        _number("umask", self.umask, 0, 0o777)
+        check_whole("umask", self.umask, 0, 0o777)
         types = [rlimit.type for rlimit in self.rlimits]
         twice = next((name for name in types if types.count(name) > 1), None)
         if twice is not None:
@@ -473,7 +473,7 @@ class Spec:
         if len(self.additional_gids) > MAX_GROUPS:
             raise SpecError("additional_gids", f"{len(self.additional_gids)}: at most {MAX_GROUPS}")
         for gid in self.additional_gids:
-            _number("additional_gids", gid, 0, MAX_ID)
+            check_whole("additional_gids", gid, 0, MAX_ID)
         if bool(self.uid_mappings) != bool(self.gid_mappings):
             missing = "gid_mappings" if self.uid_mappings else "uid_mappings"
             raise SpecError(missing, "uid_mappings and gid_mappings are needed together")
@@ -489,21 +489,17 @@ class Spec:
         _mappings("gid_mappings", self.gid_mappings, self.additional_gids, "additional_gids")
 
     def _check_limits(self) -> None:
-        plain = {
-            device: FrozenMap(rates) if isinstance(rates, Mapping) else rates
-            for device, rates in self.io.items()
-        }
-        self._put("io", FrozenMap(plain))
+        if self.io:
+            plain = {
+                device: FrozenMap(rates) if isinstance(rates, Mapping) else rates
+                for device, rates in self.io.items()
+            }
+            self._put("io", FrozenMap(plain))
         self.limits()
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):
                 raise SpecError("cgroup_parent", "a path without '..' expected")
-
-
-def _number(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(name, f"{shown(value)}: a whole number from {low} to {high} expected")
 
 
 def _path(name: str, value: Any) -> str:

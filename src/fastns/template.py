@@ -11,12 +11,12 @@ import os
 import threading
 
 from fastns import _core
-from fastns._args import shown
+from fastns._args import check_whole
 from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import CompletedSandbox, run_by
-from fastns.errors import SpawnError, SpecError
+from fastns.errors import SpawnError
 from fastns.sandbox import Sandbox, _TextMode, start
 
 TYPE_CHECKING = False
@@ -75,11 +75,11 @@ class Template:
     """
 
     def __init__(self, spec: Spec | None = None, *, parked: int = 0, netns_pool: int = 0) -> None:
-        self._parked = _pool_size("parked", parked)
+        self._parked = check_whole("parked", parked, 0, MAX_POOL)
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._plan = compile_template(spec, _pool_size("netns_pool", netns_pool))
+        self._plan = compile_template(spec, check_whole("netns_pool", netns_pool, 0, MAX_POOL))
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
@@ -197,12 +197,6 @@ class Template:
 
     def __repr__(self) -> str:
         return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"
-
-
-def _pool_size(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_POOL:
-        raise SpecError(field, f"{shown(value)}: a whole number from 0 to {MAX_POOL} expected")
-    return value
 
 
 def _start(plan: _core.Plan, parked: int) -> _core.Server:
