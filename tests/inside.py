@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import pwd
@@ -13,7 +14,7 @@ from typing import Any
 import support
 
 import fastns
-from fastns import IDMapping, Spec
+from fastns import IDMapping, Spec, Template
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
@@ -32,6 +33,21 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
         raise ChildProcessError(done.stderr)
     assert done.stderr == ""
     return str(done.stdout)
+
+
+@contextlib.contextmanager
+def runner(way: str, **fields: Any) -> Iterator[Any]:
+    """A run() for sandboxes of a Spec with these fields, started in this way: direct, init,
+    template, parked; after "user" in a user namespace of its own."""
+    if way.startswith("user"):
+        fields["namespaces"] = {"user": "new"}
+    if way.endswith(("template", "parked")):
+        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
+            yield template.run
+    else:
+        plan = fastns.compile(Spec(init=way == "init", **fields))
+        yield functools.partial(fastns.run, spec=plan)
+        plan.close()
 
 
 @contextlib.contextmanager

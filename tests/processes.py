@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from fastns import Template
 
 _numbers = itertools.count(1)
 
@@ -29,6 +32,29 @@ def marked(text: str) -> list[int]:
         if text.encode() in words:  # a zombie's argv is empty
             found.append(int(pid))
     return found
+
+
+def children(pid: int, of_its_own: bool = True) -> list[int]:
+    """A server's children: sandboxes, in pid namespaces of their own, or its helpers beside it."""
+    found = []
+    depth = len(_pids(pid))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (len(_pids(int(child))) > depth) is of_its_own:
+                found.append(int(child))
+    return found
+
+
+def _pids(pid: int) -> list[str]:
+    """In each pid namespace, from outside in; none of a process that is being reaped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next((line for line in status.splitlines() if line.startswith("NSpid")), "").split()[1:]
+
+
+def server_pid(template: Template) -> int:
+    """Of the server that it has started."""
+    assert template._server is not None
+    return template._server.pid
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:

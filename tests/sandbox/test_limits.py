@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hidden
 import pytest
 import support
+from inside import runner
 
 import fastns
 from fastns import CompletedSandbox, Sandbox, SpawnError, Spec, SpecError, Template, _cgroups, run
@@ -25,18 +24,6 @@ MIB = 1 << 20
 WAYS = ["direct", "init", "template", "parked"]
 ONE_OF_EACH: dict[str, Any] = {"memory": "32m", "pids_limit": 20, "cpus": 0.5, "cpuset": "0"}
 root_only = pytest.mark.as_root
-
-
-@contextmanager
-def runner(way: str, **fields: Any) -> Iterator[Any]:
-    """A run() with these limits, whichever way sandboxes are started."""
-    if way in ("direct", "init"):
-        plan = fastns.compile(Spec(init=way == "init", **fields))
-        yield lambda args, **options: run(args, spec=plan, **options)
-        plan.close()
-    else:
-        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
-            yield template.run
 
 
 def groups() -> list[str]:

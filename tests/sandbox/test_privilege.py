@@ -8,31 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support
+from inside import runner
 
 import fastns
-from fastns import SpawnError, Spec, Template
+from fastns import SpawnError, Spec
 
 WAYS = ["direct", "init", "user", "template", "parked", "user-template"]
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-
-
-@contextmanager
-def runner(way: str, **fields: Any) -> Iterator[Any]:
-    if way.startswith("user"):
-        fields["namespaces"] = {"user": "new"}
-    if way.endswith(("template", "parked")):
-        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
-            yield template.run
-    else:
-        plan = fastns.compile(Spec(init=way == "init", **fields))
-        yield lambda args, **options: fastns.run(args, spec=plan, **options)
 
 
 def status(go: Any, pid: str = "self") -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import support
+from processes import server_pid
 
 from fastns import (
     CompletedSandbox,
@@ -67,11 +68,6 @@ def sh(template: Template, script: str, **options: Any) -> str:
     assert done.returncode == 0, done.stderr
     out: str = done.stdout
     return out
-
-
-def server_pid(template: Template) -> int:
-    assert template._server is not None
-    return template._server.pid
 
 
 # ---- nothing is shared ----

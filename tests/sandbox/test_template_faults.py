@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children, server_pid
 
 from fastns import Mount, Rlimit, SpawnError, Spec, Template, TimeoutExpired
 
@@ -42,23 +43,6 @@ def caller(root: Path, script: str, **options: Any) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def server_pid(template: Template) -> int:
-    assert template._server is not None
-    return template._server.pid
-
-
-def sandboxes_of(server: int) -> list[int]:
-    """Its children that are the first of a pid namespace."""
-    found = []
-    for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            numbers = next((line for line in lines if line.startswith("NSpid")), "")
-            if numbers.endswith("\t1"):
-                found.append(int(pid))
-    return found
 
 
 # ---- many threads ----
@@ -384,7 +368,7 @@ def test_parked_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: 
 
         def kill() -> None:
             while not over.is_set():
-                for pid in sandboxes_of(server):
+                for pid in children(server):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 time.sleep(0.001)

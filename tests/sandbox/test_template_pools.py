@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import support
+from processes import children
 
 from fastns import CompletedSandbox, Mount, SpawnError, Spec, Template
 
@@ -25,23 +26,6 @@ def sh(template: Template, script: str) -> str:
     assert done.returncode == 0, done.stderr
     out: str = done.stdout
     return out
-
-
-def children(pid: int, of_its_own: bool = True) -> list[int]:
-    """A server's children: sandboxes, in pid namespaces of their own, or its helpers beside it."""
-    found = []
-    depth = len(_pids(pid))
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (len(_pids(int(child))) > depth) is of_its_own:
-                found.append(int(child))
-    return found
-
-
-def _pids(pid: int) -> list[str]:
-    """In each pid namespace, from outside in."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(line for line in status.splitlines() if line.startswith("NSpid")).split()[1:]
 
 
 def wait_until(true: Any, seconds: float = 10) -> bool:
