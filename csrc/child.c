@@ -673,7 +673,7 @@ static int op_seccomp(struct fns_child *child, const struct fns_op *op)
         uint16_t size;
         const void *filter;
     } program = {(uint16_t)op->arg, child->plan->strings + op->data};
-    return (int)fns_sys3(__NR_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &program);
+    return (int)fns_sys3(__NR_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, op->flags, &program);
 }
 
 static int run_op(struct fns_child *child, const struct fns_op *op)

@@ -44,7 +44,7 @@
     /* The last ones, done right before the exec, by the process that executes. */                   \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                  \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                        \
-    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many */
+    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s */
 
 /* The first of the last ops. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES

@@ -124,8 +124,19 @@ def compile(spec: Spec | None = None) -> _core.Plan:
         spec = DEFAULT_SPEC
     elif not isinstance(spec, Spec):
         raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
+    spec = with_profile(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     return _compiled(spec, Caller.current(), os.getcwd() if relative else "/")
+
+
+def with_profile(spec: Spec) -> Spec:
+    """The spec with the profile itself in the place of the path of its file, which is read now."""
+    profile = spec.seccomp
+    if not isinstance(profile, str) or profile in ("default", "unconfined"):
+        return spec
+    from fastns.seccomp import load
+
+    return Spec(**{**vars(spec), "seccomp": load(profile)})
 
 
 @functools.lru_cache(maxsize=32)
@@ -551,9 +562,25 @@ class _Compiler:
         which a filter needs CAP_SYS_ADMIN, then the filter. Without no_new_privileges the filter
         comes while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
-        self.add(Op("capabilities", "capabilities", arg=self.capability_mask(), note=names))
+        capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
         if self.spec.no_new_privileges:
+            self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
+            self.filter()
+        else:
+            self.filter()
+            self.add(capabilities)
+
+    def filter(self) -> None:
+        profile = self.spec.seccomp
+        if profile == "unconfined":
+            return
+        from fastns import seccomp  # not where nothing is filtered
+
+        code = seccomp.build(profile, self.spec.capabilities)
+        note = "default" if profile == "default" else "profile"
+        count, flags = len(code) // 8, seccomp.flags_of(profile)
+        self.add(Op("seccomp", "seccomp", flags=flags, arg=count, data=code, note=note))
 
     def ids(self) -> None:
         spec, caller = self.spec, self.caller

@@ -20,6 +20,7 @@ from fastns._compile import (
     Op,
     _Compiler,
     _parse,
+    with_profile,
 )
 from fastns.errors import SpecError
 from fastns.spec import Mount, Spec
@@ -34,7 +35,8 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
 
     Raises: SpecError when a template cannot have what the spec asks for.
     """
-    return _TemplateCompiler(spec or DEFAULT_SPEC, Caller.current(), netns_pool).template()
+    whole = with_profile(spec or DEFAULT_SPEC)
+    return _TemplateCompiler(whole, Caller.current(), netns_pool).template()
 
 
 class _TemplateCompiler(_Compiler):

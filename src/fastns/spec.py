@@ -63,10 +63,11 @@ RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
 class FrozenMap(_Items):
     """A mapping that cannot change: hashable, picklable, equal to any with the same items."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_hash", "_items")
 
     def __init__(self, items: Mapping[str, Any] | None = None) -> None:
         self._items = dict(items or {})
+        self._hash: int | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self._items[key]
@@ -78,7 +79,9 @@ class FrozenMap(_Items):
         return len(self._items)
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
+        if self._hash is None:  # it may hold a great deal, and is asked for at each run()
+            self._hash = hash(frozenset(self._items.items()))
+        return self._hash
 
     def __repr__(self) -> str:
         return repr(self._items)
@@ -214,6 +217,9 @@ class Spec:
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
             "ALL"); none by default, in no set. In a user namespace they reach no further than that.
         no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
+        seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
+            OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
+            read at compile().
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
@@ -248,6 +254,7 @@ class Spec:
     require_limits: bool = True
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
+    seccomp: str | os.PathLike[str] | Mapping[str, Any] = "default"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -261,6 +268,7 @@ class Spec:
             from fastns.capabilities import names  # a list that most have no use for
 
             self._put("capabilities", names(self.capabilities))
+        self._check_seccomp()
 
     # ---- what is effective ----
 
@@ -488,6 +496,15 @@ class Spec:
         _mappings("gid_mappings", self.gid_mappings, [self.gid], "user")
         _mappings("gid_mappings", self.gid_mappings, self.additional_gids, "additional_gids")
 
+    def _check_seccomp(self) -> None:
+        if not isinstance(self.seccomp, Mapping):
+            self._put("seccomp", _path("seccomp", self.seccomp))
+            return
+        from fastns.seccomp import check  # most have the default
+
+        check(self.seccomp)
+        self._put("seccomp", _frozen(self.seccomp))
+
     def _check_limits(self) -> None:
         if self.io:
             plain = {
@@ -554,6 +571,15 @@ def _user(value: Any) -> str:
 def _parents(path: str) -> list[str]:
     """The directories above a plain absolute path, without "/"."""
     return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))[1:]
+
+
+def _frozen(value: Any) -> Any:
+    """Mappings and sequences, however deep, as what cannot change."""
+    if isinstance(value, Mapping):
+        return FrozenMap({key: _frozen(item) for key, item in value.items()})
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_frozen(item) for item in value)
+    return value
 
 
 def _fspath(value: Any) -> Any:
