@@ -845,6 +845,11 @@ static int execute(struct fns_child *child)
     return denied ? -EACCES : result;
 }
 
+int fns_child_last(struct fns_child *child)
+{
+    return run_ops(child, last_ops(child->plan), child->plan->n_ops);
+}
+
 int fns_child_exec(struct fns_child *child)
 {
     const uint64_t none = 0;
@@ -853,7 +858,7 @@ int fns_child_exec(struct fns_child *child)
         if (result < 0)
             return fail(child, FNS_STAGE_CHDIR, -1, result);
     }
-    int last = run_ops(child, last_ops(child->plan), child->plan->n_ops);
+    int last = fns_child_last(child);
     if (last < 0)
         return last;
     child->progress =

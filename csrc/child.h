@@ -28,6 +28,9 @@ int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 int fns_loopback_up(int socket);
 
+/* The last ops alone, for who stays and executes nothing. */
+int fns_child_last(struct fns_child *child);
+
 /* Changes directory, runs the last ops, unblocks signals and executes. Returns only on failure. */
 int fns_child_exec(struct fns_child *child);
 

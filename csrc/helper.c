@@ -219,8 +219,11 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
         await_go(control);
     if (plan->options & FNS_PLAN_INIT)
         run_init(child, control);
-    if (plan->options & FNS_PLAN_SERVER)
+    if (plan->options & FNS_PLAN_SERVER) {
+        if (fns_child_last(child) < 0)
+            tell_failure(control, &child->error);
         fns_serve(served, control);
+    }
     int result = fns_lock(control, F_SETLK, F_WRLCK);
     if (result < 0)
         tell_error(control, FNS_STAGE_HELPER, result);

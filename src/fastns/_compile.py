@@ -579,7 +579,10 @@ class _Compiler:
 
         code = seccomp.build(profile, self.spec.capabilities)
         note = "default" if profile == "default" else "profile"
-        count, flags = len(code) // 8, seccomp.flags_of(profile)
+        self.add_filter(code, note, seccomp.flags_of(profile))
+
+    def add_filter(self, code: bytes, note: str, flags: int = 0) -> None:
+        count = len(code) // 8
         self.add(Op("seccomp", "seccomp", flags=flags, arg=count, data=code, note=note))
 
     def ids(self) -> None:

@@ -113,8 +113,15 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
+# What a template's server and its sandboxes call before the command, and the command may not.
+SETUP = frozenset(
+    """
+    chroot clone clone3 fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree
+    pivot_root setdomainname sethostname setns umount2 unshare
+    """.split()
+)
 INT = 0xFFFFFFFF  # the kernel looks at these bits of an int, whatever the others are
-# Linux, 32 bits, the release as 2.6, both; addresses not random; none: the question what it is
+# Linux, 32 bits, the release as 2.6, both; addresses not random; the question what it is.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 
 
@@ -128,10 +135,29 @@ def default_profile() -> dict[str, Any]:
             *_refused(),
             *_namespaces(),
             *_sockets(),
-            *_exactly("ioctl", 1, (TIOCSTI, TIOCLINUX), allowed=False),
-            *_exactly("personality", 0, PERSONALITIES, allowed=True),
+            *_ioctl(),
+            _allow(["personality"], args=[_compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
+
+
+def parts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The profile as two that say the same together: one with which a sandbox can still be made,
+    and the rest, which is small and so is loaded quickly. The first is inherited at no cost."""
+    whole = default_profile()
+    rules = [
+        {**rule, "names": names}
+        for rule in whole["syscalls"]
+        if (names := [name for name in rule["names"] if name not in SETUP])
+    ]
+    first = {**whole, "syscalls": [*rules, _allow(sorted(SETUP))]}
+    refusals = [
+        {**rule, "names": names}
+        for rule in whole["syscalls"]
+        if rule["action"] != "SCMP_ACT_ALLOW"
+        and (names := [name for name in rule["names"] if name in SETUP])
+    ]
+    return first, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": refusals}
 
 
 def _refused() -> Iterable[dict[str, Any]]:
@@ -185,14 +211,11 @@ def _sockets() -> Iterable[dict[str, Any]]:
             yield _errno(["socket"], EPERM, args=other, excludes=plain)
 
 
-def _exactly(
-    name: str, index: int, values: tuple[int, ...], *, allowed: bool
-) -> Iterable[dict[str, Any]]:
-    """One int argument: these values are allowed and all others refused, or the other way."""
-    these = [_same(index, value) for value in values]
-    others = [_masked(index, *bits) for bits in anything_but(values, INT)]
-    yield _allow([name], args=these if allowed else others)
-    yield _errno([name], EPERM, args=others if allowed else these)
+def _ioctl() -> Iterable[dict[str, Any]]:
+    """Nothing may be typed into a terminal for others to read."""
+    refused = (TIOCSTI, TIOCLINUX)
+    yield _allow(["ioctl"], args=[_masked(1, *bits) for bits in anything_but(refused, INT)])
+    yield _errno(["ioctl"], EPERM, args=[_same(1, request) for request in refused])
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:

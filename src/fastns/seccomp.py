@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from fastns._args import check_whole, shown
 from fastns._record import record
-from fastns._seccomp_default import default_profile
+from fastns._seccomp_default import default_profile, parts
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False
@@ -189,6 +189,13 @@ def build(
     system = os.uname()
     release = _version(system.release if kernel is None else kernel)
     return _build(checked, frozenset(capabilities), machine or system.machine, release)
+
+
+def build_parts(capabilities: Sequence[str] = ()) -> tuple[bytes, bytes]:
+    """The default profile as two filters: one that a template's server can live with and hands on,
+    and what each of its sandboxes adds before the command."""
+    first, rest = (build(part, capabilities) for part in parts())
+    return first, rest
 
 
 def flags_of(profile: object) -> int:

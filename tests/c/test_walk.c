@@ -15,6 +15,7 @@
 #define fns_child_fds unused_fds
 #define fns_child_ops unused_ops
 #define fns_child_exec unused_exec
+#define fns_child_last unused_last
 #define fns_child_leave_session unused_leave_session
 #define fns_child_main unused_main
 #define fns_loopback_up unused_loopback_up
