@@ -638,16 +638,20 @@ static int op_bounding(struct fns_child *child, const struct fns_op *op)
             return (int)result;
     }
     /* A change of ids would take those away that stay; cleared by the exec. */
-    return op->arg ? (int)fns_sys5(__NR_prctl, 8 /* PR_SET_KEEPCAPS */, 1, 0, 0, 0) : 0;
+    int keep = op->arg || op->how & FNS_HOW_KEEP;
+    return keep ? (int)fns_sys5(__NR_prctl, 8 /* PR_SET_KEEPCAPS */, 1, 0, 0, 0) : 0;
 }
+
+struct capability_header {
+    uint32_t version;
+    int pid;
+};
+#define CAPABILITY_HEADER {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0}
 
 static int op_capabilities(struct fns_child *child, const struct fns_op *op)
 {
     (void)child;
-    const struct {
-        uint32_t version;
-        int pid;
-    } header = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
+    const struct capability_header header = CAPABILITY_HEADER;
     const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
     const uint32_t sets[6] = {low, low, low, high, high, high};
     long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
@@ -667,8 +671,22 @@ static int op_no_new_privileges(struct fns_child *child, const struct fns_op *op
     return (int)fns_sys5(__NR_prctl, 38 /* PR_SET_NO_NEW_PRIVS */, 1, 0, 0, 0);
 }
 
+/* What a change of ids has left permitted only, is in effect again. */
+static int raise_kept(void)
+{
+    const struct capability_header header = CAPABILITY_HEADER;
+    uint32_t sets[6]; /* effective, permitted, inheritable; low words first */
+    int result = (int)fns_sys2(__NR_capget, &header, sets);
+    sets[0] = sets[1];
+    sets[3] = sets[4];
+    return result < 0 ? result : (int)fns_sys2(__NR_capset, &header, sets);
+}
+
 static int op_seccomp(struct fns_child *child, const struct fns_op *op)
 {
+    int kept = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
+    if (kept < 0)
+        return kept;
     const struct {
         uint16_t size;
         const void *filter;

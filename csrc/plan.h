@@ -37,14 +37,14 @@
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */         \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                         \
     X(UMASK, "umask")           /* arg */                                                            \
-    X(BOUNDING, "bounding")     /* arg: the capabilities that stay, a bit each */                    \
+    X(BOUNDING, "bounding")     /* arg: those that stay, a bit each; how: KEEP */                    \
     X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                               \
     X(SETGID, "setgid")         /* arg */                                                            \
     X(SETUID, "setuid")         /* arg */                                                            \
     /* The last ones, done right before the exec, by the process that executes. */                   \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                  \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                        \
-    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s */
+    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
 /* The first of the last ops. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES
@@ -62,6 +62,7 @@ enum fns_how {
     FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16,
+    FNS_HOW_KEEP = 32, /* capabilities, over a change of ids; of a filter: loaded with them */
 };
 
 struct fns_op {

@@ -6,7 +6,10 @@ import platform
 
 from processes import script
 
-NUMBERS = {"x86_64": {"clone3": 435, "openat2": 437}, "aarch64": {"clone3": 435, "openat2": 437}}
+NUMBERS = {
+    "x86_64": {"clone3": 435, "openat2": 437, "seccomp": 317},
+    "aarch64": {"clone3": 435, "openat2": 437, "seccomp": 277},
+}
 
 _FILTER = """
 import ctypes, struct

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Literal, TypeAlias
 
+    from fastns._core import Plan
+
     Cause: TypeAlias = Literal[
-        "exited", "signaled", "timeout", "oom", "pids", "output_limit", "killed"
+        "exited", "signaled", "timeout", "oom", "pids", "output_limit", "seccomp", "killed"
     ]
     Counts: TypeAlias = Mapping[str, int | None]
 
@@ -22,6 +24,8 @@ def cause_of(
     timed_out: bool = False,
     killed: bool = False,
     truncated: bool = False,
+    plan: Plan | None = None,
+    signals: frozenset[int] = frozenset(),
 ) -> Cause:
     """
     Args:
@@ -29,6 +33,8 @@ def cause_of(
             ended well for all that.
         timed_out: it was killed here when its time was over. killed: by Sandbox.kill().
         truncated: more came out of it than max_output.
+        plan: how it was made: SIGSYS ends nobody by itself, but where there is a filter.
+        signals: those that this process has sent it.
     """
     counts = counts or {}
     if counts.get("oom_kills") and returncode:
@@ -39,6 +45,8 @@ def cause_of(
         return "killed"
     if counts.get("pids_refused") and returncode:
         return "pids"
+    if returncode == -signal.SIGSYS and signal.SIGSYS not in signals and plan and plan.filtered:
+        return "seccomp"
     if truncated:
         return "output_limit"
     return "exited" if returncode >= 0 else "signaled"

@@ -548,7 +548,13 @@ class _Compiler:
         is not there either, once no_new_privileges is set."""
         if self.caller.capabilities & CAP_SETPCAP or self.new_user or "user" in self.joined:
             names = " ".join(self.spec.capabilities) or "none"
-            self.add(Op("bounding", "capabilities", arg=self.capability_mask(), note=names))
+            mask, how = self.capability_mask(), self.keep()
+            self.add(Op("bounding", "capabilities", how, arg=mask, note=names))
+
+    def keep(self) -> int:
+        """Without no_new_privileges, to load a filter takes what a change of ids takes away."""
+        filtered = self.spec.seccomp != "unconfined"
+        return _core.HOW_KEEP if filtered and not self.spec.no_new_privileges else 0
 
     def capability_mask(self) -> int:
         if not self.spec.capabilities:
@@ -583,7 +589,7 @@ class _Compiler:
 
     def add_filter(self, code: bytes, note: str, flags: int = 0) -> None:
         count = len(code) // 8
-        self.add(Op("seccomp", "seccomp", flags=flags, arg=count, data=code, note=note))
+        self.add(Op("seccomp", "seccomp", self.keep(), flags, count, data=code, note=note))
 
     def ids(self) -> None:
         spec, caller = self.spec, self.caller

@@ -14,6 +14,7 @@ HOW_NO_SYMLINKS: Final[int]
 HOW_RECURSIVE: Final[int]
 HOW_SLAVE: Final[int]
 HOW_UNBINDABLE: Final[int]
+HOW_KEEP: Final[int]
 PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
@@ -91,6 +92,8 @@ class Plan:
     def method(self) -> str: ...
     @property
     def namespaces(self) -> tuple[str, ...]: ...
+    @property
+    def filtered(self) -> bool: ...
     @property
     def limits(self) -> tuple[str, ...]: ...
     def close(self) -> None: ...

@@ -42,6 +42,7 @@ HOW_NO_SYMLINKS = c.FNS_HOW_NO_SYMLINKS
 HOW_RECURSIVE = c.FNS_HOW_RECURSIVE
 HOW_SLAVE = c.FNS_HOW_SLAVE
 HOW_UNBINDABLE = c.FNS_HOW_UNBINDABLE
+HOW_KEEP = c.FNS_HOW_KEEP
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
@@ -272,6 +273,11 @@ cdef class Plan:
         if live is None or live.owner != getpid():
             live = self.live = self.cgroups.make()
         return live.pool
+
+    @property
+    def filtered(self):
+        """Whether its sandboxes have a filter of system calls."""
+        return any(op.code == "seccomp" for op in self.ops)
 
     @property
     def limits(self):

@@ -31,6 +31,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_RECURSIVE
         FNS_HOW_SLAVE
         FNS_HOW_UNBINDABLE
+        FNS_HOW_KEEP
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER

@@ -114,12 +114,11 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
 # What a template's server and its sandboxes call before the command, and the command may not.
-SETUP = frozenset(
-    """
+SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree
     pivot_root setdomainname sethostname setns umount2 unshare
-    """.split()
-)
+"""
+SETUP = frozenset(SETUP_TEXT.split())
 INT = 0xFFFFFFFF  # the kernel looks at these bits of an int, whatever the others are
 # Linux, 32 bits, the release as 2.6, both; addresses not random; the question what it is.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)

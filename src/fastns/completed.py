@@ -100,7 +100,7 @@ class CompletedSandbox(Completed):
         self.method = method  # how it was started: "direct", "staged" or "template"
         self.truncated = truncated  # whether max_output has cut stdout or stderr off
         self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
-        # "output_limit" or "killed"
+        # "output_limit", "seccomp" (a system call that the filter ends a process for) or "killed"
         self.limits = limits  # names of the spec's limits that were enforced
 
     @property
@@ -230,7 +230,7 @@ def completed(
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
     usage = Usage.of(user, system, max_rss, exact, counts)
-    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=dropped > 0)
+    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=dropped > 0, plan=plan)
     if timed_out:
         assert timeout is not None
         expired = TimeoutExpired(args, timeout, out, err)

@@ -182,6 +182,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "a hard limit can only be raised with CAP_SYS_RESOURCE, RLIMIT_NOFILE at most to "
         "/proc/sys/fs/nr_open"
     ),
+    ("seccomp", _errno.EACCES, None): (
+        "without no_new_privileges a filter takes CAP_SYS_ADMIN: leave no_new_privileges on, or "
+        "give seccomp='unconfined'"
+    ),
     ("capabilities", _errno.EPERM, None): (
         "a capability can only be given by who has it: be root, or ask for a new user namespace"
     ),

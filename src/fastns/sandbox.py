@@ -245,7 +245,9 @@ class Sandbox:
         self.wall_time: float | None = None
         self.cause: Cause | None = None
         self.limits = plan.limits
+        self._plan = plan
         self._killed = False
+        self._sent: frozenset[int] = frozenset()
         self._owner = os.getpid()
         self._lost = False  # somebody else reaped it
         self._process = process
@@ -282,7 +284,13 @@ class Sandbox:
                 self.usage = Usage.of(user, system, max_rss, exact, counts)
                 self.wall_time = wall
                 self.returncode = status if code == CLD_EXITED else -status
-                self.cause = cause_of(self.returncode, counts, killed=self._killed)
+                self.cause = cause_of(
+                    self.returncode,
+                    counts,
+                    killed=self._killed,
+                    plan=self._plan,
+                    signals=self._sent,
+                )
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -322,6 +330,7 @@ class Sandbox:
         """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
         gets only signals it has a handler for, SIGKILL and SIGSTOP; init=True passes them on."""
         if self._runs():
+            self._sent |= {sig}
             self._check_kill(self._process.kill(sig))
 
     def terminate(self) -> None:

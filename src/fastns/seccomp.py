@@ -209,9 +209,7 @@ def _default() -> Profile:
 
 
 @functools.lru_cache(maxsize=16)
-def _build(
-    profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]
-) -> bytes:
+def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
     from fastns import _libseccomp  # ctypes: not where nothing is filtered
 
     names = profile.wanted(machine)

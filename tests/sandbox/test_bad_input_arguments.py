@@ -150,7 +150,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
           "rlimits": "", "init": "true", "memory": "None", "memory_swap": "None",
           "pids_limit": "None", "cpus": "float None", "cpu_weight": "None", "cpuset": "None",
           "io": "", "cgroup_parent": "text None", "require_limits": "true",
-          "capabilities": "", "no_new_privileges": "true",
+          "capabilities": "", "no_new_privileges": "true", "seccomp": "",
       }.items()),
     ("Spec.overlay-of-nothing", "overlay", lambda v: run(spec=Spec(overlay=v)), ""),
     ("Spec.namespaces.uts", "namespaces.uts",

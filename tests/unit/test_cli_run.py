@@ -337,6 +337,8 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
     (["--cap-drop", "ALL"], {}),
     (["--security-opt", "no-new-privileges=false"], {"no_new_privileges": False}),
     (["--security-opt", "no-new-privileges"], {}),
+    (["--security-opt", "seccomp=unconfined"], {"seccomp": "unconfined"}),
+    (["--security-opt", "seccomp:/a:b=c.json"], {"seccomp": "/a:b=c.json"}),
     (["-m", "64m"], {"memory": "64m"}),
     (["--memory", "64m", "--memory-swap", "-1"], {"memory": "64m", "memory_swap": -1}),
     (["--pids-limit", "9"], {"pids_limit": 9}),

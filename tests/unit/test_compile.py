@@ -113,6 +113,7 @@ umask umask -
 LAST = """
 capabilities capabilities -
 no_new_privileges no_new_privileges -
+seccomp seccomp -
 """
 
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
@@ -384,7 +385,7 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
 def test_a_caller_of_several_ids_is_made_one() -> None:
     """A set-user-id program: its saved id must not get into the sandbox."""
     plan = compiled(Spec(**BARE), Caller(0, 0, False, ALL, True))
-    assert [op.code for op in plan.ops[-5:-2]] == ["setgroups", "setgid", "setuid"]
+    assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
     assert plan.method == "staged"
 
 

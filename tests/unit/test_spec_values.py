@@ -70,6 +70,7 @@ def test_the_defaults() -> None:
         "require_limits": True,
         "capabilities": (),
         "no_new_privileges": True,
+        "seccomp": "default",
     }
 
 

@@ -57,6 +57,7 @@ FLAG_OF_FIELD = {
     "init": "--init",
     "capabilities": "--cap-add",
     "no_new_privileges": "--security-opt",
+    "seccomp": "--security-opt",
     "memory": "--memory",
     "memory_swap": "--memory-swap",
     "pids_limit": "--pids-limit",
@@ -157,7 +158,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what it may do")
     values("--cap-add", metavar="CAP", help="a capability, such as NET_RAW (default: none; ALL)")
     values("--cap-drop", metavar="CAP", help="without one of those added")
-    values("--security-opt", metavar="OPT", help="no-new-privileges=false")
+    values(
+        "--security-opt",
+        metavar="OPT",
+        help="no-new-privileges=false, seccomp=unconfined, seccomp=FILE (JSON as docker's)",
+    )
 
     group = parser.add_argument_group("limits, of all its processes together")
     value("-m", "--memory", metavar="BYTES", help="memory, its tmpfs included, such as 64m")
@@ -544,15 +549,20 @@ def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
 
 
 def security(options: list[str]) -> dict[str, Any]:
-    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`."""
+    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`,
+    `seccomp=default|unconfined|FILE`."""
     fields: dict[str, Any] = {}
     for option in options:
-        key, _, value = option.replace(":", "=", 1).partition("=")
-        if key == "no-new-privileges" and value in (*SWITCHED_ON, *SWITCHED_OFF):
+        key = option.partition("=")[0].partition(":")[0]  # docker takes both
+        value = option[len(key) + 1 :]
+        if key == "seccomp" and value:
+            fields["seccomp"] = value
+        elif key == "no-new-privileges" and value in (*SWITCHED_ON, *SWITCHED_OFF):
             fields["no_new_privileges"] = value in SWITCHED_ON
         else:
             raise UsageError(
-                f"--security-opt {option}: not known", "--security-opt no-new-privileges=false"
+                f"--security-opt {option}: not known",
+                "no-new-privileges=false, seccomp=unconfined or seccomp=FILE",
             )
     return fields
 

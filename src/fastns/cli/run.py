@@ -80,8 +80,8 @@ class Outcome:
 
     exit_code: int
     cause: str
-    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "killed" (a signal to
-    fastns) or "failed" (125 to 127)."""
+    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "seccomp", "killed" (a
+    signal to fastns) or "failed" (125 to 127)."""
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
