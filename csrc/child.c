@@ -510,6 +510,57 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
+/* A null device to put over a file: the root's own or, where there is none, the caller's. */
+static int open_null(struct fns_child *child)
+{
+    int fd = resolve(child->root, "dev/null", 1);
+    if (fd >= 0 && mode_of(fd) != FNS_S_IFCHR) {
+        close_fd(fd);
+        fd = -ENOENT;
+    }
+    return fd >= 0 ? fd : at_fdcwd_open("/dev/null", O_PATH_FLAGS);
+}
+
+static int mask_file(struct fns_child *child, int target)
+{
+    int null = open_null(child);
+    if (null < 0)
+        return source_failed(child, null);
+    int tree = clone_tree(null, 0);
+    int result = tree < 0 ? tree : attach(tree, target);
+    close_fd(tree);
+    close_fd(null);
+    return result;
+}
+
+static int op_mask(struct fns_child *child, const struct fns_op *op)
+{
+    const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
+    int target = open_target(child, op, 0);
+    if (target < 0)
+        return target == -ENOENT || target == -ENOTDIR ? 0 : target;
+    int result = mode_of(target) == FNS_S_IFDIR
+                     ? mount_at(target, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555")
+                     : mask_file(child, target);
+    close_fd(target);
+    return result;
+}
+
+static int op_read_only_path(struct fns_child *child, const struct fns_op *op)
+{
+    int target = open_target(child, op, 0);
+    if (target < 0)
+        return target == -ENOENT || target == -ENOTDIR ? 0 : target;
+    int tree = clone_tree(target, 1), result = tree;
+    if (tree >= 0)
+        result = set_attr(tree, 1, FNS_MOUNT_ATTR_RDONLY, 0, 0);
+    if (result >= 0)
+        result = attach(tree, target);
+    close_fd(tree);
+    close_fd(target);
+    return result;
+}
+
 static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
 {
     int result = (int)fns_sys1(__NR_fchdir, child->root);
@@ -646,7 +697,10 @@ struct capability_header {
     uint32_t version;
     int pid;
 };
-#define CAPABILITY_HEADER {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0}
+#define CAPABILITY_HEADER                                                                          \
+    {                                                                                              \
+        0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0                                            \
+    }
 
 static int op_capabilities(struct fns_child *child, const struct fns_op *op)
 {
@@ -714,6 +768,8 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_FILE_BIND: return op_file_bind(child, op);
     case FNS_OP_DIRECTORY: return op_directory(child, op);
     case FNS_OP_READ_ONLY: return op_read_only(child, op);
+    case FNS_OP_MASK: return op_mask(child, op);
+    case FNS_OP_READ_ONLY_PATH: return op_read_only_path(child, op);
     case FNS_OP_PIVOT_ROOT: return op_pivot_root(child, op);
     case FNS_OP_CHROOT: return op_chroot(child, op);
     case FNS_OP_HOSTNAME: return op_hostname(child, op);

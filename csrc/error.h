@@ -24,6 +24,8 @@
     X(DIRECTORY, "directory")                                                                      \
     X(SYMLINK, "symlink")                                                                          \
     X(READ_ONLY, "read_only")                                                                      \
+    X(MASKED_PATHS, "masked_paths")                                                                \
+    X(READONLY_PATHS, "readonly_paths")                                                            \
     X(PIVOT_ROOT, "pivot_root")                                                                    \
     X(CHROOT, "chroot")                                                                            \
     X(HOSTNAME, "hostname")                                                                        \

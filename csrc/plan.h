@@ -29,6 +29,9 @@
       "file_bind") /* source: name in the scratch; data, arg: bytes, how many; target; flags: set */ \
     X(DIRECTORY, "directory") /* target: a directory made; arg: mode */                              \
     X(READ_ONLY, "read_only") /* the root mount alone, or the one at target, becomes read-only */    \
+    X(MASK,                                                                                          \
+      "mask") /* target: a directory becomes empty, a file /dev/null; a missing one is none */       \
+    X(READ_ONLY_PATH, "read_only_path") /* target: with all below it; a missing one is none */       \
     X(PIVOT_ROOT, "pivot_root") /* arg: how many mounts, one on the other, the old root was */       \
     X(CHROOT, "chroot")                                                                              \
     X(HOSTNAME, "hostname")     /* data */                                                           \
@@ -44,7 +47,8 @@
     /* The last ones, done right before the exec, by the process that executes. */                   \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                  \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                        \
-    X(SECCOMP, "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
+    X(SECCOMP,                                                                                       \
+      "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
 /* The first of the last ops. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES

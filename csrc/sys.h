@@ -211,6 +211,7 @@ struct fns_mount_attr {
 #define FNS_S_IFMT 0170000
 #define FNS_S_IFLNK 0120000
 #define FNS_S_IFDIR 0040000
+#define FNS_S_IFCHR 0020000
 
 #define FNS_SIG_SETMASK 2
 #define FNS_SIGSET_SIZE 8

@@ -16,7 +16,7 @@ from fastns import _core, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
-from fastns.spec import KINDS, IDMapping, Mount, Spec
+from fastns.spec import KINDS, MASKED_PATHS, READONLY_PATHS, IDMapping, Mount, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -364,6 +364,7 @@ class _Compiler:
         for number, destination in enumerate(files):
             how = _core.HOW_CREATE if self.throw_away(destination) else 0
             self.add(self.file_op(number, destination, os.fsencode(destination), how))
+        self.mask_paths()
         self.finish_root()
         if spec.root_mode == "pivot_root":
             beneath = 2 if scratch else 1
@@ -391,6 +392,26 @@ class _Compiler:
             data=data,
             note=f"{destination} ({len(data)} bytes)",
         )
+
+    def mask_paths(self) -> None:
+        spec = self.spec
+        for stage, code, given, default in (
+            ("masked_paths", "mask", spec.masked_paths, MASKED_PATHS),
+            ("readonly_paths", "read_only_path", spec.readonly_paths, READONLY_PATHS),
+        ):
+            for path in self.system_paths(default) if given is None else given:
+                how = _core.HOW_NO_SYMLINKS
+                self.mask_path(path, Op(code, stage, how, target=path.encode(), note=path))
+
+    def system_paths(self, paths: Iterable[str]) -> list[str]:
+        """Those that are there: with the host's root, or below what is mounted at /proc or /sys."""
+        if self.spec.rootfs is None:
+            return list(paths)
+        mounted = {mount.destination for mount in self.all_mounts()}
+        return [path for path in paths if "/".join(path.split("/")[:2]) in mounted]
+
+    def mask_path(self, path: str, op: Op) -> None:
+        self.add(op)
 
     def finish_root(self) -> None:
         """What is done when all is mounted."""

@@ -175,6 +175,11 @@ class _TemplateCompiler(_Compiler):
         for path in FRESH_BELOW_DEV:
             self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
 
+    def mask_path(self, path: str, op: Op) -> None:
+        """Over what each sandbox mounts for itself, each has to."""
+        own = self.spec.overlay or any(path.startswith(fresh + "/") for fresh in self.fresh)
+        (self.each if own else self.ops).append(op)
+
     def finish_root(self) -> None:
         super().finish_root()
         for destination in self.spec.files:
@@ -225,6 +230,7 @@ class _TemplateCompiler(_Compiler):
             self.put(part, destination, stage="file")
         if spec.default_mounts and DEV in mounts:
             self.add(DEV_READ_ONLY)
+        self.mask_paths()
         if spec.read_only:
             self.each.append(Op("read_only", "read_only", note="/"))
         self.add(Op("pivot_root", "pivot_root", arg=1, source=source))

@@ -29,6 +29,21 @@ else:
 CGROUP_LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset")
 KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 HOST_BY_DEFAULT = ("user", "time")
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -202,6 +217,9 @@ class Spec:
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
+        masked_paths, readonly_paths: inside, seen as empty, and not written to; what is not there
+            is left out. None: in /proc and /sys as with other runtimes (MASKED_PATHS,
+            READONLY_PATHS), where those are mounted.
         files: destination -> text or bytes put there without touching the root.
         env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited.
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
@@ -232,6 +250,8 @@ class Spec:
     namespaces: Mapping[str, str] = NOTHING
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
+    masked_paths: Sequence[str] | None = None
+    readonly_paths: Sequence[str] | None = None
     files: Mapping[str, str | bytes] = NOTHING
     env: Mapping[str, str] = NOTHING
     cwd: str = "/"
@@ -261,6 +281,7 @@ class Spec:
         self._check_namespaces()
         self._check_root()
         self._check_mounts()
+        self._check_paths()
         self._check_process()
         self._check_ids()
         self._check_limits()
@@ -390,7 +411,14 @@ class Spec:
             if mount == "host"
             else "would change the mounts of the sandbox that is joined"
         )
-        for name in ("mounts", "files", "overlay", "read_only"):
+        for name in (
+            "mounts",
+            "files",
+            "overlay",
+            "read_only",
+            "masked_paths",
+            "readonly_paths",
+        ):
             if getattr(self, name):
                 raise SpecError(name, f"{why}: namespaces['mount'] = 'new' is needed")
         if mount != "host":
@@ -403,6 +431,15 @@ class Spec:
             raise SpecError(
                 "root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'"
             )
+
+    def _check_paths(self) -> None:
+        for name in ("masked_paths", "readonly_paths"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+                raise SpecError(name, f"{shown(value)}: a list of paths, or None, expected")
+            self._put(name, tuple(_inside(name, path) for path in value))
 
     def _check_mounts(self) -> None:
         places: set[str] = set()

@@ -550,19 +550,21 @@ def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
 
 def security(options: list[str]) -> dict[str, Any]:
     """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`,
-    `seccomp=default|unconfined|FILE`."""
+    `seccomp=default|unconfined|FILE`, `systempaths=unconfined`."""
     fields: dict[str, Any] = {}
     for option in options:
         key = option.partition("=")[0].partition(":")[0]  # docker takes both
         value = option[len(key) + 1 :]
         if key == "seccomp" and value:
             fields["seccomp"] = value
+        elif (key, value) == ("systempaths", "unconfined"):
+            fields |= {"masked_paths": (), "readonly_paths": ()}
         elif key == "no-new-privileges" and value in (*SWITCHED_ON, *SWITCHED_OFF):
             fields["no_new_privileges"] = value in SWITCHED_ON
         else:
             raise UsageError(
                 f"--security-opt {option}: not known",
-                "no-new-privileges=false, seccomp=unconfined or seccomp=FILE",
+                "no-new-privileges=false, seccomp=unconfined, seccomp=FILE or systempaths=unconfined",
             )
     return fields
 
