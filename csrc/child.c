@@ -533,31 +533,47 @@ static int mask_file(struct fns_child *child, int target)
     return result;
 }
 
-static int op_mask(struct fns_child *child, const struct fns_op *op)
+/* Whatever an op says of the names below its target, done to each that is there. The target is held
+ * and known to be the file system meant: no name is looked up through a path that may change. */
+static int at_names(struct fns_child *child, const struct fns_op *op,
+                    int (*act)(struct fns_child *child, int target))
 {
-    const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
-    int target = open_target(child, op, 0);
-    if (target < 0)
-        return target == -ENOENT || target == -ENOTDIR ? 0 : target;
-    int result = mode_of(target) == FNS_S_IFDIR
-                     ? mount_at(target, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555")
-                     : mask_file(child, target);
-    close_fd(target);
-    return result;
+    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    const char *names = child->plan->strings + op->data;
+    int base = open_target(child, op, 1), result = base;
+    if (base >= 0 && op->flags) {
+        result = (int)fns_sys2(__NR_fstatfs, base, about);
+        if (result >= 0 && (uint64_t)about[0] != op->flags)
+            result = -EXDEV;
+    }
+    for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
+        int target = resolve(base, names + at, 1);
+        if (target == -ENOENT || target == -ENOTDIR)
+            continue;
+        result = target < 0 ? target : act(child, target);
+        close_fd(target);
+    }
+    close_fd(base);
+    return result < 0 ? result : 0;
 }
 
-static int op_read_only_path(struct fns_child *child, const struct fns_op *op)
+static int mask(struct fns_child *child, int target)
 {
-    int target = open_target(child, op, 0);
-    if (target < 0)
-        return target == -ENOENT || target == -ENOTDIR ? 0 : target;
+    const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
+    if (mode_of(target) != FNS_S_IFDIR)
+        return mask_file(child, target);
+    return mount_at(target, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555");
+}
+
+static int make_read_only(struct fns_child *child, int target)
+{
+    (void)child;
     int tree = clone_tree(target, 1), result = tree;
     if (tree >= 0)
         result = set_attr(tree, 1, FNS_MOUNT_ATTR_RDONLY, 0, 0);
     if (result >= 0)
         result = attach(tree, target);
     close_fd(tree);
-    close_fd(target);
     return result;
 }
 
@@ -768,8 +784,8 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_FILE_BIND: return op_file_bind(child, op);
     case FNS_OP_DIRECTORY: return op_directory(child, op);
     case FNS_OP_READ_ONLY: return op_read_only(child, op);
-    case FNS_OP_MASK: return op_mask(child, op);
-    case FNS_OP_READ_ONLY_PATH: return op_read_only_path(child, op);
+    case FNS_OP_MASK: return at_names(child, op, mask);
+    case FNS_OP_READ_ONLY_PATHS: return at_names(child, op, make_read_only);
     case FNS_OP_PIVOT_ROOT: return op_pivot_root(child, op);
     case FNS_OP_CHROOT: return op_chroot(child, op);
     case FNS_OP_HOSTNAME: return op_hostname(child, op);

@@ -5,7 +5,10 @@ Used by the tests of hostile roots and, in a process of its own, by those of the
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import support
 
 import fastns
 from fastns import DEVNULL, Mount, SpawnError, Spec
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
 
 # {outside}: the canary directory's path; {fd}, {file}: fds of it and of its file, held by the
 # caller and inheritable; {name}: the link's own.
@@ -115,3 +121,29 @@ def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
             times = (st.st_mtime_ns, st.st_ctime_ns)
             found[str(path)] = (st.st_mode, st.st_uid, st.st_gid, st.st_size, *times, content)
     return found
+
+
+def exchange(one: Path, two: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(two), RENAME_EXCHANGE)
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+class Swapping:
+    """Two directory entries change places all the time, as long as this lasts."""
+
+    def __init__(self, one: Path, two: Path) -> None:
+        self.paths = one, two
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            exchange(*self.paths)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self.thread.join()

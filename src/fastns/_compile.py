@@ -37,6 +37,7 @@ MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY = 1
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 RLIM_INFINITY = 2**64 - 1
+PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 
 DEVICES = {
     "null": (1, 3),
@@ -394,23 +395,40 @@ class _Compiler:
         )
 
     def mask_paths(self) -> None:
+        """Names below /proc and /sys are looked up in those, wherever they are by then.
+        The others are the caller's own."""
         spec = self.spec
-        for stage, code, given, default in (
-            ("masked_paths", "mask", spec.masked_paths, MASKED_PATHS),
-            ("readonly_paths", "read_only_path", spec.readonly_paths, READONLY_PATHS),
+        for code, stage, given, default in (
+            ("mask", "masked_paths", spec.masked_paths, MASKED_PATHS),
+            ("read_only_paths", "readonly_paths", spec.readonly_paths, READONLY_PATHS),
         ):
-            for path in self.system_paths(default) if given is None else given:
-                how = _core.HOW_NO_SYMLINKS
-                self.mask_path(path, Op(code, stage, how, target=path.encode(), note=path))
+            if given is None:
+                given = default if spec.default_mounts else ()
+            for base in ("/proc", "/sys"):
+                below = [path for path in given if path.startswith(base + "/")]
+                if below:
+                    self.mask_op(code, stage, base, below, self.type_at(base))
+            for path in given:
+                if path.split("/")[1] not in ("proc", "sys"):
+                    self.mask_op(code, stage, "/", [path], 0)
 
-    def system_paths(self, paths: Iterable[str]) -> list[str]:
-        """Those that are there: with the host's root, or below what is mounted at /proc or /sys."""
-        if self.spec.rootfs is None:
-            return list(paths)
-        mounted = {mount.destination for mount in self.all_mounts()}
-        return [path for path in paths if "/".join(path.split("/")[:2]) in mounted]
+    def type_at(self, place: str) -> int:
+        """The type of file system to be found there, of statfs(2); 0: the caller's own affair."""
+        at = [mount for mount in self.all_mounts() if mount.destination == place]
+        real = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC, "bind": 0}
+        if at and at[-1].type == "bind" and at[-1].source == place:
+            return PROC_MAGIC if place == "/proc" else SYSFS_MAGIC
+        return real.get(at[-1].type, 0) if at else 0
 
-    def mask_path(self, path: str, op: Op) -> None:
+    def mask_op(self, code: str, stage: str, base: str, paths: list[str], kind: int) -> None:
+        names = b"".join(os.fsencode(path[len(base) :].lstrip("/")) + b"\0" for path in paths)
+        how, note = _core.HOW_NO_SYMLINKS, " ".join(paths)
+        target = base.encode()
+        self.put_mask(
+            paths[0], Op(code, stage, how, kind, len(names), target=target, data=names, note=note)
+        )
+
+    def put_mask(self, _path: str, op: Op) -> None:
         self.add(op)
 
     def finish_root(self) -> None:

@@ -175,9 +175,9 @@ class _TemplateCompiler(_Compiler):
         for path in FRESH_BELOW_DEV:
             self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
 
-    def mask_path(self, path: str, op: Op) -> None:
+    def put_mask(self, path: str, op: Op) -> None:
         """Over what each sandbox mounts for itself, each has to."""
-        own = self.spec.overlay or any(path.startswith(fresh + "/") for fresh in self.fresh)
+        own = self.spec.overlay or any(f"{path}/".startswith(f"{at}/") for at in self.fresh)
         (self.each if own else self.ops).append(op)
 
     def finish_root(self) -> None:

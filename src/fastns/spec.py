@@ -218,8 +218,8 @@ class Spec:
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
         masked_paths, readonly_paths: inside, seen as empty, and not written to; what is not there
-            is left out. None: in /proc and /sys as with other runtimes (MASKED_PATHS,
-            READONLY_PATHS), where those are mounted.
+            is left out. None: with default_mounts those that other runtimes have in /proc and /sys
+            (MASKED_PATHS, READONLY_PATHS).
         files: destination -> text or bytes put there without touching the root.
         env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited.
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.

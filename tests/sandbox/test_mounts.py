@@ -17,6 +17,7 @@ import support
 
 import fastns
 from fastns import Mount, SpawnError, Spec
+from fastns.spec import MASKED_PATHS, READONLY_PATHS
 
 Report = Callable[..., dict[str, Any]]
 
@@ -33,11 +34,15 @@ DEFAULTS = {
 DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 
 
+SYSTEM_PATHS = {*MASKED_PATHS, *READONLY_PATHS}  # see test_system_paths.py
+
+
 def points(report: dict[str, Any]) -> list[str]:
-    """Where something is mounted, in the order it was, without the devices bound one by one."""
+    """Where something is mounted, in the order it was, without the devices bound one by one
+    and what is masked in /proc and /sys."""
     found = [m["point"] for m in report["mounts"]]  # not by id: those are used again
     bound = {f"/dev/{name}" for name in (*DEVICES, "tty")}
-    return [point for point in found if point not in bound]
+    return [point for point in found if point not in bound | SYSTEM_PATHS]
 
 
 # ---- the default mounts ----
@@ -51,7 +56,7 @@ def test_exactly_the_default_mounts(report: Report) -> None:
         mount = support.mount_at(seen, point)
         if point != "/":
             assert (mount["type"], set(mount["options"])) == (kind, set(flags.split())), mount
-    bound = {m["point"] for m in seen["mounts"]} - set(DEFAULTS)
+    bound = {m["point"] for m in seen["mounts"]} - set(DEFAULTS) - SYSTEM_PATHS
     names = set() if support.is_root() else {f"/dev/{name}" for name in (*DEVICES, "tty")}
     assert bound == names
 

@@ -85,6 +85,11 @@ symlink symlink /dev/ptmx
 mount mount /dev/pts
 mount mount /dev/shm
 """
+MASKS = """
+mask masked_paths /proc
+mask masked_paths /sys
+read_only_paths readonly_paths /proc
+"""
 PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
@@ -120,11 +125,11 @@ BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
     ("host-root", Spec(), ROOT, "direct none",
-     [TREE, MOUNTS, NODES, REST_OF_DEV, PIVOT_LO_UMASK, SETGROUPS]),
+     [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO_UMASK, SETGROUPS]),
     ("host-root", Spec(), USER, "direct self",
-     [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, PIVOT_LO_UMASK]),
+     [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
     ("host-root", Spec(), NESTED, "direct none",
-     [TREE, MOUNTS, BINDS, REST_OF_DEV, PIVOT_LO_UMASK]),
+     [TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), ROOT, "direct none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
     ("bare", Spec(**BARE), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), NESTED, "direct none", [TREE, PIVOT_LO_UMASK]),
@@ -196,7 +201,7 @@ file_bind file /etc/hosts
                                                          options=["rbind", "rslave"])]),
      ROOT, "direct none",
      [TREE, "\nmount mount /proc\nmount mount /sys\nmount mount /tmp\nmount mount /run\n"
-      "bind mount /dev\n", PIVOT_LO_UMASK, SETGROUPS]),
+      "bind mount /dev\n", MASKS, PIVOT_LO_UMASK, SETGROUPS]),
     ("host-pid-net", Spec(namespaces={"pid": "host"}, network="host"), USER, "direct self",
      [MAP, TREE, """
 bind mount /proc
@@ -204,7 +209,7 @@ bind mount /sys
 mount mount /tmp
 mount mount /run
 mount mount /dev
-""", BINDS, REST_OF_DEV, "\npivot_root pivot_root -\n", UMASK]),
+""", BINDS, REST_OF_DEV, MASKS, "\npivot_root pivot_root -\n", UMASK]),
 ]  # fmt: skip
 
 WHO = {ROOT: "root", USER: "user", NESTED: "nested"}

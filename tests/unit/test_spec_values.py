@@ -48,6 +48,8 @@ def test_the_defaults() -> None:
         "namespaces": {},
         "mounts": (),
         "default_mounts": True,
+        "masked_paths": None,
+        "readonly_paths": None,
         "files": {},
         "env": {},
         "cwd": "/",

@@ -564,7 +564,7 @@ def security(options: list[str]) -> dict[str, Any]:
         else:
             raise UsageError(
                 f"--security-opt {option}: not known",
-                "no-new-privileges=false, seccomp=unconfined, seccomp=FILE or systempaths=unconfined",
+                "no-new-privileges=false, seccomp=unconfined, seccomp=FILE, systempaths=unconfined",
             )
     return fields
 
