@@ -55,7 +55,7 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
     """By uid 0 either, which needs no capability for most sysctls. A sysctl of its own network
     namespace is what can be tried without harm."""
-    write = ["sh", "-c", "echo 99 >/proc/sys/net/core/somaxconn"]
+    write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     with started(way, rootfs=bash_rootfs) as run:
         done = run(write, capture_output=True, text=True)
         assert done.returncode != 0
@@ -133,7 +133,7 @@ def test_it_is_refused_to_mask_without_a_mount_namespace_of_its_own() -> None:
 
 def test_the_flag(bash_rootfs: Path) -> None:
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(bash_rootfs)]
-    write = ["sh", "-c", "echo 99 >/proc/sys/net/core/somaxconn"]
+    write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     assert subprocess.run([*command, *write], capture_output=True).returncode != 0
     opened = [*command, "--security-opt", "systempaths=unconfined", *write]
     assert subprocess.run(opened, capture_output=True).returncode == 0
