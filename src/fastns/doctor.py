@@ -93,6 +93,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         level = {"user": user_level, "time": "extra"}.get(space, "basic")
         yield f"{space} namespace", level, partial(namespace, space)
     yield "/proc inside", "basic", proc_inside
+    yield "system call filter", "basic", filters
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
     yield "template", "extra", template
@@ -335,6 +336,18 @@ def limits() -> Finding:
 
 
 # What is tried
+
+
+def filters() -> Finding:
+    """Whether a filter of system calls can be built; a start without one has to be asked for."""
+    import fastns
+    from fastns import seccomp
+
+    try:
+        size = len(seccomp.build(seccomp.DEFAULT)) // 8
+    except fastns.SpecError as error:
+        return Finding(False, str(error), "install libseccomp (Debian: libseccomp2)")
+    return Finding(True, f"{size} instructions, by libseccomp")
 
 
 def attempt(**fields: Any) -> Finding:

@@ -53,8 +53,8 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
-    """Not by uid 0 either. A sysctl of its own network namespace can be tried without harm; in a user
-    namespace it takes a capability."""
+    """Not by uid 0 either. A sysctl of its own network namespace can be tried without harm; in a
+    user namespace it takes a capability."""
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
     with started(way, **fields) as run:
