@@ -257,6 +257,7 @@ class _Compiler:
             sandbox=sandbox,
             method=method,
             netns_pool=netns_pool,
+            max_output=int(self.spec.max_output or 0),
             cgroups=cgroups,
         )
 

@@ -72,6 +72,7 @@ class Plan:
         sandbox: Plan | None = None,
         method: str | None = None,
         netns_pool: int = 0,
+        max_output: int = 0,
         cgroups: CgroupPlan | None = None,
     ) -> Plan: ...
     @property
@@ -92,6 +93,8 @@ class Plan:
     def method(self) -> str: ...
     @property
     def namespaces(self) -> tuple[str, ...]: ...
+    @property
+    def max_output(self) -> int: ...
     @property
     def filtered(self) -> bool: ...
     @property
@@ -138,8 +141,16 @@ class Server:
 @final
 class Pipes:
     def __new__(
-        cls, process: Process, stdin: int, stdout: int, stderr: int, input: bytes
+        cls,
+        process: Process,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        input: bytes,
+        limit: int = 0,
     ) -> Pipes: ...
+    @property
+    def dropped(self) -> int: ...
     def run(self, timeout_ns: int | None = None) -> bool: ...
     def finish(self) -> None: ...
     def output(self, which: int) -> bytes: ...

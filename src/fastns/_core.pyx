@@ -184,6 +184,7 @@ cdef class Plan:
     cdef readonly str id_map
     cdef readonly str method
     cdef readonly tuple namespaces
+    cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
     cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
@@ -195,7 +196,7 @@ cdef class Plan:
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
-                  cgroups=None):
+                  uint64_t max_output=0, cgroups=None):
         cdef c.fns_op *op
         cdef int bad
         self.ops = ops
@@ -207,6 +208,7 @@ cdef class Plan:
         self.namespaces = namespaces
         self.sandbox = sandbox
         self.cgroups = cgroups
+        self.max_output = max_output
         if sandbox is not None:
             self.plan.sandbox = &sandbox.plan
         self.offsets = {}
@@ -721,13 +723,20 @@ cdef class Pipes:
     cdef object input
     cdef Process process
 
-    def __cinit__(self, Process process, int stdin, int stdout, int stderr, bytes input):
+    def __cinit__(self, Process process, int stdin, int stdout, int stderr, bytes input,
+                  uint64_t limit=0):
         self.process = process
         self.input = input
         self.io.process = process.process
         self.io.fds[0], self.io.fds[1], self.io.fds[2] = stdin, stdout, stderr
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
+        self.io.limit = limit
+
+    @property
+    def dropped(self):
+        """Bytes beyond the limit, of both."""
+        return self.io.output[0].dropped + self.io.output[1].dropped
 
     def run(self, timeout_ns=None):
         """Until everything is at its end: True; False when `timeout_ns` has passed first."""

@@ -177,7 +177,8 @@ def run_by(
     timeout_ns = None if timeout is None else check_timeout(timeout)
     mode = _TextMode.of(text, encoding, errors)
     streams_given = input is not None or stdin is not None or stdout is not None
-    if not streams_given and stderr is None and env is None and cwd is None:
+    plain = not streams_given and stderr is None and env is None and cwd is None
+    if plain and not plan.max_output:
         pipes = PIPED if capture_output else 0
         if template is None:
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
@@ -198,7 +199,8 @@ def run_by(
     streams = RunStreams(stdin, stdout, stderr)
     try:
         fds = (streams.fds[0], streams.fds[1], streams.fds[2])
-        item = (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, 0)
+        limit = plan.max_output
+        item = (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, limit)
         outcome = _core.run(plan, None, item) if template is None else template._run(item)
     finally:
         streams.close()

@@ -267,6 +267,11 @@ class Sandbox:
         """The code a shell would show: 128+n after signal n; None while it runs."""
         return None if self.returncode is None else exit_code(self.returncode)
 
+    @property
+    def truncated(self) -> bool:
+        """Whether communicate() has left out what was over the spec's max_output."""
+        return self._pipes is not None and self._pipes.dropped > 0
+
     def poll(self) -> int | None:
         """The returncode if the sandbox has ended, else None.
 
@@ -288,6 +293,7 @@ class Sandbox:
                     self.returncode,
                     counts,
                     killed=self._killed,
+                    truncated=self.truncated,
                     plan=self._plan,
                     signals=self._sent,
                 )
@@ -369,7 +375,8 @@ class Sandbox:
                     _flush(file)
                 fds[index] = os.dup(file.fileno())
                 _close(file)
-        return _core.Pipes(self._process, fds[0], fds[1], fds[2], input)
+        limit = self._plan.max_output
+        return _core.Pipes(self._process, fds[0], fds[1], fds[2], input, limit)
 
     def _output(self, which: int) -> Any:
         if self._pipes is None or not self._kept[which - 1]:

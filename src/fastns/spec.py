@@ -238,6 +238,8 @@ class Spec:
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile().
+        max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
+            captured; the rest is read and counted, and `truncated` set. None: all.
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
@@ -271,6 +273,7 @@ class Spec:
     cpuset: str | None = None
     io: Mapping[str, Mapping[str, int]] = NOTHING
     cgroup_parent: str | None = None
+    max_output: int | str | None = None
     require_limits: bool = True
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
@@ -550,6 +553,10 @@ class Spec:
             }
             self._put("io", FrozenMap(plain))
         self.limits()
+        if self.max_output is not None:
+            from fastns.limits import parse_size
+
+            self._put("max_output", parse_size("max_output", self.max_output))
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):

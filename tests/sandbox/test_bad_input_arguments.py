@@ -150,7 +150,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
           "rlimits": "", "init": "true", "memory": "None", "memory_swap": "None",
           "pids_limit": "None", "cpus": "float None", "cpu_weight": "None", "cpuset": "None",
           "io": "", "cgroup_parent": "text None", "require_limits": "true",
-          "masked_paths": "None", "readonly_paths": "None",
+          "masked_paths": "None", "max_output": "None", "readonly_paths": "None",
           "capabilities": "", "no_new_privileges": "true", "seccomp": "",
       }.items()),
     ("Spec.overlay-of-nothing", "overlay", lambda v: run(spec=Spec(overlay=v)), ""),

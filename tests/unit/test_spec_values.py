@@ -69,6 +69,7 @@ def test_the_defaults() -> None:
         "cpuset": None,
         "io": {},
         "cgroup_parent": None,
+        "max_output": None,
         "require_limits": True,
         "capabilities": (),
         "no_new_privileges": True,

@@ -59,6 +59,7 @@ FLAG_OF_FIELD = {
     "no_new_privileges": "--security-opt",
     "seccomp": "--security-opt",
     "memory": "--memory",
+    "max_output": "--max-output",
     "memory_swap": "--memory-swap",
     "pids_limit": "--pids-limit",
     "cpus": "--cpus",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastns import Sandbox, Spec
+    from fastns.cli._relay import Relay
 
 EXIT_TIMEOUT = 124
 EXIT_NOT_EXECUTABLE = 126
@@ -64,6 +65,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     group.add_argument(
         "--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ..."
     )
+    group.add_argument(
+        "--max-output",
+        metavar="BYTES",
+        help="of each of stdout and stderr: 64k, 1m; no more is passed on",
+    )
     group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end")
     group.add_argument(
         "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
@@ -80,8 +86,8 @@ class Outcome:
 
     exit_code: int
     cause: str
-    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "seccomp", "killed" (a
-    signal to fastns) or "failed" (125 to 127)."""
+    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "output_limit" (over
+    --max-output), "seccomp", "killed" (a signal to fastns) or "failed" (125 to 127)."""
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
@@ -124,6 +130,8 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
+        if flags.max_output is not None:
+            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
         if flags.dry_run:
             print("\n".join(fastns.compile(spec).describe()))
             return None
@@ -163,13 +171,19 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     import fastns
 
     with Signals() as signals:
-        sandbox = fastns.spawn(command, spec=spec)
+        piped = fastns.PIPE if spec.max_output else None
+        sandbox = fastns.spawn(command, spec=spec, stdout=piped, stderr=piped)
+        relays = _relays(sandbox, spec)
         cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
+        for relay in relays:
+            relay.join()
     if cause == "ended" or sandbox.cause == "oom":
         cause = sandbox.cause or "ended"
+    if cause in ("exited", "signaled") and any(relay.dropped for relay in relays):
+        cause = "output_limit"
     if cause == "killed":
         exit_code = 128 + number
     elif cause == "timeout":
@@ -185,6 +199,20 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         usage=_usage(sandbox),
         wall_time=sandbox.wall_time,
     )
+
+
+def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
+    """Between the command and stdout and stderr, where there is a limit."""
+    if not spec.max_output:
+        return []
+    from fastns.cli._relay import Relay
+
+    made = []
+    for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
+        source = os.dup(file.fileno())
+        file.close()
+        made.append(Relay(source, sink, int(spec.max_output)))
+    return made
 
 
 def _usage(sandbox: Sandbox) -> dict[str, float] | None:

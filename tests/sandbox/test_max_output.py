@@ -1,0 +1,91 @@
+"""max_output as a field of a spec: kept up to it, the rest read, so that the command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from inside import runner
+from processes import eventually
+
+import fastns
+from fastns import PIPE, Spec, Template
+
+LIMIT = 1000
+MUCH = ["sh", "-c", "head -c 300000 /dev/zero; head -c 999 /dev/zero >&2; exit 3"]
+
+
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_kept_by_run(way: str) -> None:
+    with runner(way, max_output="1000") as run:
+        done = run(MUCH, capture_output=True)
+        assert (len(done.stdout), len(done.stderr)) == (LIMIT, 999)
+        assert (done.returncode, done.truncated, done.cause) == (3, True, "output_limit")
+        done = run(["echo", "short"], capture_output=True, text=True)
+        assert (done.stdout, done.truncated, done.cause) == ("short\n", False, "exited")
+
+
+def test_exactly_the_limit_is_not_over_it() -> None:
+    for size, over in ((LIMIT, False), (LIMIT + 1, True)):
+        command = ["head", "-c", str(size), "/dev/zero"]
+        done = fastns.run(command, spec=Spec(max_output=LIMIT), capture_output=True)
+        assert (len(done.stdout), done.truncated) == (LIMIT, over)
+
+
+def test_kept_by_batches_and_communicate() -> None:
+    spec = Spec(max_output=LIMIT)
+    (done,) = fastns.run_batch([MUCH], spec=spec)
+    assert isinstance(done, fastns.CompletedSandbox)
+    assert (len(done.stdout), done.cause) == (LIMIT, "output_limit")
+    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's own goes before
+    assert isinstance(done, fastns.CompletedSandbox)
+    assert len(done.stdout) == 5
+    with fastns.spawn(MUCH, spec=spec, stdout=PIPE, stderr=PIPE) as sandbox:
+        out, err = sandbox.communicate(timeout=20)
+    assert (len(out), len(err)) == (LIMIT, 999)
+    assert (sandbox.truncated, sandbox.cause) == (True, "output_limit")
+    with Template(spec) as template, template.spawn(MUCH, stdout=PIPE) as sandbox:
+        out, _ = sandbox.communicate(timeout=20)
+    assert (len(out), sandbox.cause) == (LIMIT, "output_limit")
+
+
+def test_endless_output_ends_by_the_timeout() -> None:
+    spec = Spec(max_output=LIMIT)
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["yes"], spec=spec, capture_output=True, timeout=0.3)
+    assert len(caught.value.stdout) == LIMIT
+    assert (caught.value.truncated, caught.value.cause) == (True, "timeout")
+
+
+COMMAND = [sys.executable, "-m", "fastns", "run", "--max-output", "1000"]
+
+
+def test_the_flag() -> None:
+    status, write = os.pipe()
+    command = [*COMMAND, "--status-fd", str(write), *MUCH]
+    done = subprocess.run(command, capture_output=True, pass_fds=[write], timeout=30)
+    os.close(write)
+    with open(status) as file:
+        outcome = json.load(file)
+    assert (done.returncode, len(done.stdout), len(done.stderr)) == (3, LIMIT, 999)
+    assert (outcome["exit_code"], outcome["cause"]) == (3, "output_limit")
+
+
+def test_the_flag_and_a_reader_that_goes_away() -> None:
+    with subprocess.Popen([*COMMAND, "yes"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert eventually(lambda: process.poll() is not None)
+        assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_the_flag_and_signals() -> None:
+    start = time.monotonic()
+    with subprocess.Popen([*COMMAND, "sleep", "60"]) as process:
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 30
