@@ -91,8 +91,8 @@ def run_batch(
         jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
         timeout: seconds for each job that has none of its own.
         capture_output: stdout and stderr into the results; otherwise the caller's are used.
-        max_output: bytes kept of each of the two of each job (None: as the spec has it). The rest is
-            read and dropped, and `truncated` of the result is True.
+        max_output: bytes kept of each of the two of each job (None: as the spec has it). The rest
+            is read and dropped, and `truncated` of the result is True.
     Returns: for each job, in order, a CompletedSandbox, or the SpawnError or TimeoutExpired (with
         the output so far) that it came to. One failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. KeyboardInterrupt after every

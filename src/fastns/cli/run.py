@@ -68,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     group.add_argument(
         "--max-output",
         metavar="BYTES",
-        help="of each of stdout and stderr: 64k, 1m; no more is passed on",
+        help="pass on no more of stdout and of stderr: 64k, 1m",
     )
     group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end")
     group.add_argument(
@@ -171,8 +171,8 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     import fastns
 
     with Signals() as signals:
-        piped = fastns.PIPE if spec.max_output else None
-        sandbox = fastns.spawn(command, spec=spec, stdout=piped, stderr=piped)
+        pipes: Any = {"stdout": fastns.PIPE, "stderr": fastns.PIPE} if spec.max_output else {}
+        sandbox = fastns.spawn(command, spec=spec, **pipes)
         relays = _relays(sandbox, spec)
         cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
         if cause != "ended":
@@ -209,6 +209,7 @@ def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
 
     made = []
     for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
+        assert file is not None  # both were asked for
         source = os.dup(file.fileno())
         file.close()
         made.append(Relay(source, sink, int(spec.max_output)))
