@@ -8,13 +8,13 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks)
-C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch])
+C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/escape/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user lint fix asan bench compare setup-compare wheel sdist packages setup \
+.PHONY: help run shell test test-root test-user escape lint fix asan bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
@@ -64,6 +64,10 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
+
+escape: setup install  ## only the ways out, as root and as a user, and a table of what came of them
+	$(MAKE) test-root PYTEST_ARGS='tests/escape -q --no-header'
+	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
 
 lint: install  ## style and types: ruff, mypy, stubtest, clang-format
 	$(BIN)/ruff check $(PY_FILES)

@@ -1,0 +1,287 @@
+/* Ways out, one at a time: `attack NAME [ARGUMENT]`.
+ *
+ * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. Nothing
+ * here harms the host where it works: what would be done next is not done.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *argument;
+
+/* A call that got as far as looking at its arguments has been let through. */
+static int reached(long result)
+{
+    return result >= 0 || errno == EFAULT || errno == EINVAL || errno == EBADF ||
+           errno == ENOEXEC || errno == E2BIG || errno == ENOKEY || errno == ESRCH ||
+           errno == EOPNOTSUPP;
+}
+
+static int reads(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    return fd >= 0;
+}
+
+/* ---- the root ---- */
+
+static int chroot_twice(void)
+{
+    int root = open("/", O_RDONLY | O_DIRECTORY);
+    mkdir("/tmp/below", 0755);
+    if (chroot("/tmp/below") < 0)
+        return 0;
+    if (fchdir(root) < 0)
+        return 0;
+    for (int i = 0; i < 64; i++)
+        if (chdir("..") < 0)
+            return 0;
+    return chroot(".") == 0 && reads(argument);
+}
+
+static int dots(void)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "/../../../../../../../../..%s", argument);
+    return reads(path);
+}
+
+static int root_of_pid_1(void)
+{
+    char path[4096];
+    const char *ways[] = {"/proc/1/root/../../..%s", "/proc/self/root/../../..%s",
+                          "/proc/1/cwd/../../..%s", "/proc/self/task/1/root/..%s"};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+        snprintf(path, sizeof path, ways[i], argument);
+#pragma GCC diagnostic pop
+        if (reads(path))
+            return 1;
+    }
+    return 0;
+}
+
+static int write_root(void)
+{
+    return open("/escaped", O_CREAT | O_WRONLY, 0600) >= 0;
+}
+
+/* ---- mounts ---- */
+
+static int take_away(void)
+{
+    return umount2(argument, MNT_DETACH) == 0;
+}
+
+static int remount(void)
+{
+    return mount("none", "/", NULL, MS_REMOUNT | MS_BIND, NULL) == 0 && write_root();
+}
+
+static int set_attributes(void)
+{
+    uint64_t attributes[4] = {0, 1 /* MOUNT_ATTR_RDONLY */, 0, 0};
+    return syscall(442, AT_FDCWD, "/", 0, attributes, sizeof attributes) == 0 && write_root();
+}
+
+static int mount_proc(void)
+{
+    return mount("proc", "/tmp", "proc", 0, NULL) == 0;
+}
+
+static int mount_cgroup(void)
+{
+    return mount("cgroup", "/tmp", "cgroup", 0, "memory") == 0 ||
+           mount("cgroup", "/tmp", "cgroup2", 0, NULL) == 0;
+}
+
+static int open_for_writing(void)
+{
+    return open(argument, O_WRONLY) >= 0;
+}
+
+static int make_device(void)
+{
+    return mknod("/dev/disk", S_IFBLK | 0600, makedev(254, 0)) == 0;
+}
+
+/* ---- namespaces ---- */
+
+static int new_user_namespace(void)
+{
+    return unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0;
+}
+
+static int clone_user_namespace(void)
+{
+    long pid = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0)
+        _exit(0);
+    return pid > 0;
+}
+
+static int clone3_user_namespace(void)
+{
+    uint64_t args[8] = {CLONE_NEWUSER, 0, 0, 0, SIGCHLD, 0, 0, 0};
+    long pid = syscall(435, args, sizeof args);
+    if (pid == 0)
+        _exit(0);
+    return pid > 0;
+}
+
+static int rename_host(void)
+{
+    return sethostname("escaped", 7) == 0;
+}
+
+static int set_clock(void)
+{
+    return reached(syscall(SYS_clock_settime, CLOCK_REALTIME, NULL));
+}
+
+/* ---- calls that have been a way out before ---- */
+
+static int call(void)
+{
+    return reached(syscall(strtol(argument, NULL, 0), -1L, -1L, -1L, -1L, -1L, -1L));
+}
+
+static int trace_a_child(void)
+{
+    int pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    int worked = ptrace(PTRACE_ATTACH, pid, 0, 0) == 0, err = errno;
+    kill(pid, SIGKILL);
+    errno = err;
+    return worked;
+}
+
+static int other_socket(void)
+{
+    int family = 0, type = 0, protocol = 0;
+    if (sscanf(argument, "%i:%i:%i", &family, &type, &protocol) != 3)
+        exit(2);
+    /* What the kernel does not have, it was asked for all the same. */
+    return socket(family, type, protocol) >= 0 || errno == ESOCKTNOSUPPORT;
+}
+
+#if defined __x86_64__
+static int other_abi(void)
+{
+    int pid;
+    __asm__ volatile("int $0x80" : "=a"(pid) : "a"(20) : "memory");
+    return pid > 0;
+}
+
+static int x32(void)
+{
+    return syscall(0x40000000 | SYS_getpid) > 0 || errno != ENOSYS;
+}
+#endif
+
+/* ---- neighbours ---- */
+
+static int abstract_socket(void)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    strncpy(name.sun_path + 1, argument, sizeof name.sun_path - 2);
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(argument));
+    return connect(socket(AF_UNIX, SOCK_STREAM, 0), (void *)&name, size) == 0;
+}
+
+static int loopback(void)
+{
+    struct sockaddr_in name = {.sin_family = AF_INET,
+                               .sin_port = htons((uint16_t)atoi(argument)),
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    return connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&name, sizeof name) == 0;
+}
+
+static int signal_host(void)
+{
+    return kill(atoi(argument), 0) == 0;
+}
+
+static int look_at_host(void)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%s/cmdline", argument);
+    return reads(path);
+}
+
+static int open_fds(void)
+{
+    for (int fd = 3; fd < 4096; fd++)
+        if (fcntl(fd, F_GETFD) >= 0)
+            return 1;
+    return 0;
+}
+
+static const struct {
+    const char *name;
+    int (*run)(void);
+} attacks[] = {
+    {"chroot_twice", chroot_twice},
+    {"dots", dots},
+    {"root_of_pid_1", root_of_pid_1},
+    {"write_root", write_root},
+    {"take_away", take_away},
+    {"remount", remount},
+    {"set_attributes", set_attributes},
+    {"mount_proc", mount_proc},
+    {"mount_cgroup", mount_cgroup},
+    {"open_for_writing", open_for_writing},
+    {"make_device", make_device},
+    {"new_user_namespace", new_user_namespace},
+    {"clone_user_namespace", clone_user_namespace},
+    {"clone3_user_namespace", clone3_user_namespace},
+    {"rename_host", rename_host},
+    {"set_clock", set_clock},
+    {"call", call},
+    {"trace_a_child", trace_a_child},
+    {"other_socket", other_socket},
+#if defined __x86_64__
+    {"other_abi", other_abi},
+    {"x32", x32},
+#endif
+    {"abstract_socket", abstract_socket},
+    {"loopback", loopback},
+    {"signal_host", signal_host},
+    {"look_at_host", look_at_host},
+    {"open_fds", open_fds},
+};
+
+int main(int argc, char **argv)
+{
+    argument = argc > 2 ? argv[2] : "";
+    for (size_t i = 0; argc > 1 && i < sizeof attacks / sizeof *attacks; i++) {
+        if (strcmp(attacks[i].name, argv[1]) != 0)
+            continue;
+        errno = 0;
+        int worked = attacks[i].run();
+        printf("%s\n", worked ? "worked" : strerrorname_np(errno));
+        return worked ? 0 : 1;
+    }
+    return 2;
+}

@@ -1,0 +1,55 @@
+"""The attacker and what it aims at on the host, and the table at the end of `make escape`."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import support
+from escape.results import RESULTS
+
+
+@pytest.fixture(scope="session")
+def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with nothing but /attack, that others may enter."""
+    root = tmp_path_factory.mktemp("escape") / "root"
+    for name in ("proc", "sys", "dev", "tmp", "run"):
+        (root / name).mkdir(parents=True)
+    support.compile_static(Path(__file__).parent / "attack.c", root / "attack")
+    return root
+
+
+@pytest.fixture(scope="session")
+def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Words for an attack's argument: a file, a process, sockets of the host."""
+    canary = tmp_path_factory.mktemp("host") / "canary"
+    canary.write_text("of the host")
+    name = f"fastns-escape-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(f"\0{name}")
+        unix.listen(64)
+        tcp = stack.enter_context(socket.socket())
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen(64)
+        process = subprocess.Popen(["sleep", "1000"])
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        yield {
+            "file": str(canary),
+            "socket": name,
+            "port": str(tcp.getsockname()[1]),
+            "pid": str(process.pid),
+        }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not RESULTS:
+        return
+    terminalreporter.section("what was tried")
+    width = max(map(len, RESULTS))
+    for case, (outcome, seen) in RESULTS.items():
+        terminalreporter.write_line(f"{case:{width}}  {outcome:22}  {seen}")
