@@ -1,0 +1,84 @@
+"""Programs that take all they can get: each ends by the limit it meets, the cause says which, and
+the host and those that run beside and after it do not notice."""
+
+import os
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from escape.results import RESULTS
+from processes import children, eventually, server_pid
+
+import fastns
+from fastns import Job, Spec, Template
+
+RUNS = 1000 if os.environ.get("FASTNS_LONG") == "1" else 150
+SECONDS = 1.5
+
+
+class Load(NamedTuple):
+    script: str
+    causes: set[str]  # it may meet one limit or another first
+
+
+LOADS = {
+    "F1 fork bomb": Load("f() { f | f & }; f; f; sleep 60", {"pids", "timeout", "oom"}),
+    "F1 many children": Load(
+        "i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); done; wait", {"pids"}
+    ),
+    "F2 heap": Load("exec tail /dev/zero", {"oom"}),
+    "F2 tmpfs": Load("head -c 200m /dev/zero >/tmp/x", {"oom"}),
+    "F2 shared memory": Load("head -c 200m /dev/zero >/dev/shm/x", {"oom"}),
+    "F3 inodes": Load("i=0; while :; do : >/tmp/$i; i=$((i+1)); done", {"timeout", "oom"}),
+    "F5 fds": Load(
+        'i=3; while [ $i -lt 5000 ]; do eval "exec $i</dev/null" || exit 9; i=$((i+1)); done',
+        {"exited"},
+    ),
+    "F6 output": Load("exec yes", {"timeout"}),
+    "F7 zombies": Load("while :; do (:) & done", {"timeout", "pids", "oom"}),
+    "F8 daemons": Load("setsid sleep 60 & setsid sleep 60 & (sleep 60 &) & exit 0", {"exited"}),
+    "F11 CPU in children": Load(
+        "for i in 1 2 3 4; do (while :; do :; done) & done; wait", {"timeout"}
+    ),
+    "F12 asleep": Load("exec sleep 60", {"timeout"}),
+    "F13 namespaces": Load("unshare -U true; exit 5", {"exited"}),
+    "none": Load("exit 7", {"exited"}),
+}
+
+
+@pytest.mark.as_root
+def test_all_of_them_mixed(busybox_rootfs: Path) -> None:
+    names = random.Random(4).choices(list(LOADS), k=RUNS)
+    spec = Spec(
+        rootfs=busybox_rootfs, memory="32m", pids_limit=24, cpus=1.5, max_output="64k",
+        rlimits=[fastns.Rlimit("RLIMIT_NOFILE", 256, 256)],
+    )  # fmt: skip
+    seen: dict[str, set[str]] = {}
+    with Template(spec) as template:
+        jobs = [Job(["sh", "-c", LOADS[name].script]) for name in names]
+        results = template.run_batch(jobs, concurrency=4, timeout=SECONDS)
+        for name, done in zip(names, results, strict=True):
+            assert not isinstance(done, fastns.SpawnError), (name, done)
+            seen.setdefault(name, set()).add(done.cause)
+            assert len(done.stdout or b"") <= 64 << 10
+            if name == "F6 output":
+                assert done.truncated
+            if name == "none":
+                assert done.returncode == 7
+        # Nobody is left, and the next one is as any.
+        assert eventually(lambda: not [p for p in children(server_pid(template)) if is_busybox(p)])
+        assert template.run(["true"]).returncode == 0
+    for name, causes in seen.items():
+        held = causes <= LOADS[name].causes
+        RESULTS[name] = ("held" if held else "FAILED", " ".join(sorted(causes)))
+    wrong = {name: causes for name, causes in seen.items() if not causes <= LOADS[name].causes}
+    assert not wrong, wrong
+
+
+def is_busybox(pid: int) -> bool:
+    """Whether it is a sandbox's command, not one of the server's own processes."""
+    try:
+        return b"busybox" in Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return False
