@@ -5,53 +5,65 @@ turn in one loop, which is the comparison to trust.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from contenders import KINDS, Contender, interleaved, sandbox
+from contenders import KINDS, Contender, interleaved, posix_spawn, sandbox, template
 from report import table
 
 from fastns import Mount, Spec
 
+Fields = dict[str, Any]
 HOST = dict.fromkeys(KINDS, "host")
 TMPFS = [Mount(f"/{name}", type="tmpfs") for name in ("tmp", "run", "dev")]
-LAYERS = (
-    "clone and exec",
-    "+ uts",
-    "+ ipc",
-    "+ cgroup",
-    "+ pid",
-    "+ mount, root, pivot_root",
-    "+ proc",
-    "+ three tmpfs",
-    "+ default mounts",
-    "+ overlay",
-    "+ network, lo up",
-    "+ user",
+PROC = [Mount("/proc", type="proc")]
+LIMITS: Fields = {"memory": "64m", "pids_limit": 64, "cpus": 1.5}
+OPEN: Fields = {  # without what is there by default; capabilities are always given up
+    "default_mounts": False,
+    "masked_paths": (),
+    "readonly_paths": (),
+    "no_new_privileges": False,
+    "seccomp": "unconfined",
+}
+MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
+LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespace
+    "clone and exec": {},
+    "+ uts": {"new": "uts"},
+    "+ ipc": {"new": "ipc"},
+    "+ cgroup": {"new": "cgroup"},
+    "+ pid": {"new": "pid"},
+    "+ mount, root, pivot_root": {"new": "mount"},
+    "+ proc": {"mounts": PROC},
+    "+ three tmpfs": {"mounts": [*PROC, *TMPFS]},
+    "+ default mounts": {"mounts": (), "default_mounts": True},
+    "+ masked and read-only paths": MASKS,
+    "+ no_new_privileges": {"no_new_privileges": True},
+    "+ filter": {"seccomp": "default"},
+    "+ overlay": {"overlay": True},
+    "+ network, lo up": {"new": "network"},
+    "+ user": {"new": "user"},
+    "+ memory, pids, cpus": LIMITS,
+}
+DEFENCES = (
+    "+ masked and read-only paths",
+    "+ no_new_privileges",
+    "+ filter",
+    "+ memory, pids, cpus",
 )
 
 
 def layer(name: str, rootfs: Path) -> Contender:
     """The contender that has all layers up to `name`."""
-    index = LAYERS.index(name)
-    namespaces = dict(HOST)
-    for at, kind in ((1, "uts"), (2, "ipc"), (3, "cgroup"), (4, "pid"), (5, "mount")):
-        if index >= at:
-            namespaces[kind] = "new"
-    for at, kind in ((10, "network"), (11, "user")):
-        if index >= at:
-            namespaces[kind] = "new"
-    if index < 5:
-        return sandbox(Spec(namespaces=namespaces), str(rootfs / "true"))
-    mounts = [Mount("/proc", type="proc")] * (index >= 6) + TMPFS * (index >= 7)
-    full = index >= 8
-    spec = Spec(
-        rootfs=str(rootfs),
-        namespaces=namespaces,
-        default_mounts=full,
-        mounts=() if full else mounts,
-        overlay=index >= 9,
-    )
-    return sandbox(spec)
+    namespaces, fields = dict(HOST), dict(OPEN)
+    for step, added in LAYERS.items():
+        fields |= added
+        if "new" in fields:
+            namespaces[fields.pop("new")] = "new"
+        if step == name:
+            break
+    if namespaces["mount"] == "host":
+        return sandbox(Spec(namespaces=namespaces, **fields), str(rootfs / "true"))
+    return sandbox(Spec(rootfs=str(rootfs), namespaces=namespaces, **fields))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -62,4 +74,17 @@ def test_layer(name: str, rootfs: Path, benchmark) -> None:  # type: ignore[no-u
 def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = interleaved({name: layer(name, rootfs) for name in LAYERS}, 200)
     with capsys.disabled():
-        print("\n" + table("layers, µs, each with all above it", times, LAYERS[0]))
+        print("\n" + table("layers, µs, each with all above it", times, "clone and exec"))
+
+
+def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against a bare process, one defence more each time; the host's network, as that costs more."""
+    fields = OPEN | {"default_mounts": True, "network": "host"}
+    contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
+    contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))
+    for name in DEFENCES:
+        fields |= LAYERS[name]
+        contenders[name] = template(Spec(rootfs=str(rootfs), **fields))
+    times = interleaved(contenders, 300)
+    with capsys.disabled():
+        print("\n" + table("a template's defences, µs", times, "os.posix_spawn"))
