@@ -78,7 +78,7 @@ def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a bare process, one defence more each time; the host's network, as that costs more."""
+    """Against a bare process, one defence more each time, in the host's network."""
     fields = OPEN | {"default_mounts": True, "network": "host"}
     contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
     contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))

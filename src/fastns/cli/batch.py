@@ -68,8 +68,8 @@ Each result is one JSON object, in the order of the jobs:
   usage (user_time, system_time: seconds; max_rss: bytes; with limits memory_peak: bytes, pids_peak,
   io_read, io_write: bytes), cause (exited, signaled, timeout, oom: over --memory, pids: over
   --pids-limit, output_limit: over --max-output, seccomp: ended by the filter), timed_out;
-  "truncated": true when --max-output has cut something off; stdout_base64, stderr_base64: the bytes, where they are not
-  UTF-8 (stdout and stderr then have U+FFFD for what is not).
+  "truncated": true when --max-output has cut something off; stdout_base64, stderr_base64: the
+  bytes, where they are not UTF-8 (stdout and stderr then have U+FFFD for what is not).
 For a command that could not be started, beside id and index:
   error (in words), stage (the step that failed), errno (its name), path (or null).
 
