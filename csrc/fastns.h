@@ -177,8 +177,12 @@ int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *er
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
 int fns_end_fd(const struct fns_process *process);
 
+/* How long a wait goes on without looking for signals: one that came while the sandbox was started, or
+ * to another thread, interrupts no wait. */
+enum { FNS_LOOK_NS = 100000000 };
+
 /* Waits until the sandbox has ended, at most `timeout_ns` (-1: for ever). 1: ended; 0: the time is
- * over; -EINTR: a signal came. Does not reap. */
+ * over; -EINTR: a signal may have come, call again. Does not reap. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
 /* Reaps an ended sandbox that is no server's. -EAGAIN: it has not ended; -ECHILD: somebody else reaped
@@ -214,7 +218,7 @@ struct fns_io {
 };
 enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT };
 
-/* One of fns_io_state, or -EINTR after a signal (call again to go on), or -errno. */
+/* One of fns_io_state, or -EINTR where a signal may have come (call again to go on), or -errno. */
 int fns_io_run(struct fns_io *io);
 
 /* After a kill: takes what is in the pipes without waiting for their end, closes them, waits for

@@ -142,15 +142,16 @@ int fns_io_run(struct fns_io *io)
             {.fd = io->fds[2], .events = POLLIN},
             {.fd = ended ? -1 : fns_end_fd(&io->process), .events = POLLIN},
         };
-        struct timespec left = {0, 0};
-        if (io->deadline) {
-            uint64_t now = fns_now();
-            if (now >= io->deadline)
-                return FNS_IO_TIMEOUT;
-            left.tv_sec = (time_t)((io->deadline - now) / 1000000000u);
-            left.tv_nsec = (long)((io->deadline - now) % 1000000000u);
-        }
-        if (ppoll(polled, 4, io->deadline ? &left : NULL, NULL) < 0)
+        uint64_t now = fns_now(), left = FNS_LOOK_NS;
+        if (io->deadline && now >= io->deadline)
+            return FNS_IO_TIMEOUT;
+        if (io->deadline && io->deadline - now < left)
+            left = io->deadline - now;
+        const struct timespec time = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
+        int n = ppoll(polled, 4, &time, NULL);
+        if (n == 0 && left == FNS_LOOK_NS)
+            return -EINTR;
+        if (n < 0)
             return -errno;
         for (int i = 0; i < 3; i++) {
             int ret = polled[i].revents ? fns_io_move(io, i) : 0;

@@ -36,8 +36,12 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
     struct pollfd fd = {.fd = fns_end_fd(process), .events = POLLIN};
     if (fd.fd < 0)
         return 1; /* reaped already */
-    struct timespec time = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-    int n = ppoll(&fd, 1, timeout_ns < 0 ? NULL : &time, NULL);
+    int all = timeout_ns >= 0 && timeout_ns <= FNS_LOOK_NS;
+    int64_t time_ns = all ? timeout_ns : FNS_LOOK_NS;
+    struct timespec time = {time_ns / 1000000000, time_ns % 1000000000};
+    int n = ppoll(&fd, 1, &time, NULL);
+    if (n == 0 && !all)
+        return -EINTR;
     return n < 0 ? -errno : n;
 }
 

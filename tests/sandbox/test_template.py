@@ -133,7 +133,7 @@ def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
             assert "Read-only file system" in done.stderr
 
 
-BENEATH = "umount /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+BENEATH = "umount -l /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
 
 
 def test_what_lies_beneath_shows_no_other_sandbox(admin: Template) -> None:

@@ -280,3 +280,29 @@ for i in range(8):
     assert children() == []
 """
     script(code, str(probe_rootfs), "45", timeout=40)
+
+
+AT_ANY_INSTANT = """
+import signal, time
+import fastns
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+plan = fastns.compile(fastns.Spec())
+for step in range(120):
+    start = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 20e-6 + step * 20e-6)
+        fastns.run(["sleep", "20"], spec=plan)
+    except KeyboardInterrupt:
+        pass
+    assert time.monotonic() - start < 10, step
+assert not children()
+"""
+
+
+def test_a_signal_at_any_instant_of_the_start_is_heard() -> None:
+    """It comes before there is a wait that it could interrupt."""
+    script(AT_ANY_INSTANT)
