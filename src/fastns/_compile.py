@@ -34,7 +34,7 @@ CLONE_FLAGS = {
 }
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
-MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 RLIM_INFINITY = 2**64 - 1
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
@@ -538,7 +538,8 @@ class _Compiler:
                 )
             else:
                 note = f"/dev/{name} bound"
-                op = Op("bind", "device", _core.HOW_CREATE, source=path, target=path, note=note)
+                how, flags = _core.HOW_CREATE, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+                op = Op("bind", "device", how, flags, source=path, target=path, note=note)
             self.add(op)
         for name, link in DEV_LINKS.items():
             self.add(
