@@ -215,7 +215,10 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
         if (plan->counters[i].reset && !*plan->counters[i].reset)
             ret = renew_part(groups, plan->counters[i].hierarchy, leaf->number);
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
-        ret = fns_above_stdio(open_file(groups, i, leaf->number, "cgroup.procs", O_WRONLY));
+        /* A process that moves its only thread by "tasks" takes no lock against all forks, the taking
+         * of which waits for an RCU grace period, some 16 ms, once nobody has for a while. */
+        const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
+        ret = fns_above_stdio(open_file(groups, i, leaf->number, file, O_WRONLY));
         if (ret >= 0)
             leaf->fds[leaf->n_fds++] = ret;
     }
