@@ -38,6 +38,7 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 RLIM_INFINITY = 2**64 - 1
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
+TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
 
 DEVICES = {
     "null": (1, 3),
@@ -405,7 +406,7 @@ class _Compiler:
         ):
             if given is None:
                 given = default if spec.default_mounts else ()
-            for base in ("/proc", "/sys"):
+            for base in TYPE_AT:
                 below = [path for path in given if path.startswith(base + "/")]
                 if below:
                     self.mask_op(code, stage, base, below, self.type_at(base))
@@ -415,11 +416,12 @@ class _Compiler:
 
     def type_at(self, place: str) -> int:
         """The type of file system to be found there, of statfs(2); 0: the caller's own affair."""
-        at = [mount for mount in self.all_mounts() if mount.destination == place]
-        real = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC, "bind": 0}
-        if at and at[-1].type == "bind" and at[-1].source == place:
-            return PROC_MAGIC if place == "/proc" else SYSFS_MAGIC
-        return real.get(at[-1].type, 0) if at else 0
+        magic = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC}
+        for mount in self.all_mounts():
+            if mount.destination == place:
+                hosts = mount.type == "bind" and mount.source == place
+                return magic.get(TYPE_AT[place] if hosts else mount.type, 0)
+        return 0
 
     def mask_op(self, code: str, stage: str, base: str, paths: list[str], kind: int) -> None:
         names = b"".join(os.fsencode(path[len(base) :].lstrip("/")) + b"\0" for path in paths)
@@ -624,9 +626,10 @@ class _Compiler:
             return
         from fastns import seccomp  # not where nothing is filtered
 
-        code = seccomp.build(profile, self.spec.capabilities)
+        checked = seccomp.profile_of(profile)
+        code = seccomp.build(checked, self.spec.capabilities)
         note = "default" if profile == "default" else "profile"
-        self.add_filter(code, note, seccomp.flags_of(profile))
+        self.add_filter(code, note, checked.flags)
 
     def add_filter(self, code: bytes, note: str, flags: int = 0) -> None:
         count = len(code) // 8

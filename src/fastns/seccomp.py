@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from fastns._libseccomp import Comparison
 
-__all__ = ["DEFAULT", "UNCONFINED", "build", "check", "default_profile", "load"]
+__all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load", "profile_of"]
 
 FIELD = "seccomp"
-DEFAULT, UNCONFINED = "default", "unconfined"
+DEFAULT = "default"
 MAX_PROFILE = 4 << 20  # bytes of a file
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 ACTIONS = {  # SECCOMP_RET_*
@@ -70,9 +70,6 @@ class Condition:
     arches: tuple[str, ...] = ()
     min_kernel: tuple[int, ...] = ()
 
-    def any_cap(self, held: frozenset[str]) -> bool:
-        return not held.isdisjoint(self.caps)
-
 
 @record(frozen=True)
 class Rule:
@@ -90,7 +87,7 @@ class Rule:
             return False
         if inc.min_kernel and kernel < inc.min_kernel:
             return False
-        if exc.any_cap(held) or machine in exc.arches:
+        if not held.isdisjoint(exc.caps) or machine in exc.arches:
             return False
         return not (exc.min_kernel and kernel >= exc.min_kernel)
 
@@ -179,13 +176,12 @@ def build(
     """The filter's instructions (struct sock_filter, 8 bytes each).
 
     Args:
-        profile: "default", or a mapping.
+        profile: "default", a mapping, or one that was checked.
         capabilities: full names of those that the sandbox has: some rules depend on them.
         machine: "x86_64", "aarch64", ...; None: this one. kernel: such as "6.1.0"; None: this one.
     Raises: SpecError, field "seccomp".
     """
-    known = isinstance(profile, str) and profile == DEFAULT
-    checked = _default() if known else check(profile)
+    checked = profile_of(profile)
     system = os.uname()
     release = _version(system.release if kernel is None else kernel)
     return _build(checked, frozenset(capabilities), machine or system.machine, release)
@@ -198,9 +194,11 @@ def build_parts(capabilities: Sequence[str] = ()) -> tuple[bytes, bytes]:
     return first, rest
 
 
-def flags_of(profile: object) -> int:
-    """SECCOMP_FILTER_FLAG_* of a profile as for build()."""
-    return 0 if profile == DEFAULT else check(profile).flags
+def profile_of(given: object) -> Profile:
+    """What build() takes, checked."""
+    if isinstance(given, Profile):
+        return given
+    return _default() if isinstance(given, str) and given == DEFAULT else check(given)
 
 
 @functools.cache
