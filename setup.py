@@ -23,6 +23,7 @@ SOURCES = [
     "job",
     "batch",
     "cgroup",
+    "cputime",
     "child",
 ]
 WARNINGS = ["-Wall", "-Wextra"]

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cputime.h"
 #include "spawn.h"
 
 enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
@@ -25,6 +26,7 @@ enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
 
 struct waiting { /* a leaf that was not empty */
     int number, tries;
+    int spent; /* not to be used again */
 };
 
 struct fns_cgroups {
@@ -35,6 +37,7 @@ struct fns_cgroups {
     int removed;
     int *free;
     struct waiting *waiting;
+    struct fns_cpu_watch *watch; /* NULL: the CPU time is not limited */
 };
 
 const char *fns_count_name(unsigned kind)
@@ -49,19 +52,19 @@ const char *fns_count_name(unsigned kind)
 
 /* ---- one file of a leaf ---------------------------------------------------------------------- */
 
-static int open_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
-                     const char *file, int flags)
+int fns_leaf_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                  const char *file, int flags)
 {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%d/%s", number, file);
-    int fd = openat(groups->plan.hierarchies[hierarchy].directory, path, flags | O_CLOEXEC);
+    int fd = openat(plan->hierarchies[hierarchy].directory, path, flags | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
 static int write_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
                       const char *file, const char *text)
 {
-    int fd = open_file(groups, hierarchy, number, file, O_WRONLY);
+    int fd = fns_leaf_file(&groups->plan, hierarchy, number, file, O_WRONLY);
     if (fd < 0)
         return fd;
     ssize_t n = write(fd, text, strlen(text));
@@ -71,12 +74,12 @@ static int write_file(const struct fns_cgroups *groups, unsigned hierarchy, int 
 }
 
 /* The sum of the numbers that follow `key`, or the file's only one without a key. 0 or -errno. */
-static int read_number(const struct fns_cgroups *groups, unsigned hierarchy, int number,
+static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
                        const char *file, const char *key, uint64_t *value)
 {
     char text[TEXT_SIZE];
     size_t length = strlen(key);
-    int fd = open_file(groups, hierarchy, number, file, O_RDONLY);
+    int fd = fns_leaf_file(plan, hierarchy, number, file, O_RDONLY);
     if (fd < 0)
         return fd;
     ssize_t n = read(fd, text, sizeof text - 1);
@@ -148,10 +151,10 @@ static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, i
     uint64_t populated;
     char byte;
     if (groups->plan.hierarchies[hierarchy].unified)
-        return read_number(groups, hierarchy, number, "cgroup.events", "populated", &populated) <
-                   0 ||
+        return read_number(&groups->plan, hierarchy, number, "cgroup.events", "populated",
+                           &populated) < 0 ||
                populated;
-    int fd = open_file(groups, hierarchy, number, "cgroup.procs", O_RDONLY);
+    int fd = fns_leaf_file(&groups->plan, hierarchy, number, "cgroup.procs", O_RDONLY);
     if (fd < 0)
         return 1;
     ssize_t n = read(fd, &byte, 1);
@@ -164,7 +167,8 @@ static int holds_memory(const struct fns_cgroups *groups, int number)
 {
     uint64_t used;
     const struct fns_cgroup_plan *plan = &groups->plan;
-    return read_number(groups, plan->memory_hierarchy, number, plan->memory_file, "", &used) < 0 ||
+    return read_number(&groups->plan, plan->memory_hierarchy, number, plan->memory_file, "",
+                       &used) < 0 ||
            used > LEFT_OVER;
 }
 
@@ -183,11 +187,11 @@ static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
     return !holds_memory(groups, number);
 }
 
-static uint64_t read_counter(const struct fns_cgroups *groups, int number,
-                             const struct fns_cgroup_counter *counter)
+uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
+                          const struct fns_cgroup_counter *counter)
 {
     uint64_t value;
-    if (read_number(groups, counter->hierarchy, number, counter->file, counter->key, &value) < 0)
+    if (read_number(plan, counter->hierarchy, number, counter->file, counter->key, &value) < 0)
         return FNS_NO_COUNT;
     return value * counter->scale;
 }
@@ -218,13 +222,14 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
         /* A process that moves its only thread by "tasks" takes no lock against all forks, the taking
          * of which waits for an RCU grace period, some 16 ms, once nobody has for a while. */
         const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
-        ret = fns_above_stdio(open_file(groups, i, leaf->number, file, O_WRONLY));
+        ret = fns_above_stdio(fns_leaf_file(&groups->plan, i, leaf->number, file, O_WRONLY));
         if (ret >= 0)
             leaf->fds[leaf->n_fds++] = ret;
     }
     leaf->clone_into = 0;
     if (ret >= 0 && plan->hierarchies[0].unified) {
-        ret = fns_above_stdio(open_file(groups, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
+        ret = fns_above_stdio(
+            fns_leaf_file(&groups->plan, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
         if (ret >= 0)
             leaf->fds[leaf->n_fds++] = ret;
         leaf->clone_into = 1;
@@ -237,7 +242,7 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
         const struct fns_cgroup_counter *counter = &plan->counters[i];
         if (counter->reset && *counter->reset)
             write_file(groups, counter->hierarchy, leaf->number, counter->file, counter->reset);
-        leaf->before[i] = read_counter(groups, leaf->number, counter);
+        leaf->before[i] = fns_leaf_counter(&groups->plan, leaf->number, counter);
     }
     return 0;
 }
@@ -250,6 +255,11 @@ int fns_cgroups_open(struct fns_cgroups **out, const struct fns_cgroup_plan *pla
     if (!groups)
         return -ENOMEM;
     groups->plan = *plan;
+    int ret = plan->cpu_time_ns ? fns_cpu_watch_open(&groups->watch, &groups->plan) : 0;
+    if (ret < 0) {
+        free(groups);
+        return ret;
+    }
     pthread_mutex_init(&groups->lock, NULL);
     *out = groups;
     return 0;
@@ -287,7 +297,7 @@ static void put_back(struct fns_cgroups *groups, struct waiting leaf, int empty)
 /* One that has waited may be empty by now; who never gets empty is let go of. A number, or -1. */
 static int look_at_waiting(struct fns_cgroups *groups)
 {
-    struct waiting first = {-1, 0};
+    struct waiting first = {.number = -1};
     pthread_mutex_lock(&groups->lock);
     if (groups->n_waiting) {
         first = groups->waiting[0];
@@ -299,6 +309,11 @@ static int look_at_waiting(struct fns_cgroups *groups)
     if (first.number < 0)
         return -1;
     first.tries++;
+    if (first.spent) {
+        if (remove_leaf(groups, first.number) < 0)
+            put_back(groups, first, 0);
+        return -1;
+    }
     if (is_empty(groups, first.number, first.tries % RECLAIM_EACH == 0))
         return first.number;
     if (first.tries >= MAX_TRIES && remove_leaf(groups, first.number) == 0)
@@ -331,6 +346,15 @@ static int take_number(struct fns_cgroups *groups, int *made)
     return ret < 0 ? ret : number;
 }
 
+/* Its CPU time is limited from now on. 0 or -errno. */
+static int watch_leaf(struct fns_cgroups *groups, struct fns_leaf *leaf)
+{
+    int ret = fns_cpu_watch_add(groups->watch, leaf->number);
+    if (ret < 0)
+        close_fds(leaf);
+    return ret;
+}
+
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
                   struct fns_error *error)
 {
@@ -345,8 +369,10 @@ int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_
         if (ret < 0)
             break;
         ret = prepare_leaf(groups, leaf, made);
+        if (ret == 0 && groups->watch)
+            ret = watch_leaf(groups, leaf);
         if (ret < 0)
-            put_back(groups, (struct waiting){leaf->number, 0}, 0);
+            put_back(groups, (struct waiting){.number = leaf->number}, 0);
     }
     if (ret < 0) {
         leaf->number = -1;
@@ -366,7 +392,7 @@ void fns_leaf_entered(struct fns_leaf *leaf)
 static uint64_t count(const struct fns_cgroups *groups, int number,
                       const struct fns_cgroup_counter *counter, uint64_t before)
 {
-    uint64_t value = read_counter(groups, number, counter);
+    uint64_t value = fns_leaf_counter(&groups->plan, number, counter);
     if (value == FNS_NO_COUNT || before == FNS_NO_COUNT)
         return FNS_NO_COUNT;
     if (!counter->peak)
@@ -382,12 +408,21 @@ void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf)
         return;
     for (int kind = 0; kind < FNS_COUNTS; kind++)
         leaf->counts[kind] = FNS_NO_COUNT;
+    int spent = 0;
+    if (groups->watch) { /* before another may have its number */
+        spent = fns_cpu_watch_remove(groups->watch, leaf->number);
+        leaf->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)spent;
+    }
     for (unsigned i = 0; i < groups->plan.n_counters; i++) {
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
         leaf->counts[counter->kind] = count(groups, leaf->number, counter, leaf->before[i]);
     }
-    int empty = is_empty(groups, leaf->number, 0);
-    put_back(groups, (struct waiting){leaf->number, 0}, empty);
+    /* Once cgroup.kill was written to it, whatever is cloned into a cgroup is killed at once: Linux
+     * compares how often with how often that was done to the cgroup of who clones. */
+    if (!spent || remove_leaf(groups, leaf->number) < 0) {
+        int empty = !spent && is_empty(groups, leaf->number, 0);
+        put_back(groups, (struct waiting){.number = leaf->number, .spent = spent}, empty);
+    }
     leaf->number = -1;
 }
 
@@ -399,6 +434,8 @@ int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)
     pthread_mutex_lock(&groups->lock);
     groups->removed = 1;
     pthread_mutex_unlock(&groups->lock);
+    if (groups->watch)
+        fns_cpu_watch_rest(groups->watch);
     for (int number = 0; number < groups->next; number++) {
         int ret = remove_leaf(groups, number);
         while (ret < 0 && fns_now() < end) {
@@ -412,6 +449,8 @@ int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)
 
 void fns_cgroups_close(struct fns_cgroups *groups)
 {
+    if (groups->watch)
+        fns_cpu_watch_close(groups->watch);
     pthread_mutex_destroy(&groups->lock);
     free(groups->free);
     free(groups->waiting);

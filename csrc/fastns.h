@@ -36,9 +36,10 @@ int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 /* What they count. */
 #define FNS_COUNT_KINDS(X)                                                                         \
     X(OOM_KILLS, "oom_kills")                                                                      \
-    X(PIDS_REFUSED, "pids_refused") /* forks that pids.max refused */                              \
-    X(CPU_TIME, "cpu_time")         /* ns */                                                       \
-    X(MEMORY_PEAK, "memory_peak")   /* bytes */                                                    \
+    X(PIDS_REFUSED, "pids_refused")   /* forks that pids.max refused */                            \
+    X(CPU_TIME, "cpu_time")           /* ns */                                                     \
+    X(CPU_TIME_OVER, "cpu_time_over") /* 1: killed here, for it had used up plan->cpu_time_ns */   \
+    X(MEMORY_PEAK, "memory_peak")     /* bytes */                                                  \
     X(PIDS_PEAK, "pids_peak")                                                                      \
     X(IO_READ, "io_read") /* bytes */                                                              \
     X(IO_WRITE, "io_write")
@@ -84,6 +85,8 @@ struct fns_cgroup_plan {
     uint32_t memory_hierarchy;
     const char *memory_file; /* bytes charged now; NULL: memory is not counted */
     const char *reclaim_file, *reclaim_text;
+    uint64_t
+        cpu_time_ns; /* of each sandbox, which is killed at that, by the CPU_TIME counter; 0: any */
 };
 
 /* One sandbox's cgroups. */

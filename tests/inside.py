@@ -14,7 +14,9 @@ from typing import Any
 import support
 
 import fastns
-from fastns import IDMapping, Spec, Template
+from fastns import IDMapping, Spec, Template, _cgroups
+
+WAYS = ["direct", "init", "template", "parked"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
@@ -116,3 +118,12 @@ def _first_id(path: str) -> int:
         if name in names and int(size) >= 1000:
             return int(first)
     support.skip_missing(f"a range of ids in {path}")
+
+
+def groups() -> list[str]:
+    """The cgroups of this process, in all hierarchies."""
+    return [
+        str(path)
+        for hierarchy in _cgroups.hierarchies()
+        for path in Path(hierarchy.mount, "fastns").glob(f"{os.getpid()}-*")
+    ]

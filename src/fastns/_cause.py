@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from fastns._core import Plan
 
     Cause: TypeAlias = Literal[
-        "exited", "signaled", "timeout", "oom", "pids", "output_limit", "seccomp", "killed"
+        "exited",
+        "signaled",
+        "timeout",
+        "cpu_time",
+        "oom",
+        "pids",
+        "output_limit",
+        "seccomp",
+        "killed",
     ]
     Counts: TypeAlias = Mapping[str, int | None]
 
@@ -39,6 +47,8 @@ def cause_of(
     counts = counts or {}
     if counts.get("oom_kills") and returncode:
         return "oom"
+    if counts.get("cpu_time_over") and returncode:
+        return "cpu_time"
     if timed_out:
         return "timeout"
     if killed and returncode == -signal.SIGKILL:

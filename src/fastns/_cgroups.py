@@ -8,6 +8,7 @@ without one was left by a caller that was killed, and is removed.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import errno
@@ -44,6 +45,7 @@ CONTROLLER = {
     "cpu_weight": "cpu",
     "cpuset": "cpuset",
     "io": "io",
+    "cpu_time": "cpuacct",
 }
 
 
@@ -74,8 +76,13 @@ class CgroupPlan:
     settings: tuple[tuple[int, str, str], ...]  # place, file, text
     counters: tuple[tuple[str, int, str, str, int, bool, str | None], ...]
     memory: tuple[int, str, str, str] | None  # place, bytes charged, reclaim: file, text
+    cpu_time: int  # ns; 0: any
     enforced: tuple[str, ...]  # names of limits
     unenforced: tuple[str, ...]
+
+    def making(self) -> _thread.LockType:
+        """Held while they are made: many threads may be the first to use a plan."""
+        return _making
 
     def make(self) -> Cgroups:
         """For this process, which removes them at its end at the latest."""
@@ -174,7 +181,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     chosen: dict[Hierarchy, list[str]] = {}
     for limit in limits.given():
         controller = CONTROLLER[limit]
-        hierarchy = next((h for h in there if controller in h.controllers), None)
+        hierarchy = next((h for h in there if _has(h, controller)), None)
         if hierarchy is None:
             reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
             continue
@@ -184,7 +191,8 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     places = []
     for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
         try:
-            places.append(find_place(hierarchy, tuple(controllers), parent))
+            to_switch = (c for c in controllers if c in hierarchy.controllers)
+            places.append(find_place(hierarchy, tuple(to_switch), parent))
         except OSError as exc:
             for limit in limits.given():
                 if CONTROLLER[limit] in controllers:
@@ -200,6 +208,11 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     return _with_files(limits, places, tuple(reasons))
 
 
+def _has(hierarchy: Hierarchy, controller: str) -> bool:
+    """cgroup v2 accounts for CPU time by itself: there is nothing to switch on."""
+    return controller in hierarchy.controllers or (hierarchy.unified and controller == "cpuacct")
+
+
 def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]) -> CgroupPlan:
     settings: list[tuple[int, str, str]] = []
     counters: list[tuple[str, int, str, str, int, bool, str | None]] = []
@@ -211,6 +224,8 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
                 settings.append((number, file, text))
         if v2:
             counters.append(("cpu_time", number, "cpu.stat", "usage_usec", 1000, False, None))
+        elif "cpuacct" in place.controllers:
+            counters.append(("cpu_time", number, "cpuacct.usage", "", 1, False, None))
         if "memory" in place.controllers:
             if v2:
                 counters += [
@@ -237,7 +252,16 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
             ):
                 counters.append((kind, number, file, key, 1, False, None))
     enforced = tuple(name for name in limits.given() if name not in unenforced)
-    return CgroupPlan(tuple(places), tuple(settings), tuple(counters), memory, enforced, unenforced)
+    cpu_time = limits.cpu_time if "cpu_time" in enforced else None
+    return CgroupPlan(
+        tuple(places),
+        tuple(settings),
+        tuple(counters),
+        memory,
+        round((cpu_time or 0) * 1e9),
+        enforced,
+        unenforced,
+    )
 
 
 def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str]]:
@@ -313,6 +337,15 @@ def _lines(path: str) -> list[str]:
 # ---- what is made --------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
+_making = _thread.allocate_lock()
+
+
+def _after_fork() -> None:
+    global _making
+    _making = _thread.allocate_lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Cgroups:
@@ -337,7 +370,9 @@ class Cgroups:
             raise  # __del__ removes what was made
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
-        self.pool = _core.CgroupPool(hierarchies, plan.settings, plan.counters, plan.memory)
+        self.pool = _core.CgroupPool(
+            hierarchies, plan.settings, plan.counters, plan.memory, plan.cpu_time
+        )
         _live.add(self)
 
     @staticmethod

@@ -47,6 +47,7 @@ class CgroupPool:
         settings: tuple[tuple[int, str, str], ...],
         counters: tuple[tuple[str, int, str, str, int, bool, str | None], ...],
         memory: tuple[int, str, str, str] | None,
+        cpu_time: int,
     ) -> CgroupPool: ...
     @property
     def owner(self) -> int: ...

@@ -87,7 +87,7 @@ cdef class CgroupPool:
 
     hierarchies: (fd of the directory, cgroup v2?); settings: (hierarchy, file, text); counters:
     (one of COUNTS, hierarchy, file, key, scale, is it a peak, text that resets it, "" for a new cgroup, or None);
-    memory: (hierarchy, file, file to reclaim by or None, text) or None."""
+    memory: (hierarchy, file, file to reclaim by or None, text) or None; cpu_time: ns, 0: any."""
 
     cdef c.fns_cgroups *groups
     cdef c.fns_cgroup_plan plan
@@ -96,7 +96,8 @@ cdef class CgroupPool:
     cdef list texts
     cdef readonly int owner
 
-    def __cinit__(self, tuple hierarchies, tuple settings, tuple counters, memory):
+    def __cinit__(self, tuple hierarchies, tuple settings, tuple counters, memory,
+                  uint64_t cpu_time):
         cdef int ret
         self.texts = []
         self.owner = getpid()
@@ -129,6 +130,7 @@ cdef class CgroupPool:
             self.plan.memory_file = self.text(memory[1])
             self.plan.reclaim_file = self.text(memory[2])
             self.plan.reclaim_text = self.text(memory[3])
+        self.plan.cpu_time_ns = cpu_time
         for i, (fd, unified) in enumerate(hierarchies):
             self.plan.hierarchies[i].directory = fd
             self.plan.hierarchies[i].unified = unified
@@ -273,7 +275,10 @@ cdef class Plan:
             return None
         live = self.live
         if live is None or live.owner != getpid():
-            live = self.live = self.cgroups.make()
+            with self.cgroups.making():
+                live = self.live
+                if live is None or live.owner != getpid():
+                    live = self.live = self.cgroups.make()
         return live.pool
 
     @property

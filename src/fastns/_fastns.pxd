@@ -140,6 +140,7 @@ cdef extern from "fastns.h" nogil:
         const char *memory_file
         const char *reclaim_file
         const char *reclaim_text
+        uint64_t cpu_time_ns
 
     struct fns_leaf:
         int number

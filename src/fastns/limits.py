@@ -20,7 +20,8 @@ MAX_BYTES = 2**62
 MIN_MEMORY = 1 << 20
 IO_KEYS = ("rbps", "wbps", "riops", "wiops")
 NOTHING: Any = {}
-LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "io")
+MIN_CPU_TIME, MAX_CPU_TIME = 0.01, 1e9  # seconds
+LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "io", "cpu_time")
 
 
 @record(frozen=True)
@@ -34,6 +35,7 @@ class Limits:
     cpu_weight: int | None = None
     cpuset: str | None = None
     io: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
+    cpu_time: float | None = None  # seconds of user and system time of all processes together
 
     def given(self) -> tuple[str, ...]:
         """Names of those that there are."""
@@ -61,6 +63,7 @@ def check_limits(
     cpu_weight: Any = None,
     cpuset: Any = None,
     io: Any = NOTHING,
+    cpu_time: Any = None,
 ) -> Limits:
     """The fields of a Spec with these names. Raises: SpecError, naming the field."""
     if memory is not None:
@@ -86,7 +89,16 @@ def check_limits(
         raise SpecError("cpus", f"{shown(cpus)}: a number of CPUs from 0.01, such as 1.5, expected")
     if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
-    return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io))
+    if cpu_time is not None and (
+        isinstance(cpu_time, bool)
+        or not isinstance(cpu_time, int | float)
+        or not MIN_CPU_TIME <= cpu_time <= MAX_CPU_TIME
+    ):
+        raise SpecError(
+            "cpu_time",
+            f"{shown(cpu_time)}: seconds of CPU time, from {MIN_CPU_TIME}, such as 1.5, expected",
+        )
+    return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io), cpu_time)
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:

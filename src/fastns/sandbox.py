@@ -56,6 +56,7 @@ class Usage:
     pids_peak: int | None = None
     io_read: int | None = None  # bytes
     io_write: int | None = None
+    cpu_time: float | None = None  # seconds, of all its processes, those nobody waited for too
 
     @classmethod
     def of(
@@ -65,11 +66,14 @@ class Usage:
         if counts is None:
             return cls(user, system, max_rss, exact)
         more = (counts[name] for name in USAGE_OF_CGROUPS)
-        return cls(user, system, max_rss, exact, *more)
+        peak, pids, read, write = more
+        time = counts["cpu_time"]
+        seconds = None if time is None else time / 1e9
+        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
 
     def as_dict(self) -> dict[str, float]:
         """For JSON: what is known."""
-        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS)
+        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
         known = {name: getattr(self, name) for name in names}
         return {name: value for name, value in known.items() if value is not None}
 

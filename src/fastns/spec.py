@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     _Items = Mapping
 
-CGROUP_LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset")
+CGROUP_LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "cpu_time")
 KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 HOST_BY_DEFAULT = ("user", "time")
 MASKED_PATHS = (
@@ -231,6 +231,8 @@ class Spec:
         pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpu_weight: its
             share where CPUs are short, 1 to 10000, others have 100. cpuset: which CPUs, "0-1,3".
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
+        cpu_time: seconds of CPU time, user and system, of all its processes together, after which
+            it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
             "ALL"); none by default, in no set. In a user namespace they reach no further than that.
@@ -272,6 +274,7 @@ class Spec:
     cpu_weight: int | None = None
     cpuset: str | None = None
     io: Mapping[str, Mapping[str, int]] = NOTHING
+    cpu_time: float | None = None
     cgroup_parent: str | None = None
     max_output: int | str | None = None
     require_limits: bool = True

@@ -149,6 +149,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
           "additional_gids": "", "uid_mappings": "", "gid_mappings": "", "network": "",
           "rlimits": "", "init": "true", "memory": "None", "memory_swap": "None",
           "pids_limit": "None", "cpus": "float None", "cpu_weight": "None", "cpuset": "None",
+          "cpu_time": "float None",
           "io": "", "cgroup_parent": "text None", "require_limits": "true",
           "masked_paths": "None", "max_output": "None", "readonly_paths": "None",
           "capabilities": "", "no_new_privileges": "true", "seccomp": "",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,25 +16,25 @@ from typing import Any
 import hidden
 import pytest
 import support
-from inside import runner
+from inside import WAYS, groups, runner
 
 import fastns
-from fastns import CompletedSandbox, Sandbox, SpawnError, Spec, SpecError, Template, _cgroups, run
+from fastns import (
+    CompletedSandbox,
+    Plan,
+    Sandbox,
+    SpawnError,
+    Spec,
+    SpecError,
+    Template,
+    _cgroups,
+    run,
+)
 from fastns.limits import check_limits
 
 MIB = 1 << 20
-WAYS = ["direct", "init", "template", "parked"]
 ONE_OF_EACH: dict[str, Any] = {"memory": "32m", "pids_limit": 20, "cpus": 0.5, "cpuset": "0"}
 root_only = pytest.mark.as_root
-
-
-def groups() -> list[str]:
-    """The cgroups of this process, in all hierarchies."""
-    return [
-        str(path)
-        for hierarchy in _cgroups.hierarchies()
-        for path in Path(hierarchy.mount, "fastns").glob(f"{os.getpid()}-*")
-    ]
 
 
 @root_only
@@ -282,7 +284,7 @@ import sys, fastns
 from pathlib import Path
 from fastns import _cgroups
 tree = next(place for place in _cgroups.hierarchies() if place.unified)
-plan = _cgroups.CgroupPlan((_cgroups.Place(tree, tree.mount, ()),), (), (), None, ("x",), ())
+plan = _cgroups.CgroupPlan((_cgroups.Place(tree, tree.mount, ()),), (), (), None, 0, ("x",), ())
 _cgroups.plan = lambda *_: plan
 spec = fastns.Spec(rootfs=sys.argv[1], pids_limit=5)
 for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).spawn):
@@ -335,3 +337,22 @@ def test_a_parent_that_is_not_there() -> None:
         run(["true"], spec=Spec(pids_limit=5, cgroup_parent="/nowhere"))
     assert caught.value.field == "pids_limit"
     assert "nowhere" in caught.value.reason
+
+
+@root_only
+def test_many_threads_are_the_first(busybox_rootfs: Path) -> None:
+    """They make one set of cgroups, not one each, of which all but the last are removed in use."""
+    before = groups()
+    for number in range(5):
+        plan = fastns.compile(Spec(rootfs=busybox_rootfs, pids_limit=100 + number))
+        together = threading.Barrier(8)
+
+        def work(plan: Plan = plan, together: threading.Barrier = together) -> CompletedSandbox:
+            together.wait()
+            return run(["true"], spec=plan)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(work) for _ in range(8)]
+            assert [future.result().returncode for future in futures] == [0] * 8
+        assert len(groups()) == len(before) + 1
+        plan.close()

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from inside import runner
+from inside import WAYS, runner
 from processes import eventually
 
 import fastns
@@ -18,7 +18,7 @@ LIMIT = 1000
 MUCH = ["sh", "-c", "head -c 300000 /dev/zero; head -c 999 /dev/zero >&2; exit 3"]
 
 
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", WAYS)
 def test_kept_by_run(way: str) -> None:
     with runner(way, max_output="1000") as run:
         done = run(MUCH, capture_output=True)

@@ -342,6 +342,7 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
     (["-m", "64m"], {"memory": "64m"}),
     (["--memory", "64m", "--memory-swap", "-1"], {"memory": "64m", "memory_swap": -1}),
     (["--pids-limit", "9"], {"pids_limit": 9}),
+    (["--cpu-time", "1m30s"], {"cpu_time": 90.0}),
     (["--cpus", "1.5", "--cpu-weight", "7"], {"cpus": 1.5, "cpu_weight": 7}),
     (["--cpuset-cpus", "0-1,3"], {"cpuset": "0-1,3"}),
     (

@@ -50,6 +50,10 @@ def test_a_size_that_is_none(text: Any) -> None:
         ("cpus", {"cpus": float("nan")}),
         ("cpus", {"cpus": True}),
         ("cpu_weight", {"cpu_weight": 10001}),
+        ("cpu_time", {"cpu_time": 0}),
+        ("cpu_time", {"cpu_time": "1s"}),
+        ("cpu_time", {"cpu_time": True}),
+        ("cpu_time", {"cpu_time": float("nan")}),
         ("cpuset", {"cpuset": "0-"}),
         ("cpuset", {"cpuset": 0}),
         ("io", {"io": ["/dev/sda"]}),
@@ -95,6 +99,7 @@ EVERYTHING: dict[str, Any] = {
     "cpu_weight": 100,
     "cpuset": "0-1",
     "io": {"8:0": {"rbps": 5, "wiops": 6}},
+    "cpu_time": 2.5,
 }
 
 
@@ -125,7 +130,7 @@ def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("memory", "pids", "cpu", "cpuset", "io")
+    names = ("memory", "pids", "cpu", "cpuset", "io", "cpuacct")
     places = [tree(tmp_path / name, False, name) for name in names]
     monkeypatch.setattr(_cgroups, "hierarchies", lambda: places)
     plan = _cgroups.plan(check_limits(**EVERYTHING), None, True)
@@ -142,6 +147,19 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("blkio.throttle.write_iops_device", "8:0 6"),
     ]
     assert [place.controllers for place in plan.places] == [(name,) for name in names]
+    assert plan.cpu_time == 2_500_000_000
+    assert ("cpu_time", 5, "cpuacct.usage", "", 1, False, None) in plan.counters
+
+
+def test_cpu_time_alone_switches_nothing_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tree(tmp_path, True)
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    plan = _cgroups.plan(check_limits(cpu_time=1), None, True)
+    assert plan.places == (_cgroups.Place(place, str(tmp_path), ()),)
+    assert (files_of(plan), plan.cpu_time, plan.enforced) == ([], 10**9, ("cpu_time",))
+    assert ("cpu_time", 0, "cpu.stat", "usage_usec", 1000, False, None) in plan.counters
 
 
 def test_memory_alone_is_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +207,9 @@ def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
         ("oom", -9, {"counts": {"oom_kills": 1}}),
         ("oom", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),
         ("exited", 0, {"counts": {"oom_kills": 1}}),
+        ("cpu_time", -9, {"counts": {"cpu_time_over": 1}, "timed_out": True}),
+        ("exited", 0, {"counts": {"cpu_time_over": 1}}),
+        ("signaled", -9, {"counts": {"cpu_time_over": 0}}),
         ("pids", 2, {"counts": {"pids_refused": 3}}),
         ("exited", 0, {"counts": {"pids_refused": 3}}),
         ("signaled", -9, {"counts": {"oom_kills": None, "pids_refused": None}}),

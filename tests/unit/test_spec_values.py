@@ -67,6 +67,7 @@ def test_the_defaults() -> None:
         "cpus": None,
         "cpu_weight": None,
         "cpuset": None,
+        "cpu_time": None,
         "io": {},
         "cgroup_parent": None,
         "max_output": None,

@@ -65,6 +65,7 @@ FLAG_OF_FIELD = {
     "cpus": "--cpus",
     "cpu_weight": "--cpu-weight",
     "cpuset": "--cpuset-cpus",
+    "cpu_time": "--cpu-time",
     "io": "--io",
     "cgroup_parent": "--cgroup-parent",
 }
@@ -170,6 +171,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--memory-swap", metavar="BYTES", help="memory and swap (default: no swap; -1: any)")
     value("--pids-limit", metavar="N", help="processes and threads")
     value("--cpus", metavar="N", help="CPU time, in CPUs, such as 1.5")
+    value("--cpu-time", metavar="TIME", help="CPU time in all, of all its processes, such as 2s")
     value("--cpu-weight", metavar="N", help="its share where CPUs are short: 1 to 10000")
     value("--cpuset-cpus", metavar="LIST", help="the CPUs it may use, such as 0-1,3")
     values("--io", metavar="DEV:KEY=N", help="I/O a second: key is rbps, wbps, riops or wiops")
@@ -239,6 +241,7 @@ def spec_of(
         **security(flags.security_opt),
         pids_limit=_number("--pids-limit", flags.pids_limit, int),
         cpus=_number("--cpus", flags.cpus, float),
+        cpu_time=None if flags.cpu_time is None else duration("--cpu-time", flags.cpu_time),
         cpu_weight=_number("--cpu-weight", flags.cpu_weight, int),
         io=io_rates(flags.io),
         require_limits=not flags.no_require_limits,
