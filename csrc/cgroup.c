@@ -52,8 +52,8 @@ const char *fns_count_name(unsigned kind)
 
 /* ---- one file of a leaf ---------------------------------------------------------------------- */
 
-int fns_leaf_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                  const char *file, int flags)
+static int open_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                     const char *file, int flags)
 {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%d/%s", number, file);
@@ -61,15 +61,28 @@ int fns_leaf_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int nu
     return fd < 0 ? -errno : fd;
 }
 
-static int write_file(const struct fns_cgroups *groups, unsigned hierarchy, int number,
-                      const char *file, const char *text)
+int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                   const char *file, const char *text)
 {
-    int fd = fns_leaf_file(&groups->plan, hierarchy, number, file, O_WRONLY);
+    int fd = open_file(plan, hierarchy, number, file, O_WRONLY);
     if (fd < 0)
         return fd;
     ssize_t n = write(fd, text, strlen(text));
     int ret = n < 0 ? -errno : 0;
     close(fd);
+    return ret;
+}
+
+int fns_leaf_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                  const char *file, char *text, size_t size)
+{
+    int fd = open_file(plan, hierarchy, number, file, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    ssize_t n = read(fd, text, size - 1);
+    int ret = n < 0 ? -errno : (int)n;
+    close(fd);
+    text[n < 0 ? 0 : n] = 0;
     return ret;
 }
 
@@ -79,15 +92,9 @@ static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, i
 {
     char text[TEXT_SIZE];
     size_t length = strlen(key);
-    int fd = fns_leaf_file(plan, hierarchy, number, file, O_RDONLY);
-    if (fd < 0)
-        return fd;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    int ret = n < 0 ? -errno : 0;
-    close(fd);
+    int ret = fns_leaf_read(plan, hierarchy, number, file, text, sizeof text);
     if (ret < 0)
         return ret;
-    text[n] = 0;
     *value = 0;
     if (!length) {
         *value = strtoull(text, NULL, 10);
@@ -131,7 +138,7 @@ static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int n
     for (unsigned i = 0; ret == 0 && i < groups->plan.n_settings; i++) {
         const struct fns_cgroup_setting *setting = &groups->plan.settings[i];
         if (setting->hierarchy == hierarchy)
-            ret = write_file(groups, hierarchy, number, setting->file, setting->value);
+            ret = fns_leaf_write(&groups->plan, hierarchy, number, setting->file, setting->value);
     }
     return ret;
 }
@@ -149,17 +156,13 @@ static int make_leaf(const struct fns_cgroups *groups, int number)
 static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     uint64_t populated;
-    char byte;
+    char first[2];
     if (groups->plan.hierarchies[hierarchy].unified)
         return read_number(&groups->plan, hierarchy, number, "cgroup.events", "populated",
                            &populated) < 0 ||
                populated;
-    int fd = fns_leaf_file(&groups->plan, hierarchy, number, "cgroup.procs", O_RDONLY);
-    if (fd < 0)
-        return 1;
-    ssize_t n = read(fd, &byte, 1);
-    close(fd);
-    return n != 0;
+    return fns_leaf_read(&groups->plan, hierarchy, number, "cgroup.procs", first, sizeof first) !=
+           0;
 }
 
 /* Files of its own, or pages that it was the first to read. */
@@ -167,8 +170,7 @@ static int holds_memory(const struct fns_cgroups *groups, int number)
 {
     uint64_t used;
     const struct fns_cgroup_plan *plan = &groups->plan;
-    return read_number(&groups->plan, plan->memory_hierarchy, number, plan->memory_file, "",
-                       &used) < 0 ||
+    return read_number(plan, plan->memory_hierarchy, number, plan->memory_file, "", &used) < 0 ||
            used > LEFT_OVER;
 }
 
@@ -183,7 +185,7 @@ static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
     if (!reclaim)
         return 0;
     /* Milliseconds: for every CPU to give up what it holds. */
-    write_file(groups, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
+    fns_leaf_write(plan, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
     return !holds_memory(groups, number);
 }
 
@@ -222,14 +224,13 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
         /* A process that moves its only thread by "tasks" takes no lock against all forks, the taking
          * of which waits for an RCU grace period, some 16 ms, once nobody has for a while. */
         const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
-        ret = fns_above_stdio(fns_leaf_file(&groups->plan, i, leaf->number, file, O_WRONLY));
+        ret = fns_above_stdio(open_file(plan, i, leaf->number, file, O_WRONLY));
         if (ret >= 0)
             leaf->fds[leaf->n_fds++] = ret;
     }
     leaf->clone_into = 0;
     if (ret >= 0 && plan->hierarchies[0].unified) {
-        ret = fns_above_stdio(
-            fns_leaf_file(&groups->plan, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
+        ret = fns_above_stdio(open_file(plan, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
         if (ret >= 0)
             leaf->fds[leaf->n_fds++] = ret;
         leaf->clone_into = 1;
@@ -241,8 +242,8 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
     for (unsigned i = 0; i < plan->n_counters; i++) {
         const struct fns_cgroup_counter *counter = &plan->counters[i];
         if (counter->reset && *counter->reset)
-            write_file(groups, counter->hierarchy, leaf->number, counter->file, counter->reset);
-        leaf->before[i] = fns_leaf_counter(&groups->plan, leaf->number, counter);
+            fns_leaf_write(plan, counter->hierarchy, leaf->number, counter->file, counter->reset);
+        leaf->before[i] = fns_leaf_counter(plan, leaf->number, counter);
     }
     return 0;
 }
@@ -349,7 +350,7 @@ static int take_number(struct fns_cgroups *groups, int *made)
 /* Its CPU time is limited from now on. 0 or -errno. */
 static int watch_leaf(struct fns_cgroups *groups, struct fns_leaf *leaf)
 {
-    int ret = fns_cpu_watch_add(groups->watch, leaf->number);
+    int ret = fns_cpu_watch_add(groups->watch, leaf);
     if (ret < 0)
         close_fds(leaf);
     return ret;

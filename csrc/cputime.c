@@ -21,6 +21,7 @@
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
 #define SHORTEST_NS 10000000u
+#define PROCS "cgroup.procs"
 
 struct watched {
     int number, over;
@@ -67,18 +68,14 @@ int fns_cpu_watch_open(struct fns_cpu_watch **out, const struct fns_cgroup_plan 
 }
 
 /* Kills one process of the leaf: by a pidfd, taken while it was seen to be in there. */
-static void kill_member(const struct fns_cpu_watch *watch, int number, const char *file, int pid)
+static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
 {
-    char text[PIDS_SIZE], line[16];
+    char text[PIDS_SIZE] = "", line[16];
     int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
     if (pidfd < 0)
         return;
     size_t length = (size_t)snprintf(line, sizeof line, "%d\n", pid);
-    int fd = fns_leaf_file(watch->plan, watch->counter->hierarchy, number, file, O_RDONLY);
-    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
+    fns_leaf_read(watch->plan, watch->counter->hierarchy, number, PROCS, text, sizeof text);
     for (const char *at = text; (at = strstr(at, line)); at += length)
         if (at == text || at[-1] == '\n') {
             fns_sys4(__NR_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
@@ -90,29 +87,19 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, const cha
 /* Kills what is in a leaf, for as long as there is something that forks. */
 static void kill_leaf(const struct fns_cpu_watch *watch, int number)
 {
-    const char *procs = "cgroup.procs";
     unsigned hierarchy = watch->counter->hierarchy;
-    if (watch->plan->hierarchies[hierarchy].unified) {
-        int fd = fns_leaf_file(watch->plan, hierarchy, number, "cgroup.kill", O_WRONLY);
-        ssize_t n = fd < 0 ? -1 : write(fd, "1", 1);
-        if (fd >= 0)
-            close(fd);
-        if (n == 1)
-            return; /* Linux 5.14 */
-    }
+    if (watch->plan->hierarchies[hierarchy].unified &&
+        fns_leaf_write(watch->plan, hierarchy, number, "cgroup.kill", "1") == 0)
+        return; /* Linux 5.14 */
     for (int round = 0; round < MAX_ROUNDS; round++) {
         char text[PIDS_SIZE], *save = NULL;
-        int fd = fns_leaf_file(watch->plan, hierarchy, number, procs, O_RDONLY);
-        ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-        if (fd >= 0)
-            close(fd);
+        int n = fns_leaf_read(watch->plan, hierarchy, number, PROCS, text, sizeof text);
         if (n <= 0)
             return;
-        text[n] = 0;
-        if (n == (ssize_t)sizeof text - 1 && strrchr(text, '\n'))
+        if (n == (int)sizeof text - 1 && strrchr(text, '\n'))
             *strrchr(text, '\n') = 0; /* the last one may be cut off */
         for (char *pid = strtok_r(text, "\n", &save); pid; pid = strtok_r(NULL, "\n", &save))
-            kill_member(watch, number, procs, atoi(pid));
+            kill_member(watch, number, atoi(pid));
     }
 }
 
@@ -168,12 +155,12 @@ static int start(struct fns_cpu_watch *watch)
     return -ret;
 }
 
-int fns_cpu_watch_add(struct fns_cpu_watch *watch, int number)
+int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_leaf *leaf)
 {
     int ret = 0;
     struct watched one = {
-        .number = number,
-        .before = fns_leaf_counter(watch->plan, number, watch->counter),
+        .number = leaf->number,
+        .before = leaf->before[watch->counter - watch->plan->counters],
         .next = fns_now() + watch->plan->cpu_time_ns / watch->cpus,
     };
     if (one.before == FNS_NO_COUNT)

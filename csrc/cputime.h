@@ -4,9 +4,12 @@
 
 #include "fastns.h"
 
-/* A file of a leaf: an fd or -errno. What a counter of it stands at, or FNS_NO_COUNT. (cgroup.c) */
-int fns_leaf_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                  const char *file, int flags);
+/* A file of a leaf, at most size - 1 bytes and a NUL: how many, or -errno. The same written: 0 or
+ * -errno. What a counter stands at, or FNS_NO_COUNT. (cgroup.c) */
+int fns_leaf_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                  const char *file, char *text, size_t size);
+int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                   const char *file, const char *text);
 uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
                           const struct fns_cgroup_counter *counter);
 
@@ -14,8 +17,8 @@ uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
 struct fns_cpu_watch;
 int fns_cpu_watch_open(struct fns_cpu_watch **watch, const struct fns_cgroup_plan *plan);
 
-/* From now on the leaf may use plan->cpu_time_ns. 0 or -errno. */
-int fns_cpu_watch_add(struct fns_cpu_watch *watch, int number);
+/* Beyond what leaf->before says, the leaf may use plan->cpu_time_ns. 0 or -errno. */
+int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_leaf *leaf);
 
 /* No more. Whether it was killed for what it used. */
 int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number);
