@@ -17,6 +17,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 kernels=$top/build/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 all=(6.1 6.12 7.x)
+path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 fail() {
     echo "kernels: $*" >&2
@@ -98,19 +99,22 @@ boot() { # KERNEL COMMAND...
     # its devices from being what the command has as stdin, stdout and stderr.
     run=$(mktemp -d "$kernels/run-XXXXXX")
     {
-        printf 'cd %q && export PATH=%q && (exec' "$top" \
-            "$top/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        printf ' %q' env HOME=/root LANG=C.UTF-8 "CI=${CI:-}" \
-            "FASTNS_NO_SKIP=${FASTNS_NO_SKIP:-}" PYTHONDONTWRITEBYTECODE=1 "$@"
+        printf '('
+        printf '%q ' env HOME=/root LANG=C.UTF-8 "PATH=$top/.venv/bin:$path" "CI=${CI:-}" \
+            "FASTNS_NO_SKIP=${FASTNS_NO_SKIP:-}" PYTHONDONTWRITEBYTECODE=1 \
+            "$top/tests/kernels_guest.sh" "$top" "$@"
         printf ') </dev/null 2>&1 | cat; exit "${PIPESTATUS[0]}"\n'
     } >"$run/command"
 
-    # In the background, so that a signal to this script ends the guest too.
+    # In the background, so that a signal to this script ends the guest too. QEMU opens its stdout
+    # anew, which would empty a file: the pipe keeps it from that.
     PATH=$top/.venv/bin:$PATH timeout --kill-after=5 "${FASTNS_KERNEL_TIMEOUT:-600}" \
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
-        --overlay-rwdir "$top" -r "$image" -- bash "$run/command" </dev/null &
+        --qemu-opts="-fsdev local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap \
+            -device virtio-9p-pci,fsdev=machine,mount_tag=machine" \
+        ${APP:-} -r "$image" -- bash "$run/command" </dev/null > >(cat) 2> >(cat >&2) &
     guest=$!
-    trap 'kill "$guest" 2>/dev/null; rm -rf "'"$run"'"' EXIT
+    trap 'kill "$guest" 2>/dev/null || true; rm -rf "'"$run"'"' EXIT
     trap 'exit 143' TERM
     trap 'exit 130' INT
     wait "$guest" || status=$?
