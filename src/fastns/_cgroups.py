@@ -167,6 +167,10 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
     if not os.access(f"{common}/{PROCS}", os.W_OK):
         reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
         raise OSError(errno.EACCES, reason, f"{common}/{PROCS}")
+    there = " ".join(_lines(f"{parent}/cgroup.controllers")).split()
+    for name in controllers:
+        if name not in there:
+            raise OSError(errno.ENODEV, f"the {name} controller was not given to it", parent)
     for directory in (parent, group):
         if os.path.isdir(directory):
             _check_switches(directory, controllers)
@@ -175,18 +179,12 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
 def _check_switches(directory: str, controllers: tuple[str, ...]) -> None:
     """Whether its children have these controllers, or can be given them."""
     control = f"{directory}/cgroup.subtree_control"
-    on = set(" ".join(_lines(control)).split())
+    on = " ".join(_lines(control)).split()
     off = [name for name in controllers if name not in on]
-    if not off:
-        return
-    there = set(" ".join(_lines(f"{directory}/cgroup.controllers")).split())
-    for name in off:
-        if name not in there:
-            raise OSError(errno.ENODEV, f"the {name} controller was not given to it", directory)
-    if not os.access(control, os.W_OK):
+    if off and not os.access(control, os.W_OK):
         raise OSError(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
     # Only the root may have processes and controllers for its children (cgroups(7)).
-    if os.path.exists(f"{directory}/cgroup.type") and _lines(f"{directory}/{PROCS}"):
+    if off and os.path.exists(f"{directory}/cgroup.type") and _lines(f"{directory}/{PROCS}"):
         raise OSError(errno.EBUSY, "it has processes of its own", directory)
 
 
