@@ -44,6 +44,6 @@ echo "---- as $user ----"
 wait $! || status=$?
 cat /tmp/user.log
 for group in $part/fastns $part/own/fastns $part/own $part /sys/fs/cgroup/fastns; do
-    rmdir $group || status=1 # something was left in there
+    rmdir $group || { ls -d $group/*/ $group/*/*/; status=1; } # something was left in there
 done
 exit $status

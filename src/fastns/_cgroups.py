@@ -380,11 +380,13 @@ def _lines(path: str) -> list[str]:
 # ---- what is made --------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
+_left: list[str] = []  # was not empty when its plan was closed: a sandbox was still running
 _making = _thread.allocate_lock()
 
 
 def _after_fork() -> None:
     global _making
+    _left.clear()  # the parent's
     _making = _thread.allocate_lock()  # another thread may have held it
 
 
@@ -464,21 +466,23 @@ class Cgroups:
                 self.pool.remove(PATIENCE_MS)
             end = time.monotonic() + PATIENCE_MS / 1000
             for directory in self.directories:
-                _remove_empty(directory, end)
+                if not _remove_empty(directory, end):
+                    _left.append(directory)
         self.directories = []
 
     def __del__(self) -> None:
         self.close()
 
 
-def _remove_empty(directory: str, end: float) -> None:
-    """What is not empty then is left to the next sweep."""
+def _remove_empty(directory: str, end: float) -> bool:
+    """What is not empty then is looked at once more at the end, else left to the next sweep."""
     while True:
         try:
-            return os.rmdir(directory)
+            os.rmdir(directory)
+            return True
         except OSError as exc:
             if exc.errno != errno.EBUSY or time.monotonic() > end:
-                return
+                return exc.errno == errno.ENOENT
         time.sleep(0.001)
 
 
@@ -566,3 +570,9 @@ def _at_exit() -> None:
 def _close_all() -> None:
     for cgroups in list(_live):
         cgroups.close()
+    for directory in _left:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(directory):
+                if entry.is_dir():
+                    os.rmdir(entry.path)
+            os.rmdir(directory)

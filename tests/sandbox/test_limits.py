@@ -235,6 +235,24 @@ def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> No
         assert mine.run(["true"]).returncode == 0
 
 
+CLOSED_FIRST = """
+import os, fastns
+plan = fastns.compile(fastns.Spec(pids_limit=10))
+box = fastns.spawn(["sleep", "60"], spec=plan)
+plan.close()
+box.kill()
+print(box.wait(), os.getpid())
+"""
+
+
+@with_cgroups
+def test_a_plan_closed_before_its_sandbox_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", CLOSED_FIRST], capture_output=True, text=True)
+    status, pid = map(int, done.stdout.split())
+    assert status == -9
+    assert groups(pid) == []
+
+
 FORKED = """
 import os, fastns
 plan = fastns.compile(fastns.Spec(pids_limit=10))
