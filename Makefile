@@ -66,7 +66,7 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
 
-# KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, or all, which has the sandbox and escape
+# KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, escape, or all, which has the sandbox
 # tests too.
 KERNELS ?= 6.1 6.12 7.x
 KERNEL_TESTS ?= all

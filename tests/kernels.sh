@@ -112,12 +112,13 @@ boot() { # KERNEL COMMAND...
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
         --qemu-opts="-fsdev local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap \
             -device virtio-9p-pci,fsdev=machine,mount_tag=machine" \
-        ${APP:-} -r "$image" -- bash "$run/command" </dev/null > >(cat) 2> >(cat >&2) &
+        -r "$image" -- bash "$run/command" </dev/null > >(cat) 2> >(cat >&2) &
     guest=$!
-    trap 'kill "$guest" 2>/dev/null || true; rm -rf "'"$run"'"' EXIT
+    trap '[ -z "$guest" ] || kill "$guest" 2>/dev/null || true; rm -rf "'"$run"'"' EXIT
     trap 'exit 143' TERM
     trap 'exit 130' INT
     wait "$guest" || status=$?
+    guest= # its number may be another's by now
     [ "$status" != 124 ] || echo "kernels: the guest was ended by its timeout" >&2
     exit "$status"
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Tests in a guest of tests/kernels.sh: as root, and beside it as an unprivileged user with a part of
 # the cgroup tree delegated to it, as systemd does. Ends with how both have ended.
-# Usage: kernels_tests.sh limits|all [ARG…]; arguments go to pytest
+# Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
 set -euo pipefail
 
 selection=$1
@@ -9,12 +9,14 @@ shift
 limits=(tests/sandbox/test_{limits,cpu_time,cgroup2}.py)
 case $selection in
 limits) tests=("${limits[@]}") ;;
+escape) tests=(tests/escape) ;;
 all) tests=("${limits[@]}" tests/sandbox/test_{namespaces,mounts,roots}.py tests/escape) ;;
 *)
-    echo "usage: $0 limits|all" >&2
+    echo "usage: $0 limits|escape|all" >&2
     exit 2
     ;;
 esac
+export FASTNS_EMULATED=1
 user=fastns-test
 prepared=build/kernels/user
 away=/var/tmp/fastns-test
