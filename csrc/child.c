@@ -696,12 +696,13 @@ static int op_bounding(struct fns_child *child, const struct fns_op *op)
 {
     (void)child;
     for (unsigned cap = 0; cap < 64; cap++) {
-        long result = fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0);
-        if (result < 0)
-            break; /* the kernel has no more */
-        if (result && !(op->arg >> cap & 1))
+        long result = 0;
+        if (!(op->arg >> cap & 1))
             result = fns_sys5(__NR_prctl, 24 /* PR_CAPBSET_DROP */, cap, 0, 0, 0);
-        if (result < 0)
+        if (result == -EINVAL) /* the kernel has no more */
+            break;
+        /* Who may not drop any may have none to drop. */
+        if (result < 0 && fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0) != 0)
             return (int)result;
     }
     /* A change of ids would take those away that stay; cleared by the exec. */

@@ -12,6 +12,7 @@
 static struct {
     int pid;
     volatile uint32_t given, closed; /* ever: the ring's ends */
+    unsigned unheard;                /* given since it was woken last */
     int fds[MAX_CLOSED];
     char stack[8192] __attribute__((aligned(4096)));
 } closer;
@@ -52,6 +53,17 @@ void fns_close_later(int fd)
 {
     closer.fds[closer.given % MAX_CLOSED] = fd;
     __atomic_store_n(&closer.given, closer.given + 1, __ATOMIC_SEQ_CST);
+    closer.unheard++;
+}
+
+unsigned fns_closer_unheard(void)
+{
+    return closer.unheard;
+}
+
+void fns_closer_wake(void)
+{
+    closer.unheard = 0;
     fns_sys4(__NR_futex, &closer.given, 1 | 128 /* FUTEX_WAKE|PRIVATE */, 1, 0);
 }
 

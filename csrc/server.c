@@ -17,6 +17,8 @@
 #define MAX_ROOMS (1 << 13)
 #define MAX_HELD 64
 #define STRAYS_MS 500
+#define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
+#define MAX_UNHEARD 16
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
@@ -203,11 +205,13 @@ static int group_of(const struct fns_received *received)
     return received->fds[last];
 }
 
-static long clone_sandbox(struct fns_room *room)
+/* `pidfd`: where one is put, or 0. */
+static long clone_sandbox(struct fns_room *room, int *pidfd)
 {
     uint64_t flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID;
     struct fns_clone_args args = {
-        .flags = flags,
+        .flags = pidfd ? flags | FNS_CLONE_PIDFD : flags,
+        .pidfd = (uintptr_t)pidfd,
         .child_tid = (uintptr_t)&room->taken,
         .exit_signal = FNS_SIGCHLD,
         .stack = (uintptr_t)room->stack,
@@ -226,7 +230,8 @@ static long clone_sandbox(struct fns_room *room)
     if (pid == -ENOSYS) {
         child->entered = 0;
         pid = fns_sys_clone_call(
-            __NR_clone, (long)(flags | FNS_SIGCHLD), (long)(room->stack + sizeof room->stack), 0,
+            __NR_clone, (long)((args.flags & ~FNS_CLONE_INTO_CGROUP) | FNS_SIGCHLD),
+            (long)(room->stack + sizeof room->stack), (long)pidfd,
             FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
             FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main, room);
     }
@@ -237,13 +242,8 @@ static long clone_sandbox(struct fns_room *room)
 
 /* The last process in a mount namespace takes it down as it ends, and waits for all CPUs (RCU) while
  * its end is waited for. Held here, it is taken down later. */
-static void hold_mounts(struct fns_sandbox *sandbox)
+static void hold_mounts(struct fns_sandbox *sandbox, int pidfd)
 {
-    /* Not of many: each clone copies the table of fds. */
-    unsigned held = server.n_held - fns_closer_closed();
-    int pidfd = held < MAX_HELD ? (int)fns_sys2(__NR_pidfd_open, sandbox->pid, 0) : NONE;
-    if (pidfd < 0)
-        return;
     sandbox->mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
     fns_sys1(__NR_close, pidfd);
     server.n_held += sandbox->mounts >= 0;
@@ -279,7 +279,9 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     sandbox->connection = connection;
     sandbox->parked = parked;
     sandbox->ask = ask;
-    long pid = clone_sandbox(room);
+    /* Not of many: each clone copies the table of fds. */
+    int holds = server.n_held - fns_closer_closed() < MAX_HELD, pidfd = NONE;
+    long pid = clone_sandbox(room, holds ? &pidfd : 0);
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
         give_sandbox(sandbox);
@@ -291,7 +293,8 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     server.by_pid[pid] = (int)(sandbox - server.sandboxes);
     server.peers[connection].sandbox = server.by_pid[pid];
     look_at(sandbox);
-    hold_mounts(sandbox);
+    if (pidfd >= 0)
+        hold_mounts(sandbox, pidfd);
     return 0;
 }
 
@@ -728,6 +731,17 @@ static void hear(int fd)
     }
 }
 
+/* To wake the closer takes as long as all else that follows an end, and the caller may be waiting for
+ * this CPU: it is done when there is nothing else to do, or for many at a time. */
+static int time_to_wait(void)
+{
+    if (server.strays)
+        return 0;
+    if (fns_closer_unheard())
+        return CLOSE_MS;
+    return server.last_looked_at == NONE ? -1 : STRAYS_MS;
+}
+
 _Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
 {
     const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING};
@@ -737,11 +751,13 @@ _Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
     if (fns_tell(control, &running, -1, 0) < 0)
         stop();
     for (;;) {
-        int wait = server.strays ? 0 : server.last_looked_at == NONE ? -1 : STRAYS_MS;
-        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, wait, 0, 0);
+        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, time_to_wait(), 0, 0);
         for (long i = 0; i < n; i++)
             hear((int)events[i].fd);
-        if (server.strays || n == 0)
+        unsigned unheard = fns_closer_unheard();
+        if (unheard >= MAX_UNHEARD || (unheard && n == 0))
+            fns_closer_wake();
+        if (server.strays || (!unheard && n == 0))
             reap_strays();
     }
 }

@@ -50,6 +50,7 @@ class _TemplateCompiler(_Compiler):
         super().__init__(spec, caller)
         self.each: list[Op] = []
         self.rest: bytes | None = None  # of a filter, beyond what the server has
+        self.bounded = False  # by the server, for all
         self.fresh: list[str] = []  # destinations of what each sandbox mounts for itself
 
     def check(self) -> None:
@@ -78,6 +79,9 @@ class _TemplateCompiler(_Compiler):
         self.build_root()
         if self.spec.hostname is not None or self.spec.domainname is not None:
             self.names()
+        if self.id_map == "none":  # a new user namespace begins with a full set
+            self.bounding()
+            self.bounded = True
         self.filter_for_all()
         base = (*self.early, *self.ops)
         return self.made(
@@ -121,6 +125,10 @@ class _TemplateCompiler(_Compiler):
             note = f"{name.decode()}: {text.strip()}"
             target = b"/proc/self/" + name
             self.add(Op("write", "id_map", target=target, data=text.encode(), note=note))
+
+    def bounding(self) -> None:
+        if not self.bounded:
+            super().bounding()
 
     def filter_for_all(self) -> None:
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""

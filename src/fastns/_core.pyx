@@ -11,11 +11,12 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strlen
+from libc.string cimport memset, strchr, strlen
 
 from fastns cimport _fastns as c
 
 import os
+import sys
 
 from fastns.errors import SpawnError
 
@@ -28,7 +29,7 @@ cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
 
 cdef extern from "Python.h":
-    object PyUnicode_EncodeFSDefault(object text)
+    char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -190,6 +191,8 @@ cdef class Plan:
     cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
+    cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
+    cdef char **envp  # into environ
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
@@ -216,9 +219,13 @@ cdef class Plan:
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
+        self.filtered = any(item.code == "seccomp" for item in ops)
         self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
-        if self.op_array == NULL:
+        self.envp = <char **>calloc(len(environ) + 1, sizeof(char *))
+        if self.op_array == NULL or self.envp == NULL:
             raise MemoryError
+        for i, item in enumerate(environ):
+            self.envp[i] = PyBytes_AS_STRING(<bytes?>item)
         for i, item in enumerate(ops):
             op = &self.op_array[i]
             op.code = OPS[item.code]
@@ -253,6 +260,7 @@ cdef class Plan:
 
     def __dealloc__(self):
         free(self.op_array)
+        free(self.envp)
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:
         """The offset of `text` in the arena; equal texts share one place."""
@@ -280,11 +288,6 @@ cdef class Plan:
                 if live is None or live.owner != getpid():
                     live = self.live = self.cgroups.make()
         return live.pool
-
-    @property
-    def filtered(self):
-        """Whether its sandboxes have a filter of system calls."""
-        return any(op.code == "seccomp" for op in self.ops)
 
     @property
     def limits(self):
@@ -356,7 +359,7 @@ cdef class _Arguments:
         free(self.keep)
 
 
-cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *error):
+cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error *error):
     """A SpawnError in words: which op, which path."""
     stage = STAGES[error.stage]
     path = hint = None
@@ -364,9 +367,9 @@ cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *err
         op = plan.ops[error.op_index]
         path = op.source if error.detail == c.FNS_DETAIL_SOURCE else (op.target or op.source)
     elif error.stage == c.FNS_STAGE_EXEC:
-        path = arguments.argv[0]
+        path = command
     elif error.stage == c.FNS_STAGE_CHDIR:
-        path = arguments.cwd
+        path = cwd
     if error.detail == c.FNS_DETAIL_FOUND:
         hint = ("the file is there, but the interpreter of its #! line, or the ELF loader it names, "
                 "is missing inside the root")
@@ -550,7 +553,7 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
     with nogil:
         ret = c.fns_job_spawn(&job, -1)
     if ret < 0:
-        raise _spawn_error(plan, arguments, &job.error)
+        raise _spawn_error(plan, argv[0], cwd, &job.error)
     return _new_process(plan, &job, groups)
 
 
@@ -589,7 +592,7 @@ cdef class Server:
         with nogil:
             ret = c.fns_server_start(&plan.plan, null, &self.process, &error)
         if ret < 0:
-            raise _spawn_error(plan, _Arguments((), (), (), b"/", (-1, -1, -1), ()), &error)
+            raise _spawn_error(plan, None, None, &error)
         self.running = True
         for _ in range(parked):
             self.park()
@@ -665,7 +668,7 @@ cdef class Server:
         if broken and ret == -EPIPE:
             self.aborted()
         if ret < 0:
-            raise _spawn_error(plan, arguments, &job.error)
+            raise _spawn_error(plan, argv[0], cwd, &job.error)
         cdef Process new = _new_process(plan, &job, groups)
         new.server = self
         return new
@@ -786,7 +789,10 @@ cdef class Pipes:
 # ---- jobs: run to their end in C -------------------------------------------------------------------
 
 cdef enum:
-    MAX_PLAIN = 4096
+    MAX_PLAIN = 4096  # bytes of a text
+    MAX_WORDS = 64
+
+cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
 
 PIPE_STDIN = c.FNS_PIPE_STDIN
 PIPE_STDOUT = c.FNS_PIPE_STDOUT
@@ -862,7 +868,8 @@ cdef class _Jobs:
                 self.process(i)
 
     cdef object error(self, size_t i):
-        return _spawn_error(self.plan, <_Arguments>self.arguments[i], &self.jobs[i].error)
+        cdef _Arguments arguments = self.arguments[i]
+        return _spawn_error(self.plan, arguments.argv[0], arguments.cwd, &self.jobs[i].error)
 
     cdef object started(self, size_t i):
         """SpawnError or Process."""
@@ -870,17 +877,9 @@ cdef class _Jobs:
 
     cdef object outcome(self, size_t i):
         """SpawnError, or (result tuple, stdout, stderr, bytes dropped, timed_out)."""
-        cdef c.fns_job *job = &self.jobs[i]
-        if job.error.stage != c.FNS_STAGE_NONE:
+        if self.jobs[i].error.stage != c.FNS_STAGE_NONE:
             return self.error(i)
-        out = err = None
-        if job.pipes & c.FNS_PIPE_STDOUT:
-            out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
-        if job.pipes & c.FNS_PIPE_STDERR:
-            err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
-        counts = None if self.groups is None else _counts(&job.leaf)
-        return (_result(&job.process, &job.result, counts), out, err,
-                job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
+        return _outcome(&self.jobs[i])
 
     cdef int hand_out(self, object each) except -1:
         """Calls each(i, outcome) for every job that has finished since the last time, and keeps no
@@ -901,12 +900,20 @@ cdef class _Jobs:
         return 0
 
 
-def run(Plan plan, Server server, tuple item):
-    """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
+cdef tuple _outcome(const c.fns_job *job):
+    """(result tuple, stdout, stderr, bytes dropped, timed_out)"""
+    out = err = None
+    if job.pipes & c.FNS_PIPE_STDOUT:
+        out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
+    if job.pipes & c.FNS_PIPE_STDERR:
+        err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
+    counts = None if job.groups == NULL else _counts(&job.leaf)
+    return (_result(&job.process, &job.result, counts), out, err,
+            job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 
-    ConnectionAbortedError: the server was gone before it was asked."""
-    cdef _Jobs jobs = _Jobs(plan, server, [item])
-    cdef c.fns_job *job = jobs.jobs
+
+cdef int _run_job(c.fns_job *job, Server server) except -1:
+    """To its end, or to job.error. ConnectionAbortedError: the server was gone before it was asked."""
     cdef c.fns_io io
     cdef bint parked = False
     cdef int ret, connection = -1
@@ -915,15 +922,16 @@ def run(Plan plan, Server server, tuple item):
     cdef bint late = False
     with nogil:
         ret = c.fns_job_start(job, &io, connection)
+        if ret >= 0:
+            ret = c.fns_io_run(&io)
+    cdef bint started = job.error.stage == c.FNS_STAGE_NONE
     cdef bint aborted = ret == -EPIPE and job.error.detail == c.FNS_DETAIL_BROKEN
-    if ret >= 0:
+    if started:
         try:
-            while True:
+            while ret == -EINTR:
+                PyErr_CheckSignals()
                 with nogil:
                     ret = c.fns_io_run(&io)
-                if ret != -EINTR:
-                    break
-                PyErr_CheckSignals()
         except BaseException:
             with nogil:
                 c.fns_job_finish(job, &io, 1)
@@ -940,39 +948,89 @@ def run(Plan plan, Server server, tuple item):
         server.give(connection, parked, c.fns_job_spares(job) and not late)
         if aborted:
             server.aborted()
+    return 0
+
+
+def run(Plan plan, Server server, tuple item):
+    """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
+
+    ConnectionAbortedError: the server was gone before it was asked."""
+    cdef _Jobs jobs = _Jobs(plan, server, [item])
+    _run_job(jobs.jobs, server)
     return jobs.outcome(0)
 
 
 def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
-    """run() of `args` with little else said, checked and packed here: what a start costs beside the
-    kernel's part is the Python that is run, whose code the caches have forgotten by the next start.
+    """run() of `args` with little else said, checked and packed here, on the stack: what a start costs
+    beside the kernel's part is the code that is run and the memory that is touched around it, which
+    the caches have forgotten by the next start.
 
-    None: `args` is not a list or tuple of short texts that can be a command, or a standard stream is
-    closed."""
-    cdef list argv
-    cdef bytes text
-    if type(args) is not list and type(args) is not tuple or not args:
+    None: `args` is not a list or tuple of a few short texts that can be a command, or a standard
+    stream is closed."""
+    cdef c.fns_job job
+    cdef char *argv[MAX_WORDS + 1]
+    cdef char *paths[MAX_WORDS + 1]
+    cdef list found
+    cdef CgroupPool groups
+    cdef tuple words
+    if not (type(args) is list or type(args) is tuple) or not _utf8:
         return None
-    argv = []
+    words = tuple(args)  # another thread may change a list
+    try:
+        if not _fill_plain(argv, words):
+            return None
+    except UnicodeEncodeError:
+        return None
+    if strchr(argv[0], b"/"):
+        paths[0] = argv[0]
+        paths[1] = NULL
+    else:
+        found = [directory + b"/" + argv[0] for directory in plan.search_path]
+        if len(found) > MAX_WORDS:
+            return None
+        for i, path in enumerate(found):
+            paths[i] = PyBytes_AS_STRING(<bytes?>path)
+        paths[len(found)] = NULL
+    if fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
+        return None
+    groups = plan.pool()
+    memset(&job, 0, sizeof(c.fns_job))
+    job.plan = &plan.plan
+    job.server = NULL if server is None else &server.process
+    job.groups = NULL if groups is None else groups.groups
+    job.leaf.number = -1
+    job.args.argv = argv
+    job.args.paths = paths
+    job.args.envp = plan.envp
+    job.args.cwd = PyBytes_AS_STRING(plan.cwd)
+    job.args.stdio[0] = job.args.stdio[1] = job.args.stdio[2] = -1
+    job.pipes = pipes
+    job.timeout_ns = -1 if timeout_ns is None else timeout_ns
+    job.process.pidfd = job.process.control = -1
+    try:
+        _run_job(&job, server)
+        if job.error.stage != c.FNS_STAGE_NONE:
+            return _spawn_error(plan, argv[0], plan.cwd, &job.error)
+        return _outcome(&job)
+    finally:
+        c.fns_buffer_free(&job.output[0])
+        c.fns_buffer_free(&job.output[1])
+
+
+cdef bint _fill_plain(char **argv, tuple args) except -1:
+    """Their bytes are the texts' own, and live as long as these."""
+    cdef Py_ssize_t n = 0, size
+    if not 0 < len(args) <= MAX_WORDS:
+        return False
     for arg in args:
         if type(arg) is not str:
-            return None
-        try:
-            text = PyUnicode_EncodeFSDefault(arg)
-        except UnicodeEncodeError:
-            return None
-        if strlen(PyBytes_AS_STRING(text)) != <size_t>len(text) or len(text) > MAX_PLAIN:
-            return None
-        argv.append(text)
-    text = argv[0]
-    if len(text) == 0 or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
-        return None
-    if b"/" in text:
-        paths = (text,)
-    else:
-        paths = tuple([directory + b"/" + text for directory in plan.search_path])
-    return run(plan, server, (tuple(argv), plan.environ, paths, plan.cwd, (-1, -1, -1), pipes,
-                              b"", timeout_ns, 0))
+            return False
+        argv[n] = PyUnicode_AsUTF8AndSize(arg, &size)
+        if size > MAX_PLAIN or strlen(argv[n]) != <size_t>size:
+            return False
+        n += 1
+    argv[n] = NULL
+    return argv[0][0] != 0
 
 
 cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,
