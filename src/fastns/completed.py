@@ -264,3 +264,5 @@ def completed(
         cause=cause,
         limits=plan.limits,
     )
+
+_core.set_completed_class(CompletedSandbox)

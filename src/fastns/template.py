@@ -108,6 +108,8 @@ class Template:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
             outcome = self._run_plain(args, 0, None)
+            if type(outcome) is CompletedSandbox:
+                return outcome
             if outcome is not None:
                 return checked(completed(args, self._sandbox, outcome, None, None), False)
         return run_by(self, self._sandbox, args, **options)
