@@ -363,6 +363,50 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? source_failed(child, result) : 0;
 }
 
+/* In the user namespace to be joined later: makes namespaces there, and stops for who waits. */
+static _Noreturn void make_namespaces(int userns, uint64_t flags)
+{
+    long result = fns_sys2(__NR_setns, userns, FNS_CLONE_NEWUSER);
+    if (result >= 0)
+        result = fns_sys1(__NR_unshare, flags);
+    if (result >= 0)
+        fns_sys2(__NR_kill, fns_sys0(__NR_getpid), 19 /* SIGSTOP */);
+    for (;;)
+        fns_sys1(__NR_exit_group, -result);
+}
+
+/* Namespaces that belong to the sandbox's user namespace, in which its capabilities count. Who makes
+ * them has to be in there, and who mounts here has not: a process in between makes them, and this one
+ * joins them with the rights that it has over both. */
+static int op_own_namespaces(struct fns_child *child, const struct fns_op *op)
+{
+    int info[32] = {0}, pidfd = -1; /* siginfo_t: code at 2, status at 6 */
+    long pid = fns_sys5(__NR_clone, FNS_CLONE_PIDFD, 0, &pidfd, 0, 0);
+    if (pid == 0)
+        make_namespaces(child->userns, op->flags);
+    if (pid < 0)
+        return (int)pid;
+    long result = fns_sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, info,
+                           2 | 4 | 0x40000000 /* WSTOPPED|WEXITED|__WALL */, 0);
+    int stopped = result >= 0 && info[2] == 5 /* CLD_STOPPED */;
+    if (stopped)
+        result = fns_sys2(__NR_setns, pidfd, op->flags);
+    else if (result >= 0)
+        result = info[2] == 1 /* CLD_EXITED */ ? -info[6] : -ECANCELED;
+    if (stopped) {
+        fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
+        fns_sys5(__NR_waitid, 3, pidfd, info, 4 | 0x40000000, 0);
+    }
+    close_fd(pidfd);
+    return (int)result;
+}
+
+static int op_unshare(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    return (int)fns_sys1(__NR_unshare, op->flags);
+}
+
 static int op_write(struct fns_child *child, const struct fns_op *op)
 {
     const char *data = text(child, op->data);
@@ -861,6 +905,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
      * run, which the helper program does not have. */
     switch ((enum fns_op_code)op->code) {
     case FNS_OP_SETNS: return op_setns(child, op);
+    case FNS_OP_OWN_NAMESPACES: return op_own_namespaces(child, op);
     case FNS_OP_WRITE: return op_write(child, op);
     case FNS_OP_PROPAGATION: return op_propagation(child, op);
     case FNS_OP_ROOT_TREE: return op_root_tree(child, op);
@@ -886,6 +931,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_RLIMIT: return op_rlimit(child, op);
     case FNS_OP_UMASK: return op_umask(child, op);
     case FNS_OP_JOIN_USER: return op_join_user(child, op);
+    case FNS_OP_UNSHARE: return op_unshare(child, op);
     case FNS_OP_SETGROUPS: return op_setgroups(child, op);
     case FNS_OP_SETGID: return op_setgid(child, op);
     case FNS_OP_SETUID: return op_setuid(child, op);

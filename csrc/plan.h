@@ -14,6 +14,7 @@
  * and `arg` mean. child.c has one small function for each. */
 #define FNS_OPS(X)                                                                                     \
     X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                      \
+    X(OWN_NAMESPACES, "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */      \
     X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
@@ -42,6 +43,7 @@
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                           \
     X(UMASK, "umask")           /* arg */                                                              \
     X(JOIN_USER, "join_user")   /* the user namespace of args->userns; the later ops are done in it */ \
+    X(UNSHARE, "unshare")       /* flags: CLONE_NEW* */                                                \
     X(BOUNDING, "bounding")     /* arg: those that stay, a bit each; how: KEEP */                      \
     X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                                 \
     X(SETGID, "setgid")         /* arg */                                                              \

@@ -171,6 +171,8 @@ class _Compiler:
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
         self.cgroups = self.find_cgroups()
+        # Namespaces that no clone makes: an op of the sandbox does.
+        self.made_later = {"cgroup"} if self.cgroups else set()
         self.check()
 
     def find_ids(self) -> tuple[int, int, int] | None:
@@ -225,6 +227,7 @@ class _Compiler:
         spec = self.spec
         self.join()
         self.map_ids()
+        self.own_namespaces()
         self.enter_cgroups()
         if self.kinds["mount"] == "new":
             self.build_root()
@@ -282,7 +285,7 @@ class _Compiler:
             environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
             search_path=search_path(environment.get("PATH")),
             cwd=os.fsencode(self.spec.cwd),
-            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if not cgroups or kind != "cgroup"),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if kind not in self.made_later),
             id_map=id_map,
             uid_map=uid_map,
             gid_map=gid_map,
@@ -379,6 +382,28 @@ class _Compiler:
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
         self.staged = True
+
+    def own_namespaces(self) -> None:
+        """What capabilities are worth is decided by who owns a namespace: those of a range's user
+        namespace count in what belongs to it."""
+        if self.id_range is None or not self.spec.capabilities:
+            return
+        kinds = [kind for kind in ("network", "uts", "ipc") if kind in self.new]
+        self.made_later.update(kinds)
+        self.staged = True  # a process is forked: of small memory, not of the caller's
+        if kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("own_namespaces", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def own_the_rest(self) -> None:
+        """What begins with a copy of what is there. Mounts that another user namespace has made are
+        locked in it: nothing can be uncovered, or made writable, that was not to be."""
+        capabilities = self.spec.capabilities
+        kinds = ["mount"] if "CAP_SYS_ADMIN" in capabilities else []
+        kinds = [kind for kind in (*kinds, "cgroup") if capabilities and kind in self.new]
+        if self.id_range is not None and kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("unshare", "unshare", flags=flags, note=" ".join(kinds)))
 
     def join_range(self) -> None:
         """The namespace was made once, for all sandboxes of this process, and is joined when all is
@@ -687,6 +712,7 @@ class _Compiler:
             )
         self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
         self.join_range()
+        self.own_the_rest()
         self.bounding()
         self.ids()
         self.last()

@@ -97,18 +97,18 @@ class _TemplateCompiler(_Compiler):
             # A user namespace of its own, in which the server's mounts are locked.
             new.append("user")
             self.map_same()
+        self.new = [kind for kind in new if not self.netns_pool or kind != "network"]
+        self.own_namespaces()
         if not self.spec.overlay:
             self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
         self.ops += self.each
-        if self.netns_pool:
-            new.remove("network")
-        elif "network" in self.new:
+        if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
         self.enter_cgroups()
         self.limits_and_ids()
         return self.made(
             self.ops,
-            new,
+            self.new,
             id_map=self.id_map,
             method="template",
             netns_pool=self.netns_pool,
