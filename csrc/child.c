@@ -358,6 +358,10 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
     int fd = at_fdcwd_open(text(child, op->source), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return source_failed(child, fd);
+    if (op->how & FNS_HOW_OPEN) {
+        child->userns = fd;
+        return 0;
+    }
     int result = (int)fns_sys2(__NR_setns, fd, op->flags);
     close_fd(fd);
     return result < 0 ? source_failed(child, result) : 0;
@@ -799,11 +803,10 @@ static int op_umask(struct fns_child *child, const struct fns_op *op)
  * after it. Changed ids make memory undumpable (commit_creds()): never in the caller's. */
 static int op_join_user(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
     int result = (int)fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER);
     close_fd(child->userns);
     child->userns = -1;
-    return result;
+    return result < 0 && op->source ? source_failed(child, result) : result;
 }
 
 static int op_setgroups(struct fns_child *child, const struct fns_op *op)

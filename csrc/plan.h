@@ -13,7 +13,7 @@
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
 #define FNS_OPS(X)                                                                                     \
-    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                      \
+    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW*; how: OPEN */           \
     X(OWN_NAMESPACES, "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */      \
     X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
@@ -72,6 +72,7 @@ enum fns_how {
     FNS_HOW_UNBINDABLE = 16,
     FNS_HOW_KEEP = 32,  /* capabilities, over a change of ids; of a filter: loaded with them */
     FNS_HOW_IDMAP = 64, /* the tree's owners are seen through the user namespace of args->userns */
+    FNS_HOW_OPEN = 256, /* a user namespace, opened now, for JOIN_USER */
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
 };
 

@@ -178,13 +178,8 @@ class _Compiler:
     def find_ids(self) -> tuple[int, int, int] | None:
         """The range of ids of the user namespace that a sandbox of root's joins; None: it joins none."""
         spec, caller = self.spec, self.caller
-        asked = spec.namespaces.get("user", "new")
-        if (
-            not caller.initial_user_namespace
-            or caller.capabilities & MAPS_A_RANGE != MAPS_A_RANGE
-            or spec.uid_mappings
-            or asked != "new"
-        ):
+        able = caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+        if not caller.initial_user_namespace or not able or spec.asks_for("user"):
             return None
         from fastns import _userns  # not where nobody may have a range
 
@@ -342,18 +337,24 @@ class _Compiler:
         namespace there is no right to join anything outside it, so then all are joined before.
         The mount namespace comes last: the other paths are the caller's."""
         first = {"user": 0, "mount": 2}
+        # Root has rights over all of them, which end where the user namespace begins.
+        late = "user" in self.joined and self.caller.privileged
         if "user" in self.joined and self.caller.privileged:
             # Inside, groups may be out of reach (setgroups "deny"): the caller's stay behind now.
             self.early.append(Op("setgroups", "setgroups", note="none"))
         for kind in sorted(self.joined, key=lambda kind: first.get(kind, 1)):
             path = self.kinds[kind]
             flags = CLONE_FLAGS[kind]
-            op = Op("setns", "setns", flags=flags, source=os.fsencode(path), note=f"{kind} {path}")
+            how = _core.HOW_OPEN if late and kind == "user" else 0
+            op = Op("setns", "setns", how, flags, source=os.fsencode(path), note=f"{kind} {path}")
             if kind in ("user", "pid", "time") or self.new_user or "user" in self.joined:
                 self.early.append(op)
                 self.staged = True
             else:
                 self.add(op)
+        if late:
+            path = self.kinds["user"]
+            self.early.append(Op("join_user", "setns", source=os.fsencode(path), note=path))
 
     def map_ids(self) -> None:
         if not self.new_user:
@@ -775,6 +776,9 @@ class _Compiler:
         same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
         if not in_range and not caller.privileged and (spec.user == "0:0" or same):
             return  # nothing to change, and no right to change it
+        if self.id_range is not None and spec.uid:
+            # From uid 0 inside to another one the rights go that were given by joining.
+            self.add(Op("setuid", "setuid", note="0"))
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
         count = len(spec.additional_gids)
         note = " ".join(map(str, spec.additional_gids)) or "none"

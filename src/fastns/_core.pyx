@@ -44,6 +44,7 @@ HOW_SLAVE = c.FNS_HOW_SLAVE
 HOW_UNBINDABLE = c.FNS_HOW_UNBINDABLE
 HOW_KEEP = c.FNS_HOW_KEEP
 HOW_IDMAP = c.FNS_HOW_IDMAP
+HOW_OPEN = c.FNS_HOW_OPEN
 HOW_OWNED = c.FNS_HOW_OWNED
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
@@ -186,16 +187,17 @@ cdef tuple _identity(int fd):
 
 def user_namespace(tuple ids):
     """The fd of this process's user namespace with the range `ids`: made when it is first asked for, or
-    when the fd was closed by another part of this process. SpawnError at stage "id_map"."""
+    when the fd was closed by another part of this process. SpawnError at stage "clone" or "id_map"."""
+    cdef c.fns_error error
     cdef int fd
     known = _user_namespaces.get(ids)
     if known is not None and _identity(known[0]) == known[1]:
         return known[0]
     uid, gid, size = ids
     uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
-    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map))
+    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map), &error)
     if fd < 0:
-        raise SpawnError("id_map", -fd)
+        raise SpawnError(STAGES[error.stage], error.err)
     _user_namespaces[ids] = (fd, _identity(fd))
     return fd
 

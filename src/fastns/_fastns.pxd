@@ -34,6 +34,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_UNBINDABLE
         FNS_HOW_KEEP
         FNS_HOW_IDMAP
+        FNS_HOW_OPEN
         FNS_HOW_OWNED
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
@@ -214,7 +215,7 @@ cdef extern from "fastns.h" nogil:
     int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     int fns_exec_image(const fns_plan *plan, void **image, size_t *size)
-    int fns_userns_open(const char *uid_map, const char *gid_map)
+    int fns_userns_open(const char *uid_map, const char *gid_map, fns_error *error)
     int fns_set_program(fns_program which, const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
                          fns_error *error)
