@@ -172,7 +172,7 @@ class _Compiler:
         self.gid_map: bytes | None = None
         self.cgroups = self.find_cgroups()
         # Namespaces that no clone makes: an op of the sandbox does.
-        self.made_later = {"cgroup"} if self.cgroups else set()
+        self.made_later: set[str] = {"cgroup"} if self.cgroups else set()
         self.check()
 
     def find_ids(self) -> tuple[int, int, int] | None:
@@ -390,7 +390,7 @@ class _Compiler:
         if self.id_range is None or not self.spec.capabilities:
             return
         kinds = [kind for kind in ("network", "uts", "ipc") if kind in self.new]
-        self.made_later.update(kinds)
+        self.made_later = {*self.made_later, *kinds}
         self.staged = True  # a process is forked: of small memory, not of the caller's
         if kinds:
             flags = sum(CLONE_FLAGS[kind] for kind in kinds)

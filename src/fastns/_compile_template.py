@@ -80,13 +80,16 @@ class _TemplateCompiler(_Compiler):
             self.names()
         self.filter_for_all()
         base = (*self.early, *self.ops)
+        mine = (self.new, self.id_map, self.made_later)
+        sandbox = self.sandbox()
+        self.new, self.id_map, self.made_later = mine
         return self.made(
             base,
             self.new,
             id_map=self.id_map,
             n_early=len(self.early),
             staged=True,
-            sandbox=self.sandbox(),
+            sandbox=sandbox,
         )
 
     def sandbox(self) -> _core.Plan:
