@@ -325,8 +325,8 @@ static int show_owners(struct fns_child *child, const struct fns_op *op, int tre
     if (!(op->how & FNS_HOW_IDMAP))
         return 0;
     int recursive = op->how & FNS_HOW_RECURSIVE ? AT_RECURSIVE : 0;
-    int result = (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | recursive, &attr,
-                               sizeof attr);
+    int result =
+        (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
     if (result < 0)
         child->error.detail = FNS_DETAIL_ID_MAP;
     return result;
@@ -1107,7 +1107,8 @@ int fns_child_exec(struct fns_child *child)
 
 int fns_child_stay(void *nothing)
 {
-    const int64_t time[2] = {10, 0}; /* longer than any use; so that it does not outlive its parent */
+    const int64_t time[2] = {10,
+                             0}; /* longer than any use; so that it does not outlive its parent */
     (void)nothing;
     fns_sys2(__NR_nanosleep, time, 0);
     return 0;

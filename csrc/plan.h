@@ -13,8 +13,9 @@
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
 #define FNS_OPS(X)                                                                                     \
-    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW*; how: OPEN */           \
-    X(OWN_NAMESPACES, "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */      \
+    X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW*; how: OPEN */                       \
+    X(OWN_NAMESPACES,                                                                                  \
+      "own_namespaces")           /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */          \
     X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
@@ -42,12 +43,13 @@
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */           \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                           \
     X(UMASK, "umask")           /* arg */                                                              \
-    X(JOIN_USER, "join_user")   /* the user namespace of args->userns; the later ops are done in it */ \
-    X(UNSHARE, "unshare")       /* flags: CLONE_NEW* */                                                \
-    X(BOUNDING, "bounding")     /* arg: those that stay, a bit each; how: KEEP */                      \
-    X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                                 \
-    X(SETGID, "setgid")         /* arg */                                                              \
-    X(SETUID, "setuid")         /* arg */                                                              \
+    X(JOIN_USER,                                                                                       \
+      "join_user")          /* the user namespace of args->userns; the later ops are done in it */     \
+    X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                    \
+    X(BOUNDING, "bounding") /* arg: those that stay, a bit each; how: KEEP */                          \
+    X(SETGROUPS, "setgroups") /* data: gid_t array; arg: how many */                                   \
+    X(SETGID, "setgid")       /* arg */                                                                \
+    X(SETUID, "setuid")       /* arg */                                                                \
     /* The last ones, done right before the exec, by the process that executes. */                     \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                    \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                          \
@@ -70,9 +72,9 @@ enum fns_how {
     FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16,
-    FNS_HOW_KEEP = 32,  /* capabilities, over a change of ids; of a filter: loaded with them */
-    FNS_HOW_IDMAP = 64, /* the tree's owners are seen through the user namespace of args->userns */
-    FNS_HOW_OPEN = 256, /* a user namespace, opened now, for JOIN_USER */
+    FNS_HOW_KEEP = 32,   /* capabilities, over a change of ids; of a filter: loaded with them */
+    FNS_HOW_IDMAP = 64,  /* the tree's owners are seen through the user namespace of args->userns */
+    FNS_HOW_OPEN = 256,  /* a user namespace, opened now, for JOIN_USER */
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
 };
 

@@ -16,8 +16,8 @@
  * only who asks for it by __WALL reaps it. */
 static long start_staying(char *stack, size_t size, int *pidfd)
 {
-    const uint64_t all = ~0ull, flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD |
-                                        FNS_CLONE_NEWUSER;
+    const uint64_t all = ~0ull,
+                   flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
     uint64_t before;
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, &before, FNS_SIGSET_SIZE);
     long pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,

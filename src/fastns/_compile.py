@@ -176,7 +176,7 @@ class _Compiler:
         self.check()
 
     def find_ids(self) -> tuple[int, int, int] | None:
-        """The range of ids of the user namespace that a sandbox of root's joins; None: it joins none."""
+        """The range of ids of the user namespace that root's sandboxes join; None: none."""
         spec, caller = self.spec, self.caller
         able = caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
         if not caller.initial_user_namespace or not able or spec.asks_for("user"):
@@ -315,8 +315,8 @@ class _Compiler:
         )
 
     def pipe_owner(self) -> tuple[int, int] | None:
-        """Who the command is to the caller, where that is another; None also where it has no right to
-        give anything away."""
+        """Who the command is to the caller, where that is another; None also where the caller has
+        no right to give anything away."""
         spec = self.spec
         if self.id_range is not None:
             return self.id_range[0] + spec.uid, self.id_range[1] + spec.gid
@@ -787,7 +787,9 @@ class _Compiler:
         if not in_range and same:
             return
         # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
-        self.staged = self.staged or self.id_range is None  # a range's are changed by the exec program
+        self.staged = (
+            self.staged or self.id_range is None
+        )  # a range's are changed by the exec program
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
 

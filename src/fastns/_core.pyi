@@ -57,6 +57,7 @@ class CgroupPool:
     def remove(self, patience_ms: int) -> bool: ...
 
 def user_namespace(ids: tuple[int, int, int]) -> int: ...
+
 @final
 class Plan:
     def __new__(

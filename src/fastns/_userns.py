@@ -1,5 +1,5 @@
-"""The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or one that
-is nobody's.
+"""The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or
+one that is nobody's.
 
 _compile.py asks for it, _core makes the user namespace with it, once a process.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 
 SIZE = 65536
-# Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids and
-# what has the highest bit set.
+# Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids
+# and what has the highest bit set.
 FIRST, LAST = 0x70000000, 0x7FFD0000
 FILES = ("/etc/subuid", "/etc/subgid")
 
@@ -20,7 +20,10 @@ def range_of_root() -> tuple[int, int, int]:
     """(first uid, first gid, how many) outside; both begin with 0 inside."""
     uids, gids = (entries(path) for path in FILES)
     found = [
-        next((first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE), None)
+        next(
+            (first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE),
+            None,
+        )
         for listed in (uids, gids)
     ]
     if found[0] is not None and found[1] is not None:

@@ -1,6 +1,6 @@
 """Ways out of a default sandbox, each tried in every way one is started; and once more with the one
-defence off that is meant to stop it, where it has to work or be stopped by the kernel alone. What the
-user namespace of root's sandboxes stops besides works with the host's ids."""
+defence off that is meant to stop it, where it has to work or be stopped by the kernel alone. What
+the user namespace of root's sandboxes stops besides works with the host's ids."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

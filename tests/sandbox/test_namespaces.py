@@ -39,8 +39,8 @@ def same(seen: dict[str, Any], kind: str) -> bool:
 
 
 def combinations() -> list[dict[str, str]]:
-    """All 256 of new and host. For an unprivileged caller user is left out for "host": it needs a new
-    one and gets it (see below for asking for the host's)."""
+    """All 256 of new and host. For an unprivileged caller user is left out for "host": it needs a
+    new one and gets it (see below for asking for the host's)."""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
         chosen = dict(zip(NAMES, values, strict=True))

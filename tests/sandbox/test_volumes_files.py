@@ -31,9 +31,7 @@ def volume(public_dir: Path) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def volume_at(
-    destination: str, source: Path, options: Sequence[str] = (), **more: Any
-) -> Mount:
+def volume_at(destination: str, source: Path, options: Sequence[str] = (), **more: Any) -> Mount:
     """A bind whose owner inside is uid 0, as the caller is outside."""
     return Mount(destination, source=str(source), options=[*options, "idmap"], **more)
 
