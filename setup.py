@@ -18,6 +18,7 @@ SOURCES = [
     "request",
     "memory",
     "idmap",
+    "userns",
     "wait",
     "io",
     "job",

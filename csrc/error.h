@@ -62,6 +62,7 @@ enum fns_detail {
     FNS_DETAIL_FOUND, /* exec: the file is there, so its interpreter or loader is what is missing */
     FNS_DETAIL_BROKEN, /* the conversation with a template's server broke off */
     FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
+    FNS_DETAIL_ID_MAP, /* what is mounted cannot be shown with other owners */
 };
 
 struct fns_error {

@@ -81,11 +81,13 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
     *bad_op = -1;
     if (plan->n_strings < 1 || plan->strings[0] || plan->strings[plan->n_strings - 1])
         return -EINVAL;
-    if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_NEWUIDMAP ||
+    if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_RANGE ||
         plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) || !inside(plan, plan->gid_map))
         return -EINVAL;
     if (!staged &&
         (plan->n_early || from_outside || (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))))
+        return -EINVAL;
+    if (staged && plan->late)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
         (!plan->sandbox || (plan->sandbox->options & FNS_PLAN_STAGED) ||

@@ -45,6 +45,7 @@ enum { DONT_WAIT = 0x40 /* MSG_DONTWAIT: an event may be an earlier connection's
 /* Everything the server has; one of them, in bss. The tables are mapped, and grow as they are used. */
 static struct {
     const struct fns_plan *plan;
+    int userns; /* for sandboxes to join; 0: none */
     struct peer *peers;
     struct fns_sandbox *sandboxes;
     int *by_pid;              /* number of the sandbox */
@@ -115,7 +116,9 @@ static struct fns_sandbox *take_sandbox(void)
                                         .exec_fd = -1,
                                         .news = -1,
                                         .root = -1,
-                                        .scratch = -1};
+                                        .scratch = -1,
+                                        .plain = -1,
+                                        .userns = server.userns};
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
@@ -683,9 +686,9 @@ static void prepare(int socket)
 {
     const uint64_t all = ~0ull, ends = 1ull << (FNS_SIGCHLD - 1);
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    if (socket > 3)
-        fns_sys3(__NR_close_range, 3, socket - 1, 0);
-    fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
+    fns_close_but(socket, server.userns);
+    if (server.userns)
+        fns_sys3(__NR_fcntl, server.userns, F_SETFD, FD_CLOEXEC);
     /* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. */
     fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
     const uint64_t most[2] = {server.files[1], server.files[1]};
@@ -742,11 +745,12 @@ static int time_to_wait(void)
     return server.last_looked_at == NONE ? -1 : STRAYS_MS;
 }
 
-_Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns)
 {
     const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING};
     struct event events[64];
     server.plan = sandbox;
+    server.userns = userns;
     prepare(control);
     if (fns_tell(control, &running, -1, 0) < 0)
         stop();

@@ -49,7 +49,7 @@ struct fns_room {
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
     void *mapped;          /* a big ask; 0: none */
     uint64_t mapped_size;
-    int keep[FNS_ASK_FDS + 2];
+    int keep[FNS_ASK_FDS + 3];
     struct fns_received received;
     char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
@@ -66,6 +66,9 @@ unsigned fns_closer_closed(void); /* how many so far */
 void fns_receive(int socket, int flags, struct fns_received *received);
 
 void fns_close_all(const int *fds, int n);
+
+/* Closes all from 3 on but `fd` and, unless it is 0, `other`. */
+void fns_close_but(int fd, int other);
 
 /* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
  * parked, is yet to come. Returns only on failure, which is then in its `child`. */

@@ -173,6 +173,7 @@ struct fns_mount_attr {
 #define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
 #define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
 #define FNS_MOUNT_ATTR_RDONLY 0x01
+#define FNS_MOUNT_ATTR_IDMAP 0x00100000
 #define FNS_MS_REC 16384
 #define FNS_MS_PRIVATE (1 << 18)
 #define FNS_MS_SLAVE (1 << 19)

@@ -36,6 +36,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
+MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
 RLIM_INFINITY = 2**64 - 1
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
@@ -156,6 +157,9 @@ class _Compiler:
         self.kinds = {kind: spec.namespace(kind) for kind in KINDS}
         if not caller.privileged and not spec.asks_for("user"):
             self.kinds["user"] = "new"
+        self.id_range = self.find_ids()
+        if self.id_range is not None:
+            self.kinds["user"] = "range"
         self.new = [kind for kind in KINDS if self.kinds[kind] == "new"]
         self.joined = [kind for kind in KINDS if self.kinds[kind].startswith("/")]
         self.new_user = self.kinds["user"] == "new"
@@ -167,7 +171,30 @@ class _Compiler:
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
         self.cgroups = self.find_cgroups()
+        # Namespaces that no clone makes: an op of the sandbox does.
+        self.made_later: set[str] = {"cgroup"} if self.cgroups else set()
         self.check()
+
+    def find_ids(self) -> tuple[int, int, int] | None:
+        """The range of ids of the user namespace that root's sandboxes join; None: none."""
+        spec, caller = self.spec, self.caller
+        able = caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+        if not caller.initial_user_namespace or not able or spec.asks_for("user"):
+            return None
+        from fastns import _userns  # not where nobody may have a range
+
+        ids = _userns.range_of_root()
+        for field, wanted in (
+            ("user", [spec.uid, spec.gid]),
+            ("additional_gids", spec.additional_gids),
+        ):
+            if max(wanted, default=0) >= ids[2]:
+                raise SpecError(
+                    field,
+                    f"{max(wanted)}: below {ids[2]} expected, the ids of its user namespace; "
+                    "namespaces={'user': 'host'} has all",
+                )
+        return ids
 
     def find_cgroups(self) -> CgroupPlan | None:
         """What enforces the limits; None: there are none, or it has to do without."""
@@ -195,6 +222,7 @@ class _Compiler:
         spec = self.spec
         self.join()
         self.map_ids()
+        self.own_namespaces()
         self.enter_cgroups()
         if self.kinds["mount"] == "new":
             self.build_root()
@@ -204,8 +232,11 @@ class _Compiler:
             self.add(Op("chroot", "chroot", note=note))
         self.identity()
         self.limits_and_ids()
+        direct = self.id_range is not None and not self.staged
+        first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
+        late = self.ops[first:] if direct else []
         return self.made(
-            (*self.early, *self.ops),
+            (*self.early, *(self.ops[:first] if direct else self.ops)),
             self.new,
             id_map=self.id_map,
             uid_map=self.uid_map,
@@ -214,6 +245,7 @@ class _Compiler:
             staged=self.staged,
             init=spec.init,
             cgroups=self.cgroups,
+            late=late,
         )
 
     def enter_cgroups(self) -> None:
@@ -239,15 +271,16 @@ class _Compiler:
         method: str | None = None,
         netns_pool: int = 0,
         cgroups: CgroupPlan | None = None,
+        late: Sequence[Op] = (),
     ) -> _core.Plan:
-        """A plan of these ops for the spec's command."""
+        """A plan of these ops for the spec's command; `late`: those done in memory of its own."""
         environment = self.spec.environment()
         return _core.Plan(
             ops=tuple(ops),
             environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
             search_path=search_path(environment.get("PATH")),
             cwd=os.fsencode(self.spec.cwd),
-            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if not cgroups or kind != "cgroup"),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if kind not in self.made_later),
             id_map=id_map,
             uid_map=uid_map,
             gid_map=gid_map,
@@ -260,7 +293,38 @@ class _Compiler:
             netns_pool=netns_pool,
             max_output=int(self.spec.max_output or 0),
             cgroups=cgroups,
+            ids=self.id_range,
+            pipe_owner=self.pipe_owner(),
+            late=self.made_late(late) if late else None,
         )
+
+    def made_late(self, ops: Sequence[Op]) -> _core.Plan:
+        return _core.Plan(
+            ops=tuple(ops),
+            environ=(),
+            search_path=(),
+            cwd=b"/",
+            clone_flags=0,
+            id_map="none",
+            uid_map=None,
+            gid_map=None,
+            n_early=0,
+            staged=False,
+            init=False,
+            namespaces=(),
+        )
+
+    def pipe_owner(self) -> tuple[int, int] | None:
+        """Who the command is to the caller, where that is another; None also where the caller has
+        no right to give anything away."""
+        spec = self.spec
+        if self.id_range is not None:
+            return self.id_range[0] + spec.uid, self.id_range[1] + spec.gid
+        if self.id_map == "parent":
+            return _outside(spec.uid_mappings, spec.uid), _outside(spec.gid_mappings, spec.gid)
+        if self.kinds["user"] == "host" and self.caller.privileged and spec.user != "0:0":
+            return spec.uid, spec.gid
+        return None
 
     def add(self, op: Op) -> None:
         self.ops.append(op)
@@ -273,18 +337,24 @@ class _Compiler:
         namespace there is no right to join anything outside it, so then all are joined before.
         The mount namespace comes last: the other paths are the caller's."""
         first = {"user": 0, "mount": 2}
+        # Root has rights over all of them, which end where the user namespace begins.
+        late = "user" in self.joined and self.caller.privileged
         if "user" in self.joined and self.caller.privileged:
             # Inside, groups may be out of reach (setgroups "deny"): the caller's stay behind now.
             self.early.append(Op("setgroups", "setgroups", note="none"))
         for kind in sorted(self.joined, key=lambda kind: first.get(kind, 1)):
             path = self.kinds[kind]
             flags = CLONE_FLAGS[kind]
-            op = Op("setns", "setns", flags=flags, source=os.fsencode(path), note=f"{kind} {path}")
+            how = _core.HOW_OPEN if late and kind == "user" else 0
+            op = Op("setns", "setns", how, flags, source=os.fsencode(path), note=f"{kind} {path}")
             if kind in ("user", "pid", "time") or self.new_user or "user" in self.joined:
                 self.early.append(op)
                 self.staged = True
             else:
                 self.add(op)
+        if late:
+            path = self.kinds["user"]
+            self.early.append(Op("join_user", "setns", source=os.fsencode(path), note=path))
 
     def map_ids(self) -> None:
         if not self.new_user:
@@ -313,6 +383,59 @@ class _Compiler:
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
         self.staged = True
+
+    def own_namespaces(self) -> None:
+        """What capabilities are worth is decided by who owns a namespace: those of a range's user
+        namespace count in what belongs to it."""
+        if self.id_range is None or not self.spec.capabilities:
+            return
+        kinds = [kind for kind in ("network", "uts", "ipc") if kind in self.new]
+        self.made_later = {*self.made_later, *kinds}
+        self.staged = True  # a process is forked: of small memory, not of the caller's
+        if kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("own_namespaces", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def own_the_rest(self) -> None:
+        """What begins with a copy of what is there. Mounts that another user namespace has made are
+        locked in it: nothing can be uncovered, or made writable, that was not to be."""
+        capabilities = self.spec.capabilities
+        kinds = ["mount"] if "CAP_SYS_ADMIN" in capabilities else []
+        kinds = [kind for kind in (*kinds, "cgroup") if capabilities and kind in self.new]
+        if self.id_range is not None and kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("unshare", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def join_range(self) -> None:
+        """The namespace was made once, for all sandboxes of this process, and is joined when all is
+        done that takes the caller's rights: the other namespaces and the mounts stay out of its
+        reach. The ids that it has from then on are of that namespace."""
+        if self.id_range is not None:
+            self.id_map = "range"
+            uid, gid, size = self.id_range
+            note = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+            self.add(Op("join_user", "id_map", note=note))
+
+    def owned(self) -> int:
+        """For what is made for a sandbox: its uid 0 has it."""
+        return 0 if self.id_range is None else _core.HOW_OWNED
+
+    def root_ids(self) -> int:
+        """A rootfs' files keep their owners inside; the host's own root is nobody's there."""
+        return 0 if self.id_range is None or self.spec.rootfs is None else _core.HOW_IDMAP
+
+    def owners(self, kind: str, data: str) -> str:
+        """Options of a file system by the ids of who mounts it: the caller's."""
+        if self.id_range is None or kind not in ("tmpfs", "devpts", "proc"):
+            return data
+        options = [option for option in data.split(",") if option]
+        for i, name in enumerate(("uid", "gid")):
+            given = [option for option in options if option.startswith(f"{name}=")]
+            if given or kind == "tmpfs":
+                inside = int(given[0].partition("=")[2]) if given else 0
+                options = [option for option in options if option not in given]
+                options.append(f"{name}={self.id_range[i] + inside}")
+        return ",".join(options)
 
     def become_mapped(self) -> None:
         """In a namespace with a range, the process is nobody until it takes a mapped id, and nobody
@@ -345,7 +468,7 @@ class _Compiler:
             Op(
                 "root_tree",
                 "rootfs",
-                how=_core.HOW_RECURSIVE,
+                how=_core.HOW_RECURSIVE | self.root_ids(),
                 flags=MOUNT_ATTR_RDONLY if read_only else 0,
                 source=os.fsencode(root),
                 note=f"{root} {'ro' if read_only else 'rw'}",
@@ -354,7 +477,8 @@ class _Compiler:
         self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
-            self.add(Op("scratch", "overlay" if spec.overlay else "file", note="scratch tmpfs"))
+            stage = "overlay" if spec.overlay else "file"
+            self.add(Op("scratch", stage, self.owned(), note="scratch tmpfs"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
@@ -387,7 +511,7 @@ class _Compiler:
         return Op(
             "file_bind",
             "file",
-            how,
+            how | self.owned(),
             flags=self.file_attributes,
             arg=len(data),
             source=b"%d" % number,
@@ -483,7 +607,9 @@ class _Compiler:
         """What mounts it at its destination, or at a `place` that is made for it."""
         parsed = _parse(mount)
         how = 0
-        if place is not None or parsed.mkdir or self.throw_away(mount.destination):
+        if place is not None or self.throw_away(mount.destination):
+            how |= _core.HOW_CREATE | self.owned()
+        elif parsed.mkdir:
             how |= _core.HOW_CREATE
         target = place or os.fsencode(mount.destination)
         note = f"{mount.destination} {mount.type}"
@@ -503,10 +629,12 @@ class _Compiler:
                 os.fsencode(mount.source or mount.type),
                 target,
                 mount.type.encode(),
-                os.fsencode(parsed.data) or None,
+                os.fsencode(self.owners(mount.type, parsed.data)) or None,
                 note,
             )
         assert mount.source is not None  # Mount's own check
+        if parsed.idmap and self.id_range is not None:
+            how |= _core.HOW_IDMAP
         if parsed.recursive:
             how |= _core.HOW_RECURSIVE
         if parsed.propagation == MS_SLAVE:
@@ -533,6 +661,7 @@ class _Compiler:
                 op = Op(
                     "device",
                     "device",
+                    self.owned(),
                     flags=stat.S_IFCHR | 0o666,
                     arg=os.makedev(major, minor),
                     target=path,
@@ -548,6 +677,7 @@ class _Compiler:
                 Op(
                     "symlink",
                     "symlink",
+                    self.owned(),
                     source=link.encode(),
                     target=f"/dev/{name}".encode(),
                     note=f"/dev/{name} -> {link}",
@@ -582,6 +712,8 @@ class _Compiler:
                 )
             )
         self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
+        self.join_range()
+        self.own_the_rest()
         self.bounding()
         self.ids()
         self.last()
@@ -589,7 +721,8 @@ class _Compiler:
     def bounding(self) -> None:
         """Before the ids, which take away the right to; who has not got it cannot gain by exec what
         is not there either, once no_new_privileges is set."""
-        if self.caller.capabilities & CAP_SETPCAP or self.new_user or "user" in self.joined:
+        joins = self.id_range is not None or "user" in self.joined
+        if self.caller.capabilities & CAP_SETPCAP or self.new_user or joins:
             names = " ".join(self.spec.capabilities) or "none"
             mask, how = self.capability_mask(), self.keep()
             self.add(Op("bounding", "capabilities", how, arg=mask, note=names))
@@ -639,10 +772,13 @@ class _Compiler:
         spec, caller = self.spec, self.caller
         if self.id_map == "self":
             return  # the one mapped id is the process's own already
-        in_range = self.new_user or "user" in self.joined
+        in_range = self.new_user or "user" in self.joined or self.id_range is not None
         same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
         if not in_range and not caller.privileged and (spec.user == "0:0" or same):
             return  # nothing to change, and no right to change it
+        if self.id_range is not None and spec.uid:
+            # From uid 0 inside to another one the rights go that were given by joining.
+            self.add(Op("setuid", "setuid", note="0"))
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
         count = len(spec.additional_gids)
         note = " ".join(map(str, spec.additional_gids)) or "none"
@@ -651,7 +787,9 @@ class _Compiler:
         if not in_range and same:
             return
         # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
-        self.staged = True
+        self.staged = (
+            self.staged or self.id_range is None
+        )  # a range's are changed by the exec program
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
 
@@ -680,6 +818,14 @@ _parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
 
 def _map_text(mappings: Iterable[IDMapping]) -> bytes:
     return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def _outside(mappings: Iterable[IDMapping], inside: int) -> int:
+    """The caller's id of a mapped one."""
+    for m in mappings:
+        if m.container_id <= inside < m.container_id + m.size:
+            return m.host_id + inside - m.container_id
+    return 0
 
 
 def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:

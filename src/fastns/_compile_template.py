@@ -84,13 +84,16 @@ class _TemplateCompiler(_Compiler):
             self.bounded = True
         self.filter_for_all()
         base = (*self.early, *self.ops)
+        mine = (self.new, self.id_map, self.made_later)
+        sandbox = self.sandbox()
+        self.new, self.id_map, self.made_later = mine
         return self.made(
             base,
             self.new,
             id_map=self.id_map,
             n_early=len(self.early),
             staged=True,
-            sandbox=self.sandbox(),
+            sandbox=sandbox,
         )
 
     def sandbox(self) -> _core.Plan:
@@ -101,18 +104,18 @@ class _TemplateCompiler(_Compiler):
             # A user namespace of its own, in which the server's mounts are locked.
             new.append("user")
             self.map_same()
+        self.new = [kind for kind in new if not self.netns_pool or kind != "network"]
+        self.own_namespaces()
         if not self.spec.overlay:
             self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
         self.ops += self.each
-        if self.netns_pool:
-            new.remove("network")
-        elif "network" in self.new:
+        if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
         self.enter_cgroups()
         self.limits_and_ids()
         return self.made(
             self.ops,
-            new,
+            self.new,
             id_map=self.id_map,
             method="template",
             netns_pool=self.netns_pool,
@@ -169,6 +172,10 @@ class _TemplateCompiler(_Compiler):
             self.not_below_fresh(mount.destination)
             super().add_mount(mount)
         else:
+            if self.id_range is not None and _parse(mount).mkdir:
+                # A sandbox cannot make what is missing: its root shows other owners.
+                super().add_mount(mount)
+                self.layers.pop()
             if self.id_map == "self" and mount.type in ("proc", "sysfs"):
                 # One must be there already where a user namespace mounts another.
                 super().add_mount(_beneath(mount))
@@ -181,7 +188,8 @@ class _TemplateCompiler(_Compiler):
 
     def directories_below_dev(self) -> None:
         for path in FRESH_BELOW_DEV:
-            self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
+            how, target = self.owned(), path.encode()
+            self.add(Op("directory", "directory", how, arg=0o755, target=target, note=path))
 
     def put_mask(self, path: str, op: Op) -> None:
         """Over what each sandbox mounts for itself, each has to."""
@@ -216,18 +224,18 @@ class _TemplateCompiler(_Compiler):
             Op(
                 "root_tree",
                 "rootfs",
-                _core.HOW_RECURSIVE,
+                _core.HOW_RECURSIVE | self.root_ids(),
                 MOUNT_ATTR_RDONLY,
                 source=source,
                 note=f"{root} ro",
             ),
-            Op("scratch", "rootfs", note="tmpfs for the parts"),
+            Op("scratch", "rootfs", self.owned(), note="tmpfs for the parts"),
             Op("root_attach", "rootfs", source=source, target=b"lower"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]
         self.each += [
-            Op("scratch", "overlay", note="scratch tmpfs"),
+            Op("scratch", "overlay", self.owned(), note="scratch tmpfs"),
             self.overlay_op(b"/lower"),
         ]
         for number, mount in enumerate(mounts):
@@ -269,7 +277,7 @@ class _TemplateCompiler(_Compiler):
         """A part of the server's root, with all that is mounted below it, into each sandbox's."""
         how |= _core.HOW_RECURSIVE
         if self.throw_away(destination):
-            how |= _core.HOW_CREATE
+            how |= _core.HOW_CREATE | self.owned()
         target = os.fsencode(destination)
         self.each.append(Op("bind", stage, how, source=part, target=target, note=destination))
         self.layers.append((destination, False))

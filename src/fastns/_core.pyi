@@ -15,6 +15,9 @@ HOW_RECURSIVE: Final[int]
 HOW_SLAVE: Final[int]
 HOW_UNBINDABLE: Final[int]
 HOW_KEEP: Final[int]
+HOW_IDMAP: Final[int]
+HOW_OPEN: Final[int]
+HOW_OWNED: Final[int]
 PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
@@ -53,6 +56,8 @@ class CgroupPool:
     def owner(self) -> int: ...
     def remove(self, patience_ms: int) -> bool: ...
 
+def user_namespace(ids: tuple[int, int, int]) -> int: ...
+
 @final
 class Plan:
     def __new__(
@@ -75,7 +80,14 @@ class Plan:
         netns_pool: int = 0,
         max_output: int = 0,
         cgroups: CgroupPlan | None = None,
+        ids: tuple[int, int, int] | None = None,
+        pipe_owner: tuple[int, int] | None = None,
+        late: Plan | None = None,
     ) -> Plan: ...
+    @property
+    def ids(self) -> tuple[int, int, int] | None: ...
+    @property
+    def pipe_owner(self) -> tuple[int, int] | None: ...
     @property
     def cgroups(self) -> CgroupPlan | None: ...
     @property

@@ -9,7 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
 
@@ -44,6 +44,9 @@ HOW_RECURSIVE = c.FNS_HOW_RECURSIVE
 HOW_SLAVE = c.FNS_HOW_SLAVE
 HOW_UNBINDABLE = c.FNS_HOW_UNBINDABLE
 HOW_KEEP = c.FNS_HOW_KEEP
+HOW_IDMAP = c.FNS_HOW_IDMAP
+HOW_OPEN = c.FNS_HOW_OPEN
+HOW_OWNED = c.FNS_HOW_OWNED
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
@@ -51,6 +54,7 @@ ID_MAPS = {
     "self": c.FNS_ID_MAP_SELF,
     "parent": c.FNS_ID_MAP_PARENT,
     "newuidmap": c.FNS_ID_MAP_NEWUIDMAP,
+    "range": c.FNS_ID_MAP_RANGE,
 }
 
 cdef dict _stage_numbers = {name: i for i, name in enumerate(STAGES)}
@@ -169,6 +173,36 @@ cdef object _counts(const c.fns_leaf *leaf):
             for i, name in enumerate(COUNTS)}
 
 
+# ---- the user namespace of a range of ids ----------------------------------------------------------
+
+cdef dict _user_namespaces = {}  # (first uid, first gid, how many) -> (fd, its device and inode)
+
+
+cdef tuple _identity(int fd):
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def user_namespace(tuple ids):
+    """The fd of this process's user namespace with the range `ids`: made when it is first asked for, or
+    when the fd was closed by another part of this process. SpawnError at stage "clone" or "id_map"."""
+    cdef c.fns_error error
+    cdef int fd
+    known = _user_namespaces.get(ids)
+    if known is not None and _identity(known[0]) == known[1]:
+        return known[0]
+    uid, gid, size = ids
+    uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
+    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map), &error)
+    if fd < 0:
+        raise SpawnError(STAGES[error.stage], error.err)
+    _user_namespaces[ids] = (fd, _identity(fd))
+    return fd
+
+
 @cython.final
 cdef class Plan:
     """A compiled spec: what a sandbox's first process does, in order.
@@ -193,6 +227,9 @@ cdef class Plan:
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
     cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
     cdef char **envp  # into environ
+    cdef Plan late  # what a direct spawn does in memory of its own
+    cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
+    cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
@@ -201,10 +238,19 @@ cdef class Plan:
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
-                  uint64_t max_output=0, cgroups=None):
+                  uint64_t max_output=0, cgroups=None, tuple ids=None, tuple pipe_owner=None,
+                  Plan late=None):
         cdef c.fns_op *op
+        cdef void *image = NULL
         cdef int bad
-        self.ops = ops
+        self.ops = ops if late is None else ops + late.ops
+        self.ids = ids
+        self.pipe_owner = pipe_owner
+        self.late = late
+        if ids is not None:
+            self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
+        if pipe_owner is not None:
+            self.plan.pipe_uid, self.plan.pipe_gid = pipe_owner
         self.environ = environ
         self.search_path = search_path
         self.cwd = cwd
@@ -257,10 +303,20 @@ cdef class Plan:
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
         _load_programs()
+        if late is not None:
+            self.plan.late = &late.plan
+            if c.fns_exec_image(&self.plan, &image, &self.plan.image_size) < 0:
+                raise MemoryError
+            self.plan.image = image
 
     def __dealloc__(self):
+        free(<void *><uintptr_t>self.plan.image)
         free(self.op_array)
         free(self.envp)
+
+    cdef int userns(self) except -1:
+        """The fd its sandboxes join; 0: they join none."""
+        return 0 if self.ids is None else user_namespace(self.ids)
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:
         """The offset of `text` in the arena; equal texts share one place."""
@@ -304,7 +360,10 @@ cdef class Plan:
         if self.plan.options & c.FNS_PLAN_STAGED:
             lines.append("helper: a process of its own makes the sandbox")
         lines.append("clone: " + (" ".join(self.namespaces) or "no new namespace"))
-        if self.id_map != "none":
+        if self.ids is not None:
+            uid, gid, size = self.ids
+            lines.append(f"id_map: range uids 0 {uid} {size}, gids 0 {gid} {size}")
+        elif self.id_map != "none":
             lines.append(f"id_map: {self.id_map}")
         for i, op in enumerate(self.ops):
             lines.append(f"{op.stage}[{i}] {op}".rstrip())
@@ -375,6 +434,10 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
                 "is missing inside the root")
     elif error.detail == c.FNS_DETAIL_KILLED:
         hint = "the process was killed while it was being set up (out of memory, or a signal)"
+    elif error.detail == c.FNS_DETAIL_ID_MAP:
+        hint = ("this file system cannot be shown with other owners (an idmapped mount): "
+                "namespaces={'user': 'host'}, --userns host, does without a user namespace; a bind "
+                "may go without idmap; a root on another file system (not overlay, 9p or nfs) can be")
     elif error.detail == c.FNS_DETAIL_BROKEN:
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     exc = SpawnError(stage, error.err, op_index=error.op_index,
@@ -554,6 +617,7 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
     cdef c.fns_job job
     cdef int ret
     _set_job(&job, plan, arguments, groups)
+    job.args.userns = plan.userns()
     with nogil:
         ret = c.fns_job_spawn(&job, -1)
     if ret < 0:
@@ -587,14 +651,14 @@ cdef class Server:
 
     def __cinit__(self, Plan plan, int null, int parked=0):
         cdef c.fns_error error
-        cdef int ret
+        cdef int ret, userns = plan.userns()
         self.plan = plan
         self.free = []
         self.ahead = []
         self.owner = getpid()
         self.process.pidfd = self.process.control = -1
         with nogil:
-            ret = c.fns_server_start(&plan.plan, null, &self.process, &error)
+            ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
         if ret < 0:
             raise _spawn_error(plan, None, None, &error)
         self.running = True
@@ -825,6 +889,7 @@ cdef class _Jobs:
         self.plan = plan
         self.server = server
         self.groups = plan.pool()
+        cdef int userns = 0 if server is not None else plan.userns()
         self.n = len(items)
         self.handed_out = bytearray(self.n)
         self.arguments = []
@@ -840,6 +905,7 @@ cdef class _Jobs:
             job.plan = &plan.plan
             job.server = NULL if server is None else &server.process
             job.args = arguments.args
+            job.args.userns = userns
             job.groups = NULL if self.groups is None else self.groups.groups
             job.leaf.number = -1
             job.pipes = pipes
@@ -987,6 +1053,7 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
     done.truncated = False
     done.cause = "exited"
     done.limits = ()
+    done.id_map = plan.id_map
     return done
 
 
@@ -1029,6 +1096,7 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
     job.server = NULL if server is None else &server.process
     job.groups = NULL if groups is None else groups.groups
     job.leaf.number = -1
+    job.args.userns = 0 if server is not None else plan.userns()
     job.args.argv = argv
     job.args.paths = paths
     job.args.envp = plan.envp

@@ -94,6 +94,7 @@ class CompletedSandbox(Completed):
         truncated: bool = False,
         cause: Cause = "exited",
         limits: tuple[str, ...] = (),
+        id_map: str = "none",
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self._used = usage
@@ -102,6 +103,7 @@ class CompletedSandbox(Completed):
         self.truncated = truncated  # whether max_output has cut stdout or stderr off
         self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
         # "output_limit", "seccomp" (a system call that the filter ends a process for) or "killed"
+        self.id_map = id_map  # whose ids it had, as in Sandbox
         self.limits = limits  # names of the spec's limits that were enforced
 
     @property
@@ -263,6 +265,7 @@ def completed(
         truncated=dropped > 0,
         cause=cause,
         limits=plan.limits,
+        id_map=plan.id_map,
     )
 
 _core.set_completed_class(CompletedSandbox)

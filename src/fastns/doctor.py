@@ -96,6 +96,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     yield "system call filter", "basic", filters
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
+    yield "idmapped mounts", "extra", idmapped_mounts
     yield "template", "extra", template
     yield "mount tables", "extra", mount_tables
     yield "id ranges", "extra", id_ranges
@@ -131,7 +132,7 @@ def privilege() -> Finding:
     """Who runs this, and what follows."""
     uid = os.geteuid()
     if has_sys_admin():
-        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: no user namespace is needed")
+        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: a range of ids for its sandboxes")
     return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
 
 
@@ -268,7 +269,11 @@ def _is_device(path: Path) -> bool:
 def id_ranges() -> Finding:
     """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
     if os.geteuid() == 0:
-        return Finding(None, "root maps any id without newuidmap")
+        from fastns import _userns
+
+        uid, gid, size = _userns.range_of_root()
+        ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+        return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
     missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
     if missing:
         return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
@@ -405,6 +410,24 @@ def proc_inside() -> Finding:
     spaces = {"mount", "pid"} if has_sys_admin() else {"mount", "pid", "user"}
     return attempt(
         **only(*spaces), default_mounts=False, mounts=[fastns.Mount("/proc", type="proc")]
+    )
+
+
+def idmapped_mounts() -> Finding:
+    """Whether a root on the file system of / keeps its owners in a sandbox of root's, whose user
+    namespace has ids of its own."""
+    import fastns
+
+    if fastns.compile(fastns.Spec()).ids is None:
+        return Finding(None, "for root alone: others have their own id in their sandboxes")
+    options = ["bind", "ro", "idmap"]
+    found = attempt(mounts=[fastns.Mount("/tmp/root", source="/", options=options)])
+    if found.ok:
+        return Finding(True, "on the file system of /")
+    return Finding(
+        False,
+        f"/: {found.detail}",
+        "put roots on ext4, xfs, btrfs or tmpfs (Linux 6.3), or give namespaces={'user': 'host'}",
     )
 
 

@@ -109,6 +109,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "newuidmap and newgidmap are needed for a range of ids: install the uidmap package"
     ),
     ("id_map", _errno.EINVAL, None): "the kernel takes at most 340 ranges that do not overlap",
+    ("id_map", _errno.EACCES, None): "/proc shows another pid namespace than this process' own",
     ("setns", _errno.ENOENT, None): "no such namespace file: has its process ended?",
     ("setns", _errno.EPERM, None): (
         "joining a namespace needs CAP_SYS_ADMIN over it: join its user namespace too, or be root"
@@ -157,6 +158,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("mount", _errno.EINVAL, None): (
         "an option the file system does not know, or, in a user namespace, a bind of a directory "
         "with mounts below it: use rbind"
+    ),
+    ("mount", _errno.EOVERFLOW, None): (
+        "the target is missing in a tree that shows other owners (idmap), where this process is "
+        "nobody: make it there beforehand"
     ),
     ("mount", _errno.EROFS, None): (
         "the target cannot be made in a read-only root: make it there beforehand, or use "

@@ -123,7 +123,8 @@ class Mount:
         destination: absolute path inside. type: one of mount_options.TYPES.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir makes a missing destination.
+            X-mount.mkdir makes a missing destination; idmap has a bind keep its owners in the
+            range of ids of root's sandboxes.
     """
 
     destination: str
@@ -212,8 +213,9 @@ class Spec:
         read_only: the root cannot be written. overlay: what is written to it is thrown away.
         hostname, domainname: at most 64 bytes; they need a new uts namespace.
         namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
-            of one to join. All are new, but user and time are the host's unless asked for or
-            needed; an unprivileged caller always gets a new user namespace.
+            of one to join. All are new, but time is the host's unless asked for. user: started by
+            root, one with a range of 65536 ids of its own, made once; "new" is one of its own with
+            the caller's id, or uid_mappings; an unprivileged caller always gets a new one.
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
@@ -235,7 +237,8 @@ class Spec:
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
-            "ALL"); none by default, in no set. In a user namespace they reach no further than that.
+            "ALL"); none by default, in no set. They reach no further than the sandbox's user
+            namespace and what belongs to it.
         no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,

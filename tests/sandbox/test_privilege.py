@@ -113,7 +113,9 @@ def test_no_program_gains_anything(busybox_rootfs: Path, tmp_path: Path, kind: s
 
 GIVE = """
 import sys, fastns
-spec = fastns.Spec(rootfs=sys.argv[1], capabilities=["SYS_TIME"])
+spec = fastns.Spec(
+    rootfs=sys.argv[1], capabilities=["SYS_TIME"], namespaces={"user": "host"}
+)
 try:
     fastns.run(["true"], spec=spec)
 except fastns.SpawnError as error:

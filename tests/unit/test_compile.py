@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import _core
+from fastns import _core, _userns
 from fastns._compile import CAP_SETUID, CAP_SYS_ADMIN, Caller, Op, _Compiler, search_path
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
@@ -25,6 +25,7 @@ NESTED = Caller(0, 0, True, ALL, False, may_setgroups=False)  # root of a single
 
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 RANGE = [IDMapping(0, 100000, 1000)]
+PLACE = _userns.range_of_root()[:2]  # uid and gid of 0:0 inside, for root
 JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
 
 
@@ -96,6 +97,26 @@ loopback network -
 umask umask -
 bounding capabilities -
 """
+PIVOT_LO = """
+pivot_root pivot_root -
+loopback network -
+umask umask -
+"""
+JOIN = """
+join_user id_map -
+bounding capabilities -
+setgroups setgroups -
+setgid setgid -
+setuid setuid -
+"""
+JOIN_OTHER = """
+join_user id_map -
+bounding capabilities -
+setuid setuid -
+setgroups setgroups -
+setgid setgid -
+setuid setuid -
+"""
 SETGROUPS = """
 setgroups setgroups -
 """
@@ -124,13 +145,23 @@ seccomp seccomp -
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
-    ("host-root", Spec(), ROOT, "direct none",
+    ("host-root", Spec(), ROOT, "direct range",
+     [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO, JOIN]),
+    ("hosts-ids", Spec(namespaces={"user": "host"}), ROOT, "direct none",
      [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO_UMASK, SETGROUPS]),
+    ("hosts-ids", Spec(**BARE, user="5:6", namespaces={"user": "host"}), ROOT, "staged none",
+     [TREE, PIVOT_LO_UMASK, IDS]),
+    ("capabilities", Spec(**BARE, capabilities=["NET_ADMIN"]), ROOT, "staged range",
+     ["\nown_namespaces unshare -\n", TREE, PIVOT_LO, """
+join_user id_map -
+unshare unshare -
+bounding capabilities -
+""", IDS]),
     ("host-root", Spec(), USER, "direct self",
      [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
     ("host-root", Spec(), NESTED, "direct none",
      [TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
-    ("bare", Spec(**BARE), ROOT, "direct none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+    ("bare", Spec(**BARE), ROOT, "direct range", [TREE, PIVOT_LO, JOIN]),
     ("bare", Spec(**BARE), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), NESTED, "direct none", [TREE, PIVOT_LO_UMASK]),
     ("new-user", Spec(**BARE, namespaces={"user": "new"}), ROOT, "direct self",
@@ -152,7 +183,7 @@ bounding capabilities -
     ("overlay-files-mounts",
      Spec(**BARE, overlay=True, read_only=True, files={"/etc/hosts": "a", "/new/file": b"\0"},
           mounts=[Mount("/mnt", source="/srv"), Mount("/mnt/t", "tmpfs")]),
-     ROOT, "direct none",
+     ROOT, "direct range",
      ["""
 propagation propagation -
 root_tree rootfs -
@@ -164,7 +195,7 @@ mount mount /mnt/t
 file_bind file /etc/hosts
 file_bind file /new/file
 read_only read_only -
-""", PIVOT_LO_UMASK, SETGROUPS]),
+""", PIVOT_LO, JOIN]),
     ("files", Spec(**BARE, files={"/etc/hosts": "a"}), USER, "direct self",
      [MAP, """
 propagation propagation -
@@ -173,16 +204,16 @@ scratch file -
 root_attach rootfs root
 file_bind file /etc/hosts
 """, PIVOT_LO_UMASK]),
-    ("chroot-in-mounts", Spec(**BARE, root_mode="chroot", network="host"), ROOT, "direct none",
-     [TREE, "\nchroot chroot -\n", UMASK, SETGROUPS]),
+    ("chroot-in-mounts", Spec(**BARE, root_mode="chroot", network="host"), ROOT, "direct range",
+     [TREE, "\nchroot chroot -\n", UMASK_ALONE, JOIN]),
     ("chroot-alone", Spec(rootfs="/srv/root", root_mode="chroot", namespaces=HOSTED), ROOT,
-     "direct none", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK, SETGROUPS]),
-    ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct none", [UMASK, SETGROUPS]),
+     "direct range", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK_ALONE, JOIN]),
+    ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct range", [UMASK_ALONE, JOIN]),
     ("nothing-new", Spec(namespaces={**HOSTED, "user": "host"}), USER, "direct none",
      [UMASK_ALONE]),
     ("nothing-new", Spec(namespaces=HOSTED), NESTED, "direct none", [UMASK]),
-    ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "staged none",
-     [TREE, PIVOT_LO_UMASK, IDS]),
+    ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "direct range",
+     [TREE, PIVOT_LO, JOIN_OTHER]),
     ("other-user", Spec(**BARE, user="5:6"), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("other-user", Spec(**BARE, user="5:6"), NESTED, "staged none",
      [TREE, PIVOT_LO_UMASK, BECOME]),
@@ -190,18 +221,18 @@ file_bind file /etc/hosts
      "staged parent", [TREE_OF_RANGE, PIVOT_LO_UMASK, IDS]),
     ("range", Spec(**BARE, user="5:6", uid_mappings=RANGE, gid_mappings=RANGE), USER,
      "staged newuidmap", [TREE_OF_RANGE, PIVOT_LO_UMASK, IDS]),
-    ("joined", Spec(namespaces={**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}), ROOT, "direct none",
-     ["\nsetns setns -\nsetns setns -\n", UMASK, SETGROUPS]),
+    ("joined", Spec(namespaces={**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}), ROOT, "direct range",
+     ["\nsetns setns -\nsetns setns -\n", UMASK_ALONE, JOIN]),
     ("joined-early", Spec(namespaces=JOINED), USER, "staged none",
      ["\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
     ("joined-early", Spec(namespaces=JOINED), ROOT, "staged none",
-     [SETGROUPS, "\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
-    ("reaper", Spec(**BARE, init=True), ROOT, "staged none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+     [SETGROUPS, "\nsetns setns -" * 4 + "\njoin_user setns -\n", UMASK, BECOME]),
+    ("reaper", Spec(**BARE, init=True), ROOT, "staged range", [TREE, PIVOT_LO, JOIN]),
     ("replaced", Spec(rootfs="/srv/root", mounts=[Mount("/dev", source="/dev",
                                                          options=["rbind", "rslave"])]),
-     ROOT, "direct none",
+     ROOT, "direct range",
      [TREE, "\nmount mount /proc\nmount mount /sys\nmount mount /tmp\nmount mount /run\n"
-      "bind mount /dev\n", MASKS, PIVOT_LO_UMASK, SETGROUPS]),
+      "bind mount /dev\n", MASKS, PIVOT_LO, JOIN]),
     ("host-pid-net", Spec(namespaces={"pid": "host"}, network="host"), USER, "direct self",
      [MAP, TREE, """
 bind mount /proc
@@ -274,6 +305,9 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
         b"/n/network",
         b"/n/mount",
     ]
+    # Root's rights over the others end where the user namespace begins: opened first, joined last.
+    assert setns[0].how == _core.HOW_OPEN
+    assert plan.ops[plan.ops.index(setns[-1]) + 1].code == "join_user"
     assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
 
 
@@ -288,8 +322,13 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
     ],
 )
 def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
+    """The host's own root keeps the host's owners: they are nobody's inside."""
     tree = one(Spec(**fields), ROOT, "root_tree")
-    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE)
+    shown = _core.HOW_IDMAP if "rootfs" in fields else 0
+    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE | shown)
+    for caller, namespaces in ((ROOT, {"user": "host"}), (USER, {})):
+        tree = one(Spec(**fields, namespaces=namespaces), caller, "root_tree")
+        assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
 
 
@@ -324,7 +363,7 @@ def test_a_mount_carries_its_options() -> None:
         1 | 2,
         b"tmpfs",
         b"tmpfs",
-        b"size=1m,mode=700",
+        b"size=1m,mode=700,uid=%d,gid=%d" % PLACE,
     )
     bind = one(
         Spec(**BARE, mounts=[Mount("/b", source="/s", options=["rbind", "rslave", "ro", "exec"])]),
@@ -365,7 +404,8 @@ def test_limits_groups_and_files_are_bytes() -> None:
     assert (rlimit.flags, rlimit.data) == (7, bytes([64]) + bytes(7) + b"\xff" * 8)
     groups = one(spec, ROOT, "setgroups")
     assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
-    assert [one(spec, ROOT, code).arg for code in ("setuid", "setgid", "umask")] == [5, 6, 0o77]
+    assert [one(spec, ROOT, code).arg for code in ("setgid", "umask")] == [6, 0o77]
+    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # by way of 0: rights go with it
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
 
@@ -387,9 +427,60 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
     assert compiled(spec, caller).id_map == way
 
 
+def test_owners_in_options_are_those_inside() -> None:
+    options = ["uid=5", "gid=6"]
+    spec = Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)])
+    assert one(spec, ROOT, "mount").data == b"uid=%d,gid=%d" % (PLACE[0] + 5, PLACE[1] + 6)
+    assert one(spec, USER, "mount").data == b"uid=5,gid=6"
+    pts = Spec(**BARE, mounts=[Mount("/p", "devpts", options=["newinstance", "gid=5"])])
+    assert one(pts, ROOT, "mount").data == b"newinstance,gid=%d" % (PLACE[1] + 5)
+
+
+def test_a_bind_shows_other_owners_where_it_says_so() -> None:
+    for options, how in (([], 0), (["idmap"], _core.HOW_IDMAP)):
+        spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
+        assert one(spec, ROOT, "bind").how == how
+        assert one(spec, USER, "bind").how == 0  # it is the caller's there in any case
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"user": "65536"}, "user"), ({"user": "0:70000"}, "user"),
+     ({"additional_gids": [5, 65536]}, "additional_gids")],
+)  # fmt: skip
+def test_an_id_beyond_the_range(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError, match="below 65536") as caught:
+        compiled(Spec(**BARE, **fields), ROOT)
+    assert caught.value.field == field
+    compiled(Spec(**BARE, **fields, namespaces={"user": "host"}), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("caller", "has"),
+    [(ROOT, True), (NESTED, False), (Caller(0, 0, True, ALL & ~CAP_SETUID, True), False),
+     (Caller(1000, 1000, True, ALL, True), True)],
+)  # fmt: skip
+def test_who_has_a_range(caller: Caller, has: bool) -> None:
+    plan = compiled(Spec(**BARE), caller)
+    assert (plan.ids is not None) == (plan.id_map == "range") == has
+
+
+def test_who_the_pipes_are_for() -> None:
+    for fields, caller, owner in (
+        ({}, ROOT, PLACE),
+        ({"user": "5:6"}, ROOT, (PLACE[0] + 5, PLACE[1] + 6)),
+        ({"namespaces": {"user": "host"}}, ROOT, None),
+        ({"namespaces": {"user": "host"}, "user": "5:6"}, ROOT, (5, 6)),
+        ({"uid_mappings": RANGE, "gid_mappings": RANGE, "user": "5:6"}, ROOT, (100005, 100006)),
+        ({}, USER, None),
+    ):
+        assert compiled(Spec(**BARE, **fields), caller).pipe_owner == owner, fields
+
+
 def test_a_caller_of_several_ids_is_made_one() -> None:
     """A set-user-id program: its saved id must not get into the sandbox."""
-    plan = compiled(Spec(**BARE), Caller(0, 0, False, ALL, True))
+    spec = Spec(**BARE, namespaces={"user": "host"})
+    plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
     assert plan.method == "staged"
 

@@ -20,7 +20,8 @@ def find() -> str:
 
 def spec(root: Path, **fields: Any) -> Spec:
     fields = {"network": "host", **fields}
-    return Spec(rootfs=str(root), default_mounts=False, mounts=MOUNTS, **fields)
+    ids = {"namespaces": {"user": "host"}}  # as the others have them when root starts them
+    return Spec(rootfs=str(root), default_mounts=False, mounts=MOUNTS, **ids, **fields)
 
 
 class FromTemplate:

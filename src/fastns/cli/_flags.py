@@ -122,7 +122,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     switch("--chroot", help="change the root with chroot instead of pivot_root")
 
     group = parser.add_argument_group("what is in it")
-    mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
+    mount("-v", "--volume", metavar="SRC:DST[:ro,idmap]", help="bind a host file or directory")
     mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
     mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
     values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
@@ -139,7 +139,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--uts", metavar="MODE", help="host name")
     value("--ipc", metavar="MODE", help="System V IPC and message queues")
     value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
-    value("--userns", metavar="MODE", help="auto (the default), host, private, keep-id, or a path")
+    value(
+        "--userns",
+        metavar="MODE",
+        help="auto (the default: a range of ids for root), host, private, keep-id, or a path",
+    )
     value("--cgroupns", metavar="MODE", help="the view of cgroups")
     value("--mountns", metavar="MODE", help="mounts")
     value("--timens", metavar="MODE", help="monotonic and boot clocks (default: host)")
