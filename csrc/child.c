@@ -752,6 +752,46 @@ static int raise_kept(void)
     return result < 0 ? result : (int)fns_sys2(__NR_capset, &header, sets);
 }
 
+/* ---- Landlock (landlock(7)) ------------------------------------------------------------------ */
+
+static int op_landlock(struct fns_child *child, const struct fns_op *op)
+{
+    const struct {
+        uint64_t files, network, scoped;
+    } handled = {op->flags, 0, op->arg};
+    /* A kernel that knows fewer fields takes a size of more only if the rest is zero. */
+    child->rules = (int)fns_sys3(__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
+    return child->rules < 0 ? child->rules : 0;
+}
+
+static int op_landlock_path(struct fns_child *child, const struct fns_op *op)
+{
+    int top = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    if (top < 0)
+        return top;
+    int fd = resolve(top, text(child, op->target), 0);
+    close_fd(top);
+    if (fd < 0)
+        return fd;
+    const struct {
+        uint64_t allowed;
+        int parent;
+    } __attribute__((packed)) rule = {mode_of(fd) == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    int result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
+                               1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
+    close_fd(fd);
+    return result;
+}
+
+static int op_landlock_restrict(struct fns_child *child, const struct fns_op *op)
+{
+    int result = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
+    if (result >= 0)
+        result = (int)fns_sys2(__NR_landlock_restrict_self, child->rules, 0);
+    close_fd(child->rules);
+    return result;
+}
+
 static int op_seccomp(struct fns_child *child, const struct fns_op *op)
 {
     int kept = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
@@ -800,6 +840,9 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_BOUNDING: return op_bounding(child, op);
     case FNS_OP_CAPABILITIES: return op_capabilities(child, op);
     case FNS_OP_NO_NEW_PRIVILEGES: return op_no_new_privileges(child, op);
+    case FNS_OP_LANDLOCK: return op_landlock(child, op);
+    case FNS_OP_LANDLOCK_PATH: return op_landlock_path(child, op);
+    case FNS_OP_LANDLOCK_RESTRICT: return op_landlock_restrict(child, op);
     case FNS_OP_SECCOMP: return op_seccomp(child, op);
     case FNS_OP_COUNT: break;
     }

@@ -17,6 +17,7 @@ struct fns_child {
     int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
     int entered;                /* it was cloned into the first of args->groups */
     int root, scratch;          /* fds while the root is built; -1 */
+    int rules;                  /* of Landlock: an fd between its first op and its last */
 };
 
 /* stdio in place, every fd closed but those of args->keep. */

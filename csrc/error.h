@@ -36,6 +36,7 @@
     X(UMASK, "umask")                                                                              \
     X(CAPABILITIES, "capabilities")                                                                \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                      \
+    X(LANDLOCK, "landlock")                                                                        \
     X(SECCOMP, "seccomp")                                                                          \
     X(SETGROUPS, "setgroups")                                                                      \
     X(SETGID, "setgid")                                                                            \

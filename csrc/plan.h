@@ -48,6 +48,10 @@
     /* The last ones, done right before the exec, by the process that executes. */                     \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                    \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                          \
+    X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */       \
+    X(LANDLOCK_PATH,                                                                                   \
+      "landlock_path") /* target; flags, arg: allowed if it is a directory, or not */                  \
+    X(LANDLOCK_RESTRICT, "landlock_restrict") /* from here on; how: KEEP */                            \
     X(SECCOMP,                                                                                         \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 

@@ -7,8 +7,8 @@ import platform
 from processes import script
 
 NUMBERS = {
-    "x86_64": {"clone3": 435, "openat2": 437, "seccomp": 317},
-    "aarch64": {"clone3": 435, "openat2": 437, "seccomp": 277},
+    "x86_64": {"clone3": 435, "openat2": 437, "seccomp": 317, "landlock_create_ruleset": 444},
+    "aarch64": {"clone3": 435, "openat2": 437, "seccomp": 277, "landlock_create_ruleset": 444},
 }
 
 _FILTER = """

@@ -873,6 +873,17 @@ static int do_connect(char **args)
     return 0;
 }
 
+/* Refuses itself to read files, by Landlock (landlock(7)), and then tries to. */
+static int do_restrict(char **args)
+{
+    uint64_t handled = 1 << 2; /* LANDLOCK_ACCESS_FS_READ_FILE */
+    long rules = syscall(444, &handled, sizeof handled, 0);
+
+    if (rules < 0 || syscall(446, rules, 0) != 0)
+        return failed("restrict", "itself");
+    return do_read(args);
+}
+
 static const struct {
     const char *name;
     int n_args;
@@ -891,6 +902,7 @@ static const struct {
     {"--fork-hold", 2, do_fork_hold, "N SECONDS: the same, but they keep stdio open"},
     {"--zombies", 1, do_zombies, "N: makes n orphans that exit; prints how many stay zombies"},
     {"--flood", 2, do_flood, "stdout|stderr|both BYTES: so many bytes of 'x' to each"},
+    {"--restrict", 1, do_restrict, "PATH: reads the file having given up to read any (Landlock)"},
     {"--echo", 0, do_echo, "copies stdin to stdout"},
     {"--msgget", 0, do_msgget, "makes a System V message queue; prints its id"},
     {"--sethostname", 1, do_sethostname, "NAME: changes the host name"},

@@ -595,9 +595,10 @@ class _Compiler:
             self.add(Op("bounding", "capabilities", how, arg=mask, note=names))
 
     def keep(self) -> int:
-        """Without no_new_privileges, to load a filter takes what a change of ids takes away."""
-        filtered = self.spec.seccomp != "unconfined"
-        return _core.HOW_KEEP if filtered and not self.spec.no_new_privileges else 0
+        """Without no_new_privileges, to load a filter, or to be restricted by Landlock, takes what
+        a change of ids takes away."""
+        needed = self.spec.seccomp != "unconfined" or self.spec.landlock
+        return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
     def capability_mask(self) -> int:
         if not self.spec.capabilities:
@@ -608,17 +609,30 @@ class _Compiler:
 
     def last(self) -> None:
         """After the ids, in the one order that works: capabilities, then no_new_privileges, without
-        which a filter needs CAP_SYS_ADMIN, then the filter. Without no_new_privileges the filter
-        comes while that is still there."""
+        which Landlock and a filter need CAP_SYS_ADMIN, then these. Without no_new_privileges they
+        come while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
         capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
         if self.spec.no_new_privileges:
             self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
+            self.restrict()
             self.filter()
         else:
+            self.restrict()
             self.filter()
             self.add(capabilities)
+
+    def restrict(self) -> None:
+        """Before the filter, which need not let these calls through."""
+        if not self.spec.landlock:
+            return
+        has_admin = self.caller.privileged or self.new_user or "user" in self.joined
+        if not self.spec.no_new_privileges and not has_admin:
+            raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
+        from fastns import _landlock  # not where a start is to be quick and has none
+
+        self.ops += _landlock.ops(self.spec.landlock, _landlock.abi(), self.keep())
 
     def filter(self) -> None:
         profile = self.spec.seccomp

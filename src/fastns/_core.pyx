@@ -1032,6 +1032,11 @@ def capabilities():
     return c.fns_capabilities()
 
 
+def landlock_abi():
+    """The version of Landlock that this kernel has, or a negative errno."""
+    return c.fns_landlock_abi()
+
+
 # ---- unshare and setns ---------------------------------------------------------------------------
 
 def unshare(uint64_t flags):

@@ -232,5 +232,6 @@ cdef extern from "fastns.h" nogil:
     size_t fns_batch_done(const fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
+    int fns_landlock_abi()
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

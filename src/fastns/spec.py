@@ -240,6 +240,9 @@ class Spec:
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile().
+        landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
+            made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
+            is open already stays so. Abstract sockets and processes outside are out of reach too.
         max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
             captured; the rest is read and counted, and `truncated` set. None: all.
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
@@ -281,6 +284,7 @@ class Spec:
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
     seccomp: str | os.PathLike[str] | Mapping[str, Any] = "default"
+    landlock: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -296,6 +300,8 @@ class Spec:
 
             self._put("capabilities", names(self.capabilities))
         self._check_seccomp()
+        if self.landlock is not None:
+            self._put("landlock", _paths_of_landlock(self.landlock))
 
     # ---- what is effective ----
 
@@ -589,6 +595,22 @@ def _inside(name: str, value: Any) -> str:
     if any(len(os.fsencode(part)) > 255 for part in plain.split("/")):
         raise SpecError(name, f"{shown(text)}: each name in a path has at most 255 bytes")
     return plain
+
+
+def _paths_of_landlock(value: Any) -> FrozenMap:
+    """Its two lists, of plain paths."""
+    form = "{'read': [paths], 'write': [paths]}, with at least one path, expected"
+    if not isinstance(value, Mapping) or not set(value) <= {"read", "write"}:
+        raise SpecError("landlock", f"{shown(value)}: {form}")
+    found = {}
+    for kind, paths in value.items():
+        name = f"landlock.{kind}"
+        if isinstance(paths, str | bytes) or not isinstance(paths, Sequence):
+            raise SpecError(name, f"{shown(paths)}: a list of paths expected")
+        found[kind] = tuple(path if path == "/" else _inside(name, path) for path in paths)
+    if not any(found.values()):  # not even the command could be executed
+        raise SpecError("landlock", f"{shown(value)}: {form}")
+    return FrozenMap(found)
 
 
 def _namespace_path(name: str, value: Any) -> None:

@@ -75,6 +75,7 @@ def test_the_defaults() -> None:
         "capabilities": (),
         "no_new_privileges": True,
         "seccomp": "default",
+        "landlock": None,
     }
 
 

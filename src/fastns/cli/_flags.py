@@ -58,6 +58,7 @@ FLAG_OF_FIELD = {
     "capabilities": "--cap-add",
     "no_new_privileges": "--security-opt",
     "seccomp": "--security-opt",
+    "landlock": "--landlock-read or --landlock-write",
     "memory": "--memory",
     "max_output": "--max-output",
     "memory_swap": "--memory-swap",
@@ -165,6 +166,8 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         metavar="OPT",
         help="no-new-privileges=false, seccomp=unconfined, seccomp=FILE (JSON as docker's)",
     )
+    values("--landlock-read", metavar="PATH", help="only there files are read and executed; inside")
+    values("--landlock-write", metavar="PATH", help="there they are written as well (Landlock)")
 
     group = parser.add_argument_group("limits, of all its processes together")
     value("-m", "--memory", metavar="BYTES", help="memory, its tmpfs included, such as 64m")
@@ -223,6 +226,7 @@ def spec_of(
         "memory_swap": -1 if flags.memory_swap == "-1" else flags.memory_swap,
         "cpuset": flags.cpuset_cpus,
         "cgroup_parent": flags.cgroup_parent,
+        "landlock": landlock(flags.landlock_read, flags.landlock_write),
     }
     return Spec(
         **{name: value for name, value in fields.items() if value is not None},
@@ -571,6 +575,11 @@ def security(options: list[str]) -> dict[str, Any]:
                 "no-new-privileges=false, seccomp=unconfined, seccomp=FILE, systempaths=unconfined",
             )
     return fields
+
+
+def landlock(read: list[str], write: list[str]) -> dict[str, list[str]] | None:
+    """Spec.landlock; None: no path is given."""
+    return {"read": read, "write": write} if read or write else None
 
 
 def _number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
