@@ -642,6 +642,19 @@ static int op_loopback(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
+static int op_keyring(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    int result = (int)fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0);
+    /* Without such calls (ENOSYS), or where a filter refuses them to this process (EPERM), the command
+     * cannot make any either. */
+    if (result == -ENOSYS || result == -EPERM || (result == -EDQUOT && op->how & FNS_HOW_OPTIONAL))
+        return 0;
+    if (result >= 0 && op->how & FNS_HOW_SEALED)
+        result = (int)fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, result, 0);
+    return result < 0 ? result : 0;
+}
+
 static int op_cgroup(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_args *args = child->args;
@@ -831,6 +844,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_HOSTNAME: return op_hostname(child, op);
     case FNS_OP_DOMAINNAME: return op_domainname(child, op);
     case FNS_OP_LOOPBACK: return op_loopback(child, op);
+    case FNS_OP_KEYRING: return op_keyring(child, op);
     case FNS_OP_CGROUP: return op_cgroup(child, op);
     case FNS_OP_RLIMIT: return op_rlimit(child, op);
     case FNS_OP_UMASK: return op_umask(child, op);

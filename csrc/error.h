@@ -31,6 +31,7 @@
     X(HOSTNAME, "hostname")                                                                        \
     X(DOMAINNAME, "domainname")                                                                    \
     X(NETWORK, "network")                                                                          \
+    X(KEYRING, "keyring")                                                                          \
     X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \
     X(UMASK, "umask")                                                                              \

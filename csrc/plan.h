@@ -38,6 +38,7 @@
     X(HOSTNAME, "hostname")     /* data */                                                             \
     X(DOMAINNAME, "domainname") /* data */                                                             \
     X(LOOPBACK, "loopback")     /* lo up */                                                            \
+    X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */              \
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */           \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                           \
     X(UMASK, "umask")           /* arg */                                                              \
@@ -71,7 +72,9 @@ enum fns_how {
     FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16,
-    FNS_HOW_KEEP = 32, /* capabilities, over a change of ids; of a filter: loaded with them */
+    FNS_HOW_KEEP = 32,      /* capabilities, over a change of ids; of a filter: loaded with them */
+    FNS_HOW_SEALED = 64,    /* of a keyring: nobody may look into it */
+    FNS_HOW_OPTIONAL = 128, /* of a keyring: without it where the quota is used up */
 };
 
 struct fns_op {

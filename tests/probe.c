@@ -873,6 +873,29 @@ static int do_connect(char **args)
     return 0;
 }
 
+static void key_result(const char *name, long result)
+{
+    string_field(name, result < 0 ? strerrorname_np(errno) : "worked");
+}
+
+/* What is to be had of a key of the caller's (keyctl(2)), and the keyrings that are in reach. */
+static int do_keys(char **args)
+{
+    long key = atol(args[0]);
+    char bytes[64];
+
+    begin('{');
+    number_field("session", syscall(SYS_keyctl, 0 /* GET_KEYRING_ID */, -3, 0));
+    number_field("user", syscall(SYS_keyctl, 0, -4, 0));
+    key_result("read", syscall(SYS_keyctl, 11 /* READ */, key, bytes, sizeof bytes));
+    key_result("link", syscall(SYS_keyctl, 8 /* LINK */, key, -2 /* the process' */));
+    key_result("search", syscall(SYS_keyctl, 10 /* SEARCH */, -3, "user", args[1], 0));
+    key_result("request", syscall(SYS_request_key, "user", args[1], NULL, 0));
+    key_result("add", syscall(SYS_add_key, "user", "own", "x", 1L, -3));
+    end('}');
+    return 0;
+}
+
 /* Refuses itself to read files, by Landlock (landlock(7)), and then tries to. */
 static int do_restrict(char **args)
 {
@@ -902,6 +925,7 @@ static const struct {
     {"--fork-hold", 2, do_fork_hold, "N SECONDS: the same, but they keep stdio open"},
     {"--zombies", 1, do_zombies, "N: makes n orphans that exit; prints how many stay zombies"},
     {"--flood", 2, do_flood, "stdout|stderr|both BYTES: so many bytes of 'x' to each"},
+    {"--keys", 2, do_keys, "SERIAL NAME: what can be done with that key, as JSON"},
     {"--restrict", 1, do_restrict, "PATH: reads the file having given up to read any (Landlock)"},
     {"--echo", 0, do_echo, "copies stdin to stdout"},
     {"--msgget", 0, do_msgget, "makes a System V message queue; prints its id"},

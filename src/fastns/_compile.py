@@ -203,6 +203,7 @@ class _Compiler:
             self.add(Op("root_tree", "rootfs", source=os.fsencode(root), note=note))
             self.add(Op("chroot", "chroot", note=note))
         self.identity()
+        self.keyring()
         self.limits_and_ids()
         return self.made(
             (*self.early, *self.ops),
@@ -567,6 +568,13 @@ class _Compiler:
             self.add(Op("domainname", "domainname", data=name, note=spec.domainname))
         if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
+
+    def keyring(self, how: int = 0) -> None:
+        """Each takes one of the user's quota, in which there is room for some 200. Where the filter
+        refuses all calls about keys, the caller's may stay instead."""
+        if self.spec.seccomp == "default":
+            how |= _core.HOW_OPTIONAL
+        self.add(Op("keyring", "keyring", how, note="of its own"))
 
     def limits_and_ids(self) -> None:
         spec = self.spec

@@ -78,6 +78,7 @@ class _TemplateCompiler(_Compiler):
         self.build_root()
         if self.spec.hostname is not None or self.spec.domainname is not None:
             self.names()
+        self.keyring(_core.HOW_SEALED)  # all sandboxes have the same
         self.filter_for_all()
         base = (*self.early, *self.ops)
         return self.made(

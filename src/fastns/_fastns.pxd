@@ -32,6 +32,8 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_SLAVE
         FNS_HOW_UNBINDABLE
         FNS_HOW_KEEP
+        FNS_HOW_SEALED
+        FNS_HOW_OPTIONAL
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER

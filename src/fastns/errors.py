@@ -203,6 +203,9 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("capabilities", _errno.EPERM, None): (
         "a capability can only be given by who has it: be root, or ask for a new user namespace"
     ),
+    ("keyring", _errno.EDQUOT, None): (
+        "the user's quota of keys is used up, each sandbox takes one: sysctl kernel.keys.maxkeys"
+    ),
     ("cgroup", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
     ("cgroup", _errno.ENOSPC, None): "no more cgroups here: cgroup.max.descendants of one above",
     ("setgroups", _errno.EPERM, None): "supplementary groups need CAP_SETGID or a mapped range",

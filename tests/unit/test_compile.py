@@ -93,6 +93,7 @@ read_only_paths readonly_paths /proc
 PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
+keyring keyring -
 umask umask -
 bounding capabilities -
 """
@@ -109,10 +110,12 @@ setgid setgid -
 setuid setuid -
 """
 UMASK = """
+keyring keyring -
 umask umask -
 bounding capabilities -
 """
 UMASK_ALONE = """
+keyring keyring -
 umask umask -
 """
 LAST = """
@@ -144,6 +147,7 @@ GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
 pivot_root pivot_root -
 hostname hostname -
 domainname domainname -
+keyring keyring -
 rlimit rlimit -
 rlimit rlimit -
 umask umask -
