@@ -335,13 +335,14 @@ static int op_root_tree(struct fns_child *child, const struct fns_op *op)
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
 {
     static const char names[][8] = {"root", "lower", "upper", "work", "files"};
-    (void)op;
+    static const char keys[][10] = {"source", "mode", "size", "nr_inodes"};
+    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->data)};
     int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
     if (fs < 0)
         return fs;
-    long result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "source", "fastns", 0);
-    if (result == 0)
-        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "mode", "0755", 0);
+    long result = 0;
+    for (unsigned i = 0; result == 0 && i < sizeof keys / sizeof *keys; i++)
+        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, keys[i], values[i], 0);
     if (result == 0)
         result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_CMD_CREATE, 0, 0, 0);
     if (result == 0)

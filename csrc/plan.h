@@ -17,8 +17,9 @@
     X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
-    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */     \
-    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */          \
+    /* a throw-away tmpfs on top of "/", to hold layers and files; type, data: its size, inodes */     \
+    X(SCRATCH, "scratch")                                                                              \
+    X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */        \
     X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */                 \
     X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */               \
     X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */              \

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from fastns import _core, mount_options
+from fastns import _core, _tmpfs, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
@@ -355,7 +355,7 @@ class _Compiler:
         self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
-            self.add(Op("scratch", "overlay" if spec.overlay else "file", note="scratch tmpfs"))
+            self.add(self.scratch_op("overlay" if spec.overlay else "file"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
@@ -375,6 +375,25 @@ class _Compiler:
             self.add(Op("pivot_root", "pivot_root", arg=beneath, source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def scratch_op(self, stage: str, note: str = "scratch tmpfs") -> Op:
+        """The files put there beforehand have their room beside what may be written."""
+        files = [
+            len(content.encode() if isinstance(content, str) else content)
+            for content in self.spec.files.values()
+        ]
+        size = (self.tmpfs_size() or _tmpfs.DEFAULT_SIZE) + _tmpfs.room_for(files)
+        inodes = _tmpfs.files_in(size) + len(files)
+        return Op(
+            "scratch",
+            stage,
+            type=b"%d" % size,
+            data=b"%d" % inodes,
+            note=f"{note} size={size},nr_inodes={inodes}",
+        )
+
+    def tmpfs_size(self) -> int | None:
+        return int(self.spec.tmpfs_size) if self.spec.tmpfs_size is not None else None
 
     def overlay_op(self, lower: bytes) -> Op:
         data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
@@ -490,8 +509,11 @@ class _Compiler:
         note = f"{mount.destination} {mount.type}"
         if mount.type == "bind":
             note += f" from {mount.source}"
-        if mount.options:
-            note += " " + ",".join(mount.options)
+        more = []
+        if mount.type == "tmpfs":
+            more = _tmpfs.limits(mount.destination, self.tmpfs_size(), parsed.data)
+        if mount.options or more:
+            note += " " + ",".join([*mount.options, *more])
         if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
             how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
         if mount.type != "bind":
@@ -504,7 +526,7 @@ class _Compiler:
                 os.fsencode(mount.source or mount.type),
                 target,
                 mount.type.encode(),
-                os.fsencode(parsed.data) or None,
+                os.fsencode(",".join([parsed.data, *more] if parsed.data else more)) or None,
                 note,
             )
         assert mount.source is not None  # Mount's own check

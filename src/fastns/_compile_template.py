@@ -214,13 +214,13 @@ class _TemplateCompiler(_Compiler):
                 source=source,
                 note=f"{root} ro",
             ),
-            Op("scratch", "rootfs", note="tmpfs for the parts"),
+            self.scratch_op("rootfs", "tmpfs for the parts"),
             Op("root_attach", "rootfs", source=source, target=b"lower"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]
         self.each += [
-            Op("scratch", "overlay", note="scratch tmpfs"),
+            self.scratch_op("overlay"),
             self.overlay_op(b"/lower"),
         ]
         for number, mount in enumerate(mounts):

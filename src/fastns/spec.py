@@ -217,6 +217,9 @@ class Spec:
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
+        tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
+            4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
+            None: 512m; /run, /dev and /dev/shm 64m.
         masked_paths, readonly_paths: inside, seen as empty, and not written to; what is not there
             is left out. None: with default_mounts those that other runtimes have in /proc and /sys
             (MASKED_PATHS, READONLY_PATHS).
@@ -257,6 +260,7 @@ class Spec:
     namespaces: Mapping[str, str] = NOTHING
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
+    tmpfs_size: int | str | None = None
     masked_paths: Sequence[str] | None = None
     readonly_paths: Sequence[str] | None = None
     files: Mapping[str, str | bytes] = NOTHING
@@ -428,6 +432,7 @@ class Spec:
             "files",
             "overlay",
             "read_only",
+            "tmpfs_size",
             "masked_paths",
             "readonly_paths",
         ):
@@ -562,10 +567,11 @@ class Spec:
             }
             self._put("io", FrozenMap(plain))
         self.limits()
-        if self.max_output is not None:
-            from fastns.limits import parse_size
+        for name in ("max_output", "tmpfs_size"):
+            if getattr(self, name) is not None:
+                from fastns.limits import parse_size
 
-            self._put("max_output", parse_size("max_output", self.max_output))
+                self._put(name, parse_size(name, getattr(self, name)))
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):

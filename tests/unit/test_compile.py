@@ -321,6 +321,44 @@ def test_only_a_throw_away_layer_gets_missing_targets() -> None:
     assert [bool(op.how & _core.HOW_CREATE) for op in over.ops if op.code == "bind"] == [True]
 
 
+@pytest.mark.parametrize(
+    ("destination", "options", "tmpfs_size", "data"),
+    [
+        ("/t", [], None, "size=536870912,nr_inodes=131072"),
+        ("/t", [], "1m", "size=1048576,nr_inodes=1024"),
+        ("/dev/shm", [], None, "size=67108864,nr_inodes=16384"),
+        ("/dev/shm", [], "1g", "size=1073741824,nr_inodes=262144"),
+        ("/t", ["size=1g"], "1m", "size=1g,nr_inodes=262144"),
+        ("/t", ["size=64M", "nr_inodes=7"], None, "size=64M,nr_inodes=7"),
+        ("/t", ["nr_blocks=64k"], None, "nr_blocks=64k,nr_inodes=65536"),
+        ("/t", ["size=0"], None, "size=0"),
+        ("/t", ["nr_inodes=9"], None, "nr_inodes=9,size=536870912"),
+    ],
+)
+def test_the_size_of_a_tmpfs(
+    destination: str, options: list[str], tmpfs_size: Any, data: str
+) -> None:
+    mounts = [Mount(destination, "tmpfs", options=options)]
+    mount = one(Spec(**BARE, mounts=mounts, tmpfs_size=tmpfs_size), ROOT, "mount")
+    assert (mount.data or b"").decode() == data
+
+
+def test_the_size_of_half_the_memory() -> None:
+    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), ROOT, "mount")
+    size, inodes = (mount.data or b"").decode().split(",")
+    assert size == "size=50%"
+    assert int(inodes.partition("=")[2]) == os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def test_the_size_of_the_scratch() -> None:
+    """What is put there beforehand has room besides."""
+    given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
+    for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
+        op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
+        assert op.type == b"%d" % (size + 3 * 4096)
+        assert op.data == b"%d" % ((size + 3 * 4096) // 4096 + 3)
+
+
 def test_a_mount_carries_its_options() -> None:
     options = ["ro", "nosuid", "size=1m", "mode=700"]
     mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)]), ROOT, "mount")
@@ -328,7 +366,7 @@ def test_a_mount_carries_its_options() -> None:
         1 | 2,
         b"tmpfs",
         b"tmpfs",
-        b"size=1m,mode=700",
+        b"size=1m,mode=700,nr_inodes=1024",
     )
     bind = one(
         Spec(**BARE, mounts=[Mount("/b", source="/s", options=["rbind", "rslave", "ro", "exec"])]),

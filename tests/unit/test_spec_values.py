@@ -48,6 +48,7 @@ def test_the_defaults() -> None:
         "namespaces": {},
         "mounts": (),
         "default_mounts": True,
+        "tmpfs_size": None,
         "masked_paths": None,
         "readonly_paths": None,
         "files": {},

@@ -46,6 +46,7 @@ FLAG_OF_FIELD = {
     "domainname": "--domainname",
     "mounts": "-v, --mount or --tmpfs",
     "files": "--file, --add-host or --dns",
+    "tmpfs_size": "--tmpfs-size",
     "env": "-e or --env-file",
     "cwd": "--workdir",
     "user": "--user",
@@ -126,6 +127,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
     mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
     mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
+    value("--tmpfs-size", metavar="BYTES", help="of /tmp and each tmpfs without a size=")
     values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
     switch("--no-default-mounts", help="without /proc, /sys, /dev, /tmp, /run")
 
@@ -226,6 +228,7 @@ def spec_of(
         "memory_swap": -1 if flags.memory_swap == "-1" else flags.memory_swap,
         "cpuset": flags.cpuset_cpus,
         "cgroup_parent": flags.cgroup_parent,
+        "tmpfs_size": flags.tmpfs_size,
         "landlock": landlock(flags.landlock_read, flags.landlock_write),
     }
     return Spec(
