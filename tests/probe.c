@@ -441,6 +441,18 @@ static void report_privileges(void)
     number_field("parent_death_signal", parent_death);
 }
 
+/* Of the session; where the calls are refused, how. */
+static void report_keyring(void)
+{
+    long keyring = syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0);
+
+    key("keyring");
+    if (keyring >= 0)
+        number(keyring);
+    else
+        string(strerrorname_np(errno));
+}
+
 static const char *type_name(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -604,6 +616,7 @@ static int report(int argc, char **argv)
     report_rlimits();
     report_signals();
     report_privileges();
+    report_keyring();
     report_directory("root", "/");
     report_directory("dev", "/dev");
     report_processes();
