@@ -737,8 +737,15 @@ static int op_capabilities(struct fns_child *child, const struct fns_op *op)
     (void)child;
     const struct capability_header header = CAPABILITY_HEADER;
     const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
-    const uint32_t sets[6] = {low, low, low, high, high, high};
+    uint32_t sets[6] = {low, low, low, high, high, high};
     long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
+    /* The memory is the caller's still, and who has no more than this process may write to it. The exec
+     * leaves what the bounding set has, which is those of the op (capabilities(7)). */
+    if (result >= 0 && op->how & FNS_HOW_AT_EXEC) {
+        result = fns_sys2(__NR_capget, &header, sets);
+        sets[2] = low;
+        sets[5] = high;
+    }
     if (result >= 0)
         result = fns_sys2(__NR_capset, &header, sets);
     /* A program executed by anyone but uid 0 has what is ambient, and no more. */

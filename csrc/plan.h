@@ -48,7 +48,7 @@
     X(SETGID, "setgid")         /* arg */                                                              \
     X(SETUID, "setuid")         /* arg */                                                              \
     /* The last ones, done right before the exec, by the process that executes. */                     \
-    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                    \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */      \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                          \
     X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */       \
     X(LANDLOCK_PATH,                                                                                   \
@@ -76,6 +76,7 @@ enum fns_how {
     FNS_HOW_KEEP = 32,      /* capabilities, over a change of ids; of a filter: loaded with them */
     FNS_HOW_SEALED = 64,    /* of a keyring: nobody may look into it */
     FNS_HOW_OPTIONAL = 128, /* of a keyring: without it where the quota is used up */
+    FNS_HOW_AT_EXEC = 256,  /* capabilities: what is not to be had goes with the exec, not before */
 };
 
 struct fns_op {

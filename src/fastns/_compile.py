@@ -642,7 +642,8 @@ class _Compiler:
         which Landlock and a filter need CAP_SYS_ADMIN, then these. Without no_new_privileges they
         come while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
-        capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
+        mask, how = self.capability_mask(), self.when_dropped()
+        capabilities = Op("capabilities", "capabilities", how, arg=mask, note=names)
         if self.spec.no_new_privileges:
             self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
@@ -652,6 +653,12 @@ class _Compiler:
             self.restrict()
             self.filter()
             self.add(capabilities)
+
+    def when_dropped(self) -> int:
+        """A child that shares the caller's memory keeps until its exec what protects it from others
+        of its uid, who may see it in the host's pid namespace."""
+        bounded = any(op.code == "bounding" for op in self.ops)
+        return _core.HOW_AT_EXEC if bounded and not self.staged else 0
 
     def restrict(self) -> None:
         """Before the filter, which need not let these calls through."""

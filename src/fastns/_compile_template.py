@@ -140,6 +140,9 @@ class _TemplateCompiler(_Compiler):
         else:
             self.add_filter(self.rest, "default, the rest")
 
+    def when_dropped(self) -> int:
+        return 0  # nobody may look into the server's memory
+
     def names(self) -> None:
         """A new uts namespace begins with the names of the server's."""
         network, self.new = self.new, [kind for kind in self.new if kind != "network"]

@@ -34,6 +34,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_KEEP
         FNS_HOW_SEALED
         FNS_HOW_OPTIONAL
+        FNS_HOW_AT_EXEC
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER

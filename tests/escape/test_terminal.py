@@ -1,5 +1,5 @@
-"""E1 and E2: what a sandbox types into the terminal at its stdin, a shell of the caller would read. The
-terminal is a real one here, the controlling terminal of a session of its own."""
+"""E1 and E2: what a sandbox types into the terminal at its stdin would be read by a shell of the
+caller. The terminal is a real one here, the controlling terminal of a session of its own."""
 
 import json
 from pathlib import Path

@@ -297,6 +297,22 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "caller", "at_exec"),
+    [
+        ({}, ROOT, True),
+        ({"capabilities": ["NET_RAW"], "no_new_privileges": False}, ROOT, True),
+        ({}, USER, True),
+        ({"init": True}, ROOT, False),  # memory of its own
+        ({"user": "5:5"}, ROOT, False),
+        ({}, Caller(0, 0, True, ALL & ~(1 << 8), True), False),  # its bounding set stays
+    ],
+)
+def test_when_the_capabilities_go(fields: dict[str, Any], caller: Caller, at_exec: bool) -> None:
+    how = one(Spec(**BARE, **fields), caller, "capabilities").how
+    assert how == (_core.HOW_AT_EXEC if at_exec else 0)
+
+
 def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
     tree = one(Spec(rootfs="some/../root"), ROOT, "root_tree")
     assert tree.source == os.fsencode(os.path.join(os.getcwd(), "root"))
