@@ -300,6 +300,14 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? source_failed(child, result) : 0;
 }
 
+/* That a file lies on the file system meant: f_type of statfs(2), 0: any (CVE-2025-52881). */
+static int check_type(int fd, uint64_t type)
+{
+    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
+    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
+}
+
 static int op_write(struct fns_child *child, const struct fns_op *op)
 {
     const char *data = text(child, op->data);
@@ -307,7 +315,9 @@ static int op_write(struct fns_child *child, const struct fns_op *op)
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return fd;
-    long result = fns_sys3(__NR_write, fd, data, size);
+    long result = check_type(fd, op->flags);
+    if (result >= 0)
+        result = fns_sys3(__NR_write, fd, data, size);
     close_fd(fd);
     return result == size ? 0 : result < 0 ? (int)result : -EIO;
 }
@@ -539,14 +549,9 @@ static int mask_file(struct fns_child *child, int target)
 static int at_names(struct fns_child *child, const struct fns_op *op,
                     int (*act)(struct fns_child *child, int target))
 {
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
     const char *names = child->plan->strings + op->data;
-    int base = open_target(child, op, 1), result = base;
-    if (base >= 0 && op->flags) {
-        result = (int)fns_sys2(__NR_fstatfs, base, about);
-        if (result >= 0 && (uint64_t)about[0] != op->flags)
-            result = -EXDEV;
-    }
+    int base = open_target(child, op, 1);
+    int result = base < 0 ? base : check_type(base, op->flags);
     for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
         int target = resolve(base, names + at, 1);
         if (target == -ENOENT || target == -ENOTDIR)

@@ -13,8 +13,8 @@
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
 #define FNS_OPS(X)                                                                                     \
-    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                      \
-    X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
+    X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW* */                                  \
+    X(WRITE, "write") /* target: file in the caller's view; data: text; flags: as MASK's */            \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
     /* a throw-away tmpfs on top of "/", to hold layers and files; type, data: its size, inodes */     \

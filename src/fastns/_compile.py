@@ -308,8 +308,7 @@ class _Compiler:
                 (b"gid_map", gid_map),
                 (b"uid_map", uid_map),
             ):
-                note = f"{name.decode()}: {text.decode().strip()}"
-                self.add(Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note))
+                self.add(map_op(name, text))
             return
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
@@ -705,6 +704,18 @@ class _Compiler:
         self.staged = True
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
+
+
+def map_op(name: bytes, text: bytes) -> Op:
+    """Writes one of a process' own map files, which have to be those of a proc file system."""
+    return Op(
+        "write",
+        "id_map",
+        flags=PROC_MAGIC,
+        target=b"/proc/self/" + name,
+        data=text,
+        note=f"{name.decode()}: {text.decode().strip()}",
+    )
 
 
 def search_path(path: str | bytes | None) -> tuple[bytes, ...]:

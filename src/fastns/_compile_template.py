@@ -20,6 +20,7 @@ from fastns._compile import (
     Op,
     _Compiler,
     _parse,
+    map_op,
     with_profile,
 )
 from fastns.errors import SpecError
@@ -119,9 +120,7 @@ class _TemplateCompiler(_Compiler):
     def map_same(self) -> None:
         uid, gid = f"{self.spec.uid} {self.spec.uid} 1\n", f"{self.spec.gid} {self.spec.gid} 1\n"
         for name, text in ((b"setgroups", "deny"), (b"gid_map", gid), (b"uid_map", uid)):
-            note = f"{name.decode()}: {text.strip()}"
-            target = b"/proc/self/" + name
-            self.add(Op("write", "id_map", target=target, data=text.encode(), note=note))
+            self.add(map_op(name, text.encode()))
 
     def filter_for_all(self) -> None:
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""

@@ -20,6 +20,7 @@ from processes import server_pid
 import fastns
 from fastns import Spec, Template
 
+CASES = ("A4 a process that joins", "A5 a child in the caller's memory")
 SPAWNS = 10_000 if os.environ.get("FASTNS_LONG") == "1" else 300
 
 
@@ -56,7 +57,7 @@ def test_a_process_that_joins(attack_root: Path) -> None:
         plan = fastns.compile(spec)
         for _ in range(SPAWNS):
             assert fastns.run(["/attack", "idle"], spec=plan).returncode == 2
-    case = "A4 a process that joins"
+    case = CASES[0]
     RESULTS[case] = ("FAILED" if told[1] == "worked" else "held", " ".join(told))
     assert told[1] != "worked", told
     assert int(told[0].split()[0]) > 0  # it did see some
@@ -100,7 +101,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
         stack.enter_context(trying(attack_root, "break_into_children", aim, told, **theirs))
         for _ in range(SPAWNS):
             run(["/attack", "idle"])
-    case = f"A5 a child in the caller's memory, {way}"
+    case = f"{CASES[1]}, {way}"
     broken = canary.value != b"canary" or told[1] == "worked"
     RESULTS[case] = ("FAILED" if broken else "held", " ".join(told))
     assert not broken, (canary.value, told)
