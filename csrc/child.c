@@ -411,6 +411,14 @@ static int op_unshare(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys1(__NR_unshare, op->flags);
 }
 
+/* That a file lies on the file system meant: f_type of statfs(2), 0: any (CVE-2025-52881). */
+static int check_type(int fd, uint64_t type)
+{
+    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
+    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
+}
+
 static int op_write(struct fns_child *child, const struct fns_op *op)
 {
     const char *data = text(child, op->data);
@@ -418,7 +426,9 @@ static int op_write(struct fns_child *child, const struct fns_op *op)
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return fd;
-    long result = fns_sys3(__NR_write, fd, data, size);
+    long result = check_type(fd, op->flags);
+    if (result >= 0)
+        result = fns_sys3(__NR_write, fd, data, size);
     close_fd(fd);
     return result == size ? 0 : result < 0 ? (int)result : -EIO;
 }
@@ -450,12 +460,14 @@ static int op_root_tree(struct fns_child *child, const struct fns_op *op)
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
 {
     static const char names[][8] = {"root", "lower", "upper", "work", "files"};
+    static const char keys[][10] = {"source", "mode", "size", "nr_inodes"};
+    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->data)};
     int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
     if (fs < 0)
         return fs;
-    long result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "source", "fastns", 0);
-    if (result == 0)
-        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "mode", "0755", 0);
+    long result = 0;
+    for (unsigned i = 0; result == 0 && i < sizeof keys / sizeof *keys; i++)
+        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, keys[i], values[i], 0);
     if (result == 0)
         result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_CMD_CREATE, 0, 0, 0);
     if (result == 0)
@@ -666,14 +678,9 @@ static int mask_file(struct fns_child *child, int target)
 static int at_names(struct fns_child *child, const struct fns_op *op,
                     int (*act)(struct fns_child *child, int target))
 {
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
     const char *names = child->plan->strings + op->data;
-    int base = open_target(child, op, 1), result = base;
-    if (base >= 0 && op->flags) {
-        result = (int)fns_sys2(__NR_fstatfs, base, about);
-        if (result >= 0 && (uint64_t)about[0] != op->flags)
-            result = -EXDEV;
-    }
+    int base = open_target(child, op, 1);
+    int result = base < 0 ? base : check_type(base, op->flags);
     for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
         int target = resolve(base, names + at, 1);
         if (target == -ENOENT || target == -ENOTDIR)
@@ -770,6 +777,19 @@ static int op_loopback(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
+static int op_keyring(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    int result = (int)fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0);
+    /* Without such calls (ENOSYS), or where a filter refuses them to this process (EPERM), the command
+     * cannot make any either. */
+    if (result == -ENOSYS || result == -EPERM || (result == -EDQUOT && op->how & FNS_HOW_OPTIONAL))
+        return 0;
+    if (result >= 0 && op->how & FNS_HOW_SEALED)
+        result = (int)fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, result, 0);
+    return result < 0 ? result : 0;
+}
+
 static int op_cgroup(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_args *args = child->args;
@@ -862,8 +882,15 @@ static int op_capabilities(struct fns_child *child, const struct fns_op *op)
     (void)child;
     const struct capability_header header = CAPABILITY_HEADER;
     const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
-    const uint32_t sets[6] = {low, low, low, high, high, high};
+    uint32_t sets[6] = {low, low, low, high, high, high};
     long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
+    /* The memory is the caller's still, and who has no more than this process may write to it. The exec
+     * leaves what the bounding set has, which is those of the op (capabilities(7)). */
+    if (result >= 0 && op->how & FNS_HOW_AT_EXEC) {
+        result = fns_sys2(__NR_capget, &header, sets);
+        sets[2] = low;
+        sets[5] = high;
+    }
     if (result >= 0)
         result = fns_sys2(__NR_capset, &header, sets);
     /* A program executed by anyone but uid 0 has what is ambient, and no more. */
@@ -889,6 +916,46 @@ static int raise_kept(void)
     sets[0] = sets[1];
     sets[3] = sets[4];
     return result < 0 ? result : (int)fns_sys2(__NR_capset, &header, sets);
+}
+
+/* ---- Landlock (landlock(7)) ------------------------------------------------------------------ */
+
+static int op_landlock(struct fns_child *child, const struct fns_op *op)
+{
+    const struct {
+        uint64_t files, network, scoped;
+    } handled = {op->flags, 0, op->arg};
+    /* A kernel that knows fewer fields takes a size of more only if the rest is zero. */
+    child->rules = (int)fns_sys3(__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
+    return child->rules < 0 ? child->rules : 0;
+}
+
+static int op_landlock_path(struct fns_child *child, const struct fns_op *op)
+{
+    int top = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    if (top < 0)
+        return top;
+    int fd = resolve(top, text(child, op->target), 0);
+    close_fd(top);
+    if (fd < 0)
+        return fd;
+    const struct {
+        uint64_t allowed;
+        int parent;
+    } __attribute__((packed)) rule = {mode_of(fd) == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    int result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
+                               1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
+    close_fd(fd);
+    return result;
+}
+
+static int op_landlock_restrict(struct fns_child *child, const struct fns_op *op)
+{
+    int result = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
+    if (result >= 0)
+        result = (int)fns_sys2(__NR_landlock_restrict_self, child->rules, 0);
+    close_fd(child->rules);
+    return result;
 }
 
 static int op_seccomp(struct fns_child *child, const struct fns_op *op)
@@ -931,6 +998,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_HOSTNAME: return op_hostname(child, op);
     case FNS_OP_DOMAINNAME: return op_domainname(child, op);
     case FNS_OP_LOOPBACK: return op_loopback(child, op);
+    case FNS_OP_KEYRING: return op_keyring(child, op);
     case FNS_OP_CGROUP: return op_cgroup(child, op);
     case FNS_OP_RLIMIT: return op_rlimit(child, op);
     case FNS_OP_UMASK: return op_umask(child, op);
@@ -942,6 +1010,9 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_BOUNDING: return op_bounding(child, op);
     case FNS_OP_CAPABILITIES: return op_capabilities(child, op);
     case FNS_OP_NO_NEW_PRIVILEGES: return op_no_new_privileges(child, op);
+    case FNS_OP_LANDLOCK: return op_landlock(child, op);
+    case FNS_OP_LANDLOCK_PATH: return op_landlock_path(child, op);
+    case FNS_OP_LANDLOCK_RESTRICT: return op_landlock_restrict(child, op);
     case FNS_OP_SECCOMP: return op_seccomp(child, op);
     case FNS_OP_COUNT: break;
     }

@@ -19,6 +19,7 @@ struct fns_child {
     int root, scratch;          /* fds while the root is built; -1 */
     int plain;  /* the directory of a root that is shown with other owners, as it is; -1 */
     int userns; /* the user namespace to join; 0: none */
+    int rules;  /* of Landlock: an fd between its first op and its last */
 };
 
 /* stdio in place, every fd closed but those of args->keep. */

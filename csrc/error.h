@@ -31,11 +31,13 @@
     X(HOSTNAME, "hostname")                                                                        \
     X(DOMAINNAME, "domainname")                                                                    \
     X(NETWORK, "network")                                                                          \
+    X(KEYRING, "keyring")                                                                          \
     X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \
     X(UMASK, "umask")                                                                              \
     X(CAPABILITIES, "capabilities")                                                                \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                      \
+    X(LANDLOCK, "landlock")                                                                        \
     X(SECCOMP, "seccomp")                                                                          \
     X(SETGROUPS, "setgroups")                                                                      \
     X(SETGID, "setgid")                                                                            \

@@ -296,6 +296,9 @@ void fns_batch_close(struct fns_batch *batch);
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 uint64_t fns_capabilities(void);
 
+/* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */
+int fns_landlock_abi(void);
+
 /* unshare(2) and setns(2) for the calling thread. */
 int fns_unshare(uint64_t flags);
 int fns_setns(int fd, uint64_t flags);

@@ -31,11 +31,13 @@ static const char *needs(unsigned code)
     case FNS_OP_OVERLAY:
     case FNS_OP_HOSTNAME:
     case FNS_OP_DOMAINNAME: return "D";
+    case FNS_OP_SCRATCH: return "YD";
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
     case FNS_OP_SYMLINK: return "ST";
     case FNS_OP_DEVICE:
-    case FNS_OP_DIRECTORY: return "T";
+    case FNS_OP_DIRECTORY:
+    case FNS_OP_LANDLOCK_PATH: return "T";
     case FNS_OP_MASK:
     case FNS_OP_READ_ONLY_PATHS: return "TDB";
     case FNS_OP_FILE_BIND: return "STB";

@@ -15,12 +15,13 @@
 #define FNS_OPS(X)                                                                                     \
     X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW*; how: OPEN */                       \
     X(OWN_NAMESPACES,                                                                                  \
-      "own_namespaces")           /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */          \
-    X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
+      "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */                    \
+    X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */          \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
-    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */     \
-    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */          \
+    /* a throw-away tmpfs on top of "/", to hold layers and files; type, data: its size, inodes */     \
+    X(SCRATCH, "scratch")                                                                              \
+    X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */        \
     X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */                 \
     X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */               \
     X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */              \
@@ -40,6 +41,7 @@
     X(HOSTNAME, "hostname")     /* data */                                                             \
     X(DOMAINNAME, "domainname") /* data */                                                             \
     X(LOOPBACK, "loopback")     /* lo up */                                                            \
+    X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */              \
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */           \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                           \
     X(UMASK, "umask")           /* arg */                                                              \
@@ -51,8 +53,12 @@
     X(SETGID, "setgid")       /* arg */                                                                \
     X(SETUID, "setuid")       /* arg */                                                                \
     /* The last ones, done right before the exec, by the process that executes. */                     \
-    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                    \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */      \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                          \
+    X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */       \
+    X(LANDLOCK_PATH,                                                                                   \
+      "landlock_path") /* target; flags, arg: allowed if it is a directory, or not */                  \
+    X(LANDLOCK_RESTRICT, "landlock_restrict") /* from here on; how: KEEP */                            \
     X(SECCOMP,                                                                                         \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
@@ -76,6 +82,9 @@ enum fns_how {
     FNS_HOW_IDMAP = 64,  /* the tree's owners are seen through the user namespace of args->userns */
     FNS_HOW_OPEN = 256,  /* a user namespace, opened now, for JOIN_USER */
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
+    FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
+    FNS_HOW_OPTIONAL = 1024, /* of a keyring: without it where the quota is used up */
+    FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 
 struct fns_op {

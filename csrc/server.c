@@ -702,9 +702,6 @@ static void prepare(int socket)
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
         server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
         stop();
-    /* A keyring that nobody may look into: the sandboxes' own session has what they do not share. */
-    if (fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0) >= 0)
-        fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, -3 /* KEY_SPEC_SESSION_KEYRING */, 0);
     fns_sys0(__NR_setsid);
     if (fns_closer_start() < 0)
         stop();

@@ -57,8 +57,8 @@ struct fns_room {
 /* A process beside the server that closes fds, for who has no time to wait for what that means. */
 int fns_closer_start(void);
 int fns_closer_pid(void);
-void fns_close_later(int fd);        /* when it is woken; the ring holds twice what the server does */
-unsigned fns_closer_unheard(void);   /* how many it was given since */
+void fns_close_later(int fd);      /* when it is woken; the ring holds twice what the server does */
+unsigned fns_closer_unheard(void); /* how many it was given since */
 void fns_closer_wake(void);
 unsigned fns_closer_closed(void); /* how many so far */
 

@@ -200,6 +200,12 @@ struct fns_mount_attr {
 #define __NR_mount_setattr 442
 #endif
 
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#define __NR_landlock_add_rule 445
+#define __NR_landlock_restrict_self 446
+#endif
+
 #ifndef __NR_fsopen
 #define __NR_fsopen 430
 #define __NR_fsconfig 431

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from fastns import _core, mount_options
+from fastns import _core, _tmpfs, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
@@ -231,6 +231,7 @@ class _Compiler:
             self.add(Op("root_tree", "rootfs", source=os.fsencode(root), note=note))
             self.add(Op("chroot", "chroot", note=note))
         self.identity()
+        self.keyring()
         self.limits_and_ids()
         direct = self.id_range is not None and not self.staged
         first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
@@ -377,8 +378,7 @@ class _Compiler:
                 (b"gid_map", gid_map),
                 (b"uid_map", uid_map),
             ):
-                note = f"{name.decode()}: {text.decode().strip()}"
-                self.add(Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note))
+                self.add(map_op(name, text))
             return
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
@@ -477,8 +477,7 @@ class _Compiler:
         self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
-            stage = "overlay" if spec.overlay else "file"
-            self.add(Op("scratch", stage, self.owned(), note="scratch tmpfs"))
+            self.add(self.scratch_op("overlay" if spec.overlay else "file"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
@@ -498,6 +497,26 @@ class _Compiler:
             self.add(Op("pivot_root", "pivot_root", arg=beneath, source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def scratch_op(self, stage: str, note: str = "scratch tmpfs") -> Op:
+        """The files put there beforehand have their room beside what may be written."""
+        files = [
+            len(content.encode() if isinstance(content, str) else content)
+            for content in self.spec.files.values()
+        ]
+        size = (self.tmpfs_size() or _tmpfs.DEFAULT_SIZE) + _tmpfs.room_for(files)
+        inodes = _tmpfs.files_in(size) + len(files)
+        return Op(
+            "scratch",
+            stage,
+            self.owned(),
+            type=b"%d" % size,
+            data=b"%d" % inodes,
+            note=f"{note} size={size},nr_inodes={inodes}",
+        )
+
+    def tmpfs_size(self) -> int | None:
+        return int(self.spec.tmpfs_size) if self.spec.tmpfs_size is not None else None
 
     def overlay_op(self, lower: bytes) -> Op:
         data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
@@ -615,11 +634,15 @@ class _Compiler:
         note = f"{mount.destination} {mount.type}"
         if mount.type == "bind":
             note += f" from {mount.source}"
-        if mount.options:
-            note += " " + ",".join(mount.options)
+        more = []
+        if mount.type == "tmpfs":
+            more = _tmpfs.limits(mount.destination, self.tmpfs_size(), parsed.data)
+        if mount.options or more:
+            note += " " + ",".join([*mount.options, *more])
         if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
             how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
         if mount.type != "bind":
+            data = self.owners(mount.type, parsed.data)
             return Op(
                 "mount",
                 "mount",
@@ -629,7 +652,7 @@ class _Compiler:
                 os.fsencode(mount.source or mount.type),
                 target,
                 mount.type.encode(),
-                os.fsencode(self.owners(mount.type, parsed.data)) or None,
+                os.fsencode(",".join([option for option in (data, *more) if option])) or None,
                 note,
             )
         assert mount.source is not None  # Mount's own check
@@ -698,6 +721,13 @@ class _Compiler:
         if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
 
+    def keyring(self, how: int = 0) -> None:
+        """Each takes one of the user's quota, in which there is room for some 200. Where the filter
+        refuses all calls about keys, the caller's may stay instead."""
+        if self.spec.seccomp == "default":
+            how |= _core.HOW_OPTIONAL
+        self.add(Op("keyring", "keyring", how, note="of its own"))
+
     def limits_and_ids(self) -> None:
         spec = self.spec
         for rlimit in spec.rlimits:
@@ -728,9 +758,10 @@ class _Compiler:
             self.add(Op("bounding", "capabilities", how, arg=mask, note=names))
 
     def keep(self) -> int:
-        """Without no_new_privileges, to load a filter takes what a change of ids takes away."""
-        filtered = self.spec.seccomp != "unconfined"
-        return _core.HOW_KEEP if filtered and not self.spec.no_new_privileges else 0
+        """Without no_new_privileges, to load a filter, or to be restricted by Landlock, takes what
+        a change of ids takes away."""
+        needed = self.spec.seccomp != "unconfined" or self.spec.landlock
+        return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
     def capability_mask(self) -> int:
         if not self.spec.capabilities:
@@ -741,17 +772,37 @@ class _Compiler:
 
     def last(self) -> None:
         """After the ids, in the one order that works: capabilities, then no_new_privileges, without
-        which a filter needs CAP_SYS_ADMIN, then the filter. Without no_new_privileges the filter
-        comes while that is still there."""
+        which Landlock and a filter need CAP_SYS_ADMIN, then these. Without no_new_privileges they
+        come while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
-        capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
+        mask, how = self.capability_mask(), self.when_dropped()
+        capabilities = Op("capabilities", "capabilities", how, arg=mask, note=names)
         if self.spec.no_new_privileges:
             self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
+            self.restrict()
             self.filter()
         else:
+            self.restrict()
             self.filter()
             self.add(capabilities)
+
+    def when_dropped(self) -> int:
+        """A child that shares the caller's memory keeps until its exec what protects it from others
+        of its uid, who may see it in the host's pid namespace."""
+        bounded = any(op.code == "bounding" for op in self.ops)
+        return _core.HOW_AT_EXEC if bounded and not self.staged else 0
+
+    def restrict(self) -> None:
+        """Before the filter, which need not let these calls through."""
+        if not self.spec.landlock:
+            return
+        has_admin = self.caller.privileged or self.new_user or "user" in self.joined
+        if not self.spec.no_new_privileges and not has_admin:
+            raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
+        from fastns import _landlock  # not where a start is to be quick and has none
+
+        self.ops += _landlock.ops(self.spec.landlock, _landlock.abi(), self.keep())
 
     def filter(self) -> None:
         profile = self.spec.seccomp
@@ -792,6 +843,18 @@ class _Compiler:
         )  # a range's are changed by the exec program
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
+
+
+def map_op(name: bytes, text: bytes) -> Op:
+    """Writes one of a process' own map files, which have to be those of a proc file system."""
+    return Op(
+        "write",
+        "id_map",
+        flags=PROC_MAGIC,
+        target=b"/proc/self/" + name,
+        data=text,
+        note=f"{name.decode()}: {text.decode().strip()}",
+    )
 
 
 def search_path(path: str | bytes | None) -> tuple[bytes, ...]:

@@ -20,6 +20,7 @@ from fastns._compile import (
     Op,
     _Compiler,
     _parse,
+    map_op,
     with_profile,
 )
 from fastns.errors import SpecError
@@ -82,6 +83,7 @@ class _TemplateCompiler(_Compiler):
         if self.id_map == "none":  # a new user namespace begins with a full set
             self.bounding()
             self.bounded = True
+        self.keyring(_core.HOW_SEALED)  # all sandboxes have the same
         self.filter_for_all()
         base = (*self.early, *self.ops)
         mine = (self.new, self.id_map, self.made_later)
@@ -125,9 +127,7 @@ class _TemplateCompiler(_Compiler):
     def map_same(self) -> None:
         uid, gid = f"{self.spec.uid} {self.spec.uid} 1\n", f"{self.spec.gid} {self.spec.gid} 1\n"
         for name, text in ((b"setgroups", "deny"), (b"gid_map", gid), (b"uid_map", uid)):
-            note = f"{name.decode()}: {text.strip()}"
-            target = b"/proc/self/" + name
-            self.add(Op("write", "id_map", target=target, data=text.encode(), note=note))
+            self.add(map_op(name, text.encode()))
 
     def bounding(self) -> None:
         if not self.bounded:
@@ -149,6 +149,9 @@ class _TemplateCompiler(_Compiler):
             super().filter()
         else:
             self.add_filter(self.rest, "default, the rest")
+
+    def when_dropped(self) -> int:
+        return 0  # nobody may look into the server's memory
 
     def names(self) -> None:
         """A new uts namespace begins with the names of the server's."""
@@ -229,13 +232,13 @@ class _TemplateCompiler(_Compiler):
                 source=source,
                 note=f"{root} ro",
             ),
-            Op("scratch", "rootfs", self.owned(), note="tmpfs for the parts"),
+            self.scratch_op("rootfs", "tmpfs for the parts"),
             Op("root_attach", "rootfs", source=source, target=b"lower"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]
         self.each += [
-            Op("scratch", "overlay", self.owned(), note="scratch tmpfs"),
+            self.scratch_op("overlay"),
             self.overlay_op(b"/lower"),
         ]
         for number, mount in enumerate(mounts):

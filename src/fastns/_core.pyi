@@ -18,6 +18,9 @@ HOW_KEEP: Final[int]
 HOW_IDMAP: Final[int]
 HOW_OPEN: Final[int]
 HOW_OWNED: Final[int]
+HOW_SEALED: Final[int]
+HOW_OPTIONAL: Final[int]
+HOW_AT_EXEC: Final[int]
 PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
@@ -193,5 +196,6 @@ def run_batch(
     each: Callable[[int, _Outcome | SpawnError], object] | None = None,
 ) -> list[_Outcome | SpawnError]: ...
 def capabilities() -> int: ...
+def landlock_abi() -> int: ...
 def unshare(flags: int) -> int: ...
 def setns(fd: int, flags: int) -> int: ...

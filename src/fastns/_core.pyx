@@ -47,6 +47,9 @@ HOW_KEEP = c.FNS_HOW_KEEP
 HOW_IDMAP = c.FNS_HOW_IDMAP
 HOW_OPEN = c.FNS_HOW_OPEN
 HOW_OWNED = c.FNS_HOW_OWNED
+HOW_SEALED = c.FNS_HOW_SEALED
+HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
+HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
@@ -1189,6 +1192,11 @@ def run_batch(Plan plan, Server server, list items, unsigned concurrency, progre
 def capabilities():
     """The calling thread's effective capabilities, a bit each."""
     return c.fns_capabilities()
+
+
+def landlock_abi():
+    """The version of Landlock that this kernel has, or a negative errno."""
+    return c.fns_landlock_abi()
 
 
 # ---- unshare and setns ---------------------------------------------------------------------------

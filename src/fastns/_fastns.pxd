@@ -36,6 +36,9 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_IDMAP
         FNS_HOW_OPEN
         FNS_HOW_OWNED
+        FNS_HOW_SEALED
+        FNS_HOW_OPTIONAL
+        FNS_HOW_AT_EXEC
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER
@@ -248,5 +251,6 @@ cdef extern from "fastns.h" nogil:
     size_t fns_batch_done(const fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
+    int fns_landlock_abi()
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

@@ -94,6 +94,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         yield f"{space} namespace", level, partial(namespace, space)
     yield "/proc inside", "basic", proc_inside
     yield "system call filter", "basic", filters
+    yield "landlock", "extra", landlock
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
     yield "idmapped mounts", "extra", idmapped_mounts
@@ -353,6 +354,21 @@ def filters() -> Finding:
     except fastns.SpecError as error:
         return Finding(False, str(error), "install libseccomp (Debian: libseccomp2)")
     return Finding(True, f"{size} instructions, by libseccomp")
+
+
+def landlock() -> Finding:
+    """Which version of Landlock the kernel has, for Spec.landlock."""
+    import fastns
+    from fastns import _landlock
+
+    try:
+        version = _landlock.abi()
+    except fastns.SpecError as error:
+        fix = "use a kernel, 5.13 or later, with landlock in lsm="
+        return Finding(False, error.reason.partition(";")[0], fix)
+    newest = max(_landlock.SINCE)
+    lacks = "" if version >= newest else f"; {newest} can refuse more"
+    return Finding(True, f"ABI {version}{lacks}")
 
 
 def attempt(**fields: Any) -> Finding:

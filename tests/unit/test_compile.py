@@ -94,6 +94,7 @@ read_only_paths readonly_paths /proc
 PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
+keyring keyring -
 umask umask -
 bounding capabilities -
 """
@@ -130,10 +131,12 @@ setgid setgid -
 setuid setuid -
 """
 UMASK = """
+keyring keyring -
 umask umask -
 bounding capabilities -
 """
 UMASK_ALONE = """
+keyring keyring -
 umask umask -
 """
 LAST = """
@@ -175,6 +178,7 @@ bounding capabilities -
 pivot_root pivot_root -
 hostname hostname -
 domainname domainname -
+keyring keyring -
 rlimit rlimit -
 rlimit rlimit -
 umask umask -
@@ -332,6 +336,22 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "caller", "at_exec"),
+    [
+        ({}, ROOT, True),
+        ({"capabilities": ["NET_RAW"], "no_new_privileges": False}, ROOT, True),
+        ({}, USER, True),
+        ({"init": True}, ROOT, False),  # memory of its own
+        ({"user": "5:5"}, ROOT, False),
+        ({}, Caller(0, 0, True, ALL & ~(1 << 8), True), False),  # its bounding set stays
+    ],
+)
+def test_when_the_capabilities_go(fields: dict[str, Any], caller: Caller, at_exec: bool) -> None:
+    how = one(Spec(**BARE, **fields), caller, "capabilities").how
+    assert how == (_core.HOW_AT_EXEC if at_exec else 0)
+
+
 def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
     tree = one(Spec(rootfs="some/../root"), ROOT, "root_tree")
     assert tree.source == os.fsencode(os.path.join(os.getcwd(), "root"))
@@ -356,6 +376,44 @@ def test_only_a_throw_away_layer_gets_missing_targets() -> None:
     assert [bool(op.how & _core.HOW_CREATE) for op in over.ops if op.code == "bind"] == [True]
 
 
+@pytest.mark.parametrize(
+    ("destination", "options", "tmpfs_size", "data"),
+    [
+        ("/t", [], None, "size=536870912,nr_inodes=131072"),
+        ("/t", [], "1m", "size=1048576,nr_inodes=1024"),
+        ("/dev/shm", [], None, "size=67108864,nr_inodes=16384"),
+        ("/dev/shm", [], "1g", "size=1073741824,nr_inodes=262144"),
+        ("/t", ["size=1g"], "1m", "size=1g,nr_inodes=262144"),
+        ("/t", ["size=64M", "nr_inodes=7"], None, "size=64M,nr_inodes=7"),
+        ("/t", ["nr_blocks=64k"], None, "nr_blocks=64k,nr_inodes=65536"),
+        ("/t", ["size=0"], None, "size=0"),
+        ("/t", ["nr_inodes=9"], None, "nr_inodes=9,size=536870912"),
+    ],
+)
+def test_the_size_of_a_tmpfs(
+    destination: str, options: list[str], tmpfs_size: Any, data: str
+) -> None:
+    mounts = [Mount(destination, "tmpfs", options=options)]
+    mount = one(Spec(**BARE, mounts=mounts, tmpfs_size=tmpfs_size), ROOT, "mount")
+    assert (mount.data or b"").decode() == data
+
+
+def test_the_size_of_half_the_memory() -> None:
+    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), ROOT, "mount")
+    size, inodes = (mount.data or b"").decode().split(",")
+    assert size == "size=50%"
+    assert int(inodes.partition("=")[2]) == os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def test_the_size_of_the_scratch() -> None:
+    """What is put there beforehand has room besides."""
+    given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
+    for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
+        op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
+        assert op.type == b"%d" % (size + 3 * 4096)
+        assert op.data == b"%d" % ((size + 3 * 4096) // 4096 + 3)
+
+
 def test_a_mount_carries_its_options() -> None:
     options = ["ro", "nosuid", "size=1m", "mode=700"]
     mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)]), ROOT, "mount")
@@ -363,7 +421,7 @@ def test_a_mount_carries_its_options() -> None:
         1 | 2,
         b"tmpfs",
         b"tmpfs",
-        b"size=1m,mode=700,uid=%d,gid=%d" % PLACE,
+        b"size=1m,mode=700,uid=%d,gid=%d,nr_inodes=1024" % PLACE,
     )
     bind = one(
         Spec(**BARE, mounts=[Mount("/b", source="/s", options=["rbind", "rslave", "ro", "exec"])]),
