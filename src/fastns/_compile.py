@@ -789,9 +789,11 @@ class _Compiler:
 
     def when_dropped(self) -> int:
         """A child that shares the caller's memory keeps until its exec what protects it from others
-        of its uid, who may see it in the host's pid namespace."""
+        of its uid, who may see it in the host's pid namespace. One that joins a range has left that
+        memory by then."""
         bounded = any(op.code == "bounding" for op in self.ops)
-        return _core.HOW_AT_EXEC if bounded and not self.staged else 0
+        shares = not self.staged and self.id_range is None
+        return _core.HOW_AT_EXEC if bounded and shares else 0
 
     def restrict(self) -> None:
         """Before the filter, which need not let these calls through."""

@@ -80,7 +80,7 @@ class _TemplateCompiler(_Compiler):
         self.build_root()
         if self.spec.hostname is not None or self.spec.domainname is not None:
             self.names()
-        if self.id_map == "none":  # a new user namespace begins with a full set
+        if self.id_map == "none" and self.id_range is None:  # with a full set a new one begins
             self.bounding()
             self.bounded = True
         self.keyring(_core.HOW_SEALED)  # all sandboxes have the same

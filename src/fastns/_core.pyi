@@ -5,6 +5,7 @@ from typing import Final, TypeAlias, final
 
 from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
+from fastns.completed import CompletedSandbox
 from fastns.errors import SpawnError
 
 STAGES: Final[tuple[str, ...]]
@@ -182,7 +183,8 @@ def spawn(
 ) -> Process: ...
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
-) -> _Outcome | SpawnError | None: ...
+) -> CompletedSandbox | _Outcome | SpawnError | None: ...
+def set_completed_class(cls: type[CompletedSandbox]) -> None: ...
 def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
     plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int

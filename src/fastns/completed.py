@@ -88,7 +88,7 @@ class CompletedSandbox(Completed):
         returncode: int,
         stdout: Any,
         stderr: Any,
-        usage: Used,
+        usage: Usage | Used,
         wall_time: float,
         method: str,
         truncated: bool = False,
@@ -109,7 +109,8 @@ class CompletedSandbox(Completed):
     @property
     def usage(self) -> Usage:
         """What it used; made when it is asked for."""
-        return Usage.of(*self._used)
+        used = self._used
+        return used if isinstance(used, Usage) else Usage.of(*used)
 
     @property
     def exit_code(self) -> int:
@@ -192,6 +193,8 @@ def run_by(
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
         else:
             outcome = template._run_plain(args, pipes, timeout_ns)
+        if isinstance(outcome, CompletedSandbox):
+            return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
     if input is not None:
@@ -267,5 +270,6 @@ def completed(
         limits=plan.limits,
         id_map=plan.id_map,
     )
+
 
 _core.set_completed_class(CompletedSandbox)

@@ -108,7 +108,7 @@ class Template:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
             outcome = self._run_plain(args, 0, None)
-            if type(outcome) is CompletedSandbox:
+            if isinstance(outcome, CompletedSandbox):
                 return outcome
             if outcome is not None:
                 return checked(completed(args, self._sandbox, outcome, None, None), False)
@@ -169,7 +169,7 @@ class Template:
 
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
-    ) -> _core._Outcome | SpawnError | None:
+    ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
         """_core.run_plain(); None also when the server is not there, or has just gone."""
         server = self._server
         if server is None or not server.usable():

@@ -101,6 +101,7 @@ bounding capabilities -
 PIVOT_LO = """
 pivot_root pivot_root -
 loopback network -
+keyring keyring -
 umask umask -
 """
 JOIN = """
@@ -336,15 +337,20 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
 
 
+HOSTS_IDS: dict[str, Any] = {"namespaces": {"user": "host"}}
+
+
 @pytest.mark.parametrize(
     ("fields", "caller", "at_exec"),
     [
-        ({}, ROOT, True),
-        ({"capabilities": ["NET_RAW"], "no_new_privileges": False}, ROOT, True),
+        (HOSTS_IDS, ROOT, True),
+        ({"capabilities": ["NET_RAW"], "no_new_privileges": False, **HOSTS_IDS}, ROOT, True),
         ({}, USER, True),
-        ({"init": True}, ROOT, False),  # memory of its own
-        ({"user": "5:5"}, ROOT, False),
-        ({}, Caller(0, 0, True, ALL & ~(1 << 8), True), False),  # its bounding set stays
+        ({}, ROOT, False),  # by then it has memory of its own
+        ({"init": True, **HOSTS_IDS}, ROOT, False),
+        ({"user": "5:5", **HOSTS_IDS}, ROOT, False),
+        # its bounding set stays
+        (HOSTS_IDS, Caller(0, 0, True, ALL & ~(1 << 8), True), False),
     ],
 )
 def test_when_the_capabilities_go(fields: dict[str, Any], caller: Caller, at_exec: bool) -> None:
@@ -394,12 +400,12 @@ def test_the_size_of_a_tmpfs(
     destination: str, options: list[str], tmpfs_size: Any, data: str
 ) -> None:
     mounts = [Mount(destination, "tmpfs", options=options)]
-    mount = one(Spec(**BARE, mounts=mounts, tmpfs_size=tmpfs_size), ROOT, "mount")
+    mount = one(Spec(**BARE, mounts=mounts, tmpfs_size=tmpfs_size), USER, "mount")
     assert (mount.data or b"").decode() == data
 
 
 def test_the_size_of_half_the_memory() -> None:
-    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), ROOT, "mount")
+    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), USER, "mount")
     size, inodes = (mount.data or b"").decode().split(",")
     assert size == "size=50%"
     assert int(inodes.partition("=")[2]) == os.sysconf("SC_PHYS_PAGES") // 2
@@ -486,10 +492,11 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
 
 
 def test_owners_in_options_are_those_inside() -> None:
-    options = ["uid=5", "gid=6"]
+    options = ["uid=5", "gid=6", "size=0"]
     spec = Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)])
-    assert one(spec, ROOT, "mount").data == b"uid=%d,gid=%d" % (PLACE[0] + 5, PLACE[1] + 6)
-    assert one(spec, USER, "mount").data == b"uid=5,gid=6"
+    owners = b"uid=%d,gid=%d" % (PLACE[0] + 5, PLACE[1] + 6)
+    assert one(spec, ROOT, "mount").data == b"size=0," + owners
+    assert one(spec, USER, "mount").data == b"uid=5,gid=6,size=0"
     pts = Spec(**BARE, mounts=[Mount("/p", "devpts", options=["newinstance", "gid=5"])])
     assert one(pts, ROOT, "mount").data == b"newinstance,gid=%d" % (PLACE[1] + 5)
 
