@@ -495,6 +495,28 @@ static int op_root_attach(struct fns_child *child, const struct fns_op *op)
                          FNS_MOVE_MOUNT_F_EMPTY_PATH);
 }
 
+/* The root's tree becomes a mount namespace, and this process enters it: nothing of the caller's table
+ * is copied, and there is no old root to take down. The paths of the caller's view are gone then. */
+static int op_tree_namespace(struct fns_child *child, const struct fns_op *op)
+{
+    int null = at_fdcwd_open("/dev/null", O_PATH_FLAGS); /* for masks */
+    child->null = null < 0 ? null : clone_tree(null, 0);
+    child->has_null = child->null >= 0;
+    close_fd(null);
+    (void)op;
+    int space = (int)fns_sys3(__NR_open_tree, child->root, "",
+                              FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
+    if (space < 0)
+        return space;
+    int result = (int)fns_sys2(__NR_setns, space, FNS_CLONE_NEWNS);
+    close_fd(space);
+    if (result < 0)
+        return result;
+    close_fd(child->root);
+    child->root = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    return child->root < 0 ? child->root : 0;
+}
+
 static int op_root_scratch(struct fns_child *child, const struct fns_op *op)
 {
     (void)op;
@@ -547,16 +569,37 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     return result;
 }
 
-static int op_bind(struct fns_child *child, const struct fns_op *op)
+/* A detached copy of what the op's source is, or -errno. */
+static int open_source(struct fns_child *child, const struct fns_op *op)
 {
     int source = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS);
     if (source < 0)
         return source_failed(child, source);
-    int directory = mode_of(source) == FNS_S_IFDIR;
     int tree = clone_tree(source, op->how & FNS_HOW_RECURSIVE);
     close_fd(source);
+    return tree < 0 ? source_failed(child, tree) : tree;
+}
+
+static int op_bind_source(struct fns_child *child, const struct fns_op *op)
+{
+    int tree = child->n_sources < FNS_MAX_SOURCES ? open_source(child, op) : -E2BIG;
+    if (tree >= 0)
+        child->sources[child->n_sources++] = tree;
+    return tree < 0 ? tree : 0;
+}
+
+/* The next that BIND_SOURCE has opened. */
+static int take_source(struct fns_child *child)
+{
+    return child->next_source < child->n_sources ? child->sources[child->next_source++] : -EBADF;
+}
+
+static int op_bind(struct fns_child *child, const struct fns_op *op)
+{
+    int tree = op->how & FNS_HOW_AHEAD ? take_source(child) : open_source(child, op);
     if (tree < 0)
-        return source_failed(child, tree);
+        return tree;
+    int directory = mode_of(tree) == FNS_S_IFDIR;
     int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
     close_fd(tree);
     return result;
@@ -658,6 +701,8 @@ static int open_null(struct fns_child *child)
         close_fd(fd);
         fd = -ENOENT;
     }
+    if (fd < 0 && child->has_null) /* the caller's view is gone */
+        fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
     return fd >= 0 ? fd : at_fdcwd_open("/dev/null", O_PATH_FLAGS);
 }
 
@@ -981,6 +1026,8 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_PROPAGATION: return op_propagation(child, op);
     case FNS_OP_ROOT_TREE: return op_root_tree(child, op);
     case FNS_OP_SCRATCH: return op_scratch(child, op);
+    case FNS_OP_TREE_NAMESPACE: return op_tree_namespace(child, op);
+    case FNS_OP_BIND_SOURCE: return op_bind_source(child, op);
     case FNS_OP_ROOT_ATTACH: return op_root_attach(child, op);
     case FNS_OP_ROOT_SCRATCH: return op_root_scratch(child, op);
     case FNS_OP_OVERLAY: return op_overlay(child, op);

@@ -19,7 +19,10 @@ struct fns_child {
     int root, scratch;          /* fds while the root is built; -1 */
     int plain;  /* the directory of a root that is shown with other owners, as it is; -1 */
     int userns; /* the user namespace to join; 0: none */
-    int rules;  /* of Landlock: an fd between its first op and its last */
+    int sources[FNS_MAX_SOURCES];    /* detached trees, for binds to come */
+    int null, has_null;              /* a detached /dev/null, where paths lead to no other */
+    unsigned n_sources, next_source; /* how many; the first that no bind has taken */
+    int rules;                       /* of Landlock: an fd between its first op and its last */
 };
 
 /* stdio in place, every fd closed but those of args->keep. */

@@ -299,6 +299,9 @@ uint64_t fns_capabilities(void);
 /* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */
 int fns_landlock_abi(void);
 
+/* Whether open_tree(2) makes mount namespaces here: Linux 7.0. Asked of the kernel. */
+int fns_has_tree_namespaces(void);
+
 /* unshare(2) and setns(2) for the calling thread. */
 int fns_unshare(uint64_t flags);
 int fns_setns(int fd, uint64_t flags);

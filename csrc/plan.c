@@ -26,6 +26,7 @@ static const char *needs(unsigned code)
 {
     switch ((enum fns_op_code)code) {
     case FNS_OP_SETNS:
+    case FNS_OP_BIND_SOURCE:
     case FNS_OP_ROOT_TREE: return "S";
     case FNS_OP_WRITE: return "TD";
     case FNS_OP_OVERLAY:

@@ -19,6 +19,8 @@
     X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */          \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
+    X(TREE_NAMESPACE, "tree_namespace") /* a mount namespace that holds the root alone, entered */     \
+    X(BIND_SOURCE, "bind_source")       /* source: of the next BIND with AHEAD; how: RECURSIVE */      \
     /* a throw-away tmpfs on top of "/", to hold layers and files; type, data: its size, inodes */     \
     X(SCRATCH, "scratch")                                                                              \
     X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */        \
@@ -72,6 +74,9 @@ enum fns_op_code {
         FNS_OP_COUNT
 };
 
+/* How many binds may have their source opened ahead. */
+#define FNS_MAX_SOURCES 16
+
 enum fns_how {
     FNS_HOW_CREATE = 1,      /* make a missing target */
     FNS_HOW_NO_SYMLINKS = 2, /* the target's path may hold no symbolic link */
@@ -84,6 +89,7 @@ enum fns_how {
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
     FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
     FNS_HOW_OPTIONAL = 1024, /* of a keyring: without it where the quota is used up */
+    FNS_HOW_AHEAD = 4096,    /* of a bind: its source is the next one of BIND_SOURCE */
     FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 

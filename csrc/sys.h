@@ -170,6 +170,7 @@ struct fns_mount_attr {
     uint64_t attr_set, attr_clr, propagation, userns_fd;
 };
 #define FNS_OPEN_TREE_CLONE 1
+#define FNS_OPEN_TREE_NAMESPACE 2 /* Linux 7.0 */
 #define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
 #define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
 #define FNS_MOUNT_ATTR_RDONLY 0x01

@@ -204,6 +204,14 @@ int fns_landlock_abi(void)
 
 /* ---- the other two system calls of namespaces ------------------------------------------------ */
 
+int fns_has_tree_namespaces(void)
+{
+    int fd = (int)fns_sys3(__NR_open_tree, AT_FDCWD, "/", FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 || fd == -EPERM;
+}
+
 int fns_unshare(uint64_t flags)
 {
     return (int)fns_sys1(__NR_unshare, flags);

@@ -103,6 +103,7 @@ class Caller:
     capabilities: int
     initial_user_namespace: bool
     may_setgroups: bool = True
+    tree_namespaces: bool = False  # the kernel has them (Linux 7.0), and this caller may
 
     @property
     def privileged(self) -> bool:
@@ -114,7 +115,14 @@ class Caller:
         initial = _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
         may_setgroups = initial or _read("/proc/self/setgroups").strip() != b"deny"
         uniform = len(set(uids)) == 1 and len(set(gids)) == 1
-        return cls(uids[1], gids[1], uniform, _core.capabilities(), initial, may_setgroups)
+        capabilities = _core.capabilities()
+        trees = bool(capabilities & CAP_SYS_ADMIN) and initial and _has_tree_namespaces()
+        return cls(uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees)
+
+
+@functools.cache
+def _has_tree_namespaces() -> bool:
+    return _core.has_tree_namespaces()
 
 
 def compile(spec: Spec | None = None) -> _core.Plan:
@@ -173,6 +181,7 @@ class _Compiler:
         self.cgroups = self.find_cgroups()
         # Namespaces that no clone makes: an op of the sandbox does.
         self.made_later: set[str] = {"cgroup"} if self.cgroups else set()
+        self.from_tree = False  # whether its mount namespace begins with the root alone
         self.check()
 
     def find_ids(self) -> tuple[int, int, int] | None:
@@ -454,14 +463,18 @@ class _Compiler:
         mounts = self.all_mounts()
         files = dict(spec.files)
         slave = any(_parse(m).propagation == MS_SLAVE for m in mounts)
-        self.add(
-            Op(
-                "propagation",
-                "propagation",
-                flags=MS_SLAVE if slave else MS_PRIVATE,
-                note="rslave" if slave else "rprivate",
+        self.from_tree = self.may_begin_with_the_root(mounts)
+        if self.from_tree:
+            self.open_sources(mounts)
+        else:
+            self.add(
+                Op(
+                    "propagation",
+                    "propagation",
+                    flags=MS_SLAVE if slave else MS_PRIVATE,
+                    note="rslave" if slave else "rprivate",
+                )
             )
-        )
         read_only = (spec.rootfs is None or spec.read_only) and not spec.overlay
         root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
         self.add(
@@ -479,7 +492,11 @@ class _Compiler:
         if scratch:
             self.add(self.scratch_op("overlay" if spec.overlay else "file"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
-        self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
+        if self.from_tree:
+            self.made_later = {*self.made_later, "mount"}
+            self.add(Op("tree_namespace", "rootfs", source=os.fsencode(root)))
+        else:
+            self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
             self.add(self.overlay_op(b"lower"))
         self.layers = [("/", spec.overlay)]
@@ -492,11 +509,41 @@ class _Compiler:
             self.add(self.file_op(number, destination, os.fsencode(destination), how))
         self.mask_paths()
         self.finish_root()
-        if spec.root_mode == "pivot_root":
+        if self.from_tree:
+            pass  # it is "/" already
+        elif spec.root_mode == "pivot_root":
             beneath = 2 if scratch else 1
             self.add(Op("pivot_root", "pivot_root", arg=beneath, source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def may_begin_with_the_root(self, mounts: Sequence[Mount]) -> bool:
+        """Whether the mount namespace can be made of the root's tree alone. The host's own root
+        would bring all of the host's mounts; a scratch beneath it needs the caller's view."""
+        spec = self.spec
+        binds = [mount for mount in mounts if mount.type == "bind"]
+        return (
+            self.caller.tree_namespaces
+            and bool(self.caller.capabilities & CAP_MKNOD)  # devices need no source then
+            and not self.staged
+            and spec.rootfs is not None
+            and not spec.overlay
+            and not spec.files
+            and spec.root_mode == "pivot_root"
+            and not self.new_user
+            and len(binds) <= _core.MAX_SOURCES
+            and all(_parse(mount).propagation != MS_SLAVE for mount in binds)
+        )
+
+    def open_sources(self, mounts: Sequence[Mount]) -> None:
+        """Before the caller's view is left."""
+        for mount in mounts:
+            if mount.type == "bind":
+                assert mount.source is not None
+                source = os.fsencode(os.path.abspath(mount.source))
+                how = _core.HOW_RECURSIVE if _parse(mount).recursive else 0
+                note = os.fspath(mount.source)
+                self.add(Op("bind_source", "mount", how, source=source, note=note))
 
     def scratch_op(self, stage: str, note: str = "scratch tmpfs") -> Op:
         """The files put there beforehand have their room beside what may be written."""
@@ -658,6 +705,8 @@ class _Compiler:
         assert mount.source is not None  # Mount's own check
         if parsed.idmap and self.id_range is not None:
             how |= _core.HOW_IDMAP
+        if self.from_tree:
+            how |= _core.HOW_AHEAD
         if parsed.recursive:
             how |= _core.HOW_RECURSIVE
         if parsed.propagation == MS_SLAVE:

@@ -26,6 +26,10 @@ from fastns._compile import (
 from fastns.errors import SpecError
 from fastns.spec import Mount, Spec
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DEV = DEFAULT_MOUNTS[4]
 FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
@@ -160,6 +164,9 @@ class _TemplateCompiler(_Compiler):
         self.new = network
 
     # ---- mounts ----
+
+    def may_begin_with_the_root(self, mounts: Sequence[Mount]) -> bool:
+        return False  # once is not often: the server's is made in the classic way
 
     def build_root(self) -> None:
         if self.spec.overlay:

@@ -50,6 +50,8 @@ HOW_OWNED = c.FNS_HOW_OWNED
 HOW_SEALED = c.FNS_HOW_SEALED
 HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
 HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
+HOW_AHEAD = c.FNS_HOW_AHEAD
+MAX_SOURCES = c.FNS_MAX_SOURCES
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
@@ -228,6 +230,7 @@ cdef class Plan:
     cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
+    cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
     cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
     cdef char **envp  # into environ
     cdef Plan late  # what a direct spawn does in memory of its own
@@ -268,6 +271,9 @@ cdef class Plan:
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
+        self.mount_namespace = (
+            "template" if self.method == "template" else "host" if "mount" not in namespaces
+            else "tree" if any(item.code == "tree_namespace" for item in ops) else "copied")
         self.filtered = any(item.code == "seccomp" for item in ops)
         self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
         self.envp = <char **>calloc(len(environ) + 1, sizeof(char *))
@@ -1057,6 +1063,7 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
     done.cause = "exited"
     done.limits = ()
     done.id_map = plan.id_map
+    done.mount_namespace = plan.mount_namespace
     return done
 
 
@@ -1200,6 +1207,11 @@ def landlock_abi():
 
 
 # ---- unshare and setns ---------------------------------------------------------------------------
+
+def has_tree_namespaces():
+    """Whether the kernel makes a mount namespace of a tree (OPEN_TREE_NAMESPACE, Linux 7.0)."""
+    return c.fns_has_tree_namespaces() != 0
+
 
 def unshare(uint64_t flags):
     """unshare(2) for the calling thread; 0, or the errno."""

@@ -39,6 +39,8 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_SEALED
         FNS_HOW_OPTIONAL
         FNS_HOW_AT_EXEC
+        FNS_HOW_AHEAD
+        FNS_MAX_SOURCES
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER
@@ -252,5 +254,6 @@ cdef extern from "fastns.h" nogil:
     void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
     int fns_landlock_abi()
+    int fns_has_tree_namespaces()
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

@@ -95,6 +95,7 @@ class CompletedSandbox(Completed):
         cause: Cause = "exited",
         limits: tuple[str, ...] = (),
         id_map: str = "none",
+        mount_namespace: str = "copied",
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self._used = usage
@@ -104,6 +105,10 @@ class CompletedSandbox(Completed):
         self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
         # "output_limit", "seccomp" (a system call that the filter ends a process for) or "killed"
         self.id_map = id_map  # whose ids it had, as in Sandbox
+        self.mount_namespace = (
+            mount_namespace  # how it began: "copied" (the caller's whole table of
+        )
+        # mounts), "tree" (the root alone: Linux 7.0), "template"; "host": it has none of its own
         self.limits = limits  # names of the spec's limits that were enforced
 
     @property
@@ -269,6 +274,7 @@ def completed(
         cause=cause,
         limits=plan.limits,
         id_map=plan.id_map,
+        mount_namespace=plan.mount_namespace,
     )
 
 

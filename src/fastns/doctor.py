@@ -18,6 +18,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from fastns import _core
+from fastns._compile import Caller
 from fastns._record import record
 
 TYPE_CHECKING = False
@@ -32,8 +34,6 @@ OLDEST_KERNEL = (5, 12)
 CAP_SYS_ADMIN = 21
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
-OPEN_TREE_NAMESPACE = 2
-AT_FDCWD = -100
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
 """Where programs and their libraries are, below /."""
@@ -194,22 +194,19 @@ def system_call(name: str) -> Finding:
 
 
 def mount_tables() -> Finding:
-    """What each start copies of the mounts, and whether the kernel could do without."""
-    import ctypes
-
+    """What each start copies of the mounts."""
     mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = ctypes.c_long(SYSTEM_CALLS["open_tree"])
-    flags = ctypes.c_ulong(OPEN_TREE_NAMESPACE | os.O_CLOEXEC)
-    fd = libc.syscall(call, ctypes.c_long(AT_FDCWD), b"/", flags)
-    known = fd >= 0 or ctypes.get_errno() != errno.EINVAL
-    if fd >= 0:
-        os.close(fd)
-    newer = "has" if known else "has no"
+    if Caller.current().tree_namespaces:
+        return Finding(
+            None,
+            "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
+            f"overlay, files or the host's root it copies the {mounts} mounts here; a Template its own few",
+        )
+    why = "this kernel" if not _core.has_tree_namespaces() else "this caller"
     return Finding(
         None,
-        f"a direct start copies the {mounts} mounts here, a Template only its own few; the kernel "
-        f"{newer} open_tree(OPEN_TREE_NAMESPACE), which is not used",
+        f"a direct start copies the {mounts} mounts here, a Template only its own few; {why} has "
+        "no OPEN_TREE_NAMESPACE (Linux 7.0, CAP_SYS_ADMIN)",
     )
 
 
