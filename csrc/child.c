@@ -612,8 +612,6 @@ static int op_device(struct fns_child *child, const struct fns_op *op)
     if (parent < 0)
         return parent;
     int result = (int)fns_sys4(__NR_mknodat, parent, name, op->flags, op->arg);
-    if (result == 0)
-        result = give_away(child, op, parent, name);
     close_fd(parent);
     return result;
 }
@@ -625,8 +623,6 @@ static int op_symlink(struct fns_child *child, const struct fns_op *op)
     if (parent < 0)
         return parent;
     int result = (int)fns_sys3(__NR_symlinkat, text(child, op->source), parent, name);
-    if (result == 0)
-        result = give_away(child, op, parent, name);
     close_fd(parent);
     return result;
 }
@@ -1019,6 +1015,10 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
 {
     /* A switch, not a table of functions: a table would need relocations, and so a linker that has
      * run, which the helper program does not have. */
+#ifdef FNS_LATE_OPS /* the exec program, which is copied for each start, does no others */
+    if (op->code < FNS_OP_FIRST_LATE)
+        return -EINVAL;
+#endif
     switch ((enum fns_op_code)op->code) {
     case FNS_OP_SETNS: return op_setns(child, op);
     case FNS_OP_OWN_NAMESPACES: return op_own_namespaces(child, op);

@@ -101,6 +101,9 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_INIT) && !(plan->clone_flags & FNS_CLONE_NEWPID))
         return -EINVAL;
+    for (uint32_t i = 0; plan->late && i < plan->late->n_ops; i++)
+        if (plan->late->ops[i].code < FNS_OP_FIRST_LATE)
+            return -EINVAL;
     for (uint32_t i = 0; i < plan->n_ops; i++) {
         if (check_op(plan, &plan->ops[i]) < 0) {
             *bad_op = (int)i;

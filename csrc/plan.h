@@ -64,8 +64,9 @@
     X(SECCOMP,                                                                                         \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
-/* The first of the last ops. */
+/* The first of the last ops, and of those that may be late: the exec program has no others. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES
+#define FNS_OP_FIRST_LATE FNS_OP_UMASK
 
 enum fns_op_code {
 #define X(name, text) FNS_OP_##name,

@@ -733,7 +733,6 @@ class _Compiler:
                 op = Op(
                     "device",
                     "device",
-                    self.owned(),
                     flags=stat.S_IFCHR | 0o666,
                     arg=os.makedev(major, minor),
                     target=path,
@@ -749,7 +748,6 @@ class _Compiler:
                 Op(
                     "symlink",
                     "symlink",
-                    self.owned(),
                     source=link.encode(),
                     target=f"/dev/{name}".encode(),
                     note=f"/dev/{name} -> {link}",

@@ -31,6 +31,12 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "Python.h":
     char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
+cdef extern from "<sys/stat.h>" nogil:
+    struct stat:
+        uint64_t st_dev
+        uint64_t st_ino
+    int fstat(int fd, stat *about)
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int getpid()
@@ -180,15 +186,20 @@ cdef object _counts(const c.fns_leaf *leaf):
 
 # ---- the user namespace of a range of ids ----------------------------------------------------------
 
-cdef dict _user_namespaces = {}  # (first uid, first gid, how many) -> (fd, its device and inode)
+@cython.final
+cdef class _UserNamespace:
+    """One that was made: its fd, and whether that is still the same file."""
+
+    cdef int fd
+    cdef stat file
+
+    cdef bint is_there(self):
+        cdef stat now
+        return (fstat(self.fd, &now) == 0 and now.st_ino == self.file.st_ino
+                and now.st_dev == self.file.st_dev)
 
 
-cdef tuple _identity(int fd):
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+cdef dict _user_namespaces = {}  # (first uid, first gid, how many) -> _UserNamespace
 
 
 def user_namespace(tuple ids):
@@ -196,15 +207,18 @@ def user_namespace(tuple ids):
     when the fd was closed by another part of this process. SpawnError at stage "clone" or "id_map"."""
     cdef c.fns_error error
     cdef int fd
-    known = _user_namespaces.get(ids)
-    if known is not None and _identity(known[0]) == known[1]:
-        return known[0]
+    cdef _UserNamespace known = _user_namespaces.get(ids)
+    if known is not None and known.is_there():
+        return known.fd
     uid, gid, size = ids
     uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
     fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map), &error)
     if fd < 0:
         raise SpawnError(STAGES[error.stage], error.err)
-    _user_namespaces[ids] = (fd, _identity(fd))
+    known = _UserNamespace()
+    known.fd = fd
+    fstat(fd, &known.file)
+    _user_namespaces[ids] = known
     return fd
 
 
@@ -309,11 +323,12 @@ cdef class Plan:
         self.plan.id_map = ID_MAPS[id_map]
         self.plan.clone_flags = clone_flags
         self.plan.netns_pool = netns_pool
+        if late is not None:
+            self.plan.late = &late.plan
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
         _load_programs()
         if late is not None:
-            self.plan.late = &late.plan
             if c.fns_exec_image(&self.plan, &image, &self.plan.image_size) < 0:
                 raise MemoryError
             self.plan.image = image
