@@ -200,7 +200,7 @@ def mount_tables() -> Finding:
         return Finding(
             None,
             "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
-            f"overlay, files or the host's root it copies the {mounts} mounts here; a Template its own few",
+            f"overlay, files or the host's root it copies the {mounts} mounts here, a Template few",
         )
     why = "this kernel" if not _core.has_tree_namespaces() else "this caller"
     return Finding(
