@@ -211,15 +211,26 @@ static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int 
     return ret < 0 ? ret : make_part(groups, hierarchy, number);
 }
 
+/* Whether a counter of it begins anew with a new cgroup only. */
+static int begins_anew(const struct fns_cgroup_plan *plan, unsigned hierarchy)
+{
+    for (unsigned i = 0; i < plan->n_counters; i++) {
+        const struct fns_cgroup_counter *counter = &plan->counters[i];
+        if (counter->hierarchy == hierarchy && counter->reset && !*counter->reset)
+            return 1;
+    }
+    return 0;
+}
+
 /* Opens what a sandbox enters by, and reads where the counters stand. 0 or -errno. */
 static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf, int made)
 {
     const struct fns_cgroup_plan *plan = &groups->plan;
     int ret = 0;
     leaf->n_fds = 0;
-    for (unsigned i = 0; !made && ret >= 0 && i < plan->n_counters; i++)
-        if (plan->counters[i].reset && !*plan->counters[i].reset)
-            ret = renew_part(groups, plan->counters[i].hierarchy, leaf->number);
+    for (unsigned i = 0; !made && ret >= 0 && i < plan->n_hierarchies; i++)
+        if (begins_anew(plan, i))
+            ret = renew_part(groups, i, leaf->number);
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
         /* A process that moves its only thread by "tasks" takes no lock against all forks, the taking
          * of which waits for an RCU grace period, some 16 ms, once nobody has for a while. */

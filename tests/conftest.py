@@ -1,6 +1,7 @@
 """Fixtures for every test: programs and roots to run, a report from inside, and a watch for leaks.
 
-Markers: `as_root` and `as_user` say who a test is for; `leaves_traces(reason)` switches the watch
+Markers: `as_root` and `as_user` say who a test is for, `with_cgroups` that it is for root or a user
+with a part of the cgroup tree; `leaves_traces(reason)` switches the watch
 off for a test that changes this process or the host on purpose.
 """
 
@@ -55,6 +56,7 @@ BASH_ROOTFS_COMMANDS = [
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "as_root: needs uid 0")
     config.addinivalue_line("markers", "as_user: needs an unprivileged user")
+    config.addinivalue_line("markers", "with_cgroups: needs uid 0 or delegated cgroups")
     config.addinivalue_line("markers", "leaves_traces(reason): not watched for leaks")
 
 
@@ -63,6 +65,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         support.skip_missing("root")
     if item.get_closest_marker("as_user") and support.is_root():
         support.skip_missing("an unprivileged user")
+    if item.get_closest_marker("with_cgroups") and not support.has_cgroups():
+        support.skip_missing("root or a delegated cgroup")
 
 
 # ---- a skip that nobody expects is a failure in CI ----
@@ -189,7 +193,9 @@ def debian_rootfs(public_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def busybox_rootfs(public_dir: Path) -> Path:
     """A root with busybox and a link for each of its commands. Shared, as above."""
-    return _prepared_rootfs("busybox", public_dir)
+    root = _prepared_rootfs("busybox", public_dir)
+    support.read_through(root, "bin/busybox")
+    return root
 
 
 def _prepared_rootfs(name: str, public_dir: Path) -> Path:

@@ -48,8 +48,10 @@ def runner(way: str, **fields: Any) -> Iterator[Any]:
             yield template.run
     else:
         plan = fastns.compile(Spec(init=way == "init", **fields))
-        yield functools.partial(fastns.run, spec=plan)
-        plan.close()
+        try:
+            yield functools.partial(fastns.run, spec=plan)
+        finally:
+            plan.close()
 
 
 @contextlib.contextmanager
@@ -120,10 +122,15 @@ def _first_id(path: str) -> int:
     support.skip_missing(f"a range of ids in {path}")
 
 
-def groups() -> list[str]:
-    """The cgroups of this process, in all hierarchies."""
+def homes() -> list[Path]:
+    """Where cgroups of processes with fastns may lie, in all hierarchies."""
     return [
-        str(path)
+        Path(place, _cgroups.GROUP)
         for hierarchy in _cgroups.hierarchies()
-        for path in Path(hierarchy.mount, "fastns").glob(f"{os.getpid()}-*")
+        for place in _cgroups.places_of(hierarchy)
     ]
+
+
+def groups(pid: int | None = None) -> list[str]:
+    """The cgroups of a process, or of this one."""
+    return [str(path) for home in homes() for path in home.glob(f"{pid or os.getpid()}-*")]

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
-RENEW = ""  # begins anew in a new cgroup, where that is cheap
+RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
 UNIFIED = "cgroup2"
+PROCS = "cgroup.procs"
 # The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
 CONTROLLER = {
     "memory": "memory",
@@ -123,16 +124,22 @@ def hierarchies() -> list[Hierarchy]:
     return sorted(found, key=lambda hierarchy: not hierarchy.unified)
 
 
+def places_of(hierarchy: Hierarchy) -> list[str]:
+    """Directories in which a `fastns` may be made: the first that can be used is."""
+    found = [hierarchy.mount]
+    above = hierarchy.own
+    while above.startswith(hierarchy.mount + "/"):
+        found.append(above)
+        above = os.path.dirname(above)
+    return found
+
+
 def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
     """Where a cgroup with these controllers can be made: at the top, where docker has its own; else
     in the own cgroup or above it, as far as a part of the tree was delegated to this user.
 
     Raises: OSError, saying of one place why not."""
-    candidates = [hierarchy.mount]
-    above = hierarchy.own
-    while above.startswith(hierarchy.mount + "/"):
-        candidates.append(above)
-        above = os.path.dirname(above)
+    candidates = places_of(hierarchy)
     if parent is not None:
         candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
     failure: OSError | None = None
@@ -155,18 +162,30 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), parent)
     if not hierarchy.unified:
         return
+    # Who enters it needs a right to the one above both it and where he comes from (cgroups(7)).
+    common = os.path.commonpath((hierarchy.own, parent))
+    if not os.access(f"{common}/{PROCS}", os.W_OK):
+        reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
+        raise OSError(errno.EACCES, reason, f"{common}/{PROCS}")
+    there = " ".join(_lines(f"{parent}/cgroup.controllers")).split()
+    for name in controllers:
+        if name not in there:
+            raise OSError(errno.ENODEV, f"the {name} controller was not given to it", parent)
     for directory in (parent, group):
-        if not os.path.isdir(directory):
-            continue
-        on = set(" ".join(_lines(f"{directory}/cgroup.subtree_control")).split())
-        off = [name for name in controllers if name not in on]
-        control = f"{directory}/cgroup.subtree_control"
-        if off and not os.access(control, os.W_OK):
-            raise OSError(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
-        # Only the root may have processes and controllers for its children (cgroups(7)).
-        inner = os.path.exists(f"{directory}/cgroup.type")
-        if off and inner and _lines(f"{directory}/cgroup.procs"):
-            raise OSError(errno.EBUSY, "it has processes of its own", directory)
+        if os.path.isdir(directory):
+            _check_switches(directory, controllers)
+
+
+def _check_switches(directory: str, controllers: tuple[str, ...]) -> None:
+    """Whether its children have these controllers, or can be given them."""
+    control = f"{directory}/cgroup.subtree_control"
+    on = " ".join(_lines(control)).split()
+    off = [name for name in controllers if name not in on]
+    if off and not os.access(control, os.W_OK):
+        raise OSError(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
+    # Only the root may have processes and controllers for its children (cgroups(7)).
+    if off and os.path.exists(f"{directory}/cgroup.type") and _lines(f"{directory}/{PROCS}"):
+        raise OSError(errno.EBUSY, "it has processes of its own", directory)
 
 
 # ---- limits → files --------------------------------------------------------------------------
@@ -181,7 +200,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     chosen: dict[Hierarchy, list[str]] = {}
     for limit in limits.given():
         controller = CONTROLLER[limit]
-        hierarchy = next((h for h in there if _has(h, controller)), None)
+        hierarchy = next((h for h in there if has(h, controller)), None)
         if hierarchy is None:
             reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
             continue
@@ -190,13 +209,13 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             used.append(controller)
     places = []
     for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
-        try:
-            to_switch = (c for c in controllers if c in hierarchy.controllers)
-            places.append(find_place(hierarchy, tuple(to_switch), parent))
-        except OSError as exc:
-            for limit in limits.given():
-                if CONTROLLER[limit] in controllers:
-                    reasons[limit] = f"{exc.filename}: {exc.strerror}"
+        place, failures = find_for(hierarchy, controllers, parent)
+        if place is not None:
+            places.append(place)
+        for limit in limits.given():
+            exc = failures.get(CONTROLLER[limit])
+            if exc is not None:
+                reasons[limit] = f"{exc.filename}: {exc.strerror}"
     if reasons and required:
         limit, reason = next(iter(reasons.items()))
         raise SpecError(
@@ -208,7 +227,31 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     return _with_files(limits, places, tuple(reasons))
 
 
-def _has(hierarchy: Hierarchy, controller: str) -> bool:
+def find_for(
+    hierarchy: Hierarchy, controllers: list[str], parent: str | None
+) -> tuple[Place | None, dict[str, OSError]]:
+    """One place for all these controllers, or for those that have any; why the others have none."""
+
+    def find(names: list[str]) -> Place:
+        return find_place(hierarchy, tuple(n for n in names if n in hierarchy.controllers), parent)
+
+    failures: dict[str, OSError] = {}
+    try:
+        return find(controllers), failures
+    except OSError:
+        for name in controllers:
+            try:
+                find([name])
+            except OSError as exc:
+                failures[name] = exc
+    rest = [name for name in controllers if name not in failures]
+    try:
+        return (find(rest) if rest else None), failures
+    except OSError as exc:  # each has a place, but not the same
+        return None, failures | dict.fromkeys(rest, exc)
+
+
+def has(hierarchy: Hierarchy, controller: str) -> bool:
     """cgroup v2 accounts for CPU time by itself: there is nothing to switch on."""
     return controller in hierarchy.controllers or (hierarchy.unified and controller == "cpuacct")
 
@@ -230,7 +273,7 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
             if v2:
                 counters += [
                     ("oom_kills", number, "memory.events", "oom_kill", 1, False, None),
-                    ("memory_peak", number, "memory.peak", "", 1, True, None),
+                    ("memory_peak", number, "memory.peak", "", 1, True, RENEW),
                 ]
                 memory = (number, "memory.current", "memory.reclaim", str(1 << 30))
             else:
@@ -242,7 +285,7 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
         if "pids" in place.controllers:
             counters += [
                 ("pids_refused", number, "pids.events", "max", 1, False, None),
-                ("pids_peak", number, "pids.peak", "", 1, True, None if v2 else RENEW),
+                ("pids_peak", number, "pids.peak", "", 1, True, RENEW),
             ]
         if "io" in place.controllers:
             file = "io.stat" if v2 else "blkio.throttle.io_service_bytes"
@@ -466,11 +509,17 @@ def _remove(directory: str) -> None:
     for name in os.listdir(directory):
         leaf = f"{directory}/{name}"
         if os.path.isdir(leaf):
-            for pid in _lines(f"{leaf}/cgroup.procs"):
-                with contextlib.suppress(OSError):
-                    os.kill(int(pid), signal.SIGKILL)
+            _kill(leaf)
             _remove(leaf)
     os.rmdir(directory)
+
+
+def _kill(leaf: str) -> None:
+    with contextlib.suppress(OSError):
+        return _write(f"{leaf}/cgroup.kill", "1")  # version 2, Linux 5.14: also what forks
+    for pid in _lines(f"{leaf}/{PROCS}"):
+        with contextlib.suppress(OSError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def _enable(place: Place, directory: str) -> None:

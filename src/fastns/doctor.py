@@ -314,28 +314,25 @@ def limits() -> Finding:
     """Which limits can be enforced, by which cgroups."""
     from fastns import _cgroups
 
-    controllers = dict.fromkeys(_cgroups.CONTROLLER.values())
     there: list[str] = []
-    missing: dict[str, str] = {}
-    for hierarchy in _cgroups.hierarchies():
-        for controller in controllers:
-            if controller not in hierarchy.controllers:
-                continue
-            try:
-                _cgroups.find_place(hierarchy, (controller,), None)
-                there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
-            except OSError as exc:
-                missing[controller] = f"{controller}: {exc.filename}: {exc.strerror}"
-    for controller in controllers:
-        if controller not in missing and not any(t.startswith(controller + " ") for t in there):
-            missing[controller] = f"{controller}: no such controller"
+    missing: list[str] = []
+    hierarchies = _cgroups.hierarchies()
+    for controller in dict.fromkeys(_cgroups.CONTROLLER.values()):
+        hierarchy = next((h for h in hierarchies if _cgroups.has(h, controller)), None)
+        if hierarchy is None:
+            missing.append(f"{controller}: no such controller")
+            continue
+        _, failures = _cgroups.find_for(hierarchy, [controller], None)
+        missing += [f"{name}: {exc.filename}: {exc.strerror}" for name, exc in failures.items()]
+        if not failures:
+            there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
     detail = "by cgroups: " + (", ".join(there) or "none")
     if not missing:
         return Finding(True, detail)
     fix = (
         "as root, or with a part of the tree delegated: systemd-run --user --scope -p Delegate=yes"
     )
-    return Finding(False, f"{detail}; not: {'; '.join(missing.values())}", fix)
+    return Finding(False, f"{detail}; not: {'; '.join(missing)}", fix)
 
 
 # What is tried

@@ -82,6 +82,7 @@ _USERNS_OFF = (
 )
 _HINTS: dict[tuple[str, int, str | None], str] = {
     ("clone", _errno.EPERM, None): _USERNS_OFF,
+    ("clone", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
     ("clone", _errno.ENOSPC, None): (
         "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
         "or they are nested too deep"

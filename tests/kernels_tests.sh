@@ -1,0 +1,53 @@
+#!/bin/bash
+# Tests in a guest of tests/kernels.sh: as root, and beside it as an unprivileged user with a part of
+# the cgroup tree delegated to it, as systemd does. Ends with how both have ended.
+# Usage: kernels_tests.sh limits|all [ARG…]; arguments go to pytest
+set -euo pipefail
+
+selection=$1
+shift
+limits=(tests/sandbox/test_{limits,cpu_time,cgroup2}.py)
+case $selection in
+limits) tests=("${limits[@]}") ;;
+all) tests=("${limits[@]}" tests/sandbox/test_{namespaces,mounts,roots}.py tests/escape) ;;
+*)
+    echo "usage: $0 limits|all" >&2
+    exit 2
+    ;;
+esac
+user=fastns-test
+prepared=build/kernels/user
+away=/var/tmp/fastns-test
+
+# A block device to read from, and swap: neither is there.
+modprobe brd rd_nr=1 rd_size=16384
+modprobe zram num_devices=1
+echo 128M >/sys/block/zram0/disksize
+mkswap /dev/zram0 >/dev/null
+swapon /dev/zram0
+
+# Memory this machine's kernel keeps for what is asked for again and again.
+mkdir "$away"
+mount --bind "$prepared" "$away"
+
+part=/sys/fs/cgroup/delegated
+echo '+cpuset +cpu +io +memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
+mkdir -p $part/own
+chown $user: $part $part/cgroup.{procs,threads,subtree_control} $part/own{,/cgroup.procs}
+
+(
+    echo 0 >$part/own/cgroup.procs 2>/dev/null || echo $BASHPID >$part/own/cgroup.procs
+    FASTNS_DELEGATED=1 exec tests/run_as_user.sh --prepared "$away" -q "$@" "${tests[@]}"
+) >/tmp/user.log 2>&1 &
+status=0
+.venv/bin/python -m pytest -p no:cacheprovider -q "$@" "${tests[@]}" || status=$?
+echo "---- as $user ----"
+wait $! || status=$?
+cat /tmp/user.log
+for group in $part/fastns $part/own $part /sys/fs/cgroup/fastns; do
+    if ! rmdir $group; then # something was left in there
+        ps -o pid,stat,args -p "$(paste -sd, $group/cgroup.procs)" || true
+        status=1
+    fi
+done
+exit $status
