@@ -21,6 +21,7 @@ from fastns.spec import IDMapping, Mount, Rlimit, Spec
 ALL = 2**41 - 1  # every capability
 ROOT = Caller(0, 0, True, ALL, True)
 USER = Caller(1000, 1000, True, 0, True)
+TREES = Caller(0, 0, True, ALL, True, tree_namespaces=True)  # root, on Linux 7
 NESTED = Caller(0, 0, True, ALL, False, may_setgroups=False)  # root of a single mapped id
 
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
@@ -146,6 +147,16 @@ no_new_privileges no_new_privileges -
 seccomp seccomp -
 """
 
+FROM_TREE = """
+root_tree rootfs -
+tree_namespace rootfs -
+"""
+LO = """
+loopback network -
+keyring keyring -
+umask umask -
+"""
+
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
@@ -166,6 +177,10 @@ bounding capabilities -
     ("host-root", Spec(), NESTED, "direct none",
      [TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), ROOT, "direct range", [TREE, PIVOT_LO, JOIN]),
+    ("bare", Spec(**BARE), TREES, "direct range", [FROM_TREE, LO, JOIN]),
+    ("binds", Spec(**BARE, mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")]), TREES,
+     "direct range",
+     ["\nbind_source mount -\n", FROM_TREE, "\nbind mount /mnt\nmount mount /t\n", LO, JOIN]),
     ("bare", Spec(**BARE), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), NESTED, "direct none", [TREE, PIVOT_LO_UMASK]),
     ("new-user", Spec(**BARE, namespaces={"user": "new"}), ROOT, "direct self",
@@ -248,7 +263,7 @@ mount mount /dev
 """, BINDS, REST_OF_DEV, MASKS, "\npivot_root pivot_root -\n", UMASK]),
 ]  # fmt: skip
 
-WHO = {ROOT: "root", USER: "user", NESTED: "nested"}
+WHO = {ROOT: "root", USER: "user", NESTED: "nested", TREES: "trees"}
 
 
 @pytest.mark.parametrize(
@@ -272,6 +287,30 @@ def ops(spec: Spec, caller: Caller, code: str) -> list[Op]:
 def one(spec: Spec, caller: Caller, code: str) -> Op:
     (found,) = ops(spec, caller, code)
     return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "tree"),
+    [
+        (BARE, True),
+        ({**BARE, "mounts": [Mount(f"/{i}", source="/s") for i in range(16)]}, True),
+        ({**BARE, "mounts": [Mount(f"/{i}", source="/s") for i in range(17)]}, False),
+        ({**BARE, "mounts": [Mount("/b", source="/s", options=["rslave"])]}, False),
+        ({**BARE, "overlay": True}, False),
+        ({**BARE, "files": {"/f": "x"}}, False),
+        ({**BARE, "root_mode": "chroot"}, False),
+        ({**BARE, "init": True}, False),
+        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts are its namespace's
+        ({}, False),  # the host's root is all of the host's mounts
+    ],
+)
+def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> None:
+    plan = compiled(Spec(**fields), TREES)
+    assert plan.mount_namespace == ("tree" if tree else "copied")
+    assert ("tree_namespace" in [op.code for op in plan.ops]) == tree
+    ahead = [bool(op.how & _core.HOW_AHEAD) for op in plan.ops if op.code == "bind"]
+    assert ahead == [tree] * len(fields.get("mounts", ()))
+    assert compiled(Spec(**fields), ROOT).mount_namespace == "copied"
 
 
 @pytest.mark.parametrize(
