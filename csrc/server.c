@@ -15,7 +15,6 @@
 #define MAX_PID (1 << 22)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
-#define MAX_HELD 64
 #define STRAYS_MS 500
 #define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
 #define MAX_UNHEARD 16
@@ -55,7 +54,6 @@ static struct {
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
     int n_rooms;
-    unsigned n_held;   /* mount namespaces, ever */
     int strays;        /* there may be children that nobody knows of */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
@@ -122,7 +120,8 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
-    sandbox->connection = sandbox->mounts = NONE;
+    sandbox->connection = NONE;
+    sandbox->held = 0;
     sandbox->is_looked_at = 0;
     return sandbox;
 }
@@ -157,9 +156,9 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
     look_away(sandbox);
-    if (sandbox->mounts >= 0)
-        fns_close_later(sandbox->mounts);
-    sandbox->mounts = NONE;
+    if (sandbox->held)
+        fns_closer_give();
+    sandbox->held = 0;
     if (sandbox->connection != NONE && server.peers[sandbox->connection].sandbox == number)
         server.peers[sandbox->connection].sandbox = NONE;
     sandbox->connection = NONE;
@@ -208,12 +207,11 @@ static int group_of(const struct fns_received *received)
     return received->fds[last];
 }
 
-/* `pidfd`: where one is put, or 0. */
 static long clone_sandbox(struct fns_room *room, int *pidfd)
 {
     uint64_t flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID;
     struct fns_clone_args args = {
-        .flags = pidfd ? flags | FNS_CLONE_PIDFD : flags,
+        .flags = flags | FNS_CLONE_PIDFD,
         .pidfd = (uintptr_t)pidfd,
         .child_tid = (uintptr_t)&room->taken,
         .exit_signal = FNS_SIGCHLD,
@@ -243,13 +241,15 @@ static long clone_sandbox(struct fns_room *room, int *pidfd)
     return pid;
 }
 
-/* The last process in a mount namespace takes it down as it ends, and waits for all CPUs (RCU) while
- * its end is waited for. Held here, it is taken down later. */
+/* The closer holds its mount namespace until its end was told. `pidfd` is closed. */
 static void hold_mounts(struct fns_sandbox *sandbox, int pidfd)
 {
-    sandbox->mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
+    int mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
     fns_sys1(__NR_close, pidfd);
-    server.n_held += sandbox->mounts >= 0;
+    if (mounts < 0)
+        return;
+    sandbox->held = fns_closer_hold(mounts);
+    fns_sys1(__NR_close, mounts);
 }
 
 /* Enters a network namespace for the next clone to inherit. -EAGAIN: none is there yet. */
@@ -282,9 +282,8 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     sandbox->connection = connection;
     sandbox->parked = parked;
     sandbox->ask = ask;
-    /* Not of many: each clone copies the table of fds. */
-    int holds = server.n_held - fns_closer_closed() < MAX_HELD, pidfd = NONE;
-    long pid = clone_sandbox(room, holds ? &pidfd : 0);
+    int pidfd = NONE;
+    long pid = clone_sandbox(room, &pidfd);
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
         give_sandbox(sandbox);

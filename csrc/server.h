@@ -19,7 +19,7 @@ struct fns_sandbox {
     int number;        /* its index here, and how often that was used before */
     int pid;           /* 0: none */
     int connection;    /* where its news go; -1 */
-    int mounts;        /* its mount namespace, held until its end was told; -1 */
+    int held;          /* its mount namespace, by the closer */
     int next;          /* of those that are free */
     int later, sooner; /* neighbours among those that are looked at, by who was last */
     int is_looked_at;
@@ -54,13 +54,14 @@ struct fns_room {
     char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
 
-/* A process beside the server that closes fds, for who has no time to wait for what that means. */
+/* A process beside the server that takes mount namespaces down (closer.c). */
+#define FNS_MAX_HELD 128
 int fns_closer_start(void);
 int fns_closer_pid(void);
-void fns_close_later(int fd);      /* when it is woken; the ring holds twice what the server does */
+int fns_closer_hold(int fd);       /* a namespace, which stays the server's to close; 0: too many */
+void fns_closer_give(void);        /* one that is held may be taken down when the closer is woken */
 unsigned fns_closer_unheard(void); /* how many it was given since */
 void fns_closer_wake(void);
-unsigned fns_closer_closed(void); /* how many so far */
 
 /* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed: -EMFILE. */
 void fns_receive(int socket, int flags, struct fns_received *received);

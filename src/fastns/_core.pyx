@@ -29,7 +29,7 @@ cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
 
 cdef extern from "Python.h":
-    char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from "<sys/stat.h>" nogil:
     struct stat:
@@ -1151,7 +1151,7 @@ cdef bint _fill_plain(char **argv, tuple args) except -1:
     for arg in args:
         if type(arg) is not str:
             return False
-        argv[n] = PyUnicode_AsUTF8AndSize(arg, &size)
+        argv[n] = <char *>PyUnicode_AsUTF8AndSize(arg, &size)
         if size > MAX_PLAIN or strlen(argv[n]) != <size_t>size:
             return False
         n += 1
