@@ -360,7 +360,9 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
         return source_failed(child, fd);
     if (op->how & FNS_HOW_OPEN) {
         child->userns = fd;
-        return 0;
+        if ((uint64_t)fns_sys2(__NR_ioctl, fd, 0xb703 /* NS_GET_NSTYPE */) == op->flags)
+            return 0;
+        return source_failed(child, -EINVAL);
     }
     int result = (int)fns_sys2(__NR_setns, fd, op->flags);
     close_fd(fd);

@@ -81,7 +81,7 @@ def script(code: str, *args: str, timeout: float = 60) -> str:
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    assert done.stderr == ""
+    assert done.stderr == "", done.stderr
     return done.stdout
 
 
