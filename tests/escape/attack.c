@@ -263,13 +263,14 @@ static int named(const char *pid, const char *name)
     return got > 0 && strncmp(comm, name, strlen(name)) == 0;
 }
 
-/* Whether its memory is that of the command by now, which lives here anyway. */
+/* Whether its memory is that of the command by now, which lives here anyway, or is gone. */
 static int has_executed(int pid)
 {
     char path[64], program[4096] = "";
     snprintf(path, sizeof path, "/proc/%d/exe", pid);
     ssize_t n = readlink(path, program, sizeof program - 1);
-    return n >= 7 && strcmp(program + n - 7, "/attack") == 0;
+    return n < 0 ? errno == ENOENT || errno == ESRCH
+                 : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
 }
 
 /* Ways into another process, for which the kernel asks what it asks for ptrace(2); to be traced itself
