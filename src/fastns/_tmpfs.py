@@ -13,6 +13,7 @@ SIZES = dict.fromkeys(("/run", "/dev", "/dev/shm"), 64 << 20)
 
 BLOCK = 4096  # what nr_blocks counts (tmpfs(5)), and the bytes for which there is one inode
 FEWEST_FILES = 1024  # a /dev has some of its own
+MOST_FILES = 1 << 40  # the kernel takes no more than 2**54
 
 
 def limits(destination: str, wanted: int | None, given: str = "") -> list[str]:
@@ -34,7 +35,7 @@ def limits(destination: str, wanted: int | None, given: str = "") -> list[str]:
 
 def files_in(size: int) -> int:
     """How many files go with so many bytes."""
-    return max(size // BLOCK, FEWEST_FILES)
+    return min(max(size // BLOCK, FEWEST_FILES), MOST_FILES)
 
 
 def room_for(contents: list[int]) -> int:

@@ -263,6 +263,16 @@ static int named(const char *pid, const char *name)
     return got > 0 && strncmp(comm, name, strlen(name)) == 0;
 }
 
+/* Whether its memory is that of the command by now, which lives here anyway, or is gone. */
+static int has_executed(int pid)
+{
+    char path[64], program[4096] = "";
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    ssize_t n = readlink(path, program, sizeof program - 1);
+    return n < 0 ? errno == ENOENT || errno == ESRCH
+                 : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
+}
+
 /* Ways into another process, for which the kernel asks what it asks for ptrace(2); to be traced itself
  * would keep it from being reaped. `address`: where it might have memory of the caller's. */
 static int break_into(int pid, void *address)
@@ -296,7 +306,7 @@ static void stop(int signal)
     told_to_stop = 1;
 }
 
-/* Until SIGTERM; what has executed the command ("attack") is left alone: it lives here anyway. */
+/* Until SIGTERM; what has executed the command ("attack") is left alone. */
 static int break_into_joiners(void)
 {
     int in = 0, tries = 0;
@@ -310,7 +320,7 @@ static int break_into_joiners(void)
             if (pid <= 1 || pid == getpid() || named(entry->d_name, "attack"))
                 continue;
             tries++;
-            if (break_into(pid, NULL) && !named(entry->d_name, "attack"))
+            if (break_into(pid, NULL) && !has_executed(pid))
                 in++;
         }
         closedir(proc);
@@ -343,7 +353,7 @@ static int break_into_children(void)
                 continue;
             tries++;
             if (break_into(parent, (void *)address))
-                in += address || !named(pid, "attack");
+                in += address || !has_executed(parent);
         }
     }
     printf("%d tries\n", tries);

@@ -432,6 +432,7 @@ def test_only_a_throw_away_layer_gets_missing_targets() -> None:
         ("/t", ["size=64M", "nr_inodes=7"], None, "size=64M,nr_inodes=7"),
         ("/t", ["nr_blocks=64k"], None, "nr_blocks=64k,nr_inodes=65536"),
         ("/t", ["size=0"], None, "size=0"),
+        ("/t", ["size=9999999t"], None, "size=9999999t,nr_inodes=1099511627776"),
         ("/t", ["nr_inodes=9"], None, "nr_inodes=9,size=536870912"),
     ],
 )
