@@ -11,10 +11,14 @@
 
 #include "sys.h"
 
+enum state { FREE, SENT, GIVEN }; /* of a slot; the closer makes it free again */
+
 static struct {
-    int pid, sockets[2];             /* the server's end, the closer's */
-    unsigned sent, unheard;          /* ever; to be closed, since it was woken last */
-    volatile uint32_t given, closed; /* ever: how many may be closed, and are */
+    int pid, sockets[2]; /* the server's end, the closer's */
+    unsigned next, unheard;
+    volatile uint32_t woken;
+    volatile uint8_t states[FNS_MAX_HELD];
+    int fds[FNS_MAX_HELD]; /* the closer's */
     char stack[8192] __attribute__((aligned(4096)));
 } closer;
 
@@ -23,19 +27,20 @@ struct one_fd { /* struct cmsghdr with its fd */
     int level, type, fd, padding;
 };
 
-/* Closes the oldest namespace sent. 0: there is none. */
-static int close_one(int socket)
+/* Takes what was sent. */
+static void receive_all(int socket)
 {
-    struct one_fd rights = {.fd = -1};
-    char byte;
-    struct fns_vector vector = {&byte, 1};
-    struct fns_header header = {
-        .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
-    if (fns_sys3(__NR_recvmsg, socket, &header,
-                 0x40 | 0x40000000 /* MSG_DONTWAIT|CMSG_CLOEXEC */) <= 0)
-        return 0;
-    fns_sys1(__NR_close, rights.fd);
-    return 1;
+    for (;;) {
+        struct one_fd rights = {.fd = -1};
+        int slot = 0;
+        struct fns_vector vector = {&slot, sizeof slot};
+        struct fns_header header = {
+            .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
+        const long flags = 0x40 | 0x40000000; /* MSG_DONTWAIT|MSG_CMSG_CLOEXEC */
+        if (fns_sys3(__NR_recvmsg, socket, &header, flags) <= 0)
+            return;
+        closer.fds[slot] = rights.fd;
+    }
 }
 
 static _Noreturn void run_closer(void)
@@ -44,13 +49,18 @@ static _Noreturn void run_closer(void)
     if (socket > 0)
         fns_sys3(__NR_close_range, 0, socket - 1, 0);
     fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
+    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++)
+        closer.fds[slot] = -1; /* those of one before ended with it */
     for (;;) {
-        uint32_t given = __atomic_load_n(&closer.given, __ATOMIC_SEQ_CST);
-        while (closer.closed != given) {
-            close_one(socket);
-            __atomic_store_n(&closer.closed, closer.closed + 1, __ATOMIC_SEQ_CST);
+        uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
+        receive_all(socket);
+        for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
+            if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) != GIVEN)
+                continue;
+            fns_sys1(__NR_close, closer.fds[slot]);
+            __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
         }
-        fns_sys4(__NR_futex, &closer.given, 128 /* FUTEX_WAIT|PRIVATE */, given, 0);
+        fns_sys4(__NR_futex, &closer.woken, 128 /* FUTEX_WAIT|PRIVATE */, woken, 0);
     }
 }
 
@@ -63,7 +73,7 @@ static int closer_main(void *arg)
 int fns_closer_start(void)
 {
     long result = 0;
-    if (!closer.sockets[1]) /* else it has ended, and what was sent waits for the next */
+    if (!closer.sockets[1])
         result = fns_sys4(__NR_socketpair, 1 /* AF_UNIX */, 5 | O_CLOEXEC /* SOCK_SEQPACKET */, 0,
                           closer.sockets);
     if (result < 0)
@@ -80,24 +90,35 @@ int fns_closer_pid(void)
     return closer.pid;
 }
 
-int fns_closer_hold(int fd)
+/* A slot that is free, or -1. */
+static int take_slot(void)
 {
-    struct one_fd rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */,
-                            1 /* SCM_RIGHTS */, fd, 0};
-    char byte = 0;
-    struct fns_vector vector = {&byte, 1};
-    const struct fns_header header = {
-        .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
-    if (closer.sent - closer.closed >= FNS_MAX_HELD ||
-        fns_sys3(__NR_sendmsg, closer.sockets[0], &header, 0x4040 /* MSG_NOSIGNAL|DONTWAIT */) < 0)
-        return 0;
-    closer.sent++;
-    return 1;
+    for (unsigned i = 0; i < FNS_MAX_HELD; i++) {
+        unsigned slot = closer.next++ % FNS_MAX_HELD;
+        if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) == FREE)
+            return (int)slot;
+    }
+    return -1;
 }
 
-void fns_closer_give(void)
+int fns_closer_hold(int fd)
 {
-    __atomic_store_n(&closer.given, closer.given + 1, __ATOMIC_SEQ_CST);
+    int slot = take_slot();
+    struct one_fd rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */,
+                            1 /* SCM_RIGHTS */, fd, 0};
+    struct fns_vector vector = {&slot, sizeof slot};
+    const struct fns_header header = {
+        .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
+    if (slot < 0 ||
+        fns_sys3(__NR_sendmsg, closer.sockets[0], &header, 0x4040 /* MSG_NOSIGNAL|DONTWAIT */) < 0)
+        return -1;
+    closer.states[slot] = SENT;
+    return slot;
+}
+
+void fns_closer_give(int slot)
+{
+    __atomic_store_n(&closer.states[slot], GIVEN, __ATOMIC_SEQ_CST);
     closer.unheard++;
 }
 
@@ -109,5 +130,6 @@ unsigned fns_closer_unheard(void)
 void fns_closer_wake(void)
 {
     closer.unheard = 0;
-    fns_sys4(__NR_futex, &closer.given, 1 | 128 /* FUTEX_WAKE|PRIVATE */, 1, 0);
+    __atomic_fetch_add(&closer.woken, 1, __ATOMIC_SEQ_CST);
+    fns_sys4(__NR_futex, &closer.woken, 1 | 128 /* FUTEX_WAKE|PRIVATE */, 1, 0);
 }

@@ -120,8 +120,7 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
-    sandbox->connection = NONE;
-    sandbox->held = 0;
+    sandbox->connection = sandbox->slot = NONE;
     sandbox->is_looked_at = 0;
     return sandbox;
 }
@@ -156,9 +155,11 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
     look_away(sandbox);
-    if (sandbox->held)
-        fns_closer_give();
-    sandbox->held = 0;
+    if (sandbox->slot != NONE)
+        fns_closer_give(sandbox->slot);
+    if (sandbox->slot != NONE && sandbox->args.n_groups)
+        fns_closer_wake(); /* its cgroup is not empty before */
+    sandbox->slot = NONE;
     if (sandbox->connection != NONE && server.peers[sandbox->connection].sandbox == number)
         server.peers[sandbox->connection].sandbox = NONE;
     sandbox->connection = NONE;
@@ -248,7 +249,7 @@ static void hold_mounts(struct fns_sandbox *sandbox, int pidfd)
     fns_sys1(__NR_close, pidfd);
     if (mounts < 0)
         return;
-    sandbox->held = fns_closer_hold(mounts);
+    sandbox->slot = fns_closer_hold(mounts);
     fns_sys1(__NR_close, mounts);
 }
 

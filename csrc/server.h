@@ -19,7 +19,7 @@ struct fns_sandbox {
     int number;        /* its index here, and how often that was used before */
     int pid;           /* 0: none */
     int connection;    /* where its news go; -1 */
-    int held;          /* its mount namespace, by the closer */
+    int slot;          /* of its mount namespace, which the closer holds; -1 */
     int next;          /* of those that are free */
     int later, sooner; /* neighbours among those that are looked at, by who was last */
     int is_looked_at;
@@ -58,8 +58,8 @@ struct fns_room {
 #define FNS_MAX_HELD 128
 int fns_closer_start(void);
 int fns_closer_pid(void);
-int fns_closer_hold(int fd);       /* a namespace, which stays the server's to close; 0: too many */
-void fns_closer_give(void);        /* one that is held may be taken down when the closer is woken */
+int fns_closer_hold(int fd);    /* a namespace, which stays the server's to close; its slot, -1 */
+void fns_closer_give(int slot); /* it may be taken down when the closer is woken */
 unsigned fns_closer_unheard(void); /* how many it was given since */
 void fns_closer_wake(void);
 

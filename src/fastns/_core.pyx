@@ -288,7 +288,7 @@ cdef class Plan:
         self.mount_namespace = (
             "template" if self.method == "template" else "host" if "mount" not in namespaces
             else "tree" if any(item.code == "tree_namespace" for item in ops) else "copied")
-        self.filtered = any(item.code == "seccomp" for item in ops)
+        self.filtered = any(item.code == "seccomp" for item in self.ops)
         self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
         self.envp = <char **>calloc(len(environ) + 1, sizeof(char *))
         if self.op_array == NULL or self.envp == NULL:
