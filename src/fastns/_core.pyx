@@ -461,7 +461,7 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     elif error.detail == c.FNS_DETAIL_ID_MAP:
         hint = ("this file system cannot be shown with other owners (an idmapped mount): "
                 "namespaces={'user': 'host'}, --userns host, does without a user namespace; a bind "
-                "may go without idmap; a root on another file system (not overlay, 9p or nfs) can be")
+                "may go without idmap; a root on ext4, xfs or btrfs can be")
     elif error.detail == c.FNS_DETAIL_BROKEN:
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     exc = SpawnError(stage, error.err, op_index=error.op_index,
