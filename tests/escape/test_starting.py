@@ -79,12 +79,16 @@ def test_another_that_joins(attack_root: Path) -> None:
 # ---- A5: one that shares the caller's memory ----
 
 
-@pytest.mark.parametrize("way", ["direct", "capabilities", "user", "template"])
+# Root's, with root's uid: the attacker as well, or it would be another user from the start.
+HOSTS_IDS = {"user": "host"} if os.geteuid() == 0 else {}
+
+
+@pytest.mark.parametrize("way", ["direct", "default", "capabilities", "user", "template"])
 def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
     """Seen by a sandbox with the host's pid namespace; the caller's canary is the judge."""
     canary = ctypes.create_string_buffer(b"canary")
     pid, address = os.getpid(), ctypes.addressof(canary)
-    user = {"user": "new"} if way == "user" else {}
+    user = {"user": {"user": "new"}, "default": {}}.get(way, HOSTS_IDS)
     fields: dict[str, Any] = {"rootfs": attack_root, "namespaces": user}
     if way == "capabilities":
         fields["capabilities"] = ["NET_RAW"]
@@ -111,7 +115,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
 def test_a_child_without_capabilities(attack_root: Path) -> None:
     """The control: what forks and waits has no more than the attacker."""
     told: list[str] = []
-    theirs = {"namespaces": {"pid": "host"}}
+    theirs = {"namespaces": {"pid": "host", **HOSTS_IDS}}
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "sleep", "0.3"]
     with trying(attack_root, "break_into_children", f"{os.getpid()}:0", told, **theirs):
         subprocess.run(command, check=True)
