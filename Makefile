@@ -14,12 +14,13 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user escape lint fix asan bench compare setup-compare wheel sdist packages setup \
+.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape lint fix asan bench \
+        compare setup-compare wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-	    while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+	    while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
 
 # ---- to see it work ----
 
@@ -64,6 +65,26 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
+
+# KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, or all, which has the sandbox and escape
+# tests too.
+KERNELS ?= 6.1 6.12 7.x
+KERNEL_TESTS ?= all
+test-kernels: setup install setup-kernels  ## the sandbox, limits and escape tests on other kernels, in QEMU
+	@status=0; for kernel in $(KERNELS); do \
+	    echo "---- kernel $$kernel ----"; \
+	    $(SUDO) env CI="$(CI)" FASTNS_NO_SKIP="$(FASTNS_NO_SKIP)" FASTNS_KERNEL_TIMEOUT=3600 \
+	        tests/kernels.sh "$$kernel" tests/kernels_tests.sh $(KERNEL_TESTS) $(PYTEST_ARGS) || \
+	        { echo "kernel $$kernel: failed ($$?)"; status=1; }; \
+	done; exit $$status
+
+setup-kernels: install
+	tests/setup.sh kernels $(KERNELS)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["kernels"])' | \
+	    xargs $(BIN)/python -m pip install --quiet
+	$(SUDO) rm -rf build/kernels/user
+	$(SUDO) mkdir -p build/kernels/user
+	$(SUDO) tests/run_as_user.sh --prepare build/kernels/user
 
 escape: setup install  ## only the ways out, as root and as a user, and a table of what came of them
 	$(MAKE) test-root PYTEST_ARGS='tests/escape -q --no-header'

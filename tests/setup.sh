@@ -3,7 +3,8 @@
 #
 # Installs the missing Debian packages, makes the unprivileged user "fastns-test" with ranges of
 # subordinate ids, and two root file systems, build/rootfs/debian and build/rootfs/busybox.
-# Runs as root, or as a user who may sudo. "compare" adds what `make compare` races against. Usage: tests/setup.sh [packages|compare|all];
+# Runs as root, or as a user who may sudo. "compare" adds what `make compare` races against, "kernels"
+# what `make test-kernels` boots. Usage: tests/setup.sh [packages|compare|kernels [KERNEL…]|all];
 # default: all
 set -euo pipefail
 umask 022
@@ -107,6 +108,13 @@ compare)
     packages+=(bubblewrap crun runc firejail)
     install_packages
     ;;
+kernels)
+    shift
+    # kmod and file look at a kernel for virtme-ng; udev runs in the guest.
+    packages+=(qemu-system-x86 udev kmod file)
+    install_packages
+    as_root "$here/kernels.sh" get "$@"
+    ;;
 all)
     install_packages
     make_user
@@ -115,7 +123,7 @@ all)
     make_busybox
     ;;
 *)
-    echo "usage: $0 [packages|compare|all]" >&2
+    echo "usage: $0 [packages|compare|kernels [KERNEL…]|all]" >&2
     exit 2
     ;;
 esac

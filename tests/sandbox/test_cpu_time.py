@@ -79,7 +79,7 @@ def test_sleep_costs_nothing(busybox_rootfs: Path, way: str) -> None:
 
 @with_cgroups
 def test_without_it_nothing_ends(busybox_rootfs: Path) -> None:
-    count = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+    count = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
     with planned(busybox_rootfs, 600) as much, planned(busybox_rootfs, 0.05) as little:
         free = run(["sh", "-c", count], spec=much)
         assert (free.cause, free.returncode) == ("exited", 0)
@@ -98,8 +98,8 @@ def test_nobody_waits(busybox_rootfs: Path) -> None:
 
 @with_cgroups
 def test_each_of_many(busybox_rootfs: Path, little: float) -> None:
-    jobs = [["sh", "-c", SPIN if n % 4 == 0 else "exit 0"] for n in range(40)]
-    ends = ["exited" if n % 4 else "cpu_time" for n in range(40)]
+    jobs = [["sh", "-c", SPIN if n % 4 == 0 else "exit 0"] for n in range(24)]
+    ends = ["exited" if n % 4 else "cpu_time" for n in range(24)]
     with Template(Spec(rootfs=busybox_rootfs, cpu_time=little)) as template:
         assert [one.cause for one in template.run_batch(jobs, concurrency=8)] == ends
     with planned(busybox_rootfs, little) as plan:
@@ -110,7 +110,7 @@ def test_each_of_many(busybox_rootfs: Path, little: float) -> None:
 def test_a_used_up_cgroup_is_not_used_again(busybox_rootfs: Path, little: float) -> None:
     """What is cloned into a cgroup that was ever killed by cgroup.kill dies."""
     with planned(busybox_rootfs, little) as plan:
-        for _ in range(5):
+        for _ in range(3):
             assert run(["sh", "-c", SPIN], spec=plan).cause == "cpu_time"
             assert run(["true"], spec=plan).returncode == 0
 
@@ -166,16 +166,16 @@ def test_from_many_threads(busybox_rootfs: Path, little: float) -> None:
     causes = []
 
     def work() -> None:
-        for _ in range(5):
+        for _ in range(3):
             causes.append(run(["sh", "-c", SPIN], spec=plan).cause)
 
     with planned(busybox_rootfs, little) as plan:
-        workers = [threading.Thread(target=work) for _ in range(6)]
+        workers = [threading.Thread(target=work) for _ in range(4)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-    assert causes == ["cpu_time"] * 30
+    assert causes == ["cpu_time"] * 12
 
 
 @with_cgroups

@@ -183,7 +183,7 @@ def test_batches(busybox_rootfs: Path) -> None:
 @with_cgroups
 def test_leaves_are_used_again_once_they_are_empty(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
-        for _ in range(20):
+        for _ in range(8):
             template.run(["true"])
             template.run(["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=8"])
         numbers = {
