@@ -57,7 +57,10 @@ static _Noreturn void run_closer(void)
         for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
             if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) != GIVEN)
                 continue;
+            if (closer.fds[slot] < 0) /* it was sent, and given, since the last look */
+                receive_all(socket);
             fns_sys1(__NR_close, closer.fds[slot]);
+            closer.fds[slot] = -1;
             __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
         }
         fns_sys4(__NR_futex, &closer.woken, 128 /* FUTEX_WAIT|PRIVATE */, woken, 0);
