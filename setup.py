@@ -18,6 +18,7 @@ SOURCES = [
     "request",
     "memory",
     "idmap",
+    "userns",
     "wait",
     "io",
     "job",
@@ -76,10 +77,11 @@ class BuildExt(build_ext):
 
         command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
         for name, sources in PROGRAMS.items():
+            late = ["-DFNS_LATE_OPS"] if name == "exec" else []
             target = Path(self.get_ext_fullpath(ext.name)).parent / f"_{name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             files = [f"csrc/{source}.c" for source in sources]
-            subprocess.check_call([*command, *files, "-o", str(target)])
+            subprocess.check_call([*command, *late, *files, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the programs go where the extension goes."""

@@ -25,6 +25,7 @@ OPEN: Fields = {  # without what is there by default; capabilities are always gi
     "no_new_privileges": False,
     "seccomp": "unconfined",
 }
+RANGE = "+ user namespace of a range"  # what root has by default
 MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
 LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespace
     "clone and exec": {},
@@ -39,6 +40,7 @@ LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespa
     "+ masked and read-only paths": MASKS,
     "+ no_new_privileges": {"no_new_privileges": True},
     "+ filter": {"seccomp": "default"},
+    RANGE: {},
     "+ overlay": {"overlay": True},
     "+ network, lo up": {"new": "network"},
     "+ user": {"new": "user"},
@@ -48,6 +50,7 @@ DEFENCES = (
     "+ masked and read-only paths",
     "+ no_new_privileges",
     "+ filter",
+    RANGE,
     "+ memory, pids, cpus",
 )
 
@@ -57,6 +60,8 @@ def layer(name: str, rootfs: Path) -> Contender:
     namespaces, fields = dict(HOST), dict(OPEN)
     for step, added in LAYERS.items():
         fields |= added
+        if step == RANGE:
+            del namespaces["user"]
         if "new" in fields:
             namespaces[fields.pop("new")] = "new"
         if step == name:
@@ -79,11 +84,13 @@ def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against a bare process, one defence more each time, in the host's network."""
-    fields = OPEN | {"default_mounts": True, "network": "host"}
+    fields = OPEN | {"default_mounts": True, "network": "host", "namespaces": {"user": "host"}}
     contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
     contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))
     for name in DEFENCES:
         fields |= LAYERS[name]
+        if name == RANGE:
+            del fields["namespaces"]
         contenders[name] = template(Spec(rootfs=str(rootfs), **fields))
     times = interleaved(contenders, 300)
     with capsys.disabled():

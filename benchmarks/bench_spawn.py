@@ -16,8 +16,8 @@ from report import ratio, table
 import fastns
 from fastns import Spec
 
-# pid, mount, uts, ipc and cgroup are new; the network is the caller's.
-FIVE = {"network": "host"}
+# pid, mount, uts, ipc and cgroup are new; the network and the ids are the caller's.
+FIVE = {"network": "host", "user": "host"}
 FIVE_NAME = "fastns, 5 namespaces"
 
 
@@ -65,7 +65,7 @@ from fastns import Spec
 rootfs, gib = sys.argv[1], int(sys.argv[2])
 memory = bytearray(gib << 30)
 memory[::4096] = b"x" * len(memory[::4096])
-plan = fastns.compile(Spec(rootfs=rootfs, namespaces={"network": "host"}))
+plan = fastns.compile(Spec(rootfs=rootfs, namespaces={"network": "host", "user": "host"}))
 print("ready", flush=True)
 for line in sys.stdin:
     start = time.perf_counter()
@@ -112,7 +112,7 @@ PEAK = """
 import sys
 import fastns
 from fastns import Spec
-plan = fastns.compile(Spec(rootfs=sys.argv[1], namespaces={"network": "host"}))
+plan = fastns.compile(Spec(rootfs=sys.argv[1], namespaces={"network": "host", "user": "host"}))
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(key))

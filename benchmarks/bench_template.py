@@ -27,8 +27,13 @@ BARE = "os.posix_spawn"
 
 def spec(rootfs: Path, **fields: Any) -> Spec:
     """pid, mount, uts, ipc and cgroup namespaces, and what a sandbox has to have of its own. What
-    the filter costs is in bench_layers.py."""
-    fields = {"network": "host", "seccomp": "unconfined", **fields}
+    the filter and the user namespace cost is in bench_layers.py."""
+    fields = {
+        "network": "host",
+        "namespaces": {"user": "host"},
+        "seccomp": "unconfined",
+        **fields,
+    }
     return Spec(rootfs=str(rootfs), default_mounts=False, mounts=MOUNTS, **fields)
 
 

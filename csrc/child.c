@@ -170,10 +170,63 @@ static int resolve_parent(int root, const char *path, const char **name)
     return resolve(root, slash ? dir : "/", 0);
 }
 
+/* What was made as the caller becomes the sandbox's own, where the op says so. */
+static int give_away(const struct fns_child *child, const struct fns_op *op, int dir,
+                     const char *name)
+{
+    const struct fns_plan *plan = child->plan;
+    if (!(op->how & FNS_HOW_OWNED))
+        return 0;
+    return (int)fns_sys5(__NR_fchownat, dir, name, plan->owner_uid, plan->owner_gid,
+                         AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
+}
+
+static int is_same(int fd, int other)
+{
+    struct statx a, b;
+    a.stx_ino = 0;
+    b.stx_ino = 1;
+    fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &a);
+    fns_sys5(__NR_statx, other, "", AT_EMPTY_PATH, STATX_INO, &b);
+    return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major &&
+           a.stx_dev_minor == b.stx_dev_minor;
+}
+
+/* Makes one directory, or file, at `path`, whose parent directory is `dir`. Where owners are shown
+ * through a user namespace the caller is nobody (EOVERFLOW): there it is made in the same directory
+ * as it is without that. */
+static int make_one(struct fns_child *child, const struct fns_op *op, int dir, const char *path,
+                    const char *name, int directory)
+{
+    int result;
+    if (directory)
+        result = (int)fns_sys3(__NR_mkdirat, dir, name, 0755);
+    else
+        result = (int)fns_sys4(__NR_openat, dir, name,
+                               O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (!directory)
+        close_fd(result);
+    if (result >= 0)
+        return give_away(child, op, dir, name);
+    if (result != -EOVERFLOW || child->plain < 0)
+        return result;
+    int plain = resolve_parent(child->plain, path, &name);
+    if (plain >= 0 && is_same(plain, dir)) {
+        struct fns_op none = {.how = 0};
+        int before = child->plain;
+        child->plain = -1;
+        result = make_one(child, &none, plain, path, name, directory);
+        child->plain = before;
+    }
+    close_fd(plain);
+    return result;
+}
+
 /* Makes the directories above `path` that are missing; 0 or -errno. */
-static int make_parents(int root, const char *path)
+static int make_parents(struct fns_child *child, const struct fns_op *op, const char *path)
 {
     char prefix[PATH_SIZE];
+    int root = child->root;
     size_t n = length(path);
     if (n >= PATH_SIZE)
         return -ENAMETOOLONG;
@@ -188,7 +241,7 @@ static int make_parents(int root, const char *path)
             int parent = resolve_parent(root, prefix, &name);
             if (parent < 0)
                 return parent;
-            fd = (int)fns_sys3(__NR_mkdirat, parent, name, 0755);
+            fd = make_one(child, op, parent, prefix, name, 1);
             close_fd(parent);
         } else {
             close_fd(fd);
@@ -200,22 +253,17 @@ static int make_parents(int root, const char *path)
 }
 
 /* Makes `path` as an empty file or a directory. */
-static int make_target(int root, const char *path, int directory)
+static int make_target(struct fns_child *child, const struct fns_op *op, const char *path,
+                       int directory)
 {
     const char *name;
-    int result = make_parents(root, path);
+    int result = make_parents(child, op, path);
     if (result < 0)
         return result;
-    int parent = resolve_parent(root, path, &name);
+    int parent = resolve_parent(child->root, path, &name);
     if (parent < 0)
         return parent;
-    if (directory) {
-        result = (int)fns_sys3(__NR_mkdirat, parent, name, 0755);
-    } else {
-        result = (int)fns_sys4(__NR_openat, parent, name,
-                               O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0644);
-        close_fd(result);
-    }
+    result = make_one(child, op, parent, path, name, directory);
     close_fd(parent);
     return result < 0 ? result : 0;
 }
@@ -227,7 +275,7 @@ static int open_target(struct fns_child *child, const struct fns_op *op, int dir
     int no_symlinks = (op->how & FNS_HOW_NO_SYMLINKS) != 0;
     int fd = resolve(child->root, path, no_symlinks);
     if (fd == -ENOENT && (op->how & FNS_HOW_CREATE)) {
-        fd = make_target(child->root, path, directory);
+        fd = make_target(child, op, path, directory);
         if (fd == 0)
             fd = resolve(child->root, path, no_symlinks);
     }
@@ -269,6 +317,21 @@ static int set_attr(int tree, int recursive, uint64_t set, uint64_t clear, uint6
                          AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
+/* Owners of a detached tree as the user namespace has them: id 0 of the disk is id 0 inside. */
+static int show_owners(struct fns_child *child, const struct fns_op *op, int tree)
+{
+    struct fns_mount_attr attr = {.attr_set = FNS_MOUNT_ATTR_IDMAP,
+                                  .userns_fd = (uint64_t)child->userns};
+    if (!(op->how & FNS_HOW_IDMAP))
+        return 0;
+    int recursive = op->how & FNS_HOW_RECURSIVE ? AT_RECURSIVE : 0;
+    int result =
+        (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    if (result < 0)
+        child->error.detail = FNS_DETAIL_ID_MAP;
+    return result;
+}
+
 /* mount(2) on the directory behind an fd: "." is that directory, whatever its name is by now. */
 static int mount_at(int fd, const char *source, const char *type, uint64_t flags, const char *data)
 {
@@ -295,9 +358,67 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
     int fd = at_fdcwd_open(text(child, op->source), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return source_failed(child, fd);
+    if (op->how & FNS_HOW_OPEN) {
+        child->userns = fd;
+        if ((uint64_t)fns_sys2(__NR_ioctl, fd, 0xb703 /* NS_GET_NSTYPE */) == op->flags)
+            return 0;
+        return source_failed(child, -EINVAL);
+    }
     int result = (int)fns_sys2(__NR_setns, fd, op->flags);
     close_fd(fd);
     return result < 0 ? source_failed(child, result) : 0;
+}
+
+/* In the user namespace to be joined later: makes namespaces there, and stops for who waits. */
+static _Noreturn void make_namespaces(int userns, uint64_t flags)
+{
+    long result = fns_sys2(__NR_setns, userns, FNS_CLONE_NEWUSER);
+    if (result >= 0)
+        result = fns_sys1(__NR_unshare, flags);
+    if (result >= 0)
+        fns_sys2(__NR_kill, fns_sys0(__NR_getpid), 19 /* SIGSTOP */);
+    for (;;)
+        fns_sys1(__NR_exit_group, -result);
+}
+
+/* Namespaces that belong to the sandbox's user namespace, in which its capabilities count. Who makes
+ * them has to be in there, and who mounts here has not: a process in between makes them, and this one
+ * joins them with the rights that it has over both. */
+static int op_own_namespaces(struct fns_child *child, const struct fns_op *op)
+{
+    int info[32] = {0}, pidfd = -1; /* siginfo_t: code at 2, status at 6 */
+    long pid = fns_sys5(__NR_clone, FNS_CLONE_PIDFD, 0, &pidfd, 0, 0);
+    if (pid == 0)
+        make_namespaces(child->userns, op->flags);
+    if (pid < 0)
+        return (int)pid;
+    long result = fns_sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, info,
+                           2 | 4 | 0x40000000 /* WSTOPPED|WEXITED|__WALL */, 0);
+    int stopped = result >= 0 && info[2] == 5 /* CLD_STOPPED */;
+    if (stopped)
+        result = fns_sys2(__NR_setns, pidfd, op->flags);
+    else if (result >= 0)
+        result = info[2] == 1 /* CLD_EXITED */ ? -info[6] : -ECANCELED;
+    if (stopped) {
+        fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
+        fns_sys5(__NR_waitid, 3, pidfd, info, 4 | 0x40000000, 0);
+    }
+    close_fd(pidfd);
+    return (int)result;
+}
+
+static int op_unshare(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    return (int)fns_sys1(__NR_unshare, op->flags);
+}
+
+/* That a file lies on the file system meant: f_type of statfs(2), 0: any (CVE-2025-52881). */
+static int check_type(int fd, uint64_t type)
+{
+    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
+    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
 }
 
 static int op_write(struct fns_child *child, const struct fns_op *op)
@@ -307,7 +428,9 @@ static int op_write(struct fns_child *child, const struct fns_op *op)
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return fd;
-    long result = fns_sys3(__NR_write, fd, data, size);
+    long result = check_type(fd, op->flags);
+    if (result >= 0)
+        result = fns_sys3(__NR_write, fd, data, size);
     close_fd(fd);
     return result == size ? 0 : result < 0 ? (int)result : -EIO;
 }
@@ -326,22 +449,27 @@ static int op_root_tree(struct fns_child *child, const struct fns_op *op)
         return dir < 0 ? source_failed(child, dir) : 0;
     }
     child->root = clone_tree(dir, 1);
-    close_fd(dir);
+    if (op->how & FNS_HOW_IDMAP)
+        child->plain = dir;
+    else
+        close_fd(dir);
     if (child->root < 0)
         return source_failed(child, child->root);
-    return set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
+    int result = show_owners(child, op, child->root);
+    return result < 0 ? result : set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
 }
 
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
 {
     static const char names[][8] = {"root", "lower", "upper", "work", "files"};
-    (void)op;
+    static const char keys[][10] = {"source", "mode", "size", "nr_inodes"};
+    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->data)};
     int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
     if (fs < 0)
         return fs;
-    long result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "source", "fastns", 0);
-    if (result == 0)
-        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, "mode", "0755", 0);
+    long result = 0;
+    for (unsigned i = 0; result == 0 && i < sizeof keys / sizeof *keys; i++)
+        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, keys[i], values[i], 0);
     if (result == 0)
         result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_CMD_CREATE, 0, 0, 0);
     if (result == 0)
@@ -351,8 +479,13 @@ static int op_scratch(struct fns_child *child, const struct fns_op *op)
         return (int)result;
     child->scratch = (int)result;
     result = attach_on_top(child->scratch);
-    for (unsigned i = 0; result == 0 && i < sizeof names / sizeof *names; i++)
+    if (result == 0)
+        result = give_away(child, op, child->scratch, "");
+    for (unsigned i = 0; result == 0 && i < sizeof names / sizeof *names; i++) {
         result = fns_sys3(__NR_mkdirat, child->scratch, names[i], 0755);
+        if (result == 0)
+            result = give_away(child, op, child->scratch, names[i]);
+    }
     return (int)result;
 }
 
@@ -362,6 +495,28 @@ static int op_root_attach(struct fns_child *child, const struct fns_op *op)
         return attach_on_top(child->root);
     return (int)fns_sys5(__NR_move_mount, child->root, "", child->scratch, text(child, op->target),
                          FNS_MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+/* The root's tree becomes a mount namespace, and this process enters it: nothing of the caller's table
+ * is copied, and there is no old root to take down. The paths of the caller's view are gone then. */
+static int op_tree_namespace(struct fns_child *child, const struct fns_op *op)
+{
+    int null = at_fdcwd_open("/dev/null", O_PATH_FLAGS); /* for masks */
+    child->null = null < 0 ? null : clone_tree(null, 0);
+    child->has_null = child->null >= 0;
+    close_fd(null);
+    (void)op;
+    int space = (int)fns_sys3(__NR_open_tree, child->root, "",
+                              FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
+    if (space < 0)
+        return space;
+    int result = (int)fns_sys2(__NR_setns, space, FNS_CLONE_NEWNS);
+    close_fd(space);
+    if (result < 0)
+        return result;
+    close_fd(child->root);
+    child->root = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    return child->root < 0 ? child->root : 0;
 }
 
 static int op_root_scratch(struct fns_child *child, const struct fns_op *op)
@@ -402,7 +557,9 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     uint64_t propagation = op->how & FNS_HOW_SLAVE        ? FNS_MS_SLAVE
                            : op->how & FNS_HOW_UNBINDABLE ? FNS_MS_UNBINDABLE
                                                           : FNS_MS_PRIVATE;
-    int result = set_attr(tree, op->how & FNS_HOW_RECURSIVE, set, clear, propagation);
+    int result = show_owners(child, op, tree);
+    if (result == 0)
+        result = set_attr(tree, op->how & FNS_HOW_RECURSIVE, set, clear, propagation);
     if (result < 0)
         return result;
     int target = open_target(child, op, directory);
@@ -414,16 +571,37 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     return result;
 }
 
-static int op_bind(struct fns_child *child, const struct fns_op *op)
+/* A detached copy of what the op's source is, or -errno. */
+static int open_source(struct fns_child *child, const struct fns_op *op)
 {
     int source = at_fdcwd_open(text(child, op->source), O_PATH_FLAGS);
     if (source < 0)
         return source_failed(child, source);
-    int directory = mode_of(source) == FNS_S_IFDIR;
     int tree = clone_tree(source, op->how & FNS_HOW_RECURSIVE);
     close_fd(source);
+    return tree < 0 ? source_failed(child, tree) : tree;
+}
+
+static int op_bind_source(struct fns_child *child, const struct fns_op *op)
+{
+    int tree = child->n_sources < FNS_MAX_SOURCES ? open_source(child, op) : -E2BIG;
+    if (tree >= 0)
+        child->sources[child->n_sources++] = tree;
+    return tree < 0 ? tree : 0;
+}
+
+/* The next that BIND_SOURCE has opened. */
+static int take_source(struct fns_child *child)
+{
+    return child->next_source < child->n_sources ? child->sources[child->next_source++] : -EBADF;
+}
+
+static int op_bind(struct fns_child *child, const struct fns_op *op)
+{
+    int tree = op->how & FNS_HOW_AHEAD ? take_source(child) : open_source(child, op);
     if (tree < 0)
-        return source_failed(child, tree);
+        return tree;
+    int directory = mode_of(tree) == FNS_S_IFDIR;
     int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
     close_fd(tree);
     return result;
@@ -468,8 +646,9 @@ static int write_file(struct fns_child *child, const struct fns_op *op, int dir,
         }
         done += (uint64_t)n;
     }
+    int result = give_away(child, op, fd, "");
     close_fd(fd);
-    return 0;
+    return result;
 }
 
 static int op_file_bind(struct fns_child *child, const struct fns_op *op)
@@ -497,6 +676,8 @@ static int op_directory(struct fns_child *child, const struct fns_op *op)
     if (parent < 0)
         return parent;
     int result = (int)fns_sys3(__NR_mkdirat, parent, name, op->arg);
+    if (result == 0)
+        result = give_away(child, op, parent, name);
     close_fd(parent);
     return result;
 }
@@ -518,6 +699,8 @@ static int open_null(struct fns_child *child)
         close_fd(fd);
         fd = -ENOENT;
     }
+    if (fd < 0 && child->has_null) /* the caller's view is gone */
+        fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
     return fd >= 0 ? fd : at_fdcwd_open("/dev/null", O_PATH_FLAGS);
 }
 
@@ -538,14 +721,9 @@ static int mask_file(struct fns_child *child, int target)
 static int at_names(struct fns_child *child, const struct fns_op *op,
                     int (*act)(struct fns_child *child, int target))
 {
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
     const char *names = child->plan->strings + op->data;
-    int base = open_target(child, op, 1), result = base;
-    if (base >= 0 && op->flags) {
-        result = (int)fns_sys2(__NR_fstatfs, base, about);
-        if (result >= 0 && (uint64_t)about[0] != op->flags)
-            result = -EXDEV;
-    }
+    int base = open_target(child, op, 1);
+    int result = base < 0 ? base : check_type(base, op->flags);
     for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
         int target = resolve(base, names + at, 1);
         if (target == -ENOENT || target == -ENOTDIR)
@@ -642,6 +820,19 @@ static int op_loopback(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
+static int op_keyring(struct fns_child *child, const struct fns_op *op)
+{
+    (void)child;
+    int result = (int)fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0);
+    /* Without such calls (ENOSYS), or where a filter refuses them to this process (EPERM), the command
+     * cannot make any either. */
+    if (result == -ENOSYS || result == -EPERM || (result == -EDQUOT && op->how & FNS_HOW_OPTIONAL))
+        return 0;
+    if (result >= 0 && op->how & FNS_HOW_SEALED)
+        result = (int)fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, result, 0);
+    return result < 0 ? result : 0;
+}
+
 static int op_cgroup(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_args *args = child->args;
@@ -671,6 +862,16 @@ static int op_umask(struct fns_child *child, const struct fns_op *op)
     return 0;
 }
 
+/* Gives all rights in that namespace, the bounding set's among them: what is given up is given up
+ * after it. Changed ids make memory undumpable (commit_creds()): never in the caller's. */
+static int op_join_user(struct fns_child *child, const struct fns_op *op)
+{
+    int result = (int)fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER);
+    close_fd(child->userns);
+    child->userns = -1;
+    return result < 0 && op->source ? source_failed(child, result) : result;
+}
+
 static int op_setgroups(struct fns_child *child, const struct fns_op *op)
 {
     uint32_t groups[64]; /* the arena is not aligned */
@@ -696,12 +897,13 @@ static int op_bounding(struct fns_child *child, const struct fns_op *op)
 {
     (void)child;
     for (unsigned cap = 0; cap < 64; cap++) {
-        long result = fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0);
-        if (result < 0)
-            break; /* the kernel has no more */
-        if (result && !(op->arg >> cap & 1))
+        long result = 0;
+        if (!(op->arg >> cap & 1))
             result = fns_sys5(__NR_prctl, 24 /* PR_CAPBSET_DROP */, cap, 0, 0, 0);
-        if (result < 0)
+        if (result == -EINVAL) /* the kernel has no more */
+            break;
+        /* Who may not drop any may have none to drop. */
+        if (result < 0 && fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0) != 0)
             return (int)result;
     }
     /* A change of ids would take those away that stay; cleared by the exec. */
@@ -723,8 +925,15 @@ static int op_capabilities(struct fns_child *child, const struct fns_op *op)
     (void)child;
     const struct capability_header header = CAPABILITY_HEADER;
     const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
-    const uint32_t sets[6] = {low, low, low, high, high, high};
+    uint32_t sets[6] = {low, low, low, high, high, high};
     long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
+    /* The memory is the caller's still, and who has no more than this process may write to it. The exec
+     * leaves what the bounding set has, which is those of the op (capabilities(7)). */
+    if (result >= 0 && op->how & FNS_HOW_AT_EXEC) {
+        result = fns_sys2(__NR_capget, &header, sets);
+        sets[2] = low;
+        sets[5] = high;
+    }
     if (result >= 0)
         result = fns_sys2(__NR_capset, &header, sets);
     /* A program executed by anyone but uid 0 has what is ambient, and no more. */
@@ -752,6 +961,46 @@ static int raise_kept(void)
     return result < 0 ? result : (int)fns_sys2(__NR_capset, &header, sets);
 }
 
+/* ---- Landlock (landlock(7)) ------------------------------------------------------------------ */
+
+static int op_landlock(struct fns_child *child, const struct fns_op *op)
+{
+    const struct {
+        uint64_t files, network, scoped;
+    } handled = {op->flags, 0, op->arg};
+    /* A kernel that knows fewer fields takes a size of more only if the rest is zero. */
+    child->rules = (int)fns_sys3(__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
+    return child->rules < 0 ? child->rules : 0;
+}
+
+static int op_landlock_path(struct fns_child *child, const struct fns_op *op)
+{
+    int top = at_fdcwd_open("/", O_PATH_FLAGS | O_DIRECTORY);
+    if (top < 0)
+        return top;
+    int fd = resolve(top, text(child, op->target), 0);
+    close_fd(top);
+    if (fd < 0)
+        return fd;
+    const struct {
+        uint64_t allowed;
+        int parent;
+    } __attribute__((packed)) rule = {mode_of(fd) == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    int result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
+                               1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
+    close_fd(fd);
+    return result;
+}
+
+static int op_landlock_restrict(struct fns_child *child, const struct fns_op *op)
+{
+    int result = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
+    if (result >= 0)
+        result = (int)fns_sys2(__NR_landlock_restrict_self, child->rules, 0);
+    close_fd(child->rules);
+    return result;
+}
+
 static int op_seccomp(struct fns_child *child, const struct fns_op *op)
 {
     int kept = op->how & FNS_HOW_KEEP ? raise_kept() : 0;
@@ -768,12 +1017,19 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
 {
     /* A switch, not a table of functions: a table would need relocations, and so a linker that has
      * run, which the helper program does not have. */
+#ifdef FNS_LATE_OPS /* the exec program, which is copied for each start, does no others */
+    if (op->code < FNS_OP_FIRST_LATE)
+        return -EINVAL;
+#endif
     switch ((enum fns_op_code)op->code) {
     case FNS_OP_SETNS: return op_setns(child, op);
+    case FNS_OP_OWN_NAMESPACES: return op_own_namespaces(child, op);
     case FNS_OP_WRITE: return op_write(child, op);
     case FNS_OP_PROPAGATION: return op_propagation(child, op);
     case FNS_OP_ROOT_TREE: return op_root_tree(child, op);
     case FNS_OP_SCRATCH: return op_scratch(child, op);
+    case FNS_OP_TREE_NAMESPACE: return op_tree_namespace(child, op);
+    case FNS_OP_BIND_SOURCE: return op_bind_source(child, op);
     case FNS_OP_ROOT_ATTACH: return op_root_attach(child, op);
     case FNS_OP_ROOT_SCRATCH: return op_root_scratch(child, op);
     case FNS_OP_OVERLAY: return op_overlay(child, op);
@@ -791,15 +1047,21 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_HOSTNAME: return op_hostname(child, op);
     case FNS_OP_DOMAINNAME: return op_domainname(child, op);
     case FNS_OP_LOOPBACK: return op_loopback(child, op);
+    case FNS_OP_KEYRING: return op_keyring(child, op);
     case FNS_OP_CGROUP: return op_cgroup(child, op);
     case FNS_OP_RLIMIT: return op_rlimit(child, op);
     case FNS_OP_UMASK: return op_umask(child, op);
+    case FNS_OP_JOIN_USER: return op_join_user(child, op);
+    case FNS_OP_UNSHARE: return op_unshare(child, op);
     case FNS_OP_SETGROUPS: return op_setgroups(child, op);
     case FNS_OP_SETGID: return op_setgid(child, op);
     case FNS_OP_SETUID: return op_setuid(child, op);
     case FNS_OP_BOUNDING: return op_bounding(child, op);
     case FNS_OP_CAPABILITIES: return op_capabilities(child, op);
     case FNS_OP_NO_NEW_PRIVILEGES: return op_no_new_privileges(child, op);
+    case FNS_OP_LANDLOCK: return op_landlock(child, op);
+    case FNS_OP_LANDLOCK_PATH: return op_landlock_path(child, op);
+    case FNS_OP_LANDLOCK_RESTRICT: return op_landlock_restrict(child, op);
     case FNS_OP_SECCOMP: return op_seccomp(child, op);
     case FNS_OP_COUNT: break;
     }
@@ -889,7 +1151,8 @@ int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
     /* Not close-on-exec's business: a command may not see them even for an instant. */
     close_fd(child->root);
     close_fd(child->scratch);
-    child->root = child->scratch = -1;
+    close_fd(child->plain);
+    child->root = child->scratch = child->plain = -1;
     return 0;
 }
 
@@ -961,6 +1224,15 @@ int fns_child_exec(struct fns_child *child)
     /* exec.c's program carries the command's arguments: limits it meets are the command's. */
     int helper = child->exec_fd >= 0 && result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
+}
+
+int fns_child_stay(void *nothing)
+{
+    const int64_t time[2] = {10,
+                             0}; /* longer than any use; so that it does not outlive its parent */
+    (void)nothing;
+    fns_sys2(__NR_nanosleep, time, 0);
+    return 0;
 }
 
 void fns_child_leave_session(void)

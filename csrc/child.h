@@ -17,6 +17,12 @@ struct fns_child {
     int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
     int entered;                /* it was cloned into the first of args->groups */
     int root, scratch;          /* fds while the root is built; -1 */
+    int plain;  /* the directory of a root that is shown with other owners, as it is; -1 */
+    int userns; /* the user namespace to join; 0: none */
+    int sources[FNS_MAX_SOURCES];    /* detached trees, for binds to come */
+    int null, has_null;              /* a detached /dev/null, where paths lead to no other */
+    unsigned n_sources, next_source; /* how many; the first that no bind has taken */
+    int rules;                       /* of Landlock: an fd between its first op and its last */
 };
 
 /* stdio in place, every fd closed but those of args->keep. */
@@ -24,6 +30,9 @@ int fns_child_fds(struct fns_child *child);
 
 /* Runs ops first..last-1, but for the last ones. */
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
+
+/* Stays a while, as the function of a clone: a process to write the id maps of. */
+int fns_child_stay(void *nothing);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 int fns_loopback_up(int socket);

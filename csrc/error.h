@@ -31,11 +31,13 @@
     X(HOSTNAME, "hostname")                                                                        \
     X(DOMAINNAME, "domainname")                                                                    \
     X(NETWORK, "network")                                                                          \
+    X(KEYRING, "keyring")                                                                          \
     X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \
     X(UMASK, "umask")                                                                              \
     X(CAPABILITIES, "capabilities")                                                                \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                      \
+    X(LANDLOCK, "landlock")                                                                        \
     X(SECCOMP, "seccomp")                                                                          \
     X(SETGROUPS, "setgroups")                                                                      \
     X(SETGID, "setgid")                                                                            \
@@ -62,6 +64,7 @@ enum fns_detail {
     FNS_DETAIL_FOUND, /* exec: the file is there, so its interpreter or loader is what is missing */
     FNS_DETAIL_BROKEN, /* the conversation with a template's server broke off */
     FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
+    FNS_DETAIL_ID_MAP, /* what is mounted cannot be shown with other owners */
 };
 
 struct fns_error {

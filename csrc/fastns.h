@@ -31,6 +31,13 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 enum fns_program { FNS_PROGRAM_EXEC, FNS_PROGRAM_HELPER, FNS_PROGRAM_COUNT };
 int fns_set_program(enum fns_program which, const void *bytes, size_t size);
 
+/* The exec program with a plan's late ops in it, for plan->image: to be freed. 0 or -errno. */
+int fns_exec_image(const struct fns_plan *plan, void **image, size_t *size);
+
+/* A new user namespace with these maps, "inside outside count\n" lines of the caller's ids: an fd >= 3
+ * of it, or -errno and `error`. The caller's threads, memory and credentials stay as they are. */
+int fns_userns_open(const char *uid_map, const char *gid_map, struct fns_error *error);
+
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 
 /* What they count. */
@@ -141,9 +148,10 @@ struct fns_process {
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, struct fns_process *process,
               struct fns_error *error);
 
-/* A template: starts the server of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null. The
- * server and all its sandboxes end when the caller does, or its control socket is closed. */
-int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
+/* A template: starts the server of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null;
+ * `userns`: as in fns_args. The server and all its sandboxes end when the caller does, or its control
+ * socket is closed. */
+int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
                      struct fns_error *error);
 void fns_server_stop(const struct fns_process *server); /* its fds stay, for who still uses them */
 void fns_server_close(struct fns_process *server);
@@ -287,6 +295,12 @@ void fns_batch_close(struct fns_batch *batch);
 
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 uint64_t fns_capabilities(void);
+
+/* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */
+int fns_landlock_abi(void);
+
+/* Whether open_tree(2) makes mount namespaces here: Linux 7.0. Asked of the kernel. */
+int fns_has_tree_namespaces(void);
 
 /* unshare(2) and setns(2) for the calling thread. */
 int fns_unshare(uint64_t flags);

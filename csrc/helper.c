@@ -222,7 +222,7 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
     if (plan->options & FNS_PLAN_SERVER) {
         if (fns_child_last(child) < 0)
             tell_failure(control, &child->error);
-        fns_serve(served, control);
+        fns_serve(served, control, child->userns);
     }
     int result = fns_lock(control, F_SETLK, F_WRLCK);
     if (result < 0)
@@ -268,6 +268,8 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         .news = -1,
         .root = -1,
         .scratch = -1,
+        .plain = -1,
+        .userns = request->args.userns,
     };
     if (fns_child_ops(&child, 0, request->plan.n_early) < 0)
         tell_failure(control, &child.error);

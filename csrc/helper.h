@@ -34,7 +34,8 @@ long fns_tell_failure(int socket, const struct fns_error *error);
 void fns_open_args(char *base, struct fns_args *args);
 void fns_open_plan(char *base, struct fns_plan *plan);
 
-/* Starts sandboxes for whoever asks over `control`, until its other end is closed (server.c). */
-_Noreturn void fns_serve(const struct fns_plan *sandbox, int control);
+/* Starts sandboxes for whoever asks over `control`, until its other end is closed (server.c).
+ * `userns`: for them to join; 0: none. */
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns);
 
 #endif

@@ -12,11 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fastns.h"
+#include "spawn.h"
 
 extern char **environ;
 
-static int write_map(int pid, const char *file, const char *map)
+int fns_write_map(int pid, const char *file, const char *map)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
@@ -71,9 +71,9 @@ int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *er
     const char *uid_map = plan->strings + plan->uid_map, *gid_map = plan->strings + plan->gid_map;
     int ret;
     if (plan->id_map == FNS_ID_MAP_PARENT) {
-        ret = write_map(pid, "gid_map", gid_map);
+        ret = fns_write_map(pid, "gid_map", gid_map);
         if (ret == 0)
-            ret = write_map(pid, "uid_map", uid_map);
+            ret = fns_write_map(pid, "uid_map", uid_map);
     } else {
         ret = run_program("newgidmap", pid, "gid_map", gid_map);
         if (ret == 0)

@@ -28,6 +28,10 @@ static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_a
         ret = open_pipe(ends);
         if (ret < 0)
             return ret;
+        /* Or who runs there could not open it anew (/dev/stderr). Done as far as the caller may. */
+        if ((job->plan->pipe_uid || job->plan->pipe_gid) &&
+            fchown(ends[0], job->plan->pipe_uid, job->plan->pipe_gid) < 0)
+            errno = 0;
         io->fds[i] = ends[i == 0];
         theirs[i] = args->stdio[i] = ends[i != 0];
     }

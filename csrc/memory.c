@@ -4,6 +4,7 @@
  * host's can be opened through it, and it cannot be written (CVE-2019-5736).
  */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -11,11 +12,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "message.h"
 #include "spawn.h"
-
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x0010U
-#endif
 
 static struct {
     void *bytes;
@@ -31,6 +29,31 @@ int fns_set_program(enum fns_program which, const void *bytes, size_t size)
     free(programs[which].bytes);
     programs[which].bytes = copy;
     programs[which].size = size;
+    return 0;
+}
+
+/* The ops follow the program in its file, and are mapped with it: its one segment is made longer. */
+int fns_exec_image(const struct fns_plan *plan, void **image, size_t *size)
+{
+    const struct fns_plan *late = plan->late;
+    const struct fns_late head = {late->n_ops, late->n_strings, (int32_t)plan->n_ops, 0};
+    size_t at = (programs[FNS_PROGRAM_EXEC].size + 7) & ~(size_t)7;
+    size_t ops_size = late->n_ops * sizeof *late->ops;
+    size_t whole = at + sizeof head + ops_size + late->n_strings;
+    char *bytes = calloc(1, whole);
+    if (!bytes)
+        return -ENOMEM;
+    memcpy(bytes, programs[FNS_PROGRAM_EXEC].bytes, programs[FNS_PROGRAM_EXEC].size);
+    memcpy(bytes + at, &head, sizeof head);
+    memcpy(bytes + at + sizeof head, late->ops, ops_size);
+    memcpy(bytes + at + sizeof head + ops_size, late->strings, late->n_strings);
+    const Elf64_Ehdr *header = (const void *)bytes;
+    Elf64_Phdr *segments = (void *)(bytes + header->e_phoff);
+    for (int i = 0; i < header->e_phnum; i++)
+        if (segments[i].p_type == PT_LOAD)
+            segments[i].p_filesz = segments[i].p_memsz = whole - segments[i].p_offset;
+    *image = bytes;
+    *size = whole;
     return 0;
 }
 

@@ -39,6 +39,12 @@ struct fns_request {
     struct fns_args args;    /* argv, envp, paths, cwd, keep: offsets */
 };
 
+/* At the end of an exec program that has late ops (plan->late): this, the ops, their strings. */
+struct fns_late {
+    uint32_t n_ops, n_strings;
+    int32_t first, padding; /* the number of the first of the ops, in errors */
+};
+
 /* What a server is asked (template.c, server.c). CALLER and CONNECT come over its control socket, with
  * an fd: a pidfd whose end is the server's too; a socket to be asked over. The rest comes over such a
  * socket, which has one sandbox at a time:

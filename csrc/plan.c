@@ -26,16 +26,19 @@ static const char *needs(unsigned code)
 {
     switch ((enum fns_op_code)code) {
     case FNS_OP_SETNS:
+    case FNS_OP_BIND_SOURCE:
     case FNS_OP_ROOT_TREE: return "S";
     case FNS_OP_WRITE: return "TD";
     case FNS_OP_OVERLAY:
     case FNS_OP_HOSTNAME:
     case FNS_OP_DOMAINNAME: return "D";
+    case FNS_OP_SCRATCH: return "YD";
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
     case FNS_OP_SYMLINK: return "ST";
     case FNS_OP_DEVICE:
-    case FNS_OP_DIRECTORY: return "T";
+    case FNS_OP_DIRECTORY:
+    case FNS_OP_LANDLOCK_PATH: return "T";
     case FNS_OP_MASK:
     case FNS_OP_READ_ONLY_PATHS: return "TDB";
     case FNS_OP_FILE_BIND: return "STB";
@@ -81,11 +84,13 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
     *bad_op = -1;
     if (plan->n_strings < 1 || plan->strings[0] || plan->strings[plan->n_strings - 1])
         return -EINVAL;
-    if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_NEWUIDMAP ||
+    if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_RANGE ||
         plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) || !inside(plan, plan->gid_map))
         return -EINVAL;
     if (!staged &&
         (plan->n_early || from_outside || (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))))
+        return -EINVAL;
+    if (staged && plan->late)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
         (!plan->sandbox || (plan->sandbox->options & FNS_PLAN_STAGED) ||
@@ -96,6 +101,9 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_INIT) && !(plan->clone_flags & FNS_CLONE_NEWPID))
         return -EINVAL;
+    for (uint32_t i = 0; plan->late && i < plan->late->n_ops; i++)
+        if (plan->late->ops[i].code < FNS_OP_FIRST_LATE)
+            return -EINVAL;
     for (uint32_t i = 0; i < plan->n_ops; i++) {
         if (check_op(plan, &plan->ops[i]) < 0) {
             *bad_op = (int)i;

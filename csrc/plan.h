@@ -13,12 +13,17 @@
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
 #define FNS_OPS(X)                                                                                     \
-    X(SETNS, "setns")             /* source: namespace file; flags: CLONE_NEW* */                      \
-    X(WRITE, "write")             /* target: file in the caller's view; data: text */                  \
+    X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW*; how: OPEN */                       \
+    X(OWN_NAMESPACES,                                                                                  \
+      "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */                    \
+    X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */          \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                 \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */         \
-    X(SCRATCH, "scratch")         /* a throw-away tmpfs on top of "/", to hold layers and files */     \
-    X(ROOT_ATTACH, "root_attach") /* target: directory of the scratch, or 0: on top of "/" */          \
+    X(TREE_NAMESPACE, "tree_namespace") /* a mount namespace that holds the root alone, entered */     \
+    X(BIND_SOURCE, "bind_source")       /* source: of the next BIND with AHEAD; how: RECURSIVE */      \
+    /* a throw-away tmpfs on top of "/", to hold layers and files; type, data: its size, inodes */     \
+    X(SCRATCH, "scratch")                                                                              \
+    X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */        \
     X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */                 \
     X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */               \
     X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */              \
@@ -38,21 +43,30 @@
     X(HOSTNAME, "hostname")     /* data */                                                             \
     X(DOMAINNAME, "domainname") /* data */                                                             \
     X(LOOPBACK, "loopback")     /* lo up */                                                            \
+    X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */              \
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */           \
     X(RLIMIT, "rlimit")         /* flags: resource; data: struct rlimit64 */                           \
     X(UMASK, "umask")           /* arg */                                                              \
-    X(BOUNDING, "bounding")     /* arg: those that stay, a bit each; how: KEEP */                      \
-    X(SETGROUPS, "setgroups")   /* data: gid_t array; arg: how many */                                 \
-    X(SETGID, "setgid")         /* arg */                                                              \
-    X(SETUID, "setuid")         /* arg */                                                              \
+    X(JOIN_USER,                                                                                       \
+      "join_user")          /* the user namespace of args->userns; the later ops are done in it */     \
+    X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                    \
+    X(BOUNDING, "bounding") /* arg: those that stay, a bit each; how: KEEP */                          \
+    X(SETGROUPS, "setgroups") /* data: gid_t array; arg: how many */                                   \
+    X(SETGID, "setgid")       /* arg */                                                                \
+    X(SETUID, "setuid")       /* arg */                                                                \
     /* The last ones, done right before the exec, by the process that executes. */                     \
-    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                    \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */      \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                          \
+    X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */       \
+    X(LANDLOCK_PATH,                                                                                   \
+      "landlock_path") /* target; flags, arg: allowed if it is a directory, or not */                  \
+    X(LANDLOCK_RESTRICT, "landlock_restrict") /* from here on; how: KEEP */                            \
     X(SECCOMP,                                                                                         \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
-/* The first of the last ops. */
+/* The first of the last ops, and of those that may be late: the exec program has no others. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES
+#define FNS_OP_FIRST_LATE FNS_OP_UMASK
 
 enum fns_op_code {
 #define X(name, text) FNS_OP_##name,
@@ -61,13 +75,23 @@ enum fns_op_code {
         FNS_OP_COUNT
 };
 
+/* How many binds may have their source opened ahead. */
+#define FNS_MAX_SOURCES 16
+
 enum fns_how {
     FNS_HOW_CREATE = 1,      /* make a missing target */
     FNS_HOW_NO_SYMLINKS = 2, /* the target's path may hold no symbolic link */
     FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16,
-    FNS_HOW_KEEP = 32, /* capabilities, over a change of ids; of a filter: loaded with them */
+    FNS_HOW_KEEP = 32,   /* capabilities, over a change of ids; of a filter: loaded with them */
+    FNS_HOW_IDMAP = 64,  /* the tree's owners are seen through the user namespace of args->userns */
+    FNS_HOW_OPEN = 256,  /* a user namespace, opened now, for JOIN_USER */
+    FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
+    FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
+    FNS_HOW_OPTIONAL = 1024, /* of a keyring: without it where the quota is used up */
+    FNS_HOW_AHEAD = 4096,    /* of a bind: its source is the next one of BIND_SOURCE */
+    FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 
 struct fns_op {
@@ -88,6 +112,7 @@ enum fns_id_map {
     FNS_ID_MAP_SELF,      /* WRITE ops in the plan */
     FNS_ID_MAP_PARENT,    /* the parent writes the map files (staged only) */
     FNS_ID_MAP_NEWUIDMAP, /* newuidmap and newgidmap write them (staged only) */
+    FNS_ID_MAP_RANGE,     /* a namespace that is there already is joined: JOIN_USER */
 };
 
 struct fns_plan {
@@ -102,6 +127,13 @@ struct fns_plan {
     uint64_t clone_flags;      /* CLONE_NEW* */
     const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: what is done for each sandbox */
     uint32_t netns_pool; /* of such a sandbox: network namespaces made ahead, one for each */
+    uint32_t owner_uid, owner_gid; /* who is 0:0 inside, by the caller's ids */
+    uint32_t pipe_uid, pipe_gid;   /* who gets the pipes made for its stdio, likewise; 0: as made */
+    /* Direct only. What is done in memory of its own, by the exec program, and that program with these
+     * ops in it (fns_exec_image()); NULL: the child does all. Its ops count on from this plan's. */
+    const struct fns_plan *late;
+    const void *image;
+    size_t image_size;
 };
 
 /* How a pool of network namespaces has fared. */
@@ -123,6 +155,7 @@ struct fns_args {
      * clone_into the first of them is of cgroup v2, and the last fd is its directory. */
     const int *groups;
     uint32_t n_groups, clone_into;
+    int userns;   /* fd >= 3 of the user namespace to join; 0: none */
     int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
 };
 

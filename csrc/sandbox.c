@@ -20,6 +20,17 @@ void fns_close_all(const int *fds, int n)
         fns_sys1(__NR_close, fds[i]);
 }
 
+void fns_close_but(int fd, int other)
+{
+    unsigned low = (unsigned)(other && other < fd ? other : fd);
+    unsigned high = (unsigned)(other > fd ? other : fd);
+    if (low > 3)
+        fns_sys3(__NR_close_range, 3, low - 1, 0);
+    if (high > low + 1)
+        fns_sys3(__NR_close_range, low + 1, high - 1, 0);
+    fns_sys3(__NR_close_range, high + 1, ~0u, 0);
+}
+
 void fns_receive(int socket, int flags, struct fns_received *received)
 {
     struct fns_vector vector = {received->bytes, sizeof received->bytes};
@@ -187,9 +198,7 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
     char byte;
-    if (connection > 3)
-        fns_sys3(__NR_close_range, 3, connection - 1, 0);
-    fns_sys3(__NR_close_range, connection + 1, ~0u, 0);
+    fns_close_but(connection, child->userns);
     if (fns_child_ops(child, 0, n_first) < 0)
         return -1;
     /* Killed with an ask in its hands, it could not say so: `asked` is set while the ask is still in
@@ -210,7 +219,7 @@ int fns_sandbox_main(void *arg)
     struct fns_child *child = &room->sandbox->child;
     struct fns_args *args = &room->sandbox->args;
     int connection = room->sandbox->connection, parked = room->sandbox->parked, loud = 0;
-    int own[2 + FNS_MAX_GROUPS] = {connection}, n_own = 0;
+    int own[3 + FNS_MAX_GROUPS] = {connection}, n_own = 0, userns = -1;
     uint32_t n_first = count_first_ops(child->plan);
     if (parked && park(room, connection, n_first) < 0)
         return 127;
@@ -220,11 +229,15 @@ int fns_sandbox_main(void *arg)
         n_own = 2;
         own[1] = room->received.fds[room->received.n_fds - 1];
     }
+    if (child->userns)
+        own[userns = n_own++] = child->userns;
     for (uint32_t i = 0; i < args->n_groups; i++)
         own[n_own++] = room->received.fds[3 + args->n_keep + i];
     args->groups = own + n_own - args->n_groups;
     if (place_fds(room, own, n_own) < 0)
         return 127;
+    if (userns >= 0)
+        child->userns = own[userns];
     if (!parked && fns_child_ops(child, 0, n_first) < 0)
         return 127;
     if (loud && tell_running(room, own[0], own[1]) < 0)

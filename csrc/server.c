@@ -15,8 +15,9 @@
 #define MAX_PID (1 << 22)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
-#define MAX_HELD 64
 #define STRAYS_MS 500
+#define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
+#define MAX_UNHEARD 16
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
@@ -43,6 +44,7 @@ enum { DONT_WAIT = 0x40 /* MSG_DONTWAIT: an event may be an earlier connection's
 /* Everything the server has; one of them, in bss. The tables are mapped, and grow as they are used. */
 static struct {
     const struct fns_plan *plan;
+    int userns; /* for sandboxes to join; 0: none */
     struct peer *peers;
     struct fns_sandbox *sandboxes;
     int *by_pid;              /* number of the sandbox */
@@ -52,7 +54,6 @@ static struct {
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
     int n_rooms;
-    unsigned n_held;   /* mount namespaces, ever */
     int strays;        /* there may be children that nobody knows of */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
@@ -113,11 +114,13 @@ static struct fns_sandbox *take_sandbox(void)
                                         .exec_fd = -1,
                                         .news = -1,
                                         .root = -1,
-                                        .scratch = -1};
+                                        .scratch = -1,
+                                        .plain = -1,
+                                        .userns = server.userns};
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
-    sandbox->connection = sandbox->mounts = NONE;
+    sandbox->connection = sandbox->slot = NONE;
     sandbox->is_looked_at = 0;
     return sandbox;
 }
@@ -152,9 +155,11 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 {
     int number = (int)(sandbox - server.sandboxes);
     look_away(sandbox);
-    if (sandbox->mounts >= 0)
-        fns_close_later(sandbox->mounts);
-    sandbox->mounts = NONE;
+    if (sandbox->slot != NONE)
+        fns_closer_give(sandbox->slot);
+    if (sandbox->slot != NONE && sandbox->args.n_groups)
+        fns_closer_wake(); /* its cgroup is not empty before */
+    sandbox->slot = NONE;
     if (sandbox->connection != NONE && server.peers[sandbox->connection].sandbox == number)
         server.peers[sandbox->connection].sandbox = NONE;
     sandbox->connection = NONE;
@@ -203,11 +208,12 @@ static int group_of(const struct fns_received *received)
     return received->fds[last];
 }
 
-static long clone_sandbox(struct fns_room *room)
+static long clone_sandbox(struct fns_room *room, int *pidfd)
 {
     uint64_t flags = server.plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID;
     struct fns_clone_args args = {
-        .flags = flags,
+        .flags = flags | FNS_CLONE_PIDFD,
+        .pidfd = (uintptr_t)pidfd,
         .child_tid = (uintptr_t)&room->taken,
         .exit_signal = FNS_SIGCHLD,
         .stack = (uintptr_t)room->stack,
@@ -226,7 +232,8 @@ static long clone_sandbox(struct fns_room *room)
     if (pid == -ENOSYS) {
         child->entered = 0;
         pid = fns_sys_clone_call(
-            __NR_clone, (long)(flags | FNS_SIGCHLD), (long)(room->stack + sizeof room->stack), 0,
+            __NR_clone, (long)((args.flags & ~FNS_CLONE_INTO_CGROUP) | FNS_SIGCHLD),
+            (long)(room->stack + sizeof room->stack), (long)pidfd,
             FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
             FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main, room);
     }
@@ -235,18 +242,15 @@ static long clone_sandbox(struct fns_room *room)
     return pid;
 }
 
-/* The last process in a mount namespace takes it down as it ends, and waits for all CPUs (RCU) while
- * its end is waited for. Held here, it is taken down later. */
-static void hold_mounts(struct fns_sandbox *sandbox)
+/* The closer holds its mount namespace until its end was told. `pidfd` is closed. */
+static void hold_mounts(struct fns_sandbox *sandbox, int pidfd)
 {
-    /* Not of many: each clone copies the table of fds. */
-    unsigned held = server.n_held - fns_closer_closed();
-    int pidfd = held < MAX_HELD ? (int)fns_sys2(__NR_pidfd_open, sandbox->pid, 0) : NONE;
-    if (pidfd < 0)
-        return;
-    sandbox->mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
+    int mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
     fns_sys1(__NR_close, pidfd);
-    server.n_held += sandbox->mounts >= 0;
+    if (mounts < 0)
+        return;
+    sandbox->slot = fns_closer_hold(mounts);
+    fns_sys1(__NR_close, mounts);
 }
 
 /* Enters a network namespace for the next clone to inherit. -EAGAIN: none is there yet. */
@@ -279,7 +283,8 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     sandbox->connection = connection;
     sandbox->parked = parked;
     sandbox->ask = ask;
-    long pid = clone_sandbox(room);
+    int pidfd = NONE;
+    long pid = clone_sandbox(room, &pidfd);
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
         give_sandbox(sandbox);
@@ -291,7 +296,8 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     server.by_pid[pid] = (int)(sandbox - server.sandboxes);
     server.peers[connection].sandbox = server.by_pid[pid];
     look_at(sandbox);
-    hold_mounts(sandbox);
+    if (pidfd >= 0)
+        hold_mounts(sandbox, pidfd);
     return 0;
 }
 
@@ -680,9 +686,9 @@ static void prepare(int socket)
 {
     const uint64_t all = ~0ull, ends = 1ull << (FNS_SIGCHLD - 1);
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    if (socket > 3)
-        fns_sys3(__NR_close_range, 3, socket - 1, 0);
-    fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
+    fns_close_but(socket, server.userns);
+    if (server.userns)
+        fns_sys3(__NR_fcntl, server.userns, F_SETFD, FD_CLOEXEC);
     /* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. */
     fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
     const uint64_t most[2] = {server.files[1], server.files[1]};
@@ -696,9 +702,6 @@ static void prepare(int socket)
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
         server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
         stop();
-    /* A keyring that nobody may look into: the sandboxes' own session has what they do not share. */
-    if (fns_sys2(__NR_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, 0) >= 0)
-        fns_sys3(__NR_keyctl, 5 /* KEYCTL_SETPERM */, -3 /* KEY_SPEC_SESSION_KEYRING */, 0);
     fns_sys0(__NR_setsid);
     if (fns_closer_start() < 0)
         stop();
@@ -728,20 +731,34 @@ static void hear(int fd)
     }
 }
 
-_Noreturn void fns_serve(const struct fns_plan *sandbox, int control)
+/* To wake the closer takes as long as all else that follows an end, and the caller may be waiting for
+ * this CPU: it is done when there is nothing else to do, or for many at a time. */
+static int time_to_wait(void)
+{
+    if (server.strays)
+        return 0;
+    if (fns_closer_unheard())
+        return CLOSE_MS;
+    return server.last_looked_at == NONE ? -1 : STRAYS_MS;
+}
+
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns)
 {
     const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING};
     struct event events[64];
     server.plan = sandbox;
+    server.userns = userns;
     prepare(control);
     if (fns_tell(control, &running, -1, 0) < 0)
         stop();
     for (;;) {
-        int wait = server.strays ? 0 : server.last_looked_at == NONE ? -1 : STRAYS_MS;
-        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, wait, 0, 0);
+        long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, time_to_wait(), 0, 0);
         for (long i = 0; i < n; i++)
             hear((int)events[i].fd);
-        if (server.strays || n == 0)
+        unsigned unheard = fns_closer_unheard();
+        if (unheard >= MAX_UNHEARD || (unheard && n == 0))
+            fns_closer_wake();
+        if (server.strays || (!unheard && n == 0))
             reap_strays();
     }
 }

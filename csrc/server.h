@@ -19,7 +19,7 @@ struct fns_sandbox {
     int number;        /* its index here, and how often that was used before */
     int pid;           /* 0: none */
     int connection;    /* where its news go; -1 */
-    int mounts;        /* its mount namespace, held until its end was told; -1 */
+    int slot;          /* of its mount namespace, which the closer holds; -1 */
     int next;          /* of those that are free */
     int later, sooner; /* neighbours among those that are looked at, by who was last */
     int is_looked_at;
@@ -49,21 +49,27 @@ struct fns_room {
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
     void *mapped;          /* a big ask; 0: none */
     uint64_t mapped_size;
-    int keep[FNS_ASK_FDS + 2];
+    int keep[FNS_ASK_FDS + 3];
     struct fns_received received;
     char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
 
-/* A process beside the server that closes fds, for who has no time to wait for what that means. */
+/* A process beside the server that takes mount namespaces down (closer.c). */
+#define FNS_MAX_HELD 128
 int fns_closer_start(void);
 int fns_closer_pid(void);
-void fns_close_later(int fd);
-unsigned fns_closer_closed(void); /* how many so far */
+int fns_closer_hold(int fd);    /* a namespace, which stays the server's to close; its slot, -1 */
+void fns_closer_give(int slot); /* it may be taken down when the closer is woken */
+unsigned fns_closer_unheard(void); /* how many it was given since */
+void fns_closer_wake(void);
 
 /* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed: -EMFILE. */
 void fns_receive(int socket, int flags, struct fns_received *received);
 
 void fns_close_all(const int *fds, int n);
+
+/* Closes all from 3 on but `fd` and, unless it is 0, `other`. */
+void fns_close_but(int fd, int other);
 
 /* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
  * parked, is yet to come. Returns only on failure, which is then in its `child`. */

@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "message.h"
 #include "spawn.h"
 #include "sys.h"
 
@@ -163,15 +164,24 @@ static size_t count(char *const *items)
     return n;
 }
 
-/* The exec program's argv: its name, the fd for its error, the paths, "", the command's own. */
-static char **exec_argv(const struct fns_args *args, char *fd)
+/* What the exec program is told: as decimal numbers. */
+struct exec_numbers {
+    char news[12], userns[12], late[12];
+};
+
+/* The exec program's argv: see exec.c. */
+static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args,
+                        struct exec_numbers *numbers)
 {
     size_t n_paths = count(args->paths), n_argv = count(args->argv);
-    char **argv = malloc((n_paths + n_argv + 4) * sizeof *argv), **at = argv;
+    char **argv = malloc((n_paths + n_argv + 7) * sizeof *argv), **at = argv;
     if (!argv)
         return NULL;
     *at++ = (char *)"fastns-exec";
-    *at++ = fd;
+    *at++ = numbers->news;
+    *at++ = numbers->userns;
+    *at++ = numbers->late;
+    *at++ = (char *)(plan->late && args->cwd ? args->cwd : "");
     for (size_t i = 0; i < n_paths; i++)
         *at++ = args->paths[i];
     *at++ = (char *)"";
@@ -192,8 +202,9 @@ int fns_executed(int fd)
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
                       struct fns_error *error)
 {
+    uint32_t n_ops = plan->n_ops + (plan->late ? plan->late->n_ops : 0);
     if (said->stage == FNS_STAGE_NONE || said->stage >= FNS_STAGE_COUNT || said->op_index < -1 ||
-        (said->op_index >= 0 && (uint32_t)said->op_index >= plan->n_ops) || said->err <= 0)
+        (said->op_index >= 0 && (uint32_t)said->op_index >= n_ops) || said->err <= 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, EPROTO);
     *error = *said;
     return -error->err;
@@ -209,6 +220,18 @@ int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error
                                                          : 0;
 }
 
+static unsigned late_offset(const struct fns_plan *plan)
+{
+    return (unsigned)(plan->image_size - sizeof(struct fns_late) -
+                      plan->late->n_ops * sizeof *plan->late->ops - plan->late->n_strings);
+}
+
+static int exec_file(const struct fns_plan *plan)
+{
+    return plan->late ? fns_memory_file(plan->image, plan->image_size, MFD_EXEC)
+                      : fns_program_file(FNS_PROGRAM_EXEC);
+}
+
 /* The child shares this process' memory until it executes, and with it /proc/self/exe: were the
  * command that link, this very program would start inside the root, with the root's own loader
  * (CVE-2019-5736). So it executes exec.c's program from memory, and that the command. */
@@ -216,7 +239,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
                         struct fns_process *process, struct fns_error *error)
 {
     struct fns_args exec_args = *args;
-    char number[12];
+    struct exec_numbers numbers;
     int news[2] = {-1, -1}, fds[2] = {-1, -1}, pidfd = -1, ret;
     exec_args.argv = NULL;
     exec_args.keep = NULL;
@@ -229,13 +252,18 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         close(fds[0]);
         fds[0] = news[0];
     }
-    fds[1] = fds[0] < 0 ? fds[0] : fns_program_file(FNS_PROGRAM_EXEC);
-    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, fds, 2);
+    fds[1] = fds[0] < 0 ? fds[0] : exec_file(plan);
+    const int kept[3] = {fds[0], fds[1], args->userns};
+    ret = fds[1] < 0 ? fds[1] : fns_keep_more(&exec_args, args, kept, args->userns ? 3 : 2);
     if (ret == 0) {
-        snprintf(number, sizeof number, "%d", fds[0]);
-        exec_args.argv = exec_argv(args, number);
+        snprintf(numbers.news, sizeof numbers.news, "%d", fds[0]);
+        snprintf(numbers.userns, sizeof numbers.userns, "%d", args->userns);
+        snprintf(numbers.late, sizeof numbers.late, "%u", plan->late ? late_offset(plan) : 0);
+        exec_args.argv = exec_argv(plan, args, &numbers);
         ret = exec_args.argv ? 0 : -ENOMEM;
     }
+    if (plan->late)
+        exec_args.cwd = NULL; /* the exec program's to enter, with the ids of the command */
     if (ret < 0) {
         fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     } else {

@@ -16,7 +16,7 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
 #define FNS_CHILD(plan_, args_, exec_fd_, news_)                                                   \
     {                                                                                              \
         .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .exec_fd = (exec_fd_),        \
-        .news = (news_), .root = -1, .scratch = -1                                                 \
+        .news = (news_), .root = -1, .scratch = -1, .plain = -1, .userns = (args_)->userns         \
     }
 
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
@@ -33,6 +33,10 @@ int fns_above_stdio(int fd);
 
 /* The same for the two ends of a pipe or socket pair; both are closed on failure. 0 or -errno. */
 int fns_both_above_stdio(int ends[2]);
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x0010U
+#endif
 
 /* A memory file with these bytes, close-on-exec, >= 3, or -errno; MFD_EXEC: a sealed one. */
 int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
@@ -61,6 +65,9 @@ int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error
 /* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
 void fns_io_prepare(struct fns_io *io);
 int fns_io_move(struct fns_io *io, int which);
+
+/* Writes a map file of a process: "uid_map", "gid_map". 0 or -errno. */
+int fns_write_map(int pid, const char *file, const char *map);
 
 /* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,

@@ -169,8 +169,8 @@ static void discard_sandbox(int request, struct fns_process *process)
     process->pidfd = process->pid = -1;
 }
 
-/* Clones the helper; `fds`: control socket's far end, request, program. 0 and its pidfd, or -errno. */
-static int start_helper(const struct fns_args *args, const int fds[3], int *pidfd,
+/* Clones the helper; `fds`: control socket's far end, request, program, user namespace (0: none). 0 and its pidfd, or -errno. */
+static int start_helper(const struct fns_args *args, const int fds[4], int *pidfd,
                         struct fns_error *error)
 {
     char control[12], request[12];
@@ -181,7 +181,7 @@ static int start_helper(const struct fns_args *args, const int fds[3], int *pidf
     static const struct fns_plan nothing; /* no ops: the helper does them */
     struct fns_args helper_args = {.argv = argv, .envp = envp};
     memcpy(helper_args.stdio, args->stdio, sizeof helper_args.stdio);
-    int ret = fns_keep_more(&helper_args, args, fds, 3);
+    int ret = fns_keep_more(&helper_args, args, fds, fds[3] ? 4 : 3);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     struct fns_child child = FNS_CHILD(&nothing, &helper_args, fds[2], -1);
@@ -193,7 +193,7 @@ static int start_helper(const struct fns_args *args, const int fds[3], int *pidf
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error)
 {
-    int pair[2] = {-1, -1}, fds[3] = {-1, -1, -1}, helper = -1, ret;
+    int pair[2] = {-1, -1}, fds[4] = {-1, -1, -1, args->userns}, helper = -1, ret;
     ret = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0
               ? -errno
               : fns_both_above_stdio(pair);

@@ -170,9 +170,11 @@ struct fns_mount_attr {
     uint64_t attr_set, attr_clr, propagation, userns_fd;
 };
 #define FNS_OPEN_TREE_CLONE 1
+#define FNS_OPEN_TREE_NAMESPACE 2 /* Linux 7.0 */
 #define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
 #define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
 #define FNS_MOUNT_ATTR_RDONLY 0x01
+#define FNS_MOUNT_ATTR_IDMAP 0x00100000
 #define FNS_MS_REC 16384
 #define FNS_MS_PRIVATE (1 << 18)
 #define FNS_MS_SLAVE (1 << 19)
@@ -197,6 +199,12 @@ struct fns_mount_attr {
 #endif
 #ifndef __NR_mount_setattr
 #define __NR_mount_setattr 442
+#endif
+
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#define __NR_landlock_add_rule 445
+#define __NR_landlock_restrict_self 446
 #endif
 
 #ifndef __NR_fsopen

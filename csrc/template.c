@@ -57,12 +57,12 @@ static int send_fd(int control, enum fns_ask_kind kind, int fd)
     return send_ask(control, &ask, sizeof ask, &fd, 1);
 }
 
-int fns_server_start(const struct fns_plan *plan, int null, struct fns_process *server,
+int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
                      struct fns_error *error)
 {
     char *none[] = {NULL};
     const struct fns_args args = {
-        .argv = none, .envp = none, .paths = none, .stdio = {null, null, null}};
+        .argv = none, .envp = none, .paths = none, .userns = userns, .stdio = {null, null, null}};
     int ret = fns_spawn(plan, &args, server, error);
     if (ret < 0)
         return ret;

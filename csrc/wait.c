@@ -196,7 +196,21 @@ uint64_t fns_capabilities(void)
     return data[0].effective | (uint64_t)data[1].effective << 32;
 }
 
+int fns_landlock_abi(void)
+{
+    return (int)fns_sys3(__NR_landlock_create_ruleset, 0, 0,
+                         1 /* LANDLOCK_CREATE_RULESET_VERSION */);
+}
+
 /* ---- the other two system calls of namespaces ------------------------------------------------ */
+
+int fns_has_tree_namespaces(void)
+{
+    int fd = (int)fns_sys3(__NR_open_tree, AT_FDCWD, "/", FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 || fd == -EPERM;
+}
 
 int fns_unshare(uint64_t flags)
 {

@@ -117,6 +117,16 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("the test changed the host:\n" + "\n".join(change), pytrace=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_namespace() -> None:
+    """The fd of the range's user namespace stays open: before the first look at the fds."""
+    import fastns
+
+    plan = fastns.compile(fastns.Spec())
+    if plan.ids is not None:
+        fastns._core.user_namespace(plan.ids)
+
+
 # ---- programs and roots ----
 
 

@@ -5,10 +5,10 @@ Used by the tests of hostile roots and, in a process of its own, by those of the
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ import support
 
 import fastns
 from fastns import DEVNULL, Mount, SpawnError, Spec
-
-RENAME_EXCHANGE = 2
-AT_FDCWD = -100
 
 # {outside}: the canary directory's path; {fd}, {file}: fds of it and of its file, held by the
 # caller and inheritable; {name}: the link's own.
@@ -123,27 +120,31 @@ def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def exchange(one: Path, two: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(two), RENAME_EXCHANGE)
-    assert result == 0, os.strerror(ctypes.get_errno())
+SWAP = """
+import ctypes, os, sys, time
+rename = ctypes.CDLL(None).renameat2
+one, two = map(os.fsencode, sys.argv[1:])
+print(flush=True)
+while os.getppid() == {parent}:
+    for _ in range(100):
+        rename(-100, one, -100, two, 2)
+        time.sleep(1e-6)  # some 60 us: lookups wait for renames, and a start takes a thousand
+"""
 
 
 class Swapping:
-    """Two directory entries change places all the time, as long as this lasts."""
+    """Two directory entries change places all the time, as long as this lasts; by a process of its
+    own, which takes no turns with who spawns here."""
 
     def __init__(self, one: Path, two: Path) -> None:
-        self.paths = one, two
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.run)
-
-    def run(self) -> None:
-        while not self.stop.is_set():
-            exchange(*self.paths)
+        self.args = [sys.executable, "-c", SWAP.format(parent=os.getpid()), one, two]
 
     def __enter__(self) -> None:
-        self.thread.start()
+        self.process = subprocess.Popen(self.args, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"\n"
 
     def __exit__(self, *exc: object) -> None:
-        self.stop.set()
-        self.thread.join()
+        assert self.process.poll() is None
+        self.process.kill()
+        self.process.communicate()

@@ -441,6 +441,18 @@ static void report_privileges(void)
     number_field("parent_death_signal", parent_death);
 }
 
+/* Of the session; where the calls are refused, how. */
+static void report_keyring(void)
+{
+    long keyring = syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0);
+
+    key("keyring");
+    if (keyring >= 0)
+        number(keyring);
+    else
+        string(strerrorname_np(errno));
+}
+
 static const char *type_name(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -604,6 +616,7 @@ static int report(int argc, char **argv)
     report_rlimits();
     report_signals();
     report_privileges();
+    report_keyring();
     report_directory("root", "/");
     report_directory("dev", "/dev");
     report_processes();
@@ -873,6 +886,40 @@ static int do_connect(char **args)
     return 0;
 }
 
+static void key_result(const char *name, long result)
+{
+    string_field(name, result < 0 ? strerrorname_np(errno) : "worked");
+}
+
+/* What is to be had of a key of the caller's (keyctl(2)), and the keyrings that are in reach. */
+static int do_keys(char **args)
+{
+    long key = atol(args[0]);
+    char bytes[64];
+
+    begin('{');
+    number_field("session", syscall(SYS_keyctl, 0 /* GET_KEYRING_ID */, -3, 0));
+    number_field("user", syscall(SYS_keyctl, 0, -4, 0));
+    key_result("read", syscall(SYS_keyctl, 11 /* READ */, key, bytes, sizeof bytes));
+    key_result("link", syscall(SYS_keyctl, 8 /* LINK */, key, -2 /* the process' */));
+    key_result("search", syscall(SYS_keyctl, 10 /* SEARCH */, -3, "user", args[1], 0));
+    key_result("request", syscall(SYS_request_key, "user", args[1], NULL, 0));
+    key_result("add", syscall(SYS_add_key, "user", "own", "x", 1L, -3));
+    end('}');
+    return 0;
+}
+
+/* Refuses itself to read files, by Landlock (landlock(7)), and then tries to. */
+static int do_restrict(char **args)
+{
+    uint64_t handled = 1 << 2; /* LANDLOCK_ACCESS_FS_READ_FILE */
+    long rules = syscall(444, &handled, sizeof handled, 0);
+
+    if (rules < 0 || syscall(446, rules, 0) != 0)
+        return failed("restrict", "itself");
+    return do_read(args);
+}
+
 static const struct {
     const char *name;
     int n_args;
@@ -891,6 +938,8 @@ static const struct {
     {"--fork-hold", 2, do_fork_hold, "N SECONDS: the same, but they keep stdio open"},
     {"--zombies", 1, do_zombies, "N: makes n orphans that exit; prints how many stay zombies"},
     {"--flood", 2, do_flood, "stdout|stderr|both BYTES: so many bytes of 'x' to each"},
+    {"--keys", 2, do_keys, "SERIAL NAME: what can be done with that key, as JSON"},
+    {"--restrict", 1, do_restrict, "PATH: reads the file having given up to read any (Landlock)"},
     {"--echo", 0, do_echo, "copies stdin to stdout"},
     {"--msgget", 0, do_msgget, "makes a System V message queue; prints its id"},
     {"--sethostname", 1, do_sethostname, "NAME: changes the host name"},

@@ -70,7 +70,8 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
 def script(code: str, *args: str, timeout: float = 60) -> str:
     """Runs Python code in an interpreter of its own and returns its stdout. It has to succeed.
 
-    The code may use `children()` and `fds()`, which list this process' own.
+    The code may use `children()` and `fds()`, which list this process' own. The fd of the range's
+    user namespace, which stays open from the first spawn on, is there before.
     """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _PRELUDE + code, *args],
@@ -80,7 +81,7 @@ def script(code: str, *args: str, timeout: float = 60) -> str:
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    assert done.stderr == ""
+    assert done.stderr == "", done.stderr
     return done.stdout
 
 
@@ -101,5 +102,9 @@ def fds():
         return sorted(set(os.listdir(here)) - {str(here)})
     finally:
         os.close(here)
+
+_ids = fastns.compile(fastns.Spec()).ids
+if _ids is not None:
+    fastns._core.user_namespace(_ids)
 
 """

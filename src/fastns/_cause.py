@@ -44,6 +44,8 @@ def cause_of(
         plan: how it was made: SIGSYS ends nobody by itself, but where there is a filter.
         signals: those that this process has sent it.
     """
+    if returncode == 0 and not timed_out and not truncated:
+        return "exited"
     counts = counts or {}
     if counts.get("oom_kills") and returncode:
         return "oom"

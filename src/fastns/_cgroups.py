@@ -461,6 +461,8 @@ class Cgroups:
 
     def close(self) -> None:
         """Removes them, but for those of a process that has forked into this one."""
+        if not self.directories:  # done, or nothing was made: an interpreter that ends has no `os`
+            return
         if self.owner == os.getpid():
             if self.pool is not None:
                 self.pool.remove(PATIENCE_MS)

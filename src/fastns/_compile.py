@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from fastns import _core, mount_options
+from fastns import _core, _tmpfs, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
@@ -36,6 +36,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
+MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
 RLIM_INFINITY = 2**64 - 1
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
@@ -102,6 +103,7 @@ class Caller:
     capabilities: int
     initial_user_namespace: bool
     may_setgroups: bool = True
+    tree_namespaces: bool = False  # the kernel has them (Linux 7.0), and this caller may
 
     @property
     def privileged(self) -> bool:
@@ -113,7 +115,14 @@ class Caller:
         initial = _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
         may_setgroups = initial or _read("/proc/self/setgroups").strip() != b"deny"
         uniform = len(set(uids)) == 1 and len(set(gids)) == 1
-        return cls(uids[1], gids[1], uniform, _core.capabilities(), initial, may_setgroups)
+        capabilities = _core.capabilities()
+        trees = bool(capabilities & CAP_SYS_ADMIN) and initial and _has_tree_namespaces()
+        return cls(uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees)
+
+
+@functools.cache
+def _has_tree_namespaces() -> bool:
+    return _core.has_tree_namespaces()
 
 
 def compile(spec: Spec | None = None) -> _core.Plan:
@@ -156,6 +165,9 @@ class _Compiler:
         self.kinds = {kind: spec.namespace(kind) for kind in KINDS}
         if not caller.privileged and not spec.asks_for("user"):
             self.kinds["user"] = "new"
+        self.id_range = self.find_ids()
+        if self.id_range is not None:
+            self.kinds["user"] = "range"
         self.new = [kind for kind in KINDS if self.kinds[kind] == "new"]
         self.joined = [kind for kind in KINDS if self.kinds[kind].startswith("/")]
         self.new_user = self.kinds["user"] == "new"
@@ -167,7 +179,31 @@ class _Compiler:
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
         self.cgroups = self.find_cgroups()
+        # Namespaces that no clone makes: an op of the sandbox does.
+        self.made_later: set[str] = {"cgroup"} if self.cgroups else set()
+        self.from_tree = False  # whether its mount namespace begins with the root alone
         self.check()
+
+    def find_ids(self) -> tuple[int, int, int] | None:
+        """The range of ids of the user namespace that root's sandboxes join; None: none."""
+        spec, caller = self.spec, self.caller
+        able = caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+        if not caller.initial_user_namespace or not able or spec.asks_for("user"):
+            return None
+        from fastns import _userns  # not where nobody may have a range
+
+        ids = _userns.range_of_root()
+        for field, wanted in (
+            ("user", [spec.uid, spec.gid]),
+            ("additional_gids", spec.additional_gids),
+        ):
+            if max(wanted, default=0) >= ids[2]:
+                raise SpecError(
+                    field,
+                    f"{max(wanted)}: below {ids[2]} expected, the ids of its user namespace; "
+                    "namespaces={'user': 'host'} has all",
+                )
+        return ids
 
     def find_cgroups(self) -> CgroupPlan | None:
         """What enforces the limits; None: there are none, or it has to do without."""
@@ -195,6 +231,7 @@ class _Compiler:
         spec = self.spec
         self.join()
         self.map_ids()
+        self.own_namespaces()
         self.enter_cgroups()
         if self.kinds["mount"] == "new":
             self.build_root()
@@ -203,9 +240,13 @@ class _Compiler:
             self.add(Op("root_tree", "rootfs", source=os.fsencode(root), note=note))
             self.add(Op("chroot", "chroot", note=note))
         self.identity()
+        self.keyring()
         self.limits_and_ids()
+        direct = self.id_range is not None and not self.staged
+        first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
+        late = self.ops[first:] if direct else []
         return self.made(
-            (*self.early, *self.ops),
+            (*self.early, *(self.ops[:first] if direct else self.ops)),
             self.new,
             id_map=self.id_map,
             uid_map=self.uid_map,
@@ -214,6 +255,7 @@ class _Compiler:
             staged=self.staged,
             init=spec.init,
             cgroups=self.cgroups,
+            late=late,
         )
 
     def enter_cgroups(self) -> None:
@@ -239,15 +281,16 @@ class _Compiler:
         method: str | None = None,
         netns_pool: int = 0,
         cgroups: CgroupPlan | None = None,
+        late: Sequence[Op] = (),
     ) -> _core.Plan:
-        """A plan of these ops for the spec's command."""
+        """A plan of these ops for the spec's command; `late`: those done in memory of its own."""
         environment = self.spec.environment()
         return _core.Plan(
             ops=tuple(ops),
             environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
             search_path=search_path(environment.get("PATH")),
             cwd=os.fsencode(self.spec.cwd),
-            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if not cgroups or kind != "cgroup"),
+            clone_flags=sum(CLONE_FLAGS[kind] for kind in new if kind not in self.made_later),
             id_map=id_map,
             uid_map=uid_map,
             gid_map=gid_map,
@@ -260,7 +303,38 @@ class _Compiler:
             netns_pool=netns_pool,
             max_output=int(self.spec.max_output or 0),
             cgroups=cgroups,
+            ids=self.id_range,
+            pipe_owner=self.pipe_owner(),
+            late=self.made_late(late) if late else None,
         )
+
+    def made_late(self, ops: Sequence[Op]) -> _core.Plan:
+        return _core.Plan(
+            ops=tuple(ops),
+            environ=(),
+            search_path=(),
+            cwd=b"/",
+            clone_flags=0,
+            id_map="none",
+            uid_map=None,
+            gid_map=None,
+            n_early=0,
+            staged=False,
+            init=False,
+            namespaces=(),
+        )
+
+    def pipe_owner(self) -> tuple[int, int] | None:
+        """Who the command is to the caller, where that is another; None also where the caller has
+        no right to give anything away."""
+        spec = self.spec
+        if self.id_range is not None:
+            return self.id_range[0] + spec.uid, self.id_range[1] + spec.gid
+        if self.id_map == "parent":
+            return _outside(spec.uid_mappings, spec.uid), _outside(spec.gid_mappings, spec.gid)
+        if self.kinds["user"] == "host" and self.caller.privileged and spec.user != "0:0":
+            return spec.uid, spec.gid
+        return None
 
     def add(self, op: Op) -> None:
         self.ops.append(op)
@@ -273,18 +347,24 @@ class _Compiler:
         namespace there is no right to join anything outside it, so then all are joined before.
         The mount namespace comes last: the other paths are the caller's."""
         first = {"user": 0, "mount": 2}
+        # Root has rights over all of them, which end where the user namespace begins.
+        late = "user" in self.joined and self.caller.privileged
         if "user" in self.joined and self.caller.privileged:
             # Inside, groups may be out of reach (setgroups "deny"): the caller's stay behind now.
             self.early.append(Op("setgroups", "setgroups", note="none"))
         for kind in sorted(self.joined, key=lambda kind: first.get(kind, 1)):
             path = self.kinds[kind]
             flags = CLONE_FLAGS[kind]
-            op = Op("setns", "setns", flags=flags, source=os.fsencode(path), note=f"{kind} {path}")
+            how = _core.HOW_OPEN if late and kind == "user" else 0
+            op = Op("setns", "setns", how, flags, source=os.fsencode(path), note=f"{kind} {path}")
             if kind in ("user", "pid", "time") or self.new_user or "user" in self.joined:
                 self.early.append(op)
                 self.staged = True
             else:
                 self.add(op)
+        if late:
+            path = self.kinds["user"]
+            self.early.append(Op("join_user", "setns", source=os.fsencode(path), note=path))
 
     def map_ids(self) -> None:
         if not self.new_user:
@@ -307,12 +387,64 @@ class _Compiler:
                 (b"gid_map", gid_map),
                 (b"uid_map", uid_map),
             ):
-                note = f"{name.decode()}: {text.decode().strip()}"
-                self.add(Op("write", "id_map", target=b"/proc/self/" + name, data=text, note=note))
+                self.add(map_op(name, text))
             return
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
         self.staged = True
+
+    def own_namespaces(self) -> None:
+        """What capabilities are worth is decided by who owns a namespace: those of a range's user
+        namespace count in what belongs to it."""
+        if self.id_range is None or not self.spec.capabilities:
+            return
+        kinds = [kind for kind in ("network", "uts", "ipc") if kind in self.new]
+        self.made_later = {*self.made_later, *kinds}
+        self.staged = True  # a process is forked: of small memory, not of the caller's
+        if kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("own_namespaces", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def own_the_rest(self) -> None:
+        """What begins with a copy of what is there. Mounts that another user namespace has made are
+        locked in it: nothing can be uncovered, or made writable, that was not to be."""
+        capabilities = self.spec.capabilities
+        kinds = ["mount"] if "CAP_SYS_ADMIN" in capabilities else []
+        kinds = [kind for kind in (*kinds, "cgroup") if capabilities and kind in self.new]
+        if self.id_range is not None and kinds:
+            flags = sum(CLONE_FLAGS[kind] for kind in kinds)
+            self.add(Op("unshare", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def join_range(self) -> None:
+        """The namespace was made once, for all sandboxes of this process, and is joined when all is
+        done that takes the caller's rights: the other namespaces and the mounts stay out of its
+        reach. The ids that it has from then on are of that namespace."""
+        if self.id_range is not None:
+            self.id_map = "range"
+            uid, gid, size = self.id_range
+            note = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+            self.add(Op("join_user", "id_map", note=note))
+
+    def owned(self) -> int:
+        """For what is made for a sandbox: its uid 0 has it."""
+        return 0 if self.id_range is None else _core.HOW_OWNED
+
+    def root_ids(self) -> int:
+        """A rootfs' files keep their owners inside; the host's own root is nobody's there."""
+        return 0 if self.id_range is None or self.spec.rootfs is None else _core.HOW_IDMAP
+
+    def owners(self, kind: str, data: str) -> str:
+        """Options of a file system by the ids of who mounts it: the caller's."""
+        if self.id_range is None or kind not in ("tmpfs", "devpts", "proc"):
+            return data
+        options = [option for option in data.split(",") if option]
+        for i, name in enumerate(("uid", "gid")):
+            given = [option for option in options if option.startswith(f"{name}=")]
+            if given or kind == "tmpfs":
+                inside = int(given[0].partition("=")[2]) if given else 0
+                options = [option for option in options if option not in given]
+                options.append(f"{name}={self.id_range[i] + inside}")
+        return ",".join(options)
 
     def become_mapped(self) -> None:
         """In a namespace with a range, the process is nobody until it takes a mapped id, and nobody
@@ -331,21 +463,25 @@ class _Compiler:
         mounts = self.all_mounts()
         files = dict(spec.files)
         slave = any(_parse(m).propagation == MS_SLAVE for m in mounts)
-        self.add(
-            Op(
-                "propagation",
-                "propagation",
-                flags=MS_SLAVE if slave else MS_PRIVATE,
-                note="rslave" if slave else "rprivate",
+        self.from_tree = self.may_begin_with_the_root(mounts)
+        if self.from_tree:
+            self.open_sources(mounts)
+        else:
+            self.add(
+                Op(
+                    "propagation",
+                    "propagation",
+                    flags=MS_SLAVE if slave else MS_PRIVATE,
+                    note="rslave" if slave else "rprivate",
+                )
             )
-        )
         read_only = (spec.rootfs is None or spec.read_only) and not spec.overlay
         root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
         self.add(
             Op(
                 "root_tree",
                 "rootfs",
-                how=_core.HOW_RECURSIVE,
+                how=_core.HOW_RECURSIVE | self.root_ids(),
                 flags=MOUNT_ATTR_RDONLY if read_only else 0,
                 source=os.fsencode(root),
                 note=f"{root} {'ro' if read_only else 'rw'}",
@@ -354,9 +490,13 @@ class _Compiler:
         self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
-            self.add(Op("scratch", "overlay" if spec.overlay else "file", note="scratch tmpfs"))
+            self.add(self.scratch_op("overlay" if spec.overlay else "file"))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
-        self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
+        if self.from_tree:
+            self.made_later = {*self.made_later, "mount"}
+            self.add(Op("tree_namespace", "rootfs", source=os.fsencode(root)))
+        else:
+            self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
             self.add(self.overlay_op(b"lower"))
         self.layers = [("/", spec.overlay)]
@@ -369,11 +509,61 @@ class _Compiler:
             self.add(self.file_op(number, destination, os.fsencode(destination), how))
         self.mask_paths()
         self.finish_root()
-        if spec.root_mode == "pivot_root":
+        if self.from_tree:
+            pass  # it is "/" already
+        elif spec.root_mode == "pivot_root":
             beneath = 2 if scratch else 1
             self.add(Op("pivot_root", "pivot_root", arg=beneath, source=os.fsencode(root)))
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
+
+    def may_begin_with_the_root(self, mounts: Sequence[Mount]) -> bool:
+        """Whether the mount namespace can be made of the root's tree alone. The host's own root
+        would bring all of the host's mounts; a scratch beneath it needs the caller's view."""
+        spec = self.spec
+        binds = [mount for mount in mounts if mount.type == "bind"]
+        return (
+            self.caller.tree_namespaces
+            and bool(self.caller.capabilities & CAP_MKNOD)  # devices need no source then
+            and not self.staged
+            and spec.rootfs is not None
+            and not spec.overlay
+            and not spec.files
+            and spec.root_mode == "pivot_root"
+            and not self.new_user
+            and len(binds) <= _core.MAX_SOURCES
+            and all(_parse(mount).propagation != MS_SLAVE for mount in binds)
+        )
+
+    def open_sources(self, mounts: Sequence[Mount]) -> None:
+        """Before the caller's view is left."""
+        for mount in mounts:
+            if mount.type == "bind":
+                assert mount.source is not None
+                source = os.fsencode(os.path.abspath(mount.source))
+                how = _core.HOW_RECURSIVE if _parse(mount).recursive else 0
+                note = os.fspath(mount.source)
+                self.add(Op("bind_source", "mount", how, source=source, note=note))
+
+    def scratch_op(self, stage: str, note: str = "scratch tmpfs") -> Op:
+        """The files put there beforehand have their room beside what may be written."""
+        files = [
+            len(content.encode() if isinstance(content, str) else content)
+            for content in self.spec.files.values()
+        ]
+        size = (self.tmpfs_size() or _tmpfs.DEFAULT_SIZE) + _tmpfs.room_for(files)
+        inodes = _tmpfs.files_in(size) + len(files)
+        return Op(
+            "scratch",
+            stage,
+            self.owned(),
+            type=b"%d" % size,
+            data=b"%d" % inodes,
+            note=f"{note} size={size},nr_inodes={inodes}",
+        )
+
+    def tmpfs_size(self) -> int | None:
+        return int(self.spec.tmpfs_size) if self.spec.tmpfs_size is not None else None
 
     def overlay_op(self, lower: bytes) -> Op:
         data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
@@ -387,7 +577,7 @@ class _Compiler:
         return Op(
             "file_bind",
             "file",
-            how,
+            how | self.owned(),
             flags=self.file_attributes,
             arg=len(data),
             source=b"%d" % number,
@@ -483,17 +673,23 @@ class _Compiler:
         """What mounts it at its destination, or at a `place` that is made for it."""
         parsed = _parse(mount)
         how = 0
-        if place is not None or parsed.mkdir or self.throw_away(mount.destination):
+        if place is not None or self.throw_away(mount.destination):
+            how |= _core.HOW_CREATE | self.owned()
+        elif parsed.mkdir:
             how |= _core.HOW_CREATE
         target = place or os.fsencode(mount.destination)
         note = f"{mount.destination} {mount.type}"
         if mount.type == "bind":
             note += f" from {mount.source}"
-        if mount.options:
-            note += " " + ",".join(mount.options)
+        more = []
+        if mount.type == "tmpfs":
+            more = _tmpfs.limits(mount.destination, self.tmpfs_size(), parsed.data)
+        if mount.options or more:
+            note += " " + ",".join([*mount.options, *more])
         if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
             how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
         if mount.type != "bind":
+            data = self.owners(mount.type, parsed.data)
             return Op(
                 "mount",
                 "mount",
@@ -503,10 +699,14 @@ class _Compiler:
                 os.fsencode(mount.source or mount.type),
                 target,
                 mount.type.encode(),
-                os.fsencode(parsed.data) or None,
+                os.fsencode(",".join([option for option in (data, *more) if option])) or None,
                 note,
             )
         assert mount.source is not None  # Mount's own check
+        if parsed.idmap and self.id_range is not None:
+            how |= _core.HOW_IDMAP
+        if self.from_tree:
+            how |= _core.HOW_AHEAD
         if parsed.recursive:
             how |= _core.HOW_RECURSIVE
         if parsed.propagation == MS_SLAVE:
@@ -568,6 +768,13 @@ class _Compiler:
         if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
 
+    def keyring(self, how: int = 0) -> None:
+        """Each takes one of the user's quota, in which there is room for some 200. Where the filter
+        refuses all calls about keys, the caller's may stay instead."""
+        if self.spec.seccomp == "default":
+            how |= _core.HOW_OPTIONAL
+        self.add(Op("keyring", "keyring", how, note="of its own"))
+
     def limits_and_ids(self) -> None:
         spec = self.spec
         for rlimit in spec.rlimits:
@@ -582,6 +789,8 @@ class _Compiler:
                 )
             )
         self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
+        self.join_range()
+        self.own_the_rest()
         self.bounding()
         self.ids()
         self.last()
@@ -589,15 +798,17 @@ class _Compiler:
     def bounding(self) -> None:
         """Before the ids, which take away the right to; who has not got it cannot gain by exec what
         is not there either, once no_new_privileges is set."""
-        if self.caller.capabilities & CAP_SETPCAP or self.new_user or "user" in self.joined:
+        joins = self.id_range is not None or "user" in self.joined
+        if self.caller.capabilities & CAP_SETPCAP or self.new_user or joins:
             names = " ".join(self.spec.capabilities) or "none"
             mask, how = self.capability_mask(), self.keep()
             self.add(Op("bounding", "capabilities", how, arg=mask, note=names))
 
     def keep(self) -> int:
-        """Without no_new_privileges, to load a filter takes what a change of ids takes away."""
-        filtered = self.spec.seccomp != "unconfined"
-        return _core.HOW_KEEP if filtered and not self.spec.no_new_privileges else 0
+        """Without no_new_privileges, to load a filter, or to be restricted by Landlock, takes what
+        a change of ids takes away."""
+        needed = self.spec.seccomp != "unconfined" or self.spec.landlock
+        return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
     def capability_mask(self) -> int:
         if not self.spec.capabilities:
@@ -608,17 +819,39 @@ class _Compiler:
 
     def last(self) -> None:
         """After the ids, in the one order that works: capabilities, then no_new_privileges, without
-        which a filter needs CAP_SYS_ADMIN, then the filter. Without no_new_privileges the filter
-        comes while that is still there."""
+        which Landlock and a filter need CAP_SYS_ADMIN, then these. Without no_new_privileges they
+        come while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
-        capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
+        mask, how = self.capability_mask(), self.when_dropped()
+        capabilities = Op("capabilities", "capabilities", how, arg=mask, note=names)
         if self.spec.no_new_privileges:
             self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
+            self.restrict()
             self.filter()
         else:
+            self.restrict()
             self.filter()
             self.add(capabilities)
+
+    def when_dropped(self) -> int:
+        """A child that shares the caller's memory keeps until its exec what protects it from others
+        of its uid, who may see it in the host's pid namespace. One that joins a range has left that
+        memory by then."""
+        bounded = any(op.code == "bounding" for op in self.ops)
+        shares = not self.staged and self.id_range is None
+        return _core.HOW_AT_EXEC if bounded and shares else 0
+
+    def restrict(self) -> None:
+        """Before the filter, which need not let these calls through."""
+        if not self.spec.landlock:
+            return
+        has_admin = self.caller.privileged or self.new_user or "user" in self.joined
+        if not self.spec.no_new_privileges and not has_admin:
+            raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
+        from fastns import _landlock  # not where a start is to be quick and has none
+
+        self.ops += _landlock.ops(self.spec.landlock, _landlock.abi(), self.keep())
 
     def filter(self) -> None:
         profile = self.spec.seccomp
@@ -639,10 +872,13 @@ class _Compiler:
         spec, caller = self.spec, self.caller
         if self.id_map == "self":
             return  # the one mapped id is the process's own already
-        in_range = self.new_user or "user" in self.joined
+        in_range = self.new_user or "user" in self.joined or self.id_range is not None
         same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
         if not in_range and not caller.privileged and (spec.user == "0:0" or same):
             return  # nothing to change, and no right to change it
+        if self.id_range is not None and spec.uid:
+            # From uid 0 inside to another one the rights go that were given by joining.
+            self.add(Op("setuid", "setuid", note="0"))
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
         count = len(spec.additional_gids)
         note = " ".join(map(str, spec.additional_gids)) or "none"
@@ -651,9 +887,23 @@ class _Compiler:
         if not in_range and same:
             return
         # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
-        self.staged = True
+        self.staged = (
+            self.staged or self.id_range is None
+        )  # a range's are changed by the exec program
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
+
+
+def map_op(name: bytes, text: bytes) -> Op:
+    """Writes one of a process' own map files, which have to be those of a proc file system."""
+    return Op(
+        "write",
+        "id_map",
+        flags=PROC_MAGIC,
+        target=b"/proc/self/" + name,
+        data=text,
+        note=f"{name.decode()}: {text.decode().strip()}",
+    )
 
 
 def search_path(path: str | bytes | None) -> tuple[bytes, ...]:
@@ -680,6 +930,14 @@ _parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
 
 def _map_text(mappings: Iterable[IDMapping]) -> bytes:
     return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def _outside(mappings: Iterable[IDMapping], inside: int) -> int:
+    """The caller's id of a mapped one."""
+    for m in mappings:
+        if m.container_id <= inside < m.container_id + m.size:
+            return m.host_id + inside - m.container_id
+    return 0
 
 
 def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:

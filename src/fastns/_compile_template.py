@@ -20,10 +20,15 @@ from fastns._compile import (
     Op,
     _Compiler,
     _parse,
+    map_op,
     with_profile,
 )
 from fastns.errors import SpecError
 from fastns.spec import Mount, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DEV = DEFAULT_MOUNTS[4]
 FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
@@ -50,6 +55,7 @@ class _TemplateCompiler(_Compiler):
         super().__init__(spec, caller)
         self.each: list[Op] = []
         self.rest: bytes | None = None  # of a filter, beyond what the server has
+        self.bounded = False  # by the server, for all
         self.fresh: list[str] = []  # destinations of what each sandbox mounts for itself
 
     def check(self) -> None:
@@ -78,15 +84,22 @@ class _TemplateCompiler(_Compiler):
         self.build_root()
         if self.spec.hostname is not None or self.spec.domainname is not None:
             self.names()
+        if self.id_map == "none" and self.id_range is None:  # with a full set a new one begins
+            self.bounding()
+            self.bounded = True
+        self.keyring(_core.HOW_SEALED)  # all sandboxes have the same
         self.filter_for_all()
         base = (*self.early, *self.ops)
+        mine = (self.new, self.id_map, self.made_later)
+        sandbox = self.sandbox()
+        self.new, self.id_map, self.made_later = mine
         return self.made(
             base,
             self.new,
             id_map=self.id_map,
             n_early=len(self.early),
             staged=True,
-            sandbox=self.sandbox(),
+            sandbox=sandbox,
         )
 
     def sandbox(self) -> _core.Plan:
@@ -97,18 +110,18 @@ class _TemplateCompiler(_Compiler):
             # A user namespace of its own, in which the server's mounts are locked.
             new.append("user")
             self.map_same()
+        self.new = [kind for kind in new if not self.netns_pool or kind != "network"]
+        self.own_namespaces()
         if not self.spec.overlay:
             self.add(Op("root_tree", "rootfs", source=b"/", note="/"))
         self.ops += self.each
-        if self.netns_pool:
-            new.remove("network")
-        elif "network" in self.new:
+        if "network" in self.new:
             self.add(Op("loopback", "network", note="lo up"))
         self.enter_cgroups()
         self.limits_and_ids()
         return self.made(
             self.ops,
-            new,
+            self.new,
             id_map=self.id_map,
             method="template",
             netns_pool=self.netns_pool,
@@ -118,9 +131,11 @@ class _TemplateCompiler(_Compiler):
     def map_same(self) -> None:
         uid, gid = f"{self.spec.uid} {self.spec.uid} 1\n", f"{self.spec.gid} {self.spec.gid} 1\n"
         for name, text in ((b"setgroups", "deny"), (b"gid_map", gid), (b"uid_map", uid)):
-            note = f"{name.decode()}: {text.strip()}"
-            target = b"/proc/self/" + name
-            self.add(Op("write", "id_map", target=target, data=text.encode(), note=note))
+            self.add(map_op(name, text.encode()))
+
+    def bounding(self) -> None:
+        if not self.bounded:
+            super().bounding()
 
     def filter_for_all(self) -> None:
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""
@@ -139,6 +154,9 @@ class _TemplateCompiler(_Compiler):
         else:
             self.add_filter(self.rest, "default, the rest")
 
+    def when_dropped(self) -> int:
+        return 0  # nobody may look into the server's memory
+
     def names(self) -> None:
         """A new uts namespace begins with the names of the server's."""
         network, self.new = self.new, [kind for kind in self.new if kind != "network"]
@@ -146,6 +164,9 @@ class _TemplateCompiler(_Compiler):
         self.new = network
 
     # ---- mounts ----
+
+    def may_begin_with_the_root(self, mounts: Sequence[Mount]) -> bool:
+        return False  # once is not often: the server's is made in the classic way
 
     def build_root(self) -> None:
         if self.spec.overlay:
@@ -161,6 +182,10 @@ class _TemplateCompiler(_Compiler):
             self.not_below_fresh(mount.destination)
             super().add_mount(mount)
         else:
+            if self.id_range is not None and _parse(mount).mkdir:
+                # A sandbox cannot make what is missing: its root shows other owners.
+                super().add_mount(mount)
+                self.layers.pop()
             if self.id_map == "self" and mount.type in ("proc", "sysfs"):
                 # One must be there already where a user namespace mounts another.
                 super().add_mount(_beneath(mount))
@@ -173,7 +198,8 @@ class _TemplateCompiler(_Compiler):
 
     def directories_below_dev(self) -> None:
         for path in FRESH_BELOW_DEV:
-            self.add(Op("directory", "directory", arg=0o755, target=path.encode(), note=path))
+            how, target = self.owned(), path.encode()
+            self.add(Op("directory", "directory", how, arg=0o755, target=target, note=path))
 
     def put_mask(self, path: str, op: Op) -> None:
         """Over what each sandbox mounts for itself, each has to."""
@@ -208,18 +234,18 @@ class _TemplateCompiler(_Compiler):
             Op(
                 "root_tree",
                 "rootfs",
-                _core.HOW_RECURSIVE,
+                _core.HOW_RECURSIVE | self.root_ids(),
                 MOUNT_ATTR_RDONLY,
                 source=source,
                 note=f"{root} ro",
             ),
-            Op("scratch", "rootfs", note="tmpfs for the parts"),
+            self.scratch_op("rootfs", "tmpfs for the parts"),
             Op("root_attach", "rootfs", source=source, target=b"lower"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]
         self.each += [
-            Op("scratch", "overlay", note="scratch tmpfs"),
+            self.scratch_op("overlay"),
             self.overlay_op(b"/lower"),
         ]
         for number, mount in enumerate(mounts):
@@ -261,7 +287,7 @@ class _TemplateCompiler(_Compiler):
         """A part of the server's root, with all that is mounted below it, into each sandbox's."""
         how |= _core.HOW_RECURSIVE
         if self.throw_away(destination):
-            how |= _core.HOW_CREATE
+            how |= _core.HOW_CREATE | self.owned()
         target = os.fsencode(destination)
         self.each.append(Op("bind", stage, how, source=part, target=target, note=destination))
         self.layers.append((destination, False))

@@ -5,6 +5,7 @@ from typing import Final, TypeAlias, final
 
 from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
+from fastns.completed import CompletedSandbox
 from fastns.errors import SpawnError
 
 STAGES: Final[tuple[str, ...]]
@@ -15,6 +16,14 @@ HOW_RECURSIVE: Final[int]
 HOW_SLAVE: Final[int]
 HOW_UNBINDABLE: Final[int]
 HOW_KEEP: Final[int]
+HOW_IDMAP: Final[int]
+HOW_OPEN: Final[int]
+HOW_OWNED: Final[int]
+HOW_SEALED: Final[int]
+HOW_OPTIONAL: Final[int]
+HOW_AT_EXEC: Final[int]
+HOW_AHEAD: Final[int]
+MAX_SOURCES: Final[int]
 PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
@@ -53,6 +62,8 @@ class CgroupPool:
     def owner(self) -> int: ...
     def remove(self, patience_ms: int) -> bool: ...
 
+def user_namespace(ids: tuple[int, int, int]) -> int: ...
+
 @final
 class Plan:
     def __new__(
@@ -75,7 +86,14 @@ class Plan:
         netns_pool: int = 0,
         max_output: int = 0,
         cgroups: CgroupPlan | None = None,
+        ids: tuple[int, int, int] | None = None,
+        pipe_owner: tuple[int, int] | None = None,
+        late: Plan | None = None,
     ) -> Plan: ...
+    @property
+    def ids(self) -> tuple[int, int, int] | None: ...
+    @property
+    def pipe_owner(self) -> tuple[int, int] | None: ...
     @property
     def cgroups(self) -> CgroupPlan | None: ...
     @property
@@ -96,6 +114,8 @@ class Plan:
     def namespaces(self) -> tuple[str, ...]: ...
     @property
     def max_output(self) -> int: ...
+    @property
+    def mount_namespace(self) -> str: ...
     @property
     def filtered(self) -> bool: ...
     @property
@@ -167,7 +187,8 @@ def spawn(
 ) -> Process: ...
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
-) -> _Outcome | SpawnError | None: ...
+) -> CompletedSandbox | _Outcome | SpawnError | None: ...
+def set_completed_class(cls: type[CompletedSandbox]) -> None: ...
 def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
     plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int
@@ -181,5 +202,7 @@ def run_batch(
     each: Callable[[int, _Outcome | SpawnError], object] | None = None,
 ) -> list[_Outcome | SpawnError]: ...
 def capabilities() -> int: ...
+def landlock_abi() -> int: ...
+def has_tree_namespaces() -> bool: ...
 def unshare(flags: int) -> int: ...
 def setns(fd: int, flags: int) -> int: ...

@@ -9,13 +9,14 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strlen
+from libc.string cimport memset, strchr, strlen
 
 from fastns cimport _fastns as c
 
 import os
+import sys
 
 from fastns.errors import SpawnError
 
@@ -28,7 +29,13 @@ cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
 
 cdef extern from "Python.h":
-    object PyUnicode_EncodeFSDefault(object text)
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct stat:
+        uint64_t st_dev
+        uint64_t st_ino
+    int fstat(int fd, stat *about)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -43,6 +50,14 @@ HOW_RECURSIVE = c.FNS_HOW_RECURSIVE
 HOW_SLAVE = c.FNS_HOW_SLAVE
 HOW_UNBINDABLE = c.FNS_HOW_UNBINDABLE
 HOW_KEEP = c.FNS_HOW_KEEP
+HOW_IDMAP = c.FNS_HOW_IDMAP
+HOW_OPEN = c.FNS_HOW_OPEN
+HOW_OWNED = c.FNS_HOW_OWNED
+HOW_SEALED = c.FNS_HOW_SEALED
+HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
+HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
+HOW_AHEAD = c.FNS_HOW_AHEAD
+MAX_SOURCES = c.FNS_MAX_SOURCES
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
@@ -50,6 +65,7 @@ ID_MAPS = {
     "self": c.FNS_ID_MAP_SELF,
     "parent": c.FNS_ID_MAP_PARENT,
     "newuidmap": c.FNS_ID_MAP_NEWUIDMAP,
+    "range": c.FNS_ID_MAP_RANGE,
 }
 
 cdef dict _stage_numbers = {name: i for i, name in enumerate(STAGES)}
@@ -168,6 +184,44 @@ cdef object _counts(const c.fns_leaf *leaf):
             for i, name in enumerate(COUNTS)}
 
 
+# ---- the user namespace of a range of ids ----------------------------------------------------------
+
+@cython.final
+cdef class _UserNamespace:
+    """One that was made: its fd, and whether that is still the same file."""
+
+    cdef int fd
+    cdef stat file
+
+    cdef bint is_there(self):
+        cdef stat now
+        return (fstat(self.fd, &now) == 0 and now.st_ino == self.file.st_ino
+                and now.st_dev == self.file.st_dev)
+
+
+cdef dict _user_namespaces = {}  # (first uid, first gid, how many) -> _UserNamespace
+
+
+def user_namespace(tuple ids):
+    """The fd of this process's user namespace with the range `ids`: made when it is first asked for, or
+    when the fd was closed by another part of this process. SpawnError at stage "clone" or "id_map"."""
+    cdef c.fns_error error
+    cdef int fd
+    cdef _UserNamespace known = _user_namespaces.get(ids)
+    if known is not None and known.is_there():
+        return known.fd
+    uid, gid, size = ids
+    uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
+    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map), &error)
+    if fd < 0:
+        raise SpawnError(STAGES[error.stage], error.err)
+    known = _UserNamespace()
+    known.fd = fd
+    fstat(fd, &known.file)
+    _user_namespaces[ids] = known
+    return fd
+
+
 @cython.final
 cdef class Plan:
     """A compiled spec: what a sandbox's first process does, in order.
@@ -190,6 +244,12 @@ cdef class Plan:
     cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
+    cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
+    cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
+    cdef char **envp  # into environ
+    cdef Plan late  # what a direct spawn does in memory of its own
+    cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
+    cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
@@ -198,10 +258,19 @@ cdef class Plan:
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
-                  uint64_t max_output=0, cgroups=None):
+                  uint64_t max_output=0, cgroups=None, tuple ids=None, tuple pipe_owner=None,
+                  Plan late=None):
         cdef c.fns_op *op
+        cdef void *image = NULL
         cdef int bad
-        self.ops = ops
+        self.ops = ops if late is None else ops + late.ops
+        self.ids = ids
+        self.pipe_owner = pipe_owner
+        self.late = late
+        if ids is not None:
+            self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
+        if pipe_owner is not None:
+            self.plan.pipe_uid, self.plan.pipe_gid = pipe_owner
         self.environ = environ
         self.search_path = search_path
         self.cwd = cwd
@@ -216,9 +285,16 @@ cdef class Plan:
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
+        self.mount_namespace = (
+            "template" if self.method == "template" else "host" if "mount" not in namespaces
+            else "tree" if any(item.code == "tree_namespace" for item in ops) else "copied")
+        self.filtered = any(item.code == "seccomp" for item in self.ops)
         self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
-        if self.op_array == NULL:
+        self.envp = <char **>calloc(len(environ) + 1, sizeof(char *))
+        if self.op_array == NULL or self.envp == NULL:
             raise MemoryError
+        for i, item in enumerate(environ):
+            self.envp[i] = PyBytes_AS_STRING(<bytes?>item)
         for i, item in enumerate(ops):
             op = &self.op_array[i]
             op.code = OPS[item.code]
@@ -247,12 +323,24 @@ cdef class Plan:
         self.plan.id_map = ID_MAPS[id_map]
         self.plan.clone_flags = clone_flags
         self.plan.netns_pool = netns_pool
+        if late is not None:
+            self.plan.late = &late.plan
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
         _load_programs()
+        if late is not None:
+            if c.fns_exec_image(&self.plan, &image, &self.plan.image_size) < 0:
+                raise MemoryError
+            self.plan.image = image
 
     def __dealloc__(self):
+        free(<void *><uintptr_t>self.plan.image)
         free(self.op_array)
+        free(self.envp)
+
+    cdef int userns(self) except -1:
+        """The fd its sandboxes join; 0: they join none."""
+        return 0 if self.ids is None else user_namespace(self.ids)
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:
         """The offset of `text` in the arena; equal texts share one place."""
@@ -282,11 +370,6 @@ cdef class Plan:
         return live.pool
 
     @property
-    def filtered(self):
-        """Whether its sandboxes have a filter of system calls."""
-        return any(op.code == "seccomp" for op in self.ops)
-
-    @property
     def limits(self):
         """Names of the spec's limits that are enforced."""
         return () if self.cgroups is None else self.cgroups.enforced
@@ -301,7 +384,10 @@ cdef class Plan:
         if self.plan.options & c.FNS_PLAN_STAGED:
             lines.append("helper: a process of its own makes the sandbox")
         lines.append("clone: " + (" ".join(self.namespaces) or "no new namespace"))
-        if self.id_map != "none":
+        if self.ids is not None:
+            uid, gid, size = self.ids
+            lines.append(f"id_map: range uids 0 {uid} {size}, gids 0 {gid} {size}")
+        elif self.id_map != "none":
             lines.append(f"id_map: {self.id_map}")
         for i, op in enumerate(self.ops):
             lines.append(f"{op.stage}[{i}] {op}".rstrip())
@@ -356,7 +442,7 @@ cdef class _Arguments:
         free(self.keep)
 
 
-cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *error):
+cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error *error):
     """A SpawnError in words: which op, which path."""
     stage = STAGES[error.stage]
     path = hint = None
@@ -364,14 +450,18 @@ cdef object _spawn_error(Plan plan, _Arguments arguments, const c.fns_error *err
         op = plan.ops[error.op_index]
         path = op.source if error.detail == c.FNS_DETAIL_SOURCE else (op.target or op.source)
     elif error.stage == c.FNS_STAGE_EXEC:
-        path = arguments.argv[0]
+        path = command
     elif error.stage == c.FNS_STAGE_CHDIR:
-        path = arguments.cwd
+        path = cwd
     if error.detail == c.FNS_DETAIL_FOUND:
         hint = ("the file is there, but the interpreter of its #! line, or the ELF loader it names, "
                 "is missing inside the root")
     elif error.detail == c.FNS_DETAIL_KILLED:
         hint = "the process was killed while it was being set up (out of memory, or a signal)"
+    elif error.detail == c.FNS_DETAIL_ID_MAP:
+        hint = ("this file system cannot be shown with other owners (an idmapped mount): "
+                "namespaces={'user': 'host'}, --userns host, does without a user namespace; a bind "
+                "may go without idmap; a root on ext4, xfs or btrfs can be")
     elif error.detail == c.FNS_DETAIL_BROKEN:
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     exc = SpawnError(stage, error.err, op_index=error.op_index,
@@ -516,12 +606,16 @@ cdef class Process:
         self.close()
 
 
+cdef double _seconds(const c.timeval *time) noexcept:
+    return time.tv_sec + time.tv_usec * 1e-6
+
+
 cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
     return (
         result.code,
         result.status,
-        result.usage.ru_utime.tv_sec + result.usage.ru_utime.tv_usec * 1e-6,
-        result.usage.ru_stime.tv_sec + result.usage.ru_stime.tv_usec * 1e-6,
+        _seconds(&result.usage.ru_utime),
+        _seconds(&result.usage.ru_stime),
         result.usage.ru_maxrss * 1024,
         result.usage.ru_maxrss > process.rss_floor,
         (result.end - process.start) * 1e-9,
@@ -547,10 +641,11 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
     cdef c.fns_job job
     cdef int ret
     _set_job(&job, plan, arguments, groups)
+    job.args.userns = plan.userns()
     with nogil:
         ret = c.fns_job_spawn(&job, -1)
     if ret < 0:
-        raise _spawn_error(plan, arguments, &job.error)
+        raise _spawn_error(plan, argv[0], cwd, &job.error)
     return _new_process(plan, &job, groups)
 
 
@@ -580,16 +675,16 @@ cdef class Server:
 
     def __cinit__(self, Plan plan, int null, int parked=0):
         cdef c.fns_error error
-        cdef int ret
+        cdef int ret, userns = plan.userns()
         self.plan = plan
         self.free = []
         self.ahead = []
         self.owner = getpid()
         self.process.pidfd = self.process.control = -1
         with nogil:
-            ret = c.fns_server_start(&plan.plan, null, &self.process, &error)
+            ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
         if ret < 0:
-            raise _spawn_error(plan, _Arguments((), (), (), b"/", (-1, -1, -1), ()), &error)
+            raise _spawn_error(plan, None, None, &error)
         self.running = True
         for _ in range(parked):
             self.park()
@@ -665,7 +760,7 @@ cdef class Server:
         if broken and ret == -EPIPE:
             self.aborted()
         if ret < 0:
-            raise _spawn_error(plan, arguments, &job.error)
+            raise _spawn_error(plan, argv[0], cwd, &job.error)
         cdef Process new = _new_process(plan, &job, groups)
         new.server = self
         return new
@@ -786,7 +881,10 @@ cdef class Pipes:
 # ---- jobs: run to their end in C -------------------------------------------------------------------
 
 cdef enum:
-    MAX_PLAIN = 4096
+    MAX_PLAIN = 4096  # bytes of a text
+    MAX_WORDS = 64
+
+cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
 
 PIPE_STDIN = c.FNS_PIPE_STDIN
 PIPE_STDOUT = c.FNS_PIPE_STDOUT
@@ -815,6 +913,7 @@ cdef class _Jobs:
         self.plan = plan
         self.server = server
         self.groups = plan.pool()
+        cdef int userns = 0 if server is not None else plan.userns()
         self.n = len(items)
         self.handed_out = bytearray(self.n)
         self.arguments = []
@@ -830,6 +929,7 @@ cdef class _Jobs:
             job.plan = &plan.plan
             job.server = NULL if server is None else &server.process
             job.args = arguments.args
+            job.args.userns = userns
             job.groups = NULL if self.groups is None else self.groups.groups
             job.leaf.number = -1
             job.pipes = pipes
@@ -862,7 +962,8 @@ cdef class _Jobs:
                 self.process(i)
 
     cdef object error(self, size_t i):
-        return _spawn_error(self.plan, <_Arguments>self.arguments[i], &self.jobs[i].error)
+        cdef _Arguments arguments = self.arguments[i]
+        return _spawn_error(self.plan, arguments.argv[0], arguments.cwd, &self.jobs[i].error)
 
     cdef object started(self, size_t i):
         """SpawnError or Process."""
@@ -870,17 +971,9 @@ cdef class _Jobs:
 
     cdef object outcome(self, size_t i):
         """SpawnError, or (result tuple, stdout, stderr, bytes dropped, timed_out)."""
-        cdef c.fns_job *job = &self.jobs[i]
-        if job.error.stage != c.FNS_STAGE_NONE:
+        if self.jobs[i].error.stage != c.FNS_STAGE_NONE:
             return self.error(i)
-        out = err = None
-        if job.pipes & c.FNS_PIPE_STDOUT:
-            out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
-        if job.pipes & c.FNS_PIPE_STDERR:
-            err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
-        counts = None if self.groups is None else _counts(&job.leaf)
-        return (_result(&job.process, &job.result, counts), out, err,
-                job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
+        return _outcome(&self.jobs[i])
 
     cdef int hand_out(self, object each) except -1:
         """Calls each(i, outcome) for every job that has finished since the last time, and keeps no
@@ -901,12 +994,20 @@ cdef class _Jobs:
         return 0
 
 
-def run(Plan plan, Server server, tuple item):
-    """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
+cdef tuple _outcome(const c.fns_job *job):
+    """(result tuple, stdout, stderr, bytes dropped, timed_out)"""
+    out = err = None
+    if job.pipes & c.FNS_PIPE_STDOUT:
+        out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
+    if job.pipes & c.FNS_PIPE_STDERR:
+        err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
+    counts = None if job.groups == NULL else _counts(&job.leaf)
+    return (_result(&job.process, &job.result, counts), out, err,
+            job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
 
-    ConnectionAbortedError: the server was gone before it was asked."""
-    cdef _Jobs jobs = _Jobs(plan, server, [item])
-    cdef c.fns_job *job = jobs.jobs
+
+cdef int _run_job(c.fns_job *job, Server server) except -1:
+    """To its end, or to job.error. ConnectionAbortedError: the server was gone before it was asked."""
     cdef c.fns_io io
     cdef bint parked = False
     cdef int ret, connection = -1
@@ -915,15 +1016,16 @@ def run(Plan plan, Server server, tuple item):
     cdef bint late = False
     with nogil:
         ret = c.fns_job_start(job, &io, connection)
+        if ret >= 0:
+            ret = c.fns_io_run(&io)
+    cdef bint started = job.error.stage == c.FNS_STAGE_NONE
     cdef bint aborted = ret == -EPIPE and job.error.detail == c.FNS_DETAIL_BROKEN
-    if ret >= 0:
+    if started:
         try:
-            while True:
+            while ret == -EINTR:
+                PyErr_CheckSignals()
                 with nogil:
                     ret = c.fns_io_run(&io)
-                if ret != -EINTR:
-                    break
-                PyErr_CheckSignals()
         except BaseException:
             with nogil:
                 c.fns_job_finish(job, &io, 1)
@@ -940,39 +1042,121 @@ def run(Plan plan, Server server, tuple item):
         server.give(connection, parked, c.fns_job_spares(job) and not late)
         if aborted:
             server.aborted()
+    return 0
+
+
+def run(Plan plan, Server server, tuple item):
+    """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
+
+    ConnectionAbortedError: the server was gone before it was asked."""
+    cdef _Jobs jobs = _Jobs(plan, server, [item])
+    _run_job(jobs.jobs, server)
     return jobs.outcome(0)
 
 
-def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
-    """run() of `args` with little else said, checked and packed here: what a start costs beside the
-    kernel's part is the Python that is run, whose code the caches have forgotten by the next start.
+cdef object _completed_class = None
 
-    None: `args` is not a list or tuple of short texts that can be a command, or a standard stream is
-    closed."""
-    cdef list argv
-    cdef bytes text
-    if type(args) is not list and type(args) is not tuple or not args:
+
+def set_completed_class(cls):
+    """CompletedSandbox, for run_plain(): it is Python's."""
+    global _completed_class
+    _completed_class = cls
+
+
+cdef object _completed(object args, Plan plan, const c.fns_job *job):
+    """CompletedSandbox of one that has exited with 0, with nothing captured and nothing counted."""
+    cdef const c.fns_result *result = &job.result
+    done = _completed_class.__new__(_completed_class)
+    done.args = args
+    done.returncode = 0
+    done.stdout = done.stderr = None
+    done._used = (_seconds(&result.usage.ru_utime), _seconds(&result.usage.ru_stime),
+                  result.usage.ru_maxrss * 1024, result.usage.ru_maxrss > job.process.rss_floor, None)
+    done.wall_time = (result.end - job.process.start) * 1e-9
+    done.method = plan.method
+    done.truncated = False
+    done.cause = "exited"
+    done.limits = ()
+    done.id_map = plan.id_map
+    done.mount_namespace = plan.mount_namespace
+    return done
+
+
+def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
+    """run() of `args` with little else said, checked and packed here, on the stack: what a start costs
+    beside the kernel's part is the code that is run and the memory that is touched around it, which
+    the caches have forgotten by the next start.
+
+    None: `args` is not a list or tuple of a few short texts that can be a command, or a standard
+    stream is closed."""
+    cdef c.fns_job job
+    cdef char *argv[MAX_WORDS + 1]
+    cdef char *paths[MAX_WORDS + 1]
+    cdef list found
+    cdef CgroupPool groups
+    cdef tuple words
+    if not (type(args) is list or type(args) is tuple) or not _utf8:
         return None
-    argv = []
+    words = tuple(args)  # another thread may change a list
+    try:
+        if not _fill_plain(argv, words):
+            return None
+    except UnicodeEncodeError:
+        return None
+    if strchr(argv[0], b"/"):
+        paths[0] = argv[0]
+        paths[1] = NULL
+    else:
+        found = [directory + b"/" + argv[0] for directory in plan.search_path]
+        if len(found) > MAX_WORDS:
+            return None
+        for i, path in enumerate(found):
+            paths[i] = PyBytes_AS_STRING(<bytes?>path)
+        paths[len(found)] = NULL
+    if fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
+        return None
+    groups = plan.pool()
+    memset(&job, 0, sizeof(c.fns_job))
+    job.plan = &plan.plan
+    job.server = NULL if server is None else &server.process
+    job.groups = NULL if groups is None else groups.groups
+    job.leaf.number = -1
+    job.args.userns = 0 if server is not None else plan.userns()
+    job.args.argv = argv
+    job.args.paths = paths
+    job.args.envp = plan.envp
+    job.args.cwd = PyBytes_AS_STRING(plan.cwd)
+    job.args.stdio[0] = job.args.stdio[1] = job.args.stdio[2] = -1
+    job.pipes = pipes
+    job.timeout_ns = -1 if timeout_ns is None else timeout_ns
+    job.process.pidfd = job.process.control = -1
+    try:
+        _run_job(&job, server)
+        if job.error.stage != c.FNS_STAGE_NONE:
+            return _spawn_error(plan, argv[0], plan.cwd, &job.error)
+        if (job.result.code == 1 and job.result.status == 0 and not pipes and groups is None
+                and not job.timed_out):
+            return _completed(args, plan, &job)
+        return _outcome(&job)
+    finally:
+        c.fns_buffer_free(&job.output[0])
+        c.fns_buffer_free(&job.output[1])
+
+
+cdef bint _fill_plain(char **argv, tuple args) except -1:
+    """Their bytes are the texts' own, and live as long as these."""
+    cdef Py_ssize_t n = 0, size
+    if not 0 < len(args) <= MAX_WORDS:
+        return False
     for arg in args:
         if type(arg) is not str:
-            return None
-        try:
-            text = PyUnicode_EncodeFSDefault(arg)
-        except UnicodeEncodeError:
-            return None
-        if strlen(PyBytes_AS_STRING(text)) != <size_t>len(text) or len(text) > MAX_PLAIN:
-            return None
-        argv.append(text)
-    text = argv[0]
-    if len(text) == 0 or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
-        return None
-    if b"/" in text:
-        paths = (text,)
-    else:
-        paths = tuple([directory + b"/" + text for directory in plan.search_path])
-    return run(plan, server, (tuple(argv), plan.environ, paths, plan.cwd, (-1, -1, -1), pipes,
-                              b"", timeout_ns, 0))
+            return False
+        argv[n] = <char *>PyUnicode_AsUTF8AndSize(arg, &size)
+        if size > MAX_PLAIN or strlen(argv[n]) != <size_t>size:
+            return False
+        n += 1
+    argv[n] = NULL
+    return argv[0][0] != 0
 
 
 cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,
@@ -1032,7 +1216,17 @@ def capabilities():
     return c.fns_capabilities()
 
 
+def landlock_abi():
+    """The version of Landlock that this kernel has, or a negative errno."""
+    return c.fns_landlock_abi()
+
+
 # ---- unshare and setns ---------------------------------------------------------------------------
+
+def has_tree_namespaces():
+    """Whether the kernel makes a mount namespace of a tree (OPEN_TREE_NAMESPACE, Linux 7.0)."""
+    return c.fns_has_tree_namespaces() != 0
+
 
 def unshare(uint64_t flags):
     """unshare(2) for the calling thread; 0, or the errno."""

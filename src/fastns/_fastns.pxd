@@ -26,12 +26,21 @@ cdef extern from "fastns.h" nogil:
         FNS_DETAIL_FOUND
         FNS_DETAIL_KILLED
         FNS_DETAIL_BROKEN
+        FNS_DETAIL_ID_MAP
         FNS_HOW_CREATE
         FNS_HOW_NO_SYMLINKS
         FNS_HOW_RECURSIVE
         FNS_HOW_SLAVE
         FNS_HOW_UNBINDABLE
         FNS_HOW_KEEP
+        FNS_HOW_IDMAP
+        FNS_HOW_OPEN
+        FNS_HOW_OWNED
+        FNS_HOW_SEALED
+        FNS_HOW_OPTIONAL
+        FNS_HOW_AT_EXEC
+        FNS_HOW_AHEAD
+        FNS_MAX_SOURCES
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
         FNS_PLAN_SERVER
@@ -39,6 +48,7 @@ cdef extern from "fastns.h" nogil:
         FNS_ID_MAP_SELF
         FNS_ID_MAP_PARENT
         FNS_ID_MAP_NEWUIDMAP
+        FNS_ID_MAP_RANGE
         FNS_IO_DONE
         FNS_IO_TIMEOUT
         FNS_PIPE_STDIN
@@ -81,6 +91,13 @@ cdef extern from "fastns.h" nogil:
         uint64_t clone_flags
         const fns_plan *sandbox
         uint32_t netns_pool
+        uint32_t owner_uid
+        uint32_t owner_gid
+        uint32_t pipe_uid
+        uint32_t pipe_gid
+        const fns_plan *late
+        const void *image
+        size_t image_size
 
     struct fns_pool_state:
         uint64_t made
@@ -94,6 +111,7 @@ cdef extern from "fastns.h" nogil:
         const char *cwd
         const int *keep
         uint32_t n_keep
+        int userns
         int stdio[3]
 
     struct fns_process:
@@ -201,8 +219,11 @@ cdef extern from "fastns.h" nogil:
     const char *fns_op_name(unsigned code)
     int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
+    int fns_exec_image(const fns_plan *plan, void **image, size_t *size)
+    int fns_userns_open(const char *uid_map, const char *gid_map, fns_error *error)
     int fns_set_program(fns_program which, const void *data, size_t size)
-    int fns_server_start(const fns_plan *plan, int null, fns_process *server, fns_error *error)
+    int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
+                         fns_error *error)
     void fns_server_stop(const fns_process *server)
     void fns_server_close(fns_process *server)
     int fns_server_connect(const fns_process *server)
@@ -232,5 +253,7 @@ cdef extern from "fastns.h" nogil:
     size_t fns_batch_done(const fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
+    int fns_landlock_abi()
+    int fns_has_tree_namespaces()
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

@@ -115,7 +115,7 @@ SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
 # What a template's server and its sandboxes call before the command, and the command may not.
 SETUP_TEXT = """
-    chroot clone clone3 fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree
+    chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree
     pivot_root setdomainname sethostname setns umount2 unshare
 """
 SETUP = frozenset(SETUP_TEXT.split())

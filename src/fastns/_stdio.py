@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,7 +28,14 @@ class StdioPlan:
     Close with close_child() once the child is started, or close_all() when it was not.
     """
 
-    def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> None:
+    def __init__(
+        self,
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        self._owner = owner  # of pipes: or who runs there could not open them anew (/dev/stderr)
         self.child = [-1, -1, -1]
         self.parent = [-1, -1, -1]
         self._opened: list[int] = []
@@ -47,6 +55,9 @@ class StdioPlan:
             ours = 1 if index == 0 else 0
             self.parent[index] = ends[ours]
             self.child[index] = self._own(ends[1 - ours])
+            if self._owner is not None:
+                with contextlib.suppress(OSError):  # as far as the caller may
+                    os.fchown(ends[ours], *self._owner)
         elif value == DEVNULL:
             self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
         elif value == STDOUT:

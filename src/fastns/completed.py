@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, TypedDict
 
-    from fastns._cause import Cause
+    from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
     from fastns.sandbox import Args
     from fastns.spec import Spec
     from fastns.template import Template
 
     Completed = subprocess.CompletedProcess[Any]
+    Used = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
 
     class SpawnOptions(TypedDict, total=False):
         """What spawn() takes beside args and spec."""
@@ -87,21 +88,34 @@ class CompletedSandbox(Completed):
         returncode: int,
         stdout: Any,
         stderr: Any,
-        usage: Usage,
+        usage: Usage | Used,
         wall_time: float,
         method: str,
         truncated: bool = False,
         cause: Cause = "exited",
         limits: tuple[str, ...] = (),
+        id_map: str = "none",
+        mount_namespace: str = "copied",
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
-        self.usage = usage
+        self._used = usage
         self.wall_time = wall_time  # seconds, from before the clone to the end
         self.method = method  # how it was started: "direct", "staged" or "template"
         self.truncated = truncated  # whether max_output has cut stdout or stderr off
         self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
         # "output_limit", "seccomp" (a system call that the filter ends a process for) or "killed"
+        self.id_map = id_map  # whose ids it had, as in Sandbox
+        self.mount_namespace = (
+            mount_namespace  # how it began: "copied" (the caller's whole table of
+        )
+        # mounts), "tree" (the root alone: Linux 7.0), "template"; "host": it has none of its own
         self.limits = limits  # names of the spec's limits that were enforced
+
+    @property
+    def usage(self) -> Usage:
+        """What it used; made when it is asked for."""
+        used = self._used
+        return used if isinstance(used, Usage) else Usage.of(*used)
 
     @property
     def exit_code(self) -> int:
@@ -184,8 +198,10 @@ def run_by(
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
         else:
             outcome = template._run_plain(args, pipes, timeout_ns)
+        if isinstance(outcome, CompletedSandbox):
+            return outcome
         if outcome is not None:
-            return _checked(completed(args, plan, outcome, mode, timeout), check)
+            return checked(completed(args, plan, outcome, mode, timeout), check)
     if input is not None:
         if stdin is not None:
             raise SpecError("stdin", "input is given: leave stdin out")
@@ -204,10 +220,10 @@ def run_by(
         outcome = _core.run(plan, None, item) if template is None else template._run(item)
     finally:
         streams.close()
-    return _checked(completed(args, plan, outcome, mode, timeout), check)
+    return checked(completed(args, plan, outcome, mode, timeout), check)
 
 
-def _checked(done: CompletedSandbox | SpawnError | TimeoutExpired, check: bool) -> CompletedSandbox:
+def checked(done: CompletedSandbox | SpawnError | TimeoutExpired, check: bool) -> CompletedSandbox:
     if isinstance(done, CompletedSandbox):
         if check and done.returncode:
             raise CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
@@ -231,30 +247,35 @@ def completed(
     result, out, err, dropped, timed_out = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
-    usage = Usage.of(user, system, max_rss, exact, counts)
+    used = (user, system, max_rss, exact, counts)
     cause = cause_of(returncode, counts, timed_out=timed_out, truncated=dropped > 0, plan=plan)
     if timed_out:
         assert timeout is not None
         expired = TimeoutExpired(args, timeout, out, err)
         expired.returncode = returncode
-        expired.usage = usage
+        expired.usage = Usage.of(*used)
         expired.wall_time = wall
         expired.truncated = dropped > 0
         expired.cause = cause
         return expired
-    texts: tuple[Any, ...] = (out, err)
+    stdout: Any = out
+    stderr: Any = err
     if mode is not None:
-        texts = tuple(None if data is None else mode.decode(data) for data in texts)
-    stdout, stderr = texts
+        stdout, stderr = (None if data is None else mode.decode(data) for data in (out, err))
     return CompletedSandbox(
         args,
         returncode,
         stdout,
         stderr,
-        usage,
+        used,
         wall,
         plan.method,
         truncated=dropped > 0,
         cause=cause,
         limits=plan.limits,
+        id_map=plan.id_map,
+        mount_namespace=plan.mount_namespace,
     )
+
+
+_core.set_completed_class(CompletedSandbox)

@@ -18,6 +18,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from fastns import _core
+from fastns._compile import Caller
 from fastns._record import record
 
 TYPE_CHECKING = False
@@ -32,8 +34,6 @@ OLDEST_KERNEL = (5, 12)
 CAP_SYS_ADMIN = 21
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
-OPEN_TREE_NAMESPACE = 2
-AT_FDCWD = -100
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
 """Where programs and their libraries are, below /."""
@@ -94,8 +94,10 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         yield f"{space} namespace", level, partial(namespace, space)
     yield "/proc inside", "basic", proc_inside
     yield "system call filter", "basic", filters
+    yield "landlock", "extra", landlock
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
+    yield "idmapped mounts", "extra", idmapped_mounts
     yield "template", "extra", template
     yield "mount tables", "extra", mount_tables
     yield "id ranges", "extra", id_ranges
@@ -131,7 +133,7 @@ def privilege() -> Finding:
     """Who runs this, and what follows."""
     uid = os.geteuid()
     if has_sys_admin():
-        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: no user namespace is needed")
+        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: a range of ids for its sandboxes")
     return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
 
 
@@ -192,22 +194,19 @@ def system_call(name: str) -> Finding:
 
 
 def mount_tables() -> Finding:
-    """What each start copies of the mounts, and whether the kernel could do without."""
-    import ctypes
-
+    """What each start copies of the mounts."""
     mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = ctypes.c_long(SYSTEM_CALLS["open_tree"])
-    flags = ctypes.c_ulong(OPEN_TREE_NAMESPACE | os.O_CLOEXEC)
-    fd = libc.syscall(call, ctypes.c_long(AT_FDCWD), b"/", flags)
-    known = fd >= 0 or ctypes.get_errno() != errno.EINVAL
-    if fd >= 0:
-        os.close(fd)
-    newer = "has" if known else "has no"
+    if Caller.current().tree_namespaces:
+        return Finding(
+            None,
+            "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
+            f"overlay, files or the host's root it copies the {mounts} mounts here, a Template few",
+        )
+    why = "this kernel" if not _core.has_tree_namespaces() else "this caller"
     return Finding(
         None,
-        f"a direct start copies the {mounts} mounts here, a Template only its own few; the kernel "
-        f"{newer} open_tree(OPEN_TREE_NAMESPACE), which is not used",
+        f"a direct start copies the {mounts} mounts here, a Template only its own few; {why} has "
+        "no OPEN_TREE_NAMESPACE (Linux 7.0, CAP_SYS_ADMIN)",
     )
 
 
@@ -268,7 +267,11 @@ def _is_device(path: Path) -> bool:
 def id_ranges() -> Finding:
     """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
     if os.geteuid() == 0:
-        return Finding(None, "root maps any id without newuidmap")
+        from fastns import _userns
+
+        uid, gid, size = _userns.range_of_root()
+        ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+        return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
     missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
     if missing:
         return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
@@ -347,6 +350,21 @@ def filters() -> Finding:
     return Finding(True, f"{size} instructions, by libseccomp")
 
 
+def landlock() -> Finding:
+    """Which version of Landlock the kernel has, for Spec.landlock."""
+    import fastns
+    from fastns import _landlock
+
+    try:
+        version = _landlock.abi()
+    except fastns.SpecError as error:
+        fix = "use a kernel, 5.13 or later, with landlock in lsm="
+        return Finding(False, error.reason.partition(";")[0], fix)
+    newest = max(_landlock.SINCE)
+    lacks = "" if version >= newest else f"; {newest} can refuse more"
+    return Finding(True, f"ABI {version}{lacks}")
+
+
 def attempt(**fields: Any) -> Finding:
     """Run `true` in a sandbox with these fields of a Spec."""
     import fastns
@@ -402,6 +420,24 @@ def proc_inside() -> Finding:
     spaces = {"mount", "pid"} if has_sys_admin() else {"mount", "pid", "user"}
     return attempt(
         **only(*spaces), default_mounts=False, mounts=[fastns.Mount("/proc", type="proc")]
+    )
+
+
+def idmapped_mounts() -> Finding:
+    """Whether a root on the file system of / keeps its owners in a sandbox of root's, whose user
+    namespace has ids of its own."""
+    import fastns
+
+    if fastns.compile(fastns.Spec()).ids is None:
+        return Finding(None, "for root alone: others have their own id in their sandboxes")
+    options = ["bind", "ro", "idmap"]
+    found = attempt(mounts=[fastns.Mount("/tmp/root", source="/", options=options)])
+    if found.ok:
+        return Finding(True, "on the file system of /")
+    return Finding(
+        False,
+        f"/: {found.detail}",
+        "put roots on ext4, xfs, btrfs or tmpfs (Linux 6.3), or give namespaces={'user': 'host'}",
     )
 
 

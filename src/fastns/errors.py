@@ -110,6 +110,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "newuidmap and newgidmap are needed for a range of ids: install the uidmap package"
     ),
     ("id_map", _errno.EINVAL, None): "the kernel takes at most 340 ranges that do not overlap",
+    ("id_map", _errno.EACCES, None): "/proc shows another pid namespace than this process' own",
     ("setns", _errno.ENOENT, None): "no such namespace file: has its process ended?",
     ("setns", _errno.EPERM, None): (
         "joining a namespace needs CAP_SYS_ADMIN over it: join its user namespace too, or be root"
@@ -159,6 +160,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "an option the file system does not know, or, in a user namespace, a bind of a directory "
         "with mounts below it: use rbind"
     ),
+    ("mount", _errno.EOVERFLOW, None): (
+        "the target is missing in a tree that shows other owners (idmap), where this process is "
+        "nobody: make it there beforehand"
+    ),
     ("mount", _errno.EROFS, None): (
         "the target cannot be made in a read-only root: make it there beforehand, or use "
         "overlay=True"
@@ -183,12 +188,29 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "a hard limit can only be raised with CAP_SYS_RESOURCE, RLIMIT_NOFILE at most to "
         "/proc/sys/fs/nr_open"
     ),
+    ("landlock", _errno.ENOENT, None): (
+        "the path does not exist inside the sandbox: make it, or leave it out of landlock"
+    ),
+    ("landlock", _errno.EACCES, None): "the sandbox's user cannot get to the path",
+    ("landlock", _errno.ELOOP, None): (
+        "links that lead to themselves, or a link of /proc/<pid>: give the path it stands for"
+    ),
+    ("landlock", _errno.EMFILE, None): (
+        "the spec's RLIMIT_NOFILE leaves no room for the fds of the rules: 8 will do"
+    ),
+    ("landlock", _errno.E2BIG, None): "the caller is restricted by Landlock 16 times already",
+    ("landlock", _errno.EPERM, None): (
+        "without no_new_privileges Landlock takes CAP_SYS_ADMIN: leave no_new_privileges on"
+    ),
     ("seccomp", _errno.EACCES, None): (
         "without no_new_privileges a filter takes CAP_SYS_ADMIN: leave no_new_privileges on, or "
         "give seccomp='unconfined'"
     ),
     ("capabilities", _errno.EPERM, None): (
         "a capability can only be given by who has it: be root, or ask for a new user namespace"
+    ),
+    ("keyring", _errno.EDQUOT, None): (
+        "the user's quota of keys is used up, each sandbox takes one: sysctl kernel.keys.maxkeys"
     ),
     ("cgroup", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
     ("cgroup", _errno.ENOSPC, None): "no more cgroups here: cgroup.max.descendants of one above",
@@ -203,7 +225,10 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("chdir", _errno.ENOTDIR, None): "the working directory is a file inside the root",
     ("chdir", _errno.EACCES, None): "the sandbox's user cannot enter the working directory",
     ("exec", _errno.ENOENT, None): "no such command inside the root (PATH is the sandbox's own)",
-    ("exec", _errno.EACCES, None): "the file is not executable, or lies on a noexec mount",
+    ("exec", _errno.EACCES, None): (
+        "the file is not executable, lies on a noexec mount, or is, as its ELF loader may be, not "
+        "among the paths of landlock"
+    ),
     ("exec", _errno.ENOEXEC, None): (
         "not a program for this machine: another architecture, or a script without #!"
     ),

@@ -34,6 +34,7 @@ class ParsedOptions:
     recursive: bool = False
     propagation: int = 0
     mkdir: bool = False
+    idmap: bool = False
 
 
 @record(frozen=True)
@@ -116,7 +117,7 @@ def names(type: str) -> list[str]:
     """What may be given for a type, as a person would write it."""
     found = [*FLAGS, "X-mount.mkdir"]
     if type == "bind":
-        found += ["bind", "rbind", *PROPAGATIONS]
+        found += ["bind", "rbind", "idmap", *PROPAGATIONS]
     found += [n if pattern is None else f"{n}=" for n, pattern in DATA.get(type, {}).items()]
     return found
 
@@ -127,7 +128,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
     Raises: SpecError, field "mounts.options", for an unknown or contradictory option.
     """
     ms_flags = attr_set = attr_clr = propagation = 0
-    recursive = mkdir = False
+    recursive = mkdir = idmap = False
     data: list[str] = []
     seen: dict[str, str] = {}
     for option in options:
@@ -145,6 +146,8 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             attr_clr |= flag.attr_clr
         elif option in MKDIR:
             group, mkdir = "mkdir", True
+        elif type == "bind" and option == "idmap":
+            group, idmap = "idmap", True
         elif type == "bind" and option in ("bind", "rbind"):
             group, recursive = "bind", option == "rbind"
         elif type == "bind" and option in PROPAGATIONS:
@@ -178,7 +181,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
     encode("mounts.options", ",".join(data), MAX_DATA)
     return ParsedOptions(
         ms_flags, attr_set, attr_clr & ~attr_set | attr_clr & ATTR_ATIME, ",".join(data),
-        recursive, propagation, mkdir,
+        recursive, propagation, mkdir, idmap,
     )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def start(
     """What every spawn does, whoever it is that starts the process (a _core.spawn of some kind)."""
     argv, environ, paths, directory = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
-    stdio = StdioPlan(*streams)
+    stdio = StdioPlan(*streams, owner=plan.pipe_owner)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
         process = starter(argv, environ, paths, directory, child, keep)
@@ -227,7 +227,8 @@ class Sandbox:
     Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
     returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
     cause (why it has ended, as in CompletedSandbox), limits (the names of those that are enforced),
-    method ("direct" or "staged") and id_map ("none", "self", "parent", "newuidmap").
+    method ("direct" or "staged"), mount_namespace (how it began, as in CompletedSandbox) and
+    id_map ("none", "self", "parent", "newuidmap", "range").
     Used as a context manager it waits at the end of the block, and kills first if the block raised.
     A handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
     """
@@ -243,6 +244,7 @@ class Sandbox:
         self.args = args
         self.pid = process.pid
         self.method = plan.method
+        self.mount_namespace = plan.mount_namespace
         self.id_map = plan.id_map
         self.returncode: int | None = None
         self.usage: Usage | None = None

@@ -123,7 +123,8 @@ class Mount:
         destination: absolute path inside. type: one of mount_options.TYPES.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir makes a missing destination.
+            X-mount.mkdir makes a missing destination; idmap has a bind keep its owners in the
+            range of ids of root's sandboxes.
     """
 
     destination: str
@@ -212,11 +213,15 @@ class Spec:
         read_only: the root cannot be written. overlay: what is written to it is thrown away.
         hostname, domainname: at most 64 bytes; they need a new uts namespace.
         namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
-            of one to join. All are new, but user and time are the host's unless asked for or
-            needed; an unprivileged caller always gets a new user namespace.
+            of one to join. All are new, but time is the host's unless asked for. user: started by
+            root, one with a range of 65536 ids of its own, made once; "new" is one of its own with
+            the caller's id, or uid_mappings; an unprivileged caller always gets a new one.
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
+        tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
+            4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
+            None: 512m; /run, /dev and /dev/shm 64m.
         masked_paths, readonly_paths: inside, seen as empty, and not written to; what is not there
             is left out. None: with default_mounts those that other runtimes have in /proc and /sys
             (MASKED_PATHS, READONLY_PATHS).
@@ -235,11 +240,15 @@ class Spec:
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
-            "ALL"); none by default, in no set. In a user namespace they reach no further than that.
+            "ALL"); none by default, in no set. They reach no further than the sandbox's user
+            namespace and what belongs to it.
         no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile().
+        landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
+            made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
+            is open already stays so. Abstract sockets and processes outside are out of reach too.
         max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
             captured; the rest is read and counted, and `truncated` set. None: all.
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
@@ -254,6 +263,7 @@ class Spec:
     namespaces: Mapping[str, str] = NOTHING
     mounts: Sequence[Mount] = ()
     default_mounts: bool = True
+    tmpfs_size: int | str | None = None
     masked_paths: Sequence[str] | None = None
     readonly_paths: Sequence[str] | None = None
     files: Mapping[str, str | bytes] = NOTHING
@@ -281,6 +291,7 @@ class Spec:
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
     seccomp: str | os.PathLike[str] | Mapping[str, Any] = "default"
+    landlock: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -296,6 +307,8 @@ class Spec:
 
             self._put("capabilities", names(self.capabilities))
         self._check_seccomp()
+        if self.landlock is not None:
+            self._put("landlock", _paths_of_landlock(self.landlock))
 
     # ---- what is effective ----
 
@@ -422,6 +435,7 @@ class Spec:
             "files",
             "overlay",
             "read_only",
+            "tmpfs_size",
             "masked_paths",
             "readonly_paths",
         ):
@@ -556,10 +570,11 @@ class Spec:
             }
             self._put("io", FrozenMap(plain))
         self.limits()
-        if self.max_output is not None:
-            from fastns.limits import parse_size
+        for name in ("max_output", "tmpfs_size"):
+            if getattr(self, name) is not None:
+                from fastns.limits import parse_size
 
-            self._put("max_output", parse_size("max_output", self.max_output))
+                self._put(name, parse_size(name, getattr(self, name)))
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):
@@ -589,6 +604,22 @@ def _inside(name: str, value: Any) -> str:
     if any(len(os.fsencode(part)) > 255 for part in plain.split("/")):
         raise SpecError(name, f"{shown(text)}: each name in a path has at most 255 bytes")
     return plain
+
+
+def _paths_of_landlock(value: Any) -> FrozenMap:
+    """Its two lists, of plain paths."""
+    form = "{'read': [paths], 'write': [paths]}, with at least one path, expected"
+    if not isinstance(value, Mapping) or not set(value) <= {"read", "write"}:
+        raise SpecError("landlock", f"{shown(value)}: {form}")
+    found = {}
+    for kind, paths in value.items():
+        name = f"landlock.{kind}"
+        if isinstance(paths, str | bytes) or not isinstance(paths, Sequence):
+            raise SpecError(name, f"{shown(paths)}: a list of paths expected")
+        found[kind] = tuple(path if path == "/" else _inside(name, path) for path in paths)
+    if not any(found.values()):  # not even the command could be executed
+        raise SpecError("landlock", f"{shown(value)}: {form}")
+    return FrozenMap(found)
 
 
 def _namespace_path(name: str, value: Any) -> None:

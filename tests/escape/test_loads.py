@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from escape.results import RESULTS
+from inside import runner
 from processes import children, eventually, server_pid
 
 import fastns
@@ -75,6 +76,31 @@ def test_all_of_them_mixed(busybox_rootfs: Path) -> None:
         RESULTS[name] = ("held" if held else "FAILED", " ".join(sorted(causes)))
     wrong = {name: causes for name, causes in seen.items() if not causes <= LOADS[name].causes}
     assert not wrong, wrong
+
+
+ANYBODYS = ("F5 fds", "F6 output", "F8 daemons", "F12 asleep", "F13 namespaces", "none")
+
+
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
+    """Also of a user to whom none is delegated."""
+    rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256)]
+    fields = {"rootfs": busybox_rootfs, "max_output": "64k", "rlimits": rlimits}
+    with runner(way, **fields) as run:
+        for name in ANYBODYS:
+            try:
+                done = run(["sh", "-c", LOADS[name].script], capture_output=True, timeout=SECONDS)
+                cause = done.cause
+            except fastns.TimeoutExpired as exc:
+                done, cause = None, "timeout"
+                assert len(exc.stdout or b"") <= 64 << 10
+            held = cause in LOADS[name].causes | {"output_limit"}
+            RESULTS.setdefault(name, ("held" if held else "FAILED", f"{way}: {cause}"))
+            assert held, (name, cause)
+            if name == "none":
+                assert done is not None
+                assert done.returncode == 7
+        assert run(["true"]).returncode == 0
 
 
 def is_busybox(pid: int) -> bool:

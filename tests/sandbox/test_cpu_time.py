@@ -79,7 +79,7 @@ def test_sleep_costs_nothing(busybox_rootfs: Path, way: str) -> None:
 
 @with_cgroups
 def test_without_it_nothing_ends(busybox_rootfs: Path) -> None:
-    count = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
+    count = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
     with planned(busybox_rootfs, 600) as much, planned(busybox_rootfs, 0.05) as little:
         free = run(["sh", "-c", count], spec=much)
         assert (free.cause, free.returncode) == ("exited", 0)

@@ -302,6 +302,57 @@ def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
     assert min(outcomes.values()) > 0, outcomes  # it was met in both states
 
 
+def test_a_template_of_one_that_changes(place: Place) -> None:
+    """Its server mounts once, each sandbox once more over a layer of its own."""
+    outcomes = {"ran": 0, "refused": 0}
+    mounts = [
+        Mount("/real/new/x", source=str(place.outside), options=hostile.MAKE),
+        Mount("/link/made", type="tmpfs", options=hostile.MAKE),
+    ]
+    with Swapping(*swapped(place.root, place.outside)):
+        for turn in range(SPAWNS // 50):
+            spec = Spec(rootfs=place.root, overlay=bool(turn % 2), mounts=mounts)
+            try:
+                with fastns.Template(spec) as template:
+                    assert template.run(["/true"]).returncode == 0
+            except SpawnError as exc:
+                assert exc.stage in ("mount", "file"), exc
+                outcomes["refused"] += 1
+            else:
+                outcomes["ran"] += 1
+    assert min(outcomes.values()) > 0, outcomes
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_a_source_that_changes_meanwhile(place: Place, init: bool) -> None:
+    """What was opened is what is looked at and what is bound: never a file on a directory, never
+    half of one and half of the other."""
+    sources = place.root / "sources"
+    place.root.joinpath("target").mkdir()
+    sources.mkdir()
+    try:
+        (sources / "directory").mkdir()
+        (sources / "directory" / "file").write_text("of the directory")
+        (sources / "other").write_text("a file")
+        mounts = [Mount("/target", source=str(sources / "directory"))]
+        plan = fastns.compile(Spec(rootfs=place.root, mounts=mounts, init=init))
+        outcomes = {"ran": 0, "refused": 0}
+        with Swapping(sources / "directory", sources / "other"):
+            for _ in range(SPAWNS // 4):
+                try:
+                    done = fastns.run(["/probe", "--read", "/target/file"], spec=plan,
+                                      capture_output=True)  # fmt: skip
+                except SpawnError as exc:
+                    assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ENOTDIR, "/target")
+                    outcomes["refused"] += 1
+                else:
+                    assert done.stdout == b"of the directory"
+                    outcomes["ran"] += 1
+        assert min(outcomes.values()) > 0, outcomes
+    finally:
+        shutil.rmtree(sources)
+
+
 def test_a_check_and_then_a_use_are_led_outside(tmp_path: Path) -> None:
     """The negative control: who looks first and makes by name later loses the same race."""
     root, outside = tmp_path / "root", tmp_path / "outside"

@@ -39,12 +39,12 @@ def same(seen: dict[str, Any], kind: str) -> bool:
 
 
 def combinations() -> list[dict[str, str]]:
-    """All 256 of new and host. user is left out for "host": an unprivileged caller needs a new one
-    and gets it (see below for asking for the host's)."""
+    """All 256 of new and host. For an unprivileged caller user is left out for "host": it needs a
+    new one and gets it (see below for asking for the host's)."""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
         chosen = dict(zip(NAMES, values, strict=True))
-        if chosen["user"] == "host":
+        if chosen["user"] == "host" and not support.is_root():
             del chosen["user"]
         every.append(chosen)
     return every
@@ -78,11 +78,10 @@ def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None
 
 
 def test_the_defaults(report: Report) -> None:
-    """user and time are the host's unless needed; an unprivileged caller needs user."""
+    """time is the host's."""
     seen = report()
     for kind in NAMES:
-        kept = kind == "time" or (kind == "user" and support.is_root())
-        assert same(seen, kind) == kept, kind
+        assert same(seen, kind) == (kind == "time"), kind
 
 
 @pytest.mark.as_user

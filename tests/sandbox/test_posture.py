@@ -3,6 +3,7 @@ depends on a race, on a pool or on who was there before may show."""
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ def plain(report: dict[str, Any]) -> dict[str, Any]:
     )
     kept["fds"] = [(fd["fd"], fd["target"].split(":")[0]) for fd in report["fds"]]
     kept["mounts"] = [
-        (mount["point"], mount["type"], *mount["options"], *mount["propagation"])
+        (
+            mount["point"],
+            mount["type"],
+            *mount["options"],
+            *mount["propagation"],
+            *mount["super_options"],
+        )
         for mount in report["mounts"]
     ]
     kept["dev"] = {
@@ -79,7 +86,11 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
     assert (first["no_new_privs"], first["seccomp"], first["securebits"]) == (1, 2, 0)
     assert [fd for fd, _ in first["fds"]] == [0, 1, 2]
     assert first["fds"][1:] == [(1, "pipe"), (2, "pipe")]
-    assert set(first["namespaces"]) == KINDS | (set() if root else {"user"})
+    assert set(first["namespaces"]) == KINDS | {"user"}
+    assert first["uid_map"].split()[::2] == ["0", "65536" if root else "1"]
+    if root:
+        assert first["dev"]["shm"][2:4] == (0, 0)
+        assert first["dev"]["null"][1:4] == (0o666, 65534, 65534)  # everybody's
     assert (first["pid"], first["ppid"]) == ((2, 1) if init else (1, 0))
     assert first["sid"] == first["pgid"] == (2 if init else 1) or init
     assert first["proc_pids"] == ([1, 2] if init else [1])
@@ -91,6 +102,13 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
         "TERM=xterm",
         "LANG=C.UTF-8",
     ]
+    assert first["rlimits"] == {
+        name: list(resource.getrlimit(getattr(resource, name)))
+        for name in first["rlimits"]
+        if hasattr(resource, name)
+    } | {"RLIMIT_LOCKS": first["rlimits"]["RLIMIT_LOCKS"]}
+    assert {line.rpartition(":")[2] for line in first["cgroup"].splitlines()} == {"/"}
+    assert first["keyring"] == "EPERM"  # test_keyring.py: it is its own
     assert first["signals"] == {"blocked": [], "ignored": [], "caught": []}
     assert list(first["interfaces"]) == ["lo"]
     assert first["queues"] == []
@@ -116,6 +134,10 @@ def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:
         "umask": {"umask": 0},
         "environ": {"env": {"A": "b"}},
         "interfaces": {"network": "host"},
+        "namespaces": {"namespaces": {"uts": "host"}},
+        "keyring": {"seccomp": "unconfined"},
+        "rlimits": {"rlimits": [fastns.Rlimit("RLIMIT_NOFILE", 64, 64)]},
+        "ppid": {"init": True},
     }
     for name, changed in fields.items():
         spec = Spec(rootfs=probe_rootfs, **changed)

@@ -14,7 +14,9 @@ import support
 WAYS = [
     pytest.param("", id="direct"),
     pytest.param(", init=True", id="reaper"),
-    pytest.param(", user='7:7'", id="staged", marks=pytest.mark.as_root),
+    pytest.param(
+        ", user='7:7', namespaces={'user': 'host'}", id="staged", marks=pytest.mark.as_root
+    ),
 ]
 PLAN = """
 import os, sys, threading, time

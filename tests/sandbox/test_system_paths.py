@@ -1,5 +1,6 @@
 """What of /proc and /sys a sandbox cannot see or change, in every way one is started."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import support
 from hostile import Swapping
 from inside import runner
+from processes import script
 
 import fastns
 from fastns import Mount, SpawnError, Spec
@@ -124,6 +126,37 @@ def test_a_proc_that_is_not_one_is_refused(bash_rootfs: Path, tmp_path: Path) ->
             assert done.stdout == "0\n"
             seen["ran"] += 1
     assert seen["ran"] > 0, seen
+
+
+REDIRECTED = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b"none", b"/", None, 0x4000 | 1 << 18, None) == 0
+if len(sys.argv) > 2:  # a /proc that is none, with files of these names
+    assert libc.mount(b"tmpfs", b"/proc", b"tmpfs", 0, b"") == 0
+    os.mkdir("/proc/self")
+    for name in ("setgroups", "uid_map", "gid_map"):
+        pathlib.Path("/proc/self", name).touch()
+from fastns import Spec
+spec = Spec(rootfs=sys.argv[1], namespaces={"user": "new"})
+try:
+    print(fastns.run(["/true"], spec=spec).returncode)
+except fastns.SpawnError as error:
+    op = fastns.compile(spec).ops[error.op_index]
+    print(error.stage, error.errno, error.path, op.code)
+if len(sys.argv) > 2:
+    print(*(os.stat(f"/proc/self/{name}").st_size for name in ("setgroups", "uid_map", "gid_map")))
+"""
+
+
+@pytest.mark.as_root
+def test_what_is_written_to_proc_is_written_to_proc(probe_rootfs: Path) -> None:
+    """CVE-2025-52881: a write to /proc that lands elsewhere looks as if it had been done."""
+    assert script(REDIRECTED, str(probe_rootfs)) == "0\n"
+    found, sizes = script(REDIRECTED, str(probe_rootfs), "elsewhere").splitlines()
+    assert found == f"id_map {errno.EXDEV} /proc/self/setgroups write"
+    assert sizes == "0 0 0"
 
 
 def test_it_is_refused_to_mask_without_a_mount_namespace_of_its_own() -> None:

@@ -152,7 +152,7 @@ def test_the_highest_fd_can_be_passed(busybox_rootfs: Path) -> None:
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
     fd = os.dup2(1, 255)
-    with template.spawn(["sh", "-c", "echo passed >/proc/self/fd/255"], pass_fds=[fd]) as sandbox:
+    with template.spawn(["sh", "-c", "echo passed >&255"], pass_fds=[fd]) as sandbox:
         print(sandbox.wait())
     """
     assert caller(busybox_rootfs, script) == "passed\n0\n"

@@ -30,8 +30,16 @@ def id_map(sandbox: fastns.Sandbox, name: str) -> list[list[int]]:
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("user", ["0:0", "1234:2345", "1234", "65534:65534", "4294967294:5"])
-def test_a_user(report: Report, user: str) -> None:
-    seen = report(user=user, additional_gids=[7, 8])
+@pytest.mark.parametrize("ids", ["range", "host"])
+def test_a_user(report: Report, user: str, ids: str) -> None:
+    fields: dict[str, Any] = {"user": user, "additional_gids": [7, 8]}
+    if ids == "host":
+        fields["namespaces"] = {"user": "host"}
+    elif user == "4294967294:5":
+        with pytest.raises(SpecError, match="below 65536"):
+            report(**fields)
+        return
+    seen = report(**fields)
     uid, _, gid = user.partition(":")
     assert {seen[name] for name in ("uid", "euid", "suid")} == {int(uid)}
     assert {seen[name] for name in ("gid", "egid", "sgid")} == {int(gid or 0)}
@@ -94,11 +102,13 @@ def test_the_way_is_reported(probe_rootfs: Path) -> None:
     root = support.is_root()
     single = ("direct", "self")
     cases: list[tuple[dict[str, Any], tuple[str, str]]] = [
-        ({}, ("direct", "none") if root else single),
+        ({}, ("direct", "range") if root else single),
+        *([({"namespaces": {"user": "host"}}, ("direct", "none"))] if root else []),
+        *([({"namespaces": {"user": "host"}, "user": "5:6"}, ("staged", "none"))] if root else []),
         ({"namespaces": {"user": "new"}}, single),
         ({"namespaces": {"user": "new"}, "user": "7:8"}, single),
-        ({"user": "5:6"}, ("staged", "none") if root else single),
-        ({"init": True}, ("staged", "none" if root else "self")),
+        ({"user": "5:6"}, ("direct", "range") if root else single),
+        ({"init": True}, ("staged", "range" if root else "self")),
         (ranges, ("staged", "parent" if root else "newuidmap")),
         ({**ranges, "init": True}, ("staged", "parent" if root else "newuidmap")),
     ]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ def volume(public_dir: Path) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def volume_at(destination: str, source: Path, options: Sequence[str] = (), **more: Any) -> Mount:
+    """A bind whose owner inside is uid 0, as the caller is outside."""
+    return Mount(destination, source=str(source), options=[*options, "idmap"], **more)
+
+
 @pytest.fixture
 def writable(probe_rootfs: Path, public_dir: Path) -> Iterator[Path]:
     """A root of the test's own."""
@@ -51,7 +56,7 @@ def test_a_directory(bash_rootfs: Path, volume: Path) -> None:
 
 
 def test_changes_are_seen_both_ways(bash_rootfs: Path, volume: Path) -> None:
-    with inside.dialogue(bash_rootfs, mounts=[Mount("/mnt", source=str(volume))]) as ask:
+    with inside.dialogue(bash_rootfs, mounts=[volume_at("/mnt", volume)]) as ask:
         (volume / "late").write_text("from outside\n")
         assert ask("cat /mnt/late") == "from outside\n"
         assert ask("echo from inside > /mnt/late") == ""
@@ -59,7 +64,7 @@ def test_changes_are_seen_both_ways(bash_rootfs: Path, volume: Path) -> None:
 
 
 def test_read_only(bash_rootfs: Path, volume: Path) -> None:
-    mount = Mount("/mnt", source=str(volume), options=["ro"])
+    mount = volume_at("/mnt", volume, ["ro"])
     for script in ("echo x > /mnt/more", "rm /mnt/file", "mkdir /mnt/d", "touch /mnt/file"):
         with pytest.raises(ChildProcessError, match="Read-only"):
             inside.shell(bash_rootfs, script, mounts=[mount])
@@ -68,7 +73,7 @@ def test_read_only(bash_rootfs: Path, volume: Path) -> None:
 
 def test_a_file(bash_rootfs: Path, volume: Path) -> None:
     for options in (["ro"], ["rw"]):
-        mount = Mount("/etc/hosts", source=str(volume / "file"), options=options)
+        mount = volume_at("/etc/hosts", volume / "file", options)
         assert inside.shell(bash_rootfs, "cat /etc/hosts", mounts=[mount]) == "of the host"
     inside.shell(bash_rootfs, "echo changed > /etc/hosts", mounts=[mount])
     assert (volume / "file").read_text() == "changed\n"
@@ -161,7 +166,7 @@ subprocess.run(["mount", "-t", "tmpfs", "none", volume + "/below"], check=True)
 pathlib.Path(volume, "below", "deep").touch()
 script = "ls /mnt/below; (: > /mnt/below/new) 2>&1 | cat"
 for options in sys.argv[4:]:
-    mounts = [Mount("/mnt", source=volume, options=options.split())]
+    mounts = [Mount("/mnt", source=volume, options=[*options.split(), "idmap"])]
     print(inside.shell(root, script, mounts=mounts).split("\\n")[:-1])
     pathlib.Path(volume, "below", "new").unlink(missing_ok=True)
 """

@@ -182,7 +182,8 @@ def test_a_virtual_interface_moved_in(
     """From another sandbox, which sees the host's pids: the host itself never has the interface."""
     before = host_network()
     reach = "(: </dev/tcp/192.0.2.1/9)"
-    with way.shell(connected(bash_rootfs, probe, pid="host")) as far, way.shell(box) as shell:
+    far_box = connected(bash_rootfs, probe, pid="host", user="host")  # its rights are root's own
+    with way.shell(far_box) as far, way.shell(box) as shell:
         assert "unreachable" in shell.ask(reach, status=1)
         far.ask("ip link add seed0 type veth peer name seed1")
         far.ask(f"ip link set seed1 netns {shell.pid}")

@@ -114,8 +114,14 @@ def test_rootfs(way: Way, own_root: Path, outside: Outside) -> None:
 def test_own_files_and_a_volume(way: Way, bash_rootfs: Path, conf: Path, outside: Outside) -> None:
     before = {name: (bash_rootfs / "etc" / name).read_bytes() for name in OWN}
     box = Box(
-        Spec(rootfs=bash_rootfs, mounts=[Mount(d, source=s) for s, d in binds(conf)]),
-        ["--rootfs", str(bash_rootfs), *(w for s, d in binds(conf) for w in ("-v", f"{s}:{d}"))],
+        Spec(
+            rootfs=bash_rootfs,
+            mounts=[Mount(d, source=s, options=["idmap"]) for s, d in binds(conf)],
+        ),
+        [
+            *("--rootfs", str(bash_rootfs)),
+            *(word for s, d in binds(conf) for word in ("-v", f"{s}:{d}:idmap")),
+        ],
     )
     with way.shell(box) as shell:
         for name, content in OWN.items():

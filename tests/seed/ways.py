@@ -84,8 +84,8 @@ def isolated(pid: int) -> set[str]:
 
 
 def with_user(*kinds: str) -> set[str]:
-    """Those namespaces, and the user namespace that an unprivileged caller gets in any case."""
-    return {*kinds} if support.is_root() else {*kinds, "user"}
+    """Those namespaces, and the user namespace that everybody gets."""
+    return {*kinds, "user"}
 
 
 class Way:

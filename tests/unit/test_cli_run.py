@@ -339,6 +339,12 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
     (["--security-opt", "no-new-privileges"], {}),
     (["--security-opt", "seccomp=unconfined"], {"seccomp": "unconfined"}),
     (["--security-opt", "seccomp:/a:b=c.json"], {"seccomp": "/a:b=c.json"}),
+    (
+        ["--landlock-read", "/usr", "--landlock-read", "/", "--landlock-write", "/tmp"],
+        {"landlock": {"read": ("/usr", "/"), "write": ("/tmp",)}},
+    ),
+    (["--landlock-write", "/tmp"], {"landlock": {"read": (), "write": ("/tmp",)}}),
+    (["--tmpfs-size", "1g"], {"tmpfs_size": 1 << 30}),
     (["-m", "64m"], {"memory": "64m"}),
     (["--memory", "64m", "--memory-swap", "-1"], {"memory": "64m", "memory_swap": -1}),
     (["--pids-limit", "9"], {"pids_limit": 9}),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import _core
+from fastns import _core, _userns
 from fastns._compile import CAP_SETUID, CAP_SYS_ADMIN, Caller, Op, _Compiler, search_path
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
@@ -21,10 +21,12 @@ from fastns.spec import IDMapping, Mount, Rlimit, Spec
 ALL = 2**41 - 1  # every capability
 ROOT = Caller(0, 0, True, ALL, True)
 USER = Caller(1000, 1000, True, 0, True)
+TREES = Caller(0, 0, True, ALL, True, tree_namespaces=True)  # root, on Linux 7
 NESTED = Caller(0, 0, True, ALL, False, may_setgroups=False)  # root of a single mapped id
 
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 RANGE = [IDMapping(0, 100000, 1000)]
+PLACE = _userns.range_of_root()[:2]  # uid and gid of 0:0 inside, for root
 JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
 
 
@@ -93,8 +95,30 @@ read_only_paths readonly_paths /proc
 PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
+keyring keyring -
 umask umask -
 bounding capabilities -
+"""
+PIVOT_LO = """
+pivot_root pivot_root -
+loopback network -
+keyring keyring -
+umask umask -
+"""
+JOIN = """
+join_user id_map -
+bounding capabilities -
+setgroups setgroups -
+setgid setgid -
+setuid setuid -
+"""
+JOIN_OTHER = """
+join_user id_map -
+bounding capabilities -
+setuid setuid -
+setgroups setgroups -
+setgid setgid -
+setuid setuid -
 """
 SETGROUPS = """
 setgroups setgroups -
@@ -109,10 +133,12 @@ setgid setgid -
 setuid setuid -
 """
 UMASK = """
+keyring keyring -
 umask umask -
 bounding capabilities -
 """
 UMASK_ALONE = """
+keyring keyring -
 umask umask -
 """
 LAST = """
@@ -121,16 +147,40 @@ no_new_privileges no_new_privileges -
 seccomp seccomp -
 """
 
+FROM_TREE = """
+root_tree rootfs -
+tree_namespace rootfs -
+"""
+LO = """
+loopback network -
+keyring keyring -
+umask umask -
+"""
+
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
-    ("host-root", Spec(), ROOT, "direct none",
+    ("host-root", Spec(), ROOT, "direct range",
+     [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO, JOIN]),
+    ("hosts-ids", Spec(namespaces={"user": "host"}), ROOT, "direct none",
      [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO_UMASK, SETGROUPS]),
+    ("hosts-ids", Spec(**BARE, user="5:6", namespaces={"user": "host"}), ROOT, "staged none",
+     [TREE, PIVOT_LO_UMASK, IDS]),
+    ("capabilities", Spec(**BARE, capabilities=["NET_ADMIN"]), ROOT, "staged range",
+     ["\nown_namespaces unshare -\n", TREE, PIVOT_LO, """
+join_user id_map -
+unshare unshare -
+bounding capabilities -
+""", IDS]),
     ("host-root", Spec(), USER, "direct self",
      [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
     ("host-root", Spec(), NESTED, "direct none",
      [TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
-    ("bare", Spec(**BARE), ROOT, "direct none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+    ("bare", Spec(**BARE), ROOT, "direct range", [TREE, PIVOT_LO, JOIN]),
+    ("bare", Spec(**BARE), TREES, "direct range", [FROM_TREE, LO, JOIN]),
+    ("binds", Spec(**BARE, mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")]), TREES,
+     "direct range",
+     ["\nbind_source mount -\n", FROM_TREE, "\nbind mount /mnt\nmount mount /t\n", LO, JOIN]),
     ("bare", Spec(**BARE), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), NESTED, "direct none", [TREE, PIVOT_LO_UMASK]),
     ("new-user", Spec(**BARE, namespaces={"user": "new"}), ROOT, "direct self",
@@ -144,6 +194,7 @@ GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
 pivot_root pivot_root -
 hostname hostname -
 domainname domainname -
+keyring keyring -
 rlimit rlimit -
 rlimit rlimit -
 umask umask -
@@ -152,7 +203,7 @@ bounding capabilities -
     ("overlay-files-mounts",
      Spec(**BARE, overlay=True, read_only=True, files={"/etc/hosts": "a", "/new/file": b"\0"},
           mounts=[Mount("/mnt", source="/srv"), Mount("/mnt/t", "tmpfs")]),
-     ROOT, "direct none",
+     ROOT, "direct range",
      ["""
 propagation propagation -
 root_tree rootfs -
@@ -164,7 +215,7 @@ mount mount /mnt/t
 file_bind file /etc/hosts
 file_bind file /new/file
 read_only read_only -
-""", PIVOT_LO_UMASK, SETGROUPS]),
+""", PIVOT_LO, JOIN]),
     ("files", Spec(**BARE, files={"/etc/hosts": "a"}), USER, "direct self",
      [MAP, """
 propagation propagation -
@@ -173,16 +224,16 @@ scratch file -
 root_attach rootfs root
 file_bind file /etc/hosts
 """, PIVOT_LO_UMASK]),
-    ("chroot-in-mounts", Spec(**BARE, root_mode="chroot", network="host"), ROOT, "direct none",
-     [TREE, "\nchroot chroot -\n", UMASK, SETGROUPS]),
+    ("chroot-in-mounts", Spec(**BARE, root_mode="chroot", network="host"), ROOT, "direct range",
+     [TREE, "\nchroot chroot -\n", UMASK_ALONE, JOIN]),
     ("chroot-alone", Spec(rootfs="/srv/root", root_mode="chroot", namespaces=HOSTED), ROOT,
-     "direct none", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK, SETGROUPS]),
-    ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct none", [UMASK, SETGROUPS]),
+     "direct range", ["\nroot_tree rootfs -\nchroot chroot -\n", UMASK_ALONE, JOIN]),
+    ("nothing-new", Spec(namespaces=HOSTED), ROOT, "direct range", [UMASK_ALONE, JOIN]),
     ("nothing-new", Spec(namespaces={**HOSTED, "user": "host"}), USER, "direct none",
      [UMASK_ALONE]),
     ("nothing-new", Spec(namespaces=HOSTED), NESTED, "direct none", [UMASK]),
-    ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "staged none",
-     [TREE, PIVOT_LO_UMASK, IDS]),
+    ("other-user", Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT, "direct range",
+     [TREE, PIVOT_LO, JOIN_OTHER]),
     ("other-user", Spec(**BARE, user="5:6"), USER, "direct self", [MAP, TREE, PIVOT_LO_UMASK]),
     ("other-user", Spec(**BARE, user="5:6"), NESTED, "staged none",
      [TREE, PIVOT_LO_UMASK, BECOME]),
@@ -190,18 +241,18 @@ file_bind file /etc/hosts
      "staged parent", [TREE_OF_RANGE, PIVOT_LO_UMASK, IDS]),
     ("range", Spec(**BARE, user="5:6", uid_mappings=RANGE, gid_mappings=RANGE), USER,
      "staged newuidmap", [TREE_OF_RANGE, PIVOT_LO_UMASK, IDS]),
-    ("joined", Spec(namespaces={**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}), ROOT, "direct none",
-     ["\nsetns setns -\nsetns setns -\n", UMASK, SETGROUPS]),
+    ("joined", Spec(namespaces={**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}), ROOT, "direct range",
+     ["\nsetns setns -\nsetns setns -\n", UMASK_ALONE, JOIN]),
     ("joined-early", Spec(namespaces=JOINED), USER, "staged none",
      ["\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
     ("joined-early", Spec(namespaces=JOINED), ROOT, "staged none",
-     [SETGROUPS, "\nsetns setns -" * 4 + "\n", UMASK, BECOME]),
-    ("reaper", Spec(**BARE, init=True), ROOT, "staged none", [TREE, PIVOT_LO_UMASK, SETGROUPS]),
+     [SETGROUPS, "\nsetns setns -" * 4 + "\njoin_user setns -\n", UMASK, BECOME]),
+    ("reaper", Spec(**BARE, init=True), ROOT, "staged range", [TREE, PIVOT_LO, JOIN]),
     ("replaced", Spec(rootfs="/srv/root", mounts=[Mount("/dev", source="/dev",
                                                          options=["rbind", "rslave"])]),
-     ROOT, "direct none",
+     ROOT, "direct range",
      [TREE, "\nmount mount /proc\nmount mount /sys\nmount mount /tmp\nmount mount /run\n"
-      "bind mount /dev\n", MASKS, PIVOT_LO_UMASK, SETGROUPS]),
+      "bind mount /dev\n", MASKS, PIVOT_LO, JOIN]),
     ("host-pid-net", Spec(namespaces={"pid": "host"}, network="host"), USER, "direct self",
      [MAP, TREE, """
 bind mount /proc
@@ -212,7 +263,7 @@ mount mount /dev
 """, BINDS, REST_OF_DEV, MASKS, "\npivot_root pivot_root -\n", UMASK]),
 ]  # fmt: skip
 
-WHO = {ROOT: "root", USER: "user", NESTED: "nested"}
+WHO = {ROOT: "root", USER: "user", NESTED: "nested", TREES: "trees"}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +287,30 @@ def ops(spec: Spec, caller: Caller, code: str) -> list[Op]:
 def one(spec: Spec, caller: Caller, code: str) -> Op:
     (found,) = ops(spec, caller, code)
     return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "tree"),
+    [
+        (BARE, True),
+        ({**BARE, "mounts": [Mount(f"/{i}", source="/s") for i in range(16)]}, True),
+        ({**BARE, "mounts": [Mount(f"/{i}", source="/s") for i in range(17)]}, False),
+        ({**BARE, "mounts": [Mount("/b", source="/s", options=["rslave"])]}, False),
+        ({**BARE, "overlay": True}, False),
+        ({**BARE, "files": {"/f": "x"}}, False),
+        ({**BARE, "root_mode": "chroot"}, False),
+        ({**BARE, "init": True}, False),
+        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts are its namespace's
+        ({}, False),  # the host's root is all of the host's mounts
+    ],
+)
+def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> None:
+    plan = compiled(Spec(**fields), TREES)
+    assert plan.mount_namespace == ("tree" if tree else "copied")
+    assert ("tree_namespace" in [op.code for op in plan.ops]) == tree
+    ahead = [bool(op.how & _core.HOW_AHEAD) for op in plan.ops if op.code == "bind"]
+    assert ahead == [tree] * len(fields.get("mounts", ()))
+    assert compiled(Spec(**fields), ROOT).mount_namespace == "copied"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +349,9 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
         b"/n/network",
         b"/n/mount",
     ]
+    # Root's rights over the others end where the user namespace begins: opened first, joined last.
+    assert setns[0].how == _core.HOW_OPEN
+    assert plan.ops[plan.ops.index(setns[-1]) + 1].code == "join_user"
     assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
 
 
@@ -288,9 +366,35 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
     ],
 )
 def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
+    """The host's own root keeps the host's owners: they are nobody's inside."""
     tree = one(Spec(**fields), ROOT, "root_tree")
-    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE)
+    shown = _core.HOW_IDMAP if "rootfs" in fields else 0
+    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE | shown)
+    for caller, namespaces in ((ROOT, {"user": "host"}), (USER, {})):
+        tree = one(Spec(**fields, namespaces=namespaces), caller, "root_tree")
+        assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
+
+
+HOSTS_IDS: dict[str, Any] = {"namespaces": {"user": "host"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "caller", "at_exec"),
+    [
+        (HOSTS_IDS, ROOT, True),
+        ({"capabilities": ["NET_RAW"], "no_new_privileges": False, **HOSTS_IDS}, ROOT, True),
+        ({}, USER, True),
+        ({}, ROOT, False),  # by then it has memory of its own
+        ({"init": True, **HOSTS_IDS}, ROOT, False),
+        ({"user": "5:5", **HOSTS_IDS}, ROOT, False),
+        # its bounding set stays
+        (HOSTS_IDS, Caller(0, 0, True, ALL & ~(1 << 8), True), False),
+    ],
+)
+def test_when_the_capabilities_go(fields: dict[str, Any], caller: Caller, at_exec: bool) -> None:
+    how = one(Spec(**BARE, **fields), caller, "capabilities").how
+    assert how == (_core.HOW_AT_EXEC if at_exec else 0)
 
 
 def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
@@ -317,6 +421,45 @@ def test_only_a_throw_away_layer_gets_missing_targets() -> None:
     assert [bool(op.how & _core.HOW_CREATE) for op in over.ops if op.code == "bind"] == [True]
 
 
+@pytest.mark.parametrize(
+    ("destination", "options", "tmpfs_size", "data"),
+    [
+        ("/t", [], None, "size=536870912,nr_inodes=131072"),
+        ("/t", [], "1m", "size=1048576,nr_inodes=1024"),
+        ("/dev/shm", [], None, "size=67108864,nr_inodes=16384"),
+        ("/dev/shm", [], "1g", "size=1073741824,nr_inodes=262144"),
+        ("/t", ["size=1g"], "1m", "size=1g,nr_inodes=262144"),
+        ("/t", ["size=64M", "nr_inodes=7"], None, "size=64M,nr_inodes=7"),
+        ("/t", ["nr_blocks=64k"], None, "nr_blocks=64k,nr_inodes=65536"),
+        ("/t", ["size=0"], None, "size=0"),
+        ("/t", ["size=9999999t"], None, "size=9999999t,nr_inodes=1099511627776"),
+        ("/t", ["nr_inodes=9"], None, "nr_inodes=9,size=536870912"),
+    ],
+)
+def test_the_size_of_a_tmpfs(
+    destination: str, options: list[str], tmpfs_size: Any, data: str
+) -> None:
+    mounts = [Mount(destination, "tmpfs", options=options)]
+    mount = one(Spec(**BARE, mounts=mounts, tmpfs_size=tmpfs_size), USER, "mount")
+    assert (mount.data or b"").decode() == data
+
+
+def test_the_size_of_half_the_memory() -> None:
+    mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), USER, "mount")
+    size, inodes = (mount.data or b"").decode().split(",")
+    assert size == "size=50%"
+    assert int(inodes.partition("=")[2]) == os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def test_the_size_of_the_scratch() -> None:
+    """What is put there beforehand has room besides."""
+    given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
+    for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
+        op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
+        assert op.type == b"%d" % (size + 3 * 4096)
+        assert op.data == b"%d" % ((size + 3 * 4096) // 4096 + 3)
+
+
 def test_a_mount_carries_its_options() -> None:
     options = ["ro", "nosuid", "size=1m", "mode=700"]
     mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)]), ROOT, "mount")
@@ -324,7 +467,7 @@ def test_a_mount_carries_its_options() -> None:
         1 | 2,
         b"tmpfs",
         b"tmpfs",
-        b"size=1m,mode=700",
+        b"size=1m,mode=700,uid=%d,gid=%d,nr_inodes=1024" % PLACE,
     )
     bind = one(
         Spec(**BARE, mounts=[Mount("/b", source="/s", options=["rbind", "rslave", "ro", "exec"])]),
@@ -365,7 +508,8 @@ def test_limits_groups_and_files_are_bytes() -> None:
     assert (rlimit.flags, rlimit.data) == (7, bytes([64]) + bytes(7) + b"\xff" * 8)
     groups = one(spec, ROOT, "setgroups")
     assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
-    assert [one(spec, ROOT, code).arg for code in ("setuid", "setgid", "umask")] == [5, 6, 0o77]
+    assert [one(spec, ROOT, code).arg for code in ("setgid", "umask")] == [6, 0o77]
+    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # by way of 0: rights go with it
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
 
@@ -387,9 +531,61 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
     assert compiled(spec, caller).id_map == way
 
 
+def test_owners_in_options_are_those_inside() -> None:
+    options = ["uid=5", "gid=6", "size=0"]
+    spec = Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)])
+    owners = b"uid=%d,gid=%d" % (PLACE[0] + 5, PLACE[1] + 6)
+    assert one(spec, ROOT, "mount").data == b"size=0," + owners
+    assert one(spec, USER, "mount").data == b"uid=5,gid=6,size=0"
+    pts = Spec(**BARE, mounts=[Mount("/p", "devpts", options=["newinstance", "gid=5"])])
+    assert one(pts, ROOT, "mount").data == b"newinstance,gid=%d" % (PLACE[1] + 5)
+
+
+def test_a_bind_shows_other_owners_where_it_says_so() -> None:
+    for options, how in (([], 0), (["idmap"], _core.HOW_IDMAP)):
+        spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
+        assert one(spec, ROOT, "bind").how == how
+        assert one(spec, USER, "bind").how == 0  # it is the caller's there in any case
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"user": "65536"}, "user"), ({"user": "0:70000"}, "user"),
+     ({"additional_gids": [5, 65536]}, "additional_gids")],
+)  # fmt: skip
+def test_an_id_beyond_the_range(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError, match="below 65536") as caught:
+        compiled(Spec(**BARE, **fields), ROOT)
+    assert caught.value.field == field
+    compiled(Spec(**BARE, **fields, namespaces={"user": "host"}), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("caller", "has"),
+    [(ROOT, True), (NESTED, False), (Caller(0, 0, True, ALL & ~CAP_SETUID, True), False),
+     (Caller(1000, 1000, True, ALL, True), True)],
+)  # fmt: skip
+def test_who_has_a_range(caller: Caller, has: bool) -> None:
+    plan = compiled(Spec(**BARE), caller)
+    assert (plan.ids is not None) == (plan.id_map == "range") == has
+
+
+def test_who_the_pipes_are_for() -> None:
+    for fields, caller, owner in (
+        ({}, ROOT, PLACE),
+        ({"user": "5:6"}, ROOT, (PLACE[0] + 5, PLACE[1] + 6)),
+        ({"namespaces": {"user": "host"}}, ROOT, None),
+        ({"namespaces": {"user": "host"}, "user": "5:6"}, ROOT, (5, 6)),
+        ({"uid_mappings": RANGE, "gid_mappings": RANGE, "user": "5:6"}, ROOT, (100005, 100006)),
+        ({}, USER, None),
+    ):
+        assert compiled(Spec(**BARE, **fields), caller).pipe_owner == owner, fields
+
+
 def test_a_caller_of_several_ids_is_made_one() -> None:
     """A set-user-id program: its saved id must not get into the sandbox."""
-    plan = compiled(Spec(**BARE), Caller(0, 0, False, ALL, True))
+    spec = Spec(**BARE, namespaces={"user": "host"})
+    plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
     assert plan.method == "staged"
 

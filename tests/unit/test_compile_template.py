@@ -45,7 +45,8 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller, maps: int) -> N
     assert each[maps + 1 + len(FRESH) :][:5] == [*masks, "loopback", "umask"]
     tmpfs = [op.target for op in plan.ops if op.type == b"tmpfs"]
     assert tmpfs == [b"/dev"]
-    assert steps(plan)[-4:] == ["read_only /dev", "pivot_root", "no_new_privileges", "seccomp"]
+    last = ["read_only /dev", "pivot_root", "keyring", "no_new_privileges", "seccomp"]
+    assert steps(plan)[-5:] == last
 
 
 def test_the_namespaces_of_both() -> None:

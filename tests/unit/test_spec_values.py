@@ -48,6 +48,7 @@ def test_the_defaults() -> None:
         "namespaces": {},
         "mounts": (),
         "default_mounts": True,
+        "tmpfs_size": None,
         "masked_paths": None,
         "readonly_paths": None,
         "files": {},
@@ -75,6 +76,7 @@ def test_the_defaults() -> None:
         "capabilities": (),
         "no_new_privileges": True,
         "seccomp": "default",
+        "landlock": None,
     }
 
 

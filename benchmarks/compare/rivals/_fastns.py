@@ -18,9 +18,13 @@ def find() -> str:
     return ""
 
 
+# What most of the others have not got, when root starts them with these namespaces.
+EQUAL: dict[str, Any] = {"namespaces": {"user": "host"}, "seccomp": "unconfined"}
+
+
 def spec(root: Path, **fields: Any) -> Spec:
-    fields = {"network": "host", **fields}
-    return Spec(rootfs=str(root), default_mounts=False, mounts=MOUNTS, **fields)
+    fields = {"network": "host", "default_mounts": False, "mounts": MOUNTS, **EQUAL, **fields}
+    return Spec(rootfs=str(root), **fields)
 
 
 class FromTemplate:

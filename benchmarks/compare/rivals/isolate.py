@@ -6,7 +6,7 @@ from pathlib import Path
 from compare.rivals import _program
 
 NAME = "isolate"
-NOTE = "its box is made once, outside the time; runs as a user of its own"
+NOTE = "no uts or cgroup namespace, chroot; a user of its own; the box is made outside the time"
 
 
 def find() -> str:
@@ -23,8 +23,10 @@ class Rival(_program.Program):
         subprocess.run([find(), "--init"], check=True, stdout=subprocess.DEVNULL)
 
     def argv(self, command: str) -> list[str]:
-        return [find(), "--silent", "--share-net", f"--dir=/root={self.root}", "--run", "--",
-                f"/root{command}"]  # fmt: skip
+        # Not the host's /bin, /dev, /lib and /usr, which it binds unless told otherwise.
+        rules = ["box=./box:rw", "proc=proc:fs", "tmp:tmp", f"root={self.root}"]
+        mounts = ["--no-default-dirs", *(f"--dir={rule}" for rule in rules)]
+        return [find(), "--silent", "--share-net", *mounts, "--run", "--", f"/root{command}"]
 
     def close(self) -> None:
         subprocess.run([find(), "--cleanup"], check=False)

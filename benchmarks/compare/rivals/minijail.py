@@ -3,7 +3,7 @@
 from compare.rivals import _program
 
 NAME = "minijail0"
-NOTE = ""
+NOTE = "keeps all capabilities"
 
 
 def find() -> str:
@@ -11,11 +11,12 @@ def find() -> str:
 
 
 def version() -> str:
-    return _program.first_line(find(), "--version")
+    return "tells none"  # nor has it an option for that
 
 
 class Rival(_program.Program):
     def argv(self, command: str) -> list[str]:
-        spaces = ["-p", "-v", "-l", "-N", "--uts"]
+        # Without -I it has a process of its own as pid 1, and mounts /proc a second time.
+        spaces = ["-p", "-I", "-v", "-l", "-N", "--uts"]
         mounts = ["-P", str(self.root), "-k", "proc,/proc,proc", "-k", "tmpfs,/tmp,tmpfs"]
         return [find(), *spaces, *mounts, "--", command]

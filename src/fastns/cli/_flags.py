@@ -46,6 +46,7 @@ FLAG_OF_FIELD = {
     "domainname": "--domainname",
     "mounts": "-v, --mount or --tmpfs",
     "files": "--file, --add-host or --dns",
+    "tmpfs_size": "--tmpfs-size",
     "env": "-e or --env-file",
     "cwd": "--workdir",
     "user": "--user",
@@ -58,6 +59,7 @@ FLAG_OF_FIELD = {
     "capabilities": "--cap-add",
     "no_new_privileges": "--security-opt",
     "seccomp": "--security-opt",
+    "landlock": "--landlock-read or --landlock-write",
     "memory": "--memory",
     "max_output": "--max-output",
     "memory_swap": "--memory-swap",
@@ -122,9 +124,10 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     switch("--chroot", help="change the root with chroot instead of pivot_root")
 
     group = parser.add_argument_group("what is in it")
-    mount("-v", "--volume", metavar="SRC:DST[:ro]", help="bind a host file or directory")
+    mount("-v", "--volume", metavar="SRC:DST[:ro,idmap]", help="bind a host file or directory")
     mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
     mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
+    value("--tmpfs-size", metavar="BYTES", help="of /tmp and each tmpfs without a size=")
     values("--file", metavar="DST=TEXT", help="a file with this text (DST=@PATH: a copy of PATH)")
     switch("--no-default-mounts", help="without /proc, /sys, /dev, /tmp, /run")
 
@@ -139,7 +142,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--uts", metavar="MODE", help="host name")
     value("--ipc", metavar="MODE", help="System V IPC and message queues")
     value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
-    value("--userns", metavar="MODE", help="auto (the default), host, private, keep-id, or a path")
+    value(
+        "--userns",
+        metavar="MODE",
+        help="auto (the default: a range of ids for root), host, private, keep-id, or a path",
+    )
     value("--cgroupns", metavar="MODE", help="the view of cgroups")
     value("--mountns", metavar="MODE", help="mounts")
     value("--timens", metavar="MODE", help="monotonic and boot clocks (default: host)")
@@ -165,6 +172,8 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         metavar="OPT",
         help="no-new-privileges=false, seccomp=unconfined, seccomp=FILE (JSON as docker's)",
     )
+    values("--landlock-read", metavar="PATH", help="only there files are read and executed; inside")
+    values("--landlock-write", metavar="PATH", help="there they are written as well (Landlock)")
 
     group = parser.add_argument_group("limits, of all its processes together")
     value("-m", "--memory", metavar="BYTES", help="memory, its tmpfs included, such as 64m")
@@ -223,6 +232,8 @@ def spec_of(
         "memory_swap": -1 if flags.memory_swap == "-1" else flags.memory_swap,
         "cpuset": flags.cpuset_cpus,
         "cgroup_parent": flags.cgroup_parent,
+        "tmpfs_size": flags.tmpfs_size,
+        "landlock": landlock(flags.landlock_read, flags.landlock_write),
     }
     return Spec(
         **{name: value for name, value in fields.items() if value is not None},
@@ -571,6 +582,11 @@ def security(options: list[str]) -> dict[str, Any]:
                 "no-new-privileges=false, seccomp=unconfined, seccomp=FILE, systempaths=unconfined",
             )
     return fields
+
+
+def landlock(read: list[str], write: list[str]) -> dict[str, list[str]] | None:
+    """Spec.landlock; None: no path is given."""
+    return {"read": read, "write": write} if read or write else None
 
 
 def _number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:

@@ -1,0 +1,56 @@
+"""The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or
+one that is nobody's.
+
+_compile.py asks for it, _core makes the user namespace with it, once a process.
+"""
+
+from __future__ import annotations
+
+import functools
+
+SIZE = 65536
+# Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids
+# and what has the highest bit set.
+FIRST, LAST = 0x70000000, 0x7FFD0000
+FILES = ("/etc/subuid", "/etc/subgid")
+
+
+@functools.lru_cache(maxsize=1)
+def range_of_root() -> tuple[int, int, int]:
+    """(first uid, first gid, how many) outside; both begin with 0 inside."""
+    uids, gids = (entries(path) for path in FILES)
+    found = [
+        next(
+            (first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE),
+            None,
+        )
+        for listed in (uids, gids)
+    ]
+    if found[0] is not None and found[1] is not None:
+        return found[0], found[1], SIZE
+    free = unused([(first, size) for _, first, size in (*uids, *gids)])
+    return free, free, SIZE
+
+
+def entries(path: str) -> list[tuple[str, int, int]]:
+    """(name or uid, first id, how many) for each line of such a file (subuid(5))."""
+    listed = []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                owner, _, rest = line.strip().partition(":")
+                first, _, size = rest.partition(":")
+                if first.isdecimal() and size.isdecimal():
+                    listed.append((owner, int(first), int(size)))
+    except OSError:
+        pass  # no such file: nobody has a range
+    return listed
+
+
+def unused(taken: list[tuple[int, int]]) -> int:
+    """The first id of the lowest range from FIRST on that overlaps none of `taken`."""
+    first = FIRST
+    for start, size in sorted(taken):
+        if start < first + SIZE and first < start + size:
+            first = -(-(start + size) // SIZE) * SIZE
+    return first if first <= LAST else FIRST
