@@ -501,11 +501,11 @@ static int op_root_attach(struct fns_child *child, const struct fns_op *op)
  * is copied, and there is no old root to take down. The paths of the caller's view are gone then. */
 static int op_tree_namespace(struct fns_child *child, const struct fns_op *op)
 {
-    int null = at_fdcwd_open("/dev/null", O_PATH_FLAGS); /* for masks */
-    child->null = null < 0 ? null : clone_tree(null, 0);
-    child->has_null = child->null >= 0;
-    close_fd(null);
     (void)op;
+    int null = at_fdcwd_open("/dev/null", O_PATH_FLAGS); /* for masks */
+    int tree = null < 0 ? null : clone_tree(null, 0);
+    child->null = tree < 0 ? 0 : tree;
+    close_fd(null);
     int space = (int)fns_sys3(__NR_open_tree, child->root, "",
                               FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
     if (space < 0)
@@ -699,7 +699,7 @@ static int open_null(struct fns_child *child)
         close_fd(fd);
         fd = -ENOENT;
     }
-    if (fd < 0 && child->has_null) /* the caller's view is gone */
+    if (fd < 0 && child->null) /* the caller's view is gone */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
     return fd >= 0 ? fd : at_fdcwd_open("/dev/null", O_PATH_FLAGS);
 }

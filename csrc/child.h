@@ -20,10 +20,17 @@ struct fns_child {
     int plain;  /* the directory of a root that is shown with other owners, as it is; -1 */
     int userns; /* the user namespace to join; 0: none */
     int sources[FNS_MAX_SOURCES];    /* detached trees, for binds to come */
-    int null, has_null;              /* a detached /dev/null, where paths lead to no other */
+    int null;                        /* a detached /dev/null, where paths lead to no other; 0 */
     unsigned n_sources, next_source; /* how many; the first that no bind has taken */
     int rules;                       /* of Landlock: an fd between its first op and its last */
 };
+
+/* One that has come to nothing yet: the initializer of a struct fns_child. */
+#define FNS_CHILD(plan_, args_, exec_fd_, news_)                                                   \
+    {                                                                                              \
+        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .exec_fd = (exec_fd_),        \
+        .news = (news_), .root = -1, .scratch = -1, .plain = -1, .userns = (args_)->userns         \
+    }
 
 /* stdio in place, every fd closed but those of args->keep. */
 int fns_child_fds(struct fns_child *child);

@@ -22,16 +22,11 @@ static struct {
     char stack[8192] __attribute__((aligned(4096)));
 } closer;
 
-struct one_fd { /* struct cmsghdr with its fd */
-    size_t size;
-    int level, type, fd, padding;
-};
-
 /* Takes what was sent. */
 static void receive_all(int socket)
 {
     for (;;) {
-        struct one_fd rights = {.fd = -1};
+        struct fns_one_fd rights = {.fd = -1};
         int slot = 0;
         struct fns_vector vector = {&slot, sizeof slot};
         struct fns_header header = {
@@ -107,8 +102,8 @@ static int take_slot(void)
 int fns_closer_hold(int fd)
 {
     int slot = take_slot();
-    struct one_fd rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */,
-                            1 /* SCM_RIGHTS */, fd, 0};
+    struct fns_one_fd rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */,
+                                1 /* SCM_RIGHTS */, fd, 0};
     struct fns_vector vector = {&slot, sizeof slot};
     const struct fns_header header = {
         .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};

@@ -38,17 +38,10 @@ __attribute__((used)) _Noreturn void fns_exec_main(long *stack)
     if (at >= argv + argc)
         quit(127);
     *at = 0;
-    struct fns_args args = {.argv = at + 1, .envp = argv + argc + 1, .paths = argv + 5};
+    struct fns_args args = {
+        .argv = at + 1, .envp = argv + argc + 1, .paths = argv + 5, .userns = userns};
     struct fns_plan plan = {.n_ops = 0}; /* done by who has executed this program */
-    struct fns_child child = {.plan = &plan,
-                              .args = &args,
-                              .error = {.op_index = -1},
-                              .exec_fd = -1,
-                              .news = -1,
-                              .root = -1,
-                              .scratch = -1,
-                              .plain = -1,
-                              .userns = userns};
+    struct fns_child child = FNS_CHILD(&plan, &args, -1, -1);
     if (offset)
         first = open_late(&plan, offset);
     if (*argv[4])

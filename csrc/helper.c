@@ -16,10 +16,6 @@
 
 /* ---- the socket ----------------------------------------------------------------------------- */
 
-struct fd_message { /* struct cmsghdr with one fd */
-    size_t size;
-    int level, type, fd, padding;
-};
 struct pid_message { /* struct cmsghdr with struct ucred */
     size_t size;
     int level, type, pid, uid, gid, padding;
@@ -28,7 +24,7 @@ struct pid_message { /* struct cmsghdr with struct ucred */
 long fns_tell(int socket, const struct fns_message *message, int fd, int pid)
 {
     struct {
-        struct fd_message rights;
+        struct fns_one_fd rights;
         struct pid_message credentials;
     } control = {
         .rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */, 1 /* SCM_RIGHTS */, fd, 0},
@@ -261,16 +257,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (request->plan.id_map != FNS_ID_MAP_SELF)
         make_undumpable();
     fns_sys1(__NR_close, file);
-    struct fns_child child = {
-        .plan = &request->plan,
-        .args = &request->args,
-        .exec_fd = -1,
-        .news = -1,
-        .root = -1,
-        .scratch = -1,
-        .plain = -1,
-        .userns = request->args.userns,
-    };
+    struct fns_child child = FNS_CHILD(&request->plan, &request->args, -1, -1);
     if (fns_child_ops(&child, 0, request->plan.n_early) < 0)
         tell_failure(control, &child.error);
     long pid = clone_sandbox(request, &pidfd);

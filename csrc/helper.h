@@ -23,6 +23,11 @@ struct fns_header {
     unsigned flags;
 };
 
+struct fns_one_fd { /* struct cmsghdr with one fd */
+    size_t size;
+    int level, type, fd, padding;
+};
+
 /* One message, with an fd (-1: none) and the pid that it is about (0: none), which the kernel
  * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */
 long fns_tell(int socket, const struct fns_message *message, int fd, int pid);

@@ -108,15 +108,8 @@ static struct fns_sandbox *take_sandbox(void)
     else
         return 0;
     struct fns_sandbox *sandbox = &server.sandboxes[number];
-    sandbox->child = (struct fns_child){.plan = server.plan,
-                                        .args = &sandbox->args,
-                                        .error = {.op_index = -1},
-                                        .exec_fd = -1,
-                                        .news = -1,
-                                        .root = -1,
-                                        .scratch = -1,
-                                        .plain = -1,
-                                        .userns = server.userns};
+    sandbox->child = (struct fns_child)FNS_CHILD(server.plan, &sandbox->args, -1, -1);
+    sandbox->child.userns = server.userns;
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;

@@ -13,12 +13,6 @@ long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd);
 long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
                    struct fns_error *error);
 
-#define FNS_CHILD(plan_, args_, exec_fd_, news_)                                                   \
-    {                                                                                              \
-        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .exec_fd = (exec_fd_),        \
-        .news = (news_), .root = -1, .scratch = -1, .plain = -1, .userns = (args_)->userns         \
-    }
-
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
  * may have forked a process that holds it open for as long as it lives. 0 or -errno. */

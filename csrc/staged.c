@@ -169,7 +169,8 @@ static void discard_sandbox(int request, struct fns_process *process)
     process->pidfd = process->pid = -1;
 }
 
-/* Clones the helper; `fds`: control socket's far end, request, program, user namespace (0: none). 0 and its pidfd, or -errno. */
+/* Clones the helper; `fds`: control socket's far end, request, program, user namespace (0: none). 0
+ * and its pidfd, or -errno. */
 static int start_helper(const struct fns_args *args, const int fds[4], int *pidfd,
                         struct fns_error *error)
 {

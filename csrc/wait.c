@@ -202,8 +202,6 @@ int fns_landlock_abi(void)
                          1 /* LANDLOCK_CREATE_RULESET_VERSION */);
 }
 
-/* ---- the other two system calls of namespaces ------------------------------------------------ */
-
 int fns_has_tree_namespaces(void)
 {
     int fd = (int)fns_sys3(__NR_open_tree, AT_FDCWD, "/", FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC);
@@ -211,6 +209,8 @@ int fns_has_tree_namespaces(void)
         close(fd);
     return fd >= 0 || fd == -EPERM;
 }
+
+/* ---- the other two system calls of namespaces ------------------------------------------------ */
 
 int fns_unshare(uint64_t flags)
 {
