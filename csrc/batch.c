@@ -2,11 +2,13 @@
  * without the GIL.
  *
  * A slot for each job that is alive. What a template's server starts is asked for over the slot's
- * connection, which stays for the next job. The loop returns now and then, and after a signal, so that
+ * connection, which stays for the next job; a few more are asked for than may be alive, so that the
+ * server has the next to start when one ends. The loop returns now and then, and after a signal, so that
  * the caller can look whether it is to go on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 
 enum { MAX_EVENTS = 256, END = 3 /* beside 0, 1 and 2: the stream that is ready */ };
 #define PAUSE_NS 100000000u /* how long the loop goes on by itself */
+#define MAX_AHEAD 4u        /* jobs whose turn is yet to come */
 
 struct slot {
     struct fns_job *job; /* NULL: free */
@@ -23,27 +26,46 @@ struct slot {
     int connection; /* -1: none yet */
     int ended, killed;
     int unwatched; /* its connection */
+    uint64_t turn; /* jobs that were asked for before this one */
+    int waits;     /* for its turn, as far as can be told from here */
 };
 
 struct fns_batch {
     struct fns_job *jobs;
     size_t n_jobs, next, done;
     int spawn, epoll;
-    unsigned n_slots, alive;
+    struct fns_share share;
+    unsigned n_slots, alive, waiting;
+    uint64_t asked;
     struct slot slots[];
 };
+
+static unsigned count_slots(const struct fns_job *jobs, size_t n_jobs, unsigned concurrency)
+{
+    if (n_jobs == 0 || !jobs[0].server)
+        return concurrency;
+    return concurrency + (concurrency < MAX_AHEAD ? concurrency : MAX_AHEAD);
+}
+
+static int new_number(void)
+{
+    static atomic_int last;
+    return (atomic_fetch_add(&last, 1) & 0x3fffffff) + 1;
+}
 
 int fns_batch_open(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn)
 {
-    struct fns_batch *batch = calloc(1, sizeof *batch + concurrency * sizeof *batch->slots);
+    unsigned n_slots = count_slots(jobs, n_jobs, concurrency);
+    struct fns_batch *batch = calloc(1, sizeof *batch + n_slots * sizeof *batch->slots);
     if (!batch)
         return -ENOMEM;
     batch->jobs = jobs;
     batch->n_jobs = n_jobs;
     batch->spawn = spawn;
-    batch->n_slots = concurrency;
-    for (unsigned i = 0; i < concurrency; i++)
+    batch->n_slots = n_slots;
+    batch->share = (struct fns_share){new_number(), concurrency};
+    for (unsigned i = 0; i < n_slots; i++)
         batch->slots[i].connection = -1;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     batch->epoll = fns_above_stdio(epoll);
@@ -78,6 +100,22 @@ static void disconnect(struct fns_batch *batch, struct slot *slot)
     slot->connection = -1;
 }
 
+/* One has ended, and the server has started the one that was asked for first. */
+static void pass_turn(struct fns_batch *batch)
+{
+    struct slot *first = NULL;
+    for (unsigned i = 0; i < batch->n_slots; i++) {
+        struct slot *slot = &batch->slots[i];
+        if (slot->job && slot->waits && (!first || slot->turn < first->turn))
+            first = slot;
+    }
+    if (!first)
+        return;
+    first->waits = 0;
+    batch->waiting--;
+    first->job->process.start = first->io.process.start = fns_now();
+}
+
 /* The slot's job has come to its end, or is brought to it. */
 static void finish(struct fns_batch *batch, struct slot *slot, int late)
 {
@@ -90,6 +128,10 @@ static void finish(struct fns_batch *batch, struct slot *slot, int late)
     slot->job = NULL;
     batch->alive--;
     batch->done++;
+    if (slot->waits)
+        batch->waiting--;
+    else
+        pass_turn(batch);
 }
 
 static int connect_slot(struct fns_batch *batch, struct slot *slot, struct fns_job *job)
@@ -111,6 +153,7 @@ static int connect_slot(struct fns_batch *batch, struct slot *slot, struct fns_j
 static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *job)
 {
     int ret = connect_slot(batch, slot, job);
+    job->share = batch->share;
     if (ret == 0)
         ret = fns_job_start(job, &slot->io, slot->connection);
     if (ret < 0) {
@@ -121,6 +164,9 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
     }
     slot->job = job;
     slot->ended = slot->killed = 0;
+    slot->turn = batch->asked++;
+    slot->waits = batch->alive - batch->waiting >= batch->share.most;
+    batch->waiting += (unsigned)slot->waits;
     batch->alive++;
     fns_io_prepare(&slot->io);
     slot->io.epoll = batch->epoll;
@@ -135,10 +181,18 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
     }
 }
 
+/* Whether the next job may be asked for now. One that has a time limit is not asked for ahead: it is
+ * known from when on it runs. */
+static int may_ask(const struct fns_batch *batch)
+{
+    return batch->next < batch->n_jobs &&
+           (batch->jobs[batch->next].timeout_ns < 0 || batch->alive < batch->share.most);
+}
+
 static void start_some(struct fns_batch *batch, uint64_t until)
 {
-    for (unsigned i = 0; i < batch->n_slots && batch->next < batch->n_jobs; i++)
-        while (!batch->slots[i].job && batch->next < batch->n_jobs && fns_now() < until)
+    for (unsigned i = 0; i < batch->n_slots && may_ask(batch); i++)
+        while (!batch->slots[i].job && may_ask(batch) && fns_now() < until)
             start(batch, &batch->slots[i], &batch->jobs[batch->next++]);
 }
 

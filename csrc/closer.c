@@ -5,21 +5,26 @@
  * it has others to answer. So the server sends an fd of each namespace to the closer as the sandbox
  * starts, and the closer reads it after the end. In between the fds are in the socket: were they the
  * server's, each sandbox would be born with copies of them, and it would be one of these that takes a
- * namespace down as it closes what is not its own. Raw system calls only.
+ * namespace down as it closes what is not its own. The closer has threads, for no other reason than that
+ * those who wait for all CPUs at the same time wait once. Raw system calls only.
  */
 #include "server.h"
 
 #include "sys.h"
 
-enum state { FREE, SENT, GIVEN }; /* of a slot; the closer makes it free again */
+#define HANDS 3 /* threads beside the closer's own */
+
+/* Of a slot. GIVEN by the server; RECEIVED, TAKEN and FREE again by the closer. */
+enum state { FREE, SENT, GIVEN, RECEIVED, TAKEN };
 
 static struct {
     int pid, sockets[2]; /* the server's end, the closer's */
     unsigned next, unheard;
-    volatile uint32_t woken;
+    volatile uint32_t woken, received; /* counters, to wait for */
     volatile uint8_t states[FNS_MAX_HELD];
     int fds[FNS_MAX_HELD]; /* the closer's */
     char stack[8192] __attribute__((aligned(4096)));
+    char stacks[HANDS][4096] __attribute__((aligned(4096)));
 } closer;
 
 /* Takes what was sent. */
@@ -38,6 +43,68 @@ static void receive_all(int socket)
     }
 }
 
+static void futex(volatile uint32_t *word, int op, uint32_t value)
+{
+    fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
+}
+
+enum { WAIT, WAKE }; /* FUTEX_* */
+
+static void close_received(void)
+{
+    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
+        uint8_t state = RECEIVED;
+        if (!__atomic_compare_exchange_n(&closer.states[slot], &state, TAKEN, 0, __ATOMIC_SEQ_CST,
+                                         __ATOMIC_SEQ_CST))
+            continue;
+        int fd = closer.fds[slot];
+        closer.fds[slot] = -1;
+        fns_sys1(__NR_close, fd);
+        __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
+    }
+}
+
+static _Noreturn void run_hand(void)
+{
+    for (;;) {
+        uint32_t received = __atomic_load_n(&closer.received, __ATOMIC_SEQ_CST);
+        close_received();
+        futex(&closer.received, WAIT, received);
+    }
+}
+
+static int hand_main(void *arg)
+{
+    (void)arg;
+    run_hand();
+}
+
+/* Without them, should there be no room for a thread, all is done one after the other. */
+static void start_hands(void)
+{
+    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
+    for (int i = 0; i < HANDS; i++)
+        fns_sys_clone_call(__NR_clone, (long)flags,
+                           (long)(closer.stacks[i] + sizeof closer.stacks[i]), 0, 0, 0, hand_main,
+                           0);
+}
+
+/* Marks what was given as received: how many these are. */
+static int receive_given(int socket)
+{
+    int n = 0;
+    receive_all(socket);
+    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
+        if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) != GIVEN)
+            continue;
+        if (closer.fds[slot] < 0) /* it was sent, and given, since the last look */
+            receive_all(socket);
+        __atomic_store_n(&closer.states[slot], RECEIVED, __ATOMIC_SEQ_CST);
+        n++;
+    }
+    return n;
+}
+
 static _Noreturn void run_closer(void)
 {
     int socket = closer.sockets[1];
@@ -46,19 +113,15 @@ static _Noreturn void run_closer(void)
     fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
     for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++)
         closer.fds[slot] = -1; /* those of one before ended with it */
+    start_hands();
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
-        receive_all(socket);
-        for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
-            if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) != GIVEN)
-                continue;
-            if (closer.fds[slot] < 0) /* it was sent, and given, since the last look */
-                receive_all(socket);
-            fns_sys1(__NR_close, closer.fds[slot]);
-            closer.fds[slot] = -1;
-            __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
+        if (receive_given(socket) > 1) {
+            __atomic_fetch_add(&closer.received, 1, __ATOMIC_SEQ_CST);
+            futex(&closer.received, WAKE, HANDS);
         }
-        fns_sys4(__NR_futex, &closer.woken, 128 /* FUTEX_WAIT|PRIVATE */, woken, 0);
+        close_received();
+        futex(&closer.woken, WAIT, woken);
     }
 }
 
@@ -129,5 +192,5 @@ void fns_closer_wake(void)
 {
     closer.unheard = 0;
     __atomic_fetch_add(&closer.woken, 1, __ATOMIC_SEQ_CST);
-    fns_sys4(__NR_futex, &closer.woken, 1 | 128 /* FUTEX_WAKE|PRIVATE */, 1, 0);
+    futex(&closer.woken, WAKE, 1);
 }

@@ -171,8 +171,8 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
 /* Asks for a sandbox and does not wait for its start: `process` is quiet, has no pid, and its
  * connection becomes readable when it has ended or could not be started. Then fns_server_end() says
  * how: 0, or the errors of a spawn. Killed by fns_kill_all(), after which the connection is of no use. */
-int fns_server_run(int connection, const struct fns_args *args, struct fns_process *process,
-                   struct fns_error *error);
+int fns_server_run(int connection, const struct fns_args *args, struct fns_share share,
+                   struct fns_process *process, struct fns_error *error);
 int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
@@ -256,6 +256,7 @@ struct fns_job {
     size_t input_size;
     size_t limit;       /* as in fns_io */
     int64_t timeout_ns; /* -1: none */
+    struct fns_share share;
 
     struct fns_error error; /* stage NONE: it ran */
     struct fns_process process;

@@ -58,7 +58,7 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0)
         ;
     else if (job->server)
-        ret = fns_server_run(connection, &args, &job->process, &job->error);
+        ret = fns_server_run(connection, &args, job->share, &job->process, &job->error);
     else
         ret = fns_spawn(job->plan, &args, &job->process, &job->error);
     for (int i = 0; i < 3; i++)

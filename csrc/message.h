@@ -49,7 +49,8 @@ struct fns_late {
  * an fd: a pidfd whose end is the server's too; a socket to be asked over. The rest comes over such a
  * socket, which has one sandbox at a time:
  *
- *   RUN    3 fds for stdio, one for each of args.keep and args.groups. Answers: ENDED, or FAILED.
+ *   RUN    3 fds for stdio, one for each of args.keep and args.groups; its turn comes when fewer than
+ *          share.most of its batch are alive. Answers: ENDED, or FAILED.
  *   SPAWN  the same, and the writing end of a pipe. RUNNING from the sandbox, with its pid, its
  *          pidfd and, as value, its number, once it holds a lock on that pipe (fns_executed()); what
  *          then fails is written there, and FAILED follows. Once it runs, the socket may be asked for
@@ -75,8 +76,9 @@ enum fns_ask_kind {
 enum { FNS_ASK_INLINE = 32768, FNS_ASK_FDS = 253 };
 struct fns_ask {
     uint16_t kind, in_file;
-    int32_t number;  /* the answers have it */
-    int32_t sandbox; /* REAP, KILL */
+    int32_t number;         /* the answers have it */
+    int32_t sandbox;        /* REAP, KILL */
+    struct fns_share share; /* RUN */
     uint64_t size;
     struct fns_args args;
 };

@@ -159,4 +159,11 @@ struct fns_args {
     int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
 };
 
+/* A batch's part of a template's server: which it is, and how many of it may be alive at once. What is
+ * asked for beyond that waits in the server. batch 0: of none. */
+struct fns_share {
+    int32_t batch;
+    uint32_t most;
+};
+
 #endif

@@ -15,9 +15,11 @@
 #define MAX_PID (1 << 22)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
+#define MAX_BATCHES 1024
 #define STRAYS_MS 500
 #define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
-#define MAX_UNHEARD 16
+#define MANY_UNHEARD 16
+#define MAX_UNHEARD 48
 #define NONE (-1)
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
@@ -27,8 +29,10 @@ struct peer {
     uint8_t park;   /* a connection for sandboxes made ahead */
     uint8_t parked; /* there is one: it hears what is asked, not the server */
     uint8_t closed; /* by the caller; here once its sandbox has ended */
-    uint8_t waits;  /* for a network namespace */
+    uint8_t waits;  /* what was asked: for its turn in a batch, or for a network namespace */
+    uint8_t listed; /* among server.to_park */
     int sandbox;    /* whose news go there; NONE */
+    int next;       /* of those that are listed */
 };
 struct event { /* struct epoll_event */
     uint32_t events;
@@ -50,11 +54,18 @@ static struct {
     int *by_pid;              /* number of the sandbox */
     int epoll, ends, ready;   /* a signalfd for SIGCHLD; an eventfd of netns.c */
     struct fns_room *waiting; /* asks for which there was no network namespace, the first first */
+    struct fns_room *queued;  /* asks of batches that have enough alive, the first first */
+    struct {
+        int number, alive;
+    } batches[MAX_BATCHES];
+    int n_batches;
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
     int n_rooms;
     int strays;        /* there may be children that nobody knows of */
+    int to_park;       /* connections that want a sandbox made ahead, the last first */
+    int started;       /* a sandbox, since chores were last done */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
@@ -76,7 +87,9 @@ static int watch(int fd, enum peer_kind kind)
 {
     if (fd >= MAX_FD)
         return -EMFILE;
-    server.peers[fd] = (struct peer){.kind = (uint8_t)kind, .sandbox = NONE};
+    const struct peer *before = &server.peers[fd]; /* that had this fd */
+    server.peers[fd] = (struct peer){
+        .kind = (uint8_t)kind, .sandbox = NONE, .listed = before->listed, .next = before->next};
     return control(ADD, fd, IN);
 }
 
@@ -114,7 +127,7 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
     sandbox->connection = sandbox->slot = NONE;
-    sandbox->is_looked_at = 0;
+    sandbox->is_looked_at = sandbox->batch = 0;
     return sandbox;
 }
 
@@ -291,6 +304,7 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     look_at(sandbox);
     if (pidfd >= 0)
         hold_mounts(sandbox, pidfd);
+    server.started = 1;
     return 0;
 }
 
@@ -302,6 +316,60 @@ static void kill_sandbox(const struct fns_sandbox *sandbox)
         fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL);
 }
 
+/* ---- batches -------------------------------------------------------------------------------- */
+
+static struct fns_share share_of(const struct fns_room *room)
+{
+    return ((const struct fns_ask *)(const void *)room->received.bytes)->share;
+}
+
+static int alive_of(int batch)
+{
+    for (int i = 0; i < server.n_batches; i++)
+        if (server.batches[i].number == batch)
+            return server.batches[i].alive;
+    return 0;
+}
+
+static int is_full(struct fns_share share)
+{
+    return share.batch && (uint32_t)alive_of(share.batch) >= share.most;
+}
+
+/* One more of a batch, or one less. 0; -EAGAIN: there are too many batches. */
+static int count_alive(int batch, int step)
+{
+    int i = 0;
+    while (i < server.n_batches && server.batches[i].number != batch)
+        i++;
+    if (i == MAX_BATCHES)
+        return -EAGAIN;
+    if (i == server.n_batches) {
+        server.batches[server.n_batches].number = batch;
+        server.batches[server.n_batches++].alive = 0;
+    }
+    server.batches[i].alive += step;
+    if (server.batches[i].alive <= 0)
+        server.batches[i] = server.batches[--server.n_batches];
+    return 0;
+}
+
+/* The caller has gone, or is done with it. 1: it was in the queue. */
+static int leave_queue(int connection)
+{
+    struct fns_room **at = &server.queued, *room;
+    while (*at && (*at)->connection != connection)
+        at = &(*at)->next;
+    if (!*at)
+        return 0;
+    room = *at;
+    *at = room->next;
+    server.peers[connection].waits = 0;
+    fns_close_all(room->received.fds, room->received.n_fds);
+    room->taken = 0;
+    return 1;
+}
+
 /* ---- connections ---------------------------------------------------------------------------- */
 
 /* The caller has shut it down, or closed it. */
@@ -310,6 +378,10 @@ static void hang_up(int connection)
     struct peer *peer = &server.peers[connection];
     if (peer->closed)
         return;
+    if (peer->waits && leave_queue(connection)) {
+        forget(connection);
+        return;
+    }
     struct fns_sandbox *sandbox = peer->sandbox == NONE ? 0 : &server.sandboxes[peer->sandbox];
     if (peer->waits || (sandbox && !sandbox->told)) {
         if (sandbox)
@@ -341,6 +413,16 @@ static void park(int connection)
     enum fns_stage stage;
     struct fns_room *room = take_room();
     hear_by(connection, room && start(room, connection, 1, 0, &stage) == 0);
+}
+
+static void park_later(int connection)
+{
+    struct peer *peer = &server.peers[connection];
+    if (peer->listed)
+        return;
+    peer->listed = 1;
+    peer->next = server.to_park;
+    server.to_park = connection;
 }
 
 static void tell_failure(int connection, int ask, enum fns_stage stage, long result)
@@ -388,12 +470,18 @@ static void hear_reap(int connection, const struct fns_ask *ask)
 /* What was asked is started; once it is, its fds are its own. */
 static long start_asked(struct fns_room *room, int connection)
 {
-    enum fns_stage stage;
+    enum fns_stage stage = FNS_STAGE_HELPER;
     int ask = ((const struct fns_ask *)(const void *)room->received.bytes)->number;
     int n_fds = room->received.n_fds, fds[FNS_ASK_FDS];
     for (int i = 0; i < n_fds; i++) /* the room is the sandbox's from its clone on */
         fds[i] = room->received.fds[i];
-    long result = start(room, connection, 0, ask, &stage);
+    int batch = share_of(room).batch;
+    int counted = batch ? count_alive(batch, 1) : 0;
+    long result = counted < 0 ? counted : start(room, connection, 0, ask, &stage);
+    if (result == 0)
+        server.sandboxes[server.peers[connection].sandbox].batch = batch;
+    else if (batch && counted == 0)
+        count_alive(batch, -1);
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
     fns_close_all(fds, n_fds);
@@ -409,18 +497,23 @@ static uint64_t now(void)
     return time[0] * 1000000000u + time[1];
 }
 
-/* The room is kept until there is a network namespace for it. */
-static void wait(struct fns_room *room, int connection)
+/* The room is kept in a list, as its last. */
+static void keep_room(struct fns_room **list, struct fns_room *room, int connection)
 {
-    struct fns_room **last = &server.waiting;
-    while (*last)
-        last = &(*last)->next;
-    *last = room;
+    while (*list)
+        list = &(*list)->next;
+    *list = room;
     room->next = 0;
     room->taken = 1;
     room->connection = connection;
-    room->since = now();
     server.peers[connection].waits = 1;
+}
+
+/* The room is kept until there is a network namespace for it. */
+static void wait(struct fns_room *room, int connection)
+{
+    keep_room(&server.waiting, room, connection);
+    room->since = now();
     server.pool.waits++;
 }
 
@@ -437,8 +530,29 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
         fns_close_all(received->fds, received->n_fds);
         tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
                      FNS_STAGE_HELPER, -ENOMEM);
+    } else if (is_full(share_of(room))) {
+        keep_room(&server.queued, room, connection);
     } else if (server.waiting || start_asked(room, connection) == -EAGAIN) {
         wait(room, connection);
+    }
+}
+
+/* One of a batch has ended: it is the turn of the next, or, where those cannot be started, of more. */
+static void start_queued(int batch)
+{
+    for (struct fns_room **at = &server.queued; *at;) {
+        struct fns_room *room = *at;
+        struct fns_share share = share_of(room);
+        if (share.batch != batch || is_full(share)) {
+            at = &room->next;
+            continue;
+        }
+        *at = room->next;
+        server.peers[room->connection].waits = 0;
+        if (server.waiting || start_asked(room, room->connection) == -EAGAIN)
+            wait(room, room->connection);
+        else if (server.peers[room->connection].sandbox == NONE) /* it failed */
+            room->taken = 0;
     }
 }
 
@@ -454,6 +568,9 @@ static void hear_ready(void)
             fns_close_all(room->received.fds, room->received.n_fds);
             room->taken = 0;
             forget(room->connection);
+        } else if (is_full(share_of(room))) { /* others of its batch were sooner */
+            end_wait(room);
+            keep_room(&server.queued, room, room->connection);
         } else if (start_asked(room, room->connection) == 0) {
             end_wait(room);
             if (server.peers[room->connection].sandbox == NONE) /* it failed */
@@ -499,7 +616,7 @@ static void hear_connection(int connection)
         tell_pool(connection, ask->number);
     } else if (kind == FNS_ASK_PARK) {
         peer->park = 1;
-        park(connection);
+        park_later(connection);
     } else {
         fns_close_all(received->fds, received->n_fds);
         hang_up(connection);
@@ -543,7 +660,7 @@ static void end_use(int connection)
     if (peer->closed)
         forget(connection);
     else if (peer->park)
-        park(connection);
+        park_later(connection);
 }
 
 /* Whether a sandbox that was parked has ended without having taken what was asked. */
@@ -576,6 +693,10 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     look_away(sandbox);
     if (server.plan->netns_pool)
         fns_netns_ended();
+    if (sandbox->batch) { /* before the news: who hears them would be on the CPU that is free now */
+        count_alive(sandbox->batch, -1);
+        start_queued(sandbox->batch);
+    }
     if (is_unused(sandbox)) { /* what is asked there next, or was, the server hears */
         give_sandbox(sandbox);
         if (server.peers[connection].closed)
@@ -689,7 +810,7 @@ static void prepare(int socket)
     server.peers = map(MAX_FD * sizeof *server.peers);
     server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
     server.by_pid = map(MAX_PID * sizeof *server.by_pid);
-    server.free_sandbox = server.last_looked_at = NONE;
+    server.free_sandbox = server.last_looked_at = server.to_park = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
     if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
@@ -724,8 +845,33 @@ static void hear(int fd)
     }
 }
 
-/* To wake the closer takes as long as all else that follows an end, and the caller may be waiting for
- * this CPU: it is done when there is nothing else to do, or for many at a time. */
+/* What nobody waits for is done after all else, and after who was told of an end has had this CPU, if
+ * it is to run here: a clone takes as long as the news did. To wake the closer is another such chore,
+ * done for many at a time, or when there is nothing else to do. It is best done beside a sandbox that
+ * was just started, whose caller has nothing to do either. */
+static void do_chores(int idle)
+{
+    unsigned unheard = fns_closer_unheard();
+    int wake =
+        (idle && unheard) || (unheard >= MANY_UNHEARD && server.started) || unheard >= MAX_UNHEARD;
+    server.started = 0;
+    if (server.to_park != NONE)
+        fns_sys0(__NR_sched_yield);
+    while (server.to_park != NONE) {
+        int connection = server.to_park;
+        struct peer *peer = &server.peers[connection];
+        server.to_park = peer->next;
+        peer->listed = 0;
+        if (peer->kind == CONNECTION && peer->park && !peer->closed && !peer->waits &&
+            peer->sandbox == NONE)
+            park(connection);
+    }
+    if (wake)
+        fns_closer_wake();
+    if (server.strays || (idle && !unheard))
+        reap_strays();
+}
+
 static int time_to_wait(void)
 {
     if (server.strays)
@@ -748,10 +894,6 @@ _Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns
         long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, time_to_wait(), 0, 0);
         for (long i = 0; i < n; i++)
             hear((int)events[i].fd);
-        unsigned unheard = fns_closer_unheard();
-        if (unheard >= MAX_UNHEARD || (unheard && n == 0))
-            fns_closer_wake();
-        if (server.strays || (!unheard && n == 0))
-            reap_strays();
+        do_chores(n == 0);
     }
 }

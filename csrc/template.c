@@ -130,7 +130,7 @@ static int next_number(void)
 
 /* `news`: for SPAWN. */
 static int send_run(int connection, enum fns_ask_kind kind, int number, const struct fns_args *args,
-                    int news)
+                    struct fns_share share, int news)
 {
     int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
     if (args->n_keep + args->n_groups > FNS_ASK_FDS - 5)
@@ -140,6 +140,7 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
         return -ENOMEM;
     ask->kind = (uint16_t)kind;
     ask->number = number;
+    ask->share = share;
     for (int i = 0; i < 3; i++)
         fds[n++] = args->stdio[i] >= 0 ? args->stdio[i] : i;
     for (uint32_t i = 0; i < args->n_keep; i++)
@@ -227,12 +228,12 @@ static int hear_end(int connection, int number, const struct fns_plan *sandbox,
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 
-int fns_server_run(int connection, const struct fns_args *args, struct fns_process *process,
-                   struct fns_error *error)
+int fns_server_run(int connection, const struct fns_args *args, struct fns_share share,
+                   struct fns_process *process, struct fns_error *error)
 {
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
-    int number = next_number(), ret = send_run(connection, FNS_ASK_RUN, number, args, -1);
+    int number = next_number(), ret = send_run(connection, FNS_ASK_RUN, number, args, share, -1);
     if (ret < 0)
         return broken(error, ret);
     process->control = connection;
@@ -313,7 +314,7 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
     int ret = pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : fns_both_above_stdio(news);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    ret = send_run(connection, FNS_ASK_SPAWN, number, args, news[1]);
+    ret = send_run(connection, FNS_ASK_SPAWN, number, args, (struct fns_share){0, 0}, news[1]);
     close(news[1]);
     if (ret == 0)
         ret = hear(connection, number, &answer, &pid, &pidfd);

@@ -1,0 +1,133 @@
+"""Batches of a template: jobs are asked for ahead; no more run than may, none waits in vain."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import eventually, marked, marker
+
+from fastns import CompletedSandbox, Job, Mount, SpawnError, Spec, Template, TimeoutExpired
+
+COUNT = "touch /mnt/$0; ls /mnt | wc -l; sleep 0.02; ls /mnt | wc -l; rm /mnt/$0"
+
+
+def sharing(root: Path, shared: Path, **fields: Any) -> Spec:
+    """Its sandboxes have /mnt in common."""
+    shared.mkdir(exist_ok=True)
+    shared.chmod(0o777)
+    mounts = [Mount("/mnt", source=str(shared), options=["rw"])]
+    return Spec(rootfs=root, mounts=mounts, **fields)
+
+
+def most_seen(results: list[Any]) -> int:
+    for result in results:
+        assert isinstance(result, CompletedSandbox), result
+        assert result.returncode == 0
+    return max(int(n) for result in results for n in result.stdout.split())
+
+
+@pytest.mark.parametrize("netns_pool", [0, 2])
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+def test_no_more_alive_than_allowed(
+    busybox_rootfs: Path, tmp_path: Path, concurrency: int, netns_pool: int
+) -> None:
+    """Each job counts those that run with it; the most that any saw is the limit, and reached."""
+    spec = sharing(busybox_rootfs, tmp_path / "shared")
+    jobs = [["sh", "-c", COUNT, str(i)] for i in range(40)]
+    with Template(spec, netns_pool=netns_pool) as template:
+        assert most_seen(template.run_batch(jobs, concurrency=concurrency)) == concurrency
+
+
+def test_each_batch_has_its_own_limit(busybox_rootfs: Path, tmp_path: Path) -> None:
+    """Three threads, three directories, one server."""
+    seen: dict[int, int] = {}
+
+    def run(template: Template, concurrency: int) -> None:
+        code = f"cd /mnt/{concurrency}; " + COUNT.replace("/mnt", ".")
+        jobs = [["sh", "-c", code, str(i)] for i in range(30)]
+        seen[concurrency] = most_seen(template.run_batch(jobs, concurrency=concurrency))
+
+    for n in (1, 2, 4):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n)).chmod(0o777)
+    with Template(sharing(busybox_rootfs, tmp_path)) as template:
+        threads = [threading.Thread(target=run, args=(template, n)) for n in (1, 2, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {1: 1, 2: 2, 4: 4}
+
+
+def test_a_long_job_holds_no_other_up(busybox_rootfs: Path, tmp_path: Path) -> None:
+    """The first ends when the last has run: asked for ahead, none may be bound to wait for it."""
+    wait = ["sh", "-c", "until [ -e /mnt/done ]; do sleep 0.01; done"]
+    jobs = [wait] + [["true"]] * 30 + [["touch", "/mnt/done"]]
+    with Template(sharing(busybox_rootfs, tmp_path / "shared")) as template:
+        results = template.run_batch(jobs, concurrency=2)
+    assert [getattr(result, "returncode", result) for result in results] == [0] * len(jobs)
+
+
+def test_those_that_fail_give_their_turn_on(busybox_rootfs: Path) -> None:
+    jobs = [Job(["/missing"]), Job(["true"], cwd="/missing"), Job(["true"])] * 100
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
+        results = template.run_batch(jobs, concurrency=2)
+    for i, result in enumerate(results):
+        if i % 3 == 2:
+            assert isinstance(result, CompletedSandbox)
+        else:
+            assert isinstance(result, SpawnError)
+            assert result.stage == ("exec", "chdir")[i % 3]
+
+
+def test_the_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
+    """Four times 0.3 s one after the other, each within a second; and one that is late is named."""
+    jobs = [Job(["sleep", "0.3"], timeout=1)] * 4 + [Job(["sleep", "60"], timeout=0.1)]
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
+        results = template.run_batch(jobs, concurrency=1)
+    assert [type(result) for result in results] == [CompletedSandbox] * 4 + [TimeoutExpired]
+
+
+def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
+        results = template.run_batch([["sleep", "0.5"]] * 4, concurrency=1)
+    for result in results:
+        assert isinstance(result, CompletedSandbox)
+        assert 0.5 <= result.wall_time < 1
+
+
+INTERRUPTED = """
+import os, sys, fastns
+
+def run(jobs):
+    with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
+        print("running", flush=True)
+        template.run_batch(jobs, concurrency=2)
+
+run([["true"]] * 20)
+before = os.listdir("/proc/self/fd")
+try:
+    run([["sleep", sys.argv[2]]] * 20)
+except KeyboardInterrupt:
+    interrupted = True
+sys.exit(3 if interrupted and os.listdir("/proc/self/fd") == before else 4)
+"""
+
+
+def test_an_interrupt_ends_those_that_wait_too(busybox_rootfs: Path) -> None:
+    mark = marker()
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, busybox_rootfs, mark], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == process.stdout.readline() == b"running\n"
+        assert eventually(lambda: len(marked(mark)) > 2)  # with the caller's own
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 3
+    assert eventually(lambda: not marked(mark))
