@@ -461,9 +461,8 @@ static int op_root_tree(struct fns_child *child, const struct fns_op *op)
 
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
 {
-    static const char names[][8] = {"root", "lower", "upper", "work", "files"};
     static const char keys[][10] = {"source", "mode", "size", "nr_inodes"};
-    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->data)};
+    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->source)};
     int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
     if (fs < 0)
         return fs;
@@ -478,13 +477,16 @@ static int op_scratch(struct fns_child *child, const struct fns_op *op)
     if (result < 0)
         return (int)result;
     child->scratch = (int)result;
-    result = attach_on_top(child->scratch);
+    result = op->target ? fns_sys5(__NR_move_mount, child->scratch, "", AT_FDCWD,
+                                   text(child, op->target), FNS_MOVE_MOUNT_F_EMPTY_PATH)
+                        : attach_on_top(child->scratch);
     if (result == 0)
         result = give_away(child, op, child->scratch, "");
-    for (unsigned i = 0; result == 0 && i < sizeof names / sizeof *names; i++) {
-        result = fns_sys3(__NR_mkdirat, child->scratch, names[i], 0755);
+    const char *name = text(child, op->data), *end = name + op->arg;
+    for (; result == 0 && name < end; name += length(name) + 1) {
+        result = fns_sys3(__NR_mkdirat, child->scratch, name, 0755);
         if (result == 0)
-            result = give_away(child, op, child->scratch, names[i]);
+            result = give_away(child, op, child->scratch, name);
     }
     return (int)result;
 }

@@ -56,6 +56,7 @@ DEV_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+LAYERS = (b"root", b"upper", b"work")  # directories of an overlay's scratch
 DEFAULT_MOUNTS = (
     Mount("/proc", type="proc", source="proc", options=["nosuid", "nodev", "noexec"]),
     Mount("/sys", type="sysfs", source="sysfs", options=["ro", "nosuid", "nodev", "noexec"]),
@@ -490,7 +491,10 @@ class _Compiler:
         self.become_mapped()
         scratch = spec.overlay or bool(files)
         if scratch:
-            self.add(self.scratch_op("overlay" if spec.overlay else "file"))
+            names = [*LAYERS, b"lower"] if spec.overlay else [b"root"]
+            if files:
+                names.append(b"files")
+            self.add(self.scratch_op("overlay" if spec.overlay else "file", names, None))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
         if self.from_tree:
             self.made_later = {*self.made_later, "mount"}
@@ -545,8 +549,11 @@ class _Compiler:
                 note = os.fspath(mount.source)
                 self.add(Op("bind_source", "mount", how, source=source, note=note))
 
-    def scratch_op(self, stage: str, note: str = "scratch tmpfs") -> Op:
-        """The files put there beforehand have their room beside what may be written."""
+    def scratch_op(
+        self, stage: str, names: Sequence[bytes], target: bytes | None, note: str = "scratch tmpfs"
+    ) -> Op:
+        """With directories of these names. The files put there beforehand have their room beside
+        what may be written."""
         files = [
             len(content.encode() if isinstance(content, str) else content)
             for content in self.spec.files.values()
@@ -557,8 +564,11 @@ class _Compiler:
             "scratch",
             stage,
             self.owned(),
+            arg=sum(len(name) + 1 for name in names),
+            target=target,
             type=b"%d" % size,
-            data=b"%d" % inodes,
+            source=b"%d" % inodes,
+            data=b"".join(name + b"\0" for name in names),
             note=f"{note} size={size},nr_inodes={inodes}",
         )
 

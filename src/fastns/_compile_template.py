@@ -13,6 +13,7 @@ from fastns import _core
 from fastns._compile import (
     DEFAULT_MOUNTS,
     DEFAULT_SPEC,
+    LAYERS,
     MOUNT_ATTR_RDONLY,
     MS_PRIVATE,
     MS_SLAVE,
@@ -239,13 +240,13 @@ class _TemplateCompiler(_Compiler):
                 source=source,
                 note=f"{root} ro",
             ),
-            self.scratch_op("rootfs", "tmpfs for the parts"),
+            self.scratch_op("rootfs", [b"lower", b"layers", b"files"], None, "tmpfs for the parts"),
             Op("root_attach", "rootfs", source=source, target=b"lower"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]
         self.each += [
-            self.scratch_op("overlay"),
+            self.scratch_op("overlay", LAYERS, b"/layers"),
             self.overlay_op(b"/lower"),
         ]
         for number, mount in enumerate(mounts):
@@ -260,7 +261,7 @@ class _TemplateCompiler(_Compiler):
         if spec.read_only:
             self.each.append(Op("read_only", "read_only", note="/"))
         self.add(Op("pivot_root", "pivot_root", arg=1, source=source))
-        self.each.append(Op("pivot_root", "pivot_root", arg=2, source=b"/"))
+        self.each.append(Op("pivot_root", "pivot_root", arg=1, source=b"/"))
 
     def add_part(self, part: bytes, mount: Mount) -> None:
         if mount is DEV:

@@ -457,7 +457,7 @@ def test_the_size_of_the_scratch() -> None:
     for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
         op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
         assert op.type == b"%d" % (size + 3 * 4096)
-        assert op.data == b"%d" % ((size + 3 * 4096) // 4096 + 3)
+        assert op.source == b"%d" % ((size + 3 * 4096) // 4096 + 3)
 
 
 def test_a_mount_carries_its_options() -> None:
