@@ -130,7 +130,8 @@ struct fns_result {
 
 struct fns_process {
     int pid;
-    int pidfd;      /* owned by the caller: close it after fns_reap() */
+    int pidfd;      /* owned by the caller: close it after fns_reap(); -1 with `served`: fds were
+                       scarce, see fns_server_look() */
     int control;    /* -1, or the socket a reaper reports the command's status on: close it */
     int served;     /* a server's child */
     int quiet;      /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
@@ -175,6 +176,10 @@ int fns_server_run(int connection, const struct fns_args *args, struct fns_share
                    struct fns_process *process, struct fns_error *error);
 int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
+
+/* Looks whether a sandbox of the server is alive: 1, with a pidfd of it, which is the caller's to close;
+ * 0: it has ended; -errno, -EMFILE too. */
+int fns_server_look(int connection, const struct fns_process *process, int *pidfd);
 
 int fns_server_pool(int connection, struct fns_pool_state *state);
 

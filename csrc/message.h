@@ -57,6 +57,7 @@ struct fns_late {
  *          something else.
  *   REAP   `sandbox`, of RUNNING: ENDED, as soon as that sandbox has ended.
  *   KILL   as REAP, after killing it.
+ *   LOOK   ENDED at once; value: whether it is alive.
  *   POOL   an ENDED with struct fns_pool_state in place of its usage.
  *   PARK   from now on a sandbox is made ahead, waits for RUN or SPAWN at this socket, and is followed
  *          by the next when it has ended. No answer.
@@ -70,6 +71,7 @@ enum fns_ask_kind {
     FNS_ASK_SPAWN,
     FNS_ASK_REAP,
     FNS_ASK_KILL,
+    FNS_ASK_LOOK,
     FNS_ASK_POOL,
     FNS_ASK_PARK
 };
@@ -77,7 +79,7 @@ enum { FNS_ASK_INLINE = 32768, FNS_ASK_FDS = 253 };
 struct fns_ask {
     uint16_t kind, in_file;
     int32_t number;         /* the answers have it */
-    int32_t sandbox;        /* REAP, KILL */
+    int32_t sandbox;        /* REAP, KILL, LOOK */
     struct fns_share share; /* RUN */
     uint64_t size;
     struct fns_args args;

@@ -432,22 +432,46 @@ static void tell_failure(int connection, int ask, enum fns_stage stage, long res
     fns_tell(connection, &message, -1, 0);
 }
 
+static void tell(int connection, const struct fns_ended *answer)
+{
+    fns_sys6(__NR_sendto, connection, (long)answer, sizeof *answer, 0x4000 /* MSG_NOSIGNAL */, 0,
+             0);
+}
+
 static void tell_end(int connection, struct fns_sandbox *sandbox)
 {
     sandbox->end.message.number = sandbox->ask;
-    fns_sys6(__NR_sendto, connection, (long)&sandbox->end, sizeof sandbox->end,
-             0x4000 /* MSG_NOSIGNAL */, 0, 0);
+    tell(connection, &sandbox->end);
+}
+
+/* The sandbox that is asked about; 0: there is none, and this was said. */
+static struct fns_sandbox *find_sandbox(int connection, const struct fns_ask *ask)
+{
+    int index = ask->sandbox & (MAX_SANDBOXES - 1);
+    struct fns_sandbox *sandbox = index < server.n_sandboxes ? &server.sandboxes[index] : 0;
+    if (sandbox && sandbox->number == ask->sandbox && sandbox->told &&
+        (sandbox->pid || sandbox->ended))
+        return sandbox;
+    tell_failure(connection, ask->number, FNS_STAGE_WAIT, -ECHILD);
+    return 0;
+}
+
+static void hear_look(int connection, const struct fns_ask *ask)
+{
+    const struct fns_sandbox *sandbox = find_sandbox(connection, ask);
+    struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED, .number = ask->number}};
+    if (!sandbox)
+        return;
+    answer.message.value = sandbox->pid != 0;
+    tell(connection, &answer);
 }
 
 static void hear_reap(int connection, const struct fns_ask *ask)
 {
-    int index = ask->sandbox & (MAX_SANDBOXES - 1), kill = ask->kind == FNS_ASK_KILL;
-    struct fns_sandbox *sandbox = index < server.n_sandboxes ? &server.sandboxes[index] : 0;
-    if (!sandbox || sandbox->number != ask->sandbox || !sandbox->told ||
-        (!sandbox->pid && !sandbox->ended)) {
-        tell_failure(connection, ask->number, FNS_STAGE_WAIT, -ECHILD);
+    int kill = ask->kind == FNS_ASK_KILL;
+    struct fns_sandbox *sandbox = find_sandbox(connection, ask);
+    if (!sandbox)
         return;
-    }
     sandbox->ask = ask->number;
     if (sandbox->ended) {
         tell_end(connection, sandbox);
@@ -459,7 +483,7 @@ static void hear_reap(int connection, const struct fns_ask *ask)
         }
         sandbox->connection = connection;
         sandbox->awaited = 1;
-        server.peers[connection].sandbox = index;
+        server.peers[connection].sandbox = (int)(sandbox - server.sandboxes);
         if (kill)
             kill_sandbox(sandbox);
         look_at(sandbox);
@@ -586,8 +610,7 @@ static void tell_pool(int connection, int ask)
     struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED, .number = ask}};
     server.pool.made = fns_netns_made();
     memcpy(answer.usage, &server.pool, sizeof server.pool);
-    fns_sys6(__NR_sendto, connection, (long)&answer, sizeof answer, 0x4000 /* MSG_NOSIGNAL */, 0,
-             0);
+    tell(connection, &answer);
 }
 
 static void hear_connection(int connection)
@@ -612,6 +635,8 @@ static void hear_connection(int connection)
         hear_run(connection, room, received);
     } else if (kind == FNS_ASK_REAP || kind == FNS_ASK_KILL) {
         hear_reap(connection, ask);
+    } else if (kind == FNS_ASK_LOOK) {
+        hear_look(connection, ask);
     } else if (kind == FNS_ASK_POOL) {
         tell_pool(connection, ask->number);
     } else if (kind == FNS_ASK_PARK) {

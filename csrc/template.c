@@ -9,7 +9,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +19,8 @@
 #include "message.h"
 #include "spawn.h"
 #include "sys.h"
+
+#define FEW_FDS 256 /* are never too many */
 
 struct rights {
     struct cmsghdr header;
@@ -280,6 +284,23 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
     return ret == -EPIPE ? -ECANCELED : ret;
 }
 
+int fns_server_look(int connection, const struct fns_process *process, int *pidfd)
+{
+    struct fns_ended ended;
+    /* In this order: who is alive after that was opened is the one that was opened. */
+    int fd = (int)syscall(__NR_pidfd_open, process->pid, 0);
+    fd = fns_above_stdio(fd);
+    int ret = ask_end(connection, FNS_ASK_LOOK, process->number, &ended);
+    int alive = ret == 0 && ended.message.value;
+    if (alive && fd >= 0)
+        *pidfd = fd;
+    else if (fd >= 0)
+        close(fd);
+    if (ret < 0)
+        return ret == -EPIPE ? -ECANCELED : ret;
+    return alive && fd < 0 ? fd : alive;
+}
+
 int fns_server_pool(int connection, struct fns_pool_state *state)
 {
     struct fns_ended ended;
@@ -302,6 +323,14 @@ static int follow(int connection, int number, const struct fns_plan *sandbox, in
     if (ret < 0)
         ret = hear_end(connection, number, sandbox, &ended, error);
     return ret;
+}
+
+/* Whether most of the fds that this process may have are in use. */
+static int is_scarce(int fd)
+{
+    struct rlimit files;
+    return fd >= FEW_FDS && getrlimit(RLIMIT_NOFILE, &files) == 0 &&
+           (rlim_t)fd >= files.rlim_cur / 4 * 3;
 }
 
 int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
@@ -331,6 +360,10 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
         if (pidfd >= 0)
             close(pidfd);
         return ret;
+    }
+    if (is_scarce(pidfd)) {
+        close(pidfd);
+        pidfd = -1;
     }
     *process = (struct fns_process){.pid = pid,
                                     .pidfd = pidfd,

@@ -8,7 +8,7 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE
+from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
@@ -473,8 +473,11 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
 # ---- one sandbox ---------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc_clear
 cdef class Process:
     """A started sandbox: its pid, its pidfd, and the waiting and killing of it.
+
+    A server's sandbox has no pidfd here where fds are scarce: one is opened for as long as it is used.
 
     Dropped before it was reaped (an exception between the spawn and the handle), it ends the sandbox.
     """
@@ -490,6 +493,7 @@ cdef class Process:
     cdef CgroupPool groups
     cdef c.fns_leaf leaf
     cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
+    cdef bint borrowed  # the pidfd is there for these only
 
     @property
     def pid(self):
@@ -497,21 +501,49 @@ cdef class Process:
 
     @property
     def pidfd(self):
+        self.keep()
         return self.process.pidfd
+
+    cdef int enter(self) noexcept:
+        """1: the pidfd is there until leave(); 0: the sandbox has ended, or is not this process's;
+        -errno. To be followed by leave() in any case."""
+        cdef int ret, pidfd = -1
+        self.waiters += 1
+        if self.process.pidfd >= 0:
+            return 1
+        if not self.process.served or self.reaped or self.lost or self.owner != getpid():
+            return 0
+        ret = self.server.look(&self.process, &pidfd)
+        if ret == 1 and self.process.pidfd < 0:
+            self.process.pidfd = pidfd
+            self.borrowed = True
+        elif ret == 1:  # another thread was sooner
+            close(pidfd)
+        # Ended with the server, or reaped by another thread meanwhile.
+        return 0 if ret == -ECANCELED or ret == -ECHILD else ret
+
+    cdef int keep(self) except -1:
+        """From now on the pidfd is there as long as the sandbox is not reaped."""
+        cdef int ret = self.enter()
+        self.borrowed = False
+        self.leave()
+        if ret < 0:
+            raise OSError(-ret, os.strerror(-ret))
+        return 0
 
     def wait(self, timeout_ns=None):
         """True once the sandbox has ended; False when `timeout_ns` has passed first."""
         cdef int ret
         cdef int64_t left = -1
         cdef uint64_t end = 0
-        if self.process.pidfd < 0:
-            return True
         if timeout_ns is not None:
             left = max(0, timeout_ns)
             end = c.fns_now() + <uint64_t>left
-        self.waiters += 1
+        ret = self.enter()
         try:
-            while True:
+            if ret < 0:
+                raise OSError(-ret, os.strerror(-ret))
+            while ret > 0:
                 with nogil:
                     ret = c.fns_wait(&self.process, left)
                 if ret >= 0:
@@ -521,6 +553,8 @@ cdef class Process:
                 PyErr_CheckSignals()
                 if timeout_ns is not None:
                     left = max(0, <int64_t>(end - c.fns_now()))
+                ret = 1
+            return True
         finally:
             self.leave()
 
@@ -530,7 +564,7 @@ cdef class Process:
         None while it has not ended. SpawnError at stage "wait" when somebody else reaped it."""
         cdef int ret
         if not self.reaped:
-            if self.process.pidfd < 0:
+            if self.lost:
                 return None
             ret = self.reap_now()
             if ret == -EAGAIN:
@@ -556,8 +590,14 @@ cdef class Process:
             return ret
         if self.owner != getpid():  # as the kernel has it for other people's children
             return -ECHILD
-        if self.reaping or c.fns_wait(&self.process, 0) == 0:
+        if self.reaping:
             return -EAGAIN
+        ret = self.enter()
+        if ret > 0 and c.fns_wait(&self.process, 0) == 0:
+            ret = -EAGAIN
+        self.leave()
+        if ret < 0:
+            return ret
         self.reaping = True
         ret = self.server.reap(&self.process, &self.result)
         self.reaping = False
@@ -571,22 +611,33 @@ cdef class Process:
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
-        cdef int ret = -EBADF
-        if self.process.pidfd >= 0 and not self.reaped:
+        cdef int ret = self.enter()
+        if self.reaped or self.lost:
+            ret = -EBADF
+        elif ret > 0:
             ret = c.fns_kill(&self.process, signal)
+        elif ret == 0:
+            ret = -ESRCH
+        self.leave()
         return -ret
 
     def kill_all(self):
         """Ends every process of the sandbox: its pid namespace, or the tree; 0, or the errno."""
-        cdef int ret = -EBADF
-        if self.process.pidfd >= 0 and not self.reaped:
+        cdef int ret = self.enter()
+        if self.reaped or self.lost:
+            ret = -EBADF
+        elif ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
+        elif ret == 0:
+            ret = -ESRCH
+        self.leave()
         return -ret
 
     cdef void leave(self) noexcept:
         self.waiters -= 1
-        if (self.reaped or self.lost) and self.waiters == 0:
+        if (self.reaped or self.lost or self.borrowed) and self.waiters == 0:
             self.close()
+            self.borrowed = False
 
     cdef void close(self) noexcept:
         if self.process.pidfd >= 0:
@@ -596,13 +647,14 @@ cdef class Process:
         self.process.pidfd = self.process.control = -1
 
     def __dealloc__(self):
-        if self.process.pidfd >= 0 and not self.reaped and self.owner == getpid():
-            if self.plan is not None:  # None: the garbage collector has cleared this object
+        if not self.reaped and not self.lost and self.owner == getpid():
+            if self.enter() > 0:
                 c.fns_kill_all(&self.plan.plan, &self.process)
-            c.fns_kill(&self.process, 9)
-            while c.fns_wait(&self.process, -1) == -EINTR:
-                pass
+                c.fns_kill(&self.process, 9)
+                while c.fns_wait(&self.process, -1) == -EINTR:
+                    pass
             self.reap_now()
+            self.leave()
         self.close()
 
 
@@ -785,6 +837,22 @@ cdef class Server:
             self.give(connection, False, ret >= 0)
         return ret
 
+    cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
+        """fns_server_look()."""
+        cdef int ret, connection = -1
+        if self.free:
+            connection = self.free.pop()
+        with nogil:
+            if connection < 0:
+                connection = c.fns_server_connect(&self.process)
+            if connection < 0:
+                ret = -ECANCELED if connection == -EPIPE else connection
+            else:
+                ret = c.fns_server_look(connection, process, pidfd)
+        if connection >= 0:
+            self.give(connection, False, ret >= 0)
+        return ret
+
     def pool(self):
         """(network namespaces made, waits for one, seconds waited) of its pool."""
         cdef c.fns_pool_state state
@@ -825,6 +893,7 @@ cdef class Pipes:
 
     def __cinit__(self, Process process, int stdin, int stdout, int stderr, bytes input,
                   uint64_t limit=0):
+        process.keep()
         self.process = process
         self.input = input
         self.io.process = process.process
@@ -949,7 +1018,7 @@ cdef class _Jobs:
     cdef Process process(self, size_t i):
         cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
         process.server = self.server
-        self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
+        self.jobs[i].process.pid = self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
         return process
 
     cdef void discard(self) noexcept:
@@ -958,7 +1027,7 @@ cdef class _Jobs:
             if self.jobs[i].process.pidfd >= 0:
                 c.fns_kill_all(&self.plan.plan, &self.jobs[i].process)
         for i in range(self.n):
-            if self.jobs[i].process.pidfd >= 0:
+            if self.jobs[i].process.pid > 0:
                 self.process(i)
 
     cdef object error(self, size_t i):

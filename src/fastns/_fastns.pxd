@@ -231,6 +231,7 @@ cdef extern from "fastns.h" nogil:
                          fns_process *process, fns_error *error)
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
+    int fns_server_look(int connection, const fns_process *process, int *pidfd)
     int fns_server_pool(int connection, fns_pool_state *state)
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
