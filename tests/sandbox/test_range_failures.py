@@ -1,5 +1,5 @@
 """Root's sandboxes with capabilities where something is missing: the right to trace, by which their
-namespaces are joined."""
+namespaces are joined, or room for one namespace more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from hidden import without
 from processes import script
 
 pytestmark = pytest.mark.as_root
@@ -62,3 +63,69 @@ every_way()
         *(f"{way} 0" for way in ways),
         *(f"{way} unshare {errno.EPERM}" for way in ways),  # the control
     ]
+
+
+# ---- namespaces that cannot be made there ----
+
+START = """
+import ctypes
+root, way, code = sys.argv[1:]
+spec = fastns.Spec(rootfs=root, capabilities=["SYS_ADMIN"], init=way == "init")
+template = fastns.Template(spec) if way == "template" else None
+plan = template._plan.sandbox if template else fastns.compile(spec)
+def start():
+    return (template.run(["/true"]) if template else fastns.run(["/true"], spec=plan)).returncode
+def state():
+    return fds(), pathlib.Path("/proc/self/mountinfo").read_text(), children()
+def fail():
+    before = state()
+    for _ in range(3):
+        try:
+            start()
+        except fastns.SpawnError as error:
+            assert plan.ops[error.op_index].code == code, error
+            print(error.stage, error.errno, "max_*_namespaces" in (error.hint or ""))
+    assert state() == before, (before, state())
+"""
+WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("net", "own_namespaces"),
+        ("uts", "own_namespaces"),
+        ("ipc", "own_namespaces"),
+        ("mnt", "unshare"),
+        ("cgroup", "unshare"),
+    ],
+)
+def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: str) -> None:
+    """By a limit of the range's user namespace alone; with room again it starts."""
+    test = f"""
+space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids)
+def limit(number):
+    pid = os.fork()
+    if pid == 0:
+        assert ctypes.CDLL(None).setns(space, 0x10000000) == 0
+        pathlib.Path("/proc/sys/user/max_{kind}_namespaces").write_text(str(number))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+print(start())
+limit(0)
+fail()
+limit(1000)
+print(start())
+"""
+    out = script(START + test, str(probe_rootfs), way, code).splitlines()
+    assert out == ["0", *[f"unshare {errno.ENOSPC} True"] * 3, "0"]
+
+
+@pytest.mark.parametrize("call", ["clone", "unshare"])
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
+def test_a_call_that_is_refused(probe_rootfs: Path, call: str, init: bool) -> None:
+    """To the process in between, or for it."""
+    way = "init" if init else "direct"
+    out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way, "own_namespaces")
+    assert out.splitlines() == [f"unshare {errno.ENOANO} False"] * 3
