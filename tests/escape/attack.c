@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -397,6 +398,23 @@ static int through_scripts(void)
     return 0;
 }
 
+/* A program that gives its owner's rights, with no arguments at all: one that takes argv[1] for granted
+ * then reads, and writes, its environment (CVE-2021-4034). It ends in gained(). */
+static int no_arguments(void)
+{
+    char *const none[] = {NULL}, *const environment[] = {"of-the-attacker", NULL};
+    execve("/attack-setuid", none, environment);
+    return 0;
+}
+
+/* The kernel gives it an empty name since Linux 5.18. */
+static int gained(int argc)
+{
+    int more = geteuid() != getuid() || getegid() != getgid() || getauxval(AT_SECURE);
+    printf("%s with argc %d\n", more ? "gained" : "nothing gained", argc);
+    return more ? 0 : 1;
+}
+
 /* ---- the terminal at stdin ---- */
 
 /* For whoever reads from it next. Of the request the kernel looks at the lower half alone. */
@@ -425,6 +443,7 @@ static const struct {
     {"break_into_children", break_into_children},
     {"through_memory", through_memory},
     {"through_scripts", through_scripts},
+    {"no_arguments", no_arguments},
     {"links", links},
     {"type_into_terminal", type_into_terminal},
     {"paste_into_terminal", paste_into_terminal},
@@ -460,6 +479,8 @@ static const struct {
 
 int main(int argc, char **argv)
 {
+    if (argc == 0 || !*argv[0])
+        return gained(argc);
     argument = argc > 2 ? argv[2] : "";
     for (size_t i = 0; argc > 1 && i < sizeof attacks / sizeof *attacks; i++) {
         if (strcmp(attacks[i].name, argv[1]) != 0)

@@ -54,6 +54,8 @@ CASES = [
     Case("C7 files of the kernel", "open_for_writing", "/sys/kernel/profiling",
          {"mounts": [Mount("/sys", type="sysfs")]}, needs_root=True),
     Case("C9 block device", "make_device", "", {"capabilities": ["MKNOD"]}, needs_root=True),
+    Case("C11 setuid, with argc 0", "no_arguments", "", {"no_new_privileges": False},
+         {"user": "7:7"}, needs_root=True),
     Case("C13 a program in memory", "through_memory", "new_user_namespace", OPEN),
     Case("C13 a chain of scripts", "through_scripts", "new_user_namespace", OPEN),
     Case("C15 nested user namespace", "new_user_namespace", "", OPEN),
