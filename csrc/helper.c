@@ -196,7 +196,7 @@ static _Noreturn void run_init(struct fns_child *child, int control)
                 fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
             if (ret < 0 || info.pid == 0)
                 break;
-            if (info.pid != pid)
+            if (info.pid != pid || info.code >= FNS_CLD_TRAPPED)
                 continue;
             message.kind = FNS_MESSAGE_EXITED;
             message.value = info.code;

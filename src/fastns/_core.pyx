@@ -483,6 +483,7 @@ cdef class Process:
     cdef c.fns_result result
     cdef readonly bint reaped
     cdef bint lost  # somebody else reaped it
+    cdef bint killed  # by kill_all()
     cdef bint reaping  # a thread is asking a server for its end
     cdef Plan plan
     cdef Server server  # whose sandbox it is; None: it is this process's own child
@@ -518,6 +519,7 @@ cdef class Process:
                     return ret > 0
                 if ret != -EINTR:
                     raise OSError(-ret, os.strerror(-ret))
+                c.fns_attend(&self.process, self.killed)
                 PyErr_CheckSignals()
                 if timeout_ns is not None:
                     left = max(0, <int64_t>(end - c.fns_now()))
@@ -581,6 +583,7 @@ cdef class Process:
         cdef int ret = -EBADF
         if self.process.pidfd >= 0 and not self.reaped:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
+            self.killed = True
         return -ret
 
     cdef void leave(self) noexcept:
@@ -601,7 +604,7 @@ cdef class Process:
                 c.fns_kill_all(&self.plan.plan, &self.process)
             c.fns_kill(&self.process, 9)
             while c.fns_wait(&self.process, -1) == -EINTR:
-                pass
+                c.fns_attend(&self.process, True)
             self.reap_now()
         self.close()
 
