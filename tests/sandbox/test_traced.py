@@ -17,7 +17,7 @@ from inside import runner
 from processes import eventually, marked, marker
 
 import fastns
-from fastns import Mount, Spec, TimeoutExpired
+from fastns import Spec, TimeoutExpired
 
 SOURCE = r"""
 #define _GNU_SOURCE
@@ -75,7 +75,7 @@ int main(int argc, char **argv)
         raise(SIGUSR1);
     } else if (!strcmp(argv[1], "held")) {
         leave_tracer(atof(argv[2]));
-    } else if (!strcmp(argv[1], "hold")) { /* all that come: another has pid 1, then 2, 3 */
+    } else if (!strcmp(argv[1], "hold")) { /* all that come: its own pid is 1 */
         for (;;) {
             for (int pid = 2; pid < 100; pid++)
                 if (pid != getpid() && hold(pid))
@@ -220,7 +220,7 @@ def test_a_tracer_that_does_not_let_go_is_killed(root: Path, way: int) -> None:
 def test_a_sandbox_that_holds_who_joins(root: Path) -> None:
     """It is the holder that is killed, once the time of the other is over."""
     given = {"namespaces": {"user": "new"}, "capabilities": ["ALL"], **OPEN}
-    spec = Spec(rootfs=root, mounts=[Mount("/mnt", type="tmpfs")], init=True, **given)
+    spec = Spec(rootfs=root, **given)
     with fastns.spawn(["traced", "hold"], spec=spec, stdout=fastns.PIPE) as holder:
         names = {"user": "user", "pid": "pid", "mount": "mnt"}
         joined = {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
