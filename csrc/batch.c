@@ -17,6 +17,7 @@
 #include "sys.h"
 
 enum { MAX_EVENTS = 256, END = 3 /* beside 0, 1 and 2: the stream that is ready */ };
+enum { ATTENDED = 16 };
 #define PAUSE_NS 100000000u /* how long the loop goes on by itself */
 #define MAX_AHEAD 4u        /* jobs whose turn is yet to come */
 
@@ -28,6 +29,7 @@ struct slot {
     int unwatched; /* its connection */
     uint64_t turn; /* jobs that were asked for before this one */
     int waits;     /* for its turn, as far as can be told from here */
+    int held;      /* it has ended, and is traced */
 };
 
 struct fns_batch {
@@ -36,6 +38,7 @@ struct fns_batch {
     int spawn, epoll;
     struct fns_share share;
     unsigned n_slots, alive, waiting;
+    unsigned attended; /* the first slot to be looked at */
     uint64_t asked;
     struct slot slots[];
 };
@@ -163,7 +166,7 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
         return;
     }
     slot->job = job;
-    slot->ended = slot->killed = 0;
+    slot->ended = slot->killed = slot->held = 0;
     slot->turn = batch->asked++;
     slot->waits = batch->alive - batch->waiting >= batch->share.most;
     batch->waiting += (unsigned)slot->waits;
@@ -215,6 +218,11 @@ static void act(struct fns_batch *batch, uint64_t data)
     int what = (int)(data % 4), ret = 0;
     if (!slot->job || (what == END && slot->ended))
         return;
+    if (what == END && !fns_reapable(&slot->job->process)) {
+        slot->held = 1;
+        unwatch(batch, fns_end_fd(&slot->job->process));
+        return;
+    }
     if (what == END) {
         slot->ended = 1;
         slot->io.input_done = slot->io.input_size;
@@ -251,10 +259,24 @@ static uint64_t keep_time(struct fns_batch *batch)
     return next - now;
 }
 
+/* Those whose end nobody tells; a few of them each time, as it takes a look at all their threads. */
+static void attend(struct fns_batch *batch)
+{
+    for (unsigned i = 0; i < batch->n_slots; i++) {
+        struct slot *slot = &batch->slots[i];
+        if (slot->job && (i + batch->n_slots - batch->attended) % batch->n_slots < ATTENDED)
+            fns_attend(&slot->job->process, slot->killed);
+        if (slot->job && slot->held && fns_reapable(&slot->job->process))
+            act(batch, (uint64_t)i * 4 + END);
+    }
+    batch->attended = (batch->attended + ATTENDED) % batch->n_slots;
+}
+
 static int run(struct fns_batch *batch)
 {
     struct epoll_event events[MAX_EVENTS];
     uint64_t until = fns_now() + PAUSE_NS;
+    attend(batch);
     while (batch->done < batch->n_jobs) {
         start_some(batch, until);
         if (fns_now() >= until)

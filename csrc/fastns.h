@@ -201,6 +201,14 @@ enum { FNS_LOOK_NS = 100000000 };
  * over; -EINTR: a signal may have come, call again. Does not reap. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
+/* Whether a sandbox whose end was told can be reaped: not while another process traces it. */
+int fns_reapable(const struct fns_process *process);
+
+/* For who waits, at each -EINTR: reaps threads that have made this process their tracer
+ * (PTRACE_TRACEME), without which the sandbox does not end. `killed`: the sandbox is to be no more, and a
+ * process that traces what has ended of it, and so keeps it, is killed. */
+void fns_attend(const struct fns_process *process, int killed);
+
 /* Reaps an ended sandbox that is no server's. -EAGAIN: it has not ended; -ECHILD: somebody else reaped
  * it. */
 int fns_reap(const struct fns_process *process, struct fns_result *result);

@@ -123,26 +123,60 @@ struct signal_info { /* siginfo_t, as far as it is read here */
     char rest[100];
 };
 
-static int exec_main(void *child)
+/* The child of a reaper until it has executed the command: both words are 1 until it may, and until it
+ * has left this memory (CLONE_CHILD_CLEARTID). */
+struct start {
+    struct fns_child *child;
+    volatile uint32_t held, here;
+};
+
+/* Until a word is 0. Not FUTEX_PRIVATE_FLAG: the kernel wakes without it (set_tid_address(2)). */
+static void await_zero(volatile uint32_t *word)
 {
-    fns_child_exec(child);
+    while (__atomic_load_n(word, __ATOMIC_SEQ_CST))
+        fns_sys4(__NR_futex, word, 0 /* FUTEX_WAIT */, 1, 0);
+}
+
+static int exec_main(void *arg)
+{
+    struct start *start = arg;
+    await_zero(&start->held);
+    fns_child_exec(start->child);
     return 127;
+}
+
+/* Starts the command: its pid, or -errno. This process has lost its capabilities by the time it may
+ * run, and those of the command are its own. */
+static long start_command(struct fns_child *child)
+{
+    static char stack[32768] __attribute__((aligned(16)));
+    struct start start = {.child = child, .held = 1, .here = 1};
+    const uint32_t header[2] = {0x20080522, 0}, none[6] = {0};
+    long here = (long)&start.here;
+    long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_SIGCHLD,
+                                  (long)(stack + sizeof stack), 0, FNS_CLONE_TLS_LAST ? here : 0,
+                                  FNS_CLONE_TLS_LAST ? 0 : here, exec_main, &start);
+    if (pid < 0)
+        return pid;
+    long result = fns_sys2(__NR_capset, header, none);
+    if (result < 0)
+        return result;
+    __atomic_store_n(&start.held, 0, __ATOMIC_SEQ_CST);
+    fns_sys4(__NR_futex, &start.held, 1 /* FUTEX_WAKE */, 1, 0);
+    await_zero(&start.here);
+    return pid;
 }
 
 /* pid 1 of the sandbox: starts the command, passes signals on, reaps, ends with the command. */
 static _Noreturn void run_init(struct fns_child *child, int control)
 {
-    static char stack[32768] __attribute__((aligned(16)));
     const uint64_t all = ~0ull;
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_SIGCHLD,
-                                  (long)(stack + sizeof stack), 0, 0, 0, exec_main, child);
+    long pid = start_command(child);
     if (pid < 0)
         tell_error(control, FNS_STAGE_INIT, pid);
     if (child->progress != FNS_PROGRESS_EXEC)
         tell_failure(control, &child->error);
-    const uint32_t header[2] = {0x20080522, 0}, none[6] = {0};
-    fns_sys2(__NR_capset, header, none); /* those of the command are its own */
     /* The command alone holds its pipes, so that their readers see the end when it closes them. */
     if (control > 0)
         fns_sys3(__NR_close_range, 0, control - 1, 0);
@@ -162,7 +196,7 @@ static _Noreturn void run_init(struct fns_child *child, int control)
                 fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
             if (ret < 0 || info.pid == 0)
                 break;
-            if (info.pid != pid)
+            if (info.pid != pid || info.code >= FNS_CLD_TRAPPED)
                 continue;
             message.kind = FNS_MESSAGE_EXITED;
             message.value = info.code;

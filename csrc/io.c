@@ -149,8 +149,10 @@ int fns_io_run(struct fns_io *io)
             left = io->deadline - now;
         const struct timespec time = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
         int n = ppoll(polled, 4, &time, NULL);
-        if (n == 0 && left == FNS_LOOK_NS)
+        if (n == 0 && left == FNS_LOOK_NS) {
+            fns_attend(&io->process, 0);
             return -EINTR;
+        }
         if (n < 0)
             return -errno;
         for (int i = 0; i < 3; i++) {
@@ -161,6 +163,10 @@ int fns_io_run(struct fns_io *io)
         if (polled[3].revents) {
             ended = 1;
             close_end(io, 0);
+            if (!fns_reapable(&io->process)) {
+                fns_wait(&io->process, -1); /* a little */
+                return -EINTR;
+            }
         }
     }
     return FNS_IO_DONE;
@@ -188,7 +194,7 @@ int fns_io_finish(struct fns_io *io)
 {
     fns_io_prepare(io);
     while (fns_wait(&io->process, -1) == -EINTR)
-        ;
+        fns_attend(&io->process, 1);
     int ret = drain_rest(io, 1);
     if (ret == 0)
         ret = drain_rest(io, 2);

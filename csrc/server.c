@@ -754,7 +754,7 @@ static int reap(int pid)
     char usage[sizeof server.sandboxes->end.usage];
     long result = fns_sys5(__NR_waitid, 1 /* P_PID */, pid, info,
                            1 | 4 | 0x40000000 /* WNOHANG|WEXITED|__WALL */, usage);
-    if (result < 0 || info[4] != pid)
+    if (result < 0 || info[4] != pid || info[2] >= FNS_CLD_TRAPPED)
         return 0;
     if (is_mine(pid)) {
         if (pid == fns_closer_pid() ? fns_closer_start() < 0

@@ -109,12 +109,12 @@ long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd)
 
 void fns_discard(int pidfd)
 {
-    siginfo_t info;
+    siginfo_t info = {.si_code = 0};
     long ret;
     fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
     do
         ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
-    while (ret == -EINTR);
+    while (ret == -EINTR || (ret == 0 && info.si_code >= FNS_CLD_TRAPPED));
     close(pidfd);
 }
 

@@ -228,4 +228,9 @@ struct fns_mount_attr {
 #define FNS_SIGKILL 9
 #define FNS_SIGCHLD 17
 
+/* si_code of waitid(2): this one, and those above it, are of a process that has only stopped. Asked for
+ * ends alone, the kernel tells a tracer of stops as well, and to be traced a process has but to ask
+ * (PTRACE_TRACEME). */
+#define FNS_CLD_TRAPPED 4
+
 #endif

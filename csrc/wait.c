@@ -31,6 +31,64 @@ int fns_end_fd(const struct fns_process *process)
     return process->quiet ? process->control : process->pidfd;
 }
 
+/* ---- what tracing does to an end (ptrace(2)) ------------------------------------------------- */
+
+/* How long until a sandbox that a tracer holds is looked at again: its pidfd says no more. */
+enum { HELD_NS = 10000000 };
+
+int fns_reapable(const struct fns_process *process)
+{
+    siginfo_t info = {.si_pid = 0};
+    if (process->quiet || process->served)
+        return 1;
+    long ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info,
+                        WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
+    return ret < 0 || info.si_pid != 0;
+}
+
+/* Ends who traces a thread that has ended. Not this process, nor who cannot be seen from here (0). */
+static void kill_tracer(int pid, int thread)
+{
+    char path[64], line[128], state = 0;
+    int tracer = 0;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, thread);
+    FILE *file = fopen(path, "re");
+    while (file && tracer == 0 && fgets(line, sizeof line, file))
+        if (sscanf(line, "State: %c", &state) != 1)
+            sscanf(line, "TracerPid: %d", &tracer);
+    if (file)
+        fclose(file);
+    snprintf(path, sizeof path, "/proc/self/task/%d", tracer);
+    if (state == 'Z' && tracer > 0 && access(path, F_OK) < 0)
+        kill(tracer, SIGKILL);
+}
+
+void fns_attend(const struct fns_process *process, int killed)
+{
+    siginfo_t info = {.si_pid = 0};
+    char path[64];
+    if (process->pidfd < 0 || process->quiet || process->served || fns_kill(process, 0) < 0)
+        return;
+    /* Only looked at, and left to whose child it is. */
+    fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
+    if (info.si_pid == 0 && !killed)
+        return;
+    snprintf(path, sizeof path, "/proc/%d/task", process->pid);
+    DIR *threads = opendir(path);
+    for (struct dirent *entry; threads && (entry = readdir(threads));) {
+        int thread = atoi(entry->d_name);
+        info.si_pid = 0;
+        if (thread > 0 && thread != process->pid)
+            fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0);
+        if (thread > 0 && killed && info.si_pid == 0)
+            kill_tracer(process->pid, thread);
+    }
+    if (threads)
+        closedir(threads);
+}
+
+/* ---- waiting and reaping --------------------------------------------------------------------- */
+
 int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 {
     struct pollfd fd = {.fd = fns_end_fd(process), .events = POLLIN};
@@ -42,6 +100,12 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
     int n = ppoll(&fd, 1, &time, NULL);
     if (n == 0 && !all)
         return -EINTR;
+    if (n > 0 && !fns_reapable(process)) {
+        all = timeout_ns >= 0 && timeout_ns <= HELD_NS;
+        time = (struct timespec){0, all ? (long)timeout_ns : HELD_NS};
+        nanosleep(&time, NULL);
+        return all ? 0 : -EINTR;
+    }
     return n < 0 ? -errno : n;
 }
 
@@ -52,8 +116,10 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
                         &result->usage);
     if (ret < 0)
         return (int)ret;
-    if (info.si_pid == 0)
+    if (info.si_pid == 0 || info.si_code >= FNS_CLD_TRAPPED) {
+        fns_attend(process, 0);
         return -EAGAIN;
+    }
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();

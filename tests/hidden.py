@@ -7,11 +7,11 @@ import platform
 from processes import script
 
 NUMBERS = {
-    "x86_64": {"clone3": 435, "openat2": 437, "seccomp": 317, "keyctl": 250},
-    "aarch64": {"clone3": 435, "openat2": 437, "seccomp": 277, "keyctl": 219},
+    "x86_64": {"seccomp": 317, "keyctl": 250, "clone": 56, "unshare": 272},
+    "aarch64": {"seccomp": 277, "keyctl": 219, "clone": 220, "unshare": 97},
 }
 for _numbers in NUMBERS.values():
-    _numbers["landlock_create_ruleset"] = 444
+    _numbers |= {"clone3": 435, "openat2": 437, "landlock_create_ruleset": 444}
 
 _FILTER = """
 import ctypes, struct

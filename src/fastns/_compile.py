@@ -36,6 +36,7 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
+CAP_SYS_PTRACE = 1 << 19
 MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
 RLIM_INFINITY = 2**64 - 1
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
@@ -403,8 +404,20 @@ class _Compiler:
         self.made_later = {*self.made_later, *kinds}
         self.staged = True  # a process is forked: of small memory, not of the caller's
         if kinds:
+            self.check_joins_by_pidfd()
             flags = sum(CLONE_FLAGS[kind] for kind in kinds)
             self.add(Op("own_namespaces", "unshare", flags=flags, note=" ".join(kinds)))
+
+    def check_joins_by_pidfd(self) -> None:
+        """To join what a process is in takes the right to trace it (setns(2)), and that process is
+        undumpable: nobody without CAP_SYS_PTRACE outside has that right (CVE-2016-9962)."""
+        if not self.caller.capabilities & CAP_SYS_PTRACE:
+            raise SpecError(
+                "capabilities",
+                "to have namespaces in which they count, root needs CAP_SYS_PTRACE: give it to "
+                "this process (of an outer container: --cap-add SYS_PTRACE), or say "
+                "namespaces={'user': 'host'}, where they count on the host",
+            )
 
     def own_the_rest(self) -> None:
         """What begins with a copy of what is there. Mounts that another user namespace has made are

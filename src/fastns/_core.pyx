@@ -486,6 +486,7 @@ cdef class Process:
     cdef c.fns_result result
     cdef readonly bint reaped
     cdef bint lost  # somebody else reaped it
+    cdef bint killed  # by kill_all()
     cdef bint reaping  # a thread is asking a server for its end
     cdef Plan plan
     cdef Server server  # whose sandbox it is; None: it is this process's own child
@@ -550,6 +551,7 @@ cdef class Process:
                     return ret > 0
                 if ret != -EINTR:
                     raise OSError(-ret, os.strerror(-ret))
+                c.fns_attend(&self.process, self.killed)
                 PyErr_CheckSignals()
                 if timeout_ns is not None:
                     left = max(0, <int64_t>(end - c.fns_now()))
@@ -628,6 +630,7 @@ cdef class Process:
             ret = -EBADF
         elif ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
+            self.killed = True
         elif ret == 0:
             ret = -ESRCH
         self.leave()
@@ -652,7 +655,7 @@ cdef class Process:
                 c.fns_kill_all(&self.plan.plan, &self.process)
                 c.fns_kill(&self.process, 9)
                 while c.fns_wait(&self.process, -1) == -EINTR:
-                    pass
+                    c.fns_attend(&self.process, True)
             self.reap_now()
             self.leave()
         self.close()

@@ -236,6 +236,7 @@ cdef extern from "fastns.h" nogil:
     int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
                   fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)
+    void fns_attend(const fns_process *process, int killed)
     int fns_reap(const fns_process *process, fns_result *result)
     int fns_kill(const fns_process *process, int signal)
     int fns_kill_all(const fns_plan *plan, const fns_process *process)

@@ -108,6 +108,7 @@ CLONE_NAMESPACES = {  # those that clone(2) can make
     "CLONE_NEWPID": 0x20000000,
     "CLONE_NEWNET": 0x40000000,
 }
+CLONE_PARENT = 0x00008000  # the child would be the caller's, outside of a pid namespace of its own
 CLONE_NEWTIME = 0x00000080  # unshare(2) only: to clone(2) it is part of a signal's number
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
@@ -174,8 +175,8 @@ def _namespaces() -> Iterable[dict[str, Any]]:
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield _allow(["clone", "clone3", "unshare"], includes=admin)
     yield _errno(["clone3"], ENOSYS, excludes=admin)
-    for name, more in (("clone", 0), ("unshare", CLONE_NEWTIME)):
-        flags = [*CLONE_NAMESPACES.values(), *([more] if more else [])]
+    for name, more in (("clone", CLONE_PARENT), ("unshare", CLONE_NEWTIME)):
+        flags = [*CLONE_NAMESPACES.values(), more]
         none = _compare(0, "MASKED_EQ", sum(flags), 0)
         yield _allow([name], args=[none], excludes=admin)
         given = [_compare(0, "MASKED_EQ", flag, flag) for flag in flags]

@@ -80,13 +80,15 @@ _USERNS_OFF = (
     "kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces>0; "
     "`fastns doctor` says which"
 )
+_NO_NAMESPACES = (
+    "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
+    "or they are nested too deep"
+)
 _HINTS: dict[tuple[str, int, str | None], str] = {
     ("clone", _errno.EPERM, None): _USERNS_OFF,
     ("clone", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
-    ("clone", _errno.ENOSPC, None): (
-        "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
-        "or they are nested too deep"
-    ),
+    ("clone", _errno.ENOSPC, None): _NO_NAMESPACES,
+    ("unshare", _errno.ENOSPC, None): _NO_NAMESPACES,
     (
         "clone",
         _errno.EUSERS,

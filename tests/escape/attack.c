@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -397,6 +398,94 @@ static int through_scripts(void)
     return 0;
 }
 
+/* A program that gives its owner's rights, with no arguments at all: one that takes argv[1] for granted
+ * then reads, and writes, its environment (CVE-2021-4034). It ends in gained(). */
+static int no_arguments(void)
+{
+    char *const none[] = {NULL}, *const environment[] = {"of-the-attacker", NULL};
+    execve("/attack-setuid", none, environment);
+    return 0;
+}
+
+/* The kernel gives it an empty name since Linux 5.18. */
+static int gained(int argc)
+{
+    int more = geteuid() != getuid() || getegid() != getgid() || getauxval(AT_SECURE);
+    printf("%s with argc %d\n", more ? "gained" : "nothing gained", argc);
+    return more ? 0 : 1;
+}
+
+/* ---- too much of something: as much as the argument says, which the host can bear ---- */
+
+static int start_children(int end_at_once)
+{
+    int pids[1000], wanted = atoi(argument), n = 0, err = 0;
+    while (n < wanted && n < 1000 && !err) {
+        pids[n] = fork();
+        if (pids[n] == 0 && !end_at_once)
+            pause();
+        if (pids[n] == 0)
+            _exit(0);
+        if (pids[n] < 0)
+            err = errno;
+        else
+            n++;
+    }
+    for (int i = 0; i < n; i++) {
+        kill(pids[i], SIGKILL);
+        waitpid(pids[i], NULL, 0);
+    }
+    errno = err;
+    return !err;
+}
+
+static int many_children(void)
+{
+    return start_children(0);
+}
+
+static int many_zombies(void)
+{
+    return start_children(1);
+}
+
+static int fill(int fd)
+{
+    static char bytes[1 << 20];
+    for (int i = atoi(argument); i > 0; i--)
+        for (size_t done = 0; done < sizeof bytes;) {
+            ssize_t n = write(fd, bytes + done, sizeof bytes - done);
+            if (n < 0)
+                return 0;
+            done += (size_t)n;
+        }
+    return 1;
+}
+
+static int fill_memory_file(void)
+{
+    return fill(memfd_create("attack", 0));
+}
+
+static int fill_tmp(void)
+{
+    return fill(open("/tmp/attack", O_CREAT | O_WRONLY, 0600));
+}
+
+static int fill_shared_memory(void)
+{
+    return fill(open("/dev/shm/attack", O_CREAT | O_WRONLY, 0600));
+}
+
+static int fill_heap(void)
+{
+    size_t size = (size_t)atoi(argument) << 20;
+    char *at = malloc(size);
+    for (size_t i = 0; at && i < size; i += 4096)
+        ((volatile char *)at)[i] = 1;
+    return at != NULL;
+}
+
 /* ---- the terminal at stdin ---- */
 
 /* For whoever reads from it next. Of the request the kernel looks at the lower half alone. */
@@ -425,6 +514,13 @@ static const struct {
     {"break_into_children", break_into_children},
     {"through_memory", through_memory},
     {"through_scripts", through_scripts},
+    {"no_arguments", no_arguments},
+    {"many_children", many_children},
+    {"many_zombies", many_zombies},
+    {"fill_memory_file", fill_memory_file},
+    {"fill_tmp", fill_tmp},
+    {"fill_shared_memory", fill_shared_memory},
+    {"fill_heap", fill_heap},
     {"links", links},
     {"type_into_terminal", type_into_terminal},
     {"paste_into_terminal", paste_into_terminal},
@@ -460,6 +556,8 @@ static const struct {
 
 int main(int argc, char **argv)
 {
+    if (argc == 0 || !*argv[0])
+        return gained(argc);
     argument = argc > 2 ? argv[2] : "";
     for (size_t i = 0; argc > 1 && i < sizeof attacks / sizeof *attacks; i++) {
         if (strcmp(attacks[i].name, argv[1]) != 0)

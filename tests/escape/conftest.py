@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from processes import eventually
 
 @pytest.fixture(scope="session")
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with nothing but /attack, that others may enter."""
+    """A root with nothing but /attack, and one that is setuid, that others may enter."""
     root = tmp_path_factory.mktemp("escape") / "root"
     for name in ("proc", "sys", "dev", "tmp", "run"):
         (root / name).mkdir(parents=True)
     support.compile_static(Path(__file__).parent / "attack.c", root / "attack")
+    shutil.copy(root / "attack", root / "attack-setuid").chmod(0o4755)
     return root
 
 

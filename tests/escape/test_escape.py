@@ -11,7 +11,7 @@ from escape.results import RESULTS
 from inside import runner
 
 import fastns
-from fastns import Mount, Spec
+from fastns import Mount, Rlimit, Spec
 
 WAYS = ("direct", "init", "template", "parked")
 OPEN = {"seccomp": "unconfined"}
@@ -19,6 +19,8 @@ ADMIN = {"capabilities": ["SYS_ADMIN"]}
 FREE = {"capabilities": ["SYS_ADMIN"], "seccomp": "unconfined"}
 HOSTS_IDS = {"namespaces": {"user": "host"}}
 X86 = "x86_64"
+FEW = {"rlimits": [Rlimit("RLIMIT_NPROC", 24, 24)]}
+SMALL = {"rlimits": [Rlimit("RLIMIT_AS", 64 << 20, 64 << 20)], "tmpfs_size": "16m"}
 
 
 class Case(NamedTuple):
@@ -54,6 +56,8 @@ CASES = [
     Case("C7 files of the kernel", "open_for_writing", "/sys/kernel/profiling",
          {"mounts": [Mount("/sys", type="sysfs")]}, needs_root=True),
     Case("C9 block device", "make_device", "", {"capabilities": ["MKNOD"]}, needs_root=True),
+    Case("C11 setuid, with argc 0", "no_arguments", "", {"no_new_privileges": False},
+         {"user": "7:7"}, needs_root=True),
     Case("C13 a program in memory", "through_memory", "new_user_namespace", OPEN),
     Case("C13 a chain of scripts", "through_scripts", "new_user_namespace", OPEN),
     Case("C15 nested user namespace", "new_user_namespace", "", OPEN),
@@ -90,6 +94,15 @@ CASES = [
     Case("E7 sethostname", "rename_host", "", ADMIN),
     Case("E7 clock_settime", "set_clock", "", {**OPEN, "capabilities": ["SYS_TIME"]},
          needs_root=True),
+    # What needs no cgroup; MiB
+    Case("F1 children, by RLIMIT_NPROC", "many_children", "100", {"rlimits": []}, FEW),
+    Case("F2 heap, by RLIMIT_AS", "fill_heap", "96", {"rlimits": []}, SMALL),
+    Case("F2 memfd, by RLIMIT_FSIZE", "fill_memory_file", "96", {"rlimits": []},
+         {"rlimits": [Rlimit("RLIMIT_FSIZE", 8 << 20, 8 << 20)]}),
+    Case("F2 tmpfs, by its size", "fill_tmp", "96", {"tmpfs_size": "128m"}, SMALL),
+    Case("F2 shared memory, by its size", "fill_shared_memory", "96", {"tmpfs_size": "128m"},
+         SMALL),
+    Case("F7 zombies, by RLIMIT_NPROC", "many_zombies", "100", {"rlimits": []}, FEW),
 ]  # fmt: skip
 
 

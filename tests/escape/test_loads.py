@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import support
 from escape.results import RESULTS
 from inside import runner
 from processes import children, eventually, server_pid
@@ -31,6 +32,7 @@ LOADS = {
     ),
     "F2 heap": Load("exec tail /dev/zero", {"oom"}),
     "F2 tmpfs": Load("head -c 200m /dev/zero >/tmp/x", {"oom"}),
+    "F2 memfd": Load("exec /mnt/attack fill_memory_file 200", {"oom"}),
     "F2 shared memory": Load("head -c 200m /dev/zero >/dev/shm/x", {"oom"}),
     "F3 inodes": Load("i=0; while :; do : >/tmp/$i; i=$((i+1)); done", {"timeout", "oom"}),
     "F5 fds": Load(
@@ -50,11 +52,12 @@ LOADS = {
 
 
 @pytest.mark.as_root
-def test_all_of_them_mixed(busybox_rootfs: Path) -> None:
+def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
     names = random.Random(4).choices(list(LOADS), k=RUNS)
     spec = Spec(
         rootfs=busybox_rootfs, memory="32m", pids_limit=24, cpus=1.5, max_output="64k",
         rlimits=[fastns.Rlimit("RLIMIT_NOFILE", 256, 256)],
+        mounts=[fastns.Mount("/mnt", source=attack_root)],
     )  # fmt: skip
     seen: dict[str, set[str]] = {}
     with Template(spec) as template:
@@ -79,28 +82,48 @@ def test_all_of_them_mixed(busybox_rootfs: Path) -> None:
 
 
 ANYBODYS = ("F5 fds", "F6 output", "F8 daemons", "F12 asleep", "F13 namespaces", "none")
+BY_RLIMITS = ("F1 fork bomb", "F1 many children", "F7 zombies")  # RLIMIT_NPROC, of its user's
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
     """Also of a user to whom none is delegated."""
-    rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256)]
+    rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256), fastns.Rlimit("RLIMIT_NPROC", 24, 24)]
     fields = {"rootfs": busybox_rootfs, "max_output": "64k", "rlimits": rlimits}
     with runner(way, **fields) as run:
-        for name in ANYBODYS:
+        for name in (*ANYBODYS, *BY_RLIMITS):
             try:
                 done = run(["sh", "-c", LOADS[name].script], capture_output=True, timeout=SECONDS)
                 cause = done.cause
             except fastns.TimeoutExpired as exc:
                 done, cause = None, "timeout"
                 assert len(exc.stdout or b"") <= 64 << 10
-            held = cause in LOADS[name].causes | {"output_limit"}
+            causes = {"timeout", "exited"} if name in BY_RLIMITS else LOADS[name].causes
+            held = cause in causes | {"output_limit"}
             RESULTS.setdefault(name, ("held" if held else "FAILED", f"{way}: {cause}"))
             assert held, (name, cause)
             if name == "none":
                 assert done is not None
                 assert done.returncode == 7
         assert run(["true"]).returncode == 0
+
+
+@pytest.mark.as_user
+@pytest.mark.parametrize(("limit", "value"), [("memory", "32m"), ("pids_limit", 24)])
+def test_what_cgroups_alone_can_bound(busybox_rootfs: Path, limit: str, value: object) -> None:
+    """All memory together, memory files among it, and all processes, whoever they are: where there
+    are no cgroups for it, to ask for that is an error, no lesser promise."""
+    spec = Spec(rootfs=busybox_rootfs, **{limit: value})  # type: ignore[arg-type]
+    case = f"{'F2' if limit == 'memory' else 'F1'} {limit} of the whole"
+    if support.has_cgroups():
+        assert fastns.run(["true"], spec=spec).limits == (limit,)
+        RESULTS[case] = ("held", "cgroups are delegated")
+        return
+    with pytest.raises(fastns.SpecError) as caught:
+        fastns.run(["true"], spec=spec)
+    assert caught.value.field == limit
+    assert fastns.run(["true"], spec=Spec(rootfs=busybox_rootfs)).returncode == 0  # the control
+    RESULTS[case] = ("not without cgroups", "SpecError")
 
 
 def is_busybox(pid: int) -> bool:

@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,48 @@ def test_pipes_are_for_who_runs_there(root: Path, fields: dict[str, Any]) -> Non
     pipes: dict[str, Any] = {"stdin": fastns.PIPE, "stdout": fastns.PIPE, "stderr": fastns.PIPE}
     with fastns.spawn(words, spec=spec, **pipes) as sandbox:
         assert sandbox.communicate(b"in\n", timeout=20) == (b"in\n", b"x\n")
+
+
+# ---- which range ----
+
+FREE = _userns.FIRST
+LISTED = {  # entries for uids and for gids, and where each begins then
+    "root's own": ("other:100:65536\nroot:300000:65536\n", "root:500000:70000\n", 300000, 500000),
+    "by number": ("0:300000:65536\n", "0:300000:65536\n", 300000, 300000),
+    "second of two": ("root:9000:10\nroot:300000:65536\n", "root:500000:65536\n", 300000, 500000),
+    "too small": ("root:300000:65535\n", "root:500000:65536\n", FREE, FREE),
+    "for uids only": ("root:300000:65536\n", "", FREE, FREE),
+    "others'": (f"other:{FREE}:65536\n", f"other:{FREE + 65536}:1\n", FREE + 131072, FREE + 131072),
+}
+WHERE = """
+import contextlib, pathlib, sys, fastns
+for way in ("direct", "init", "template"):
+    spec = fastns.Spec(rootfs=sys.argv[1], user="7:8", init=way == "init")
+    with contextlib.ExitStack() as stack:
+        spawn = stack.enter_context(fastns.Template(spec)).spawn if way == "template" else (
+            lambda args: fastns.spawn(args, spec=spec))
+        with spawn(["sleep", "60"]) as sandbox:
+            proc = pathlib.Path(f"/proc/{sandbox.pid}")
+            maps = [(proc / f"{name}_map").read_text().split() for name in ("uid", "gid")]
+            print(way, *maps[0], *maps[1], sandbox.id_map)
+            sandbox.kill()
+"""
+
+
+@pytest.mark.parametrize("case", LISTED)
+def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
+    """In files over /etc/subuid and /etc/subgid that only this process' children see."""
+    uids, gids, first_uid, first_gid = LISTED[case]
+    (tmp_path / "subuid").write_text(uids)
+    (tmp_path / "subgid").write_text(gids)
+    before = [Path(path).read_bytes() for path in _userns.FILES]
+    binds = "mount --bind $1/subuid /etc/subuid && mount --bind $1/subgid /etc/subgid"
+    words = ["sh", "-c", f'{binds} && exec "$2" -c "$3" "$4"', "sh", str(tmp_path)]
+    command = ["unshare", "-m", *words, sys.executable, WHERE, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    maps = f"0 {first_uid} 65536 0 {first_gid} 65536 range"
+    assert done.stdout.splitlines() == [f"{way} {maps}" for way in ("direct", "init", "template")]
+    assert [Path(path).read_bytes() for path in _userns.FILES] == before
 
 
 # ---- what it is not ----

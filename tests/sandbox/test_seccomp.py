@@ -1,5 +1,6 @@
 """The filter as a program meets it, in every way a sandbox is started."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import support
 from hidden import without
 from inside import runner
+from processes import children
 
 import fastns
 from fastns import SpawnError, Spec, Template, seccomp
@@ -19,6 +21,7 @@ from fastns import SpawnError, Spec, Template, seccomp
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
 WAYS = ("direct", "init", "template", "parked")
+WALL = 0x40000000  # wait(2): __WALL, also children that send no SIGCHLD
 CALLS = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -63,6 +66,7 @@ TRIED: list[tuple[str, int, int, int, int, int | None]] = [
     ("unshare 0", 272, 0, 0, 0, 0),
     ("unshare NEWUSER", 272, 0x10000000, 0, 1, 0),
     ("ptrace", 101, 99, 0, 1, None),
+    ("clone PARENT", 56, 0x8011, 0, 1, None),
     ("keyctl", 250, 0, -3, 1, None),
     ("bpf", 321, 99, 0, 1, None),
     ("userfaultfd", 323, 0xFFFFFF, 0, 1, 22),
@@ -226,3 +230,16 @@ def test_the_same_filter_once_for_all(programs: Path) -> None:
     first, rest = seccomp.build_parts()
     assert [op.data for op in plan.ops if op.code == "seccomp"] == [first]
     assert [op.data for op in plan.sandbox.ops if op.code == "seccomp"] == [rest]
+
+
+def test_children_are_not_left_to_the_caller(programs: Path) -> None:
+    """In its own pid namespace a program cannot anyway. 0x8000 is CLONE_PARENT."""
+    spec: dict[str, Any] = {"rootfs": programs, "namespaces": {"pid": "host"}}
+    args = ["/calls", *words(56, 0x8000, 0)]
+    before = children(os.getpid(), False)
+    done = fastns.run(args, spec=Spec(**spec), capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == str(errno.EPERM)
+    assert children(os.getpid(), False) == before
+    fastns.run(args, spec=Spec(**spec, seccomp="unconfined"), capture_output=True)  # the control
+    (left,) = set(children(os.getpid(), False)) - set(before)
+    assert os.waitpid(left, WALL)[1] == 0

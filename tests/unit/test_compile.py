@@ -14,7 +14,15 @@ import pytest
 
 import fastns
 from fastns import _core, _userns
-from fastns._compile import CAP_SETUID, CAP_SYS_ADMIN, Caller, Op, _Compiler, search_path
+from fastns._compile import (
+    CAP_SETUID,
+    CAP_SYS_ADMIN,
+    CAP_SYS_PTRACE,
+    Caller,
+    Op,
+    _Compiler,
+    search_path,
+)
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
@@ -568,6 +576,31 @@ def test_an_id_beyond_the_range(fields: dict[str, Any], field: str) -> None:
 def test_who_has_a_range(caller: Caller, has: bool) -> None:
     plan = compiled(Spec(**BARE), caller)
     assert (plan.ids is not None) == (plan.id_map == "range") == has
+
+
+@pytest.mark.parametrize(
+    ("fields", "fails"),
+    [
+        ({"capabilities": ["NET_RAW"]}, True),
+        ({"capabilities": ["NET_RAW"], "init": True}, True),
+        ({"capabilities": ["NET_RAW"], **HOSTS_IDS}, False),
+        ({"capabilities": ["NET_RAW"], "namespaces": {"user": "new"}}, False),
+        # nothing is joined that counts
+        ({"capabilities": ["NET_RAW"], "network": "host",
+          "namespaces": {"uts": "host", "ipc": "host"}}, False),
+        ({}, False),
+    ],
+)  # fmt: skip
+def test_capabilities_take_the_right_to_trace(fields: dict[str, Any], fails: bool) -> None:
+    spec = Spec(**BARE, **fields)
+    compiled(spec, ROOT)
+    bare = Caller(0, 0, True, ALL & ~CAP_SYS_PTRACE, True)
+    if not fails:
+        compiled(spec, bare)
+        return
+    with pytest.raises(SpecError, match="CAP_SYS_PTRACE") as caught:
+        compiled(spec, bare)
+    assert caught.value.field == "capabilities"
 
 
 def test_who_the_pipes_are_for() -> None:

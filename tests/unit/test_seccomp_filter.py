@@ -105,6 +105,7 @@ def number_of(name):
         ("kexec_load", (), EPERM),
         ("clone", (0x11,), ALLOW),
         ("clone", (0x10000011,), EPERM),
+        ("clone", (0x8011,), EPERM),
         ("unshare", (0x200,), ALLOW),
         ("unshare", (0x10000000,), EPERM),
         ("unshare", (0x80,), EPERM),
