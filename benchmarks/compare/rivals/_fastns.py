@@ -1,5 +1,6 @@
 """What fastns' own ways share: the spec of equal isolation."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ def find() -> str:
     return ""
 
 
-# What most of the others have not got, when root starts them with these namespaces.
-EQUAL: dict[str, Any] = {"namespaces": {"user": "host"}, "seccomp": "unconfined"}
-
-
 def spec(root: Path, **fields: Any) -> Spec:
-    fields = {"network": "host", "default_mounts": False, "mounts": MOUNTS, **EQUAL, **fields}
+    """What most of the others have not got is left out: a filter, and the user namespace, which an
+    unprivileged user has to have."""
+    equal: dict[str, Any] = {
+        "network": "host",
+        "namespaces": {"user": "new" if os.geteuid() else "host"},
+        "seccomp": "unconfined",
+    }
+    fields = {"default_mounts": False, "mounts": MOUNTS, **equal, **fields}
     return Spec(rootfs=str(root), **fields)
 
 
