@@ -27,8 +27,6 @@ struct slot {
     int connection; /* -1: none yet */
     int ended, killed;
     int unwatched; /* its connection */
-    uint64_t turn; /* jobs that were asked for before this one */
-    int waits;     /* for its turn, as far as can be told from here */
     int held;      /* it has ended, and is traced */
 };
 
@@ -37,9 +35,10 @@ struct fns_batch {
     size_t n_jobs, next, done;
     int spawn, epoll;
     struct fns_share share;
-    unsigned n_slots, alive, waiting;
+    unsigned n_slots, alive;
+    unsigned timed;    /* of those that are alive: with a time limit */
     unsigned attended; /* the first slot to be looked at */
-    uint64_t asked;
+    int scarce;        /* fds: nothing more is asked for ahead */
     struct slot slots[];
 };
 
@@ -103,22 +102,6 @@ static void disconnect(struct fns_batch *batch, struct slot *slot)
     slot->connection = -1;
 }
 
-/* One has ended, and the server has started the one that was asked for first. */
-static void pass_turn(struct fns_batch *batch)
-{
-    struct slot *first = NULL;
-    for (unsigned i = 0; i < batch->n_slots; i++) {
-        struct slot *slot = &batch->slots[i];
-        if (slot->job && slot->waits && (!first || slot->turn < first->turn))
-            first = slot;
-    }
-    if (!first)
-        return;
-    first->waits = 0;
-    batch->waiting--;
-    first->job->process.start = first->io.process.start = fns_now();
-}
-
 /* The slot's job has come to its end, or is brought to it. */
 static void finish(struct fns_batch *batch, struct slot *slot, int late)
 {
@@ -130,11 +113,8 @@ static void finish(struct fns_batch *batch, struct slot *slot, int late)
         disconnect(batch, slot);
     slot->job = NULL;
     batch->alive--;
+    batch->timed -= job->timeout_ns >= 0;
     batch->done++;
-    if (slot->waits)
-        batch->waiting--;
-    else
-        pass_turn(batch);
 }
 
 static int connect_slot(struct fns_batch *batch, struct slot *slot, struct fns_job *job)
@@ -159,18 +139,23 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
     job->share = batch->share;
     if (ret == 0)
         ret = fns_job_start(job, &slot->io, slot->connection);
+    if (ret < 0 && !fns_job_spares(job))
+        disconnect(batch, slot);
+    if (ret < 0 && batch->alive >= batch->share.most &&
+        (job->error.err == EMFILE || job->error.err == ENFILE)) { /* its turn has not come */
+        job->error = (struct fns_error){.op_index = -1};
+        batch->scarce = 1;
+        batch->next--;
+        return;
+    }
     if (ret < 0) {
-        if (!fns_job_spares(job))
-            disconnect(batch, slot);
         batch->done++;
         return;
     }
     slot->job = job;
     slot->ended = slot->killed = slot->held = 0;
-    slot->turn = batch->asked++;
-    slot->waits = batch->alive - batch->waiting >= batch->share.most;
-    batch->waiting += (unsigned)slot->waits;
     batch->alive++;
+    batch->timed += job->timeout_ns >= 0;
     fns_io_prepare(&slot->io);
     slot->io.epoll = batch->epoll;
     for (unsigned i = 0; ret == 0 && i < 3; i++)
@@ -184,12 +169,14 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
     }
 }
 
-/* Whether the next job may be asked for now. One that has a time limit is not asked for ahead: it is
- * known from when on it runs. */
+/* Whether the next job may be asked for now. One that has a time limit is not asked for ahead, for its
+ * time begins now, nor is one ahead of which the server could hear that. */
 static int may_ask(const struct fns_batch *batch)
 {
-    return batch->next < batch->n_jobs &&
-           (batch->jobs[batch->next].timeout_ns < 0 || batch->alive < batch->share.most);
+    if (batch->next == batch->n_jobs)
+        return 0;
+    int ahead = !batch->scarce && batch->timed == 0 && batch->jobs[batch->next].timeout_ns < 0;
+    return batch->alive < batch->share.most || ahead;
 }
 
 static void start_some(struct fns_batch *batch, uint64_t until)

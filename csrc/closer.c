@@ -111,8 +111,12 @@ static _Noreturn void run_closer(void)
     if (socket > 0)
         fns_sys3(__NR_close_range, 0, socket - 1, 0);
     fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
-    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++)
-        closer.fds[slot] = -1; /* those of one before ended with it */
+    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) { /* what one before had ended with it */
+        uint8_t state = TAKEN;
+        closer.fds[slot] = -1;
+        __atomic_compare_exchange_n(&closer.states[slot], &state, FREE, 0, __ATOMIC_SEQ_CST,
+                                    __ATOMIC_SEQ_CST);
+    }
     start_hands();
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);

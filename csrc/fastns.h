@@ -174,7 +174,7 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
  * how: 0, or the errors of a spawn. Killed by fns_kill_all(), after which the connection is of no use. */
 int fns_server_run(int connection, const struct fns_args *args, struct fns_share share,
                    struct fns_process *process, struct fns_error *error);
-int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
+int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
 /* Looks whether a sandbox of the server is alive: 1, with a pidfd of it, which is the caller's to close;

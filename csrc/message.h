@@ -88,6 +88,7 @@ struct fns_ask {
 /* The answer to RUN and REAP; begins as FAILED does, which may come in its place. */
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
+    uint64_t queued;            /* RUN: ns for which it waited for its turn in a batch */
     char usage[144];            /* struct rusage */
 };
 

@@ -15,7 +15,7 @@
 #define MAX_PID (1 << 22)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_ROOMS (1 << 13)
-#define MAX_BATCHES 1024
+#define MAX_BATCHES MAX_ROOMS
 #define STRAYS_MS 500
 #define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
 #define MANY_UNHEARD 16
@@ -42,6 +42,9 @@ struct event { /* struct epoll_event */
 __attribute__((packed))
 #endif
 ;
+struct batch {
+    int number, alive;
+};
 enum { IN = 1, HANGUP = 0x10, READ_HANGUP = 0x2000, ADD = 1, DELETE = 2, MODIFY = 3 };
 enum { DONT_WAIT = 0x40 /* MSG_DONTWAIT: an event may be an earlier connection's */ };
 
@@ -55,9 +58,7 @@ static struct {
     int epoll, ends, ready;   /* a signalfd for SIGCHLD; an eventfd of netns.c */
     struct fns_room *waiting; /* asks for which there was no network namespace, the first first */
     struct fns_room *queued;  /* asks of batches that have enough alive, the first first */
-    struct {
-        int number, alive;
-    } batches[MAX_BATCHES];
+    struct batch *batches;
     int n_batches;
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
@@ -109,6 +110,13 @@ static void *map(uint64_t size)
     return at < 0 && at > -4096 ? 0 : (void *)at;
 }
 
+static uint64_t now(void)
+{
+    uint64_t time[2] = {0, 0};
+    fns_sys2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
+    return time[0] * 1000000000u + time[1];
+}
+
 /* ---- tables --------------------------------------------------------------------------------- */
 
 static struct fns_sandbox *take_sandbox(void)
@@ -128,6 +136,7 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
     sandbox->connection = sandbox->slot = NONE;
     sandbox->is_looked_at = sandbox->batch = 0;
+    sandbox->end.queued = 0;
     return sandbox;
 }
 
@@ -354,6 +363,19 @@ static int count_alive(int batch, int step)
     return 0;
 }
 
+/* What waits there is not to be started any more: as if it had been killed on its way. */
+static void drop(struct fns_room *room)
+{
+    const struct fns_message message = {
+        .kind = FNS_MESSAGE_FAILED,
+        .number = ((const struct fns_ask *)(const void *)room->received.bytes)->number,
+        .error = {FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED}};
+    fns_close_all(room->received.fds, room->received.n_fds);
+    fns_tell(room->connection, &message, -1, 0);
+    room->taken = 0;
+    forget(room->connection);
+}
+
 /* The caller has gone, or is done with it. 1: it was in the queue. */
 static int leave_queue(int connection)
 {
@@ -365,8 +387,7 @@ static int leave_queue(int connection)
     room = *at;
     *at = room->next;
     server.peers[connection].waits = 0;
-    fns_close_all(room->received.fds, room->received.n_fds);
-    room->taken = 0;
+    drop(room);
     return 1;
 }
 
@@ -378,10 +399,8 @@ static void hang_up(int connection)
     struct peer *peer = &server.peers[connection];
     if (peer->closed)
         return;
-    if (peer->waits && leave_queue(connection)) {
-        forget(connection);
+    if (peer->waits && leave_queue(connection))
         return;
-    }
     struct fns_sandbox *sandbox = peer->sandbox == NONE ? 0 : &server.sandboxes[peer->sandbox];
     if (peer->waits || (sandbox && !sandbox->told)) {
         if (sandbox)
@@ -502,23 +521,19 @@ static long start_asked(struct fns_room *room, int connection)
     int batch = share_of(room).batch;
     int counted = batch ? count_alive(batch, 1) : 0;
     long result = counted < 0 ? counted : start(room, connection, 0, ask, &stage);
-    if (result == 0)
-        server.sandboxes[server.peers[connection].sandbox].batch = batch;
-    else if (batch && counted == 0)
+    if (result == 0) {
+        struct fns_sandbox *sandbox = &server.sandboxes[server.peers[connection].sandbox];
+        sandbox->batch = batch;
+        sandbox->end.queued = room->queued;
+    } else if (batch && counted == 0) {
         count_alive(batch, -1);
+    }
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
     fns_close_all(fds, n_fds);
     if (result < 0)
         tell_failure(connection, ask, stage, result);
     return 0;
-}
-
-static uint64_t now(void)
-{
-    uint64_t time[2] = {0, 0};
-    fns_sys2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
-    return time[0] * 1000000000u + time[1];
 }
 
 /* The room is kept in a list, as its last. */
@@ -530,6 +545,7 @@ static void keep_room(struct fns_room **list, struct fns_room *room, int connect
     room->next = 0;
     room->taken = 1;
     room->connection = connection;
+    room->since = now();
     server.peers[connection].waits = 1;
 }
 
@@ -537,7 +553,6 @@ static void keep_room(struct fns_room **list, struct fns_room *room, int connect
 static void wait(struct fns_room *room, int connection)
 {
     keep_room(&server.waiting, room, connection);
-    room->since = now();
     server.pool.waits++;
 }
 
@@ -554,11 +569,13 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
         fns_close_all(received->fds, received->n_fds);
         tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
                      FNS_STAGE_HELPER, -ENOMEM);
-    } else if (is_full(share_of(room))) {
-        keep_room(&server.queued, room, connection);
-    } else if (server.waiting || start_asked(room, connection) == -EAGAIN) {
-        wait(room, connection);
+        return;
     }
+    room->queued = 0;
+    if (is_full(share_of(room)))
+        keep_room(&server.queued, room, connection);
+    else if (server.waiting || start_asked(room, connection) == -EAGAIN)
+        wait(room, connection);
 }
 
 /* One of a batch has ended: it is the turn of the next, or, where those cannot be started, of more. */
@@ -572,6 +589,7 @@ static void start_queued(int batch)
             continue;
         }
         *at = room->next;
+        room->queued += now() - room->since;
         server.peers[room->connection].waits = 0;
         if (server.waiting || start_asked(room, room->connection) == -EAGAIN)
             wait(room, room->connection);
@@ -589,11 +607,10 @@ static void hear_ready(void)
         struct fns_room *room = server.waiting;
         if (server.peers[room->connection].closed) { /* by the caller, meanwhile */
             end_wait(room);
-            fns_close_all(room->received.fds, room->received.n_fds);
-            room->taken = 0;
-            forget(room->connection);
+            drop(room);
         } else if (is_full(share_of(room))) { /* others of its batch were sooner */
-            end_wait(room);
+            server.waiting = room->next;
+            server.pool.waits--;
             keep_room(&server.queued, room, room->connection);
         } else if (start_asked(room, room->connection) == 0) {
             end_wait(room);
@@ -835,11 +852,13 @@ static void prepare(int socket)
     server.peers = map(MAX_FD * sizeof *server.peers);
     server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
     server.by_pid = map(MAX_PID * sizeof *server.by_pid);
+    server.batches = map(MAX_BATCHES * sizeof *server.batches);
     server.free_sandbox = server.last_looked_at = server.to_park = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
-    if (!server.peers || !server.sandboxes || !server.by_pid || server.epoll < 0 ||
-        server.ends < 0 || watch(socket, CONTROL) < 0 || watch(server.ends, ENDS) < 0)
+    if (!server.peers || !server.sandboxes || !server.by_pid || !server.batches ||
+        server.epoll < 0 || server.ends < 0 || watch(socket, CONTROL) < 0 ||
+        watch(server.ends, ENDS) < 0)
         stop();
     fns_sys0(__NR_setsid);
     if (fns_closer_start() < 0)
@@ -899,7 +918,7 @@ static void do_chores(int idle)
 
 static int time_to_wait(void)
 {
-    if (server.strays)
+    if (server.strays || server.to_park != NONE)
         return 0;
     if (fns_closer_unheard())
         return CLOSE_MS;

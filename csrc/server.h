@@ -46,6 +46,7 @@ struct fns_room {
     struct fns_sandbox *sandbox;
     int connection;        /* whose ask waits here */
     uint64_t since;        /* when it began to: CLOCK_MONOTONIC, ns */
+    uint64_t queued;       /* ns that it waited for its turn */
     struct fns_room *next; /* that waits as well */
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
     void *mapped;          /* a big ask; 0: none */

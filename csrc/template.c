@@ -254,13 +254,15 @@ static void set_result(const struct fns_ended *ended, struct fns_result *result)
     result->end = fns_now();
 }
 
-int fns_server_end(const struct fns_process *process, const struct fns_plan *sandbox,
+int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error)
 {
     struct fns_ended ended;
     int ret = hear_end(process->control, process->number, sandbox, &ended, error);
-    if (ret == 0)
+    if (ret == 0) {
         set_result(&ended, result);
+        process->start += ended.queued;
+    }
     return ret;
 }
 

@@ -174,17 +174,17 @@ def test_capabilities_open_their_calls(way: str, programs: Path) -> None:
 
 
 def test_a_profile_that_refuses_to_execute(programs: Path) -> None:
-    for action, errno in (("SCMP_ACT_ERRNO", 1), ("SCMP_ACT_KILL_PROCESS", None)):
+    for action, refused in (("SCMP_ACT_ERRNO", 1), ("SCMP_ACT_KILL_PROCESS", None)):
         rule = {"names": ["execve"], "action": action}
         profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
         for way in ("direct", "init", "template"):
             with runner(way, rootfs=programs, seccomp=profile) as run:
-                if errno is None:
+                if refused is None:
                     assert run(["/calls"]).cause == "seccomp"
                     continue
                 with pytest.raises(SpawnError) as caught:
                     run(["/calls"])
-                assert (caught.value.stage, caught.value.errno) == ("exec", errno)
+                assert (caught.value.stage, caught.value.errno) == ("exec", refused)
 
 
 def test_a_signal_is_not_taken_for_the_filter(programs: Path) -> None:
@@ -213,11 +213,11 @@ for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"
 def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(programs)]
     unshare = words(272, 0x10000000, 0)
-    for flags, errno in (([], "1"), (["--security-opt", "seccomp=unconfined"], "0")):
+    for flags, expected in (([], "1"), (["--security-opt", "seccomp=unconfined"], "0")):
         done = subprocess.run(
             [*command, *flags, "/calls", *unshare], capture_output=True, text=True
         )
-        assert done.stdout.splitlines()[0] == errno
+        assert done.stdout.splitlines()[0] == expected
     status = [*command, "--status-fd", "1", "/int80"]
     done = subprocess.run(status, capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stdout)["cause"]) == (128 + signal.SIGSYS, "seccomp")

@@ -102,6 +102,58 @@ def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> No
         assert 0.5 <= result.wall_time < 1
 
 
+def test_a_timed_job_after_one_that_was_late(busybox_rootfs: Path) -> None:
+    """The late one's connection is gone; the next that has a limit may not wait behind one that is
+    asked for ahead, over a connection that is there already."""
+    jobs = [["true"]] * 4
+    jobs += [Job(["sleep", "60"], timeout=0.03), Job(["sleep", "0.1"], timeout=1), ["sleep", "0.5"]]
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
+        for _ in range(10):
+            results = template.run_batch(jobs, concurrency=1)
+            assert [type(result) for result in results[4:]] == [
+                TimeoutExpired,
+                CompletedSandbox,
+                CompletedSandbox,
+            ]
+
+
+def test_one_that_is_late_before_its_turn(busybox_rootfs: Path) -> None:
+    """Some wait for a network namespace, and have no time at all."""
+    jobs = [Job(["true"], timeout=0.0) if i % 2 else Job(["true"]) for i in range(200)]
+    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
+        results = template.run_batch(jobs, concurrency=4)
+    for i, result in enumerate(results):
+        assert isinstance(result, TimeoutExpired if i % 2 else CompletedSandbox), result
+
+
+def test_waits_for_a_network_namespace_are_counted_once(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
+        template.run_batch([["true"]] * 100, concurrency=3)
+        assert 0 < template.pool_usage().waits <= 100
+
+
+FEW_FDS = """
+import os, resource, sys, fastns
+with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
+    template.run_batch([["true"]] * 2, concurrency=1)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    # each that is alive takes a connection and two pipes; what starts it needs a few more
+    limit = used + 4 * 3 + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    results = template.run_batch([["true"]] * 100, concurrency=4)
+    assert [r.returncode for r in results] == [0] * 100
+    limit = used + 3
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    results = template.run_batch([["true"]] * 10, concurrency=4)
+    assert any(isinstance(r, fastns.SpawnError) for r in results)
+"""
+
+
+def test_nothing_is_asked_for_ahead_where_fds_are_scarce(busybox_rootfs: Path) -> None:
+    """What four need is enough for four; the control: less is not."""
+    subprocess.run([sys.executable, "-c", FEW_FDS, busybox_rootfs], check=True, timeout=60)
+
+
 INTERRUPTED = """
 import os, sys, fastns
 
