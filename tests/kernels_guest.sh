@@ -32,7 +32,8 @@ pivot_root . .old
 umount --lazy /.old
 rmdir /.old
 
-modprobe -a virtio_blk ext4
+modprobe -a virtio_blk ext4 dummy
+ip link add host0 type dummy # an interface beside lo, as any machine has one
 mkdir /run/disk
 mount /dev/vda /run/disk
 mkdir -m 1777 /run/disk/{tmp,var-tmp}
