@@ -693,28 +693,37 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
     return result;
 }
 
-/* A null device to put over a file: the root's own or, where there is none, the caller's. */
-static int open_null(struct fns_child *child)
+/* A detached null device to put over a file: the root's own or, where there is none, the caller's. */
+static int null_tree(struct fns_child *child)
 {
     int fd = resolve(child->root, "dev/null", 1);
     if (fd >= 0 && mode_of(fd) != FNS_S_IFCHR) {
         close_fd(fd);
         fd = -ENOENT;
     }
-    if (fd < 0 && child->null) /* the caller's view is gone */
+    if (fd < 0 && child->null) { /* the caller's view is gone */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
-    return fd >= 0 ? fd : at_fdcwd_open("/dev/null", O_PATH_FLAGS);
+        /* Detached in another mount namespace, it cannot be copied in this one (EINVAL, since Linux
+         * 6.15) before it is attached here. */
+        if (!child->null_used) {
+            child->null_used = 1;
+            return fd;
+        }
+    }
+    if (fd < 0)
+        fd = at_fdcwd_open("/dev/null", O_PATH_FLAGS);
+    if (fd < 0)
+        return source_failed(child, fd);
+    int tree = clone_tree(fd, 0);
+    close_fd(fd);
+    return tree;
 }
 
 static int mask_file(struct fns_child *child, int target)
 {
-    int null = open_null(child);
-    if (null < 0)
-        return source_failed(child, null);
-    int tree = clone_tree(null, 0);
+    int tree = null_tree(child);
     int result = tree < 0 ? tree : attach(tree, target);
     close_fd(tree);
-    close_fd(null);
     return result;
 }
 

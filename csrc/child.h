@@ -21,6 +21,7 @@ struct fns_child {
     int userns; /* the user namespace to join; 0: none */
     int sources[FNS_MAX_SOURCES];    /* detached trees, for binds to come */
     int null;                        /* a detached /dev/null, where paths lead to no other; 0 */
+    int null_used;                   /* it is attached over the first file that is masked */
     unsigned n_sources, next_source; /* how many; the first that no bind has taken */
     int rules;                       /* of Landlock: an fd between its first op and its last */
 };

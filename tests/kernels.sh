@@ -4,9 +4,12 @@
 # The kernels are Debian's, from the mirror this machine's apt uses: downloaded and unpacked below
 # build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. Inside, the file system
 # is this one, read only; what is written to the checkout, /etc, /usr, /var, /tmp and a few more stays
-# in the guest's memory. Cgroups are of version 2, with all controllers.
+# in the guest's memory. /tmp, /var/tmp and build/rootfs are on a disk of its own, ext4, forgotten
+# too: those file systems cannot be shown with other ids (idmapped mounts), nor tmpfs before 6.3.
+# Cgroups are of version 2, with all controllers.
 #
 # Usage: tests/kernels.sh get [KERNEL…]         downloads (default: all of them)
+#        tests/kernels.sh disk                    makes the disk, from build/rootfs
 #        tests/kernels.sh KERNEL COMMAND [ARG…]   boots KERNEL; exits as COMMAND does
 # KERNEL: 6.1, 6.12 or 7.x. FASTNS_KERNEL_TIMEOUT: seconds after which the guest is ended and the
 # status is 124; default 600. FASTNS_KERNEL_VERBOSE=1 shows the kernel's messages.
@@ -15,6 +18,7 @@ umask 022
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 kernels=$top/build/kernels
+disk=$kernels/disk
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 all=(6.1 6.12 7.x)
 path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -86,6 +90,14 @@ get() { # KERNEL
     mv "$new" "$kernels/$kernel"
 }
 
+make_disk() {
+    mkdir -p "$kernels"
+    rm -f "$disk" "$disk.new"
+    truncate -s 4G "$disk.new"
+    mkfs.ext4 -q -O ^has_journal -E root_owner=0:0 -d "$top/build/rootfs" "$disk.new"
+    mv "$disk.new" "$disk"
+}
+
 # ---- booting ----
 
 boot() { # KERNEL COMMAND...
@@ -93,6 +105,7 @@ boot() { # KERNEL COMMAND...
     image=$(find "$kernels/$1" -name 'vmlinuz*' -type f 2>/dev/null | head -n 1)
     [ -n "$image" ] || fail "kernel $1 is not there: tests/kernels.sh get $1"
     [ -x "$top/.venv/bin/vng" ] || fail "virtme-ng is not there: make setup-kernels"
+    [ -f "$disk" ] || fail "the disk is not there: tests/kernels.sh disk"
     shift
 
     # Over the read-only view of this machine the guest finds its command in a file; the pipes keep
@@ -110,8 +123,10 @@ boot() { # KERNEL COMMAND...
     # anew, which would empty a file: the pipe keeps it from that.
     PATH=$top/.venv/bin:$PATH timeout --kill-after=5 "${FASTNS_KERNEL_TIMEOUT:-600}" \
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
-        --qemu-opts="-fsdev local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap \
-            -device virtio-9p-pci,fsdev=machine,mount_tag=machine" \
+        --append tsc=reliable --qemu-opts="-global virtio-serial-pci.ioeventfd=off \
+            -fsdev local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap \
+            -device virtio-9p-pci,fsdev=machine,mount_tag=machine \
+            -drive if=virtio,format=raw,snapshot=on,file=$disk" \
         -r "$image" -- bash "$run/command" </dev/null > >(cat) 2> >(cat >&2) &
     guest=$!
     trap '[ -z "$guest" ] || kill "$guest" 2>/dev/null || true; rm -rf "'"$run"'"' EXIT
@@ -127,6 +142,9 @@ case ${1:-} in
 get)
     shift
     for kernel in "${@:-"${all[@]}"}"; do get "$kernel"; done
+    ;;
+disk)
+    make_disk
     ;;
 '' | -*)
     sed -n '/^# Usage/,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0" >&2

@@ -28,20 +28,6 @@ echo 128M >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null
 swapon /dev/zram0
 
-# Roots that a range of ids can be shown in (idmapped mounts), which the guest's own file systems and,
-# before 6.3, tmpfs cannot.
-modprobe ext4
-truncate -s 1G /run/roots
-mkfs.ext4 -q /run/roots
-mount -o loop /run/roots /tmp
-chmod 1777 /tmp
-mkdir /tmp/rootfs
-case $selection in
-limits) cp -a build/rootfs/busybox /tmp/rootfs/ ;;
-all) cp -a build/rootfs/. /tmp/rootfs/ ;;
-esac
-mount --bind /tmp/rootfs build/rootfs
-
 mkdir "$away"
 mount --bind "$prepared" "$away"
 

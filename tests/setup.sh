@@ -111,9 +111,10 @@ compare)
 kernels)
     shift
     # kmod and file look at a kernel for virtme-ng; udev runs in the guest.
-    packages+=(qemu-system-x86 udev kmod file)
+    packages+=(qemu-system-x86 udev kmod file e2fsprogs)
     install_packages
     as_root "$here/kernels.sh" get "$@"
+    as_root "$here/kernels.sh" disk
     ;;
 all)
     install_packages

@@ -171,8 +171,11 @@ def test_io(busybox_rootfs: Path) -> None:
         support.skip_missing(str(DISK))
     read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
     mounts = [fastns.Mount("/disk", source=str(DISK))]
+    who = {"user": "host"}  # whom the device is for
     for rate, slow in ((MIB, True), (1 << 40, False)):
-        fields: dict[str, Any] = {"mounts": mounts, "io": {str(DISK): {"rbps": rate}}}
+        fields: dict[str, Any] = {
+            "mounts": mounts, "namespaces": who, "io": {str(DISK): {"rbps": rate}},
+        }  # fmt: skip
         with runner("direct", rootfs=busybox_rootfs, overlay=True, **fields) as go:
             done = go(read, capture_output=True)
             assert (done.returncode, done.limits) == (0, ("io",)), done.stderr

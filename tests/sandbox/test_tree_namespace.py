@@ -46,11 +46,24 @@ def test_nothing_but_the_root_and_what_is_asked_for(report: Report, tmp_path: Pa
     (tmp_path / "file").write_text("x")
     tmp_path.chmod(0o755)
     mounts = [
+        Mount("/proc", type="proc"),
         Mount("/tmp", source=str(tmp_path), options=["ro"]),
         Mount("/run", type="tmpfs", options=["size=1m"]),
     ]
-    points = [mount["point"] for mount in report(mounts=mounts, default_mounts=False)["mounts"]]
-    assert points == ["/", "/tmp", "/run"]
+    nothing: dict[str, Any] = {"default_mounts": False, "masked_paths": [], "readonly_paths": []}
+    points = [mount["point"] for mount in report(mounts=mounts, **nothing)["mounts"]]
+    assert sorted(points) == ["/", "/proc", "/run", "/tmp"]
+
+
+@pytest.mark.as_root
+@pytest.mark.usefixtures("trees")
+def test_files_are_masked_where_the_root_has_no_null(report: Report) -> None:
+    """By the caller's, brought along."""
+    paths = ["/proc/cpuinfo", "/proc/meminfo", "/proc/version"]
+    fields: dict[str, Any] = {"mounts": [Mount("/dev", type="tmpfs")], "readonly_paths": []}
+    for masked in (paths, paths[:1], []):
+        seen = report(masked_paths=masked, **fields)["mounts"]
+        assert [m["point"] for m in seen if m["root"] == "/null"] == masked
 
 
 @pytest.mark.as_root

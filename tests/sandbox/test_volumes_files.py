@@ -144,7 +144,7 @@ def test_a_source_that_is_missing(probe_rootfs: Path) -> None:
         fastns.run(["/true"], spec=plan)
     exc = caught.value
     assert (exc.stage, exc.errno, exc.path) == ("mount", errno.ENOENT, "/missing/dir")
-    assert plan.ops[exc.op_index].target == b"/mnt"
+    assert plan.ops[exc.op_index].source == b"/missing/dir"
 
 
 def test_kinds_do_not_mix(probe_rootfs: Path, volume: Path) -> None:
