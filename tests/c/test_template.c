@@ -84,7 +84,7 @@ static int run_quietly(const struct template *template, int connection, struct f
                        int kill, struct fns_result *result, struct fns_error *error)
 {
     struct fns_process process;
-    CHECK_EQUAL(fns_server_run(connection, args, &process, error), 0);
+    CHECK_EQUAL(fns_server_run(connection, args, (struct fns_share){0, 0}, &process, error), 0);
     CHECK(process.quiet && process.pidfd < 0);
     if (kill)
         CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
@@ -136,7 +136,7 @@ static void is_killed_as_it_runs(const struct template *template, int connection
     CHECK_EQUAL(pipe2(out, O_CLOEXEC), 0);
     args.stdio[0] = in[0];
     args.stdio[1] = out[1];
-    CHECK_EQUAL(fns_server_run(connection, &args, &process, &error), 0);
+    CHECK_EQUAL(fns_server_run(connection, &args, (struct fns_share){0, 0}, &process, &error), 0);
     close(in[0]);
     close(out[1]);
     CHECK_EQUAL(write(in[1], "x", 1), 1);
@@ -150,7 +150,8 @@ static void is_killed_as_it_runs(const struct template *template, int connection
     CHECK_EQUAL(result.status, SIGKILL);
     CHECK_EQUAL(read(out[0], &byte, 1), 0);
     args = probe_args(&command, "--exit", "0", NULL);
-    CHECK_EQUAL(fns_server_run(connection, &args, &process, &error), -EPIPE);
+    CHECK_EQUAL(fns_server_run(connection, &args, (struct fns_share){0, 0}, &process, &error),
+                -EPIPE);
     CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
     close(in[1]);
     close(out[0]);
@@ -418,7 +419,7 @@ static void ends_with_its_connection_and_its_server(void)
                 1); /* before its exec, or after */
     close(connections[0]);
     connections[0] = fns_server_connect(&template.process);
-    CHECK_EQUAL(fns_server_run(connections[0], &args, &first, &error), 0);
+    CHECK_EQUAL(fns_server_run(connections[0], &args, (struct fns_share){0, 0}, &first, &error), 0);
     CHECK_EQUAL(fns_server_spawn(connections[1], plan, &args, &second, &error), 0);
     CHECK_EQUAL(fns_wait(&first, 20000000), 0);
     CHECK_EQUAL(fns_wait(&second, 0), 0);
