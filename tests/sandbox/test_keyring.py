@@ -89,16 +89,27 @@ libc.syscall.restype = ctypes.c_long
 keyctl, add_key = {"x86_64": (250, 248), "aarch64": (219, 217)}[platform.machine()]
 assert libc.syscall(keyctl, 1, None) > 0
 made = 0
-while libc.syscall(add_key, b"keyring", b"%d" % made, None, 0, -3) > 0:
-    made += 1
-assert ctypes.get_errno() == 122, ctypes.get_errno()
-for fields in ({}, {"init": True}, {"seccomp": "unconfined"}):
-    spec = Spec(rootfs=sys.argv[1], **fields)
+
+def fill():
+    global made
+    while libc.syscall(add_key, b"keyring", b"%d" % made, None, 0, -3) > 0:
+        made += 1
+    assert ctypes.get_errno() == 122, ctypes.get_errno()
+
+def outcome(spec):
     try:
-        print(fastns.run(["/true"], spec=spec).returncode)
+        return str(fastns.run(["/true"], spec=spec).returncode)
     except fastns.SpawnError as error:
         op = fastns.compile(spec).ops[error.op_index]
-        print(error.stage, error.errno, op.code, "maxkeys" in error.hint)
+        return f"{error.stage} {error.errno} {op.code} {'maxkeys' in error.hint}"
+
+for fields in ({}, {"init": True}, {"seccomp": "unconfined"}):
+    for _ in range(100):  # the kernel may be about to give keys of earlier sandboxes back
+        fill()
+        found = outcome(Spec(rootfs=sys.argv[1], **fields))
+        if found != "0" or "seccomp" not in fields:
+            break
+    print(found)
 """
 
 
