@@ -332,31 +332,29 @@ static struct fns_share share_of(const struct fns_room *room)
     return ((const struct fns_ask *)(const void *)room->received.bytes)->share;
 }
 
-static int alive_of(int batch)
+/* Where it is, or n_batches. */
+static int find_batch(int number)
 {
-    for (int i = 0; i < server.n_batches; i++)
-        if (server.batches[i].number == batch)
-            return server.batches[i].alive;
-    return 0;
+    int i = 0;
+    while (i < server.n_batches && server.batches[i].number != number)
+        i++;
+    return i;
 }
 
 static int is_full(struct fns_share share)
 {
-    return share.batch && (uint32_t)alive_of(share.batch) >= share.most;
+    int i = share.batch ? find_batch(share.batch) : server.n_batches;
+    return i < server.n_batches && (uint32_t)server.batches[i].alive >= share.most;
 }
 
 /* One more of a batch, or one less. 0; -EAGAIN: there are too many batches. */
 static int count_alive(int batch, int step)
 {
-    int i = 0;
-    while (i < server.n_batches && server.batches[i].number != batch)
-        i++;
+    int i = find_batch(batch);
     if (i == MAX_BATCHES)
         return -EAGAIN;
-    if (i == server.n_batches) {
-        server.batches[server.n_batches].number = batch;
-        server.batches[server.n_batches++].alive = 0;
-    }
+    if (i == server.n_batches)
+        server.batches[server.n_batches++] = (struct batch){batch, 0};
     server.batches[i].alive += step;
     if (server.batches[i].alive <= 0)
         server.batches[i] = server.batches[--server.n_batches];

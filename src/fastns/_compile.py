@@ -573,15 +573,16 @@ class _Compiler:
         ]
         size = (self.tmpfs_size() or _tmpfs.DEFAULT_SIZE) + _tmpfs.room_for(files)
         inodes = _tmpfs.files_in(size) + len(files)
+        listed = b"".join(name + b"\0" for name in names)
         return Op(
             "scratch",
             stage,
             self.owned(),
-            arg=sum(len(name) + 1 for name in names),
+            arg=len(listed),
             target=target,
             type=b"%d" % size,
             source=b"%d" % inodes,
-            data=b"".join(name + b"\0" for name in names),
+            data=listed,
             note=f"{note} size={size},nr_inodes={inodes}",
         )
 

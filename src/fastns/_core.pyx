@@ -523,6 +523,13 @@ cdef class Process:
         # Ended with the server, or reaped by another thread meanwhile.
         return 0 if ret == -ECANCELED or ret == -ECHILD else ret
 
+    cdef int enter_alive(self) noexcept:
+        """enter() for a signal: -EBADF once reaped, -ESRCH when it has ended."""
+        cdef int ret = self.enter()
+        if self.reaped or self.lost:
+            return -EBADF
+        return ret if ret else -ESRCH
+
     cdef int keep(self) except -1:
         """From now on the pidfd is there as long as the sandbox is not reaped."""
         cdef int ret = self.enter()
@@ -613,26 +620,18 @@ cdef class Process:
 
     def kill(self, int signal):
         """Sends a signal to the sandbox's first process; 0, or the errno."""
-        cdef int ret = self.enter()
-        if self.reaped or self.lost:
-            ret = -EBADF
-        elif ret > 0:
+        cdef int ret = self.enter_alive()
+        if ret > 0:
             ret = c.fns_kill(&self.process, signal)
-        elif ret == 0:
-            ret = -ESRCH
         self.leave()
         return -ret
 
     def kill_all(self):
         """Ends every process of the sandbox: its pid namespace, or the tree; 0, or the errno."""
-        cdef int ret = self.enter()
-        if self.reaped or self.lost:
-            ret = -EBADF
-        elif ret > 0:
+        cdef int ret = self.enter_alive()
+        if ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
             self.killed = True
-        elif ret == 0:
-            ret = -ESRCH
         self.leave()
         return -ret
 
@@ -825,35 +824,32 @@ cdef class Server:
         self.close_connections()
         raise ConnectionAbortedError
 
-    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
-        cdef int ret, connection = -1
+    cdef int take_any(self) noexcept:
+        """A connection to ask about a sandbox, to be given back; -ECANCELED: the server is gone."""
+        cdef int connection
         if self.free:
-            connection = self.free.pop()
+            return self.free.pop()
         with nogil:
-            if connection < 0:
-                connection = c.fns_server_connect(&self.process)
-            if connection < 0:
-                ret = -ECANCELED if connection == -EPIPE else connection
-            else:
-                ret = c.fns_server_reap(connection, process, result)
-        if connection >= 0:
-            self.give(connection, False, ret >= 0)
+            connection = c.fns_server_connect(&self.process)
+        return -ECANCELED if connection == -EPIPE else connection
+
+    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
+        cdef int ret, connection = self.take_any()
+        if connection < 0:
+            return connection
+        with nogil:
+            ret = c.fns_server_reap(connection, process, result)
+        self.give(connection, False, ret >= 0)
         return ret
 
     cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
         """fns_server_look()."""
-        cdef int ret, connection = -1
-        if self.free:
-            connection = self.free.pop()
+        cdef int ret, connection = self.take_any()
+        if connection < 0:
+            return connection
         with nogil:
-            if connection < 0:
-                connection = c.fns_server_connect(&self.process)
-            if connection < 0:
-                ret = -ECANCELED if connection == -EPIPE else connection
-            else:
-                ret = c.fns_server_look(connection, process, pidfd)
-        if connection >= 0:
-            self.give(connection, False, ret >= 0)
+            ret = c.fns_server_look(connection, process, pidfd)
+        self.give(connection, False, ret >= 0)
         return ret
 
     def pool(self):
