@@ -61,7 +61,7 @@ test: test-root test-user  ## all tests, as root and as an unprivileged user
 test-root: setup install  ## all tests as root (with sudo where needed)
 	@mkdir -p build/tests
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 CI="$(CI)" FASTNS_NO_SKIP="$(FASTNS_NO_SKIP)" \
-	    $(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS)
+	    FASTNS_LONG="$(FASTNS_LONG)" $(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS)
 
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)

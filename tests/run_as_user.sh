@@ -42,7 +42,8 @@ run() { # [ARG…]
     exec setpriv --reuid="$user" --regid="$user" --init-groups --inh-caps=-all \
         env -i HOME="$(getent passwd "$user" | cut -d: -f6)" USER="$user" LANG=C.UTF-8 TERM=dumb \
         PATH="$away/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
-        CI="${CI:-}" FASTNS_NO_SKIP="${FASTNS_NO_SKIP:-}" FASTNS_DELEGATED="${FASTNS_DELEGATED:-}" \
+        CI="${CI:-}" FASTNS_NO_SKIP="${FASTNS_NO_SKIP:-}" FASTNS_LONG="${FASTNS_LONG:-}" \
+        FASTNS_DELEGATED="${FASTNS_DELEGATED:-}" \
         "$away/venv/bin/python" -m pytest -p no:cacheprovider "$@"
 }
 

@@ -21,6 +21,9 @@ BUILD = Path(os.environ.get("FASTNS_BUILD", TESTS.parent / "build"))
 ALLOWED_SKIPS = TESTS / "allowed_skips.txt"
 HOST_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 
+LONG = os.environ.get("FASTNS_LONG") == "1"
+"""Whether what is the same again and again, or depends on a race, is tried as often as can be."""
+
 _SETTLE = 1.0  # seconds: the kernel ends a killed sandbox's processes a little later
 _PR_GET_DUMPABLE = 3
 

@@ -16,8 +16,8 @@ import fastns
 from fastns import Job, Spec, Template
 
 EMULATED = os.environ.get("FASTNS_EMULATED") == "1"  # it takes that much longer to meet a limit
-RUNS = 1000 if os.environ.get("FASTNS_LONG") == "1" else 40 if EMULATED else 150
-SECONDS = 12 if EMULATED else 1.5
+RUNS = 1000 if support.LONG else 40 if EMULATED else 75
+SECONDS = 12 if EMULATED else 0.8
 
 
 class Load(NamedTuple):

@@ -151,7 +151,7 @@ def test_output_beyond_the_limit_is_dropped(busybox_rootfs: Path, way: list[str]
     code = "yes | head -c $0; yes n | head -c 10 >&2; exit 7"
     jobs = [["sh", "-c", code, size] for size in ("65536", "65537", "3000000")]
     jobs.append(["sh", "-c", "yes | head -c 70000; sleep 60"])
-    exit_code, results, _ = run(busybox_rootfs, jobs, *way, "--max-output", "64k", "--timeout", "3")
+    exit_code, results, _ = run(busybox_rootfs, jobs, *way, "--max-output", "64k", "--timeout", "1")
     assert exit_code == 1
     assert [len(r["stdout"]) for r in results] == [65536] * 4
     assert [r["stderr"] for r in results] == ["n\n" * 5] * 3 + [""]

@@ -128,8 +128,7 @@ for target in ("/missing", "/etc/hosts/below", "/mnt/a/b"):
     ]
 
 
-@pytest.mark.parametrize("error", HIDDEN)
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("error", "inner"), [*zip(HIDDEN, [False, True], strict=True)])
 def test_the_hostile_root_without_openat2(
     probe_rootfs: Path, public_dir: Path, error: int, inner: bool
 ) -> None:

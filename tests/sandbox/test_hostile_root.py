@@ -25,7 +25,9 @@ from hostile import Swapping
 import fastns
 from fastns import Mount, SpawnError, Spec
 
-SPAWNS = 100_000 if os.environ.get("FASTNS_LONG") == "1" else 2_000
+SPAWNS = 100_000 if support.LONG else 2_000
+EVERYWHERE = [({}, True), ({}, False), ({"init": True}, True), ({"root_mode": "chroot"}, True),
+              ({"namespaces": {"pid": "host"}}, False)]  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -69,9 +71,7 @@ def counterpart(place: Place) -> Path:
 # ---- links ----
 
 
-@pytest.mark.parametrize("fields", [{}, {"init": True}, {"root_mode": "chroot"},
-                                    {"namespaces": {"pid": "host"}}], ids=str)  # fmt: skip
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("fields", "inner"), EVERYWHERE, ids=str)
 def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -> None:
     if inner:
         counterpart(place)

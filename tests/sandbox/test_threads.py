@@ -8,11 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import support
 from processes import script
 
 import fastns
 
-SPAWNERS, EACH = 8, 500
+SPAWNERS, EACH = 8, 500 if support.LONG else 200
 
 
 def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None:
