@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks)
-C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/escape/*.c)
+C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
