@@ -209,6 +209,7 @@ def _default() -> Profile:
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
     from fastns import _libseccomp  # ctypes: not where nothing is filtered
+    from fastns._bpf import shorter
 
     names = profile.wanted(machine)
     tokens = [_libseccomp.architecture(name) for name in names]
@@ -222,7 +223,7 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
             for group in _groups(rule.args):
                 for name in rule.names:
                     made.add(rule.action, name, group)
-        instructions = made.export()
+        instructions = shorter(made.export())
     if len(instructions) // 8 > MAX_INSTRUCTIONS:
         raise SpecError(
             FIELD,
