@@ -46,8 +46,8 @@ int fns_reapable(const struct fns_process *process)
     return ret < 0 || info.si_pid != 0;
 }
 
-/* Ends who traces a thread that has ended. Not this process, nor who cannot be seen from here (0). */
-static void kill_tracer(int pid, int thread)
+/* Who traces a thread that has ended; 0: nobody, or who cannot be seen from here. */
+static int tracer_of(int pid, int thread)
 {
     char path[64], line[128], state = 0;
     int tracer = 0;
@@ -58,9 +58,24 @@ static void kill_tracer(int pid, int thread)
             sscanf(line, "TracerPid: %d", &tracer);
     if (file)
         fclose(file);
+    return state == 'Z' ? tracer : 0;
+}
+
+/* Ends who traces a thread that has ended, but not this process. Who was found is held by a directory
+ * of /proc, and asked for again: a number may be another process' by now. */
+static void kill_tracer(int pid, int thread)
+{
+    char path[64];
+    int tracer = tracer_of(pid, thread);
     snprintf(path, sizeof path, "/proc/self/task/%d", tracer);
-    if (state == 'Z' && tracer > 0 && access(path, F_OK) < 0)
-        kill(tracer, SIGKILL);
+    if (tracer <= 0 || access(path, F_OK) == 0)
+        return;
+    snprintf(path, sizeof path, "/proc/%d", tracer);
+    int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    if (fd >= 0 && tracer_of(pid, thread) == tracer)
+        fns_sys4(__NR_pidfd_send_signal, fd, FNS_SIGKILL, 0, 0);
+    if (fd >= 0)
+        close(fd);
 }
 
 void fns_attend(const struct fns_process *process, int killed)

@@ -42,6 +42,10 @@ static void leave_tracer(double seconds)
 {
     int self = getpid(), ends[2];
     char one = 0;
+    sigset_t ends_of_children; /* one that is heard while it is held stops it for good */
+    sigemptyset(&ends_of_children);
+    sigaddset(&ends_of_children, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &ends_of_children, 0);
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
     if (pipe(ends) < 0)
         _exit(3);
