@@ -74,7 +74,7 @@ def run(root: Path, quick: bool, rounds: int, seed: int) -> dict[str, Any]:
     say(f"latency, {rounds} rounds of {len(inside)}")
     data["latency_us"] = measures.latency(list(inside), root, rounds, dice)
     say("starts a second")
-    data["rate"] = measures.rates(root, 0.3 if quick else 4, 100 if quick else 4000)
+    data["rate"] = measures.rates(root, 0.1 if quick else 4, 50 if quick else 4000)
     few = 5 if quick else 100
     own = [measures.BARE, "subprocess_run", "fastns_direct", measures.FASTNS]
     say("against the caller's memory")

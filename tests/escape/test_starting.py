@@ -21,7 +21,7 @@ import fastns
 from fastns import Spec, Template
 
 CASES = ("A4 a process that joins", "A5 a child in the caller's memory")
-SPAWNS = 10_000 if support.LONG else 300
+SPAWNS = 10_000 if support.LONG else 150
 
 
 @contextlib.contextmanager

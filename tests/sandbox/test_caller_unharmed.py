@@ -18,7 +18,7 @@ import support
 
 import fastns
 
-THREADS, ROUNDS = 4, 120
+THREADS, ROUNDS = 4, 60
 LIBC = ctypes.CDLL(None)
 LIBC.__errno_location.restype = ctypes.POINTER(ctypes.c_int)
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import support
 from processes import eventually, marked, marker
 
 TIMEOUT = 120  # for a test that fails
@@ -71,8 +72,9 @@ def test_ten_thousand_jobs_one_in_ten_poisoned(busybox_rootfs: Path, tmp_path: P
         {"args": ["true"], "cwd": "/missing"},
         {"args": ["sleep", "60"], "timeout": 0.02},
     ]
+    count = 10_000 if support.is_root() or support.LONG else 2_000
     jobs, expected = [], []
-    for i in range(10_000):
+    for i in range(count):
         if i % 10 == 3:
             kind = i // 10 % 3
             jobs.append({"id": f"bad {i}", **poisons[kind]})
@@ -103,7 +105,7 @@ def test_ten_thousand_jobs_one_in_ten_poisoned(busybox_rootfs: Path, tmp_path: P
             good += result["exit_code"] == 0
         found.append((result["index"], result["id"], what))
     assert found == expected
-    assert good == 9_000
+    assert good == count * 9 // 10
 
 
 def test_jobs_from_stdin(busybox_rootfs: Path, way: list[str]) -> None:

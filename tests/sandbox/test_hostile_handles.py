@@ -238,7 +238,7 @@ def test_census(probe_rootfs: Path, public_dir: Path, way: str) -> None:
         # Numbers far apart and out of order.
         given += [os.dup2(given[0], 200, inheritable=False), os.dup2(given[0], 90)]
         with Opening(public_dir, threads=4):
-            for turn in range(150):
+            for turn in range(80):
                 passed = given if turn % 2 else []
                 with fastns.spawn(
                     ["/probe"], spec=plan, stdin=fastns.DEVNULL, stdout=fastns.PIPE,

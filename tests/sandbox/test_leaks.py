@@ -15,7 +15,7 @@ from processes import script
 
 import fastns
 
-SPAWNS = 50_000 if support.LONG else 5_000
+SPAWNS = 50_000 if support.LONG else 2_500
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Scenario = Callable[[], None]

@@ -14,7 +14,7 @@ import fastns
 from fastns import Spec, Template, compile
 from fastns.spec import READONLY_PATHS
 
-SPAWNS = 2000 if support.LONG else 500
+SPAWNS = 2000 if support.LONG else 250
 CHUNK = 250
 WAYS = ("direct", "init", "template", "parked", "pooled")
 VARY = ("boottime", "monotonic", "root", "hostname", "domainname")
