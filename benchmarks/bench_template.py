@@ -27,14 +27,16 @@ BARE = "os.posix_spawn"
 
 def spec(rootfs: Path, **fields: Any) -> Spec:
     """pid, mount, uts, ipc and cgroup namespaces, and what a sandbox has to have of its own. What
-    the filter and the user namespace cost is in bench_layers.py."""
+    each defence costs is in bench_layers.py, what they cost together is in DEFAULT's ways here."""
     fields = {
         "network": "host",
         "namespaces": {"user": "host"},
         "seccomp": "unconfined",
+        "default_mounts": False,
+        "mounts": MOUNTS,
         **fields,
     }
-    return Spec(rootfs=str(rootfs), default_mounts=False, mounts=MOUNTS, **fields)
+    return Spec(rootfs=str(rootfs), **fields)
 
 
 def keep(name: str, figures: object) -> None:
@@ -54,11 +56,34 @@ def runner(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Contender:
     return contender
 
 
+DEFAULT = {"default_mounts": True, "mounts": [], "namespaces": {}, "seccomp": "default"}
+LIMITS = {"memory": "64m", "pids_limit": 32, "cpus": 1}
+NONE_AHEAD = {"parked": 0}
+# Fields of the spec, what is made ahead, the ratio to reach.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "Template.run": ({}, {}, 1.22),
-    "Template.run, parked": ({}, {"parked": 4}, 1.05),
+    "Template.run, parked=0": ({}, NONE_AHEAD, 1.22),
+    "Template.run, parked=4": ({}, {"parked": 4}, 1.05),
     "Template.run, network pool": ({"network": "none"}, {"netns_pool": 16}, 1.4),
+    "Template.run, network pool, parked=0": (
+        {"network": "none"},
+        {"netns_pool": 16, **NONE_AHEAD},
+        1.4,
+    ),
     "Template.run, overlay": ({"overlay": True}, {}, 1.55),
+    "Template.run, overlay, parked=0": ({"overlay": True}, NONE_AHEAD, 1.55),
+    "Template.run, all defences": (DEFAULT, {}, 1.45),
+    "Template.run, all defences, parked=0": (DEFAULT, NONE_AHEAD, 1.45),
+    "Template.run, all defences, memory, pids, cpus": ({**DEFAULT, **LIMITS}, {}, 2.6),
+    "Template.run, all defences, memory, pids, cpus, parked=0": (
+        {**DEFAULT, **LIMITS},
+        NONE_AHEAD,
+        2.6,
+    ),
+}
+DIRECT: dict[str, tuple[dict[str, Any], float]] = {
+    "fastns.run": ({}, 1.5),
+    "fastns.run, all defences": (DEFAULT, 2.0),
 }
 
 
@@ -75,13 +100,13 @@ def figures(times: dict[str, list[float]], name: str) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", [*WAYS, "fastns.run"])
+@pytest.mark.parametrize("name", [*WAYS, *DIRECT])
 def test_ratios(name: str, rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = posix_spawn(str(rootfs / "true"))
-    if name == "fastns.run":
-        plan = fastns.compile(spec(rootfs))
+    if name in DIRECT:
+        fields, limit = DIRECT[name]
+        plan = fastns.compile(spec(rootfs, **fields))
         times = interleaved({BARE: bare, name: runner(lambda args: fastns.run(args, spec=plan))})
-        limit = 1.5
     else:
         fields, pools, limit = WAYS[name]
         with Template(spec(rootfs, **fields), **pools) as template:

@@ -27,8 +27,8 @@ def sandbox(spec: Spec, command: str = "/true") -> Contender:
 
 
 def template(spec: Spec, command: str = "/true") -> Contender:
-    """The same from a Template, whose server is there already."""
-    made = fastns.Template(spec)
+    """The same from a Template, whose server is there already, and no sandbox."""
+    made = fastns.Template(spec, parked=0)
 
     def contender() -> None:
         if made.spawn([command]).wait() != 0:

@@ -43,13 +43,20 @@ static void close_fd(int fd)
         fns_sys1(__NR_close, fd);
 }
 
-static uint32_t mode_of(int fd)
+/* The type of what `name` is in `fd`, links not followed, or with "" of `fd` itself; -errno. */
+static long type_in(int fd, const char *name)
 {
     struct statx st;
     st.stx_mode = 0;
-    if (fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st) < 0)
-        return 0;
-    return st.stx_mode & FNS_S_IFMT;
+    long result =
+        fns_sys5(__NR_statx, fd, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st);
+    return result < 0 ? result : (long)(st.stx_mode & FNS_S_IFMT);
+}
+
+static uint32_t mode_of(int fd)
+{
+    long type = type_in(fd, "");
+    return type < 0 ? 0 : (uint32_t)type;
 }
 
 /* ---- paths inside the root ------------------------------------------------------------------ */
@@ -155,19 +162,71 @@ static int resolve(int root, const char *path, int no_symlinks)
     return fd;
 }
 
+/* How much of `path` is its parent directory; the rest is its last name. */
+static size_t parent_length(const char *path)
+{
+    size_t n = length(path);
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    return n;
+}
+
+/* As resolve(), of the first n bytes of `path`. */
+static int resolve_part(int root, const char *path, size_t n, int no_symlinks)
+{
+    char part[PATH_SIZE];
+    if (n >= PATH_SIZE)
+        return -ENAMETOOLONG;
+    memcpy(part, path, n);
+    part[n] = 0;
+    return resolve(root, n ? part : "/", no_symlinks);
+}
+
 /* Splits `path` into an fd of its parent directory and its last name. */
 static int resolve_parent(int root, const char *path, const char **name)
 {
-    char dir[PATH_SIZE];
-    size_t n = length(path), slash = n;
-    while (slash > 0 && path[slash - 1] != '/')
-        slash--;
-    if (slash >= PATH_SIZE)
-        return -ENAMETOOLONG;
-    memcpy(dir, path, slash);
-    dir[slash] = 0;
-    *name = path + slash;
-    return resolve(root, slash ? dir : "/", 0);
+    size_t n = parent_length(path);
+    *name = path + n;
+    return resolve_part(root, path, n, 0);
+}
+
+/* What ops next to each other look up is looked up once: run_op() lets go of it before others. */
+static void let_go(struct fns_child *child)
+{
+    if (child->held)
+        close_fd(child->held);
+    if (child->null_device)
+        close_fd(child->null_device);
+    child->held = child->null_device = 0;
+}
+
+/* As resolve_part() in the root; not to be closed. */
+static int hold(struct fns_child *child, const char *path, size_t n, int no_symlinks)
+{
+    size_t same = 0;
+    while (child->held && same < n && same < child->held_length &&
+           child->held_path[same] == path[same])
+        same++;
+    if (child->held && same == n && same == child->held_length)
+        return child->held;
+    int fd = resolve_part(child->root, path, n, no_symlinks);
+    if (fd < 0)
+        return fd;
+    if (child->held)
+        close_fd(child->held);
+    child->held = fd;
+    child->held_path = path;
+    child->held_length = n;
+    return fd;
+}
+
+/* As resolve_parent(); not to be closed. */
+static int hold_parent(struct fns_child *child, const struct fns_op *op, const char **name)
+{
+    const char *path = child->plan->strings + op->target;
+    size_t n = parent_length(path);
+    *name = path + n;
+    return hold(child, path, n, 0);
 }
 
 /* What was made as the caller becomes the sandbox's own, where the op says so. */
@@ -612,23 +671,19 @@ static int op_bind(struct fns_child *child, const struct fns_op *op)
 static int op_device(struct fns_child *child, const struct fns_op *op)
 {
     const char *name;
-    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    int parent = hold_parent(child, op, &name);
     if (parent < 0)
         return parent;
-    int result = (int)fns_sys4(__NR_mknodat, parent, name, op->flags, op->arg);
-    close_fd(parent);
-    return result;
+    return (int)fns_sys4(__NR_mknodat, parent, name, op->flags, op->arg);
 }
 
 static int op_symlink(struct fns_child *child, const struct fns_op *op)
 {
     const char *name;
-    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    int parent = hold_parent(child, op, &name);
     if (parent < 0)
         return parent;
-    int result = (int)fns_sys3(__NR_symlinkat, text(child, op->source), parent, name);
-    close_fd(parent);
-    return result;
+    return (int)fns_sys3(__NR_symlinkat, text(child, op->source), parent, name);
 }
 
 /* Creates `name` in `dir` with the op's bytes. */
@@ -674,13 +729,12 @@ static int op_file_bind(struct fns_child *child, const struct fns_op *op)
 static int op_directory(struct fns_child *child, const struct fns_op *op)
 {
     const char *name;
-    int parent = resolve_parent(child->root, text(child, op->target), &name);
+    int parent = hold_parent(child, op, &name);
     if (parent < 0)
         return parent;
     int result = (int)fns_sys3(__NR_mkdirat, parent, name, op->arg);
     if (result == 0)
         result = give_away(child, op, parent, name);
-    close_fd(parent);
     return result;
 }
 
@@ -696,8 +750,8 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
 /* A detached null device to put over a file: the root's own or, where there is none, the caller's. */
 static int null_tree(struct fns_child *child)
 {
-    int fd = resolve(child->root, "dev/null", 1);
-    if (fd >= 0 && mode_of(fd) != FNS_S_IFCHR) {
+    int fd = child->null_device ? child->null_device : resolve(child->root, "dev/null", 1);
+    if (fd >= 0 && !child->null_device && mode_of(fd) != FNS_S_IFCHR) {
         close_fd(fd);
         fd = -ENOENT;
     }
@@ -714,56 +768,92 @@ static int null_tree(struct fns_child *child)
         fd = at_fdcwd_open("/dev/null", O_PATH_FLAGS);
     if (fd < 0)
         return source_failed(child, fd);
-    int tree = clone_tree(fd, 0);
-    close_fd(fd);
-    return tree;
+    child->null_device = fd;
+    return clone_tree(fd, 0);
 }
 
-static int mask_file(struct fns_child *child, int target)
+/* What `name` is in the directory `fd`, or with "" what `fd` is. */
+struct place {
+    int fd;
+    const char *name;
+};
+
+static int attach_at(int tree, struct place place)
 {
+    return (int)fns_sys5(__NR_move_mount, tree, "", place.fd, place.name,
+                         FNS_MOVE_MOUNT_F_EMPTY_PATH | FNS_MOVE_MOUNT_T_EMPTY_PATH);
+}
+
+static int mask_directory(struct place place)
+{
+    const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
+    int fd = place.fd;
+    if (place.name[0])
+        fd = (int)fns_sys4(__NR_openat, fd, place.name, O_PATH_FLAGS | O_NOFOLLOW | O_DIRECTORY, 0);
+    if (fd < 0)
+        return fd;
+    int result = mount_at(fd, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555");
+    if (fd != place.fd)
+        close_fd(fd);
+    return result;
+}
+
+static int mask(struct fns_child *child, struct place place, long type)
+{
+    if (type == FNS_S_IFDIR)
+        return mask_directory(place);
     int tree = null_tree(child);
-    int result = tree < 0 ? tree : attach(tree, target);
+    int result = tree < 0 ? tree : attach_at(tree, place);
     close_fd(tree);
     return result;
 }
 
-/* Whatever an op says of the names below its target, done to each that is there. The target is held
- * and known to be the file system meant: no name is looked up through a path that may change. */
-static int at_names(struct fns_child *child, const struct fns_op *op,
-                    int (*act)(struct fns_child *child, int target))
-{
-    const char *names = child->plan->strings + op->data;
-    int base = open_target(child, op, 1);
-    int result = base < 0 ? base : check_type(base, op->flags);
-    for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
-        int target = resolve(base, names + at, 1);
-        if (target == -ENOENT || target == -ENOTDIR)
-            continue;
-        result = target < 0 ? target : act(child, target);
-        close_fd(target);
-    }
-    close_fd(base);
-    return result < 0 ? result : 0;
-}
-
-static int mask(struct fns_child *child, int target)
-{
-    const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
-    if (mode_of(target) != FNS_S_IFDIR)
-        return mask_file(child, target);
-    return mount_at(target, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555");
-}
-
-static int make_read_only(struct fns_child *child, int target)
+static int make_read_only(struct fns_child *child, struct place place, long type)
 {
     (void)child;
-    int tree = clone_tree(target, 1), result = tree;
+    (void)type;
+    int tree = (int)fns_sys3(__NR_open_tree, place.fd, place.name,
+                             FNS_OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE |
+                                 AT_SYMLINK_NOFOLLOW);
+    int result = tree;
     if (tree >= 0)
         result = set_attr(tree, 1, FNS_MOUNT_ATTR_RDONLY, 0, 0);
     if (result >= 0)
-        result = attach(tree, target);
+        result = attach_at(tree, place);
     close_fd(tree);
     return result;
+}
+
+static int has_slash(const char *name)
+{
+    while (*name && *name != '/')
+        name++;
+    return *name == '/';
+}
+
+/* Whatever an op says of the names below its target, done to each that is there. The target is held:
+ * no name is looked up through a path that may change. Where it is known to be procfs or sysfs, a
+ * name in it stays what it is; below that, and elsewhere, what was found is held as well. */
+static int at_names(struct fns_child *child, const struct fns_op *op,
+                    int (*act)(struct fns_child *child, struct place place, long type))
+{
+    const char *names = child->plan->strings + op->data, *path = child->plan->strings + op->target;
+    int base = hold(child, path, length(path), 1);
+    int result = base < 0 ? base : check_type(base, op->flags);
+    for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
+        struct place place = {base, names + at};
+        if (!op->flags || has_slash(place.name))
+            place = (struct place){resolve(base, names + at, 1), ""};
+        long type = place.fd < 0 ? place.fd : type_in(place.fd, place.name);
+        if (type == -ENOENT || type == -ENOTDIR)
+            continue;
+        if (type == FNS_S_IFLNK)
+            type = -ELOOP;
+        result = type < 0 ? (int)type : act(child, place, type);
+        if (place.fd != base)
+            close_fd(place.fd);
+    }
+    return result < 0 ? result : 0;
 }
 
 static int op_pivot_root(struct fns_child *child, const struct fns_op *op)
@@ -1024,6 +1114,14 @@ static int op_seccomp(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys3(__NR_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, op->flags, &program);
 }
 
+/* Whether it may use what the op before it has looked up: none of these mounts anything over that. */
+static int goes_on(const struct fns_op *op)
+{
+    return op->code == FNS_OP_DEVICE || op->code == FNS_OP_SYMLINK ||
+           op->code == FNS_OP_DIRECTORY || op->code == FNS_OP_MASK ||
+           op->code == FNS_OP_READ_ONLY_PATHS;
+}
+
 static int run_op(struct fns_child *child, const struct fns_op *op)
 {
     /* A switch, not a table of functions: a table would need relocations, and so a linker that has
@@ -1032,6 +1130,8 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     if (op->code < FNS_OP_FIRST_LATE)
         return -EINVAL;
 #endif
+    if (!goes_on(op))
+        let_go(child);
     switch ((enum fns_op_code)op->code) {
     case FNS_OP_SETNS: return op_setns(child, op);
     case FNS_OP_OWN_NAMESPACES: return op_own_namespaces(child, op);
@@ -1160,6 +1260,7 @@ int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
     if (result < 0)
         return result;
     /* Not close-on-exec's business: a command may not see them even for an instant. */
+    let_go(child);
     close_fd(child->root);
     close_fd(child->scratch);
     close_fd(child->plain);

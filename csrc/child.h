@@ -23,7 +23,11 @@ struct fns_child {
     int null;                        /* a detached /dev/null, where paths lead to no other; 0 */
     int null_used;                   /* it is attached over the first file that is masked */
     unsigned n_sources, next_source; /* how many; the first that no bind has taken */
-    int rules;                       /* of Landlock: an fd between its first op and its last */
+    int held;                        /* a directory that one op has looked up for the next; 0 */
+    const char *held_path;           /* what it was looked up as, of so many bytes */
+    size_t held_length;
+    int null_device; /* the null device that masks are copies of; 0 */
+    int rules;       /* of Landlock: an fd between its first op and its last */
 };
 
 /* One that has come to nothing yet: the initializer of a struct fns_child. */

@@ -197,14 +197,16 @@ static uint32_t count_first_ops(const struct fns_plan *plan)
 static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
-    char byte;
+    struct fns_ask ask;
     fns_close_but(connection, child->userns);
     if (fns_child_ops(child, 0, n_first) < 0)
         return -1;
-    /* Killed with an ask in its hands, it could not say so: `asked` is set while the ask is still in
-     * the socket, where the server finds it. */
-    if (fns_sys6(__NR_recvfrom, connection, (long)&byte, 1, 2 /* MSG_PEEK */, 0, 0) <= 0)
+    /* Killed with an ask in its hands, it could not say so: `asked`, and which it is, are set while the
+     * ask is still in the socket, where the server finds it. */
+    ask.number = 0;
+    if (fns_sys6(__NR_recvfrom, connection, (long)&ask, sizeof ask, 2 /* MSG_PEEK */, 0, 0) <= 0)
         return -1;
+    room->sandbox->ask = ask.number;
     room->sandbox->asked = 1;
     fns_receive(connection, 0, &room->received);
     return 0;

@@ -361,15 +361,22 @@ static int count_alive(int batch, int step)
     return 0;
 }
 
-/* What waits there is not to be started any more: as if it had been killed on its way. */
-static void drop(struct fns_room *room)
+/* As if it had been killed on its way. */
+static void tell_killed(int connection, int ask)
 {
     const struct fns_message message = {
         .kind = FNS_MESSAGE_FAILED,
-        .number = ((const struct fns_ask *)(const void *)room->received.bytes)->number,
+        .number = ask,
         .error = {FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED}};
+    fns_tell(connection, &message, -1, 0);
+}
+
+/* What waits there is not to be started any more. */
+static void drop(struct fns_room *room)
+{
     fns_close_all(room->received.fds, room->received.n_fds);
-    fns_tell(room->connection, &message, -1, 0);
+    tell_killed(room->connection,
+                ((const struct fns_ask *)(const void *)room->received.bytes)->number);
     room->taken = 0;
     forget(room->connection);
 }
@@ -725,6 +732,16 @@ static void keep_end(struct fns_sandbox *sandbox, int code, int status)
     sandbox->ended = 1;
 }
 
+/* The caller is done with it, and with what it has asked there, if that was left in the socket. */
+static void forget_unused(int connection)
+{
+    struct fns_ask ask;
+    long n = fns_sys6(__NR_recvfrom, connection, (long)&ask, sizeof ask, DONT_WAIT, 0, 0);
+    if (n == sizeof ask)
+        tell_killed(connection, ask.number);
+    forget(connection);
+}
+
 static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
 {
     int connection = sandbox->connection;
@@ -740,7 +757,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     if (is_unused(sandbox)) { /* what is asked there next, or was, the server hears */
         give_sandbox(sandbox);
         if (server.peers[connection].closed)
-            forget(connection);
+            forget_unused(connection);
         else
             hear_by(connection, 0);
         return;

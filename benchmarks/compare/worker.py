@@ -4,6 +4,7 @@ python -m compare.worker RIVAL ROOT [--mib N] [--mounts N] [--uid N]
 """
 
 import argparse
+import atexit
 import ctypes
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import fastns
 from compare import rivals
 
-MS_REC, MS_PRIVATE = 16384, 1 << 18
+MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 
 
 def make_mounts(count: int) -> None:
@@ -27,8 +28,10 @@ def make_mounts(count: int) -> None:
     fastns.unshare("mount")
     libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     place = tempfile.mkdtemp(prefix="fastns-mounts-").encode()
+    atexit.register(os.rmdir, place)
     if libc.mount(b"tmpfs", place, b"tmpfs", 0, None) < 0:
         raise OSError(ctypes.get_errno(), "mount")
+    atexit.register(libc.umount2, place, MNT_DETACH)  # before the other
     for number in range(count):
         target = place + b"/%d" % number
         os.mkdir(target)

@@ -81,6 +81,11 @@ class CgroupPlan:
     enforced: tuple[str, ...]  # names of limits
     unenforced: tuple[str, ...]
 
+    @property
+    def unified(self) -> bool:
+        """Whether a sandbox can be cloned into its cgroup: one is of version 2."""
+        return any(place.hierarchy.unified for place in self.places)
+
     def making(self) -> _thread.LockType:
         """Held while they are made: many threads may be the first to use a plan."""
         return _making

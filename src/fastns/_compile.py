@@ -611,20 +611,23 @@ class _Compiler:
         )
 
     def mask_paths(self) -> None:
-        """Names below /proc and /sys are looked up in those, wherever they are by then.
-        The others are the caller's own."""
+        """Names below /proc and /sys are looked up in those, wherever they are by then; each of the
+        two is looked up once. The others are the caller's own."""
         spec = self.spec
-        for code, stage, given, default in (
+        given: list[tuple[str, str, Sequence[str]]] = []
+        for code, stage, asked, default in (
             ("mask", "masked_paths", spec.masked_paths, MASKED_PATHS),
             ("read_only_paths", "readonly_paths", spec.readonly_paths, READONLY_PATHS),
         ):
-            if given is None:
-                given = default if spec.default_mounts else ()
-            for base in TYPE_AT:
-                below = [path for path in given if path.startswith(base + "/")]
+            standard = default if spec.default_mounts else ()
+            given.append((code, stage, standard if asked is None else asked))
+        for base in TYPE_AT:
+            for code, stage, paths in given:
+                below = [path for path in paths if path.startswith(base + "/")]
                 if below:
                     self.mask_op(code, stage, base, below, self.type_at(base))
-            for path in given:
+        for code, stage, paths in given:
+            for path in paths:
                 if path.split("/")[1] not in ("proc", "sys"):
                     self.mask_op(code, stage, "/", [path], 0)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 MAX_POOL = 1024  # of sandboxes or network namespaces that are made ahead
+AHEAD = 2  # sandboxes, where nothing else is asked for: while one runs the next gets ready
 
 
 @record(frozen=True)
@@ -66,7 +67,9 @@ class Template:
             the root. init, ranges of ids and joined user, pid, mount or time namespaces cannot be
             had. A relative rootfs is taken from the working directory now.
         parked: how many sandboxes are made ahead, up to the execution of their command. Each is
-            used once, and replaced when it has ended.
+            used once, by run() or spawn(), and replaced when it has ended. None: two; but none
+            where limits are of cgroup version 2, into which a sandbox is best cloned (a move may
+            wait 20 ms for the kernel).
         netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
             replaced; who finds none waits for it (pool_usage()). Made by an unprivileged caller
             they belong to the template: a sandbox cannot change its network then, and its /sys
@@ -74,8 +77,11 @@ class Template:
     Raises: SpecError when a template, or this caller, cannot have what the spec asks for.
     """
 
-    def __init__(self, spec: Spec | None = None, *, parked: int = 0, netns_pool: int = 0) -> None:
-        self._parked = check_whole("parked", parked, 0, MAX_POOL)
+    def __init__(
+        self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
+    ) -> None:
+        if parked is not None:
+            check_whole("parked", parked, 0, MAX_POOL)
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -83,6 +89,9 @@ class Template:
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
+        if parked is None:
+            parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else AHEAD
+        self._parked = parked
 
     def spawn(
         self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]

@@ -23,7 +23,7 @@ SINGLE = [
     "subprocess.run",
     "fastns.run",
     "Template.run",
-    "Template(parked=4).run",
+    "Template(parked=0).run",
     "Template(netns_pool=8).run",
     "bwrap",
     "unshare",

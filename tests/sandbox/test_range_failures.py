@@ -71,7 +71,7 @@ START = """
 import ctypes
 root, way, code = sys.argv[1:]
 spec = fastns.Spec(rootfs=root, capabilities=["SYS_ADMIN"], init=way == "init")
-template = fastns.Template(spec) if way == "template" else None
+template = fastns.Template(spec, parked=0) if way == "template" else None
 plan = template._plan.sandbox if template else fastns.compile(spec)
 def start():
     return (template.run(["/true"]) if template else fastns.run(["/true"], spec=plan)).returncode

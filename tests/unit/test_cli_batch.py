@@ -40,7 +40,8 @@ class Layer:
         self.closed = False
         self.answer: Callable[[Job], object] = lambda job: done(b"out\n")
 
-    def template(self, spec: Spec) -> Layer:
+    def template(self, spec: Spec, *, parked: int) -> Layer:
+        assert parked == 0  # a batch uses none
         self.spec = spec
         if self.error is not None:
             raise self.error

@@ -97,8 +97,8 @@ mount mount /dev/shm
 """
 MASKS = """
 mask masked_paths /proc
-mask masked_paths /sys
 read_only_paths readonly_paths /proc
+mask masked_paths /sys
 """
 PIVOT_LO_UMASK = """
 pivot_root pivot_root -

@@ -41,7 +41,7 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller, maps: int) -> N
         == [f"write /proc/self/{name}" for name in ("setgroups", "gid_map", "uid_map")][:maps]
     )
     assert each[maps : maps + 1 + len(FRESH)] == ["root_tree", *FRESH]
-    masks = ["mask /proc", "mask /sys", "read_only_paths /proc"]
+    masks = ["mask /proc", "read_only_paths /proc", "mask /sys"]
     assert each[maps + 1 + len(FRESH) :][:5] == [*masks, "loopback", "umask"]
     tmpfs = [op.target for op in plan.ops if op.type == b"tmpfs"]
     assert tmpfs == [b"/dev"]

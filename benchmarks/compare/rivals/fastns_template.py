@@ -1,4 +1,4 @@
-"""fastns: from a Template."""
+"""fastns: from a Template, as it is by itself."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
 NAME = "fastns Template.run"
-NOTE = "from a Template"
+NOTE = "from a Template, which has two sandboxes made ahead"
 
 
 class Rival(_fastns.FromTemplate):

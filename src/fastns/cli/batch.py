@@ -190,7 +190,7 @@ def _runner(spec: Spec, verbose: bool) -> Iterator[Runner]:
     from fastns.batch import run_batch_by
 
     try:
-        template = fastns.Template(spec)
+        template = fastns.Template(spec, parked=0)
     except SpecError as error:
         plan = fastns.compile(spec)
         if verbose:
