@@ -30,7 +30,7 @@ struct peer {
     uint8_t parked; /* there is one: it hears what is asked, not the server */
     uint8_t closed; /* by the caller; here once its sandbox has ended */
     uint8_t waits;  /* what was asked: for its turn in a batch, or for a network namespace */
-    uint8_t listed; /* among server.to_park */
+    uint8_t listed; /* among server.to_park, or to_park_then */
     int sandbox;    /* whose news go there; NONE */
     int next;       /* of those that are listed */
 };
@@ -66,6 +66,7 @@ static struct {
     int n_rooms;
     int strays;        /* there may be children that nobody knows of */
     int to_park;       /* connections that want a sandbox made ahead, the last first */
+    int to_park_then;  /* the same, when there is a network namespace for it */
     int started;       /* a sandbox, since chores were last done */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
     struct fns_room *rooms[MAX_ROOMS];
@@ -430,23 +431,42 @@ static void hear_by(int connection, int parked)
     peer->parked = (uint8_t)parked;
 }
 
-/* A sandbox ahead for a connection that wants one. Should that fail, the server hears what is asked
- * there, and the failure is that sandbox's. */
-static void park(int connection)
-{
-    enum fns_stage stage;
-    struct fns_room *room = take_room();
-    hear_by(connection, room && start(room, connection, 1, 0, &stage) == 0);
-}
-
-static void park_later(int connection)
+static void put_in_list(int *list, int connection)
 {
     struct peer *peer = &server.peers[connection];
     if (peer->listed)
         return;
     peer->listed = 1;
-    peer->next = server.to_park;
-    server.to_park = connection;
+    peer->next = *list;
+    *list = connection;
+}
+
+/* The first of them; NONE. */
+static int take_from_list(int *list)
+{
+    int connection = *list;
+    if (connection == NONE)
+        return NONE;
+    *list = server.peers[connection].next;
+    server.peers[connection].listed = 0;
+    return connection;
+}
+
+static void park_later(int connection)
+{
+    put_in_list(&server.to_park, connection);
+}
+
+/* A sandbox ahead for a connection that wants one. Should that fail, the server hears what is asked
+ * there, and the failure is that sandbox's. */
+static void park(int connection)
+{
+    enum fns_stage stage = FNS_STAGE_HELPER;
+    struct fns_room *room = take_room();
+    long result = room ? start(room, connection, 1, 0, &stage) : -ENOMEM;
+    hear_by(connection, result == 0);
+    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
+        put_in_list(&server.to_park_then, connection);
 }
 
 static void tell_failure(int connection, int ask, enum fns_stage stage, long result)
@@ -625,6 +645,8 @@ static void hear_ready(void)
             return;
         }
     }
+    for (int at; (at = take_from_list(&server.to_park_then)) != NONE;)
+        park_later(at);
 }
 
 static void tell_pool(int connection, int ask)
@@ -868,7 +890,7 @@ static void prepare(int socket)
     server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
     server.by_pid = map(MAX_PID * sizeof *server.by_pid);
     server.batches = map(MAX_BATCHES * sizeof *server.batches);
-    server.free_sandbox = server.last_looked_at = server.to_park = NONE;
+    server.free_sandbox = server.last_looked_at = server.to_park = server.to_park_then = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
     if (!server.peers || !server.sandboxes || !server.by_pid || !server.batches ||
@@ -916,11 +938,8 @@ static void do_chores(int idle)
     server.started = 0;
     if (server.to_park != NONE)
         fns_sys0(__NR_sched_yield);
-    while (server.to_park != NONE) {
-        int connection = server.to_park;
-        struct peer *peer = &server.peers[connection];
-        server.to_park = peer->next;
-        peer->listed = 0;
+    for (int connection; (connection = take_from_list(&server.to_park)) != NONE;) {
+        const struct peer *peer = &server.peers[connection];
         if (peer->kind == CONNECTION && peer->park && !peer->closed && !peer->waits &&
             peer->sandbox == NONE)
             park(connection);

@@ -55,6 +55,18 @@ def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path)
     assert not os.path.exists(f"/proc/{server}")
 
 
+def test_those_that_wait_for_their_network_namespaces_are_made_then(busybox_rootfs: Path) -> None:
+    """The pool is empty when they are first wanted, and never holds enough for all."""
+    with Template(Spec(rootfs=busybox_rootfs), parked=4, netns_pool=1) as template:
+        assert template._server is not None
+        server = template._server.pid
+        assert wait_until(lambda: len(children(server)) == 4)
+        used = children(server)
+        assert [sh(template, "echo fine") for _ in range(6)] == ["fine\n"] * 6
+        assert wait_until(lambda: len(children(server)) == 4)
+        assert not set(used) & set(children(server))
+
+
 def test_a_parked_sandbox_that_was_killed_is_not_handed_out(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
         assert template._server is not None
