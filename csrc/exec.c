@@ -46,7 +46,17 @@ __attribute__((used)) _Noreturn void fns_exec_main(long *stack)
         first = open_late(&plan, offset);
     if (*argv[4])
         args.cwd = argv[4];
-    fns_sys3(__NR_fcntl, news, F_SETFD, FD_CLOEXEC);
+    /* Left open by the exec it would keep the caller waiting, whatever the timeout, and be the command's
+     * to write to. A filter that is there already may refuse the call, or only say that it was done. */
+    long closing = fns_sys3(__NR_fcntl, news, F_SETFD, FD_CLOEXEC);
+    if (closing >= 0)
+        closing = fns_sys3(__NR_fcntl, news, F_GETFD, 0);
+    if (closing != FD_CLOEXEC) {
+        child.error.stage = FNS_STAGE_HELPER;
+        child.error.err = closing < 0 ? (int)-closing : EPERM;
+        fns_sys3(__NR_write, news, &child.error, sizeof child.error);
+        quit(127);
+    }
     /* The caller, woken by the exec just done, is about to sleep again. Let it: an execve beside
      * another runnable process has the kernel move this one to another CPU first (sched_exec()),
      * which costs more than all that this program does. */

@@ -99,6 +99,11 @@ def architecture(name: str) -> int:
     return int(_library().seccomp_arch_resolve_name(name.encode()))
 
 
+def _rank(action: int) -> int:
+    """The stricter the less: as the kernel compares actions, by their upper half, signed."""
+    return ctypes.c_int32(action & 0xFFFF0000).value
+
+
 class Filter:
     """What a filter does, rule by rule; a context manager, as the library keeps memory for it."""
 
@@ -108,6 +113,7 @@ class Filter:
             default: the action (SECCOMP_RET_*) where no rule matches.
             architectures: for which it is; a call of any other one ends the process.
         """
+        self._default = default
         self._context = _library().seccomp_init(default)
         if not self._context:
             raise SpecError("seccomp", f"defaultAction: this libseccomp refuses {default:#x}")
@@ -133,7 +139,8 @@ class Filter:
 
     def add(self, action: int, name: str, comparisons: Sequence[Comparison] = ()) -> None:
         """For one system call, if all comparisons hold. One that no kernel of these architectures
-        has, as far as is known here, is left to the default, as other runtimes do."""
+        has, as far as is known here, is left to the default, as other runtimes do. So is one that
+        the library does not know on each of several, unless the rule is stricter than that."""
         number = _library().seccomp_syscall_resolve_name(name.encode())
         if number == UNKNOWN:
             if name not in NEWER:
@@ -141,9 +148,11 @@ class Filter:
             number = NEWER[name]
         array = (Comparison * len(comparisons))(*comparisons)
         result = self._call("rule_add_array", action, number, len(comparisons), array)
-        # What only some architectures have, or the library knows on one alone.
-        if result and not (number < 0 or name in NEWER):
-            raise SpecError("seccomp", f"{name}: {os.strerror(-result)} (libseccomp)")
+        if result and (_rank(action) < _rank(self._default) or not (number < 0 or name in NEWER)):
+            why = os.strerror(-result)
+            if self._several and name in NEWER:
+                why = "not known for several architectures; one, or a newer library, expected"
+            raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
     def export(self) -> bytes:
         """struct sock_filter for each instruction."""

@@ -331,7 +331,7 @@ def _arch_map(value: object, where: str) -> tuple[str, tuple[str, ...]]:
 
 def _architecture(value: object, where: str) -> str:
     """As the library calls it; one that it does not know has no calls here."""
-    if not isinstance(value, str) or not value.startswith("SCMP_ARCH_"):
+    if not isinstance(value, str) or not (value.isascii() and value.startswith("SCMP_ARCH_")):
         raise SpecError(FIELD, f"{where}: {shown(value)}: such as SCMP_ARCH_X86_64 expected")
     return value.removeprefix("SCMP_ARCH_").lower()
 
@@ -339,7 +339,8 @@ def _architecture(value: object, where: str) -> str:
 def _version(text: str) -> tuple[int, ...]:
     """The first two numbers of a kernel's release."""
     parts = text.split("-")[0].split(".")[:2]
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+    known = all(part.isdecimal() and len(part) < 10 for part in parts)
+    return tuple(map(int, parts)) if known else ()
 
 
 def _mapping(value: object, where: str, keys: frozenset[str]) -> Mapping[str, Any]:

@@ -187,6 +187,17 @@ def test_a_profile_that_refuses_to_execute(programs: Path) -> None:
                 assert (caught.value.stage, caught.value.errno) == ("exec", refused)
 
 
+@pytest.mark.parametrize("number", [0, errno.EPERM])
+def test_a_profile_that_refuses_what_the_exec_program_needs(number: int) -> None:
+    """An fd of its own, left open, would keep the caller waiting and be the command's."""
+    rule = {"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "errnoRet": number}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    spec = Spec(seccomp=profile, namespaces={"user": "host"})
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["sleep", "5"], spec=spec, timeout=1)
+    assert (caught.value.stage, caught.value.errno) == ("helper", errno.EPERM)
+
+
 def test_a_signal_is_not_taken_for_the_filter(programs: Path) -> None:
     """SIGSYS sent by the caller."""
     host = {"pid": "host"}  # pid 1 of a namespace would not take it

@@ -9,7 +9,7 @@ import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret, name_of
 
 import fastns
-from fastns import Spec, SpecError, seccomp
+from fastns import Spec, SpecError, _libseccomp, seccomp
 
 NATIVE = ARCHES["x86_64"]
 NUMBERS = {name_of(number, "x86_64"): number for number in range(470)}
@@ -137,6 +137,21 @@ def test_other_architectures_are_filtered_too_where_they_are_named(keys) -> None
     assert found == {"x86_64": ERRNO | 1, "x86": ERRNO | 1, "aarch64": KILL_PROCESS}
 
 
+@pytest.mark.parametrize("name", _libseccomp.NEWER)
+def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -> None:
+    rule = {"names": [name], "action": "SCMP_ACT_ERRNO"}
+    given = {"architectures": ["SCMP_ARCH_X86"], "syscalls": [rule]}
+    try:
+        code = seccomp.build({"defaultAction": "SCMP_ACT_ALLOW", **given}, machine="x86_64")
+    except SpecError as exc:
+        assert "not known for several architectures" in str(exc)
+    else:
+        number = _libseccomp.NEWER[name]
+        assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
+    rule["action"] = "SCMP_ACT_ALLOW"  # to the stricter default it is left, as before
+    assert seccomp.build({"defaultAction": "SCMP_ACT_ERRNO", **given}, machine="x86_64")
+
+
 def test_flags() -> None:
     flags = [
         "SECCOMP_FILTER_FLAG_LOG",
@@ -161,6 +176,8 @@ def test_flags() -> None:
         ({"defaultAction": "SCMP_ACT_ERRNO", "sycalls": []}, "'sycalls': one of"),
         ({"listenerPath": "/x"}, "listenerPath: nobody listens"),
         ({"architectures": "x86"}, "architectures: 'x86': a list expected"),
+        ({"architectures": ["SCMP_ARCH_\ud800"]}, "such as SCMP_ARCH_X86_64"),
+        ({"syscalls": [refuse(includes={"minKernel": "9" * 5000})]}, "such as '4.8'"),
         ({"architectures": ["x86"]}, "architectures: 'x86': such as SCMP_ARCH_X86_64"),
         ({"architectures": ["SCMP_ARCH_X86"], "archMap": [{}]}, "give one of them"),
         ({"archMap": [{"architecture": 3}]}, "archMap[0].architecture: 3"),
