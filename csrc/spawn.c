@@ -169,6 +169,12 @@ struct exec_numbers {
     char news[12], userns[12], late[12];
 };
 
+/* Whether the working directory is the exec program's to enter, with the ids of the command. */
+static int changes_ids_late(const struct fns_plan *plan)
+{
+    return plan->late && plan->late->n_ops && plan->late->ops[0].code < FNS_OP_LAST;
+}
+
 /* The exec program's argv: see exec.c. */
 static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args,
                         struct exec_numbers *numbers)
@@ -181,7 +187,7 @@ static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args
     *at++ = numbers->news;
     *at++ = numbers->userns;
     *at++ = numbers->late;
-    *at++ = (char *)(plan->late && args->cwd ? args->cwd : "");
+    *at++ = (char *)(changes_ids_late(plan) && args->cwd ? args->cwd : "");
     for (size_t i = 0; i < n_paths; i++)
         *at++ = args->paths[i];
     *at++ = (char *)"";
@@ -262,8 +268,8 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         exec_args.argv = exec_argv(plan, args, &numbers);
         ret = exec_args.argv ? 0 : -ENOMEM;
     }
-    if (plan->late)
-        exec_args.cwd = NULL; /* the exec program's to enter, with the ids of the command */
+    if (changes_ids_late(plan))
+        exec_args.cwd = NULL;
     if (ret < 0) {
         fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     } else {

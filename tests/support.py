@@ -65,12 +65,12 @@ def allowed_skips() -> set[str]:
     return allowed
 
 
-def compile_static(source: Path, dest: Path) -> Path:
+def compile_static(source: Path, dest: Path, *more: str) -> Path:
     """Compile one C file into a static program, unless `dest` is newer than it."""
     if not dest.exists() or dest.stat().st_mtime < source.stat().st_mtime:
         dest.parent.mkdir(parents=True, exist_ok=True)
         fresh = dest.with_name(f"{dest.name}.{os.getpid()}")
-        flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
+        flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror", *more]
         subprocess.run(["gcc", *flags, "-o", str(fresh), str(source)], check=True)
         fresh.replace(dest)
     return dest

@@ -244,11 +244,9 @@ class _Compiler:
         self.identity()
         self.keyring()
         self.limits_and_ids()
-        direct = self.id_range is not None and not self.staged
-        first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
-        late = self.ops[first:] if direct else []
+        first = self.first_late()
         return self.made(
-            (*self.early, *(self.ops[:first] if direct else self.ops)),
+            (*self.early, *self.ops[:first]),
             self.new,
             id_map=self.id_map,
             uid_map=self.uid_map,
@@ -257,8 +255,21 @@ class _Compiler:
             staged=self.staged,
             init=spec.init,
             cgroups=self.cgroups,
-            late=late,
+            late=self.ops[first:],
         )
+
+    def first_late(self) -> int:
+        """Which of the ops is the first that the exec program does."""
+        if self.staged:
+            return len(self.ops)
+        first = len(self.ops)
+        if self.id_range is not None:
+            first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
+        elif self.spec.seccomp not in ("default", "unconfined") and self.spec.no_new_privileges:
+            # It may refuse what that program has to do. (Without no_new_privileges the filter takes
+            # rights that this exec ends.)
+            first = next(i for i, op in enumerate(self.ops) if op.code == "seccomp")
+        return first
 
     def enter_cgroups(self) -> None:
         """A cgroup namespace is made once the sandbox is where its root is to be."""

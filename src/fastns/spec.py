@@ -245,7 +245,8 @@ class Spec:
         no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
-            read at compile().
+            read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
+            command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
         landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.

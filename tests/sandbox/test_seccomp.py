@@ -16,7 +16,7 @@ from inside import runner
 from processes import children
 
 import fastns
-from fastns import SpawnError, Spec, Template, seccomp
+from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
@@ -59,6 +59,10 @@ int main(void)
     return pid > 0 ? 0 : 1;
 }
 """
+SEVEN = r"""
+/* One call, exit. */
+__attribute__((used)) void begin(void) { __asm__ volatile("syscall" : : "a"(60), "D"(7)); }
+"""
 # call, two arguments, errno with the filter, errno without it (None: not tried)
 TRIED: list[tuple[str, int, int, int, int, int | None]] = [
     ("clone3", 435, 0, 0, 38, 22),
@@ -94,6 +98,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, source in (("calls", CALLS), ("int80", INT80)):
         (root / f"{name}.c").write_text(source)
         support.compile_static(root / f"{name}.c", root / name)
+    (root / "seven.c").write_text(SEVEN)
+    alone = ["-nostdlib", "-Wl,-e,begin"]
+    support.compile_static(root / "seven.c", root / "seven", *alone)
     return root
 
 
@@ -187,14 +194,36 @@ def test_a_profile_that_refuses_to_execute(programs: Path) -> None:
                 assert (caught.value.stage, caught.value.errno) == ("exec", refused)
 
 
+OF_THE_HOST = {"namespaces": {"user": "host"}}
+
+
+@pytest.mark.parametrize("fields", [{}, OF_THE_HOST], ids=["own ids", "host's ids"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_profile_has_to_allow(way: str, fields: dict[str, Any], programs: Path) -> None:
+    """Beside what the command needs: what executes it, and the mask of signals."""
+    if fields and not support.is_root():
+        support.skip_missing("root: a user has a user namespace")
+    needed = ["execve", "rt_sigprocmask", "exit"]
+    for names, code in ((needed, 7), (needed[1:], -signal.SIGSYS)):
+        allowed = {"names": names, "action": "SCMP_ACT_ALLOW"}
+        profile = {"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [allowed]}
+        with runner(way, rootfs=programs, seccomp=profile, **fields) as run:
+            assert run(["/seven"]).returncode == code, names
+
+
 @pytest.mark.parametrize("number", [0, errno.EPERM])
 def test_a_profile_that_refuses_what_the_exec_program_needs(number: int) -> None:
     """An fd of its own, left open, would keep the caller waiting and be the command's."""
     rule = {"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "errnoRet": number}
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
-    spec = Spec(seccomp=profile, namespaces={"user": "host"})
+    fields = OF_THE_HOST if support.is_root() else {}
+    with pytest.raises(TimeoutExpired) as late:
+        fastns.run(["sleep", "60"], spec=Spec(seccomp=profile, **fields), timeout=0.5)
+    assert late.value.wall_time < 30
+    # Loaded before that program, the right to do so being lost there:
+    spec = Spec(seccomp=profile, no_new_privileges=False, **fields)
     with pytest.raises(SpawnError) as caught:
-        fastns.run(["sleep", "5"], spec=spec, timeout=1)
+        fastns.run(["sleep", "60"], spec=spec, timeout=0.5)
     assert (caught.value.stage, caught.value.errno) == ("helper", errno.EPERM)
 
 
