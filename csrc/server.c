@@ -17,6 +17,7 @@
 #define MAX_ROOMS (1 << 13)
 #define MAX_BATCHES MAX_ROOMS
 #define STRAYS_MS 500
+#define HELD_NS 100000000u
 #define CLOSE_MS 20 /* farther than a tick: the clock need not be set for it */
 #define MANY_UNHEARD 16
 #define MAX_UNHEARD 48
@@ -65,6 +66,8 @@ static struct {
     int last_looked_at;
     int n_rooms;
     int strays;        /* there may be children that nobody knows of */
+    int killed;        /* there may be sandboxes that are, and have not ended: when they are looked at */
+    uint64_t look_at_killed;
     int to_park;       /* connections that want a sandbox made ahead, the last first */
     int to_park_then;  /* the same, when there is a network namespace for it */
     int started;       /* a sandbox, since chores were last done */
@@ -137,6 +140,7 @@ static struct fns_sandbox *take_sandbox(void)
     sandbox->pid = sandbox->parked = sandbox->awaited = sandbox->ended = 0;
     sandbox->connection = sandbox->slot = NONE;
     sandbox->is_looked_at = sandbox->batch = 0;
+    sandbox->held = NONE;
     sandbox->end.queued = 0;
     return sandbox;
 }
@@ -320,10 +324,61 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
 
 static int reap(int pid);
 
-static void kill_sandbox(const struct fns_sandbox *sandbox)
+/* Its pid namespace; before Linux 6.11 its pidfd, which stands for that until its first thread ends. */
+static int open_pid_namespace(int pid)
 {
-    if (sandbox->pid > 0) /* not reaped: nobody else has this pid */
-        fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL);
+    int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
+    int namespace = (int)fns_sys3(__NR_ioctl, pidfd, 0xff05 /* PIDFD_GET_PID_NAMESPACE */, 0);
+    if (namespace < 0)
+        return pidfd;
+    fns_sys1(__NR_close, pidfd);
+    return namespace;
+}
+
+static void kill_sandbox(struct fns_sandbox *sandbox)
+{
+    if (sandbox->pid <= 0) /* not reaped: nobody else has this pid */
+        return;
+    if (sandbox->held < 0)
+        sandbox->held = open_pid_namespace(sandbox->pid);
+    fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL);
+    if (server.killed++ == 0)
+        server.look_at_killed = now() + HELD_NS;
+}
+
+static int kill_others(void *none)
+{
+    (void)none;
+    return (int)fns_sys2(__NR_kill, -1, FNS_SIGKILL);
+}
+
+/* Kills all that is in the pid namespace of a sandbox but its first process, which is killed already
+ * and does not end while one of them traces it (PTRACE_O_TRACEEXIT): by a process that is in there. */
+static void kill_namespace(int namespace)
+{
+    static char stack[4096] __attribute__((aligned(16)));
+    int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
+    if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
+        /* With memory of its own, and reaped as a stray: nobody waits for what they could hold. */
+        fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0, 0,
+                           kill_others, 0);
+        if (fns_sys2(__NR_setns, own, FNS_CLONE_NEWPID) < 0)
+            stop(); /* what is started next would be in there */
+    }
+    if (own >= 0)
+        fns_sys1(__NR_close, own);
+}
+
+static void look_at_killed(void)
+{
+    server.killed = 0;
+    server.look_at_killed = now() + HELD_NS;
+    for (int at = server.last_looked_at; at != NONE; at = server.sandboxes[at].sooner) {
+        if (server.sandboxes[at].held < 0)
+            continue;
+        server.killed++;
+        kill_namespace(server.sandboxes[at].held);
+    }
 }
 
 /* ---- batches -------------------------------------------------------------------------------- */
@@ -769,6 +824,9 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     int connection = sandbox->connection;
     describe_end(sandbox, code, status);
     sandbox->pid = 0;
+    if (sandbox->held >= 0)
+        fns_sys1(__NR_close, sandbox->held);
+    sandbox->held = NONE;
     look_away(sandbox);
     if (server.plan->netns_pool)
         fns_netns_ended();
@@ -948,6 +1006,8 @@ static void do_chores(int idle)
         fns_closer_wake();
     if (server.strays || (idle && !unheard))
         reap_strays();
+    if (server.killed && now() >= server.look_at_killed)
+        look_at_killed();
 }
 
 static int time_to_wait(void)
@@ -956,6 +1016,8 @@ static int time_to_wait(void)
         return 0;
     if (fns_closer_unheard())
         return CLOSE_MS;
+    if (server.killed)
+        return HELD_NS / 1000000;
     return server.last_looked_at == NONE ? -1 : STRAYS_MS;
 }
 

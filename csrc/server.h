@@ -23,6 +23,7 @@ struct fns_sandbox {
     int next;          /* of those that are free */
     int later, sooner; /* neighbours among those that are looked at, by who was last */
     int is_looked_at;
+    int held;              /* its pid namespace, once it is killed; -1 */
     int batch;             /* it belongs to; 0: to none */
     struct fns_room *room; /* it started in */
     int parked;            /* made ahead */

@@ -46,7 +46,11 @@ int fns_reapable(const struct fns_process *process)
     return ret < 0 || info.si_pid != 0;
 }
 
-/* Who traces a thread that has ended; 0: nobody, or who cannot be seen from here. */
+/* Who traces may be traced: how many are looked at in one go. */
+enum { MAX_TRACERS = 256 };
+
+/* Who holds a thread that has ended, or that is killed and stops once more before its end, which no
+ * second signal brings about (PTRACE_O_TRACEEXIT); 0: nobody, or who cannot be seen from here. */
 static int tracer_of(int pid, int thread)
 {
     char path[64], line[128], state = 0;
@@ -58,48 +62,82 @@ static int tracer_of(int pid, int thread)
             sscanf(line, "TracerPid: %d", &tracer);
     if (file)
         fclose(file);
-    return state == 'Z' ? tracer : 0;
+    return state == 'Z' || state == 't' ? tracer : 0;
 }
 
-/* Ends who traces a thread that has ended, but not this process. Who was found is held by a directory
- * of /proc, and asked for again: a number may be another process' by now. */
-static void kill_tracer(int pid, int thread)
+/* Ends who holds a thread, but not this process: who that was, or 0. It is held by a directory of /proc,
+ * and asked for again: a number may be another process' by now. */
+static int kill_tracer(int pid, int thread)
 {
     char path[64];
-    int tracer = tracer_of(pid, thread);
+    int tracer = tracer_of(pid, thread), killed = 0;
     snprintf(path, sizeof path, "/proc/self/task/%d", tracer);
     if (tracer <= 0 || access(path, F_OK) == 0)
-        return;
+        return 0;
     snprintf(path, sizeof path, "/proc/%d", tracer);
     int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     if (fd >= 0 && tracer_of(pid, thread) == tracer)
-        fns_sys4(__NR_pidfd_send_signal, fd, FNS_SIGKILL, 0, 0);
+        killed = fns_sys4(__NR_pidfd_send_signal, fd, FNS_SIGKILL, 0, 0) == 0;
     if (fd >= 0)
         close(fd);
+    return killed ? tracer : 0;
+}
+
+static int has(const int *pids, int n, int pid)
+{
+    int i = 0;
+    while (i < n && pids[i] != pid)
+        i++;
+    return i < n;
+}
+
+/* Ends who holds a thread of a killed process, and who holds one of theirs. */
+static void kill_tracers(int pid)
+{
+    int found[MAX_TRACERS] = {pid}, n = 1;
+    char path[64];
+    for (int i = 0; i < n; i++) {
+        snprintf(path, sizeof path, "/proc/%d/task", found[i]);
+        DIR *threads = opendir(path);
+        for (struct dirent *entry; threads && (entry = readdir(threads));) {
+            int thread = atoi(entry->d_name);
+            int tracer = thread > 0 ? kill_tracer(found[i], thread) : 0;
+            if (tracer > 0 && n < MAX_TRACERS && !has(found, n, tracer))
+                found[n++] = tracer;
+        }
+        if (threads)
+            closedir(threads);
+    }
+}
+
+/* A thread of this process' child that asked to be traced is this process' to reap. */
+static void reap_threads(int pid)
+{
+    siginfo_t info;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *threads = opendir(path);
+    for (struct dirent *entry; threads && (entry = readdir(threads));) {
+        int thread = atoi(entry->d_name);
+        if (thread > 0 && thread != pid)
+            fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0);
+    }
+    if (threads)
+        closedir(threads);
 }
 
 void fns_attend(const struct fns_process *process, int killed)
 {
     siginfo_t info = {.si_pid = 0};
-    char path[64];
-    if (process->pidfd < 0 || process->quiet || process->served || fns_kill(process, 0) < 0)
+    if (process->pidfd < 0 || process->quiet || fns_kill(process, 0) < 0)
         return;
     /* Only looked at, and left to whose child it is. */
-    fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
-    if (info.si_pid == 0 && !killed)
-        return;
-    snprintf(path, sizeof path, "/proc/%d/task", process->pid);
-    DIR *threads = opendir(path);
-    for (struct dirent *entry; threads && (entry = readdir(threads));) {
-        int thread = atoi(entry->d_name);
-        info.si_pid = 0;
-        if (thread > 0 && thread != process->pid)
-            fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0);
-        if (thread > 0 && killed && info.si_pid == 0)
-            kill_tracer(process->pid, thread);
-    }
-    if (threads)
-        closedir(threads);
+    if (!process->served)
+        fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
+    if (!process->served && (info.si_pid != 0 || killed))
+        reap_threads(process->pid);
+    if (killed)
+        kill_tracers(process->pid);
 }
 
 /* ---- waiting and reaping --------------------------------------------------------------------- */

@@ -27,10 +27,19 @@ SOURCE = r"""
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <unistd.h>
-static int hold(int pid)
+static int hold(int pid, int options)
 {
-    return ptrace(PTRACE_SEIZE, pid, 0, 0) == 0;
+    return ptrace(PTRACE_SEIZE, pid, 0, options) == 0;
+}
+static int stopped;
+static void *stay(void *none)
+{
+    stopped = (int)syscall(SYS_gettid);
+    for (;;)
+        pause();
+    return none;
 }
 static void *ask(void *none)
 {
@@ -38,9 +47,9 @@ static void *ask(void *none)
     return none;
 }
 /* What its parent does not wait for, and cannot reap while this one sleeps. */
-static void leave_tracer(double seconds)
+static void leave_tracer(double seconds, int thread, int options)
 {
-    int self = getpid(), ends[2];
+    int ends[2];
     char one = 0;
     sigset_t ends_of_children; /* one that is heard while it is held stops it for good */
     sigemptyset(&ends_of_children);
@@ -52,7 +61,7 @@ static void leave_tracer(double seconds)
     if (fork() == 0) {
         if (fork())
             _exit(0);
-        one = hold(self);
+        one = hold(thread, options);
         write(ends[1], &one, 1);
         for (int fd = 0; fd < 8; fd++)
             close(fd);
@@ -78,11 +87,20 @@ int main(int argc, char **argv)
         ask(0);
         raise(SIGUSR1);
     } else if (!strcmp(argv[1], "held")) {
-        leave_tracer(atof(argv[2]));
+        leave_tracer(atof(argv[2]), getpid(), 0);
+    } else if (!strcmp(argv[1], "held at its end")) {
+        leave_tracer(atof(argv[2]), getpid(), PTRACE_O_TRACEEXIT);
+        pause();
+    } else if (!strcmp(argv[1], "thread held")) {
+        pthread_create(&threads[0], 0, stay, 0);
+        while (!*(volatile int *)&stopped)
+            usleep(100);
+        leave_tracer(atof(argv[2]), stopped, PTRACE_O_TRACEEXIT);
+        pause();
     } else if (!strcmp(argv[1], "hold")) { /* all that come: its own pid is 1 */
         for (;;) {
             for (int pid = 2; pid < 100; pid++)
-                if (pid != getpid() && hold(pid))
+                if (pid != getpid() && hold(pid, 0))
                     write(1, "h", 1);
             usleep(1000);
         }
@@ -210,6 +228,43 @@ def ends_of_time(args: list[str], spec: Any) -> Iterator[Callable[[], None]]:
             del sandbox
 
     yield from (run, lambda: run(capture_output=True), batch, kill, drop)
+
+
+KILLED: list[dict[str, Any]] = [OPEN, HOST_PID]
+
+
+@pytest.mark.parametrize("template", [False, True], ids=["direct", "template"])
+@pytest.mark.parametrize("fields", KILLED, ids=["own", "host"])
+@pytest.mark.parametrize("what", ["held at its end", "thread held"])
+def test_one_that_is_stopped_as_it_is_killed(
+    root: Path, what: str, fields: dict[str, Any], template: bool
+) -> None:
+    """PTRACE_O_TRACEEXIT: it has not ended, a second SIGKILL changes nothing, and while the first
+    process of a pid namespace has not ended the others, its tracer among them, live on."""
+    if template and fields is HOST_PID:
+        return
+    mark = marker()
+    spec = Spec(rootfs=root, **fields)
+    args = ["traced", what, mark]
+    with contextlib.ExitStack() as stack:
+        by: Any = stack.enter_context(fastns.Template(spec)) if template else None
+        run = by.run if by else functools.partial(fastns.run, spec=spec)
+        batch = by.run_batch if by else functools.partial(fastns.run_batch, spec=spec)
+        spawn = by.spawn if by else functools.partial(fastns.spawn, spec=spec)
+        started = time.monotonic()
+        for more in ({}, {"capture_output": True}):
+            with pytest.raises(TimeoutExpired):
+                run(args, timeout=0.5, **more)
+        found = list(batch([args] * 3, timeout=0.5))
+        assert [item.cause for item in found] == ["timeout"] * 3
+        with spawn(args) as sandbox:
+            with pytest.raises(TimeoutExpired):
+                sandbox.wait(0.5)
+            sandbox.kill()
+            assert sandbox.wait(20) == -9
+        assert time.monotonic() - started < 10
+        assert eventually(lambda: not marked(mark))
+        assert run(["traced", "sleep", "0"]).returncode == 7
 
 
 @pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
