@@ -973,7 +973,8 @@ static void hear(int fd)
     case CONTROL: hear_control(fd); break;
     case CALLER: stop();
     case CONNECTION:
-        if (peer->parked)
+        /* Between the end of one and the next there is nobody to hear what was asked before this. */
+        if (peer->parked && peer->sandbox != NONE)
             hang_up(fd);
         else
             hear_connection(fd);
