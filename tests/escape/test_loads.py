@@ -113,12 +113,13 @@ def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
 def test_what_cgroups_alone_can_bound(busybox_rootfs: Path, limit: str, value: object) -> None:
     """All memory together, memory files among it, and all processes, whoever they are: where there
     are no cgroups for it, to ask for that is an error, no lesser promise."""
-    spec = Spec(rootfs=busybox_rootfs, **{limit: value})  # type: ignore[arg-type]
     case = f"{'F2' if limit == 'memory' else 'F1'} {limit} of the whole"
     if support.has_cgroups():
-        assert fastns.run(["true"], spec=spec).limits == (limit,)
+        with runner("direct", rootfs=busybox_rootfs, **{limit: value}) as run:  # closes its plan
+            assert run(["true"]).limits == (limit,)
         RESULTS[case] = ("held", "cgroups are delegated")
         return
+    spec = Spec(rootfs=busybox_rootfs, **{limit: value})  # type: ignore[arg-type]
     with pytest.raises(fastns.SpecError) as caught:
         fastns.run(["true"], spec=spec)
     assert caught.value.field == limit
