@@ -31,9 +31,9 @@ LOADS = {
         "i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); done; wait", {"pids"}
     ),
     "F2 heap": Load("exec tail /dev/zero", {"oom"}),
-    "F2 tmpfs": Load("head -c 200m /dev/zero >/tmp/x", {"oom"}),
+    "F2 tmpfs": Load("exec dd if=/dev/zero of=/tmp/x bs=1M count=200", {"oom"}),
     "F2 memfd": Load("exec /mnt/attack fill_memory_file 200", {"oom"}),
-    "F2 shared memory": Load("head -c 200m /dev/zero >/dev/shm/x", {"oom"}),
+    "F2 shared memory": Load("exec dd if=/dev/zero of=/dev/shm/x bs=1M count=200", {"oom"}),
     "F3 inodes": Load("i=0; while :; do : >/tmp/$i; i=$((i+1)); done", {"timeout", "oom"}),
     "F5 fds": Load(
         'i=3; while [ $i -lt 5000 ]; do eval "exec $i</dev/null" || exit 9; i=$((i+1)); done',
