@@ -65,8 +65,8 @@ static struct {
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
     int n_rooms;
-    int strays;        /* there may be children that nobody knows of */
-    int killed;        /* there may be sandboxes that are, and have not ended: when they are looked at */
+    int strays; /* there may be children that nobody knows of */
+    int killed; /* there may be sandboxes that are, and have not ended: when they are looked at */
     uint64_t look_at_killed;
     int to_park;       /* connections that want a sandbox made ahead, the last first */
     int to_park_then;  /* the same, when there is a network namespace for it */
