@@ -20,12 +20,16 @@ def measure(root: Path, rounds: int) -> dict[str, float]:
     """Medians in µs, each with all above it; the last is another way to the same."""
     true = str(root / "true")
 
-    def with_new(*kinds: str) -> Contender:
-        return sandbox(Spec(namespaces=HOST | dict.fromkeys(kinds, "new")), true)
+    host: dict[str, Any] = {"network": "host", "user": "host"}
 
-    five: dict[str, Any] = {"namespaces": {"network": "host", "user": "host"}}
-    bare_root = Spec(rootfs=str(root), default_mounts=False, **five)
-    full = Spec(rootfs=str(root), default_mounts=False, mounts=MOUNTS, **five)
+    def with_new(*kinds: str) -> Contender:
+        namespaces = HOST | dict.fromkeys(kinds, "new")
+        return sandbox(Spec(namespaces=namespaces, seccomp="unconfined"), true)
+
+    def rooted(**fields: Any) -> Contender:
+        fields = {"default_mounts": False, "namespaces": host, "seccomp": "unconfined", **fields}
+        return sandbox(Spec(rootfs=str(root), **fields))
+
     contenders = {
         "a bare process": posix_spawn(true),
         "fastns, nothing isolated": with_new(),
@@ -33,10 +37,14 @@ def measure(root: Path, rounds: int) -> dict[str, float]:
         "+ ipc": with_new("uts", "ipc"),
         "+ cgroup": with_new("uts", "ipc", "cgroup"),
         "+ pid": with_new("uts", "ipc", "cgroup", "pid"),
-        "+ mount, own root": sandbox(bare_root),
-        "+ /proc and /tmp": sandbox(full),
+        "+ mount, own root": rooted(),
+        "+ /proc and /tmp": rooted(mounts=MOUNTS),
+        "+ filter": rooted(mounts=MOUNTS, seccomp="default"),
+        "+ /sys, /dev, /run, masked paths": rooted(default_mounts=True, seccomp="default"),
+        "+ user": sandbox(Spec(rootfs=str(root), network="host")),
     }
-    with Template(full, parked=0) as made:  # nothing done before it is measured
+    # Nothing is done before it is measured.
+    with Template(Spec(rootfs=str(root), network="host"), parked=0) as made:
         contenders["the same by Template.run"] = lambda: made.run(["/true"]) and None
         times = interleaved(contenders, rounds)
     return {name: round(statistics.median(values) * 1e6, 1) for name, values in times.items()}
