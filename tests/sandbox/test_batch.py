@@ -77,15 +77,18 @@ def test_two_thousand_jobs_one_in_ten_poisoned(plan: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_path: Path) -> None:
-    """Each job counts those that run with it; the most that any saw is the limit, and reached."""
+    """Each job counts those that run with it; the most that any saw is the limit, and reached: the
+    first ones wait for that."""
     tmp_path.chmod(0o777)
     spec = fastns.Spec(
         rootfs=busybox_rootfs, mounts=[fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])]
     )
-    code = "touch /mnt/$0; ls /mnt | wc -l; sleep 0.03; ls /mnt | wc -l; rm /mnt/$0"
+    count = "n=$(ls /mnt | wc -l); echo $n"  # without the hidden one
+    code = f"touch /mnt/$0; {count}; until [ -e /mnt/.full ]; do sleep 0.01; {count}; "
+    code += f"[ $n -lt {concurrency} ] || touch /mnt/.full; done; sleep 0.03; {count}; rm /mnt/$0"
     jobs = [["sh", "-c", code, str(i)] for i in range(40)]
     seen = set()
-    for outcome in fastns.run_batch(jobs, spec=spec, concurrency=concurrency):
+    for outcome in fastns.run_batch(jobs, spec=spec, concurrency=concurrency, timeout=60):
         assert isinstance(outcome, fastns.CompletedSandbox)
         assert outcome.returncode == 0
         seen |= set(map(int, outcome.stdout.split()))
