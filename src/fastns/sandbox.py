@@ -82,7 +82,11 @@ def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
     if isinstance(spec, _core.Plan):
         return spec
     if spec is not None and not isinstance(spec, Spec):
-        raise SpecError("spec", f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None")
+        raise SpecError(
+            "spec",
+            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            " (a Template has spawn(), run() and batches of its own)",
+        )
     return compile(spec)
 
 
