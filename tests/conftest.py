@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -55,6 +56,8 @@ BASH_ROOTFS_COMMANDS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell starts with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "as_root: needs uid 0")
     config.addinivalue_line("markers", "as_user: needs an unprivileged user")
     config.addinivalue_line("markers", "with_cgroups: needs uid 0 or delegated cgroups")
