@@ -145,9 +145,10 @@ struct fns_process {
 
 /* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has
  * failed, in which case nothing is left: no process, fd or mapping. Blocks all signals of the
- * calling thread meanwhile. */
-int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, struct fns_process *process,
-              struct fns_error *error);
+ * calling thread meanwhile. `time_ns`: a sandbox whose program is not running so long after its start is
+ * killed, and returned as if it was; 0: never. */
+int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
+              struct fns_process *process, struct fns_error *error);
 
 /* A template: starts the server of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null;
  * `userns`: as in fns_args. The server and all its sandboxes end when the caller does, or its control

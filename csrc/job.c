@@ -60,7 +60,8 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     else if (job->server)
         ret = fns_server_run(connection, &args, job->share, &job->process, &job->error);
     else
-        ret = fns_spawn(job->plan, &args, &job->process, &job->error);
+        ret = fns_spawn(job->plan, &args, job->timeout_ns < 0 ? 0 : (uint64_t)job->timeout_ns + 1,
+                        &job->process, &job->error);
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
@@ -85,7 +86,7 @@ int fns_job_spawn(struct fns_job *job, int connection)
     if (job->server)
         ret = fns_server_spawn(connection, job->plan, &args, &job->process, &job->error);
     else
-        ret = fns_spawn(job->plan, &args, &job->process, &job->error);
+        ret = fns_spawn(job->plan, &args, 0, &job->process, &job->error);
     fns_leaf_entered(&job->leaf);
     if (ret < 0)
         fns_leaf_give(job->groups, &job->leaf);

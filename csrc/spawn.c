@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,8 @@
 #define STACK_SIZE (64 * 1024)
 #define GUARD_SIZE (64 * 1024) /* the largest page there is */
 #define POOL_SIZE 32
+#define FIRST_LOOK_NS 50000
+#define LAST_LOOK_NS 10000000
 
 /* Stacks that are not in use. Slots are swapped atomically: no lock that a fork could copy held. */
 static _Atomic(char *) pool[POOL_SIZE];
@@ -196,12 +199,33 @@ static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args
     return argv;
 }
 
-int fns_executed(int fd)
+int fns_time_left(const struct fns_process *process, uint64_t time_ns)
 {
-    int ret;
-    do
-        ret = fns_lock(fd, F_SETLKW, F_RDLCK);
-    while (ret == -EINTR);
+    uint64_t spent = fns_now() - process->start;
+    uint64_t left = spent < time_ns ? time_ns - spent : 0;
+    return left < 999999999 ? (int)left : 999999999;
+}
+
+int fns_executed(int fd, const struct fns_process *process, uint64_t time_ns)
+{
+    int ret, pause = FIRST_LOOK_NS;
+    /* fcntl(2) waits without an end or not at all. The pipe's end wakes this wait as a rule; where
+     * something else holds it open, the lock is looked at again. */
+    while ((ret = fns_lock(fd, time_ns ? F_SETLK : F_SETLKW, F_RDLCK)) == -EINTR ||
+           ret == -EAGAIN || ret == -EACCES) {
+        int left = time_ns ? fns_time_left(process, time_ns) : 0;
+        if (ret == -EINTR)
+            continue;
+        if (left == 0) {
+            fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
+            time_ns = 0;
+            continue;
+        }
+        struct pollfd fds[2] = {{.fd = fd}, {.fd = process->pidfd, .events = POLLIN}};
+        struct timespec time = {0, left < pause ? left : pause};
+        if (ppoll(fds, 2, &time, NULL) == 0 && pause < LAST_LOOK_NS)
+            pause *= 2;
+    }
     return ret;
 }
 
@@ -216,10 +240,11 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
     return -error->err;
 }
 
-int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error)
+int fns_hear_exec(const struct fns_plan *plan, int news, const struct fns_process *process,
+                  uint64_t time_ns, struct fns_error *error)
 {
     struct fns_error said;
-    int ret = fns_executed(news);
+    int ret = fns_executed(news, process, time_ns);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     return read(news, &said, sizeof said) == sizeof said ? fns_believe_error(plan, &said, error)
@@ -241,7 +266,7 @@ static int exec_file(const struct fns_plan *plan)
 /* The child shares this process' memory until it executes, and with it /proc/self/exe: were the
  * command that link, this very program would start inside the root, with the root's own loader
  * (CVE-2019-5736). So it executes exec.c's program from memory, and that the command. */
-static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args,
+static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
                         struct fns_process *process, struct fns_error *error)
 {
     struct fns_args exec_args = *args;
@@ -276,6 +301,7 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         struct fns_child child = FNS_CHILD(plan, &exec_args, fds[1], fds[0]);
         long pid = fns_run_child(&child, plan->clone_flags, &pidfd, error);
         process->pid = (int)pid;
+        process->pidfd = pidfd;
         ret = pid < 0 ? (int)pid : 0;
     }
     for (int i = 0; i < 2; i++)
@@ -284,31 +310,31 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
     free((void *)exec_args.keep);
     free((void *)exec_args.argv);
     if (ret == 0) {
-        ret = fns_hear_exec(plan, news[0], error);
+        ret = fns_hear_exec(plan, news[0], process, time_ns, error);
         if (ret < 0)
             fns_discard(pidfd);
     }
     if (news[0] >= 0)
         close(news[0]);
     if (ret < 0) {
-        process->pid = -1;
+        process->pid = process->pidfd = -1;
         return ret;
     }
     struct rusage own;
     getrusage(RUSAGE_SELF, &own);
     process->rss_floor = own.ru_maxrss;
-    process->pidfd = pidfd;
     return 0;
 }
 
-int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, struct fns_process *process,
-              struct fns_error *error)
+int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
+              struct fns_process *process, struct fns_error *error)
 {
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
     int saved = errno;
-    int ret = plan->options & FNS_PLAN_STAGED ? fns_spawn_staged(plan, args, process, error)
-                                              : spawn_direct(plan, args, process, error);
+    int ret = plan->options & FNS_PLAN_STAGED
+                  ? fns_spawn_staged(plan, args, time_ns, process, error)
+                  : spawn_direct(plan, args, time_ns, process, error);
     errno = saved;
     return ret;
 }

@@ -15,8 +15,13 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
 
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
- * may have forked a process that holds it open for as long as it lives. 0 or -errno. */
-int fns_executed(int fd);
+ * may have forked a process that holds it open for as long as it lives. 0 or -errno. `time_ns`: it is
+ * killed so long after its start, for to open a command may take for ever (a lease, a network file
+ * system); 0: never. */
+int fns_executed(int fd, const struct fns_process *process, uint64_t time_ns);
+
+/* What of `time_ns` is left since the start of a process; at most an int of ns. */
+int fns_time_left(const struct fns_process *process, uint64_t time_ns);
 
 /* Sets to->keep to from->keep, from->groups and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
 int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds);
@@ -53,8 +58,9 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
 void fns_discard(int pidfd);
 
 /* What a sandbox that has locked the pipe `news` says once it has given the lock up: nothing when it
- * has executed its command. 0, or -errno and `error`. */
-int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_error *error);
+ * has executed its command, or was killed. `time_ns`: of fns_executed(). 0, or -errno and `error`. */
+int fns_hear_exec(const struct fns_plan *plan, int news, const struct fns_process *process,
+                  uint64_t time_ns, struct fns_error *error);
 
 /* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
 void fns_io_prepare(struct fns_io *io);
@@ -64,7 +70,7 @@ int fns_io_move(struct fns_io *io, int which);
 int fns_write_map(int pid, const char *file, const char *map);
 
 /* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
-int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
+int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
                      struct fns_process *process, struct fns_error *error);
 
 #endif

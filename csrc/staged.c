@@ -91,23 +91,26 @@ static int take(const struct fns_plan *plan, const struct line *line, struct fns
     }
 }
 
-/* Waits for a message. 1: who is to send it has ended; 0: look for one; -errno. */
-static int await_news(const struct line *line, const struct fns_process *process)
+/* Waits for a message, at most `left` ms (-1: for ever). 1: who is to send it has ended; 0: look for
+ * one; -errno. */
+static int await_news(const struct line *line, const struct fns_process *process, int left)
 {
     struct pollfd fds[2] = {
         {.fd = line->near, .events = POLLIN},
         {.fd = process->pidfd >= 0 ? process->pidfd : line->helper, .events = POLLIN},
     };
-    if (poll(fds, 2, -1) < 0)
+    int ready = poll(fds, 2, left);
+    if (ready < 0)
         return errno == EINTR ? 0 : -errno;
-    return !fds[0].revents;
+    return ready && !fds[0].revents;
 }
 
-/* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. */
-static int converse(const struct fns_plan *plan, const struct line *line,
+/* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. One that
+ * has not come to its command in `time_ns` (0: for ever) is killed, and its start is as good as done. */
+static int converse(const struct fns_plan *plan, const struct line *line, uint64_t time_ns,
                     struct fns_process *process, struct fns_error *error)
 {
-    int ended = 0, ret;
+    int ended = 0, late = 0, ret;
     while ((ret = take(plan, line, process, error)) != TAKEN_RUNNING) {
         if (ret < 0)
             return ret;
@@ -118,18 +121,28 @@ static int converse(const struct fns_plan *plan, const struct line *line,
             ended = 0; /* after CHILD it is the sandbox's end that counts */
             continue;
         }
+        if (ended && late)
+            return 0;
         if (ended) {
             fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
             error->detail = FNS_DETAIL_KILLED;
             return -ECANCELED;
         }
-        ended = await_news(line, process); /* then one more look: all it sent is here by now */
+        int timed = time_ns && !late && process->pidfd >= 0;
+        int left = timed ? fns_time_left(process, time_ns) : -1;
+        if (left == 0) {
+            fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
+            late = 1;
+            left = -1;
+        }
+        ended = await_news(line, process, left < 0 ? -1 : left / 1000000 + 1);
+        /* Then one more look: all it sent is here by now. */
         if (ended < 0)
             return fns_set_error(error, FNS_STAGE_HELPER, -1, ended);
     }
     if (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))
         return 0;
-    ret = fns_executed(line->far);
+    ret = fns_executed(line->far, process, time_ns);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     ret = take(plan, line, process, error);
@@ -191,7 +204,7 @@ static int start_helper(const struct fns_args *args, const int fds[4], int *pidf
     return ret;
 }
 
-int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
+int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
                      struct fns_process *process, struct fns_error *error)
 {
     int pair[2] = {-1, -1}, fds[4] = {-1, -1, -1, args->userns}, helper = -1, ret;
@@ -207,7 +220,7 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args,
                      : start_helper(args, fds, &helper, error);
     if (ret == 0) {
         const struct line line = {.near = pair[0], .far = fds[0], .helper = helper};
-        ret = converse(plan, &line, process, error);
+        ret = converse(plan, &line, time_ns, process, error);
         if (ret < 0)
             shutdown(pair[0], SHUT_RDWR); /* a sandbox that still waits for GO quits */
         fns_discard(helper);

@@ -67,7 +67,7 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
     char *none[] = {NULL};
     const struct fns_args args = {
         .argv = none, .envp = none, .paths = none, .userns = userns, .stdio = {null, null, null}};
-    int ret = fns_spawn(plan, &args, server, error);
+    int ret = fns_spawn(plan, &args, 0, server, error);
     if (ret < 0)
         return ret;
     long self = fns_sys2(__NR_pidfd_open, getpid(), 0);
@@ -321,7 +321,7 @@ static int follow(int connection, int number, const struct fns_plan *sandbox, in
         ask_end(connection, FNS_ASK_KILL, running, &ended);
         return broken(error, -EMFILE);
     }
-    int ret = fns_hear_exec(sandbox, news, error);
+    int ret = fns_hear_exec(sandbox, news, NULL, 0, error);
     if (ret < 0)
         ret = hear_end(connection, number, sandbox, &ended, error);
     return ret;

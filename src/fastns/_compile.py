@@ -34,7 +34,7 @@ CLONE_FLAGS = {
 }
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 CAP_SYS_PTRACE = 1 << 19
 MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
@@ -507,7 +507,7 @@ class _Compiler:
                 "root_tree",
                 "rootfs",
                 how=_core.HOW_RECURSIVE | self.root_ids(),
-                flags=MOUNT_ATTR_RDONLY if read_only else 0,
+                flags=(MOUNT_ATTR_RDONLY if read_only else 0) | self.no_devices(),
                 source=os.fsencode(root),
                 note=f"{root} {'ro' if read_only else 'rw'}",
             )
@@ -604,7 +604,15 @@ class _Compiler:
         data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
         if self.in_user_namespace():
             data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
-        return Op("overlay", "overlay", data=data, note="a throw-away layer over the root")
+        flags = MS_NODEV if self.no_devices() else 0
+        return Op(
+            "overlay", "overlay", flags=flags, data=data, note="a throw-away layer over the root"
+        )
+
+    def no_devices(self) -> int:
+        """Of the root's tree, where a /dev of the sandbox's own is mounted in it: who made the root
+        may have put the host's disks there."""
+        return MOUNT_ATTR_NODEV if self.spec.default_mounts else 0
 
     def file_op(self, number: int, destination: str, target: bytes, how: int) -> Op:
         content = self.spec.files[destination]
@@ -726,13 +734,15 @@ class _Compiler:
             note += " " + ",".join([*mount.options, *more])
         if mount.type in ("proc", "sysfs") or mount.destination in ("/proc", "/sys", "/dev"):
             how |= _core.HOW_NO_SYMLINKS  # CVE-2019-19921
+        may_be_devices = bool(parsed.attr_clr & MOUNT_ATTR_NODEV)  # "dev" was given
         if mount.type != "bind":
             data = self.owners(mount.type, parsed.data)
+            lower = mount.type == "overlay" and not may_be_devices
             return Op(
                 "mount",
                 "mount",
                 how,
-                parsed.ms_flags,
+                parsed.ms_flags | (MS_NODEV if lower else 0),
                 0,
                 os.fsencode(mount.source or mount.type),
                 target,
@@ -755,7 +765,7 @@ class _Compiler:
             "bind",
             "mount",
             how,
-            parsed.attr_set,
+            parsed.attr_set | (0 if may_be_devices else MOUNT_ATTR_NODEV),
             parsed.attr_clr,
             os.fsencode(mount.source),
             target,

@@ -236,7 +236,7 @@ class _TemplateCompiler(_Compiler):
                 "root_tree",
                 "rootfs",
                 _core.HOW_RECURSIVE | self.root_ids(),
-                MOUNT_ATTR_RDONLY,
+                MOUNT_ATTR_RDONLY | self.no_devices(),
                 source=source,
                 note=f"{root} ro",
             ),

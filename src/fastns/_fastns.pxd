@@ -233,8 +233,6 @@ cdef extern from "fastns.h" nogil:
     int fns_server_park(int connection)
     int fns_server_look(int connection, const fns_process *process, int *pidfd)
     int fns_server_pool(int connection, fns_pool_state *state)
-    int fns_spawn(const fns_plan *plan, const fns_args *args, fns_process *process,
-                  fns_error *error)
     int fns_wait(const fns_process *process, int64_t timeout_ns)
     void fns_attend(const fns_process *process, int killed)
     int fns_reap(const fns_process *process, fns_result *result)

@@ -18,7 +18,7 @@ EPERM, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 1, 38, 93, 97
 ALLOWED = {
     "files": """
         access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat
-        faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl
+        faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat
         fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate
         futimesat getcwd getdents getdents64 getxattr getxattrat lchown lgetxattr link linkat
         listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat mknod
@@ -111,6 +111,9 @@ CLONE_NAMESPACES = {  # those that clone(2) can make
 CLONE_PARENT = 0x00008000  # the child would be the caller's, outside of a pid namespace of its own
 CLONE_NEWTIME = 0x00000080  # unshare(2) only: to clone(2) it is part of a signal's number
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+F_SETLEASE, F_NOTIFY = 1024, 1026
+# (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
+FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
@@ -136,6 +139,7 @@ def default_profile() -> dict[str, Any]:
             *_namespaces(),
             *_sockets(),
             *_ioctl(),
+            *_fcntl(),
             _allow(["personality"], args=[_compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
@@ -216,6 +220,14 @@ def _ioctl() -> Iterable[dict[str, Any]]:
     refused = (TIOCSTI, TIOCLINUX)
     yield _allow(["ioctl"], args=[_masked(1, *bits) for bits in anything_but(refused, INT)])
     yield _errno(["ioctl"], EPERM, args=[_same(1, request) for request in refused])
+
+
+def _fcntl() -> Iterable[dict[str, Any]]:
+    """A lease makes whoever opens the file wait, on the host too; F_NOTIFY watches directories."""
+    whole = 2**64 - 1
+    yield from (_allow(["fcntl"], args=[_masked(1, m & whole, value)]) for m, value in FCNTL)
+    refused = (F_SETLEASE, F_NOTIFY)
+    yield _errno(["fcntl"], EPERM, args=[_same(1, command) for command in refused])
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:

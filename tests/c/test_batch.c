@@ -11,7 +11,7 @@ static struct fns_process spawn(const struct fns_plan *plan, const struct fns_ar
 {
     struct fns_process process;
     struct fns_error error;
-    CHECK_EQUAL(fns_spawn(plan, args, &process, &error), 0);
+    CHECK_EQUAL(fns_spawn(plan, args, 0, &process, &error), 0);
     return process;
 }
 

@@ -49,7 +49,7 @@ static void names_the_namespace_that_is_missing(void)
         add(&made, FNS_OP_SETNS, FNS_STAGE_SETNS, NULL, NULL);
         made.ops[0].source = place(&made, "/missing/ns");
         finish(&made);
-        CHECK_EQUAL(fns_spawn(&made.plan, &args, &process, &error), -ENOENT);
+        CHECK_EQUAL(fns_spawn(&made.plan, &args, 0, &process, &error), -ENOENT);
         CHECK_EQUAL(error.stage, FNS_STAGE_SETNS);
         CHECK_EQUAL(error.op_index, 0);
         CHECK_EQUAL(error.err, ENOENT);
@@ -78,7 +78,7 @@ static void echoes_through_cat(void)
     CHECK_EQUAL(pipe2(out, O_CLOEXEC), 0);
     args.stdio[0] = in[0];
     args.stdio[1] = out[1];
-    CHECK_EQUAL(fns_spawn(&made.plan, &args, &io.process, &error), 0);
+    CHECK_EQUAL(fns_spawn(&made.plan, &args, 0, &io.process, &error), 0);
     close(in[0]);
     close(out[1]);
     io.fds[0] = in[1];

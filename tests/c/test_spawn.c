@@ -30,7 +30,7 @@ static void spawn_and_end(const struct fns_plan *plan, int code)
     char text[12];
     snprintf(text, sizeof text, "%d", code);
     struct fns_args args = probe_args(&command, "--exit", text, NULL);
-    CHECK_EQUAL(fns_spawn(plan, &args, &process, &error), 0);
+    CHECK_EQUAL(fns_spawn(plan, &args, 0, &process, &error), 0);
     CHECK_EQUAL(error.stage, FNS_STAGE_NONE);
     CHECK(process.pid > 0 && process.pidfd > 2);
     end(&process, &result);
@@ -61,7 +61,7 @@ static void is_killed(void)
         struct fns_error error;
         make_plan(&made, ways[i]);
         struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
-        CHECK_EQUAL(fns_spawn(&made.plan, &args, &process, &error), 0);
+        CHECK_EQUAL(fns_spawn(&made.plan, &args, 0, &process, &error), 0);
         CHECK_EQUAL(fns_wait(&process, 0), 0);
         CHECK_EQUAL(fns_wait(&process, 1000000), 0);
         CHECK_EQUAL(fns_reap(&process, &result), -EAGAIN);
@@ -81,7 +81,7 @@ static void fails(const struct fns_plan *plan, const struct fns_args *args, int 
     struct fns_process process;
     struct fns_error error;
     int before = open_fds();
-    CHECK_EQUAL(fns_spawn(plan, args, &process, &error), -err);
+    CHECK_EQUAL(fns_spawn(plan, args, 0, &process, &error), -err);
     CHECK_EQUAL(error.stage, stage);
     CHECK_EQUAL(error.op_index, op_index);
     CHECK_EQUAL(error.err, err);
@@ -146,12 +146,12 @@ static void leaves_the_caller_alone(void)
         struct fns_error error;
         struct fns_args args = probe_args(&command, "--exit", "0", NULL);
         errno = 4242;
-        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, &process, &error), 0);
+        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, 0, &process, &error), 0);
         CHECK_EQUAL(errno, 4242);
         end(&process, &result);
         args.cwd = "/missing";
         errno = 4242;
-        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, &process, &error), -ENOENT);
+        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, 0, &process, &error), -ENOENT);
         CHECK_EQUAL(errno, 4242);
     }
     pthread_sigmask(SIG_SETMASK, NULL, &after);

@@ -252,6 +252,19 @@ static int open_fds(void)
     return 0;
 }
 
+/* Whoever opens the file next waits for the lease to be given up. */
+static int lease(void)
+{
+    int fd = open("/tmp/leased", O_CREAT | O_RDWR, 0600);
+    return fd >= 0 && fcntl(fd, F_SETLEASE, F_WRLCK) == 0;
+}
+
+static int watch_directory(void)
+{
+    int fd = open("/tmp", O_RDONLY | O_DIRECTORY);
+    return fd >= 0 && fcntl(fd, F_NOTIFY, DN_CREATE) == 0;
+}
+
 /* ---- processes that are being started ---- */
 
 static int named(const char *pid, const char *name)
@@ -284,7 +297,9 @@ static int break_into(int pid, void *address)
     snprintf(path, sizeof path, "/proc/%d/mem", pid);
     int memory = open(path, O_RDWR);
     if (memory >= 0) {
-        in |= address ? pwrite(memory, &byte, 1, (off_t)(intptr_t)address) == 1 : 1;
+        /* That of a process that has ended meanwhile may be opened (Linux 6.1), and is empty. */
+        in |= address ? pwrite(memory, &byte, 1, (off_t)(intptr_t)address) == 1
+                      : pread(memory, &byte, 1, 0) != 0;
         close(memory);
     }
     if (address)
@@ -552,6 +567,8 @@ static const struct {
     {"signal_host", signal_host},
     {"look_at_host", look_at_host},
     {"open_fds", open_fds},
+    {"lease", lease},
+    {"watch_directory", watch_directory},
 };
 
 int main(int argc, char **argv)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,15 @@ from processes import eventually
 
 @pytest.fixture(scope="session")
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with nothing but /attack, and one that is setuid, that others may enter."""
+    """A root that others may enter, with nothing but /attack, one that is setuid, and a device."""
     root = tmp_path_factory.mktemp("escape") / "root"
     for name in ("proc", "sys", "dev", "tmp", "run"):
         (root / name).mkdir(parents=True)
     support.compile_static(Path(__file__).parent / "attack.c", root / "attack")
     shutil.copy(root / "attack", root / "attack-setuid").chmod(0o4755)
+    if support.is_root():
+        os.mknod(root / "device", stat.S_IFCHR, os.stat("/dev/full").st_rdev)
+        (root / "device").chmod(0o666)
     return root
 
 

@@ -32,6 +32,10 @@ class Case(NamedTuple):
     needs_root: bool = False  # the control: elsewhere the kernel refuses it anyway
 
 
+def devices_bound(*options: str) -> dict[str, Any]:
+    return {"mounts": [Mount("/bound", source="/dev", options=["X-mount.mkdir", *options])]}
+
+
 CASES = [
     Case("A3 fds of the caller", "open_fds", "", "pass_fds"),
     Case("C1 chroot twice", "chroot_twice", "{file}",
@@ -56,6 +60,12 @@ CASES = [
     Case("C7 files of the kernel", "open_for_writing", "/sys/kernel/profiling",
          {"mounts": [Mount("/sys", type="sysfs")]}, needs_root=True),
     Case("C9 block device", "make_device", "", {"capabilities": ["MKNOD"]}, needs_root=True),
+    Case("C9 a device in the root", "open_for_writing", "/device", {"default_mounts": False},
+         needs_root=True),
+    Case("C9 a device beneath a layer", "open_for_writing", "/device", {"default_mounts": False},
+         {"overlay": True}, needs_root=True),
+    Case("C9 devices of a bind", "open_for_writing", "/bound/full", devices_bound("dev"),
+         devices_bound()),
     Case("C11 setuid, with argc 0", "no_arguments", "", {"no_new_privileges": False},
          {"user": "7:7"}, needs_root=True),
     Case("C13 a program in memory", "through_memory", "new_user_namespace", OPEN),
@@ -77,6 +87,8 @@ CASES = [
     Case("D5 process_vm_writev", "call", "311", OPEN),
     Case("D5 pidfd_getfd", "call", "438", OPEN),
     Case("D5 ptrace", "trace_a_child", "", OPEN),
+    Case("D5 F_SETLEASE", "lease", "", OPEN),
+    Case("D5 F_NOTIFY", "watch_directory", "", OPEN),
     Case("D5 move_mount", "call", "429", FREE),
     Case("D5 open_by_handle_at", "call", "304",
          {**OPEN, "capabilities": ["DAC_READ_SEARCH"]}, needs_root=True),

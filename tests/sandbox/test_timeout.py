@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,44 @@ def test_a_timeout_that_is_none(plan: fastns.Plan, timeout: Any) -> None:
     for call in (fastns.run, lambda args, **rest: fastns.run_batch([args], **rest)):
         with pytest.raises(fastns.SpecError, match="timeout"):
             call(["/true"], spec=plan, timeout=timeout)
+
+
+@pytest.fixture
+def leased_rootfs(tmp_path: Path) -> Iterator[Path]:
+    """Whose /true is a file that this process has a lease on: to open it waits for the lease to be
+    given up, or for the kernel to take it away (fs.lease-break-time)."""
+    for name in ("proc", "sys", "dev", "tmp", "run"):
+        (tmp_path / name).mkdir()
+    shutil.copy("/bin/busybox", tmp_path / "true")
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody waits
+    with open(tmp_path / "true", "rb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield tmp_path
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, ignored)
+
+
+IDS = {"namespaces": {"user": "new"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"init": True}, {"overlay": True}, IDS, {"capabilities": ["NET_ADMIN"]}],
+    ids=["direct", "init", "overlay", "own ids", "capabilities"],
+)
+def test_a_command_that_cannot_be_opened_in_time(
+    leased_rootfs: Path, fields: dict[str, Any]
+) -> None:
+    with open("/proc/sys/fs/lease-break-time") as file:
+        taken_away = int(file.read())
+    plan = fastns.compile(fastns.Spec(rootfs=leased_rootfs, **fields))
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["/true"], spec=plan, timeout=0.3)
+    assert caught.value.wall_time < taken_away / 2
+    first, second = fastns.run_batch([["/true"]] * 2, spec=plan, timeout=0.3)
+    for result in (first, second):
+        assert isinstance(result, fastns.TimeoutExpired)
+        assert result.wall_time < taken_away / 2
 
 
 def test_time_enough(plan: fastns.Plan) -> None:

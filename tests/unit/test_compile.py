@@ -34,6 +34,7 @@ NESTED = Caller(0, 0, True, ALL, False, may_setgroups=False)  # root of a single
 
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 RANGE = [IDMapping(0, 100000, 1000)]
+NODEV = 4
 PLACE = _userns.range_of_root()[:2]  # uid and gid of 0:0 inside, for root
 JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
 
@@ -377,11 +378,26 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
     """The host's own root keeps the host's owners: they are nobody's inside."""
     tree = one(Spec(**fields), ROOT, "root_tree")
     shown = _core.HOW_IDMAP if "rootfs" in fields else 0
-    assert (tree.flags, tree.how) == (read_only, _core.HOW_RECURSIVE | shown)
+    assert (tree.flags, tree.how) == (read_only | NODEV, _core.HOW_RECURSIVE | shown)
     for caller, namespaces in ((ROOT, {"user": "host"}), (USER, {})):
         tree = one(Spec(**fields, namespaces=namespaces), caller, "root_tree")
         assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields.get("rootfs", "/"))
+    own = one(Spec(**fields, default_mounts=False), ROOT, "root_tree")
+    assert own.flags == read_only  # its own devices are all it has
+
+
+def test_a_bind_has_devices_where_it_says_so() -> None:
+    for options, flags, cleared in (([], NODEV, 0), (["dev"], 0, NODEV), (["nodev"], NODEV, 0)):
+        mount = Mount("/b", source="/s", options=options)
+        bind = one(Spec(**BARE, mounts=[mount]), ROOT, "bind")
+        assert (bind.flags, bind.arg) == (flags, cleared)
+    for options, flags in (([], NODEV), (["dev"], 0)):
+        mount = Mount("/o", type="overlay", options=["lowerdir=/a:/b", *options])
+        assert one(Spec(**BARE, mounts=[mount]), ROOT, "mount").flags == flags
+    for default_mounts in (True, False):
+        spec = Spec(rootfs="/r", overlay=True, default_mounts=default_mounts)
+        assert one(spec, ROOT, "overlay").flags == (NODEV if default_mounts else 0)
 
 
 HOSTS_IDS: dict[str, Any] = {"namespaces": {"user": "host"}}
@@ -483,7 +499,7 @@ def test_a_mount_carries_its_options() -> None:
         "bind",
     )
     assert bind.how == _core.HOW_RECURSIVE | _core.HOW_SLAVE
-    assert (bind.flags, bind.arg) == (1, 8)  # set read-only, clear noexec
+    assert (bind.flags, bind.arg) == (1 | 4, 8)  # set read-only and nodev, clear noexec
 
 
 @pytest.mark.parametrize(("option", "flag"), [("rprivate", 1 << 18), ("rslave", 1 << 19)])

@@ -54,7 +54,7 @@ def test_every_call_is_judged_as_the_profile_says(filters, caps, machine) -> Non
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["ioctl", "socket", "clone", "unshare", "personality"])
+@pytest.mark.parametrize("name", ["fcntl", "ioctl", "socket", "clone", "unshare", "personality"])
 def test_calls_with_rules_for_arguments(name, machine) -> None:
     """More tries where something depends on them; and that it does depend."""
     number = next(number for number in NUMBERS if name_of(number, machine) == name)
@@ -115,6 +115,17 @@ def number_of(name):
         ("ioctl", (0, 0x5412 | 1 << 32), EPERM),
         ("ioctl", (0, 0x541C | 0xABCD << 32), EPERM),
         ("ioctl", (0, 0xFFFFFFFF80045430), ALLOW),
+        ("fcntl", (0, 0), ALLOW),
+        ("fcntl", (0, 38), ALLOW),  # F_OFD_SETLKW
+        ("fcntl", (0, 1023), ALLOW),
+        ("fcntl", (0, 1024), EPERM),  # F_SETLEASE
+        ("fcntl", (0, 1024 | 1 << 32), EPERM),
+        ("fcntl", (0, 1025), ALLOW),
+        ("fcntl", (0, 1026), EPERM),  # F_NOTIFY
+        ("fcntl", (0, 1027), ALLOW),
+        ("fcntl", (0, 1030), ALLOW),  # F_DUPFD_CLOEXEC
+        ("fcntl", (0, 1038), ALLOW),  # F_SET_FILE_RW_HINT
+        ("fcntl", (0, 1040), ENOSYS),  # F_SETDELEG
         ("socket", (1, 5, 0), ALLOW),
         ("socket", (2, 1, 6), ALLOW),
         ("socket", (10, 0x80802, 0), ALLOW),
