@@ -1044,6 +1044,22 @@ static int op_capabilities(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? (int)result : 0;
 }
 
+/* After the ids, whose change would undo it (commit_creds()). A caller that has ended before has left
+ * its end of what the news are for. */
+static int op_parent_death(struct fns_child *child, const struct fns_op *op)
+{
+    struct {
+        int fd;
+        short events, revents;
+    } news = {.fd = child->news};
+    const int64_t at_once[2] = {0, 0};
+    (void)op;
+    int result = (int)fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
+    if (result == 0 && fns_sys5(__NR_ppoll, &news, 1, at_once, 0, FNS_SIGSET_SIZE) > 0)
+        result = -ECANCELED; /* POLLERR, POLLHUP: nobody reads there */
+    return result;
+}
+
 static int op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
 {
     (void)child;
@@ -1167,6 +1183,7 @@ static int run_op(struct fns_child *child, const struct fns_op *op)
     case FNS_OP_SETGROUPS: return op_setgroups(child, op);
     case FNS_OP_SETGID: return op_setgid(child, op);
     case FNS_OP_SETUID: return op_setuid(child, op);
+    case FNS_OP_PARENT_DEATH: return op_parent_death(child, op);
     case FNS_OP_BOUNDING: return op_bounding(child, op);
     case FNS_OP_CAPABILITIES: return op_capabilities(child, op);
     case FNS_OP_NO_NEW_PRIVILEGES: return op_no_new_privileges(child, op);

@@ -42,6 +42,7 @@
     X(SETGROUPS, "setgroups")                                                                      \
     X(SETGID, "setgid")                                                                            \
     X(SETUID, "setuid")                                                                            \
+    X(PARENT_DEATH, "parent_death")                                                                \
     X(STDIO, "stdio")                                                                              \
     X(FDS, "fds")                                                                                  \
     X(CHDIR, "chdir")                                                                              \

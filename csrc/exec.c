@@ -41,7 +41,7 @@ __attribute__((used)) _Noreturn void fns_exec_main(long *stack)
     struct fns_args args = {
         .argv = at + 1, .envp = argv + argc + 1, .paths = argv + 5, .userns = userns};
     struct fns_plan plan = {.n_ops = 0}; /* done by who has executed this program */
-    struct fns_child child = FNS_CHILD(&plan, &args, -1, -1);
+    struct fns_child child = FNS_CHILD(&plan, &args, -1, news);
     if (offset)
         first = open_late(&plan, offset);
     if (*argv[4])

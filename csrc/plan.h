@@ -52,9 +52,10 @@
       "join_user")          /* the user namespace of args->userns; the later ops are done in it */        \
     X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                       \
     X(BOUNDING, "bounding") /* arg: those that stay, a bit each; how: KEEP */                             \
-    X(SETGROUPS, "setgroups") /* data: gid_t array; arg: how many */                                      \
-    X(SETGID, "setgid")       /* arg */                                                                   \
-    X(SETUID, "setuid")       /* arg */                                                                   \
+    X(SETGROUPS, "setgroups")       /* data: gid_t array; arg: how many */                                \
+    X(SETGID, "setgid")             /* arg */                                                             \
+    X(SETUID, "setuid")             /* arg */                                                             \
+    X(PARENT_DEATH, "parent_death") /* killed when the thread ends that started it */                     \
     /* The last ones, done right before the exec, by the process that executes. */                        \
     X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */         \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                             \

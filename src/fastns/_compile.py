@@ -841,7 +841,12 @@ class _Compiler:
         self.own_the_rest()
         self.bounding()
         self.ids()
+        self.parent_death()
         self.last()
+
+    def parent_death(self) -> None:
+        if self.spec.die_with_parent:
+            self.add(Op("parent_death", "parent_death"))
 
     def bounding(self) -> None:
         """Before the ids, which take away the right to; who has not got it cannot gain by exec what

@@ -155,6 +155,9 @@ class _TemplateCompiler(_Compiler):
         else:
             self.add_filter(self.rest, "default, the rest")
 
+    def parent_death(self) -> None:
+        """Its sandboxes end with the server, and that with the caller."""
+
     def when_dropped(self) -> int:
         return 0  # nobody may look into the server's memory
 

@@ -231,6 +231,9 @@ class Spec:
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child.
+        die_with_parent: killed when the thread that starts it ends, so with the caller however that
+            ends (PR_SET_PDEATHSIG, prctl(2)). Where threads come and go, use a Template: its
+            sandboxes always end with the caller, and with no thread of it.
         memory: bytes, or text such as "64m", that all its processes and its tmpfs may take
             together. memory_swap: memory and swap; None: no swap, -1: as much as there is.
         pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpu_weight: its
@@ -278,6 +281,7 @@ class Spec:
     network: str = DEFAULT_NETWORK
     rlimits: Sequence[Rlimit] = ()
     init: bool = False
+    die_with_parent: bool = False
     memory: int | str | None = None
     memory_swap: int | str | None = None
     pids_limit: int | None = None
@@ -362,6 +366,7 @@ class Spec:
             "overlay",
             "default_mounts",
             "init",
+            "die_with_parent",
             "require_limits",
             "no_new_privileges",
         ):

@@ -396,7 +396,7 @@ def expected_spec(fields: dict[str, Any], here: str) -> Spec:
         )
         for mount in fields.pop("mounts", [])
     ]
-    return Spec(namespaces=namespaces, mounts=mounts, **fields)
+    return Spec(namespaces=namespaces, mounts=mounts, die_with_parent=True, **fields)
 
 
 def test_host_root_gets_its_hostname_where_the_files_exist(layer: Layer) -> None:
@@ -732,7 +732,7 @@ def test_dry_run_prints_the_ops_and_starts_nothing(
     monkeypatch.setattr(fastns, "compile", compile_)
     assert main(["run", "--dry-run", "--rootfs", "/", "--init", "true"]) == 0
     assert capsys.readouterr().out == "hostname box\nchdir /\n"
-    assert seen == [Spec(rootfs="/", init=True)]
+    assert seen == [Spec(rootfs="/", init=True, die_with_parent=True)]
     assert layer.calls == 0
 
 

@@ -62,6 +62,7 @@ def test_the_defaults() -> None:
         "network": "none",
         "rlimits": (),
         "init": False,
+        "die_with_parent": False,
         "memory": None,
         "memory_swap": None,
         "pids_limit": None,

@@ -240,6 +240,7 @@ def spec_of(
         read_only=flags.read_only,
         overlay=flags.overlay,
         init=flags.init,
+        die_with_parent=True,
         namespaces=namespaces(modes),
         mounts=mounts,
         default_mounts=not flags.no_default_mounts,
