@@ -15,6 +15,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import signal
 import stat
 import time
@@ -35,6 +36,8 @@ CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
+OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # what is made there: <pid>-<random>
+ATTEMPTS = 100  # each is lost only to a sweep that comes between two system calls
 UNIFIED = "cgroup2"
 PROCS = "cgroup.procs"
 # The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
@@ -407,11 +410,12 @@ class Cgroups:
         self.pool: _core.CgroupPool | None = None
         fds: list[int] = []
         name = f"{self.owner}-{os.urandom(4).hex()}"
+        end = time.monotonic() + PATIENCE_MS / 1000
         try:
             for place in plan.places:
                 group = f"{place.parent}/{GROUP}"
                 self._make_group(place, group)
-                sweep(group)
+                sweep(group, end)
                 fds.append(self._make_own(place, group, name))
             self._check(plan)
         except BaseException:
@@ -434,14 +438,8 @@ class Cgroups:
 
     def _make_own(self, place: Place, group: str, name: str) -> int:
         directory = f"{group}/{name}"
-        while True:
-            with _failing(directory):
-                os.mkdir(directory, 0o755)
-                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.exists(directory):  # else another took it for one that was left behind
-                    break
-                os.close(fd)
+        with _failing(directory):
+            fd = _make_locked(directory)
         self.directories.append(directory)
         try:
             _enable(place, directory)
@@ -493,44 +491,79 @@ def _remove_empty(directory: str, end: float) -> bool:
         time.sleep(0.001)
 
 
-def sweep(group: str) -> None:
-    """Removes what callers have left behind that are gone, with what still runs in it."""
+def _make_locked(directory: str) -> int:
+    """An fd that holds its lock. Until that is held, another caller's sweep may take it for one
+    that was left behind, and remove it: it is made again then."""
+    for _ in range(ATTEMPTS):
+        os.mkdir(directory, 0o755)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                os.stat(directory)
+                return fd
+            except BaseException:
+                os.close(fd)
+                raise
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+
+
+def sweep(group: str, end: float) -> None:
+    """Removes what callers have left behind that are gone: all that still runs in it is killed at
+    once, then waited for until `end` (time.monotonic()); what is left is for the next sweep."""
     try:
-        names = os.listdir(group)
+        left = [f"{group}/{name}" for name in os.listdir(group) if OWN.fullmatch(name)]
     except OSError:
         return
-    for name in names:
-        directory = f"{group}/{name}"
-        if "-" not in name or not os.path.isdir(directory):
-            continue
-        try:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(directory)
-        except OSError:
-            pass  # its owner lives, or it is not ours
-        finally:
-            os.close(fd)
+    for until in (0.0, end):
+        left = [directory for directory in left if not _clear(directory, until)]
 
 
-def _remove(directory: str) -> None:
-    for name in os.listdir(directory):
-        leaf = f"{directory}/{name}"
-        if os.path.isdir(leaf):
-            _kill(leaf)
-            _remove(leaf)
-    os.rmdir(directory)
+def _clear(directory: str, end: float) -> bool:
+    """Kills and removes what is in it, unless its owner lives. False: some of it is there still."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _remove(directory):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+    except OSError:
+        pass  # its owner lives, or it is not ours
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove(directory: str) -> bool:
+    """One try. False: something in it has not ended yet."""
+    found = [directory]
+    for path in found:  # grows meanwhile
+        with contextlib.suppress(OSError):
+            found += [entry.path for entry in os.scandir(path) if entry.is_dir()]
+    for path in found:
+        _kill(path)
+    try:
+        for path in reversed(found):
+            os.rmdir(path)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _kill(leaf: str) -> None:
     with contextlib.suppress(OSError):
         return _write(f"{leaf}/cgroup.kill", "1")  # version 2, Linux 5.14: also what forks
-    for pid in _lines(f"{leaf}/{PROCS}"):
-        with contextlib.suppress(OSError):
-            os.kill(int(pid), signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        for pid in _lines(f"{leaf}/{PROCS}"):
+            if pid != "0":  # of a pid namespace out of sight; to kill(2) it is the caller's group
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def _enable(place: Place, directory: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import hidden
 import pytest
 import support
 from inside import WAYS, groups, runner
+from processes import eventually, marked, marker
 
 import fastns
 from fastns import (
@@ -234,6 +236,98 @@ def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> No
         assert not ended.exists() or not ended.read_bytes()  # a zombie, where nobody reaps
         assert set(living) <= set(groups())
         assert mine.run(["true"]).returncode == 0
+
+
+CRASH_OF_MANY = """
+import os, sys, fastns
+null = {"stdin": -3, "stdout": -3, "stderr": -3}
+plan = fastns.compile(fastns.Spec(memory="32m"))
+boxes = [fastns.spawn(["sleep", sys.argv[1]], spec=plan, **null) for _ in range(20)]
+print(os.getpid(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@with_cgroups
+def test_all_that_a_killed_caller_left_is_swept_by_the_next_start() -> None:
+    word = marker()
+    crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
+    caller = int(crash.stdout)
+    assert eventually(lambda: len(marked(word)) == 20)  # the control
+    assert len(groups(caller)) == 1
+    plan = fastns.compile(Spec(memory="32m"))
+    run(["true"], spec=plan)
+    plan.close()
+    assert eventually(lambda: not marked(word))  # all of them were killed, by one start
+    _cgroups.sweep(home_of("memory"), time.monotonic() + 10)  # a slow machine's
+    assert groups(caller) == []
+
+
+def home_of(controller: str) -> str:
+    """Where cgroups with this controller are made."""
+    (place,) = _cgroups.plan(check_limits(**{controller: 1 << 30}), None, True).places
+    return f"{place.parent}/{_cgroups.GROUP}"
+
+
+@with_cgroups
+@pytest.mark.parametrize("name", ["team-a", "{pid}-notes", "{pid}-0123abcd-old", "x{pid}-0123abcd"])
+def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
+    home = Path(home_of("memory"))
+    plan = fastns.compile(Spec(memory="32m"))
+    run(["true"], spec=plan)
+    plan.close()
+    foreign = home / name.format(pid=os.getpid())
+    foreign.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            (foreign / "cgroup.procs").write_text(str(process.pid))
+            _cgroups.sweep(str(home), 0)
+            assert process.poll() is None
+            assert (foreign / "cgroup.procs").read_text() == f"{process.pid}\n"
+        finally:
+            process.kill()
+            process.wait()
+            assert eventually(lambda: _cgroups._remove_empty(str(foreign), 0))
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Another caller's sweep comes whenever a cgroup of this process was made, and not locked yet,
+    as long as this list is not empty."""
+    left = [""]
+    make = os.mkdir
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        make(path, mode)
+        if left and _cgroups.OWN.fullmatch(os.path.basename(path)):
+            left.pop()
+            _cgroups.sweep(os.path.dirname(path), 0)
+            assert not os.path.exists(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return left
+
+
+@with_cgroups
+def test_anothers_sweep_before_the_lock(sweeps: list[str]) -> None:
+    sweeps *= 3
+    plan = fastns.compile(Spec(**ONE_OF_EACH))
+    done = run(["true"], spec=plan)
+    assert (done.returncode, done.limits, sweeps) == (0, tuple(ONE_OF_EACH), [])
+    plan.close()
+
+
+@with_cgroups
+def test_anothers_sweep_for_ever(sweeps: list[str]) -> None:
+    """The control: it is tried again, but not without end."""
+    sweeps *= 1000
+    plan = fastns.compile(Spec(pids_limit=7))
+    with pytest.raises(SpawnError) as caught:
+        run(["true"], spec=plan)
+    assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.ENOENT)
+    sweeps.clear()
+    assert run(["true"], spec=plan).returncode == 0
+    plan.close()
 
 
 CLOSED_FIRST = """
