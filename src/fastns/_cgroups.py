@@ -538,7 +538,7 @@ def _make_locked(directory: str) -> int:
     """An fd that holds its lock. Until that is held, another caller's sweep may take it for one
     that was left behind, and remove it: it is made again then."""
     for _ in range(ATTEMPTS):
-        os.mkdir(directory, 0o755)
+        os.mkdir(directory, 0o700)  # who can open it can hold its lock, and keep others waiting
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -356,6 +357,17 @@ def test_anothers_sweep_before_the_lock(sweeps: list[str]) -> None:
     plan = fastns.compile(Spec(**ONE_OF_EACH))
     done = run(["true"], spec=plan)
     assert (done.returncode, done.limits, sweeps) == (0, tuple(ONE_OF_EACH), [])
+    plan.close()
+
+
+@with_cgroups
+def test_other_users_cannot_lock_them() -> None:
+    plan = fastns.compile(Spec(**ONE_OF_EACH))
+    before = groups()
+    assert run(["true"], spec=plan).returncode == 0
+    made = set(groups()) - set(before)
+    assert made
+    assert {stat.S_IMODE(os.stat(path).st_mode) for path in made} == {0o700}
     plan.close()
 
 
