@@ -15,28 +15,48 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import signal
 import stat
 import time
 import weakref
 
 from fastns import _core
+from fastns._args import shown
 from fastns._record import record
 from fastns._stdio import above_stdio
 from fastns.errors import SpawnError, SpecError
+from fastns.limits import ranges_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeAlias
 
     from fastns.limits import Limits
+
+    Setting: TypeAlias = tuple[int, str, str, str]  # place, file, text, the limit it is for
 
 CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
+OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # what is made there: <pid>-<random>
+ATTEMPTS = 100  # each is lost only to a sweep that comes between two system calls
 UNIFIED = "cgroup2"
 PROCS = "cgroup.procs"
+# ENODEV: of a cgroup that was just removed; EOPNOTSUPP: the processes of a threaded one.
+NOT_THERE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENODEV,
+    errno.EOPNOTSUPP,
+)
+# The caller is short of something: no word on what was to be read or written.
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+ALLOWED = {"io": "whole disks of this machine"}
 # The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
 CONTROLLER = {
     "memory": "memory",
@@ -48,6 +68,10 @@ CONTROLLER = {
     "io": "io",
     "cpu_time": "cpuacct",
 }
+
+
+class Unfit(OSError):
+    """Why cgroups cannot be made in a place."""
 
 
 @record(frozen=True)
@@ -74,12 +98,13 @@ class CgroupPlan:
     """What Cgroups makes, and csrc/cgroup.c puts into each leaf."""
 
     places: tuple[Place, ...]
-    settings: tuple[tuple[int, str, str], ...]  # place, file, text
+    settings: tuple[Setting, ...]  # of each leaf
     counters: tuple[tuple[str, int, str, str, int, bool, str | None], ...]
     memory: tuple[int, str, str, str] | None  # place, bytes charged, reclaim: file, text
     cpu_time: int  # ns; 0: any
     enforced: tuple[str, ...]  # names of limits
     unenforced: tuple[str, ...]
+    shares: tuple[Setting, ...] = ()  # of the plan's own cgroups, which compete with other plans'
 
     @property
     def unified(self) -> bool:
@@ -143,16 +168,16 @@ def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str |
     """Where a cgroup with these controllers can be made: at the top, where docker has its own; else
     in the own cgroup or above it, as far as a part of the tree was delegated to this user.
 
-    Raises: OSError, saying of one place why not."""
+    Raises: Unfit, saying of one place why not; SpawnError."""
     candidates = places_of(hierarchy)
     if parent is not None:
         candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
-    failure: OSError | None = None
+    failure: Unfit | None = None
     for candidate in candidates:
         try:
             _check_place(hierarchy, candidate, controllers)
             return Place(hierarchy, candidate, controllers)
-        except OSError as exc:
+        except Unfit as exc:
             if failure is None:
                 failure = exc
     assert failure is not None
@@ -162,20 +187,20 @@ def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str |
 def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]) -> None:
     group = f"{parent}/{GROUP}"
     if not os.path.isdir(parent):
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
+        raise Unfit(errno.ENOENT, os.strerror(errno.ENOENT), parent)
     if not os.access(group if os.path.isdir(group) else parent, os.W_OK | os.X_OK):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES), parent)
+        raise Unfit(errno.EACCES, os.strerror(errno.EACCES), parent)
     if not hierarchy.unified:
         return
     # Who enters it needs a right to the one above both it and where he comes from (cgroups(7)).
     common = os.path.commonpath((hierarchy.own, parent))
     if not os.access(f"{common}/{PROCS}", os.W_OK):
         reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
-        raise OSError(errno.EACCES, reason, f"{common}/{PROCS}")
+        raise Unfit(errno.EACCES, reason, f"{common}/{PROCS}")
     there = " ".join(_lines(f"{parent}/cgroup.controllers")).split()
     for name in controllers:
         if name not in there:
-            raise OSError(errno.ENODEV, f"the {name} controller was not given to it", parent)
+            raise Unfit(errno.ENODEV, f"the {name} controller was not given to it", parent)
     for directory in (parent, group):
         if os.path.isdir(directory):
             _check_switches(directory, controllers)
@@ -187,10 +212,10 @@ def _check_switches(directory: str, controllers: tuple[str, ...]) -> None:
     on = " ".join(_lines(control)).split()
     off = [name for name in controllers if name not in on]
     if off and not os.access(control, os.W_OK):
-        raise OSError(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
+        raise Unfit(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
     # Only the root may have processes and controllers for its children (cgroups(7)).
     if off and os.path.exists(f"{directory}/cgroup.type") and _lines(f"{directory}/{PROCS}"):
-        raise OSError(errno.EBUSY, "it has processes of its own", directory)
+        raise Unfit(errno.EBUSY, "it has processes of its own", directory)
 
 
 # ---- limits → files --------------------------------------------------------------------------
@@ -234,25 +259,25 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
 
 def find_for(
     hierarchy: Hierarchy, controllers: list[str], parent: str | None
-) -> tuple[Place | None, dict[str, OSError]]:
+) -> tuple[Place | None, dict[str, Unfit]]:
     """One place for all these controllers, or for those that have any; why the others have none."""
 
     def find(names: list[str]) -> Place:
         return find_place(hierarchy, tuple(n for n in names if n in hierarchy.controllers), parent)
 
-    failures: dict[str, OSError] = {}
+    failures: dict[str, Unfit] = {}
     try:
         return find(controllers), failures
-    except OSError:
+    except Unfit:
         for name in controllers:
             try:
                 find([name])
-            except OSError as exc:
+            except Unfit as exc:
                 failures[name] = exc
     rest = [name for name in controllers if name not in failures]
     try:
         return (find(rest) if rest else None), failures
-    except OSError as exc:  # each has a place, but not the same
+    except Unfit as exc:  # each has a place, but not the same
         return None, failures | dict.fromkeys(rest, exc)
 
 
@@ -262,14 +287,21 @@ def has(hierarchy: Hierarchy, controller: str) -> bool:
 
 
 def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]) -> CgroupPlan:
-    settings: list[tuple[int, str, str]] = []
+    settings: list[Setting] = []
+    shares: list[Setting] = []
     counters: list[tuple[str, int, str, str, int, bool, str | None]] = []
     memory = None
     for number, place in enumerate(places):
         v2 = place.hierarchy.unified
         for controller in place.controllers:
-            for file, text in _files(controller, limits, place):
-                settings.append((number, file, text))
+            for limit, file, text in _files(controller, limits, place):
+                settings.append((number, file, text, limit))
+        if "cpu" in place.controllers and limits.cpu_weight is not None:
+            # All leaves of a plan weigh the same: it says nothing there. 100 is the kernel's own
+            # weight, which version 1 calls 1024 shares.
+            weight = limits.cpu_weight if v2 else limits.cpu_weight * 1024 // 100
+            file = "cpu.weight" if v2 else "cpu.shares"
+            shares.append((number, file, str(weight), "cpu_weight"))
         if v2:
             counters.append(("cpu_time", number, "cpu.stat", "usage_usec", 1000, False, None))
         elif "cpuacct" in place.controllers:
@@ -309,40 +341,38 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
         round((cpu_time or 0) * 1e9),
         enforced,
         unenforced,
+        tuple(shares),
     )
 
 
-def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str]]:
-    """What is written into the files of a leaf, in order."""
+def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str, str]]:
+    """What is written into the files of a leaf, in order: for which limit, file, text."""
     v2 = place.hierarchy.unified
     if controller == "memory" and limits.memory is not None:
-        yield "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
+        yield "memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
         both = limits.memory if limits.memory_swap is None else limits.memory_swap
+        limit = "memory" if limits.memory_swap is None else "memory_swap"
         if v2:
             swap = "max" if both == -1 else str(both - limits.memory)
             if not _no_swap():
-                yield "memory.swap.max", swap
-            yield "memory.oom.group", "1"
+                yield limit, "memory.swap.max", swap
+            yield "memory", "memory.oom.group", "1"
         elif both != -1 and os.path.exists(f"{place.parent}/memory.memsw.limit_in_bytes"):
-            yield "memory.memsw.limit_in_bytes", str(both)
+            yield limit, "memory.memsw.limit_in_bytes", str(both)
     elif controller == "pids":
-        yield "pids.max", str(limits.pids_limit)
-    elif controller == "cpu":
-        if limits.cpus is not None:
-            quota = round(limits.cpus * CPU_PERIOD)
-            if v2:
-                yield "cpu.max", f"{quota} {CPU_PERIOD}"
-            else:
-                yield "cpu.cfs_period_us", str(CPU_PERIOD)
-                yield "cpu.cfs_quota_us", str(quota)
-        if limits.cpu_weight is not None:
-            # v1 counts in shares: 2 to 262144, as weights go from 1 to 10000.
-            shares = 2 + (limits.cpu_weight - 1) * 262142 // 9999
-            yield ("cpu.weight", str(limits.cpu_weight)) if v2 else ("cpu.shares", str(shares))
-    elif controller == "cpuset":
+        yield "pids_limit", "pids.max", str(limits.pids_limit)
+    elif controller == "cpu" and limits.cpus is not None:
+        quota = round(limits.cpus * CPU_PERIOD)
+        if v2:
+            yield "cpus", "cpu.max", f"{quota} {CPU_PERIOD}"
+        else:
+            yield "cpus", "cpu.cfs_period_us", str(CPU_PERIOD)
+            yield "cpus", "cpu.cfs_quota_us", str(quota)
+    elif controller == "cpuset" and limits.cpuset is not None:
+        _check_cpus(limits.cpuset, f"{place.parent}/cpuset.cpus{'.effective' if v2 else ''}")
         if not v2:  # empty at first, and then not even root may enter
-            yield "cpuset.mems", " ".join(_lines(f"{place.parent}/cpuset.mems"))
-        yield "cpuset.cpus", str(limits.cpuset)
+            yield "cpuset", "cpuset.mems", " ".join(_lines(f"{place.parent}/cpuset.mems"))
+        yield "cpuset", "cpuset.cpus", limits.cpuset
     elif controller == "io":
         names = {
             "rbps": "blkio.throttle.read_bps_device",
@@ -353,9 +383,19 @@ def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str,
         for device, rates in limits.io:
             number = _device(device)
             if v2:
-                yield "io.max", " ".join((number, *(f"{key}={rate}" for key, rate in rates)))
+                yield "io", "io.max", " ".join((number, *(f"{key}={rate}" for key, rate in rates)))
             for key, rate in () if v2 else rates:
-                yield names[key], f"{number} {rate}"
+                yield "io", names[key], f"{number} {rate}"
+
+
+def _check_cpus(cpuset: str, file: str) -> None:
+    """Version 2 takes any CPUs, and where none of them is there a cgroup has all that are."""
+    there = "".join(_lines(file)).strip()
+    have = {cpu for first, last in ranges_of(there) for cpu in range(first, last + 1)}
+    for first, last in ranges_of(cpuset):
+        if have and not all(cpu in have for cpu in range(first, last + 1)):
+            reason = f"{shown(cpuset)}: some of CPUs {there} expected, no others are here"
+            raise SpecError("cpuset", reason)
 
 
 def _device(name: str) -> str:
@@ -375,11 +415,14 @@ def _no_swap() -> bool:
 
 
 def _lines(path: str) -> list[str]:
+    """None, where there is no such file, or not for this caller. Raises: SpawnError."""
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:  # other mounts' names may be anything
             return file.read().splitlines()
-    except OSError:
-        return []
+    except OSError as exc:
+        if exc.errno in NOT_THERE:
+            return []
+        raise SpawnError("cgroup", exc.errno or errno.EIO, path=path) from None
 
 
 # ---- what is made --------------------------------------------------------------------------------
@@ -407,21 +450,26 @@ class Cgroups:
         self.pool: _core.CgroupPool | None = None
         fds: list[int] = []
         name = f"{self.owner}-{os.urandom(4).hex()}"
+        end = time.monotonic() + PATIENCE_MS / 1000
         try:
             for place in plan.places:
                 group = f"{place.parent}/{GROUP}"
                 self._make_group(place, group)
-                sweep(group)
+                sweep(group, end)
                 fds.append(self._make_own(place, group, name))
+            for number, *setting in plan.shares:
+                _set(self.directories[number], *setting)
             self._check(plan)
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            raise  # __del__ removes what was made
+            self.close()  # whoever keeps the exception keeps this object
+            raise
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
+        settings = tuple([setting[:3] for setting in plan.settings])
         self.pool = _core.CgroupPool(
-            hierarchies, plan.settings, plan.counters, plan.memory, plan.cpu_time
+            hierarchies, settings, plan.counters, plan.memory, plan.cpu_time
         )
         _live.add(self)
 
@@ -434,14 +482,8 @@ class Cgroups:
 
     def _make_own(self, place: Place, group: str, name: str) -> int:
         directory = f"{group}/{name}"
-        while True:
-            with _failing(directory):
-                os.mkdir(directory, 0o755)
-                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.exists(directory):  # else another took it for one that was left behind
-                    break
-                os.close(fd)
+        with _failing(directory):
+            fd = _make_locked(directory)
         self.directories.append(directory)
         try:
             _enable(place, directory)
@@ -457,10 +499,9 @@ class Cgroups:
             with _failing(leaf):
                 os.mkdir(leaf)
             try:
-                for number, file, text in plan.settings:
+                for number, *setting in plan.settings:
                     if number == index:
-                        with _failing(f"{leaf}/{file}", text):
-                            _write(f"{leaf}/{file}", text)
+                        _set(leaf, *setting)
             finally:
                 os.rmdir(leaf)
 
@@ -493,44 +534,79 @@ def _remove_empty(directory: str, end: float) -> bool:
         time.sleep(0.001)
 
 
-def sweep(group: str) -> None:
-    """Removes what callers have left behind that are gone, with what still runs in it."""
+def _make_locked(directory: str) -> int:
+    """An fd that holds its lock. Until that is held, another caller's sweep may take it for one
+    that was left behind, and remove it: it is made again then."""
+    for _ in range(ATTEMPTS):
+        os.mkdir(directory, 0o700)  # who can open it can hold its lock, and keep others waiting
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                os.stat(directory)
+                return fd
+            except BaseException:
+                os.close(fd)
+                raise
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+
+
+def sweep(group: str, end: float) -> None:
+    """Removes what callers have left behind that are gone: all that still runs in it is killed at
+    once, then waited for until `end` (time.monotonic()); what is left is for the next sweep."""
     try:
-        names = os.listdir(group)
+        left = [f"{group}/{name}" for name in os.listdir(group) if OWN.fullmatch(name)]
     except OSError:
         return
-    for name in names:
-        directory = f"{group}/{name}"
-        if "-" not in name or not os.path.isdir(directory):
-            continue
-        try:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(directory)
-        except OSError:
-            pass  # its owner lives, or it is not ours
-        finally:
-            os.close(fd)
+    for until in (0.0, end):
+        left = [directory for directory in left if not _clear(directory, until)]
 
 
-def _remove(directory: str) -> None:
-    for name in os.listdir(directory):
-        leaf = f"{directory}/{name}"
-        if os.path.isdir(leaf):
-            _kill(leaf)
-            _remove(leaf)
-    os.rmdir(directory)
+def _clear(directory: str, end: float) -> bool:
+    """Kills and removes what is in it, unless its owner lives. False: some of it is there still."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _remove(directory):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+    except OSError:
+        pass  # its owner lives, or it is not ours
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove(directory: str) -> bool:
+    """One try. False: something in it has not ended yet."""
+    found = [directory]
+    for path in found:  # grows meanwhile
+        with contextlib.suppress(OSError):
+            found += [entry.path for entry in os.scandir(path) if entry.is_dir()]
+    for path in found:
+        _kill(path)
+    try:
+        for path in reversed(found):
+            os.rmdir(path)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _kill(leaf: str) -> None:
     with contextlib.suppress(OSError):
         return _write(f"{leaf}/cgroup.kill", "1")  # version 2, Linux 5.14: also what forks
-    for pid in _lines(f"{leaf}/{PROCS}"):
-        with contextlib.suppress(OSError):
-            os.kill(int(pid), signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        for pid in _lines(f"{leaf}/{PROCS}"):
+            if pid != "0":  # of a pid namespace out of sight; to kill(2) it is the caller's group
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def _enable(place: Place, directory: str) -> None:
@@ -550,6 +626,21 @@ def _enable(place: Place, directory: str) -> None:
                     _write(f"{directory}/{file}", above)
 
 
+def _set(directory: str, file: str, text: str, limit: str) -> None:
+    """Writes a setting. Raises: SpecError, naming the limit, when the kernel does not take it."""
+    try:
+        with _failing(f"{directory}/{file}"):
+            _write(f"{directory}/{file}", text)
+    except SpawnError as exc:
+        if exc.errno in SHORT:
+            raise
+        allowed = ALLOWED.get(limit, "what this kernel has, and the cgroups above allow,")
+        reason = (
+            f"the kernel does not take {text!r} for {file} ({exc.strerror}): {allowed} expected"
+        )
+        raise SpecError(limit, reason) from None
+
+
 def _write(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -565,7 +656,8 @@ def _failing(path: str, text: str | None = None) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as exc:
-        hint = None if text is None else f"the kernel does not take {text!r}"
+        known = text is None or exc.errno in SHORT
+        hint = None if known else f"the kernel does not take {text!r}"
         raise SpawnError("cgroup", exc.errno or errno.EIO, path=path, hint=hint) from None
 
 

@@ -215,6 +215,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "the user's quota of keys is used up, each sandbox takes one: sysctl kernel.keys.maxkeys"
     ),
     ("cgroup", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
+    ("cgroup", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
     ("cgroup", _errno.ENOSPC, None): "no more cgroups here: cgroup.max.descendants of one above",
     ("setgroups", _errno.EPERM, None): "supplementary groups need CAP_SETGID or a mapped range",
     ("setgid", _errno.EINVAL, None): "the group is not in gid_mappings",

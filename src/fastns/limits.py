@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastns._args import check_whole, shown
+from fastns._args import MAX_PATH, check_whole, encode, shown
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -54,6 +54,12 @@ def parse_size(field: str, value: Any) -> int:
     return value
 
 
+def ranges_of(cpus: str) -> list[tuple[int, int]]:
+    """First and last of each range of a list of CPUs such as "0-1,3", as the kernel has them."""
+    pairs = [text.partition("-") for text in cpus.split(",") if text]
+    return [(int(first), int(last or first)) for first, _, last in pairs]
+
+
 def check_limits(
     *,
     memory: Any = None,
@@ -89,6 +95,8 @@ def check_limits(
         raise SpecError("cpus", f"{shown(cpus)}: a number of CPUs from 0.01, such as 1.5, expected")
     if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
+    if cpuset is not None and any(first > last for first, last in ranges_of(cpuset)):
+        raise SpecError("cpuset", f'{shown(cpuset)}: ranges that go upwards, "1-3", expected')
     if cpu_time is not None and (
         isinstance(cpu_time, bool)
         or not isinstance(cpu_time, int | float)
@@ -108,6 +116,7 @@ def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
             raise SpecError(
                 "io", f"{shown(device)}: a block device's path or 'major:minor' expected"
             )
+        encode("io", device, MAX_PATH)
         if not hasattr(rates, "items") or not rates:
             raise SpecError("io", f"{device}: a mapping with some of {', '.join(IO_KEYS)} expected")
         for key, rate in rates.items():

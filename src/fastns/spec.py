@@ -236,8 +236,9 @@ class Spec:
             sandboxes always end with the caller, and with no thread of it.
         memory: bytes, or text such as "64m", that all its processes and its tmpfs may take
             together. memory_swap: memory and swap; None: no swap, -1: as much as there is.
-        pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpu_weight: its
-            share where CPUs are short, 1 to 10000, others have 100. cpuset: which CPUs, "0-1,3".
+        pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpuset: which
+            CPUs, "0-1,3". cpu_weight: the share of its plan's or template's sandboxes together
+            where CPUs are short, 1 to 10000; other plans with cpus but no weight have 100.
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
         cpu_time: seconds of CPU time, user and system, of all its processes together, after which
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".

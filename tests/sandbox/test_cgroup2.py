@@ -78,7 +78,7 @@ def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
             "pids.max": "7",
             "pids.current": "1",
             "cpu.max": "25000 100000",
-            "cpu.weight": "50",
+            "cpu.weight": "100",  # among its plan's; the plan's own is below
             "cpuset.cpus.effective": "0",
             "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
         }
@@ -86,6 +86,7 @@ def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
             expected["memory.swap.max"] = "0"
         found = {file: (leaf / file).read_text().strip() for file in expected}
         assert found == expected
+        assert (leaf.parent / "cpu.weight").read_text() == "50\n"
         assert (leaf / "cgroup.procs").read_text() == f"{box.pid}\n"
         box.kill()
     assert not leaf.exists()

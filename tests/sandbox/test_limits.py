@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import hidden
 import pytest
 import support
 from inside import WAYS, groups, runner
+from processes import eventually, marked, marker
 
 import fastns
 from fastns import (
@@ -101,17 +104,17 @@ def test_cpus(busybox_rootfs: Path, way: str) -> None:
 
 
 @with_cgroups
-def test_their_weight_and_io_reach_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
+def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
     device = next((p.name for p in Path("/sys/block").iterdir()), None)
     if device is None:
         support.skip_missing("a block device")
     number = Path(f"/sys/block/{device}/dev").read_text().strip()
-    limits = check_limits(cpu_weight=50, io={number: {"rbps": 1 << 20, "wiops": 7}})
+    limits = check_limits(io={number: {"rbps": 1 << 20, "wiops": 7}})
     plan = _cgroups.plan(limits, None, True)
-    texts = {file: text for _, file, text in plan.settings}
-    assert set(plan.enforced) == {"cpu_weight", "io"}
+    texts = {file: text for _, file, text, _ in plan.settings}
+    assert plan.enforced == ("io",)
     io = {number: {"rbps": 1 << 20, "wiops": 7}}
-    compiled = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_weight=50, io=io))
+    compiled = fastns.compile(Spec(rootfs=busybox_rootfs, io=io))
     with fastns.spawn(["sleep", "60"], spec=compiled) as sandbox:
         found = "".join(
             Path(group, "0", file).read_text()
@@ -121,9 +124,46 @@ def test_their_weight_and_io_reach_the_kernel(busybox_rootfs: Path, tmp_path: Pa
         )
         sandbox.kill()
     compiled.close()
-    assert "50" in found or str(texts["cpu.shares"]) in found
     assert str(1 << 20) in found
     assert number in found
+
+
+@with_cgroups
+@pytest.mark.parametrize("fields", [{}, {"cpus": 64}], ids=["weights", "weight and none"])
+def test_weights_of_two_plans_that_want_the_same_cpu(
+    busybox_rootfs: Path, fields: dict[str, Any]
+) -> None:
+    """Ten times as much, of what both have got; without a weight it is 100."""
+    spin = ["sh", "-c", "while :; do :; done"]
+    light = fields or {"cpu_weight": 100}
+    specs = [
+        Spec(rootfs=busybox_rootfs, cpuset="0", **weight)
+        for weight in (light, {"cpu_weight": 1000})
+    ]
+    plans = [fastns.compile(spec) for spec in specs]
+    with (
+        fastns.spawn(spin, spec=plans[0]) as first,
+        fastns.spawn(spin, spec=plans[1]) as second,
+    ):
+        start = [ticks(first), ticks(second)]
+
+        def used() -> list[int]:
+            return [ticks(first) - start[0], ticks(second) - start[1]]
+
+        enough = eventually(lambda: sum(used()) > os.sysconf("SC_CLK_TCK"), 60)  # a second of CPU
+        little, much = used()
+        first.kill()
+        second.kill()
+    for plan in plans:
+        plan.close()
+    assert enough
+    assert much > 3 * little, (little, much)
+
+
+def ticks(sandbox: Sandbox) -> int:
+    """CPU time that its process has used."""
+    words = Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])
 
 
 @with_cgroups
@@ -236,6 +276,114 @@ def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> No
         assert mine.run(["true"]).returncode == 0
 
 
+CRASH_OF_MANY = """
+import os, sys, fastns
+null = {"stdin": -3, "stdout": -3, "stderr": -3}
+plan = fastns.compile(fastns.Spec(memory="32m"))
+boxes = [fastns.spawn(["sleep", sys.argv[1]], spec=plan, **null) for _ in range(20)]
+print(os.getpid(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@with_cgroups
+def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them are killed, also by a start that waits for nothing."""
+    word = marker()
+    crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
+    caller = int(crash.stdout)
+    assert eventually(lambda: len(marked(word)) == 20)  # the control
+    assert len(groups(caller)) == 1
+    plan = fastns.compile(Spec(memory="32m"))
+    with monkeypatch.context() as patch:
+        patch.setattr(_cgroups, "PATIENCE_MS", 0)
+        run(["true"], spec=plan)
+    plan.close()
+    assert eventually(lambda: not marked(word))
+    _cgroups.sweep(home_of("memory"), time.monotonic() + 10)
+    assert groups(caller) == []
+
+
+def home_of(controller: str) -> str:
+    """Where cgroups with this controller are made."""
+    (place,) = _cgroups.plan(check_limits(**{controller: 1 << 30}), None, True).places
+    return f"{place.parent}/{_cgroups.GROUP}"
+
+
+@with_cgroups
+@pytest.mark.parametrize("name", ["team-a", "{pid}-notes", "{pid}-0123abcd-old", "x{pid}-0123abcd"])
+def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
+    home = Path(home_of("memory"))
+    plan = fastns.compile(Spec(memory="32m"))
+    run(["true"], spec=plan)
+    plan.close()
+    foreign = home / name.format(pid=os.getpid())
+    foreign.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            (foreign / "cgroup.procs").write_text(str(process.pid))
+            _cgroups.sweep(str(home), time.monotonic() + 10)
+            assert process.poll() is None
+            assert (foreign / "cgroup.procs").read_text() == f"{process.pid}\n"
+        finally:
+            process.kill()
+            process.wait()
+            assert eventually(lambda: _cgroups._remove_empty(str(foreign), 0))
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Another caller's sweep comes whenever a cgroup of this process was made, and not locked yet,
+    as long as this list is not empty."""
+    left = [""]
+    make = os.mkdir
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        make(path, mode)
+        if left and _cgroups.OWN.fullmatch(os.path.basename(path)):
+            left.pop()
+            _cgroups.sweep(os.path.dirname(path), 0)
+            assert not os.path.exists(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return left
+
+
+@with_cgroups
+def test_anothers_sweep_before_the_lock(sweeps: list[str]) -> None:
+    sweeps *= 3
+    plan = fastns.compile(Spec(**ONE_OF_EACH))
+    done = run(["true"], spec=plan)
+    assert (done.returncode, done.limits, sweeps) == (0, tuple(ONE_OF_EACH), [])
+    plan.close()
+
+
+@with_cgroups
+def test_other_users_cannot_lock_them() -> None:
+    plan = fastns.compile(Spec(**ONE_OF_EACH))
+    before = groups()
+    assert run(["true"], spec=plan).returncode == 0
+    made = set(groups()) - set(before)
+    assert made
+    assert {stat.S_IMODE(os.stat(path).st_mode) for path in made} == {0o700}
+    plan.close()
+
+
+@with_cgroups
+def test_anothers_sweep_for_ever(sweeps: list[str]) -> None:
+    """The control: it is tried again, but not without end."""
+    sweeps *= 1000
+    plan = fastns.compile(Spec(pids_limit=7))
+    with pytest.raises(SpawnError) as caught:
+        run(["true"], spec=plan)
+    assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.ENOENT)
+    sweeps.clear()
+    assert run(["true"], spec=plan).returncode == 0
+    plan.close()
+
+
 CLOSED_FIRST = """
 import os, fastns
 plan = fastns.compile(fastns.Spec(pids_limit=10))
@@ -275,12 +423,45 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    with pytest.raises(SpawnError) as caught:
-        run(["true"], spec=Spec(cpuset="4000"))
-    assert caught.value.stage == "cgroup"
-    assert str(caught.value.path).endswith("cpuset.cpus")
-    assert "4000" in str(caught.value.hint)
-    assert not [group for group in groups() if Path(group, "check").exists()]
+    """It is the spec's fault, and known before any process exists."""
+    before = groups()
+    plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
+    with pytest.raises(SpecError) as caught:
+        run(["true"], spec=plan)
+    assert caught.value.field == "io"
+    assert "999:9 " in caught.value.reason
+    assert "whole disks of this machine expected" in caught.value.reason
+    assert groups() == before
+
+
+@with_cgroups
+def test_cpus_that_this_machine_has_not() -> None:
+    with pytest.raises(SpecError) as caught:
+        run(["true"], spec=Spec(cpuset="0,4000", require_limits=False))
+    assert caught.value.field == "cpuset"
+
+
+@with_cgroups
+def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the value's fault."""
+    before = groups()
+    plan = fastns.compile(Spec(pids_limit=1234))
+    real = os.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).endswith("check/pids.max"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(SpawnError) as caught:
+            run(["true"], spec=plan)
+    assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EMFILE)
+    assert "RLIMIT_NOFILE" in str(caught.value.hint)
+    assert groups() == before
+    assert run(["true"], spec=plan).returncode == 0
+    plan.close()
 
 
 @with_cgroups

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastns import Spec, SpecError, _cgroups, compile
+from fastns import SpawnError, Spec, SpecError, _cgroups, _compile, compile
 from fastns._cause import cause_of
 from fastns.limits import check_limits, parse_size
 
@@ -56,8 +58,12 @@ def test_a_size_that_is_none(text: Any) -> None:
         ("cpu_time", {"cpu_time": float("nan")}),
         ("cpuset", {"cpuset": "0-"}),
         ("cpuset", {"cpuset": 0}),
+        ("cpuset", {"cpuset": "3-1"}),
+        ("cpuset", {"cpuset": "0,5-4"}),
         ("io", {"io": ["/dev/sda"]}),
         ("io", {"io": {"sda": {"rbps": 1}}}),
+        ("io", {"io": {"/dev/\0": {"rbps": 1}}}),
+        ("io", {"io": {"/dev/\ud800": {"rbps": 1}}}),
         ("io", {"io": {"8:0": {"speed": 1}}}),
         ("io", {"io": {"8:0": {}}}),
         ("io", {"io": {"8:0": {"rbps": 0}}}),
@@ -104,7 +110,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def files_of(plan: _cgroups.CgroupPlan) -> list[tuple[str, str]]:
-    return [(file, text) for _, file, text in plan.settings]
+    return [(file, text) for _, file, text, _ in plan.settings]
 
 
 def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +124,11 @@ def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("memory.oom.group", "1"),
         ("pids.max", "5"),
         ("cpu.max", "150000 100000"),
-        ("cpu.weight", "100"),
         ("cpuset.cpus", "0-1"),
         ("io.max", "8:0 rbps=5 wiops=6"),
     ]
+    assert plan.shares == ((0, "cpu.weight", "100", "cpu_weight"),)
+    assert {limit for *_, limit in (*plan.settings, *plan.shares)} == set(EVERYTHING) - {"cpu_time"}
     assert plan.places == (
         _cgroups.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
     )
@@ -140,15 +147,82 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("pids.max", "5"),
         ("cpu.cfs_period_us", "100000"),
         ("cpu.cfs_quota_us", "150000"),
-        ("cpu.shares", "2597"),
         ("cpuset.mems", "0"),
         ("cpuset.cpus", "0-1"),
         ("blkio.throttle.read_bps_device", "8:0 5"),
         ("blkio.throttle.write_iops_device", "8:0 6"),
     ]
+    assert plan.shares == ((2, "cpu.shares", "1024", "cpu_weight"),)
     assert [place.controllers for place in plan.places] == [(name,) for name in names]
     assert plan.cpu_time == 2_500_000_000
     assert ("cpu_time", 5, "cpuacct.usage", "", 1, False, None) in plan.counters
+
+
+@pytest.mark.parametrize(("weight", "shares"), [(1, 10), (50, 512), (1000, 10240), (10000, 102400)])
+def test_shares_are_weights_of_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, shares: int
+) -> None:
+    """As much more than 1024, which everybody has, as the weight is than 100."""
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
+    plan = _cgroups.plan(check_limits(cpu_weight=weight), None, True)
+    assert (files_of(plan), [text for _, _, text, _ in plan.shares]) == ([], [str(shares)])
+
+
+def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 takes them and has the sandbox on all CPUs."""
+    for unified, file in ((True, "cpuset.cpus.effective"), (False, "cpuset.cpus")):
+        place = tree(tmp_path / file, unified, "cpuset")
+        (tmp_path / file / file).write_text("0-1,4\n")
+        monkeypatch.setattr(_cgroups, "hierarchies", lambda place=place: [place])
+        for cpuset in ("9", "0-3", "1-2", "4,5", "0-99999"):
+            with pytest.raises(SpecError) as caught:
+                _cgroups.plan(check_limits(cpuset=cpuset), None, False)
+            assert caught.value.field == "cpuset"
+            assert "0-1,4" in caught.value.reason
+        for cpuset in ("0-1,4", "4", "1"):
+            plan = _cgroups.plan(check_limits(cpuset=cpuset), None, True)
+            assert ("cpuset.cpus", cpuset) in files_of(plan)
+
+
+def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange").write_bytes(b"\xff\n")  # mountinfo has what others call their mounts
+    assert _cgroups._lines(str(tmp_path / "strange")) == ["\udcff"]
+    assert _cgroups._lines(str(tmp_path / "missing")) == []
+    assert _cgroups._lines(str(tmp_path / "strange/below")) == []
+    with pytest.raises(SpawnError) as caught:
+        _cgroups._lines(str(tmp_path))
+    assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EISDIR)
+
+
+@pytest.mark.parametrize("what", ["hierarchies", "places", "swap"])
+def test_no_fd_to_find_cgroups_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Not the same as no such controller: without them nothing is compiled, and nothing kept."""
+    place = tree(tmp_path, True, "memory")
+    full = True
+    at = {"hierarchies": "/proc/self/", "places": str(tmp_path), "swap": "/proc/swaps"}[what]
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if full and str(path).startswith(at):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return open(path, *args, **options)
+
+    if what != "hierarchies":
+        monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    monkeypatch.setattr(_cgroups, "open", refuse, raising=False)
+    spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
+    with pytest.raises(SpawnError) as caught:
+        compile(spec)
+    assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EMFILE)
+    assert str(caught.value.path).startswith(at)
+    assert "RLIMIT_NOFILE" in str(caught.value.hint)
+    full = False
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    assert compile(spec).limits == ("memory",)
+    _compile._compiled.cache_clear()
 
 
 def test_cpu_time_alone_switches_nothing_on(
