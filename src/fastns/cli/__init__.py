@@ -14,7 +14,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any, NoReturn
+    from typing import IO, Any, NoReturn
 
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
@@ -33,7 +33,7 @@ VERBS = {
 class UsageError(Exception):
     """A wrong word on the command line: what is wrong, and what would be right."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str | None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -55,6 +55,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"see {self.prog} --help")
+
+    def print_help(self, _file: object = None) -> None:
+        """To stdout, always; argparse itself does not tell when that fails."""
+        say(self.format_help(), end="")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
@@ -114,11 +118,36 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Write to stdout at once; nothing where it is closed.
+
+    Raises UsageError where it cannot be written, BrokenPipeError where nobody reads it.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _write_no_more(sys.stdout)
+        raise UsageError(f"stdout: {error.strerror}", None) from None
+
+
 def complain(message: object, hint: str | None = None) -> None:
-    """Write an error to stderr: one line, and the hint in a second one."""
-    print("fastns:", _one_line(message), file=sys.stderr)
-    if hint:
-        print("hint:", _one_line(hint), file=sys.stderr)
+    """Write an error to stderr, if that can be written: one line, and the hint in a second one."""
+    if sys.stderr is None:
+        return
+    try:
+        print("fastns:", _one_line(message), file=sys.stderr)
+        if hint:
+            print("hint:", _one_line(hint), file=sys.stderr)
+    except OSError:
+        _write_no_more(sys.stderr)
+
+
+def _write_no_more(file: IO[str] | None) -> None:
+    """What a stream still holds would fail once more at exit: it goes nowhere."""
+    if file is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _one_line(text: object) -> str:
@@ -127,10 +156,9 @@ def _one_line(text: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
+    _hold_closed_fds()
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         complain(error.message, error.hint)
         return EXIT_FAILED
@@ -139,8 +167,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor complain at exit
+        _write_no_more(sys.stdout)
         return EXIT_BROKEN_PIPE
+
+
+def _hold_closed_fds() -> None:
+    """Keep 0, 1 and 2 from files of fastns's own where they are closed: a command would write to
+    them. Opened for the other direction, each still fails with EBADF as it did."""
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number is free: fd
 
 
 def _dispatch(words: list[str]) -> int:
@@ -148,12 +186,12 @@ def _dispatch(words: list[str]) -> int:
         raise UsageError("no command given", f"one of {', '.join(VERBS)}; see fastns --help")
     verb, *rest = words
     if verb in ("-h", "--help", "help"):
-        print(_help_text())
+        say(_help_text())
         return 0
     if verb in ("-V", "--version"):
         from fastns import __version__
 
-        print(f"fastns {__version__}")
+        say(f"fastns {__version__}")
         return 0
     if verb not in VERBS:
         raise _unknown_verb(verb)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main(flags: argparse.Namespace) -> int:
     machine = _bench.machine()
     quiet = flags.json == "-"
     if not quiet:
-        print(_title(machine), flush=True)
+        say(_title(machine))
     rows = [*_bench.measure(boxes, rounds), *_bench.measure_batches(boxes)]
     if not quiet:
         _print(rows, boxes)
@@ -114,7 +114,7 @@ def _report(machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> st
 
 def _write(path: str, text: str) -> None:
     if path == "-":
-        sys.stdout.write(text)
+        say(text, end="")
         return
     try:
         with open(path, "w", encoding="utf-8") as file:
@@ -136,11 +136,11 @@ def _title(machine: dict[str, object]) -> str:
 
 
 def _print(rows: list[Row], boxes: Sandboxes) -> None:
-    if not (sys.stdout.isatty() and _print_rich(rows, boxes)):
-        print("\n".join(plain_lines(rows, boxes)))
-    print()
-    print(f"all: {legend(boxes)}.")
-    print(summary(rows))
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not (terminal and _print_rich(rows, boxes)):
+        say("\n".join(plain_lines(rows, boxes)))
+    say(f"\nall: {legend(boxes)}.")
+    say(summary(rows))
 
 
 def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:

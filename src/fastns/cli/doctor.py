@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from fastns.cli import Parser
+from fastns.cli import Parser, say
 from fastns.doctor import Check, examine
 
 EXIT_BASICS_FAIL = 1
@@ -38,7 +38,7 @@ def _print_json(found: Iterable[Check]) -> list[Check]:
     from dataclasses import asdict
 
     checks = list(found)
-    print(json.dumps([asdict(check) for check in checks], indent=2))
+    say(json.dumps([asdict(check) for check in checks], indent=2))
     return checks
 
 
@@ -48,15 +48,15 @@ def _print_lines(found: Iterable[Check]) -> list[Check]:
     for check in found:
         checks.append(check)
         extra = " (extra)" if check.ok is False and check.level == "extra" else ""
-        print(f"{marks[check.ok]} {check.name:<{NAME_WIDTH}} {check.detail}{extra}", flush=True)
+        say(f"{marks[check.ok]} {check.name:<{NAME_WIDTH}} {check.detail}{extra}")
         if check.ok is False and check.fix:
-            print(f"  fix: {check.fix}", flush=True)
+            say(f"  fix: {check.fix}")
     return checks
 
 
 def _prints_unicode() -> bool:
     try:
-        "".join(MARKS.values()).encode(sys.stdout.encoding or "ascii")
+        "".join(MARKS.values()).encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from fastns.cli import EXIT_FAILED, complain
+from fastns.cli import EXIT_FAILED, complain, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def main(flags: argparse.Namespace) -> int:
     except RootfsError as error:
         complain(f"rootfs: {error}", error.hint)
         return EXIT_FAILED
-    print(
+    say(
         f"built {flags.directory}: {_count(len(root.commands), 'command', 'commands')}, "
         f"{_count(len(root.libraries), 'library', 'libraries')}, {_size(root.bytes)}"
     )

@@ -16,7 +16,7 @@ import signal
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say
 from fastns.cli._flags import (
     add_sandbox_flags,
     duration,
@@ -132,16 +132,17 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
         if flags.max_output is not None:
             spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
-        if flags.dry_run:
-            print("\n".join(fastns.compile(spec).describe()))
-            return None
-        return _run(flags.command, spec, timeout)
+        if not flags.dry_run:
+            return _run(flags.command, spec, timeout)
+        steps = fastns.compile(spec).describe()
     except fastns.SpecError as error:
         complain(error, hint_for_field(error.field, "run"))
         return _failed(EXIT_FAILED, error)
     except (fastns.FastnsError, OSError) as error:
         complain(error, getattr(error, "hint", None))
         return _failed(_failure_code(error), error)
+    say("\n".join(steps))
+    return None
 
 
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
