@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -314,6 +315,16 @@ def test_it_says_what_was_started(rows: list[Row], capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "Started is fastns/_exec, " in out
     assert out.splitlines()[-1] == summary(rows)
+
+
+def test_a_busy_machine_is_told(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 0
+    assert "busy" not in capsys.readouterr().out
+    rows.append(replace(OWN, name="late", p90=3.1 * 0.00112))
+    assert main(["bench"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "busy" in line]
+    assert line.startswith("The machine was busy: ")
+    assert "(late)" in line
 
 
 def test_what_is_written(

@@ -19,6 +19,8 @@ MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
 WIDE = 100
 """Columns of a terminal in which a reason has room in the last column of the table."""
+BUSY = 3
+"""A p90 of more than that many medians is not the contender's own."""
 PROGRAM = "fastns/_exec, a static program of one page that ends at once (exit code 127)"
 
 EPILOG = """\
@@ -140,6 +142,12 @@ def _print(rows: list[Row], boxes: Sandboxes) -> None:
     if not (terminal and _print_rich(rows, boxes)):
         say("\n".join(plain_lines(rows, boxes)))
     say(f"\nall: {legend(boxes)}.")
+    uneven = [row.name for row in rows if (row.p90 or 0) > BUSY * (row.median or 0)]
+    if uneven:
+        say(
+            f"The machine was busy: a start in ten took more than {BUSY} times the median "
+            f"({', '.join(uneven)}). Measure again when it is idle."
+        )
     say(summary(rows))
 
 
