@@ -33,17 +33,30 @@ else:
     def _make_init(cls, names, kw_only):
         defaults = {f"_{name}": cls.__dict__[name] for name in names if name in cls.__dict__}
         arguments = [f"{name}=_{name}" if f"_{name}" in defaults else name for name in names]
-        lines = [f"def __init__(self, {'*, ' if kw_only else ''}{', '.join(arguments)}):"]
+        if kw_only:
+            arguments = ["*", *arguments, "**unknown"]
+        lines = [f"def __init__(self, {', '.join(arguments)}):"]
+        if kw_only:
+            lines.append("    if unknown: raise no_such_field(self, *unknown)")
         lines.append("    values = self.__dict__")  # past __setattr__, which refuses
         lines += [f"    values[{name!r}] = {name}" for name in names]
         if hasattr(cls, "__post_init__"):
             lines.append("    self.__post_init__()")
-        scope = dict(defaults)
+        scope = {**defaults, "no_such_field": _no_such_field}
         exec("\n".join(lines), scope)
         init = scope["__init__"]
         init.__qualname__ = f"{cls.__qualname__}.__init__"
         init.__module__ = cls.__module__
         return init
+
+    def _no_such_field(self, name, *_):
+        import difflib
+
+        near = difflib.get_close_matches(name, self._names, n=1)
+        return TypeError(
+            f"{type(self).__qualname__}.__init__() got an unexpected keyword argument {name!r}"
+            + (f". Did you mean {near[0]!r}?" if near else "")
+        )
 
     def _values(self):
         return tuple([getattr(self, name) for name in self._names])

@@ -11,13 +11,14 @@ import os
 import threading
 
 from fastns import _core
-from fastns._args import check_whole
+from fastns._args import check_whole, shown
 from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import CompletedSandbox, checked, completed, run_by
-from fastns.errors import SpawnError
+from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
+from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fastns.batch import Jobs, Result
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.sandbox import Args
-    from fastns.spec import Spec
 
     T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class Template:
     def __init__(
         self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
     ) -> None:
+        if spec is not None and not isinstance(spec, Spec):
+            raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
         if parked is not None:
             check_whole("parked", parked, 0, MAX_POOL)
         self._server: _core.Server | None = None

@@ -331,3 +331,12 @@ def test_marker_says_what_was_copied(tmp_path: Path) -> None:
     assert marker["commands"] == list(root.commands)
     assert marker["extra"] == ["/etc/passwd"]
     assert marker["files"] == list(root.files)
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(RootfsError, match="the working directory does not exist any more"):
+        build("root", ["true"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastns import Mount, Spec, _core
+import fastns
+from fastns import Mount, Spec, SpecError, _core
 from fastns._compile import Caller
 from fastns._compile_template import _TemplateCompiler
 
@@ -80,3 +81,10 @@ def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
     assert "bind /data" in steps(plan)
     assert "mount /scratch" not in steps(plan)
     assert "mount /scratch" in steps(plan.sandbox)
+
+
+@pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])
+def test_of_a_spec_alone(spec: Any) -> None:
+    with pytest.raises(SpecError, match="a Spec, or None, expected") as caught:
+        fastns.Template(spec)
+    assert caught.value.field == "spec"

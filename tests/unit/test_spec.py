@@ -187,7 +187,7 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"uid_mappings": RANGE, "gid_mappings": RANGE, "namespaces": {"user": "host"}},
         "uid_mappings",
-        "namespaces['user']='new'",
+        "namespaces['user'] = 'new'",
     ),
     (
         {"uid_mappings": RANGE, "gid_mappings": RANGE, "namespaces": {"user": "/n/user"}},
@@ -287,3 +287,13 @@ def test_the_fields_are_keywords_and_known() -> None:
 
 def test_a_namespace_of_no_kind_is_refused() -> None:
     refused(lambda: Spec().namespace("net"), "namespaces", "network")
+
+
+def test_a_field_that_is_misspelt() -> None:
+    fields: dict[str, Any] = {"memmory": "64m"}
+    with pytest.raises(TypeError, match=r"argument 'memmory'. Did you mean 'memory'\?$"):
+        Spec(**fields)
+    with pytest.raises(TypeError, match=r"argument 'xyzzy'$"):
+        Spec(**{"xyzzy": 1})
+    with pytest.raises(TypeError, match="argument 'optoins'"):
+        Mount("/x", **{"optoins": []})

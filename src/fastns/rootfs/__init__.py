@@ -102,7 +102,12 @@ def _checked_dest(dest: str) -> str:
     """The absolute path without links of a place that may become a root."""
     if not dest or "\0" in dest:
         raise RootfsError(f"{dest!r} is not a path")
-    target = os.path.realpath(dest)
+    try:
+        target = os.path.realpath(dest)
+    except FileNotFoundError:  # of getcwd(2)
+        raise RootfsError(
+            "the working directory does not exist any more", hint="give an absolute path, or cd /"
+        ) from None
     if target in SYSTEM_PLACES or any(inside(target, tree) for tree in SYSTEM_TREES):
         raise RootfsError(
             f"{target} is a directory of this system",
