@@ -18,7 +18,7 @@ from fastns cimport _fastns as c
 import os
 import sys
 
-from fastns.errors import SpawnError
+from fastns.errors import SpawnError, hint_for
 
 
 cdef extern from "<errno.h>" nogil:
@@ -453,6 +453,7 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
         path = command
     elif error.stage == c.FNS_STAGE_CHDIR:
         path = cwd
+    path = None if path is None else os.fsdecode(path)
     if error.detail == c.FNS_DETAIL_FOUND:
         hint = ("the file is there, but the interpreter of its #! line, or the ELF loader it names, "
                 "is missing inside the root")
@@ -460,12 +461,13 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
         hint = "the process was killed while it was being set up (out of memory, or a signal)"
     elif error.detail == c.FNS_DETAIL_ID_MAP:
         hint = ("this file system cannot be shown with other owners (an idmapped mount): "
-                "namespaces={'user': 'host'}, --userns host, does without a user namespace; a bind "
+                "namespaces={'user': 'host'} does without a user namespace; a bind "
                 "may go without idmap; a root on ext4, xfs or btrfs can be")
     elif error.detail == c.FNS_DETAIL_BROKEN:
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
-    exc = SpawnError(stage, error.err, op_index=error.op_index,
-                     path=None if path is None else os.fsdecode(path), hint=hint)
+    elif any(op.code == "root_tree" and op.source == b"/" for op in plan.ops):
+        hint = hint_for(stage, error.err, path, host_root=True)
+    exc = SpawnError(stage, error.err, op_index=error.op_index, path=path, hint=hint)
     exc.found = error.detail == c.FNS_DETAIL_FOUND
     return exc
 

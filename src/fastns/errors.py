@@ -136,8 +136,8 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
     ("overlay", _errno.ENODEV, None): "this kernel has no overlayfs: modprobe overlay, as root",
     ("mount", _errno.ENOENT, None): (
-        "the target, or the source of the bind, does not exist: make it, or give the mount "
-        "X-mount.mkdir, or the spec overlay=True"
+        "the target, or the source of the bind, does not exist: make it, give the mount "
+        "X-mount.mkdir, or use overlay=True"
     ),
     ("mount", _errno.ENOTDIR, None): (
         "a file and a directory cannot be mounted on one another: make the target of the same kind"
@@ -229,8 +229,9 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("chdir", _errno.EACCES, None): "the sandbox's user cannot enter the working directory",
     ("exec", _errno.ENOENT, None): "no such command inside the root (PATH is the sandbox's own)",
     ("exec", _errno.EACCES, None): (
-        "the file is not executable, lies on a noexec mount, or is, as its ELF loader may be, not "
-        "among the paths of landlock"
+        "the file is not executable or lies on a noexec mount; or a directory on the way, or what "
+        "a link leads to, is closed to the sandbox's user (as /root is); or it is, as its ELF "
+        "loader may be, not among the paths of landlock"
     ),
     ("exec", _errno.ENOEXEC, None): (
         "not a program for this machine: another architecture, or a script without #!"
@@ -258,7 +259,29 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
 }
 
+# The same where the root is the host's: nothing is made in it, and it takes no overlay.
+_BELOW_A_TMPFS = (
+    "take one below /tmp, /run or another tmpfs, where it is made by itself, or give a rootfs"
+)
+_HOST_ROOT_HINTS: dict[tuple[str, int], str] = {
+    ("mount", _errno.ENOENT): (
+        "the target does not exist in the host's root, which is read-only (or the source of the "
+        f"bind does not): {_BELOW_A_TMPFS}"
+    ),
+    ("mount", _errno.EROFS): (
+        f"the target cannot be made in the host's root, which is read-only: {_BELOW_A_TMPFS}"
+    ),
+    ("file", _errno.ENOENT): (
+        "the file does not exist in the host's root, which is read-only, and only one that exists "
+        f"can be replaced there: {_BELOW_A_TMPFS}"
+    ),
+}
 
-def hint_for(stage: str, errno: int, path: str | None = None) -> str | None:
+
+def hint_for(
+    stage: str, errno: int, path: str | None = None, *, host_root: bool = False
+) -> str | None:
     """How to mend a failure, in a line; None when the error says it all."""
+    if host_root and (stage, errno) in _HOST_ROOT_HINTS:
+        return _HOST_ROOT_HINTS[stage, errno]
     return _HINTS.get((stage, errno, path)) or _HINTS.get((stage, errno, None))

@@ -523,7 +523,7 @@ class Spec:
             if self.namespace("uts") != "new":
                 raise SpecError(
                     name,
-                    "would rename the host or the joined sandbox: needs namespaces['uts']='new'",
+                    "would rename the host or the joined sandbox: needs namespaces['uts'] = 'new'",
                 )
         check_env(self.env)
         for key, value in self.env.items():
@@ -554,7 +554,7 @@ class Spec:
         if self.namespace("user") != "new":
             raise SpecError(
                 "uid_mappings",
-                "mappings are made for a new user namespace: namespaces['user']='new'",
+                "mappings are made for a new user namespace: namespaces['user'] = 'new'",
             )
         _mappings("uid_mappings", self.uid_mappings, [self.uid], "user")
         _mappings("gid_mappings", self.gid_mappings, [self.gid], "user")

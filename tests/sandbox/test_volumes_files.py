@@ -207,6 +207,19 @@ def test_on_the_root_it_is_an_error(probe_rootfs: Path, volume: Path) -> None:
     assert not (probe_rootfs / "missing").exists()
 
 
+def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
+    for fields in (
+        {"mounts": [Mount("/missing", source=str(volume))]},
+        {"mounts": [Mount("/missing", source=str(volume), options=["X-mount.mkdir"])]},
+        {"files": {"/etc/missing": "x"}},
+    ):
+        with pytest.raises(SpawnError) as caught:
+            fastns.run(["/bin/true"], spec=Spec(**fields))
+        assert "below /tmp, /run" in (caught.value.hint or "")
+    mounts = [Mount("/tmp/new/deep", source=str(volume))]
+    assert fastns.run(["/bin/true"], spec=Spec(mounts=mounts)).returncode == 0
+
+
 def test_below_a_volume_it_is_an_error_too(probe_rootfs: Path, volume: Path) -> None:
     """What would be made there would stay."""
     mounts = [Mount("/mnt", source=str(volume)), Mount("/mnt/new", type="tmpfs")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec
+from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
 from fastns.cli import VERBS, main
 from fastns.cli.run import handles_sigint
@@ -508,6 +509,7 @@ def test_a_wrong_flag_is_125_and_two_lines(
         (["--verison"], "did you mean --version?"),
         (["xyzzy"], f"one of {', '.join(VERBS)}; see fastns --help"),
         ([], f"one of {', '.join(VERBS)}; see fastns --help"),
+        ([""], f"one of {', '.join(VERBS)}; see fastns --help"),
     ],
 )
 def test_the_hint_names_the_closest_word(
@@ -515,6 +517,51 @@ def test_the_hint_names_the_closest_word(
 ) -> None:
     assert main(words) == 125
     assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint}"
+
+
+@pytest.mark.parametrize("words", [[""], ["batch", ""]])
+def test_an_empty_word_is_seen(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 125
+    assert "''" in capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "words", ["run -v ./x:/mnt -- ls", "run --rootfs x ls", "batch --rootfs x -"]
+)
+def test_a_working_directory_that_is_gone(tmp_path: Path, words: str) -> None:
+    line = f'cd "$1"; rmdir "$1"; {sys.executable} -m fastns {words}'
+    done = subprocess.run(["bash", "-c", line, "-", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 125
+    assert done.stderr.splitlines() == [
+        "fastns: the working directory does not exist any more",
+        "hint: give absolute paths, or cd /",
+    ]
+
+
+@pytest.mark.parametrize(
+    "hint", [*errors._HINTS.values(), *errors._HOST_ROOT_HINTS.values()], ids=lambda hint: hint[:40]
+)
+def test_a_hint_names_flags(layer: Layer, capsys: pytest.CaptureFixture[str], hint: str) -> None:
+    layer.error = SpawnError("mount", errno.ENOENT, hint=hint)
+    assert main(["run", "true"]) == 125
+    told = capsys.readouterr().err.splitlines()[1]
+    assert re.search(r"=(True|False|')|_mappings|namespaces[=[]|give a rootfs", told) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--overlay"], "needs --rootfs"),
+        (["--hostname", "x", "--uts", "host"], "needs --uts private"),
+        (["--init", "--pid", "host"], "needs --pid private"),
+        (["--uidmap", "0:0:1"], "--uidmap and --gidmap are needed together"),
+    ],
+)
+def test_an_error_of_a_spec_names_flags(
+    capsys: pytest.CaptureFixture[str], words: list[str], flag: str
+) -> None:
+    assert main(["run", *words, "true"]) == 125
+    assert flag in capsys.readouterr().err.splitlines()[0]
 
 
 @pytest.mark.parametrize(("returncode", "exit_code"), [(0, 0), (3, 3), (125, 125), (-9, 137)])

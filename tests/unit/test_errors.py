@@ -148,6 +148,7 @@ HINTS = [
     ("chdir", errno.ENOTDIR, "/w", "a file"),
     ("exec", errno.ENOENT, "nope", "PATH is the sandbox's own"),
     ("exec", errno.EACCES, "/x", "noexec"),
+    ("exec", errno.EACCES, "/x", "closed to the sandbox's user"),
     ("exec", errno.ENOEXEC, "/x", "without #!"),
     ("exec", errno.ENOEXEC, "/x", "another architecture"),
     ("exec", errno.E2BIG, "/x", "too long"),
@@ -161,6 +162,18 @@ def test_a_hint_says_what_helps(stage: str, code: int, path: str | None, words: 
     hint = hint_for(stage, code, path)
     assert hint is not None
     assert words in hint
+
+
+@pytest.mark.parametrize(("stage", "code"), errors._HOST_ROOT_HINTS)
+def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
+    hint = hint_for(stage, code, "/data", host_root=True)
+    assert hint is not None
+    assert "below /tmp, /run" in hint
+    assert "overlay" not in hint
+    assert hint_for(stage, code, "/data") != hint
+    assert hint_for("mount", errno.EPERM, "/proc", host_root=True) == hint_for(
+        "mount", errno.EPERM, "/proc"
+    )
 
 
 @pytest.mark.parametrize("stage", sorted({stage for stage, _, _ in errors._HINTS}))

@@ -207,7 +207,7 @@ def _unknown_verb(verb: str) -> UsageError:
     known = closest(verb, [*VERBS, "--help", "--version"])
     what = "option" if verb.startswith("-") else "command"
     return UsageError(
-        f"unknown {what}: {verb}",
+        f"unknown {what}: {verb or repr(verb)}",
         f"did you mean {known}?" if known else f"one of {', '.join(VERBS)}; see fastns --help",
     )
 

@@ -11,7 +11,7 @@ import os
 import re
 from contextlib import contextmanager
 
-from fastns.cli import UsageError
+from fastns.cli import UsageError, complain
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
@@ -72,6 +72,28 @@ FLAG_OF_FIELD = {
     "cgroup_parent": "--cgroup-parent",
 }
 """Field of a Spec, as SpecError names it -> the flags that set it."""
+
+FLAG_OF_WORDS = {
+    "cgroup_parent": "--cgroup-parent",
+    "default_mounts=False": "--no-default-mounts",
+    "gid_mappings": "--gidmap",
+    "give a rootfs": "give --rootfs",
+    "needs a rootfs": "needs --rootfs",
+    "overlay=True": "--overlay",
+    "require_limits=False": "--no-require-limits",
+    "root_mode='chroot'": "--chroot",
+    "seccomp='unconfined'": "--security-opt seccomp=unconfined",
+    "uid_mappings": "--uidmap",
+    **{
+        words: f"--{flag} {mode}"
+        for flag, space in NAMESPACE_FLAGS.items()
+        for words, mode in (
+            (f"namespaces={{'{space}': 'host'}}", "host"),
+            (f"namespaces['{space}'] = 'new'", "private"),
+        )
+    },
+}
+"""What an error or a hint says of a Spec -> the same on the command line."""
 
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -193,6 +215,23 @@ def hint_for_field(field: str, verb: str) -> str | None:
     """Which flag a SpecError is about; None when it is about none."""
     flag = FLAG_OF_FIELD.get(field) or FLAG_OF_FIELD.get(field.split(".")[0])
     return f"set by {flag}; see fastns {verb} --help" if flag else None
+
+
+def in_flags(text: str) -> str:
+    """What fastns says of a Spec, in the words of the command line."""
+    for words, flag in FLAG_OF_WORDS.items():
+        text = text.replace(words, flag)
+    return text
+
+
+def complain_of(error: Exception, verb: str) -> None:
+    """Write an error of a Spec or of a start to stderr, in the words of the command line."""
+    if isinstance(error, SpecError):
+        complain(f"{error.field}: {in_flags(error.reason)}", hint_for_field(error.field, verb))
+    elif isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd(2)
+        complain("the working directory does not exist any more", "give absolute paths, or cd /")
+    else:
+        complain(error, in_flags(getattr(error, "hint", None) or ""))
 
 
 def spec_of(

@@ -22,7 +22,7 @@ import time
 
 from fastns._record import record
 from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
-from fastns.cli._flags import add_sandbox_flags, duration, hint_for_field, spec_of
+from fastns.cli._flags import add_sandbox_flags, complain_of, duration, spec_of
 from fastns.cli._signals import Signals, signal_name
 from fastns.errors import FastnsError, SpawnError, SpecError
 
@@ -123,12 +123,10 @@ def main(flags: argparse.Namespace) -> int:
     """Run the jobs that the flags name. Returns the exit code."""
     try:
         return _perform(flags)
-    except SpecError as error:
-        complain(error, hint_for_field(error.field, "batch"))
     except BrokenPipeError:
         raise
     except (FastnsError, OSError) as error:
-        complain(error, getattr(error, "hint", None))
+        complain_of(error, "batch")
     return EXIT_FAILED
 
 
@@ -210,7 +208,9 @@ def _open_jobs(path: str, stack: contextlib.ExitStack) -> tuple[int, str]:
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "a file of jobs, or - for stdin") from None
+        raise UsageError(
+            f"{path or repr(path)}: {error.strerror}", "a file of jobs, or - for stdin"
+        ) from None
     stack.callback(os.close, fd)
     return fd, path
 

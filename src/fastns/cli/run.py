@@ -19,9 +19,9 @@ from fastns._record import record
 from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say
 from fastns.cli._flags import (
     add_sandbox_flags,
+    complain_of,
     duration,
     environment_has,
-    hint_for_field,
     spec_of,
 )
 from fastns.cli._signals import Signals, signal_name
@@ -135,11 +135,8 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         if not flags.dry_run:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()
-    except fastns.SpecError as error:
-        complain(error, hint_for_field(error.field, "run"))
-        return _failed(EXIT_FAILED, error)
     except (fastns.FastnsError, OSError) as error:
-        complain(error, getattr(error, "hint", None))
+        complain_of(error, "run")
         return _failed(_failure_code(error), error)
     say("\n".join(steps))
     return None
