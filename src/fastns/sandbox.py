@@ -347,13 +347,15 @@ class Sandbox:
 
     def send_signal(self, sig: int) -> None:
         """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
-        gets only signals it has a handler for, SIGKILL and SIGSTOP; init=True passes them on."""
+        gets only signals it has a handler for, SIGKILL and SIGSTOP; all others are dropped, its own
+        too. With init=True the reaper passes them on to the command, which is not pid 1."""
         if self._runs():
             self._sent |= {sig}
             self._check_kill(self._process.kill(sig))
 
     def terminate(self) -> None:
-        """SIGTERM, as send_signal()."""
+        """SIGTERM, as send_signal(): without init=True nothing to a command that does not handle
+        it. kill() always ends the sandbox."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:

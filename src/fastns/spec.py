@@ -230,7 +230,9 @@ class Spec:
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
-        rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child.
+        rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child. Without it the
+            command is pid 1, to which the kernel hands no signal that it has no handler for:
+            abort() ends as -11, raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
             ends (PR_SET_PDEATHSIG, prctl(2)). Where threads come and go, use a Template: its
             sandboxes always end with the caller, and with no thread of it.

@@ -56,7 +56,8 @@ class Template:
     these mounts. For code that nobody trusts: overlay=True.
 
     A sandbox has a session of its own, without the caller's terminal: signals typed there end the
-    caller, and with it the sandbox.
+    caller, and with it the sandbox. The command is always pid 1 (there is no init yet), to which
+    the kernel hands no signal that it has no handler for: see Spec's init.
 
     The server starts at the first use, and anew after it was killed or this process has forked.
     When it ends, so do its sandboxes: at close(), when the Template is dropped, or with this

@@ -108,6 +108,18 @@ def test_signals_are_lost_without_it(probe_rootfs: Path) -> None:
     assert sandbox.returncode == 0
 
 
+def test_its_own_signals_are_lost_without_it() -> None:
+    """As README's table has it; a shell as pid 1 tells which signal a program died of."""
+    raises = "kill -ABRT $$; exit 42"
+    assert fastns.run(["sh", "-c", raises]).returncode == 42
+    assert fastns.run(["sh", "-c", raises], spec=Spec(init=True)).returncode == -signal.SIGABRT
+    host = Spec(namespaces={"pid": "host"})
+    assert fastns.run(["sh", "-c", raises], spec=host).returncode == -signal.SIGABRT
+    with fastns.Template() as template:
+        assert template.run(["sh", "-c", raises]).returncode == 42
+        assert template.run(["sh", "-c", f"sh -c '{raises}'; exit $?"]).exit_code == 134
+
+
 def test_the_command_decides(debian_rootfs: Path) -> None:
     """What is passed on is delivered once each, in the order sent, and the command may go on."""
     code = """

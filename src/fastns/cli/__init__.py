@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"see {self.prog} --help")
 
-    def print_help(self, _file: object = None) -> None:
+    def print_help(self, file: object = None) -> None:
         """To stdout, always; argparse itself does not tell when that fails."""
         say(self.format_help(), end="")
 
