@@ -1235,7 +1235,7 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
         return 0
     ret = c.fns_batch_open(&batch, jobs.jobs, jobs.n, min(concurrency, <unsigned>jobs.n), spawn)
     if ret < 0:
-        raise OSError(-ret, os.strerror(-ret))
+        raise SpawnError("stdio", -ret)
     try:
         while True:
             PyErr_CheckSignals()

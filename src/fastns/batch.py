@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
 from fastns._record import record
-from fastns._stdio import above_stdio, is_open
+from fastns._stdio import is_open, open_null
 from fastns.completed import CompletedSandbox, TimeoutExpired, completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
@@ -61,14 +61,11 @@ def spawn_batch_by(
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
-    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-    try:
-        stdio = [-1 if is_open(fd) else null for fd in (0, 1, 2)]
+    with open_null() as null:
+        stdio = [-1 if is_open(fd) else null.fileno() for fd in (0, 1, 2)]
         streams = (stdio[0], stdio[1], stdio[2])
         items = [_item(plan, i, job, None, streams, 0) for i, job in enumerate(listed)]
         outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
-    finally:
-        os.close(null)
     return [
         outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
         for job, outcome in zip(listed, outcomes, strict=True)
@@ -123,7 +120,6 @@ def run_batch_by(
     mode = _TextMode.of(text, None, None)
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
-    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
     def result(index: int, outcome: _core._Outcome | SpawnError) -> Result:
         job = listed[index]
@@ -134,7 +130,8 @@ def run_batch_by(
         assert each is not None
         each(index, result(index, outcome))
 
-    try:
+    with open_null() as file:
+        null = file.fileno()
         stdio = (null, -1 if is_open(1) else null, -1 if is_open(2) else null)
         items = [
             _item(plan, i, job, mode, stdio, pipes, timeout, limit) for i, job in enumerate(listed)
@@ -147,8 +144,6 @@ def run_batch_by(
             progress,
             None if each is None else hand_on,
         )
-    finally:
-        os.close(null)
     return [result(i, outcome) for i, outcome in enumerate(outcomes)]
 
 
