@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to mend it.
 
-TimeoutExpired and CalledProcessError, which need subprocess, are in completed.py.
+TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed.py.
 """
 
 import errno as _errno

@@ -137,10 +137,13 @@ class Template:
         timeout: float | None = None,
         capture_output: bool = True,
         text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         max_output: int | None = None,
     ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        return self._run_batch(jobs, concurrency, timeout, capture_output, text, max_output)
+        mode = _TextMode.of(text, encoding, errors)
+        return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
 
     def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
         return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)

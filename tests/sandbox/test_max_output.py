@@ -1,5 +1,6 @@
 """max_output as a field of a spec: kept up to it, the rest read, so that the command goes on."""
 
+import functools
 import json
 import os
 import signal
@@ -53,6 +54,32 @@ def test_kept_by_batches_and_communicate() -> None:
 
 
 def test_endless_output_ends_by_the_timeout() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_text_is_cut_between_characters(way: str) -> None:
+    """The last one kept may be half of one: that is no fault of the command's."""
+    say = ["printf", "éééé%s"]
+    with runner(way, max_output=3) as run:
+        done = run(say, capture_output=True, text=True)
+        assert (done.stdout, done.truncated) == ("é", True)
+        assert run(say, stdout=PIPE, encoding="utf-8", errors="replace").stdout == "é"
+        with pytest.raises(fastns.DecodeError):  # that stream was not cut
+            run(["sh", "-c", r"printf 'a\303'; printf 1234 >&2"], capture_output=True, text=True)
+
+
+def test_text_of_batches_and_communicate_is_cut_between_characters() -> None:
+    spec, jobs = Spec(max_output=3), [["printf", "éééé"], ["echo", "ab"]]
+    with Template(spec) as template:
+        for results in (
+            fastns.run_batch(jobs, spec=spec, text=True),
+            fastns.run_batch(jobs, max_output=3, text=True),
+            template.run_batch(jobs, text=True),
+        ):
+            assert [done.stdout for done in results] == ["é", "ab\n"]
+        for spawn in (template.spawn, functools.partial(fastns.spawn, spec=spec)):
+            with spawn(jobs[0], stdout=PIPE, text=True) as sandbox:
+                assert sandbox.communicate() == ("é", None)
+
+
     spec = Spec(max_output=LIMIT)
     with pytest.raises(fastns.TimeoutExpired) as caught:
         fastns.run(["yes"], spec=spec, capture_output=True, timeout=0.3)

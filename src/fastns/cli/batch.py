@@ -15,7 +15,6 @@ import errno
 import functools
 import json
 import os
-import re
 import select
 import stat
 import time
@@ -25,6 +24,7 @@ from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
 from fastns.cli._flags import add_sandbox_flags, duration, hint_for_field, spec_of
 from fastns.cli._signals import Signals, signal_name
 from fastns.errors import FastnsError, SpawnError, SpecError
+from fastns.limits import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ PATIENCE = 1.0
 """Seconds without news of the input after which the jobs that are there are run."""
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 EPILOG = """\
 FILE has one job a line: a JSON object, or just the list that would be its args.
@@ -138,8 +137,8 @@ def _perform(flags: argparse.Namespace) -> int:
         "concurrency": concurrency,
         "timeout": None if flags.timeout is None else duration("--timeout", flags.timeout),
         "capture_output": True,
-        "text": None,
-        "max_output": _size("--max-output", flags.max_output or MAX_OUTPUT),
+        "mode": None,
+        "max_output": parse_size("max_output", flags.max_output or MAX_OUTPUT),
     }
     spec = spec_of(flags, os.environ, extra_env={})
     with contextlib.ExitStack() as stack:
@@ -172,15 +171,6 @@ def _concurrency(text: str | None) -> int:
             f"--concurrency {text}: not a number from 1 to {MAX_CONCURRENCY}", "for example: -j 8"
         )
     return int(text)
-
-
-def _size(flag: str, text: str) -> int:
-    """Bytes of `65536`, `64k`, `1m` or `1g`, more than zero."""
-    found = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", text.lower())
-    size = int(found[1]) * UNITS[found[2]] if found else 0
-    if not size:
-        raise UsageError(f"{flag} {text}: not a size above zero", "for example: 64k, 1m or 65536")
-    return size
 
 
 @contextlib.contextmanager
