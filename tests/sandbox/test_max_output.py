@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,7 +54,6 @@ def test_kept_by_batches_and_communicate() -> None:
     assert (len(out), sandbox.cause) == (LIMIT, "output_limit")
 
 
-def test_endless_output_ends_by_the_timeout() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_text_is_cut_between_characters(way: str) -> None:
     """The last one kept may be half of one: that is no fault of the command's."""
@@ -80,6 +80,7 @@ def test_text_of_batches_and_communicate_is_cut_between_characters() -> None:
                 assert sandbox.communicate() == ("é", None)
 
 
+def test_endless_output_ends_by_the_timeout() -> None:
     spec = Spec(max_output=LIMIT)
     with pytest.raises(fastns.TimeoutExpired) as caught:
         fastns.run(["yes"], spec=spec, capture_output=True, timeout=0.3)
@@ -99,6 +100,7 @@ def test_the_flag() -> None:
         outcome = json.load(file)
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (3, LIMIT, 999)
     assert (outcome["exit_code"], outcome["cause"]) == (3, "output_limit")
+    assert outcome["truncated"]
 
 
 def test_the_flag_and_a_reader_that_goes_away() -> None:
@@ -107,6 +109,47 @@ def test_the_flag_and_a_reader_that_goes_away() -> None:
         process.stdout.close()
         assert eventually(lambda: process.poll() is not None)
         assert process.returncode == 1  # EPIPE: pid 1 of a namespace has no SIGPIPE
+
+
+STUCK = [*COMMAND[:-1], "1m"]
+
+
+@pytest.mark.parametrize("end", ["timeout", "signal", "signal after the end"])
+def test_the_flag_and_a_reader_that_takes_nothing(end: str) -> None:
+    """It is waited for only after an end that nobody has asked for, and until somebody asks."""
+    read, write = os.pipe()
+    words = ["--timeout", "0.5s", "yes"] if end == "timeout" else ["yes"]
+    if end == "signal after the end":
+        words = ["head", "-c", "120000", "/dev/zero"]  # two pipes full, almost
+    with subprocess.Popen([*STUCK, *words], stdout=write) as process:
+        os.close(write)
+        try:
+            if end != "timeout":
+                assert select.select([read], [], [], 30)[0]
+                time.sleep(0.3)
+                assert process.poll() is None
+                process.terminate()
+            code = process.wait(timeout=20)
+        finally:
+            os.close(read)
+    assert code == (124 if end == "timeout" else 128 + signal.SIGTERM)
+
+
+def test_the_flag_and_a_slow_reader() -> None:
+    """What was written before the end arrives, the sandbox's own or not."""
+    for then, code in (("exit 3", 3), ("sleep 60", 128 + signal.SIGTERM)):
+        words = ["sh", "-c", f"head -c 100000 /dev/zero; echo done >&2; {then}"]
+        with subprocess.Popen([*STUCK, *words], stdout=-1, stderr=-1) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stderr.readline() == b"done\n"
+            if code != 3:
+                process.terminate()
+            got = 0
+            while data := os.read(process.stdout.fileno(), 4096):
+                got += len(data)
+                time.sleep(0.02)
+            assert (got, process.wait()) == (100000, code)
 
 
 def test_the_flag_and_signals() -> None:

@@ -422,6 +422,7 @@ def test_a_result(layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]) 
             "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
             "cause": "exited",
             "timed_out": False,
+            "limits": [],
         }
     ]
 
@@ -429,6 +430,7 @@ def test_a_result(layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]) 
 def test_fields_of_each_kind_of_end() -> None:
     late = TimeoutExpired(["x"], 2.5, b"so far", b"")
     late.returncode, late.usage, late.wall_time = -9, USAGE, 2.5
+    late.limits = ("memory",)
     keys = ("exit_code", "returncode", "signal", "timed_out")
     found = [
         tuple(fields_of(result)[key] for key in keys)
@@ -441,6 +443,7 @@ def test_fields_of_each_kind_of_end() -> None:
         (124, -9, "SIGKILL", True),
     ]
     assert fields_of(late)["stdout"] == "so far"
+    assert (fields_of(late)["cause"], fields_of(late)["limits"]) == ("timeout", ("memory",))
 
 
 def test_fields_of_a_failed_start() -> None:

@@ -65,8 +65,9 @@ Each result is one JSON object, in the order of the jobs:
   id (if the job has one), index (from 0), exit_code (128+n on signal n, 124 on a timeout),
   returncode (-n on signal n), signal (its name or null), stdout, stderr, wall_time (seconds),
   usage (user_time, system_time: seconds; max_rss: bytes; with limits memory_peak: bytes, pids_peak,
-  io_read, io_write: bytes), cause (exited, signaled, timeout, oom: over --memory, pids: over
-  --pids-limit, output_limit: over --max-output, seccomp: ended by the filter), timed_out;
+  io_read, io_write: bytes, cpu_time: seconds), cause (exited, signaled, timeout, cpu_time: over
+  --cpu-time, oom: over --memory, pids: over --pids-limit, output_limit: over --max-output, seccomp:
+  ended by the filter), timed_out, limits (the names of those that were enforced: ["memory"]);
   "truncated": true when --max-output has cut something off; stdout_base64, stderr_base64: the
   bytes, where they are not UTF-8 (stdout and stderr then have U+FFFD for what is not).
 For a command that could not be started, beside id and index:
@@ -490,6 +491,7 @@ def fields_of(result: Result) -> dict[str, object]:
     fields["usage"] = usage.as_dict()
     fields["cause"] = result.cause
     fields["timed_out"] = late
+    fields["limits"] = result.limits
     if result.truncated:
         fields["truncated"] = True
     return fields
