@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from fastns._compile import compile
     from fastns._core import Plan
     from fastns.batch import Job, run_batch, spawn_batch
-    from fastns.completed import CalledProcessError, CompletedSandbox, TimeoutExpired, run
+    from fastns.completed import (
+        CalledProcessError,
+        CompletedSandbox,
+        DecodeError,
+        TimeoutExpired,
+        run,
+    )
     from fastns.errors import FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
@@ -30,6 +36,7 @@ __all__ = [
     "STDOUT",
     "CalledProcessError",
     "CompletedSandbox",
+    "DecodeError",
     "FastnsError",
     "IDMapping",
     "Job",
@@ -59,7 +66,7 @@ _HOMES = {
     "_compile": ("compile",),
     "_core": ("Plan",),
     "batch": ("Job", "run_batch", "spawn_batch"),
-    "completed": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired", "run"),
+    "completed": ("CalledProcessError", "CompletedSandbox", "DecodeError", "TimeoutExpired", "run"),
     "errors": ("FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     Counts: TypeAlias = Mapping[str, int | None]
 
 
+# Over a limit on memory or CPU time a process is ended by SIGKILL; one that was refused another, or
+# has lost one, may end itself, by abort(), which for pid 1 of a namespace comes to SIGSEGV.
+OF_A_LIMIT = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
+
+
 def cause_of(
     returncode: int,
     counts: Counts | None = None,
@@ -35,30 +40,33 @@ def cause_of(
     plan: Plan | None = None,
     signals: frozenset[int] = frozenset(),
 ) -> Cause:
-    """
+    """What is known to have ended the first process goes before what a counter lets guess.
+
     Args:
-        counts: of its cgroups, if it had any. A limit that was met counts where the command has not
-            ended well for all that.
+        counts: of its cgroups, if it had any. They are of all its processes: a limit that was met
+            is the cause only of an end of the first one that may come of it.
         timed_out: it was killed here when its time was over. killed: by Sandbox.kill().
         truncated: more came out of it than max_output.
         plan: how it was made: SIGSYS ends nobody by itself, but where there is a filter.
         signals: those that this process has sent it.
     """
-    if returncode == 0 and not timed_out and not truncated:
-        return "exited"
-    counts = counts or {}
-    if counts.get("oom_kills") and returncode:
-        return "oom"
-    if counts.get("cpu_time_over") and returncode:
-        return "cpu_time"
     if timed_out:
         return "timeout"
+    if returncode == 0:
+        return "output_limit" if truncated else "exited"
+    sent = -returncode in signals
     if killed and returncode == -signal.SIGKILL:
         return "killed"
-    if counts.get("pids_refused") and returncode:
-        return "pids"
-    if returncode == -signal.SIGSYS and signal.SIGSYS not in signals and plan and plan.filtered:
+    if returncode == -signal.SIGSYS and not sent and plan and plan.filtered:
         return "seccomp"
+    counts = counts or {}
+    if not sent and (returncode > 0 or returncode in OF_A_LIMIT):
+        if counts.get("cpu_time_over"):
+            return "cpu_time"
+        if counts.get("oom_kills"):
+            return "oom"
+        if counts.get("pids_refused"):
+            return "pids"
     if truncated:
         return "output_limit"
-    return "exited" if returncode >= 0 else "signaled"
+    return "exited" if returncode > 0 else "signaled"

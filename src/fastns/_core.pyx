@@ -905,8 +905,8 @@ cdef class Pipes:
 
     @property
     def dropped(self):
-        """Bytes beyond the limit, of both."""
-        return self.io.output[0].dropped + self.io.output[1].dropped
+        """Bytes beyond the limit: of stdout, of stderr."""
+        return self.io.output[0].dropped, self.io.output[1].dropped
 
     def run(self, timeout_ns=None):
         """Until everything is at its end: True; False when `timeout_ns` has passed first."""
@@ -1040,7 +1040,7 @@ cdef class _Jobs:
         return self.error(i) if self.jobs[i].error.stage != c.FNS_STAGE_NONE else self.process(i)
 
     cdef object outcome(self, size_t i):
-        """SpawnError, or (result tuple, stdout, stderr, bytes dropped, timed_out)."""
+        """SpawnError, or _outcome()."""
         if self.jobs[i].error.stage != c.FNS_STAGE_NONE:
             return self.error(i)
         return _outcome(&self.jobs[i])
@@ -1065,7 +1065,7 @@ cdef class _Jobs:
 
 
 cdef tuple _outcome(const c.fns_job *job):
-    """(result tuple, stdout, stderr, bytes dropped, timed_out)"""
+    """(result tuple, stdout, stderr, bytes dropped of each, timed_out)"""
     out = err = None
     if job.pipes & c.FNS_PIPE_STDOUT:
         out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
@@ -1073,7 +1073,7 @@ cdef tuple _outcome(const c.fns_job *job):
         err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
     counts = None if job.groups == NULL else _counts(&job.leaf)
     return (_result(&job.process, &job.result, counts), out, err,
-            job.output[0].dropped + job.output[1].dropped, job.timed_out != 0)
+            (job.output[0].dropped, job.output[1].dropped), job.timed_out != 0)
 
 
 cdef int _run_job(c.fns_job *job, Server server) except -1:
@@ -1237,7 +1237,7 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
         return 0
     ret = c.fns_batch_open(&batch, jobs.jobs, jobs.n, min(concurrency, <unsigned>jobs.n), spawn)
     if ret < 0:
-        raise OSError(-ret, os.strerror(-ret))
+        raise SpawnError("stdio", -ret)
     try:
         while True:
             PyErr_CheckSignals()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 
 from fastns import _core
@@ -45,6 +46,9 @@ class StdioPlan:
         try:
             for index, value in enumerate(values):
                 self._set(index, value)
+        except OSError as exc:  # no fd is left
+            self.close_all()
+            raise SpawnError("stdio", exc.errno or 0) from None
         except BaseException:
             self.close_all()
             raise
@@ -66,9 +70,9 @@ class StdioPlan:
             self.child[index] = value
 
     def _own(self, fd: int) -> int:
-        fd = above_stdio(fd)
         self._opened.append(fd)
-        return fd
+        self._opened[-1] = above_stdio(fd)
+        return self._opened[-1]
 
     def close_child(self) -> None:
         for fd in self._opened:
@@ -90,7 +94,7 @@ class RunStreams:
     def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> None:
         self.fds = [-1, -1, -1]
         self.pipes = 0
-        self._null = -1
+        self._null: io.FileIO | None = None
         values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
         for index, value in enumerate(values):
             if value == PIPE:
@@ -103,13 +107,13 @@ class RunStreams:
                 self.fds[index] = value
 
     def _devnull(self) -> int:
-        if self._null < 0:
-            self._null = above_stdio(os.open(os.devnull, os.O_RDWR))
-        return self._null
+        if self._null is None:
+            self._null = open_null()
+        return self._null.fileno()
 
     def close(self) -> None:
-        if self._null >= 0:
-            os.close(self._null)
+        if self._null is not None:
+            self._null.close()
 
 
 def above_stdio(fd: int) -> int:
@@ -119,6 +123,19 @@ def above_stdio(fd: int) -> int:
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return high
+
+
+def open_null() -> io.FileIO:
+    """/dev/null, at a number that no stream of a child has. A file, not an fd: dropped by a
+    KeyboardInterrupt before it has a name, it closes itself. Raises: SpawnError, stage "stdio"."""
+    try:
+        null = io.FileIO(os.devnull, "r+")
+        if null.fileno() > 2:
+            return null
+        with null:
+            return io.FileIO(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3), "r+")
+    except OSError as exc:
+        raise SpawnError("stdio", exc.errno or 0) from None
 
 
 def _wanted(index: int, value: Any) -> int:

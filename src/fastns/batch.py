@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
 from fastns._record import record
-from fastns._stdio import above_stdio, is_open
-from fastns.completed import CompletedSandbox, TimeoutExpired, completed
+from fastns._stdio import is_open, open_null
+from fastns.completed import CompletedSandbox, DecodeError, TimeoutExpired, completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastns.sandbox import Args
     from fastns.spec import Spec
 
-    Result: TypeAlias = CompletedSandbox | SpawnError | TimeoutExpired
+    Result: TypeAlias = CompletedSandbox | SpawnError | TimeoutExpired | DecodeError
 
 
 @record(frozen=True)
@@ -48,7 +48,8 @@ def spawn_batch(
         jobs: argv lists or Jobs; `input` and `timeout` of a Job are for run_batch().
         concurrency: how many are being started at a time (default: the number of CPUs).
     Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
-    Raises: SpecError, naming the job, before anything is started.
+    Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
+        no fd is left to begin with.
     """
     return spawn_batch_by(None, plan_of(spec), jobs, concurrency)
 
@@ -61,14 +62,11 @@ def spawn_batch_by(
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
             raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
-    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-    try:
-        stdio = [-1 if is_open(fd) else null for fd in (0, 1, 2)]
+    with open_null() as null:
+        stdio = [-1 if is_open(fd) else null.fileno() for fd in (0, 1, 2)]
         streams = (stdio[0], stdio[1], stdio[2])
         items = [_item(plan, i, job, None, streams, 0) for i, job in enumerate(listed)]
         outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
-    finally:
-        os.close(null)
     return [
         outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
         for job, outcome in zip(listed, outcomes, strict=True)
@@ -83,6 +81,8 @@ def run_batch(
     timeout: float | None = None,
     capture_output: bool = True,
     text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
     max_output: int | None = None,
 ) -> list[Result]:
     """Runs every job to its end, at most `concurrency` alive at once (default: number of CPUs).
@@ -91,15 +91,19 @@ def run_batch(
         jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
         timeout: seconds for each job that has none of its own.
         capture_output: stdout and stderr into the results; otherwise the caller's are used.
+        text, encoding, errors: text instead of bytes, as in run().
         max_output: bytes kept of each of the two of each job (None: as the spec has it). The rest
             is read and dropped, and `truncated` of the result is True.
-    Returns: for each job, in order, a CompletedSandbox, or the SpawnError or TimeoutExpired (with
-        the output so far) that it came to. One failure never stops the others.
-    Raises: SpecError, naming the job, before anything is started. KeyboardInterrupt after every
-        running sandbox was killed and reaped.
+    Returns: for each job, in order, a CompletedSandbox, or the SpawnError, TimeoutExpired (with
+        the output so far) or DecodeError (with all of it) that it came to. One failure never stops
+        the others.
+    Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
+        no fd is left to begin with. KeyboardInterrupt after every running sandbox was killed and
+        reaped.
     """
     plan = plan_of(spec)
-    return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, text, max_output)
+    mode = _TextMode.of(text, encoding, errors)
+    return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, mode, max_output)
 
 
 def run_batch_by(
@@ -109,7 +113,7 @@ def run_batch_by(
     concurrency: int | None,
     timeout: float | None,
     capture_output: bool,
-    text: bool | None,
+    mode: _TextMode | None,
     max_output: int | None,
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
@@ -120,10 +124,8 @@ def run_batch_by(
     list is empty: each(i, result) is called before `progress`, for what has finished since.
     """
     limit = _max_output(max_output) or plan.max_output
-    mode = _TextMode.of(text, None, None)
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
-    null = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
     def result(index: int, outcome: _core._Outcome | SpawnError) -> Result:
         job = listed[index]
@@ -134,7 +136,8 @@ def run_batch_by(
         assert each is not None
         each(index, result(index, outcome))
 
-    try:
+    with open_null() as file:
+        null = file.fileno()
         stdio = (null, -1 if is_open(1) else null, -1 if is_open(2) else null)
         items = [
             _item(plan, i, job, mode, stdio, pipes, timeout, limit) for i, job in enumerate(listed)
@@ -147,8 +150,6 @@ def run_batch_by(
             progress,
             None if each is None else hand_on,
         )
-    finally:
-        os.close(null)
     return [result(i, outcome) for i, outcome in enumerate(outcomes)]
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
+    from fastns.batch import Result
     from fastns.sandbox import Args
     from fastns.spec import Spec
     from fastns.template import Template
@@ -61,18 +62,36 @@ else:
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
-class TimeoutExpired(FastnsError, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes.
-
-    When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time and
-    truncated are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes on.
-    """
+class _Ended(FastnsError):
+    """What CompletedSandbox has too: set when the sandbox has ended."""
 
     returncode: int | None = None
     usage: Usage | None = None
     wall_time: float | None = None
     truncated = False
+    cause: Cause = "exited"
+    limits: tuple[str, ...] = ()
+
+
+class TimeoutExpired(_Ended, subprocess.TimeoutExpired):
+    """The time was over; stdout and stderr hold the output so far, as bytes.
+
+    When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
+    truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
+    on. cause is "timeout".
+    """
+
     cause: Cause = "timeout"
+
+
+class DecodeError(_Ended, UnicodeDecodeError):
+    """The output is no text of the encoding asked for; stdout and stderr hold it, as bytes.
+
+    The sandbox has ended: returncode, usage and the like are as in CompletedSandbox.
+    """
+
+    stdout: bytes | None = None
+    stderr: bytes | None = None
 
 
 class CalledProcessError(FastnsError, subprocess.CalledProcessError):
@@ -103,7 +122,8 @@ class CompletedSandbox(Completed):
         self.method = method  # how it was started: "direct", "staged" or "template"
         self.truncated = truncated  # whether max_output has cut stdout or stderr off
         self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
-        # "output_limit", "seccomp" (a system call that the filter ends a process for) or "killed"
+        # "cpu_time", "output_limit" or "seccomp" (a call that the filter ends a process for, or,
+        # which looks the same, a SIGSYS from inside: with init or the host's pid namespace)
         self.id_map = id_map  # whose ids it had, as in Sandbox
         self.mount_namespace = (
             mount_namespace  # how it began: "copied" (the caller's whole table of
@@ -147,7 +167,8 @@ def run(
         capture_output: stdout=PIPE, stderr=PIPE; excludes both.
         timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
         check: a non-zero returncode raises CalledProcessError.
-    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far.
+    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far. DecodeError,
+        a UnicodeDecodeError, when the output is no such text (errors="replace" takes any).
     """
     plan = plan_of(spec)
     return run_by(
@@ -223,7 +244,7 @@ def run_by(
     return checked(completed(args, plan, outcome, mode, timeout), check)
 
 
-def checked(done: CompletedSandbox | SpawnError | TimeoutExpired, check: bool) -> CompletedSandbox:
+def checked(done: Result, check: bool) -> CompletedSandbox:
     if isinstance(done, CompletedSandbox):
         if check and done.returncode:
             raise CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
@@ -240,7 +261,7 @@ def completed(
     outcome: _core._Outcome | SpawnError,
     mode: _TextMode | None,
     timeout: float | None,
-) -> CompletedSandbox | SpawnError | TimeoutExpired:
+) -> Result:
     """What a command that was run to its end has come to."""
     if isinstance(outcome, SpawnError):
         return outcome
@@ -248,20 +269,29 @@ def completed(
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
     used = (user, system, max_rss, exact, counts)
-    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=dropped > 0, plan=plan)
-    if timed_out:
-        assert timeout is not None
-        expired = TimeoutExpired(args, timeout, out, err)
-        expired.returncode = returncode
-        expired.usage = Usage.of(*used)
-        expired.wall_time = wall
-        expired.truncated = dropped > 0
-        expired.cause = cause
-        return expired
+    truncated = any(dropped)
+    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=truncated, plan=plan)
     stdout: Any = out
     stderr: Any = err
-    if mode is not None:
-        stdout, stderr = (None if data is None else mode.decode(data) for data in (out, err))
+    error: TimeoutExpired | DecodeError | None = None
+    if timed_out:
+        assert timeout is not None
+        error = TimeoutExpired(args, timeout, out, err)
+    elif mode is not None:
+        try:
+            stdout = None if out is None else mode.decode(out, dropped[0] > 0)
+            stderr = None if err is None else mode.decode(err, dropped[1] > 0)
+        except UnicodeDecodeError as exc:
+            error = DecodeError(*exc.args)
+            error.stdout, error.stderr = out, err
+    if error is not None:
+        error.returncode = returncode
+        error.usage = Usage.of(*used)
+        error.wall_time = wall
+        error.truncated = truncated
+        error.cause = cause
+        error.limits = plan.limits
+        return error
     return CompletedSandbox(
         args,
         returncode,
@@ -270,7 +300,7 @@ def completed(
         used,
         wall,
         plan.method,
-        truncated=dropped > 0,
+        truncated=truncated,
         cause=cause,
         limits=plan.limits,
         id_map=plan.id_map,

@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to mend it.
 
-TimeoutExpired and CalledProcessError, which need subprocess, are in completed.py.
+TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed.py.
 """
 
 import errno as _errno
@@ -97,6 +97,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("clone", _errno.EAGAIN, None): (
         "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup"
     ),
+    ("clone", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
     ("clone", _errno.ENOMEM, None): (
         "memory is short, or the joined pid namespace's first process has ended"
     ),
@@ -222,6 +223,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("setuid", _errno.EINVAL, None): "the user is not in uid_mappings",
     ("setgid", _errno.EPERM, None): "another group needs root or a new user namespace",
     ("setuid", _errno.EPERM, None): "another user needs root or a new user namespace",
+    ("stdio", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
     ("stdio", _errno.EBADF, None): "stdin, stdout or stderr is an fd that is closed",
     ("fds", _errno.EBADF, None): "one of pass_fds is closed",
     ("chdir", _errno.ENOENT, None): "the working directory does not exist inside the root",

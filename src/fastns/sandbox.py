@@ -45,8 +45,10 @@ def exit_code(returncode: int) -> int:
 class Usage:
     """What a sandbox used, by the kernel's account of its first process and all it waited for."""
 
-    user_time: float  # seconds
-    system_time: float  # seconds
+    # Seconds. Children that nobody inside has waited for are not in these two: those that ended
+    # with a sandbox that was killed, or were left behind by its first process. cpu_time has them.
+    user_time: float
+    system_time: float
     max_rss: int  # bytes, of the largest process
     max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
     # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
@@ -197,8 +199,12 @@ class _TextMode:
                 raise SpecError(field, f"{shown(name)}: {what} expected") from None
         return cls(encoding or "utf-8", errors or "strict")
 
-    def decode(self, data: bytes) -> str:
-        text = data.decode(self.encoding, self.errors)
+    def decode(self, data: bytes, cut: bool = False) -> str:
+        """`cut`: there was more, so that the last character may be incomplete; it is left out."""
+        if cut:
+            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
+        else:
+            text = data.decode(self.encoding, self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -283,7 +289,7 @@ class Sandbox:
     @property
     def truncated(self) -> bool:
         """Whether communicate() has left out what was over the spec's max_output."""
-        return self._pipes is not None and self._pipes.dropped > 0
+        return self._pipes is not None and any(self._pipes.dropped)
 
     def poll(self) -> int | None:
         """The returncode if the sandbox has ended, else None.
@@ -331,7 +337,8 @@ class Sandbox:
 
         After TimeoutExpired (which carries the output so far) it may be called again, without
         losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
-        ahead into that file's buffer is not in it: use the one or the other.
+        ahead into that file's buffer is not in it: use the one or the other. Of text that
+        max_output has cut inside a character that one is left out.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
@@ -397,7 +404,8 @@ class Sandbox:
         if self._pipes is None or not self._kept[which - 1]:
             return None
         data = self._pipes.output(which)
-        return data if self._mode is None else self._mode.decode(data)
+        cut = self._pipes.dropped[which - 1] > 0
+        return data if self._mode is None else self._mode.decode(data, cut)
 
     def _finish(self) -> tuple[Any, Any]:
         """After kill(): what is left in the pipes, as bytes (as subprocess' TimeoutExpired has)."""

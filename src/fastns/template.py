@@ -7,13 +7,13 @@ nothing of this process is copied, nor the host's table of mounts, and no old ro
 from __future__ import annotations
 
 import errno
-import os
 import threading
 
 from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._compile_template import compile_template
 from fastns._record import record
+from fastns._stdio import open_null
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import CompletedSandbox, checked, completed, run_by
 from fastns.errors import SpawnError, SpecError
@@ -140,10 +140,13 @@ class Template:
         timeout: float | None = None,
         capture_output: bool = True,
         text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         max_output: int | None = None,
     ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        return self._run_batch(jobs, concurrency, timeout, capture_output, text, max_output)
+        mode = _TextMode.of(text, encoding, errors)
+        return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
 
     def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
         return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)
@@ -218,8 +221,5 @@ class Template:
 
 
 def _start(plan: _core.Plan, parked: int) -> _core.Server:
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return _core.Server(plan, null, parked)
-    finally:
-        os.close(null)
+    with open_null() as null:
+        return _core.Server(plan, null.fileno(), parked)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -189,6 +193,69 @@ def test_each_job_has_its_own_arguments(busybox: fastns.Plan) -> None:
     outcomes = fastns.run_batch(jobs, spec=busybox, text=True)
     texts = [o.stdout for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
     assert texts == ["0 n0 /tmp\nin 0", "1 n1 /etc\nin 1"]
+
+
+@pytest.mark.parametrize("way", ["plan", "template"])
+def test_text_that_cannot_be_decoded_is_its_own_jobs(busybox_rootfs: Path, way: str) -> None:
+    bad = ["sh", "-c", r"printf 'b\344d'; echo err >&2; exit 3"]
+    jobs = [["echo", "ä"], bad, ["echo", "c"]]
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    with fastns.Template(spec) as template:
+        run = (
+            template.run_batch
+            if way == "template"
+            else functools.partial(fastns.run_batch, spec=spec)
+        )
+        before, error, after = run(jobs, text=True)
+        latin = run([bad], encoding="latin-1")[0]
+        replaced = run([bad], errors="replace")[0]
+    assert isinstance(before, fastns.CompletedSandbox)
+    assert isinstance(after, fastns.CompletedSandbox)
+    assert (before.stdout, after.stdout) == ("ä\n", "c\n")
+    assert isinstance(error, fastns.DecodeError)
+    assert isinstance(error, UnicodeDecodeError)
+    assert (error.stdout, error.stderr, error.object) == (b"b\344d", b"err\n", b"b\344d")
+    assert (error.returncode, error.cause, error.truncated) == (3, "exited", False)
+    assert error.usage is not None
+    assert error.wall_time is not None
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+    assert (latin.stdout, replaced.stdout) == ("bäd", "b\ufffdd")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("field", ["encoding", "errors"])
+def test_a_bad_codec(plan: fastns.Plan, field: str) -> None:
+    with pytest.raises(fastns.SpecError) as caught:
+        fastns.run_batch([["/true"]], spec=plan, **{field: "nonsense"})
+    assert caught.value.field == field
+
+
+def test_an_interrupt_before_there_is_a_name_leaves_no_fd(probe_rootfs: Path) -> None:
+    """nothing_left() looks for that of /dev/null."""
+
+    def interrupt(frame: FrameType, event: str, arg: object) -> None:
+        opened = event == "return" and frame.f_code.co_name == "open_null"
+        if opened or (event == "c_return" and arg is os.open):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    spec = fastns.Spec(rootfs=probe_rootfs)
+    plan = fastns.compile(spec)
+    with fastns.Template(spec) as template:
+        template.run(["/true"])
+        fastns.run_batch([["/true"]], spec=plan)  # imports open files
+        starts = (
+            lambda: fastns.run_batch([["/true"]], spec=plan),
+            lambda: fastns.spawn_batch([["/true"]], spec=plan),
+            fastns.Template(spec).__enter__,
+        )
+        for start in starts:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                sys.setprofile(interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    start()
+                gc.collect()
 
 
 def test_stdin_is_empty_without_input(plan: fastns.Plan) -> None:

@@ -186,22 +186,53 @@ def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> No
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True"))
 assert fastns.run(["/true"], spec=plan).returncode == 0
+five = ["/probe", "--exit", "5"]
+
+def plain():
+    return [fastns.spawn(five, spec=plan).wait()]
+
+def piped():
+    with fastns.spawn(five, spec=plan, stdin=-1, stdout=-1, stderr=-1, text=True) as sandbox:
+        pass
+    return [sandbox.returncode]
+
+def quiet():
+    return [fastns.run(five, spec=plan, stdin=-3, stdout=-3).returncode]
+
+def batch():
+    done = fastns.run_batch([five] * 2, spec=plan)
+    for one in done:
+        if isinstance(one, fastns.SpawnError):
+            raise one
+    return [one.returncode for one in done]
+
+def spawned():
+    return [one.wait() for one in fastns.spawn_batch([five], spec=plan) if one_started(one)]
+
+def one_started(one):
+    if isinstance(one, fastns.SpawnError):
+        raise one
+    return True
+
+batch(), piped()  # what is imported now needs no fd later
 before, hard = fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-failed = worked = 0
-for limit in range(3, 24):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        sandbox = fastns.spawn(["/probe", "--exit", "5"], spec=plan)
-    except fastns.SpawnError as exc:
-        assert exc.strerror == "Too many open files", exc
-        failed += 1
-    else:
-        assert sandbox.wait() == 5
-        worked += 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    assert children() == [], (limit, children())
-    assert fds() == before
-assert failed and worked
+for start in (plain, piped, quiet, batch, spawned):
+    failed = worked = 0
+    for limit in range(3, 28):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            found = start()
+        except fastns.SpawnError as exc:
+            assert exc.strerror == "Too many open files", exc
+            assert exc.hint or exc.stage not in ("clone", "stdio")
+            failed += 1
+        else:
+            assert set(found) == {5}
+            worked += 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert children() == [], (limit, children())
+        assert fds() == before
+    assert failed and worked, start
 """
     script(code, str(probe_rootfs), str(init))
 

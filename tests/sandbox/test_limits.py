@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import json
 import os
 import re
 import signal
@@ -194,6 +195,73 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
             os.kill(sandbox.pid, signal.SIGKILL)
         assert sandbox.cause == "signaled"
     plan.close()
+
+
+CHILD_OVER = """
+import os, sys, time
+if not (pid := os.fork()):
+    x = b"x" * (64 << 20)
+print(os.waitpid(pid, 0)[1], flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit(3)
+"""
+
+
+@with_cgroups
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: str) -> None:
+    """That a child was ended is the cause only of an end that nobody has asked for."""
+    command = ["python3", "-c", CHILD_OVER]
+    with runner(way, rootfs=debian_rootfs, memory="32m") as go:
+        done = go([*command, "0"], capture_output=True)
+        assert (done.cause, done.returncode) == ("oom", 3)
+        with pytest.raises(fastns.TimeoutExpired) as caught:
+            go([*command, "60"], capture_output=True, timeout=1 + 5 * done.wall_time)
+    assert (caught.value.stdout, caught.value.cause) == (b"9\n", "timeout")
+    assert caught.value.limits == ("memory",)
+
+
+@with_cgroups
+def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
+    plan = fastns.compile(Spec(rootfs=debian_rootfs, memory="32m"))
+    with fastns.spawn(["python3", "-c", CHILD_OVER, "60"], spec=plan, stdout=-1) as sandbox:
+        assert sandbox.stdout is not None
+        assert sandbox.stdout.readline() == b"9\n"
+        sandbox.kill()
+    plan.close()
+    assert sandbox.cause == "killed"
+
+
+@with_cgroups
+@pytest.mark.parametrize("way", WAYS)
+def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -> None:
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}],
+    }
+    forks = "(for i in 1 2 3 4 5; do sleep 1 & done)"
+    with runner(way, rootfs=busybox_rootfs, pids_limit=4, seccomp=profile) as go:
+        assert go(["sh", "-c", f"{forks}; exit 3"], stderr=fastns.DEVNULL).cause == "pids"
+        done = go(["sh", "-c", f"{forks}; exec mkdir /tmp/x"], stderr=fastns.DEVNULL)
+    assert (done.returncode, done.cause) == (-signal.SIGSYS, "seccomp")
+
+
+@with_cgroups
+def test_the_command_tells_of_a_timeout_and_of_limits(debian_rootfs: Path) -> None:
+    command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(debian_rootfs), "-m", "32m"]
+    over = ["python3", "-c", CHILD_OVER]
+
+    def outcome(words: list[str]) -> dict[str, Any]:
+        told = subprocess.run([*command, "--status-fd", "2", *words], capture_output=True)
+        found: dict[str, Any] = json.loads(told.stderr.splitlines()[-1])
+        assert found["exit_code"] == told.returncode
+        return found
+
+    first = outcome([*over, "0"])
+    assert (first["exit_code"], first["cause"]) == (3, "oom")
+    late = outcome(["--timeout", str(1 + 5 * first["wall_time"]), *over, "60"])
+    assert (late["exit_code"], late["cause"]) == (124, "timeout")
+    assert late["limits"] == ["memory"]
 
 
 @with_cgroups

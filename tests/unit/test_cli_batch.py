@@ -270,7 +270,7 @@ def test_a_chunk_has_enough_jobs_for_all_that_run_at_once() -> None:
                 "timeout": None,
                 "max_output": 16 << 20,
                 "capture_output": True,
-                "text": None,
+                "mode": None,
             },
         ),
         (["-j", "7"], {"concurrency": 7}),
@@ -283,6 +283,7 @@ def test_a_chunk_has_enough_jobs_for_all_that_run_at_once() -> None:
         (["--max-output", "1M"], {"max_output": 1 << 20}),
         (["--max-output", "2MiB"], {"max_output": 2 << 20}),
         (["--max-output", "1gb"], {"max_output": 1 << 30}),
+        (["--max-output", "1t"], {"max_output": 1 << 40}),
     ],
 )
 def test_options_of_the_batch(
@@ -311,6 +312,7 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["missing.jsonl"], "missing.jsonl: No such file"),
     (["."], ".: Is a directory"),
     (["jobs.jsonl", "more"], "unexpected argument: more"),
+    (["jobs.jsonl", "-"], "unexpected argument: -"),
     (["jobs.jsonl", "--dry-run"], "unknown option: --dry-run"),
     (["jobs.jsonl", "-j"], "-j"),
     (["jobs.jsonl", "-j", "0"], "--concurrency 0"),
@@ -319,10 +321,10 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["jobs.jsonl", "-j", "two"], "--concurrency two"),
     (["jobs.jsonl", "--timeout", "soon"], "--timeout soon"),
     (["jobs.jsonl", "--timeout", "0"], "--timeout 0"),
-    (["jobs.jsonl", "--max-output", "0"], "--max-output 0"),
-    (["jobs.jsonl", "--max-output", "-1"], "--max-output -1"),
-    (["jobs.jsonl", "--max-output", "1.5m"], "--max-output 1.5m"),
-    (["jobs.jsonl", "--max-output", "much"], "--max-output much"),
+    (["jobs.jsonl", "--max-output", "0"], "max_output: 0: bytes, or text"),
+    (["jobs.jsonl", "--max-output", "-1"], "max_output: '-1': bytes, or text"),
+    (["jobs.jsonl", "--max-output", "1.5m"], "max_output: '1.5m': bytes, or text"),
+    (["jobs.jsonl", "--max-output", "much"], "max_output: 'much': bytes, or text"),
     (["jobs.jsonl", "-o", "no/where"], "--output no/where: No such file"),
     (["jobs.jsonl", "-o", "jobs.jsonl"], "--output jobs.jsonl: the jobs are read from it"),
     (["jobs.jsonl", "-w", "relative"], "relative"),
@@ -420,6 +422,7 @@ def test_a_result(layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]) 
             "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
             "cause": "exited",
             "timed_out": False,
+            "limits": [],
         }
     ]
 
@@ -427,6 +430,7 @@ def test_a_result(layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]) 
 def test_fields_of_each_kind_of_end() -> None:
     late = TimeoutExpired(["x"], 2.5, b"so far", b"")
     late.returncode, late.usage, late.wall_time = -9, USAGE, 2.5
+    late.limits = ("memory",)
     keys = ("exit_code", "returncode", "signal", "timed_out")
     found = [
         tuple(fields_of(result)[key] for key in keys)
@@ -439,6 +443,7 @@ def test_fields_of_each_kind_of_end() -> None:
         (124, -9, "SIGKILL", True),
     ]
     assert fields_of(late)["stdout"] == "so far"
+    assert (fields_of(late)["cause"], fields_of(late)["limits"]) == ("timeout", ("memory",))
 
 
 def test_fields_of_a_failed_start() -> None:

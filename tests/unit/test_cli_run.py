@@ -37,6 +37,7 @@ class FakeSandbox:
         self.pidfd, self._other_end = os.pipe()
         self.usage = Usage(0.25, 0.5, 4096, True)
         self.cause: str | None = None
+        self.limits = ("memory", "cpus")
         self.wall_time = 0.75
         self.killed = False
         self.returncode: int | None = None
@@ -687,6 +688,8 @@ def test_status_of_an_exit(layer: Layer) -> None:
             "cause": "exited",
             "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
             "wall_time": 0.75,
+            "limits": ["memory", "cpus"],
+            "truncated": False,
         },
     )
 
@@ -723,6 +726,8 @@ def test_status_of_a_failed_step(layer: Layer) -> None:
             "cause": "failed",
             "usage": None,
             "wall_time": None,
+            "limits": None,
+            "truncated": False,
             "stage": "mount",
             "errno": errno.EPERM,
             "path": "/proc",

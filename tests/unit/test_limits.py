@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,22 +271,36 @@ def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
     assert _cgroups.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
 
 
+FILTERED = SimpleNamespace(filtered=True)  # a Plan
+
+
 @pytest.mark.parametrize(
     ("cause", "returncode", "facts"),
-    [
+    [  # what ended the first process goes before what its cgroups have counted
         ("exited", 3, {}),
+        ("exited", 0, {}),
         ("signaled", -11, {}),
         ("timeout", -9, {"timed_out": True}),
         ("killed", -9, {"killed": True}),
         ("exited", 0, {"killed": True}),
         ("output_limit", 0, {"truncated": True}),
         ("oom", -9, {"counts": {"oom_kills": 1}}),
-        ("oom", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),
+        ("timeout", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),  # of a child
+        ("timeout", 0, {"counts": {"oom_kills": 1}, "timed_out": True}),
+        ("killed", -9, {"counts": {"oom_kills": 1}, "killed": True}),
+        ("signaled", -9, {"counts": {"oom_kills": 1}, "signals": {signal.SIGKILL}}),
+        ("signaled", -15, {"counts": {"oom_kills": 1, "pids_refused": 1}}),
+        ("oom", 1, {"counts": {"oom_kills": 1, "pids_refused": 1}}),
+        ("oom", -6, {"counts": {"oom_kills": 1}, "truncated": True}),
         ("exited", 0, {"counts": {"oom_kills": 1}}),
-        ("cpu_time", -9, {"counts": {"cpu_time_over": 1}, "timed_out": True}),
+        ("cpu_time", -9, {"counts": {"cpu_time_over": 1, "oom_kills": 1}}),
+        ("timeout", -9, {"counts": {"cpu_time_over": 1}, "timed_out": True}),
         ("exited", 0, {"counts": {"cpu_time_over": 1}}),
         ("signaled", -9, {"counts": {"cpu_time_over": 0}}),
         ("pids", 2, {"counts": {"pids_refused": 3}}),
+        ("pids", -6, {"counts": {"pids_refused": 3}}),
+        ("seccomp", -31, {"counts": {"pids_refused": 3, "oom_kills": 1}, "plan": FILTERED}),
+        ("signaled", -31, {"plan": FILTERED, "signals": {signal.SIGSYS}}),
         ("exited", 0, {"counts": {"pids_refused": 3}}),
         ("signaled", -9, {"counts": {"oom_kills": None, "pids_refused": None}}),
     ],

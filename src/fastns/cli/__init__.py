@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
         return action is not None and action.nargs != 0
 
     def _unknown(self, word: str) -> UsageError:
-        if not word.startswith("-"):
+        if word == "-" or not word.startswith("-"):
             return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
         option = word.split("=", 1)[0]
         known = closest(option, self._option_string_actions)

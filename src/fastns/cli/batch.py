@@ -15,7 +15,6 @@ import errno
 import functools
 import json
 import os
-import re
 import select
 import stat
 import time
@@ -25,6 +24,7 @@ from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
 from fastns.cli._flags import add_sandbox_flags, complain_of, duration, spec_of
 from fastns.cli._signals import Signals, signal_name
 from fastns.errors import FastnsError, SpawnError, SpecError
+from fastns.limits import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ PATIENCE = 1.0
 """Seconds without news of the input after which the jobs that are there are run."""
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 EPILOG = """\
 FILE has one job a line: a JSON object, or just the list that would be its args.
@@ -66,8 +65,9 @@ Each result is one JSON object, in the order of the jobs:
   id (if the job has one), index (from 0), exit_code (128+n on signal n, 124 on a timeout),
   returncode (-n on signal n), signal (its name or null), stdout, stderr, wall_time (seconds),
   usage (user_time, system_time: seconds; max_rss: bytes; with limits memory_peak: bytes, pids_peak,
-  io_read, io_write: bytes), cause (exited, signaled, timeout, oom: over --memory, pids: over
-  --pids-limit, output_limit: over --max-output, seccomp: ended by the filter), timed_out;
+  io_read, io_write: bytes, cpu_time: seconds), cause (exited, signaled, timeout, cpu_time: over
+  --cpu-time, oom: over --memory, pids: over --pids-limit, output_limit: over --max-output, seccomp:
+  ended by the filter), timed_out, limits (the names of those that were enforced: ["memory"]);
   "truncated": true when --max-output has cut something off; stdout_base64, stderr_base64: the
   bytes, where they are not UTF-8 (stdout and stderr then have U+FFFD for what is not).
 For a command that could not be started, beside id and index:
@@ -136,8 +136,8 @@ def _perform(flags: argparse.Namespace) -> int:
         "concurrency": concurrency,
         "timeout": None if flags.timeout is None else duration("--timeout", flags.timeout),
         "capture_output": True,
-        "text": None,
-        "max_output": _size("--max-output", flags.max_output or MAX_OUTPUT),
+        "mode": None,
+        "max_output": parse_size("max_output", flags.max_output or MAX_OUTPUT),
     }
     spec = spec_of(flags, os.environ, extra_env={})
     with contextlib.ExitStack() as stack:
@@ -170,15 +170,6 @@ def _concurrency(text: str | None) -> int:
             f"--concurrency {text}: not a number from 1 to {MAX_CONCURRENCY}", "for example: -j 8"
         )
     return int(text)
-
-
-def _size(flag: str, text: str) -> int:
-    """Bytes of `65536`, `64k`, `1m` or `1g`, more than zero."""
-    found = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", text.lower())
-    size = int(found[1]) * UNITS[found[2]] if found else 0
-    if not size:
-        raise UsageError(f"{flag} {text}: not a size above zero", "for example: 64k, 1m or 65536")
-    return size
 
 
 @contextlib.contextmanager
@@ -500,6 +491,7 @@ def fields_of(result: Result) -> dict[str, object]:
     fields["usage"] = usage.as_dict()
     fields["cause"] = result.cause
     fields["timed_out"] = late
+    fields["limits"] = result.limits
     if result.truncated:
         fields["truncated"] = True
     return fields

@@ -3,7 +3,9 @@
 Theory of operation. The flags become a Spec (cli/_flags.py); fastns.spawn starts the command with
 this process's stdin, stdout and stderr; this process then only waits. SIGTERM and SIGHUP end the
 sandbox. Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the
-command neither catches nor ignores it.
+command neither catches nor ignores it. With --max-output two threads hand the output on
+(cli/_relay.py): after the end they are waited for, but once a time limit or a signal has ended the
+sandbox not for a reader that takes nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ EXIT_NOT_FOUND = 127
 
 LONGEST_POLL = 86_400_000.0
 """Milliseconds: poll(2) takes no more than an int of them."""
+PATIENCE = 0.2
+"""Seconds for a reader that takes nothing of the output of a sandbox that was ended."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -91,6 +95,10 @@ class Outcome:
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
+    limits: tuple[str, ...] | None = None
+    """Names of those that were enforced, as Spec has them; None where nothing has run."""
+    truncated: bool = False
+    """Whether --max-output has cut stdout or stderr off."""
     error: dict[str, Any] | None = None
     """When it failed: stage, errno and path (None where it has none), and the message."""
 
@@ -176,11 +184,13 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        for relay in relays:
-            relay.join()
-    if cause == "ended" or sandbox.cause == "oom":
+        stop = _hand_on(relays, signals, None if cause == "ended" else PATIENCE)
+        if stop and cause == "ended":
+            cause, number = "killed", stop
+    truncated = any(relay.dropped for relay in relays)
+    if cause == "ended":
         cause = sandbox.cause or "ended"
-    if cause in ("exited", "signaled") and any(relay.dropped for relay in relays):
+    if cause in ("exited", "signaled") and truncated:
         cause = "output_limit"
     if cause == "killed":
         exit_code = 128 + number
@@ -196,6 +206,8 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         signal=signal_name(number) if number else None,
         usage=_usage(sandbox),
         wall_time=sandbox.wall_time,
+        limits=sandbox.limits,
+        truncated=truncated,
     )
 
 
@@ -212,6 +224,23 @@ def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
         file.close()
         made.append(Relay(source, sink, int(spec.max_output)))
     return made
+
+
+def _hand_on(relays: list[Relay], signals: Signals, patience: float | None) -> int:
+    """Wait until all output is handed on, or nothing of it for `patience` seconds, or a signal
+    comes: that signal, or 0."""
+    before, since = -1, 0.0
+    for relay in relays:
+        while relay.is_alive():
+            for number in signals.take():
+                return number
+            done = sum(each.done for each in relays)
+            if done != before:
+                before, since = done, time.monotonic()
+            elif patience is not None and time.monotonic() - since > patience:
+                return 0
+            relay.join(0.05)
+    return 0
 
 
 def _usage(sandbox: Sandbox) -> dict[str, float] | None:
