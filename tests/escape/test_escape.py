@@ -33,7 +33,9 @@ class Case(NamedTuple):
 
 
 def devices_bound(*options: str) -> dict[str, Any]:
-    return {"mounts": [Mount("/bound", source="/dev", options=["X-mount.mkdir", *options])]}
+    return {
+        "mounts": [Mount("/bound", source="/dev", options=["rbind", "X-mount.mkdir", *options])]
+    }
 
 
 CASES = [
