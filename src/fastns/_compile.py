@@ -751,6 +751,9 @@ class _Compiler:
                 note,
             )
         assert mount.source is not None  # Mount's own check
+        cleared = parsed.attr_clr
+        if parsed.recursive and self.in_user_namespace():
+            cleared &= ~MOUNT_ATTR_NODEV  # those below that have it are locked to it
         if parsed.idmap and self.id_range is not None:
             how |= _core.HOW_IDMAP
         if self.from_tree:
@@ -766,7 +769,7 @@ class _Compiler:
             "mount",
             how,
             parsed.attr_set | (0 if may_be_devices else MOUNT_ATTR_NODEV),
-            parsed.attr_clr,
+            cleared,
             os.fsencode(mount.source),
             target,
             note=note,

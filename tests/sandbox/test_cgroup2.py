@@ -171,7 +171,7 @@ def test_io(busybox_rootfs: Path) -> None:
     if not DISK.is_block_device():
         support.skip_missing(str(DISK))
     read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
-    mounts = [fastns.Mount("/disk", source=str(DISK))]
+    mounts = [fastns.Mount("/disk", source=str(DISK), options=["dev"])]
     who = {"user": "host"}  # whom the device is for
     for rate, slow in ((MIB, True), (1 << 40, False)):
         fields: dict[str, Any] = {

@@ -392,6 +392,10 @@ def test_a_bind_has_devices_where_it_says_so() -> None:
         mount = Mount("/b", source="/s", options=options)
         bind = one(Spec(**BARE, mounts=[mount]), ROOT, "bind")
         assert (bind.flags, bind.arg) == (flags, cleared)
+    for caller, cleared in ((ROOT, NODEV), (USER, 0)):
+        mount = Mount("/b", source="/s", options=["rbind", "dev"])
+        bind = one(Spec(**BARE, mounts=[mount]), caller, "bind")
+        assert (bind.flags, bind.arg) == (0, cleared)  # what is nodev on the host is locked
     for options, flags in (([], NODEV), (["dev"], 0)):
         mount = Mount("/o", type="overlay", options=["lowerdir=/a:/b", *options])
         assert one(Spec(**BARE, mounts=[mount]), ROOT, "mount").flags == flags
