@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -226,6 +227,15 @@ static void act(struct fns_batch *batch, uint64_t data)
     }
 }
 
+/* Whether it has ended, though this loop has not come to look since: another's start, or what Python does
+ * with a result, may take longer than its time. */
+static int has_ended(const struct slot *slot)
+{
+    struct pollfd end = {.fd = fns_end_fd(&slot->job->process), .events = POLLIN};
+    return !slot->ended && !slot->held && poll(&end, 1, 0) == 1 &&
+           fns_reapable(&slot->job->process);
+}
+
 /* Kills what is over its time; how long until the next is, at most PAUSE_NS. */
 static uint64_t keep_time(struct fns_batch *batch)
 {
@@ -236,6 +246,11 @@ static uint64_t keep_time(struct fns_batch *batch)
             continue;
         if (slot->io.deadline > now) {
             next = slot->io.deadline < next ? slot->io.deadline : next;
+            continue;
+        }
+        if (has_ended(slot)) {
+            slot->io.deadline = now + PAUSE_NS; /* what it has written is still to be read */
+            act(batch, (uint64_t)i * 4 + END);
             continue;
         }
         slot->io.deadline = 0;

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 
 
 # Over a limit on memory or CPU time a process is ended by SIGKILL; one that was refused another, or
-# has lost one, may end itself, by abort(), which for pid 1 of a namespace comes to SIGSEGV.
-OF_A_LIMIT = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
+# has lost one, may end itself, by abort(), which for pid 1 of a namespace comes to SIGSEGV (x86-64)
+# or SIGTRAP (aarch64), or by an instruction that is none.
+OF_A_LIMIT = (
+    -signal.SIGKILL,
+    -signal.SIGABRT,
+    -signal.SIGSEGV,
+    -signal.SIGTRAP,
+    -signal.SIGILL,
+)
 
 
 def cause_of(

@@ -133,12 +133,12 @@ def hierarchies() -> list[Hierarchy]:
     found = []
     for line in _lines("/proc/self/mountinfo"):
         fields, _, rest = line.partition(" - ")
-        root, mount = fields.split()[3:5]
-        kind, _, options = rest.split()[:3]
+        root, mount = fields.split(" ")[3:5]
+        kind, _, options = rest.split(" ")[:3]  # a source may be empty
         if kind not in ("cgroup", UNIFIED):
             continue
         unified = kind == UNIFIED
-        mount = mount.encode().decode("unicode_escape")
+        mount = os.fsdecode(os.fsencode(mount).decode("unicode_escape").encode("latin-1"))
         if unified:
             controllers = tuple(" ".join(_lines(f"{mount}/cgroup.controllers")).split())
             path = own.get("", "/")
@@ -417,8 +417,10 @@ def _no_swap() -> bool:
 def _lines(path: str) -> list[str]:
     """None, where there is no such file, or not for this caller. Raises: SpawnError."""
     try:
-        with open(path, errors="surrogateescape") as file:  # other mounts' names may be anything
-            return file.read().splitlines()
+        # Other mounts' names may be anything but a newline.
+        with open(path, errors="surrogateescape", newline="\n") as file:
+            text = file.read()
+        return text.removesuffix("\n").split("\n") if text else []
     except OSError as exc:
         if exc.errno in NOT_THERE:
             return []

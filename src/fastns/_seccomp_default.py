@@ -113,7 +113,7 @@ CLONE_NEWTIME = 0x00000080  # unshare(2) only: to clone(2) it is part of a signa
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
-FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))
+FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
@@ -224,8 +224,7 @@ def _ioctl() -> Iterable[dict[str, Any]]:
 
 def _fcntl() -> Iterable[dict[str, Any]]:
     """A lease makes whoever opens the file wait, on the host too; F_NOTIFY watches directories."""
-    whole = 2**64 - 1
-    yield from (_allow(["fcntl"], args=[_masked(1, m & whole, value)]) for m, value in FCNTL)
+    yield from (_allow(["fcntl"], args=[_masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
     yield _errno(["fcntl"], EPERM, args=[_same(1, command) for command in refused])
 

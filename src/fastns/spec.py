@@ -124,7 +124,7 @@ class Mount:
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
             X-mount.mkdir makes a missing destination; idmap has a bind keep its owners in the
-            range of ids of root's sandboxes.
+            range of ids of root's sandboxes. A bind's device files cannot be opened but with dev.
     """
 
     destination: str
@@ -234,8 +234,9 @@ class Spec:
             command is pid 1, to which the kernel hands no signal that it has no handler for:
             abort() ends as -11, raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
-            ends (PR_SET_PDEATHSIG, prctl(2)). Where threads come and go, use a Template: its
-            sandboxes always end with the caller, and with no thread of it.
+            ends (PR_SET_PDEATHSIG, prctl(2)). The command may take it off by that call, or by
+            executing a setuid program; with init=True it cannot. Where threads come and go, use a
+            Template: its sandboxes always end with the caller, and with no thread of it.
         memory: bytes, or text such as "64m", that all its processes and its tmpfs may take
             together. memory_swap: memory and swap; None: no swap, -1: as much as there is.
         pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpuset: which

@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -451,6 +452,28 @@ def test_results_are_handed_out_while_others_run(plan: fastns.Plan) -> None:
     assert sorted(found, key=lambda item: item[0]) == [(0, 0), (1, 0), (2, "error"), (3, 0)]
     assert found[-1] == (0, 0)
     assert seen[0] < seen[-1] == 4
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_what_has_ended_in_its_time_is_not_late(
+    probe_rootfs: Path, plan: fastns.Plan, template: bool
+) -> None:
+    """However long the loop is kept from looking."""
+    from fastns.batch import run_batch_by
+
+    found: dict[int, object] = {}
+
+    def each(index: int, result: object) -> None:
+        found[index] = result
+        if index == 0:
+            time.sleep(2.2)  # past the limit of the others, which end meanwhile
+
+    jobs = [Job(["/true"]), *[Job(["/probe", "--sleep", "0.3"], timeout=2)] * 2]
+    options = (3, None, True, None, None)
+    with fastns.Template(fastns.Spec(rootfs=probe_rootfs)) as made:
+        run = made._run_batch if template else functools.partial(run_batch_by, None, plan)
+        run(jobs, *options, each=each)
+    assert [type(found[i]) for i in range(3)] == [fastns.CompletedSandbox] * 3
 
 
 @pytest.mark.parametrize("where", ["progress", "each"])

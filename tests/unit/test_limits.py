@@ -186,11 +186,31 @@ def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert ("cpuset.cpus", cpuset) in files_of(plan)
 
 
+def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with a form feed or without a meaning in UTF-8, a source that is empty."""
+    files = {
+        "/proc/self/cgroup": ["0::/"],
+        "/proc/self/mountinfo": [
+            "1 0 0:1 / /a\x0cb rw - tmpfs none rw",
+            "2 0 0:2 / /c rw - tmpfs  rw",
+            "3 0 0:3 / /d\udcff\\040e rw shared:1 - cgroup2 cgroup2 rw",
+        ],
+        "/d\udcff e/cgroup.controllers": ["memory pids"],
+    }
+    monkeypatch.setattr(_cgroups, "_lines", files.__getitem__)
+    (found,) = _cgroups.hierarchies()
+    assert (found.mount, found.controllers) == ("/d\udcff e", ("memory", "pids"))
+
+
 def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "strange").write_bytes(b"\xff\n")  # mountinfo has what others call their mounts
     assert _cgroups._lines(str(tmp_path / "strange")) == ["\udcff"]
+    (tmp_path / "feed").write_bytes(b"a\x0cb\rc\n\nd\n")
+    assert _cgroups._lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
+    (tmp_path / "empty").touch()
+    assert _cgroups._lines(str(tmp_path / "empty")) == []
     assert _cgroups._lines(str(tmp_path / "missing")) == []
     assert _cgroups._lines(str(tmp_path / "strange/below")) == []
     with pytest.raises(SpawnError) as caught:

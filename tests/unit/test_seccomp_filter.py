@@ -120,6 +120,7 @@ def number_of(name):
         ("fcntl", (0, 1023), ALLOW),
         ("fcntl", (0, 1024), EPERM),  # F_SETLEASE
         ("fcntl", (0, 1024 | 1 << 32), EPERM),
+        ("fcntl", (0, 3 | 1 << 32), ALLOW),  # the kernel sees F_GETFL
         ("fcntl", (0, 1025), ALLOW),
         ("fcntl", (0, 1026), EPERM),  # F_NOTIFY
         ("fcntl", (0, 1027), ALLOW),

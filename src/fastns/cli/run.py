@@ -184,10 +184,13 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        stop = _hand_on(relays, signals, None if cause == "ended" else PATIENCE)
+        # A Ctrl-C that came before was the command's as well.
+        before = [number for number in signals.take() if number != signal.SIGINT]
+        patience = None if cause == "ended" else PATIENCE
+        stop = before[0] if before else _hand_on(relays, signals, patience)
         if stop and cause == "ended":
             cause, number = "killed", stop
-    truncated = any(relay.dropped for relay in relays)
+    truncated = any(relay.dropped or relay.is_alive() for relay in relays)
     if cause == "ended":
         cause = sandbox.cause or "ended"
     if cause in ("exited", "signaled") and truncated:
