@@ -154,7 +154,10 @@ static void start(struct fns_batch *batch, struct slot *slot, struct fns_job *jo
         return;
     }
     slot->job = job;
-    slot->ended = slot->killed = slot->held = 0;
+    slot->ended = slot->held = 0;
+    slot->killed = job->timed_out = job->process.late;
+    if (job->process.late)
+        slot->io.deadline = 0;
     batch->alive++;
     batch->timed += job->timeout_ns >= 0;
     fns_io_prepare(&slot->io);

@@ -139,6 +139,7 @@ struct fns_process {
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
     long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
+    int late;       /* killed as its time was over before its program was running */
     int ended, status; /* with a reaper, when the command ended before the start was over: how
                           (CLD_*, 0: it did not), and its exit code or signal */
 };

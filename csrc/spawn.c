@@ -206,7 +206,7 @@ int fns_time_left(const struct fns_process *process, uint64_t time_ns)
     return left < 999999999 ? (int)left : 999999999;
 }
 
-int fns_executed(int fd, const struct fns_process *process, uint64_t time_ns)
+int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
 {
     int ret, pause = FIRST_LOOK_NS;
     /* fcntl(2) waits without an end or not at all. The pipe's end wakes this wait as a rule; where
@@ -218,6 +218,7 @@ int fns_executed(int fd, const struct fns_process *process, uint64_t time_ns)
             continue;
         if (left == 0) {
             fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
+            process->late = 1;
             time_ns = 0;
             continue;
         }
@@ -240,7 +241,7 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
     return -error->err;
 }
 
-int fns_hear_exec(const struct fns_plan *plan, int news, const struct fns_process *process,
+int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *process,
                   uint64_t time_ns, struct fns_error *error)
 {
     struct fns_error said;

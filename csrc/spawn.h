@@ -18,7 +18,7 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
  * may have forked a process that holds it open for as long as it lives. 0 or -errno. `time_ns`: it is
  * killed so long after its start, for to open a command may take for ever (a lease, a network file
  * system); 0: never. */
-int fns_executed(int fd, const struct fns_process *process, uint64_t time_ns);
+int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
 
 /* What of `time_ns` is left since the start of a process; at most an int of ns. */
 int fns_time_left(const struct fns_process *process, uint64_t time_ns);
@@ -59,7 +59,7 @@ void fns_discard(int pidfd);
 
 /* What a sandbox that has locked the pipe `news` says once it has given the lock up: nothing when it
  * has executed its command, or was killed. `time_ns`: of fns_executed(). 0, or -errno and `error`. */
-int fns_hear_exec(const struct fns_plan *plan, int news, const struct fns_process *process,
+int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *process,
                   uint64_t time_ns, struct fns_error *error);
 
 /* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */

@@ -110,7 +110,7 @@ static int await_news(const struct line *line, const struct fns_process *process
 static int converse(const struct fns_plan *plan, const struct line *line, uint64_t time_ns,
                     struct fns_process *process, struct fns_error *error)
 {
-    int ended = 0, late = 0, ret;
+    int ended = 0, ret;
     while ((ret = take(plan, line, process, error)) != TAKEN_RUNNING) {
         if (ret < 0)
             return ret;
@@ -121,18 +121,18 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
             ended = 0; /* after CHILD it is the sandbox's end that counts */
             continue;
         }
-        if (ended && late)
+        if (ended && process->late)
             return 0;
         if (ended) {
             fns_set_error(error, FNS_STAGE_HELPER, -1, ECANCELED);
             error->detail = FNS_DETAIL_KILLED;
             return -ECANCELED;
         }
-        int timed = time_ns && !late && process->pidfd >= 0;
+        int timed = time_ns && !process->late && process->pidfd >= 0;
         int left = timed ? fns_time_left(process, time_ns) : -1;
         if (left == 0) {
             fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
-            late = 1;
+            process->late = 1;
             left = -1;
         }
         ended = await_news(line, process, left < 0 ? -1 : left / 1000000 + 1);
