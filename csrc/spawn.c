@@ -199,27 +199,27 @@ static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args
     return argv;
 }
 
-int fns_time_left(const struct fns_process *process, uint64_t time_ns)
+int fns_keep_time(struct fns_process *process, uint64_t time_ns)
 {
+    if (time_ns == 0 || process->late)
+        return -1;
     uint64_t spent = fns_now() - process->start;
-    uint64_t left = spent < time_ns ? time_ns - spent : 0;
-    return left < 999999999 ? (int)left : 999999999;
+    if (spent < time_ns)
+        return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
+    fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
+    process->late = 1;
+    return -1;
 }
 
 int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
 {
-    int ret, pause = FIRST_LOOK_NS;
+    int ret, wait = time_ns ? F_SETLK : F_SETLKW, pause = FIRST_LOOK_NS;
     /* fcntl(2) waits without an end or not at all. The pipe's end wakes this wait as a rule; where
      * something else holds it open, the lock is looked at again. */
-    while ((ret = fns_lock(fd, time_ns ? F_SETLK : F_SETLKW, F_RDLCK)) == -EINTR ||
-           ret == -EAGAIN || ret == -EACCES) {
-        int left = time_ns ? fns_time_left(process, time_ns) : 0;
-        if (ret == -EINTR)
-            continue;
-        if (left == 0) {
-            fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
-            process->late = 1;
-            time_ns = 0;
+    while ((ret = fns_lock(fd, wait, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
+        int left = fns_keep_time(process, time_ns);
+        if (left < 0) {
+            wait = F_SETLKW;
             continue;
         }
         struct pollfd fds[2] = {{.fd = fd}, {.fd = process->pidfd, .events = POLLIN}};

@@ -20,8 +20,9 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
  * system); 0: never. */
 int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
 
-/* What of `time_ns` is left since the start of a process; at most an int of ns. */
-int fns_time_left(const struct fns_process *process, uint64_t time_ns);
+/* What of `time_ns` is left since the start of a process, at most an int of ns; -1: no end is set. One
+ * whose time is over is killed by this, once, and has no end from then on. */
+int fns_keep_time(struct fns_process *process, uint64_t time_ns);
 
 /* Sets to->keep to from->keep, from->groups and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
 int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds);

@@ -128,13 +128,7 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
             error->detail = FNS_DETAIL_KILLED;
             return -ECANCELED;
         }
-        int timed = time_ns && !process->late && process->pidfd >= 0;
-        int left = timed ? fns_time_left(process, time_ns) : -1;
-        if (left == 0) {
-            fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
-            process->late = 1;
-            left = -1;
-        }
+        int left = process->pidfd >= 0 ? fns_keep_time(process, time_ns) : -1;
         ended = await_news(line, process, left < 0 ? -1 : left / 1000000 + 1);
         /* Then one more look: all it sent is here by now. */
         if (ended < 0)

@@ -53,8 +53,7 @@ def killed(root: Path, call: str, fields: dict[str, Any], sandboxes: int = 1) ->
     with subprocess.Popen(args, stdout=subprocess.DEVNULL) as caller:
         assert eventually(lambda: len(marked(mark)) == 1 + sandboxes)  # its own argv has it as well
         caller.kill()
-    stays = not fields.get("die_with_parent")
-    if not stays:
+    if fields.get("die_with_parent"):
         eventually(lambda: not marked(mark))
     left = marked(mark)
     for pid in left:

@@ -26,12 +26,14 @@ def shell(words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def either_buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", request.param)
+
+
+@pytest.mark.usefixtures("either_buffering")
 @pytest.mark.parametrize("words", WORDS)
-def test_a_full_stdout_is_named(
-    words: str, unbuffered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+def test_a_full_stdout_is_named(words: str) -> None:
     done = shell(f"fastns {words} >/dev/full")
     assert (done.returncode, done.stderr) == (125, FULL)
 
@@ -43,12 +45,9 @@ def test_a_closed_stdout_is_no_error(words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (expected, "", "")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.usefixtures("either_buffering")
 @pytest.mark.parametrize("words", WORDS)
-def test_a_stdout_that_nobody_reads_ends_it_silently(
-    words: str, unbuffered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+def test_a_stdout_that_nobody_reads_ends_it_silently(words: str) -> None:
     done = shell(f"exec 3> >(:); wait $!; fastns {words} >&3")
     assert (done.returncode, done.stderr) == (141, "")
 
