@@ -428,42 +428,73 @@ static int op_setns(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? source_failed(child, result) : 0;
 }
 
-/* In the user namespace to be joined later: makes namespaces there, and stops for who waits. */
-static _Noreturn void make_namespaces(int userns, uint64_t flags)
+/* Runs in a process of its own: joins the user namespace, makes namespaces there, reports the result over
+ * `socket`, and keeps them alive until the other end is closed. */
+static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
 {
+    char byte;
     long result = fns_sys2(__NR_setns, userns, FNS_CLONE_NEWUSER);
     if (result >= 0)
         result = fns_sys1(__NR_unshare, flags);
-    if (result >= 0)
-        fns_sys2(__NR_kill, fns_sys0(__NR_getpid), 19 /* SIGSTOP */);
+    int reported = fns_write(socket, &result, sizeof result) == sizeof result;
+    for (int tries = 0; reported && tries < 64; tries++)
+        if (fns_read(socket, &byte, sizeof byte) == 0)
+            break;
     for (;;)
-        fns_sys1(__NR_exit_group, -result);
+        fns_sys1(__NR_exit_group, 0);
 }
 
-/* Namespaces that belong to the sandbox's user namespace, in which its capabilities count. Who makes
- * them has to be in there, and who mounts here has not: a process in between makes them, and this one
- * joins them with the rights that it has over both. */
+/* Joins what make_namespaces() reports as made. Until it has reported it may be in the host's namespaces,
+ * where setns(2) by its pidfd succeeds and changes nothing: neither a stop nor an exit says that it is not. */
+static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t flags)
+{
+    long made, got = fns_read(socket, &made, sizeof made);
+    if (got < 0)
+        return got;
+    if (got != sizeof made) { /* it was killed */
+        child->error.detail = FNS_DETAIL_KILLED;
+        return -ECANCELED;
+    }
+    return made < 0 ? made : fns_sys2(__NR_setns, pidfd, flags);
+}
+
+/* Kills and reaps a child, whatever its exit signal. */
+static long end_child(int pidfd)
+{
+    int info[32]; /* siginfo_t */
+    long result = fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
+    if (result < 0)
+        return result;
+    do
+        result = fns_sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, info,
+                          4 | 0x40000000 /* WEXITED|__WALL */, 0);
+    while (result == -EINTR);
+    return result;
+}
+
+/* Makes namespaces that belong to the sandbox's user namespace, so that its capabilities count in them. That
+ * takes a process inside it, and this one has to stay outside until its mounts are done. So a child makes
+ * them, and this process joins them by the rights that it has over both. */
 static int op_own_namespaces(struct fns_child *child, const struct fns_op *op)
 {
-    int info[32] = {0}, pidfd = -1; /* siginfo_t: code at 2, status at 6 */
+    int ends[2], pidfd = -1;
+    long result =
+        fns_sys4(__NR_socketpair, 1 /* AF_UNIX */, 5 | O_CLOEXEC /* SOCK_SEQPACKET */, 0, ends);
+    if (result < 0)
+        return (int)result;
     long pid = fns_sys5(__NR_clone, FNS_CLONE_PIDFD, 0, &pidfd, 0, 0);
-    if (pid == 0)
-        make_namespaces(child->userns, op->flags);
-    if (pid < 0)
-        return (int)pid;
-    long result = fns_sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, info,
-                           2 | 4 | 0x40000000 /* WSTOPPED|WEXITED|__WALL */, 0);
-    int stopped = result >= 0 && info[2] == 5 /* CLD_STOPPED */;
-    if (stopped)
-        result = fns_sys2(__NR_setns, pidfd, op->flags);
-    else if (result >= 0)
-        result = info[2] == 1 /* CLD_EXITED */ ? -info[6] : -ECANCELED;
-    if (stopped) {
-        fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
-        fns_sys5(__NR_waitid, 3, pidfd, info, 4 | 0x40000000, 0);
+    if (pid == 0) {
+        close_fd(ends[0]);
+        make_namespaces(child->userns, op->flags, ends[1]);
     }
+    close_fd(ends[1]); /* so that its end is read as the end of the socket */
+    result = pid < 0 ? pid : join_made(child, pidfd, ends[0], op->flags);
+    close_fd(ends[0]);
+    if (pid < 0)
+        return (int)result;
+    long ended = end_child(pidfd);
     close_fd(pidfd);
-    return (int)result;
+    return (int)(result < 0 ? result : ended);
 }
 
 static int op_unshare(struct fns_child *child, const struct fns_op *op)

@@ -123,6 +123,25 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
 #define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
+/* read(2) and write(2), once more where a signal came, or a stop that has ended (signal(7)). */
+FNS_INLINE long fns_read(int fd, void *bytes, size_t size)
+{
+    long n;
+    do
+        n = fns_sys3(__NR_read, fd, bytes, size);
+    while (n == -EINTR);
+    return n;
+}
+
+FNS_INLINE long fns_write(int fd, const void *bytes, size_t size)
+{
+    long n;
+    do
+        n = fns_sys3(__NR_write, fd, bytes, size);
+    while (n == -EINTR);
+    return n;
+}
+
 /* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
  * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
 FNS_INLINE int fns_lock(int fd, int command, short type)
