@@ -3,8 +3,9 @@ a microsecond for an instruction, and libseccomp compares with every single numb
 
 What a filter does with a call is found out by running it up to where it looks at an argument.
 Numbers next to each other that are treated alike become a range; the comparisons of arguments are
-kept, and those for one bit each, with the same outcome, become one. A program with instructions
-that libseccomp does not use is left as it is.
+kept, and those for one bit each, with the same outcome, become one. Comparisons of the upper bits of
+one argument, by which a profile says "none of these", become ranges of values. A program with
+instructions that libseccomp does not use is left as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ FAR = 255
 # the numbers within that have another one.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     Instruction = tuple[int, int, int, int]
     Node = tuple[int, ...]
     Segment = tuple[int, int, list[tuple[int, int]]]
@@ -37,7 +40,7 @@ def shorter(program: bytes) -> bytes:
     """A program that answers every call as this one does (struct sock_filter, 8 bytes each)."""
     code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
     try:
-        made = _Writer(_Reader(code)).bytes()
+        made = _Writer(_Ranges(_Reader(code))).bytes()
     except (_Unusual, RecursionError):
         return program
     return made if len(made) < len(program) else program
@@ -185,13 +188,125 @@ class _Reader:
         return self._known[node]
 
 
+# ---- ranges of an argument's values ----
+
+
+class _Ranges:
+    """What a _Reader has read, with tests of one argument after the other as comparisons with the
+    values at which the outcome changes, where these are fewer."""
+
+    def __init__(self, read: _Reader) -> None:
+        self._read = read.nodes
+        self.nodes: list[Node] = []
+        self._numbers: dict[Node, int] = {}
+        self._made: dict[int, int] = {}
+        self.architectures = {
+            value: self._segments(segments) for value, segments in read.architectures.items()
+        }
+        self.others = self._segments(read.others)
+
+    def _segments(self, segments: list[Segment]) -> list[Segment]:
+        return [
+            (start, self._node(node), [(at, self._node(its)) for at, its in within])
+            for start, node, within in segments
+        ]
+
+    def _node(self, number: int) -> int:
+        """The new number of a node, which comes after those it leads to."""
+        if number not in self._made:
+            node = self._read[number]
+            ranges = self._ranges(number) if _bounds(node) else []
+            if ranges:
+                self._made[number] = self._compare(node[0], ranges)
+            elif len(node) == 1:
+                self._made[number] = self._add(node)
+            else:
+                ways = self._node(node[4]), self._node(node[5])
+                self._made[number] = self._add((*node[:4], *ways))
+        return self._made[number]
+
+    def _add(self, node: Node) -> int:
+        if node not in self._numbers:
+            self._numbers[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self._numbers[node]
+
+    def _ranges(self, number: int) -> list[tuple[int, int]]:
+        """(first value, old node) of each range, in order; none where that would not be shorter."""
+        offset = self._read[number][0]
+        tests: set[int] = set()
+
+        def split(number: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+            node = self._read[number]
+            bounds = _bounds(node)
+            if bounds is None or node[0] != offset:
+                yield low, number
+                return
+            tests.add(number)
+            first, last = bounds
+            for start, end, way in (
+                (low, min(high, first - 1), 5),
+                (max(low, first), min(high, last), 4),
+                (max(low, last + 1), high, 5),
+            ):
+                if start <= end:
+                    yield from split(node[way], start, end)
+
+        ranges: list[tuple[int, int]] = []
+        for start, leaf in split(number, 0, WORD):
+            if not ranges or ranges[-1][1] != leaf:
+                ranges.append((start, leaf))
+        return ranges if len(ranges) <= len(tests) else []
+
+    def _compare(self, offset: int, ranges: list[tuple[int, int]]) -> int:
+        """Single values first, one after the other; then the rest, half by half."""
+        ends = [start for start, _ in ranges[1:]] + [WORD + 1]
+        rest: list[tuple[int, int]] = []
+        single: list[tuple[int, int]] = []
+        for (start, leaf), end in zip(ranges, ends, strict=True):
+            if end - start == 1 and rest:  # the one before is as good as any for it
+                single.append((start, leaf))
+            elif not rest or rest[-1][1] != leaf:
+                rest.append((start, leaf))
+        node = self._halves(offset, rest)
+        for value, leaf in single:
+            target = self._node(leaf)
+            if target != node:
+                node = self._add((offset, WORD, JEQ, value, target, node))
+        return node
+
+    def _halves(self, offset: int, ranges: list[tuple[int, int]]) -> int:
+        if len(ranges) == 1:
+            return self._node(ranges[0][1])
+        half = len(ranges) // 2
+        above, below = (self._halves(offset, part) for part in (ranges[half:], ranges[:half]))
+        return self._add((offset, WORD, JGE, ranges[half][0], above, below))
+
+
+def _bounds(node: Node) -> tuple[int, int] | None:
+    """The first and the last value for which a test holds; None: they are not a range."""
+    if len(node) == 1:
+        return None
+    _, mask, op, value = node[:4]
+    free = ~mask & WORD
+    if op == JEQ and free & (free + 1) == 0 and value & free == 0:
+        return value, value | free
+    if mask != WORD:
+        return None
+    if op == JSET and value and -value & WORD == value & -value:
+        return value & -value, WORD  # any of the upper bits
+    if op == JGE:
+        return value, WORD
+    return (value + 1, WORD) if op == JGT and value < WORD else None
+
+
 # ---- how it is written ----
 
 
 class _Writer:
     """Lines with labels for targets: a node's number, or a negative one."""
 
-    def __init__(self, read: _Reader) -> None:
+    def __init__(self, read: _Ranges) -> None:
         self._nodes = read.nodes
         self._lines: list[tuple[int, int, tuple[int, ...]]] = []  # code, k, targets
         self._places: dict[int, int] = {}  # of labels: numbers of lines

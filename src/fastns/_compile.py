@@ -915,10 +915,17 @@ class _Compiler:
             return
         from fastns import seccomp  # not where nothing is filtered
 
-        checked = seccomp.profile_of(profile)
+        checked = seccomp.profile_of(profile, setid=self.may_make_setid())
         code = seccomp.build(checked, self.spec.capabilities)
-        note = "default" if profile == "default" else "profile"
+        note = self.default_note() if profile == "default" else "profile"
         self.add_filter(code, note, checked.flags)
+
+    def may_make_setid(self) -> bool:
+        """By the default filter."""
+        return self.spec.allow_setid or not self.spec.writes_to_host()
+
+    def default_note(self) -> str:
+        return "default" if self.may_make_setid() else "default, no set-id files"
 
     def add_filter(self, code: bytes, note: str, flags: int = 0) -> None:
         count = len(code) // 8

@@ -144,10 +144,11 @@ class _TemplateCompiler(_Compiler):
             return
         from fastns.seccomp import build_parts
 
-        first, self.rest = build_parts(self.spec.capabilities)
+        setid = self.may_make_setid()
+        first, self.rest = build_parts(self.spec.capabilities, setid=setid)
         if self.spec.no_new_privileges:
             self.add(Op("no_new_privileges", "no_new_privileges"))
-        self.add_filter(first, "default, for all")
+        self.add_filter(first, f"{self.default_note()}, for all")
 
     def filter(self) -> None:
         if self.rest is None:

@@ -2,31 +2,35 @@
 
 What a program needs to compute, read, write, talk and start others is allowed. What reaches past
 the sandbox, or into parts of the kernel that only an administrator's program needs, is refused
-with EPERM, unless the sandbox has the capability it belongs to. Whatever is not named here is
-unknown, ENOSYS: a C library then falls back to an older call.
+with EPERM, unless the sandbox has the capability it belongs to, or with the answer of a kernel
+that lacks it where programs ask and go on without. Whatever is not named here is unknown, ENOSYS: a
+C library then falls back to an older call.
 """
 
 from __future__ import annotations
+
+from fastns import _seccomp_sockets
+from fastns._seccomp_rules import INT, all_but, allow, compare, masked, others, refuse, same
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-EPERM, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 1, 38, 93, 97
+DONE = 0  # reported as done, and nothing is done
+EPERM, EINVAL, ENOSYS = 1, 22, 38
 
 ALLOWED = {
     "files": """
-        access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat
-        faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat
-        fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate
-        futimesat getcwd getdents getdents64 getxattr getxattrat lchown lgetxattr link linkat
-        listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat mknod
-        mknodat name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64
-        pwritev pwritev2 read readahead readlink readlinkat readv removexattr removexattrat rename
-        renameat renameat2 rmdir sendfile setxattr setxattrat splice stat statfs statx symlink
-        symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat
-        utimes vmsplice write writev
+        access chdir chown close close_range copy_file_range dup dup2 dup3 faccessat faccessat2
+        fadvise64 fallocate fchdir fchown fchownat fdatasync fgetxattr flistxattr flock
+        fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64
+        getxattr getxattrat lchown lgetxattr link linkat listxattr listxattrat llistxattr
+        lremovexattr lseek lsetxattr lstat name_to_handle_at newfstatat pread64 preadv preadv2
+        pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr
+        removexattrat rename renameat renameat2 rmdir sendfile setxattr setxattrat splice stat
+        statfs statx symlink symlinkat sync_file_range tee truncate umask unlink unlinkat utime
+        utimensat utimes vmsplice write writev
     """,
     "waiting and events": """
         epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
@@ -36,15 +40,15 @@ ALLOWED = {
         timerfd_settime
     """,
     "memory": """
-        brk cachestat madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mlock
-        mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall munmap pkey_alloc
-        pkey_free pkey_mprotect remap_file_pages
+        brk cachestat madvise map_shadow_stack membarrier memfd_create mincore mlock mlock2 mlockall
+        mmap mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free
+        pkey_mprotect remap_file_pages
     """,
     "processes and threads": """
         arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv
         futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid
         getpriority getrlimit getrusage getsid gettid ioprio_get ioprio_set pidfd_open
-        pidfd_send_signal prctl prlimit64 process_mrelease restart_syscall rseq
+        pidfd_send_signal prlimit64 process_mrelease restart_syscall rseq
         sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
         sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr
         sched_setparam sched_setscheduler sched_yield set_robust_list set_thread_area
@@ -60,12 +64,11 @@ ALLOWED = {
     """,
     "ids, as far as there are any": """
         capget capset getegid geteuid getgid getgroups getresgid getresuid getuid landlock_add_rule
-        landlock_create_ruleset landlock_restrict_self seccomp setfsgid setfsuid setgid setgroups
-        setregid setresgid setresuid setreuid setuid
+        landlock_create_ruleset landlock_restrict_self setfsgid setfsuid setgid setgroups setregid
+        setresgid setresuid setreuid setuid
     """,
     "sockets": """
-        accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg
-        recvmsg sendmmsg sendmsg sendto setsockopt shutdown
+        accept accept4 bind connect getpeername getsockname getsockopt listen shutdown
     """,
     "messages, semaphores and shared memory": """
         mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv
@@ -110,51 +113,76 @@ CLONE_NAMESPACES = {  # those that clone(2) can make
 }
 CLONE_PARENT = 0x00008000  # the child would be the caller's, outside of a pid namespace of its own
 CLONE_NEWTIME = 0x00000080  # unshare(2) only: to clone(2) it is part of a signal's number
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typed into a terminal, for others to read
+LOADS = (  # a module is loaded for them
+    *(0x5423,),  # TIOCSETD: a line discipline, by number
+    *(0x8940, 0x8941, 0x89A0, 0x89A1),  # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR
+    *(0x8982, 0x8983),  # SIOCGIFVLAN, SIOCSIFVLAN
+)
+SECCOMP_SET_MODE_FILTER = 1
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SCHED_CORE = 22, 2, 62
+# Calls that give a file its mode -> which argument that is.
+MODE_AT = {
+    "chmod": 1,
+    "creat": 1,
+    "fchmod": 1,
+    "fchmodat": 2,
+    "fchmodat2": 2,
+    "mkdir": 1,
+    "mkdirat": 2,
+    "mknod": 1,
+    "mknodat": 2,
+}
+OPENS = {"open": (1, 2), "openat": (2, 3)}  # flags, and the mode of a file that they make
+MAKES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
+S_ISUID, S_ISGID = 0o4000, 0o2000
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
 FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
-AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
-SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
-LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
 # What a template's server and its sandboxes call before the command, and the command may not.
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree
-    pivot_root setdomainname sethostname setns umount2 unshare
+    pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare
 """
 SETUP = frozenset(SETUP_TEXT.split())
-INT = 0xFFFFFFFF  # the kernel looks at these bits of an int, whatever the others are
 # Linux, 32 bits, the release as 2.6, both; addresses not random; the question what it is.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 
 
-def default_profile() -> dict[str, Any]:
-    """A new copy, to be altered at will and given as Spec(seccomp=...)."""
+def default_profile(*, setid: bool = True) -> dict[str, Any]:
+    """A new copy, to be altered at will and given as Spec(seccomp=...).
+
+    Args: setid: whether set-user-ID and set-group-ID files may be made. A sandbox that can write to
+        the host's files has it off, unless its Spec says allow_setid=True.
+    """
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": ENOSYS,
         "syscalls": [
-            *(_allow(names.split(), comment=comment) for comment, names in ALLOWED.items()),
+            *(allow(names.split(), comment=comment) for comment, names in ALLOWED.items()),
             *_refused(),
             *_namespaces(),
-            *_sockets(),
+            *_seccomp_sockets.rules(),
             *_ioctl(),
             *_fcntl(),
-            _allow(["personality"], args=[_compare(0, "EQ", known) for known in PERSONALITIES]),
+            *_own_filters(),
+            *_modes(setid),
+            refuse(["sync"], DONE),  # of all file systems, the host's among them
+            allow(["personality"], args=[compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
 
 
-def parts() -> tuple[dict[str, Any], dict[str, Any]]:
+def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile as two that say the same together: one with which a sandbox can still be made,
     and the rest, which is small and so is loaded quickly. The first is inherited at no cost."""
-    whole = default_profile()
+    whole = default_profile(setid=setid)
     rules = [
         {**rule, "names": names}
         for rule in whole["syscalls"]
         if (names := [name for name in rule["names"] if name not in SETUP])
     ]
-    first = {**whole, "syscalls": [*rules, _allow(sorted(SETUP))]}
+    first = {**whole, "syscalls": [*rules, allow(sorted(SETUP))]}
     refusals = [
         {**rule, "names": names}
         for rule in whole["syscalls"]
@@ -168,105 +196,65 @@ def _refused() -> Iterable[dict[str, Any]]:
     for text, capability in REFUSED.items():
         names = text.split()
         if capability is None:
-            yield _errno(names, EPERM)
+            yield refuse(names, EPERM)
         else:
-            yield _allow(names, includes={"caps": [capability]})
-            yield _errno(names, EPERM, excludes={"caps": [capability]})
+            yield allow(names, includes={"caps": [capability]})
+            yield refuse(names, EPERM, excludes={"caps": [capability]})
 
 
 def _namespaces() -> Iterable[dict[str, Any]]:
     """The flags of clone3 lie in memory, where no filter sees them."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
-    yield _allow(["clone", "clone3", "unshare"], includes=admin)
-    yield _errno(["clone3"], ENOSYS, excludes=admin)
+    yield allow(["clone", "clone3", "unshare"], includes=admin)
+    yield refuse(["clone3"], ENOSYS, excludes=admin)
     for name, more in (("clone", CLONE_PARENT), ("unshare", CLONE_NEWTIME)):
         flags = [*CLONE_NAMESPACES.values(), more]
-        none = _compare(0, "MASKED_EQ", sum(flags), 0)
-        yield _allow([name], args=[none], excludes=admin)
-        given = [_compare(0, "MASKED_EQ", flag, flag) for flag in flags]
-        yield _errno([name], EPERM, args=given, excludes=admin)
-
-
-def _sockets() -> Iterable[dict[str, Any]]:
-    yield _allow(["socketpair"], args=[_compare(0, "EQ", AF_UNIX)])
-    yield _errno(["socketpair"], EAFNOSUPPORT, args=[_compare(0, "NE", AF_UNIX)])
-    plain = {"caps": ["CAP_NET_RAW", "CAP_NET_ADMIN"]}  # excluded with either
-    for capability in plain["caps"]:
-        usual = [_same(0, family) for family in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET)]
-        yield _allow(["socket"], args=usual, includes={"caps": [capability]})
-    yield _allow(["socket"], args=[_same(0, AF_UNIX)], excludes=plain)
-    families = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
-    others = [_masked(0, *bits) for bits in anything_but(families, INT)]
-    yield _errno(["socket"], EAFNOSUPPORT, args=others, excludes=plain)
-    route = [_same(0, AF_NETLINK), _compare(2, "EQ", 0)]  # NETLINK_ROUTE
-    yield _allow(["socket"], args=route, excludes=plain)
-    other = [_same(0, AF_NETLINK), _compare(2, "NE", 0)]
-    yield _errno(["socket"], EPROTONOSUPPORT, args=other, excludes=plain)
-    types = (SOCK_STREAM, SOCK_DGRAM)
-    for family in (AF_INET, AF_INET6):
-        for kind in types:
-            wanted = [_same(0, family), _masked(1, SOCK_TYPE, kind)]
-            known = [*wanted, _compare(2, "LE", LAST_PROTOCOL)]
-            yield _allow(["socket"], args=known, excludes=plain)
-            beyond = [*wanted, _compare(2, "GT", LAST_PROTOCOL)]
-            yield _errno(["socket"], EPROTONOSUPPORT, args=beyond, excludes=plain)
-        for bits in anything_but(types, SOCK_TYPE):
-            other = [_same(0, family), _masked(1, *bits)]
-            yield _errno(["socket"], EPERM, args=other, excludes=plain)
+        none = compare(0, "MASKED_EQ", sum(flags), 0)
+        yield allow([name], args=[none], excludes=admin)
+        given = [compare(0, "MASKED_EQ", flag, flag) for flag in flags]
+        yield refuse([name], EPERM, args=given, excludes=admin)
 
 
 def _ioctl() -> Iterable[dict[str, Any]]:
-    """Nothing may be typed into a terminal for others to read."""
-    refused = (TIOCSTI, TIOCLINUX)
-    yield _allow(["ioctl"], args=[_masked(1, *bits) for bits in anything_but(refused, INT)])
-    yield _errno(["ioctl"], EPERM, args=[_same(1, request) for request in refused])
+    yield from all_but("ioctl", 1, dict.fromkeys((*TERMINAL, *LOADS), EPERM))
+
+
+def _own_filters() -> Iterable[dict[str, Any]]:
+    """A filter is compiled, into memory that is one budget of the whole host and counts for nobody.
+    The answer is that of a kernel without filters, which programs that have one go on with."""
+    admin = {"caps": ["CAP_SYS_ADMIN"]}
+    yield allow(["seccomp"], includes=admin)
+    yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: EINVAL}, excludes=admin)
+    yield allow(["prctl"], args=others(0, [PR_SET_SECCOMP, PR_SCHED_CORE]))
+    yield refuse(["prctl"], EINVAL, args=[same(0, PR_SCHED_CORE)])
+    sets = same(0, PR_SET_SECCOMP)
+    yield allow(["prctl"], args=[sets], includes=admin)
+    other = compare(1, "NE", SECCOMP_MODE_FILTER)  # an unsigned long
+    yield allow(["prctl"], args=[sets, other], excludes=admin)
+    filters = [sets, compare(1, "EQ", SECCOMP_MODE_FILTER)]
+    yield refuse(["prctl"], EINVAL, args=filters, excludes=admin)
+
+
+def _modes(setid: bool) -> Iterable[dict[str, Any]]:
+    """Who may not make set-id files cannot have openat2: its mode lies in memory."""
+    if setid:
+        yield allow([*MODE_AT, *OPENS, "openat2"])
+        return
+    both = S_ISUID | S_ISGID
+    for name, mode in MODE_AT.items():
+        yield allow([name], args=[masked(mode, both, 0)])
+        for bit in (S_ISUID, S_ISGID):
+            yield refuse([name], EPERM, args=[masked(mode, bit, bit)])
+    for name, (flags, mode) in OPENS.items():
+        yield allow([name], args=[masked(flags, sum(MAKES), 0)])
+        for makes in (masked(flags, bit, bit) for bit in MAKES):
+            yield allow([name], args=[makes, masked(mode, both, 0)])
+            for bit in (S_ISUID, S_ISGID):
+                yield refuse([name], EPERM, args=[makes, masked(mode, bit, bit)])
 
 
 def _fcntl() -> Iterable[dict[str, Any]]:
     """A lease makes whoever opens the file wait, on the host too; F_NOTIFY watches directories."""
-    yield from (_allow(["fcntl"], args=[_masked(1, bits & INT, value)]) for bits, value in FCNTL)
+    yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
-    yield _errno(["fcntl"], EPERM, args=[_same(1, command) for command in refused])
-
-
-def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
-    """(mask, value) pairs of which every number but these matches one, bits outside `mask` apart.
-
-    The format can say that bits are so, not that a number is none of several: this walks the
-    values' bits from the highest, and where all values go one way the other is free."""
-    bits = [1 << n for n in reversed(range(mask.bit_length())) if mask >> n & 1]
-    found = []
-
-    def walk(left: list[int], depth: int, known: int, value: int) -> None:
-        if depth == len(bits):
-            return
-        bit = bits[depth]
-        for way in (0, bit):
-            there = [number for number in left if number & bit == way]
-            if there:
-                walk(there, depth + 1, known | bit, value | way)
-            else:
-                found.append((known | bit, value | way))
-
-    walk([value & mask for value in values], 0, 0, 0)
-    return found
-
-
-def _allow(names: list[str], **more: Any) -> dict[str, Any]:
-    return {"names": names, "action": "SCMP_ACT_ALLOW", **more}
-
-
-def _errno(names: list[str], errno: int, **more: Any) -> dict[str, Any]:
-    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, **more}
-
-
-def _compare(index: int, op: str, value: int, second: int = 0) -> dict[str, Any]:
-    return {"index": index, "value": value, "valueTwo": second, "op": f"SCMP_CMP_{op}"}
-
-
-def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
-    return _compare(index, "MASKED_EQ", mask, value)
-
-
-def _same(index: int, value: int) -> dict[str, Any]:
-    return _masked(index, INT, value)
+    yield refuse(["fcntl"], EPERM, args=[same(1, command) for command in refused])

@@ -7,6 +7,10 @@ import errno as _errno
 import os
 
 
+# Errnos that the kernel keeps to itself, but lets out here and there.
+UNNAMED = {524: ("ENOTSUPP", "The kernel could not compile it")}
+
+
 class FastnsError(Exception):
     """What every exception of fastns is."""
 
@@ -43,7 +47,7 @@ class SpawnError(FastnsError, OSError):
         path: str | None = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(errno, os.strerror(errno))
+        super().__init__(errno, UNNAMED[errno][1] if errno in UNNAMED else os.strerror(errno))
         self.stage = stage
         self.op_index = op_index
         self.path = path
@@ -53,7 +57,7 @@ class SpawnError(FastnsError, OSError):
 
     def __str__(self) -> str:
         place = self.stage if self.op_index < 0 else f"{self.stage}[{self.op_index}]"
-        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        name = _name_of(self.errno or 0)
         target = "" if self.path is None else f" {self.path}"
         return f"{place}{target}: {self.strerror} ({name})"
 
@@ -63,6 +67,10 @@ class SpawnError(FastnsError, OSError):
     def __reduce__(self) -> "tuple[object, ...]":
         arguments = (self.stage, self.errno, self.op_index, self.path, self.hint, self.found)
         return (_restore, arguments)
+
+
+def _name_of(errno: int) -> str:
+    return UNNAMED[errno][0] if errno in UNNAMED else _errno.errorcode.get(errno, str(errno))
 
 
 def _restore(
@@ -208,6 +216,11 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ("seccomp", _errno.EACCES, None): (
         "without no_new_privileges a filter takes CAP_SYS_ADMIN: leave no_new_privileges on, or "
         "give seccomp='unconfined'"
+    ),
+    ("seccomp", 524, None): (
+        "the kernel's memory for compiled filters, one budget of the whole host, is used up: "
+        "sysctl net.core.bpf_jit_limit is its size in bytes and can be raised; grep bpf "
+        "/proc/vmallocinfo, as root, shows what is used, by programs with filters of their own"
     ),
     ("capabilities", _errno.EPERM, None): (
         "a capability can only be given by who has it: be root, or ask for a new user namespace"

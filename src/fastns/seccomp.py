@@ -170,6 +170,7 @@ def build(
     profile: object,
     capabilities: Sequence[str] = (),
     *,
+    setid: bool = True,
     machine: str | None = None,
     kernel: str | None = None,
 ) -> bytes:
@@ -178,32 +179,35 @@ def build(
     Args:
         profile: "default", a mapping, or one that was checked.
         capabilities: full names of those that the sandbox has: some rules depend on them.
+        setid: as of default_profile(), which alone it is for.
         machine: "x86_64", "aarch64", ...; None: this one. kernel: such as "6.1.0"; None: this one.
     Raises: SpecError, field "seccomp".
     """
-    checked = profile_of(profile)
+    checked = profile_of(profile, setid=setid)
     system = os.uname()
     release = _version(system.release if kernel is None else kernel)
     return _build(checked, frozenset(capabilities), machine or system.machine, release)
 
 
-def build_parts(capabilities: Sequence[str] = ()) -> tuple[bytes, bytes]:
+def build_parts(
+    capabilities: Sequence[str] = (), *, setid: bool = True
+) -> tuple[bytes, bytes]:
     """The default profile as two filters: one that a template's server can live with and hands on,
     and what each of its sandboxes adds before the command."""
-    first, rest = (build(part, capabilities) for part in parts())
+    first, rest = (build(part, capabilities) for part in parts(setid=setid))
     return first, rest
 
 
-def profile_of(given: object) -> Profile:
+def profile_of(given: object, *, setid: bool = True) -> Profile:
     """What build() takes, checked."""
     if isinstance(given, Profile):
         return given
-    return _default() if isinstance(given, str) and given == DEFAULT else check(given)
+    return _default(setid) if isinstance(given, str) and given == DEFAULT else check(given)
 
 
 @functools.cache
-def _default() -> Profile:
-    return check(default_profile())
+def _default(setid: bool) -> Profile:
+    return check(default_profile(setid=setid))
 
 
 @functools.lru_cache(maxsize=16)

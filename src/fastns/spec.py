@@ -254,6 +254,8 @@ class Spec:
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
             command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
+        allow_setid: the default filter lets set-user-ID and set-group-ID files be made. False: where
+            files of the host can be written (a writable rootfs, a writable bind), it refuses to.
         landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.
@@ -300,6 +302,7 @@ class Spec:
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
     seccomp: str | os.PathLike[str] | Mapping[str, Any] = "default"
+    allow_setid: bool = False
     landlock: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
@@ -342,6 +345,15 @@ class Spec:
         home = {} if self.uid == 0 else {"HOME": "/"}
         return {**DEFAULT_ENV, **home, **self.env}
 
+    def writes_to_host(self) -> bool:
+        """Whether files that are the host's can be written inside: what is left there when the
+        sandbox has ended."""
+        if self.namespace("mount") != "new":
+            return True
+        if self.rootfs is not None and not (self.read_only or self.overlay):
+            return True
+        return any(_writes_to_host(mount) for mount in self.mounts)
+
     def limits(self) -> Limits | None:
         """Those that cgroups are to enforce; None: there are none."""
         values = {name: getattr(self, name) for name in CGROUP_LIMITS}
@@ -373,6 +385,7 @@ class Spec:
             "die_with_parent",
             "require_limits",
             "no_new_privileges",
+            "allow_setid",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(name, f"{shown(getattr(self, name))}: True or False expected")
@@ -654,6 +667,14 @@ def _user(value: Any) -> str:
                 "names are not looked up",
             )
     return f"{int(uid)}:{int(gid) if colon else 0}"
+
+
+def _writes_to_host(mount: Mount) -> bool:
+    options = mount_options.parse(mount.type, mount.options)
+    if options.attr_set & mount_options.ATTR_RDONLY:
+        return False
+    layer = mount.type == "overlay" and "upperdir=" in options.data
+    return layer or mount.type in ("bind", "devtmpfs")
 
 
 def _parents(path: str) -> list[str]:

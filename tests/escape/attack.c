@@ -7,6 +7,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -20,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -206,6 +209,121 @@ static int x32(void)
     return syscall(0x40000000 | SYS_getpid) > 0 || errno != ENOSYS;
 }
 #endif
+
+/* ---- memory that nobody is charged for ---- */
+
+static const struct sock_filter accept_all = {BPF_RET | BPF_K, 0, 0, 0x7FFF0000};
+static const struct sock_fprog program = {1, (struct sock_filter *)(uintptr_t)&accept_all};
+
+/* Code that the kernel compiles, as often as there are sockets. The argument is the option. */
+static int attach_filter(void)
+{
+    int option = atoi(argument), on = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+    return setsockopt(fd, SOL_SOCKET, option, &program, sizeof program) == 0 ||
+           (errno != EPERM && reached(-1)); /* of a program by its fd */
+}
+
+static int own_filter(void)
+{
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0;
+}
+
+static int own_filter_by_prctl(void)
+{
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0;
+}
+
+/* The argument: family, type, level and number of an option that is set to 1. It may be reported as
+ * set. */
+static int socket_option(void)
+{
+    int family = 0, type = 0, level = 0, option = 0, on = 1, now = 0;
+    socklen_t size = sizeof now;
+    if (sscanf(argument, "%i:%i:%i:%i", &family, &type, &level, &option) != 4)
+        exit(2);
+    int fd = socket(family, type, 0);
+    int set = setsockopt(fd, level, option, &on, sizeof on), err = errno;
+    int there = set == 0 && getsockopt(fd, level, option, &now, &size) == 0 && now;
+    errno = set == 0 ? 0 : err;
+    return there;
+}
+
+/* Another form of the same: for those that take more than a number. */
+static int option_reached(void)
+{
+    int level = 0, option = 0;
+    if (sscanf(argument, "%i:%i", &level, &option) != 2)
+        exit(2);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    return setsockopt(fd, level, option, "tls", 3) == 0 || errno != ENOPROTOOPT;
+}
+
+/* ---- what the kernel loads modules for, and what else is little tried ---- */
+
+static int ioctl_reached(void)
+{
+    unsigned long request = strtoul(argument, NULL, 0), nothing[4] = {0};
+    int fd = request >> 8 == 0x89 ? socket(AF_INET, SOCK_DGRAM, 0) : posix_openpt(O_RDWR);
+    return fd >= 0 && (ioctl(fd, request, nothing) >= 0 || errno != EPERM);
+}
+
+static int out_of_band(void)
+{
+    int pair[2];
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && send(pair[0], "!", 1, MSG_OOB) == 1;
+}
+
+static int out_of_band_by_sendmmsg(void)
+{
+    char byte = '!';
+    struct iovec part = {&byte, 1};
+    struct mmsghdr message = {.msg_hdr = {.msg_iov = &part, .msg_iovlen = 1}};
+    int pair[2];
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 &&
+           sendmmsg(pair[0], &message, 1, MSG_OOB) == 1;
+}
+
+/* ---- set-id files ---- */
+
+enum { SET_IDS = S_ISUID | S_ISGID, OPENAT2 = 437, FCHMODAT2 = 452 };
+
+/* In the way that the argument names. */
+static int make_setid(void)
+{
+    const char *path = "/tmp/set-id", *how = argument;
+    struct stat seen = {0};
+    int fd = -1;
+    umask(0);
+    if (strcmp(how, "creat") == 0)
+        fd = creat(path, 0755 | S_ISUID);
+    else if (strcmp(how, "open") == 0)
+        fd = open(path, O_CREAT | O_WRONLY, 0755 | S_ISGID);
+    else if (strcmp(how, "tmpfile") == 0)
+        fd = open("/tmp", O_TMPFILE | O_RDWR, 0755 | S_ISUID);
+    else if (strcmp(how, "openat2") == 0) {
+        uint64_t wanted[3] = {O_CREAT | O_WRONLY, 0755 | S_ISUID, 0};
+        fd = (int)syscall(OPENAT2, AT_FDCWD, path, wanted, sizeof wanted);
+    } else if (strcmp(how, "mknod") == 0) {
+        if (mknod(path, S_IFREG | S_ISUID | 0755, 0) == 0)
+            fd = open(path, O_RDONLY);
+    } else if (strcmp(how, "mkdir") == 0) {
+        if (mkdir(path, 0755 | S_ISGID) == 0 && chmod(path, 0755) == 0)
+            return 1; /* the bit is left out by mkdir(2), but it is not refused */
+    } else {
+        fd = open(path, O_CREAT | O_RDWR, 0755);
+        int failed = -1;
+        if (strcmp(how, "chmod") == 0)
+            failed = chmod(path, 0755 | S_ISUID);
+        else if (strcmp(how, "fchmod") == 0)
+            failed = fchmod(fd, 0755 | S_ISGID);
+        else if (strcmp(how, "fchmodat2") == 0)
+            failed = (int)syscall(FCHMODAT2, AT_FDCWD, path, 0755 | S_ISUID, 0);
+        if (failed)
+            return 0;
+    }
+    return fd >= 0 && fstat(fd, &seen) == 0 && seen.st_mode & SET_IDS;
+}
 
 /* ---- neighbours ---- */
 
@@ -568,6 +686,15 @@ static const struct {
     {"look_at_host", look_at_host},
     {"open_fds", open_fds},
     {"lease", lease},
+    {"attach_filter", attach_filter},
+    {"own_filter", own_filter},
+    {"own_filter_by_prctl", own_filter_by_prctl},
+    {"socket_option", socket_option},
+    {"option_reached", option_reached},
+    {"ioctl_reached", ioctl_reached},
+    {"out_of_band", out_of_band},
+    {"out_of_band_by_sendmmsg", out_of_band_by_sendmmsg},
+    {"make_setid", make_setid},
     {"watch_directory", watch_directory},
 };
 

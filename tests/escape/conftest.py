@@ -19,7 +19,7 @@ from processes import eventually
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root that others may enter, with nothing but /attack, one that is setuid, and a device."""
     root = tmp_path_factory.mktemp("escape") / "root"
-    for name in ("proc", "sys", "dev", "tmp", "run"):
+    for name in ("proc", "sys", "dev", "tmp", "run", "mnt"):
         (root / name).mkdir(parents=True)
     support.compile_static(Path(__file__).parent / "attack.c", root / "attack")
     shutil.copy(root / "attack", root / "attack-setuid").chmod(0o4755)

@@ -16,6 +16,7 @@ from fastns import Mount, Rlimit, Spec
 WAYS = ("direct", "init", "template", "parked")
 OPEN = {"seccomp": "unconfined"}
 ADMIN = {"capabilities": ["SYS_ADMIN"]}
+RAW = {"capabilities": ["NET_RAW"]}
 FREE = {"capabilities": ["SYS_ADMIN"], "seccomp": "unconfined"}
 HOSTS_IDS = {"namespaces": {"user": "host"}}
 X86 = "x86_64"
@@ -30,6 +31,10 @@ class Case(NamedTuple):
     control: Any  # fields of a Spec in which it works; or what else is given: see control_of()
     fields: dict[str, Any] = {}  # noqa: RUF012 - of the sandbox that has to hold
     needs_root: bool = False  # the control: elsewhere the kernel refuses it anyway
+
+
+BOUND = Mount("/mnt", source="/usr")
+BOUND_READ_ONLY = Mount("/mnt", source="/usr", options=["ro"])
 
 
 def bound_device(*options: str) -> dict[str, Any]:
@@ -98,6 +103,38 @@ CASES = [
     Case("D6 raw socket", "other_socket", "2:3:1", {"capabilities": ["NET_RAW"]}),
     Case("D6 netfilter", "other_socket", "16:3:12", OPEN),
     Case("D6 SCTP", "other_socket", "2:1:132", OPEN),
+    Case("D6 UDP-Lite", "other_socket", "2:2:136", OPEN),
+    Case("D6 MPTCP", "other_socket", "2:1:262", OPEN),
+    Case("D6 MSG_OOB", "out_of_band", "", OPEN),
+    Case("D6 MSG_OOB by sendmmsg", "out_of_band_by_sendmmsg", "", OPEN),
+    Case("G2 SO_ATTACH_FILTER", "attach_filter", "26", RAW),
+    Case("G2 SO_ATTACH_BPF", "attach_filter", "50", RAW),
+    Case("G2 SO_ATTACH_REUSEPORT_CBPF", "attach_filter", "51", RAW),
+    Case("G2 SO_ATTACH_REUSEPORT_EBPF", "attach_filter", "52", RAW),
+    Case("G2 a filter of its own", "own_filter", "", ADMIN),
+    Case("G2 the same by prctl", "own_filter_by_prctl", "", ADMIN),
+    Case("G3 IP_RECVERR", "socket_option", "2:2:0:11", OPEN),
+    Case("G3 IP_RECVERR_RFC4884", "socket_option", "2:2:0:26", OPEN),
+    Case("G3 IPV6_RECVERR", "socket_option", "10:2:41:25", OPEN),
+    Case("G3 IPV6_RECVERR_RFC4884", "socket_option", "10:2:41:31", OPEN),
+    Case("G3 SO_TIMESTAMPING", "socket_option", "2:2:1:37", OPEN),
+    Case("G3 SO_TIMESTAMPING_NEW", "socket_option", "2:2:1:65", OPEN),
+    Case("G3 SO_WIFI_STATUS", "socket_option", "2:2:1:41", OPEN),
+    Case("G3 SO_ZEROCOPY", "socket_option", "2:1:1:60", OPEN),
+    Case("G3 SO_TXTIME", "option_reached", "1:61", OPEN),
+    Case("G6 TCP_ULP", "option_reached", "6:31", OPEN),
+    Case("G6 TCP_ULP, to who may", "option_reached", "6:31", {"capabilities": ["NET_ADMIN"]}),
+    Case("G6 TCP_AO_ADD_KEY", "option_reached", "6:38", OPEN),
+    Case("G6 TIOCSETD", "ioctl_reached", "0x5423", OPEN),
+    Case("G6 SIOCGIFBR", "ioctl_reached", "0x8940", OPEN),
+    Case("G6 SIOCBRADDBR", "ioctl_reached", "0x89a0", {**OPEN, "capabilities": ["NET_ADMIN"]}),
+    Case("G6 SIOCGIFVLAN", "ioctl_reached", "0x8982", OPEN),
+    *(Case(f"G7 set-id by {how}", "make_setid", how, {"allow_setid": True})
+      for how in ("chmod", "fchmod", "fchmodat2", "creat", "open", "tmpfile", "openat2", "mknod",
+                  "mkdir")),
+    Case("G7 a layer is thrown away", "make_setid", "fchmod", {"overlay": True}),
+    Case("G7 a writable bind", "make_setid", "fchmod", {"mounts": [BOUND_READ_ONLY]},
+         {"read_only": True, "mounts": [BOUND]}),
     Case("E4 abstract socket", "abstract_socket", "{socket}", {"network": "host"}),
     Case("E4 loopback", "loopback", "{port}", {"network": "host"}),
     Case("E4 interfaces by netlink", "links", "", {"network": "host"}),

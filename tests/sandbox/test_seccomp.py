@@ -85,6 +85,17 @@ TRIED: list[tuple[str, int, int, int, int, int | None]] = [
     ("TIOCSTI with high bits", 16, 0, 0x100005412, 1, 25),
     ("TIOCLINUX", 16, 0, 0x541C, 1, 25),
     ("TCGETS", 16, 0, 0x5401, 25, 25),
+    ("seccomp, a filter", 317, 1, 0, 22, 14),
+    ("prctl, a filter", 157, 22, 2, 22, 14),
+    ("seccomp, what there is", 317, 2, 0, 14, 14),
+    ("TIOCSETD", 16, 0, 0x5423, 1, 25),
+    ("SIOCGIFVLAN", 16, 0, 0x8982, 1, 25),
+    ("sync", 162, 0, 0, 0, None),
+    ("syncfs", 306, -1, 0, 38, 9),
+    ("memfd_secret", 447, -1, 0, 38, None),
+    ("chmod set-id", 90, 0, 0o4755, 1, 14),
+    ("chmod", 90, 0, 0o755, 14, 14),
+    ("openat2", 437, 0, 0, 38, 22),
     ("a number of no kernel", 1000, 0, 0, 38, 38),
 ]
 
@@ -254,6 +265,22 @@ for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"
     assert without("seccomp", 38, code).splitlines() == ["seccomp 38"] * 2
 
 
+def test_where_the_memory_for_filters_is_used_up() -> None:
+    """An errno that has no name outside the kernel: the program around answers as that does then."""
+    code = """
+import fastns
+try:
+    fastns.run(["true"])
+except fastns.SpawnError as error:
+    print(error.errno, error)
+    print(error.hint)
+"""
+    told, hint = without("seccomp", 524, code).splitlines()
+    assert told.startswith("524 seccomp[")
+    assert told.endswith("(ENOTSUPP)")
+    assert "net.core.bpf_jit_limit" in hint
+
+
 def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(programs)]
     unshare = words(272, 0x10000000, 0)
@@ -271,9 +298,34 @@ def test_the_same_filter_once_for_all(programs: Path) -> None:
     """Most of the default is the server's; both parts are there, and a profile is whole."""
     with Template(Spec(rootfs=programs)) as template:
         plan = template._plan
-    first, rest = seccomp.build_parts()
+    first, rest = seccomp.build_parts(setid=False)
     assert [op.data for op in plan.ops if op.code == "seccomp"] == [first]
     assert [op.data for op in plan.sandbox.ops if op.code == "seccomp"] == [rest]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_set_id_files_where_nothing_of_the_hosts_can_be_written(way: str, programs: Path) -> None:
+    """As package managers make them."""
+    chmod = words(90, 0, 0o4755)
+    for fields, expected in (
+        ({}, errno.EPERM),
+        ({"allow_setid": True}, errno.EFAULT),
+        ({"overlay": True}, errno.EFAULT),
+        ({"read_only": True}, errno.EFAULT),
+    ):
+        with runner(way, rootfs=programs, **fields) as run:
+            done = run(["/calls", *chmod], capture_output=True, text=True)
+        assert done.stdout.splitlines()[0] == str(expected), fields
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("more", [{}, {"landlock": {"write": ["/"]}}])
+def test_a_filter_of_its_own_by_who_may(way: str, more: Any, programs: Path) -> None:
+    """CAP_SYS_ADMIN opens it; it gets as far as the filter's address, which is none."""
+    given: dict[str, Any] = {"rootfs": programs, "capabilities": ["SYS_ADMIN"], **more}
+    with runner(way, **given) as run:
+        found = errnos(run, [("seccomp", 317, 1, 0, 0, None), ("prctl", 157, 22, 2, 0, None)])
+    assert (found["seccomp"], found["prctl"]) == (errno.EFAULT, errno.EFAULT)
 
 
 def test_children_are_not_left_to_the_caller(programs: Path) -> None:

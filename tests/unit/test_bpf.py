@@ -34,7 +34,13 @@ DOCKER = {
          "args": [{"index": 0, "value": 0x7E020000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
     ],
 }  # fmt: skip
-PROFILES = {"default": "default", "first": parts()[0], "rest": parts()[1], "docker": DOCKER}
+PROFILES = {
+    "default": "default",
+    "no set-id": seccomp.default_profile(setid=False),
+    "first": parts()[0],
+    "rest": parts()[1],
+    "docker": DOCKER,
+}
 
 
 def instructions(*lines: tuple[int, int, int, int]) -> bytes:

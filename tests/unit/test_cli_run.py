@@ -340,6 +340,7 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
     (["--security-opt", "no-new-privileges=false"], {"no_new_privileges": False}),
     (["--security-opt", "no-new-privileges"], {}),
     (["--security-opt", "seccomp=unconfined"], {"seccomp": "unconfined"}),
+    (["--allow-setid"], {"allow_setid": True}),
     (["--security-opt", "seccomp:/a:b=c.json"], {"seccomp": "/a:b=c.json"}),
     (
         ["--landlock-read", "/usr", "--landlock-read", "/", "--landlock-write", "/tmp"],

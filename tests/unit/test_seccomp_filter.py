@@ -1,6 +1,7 @@
 """The bytes of filters, against a model of the profile that does not use the library: every system
 call's number, on each architecture, with arguments at the edges and at random."""
 
+import itertools
 import random
 
 import pytest
@@ -8,7 +9,8 @@ import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
 from fastns import seccomp
-from fastns._seccomp_default import SETUP, anything_but, parts
+from fastns._seccomp_default import SETUP, parts
+from fastns._seccomp_rules import anything_but
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 NUMBERS = range(1024)
@@ -24,6 +26,51 @@ CAPS = {
     "others": ("CAP_SYS_PTRACE", "CAP_SYS_CHROOT", "CAP_BPF", "CAP_NET_ADMIN"),
 }
 MACHINES = ("x86_64", "aarch64")
+SETID = {"any mode": True, "no set-id": False}
+HIGH = 1 << 32
+# What each argument of a call is tried with, in every combination; the upper half is not looked at.
+FLAGS = (0, 1, 2, 0x41, 0x4000, 0x4001, 0x40000001, HIGH, HIGH | 1, 2**64 - 1)
+MODES = (0, 0o644, 0o1777, 0o2000, 0o2755, 0o4000, 0o4755, 0o6777, HIGH | 0o4711, HIGH, 2**64 - 1)
+OPENED = (0, 1, 0o100, 0o101, 0o100 | HIGH, 0o20200000, 0o20040000, 0o20000000, 0o2000000, 0o100000)
+COMBINED = {
+    "setsockopt": {
+        1: (0, 1, 2, 5, 6, 7, 17, 40, 41, 42, 255, 270, 511, 512, HIGH, HIGH | 1, 2**64 - 1),
+        2: (*range(84), 128, 255, 256, 0x1A00, HIGH | 26, HIGH | 11, HIGH | 31, 2**64 - 1),
+    },
+    "socket": {
+        0: (0, 1, 2, 3, 10, 16, 17, HIGH | 2, 38),
+        1: (0, 1, 2, 3, 5, 0x80801, 0x80802, HIGH | 1),
+        2: (*range(20), 47, 57, 58, 59, 132, 136, 255, 262, 511, 512, HIGH | 6, 2**64 - 1),
+    },
+    "ioctl": {
+        1: (
+            *(0, 0x5401, 0x5412, 0x541C, 0x5413, 0x5422, 0x5423, 0x5424, HIGH | 0x5423),
+            *(*range(0x893E, 0x8944), *range(0x8980, 0x8986), *range(0x899E, 0x89A4), 0x89F0),
+        )
+    },
+    "prctl": {
+        0: (0, 1, 21, 22, 23, 38, 61, 62, 63, 0x53564D41, HIGH | 22, HIGH | 62, 2**64 - 1),
+        1: (0, 1, 2, 3, HIGH | 2, 2**64 - 1),
+    },
+    "seccomp": {0: (0, 1, 2, 3, 4, 5, HIGH, HIGH | 1, 2**64 - 1)},
+    "sendto": {3: FLAGS},
+    "sendmsg": {2: FLAGS},
+    "sendmmsg": {3: FLAGS},
+    "recvfrom": {3: FLAGS},
+    "recvmsg": {2: FLAGS},
+    "recvmmsg": {3: FLAGS},
+    "fchmod": {1: MODES},
+    "fchmodat": {2: MODES},
+    "fchmodat2": {2: MODES},
+    "mkdirat": {2: MODES},
+    "mknodat": {2: MODES},
+    "openat": {2: OPENED, 3: MODES},
+    "chmod": {1: MODES},
+    "creat": {1: MODES},
+    "mkdir": {1: MODES},
+    "mknod": {1: MODES},
+    "open": {1: OPENED, 2: MODES},
+}
 
 
 def arguments(seed, count):
@@ -32,20 +79,21 @@ def arguments(seed, count):
         yield tuple(rng.choice((rng.choice(EDGES), rng.getrandbits(64))) for _ in range(6))
 
 
-def whole(caps, machine):
-    return [seccomp.build("default", caps, machine=machine)]
+def whole(caps, machine, setid=True):
+    return [seccomp.build("default", caps, machine=machine, setid=setid)]
 
 
-def split(caps, machine):
-    return [seccomp.build(part, caps, machine=machine) for part in parts()]
+def split(caps, machine, setid=True):
+    return [seccomp.build(part, caps, machine=machine) for part in parts(setid=setid)]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("caps", CAPS.values(), ids=CAPS)
 @pytest.mark.parametrize("filters", [whole, split])
-def test_every_call_is_judged_as_the_profile_says(filters, caps, machine) -> None:
-    codes = filters(caps, machine)
-    model = Model(seccomp.default_profile(), machine, caps)
+@pytest.mark.parametrize("setid", SETID.values(), ids=SETID)
+def test_every_call_is_judged_as_the_profile_says(setid, filters, caps, machine) -> None:
+    codes = filters(caps, machine, setid)
+    model = Model(seccomp.default_profile(setid=setid), machine, caps)
     for number in NUMBERS:
         for args in arguments(number, 6 if support.LONG else 3):
             said = together([interpret(code, ARCHES[machine], number, args) for code in codes])
@@ -68,6 +116,25 @@ def test_calls_with_rules_for_arguments(name, machine) -> None:
         seen.add(said)
     assert ALLOW in seen
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("caps", CAPS.values(), ids=CAPS)
+@pytest.mark.parametrize("filters", [whole, split])
+def test_arguments_in_every_combination(filters, caps, machine) -> None:
+    codes = filters(caps, machine, setid=False)
+    model = Model(seccomp.default_profile(setid=False), machine, caps)
+    for number in NUMBERS:
+        tried = COMBINED.get(name_of(number, machine), {})
+        combinations = list(itertools.product(*tried.values())) if tried else []
+        if not support.LONG:
+            combinations = random.Random(number).sample(combinations, min(len(combinations), 400))
+        for values in combinations:
+            given = dict(zip(tried, values, strict=True))
+            args = tuple(given.get(index, 0) for index in range(6))
+            said = together([interpret(code, ARCHES[machine], number, args) for code in codes])
+            told = (name_of(number, machine), args)
+            assert (told, hex(said)) == (told, hex(model.action(number, args)))
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -115,6 +182,12 @@ def number_of(name):
         ("ioctl", (0, 0x5412 | 1 << 32), EPERM),
         ("ioctl", (0, 0x541C | 0xABCD << 32), EPERM),
         ("ioctl", (0, 0xFFFFFFFF80045430), ALLOW),
+        ("ioctl", (0, 0x5423), EPERM),  # TIOCSETD
+        ("ioctl", (0, 0x5424), ALLOW),  # TIOCGETD
+        ("ioctl", (0, 0x8940), EPERM),  # SIOCGIFBR
+        ("ioctl", (0, 0x89A1), EPERM),  # SIOCBRDELBR
+        ("ioctl", (0, 0x8982), EPERM),  # SIOCGIFVLAN
+        ("ioctl", (0, 0x8912), ALLOW),  # SIOCGIFCONF
         ("fcntl", (0, 0), ALLOW),
         ("fcntl", (0, 38), ALLOW),  # F_OFD_SETLKW
         ("fcntl", (0, 1023), ALLOW),
@@ -133,7 +206,47 @@ def number_of(name):
         ("socket", (16, 3, 0), ALLOW),
         ("socket", (16, 3, 12), ERRNO | 93),
         ("socket", (2, 3, 1), EPERM),
-        ("socket", (2, 1, 262), ERRNO | 93),
+        ("socket", (2, 1, 262), ERRNO | 93),  # MPTCP
+        ("socket", (2, 2, 136), ERRNO | 93),  # UDP-Lite
+        ("socket", (2, 2, 17), ALLOW),
+        ("socket", (2, 2, 1), ALLOW),  # ping
+        ("socket", (10, 2, 58), ALLOW),
+        ("socket", (2, 2, 58), ERRNO | 93),
+        ("socket", (2, 2, 6), ERRNO | 93),
+        ("socket", (2, 1, 33), ERRNO | 93),  # DCCP
+        ("setsockopt", (0, 1, 2), ALLOW),  # SO_REUSEADDR
+        ("setsockopt", (0, 1, 26), EPERM),  # SO_ATTACH_FILTER
+        ("setsockopt", (0, 1, 50), EPERM),
+        ("setsockopt", (0, 1, 51), EPERM),
+        ("setsockopt", (0, 1, 52), EPERM),
+        ("setsockopt", (0, 1 | HIGH, 26 | HIGH), EPERM),
+        ("setsockopt", (0, 2, 26), ALLOW),  # of another level
+        ("setsockopt", (0, 1, 29), ALLOW),  # SO_TIMESTAMP
+        ("setsockopt", (0, 1, 35), ALLOW),  # SO_TIMESTAMPNS
+        ("setsockopt", (0, 1, 37), ERRNO | 92),  # SO_TIMESTAMPING
+        ("setsockopt", (0, 1, 65), ERRNO | 92),
+        ("setsockopt", (0, 1, 60), ERRNO | 92),  # SO_ZEROCOPY
+        ("setsockopt", (0, 0, 11), ERRNO | 0),  # IP_RECVERR
+        ("setsockopt", (0, 41, 25), ERRNO | 0),
+        ("setsockopt", (0, 6, 31), ERRNO | 92),  # TCP_ULP
+        ("setsockopt", (0, 6, 38), ERRNO | 92),  # TCP_AO_ADD_KEY
+        ("setsockopt", (0, 6, 1), ALLOW),  # TCP_NODELAY
+        ("setsockopt", (0, 270, 1), ALLOW),  # of netlink
+        ("sendto", (0, 0, 0, 0x4001), ERRNO | 95),  # MSG_OOB
+        ("sendto", (0, 0, 0, 0x4000), ALLOW),
+        ("recvmsg", (0, 0, 1), ERRNO | 95),
+        ("seccomp", (0,), ALLOW),  # strict mode
+        ("seccomp", (1,), ERRNO | 22),
+        ("seccomp", (2,), ALLOW),
+        ("prctl", (22, 2), ERRNO | 22),
+        ("prctl", (22, 1), ALLOW),
+        ("prctl", (21,), ALLOW),
+        ("prctl", (62,), ERRNO | 22),  # PR_SCHED_CORE
+        ("sync", (), ERRNO | 0),
+        ("syncfs", (), ENOSYS),
+        ("memfd_secret", (), ENOSYS),
+        ("chmod", (0, 0o6777), ALLOW),
+        ("openat2", (), ALLOW),
         ("socket", (17, 3, 0), ERRNO | 97),
         ("socket", (38, 5, 0), ERRNO | 97),
         ("socket", (40, 1, 0), ERRNO | 97),
@@ -146,6 +259,50 @@ def test_what_the_profile_promises(call, args, action) -> None:
     for codes in (whole((), "x86_64"), split((), "x86_64")):
         found = together([interpret(c, ARCHES["x86_64"], number_of(call), words) for c in codes])
         assert hex(found) == hex(action)
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "action"),
+    [
+        ("chmod", (0, 0o1777), ALLOW),
+        ("chmod", (0, 0o4755), EPERM),
+        ("fchmod", (0, 0o2755), EPERM),
+        ("fchmodat", (0, 0, 0o4755), EPERM),
+        ("fchmodat2", (0, 0, 0o4755), EPERM),
+        ("mkdir", (0, 0o2755), EPERM),
+        ("mknodat", (0, 0, 0o104755), EPERM),
+        ("creat", (0, 0o4755), EPERM),
+        ("open", (0, 0, 0o4755), ALLOW),  # the mode counts for nothing
+        ("open", (0, 0o101, 0o755), ALLOW),
+        ("open", (0, 0o101, 0o4755), EPERM),
+        ("openat", (0, 0, 0o101, 0o2755), EPERM),
+        ("openat", (0, 0, 0o20200002, 0o4755), EPERM),  # O_TMPFILE
+        ("openat2", (), ENOSYS),
+    ],
+)
+def test_where_no_set_id_files_may_be_made(call, args, action) -> None:
+    words = (*args, *[0] * (6 - len(args)))
+    for codes in (whole((), "x86_64", False), split((), "x86_64", False)):
+        found = together([interpret(c, ARCHES["x86_64"], number_of(call), words) for c in codes])
+        assert hex(found) == hex(action)
+
+
+@pytest.mark.parametrize(
+    ("capability", "call", "args"),
+    [
+        ("CAP_NET_RAW", "setsockopt", (0, 1, 26)),
+        ("CAP_NET_RAW", "setsockopt", (0, 1, 52)),
+        ("CAP_NET_ADMIN", "setsockopt", (0, 6, 31)),
+        ("CAP_SYS_ADMIN", "seccomp", (1,)),
+        ("CAP_SYS_ADMIN", "prctl", (22, 2)),
+    ],
+)
+def test_a_capability_opens_what_is_refused_by_argument(capability, call, args) -> None:
+    words = (*args, *[0] * (6 - len(args)))
+    for caps in ((), ("CAP_CHOWN",), (capability,)):
+        for codes in (whole(caps, "x86_64"), split(caps, "x86_64")):
+            said = [interpret(code, ARCHES["x86_64"], number_of(call), words) for code in codes]
+            assert (together(said) == ALLOW) == (capability in caps)
 
 
 def test_a_number_no_kernel_has_is_unknown() -> None:
@@ -171,9 +328,11 @@ def test_capabilities_open_their_calls_and_no_others() -> None:
 
 def test_the_first_part_lets_a_sandbox_be_made_and_the_rest_does_not() -> None:
     first, rest = split((), "x86_64")
+    by_argument = {"prctl": (22, 2, 0, 0, 0, 0), "seccomp": (1, 0, 0, 0, 0, 0)}
     for name in SETUP:
-        assert interpret(first, ARCHES["x86_64"], number_of(name), (2**64 - 1,) * 6) == ALLOW
-        assert interpret(rest, ARCHES["x86_64"], number_of(name), (2**64 - 1,) * 6) != ALLOW
+        args = by_argument.get(name, (2**64 - 1,) * 6)
+        assert interpret(first, ARCHES["x86_64"], number_of(name), args) == ALLOW
+        assert interpret(rest, ARCHES["x86_64"], number_of(name), args) != ALLOW
     assert len(rest) < len(first) / 5
 
 

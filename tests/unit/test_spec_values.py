@@ -77,6 +77,7 @@ def test_the_defaults() -> None:
         "capabilities": (),
         "no_new_privileges": True,
         "seccomp": "default",
+        "allow_setid": False,
         "landlock": None,
     }
 
@@ -102,6 +103,33 @@ EFFECTIVE: list[tuple[dict[str, Any], dict[str, str]]] = [
 def test_the_effective_namespaces(fields: dict[str, Any], changed: dict[str, str]) -> None:
     spec = Spec(**fields)
     assert {kind: spec.namespace(kind) for kind in KINDS} == NEW | changed
+
+
+BIND = Mount("/mnt", source="/srv")
+LAYERED = ["lowerdir=/a", "upperdir=/b", "workdir=/c"]
+WRITING: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"mounts": [Mount("/mnt", type="tmpfs")]}, False),
+    ({"mounts": [Mount("/mnt", source="/srv", options=["ro"])]}, False),
+    ({"mounts": [Mount("/mnt", source="/srv", options=["ro"]), Mount("/opt", source="/o")]}, True),
+    ({"mounts": [BIND]}, True),
+    ({"mounts": [Mount("/mnt", source="/srv", options=["rbind", "rw"])]}, True),
+    ({"mounts": [Mount("/mnt", type="devtmpfs")]}, True),
+    ({"mounts": [Mount("/mnt", type="overlay", options=["lowerdir=/a"])]}, False),
+    ({"mounts": [Mount("/mnt", type="overlay", options=LAYERED)]}, True),
+    ({"rootfs": "/r"}, True),
+    ({"rootfs": "/r", "read_only": True}, False),
+    ({"rootfs": "/r", "overlay": True}, False),
+    ({"rootfs": "/r", "overlay": True, "mounts": [BIND]}, True),
+    ({"rootfs": "/r", "read_only": True, "mounts": [BIND]}, True),
+    ({"namespaces": {"mount": "host"}}, True),
+    ({"namespaces": {"mount": "/n/mnt"}}, True),
+]
+
+
+@pytest.mark.parametrize(("fields", "writes"), WRITING, ids=spec_id)
+def test_whether_files_of_the_host_can_be_written(fields: dict[str, Any], writes: bool) -> None:
+    assert Spec(**fields).writes_to_host() is writes
 
 
 def test_what_is_asked_for_is_told_from_the_default() -> None:

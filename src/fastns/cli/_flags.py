@@ -59,6 +59,7 @@ FLAG_OF_FIELD = {
     "capabilities": "--cap-add",
     "no_new_privileges": "--security-opt",
     "seccomp": "--security-opt",
+    "allow_setid": "--allow-setid",
     "landlock": "--landlock-read or --landlock-write",
     "memory": "--memory",
     "max_output": "--max-output",
@@ -194,6 +195,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         metavar="OPT",
         help="no-new-privileges=false, seccomp=unconfined, seccomp=FILE (JSON as docker's)",
     )
+    switch("--allow-setid", help="set-user-ID files may be made where the host's can be written")
     values("--landlock-read", metavar="PATH", help="only there files are read and executed; inside")
     values("--landlock-write", metavar="PATH", help="there they are written as well (Landlock)")
 
@@ -278,6 +280,7 @@ def spec_of(
         **{name: value for name, value in fields.items() if value is not None},
         read_only=flags.read_only,
         overlay=flags.overlay,
+        allow_setid=flags.allow_setid,
         init=flags.init,
         die_with_parent=True,
         namespaces=namespaces(modes),
