@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import eventually, marked, marker
+from processes import eventually, marked, marker, running
 
 from fastns import CompletedSandbox, Job, Mount, SpawnError, Spec, Template, TimeoutExpired
 
@@ -179,7 +179,7 @@ def test_an_interrupt_ends_those_that_wait_too(busybox_rootfs: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == process.stdout.readline() == b"running\n"
-        assert eventually(lambda: len(marked(mark)) > 2)  # with the caller's own
+        assert eventually(lambda: running("sleep", mark))
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 3
     assert eventually(lambda: not marked(mark))
