@@ -52,8 +52,8 @@ static long one_of(const long *values, unsigned n)
 /* Most calls succeed. */
 static long failure(void)
 {
-    static const long errors[] = {EPERM,   ENOENT, EACCES,  ENOTDIR, EINVAL, ENOSYS,
-                                  EAGAIN, ELOOP,  ETXTBSY, EOVERFLOW};
+    static const long errors[] = {EPERM,  ENOENT, EACCES, ENOTDIR, EINVAL,
+                                  ENOSYS, EAGAIN, ELOOP,  ETXTBSY, EOVERFLOW};
     return take(&answers, 1) < 224 ? 0 : -one_of(errors, sizeof errors / sizeof *errors);
 }
 
@@ -65,8 +65,8 @@ static long new_fd(void)
 
 static long stat_of(struct statx *to)
 {
-    static const long types[] = {FNS_S_IFDIR, FNS_S_IFDIR, FNS_S_IFDIR, FNS_S_IFLNK, FNS_S_IFCHR,
-                                 0100000};
+    static const long types[] = {FNS_S_IFDIR, FNS_S_IFDIR, FNS_S_IFDIR,
+                                 FNS_S_IFLNK, FNS_S_IFCHR, 0100000};
     memset(to, 0, sizeof *to);
     to->stx_mode = (uint16_t)one_of(types, sizeof types / sizeof *types);
     to->stx_ino = take(&answers, 1) % 4;
@@ -104,7 +104,9 @@ long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
     case __NR_landlock_create_ruleset: kernel_read((const void *)a, (uint64_t)b); return new_fd();
     case __NR_landlock_add_rule: kernel_read((const void *)c, 12); return failure();
     case __NR_statx: kernel_read_text((const char *)b); return stat_of((void *)e);
-    case __NR_readlinkat: kernel_read_text((const char *)b); return link_text((char *)c, (uint64_t)d);
+    case __NR_readlinkat:
+        kernel_read_text((const char *)b);
+        return link_text((char *)c, (uint64_t)d);
     case __NR_write: kernel_read((const void *)b, (uint64_t)c); return failure() < 0 ? -EIO : c;
     case __NR_fsconfig:
         if (c)
