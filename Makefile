@@ -8,13 +8,13 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks)
-C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/escape/*.c benchmarks/*.c)
+C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape lint fix asan bench \
+.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape lint fix asan tsan fuzz bench \
         compare setup-compare wheel sdist packages setup \
         install clean distclean
 
@@ -105,6 +105,17 @@ fix: install  ## formats everything in place
 
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
+
+# ROUNDS: how often each thread does everything.
+ROUNDS ?= 20
+tsan: packages  ## spawns, batches and templates from many threads, under ThreadSanitizer
+	$(MAKE) -C tests/c tsan ROUNDS=$(ROUNDS)
+
+# FUZZ_SECONDS: of each target.
+FUZZ_SECONDS ?= 600
+fuzz: packages install  ## random input for all that parses: in C by libFuzzer, in Python by hypothesis
+	$(MAKE) -C tests/fuzz run FUZZ_SECONDS=$(FUZZ_SECONDS)
+	$(BIN)/python tests/fuzz/parsers.py --seconds $(FUZZ_SECONDS)
 
 compare: setup-compare install  ## the race against everything else: benchmarks/results/
 	cd benchmarks && $(SUDO) $(abspath $(BIN))/python -m compare $(COMPARE_ARGS)

@@ -42,7 +42,7 @@ CHILD = [
 # The programs run from memory files made anew for each spawn: few pages are what counts.
 PROGRAMS = {
     "exec": ["exec", "child"],
-    "helper": ["helper", "server", "sandbox", "netns", "closer", "child"],
+    "helper": ["helper", "server", "sandbox", "unpack", "netns", "closer", "child"],
 }
 PROGRAM = [
     "-ffreestanding",

@@ -70,33 +70,6 @@ static _Noreturn void tell_error(int control, enum fns_stage stage, long result)
 
 /* ---- the request ---------------------------------------------------------------------------- */
 
-static char *const *open_array(char *base, char *const *offset)
-{
-    uint64_t *item = (uint64_t *)(void *)(base + (uintptr_t)offset);
-    for (uint64_t *at = item; *at; at++)
-        *at += (uintptr_t)base;
-    return (char *const *)(void *)item;
-}
-
-void fns_open_args(char *base, struct fns_args *args)
-{
-    args->argv = open_array(base, args->argv);
-    args->envp = open_array(base, args->envp);
-    args->paths = open_array(base, args->paths);
-    if (args->cwd)
-        args->cwd = base + (uintptr_t)args->cwd;
-    if (args->n_keep)
-        args->keep = (const int *)(const void *)(base + (uintptr_t)args->keep);
-    if (args->n_groups)
-        args->groups = (const int *)(const void *)(base + (uintptr_t)args->groups);
-}
-
-void fns_open_plan(char *base, struct fns_plan *plan)
-{
-    plan->ops = (const struct fns_op *)(const void *)(base + (uintptr_t)plan->ops);
-    plan->strings = base + (uintptr_t)plan->strings;
-}
-
 /* Maps the request and turns its offsets into pointers. */
 static struct fns_request *open_request(int fd)
 {
@@ -109,9 +82,10 @@ static struct fns_request *open_request(int fd)
         quit(127);
     char *base = (char *)at;
     struct fns_request *request = (struct fns_request *)(void *)base;
-    fns_open_plan(base, &request->plan);
-    fns_open_plan(base, &request->sandbox);
-    fns_open_args(base, &request->args);
+    if (size < sizeof *request || fns_open_plan(base, size, &request->plan) < 0 ||
+        fns_open_plan(base, size, &request->sandbox) < 0 ||
+        fns_open_args(base, size, &request->args) < 0)
+        quit(127);
     return request;
 }
 

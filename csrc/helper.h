@@ -35,9 +35,13 @@ long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
 /* FAILED. */
 long fns_tell_failure(int socket, const struct fns_error *error);
 
-/* Turns the offsets of packed arguments, or of a plan, into pointers. */
-void fns_open_args(char *base, struct fns_args *args);
-void fns_open_plan(char *base, struct fns_plan *plan);
+/* Turns the offsets of packed arguments, or of a plan, into pointers (unpack.c). 0, or -EPROTO for bytes
+ * that are not what request.c packs: nothing beyond `size` is read. */
+int fns_open_args(char *base, uint64_t size, struct fns_args *args);
+int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan);
+
+/* The same for RUN or SPAWN, which came with so many fds, a memory file not counted. */
+int fns_open_ask(struct fns_ask *ask, uint64_t size, int n_fds, struct fns_args *args);
 
 /* Starts sandboxes for whoever asks over `control`, until its other end is closed (server.c).
  * `userns`: for them to join; 0: none. */

@@ -71,6 +71,8 @@ static int check_op(const struct fns_plan *plan, const struct fns_op *op)
     /* No more than BPF_MAXINSNS; SECCOMP_FILTER_FLAG_LOG and _SPEC_ALLOW, none that make an fd. */
     if (op->code == FNS_OP_SECCOMP && (!op->arg || op->arg > 4096 || op->flags & ~6ULL))
         return -EINVAL;
+    if (op->code == FNS_OP_PIVOT_ROOT && op->arg > FNS_MAX_OLD_ROOTS)
+        return -EINVAL;
     return op->code == FNS_OP_SETGROUPS && op->arg > 64 ? -EINVAL : 0;
 }
 

@@ -77,6 +77,9 @@ enum fns_op_code {
         FNS_OP_COUNT
 };
 
+/* How many mounts the old root may be: itself, and a scratch on top. */
+#define FNS_MAX_OLD_ROOTS 2
+
 /* How many binds may have their source opened ahead. */
 #define FNS_MAX_SOURCES 16
 

@@ -1,7 +1,7 @@
 /* Plans and arguments as runs of bytes, for another process. Runs in the parent.
  *
- * Pointers become offsets from the start of the run; the reader (helper.c, server.c) turns them back
- * with fns_open_args() and fns_open_plan().
+ * Pointers become offsets from the start of the run; the reader turns them back (unpack.c), and takes
+ * them for texts where the last byte is NUL: texts come last.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -46,15 +46,15 @@ static void *pack_array(struct packer *packer, char *const *items)
 
 static void pack_args(struct packer *packer, struct fns_args *args)
 {
+    if (args->n_keep)
+        args->keep = (void *)(uintptr_t)pack(packer, args->keep, args->n_keep * sizeof(int));
+    if (args->n_groups)
+        args->groups = (void *)(uintptr_t)pack(packer, args->groups, args->n_groups * sizeof(int));
     args->argv = pack_array(packer, args->argv);
     args->envp = pack_array(packer, args->envp);
     args->paths = pack_array(packer, args->paths);
     if (args->cwd)
         args->cwd = (void *)(uintptr_t)pack(packer, args->cwd, strlen(args->cwd) + 1);
-    if (args->n_keep)
-        args->keep = (void *)(uintptr_t)pack(packer, args->keep, args->n_keep * sizeof(int));
-    if (args->n_groups)
-        args->groups = (void *)(uintptr_t)pack(packer, args->groups, args->n_groups * sizeof(int));
 }
 
 static void pack_plan(struct packer *packer, struct fns_plan *plan)

@@ -68,12 +68,11 @@ static int open_ask(struct fns_room *room, int *loud)
     sandbox->ask = ask->number;
     if (received->size == -EMFILE)
         return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
-    if (received->size < (long)sizeof *ask ||
-        (ask->kind != FNS_ASK_RUN && ask->kind != FNS_ASK_SPAWN))
+    if (received->size < (long)sizeof *ask)
         return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);
-    *loud = ask->kind == FNS_ASK_SPAWN;
+    uint64_t size = (uint64_t)received->size;
     if (ask->in_file && received->n_fds > 0) {
-        uint64_t size = ask->size;
+        size = ask->size;
         long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 2 /* MAP_PRIVATE */,
                            received->fds[--received->n_fds], 0);
         if (at < 0 && at > -4096)
@@ -81,12 +80,9 @@ static int open_ask(struct fns_room *room, int *loud)
         room->mapped_size = size;
         room->mapped = ask = (struct fns_ask *)at;
     }
-    sandbox->args = ask->args;
-    if (ask->args.n_keep > FNS_ASK_FDS || ask->args.n_groups > FNS_MAX_GROUPS ||
-        received->n_fds != 3 + (int)(ask->args.n_keep + ask->args.n_groups) + *loud)
-        return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);
-    fns_open_args((char *)ask, &sandbox->args);
-    return 0;
+    *loud = ask->kind == FNS_ASK_SPAWN;
+    int result = fns_open_ask(ask, size, received->n_fds, &sandbox->args);
+    return result < 0 ? fail(sandbox, FNS_STAGE_HELPER, result) : 0;
 }
 
 static int is_wanted(const struct fns_args *args, int fd)

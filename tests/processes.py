@@ -34,6 +34,21 @@ def marked(text: str) -> list[int]:
     return found
 
 
+def running(*argv: str) -> list[int]:
+    """Pids of the living processes with exactly this argv.
+
+    A word in it is not enough to know a command by: whoever starts it has the word too, and so has
+    what shares its memory, or is about to execute the command.
+    """
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for pid in marked(argv[-1]):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted:
+                found.append(pid)
+    return found
+
+
 def children(pid: int, of_its_own: bool = True) -> list[int]:
     """A server's children: sandboxes, in pid namespaces of their own, or its helpers beside it."""
     found = []

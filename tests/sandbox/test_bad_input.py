@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import inside
 import pytest
 import support
 from processes import script
 
 import fastns
-from fastns import IDMapping, Job, Mount, Rlimit, SpawnError, Spec, SpecError
+from fastns import Job, Mount, Rlimit, SpawnError, Spec, SpecError
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,7 @@ def test_cwd(root: Path, cwd: str, error: int) -> None:
     if cwd == "/closed" and support.is_root():
         exc = refused(["/true"], rootfs=root, cwd=cwd, user="7:7")
     elif cwd == "/closed":
-        exc = refused(["/true"], rootfs=root, cwd=cwd, uid_mappings=[IDMapping(0, 100000, 9)],
-                      gid_mappings=[IDMapping(0, 100000, 9)], user="7:7")  # fmt: skip
+        exc = refused(["/true"], rootfs=root, cwd=cwd, user="7:7", **inside.ranges())
     else:
         exc = refused(["/true"], rootfs=root, cwd=cwd)
         assert refused(["/true"], rootfs=root, run={"cwd": cwd}).errno == error

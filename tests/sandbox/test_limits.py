@@ -20,7 +20,7 @@ import hidden
 import pytest
 import support
 from inside import WAYS, groups, runner
-from processes import eventually, marked, marker
+from processes import eventually, marked, marker, running
 
 import fastns
 from fastns import (
@@ -371,7 +371,7 @@ def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
     word = marker()
     crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
     caller = int(crash.stdout)
-    assert eventually(lambda: len(marked(word)) == 20)  # the control
+    assert eventually(lambda: len(running("sleep", word)) == 20)  # the control
     assert len(groups(caller)) == 1
     plan = fastns.compile(Spec(memory="32m"))
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from processes import eventually, marked, marker
+from processes import eventually, marked, marker, running
 from seed.ways import SIGINT_CODE, Box, Outside, Terminal, Way, shell_code
 
 from fastns import Spec
@@ -47,9 +47,8 @@ def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outsid
     """pid 1 of a namespace ignores SIGINT; whoever started it does not, and takes it along."""
     word = marker()
     with Terminal(way.argv(Box(), "sleep", word)) as terminal:
-        # The word is in the argv of whoever starts it, too.
-        assert eventually(lambda: len(marked(word)) == 2)
-        (pid,) = set(marked(word)) - {terminal.pid}
+        assert eventually(lambda: len(running("sleep", word)) == 1)
+        (pid,) = running("sleep", word)
         outside.is_the_same(alive=1)
         terminal.interrupt()
         returncode = terminal.wait()
