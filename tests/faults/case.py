@@ -75,7 +75,9 @@ class Supervisor:
 
     def _run(self, way: str, user: str, number: int | None, fault: Fault | None) -> Seen:
         timeout = 2.0 if fault is not None and fault.what == "SIGSTOP" else 30.0
-        setting = self.setting._replace(user=user == "user", timeout=timeout)
+        setting = self.setting._replace(
+            user=user == "user", timeout=timeout, cgroup=f"{self.setting.cgroup}/{user}"
+        )
         self.board.clear()
         up, down = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
@@ -86,7 +88,7 @@ class Supervisor:
         os.close(up[1])
         os.close(down[0])
         try:
-            start = _Start(self, pid, up[0], down[1], fault, self.board)
+            start = _Start(self, pid, up[0], down[1], fault, setting.cgroup)
             try:
                 return start.follow(number is None)
             finally:
@@ -102,10 +104,10 @@ class Supervisor:
 
 class _Start:
     def __init__(
-        self, by: Supervisor, pid: int, up: int, down: int, fault: Fault | None, board: Board
+        self, by: Supervisor, pid: int, up: int, down: int, fault: Fault | None, cgroup: str
     ) -> None:
         self.by, self.pid, self.up, self.down = by, pid, up, down
-        self.fault, self.board = fault, board
+        self.fault, self.board, self.cgroup = fault, by.board, cgroup
         self.listener = -1
         self.roles = Roles(pid, os.path.basename(PROBE))
         self.points: list[Point] = []
@@ -221,7 +223,7 @@ class _Start:
             "fd": _fds(self.pid),
             "process": others(self.pid),
             "mount": Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines(),
-            "cgroup": cgroups(self.by.setting.cgroup),
+            "cgroup": cgroups(self.cgroup),
             "name": [*os.uname()[1:2], Path("/proc/sys/kernel/domainname").read_text()],
             "caller": _caller(self.pid),
         }
@@ -233,7 +235,8 @@ class _Start:
         return CALLER if pid == self.pid else "-"
 
 
-_FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "SigIgn", "SigCgt", "CapEff", "CapInh")
+_FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "SigIgn", "CapEff", "CapInh")
+_OF_LIBC = 0x180000000  # its two signals, which it handles from the first thread on
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 
 
@@ -244,6 +247,7 @@ def _caller(pid: int) -> list[str]:
     return [
         f"cwd {os.readlink(f'/proc/{pid}/cwd')}",
         *(f"{field} {status[field].strip()}" for field in _FIELDS),
+        f"SigCgt {int(status['SigCgt'], 16) & ~_OF_LIBC:x}",
         *(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in _KINDS),
         f"uid of /proc {os.stat(f'/proc/{pid}').st_uid}",  # root's of who is not dumpable
     ]
@@ -324,14 +328,14 @@ def cgroup_roots(name: str) -> list[Path]:
     return [path for path in Path("/sys/fs/cgroup").glob(f"*{name}") if path.is_dir()]
 
 
-def cgroups(name: str) -> list[str]:
-    """Those that are made below it, the deepest first."""
-    found = []
-    for root in cgroup_roots(name):
-        for path, _, _ in os.walk(root / "fastns", topdown=False):
-            if path != f"{root}/fastns":
-                found.append(path)
-    return found
+def cgroups(name: str, all_of_them: bool = False) -> list[str]:
+    """Those that are made below it, the deepest first; `all_of_them`: it, too."""
+    return [
+        path
+        for root in cgroup_roots(name)
+        for path, _, _ in os.walk(root, topdown=False)
+        if all_of_them or path not in (str(root), f"{root}/fastns")
+    ]
 
 
 def remove_cgroup(path: str) -> None:

@@ -34,14 +34,14 @@ class Slot:
         self.number = number
         self.campaign = campaign
         self.cgroup = f"/fastns/faults-{os.getpid()}-{number}"
-        who = campaign.users["user"]
         for hierarchy in os.scandir("/sys/fs/cgroup"):
             if hierarchy.is_dir() and not hierarchy.is_symlink():
-                path = hierarchy.path + self.cgroup
-                os.makedirs(path, exist_ok=True)
-                for name in ("", "/cgroup.procs", "/tasks"):
-                    if os.path.exists(path + name):
-                        os.chown(path + name, who.uid, who.gid)
+                for name, who in campaign.users.items():
+                    path = f"{hierarchy.path}{self.cgroup}/{name}"
+                    os.makedirs(path, exist_ok=True)
+                    for file in ("", "/cgroup.procs", "/tasks"):
+                        if os.path.exists(path + file):
+                            os.chown(path + file, who.uid, who.gid)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for one in (self.socket, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -69,12 +69,8 @@ class Slot:
             self.tell({"end": True})
         self.socket.close()
         os.waitpid(self.pid, 0)
-        for path in cgroups(self.cgroup):
+        for path in cgroups(self.cgroup, all_of_them=True):
             remove_cgroup(path)
-        for root in cgroup_roots(self.cgroup):
-            for path in (root / "fastns", root):
-                if path.exists():
-                    remove_cgroup(str(path))
 
     def __enter__(self) -> Slot:
         return self
