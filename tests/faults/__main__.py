@@ -1,7 +1,7 @@
 """The fault campaign: `make faults`.
 
-Each way of starting is observed once, call by call. Then each call of each process that took part is
-made to fail, by each errno, in a start of its own; and a signal comes while it is held.
+Each way of starting is observed once, call by call. Then each call of each process that took part
+is made to fail, by each errno, in a start of its own; and a signal comes while it is held.
 
 usage: python -m faults [--sample N] [--seed N] [--ways A,B] [--users root,user] [--only REGEX]
                         [--jobs N] [--json FILE] [CASE ...]
@@ -16,7 +16,6 @@ import random
 import re
 import selectors
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,17 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import support
+
 from faults import notify
-from faults.case import SIGNALS, Fault, Seen, Supervisor, cgroup_roots, cgroups, remove_cgroup
-from faults.judge import CANNOT_FAIL, ERRNOS, MISSED, RIGHT, TYPED, verdict
-from faults.posture import difference, seen_by
+from faults.case import SIGNALS, Fault
+from faults.judge import CANNOT_FAIL, ERRNOS, MISSED, RIGHT, TYPED
 from faults.roles import Point
 from faults.slot import Slot
-from faults.ways import WAYS, Setting
+from faults.ways import WAYS, Setting, way_of
 from faults.worker import Who
 
 USER = "fastns-test"
-FIRST = 3  # occurrences of a call that are tried, and the last
+FINE = (RIGHT, TYPED, MISSED)
+Ask = tuple[Any, dict[str, Any]]  # a name for it, and what a slot is asked
+Result = tuple[Fault, str, list[str]]
 
 
 def main() -> int:
@@ -82,9 +83,7 @@ class Campaign:
         self.names = {number: name for name, number in notify.numbers().items()}
         self.points: dict[tuple[str, str], list[Point]] = {}
         self.want: dict[tuple[str, str], list[Any]] = {}
-
-    def slot(self, number: int) -> Slot:
-        return Slot(self, number)
+        self.free = list(range(16 * args.jobs))  # numbers of slots
 
     def run(self) -> int:
         begin = time.monotonic()
@@ -94,21 +93,21 @@ class Campaign:
         if self.args.cases:
             faults = [Fault.parse(text) for text in self.args.cases]
             pairs = sorted({(fault.way, fault.user) for fault in faults})
-        with self.slot(0) as slot:
-            for way, user in pairs:
-                answer = slot.ask({"observe": [way, user]})
-                if "failed" in answer:
-                    print(f"{way} as {user} cannot be observed: {answer['failed']}")
-                    return 2
-                self.points[way, user] = [Point(*point) for point in answer["points"]]
-                self.want[way, user] = answer["want"]
+        for (way, user), answer in self.ask_all(
+            [(pair, {"observe": pair}) for pair in pairs], [], float("inf")
+        ):
+            if "failed" in answer:
+                print(f"{way} as {user} cannot be observed: {answer['failed']}")
+                return 2
+            self.points[way, user] = [Point(*point) for point in answer["points"]]
+            self.want[way, user] = answer["want"]
         if not self.args.cases:
             faults = self.choose(pairs)
         print(f"{len(faults)} faults, observed in {time.monotonic() - begin:.0f} s", flush=True)
         results = self.campaign(faults)
         report(results, pairs, self.args.json, verbose=bool(self.args.cases))
         print(f"{time.monotonic() - begin:.0f} s")
-        return any(kind not in (RIGHT, TYPED, MISSED) for _, kind, _ in results)
+        return any(kind not in FINE for _, kind, _ in results)
 
     def choose(self, pairs: list[tuple[str, str]]) -> list[Fault]:
         whats = self.args.what.split(",")
@@ -118,69 +117,78 @@ class Campaign:
             for point in self.points[way, user]
             for what in whats
             if (what in SIGNALS or point.call not in CANNOT_FAIL)
-            and (what != "SIGSTOP" or WAYS[way].timed)
+            and (what != "SIGSTOP" or way_of(way).timed)
         ]
         if self.args.only:
             faults = [fault for fault in faults if re.search(self.args.only, str(fault))]
-        if self.args.sample and len(faults) > self.args.sample:
-            seed = self.args.seed if self.args.seed is not None else int(time.time())
-            print(f"a sample of {self.args.sample} of {len(faults)} faults: --seed {seed}")
-            faults = random.Random(seed).sample(faults, self.args.sample)
-        else:  # what takes long first and mixed, so that all slots are busy to the end
-            random.Random(self.args.seed or 0).shuffle(faults)
+        seed = int(time.time()) if self.args.seed is None else self.args.seed
+        random.Random(seed).shuffle(faults)
+        if self.args.sample or self.args.seconds:
+            print(f"some of {len(faults)} faults: --seed {seed}")
+            faults = faults[: self.args.sample or None]
         return faults
 
-    def campaign(self, faults: list[Fault]) -> list[tuple[Fault, str, list[str]]]:
+    def campaign(self, faults: list[Fault]) -> list[Result]:
         end = time.monotonic() + self.args.seconds if self.args.seconds else float("inf")
+        asks = [(fault, {"inject": str(fault)}) for fault in faults]
         # Those of a stop wait most of the time.
-        waiting = [fault for fault in faults if fault.what == "SIGSTOP"]
-        busy = [fault for fault in faults if fault.what != "SIGSTOP"]
-        results: list[tuple[Fault, str, list[str]]] = []
-        for todo, jobs in ((busy, self.args.jobs), (waiting, 8 * self.args.jobs)):
-            results += self.at_once(todo, min(jobs, len(todo)), end)
-        return results
+        waiting = [ask for ask in asks if ask[0].what == "SIGSTOP"]
+        busy = [ask for ask in asks if ask[0].what != "SIGSTOP"]
+        return [
+            (fault, answer["kind"], answer["lines"])
+            for fault, answer in self.ask_all(busy, waiting, end)
+        ]
 
-    def at_once(self, todo: list[Fault], jobs: int, end: float) -> list[Any]:
-        results: list[tuple[Fault, str, list[str]]] = []
-        slots: dict[Any, Fault] = {}
-        todo = list(reversed(todo))
-        total, told = len(todo), 0.0
+    def ask_all(self, busy: list[Ask], waiting: list[Ask], end: float) -> list[tuple[Any, Any]]:
+        """Has all of them answered, by slots of their own; none is begun after `end`."""
+        answers: list[tuple[Any, Any]] = []
+        total, told = len(busy) + len(waiting), time.monotonic()
+        given: dict[Slot, tuple[list[Ask], Any]] = {}
         selector = selectors.DefaultSelector()
 
-        def give(slot: Slot) -> None:
-            if todo and time.monotonic() < end:
-                slots[slot] = todo.pop()
-                slot.tell({"inject": str(slots[slot])})
+        def give(slot: Slot, queue: list[Ask]) -> None:
+            if queue and time.monotonic() < end:
+                name, ask = queue.pop()
+                given[slot] = (queue, name)
+                slot.tell(ask)
             else:
-                selector.unregister(slot.socket)
-                slots.pop(slot, None)
-                slot.close()
+                drop(slot)
 
-        for number in range(jobs):
-            slot = self.slot(number)
+        def drop(slot: Slot) -> None:
+            given.pop(slot, None)
+            selector.unregister(slot.socket)
+            slot.close()
+            self.free.append(slot.number)
+
+        def begin(queue: list[Ask]) -> None:
+            slot = Slot(self, self.free.pop())
             selector.register(slot.socket, selectors.EVENT_READ, slot)
-            give(slot)
-        while slots:
+            give(slot, queue)
+
+        for queue, jobs in ((busy, self.args.jobs), (waiting, 8 * self.args.jobs)):
+            queue.reverse()
+            for _ in range(min(jobs, len(queue))):
+                begin(queue)
+        while given:
             for key, _ in selector.select(60):
                 slot = key.data
-                fault = slots[slot]
+                queue, name = given[slot]
                 try:
-                    answer = slot.hear()
-                    results.append((fault, answer["kind"], answer["lines"]))
+                    answers.append((name, slot.hear()))
+                    if answers[-1][1].get("renew"):
+                        drop(slot)
+                        begin(queue)
+                    else:
+                        give(slot, queue)
                 except EOFError:
-                    results.append((fault, "harness", ["the slot has ended"]))
-                    selector.unregister(slot.socket)
-                    del slots[slot]
-                    number = slot.number
-                    slot.close()
-                    slot = self.slot(number)
-                    selector.register(slot.socket, selectors.EVENT_READ, slot)
-                give(slot)
-            if time.monotonic() > told + 10 and sys.stderr.isatty() | (told >= 0):
+                    answers.append((name, {"kind": "harness", "lines": ["the slot has ended"]}))
+                    drop(slot)
+                    begin(queue)
+            if time.monotonic() > told + 10:
                 told = time.monotonic()
-                wrong = sum(kind not in (RIGHT, TYPED, MISSED) for _, kind, _ in results)
-                print(f"  {len(results)} of {total}, {wrong} wrong", file=sys.stderr, flush=True)
-        return results
+                wrong = sum(answer.get("kind", RIGHT) not in FINE for _, answer in answers)
+                print(f"  {len(answers)} of {total}, {wrong} wrong", file=sys.stderr, flush=True)
+        return answers
 
 
 def make_root(directory: Path) -> Path:
@@ -201,7 +209,7 @@ def report(results: Any, pairs: Any, json_file: str, verbose: bool) -> None:
     by_pair: dict[tuple[str, str], Counter[str]] = {pair: Counter() for pair in pairs}
     for fault, kind, _ in results:
         by_pair[fault.way, fault.user][kind] += 1
-    kinds = sorted({kind for counter in by_pair.values() for kind in counter} - {RIGHT, TYPED, MISSED})
+    kinds = sorted({kind for counter in by_pair.values() for kind in counter} - {*FINE})
     head = ["way", "as", "injections", RIGHT, TYPED, "wrong", *kinds, "(missed)"]
     rows = []
     for (way, user), counter in by_pair.items():
@@ -223,8 +231,9 @@ def report(results: Any, pairs: Any, json_file: str, verbose: bool) -> None:
 
 def _figures(counter: Counter[str], kinds: list[str]) -> list[int]:
     wrong = sum(counter[kind] for kind in kinds)
-    all_ = counter[RIGHT] + counter[TYPED] + wrong
-    return [all_, counter[RIGHT], counter[TYPED], wrong, *(counter[k] for k in kinds), counter[MISSED]]
+    right, typed = counter[RIGHT], counter[TYPED]
+    found = (counter[kind] for kind in kinds)
+    return [right + typed + wrong, right, typed, wrong, *found, counter[MISSED]]
 
 
 if __name__ == "__main__":

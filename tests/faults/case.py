@@ -5,6 +5,7 @@ Runs as pid 1 of a pid namespace of its own: whatever a start leaves behind is s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 
 from faults import notify
 from faults.roles import CALLER, Point, Roles
-from faults.worker import DONE, READY, STARTING, Board, Who, work
 from faults.ways import PROBE, Setting
+from faults.worker import DONE, READY, STARTING, Board, Who, work
 
 HANG = 10.0  # seconds
-SETTLE = 2.0  # the kernel ends a killed sandbox's processes, and removes its cgroups, a little later
+SETTLE = 2.0  # the kernel ends a killed sandbox's processes, and its cgroups, a little later
 STOPPED = 0.3  # how long the caller is, which nothing else would continue
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGCONT")
 
@@ -154,13 +155,15 @@ class _Start:
                 if os.read(self.up, 1):
                     self._rung = True
                 else:
-                    self.gone = True
                     self.poll.unregister(self.up)
             elif events & select.POLLIN:
                 self._answer_one()
             elif events & select.POLLHUP:
                 self.poll.unregister(self.listener)
-                self.gone = True
+        # By its own end, not that of its pipe: what shares its fds would hide it.
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        if not self.gone and os.waitid(os.P_PID, self.pid, options) is not None:
+            self.gone = True
         if self.to_continue is not None and time.monotonic() > self.to_continue[0]:
             os.kill(self.to_continue[1], signal.SIGCONT)
             self.to_continue = None
@@ -257,7 +260,8 @@ def _fds(pid: int) -> list[str]:
     found = []
     for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        found.append(f"{fd} -> {'user namespace' if link.startswith('user:') else link}")
+        if not link.startswith("user:"):  # made once a process
+            found.append(f"{fd} -> {link}")
     return found
 
 
@@ -285,21 +289,17 @@ def others(but: int = 0) -> list[str]:
 
 
 def reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG | 0x40000000)[0]:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG | 0x40000000)[0]:  # __WALL
             pass
-    except ChildProcessError:
-        pass
 
 
 def end_all() -> None:
     """Ends all that is left."""
     deadline = time.monotonic() + 5
     while processes():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         reap()
         if time.monotonic() > deadline:
             raise TimeoutError(f"cannot be ended: {processes()}")

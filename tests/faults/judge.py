@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from faults.case import SIGNALS, Fault, Seen
 from faults.posture import difference
@@ -13,15 +14,35 @@ ERRNOS = ("EPERM", "ENOMEM", "EMFILE", "EINTR", "EAGAIN", "ENOSPC", "ENOSYS")
 
 # Calls that cannot fail so, or whose failure nothing can be done about.
 CANNOT_FAIL = frozenset(
-    """exit exit_group close munmap rt_sigreturn restart_syscall getpid gettid getppid getuid geteuid
-    getgid getegid umask sched_yield brk futex set_robust_list set_tid_address arch_prctl rseq
-    clock_gettime gettimeofday time getrandom getcpu alarm pause""".split()
+    re.findall(
+        r"\w+",
+        """exit exit_group close munmap rt_sigreturn restart_syscall getpid gettid getppid getuid
+        geteuid getgid getegid getresuid getresgid getgroups uname umask sched_yield brk futex
+        set_robust_list set_tid_address arch_prctl rseq clock_gettime gettimeofday time getrandom
+        getcpu alarm pause""",
+    )
 )
 
 RIGHT, TYPED, MISSED = "right", "typed", "missed"
 
-# Errors that stand for another, with the reason.
-STANDS_FOR: list[tuple[str, str, str, str]] = []
+
+class Rule(NamedTuple):
+    """What else may come of a fault, and why."""
+
+    role: str
+    calls: tuple[str, ...]  # (): any
+    outcome: str  # the type of an exception, or the errno of a SpawnError
+    why: str
+
+
+_MEMORY = ("mmap", "mremap", "mprotect", "brk")
+RULES = (
+    Rule(CALLER, _MEMORY, "MemoryError", "so malloc(3) and Python say it"),
+    Rule(CALLER, _MEMORY, "ENOMEM", "malloc(3) knows no other"),
+    Rule(CALLER, ("mmap",), "SystemError", "so CPython 3.11 says it, lacking memory for a frame"),
+    Rule("newuidmap", (), "EPERM", "its status says only that it failed"),
+    Rule("newgidmap", (), "EPERM", "its status says only that it failed"),
+)
 
 
 def verdict(fault: Fault, seen: Seen, want: list[Any]) -> tuple[str, list[str]]:
@@ -40,8 +61,7 @@ def verdict(fault: Fault, seen: Seen, want: list[Any]) -> tuple[str, list[str]]:
     if "error" in outcome:
         return _error(fault, outcome["error"])
     verdicts = [
-        _one(fault, have, right)
-        for have, right in zip(outcome["results"], want, strict=True)
+        _one(fault, have, right) for have, right in zip(outcome["results"], want, strict=True)
     ]
     for kind, lines in verdicts:
         if kind not in (RIGHT, TYPED):
@@ -78,14 +98,16 @@ def _error(fault: Fault, error: dict[str, Any]) -> tuple[str, list[str]]:
     if fault.what == "SIGKILL":
         told = error["type"] == "SpawnError" and error["errno"] == errno.ECANCELED
         return (TYPED, []) if told else ("error of a kill", lines)
-    if error["type"] == "MemoryError" and fault.what == "ENOMEM" and fault.point.role == CALLER:
+    said = error["type"]
+    if said == "SpawnError" and error["stage"]:
+        said = errno.errorcode.get(error["errno"], "")
+    if said == fault.what or any(said == rule.outcome for rule in RULES if applies(rule, fault)):
         return TYPED, []
-    if not error["fastns"]:
-        return "untyped", lines
-    if error["type"] == "SpawnError" and error["stage"]:
-        if error["errno"] == getattr(errno, fault.what):
-            return TYPED, []
-    return "errno", lines
+    return ("errno" if error["fastns"] else "untyped"), lines
+
+
+def applies(rule: Rule, fault: Fault) -> bool:
+    return rule.role == fault.point.role and (not rule.calls or fault.point.call in rule.calls)
 
 
 assert not set(ERRNOS) & set(SIGNALS)

@@ -1,4 +1,4 @@
-"""seccomp's user notification (seccomp_unotify(2)): a filter that holds system calls, and what answers.
+"""seccomp's user notification (seccomp_unotify(2)): a filter that holds calls, and what answers.
 
 The filter is installed without no_new_privs, by root: a setuid newuidmap still works under it. All
 that the process starts inherits it. Calls on the two pipes to the supervisor pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -43,10 +44,8 @@ def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
 def seen_by(one: Any, host: dict[str, str]) -> Any:
     """One sandbox's claims, code and posture; what it printed where that is no report."""
     seen = dict(one)
-    try:
+    with contextlib.suppress(ValueError):
         seen["out"] = normalised(json.loads(one["out"]), host)
-    except ValueError:
-        pass
     return seen
 
 

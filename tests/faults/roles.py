@@ -1,8 +1,8 @@
 """Who makes a system call: observed, so that no list of the processes of a start is kept here.
 
 A process is known by the program it executes ("child": the caller's own, in its memory) and by its
-place among the processes of that program that make the call in question. That is the same whether all
-calls are held or only one kind of them.
+place among the processes of that program that make the call in question. That is the same whether
+all calls are held or only one kind of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A place where one start after the other happens: pid 1 of a pid namespace, with a /proc of its own."""
+"""Where one start after the other happens: pid 1 of a pid namespace, with a /proc of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from faults.case import Fault, Supervisor, cgroup_roots, cgroups, remove_cgroup
-from faults.judge import verdict
+from faults.case import Fault, Supervisor, cgroups, remove_cgroup
+from faults.judge import MISSED, RIGHT, TYPED, verdict
 from faults.posture import difference, seen_by
 from faults.roles import Point
 
@@ -60,10 +61,6 @@ class Slot:
             raise EOFError
         return json.loads(data)
 
-    def ask(self, what: Any) -> Any:
-        self.tell(what)
-        return self.hear()
-
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.tell({"end": True})
@@ -71,12 +68,6 @@ class Slot:
         os.waitpid(self.pid, 0)
         for path in cgroups(self.cgroup, all_of_them=True):
             remove_cgroup(path)
-
-    def __enter__(self) -> Slot:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ---- its process ----
 
@@ -133,6 +124,9 @@ def warm(setting: Any) -> None:
 
     _core.user_namespace(_userns.range_of_root())
     fastns.compile(fastns.Spec(rootfs=setting.root, capabilities=["ALL"], memory="64m")).close()
+    fastns.compile(fastns.Spec(rootfs=setting.root)).close()
+    gc.collect()
+    gc.freeze()
 
 
 def host_namespaces() -> dict[str, str]:
@@ -182,4 +176,5 @@ def inject(supervisor: Supervisor, fault: Fault, want: Any) -> Any:
             break
     seen = seen._replace(outcome=postures(seen.outcome))
     kind, lines = verdict(fault, seen, want[fault.way, fault.user])
-    return {"kind": kind, "lines": lines}
+    # What went wrong may have changed what a slot has in common with the next start.
+    return {"kind": kind, "lines": lines, "renew": kind not in (RIGHT, TYPED, MISSED)}

@@ -1,16 +1,21 @@
-"""The ways of starting that faults are tried on: what is made before, the start itself, what follows.
+"""The ways of starting that faults are tried on: what comes before, the start, what follows.
 
-Each runs the probe and returns what there is to say of each sandbox: what the probe printed and what
-the result claims.
+Each runs the probe and returns what there is to say of each sandbox: what the probe printed and
+what the result claims.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
+import gc
+import os
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, Spec, Template
+from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core, _userns
 
 PROBE = "/probe"
 
@@ -73,7 +78,8 @@ def of_run(done: Any) -> Any:
         for name in ("method", "id_map", "mount_namespace", "limits", "cause", "truncated")
     }
     for name in ("memory_peak", "pids_peak", "cpu_time"):
-        claims[name] = bool(getattr(done.usage, name))
+        value = getattr(done.usage, name)
+        claims[name] = value is None or value > 0  # in a cgroup of its own, if it is told at all
     return {"claims": claims, "code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
@@ -97,12 +103,12 @@ class Cold(Start):
     """The first start of a process, with compile()."""
 
     def prepare(self) -> None:
-        from fastns import _core, _userns
-
         if not self.setting.user:
-            import os
-
             os.close(_core.user_namespace(_userns.range_of_root()))
+        for known in gc.get_objects():
+            cached = isinstance(known, functools._lru_cache_wrapper)
+            if cached and known.__module__.startswith("fastns"):
+                known.cache_clear()
 
     def start(self) -> list[Any]:
         super().prepare()
@@ -193,6 +199,10 @@ class Spawn(Start):
 
     def start(self) -> list[Any]:
         return [of_spawn(fastns.spawn, self.plan)]
+
+
+def way_of(name: str) -> type[Start]:
+    return WAYS[name] if name in WAYS else BAD[name]
 
 
 def of_spawn(spawn: Callable[..., Any], plan: Any = None) -> Any:
@@ -310,3 +320,124 @@ WAYS: dict[str, type[Start]] = {
     "template-limits": TemplateLimits,
     "template-capabilities": TemplateCapabilities,
 }
+
+
+# ---- for the control: what the harness has to find ----
+
+
+class Bad(Plain):
+    """A start that goes wrong in some way when a call fails."""
+
+    kind: str  # of what is found
+
+    def start(self) -> list[Any]:
+        try:
+            return super().start()
+        except fastns.SpawnError as error:
+            return self.go_wrong(error)
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise NotImplementedError
+
+
+class Weaker(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        plan = fastns.compile(Spec(**self.fields(), network="host"))
+        return [of_run(fastns.run([PROBE], spec=plan, capture_output=True))]
+
+
+class Unfiltered(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        plan = fastns.compile(Spec(**self.fields(), seccomp="unconfined"))
+        return [of_run(fastns.run([PROBE], spec=plan, capture_output=True))]
+
+
+class Nothing(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        done = fastns.run([PROBE, "--exit", "0"], spec=self.plan, capture_output=True)
+        return [of_run(done)]
+
+
+class Inherits(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        with open("/etc/passwd") as file:
+            sandbox = fastns.spawn(
+                [PROBE], spec=self.plan, stdout=fastns.PIPE, pass_fds=[file.fileno()]
+            )
+            out, _ = sandbox.communicate()
+            done = of_run(fastns.run([PROBE], spec=self.plan, capture_output=True))
+            return [done | {"out": out}]
+
+
+class LeavesFd(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.dup(0)
+        raise error
+
+
+class LeavesProcess(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        if os.fork() == 0:
+            signal.pause()
+        raise error
+
+
+class LeavesMask(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        raise error
+
+
+class LeavesCgroup(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.mkdir(f"/sys/fs/cgroup/pids{self.setting.cgroup}/left")
+        raise error
+
+
+class Hangs(Bad):
+    kind = "hang"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        while True:
+            signal.pause()
+
+
+class Dies(Bad):
+    kind = "died"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise error
+
+
+class Untyped(Bad):
+    kind = "untyped"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise OSError(error.errno, "no type")
+
+
+class OtherErrno(Bad):
+    kind = "errno"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise fastns.SpawnError(error.stage, errno.ECANCELED)
+
+
+BAD: dict[str, type[Bad]] = {f"bad-{way.__name__}": way for way in Bad.__subclasses__()}

@@ -1,8 +1,8 @@
 """The caller: a process, forked from one that has fastns imported, that starts something once.
 
-What it tells goes through memory that it shares with the supervisor, so that no system call of its own
-is between the start and what is said of it. It is untidy on purpose: a sandbox that inherits what it
-should not shows it.
+What it tells goes through memory that it shares with the supervisor, so that no system call of its
+own is between the start and what is said of it. It is untidy on purpose: a sandbox that inherits
+what it should not shows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import fastns
 from faults import notify
-from faults.ways import WAYS, Setting
+from faults.ways import Setting, way_of
 
 SIZE = 1 << 20
 HEADER = 16  # bytes: the state, the listener's fd + 1, how long the text is
@@ -93,7 +93,7 @@ def work(
         os.close(board.listener)
         _become(who)
         _tell(board, READY)
-        start = WAYS[way](setting)
+        start = way_of(way)(setting)
         start.prepare()
         outcome = _start(board, start)
         start.close()
