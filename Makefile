@@ -14,8 +14,8 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape lint fix asan tsan fuzz bench \
-        compare setup-compare wheel sdist packages setup \
+.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
+        bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
@@ -89,6 +89,10 @@ setup-kernels: install
 escape: setup install  ## only the ways out, as root and as a user, and a table of what came of them
 	$(MAKE) test-root PYTEST_ARGS='tests/escape -q --no-header'
 	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
+
+# CASE: one fault, as the table names it; FAULTS_ARGS: --help lists what it takes.
+faults: setup install  ## makes any system call of a start fail, and signals come at it: a table
+	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS_ARGS) $(CASE)
 
 lint: install  ## style and types: ruff, mypy, stubtest, clang-format
 	$(BIN)/ruff check $(PY_FILES)

@@ -144,6 +144,14 @@ static char *read_text(const char *path)
     return got < 0 ? NULL : text;
 }
 
+/* Of a line of /proc/self/status; -1: there is none, or no /proc. */
+static int64_t status_number(const char *name)
+{
+    const char *text = read_text("/proc/self/status"), *line = text ? strstr(text, name) : NULL;
+
+    return line ? atoll(line + strlen(name)) : -1;
+}
+
 static const char *link_target(const char *path)
 {
     static char target[4096];
@@ -435,6 +443,7 @@ static void report_privileges(void)
     number_field("dumpable", prctl(PR_GET_DUMPABLE, 0, 0, 0, 0));
     number_field("no_new_privs", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
     number_field("seccomp", prctl(PR_GET_SECCOMP, 0, 0, 0, 0));
+    number_field("seccomp_filters", status_number("Seccomp_filters:"));
     number_field("securebits", prctl(PR_GET_SECUREBITS, 0, 0, 0, 0));
     int parent_death = 0;
     prctl(PR_GET_PDEATHSIG, &parent_death, 0, 0, 0);
