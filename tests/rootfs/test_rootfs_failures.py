@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import shutil
@@ -164,22 +163,6 @@ def test_directory_of_somebody_else(marker: str | None, tmp_path: Path, snapshot
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.as_root
-def test_marker_of_another_user(tmp_path: Path) -> None:
-    build(tmp_path / "root", ["cat"])
-    os.chown(tmp_path / "root" / MARKER, 65534, 65534)
-    with pytest.raises(RootfsError, match=r"built by another user \(uid 65534\)"):
-        build(tmp_path / "root", ["cat"])
-
-
-def test_marker_that_is_a_link(tmp_path: Path) -> None:
-    build(tmp_path / "root", ["cat"])
-    (tmp_path / "root" / MARKER).rename(tmp_path / "marker")
-    (tmp_path / "root" / MARKER).symlink_to("../marker")
-    with pytest.raises(RootfsError, match="ELOOP"):
-        build(tmp_path / "root", ["cat"])
-
-
 @pytest.mark.parametrize("planted", ["etc", "usr", "tmp"])
 def test_links_in_a_root_lead_nowhere(planted: str, tmp_path: Path, snapshot: Snapshot) -> None:
     root = Path(build(tmp_path / "root", ["cat"]).path)
@@ -323,14 +306,6 @@ def test_read_only_destination(open_dir: Path, as_nobody: Callable[..., Any]) ->
     with pytest.raises(RootfsError, match="EACCES"):
         as_nobody(lambda: build(open_dir / "closed" / "root", ["cat"]))
     assert list((open_dir / "closed").iterdir()) == []
-
-
-def test_marker_says_what_was_copied(tmp_path: Path) -> None:
-    root = build(tmp_path / "root", ["cat"], extra=["/etc/passwd"])
-    marker = json.loads((tmp_path / "root" / MARKER).read_text())
-    assert marker["commands"] == list(root.commands)
-    assert marker["extra"] == ["/etc/passwd"]
-    assert marker["files"] == list(root.files)
 
 
 def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

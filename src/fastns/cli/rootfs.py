@@ -36,7 +36,9 @@ The libraries of a command, its loader and the interpreters of scripts (#!) come
 opens only while it runs (a standard library, data, plug-ins) has to be named with --extra.
 
 DIR must not exist, be empty, or be a root built before: that one is extended, changed files
-are renewed and all others left alone. When something is missing or fails, DIR stays as it was.
+are renewed and all others left alone. What it was built from is kept beside it, in its parent
+directory, as .NAME.fastns-rootfs.json: nothing that a sandbox can write in DIR is believed.
+When something is missing or fails, DIR stays as it was.
 What lies below /tmp, /run, /dev, /proc and /sys is hidden in a sandbox by its default mounts.
 
 Exit code: 0, or 125 when the root could not be built.

@@ -8,7 +8,10 @@ Theory of operation, three steps that know nothing of each other's inside:
    before it is content.
 2. _write.py copies what is new or changed into a staging directory inside the root,
 3. and renames it into place, and undoes that when a step fails. _marker.py keeps the words of the
-   build in the root, so that a later build extends it.
+   build beside the root, so that a later build extends it.
+
+A sandbox may have written all that is in a root. Nothing there is believed: it decides neither what
+is copied nor where to.
 
 Paths inside the root are written as on the host, absolute and without symbolic links in their
 directories; one Entry of _model.py (directory, link, file, text) stands for each.
@@ -23,7 +26,7 @@ import shutil
 import tempfile
 
 from fastns.rootfs._host import absolute
-from fastns.rootfs._marker import MARKER, Marker, read_marker
+from fastns.rootfs._marker import MARKER, Beside, Marker
 from fastns.rootfs._model import Root, RootfsError
 from fastns.rootfs._resolve import inside, resolve
 from fastns.rootfs._write import STAGE, Writer, opened
@@ -67,8 +70,9 @@ def build(
 
     dest must not exist (its parent must), be empty, or be a root built before. The latter is
     extended: what it was built from is looked up again, only changed files are written, and the
-    user's own files stay. Modes and times are kept, without setuid and setgid bits and with
-    write permission on directories for their owner, who is the caller.
+    user's own files stay. What that was is kept beside it, in `.NAME.fastns-rootfs.json` of its
+    parent directory, which must be writable. Modes and times are kept, without setuid and setgid
+    bits and with write permission on directories for their owner, who is the caller.
 
     `progress` is called in this thread, before each file and once at the end, with the number of
     files done, that of all, and the path inside the root; an exception it raises ends the build.
@@ -124,11 +128,17 @@ def _create(target: str, commands: list[str], extra: list[str], progress: Progre
     plan = resolve(target, commands, extra)
     beside = tempfile.mkdtemp(prefix=f".{name}.", suffix=".fastns-rootfs", dir=parent)
     try:
-        with opened(beside) as root:
-            result = Writer(root, target, progress).install(plan, Marker())
-            os.fchown(root, os.geteuid(), os.getegid())
-            os.fchmod(root, 0o755)
-        os.rename(beside, target)
+        with opened(parent) as fd, Beside(fd, target).staged(Marker.of(plan)) as put:
+            with opened(beside) as root:
+                result = Writer(root, target, progress).install(plan)
+                os.fchown(root, os.geteuid(), os.getegid())
+                os.fchmod(root, 0o755)
+            os.rename(beside, target)
+            try:
+                put()
+            except BaseException:
+                os.rename(target, beside)
+                raise
     except BaseException:
         shutil.rmtree(beside)
         raise
@@ -137,12 +147,35 @@ def _create(target: str, commands: list[str], extra: list[str], progress: Progre
 
 def _extend(target: str, commands: list[str], extra: list[str], progress: Progress | None) -> Root:
     """Build in a directory that is empty, or that a build has made before."""
-    with opened(target) as root:
-        fcntl.flock(root, fcntl.LOCK_EX)  # a second build of the same root waits here
-        before = read_marker(root, target) if {*os.listdir(root)} - {STAGE} else Marker()
+    with opened(os.path.dirname(target)) as parent, opened(target) as root:
+        # A second build of the same root waits here. Not by the root: a sandbox could lock that.
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        beside = Beside(parent, target)
+        before = Marker() if _is_empty(root) else beside.read()
+        if before is None:
+            raise _strange(root, target)
         plan = resolve(
             target,
             list(dict.fromkeys([*before.commands, *commands])),
             list(dict.fromkeys([*before.extra, *extra])),
         )
-        return Writer(root, target, progress).install(plan, before)
+        return Writer(root, target, progress).install(plan, before, beside)
+
+
+def _is_empty(root: int) -> bool:
+    with os.scandir(root) as entries:
+        return all(entry.name == STAGE for entry in entries)
+
+
+def _strange(root: int, target: str) -> RootfsError:
+    """Of a directory that nothing is known of."""
+    words = f"{target} is neither empty nor a root that fastns built"
+    try:
+        os.lstat(MARKER, dir_fd=root)
+    except OSError:
+        return RootfsError(words, hint="choose a directory that does not exist yet")
+    return RootfsError(
+        f"{words}: the {MARKER} in it, of an earlier version, is not believed, as a sandbox may "
+        "have written it",
+        hint=f"choose a new directory, or remove {target}, and name all commands again",
+    )

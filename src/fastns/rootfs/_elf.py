@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from fastns._record import record
+from fastns.rootfs._host import open_file
 from fastns.rootfs._model import Unusable
 
 TYPE_CHECKING = False
@@ -35,7 +36,7 @@ class Elf:
 
 def read(path: str) -> Elf | None:
     """What an ELF file asks for; None when it is no ELF file. Unusable when it is broken."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         machine = _machine(file.read(HEADER))
         if machine is None:
             return None
@@ -60,7 +61,7 @@ def read(path: str) -> Elf | None:
 def is_for(path: str, machine: Machine) -> bool:
     """Whether the loader would take this file: one that is meant for another machine it skips."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return _machine(file.read(HEADER)) == machine
     except OSError:
         return False

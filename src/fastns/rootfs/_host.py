@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
 
 from fastns.rootfs._model import Entries, Entry, Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 MAX_LINKS = 40
 """Symbolic links followed in one path, as in the kernel (path_resolution(7))."""
@@ -95,9 +100,18 @@ def in_path(name: str, path: str) -> str | None:
     return None
 
 
+def open_file(path: str) -> BinaryIO:
+    """A regular file, for reading. OSError for all else: a fifo would wait for a writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return open(fd, "rb")
+
+
 def shebang(path: str) -> list[str]:
     """The words of a script's first line, the interpreter first; none when it has no `#!`."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
     return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
 

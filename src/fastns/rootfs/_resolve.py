@@ -104,7 +104,7 @@ class _Resolver:
         if is_link:
             self.entries[path] = Entry("link", source=os.readlink(path))
         try:
-            final, entries = walk(path)
+            final, entries = self._walk(path)
         except Unusable as reason:
             if not is_link:  # a link may lead nowhere, as on the host
                 self.missing[f"extra {path}: {reason}"] = None
@@ -163,9 +163,16 @@ class _Resolver:
 
     def _add(self, path: str) -> str:
         """Plan a path with the links and directories on its way. Returns the final path."""
-        final, entries = walk(path)
+        final, entries = self._walk(path)
         self.entries |= entries
         return final
+
+    def _walk(self, path: str) -> tuple[str, Entries]:
+        """As walk(), but never through the root that is built: a sandbox may have written there."""
+        final, entries = walk(path)
+        if any(inside(step, self.target) for step in entries):
+            raise Unusable(f"lies in the destination, {self.target}")
+        return final, entries
 
     # Libraries
 
@@ -196,7 +203,10 @@ class _Resolver:
 
     def _loader(self, path: str, program: Loaded) -> None:
         try:
-            final = self._add(path)
+            final, entries = self._walk(path)
+            if self._search.read(final) is None:
+                raise Unusable("is no ELF file")  # what else a program names is not copied
+            self.entries |= entries
         except Unusable as reason:
             self.missing[f"loader {path}: needed by {program.path}, {reason}"] = None
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
-from fastns.rootfs._host import walk
+from fastns.rootfs._host import open_file, walk
 from fastns.rootfs._model import Entries, Entry, Unusable
 
 LAYOUT = (
@@ -40,12 +40,14 @@ NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 """The services that nsswitch.conf names above."""
 NSS_BUILT_IN = b"GLIBC_2.34\0"
 """A symbol version of every C library that has these services in itself."""
+MAX_LIBC = 64 << 20
+"""Bytes of a C library that are looked at: many times its size."""
 
 
 def lacks_services(libc: str) -> bool:
     """Whether this C library opens NSS_LIBRARIES once it runs: an older glibc."""
-    with open(libc, "rb") as file:
-        return NSS_BUILT_IN not in file.read()
+    with open_file(libc) as file:
+        return NSS_BUILT_IN not in file.read(MAX_LIBC)
 
 
 def add_skeleton(entries: Entries) -> None:

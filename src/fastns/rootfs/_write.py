@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 
-from fastns.rootfs._marker import MARKER, Marker
+from fastns.rootfs._marker import Beside, Marker
 from fastns.rootfs._model import Entries, Entry, Plan, Root, RootfsError
 
 TYPE_CHECKING = False
@@ -47,27 +47,45 @@ class Writer:
         self.progress = progress
         self._undo: list[Callable[[], None]] = []
 
-    def install(self, plan: Plan, before: Marker) -> Root:
-        """Write what differs; `before` is the marker that is there. Returns what is there then."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(STAGE, dir_fd=self.root)  # of a build that was killed
-        files = sorted(path for path, entry in plan.entries.items() if entry.kind != "directory")
+    def install(
+        self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
+    ) -> Root:
+        """Write what differs, and the marker `beside` where that is not as `before`.
+
+        Returns what is there then.
+        """
+        self._clear_stage()
+        marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
         written = [path for path in changed if plan.entries[path].kind != "directory"]
-        marker = Marker(plan.commands, plan.extra, tuple(files))
         if changed or marker != before:
             jobs = {path: plan.entries[path] for path in changed}
-            jobs[f"/{MARKER}"] = Entry("text", source=marker.as_text())
-            self._write(jobs, len(written))
+            staged = beside.staged(marker) if beside else contextlib.nullcontext(lambda: None)
+            with staged as put:
+                self._write(jobs, len(written), put)
         return Root(
             path=self.target,
             commands=plan.commands,
             libraries=plan.libraries,
             files=marker.files,
             copied=len(written),
-            unchanged=len(files) - len(written),
-            bytes=sum(plan.entries[path].size for path in files),
+            unchanged=len(marker.files) - len(written),
+            bytes=sum(plan.entries[path].size for path in marker.files),
         )
+
+    def _clear_stage(self) -> None:
+        """Of a build that was killed; or a sandbox has put something there."""
+        path = f"{self.target}/{STAGE}"
+        try:
+            if not stat.S_ISDIR(os.lstat(STAGE, dir_fd=self.root).st_mode):
+                raise RootfsError(f"{path} is in the way, not a directory", hint=f"rm {path}")
+            shutil.rmtree(STAGE, dir_fd=self.root)
+        except FileNotFoundError:
+            pass
+        except RecursionError:
+            raise RootfsError(
+                f"{path} cannot be removed: its directories are too deep", hint=f"rm -r {path}"
+            ) from None
 
     def _differs(self, path: str, entry: Entry) -> bool:
         """Whether an entry has to be written. RootfsError when something else is in its way."""
@@ -90,13 +108,13 @@ class Writer:
             return have != (stat.S_IFREG | entry.mode, entry.size, entry.mtime_ns)
         return False  # a directory; or a text, which the user may have changed
 
-    def _write(self, jobs: Entries, total: int) -> None:
-        """Stage the files and links, then move all into place."""
+    def _write(self, jobs: Entries, total: int, put: Callable[[], None]) -> None:
+        """Stage the files and links, then move all into place, the marker last."""
         os.mkdir(STAGE, 0o700, dir_fd=self.root)
         try:
             with opened(STAGE, self.root) as stage:
                 self._stage(stage, jobs, total)
-                self._commit(stage, jobs)
+                self._commit(stage, jobs, put)
         finally:
             shutil.rmtree(STAGE, dir_fd=self.root)
 
@@ -106,22 +124,25 @@ class Writer:
             if entry.kind == "directory":
                 continue
             if self.progress:
-                self.progress(done, total, "" if path == f"/{MARKER}" else path)
+                self.progress(done, total, path)
             done += 1
             try:
                 _make(stage, str(number), entry)
             except OSError as error:
                 error.filename = f"{self.target}{path}"
                 raise
+        if self.progress:
+            self.progress(done, total, "")
 
-    def _commit(self, stage: int, jobs: Entries) -> None:
-        """Bring everything to where it belongs, parents first, the marker last."""
+    def _commit(self, stage: int, jobs: Entries, put: Callable[[], None]) -> None:
+        """Bring everything to where it belongs, parents first."""
         try:
             for number, (path, entry) in enumerate(jobs.items()):
                 if entry.kind == "directory":
                     self._place_directory(path, entry.mode)
                 else:
                     self._place(stage, str(number), path)
+            put()
         except BaseException:
             for step in reversed(self._undo):
                 step()
