@@ -44,11 +44,11 @@ ALLOWED = {
         arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv
         futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid
         getpriority getrlimit getrusage getsid gettid ioprio_get ioprio_set pidfd_open
-        pidfd_send_signal prctl prlimit64 process_mrelease restart_syscall rseq
+        pidfd_send_signal prctl process_mrelease restart_syscall rseq
         sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
         sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr
         sched_setparam sched_setscheduler sched_yield set_robust_list set_thread_area
-        set_tid_address setpgid setpriority setrlimit setsid vfork wait4 waitid
+        set_tid_address setpgid setpriority setsid vfork wait4 waitid
     """,
     "signals": """
         alarm kill pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
@@ -114,6 +114,9 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
 FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
+RLIMIT_CORE = 4
+# (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
+RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 LAST_PROTOCOL = 58  # IPPROTO_ICMPV6; beyond are SCTP, UDP-Lite and MPTCP
@@ -140,6 +143,7 @@ def default_profile() -> dict[str, Any]:
             *_sockets(),
             *_ioctl(),
             *_fcntl(),
+            *_core_limit(),
             _allow(["personality"], args=[_compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
@@ -227,6 +231,20 @@ def _fcntl() -> Iterable[dict[str, Any]]:
     yield from (_allow(["fcntl"], args=[_masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
     yield _errno(["fcntl"], EPERM, args=[_same(1, command) for command in refused])
+
+
+def _core_limit() -> Iterable[dict[str, Any]]:
+    """RLIMIT_CORE is what keeps the host's core handler from running. Who changes it (gpg, ssh-agent)
+    is told that it was done, unless the old limit is asked for as well, which no filter can write."""
+    for bits, value in RESOURCES:
+        yield _allow(["setrlimit"], args=[_masked(0, bits & INT, value)])
+        yield _allow(["prlimit64"], args=[_masked(1, bits & INT, value)])
+    yield _errno(["setrlimit"], 0, args=[_same(0, RLIMIT_CORE)])
+    core = _same(1, RLIMIT_CORE)
+    yield _allow(["prlimit64"], args=[core, _compare(2, "EQ", 0)])  # it is only asked for
+    for old, errno in (("EQ", 0), ("NE", EPERM)):
+        changed = [core, _compare(2, "NE", 0), _compare(3, old, 0)]
+        yield _errno(["prlimit64"], errno, args=changed)
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
