@@ -258,6 +258,8 @@ class Spec:
             CPUs, "0-1,3". cpu_weight: the share of its plan's or template's sandboxes together
             where CPUs are short, 1 to 10000; other plans with cpus but no weight have 100.
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
+            wbps and wiops need cgroup version 2, and hold for a file system that says whose a
+            buffered write is: ext2, ext4, xfs, btrfs, f2fs.
         cpu_time: seconds of CPU time, user and system, of all its processes together, after which
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.

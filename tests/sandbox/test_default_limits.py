@@ -193,6 +193,52 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
                 assert sandbox.wait() == 2
 
 
+NO_FDS_TO_PASS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+import fastns
+from fastns import Rlimit, Spec, Template
+root, way = sys.argv[1:]
+more = Spec(rootfs=root, rlimits=[Rlimit("RLIMIT_NOFILE", 900, 900)])
+template = Template(Spec(rootfs=root), parked=0) if way in ("run", "spawn") else None
+if template:
+    template.run(["/exhaust"])
+words = ["/exhaust", "fds-in-flight", "600"]
+with fastns.spawn(words, spec=more, stdin=fastns.PIPE, stdout=fastns.PIPE) as sandbox:
+    print(sandbox.stdout.readline())
+    try:
+        if way == "init":
+            fastns.run(["/exhaust"], spec=Spec(rootfs=root, init=True))
+        elif way == "template":
+            Template(Spec(rootfs=root)).run(["/exhaust"])
+        elif way == "run":
+            template.run(["/exhaust"])
+        elif way == "spawn":
+            template.spawn(["/exhaust"])
+    except fastns.SpawnError as error:
+        print(error.stage, error.errno, error.hint)
+    sandbox.kill()
+assert fastns.run(["/exhaust"], spec=Spec(rootfs=root, init=True)).returncode == 2
+if template:
+    assert template.run(["/exhaust"]).returncode == 2
+"""
+
+
+@pytest.mark.as_user
+@pytest.mark.parametrize("way", ["init", "template", "run", "spawn"])
+def test_a_start_that_may_pass_no_fd_says_so(exhaust_root: Path, way: str) -> None:
+    """And with limits of its own one sandbox can bring that about."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_FDS_TO_PASS, str(exhaust_root), way],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    _got, told = done.stdout.splitlines()
+    assert told.startswith(f"helper {errno.ETOOMANYREFS} ")
+    assert "in flight" in told
+
+
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> None:
     """Counted in the sandbox's user namespace, and in that of its caller."""
