@@ -980,11 +980,29 @@ static int op_cgroup(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? (int)result : 0;
 }
 
+/* The kernel counts some resources per user, over all of its processes: a sandbox with half of the
+ * caller's limit leaves the other half. */
+static uint64_t share_of(uint64_t limit, uint64_t least)
+{
+    if (limit / 2 >= least)
+        return limit / 2;
+    return limit < least ? limit : least;
+}
+
 static int op_rlimit(struct fns_child *child, const struct fns_op *op)
 {
-    uint64_t limits[2];
+    uint64_t limits[2], has[2] = {0, 0};
+    int result = 0;
     memcpy(limits, child->plan->strings + op->data, sizeof limits);
-    return (int)fns_sys4(__NR_prlimit64, 0, op->flags, limits, 0);
+    if (op->how & FNS_HOW_SHARE) {
+        result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, has);
+        uint64_t share = share_of(has[0], op->arg);
+        for (int i = 0; i < 2; i++)
+            limits[i] = limits[i] < share ? limits[i] : share;
+    }
+    if (result >= 0)
+        result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, limits, 0);
+    return result == -EPERM && op->how & FNS_HOW_OPTIONAL ? 0 : result;
 }
 
 static int op_umask(struct fns_child *child, const struct fns_op *op)
@@ -1402,11 +1420,21 @@ void fns_child_leave_session(void)
         fns_sys0(__NR_setsid);
 }
 
+/* What setarch(8) sets is the caller's: addresses that are not random, say. */
+static int reset_personality(struct fns_child *child)
+{
+    int result = (int)fns_sys1(__NR_personality, 0);
+    /* A filter around the caller may refuse any change. 0xffffffff asks what it is (personality(2)). */
+    if (result < 0 && fns_sys1(__NR_personality, 0xffffffff) != 0)
+        return fail(child, FNS_STAGE_PERSONALITY, -1, result);
+    return 0;
+}
+
 int fns_child_main(void *arg)
 {
     struct fns_child *child = arg;
     reset_signals();
-    if (fns_child_fds(child) < 0)
+    if (reset_personality(child) < 0 || fns_child_fds(child) < 0)
         return 127;
     if (child->plan->n_ops) /* the helper's has none: it stays, being the caller's own */
         fns_child_leave_session();

@@ -31,6 +31,8 @@
     X(HOSTNAME, "hostname")                                                                        \
     X(DOMAINNAME, "domainname")                                                                    \
     X(NETWORK, "network")                                                                          \
+    X(PERSONALITY, "personality")                                                                  \
+    X(OOM_SCORE, "oom_score_adj")                                                                  \
     X(KEYRING, "keyring")                                                                          \
     X(CGROUP, "cgroup")                                                                            \
     X(RLIMIT, "rlimit")                                                                            \

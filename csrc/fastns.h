@@ -312,6 +312,9 @@ void fns_batch_close(struct fns_batch *batch);
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 uint64_t fns_capabilities(void);
 
+/* Whether this process's files in /proc are its own (PR_GET_DUMPABLE, prctl(2)). */
+int fns_is_dumpable(void);
+
 /* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */
 int fns_landlock_abi(void);
 

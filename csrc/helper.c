@@ -262,11 +262,16 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
     fns_sys3(__NR_fcntl, control, F_SETFD, FD_CLOEXEC);
     struct fns_request *request = open_request(file);
-    if (request->plan.id_map != FNS_ID_MAP_SELF)
-        make_undumpable();
     fns_sys1(__NR_close, file);
     struct fns_child child = FNS_CHILD(&request->plan, &request->args, -1, -1);
-    if (fns_child_ops(&child, 0, request->plan.n_early) < 0)
+    uint32_t written = 0; /* the files in /proc of the undumpable are root's (proc(5)) */
+    while (written < request->plan.n_early && request->plan.ops[written].code == FNS_OP_WRITE)
+        written++;
+    if (fns_child_ops(&child, 0, written) < 0)
+        tell_failure(control, &child.error);
+    if (request->plan.id_map != FNS_ID_MAP_SELF)
+        make_undumpable();
+    if (fns_child_ops(&child, written, request->plan.n_early) < 0)
         tell_failure(control, &child.error);
     long pid = clone_sandbox(request, &pidfd);
     if (pid < 0)
@@ -274,7 +279,9 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (pid == 0)
         run_sandbox(&child, &request->sandbox, control);
     struct fns_message message = {.kind = FNS_MESSAGE_CHILD, .value = (int)pid};
-    tell(control, &message, pidfd);
+    long told = fns_tell(control, &message, pidfd, 0);
+    if (told < 0) /* no fd may be sent (ETOOMANYREFS): the caller finds the sandbox by the request */
+        tell_error(control, FNS_STAGE_HELPER, told);
     quit(0);
 }
 

@@ -302,6 +302,11 @@ int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
     return killed < 0 ? killed : ret;
 }
 
+int fns_is_dumpable(void)
+{
+    return fns_sys5(__NR_prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0) == 1;
+}
+
 uint64_t fns_capabilities(void)
 {
     struct {

@@ -255,6 +255,8 @@ static void report_place(int argc, char **argv)
         string(*entry);
     end(']');
     string_field("cgroup", read_text("/proc/self/cgroup"));
+    string_field("personality", read_text("/proc/self/personality"));
+    string_field("oom_score_adj", read_text("/proc/self/oom_score_adj"));
 }
 
 static void report_namespaces(void)

@@ -110,6 +110,18 @@ def read_through(root: Path, *names: str) -> None:
         (root / name).read_bytes()
 
 
+def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[bytes], Any]:
+    """Runs a command whose word "{}" is the fd for its status: how it ended, and what it wrote there."""
+    near, far = os.pipe()
+    with open(near, "rb") as status:
+        try:
+            command = [str(far) if word == "{}" else word for word in words]
+            done = subprocess.run(command, capture_output=True, pass_fds=[far])
+        finally:
+            os.close(far)
+        return done, json.loads(status.read())
+
+
 # ---- what must be the same before and after a test ----
 
 HostState = dict[str, list[str]]

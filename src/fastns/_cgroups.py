@@ -57,6 +57,13 @@ NOT_THERE = (
 # The caller is short of something: no word on what was to be read or written.
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 ALLOWED = {"io": "whole disks of this machine"}
+WRITES = ("wbps", "wiops")
+BUFFERED = (
+    "wbps and wiops cannot be enforced here: only cgroup version 2 with io and memory knows whose a "
+    "buffered write is that the kernel writes later. Limit reads alone (rbps, riops); or "
+    "require_limits=False sets the rates, which hold for direct and synchronous writes, and does "
+    "not count io as enforced"
+)
 # The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
 CONTROLLER = {
     "memory": "memory",
@@ -235,8 +242,11 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
             continue
         used = chosen.setdefault(hierarchy, [])
-        if controller not in used:
-            used.append(controller)
+        needed = [controller]
+        # Whose a buffered write is, that the kernel writes later, the memory controller knows.
+        if limit == "io" and hierarchy.unified and limits_writes(limits):
+            needed += [name for name in ("memory",) if has(hierarchy, name)]
+        used += [name for name in needed if name not in used]
     places = []
     for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
         place, failures = find_for(hierarchy, controllers, parent)
@@ -254,7 +264,19 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             "was delegated: systemd-run --user --scope -p Delegate=yes); cgroup_parent names "
             "another, require_limits=False does without",
         )
+    if "io" not in reasons and limits_writes(limits) and not any(map(_holds_writes, places)):
+        if required:
+            raise SpecError("io", BUFFERED)
+        reasons["io"] = BUFFERED  # the rates are set all the same
     return _with_files(limits, places, tuple(reasons))
+
+
+def limits_writes(limits: Limits) -> bool:
+    return any(key in WRITES for _, rates in limits.io for key, _ in rates)
+
+
+def _holds_writes(place: Place) -> bool:
+    return place.hierarchy.unified and {"io", "memory"} <= set(place.controllers)
 
 
 def find_for(

@@ -16,7 +16,16 @@ from fastns import _core, _tmpfs, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
-from fastns.spec import KINDS, MASKED_PATHS, READONLY_PATHS, IDMapping, Mount, Spec
+from fastns.spec import (
+    DEFAULT_RLIMITS,
+    KINDS,
+    MASKED_PATHS,
+    READONLY_PATHS,
+    IDMapping,
+    Mount,
+    Rlimit,
+    Spec,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +44,12 @@ CLONE_FLAGS = {
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE = 1 << 18, 1 << 19, 1 << 17
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+CAP_DAC_OVERRIDE = 1 << 1
 CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 << 27
 CAP_SYS_PTRACE = 1 << 19
 MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
 RLIM_INFINITY = 2**64 - 1
+FEW_FDS = 256  # a sandbox has so many if the caller has, however many that leaves to the caller
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
 
@@ -68,7 +79,7 @@ DEFAULT_MOUNTS = (
         "/dev/pts",
         type="devpts",
         source="devpts",
-        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64"],
     ),
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
@@ -106,6 +117,8 @@ class Caller:
     initial_user_namespace: bool
     may_setgroups: bool = True
     tree_namespaces: bool = False  # the kernel has them (Linux 7.0), and this caller may
+    owns_its_proc: bool = True  # it may write the files of its own process in /proc
+    spared: bool = False  # by the OOM killer: its oom_score_adj is below 0
 
     @property
     def privileged(self) -> bool:
@@ -119,7 +132,17 @@ class Caller:
         uniform = len(set(uids)) == 1 and len(set(gids)) == 1
         capabilities = _core.capabilities()
         trees = bool(capabilities & CAP_SYS_ADMIN) and initial and _has_tree_namespaces()
-        return cls(uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees)
+        owner = bool(capabilities & CAP_DAC_OVERRIDE) or _core.is_dumpable()
+        spared = _is_spared()
+        return cls(
+            uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees, owner, spared
+        )
+
+
+@functools.cache
+def _is_spared() -> bool:
+    """Read once: who is to be spared is told so as it starts, and each read would cost every start."""
+    return _read("/proc/self/oom_score_adj").startswith(b"-")
 
 
 @functools.cache
@@ -244,6 +267,7 @@ class _Compiler:
         self.identity()
         self.keyring()
         self.limits_and_ids()
+        self.begin()
         first = self.first_late()
         return self.made(
             (*self.early, *self.ops[:first]),
@@ -257,6 +281,16 @@ class _Compiler:
             cgroups=self.cgroups,
             late=self.ops[first:],
         )
+
+    def begin(self) -> None:
+        """What is done before all else, in the helper if there is one."""
+        if self.caller.spared and not self.caller.owns_its_proc:
+            self.staged = True
+        first = []
+        if self.caller.spared:
+            first.append(write_op("oom_score_adj", b"oom_score_adj", b"0"))
+        first.append(self.core_limit())
+        (self.early if self.staged else self.ops)[:0] = first
 
     def first_late(self) -> int:
         """Which of the ops is the first that the exec program does."""
@@ -394,6 +428,8 @@ class _Compiler:
                     "give gid_mappings with a range",
                 )
             self.id_map = "self"
+            if not caller.owns_its_proc:
+                self.staged = True  # the helper's files in /proc are its own: it has executed
             # setgroups has to be given up before an unprivileged gid_map (user_namespaces(7)).
             for name, text in (
                 (b"setgroups", b"deny"),
@@ -828,17 +864,7 @@ class _Compiler:
 
     def limits_and_ids(self) -> None:
         spec = self.spec
-        for rlimit in spec.rlimits:
-            soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
-            self.add(
-                Op(
-                    "rlimit",
-                    "rlimit",
-                    flags=rlimit.number,
-                    data=soft.to_bytes(8, "little") + hard.to_bytes(8, "little"),
-                    note=f"{rlimit.type} {rlimit.soft}:{rlimit.hard}",
-                )
-            )
+        self.ops += self.other_limits()
         self.add(Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}"))
         self.join_range()
         self.own_the_rest()
@@ -846,6 +872,26 @@ class _Compiler:
         self.ids()
         self.parent_death()
         self.last()
+
+    def core_limit(self) -> Op:
+        """Before anything that could crash, and before the default filter, which refuses to change
+        it. A hard limit of 0 cannot be raised by all."""
+        for rlimit in self.spec.rlimits:
+            if rlimit.type == "RLIMIT_CORE":
+                return rlimit_op(rlimit)
+        return rlimit_op(DEFAULT_RLIMITS[0], _core.HOW_OPTIONAL)
+
+    def other_limits(self) -> list[Op]:
+        given = [rlimit for rlimit in self.spec.rlimits if rlimit.type != "RLIMIT_CORE"]
+        types = {rlimit.type for rlimit in given}
+        shares = [
+            rlimit_op(
+                rlimit, _core.HOW_SHARE, least=FEW_FDS if rlimit.type == "RLIMIT_NOFILE" else 0
+            )
+            for rlimit in DEFAULT_RLIMITS[1:]
+            if rlimit.type not in types
+        ]
+        return [*shares, *map(rlimit_op, given)]
 
     def parent_death(self) -> None:
         if self.spec.die_with_parent:
@@ -957,11 +1003,30 @@ class _Compiler:
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
 
 
+def rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
+    soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
+    return Op(
+        "rlimit",
+        "rlimit",
+        how,
+        flags=rlimit.number,
+        arg=least,
+        data=soft.to_bytes(8, "little") + hard.to_bytes(8, "little"),
+        note=f"{rlimit.type} {rlimit.soft}:{rlimit.hard}"
+        + (" at most" if how & _core.HOW_SHARE else ""),
+    )
+
+
 def map_op(name: bytes, text: bytes) -> Op:
-    """Writes one of a process' own map files, which have to be those of a proc file system."""
+    """Writes one of a process' own map files."""
+    return write_op("id_map", name, text)
+
+
+def write_op(stage: str, name: bytes, text: bytes) -> Op:
+    """Writes a process' own file, which has to be one of a proc file system."""
     return Op(
         "write",
-        "id_map",
+        stage,
         flags=PROC_MAGIC,
         target=b"/proc/self/" + name,
         data=text,

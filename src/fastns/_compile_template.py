@@ -90,6 +90,7 @@ class _TemplateCompiler(_Compiler):
             self.bounded = True
         self.keyring(_core.HOW_SEALED)  # all sandboxes have the same
         self.filter_for_all()
+        self.begin()
         base = (*self.early, *self.ops)
         mine = (self.new, self.id_map, self.made_later)
         sandbox = self.sandbox()

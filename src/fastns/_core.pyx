@@ -8,7 +8,7 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH
+from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH, ETOOMANYREFS
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
@@ -57,6 +57,7 @@ HOW_SEALED = c.FNS_HOW_SEALED
 HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
 HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
 HOW_AHEAD = c.FNS_HOW_AHEAD
+HOW_SHARE = c.FNS_HOW_SHARE
 MAX_SOURCES = c.FNS_MAX_SOURCES
 PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
@@ -464,7 +465,8 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
                 "namespaces={'user': 'host'} does without a user namespace; a bind "
                 "may go without idmap; a root on ext4, xfs or btrfs can be")
     elif error.detail == c.FNS_DETAIL_BROKEN:
-        hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
+        hint = (hint_for("helper", error.err) if error.err == ETOOMANYREFS else
+                "the template's server was killed, or has no fds left (RLIMIT_NOFILE)")
     elif any(op.code == "root_tree" and op.source == b"/" for op in plan.ops):
         hint = hint_for(stage, error.err, path, host_root=True)
     exc = SpawnError(stage, error.err, op_index=error.op_index, path=path, hint=hint)
@@ -1284,6 +1286,11 @@ def run_batch(Plan plan, Server server, list items, unsigned concurrency, progre
 def capabilities():
     """The calling thread's effective capabilities, a bit each."""
     return c.fns_capabilities()
+
+
+def is_dumpable():
+    """Whether the files of this process in /proc are its own: not after setuid() from root."""
+    return c.fns_is_dumpable() != 0
 
 
 def landlock_abi():

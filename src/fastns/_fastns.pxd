@@ -40,6 +40,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_OPTIONAL
         FNS_HOW_AT_EXEC
         FNS_HOW_AHEAD
+        FNS_HOW_SHARE
         FNS_MAX_SOURCES
         FNS_PLAN_STAGED
         FNS_PLAN_INIT
@@ -253,6 +254,7 @@ cdef extern from "fastns.h" nogil:
     size_t fns_batch_done(const fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
     uint64_t fns_capabilities()
+    int fns_is_dumpable()
     int fns_landlock_abi()
     int fns_has_tree_namespaces()
     int fns_unshare(uint64_t flags)

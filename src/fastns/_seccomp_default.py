@@ -48,11 +48,11 @@ ALLOWED = {
         arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv
         futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid
         getpriority getrlimit getrusage getsid gettid ioprio_get ioprio_set pidfd_open
-        pidfd_send_signal prlimit64 process_mrelease restart_syscall rseq
+        pidfd_send_signal process_mrelease restart_syscall rseq
         sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
         sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr
         sched_setparam sched_setscheduler sched_yield set_robust_list set_thread_area
-        set_tid_address setpgid setpriority setrlimit setsid vfork wait4 waitid
+        set_tid_address setpgid setpriority setsid vfork wait4 waitid
     """,
     "signals": """
         alarm kill pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
@@ -139,6 +139,9 @@ S_ISUID, S_ISGID = 0o4000, 0o2000
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
 FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
+RLIMIT_CORE = 4
+# (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
+RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
 # What a template's server and its sandboxes call before the command, and the command may not.
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree
@@ -165,6 +168,7 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *_seccomp_sockets.rules(),
             *_ioctl(),
             *_fcntl(),
+            *_core_limit(),
             *_own_filters(),
             *_modes(setid),
             refuse(["sync"], DONE),  # of all file systems, the host's among them
@@ -258,3 +262,17 @@ def _fcntl() -> Iterable[dict[str, Any]]:
     yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
     yield refuse(["fcntl"], EPERM, args=[same(1, command) for command in refused])
+
+
+def _core_limit() -> Iterable[dict[str, Any]]:
+    """RLIMIT_CORE keeps the host's core handler from running. A program that changes it (gpg,
+    ssh-agent) is told that it did, unless it also asks for the old limit, which no filter can write."""
+    for bits, value in RESOURCES:
+        yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
+        yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
+    yield refuse(["setrlimit"], DONE, args=[same(0, RLIMIT_CORE)])
+    core = same(1, RLIMIT_CORE)
+    yield allow(["prlimit64"], args=[core, compare(2, "EQ", 0)])  # it is only asked for
+    for old, errno in (("EQ", DONE), ("NE", EPERM)):
+        changed = [core, compare(2, "NE", 0), compare(3, old, 0)]
+        yield refuse(["prlimit64"], errno, args=changed)

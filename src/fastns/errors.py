@@ -269,6 +269,18 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "RLIMIT_FSIZE of this process holds for the memory files of a start as well: raise it"
     ),
     ("helper", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
+    ("helper", _errno.ETOOMANYREFS, None): (
+        "this user has more fds in flight over unix sockets (SCM_RIGHTS), in all of its processes "
+        "and sandboxes, than this process may have fds: raise RLIMIT_NOFILE here, or end who does "
+        "not receive them"
+    ),
+    ("oom_score_adj", _errno.EACCES, None): (
+        "/proc/self/oom_score_adj belongs to root: this process is not dumpable (prctl(2))"
+    ),
+    ("personality", _errno.EPERM, None): (
+        "a filter around this process refuses personality(0): start it with the default one "
+        "(setarch, personality(2))"
+    ),
     ("wait", _errno.ECHILD, None): (
         "another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is lost"
     ),

@@ -202,6 +202,18 @@ class Rlimit:
         return RLIMITS[self.type]
 
 
+# What every sandbox has unless `rlimits` says otherwise. It is never raised above the caller's soft
+# limit, and of what the kernel counts per user (all but RLIMIT_CORE) no sandbox has more than half.
+DEFAULT_RLIMITS = (
+    # With exactly 1 the kernel starts no core handler (core(5)); with 0 it does.
+    Rlimit("RLIMIT_CORE", 1, 1),
+    Rlimit("RLIMIT_NOFILE", 1024, 4096),
+    Rlimit("RLIMIT_SIGPENDING", 4096, 4096),
+    Rlimit("RLIMIT_MSGQUEUE", 409600, 409600),
+    Rlimit("RLIMIT_MEMLOCK", 4 << 20, 4 << 20),
+)
+
+
 @record(frozen=True, kw_only=True)
 class Spec:
     """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
@@ -230,7 +242,10 @@ class Spec:
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
-        rlimits: Rlimit objects. init: a reaper is pid 1 and the command its child. Without it the
+        rlimits: Rlimit objects, over the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1, RLIMIT_NOFILE
+            1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK 4 MiB; but for
+            RLIMIT_CORE, at most half of the caller's soft limit (256 fds where it has that many).
+            All others are the caller's. init: a reaper is pid 1 and the command its child. Without it the
             command is pid 1, to which the kernel hands no signal that it has no handler for:
             abort() ends as -11, raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
@@ -243,6 +258,8 @@ class Spec:
             CPUs, "0-1,3". cpu_weight: the share of its plan's or template's sandboxes together
             where CPUs are short, 1 to 10000; other plans with cpus but no weight have 100.
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
+            wbps and wiops need cgroup version 2, and hold for a file system that says whose a
+            buffered write is: ext2, ext4, xfs, btrfs, f2fs.
         cpu_time: seconds of CPU time, user and system, of all its processes together, after which
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.

@@ -110,11 +110,11 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
     if device is None:
         support.skip_missing("a block device")
     number = Path(f"/sys/block/{device}/dev").read_text().strip()
-    limits = check_limits(io={number: {"rbps": 1 << 20, "wiops": 7}})
+    limits = check_limits(io={number: {"rbps": 1 << 20, "riops": 7}})
     plan = _cgroups.plan(limits, None, True)
     texts = {file: text for _, file, text, _ in plan.settings}
     assert plan.enforced == ("io",)
-    io = {number: {"rbps": 1 << 20, "wiops": 7}}
+    io = {number: {"rbps": 1 << 20, "riops": 7}}
     compiled = fastns.compile(Spec(rootfs=busybox_rootfs, io=io))
     with fastns.spawn(["sleep", "60"], spec=compiled) as sandbox:
         found = "".join(
@@ -261,8 +261,7 @@ def test_the_command_tells_of_a_timeout_and_of_limits(debian_rootfs: Path) -> No
     over = ["python3", "-c", CHILD_OVER]
 
     def outcome(words: list[str]) -> dict[str, Any]:
-        told = subprocess.run([*command, "--status-fd", "2", *words], capture_output=True)
-        found: dict[str, Any] = json.loads(told.stderr.splitlines()[-1])
+        told, found = support.run_with_status([*command, "--status-fd", "{}", *words])
         assert found["exit_code"] == told.returncode
         return found
 

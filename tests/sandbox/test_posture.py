@@ -12,7 +12,7 @@ import support
 
 import fastns
 from fastns import Spec, Template, compile
-from fastns.spec import READONLY_PATHS
+from fastns.spec import DEFAULT_RLIMITS, READONLY_PATHS
 
 SPAWNS = 2000 if support.LONG else 250
 CHUNK = 250
@@ -71,6 +71,22 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
     return found
 
 
+def expected_limits() -> dict[str, list[int]]:
+    """The caller's, and of some the default or half of the caller's."""
+    names = {name for name in dir(resource) if name.startswith("RLIMIT_")} - {"RLIMIT_OFILE"}
+    found = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
+    for limit in DEFAULT_RLIMITS:
+        soft = found[limit.type][0]
+        share = 2**64 if soft == -1 else soft // 2
+        if limit.type == "RLIMIT_NOFILE":
+            share = max(share, min(soft, 256))
+        if limit.type != "RLIMIT_CORE":
+            found[limit.type] = [min(limit.soft, share), min(limit.hard, share)]
+        elif support.is_root() or found[limit.type][1] != 0:
+            found[limit.type] = [1, 1]
+    return found
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> None:
     spec = Spec(rootfs=probe_rootfs, init=way == "init")
@@ -102,11 +118,11 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
         "TERM=xterm",
         "LANG=C.UTF-8",
     ]
-    assert first["rlimits"] == {
-        name: list(resource.getrlimit(getattr(resource, name)))
-        for name in first["rlimits"]
-        if hasattr(resource, name)
-    } | {"RLIMIT_LOCKS": first["rlimits"]["RLIMIT_LOCKS"]}
+    assert first["rlimits"] == expected_limits() | {
+        "RLIMIT_LOCKS": first["rlimits"]["RLIMIT_LOCKS"]
+    }
+    assert int(first["personality"], 16) == 0
+    assert int(first["oom_score_adj"]) >= 0
     assert {line.rpartition(":")[2] for line in first["cgroup"].splitlines()} == {"/"}
     assert first["keyring"] == "EPERM"  # test_keyring.py: it is its own
     assert first["signals"] == {"blocked": [], "ignored": [], "caught": []}
@@ -136,7 +152,7 @@ def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:
         "interfaces": {"network": "host"},
         "namespaces": {"namespaces": {"uts": "host"}},
         "keyring": {"seccomp": "unconfined"},
-        "rlimits": {"rlimits": [fastns.Rlimit("RLIMIT_NOFILE", 64, 64)]},
+        "rlimits": {"rlimits": [fastns.Rlimit("RLIMIT_CORE", 0, 0)]},
         "ppid": {"init": True},
     }
     for name, changed in fields.items():

@@ -289,9 +289,8 @@ def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
             [*command, *flags, "/calls", *unshare], capture_output=True, text=True
         )
         assert done.stdout.splitlines()[0] == expected
-    status = [*command, "--status-fd", "1", "/int80"]
-    done = subprocess.run(status, capture_output=True, text=True)
-    assert (done.returncode, json.loads(done.stdout)["cause"]) == (128 + signal.SIGSYS, "seccomp")
+    done, status = support.run_with_status([*command, "--status-fd", "{}", "/int80"])
+    assert (done.returncode, status["cause"]) == (128 + signal.SIGSYS, "seccomp")
 
 
 def test_the_same_filter_once_for_all(programs: Path) -> None:

@@ -760,6 +760,32 @@ def test_status_fd_has_to_be_writable(
     assert layer.calls == 0
 
 
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_status_fd_is_no_file_of_the_commands(
+    layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path, stream: int
+) -> None:
+    """By its number, by a copy of it, or opened once more."""
+    saved = os.dup(stream)
+    own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.dup2(own, stream)
+    others = [own, os.open(tmp_path / "file", os.O_WRONLY)]
+    apart = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    try:
+        codes = [main(["run", "--status-fd", str(fd), "true"]) for fd in (stream, *others)]
+        fine = main(["run", "--status-fd", str(apart), "true"])
+    finally:
+        os.dup2(saved, stream)
+        for fd in (saved, *others, apart):
+            os.close(fd)
+    assert (codes, fine) == ([125] * 3, layer.returncode)
+    assert layer.calls == 1
+    assert (tmp_path / "other").read_text()
+    told = (tmp_path / "file").read_text() + capfd.readouterr().err
+    name = ("stdin", "stdout", "stderr")[stream]
+    assert told.count(f"is the command's {name} too") == 3
+    assert "3>status.json" in told
+
+
 def test_a_closed_status_pipe_is_told_and_the_exit_code_stays(
     layer: Layer, capsys: pytest.CaptureFixture[str]
 ) -> None:

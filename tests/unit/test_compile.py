@@ -24,7 +24,7 @@ from fastns._compile import (
     search_path,
 )
 from fastns.errors import SpecError
-from fastns.spec import IDMapping, Mount, Rlimit, Spec
+from fastns.spec import DEFAULT_RLIMITS, IDMapping, Mount, Rlimit, Spec
 
 ALL = 2**41 - 1  # every capability
 ROOT = Caller(0, 0, True, ALL, True)
@@ -105,6 +105,10 @@ PIVOT_LO_UMASK = """
 pivot_root pivot_root -
 loopback network -
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
 umask umask -
 bounding capabilities -
 """
@@ -112,6 +116,10 @@ PIVOT_LO = """
 pivot_root pivot_root -
 loopback network -
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
 umask umask -
 """
 JOIN = """
@@ -143,12 +151,23 @@ setuid setuid -
 """
 UMASK = """
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
 umask umask -
 bounding capabilities -
 """
 UMASK_ALONE = """
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
 umask umask -
+"""
+FIRST = """
+rlimit rlimit -
 """
 LAST = """
 capabilities capabilities -
@@ -163,6 +182,10 @@ tree_namespace rootfs -
 LO = """
 loopback network -
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
+rlimit rlimit -
 umask umask -
 """
 
@@ -204,6 +227,8 @@ pivot_root pivot_root -
 hostname hostname -
 domainname domainname -
 keyring keyring -
+rlimit rlimit -
+rlimit rlimit -
 rlimit rlimit -
 rlimit rlimit -
 umask umask -
@@ -282,7 +307,7 @@ WHO = {ROOT: "root", USER: "user", NESTED: "nested", TREES: "trees"}
 def test_the_op_list(spec: Spec, caller: Caller, way: str, blocks: list[str]) -> None:
     plan = compiled(spec, caller)
     found = [f"{op.code} {op.stage} {os.fsdecode(op.target or b'-')}" for op in plan.ops]
-    assert found == [line for block in (*blocks, LAST) for line in lines(block)]
+    assert found == [line for block in (FIRST, *blocks, LAST) for line in lines(block)]
     assert f"{plan.method} {plan.id_map}" == way
 
 
@@ -532,7 +557,7 @@ def test_limits_groups_and_files_are_bytes() -> None:
         files={"/f": "é"},
         rlimits=[Rlimit("RLIMIT_NOFILE", 64, -1)],
     )
-    rlimit = one(spec, ROOT, "rlimit")
+    rlimit = ops(spec, ROOT, "rlimit")[-1]
     assert (rlimit.flags, rlimit.data) == (7, bytes([64]) + bytes(7) + b"\xff" * 8)
     groups = one(spec, ROOT, "setgroups")
     assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
@@ -540,6 +565,54 @@ def test_limits_groups_and_files_are_bytes() -> None:
     assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # by way of 0: rights go with it
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
+
+
+def rlimits(caller: Caller, **fields: Any) -> list[tuple[str, int, int]]:
+    """Of each op: what it says, how, and the least of a share."""
+    return [(op.note, op.how, op.arg) for op in ops(Spec(**BARE, **fields), caller, "rlimit")]
+
+
+def test_default_limits_give_way_to_those_of_the_spec() -> None:
+    share = _core.HOW_SHARE
+    core, *others = rlimits(ROOT)
+    assert core == ("RLIMIT_CORE 1:1", _core.HOW_OPTIONAL, 0)
+    assert others == [
+        ("RLIMIT_NOFILE 1024:4096 at most", share, 256),
+        ("RLIMIT_SIGPENDING 4096:4096 at most", share, 0),
+        ("RLIMIT_MSGQUEUE 409600:409600 at most", share, 0),
+        ("RLIMIT_MEMLOCK 4194304:4194304 at most", share, 0),
+    ]
+    for rlimit in DEFAULT_RLIMITS:
+        own = rlimits(ROOT, rlimits=[Rlimit("RLIMIT_AS", 5, 5), Rlimit(rlimit.type, 0, -1)])
+        assert (f"{rlimit.type} 0:-1", 0, 0) in own
+        assert len([note for note, *_ in own if note.startswith(rlimit.type)]) == 1
+        assert ("RLIMIT_AS 5:5", 0, 0) in own
+
+
+def test_the_limit_on_core_dumps_comes_before_all_else() -> None:
+    for fields in ({}, {"init": True}, {"namespaces": JOINED}):
+        plan = compiled(Spec(**fields), ROOT)
+        assert plan.ops[0].note == "RLIMIT_CORE 1:1"
+    own = compiled(Spec(rlimits=[Rlimit("RLIMIT_AS", 5, 5), Rlimit("RLIMIT_CORE", 0, 0)]), USER)
+    assert own.ops[0].note == "RLIMIT_CORE 0:0"
+
+
+@pytest.mark.parametrize("fields", [{}, {"init": True}])
+def test_who_is_spared_by_the_oom_killer_hands_nothing_of_it_on(fields: dict[str, Any]) -> None:
+    for caller in (Caller(0, 0, True, ALL, True, spared=True), Caller(1, 1, True, 0, True, spared=True)):
+        plan = compiled(Spec(**fields), caller)
+        first = plan.ops[0]
+        assert (first.code, first.stage, first.data) == ("write", "oom_score_adj", b"0")
+        assert first.target == b"/proc/self/oom_score_adj"
+        assert plan.method == ("staged" if fields else "direct")
+    assert "oom_score_adj" not in [op.stage for op in compiled(Spec(**fields), ROOT).ops]
+
+
+def test_who_does_not_own_its_files_in_proc_starts_by_the_helper() -> None:
+    undumpable = Caller(1000, 1000, True, 0, True, owns_its_proc=False)
+    assert compiled(Spec(), undumpable).method == "staged"
+    hosts = Spec(namespaces={**HOSTED, "user": "host"})  # nothing is written there
+    assert compiled(hosts, undumpable).method == "direct"
 
 
 def test_a_range_without_0_inside_uses_the_user() -> None:

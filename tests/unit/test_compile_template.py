@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import Mount, Spec, SpecError, _core
+from fastns import Mount, Rlimit, Spec, SpecError, _core
 from fastns._compile import Caller
 from fastns._compile_template import _TemplateCompiler
 
@@ -43,11 +43,26 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller, maps: int) -> N
     )
     assert each[maps : maps + 1 + len(FRESH)] == ["root_tree", *FRESH]
     masks = ["mask /proc", "read_only_paths /proc", "mask /sys"]
-    assert each[maps + 1 + len(FRESH) :][:5] == [*masks, "loopback", "umask"]
+    assert each[maps + 1 + len(FRESH) :][:9] == [*masks, "loopback", *["rlimit"] * 4, "umask"]
     tmpfs = [op.target for op in plan.ops if op.type == b"tmpfs"]
     assert tmpfs == [b"/dev"]
     last = ["read_only /dev", "pivot_root", "keyring", "no_new_privileges", "seccomp"]
     assert steps(plan)[-5:] == last
+
+
+@pytest.mark.parametrize(
+    "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
+)
+def test_the_limit_on_core_dumps_is_the_servers(rlimits: list[Rlimit]) -> None:
+    """Its filter, which all of its sandboxes have from the start, refuses to change it."""
+    plan = template(ROOT, rlimits=rlimits)
+    assert plan.sandbox is not None
+    core = [op for op in plan.ops if op.code == "rlimit"]
+    each = [op.note for op in plan.sandbox.ops if op.code == "rlimit"]
+    assert [op.note for op in core] == ["RLIMIT_CORE 0:-1" if rlimits else "RLIMIT_CORE 1:1"]
+    assert plan.ops[0] == core[0]
+    assert len(each) == 4
+    assert not [note for note in each if note.startswith("RLIMIT_CORE")]
 
 
 def test_the_namespaces_of_both() -> None:

@@ -142,7 +142,11 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = ("memory", "pids", "cpu", "cpuset", "io", "cpuacct")
     places = [tree(tmp_path / name, False, name) for name in names]
     monkeypatch.setattr(_cgroups, "hierarchies", lambda: places)
-    plan = _cgroups.plan(check_limits(**EVERYTHING), None, True)
+    plan = _cgroups.plan(check_limits(**EVERYTHING), None, False)
+    assert (plan.enforced, plan.unenforced) == (
+        tuple(name for name in _cgroups.CONTROLLER if name != "io"),
+        ("io",),
+    )
     assert files_of(plan) == [
         ("memory.limit_in_bytes", str(64 << 20)),
         ("memory.memsw.limit_in_bytes", str(96 << 20)),
@@ -158,6 +162,43 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [place.controllers for place in plan.places] == [(name,) for name in names]
     assert plan.cpu_time == 2_500_000_000
     assert ("cpu_time", 5, "cpuacct.usage", "", 1, False, None) in plan.counters
+
+
+READS, WRITES = {"8:0": {"rbps": 5, "riops": 6}}, {"8:0": {"riops": 5}, "8:1": {"wbps": 6}}
+
+
+@pytest.mark.parametrize(
+    ("unified", "controllers", "io", "held"),
+    [
+        (False, ["io"], READS, True),
+        (False, ["io"], WRITES, False),
+        (False, ["io", "memory"], WRITES, False),
+        (True, ["io"], READS, True),
+        (True, ["io"], WRITES, False),
+        (True, ["io", "memory"], WRITES, True),
+    ],
+)
+def test_io_is_enforced_where_buffered_writes_are(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unified: bool,
+    controllers: list[str],
+    io: dict[str, Any],
+    held: bool,
+) -> None:
+    """Version 1 knows only of direct ones; version 2 needs the memory controller beside it."""
+    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
+    limits = check_limits(io=io)
+    if not held:
+        with pytest.raises(SpecError, match="buffered write") as caught:
+            _cgroups.plan(limits, None, True)
+        assert caught.value.field == "io"
+    plan = _cgroups.plan(limits, None, False)
+    assert plan.enforced == (("io",) if held else ())
+    assert plan.unenforced == (() if held else ("io",))
+    assert len(plan.settings) == (1 if unified and io is READS else 2)
+    needs_memory = unified and io is WRITES and "memory" in controllers
+    assert plan.places[0].controllers == (("io", "memory") if needs_memory else ("io",))
 
 
 @pytest.mark.parametrize(("weight", "shares"), [(1, 10), (50, 512), (1000, 10240), (10000, 102400)])

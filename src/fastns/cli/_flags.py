@@ -207,7 +207,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--cpu-time", metavar="TIME", help="CPU time in all, of all its processes, such as 2s")
     value("--cpu-weight", metavar="N", help="its share where CPUs are short: 1 to 10000")
     value("--cpuset-cpus", metavar="LIST", help="the CPUs it may use, such as 0-1,3")
-    values("--io", metavar="DEV:KEY=N", help="I/O a second: key is rbps, wbps, riops or wiops")
+    values(
+        "--io",
+        metavar="DEV:KEY=N",
+        help="I/O a second: key is rbps, riops or, with cgroup version 2, wbps, wiops",
+    )
     value("--cgroup-parent", metavar="PATH", help="the cgroup to make its cgroups below")
     switch("--no-require-limits", help="go on without a limit that cannot be enforced here")
     return process

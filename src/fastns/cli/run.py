@@ -74,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         metavar="BYTES",
         help="pass on no more of stdout and of stderr: 64k, 1m",
     )
-    group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end")
+    group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end; no file of the command's")
     group.add_argument(
         "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
     )
@@ -296,7 +296,9 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing."""
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and no file that
+    the command has as well: to that it could write lines like ours, and of it change what all who
+    have it open share, such as its length or whether a write waits."""
     if text is None:
         return None
     import fcntl
@@ -310,7 +312,18 @@ def _status_fd(text: str | None) -> int | None:
         raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
     if mode == os.O_RDONLY:
         raise UsageError(f"--status-fd {text}: not open for writing", hint)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if _is_same_file(int(text), number):
+            reason = f"is the command's {name} too, which could forge or break what we write there"
+            raise UsageError(f"--status-fd {text}: {reason}", hint)
     return int(text)
+
+
+def _is_same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.fstat(other))
+    except OSError:  # the other is closed
+        return False
 
 
 def _write_status(fd: int, outcome: Outcome) -> None:
