@@ -1404,12 +1404,12 @@ int fns_child_exec(struct fns_child *child)
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }
 
-int fns_child_stay(void *nothing)
+int fns_child_stay(void *parent)
 {
-    const int64_t time[2] = {10,
-                             0}; /* longer than any use; so that it does not outlive its parent */
-    (void)nothing;
-    fns_sys2(__NR_nanosleep, time, 0);
+    /* The thread that cloned it waits in this very call. Its end is the caller's, or came before. */
+    long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
+    while (result == 0 && fns_sys0(__NR_getppid) == *(const int *)parent)
+        fns_sys4(__NR_ppoll, 0, 0, 0, 0);
     return 0;
 }
 

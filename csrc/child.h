@@ -43,8 +43,9 @@ int fns_child_fds(struct fns_child *child);
 /* Runs ops first..last-1, but for the last ones. */
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
-/* Stays a while, as the function of a clone: a process to write the id maps of. */
-int fns_child_stay(void *nothing);
+/* Stays until it is killed, at the latest with the thread that cloned it, as the function of a clone: a
+ * process to write the id maps of. `parent`: int, the pid of that thread's process. */
+int fns_child_stay(void *parent);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 int fns_loopback_up(int socket);

@@ -68,6 +68,7 @@ enum fns_detail {
     FNS_DETAIL_BROKEN, /* the conversation with a template's server broke off */
     FNS_DETAIL_KILLED, /* the child was killed before it reached exec */
     FNS_DETAIL_ID_MAP, /* what is mounted cannot be shown with other owners */
+    FNS_DETAIL_MEMORY, /* exec: the arguments do not fit into the memory limit */
 };
 
 struct fns_error {

@@ -126,6 +126,7 @@ struct fns_result {
     int status; /* exit code or signal number */
     struct rusage usage;
     uint64_t end; /* CLOCK_MONOTONIC, ns */
+    int lost;     /* errno: a reaper could not tell how the command has ended; 0: it is known */
 };
 
 struct fns_process {
@@ -135,6 +136,7 @@ struct fns_process {
     int control;    /* -1, or the socket a reaper reports the command's status on: close it */
     int served;     /* a server's child */
     int quiet;      /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
+    int server;     /* of both: the server's pidfd, which is not its own */
     int number;     /* its number there, or that of what was asked */
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
     long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
@@ -144,10 +146,15 @@ struct fns_process {
                           (CLD_*, 0: it did not), and its exit code or signal */
 };
 
+/* A start that has to wait asks `interrupted` whenever a signal has come, and now and then: with anything
+ * but 0 it ends what it has started and fails with -EINTR. Called in the thread of the start. */
+void fns_set_interrupted(int (*interrupted)(void));
+
 /* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has
  * failed, in which case nothing is left: no process, fd or mapping. Blocks all signals of the
  * calling thread meanwhile. `time_ns`: a sandbox whose program is not running so long after its start is
- * killed, and returned as if it was; 0: never. */
+ * killed, and returned as if it was; 0: never. -ETIME and process->late: its time was over before there
+ * was a sandbox. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
@@ -165,7 +172,8 @@ int fns_server_connect(const struct fns_process *server);
 /* As fns_spawn(), by a server. With FNS_DETAIL_BROKEN the connection is of no use any more: -EPIPE: its
  * other end was closed, and nothing was started; -ECANCELED: the server was killed meanwhile, and what
  * it started with it. After any other error it may be used again at once. */
-int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
+int fns_server_spawn(const struct fns_process *server, int connection,
+                     const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
 
 /* Reaps what fns_server_spawn() has started; waits for its end. -ECANCELED: the server is gone. */
@@ -174,8 +182,8 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
 /* Asks for a sandbox and does not wait for its start: `process` is quiet, has no pid, and its
  * connection becomes readable when it has ended or could not be started. Then fns_server_end() says
  * how: 0, or the errors of a spawn. Killed by fns_kill_all(), after which the connection is of no use. */
-int fns_server_run(int connection, const struct fns_args *args, struct fns_share share,
-                   struct fns_process *process, struct fns_error *error);
+int fns_server_run(const struct fns_process *server, int connection, const struct fns_args *args,
+                   struct fns_share share, struct fns_process *process, struct fns_error *error);
 int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
@@ -183,7 +191,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
  * 0: it has ended; -errno, -EMFILE too. */
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd);
 
-int fns_server_pool(int connection, struct fns_pool_state *state);
+int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state);
 
 /* From now on a sandbox is made ahead for what this connection is asked: to run or to spawn. After a
  * spawn close it, and park another. */
@@ -282,7 +290,8 @@ struct fns_job {
 };
 
 /* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
- * job->error; -EPIPE: the server was gone, and nothing was started. */
+ * job->error; -EPIPE: the server was gone, and nothing was started. -ETIME and no error: the job's time
+ * was over before there was a sandbox; it is finished, as one that was killed for that. */
 int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
 
 /* Starts a job as a process of its own, which is reaped and whose leaf is given back by the caller. 0,

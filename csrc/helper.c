@@ -175,7 +175,9 @@ static _Noreturn void run_init(struct fns_child *child, int control)
             message.kind = FNS_MESSAGE_EXITED;
             message.value = info.code;
             message.status = info.status;
-            tell(control, &message, -1);
+            long told = fns_tell(control, &message, -1, 0);
+            if (told < 0) /* the parent finds the errno, where no EXITED explains the exit code */
+                quit((int)-told);
             quit(info.code == 1 /* CLD_EXITED */ ? info.status : 128 + info.status);
         }
     }
@@ -261,6 +263,11 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         quit(127);
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
     fns_sys3(__NR_fcntl, control, F_SETFD, FD_CLOEXEC);
+    /* The parent's thread waits in this very start: its end is the caller's. A helper that is stopped
+     * would not hear of it otherwise. What it clones does not have this. */
+    long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
+    if (result < 0)
+        tell_error(control, FNS_STAGE_HELPER, result);
     struct fns_request *request = open_request(file);
     fns_sys1(__NR_close, file);
     struct fns_child child = FNS_CHILD(&request->plan, &request->args, -1, -1);

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "spawn.h"
@@ -40,6 +41,36 @@ static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_a
     return 0;
 }
 
+static size_t total(char *const *texts)
+{
+    size_t size = 0;
+    for (; *texts; texts++)
+        size += strlen(*texts) + 1;
+    return size;
+}
+
+/* The kernel copies the arguments into memory of the sandbox's cgroup while the sandbox shares its
+ * server's: out of memory there, it would kill whoever shares that, the server and all its sandboxes. */
+static int check_arguments(struct fns_job *job)
+{
+    uint64_t most = job->server ? job->plan->args_max : 0;
+    if (most == 0 || total(job->args.argv) + total(job->args.envp) <= most)
+        return 0;
+    fns_set_error(&job->error, FNS_STAGE_EXEC, -1, E2BIG);
+    job->error.detail = FNS_DETAIL_MEMORY;
+    return -E2BIG;
+}
+
+/* Its time was over before it had come to its command: no error, but the end of one that was killed. */
+static void end_late(struct fns_job *job)
+{
+    job->error = (struct fns_error){.op_index = -1};
+    job->timed_out = 1;
+    job->result.code = CLD_KILLED;
+    job->result.status = SIGKILL;
+    job->result.end = fns_now();
+}
+
 int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
 {
     int theirs[3] = {-1, -1, -1};
@@ -50,7 +81,10 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
                           .input = job->input,
                           .input_size = job->input_size,
                           .limit = job->limit};
-    int ret = make_pipes(job, io, &args, theirs);
+    int ret = check_arguments(job);
+    if (ret < 0)
+        return ret;
+    ret = make_pipes(job, io, &args, theirs);
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     else
@@ -58,7 +92,8 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0)
         ;
     else if (job->server)
-        ret = fns_server_run(connection, &args, job->share, &job->process, &job->error);
+        ret = fns_server_run(job->server, connection, &args, job->share, &job->process,
+                             &job->error);
     else
         ret = fns_spawn(job->plan, &args, job->timeout_ns < 0 ? 0 : (uint64_t)job->timeout_ns + 1,
                         &job->process, &job->error);
@@ -69,6 +104,8 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0) {
         fns_leaf_give(job->groups, &job->leaf);
         fns_io_close(io);
+        if (ret == -ETIME && job->process.late)
+            end_late(job);
         return ret;
     }
     io->process = job->process;
@@ -80,11 +117,15 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
 int fns_job_spawn(struct fns_job *job, int connection)
 {
     struct fns_args args = job->args;
-    int ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
+    int ret = check_arguments(job);
+    if (ret < 0)
+        return ret;
+    ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
     if (ret < 0)
         return ret;
     if (job->server)
-        ret = fns_server_spawn(connection, job->plan, &args, &job->process, &job->error);
+        ret = fns_server_spawn(job->server, connection, job->plan, &args, &job->process,
+                               &job->error);
     else
         ret = fns_spawn(job->plan, &args, 0, &job->process, &job->error);
     fns_leaf_entered(&job->leaf);
@@ -116,6 +157,8 @@ static int reap(struct fns_job *job)
     int ret = fns_reap(process, &job->result);
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
+    else if (job->result.lost)
+        ret = fns_set_error(&job->error, FNS_STAGE_INIT, -1, job->result.lost);
     close(process->pidfd);
     if (process->control >= 0)
         close(process->control);
@@ -133,11 +176,10 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     fns_io_close(io);
     int reaped = reap(job);
     fns_leaf_give(job->groups, &job->leaf);
-    if (reaped < 0 && job->timed_out && job->error.detail == FNS_DETAIL_KILLED) {
-        job->error = (struct fns_error){.op_index = -1}; /* before it had come to its command */
-        job->result.code = CLD_KILLED;
-        job->result.status = SIGKILL;
-        job->result.end = fns_now();
+    /* BROKEN: with the server, which did not answer. */
+    if (reaped < 0 && job->timed_out &&
+        (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
+        end_late(job);
         reaped = 0;
     }
     if (reaped == 0 && ret < 0)

@@ -137,6 +137,7 @@ struct fns_plan {
     uint32_t netns_pool; /* of such a sandbox: network namespaces made ahead, one for each */
     uint32_t owner_uid, owner_gid; /* who is 0:0 inside, by the caller's ids */
     uint32_t pipe_uid, pipe_gid;   /* who gets the pipes made for its stdio, likewise; 0: as made */
+    uint64_t args_max; /* of a template's sandbox: bytes of arguments and environment; 0: any */
     /* Direct only. What is done in memory of its own, by the exec program, and that program with these
      * ops in it (fns_exec_image()); NULL: the child does all. Its ops count on from this plan's. */
     const struct fns_plan *late;

@@ -22,6 +22,7 @@
 #define MANY_UNHEARD 16
 #define MAX_UNHEARD 48
 #define NONE (-1)
+#define SIGCONT 18
 
 /* What is at the other end of an fd that epoll watches; indexed by that fd. */
 enum peer_kind { NOBODY, CONTROL, CALLER, CONNECTION, ENDS, READY };
@@ -286,6 +287,39 @@ static int enter_network(void)
     return result;
 }
 
+static int reap(int pid);
+
+/* Stops a sandbox that was made ahead and has not been asked for anything: 1. Else it goes on: 0. */
+static int stop_unasked(const struct fns_sandbox *sandbox)
+{
+    int info[32]; /* siginfo_t */
+    if (sandbox->pid <= 0 || !sandbox->parked || sandbox->asked)
+        return 0;
+    fns_sys2(__NR_kill, sandbox->pid, 19 /* SIGSTOP */);
+    fns_sys5(__NR_waitid, 1 /* P_PID */, sandbox->pid, info,
+             2 | 4 | 0x41000000 /* WSTOPPED|WEXITED|__WALL|WNOWAIT */, 0);
+    if (!sandbox->asked)
+        return 1;
+    fns_sys2(__NR_kill, sandbox->pid, SIGCONT);
+    return 0;
+}
+
+/* Ends one sandbox that was made ahead, for who cannot be started beside it. 1: there was one. */
+static int give_up_parked(void)
+{
+    int info[32]; /* siginfo_t */
+    for (int at = server.last_looked_at; at != NONE; at = server.sandboxes[at].sooner) {
+        int pid = server.sandboxes[at].pid;
+        if (!stop_unasked(&server.sandboxes[at]))
+            continue;
+        fns_sys2(__NR_kill, pid, FNS_SIGKILL);
+        fns_sys5(__NR_waitid, 1 /* P_PID */, pid, info,
+                 4 | 0x41000000 /* WEXITED|__WALL|WNOWAIT */, 0);
+        return reap(pid);
+    }
+    return 0;
+}
+
 /* 0, or -errno and the stage. Its news go to `connection`. */
 static long start(struct fns_room *room, int connection, int parked, int ask, enum fns_stage *stage)
 {
@@ -305,6 +339,8 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     sandbox->ask = ask;
     int pidfd = NONE;
     long pid = clone_sandbox(room, &pidfd);
+    while (pid == -EAGAIN && !parked && give_up_parked()) /* pids are short */
+        pid = clone_sandbox(room, &pidfd);
     if (pid < 0 || pid >= MAX_PID) {
         *stage = FNS_STAGE_CLONE;
         give_sandbox(sandbox);
@@ -321,8 +357,6 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
     server.started = 1;
     return 0;
 }
-
-static int reap(int pid);
 
 /* Its pid namespace; before Linux 6.11 its pidfd, which stands for that until its first thread ends. */
 static int open_pid_namespace(int pid)
@@ -417,6 +451,13 @@ static int count_alive(int batch, int step)
     return 0;
 }
 
+/* What could not be told is heard as the end of the connection: somebody waits for it. */
+static void check_told(int connection, long result)
+{
+    if (result < 0)
+        fns_sys2(__NR_shutdown, connection, 2 /* SHUT_RDWR */);
+}
+
 /* As if it had been killed on its way. */
 static void tell_killed(int connection, int ask)
 {
@@ -424,7 +465,7 @@ static void tell_killed(int connection, int ask)
         .kind = FNS_MESSAGE_FAILED,
         .number = ask,
         .error = {FNS_STAGE_CLONE, FNS_DETAIL_KILLED, -1, ECANCELED}};
-    fns_tell(connection, &message, -1, 0);
+    check_told(connection, fns_tell(connection, &message, -1, 0));
 }
 
 /* What waits there is not to be started any more. */
@@ -528,13 +569,13 @@ static void tell_failure(int connection, int ask, enum fns_stage stage, long res
 {
     const struct fns_message message = {
         .kind = FNS_MESSAGE_FAILED, .number = ask, .error = {(uint16_t)stage, 0, -1, (int)-result}};
-    fns_tell(connection, &message, -1, 0);
+    check_told(connection, fns_tell(connection, &message, -1, 0));
 }
 
 static void tell(int connection, const struct fns_ended *answer)
 {
-    fns_sys6(__NR_sendto, connection, (long)answer, sizeof *answer, 0x4000 /* MSG_NOSIGNAL */, 0,
-             0);
+    check_told(connection, fns_sys6(__NR_sendto, connection, (long)answer, sizeof *answer,
+                                    0x4000 /* MSG_NOSIGNAL */, 0, 0));
 }
 
 static void tell_end(int connection, struct fns_sandbox *sandbox)
@@ -956,6 +997,11 @@ static void prepare(int socket)
         watch(server.ends, ENDS) < 0)
         stop();
     fns_sys0(__NR_setsid);
+    /* Stopped, it would not hear that the caller has ended. This continues it, by the kernel's own hand,
+     * then: it comes with the end of any thread of the caller's that was its parent, where it does nothing.
+     * A change of credentials would undo it; there is none from here on. */
+    if (fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, SIGCONT, 0, 0, 0) < 0)
+        stop();
     if (fns_closer_start() < 0)
         stop();
     if (!server.plan->netns_pool)

@@ -24,7 +24,7 @@
 #define STACK_SIZE (64 * 1024)
 #define GUARD_SIZE (64 * 1024) /* the largest page there is */
 #define POOL_SIZE 32
-#define FIRST_LOOK_NS 50000
+#define FIRST_LOOK_NS 500000
 #define LAST_LOOK_NS 10000000
 
 /* Stacks that are not in use. Slots are swapped atomically: no lock that a fork could copy held. */
@@ -211,21 +211,41 @@ int fns_keep_time(struct fns_process *process, uint64_t time_ns)
     return -1;
 }
 
+/* ---- giving up ------------------------------------------------------------------------------- */
+
+static int (*wants_to_give_up)(void);
+
+void fns_set_interrupted(int (*interrupted)(void))
+{
+    wants_to_give_up = interrupted;
+}
+
+int fns_interrupted(uint64_t *next, int signalled)
+{
+    uint64_t now = fns_now();
+    if (*next == 0)
+        *next = now + FNS_LOOK_NS;
+    if (!signalled && now < *next)
+        return 0;
+    *next = now + FNS_LOOK_NS;
+    return wants_to_give_up && wants_to_give_up();
+}
+
 int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
 {
-    int ret, wait = time_ns ? F_SETLK : F_SETLKW, pause = FIRST_LOOK_NS;
-    /* fcntl(2) waits without an end or not at all. The pipe's end wakes this wait as a rule; where
-     * something else holds it open, the lock is looked at again. */
-    while ((ret = fns_lock(fd, wait, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
+    int ret, pause = FIRST_LOOK_NS;
+    uint64_t next = 0;
+    /* F_SETLKW would wait without an end, and miss a signal that came just before. The pipe's end wakes
+     * this wait as a rule; where something else holds it open, the lock is looked at again. */
+    while ((ret = fns_lock(fd, F_SETLK, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
         int left = fns_keep_time(process, time_ns);
-        if (left < 0) {
-            wait = F_SETLKW;
-            continue;
-        }
-        struct pollfd fds[2] = {{.fd = fd}, {.fd = process->pidfd, .events = POLLIN}};
-        struct timespec time = {0, left < pause ? left : pause};
-        if (ppoll(fds, 2, &time, NULL) == 0 && pause < LAST_LOOK_NS)
+        struct pollfd fds[2] = {{.fd = fd}, {.fd = process ? process->pidfd : -1, .events = POLLIN}};
+        struct timespec time = {0, left >= 0 && left < pause ? left : pause};
+        int n = ppoll(fds, 2, &time, NULL);
+        if (n == 0 && pause < LAST_LOOK_NS)
             pause *= 2;
+        if (fns_interrupted(&next, n < 0))
+            return -EINTR;
     }
     return ret;
 }

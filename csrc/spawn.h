@@ -15,10 +15,18 @@ long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
 
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
- * may have forked a process that holds it open for as long as it lives. 0 or -errno. `time_ns`: it is
- * killed so long after its start, for to open a command may take for ever (a lease, a network file
- * system); 0: never. */
+ * may have forked a process that holds it open for as long as it lives. 0 or -errno; -EINTR: the caller
+ * gives up. `time_ns`: it is killed so long after its start, for to open a command may take for ever (a
+ * lease, a network file system); 0: never, and `process` may be NULL. */
 int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
+
+/* For waits in a start: whether the caller wants to give it up (fns_set_interrupted()). Asks when a
+ * signal broke the wait off, else once in FNS_LOOK_NS. `*next`: when; 0 to begin with. */
+int fns_interrupted(uint64_t *next, int signalled);
+
+/* A wait for a template's server has lasted a while. A server that is stopped is continued; with `kill`
+ * it is killed instead. 1: it was stopped. */
+int fns_server_rouse(int pidfd, int kill);
 
 /* What of `time_ns` is left since the start of a process, at most an int of ns; -1: no end is set. One
  * whose time is over is killed by this, once, and has no end from then on. */

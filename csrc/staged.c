@@ -91,18 +91,34 @@ static int take(const struct fns_plan *plan, const struct line *line, struct fns
     }
 }
 
-/* Waits for a message, at most `left` ms (-1: for ever). 1: who is to send it has ended; 0: look for
- * one; -errno. */
-static int await_news(const struct line *line, const struct fns_process *process, int left)
+/* Waits for a message, at most `left` ns, and no longer than until `next` (fns_interrupted()). 1: who is
+ * to send it has ended; 0: look for one; -EINTR: the caller gives up; -errno. */
+static int await_news(const struct line *line, const struct fns_process *process, int left,
+                      uint64_t *next)
 {
     struct pollfd fds[2] = {
         {.fd = line->near, .events = POLLIN},
         {.fd = process->pidfd >= 0 ? process->pidfd : line->helper, .events = POLLIN},
     };
-    int ready = poll(fds, 2, left);
-    if (ready < 0)
-        return errno == EINTR ? 0 : -errno;
-    return ready && !fds[0].revents;
+    int most = FNS_LOOK_NS / 1000000, ms = left / 1000000 + 1;
+    int ready = poll(fds, 2, left < 0 || ms > most ? most : ms);
+    if (ready < 0 && errno != EINTR)
+        return -errno;
+    if (fns_interrupted(next, ready < 0))
+        return -EINTR;
+    return ready > 0 && !fds[0].revents;
+}
+
+/* What of the time is left, as fns_keep_time() has it; the helper has a share in it. -ETIME: it is over
+ * and there is no sandbox. */
+static int keep_time(struct fns_process *process, uint64_t time_ns)
+{
+    if (process->pidfd >= 0 || time_ns == 0)
+        return fns_keep_time(process, time_ns);
+    uint64_t spent = fns_now() - process->start;
+    if (spent >= time_ns)
+        return -ETIME;
+    return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
 }
 
 /* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. One that
@@ -111,6 +127,7 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
                     struct fns_process *process, struct fns_error *error)
 {
     int ended = 0, ret;
+    uint64_t next = 0;
     while ((ret = take(plan, line, process, error)) != TAKEN_RUNNING) {
         if (ret < 0)
             return ret;
@@ -128,8 +145,12 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
             error->detail = FNS_DETAIL_KILLED;
             return -ECANCELED;
         }
-        int left = process->pidfd >= 0 ? fns_keep_time(process, time_ns) : -1;
-        ended = await_news(line, process, left < 0 ? -1 : left / 1000000 + 1);
+        int left = keep_time(process, time_ns);
+        if (left == -ETIME) {
+            process->late = 1;
+            return fns_set_error(error, FNS_STAGE_HELPER, -1, ETIME);
+        }
+        ended = await_news(line, process, left, &next);
         /* Then one more look: all it sent is here by now. */
         if (ended < 0)
             return fns_set_error(error, FNS_STAGE_HELPER, -1, ended);

@@ -27,7 +27,34 @@ struct rights {
     int fds[FNS_ASK_FDS];
 };
 
-/* 0; -EPIPE: the other end is closed; -errno. */
+/* ---- a server that does not answer ----------------------------------------------------------- */
+
+/* The caller's end of a socket to it waits no longer than this, and is then looked after. */
+static int limit_waits(int socket)
+{
+    const struct timeval time = {FNS_LOOK_NS / 1000000000, FNS_LOOK_NS % 1000000000 / 1000};
+    if (setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) < 0 ||
+        setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time) < 0)
+        return -errno;
+    return 0;
+}
+
+int fns_server_rouse(int pidfd, int kill)
+{
+    siginfo_t info = {.si_pid = 0};
+    /* WNOWAIT: it is told once to each who asks otherwise. */
+    long ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info,
+                        WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+    if (ret < 0 || info.si_pid == 0)
+        return 0;
+    fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0);
+    return 1;
+}
+
+/* ---- asking ---------------------------------------------------------------------------------- */
+
+/* 0; -EPIPE: the other end is closed; -EAGAIN: there was no place for it in FNS_LOOK_NS; -EINTR: the
+ * caller gives up; -errno. */
 static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds)
 {
     struct rights rights = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
@@ -41,13 +68,17 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
     if (n_fds)
         memcpy(rights.fds, fds, n_fds * sizeof(int));
     const struct timespec pause = {0, 1000000};
+    uint64_t next = 0;
     ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
     /* The kernel counts the fds that are on their way: RLIMIT_NOFILE for each user. */
     for (int tries = 0; n < 0 && (errno == EINTR || (errno == ETOOMANYREFS && tries < 5000));) {
-        if (errno == ETOOMANYREFS) {
+        int signalled = errno == EINTR;
+        if (!signalled) {
             nanosleep(&pause, NULL);
             tries++;
         }
+        if (fns_interrupted(&next, signalled))
+            return -EINTR;
         n = sendmsg(socket, &header, MSG_NOSIGNAL);
     }
     if (n < 0)
@@ -55,10 +86,19 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
     return 0;
 }
 
-static int send_fd(int control, enum fns_ask_kind kind, int fd)
+enum { PATIENCE = 50 }; /* times FNS_LOOK_NS: how long a server may leave its control socket full */
+
+static int send_fd(const struct fns_process *server, enum fns_ask_kind kind, int fd)
 {
     const struct fns_ask ask = {.kind = kind, .size = sizeof ask};
-    return send_ask(control, &ask, sizeof ask, &fd, 1);
+    int ret, roused = 0;
+    for (int i = 0; i < PATIENCE; i++) {
+        ret = send_ask(server->control, &ask, sizeof ask, &fd, 1);
+        if (ret != -EAGAIN)
+            break;
+        roused |= fns_server_rouse(server->pidfd, roused);
+    }
+    return ret;
 }
 
 int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
@@ -71,7 +111,9 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
     if (ret < 0)
         return ret;
     long self = fns_sys2(__NR_pidfd_open, getpid(), 0);
-    ret = self < 0 ? (int)self : send_fd(server->control, FNS_ASK_CALLER, (int)self);
+    ret = self < 0 ? (int)self : limit_waits(server->control);
+    if (ret == 0)
+        ret = send_fd(server, FNS_ASK_CALLER, (int)self);
     if (self >= 0)
         close((int)self);
     if (ret == 0)
@@ -117,7 +159,9 @@ int fns_server_connect(const struct fns_process *server)
         0) /* RUNNING tells the pid */
         ret = -errno;
     if (ret == 0)
-        ret = send_fd(server->control, FNS_ASK_CONNECT, pair[1]);
+        ret = limit_waits(pair[0]);
+    if (ret == 0)
+        ret = send_fd(server, FNS_ASK_CONNECT, pair[1]);
     close(pair[1]);
     if (ret < 0)
         close(pair[0]);
@@ -166,7 +210,8 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
     return ret;
 }
 
-/* One message. With RUNNING the pidfd comes along, and the pid as this process' namespaces have it. */
+/* One message: -EAGAIN if none has come in FNS_LOOK_NS, -EINTR: or in the time to a signal. With RUNNING
+ * the pidfd comes along, and the pid as this process' namespaces have it. */
 static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pidfd)
 {
     union {
@@ -178,10 +223,7 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
                             .msg_iovlen = 1,
                             .msg_control = &rights,
                             .msg_controllen = sizeof rights};
-    ssize_t n;
-    do
-        n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    ssize_t n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
     if (n <= 0)
         return n < 0 && errno != ECONNRESET ? -errno : -ECANCELED;
     for (struct cmsghdr *at = CMSG_FIRSTHDR(&header); at; at = CMSG_NXTHDR(&header, at)) {
@@ -198,13 +240,23 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
     return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
 }
 
-/* The answer to the ask with this number: ENDED, or a shorter one. */
-static int hear(int connection, int number, struct fns_ended *answer, int *pid, int *pidfd)
+enum patience { PATIENT, MAY_GIVE_UP };
+
+/* The answer to the ask with this number: ENDED, or a shorter one. It is owed: a server that is stopped
+ * is continued, and killed if that does not last. -EINTR: the caller gives up. */
+static int hear(int server, int connection, int number, enum patience patience,
+                struct fns_ended *answer, int *pid, int *pidfd)
 {
+    uint64_t next = 0;
+    int roused = 0;
     for (;;) {
         int ret = hear_one(connection, answer, pid, pidfd);
-        if (ret < 0 || answer->message.number == number)
+        if (ret == -EAGAIN)
+            roused |= fns_server_rouse(server, roused);
+        if (ret != -EAGAIN && ret != -EINTR && (ret < 0 || answer->message.number == number))
             return ret;
+        if (patience == MAY_GIVE_UP && fns_interrupted(&next, ret == -EINTR))
+            return -EINTR;
     }
 }
 
@@ -219,10 +271,11 @@ static int broken(struct fns_error *error, int ret)
 }
 
 /* An answer that is not RUNNING. 0: ENDED; -errno and `error`. */
-static int hear_end(int connection, int number, const struct fns_plan *sandbox,
+static int hear_end(int server, int connection, int number, const struct fns_plan *sandbox,
                     struct fns_ended *ended, struct fns_error *error)
 {
-    int pid = -1, pidfd = -1, ret = hear(connection, number, ended, &pid, &pidfd);
+    int pid = -1, pidfd = -1;
+    int ret = hear(server, connection, number, PATIENT, ended, &pid, &pidfd);
     if (pidfd >= 0)
         close(pidfd);
     if (ret < 0)
@@ -232,8 +285,8 @@ static int hear_end(int connection, int number, const struct fns_plan *sandbox,
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 
-int fns_server_run(int connection, const struct fns_args *args, struct fns_share share,
-                   struct fns_process *process, struct fns_error *error)
+int fns_server_run(const struct fns_process *server, int connection, const struct fns_args *args,
+                   struct fns_share share, struct fns_process *process, struct fns_error *error)
 {
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
@@ -241,6 +294,7 @@ int fns_server_run(int connection, const struct fns_args *args, struct fns_share
     if (ret < 0)
         return broken(error, ret);
     process->control = connection;
+    process->server = server->pidfd;
     process->quiet = 1;
     process->number = number;
     return 0;
@@ -258,7 +312,8 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error)
 {
     struct fns_ended ended;
-    int ret = hear_end(process->control, process->number, sandbox, &ended, error);
+    int ret =
+        hear_end(process->server, process->control, process->number, sandbox, &ended, error);
     if (ret == 0) {
         set_result(&ended, result);
         process->start += ended.queued;
@@ -266,7 +321,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
     return ret;
 }
 
-static int ask_end(int connection, enum fns_ask_kind kind, int sandbox, struct fns_ended *ended)
+static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandbox, struct fns_ended *ended)
 {
     int number = next_number();
     const struct fns_ask ask = {
@@ -274,13 +329,13 @@ static int ask_end(int connection, enum fns_ask_kind kind, int sandbox, struct f
     const struct fns_plan none = {.n_ops = 0};
     struct fns_error error;
     int ret = send_ask(connection, &ask, sizeof ask, NULL, 0);
-    return ret < 0 ? ret : hear_end(connection, number, &none, ended, &error);
+    return ret < 0 ? ret : hear_end(server, connection, number, &none, ended, &error);
 }
 
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
 {
     struct fns_ended ended;
-    int ret = ask_end(connection, FNS_ASK_REAP, process->number, &ended);
+    int ret = ask_end(process->server, connection, FNS_ASK_REAP, process->number, &ended);
     if (ret == 0)
         set_result(&ended, result);
     return ret == -EPIPE ? -ECANCELED : ret;
@@ -292,7 +347,7 @@ int fns_server_look(int connection, const struct fns_process *process, int *pidf
     /* In this order: who is alive after that was opened is the one that was opened. */
     int fd = (int)syscall(__NR_pidfd_open, process->pid, 0);
     fd = fns_above_stdio(fd);
-    int ret = ask_end(connection, FNS_ASK_LOOK, process->number, &ended);
+    int ret = ask_end(process->server, connection, FNS_ASK_LOOK, process->number, &ended);
     int alive = ret == 0 && ended.message.value;
     if (alive && fd >= 0)
         *pidfd = fd;
@@ -303,28 +358,57 @@ int fns_server_look(int connection, const struct fns_process *process, int *pidf
     return alive && fd < 0 ? fd : alive;
 }
 
-int fns_server_pool(int connection, struct fns_pool_state *state)
+int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state)
 {
     struct fns_ended ended;
-    int ret = ask_end(connection, FNS_ASK_POOL, 0, &ended);
+    int ret = ask_end(server->pidfd, connection, FNS_ASK_POOL, 0, &ended);
     if (ret == 0)
         memcpy(state, ended.usage, sizeof *state);
     return ret;
 }
 
-/* From RUNNING to the command: 0, or -errno and `error`. */
-static int follow(int connection, int number, const struct fns_plan *sandbox, int news, int running,
-                  int pidfd, struct fns_error *error)
+/* Ends one that is running. Over a connection of its own, as nobody may listen at the one where it is
+ * parked; or there, where no fd is left for that. */
+static void end_running(const struct fns_process *server, int connection, int running)
 {
     struct fns_ended ended;
-    if (pidfd < 0) { /* the kernel drops an fd that finds no place */
-        ask_end(connection, FNS_ASK_KILL, running, &ended);
-        return broken(error, -EMFILE);
+    int other = fns_server_connect(server);
+    ask_end(server->pidfd, other < 0 ? connection : other, FNS_ASK_KILL, running, &ended);
+    if (other >= 0)
+        close(other);
+}
+
+/* The caller does not wait for it any more: it is ended, however far it has come. */
+static void give_up(const struct fns_process *server, int connection, int number)
+{
+    struct fns_ended answer;
+    int pid = -1, pidfd = -1;
+    fns_sys4(__NR_pidfd_send_signal, server->pidfd, SIGCONT, 0, 0);
+    shutdown(connection, SHUT_WR);
+    int ret = hear(server->pidfd, connection, number, PATIENT, &answer, &pid, &pidfd);
+    if (pidfd >= 0)
+        close(pidfd);
+    if (ret == 0 && answer.message.kind == FNS_MESSAGE_RUNNING)
+        end_running(server, connection, answer.message.value);
+}
+
+/* From RUNNING to the command: 0, or -errno and `error`. */
+static int follow(const struct fns_process *server, int connection, int number,
+                  const struct fns_plan *sandbox, int news, int running, int pidfd,
+                  struct fns_error *error)
+{
+    struct fns_ended ended;
+    struct fns_error said;
+    int ret = -EMFILE; /* the kernel drops an fd that finds no place */
+    if (pidfd >= 0)
+        ret = fns_executed(news, NULL, 0);
+    if (ret < 0) {
+        end_running(server, connection, running);
+        return broken(error, ret);
     }
-    int ret = fns_hear_exec(sandbox, news, NULL, 0, error);
-    if (ret < 0)
-        ret = hear_end(connection, number, sandbox, &ended, error);
-    return ret;
+    if (read(news, &said, sizeof said) != sizeof said)
+        return 0;
+    return hear_end(server->pidfd, connection, number, sandbox, &ended, error);
 }
 
 /* Whether most of the fds that this process may have are in use. */
@@ -335,7 +419,8 @@ static int is_scarce(int fd)
            (rlim_t)fd >= files.rlim_cur / 4 * 3;
 }
 
-int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struct fns_args *args,
+int fns_server_spawn(const struct fns_process *server, int connection,
+                     const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error)
 {
     struct fns_ended answer = {.message = {.kind = 0}};
@@ -347,14 +432,18 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     ret = send_run(connection, FNS_ASK_SPAWN, number, args, (struct fns_share){0, 0}, news[1]);
     close(news[1]);
-    if (ret == 0)
-        ret = hear(connection, number, &answer, &pid, &pidfd);
+    if (ret == 0) {
+        ret = hear(server->pidfd, connection, number, MAY_GIVE_UP, &answer, &pid, &pidfd);
+        if (ret == -EINTR)
+            give_up(server, connection, number);
+    }
     if (ret < 0)
         broken(error, ret);
     else if (answer.message.kind == FNS_MESSAGE_FAILED)
         ret = fns_believe_error(sandbox, &answer.message.error, error);
     else if (answer.message.kind == FNS_MESSAGE_RUNNING)
-        ret = follow(connection, number, sandbox, news[0], answer.message.value, pidfd, error);
+        ret = follow(server, connection, number, sandbox, news[0], answer.message.value, pidfd,
+                     error);
     else
         ret = broken(error, -EPROTO);
     close(news[0]);
@@ -371,6 +460,7 @@ int fns_server_spawn(int connection, const struct fns_plan *sandbox, const struc
                                     .pidfd = pidfd,
                                     .control = -1,
                                     .served = 1,
+                                    .server = server->pidfd,
                                     .number = answer.message.value,
                                     .start = process->start};
     return 0;

@@ -2,26 +2,28 @@
  *
  * A namespace is there as long as a process is in it or an fd of it is open. So for a moment there is
  * a process in a new one, whose maps are written from here; it shares this process' memory and fds and
- * does nothing, so that neither its cost nor what it could hold open depends on the caller.
+ * does nothing, so that its cost does not depend on the caller. It is killed as soon as the fd is open, and
+ * with the caller, of whom nothing is held then.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "spawn.h"
 #include "sys.h"
 
 /* A process in a new user namespace: its pid and pidfd, or -errno. It sends no signal as it ends, and
  * only who asks for it by __WALL reaps it. */
-static long start_staying(char *stack, size_t size, int *pidfd)
+static long start_staying(char *stack, size_t size, int *parent, int *pidfd)
 {
     const uint64_t all = ~0ull,
                    flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
     uint64_t before;
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, &before, FNS_SIGSET_SIZE);
     long pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,
-                                  fns_child_stay, NULL);
+                                  fns_child_stay, parent);
     fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
     return pid;
 }
@@ -43,12 +45,12 @@ static int open_mapped(int pid, const char *uid_map, const char *gid_map)
 int fns_userns_open(const char *uid_map, const char *gid_map, struct fns_error *error)
 {
     const size_t size = 16384;
-    int pidfd = -1;
+    int pidfd = -1, parent = getpid();
     *error = (struct fns_error){.op_index = -1};
     char *stack = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stack == MAP_FAILED)
         return fns_set_error(error, FNS_STAGE_CLONE, -1, errno);
-    long pid = start_staying(stack, size, &pidfd);
+    long pid = start_staying(stack, size, &parent, &pidfd);
     int fd = pid < 0 ? (int)pid : open_mapped((int)pid, uid_map, gid_map);
     if (pid > 0)
         fns_discard(pidfd);

@@ -129,6 +129,8 @@ static void reap_threads(int pid)
 void fns_attend(const struct fns_process *process, int killed)
 {
     siginfo_t info = {.si_pid = 0};
+    if (process->quiet || process->served)
+        fns_server_rouse(process->server, killed);
     if (process->pidfd < 0 || process->quiet || fns_kill(process, 0) < 0)
         return;
     /* Only looked at, and left to whose child it is. */
@@ -176,8 +178,9 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();
+    result->lost = 0;
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
-     * it could send one, its own end is the sandbox's. */
+     * it could send one, its own end is the sandbox's. If it has exited without one, that has failed. */
     struct fns_message message;
     if (process->ended) {
         result->code = process->ended;
@@ -187,6 +190,8 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
                message.kind == FNS_MESSAGE_EXITED) {
         result->code = message.value;
         result->status = message.status;
+    } else if (process->control >= 0 && info.si_code == CLD_EXITED) {
+        result->lost = info.si_status > 0 ? info.si_status : EPROTO;
     }
     return 0;
 }
@@ -295,8 +300,10 @@ static int kill_tree(const struct fns_process *process)
 
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
-    if (process->quiet) /* the server sees it, and kills */
+    if (process->quiet) { /* the server sees it, and kills */
+        fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0);
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
+    }
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);
     int killed = fns_kill(process, SIGKILL);
     return killed < 0 ? killed : ret;

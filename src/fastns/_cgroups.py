@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
+# Of the memory limit, left for what the kernel charges before a command is executed: its page tables and
+# the like, a tenth of this as measured.
+START_MEMORY = 512 << 10
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
 OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # what is made there: <pid>-<random>
@@ -117,6 +120,14 @@ class CgroupPlan:
     def unified(self) -> bool:
         """Whether a sandbox can be cloned into its cgroup: one is of version 2."""
         return any(place.hierarchy.unified for place in self.places)
+
+    @property
+    def args_max(self) -> int:
+        """Bytes of arguments and environment for which the memory limit has a place beside what the
+        kernel takes for a start; 0: it is not limited."""
+        files = ("memory.max", "memory.limit_in_bytes")
+        limits = [int(text) for _, file, text, _ in self.settings if file in files]
+        return max(1, min(limits) - START_MEMORY) if limits else 0
 
     def making(self) -> _thread.LockType:
         """Held while they are made: many threads may be the first to use a plan."""

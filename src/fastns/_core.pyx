@@ -7,8 +7,8 @@ C code does is described in csrc/fastns.h.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH, ETOOMANYREFS
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
+from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EMFILE, EPIPE, ESRCH, ETIME
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
@@ -29,6 +29,7 @@ cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
 
 cdef extern from "Python.h":
+    int _run_handlers "PyErr_CheckSignals"() noexcept
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -40,6 +41,19 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int getpid()
+
+
+cdef int _interrupted() noexcept with gil:
+    """For C, in a start that waits: runs the handlers of signals that have come. What they raise stays set
+    in this thread until the start, which then fails, has come back (_raise_pending())."""
+    return PyErr_Occurred() != NULL or _run_handlers() != 0
+
+
+c.fns_set_interrupted(_interrupted)
+
+
+cdef int _raise_pending() except -1:
+    return -1 if PyErr_Occurred() != NULL else 0
 
 
 STAGES = tuple([c.fns_stage_name(i).decode() for i in range(c.FNS_STAGE_COUNT)])
@@ -283,6 +297,8 @@ cdef class Plan:
         self.max_output = max_output
         if sandbox is not None:
             self.plan.sandbox = &sandbox.plan
+        if cgroups is not None and self.method == "template":
+            self.plan.args_max = cgroups.args_max
         self.offsets = {}
         self.parts = [b"\0"]
         self.used = 1
@@ -464,9 +480,11 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
         hint = ("this file system cannot be shown with other owners (an idmapped mount): "
                 "namespaces={'user': 'host'} does without a user namespace; a bind "
                 "may go without idmap; a root on ext4, xfs or btrfs can be")
-    elif error.detail == c.FNS_DETAIL_BROKEN:
-        hint = (hint_for("helper", error.err) if error.err == ETOOMANYREFS else
-                "the template's server was killed, or has no fds left (RLIMIT_NOFILE)")
+    elif error.detail == c.FNS_DETAIL_MEMORY:
+        hint = ("arguments and environment do not fit into the memory limit beside what a start takes: raise "
+                "memory, or pass them by a file or stdin")
+    elif error.detail == c.FNS_DETAIL_BROKEN and error.err in (ECANCELED, EMFILE, EBADF):
+        hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     elif any(op.code == "root_tree" and op.source == b"/" for op in plan.ops):
         hint = hint_for(stage, error.err, path, host_root=True)
     exc = SpawnError(stage, error.err, op_index=error.op_index, path=path, hint=hint)
@@ -590,6 +608,9 @@ cdef class Process:
                 self.close()
             if ret < 0:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
+        if self.result.lost:
+            raise SpawnError("init", self.result.lost, hint=(
+                "the reaper could not tell how the command has ended"))
         return _result(&self.process, &self.result,
                        None if self.groups is None else _counts(&self.leaf))
 
@@ -702,6 +723,7 @@ def spawn(Plan plan, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio
     job.args.userns = plan.userns()
     with nogil:
         ret = c.fns_job_spawn(&job, -1)
+    _raise_pending()
     if ret < 0:
         raise _spawn_error(plan, argv[0], cwd, &job.error)
     return _new_process(plan, &job, groups)
@@ -741,6 +763,7 @@ cdef class Server:
         self.process.pidfd = self.process.control = -1
         with nogil:
             ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
+        _raise_pending()
         if ret < 0:
             raise _spawn_error(plan, None, None, &error)
         self.running = True
@@ -814,7 +837,10 @@ cdef class Server:
         with nogil:
             ret = c.fns_job_spawn(&job, connection)
         broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
-        self.give(connection, parked, not broken and not (ret >= 0 and parked))
+        try:
+            _raise_pending()
+        finally:
+            self.give(connection, parked, not broken and not (ret >= 0 and parked))
         if broken and ret == -EPIPE:
             self.aborted()
         if ret < 0:
@@ -860,7 +886,7 @@ cdef class Server:
         """(network namespaces made, waits for one, seconds waited) of its pool."""
         cdef c.fns_pool_state state
         cdef int connection = self.free.pop() if self.free else self.connect()
-        cdef int ret = c.fns_server_pool(connection, &state)
+        cdef int ret = c.fns_server_pool(&self.process, connection, &state)
         self.give(connection, False, ret >= 0)
         if ret < 0:
             raise SpawnError("helper", -ret)
@@ -1090,8 +1116,15 @@ cdef int _run_job(c.fns_job *job, Server server) except -1:
         ret = c.fns_job_start(job, &io, connection)
         if ret >= 0:
             ret = c.fns_io_run(&io)
-    cdef bint started = job.error.stage == c.FNS_STAGE_NONE
+    cdef bint over = ret == -ETIME and job.timed_out  # before there was a sandbox
+    cdef bint started = job.error.stage == c.FNS_STAGE_NONE and not over
     cdef bint aborted = ret == -EPIPE and job.error.detail == c.FNS_DETAIL_BROKEN
+    if not started and PyErr_Occurred() != NULL:
+        try:
+            _raise_pending()
+        finally:
+            if server is not None:
+                server.give(connection, parked, False)
     if started:
         try:
             while ret == -EINTR:
@@ -1245,6 +1278,7 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
             PyErr_CheckSignals()
             with nogil:
                 ret = c.fns_batch_run(batch)
+            _raise_pending()
             if ret < 0 and ret != -EINTR:
                 raise OSError(-ret, os.strerror(-ret))
             if each is not None:

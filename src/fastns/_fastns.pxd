@@ -27,6 +27,7 @@ cdef extern from "fastns.h" nogil:
         FNS_DETAIL_KILLED
         FNS_DETAIL_BROKEN
         FNS_DETAIL_ID_MAP
+        FNS_DETAIL_MEMORY
         FNS_HOW_CREATE
         FNS_HOW_NO_SYMLINKS
         FNS_HOW_RECURSIVE
@@ -96,6 +97,7 @@ cdef extern from "fastns.h" nogil:
         uint32_t owner_gid
         uint32_t pipe_uid
         uint32_t pipe_gid
+        uint64_t args_max
         const fns_plan *late
         const void *image
         size_t image_size
@@ -179,6 +181,7 @@ cdef extern from "fastns.h" nogil:
         int status
         rusage usage
         uint64_t end
+        int lost
 
     struct fns_buffer:
         char *data
@@ -228,12 +231,11 @@ cdef extern from "fastns.h" nogil:
     void fns_server_stop(const fns_process *server)
     void fns_server_close(fns_process *server)
     int fns_server_connect(const fns_process *server)
-    int fns_server_spawn(int connection, const fns_plan *sandbox, const fns_args *args,
-                         fns_process *process, fns_error *error)
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
     int fns_server_look(int connection, const fns_process *process, int *pidfd)
-    int fns_server_pool(int connection, fns_pool_state *state)
+    int fns_server_pool(const fns_process *server, int connection, fns_pool_state *state)
+    void fns_set_interrupted(int (*interrupted)() noexcept nogil)
     int fns_wait(const fns_process *process, int64_t timeout_ns)
     void fns_attend(const fns_process *process, int killed)
     int fns_reap(const fns_process *process, fns_result *result)

@@ -301,7 +301,7 @@ class Sandbox:
             try:
                 result = self._process.reap()
             except SpawnError as exc:
-                self._lost = exc.errno in (errno.ECHILD, errno.ECANCELED)
+                self._lost = exc.stage == "init" or exc.errno in (errno.ECHILD, errno.ECANCELED)
                 raise
             if result is not None:
                 code, status, user, system, max_rss, exact, wall, counts = result
