@@ -26,18 +26,6 @@ SHARED = ("NOFILE", "SIGPENDING", "MSGQUEUE", "MEMLOCK")
 CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-high", "libc")
 
 
-@pytest.fixture(scope="module")
-def exhaust_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with nothing but /exhaust."""
-    root = tmp_path_factory.mktemp("exhaust")
-    for name in ("dev", "mnt", "proc", "run", "sys", "tmp"):
-        (root / name).mkdir()
-    support.compile_static(support.TESTS / "exhaust.c", root / "exhaust")
-    for path in (root.parent, root, *root.rglob("*")):
-        path.chmod(0o755)
-    return root
-
-
 def said(done: Any) -> dict[str, tuple[int, int, int]]:
     """Of `exhaust core`: what was tried -> errno, soft and hard limit after it."""
     assert done.returncode == 0, done.stderr
