@@ -1,5 +1,5 @@
-"""A handler of core dumps, which the kernel starts on the host and as its root, never runs for a sandbox.
-The handler is the whole machine's: it is set in a kernel of the test's own only (tests/kernels.sh)."""
+"""A handler of core dumps, which the kernel starts on the host and as its root, never runs for a
+sandbox. It is the whole machine's: the test sets it in a kernel of its own (tests/kernels.sh)."""
 
 from __future__ import annotations
 

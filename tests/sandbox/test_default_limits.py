@@ -1,6 +1,6 @@
-"""What a sandbox may take of that which the host shares out by user or once for all: core dumps, fds,
-timers, terminals. Each default is tried with the program that takes all it can get, and once more
-without it: there the program gets more."""
+"""What a sandbox may take of that which the host shares out by user or once for all: core dumps,
+fds, timers, terminals. Each default is tried with the program that takes all it can get, and once
+more without it: there the program gets more."""
 
 from __future__ import annotations
 
@@ -122,8 +122,12 @@ def test_a_sandbox_has_half_of_what_its_caller_has(probe_rootfs: Path, way: str)
         "MSGQUEUE": (409600, 409600),
         "MEMLOCK": (32768, 32768),
     }
-    few = shares(way, probe_rootfs, (300, 0, 1, 3))
-    assert few == {"NOFILE": (256, 256), "SIGPENDING": (0, 0), "MSGQUEUE": (0, 0), "MEMLOCK": (1, 1)}
+    assert shares(way, probe_rootfs, (300, 0, 1, 3)) == {
+        "NOFILE": (256, 256),
+        "SIGPENDING": (0, 0),
+        "MSGQUEUE": (0, 0),
+        "MEMLOCK": (1, 1),
+    }
 
 
 def test_but_no_more_than_the_default(probe_rootfs: Path) -> None:
