@@ -301,8 +301,8 @@ def handles_sigint(pid: int) -> bool:
 
 def _status_fd(text: str | None) -> int | None:
     """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and not
-    a file of the command's: that could write lines like ours there, and change what all who have the file
-    open share, such as its length, or whether a write waits."""
+    a file of the command's: that could write lines like ours there, and change what all who have
+    the file open share, such as its length, or whether a write waits."""
     if text is None:
         return None
     import fcntl
