@@ -287,7 +287,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         run_sandbox(&child, &request->sandbox, control);
     struct fns_message message = {.kind = FNS_MESSAGE_CHILD, .value = (int)pid};
     long told = fns_tell(control, &message, pidfd, 0);
-    if (told < 0) /* no fd may be sent (ETOOMANYREFS): the caller finds the sandbox by the request */
+    if (told < 0) /* ETOOMANYREFS, say: the caller finds the sandbox by the request */
         tell_error(control, FNS_STAGE_HELPER, told);
     quit(0);
 }

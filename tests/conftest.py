@@ -183,6 +183,19 @@ def probe_rootfs(public_dir: Path, probe: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exhaust_root(public_dir: Path) -> Path:
+    """A root with /exhaust, which takes all it can get, and nothing else. Shared, as above."""
+    root = public_dir / "exhaust-root"
+    for name in ("dev", "proc", "run", "sys", "tmp"):
+        (root / name).mkdir(parents=True)
+    built = support.compile_static(support.TESTS / "exhaust.c", support.BUILD / "tests" / "exhaust")
+    shutil.copy(built, root / "exhaust")
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755)  # whatever the umask is
+    return root
+
+
+@pytest.fixture(scope="session")
 def bash_rootfs(public_dir: Path) -> Path:
     """A root made by fastns.rootfs.build from this machine's bash and tools. Shared, as above."""
     from fastns import rootfs

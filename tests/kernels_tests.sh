@@ -6,7 +6,7 @@ set -euo pipefail
 
 selection=$1
 shift
-limits=(tests/sandbox/test_{limits,cpu_time,cgroup2}.py)
+limits=(tests/sandbox/test_{limits,cpu_time,cgroup2,core_handler}.py)
 case $selection in
 limits) tests=("${limits[@]}") ;;
 escape) tests=(tests/escape) ;;

@@ -111,7 +111,7 @@ def read_through(root: Path, *names: str) -> None:
 
 
 def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[bytes], Any]:
-    """Runs a command whose word "{}" is the fd for its status: how it ended, and what it wrote there."""
+    """Runs a command whose word "{}" is the fd for its status: how it ended, and that status."""
     near, far = os.pipe()
     with open(near, "rb") as status:
         try:

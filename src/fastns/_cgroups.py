@@ -62,8 +62,8 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 ALLOWED = {"io": "whole disks of this machine"}
 WRITES = ("wbps", "wiops")
 BUFFERED = (
-    "wbps and wiops cannot be enforced here: only cgroup version 2 with io and memory knows whose a "
-    "buffered write is that the kernel writes later. Limit reads alone (rbps, riops); or "
+    "wbps and wiops cannot be enforced here: only cgroup version 2 with io and memory knows whose "
+    "a buffered write is that the kernel writes later. Limit reads alone (rbps, riops); or "
     "require_limits=False sets the rates, which hold for direct and synchronous writes, and does "
     "not count io as enforced"
 )

@@ -141,7 +141,7 @@ class Caller:
 
 @functools.cache
 def _is_spared() -> bool:
-    """Read once: who is to be spared is told so as it starts, and each read would cost every start."""
+    """Read once: it is set as a process starts, and to read it would cost each start."""
     return _read("/proc/self/oom_score_adj").startswith(b"-")
 
 

@@ -202,8 +202,8 @@ class Rlimit:
         return RLIMITS[self.type]
 
 
-# What every sandbox has unless `rlimits` says otherwise. It is never raised above the caller's soft
-# limit, and of what the kernel counts per user (all but RLIMIT_CORE) no sandbox has more than half.
+# What every sandbox has unless `rlimits` says otherwise. All but RLIMIT_CORE are of what the kernel
+# counts by user: of these it has at most half of the caller's soft limit.
 DEFAULT_RLIMITS = (
     # With exactly 1 the kernel starts no core handler (core(5)); with 0 it does.
     Rlimit("RLIMIT_CORE", 1, 1),
@@ -245,9 +245,10 @@ class Spec:
         rlimits: Rlimit objects, over the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1, RLIMIT_NOFILE
             1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK 4 MiB; but for
             RLIMIT_CORE, at most half of the caller's soft limit (256 fds where it has that many).
-            All others are the caller's. init: a reaper is pid 1 and the command its child. Without it the
-            command is pid 1, to which the kernel hands no signal that it has no handler for:
-            abort() ends as -11, raise(SIGABRT), alarm() and SIGPIPE do not end it.
+            All others are the caller's.
+        init: a reaper is pid 1 and the command its child. Without it the command is pid 1, to which
+            the kernel hands no signal that it has no handler for: abort() ends as -11,
+            raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
             ends (PR_SET_PDEATHSIG, prctl(2)). The command may take it off by that call, or by
             executing a setuid program; with init=True it cannot. Where threads come and go, use a

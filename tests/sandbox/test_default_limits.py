@@ -1,6 +1,6 @@
-"""What a sandbox may take of that which the host shares out by user or once for all: core dumps, fds,
-timers, terminals. Each default is tried with the program that takes all it can get, and once more
-without it: there the program gets more."""
+"""What a sandbox may take of that which the host shares out by user or once for all: core dumps,
+fds, timers, terminals. Each default is tried with the program that takes all it can get, and once
+more without it: there the program gets more."""
 
 from __future__ import annotations
 
@@ -24,18 +24,6 @@ from fastns import Mount, Rlimit, Spec, Template
 
 SHARED = ("NOFILE", "SIGPENDING", "MSGQUEUE", "MEMLOCK")
 CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-high", "libc")
-
-
-@pytest.fixture(scope="module")
-def exhaust_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with nothing but /exhaust."""
-    root = tmp_path_factory.mktemp("exhaust")
-    for name in ("dev", "mnt", "proc", "run", "sys", "tmp"):
-        (root / name).mkdir()
-    support.compile_static(support.TESTS / "exhaust.c", root / "exhaust")
-    for path in (root.parent, root, *root.rglob("*")):
-        path.chmod(0o755)
-    return root
 
 
 def said(done: Any) -> dict[str, tuple[int, int, int]]:
@@ -134,8 +122,12 @@ def test_a_sandbox_has_half_of_what_its_caller_has(probe_rootfs: Path, way: str)
         "MSGQUEUE": (409600, 409600),
         "MEMLOCK": (32768, 32768),
     }
-    few = shares(way, probe_rootfs, (300, 0, 1, 3))
-    assert few == {"NOFILE": (256, 256), "SIGPENDING": (0, 0), "MSGQUEUE": (0, 0), "MEMLOCK": (1, 1)}
+    assert shares(way, probe_rootfs, (300, 0, 1, 3)) == {
+        "NOFILE": (256, 256),
+        "SIGPENDING": (0, 0),
+        "MSGQUEUE": (0, 0),
+        "MEMLOCK": (1, 1),
+    }
 
 
 def test_but_no_more_than_the_default(probe_rootfs: Path) -> None:

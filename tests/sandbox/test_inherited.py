@@ -1,5 +1,5 @@
 """What a process hands on to those it starts, whatever namespaces they have: its personality and
-oom_score_adj, which a sandbox does not take over; and callers that the kernel trusts less than others."""
+oom_score_adj, which a sandbox does not take over. And callers whose files in /proc are root's."""
 
 from __future__ import annotations
 

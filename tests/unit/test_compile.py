@@ -599,8 +599,8 @@ def test_the_limit_on_core_dumps_comes_before_all_else() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"init": True}])
 def test_who_is_spared_by_the_oom_killer_hands_nothing_of_it_on(fields: dict[str, Any]) -> None:
-    for caller in (Caller(0, 0, True, ALL, True, spared=True), Caller(1, 1, True, 0, True, spared=True)):
-        plan = compiled(Spec(**fields), caller)
+    for capabilities in (ALL, 0):
+        plan = compiled(Spec(**fields), Caller(1, 1, True, capabilities, True, spared=True))
         first = plan.ops[0]
         assert (first.code, first.stage, first.data) == ("write", "oom_score_adj", b"0")
         assert first.target == b"/proc/self/oom_score_adj"

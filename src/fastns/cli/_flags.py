@@ -183,7 +183,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
     values("--env-file", metavar="F", help="a file of such lines")
     value("-w", "--workdir", metavar="DIR", help="its working directory inside")
-    values("--ulimit", metavar="NAME=SOFT[:HARD]", help="a resource limit, such as nofile=64:64")
+    values(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        help="a resource limit over the defaults, such as nofile=64:64",
+    )
     switch("--init", help="a reaper as pid 1, the command its child: what it raises ends it")
     process = group
 

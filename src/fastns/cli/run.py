@@ -74,7 +74,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         metavar="BYTES",
         help="pass on no more of stdout and of stderr: 64k, 1m",
     )
-    group.add_argument("--status-fd", metavar="N", help="write one JSON object there at the end; no file of the command's")
+    group.add_argument(
+        "--status-fd",
+        metavar="N",
+        help="write one JSON object there at the end; no file of the command's",
+    )
     group.add_argument(
         "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
     )
@@ -296,9 +300,9 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and no file that
-    the command has as well: to that it could write lines like ours, and of it change what all who
-    have it open share, such as its length or whether a write waits."""
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and not
+    a file of the command's: that could write lines like ours there, and change what all who have
+    the file open share, such as its length, or whether a write waits."""
     if text is None:
         return None
     import fcntl
