@@ -189,9 +189,7 @@ def build(
     return _build(checked, frozenset(capabilities), machine or system.machine, release)
 
 
-def build_parts(
-    capabilities: Sequence[str] = (), *, setid: bool = True
-) -> tuple[bytes, bytes]:
+def build_parts(capabilities: Sequence[str] = (), *, setid: bool = True) -> tuple[bytes, bytes]:
     """The default profile as two filters: one that a template's server can live with and hands on,
     and what each of its sandboxes adds before the command."""
     first, rest = (build(part, capabilities) for part in parts(setid=setid))
