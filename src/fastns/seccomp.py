@@ -225,7 +225,11 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
             for group in _groups(rule.args):
                 for name in rule.names:
                     made.add(rule.action, name, group)
-        instructions = shorter(made.export())
+        exported = made.export()
+        instructions = shorter(exported)
+        if instructions is exported:  # not written anew, and so not sorted
+            made.sort()
+            instructions = shorter(made.export())
     if len(instructions) // 8 > MAX_INSTRUCTIONS:
         raise SpecError(
             FIELD,
