@@ -2,10 +2,10 @@
 a microsecond for an instruction, and libseccomp compares with every single number of a call.
 
 What a filter does with a call is found out by running it up to where it looks at an argument.
-Numbers next to each other that are treated alike become a range; the comparisons of arguments are
-kept, and those for one bit each, with the same outcome, become one. Comparisons of the upper bits of
-one argument, by which a profile says "none of these", become ranges of values. A program with
-instructions that libseccomp does not use is left as it is.
+Numbers next to each other that are treated alike become a range. Comparisons of single bits of an
+argument with the same outcome become one, and those of its upper bits, by which a profile says
+"none of these", become ranges of values; all others are kept. A program with instructions that
+libseccomp does not use is left as it is.
 """
 
 from __future__ import annotations

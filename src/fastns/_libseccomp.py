@@ -125,8 +125,6 @@ class Filter:
             self._call("arch_remove", native())
         self._several = len(wanted) > 1
         self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
-        # Quicker to load and to pass; a library before 2.5 does without.
-        self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
 
     def __enter__(self) -> Filter:
         return self
@@ -153,6 +151,11 @@ class Filter:
             if self._several and name in NEWER:
                 why = "not known for several architectures; one, or a newer library, expected"
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
+
+    def sort(self) -> None:
+        """Has export() compare numbers of calls half by half, which takes it a good while. A library
+        before 2.5 does without."""
+        self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
 
     def export(self) -> bytes:
         """struct sock_filter for each instruction."""

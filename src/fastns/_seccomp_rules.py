@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
+    Rules = Iterator[dict[str, Any]]
+
 INT = 0xFFFFFFFF  # the kernel looks at these bits of an int, whatever the others are
 
 
@@ -38,12 +40,12 @@ def others(index: int, values: Iterable[int], below: int = INT + 1) -> list[dict
     return [masked(index, upper | mask, value) for mask, value in anything_but(values, below - 1)]
 
 
-def all_but(name: str, index: int, refused: dict[int, int], **more: Any) -> Iterator[dict[str, Any]]:
-    """A call is allowed unless its argument, an int, is a key of `refused`: the value is its
-    errno."""
-    yield allow([name], args=others(index, refused), **more)
+def all_but(name: str, index: int, refused: dict[int, int], **when: Any) -> Rules:
+    """A call is refused where its argument, an int, is a key of `refused`, whose value is the
+    errno; otherwise it is allowed."""
+    yield allow([name], args=others(index, refused), **when)
     for value, errno in refused.items():
-        yield refuse([name], errno, args=[same(index, value)], **more)
+        yield refuse([name], errno, args=[same(index, value)], **when)
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:

@@ -37,7 +37,7 @@ LEVELS, OPTIONS = 512, 256  # no kernel has as many
 # Filters, for which the kernel compiles code: that memory is one budget of the whole host.
 ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
 # What these put into a socket's queue of errors no memory limit counts.
-IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884: the C library's resolver insists on the first
+IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
 IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
 REPORTS = (
     *(37, 65),  # SO_TIMESTAMPING, its old and its new form: the flags lie in memory
@@ -75,8 +75,8 @@ def _kinds() -> Iterable[dict[str, Any]]:
     netlink = same(0, AF_NETLINK)
     route = compare(2, "EQ", NETLINK_ROUTE)
     yield allow(["socket"], args=[netlink, route], excludes=plain)
-    other = compare(2, "NE", NETLINK_ROUTE)
-    yield refuse(["socket"], EPROTONOSUPPORT, args=[netlink, other], excludes=plain)
+    not_route = compare(2, "NE", NETLINK_ROUTE)
+    yield refuse(["socket"], EPROTONOSUPPORT, args=[netlink, not_route], excludes=plain)
     for (family, kind), protocols in PROTOCOLS.items():
         wanted = [same(0, family), masked(1, SOCK_TYPE, kind)]
         for protocol in protocols:
@@ -85,8 +85,8 @@ def _kinds() -> Iterable[dict[str, Any]]:
             yield refuse(["socket"], EPROTONOSUPPORT, args=[*wanted, other], excludes=plain)
     for family in (AF_INET, AF_INET6):
         for bits in anything_but((SOCK_STREAM, SOCK_DGRAM), SOCK_TYPE):
-            other = [same(0, family), masked(1, *bits)]
-            yield refuse(["socket"], EPERM, args=other, excludes=plain)
+            raw = [same(0, family), masked(1, *bits)]
+            yield refuse(["socket"], EPERM, args=raw, excludes=plain)
 
 
 def _options() -> Iterable[dict[str, Any]]:

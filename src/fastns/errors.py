@@ -6,7 +6,6 @@ TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed
 import errno as _errno
 import os
 
-
 # Errnos that the kernel keeps to itself, but lets out here and there.
 UNNAMED = {524: ("ENOTSUPP", "The kernel could not compile it")}
 

@@ -189,9 +189,7 @@ def build(
     return _build(checked, frozenset(capabilities), machine or system.machine, release)
 
 
-def build_parts(
-    capabilities: Sequence[str] = (), *, setid: bool = True
-) -> tuple[bytes, bytes]:
+def build_parts(capabilities: Sequence[str] = (), *, setid: bool = True) -> tuple[bytes, bytes]:
     """The default profile as two filters: one that a template's server can live with and hands on,
     and what each of its sandboxes adds before the command."""
     first, rest = (build(part, capabilities) for part in parts(setid=setid))
@@ -227,7 +225,11 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
             for group in _groups(rule.args):
                 for name in rule.names:
                     made.add(rule.action, name, group)
-        instructions = shorter(made.export())
+        exported = made.export()
+        instructions = shorter(exported)
+        if instructions is exported:  # not written anew, and so not sorted
+            made.sort()
+            instructions = shorter(made.export())
     if len(instructions) // 8 > MAX_INSTRUCTIONS:
         raise SpecError(
             FIELD,

@@ -272,8 +272,8 @@ class Spec:
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
             command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
-        allow_setid: the default filter lets set-user-ID and set-group-ID files be made. False: where
-            files of the host can be written (a writable rootfs, a writable bind), it refuses to.
+        allow_setid: the default filter allows making set-user-ID and set-group-ID files. False: not
+            where files of the host can be written (a writable rootfs, a writable bind).
         landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.

@@ -153,6 +153,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
           "io": "", "cgroup_parent": "text None", "require_limits": "true",
           "masked_paths": "None", "max_output": "None", "readonly_paths": "None",
           "capabilities": "", "no_new_privileges": "true", "seccomp": "",
+          "allow_setid": "true",
           "landlock": "None", "tmpfs_size": "None", "die_with_parent": "true",
       }.items()),
     ("Spec.overlay-of-nothing", "overlay", lambda v: run(spec=Spec(overlay=v)), ""),

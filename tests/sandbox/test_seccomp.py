@@ -266,7 +266,7 @@ for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"
 
 
 def test_where_the_memory_for_filters_is_used_up() -> None:
-    """An errno that has no name outside the kernel: the program around answers as that does then."""
+    """An errno that has no name outside the kernel; a filter around answers as the kernel would."""
     code = """
 import fastns
 try:

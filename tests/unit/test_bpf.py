@@ -13,6 +13,7 @@ from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret
 from fastns import _bpf, seccomp
 from fastns._bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
 from fastns._seccomp_default import parts
+from fastns._seccomp_rules import all_but
 
 I386 = 0x40000003
 DOCKER = {
@@ -99,7 +100,8 @@ def program(dice: random.Random, size: int) -> bytes:
             lines.append((LD, 0, 0, where))
         elif kind == AND:
             lines.append((LD, 0, 0, dice.choice((16, 20, 24))))
-            lines.append((AND, 0, 0, dice.choice((0, 1, 2, 0x80, 0x180, 0xFFFFFFFF))))
+            masks = (0, 1, 2, 0x80, 0x180, 0x80000000, 0xFFFFFFF8, 0xFFFFFF80, 0xFFFFFFFF)
+            lines.append((AND, 0, 0, dice.choice(masks)))
         elif kind == JA:
             lines.append((JA, 0, 0, dice.randrange(min(rest, 3) + 1)))
         elif kind == RET:
@@ -119,13 +121,33 @@ def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
         made = program(dice, dice.randrange(4, 40))
         code = list(struct.iter_unpack("=HBBI", made))
         try:
-            again = _bpf._Writer(_bpf._Reader(code)).bytes()
+            again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
         except _bpf._Unusual:
             continue
         written += 1
         check_same(made, again, dice)
         check_same(made, shorter(made), dice)
     assert written > 50
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the format says it, bit by bit: ranges are far shorter."""
+    dice = random.Random(seed)
+    near = dice.randrange(2**32)
+    pool = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, near, near ^ 1, near ^ 2, dice.randrange(2**32)]
+    values = dice.sample(pool, dice.randrange(1, 6))
+    refused = {value: dice.choice((1, 1, 22)) for value in values}
+    rules = list(all_but("getpid", 0, refused))
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": rules}
+    made = as_made(profile, monkeypatch)
+    short = shorter(made)
+    assert len(short) < len(made) / 2
+    for value in {near + 1 & 0xFFFFFFFF, *pool, *(v - 1 & 0xFFFFFFFF for v in pool)}:
+        for high in (0, 1 << 32):
+            call = (ARCHES["x86_64"], 39, (value | high, 0, 0, 0, 0, 0))
+            expected = ERRNO | refused[value] if value in refused else ALLOW
+            assert interpret(short, *call) == interpret(made, *call) == expected
 
 
 def test_jumps_beyond_their_reach() -> None:
@@ -136,8 +158,9 @@ def test_jumps_beyond_their_reach() -> None:
                   (RET, 0, 0, ERRNO | number), (RET, 0, 0, ALLOW)]  # fmt: skip
     lines.append((RET, 0, 0, ALLOW))
     made = instructions(*lines)
-    again = _bpf._Writer(_bpf._Reader(list(struct.iter_unpack("=HBBI", made)))).bytes()
-    assert any(code == JA for code, *_ in struct.iter_unpack("=HBBI", again))
+    code = list(struct.iter_unpack("=HBBI", made))
+    again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
+    assert any(op == JA for op, *_ in struct.iter_unpack("=HBBI", again))
     for number in range(901):
         for value in (number + 7, number):
             call = (ARCHES["x86_64"], number, (value, 0, 0, 0, 0, 0))
