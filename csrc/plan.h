@@ -46,8 +46,9 @@
     X(LOOPBACK, "loopback")     /* lo up */                                                               \
     X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */                 \
     X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */              \
-    X(RLIMIT, "rlimit") /* flags: resource; data: struct rlimit64; how: OPTIONAL, SHARE; arg: least */    \
-    X(UMASK, "umask")           /* arg */                                                                 \
+    X(RLIMIT,                                                                                             \
+      "rlimit") /* flags: resource; data: struct rlimit64; how: OPTIONAL, SHARE; arg: least */            \
+    X(UMASK, "umask") /* arg */                                                                           \
     X(JOIN_USER,                                                                                          \
       "join_user")          /* the user namespace of args->userns; the later ops are done in it */        \
     X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                       \
@@ -93,12 +94,13 @@ enum fns_how {
     FNS_HOW_IDMAP = 64,  /* the tree's owners are seen through the user namespace of args->userns */
     FNS_HOW_OPEN = 256,  /* a user namespace, opened now, for JOIN_USER */
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
-    FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
-    FNS_HOW_OPTIONAL = 1024, /* of a keyring: without it where the quota is used up; of a limit: left
+    FNS_HOW_SEALED = 512, /* of a keyring: nobody may look into it */
+    FNS_HOW_OPTIONAL =
+        1024,               /* of a keyring: without it where the quota is used up; of a limit: left
                                 as it is where it may not be set */
-    FNS_HOW_SHARE = 8192,    /* of a limit: at most half of the soft limit in force, though no less
+    FNS_HOW_SHARE = 8192,   /* of a limit: at most half of the soft limit in force, though no less
                                 than `least` of it */
-    FNS_HOW_AHEAD = 4096,    /* of a bind: its source is the next one of BIND_SOURCE */
+    FNS_HOW_AHEAD = 4096,   /* of a bind: its source is the next one of BIND_SOURCE */
     FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 
