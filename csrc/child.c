@@ -40,7 +40,7 @@ static int at_fdcwd_open(const char *path, int flags)
 static void close_fd(int fd)
 {
     if (fd >= 0)
-        fns_sys1(__NR_close, fd);
+        fns_close(fd);
 }
 
 /* The type of what `name` is in `fd`, links not followed, or with "" of `fd` itself; -errno. */
@@ -243,10 +243,9 @@ static int give_away(const struct fns_child *child, const struct fns_op *op, int
 static int is_same(int fd, int other)
 {
     struct statx a, b;
-    a.stx_ino = 0;
-    b.stx_ino = 1;
-    fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &a);
-    fns_sys5(__NR_statx, other, "", AT_EMPTY_PATH, STATX_INO, &b);
+    if (fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &a) < 0 ||
+        fns_sys5(__NR_statx, other, "", AT_EMPTY_PATH, STATX_INO, &b) < 0)
+        return 0;
     return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major &&
            a.stx_dev_minor == b.stx_dev_minor;
 }
@@ -441,7 +440,7 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
         if (fns_read(socket, &byte, sizeof byte) == 0)
             break;
     for (;;)
-        fns_sys1(__NR_exit_group, 0);
+        FNS_IGNORE(fns_sys1(__NR_exit_group, 0), "does not return");
 }
 
 /* Joins what make_namespaces() reports as made. Until it has reported it may be in the host's namespaces,
@@ -1008,8 +1007,8 @@ static int op_rlimit(struct fns_child *child, const struct fns_op *op)
 static int op_umask(struct fns_child *child, const struct fns_op *op)
 {
     (void)child;
-    fns_sys1(__NR_umask, op->arg);
-    return 0;
+    int before = (int)fns_sys1(__NR_umask, op->arg);
+    return before < 0 ? before : 0;
 }
 
 /* Gives all rights in that namespace, the bounding set's among them: what is given up is given up
@@ -1256,12 +1255,19 @@ static int fail(struct fns_child *child, enum fns_stage stage, int op_index, int
     return result;
 }
 
-static void reset_signals(void)
+/* Without this a handler of the caller's could run here. */
+static int reset_signals(struct fns_child *child)
 {
     /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
     uint64_t action[4] = {0, 0, 0, 0};
-    for (int sig = 1; sig <= 64; sig++)
-        fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
+    for (int sig = 1; sig <= 64; sig++) {
+        if (sig == FNS_SIGKILL || sig == FNS_SIGSTOP)
+            continue;
+        long result = fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
+        if (result < 0)
+            return fail(child, FNS_STAGE_SIGNALS, -1, (int)result);
+    }
+    return 0;
 }
 
 int fns_child_fds(struct fns_child *child)
@@ -1284,10 +1290,9 @@ int fns_child_fds(struct fns_child *child)
     unsigned first = 3;
     for (uint32_t i = 0; i < args->n_keep; i++) {
         unsigned fd = (unsigned)args->keep[i];
-        if (fd > first)
-            fns_sys3(__NR_close_range, first, fd - 1, 0);
-        /* The helper itself stays close-on-exec. */
-        long result = (int)fd == child->exec_fd ? 0 : fns_sys3(__NR_fcntl, fd, F_SETFD, 0);
+        long result = fd > first ? fns_sys3(__NR_close_range, first, fd - 1, 0) : 0;
+        if (result >= 0 && (int)fd != child->exec_fd) /* which stays close-on-exec */
+            result = fns_sys3(__NR_fcntl, fd, F_SETFD, 0);
         if (result < 0)
             return fail(child, FNS_STAGE_FDS, -1, (int)result);
         first = fd + 1;
@@ -1321,8 +1326,11 @@ static uint32_t last_ops(const struct fns_plan *plan)
 int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last)
 {
     uint32_t end = last_ops(child->plan);
-    fns_sys1(__NR_umask, 0); /* modes of what is made are the plan's, not the caller's umask's */
-    int result = run_ops(child, first, last < end ? last : end);
+    /* Modes of what is made are the plan's, not the caller's umask's. */
+    int result = (int)fns_sys1(__NR_umask, 0);
+    if (result < 0)
+        return fail(child, FNS_STAGE_UMASK, -1, result);
+    result = run_ops(child, first, last < end ? last : end);
     if (result < 0)
         return result;
     /* Not close-on-exec's business: a command may not see them even for an instant. */
@@ -1362,7 +1370,7 @@ static int execute(struct fns_child *child)
             result = (int)fns_sys3(__NR_execve, *path, args->argv, args->envp);
             if (result != -ETXTBSY)
                 break;
-            fns_sys2(__NR_nanosleep, pause, 0);
+            FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "it is tried again the sooner");
         }
         if (result == -EACCES)
             denied = 1;
@@ -1396,9 +1404,12 @@ int fns_child_exec(struct fns_child *child)
         FNS_PROGRESS_EXEC; /* whom a signal ends from here on, it ends as the command */
     /* Not in shared memory: a program of ours, executed first, gets here again in its own. The helper
      * stays deaf, so that a signal to the whole process group cannot end it between two steps. */
+    int result = 0;
     if (child->exec_fd < 0)
-        fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
-    int result = execute(child);
+        result = (int)fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
+    if (result < 0)
+        return fail(child, FNS_STAGE_SIGNALS, -1, result);
+    result = execute(child);
     /* exec.c's program carries the command's arguments: limits it meets are the command's. */
     int helper = child->exec_fd >= 0 && result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
@@ -1409,15 +1420,24 @@ int fns_child_stay(void *parent)
     /* The thread that cloned it waits in this very call. Its end is the caller's, or came before. */
     long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
     while (result == 0 && fns_sys0(__NR_getppid) == *(const int *)parent)
-        fns_sys4(__NR_ppoll, 0, 0, 0, 0);
+        FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again whether it is needed");
     return 0;
 }
 
-void fns_child_leave_session(void)
+int fns_child_leave_session(struct fns_child *child)
 {
     char attributes[64]; /* struct termios of the kernel */
-    if (fns_sys3(__NR_ioctl, 0, 0x5401 /* TCGETS */, attributes) < 0)
-        fns_sys0(__NR_setsid);
+    if (fns_sys3(__NR_ioctl, 0, 0x5401 /* TCGETS */, attributes) >= 0)
+        return 0;
+    int result = (int)fns_sys0(__NR_setsid);
+    return result < 0 ? fail(child, FNS_STAGE_SESSION, -1, result) : 0;
+}
+
+void fns_child_report(const struct fns_child *child, int news)
+{
+    for (int tries = 0; tries < FNS_TRIES; tries++)
+        if (fns_write(news, &child->error, sizeof child->error) >= 0)
+            return;
 }
 
 /* What setarch(8) sets is the caller's: addresses that are not random, say. */
@@ -1433,17 +1453,17 @@ static int reset_personality(struct fns_child *child)
 int fns_child_main(void *arg)
 {
     struct fns_child *child = arg;
-    reset_signals();
-    if (reset_personality(child) < 0 || fns_child_fds(child) < 0)
+    if (reset_signals(child) < 0 || reset_personality(child) < 0 || fns_child_fds(child) < 0)
         return 127;
-    if (child->plan->n_ops) /* the helper's has none: it stays, being the caller's own */
-        fns_child_leave_session();
+    /* The helper's has no ops: it stays, being the caller's own. */
+    if (child->plan->n_ops && fns_child_leave_session(child) < 0)
+        return 127;
     if (fns_child_ops(child, 0, child->plan->n_ops) < 0)
         return 127;
     int result = child->news >= 0 ? fns_lock(child->news, F_SETLK, F_WRLCK) : 0;
     if (result < 0)
         fail(child, FNS_STAGE_HELPER, -1, result);
     else
-        fns_child_exec(child);
+        FNS_IGNORE(fns_child_exec(child), "it is in child->error");
     return 127;
 }

@@ -38,27 +38,31 @@ struct fns_child {
     }
 
 /* stdio in place, every fd closed but those of args->keep. */
-int fns_child_fds(struct fns_child *child);
+FNS_CHECKED int fns_child_fds(struct fns_child *child);
 
 /* Runs ops first..last-1, but for the last ones. */
-int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
+FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
 /* Stays until it is killed, at the latest with the thread that cloned it, as the function of a clone: a
  * process to write the id maps of. `parent`: int, the pid of that thread's process. */
 int fns_child_stay(void *parent);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
-int fns_loopback_up(int socket);
+FNS_CHECKED int fns_loopback_up(int socket);
 
 /* The last ops alone, for who stays and executes nothing. */
-int fns_child_last(struct fns_child *child);
+FNS_CHECKED int fns_child_last(struct fns_child *child);
 
 /* Changes directory, runs the last ops, unblocks signals and executes. Returns only on failure. */
-int fns_child_exec(struct fns_child *child);
+FNS_CHECKED int fns_child_exec(struct fns_child *child);
 
 /* Out of the caller's process group and session: kill(0) would reach the former, and TIOCSTI the
  * terminal of the latter. Not with a terminal as stdin: a shell in it needs both for its jobs. */
-void fns_child_leave_session(void);
+FNS_CHECKED int fns_child_leave_session(struct fns_child *child);
+
+/* Writes child->error for who reads at the other end of `news`. Tried again whatever the error: what is
+ * not told passes for a command that has run. */
+void fns_child_report(const struct fns_child *child, int news);
 
 /* The whole of it, after all signals are set to default, as the function of a clone: returns the exit
  * code of a failed child. */

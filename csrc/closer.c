@@ -43,12 +43,15 @@ static void receive_all(int socket)
     }
 }
 
+enum { WAIT, WAKE }; /* FUTEX_* */
+
+/* Whatever a wait says, its word is looked at again. */
 static void futex(volatile uint32_t *word, int op, uint32_t value)
 {
-    fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < (op == WAKE ? FNS_TRIES : 1); tries++)
+        result = fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
 }
-
-enum { WAIT, WAKE }; /* FUTEX_* */
 
 static void close_received(void)
 {
@@ -59,7 +62,7 @@ static void close_received(void)
             continue;
         int fd = closer.fds[slot];
         closer.fds[slot] = -1;
-        fns_sys1(__NR_close, fd);
+        fns_close(fd);
         __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
     }
 }
@@ -84,9 +87,10 @@ static void start_hands(void)
 {
     const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
     for (int i = 0; i < HANDS; i++)
-        fns_sys_clone_call(__NR_clone, (long)flags,
-                           (long)(closer.stacks[i] + sizeof closer.stacks[i]), 0, 0, 0, hand_main,
-                           0);
+        FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
+                                      (long)(closer.stacks[i] + sizeof closer.stacks[i]), 0, 0, 0,
+                                      hand_main, 0),
+                   "the others do its work");
 }
 
 /* Marks what was given as received: how many these are. */
@@ -105,12 +109,14 @@ static int receive_given(int socket)
     return n;
 }
 
-static _Noreturn void run_closer(void)
+static void run_closer(void)
 {
     int socket = closer.sockets[1];
-    if (socket > 0)
-        fns_sys3(__NR_close_range, 0, socket - 1, 0);
-    fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
+    long result = socket > 0 ? fns_sys3(__NR_close_range, 0, socket - 1, 0) : 0;
+    if (result >= 0)
+        result = fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
+    if (result < 0) /* with the server's fds open it would keep its connections from being closed */
+        return;
     for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) { /* what one before had ended with it */
         uint8_t state = TAKEN;
         closer.fds[slot] = -1;
@@ -133,6 +139,7 @@ static int closer_main(void *arg)
 {
     (void)arg;
     run_closer();
+    return 1;
 }
 
 int fns_closer_start(void)

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "cputime.h"
+#include "spawn.h"
 #include "sys.h"
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
@@ -78,7 +79,7 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
     fns_leaf_read(watch->plan, watch->counter->hierarchy, number, PROCS, text, sizeof text);
     for (const char *at = text; (at = strstr(at, line)); at += length)
         if (at == text || at[-1] == '\n') {
-            fns_sys4(__NR_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+            fns_kill_by(pidfd);
             break;
         }
     close(pidfd);

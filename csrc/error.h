@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 
+/* Of a function whose result has to be looked at. */
+#define FNS_CHECKED __attribute__((warn_unused_result))
+
 #define FNS_STAGES(X)                                                                              \
     X(NONE, "none")                                                                                \
     X(CLONE, "clone")                                                                              \
@@ -47,6 +50,8 @@
     X(PARENT_DEATH, "parent_death")                                                                \
     X(STDIO, "stdio")                                                                              \
     X(FDS, "fds")                                                                                  \
+    X(SIGNALS, "signals")                                                                          \
+    X(SESSION, "session")                                                                          \
     X(CHDIR, "chdir")                                                                              \
     X(EXEC, "exec")                                                                                \
     X(HELPER, "helper")                                                                            \

@@ -47,25 +47,23 @@ __attribute__((used)) _Noreturn void fns_exec_main(long *stack)
     if (*argv[4])
         args.cwd = argv[4];
     /* Left open by the exec it would keep the caller waiting, whatever the timeout, and be the command's
-     * to write to. A filter that is there already may refuse the call, or only say that it was done. */
-    long closing = fns_sys3(__NR_fcntl, news, F_SETFD, FD_CLOEXEC);
-    if (closing >= 0)
-        closing = fns_sys3(__NR_fcntl, news, F_GETFD, 0);
-    if (closing != FD_CLOEXEC) {
+     * to write to. */
+    long closing = fns_close_on_exec(news);
+    if (closing < 0) {
         child.error.stage = FNS_STAGE_HELPER;
-        child.error.err = closing < 0 ? (int)-closing : EPERM;
-        fns_sys3(__NR_write, news, &child.error, sizeof child.error);
+        child.error.err = (int)-closing;
+        fns_child_report(&child, news);
         quit(127);
     }
     /* The caller, woken by the exec just done, is about to sleep again. Let it: an execve beside
      * another runnable process has the kernel move this one to another CPU first (sched_exec()),
      * which costs more than all that this program does. */
-    fns_sys0(__NR_sched_yield);
+    FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
     if (!offset || fns_child_ops(&child, 0, plan.n_ops) == 0)
-        fns_child_exec(&child);
+        FNS_IGNORE(fns_child_exec(&child), "it is in child.error");
     if (child.error.op_index >= 0)
         child.error.op_index += first;
-    fns_sys3(__NR_write, news, &child.error, sizeof child.error);
+    fns_child_report(&child, news);
     quit(127);
 }
 

@@ -41,24 +41,26 @@ long fns_tell(int socket, const struct fns_message *message, int fd, int pid)
         control.credentials.gid = (int)fns_sys0(__NR_getegid);
         header.control_size = sizeof control;
     }
-    return fns_sys3(__NR_sendmsg, socket, &header, 0x4000 /* MSG_NOSIGNAL */);
+    long result;
+    do
+        result = fns_sys3(__NR_sendmsg, socket, &header, 0x4000 /* MSG_NOSIGNAL */);
+    while (result == -EINTR);
+    return result;
 }
 
 long fns_tell_failure(int socket, const struct fns_error *error)
 {
     const struct fns_message message = {.kind = FNS_MESSAGE_FAILED, .error = *error};
-    return fns_tell(socket, &message, -1, 0);
-}
-
-static void tell(int control, const struct fns_message *message, int fd)
-{
-    if (fns_tell(control, message, fd, 0) < 0)
-        quit(127);
+    long result = -EINTR;
+    /* What is not told passes for a process that was killed, or for a command that has run. */
+    for (int tries = 0; result < 0 && result != -EPIPE && tries < FNS_TRIES; tries++)
+        result = fns_tell(socket, &message, -1, 0);
+    return result;
 }
 
 static _Noreturn void tell_failure(int control, const struct fns_error *error)
 {
-    fns_tell_failure(control, error);
+    FNS_IGNORE(fns_tell_failure(control, error), "this process ends in any case");
     quit(127);
 }
 
@@ -68,24 +70,30 @@ static _Noreturn void tell_error(int control, enum fns_stage stage, long result)
     tell_failure(control, &error);
 }
 
+static void tell(int control, const struct fns_message *message, int fd)
+{
+    long result = fns_tell(control, message, fd, 0);
+    if (result < 0)
+        tell_error(control, FNS_STAGE_HELPER, result);
+}
+
 /* ---- the request ---------------------------------------------------------------------------- */
 
 /* Maps the request and turns its offsets into pointers. */
-static struct fns_request *open_request(int fd)
+static struct fns_request *open_request(int control, int fd)
 {
     uint64_t size = 0;
-    if (fns_sys4(__NR_pread64, fd, &size, sizeof size, 0) != sizeof size)
-        quit(127);
-    long at =
-        fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 1 /* MAP_SHARED */, fd, 0);
+    long at = fns_sys4(__NR_pread64, fd, &size, sizeof size, 0);
+    if (at >= 0)
+        at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */, 1 /* MAP_SHARED */, fd, 0);
     if (at < 0 && at > -4096)
-        quit(127);
+        tell_error(control, FNS_STAGE_HELPER, at);
     char *base = (char *)at;
     struct fns_request *request = (struct fns_request *)(void *)base;
     if (size < sizeof *request || fns_open_plan(base, size, &request->plan) < 0 ||
         fns_open_plan(base, size, &request->sandbox) < 0 ||
         fns_open_args(base, size, &request->args) < 0)
-        quit(127);
+        tell_error(control, FNS_STAGE_HELPER, -EPROTO);
     return request;
 }
 
@@ -108,20 +116,21 @@ struct start {
 static void await_zero(volatile uint32_t *word)
 {
     while (__atomic_load_n(word, __ATOMIC_SEQ_CST))
-        fns_sys4(__NR_futex, word, 0 /* FUTEX_WAIT */, 1, 0);
+        FNS_IGNORE(fns_sys4(__NR_futex, word, 0 /* FUTEX_WAIT */, 1, 0), "the word is read again");
 }
 
 static int exec_main(void *arg)
 {
     struct start *start = arg;
     await_zero(&start->held);
-    fns_child_exec(start->child);
+    FNS_IGNORE(fns_child_exec(start->child), "it is in child->error");
     return 127;
 }
 
 /* Starts the command: its pid, or -errno. This process has lost its capabilities by the time it may
- * run, and those of the command are its own. */
-static long start_command(struct fns_child *child)
+ * run, and those of the command are its own; so are its pipes, whose readers are to see the end when it
+ * closes them. */
+static long start_command(struct fns_child *child, int control)
 {
     static char stack[32768] __attribute__((aligned(16)));
     struct start start = {.child = child, .held = 1, .here = 1};
@@ -133,10 +142,15 @@ static long start_command(struct fns_child *child)
     if (pid < 0)
         return pid;
     long result = fns_sys2(__NR_capset, header, none);
+    if (result >= 0 && control > 0)
+        result = fns_sys3(__NR_close_range, 0, control - 1, 0);
+    if (result >= 0)
+        result = fns_sys3(__NR_close_range, control + 1, ~0u, 0);
+    __atomic_store_n(&start.held, result < 0, __ATOMIC_SEQ_CST);
+    if (result >= 0)
+        result = fns_sys4(__NR_futex, &start.held, 1 /* FUTEX_WAKE */, 1, 0);
     if (result < 0)
         return result;
-    __atomic_store_n(&start.held, 0, __ATOMIC_SEQ_CST);
-    fns_sys4(__NR_futex, &start.held, 1 /* FUTEX_WAKE */, 1, 0);
     await_zero(&start.here);
     return pid;
 }
@@ -145,16 +159,15 @@ static long start_command(struct fns_child *child)
 static _Noreturn void run_init(struct fns_child *child, int control)
 {
     const uint64_t all = ~0ull;
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    long pid = start_command(child);
+    long pid = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
+    if (pid >= 0)
+        pid = start_command(child, control);
     if (pid < 0)
         tell_error(control, FNS_STAGE_INIT, pid);
+    if (child->progress == FNS_PROGRESS_SETUP) /* it was killed */
+        child->error = (struct fns_error){FNS_STAGE_INIT, FNS_DETAIL_KILLED, -1, ECANCELED};
     if (child->progress != FNS_PROGRESS_EXEC)
         tell_failure(control, &child->error);
-    /* The command alone holds its pipes, so that their readers see the end when it closes them. */
-    if (control > 0)
-        fns_sys3(__NR_close_range, 0, control - 1, 0);
-    fns_sys3(__NR_close_range, control + 1, ~0u, 0);
     struct fns_message message = {.kind = FNS_MESSAGE_RUNNING};
     tell(control, &message, -1);
 
@@ -163,7 +176,7 @@ static _Noreturn void run_init(struct fns_child *child, int control)
         long sig = fns_sys4(__NR_rt_sigtimedwait, &all, &info, 0, FNS_SIGSET_SIZE);
         /* A terminal's signal (SI_KERNEL) has reached the whole foreground group already. */
         if (sig > 0 && sig != FNS_SIGCHLD && info.code != 0x80)
-            fns_sys2(__NR_kill, pid, sig);
+            FNS_IGNORE(fns_sys2(__NR_kill, pid, sig), "it may have ended");
         for (;;) {
             info.pid = 0;
             long ret =
@@ -187,16 +200,20 @@ static _Noreturn void run_init(struct fns_child *child, int control)
 
 /* Nobody may look into this process: not from a namespace it joins, not from the sandbox whose
  * pid 1 it becomes (CVE-2016-9962). */
-static void make_undumpable(void)
+static void make_undumpable(int control)
 {
-    fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+    long result = fns_sys5(__NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+    if (result < 0)
+        tell_error(control, FNS_STAGE_HELPER, result);
 }
 
 /* Without GO nobody knows of this sandbox: the helper was killed before it could tell. */
 static void await_go(int control)
 {
     struct fns_message message;
-    long got = fns_sys6(__NR_recvfrom, control, (long)&message, sizeof message, 0, 0, 0);
+    long got = fns_read(control, &message, sizeof message);
+    if (got < 0)
+        tell_error(control, FNS_STAGE_HELPER, got);
     if (got != sizeof message || message.kind != FNS_MESSAGE_GO)
         quit(127);
 }
@@ -205,7 +222,8 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
                                   int control)
 {
     const struct fns_plan *plan = child->plan;
-    fns_child_leave_session();
+    if (fns_child_leave_session(child) < 0)
+        tell_failure(control, &child->error);
     int mapped = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
     uint32_t next = plan->n_early;
     if (mapped)
@@ -217,7 +235,7 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
         if (fns_child_ops(child, plan->n_early, next) < 0)
             tell_failure(control, &child->error);
         if (!(plan->options & FNS_PLAN_SERVER)) /* whose sandboxes write map files as well */
-            make_undumpable();
+            make_undumpable(control);
     }
     if (fns_child_ops(child, next, plan->n_ops) < 0)
         tell_failure(control, &child->error);
@@ -235,7 +253,7 @@ static _Noreturn void run_sandbox(struct fns_child *child, const struct fns_plan
         tell_error(control, FNS_STAGE_HELPER, result);
     struct fns_message message = {.kind = FNS_MESSAGE_RUNNING};
     tell(control, &message, -1);
-    fns_child_exec(child);
+    FNS_IGNORE(fns_child_exec(child), "it is in child->error");
     tell_failure(control, &child->error);
 }
 
@@ -262,14 +280,16 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (stack[0] != 3)
         quit(127);
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
-    fns_sys3(__NR_fcntl, control, F_SETFD, FD_CLOEXEC);
+    /* Or it would be the command's, to speak to the caller. */
+    long result = fns_close_on_exec(control);
     /* The parent's thread waits in this very start: its end is the caller's. A helper that is stopped
      * would not hear of it otherwise. What it clones does not have this. */
-    long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
+    if (result >= 0)
+        result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
     if (result < 0)
         tell_error(control, FNS_STAGE_HELPER, result);
-    struct fns_request *request = open_request(file);
-    fns_sys1(__NR_close, file);
+    struct fns_request *request = open_request(control, file);
+    fns_close(file);
     struct fns_child child = FNS_CHILD(&request->plan, &request->args, -1, -1);
     uint32_t written = 0; /* the files in /proc of the undumpable are root's (proc(5)) */
     while (written < request->plan.n_early && request->plan.ops[written].code == FNS_OP_WRITE)
@@ -277,7 +297,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (fns_child_ops(&child, 0, written) < 0)
         tell_failure(control, &child.error);
     if (request->plan.id_map != FNS_ID_MAP_SELF)
-        make_undumpable();
+        make_undumpable(control);
     if (fns_child_ops(&child, written, request->plan.n_early) < 0)
         tell_failure(control, &child.error);
     long pid = clone_sandbox(request, &pidfd);

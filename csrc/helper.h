@@ -30,10 +30,10 @@ struct fns_one_fd { /* struct cmsghdr with one fd */
 
 /* One message, with an fd (-1: none) and the pid that it is about (0: none), which the kernel
  * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */
-long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
+FNS_CHECKED long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
 
-/* FAILED. */
-long fns_tell_failure(int socket, const struct fns_error *error);
+/* FAILED, tried again whatever the error. */
+FNS_CHECKED long fns_tell_failure(int socket, const struct fns_error *error);
 
 /* Turns the offsets of packed arguments, or of a plan, into pointers (unpack.c). 0, or -EPROTO for bytes
  * that are not what request.c packs: nothing beyond `size` is read. */

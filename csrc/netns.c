@@ -28,9 +28,14 @@ static struct {
     char stack[16384] __attribute__((aligned(4096)));
 } pool;
 
-static void futex(volatile uint32_t *word, int op, uint32_t value, const int64_t *timeout)
+enum { WAIT, WAKE }; /* FUTEX_* */
+
+/* Whatever a wait says, its word is looked at again. */
+static void futex(volatile uint32_t *word, int op, uint32_t value)
 {
-    fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, timeout);
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < (op == WAKE ? FNS_TRIES : 1); tries++)
+        result = fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
 }
 
 /* ---- the maker ------------------------------------------------------------------------------ */
@@ -41,18 +46,25 @@ struct nl_header { /* struct nlmsghdr */
     uint32_t sequence, port;
 };
 
+/* -errno: the maker goes on without. */
 static int open_netlink(void)
 {
     const int group = 28 /* RTNLGRP_NSID */, space = 1 << 20;
     const int64_t wait[2] = {0, 500000}; /* struct timeval */
     int fd = (int)fns_sys3(__NR_socket, 16 /* AF_NETLINK */, 3 /* SOCK_RAW */ | O_CLOEXEC, 0);
-    if (fd >= 0) {
-        fns_sys5(__NR_setsockopt, fd, 270 /* SOL_NETLINK */, 1 /* ADD_MEMBERSHIP */, &group,
-                 sizeof group);
-        fns_sys5(__NR_setsockopt, fd, 1 /* SOL_SOCKET */, 8 /* SO_RCVBUF */, &space, sizeof space);
-        fns_sys5(__NR_setsockopt, fd, 1, 20 /* SO_RCVTIMEO */, wait, sizeof wait);
-    }
-    return fd;
+    if (fd < 0)
+        return fd;
+    FNS_IGNORE(
+        fns_sys5(__NR_setsockopt, fd, 1 /* SOL_SOCKET */, 8 /* SO_RCVBUF */, &space, sizeof space),
+        "count_ends() bears what is lost");
+    long result = fns_sys5(__NR_setsockopt, fd, 270 /* SOL_NETLINK */, 1 /* ADD_MEMBERSHIP */,
+                           &group, sizeof group);
+    if (result >= 0)
+        result = fns_sys5(__NR_setsockopt, fd, 1, 20 /* SO_RCVTIMEO */, wait, sizeof wait);
+    if (result >= 0)
+        return fd;
+    fns_close(fd);
+    return (int)result;
 }
 
 /* Asks for a number for the namespace, so that its end is announced. */
@@ -68,7 +80,8 @@ static void number(int netns)
     } message = {.header = {sizeof message, 88 /* RTM_NEWNSID */, 1 /* NLM_F_REQUEST */, 1, 0},
                  .fd = {8, 3 /* NETNSA_FD */, netns},
                  .number = {8, 1 /* NETNSA_NSID */, -1}};
-    fns_sys6(__NR_sendto, pool.netlink, (long)&message, sizeof message, 0, 0, 0);
+    FNS_IGNORE(fns_sys6(__NR_sendto, pool.netlink, (long)&message, sizeof message, 0, 0, 0),
+               "count_ends() begins anew when nothing comes");
 }
 
 /* Counts the ends that were announced. */
@@ -113,21 +126,22 @@ static int make(void)
     netns = fns_loopback_up(fd);
     if (netns == 0)
         netns = (int)fns_sys3(__NR_ioctl, fd, 0x894c /* SIOCGSKNS */, 0);
-    fns_sys1(__NR_close, fd);
+    fns_close(fd);
     return netns;
 }
 
 static void tell_waiting(void)
 {
     const uint64_t one = 1;
-    if (__atomic_exchange_n(&pool.wanted, 0, __ATOMIC_SEQ_CST))
-        fns_sys3(__NR_write, pool.ready, &one, sizeof one);
+    if (__atomic_exchange_n(&pool.wanted, 0, __ATOMIC_SEQ_CST) &&
+        fns_write(pool.ready, &one, sizeof one) < 0)
+        pool.wanted = 1; /* for the next time */
 }
 
 static void sleep_ns(int64_t ns)
 {
     const int64_t time[2] = {0, ns};
-    fns_sys2(__NR_nanosleep, time, 0);
+    FNS_IGNORE(fns_sys2(__NR_nanosleep, time, 0), "it is tried again the sooner");
 }
 
 static _Noreturn void run_maker(void)
@@ -158,7 +172,7 @@ static _Noreturn void run_maker(void)
             __atomic_store_n(&pool.made, pool.made + 1, __ATOMIC_SEQ_CST);
             tell_waiting();
         }
-        futex(&pool.asked, 0 /* FUTEX_WAIT */, asked, 0);
+        futex(&pool.asked, WAIT, asked);
     }
 }
 
@@ -175,7 +189,7 @@ static void refill(void)
     if (pool.made - pool.taken == pool.size)
         return;
     __atomic_store_n(&pool.asked, pool.asked + 1, __ATOMIC_SEQ_CST);
-    futex(&pool.asked, 1 /* FUTEX_WAKE */, 1, 0);
+    futex(&pool.asked, WAKE, 1);
 }
 
 int fns_netns_start(uint32_t size, int ready)

@@ -17,18 +17,19 @@ static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
 void fns_close_all(const int *fds, int n)
 {
     for (int i = 0; i < n; i++)
-        fns_sys1(__NR_close, fds[i]);
+        fns_close(fds[i]);
 }
 
-void fns_close_but(int fd, int other)
+int fns_close_but(int fd, int other)
 {
     unsigned low = (unsigned)(other && other < fd ? other : fd);
     unsigned high = (unsigned)(other > fd ? other : fd);
-    if (low > 3)
-        fns_sys3(__NR_close_range, 3, low - 1, 0);
-    if (high > low + 1)
-        fns_sys3(__NR_close_range, low + 1, high - 1, 0);
-    fns_sys3(__NR_close_range, high + 1, ~0u, 0);
+    long result = low > 3 ? fns_sys3(__NR_close_range, 3, low - 1, 0) : 0;
+    if (result >= 0 && high > low + 1)
+        result = fns_sys3(__NR_close_range, low + 1, high - 1, 0);
+    if (result >= 0)
+        result = fns_sys3(__NR_close_range, high + 1, ~0u, 0);
+    return (int)result;
 }
 
 void fns_receive(int socket, int flags, struct fns_received *received)
@@ -100,7 +101,7 @@ static int move_away(const struct fns_args *args, int fd)
         int to = (int)fns_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, at);
         if (to < 0 || !is_wanted(args, to))
             return to;
-        fns_sys1(__NR_close, to);
+        fns_close(to);
         at = to;
     }
 }
@@ -153,10 +154,14 @@ static int place_fds(struct fns_room *room, int *own, int n_own)
     args->keep = room->keep;
     for (int i = 0; i < n_own; i++)
         keep(room, own[i]);
-    int result = fns_child_fds(&sandbox->child);
-    for (int i = 0; result == 0 && i < n_own; i++)
-        fns_sys3(__NR_fcntl, own[i], F_SETFD, FD_CLOEXEC);
-    return result;
+    if (fns_child_fds(&sandbox->child) < 0)
+        return -1;
+    for (int i = 0; i < n_own; i++) {
+        long result = fns_close_on_exec(own[i]);
+        if (result < 0)
+            return fail(sandbox, FNS_STAGE_FDS, result);
+    }
+    return 0;
 }
 
 /* RUNNING, under a lock that ends with the exec. */
@@ -173,7 +178,7 @@ static int tell_running(struct fns_room *room, int connection, int news)
     if (result >= 0)
         result = fns_tell(connection, &running, (int)pidfd, self);
     if (pidfd >= 0)
-        fns_sys1(__NR_close, pidfd);
+        fns_close(pidfd);
     if (result < 0)
         return fail(sandbox, FNS_STAGE_HELPER, result);
     return 0;
@@ -194,7 +199,9 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
     struct fns_ask ask;
-    fns_close_but(connection, child->userns);
+    int result = fns_close_but(connection, child->userns);
+    if (result < 0)
+        return fail(room->sandbox, FNS_STAGE_FDS, result);
     if (fns_child_ops(child, 0, n_first) < 0)
         return -1;
     /* Killed with an ask in its hands, it could not say so: `asked`, and which it is, are set while the
@@ -212,8 +219,12 @@ int fns_sandbox_main(void *arg)
 {
     struct fns_room *room = arg;
     /* Out of the process group and session of the caller, whose processes kill(0) would reach, and
-     * whose terminal could be typed into (TIOCSTI). A new process leads no group: it cannot fail. */
-    fns_sys0(__NR_setsid);
+     * whose terminal could be typed into (TIOCSTI). */
+    long result = fns_sys0(__NR_setsid);
+    if (result < 0) {
+        fail(room->sandbox, FNS_STAGE_SESSION, result);
+        return 127;
+    }
     struct fns_child *child = &room->sandbox->child;
     struct fns_args *args = &room->sandbox->args;
     int connection = room->sandbox->connection, parked = room->sandbox->parked, loud = 0;
@@ -240,10 +251,14 @@ int fns_sandbox_main(void *arg)
         return 127;
     if (loud && tell_running(room, own[0], own[1]) < 0)
         return 127;
-    fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
-    if (fns_child_ops(child, n_first, child->plan->n_ops) == 0)
-        fns_child_exec(child); /* signals are at their defaults in this process */
+    if (room->files)
+        result = fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
+    if (result < 0)
+        fail(room->sandbox, FNS_STAGE_RLIMIT, result);
+    else if (fns_child_ops(child, n_first, child->plan->n_ops) ==
+             0) /* signals are at their defaults */
+        FNS_IGNORE(fns_child_exec(child), "it is in child->error");
     if (loud)
-        fns_sys3(__NR_write, own[1], &child->error, sizeof child->error);
+        fns_child_report(child, own[1]);
     return 127;
 }

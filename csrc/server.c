@@ -73,6 +73,7 @@ static struct {
     int to_park_then;  /* the same, when there is a network namespace for it */
     int started;       /* a sandbox, since chores were last done */
     uint64_t files[2]; /* struct rlimit of RLIMIT_NOFILE, as the caller had it */
+    int raised;        /* this process has more */
     struct fns_room *rooms[MAX_ROOMS];
     struct fns_received received; /* what is for no room */
 } server;
@@ -80,7 +81,7 @@ static struct {
 static _Noreturn void stop(void)
 {
     for (;;)
-        fns_sys1(__NR_exit_group, 0);
+        FNS_IGNORE(fns_sys1(__NR_exit_group, 0), "does not return");
 }
 
 static int control(int how, int fd, uint32_t events)
@@ -104,7 +105,7 @@ static void forget(int fd)
 {
     server.peers[fd].kind = NOBODY;
     control(DELETE, fd, 0);
-    fns_sys1(__NR_close, fd);
+    fns_close(fd);
 }
 
 /* Memory that is there once it is touched; 0: none. */
@@ -118,7 +119,7 @@ static void *map(uint64_t size)
 static uint64_t now(void)
 {
     uint64_t time[2] = {0, 0};
-    fns_sys2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time);
+    FNS_IGNORE(fns_sys2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, time), "there is this clock");
     return time[0] * 1000000000u + time[1];
 }
 
@@ -193,8 +194,11 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 static struct fns_room *make_room(void)
 {
     struct fns_room *room = server.n_rooms < MAX_ROOMS ? map(sizeof *room) : 0;
-    if (room && fns_sys3(__NR_mprotect, room->stack, 4096, 0) < 0)
-        stop();
+    if (room &&
+        fns_sys3(__NR_mprotect, room->stack, 4096, 0) < 0) { /* without a guard page: none */
+        FNS_IGNORE(fns_sys2(__NR_munmap, room, sizeof *room), "memory that nobody has touched");
+        return 0;
+    }
     if (room)
         server.rooms[server.n_rooms++] = room;
     return room;
@@ -210,7 +214,8 @@ static struct fns_room *take_room(void)
     if (!room)
         room = make_room();
     if (room && room->mapped) {
-        fns_sys2(__NR_munmap, room->mapped, room->mapped_size);
+        FNS_IGNORE(fns_sys2(__NR_munmap, room->mapped, room->mapped_size),
+                   "what is left is memory");
         room->mapped = 0;
     }
     return room;
@@ -267,11 +272,11 @@ static long clone_sandbox(struct fns_room *room, int *pidfd)
 static void hold_mounts(struct fns_sandbox *sandbox, int pidfd)
 {
     int mounts = (int)fns_sys3(__NR_ioctl, pidfd, 0xff03 /* PIDFD_GET_MNT_NAMESPACE */, 0);
-    fns_sys1(__NR_close, pidfd);
+    fns_close(pidfd);
     if (mounts < 0)
         return;
     sandbox->slot = fns_closer_hold(mounts);
-    fns_sys1(__NR_close, mounts);
+    fns_close(mounts);
 }
 
 /* Enters a network namespace for the next clone to inherit. -EAGAIN: none is there yet. */
@@ -281,7 +286,7 @@ static int enter_network(void)
     if (netns < 0)
         return netns;
     int result = (int)fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET);
-    fns_sys1(__NR_close, netns);
+    fns_close(netns);
     if (result < 0)
         fns_netns_ended();
     return result;
@@ -295,12 +300,13 @@ static int stop_unasked(const struct fns_sandbox *sandbox)
     int info[32]; /* siginfo_t */
     if (sandbox->pid <= 0 || !sandbox->parked || sandbox->asked)
         return 0;
-    fns_sys2(__NR_kill, sandbox->pid, 19 /* SIGSTOP */);
-    fns_sys5(__NR_waitid, 1 /* P_PID */, sandbox->pid, info,
-             2 | 4 | 0x41000000 /* WSTOPPED|WEXITED|__WALL|WNOWAIT */, 0);
-    if (!sandbox->asked)
+    long result = fns_sys2(__NR_kill, sandbox->pid, FNS_SIGSTOP);
+    if (result >= 0)
+        result = fns_sys5(__NR_waitid, 1 /* P_PID */, sandbox->pid, info,
+                          2 | 4 | 0x41000000 /* WSTOPPED|WEXITED|__WALL|WNOWAIT */, 0);
+    if (result >= 0 && !sandbox->asked)
         return 1;
-    fns_sys2(__NR_kill, sandbox->pid, SIGCONT);
+    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, SIGCONT), "a child that is not reaped");
     return 0;
 }
 
@@ -312,10 +318,11 @@ static int give_up_parked(void)
         int pid = server.sandboxes[at].pid;
         if (!stop_unasked(&server.sandboxes[at]))
             continue;
-        fns_sys2(__NR_kill, pid, FNS_SIGKILL);
-        fns_sys5(__NR_waitid, 1 /* P_PID */, pid, info,
-                 4 | 0x41000000 /* WEXITED|__WALL|WNOWAIT */, 0);
-        return reap(pid);
+        long result = fns_sys2(__NR_kill, pid, FNS_SIGKILL);
+        if (result >= 0)
+            result = fns_sys5(__NR_waitid, 1 /* P_PID */, pid, info,
+                              4 | 0x41000000 /* WEXITED|__WALL|WNOWAIT */, 0);
+        return result >= 0 && reap(pid);
     }
     return 0;
 }
@@ -329,11 +336,14 @@ static long start(struct fns_room *room, int connection, int parked, int ask, en
         return entered;
     struct fns_sandbox *sandbox = take_sandbox();
     *stage = FNS_STAGE_HELPER;
-    if (!sandbox)
+    if (!sandbox) {
+        if (server.plan->netns_pool)
+            fns_netns_ended();
         return -ENOMEM;
+    }
     room->sandbox = sandbox;
     sandbox->room = room;
-    room->files = server.files;
+    room->files = server.raised ? server.files : 0;
     sandbox->connection = connection;
     sandbox->parked = parked;
     sandbox->ask = ask;
@@ -365,7 +375,7 @@ static int open_pid_namespace(int pid)
     int namespace = (int)fns_sys3(__NR_ioctl, pidfd, 0xff05 /* PIDFD_GET_PID_NAMESPACE */, 0);
     if (namespace < 0)
         return pidfd;
-    fns_sys1(__NR_close, pidfd);
+    fns_close(pidfd);
     return namespace;
 }
 
@@ -375,7 +385,7 @@ static void kill_sandbox(struct fns_sandbox *sandbox)
         return;
     if (sandbox->held < 0)
         sandbox->held = open_pid_namespace(sandbox->pid);
-    fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL);
+    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child that is not reaped");
     if (server.killed++ == 0)
         server.look_at_killed = now() + HELD_NS;
 }
@@ -394,13 +404,14 @@ static void kill_namespace(int namespace)
     int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
     if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
         /* With memory of its own, and reaped as a stray: nobody waits for what they could hold. */
-        fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0, 0,
-                           kill_others, 0);
+        FNS_IGNORE(fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0,
+                                      0, kill_others, 0),
+                   "it is tried again");
         if (fns_sys2(__NR_setns, own, FNS_CLONE_NEWPID) < 0)
             stop(); /* what is started next would be in there */
     }
     if (own >= 0)
-        fns_sys1(__NR_close, own);
+        fns_close(own);
 }
 
 static void look_at_killed(void)
@@ -455,7 +466,7 @@ static int count_alive(int batch, int step)
 static void check_told(int connection, long result)
 {
     if (result < 0)
-        fns_sys2(__NR_shutdown, connection, 2 /* SHUT_RDWR */);
+        FNS_IGNORE(fns_sys2(__NR_shutdown, connection, 2 /* SHUT_RDWR */), "it may be closed");
 }
 
 /* As if it had been killed on its way. */
@@ -723,7 +734,7 @@ static void start_queued(int batch)
 static void hear_ready(void)
 {
     uint64_t count;
-    fns_sys3(__NR_read, server.ready, &count, sizeof count);
+    FNS_IGNORE(fns_sys3(__NR_read, server.ready, &count, sizeof count), "it says nothing more");
     while (server.waiting) {
         struct fns_room *room = server.waiting;
         if (server.peers[room->connection].closed) { /* by the caller, meanwhile */
@@ -866,7 +877,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     describe_end(sandbox, code, status);
     sandbox->pid = 0;
     if (sandbox->held >= 0)
-        fns_sys1(__NR_close, sandbox->held);
+        fns_close(sandbox->held);
     sandbox->held = NONE;
     look_away(sandbox);
     if (server.plan->netns_pool)
@@ -936,7 +947,7 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
 static void hear_ends(void)
 {
     int info[32] = {0}; /* struct signalfd_siginfo */
-    fns_sys3(__NR_read, server.ends, info, sizeof info);
+    FNS_IGNORE(fns_sys3(__NR_read, server.ends, info, sizeof info), "then it names nobody");
     int pid = info[3];
     if (pid > 0 && pid < MAX_PID) {
         int known = is_mine(pid) || server.sandboxes[server.by_pid[pid]].pid == pid;
@@ -974,17 +985,37 @@ static void reap_strays(void)
 
 /* ---- the loop ------------------------------------------------------------------------------- */
 
-static void prepare(int socket)
+/* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. Not with a
+ * hard limit above /proc/sys/fs/nr_open: then there are as many as the caller may have. */
+static long raise_files(void)
+{
+    long result = fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
+    const uint64_t most[2] = {server.files[1], server.files[1]};
+    if (result >= 0 && server.files[0] < server.files[1])
+        server.raised = fns_sys4(__NR_prlimit64, 0, 7, most, 0) >= 0;
+    return result;
+}
+
+static long start_pool(void)
+{
+    server.ready = (int)fns_sys2(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
+    long result = server.ready < 0 ? server.ready : watch(server.ready, READY);
+    return result < 0 ? result : fns_netns_start(server.plan->netns_pool, server.ready);
+}
+
+/* 0 or -errno. */
+static long prepare(int socket)
 {
     const uint64_t all = ~0ull, ends = 1ull << (FNS_SIGCHLD - 1);
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
-    fns_close_but(socket, server.userns);
-    if (server.userns)
-        fns_sys3(__NR_fcntl, server.userns, F_SETFD, FD_CLOEXEC);
-    /* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. */
-    fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
-    const uint64_t most[2] = {server.files[1], server.files[1]};
-    fns_sys4(__NR_prlimit64, 0, 7, most, 0);
+    long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
+    if (result >= 0)
+        result = fns_close_but(socket, server.userns);
+    if (result >= 0 && server.userns)
+        result = fns_close_on_exec(server.userns);
+    if (result >= 0)
+        result = raise_files();
+    if (result < 0)
+        return result;
     server.peers = map(MAX_FD * sizeof *server.peers);
     server.sandboxes = map(MAX_SANDBOXES * sizeof *server.sandboxes);
     server.by_pid = map(MAX_PID * sizeof *server.by_pid);
@@ -992,24 +1023,23 @@ static void prepare(int socket)
     server.free_sandbox = server.last_looked_at = server.to_park = server.to_park_then = NONE;
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
-    if (!server.peers || !server.sandboxes || !server.by_pid || !server.batches ||
-        server.epoll < 0 || server.ends < 0 || watch(socket, CONTROL) < 0 ||
-        watch(server.ends, ENDS) < 0)
-        stop();
-    fns_sys0(__NR_setsid);
+    if (!server.peers || !server.sandboxes || !server.by_pid || !server.batches)
+        return -ENOMEM;
+    if (server.epoll < 0 || server.ends < 0)
+        return server.epoll < 0 ? server.epoll : server.ends;
+    result = watch(socket, CONTROL);
+    if (result >= 0)
+        result = watch(server.ends, ENDS);
     /* Stopped, it would not hear that the caller has ended. This continues it, by the kernel's own hand,
      * then: it comes with the end of any thread of the caller's that was its parent, where it does nothing.
      * A change of credentials would undo it; there is none from here on. */
-    if (fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, SIGCONT, 0, 0, 0) < 0)
-        stop();
-    if (fns_closer_start() < 0)
-        stop();
-    if (!server.plan->netns_pool)
-        return;
-    server.ready = (int)fns_sys2(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
-    if (server.ready < 0 || watch(server.ready, READY) < 0 ||
-        fns_netns_start(server.plan->netns_pool, server.ready) < 0)
-        stop();
+    if (result >= 0)
+        result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, SIGCONT, 0, 0, 0);
+    if (result >= 0)
+        result = fns_closer_start();
+    if (result >= 0 && server.plan->netns_pool)
+        result = start_pool();
+    return result;
 }
 
 static void hear(int fd)
@@ -1042,7 +1072,7 @@ static void do_chores(int idle)
         (idle && unheard) || (unheard >= MANY_UNHEARD && server.started) || unheard >= MAX_UNHEARD;
     server.started = 0;
     if (server.to_park != NONE)
-        fns_sys0(__NR_sched_yield);
+        FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
     for (int connection; (connection = take_from_list(&server.to_park)) != NONE;) {
         const struct peer *peer = &server.peers[connection];
         if (peer->kind == CONNECTION && peer->park && !peer->closed && !peer->waits &&
@@ -1074,10 +1104,15 @@ _Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns
     struct event events[64];
     server.plan = sandbox;
     server.userns = userns;
-    prepare(control);
-    if (fns_tell(control, &running, -1, 0) < 0)
+    long result = prepare(control);
+    if (result >= 0)
+        result = fns_tell(control, &running, -1, 0);
+    if (result < 0) {
+        const struct fns_error error = {FNS_STAGE_HELPER, 0, -1, (int)-result};
+        FNS_IGNORE(fns_tell_failure(control, &error), "this process ends in any case");
         stop();
-    for (;;) {
+    }
+    for (;;) { /* n < 0: a stop that has ended (signal(7)) */
         long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, time_to_wait(), 0, 0);
         for (long i = 0; i < n; i++)
             hear((int)events[i].fd);

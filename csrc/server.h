@@ -49,7 +49,7 @@ struct fns_room {
     uint64_t since;        /* when it began to: CLOCK_MONOTONIC, ns */
     uint64_t queued;       /* ns that it waited for its turn */
     struct fns_room *next; /* that waits as well */
-    const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it */
+    const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it; 0: the server's */
     void *mapped;          /* a big ask; 0: none */
     uint64_t mapped_size;
     int keep[FNS_ASK_FDS + 3];
@@ -59,7 +59,7 @@ struct fns_room {
 
 /* A process beside the server that takes mount namespaces down (closer.c). */
 #define FNS_MAX_HELD 128
-int fns_closer_start(void);
+FNS_CHECKED int fns_closer_start(void);
 int fns_closer_pid(void);
 int fns_closer_hold(int fd);    /* a namespace, which stays the server's to close; its slot, -1 */
 void fns_closer_give(int slot); /* it may be taken down when the closer is woken */
@@ -71,8 +71,8 @@ void fns_receive(int socket, int flags, struct fns_received *received);
 
 void fns_close_all(const int *fds, int n);
 
-/* Closes all from 3 on but `fd` and, unless it is 0, `other`. */
-void fns_close_but(int fd, int other);
+/* Closes all from 3 on but `fd` and, unless it is 0, `other`. 0 or -errno. */
+FNS_CHECKED int fns_close_but(int fd, int other);
 
 /* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
  * parked, is yet to come. Returns only on failure, which is then in its `child`. */

@@ -94,27 +94,48 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
     return ret;
 }
 
-long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd)
+long fns_block_signals(uint64_t *before)
 {
     const uint64_t all = ~0ull;
+    /* The raw call: libc's own leaves its two internal signals unblocked. */
+    return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, before, FNS_SIGSET_SIZE);
+}
+
+void fns_restore_signals(uint64_t before)
+{
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < FNS_TRIES; tries++)
+        result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
+}
+
+long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd)
+{
     uint64_t before;
     char *stack = take_stack();
     if (!stack)
         return -ENOMEM;
-    /* The raw call: libc's own leaves its two internal signals unblocked. */
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, &before, FNS_SIGSET_SIZE);
-    long pid = clone_any(FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_CLONE_PIDFD | namespaces,
-                         stack + GUARD_SIZE, pidfd, child);
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
+    long pid = fns_block_signals(&before);
+    if (pid >= 0) {
+        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_CLONE_PIDFD | namespaces,
+                        stack + GUARD_SIZE, pidfd, child);
+        fns_restore_signals(before);
+    }
     give_stack(stack);
     return pid;
+}
+
+void fns_kill_by(int pidfd)
+{
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && result != -ESRCH && tries < FNS_TRIES; tries++)
+        result = fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
 }
 
 void fns_discard(int pidfd)
 {
     siginfo_t info = {.si_code = 0};
     long ret;
-    fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
+    fns_kill_by(pidfd);
     do
         ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
     while (ret == -EINTR || (ret == 0 && info.si_code >= FNS_CLD_TRAPPED));
@@ -206,7 +227,7 @@ int fns_keep_time(struct fns_process *process, uint64_t time_ns)
     uint64_t spent = fns_now() - process->start;
     if (spent < time_ns)
         return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
-    fns_sys4(__NR_pidfd_send_signal, process->pidfd, FNS_SIGKILL, 0, 0);
+    fns_kill_by(process->pidfd);
     process->late = 1;
     return -1;
 }
@@ -239,7 +260,8 @@ int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
      * this wait as a rule; where something else holds it open, the lock is looked at again. */
     while ((ret = fns_lock(fd, F_SETLK, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
         int left = fns_keep_time(process, time_ns);
-        struct pollfd fds[2] = {{.fd = fd}, {.fd = process ? process->pidfd : -1, .events = POLLIN}};
+        struct pollfd fds[2] = {{.fd = fd},
+                                {.fd = process ? process->pidfd : -1, .events = POLLIN}};
         struct timespec time = {0, left >= 0 && left < pause ? left : pause};
         int n = ppoll(fds, 2, &time, NULL);
         if (n == 0 && pause < LAST_LOOK_NS)
@@ -268,8 +290,10 @@ int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *pro
     int ret = fns_executed(news, process, time_ns);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    return read(news, &said, sizeof said) == sizeof said ? fns_believe_error(plan, &said, error)
-                                                         : 0;
+    long n = fns_read(news, &said, sizeof said);
+    if (n < 0 && n != -EAGAIN) /* EAGAIN: nothing, and another process holds the pipe open */
+        return fns_set_error(error, FNS_STAGE_HELPER, -1, (int)n);
+    return n == sizeof said ? fns_believe_error(plan, &said, error) : 0;
 }
 
 static unsigned late_offset(const struct fns_plan *plan)

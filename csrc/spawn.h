@@ -7,18 +7,18 @@
 
 /* Starts fns_child_main(child) by a vfork-style clone on a stack of its own; returns when the child
  * has executed or ended: the pid, or -errno. `namespaces`: CLONE_NEW*. */
-long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd);
+FNS_CHECKED long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd);
 
 /* The same, and a child that has failed is discarded: the pid, or -errno and `error`. */
-long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
-                   struct fns_error *error);
+FNS_CHECKED long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
+                               struct fns_error *error);
 
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
  * may have forked a process that holds it open for as long as it lives. 0 or -errno; -EINTR: the caller
  * gives up. `time_ns`: it is killed so long after its start, for to open a command may take for ever (a
  * lease, a network file system); 0: never, and `process` may be NULL. */
-int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
+FNS_CHECKED int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
 
 /* For waits in a start: whether the caller wants to give it up (fns_set_interrupted()). Asks when a
  * signal broke the wait off, else once in FNS_LOOK_NS. `*next`: when; 0 to begin with. */
@@ -33,14 +33,15 @@ int fns_server_rouse(int pidfd, int kill);
 int fns_keep_time(struct fns_process *process, uint64_t time_ns);
 
 /* Sets to->keep to from->keep, from->groups and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
-int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds, int n_fds);
+FNS_CHECKED int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds,
+                              int n_fds);
 
 /* An fd >= 3 of the same file (0, 1 and 2 are about to be replaced in the child), or -errno; a
  * negative `fd` stands for errno. Closes the one it replaces. */
-int fns_above_stdio(int fd);
+FNS_CHECKED int fns_above_stdio(int fd);
 
 /* The same for the two ends of a pipe or socket pair; both are closed on failure. 0 or -errno. */
-int fns_both_above_stdio(int ends[2]);
+FNS_CHECKED int fns_both_above_stdio(int ends[2]);
 
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x0010U
@@ -63,20 +64,27 @@ int fns_program_file(enum fns_program which);
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
                       struct fns_error *error);
 
+/* All signals of the calling thread, 0 or -errno; and those that were not blocked before. */
+FNS_CHECKED long fns_block_signals(uint64_t *before);
+void fns_restore_signals(uint64_t before);
+
+/* SIGKILL, by a pidfd. */
+void fns_kill_by(int pidfd);
+
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 
 /* What a sandbox that has locked the pipe `news` says once it has given the lock up: nothing when it
  * has executed its command, or was killed. `time_ns`: of fns_executed(). 0, or -errno and `error`. */
-int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *process,
-                  uint64_t time_ns, struct fns_error *error);
+FNS_CHECKED int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *process,
+                              uint64_t time_ns, struct fns_error *error);
 
 /* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
 void fns_io_prepare(struct fns_io *io);
-int fns_io_move(struct fns_io *io, int which);
+FNS_CHECKED int fns_io_move(struct fns_io *io, int which);
 
 /* Writes a map file of a process: "uid_map", "gid_map". 0 or -errno. */
-int fns_write_map(int pid, const char *file, const char *map);
+FNS_CHECKED int fns_write_map(int pid, const char *file, const char *map);
 
 /* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
 int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,

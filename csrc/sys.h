@@ -14,12 +14,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "error.h"
+
 /* A child that shares memory cannot have instrumented frames: sanitizers keep per-thread state. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
+/* A result that is not looked at, and why a failure changes nothing. The compiler refuses any other
+ * (gcc is not content with a cast to void). */
+#define FNS_IGNORE(call, reason)                                                                   \
+    do {                                                                                           \
+        long ignored_ = (call);                                                                    \
+        (void)ignored_;                                                                            \
+        (void)sizeof(reason); /* for who reads the code */                                         \
+    } while (0)
+
 #if defined(__x86_64__)
 
-FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
+FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
 {
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
@@ -34,8 +45,8 @@ FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
 
 /* A clone whose child goes on in fn(arg) on its own stack and exits with what that returns. The
  * child must not return through the caller's frame: with CLONE_VM that frame is shared. */
-FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
-                                   int (*fn)(void *), void *arg)
+FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                               int (*fn)(void *), void *arg)
 {
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
@@ -65,7 +76,7 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
 
 #elif defined(__aarch64__)
 
-FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
+FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
 {
     register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
@@ -81,8 +92,8 @@ FNS_INLINE long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
     return x0;
 }
 
-FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
-                                   int (*fn)(void *), void *arg)
+FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                               int (*fn)(void *), void *arg)
 {
     register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
@@ -124,7 +135,7 @@ FNS_INLINE long fns_sys_clone_call(long n, long a, long b, long c, long d, long 
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
 /* read(2) and write(2), once more where a signal came, or a stop that has ended (signal(7)). */
-FNS_INLINE long fns_read(int fd, void *bytes, size_t size)
+FNS_INLINE FNS_CHECKED long fns_read(int fd, void *bytes, size_t size)
 {
     long n;
     do
@@ -133,7 +144,7 @@ FNS_INLINE long fns_read(int fd, void *bytes, size_t size)
     return n;
 }
 
-FNS_INLINE long fns_write(int fd, const void *bytes, size_t size)
+FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
 {
     long n;
     do
@@ -142,9 +153,27 @@ FNS_INLINE long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
+/* How often a call is tried that must not fail: more than a passing failure takes. */
+enum { FNS_TRIES = 4 };
+
+/* Linux frees the fd whatever close(2) answers. */
+FNS_INLINE void fns_close(int fd)
+{
+    FNS_IGNORE(fns_sys1(__NR_close, fd), "nothing is left to do");
+}
+
+/* 0 or -errno. A filter around this process may refuse the call, or only say that it was done. */
+FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
+{
+    long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
+    if (result >= 0)
+        result = fns_sys3(__NR_fcntl, fd, F_GETFD, 0);
+    return result < 0 ? result : result & FD_CLOEXEC ? 0 : -EPERM;
+}
+
 /* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
  * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
-FNS_INLINE int fns_lock(int fd, int command, short type)
+FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
 {
     struct {
         short type, whence;
@@ -245,6 +274,7 @@ struct fns_mount_attr {
 #define FNS_SIG_SETMASK 2
 #define FNS_SIGSET_SIZE 8
 #define FNS_SIGKILL 9
+#define FNS_SIGSTOP 19
 #define FNS_SIGCHLD 17
 
 /* si_code of waitid(2): this one, and those above it, are of a process that has only stopped. Asked for

@@ -18,13 +18,14 @@
  * only who asks for it by __WALL reaps it. */
 static long start_staying(char *stack, size_t size, int *parent, int *pidfd)
 {
-    const uint64_t all = ~0ull,
-                   flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
+    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
     uint64_t before;
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, &before, FNS_SIGSET_SIZE);
-    long pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,
-                                  fns_child_stay, parent);
-    fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
+    long pid = fns_block_signals(&before);
+    if (pid < 0)
+        return pid;
+    pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,
+                             fns_child_stay, parent);
+    fns_restore_signals(before);
     return pid;
 }
 

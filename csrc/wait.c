@@ -120,7 +120,8 @@ static void reap_threads(int pid)
     for (struct dirent *entry; threads && (entry = readdir(threads));) {
         int thread = atoi(entry->d_name);
         if (thread > 0 && thread != pid)
-            fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0);
+            FNS_IGNORE(fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0),
+                       "it need not be a child, nor have ended");
     }
     if (threads)
         closedir(threads);
@@ -135,7 +136,8 @@ void fns_attend(const struct fns_process *process, int killed)
         return;
     /* Only looked at, and left to whose child it is. */
     if (!process->served)
-        fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
+        FNS_IGNORE(fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0),
+                   "si_pid is 0 then");
     if (!process->served && (info.si_pid != 0 || killed))
         reap_threads(process->pid);
     if (killed)
@@ -214,7 +216,8 @@ struct tree {
 static void signal_member(const struct member *member, int signal)
 {
     if (member->pidfd >= 0)
-        fns_sys4(__NR_pidfd_send_signal, member->pidfd, signal, 0, 0);
+        FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, member->pidfd, signal, 0, 0),
+                   "it may have ended, or be a set-user-ID program");
     else
         kill(member->pid, signal);
 }
@@ -323,7 +326,8 @@ uint64_t fns_capabilities(void)
     struct {
         uint32_t effective, permitted, inheritable;
     } data[2] = {{0, 0, 0}, {0, 0, 0}};
-    fns_sys2(__NR_capget, &header, data);
+    if (fns_sys2(__NR_capget, &header, data) < 0)
+        return 0;
     return data[0].effective | (uint64_t)data[1].effective << 32;
 }
 

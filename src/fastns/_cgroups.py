@@ -57,8 +57,17 @@ NOT_THERE = (
     errno.ENODEV,
     errno.EOPNOTSUPP,
 )
-# The caller is short of something: no word on what was to be read or written.
-SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+# What a kernel answers to a value that it does not take, or to one of a limit that it does not have.
+# Everything else (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
+REFUSED = (
+    errno.EINVAL,
+    errno.ERANGE,
+    errno.EACCES,  # CPUs of version 1 that the cgroup above does not have
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EOPNOTSUPP,
+    errno.ENOENT,
+)
 ALLOWED = {"io": "whole disks of this machine"}
 WRITES = ("wbps", "wiops")
 BUFFERED = (
@@ -667,7 +676,7 @@ def _set(directory: str, file: str, text: str, limit: str) -> None:
         with _failing(f"{directory}/{file}"):
             _write(f"{directory}/{file}", text)
     except SpawnError as exc:
-        if exc.errno in SHORT:
+        if exc.errno not in REFUSED:
             raise
         allowed = ALLOWED.get(limit, "what this kernel has, and the cgroups above allow,")
         reason = (
@@ -691,7 +700,7 @@ def _failing(path: str, text: str | None = None) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as exc:
-        known = text is None or exc.errno in SHORT
+        known = text is None or exc.errno not in REFUSED
         hint = None if known else f"the kernel does not take {text!r}"
         raise SpawnError("cgroup", exc.errno or errno.EIO, path=path, hint=hint) from None
 

@@ -558,7 +558,7 @@ cdef class Process:
         self.borrowed = False
         self.leave()
         if ret < 0:
-            raise OSError(-ret, os.strerror(-ret))
+            raise SpawnError("wait", -ret)
         return 0
 
     def wait(self, timeout_ns=None):
@@ -572,14 +572,14 @@ cdef class Process:
         ret = self.enter()
         try:
             if ret < 0:
-                raise OSError(-ret, os.strerror(-ret))
+                raise SpawnError("wait", -ret)
             while ret > 0:
                 with nogil:
                     ret = c.fns_wait(&self.process, left)
                 if ret >= 0:
                     return ret > 0
                 if ret != -EINTR:
-                    raise OSError(-ret, os.strerror(-ret))
+                    raise SpawnError("wait", -ret)
                 c.fns_attend(&self.process, self.killed)
                 PyErr_CheckSignals()
                 if timeout_ns is not None:
@@ -951,7 +951,7 @@ cdef class Pipes:
                 if ret == -EINTR:
                     PyErr_CheckSignals()
                 elif ret < 0:
-                    raise OSError(-ret, os.strerror(-ret))
+                    raise SpawnError("wait", -ret)
                 else:
                     return ret == c.FNS_IO_DONE
         finally:
@@ -1280,7 +1280,7 @@ cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress
                 ret = c.fns_batch_run(batch)
             _raise_pending()
             if ret < 0 and ret != -EINTR:
-                raise OSError(-ret, os.strerror(-ret))
+                raise SpawnError("wait", -ret)
             if each is not None:
                 jobs.hand_out(each)
             if progress is not None:

@@ -17,6 +17,7 @@
 #define fns_child_exec unused_exec
 #define fns_child_last unused_last
 #define fns_child_leave_session unused_leave_session
+#define fns_child_report unused_report
 #define fns_child_stay unused_stay
 #define fns_child_main unused_main
 #define fns_loopback_up unused_loopback_up
