@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,9 @@ int fns_server_rouse(int pidfd, int kill)
     if (ret < 0 || info.si_pid == 0)
         return 0;
     fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0);
+    struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    if (kill) /* who asks it next is to find it gone */
+        poll(&end, 1, FNS_LOOK_NS / 1000000);
     return 1;
 }
 
