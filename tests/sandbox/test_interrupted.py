@@ -26,8 +26,8 @@ class Interrupt(BaseException):
 
 
 def interrupted(call: Callable[[], object], step: int) -> bool:
-    """Calls it, and raises Interrupt before the step-th instruction of fastns' own Python code, which
-    is where the interpreter runs handlers of signals. Whether there were so many."""
+    """Calls it, and raises Interrupt before the step-th instruction of fastns' own Python code: the
+    interpreter runs handlers of signals between instructions. Whether there were so many."""
     left = step
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:

@@ -1,4 +1,4 @@
-"""What is stopped below the caller (SIGSTOP) holds up neither time limits, kill(), Ctrl-C nor its end."""
+"""Time limits, kill(), Ctrl-C and the caller's end win against what is stopped (SIGSTOP) below it."""
 
 from __future__ import annotations
 
