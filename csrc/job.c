@@ -98,8 +98,8 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0)
         ;
     else if (job->server)
-        ret = fns_server_run(job->server, connection, &args, job->share, &job->process,
-                             &job->error);
+        ret =
+            fns_server_run(job->server, connection, &args, job->share, &job->process, &job->error);
     else
         ret = fns_spawn(job->plan, &args, job->timeout_ns < 0 ? 0 : (uint64_t)job->timeout_ns + 1,
                         &job->process, &job->error);
@@ -130,8 +130,8 @@ int fns_job_spawn(struct fns_job *job, int connection)
     if (ret < 0)
         return ret;
     if (job->server)
-        ret = fns_server_spawn(job->server, connection, job->plan, &args, &job->process,
-                               &job->error);
+        ret =
+            fns_server_spawn(job->server, connection, job->plan, &args, &job->process, &job->error);
     else
         ret = fns_spawn(job->plan, &args, 0, &job->process, &job->error);
     fns_leaf_entered(&job->leaf);

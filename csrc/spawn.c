@@ -239,7 +239,8 @@ int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
      * this wait as a rule; where something else holds it open, the lock is looked at again. */
     while ((ret = fns_lock(fd, F_SETLK, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
         int left = fns_keep_time(process, time_ns);
-        struct pollfd fds[2] = {{.fd = fd}, {.fd = process ? process->pidfd : -1, .events = POLLIN}};
+        struct pollfd fds[2] = {{.fd = fd},
+                                {.fd = process ? process->pidfd : -1, .events = POLLIN}};
         struct timespec time = {0, left >= 0 && left < pause ? left : pause};
         int n = ppoll(fds, 2, &time, NULL);
         if (n == 0 && pause < LAST_LOOK_NS)

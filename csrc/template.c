@@ -44,8 +44,8 @@ int fns_server_rouse(int pidfd, int kill)
 {
     siginfo_t info = {.si_pid = 0};
     /* WNOWAIT: it is told once to each who asks otherwise. */
-    long ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info,
-                        WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
+    long ret =
+        fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
     if (ret < 0 || info.si_pid == 0)
         return 0;
     fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0);
@@ -316,8 +316,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error)
 {
     struct fns_ended ended;
-    int ret =
-        hear_end(process->server, process->control, process->number, sandbox, &ended, error);
+    int ret = hear_end(process->server, process->control, process->number, sandbox, &ended, error);
     if (ret == 0) {
         set_result(&ended, result);
         process->start += ended.queued;
@@ -325,7 +324,8 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
     return ret;
 }
 
-static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandbox, struct fns_ended *ended)
+static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandbox,
+                   struct fns_ended *ended)
 {
     int number = next_number();
     const struct fns_ask ask = {

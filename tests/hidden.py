@@ -39,9 +39,7 @@ def hide(number, error, argument=0, least=0, most=0xffffffff):
 """
 
 
-def hider(
-    call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF
-) -> str:
+def hider(call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF) -> str:
     """Code whose hide_it() hides `call` from then on, where that argument of it is in a range."""
     arguments = (NUMBERS[platform.machine()][call], error, argument, least, most)
     return f"{_FILTER}\ndef hide_it():\n    hide{arguments}\n"

@@ -107,8 +107,7 @@ _core.user_namespace((os.getuid(), os.getgid(), 1))
 
 
 def test_nothing_is_held_of_a_caller_that_was_killed() -> None:
-    """It is killed as it opens the first of the maps: there is a process to write them of then, which
-    shares its memory and its fds."""
+    """It is killed as it opens the first of the maps, those of a process that shares its memory."""
     mark = marker()
     code = hider("openat", KILL) + KILLED_MEANWHILE
     done = subprocess.run([sys.executable, "-c", code, mark], stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Time limits, kill(), Ctrl-C and the caller's end win against what is stopped (SIGSTOP) below it."""
+"""Time limits, kill(), Ctrl-C and the end of the caller win against what is stopped below it."""
 
 from __future__ import annotations
 
@@ -180,6 +180,26 @@ def test_a_time_limit_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path) 
         with pytest.raises(TimeoutExpired):
             template.run(SLEEP, timeout=0.3)
         assert template.run(["/true"]).returncode == 0
+
+
+@pytest.mark.parametrize("way", ["time limit", "ctrl-c"])
+def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str) -> None:
+    with Template(Spec(rootfs=probe_rootfs), netns_pool=1, parked=0) as template:
+        server = server_pid(template)
+        for helper in children(server, False):
+            stop(helper)
+        waits = template.pool_usage().waits
+        while template.pool_usage().waits == waits:  # until there is none left
+            if way == "time limit":
+                with suppress(TimeoutExpired):
+                    template.run(["/true"], timeout=0.3)
+            else:
+                with suppress(Alarm), alarm():
+                    template.spawn(["/true"]).wait()
+        for helper in children(server, False):
+            os.kill(helper, signal.SIGCONT)
+        assert template.run(["/true"]).returncode == 0
+        assert server_pid(template) == server
 
 
 # ---- the caller's end ----
