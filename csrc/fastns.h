@@ -260,6 +260,10 @@ int fns_io_run(struct fns_io *io);
 int fns_io_finish(struct fns_io *io);
 void fns_io_close(struct fns_io *io);
 
+/* A pipe, /dev/null: close-on-exec, at numbers that no stream of a child has. -errno on failure. */
+int fns_open_pipe(int ends[2]);
+int fns_open_null(void);
+
 /* Which streams of a job are pipes to and from the caller. */
 enum fns_pipes {
     FNS_PIPE_STDIN = 1,

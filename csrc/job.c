@@ -13,9 +13,15 @@
 
 #include "spawn.h"
 
-static int open_pipe(int ends[2])
+int fns_open_pipe(int ends[2])
 {
     return pipe2(ends, O_CLOEXEC) < 0 ? -errno : fns_both_above_stdio(ends);
+}
+
+int fns_open_null(void)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    return fns_above_stdio(fd);
 }
 
 /* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
@@ -26,7 +32,7 @@ static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_a
         int ends[2], ret;
         if (!(job->pipes & (1u << i)))
             continue;
-        ret = open_pipe(ends);
+        ret = fns_open_pipe(ends);
         if (ret < 0)
             return ret;
         /* Or who runs there could not open it anew (/dev/stderr). Done as far as the caller may. */

@@ -489,10 +489,10 @@ static void drop(struct fns_room *room)
     forget(room->connection);
 }
 
-/* The caller has gone, or is done with it. 1: it was in the queue. */
-static int leave_queue(int connection)
+/* The caller has gone, or is done with it. 1: it was in that list. */
+static int leave(struct fns_room **at, int connection)
 {
-    struct fns_room **at = &server.queued, *room;
+    struct fns_room *room;
     while (*at && (*at)->connection != connection)
         at = &(*at)->next;
     if (!*at)
@@ -512,12 +512,13 @@ static void hang_up(int connection)
     struct peer *peer = &server.peers[connection];
     if (peer->closed)
         return;
-    if (peer->waits && leave_queue(connection))
+    if (peer->waits && leave(&server.queued, connection))
+        return;
+    if (peer->waits && leave(&server.waiting, connection))
         return;
     struct fns_sandbox *sandbox = peer->sandbox == NONE ? 0 : &server.sandboxes[peer->sandbox];
-    if (peer->waits || (sandbox && !sandbox->told)) {
-        if (sandbox)
-            kill_sandbox(sandbox);
+    if (sandbox && !sandbox->told) {
+        kill_sandbox(sandbox);
         peer->closed = 1; /* the news of its end are sent first */
         control(DELETE, connection, 0);
         return;
@@ -737,10 +738,7 @@ static void hear_ready(void)
     FNS_IGNORE(fns_sys3(__NR_read, server.ready, &count, sizeof count), "it says nothing more");
     while (server.waiting) {
         struct fns_room *room = server.waiting;
-        if (server.peers[room->connection].closed) { /* by the caller, meanwhile */
-            end_wait(room);
-            drop(room);
-        } else if (is_full(share_of(room))) { /* others of its batch were sooner */
+        if (is_full(share_of(room))) { /* others of its batch were sooner */
             server.waiting = room->next;
             server.pool.waits--;
             keep_room(&server.queued, room, room->connection);

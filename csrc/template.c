@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,11 @@ int fns_server_rouse(int pidfd, int kill)
         fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
     if (ret < 0 || info.si_pid == 0)
         return 0;
-    fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0);
+    FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0),
+               "it may have ended");
+    struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    if (kill) /* who asks it next is to find it gone */
+        poll(&end, 1, FNS_LOOK_NS / 1000000);
     return 1;
 }
 
@@ -383,7 +388,7 @@ static void give_up(const struct fns_process *server, int connection, int number
 {
     struct fns_ended answer;
     int pid = -1, pidfd = -1;
-    fns_sys4(__NR_pidfd_send_signal, server->pidfd, SIGCONT, 0, 0);
+    FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, server->pidfd, SIGCONT, 0, 0), "it may have ended");
     shutdown(connection, SHUT_WR);
     int ret = hear(server->pidfd, connection, number, PATIENT, &answer, &pid, &pidfd);
     if (pidfd >= 0)

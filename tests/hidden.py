@@ -7,27 +7,42 @@ import platform
 from processes import script
 
 NUMBERS = {
-    "x86_64": {"seccomp": 317, "keyctl": 250, "clone": 56, "unshare": 272},
-    "aarch64": {"seccomp": 277, "keyctl": 219, "clone": 220, "unshare": 97},
+    "x86_64": {"seccomp": 317, "keyctl": 250, "clone": 56, "unshare": 272}
+    | {"sendto": 44, "fcntl": 72, "openat": 257},
+    "aarch64": {"seccomp": 277, "keyctl": 219, "clone": 220, "unshare": 97}
+    | {"sendto": 206, "fcntl": 25, "openat": 56},
 }
 for _numbers in NUMBERS.values():
     _numbers |= {"clone3": 435, "openat2": 437, "landlock_create_ruleset": 444}
 
+KILL = 0
+"""As an error: the process is killed instead."""
+
 _FILTER = """
 import ctypes, struct
-def hide(number, error):
+def hide(number, error, argument=0, least=0, most=0xffffffff):
+    answer = 0x00050000 | error if error else 0x80000000  # SECCOMP_RET_ERRNO, _KILL_PROCESS
     program = b"".join(struct.pack("HBBI", *step) for step in (
         (0x20, 0, 0, 0),                      # load the number
-        (0x15, 0, 1, number),                 # is it this one?
-        (0x06, 0, 0, 0x00050000 | error),     # SECCOMP_RET_ERRNO
+        (0x15, 0, 4, number),                 # is it this one?
+        (0x20, 0, 0, 16 + 8 * argument),      # load an argument
+        (0x35, 0, 2, least),                  # is it in the range?
+        (0x25, 1, 0, most),
+        (0x06, 0, 0, answer),
         (0x06, 0, 0, 0x7fff0000),             # SECCOMP_RET_ALLOW
     ))
     buffer = ctypes.create_string_buffer(program)
-    fprog = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+    fprog = struct.pack("HxxxxxxP", 7, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(38, 1, 0, 0, 0) == 0    # PR_SET_NO_NEW_PRIVS
     assert libc.prctl(22, 2, fprog, 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
 """
+
+
+def hider(call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF) -> str:
+    """Code whose hide_it() hides `call` from then on, where that argument of it is in a range."""
+    arguments = (NUMBERS[platform.machine()][call], error, argument, least, most)
+    return f"{_FILTER}\ndef hide_it():\n    hide{arguments}\n"
 
 
 def without(call: str, error: int, code: str, *args: str) -> str:

@@ -82,14 +82,15 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
     return True
 
 
-def script(code: str, *args: str, timeout: float = 60) -> str:
+def script(code: str, *args: str, timeout: float = 60, first: str = "") -> str:
     """Runs Python code in an interpreter of its own and returns its stdout. It has to succeed.
+    `first`: code to be run before fastns is used.
 
     The code may use `children()` and `fds()`, which list this process' own. The fd of the range's
     user namespace, which stays open from the first spawn on, is there before.
     """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _PRELUDE + code, *args],
+        [sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
-# Of the memory limit, left for what the kernel charges before a command is executed: its page tables and
-# the like, a tenth of this as measured.
+# Of the memory limit, left for what the kernel charges before a command is executed: page tables
+# and the like, a tenth of this as measured.
 START_MEMORY = 512 << 10
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"

@@ -8,13 +8,14 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
-from libc.errno cimport EAGAIN, EBADF, ECHILD, EINTR, EMFILE, EPIPE, ESRCH, ETIME
+from libc.errno cimport errno, EAGAIN, EBADF, ECHILD, EINTR, EMFILE, EPIPE, ESRCH, ETIME
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
 
 from fastns cimport _fastns as c
 
+import io
 import os
 import sys
 
@@ -26,6 +27,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int F_GETFD
+    int F_DUPFD_CLOEXEC
     int fcntl(int fd, int command, ...)
 
 cdef extern from "Python.h":
@@ -40,6 +42,7 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    int fchown(int fd, unsigned uid, unsigned gid)
     int getpid()
 
 
@@ -197,6 +200,73 @@ cdef object _counts(const c.fns_leaf *leaf):
     """By name; None: not known."""
     return {name: None if leaf.counts[i] == c.FNS_NO_COUNT else leaf.counts[i]
             for i, name in enumerate(COUNTS)}
+
+
+# ---- fds of the caller's ----------------------------------------------------------------------------
+
+@cython.final
+cdef class Fd:
+    """An fd that is closed with the last reference to it. The exception of a signal may come between any
+    two steps of Python, so a number alone is lost there; it is made, and handed on, in one step here."""
+
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            close(fd)
+
+    def file(self, str how):
+        """A buffered file, "rb" or "wb", whose fd it is from then on."""
+        cdef int fd = self.fd
+        raw = io.FileIO("<pipe>", how, opener=self.give)
+        raw.name = fd
+        return io.BufferedReader(raw) if how == "rb" else io.BufferedWriter(raw)
+
+    def give(self, name, flags):
+        fd = self.fd
+        self.fd = -1
+        return fd
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)
+
+
+def open_pipe(owner=None):
+    """The reading end and the writing one, which belong to `owner`, (uid, gid), as far as the caller may.
+    OSError: no fd is left."""
+    cdef int ends[2]
+    cdef Fd reading = Fd(), writing = Fd()
+    cdef int ret = c.fns_open_pipe(ends)
+    if ret < 0:
+        raise OSError(-ret, os.strerror(-ret))
+    reading.fd, writing.fd = ends[0], ends[1]
+    if owner is not None:
+        fchown(reading.fd, owner[0], owner[1])
+    return reading, writing
+
+
+def open_null():
+    """/dev/null, to read and to write. OSError: no fd is left."""
+    cdef Fd null = Fd()
+    null.fd = c.fns_open_null()
+    if null.fd < 0:
+        raise OSError(-null.fd, os.strerror(-null.fd))
+    return null
 
 
 # ---- the user namespace of a range of ids ----------------------------------------------------------
@@ -914,7 +984,7 @@ cdef class Server:
 
 @cython.final
 cdef class Pipes:
-    """Feeds and drains the pipes of a sandbox; owns the three fds it is given (-1: none)."""
+    """Feeds and drains the pipes of a sandbox, by copies of the three fds it is given (-1: none)."""
 
     cdef c.fns_io io
     cdef object input
@@ -922,11 +992,17 @@ cdef class Pipes:
 
     def __cinit__(self, Process process, int stdin, int stdout, int stderr, bytes input,
                   uint64_t limit=0):
+        cdef int *fds = self.io.fds
+        fds[0] = fds[1] = fds[2] = -1
         process.keep()
         self.process = process
         self.input = input
         self.io.process = process.process
-        self.io.fds[0], self.io.fds[1], self.io.fds[2] = stdin, stdout, stderr
+        for i, fd in enumerate((stdin, stdout, stderr)):
+            if fd >= 0:
+                fds[i] = fcntl(fd, F_DUPFD_CLOEXEC, 3)
+                if fds[i] < 0:
+                    raise OSError(errno, os.strerror(errno))
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
         self.io.limit = limit

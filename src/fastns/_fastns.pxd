@@ -246,6 +246,8 @@ cdef extern from "fastns.h" nogil:
     int fns_io_run(fns_io *io)
     int fns_io_finish(fns_io *io)
     void fns_io_close(fns_io *io)
+    int fns_open_pipe(int ends[2])
+    int fns_open_null()
     int fns_job_start(fns_job *job, fns_io *io, int connection)
     int fns_job_spawn(fns_job *job, int connection)
     int fns_job_finish(fns_job *job, fns_io *io, int late)

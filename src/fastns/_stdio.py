@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import io
 import os
 
 from fastns import _core
@@ -24,7 +22,7 @@ PIPES = (_core.PIPE_STDIN, _core.PIPE_STDOUT, _core.PIPE_STDERR)
 
 
 class StdioPlan:
-    """The child's three fds (-1: the caller's own) and the caller's pipe ends (-1: none).
+    """The child's three fds (-1: the caller's own) and the caller's pipe ends (None: none).
 
     Close with close_child() once the child is started, or close_all() when it was not.
     """
@@ -38,8 +36,8 @@ class StdioPlan:
     ) -> None:
         self._owner = owner  # of pipes: or who runs there could not open them anew (/dev/stderr)
         self.child = [-1, -1, -1]
-        self.parent = [-1, -1, -1]
-        self._opened: list[int] = []
+        self.parent: list[_core.Fd | None] = [None, None, None]
+        self._opened: list[_core.Fd] = []
         # All are looked at before anything is opened: a pipe made for one of them may get the very
         # number of a closed one.
         values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
@@ -55,36 +53,30 @@ class StdioPlan:
 
     def _set(self, index: int, value: int) -> None:
         if value == PIPE:
-            ends = os.pipe()
-            ours = 1 if index == 0 else 0
-            self.parent[index] = ends[ours]
-            self.child[index] = self._own(ends[1 - ours])
-            if self._owner is not None:
-                with contextlib.suppress(OSError):  # as far as the caller may
-                    os.fchown(ends[ours], *self._owner)
+            reading, writing = _core.open_pipe(self._owner)
+            ours, theirs = (writing, reading) if index == 0 else (reading, writing)
+            self.parent[index] = ours
+            self.child[index] = self._own(theirs)
         elif value == DEVNULL:
-            self.child[index] = self._own(os.open(os.devnull, os.O_RDWR))
+            self.child[index] = self._own(_core.open_null())
         elif value == STDOUT:
             self.child[2] = self.child[1] if self.child[1] >= 0 else 1
         elif value != index:  # no copy is made here: to close it would drop the caller's locks
             self.child[index] = value
 
-    def _own(self, fd: int) -> int:
+    def _own(self, fd: _core.Fd) -> int:
         self._opened.append(fd)
-        self._opened[-1] = above_stdio(fd)
-        return self._opened[-1]
+        return fd.fileno()
 
     def close_child(self) -> None:
         for fd in self._opened:
-            os.close(fd)
-        self._opened.clear()
+            fd.close()
 
     def close_all(self) -> None:
         self.close_child()
-        for index, fd in enumerate(self.parent):
-            if fd >= 0:
-                os.close(fd)
-            self.parent[index] = -1
+        for fd in self.parent:
+            if fd is not None:
+                fd.close()
 
 
 class RunStreams:
@@ -94,7 +86,7 @@ class RunStreams:
     def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> None:
         self.fds = [-1, -1, -1]
         self.pipes = 0
-        self._null: io.FileIO | None = None
+        self._null: _core.Fd | None = None
         values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
         for index, value in enumerate(values):
             if value == PIPE:
@@ -125,15 +117,10 @@ def above_stdio(fd: int) -> int:
     return high
 
 
-def open_null() -> io.FileIO:
-    """/dev/null, at a number that no stream of a child has. A file, not an fd: dropped by a
-    KeyboardInterrupt before it has a name, it closes itself. Raises: SpawnError, stage "stdio"."""
+def open_null() -> _core.Fd:
+    """/dev/null, at a number that no stream of a child has. Raises: SpawnError, stage "stdio"."""
     try:
-        null = io.FileIO(os.devnull, "r+")
-        if null.fileno() > 2:
-            return null
-        with null:
-            return io.FileIO(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3), "r+")
+        return _core.open_null()
     except OSError as exc:
         raise SpawnError("stdio", exc.errno or 0) from None
 

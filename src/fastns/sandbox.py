@@ -248,7 +248,7 @@ class Sandbox:
         args: Args,
         plan: _core.Plan,
         process: _core.Process,
-        pipes: Sequence[int] = (-1, -1, -1),
+        pipes: Sequence[_core.Fd | None] = (None, None, None),
         mode: _TextMode | None = None,
     ) -> None:
         self.args = args
@@ -345,6 +345,7 @@ class Sandbox:
             self._pipes = self._take_pipes(encode_input(input, self._mode))
         elif input is not None:
             raise ValueError("input was given to an earlier communicate()")
+        self._close_files()
         if not self._pipes.run(timeout_ns):
             raise _timeout_expired(
                 self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
@@ -384,7 +385,7 @@ class Sandbox:
     # ---- pipes ----
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
-        """Moves the pipe ends from the files, which are closed, to the C loop."""
+        """Copies the pipe ends of the files, which are to be closed then, for the C loop."""
         if input and self.stdin is None:
             raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
         if input and self.stdin is not None and self.stdin.closed:
@@ -395,10 +396,14 @@ class Sandbox:
             if file is not None and not file.closed:
                 if index == 0:
                     _flush(file)
-                fds[index] = os.dup(file.fileno())
-                _close(file)
+                fds[index] = file.fileno()
         limit = self._plan.max_output
         return _core.Pipes(self._process, fds[0], fds[1], fds[2], input, limit)
+
+    def _close_files(self) -> None:
+        for file in (self.stdout, self.stderr, self.stdin):
+            if file is not None:
+                _close(file)
 
     def _output(self, which: int) -> Any:
         if self._pipes is None or not self._kept[which - 1]:
@@ -411,6 +416,7 @@ class Sandbox:
         """After kill(): what is left in the pipes, as bytes (as subprocess' TimeoutExpired has)."""
         if self._pipes is None:
             self._pipes = self._take_pipes(b"")
+        self._close_files()
         self._pipes.finish()
         self.wait()
         out, err = (
@@ -431,9 +437,7 @@ class Sandbox:
     ) -> None:
         if exc_type is not None:
             self.kill()
-        for file in (self.stdout, self.stderr, self.stdin):
-            if file is not None:
-                _close(file)
+        self._close_files()
         if self._lost and exc_type is not None:
             return  # wait() has said so
         try:
@@ -472,10 +476,10 @@ def _timeout_expired(
     return TimeoutExpired(sandbox.args, timeout, out, err)
 
 
-def _open_end(fd: int, how: str, mode: _TextMode | None) -> IO[Any] | None:
-    if fd < 0:
+def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:
+    if fd is None:
         return None
-    file = open(fd, how)  # noqa: SIM115 - the Sandbox owns it
+    file = fd.file(how)
     if mode is None:
         return file
     return io.TextIOWrapper(

@@ -50,7 +50,9 @@ static void run(const struct template *template, int connection, int reaper, int
     char text[12];
     snprintf(text, sizeof text, "%d", code);
     struct fns_args args = probe_args(&command, "--exit", text, NULL);
-    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args, &process, &error), 0);
+    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args,
+                                 &process, &error),
+                0);
     CHECK(process.pid > 0 && process.pidfd > 2);
     CHECK(process.served && !process.quiet && process.control == -1);
     CHECK_EQUAL(fns_wait(&process, -1), 1);
@@ -68,13 +70,15 @@ static void fails(const struct template *template, int connection)
     struct fns_args args = probe_args(&command, "--exit", "0", NULL);
     int closed = 1 << 19;
     args.paths = missing;
-    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args, &process, &error),
+    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args,
+                                 &process, &error),
                 -ENOENT);
     CHECK_EQUAL(error.stage, FNS_STAGE_EXEC);
     args = probe_args(&command, "--exit", "0", NULL);
     args.keep = &closed;
     args.n_keep = 1;
-    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args, &process, &error),
+    CHECK_EQUAL(fns_server_spawn(&template->process, connection, &template->sandbox.plan, &args,
+                                 &process, &error),
                 -EBADF);
     CHECK_EQUAL(error.stage, FNS_STAGE_FDS);
 }
@@ -84,7 +88,9 @@ static int run_quietly(const struct template *template, int connection, struct f
                        int kill, struct fns_result *result, struct fns_error *error)
 {
     struct fns_process process;
-    CHECK_EQUAL(fns_server_run(&template->process, connection, args, (struct fns_share){0, 0}, &process, error), 0);
+    CHECK_EQUAL(fns_server_run(&template->process, connection, args, (struct fns_share){0, 0},
+                               &process, error),
+                0);
     CHECK(process.quiet && process.pidfd < 0);
     if (kill)
         CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
@@ -136,7 +142,9 @@ static void is_killed_as_it_runs(const struct template *template, int connection
     CHECK_EQUAL(pipe2(out, O_CLOEXEC), 0);
     args.stdio[0] = in[0];
     args.stdio[1] = out[1];
-    CHECK_EQUAL(fns_server_run(&template->process, connection, &args, (struct fns_share){0, 0}, &process, &error), 0);
+    CHECK_EQUAL(fns_server_run(&template->process, connection, &args, (struct fns_share){0, 0},
+                               &process, &error),
+                0);
     close(in[0]);
     close(out[1]);
     CHECK_EQUAL(write(in[1], "x", 1), 1);
@@ -150,7 +158,8 @@ static void is_killed_as_it_runs(const struct template *template, int connection
     CHECK_EQUAL(result.status, SIGKILL);
     CHECK_EQUAL(read(out[0], &byte, 1), 0);
     args = probe_args(&command, "--exit", "0", NULL);
-    CHECK_EQUAL(fns_server_run(&template->process, connection, &args, (struct fns_share){0, 0}, &process, &error),
+    CHECK_EQUAL(fns_server_run(&template->process, connection, &args, (struct fns_share){0, 0},
+                               &process, &error),
                 -EPIPE);
     CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
     close(in[1]);
@@ -278,7 +287,9 @@ static void starts_what_is_parked(void)
     struct fns_result result;
     struct fns_error error;
     struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
-    CHECK_EQUAL(fns_server_spawn(&template.process, connection, &template.sandbox.plan, &args, &process, &error), 0);
+    CHECK_EQUAL(fns_server_spawn(&template.process, connection, &template.sandbox.plan, &args,
+                                 &process, &error),
+                0);
     close(connection); /* it runs, and has nothing to do with it any more */
     CHECK_EQUAL(fns_wait(&process, 20000000), 0);
     CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
@@ -379,8 +390,8 @@ static void two_servers_are_strangers(void)
     for (int i = 0; i < ROUNDS; i++)
         tells_its_host_name(&templates[i % 2], connections[i % 2], names[i % 2]);
     for (int i = 0; i < 2; i++)
-        CHECK_EQUAL(fns_server_spawn(&templates[i].process, connections[i], &templates[i].sandbox.plan, &args,
-                                     &processes[i], &error),
+        CHECK_EQUAL(fns_server_spawn(&templates[i].process, connections[i],
+                                     &templates[i].sandbox.plan, &args, &processes[i], &error),
                     0);
     stop(&templates[0]);
     CHECK_EQUAL(fns_wait(&processes[0], -1), 1);
@@ -419,8 +430,11 @@ static void ends_with_its_connection_and_its_server(void)
                 1); /* before its exec, or after */
     close(connections[0]);
     connections[0] = fns_server_connect(&template.process);
-    CHECK_EQUAL(fns_server_run(&template.process, connections[0], &args, (struct fns_share){0, 0}, &first, &error), 0);
-    CHECK_EQUAL(fns_server_spawn(&template.process, connections[1], plan, &args, &second, &error), 0);
+    CHECK_EQUAL(fns_server_run(&template.process, connections[0], &args, (struct fns_share){0, 0},
+                               &first, &error),
+                0);
+    CHECK_EQUAL(fns_server_spawn(&template.process, connections[1], plan, &args, &second, &error),
+                0);
     CHECK_EQUAL(fns_wait(&first, 20000000), 0);
     CHECK_EQUAL(fns_wait(&second, 0), 0);
     fns_server_stop(&template.process);
@@ -430,7 +444,8 @@ static void ends_with_its_connection_and_its_server(void)
     CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
     CHECK_EQUAL(fns_server_reap(connections[1], &second, &result), -ECANCELED);
     close(second.pidfd);
-    CHECK_EQUAL(fns_server_spawn(&template.process, connections[1], plan, &args, &second, &error), -EPIPE);
+    CHECK_EQUAL(fns_server_spawn(&template.process, connections[1], plan, &args, &second, &error),
+                -EPIPE);
     CHECK_EQUAL(error.stage, FNS_STAGE_HELPER);
     CHECK_EQUAL(fns_server_connect(&template.process), -EPIPE);
     close(connections[0]);

@@ -304,27 +304,6 @@ def test_an_output_that_somebody_else_holds(
     assert caller(busybox_rootfs, HELD.format(served=served), parked) == "0 True True\n"
 
 
-def test_a_server_that_is_stopped_stops_no_other_thread(template: Template) -> None:
-    """Whoever waits for it has let go of the interpreter."""
-    sandbox = template.spawn(["true"])
-    time.sleep(0.2)
-    pid, ticks = server_pid(template), 0
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        waiter = threading.Thread(target=sandbox.wait)
-        waiter.start()
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
-            ticks += 1
-            time.sleep(0.01)
-        assert waiter.is_alive()
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    waiter.join(30)
-    assert sandbox.returncode == 0
-    assert ticks > 10
-
-
 def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None:
     """Ctrl-C during a batch of handles, and again while it cleans up: nothing goes on running."""
     script = """
