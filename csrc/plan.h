@@ -95,7 +95,8 @@ enum fns_how {
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
     FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
     FNS_HOW_OPTIONAL = 1024, /* of a keyring: without it where the quota is used up; of a limit: left
-                                as it is where it may not be set */
+                                as it is where it may not be set; with IDMAP: plain where the kernel
+                                cannot */
     FNS_HOW_SHARE = 8192,    /* of a limit: at most half of the soft limit in force, though no less
                                 than `least` of it */
     FNS_HOW_AHEAD = 4096,    /* of a bind: its source is the next one of BIND_SOURCE */
