@@ -45,9 +45,9 @@ def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
-    at, *rest = found[-1]  # on top
+    at, source, how, why = found[-1]  # on top
     try:
-        reason = _reason(plan, *rest)
+        reason = _reason(plan, source, how, why)
     except OSError:  # an error that is being told is not hidden by another
         reason = None
     if reason is None:
