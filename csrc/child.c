@@ -375,7 +375,9 @@ static int set_attr(int tree, int recursive, uint64_t set, uint64_t clear, uint6
                          AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
-/* Owners of a detached tree as the user namespace has them: id 0 of the disk is id 0 inside. */
+/* Owners of a detached tree as the user namespace has them: id 0 of the disk is id 0 inside. All of it or
+ * nothing. The kernel says EINVAL where a file system cannot, EPERM where a mount has other owners already
+ * or its file system belongs to another user namespace (mount_setattr(2)). */
 static int show_owners(struct fns_child *child, const struct fns_op *op, int tree)
 {
     struct fns_mount_attr attr = {.attr_set = FNS_MOUNT_ATTR_IDMAP,
@@ -385,6 +387,8 @@ static int show_owners(struct fns_child *child, const struct fns_op *op, int tre
     int recursive = op->how & FNS_HOW_RECURSIVE ? AT_RECURSIVE : 0;
     int result =
         (int)fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    if ((result == -EINVAL || result == -EPERM) && (op->how & FNS_HOW_OPTIONAL))
+        return 0;
     if (result < 0)
         child->error.detail = FNS_DETAIL_ID_MAP;
     return result;

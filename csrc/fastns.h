@@ -334,6 +334,10 @@ int fns_landlock_abi(void);
 /* Whether open_tree(2) makes mount namespaces here: Linux 7.0. Asked of the kernel. */
 int fns_has_tree_namespaces(void);
 
+/* Whether a bind of `path` can be shown through a user namespace: 0 or -errno. Tried on a copy that nobody
+ * sees. */
+int fns_can_idmap(const char *path, int recursive, int userns);
+
 /* unshare(2) and setns(2) for the calling thread. */
 int fns_unshare(uint64_t flags);
 int fns_setns(int fd, uint64_t flags);

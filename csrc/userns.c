@@ -43,6 +43,18 @@ static int open_mapped(int pid, const char *uid_map, const char *gid_map)
     return ret < 0 ? ret : fns_above_stdio(ret);
 }
 
+int fns_can_idmap(const char *path, int recursive, int userns)
+{
+    const int flags = recursive ? AT_RECURSIVE : 0;
+    struct fns_mount_attr attr = {.attr_set = FNS_MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)userns};
+    long tree = fns_sys3(__NR_open_tree, AT_FDCWD, path, FNS_OPEN_TREE_CLONE | O_CLOEXEC | flags);
+    if (tree < 0)
+        return (int)tree;
+    long ret = fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | flags, &attr, sizeof attr);
+    fns_close((int)tree);
+    return (int)ret;
+}
+
 int fns_userns_open(const char *uid_map, const char *gid_map, struct fns_error *error)
 {
     const size_t size = 16384;

@@ -199,6 +199,8 @@ class _Compiler:
         self.early: list[Op] = []
         self.ops: list[Op] = []
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
+        # Those given: destination, source, HOW_*, and why it is plain in any case.
+        self.binds: list[tuple[str, str, int, str]] = []
         self.staged = spec.init
         self.id_map = "none"
         self.uid_map: bytes | None = None
@@ -352,6 +354,7 @@ class _Compiler:
             cgroups=cgroups,
             ids=self.id_range,
             pipe_owner=self.pipe_owner(),
+            binds=tuple(self.binds),
             late=self.made_late(late) if late else None,
         )
 
@@ -493,6 +496,37 @@ class _Compiler:
     def root_ids(self) -> int:
         """A rootfs' files keep their owners inside; the host's own root is nobody's there."""
         return 0 if self.id_range is None or self.spec.rootfs is None else _core.HOW_IDMAP
+
+    def kept_owners(self, mount: Mount, wish: bool | None) -> int:
+        """Of a bind: those that the spec gives keep them, where the kernel can unless it must.
+        What is bound besides shows the host, where root's files are out of reach."""
+        given = any(mount is one for one in self.spec.mounts)
+        if self.id_range is None or not given:
+            return 0
+        how, why = _core.HOW_IDMAP, ""
+        if wish is False:
+            why = "it has noidmap"
+        elif wish is None:
+            how |= _core.HOW_OPTIONAL
+            made = self.made_in(mount)
+            why = f"{made} is made in it" if made else ""
+        how = 0 if why else how
+        recursive = _core.HOW_RECURSIVE if _parse(mount).recursive else 0
+        bind = mount.destination, os.fspath(mount.source or ""), how | recursive, why
+        self.binds.append(bind)
+        return how
+
+    def made_in(self, bind: Mount) -> str | None:
+        """A missing target that a later mount has made in this bind: by the caller, who would be
+        nobody in a tree with other owners."""
+        later = list(self.spec.mounts)
+        while later.pop(0) is not bind:
+            pass
+        below = [mount for mount in later if _is_below(mount, bind)]
+        for i, mount in enumerate(below):
+            if _parse(mount).mkdir and not any(_is_below(mount, one) for one in below[:i]):
+                return mount.destination
+        return None
 
     def owners(self, kind: str, data: str) -> str:
         """Options of a file system by the ids of who mounts it: the caller's."""
@@ -790,8 +824,7 @@ class _Compiler:
         cleared = parsed.attr_clr
         if parsed.recursive and self.in_user_namespace():
             cleared &= ~MOUNT_ATTR_NODEV  # those below that have it are locked to it
-        if parsed.idmap and self.id_range is not None:
-            how |= _core.HOW_IDMAP
+        how |= self.kept_owners(mount, parsed.idmap)
         if self.from_tree:
             how |= _core.HOW_AHEAD
         if parsed.recursive:
@@ -1054,6 +1087,10 @@ def _parse(mount: Mount) -> mount_options.ParsedOptions:
 
 
 _parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
+
+
+def _is_below(mount: Mount, other: Mount) -> bool:
+    return mount.destination.startswith(other.destination + "/")
 
 
 def _map_text(mappings: Iterable[IDMapping]) -> bytes:

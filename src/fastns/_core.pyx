@@ -8,7 +8,7 @@ C code does is described in csrc/fastns.h.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
-from libc.errno cimport errno, EAGAIN, EBADF, ECHILD, EINTR, EMFILE, EPIPE, ESRCH, ETIME
+from libc.errno cimport errno, EACCES, EAGAIN, EBADF, ECHILD, EINTR, EMFILE, EPIPE, ESRCH, ETIME
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strchr, strlen
@@ -335,6 +335,7 @@ cdef class Plan:
     cdef Plan late  # what a direct spawn does in memory of its own
     cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
     cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
+    cdef readonly tuple binds  # what the spec binds: see _compile.py
     cdef dict offsets
     cdef list parts
     cdef uint32_t used
@@ -344,7 +345,7 @@ cdef class Plan:
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
                   uint64_t max_output=0, cgroups=None, tuple ids=None, tuple pipe_owner=None,
-                  Plan late=None):
+                  Plan late=None, tuple binds=()):
         cdef c.fns_op *op
         cdef void *image = NULL
         cdef int bad
@@ -352,6 +353,7 @@ cdef class Plan:
         self.ids = ids
         self.pipe_owner = pipe_owner
         self.late = late
+        self.binds = binds
         if ids is not None:
             self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
         if pipe_owner is not None:
@@ -476,8 +478,13 @@ cdef class Plan:
             lines.append(f"id_map: range uids 0 {uid} {size}, gids 0 {gid} {size}")
         elif self.id_map != "none":
             lines.append(f"id_map: {self.id_map}")
+        owners = {}
+        if self.binds:
+            from fastns import _owners
+            owners = _owners.notes(self)
         for i, op in enumerate(self.ops):
-            lines.append(f"{op.stage}[{i}] {op}".rstrip())
+            kept = owners.get(op.target, "") if op.code == "bind" else ""
+            lines.append(f"{op.stage}[{i}] {op}{kept}".rstrip())
         lines.append("chdir " + os.fsdecode(self.cwd))
         return lines
 
@@ -549,7 +556,7 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     elif error.detail == c.FNS_DETAIL_ID_MAP:
         hint = ("this file system cannot be shown with other owners (an idmapped mount): "
                 "namespaces={'user': 'host'} does without a user namespace; a bind "
-                "may go without idmap; a root on ext4, xfs or btrfs can be")
+                "without the option idmap is plain then; a root on ext4, xfs or btrfs can be")
     elif error.detail == c.FNS_DETAIL_MEMORY:
         hint = ("arguments and environment do not fit into the memory limit beside what a start takes: raise "
                 "memory, or pass them by a file or stdin")
@@ -557,6 +564,9 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     elif any(op.code == "root_tree" and op.source == b"/" for op in plan.ops):
         hint = hint_for(stage, error.err, path, host_root=True)
+    if error.err == EACCES and plan.binds and stage in ("exec", "chdir", "landlock"):
+        from fastns import _owners
+        hint = _owners.hint(plan, path, hint or hint_for(stage, error.err, path))
     exc = SpawnError(stage, error.err, op_index=error.op_index, path=path, hint=hint)
     exc.found = error.detail == c.FNS_DETAIL_FOUND
     return exc
@@ -1413,6 +1423,15 @@ def landlock_abi():
 def has_tree_namespaces():
     """Whether the kernel makes a mount namespace of a tree (OPEN_TREE_NAMESPACE, Linux 7.0)."""
     return c.fns_has_tree_namespaces() != 0
+
+
+def can_idmap(bytes path, bint recursive, tuple ids):
+    """Whether a bind of this path can keep its owners in the range `ids`: 0, or the errno."""
+    cdef int userns = user_namespace(ids), result
+    cdef const char *text = PyBytes_AS_STRING(path)
+    with nogil:
+        result = c.fns_can_idmap(text, recursive, userns)
+    return -result
 
 
 def unshare(uint64_t flags):

@@ -261,5 +261,6 @@ cdef extern from "fastns.h" nogil:
     int fns_is_dumpable()
     int fns_landlock_abi()
     int fns_has_tree_namespaces()
+    int fns_can_idmap(const char *path, int recursive, int userns) nogil
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)

@@ -19,8 +19,16 @@ from functools import partial
 from pathlib import Path
 
 from fastns import _core
-from fastns._compile import Caller
+from fastns._compile import MAPS_A_RANGE, Caller
 from fastns._record import record
+from fastns._surroundings import (
+    CAP_SETGID,
+    CAP_SETUID,
+    OUT_OF_A_FILTER,
+    REFUSED,
+    TO_MAP_ROOT,
+    Surroundings,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
 
 NAMESPACES = ("user", "mount", "pid", "uts", "ipc", "network", "cgroup", "time")
 OLDEST_KERNEL = (5, 12)
-CAP_SYS_ADMIN = 21
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
@@ -72,7 +79,10 @@ class Finding:
 def examine() -> Iterator[Check]:
     """Run every check, each as it is asked for."""
     for name, level, probe in _probes():
-        found = probe()
+        try:
+            found = probe()
+        except Exception as error:  # a check that cannot be made has failed
+            found = failed(error)
         yield Check(name, found.ok, level, found.detail, found.fix)
 
 
@@ -80,6 +90,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     """(name, level, probe) of each check."""
     user_level = "extra" if has_sys_admin() else "basic"
     yield "kernel", "basic", kernel
+    yield "surroundings", "extra", surroundings
     yield "privilege", "extra", privilege
     yield "user namespace settings", user_level, user_namespace_settings
     for call in SYSTEM_CALLS:
@@ -125,16 +136,35 @@ def kernel() -> Finding:
 
 def has_sys_admin() -> bool:
     """Whether this process holds CAP_SYS_ADMIN in its user namespace."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.M)
-    return match is not None and bool(int(match[1], 16) >> CAP_SYS_ADMIN & 1)
+    return Caller.current().privileged
+
+
+def surroundings() -> Finding:
+    """Whether this is a container, a sandbox, a user namespace."""
+    around = Surroundings.current()
+    if around.unread:
+        return Finding(False, around.words(), "mount -t proc proc /proc")
+    return Finding(None, around.words())
 
 
 def privilege() -> Finding:
     """Who runs this, and what follows."""
     uid = os.geteuid()
-    if has_sys_admin():
-        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: a range of ids for its sandboxes")
-    return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
+    if not has_sys_admin():
+        return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
+    if Surroundings.current().in_user_namespace:
+        follows = "in a user namespace alone: its sandboxes have the ids that are there"
+        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN, {follows}")
+    if not has_range():
+        follows = "without CAP_CHOWN, CAP_SETUID or CAP_SETGID: its sandboxes have its own ids"
+        return Finding(None, f"uid {uid} with CAP_SYS_ADMIN, {follows}")
+    return Finding(None, f"uid {uid} with CAP_SYS_ADMIN: a range of ids for its sandboxes")
+
+
+def has_range() -> bool:
+    """Whether the sandboxes of this process have a range of ids of their own."""
+    caller = Caller.current()
+    return caller.initial_user_namespace and caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
 
 
 def user_namespace_settings() -> Finding:
@@ -186,15 +216,16 @@ def system_call(name: str) -> Finding:
     code = ctypes.get_errno()
     if code == errno.EINVAL:
         return Finding(True, "there")
-    return Finding(
-        False,
-        f"{os.strerror(code)} ({errno.errorcode.get(code, code)})",
-        "use a newer kernel or, in a container, a seccomp profile that lets it through",
-    )
+    fix = "use a newer kernel"
+    if code in REFUSED and Surroundings.current().confined:
+        fix = OUT_OF_A_FILTER
+    return Finding(False, f"{os.strerror(code)} ({errno.errorcode.get(code, code)})", fix)
 
 
 def mount_tables() -> Finding:
     """What each start copies of the mounts."""
+    if not system_call("open_tree").ok:
+        return Finding(None, "not known: open_tree() is refused")
     mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
     if Caller.current().tree_namespaces:
         return Finding(
@@ -202,7 +233,8 @@ def mount_tables() -> Finding:
             "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
             f"overlay, files or the host's root it copies the {mounts} mounts here, a Template few",
         )
-    why = "this kernel" if not _core.has_tree_namespaces() else "this caller"
+    able = not has_range() or _core.has_tree_namespaces()  # others are not told
+    why = "this caller" if able else "this kernel"
     return Finding(
         None,
         f"a direct start copies the {mounts} mounts here, a Template only its own few; {why} has "
@@ -266,12 +298,26 @@ def _is_device(path: Path) -> bool:
 
 def id_ranges() -> Finding:
     """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
-    if os.geteuid() == 0:
+    around = Surroundings.current()
+    maps = around.capabilities & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
+    if around.in_user_namespace and min(around.uids, around.gids) <= 1:
+        return Finding(None, "this user namespace has one id: there is no range to be mapped")
+    if around.in_user_namespace and maps:
+        return Finding(None, f"the {around.uids} ids of this user namespace, without newuidmap")
+    if os.geteuid() == 0 and maps:
+        if not has_range():
+            return Finding(None, "root maps any id without newuidmap")
         from fastns import _userns
 
         uid, gid, size = _userns.range_of_root()
         ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
         return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
+    if around.no_new_privileges:
+        return Finding(
+            False,
+            "newuidmap gains no rights under no_new_privileges",
+            "start this process without it",
+        )
     missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
     if missing:
         return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
@@ -346,7 +392,7 @@ def filters() -> Finding:
     try:
         size = len(seccomp.build(seccomp.DEFAULT)) // 8
     except fastns.SpecError as error:
-        return Finding(False, str(error), "install libseccomp (Debian: libseccomp2)")
+        return failed(error)
     return Finding(True, f"{size} instructions, by libseccomp")
 
 
@@ -393,18 +439,38 @@ def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
     try:
         done = run([program])
     except fastns.FastnsError as error:
-        return Finding(False, str(error), getattr(error, "hint", None))
+        return failed(error)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         return Finding(False, f"`true` ended with {done.returncode} {said}".rstrip())
     return Finding(True, f"works ({done.wall_time * 1000:.1f} ms)")
 
 
+def failed(error: Exception) -> Finding:
+    """What an exception says, and what helps here."""
+    import fastns
+
+    detail = str(error) if isinstance(error, fastns.FastnsError | OSError) else repr(error)
+    fix = getattr(error, "hint", None)
+    if isinstance(error, fastns.SpecError) and error.field == "seccomp":
+        fix = "install libseccomp (Debian: libseccomp2)"
+    elif isinstance(error, fastns.SpawnError) and error.errno in REFUSED:
+        around = Surroundings.current()
+        if error.stage == "id_map" and around.cannot_map_root:
+            fix = TO_MAP_ROOT
+        elif error.stage not in ("exec", "chdir") and around.confined:
+            fix = OUT_OF_A_FILTER
+    if fix is not None:  # the doctor sends nobody to the doctor
+        fix = "; ".join(part for part in fix.split("; ") if "fastns doctor" not in part) or None
+    return Finding(False, detail, fix)
+
+
 def only(*spaces: str) -> dict[str, Any]:
     """Fields of a Spec in which these namespaces alone are new."""
     modes = {name: "new" if name in spaces else "host" for name in NAMESPACES}
     del modes["network"]
-    return {"namespaces": modes, "network": "none" if "network" in spaces else "host"}
+    network = "none" if "network" in spaces else "host"
+    return {"namespaces": modes, "network": network, "seccomp": "unconfined"}
 
 
 def namespace(space: str) -> Finding:
@@ -424,20 +490,20 @@ def proc_inside() -> Finding:
 
 
 def idmapped_mounts() -> Finding:
-    """Whether a root on the file system of / keeps its owners in a sandbox of root's, whose user
+    """Whether what lies on the file system of / keeps its owners in a sandbox of root's, whose user
     namespace has ids of its own."""
-    import fastns
+    from fastns import _owners, _userns
 
-    if fastns.compile(fastns.Spec()).ids is None:
+    if not has_range():
         return Finding(None, "for root alone: others have their own id in their sandboxes")
-    options = ["bind", "ro", "idmap"]
-    found = attempt(mounts=[fastns.Mount("/tmp/root", source="/", options=options)])
-    if found.ok:
-        return Finding(True, "on the file system of /")
+    why = _owners.plain("/", False, _userns.range_of_root())
+    if why is None:
+        return Finding(True, "on the file system of /: roots and binds keep their owners")
     return Finding(
         False,
-        f"/: {found.detail}",
-        "put roots on ext4, xfs, btrfs or tmpfs (Linux 6.3), or give namespaces={'user': 'host'}",
+        f"{why}, so binds of / are plain: root's files there are nobody's inside",
+        "put roots and volumes on ext4, xfs, btrfs or tmpfs (Linux 6.3), or give "
+        "namespaces={'user': 'host'}",
     )
 
 
@@ -454,4 +520,4 @@ def overlay() -> Finding:
             elif host.is_dir():
                 Path(root, name).mkdir()
                 mounts.append(fastns.Mount(str(host), source=str(host), options=["rbind", "ro"]))
-        return attempt(rootfs=root, overlay=True, mounts=mounts)
+        return attempt(rootfs=root, overlay=True, mounts=mounts, seccomp="unconfined")

@@ -172,7 +172,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
     ("mount", _errno.EOVERFLOW, None): (
         "the target is missing in a tree that shows other owners (idmap), where this process is "
-        "nobody: make it there beforehand"
+        "nobody: make it there beforehand, or give a bind that it lies in noidmap"
     ),
     ("mount", _errno.EROFS, None): (
         "the target cannot be made in a read-only root: make it there beforehand, or use "

@@ -34,7 +34,7 @@ class ParsedOptions:
     recursive: bool = False
     propagation: int = 0
     mkdir: bool = False
-    idmap: bool = False
+    idmap: bool | None = None  # None: where the file system can
 
 
 @record(frozen=True)
@@ -117,7 +117,7 @@ def names(type: str) -> list[str]:
     """What may be given for a type, as a person would write it."""
     found = [*FLAGS, "X-mount.mkdir"]
     if type == "bind":
-        found += ["bind", "rbind", "idmap", *PROPAGATIONS]
+        found += ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS]
     found += [n if pattern is None else f"{n}=" for n, pattern in DATA.get(type, {}).items()]
     return found
 
@@ -128,7 +128,8 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
     Raises: SpecError, field "mounts.options", for an unknown or contradictory option.
     """
     ms_flags = attr_set = attr_clr = propagation = 0
-    recursive = mkdir = idmap = False
+    recursive = mkdir = False
+    idmap: bool | None = None
     data: list[str] = []
     seen: dict[str, str] = {}
     for option in options:
@@ -146,8 +147,8 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             attr_clr |= flag.attr_clr
         elif option in MKDIR:
             group, mkdir = "mkdir", True
-        elif type == "bind" and option == "idmap":
-            group, idmap = "idmap", True
+        elif type == "bind" and option in ("idmap", "noidmap"):
+            group, idmap = "idmap", option == "idmap"
         elif type == "bind" and option in ("bind", "rbind"):
             group, recursive = "bind", option == "rbind"
         elif type == "bind" and option in PROPAGATIONS:

@@ -123,8 +123,11 @@ class Mount:
         destination: absolute path inside. type: one of mount_options.TYPES.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir makes a missing destination; idmap has a bind keep its owners in the
-            range of ids of root's sandboxes. A bind's device files cannot be opened but with dev.
+            X-mount.mkdir makes a missing destination. In root's sandboxes, which have ids of their
+            own, a bind keeps its owners (an idmapped mount): root's files are uid 0's inside. Where
+            its file system, or one mounted below it, cannot do that, or where X-mount.mkdir makes a
+            target in it, it is plain: they are nobody's. idmap makes that an error, noidmap makes a
+            bind plain. A bind's device files cannot be opened but with dev.
     """
 
     destination: str

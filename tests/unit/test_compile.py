@@ -527,7 +527,8 @@ def test_a_mount_carries_its_options() -> None:
         ROOT,
         "bind",
     )
-    assert bind.how == _core.HOW_RECURSIVE | _core.HOW_SLAVE
+    kept = _core.HOW_IDMAP | _core.HOW_OPTIONAL
+    assert bind.how == _core.HOW_RECURSIVE | _core.HOW_SLAVE | kept
     assert (bind.flags, bind.arg) == (1 | 4, 8)  # set read-only and nodev, clear noexec
 
 
@@ -643,10 +644,31 @@ def test_owners_in_options_are_those_inside() -> None:
 
 
 def test_a_bind_shows_other_owners_where_it_says_so() -> None:
-    for options, how in (([], 0), (["idmap"], _core.HOW_IDMAP)):
+    """By default where the kernel can; what the spec does not give is the host's."""
+    may = _core.HOW_IDMAP | _core.HOW_OPTIONAL
+    for options, how in (([], may), (["idmap"], _core.HOW_IDMAP), (["noidmap"], 0)):
         spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
         assert one(spec, ROOT, "bind").how == how
-        assert one(spec, USER, "bind").how == 0  # it is the caller's there in any case
+        hosts = Spec(**{**vars(spec), **HOSTS_IDS})
+        for same, caller in ((spec, USER), (hosts, ROOT)):
+            assert one(same, caller, "bind").how == 0  # it is the caller's there in any case
+    for fields in ({"namespaces": {"pid": "host"}}, {"network": "host"}, {"files": {"/a": "x"}}):
+        for op in compiled(Spec(rootfs="/r", **fields), ROOT).ops:  # type: ignore[arg-type]
+            assert not op.how & _core.HOW_IDMAP or op.code == "root_tree", op
+
+
+def test_a_bind_is_plain_where_a_target_is_made_in_it() -> None:
+    made = {"options": ["X-mount.mkdir"]}
+    a, b = Mount("/a", source="/s"), Mount("/a/b", source="/s")
+    below = Mount("/a/b/c", "tmpfs", **made)  # type: ignore[arg-type]
+    for mounts, plain in (
+        ([a, b], []),
+        ([a, below], ["/a"]),
+        ([a, b, below], ["/a/b"]),
+        ([a, Mount("/ab/c", source="/s", **made)], []),  # type: ignore[arg-type]
+    ):
+        binds = compiled(Spec(rootfs="/r", mounts=mounts), ROOT).binds
+        assert [at for at, _, _, why in binds if why] == plain
 
 
 @pytest.mark.parametrize(

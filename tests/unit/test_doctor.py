@@ -17,6 +17,7 @@ import pytest
 
 import fastns
 from fastns import SpawnError, Spec, doctor
+from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
 from fastns.cli.doctor import _print_lines
 from fastns.doctor import Check, Finding
@@ -258,3 +259,71 @@ def test_python_m_fastns_is_the_same_program() -> None:
     command = [sys.executable, "-m", "fastns", "doctor", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: fastns doctor")
+
+
+STATUS = "CapEff:\t{caps:016x}\nNoNewPrivs:\t{nnp}\nSeccomp:\t{mode}\nSeccomp_filters:\t{mode}\n"
+HOSTS = "         0          0 4294967295\n"
+
+
+def around(
+    monkeypatch: pytest.MonkeyPatch,
+    uid_map: str = HOSTS,
+    mode: int = 0,
+    nnp: int = 0,
+    caps: int = 0,
+) -> Surroundings:
+    files = {
+        "status": STATUS.format(caps=caps, nnp=nnp, mode=mode),
+        "uid_map": uid_map,
+        "gid_map": uid_map,
+        "attr/current": "unconfined\n",
+    }
+    monkeypatch.setattr("fastns._surroundings._read", files.__getitem__)
+    return Surroundings.current()
+
+
+def test_what_is_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert around(monkeypatch).words() == "the host's ids, no filter of system calls"
+    found = around(monkeypatch, "0 100000 1000\n1000 5 1\n", 2, 1, 1 << 7)
+    assert found == Surroundings(True, True, 1 << 7, 1001, 1001)
+    assert found.words() == (
+        "a container or a sandbox: a user namespace with 1001 ids, a filter of system calls, "
+        "no_new_privileges"
+    )
+    monkeypatch.undo()
+    assert around(monkeypatch, "").words() == "a user namespace with 0 ids"
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "nnp", "caps", "detail"),
+    [
+        ("0 1000 1\n", 0, 0xC0, "this user namespace has one id: there is no range to be mapped"),
+        ("0 1000 500\n", 0, 0xC0, "the 500 ids of this user namespace, without newuidmap"),
+        ("0 1000 500\n", 1, 0, "newuidmap gains no rights under no_new_privileges"),
+        (HOSTS, 1, 0, "newuidmap gains no rights under no_new_privileges"),
+    ],
+)
+def test_id_ranges_by_what_is_around(
+    monkeypatch: pytest.MonkeyPatch, uid_map: str, nnp: int, caps: int, detail: str
+) -> None:
+    around(monkeypatch, uid_map, 0, nnp, caps)
+    assert doctor.id_ranges().detail == detail
+
+
+def test_no_fix_sends_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    around(monkeypatch)
+    fix = doctor.failed(SpawnError("clone", errno.EPERM)).fix or ""
+    assert "unprivileged_userns_clone=1" in fix
+    assert "doctor" not in fix
+    around(monkeypatch, mode=2)
+    assert doctor.failed(SpawnError("clone", errno.EPERM)).fix == OUT_OF_A_FILTER
+    assert doctor.failed(SpawnError("exec", errno.EACCES)).fix != OUT_OF_A_FILTER
+    assert doctor.failed(SpawnError("clone", errno.ENOSPC)).fix != OUT_OF_A_FILTER
+
+
+def test_a_check_that_raises_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Finding:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(doctor, "_probes", lambda: [("a", "basic", broken)])
+    assert list(doctor.examine()) == [Check("a", False, "basic", "ValueError('odd')", None)]

@@ -147,7 +147,13 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     switch("--chroot", help="change the root with chroot instead of pivot_root")
 
     group = parser.add_argument_group("what is in it")
-    mount("-v", "--volume", metavar="SRC:DST[:ro,idmap,dev]", help="bind a host file or directory")
+    mount(
+        "-v",
+        "--volume",
+        metavar="SRC:DST[:ro,noidmap,dev]",
+        help="bind a host file or directory. Started by root, owners are kept where the file "
+        "system can (idmap: or fail); noidmap keeps what is root's alone out of reach",
+    )
     mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
     mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
     value("--tmpfs-size", metavar="BYTES", help="of /tmp and each tmpfs without a size=")

@@ -44,13 +44,15 @@ def _print_json(found: Iterable[Check]) -> list[Check]:
 
 def _print_lines(found: Iterable[Check]) -> list[Check]:
     marks = MARKS if _prints_unicode() else ASCII_MARKS
-    checks = []
+    checks: list[Check] = []
+    last = None
     for check in found:
         checks.append(check)
         extra = " (extra)" if check.ok is False and check.level == "extra" else ""
         say(f"{marks[check.ok]} {check.name:<{NAME_WIDTH}} {check.detail}{extra}")
         if check.ok is False and check.fix:
-            say(f"  fix: {check.fix}")
+            say("  fix: the same" if check.fix == last else f"  fix: {check.fix}")
+            last = check.fix
     return checks
 
 
