@@ -198,7 +198,7 @@ int fns_server_pool(const struct fns_process *server, int connection, struct fns
 int fns_server_park(int connection);
 
 /* Writes the id maps of `pid` from outside, as plan->id_map says. */
-int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *error);
+int fns_write_id_maps(const struct fns_plan *plan, int pid, uint64_t end, struct fns_error *error);
 
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
 int fns_end_fd(const struct fns_process *process);

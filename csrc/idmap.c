@@ -3,9 +3,10 @@
  * A process with CAP_SETUID writes the files itself. Others ask newuidmap and newgidmap, which check
  * /etc/subuid and /etc/subgid. The plan says which; neither stands in for the other.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <spawn.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,44 +30,109 @@ int fns_write_map(int pid, const char *file, const char *map)
     return ret;
 }
 
+/* 1: it was written; 0: it is empty; -errno. */
 static int has_map(int pid, const char *file)
 {
     char path[64], byte;
     snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    int found = fd >= 0 && read(fd, &byte, 1) == 1;
-    if (fd >= 0)
-        close(fd);
-    return found;
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, &byte, 1);
+    int ret = n < 0 ? -errno : (int)n;
+    close(fd);
+    return ret;
+}
+
+/* Where `program` may be, by PATH, with NULL at the end; one block to be freed. */
+static char **places_of(const char *program)
+{
+    const char *path = getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin";
+    size_t n = 2, length = strlen(program);
+    for (const char *at = path; *at; at++)
+        n += *at == ':';
+    char **places = malloc(n * (sizeof *places + length + 2) + strlen(path)), **place = places;
+    char *text = (char *)(places + n);
+    while (places && *path) {
+        size_t size = strcspn(path, ":");
+        if (size) { /* an empty one would be the working directory */
+            *place++ = text;
+            text += sprintf(text, "%.*s/%s", (int)size, path, program) + 1;
+        }
+        path += size + (path[size] == ':');
+    }
+    if (places)
+        *place = NULL;
+    return places;
+}
+
+/* Waits for the end of a program: 0; -EPERM: it failed; -ECANCELED: it was killed; -ETIME: its time is
+ * over; -EINTR: the caller gives up; -errno. It is gone then. */
+static int await_program(int pidfd, uint64_t end)
+{
+    uint64_t next = 0, now;
+    int ret = 0, ready = 0;
+    while (ret == 0 && ready == 0) {
+        struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+        int ms = FNS_LOOK_NS / 1000000;
+        now = fns_now();
+        if (end && now >= end)
+            ret = -ETIME;
+        else if (end && end - now < FNS_LOOK_NS)
+            ms = (int)((end - now) / 1000000) + 1;
+        if (ret == 0 && (ready = poll(&fd, 1, ms)) < 0 && errno != EINTR)
+            ret = -errno;
+        else if (ret == 0 && ready <= 0 && fns_interrupted(&next, ready < 0))
+            ret = -EINTR;
+        if (ready < 0)
+            ready = 0;
+    }
+    siginfo_t info = {.si_code = CLD_EXITED};
+    if (ret == 0 && waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0 && errno != ECHILD)
+        ret = -errno; /* ECHILD: the caller ignores SIGCHLD, and the status is lost */
+    if (ret < 0) {
+        fns_discard(pidfd);
+        return ret;
+    }
+    close(pidfd);
+    if (info.si_code != CLD_EXITED)
+        return -ECANCELED;
+    return info.si_status ? -EPERM : 0; /* it has said why on stderr */
 }
 
 /* Runs `program pid inside outside count ...`, which is to write `file`, and waits for it alone. */
-static int run_program(const char *program, int pid, const char *file, const char *map)
+static int run_program(const char *program, int pid, const char *file, const char *map,
+                       uint64_t end)
 {
-    char pid_text[16], *copy = strdup(map), *save = NULL;
+    static const struct fns_plan nothing;
+    char pid_text[16], *copy = strdup(map), *save = NULL, **places = places_of(program);
     size_t n = 0, max = strlen(map) / 2 + 4;
     char **argv = calloc(max, sizeof *argv);
-    int ret = copy && argv ? 0 : -ENOMEM, status = 0;
+    int ret = copy && argv && places ? 0 : -ENOMEM, pidfd = -1;
     if (ret == 0) {
         snprintf(pid_text, sizeof pid_text, "%d", pid);
         argv[n++] = (char *)program;
         argv[n++] = pid_text;
         for (char *word = strtok_r(copy, " \n", &save); word; word = strtok_r(NULL, " \n", &save))
             argv[n++] = word;
-        pid_t child;
-        ret = -posix_spawnp(&child, program, NULL, NULL, argv, environ);
-        while (ret == 0 && waitpid(child, &status, 0) < 0)
-            if (errno != EINTR)
-                break; /* ECHILD: the caller ignores SIGCHLD, and the status is lost */
-        if (ret == 0 && (status != 0 || !has_map(pid, file)))
-            ret = -EPERM; /* it has said why on stderr */
+        const struct fns_args args = {
+            .argv = argv, .envp = environ, .paths = places, .stdio = {-1, -1, -1}};
+        struct fns_child child = FNS_CHILD(&nothing, &args, -1, -1);
+        struct fns_error error;
+        long started = fns_run_child(&child, 0, end, &pidfd, &error);
+        ret = started < 0 ? (int)started : await_program(pidfd, end);
     }
+    if (ret == 0) {
+        ret = has_map(pid, file);
+        ret = ret == 0 ? -EPERM : ret < 0 ? ret : 0;
+    }
+    free(places);
     free(argv);
     free(copy);
     return ret;
 }
 
-int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *error)
+int fns_write_id_maps(const struct fns_plan *plan, int pid, uint64_t end, struct fns_error *error)
 {
     const char *uid_map = plan->strings + plan->uid_map, *gid_map = plan->strings + plan->gid_map;
     int ret;
@@ -75,9 +141,9 @@ int fns_write_id_maps(const struct fns_plan *plan, int pid, struct fns_error *er
         if (ret == 0)
             ret = fns_write_map(pid, "uid_map", uid_map);
     } else {
-        ret = run_program("newgidmap", pid, "gid_map", gid_map);
+        ret = run_program("newgidmap", pid, "gid_map", gid_map, end);
         if (ret == 0)
-            ret = run_program("newuidmap", pid, "uid_map", uid_map);
+            ret = run_program("newuidmap", pid, "uid_map", uid_map, end);
     }
     return ret < 0 ? fns_set_error(error, FNS_STAGE_ID_MAP, -1, ret) : 0;
 }

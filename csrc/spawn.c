@@ -1,10 +1,11 @@
 /* Starting a sandbox: stacks, the signal mask, the clone. Runs in the parent, without the GIL.
  *
- * The clone shares memory with the child (CLONE_VM) and sleeps until the child has executed or ended
- * (CLONE_VFORK), so that its cost does not grow with the caller's memory. What makes that safe: the
- * child has a stack of its own with a guard page; all signals are blocked from before the clone to
- * after it, and the child sets every handler to default before it unblocks them, so no handler of
- * the caller ever runs in the child; the child makes raw system calls only (child.c).
+ * The clone shares memory with the child (CLONE_VM), so that its cost does not grow with the caller's,
+ * and the parent sleeps until the child has executed or ended. What makes that safe: the child has a
+ * stack of its own with a guard page; it starts with all signals blocked and sets every handler to
+ * default before it unblocks them, so no handler of the caller ever runs in the child; the child makes
+ * raw system calls only (child.c). Not CLONE_VFORK: nothing wakes that sleep, no time limit and no
+ * Ctrl-C, while the child is stopped or waits for a file system.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -61,7 +62,9 @@ static void give_stack(char *stack)
 /* Whether clone3 answered ENOSYS: once is enough (old kernel, or a filter around this process). */
 static atomic_int no_clone3;
 
-static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child *child)
+/* `here`: 1; the kernel makes it 0, and wakes who waits for that, when the child has left this memory. */
+static long clone_any(uint64_t flags, char *stack, int *pidfd, volatile uint32_t *here,
+                      struct fns_child *child)
 {
     int into = (int)child->args->clone_into;
     long ret = -ENOSYS;
@@ -69,6 +72,7 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
         struct fns_clone_args args = {
             .flags = flags,
             .pidfd = (uintptr_t)pidfd,
+            .child_tid = (uintptr_t)here,
             .exit_signal = FNS_SIGCHLD,
             .stack = (uintptr_t)stack,
             .stack_size = STACK_SIZE,
@@ -90,7 +94,8 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, struct fns_child 
     if (!(flags & FNS_CLONE_NEWTIME))
         ret =
             fns_sys_clone_call(__NR_clone, (long)(flags | FNS_SIGCHLD), (long)(stack + STACK_SIZE),
-                               (long)pidfd, 0, 0, fns_child_main, child);
+                               (long)pidfd, FNS_CLONE_TLS_LAST ? (long)here : 0,
+                               FNS_CLONE_TLS_LAST ? 0 : (long)here, fns_child_main, child);
     return ret;
 }
 
@@ -108,18 +113,44 @@ void fns_restore_signals(uint64_t before)
         result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
 }
 
-long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd)
+/* Until the child has left this memory. It is killed when its time is over (-ETIME) or the caller gives
+ * it up (-EINTR), and waited for even then. */
+static int await_leaving(volatile uint32_t *here, int pidfd, uint64_t end)
 {
+    uint64_t next = 0;
+    int ret = 0;
+    while (__atomic_load_n(here, __ATOMIC_ACQUIRE)) {
+        uint64_t now = end ? fns_now() : 0, left = FNS_LOOK_NS;
+        if (end && ret == 0)
+            left = now >= end ? 0 : end - now < left ? end - now : left;
+        const struct timespec time = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
+        long waited = fns_sys4(__NR_futex, here, 0 /* FUTEX_WAIT */, 1, &time);
+        if (ret == 0 && end && now >= end)
+            ret = -ETIME;
+        if (ret == 0 && fns_interrupted(&next, waited == -EINTR))
+            ret = -EINTR;
+        if (ret < 0)
+            fns_kill_by(pidfd);
+    }
+    return ret;
+}
+
+/* The pid of a child that has executed or ended; -errno. */
+static long clone_child(struct fns_child *child, uint64_t namespaces, uint64_t end, int *pidfd,
+                        int *gave_up)
+{
+    volatile uint32_t here = 1;
     uint64_t before;
     char *stack = take_stack();
     if (!stack)
         return -ENOMEM;
     long pid = fns_block_signals(&before);
     if (pid >= 0) {
-        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_VFORK | FNS_CLONE_PIDFD | namespaces,
-                        stack + GUARD_SIZE, pidfd, child);
+        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD | namespaces,
+                        stack + GUARD_SIZE, pidfd, &here, child);
         fns_restore_signals(before);
     }
+    *gave_up = pid < 0 ? 0 : await_leaving(&here, *pidfd, end);
     give_stack(stack);
     return pid;
 }
@@ -142,16 +173,19 @@ void fns_discard(int pidfd)
     close(pidfd);
 }
 
-long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
+long fns_run_child(struct fns_child *child, uint64_t namespaces, uint64_t end, int *pidfd,
                    struct fns_error *error)
 {
-    long pid = fns_clone_child(child, namespaces, pidfd);
+    int gave_up;
+    long pid = clone_child(child, namespaces, end, pidfd, &gave_up);
     if (pid < 0)
         return fns_set_error(error, FNS_STAGE_CLONE, -1, (int)pid);
-    if (child->progress == FNS_PROGRESS_EXEC)
+    if (gave_up == 0 && child->progress == FNS_PROGRESS_EXEC)
         return pid;
     fns_discard(*pidfd);
     *pidfd = -1;
+    if (gave_up < 0)
+        return fns_set_error(error, FNS_STAGE_CLONE, -1, gave_up);
     *error = child->error;
     if (child->progress == FNS_PROGRESS_SETUP) { /* no error recorded: killed on the way */
         fns_set_error(error, FNS_STAGE_CLONE, -1, ECANCELED);
@@ -344,10 +378,12 @@ static int spawn_direct(const struct fns_plan *plan, const struct fns_args *args
         fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     } else {
         struct fns_child child = FNS_CHILD(plan, &exec_args, fds[1], fds[0]);
-        long pid = fns_run_child(&child, plan->clone_flags, &pidfd, error);
+        long pid =
+            fns_run_child(&child, plan->clone_flags, fns_end_of(process, time_ns), &pidfd, error);
         process->pid = (int)pid;
         process->pidfd = pidfd;
         ret = pid < 0 ? (int)pid : 0;
+        process->late = ret == -ETIME;
     }
     for (int i = 0; i < 2; i++)
         if (fds[i] >= 0)

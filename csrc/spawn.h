@@ -5,13 +5,18 @@
 #include "child.h"
 #include "fastns.h"
 
-/* Starts fns_child_main(child) by a vfork-style clone on a stack of its own; returns when the child
- * has executed or ended: the pid, or -errno. `namespaces`: CLONE_NEW*. */
-FNS_CHECKED long fns_clone_child(struct fns_child *child, uint64_t namespaces, int *pidfd);
+/* Starts fns_child_main(child) by a clone that shares memory, on a stack of its own; returns when the
+ * child has executed: the pid, or -errno and `error`, and the child is discarded. `namespaces`:
+ * CLONE_NEW*. `end`: when to give it up, as fns_now() has it, with -ETIME; 0: never. -EINTR: the caller
+ * gives it up. */
+FNS_CHECKED long fns_run_child(struct fns_child *child, uint64_t namespaces, uint64_t end,
+                               int *pidfd, struct fns_error *error);
 
-/* The same, and a child that has failed is discarded: the pid, or -errno and `error`. */
-FNS_CHECKED long fns_run_child(struct fns_child *child, uint64_t namespaces, int *pidfd,
-                               struct fns_error *error);
+/* When a start is over that may take `time_ns`; 0: never. */
+static inline uint64_t fns_end_of(const struct fns_process *process, uint64_t time_ns)
+{
+    return time_ns ? process->start + time_ns : 0;
+}
 
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread

@@ -52,13 +52,13 @@ struct line {
     int helper; /* its pidfd */
 };
 
-static int answer(const struct fns_plan *plan, const struct line *line, int pid,
+static int answer(const struct fns_plan *plan, const struct line *line, int pid, uint64_t end,
                   struct fns_error *error)
 {
     struct fns_message go = {.kind = FNS_MESSAGE_GO};
     int ret = 0;
     if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP)
-        ret = fns_write_id_maps(plan, pid, error);
+        ret = fns_write_id_maps(plan, pid, end, error);
     if (ret == 0 && send(line->near, &go, sizeof go, MSG_NOSIGNAL) < 0)
         ret = fns_set_error(error, FNS_STAGE_HELPER, -1, errno);
     return ret;
@@ -67,8 +67,8 @@ static int answer(const struct fns_plan *plan, const struct line *line, int pid,
 enum taken { TAKEN_ONE, TAKEN_NONE, TAKEN_RUNNING };
 
 /* Acts on the next message. One of enum taken, or -errno and `error`. */
-static int take(const struct fns_plan *plan, const struct line *line, struct fns_process *process,
-                struct fns_error *error)
+static int take(const struct fns_plan *plan, const struct line *line, uint64_t time_ns,
+                struct fns_process *process, struct fns_error *error)
 {
     struct fns_message message;
     int fd, ret = receive(line->near, &message, &fd);
@@ -80,7 +80,9 @@ static int take(const struct fns_plan *plan, const struct line *line, struct fns
         process->pidfd = fd;
         if (fd < 0) /* the kernel drops an fd that finds no place */
             return fns_set_error(error, FNS_STAGE_HELPER, -1, EMFILE);
-        return answer(plan, line, process->pid, error);
+        ret = answer(plan, line, process->pid, fns_end_of(process, time_ns), error);
+        process->late = ret == -ETIME;
+        return ret;
     case FNS_MESSAGE_RUNNING: return TAKEN_RUNNING;
     case FNS_MESSAGE_FAILED: fns_believe_error(plan, &message.error, error); return TAKEN_ONE;
     case FNS_MESSAGE_EXITED: /* a short command may end before its RUNNING is read */
@@ -128,7 +130,7 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
 {
     int ended = 0, ret;
     uint64_t next = 0;
-    while ((ret = take(plan, line, process, error)) != TAKEN_RUNNING) {
+    while ((ret = take(plan, line, time_ns, process, error)) != TAKEN_RUNNING) {
         if (ret < 0)
             return ret;
         /* A sandbox may fail before the helper has told of it: both are waited for. */
@@ -160,7 +162,7 @@ static int converse(const struct fns_plan *plan, const struct line *line, uint64
     ret = fns_executed(line->far, process, time_ns);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    ret = take(plan, line, process, error);
+    ret = take(plan, line, time_ns, process, error);
     return ret < 0 ? ret : -error->err;
 }
 
@@ -199,7 +201,7 @@ static void discard_sandbox(int request, struct fns_process *process)
 
 /* Clones the helper; `fds`: control socket's far end, request, program, user namespace (0: none). 0
  * and its pidfd, or -errno. */
-static int start_helper(const struct fns_args *args, const int fds[4], int *pidfd,
+static int start_helper(const struct fns_args *args, const int fds[4], uint64_t end, int *pidfd,
                         struct fns_error *error)
 {
     char control[12], request[12];
@@ -214,7 +216,7 @@ static int start_helper(const struct fns_args *args, const int fds[4], int *pidf
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     struct fns_child child = FNS_CHILD(&nothing, &helper_args, fds[2], -1);
-    ret = fns_run_child(&child, 0, pidfd, error) < 0 ? -error->err : 0;
+    ret = fns_run_child(&child, 0, end, pidfd, error) < 0 ? -error->err : 0;
     free((void *)helper_args.keep);
     return ret;
 }
@@ -232,20 +234,21 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, u
     fds[1] = fns_request_file(plan, args);
     fds[2] = fds[1] < 0 ? fds[1] : fns_program_file(FNS_PROGRAM_HELPER);
     ret = fds[2] < 0 ? fns_set_error(error, FNS_STAGE_HELPER, -1, fds[2])
-                     : start_helper(args, fds, &helper, error);
+                     : start_helper(args, fds, fns_end_of(process, time_ns), &helper, error);
+    process->late = ret == -ETIME;
     if (ret == 0) {
         const struct line line = {.near = pair[0], .far = fds[0], .helper = helper};
         ret = converse(plan, &line, time_ns, process, error);
         if (ret < 0)
             shutdown(pair[0], SHUT_RDWR); /* a sandbox that still waits for GO quits */
         fns_discard(helper);
-        if (ret < 0)
-            discard_sandbox(fds[1], process);
         /* A server's sandboxes have its program as /proc/self/exe until they execute: one file for
          * all of them, to be left messages on. Without an x bit not even root can execute it. */
         if (ret == 0 && (plan->options & FNS_PLAN_SERVER))
             fchmod(fds[2], 0);
     }
+    if (ret < 0) /* also of a helper that was given up as it began */
+        discard_sandbox(fds[1], process);
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)
             close(fds[i]);

@@ -44,6 +44,7 @@ PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cg
 START_MEMORY = 512 << 10
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
+CHECK = "check"  # a leaf in which each setting is tried once
 OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # what is made there: <pid>-<random>
 ATTEMPTS = 100  # each is lost only to a sweep that comes between two system calls
 UNIFIED = "cgroup2"
@@ -539,15 +540,15 @@ class Cgroups:
     def _check(self, plan: CgroupPlan) -> None:
         """Writes each setting once, so that one the kernel refuses is named here."""
         for index, directory in enumerate(self.directories):
-            leaf = f"{directory}/check"
+            leaf = f"{directory}/{CHECK}"
             with _failing(leaf):
                 os.mkdir(leaf)
-            try:
-                for number, *setting in plan.settings:
-                    if number == index:
-                        _set(leaf, *setting)
-            finally:
-                os.rmdir(leaf)
+                try:
+                    for number, *setting in plan.settings:
+                        if number == index:
+                            _set(leaf, *setting)
+                finally:
+                    os.rmdir(leaf)
 
     def close(self) -> None:
         """Removes them, but for those of a process that has forked into this one."""
@@ -558,6 +559,7 @@ class Cgroups:
                 self.pool.remove(PATIENCE_MS)
             end = time.monotonic() + PATIENCE_MS / 1000
             for directory in self.directories:
+                _remove_empty(f"{directory}/{CHECK}", end)  # of a check that could not
                 if not _remove_empty(directory, end):
                     _left.append(directory)
         self.directories = []
@@ -583,16 +585,25 @@ def _make_locked(directory: str) -> int:
     that was left behind, and remove it: it is made again then."""
     for _ in range(ATTEMPTS):
         os.mkdir(directory, 0o700)  # who can open it can hold its lock, and keep others waiting
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                os.stat(directory)
-                return fd
-            except BaseException:
-                os.close(fd)
-                raise
+        try:
+            return _lock(directory)
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            os.rmdir(directory)
+            raise
     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+
+
+def _lock(directory: str) -> int:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.stat(directory)
+        return fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def sweep(group: str, end: float) -> None:

@@ -171,7 +171,7 @@ cdef class CgroupPool:
         self.plan.n_hierarchies = len(hierarchies)
         ret = c.fns_cgroups_open(&self.groups, &self.plan)
         if ret < 0:
-            raise OSError(-ret, os.strerror(-ret))
+            raise SpawnError("cgroup", -ret)
 
     cdef const char *text(self, text) except? NULL:
         if text is None:
@@ -278,9 +278,13 @@ cdef class _UserNamespace:
     cdef int fd
     cdef stat file
 
-    cdef bint is_there(self):
+    cdef bint is_there(self) except -1:
         cdef stat now
-        return (fstat(self.fd, &now) == 0 and now.st_ino == self.file.st_ino
+        if fstat(self.fd, &now) < 0:
+            if errno == EBADF:
+                return False
+            raise SpawnError("clone", errno)
+        return (now.st_ino == self.file.st_ino
                 and now.st_dev == self.file.st_dev)
 
 

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 
-from fastns.errors import SpecError
+from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "libseccomp.so.2"
 ACT_KILL_PROCESS = 0x80000000
-ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE = 2, 8  # enum scmp_filter_attr
+ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
 BINARY_TREE = 2
 EEXIST = 17
 UNKNOWN = -1  # __NR_SCMP_ERROR
@@ -125,6 +125,7 @@ class Filter:
             self._call("arch_remove", native())
         self._several = len(wanted) > 1
         self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
+        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # or each errno is ECANCELED
 
     def __enter__(self) -> Filter:
         return self
@@ -159,11 +160,14 @@ class Filter:
 
     def export(self) -> bytes:
         """struct sock_filter for each instruction."""
-        fd = os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC)
         try:
-            result = self._call("export_bpf", fd)
-            if result:
-                raise SpecError("seccomp", f"{os.strerror(-result)} (libseccomp)")
-            return os.pread(fd, os.fstat(fd).st_size, 0)
-        finally:
-            os.close(fd)
+            fd = os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC)
+            try:
+                if result := self._call("export_bpf", fd):
+                    raise OSError(-result, os.strerror(-result))
+                return os.pread(fd, os.fstat(fd).st_size, 0)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            assert exc.errno is not None
+            raise SpawnError("seccomp", exc.errno) from None

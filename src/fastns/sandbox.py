@@ -278,7 +278,7 @@ class Sandbox:
         """A pidfd of the sandbox's first process, for poll() and the like; -1 once reaped.
 
         Of a template's sandbox it may be opened only now, where most fds are in use.
-        Raises: OSError, EMFILE when none is left."""
+        Raises: SpawnError, EMFILE when none is left."""
         return self._process.pidfd
 
     @property

@@ -29,7 +29,7 @@ from faults import notify
 from faults.case import SIGNALS, Fault
 from faults.judge import CANNOT_FAIL, ERRNOS, MISSED, RIGHT, TYPED
 from faults.roles import Point
-from faults.slot import Slot
+from faults.slot import Slot, warm
 from faults.ways import WAYS, Setting, way_of
 from faults.worker import Who
 
@@ -79,6 +79,7 @@ class Campaign:
             for line in Path("/etc/subuid").read_text().splitlines()
             if line.startswith(f"{USER}:")
         )
+        warm(str(root))
         self.setting = Setting(str(root), str(volume), False, "", first, None)
         self.names = {number: name for name, number in notify.numbers().items()}
         self.points: dict[tuple[str, str], list[Point]] = {}
@@ -188,6 +189,7 @@ class Campaign:
                 told = time.monotonic()
                 wrong = sum(answer.get("kind", RIGHT) not in FINE for _, answer in answers)
                 print(f"  {len(answers)} of {total}, {wrong} wrong", file=sys.stderr, flush=True)
+        selector.close()
         return answers
 
 

@@ -56,7 +56,10 @@ class Slot:
         self.socket.send(json.dumps(what).encode())
 
     def hear(self) -> Any:
-        data = self.socket.recv(4 << 20)
+        try:
+            data = self.socket.recv(4 << 20)
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise EOFError
         return json.loads(data)
@@ -75,6 +78,7 @@ class Slot:
         code = 70
         try:
             self.socket.close()
+            gc.freeze()  # or a start's end would close fds of the campaign's
             os.setsid()
             _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if _libc.unshare(_NEWNS | _NEWPID | _NEWUTS | _NEWIPC) != 0:
@@ -100,7 +104,6 @@ class Slot:
         campaign = self.campaign
         setting = campaign.setting._replace(cgroup=self.cgroup)
         supervisor = Supervisor(campaign.names, setting, campaign.users)
-        warm(setting)
         while data := theirs.recv(4 << 20):
             ask = json.loads(data)
             if "end" in ask:
@@ -112,8 +115,8 @@ class Slot:
             theirs.send(json.dumps(answer).encode())
 
 
-def warm(setting: Any) -> None:
-    """Imports all that a start needs, and makes what is made once a process."""
+def warm(root: str) -> None:
+    """Imports all that a start needs, and makes what is made once a process and lasts in a fork."""
     import fastns
     import fastns._cgroups
     import fastns.batch
@@ -123,10 +126,9 @@ def warm(setting: Any) -> None:
     from fastns import _core, _userns
 
     _core.user_namespace(_userns.range_of_root())
-    fastns.compile(fastns.Spec(rootfs=setting.root, capabilities=["ALL"], memory="64m")).close()
-    fastns.compile(fastns.Spec(rootfs=setting.root)).close()
+    fastns.compile(fastns.Spec(rootfs=root, capabilities=["ALL"], memory="64m")).close()
+    fastns.compile(fastns.Spec(rootfs=root)).close()
     gc.collect()
-    gc.freeze()
 
 
 def host_namespaces() -> dict[str, str]:
