@@ -37,14 +37,7 @@ LEVELS, OPTIONS = 512, 256  # no kernel has as many
 # Filters, for which the kernel compiles code: that memory is one budget of the whole host.
 ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
 # What these put into a socket's queue of errors no memory limit counts.
-<<<<<<< HEAD
 IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
-=======
-IP_ERRORS = (
-    11,
-    26,
-)  # IP_RECVERR, IP_RECVERR_RFC4884: the C library's resolver insists on the first
->>>>>>> 5d0bf8f (A time limit and Ctrl-C end a start whose child is stopped before it executes, and newuidmap's run)
 IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
 REPORTS = (
     *(37, 65),  # SO_TIMESTAMPING, its old and its new form: the flags lie in memory
