@@ -154,8 +154,8 @@ class Filter:
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
     def sort(self) -> None:
-        """Has export() compare numbers of calls half by half, which takes it a good while. A library
-        before 2.5 does without."""
+        """Has export() compare numbers of calls half by half, which takes it three times as long.
+        A library before 2.5 does without."""
         self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
 
     def export(self) -> bytes:

@@ -144,7 +144,7 @@ RLIMIT_CORE = 4
 RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
 # What a template's server and its sandboxes call before the command, and the command may not.
 SETUP_TEXT = """
-    chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree
+    chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree openat2
     pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare
 """
 SETUP = frozenset(SETUP_TEXT.split())
@@ -240,10 +240,11 @@ def _own_filters() -> Iterable[dict[str, Any]]:
 
 
 def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """Who may not make set-id files cannot have openat2: its mode lies in memory."""
+    """Who may not make set-id files cannot have openat2, whose mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
+    yield refuse(["openat2"], ENOSYS)
     both = S_ISUID | S_ISGID
     for name, mode in MODE_AT.items():
         yield allow([name], args=[masked(mode, both, 0)])
@@ -266,7 +267,7 @@ def _fcntl() -> Iterable[dict[str, Any]]:
 
 def _core_limit() -> Iterable[dict[str, Any]]:
     """RLIMIT_CORE keeps the host's core handler from running. A program that changes it (gpg,
-    ssh-agent) is told that it did, unless it also asks for the old limit, which no filter can write."""
+    ssh-agent) is told that it did, unless it also asks for the old limit: no filter can write."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
