@@ -266,7 +266,7 @@ def _fcntl() -> Iterable[dict[str, Any]]:
 
 def _core_limit() -> Iterable[dict[str, Any]]:
     """RLIMIT_CORE keeps the host's core handler from running. A program that changes it (gpg,
-    ssh-agent) is told that it did, unless it also asks for the old limit, which no filter can write."""
+    ssh-agent) is told that it did, unless it asks for the old limit too: no filter writes that."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
