@@ -201,7 +201,8 @@ class _Compiler:
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
         # Those given: destination, source, HOW_*, and why it is plain in any case.
         self.binds: list[tuple[str, str, int, str]] = []
-        self.staged = spec.init
+        # The kernel writes an oom_score_adj to all who share the memory: not in the caller's.
+        self.staged = spec.init or caller.spared
         self.id_map = "none"
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
@@ -286,8 +287,6 @@ class _Compiler:
 
     def begin(self) -> None:
         """What is done before all else, in the helper if there is one."""
-        if self.caller.spared and not self.caller.owns_its_proc:
-            self.staged = True
         first = []
         if self.caller.spared:
             first.append(write_op("oom_score_adj", b"oom_score_adj", b"0"))

@@ -25,5 +25,12 @@ ELSEWHERE = {
     "F3": ("sandbox/test_tmpfs_size.py::test_an_inode_bomb", "without a limit of memory"),
     "F4": ("sandbox/test_tmpfs_size.py::test_a_full_disk", "every tmpfs, an overlay's layer"),
     "F11": ("sandbox/test_cpu_time.py::{any}", "cpu_time"),
+    "G2 fds": ("sandbox/test_default_limits.py::test_one_sandbox_leaves_its_user_fds_to_pass",
+               "in flight, of one user"),
+    "G2 timers": ("sandbox/test_default_limits.py::test_one_sandbox_leaves_its_user_timers",
+                  "and pending signals"),
+    "G2 ptys": ("sandbox/test_default_limits.py::test_one_sandbox_has_64_terminals", "all of them"),
+    "G4": ("sandbox/test_default_limits.py::test_no_call_changes_the_limit_on_core_dumps",
+           "a handler of core dumps, by setrlimit"),
 }  # fmt: skip
 """`{any}`: all tests of that file. Each has its control beside it."""
