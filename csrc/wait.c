@@ -305,7 +305,7 @@ int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
     if (process->quiet) { /* the server sees it, and kills */
         FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0),
-                   "it may have ended");
+                   "one that has ended closes the connection");
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
     }
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);

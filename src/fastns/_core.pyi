@@ -175,6 +175,7 @@ class Fd:
 def open_pipe(owner: tuple[int, int] | None = None) -> tuple[Fd, Fd]: ...
 def open_null() -> Fd: ...
 
+@final
 class Pipes:
     def __new__(
         cls,
