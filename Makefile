@@ -117,9 +117,9 @@ tsan: packages  ## spawns, batches and templates from many threads, under Thread
 
 # FUZZ_SECONDS: of each target.
 FUZZ_SECONDS ?= 600
-fuzz: packages install  ## random input for all that parses: in C by libFuzzer, in Python by hypothesis
+fuzz: packages install  ## all that parses, with random input: in C by libFuzzer, in Python by hypothesis
 	$(MAKE) -C tests/fuzz run FUZZ_SECONDS=$(FUZZ_SECONDS)
-	$(BIN)/python tests/fuzz/parsers.py --seconds $(FUZZ_SECONDS)
+	HYPOTHESIS_STORAGE_DIRECTORY=build/fuzz/hypothesis $(BIN)/python tests/fuzz/parsers.py --seconds $(FUZZ_SECONDS)
 
 compare: setup-compare install  ## the race against everything else: benchmarks/results/
 	cd benchmarks && $(SUDO) $(abspath $(BIN))/python -m compare $(COMPARE_ARGS)

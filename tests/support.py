@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import os
+import pwd
 import subprocess
 import time
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ def host_state() -> HostState:
         "fds": _fds(),
         "children": _children(),
         "mounts": sorted(_lines("/proc/self/mountinfo")),
-        "queues": [" ".join(line.split()[:2]) for line in _lines("/proc/sysvipc/msg")[1:]],
+        "queues": _queues(),
         "names": [*os.uname()[1:2], _lines("/proc/sys/kernel/domainname")[0]],
         "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in _namespaces()],
         "process": [
@@ -175,6 +176,13 @@ def _namespaces() -> Sequence[str]:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
+
+
+def _queues() -> list[str]:
+    """Key and id of each message queue, but for those of the machine's other users."""
+    others = {user.pw_uid for user in pwd.getpwall()} - {os.geteuid()}
+    queues = [line.split() for line in _lines("/proc/sysvipc/msg")[1:]]
+    return [" ".join(queue[:2]) for queue in queues if int(queue[9]) not in others]
 
 
 def _fds() -> list[str]:

@@ -40,7 +40,8 @@ def entries(path: str) -> list[tuple[str, int, int]]:
             for line in file:
                 owner, _, rest = line.strip().partition(":")
                 first, _, size = rest.partition(":")
-                if first.isdecimal() and size.isdecimal():
+                # No id has more digits, and int() refuses thousands of them.
+                if all(word.isdecimal() and len(word) <= 10 for word in (first, size)):
                     listed.append((owner, int(first), int(size)))
     except OSError:
         pass  # no such file: nobody has a range

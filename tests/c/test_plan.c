@@ -63,6 +63,8 @@ static void refuses_what_an_op_lacks(void)
                 -EINVAL);
     CHECK_EQUAL(check_one((struct fns_op){.code = FNS_OP_SETGROUPS, .arg = 1ull << 62}), -EINVAL);
     CHECK_EQUAL(check_one((struct fns_op){.code = FNS_OP_RLIMIT, .data = DATA}), 0);
+    CHECK_EQUAL(check_one((struct fns_op){.code = FNS_OP_PIVOT_ROOT, .arg = 2}), 0);
+    CHECK_EQUAL(check_one((struct fns_op){.code = FNS_OP_PIVOT_ROOT, .arg = 3}), -EINVAL);
     CHECK_EQUAL(check_one((struct fns_op){.code = FNS_OP_RLIMIT, .data = sizeof arena - 15}),
                 -EINVAL);
 }

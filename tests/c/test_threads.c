@@ -81,7 +81,8 @@ static void asks(const struct fns_process *server, int number)
     struct fns_args args = probe_args(&command, "--exit", code, NULL);
     int connection = fns_server_connect(server);
     CHECK(connection >= 0);
-    CHECK_EQUAL(fns_server_spawn(connection, &sandbox_plan.plan, &args, &process, &error), 0);
+    CHECK_EQUAL(fns_server_spawn(server, connection, &sandbox_plan.plan, &args, &process, &error),
+                0);
     CHECK_EQUAL(fns_wait(&process, -1), 1);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.status, number);

@@ -48,8 +48,8 @@ static struct fns_plan take_plan(struct input *input)
 static void run(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_child_ops(child, 0, child->plan->n_ops) == 0)
-        fns_child_exec(child);
+    if (fns_child_ops(child, 0, child->plan->n_ops) == 0 && fns_child_exec(child) >= 0)
+        abort(); /* it returns only if it fails */
 }
 
 static void run_plan(const struct fns_plan *plan)

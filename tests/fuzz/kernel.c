@@ -96,6 +96,10 @@ long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
         if (c == F_DUPFD_CLOEXEC)
             return new_fd();
         return failure();
+    case __NR_socketpair:
+        ((int *)d)[0] = next_fd++;
+        ((int *)d)[1] = next_fd++;
+        return failure();
     case __NR_socket:
     case __NR_fsmount:
     case __NR_dup3: return new_fd();
@@ -150,7 +154,12 @@ long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
     case __NR_setdomainname: kernel_read((const void *)a, (uint64_t)b); return failure();
     case __NR_getcwd: memcpy((void *)a, "/x", 3); return failure() < 0 ? -ENOENT : 3;
     case __NR_fstatfs: *(int64_t *)b = (int64_t)take(&answers, 4); return failure();
-    case __NR_prlimit64: kernel_read((const void *)c, 16); return failure();
+    case __NR_prlimit64:
+        if (c)
+            kernel_read((const void *)c, 16);
+        if (d)
+            take_bytes(&answers, (void *)d, 16);
+        return failure();
     case __NR_setgroups: kernel_read((const void *)b, (uint64_t)a * 4); return failure();
     case __NR_capget: take_bytes(&answers, (void *)b, 24); return failure();
     case __NR_capset: kernel_read((const void *)b, 24); return failure();

@@ -6,6 +6,7 @@ The values a Spec refuses are in tests/unit/test_spec*.py; here is what only the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -364,7 +365,8 @@ except fastns.SpawnError as exc:
         assert script(code, str(root), str(group)).split() == ["clone", str(errno.EAGAIN), "True"]
     finally:
         group.rmdir()
-        (top / "fastns").rmdir()
+        with contextlib.suppress(OSError):  # EBUSY: another caller has cgroups there
+            group.parent.rmdir()
 
 
 def test_a_full_table_of_fds(root: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_result_is_written_while_later_jobs_run(busybox_rootfs: Path) -> None:
         stdin.write(lines([["echo", "first"], ["sleep", mark]]))
         stdin.close()
         assert json.loads(stdout.readline())["stdout"] == "first\n"
-        assert len(marked(mark)) == 1
+        assert eventually(lambda: len(marked(mark)) == 1)
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT) == 130
     assert eventually(lambda: marked(mark) == [])

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from inside import WAYS, runner
-from processes import eventually
+from processes import eventually, marker, running
 
 import fastns
 from fastns import PIPE, Spec, Template
@@ -153,9 +153,8 @@ def test_the_flag_and_a_slow_reader() -> None:
 
 
 def test_the_flag_and_signals() -> None:
-    start = time.monotonic()
-    with subprocess.Popen([*COMMAND, "sleep", "60"]) as process:
-        time.sleep(0.5)
+    mark = marker()
+    with subprocess.Popen([*COMMAND, "sleep", mark]) as process:
+        assert eventually(lambda: running("sleep", mark))
         process.terminate()
         assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert time.monotonic() - start < 30

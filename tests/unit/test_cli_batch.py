@@ -19,7 +19,7 @@ import fastns
 from fastns import CompletedSandbox, Job, SpawnError, Spec, SpecError, TimeoutExpired, Usage
 from fastns.cli import batch as cli_batch
 from fastns.cli import main
-from fastns.cli.batch import Batch, Entry, entry_of, fields_of
+from fastns.cli.batch import Batch, entry_of, fields_of, line_of
 
 USAGE = Usage(0.25, 0.5, 4096, True)
 ENV = {"PATH": "/bin", "A": "below"}
@@ -123,7 +123,21 @@ def results(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     ],
 )
 def test_a_line_becomes_a_job(line: str, job: Job, head: dict[str, object]) -> None:
-    assert entry_of(line.encode(), ENV) == Entry(head, job)
+    entry = entry_of(line.encode(), ENV)
+    assert entry.job == job
+    assert json.loads(line_of(entry.head, 3, {})) == {**head, "index": 3}
+
+
+def test_an_id_of_any_depth_can_be_written_later() -> None:
+    """By a caller that is nested deeper itself: json.dumps() ends in a RecursionError there."""
+
+    def deeper(steps: int, head: str) -> str:
+        return deeper(steps - 1, head) if steps else line_of(head, 3, {})
+
+    depth = 900
+    line = '{"args": ["a"], "id": ' + "[" * depth + "]" * depth + "}"
+    entry = entry_of(line.encode(), ENV)
+    assert deeper(100, entry.head) == "{" + '"id": ' + "[" * depth + "]" * depth + ', "index": 3}'
 
 
 BAD_LINES: list[tuple[bytes, str]] = [

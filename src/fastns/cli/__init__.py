@@ -111,6 +111,12 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def whole(word: str) -> int | None:
+    """The number that a word of digits stands for. None for any other word, and for one of more
+    digits than any limit here has: int() refuses thousands of them."""
+    return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like this one, or None when none is near."""
     import difflib  # only an error needs it

@@ -11,7 +11,7 @@ import os
 import re
 from contextlib import contextmanager
 
-from fastns.cli import UsageError, complain
+from fastns.cli import UsageError, complain, whole
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
@@ -375,15 +375,14 @@ def network(mode: str | None) -> str | None:
 
 def id_mapping(flag: str, text: str) -> IDMapping:
     """`C:H:N`: N ids from C inside to H outside."""
-    parts = text.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+    numbers = [whole(part) for part in text.split(":")]
+    if len(numbers) != 3 or None in numbers:
         raise UsageError(
             f"{flag} {text}: expected three numbers, inside:outside:count",
             f"for example: {flag} 0:100000:65536",
         )
-    inside, outside, count = (int(part) for part in parts)
     with naming(flag, text):
-        return IDMapping(inside, outside, count)
+        return IDMapping(*(number for number in numbers if number is not None))
 
 
 # Mounts
@@ -661,12 +660,13 @@ def io_rates(texts: list[str]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for text in texts:
         device, _, rate = text.rpartition(":")
-        key, _, number = rate.partition("=")
-        if not device or not number.isascii() or not number.isdigit():
+        key, _, word = rate.partition("=")
+        number = whole(word)
+        if not device or number is None:
             raise UsageError(
                 f"--io {text}: expected DEVICE:KEY=NUMBER", "--io /dev/sda:rbps=1048576"
             )
-        found.setdefault(device, {})[key] = int(number)
+        found.setdefault(device, {})[key] = number
     return found
 
 
@@ -675,12 +675,13 @@ def _limit(text: str, word: str) -> int:
         import resource
 
         return resource.RLIM_INFINITY
-    if not word.isascii() or not word.isdigit():
+    number = whole(word)
+    if number is None:
         raise UsageError(
             f"--ulimit {text}: expected NAME=SOFT or NAME=SOFT:HARD",
             "for example: --ulimit nofile=64:64, or core=unlimited",
         )
-    return int(word)
+    return number
 
 
 def duration(flag: str, text: str) -> float:

@@ -20,7 +20,7 @@ import stat
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, whole
 from fastns.cli._flags import add_sandbox_flags, complain_of, duration, spec_of
 from fastns.cli._signals import Signals, signal_name
 from fastns.errors import FastnsError, SpawnError, SpecError
@@ -165,11 +165,12 @@ def _perform(flags: argparse.Namespace) -> int:
 def _concurrency(text: str | None) -> int:
     if text is None:
         return len(os.sched_getaffinity(0))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_CONCURRENCY:
+    number = whole(text)
+    if number is None or not 1 <= number <= MAX_CONCURRENCY:
         raise UsageError(
             f"--concurrency {text}: not a number from 1 to {MAX_CONCURRENCY}", "for example: -j 8"
         )
-    return int(text)
+    return number
 
 
 @contextlib.contextmanager
@@ -228,9 +229,10 @@ def _open_output(path: str | None, source: int, stack: contextlib.ExitStack) -> 
 
 @record(frozen=True)
 class Entry:
-    """A job, and the `id` it has in an object of its own (empty: it has none)."""
+    """A job, and `"id": …, ` if it has one. As text: json.dumps() of a value that is deeply nested
+    may fail later, where the stack is deeper."""
 
-    head: dict[str, object]
+    head: str
     job: Job
 
 
@@ -336,9 +338,8 @@ def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
         check_timeout(timeout)
         if timeout <= 0:
             raise SpecError("timeout", f"{shown(timeout)}: seconds above zero expected")
-    head = {"id": fields["id"]} if "id" in fields else {}
-    if isinstance(head.get("id"), float | list | dict):
-        json.dumps(head, allow_nan=False)  # 1e999 is read as infinity, which cannot be written
+    # 1e999 is read as infinity, which cannot be written.
+    head = f'"id": {json.dumps(fields["id"], allow_nan=False)}, ' if "id" in fields else ""
     return Entry(head, Job(args, data, own_env, cwd, timeout))
 
 
@@ -417,14 +418,14 @@ class Output:
         self._fd = fd
         self._name = name
         self._signals = signals
-        self._held: dict[int, tuple[dict[str, object], Result]] = {}
+        self._held: dict[int, tuple[str, Result]] = {}
         self._next = 0
         self._rest = memoryview(b"")  # of a line that is partly written
         # A pipe that poll(2) calls ready takes so much at once; more could wait for its reader.
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._piece = 1 << 20 if regular else select.PIPE_BUF
 
-    def add(self, index: int, head: dict[str, object], result: Result) -> None:
+    def add(self, index: int, head: str, result: Result) -> None:
         """Takes the result of job `index`, which may come before those of earlier ones."""
         self._held[index] = head, result
 
@@ -449,7 +450,7 @@ class Output:
 
     def _take(self, index: int) -> None:
         head, result = self._held.pop(index)
-        line = json.dumps({**head, "index": index, **fields_of(result)})
+        line = line_of(head, index, fields_of(result))
         self._rest = memoryview(f"{line}\n".encode("ascii"))
         self._next = index + 1
 
@@ -465,6 +466,11 @@ class Output:
                 f"{self._name}: {error.strerror}", "the results up to there are written"
             ) from None
         self._rest = self._rest[written:]
+
+
+def line_of(head: str, index: int, fields: dict[str, object]) -> str:
+    """A result as it is written: `head` is an Entry's."""
+    return "{" + head + json.dumps({"index": index, **fields})[1:]
 
 
 def fields_of(result: Result) -> dict[str, object]:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def main(flags: argparse.Namespace) -> int:
 def _rounds(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_ROUNDS:
+    number = whole(text)
+    if number is None or not 1 <= number <= MAX_ROUNDS:
         raise UsageError(
             f"--rounds {text}: not a number from 1 to {MAX_ROUNDS}", "for example: --rounds 500"
         )
-    return int(text)
+    return number
 
 
 def _rootfs(path: str | None) -> str | None:

@@ -18,7 +18,7 @@ import signal
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say, whole
 from fastns.cli._flags import (
     add_sandbox_flags,
     complain_of,
@@ -308,19 +308,20 @@ def _status_fd(text: str | None) -> int | None:
     import fcntl
 
     hint = "for example: fastns run --status-fd 3 true 3>status.json"
-    if not text.isascii() or not text.isdigit():
+    number = whole(text)
+    if number is None:
         raise UsageError(f"--status-fd {text}: not a number", hint)
     try:
-        mode = fcntl.fcntl(int(text), fcntl.F_GETFL) & os.O_ACCMODE
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
     except (OSError, OverflowError):
         raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
     if mode == os.O_RDONLY:
         raise UsageError(f"--status-fd {text}: not open for writing", hint)
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if _is_same_file(int(text), number):
+    for stdio, name in enumerate(("stdin", "stdout", "stderr")):
+        if _is_same_file(number, stdio):
             reason = f"is the command's {name} too, which could forge or break what we write there"
             raise UsageError(f"--status-fd {text}: {reason}", hint)
-    return int(text)
+    return number
 
 
 def _is_same_file(fd: int, other: int) -> bool:

@@ -5,6 +5,7 @@ A program is never run to find out (as ldd(1) may do): the file alone is read.
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 from fastns._record import record
@@ -13,10 +14,16 @@ from fastns.rootfs._model import Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, BinaryIO
 
 HEADER = 20
 """Bytes up to and with e_machine (elf(5))."""
+
+MAX_READ = 4 << 20
+"""Bytes that are read of one file, of which each read counts as READ_COST at least."""
+READ_COST = 64
+MAX_TEXT = 4095
+"""Bytes of a path or name (PATH_MAX without its NUL)."""
 
 Machine = tuple[int, int, int]
 """What has to agree between a program and its libraries: class, byte order, e_machine."""
@@ -42,12 +49,14 @@ def read(path: str) -> Elf | None:
             return None
         from elftools.elf.elffile import ELFFile  # slow to import
 
+        stream: Any = _Bounded(file)
         try:
-            interpreter, tags = _dynamic(ELFFile(file))
+            interpreter, tags = _dynamic(ELFFile(stream))
         except OSError:
             raise
         except Exception as error:  # the parser raises whatever a broken file leads it to
-            raise Unusable(f"is a broken ELF file ({type(error).__name__})") from error
+            what = "too much to read" if stream.is_spent else type(error).__name__
+            raise Unusable(f"is a broken ELF file ({what})") from error
     return Elf(
         machine,
         interpreter,
@@ -65,6 +74,31 @@ def is_for(path: str, machine: Machine) -> bool:
             return _machine(file.read(HEADER)) == machine
     except OSError:
         return False
+
+
+class _Bounded:
+    """A file of which no more than MAX_READ is read. The parser believes what the file says of
+    itself: that it has a million entries, or a name without an end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MAX_READ
+        self.is_spent = False
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError as error:  # EINVAL: no file is so long
+            raise ValueError(error.strerror) from None
+
+    def read(self, size: int = -1) -> bytes:
+        cost = max(size, READ_COST)
+        self.is_spent = size < 0 or cost > self._left
+        if self.is_spent:
+            raise ValueError
+        self._left -= cost
+        return self._file.read(size)
 
 
 def _machine(header: bytes) -> Machine | None:
@@ -87,6 +121,9 @@ def _dynamic(elf: Any) -> tuple[str | None, dict[str, list[str]]]:
                 name = str(tag.entry.d_tag).removeprefix("DT_").lower()
                 if name in tags:
                     tags[name].append(getattr(tag, name))
+    for text in (interpreter or "", *itertools.chain(*tags.values())):
+        if len(text) > MAX_TEXT:
+            raise ValueError(text[:MAX_TEXT])
     return interpreter, tags
 
 
