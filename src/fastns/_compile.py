@@ -53,6 +53,7 @@ RLIM_INFINITY = 2**64 - 1
 FEW_FDS = 256  # a sandbox has so many if the caller has, however many that leaves to the caller
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+HOSTS_OWN = [("bind", place) for place in TYPE_AT]
 
 DEVICES = {
     "null": (1, 3),
@@ -842,16 +843,35 @@ class _Compiler:
 
     def all_mounts(self) -> list[Mount]:
         """The default mounts that no explicit one replaces, then the explicit ones in order."""
+        explicit = [self.closed(mount) for mount in self.spec.mounts]
         if not self.spec.default_mounts:
-            return list(self.spec.mounts)
+            return explicit
         replaced = [mount.destination for mount in self.spec.mounts]
         kept = []
         for mount in DEFAULT_MOUNTS:
             path = mount.destination
             if any(path == r or path.startswith(r + "/") for r in replaced):
                 continue
-            kept.append(self.adapted(mount))
-        return [*kept, *self.spec.mounts]
+            kept.append(self.closed(self.adapted(mount)))
+        return [*kept, *explicit]
+
+    def closed(self, mount: Mount) -> Mount:
+        """/proc and /sys, read-only where a uid inside may own their files: the mode of one, of
+        any instance, is that of the whole machine. "rw" of the spec is obeyed."""
+        given = mount.type in TYPE_AT.values() or (mount.type, mount.source) in HOSTS_OWN
+        if not given or {"ro", "rw"} & {*mount.options} or not self.may_be_hosts_root():
+            return mount
+        options = [*mount.options, "ro"]
+        return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+    def may_be_hosts_root(self) -> bool:
+        """Whether uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN."""
+        if self.id_range is not None or "CAP_SYS_ADMIN" in self.spec.capabilities:
+            return False
+        if self.new_user:
+            mappings = self.spec.uid_mappings or (IDMapping(self.spec.uid, self.caller.uid, 1),)
+            return any(mapping.host_id == 0 for mapping in mappings)
+        return self.caller.privileged
 
     def adapted(self, mount: Mount) -> Mount:
         """/proc and /sys show the pid and the network namespace of who mounts them. A fresh one of

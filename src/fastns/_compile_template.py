@@ -311,10 +311,11 @@ class _TemplateCompiler(_Compiler):
 
 
 def _beneath(mount: Mount) -> Mount:
-    """What a sandbox that takes its own away may see: no process but those it may trace."""
+    """What a sandbox that takes its own away may see: no process but those it may trace. The server
+    writes its sandboxes' id maps in this /proc."""
     options = list(mount.options)
     if mount.type == "proc":
-        options.append("hidepid=2")
+        options = [*(option for option in options if option != "ro"), "hidepid=2"]
     return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
 
 

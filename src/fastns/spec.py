@@ -236,6 +236,8 @@ class Spec:
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
+            Where uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN, /proc is read-only
+            too, as is any proc or sysfs of `mounts` without "rw".
         tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
             4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
             None: 512m; /run, /dev and /dev/shm 64m.
