@@ -32,9 +32,11 @@ static const char *needs(unsigned code)
     case FNS_OP_OVERLAY:
     case FNS_OP_HOSTNAME:
     case FNS_OP_DOMAINNAME: return "D";
+    case FNS_OP_ROOT_TMPFS:
     case FNS_OP_SCRATCH: return "YSDB";
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
+    case FNS_OP_SHOW:
     case FNS_OP_SYMLINK: return "ST";
     case FNS_OP_DEVICE:
     case FNS_OP_DIRECTORY:

@@ -19,6 +19,9 @@
     X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */             \
     X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                    \
     X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */            \
+    X(ROOT_TMPFS, "root_tmpfs")   /* as SCRATCH, but the root itself; flags: its MOUNT_ATTR_* */          \
+    X(SHOW,                                                                                               \
+      "show") /* source: a directory of the host; target: where, from the root; flags: set */             \
     X(TREE_NAMESPACE, "tree_namespace") /* a mount namespace that holds the root alone, entered */        \
     X(BIND_SOURCE, "bind_source")       /* source: of the next BIND with AHEAD; how: RECURSIVE */         \
     /* a throw-away tmpfs, to hold layers and files; type, source: its size, inodes; target: where it   \
@@ -96,7 +99,8 @@ enum fns_how {
     FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
     FNS_HOW_OPTIONAL = 1024, /* of a keyring, a limit, IDMAP: without it where it may not be had */
     FNS_HOW_SHARE = 8192, /* of a limit: at most half of that in force, but at least `arg` of it */
-    FNS_HOW_AHEAD = 4096, /* of a bind: its source is the next one of BIND_SOURCE */
+    FNS_HOW_IF_THERE = 16384, /* of a bind: left out where its source is missing */
+    FNS_HOW_AHEAD = 4096,     /* of a bind: its source is the next one of BIND_SOURCE */
     FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 

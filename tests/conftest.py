@@ -146,7 +146,7 @@ def user_namespace() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory any user may enter, visible in a sandbox without a rootfs (which hides /tmp)."""
+    """A directory any user may enter. A sandbox without a rootfs does not show it."""
     path = Path(tempfile.mkdtemp(prefix="fastns-", dir="/var/tmp"))
     path.chmod(0o755)
     yield path
@@ -242,9 +242,9 @@ def _prepared_rootfs(name: str, public_dir: Path) -> Path:
 def report(probe: Path, probe_rootfs: Path) -> Callable[..., dict[str, Any]]:
     """`report(*args, run={}, **fields)`: the probe's report from inside a sandbox, parsed.
 
-    `fields` make the Spec (rootfs=None: the host's root; default: probe_rootfs) unless `spec=`
-    gives a Spec, a Plan or a Template's own; `run` is passed on to fastns.run (env, cwd, …); `args`
-    are extra words of argv.
+    `fields` make the Spec (rootfs=None: the host's system directories, and the probe; default:
+    probe_rootfs) unless `spec=` gives a Spec, a Plan or a Template's own, with a /probe; `run` is
+    passed on to fastns.run (env, cwd, …); `args` are extra words of argv.
     """
     import fastns
 
@@ -252,12 +252,13 @@ def report(probe: Path, probe_rootfs: Path) -> Callable[..., dict[str, Any]]:
         if "spec" in fields:
             spec = fields.pop("spec")
             assert not fields, "give a spec or its fields"
-            in_rootfs = getattr(spec, "rootfs", probe_rootfs) is not None
         else:
             fields.setdefault("rootfs", probe_rootfs)
+            if fields["rootfs"] is None:
+                shown = fastns.Mount("/probe", source=probe, options=["ro"])
+                fields["mounts"] = [*fields.get("mounts", ()), shown]
             spec = fastns.Spec(**fields)
-            in_rootfs = fields["rootfs"] is not None
-        argv = ["/probe" if in_rootfs else str(probe)]
+        argv = ["/probe"]
         if args:
             argv += ["--", *args]
         done = fastns.run(argv, spec=spec, capture_output=True, timeout=20, **(run or {}))

@@ -3,8 +3,8 @@
 #
 # Not root: runs in .venv, as the caller. Root: as "fastns-test", who may be unable to enter this
 # checkout or its virtual environment, so everything is taken elsewhere first: the source archive
-# is built, installed into a fresh environment of Debian's own python3 below /var/tmp (visible in
-# a sandbox without a rootfs, which has a /tmp of its own), and the tests are copied beside it.
+# is built, installed into a fresh environment of Debian's own python3 below /var/tmp, where any user
+# may go, and the tests are copied beside it.
 # This is also the test that the source archive holds all it takes to build the package.
 #
 # Usage: tests/run_as_user.sh [ARG…]

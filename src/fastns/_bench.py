@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import fastns
-from fastns._compile import DEFAULT_MOUNTS, Caller
+from fastns import _view
+from fastns._compile import Caller
 from fastns._record import record
 from fastns.spec import DEFAULT_ENV
 
@@ -100,9 +101,9 @@ class Sandboxes:
 
     @classmethod
     def of(cls, rootfs: str | None) -> Sandboxes:
-        """By default the host's root, in which PROGRAM may lie below what a sandbox has afresh."""
-        hidden = any(PROGRAM.is_relative_to(mount.destination) for mount in DEFAULT_MOUNTS)
-        inside = PLACE if hidden or rootfs is not None else str(PROGRAM)
+        """By default the host's system directories, in which PROGRAM may lie or not."""
+        shown = rootfs is None and _view.lies_in(str(PROGRAM), _view.layout().shown)
+        inside = str(PROGRAM) if shown else PLACE
         return cls(rootfs, inside, Caller.current().privileged)
 
     def spec(self, network: str = "host") -> fastns.Spec:
@@ -126,7 +127,13 @@ class Sandboxes:
         """Words for bwrap that come to the same sandbox."""
         words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup")]
         words += [] if self.privileged else ["--unshare-user"]
-        words += ["--as-pid-1", "--die-with-parent", "--ro-bind", self.rootfs or "/", "/"]
+        words += ["--as-pid-1", "--die-with-parent"]
+        if self.rootfs is None:
+            layout = _view.layout()
+            words += [word for path in layout.shown for word in ("--ro-bind", path, path)]
+            words += [word for path, to in layout.links for word in ("--symlink", to, path)]
+        else:
+            words += ["--ro-bind", self.rootfs, "/"]
         words += ["--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dev", "/dev"]
         words += [] if self.rootfs is None else ["--ro-bind", "/sys", "/sys"]
         words += ["--ro-bind", str(PROGRAM), PLACE] if self.inside == PLACE else []

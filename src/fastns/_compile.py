@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
-from fastns import _core, _tmpfs, mount_options
+from fastns import _core, _tmpfs, _view, mount_options
 from fastns._args import shown
 from fastns._record import record
 from fastns.errors import SpecError
@@ -25,6 +25,7 @@ from fastns.spec import (
     Mount,
     Rlimit,
     Spec,
+    directories_above,
 )
 
 TYPE_CHECKING = False
@@ -52,6 +53,7 @@ RLIM_INFINITY = 2**64 - 1
 FEW_FDS = 256  # a sandbox has so many if the caller has, however many that leaves to the caller
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+HOSTS_OWN = [("bind", place) for place in TYPE_AT]
 
 DEVICES = {
     "null": (1, 3),
@@ -85,6 +87,8 @@ DEFAULT_MOUNTS = (
 )
 
 DEFAULT_SPEC = Spec()
+HOME = "/root"  # of uid 0, in DEFAULT_ENV
+ROOT_SIZE = 1 << 20  # of a root that holds mount points and links alone
 
 
 @record(frozen=True)
@@ -162,7 +166,16 @@ def compile(spec: Spec | None = None) -> _core.Plan:
         raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
     spec = with_profile(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
-    return _compiled(spec, Caller.current(), os.getcwd() if relative else "/")
+    return _compiled(spec, Caller.current(), os.getcwd() if relative else "/", layout_for(spec))
+
+
+def layout_for(spec: Spec) -> _view.Layout | None:
+    """The host's system directories, for a root that is made of them."""
+    return _view.layout() if shows_the_host(spec) else None
+
+
+def shows_the_host(spec: Spec) -> bool:
+    return spec.rootfs is None and spec.namespace("mount") == "new"
 
 
 def with_profile(spec: Spec) -> Spec:
@@ -176,17 +189,21 @@ def with_profile(spec: Spec) -> Spec:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(spec: Spec, caller: Caller, cwd: str) -> _core.Plan:
+def _compiled(
+    spec: Spec, caller: Caller, cwd: str, layout: _view.Layout | None = None
+) -> _core.Plan:
     """Equal specs of the same caller in the same place share one plan."""
-    return _Compiler(spec, caller).plan()
+    return _Compiler(spec, caller, layout).plan()
 
 
 class _Compiler:
     file_attributes = 0  # MOUNT_ATTR_* of injected files
 
-    def __init__(self, spec: Spec, caller: Caller) -> None:
+    def __init__(self, spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> None:
         self.spec = spec
         self.caller = caller
+        # None: the root is a rootfs, or the mount namespace is not new.
+        self.layout = (layout or _view.layout()) if shows_the_host(spec) else None
         self.kinds = {kind: spec.namespace(kind) for kind in KINDS}
         if not caller.privileged and not spec.asks_for("user"):
             self.kinds["user"] = "new"
@@ -355,7 +372,16 @@ class _Compiler:
             pipe_owner=self.pipe_owner(),
             binds=tuple(self.binds),
             late=self.made_late(late) if late else None,
+            view=self.view(),
         )
+
+    def view(self) -> tuple[str, ...] | None:
+        """What can be seen without a rootfs; None: there is one."""
+        if self.layout is None:
+            return None
+        links = (path for path, _ in self.layout.links)
+        mounts = (mount.destination for mount in self.all_mounts())
+        return (*self.layout.shown, *links, *mounts, *self.spec.files)
 
     def made_late(self, ops: Sequence[Op]) -> _core.Plan:
         return _core.Plan(
@@ -493,8 +519,8 @@ class _Compiler:
         return 0 if self.id_range is None else _core.HOW_OWNED
 
     def root_ids(self) -> int:
-        """A rootfs' files keep their owners inside; the host's own root is nobody's there."""
-        return 0 if self.id_range is None or self.spec.rootfs is None else _core.HOW_IDMAP
+        """A rootfs' files keep their owners inside."""
+        return 0 if self.id_range is None else _core.HOW_IDMAP
 
     def kept_owners(self, mount: Mount, wish: bool | None) -> int:
         """Of a bind: those that the spec gives keep them, where the kernel can unless it must.
@@ -569,19 +595,13 @@ class _Compiler:
                     note="rslave" if slave else "rprivate",
                 )
             )
-        read_only = (spec.rootfs is None or spec.read_only) and not spec.overlay
         root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
-        self.add(
-            Op(
-                "root_tree",
-                "rootfs",
-                how=_core.HOW_RECURSIVE | self.root_ids(),
-                flags=(MOUNT_ATTR_RDONLY if read_only else 0) | self.no_devices(),
-                source=os.fsencode(root),
-                note=f"{root} {'ro' if read_only else 'rw'}",
-            )
-        )
-        self.become_mapped()
+        if self.layout is None:
+            self.add(self.root_tree_op(root))
+            self.become_mapped()
+        else:
+            self.become_mapped()  # before it makes anything
+            self.add(self.root_tmpfs_op(self.layout, mounts))
         scratch = spec.overlay or bool(files)
         if scratch:
             names = [*LAYERS, b"lower"] if spec.overlay else [b"root"]
@@ -596,11 +616,15 @@ class _Compiler:
             self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
         if spec.overlay:
             self.add(self.overlay_op(b"lower"))
-        self.layers = [("/", spec.overlay)]
+        self.layers = [("/", spec.overlay or self.layout is not None)]
+        if self.layout is not None:
+            self.show_host(self.layout)
         for mount in mounts:
             self.add_mount(mount)
             if spec.default_mounts and mount is DEFAULT_MOUNTS[4]:
                 self.add_devices()
+        if self.layout is not None:
+            self.show_led_to(self.layout)
         for number, destination in enumerate(files):
             how = _core.HOW_CREATE if self.throw_away(destination) else 0
             self.add(self.file_op(number, destination, os.fsencode(destination), how))
@@ -614,9 +638,78 @@ class _Compiler:
         else:
             self.add(Op("chroot", "chroot", source=os.fsencode(root)))
 
+    def root_tree_op(self, root: str) -> Op:
+        read_only = self.spec.read_only and not self.spec.overlay
+        return Op(
+            "root_tree",
+            "rootfs",
+            how=_core.HOW_RECURSIVE | self.root_ids(),
+            flags=(MOUNT_ATTR_RDONLY if read_only else 0) | self.no_devices(),
+            source=os.fsencode(root),
+            note=f"{root} {'ro' if read_only else 'rw'}",
+        )
+
+    def root_tmpfs_op(self, layout: _view.Layout, mounts: Sequence[Mount]) -> Op:
+        """A root of its own, with the directories that something is mounted on."""
+        shown = (*layout.shown, *(path for path, _ in layout.links))
+        fresh = [mount.destination for mount in mounts if mount.type != "bind"]
+        places = [*layout.shown, HOME]
+        for place in fresh:
+            if not _view.lies_in(place, shown):
+                places.append(place)
+                shown = (*shown, place)
+        names = dict.fromkeys(
+            path.lstrip("/") for place in places for path in (*directories_above(place), place)
+        )
+        listed = b"".join(os.fsencode(name) + b"\0" for name in names)
+        given = (*(mount.destination for mount in mounts), *self.spec.files)
+        inodes = 64 + len(names) + sum(path.count("/") for path in given)
+        return Op(
+            "root_tmpfs",
+            "rootfs",
+            flags=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+            arg=len(listed),
+            type=b"%d" % ROOT_SIZE,
+            source=b"%d" % inodes,
+            data=listed,
+            note="a tmpfs for " + " ".join(("/" + name) for name in names),
+        )
+
+    def show_host(self, layout: _view.Layout) -> None:
+        """The host's system directories, with all that is mounted below them, read-only. They keep
+        the host's owners: what is root's alone is closed to a sandbox with ids of its own."""
+        flags = MOUNT_ATTR_RDONLY | self.no_devices()
+        for path in layout.shown:
+            source = os.fsencode(path)
+            target, note = source.lstrip(b"/"), f"{path} ro"
+            self.add(Op("show", "rootfs", flags=flags, source=source, target=target, note=note))
+            self.layers.append((path, False))
+        for path, leads_to in layout.links:
+            source, target = os.fsencode(leads_to), os.fsencode(path)
+            note = f"{path} -> {leads_to}"
+            self.add(Op("symlink", "rootfs", source=source, target=target, note=note))
+            self.layers.append((path, False))
+
+    def show_led_to(self, layout: _view.Layout) -> None:
+        """What links in these directories lead to; once /run is there."""
+        given = [mount.destination for mount in self.spec.mounts]
+        for path in _view.led_to(layout.shown, resolver=self.kinds["network"] != "new"):
+            if _view.lies_in(path, given) or not self.may_show(path):
+                continue
+            how = _core.HOW_RECURSIVE | _core.HOW_IF_THERE
+            if self.throw_away(path):
+                how |= _core.HOW_CREATE | self.owned()
+            flags, place = MOUNT_ATTR_RDONLY | self.no_devices(), os.fsencode(path)
+            note = f"{path} ro"
+            self.add(Op("bind", "rootfs", how, flags, source=place, target=place, note=note))
+            self.layers.append((path, False))
+
+    def may_show(self, _path: str) -> bool:
+        return True
+
     def may_begin_with_the_root(self, mounts: Sequence[Mount]) -> bool:
-        """Whether the mount namespace can be made of the root's tree alone. The host's own root
-        would bring all of the host's mounts; a scratch beneath it needs the caller's view."""
+        """Whether the mount namespace can be made of the root's tree alone. A scratch beneath it
+        needs the caller's view."""
         spec = self.spec
         binds = [mount for mount in mounts if mount.type == "bind"]
         return (
@@ -741,7 +834,7 @@ class _Compiler:
 
     def finish_root(self) -> None:
         """What is done when all is mounted."""
-        if self.spec.overlay and self.spec.read_only:
+        if self.layout is not None or (self.spec.overlay and self.spec.read_only):
             self.add(Op("read_only", "read_only", note="/"))
 
     def in_user_namespace(self) -> bool:
@@ -749,16 +842,35 @@ class _Compiler:
 
     def all_mounts(self) -> list[Mount]:
         """The default mounts that no explicit one replaces, then the explicit ones in order."""
+        explicit = [self.closed(mount) for mount in self.spec.mounts]
         if not self.spec.default_mounts:
-            return list(self.spec.mounts)
+            return explicit
         replaced = [mount.destination for mount in self.spec.mounts]
         kept = []
         for mount in DEFAULT_MOUNTS:
             path = mount.destination
             if any(path == r or path.startswith(r + "/") for r in replaced):
                 continue
-            kept.append(self.adapted(mount))
-        return [*kept, *self.spec.mounts]
+            kept.append(self.closed(self.adapted(mount)))
+        return [*kept, *explicit]
+
+    def closed(self, mount: Mount) -> Mount:
+        """/proc and /sys, read-only where a uid inside may own their files: the mode of one, of
+        any instance, is that of the whole machine. "rw" of the spec is obeyed."""
+        given = mount.type in TYPE_AT.values() or (mount.type, mount.source) in HOSTS_OWN
+        if not given or {"ro", "rw"} & {*mount.options} or not self.may_be_hosts_root():
+            return mount
+        options = [*mount.options, "ro"]
+        return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+    def may_be_hosts_root(self) -> bool:
+        """Whether uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN."""
+        if self.id_range is not None or "CAP_SYS_ADMIN" in self.spec.capabilities:
+            return False
+        if self.new_user:
+            mappings = self.spec.uid_mappings or (IDMapping(self.spec.uid, self.caller.uid, 1),)
+            return any(mapping.host_id == 0 for mapping in mappings)
+        return self.caller.privileged
 
     def adapted(self, mount: Mount) -> Mount:
         """/proc and /sys show the pid and the network namespace of who mounts them. A fresh one of

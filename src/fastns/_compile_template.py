@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from fastns import _core
+from fastns import _core, _view
 from fastns._compile import (
     DEFAULT_MOUNTS,
     DEFAULT_SPEC,
@@ -21,6 +21,7 @@ from fastns._compile import (
     Op,
     _Compiler,
     _parse,
+    layout_for,
     map_op,
     with_profile,
 )
@@ -42,18 +43,25 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     Raises: SpecError when a template cannot have what the spec asks for.
     """
     whole = with_profile(spec or DEFAULT_SPEC)
-    return _TemplateCompiler(whole, Caller.current(), netns_pool).template()
+    compiler = _TemplateCompiler(whole, Caller.current(), netns_pool, layout_for(whole))
+    return compiler.template()
 
 
 class _TemplateCompiler(_Compiler):
     file_attributes = MOUNT_ATTR_RDONLY  # all sandboxes have the same ones
 
-    def __init__(self, spec: Spec, caller: Caller, netns_pool: int = 0) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        caller: Caller,
+        netns_pool: int = 0,
+        layout: _view.Layout | None = None,
+    ) -> None:
         self.netns_pool = netns_pool
         if not caller.initial_user_namespace:
             # Its privileges end where a sandbox may take mounts away: a user namespace for each.
             caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
-        super().__init__(spec, caller)
+        super().__init__(spec, caller, layout)
         self.each: list[Op] = []
         self.rest: bytes | None = None  # of a filter, beyond what the server has
         self.bounded = False  # by the server, for all
@@ -188,7 +196,7 @@ class _TemplateCompiler(_Compiler):
             self.not_below_fresh(mount.destination)
             super().add_mount(mount)
         else:
-            if self.id_range is not None and _parse(mount).mkdir:
+            if self.id_range is not None and self.layout is None and _parse(mount).mkdir:
                 # A sandbox cannot make what is missing: its root shows other owners.
                 super().add_mount(mount)
                 self.layers.pop()
@@ -201,6 +209,9 @@ class _TemplateCompiler(_Compiler):
             super().add_mount(mount)
             self.ops = base
             self.fresh.append(mount.destination)
+
+    def may_show(self, path: str) -> bool:
+        return not _view.lies_in(path, self.fresh)
 
     def directories_below_dev(self) -> None:
         for path in FRESH_BELOW_DEV:
@@ -300,10 +311,11 @@ class _TemplateCompiler(_Compiler):
 
 
 def _beneath(mount: Mount) -> Mount:
-    """What a sandbox that takes its own away may see: no process but those it may trace."""
+    """What a sandbox that takes its own away may see: no process but those it may trace. The server
+    writes its sandboxes' id maps in this /proc."""
     options = list(mount.options)
     if mount.type == "proc":
-        options.append("hidepid=2")
+        options = [*(option for option in options if option != "ro"), "hidepid=2"]
     return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
 
 

@@ -21,6 +21,7 @@ HOW_OPEN: Final[int]
 HOW_OWNED: Final[int]
 HOW_SEALED: Final[int]
 HOW_OPTIONAL: Final[int]
+HOW_IF_THERE: Final[int]
 HOW_AT_EXEC: Final[int]
 HOW_AHEAD: Final[int]
 HOW_SHARE: Final[int]
@@ -91,9 +92,12 @@ class Plan:
         pipe_owner: tuple[int, int] | None = None,
         late: Plan | None = None,
         binds: tuple[tuple[str, str, int, str], ...] = (),
+        view: tuple[str, ...] | None = None,
     ) -> Plan: ...
     @property
     def binds(self) -> tuple[tuple[str, str, int, str], ...]: ...
+    @property
+    def view(self) -> tuple[str, ...] | None: ...
     @property
     def ids(self) -> tuple[int, int, int] | None: ...
     @property

@@ -72,6 +72,7 @@ HOW_OPEN = c.FNS_HOW_OPEN
 HOW_OWNED = c.FNS_HOW_OWNED
 HOW_SEALED = c.FNS_HOW_SEALED
 HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
+HOW_IF_THERE = c.FNS_HOW_IF_THERE
 HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
 HOW_AHEAD = c.FNS_HOW_AHEAD
 HOW_SHARE = c.FNS_HOW_SHARE
@@ -338,6 +339,7 @@ cdef class Plan:
     cdef char **envp  # into environ
     cdef Plan late  # what a direct spawn does in memory of its own
     cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
+    cdef readonly tuple view  # without a rootfs: the destinations of what is mounted; None
     cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
     cdef readonly tuple binds  # what the spec binds: see _compile.py
     cdef dict offsets
@@ -349,13 +351,14 @@ cdef class Plan:
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
                   uint64_t max_output=0, cgroups=None, tuple ids=None, tuple pipe_owner=None,
-                  Plan late=None, tuple binds=()):
+                  Plan late=None, tuple binds=(), tuple view=None):
         cdef c.fns_op *op
         cdef void *image = NULL
         cdef int bad
         self.ops = ops if late is None else ops + late.ops
         self.ids = ids
         self.pipe_owner = pipe_owner
+        self.view = view
         self.late = late
         self.binds = binds
         if ids is not None:
@@ -552,7 +555,13 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     elif error.stage == c.FNS_STAGE_CHDIR:
         path = cwd
     path = None if path is None else os.fsdecode(path)
-    if error.detail == c.FNS_DETAIL_FOUND:
+    if plan.view is not None:
+        from fastns import _view
+
+        hint = _view.hint_of(stage, error.err, path, plan.view, error.detail == c.FNS_DETAIL_FOUND)
+    if hint is not None:
+        pass
+    elif error.detail == c.FNS_DETAIL_FOUND:
         hint = ("the file is there, but the interpreter of its #! line, or the ELF loader it names, "
                 "is missing inside the root")
     elif error.detail == c.FNS_DETAIL_KILLED:
@@ -566,7 +575,7 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
                 "memory, or pass them by a file or stdin")
     elif error.detail == c.FNS_DETAIL_BROKEN and error.err in (ECANCELED, EMFILE, EBADF):
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
-    elif any(op.code == "root_tree" and op.source == b"/" for op in plan.ops):
+    elif plan.view is not None:
         hint = hint_for(stage, error.err, path, host_root=True)
     if error.err == EACCES and plan.binds and stage in ("exec", "chdir", "landlock"):
         from fastns import _owners

@@ -39,6 +39,7 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_OWNED
         FNS_HOW_SEALED
         FNS_HOW_OPTIONAL
+        FNS_HOW_IF_THERE
         FNS_HOW_AT_EXEC
         FNS_HOW_AHEAD
         FNS_HOW_SHARE

@@ -8,6 +8,7 @@ Nothing stays behind.
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import platform
 import pwd
@@ -112,6 +113,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     yield "template", "extra", template
     yield "mount tables", "extra", mount_tables
     yield "id ranges", "extra", id_ranges
+    yield "supplementary groups", "extra", supplementary_groups
     yield "cgroup", "extra", cgroup
     yield "limits", "extra", limits
 
@@ -231,7 +233,7 @@ def mount_tables() -> Finding:
         return Finding(
             None,
             "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
-            f"overlay, files or the host's root it copies the {mounts} mounts here, a Template few",
+            f"overlay, files or no rootfs it copies the {mounts} mounts here, a Template few",
         )
     able = not has_range() or _core.has_tree_namespaces()  # others are not told
     why = "this caller" if able else "this kernel"
@@ -334,6 +336,29 @@ def id_ranges() -> Finding:
             f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
         )
     return Finding(True, f"newuidmap, newgidmap and ranges for {user}")
+
+
+def supplementary_groups() -> Finding:
+    """Those that a sandbox keeps: a user namespace with a single id cannot give them up."""
+    caller = Caller.current()
+    if caller.capabilities & CAP_SETGID and caller.may_setgroups:
+        return Finding(None, "a sandbox has none of the caller's")
+    kept = sorted(set(os.getgroups()) - {os.getegid()})
+    if not kept:
+        return Finding(None, "none to keep")
+    return Finding(
+        None,
+        f"a sandbox keeps {', '.join(map(_group_name, kept))}: of what it sees, files and sockets "
+        "of these groups are open to it, so bind none (that of docker or lxd is as good as root); "
+        "with ranges of ids, uid_mappings and gid_mappings, it has no groups of the caller's",
+    )
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _has_range(path: str, user: str, uid: int) -> bool:

@@ -82,17 +82,19 @@ def _restore(
 
 # What the kernel's errno means at a stage, where it misleads, and what helps. An entry with a path
 # goes before the same without.
-_USERNS_OFF = (
-    "unprivileged user namespaces may be off here: sysctl kernel.unprivileged_userns_clone=1, "
-    "kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces>0; "
-    "`fastns doctor` says which"
+_NO_PROC = (
+    "no /proc is mounted here, by which ids are mapped and namespaces joined: mount -t proc proc "
+    "/proc"
+)
+_REFUSED = (
+    "the kernel refuses namespaces to this process: because of a security module (AppArmor, "
+    "SELinux), or of a chroot that it is in"
 )
 _NO_NAMESPACES = (
     "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
     "or they are nested too deep"
 )
 _HINTS: dict[tuple[str, int, str | None], str] = {
-    ("clone", _errno.EPERM, None): _USERNS_OFF,
     ("clone", _errno.EACCES, None): "the cgroup may not be entered from the caller's own",
     ("clone", _errno.ENOSPC, None): _NO_NAMESPACES,
     ("unshare", _errno.ENOSPC, None): _NO_NAMESPACES,
@@ -135,7 +137,6 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
     ("rootfs", _errno.ENOTDIR, None): "rootfs has to be a directory",
     ("rootfs", _errno.EACCES, None): "a directory on the way to it cannot be entered by this user",
-    ("rootfs", _errno.EPERM, None): _USERNS_OFF,
     ("overlay", _errno.EINVAL, None): (
         "overlayfs refuses this root: is it an overlay itself, or is the kernel older than 5.11?"
     ),
@@ -156,8 +157,9 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         None,
     ): "a symbolic link is refused here: the target has to be a real directory",
     ("mount", _errno.EPERM, "/proc"): (
-        "in an outer container with a masked /proc a fresh one is refused; otherwise "
-        "unprivileged user namespaces are off here: sysctl kernel.unprivileged_userns_clone=1"
+        "this process is in a container or sandbox that masks parts of its /proc, and the kernel "
+        "allows no other one in it: start that one (docker, fastns run) with --security-opt "
+        "systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}"
     ),
     ("mount", _errno.EPERM, "/sys"): (
         "a fresh /sys needs a network namespace of its own, or a fully visible /sys outside"
@@ -285,21 +287,19 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
 }
 
-# The same where the root is the host's: nothing is made in it, and it takes no overlay.
-_BELOW_A_TMPFS = (
-    "take one below /tmp, /run or another tmpfs, where it is made by itself, or give a rootfs"
-)
+# The same without a rootfs: nothing is made in the host's directories, and there is no overlay.
+_ELSEWHERE = "take a place elsewhere, where it is made by itself, or give a rootfs"
 _HOST_ROOT_HINTS: dict[tuple[str, int], str] = {
     ("mount", _errno.ENOENT): (
-        "the target does not exist in the host's root, which is read-only (or the source of the "
-        f"bind does not): {_BELOW_A_TMPFS}"
+        "the target does not exist in a directory of the host's, which is read-only (or the source "
+        f"of the bind does not): {_ELSEWHERE}"
     ),
     ("mount", _errno.EROFS): (
-        f"the target cannot be made in the host's root, which is read-only: {_BELOW_A_TMPFS}"
+        f"the target cannot be made in a directory of the host's, which is read-only: {_ELSEWHERE}"
     ),
     ("file", _errno.ENOENT): (
-        "the file does not exist in the host's root, which is read-only, and only one that exists "
-        f"can be replaced there: {_BELOW_A_TMPFS}"
+        "the file does not exist in a directory of the host's, which is read-only; only one that "
+        f"exists can be replaced there: {_ELSEWHERE}"
     ),
 }
 
@@ -308,6 +308,31 @@ def hint_for(
     stage: str, errno: int, path: str | None = None, *, host_root: bool = False
 ) -> str | None:
     """How to mend a failure, in a line; None when the error says it all."""
+    if errno == _errno.ENOENT and stage in ("id_map", "setns") and not _has_proc():
+        return _NO_PROC
+    if errno == _errno.EPERM and stage in ("clone", "id_map", "propagation", "rootfs"):
+        known = _why_refused(stage)
+        if known is not None:
+            return known
     if host_root and (stage, errno) in _HOST_ROOT_HINTS:
         return _HOST_ROOT_HINTS[stage, errno]
     return _HINTS.get((stage, errno, path)) or _HINTS.get((stage, errno, None))
+
+
+def _has_proc() -> bool:
+    return os.path.exists("/proc/self/uid_map")
+
+
+def _why_refused(stage: str) -> str | None:
+    """Why this process may make no namespaces, or mount nothing in its own; None: not known."""
+    from fastns import _surroundings, doctor  # only an error needs them
+
+    if not _has_proc():
+        return _NO_PROC
+    around = _surroundings.Surroundings.current()
+    if stage == "id_map":
+        return _surroundings.TO_MAP_ROOT if around.cannot_map_root else None
+    found = doctor.user_namespace_settings()
+    if found.ok is False:
+        return f"{found.detail}: {found.fix}"
+    return _surroundings.OUT_OF_A_FILTER if around.confined else _REFUSED

@@ -127,7 +127,8 @@ def spawn(
     Args:
         args: the command and its arguments; a name without a slash is looked up in the sandbox's
             own PATH, inside its root.
-        spec: a Spec or a Plan; None: the host's root, read-only, every namespace new.
+        spec: a Spec or a Plan; None: the host's system directories, read-only, every
+            namespace new.
         stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
         text, encoding, errors: text streams instead of binary ones, as in subprocess.
         pass_fds: fds that stay open under the same number; all others are closed.

@@ -222,8 +222,10 @@ class Spec:
     """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
 
     Args:
-        rootfs: directory that becomes "/"; None: the host's root, read-only, with a private /tmp,
-            /dev, /proc and /run. A relative path is taken from the working directory at compile().
+        rootfs: directory that becomes "/"; None: the host's system directories (/usr /bin /sbin
+            /lib* /etc /opt), read-only, with a private /tmp, /dev, /proc and /run. Homes, /srv,
+            /var and /mnt are not in view: name them with mounts, whose places are made. A relative
+            path is taken from the working directory at compile().
         root_mode: "pivot_root" or "chroot".
         read_only: the root cannot be written. overlay: what is written to it is thrown away.
         hostname, domainname: at most 64 bytes; they need a new uts namespace.
@@ -234,6 +236,8 @@ class Spec:
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
+            Where uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN, /proc is read-only
+            too, as is any proc or sysfs of `mounts` without "rw".
         tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
             4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
             None: 512m; /run, /dev and /dev/shm 64m.
@@ -464,7 +468,7 @@ class Spec:
         if self.overlay and self.rootfs is None:
             raise SpecError(
                 "overlay",
-                "needs a rootfs: a layer over the host's root would lose what is mounted below it",
+                "needs a rootfs: the host's directories have no layer over them",
             )
         mount = self.namespace("mount")
         if mount == "new":
@@ -515,7 +519,7 @@ class Spec:
             if place in below:
                 raise SpecError("mounts", f"{place} would hide {below[place]}: put {place} first")
             places.add(place)
-            below.update(dict.fromkeys(_parents(place), place))
+            below.update(dict.fromkeys(directories_above(place), place))
         files: dict[str, str | bytes] = {}
         for destination, content in self.files.items():
             place = _inside("files", destination)
@@ -531,7 +535,7 @@ class Spec:
                 raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
             if size > MAX_FILE:
                 raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
-            parents = _parents(place)
+            parents = directories_above(place)
             other = below.get(place) or next((p for p in parents if p in files), None)
             if other is not None:
                 raise SpecError("files", f"{place} and {other}: one is a file, so not a directory")
@@ -698,7 +702,7 @@ def _writes_to_host(mount: Mount) -> bool:
     return layer or mount.type in ("bind", "devtmpfs")
 
 
-def _parents(path: str) -> list[str]:
+def directories_above(path: str) -> list[str]:
     """The directories above a plain absolute path, without "/"."""
     return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))[1:]
 

@@ -15,7 +15,7 @@ import support
 from processes import script
 
 import fastns
-from fastns import SpawnError, Spec, SpecError
+from fastns import Mount, SpawnError, Spec, SpecError
 
 NAMES = {
     "pid": "pid",
@@ -44,10 +44,11 @@ def paths(sandbox: fastns.Sandbox, *kinds: str) -> dict[str, str]:
 def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
     """Runs a sandbox in these and compares its links, from outside, with theirs."""
     # A joined mount namespace has the root of the other sandbox.
-    command = "/probe" if "mount" in namespaces else str(probe)
+    shown = [] if "mount" in namespaces else [Mount("/probe", source=probe)]
     # Its user namespace has the ids 7 and 8 only.
-    spec = Spec(namespaces=namespaces, user="7:8" if "user" in namespaces else "0:0")
-    with fastns.spawn([command, "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
+    user = "7:8" if "user" in namespaces else "0:0"
+    spec = Spec(namespaces=namespaces, user=user, mounts=shown)
+    with fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
         for kind, path in namespaces.items():
             seen = os.readlink(f"/proc/{sandbox.pid}/ns/{NAMES[kind]}")
             assert seen == os.readlink(path), (kind, namespaces)

@@ -16,7 +16,7 @@ import pytest
 import support
 
 import fastns
-from fastns import Mount, SpawnError, Spec
+from fastns import Mount, SpawnError, Spec, _view
 from fastns.spec import MASKED_PATHS, READONLY_PATHS
 
 Report = Callable[..., dict[str, Any]]
@@ -276,18 +276,21 @@ def volume(public_dir: Path) -> Path:
 
 
 def test_the_hosts_root(report: Report, host_report: dict[str, Any]) -> None:
-    """Read-only all the way down, with a /proc, /sys, /tmp, /run and /dev of its own on top."""
+    """Its system directories, read-only, with a /proc, /sys, /tmp, /run and /dev of its own."""
     seen = report(rootfs=None)
-    own = [m for m in seen["mounts"] if m["point"] in DEFAULTS]
-    tops = {m["point"]: m for m in own}  # the last one at each place is on top
+    layout = _view.layout()
     for point, (kind, flags) in DEFAULTS.items():
+        mount = support.mount_at(seen, point)
         if point != "/":
-            assert (tops[point]["type"], set(tops[point]["options"])) == (kind, set(flags.split()))
-    fresh = {m["id"] for m in tops.values()} - {tops["/"]["id"]}
+            assert (mount["type"], set(mount["options"])) == (kind, set(flags.split()))
+    for point in ("/", *layout.shown):
+        assert {"ro", "nodev"} <= set(support.mount_at(seen, point)["options"])
     for mount in seen["mounts"]:
-        below_dev = mount["parent"] in fresh  # the bound devices
-        assert mount["id"] in fresh or below_dev or "ro" in mount["options"], mount
-    assert set(seen["root"]) == set(host_report["root"])
+        fresh = f"{mount['point']}/".startswith(tuple(f"{p}/" for p in DEFAULTS if p != "/"))
+        assert fresh or {"ro", "nodev"} <= set(mount["options"]), mount
+    own = {path.split("/")[1] for path in (*layout.shown, *dict(layout.links), *DEFAULTS)}
+    assert set(seen["root"]) == own - {""} | {"root", "probe"}
+    assert {"usr", "etc"} <= set(seen["root"]) < {*host_report["root"], "probe"}
 
 
 SUBMOUNT = """
@@ -302,14 +305,14 @@ print(inside.shell(None, f"ls {volume}; (echo x > {volume}/new) 2>&1 | cat"))
 """
 
 
-def test_what_is_mounted_on_the_host_is_read_only_too(volume: Path) -> None:
-    """A writable mount of the host below the root (the test itself has just written to it)."""
-    out = in_a_mount_namespace(SUBMOUNT, volume)
+def test_what_is_mounted_on_the_host_is_read_only_too() -> None:
+    """A writable mount below one of them (the test itself has just written to it)."""
+    out = in_a_mount_namespace(SUBMOUNT, "/usr/local")
     assert out.startswith("writable\n")
     assert "Read-only file system" in out
 
 
-def test_places_of_its_own_without_a_rootfs(public_dir: Path) -> None:
+def test_places_of_its_own_without_a_rootfs() -> None:
     """What is written to them is neither the host's nor the next sandbox's."""
     script = (
         "for d in /tmp /run /dev/shm; do ls -A $d; echo x > $d/fastns-mark; cat $d/*-mark; done"
@@ -318,8 +321,9 @@ def test_places_of_its_own_without_a_rootfs(public_dir: Path) -> None:
         assert inside.shell(None, script) == "x\nx\nx\n"
     for place in ("/tmp", "/run", "/dev/shm"):
         assert not os.path.exists(f"{place}/fastns-mark")
-    with pytest.raises(ChildProcessError, match="Read-only"):
-        inside.shell(None, f"echo x > {public_dir}/new")
+    for place in ("/new", "/usr/new", "/etc/new", "/root/new"):
+        with pytest.raises(ChildProcessError, match="Read-only"):
+            inside.shell(None, f"echo x > {place}")
 
 
 def test_read_only_roots(bash_rootfs: Path) -> None:

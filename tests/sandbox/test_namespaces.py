@@ -53,9 +53,9 @@ def combinations() -> list[dict[str, str]]:
 def test_every_combination(probe: Path) -> None:
     """Just the new ones differ, seen from inside."""
     for namespaces in combinations():
-        done = fastns.run(
-            [str(probe)], spec=Spec(namespaces=namespaces), capture_output=True, timeout=20
-        )
+        shown = [Mount(str(probe), source=probe)] if namespaces["mount"] == "new" else []
+        spec = Spec(namespaces=namespaces, mounts=shown)
+        done = fastns.run([str(probe)], spec=spec, capture_output=True, timeout=20)
         assert done.returncode == 0, (namespaces, done.stderr)
         seen = support.parse_report(done.stdout)
         for kind in NAMES:

@@ -14,7 +14,7 @@ from inside import runner
 from processes import script
 
 import fastns
-from fastns import Mount, SpawnError, Spec
+from fastns import IDMapping, Mount, SpawnError, Spec
 from fastns.spec import MASKED_PATHS, READONLY_PATHS
 
 WAYS = ("direct", "init", "template", "parked", "overlay", "layers")
@@ -157,6 +157,55 @@ def test_what_is_written_to_proc_is_written_to_proc(probe_rootfs: Path) -> None:
     found, sizes = script(REDIRECTED, str(probe_rootfs), "elsewhere").splitlines()
     assert found == f"id_map {errno.EXDEV} /proc/self/setgroups write"
     assert sizes == "0 0 0"
+
+
+# ---- where uid 0 of the host may be a uid inside ----
+
+MODE = "/proc/execdomains"  # nobody else reads it
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("user", ["host", "new"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
+    """The mode of a file of /proc is that of the machine: other sandboxes have it too. The control
+    is a /proc that the spec says is to be writable."""
+    namespaces = {"user": user}
+    code = f"chmod 440 {MODE}; mount -o remount,rw /proc; stat -c %a {MODE}"
+    look = ["stat", "-c", "%a", MODE]
+    own = Mount("/proc", type="proc", options=["rw", "nosuid", "nodev", "noexec"])
+    for mounts, seen in (([], "444\n"), ([own], "440\n")):
+        with runner(way, namespaces=namespaces, mounts=mounts, seccomp="unconfined") as run:
+            try:
+                done = run(["sh", "-c", code], capture_output=True, text=True)
+                other = fastns.run(look, capture_output=True, text=True)
+            finally:
+                os.chmod(MODE, 0o444)
+        assert (done.stdout, other.stdout) == (seen, seen), done.stderr
+        assert ("Read-only file system" in done.stderr) == (not mounts)
+        assert "permission denied" in done.stderr  # the remount, in both
+
+
+@pytest.mark.as_root
+def test_where_proc_and_sys_are_read_only() -> None:
+    """What it costs is the user's, where it is not: with the default user namespace."""
+    maps = (IDMapping(0, 0, 10),)
+    strangers = (IDMapping(0, 100000, 10),)
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),
+        ({"namespaces": {"user": "host"}}, True),
+        ({"namespaces": {"user": "host"}, "user": "5:5"}, True),
+        ({"namespaces": {"user": "host", "pid": "host"}, "network": "host"}, True),
+        ({"namespaces": {"user": "host"}, "capabilities": ["SYS_ADMIN"]}, False),
+        ({"namespaces": {"user": "new"}}, True),
+        ({"uid_mappings": maps, "gid_mappings": maps}, True),
+        ({"uid_mappings": strangers, "gid_mappings": strangers}, False),
+    ]
+    for fields, closed in cases:
+        command = ["sh", "-c", "printf name >/proc/$$/comm && cat /proc/$$/comm"]
+        done = fastns.run(command, spec=Spec(**fields), capture_output=True, text=True)
+        assert done.stdout == ("" if closed else "name\n"), (fields, done.stderr)
+        assert ("Read-only" in done.stderr) == closed
 
 
 def test_it_is_refused_to_mask_without_a_mount_namespace_of_its_own() -> None:

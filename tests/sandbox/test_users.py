@@ -84,9 +84,9 @@ def test_the_file_of_a_sandbox_belongs_to_the_mapped_id(public_dir: Path, probe:
         ({**ranges, "user": "5:6"}, first + 5),
     ]
     for number, (fields, owner) in enumerate(cases):
-        mount = Mount("/tmp/out", source=str(place))
-        spec = Spec(mounts=[mount], **fields)
-        done = fastns.run([str(probe), "--write", f"/tmp/out/{number}", "x"], spec=spec)
+        mounts = [Mount("/tmp/out", source=str(place)), Mount("/probe", source=str(probe))]
+        spec = Spec(mounts=mounts, **fields)
+        done = fastns.run(["/probe", "--write", f"/tmp/out/{number}", "x"], spec=spec)
         assert done.returncode == 0
         assert (place / str(number)).stat().st_uid == owner, fields
         (place / str(number)).unlink()
@@ -252,8 +252,10 @@ def closed(public_dir: Path) -> Iterator[Path]:
 def test_a_directory_closed_to_the_user(closed: Path) -> None:
     """The working directory is entered with the ids of the command."""
     ranges = {} if support.is_root() else inside.ranges()
+    mount = Mount(str(closed), source=closed)
+    spec = Spec(user="5:6", cwd=str(closed), mounts=[mount], **ranges)
     with pytest.raises(SpawnError) as caught:
-        fastns.run(["/bin/true"], spec=Spec(user="5:6", cwd=str(closed), **ranges))
+        fastns.run(["/bin/true"], spec=spec)
     assert (caught.value.stage, caught.value.errno) == ("chdir", errno.EACCES)
 
 

@@ -209,14 +209,15 @@ def test_on_the_root_it_is_an_error(probe_rootfs: Path, volume: Path) -> None:
 
 def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
     for fields in (
-        {"mounts": [Mount("/missing", source=str(volume))]},
-        {"mounts": [Mount("/missing", source=str(volume), options=["X-mount.mkdir"])]},
+        {"mounts": [Mount("/usr/missing", source=str(volume))]},
+        {"mounts": [Mount("/usr/missing", source=str(volume), options=["X-mount.mkdir"])]},
+        {"mounts": [Mount("/bin/missing", source=str(volume))]},
         {"files": {"/etc/missing": "x"}},
     ):
         with pytest.raises(SpawnError) as caught:
             fastns.run(["/bin/true"], spec=Spec(**fields))
-        assert "below /tmp, /run" in (caught.value.hint or "")
-    mounts = [Mount("/tmp/new/deep", source=str(volume))]
+        assert "directory of the host's" in (caught.value.hint or "")
+    mounts = [Mount(f"{place}/new/deep", source=str(volume)) for place in ("", "/tmp", "/var")]
     assert fastns.run(["/bin/true"], spec=Spec(mounts=mounts)).returncode == 0
 
 

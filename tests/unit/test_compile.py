@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import _core, _userns
+from fastns import _core, _userns, _view
 from fastns._compile import (
     CAP_SETUID,
     CAP_SYS_ADMIN,
@@ -39,8 +39,11 @@ PLACE = _userns.range_of_root()[:2]  # uid and gid of 0:0 inside, for root
 JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
 
 
+LAYOUT = _view.Layout(("/usr", "/etc", "/opt", "/nix/store"), (("/bin", "usr/bin"),))
+
+
 def compiled(spec: Spec, caller: Caller) -> _core.Plan:
-    return _Compiler(spec, caller).plan()
+    return _Compiler(spec, caller, LAYOUT).plan()
 
 
 def lines(text: str) -> list[str]:
@@ -56,6 +59,22 @@ TREE = """
 propagation propagation -
 root_tree rootfs -
 root_attach rootfs -
+"""
+HOST = """
+propagation propagation -
+root_tmpfs rootfs -
+root_attach rootfs -
+show rootfs usr
+show rootfs etc
+show rootfs opt
+show rootfs nix/store
+symlink rootfs /bin
+"""
+MASKS_RO = """
+mask masked_paths /proc
+read_only_paths readonly_paths /proc
+mask masked_paths /sys
+read_only read_only -
 """
 TREE_OF_RANGE = """
 propagation propagation -
@@ -193,9 +212,9 @@ BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
     ("host-root", Spec(), ROOT, "direct range",
-     [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO, JOIN]),
+     [HOST, MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO, JOIN]),
     ("hosts-ids", Spec(namespaces={"user": "host"}), ROOT, "direct none",
-     [TREE, MOUNTS, NODES, REST_OF_DEV, MASKS, PIVOT_LO_UMASK, SETGROUPS]),
+     [HOST, MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK, SETGROUPS]),
     ("hosts-ids", Spec(**BARE, user="5:6", namespaces={"user": "host"}), ROOT, "staged none",
      [TREE, PIVOT_LO_UMASK, IDS]),
     ("capabilities", Spec(**BARE, capabilities=["NET_ADMIN"]), ROOT, "staged range",
@@ -205,9 +224,9 @@ unshare unshare -
 bounding capabilities -
 """, IDS]),
     ("host-root", Spec(), USER, "direct self",
-     [MAP, TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
+     [MAP, HOST, MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
     ("host-root", Spec(), NESTED, "direct none",
-     [TREE, MOUNTS, BINDS, REST_OF_DEV, MASKS, PIVOT_LO_UMASK]),
+     [HOST, MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), ROOT, "direct range", [TREE, PIVOT_LO, JOIN]),
     ("bare", Spec(**BARE), TREES, "direct range", [FROM_TREE, LO, JOIN]),
     ("binds", Spec(**BARE, mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")]), TREES,
@@ -288,13 +307,17 @@ file_bind file /etc/hosts
      [TREE, "\nmount mount /proc\nmount mount /sys\nmount mount /tmp\nmount mount /run\n"
       "bind mount /dev\n", MASKS, PIVOT_LO, JOIN]),
     ("host-pid-net", Spec(namespaces={"pid": "host"}, network="host"), USER, "direct self",
-     [MAP, TREE, """
+     [MAP, HOST, """
 bind mount /proc
 bind mount /sys
 mount mount /tmp
 mount mount /run
 mount mount /dev
-""", BINDS, REST_OF_DEV, MASKS, "\npivot_root pivot_root -\n", UMASK]),
+""", BINDS, REST_OF_DEV, MASKS_RO, "\npivot_root pivot_root -\n", UMASK]),
+    ("host-range", Spec(default_mounts=False, uid_mappings=RANGE, gid_mappings=RANGE), USER,
+     "staged newuidmap",
+     [HOST.replace("root_tmpfs rootfs -", BECOME.strip("\n") + "\nroot_tmpfs rootfs -"),
+      "\nread_only read_only -\n", PIVOT_LO_UMASK, IDS]),
 ]  # fmt: skip
 
 WHO = {ROOT: "root", USER: "user", NESTED: "nested", TREES: "trees"}
@@ -335,7 +358,7 @@ def one(spec: Spec, caller: Caller, code: str) -> Op:
         ({**BARE, "root_mode": "chroot"}, False),
         ({**BARE, "init": True}, False),
         ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts are its namespace's
-        ({}, False),  # the host's root is all of the host's mounts
+        ({}, False),  # its root is made of what the caller sees
     ],
 )
 def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> None:
@@ -392,7 +415,6 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
 @pytest.mark.parametrize(
     ("fields", "read_only"),
     [
-        ({}, 1),
         ({"rootfs": "/r"}, 0),
         ({"rootfs": "/r", "read_only": True}, 1),
         ({"rootfs": "/r", "overlay": True}, 0),
@@ -400,14 +422,12 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
     ],
 )
 def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
-    """The host's own root keeps the host's owners: they are nobody's inside."""
     tree = one(Spec(**fields), ROOT, "root_tree")
-    shown = _core.HOW_IDMAP if "rootfs" in fields else 0
-    assert (tree.flags, tree.how) == (read_only | NODEV, _core.HOW_RECURSIVE | shown)
+    assert (tree.flags, tree.how) == (read_only | NODEV, _core.HOW_RECURSIVE | _core.HOW_IDMAP)
     for caller, namespaces in ((ROOT, {"user": "host"}), (USER, {})):
         tree = one(Spec(**fields, namespaces=namespaces), caller, "root_tree")
         assert tree.how == _core.HOW_RECURSIVE
-    assert tree.source == os.fsencode(fields.get("rootfs", "/"))
+    assert tree.source == os.fsencode(fields["rootfs"])
     own = one(Spec(**fields, default_mounts=False), ROOT, "root_tree")
     assert own.flags == read_only  # its own devices are all it has
 

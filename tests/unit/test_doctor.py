@@ -17,6 +17,7 @@ import pytest
 
 import fastns
 from fastns import SpawnError, Spec, doctor
+from fastns._compile import Caller
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
 from fastns.cli.doctor import _print_lines
@@ -313,7 +314,7 @@ def test_id_ranges_by_what_is_around(
 def test_no_fix_sends_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch)
     fix = doctor.failed(SpawnError("clone", errno.EPERM)).fix or ""
-    assert "unprivileged_userns_clone=1" in fix
+    assert "security module" in fix
     assert "doctor" not in fix
     around(monkeypatch, mode=2)
     assert doctor.failed(SpawnError("clone", errno.EPERM)).fix == OUT_OF_A_FILTER
@@ -327,3 +328,23 @@ def test_a_check_that_raises_has_failed(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(doctor, "_probes", lambda: [("a", "basic", broken)])
     assert list(doctor.examine()) == [Check("a", False, "basic", "ValueError('odd')", None)]
+
+
+@pytest.mark.parametrize(
+    ("caller", "groups", "words"),
+    [
+        (Caller(1000, 1000, True, 0, True), [1000, 2**31, 0], "keeps root, 2147483648: "),
+        (Caller(1000, 1000, True, 0, True), [1000], "none to keep"),
+        (Caller(0, 0, True, 2**41 - 1, True), [0, 5], "has none"),
+        (Caller(0, 0, True, 2**41 - 1, False, may_setgroups=False), [0, 1000, 0], "keeps"),
+    ],
+)
+def test_supplementary_groups_that_stay_are_named(
+    monkeypatch: pytest.MonkeyPatch, caller: Caller, groups: list[int], words: str
+) -> None:
+    monkeypatch.setattr(Caller, "current", lambda: caller)
+    monkeypatch.setattr(os, "getgroups", lambda: groups)
+    monkeypatch.setattr(os, "getegid", lambda: caller.gid)
+    found = doctor.supplementary_groups()
+    assert found.ok is None
+    assert words in found.detail

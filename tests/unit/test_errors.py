@@ -11,7 +11,8 @@ import subprocess
 import pytest
 
 import fastns
-from fastns import _core, errors
+from fastns import _core, doctor, errors
+from fastns._surroundings import Surroundings
 from fastns.errors import FastnsError, SpawnError, SpecError, hint_for
 
 # ---- what they are ----
@@ -116,9 +117,6 @@ def test_the_others_are_pickled() -> None:
 # ---- hints ----
 
 HINTS = [
-    ("clone", errno.EPERM, None, "kernel.unprivileged_userns_clone"),
-    ("clone", errno.EPERM, None, "kernel.apparmor_restrict_unprivileged_userns"),
-    ("clone", errno.EPERM, None, "user.max_user_namespaces"),
     ("clone", errno.ENOSPC, None, "not a disk"),
     ("clone", errno.EAGAIN, None, "pids.max"),
     ("clone", errno.EAGAIN, None, "RLIMIT_NPROC"),
@@ -131,7 +129,7 @@ HINTS = [
     ("rootfs", errno.ENOENT, "/r", "fastns rootfs build"),
     ("overlay", errno.EPERM, None, "Linux 5.11"),
     ("overlay", errno.ENODEV, None, "modprobe overlay"),
-    ("mount", errno.EPERM, "/proc", "masked /proc"),
+    ("mount", errno.EPERM, "/proc", "systempaths=unconfined"),
     ("mount", errno.EPERM, "/sys", "network namespace of its own"),
     ("mount", errno.EPERM, "/mnt", "does not allow this mount"),
     ("mount", errno.ENOENT, "/mnt", "X-mount.mkdir"),
@@ -169,12 +167,42 @@ def test_a_hint_says_what_helps(stage: str, code: int, path: str | None, words: 
 def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
     hint = hint_for(stage, code, "/data", host_root=True)
     assert hint is not None
-    assert "below /tmp, /run" in hint
+    assert "directory of the host's" in hint
     assert "overlay" not in hint
     assert hint_for(stage, code, "/data") != hint
     assert hint_for("mount", errno.EPERM, "/proc", host_root=True) == hint_for(
         "mount", errno.EPERM, "/proc"
     )
+
+
+@pytest.mark.parametrize("stage", ["clone", "propagation", "rootfs"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("kernel/unprivileged_userns_clone=0", "sysctl kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns=1", "AppArmor profile"),
+        ("user/max_user_namespaces=0", "sysctl user.max_user_namespaces="),
+        ("", "security module"),
+    ],
+)
+def test_refused_namespaces_have_the_hint_of_what_refuses(
+    monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
+) -> None:
+    """A setting that forbids them, or none; a filter: tests/sandbox/test_surroundings.py."""
+    path, _, value = setting.partition("=")
+    monkeypatch.setattr(doctor, "sysctl", {path: value}.get)
+    monkeypatch.setattr(doctor, "has_sys_admin", lambda: False)
+    monkeypatch.setattr(Surroundings, "current", Surroundings)
+    assert words in (hint_for(stage, errno.EPERM) or "")
+
+
+@pytest.mark.parametrize("stage", ["id_map", "setns"])
+def test_without_a_proc_that_is_the_hint(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    usual = hint_for(stage, errno.ENOENT)
+    monkeypatch.setattr(errors, "_has_proc", lambda: False)
+    hint = hint_for(stage, errno.ENOENT)
+    assert hint != usual
+    assert "mount -t proc" in (hint or "")
 
 
 @pytest.mark.parametrize("stage", sorted({stage for stage, _, _ in errors._HINTS}))

@@ -145,7 +145,17 @@ def complain(message: object, hint: str | None = None) -> None:
     try:
         print("fastns:", _one_line(message), file=sys.stderr)
         if hint:
-            print("hint:", _one_line(hint), file=sys.stderr)
+            advise(hint)
+    except OSError:
+        _write_no_more(sys.stderr)
+
+
+def advise(hint: str) -> None:
+    """Write a hint to stderr, if that can be written."""
+    if sys.stderr is None:
+        return
+    try:
+        print("hint:", _one_line(hint), file=sys.stderr)
     except OSError:
         _write_no_more(sys.stderr)
 

@@ -95,6 +95,8 @@ FLAG_OF_WORDS = {
     },
 }
 """What an error or a hint says of a Spec -> the same on the command line."""
+_MOUNT = r"Mount\('([^']*)', source='([^']*)', options=\['([^']*)'\]\)"
+_MOUNTS = re.compile(rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]")
 
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -141,7 +143,11 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         )
 
     group = parser.add_argument_group("the root")
-    value("--rootfs", metavar="DIR", help="the root file system (default: the host's, read-only)")
+    value(
+        "--rootfs",
+        metavar="DIR",
+        help="the root file system (default: system directories of the host)",
+    )
     switch("--read-only", help="a read-only root")
     switch("--overlay", help="a throw-away writable layer over the root")
     switch("--chroot", help="change the root with chroot instead of pivot_root")
@@ -237,7 +243,15 @@ def in_flags(text: str) -> str:
     """What fastns says of a Spec, in the words of the command line."""
     for words, flag in FLAG_OF_WORDS.items():
         text = text.replace(words, flag)
-    return text
+    return _MOUNTS.sub(lambda found: _volumes(found[1]), text)
+
+
+def _volumes(mounts: str) -> str:
+    """`Mount(...), Mount(...)` of a hint, as -v."""
+    import shlex  # only an error needs it
+
+    found = re.findall(_MOUNT, mounts)
+    return " ".join(f"-v {shlex.quote(f'{src}:{dst}:{opt}')}" for dst, src, opt in found)
 
 
 def complain_of(error: Exception, verb: str) -> None:

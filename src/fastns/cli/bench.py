@@ -232,7 +232,7 @@ def isolation(row: Row, boxes: Sandboxes) -> str:
 def legend(boxes: Sandboxes) -> str:
     """The words behind `all`."""
     places = [item for item in boxes.isolates() if item.startswith("/")]
-    root = "the host's root" if boxes.rootfs is None else "the given root"
+    root = "the host's directories" if boxes.rootfs is None else "the given root"
     return (
         f"{', '.join(boxes.spaces())} namespaces; {', '.join(places)} of its own; {root}, read-only"
     )

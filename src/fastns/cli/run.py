@@ -18,12 +18,13 @@ import signal
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say, whole
+from fastns.cli import EXIT_FAILED, Parser, UsageError, advise, complain, say, whole
 from fastns.cli._flags import (
     add_sandbox_flags,
     complain_of,
     duration,
     environment_has,
+    in_flags,
     spec_of,
 )
 from fastns.cli._signals import Signals, signal_name
@@ -207,6 +208,8 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         exit_code, number = 128 - returncode, -returncode
     else:
         exit_code = returncode
+    if cause == "exited" and exit_code:
+        _say_what_is_missing(command, spec)
     return Outcome(
         exit_code,
         cause,
@@ -216,6 +219,17 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         limits=sandbox.limits,
         truncated=truncated,
     )
+
+
+def _say_what_is_missing(command: list[str], spec: Spec) -> None:
+    """Where the host has a file that the command was given, and the sandbox does not show it."""
+    import fastns
+    from fastns import _view
+
+    view = fastns.compile(spec).view
+    hint = None if view is None else _view.hint_of_arguments(command[1:], view)
+    if hint is not None:
+        advise(in_flags(hint))
 
 
 def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:

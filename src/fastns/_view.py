@@ -1,0 +1,176 @@
+"""What a sandbox without a rootfs sees of the host: its system directories, and nothing else.
+
+_compile.py builds the root from the layout; when something is missing inside, hint_of() says
+which mount would show it. Reads names and links of the host; touches nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import posixpath
+
+from fastns._record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+DIRECTORIES = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"),
+    *("/nix/store", "/gnu/store"),  # where /bin/sh leads on NixOS and Guix
+)
+LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
+"""Links of some distributions whose targets lie elsewhere: TLS and name resolution need them."""
+RESOLVER = "/etc/resolv.conf"
+
+
+@record(frozen=True)
+class Layout:
+    """The system directories of this host."""
+
+    shown: tuple[str, ...]  # directories, to be bound
+    links: tuple[tuple[str, str], ...]  # path, what the link says: leads to one that is shown
+
+
+def layout() -> Layout:
+    """Read again whenever something was added to "/", or "/" is another directory."""
+    top = os.stat("/")
+    return _layout(top.st_dev, top.st_ino, top.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _layout(*_version: int) -> Layout:
+    there = [path for path in DIRECTORIES if os.path.isdir(path)]
+    plain = [path for path in there if not os.path.islink(path)]
+    links = {
+        path: os.readlink(path)
+        for path in there
+        if path not in plain and lies_in(os.path.realpath(path), plain)
+    }
+    return Layout(tuple(path for path in there if path not in links), tuple(links.items()))
+
+
+def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
+    """What the LINKS_OUT lead to. resolver: with the name servers, for a sandbox with a network."""
+    links = [path for path in LINKS_OUT if path != RESOLVER or resolver]
+    targets = [os.path.realpath(path) for path in links if os.path.exists(path)]
+    return [path for path in targets if not lies_in(path, shown)]
+
+
+def lies_in(path: str, directories: Iterable[str]) -> bool:
+    """Whether a plain absolute path is one of these directories or below one."""
+    return any(f"{path}/".startswith(f"{directory.rstrip('/')}/") for directory in directories)
+
+
+# ---- what is missing ----
+
+
+def hint_of(
+    stage: str, error: int, path: str | None, view: Sequence[str], found: bool
+) -> str | None:
+    """What helps after a step failed for something that is missing; None: that is not why.
+
+    path: as the step has it, inside. view: the destinations of what is mounted inside.
+    found: the command is there, and what it needs to be executed is not.
+    """
+    if path is None or error != errno.ENOENT or stage not in ("exec", "chdir", "landlock"):
+        return None
+    try:
+        if stage != "exec":
+            return hint(path, view)
+        place = on_host(path)
+        if place is not None and found:
+            place = interpreter(place)
+        said = None if place is None else hint(place, view)
+        if said is None and place is not None and "/" not in path and lies_in(place, view):
+            return f"it is {place}, where the sandbox's PATH does not lead: give that path, or PATH"
+        return said
+    except OSError:
+        return None
+
+
+def hint(path: str, view: Sequence[str]) -> str | None:
+    """How to bring a path of the host into view; None where that is not what is missing."""
+    missing = list(_missing(path, view))
+    if not missing:
+        return None
+    listed = ", ".join(directory for directory in DIRECTORIES if directory in view)
+    mounts = ", ".join(f"Mount({place!r}, source={place!r}, options=['ro'])" for place in missing)
+    return f"{path} is not in view: without a rootfs {listed} are. Add mounts=[{mounts}]"
+
+
+def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
+    """For a command that did not succeed: the first argument that is a file of the host out of
+    view. A relative one counts from the caller's directory; inside it does not."""
+    for word in args:
+        if not word.startswith("-") and os.path.lexists(word):
+            said = hint(os.path.abspath(word), view)
+            if said is not None:
+                return said
+    return None
+
+
+def on_host(command: str) -> str | None:
+    """Where a command that was not found lies; one without a slash by the caller's PATH."""
+    if "/" in command:
+        return command if os.path.isabs(command) else None
+    import shutil
+    import sys
+
+    found = shutil.which(command)
+    if found is None and command == os.path.basename(sys.executable or ""):
+        found = sys.executable
+    return None if found is None else os.path.abspath(found)
+
+
+def interpreter(script: str) -> str | None:
+    """What the #! line of a file names."""
+    try:
+        with open(script, "rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return None
+    words = line[2:].split()
+    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None
+
+
+def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
+    """The directories or files to bind: for each step of the links from `path` on."""
+    found: list[str] = []
+    for step in _steps(path):
+        if not lies_in(step, view) and not lies_in(step, found) and os.path.lexists(step):
+            found.append(_bindable(step))
+            yield found[-1]
+
+
+def _steps(path: str) -> Iterator[str]:
+    """A path that is there, each link it is, and where it ends."""
+    step = posixpath.normpath(path)
+    if not os.path.isabs(step) or not os.path.lexists(step):
+        return
+    for _ in range(40):  # as many as the kernel follows
+        yield step
+        try:
+            target = os.readlink(step)
+        except OSError:
+            break
+        step = posixpath.normpath(posixpath.join(posixpath.dirname(step), target))
+    yield os.path.realpath(path)
+
+
+def _bindable(path: str) -> str:
+    """The directory that goes with a file: all of a Python's or of a program's installation."""
+    import sys
+
+    for prefix in (sys.prefix, sys.base_prefix):
+        if prefix and lies_in(path, [prefix]):
+            return prefix
+    if os.path.isdir(path):
+        return path
+    directory, name = posixpath.split(posixpath.dirname(path))
+    wide = ("/", "/home", posixpath.dirname(os.path.expanduser("~")), os.path.expanduser("~"))
+    if name in ("bin", "sbin", "libexec") and directory not in wide:
+        return directory
+    return path
