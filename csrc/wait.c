@@ -304,7 +304,8 @@ static int kill_tree(const struct fns_process *process)
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
     if (process->quiet) { /* the server sees it, and kills */
-        fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0);
+        FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0),
+                   "it may have ended");
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
     }
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);
