@@ -589,8 +589,11 @@ def _make_locked(directory: str) -> int:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 os.stat(directory)
                 return fd
-            except BaseException:
+            except BaseException as exc:
                 os.close(fd)
+                if not isinstance(exc, FileNotFoundError):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
                 raise
     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
 
