@@ -55,8 +55,9 @@ static int run_program(const char *program, int pid, const char *file, const cha
             argv[n++] = word;
         pid_t child;
         ret = -posix_spawnp(&child, program, NULL, NULL, argv, environ);
+        int tries = 0;
         while (ret == 0 && waitpid(child, &status, 0) < 0)
-            if (errno != EINTR)
+            if (errno == ECHILD || (errno != EINTR && ++tries == FNS_TRIES))
                 break; /* ECHILD: the caller ignores SIGCHLD, and the status is lost */
         if (ret == 0 && (status != 0 || !has_map(pid, file)))
             ret = -EPERM; /* it has said why on stderr */
