@@ -5,7 +5,9 @@
  * stack of its own with a guard page; it starts with all signals blocked and sets every handler to
  * default before it unblocks them, so no handler of the caller ever runs in the child; the child makes
  * raw system calls only (child.c). Not CLONE_VFORK: nothing wakes that sleep, no time limit and no
- * Ctrl-C, while the child is stopped or waits for a file system.
+ * Ctrl-C, while the child is stopped or waits for a file system. But a child with a cgroup of its own
+ * needs it: where that is out of memory the OOM killer ends whoever shares the child's memory, the caller
+ * that is, and spares but those that somebody sleeps for (in_vfork()).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -146,7 +148,9 @@ static long clone_child(struct fns_child *child, uint64_t namespaces, uint64_t e
         return -ENOMEM;
     long pid = fns_block_signals(&before);
     if (pid >= 0) {
-        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD | namespaces,
+        uint64_t asleep = child->args->n_groups ? FNS_CLONE_VFORK : 0;
+        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD | asleep |
+                            namespaces,
                         stack + GUARD_SIZE, pidfd, &here, child);
         fns_restore_signals(before);
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import eventually
+from processes import eventually, script
 
 import fastns
 from fastns import SpawnError, Spec, Template, _cgroups
@@ -89,6 +89,31 @@ def test_another_spec_takes_long_arguments(probe_rootfs: Path) -> None:
     with Template(Spec(rootfs=probe_rootfs, memory="64m")) as template:
         assert template.run(arguments(1_700_000)).returncode == 0
     assert fastns.compile(Spec(rootfs=probe_rootfs)).cgroups is None
+
+
+DIRECT = """
+spec = fastns.Spec(rootfs=sys.argv[1], memory=1500 << 10, **eval(sys.argv[2]))
+args = ["/true", *["x" * 99_999] * 17]
+for call in (lambda: fastns.run(args, spec=spec).returncode,
+             lambda: fastns.spawn(args, spec=spec).wait(),
+             lambda: fastns.run_batch([args], spec=spec)[0]):
+    try:
+        result = call()
+    except fastns.SpawnError as error:
+        result = error
+    print(getattr(result, "returncode", result))
+print("alive")
+"""
+
+
+@pytest.mark.with_cgroups
+@pytest.mark.parametrize("fields", ["{}", "{'init': True}"], ids=["direct", "init"])
+def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: str) -> None:
+    """A direct child shares the caller's memory, for which the OOM killer would end the caller."""
+    out = script(DIRECT, str(probe_rootfs), fields).splitlines()
+    assert out.pop() == "alive"
+    refused, killed = "exec /true: Argument list too long (E2BIG)", "helper: Operation canceled"
+    assert all(line in ("-9", refused, f"{killed} (ECANCELED)") for line in out), out
 
 
 # ---- pids that sandboxes made ahead hold ----
