@@ -53,10 +53,11 @@ static long type_in(int fd, const char *name)
     return result < 0 ? result : (long)(st.stx_mode & FNS_S_IFMT);
 }
 
-static uint32_t mode_of(int fd)
+/* Whether what is open as `fd` is of this type: 1 or 0; -errno. */
+static int is_type(int fd, uint32_t wanted)
 {
     long type = type_in(fd, "");
-    return type < 0 ? 0 : (uint32_t)type;
+    return type < 0 ? (int)type : type == (long)wanted;
 }
 
 /* ---- paths inside the root ------------------------------------------------------------------ */
@@ -91,8 +92,9 @@ static int walk(int root, const char *path, int no_symlinks)
             name[len++] = rest[at++];
         }
         name[len] = 0;
-        if (mode_of(stack[depth]) != FNS_S_IFDIR) {
-            result = -ENOTDIR;
+        int directory = is_type(stack[depth], FNS_S_IFDIR);
+        if (directory <= 0) {
+            result = directory < 0 ? directory : -ENOTDIR;
             goto out;
         }
         if (len == 1 && name[0] == '.')
@@ -107,7 +109,13 @@ static int walk(int root, const char *path, int no_symlinks)
             result = fd;
             goto out;
         }
-        if (mode_of(fd) != FNS_S_IFLNK) {
+        int is_link = is_type(fd, FNS_S_IFLNK);
+        if (is_link < 0) {
+            close_fd(fd);
+            result = is_link;
+            goto out;
+        }
+        if (!is_link) {
             if (depth + 1 == MAX_DEPTH) {
                 close_fd(fd);
                 result = -ENAMETOOLONG;
@@ -693,7 +701,9 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     if (target < 0)
         return target;
     /* The kernel's own answer to a file on a directory is EINVAL, which says nothing. */
-    result = (mode_of(target) == FNS_S_IFDIR) == (directory != 0) ? attach(tree, target) : -ENOTDIR;
+    result = is_type(target, FNS_S_IFDIR);
+    if (result >= 0)
+        result = result == (directory != 0) ? attach(tree, target) : -ENOTDIR;
     close_fd(target);
     return result;
 }
@@ -730,8 +740,9 @@ static int op_bind(struct fns_child *child, const struct fns_op *op)
         return 0;
     if (tree < 0)
         return tree;
-    int directory = mode_of(tree) == FNS_S_IFDIR;
-    int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
+    int result = is_type(tree, FNS_S_IFDIR);
+    if (result >= 0)
+        result = bind_tree(child, op, tree, op->flags, op->arg, result);
     close_fd(tree);
     return result;
 }
@@ -819,10 +830,13 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
 static int null_tree(struct fns_child *child)
 {
     int fd = child->null_device ? child->null_device : resolve(child->root, "dev/null", 1);
-    if (fd >= 0 && !child->null_device && mode_of(fd) != FNS_S_IFCHR) {
+    int is_device = fd < 0 || child->null_device ? 1 : is_type(fd, FNS_S_IFCHR);
+    if (is_device <= 0)
         close_fd(fd);
+    if (is_device < 0)
+        return is_device;
+    if (!is_device)
         fd = -ENOENT;
-    }
     if (fd < 0 && child->null) { /* the caller's view is gone */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
         /* Detached in another mount namespace, it cannot be copied in this one (EINVAL, since Linux
@@ -1141,9 +1155,9 @@ static int op_parent_death(struct fns_child *child, const struct fns_op *op)
     const int64_t at_once[2] = {0, 0};
     (void)op;
     int result = (int)fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    if (result == 0 && fns_sys5(__NR_ppoll, &news, 1, at_once, 0, FNS_SIGSET_SIZE) > 0)
-        result = -ECANCELED; /* POLLERR, POLLHUP: nobody reads there */
-    return result;
+    if (result == 0)
+        result = (int)fns_sys5(__NR_ppoll, &news, 1, at_once, 0, FNS_SIGSET_SIZE);
+    return result > 0 ? -ECANCELED /* POLLERR, POLLHUP: nobody reads there */ : result;
 }
 
 static int op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
@@ -1185,11 +1199,13 @@ static int op_landlock_path(struct fns_child *child, const struct fns_op *op)
     close_fd(top);
     if (fd < 0)
         return fd;
+    int result = is_type(fd, FNS_S_IFDIR);
     const struct {
         uint64_t allowed;
         int parent;
-    } __attribute__((packed)) rule = {mode_of(fd) == FNS_S_IFDIR ? op->flags : op->arg, fd};
-    int result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
+    } __attribute__((packed)) rule = {result > 0 ? op->flags : op->arg, fd};
+    if (result >= 0)
+        result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
                                1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
     close_fd(fd);
     return result;

@@ -165,11 +165,14 @@ void fns_kill_by(int pidfd)
 void fns_discard(int pidfd)
 {
     siginfo_t info = {.si_code = 0};
-    long ret;
+    int failed = 0;
     fns_kill_by(pidfd);
-    do
-        ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
-    while (ret == -EINTR || (ret == 0 && info.si_code >= FNS_CLD_TRAPPED));
+    while (failed < FNS_TRIES) {
+        long ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
+        if (ret == -ECHILD || (ret == 0 && info.si_code < FNS_CLD_TRAPPED))
+            break;
+        failed += ret < 0 && ret != -EINTR;
+    }
     close(pidfd);
 }
 
