@@ -1149,9 +1149,9 @@ static int op_parent_death(struct fns_child *child, const struct fns_op *op)
     const int64_t at_once[2] = {0, 0};
     (void)op;
     int result = (int)fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    if (result == 0 && fns_sys5(__NR_ppoll, &news, 1, at_once, 0, FNS_SIGSET_SIZE) > 0)
-        result = -ECANCELED; /* POLLERR, POLLHUP: nobody reads there */
-    return result;
+    if (result == 0)
+        result = (int)fns_sys5(__NR_ppoll, &news, 1, at_once, 0, FNS_SIGSET_SIZE);
+    return result > 0 ? -ECANCELED /* POLLERR, POLLHUP: nobody reads there */ : result;
 }
 
 static int op_no_new_privileges(struct fns_child *child, const struct fns_op *op)

@@ -165,7 +165,10 @@ static int reap(struct fns_job *job)
         fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
     else if (job->result.lost)
         ret = fns_set_error(&job->error, FNS_STAGE_INIT, -1, job->result.lost);
-    close(process->pidfd);
+    if (ret < 0 && ret != -ECHILD && !job->result.lost)
+        fns_discard(process->pidfd);
+    else
+        close(process->pidfd);
     if (process->control >= 0)
         close(process->control);
     process->pidfd = process->control = -1;

@@ -802,6 +802,8 @@ static void hear_connection(int connection)
         peer->park = 1;
         park_later(connection);
     } else {
+        if (received->size < 0) /* it could not be heard */
+            tell_failure(connection, FNS_ANY_ASK, FNS_STAGE_HELPER, received->size);
         fns_close_all(received->fds, received->n_fds);
         hang_up(connection);
     }
@@ -816,8 +818,12 @@ static void hear_control(int fd)
         stop();
     if (received->size == -EAGAIN)
         return;
-    if (received->size < (long)sizeof *ask || received->n_fds != 1 ||
-        watch(received->fds[0], ask->kind == FNS_ASK_CALLER ? CALLER : CONNECTION) < 0)
+    int watched = -EPROTO;
+    if (received->size >= (long)sizeof *ask && received->n_fds == 1)
+        watched = watch(received->fds[0], ask->kind == FNS_ASK_CALLER ? CALLER : CONNECTION);
+    if (watched < 0 && received->n_fds == 1 && ask->kind != FNS_ASK_CALLER)
+        tell_failure(received->fds[0], FNS_ANY_ASK, FNS_STAGE_HELPER, watched);
+    if (watched < 0)
         fns_close_all(received->fds, received->n_fds); /* its other end reads as closed */
 }
 

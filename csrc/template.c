@@ -229,6 +229,8 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
                             .msg_control = &rights,
                             .msg_controllen = sizeof rights};
     ssize_t n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
+    if (n < 0 && errno == ECONNRESET) /* told once, before what was sent until then */
+        n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
     if (n <= 0)
         return n < 0 && errno != ECONNRESET ? -errno : -ECANCELED;
     for (struct cmsghdr *at = CMSG_FIRSTHDR(&header); at; at = CMSG_NXTHDR(&header, at)) {
@@ -258,7 +260,9 @@ static int hear(int server, int connection, int number, enum patience patience,
         int ret = hear_one(connection, answer, pid, pidfd);
         if (ret == -EAGAIN)
             roused |= fns_server_rouse(server, roused);
-        if (ret != -EAGAIN && ret != -EINTR && (ret < 0 || answer->message.number == number))
+        int is_it =
+            ret == 0 && (answer->message.number == number || answer->message.number == FNS_ANY_ASK);
+        if (is_it || (ret < 0 && ret != -EAGAIN && ret != -EINTR))
             return ret;
         if (patience == MAY_GIVE_UP && fns_interrupted(&next, ret == -EINTR))
             return -EINTR;
@@ -285,8 +289,12 @@ static int hear_end(int server, int connection, int number, const struct fns_pla
         close(pidfd);
     if (ret < 0)
         return broken(error, ret);
-    if (ended->message.kind == FNS_MESSAGE_FAILED)
-        return fns_believe_error(sandbox, &ended->message.error, error);
+    if (ended->message.kind == FNS_MESSAGE_FAILED) {
+        ret = fns_believe_error(sandbox, &ended->message.error, error);
+        if (ended->message.number == FNS_ANY_ASK)
+            error->detail = FNS_DETAIL_BROKEN;
+        return ret;
+    }
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 

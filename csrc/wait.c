@@ -169,6 +169,7 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {
     siginfo_t info = {.si_pid = 0};
+    result->lost = 0;
     long ret = -EINTR;
     for (int tries = 0; ret < 0 && ret != -ECHILD && tries < FNS_TRIES; tries++)
         ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info, WEXITED | WNOHANG | __WALL,
@@ -182,16 +183,18 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();
-    result->lost = 0;
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
      * it could send one, its own end is the sandbox's. If it has exited without one, that has failed. */
     struct fns_message message;
+    ssize_t n = process->ended || process->control < 0
+                    ? 0
+                    : recv(process->control, &message, sizeof message, MSG_DONTWAIT);
     if (process->ended) {
         result->code = process->ended;
         result->status = process->status;
-    } else if (process->control >= 0 &&
-               recv(process->control, &message, sizeof message, MSG_DONTWAIT) == sizeof message &&
-               message.kind == FNS_MESSAGE_EXITED) {
+    } else if (n < 0 && errno != EAGAIN) {
+        result->lost = errno;
+    } else if (n == sizeof message && message.kind == FNS_MESSAGE_EXITED) {
         result->code = message.value;
         result->status = message.status;
     } else if (process->control >= 0 && info.si_code == CLD_EXITED) {

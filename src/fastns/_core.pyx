@@ -1240,7 +1240,7 @@ cdef int _run_job(c.fns_job *job, Server server) except -1:
         late = ret != c.FNS_IO_DONE
         with nogil:
             c.fns_job_finish(job, &io, late)
-        if ret < 0 and job.error.stage == c.FNS_STAGE_NONE:
+        if ret < 0:  # what follows from that, the end of who was killed for it, is not told
             c.fns_set_error(&job.error, c.FNS_STAGE_STDIO, -1, ret)
     if server is not None:
         server.give(connection, parked, c.fns_job_spares(job) and not late)

@@ -480,7 +480,10 @@ def _timeout_expired(
 def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:
     if fd is None:
         return None
-    file = fd.file(how)
+    try:
+        file = fd.file(how)
+    except OSError as exc:
+        raise SpawnError("stdio", exc.errno or errno.EIO) from None
     if mode is None:
         return file
     return io.TextIOWrapper(

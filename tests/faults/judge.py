@@ -29,7 +29,7 @@ RIGHT, TYPED, MISSED = "right", "typed", "missed"
 class Rule(NamedTuple):
     """What else may come of a fault, and why."""
 
-    role: str
+    role: str  # "": any
     calls: tuple[str, ...]  # (): any
     outcome: str  # the type of an exception, or the errno of a SpawnError
     why: str
@@ -38,10 +38,12 @@ class Rule(NamedTuple):
 _MEMORY = ("mmap", "mremap", "mprotect", "brk")
 RULES = (
     Rule(CALLER, _MEMORY, "MemoryError", "so malloc(3) and Python say it"),
-    Rule(CALLER, _MEMORY, "ENOMEM", "malloc(3) knows no other"),
+    Rule("", _MEMORY, "ENOMEM", "memory is short, whatever the call says: so malloc(3), too"),
     Rule(CALLER, ("mmap",), "SystemError", "so CPython 3.11 says it, lacking memory for a frame"),
     Rule("newuidmap", (), "EPERM", "its status says only that it failed"),
     Rule("newgidmap", (), "EPERM", "its status says only that it failed"),
+    Rule("newuidmap", (), "ECANCELED", "it dies of it, being linked: then that is told"),
+    Rule("newgidmap", (), "ECANCELED", "it dies of it, being linked: then that is told"),
 )
 
 
@@ -107,7 +109,9 @@ def _error(fault: Fault, error: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def applies(rule: Rule, fault: Fault) -> bool:
-    return rule.role == fault.point.role and (not rule.calls or fault.point.call in rule.calls)
+    return rule.role in ("", fault.point.role) and (
+        not rule.calls or fault.point.call in rule.calls
+    )
 
 
 assert not set(ERRNOS) & set(SIGNALS)
