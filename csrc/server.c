@@ -65,7 +65,7 @@ static struct {
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
-    int n_rooms;
+    int n_rooms, no_room;
     int strays; /* there may be children that nobody knows of */
     int killed; /* there may be sandboxes that are, and have not ended: when they are looked at */
     uint64_t look_at_killed;
@@ -194,17 +194,16 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 static struct fns_room *make_room(void)
 {
     struct fns_room *room = server.n_rooms < MAX_ROOMS ? map(sizeof *room) : 0;
-    if (room &&
-        fns_sys3(__NR_mprotect, room->stack, 4096, 0) < 0) { /* without a guard page: none */
+    long result = room ? fns_sys3(__NR_mprotect, room->stack, 4096, 0) : -ENOMEM;
+    if (result >= 0)
+        return server.rooms[server.n_rooms++] = room;
+    server.no_room = (int)result;
+    if (room) /* without a guard page it is none */
         FNS_IGNORE(fns_sys2(__NR_munmap, room, sizeof *room), "memory that nobody has touched");
-        return 0;
-    }
-    if (room)
-        server.rooms[server.n_rooms++] = room;
-    return room;
+    return 0;
 }
 
-/* One that nobody is in; 0: there is no memory for another. */
+/* One that nobody is in; 0: there is none, and server.no_room says why. */
 static struct fns_room *take_room(void)
 {
     struct fns_room *room = 0;
@@ -571,7 +570,7 @@ static void park(int connection)
 {
     enum fns_stage stage = FNS_STAGE_HELPER;
     struct fns_room *room = take_room();
-    long result = room ? start(room, connection, 1, 0, &stage) : -ENOMEM;
+    long result = room ? start(room, connection, 1, 0, &stage) : server.no_room;
     hear_by(connection, result == 0);
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         put_in_list(&server.to_park_then, connection);
@@ -701,7 +700,7 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
     if (!room) {
         fns_close_all(received->fds, received->n_fds);
         tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
-                     FNS_STAGE_HELPER, -ENOMEM);
+                     FNS_STAGE_HELPER, server.no_room);
         return;
     }
     room->queued = 0;

@@ -7,13 +7,37 @@ import platform
 from processes import script
 
 NUMBERS = {
-    "x86_64": {"seccomp": 317, "keyctl": 250, "clone": 56, "unshare": 272}
-    | {"sendto": 44, "fcntl": 72, "openat": 257},
-    "aarch64": {"seccomp": 277, "keyctl": 219, "clone": 220, "unshare": 97}
-    | {"sendto": 206, "fcntl": 25, "openat": 56},
+    "x86_64": {
+        "clone": 56,
+        "epoll_create1": 291,
+        "fcntl": 72,
+        "keyctl": 250,
+        "mprotect": 10,
+        "openat": 257,
+        "rt_sigprocmask": 14,
+        "seccomp": 317,
+        "sendto": 44,
+        "setsid": 112,
+        "signalfd4": 289,
+        "unshare": 272,
+    },
+    "aarch64": {
+        "clone": 220,
+        "epoll_create1": 20,
+        "fcntl": 25,
+        "keyctl": 219,
+        "mprotect": 226,
+        "openat": 56,
+        "rt_sigprocmask": 135,
+        "seccomp": 277,
+        "sendto": 206,
+        "setsid": 157,
+        "signalfd4": 74,
+        "unshare": 97,
+    },
 }
 for _numbers in NUMBERS.values():
-    _numbers |= {"clone3": 435, "openat2": 437, "landlock_create_ruleset": 444}
+    _numbers |= {"clone3": 435, "openat2": 437, "epoll_pwait2": 441, "landlock_create_ruleset": 444}
 
 KILL = 0
 """As an error: the process is killed instead."""

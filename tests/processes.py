@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastns import Template
@@ -82,15 +82,17 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
     return True
 
 
-def script(code: str, *args: str, timeout: float = 60, first: str = "") -> str:
+def script(
+    code: str, *args: str, timeout: float = 60, first: str = "", prefix: Sequence[str] = ()
+) -> str:
     """Runs Python code in an interpreter of its own and returns its stdout. It has to succeed.
-    `first`: code to be run before fastns is used.
+    `first`: code to be run before fastns is used; `prefix`: a command that runs the interpreter.
 
     The code may use `children()` and `fds()`, which list this process' own. The fd of the range's
     user namespace, which stays open from the first spawn on, is there before.
     """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],
+        [*prefix, sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],
         capture_output=True,
         text=True,
         timeout=timeout,
