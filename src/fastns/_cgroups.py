@@ -58,8 +58,8 @@ NOT_THERE = (
     errno.ENODEV,
     errno.EOPNOTSUPP,
 )
-# What a kernel answers to a value that it does not take, or to one of a limit that it does not have.
-# Everything else (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
+# What a kernel answers to a value that it does not take, or of a limit that it does not have. All
+# else (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
 REFUSED = (
     errno.EINVAL,
     errno.ERANGE,
