@@ -53,12 +53,6 @@ static long type_in(int fd, const char *name)
     return result < 0 ? result : (long)(st.stx_mode & FNS_S_IFMT);
 }
 
-static uint32_t mode_of(int fd)
-{
-    long type = type_in(fd, "");
-    return type < 0 ? 0 : (uint32_t)type;
-}
-
 /* ---- paths inside the root ------------------------------------------------------------------ */
 
 /* Resolves `path` below `root` by hand, a component at a time and never through a name twice, for
@@ -91,8 +85,9 @@ static int walk(int root, const char *path, int no_symlinks)
             name[len++] = rest[at++];
         }
         name[len] = 0;
-        if (mode_of(stack[depth]) != FNS_S_IFDIR) {
-            result = -ENOTDIR;
+        long type = type_in(stack[depth], "");
+        if (type != FNS_S_IFDIR) {
+            result = type < 0 ? (int)type : -ENOTDIR;
             goto out;
         }
         if (len == 1 && name[0] == '.')
@@ -107,10 +102,11 @@ static int walk(int root, const char *path, int no_symlinks)
             result = fd;
             goto out;
         }
-        if (mode_of(fd) != FNS_S_IFLNK) {
-            if (depth + 1 == MAX_DEPTH) {
+        type = type_in(fd, "");
+        if (type != FNS_S_IFLNK) {
+            if (type < 0 || depth + 1 == MAX_DEPTH) {
                 close_fd(fd);
-                result = -ENAMETOOLONG;
+                result = type < 0 ? (int)type : -ENAMETOOLONG;
                 goto out;
             }
             stack[++depth] = fd;
@@ -439,8 +435,10 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
     long result = fns_sys2(__NR_setns, userns, FNS_CLONE_NEWUSER);
     if (result >= 0)
         result = fns_sys1(__NR_unshare, flags);
-    int reported = fns_write(socket, &result, sizeof result) == sizeof result;
-    for (int tries = 0; reported && tries < 64; tries++)
+    int reported = 0;
+    for (int tries = 0; !reported && tries < FNS_TRIES; tries++)
+        reported = fns_write(socket, &result, sizeof result) == sizeof result;
+    for (int tries = 0; reported && tries < FNS_TRIES; tries++)
         if (fns_read(socket, &byte, sizeof byte) == 0)
             break;
     for (;;)
@@ -692,8 +690,13 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     int target = open_target(child, op, directory);
     if (target < 0)
         return target;
-    /* The kernel's own answer to a file on a directory is EINVAL, which says nothing. */
-    result = (mode_of(target) == FNS_S_IFDIR) == (directory != 0) ? attach(tree, target) : -ENOTDIR;
+    long type = type_in(target, "");
+    if (type < 0)
+        result = (int)type;
+    else if ((type == FNS_S_IFDIR) != (directory != 0))
+        result = -ENOTDIR; /* the kernel's own answer is EINVAL, which says nothing */
+    else
+        result = attach(tree, target);
     close_fd(target);
     return result;
 }
@@ -730,8 +733,10 @@ static int op_bind(struct fns_child *child, const struct fns_op *op)
         return 0;
     if (tree < 0)
         return tree;
-    int directory = mode_of(tree) == FNS_S_IFDIR;
-    int result = bind_tree(child, op, tree, op->flags, op->arg, directory);
+    long type = type_in(tree, "");
+    int result = (int)type;
+    if (type >= 0)
+        result = bind_tree(child, op, tree, op->flags, op->arg, type == FNS_S_IFDIR);
     close_fd(tree);
     return result;
 }
@@ -819,8 +824,11 @@ static int op_read_only(struct fns_child *child, const struct fns_op *op)
 static int null_tree(struct fns_child *child)
 {
     int fd = child->null_device ? child->null_device : resolve(child->root, "dev/null", 1);
-    if (fd >= 0 && !child->null_device && mode_of(fd) != FNS_S_IFCHR) {
+    long type = fd >= 0 && !child->null_device ? type_in(fd, "") : FNS_S_IFCHR;
+    if (type != FNS_S_IFCHR) {
         close_fd(fd);
+        if (type < 0)
+            return (int)type;
         fd = -ENOENT;
     }
     if (fd < 0 && child->null) { /* the caller's view is gone */
@@ -1185,11 +1193,14 @@ static int op_landlock_path(struct fns_child *child, const struct fns_op *op)
     close_fd(top);
     if (fd < 0)
         return fd;
+    long type = type_in(fd, "");
     const struct {
         uint64_t allowed;
         int parent;
-    } __attribute__((packed)) rule = {mode_of(fd) == FNS_S_IFDIR ? op->flags : op->arg, fd};
-    int result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
+    } __attribute__((packed)) rule = {type == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    int result = (int)type;
+    if (type >= 0)
+        result = (int)fns_sys4(__NR_landlock_add_rule, child->rules,
                                1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
     close_fd(fd);
     return result;

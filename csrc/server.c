@@ -65,7 +65,7 @@ static struct {
     struct fns_pool_state pool;
     int n_sandboxes, free_sandbox; /* ever used; the first that is free */
     int last_looked_at;
-    int n_rooms, no_room;
+    int n_rooms, no_memory;
     int strays; /* there may be children that nobody knows of */
     int killed; /* there may be sandboxes that are, and have not ended: when they are looked at */
     uint64_t look_at_killed;
@@ -87,7 +87,10 @@ static _Noreturn void stop(void)
 static int control(int how, int fd, uint32_t events)
 {
     struct event event = {events, (uint64_t)fd};
-    return (int)fns_sys4(__NR_epoll_ctl, server.epoll, how, fd, &event);
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < FNS_TRIES; tries++)
+        result = fns_sys4(__NR_epoll_ctl, server.epoll, how, fd, &event);
+    return (int)result;
 }
 
 static int watch(int fd, enum peer_kind kind)
@@ -108,12 +111,15 @@ static void forget(int fd)
     fns_close(fd);
 }
 
-/* Memory that is there once it is touched; 0: none. */
+/* Memory that is there once it is touched; 0: none, and server.no_memory says why. */
 static void *map(uint64_t size)
 {
     long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */,
                        0x4022 /* MAP_PRIVATE|ANONYMOUS|NORESERVE */, -1, 0);
-    return at < 0 && at > -4096 ? 0 : (void *)at;
+    if (at >= 0 || at <= -4096)
+        return (void *)at;
+    server.no_memory = (int)at;
+    return 0;
 }
 
 static uint64_t now(void)
@@ -193,17 +199,19 @@ static void give_sandbox(struct fns_sandbox *sandbox)
 
 static struct fns_room *make_room(void)
 {
+    server.no_memory = -ENOMEM;
     struct fns_room *room = server.n_rooms < MAX_ROOMS ? map(sizeof *room) : 0;
-    long result = room ? fns_sys3(__NR_mprotect, room->stack, 4096, 0) : -ENOMEM;
+    if (!room)
+        return 0;
+    long result = fns_sys3(__NR_mprotect, room->stack, 4096, 0);
     if (result >= 0)
         return server.rooms[server.n_rooms++] = room;
-    server.no_room = (int)result;
-    if (room) /* without a guard page it is none */
-        FNS_IGNORE(fns_sys2(__NR_munmap, room, sizeof *room), "memory that nobody has touched");
+    server.no_memory = (int)result; /* without a guard page it is no room */
+    FNS_IGNORE(fns_sys2(__NR_munmap, room, sizeof *room), "memory that nobody has touched");
     return 0;
 }
 
-/* One that nobody is in; 0: there is none, and server.no_room says why. */
+/* One that nobody is in; 0: there is none, and server.no_memory says why. */
 static struct fns_room *take_room(void)
 {
     struct fns_room *room = 0;
@@ -570,7 +578,7 @@ static void park(int connection)
 {
     enum fns_stage stage = FNS_STAGE_HELPER;
     struct fns_room *room = take_room();
-    long result = room ? start(room, connection, 1, 0, &stage) : server.no_room;
+    long result = room ? start(room, connection, 1, 0, &stage) : server.no_memory;
     hear_by(connection, result == 0);
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         put_in_list(&server.to_park_then, connection);
@@ -585,8 +593,11 @@ static void tell_failure(int connection, int ask, enum fns_stage stage, long res
 
 static void tell(int connection, const struct fns_ended *answer)
 {
-    check_told(connection, fns_sys6(__NR_sendto, connection, (long)answer, sizeof *answer,
-                                    0x4000 /* MSG_NOSIGNAL */, 0, 0));
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && result != -EPIPE && tries < FNS_TRIES; tries++)
+        result = fns_sys6(__NR_sendto, connection, (long)answer, sizeof *answer,
+                          0x4000 /* MSG_NOSIGNAL */, 0, 0);
+    check_told(connection, result);
 }
 
 static void tell_end(int connection, struct fns_sandbox *sandbox)
@@ -700,7 +711,7 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
     if (!room) {
         fns_close_all(received->fds, received->n_fds);
         tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
-                     FNS_STAGE_HELPER, server.no_room);
+                     FNS_STAGE_HELPER, server.no_memory);
         return;
     }
     room->queued = 0;
@@ -1021,7 +1032,7 @@ static long prepare(int socket)
     server.epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     server.ends = (int)fns_sys4(__NR_signalfd4, -1, &ends, sizeof ends, O_CLOEXEC | O_NONBLOCK);
     if (!server.peers || !server.sandboxes || !server.by_pid || !server.batches)
-        return -ENOMEM;
+        return server.no_memory;
     if (server.epoll < 0 || server.ends < 0)
         return server.epoll < 0 ? server.epoll : server.ends;
     result = watch(socket, CONTROL);

@@ -166,10 +166,12 @@ void fns_discard(int pidfd)
 {
     siginfo_t info = {.si_code = 0};
     long ret;
+    int tries = 0;
     fns_kill_by(pidfd);
     do
         ret = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
-    while (ret == -EINTR || (ret == 0 && info.si_code >= FNS_CLD_TRAPPED));
+    while (ret == -EINTR || (ret == 0 && info.si_code >= FNS_CLD_TRAPPED) ||
+           (ret < 0 && ret != -ECHILD && ++tries < FNS_TRIES));
     close(pidfd);
 }
 

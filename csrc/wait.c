@@ -169,8 +169,10 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {
     siginfo_t info = {.si_pid = 0};
-    long ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info, WEXITED | WNOHANG | __WALL,
-                        &result->usage);
+    long ret = -EINTR;
+    for (int tries = 0; ret < 0 && ret != -ECHILD && tries < FNS_TRIES; tries++)
+        ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info, WEXITED | WNOHANG | __WALL,
+                       &result->usage);
     if (ret < 0)
         return (int)ret;
     if (info.si_pid == 0 || info.si_code >= FNS_CLD_TRAPPED) {
