@@ -12,6 +12,9 @@
 /* Of a function whose result has to be looked at. */
 #define FNS_CHECKED __attribute__((warn_unused_result))
 
+/* How often a call is tried that must not fail: more than a passing failure takes. */
+enum { FNS_TRIES = 4 };
+
 #define FNS_STAGES(X)                                                                              \
     X(NONE, "none")                                                                                \
     X(CLONE, "clone")                                                                              \

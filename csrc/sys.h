@@ -153,9 +153,6 @@ FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
-/* How often a call is tried that must not fail: more than a passing failure takes. */
-enum { FNS_TRIES = 4 };
-
 /* Linux frees the fd whatever close(2) answers. */
 FNS_INLINE void fns_close(int fd)
 {

@@ -570,13 +570,16 @@ class Cgroups:
 
 def _remove_empty(directory: str, end: float) -> bool:
     """What is not empty then is looked at once more at the end, else left to the next sweep."""
+    failed = False
     while True:
         try:
             os.rmdir(directory)
             return True
         except OSError as exc:
-            if exc.errno != errno.EBUSY or time.monotonic() > end:
-                return exc.errno == errno.ENOENT
+            gone = exc.errno == errno.ENOENT
+            if gone or time.monotonic() > end or (exc.errno != errno.EBUSY and failed):
+                return gone
+            failed = exc.errno != errno.EBUSY
         time.sleep(0.001)
 
 
