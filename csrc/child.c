@@ -456,7 +456,9 @@ static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t f
         child->error.detail = FNS_DETAIL_KILLED;
         return -ECANCELED;
     }
-    return made < 0 ? made : fns_sys2(__NR_setns, pidfd, flags);
+    if (made >= 0)
+        made = fns_sys2(__NR_setns, pidfd, flags);
+    return made == -ESRCH ? -ECANCELED : made; /* killed since */
 }
 
 /* Kills and reaps a child, whatever its exit signal. */

@@ -323,7 +323,7 @@ size_t fns_batch_done(const struct fns_batch *batch);
 void fns_batch_close(struct fns_batch *batch);
 
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
-uint64_t fns_capabilities(void);
+int fns_capabilities(uint64_t *effective);
 
 /* Whether this process's files in /proc are its own (PR_GET_DUMPABLE, prctl(2)). */
 int fns_is_dumpable(void);

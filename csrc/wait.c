@@ -186,13 +186,16 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
      * it could send one, its own end is the sandbox's. If it has exited without one, that has failed. */
     struct fns_message message;
-    ssize_t n = process->ended || process->control < 0
-                    ? 0
-                    : recv(process->control, &message, sizeof message, MSG_DONTWAIT);
+    ssize_t n = 0;
+    if (!process->ended && process->control >= 0) {
+        n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
+        if (n < 0 && errno == ECONNRESET) /* told once, before what was sent until then */
+            n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
+    }
     if (process->ended) {
         result->code = process->ended;
         result->status = process->status;
-    } else if (n < 0 && errno != EAGAIN) {
+    } else if (n < 0 && errno != EAGAIN && info.si_code == CLD_EXITED) {
         result->lost = errno;
     } else if (n == sizeof message && message.kind == FNS_MESSAGE_EXITED) {
         result->code = message.value;
@@ -323,7 +326,7 @@ int fns_is_dumpable(void)
     return fns_sys5(__NR_prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0) == 1;
 }
 
-uint64_t fns_capabilities(void)
+int fns_capabilities(uint64_t *effective)
 {
     struct {
         uint32_t version;
@@ -332,9 +335,9 @@ uint64_t fns_capabilities(void)
     struct {
         uint32_t effective, permitted, inheritable;
     } data[2] = {{0, 0, 0}, {0, 0, 0}};
-    if (fns_sys2(__NR_capget, &header, data) < 0)
-        return 0;
-    return data[0].effective | (uint64_t)data[1].effective << 32;
+    int result = (int)fns_sys2(__NR_capget, &header, data);
+    *effective = data[0].effective | (uint64_t)data[1].effective << 32;
+    return result;
 }
 
 int fns_landlock_abi(void)

@@ -848,12 +848,13 @@ cdef class Server:
 
     def __cinit__(self, Plan plan, int null, int parked=0):
         cdef c.fns_error error
-        cdef int ret, userns = plan.userns()
+        cdef int ret, userns
+        self.process.pidfd = self.process.control = -1
         self.plan = plan
         self.free = []
         self.ahead = []
         self.owner = getpid()
-        self.process.pidfd = self.process.control = -1
+        userns = plan.userns()
         with nogil:
             ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
         _raise_pending()
@@ -1025,7 +1026,7 @@ cdef class Pipes:
             if fd >= 0:
                 fds[i] = fcntl(fd, F_DUPFD_CLOEXEC, 3)
                 if fds[i] < 0:
-                    raise OSError(errno, os.strerror(errno))
+                    raise SpawnError("stdio", errno)
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
         self.io.limit = limit
@@ -1417,8 +1418,12 @@ def run_batch(Plan plan, Server server, list items, unsigned concurrency, progre
 
 
 def capabilities():
-    """The calling thread's effective capabilities, a bit each."""
-    return c.fns_capabilities()
+    """The calling thread's effective capabilities, a bit each. SpawnError, stage "capabilities"."""
+    cdef uint64_t effective
+    cdef int ret = c.fns_capabilities(&effective)
+    if ret < 0:
+        raise SpawnError("capabilities", -ret)
+    return effective
 
 
 def is_dumpable():

@@ -258,7 +258,7 @@ cdef extern from "fastns.h" nogil:
     int fns_batch_run(fns_batch *batch)
     size_t fns_batch_done(const fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
-    uint64_t fns_capabilities()
+    int fns_capabilities(uint64_t *effective)
     int fns_is_dumpable()
     int fns_landlock_abi()
     int fns_has_tree_namespaces()

@@ -117,14 +117,19 @@ class Slot:
 
 def warm(root: str) -> None:
     """Imports all that a start needs, and makes what is made once a process and lasts in a fork."""
+    import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
+
     import fastns
     import fastns._cgroups
     import fastns.batch
     import fastns.completed
     import fastns.limits
     import fastns.template
-    from fastns import _core, _userns
+    from fastns import _core, _userns, errors
 
+    for stage, number, path in errors._HINTS:
+        errors.SpawnError(stage, number, path=path)
+    "".encode("ascii")
     _core.user_namespace(_userns.range_of_root())
     fastns.compile(fastns.Spec(rootfs=root, capabilities=["ALL"], memory="64m")).close()
     fastns.compile(fastns.Spec(rootfs=root)).close()

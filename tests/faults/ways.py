@@ -186,7 +186,7 @@ class Host(Start):
 
     def start(self) -> list[Any]:
         done = fastns.run(
-            [self.setting.root + PROBE],
+            ["/tmp/in" + PROBE],
             spec=self.plan,
             capture_output=True,
             timeout=self.setting.timeout,
