@@ -11,7 +11,7 @@ import pytest
 from contenders import KINDS, Contender, interleaved, posix_spawn, sandbox, template
 from report import table
 
-from fastns import Mount, Spec
+from fastns import Mount, Rlimit, Spec
 
 Fields = dict[str, Any]
 HOST = dict.fromkeys(KINDS, "host")
@@ -24,9 +24,16 @@ OPEN: Fields = {  # without what is there by default; capabilities are always gi
     "readonly_paths": (),
     "no_new_privileges": False,
     "seccomp": "unconfined",
+    "allow_setid": True,
 }
 RANGE = "+ user namespace of a range"  # what root has by default
 MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
+# The default limits cannot be left out; five more cost what those five do.
+FIVE_LIMITS: Fields = {
+    "rlimits": [
+        Rlimit(f"RLIMIT_{name}", -1, -1) for name in ("CPU", "FSIZE", "DATA", "RSS", "LOCKS")
+    ]
+}
 LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespace
     "clone and exec": {},
     "+ uts": {"new": "uts"},
@@ -40,6 +47,8 @@ LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespa
     "+ masked and read-only paths": MASKS,
     "+ no_new_privileges": {"no_new_privileges": True},
     "+ filter": {"seccomp": "default"},
+    "+ no set-id files": {"allow_setid": False},
+    "+ five more limits": FIVE_LIMITS,
     RANGE: {},
     "+ overlay": {"overlay": True},
     "+ network, lo up": {"new": "network"},
@@ -50,6 +59,8 @@ DEFENCES = (
     "+ masked and read-only paths",
     "+ no_new_privileges",
     "+ filter",
+    "+ no set-id files",
+    "+ five more limits",
     RANGE,
     "+ memory, pids, cpus",
 )
@@ -95,3 +106,22 @@ def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]
     times = interleaved(contenders, 300)
     with capsys.disabled():
         print("\n" + table("a template's defences, µs", times, "os.posix_spawn"))
+
+
+def test_binds_and_the_view(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of default sandboxes: a bind that keeps its owners, and the host's system directories in the
+    place of a rootfs."""
+
+    def bind(*options: str) -> list[Mount]:
+        # X-mount.mkdir would make it plain.
+        return [Mount("/tmp", source=str(rootfs), options=["ro", *options])]
+
+    contenders = {
+        "os.posix_spawn": posix_spawn(str(rootfs / "true")),
+        "rootfs, a plain bind": sandbox(Spec(rootfs=str(rootfs), mounts=bind("noidmap"))),
+        "rootfs, its owners kept": sandbox(Spec(rootfs=str(rootfs), mounts=bind())),
+        "no rootfs, a plain bind": sandbox(Spec(mounts=bind("noidmap")), "/tmp/true"),
+    }
+    times = interleaved(contenders, 300)
+    with capsys.disabled():
+        print("\n" + table("default sandboxes, µs", times, "os.posix_spawn"))
