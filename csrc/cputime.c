@@ -148,9 +148,12 @@ static int start(struct fns_cpu_watch *watch)
 {
     sigset_t all, before;
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(&watch->thread, NULL, run, watch);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int ret = pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (ret)
+        return -ret;
+    ret = pthread_create(&watch->thread, NULL, run, watch);
+    for (int tries = 0; pthread_sigmask(SIG_SETMASK, &before, NULL) && tries < FNS_TRIES; tries++)
+        ;
     if (ret == 0)
         watch->owner = getpid();
     return -ret;

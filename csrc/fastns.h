@@ -325,7 +325,7 @@ void fns_batch_close(struct fns_batch *batch);
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 int fns_capabilities(uint64_t *effective);
 
-/* Whether this process's files in /proc are its own (PR_GET_DUMPABLE, prctl(2)). */
+/* Whether this process's files in /proc are its own (PR_GET_DUMPABLE, prctl(2)): 1 or 0; -errno. */
 int fns_is_dumpable(void);
 
 /* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */

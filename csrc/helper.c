@@ -177,12 +177,16 @@ static _Noreturn void run_init(struct fns_child *child, int control)
         /* A terminal's signal (SI_KERNEL) has reached the whole foreground group already. */
         if (sig > 0 && sig != FNS_SIGCHLD && info.code != 0x80)
             FNS_IGNORE(fns_sys2(__NR_kill, pid, sig), "it may have ended");
-        for (;;) {
+        for (int failed = 0;;) {
             info.pid = 0;
             long ret =
                 fns_sys5(__NR_waitid, 0 /* P_ALL */, 0, &info, 1 | 4 /* WNOHANG|WEXITED */, 0);
-            if (ret < 0 || info.pid == 0)
+            if (ret == -ECHILD || (ret == 0 && info.pid == 0))
                 break;
+            if (ret < 0 && ++failed == FNS_TRIES) /* no end would be heard any more */
+                quit((int)-ret);
+            if (ret < 0)
+                continue;
             if (info.pid != pid || info.code >= FNS_CLD_TRAPPED)
                 continue;
             message.kind = FNS_MESSAGE_EXITED;

@@ -84,17 +84,21 @@ static int drain(struct fns_io *io, int which)
 static ssize_t write_quietly(int fd, const char *data, size_t size)
 {
     const struct timespec at_once = {0, 0};
-    sigset_t pipe, before, pending;
+    uint64_t before;
+    sigset_t pipe, pending;
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
-    sigpending(&pending);
-    pthread_sigmask(SIG_BLOCK, &pipe, &before);
+    if (sigpending(&pending) < 0)
+        return -errno;
+    long ret = fns_block_signal(SIGPIPE, &before);
+    if (ret < 0)
+        return ret;
     ssize_t n = write(fd, data, size);
     int err = errno;
     if (n < 0 && err == EPIPE && !sigismember(&pending, SIGPIPE))
         while (sigtimedwait(&pipe, NULL, &at_once) < 0 && errno == EINTR)
             ;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fns_restore_signals(before);
     return n < 0 ? -err : n;
 }
 

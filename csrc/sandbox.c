@@ -56,7 +56,7 @@ void fns_receive(int socket, int flags, struct fns_received *received)
     if (n > 0 && (header.flags & 0x28 /* MSG_TRUNC|MSG_CTRUNC */)) {
         fns_close_all(received->fds, received->n_fds); /* no room for an fd */
         received->n_fds = 0;
-        received->size = -EMFILE;
+        received->size = FNS_TRUNCATED;
     }
 }
 
@@ -67,7 +67,7 @@ static int open_ask(struct fns_room *room, int *loud)
     struct fns_sandbox *sandbox = room->sandbox;
     struct fns_ask *ask = (struct fns_ask *)(void *)received->bytes;
     sandbox->ask = ask->number;
-    if (received->size == -EMFILE)
+    if (received->size == FNS_TRUNCATED)
         return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
     if (received->size < (long)sizeof *ask)
         return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);

@@ -788,7 +788,7 @@ static void hear_connection(int connection)
         return;
     int free = peer->sandbox == NONE && !peer->waits;
     int kind = received->size >= (long)sizeof *ask && free ? ask->kind : 0;
-    if (received->size == -EMFILE) {
+    if (received->size == FNS_TRUNCATED) {
         tell_failure(connection, ask->number, FNS_STAGE_FDS, -EMFILE);
     } else if (kind == FNS_ASK_RUN || kind == FNS_ASK_SPAWN) {
         hear_run(connection, room, received);

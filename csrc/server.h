@@ -66,7 +66,8 @@ void fns_closer_give(int slot); /* it may be taken down when the closer is woken
 unsigned fns_closer_unheard(void); /* how many it was given since */
 void fns_closer_wake(void);
 
-/* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed: -EMFILE. */
+/* recvmsg(2), flags: MSG_*. The fds are close-on-exec; those of a truncated message are closed. */
+enum { FNS_TRUNCATED = -4096 }; /* as a size: the bytes are there, but an fd had no place */
 void fns_receive(int socket, int flags, struct fns_received *received);
 
 void fns_close_all(const int *fds, int n);

@@ -4,10 +4,8 @@
  * and the parent sleeps until the child has executed or ended. What makes that safe: the child has a
  * stack of its own with a guard page; it starts with all signals blocked and sets every handler to
  * default before it unblocks them, so no handler of the caller ever runs in the child; the child makes
- * raw system calls only (child.c). Not CLONE_VFORK: nothing wakes that sleep, no time limit and no
- * Ctrl-C, while the child is stopped or waits for a file system. But a child with a cgroup of its own
- * needs it: where that is out of memory the OOM killer ends whoever shares the child's memory, the caller
- * that is, and spares but those that somebody sleeps for (in_vfork()).
+ * raw system calls only (child.c). Not CLONE_VFORK: neither a time limit nor Ctrl-C would end that sleep
+ * while the child is stopped or waits for a file system.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -108,6 +106,12 @@ long fns_block_signals(uint64_t *before)
     return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, before, FNS_SIGSET_SIZE);
 }
 
+long fns_block_signal(int signal, uint64_t *before)
+{
+    const uint64_t one = 1ull << (signal - 1);
+    return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_BLOCK, &one, before, FNS_SIGSET_SIZE);
+}
+
 void fns_restore_signals(uint64_t before)
 {
     long result = -EINTR;
@@ -148,9 +152,7 @@ static long clone_child(struct fns_child *child, uint64_t namespaces, uint64_t e
         return -ENOMEM;
     long pid = fns_block_signals(&before);
     if (pid >= 0) {
-        uint64_t asleep = child->args->n_groups ? FNS_CLONE_VFORK : 0;
-        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD | asleep |
-                            namespaces,
+        pid = clone_any(FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD | namespaces,
                         stack + GUARD_SIZE, pidfd, &here, child);
         fns_restore_signals(before);
     }

@@ -71,6 +71,7 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
 
 /* All signals of the calling thread, 0 or -errno; and those that were not blocked before. */
 FNS_CHECKED long fns_block_signals(uint64_t *before);
+FNS_CHECKED long fns_block_signal(int signal, uint64_t *before);
 void fns_restore_signals(uint64_t before);
 
 /* SIGKILL, by a pidfd. */

@@ -189,7 +189,6 @@ struct fns_clone_args {
 #define FNS_CLONE_FILES 0x00000400ull
 #define FNS_CLONE_SIGHAND 0x00000800ull
 #define FNS_CLONE_PIDFD 0x00001000ull
-#define FNS_CLONE_VFORK 0x00004000ull
 #define FNS_CLONE_PARENT 0x00008000ull
 #define FNS_CLONE_THREAD 0x00010000ull
 #define FNS_CLONE_PARENT_SETTID 0x00100000ull
@@ -268,6 +267,7 @@ struct fns_mount_attr {
 #define FNS_S_IFDIR 0040000
 #define FNS_S_IFCHR 0020000
 
+#define FNS_SIG_BLOCK 0
 #define FNS_SIG_SETMASK 2
 #define FNS_SIGSET_SIZE 8
 #define FNS_SIGKILL 9

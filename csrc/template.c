@@ -229,7 +229,9 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
                             .msg_control = &rights,
                             .msg_controllen = sizeof rights};
     ssize_t n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
-    if (n < 0 && errno == ECONNRESET) /* told once, before what was sent until then */
+    /* ECONNRESET: told once, before what was sent until then. Any other failure may pass: an answer that
+     * is not read is lost. */
+    for (int tries = 0; n < 0 && errno != EAGAIN && errno != EINTR && tries < FNS_TRIES; tries++)
         n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
     if (n <= 0)
         return n < 0 && errno != ECONNRESET ? -errno : -ECANCELED;

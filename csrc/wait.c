@@ -323,7 +323,8 @@ int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 
 int fns_is_dumpable(void)
 {
-    return fns_sys5(__NR_prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0) == 1;
+    long result = fns_sys5(__NR_prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0);
+    return result < 0 ? (int)result : result == 1;
 }
 
 int fns_capabilities(uint64_t *effective)

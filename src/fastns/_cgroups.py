@@ -460,9 +460,12 @@ def _no_swap() -> bool:
 def _lines(path: str) -> list[str]:
     """None, where there is no such file, or not for this caller. Raises: SpawnError."""
     try:
+        with open(path, "rb") as file:
+            data: bytes | None = file.read()
+        if data is None:  # Python's word for EAGAIN
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         # Other mounts' names may be anything but a newline.
-        with open(path, errors="surrogateescape", newline="\n") as file:
-            text = file.read()
+        text = os.fsdecode(data)
         return text.removesuffix("\n").split("\n") if text else []
     except OSError as exc:
         if exc.errno in NOT_THERE:

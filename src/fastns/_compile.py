@@ -218,8 +218,10 @@ class _Compiler:
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
         # Those given: destination, source, HOW_*, and why it is plain in any case.
         self.binds: list[tuple[str, str, int, str]] = []
-        # The kernel writes an oom_score_adj to all who share the memory: not in the caller's.
-        self.staged = spec.init or caller.spared
+        # Not in the caller's memory: the kernel writes an oom_score_adj to all who share it, and the
+        # OOM killer of a cgroup ends all who share the memory of what is in there.
+        bounded = spec.memory is not None or spec.cgroup_parent is not None
+        self.staged = spec.init or caller.spared or bounded
         self.id_map = "none"
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
@@ -1188,7 +1190,7 @@ def _read(path: str) -> bytes:
     """A file of /proc; empty without /proc, and what depends on it will fail with its own error."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read() or b""  # None: EAGAIN
     except OSError:
         return b""
 

@@ -1428,7 +1428,10 @@ def capabilities():
 
 def is_dumpable():
     """Whether the files of this process in /proc are its own: not after setuid() from root."""
-    return c.fns_is_dumpable() != 0
+    cdef int ret = c.fns_is_dumpable()
+    if ret < 0:
+        raise SpawnError("capabilities", -ret)
+    return ret != 0
 
 
 def landlock_abi():
