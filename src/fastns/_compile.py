@@ -218,8 +218,8 @@ class _Compiler:
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
         # Those given: destination, source, HOW_*, and why it is plain in any case.
         self.binds: list[tuple[str, str, int, str]] = []
-        # Not in the caller's memory: the kernel writes an oom_score_adj to all who share it, and the
-        # OOM killer of a cgroup ends all who share the memory of what is in there.
+        # Not in the caller's memory: the kernel writes an oom_score_adj to all who share it, and a
+        # cgroup's OOM killer ends all who share the memory of what is in there.
         bounded = spec.memory is not None or spec.cgroup_parent is not None
         self.staged = spec.init or caller.spared or bounded
         self.id_map = "none"
