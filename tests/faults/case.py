@@ -238,8 +238,9 @@ class _Start:
         return CALLER if pid == self.pid else "-"
 
 
-_FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "SigIgn", "CapEff", "CapInh")
-_OF_LIBC = 0x180000000  # its two signals, which it handles from the first thread on
+_FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "CapEff", "CapInh")
+# libc's two signals: it handles them from the first thread on, also where they were ignored.
+_OF_LIBC = 0x180000000
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 
 
@@ -250,7 +251,7 @@ def _caller(pid: int) -> list[str]:
     return [
         f"cwd {os.readlink(f'/proc/{pid}/cwd')}",
         *(f"{field} {status[field].strip()}" for field in _FIELDS),
-        f"SigCgt {int(status['SigCgt'], 16) & ~_OF_LIBC:x}",
+        *(f"{field} {int(status[field], 16) & ~_OF_LIBC:x}" for field in ("SigIgn", "SigCgt")),
         *(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in _KINDS),
         f"uid of /proc {os.stat(f'/proc/{pid}').st_uid}",  # root's of who is not dumpable
     ]
