@@ -958,7 +958,8 @@ class _Compiler:
         )
 
     def add_devices(self) -> None:
-        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound."""
+        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound.
+        Read-only: one can write to them all the same, and not change their modes, the host's."""
         may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
         for name, (major, minor) in DEVICES.items():
             path = f"/dev/{name}".encode()
@@ -973,7 +974,8 @@ class _Compiler:
                 )
             else:
                 note = f"/dev/{name} bound"
-                how, flags = _core.HOW_CREATE, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+                how = _core.HOW_CREATE
+                flags = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
                 op = Op("bind", "device", how, flags, source=path, target=path, note=note)
             self.add(op)
         for name, link in DEV_LINKS.items():
