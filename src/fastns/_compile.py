@@ -446,6 +446,22 @@ class _Compiler:
     def map_ids(self) -> None:
         if not self.new_user:
             return
+        from fastns import _userns
+
+        limit = _userns.inotify_limit()
+        if limit is not None:
+            path = _userns.INOTIFY_LIMIT.encode()
+            self.add(
+                Op(
+                    "write",
+                    "rlimit",
+                    _core.HOW_OPTIONAL,
+                    PROC_MAGIC,
+                    target=path,
+                    data=limit,
+                    note="inotify instances: half of the caller's",
+                )
+            )
         spec, caller = self.spec, self.caller
         uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
         gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)
