@@ -519,8 +519,9 @@ static int op_write(struct fns_child *child, const struct fns_op *op)
     const char *data = text(child, op->data);
     long size = (long)length(data);
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
+    int lacks = fd == -ENOENT || fd == -EROFS || fd == -EACCES || fd == -EPERM;
     if (fd < 0)
-        return fd;
+        return lacks && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
     long result = check_type(fd, op->flags);
     if (result >= 0)
         result = fns_sys3(__NR_write, fd, data, size);
@@ -1468,11 +1469,21 @@ int fns_child_exec(struct fns_child *child)
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }
 
-int fns_child_stay(void *parent)
+int fns_child_stay(void *arg)
 {
+    struct fns_stay *stay = arg;
     /* The thread that cloned it waits in this very call. Its end is the caller's, or came before. */
     long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    while (result == 0 && fns_sys0(__NR_getppid) == *(const int *)parent)
+    if (stay->inotify) {
+        int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            FNS_IGNORE(fns_sys3(__NR_write, fd, stay->inotify, length(stay->inotify)),
+                       "it cannot be had where /proc is read-only");
+            close_fd(fd);
+        }
+    }
+    __atomic_store_n(&stay->is_limited, 1, __ATOMIC_RELEASE);
+    while (result == 0 && fns_sys0(__NR_getppid) == stay->parent)
         FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again whether it is needed");
     return 0;
 }

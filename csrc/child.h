@@ -44,8 +44,13 @@ FNS_CHECKED int fns_child_fds(struct fns_child *child);
 FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
 /* Stays until it is killed, at the latest with the thread that cloned it, as the function of a clone: a
- * process to write the id maps of. `parent`: int, the pid of that thread's process. */
-int fns_child_stay(void *parent);
+ * process to write the id maps of. */
+struct fns_stay {
+    int parent;          /* the pid of that thread's process */
+    const char *inotify; /* what its namespace's limit on inotify instances is to be; NULL: none */
+    int is_limited;      /* set to 1 once that was tried */
+};
+int fns_child_stay(void *stay);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 FNS_CHECKED int fns_loopback_up(int socket);

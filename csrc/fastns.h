@@ -36,7 +36,8 @@ int fns_exec_image(const struct fns_plan *plan, void **image, size_t *size);
 
 /* A new user namespace with these maps, "inside outside count\n" lines of the caller's ids: an fd >= 3
  * of it, or -errno and `error`. The caller's threads, memory and credentials stay as they are. */
-int fns_userns_open(const char *uid_map, const char *gid_map, struct fns_error *error);
+int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
+                    struct fns_error *error);
 
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 

@@ -97,7 +97,7 @@ enum fns_how {
     FNS_HOW_OPEN = 256,  /* a user namespace, opened now, for JOIN_USER */
     FNS_HOW_OWNED = 128, /* what is made for it belongs to plan->owner_uid and owner_gid */
     FNS_HOW_SEALED = 512,    /* of a keyring: nobody may look into it */
-    FNS_HOW_OPTIONAL = 1024, /* of a keyring, a limit, IDMAP: without it where it may not be had */
+    FNS_HOW_OPTIONAL = 1024, /* of a keyring, a limit, IDMAP, write: without it where none is had */
     FNS_HOW_SHARE = 8192, /* of a limit: at most half of that in force, but at least `arg` of it */
     FNS_HOW_IF_THERE = 16384, /* of a bind: left out where its source is missing */
     FNS_HOW_AHEAD = 4096,     /* of a bind: its source is the next one of BIND_SOURCE */

@@ -2,11 +2,12 @@
  *
  * A namespace is there as long as a process is in it or an fd of it is open. So for a moment there is
  * a process in a new one, whose maps are written from here; it shares this process' memory and fds and
- * does nothing, so that its cost does not depend on the caller. It is killed as soon as the fd is open, and
+ * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon as the fd is open, and
  * with the caller, of whom nothing is held then.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -16,7 +17,7 @@
 
 /* A process in a new user namespace: its pid and pidfd, or -errno. It sends no signal as it ends, and
  * only who asks for it by __WALL reaps it. */
-static long start_staying(char *stack, size_t size, int *parent, int *pidfd)
+static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *pidfd)
 {
     const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
     uint64_t before;
@@ -24,9 +25,18 @@ static long start_staying(char *stack, size_t size, int *parent, int *pidfd)
     if (pid < 0)
         return pid;
     pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,
-                             fns_child_stay, parent);
+                             fns_child_stay, stay);
     fns_restore_signals(before);
     return pid;
+}
+
+/* Once it has set the namespace's limits, which is a moment; or it has ended. */
+static void await_limits(const struct fns_stay *stay, int pidfd)
+{
+    struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    for (int tries = 0; tries < 1000; tries++)
+        if (__atomic_load_n(&stay->is_limited, __ATOMIC_ACQUIRE) || poll(&end, 1, 1) > 0)
+            return;
 }
 
 /* Writes the maps of a process and opens its namespace. */
@@ -55,18 +65,22 @@ int fns_can_idmap(const char *path, int recursive, int userns)
     return (int)ret;
 }
 
-int fns_userns_open(const char *uid_map, const char *gid_map, struct fns_error *error)
+int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
+                    struct fns_error *error)
 {
     const size_t size = 16384;
-    int pidfd = -1, parent = getpid();
+    int pidfd = -1;
+    struct fns_stay stay = {.parent = getpid(), .inotify = inotify};
     *error = (struct fns_error){.op_index = -1};
     char *stack = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stack == MAP_FAILED)
         return fns_set_error(error, FNS_STAGE_CLONE, -1, errno);
-    long pid = start_staying(stack, size, &parent, &pidfd);
+    long pid = start_staying(stack, size, &stay, &pidfd);
     int fd = pid < 0 ? (int)pid : open_mapped((int)pid, uid_map, gid_map);
-    if (pid > 0)
+    if (pid > 0) {
+        await_limits(&stay, pidfd);
         fns_discard(pidfd);
+    }
     munmap(stack, size);
     if (fd < 0)
         fns_set_error(error, pid < 0 ? FNS_STAGE_CLONE : FNS_STAGE_ID_MAP, -1, fd);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -68,6 +69,11 @@ static int timer(void)
 static int pty(void)
 {
     return open("/dev/ptmx", O_RDWR | O_NOCTTY) < 0 ? -1 : 1;
+}
+
+static int inotify_instance(void)
+{
+    return inotify_init1(IN_CLOEXEC) < 0 ? -1 : 1;
 }
 
 static int open_file(void)
@@ -150,6 +156,8 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "ptys")) {
         raise_soft_limit(RLIMIT_NOFILE);
         take(pty, most);
+    } else if (!strcmp(what, "inotify")) {
+        take(inotify_instance, most);
     } else if (!strcmp(what, "fds")) {
         raise_soft_limit(RLIMIT_NOFILE);
         take(open_file, most);

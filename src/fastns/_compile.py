@@ -446,6 +446,22 @@ class _Compiler:
     def map_ids(self) -> None:
         if not self.new_user:
             return
+        from fastns import _userns
+
+        limit = _userns.inotify_limit()
+        if limit is not None:
+            path = _userns.INOTIFY_LIMIT.encode()
+            self.add(
+                Op(
+                    "write",
+                    "rlimit",
+                    _core.HOW_OPTIONAL,
+                    PROC_MAGIC,
+                    target=path,
+                    data=limit,
+                    note="inotify instances: half of the caller's",
+                )
+            )
         spec, caller = self.spec, self.caller
         uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
         gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)
@@ -958,7 +974,8 @@ class _Compiler:
         )
 
     def add_devices(self) -> None:
-        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound."""
+        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound.
+        Read-only: one can write to them all the same, and not change their modes, the host's."""
         may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
         for name, (major, minor) in DEVICES.items():
             path = f"/dev/{name}".encode()
@@ -973,7 +990,8 @@ class _Compiler:
                 )
             else:
                 note = f"/dev/{name} bound"
-                how, flags = _core.HOW_CREATE, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+                how = _core.HOW_CREATE
+                flags = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
                 op = Op("bind", "device", how, flags, source=path, target=path, note=note)
             self.add(op)
         for name, link in DEV_LINKS.items():

@@ -302,7 +302,11 @@ def user_namespace(tuple ids):
         return known.fd
     uid, gid, size = ids
     uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
-    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map), &error)
+    from fastns._userns import inotify_limit
+
+    cdef bytes limit = inotify_limit() or b""
+    fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map),
+                           PyBytes_AS_STRING(limit) if limit else NULL, &error)
     if fd < 0:
         raise SpawnError(STAGES[error.stage], error.err)
     known = _UserNamespace()

@@ -225,7 +225,8 @@ cdef extern from "fastns.h" nogil:
     int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     int fns_exec_image(const fns_plan *plan, void **image, size_t *size)
-    int fns_userns_open(const char *uid_map, const char *gid_map, fns_error *error)
+    int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
+                        fns_error *error)
     int fns_set_program(fns_program which, const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
                          fns_error *error)

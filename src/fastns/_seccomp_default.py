@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 DONE = 0  # reported as done, and nothing is done
-EPERM, EINVAL, ENOSYS = 1, 22, 38
+EPERM, E2BIG, EINVAL, ENOSYS = 1, 7, 22, 38
 
 ALLOWED = {
     "files": """
         access chdir chown close close_range copy_file_range dup dup2 dup3 faccessat faccessat2
         fadvise64 fallocate fchdir fchown fchownat fdatasync fgetxattr flistxattr flock
-        fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64
+        fremovexattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64
         getxattr getxattrat lchown lgetxattr link linkat listxattr listxattrat llistxattr
-        lremovexattr lseek lsetxattr lstat name_to_handle_at newfstatat pread64 preadv preadv2
+        lremovexattr lseek lstat name_to_handle_at newfstatat pread64 preadv preadv2
         pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr
-        removexattrat rename renameat renameat2 rmdir sendfile setxattr setxattrat splice stat
+        removexattrat rename renameat renameat2 rmdir sendfile splice stat
         statfs statx symlink symlinkat sync_file_range tee truncate umask unlink unlinkat utime
         utimensat utimes vmsplice write writev
     """,
@@ -117,6 +117,7 @@ TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typed into a terminal, for ot
 LOADS = (  # a module is loaded for them
     *(0x5423,),  # TIOCSETD: a line discipline, by number
     *(0x8940, 0x8941, 0x89A0, 0x89A1),  # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR
+    *(0x8980, 0x8981),  # SIOCADDDLCI, SIOCDELDLCI: before Linux 5.16
     *(0x8982, 0x8983),  # SIOCGIFVLAN, SIOCSIFVLAN
 )
 SECCOMP_SET_MODE_FILTER = 1
@@ -136,6 +137,7 @@ MODE_AT = {
 OPENS = {"open": (1, 2), "openat": (2, 3)}  # flags, and the mode of a file that they make
 MAKES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
 S_ISUID, S_ISGID = 0o4000, 0o2000
+MAX_ATTRIBUTE = 1000  # bytes: an ACL of that size takes 1 KiB of the kernel's memory
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
 FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
@@ -168,6 +170,7 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *_seccomp_sockets.rules(),
             *_ioctl(),
             *_fcntl(),
+            *_attributes(),
             *_core_limit(),
             *_own_filters(),
             *_modes(setid),
@@ -263,6 +266,15 @@ def _fcntl() -> Iterable[dict[str, Any]]:
     yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
     yield refuse(["fcntl"], EPERM, args=[same(1, command) for command in refused])
+
+
+def _attributes() -> Iterable[dict[str, Any]]:
+    """An ACL of a file in a tmpfs is memory that counts for nobody: up to 64 KiB for each file, and
+    twice that for a directory. No filter sees which attribute it is, but how long it is."""
+    names = ["setxattr", "lsetxattr", "fsetxattr"]
+    yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
+    yield refuse(names, E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
+    yield refuse(["setxattrat"], ENOSYS)
 
 
 def _core_limit() -> Iterable[dict[str, Any]]:

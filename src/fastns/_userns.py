@@ -13,6 +13,8 @@ SIZE = 65536
 # and what has the highest bit set.
 FIRST, LAST = 0x70000000, 0x7FFD0000
 FILES = ("/etc/subuid", "/etc/subgid")
+INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
+INOTIFY_LIMITS = ("/proc/sys/fs/inotify/max_user_instances", INOTIFY_LIMIT)
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,6 +32,20 @@ def range_of_root() -> tuple[int, int, int]:
         return found[0], found[1], SIZE
     free = unused([(first, size) for _, first, size in (*uids, *gids)])
     return free, free, SIZE
+
+
+@functools.lru_cache(maxsize=1)
+def inotify_limit() -> bytes | None:
+    """Half of the caller's inotify instances, for a user namespace: those that are made in it count
+    for who made the namespace as well. None: it cannot be known."""
+    try:
+        found = []
+        for path in INOTIFY_LIMITS:
+            with open(path, "rb") as file:
+                found.append(int(file.read()))
+    except (OSError, ValueError):
+        return None
+    return b"%d" % max(min(found) // 2, 1)
 
 
 def entries(path: str) -> list[tuple[str, int, int]]:

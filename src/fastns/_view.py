@@ -126,9 +126,11 @@ def on_host(command: str) -> str | None:
 
 
 def interpreter(script: str) -> str | None:
-    """What the #! line of a file names."""
+    """What the #! line of a file names. A sandbox may have put a FIFO there."""
+    from fastns.rootfs._host import open_file  # only an error needs it
+
     try:
-        with open(script, "rb") as file:
+        with open_file(script) as file:
             line = file.readline(256)
     except OSError:
         return None

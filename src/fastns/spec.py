@@ -696,7 +696,8 @@ def _user(value: Any) -> str:
 
 def _writes_to_host(mount: Mount) -> bool:
     options = mount_options.parse(mount.type, mount.options)
-    if options.attr_set & mount_options.ATTR_RDONLY:
+    listens = options.propagation == mount_options.MS_SLAVE  # what is mounted later is as it is
+    if options.attr_set & mount_options.ATTR_RDONLY and not listens:
         return False
     layer = mount.type == "overlay" and "upperdir=" in options.data
     return layer or mount.type in ("bind", "devtmpfs")

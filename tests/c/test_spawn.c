@@ -246,16 +246,16 @@ static void makes_a_user_namespace(void)
     struct fns_error error;
     char map[64];
     if (geteuid() != 0) { /* one's own gid would need setgroups to be given up: root's alone */
-        CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", &error), -EPERM);
+        CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", NULL, &error), -EPERM);
         CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
         return;
     }
     snprintf(map, sizeof map, "0 %d 1000\n", 100000);
-    int fd = fns_userns_open(map, map, &error), dumpable = prctl(PR_GET_DUMPABLE);
+    int fd = fns_userns_open(map, map, NULL, &error), dumpable = prctl(PR_GET_DUMPABLE);
     CHECK(fd > 2);
     CHECK_EQUAL(dumpable, 1);
     close(fd);
-    CHECK_EQUAL(fns_userns_open("nonsense", map, &error), -EINVAL);
+    CHECK_EQUAL(fns_userns_open("nonsense", map, NULL, &error), -EINVAL);
     CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
     CHECK_EQUAL(error.op_index, -1);
 }

@@ -31,6 +31,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -257,6 +258,35 @@ static int option_reached(void)
         exit(2);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     return setsockopt(fd, level, option, "tls", 3) == 0 || errno != ENOPROTOOPT;
+}
+
+/* An ACL of 64 KiB for a file of a tmpfs: memory that counts for nobody. By the call that is the
+ * argument. */
+static int long_acl(void)
+{
+    struct {
+        uint32_t version;
+        struct {
+            uint16_t tag, may;
+            uint32_t id;
+        } entries[8000];
+    } acl = {.version = 2, .entries = {{1, 7, ~0U}}};
+    const char *path = "/tmp/acl", *name = "system.posix_acl_access";
+    const int n = sizeof acl.entries / sizeof acl.entries[0];
+    for (int i = 1; i < n - 3; i++) {
+        acl.entries[i].tag = 2; /* a user */
+        acl.entries[i].id = getuid();
+    }
+    for (int i = n - 3; i < n; i++) { /* the group, the mask, others */
+        acl.entries[i].tag = i == n - 3 ? 4 : i == n - 2 ? 0x10 : 0x20;
+        acl.entries[i].id = ~0U;
+    }
+    int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    if (!strcmp(argument, "fd"))
+        return fsetxattr(fd, name, &acl, sizeof acl, 0) == 0;
+    if (!strcmp(argument, "link"))
+        return lsetxattr(path, name, &acl, sizeof acl, 0) == 0;
+    return setxattr(path, name, &acl, sizeof acl, 0) == 0;
 }
 
 /* ---- what the kernel loads modules for, and what else is little tried ---- */
@@ -691,6 +721,7 @@ static const struct {
     {"own_filter_by_prctl", own_filter_by_prctl},
     {"socket_option", socket_option},
     {"option_reached", option_reached},
+    {"long_acl", long_acl},
     {"ioctl_reached", ioctl_reached},
     {"out_of_band", out_of_band},
     {"out_of_band_by_sendmmsg", out_of_band_by_sendmmsg},

@@ -123,6 +123,7 @@ CASES = [
     Case("G3 SO_WIFI_STATUS", "socket_option", "2:2:1:41", OPEN),
     Case("G3 SO_ZEROCOPY", "socket_option", "2:1:1:60", OPEN),
     Case("G3 SO_TXTIME", "option_reached", "1:61", OPEN),
+    *(Case(f"G3 a long ACL by {how}", "long_acl", how, OPEN) for how in ("path", "link", "fd")),
     Case("G6 TCP_ULP", "option_reached", "6:31", OPEN),
     Case("G6 TCP_ULP, to who may", "option_reached", "6:31", {"capabilities": ["NET_ADMIN"]}),
     Case("G6 TCP_AO_ADD_KEY", "option_reached", "6:38", OPEN),

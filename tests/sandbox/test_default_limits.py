@@ -20,7 +20,7 @@ import support
 from inside import WAYS, runner
 
 import fastns
-from fastns import Mount, Rlimit, Spec, Template
+from fastns import Mount, Rlimit, Spec, Template, _userns
 
 SHARED = ("NOFILE", "SIGPENDING", "MSGQUEUE", "MEMLOCK")
 CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-high", "libc")
@@ -183,6 +183,35 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
             assert template.run(["/exhaust"]).returncode == 2
             with template.spawn(["/exhaust"]) as sandbox:
                 assert sandbox.wait() == 2
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
+@pytest.mark.parametrize("users", ["default", "new"])
+def test_one_sandbox_leaves_its_user_inotify_instances(
+    exhaust_root: Path, users: str, init: bool
+) -> None:
+    """They count for who made the user namespace, for root too: its sandboxes are another user."""
+    most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    most = min(most, int(Path(_userns.INOTIFY_LIMIT).read_text()))
+    if not 4 <= most <= 2000:
+        support.skip_missing("a limit on inotify instances below the number of fds")
+    spec = {"init": init, "namespaces": {"user": "new"} if users == "new" else {}}
+    with exhausted(exhaust_root, "inotify", spec, 4 * most) as (got, err):
+        assert (got <= most // 2, err) == (True, errno.EMFILE)
+
+
+@pytest.mark.parametrize("parked", [0, 2])
+def test_the_sandboxes_of_a_template_have_half_of_the_inotify_instances(
+    exhaust_root: Path, parked: int
+) -> None:
+    most = int(Path(_userns.INOTIFY_LIMIT).read_text())
+    most = min(most, int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()))
+    if not 4 <= most <= 2000:
+        support.skip_missing("a limit on inotify instances below the number of fds")
+    with Template(Spec(rootfs=exhaust_root), parked=parked) as template:
+        done = template.run(["/exhaust", "inotify"], capture_output=True)
+    got, err = map(int, done.stdout.split())
+    assert (got <= most // 2, err) == (True, errno.EMFILE)
 
 
 NO_FDS_TO_PASS = """

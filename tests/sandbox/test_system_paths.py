@@ -187,6 +187,17 @@ def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
 
 
 @pytest.mark.as_root
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
+    """In a user namespace of its own the devices are the host's, and so may be root."""
+    code = "echo x >/dev/null; chmod 666 /dev/null; touch /dev/zero; head -c 2 /dev/zero | wc -c"
+    with runner(way, namespaces={"user": "new"}) as run:
+        done = run(["sh", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "2"
+    assert done.stderr.count("Read-only file system") == 2
+
+
+@pytest.mark.as_root
 def test_where_proc_and_sys_are_read_only() -> None:
     """What it costs is the user's, where it is not: with the default user namespace."""
     maps = (IDMapping(0, 0, 10),)

@@ -323,3 +323,15 @@ def test_paths_that_lie_in_others() -> None:
     assert _view.lies_in("/usr", ["/usr/"])
     assert not _view.lies_in("/usrlocal", ["/usr"])
     assert _view.lies_in("/x", ["/"])
+
+
+def test_a_fifo_in_the_place_of_a_script_is_not_waited_for(tmp_path: Path) -> None:
+    """A sandbox that can write there may put one there between a start that fails and its hint."""
+    fifo = tmp_path / "script"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR)  # who waits gets an answer
+    try:
+        os.write(fd, b"#!/nowhere\n")
+        assert _view.interpreter(str(fifo)) is None
+    finally:
+        os.close(fd)

@@ -28,6 +28,7 @@ CAPS = {
 MACHINES = ("x86_64", "aarch64")
 SETID = {"any mode": True, "no set-id": False}
 HIGH = 1 << 32
+SIZES = (0, 1, 28, 999, 1000, 1001, 65536, HIGH, HIGH | 1, 2**64 - 1)
 # What each argument of a call is tried with, in every combination; the upper half is not looked at.
 FLAGS = (0, 1, 2, 0x41, 0x4000, 0x4001, 0x40000001, HIGH, HIGH | 1, 2**64 - 1)
 MODES = (0, 0o644, 0o1777, 0o2000, 0o2755, 0o4000, 0o4755, 0o6777, HIGH | 0o4711, HIGH, 2**64 - 1)
@@ -53,6 +54,7 @@ COMBINED = {
         1: (0, 1, 2, 3, HIGH | 2, 2**64 - 1),
     },
     "seccomp": {0: (0, 1, 2, 3, 4, 5, HIGH, HIGH | 1, 2**64 - 1)},
+    **{call: {3: SIZES} for call in ("setxattr", "lsetxattr", "fsetxattr")},
     "sendto": {3: FLAGS},
     "sendmsg": {2: FLAGS},
     "sendmmsg": {3: FLAGS},
@@ -186,6 +188,7 @@ def number_of(name):
         ("ioctl", (0, 0x5424), ALLOW),  # TIOCGETD
         ("ioctl", (0, 0x8940), EPERM),  # SIOCGIFBR
         ("ioctl", (0, 0x89A1), EPERM),  # SIOCBRDELBR
+        ("ioctl", (0, 0x8980), EPERM),  # SIOCADDDLCI
         ("ioctl", (0, 0x8982), EPERM),  # SIOCGIFVLAN
         ("ioctl", (0, 0x8912), ALLOW),  # SIOCGIFCONF
         ("fcntl", (0, 0), ALLOW),
@@ -242,6 +245,11 @@ def number_of(name):
         ("prctl", (22, 1), ALLOW),
         ("prctl", (21,), ALLOW),
         ("prctl", (62,), ERRNO | 22),  # PR_SCHED_CORE
+        ("setxattr", (0, 0, 0, 1000), ALLOW),
+        ("setxattr", (0, 0, 0, 1001), ERRNO | 7),
+        ("lsetxattr", (0, 0, 0, HIGH), ERRNO | 7),
+        ("fsetxattr", (0, 0, 0, 65536), ERRNO | 7),
+        ("setxattrat", (), ENOSYS),
         ("sync", (), ERRNO | 0),
         ("syncfs", (), ENOSYS),
         ("memfd_secret", (), ENOSYS),

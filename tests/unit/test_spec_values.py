@@ -114,6 +114,8 @@ WRITING: list[tuple[dict[str, Any], bool]] = [
     ({"mounts": [Mount("/mnt", source="/srv", options=["ro"]), Mount("/opt", source="/o")]}, True),
     ({"mounts": [BIND]}, True),
     ({"mounts": [Mount("/mnt", source="/srv", options=["rbind", "rw"])]}, True),
+    ({"mounts": [Mount("/mnt", source="/srv", options=["ro", "rslave"])]}, True),
+    ({"mounts": [Mount("/mnt", source="/srv", options=["ro", "private"])]}, False),
     ({"mounts": [Mount("/mnt", type="devtmpfs")]}, True),
     ({"mounts": [Mount("/mnt", type="overlay", options=["lowerdir=/a"])]}, False),
     ({"mounts": [Mount("/mnt", type="overlay", options=LAYERED)]}, True),
