@@ -125,7 +125,7 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
         return 0;
     fns_server_stop(server);
     fns_server_close(server);
-    return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
+    return fns_set_error(error, FNS_STAGE_HELPER, -1, ret == -EPIPE ? ECANCELED : ret);
 }
 
 void fns_server_stop(const struct fns_process *server)

@@ -186,12 +186,10 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
      * it could send one, its own end is the sandbox's. If it has exited without one, that has failed. */
     struct fns_message message;
-    ssize_t n = 0;
-    if (!process->ended && process->control >= 0) {
+    /* ECONNRESET: told once, before what was sent until then. */
+    ssize_t n = process->ended || process->control < 0 ? 0 : -1;
+    for (int tries = 0; n < 0 && tries < FNS_TRIES; tries++)
         n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
-        if (n < 0 && errno == ECONNRESET) /* told once, before what was sent until then */
-            n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
-    }
     if (process->ended) {
         result->code = process->ended;
         result->status = process->status;
