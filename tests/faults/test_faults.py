@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from faults.judge import MISSED, RIGHT, TYPED
 from faults.ways import BAD
 
 SECONDS = 75  # in which new faults are begun
+SEED = 1  # the same faults each time: what fails was broken by a change. `make faults` looks for more.
 FEWEST = 50
 CONTROL = "child:1:mount:2:EPERM"
 
@@ -60,8 +60,7 @@ def test_what_was_once_wrong(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_faults(tmp_path: Path) -> None:
-    seed = datetime.date.today().toordinal()
-    results = campaign(tmp_path, "--seconds", str(SECONDS), "--seed", str(seed))
+    results = campaign(tmp_path, "--seconds", str(SECONDS), "--seed", str(SEED))
     wrong = [result for result in results if result[1] not in (RIGHT, TYPED, MISSED)]
     assert wrong == []
     assert sum(kind != MISSED for _, kind, _ in results) >= FEWEST
