@@ -16,7 +16,7 @@ from faults.judge import MISSED, RIGHT, TYPED
 from faults.ways import BAD
 
 SECONDS = 75  # in which new faults are begun
-SEED = 1  # the same faults each time: what fails was broken by a change. `make faults` looks for more.
+SEED = 1  # the same faults each time: what fails, a change broke. `make faults` looks for more
 FEWEST = 50
 CONTROL = "child:1:mount:2:EPERM"
 
