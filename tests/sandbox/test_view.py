@@ -179,6 +179,13 @@ def test_what_links_in_etc_lead_to(public_dir: Path) -> None:
 # ---- hints ----
 
 
+def test_what_a_link_led_to_is_not_named_by_a_later_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_view, "led_to", lambda shown, resolver: ["/run/gone since"])
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["true"], spec=Spec(files={"/usr/no such/file": "text"}))
+    assert (caught.value.stage, caught.value.path) == ("file", "/usr/no such/file")
+
+
 @pytest.fixture
 def tool(public_dir: Path) -> Iterator[Path]:
     """An installation in a directory of its own: bin/tool needs lib/words; a link leads to it."""
