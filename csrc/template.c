@@ -283,6 +283,16 @@ static int broken(struct fns_error *error, int ret)
     return ret;
 }
 
+/* FAILED: -errno and `error`. It is for any ask where the server closes the connection. */
+static int believe(const struct fns_plan *sandbox, const struct fns_message *failed,
+                   struct fns_error *error)
+{
+    int ret = fns_believe_error(sandbox, &failed->error, error);
+    if (failed->number == FNS_ANY_ASK)
+        error->detail = FNS_DETAIL_BROKEN;
+    return ret;
+}
+
 /* An answer that is not RUNNING. 0: ENDED; -errno and `error`. */
 static int hear_end(int server, int connection, int number, const struct fns_plan *sandbox,
                     struct fns_ended *ended, struct fns_error *error)
@@ -293,12 +303,8 @@ static int hear_end(int server, int connection, int number, const struct fns_pla
         close(pidfd);
     if (ret < 0)
         return broken(error, ret);
-    if (ended->message.kind == FNS_MESSAGE_FAILED) {
-        ret = fns_believe_error(sandbox, &ended->message.error, error);
-        if (ended->message.number == FNS_ANY_ASK)
-            error->detail = FNS_DETAIL_BROKEN;
-        return ret;
-    }
+    if (ended->message.kind == FNS_MESSAGE_FAILED)
+        return believe(sandbox, &ended->message, error);
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 
@@ -416,14 +422,16 @@ static int follow(const struct fns_process *server, int connection, int number,
 {
     struct fns_ended ended;
     struct fns_error said;
-    int ret = -EMFILE; /* the kernel drops an fd that finds no place */
+    long n = -EMFILE; /* the kernel drops an fd that finds no place */
     if (pidfd >= 0)
-        ret = fns_executed(news, NULL, 0);
-    if (ret < 0) {
+        n = fns_executed(news, NULL, 0);
+    if (n == 0)
+        n = fns_read(news, &said, sizeof said);
+    if (n < 0 && n != -EAGAIN) { /* EAGAIN: nothing, and another process holds the pipe open */
         end_running(server, connection, running);
-        return broken(error, ret);
+        return broken(error, (int)n);
     }
-    if (read(news, &said, sizeof said) != sizeof said)
+    if (n != sizeof said)
         return 0;
     return hear_end(server->pidfd, connection, number, sandbox, &ended, error);
 }
@@ -457,7 +465,7 @@ int fns_server_spawn(const struct fns_process *server, int connection,
     if (ret < 0)
         broken(error, ret);
     else if (answer.message.kind == FNS_MESSAGE_FAILED)
-        ret = fns_believe_error(sandbox, &answer.message.error, error);
+        ret = believe(sandbox, &answer.message, error);
     else if (answer.message.kind == FNS_MESSAGE_RUNNING)
         ret = follow(server, connection, number, sandbox, news[0], answer.message.value, pidfd,
                      error);

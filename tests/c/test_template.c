@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <time.h>
 
+#include "message.h"
 #include "plans.h"
 
 enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
@@ -184,6 +186,28 @@ static void tells_its_host_name(const struct template *template, int connection,
     close(ends[0]);
 }
 
+/* A server that could not hear what it was asked says so, and closes the connection. */
+static void fails_unheard(const struct template *template)
+{
+    const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
+                                       .number = FNS_ANY_ASK,
+                                       .error = {FNS_STAGE_HELPER, 0, -1, ENOMEM}};
+    struct command command;
+    struct fns_process process;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+    int pair[2];
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    CHECK_EQUAL(send(pair[1], &failed, sizeof failed, 0), (long)sizeof failed);
+    CHECK_EQUAL(fns_server_spawn(&template->process, pair[0], &template->sandbox.plan, &args,
+                                 &process, &error),
+                -ENOMEM);
+    CHECK_EQUAL(error.stage, FNS_STAGE_HELPER);
+    CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 static void *work(void *arg)
 {
     const struct template *template = arg;
@@ -195,6 +219,7 @@ static void *work(void *arg)
         runs_quietly(template, i % 2 ? connection : other);
     }
     fails(template, connection);
+    fails_unheard(template);
     run(template, other, other, 7);
     close(connection);
     close(other);
