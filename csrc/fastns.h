@@ -156,10 +156,9 @@ void fns_set_interrupted(int (*interrupted)(void));
 enum fns_patience { FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP };
 
 /* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has
- * failed, in which case nothing is left: no process, fd or mapping. Blocks all signals of the
- * calling thread meanwhile. `time_ns`: a sandbox whose program is not running so long after its start is
- * killed, and returned as if it was; 0: never. -ETIME and process->late: its time was over before there
- * was a sandbox. */
+ * failed, in which case nothing is left: no process, fd or mapping. -EINTR: the caller gives up.
+ * `time_ns`: a sandbox whose program is not running so long after its start is killed, and returned as if
+ * it was; 0: never. -ETIME and process->late: its time was over before there was a sandbox. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
