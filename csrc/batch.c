@@ -122,7 +122,7 @@ static int connect_slot(struct fns_batch *batch, struct slot *slot, struct fns_j
 {
     if (!job->server || slot->connection >= 0)
         return 0;
-    int ret = fns_server_connect(job->server);
+    int ret = fns_server_connect(job->server, FNS_MAY_GIVE_UP);
     if (ret >= 0) {
         slot->connection = ret;
         ret = watch(batch, slot, ret, END);

@@ -732,8 +732,10 @@ static int take_source(struct fns_child *child)
 static int op_bind(struct fns_child *child, const struct fns_op *op)
 {
     int tree = op->how & FNS_HOW_AHEAD ? take_source(child) : open_source(child, op);
-    if (tree == -ENOENT && op->how & FNS_HOW_IF_THERE)
+    if (tree == -ENOENT && op->how & FNS_HOW_IF_THERE) {
+        child->error.detail = FNS_DETAIL_NONE; /* or the next error would be one of its source */
         return 0;
+    }
     if (tree < 0)
         return tree;
     long type = type_in(tree, "");

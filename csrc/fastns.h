@@ -151,11 +151,14 @@ struct fns_process {
  * but 0 it ends what it has started and fails with -EINTR. Called in the thread of the start. */
 void fns_set_interrupted(int (*interrupted)(void));
 
+/* How long a wait may take: it is none; until what it waits for is there; or no longer than the caller
+ * wants it (`interrupted`). */
+enum fns_patience { FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP };
+
 /* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has
- * failed, in which case nothing is left: no process, fd or mapping. Blocks all signals of the
- * calling thread meanwhile. `time_ns`: a sandbox whose program is not running so long after its start is
- * killed, and returned as if it was; 0: never. -ETIME and process->late: its time was over before there
- * was a sandbox. */
+ * failed, in which case nothing is left: no process, fd or mapping. -EINTR: the caller gives up.
+ * `time_ns`: a sandbox whose program is not running so long after its start is killed, and returned as if
+ * it was; 0: never. -ETIME and process->late: its time was over before there was a sandbox. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
@@ -167,8 +170,9 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
 void fns_server_stop(const struct fns_process *server); /* its fds stay, for who still uses them */
 void fns_server_close(struct fns_process *server);
 
-/* A connection for one sandbox at a time; -EPIPE: the server is gone; -errno. */
-int fns_server_connect(const struct fns_process *server);
+/* A connection for one sandbox at a time; -EPIPE: the server is gone; -EINTR: the caller gives up;
+ * -errno. */
+int fns_server_connect(const struct fns_process *server, enum fns_patience patience);
 
 /* As fns_spawn(), by a server. With FNS_DETAIL_BROKEN the connection is of no use any more: -EPIPE: its
  * other end was closed, and nothing was started; -ECANCELED: the server was killed meanwhile, and what

@@ -60,7 +60,8 @@ int fns_server_rouse(int pidfd, int kill)
 
 /* 0; -EPIPE: the other end is closed; -EAGAIN: there was no place for it in FNS_LOOK_NS; -EINTR: the
  * caller gives up; -errno. */
-static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds)
+static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds,
+                    enum fns_patience patience)
 {
     struct rights rights = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
                                        .cmsg_level = SOL_SOCKET,
@@ -76,13 +77,14 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
     uint64_t next = 0;
     ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
     /* The kernel counts the fds that are on their way: RLIMIT_NOFILE for each user. */
-    for (int tries = 0; n < 0 && (errno == EINTR || (errno == ETOOMANYREFS && tries < 5000));) {
+    const int most = patience == FNS_AT_ONCE ? 0 : 5000;
+    for (int tries = 0; n < 0 && (errno == EINTR || (errno == ETOOMANYREFS && tries < most));) {
         int signalled = errno == EINTR;
         if (!signalled) {
             nanosleep(&pause, NULL);
             tries++;
         }
-        if (fns_interrupted(&next, signalled))
+        if (patience == FNS_MAY_GIVE_UP && fns_interrupted(&next, signalled))
             return -EINTR;
         n = sendmsg(socket, &header, MSG_NOSIGNAL);
     }
@@ -93,13 +95,14 @@ static int send_ask(int socket, const struct fns_ask *ask, size_t size, const in
 
 enum { PATIENCE = 50 }; /* times FNS_LOOK_NS: how long a server may leave its control socket full */
 
-static int send_fd(const struct fns_process *server, enum fns_ask_kind kind, int fd)
+static int send_fd(const struct fns_process *server, enum fns_ask_kind kind, int fd,
+                   enum fns_patience patience)
 {
     const struct fns_ask ask = {.kind = kind, .size = sizeof ask};
     int ret, roused = 0;
     for (int i = 0; i < PATIENCE; i++) {
-        ret = send_ask(server->control, &ask, sizeof ask, &fd, 1);
-        if (ret != -EAGAIN)
+        ret = send_ask(server->control, &ask, sizeof ask, &fd, 1, patience);
+        if (ret != -EAGAIN || patience == FNS_AT_ONCE)
             break;
         roused |= fns_server_rouse(server->pidfd, roused);
     }
@@ -118,7 +121,7 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
     long self = fns_sys2(__NR_pidfd_open, getpid(), 0);
     ret = self < 0 ? (int)self : limit_waits(server->control);
     if (ret == 0)
-        ret = send_fd(server, FNS_ASK_CALLER, (int)self);
+        ret = send_fd(server, FNS_ASK_CALLER, (int)self, FNS_MAY_GIVE_UP);
     if (self >= 0)
         close((int)self);
     if (ret == 0)
@@ -151,7 +154,7 @@ void fns_server_close(struct fns_process *server)
     server->control = server->pidfd = -1;
 }
 
-int fns_server_connect(const struct fns_process *server)
+int fns_server_connect(const struct fns_process *server, enum fns_patience patience)
 {
     const int on = 1;
     int pair[2], ret = 0;
@@ -166,7 +169,7 @@ int fns_server_connect(const struct fns_process *server)
     if (ret == 0)
         ret = limit_waits(pair[0]);
     if (ret == 0)
-        ret = send_fd(server, FNS_ASK_CONNECT, pair[1]);
+        ret = send_fd(server, FNS_ASK_CONNECT, pair[1], patience);
     close(pair[1]);
     if (ret < 0)
         close(pair[0]);
@@ -208,7 +211,8 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
         file = fds[n++] = fns_memory_file(ask, size, 0);
         size = sizeof *ask;
     }
-    ret = ask->in_file && file < 0 ? file : send_ask(connection, ask, size, fds, n);
+    ret =
+        ask->in_file && file < 0 ? file : send_ask(connection, ask, size, fds, n, FNS_MAY_GIVE_UP);
     if (file >= 0)
         close(file);
     free(ask);
@@ -249,11 +253,9 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
     return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
 }
 
-enum patience { PATIENT, MAY_GIVE_UP };
-
 /* The answer to the ask with this number: ENDED, or a shorter one. It is owed: a server that is stopped
  * is continued, and killed if that does not last. -EINTR: the caller gives up. */
-static int hear(int server, int connection, int number, enum patience patience,
+static int hear(int server, int connection, int number, enum fns_patience patience,
                 struct fns_ended *answer, int *pid, int *pidfd)
 {
     uint64_t next = 0;
@@ -266,7 +268,7 @@ static int hear(int server, int connection, int number, enum patience patience,
             ret == 0 && (answer->message.number == number || answer->message.number == FNS_ANY_ASK);
         if (is_it || (ret < 0 && ret != -EAGAIN && ret != -EINTR))
             return ret;
-        if (patience == MAY_GIVE_UP && fns_interrupted(&next, ret == -EINTR))
+        if (patience == FNS_MAY_GIVE_UP && fns_interrupted(&next, ret == -EINTR))
             return -EINTR;
     }
 }
@@ -281,22 +283,28 @@ static int broken(struct fns_error *error, int ret)
     return ret;
 }
 
+/* FAILED: -errno and `error`. It is for any ask where the server closes the connection. */
+static int believe(const struct fns_plan *sandbox, const struct fns_message *failed,
+                   struct fns_error *error)
+{
+    int ret = fns_believe_error(sandbox, &failed->error, error);
+    if (failed->number == FNS_ANY_ASK)
+        error->detail = FNS_DETAIL_BROKEN;
+    return ret;
+}
+
 /* An answer that is not RUNNING. 0: ENDED; -errno and `error`. */
 static int hear_end(int server, int connection, int number, const struct fns_plan *sandbox,
                     struct fns_ended *ended, struct fns_error *error)
 {
     int pid = -1, pidfd = -1;
-    int ret = hear(server, connection, number, PATIENT, ended, &pid, &pidfd);
+    int ret = hear(server, connection, number, FNS_PATIENT, ended, &pid, &pidfd);
     if (pidfd >= 0)
         close(pidfd);
     if (ret < 0)
         return broken(error, ret);
-    if (ended->message.kind == FNS_MESSAGE_FAILED) {
-        ret = fns_believe_error(sandbox, &ended->message.error, error);
-        if (ended->message.number == FNS_ANY_ASK)
-            error->detail = FNS_DETAIL_BROKEN;
-        return ret;
-    }
+    if (ended->message.kind == FNS_MESSAGE_FAILED)
+        return believe(sandbox, &ended->message, error);
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 
@@ -343,7 +351,7 @@ static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandb
         .kind = (uint16_t)kind, .number = number, .sandbox = sandbox, .size = sizeof ask};
     const struct fns_plan none = {.n_ops = 0};
     struct fns_error error;
-    int ret = send_ask(connection, &ask, sizeof ask, NULL, 0);
+    int ret = send_ask(connection, &ask, sizeof ask, NULL, 0, FNS_PATIENT);
     return ret < 0 ? ret : hear_end(server, connection, number, &none, ended, &error);
 }
 
@@ -387,7 +395,7 @@ int fns_server_pool(const struct fns_process *server, int connection, struct fns
 static void end_running(const struct fns_process *server, int connection, int running)
 {
     struct fns_ended ended;
-    int other = fns_server_connect(server);
+    int other = fns_server_connect(server, FNS_PATIENT);
     ask_end(server->pidfd, other < 0 ? connection : other, FNS_ASK_KILL, running, &ended);
     if (other >= 0)
         close(other);
@@ -400,7 +408,7 @@ static void give_up(const struct fns_process *server, int connection, int number
     int pid = -1, pidfd = -1;
     FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, server->pidfd, SIGCONT, 0, 0), "it may have ended");
     shutdown(connection, SHUT_WR);
-    int ret = hear(server->pidfd, connection, number, PATIENT, &answer, &pid, &pidfd);
+    int ret = hear(server->pidfd, connection, number, FNS_PATIENT, &answer, &pid, &pidfd);
     if (pidfd >= 0)
         close(pidfd);
     if (ret == 0 && answer.message.kind == FNS_MESSAGE_RUNNING)
@@ -414,14 +422,16 @@ static int follow(const struct fns_process *server, int connection, int number,
 {
     struct fns_ended ended;
     struct fns_error said;
-    int ret = -EMFILE; /* the kernel drops an fd that finds no place */
+    long n = -EMFILE; /* the kernel drops an fd that finds no place */
     if (pidfd >= 0)
-        ret = fns_executed(news, NULL, 0);
-    if (ret < 0) {
+        n = fns_executed(news, NULL, 0);
+    if (n == 0)
+        n = fns_read(news, &said, sizeof said);
+    if (n < 0 && n != -EAGAIN) { /* EAGAIN: nothing, and another process holds the pipe open */
         end_running(server, connection, running);
-        return broken(error, ret);
+        return broken(error, (int)n);
     }
-    if (read(news, &said, sizeof said) != sizeof said)
+    if (n != sizeof said)
         return 0;
     return hear_end(server->pidfd, connection, number, sandbox, &ended, error);
 }
@@ -448,14 +458,14 @@ int fns_server_spawn(const struct fns_process *server, int connection,
     ret = send_run(connection, FNS_ASK_SPAWN, number, args, (struct fns_share){0, 0}, news[1]);
     close(news[1]);
     if (ret == 0) {
-        ret = hear(server->pidfd, connection, number, MAY_GIVE_UP, &answer, &pid, &pidfd);
+        ret = hear(server->pidfd, connection, number, FNS_MAY_GIVE_UP, &answer, &pid, &pidfd);
         if (ret == -EINTR)
             give_up(server, connection, number);
     }
     if (ret < 0)
         broken(error, ret);
     else if (answer.message.kind == FNS_MESSAGE_FAILED)
-        ret = fns_believe_error(sandbox, &answer.message.error, error);
+        ret = believe(sandbox, &answer.message, error);
     else if (answer.message.kind == FNS_MESSAGE_RUNNING)
         ret = follow(server, connection, number, sandbox, news[0], answer.message.value, pidfd,
                      error);
@@ -484,5 +494,5 @@ int fns_server_spawn(const struct fns_process *server, int connection,
 int fns_server_park(int connection)
 {
     const struct fns_ask ask = {.kind = FNS_ASK_PARK, .size = sizeof ask};
-    return send_ask(connection, &ask, sizeof ask, NULL, 0);
+    return send_ask(connection, &ask, sizeof ask, NULL, 0, FNS_AT_ONCE);
 }

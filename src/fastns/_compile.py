@@ -166,12 +166,23 @@ def compile(spec: Spec | None = None) -> _core.Plan:
         raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
     spec = with_profile(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
-    return _compiled(spec, Caller.current(), os.getcwd() if relative else "/", layout_for(spec))
+    cwd = os.getcwd() if relative else "/"
+    return _compiled(spec, Caller.current(), cwd, layout_for(spec), resolver_for(spec))
 
 
 def layout_for(spec: Spec) -> _view.Layout | None:
     """The host's system directories, for a root that is made of them."""
     return _view.layout() if shows_the_host(spec) else None
+
+
+def resolver_for(spec: Spec) -> str | None:
+    """The host's list of name servers, for a sandbox that shows it: the link leads elsewhere when
+    the host's network changes."""
+    return _view.resolver() if shows_the_host(spec) and shows_resolver(spec) else None
+
+
+def shows_resolver(spec: Spec) -> bool:
+    return spec.namespace("network") != "new"
 
 
 def shows_the_host(spec: Spec) -> bool:
@@ -190,9 +201,10 @@ def with_profile(spec: Spec) -> Spec:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(
-    spec: Spec, caller: Caller, cwd: str, layout: _view.Layout | None = None
+    spec: Spec, caller: Caller, cwd: str, layout: _view.Layout | None, _resolver: str | None
 ) -> _core.Plan:
-    """Equal specs of the same caller in the same place share one plan."""
+    """Equal specs of the same caller in the same place share one plan, while the host shows the
+    same."""
     return _Compiler(spec, caller, layout).plan()
 
 
@@ -711,7 +723,7 @@ class _Compiler:
     def show_led_to(self, layout: _view.Layout) -> None:
         """What links in these directories lead to; once /run is there."""
         given = [mount.destination for mount in self.spec.mounts]
-        for path in _view.led_to(layout.shown, resolver=self.kinds["network"] != "new"):
+        for path in _view.led_to(layout.shown, resolver=shows_resolver(self.spec)):
             if _view.lies_in(path, given) or not self.may_show(path):
                 continue
             how = _core.HOW_RECURSIVE | _core.HOW_IF_THERE

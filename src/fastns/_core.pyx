@@ -883,7 +883,8 @@ cdef class Server:
     cdef int connect(self) except -1:
         cdef int connection
         with nogil:
-            connection = c.fns_server_connect(&self.process)
+            connection = c.fns_server_connect(&self.process, c.FNS_MAY_GIVE_UP)
+        _raise_pending()
         if connection == -EPIPE:  # its control socket is closed: it is ending, or has ended
             self.running = False
             raise ConnectionAbortedError
@@ -914,7 +915,7 @@ cdef class Server:
         cdef int connection
         if not self.running or self.owner != getpid():
             return
-        connection = c.fns_server_connect(&self.process)
+        connection = c.fns_server_connect(&self.process, c.FNS_AT_ONCE)
         if connection < 0:  # whoever asks next finds out
             return
         if c.fns_server_park(connection) < 0:
@@ -958,7 +959,7 @@ cdef class Server:
         if self.free:
             return self.free.pop()
         with nogil:
-            connection = c.fns_server_connect(&self.process)
+            connection = c.fns_server_connect(&self.process, c.FNS_PATIENT)
         return -ECANCELED if connection == -EPIPE else connection
 
     cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:

@@ -64,6 +64,11 @@ cdef extern from "fastns.h" nogil:
         FNS_PROGRAM_EXEC
         FNS_PROGRAM_HELPER
 
+    enum fns_patience:
+        FNS_AT_ONCE
+        FNS_PATIENT
+        FNS_MAY_GIVE_UP
+
     struct fns_error:
         uint16_t stage
         uint16_t detail
@@ -232,7 +237,7 @@ cdef extern from "fastns.h" nogil:
                          fns_error *error)
     void fns_server_stop(const fns_process *server)
     void fns_server_close(fns_process *server)
-    int fns_server_connect(const fns_process *server)
+    int fns_server_connect(const fns_process *server, fns_patience patience)
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
     int fns_server_look(int connection, const fns_process *process, int *pidfd)

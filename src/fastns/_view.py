@@ -59,6 +59,11 @@ def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
     return [path for path in targets if not lies_in(path, shown)]
 
 
+def resolver() -> str:
+    """Where RESOLVER leads now."""
+    return os.path.realpath(RESOLVER)
+
+
 def lies_in(path: str, directories: Iterable[str]) -> bool:
     """Whether a plain absolute path is one of these directories or below one."""
     return any(f"{path}/".startswith(f"{directory.rstrip('/')}/") for directory in directories)
@@ -127,15 +132,12 @@ def on_host(command: str) -> str | None:
 
 def interpreter(script: str) -> str | None:
     """What the #! line of a file names. A sandbox may have put a FIFO there."""
-    from fastns.rootfs._host import open_file  # only an error needs it
+    from fastns.rootfs._host import shebang  # only an error needs it
 
     try:
-        with open_file(script) as file:
-            line = file.readline(256)
+        return next(iter(shebang(script)), None)
     except OSError:
         return None
-    words = line[2:].split()
-    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None
 
 
 def _missing(path: str, view: Sequence[str]) -> Iterator[str]:

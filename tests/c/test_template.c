@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <time.h>
 
+#include "message.h"
 #include "plans.h"
 
 enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
@@ -184,17 +186,40 @@ static void tells_its_host_name(const struct template *template, int connection,
     close(ends[0]);
 }
 
+/* A server that could not hear what it was asked says so, and closes the connection. */
+static void fails_unheard(const struct template *template)
+{
+    const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
+                                       .number = FNS_ANY_ASK,
+                                       .error = {FNS_STAGE_HELPER, 0, -1, ENOMEM}};
+    struct command command;
+    struct fns_process process;
+    struct fns_error error;
+    struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+    int pair[2];
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    CHECK_EQUAL(send(pair[1], &failed, sizeof failed, 0), (long)sizeof failed);
+    CHECK_EQUAL(fns_server_spawn(&template->process, pair[0], &template->sandbox.plan, &args,
+                                 &process, &error),
+                -ENOMEM);
+    CHECK_EQUAL(error.stage, FNS_STAGE_HELPER);
+    CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 static void *work(void *arg)
 {
     const struct template *template = arg;
-    int connection = fns_server_connect(&template->process);
-    int other = fns_server_connect(&template->process);
+    int connection = fns_server_connect(&template->process, FNS_PATIENT);
+    int other = fns_server_connect(&template->process, FNS_PATIENT);
     CHECK(connection >= 0 && other >= 0);
     for (int i = 0; i < ROUNDS; i++) {
         run(template, connection, i % 2 ? connection : other, i);
         runs_quietly(template, i % 2 ? connection : other);
     }
     fails(template, connection);
+    fails_unheard(template);
     run(template, other, other, 7);
     close(connection);
     close(other);
@@ -241,7 +266,7 @@ static int fds_of(const struct template *template)
 static int idle_fds_of(const struct template *template)
 {
     struct fns_pool_state state;
-    int connection = fns_server_connect(&template->process);
+    int connection = fns_server_connect(&template->process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_pool(&template->process, connection, &state), 0);
     int n = fds_of(template) - 1; /* the connection */
     close(connection);
@@ -277,7 +302,7 @@ static void starts_what_is_parked(void)
     static struct template template;
     int before = open_fds();
     start(&template, "sandbox");
-    int connection = fns_server_connect(&template.process);
+    int connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_park(connection), 0);
     for (int i = 0; i < ROUNDS; i++)
         runs_quietly(&template, connection);
@@ -294,7 +319,7 @@ static void starts_what_is_parked(void)
     CHECK_EQUAL(fns_wait(&process, 20000000), 0);
     CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
     CHECK_EQUAL(fns_wait(&process, -1), 1);
-    connection = fns_server_connect(&template.process);
+    connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_KILLED);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), -ECHILD); /* but once */
@@ -312,7 +337,7 @@ static void leaves_nothing_of_what_was_parked(void)
     start(&template, "sandbox");
     int fds = idle_fds_of(&template);
     CHECK_EQUAL(children_of(&template), 0);
-    int connection = fns_server_connect(&template.process);
+    int connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_park(connection), 0);
     comes_to(children_of, &template, 1);
     for (int i = 0; i < PARKED_ROUNDS; i++)
@@ -334,9 +359,9 @@ static void spawns_what_is_parked(void)
     int before = open_fds();
     start(&template, "sandbox");
     int fds = idle_fds_of(&template);
-    int reaper = fns_server_connect(&template.process);
+    int reaper = fns_server_connect(&template.process, FNS_PATIENT);
     for (int i = 0; i < PARKED_ROUNDS; i++) {
-        int connection = fns_server_connect(&template.process);
+        int connection = fns_server_connect(&template.process, FNS_PATIENT);
         CHECK_EQUAL(fns_server_park(connection), 0);
         fails(&template, connection);
         run(&template, connection, reaper, i);
@@ -356,9 +381,9 @@ static void kills_a_quiet_one_alone(void)
     int before = open_fds();
     start(&template, "sandbox");
     int fds = idle_fds_of(&template);
-    int other = fns_server_connect(&template.process);
+    int other = fns_server_connect(&template.process, FNS_PATIENT);
     for (int parked = 0; parked < 2; parked++) {
-        int connection = fns_server_connect(&template.process);
+        int connection = fns_server_connect(&template.process, FNS_PATIENT);
         if (parked)
             CHECK_EQUAL(fns_server_park(connection), 0);
         is_killed_as_it_runs(&template, connection);
@@ -385,7 +410,7 @@ static void two_servers_are_strangers(void)
     int connections[2], before = open_fds();
     for (int i = 0; i < 2; i++) {
         start(&templates[i], names[i]);
-        connections[i] = fns_server_connect(&templates[i].process);
+        connections[i] = fns_server_connect(&templates[i].process, FNS_PATIENT);
     }
     for (int i = 0; i < ROUNDS; i++)
         tells_its_host_name(&templates[i % 2], connections[i % 2], names[i % 2]);
@@ -422,14 +447,14 @@ static void ends_with_its_connection_and_its_server(void)
     int before = open_fds();
     start(&template, "sandbox");
     struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
-    int connections[] = {fns_server_connect(&template.process),
-                         fns_server_connect(&template.process)};
+    int connections[] = {fns_server_connect(&template.process, FNS_PATIENT),
+                         fns_server_connect(&template.process, FNS_PATIENT)};
     const struct fns_plan *plan = &template.sandbox.plan;
     CHECK_EQUAL(run_quietly(&template, connections[0], &args, 1, &result, &error) == 0 ||
                     error.detail == FNS_DETAIL_KILLED,
                 1); /* before its exec, or after */
     close(connections[0]);
-    connections[0] = fns_server_connect(&template.process);
+    connections[0] = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_run(&template.process, connections[0], &args, (struct fns_share){0, 0},
                                &first, &error),
                 0);
@@ -447,7 +472,7 @@ static void ends_with_its_connection_and_its_server(void)
     CHECK_EQUAL(fns_server_spawn(&template.process, connections[1], plan, &args, &second, &error),
                 -EPIPE);
     CHECK_EQUAL(error.stage, FNS_STAGE_HELPER);
-    CHECK_EQUAL(fns_server_connect(&template.process), -EPIPE);
+    CHECK_EQUAL(fns_server_connect(&template.process, FNS_PATIENT), -EPIPE);
     close(connections[0]);
     close(connections[1]);
     stop(&template);

@@ -79,7 +79,7 @@ static void asks(const struct fns_process *server, int number)
     char code[12];
     snprintf(code, sizeof code, "%d", number);
     struct fns_args args = probe_args(&command, "--exit", code, NULL);
-    int connection = fns_server_connect(server);
+    int connection = fns_server_connect(server, FNS_PATIENT);
     CHECK(connection >= 0);
     CHECK_EQUAL(fns_server_spawn(server, connection, &sandbox_plan.plan, &args, &process, &error),
                 0);

@@ -260,6 +260,51 @@ def test_a_start_that_may_pass_no_fd_says_so(exhaust_root: Path, way: str) -> No
     assert "in flight" in told
 
 
+GIVEN_UP = """
+import resource, signal, sys, time
+def limit(fds):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+limit(256)
+import fastns
+from fastns import Rlimit, Spec, Template
+root, how, parked = sys.argv[1:]
+class Enough(Exception):
+    pass
+def enough(*args):
+    raise Enough
+signal.signal(signal.SIGALRM, enough)
+template = Template(Spec(rootfs=root), parked=int(parked))
+template.__enter__()
+words = ["/exhaust", "fds-in-flight", "600"]
+more = Spec(rootfs=root, rlimits=[Rlimit("RLIMIT_NOFILE", 900, 900)])
+with fastns.spawn(words, spec=more, stdin=fastns.PIPE, stdout=fastns.PIPE) as sandbox:
+    sandbox.stdout.readline()
+    begin = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        getattr(template, how)([["/exhaust"]] if how == "run_batch" else ["/exhaust"])
+    except Enough:
+        print("given up", time.monotonic() - begin < 3)
+    sandbox.kill()
+assert template.run(["/exhaust"]).returncode == 2
+"""
+
+
+@pytest.mark.as_user
+@pytest.mark.parametrize("parked", [0, 2])
+@pytest.mark.parametrize("how", ["run", "spawn", "run_batch"])
+def test_a_start_that_waits_to_pass_an_fd_is_given_up(
+    exhaust_root: Path, how: str, parked: int
+) -> None:
+    """At once, and by the exception that the handler of the signal has raised."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(parked)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "given up True\n"), done.stderr
+
+
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> None:
     """Counted in the sandbox's user namespace, and in that of its caller."""

@@ -157,6 +157,13 @@ for network in ("none", "host"):
         spec = fastns.Spec(network=network, init=init)
         done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, text=True)
         print(network, done.stdout.split())
+pathlib.Path("/run/resolver/other").write_text("nameserver 192.0.2.2\\n")
+pathlib.Path("/etc/resolv.conf").unlink()
+pathlib.Path("/etc/resolv.conf").symlink_to("/run/resolver/other")
+for init in (False, True):
+    spec = fastns.Spec(network="host", init=init)
+    done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, text=True)
+    print("then", done.stdout.split())
 """
 
 
@@ -173,10 +180,18 @@ def test_what_links_in_etc_lead_to(public_dir: Path) -> None:
     assert out.stdout.splitlines() == [
         *["none ['certificate', 'ro']"] * 2,
         *["host ['certificate', 'nameserver', '192.0.2.1', 'ro']"] * 2,
+        *["then ['certificate', 'nameserver', '192.0.2.2', 'ro']"] * 2,
     ]
 
 
 # ---- hints ----
+
+
+def test_what_a_link_led_to_is_not_named_by_a_later_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_view, "led_to", lambda shown, resolver: ["/run/gone since"])
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["true"], spec=Spec(files={"/usr/no such/file": "text"}))
+    assert (caught.value.stage, caught.value.path) == ("file", "/usr/no such/file")
 
 
 @pytest.fixture
