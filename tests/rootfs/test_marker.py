@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -106,6 +107,21 @@ def test_a_lock_of_a_sandbox_is_not_waited_for(tmp_path: Path) -> None:
         waits = thread.is_alive()
         other.communicate(b"\n")
     assert not waits
+
+
+def test_a_lock_of_the_parent_is_not_waited_for_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "root", ["cat"])
+    monkeypatch.setattr("fastns.rootfs.PATIENCE", 0.1)
+    other = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RootfsError, match="is locked"):
+            build(tmp_path / "root", ["env"])
+    finally:
+        os.close(other)
+    build(tmp_path / "root", ["env"])
 
 
 def test_what_lies_in_the_root_is_not_copied_into_it(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 
 from fastns.rootfs._host import absolute
 from fastns.rootfs._marker import MARKER, Beside, Marker
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MARKER", "Root", "RootfsError", "build"]
 
+PATIENCE = 60.0
+"""Seconds that a build waits for another one in the same directory."""
 SYSTEM_PLACES = (
     *("/", "/dev", "/dev/pts", "/dev/shm", "/home", "/media", "/mnt", "/opt", "/root", "/run"),
     *("/srv", "/tmp", "/usr", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/tmp"),
@@ -149,7 +152,7 @@ def _extend(target: str, commands: list[str], extra: list[str], progress: Progre
     """Build in a directory that is empty, or that a build has made before."""
     with opened(os.path.dirname(target)) as parent, opened(target) as root:
         # A second build of the same root waits here. Not by the root: a sandbox could lock that.
-        fcntl.flock(parent, fcntl.LOCK_EX)
+        _lock(parent, os.path.dirname(target))
         beside = Beside(parent, target)
         before = Marker() if _is_empty(root) else beside.read()
         if before is None:
@@ -160,6 +163,21 @@ def _extend(target: str, commands: list[str], extra: list[str], progress: Progre
             list(dict.fromkeys([*before.extra, *extra])),
         )
         return Writer(root, target, progress).install(plan, before, beside)
+
+
+def _lock(directory: int, path: str) -> None:
+    """Until the descriptor is closed. Whoever may open the directory can hold its lock."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RootfsError(
+                    f"{path} is locked: by another build, or by another program that may open it",
+                    hint="wait for it to end (`lsof` names it), or build elsewhere",
+                ) from None
+        time.sleep(0.05)
 
 
 def _is_empty(root: int) -> bool:
