@@ -2,8 +2,8 @@
  *
  * A namespace is there as long as a process is in it or an fd of it is open. So for a moment there is
  * a process in a new one, whose maps are written from here; it shares this process' memory and fds and
- * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon as the fd is open, and
- * with the caller, of whom nothing is held then.
+ * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon
+ * as the fd is open, or when the caller ends, and then holds nothing of the caller's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
