@@ -1,5 +1,5 @@
-"""`fastns doctor` where not all works: in a user namespace, in a container's filter, in a sandbox,
-without libseccomp. It says where it is and what helps there, and never ends in a traceback."""
+"""`fastns doctor` where not everything works: in a user namespace, in a container's filter, in a
+sandbox, without libseccomp. It says where it is and what helps, and never ends in a traceback."""
 
 from __future__ import annotations
 

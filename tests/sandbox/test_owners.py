@@ -1,5 +1,5 @@
-"""Whose files a bind shows in root's sandboxes: the host's owners where the file system can, nobody
-where it cannot or is not to, and where a user sees which."""
+"""Owners of the files in a bind of root's sandboxes: kept where the file system can, nobody's where
+it cannot or noidmap is given; and where a user is told which."""
 
 from __future__ import annotations
 

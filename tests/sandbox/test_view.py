@@ -1,5 +1,5 @@
-"""Without a rootfs: the host's system directories are in view, nothing else is, and what is missed
-comes with a hint that works."""
+"""Without a rootfs only the host's system directories are in view, and for anything that is missing
+there is a hint that works."""
 
 from __future__ import annotations
 
