@@ -1480,7 +1480,7 @@ int fns_child_stay(void *arg)
         int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
         if (fd >= 0) {
             FNS_IGNORE(fns_sys3(__NR_write, fd, stay->inotify, length(stay->inotify)),
-                       "it cannot be had where /proc is read-only");
+                       "where /proc is read-only there is no limit");
             close_fd(fd);
         }
     }

@@ -46,10 +46,9 @@ FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t 
 /* The function of a clone: a process that exists only so that its id maps and its namespace's limit can be
  * written. It stays until it is killed, at the latest with the thread that cloned it. */
 struct fns_stay {
-    int parent; /* the pid of that thread's process */
-    const char
-        *inotify;   /* the limit on inotify instances that it sets in its namespace; NULL: none */
-    int is_limited; /* set to 1 once that was tried */
+    int parent;          /* the pid of that thread's process */
+    const char *inotify; /* limit on inotify instances of its namespace; NULL: none */
+    int is_limited;      /* set to 1 once that was tried */
 };
 int fns_child_stay(void *stay);
 

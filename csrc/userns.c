@@ -30,7 +30,7 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
     return pid;
 }
 
-/* Once it has set the namespace's limits, which is a moment; or it has ended. */
+/* Waits until it has set its namespace's limits, which takes a moment, or has ended. */
 static void await_limits(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};

@@ -990,8 +990,8 @@ class _Compiler:
         )
 
     def add_devices(self) -> None:
-        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound.
-        Read-only: one can write to them all the same, and not change their modes, the host's."""
+        """A minimal /dev: mknod in the initial user namespace. Elsewhere the devices are bound,
+        read-only: they can be written to, but their modes, the host's, cannot be changed."""
         may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
         for name, (major, minor) in DEVICES.items():
             path = f"/dev/{name}".encode()

@@ -269,8 +269,8 @@ def _fcntl() -> Iterable[dict[str, Any]]:
 
 
 def _attributes() -> Iterable[dict[str, Any]]:
-    """An ACL of a file in a tmpfs is memory that counts for nobody: up to 64 KiB for each file, and
-    twice that for a directory. No filter sees which attribute it is, but how long it is."""
+    """An ACL of a file in a tmpfs is memory that is charged to nobody: up to 64 KiB a file, twice
+    that for a directory. A filter sees the length of an attribute, not which one it is."""
     names = ["setxattr", "lsetxattr", "fsetxattr"]
     yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
     yield refuse(names, E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
