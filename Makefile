@@ -91,7 +91,7 @@ escape: setup install  ## only the ways out, as root and as a user, and a table 
 	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
 
 # CASE: one fault, as the table names it; FAULTS_ARGS: --help lists what it takes.
-faults: setup install  ## makes any system call of a start fail, and signals come at it: a table
+faults: setup install  ## fails, stops and kills starts at each of their system calls, and prints a table
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS_ARGS) $(CASE)
 
 lint: install  ## style and types: ruff, mypy, stubtest, clang-format
@@ -115,9 +115,9 @@ ROUNDS ?= 20
 tsan: packages  ## spawns, batches and templates from many threads, under ThreadSanitizer
 	$(MAKE) -C tests/c tsan ROUNDS=$(ROUNDS)
 
-# FUZZ_SECONDS: of each target.
+# FUZZ_SECONDS: how long each target runs.
 FUZZ_SECONDS ?= 600
-fuzz: packages install  ## all that parses, with random input: in C by libFuzzer, in Python by hypothesis
+fuzz: packages install  ## everything that parses, with random input: C by libFuzzer, Python by hypothesis
 	$(MAKE) -C tests/fuzz run FUZZ_SECONDS=$(FUZZ_SECONDS)
 	HYPOTHESIS_STORAGE_DIRECTORY=build/fuzz/hypothesis $(BIN)/python tests/fuzz/parsers.py --seconds $(FUZZ_SECONDS)
 

@@ -282,7 +282,7 @@ static long await_events(const struct fns_batch *batch, struct epoll_event *even
 {
     const struct timespec time = {0, (long)ns};
     long n = fns_sys6(__NR_epoll_pwait2, batch->epoll, (long)events, MAX_EVENTS, (long)&time, 0, 0);
-    /* EPERM: an old container's filter, which answers so to calls that it does not know. */
+    /* EPERM: from the filter of an old container, its answer to any call that it does not know. */
     if (n == -ENOSYS || n == -EPERM)
         n = fns_sys6(__NR_epoll_pwait, batch->epoll, (long)events, MAX_EVENTS,
                      (long)(ns / 1000000 + 1), 0, 0);

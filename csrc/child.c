@@ -371,9 +371,9 @@ static int set_attr(int tree, int recursive, uint64_t set, uint64_t clear, uint6
                          AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
-/* Owners of a detached tree as the user namespace has them: id 0 of the disk is id 0 inside. All of it or
- * nothing. The kernel says EINVAL where a file system cannot, EPERM where a mount has other owners already
- * or its file system belongs to another user namespace (mount_setattr(2)). */
+/* Idmaps a detached tree: id 0 on the disk is id 0 in the user namespace. All of it or nothing. EINVAL: a
+ * file system cannot be idmapped. EPERM: a mount is idmapped already, or its file system belongs to another
+ * user namespace (mount_setattr(2)). */
 static int show_owners(struct fns_child *child, const struct fns_op *op, int tree)
 {
     struct fns_mount_attr attr = {.attr_set = FNS_MOUNT_ATTR_IDMAP,
@@ -445,8 +445,8 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
         FNS_IGNORE(fns_sys1(__NR_exit_group, 0), "does not return");
 }
 
-/* Joins what make_namespaces() reports as made. Until it has reported it may be in the host's namespaces,
- * where setns(2) by its pidfd succeeds and changes nothing: neither a stop nor an exit says that it is not. */
+/* Joins the namespaces that make_namespaces() has reported as made. Before its report that process may be in
+ * the host's, and setns(2) by its pidfd would succeed and change nothing. Its stop or exit proves nothing. */
 static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t flags)
 {
     long made, got = fns_read(socket, &made, sizeof made);
@@ -475,9 +475,9 @@ static long end_child(int pidfd)
     return result;
 }
 
-/* Makes namespaces that belong to the sandbox's user namespace, so that its capabilities count in them. That
- * takes a process inside it, and this one has to stay outside until its mounts are done. So a child makes
- * them, and this process joins them by the rights that it has over both. */
+/* Makes namespaces that belong to the sandbox's user namespace, so that its capabilities count in them. Only
+ * a process inside it can, and this one has to stay outside until its mounts are done. So a child makes them,
+ * and this process joins them with the rights that it has over both. */
 static int op_own_namespaces(struct fns_child *child, const struct fns_op *op)
 {
     int ends[2], pidfd = -1;
@@ -490,7 +490,7 @@ static int op_own_namespaces(struct fns_child *child, const struct fns_op *op)
         close_fd(ends[0]);
         make_namespaces(child->userns, op->flags, ends[1]);
     }
-    close_fd(ends[1]); /* so that its end is read as the end of the socket */
+    close_fd(ends[1]); /* so that we read end of file when the child ends */
     result = pid < 0 ? pid : join_made(child, pidfd, ends[0], op->flags);
     close_fd(ends[0]);
     if (pid < 0)
@@ -584,8 +584,8 @@ static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? (int)result : top;
 }
 
-/* Binds a directory of the host on an empty one of the root. That root is a tmpfs of this process's own:
- * nobody can have put a link there, and mount(2) takes half the time of a detached tree. */
+/* Binds a directory of the host to an empty one of the root. This process made that root, a tmpfs, so nobody
+ * can have put a link there; and mount(2) takes half the time of a detached tree. */
 static int op_show(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = text(child, op->source), *place = text(child, op->target);
@@ -593,7 +593,7 @@ static int op_show(struct fns_child *child, const struct fns_op *op)
     int result = (int)fns_sys1(__NR_fchdir, child->root);
     if (result == 0)
         result = (int)fns_sys5(__NR_mount, source, place, 0, 4096 | FNS_MS_REC /* MS_BIND */, 0);
-    if (result == -ENOENT) /* gone since the plan was made: an empty directory */
+    if (result == -ENOENT) /* gone since the plan was made: leaves an empty directory */
         return 0;
     if (result < 0)
         return source_failed(child, result);
@@ -697,7 +697,7 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     if (type < 0)
         result = (int)type;
     else if ((type == FNS_S_IFDIR) != (directory != 0))
-        result = -ENOTDIR; /* the kernel's own answer is EINVAL, which says nothing */
+        result = -ENOTDIR; /* the kernel says EINVAL, which explains nothing */
     else
         result = attach(tree, target);
     close_fd(target);
@@ -1315,7 +1315,7 @@ static int fail(struct fns_child *child, enum fns_stage stage, int op_index, int
     return result;
 }
 
-/* Without this a handler of the caller's could run here. */
+/* Otherwise a handler of the caller's could run here. */
 static int reset_signals(struct fns_child *child)
 {
     /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
@@ -1478,13 +1478,13 @@ int fns_child_exec(struct fns_child *child)
 int fns_child_stay(void *arg)
 {
     struct fns_stay *stay = arg;
-    /* The thread that cloned it waits in this very call. Its end is the caller's, or came before. */
+    /* The thread that cloned it waits for it now, so that thread's end is the caller's end. */
     long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
     if (stay->inotify) {
         int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
         if (fd >= 0) {
             FNS_IGNORE(fns_sys3(__NR_write, fd, stay->inotify, length(stay->inotify)),
-                       "it cannot be had where /proc is read-only");
+                       "where /proc is read-only there is no limit");
             close_fd(fd);
         }
     }
@@ -1510,11 +1510,11 @@ void fns_child_report(const struct fns_child *child, int news)
             return;
 }
 
-/* What setarch(8) sets is the caller's: addresses that are not random, say. */
+/* The caller's personality (setarch(8)) is not for the sandbox: it may turn off random addresses, say. */
 static int reset_personality(struct fns_child *child)
 {
     int result = (int)fns_sys1(__NR_personality, 0);
-    /* A filter around the caller may refuse any change. 0xffffffff asks what it is (personality(2)). */
+    /* A filter around the caller may refuse changes. 0xffffffff only queries (personality(2)). */
     if (result < 0 && fns_sys1(__NR_personality, 0xffffffff) != 0)
         return fail(child, FNS_STAGE_PERSONALITY, -1, result);
     return 0;

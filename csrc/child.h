@@ -43,11 +43,11 @@ FNS_CHECKED int fns_child_fds(struct fns_child *child);
 /* Runs ops first..last-1, but for the last ones. */
 FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
 
-/* Stays until it is killed, at the latest with the thread that cloned it, as the function of a clone: a
- * process to write the id maps of. */
+/* The function of a clone: a process that exists only so that its id maps and its namespace's limit can be
+ * written. It stays until it is killed, at the latest with the thread that cloned it. */
 struct fns_stay {
     int parent;          /* the pid of that thread's process */
-    const char *inotify; /* what its namespace's limit on inotify instances is to be; NULL: none */
+    const char *inotify; /* limit on inotify instances of its namespace; NULL: none */
     int is_limited;      /* set to 1 once that was tried */
 };
 int fns_child_stay(void *stay);
@@ -65,8 +65,8 @@ FNS_CHECKED int fns_child_exec(struct fns_child *child);
  * terminal of the latter. Not with a terminal as stdin: a shell in it needs both for its jobs. */
 FNS_CHECKED int fns_child_leave_session(struct fns_child *child);
 
-/* Writes child->error for who reads at the other end of `news`. Tried again whatever the error: what is
- * not told passes for a command that has run. */
+/* Writes child->error to `news`. Retried whatever the error: a failure that is not reported looks like a
+ * command that has run. */
 void fns_child_report(const struct fns_child *child, int news);
 
 /* The whole of it, after all signals are set to default, as the function of a clone: returns the exit

@@ -45,7 +45,7 @@ static void receive_all(int socket)
 
 enum { WAIT, WAKE }; /* FUTEX_* */
 
-/* Whatever a wait says, its word is looked at again. */
+/* The result of a wait is not needed: whoever waits reads the word again. */
 static void futex(volatile uint32_t *word, int op, uint32_t value)
 {
     long result = -EINTR;
@@ -115,7 +115,7 @@ static void run_closer(void)
     long result = socket > 0 ? fns_sys3(__NR_close_range, 0, socket - 1, 0) : 0;
     if (result >= 0)
         result = fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
-    if (result < 0) /* with the server's fds open it would keep its connections from being closed */
+    if (result < 0) /* if it kept the server's fds, connections could never be closed */
         return;
     for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) { /* what one before had ended with it */
         uint8_t state = TAKEN;

@@ -52,7 +52,7 @@ long fns_tell_failure(int socket, const struct fns_error *error)
 {
     const struct fns_message message = {.kind = FNS_MESSAGE_FAILED, .error = *error};
     long result = -EINTR;
-    /* What is not told passes for a process that was killed, or for a command that has run. */
+    /* A failure that is not reported looks like a process that was killed, or a command that has run. */
     for (int tries = 0; result < 0 && result != -EPIPE && tries < FNS_TRIES; tries++)
         result = fns_tell(socket, &message, -1, 0);
     return result;
@@ -193,7 +193,7 @@ static _Noreturn void run_init(struct fns_child *child, int control)
             message.value = info.code;
             message.status = info.status;
             long told = fns_tell(control, &message, -1, 0);
-            if (told < 0) /* the parent finds the errno, where no EXITED explains the exit code */
+            if (told < 0) /* without EXITED, the parent takes the exit code for the errno */
                 quit((int)-told);
             quit(info.code == 1 /* CLD_EXITED */ ? info.status : 128 + info.status);
         }
@@ -284,10 +284,10 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     if (stack[0] != 3)
         quit(127);
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
-    /* Or it would be the command's, to speak to the caller. */
+    /* Otherwise the command would have it, and could send messages to the caller. */
     long result = fns_close_on_exec(control);
-    /* The parent's thread waits in this very start: its end is the caller's. A helper that is stopped
-     * would not hear of it otherwise. What it clones does not have this. */
+    /* The parent's thread waits for this start, so its end is the caller's end, which a stopped helper would
+     * not notice otherwise. Processes that the helper clones do not inherit this. */
     if (result >= 0)
         result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
     if (result < 0)
@@ -295,7 +295,8 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     struct fns_request *request = open_request(control, file);
     fns_close(file);
     struct fns_child child = FNS_CHILD(&request->plan, &request->args, -1, -1);
-    uint32_t written = 0; /* the files in /proc of the undumpable are root's (proc(5)) */
+    /* Before PR_SET_DUMPABLE, which gives its files in /proc to root (proc(5)). */
+    uint32_t written = 0;
     while (written < request->plan.n_early && request->plan.ops[written].code == FNS_OP_WRITE)
         written++;
     if (fns_child_ops(&child, 0, written) < 0)
@@ -311,7 +312,7 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
         run_sandbox(&child, &request->sandbox, control);
     struct fns_message message = {.kind = FNS_MESSAGE_CHILD, .value = (int)pid};
     long told = fns_tell(control, &message, pidfd, 0);
-    if (told < 0) /* ETOOMANYREFS, say: the caller finds the sandbox by the request */
+    if (told < 0) /* as with ETOOMANYREFS: the caller finds the pid in the request */
         tell_error(control, FNS_STAGE_HELPER, told);
     quit(0);
 }

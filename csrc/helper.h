@@ -32,7 +32,7 @@ struct fns_one_fd { /* struct cmsghdr with one fd */
  * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */
 FNS_CHECKED long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
 
-/* FAILED, tried again whatever the error. */
+/* Sends FAILED; retries whatever the error. */
 FNS_CHECKED long fns_tell_failure(int socket, const struct fns_error *error);
 
 /* Turns the offsets of packed arguments, or of a plan, into pointers (unpack.c). 0, or -EPROTO for bytes

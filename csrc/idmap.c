@@ -30,7 +30,7 @@ int fns_write_map(int pid, const char *file, const char *map)
     return ret;
 }
 
-/* 1: it was written; 0: it is empty; -errno. */
+/* 1: the map is written; 0: it is empty; -errno. */
 static int has_map(int pid, const char *file)
 {
     char path[64], byte;
@@ -44,7 +44,7 @@ static int has_map(int pid, const char *file)
     return ret;
 }
 
-/* Where `program` may be, by PATH, with NULL at the end; one block to be freed. */
+/* The paths of `program` that PATH allows, then NULL, in one block for the caller to free. */
 static char **places_of(const char *program)
 {
     const char *path = getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin";
@@ -67,7 +67,7 @@ static char **places_of(const char *program)
 }
 
 /* Waits for the end of a program: 0; -EPERM: it failed; -ECANCELED: it was killed; -ETIME: its time is
- * over; -EINTR: the caller gives up; -errno. It is gone then. */
+ * over; -EINTR: the caller gives up; -errno. In any case it no longer runs then. */
 static int await_program(int pidfd, uint64_t end)
 {
     uint64_t next = 0, now;

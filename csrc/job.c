@@ -55,8 +55,8 @@ static size_t total(char *const *texts)
     return size;
 }
 
-/* The kernel copies the arguments into memory of the sandbox's cgroup while the sandbox shares its
- * server's: out of memory there, it would kill whoever shares that, the server and all its sandboxes. */
+/* The kernel copies the arguments into memory charged to the sandbox's cgroup while the sandbox still shares
+ * the server's memory. Out of memory there, it would kill all who share it: the server and its sandboxes. */
 static int check_arguments(struct fns_job *job)
 {
     uint64_t most = job->server ? job->plan->args_max : 0;
@@ -67,7 +67,7 @@ static int check_arguments(struct fns_job *job)
     return -E2BIG;
 }
 
-/* Its time was over before it had come to its command: no error, but the end of one that was killed. */
+/* Its time was over before its command ran. No error: it ends like one that was killed. */
 static void end_late(struct fns_job *job)
 {
     job->error = (struct fns_error){.op_index = -1};
@@ -185,7 +185,7 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     fns_io_close(io);
     int reaped = reap(job);
     fns_leaf_give(job->groups, &job->leaf);
-    /* BROKEN: with the server, which did not answer. */
+    /* BROKEN: killed together with the server, which did not answer. */
     if (reaped < 0 && job->timed_out &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
         end_late(job);

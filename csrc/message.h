@@ -21,7 +21,7 @@ enum fns_message_kind {
     FNS_MESSAGE_ENDED,  /* struct fns_ended, from a server */
 };
 
-enum { FNS_ANY_ASK = -1 }; /* FAILED, of a connection that is closed: what was asked is not known */
+enum { FNS_ANY_ASK = -1 }; /* in FAILED, as its connection was closed */
 
 struct fns_message {
     uint32_t kind;

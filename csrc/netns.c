@@ -30,7 +30,7 @@ static struct {
 
 enum { WAIT, WAKE }; /* FUTEX_* */
 
-/* Whatever a wait says, its word is looked at again. */
+/* The result of a wait is not needed: whoever waits reads the word again. */
 static void futex(volatile uint32_t *word, int op, uint32_t value)
 {
     long result = -EINTR;

@@ -111,7 +111,7 @@ static void forget(int fd)
     fns_close(fd);
 }
 
-/* Memory that is there once it is touched; 0: none, and server.no_memory says why. */
+/* Memory that takes pages when it is touched; 0: none, and server.no_memory has the errno. */
 static void *map(uint64_t size)
 {
     long at = fns_sys6(__NR_mmap, 0, (long)size, 3 /* PROT_READ|WRITE */,
@@ -206,12 +206,12 @@ static struct fns_room *make_room(void)
     long result = fns_sys3(__NR_mprotect, room->stack, 4096, 0);
     if (result >= 0)
         return server.rooms[server.n_rooms++] = room;
-    server.no_memory = (int)result; /* without a guard page it is no room */
+    server.no_memory = (int)result; /* without a guard page the room is not used */
     FNS_IGNORE(fns_sys2(__NR_munmap, room, sizeof *room), "memory that nobody has touched");
     return 0;
 }
 
-/* One that nobody is in; 0: there is none, and server.no_memory says why. */
+/* A room that nobody is in; 0: none, and server.no_memory has the errno. */
 static struct fns_room *take_room(void)
 {
     struct fns_room *room = 0;
@@ -301,7 +301,7 @@ static int enter_network(void)
 
 static int reap(int pid);
 
-/* Stops a sandbox that was made ahead and has not been asked for anything: 1. Else it goes on: 0. */
+/* 1: stopped a sandbox that is parked and has no request. 0: it has one, and goes on. */
 static int stop_unasked(const struct fns_sandbox *sandbox)
 {
     int info[32]; /* siginfo_t */
@@ -317,7 +317,7 @@ static int stop_unasked(const struct fns_sandbox *sandbox)
     return 0;
 }
 
-/* Ends one sandbox that was made ahead, for who cannot be started beside it. 1: there was one. */
+/* Ends one parked sandbox, to make place for another. 1: there was one. */
 static int give_up_parked(void)
 {
     int info[32]; /* siginfo_t */
@@ -469,7 +469,7 @@ static int count_alive(int batch, int step)
     return 0;
 }
 
-/* What could not be told is heard as the end of the connection: somebody waits for it. */
+/* If an answer cannot be sent, closes its connection, so that whoever waits for it sees the end. */
 static void check_told(int connection, long result)
 {
     if (result < 0)
@@ -999,8 +999,8 @@ static void reap_strays(void)
 
 /* ---- the loop ------------------------------------------------------------------------------- */
 
-/* The fds of many sandboxes are this process' own; each sandbox gets the caller's limit back. Not with a
- * hard limit above /proc/sys/fs/nr_open: then there are as many as the caller may have. */
+/* This process holds the fds of many sandboxes, so it raises its limit; each sandbox gets the caller's back.
+ * If the hard limit is above /proc/sys/fs/nr_open it cannot be raised: the caller's limit is left. */
 static long raise_files(void)
 {
     long result = fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, server.files);
@@ -1044,9 +1044,9 @@ static long prepare(int socket)
     result = watch(socket, CONTROL);
     if (result >= 0)
         result = watch(server.ends, ENDS);
-    /* Stopped, it would not hear that the caller has ended. This continues it, by the kernel's own hand,
-     * then: it comes with the end of any thread of the caller's that was its parent, where it does nothing.
-     * A change of credentials would undo it; there is none from here on. */
+    /* While stopped, the server would not notice that the caller has ended; this signal continues it then.
+     * It also comes when only the thread that was its parent ends, and does nothing. A change of credentials
+     * would clear it; none follows. */
     if (result >= 0)
         result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, SIGCONT, 0, 0, 0);
     if (result >= 0)

@@ -62,7 +62,7 @@ static void give_stack(char *stack)
 /* Whether clone3 answered ENOSYS: once is enough (old kernel, or a filter around this process). */
 static atomic_int no_clone3;
 
-/* `here`: 1; the kernel makes it 0, and wakes who waits for that, when the child has left this memory. */
+/* `here`: 1. When the child has left this memory, the kernel makes it 0 and wakes who waits for that. */
 static long clone_any(uint64_t flags, char *stack, int *pidfd, volatile uint32_t *here,
                       struct fns_child *child)
 {
@@ -119,8 +119,8 @@ void fns_restore_signals(uint64_t before)
         result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &before, 0, FNS_SIGSET_SIZE);
 }
 
-/* Until the child has left this memory. It is killed when its time is over (-ETIME) or the caller gives
- * it up (-EINTR), and waited for even then. */
+/* Waits until the child has left this memory. Kills it when its time is over (-ETIME) or the caller gives up
+ * (-EINTR), and waits for it even then. */
 static int await_leaving(volatile uint32_t *here, int pidfd, uint64_t end)
 {
     uint64_t next = 0;
@@ -298,8 +298,8 @@ int fns_executed(int fd, struct fns_process *process, uint64_t time_ns)
 {
     int ret, pause = FIRST_LOOK_NS;
     uint64_t next = 0;
-    /* F_SETLKW would wait without an end, and miss a signal that came just before. The pipe's end wakes
-     * this wait as a rule; where something else holds it open, the lock is looked at again. */
+    /* F_SETLKW would wait for ever, and miss a signal that came just before. Usually the end of the pipe ends
+     * this wait; if something else holds the pipe open, the lock is tried again. */
     while ((ret = fns_lock(fd, F_SETLK, F_RDLCK)) == -EINTR || ret == -EAGAIN || ret == -EACCES) {
         int left = fns_keep_time(process, time_ns);
         struct pollfd fds[2] = {{.fd = fd},

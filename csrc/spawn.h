@@ -5,14 +5,13 @@
 #include "child.h"
 #include "fastns.h"
 
-/* Starts fns_child_main(child) by a clone that shares memory, on a stack of its own; returns when the
- * child has executed: the pid, or -errno and `error`, and the child is discarded. `namespaces`:
- * CLONE_NEW*. `end`: when to give it up, as fns_now() has it, with -ETIME; 0: never. -EINTR: the caller
- * gives it up. */
+/* Starts fns_child_main(child) by a clone that shares memory, on a stack of its own. Returns when the child
+ * has executed: its pid; or -errno, and `error` is set and the child discarded. `namespaces`: CLONE_NEW*.
+ * `end`: when to give up with -ETIME, on the clock of fns_now(); 0: never. -EINTR: the caller gives up. */
 FNS_CHECKED long fns_run_child(struct fns_child *child, uint64_t namespaces, uint64_t end,
                                int *pidfd, struct fns_error *error);
 
-/* When a start is over that may take `time_ns`; 0: never. */
+/* The deadline of a start that begins now and may take `time_ns`; 0: none. */
 static inline uint64_t fns_end_of(const struct fns_process *process, uint64_t time_ns)
 {
     return time_ns ? process->start + time_ns : 0;
@@ -21,16 +20,16 @@ static inline uint64_t fns_end_of(const struct fns_process *process, uint64_t ti
 /* Waits until a sandbox that has locked `fd`'s file gives it up: it has executed its command, which
  * closes its fd, or has ended. The end of a pipe or socket would not do as the news: another thread
  * may have forked a process that holds it open for as long as it lives. 0 or -errno; -EINTR: the caller
- * gives up. `time_ns`: it is killed so long after its start, for to open a command may take for ever (a
+ * gives up. `time_ns`: kills it so long after its start, because opening a command may block for ever (a
  * lease, a network file system); 0: never, and `process` may be NULL. */
 FNS_CHECKED int fns_executed(int fd, struct fns_process *process, uint64_t time_ns);
 
-/* For waits in a start: whether the caller wants to give it up (fns_set_interrupted()). Asks when a
- * signal broke the wait off, else once in FNS_LOOK_NS. `*next`: when; 0 to begin with. */
+/* For waits in a start: whether the caller gives up (fns_set_interrupted()). Asks if a signal interrupted the
+ * wait, and otherwise once in FNS_LOOK_NS. `*next`: when to ask next; 0 to begin with. */
 int fns_interrupted(uint64_t *next, int signalled);
 
-/* A wait for a template's server has lasted a while. A server that is stopped is continued; with `kill`
- * it is killed instead. 1: it was stopped. */
+/* Called when a wait for a template's server has lasted a while. Continues the server if it is stopped, or
+ * with `kill` kills it. 1: it was stopped. */
 int fns_server_rouse(int pidfd, int kill);
 
 /* What of `time_ns` is left since the start of a process, at most an int of ns; -1: no end is set. One
@@ -69,12 +68,12 @@ int fns_program_file(enum fns_program which);
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
                       struct fns_error *error);
 
-/* All signals of the calling thread, 0 or -errno; and those that were not blocked before. */
+/* Block all signals of the calling thread, 0 or -errno; unblock those that were not blocked before. */
 FNS_CHECKED long fns_block_signals(uint64_t *before);
 FNS_CHECKED long fns_block_signal(int signal, uint64_t *before);
 void fns_restore_signals(uint64_t before);
 
-/* SIGKILL, by a pidfd. */
+/* Sends SIGKILL by a pidfd. */
 void fns_kill_by(int pidfd);
 
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */

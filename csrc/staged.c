@@ -93,8 +93,8 @@ static int take(const struct fns_plan *plan, const struct line *line, uint64_t t
     }
 }
 
-/* Waits for a message, at most `left` ns, and no longer than until `next` (fns_interrupted()). 1: who is
- * to send it has ended; 0: look for one; -EINTR: the caller gives up; -errno. */
+/* Waits for a message, at most `left` ns and at most until `next` (fns_interrupted()). 1: its sender has
+ * ended; 0: look for a message; -EINTR: the caller gives up; -errno. */
 static int await_news(const struct line *line, const struct fns_process *process, int left,
                       uint64_t *next)
 {
@@ -111,8 +111,8 @@ static int await_news(const struct line *line, const struct fns_process *process
     return ready > 0 && !fds[0].revents;
 }
 
-/* What of the time is left, as fns_keep_time() has it; the helper has a share in it. -ETIME: it is over
- * and there is no sandbox. */
+/* How much time is left, as from fns_keep_time(); the helper's time counts too. -ETIME: none is left, and
+ * there is no sandbox. */
 static int keep_time(struct fns_process *process, uint64_t time_ns)
 {
     if (process->pidfd >= 0 || time_ns == 0)
@@ -247,7 +247,7 @@ int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, u
         if (ret == 0 && (plan->options & FNS_PLAN_SERVER))
             fchmod(fds[2], 0);
     }
-    if (ret < 0) /* also of a helper that was given up as it began */
+    if (ret < 0) /* also when the helper was given up right after its clone */
         discard_sandbox(fds[1], process);
     for (int i = 0; i < 3; i++)
         if (fds[i] >= 0)

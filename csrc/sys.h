@@ -19,13 +19,13 @@
 /* A child that shares memory cannot have instrumented frames: sanitizers keep per-thread state. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
-/* A result that is not looked at, and why a failure changes nothing. The compiler refuses any other
- * (gcc is not content with a cast to void). */
+/* Ignores a result, and says why a failure changes nothing. The compiler refuses any other way to ignore it
+ * (for gcc a cast to void is not enough). */
 #define FNS_IGNORE(call, reason)                                                                   \
     do {                                                                                           \
         long ignored_ = (call);                                                                    \
         (void)ignored_;                                                                            \
-        (void)sizeof(reason); /* for who reads the code */                                         \
+        (void)sizeof(reason); /* for the reader */                                                 \
     } while (0)
 
 #if defined(__x86_64__)
@@ -134,7 +134,7 @@ FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, l
 #define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
-/* read(2) and write(2), once more where a signal came, or a stop that has ended (signal(7)). */
+/* read(2) and write(2), repeated after a signal, or after a stop and SIGCONT (signal(7)). */
 FNS_INLINE FNS_CHECKED long fns_read(int fd, void *bytes, size_t size)
 {
     long n;

@@ -30,7 +30,7 @@ struct rights {
 
 /* ---- a server that does not answer ----------------------------------------------------------- */
 
-/* The caller's end of a socket to it waits no longer than this, and is then looked after. */
+/* A wait at the caller's end of a socket lasts no longer than this; then the server is checked. */
 static int limit_waits(int socket)
 {
     const struct timeval time = {FNS_LOOK_NS / 1000000000, FNS_LOOK_NS % 1000000000 / 1000};
@@ -43,7 +43,7 @@ static int limit_waits(int socket)
 int fns_server_rouse(int pidfd, int kill)
 {
     siginfo_t info = {.si_pid = 0};
-    /* WNOWAIT: it is told once to each who asks otherwise. */
+    /* WNOWAIT: without it a stop is reported only once. */
     long ret =
         fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
     if (ret < 0 || info.si_pid == 0)
@@ -51,14 +51,14 @@ int fns_server_rouse(int pidfd, int kill)
     FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, kill ? FNS_SIGKILL : SIGCONT, 0, 0),
                "it may have ended");
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
-    if (kill) /* who asks it next is to find it gone */
+    if (kill) /* whoever asks it next must find it gone */
         poll(&end, 1, FNS_LOOK_NS / 1000000);
     return 1;
 }
 
 /* ---- asking ---------------------------------------------------------------------------------- */
 
-/* 0; -EPIPE: the other end is closed; -EAGAIN: there was no place for it in FNS_LOOK_NS; -EINTR: the
+/* 0; -EPIPE: the other end is closed; -EAGAIN: the socket was full for FNS_LOOK_NS; -EINTR: the
  * caller gives up; -errno. */
 static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds,
                     enum fns_patience patience)
@@ -219,8 +219,8 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
     return ret;
 }
 
-/* One message: -EAGAIN if none has come in FNS_LOOK_NS, -EINTR: or in the time to a signal. With RUNNING
- * the pidfd comes along, and the pid as this process' namespaces have it. */
+/* Receives one message. -EAGAIN: none came within FNS_LOOK_NS; -EINTR: a signal came first. RUNNING brings the
+ * pidfd, and the pid in this process' namespaces. */
 static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pidfd)
 {
     union {
@@ -233,8 +233,8 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
                             .msg_control = &rights,
                             .msg_controllen = sizeof rights};
     ssize_t n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
-    /* ECONNRESET: told once, before what was sent until then. Any other failure may pass: an answer that
-     * is not read is lost. */
+    /* ECONNRESET is reported once, before messages that were sent earlier. Other failures may pass, and an
+     * answer that is not read is lost. */
     for (int tries = 0; n < 0 && errno != EAGAIN && errno != EINTR && tries < FNS_TRIES; tries++)
         n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
     if (n <= 0)
@@ -253,8 +253,8 @@ static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pid
     return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
 }
 
-/* The answer to the ask with this number: ENDED, or a shorter one. It is owed: a server that is stopped
- * is continued, and killed if that does not last. -EINTR: the caller gives up. */
+/* The answer to the ask with this number: ENDED, or a shorter one. A stopped server is continued, and killed
+ * if it stops again. -EINTR: the caller gives up. */
 static int hear(int server, int connection, int number, enum fns_patience patience,
                 struct fns_ended *answer, int *pid, int *pidfd)
 {
@@ -390,8 +390,8 @@ int fns_server_pool(const struct fns_process *server, int connection, struct fns
     return ret;
 }
 
-/* Ends one that is running. Over a connection of its own, as nobody may listen at the one where it is
- * parked; or there, where no fd is left for that. */
+/* Ends a sandbox that is running. Asks over a new connection, as nobody may listen on that of a parked one;
+ * without an fd for that, over the old one. */
 static void end_running(const struct fns_process *server, int connection, int running)
 {
     struct fns_ended ended;
@@ -401,7 +401,7 @@ static void end_running(const struct fns_process *server, int connection, int ru
         close(other);
 }
 
-/* The caller does not wait for it any more: it is ended, however far it has come. */
+/* Ends a sandbox that the caller gives up, however far it has come. */
 static void give_up(const struct fns_process *server, int connection, int number)
 {
     struct fns_ended answer;

@@ -1,8 +1,8 @@
-/* Opens what request.c has packed: offsets become pointers, each checked. Runs in the helper program,
- * in its memory or a sandbox's.
+/* Unpacks what request.c has packed: turns offsets into pointers, and checks each. Runs in the helper program
+ * and in a template's sandboxes.
  *
- * Pure: bytes and their number go in, no system call is made. Nothing outside of the bytes is read,
- * whatever they hold. -EPROTO: they are not what they should be.
+ * Pure: it makes no system call, and reads nothing outside of the bytes that it is given, whatever they hold.
+ * -EPROTO: they are not what request.c packs.
  */
 #include "helper.h"
 #include "sys.h"
@@ -13,7 +13,7 @@ static int holds(uint64_t size, uint64_t offset, uint64_t n, uint64_t item, uint
     return offset % align == 0 && offset <= size && n <= (size - offset) / item;
 }
 
-/* A text needs no more than its offset: the last byte of all is NUL. */
+/* For a text only the offset is checked: the last byte of all is NUL. */
 static int holds_text(uint64_t size, uint64_t offset)
 {
     return offset > 0 && offset < size;
@@ -47,7 +47,7 @@ static int open_ints(char *base, uint64_t size, uint32_t n, const int **ints)
     return 0;
 }
 
-/* The fds that stay open are in the order in which they are gone through. */
+/* The fds that stay open are sorted, as close_range() between them requires. */
 static int ascend(const int *fds, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)

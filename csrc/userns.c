@@ -2,8 +2,8 @@
  *
  * A namespace is there as long as a process is in it or an fd of it is open. So for a moment there is
  * a process in a new one, whose maps are written from here; it shares this process' memory and fds and
- * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon as the fd is open, and
- * with the caller, of whom nothing is held then.
+ * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon
+ * as the fd is open, or when the caller ends, and then holds nothing of the caller's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,7 +30,7 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
     return pid;
 }
 
-/* Once it has set the namespace's limits, which is a moment; or it has ended. */
+/* Waits until it has set its namespace's limits, which takes a moment, or has ended. */
 static void await_limits(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};

@@ -184,7 +184,7 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->status = info.si_status;
     result->end = fns_now();
     /* With a reaper the command's own end is in its last message; if the reaper was killed before
-     * it could send one, its own end is the sandbox's. If it has exited without one, that has failed. */
+     * it could send one, its own end is the sandbox's. If it exited without one, sending has failed. */
     struct fns_message message;
     /* ECONNRESET: told once, before what was sent until then. */
     ssize_t n = process->ended || process->control < 0 ? 0 : -1;

@@ -20,7 +20,7 @@
 
 enum { FDS_OF_A_MESSAGE = 253 };
 
-/* What may be had of a limit without asking anybody. */
+/* Raises the soft limit to the hard one. */
 static void raise_soft_limit(int resource)
 {
     struct rlimit limit;

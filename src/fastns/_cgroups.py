@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 CPU_PERIOD = 100_000  # us
 PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
-# Of the memory limit, left for what the kernel charges before a command is executed: page tables
-# and the like, a tenth of this as measured.
+# Left of the memory limit for what the kernel charges before a command is executed, such as page
+# tables; ten times what was measured.
 START_MEMORY = 512 << 10
 RENEW = ""  # begins anew in a new cgroup: version 2 has no other way before Linux 6.12
 GROUP = "fastns"
@@ -58,8 +58,8 @@ NOT_THERE = (
     errno.ENODEV,
     errno.EOPNOTSUPP,
 )
-# What a kernel answers to a value that it does not take, or of a limit that it does not have. All
-# else (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
+# The kernel's answers to a value that it does not accept, or a limit that it does not have. Any
+# other errno (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
 REFUSED = (
     errno.EINVAL,
     errno.ERANGE,
@@ -72,10 +72,10 @@ REFUSED = (
 ALLOWED = {"io": "whole disks of this machine"}
 WRITES = ("wbps", "wiops")
 BUFFERED = (
-    "wbps and wiops cannot be enforced here: only cgroup version 2 with io and memory knows whose "
-    "a buffered write is that the kernel writes later. Limit reads alone (rbps, riops); or "
-    "require_limits=False sets the rates, which hold for direct and synchronous writes, and does "
-    "not count io as enforced"
+    "wbps and wiops cannot be enforced here: only cgroup version 2, with the io and memory "
+    "controllers, knows whose a buffered write is. Limit reads alone (rbps, riops), or give "
+    "require_limits=False: the rates then hold for direct and synchronous writes, and io is not "
+    "among the enforced limits"
 )
 # The controller that enforces a limit, in cgroup v2's words; v1 calls io blkio.
 CONTROLLER = {
@@ -133,8 +133,8 @@ class CgroupPlan:
 
     @property
     def args_max(self) -> int:
-        """Bytes of arguments and environment for which the memory limit has a place beside what the
-        kernel takes for a start; 0: it is not limited."""
+        """Bytes of arguments and environment that the memory limit leaves room for, beside what the
+        kernel takes for a start; 0: no memory limit."""
         files = ("memory.max", "memory.limit_in_bytes")
         limits = [int(text) for _, file, text, _ in self.settings if file in files]
         return max(1, min(limits) - START_MEMORY) if limits else 0
@@ -264,7 +264,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             continue
         used = chosen.setdefault(hierarchy, [])
         needed = [controller]
-        # Whose a buffered write is, that the kernel writes later, the memory controller knows.
+        # The kernel does buffered writes later; the memory controller then knows whose they are.
         if limit == "io" and hierarchy.unified and limits_writes(limits):
             needed += [name for name in ("memory",) if has(hierarchy, name)]
         used += [name for name in needed if name not in used]
@@ -288,7 +288,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     if "io" not in reasons and limits_writes(limits) and not any(map(_holds_writes, places)):
         if required:
             raise SpecError("io", BUFFERED)
-        reasons["io"] = BUFFERED  # the rates are set all the same
+        reasons["io"] = BUFFERED  # the rates are set nevertheless
     return _with_files(limits, places, tuple(reasons))
 
 

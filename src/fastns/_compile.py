@@ -50,7 +50,7 @@ CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 7, 1 << 8, 1 << 21, 1 <
 CAP_SYS_PTRACE = 1 << 19
 MAPS_A_RANGE = 1 << 0 | 1 << 6 | CAP_SETUID | CAP_SYS_ADMIN  # CAP_CHOWN, CAP_SETGID
 RLIM_INFINITY = 2**64 - 1
-FEW_FDS = 256  # a sandbox has so many if the caller has, however many that leaves to the caller
+FEW_FDS = 256  # half of the caller's limit is not applied below this
 PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
 HOSTS_OWN = [("bind", place) for place in TYPE_AT]
@@ -145,7 +145,7 @@ class Caller:
 
 @functools.cache
 def _is_spared() -> bool:
-    """Read once: it is set as a process starts, and to read it would cost each start."""
+    """Whether oom_score_adj is below 0. Read once, since reading it would cost each start."""
     return _read("/proc/self/oom_score_adj").startswith(b"-")
 
 
@@ -230,8 +230,9 @@ class _Compiler:
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
         # Those given: destination, source, HOW_*, and why it is plain in any case.
         self.binds: list[tuple[str, str, int, str]] = []
-        # Not in the caller's memory: the kernel writes an oom_score_adj to all who share it, and a
-        # cgroup's OOM killer ends all who share the memory of what is in there.
+        # A child may not share the caller's memory if an oom_score_adj is to be written, which the
+        # kernel does for all who share it, or if its cgroup may run out of memory, when the OOM
+        # killer ends all who share it.
         bounded = spec.memory is not None or spec.cgroup_parent is not None
         self.staged = spec.init or caller.spared or bounded
         self.id_map = "none"
@@ -317,7 +318,7 @@ class _Compiler:
         )
 
     def begin(self) -> None:
-        """What is done before all else, in the helper if there is one."""
+        """Puts first what is to be done before all else, in the helper if there is one."""
         first = []
         if self.caller.spared:
             first.append(write_op("oom_score_adj", b"oom_score_adj", b"0"))
@@ -394,7 +395,10 @@ class _Compiler:
         if self.layout is None:
             return None
         links = (path for path, _ in self.layout.links)
-        mounts = (mount.destination for mount in self.all_mounts())
+        # A fresh /tmp shows nothing of the host's.
+        fresh = ("tmpfs", "/tmp")
+        seen = (mount for mount in self.all_mounts() if (mount.type, mount.destination) != fresh)
+        mounts = (mount.destination for mount in seen)
         return (*self.layout.shown, *links, *mounts, *self.spec.files)
 
     def made_late(self, ops: Sequence[Op]) -> _core.Plan:
@@ -553,8 +557,8 @@ class _Compiler:
         return 0 if self.id_range is None else _core.HOW_IDMAP
 
     def kept_owners(self, mount: Mount, wish: bool | None) -> int:
-        """Of a bind: those that the spec gives keep them, where the kernel can unless it must.
-        What is bound besides shows the host, where root's files are out of reach."""
+        """HOW_* of a bind. Binds of the spec keep their owners: where the kernel can, or with the
+        option idmap else fail. Other binds show the host, where root's files stay out of reach."""
         given = any(mount is one for one in self.spec.mounts)
         if self.id_range is None or not given:
             return 0
@@ -572,8 +576,8 @@ class _Compiler:
         return how
 
     def made_in(self, bind: Mount) -> str | None:
-        """A missing target that a later mount has made in this bind: by the caller, who would be
-        nobody in a tree with other owners."""
+        """A missing target that a later mount makes in this bind; None: there is none. The caller
+        makes it, and could make nothing in an idmapped tree."""
         later = list(self.spec.mounts)
         while later.pop(0) is not bind:
             pass
@@ -885,8 +889,8 @@ class _Compiler:
         return [*kept, *explicit]
 
     def closed(self, mount: Mount) -> Mount:
-        """/proc and /sys, read-only where a uid inside may own their files: the mode of one, of
-        any instance, is that of the whole machine. "rw" of the spec is obeyed."""
+        """Makes /proc and /sys read-only if a uid inside may own their files, whose modes are the
+        same in every instance on the machine. "rw" in the spec overrides this."""
         given = mount.type in TYPE_AT.values() or (mount.type, mount.source) in HOSTS_OWN
         if not given or {"ro", "rw"} & {*mount.options} or not self.may_be_hosts_root():
             return mount
@@ -986,8 +990,8 @@ class _Compiler:
         )
 
     def add_devices(self) -> None:
-        """A minimal /dev: mknod in the initial user namespace; elsewhere the host's are bound.
-        Read-only: one can write to them all the same, and not change their modes, the host's."""
+        """A minimal /dev: mknod in the initial user namespace. Elsewhere the devices are bound,
+        read-only: they can be written to, but their modes, the host's, cannot be changed."""
         may_mknod = not self.in_user_namespace() and bool(self.caller.capabilities & CAP_MKNOD)
         for name, (major, minor) in DEVICES.items():
             path = f"/dev/{name}".encode()
@@ -1050,8 +1054,8 @@ class _Compiler:
         self.last()
 
     def core_limit(self) -> Op:
-        """Before anything that could crash, and before the default filter, which refuses to change
-        it. A hard limit of 0 cannot be raised by all."""
+        """Comes before anything that could crash, and before the default filter, which keeps it as
+        it is. Optional: only CAP_SYS_RESOURCE can raise a hard limit of 0."""
         for rlimit in self.spec.rlimits:
             if rlimit.type == "RLIMIT_CORE":
                 return rlimit_op(rlimit)
@@ -1143,7 +1147,7 @@ class _Compiler:
         self.add_filter(code, note, checked.flags)
 
     def may_make_setid(self) -> bool:
-        """By the default filter."""
+        """Whether the default filter allows set-id files."""
         return self.spec.allow_setid or not self.spec.writes_to_host()
 
     def default_note(self) -> str:

@@ -311,8 +311,8 @@ class _TemplateCompiler(_Compiler):
 
 
 def _beneath(mount: Mount) -> Mount:
-    """What a sandbox that takes its own away may see: no process but those it may trace. The server
-    writes its sandboxes' id maps in this /proc."""
+    """The server's mount beneath a sandbox's own one, seen if the sandbox unmounts that. Its /proc
+    shows only processes that may be traced; it is writable, as the server writes id maps there."""
     options = list(mount.options)
     if mount.type == "proc":
         options = [*(option for option in options if option != "ro"), "hidepid=2"]

@@ -47,8 +47,8 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef int _interrupted() noexcept with gil:
-    """For C, in a start that waits: runs the handlers of signals that have come. What they raise stays set
-    in this thread until the start, which then fails, has come back (_raise_pending())."""
+    """For C, in a start that waits: runs the handlers of pending signals. What they raise makes the start
+    fail, and stays set in this thread until the start has returned (_raise_pending())."""
     return PyErr_Occurred() != NULL or _run_handlers() != 0
 
 
@@ -207,8 +207,8 @@ cdef object _counts(const c.fns_leaf *leaf):
 
 @cython.final
 cdef class Fd:
-    """An fd that is closed with the last reference to it. The exception of a signal may come between any
-    two steps of Python, so a number alone is lost there; it is made, and handed on, in one step here."""
+    """An fd that is closed with the last reference to it. A signal handler may raise between any two steps
+    of Python, and a bare number would be lost there; here an fd is made, or handed on, in one step."""
 
     cdef int fd
 
@@ -225,7 +225,7 @@ cdef class Fd:
             close(fd)
 
     def file(self, str how):
-        """A buffered file, "rb" or "wb", whose fd it is from then on."""
+        """A buffered file, "rb" or "wb", which owns the fd from then on."""
         cdef int fd = self.fd
         raw = io.FileIO("<pipe>", how, opener=self.give)
         raw.name = fd
@@ -248,7 +248,7 @@ cdef class Fd:
 
 
 def open_pipe(owner=None):
-    """The reading end and the writing one, which belong to `owner`, (uid, gid), as far as the caller may.
+    """The reading end and the writing end. They are given to `owner`, (uid, gid), if the caller may.
     OSError: no fd is left."""
     cdef int ends[2]
     cdef Fd reading = Fd(), writing = Fd()
@@ -571,12 +571,11 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     elif error.detail == c.FNS_DETAIL_KILLED:
         hint = "the process was killed while it was being set up (out of memory, or a signal)"
     elif error.detail == c.FNS_DETAIL_ID_MAP:
-        hint = ("this file system cannot be shown with other owners (an idmapped mount): "
-                "namespaces={'user': 'host'} does without a user namespace; a bind "
-                "without the option idmap is plain then; a root on ext4, xfs or btrfs can be")
+        hint = ("this file system cannot be idmapped, so owners cannot be kept: for a bind, leave out the "
+                "option idmap; for a root, use ext4, xfs or btrfs, or give namespaces={'user': 'host'}")
     elif error.detail == c.FNS_DETAIL_MEMORY:
-        hint = ("arguments and environment do not fit into the memory limit beside what a start takes: raise "
-                "memory, or pass them by a file or stdin")
+        hint = ("arguments and environment leave too little of the memory limit for a start: raise memory, or "
+                "pass them in a file or by stdin")
     elif error.detail == c.FNS_DETAIL_BROKEN and error.err in (ECANCELED, EMFILE, EBADF):
         hint = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
     elif plan.view is not None:
@@ -707,7 +706,7 @@ cdef class Process:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
         if self.result.lost:
             raise SpawnError("init", self.result.lost, hint=(
-                "the reaper could not tell how the command has ended"))
+                "the reaper could not report how the command ended"))
         return _result(&self.process, &self.result,
                        None if self.groups is None else _counts(&self.leaf))
 
@@ -1246,7 +1245,7 @@ cdef int _run_job(c.fns_job *job, Server server) except -1:
         late = ret != c.FNS_IO_DONE
         with nogil:
             c.fns_job_finish(job, &io, late)
-        if ret < 0:  # what follows from that, the end of who was killed for it, is not told
+        if ret < 0:  # this error counts, not the end of the sandbox that was killed because of it
             c.fns_set_error(&job.error, c.FNS_STAGE_STDIO, -1, ret)
     if server is not None:
         server.give(connection, parked, c.fns_job_spares(job) and not late)

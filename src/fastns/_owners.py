@@ -1,7 +1,7 @@
-"""Whether a bind keeps its owners in root's sandboxes, and if not, why: for people.
+"""Says whether a bind keeps its owners in root's sandboxes, and if not, why.
 
-A start does not ask this: the child tries, and leaves a bind plain where the kernel cannot show it
-with other owners. It is asked for a dry run, the doctor and the hint of an error.
+For a dry run, the doctor and the hint of an error. A start does not ask: the child tries, and
+leaves a bind plain if the kernel cannot idmap it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastns import _core
 
 
 def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None:
-    """Why a bind of this source is plain; None: its owners are kept, or it cannot be mounted."""
+    """Why a bind of this source is plain; None: it keeps its owners, or cannot be mounted."""
     code = _core.can_idmap(os.fsencode(source), recursive, ids)
     if code not in (errno.EINVAL, errno.EPERM):
         return None
@@ -30,7 +30,7 @@ def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None
 
 
 def notes(plan: _core.Plan) -> dict[bytes, str]:
-    """For a dry run, by the target of each bind: whether owners are kept."""
+    """For a dry run: target of each bind -> whether owners are kept."""
     found = {}
     for at, source, how, why in plan.binds:
         reason = _reason(plan, source, how, why)
@@ -41,20 +41,20 @@ def notes(plan: _core.Plan) -> dict[bytes, str]:
 
 
 def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
-    """The hint of a refused `place` inside: it may lie in a bind that is plain."""
+    """A hint for a `place` inside to which access was refused: it may lie in a plain bind."""
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
     at, source, how, why = found[-1]  # on top
     try:
         reason = _reason(plan, source, how, why)
-    except OSError:  # an error that is being told is not hidden by another
+    except OSError:  # must not hide the error that is being reported
         reason = None
     if reason is None:
         return general
     words = (
-        f"the bind at {at} is plain, as {reason}: what is root's alone outside is closed to uid 0 "
-        "inside"
+        f"the bind at {at} is plain ({reason}), so uid 0 inside cannot use files that only root "
+        "may use"
     )
     return f"{words}; or {general}" if general else words
 
@@ -78,7 +78,7 @@ def _kind(path: str) -> str:
 
 
 def _mounts() -> dict[str, tuple[str, str]]:
-    """By the number of a mount: where it is, and its type (proc_pid_mountinfo(5))."""
+    """Number of a mount -> where it is, and its type (proc_pid_mountinfo(5))."""
     found = {}
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:

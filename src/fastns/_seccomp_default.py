@@ -2,8 +2,8 @@
 
 What a program needs to compute, read, write, talk and start others is allowed. What reaches past
 the sandbox, or into parts of the kernel that only an administrator's program needs, is refused
-with EPERM, unless the sandbox has the capability it belongs to, or with the answer of a kernel
-that lacks it where programs ask and go on without. Whatever is not named here is unknown, ENOSYS: a
+with EPERM, unless the sandbox has the capability it belongs to. Where programs go on without a
+call, the answer is that of a kernel that lacks it. Whatever is not named here is unknown, ENOSYS: a
 C library then falls back to an older call.
 """
 
@@ -157,8 +157,8 @@ PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 def default_profile(*, setid: bool = True) -> dict[str, Any]:
     """A new copy, to be altered at will and given as Spec(seccomp=...).
 
-    Args: setid: whether set-user-ID and set-group-ID files may be made. A sandbox that can write to
-        the host's files has it off, unless its Spec says allow_setid=True.
+    Args: setid: whether set-user-ID and set-group-ID files may be made. It is False for a sandbox
+        that can write to the host's files, unless its Spec says allow_setid=True.
     """
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -227,8 +227,8 @@ def _ioctl() -> Iterable[dict[str, Any]]:
 
 
 def _own_filters() -> Iterable[dict[str, Any]]:
-    """A filter is compiled, into memory that is one budget of the whole host and counts for nobody.
-    The answer is that of a kernel without filters, which programs that have one go on with."""
+    """The kernel compiles a filter into memory of one budget for the whole host, charged to nobody.
+    The answer is that of a kernel without filters, on which programs that use one go on."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["seccomp"], includes=admin)
     yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: EINVAL}, excludes=admin)
@@ -243,7 +243,7 @@ def _own_filters() -> Iterable[dict[str, Any]]:
 
 
 def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """Who may not make set-id files cannot have openat2, whose mode lies in memory."""
+    """Where set-id files are refused, so is openat2: its mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
@@ -269,8 +269,8 @@ def _fcntl() -> Iterable[dict[str, Any]]:
 
 
 def _attributes() -> Iterable[dict[str, Any]]:
-    """An ACL of a file in a tmpfs is memory that counts for nobody: up to 64 KiB for each file, and
-    twice that for a directory. No filter sees which attribute it is, but how long it is."""
+    """An ACL of a file in a tmpfs is memory that is charged to nobody: up to 64 KiB a file, twice
+    that for a directory. A filter sees the length of an attribute, not which one it is."""
     names = ["setxattr", "lsetxattr", "fsetxattr"]
     yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
     yield refuse(names, E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
@@ -278,14 +278,15 @@ def _attributes() -> Iterable[dict[str, Any]]:
 
 
 def _core_limit() -> Iterable[dict[str, Any]]:
-    """RLIMIT_CORE keeps the host's core handler from running. A program that changes it (gpg,
-    ssh-agent) is told that it did, unless it also asks for the old limit: no filter can write."""
+    """RLIMIT_CORE keeps the host's core handler from running. A call that would change it (gpg and
+    ssh-agent make one) reports success, unless it also asks for the old limit: no filter can
+    write that."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
     yield refuse(["setrlimit"], DONE, args=[same(0, RLIMIT_CORE)])
     core = same(1, RLIMIT_CORE)
-    yield allow(["prlimit64"], args=[core, compare(2, "EQ", 0)])  # it is only asked for
+    yield allow(["prlimit64"], args=[core, compare(2, "EQ", 0)])  # a query
     for old, errno in (("EQ", DONE), ("NE", EPERM)):
         changed = [core, compare(2, "NE", 0), compare(3, old, 0)]
         yield refuse(["prlimit64"], errno, args=changed)

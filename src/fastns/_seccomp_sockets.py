@@ -23,7 +23,7 @@ EPERM, ENOPROTOOPT, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT = 1, 92, 93, 95, 9
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 NETLINK_ROUTE = 0
-# Any other protocol is one that the kernel may load a module for. Each is below ALL_PROTOCOLS.
+# For any protocol not in PROTOCOLS the kernel may load a module. All are below ALL_PROTOCOLS.
 ALL_PROTOCOLS = 512
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 PROTOCOLS = {
@@ -36,7 +36,7 @@ SOL_IP, SOL_SOCKET, SOL_TCP, SOL_IPV6 = 0, 1, 6, 41
 LEVELS, OPTIONS = 512, 256  # no kernel has as many
 # Filters, for which the kernel compiles code: that memory is one budget of the whole host.
 ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
-# What these put into a socket's queue of errors no memory limit counts.
+# No memory limit counts what these put into a socket's error queue.
 IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
 IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
 REPORTS = (
@@ -90,8 +90,8 @@ def _kinds() -> Iterable[dict[str, Any]]:
 
 
 def _options() -> Iterable[dict[str, Any]]:
-    """An option that programs do without where a kernel lacks it is answered as by such a kernel.
-    IP_RECVERR is reported as set: without it the C library's resolver gives up."""
+    """Options that programs can do without get the answer of a kernel that lacks them. IP_RECVERR
+    is reported as set: without it the C library's resolver gives up."""
     levels: dict[int, dict[int, int]] = {
         SOL_SOCKET: dict.fromkeys(REPORTS, ENOPROTOOPT),
         SOL_IP: dict.fromkeys(IP_ERRORS, DONE),
@@ -123,8 +123,8 @@ def _level(level: int, refused: dict[int, int], **when: Any) -> Iterable[dict[st
 
 
 def _flags() -> Iterable[dict[str, Any]]:
-    """Urgent data: hardly a program's, and on unix sockets an attacker's. The answer is that of a
-    kernel built without."""
+    """Urgent data (MSG_OOB) is hardly used, and has been a way to attack unix sockets. The answer
+    is that of a kernel built without it."""
     for name, index in FLAGS_AT.items():
         yield allow([name], args=[masked(index, MSG_OOB, 0)])
         yield refuse([name], EOPNOTSUPP, args=[masked(index, MSG_OOB, MSG_OOB)])

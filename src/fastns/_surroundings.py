@@ -1,7 +1,7 @@
 """What is around this process: a filter of system calls, a user namespace, rights that are missing.
 
-Read from /proc/self, for the doctor. Who is in a container or a sandbox is told so, and what would
-help there is not what would help on the host.
+Read from /proc/self, for the doctor and for hints: what helps in a container or a sandbox is not
+what helps on the host.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ ALL_IDS = 2**32 - 1
 REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 """What a filter, or AppArmor, answers."""
 OUT_OF_A_FILTER = (
-    "start this process without the filter that is around it: docker run --security-opt "
+    "start this process without the filter around it: docker run --security-opt "
     "seccomp=unconfined --security-opt apparmor=unconfined, or --privileged; in a pod "
     "seccompProfile.type: Unconfined; in a sandbox of fastns --security-opt seccomp=unconfined"
 )
 
 TO_MAP_ROOT = (
     "uid 0 of this user namespace cannot be mapped into another without CAP_SETFCAP: start this "
-    "process as another user (-u 1000:1000), or with that (--cap-add SETFCAP)"
+    "process as another user (-u 1000:1000), or with that capability (--cap-add SETFCAP)"
 )
 
 

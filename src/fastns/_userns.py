@@ -36,8 +36,8 @@ def range_of_root() -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=1)
 def inotify_limit() -> bytes | None:
-    """Half of the caller's inotify instances, for a user namespace: those that are made in it count
-    for who made the namespace as well. None: it cannot be known."""
+    """Half of the caller's limit, for a user namespace: instances made in it also count for whoever
+    made the namespace. None: the limit cannot be read."""
     try:
         found = []
         for path in INOTIFY_LIMITS:

@@ -24,6 +24,7 @@ DIRECTORIES = (
 LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
 """Links of some distributions whose targets lie elsewhere: TLS and name resolution need them."""
 RESOLVER = "/etc/resolv.conf"
+RELATIVE = ": a relative path counts from the working directory inside"
 
 
 @record(frozen=True)
@@ -31,7 +32,7 @@ class Layout:
     """The system directories of this host."""
 
     shown: tuple[str, ...]  # directories, to be bound
-    links: tuple[tuple[str, str], ...]  # path, what the link says: leads to one that is shown
+    links: tuple[tuple[str, str], ...]  # path, target: links that lead to one that is shown
 
 
 def layout() -> Layout:
@@ -53,7 +54,7 @@ def _layout(*_version: int) -> Layout:
 
 
 def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
-    """What the LINKS_OUT lead to. resolver: with the name servers, for a sandbox with a network."""
+    """The targets of LINKS_OUT. resolver: RESOLVER's too, for a sandbox with the host's network."""
     links = [path for path in LINKS_OUT if path != RESOLVER or resolver]
     targets = [os.path.realpath(path) for path in links if os.path.exists(path)]
     return [path for path in targets if not lies_in(path, shown)]
@@ -75,10 +76,10 @@ def lies_in(path: str, directories: Iterable[str]) -> bool:
 def hint_of(
     stage: str, error: int, path: str | None, view: Sequence[str], found: bool
 ) -> str | None:
-    """What helps after a step failed for something that is missing; None: that is not why.
+    """What helps after a step failed because something is missing; None: that is not why.
 
     path: as the step has it, inside. view: the destinations of what is mounted inside.
-    found: the command is there, and what it needs to be executed is not.
+    found: the command exists, but what is needed to execute it does not.
     """
     if path is None or error != errno.ENOENT or stage not in ("exec", "chdir", "landlock"):
         return None
@@ -89,8 +90,10 @@ def hint_of(
         if place is not None and found:
             place = interpreter(place)
         said = None if place is None else hint(place, view)
+        if place is not None and "/" in path and not os.path.isabs(path) and not found:
+            return f"{said}, and run {place}{RELATIVE}" if said else f"run {place}{RELATIVE}"
         if said is None and place is not None and "/" not in path and lies_in(place, view):
-            return f"it is {place}, where the sandbox's PATH does not lead: give that path, or PATH"
+            return f"it is {place}, which is not on the sandbox's PATH: give that path, or set PATH"
         return said
     except OSError:
         return None
@@ -103,24 +106,28 @@ def hint(path: str, view: Sequence[str]) -> str | None:
         return None
     listed = ", ".join(directory for directory in DIRECTORIES if directory in view)
     mounts = ", ".join(f"Mount({place!r}, source={place!r}, options=['ro'])" for place in missing)
-    return f"{path} is not in view: without a rootfs {listed} are. Add mounts=[{mounts}]"
+    return (
+        f"{path} is not in view: without a rootfs the sandbox sees only {listed} of the host. Add "
+        f"mounts=[{mounts}]"
+    )
 
 
 def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
-    """For a command that did not succeed: the first argument that is a file of the host out of
-    view. A relative one counts from the caller's directory; inside it does not."""
+    """For a command that failed: a hint for the first argument that names a file of the host out
+    of view. A relative one is looked up from the caller's directory, unlike inside."""
     for word in args:
         if not word.startswith("-") and os.path.lexists(word):
-            said = hint(os.path.abspath(word), view)
+            place = os.path.abspath(word)
+            said = hint(place, view)
             if said is not None:
-                return said
+                return said if os.path.isabs(word) else f"{said}, and give {place}{RELATIVE}"
     return None
 
 
 def on_host(command: str) -> str | None:
     """Where a command that was not found lies; one without a slash by the caller's PATH."""
     if "/" in command:
-        return command if os.path.isabs(command) else None
+        return os.path.abspath(command) if os.path.lexists(command) else None
     import shutil
     import sys
 
@@ -141,7 +148,7 @@ def interpreter(script: str) -> str | None:
 
 
 def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
-    """The directories or files to bind: for each step of the links from `path` on."""
+    """What to bind so that `path`, each link on the way, and where it ends are in view."""
     found: list[str] = []
     for step in _steps(path):
         if not lies_in(step, view) and not lies_in(step, found) and os.path.lexists(step):
@@ -150,7 +157,7 @@ def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
 
 
 def _steps(path: str) -> Iterator[str]:
-    """A path that is there, each link it is, and where it ends."""
+    """`path`, the target of each link it leads through, and where it ends; nothing if missing."""
     step = posixpath.normpath(path)
     if not os.path.isabs(step) or not os.path.lexists(step):
         return
@@ -165,7 +172,7 @@ def _steps(path: str) -> Iterator[str]:
 
 
 def _bindable(path: str) -> str:
-    """The directory that goes with a file: all of a Python's or of a program's installation."""
+    """The directory to bind for a file: its whole installation if it is a Python or a program."""
     import sys
 
     for prefix in (sys.prefix, sys.base_prefix):
@@ -175,6 +182,6 @@ def _bindable(path: str) -> str:
         return path
     directory, name = posixpath.split(posixpath.dirname(path))
     wide = ("/", "/home", posixpath.dirname(os.path.expanduser("~")), os.path.expanduser("~"))
-    if name in ("bin", "sbin", "libexec") and directory not in wide:
+    if name in ("bin", "sbin", "libexec", "shims") and directory not in wide:
         return directory
     return path

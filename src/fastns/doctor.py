@@ -155,7 +155,7 @@ def privilege() -> Finding:
     if not has_sys_admin():
         return Finding(None, f"uid {uid} without CAP_SYS_ADMIN: each sandbox gets a user namespace")
     if Surroundings.current().in_user_namespace:
-        follows = "in a user namespace alone: its sandboxes have the ids that are there"
+        follows = "in this user namespace only: its sandboxes have the ids of this namespace"
         return Finding(None, f"uid {uid} with CAP_SYS_ADMIN, {follows}")
     if not has_range():
         follows = "without CAP_CHOWN, CAP_SETUID or CAP_SETGID: its sandboxes have its own ids"
@@ -339,7 +339,7 @@ def id_ranges() -> Finding:
 
 
 def supplementary_groups() -> Finding:
-    """Those that a sandbox keeps: a user namespace with a single id cannot give them up."""
+    """Which ones a sandbox keeps: in a user namespace with a single id they cannot be given up."""
     caller = Caller.current()
     if caller.capabilities & CAP_SETGID and caller.may_setgroups:
         return Finding(None, "a sandbox has none of the caller's")
@@ -348,9 +348,9 @@ def supplementary_groups() -> Finding:
         return Finding(None, "none to keep")
     return Finding(
         None,
-        f"a sandbox keeps {', '.join(map(_group_name, kept))}: of what it sees, files and sockets "
-        "of these groups are open to it, so bind none (that of docker or lxd is as good as root); "
-        "with ranges of ids, uid_mappings and gid_mappings, it has no groups of the caller's",
+        f"a sandbox keeps {', '.join(map(_group_name, kept))}: files and sockets of these groups "
+        "are open to it, so bind none of them (docker's or lxd's socket is as good as root). With "
+        "ranges of ids (uid_mappings, gid_mappings) it keeps no group",
     )
 
 

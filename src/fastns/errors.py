@@ -6,7 +6,7 @@ TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed
 import errno as _errno
 import os
 
-# Errnos that the kernel keeps to itself, but lets out here and there.
+# Errnos that are the kernel's own, but reach programs here and there.
 UNNAMED = {524: ("ENOTSUPP", "The kernel could not compile it")}
 
 
@@ -83,12 +83,12 @@ def _restore(
 # What the kernel's errno means at a stage, where it misleads, and what helps. An entry with a path
 # goes before the same without.
 _NO_PROC = (
-    "no /proc is mounted here, by which ids are mapped and namespaces joined: mount -t proc proc "
-    "/proc"
+    "ids are mapped and namespaces joined through /proc, which is not mounted here: mount -t proc "
+    "proc /proc"
 )
 _REFUSED = (
-    "the kernel refuses namespaces to this process: because of a security module (AppArmor, "
-    "SELinux), or of a chroot that it is in"
+    "the kernel refuses namespaces to this process: a security module (AppArmor, SELinux) confines "
+    "it, or it is in a chroot"
 )
 _NO_NAMESPACES = (
     "not a disk: a limit on namespaces is reached, see /proc/sys/user/max_*_namespaces, "
@@ -157,8 +157,8 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         None,
     ): "a symbolic link is refused here: the target has to be a real directory",
     ("mount", _errno.EPERM, "/proc"): (
-        "this process is in a container or sandbox that masks parts of its /proc, and the kernel "
-        "allows no other one in it: start that one (docker, fastns run) with --security-opt "
+        "this process is in a container or sandbox that masks parts of /proc, where the kernel "
+        "refuses a fresh one: start the container (docker, fastns run) with --security-opt "
         "systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}"
     ),
     ("mount", _errno.EPERM, "/sys"): (
@@ -173,8 +173,8 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "with mounts below it: use rbind"
     ),
     ("mount", _errno.EOVERFLOW, None): (
-        "the target is missing in a tree that shows other owners (idmap), where this process is "
-        "nobody: make it there beforehand, or give a bind that it lies in noidmap"
+        "the target is missing in an idmapped tree, where this process can make nothing: make it "
+        "beforehand; if it lies in a bind, give that bind noidmap"
     ),
     ("mount", _errno.EROFS, None): (
         "the target cannot be made in a read-only root: make it there beforehand, or use "
@@ -219,9 +219,9 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "give seccomp='unconfined'"
     ),
     ("seccomp", 524, None): (
-        "the kernel's memory for compiled filters, one budget of the whole host, is used up: "
-        "sysctl net.core.bpf_jit_limit is its size in bytes and can be raised; grep bpf "
-        "/proc/vmallocinfo, as root, shows what is used, by programs with filters of their own"
+        "the host's memory for compiled filters is used up, by programs with filters of their own. "
+        "Its size in bytes is sysctl net.core.bpf_jit_limit, which root can raise; grep bpf "
+        "/proc/vmallocinfo, as root, shows what is used"
     ),
     ("capabilities", _errno.EPERM, None): (
         "a capability can only be given by who has it: be root, or ask for a new user namespace"
@@ -271,16 +271,16 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
     ),
     ("helper", _errno.EMFILE, None): "RLIMIT_NOFILE of this process is reached",
     ("helper", _errno.ETOOMANYREFS, None): (
-        "this user has more fds in flight over unix sockets (SCM_RIGHTS), in all of its processes "
-        "and sandboxes, than this process may have fds: raise RLIMIT_NOFILE here, or end who does "
+        "this user's processes and sandboxes have more fds in flight over unix sockets "
+        "(SCM_RIGHTS) than RLIMIT_NOFILE of this process: raise it, or end the processes that do "
         "not receive them"
     ),
     ("oom_score_adj", _errno.EACCES, None): (
         "/proc/self/oom_score_adj belongs to root: this process is not dumpable (prctl(2))"
     ),
     ("personality", _errno.EPERM, None): (
-        "a filter around this process refuses personality(0): start it with the default one "
-        "(setarch, personality(2))"
+        "a filter around this process refuses personality(0): start this process with the default "
+        "personality (setarch(8))"
     ),
     ("wait", _errno.ECHILD, None): (
         "another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is lost"
@@ -288,18 +288,19 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
 }
 
 # The same without a rootfs: nothing is made in the host's directories, and there is no overlay.
-_ELSEWHERE = "take a place elsewhere, where it is made by itself, or give a rootfs"
+_ELSEWHERE = "choose a place outside of them, where it is made for you, or give a rootfs"
 _HOST_ROOT_HINTS: dict[tuple[str, int], str] = {
     ("mount", _errno.ENOENT): (
-        "the target does not exist in a directory of the host's, which is read-only (or the source "
-        f"of the bind does not): {_ELSEWHERE}"
+        "the target does not exist in the host's system directories, which are read-only (or the "
+        f"source of the bind does not exist): {_ELSEWHERE}"
     ),
     ("mount", _errno.EROFS): (
-        f"the target cannot be made in a directory of the host's, which is read-only: {_ELSEWHERE}"
+        "the target cannot be made in the host's system directories, which are read-only: "
+        f"{_ELSEWHERE}"
     ),
     ("file", _errno.ENOENT): (
-        "the file does not exist in a directory of the host's, which is read-only; only one that "
-        f"exists can be replaced there: {_ELSEWHERE}"
+        "the file does not exist in the host's system directories, which are read-only; only one "
+        f"that exists can be replaced there: {_ELSEWHERE}"
     ),
 }
 

@@ -124,10 +124,10 @@ class Mount:
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
             X-mount.mkdir makes a missing destination. In root's sandboxes, which have ids of their
-            own, a bind keeps its owners (an idmapped mount): root's files are uid 0's inside. Where
-            its file system, or one mounted below it, cannot do that, or where X-mount.mkdir makes a
-            target in it, it is plain: they are nobody's. idmap makes that an error, noidmap makes a
-            bind plain. A bind's device files cannot be opened but with dev.
+            own, a bind keeps its owners (an idmapped mount): root's files are uid 0's inside. A
+            bind is plain, so that they are nobody's, with noidmap; if its file system, or one
+            mounted below it, cannot be idmapped; or if X-mount.mkdir makes a target in it. With
+            idmap that is an error. Device files in a bind can be opened only with dev.
     """
 
     destination: str
@@ -205,8 +205,8 @@ class Rlimit:
         return RLIMITS[self.type]
 
 
-# What every sandbox has unless `rlimits` says otherwise. All but RLIMIT_CORE are of what the kernel
-# counts by user: of these it has at most half of the caller's soft limit.
+# What every sandbox has unless `rlimits` says otherwise. All but RLIMIT_CORE limit what the kernel
+# counts by user; each of these is at most half of the caller's soft limit.
 DEFAULT_RLIMITS = (
     # With exactly 1 the kernel starts no core handler (core(5)); with 0 it does.
     Rlimit("RLIMIT_CORE", 1, 1),
@@ -224,8 +224,8 @@ class Spec:
     Args:
         rootfs: directory that becomes "/"; None: the host's system directories (/usr /bin /sbin
             /lib* /etc /opt), read-only, with a private /tmp, /dev, /proc and /run. Homes, /srv,
-            /var and /mnt are not in view: name them with mounts, whose places are made. A relative
-            path is taken from the working directory at compile().
+            /var and /mnt are not in view: name them with mounts, whose mount points are made. A
+            relative path is taken from the working directory at compile().
         root_mode: "pivot_root" or "chroot".
         read_only: the root cannot be written. overlay: what is written to it is thrown away.
         hostname, domainname: at most 64 bytes; they need a new uts namespace.
@@ -236,8 +236,8 @@ class Spec:
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
-            Where uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN, /proc is read-only
-            too, as is any proc or sysfs of `mounts` without "rw".
+            If uid 0 of the host may be a uid inside, as with user: host, /proc is read-only too,
+            as is any proc or sysfs of `mounts` without "rw", unless CAP_SYS_ADMIN is given.
         tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
             4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
             None: 512m; /run, /dev and /dev/shm 64m.
@@ -249,10 +249,10 @@ class Spec:
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
-        rlimits: Rlimit objects, over the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1, RLIMIT_NOFILE
-            1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK 4 MiB; but for
-            RLIMIT_CORE, at most half of the caller's soft limit (256 fds where it has that many).
-            All others are the caller's.
+        rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
+            RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
+            4 MiB. All but RLIMIT_CORE are at most half of the caller's soft limit, but 256 fds if
+            the caller has that many. Limits without a default are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, to which
             the kernel hands no signal that it has no handler for: abort() ends as -11,
             raise(SIGABRT), alarm() and SIGPIPE do not end it.
@@ -266,8 +266,8 @@ class Spec:
             CPUs, "0-1,3". cpu_weight: the share of its plan's or template's sandboxes together
             where CPUs are short, 1 to 10000; other plans with cpus but no weight have 100.
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
-            wbps and wiops need cgroup version 2, and hold for a file system that says whose a
-            buffered write is: ext2, ext4, xfs, btrfs, f2fs.
+            wbps and wiops need cgroup version 2, and a file system on which the kernel knows whose
+            a buffered write is: ext2, ext4, xfs, btrfs, f2fs.
         cpu_time: seconds of CPU time, user and system, of all its processes together, after which
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
@@ -279,8 +279,9 @@ class Spec:
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
             command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
-        allow_setid: the default filter allows making set-user-ID and set-group-ID files. False: not
-            where files of the host can be written (a writable rootfs, a writable bind).
+        allow_setid: whether set-user-ID and set-group-ID files may be made even if files of the
+            host can be written (a writable rootfs or bind). False: the default filter then refuses
+            it, EPERM. If they cannot, it is allowed anyway.
         landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.
@@ -371,8 +372,7 @@ class Spec:
         return {**DEFAULT_ENV, **home, **self.env}
 
     def writes_to_host(self) -> bool:
-        """Whether files that are the host's can be written inside: what is left there when the
-        sandbox has ended."""
+        """Whether files of the host can be written inside: they stay when the sandbox ends."""
         if self.namespace("mount") != "new":
             return True
         if self.rootfs is not None and not (self.read_only or self.overlay):

@@ -42,7 +42,7 @@ Result = tuple[Fault, str, list[str]]
 
 def main() -> int:
     args = _arguments()
-    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # nothing that goes wrong is to reach the host
+    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # whatever goes wrong must not reach the host
         os.environ["FASTNS_FAULTS_INSIDE"] = "1"
         apart = ["unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"]
         os.execvp("unshare", [*apart, sys.executable, "-m", "faults", *sys.argv[1:]])

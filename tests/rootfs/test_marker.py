@@ -216,7 +216,7 @@ def test_one_of_the_old_kind(tmp_path: Path, snapshot: Snapshot) -> None:
     (tmp_path / "root" / "etc").mkdir(parents=True)
     (tmp_path / "root" / MARKER).write_text(OLD % "/etc/passwd")
     before = snapshot(tmp_path)
-    with pytest.raises(RootfsError, match="is not believed, as a sandbox may have written it") as e:
+    with pytest.raises(RootfsError, match="is not trusted, as a sandbox may have written it") as e:
         build(tmp_path / "root", ["cat"])
     assert "name all commands again" in (e.value.hint or "")
     assert snapshot(tmp_path) == before

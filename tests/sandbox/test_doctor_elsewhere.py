@@ -1,5 +1,5 @@
-"""`fastns doctor` where not all works: in a user namespace, in a container's filter, in a sandbox,
-without libseccomp. It says where it is and what helps there, and never ends in a traceback."""
+"""`fastns doctor` where not everything works: in a user namespace, in a container's filter, in a
+sandbox, without libseccomp. It says where it is and what helps, and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_in_a_user_namespace(with_userns: None) -> None:
     code, checks = examined(["unshare", "-Ur", *DOCTOR])
     assert (code, failing(checks)) == (0, set())
     assert checks["surroundings"]["detail"] == "a user namespace with one id"
-    assert "in a user namespace alone" in checks["privilege"]["detail"]
+    assert "in this user namespace only" in checks["privilege"]["detail"]
     assert checks["id ranges"]["detail"].startswith("this user namespace has one id")
     assert "any id" not in str(checks)
     assert checks["idmapped mounts"]["ok"] is None

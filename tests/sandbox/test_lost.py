@@ -1,4 +1,4 @@
-"""News that are lost on their way: an error, never a wait without an end, nor a made-up result."""
+"""A message that is lost gives an error, never an endless wait or a made-up result."""
 
 from __future__ import annotations
 

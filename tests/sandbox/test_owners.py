@@ -1,5 +1,5 @@
-"""Whose files a bind shows in root's sandboxes: the host's owners where the file system can, nobody
-where it cannot or is not to, and where a user sees which."""
+"""Owners of the files in a bind of root's sandboxes: kept where the file system can, nobody's where
+it cannot or noidmap is given; and where a user is told which."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_plain_where_the_file_system_cannot(busybox_rootfs: Path, volume: Path, 
         "0 65534",
     ]
     assert out[4:6] == ["65534 ", "(plain: ramfs cannot be idmapped)"]
-    words = "the bind at /mnt is plain, as ramfs cannot be idmapped: what is root's alone outside"
+    words = "the bind at /mnt is plain (ramfs cannot be idmapped), so uid 0 inside cannot use files"
     assert out[6].startswith(f"chdir {errno.EACCES} {words}")
 
 
@@ -221,7 +221,7 @@ def test_an_error_says_that_a_bind_is_plain(
     busybox_rootfs: Path, volume: Path, way: str, cwd: str
 ) -> None:
     (volume / "closed" / "deep").mkdir()
-    for options, words in ((["noidmap"], "the bind at /mnt is plain, as it has noidmap"), ([], "")):
+    for options, words in ((["noidmap"], "the bind at /mnt is plain (it has noidmap)"), ([], "")):
         mounts = [Mount("/mnt", source=volume / "closed", options=options)]
         user = "0:0" if words else "7:7"  # the control: it is closed to another user in any case
         spec = Spec(rootfs=busybox_rootfs, mounts=mounts, cwd=cwd, user=user)

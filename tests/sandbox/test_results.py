@@ -1,4 +1,4 @@
-"""Every result is looked at: the compiler insists on it, and what a call that fails says is the
+"""Every result is checked: the compiler insists on it, and the errno of a call that fails is the
 error of the start, at its stage, with nothing left behind."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time limits, kill(), Ctrl-C and the end of the caller win against what is stopped below it."""
+"""Time limits, kill(), Ctrl-C and the caller's end take effect on stopped processes, too."""
 
 from __future__ import annotations
 

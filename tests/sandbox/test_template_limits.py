@@ -1,4 +1,4 @@
-"""Templates where memory or pids are short: nobody is harmed but who asks for too much."""
+"""Templates where memory or pids are short: only a sandbox that asks for too much is harmed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from processes import eventually, script
 import fastns
 from fastns import SpawnError, Spec, Template, _cgroups
 
-# ---- arguments that the memory limit has no place for ----
+# ---- arguments that do not fit into the memory limit ----
 
 MEMORY = 1500 << 10
 WORD = 100_000

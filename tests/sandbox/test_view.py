@@ -1,5 +1,5 @@
-"""Without a rootfs: the host's system directories are in view, nothing else is, and what is missed
-comes with a hint that works."""
+"""Without a rootfs only the host's system directories are in view, and for anything that is missing
+there is a hint that works."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,19 +212,41 @@ def tool(public_dir: Path) -> Iterator[Path]:
     shutil.rmtree(links)
 
 
-@pytest.mark.parametrize("way", ["path", "link", "name"])
+@pytest.mark.parametrize("way", ["path", "link", "name", "relative"])
 def test_the_hint_of_a_missing_program_works(
     tool: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     link = tool.parent / "links" / "linked"
-    program = {"path": str(tool / "bin" / "tool"), "link": str(link), "name": "tool"}[way]
+    program = {
+        "path": str(tool / "bin" / "tool"),
+        "link": str(link),
+        "name": "tool",
+        "relative": "bin/tool",
+    }[way]
+    monkeypatch.chdir(tool)
     monkeypatch.setenv("PATH", f"{tool}/bin:{os.environ['PATH']}")
     hint = hint_of([program])
     mounts = mounts_of(hint)
     assert tool == Path(mounts[-1].destination)
     assert "/usr, " in hint
-    place = str(tool / "bin" / "tool") if way == "name" else program
+    place = str(tool / "bin" / "tool") if way in ("name", "relative") else program
+    assert (f", and run {place}: a relative path" in hint) is (way == "relative")
     done = fastns.run([place], spec=Spec(mounts=mounts), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("at work\n", "")
+
+
+def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
+    """The sandbox's /tmp is another one; a shim needs all that lies beside its directory."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        shims = Path(top) / "shims"
+        shims.mkdir()
+        os.chmod(top, 0o755)
+        (shims / "tool").write_text(f"#!/bin/sh\nexec cat {top}/words\n")
+        (shims / "tool").chmod(0o755)
+        (Path(top) / "words").write_text("at work\n")
+        program = str(shims / "tool")
+        mounts = mounts_of(hint_of([program]))
+        done = fastns.run([program], spec=Spec(mounts=mounts), capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("at work\n", "")
 
 
@@ -273,7 +296,7 @@ def test_a_program_that_the_path_inside_does_not_lead_to(
 ) -> None:
     monkeypatch.setenv("PATH", f"{tool}/bin:{os.environ['PATH']}")
     hint = _view.hint_of("exec", errno.ENOENT, "tool", ("/usr", str(tool)), False)
-    assert f"{tool}/bin/tool, where the sandbox's PATH does not lead" in (hint or "")
+    assert f"{tool}/bin/tool, which is not on the sandbox's PATH" in (hint or "")
 
 
 FASTNS = [sys.executable, "-m", "fastns", "run"]
@@ -298,6 +321,7 @@ def test_a_command_that_was_given_a_file_out_of_view(place: Path) -> None:
         assert done.returncode == 1
         assert f"hint: {file} is not in view" in done.stderr
         assert f"-v {file}:{file}:ro" in done.stderr
+        assert (f", and give {file}: a relative path" in done.stderr) is (word == "file")
     # Nothing is said where it succeeds, or where the file is seen.
     for words in (["echo", str(file)], ["grep", "-c", "^no such line$", "/etc/passwd"]):
         done = subprocess.run([*FASTNS, "--", *words], capture_output=True, text=True)

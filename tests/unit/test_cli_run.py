@@ -785,7 +785,27 @@ def test_status_fd_is_no_file_of_the_commands(
     assert (tmp_path / "other").read_text()
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
     name = ("stdin", "stdout", "stderr")[stream]
-    assert told.count(f"is the command's {name} too") == 3
+    assert told.count(f"the command has it as {name},") == 3
+
+
+def test_status_fd_is_named_by_its_own_number(
+    layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As on a terminal, where stdin, stdout and stderr are one file."""
+    saved = [os.dup(stream) for stream in (0, 2)]
+    own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        for stream in (0, 2):
+            os.dup2(own, stream)
+        assert main(["run", "--status-fd", "2", "true"]) == 125
+    finally:
+        for fd, stream in zip(saved, (0, 2), strict=True):
+            os.dup2(fd, stream)
+            os.close(fd)
+        os.close(own)
+    assert layer.calls == 0
+    told = (tmp_path / "file").read_text() + capfd.readouterr().err
+    assert "--status-fd 2: the command has it as stderr" in told
     assert "3>status.json" in told
 
 

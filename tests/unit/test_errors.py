@@ -167,7 +167,7 @@ def test_a_hint_says_what_helps(stage: str, code: int, path: str | None, words: 
 def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
     hint = hint_for(stage, code, "/data", host_root=True)
     assert hint is not None
-    assert "directory of the host's" in hint
+    assert "the host's system directories" in hint
     assert "overlay" not in hint
     assert hint_for(stage, code, "/data") != hint
     assert hint_for("mount", errno.EPERM, "/proc", host_root=True) == hint_for(

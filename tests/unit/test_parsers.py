@@ -1,4 +1,4 @@
-"""What fuzzing found (tests/fuzz): input that ended in a traceback, or not in any time."""
+"""What fuzzing found (tests/fuzz): input that ended in a traceback, or never."""
 
 from __future__ import annotations
 

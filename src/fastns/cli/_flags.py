@@ -157,8 +157,8 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         "-v",
         "--volume",
         metavar="SRC:DST[:ro,noidmap,dev]",
-        help="bind a host file or directory. Started by root, owners are kept where the file "
-        "system can (idmap: or fail); noidmap keeps what is root's alone out of reach",
+        help="bind a host file or directory. Started by root, it keeps its owners where the file "
+        "system can (idmap: or fails); with noidmap root's files are nobody's inside",
     )
     mount("--mount", metavar="type=T,src=S,dst=D[,ro]", help="any mount; type is bind, tmpfs, ...")
     mount("--tmpfs", metavar="DST[:size=64m]", help="an empty directory in memory")
@@ -198,7 +198,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     values(
         "--ulimit",
         metavar="NAME=SOFT[:HARD]",
-        help="a resource limit over the defaults, such as nofile=64:64",
+        help="a resource limit in place of its default, such as nofile=64:64",
     )
     switch("--init", help="a reaper as pid 1, the command its child: what it raises ends it")
     process = group
@@ -211,7 +211,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
         metavar="OPT",
         help="no-new-privileges=false, seccomp=unconfined, seccomp=FILE (JSON as docker's)",
     )
-    switch("--allow-setid", help="set-user-ID files may be made where the host's can be written")
+    switch("--allow-setid", help="allow set-user-ID files even where host files can be written")
     values("--landlock-read", metavar="PATH", help="only there files are read and executed; inside")
     values("--landlock-write", metavar="PATH", help="there they are written as well (Landlock)")
 
@@ -226,7 +226,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     values(
         "--io",
         metavar="DEV:KEY=N",
-        help="I/O a second: key is rbps, riops or, with cgroup version 2, wbps, wiops",
+        help="I/O a second: KEY is rbps, riops or, with cgroup version 2, wbps, wiops",
     )
     value("--cgroup-parent", metavar="PATH", help="the cgroup to make its cgroups below")
     switch("--no-require-limits", help="go on without a limit that cannot be enforced here")

@@ -78,7 +78,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     group.add_argument(
         "--status-fd",
         metavar="N",
-        help="write one JSON object there at the end; no file of the command's",
+        help="write one JSON object to this fd at the end; not to 0, 1, 2 or another file "
+        "that the command has",
     )
     group.add_argument(
         "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
@@ -222,7 +223,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
 
 
 def _say_what_is_missing(command: list[str], spec: Spec) -> None:
-    """Where the host has a file that the command was given, and the sandbox does not show it."""
+    """A hint, if an argument of the command names a file of the host that is out of view."""
     import fastns
     from fastns import _view
 
@@ -314,9 +315,9 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and not
-    a file of the command's: that could write lines like ours there, and change what all who have
-    the file open share, such as its length, or whether a write waits."""
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing and leads to
+    no file that the command has: the command could write lines like ours there, and change what
+    all who have the file open share, such as its length, or whether a write blocks."""
     if text is None:
         return None
     import fcntl
@@ -331,9 +332,11 @@ def _status_fd(text: str | None) -> int | None:
         raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
     if mode == os.O_RDONLY:
         raise UsageError(f"--status-fd {text}: not open for writing", hint)
-    for stdio, name in enumerate(("stdin", "stdout", "stderr")):
+    # The number itself first: on a terminal all three are one file.
+    for stdio in sorted(range(3), key=lambda fd: fd != number):
         if _is_same_file(number, stdio):
-            reason = f"is the command's {name} too, which could forge or break what we write there"
+            name = ("stdin", "stdout", "stderr")[stdio]
+            reason = f"the command has it as {name}, and could forge or break what is written there"
             raise UsageError(f"--status-fd {text}: {reason}", hint)
     return number
 

@@ -186,14 +186,14 @@ def _is_empty(root: int) -> bool:
 
 
 def _strange(root: int, target: str) -> RootfsError:
-    """Of a directory that nothing is known of."""
+    """The error for a directory of which nothing is known."""
     words = f"{target} is neither empty nor a root that fastns built"
     try:
         os.lstat(MARKER, dir_fd=root)
     except OSError:
         return RootfsError(words, hint="choose a directory that does not exist yet")
     return RootfsError(
-        f"{words}: the {MARKER} in it, of an earlier version, is not believed, as a sandbox may "
+        f"{words}: the {MARKER} in it, of an earlier version, is not trusted, as a sandbox may "
         "have written it",
         hint=f"choose a new directory, or remove {target}, and name all commands again",
     )

@@ -102,8 +102,8 @@ class Beside:
             fd = os.open(fresh, flags, 0o600, dir_fd=self.parent)
         except PermissionError as error:
             raise RootfsError(
-                f"{os.path.dirname(self.path)} cannot be written, and what {self.target} is made "
-                "of is kept there, out of reach of its sandboxes",
+                f"{os.path.dirname(self.path)} cannot be written: what {self.target} is made of is "
+                "recorded there, out of reach of its sandboxes",
                 hint=f"build into a directory below it: {self.target}/root",
             ) from error
         try:
