@@ -647,7 +647,9 @@ class _Compiler:
             self.made_later = {*self.made_later, "mount"}
             self.add(Op("tree_namespace", "rootfs", source=os.fsencode(root)))
         else:
-            self.add(Op("root_attach", "rootfs", source=os.fsencode(root), target=place))
+            self.add(
+                Op("root_attach", "rootfs", source=os.fsencode(root), target=place, note="attached")
+            )
         if spec.overlay:
             self.add(self.overlay_op(b"lower"))
         self.layers = [("/", spec.overlay or self.layout is not None)]

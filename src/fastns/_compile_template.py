@@ -257,7 +257,7 @@ class _TemplateCompiler(_Compiler):
                 note=f"{root} ro",
             ),
             self.scratch_op("rootfs", [b"lower", b"layers", b"files"], None, "tmpfs for the parts"),
-            Op("root_attach", "rootfs", source=source, target=b"lower"),
+            Op("root_attach", "rootfs", source=source, target=b"lower", note="attached"),
             Op("root_scratch", "rootfs"),
         ]
         self.layers = [("/", True)]

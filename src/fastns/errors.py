@@ -265,7 +265,7 @@ _HINTS: dict[tuple[str, int, str | None], str] = {
         "helper",
         _errno.EACCES,
         None,
-    ): "memory files may not be executed here: sysctl vm.memfd_noexec=0",
+    ): "memory files may not be executed here: sysctl vm.memfd_noexec=1",
     ("helper", _errno.EFBIG, None): (
         "RLIMIT_FSIZE of this process holds for the memory files of a start as well: raise it"
     ),

@@ -19,6 +19,7 @@ directories; one Entry of _model.py (directory, link, file, text) stands for eac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -143,7 +144,8 @@ def _create(target: str, commands: list[str], extra: list[str], progress: Progre
                 os.rename(target, beside)
                 raise
     except BaseException:
-        shutil.rmtree(beside)
+        with contextlib.suppress(FileNotFoundError):  # it has its name: the root is whole
+            shutil.rmtree(beside)
         raise
     return result
 
