@@ -1475,20 +1475,26 @@ int fns_child_exec(struct fns_child *child)
     return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }
 
+/* 1, or -errno. Where /proc or /proc/sys is missing or cannot be written there is no limit. */
+static int limit_inotify(const char *limit)
+{
+    int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
+    long result = fd;
+    if (fd >= 0) {
+        result = fns_sys3(__NR_write, fd, limit, length(limit));
+        close_fd(fd);
+    }
+    int cannot = result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
+    return result >= 0 || cannot ? 1 : (int)result;
+}
+
 int fns_child_stay(void *arg)
 {
     struct fns_stay *stay = arg;
     /* The thread that cloned it waits for it now, so that thread's end is the caller's end. */
     long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    if (stay->inotify) {
-        int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
-        if (fd >= 0) {
-            FNS_IGNORE(fns_sys3(__NR_write, fd, stay->inotify, length(stay->inotify)),
-                       "where /proc is read-only there is no limit");
-            close_fd(fd);
-        }
-    }
-    __atomic_store_n(&stay->is_limited, 1, __ATOMIC_RELEASE);
+    int limited = stay->inotify ? limit_inotify(stay->inotify) : 1;
+    __atomic_store_n(&stay->limited, limited, __ATOMIC_RELEASE);
     while (result == 0 && fns_sys0(__NR_getppid) == stay->parent)
         FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again whether it is needed");
     return 0;

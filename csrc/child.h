@@ -48,7 +48,7 @@ FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t 
 struct fns_stay {
     int parent;          /* the pid of that thread's process */
     const char *inotify; /* limit on inotify instances of its namespace; NULL: none */
-    int is_limited;      /* set to 1 once that was tried */
+    int limited;         /* 1: its limit is set, or cannot be here; -errno; 0: not yet */
 };
 int fns_child_stay(void *stay);
 

@@ -1,13 +1,14 @@
 /* The user namespace that sandboxes join as they start: made once, held by an fd. Runs in the parent.
  *
  * A namespace is there as long as a process is in it or an fd of it is open. So for a moment there is
- * a process in a new one, whose maps are written from here; it shares this process' memory and fds and
- * sets a limit and then does nothing, so that its cost does not depend on the caller. It is killed as soon
- * as the fd is open, or when the caller ends, and then holds nothing of the caller's.
+ * a process in a new one, whose maps are written from here. It shares this process' memory, so that its
+ * cost does not depend on the caller's; it sets a limit, and then does nothing. It is killed as soon as the
+ * fd is open, or when the caller ends, and then holds nothing of the caller's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -15,11 +16,14 @@
 #include "spawn.h"
 #include "sys.h"
 
+#define PATIENCE_MS 2000
+
 /* A process in a new user namespace: its pid and pidfd, or -errno. It sends no signal as it ends, and
  * only who asks for it by __WALL reaps it. */
 static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *pidfd)
 {
-    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
+    /* Its fds are its own: one that it has open when it is killed would stay open here. */
+    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_PIDFD | FNS_CLONE_NEWUSER;
     uint64_t before;
     long pid = fns_block_signals(&before);
     if (pid < 0)
@@ -30,13 +34,20 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
     return pid;
 }
 
-/* Waits until it has set its namespace's limits, which takes a moment, or has ended. */
-static void await_limits(const struct fns_stay *stay, int pidfd)
+/* Waits until it has set its namespace's limits, which takes a moment. 0, or -errno. */
+static int await_limits(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
-    for (int tries = 0; tries < 1000; tries++)
-        if (__atomic_load_n(&stay->is_limited, __ATOMIC_ACQUIRE) || poll(&end, 1, 1) > 0)
-            return;
+    int limited = 0, has_ended = 0;
+    for (int tries = 0; limited == 0 && !has_ended && tries < PATIENCE_MS; tries++) {
+        limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
+        if (limited == 0)
+            has_ended = poll(&end, 1, 1) > 0;
+        if (tries % 100 == 99)
+            FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, SIGCONT, 0, 0),
+                       "one that is not stopped goes on");
+    }
+    return limited < 0 ? limited : limited ? 0 : -ECANCELED;
 }
 
 /* Writes the maps of a process and opens its namespace. */
@@ -78,7 +89,11 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
     long pid = start_staying(stack, size, &stay, &pidfd);
     int fd = pid < 0 ? (int)pid : open_mapped((int)pid, uid_map, gid_map);
     if (pid > 0) {
-        await_limits(&stay, pidfd);
+        int limited = fd < 0 ? 0 : await_limits(&stay, pidfd);
+        if (limited < 0) {
+            close(fd);
+            fd = limited;
+        }
         fns_discard(pidfd);
     }
     munmap(stack, size);

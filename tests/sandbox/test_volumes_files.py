@@ -216,7 +216,7 @@ def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
     ):
         with pytest.raises(SpawnError) as caught:
             fastns.run(["/bin/true"], spec=Spec(**fields))
-        assert "directory of the host's" in (caught.value.hint or "")
+        assert "the host's system directories" in (caught.value.hint or "")
     mounts = [Mount(f"{place}/new/deep", source=str(volume)) for place in ("", "/tmp", "/var")]
     assert fastns.run(["/bin/true"], spec=Spec(mounts=mounts)).returncode == 0
 
