@@ -145,14 +145,14 @@ class Campaign:
         """Has all of them answered, by slots of their own; none is begun after `end`."""
         answers: list[tuple[Any, Any]] = []
         total, told = len(busy) + len(waiting), time.monotonic()
-        given: dict[Slot, tuple[list[Ask], Any]] = {}
+        given: dict[Slot, tuple[list[Ask], Ask]] = {}
+        again: list[Any] = []  # what was asked once more, as a slot had ended: another's kill, say
         selector = selectors.DefaultSelector()
 
         def give(slot: Slot, queue: list[Ask]) -> None:
             if queue and time.monotonic() < end:
-                name, ask = queue.pop()
-                given[slot] = (queue, name)
-                slot.tell(ask)
+                given[slot] = (queue, queue.pop())
+                slot.tell(given[slot][1][1])
             else:
                 drop(slot)
 
@@ -174,7 +174,7 @@ class Campaign:
         while given:
             for key, _ in selector.select(60):
                 slot = key.data
-                queue, name = given[slot]
+                queue, (name, ask) = given[slot]
                 try:
                     answers.append((name, slot.hear()))
                     if answers[-1][1].get("renew"):
@@ -183,7 +183,13 @@ class Campaign:
                     else:
                         give(slot, queue)
                 except EOFError:
-                    answers.append((name, {"kind": "harness", "lines": ["the slot has ended"]}))
+                    if name in again:
+                        lines = ["the slot has ended, twice"]
+                        answers.append((name, {"kind": "harness", "lines": lines}))
+                    else:
+                        print(f"a slot has ended, tried once more: {name}")
+                        again.append(name)
+                        queue.append((name, ask))
                     drop(slot)
                     begin(queue)
             if time.monotonic() > told + 10:
