@@ -514,14 +514,19 @@ static int check_type(int fd, uint64_t type)
     return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
 }
 
+/* Whether a failure means that a setting in /proc cannot be made here: it is missing, or not ours to write. */
+static int is_out_of_reach(long result)
+{
+    return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
+}
+
 static int op_write(struct fns_child *child, const struct fns_op *op)
 {
     const char *data = text(child, op->data);
     long size = (long)length(data);
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
-    int lacks = fd == -ENOENT || fd == -EROFS || fd == -EACCES || fd == -EPERM;
     if (fd < 0)
-        return lacks && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
+        return is_out_of_reach(fd) && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
     long result = check_type(fd, op->flags);
     if (result >= 0)
         result = fns_sys3(__NR_write, fd, data, size);
@@ -1484,8 +1489,7 @@ static int limit_inotify(const char *limit)
         result = fns_sys3(__NR_write, fd, limit, length(limit));
         close_fd(fd);
     }
-    int cannot = result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
-    return result >= 0 || cannot ? 1 : (int)result;
+    return result >= 0 || is_out_of_reach(result) ? 1 : (int)result;
 }
 
 int fns_child_stay(void *arg)

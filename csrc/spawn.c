@@ -102,7 +102,7 @@ static long clone_any(uint64_t flags, char *stack, int *pidfd, volatile uint32_t
 long fns_block_signals(uint64_t *before)
 {
     const uint64_t all = ~0ull;
-    /* The raw call: libc's own leaves its two internal signals unblocked. */
+    /* libc's sigprocmask() never blocks its two internal signals; the raw call does. */
     return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, before, FNS_SIGSET_SIZE);
 }
 
@@ -262,13 +262,21 @@ static char **exec_argv(const struct fns_plan *plan, const struct fns_args *args
     return argv;
 }
 
+int fns_time_left(const struct fns_process *process, uint64_t time_ns)
+{
+    uint64_t spent = fns_now() - process->start;
+    if (spent >= time_ns)
+        return 0;
+    return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
+}
+
 int fns_keep_time(struct fns_process *process, uint64_t time_ns)
 {
     if (time_ns == 0 || process->late)
         return -1;
-    uint64_t spent = fns_now() - process->start;
-    if (spent < time_ns)
-        return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
+    int left = fns_time_left(process, time_ns);
+    if (left > 0)
+        return left;
     fns_kill_by(process->pidfd);
     process->late = 1;
     return -1;

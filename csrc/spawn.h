@@ -32,6 +32,9 @@ int fns_interrupted(uint64_t *next, int signalled);
  * with `kill` kills it. 1: it was stopped. */
 int fns_server_rouse(int pidfd, int kill);
 
+/* ns of `time_ns` that are left since the start of a process, at most 999999999; 0: none. */
+int fns_time_left(const struct fns_process *process, uint64_t time_ns);
+
 /* What of `time_ns` is left since the start of a process, at most an int of ns; -1: no end is set. One
  * whose time is over is killed by this, once, and has no end from then on. */
 int fns_keep_time(struct fns_process *process, uint64_t time_ns);

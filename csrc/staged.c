@@ -117,10 +117,8 @@ static int keep_time(struct fns_process *process, uint64_t time_ns)
 {
     if (process->pidfd >= 0 || time_ns == 0)
         return fns_keep_time(process, time_ns);
-    uint64_t spent = fns_now() - process->start;
-    if (spent >= time_ns)
-        return -ETIME;
-    return time_ns - spent < 999999999 ? (int)(time_ns - spent) : 999999999;
+    int left = fns_time_left(process, time_ns);
+    return left > 0 ? left : -ETIME;
 }
 
 /* Follows the start to its end; fills process->pid and pidfd as soon as there is a sandbox. One that
