@@ -147,8 +147,8 @@ struct fns_process {
                           (CLD_*, 0: it did not), and its exit code or signal */
 };
 
-/* A start that has to wait asks `interrupted` whenever a signal has come, and now and then: with anything
- * but 0 it ends what it has started and fails with -EINTR. Called in the thread of the start. */
+/* A start that waits calls `interrupted` after each signal, and regularly without one, in its own thread. If
+ * that returns other than 0, the start ends what it has begun and fails with -EINTR. */
 void fns_set_interrupted(int (*interrupted)(void));
 
 /* How long a wait may take: it is none; until what it waits for is there; or no longer than the caller

@@ -286,8 +286,8 @@ __attribute__((used)) _Noreturn void fns_helper_main(long *stack)
     int control = number(argv[1]), file = number(argv[2]), pidfd = -1;
     /* Otherwise the command would have it, and could send messages to the caller. */
     long result = fns_close_on_exec(control);
-    /* The parent's thread waits for this start, so its end is the caller's end, which a stopped helper would
-     * not notice otherwise. Processes that the helper clones do not inherit this. */
+    /* Ends the helper with its caller, also while it is stopped. The parent's thread waits for this start, so
+     * it ends only if the caller does. Processes that the helper clones do not inherit the setting. */
     if (result >= 0)
         result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
     if (result < 0)

@@ -259,7 +259,7 @@ class _Ranges:
         return ranges if len(ranges) <= len(tests) else []
 
     def _compare(self, offset: int, ranges: list[tuple[int, int]]) -> int:
-        """Single values first, one after the other; then the rest, half by half."""
+        """Tests single values one by one, then finds the range of the others by halves."""
         ends = [start for start, _ in ranges[1:]] + [WORD + 1]
         rest: list[tuple[int, int]] = []
         single: list[tuple[int, int]] = []

@@ -264,7 +264,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             continue
         used = chosen.setdefault(hierarchy, [])
         needed = [controller]
-        # The kernel does buffered writes later; the memory controller then knows whose they are.
+        # Buffered data reaches the disk later. Only the memory controller records whose it is.
         if limit == "io" and hierarchy.unified and limits_writes(limits):
             needed += [name for name in ("memory",) if has(hierarchy, name)]
         used += [name for name in needed if name not in used]

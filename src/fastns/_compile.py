@@ -228,7 +228,7 @@ class _Compiler:
         self.early: list[Op] = []
         self.ops: list[Op] = []
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
-        # Those given: destination, source, HOW_*, and why it is plain in any case.
+        # The spec's binds: destination, source, HOW_*, why it has to be plain ("": it need not).
         self.binds: list[tuple[str, str, int, str]] = []
         # A child may not share the caller's memory if an oom_score_adj is to be written, which the
         # kernel does for all who share it, or if its cgroup may run out of memory, when the OOM
@@ -900,7 +900,7 @@ class _Compiler:
         return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
 
     def may_be_hosts_root(self) -> bool:
-        """Whether uid 0 of the host may be a uid inside, without CAP_SYS_ADMIN."""
+        """Whether a uid inside may be the host's uid 0, in a sandbox without CAP_SYS_ADMIN."""
         if self.id_range is not None or "CAP_SYS_ADMIN" in self.spec.capabilities:
             return False
         if self.new_user:

@@ -30,7 +30,7 @@ def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None
 
 
 def notes(plan: _core.Plan) -> dict[bytes, str]:
-    """For a dry run: target of each bind -> whether owners are kept."""
+    """For a dry run: a note for the target of each bind that says whether owners are kept."""
     found = {}
     for at, source, how, why in plan.binds:
         reason = _reason(plan, source, how, why)

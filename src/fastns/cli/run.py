@@ -316,8 +316,8 @@ def handles_sigint(pid: int) -> bool:
 
 def _status_fd(text: str | None) -> int | None:
     """The descriptor of --status-fd. Raises UsageError unless it is open for writing and leads to
-    no file that the command has: the command could write lines like ours there, and change what
-    all who have the file open share, such as its length, or whether a write blocks."""
+    no file that the command has: the command could write lines like ours there, truncate the
+    file, or make it non-blocking for everybody."""
     if text is None:
         return None
     import fcntl

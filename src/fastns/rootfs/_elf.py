@@ -77,8 +77,8 @@ def is_for(path: str, machine: Machine) -> bool:
 
 
 class _Bounded:
-    """A file of which no more than MAX_READ is read. The parser believes what the file says of
-    itself: that it has a million entries, or a name without an end."""
+    """A file of which no more than MAX_READ is read. The parser trusts the sizes that a file
+    states: it would follow a million entries, or a name that has no end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

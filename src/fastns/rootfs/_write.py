@@ -74,7 +74,7 @@ class Writer:
         )
 
     def _clear_stage(self) -> None:
-        """Of a build that was killed; or a sandbox has put something there."""
+        """Removes what a killed build has left there, or a sandbox has put there."""
         path = f"{self.target}/{STAGE}"
         try:
             if not stat.S_ISDIR(os.lstat(STAGE, dir_fd=self.root).st_mode):
