@@ -193,7 +193,9 @@ static void let_go(struct fns_child *child)
         close_fd(child->held);
     if (child->null_device)
         close_fd(child->null_device);
-    child->held = child->null_device = 0;
+    if (child->empty)
+        close_fd(child->empty);
+    child->held = child->null_device = child->empty = 0;
 }
 
 /* As resolve_part() in the root; not to be closed. */
@@ -558,44 +560,40 @@ static int op_root_tree(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? result : set_attr(child->root, 1, op->flags, 0, FNS_MS_PRIVATE);
 }
 
-/* A detached tmpfs as SCRATCH and ROOT_TMPFS describe it, with its directories; an fd, or -errno. */
+/* Mounts a tmpfs as SCRATCH and ROOT_TMPFS describe it, and makes its directories; an fd of it, or -errno. A
+ * mount on "/" is reached by "/.."; paths that begin with "/" lead beneath it. */
 static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
 {
-    static const char keys[][10] = {"source", "mode", "size", "nr_inodes"};
-    const char *values[4] = {"fastns", "0755", text(child, op->type), text(child, op->source)};
-    int fs = (int)fns_sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
-    if (fs < 0)
-        return fs;
-    long result = 0;
-    for (unsigned i = 0; result == 0 && i < sizeof keys / sizeof *keys; i++)
-        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_SET_STRING, keys[i], values[i], 0);
-    if (result == 0)
-        result = fns_sys5(__NR_fsconfig, fs, FNS_FSCONFIG_CMD_CREATE, 0, 0, 0);
-    if (result == 0)
-        result = fns_sys3(__NR_fsmount, fs, 1 /* FSMOUNT_CLOEXEC */, op->flags);
-    close_fd(fs);
+    const char *place = op->target ? text(child, op->target) : "/";
+    int result =
+        (int)fns_sys5(__NR_mount, "fastns", place, "tmpfs", op->flags, text(child, op->type));
     if (result < 0)
-        return (int)result;
-    int top = (int)result;
+        return result;
+    int top = at_fdcwd_open(op->target ? place : "/..", O_PATH_FLAGS | O_DIRECTORY);
+    if (top < 0)
+        return top;
     result = give_away(child, op, top, "");
     const char *name = text(child, op->data), *end = name + op->arg;
     for (; result == 0 && name < end; name += length(name) + 1) {
-        result = fns_sys3(__NR_mkdirat, top, name, 0755);
+        result = (int)fns_sys3(__NR_mkdirat, top, name, 0755);
         if (result == 0)
             result = give_away(child, op, top, name);
     }
     if (result < 0)
         close_fd(top);
-    return result < 0 ? (int)result : top;
+    return result < 0 ? result : top;
 }
 
-/* Binds a directory of the host to an empty one of the root. This process made that root, a tmpfs, so nobody
+/* Binds a directory of the host, or of the root itself, to an empty one of the root. This process made that root, a tmpfs, so nobody
  * can have put a link there; and mount(2) takes half the time of a detached tree. */
 static int op_show(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = text(child, op->source), *place = text(child, op->target);
-    struct fns_mount_attr attr = {.attr_set = op->flags, .propagation = FNS_MS_PRIVATE};
+    struct fns_mount_attr attr = {
+        .attr_set = op->flags, .attr_clr = op->arg, .propagation = FNS_MS_PRIVATE};
     int result = (int)fns_sys1(__NR_fchdir, child->root);
+    if (result == 0)
+        result = give_away(child, op, child->root, place);
     if (result == 0)
         result = (int)fns_sys5(__NR_mount, source, place, 0, 4096 | FNS_MS_REC /* MS_BIND */, 0);
     if (result == -ENOENT) /* gone since the plan was made: leaves an empty directory */
@@ -607,19 +605,17 @@ static int op_show(struct fns_child *child, const struct fns_op *op)
 
 static int op_root_tmpfs(struct fns_child *child, const struct fns_op *op)
 {
-    child->root = make_tmpfs(child, op);
-    return child->root < 0 ? child->root : 0;
+    int result = op->target ? (int)fns_sys1(__NR_fchdir, child->scratch) : 0;
+    if (result == 0)
+        result = make_tmpfs(child, op);
+    child->root = result;
+    return result < 0 ? result : 0;
 }
 
 static int op_scratch(struct fns_child *child, const struct fns_op *op)
 {
     child->scratch = make_tmpfs(child, op);
-    if (child->scratch < 0)
-        return child->scratch;
-    if (!op->target)
-        return attach_on_top(child->scratch);
-    return (int)fns_sys5(__NR_move_mount, child->scratch, "", AT_FDCWD, text(child, op->target),
-                         FNS_MOVE_MOUNT_F_EMPTY_PATH);
+    return child->scratch < 0 ? child->scratch : 0;
 }
 
 static int op_root_attach(struct fns_child *child, const struct fns_op *op)
@@ -673,8 +669,17 @@ static int op_overlay(struct fns_child *child, const struct fns_op *op)
     return child->root < 0 ? child->root : 0;
 }
 
+/* A target that does not begin with "/" is a directory of ROOT_TMPFS, which this process made: no link can be
+ * there. */
 static int op_mount(struct fns_child *child, const struct fns_op *op)
 {
+    const char *place = text(child, op->target);
+    if (place[0] != '/') {
+        int entered = (int)fns_sys1(__NR_fchdir, child->root);
+        return entered < 0 ? entered
+                           : (int)fns_sys5(__NR_mount, text(child, op->source), place,
+                                           text(child, op->type), op->flags, text(child, op->data));
+    }
     int fd = open_target(child, op, 1);
     if (fd < 0)
         return fd;
@@ -870,24 +875,42 @@ static int attach_at(int tree, struct place place)
                          FNS_MOVE_MOUNT_F_EMPTY_PATH | FNS_MOVE_MOUNT_T_EMPTY_PATH);
 }
 
-static int mask_directory(struct place place)
+static int open_directory(struct place place)
+{
+    return (int)fns_sys4(__NR_openat, place.fd, place.name, O_PATH_FLAGS | O_NOFOLLOW | O_DIRECTORY,
+                         0);
+}
+
+/* A tmpfs for the first; the others are copies of that mount, which cost half as much. */
+static int mask_directory(struct fns_child *child, struct place place)
 {
     const uint64_t flags = 1 | 2 | 4 | 8; /* MS_RDONLY|NOSUID|NODEV|NOEXEC */
-    int fd = place.fd;
-    if (place.name[0])
-        fd = (int)fns_sys4(__NR_openat, fd, place.name, O_PATH_FLAGS | O_NOFOLLOW | O_DIRECTORY, 0);
+    if (child->empty) {
+        int tree = clone_tree(child->empty, 0);
+        int result = tree < 0 ? tree : attach_at(tree, place);
+        close_fd(tree);
+        return result;
+    }
+    if (!place.name[0])
+        return mount_at(place.fd, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555");
+    int fd = open_directory(place);
     if (fd < 0)
         return fd;
     int result = mount_at(fd, "tmpfs", "tmpfs", flags, "size=4k,nr_inodes=2,mode=555");
-    if (fd != place.fd)
-        close_fd(fd);
-    return result;
+    close_fd(fd);
+    if (result < 0)
+        return result;
+    fd = open_directory(place); /* now what is mounted there */
+    if (fd < 0)
+        return fd;
+    child->empty = fd;
+    return 0;
 }
 
 static int mask(struct fns_child *child, struct place place, long type)
 {
     if (type == FNS_S_IFDIR)
-        return mask_directory(place);
+        return mask_directory(child, place);
     int tree = null_tree(child);
     int result = tree < 0 ? tree : attach_at(tree, place);
     close_fd(tree);

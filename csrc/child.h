@@ -27,6 +27,7 @@ struct fns_child {
     const char *held_path;           /* what it was looked up as, of so many bytes */
     size_t held_length;
     int null_device; /* the null device that masks are copies of; 0 */
+    int empty;       /* the mount that masks of directories are copies of; 0 */
     int rules;       /* of Landlock: an fd between its first op and its last */
 };
 

@@ -33,7 +33,7 @@ static const char *needs(unsigned code)
     case FNS_OP_HOSTNAME:
     case FNS_OP_DOMAINNAME: return "D";
     case FNS_OP_ROOT_TMPFS:
-    case FNS_OP_SCRATCH: return "YSDB";
+    case FNS_OP_SCRATCH: return "YDB";
     case FNS_OP_MOUNT: return "TY";
     case FNS_OP_BIND:
     case FNS_OP_SHOW:

@@ -12,61 +12,62 @@
 
 /* One op is one step of the child. Columns: code, what `source`, `target`, `type`, `data`, `flags`
  * and `arg` mean. child.c has one small function for each. */
-#define FNS_OPS(X)                                                                                        \
-    X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW*; how: OPEN */                          \
-    X(OWN_NAMESPACES,                                                                                     \
-      "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */                       \
-    X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */             \
-    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                    \
-    X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */            \
-    X(ROOT_TMPFS, "root_tmpfs")   /* as SCRATCH, but the root itself; flags: its MOUNT_ATTR_* */          \
-    X(SHOW,                                                                                               \
-      "show") /* source: a directory of the host; target: where, from the root; flags: set */             \
-    X(TREE_NAMESPACE, "tree_namespace") /* a mount namespace that holds the root alone, entered */        \
-    X(BIND_SOURCE, "bind_source")       /* source: of the next BIND with AHEAD; how: RECURSIVE */         \
-    /* a throw-away tmpfs, to hold layers and files; type, source: its size, inodes; target: where it   \
-     * is attached, or 0: on top of "/"; data, arg: names of its directories, as MASK's */ \
-    X(SCRATCH, "scratch")                                                                                 \
-    X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */           \
-    X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */                    \
-    X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */                  \
-    X(MOUNT, "mount")   /* type, source, data, flags: as mount(2); target: in the root */                 \
-    X(BIND, "bind")     /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */         \
-    X(DEVICE, "device") /* target; flags: mode with S_IFCHR; arg: device number */                        \
-    X(SYMLINK, "symlink") /* source: text; target */                                                      \
-    X(FILE_BIND,                                                                                          \
-      "file_bind") /* source: name in the scratch; data, arg: bytes, how many; target; flags: set */      \
-    X(DIRECTORY, "directory") /* target: a directory made; arg: mode */                                   \
-    X(READ_ONLY, "read_only") /* the root mount alone, or the one at target, becomes read-only */         \
+#define FNS_OPS(X)                                                                                            \
+    X(SETNS, "setns") /* source: namespace file; flags: CLONE_NEW*; how: OPEN */                              \
+    X(OWN_NAMESPACES,                                                                                         \
+      "own_namespaces") /* flags: CLONE_NEW*, made in the namespace of JOIN_USER */                           \
+    X(WRITE, "write")   /* target: file in the caller's view; data: text; flags: as MASK's */                 \
+    X(PROPAGATION, "propagation") /* flags: MS_PRIVATE or MS_SLAVE, for every mount */                        \
+    X(ROOT_TREE, "root_tree")     /* source: rootfs; flags: MOUNT_ATTR_* for the whole tree */                \
+    X(ROOT_TMPFS, "root_tmpfs")   /* as SCRATCH, but the root; target: in the scratch, if given */            \
+    X(SHOW,                                                                                                   \
+      "show") /* source: a directory of the host or, relative, of the root; target: of the root; flags,     \
+                  * arg: MOUNT_ATTR_* set, cleared */ \
+    X(TREE_NAMESPACE, "tree_namespace") /* a mount namespace that holds the root alone, entered */            \
+    X(BIND_SOURCE, "bind_source")       /* source: of the next BIND with AHEAD; how: RECURSIVE */             \
+    /* a throw-away tmpfs, to hold layers and files; type, flags: its options, MS_*; target: where it   \
+     * is mounted, or 0: on top of "/"; data, arg: names of its directories, as MASK's */     \
+    X(SCRATCH, "scratch")                                                                                     \
+    X(ROOT_ATTACH, "root_attach")   /* target: directory of the scratch, or 0: on top of "/" */               \
+    X(ROOT_SCRATCH, "root_scratch") /* the scratch itself is the root that is built */                        \
+    X(OVERLAY, "overlay")           /* data: overlay options, relative to the scratch */                      \
+    X(MOUNT, "mount") /* type, source, data, flags: as mount(2); target: in the root, or of it */             \
+    X(BIND, "bind")   /* source: in the caller's view; flags, arg: MOUNT_ATTR_* set, cleared */               \
+    X(DEVICE, "device")   /* target; flags: mode with S_IFCHR; arg: device number */                          \
+    X(SYMLINK, "symlink") /* source: text; target */                                                          \
+    X(FILE_BIND,                                                                                              \
+      "file_bind") /* source: name in the scratch; data, arg: bytes, how many; target; flags: set */          \
+    X(DIRECTORY, "directory") /* target: a directory made; arg: mode */                                       \
+    X(READ_ONLY, "read_only") /* the root mount alone, or the one at target, becomes read-only */             \
     /* target: where the names in data are looked up; arg: bytes of those, a NUL after each; flags:  \
-     * the file system that has to be there (f_type, statfs(2)) or 0. Missing ones are left out. */    \
-    X(MASK, "mask")                       /* a directory becomes empty, a file /dev/null */               \
-    X(READ_ONLY_PATHS, "read_only_paths") /* with all below them */                                       \
-    X(PIVOT_ROOT, "pivot_root") /* arg: how many mounts, one on the other, the old root was */            \
-    X(CHROOT, "chroot")                                                                                   \
-    X(HOSTNAME, "hostname")     /* data */                                                                \
-    X(DOMAINNAME, "domainname") /* data */                                                                \
-    X(LOOPBACK, "loopback")     /* lo up */                                                               \
-    X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */                 \
-    X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */              \
-    X(RLIMIT, "rlimit") /* flags: resource; data: struct rlimit64; arg: least of a SHARE */               \
-    X(UMASK, "umask")   /* arg */                                                                         \
-    X(JOIN_USER,                                                                                          \
-      "join_user")          /* the user namespace of args->userns; the later ops are done in it */        \
-    X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                       \
-    X(BOUNDING, "bounding") /* arg: those that stay, a bit each; how: KEEP */                             \
-    X(SETGROUPS, "setgroups")       /* data: gid_t array; arg: how many */                                \
-    X(SETGID, "setgid")             /* arg */                                                             \
-    X(SETUID, "setuid")             /* arg */                                                             \
-    X(PARENT_DEATH, "parent_death") /* killed when the thread ends that started it */                     \
-    /* The last ones, done right before the exec, by the process that executes. */                        \
-    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */         \
-    X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                             \
-    X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */          \
-    X(LANDLOCK_PATH,                                                                                      \
-      "landlock_path") /* target; flags, arg: allowed if it is a directory, or not */                     \
-    X(LANDLOCK_RESTRICT, "landlock_restrict") /* from here on; how: KEEP */                               \
-    X(SECCOMP,                                                                                            \
+     * the file system that has to be there (f_type, statfs(2)) or 0. Missing ones are left out. */        \
+    X(MASK, "mask")                       /* a directory becomes empty, a file /dev/null */                   \
+    X(READ_ONLY_PATHS, "read_only_paths") /* with all below them */                                           \
+    X(PIVOT_ROOT, "pivot_root") /* arg: how many mounts, one on the other, the old root was */                \
+    X(CHROOT, "chroot")                                                                                       \
+    X(HOSTNAME, "hostname")     /* data */                                                                    \
+    X(DOMAINNAME, "domainname") /* data */                                                                    \
+    X(LOOPBACK, "loopback")     /* lo up */                                                                   \
+    X(KEYRING, "keyring")       /* a session keyring of its own; how: SEALED, OPTIONAL */                     \
+    X(CGROUP, "cgroup")         /* enters args->groups; flags: CLONE_NEWCGROUP, made then */                  \
+    X(RLIMIT, "rlimit") /* flags: resource; data: struct rlimit64; arg: least of a SHARE */                   \
+    X(UMASK, "umask")   /* arg */                                                                             \
+    X(JOIN_USER,                                                                                              \
+      "join_user")          /* the user namespace of args->userns; the later ops are done in it */            \
+    X(UNSHARE, "unshare")   /* flags: CLONE_NEW* */                                                           \
+    X(BOUNDING, "bounding") /* arg: those that stay, a bit each; how: KEEP */                                 \
+    X(SETGROUPS, "setgroups")       /* data: gid_t array; arg: how many */                                    \
+    X(SETGID, "setgid")             /* arg */                                                                 \
+    X(SETUID, "setuid")             /* arg */                                                                 \
+    X(PARENT_DEATH, "parent_death") /* killed when the thread ends that started it */                         \
+    /* The last ones, done right before the exec, by the process that executes. */                            \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */             \
+    X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                                 \
+    X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */              \
+    X(LANDLOCK_PATH,                                                                                          \
+      "landlock_path") /* target; flags, arg: allowed if it is a directory, or not */                         \
+    X(LANDLOCK_RESTRICT, "landlock_restrict") /* from here on; how: KEEP */                                   \
+    X(SECCOMP,                                                                                                \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
 /* The first of the last ops, and of those that may be late: the exec program has no others. */

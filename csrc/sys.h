@@ -253,14 +253,6 @@ struct fns_mount_attr {
 #define __NR_landlock_restrict_self 446
 #endif
 
-#ifndef __NR_fsopen
-#define __NR_fsopen 430
-#define __NR_fsconfig 431
-#define __NR_fsmount 432
-#endif
-#define FNS_FSCONFIG_SET_STRING 1
-#define FNS_FSCONFIG_CMD_CREATE 6
-
 /* Types in st_mode. */
 #define FNS_S_IFMT 0170000
 #define FNS_S_IFLNK 0120000

@@ -85,10 +85,11 @@ DEFAULT_MOUNTS = (
     ),
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
+DEV = DEFAULT_MOUNTS[4]
+FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
 
 DEFAULT_SPEC = Spec()
 HOME = "/root"  # of uid 0, in DEFAULT_ENV
-ROOT_SIZE = 1 << 20  # of a root that holds mount points and links alone
 
 
 @record(frozen=True)
@@ -228,6 +229,7 @@ class _Compiler:
         self.early: list[Op] = []
         self.ops: list[Op] = []
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
+        self.mount_points: frozenset[str] = frozenset()  # directories that root_tmpfs makes
         # The spec's binds: destination, source, HOW_*, why it has to be plain ("": it need not).
         self.binds: list[tuple[str, str, int, str]] = []
         # A child may not share the caller's memory if an oom_score_adj is to be written, which the
@@ -632,10 +634,7 @@ class _Compiler:
         root = os.path.abspath(spec.rootfs) if spec.rootfs is not None else "/"
         if self.layout is None:
             self.add(self.root_tree_op(root))
-            self.become_mapped()
-        else:
-            self.become_mapped()  # before it makes anything
-            self.add(self.root_tmpfs_op(self.layout, mounts))
+        self.become_mapped()  # before it makes anything
         scratch = spec.overlay or bool(files)
         if scratch:
             names = [*LAYERS, b"lower"] if spec.overlay else [b"root"]
@@ -643,7 +642,9 @@ class _Compiler:
                 names.append(b"files")
             self.add(self.scratch_op("overlay" if spec.overlay else "file", names, None))
         place = (b"lower" if spec.overlay else b"root") if scratch else None
-        if self.from_tree:
+        if self.layout is not None:
+            self.add(self.root_tmpfs_op(self.layout, mounts, place))
+        elif self.from_tree:
             self.made_later = {*self.made_later, "mount"}
             self.add(Op("tree_namespace", "rootfs", source=os.fsencode(root)))
         else:
@@ -657,7 +658,7 @@ class _Compiler:
             self.show_host(self.layout)
         for mount in mounts:
             self.add_mount(mount)
-            if spec.default_mounts and mount is DEFAULT_MOUNTS[4]:
+            if spec.default_mounts and mount is DEV:
                 self.add_devices()
         if self.layout is not None:
             self.show_led_to(self.layout)
@@ -685,7 +686,9 @@ class _Compiler:
             note=f"{root} {'ro' if read_only else 'rw'}",
         )
 
-    def root_tmpfs_op(self, layout: _view.Layout, mounts: Sequence[Mount]) -> Op:
+    def root_tmpfs_op(
+        self, layout: _view.Layout, mounts: Sequence[Mount], target: bytes | None
+    ) -> Op:
         """A root of its own, with the directories that something is mounted on."""
         shown = (*layout.shown, *(path for path, _ in layout.links))
         fresh = [mount.destination for mount in mounts if mount.type != "bind"]
@@ -697,16 +700,16 @@ class _Compiler:
         names = dict.fromkeys(
             path.lstrip("/") for place in places for path in (*directories_above(place), place)
         )
+        self.mount_points = frozenset(f"/{name}" for name in names)
         listed = b"".join(os.fsencode(name) + b"\0" for name in names)
-        given = (*(mount.destination for mount in mounts), *self.spec.files)
-        inodes = 64 + len(names) + sum(path.count("/") for path in given)
+        options = ",".join(["mode=755", *_tmpfs.limits(DEV.destination, self.tmpfs_size())])
         return Op(
             "root_tmpfs",
             "rootfs",
-            flags=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+            flags=MS_NOSUID | MS_NODEV,
             arg=len(listed),
-            type=b"%d" % ROOT_SIZE,
-            source=b"%d" % inodes,
+            target=target,
+            type=options.encode(),
             data=listed,
             note="a tmpfs for " + " ".join(("/" + name) for name in names),
         )
@@ -789,8 +792,7 @@ class _Compiler:
             self.owned(),
             arg=len(listed),
             target=target,
-            type=b"%d" % size,
-            source=b"%d" % inodes,
+            type=b"mode=755,size=%d,nr_inodes=%d" % (size, inodes),
             data=listed,
             note=f"{note} size={size},nr_inodes={inodes}",
         )
@@ -929,7 +931,8 @@ class _Compiler:
         return max(inside)[1]
 
     def add_mount(self, mount: Mount) -> None:
-        self.add(self.mount_op(mount))
+        own = mount is DEV and self.layout is not None
+        self.add(self.dev_op() if own else self.mount_op(mount))
         self.layers.append((mount.destination, mount.type == "tmpfs"))
 
     def mount_op(self, mount: Mount, place: bytes | None = None) -> Op:
@@ -941,6 +944,8 @@ class _Compiler:
         elif parsed.mkdir:
             how |= _core.HOW_CREATE
         target = place or os.fsencode(mount.destination)
+        if mount.type != "bind" and mount.destination in self.mount_points:
+            target = target.lstrip(b"/")
         note = f"{mount.destination} {mount.type}"
         if mount.type == "bind":
             note += f" from {mount.source}"
@@ -991,6 +996,20 @@ class _Compiler:
             note=note,
         )
 
+    def dev_op(self) -> Op:
+        """/dev as a directory of the root's tmpfs: another tmpfs would take twice as long."""
+        options = ",".join(DEV.options)
+        return Op(
+            "show",
+            "mount",
+            self.owned(),
+            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            MOUNT_ATTR_NODEV,
+            b"dev",
+            b"dev",
+            note=f"/dev tmpfs {options}, of the root",
+        )
+
     def add_devices(self) -> None:
         """A minimal /dev: mknod in the initial user namespace. Elsewhere the devices are bound,
         read-only: they can be written to, but their modes, the host's, cannot be changed."""
@@ -1012,6 +1031,9 @@ class _Compiler:
                 flags = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
                 op = Op("bind", "device", how, flags, source=path, target=path, note=note)
             self.add(op)
+        for fresh in FRESH_BELOW_DEV:
+            place = fresh.encode()
+            self.add(Op("directory", "directory", self.owned(), 0, 0o755, None, place, note=fresh))
         for name, link in DEV_LINKS.items():
             self.add(
                 Op(

@@ -11,8 +11,8 @@ import os
 
 from fastns import _core, _view
 from fastns._compile import (
-    DEFAULT_MOUNTS,
     DEFAULT_SPEC,
+    DEV,
     LAYERS,
     MOUNT_ATTR_RDONLY,
     MS_PRIVATE,
@@ -32,8 +32,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DEV = DEFAULT_MOUNTS[4]
-FRESH_BELOW_DEV = ("/dev/pts", "/dev/shm")
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
 
 
@@ -191,7 +189,6 @@ class _TemplateCompiler(_Compiler):
     def add_mount(self, mount: Mount) -> None:
         if mount is DEV:
             super().add_mount(mount)
-            self.directories_below_dev()
         elif mount.type in ("bind", "devtmpfs"):
             self.not_below_fresh(mount.destination)
             super().add_mount(mount)
@@ -212,11 +209,6 @@ class _TemplateCompiler(_Compiler):
 
     def may_show(self, path: str) -> bool:
         return not _view.lies_in(path, self.fresh)
-
-    def directories_below_dev(self) -> None:
-        for path in FRESH_BELOW_DEV:
-            how, target = self.owned(), path.encode()
-            self.add(Op("directory", "directory", how, arg=0o755, target=target, note=path))
 
     def put_mask(self, path: str, op: Op) -> None:
         """Over what each sandbox mounts for itself, each has to."""
@@ -283,7 +275,6 @@ class _TemplateCompiler(_Compiler):
         if mount is DEV:
             super().add_mount(mount)
             self.add_devices()
-            self.directories_below_dev()
             self.put(b"/dev", mount.destination, how=_core.HOW_NO_SYMLINKS)
         elif mount.type in ("bind", "devtmpfs"):
             op = self.mount_op(mount, part)

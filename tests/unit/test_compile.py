@@ -63,7 +63,6 @@ root_attach rootfs -
 HOST = """
 propagation propagation -
 root_tmpfs rootfs -
-root_attach rootfs -
 show rootfs usr
 show rootfs etc
 show rootfs opt
@@ -90,6 +89,13 @@ mount mount /tmp
 mount mount /run
 mount mount /dev
 """
+HOST_MOUNTS = """
+mount mount proc
+mount mount sys
+mount mount tmp
+mount mount run
+show mount dev
+"""
 NODES = """
 device device /dev/null
 device device /dev/zero
@@ -107,6 +113,8 @@ bind device /dev/urandom
 bind device /dev/tty
 """
 REST_OF_DEV = """
+directory directory /dev/pts
+directory directory /dev/shm
 symlink symlink /dev/fd
 symlink symlink /dev/stdin
 symlink symlink /dev/stdout
@@ -212,9 +220,9 @@ BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 GOLDEN: list[tuple[str, Spec, Caller, str, list[str]]] = [
     # what, spec, caller, "method id_map", the blocks of the op list
     ("host-root", Spec(), ROOT, "direct range",
-     [HOST, MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO, JOIN]),
+     [HOST, HOST_MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO, JOIN]),
     ("hosts-ids", Spec(namespaces={"user": "host"}), ROOT, "direct none",
-     [HOST, MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK, SETGROUPS]),
+     [HOST, HOST_MOUNTS, NODES, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK, SETGROUPS]),
     ("hosts-ids", Spec(**BARE, user="5:6", namespaces={"user": "host"}), ROOT, "staged none",
      [TREE, PIVOT_LO_UMASK, IDS]),
     ("capabilities", Spec(**BARE, capabilities=["NET_ADMIN"]), ROOT, "staged range",
@@ -224,9 +232,9 @@ unshare unshare -
 bounding capabilities -
 """, IDS]),
     ("host-root", Spec(), USER, "direct self",
-     [MAP, HOST, MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
+     [MAP, HOST, HOST_MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
     ("host-root", Spec(), NESTED, "direct none",
-     [HOST, MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
+     [HOST, HOST_MOUNTS, BINDS, REST_OF_DEV, MASKS_RO, PIVOT_LO_UMASK]),
     ("bare", Spec(**BARE), ROOT, "direct range", [TREE, PIVOT_LO, JOIN]),
     ("bare", Spec(**BARE), TREES, "direct range", [FROM_TREE, LO, JOIN]),
     ("binds", Spec(**BARE, mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")]), TREES,
@@ -310,9 +318,9 @@ file_bind file /etc/hosts
      [MAP, HOST, """
 bind mount /proc
 bind mount /sys
-mount mount /tmp
-mount mount /run
-mount mount /dev
+mount mount tmp
+mount mount run
+show mount dev
 """, BINDS, REST_OF_DEV, MASKS_RO, "\npivot_root pivot_root -\n", UMASK]),
     ("host-range", Spec(default_mounts=False, uid_mappings=RANGE, gid_mappings=RANGE), USER,
      "staged newuidmap",
@@ -533,8 +541,8 @@ def test_the_size_of_the_scratch() -> None:
     given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
     for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
         op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
-        assert op.type == b"%d" % (size + 3 * 4096)
-        assert op.source == b"%d" % ((size + 3 * 4096) // 4096 + 3)
+        size += 3 * 4096
+        assert op.type == b"mode=755,size=%d,nr_inodes=%d" % (size, size // 4096 + 3)
 
 
 def test_a_mount_carries_its_options() -> None:
