@@ -176,12 +176,10 @@ void read_options(char **argv, struct options *options)
 {
     *options = (struct options){.status_fd = -1};
     char **at = argv[0] ? argv + 1 : argv;
-    for (; *at && options->asked == ASKED_TO_RUN; at++) {
-        if (strcmp(*at, "--") == 0 && options->plan) {
-            at++;
-            break;
-        }
-        if ((*at)[0] == '-' && (*at)[1])
+    for (int only_words = 0; *at && options->asked == ASKED_TO_RUN; at++) {
+        if (!only_words && strcmp(*at, "--") == 0)
+            only_words = 1;
+        else if (!only_words && (*at)[0] == '-' && (*at)[1])
             read_option(options, &at);
         else if (!options->plan)
             options->plan = *at;

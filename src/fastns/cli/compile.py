@@ -152,6 +152,7 @@ def check_directory(path: str) -> None:
         raise UsageError(f"-o {path}: {directory}: {error.strerror}", None) from None
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
-            f"-o {path}: others may write to {os.path.abspath(directory)}: fastns-exec would refuse",
-            "choose a directory that only you may write to (chmod go-w)",
+            f"-o {path}: others may write to {os.path.abspath(directory)}",
+            "fastns-exec refuses a plan in there: choose a directory that only you may write to, or "
+            "chmod go-w",
         )
