@@ -145,6 +145,8 @@ def refuse_limits(spec: Spec) -> None:
 
 def check_directory(path: str) -> None:
     """Raises UsageError if fastns-exec would trust no plan at this path."""
+    if os.path.isdir(path):
+        raise UsageError(f"-o {path}: a directory", "for example: -o judge.plan")
     directory = os.path.dirname(path) or "."
     try:
         mode = os.stat(directory).st_mode
