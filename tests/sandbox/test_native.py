@@ -171,9 +171,9 @@ def test_a_call_that_the_filter_ends_it_for(tmp_path: Path) -> None:
 )
 def test_a_command_that_cannot_be_executed(plan: Path, command: str, code: int, error: str) -> None:
     done, status = status_of(plan, command)
-    message, hint = done.stderr.decode().splitlines()
+    message, *hints = done.stderr.decode().splitlines()
     assert (done.returncode, message) == (code, f"fastns: {error}")
-    assert hint.startswith("hint: ")
+    assert [hint[:6] for hint in hints] == ([] if "ENOTDIR" in error else ["hint: "])
     assert status == {
         "exit_code": code,
         "cause": "failed",
@@ -232,12 +232,16 @@ def test_a_time_that_is_over_at_once(plan: Path, with_init: Path) -> None:
 
 # ---- signals to it ----
 
-SAY_AND_SLEEP = "echo ready; while :; do sleep 0.05; done"
+CATCHES = "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done"
 
 
 def started(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """fastns-exec, whose command has said a line."""
-    process = subprocess.Popen([PROGRAM, *words], stdout=subprocess.PIPE, text=True, **options)
+    """fastns-exec, whose command has said a line: CATCHES, or a cat that waits for more."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
+    process = subprocess.Popen([PROGRAM, *words], text=True, **pipes)
+    if process.stdin is not None:
+        process.stdin.write("ready\n")
+        process.stdin.flush()
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -252,7 +256,7 @@ def test_a_signal_ends_the_sandbox(
     with open(tmp_path / "status", "wb") as file:
         words = ["--status-fd", str(file.fileno()), with_init if init else plan]
         fds = [file.fileno()]
-        with started(*words, "sh", "-c", SAY_AND_SLEEP, pass_fds=fds) as process:
+        with started(*words, "cat", pass_fds=fds) as process:
             process.send_signal(number)
             assert process.wait(10) == 128 + number
     status = json.loads((tmp_path / "status").read_bytes())
@@ -260,14 +264,13 @@ def test_a_signal_ends_the_sandbox(
 
 
 def test_an_interrupt_is_the_commands_if_it_handles_it(plan: Path) -> None:
-    catches = f"trap 'exit 9' INT; {SAY_AND_SLEEP}"
-    with started(plan, "sh", "-c", catches, stdin=subprocess.DEVNULL) as process:
+    with started(plan, "sh", "-c", CATCHES, stdin=subprocess.DEVNULL) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 9
 
 
 def test_a_signal_that_is_ignored_stays_ignored(plan: Path) -> None:
-    line = f'trap "" HUP; exec {PROGRAM} {plan} sh -c "{SAY_AND_SLEEP}"'
+    line = f'trap "" HUP; exec {PROGRAM} {plan} sh -c "echo ready; exec sleep 300"'
     with subprocess.Popen(["sh", "-c", line], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -343,14 +346,6 @@ def test_fewer_rights_are_another_caller(plan: Path) -> None:
     done = subprocess.run(less, capture_output=True, text=True, timeout=60)
     assert done.returncode == 125
     assert "compiled for another caller" in done.stderr
-
-
-@pytest.mark.as_root
-def test_spared_by_the_oom_killer_is_another_caller(plan: Path) -> None:
-    line = f"echo -5 >/proc/self/oom_score_adj && exec {PROGRAM} {plan} true"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 125
-    assert "oom_score_adj below 0" in done.stderr
 
 
 @pytest.mark.as_root

@@ -15,7 +15,15 @@ from fastns import _core, _planfile
 from fastns.cli import main
 from fastns.cli.compile import LIMITS
 
-IDENTITY = {"build": 8, "machine": 32, "uid": 236, "gid": 248}
+IDENTITY = {
+    "build": 8,
+    "machine": 32,
+    "uid": 236,
+    "gid": 248,
+    "capabilities": 256,
+    "userns": 264,
+    "oom_score_adj": 272,
+}
 """Where these are in a plan file."""
 
 
@@ -205,6 +213,9 @@ def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
         ("machine", "compiled for another machine or kernel"),
         ("uid", "compiled for another caller"),
         ("gid", "compiled for another caller"),
+        ("capabilities", "compiled for another caller"),
+        ("userns", "compiled for another caller"),
+        ("oom_score_adj", "compiled for another caller"),
     ],
 )
 def test_a_plan_for_something_else(plan: Path, what: str, error: str) -> None:
