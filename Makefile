@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
+.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
         bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
@@ -56,6 +56,9 @@ $(SEED)/.made: $(STAMP) Makefile
 
 # ---- to check it ----
 
+quick: install  ## the unit tests: half a minute, without privileges, and nothing is sandboxed
+	$(BIN)/python -m pytest -p no:cacheprovider -q tests/unit $(PYTEST_ARGS)
+
 test: test-root test-user  ## all tests, as root and as an unprivileged user
 
 test-root: setup install  ## all tests as root (with sudo where needed)
@@ -65,6 +68,10 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
+
+# PYTHONS: which versions, such as "3.12 3.13"; without it all that are found.
+test-pythons: install  ## build, unit tests and some sandbox tests with every Python that is found
+	PYTHONS="$(PYTHONS)" tests/pythons.sh $(PYTEST_ARGS)
 
 # KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, escape, or all, which has the sandbox
 # tests too.
