@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks)
-C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
+C_FILES := $(wildcard csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
@@ -154,7 +154,7 @@ setup:  ## packages, the test user and the root file systems the tests use
 
 install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] src/fastns/*.p[yx][xd]) | packages
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] csrc/cli/*.[ch] src/fastns/*.p[yx][xd]) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
