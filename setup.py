@@ -1,8 +1,10 @@
-"""Builds the extension and the two programs; everything else is in pyproject.toml."""
+"""Builds the extension, the two programs and the default filter; the rest is in pyproject.toml."""
 
+import functools
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -57,6 +59,18 @@ PROGRAM = [
 ]
 
 
+@functools.cache
+def default_filters() -> dict[str, bytes]:
+    """Name and content of each file of the default filter, by the package's own Python."""
+    sys.path.insert(0, str(Path(__file__).parent / "src"))
+    try:
+        from fastns import _filters
+
+        return _filters.make_all()
+    finally:
+        del sys.path[0]
+
+
 class BuildExt(build_ext):
     """Compiles csrc/ as plain C, apart from Cython's output, and links the programs beside it."""
 
@@ -82,15 +96,23 @@ class BuildExt(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             files = [f"csrc/{source}.c" for source in sources]
             subprocess.check_call([*command, *late, *files, "-o", str(target)])
+        filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
+        filters.mkdir(exist_ok=True)
+        for name, code in default_filters().items():
+            (filters / name).write_bytes(code)
 
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the programs go where the extension goes."""
         super().copy_extensions_to_source()
         for name in PROGRAMS:
             shutil.copy(Path(self.build_lib) / "fastns" / f"_{name}", f"src/fastns/_{name}")
+        filters = Path(self.build_lib) / "fastns" / "filters"
+        shutil.copytree(filters, "src/fastns/filters", dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
-        built = [str(Path(self.build_lib) / "fastns" / f"_{name}") for name in PROGRAMS]
+        package = Path(self.build_lib) / "fastns"
+        built = [str(package / f"_{name}") for name in PROGRAMS]
+        built += [str(package / "filters" / name) for name in default_filters()]
         return [*super().get_outputs(), *built]
 
 
