@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from _collections_abc import Iterable, Sequence
 
 from fastns import _core, _tmpfs, _view, mount_options
 from fastns._args import shown

@@ -6,7 +6,7 @@ mount(8) and of the OCI runtime specification.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from fastns._args import encode, shown
 from fastns._record import record
