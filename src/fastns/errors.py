@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to mend it.
 
-TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed.py.
+TimeoutExpired, DecodeError and CalledProcessError, of results, are in results.py and _ended.py.
 """
 
 import errno as _errno
