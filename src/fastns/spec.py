@@ -174,19 +174,29 @@ class IDMapping:
                 raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
 
 
+def _rlimit_name(value: Any) -> str:
+    """ "nofile", "NOFILE" or "RLIMIT_NOFILE": the last."""
+    if isinstance(value, str):
+        name = "RLIMIT_" + value.upper().removeprefix("RLIMIT_")
+        if name in RLIMITS:
+            return name
+    names = ", ".join(name.removeprefix("RLIMIT_").lower() for name in RLIMITS)
+    raise SpecError("rlimits.type", f"{shown(value)}: one of {names} expected")
+
+
 @record(frozen=True)
 class Rlimit:
-    """A resource limit by its OCI name, such as RLIMIT_NOFILE; -1 is unlimited."""
+    """A resource limit by its name, "nofile" or RLIMIT_NOFILE; -1 is unlimited.
+
+    `type` is the OCI name, RLIMIT_NOFILE, however it was given.
+    """
 
     type: str
     soft: int
     hard: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.type, str) or self.type not in RLIMITS:
-            raise SpecError(
-                "rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)} expected"
-            )
+        object.__setattr__(self, "type", _rlimit_name(self.type))
         for name in ("soft", "hard"):
             check_whole(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
         if self._value(self.soft) > self._value(self.hard):

@@ -614,7 +614,7 @@ def rlimit(text: str) -> Rlimit:
     soft, _, hard = limits.partition(":")
     low, high = _limit(text, soft), _limit(text, hard or soft)
     with naming("--ulimit", text):
-        return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+        return Rlimit(name, low, high)
 
 
 def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
