@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TimeoutExpired,
         run,
     )
-    from fastns.errors import FastnsError, SpawnError, SpecError
+    from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
     from fastns.spec import IDMapping, Mount, Rlimit, Spec
@@ -35,6 +35,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "CalledProcessError",
+    "ClosedError",
     "CompletedSandbox",
     "DecodeError",
     "FastnsError",
@@ -67,7 +68,7 @@ _HOMES = {
     "_core": ("Plan",),
     "batch": ("Job", "run_batch", "spawn_batch"),
     "completed": ("CalledProcessError", "CompletedSandbox", "DecodeError", "TimeoutExpired", "run"),
-    "errors": ("FastnsError", "SpawnError", "SpecError"),
+    "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),

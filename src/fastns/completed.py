@@ -74,8 +74,10 @@ class _Ended(FastnsError):
 
 
 class TimeoutExpired(_Ended, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes.
+    """The time was over; stdout and stderr hold the output so far (None: not captured).
 
+    They are text if text was asked for: a character that was cut at the end is left out, and what
+    is no such text is replaced by U+FFFD, so that no DecodeError hides the timeout.
     When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
     truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
     on. cause is "timeout".
@@ -141,6 +143,19 @@ class CompletedSandbox(Completed):
     def exit_code(self) -> int:
         """The code a shell would show: 128+n after signal n."""
         return exit_code(self.returncode)
+
+    def __repr__(self) -> str:
+        names = ["args", "returncode", "cause"]
+        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
+        names += ["truncated"] if self.truncated else []
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
+        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
+        return f"CompletedSandbox({', '.join(shown)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def run(
@@ -276,7 +291,8 @@ def completed(
     error: TimeoutExpired | DecodeError | None = None
     if timed_out:
         assert timeout is not None
-        error = TimeoutExpired(args, timeout, out, err)
+        partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+        error = TimeoutExpired(args, timeout, *partial)
     elif mode is not None:
         try:
             stdout = None if out is None else mode.decode(out, dropped[0] > 0)
