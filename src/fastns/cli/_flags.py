@@ -119,6 +119,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     Returns the last group, "the process", to which a verb may add. spec_of() reads them.
     """
     group: argparse._ArgumentGroup
+    parser.like_docker = True
 
     def switch(*names: str, help: str) -> None:
         group.add_argument(*names, action="store_true", help=help)
@@ -176,7 +177,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--pid", metavar="MODE", help="process ids")
     value("--uts", metavar="MODE", help="host name")
     value("--ipc", metavar="MODE", help="System V IPC and message queues")
-    value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
+    value("--network", "--net", metavar="MODE", help="none (only lo; the default), host, or a path")
     value(
         "--userns",
         metavar="MODE",
@@ -254,14 +255,17 @@ def _volumes(mounts: str) -> str:
     return " ".join(f"-v {shlex.quote(f'{src}:{dst}:{opt}')}" for dst, src, opt in found)
 
 
-def complain_of(error: Exception, verb: str) -> None:
-    """Write an error of a Spec or of a start to stderr, in the words of the command line."""
+def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
+    """Write an error of a Spec or of a start to stderr, in the words of the command line.
+
+    `hint` goes before the error's own.
+    """
     if isinstance(error, SpecError):
         complain(f"{error.field}: {in_flags(error.reason)}", hint_for_field(error.field, verb))
     elif isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd(2)
         complain("the working directory does not exist any more", "give absolute paths, or cd /")
     else:
-        complain(error, in_flags(getattr(error, "hint", None) or ""))
+        complain(error, hint or in_flags(getattr(error, "hint", None) or ""))
 
 
 def spec_of(

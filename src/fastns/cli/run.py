@@ -150,8 +150,9 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()
     except (fastns.FastnsError, OSError) as error:
-        complain_of(error, "run")
-        return _failed(_failure_code(error), error)
+        code = _failure_code(error)
+        complain_of(error, "run", _hint_of_image(flags) if code == EXIT_NOT_FOUND else None)
+        return _failed(code, error)
     say("\n".join(steps))
     return None
 
@@ -162,6 +163,12 @@ def _terminal(flags: argparse.Namespace) -> dict[str, str]:
     if term is None or environment_has(flags, "TERM"):
         return {}
     return {"TERM": term} if os.isatty(0) else {}
+
+
+def _hint_of_image(flags: argparse.Namespace) -> str | None:
+    from fastns.cli._docker import hint_of_image
+
+    return hint_of_image(flags.command[0])
 
 
 def _failure_code(error: Exception) -> int:
