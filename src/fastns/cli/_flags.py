@@ -190,7 +190,12 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("ids")
     values("--uidmap", metavar="C:H:N", help="map N user ids from C inside to H outside")
     values("--gidmap", metavar="C:H:N", help="map N group ids from C inside to H outside")
-    value("-u", "--user", metavar="UID[:GID]", help="run as these ids inside (default: 0:0)")
+    value(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        help="run as these ids, or names of the root's /etc/passwd and /etc/group (default: 0:0)",
+    )
 
     group = parser.add_argument_group("the process")
     values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
@@ -283,7 +288,15 @@ def spec_of(
             "--userns keep-id and --uidmap or --gidmap: each sets the whole map",
             "use one of them",
         )
+    mounts = [read(text) for read, text in flags.mounts]
+    contents = files(flags, mounts)
     user: str | None = flags.user
+    home = None
+    if user and not user.replace(":", "").isdigit():
+        from fastns.cli._users import Accounts
+
+        accounts = Accounts(flags, mounts, contents)
+        user, home = accounts.ids(), accounts.home()
     uid_mappings = [id_mapping("--uidmap", text) for text in flags.uidmap]
     gid_mappings = [id_mapping("--gidmap", text) for text in flags.gidmap]
     if keep_id:
@@ -291,7 +304,6 @@ def spec_of(
         uid_mappings, gid_mappings = [IDMapping(uid, uid, 1)], [IDMapping(gid, gid, 1)]
         if user is None or ":" not in user:
             user = f"{uid if user is None else user}:{gid}"
-    mounts = [read(text) for read, text in flags.mounts]
     joined_network = modes["network"] is not None and "/" in modes["network"]
     fields = {
         "rootfs": flags.rootfs,
@@ -318,8 +330,8 @@ def spec_of(
         namespaces=namespaces(modes),
         mounts=mounts,
         default_mounts=not flags.no_default_mounts,
-        files=files(flags, mounts),
-        env={**extra_env, **environment(flags, caller)},
+        files=contents,
+        env={**extra_env, **({"HOME": home} if home else {}), **environment(flags, caller)},
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
         rlimits=[rlimit(text) for text in flags.ulimit],
