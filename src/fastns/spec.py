@@ -255,7 +255,9 @@ class Spec:
             is left out. None: with default_mounts those that other runtimes have in /proc and /sys
             (MASKED_PATHS, READONLY_PATHS).
         files: destination -> text or bytes put there without touching the root.
-        env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited.
+        env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited. HOME is
+            /tmp without a rootfs, where nothing else can be written (but /root if that is mounted);
+            with one /root for uid 0 and / for others.
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
@@ -378,8 +380,14 @@ class Spec:
 
     def environment(self) -> dict[str, str]:
         """The command's environment: `env` over the clean defaults."""
-        home = {} if self.uid == 0 else {"HOME": "/"}
-        return {**DEFAULT_ENV, **home, **self.env}
+        return {**DEFAULT_ENV, "HOME": self._home(), **self.env}
+
+    def _home(self) -> str:
+        """Without a rootfs /tmp, the one directory there that can be written; else of the uid."""
+        shown = self.rootfs is None and self.namespace("mount") == "new" and self.default_mounts
+        if shown and all(mount.destination != DEFAULT_ENV["HOME"] for mount in self.mounts):
+            return "/tmp"
+        return DEFAULT_ENV["HOME"] if self.uid == 0 else "/"
 
     def writes_to_host(self) -> bool:
         """Whether files of the host can be written inside: they stay when the sandbox ends."""

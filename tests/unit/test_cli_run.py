@@ -932,6 +932,42 @@ def test_term_is_copied_when_stdin_is_a_terminal(
     assert layer.spec.env.get("TERM") == term
 
 
+@pytest.mark.parametrize(
+    ("term", "entries", "inside"),
+    [
+        (
+            "xterm-kitty",
+            ["usr/share/terminfo/x/xterm-kitty", "etc/terminfo/x/xterm"],
+            "xterm-kitty",
+        ),
+        (
+            "xterm-kitty",
+            ["lib/terminfo/78/xterm", "etc/terminfo/x/xterm-256color"],
+            "xterm-256color",
+        ),
+        ("xterm-kitty", ["lib/terminfo/78/xterm"], "xterm"),
+        ("xterm-kitty", [], "xterm-kitty"),
+        ("dumb", ["lib/terminfo/x/xterm"], "dumb"),
+        ("../x", ["lib/terminfo/x/xterm"], "xterm"),
+    ],
+)
+def test_term_is_one_that_the_root_knows(
+    layer: Layer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    term: str,
+    entries: list[str],
+    inside: str,
+) -> None:
+    for entry in entries:
+        (tmp_path / entry).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry).touch()
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(os, "isatty", lambda fd: fd == 0)
+    assert main(["run", "--rootfs", str(tmp_path), "true"]) == 0
+    assert layer.spec.env["TERM"] == inside
+
+
 def test_no_term_to_copy(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TERM", raising=False)
     monkeypatch.setattr(os, "isatty", lambda fd: True)

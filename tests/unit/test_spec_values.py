@@ -234,9 +234,13 @@ def test_uid_and_gid() -> None:
 
 def test_the_environment_is_laid_over_clean_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTNS_CALLERS_OWN", "secret")
-    assert Spec().environment() == DEFAULT_ENV
+    assert Spec(rootfs="/r").environment() == DEFAULT_ENV
     assert set(DEFAULT_ENV) == {"PATH", "HOME", "TERM", "LANG"}
-    assert Spec(user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
+    assert Spec(rootfs="/r", user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
+    for spec in (Spec(), Spec(user="5")):  # the one directory there that can be written
+        assert spec.environment() == DEFAULT_ENV | {"HOME": "/tmp"}
+    for spec in (Spec(mounts=[bind("/root")]), Spec(namespaces=HOST), Spec(default_mounts=False)):
+        assert spec.environment()["HOME"] == "/root"
     changed = Spec(user="5", env={"HOME": "/h", "A": "b"}).environment()
     assert changed == DEFAULT_ENV | {"HOME": "/h", "A": "b"}
 

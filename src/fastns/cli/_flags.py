@@ -75,6 +75,7 @@ FLAG_OF_FIELD = {
 """Field of a Spec, as SpecError names it -> the flags that set it."""
 
 FLAG_OF_WORDS = {
+    "; names are not looked up": "",
     "cgroup_parent": "--cgroup-parent",
     "default_mounts=False": "--no-default-mounts",
     "gid_mappings": "--gidmap",

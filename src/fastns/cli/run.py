@@ -158,11 +158,13 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
 
 
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
-    """TERM of the caller when stdin is a terminal and the flags do not set it."""
+    """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
     term = os.environ.get("TERM")
-    if term is None or environment_has(flags, "TERM"):
+    if term is None or environment_has(flags, "TERM") or not os.isatty(0):
         return {}
-    return {"TERM": term} if os.isatty(0) else {}
+    from fastns._terminfo import term_of
+
+    return {"TERM": term_of(flags.rootfs or "/", term)}
 
 
 def _hint_of_image(flags: argparse.Namespace) -> str | None:
