@@ -228,7 +228,8 @@ def completed(
         assert timeout is not None
         from fastns.results import TimeoutExpired
 
-        error = TimeoutExpired(args, timeout, out, err)
+        partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+        error = TimeoutExpired(args, timeout, *partial)
     elif mode is not None:
         try:
             stdout = None if out is None else mode.decode(out, dropped[0] > 0)

@@ -29,6 +29,10 @@ class SpecError(FastnsError, ValueError):
         return f"{self.field}: {self.reason}"
 
 
+class ClosedError(FastnsError, ValueError):
+    """What was asked had been closed before; a ValueError, as a closed file raises it."""
+
+
 class SpawnError(FastnsError, OSError):
     """A step of starting a sandbox failed; nothing of it is left.
 

@@ -20,8 +20,10 @@ else:
 
 
 class TimeoutExpired(Ended, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes.
+    """The time was over; stdout and stderr hold the output so far (None: not captured).
 
+    They are text if text was asked for: a character that was cut at the end is left out, and what
+    is no such text is replaced by U+FFFD, so that no DecodeError hides the timeout.
     When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
     truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
     on. cause is "timeout".
@@ -36,3 +38,16 @@ class CalledProcessError(FastnsError, subprocess.CalledProcessError):
 
 class CompletedSandbox(Completed, Process):
     """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
+
+    def __repr__(self) -> str:
+        names = ["args", "returncode", "cause"]
+        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
+        names += ["truncated"] if self.truncated else []
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
+        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
+        return f"CompletedSandbox({', '.join(shown)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
