@@ -1,9 +1,11 @@
-"""Builds the extension, the two programs and fastns-exec; everything else is in pyproject.toml."""
+"""Builds the extension, the programs and the default filter; the rest is in pyproject.toml."""
 
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import ClassVar
@@ -72,6 +74,18 @@ def build_id() -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def default_filters() -> dict[str, bytes]:
+    """Name and content of each file of the default filter, by the package's own Python."""
+    sys.path.insert(0, str(Path(__file__).parent / "src"))
+    try:
+        from fastns import _filters
+
+        return _filters.make_all()
+    finally:
+        del sys.path[0]
+
+
 class BuildExt(build_ext):
     """Compiles csrc/ as plain C, apart from Cython's output, and links the programs beside it."""
 
@@ -99,6 +113,10 @@ class BuildExt(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             files = [f"csrc/{source}.c" for source in sources]
             subprocess.check_call([*command, *late, *files, "-o", str(target)])
+        filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
+        filters.mkdir(exist_ok=True)
+        for name, code in default_filters().items():
+            (filters / name).write_bytes(code)
         self.build_launcher(compiler, objects, Path(self.get_ext_fullpath(ext.name)).parent)
 
     def build_launcher(self, compiler: list[str], objects: list[str], programs: Path) -> None:
@@ -117,9 +135,13 @@ class BuildExt(build_ext):
         super().copy_extensions_to_source()
         for name in PROGRAMS:
             shutil.copy(Path(self.build_lib) / "fastns" / f"_{name}", f"src/fastns/_{name}")
+        filters = Path(self.build_lib) / "fastns" / "filters"
+        shutil.copytree(filters, "src/fastns/filters", dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
-        built = [str(Path(self.build_lib) / "fastns" / f"_{name}") for name in PROGRAMS]
+        package = Path(self.build_lib) / "fastns"
+        built = [str(package / f"_{name}") for name in PROGRAMS]
+        built += [str(package / "filters" / name) for name in default_filters()]
         return [*super().get_outputs(), *built]
 
 

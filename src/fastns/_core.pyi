@@ -5,7 +5,8 @@ from typing import BinaryIO, Final, TypeAlias, final
 
 from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
-from fastns.completed import CompletedSandbox
+from fastns._ended import Completed
+from fastns.results import CompletedSandbox
 from fastns.errors import SpawnError
 
 STAGES: Final[tuple[str, ...]]
@@ -208,7 +209,7 @@ def spawn(
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
 ) -> CompletedSandbox | _Outcome | SpawnError | None: ...
-def set_completed_class(cls: type[CompletedSandbox]) -> None: ...
+def set_completed_class(cls: type[Completed]) -> None: ...
 def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
     plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int

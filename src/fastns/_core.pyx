@@ -554,6 +554,8 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     if error.op_index >= 0:
         op = plan.ops[error.op_index]
         path = op.source if error.detail == c.FNS_DETAIL_SOURCE else (op.target or op.source)
+        if op.code in ("mount", "show") and path is not None and path is op.target:
+            path = b"/" + path.lstrip(b"/")
     elif error.stage == c.FNS_STAGE_EXEC:
         path = command
     elif error.stage == c.FNS_STAGE_CHDIR:

@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to mend it.
 
-TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed.py.
+TimeoutExpired, DecodeError and CalledProcessError, of results, are in results.py and _ended.py.
 """
 
 import errno as _errno
@@ -27,6 +27,10 @@ class SpecError(FastnsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.reason}"
+
+
+class ClosedError(FastnsError, ValueError):
+    """What was asked had been closed before; a ValueError, as a closed file raises it."""
 
 
 class SpawnError(FastnsError, OSError):
