@@ -380,3 +380,16 @@ def user_may_run() -> None:
     """Nothing to prepare: /var/tmp is not mounted nosuid where the tests run."""
     if os.statvfs("/var/tmp").f_flag & os.ST_NOSUID:
         support.skip_missing("set-user-ID programs in /var/tmp")
+
+
+def test_a_plan_that_nobody_else_can_have_written(tmp_path: Path) -> None:
+    """The control to what tests/unit/test_planfile.py has refused."""
+    (tmp_path / "sticky/own").mkdir(parents=True)
+    plan = compiled(tmp_path / "sticky/own/a.plan")
+    plan.chmod(0o644)
+    (tmp_path / "sticky").chmod(0o1777)  # others cannot replace what is there
+    (tmp_path / "link").symlink_to("sticky/own/../own")
+    (tmp_path / "file").symlink_to(plan)
+    for path in (plan, tmp_path / "link/a.plan", tmp_path / "file"):
+        assert execute(path, "true").returncode == 0
+    assert execute("link/../own/a.plan", "true", cwd=tmp_path).returncode == 0

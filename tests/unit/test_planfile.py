@@ -235,8 +235,6 @@ def test_a_damaged_plan(plan: Path) -> None:
         assert refused(plan, "true")[0] == f"{plan}: the plan file is damaged"
     plan.write_bytes(whole + b"x")
     assert refused(plan, "true")[0] == f"{plan}: the plan file is damaged"
-    plan.write_bytes(whole)
-    assert execute(plan, "--timeout", "1us", "true").returncode in (124, 125)  # not for that reason
 
 
 # ---- who may have written it ----
@@ -266,8 +264,6 @@ def test_a_directory_further_up(tmp_path: Path) -> None:
     plan = compiled(tmp_path / "open/own/a.plan")
     (tmp_path / "open").chmod(0o777)
     assert f"others may write to {tmp_path}/open (mode 0777)" in refused(plan, "true")[0]
-    (tmp_path / "open").chmod(0o1777)  # others cannot replace what is there
-    assert "others" not in execute("--timeout", "1us", plan, "true").stderr
 
 
 def test_a_link_is_trusted_as_the_directory_that_it_is_in(tmp_path: Path) -> None:
@@ -276,9 +272,6 @@ def test_a_link_is_trusted_as_the_directory_that_it_is_in(tmp_path: Path) -> Non
     plan = compiled(tmp_path / "own/a.plan")
     (tmp_path / "open/link").symlink_to(plan)
     (tmp_path / "other/link").symlink_to("../own")
-    assert (
-        "others" not in execute("--timeout", "1us", tmp_path / "other/link/a.plan", "true").stderr
-    )
     (tmp_path / "open").chmod(0o1777)
     assert f"write to {tmp_path}/open " in refused(tmp_path / "open/link", "true")[0]
     (tmp_path / "own").chmod(0o777)

@@ -110,9 +110,9 @@ def main(flags: argparse.Namespace) -> int:
     timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
     if timeout is not None and timeout > MAX_TIMEOUT:
         raise UsageError(
-            f"--timeout {flags.timeout}: too long",
-            f"at most {MAX_TIMEOUT} seconds, or leave it out",
+            f"--timeout {flags.timeout}: too long", f"at most {MAX_TIMEOUT} seconds expected"
         )
+    timeout_ns = None if timeout is None else max(1, int(timeout * 1e9))
     if flags.output is not None:
         check_directory(flags.output)
     try:
@@ -122,7 +122,7 @@ def main(flags: argparse.Namespace) -> int:
         if flags.dry_run:
             say("\n".join(plan.describe()))
             return 0
-        data = _planfile.pack(plan, None if timeout is None else int(timeout * 1e9), in_flags)
+        data = _planfile.pack(plan, timeout_ns, in_flags)
     except (fastns.FastnsError, OSError) as error:
         complain_of(error, "compile")
         return EXIT_FAILED
@@ -155,6 +155,6 @@ def check_directory(path: str) -> None:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
             f"-o {path}: others may write to {os.path.abspath(directory)}",
-            "fastns-exec refuses a plan in there: choose a directory that only you may write to, or "
-            "chmod go-w",
+            "fastns-exec refuses a plan in there: choose a directory that only you may write to, "
+            "or chmod go-w",
         )
