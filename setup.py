@@ -62,7 +62,7 @@ PROGRAM = [
 ]
 
 # fastns-exec: static, because a loader would take as long as half a start.
-LAUNCHER = ["launcher", "options", "report", "trust"]
+LAUNCHER = ["launcher", "options", "relay", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 

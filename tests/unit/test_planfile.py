@@ -94,7 +94,10 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         (["-o", "a", "--timeout", "0"], "--timeout 0: not a time above zero"),
         (["-o", "a", "--timeout", "9999999h"], "--timeout 9999999h: too long"),
         (["-o", "a", "--status-fd", "3"], "--status-fd: not a part of a plan"),
-        (["-o", "a", "--max-output", "1k"], "--max-output: not a part of a plan"),
+        (
+            ["-o", "a", "--max-output", "x"],
+            'max_output: \'x\': bytes, or text such as "64m" or "1g" expected',
+        ),
         (["-o", "a", "-t"], "-t: not a part of a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),
         (["-o", "a", "true"], "unexpected argument: true"),
