@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         timeout: float | None
         check: bool
 
+
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
