@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         timeout: float | None
         check: bool
 
+
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
@@ -53,7 +54,7 @@ class _Unlinked(Completed):
     command never need to. It says that it is one, which isinstance() believes, and is pickled and
     copied as one; type() alone tells the difference."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return _linked()
 
