@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastns._ended import DecodeError
     from fastns.batch import Job, run_batch, spawn_batch
     from fastns.completed import run
-    from fastns.errors import FastnsError, SpawnError, SpecError
+    from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
     from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
@@ -29,6 +29,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "CalledProcessError",
+    "ClosedError",
     "CompletedSandbox",
     "DecodeError",
     "FastnsError",
@@ -62,7 +63,7 @@ _HOMES = {
     "batch": ("Job", "run_batch", "spawn_batch"),
     "_ended": ("DecodeError",),
     "completed": ("run",),
-    "errors": ("FastnsError", "SpawnError", "SpecError"),
+    "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),

@@ -138,16 +138,16 @@ class Caller:
         capabilities = _core.capabilities()
         trees = bool(capabilities & CAP_SYS_ADMIN) and initial and _has_tree_namespaces()
         owner = bool(capabilities & CAP_DAC_OVERRIDE) or _core.is_dumpable()
-        spared = _is_spared()
+        spared = is_spared()
         return cls(
             uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees, owner, spared
         )
 
 
 @cached(1)
-def _is_spared() -> bool:
+def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
     """Whether oom_score_adj is below 0. Read once, since reading it would cost each start."""
-    return _read("/proc/self/oom_score_adj").startswith(b"-")
+    return _read(path).startswith(b"-")
 
 
 @cached(1)
@@ -206,6 +206,15 @@ def _compiled(
 ) -> _core.Plan:
     """Equal specs of the same caller in the same place share one plan, while the host shows the
     same."""
+    return compile_for(spec, caller, layout)
+
+
+def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> _core.Plan:
+    """A plan of its own, for a given caller and a given view of the host.
+
+    Args: layout: None is the host's own, for a root that is made of it.
+    Raises: SpecError when the spec asks for what this caller cannot have.
+    """
     return _Compiler(spec, caller, layout).plan()
 
 

@@ -41,8 +41,17 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     Raises: SpecError when a template cannot have what the spec asks for.
     """
     whole = with_profile(spec or DEFAULT_SPEC)
-    compiler = _TemplateCompiler(whole, Caller.current(), netns_pool, layout_for(whole))
-    return compiler.template()
+    return compile_template_for(whole, Caller.current(), layout_for(whole), netns_pool)
+
+
+def compile_template_for(
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+) -> _core.Plan:
+    """The same for a given caller and a given view of the host; None is the host's own.
+
+    Raises: SpecError when a template of this caller cannot have what the spec asks for.
+    """
+    return _TemplateCompiler(spec, caller, netns_pool, layout).template()
 
 
 class _TemplateCompiler(_Compiler):

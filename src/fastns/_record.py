@@ -87,7 +87,7 @@ else:
     def _no_such_field(self, name, *_):
         import difflib
 
-        near = difflib.get_close_matches(name, self._names, n=1)
+        near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.8)
         return TypeError(
             f"{type(self).__qualname__}.__init__() got an unexpected keyword argument {name!r}"
             + (f". Did you mean {near[0]!r}?" if near else "")

@@ -61,9 +61,6 @@ class _Unlinked(Completed):
     def check_returncode(self) -> None:
         _linked().check_returncode(self)
 
-    def __repr__(self) -> str:
-        return str(_linked().__repr__(self))
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (vars(self),)
 
@@ -229,7 +226,8 @@ def completed(
         assert timeout is not None
         from fastns.results import TimeoutExpired
 
-        error = TimeoutExpired(args, timeout, out, err)
+        partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+        error = TimeoutExpired(args, timeout, *partial)
     elif mode is not None:
         try:
             stdout = None if out is None else mode.decode(out, dropped[0] > 0)

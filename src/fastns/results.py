@@ -20,8 +20,10 @@ else:
 
 
 class TimeoutExpired(Ended, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far, as bytes.
+    """The time was over; stdout and stderr hold the output so far (None: not captured).
 
+    They are text if text was asked for: a character that was cut at the end is left out, and what
+    is no such text is replaced by U+FFFD, so that no DecodeError hides the timeout.
     When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
     truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
     on. cause is "timeout".

@@ -206,6 +206,13 @@ class _TextMode:
             text = data.decode(self.encoding, self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
+    def decode_partial(self, data: bytes | None) -> str | None:
+        """What came until a timeout. Never fails: the timeout is the news."""
+        if data is None:
+            return None
+        lenient = "replace" if self.errors == "strict" else self.errors
+        return _TextMode(self.encoding, lenient).decode(data, cut=True)
+
 
 def encode_input(input: Any, mode: _TextMode | None) -> bytes:
     """What communicate() is given, as bytes. Raises SpecError, field "input"."""
@@ -472,7 +479,9 @@ def _timeout_expired(
     from fastns.results import TimeoutExpired  # brings subprocess: only where it is needed
 
     assert timeout is not None
-    return TimeoutExpired(sandbox.args, timeout, out, err)
+    mode = sandbox._mode
+    partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+    return TimeoutExpired(sandbox.args, timeout, *partial)
 
 
 def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:

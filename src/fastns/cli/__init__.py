@@ -22,6 +22,7 @@ EXIT_BROKEN_PIPE = 141
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
+    "compile": "write a plan file, from which fastns-exec starts sandboxes without Python",
     "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
     "bench": "time what a start costs on this machine, beside what else is installed",
     "rootfs": "build a root file system from this machine's commands",
@@ -45,10 +46,17 @@ def whole(word: str) -> int | None:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like this one, or None when none is near."""
+    """The known word that this one is a slip of, or None: what only looks like one is none.
+
+    Dashes do not count, and letters in another order are a slip, however short the word is.
+    """
     import difflib  # only an error needs it
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+    bare = {each.lstrip("-"): each for each in known}
+    wanted = word.lstrip("-")
+    near = difflib.get_close_matches(wanted, [*bare], n=1, cutoff=0.8)
+    near += [each for each in bare if sorted(each) == sorted(wanted)]
+    return bare[near[0]] if near else None
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -176,8 +184,12 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _unknown_verb(verb: str) -> UsageError:
+    from fastns.cli import _docker
+
     known = closest(verb, [*VERBS, "--help", "--version"])
     what = "option" if verb.startswith("-") else "command"
+    if verb in _docker.VERBS:
+        return UsageError(f"unknown command: {verb}", _docker.VERBS[verb])
     return UsageError(
         f"unknown {what}: {verb or repr(verb)}",
         f"did you mean {known}?" if known else f"one of {', '.join(VERBS)}; see fastns --help",

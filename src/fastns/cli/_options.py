@@ -22,6 +22,8 @@ else:
 class Options:
     """Takes the declarations that argparse.ArgumentParser takes, as far as they are used here."""
 
+    like_docker = False  # for argparse's errors
+
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, str | None, Callable[[str], Any] | None]] = {}
         self._defaults: dict[str, Any] = {}

@@ -17,16 +17,25 @@ class Parser(argparse.ArgumentParser):
 
     With `options_first` the first word that is not an option ends the options: it and all that
     follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
-    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it.
+    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
+    `like_docker` an option of docker's that does not exist here is told what there is instead.
     """
 
     options_first = False
     keeps_error = False
+    like_docker = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
+        import re
+
+        rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
+        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
+            if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
+                raise self._unknown(word)
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
@@ -38,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         namespace = argparse.Namespace(wrong=None)
         if self.options_first:
             words, namespace.command = self.split(words)
+        self._words = words
         try:
             _, unknown = self.parse_known_args(words, namespace)
             if unknown:
@@ -76,9 +86,21 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> UsageError:
         if word == "-" or not word.startswith("-"):
             return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
-        option = word.split("=", 1)[0]
+        option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
+        if self.like_docker:
+            from fastns.cli._docker import OPTIONS
+
+            if option in OPTIONS:
+                return UsageError(f"unknown option: {option}", OPTIONS[option])
         known = closest(option, self._option_string_actions)
         return UsageError(
             f"unknown option: {option}",
             f"did you mean {known}?" if known else f"see {self.prog} --help",
         )
+
+    def _unknown_letter(self, word: str) -> str:
+        """`-d` of `-itd`. A long option with one dash is named whole."""
+        if f"-{word}" in self._option_string_actions:
+            return word
+        letters = (f"-{letter}" for letter in word[1:])
+        return next((each for each in letters if each not in self._option_string_actions), word)
