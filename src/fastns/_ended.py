@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fastns._command import Usage, exit_code
 from fastns.errors import FastnsError
-from fastns.sandbox import Usage, exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
