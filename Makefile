@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
-PY_FILES := $(wildcard setup.py src tests benchmarks)
+PY_FILES := $(wildcard setup.py src tests benchmarks examples docs)
 C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
