@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run shell test test-root test-user test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
-        bench compare setup-compare wheel sdist packages setup \
+        bench compare setup-compare docs setup-docs wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
@@ -130,6 +130,15 @@ setup-compare:
 bench: install  ## what a spawn costs here, and its ratio to posix_spawn and others
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \
 	    --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name $(PYTEST_ARGS)
+
+# ---- to read it ----
+
+docs: setup-docs  ## the documentation as web pages, build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site . build/docs
+
+setup-docs: install
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' | \
+	    xargs $(BIN)/python -m pip install --quiet
 
 # ---- to build it ----
 

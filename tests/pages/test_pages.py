@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import support
 
+import fastns
 from pages.blocks import Block, blocks_of, matches, pages_of
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,12 @@ def test_most_blocks_are_run() -> None:
 
 def test_readme_is_short() -> None:
     assert len(PAGES["README.md"].split()) <= 900
+
+
+def test_the_reference_has_all_names() -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "site").glob("*.rst"))
+    named = set(re.findall(r"fastns\.(\w+)", pages))
+    assert set(fastns.__all__) <= named
 
 
 def test_links_lead_somewhere() -> None:
