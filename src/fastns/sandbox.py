@@ -142,7 +142,8 @@ def spawn(
         stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
         text, encoding, errors: text streams instead of binary ones, as in subprocess.
         pass_fds: fds that stay open under the same number; all others are closed.
-        env: the whole environment, instead of the spec's. cwd: instead of the spec's.
+        env: the whole environment, instead of the spec's.
+        cwd: the working directory inside, instead of the spec's.
     Raises:
         SpecError: an argument that cannot be; nothing was started.
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.

@@ -6,6 +6,7 @@ finds what an earlier one has made.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -96,6 +97,12 @@ def test_the_reference_has_all_names() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "site").glob("*.rst"))
     named = set(re.findall(r"fastns\.(\w+)", pages))
     assert set(fastns.__all__) <= named
+
+
+def test_every_field_has_its_words() -> None:
+    """An entry of its own, which is what the reference shows."""
+    documented = re.findall(r"^ {8}(\w+):", fastns.Spec.__doc__ or "", re.MULTILINE)
+    assert sorted(documented) == sorted(inspect.signature(fastns.Spec).parameters)
 
 
 def test_links_lead_somewhere() -> None:
