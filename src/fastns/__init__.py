@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from fastns import doctor, rootfs
     from fastns._compile import compile
     from fastns._core import Plan
-    from fastns.batch import Job, run_batch, spawn_batch
     from fastns._ended import DecodeError
+    from fastns.batch import Job, run_batch, spawn_batch
     from fastns.completed import run
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare

@@ -13,10 +13,10 @@ import warnings
 from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._compile_template import compile_template
+from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns._ended import Completed
 from fastns.completed import checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start

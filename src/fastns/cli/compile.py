@@ -155,6 +155,6 @@ def check_directory(path: str) -> None:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
             f"-o {path}: others may write to {os.path.abspath(directory)}",
-            "fastns-exec refuses a plan in there: choose a directory that only you may write to, or "
-            "chmod go-w",
+            "fastns-exec refuses a plan in there: choose a directory that only you may write to, "
+            "or chmod go-w",
         )
