@@ -1,5 +1,5 @@
-"""What cannot be executed, a root that cannot be reached, and fds that run out: a SpawnError with its
-stage, errno, op and path. The watch of conftest sees that nothing is left after each.
+"""What cannot be executed, a root that cannot be reached, and fds that run out: each is a
+SpawnError with its stage, errno, op and path. The watch of conftest sees that nothing is left.
 
 Steps that fail are in test_bad_input_steps.py, limits in test_bad_input_limits.py, arguments in
 test_bad_input_arguments.py; the values a Spec refuses are in tests/unit/test_spec*.py.
