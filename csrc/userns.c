@@ -17,6 +17,8 @@
 #include "sys.h"
 
 #define PATIENCE_MS 2000
+#define FIRST_PAUSE_NS 15625
+#define LAST_PAUSE_NS 1000000
 
 /* A process in a new user namespace: its pid and pidfd, or -errno. It sends no signal as it ends, and
  * only who asks for it by __WALL reaps it. */
@@ -38,11 +40,14 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
 static int await_limits(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    struct timespec pause = {0, FIRST_PAUSE_NS};
     int limited = 0, has_ended = 0;
     for (int tries = 0; limited == 0 && !has_ended && tries < PATIENCE_MS; tries++) {
         limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
         if (limited == 0)
-            has_ended = poll(&end, 1, 1) > 0;
+            has_ended = ppoll(&end, 1, &pause, NULL) > 0;
+        if (pause.tv_nsec < LAST_PAUSE_NS)
+            pause.tv_nsec *= 2;
         if (tries % 100 == 99)
             FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, SIGCONT, 0, 0),
                        "one that is not stopped goes on");

@@ -3,7 +3,6 @@ stands, without libseccomp. Two ways that must agree."""
 
 import ctypes
 import functools
-import os
 import struct
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "x86": 0x40000003}
@@ -122,8 +121,7 @@ class Model:
 
 @functools.cache
 def name_of(number, machine):
-    """The kernel's name of a call, by the library's table or, for newer ones, ours: those can be
-    filtered on the machine itself only."""
+    """The kernel's name of a call, by the library's table or, for newer ones, ours."""
     from fastns._libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")
@@ -131,6 +129,4 @@ def name_of(number, machine):
     found = library.seccomp_syscall_resolve_num_arch(ctypes.c_uint32(ARCHES[machine]), number)
     if found:
         return ctypes.string_at(found).decode()
-    if machine != os.uname().machine:
-        return None
     return next((name for name, known in NEWER.items() if known == number), None)

@@ -7,13 +7,13 @@ share the caller's memory. Reads who the caller is (ids, capabilities); touches 
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from _collections_abc import Iterable, Sequence
 
 from fastns import _core, _tmpfs, _view, mount_options
 from fastns._args import shown
+from fastns._cache import cached
 from fastns._record import record
 from fastns.errors import SpecError
 from fastns.spec import (
@@ -144,13 +144,13 @@ class Caller:
         )
 
 
-@functools.cache
+@cached(1)
 def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
     """Whether oom_score_adj is below 0. Read once, since reading it would cost each start."""
     return _read(path).startswith(b"-")
 
 
-@functools.cache
+@cached(1)
 def _has_tree_namespaces() -> bool:
     return _core.has_tree_namespaces()
 
@@ -200,7 +200,7 @@ def with_profile(spec: Spec) -> Spec:
     return Spec(**{**vars(spec), "seccomp": load(profile)})
 
 
-@functools.lru_cache(maxsize=32)
+@cached(32)
 def _compiled(
     spec: Spec, caller: Caller, cwd: str, layout: _view.Layout | None, _resolver: str | None
 ) -> _core.Plan:
@@ -1172,12 +1172,17 @@ class _Compiler:
         profile = self.spec.seccomp
         if profile == "unconfined":
             return
-        from fastns import seccomp  # not where nothing is filtered
+        held = self.spec.capabilities
+        if profile == "default":
+            from fastns import _filters  # not where nothing is filtered
 
-        checked = seccomp.profile_of(profile, setid=self.may_make_setid())
-        code = seccomp.build(checked, self.spec.capabilities)
-        note = self.default_note() if profile == "default" else "profile"
-        self.add_filter(code, note, checked.flags)
+            code = _filters.default(held, setid=self.may_make_setid())
+            self.add_filter(code, self.default_note())
+            return
+        from fastns import seccomp
+
+        checked = seccomp.profile_of(profile)
+        self.add_filter(seccomp.build(checked, held), "profile", checked.flags)
 
     def may_make_setid(self) -> bool:
         """Whether the default filter allows set-id files."""
@@ -1266,7 +1271,7 @@ def _parse(mount: Mount) -> mount_options.ParsedOptions:
     return _parsed(mount.type, tuple(mount.options))
 
 
-_parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
+_parsed = cached(512)(mount_options.parse)
 
 
 def _is_below(mount: Mount, other: Mount) -> bool:

@@ -158,10 +158,10 @@ class _TemplateCompiler(_Compiler):
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""
         if self.spec.seccomp != "default":
             return
-        from fastns.seccomp import build_parts
+        from fastns import _filters
 
         setid = self.may_make_setid()
-        first, self.rest = build_parts(self.spec.capabilities, setid=setid)
+        first, self.rest = _filters.default_parts(self.spec.capabilities, setid=setid)
         if self.spec.no_new_privileges:
             self.add(Op("no_new_privileges", "no_new_privileges"))
         self.add_filter(first, f"{self.default_note()}, for all")

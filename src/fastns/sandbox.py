@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import errno
-import functools
 import io
 import os
-import signal
-import warnings
+from _warnings import warn  # of `warnings`, which takes longer to import
 
 from fastns import _core
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
 CLD_EXITED = 1
+SIGTERM = 15  # the module `signal` brings `enum`
 USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
 
 
@@ -140,7 +138,7 @@ def spawn(
     plan = plan_of(spec)
     mode = _TextMode.of(text, encoding, errors)
     return start(
-        functools.partial(_core.spawn, plan),
+        lambda *started: _core.spawn(plan, *started),
         plan,
         args,
         (stdin, stdout, stderr),
@@ -207,6 +205,13 @@ class _TextMode:
         else:
             text = data.decode(self.encoding, self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def decode_partial(self, data: bytes | None) -> str | None:
+        """What came until a timeout. Never fails: the timeout is the news."""
+        if data is None:
+            return None
+        lenient = "replace" if self.errors == "strict" else self.errors
+        return _TextMode(self.encoding, lenient).decode(data, cut=True)
 
 
 def encode_input(input: Any, mode: _TextMode | None) -> bytes:
@@ -365,7 +370,7 @@ class Sandbox:
     def terminate(self) -> None:
         """SIGTERM, as send_signal(): without init=True nothing to a command that does not handle
         it. kill() always ends the sandbox."""
-        self.send_signal(signal.SIGTERM)
+        self.send_signal(SIGTERM)
 
     def kill(self) -> None:
         """Ends every process of the sandbox at once: with its pid namespace, or, without one of
@@ -450,12 +455,12 @@ class Sandbox:
     def __del__(self) -> None:
         if getattr(self, "_process", None) is None or self._owner != os.getpid():
             return
-        with contextlib.suppress(SpawnError):  # its status is lost, and nobody wants it
+        try:
             if self.returncode is None and self._runs():
-                warnings.warn(
-                    f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, source=self
-                )
+                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
                 self._end()
+        except SpawnError:  # its status is lost, and nobody wants it
+            pass
 
     def _end(self) -> None:
         self.kill()
@@ -471,10 +476,12 @@ class Sandbox:
 def _timeout_expired(
     sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
 ) -> Exception:
-    from fastns.completed import TimeoutExpired  # brings subprocess: only where it is needed
+    from fastns.results import TimeoutExpired  # brings subprocess: only where it is needed
 
     assert timeout is not None
-    return TimeoutExpired(sandbox.args, timeout, out, err)
+    mode = sandbox._mode
+    partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+    return TimeoutExpired(sandbox.args, timeout, *partial)
 
 
 def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:
@@ -492,10 +499,14 @@ def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] 
 
 
 def _flush(file: IO[Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the child reads no more: as in subprocess
+    try:
         file.flush()
+    except BrokenPipeError:  # the child reads no more: as in subprocess
+        pass
 
 
 def _close(file: IO[Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    try:
         file.close()
+    except BrokenPipeError:
+        pass

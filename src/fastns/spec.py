@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from _collections_abc import Iterator, Mapping, Sequence
 
 from fastns import mount_options
 from fastns._args import MAX_PATH, check_env, check_whole, encode, shown
@@ -174,19 +174,29 @@ class IDMapping:
                 raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
 
 
+def _rlimit_name(value: Any) -> str:
+    """ "nofile", "NOFILE" or "RLIMIT_NOFILE": the last."""
+    if isinstance(value, str):
+        name = "RLIMIT_" + value.upper().removeprefix("RLIMIT_")
+        if name in RLIMITS:
+            return name
+    names = ", ".join(name.removeprefix("RLIMIT_").lower() for name in RLIMITS)
+    raise SpecError("rlimits.type", f"{shown(value)}: one of {names} expected")
+
+
 @record(frozen=True)
 class Rlimit:
-    """A resource limit by its OCI name, such as RLIMIT_NOFILE; -1 is unlimited."""
+    """A resource limit by its name, "nofile" or RLIMIT_NOFILE; -1 is unlimited.
+
+    `type` is the OCI name, RLIMIT_NOFILE, however it was given.
+    """
 
     type: str
     soft: int
     hard: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.type, str) or self.type not in RLIMITS:
-            raise SpecError(
-                "rlimits.type", f"{shown(self.type)}: one of {', '.join(RLIMITS)} expected"
-            )
+        object.__setattr__(self, "type", _rlimit_name(self.type))
         for name in ("soft", "hard"):
             check_whole(f"rlimits.{name}", getattr(self, name), -1, 2**64 - 1)
         if self._value(self.soft) > self._value(self.hard):
@@ -245,7 +255,9 @@ class Spec:
             is left out. None: with default_mounts those that other runtimes have in /proc and /sys
             (MASKED_PATHS, READONLY_PATHS).
         files: destination -> text or bytes put there without touching the root.
-        env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited.
+        env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited. HOME is
+            /tmp without a rootfs, where nothing else can be written (but /root if that is mounted);
+            with one /root for uid 0 and / for others.
         cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
         uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
@@ -368,8 +380,14 @@ class Spec:
 
     def environment(self) -> dict[str, str]:
         """The command's environment: `env` over the clean defaults."""
-        home = {} if self.uid == 0 else {"HOME": "/"}
-        return {**DEFAULT_ENV, **home, **self.env}
+        return {**DEFAULT_ENV, "HOME": self._home(), **self.env}
+
+    def _home(self) -> str:
+        """Without a rootfs /tmp, the one directory there that can be written; else of the uid."""
+        shown = self.rootfs is None and self.namespace("mount") == "new" and self.default_mounts
+        if shown and all(mount.destination != DEFAULT_ENV["HOME"] for mount in self.mounts):
+            return "/tmp"
+        return DEFAULT_ENV["HOME"] if self.uid == 0 else "/"
 
     def writes_to_host(self) -> bool:
         """Whether files of the host can be written inside: they stay when the sandbox ends."""

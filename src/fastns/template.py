@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import warnings
 
 from fastns import _core
 from fastns._args import check_whole, shown
@@ -15,8 +16,9 @@ from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns._stdio import open_null
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns.completed import CompletedSandbox, checked, completed, run_by
-from fastns.errors import SpawnError, SpecError
+from fastns._ended import Completed
+from fastns.completed import checked, completed, run_by
+from fastns.errors import ClosedError, SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
 from fastns.spec import Spec
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from fastns.batch import Jobs, Result
     from fastns.completed import RunOptions, SpawnOptions
+    from fastns.results import CompletedSandbox
     from fastns.sandbox import Args
 
     T = TypeVar("T")
@@ -60,8 +63,8 @@ class Template:
     the kernel hands no signal that it has no handler for: see Spec's init.
 
     The server starts at the first use, and anew after it was killed or this process has forked.
-    When it ends, so do its sandboxes: at close(), when the Template is dropped, or with this
-    process.
+    When it ends, so do its sandboxes: at close(), when the Template is dropped (a ResourceWarning
+    says that it was not closed), or with this process. A closed Template raises ClosedError.
 
     Args:
         spec: a Spec; None is Spec(). With overlay each sandbox has an empty layer of its own over
@@ -120,7 +123,7 @@ class Template:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
             outcome = self._run_plain(args, 0, None)
-            if isinstance(outcome, CompletedSandbox):
+            if isinstance(outcome, Completed):
                 return outcome
             if outcome is not None:
                 return checked(completed(args, self._sandbox, outcome, None, None), False)
@@ -208,13 +211,21 @@ class Template:
     def _running(self) -> _core.Server:
         with self._lock:
             if self._closed:
-                raise ValueError("the Template is closed")
+                raise ClosedError(
+                    "the Template is closed: use it inside its `with` block, or make another"
+                )
             if self._server is None or not self._server.alive():
                 if self._server is not None:
                     self._server.stop()
                     self._server = None
                 self._server = _start(self._plan, self._parked)
             return self._server
+
+    def __del__(self) -> None:
+        server = getattr(self, "_server", None)  # None too when __init__ has failed
+        if server is not None and server.usable():
+            words = f"{self!r} was not closed: use a `with` block, or close()"
+            warnings.warn(words, ResourceWarning, 2, source=self)
 
     def __repr__(self) -> str:
         return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -62,6 +63,17 @@ def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
     assert run(length, spec=spec, capture_output=True, text=True).stdout == "3\n"
     plain = Spec(rootfs=seed.path, default_mounts=False, env={"LANG": "C"})
     assert run(length, spec=plain, capture_output=True, text=True).stdout == "5\n"
+
+
+def test_a_terminal_is_known_inside(tmp_path: Path) -> None:
+    """clear(1) fails without its terminal's entry; one that no root has is the control."""
+    if shutil.which("clear") is None or not os.path.exists("/lib/terminfo/x/xterm"):
+        skip_missing("clear and the terminal database (Debian's ncurses-bin and ncurses-base)")
+    root = build(tmp_path / "root", ["clear"])
+    for term, code in (("xterm", 0), ("xterm-256color", 0), ("vt52", 1)):
+        spec = Spec(rootfs=root.path, env={"TERM": term})
+        assert run(["clear"], spec=spec, capture_output=True).returncode == code
+    assert not any("terminfo" in path for path in build(tmp_path / "bare", ["cat"]).files)
 
 
 def test_loader_finds_every_library(seed: Root, inside: Inside) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
 import signal
 import subprocess
@@ -153,6 +154,18 @@ def test_repr(plan: fastns.Plan) -> None:
         assert repr(sandbox) == f"<fastns.Sandbox pid {sandbox.pid}, running: ['/true']>"
         sandbox.wait()
         assert repr(sandbox) == f"<fastns.Sandbox pid {sandbox.pid}, returncode 0: ['/true']>"
+
+
+def test_repr_of_a_result(plan: fastns.Plan, busybox_rootfs: Path) -> None:
+    numbers = r"wall_time=[\d.e-]+, user_time=[\d.e-]+, system_time=[\d.e-]+, max_rss=\d+"
+    shown = repr(fastns.run(["/true"], spec=plan))
+    form = rf"CompletedSandbox\(args=\['/true'\], returncode=0, cause='exited', {numbers}\)"
+    assert re.fullmatch(form, shown), shown
+    spec = fastns.Spec(rootfs=busybox_rootfs, max_output=2)
+    code = ["sh", "-c", "echo long; exit 3"]
+    shown = repr(fastns.run(code, spec=spec, capture_output=True, text=True))
+    assert "returncode=3, cause=" in shown
+    assert "stdout='lo', stderr='', truncated=True, wall_time=" in shown
 
 
 def test_usage(busybox_rootfs: Path) -> None:

@@ -250,6 +250,25 @@ def test_communicate_goes_on_after_a_timeout(shell: Run, busybox_rootfs: Path) -
         assert sandbox.communicate(timeout=20) == (b"first\nsecond\n", b"err\n")
 
 
+CUT = r"printf 'a\303\251\r\nb\377\303'; sleep 60"
+
+
+def test_what_came_until_a_timeout_is_text_if_text_was_asked_for(busybox_rootfs: Path) -> None:
+    """With U+FFFD for a byte that is no text, and without the character that is cut at the end."""
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["sh", "-c", CUT], spec=spec, stdout=fastns.PIPE, text=True, timeout=0.5)
+    assert (caught.value.stdout, caught.value.stderr) == ("a\u00e9\nb\ufffd", None)
+    (late,) = fastns.run_batch([["sh", "-c", CUT]], spec=spec, errors="replace", timeout=0.5)
+    assert isinstance(late, fastns.TimeoutExpired)
+    assert (late.stdout, late.stderr) == ("a\u00e9\nb\ufffd", "")
+    with fastns.spawn(["sh", "-c", CUT], spec=spec, stdout=fastns.PIPE, text=True) as sandbox:
+        with pytest.raises(fastns.TimeoutExpired) as caught:
+            sandbox.communicate(timeout=0.5)
+        assert caught.value.output == "a\u00e9\nb\ufffd"
+        sandbox.kill()
+
+
 def test_a_reused_fd_number_is_not_waited_for(plan: fastns.Plan) -> None:
     """communicate(), then poll(), which reaps and closes the pidfd, then communicate() again."""
     pipe = os.pipe()

@@ -21,6 +21,7 @@ import support
 from processes import children, eventually, server_pid
 
 from fastns import (
+    ClosedError,
     CompletedSandbox,
     Job,
     Mount,
@@ -532,12 +533,20 @@ def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
         template.close()
         with pytest.raises(SpawnError):
             running.wait()
-        with pytest.raises(ValueError, match="closed"):
-            template.run(["true"])
+        for use in (template.run, template.spawn, lambda args: template.run_batch([args])):
+            with pytest.raises(ClosedError, match="the Template is closed") as caught:
+                use(["true"])
+            assert isinstance(caught.value, ValueError)
+        del template
     else:
         running.kill()
         running.wait()
-    del template, running
+        kept = [template]
+        del template
+        with pytest.warns(ResourceWarning, match=r"Template.*not closed: use a `with`") as noted:
+            kept.clear()
+        noted.clear()  # each warning holds the Template, as what it is about
+    del running
     gc.collect()
     assert all(gone(pid) for pid in pids)
     assert support.host_change(before) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
-from fastns.cli import VERBS, main
+from fastns.cli import VERBS, Parser, _docker, main
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
 
@@ -461,7 +462,7 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["-e", "=x", "true"], "--env =x"),
     (["--env-file", "missing", "true"], "--env-file missing: No such file"),
     (["-w", "relative", "true"], "relative"),
-    (["-u", "root", "true"], "root"),
+    (["-u", "no-such-user", "true"], "there is no user no-such-user"),
     (["--cap-add", "FLY", "true"], "--cap-add FLY"),
     (["--security-opt", "magic", "true"], "--security-opt magic"),
     (["-m", "lots", "true"], "lots"),
@@ -470,7 +471,7 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
-    (["--ulimit", "magic=1", "true"], "RLIMIT_MAGIC"),
+    (["--ulimit", "magic=1", "true"], "'magic': one of cpu"),
     (["--ulimit", "nofile=2:1", "true"], "2"),
     (["--timeout", "soon", "true"], "--timeout soon"),
     (["--timeout", "0", "true"], "--timeout 0"),
@@ -506,6 +507,10 @@ def test_a_wrong_flag_is_125_and_two_lines(
     ("words", "hint"),
     [
         (["run", "--hostnam", "x", "true"], "did you mean --hostname?"),
+        (["run", "-rm", "true"], "did you mean --rm?"),
+        (["run", "--mem", "5m", "true"], "see fastns run --help"),
+        (["run", "--port", "5", "true"], "see fastns run --help"),
+        (["doctor", "-p", "5"], "see fastns doctor --help"),
         (["rnu"], "did you mean run?"),
         (["doktor"], "did you mean doctor?"),
         (["--verison"], "did you mean --version?"),
@@ -519,6 +524,71 @@ def test_the_hint_names_the_closest_word(
 ) -> None:
     assert main(words) == 125
     assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint}"
+
+
+def test_a_word_of_docker_is_told_what_there_is_instead(
+    layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {name: kind for kind in ("run", "batch") for name in options_of(kind)}
+    assert not known.keys() & _docker.OPTIONS.keys()
+    for option, hint in _docker.OPTIONS.items():
+        for words in ([option, "x", "true"], [f"{option}=x", "true"]):
+            assert main(["run", *words]) == 125
+            first, second = capfd.readouterr().err.splitlines()
+            assert (first, second) == (f"fastns: unknown option: {option}", f"hint: {hint}")
+            for named in re.findall(r"(?<![-\w])--?[a-z][a-z-]*", hint):
+                assert named in known or named in DOCKERS, hint
+    for verb, hint in _docker.VERBS.items():
+        assert verb not in VERBS
+        assert main([verb]) == 125
+        assert capfd.readouterr().err.splitlines()[1] == f"hint: {hint}"
+    for words in (["-itd"], ["-dit"], ["-d"]):
+        assert main(["run", *words, "true"]) == 125
+        assert "unknown option: -d" in capfd.readouterr().err
+    assert layer.calls == 0
+
+
+DOCKERS = ("--restart",)
+
+
+def options_of(verb: str) -> list[str]:
+    subparsers = Parser(prog="fastns").add_subparsers()
+    importlib.import_module(f"fastns.cli.{verb}").add_parser(subparsers)
+    return [*subparsers.choices[verb]._option_string_actions]
+
+
+def test_net_is_network(layer: Layer) -> None:
+    assert main(["run", "--net", "host", "true"]) == 0
+    assert layer.spec.namespace("network") == "host"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_image"),
+    [
+        ("ubuntu:22.04", True),
+        ("ubuntu", True),
+        ("library/alpine:3", True),
+        ("ghcr.io/owner/name", True),
+        ("localhost:5000/x:1", True),
+        (f"debian@sha256:{'0' * 64}", True),
+        ("python", False),
+        ("nosuch", False),
+        ("bin/nosuch", False),
+        ("./build.sh/x", False),
+        ("/ubuntu:22.04", False),
+    ],
+)
+def test_an_image_is_told_from_a_command_that_is_missing(
+    layer: Layer, capfd: pytest.CaptureFixture[str], name: str, is_image: bool
+) -> None:
+    layer.error = SpawnError("exec", errno.ENOENT, path=name)
+    assert main(["run", name, "bash"]) == 127
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"fastns: exec {name}: ")
+    assert (f"{name} looks like an image" in second) is is_image
+    layer.error = SpawnError("exec", errno.EACCES, path=name)
+    assert main(["run", name, "bash"]) == 126
+    assert "image" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[""], ["batch", ""]])
@@ -860,6 +930,42 @@ def test_term_is_copied_when_stdin_is_a_terminal(
     monkeypatch.setattr(os, "isatty", lambda fd: terminal and fd == 0)
     assert main(["run", *words, "true"]) == 0
     assert layer.spec.env.get("TERM") == term
+
+
+@pytest.mark.parametrize(
+    ("term", "entries", "inside"),
+    [
+        (
+            "xterm-kitty",
+            ["usr/share/terminfo/x/xterm-kitty", "etc/terminfo/x/xterm"],
+            "xterm-kitty",
+        ),
+        (
+            "xterm-kitty",
+            ["lib/terminfo/78/xterm", "etc/terminfo/x/xterm-256color"],
+            "xterm-256color",
+        ),
+        ("xterm-kitty", ["lib/terminfo/78/xterm"], "xterm"),
+        ("xterm-kitty", [], "xterm-kitty"),
+        ("dumb", ["lib/terminfo/x/xterm"], "dumb"),
+        ("../x", ["lib/terminfo/x/xterm"], "xterm"),
+    ],
+)
+def test_term_is_one_that_the_root_knows(
+    layer: Layer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    term: str,
+    entries: list[str],
+    inside: str,
+) -> None:
+    for entry in entries:
+        (tmp_path / entry).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry).touch()
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(os, "isatty", lambda fd: fd == 0)
+    assert main(["run", "--rootfs", str(tmp_path), "true"]) == 0
+    assert layer.spec.env["TERM"] == inside
 
 
 def test_no_term_to_copy(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:

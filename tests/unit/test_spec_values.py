@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
 import pickle
 import subprocess
@@ -34,6 +35,33 @@ def refused(make: Callable[[], object], field: str, words: str) -> None:
 
 def spec_id(value: object) -> str | None:
     return str(value)[:40] if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize("name", ["nofile", "NOFILE", "RLIMIT_NOFILE", "rlimit_nofile"])
+def test_a_resource_has_one_name_however_it_is_given(name: str) -> None:
+    limit = Rlimit(name, 1, 2)
+    assert limit.type == "RLIMIT_NOFILE"
+    assert limit == Rlimit("RLIMIT_NOFILE", 1, 2)
+    refused(lambda: Spec(rlimits=[limit, Rlimit("nofile", 3, 3)]), "rlimits", "given twice")
+
+
+def test_the_signature_is_the_fields() -> None:
+    names = [field.name for field in dataclasses.fields(Spec)]
+    for shown in (inspect.signature(Spec), inspect.signature(Spec.__init__)):
+        parameters = [each for each in shown.parameters.values() if each.name != "self"]
+        assert [each.name for each in parameters] == names
+        assert {each.kind for each in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+        assert shown.parameters["hostname"].annotation == "str | None"
+        assert shown.parameters["umask"].default == 0o022
+
+
+def test_an_unknown_field_is_named_with_a_near_one() -> None:
+    with pytest.raises(TypeError, match=r"'hostnam'. Did you mean 'hostname'\?"):
+        Spec(hostnam="x")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"'zzz'$"):
+        Spec(zzz=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        Spec("/root")  # type: ignore[misc]
 
 
 def test_the_defaults() -> None:
@@ -206,9 +234,13 @@ def test_uid_and_gid() -> None:
 
 def test_the_environment_is_laid_over_clean_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTNS_CALLERS_OWN", "secret")
-    assert Spec().environment() == DEFAULT_ENV
+    assert Spec(rootfs="/r").environment() == DEFAULT_ENV
     assert set(DEFAULT_ENV) == {"PATH", "HOME", "TERM", "LANG"}
-    assert Spec(user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
+    assert Spec(rootfs="/r", user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
+    for spec in (Spec(), Spec(user="5")):  # the one directory there that can be written
+        assert spec.environment() == DEFAULT_ENV | {"HOME": "/tmp"}
+    for spec in (Spec(mounts=[bind("/root")]), Spec(namespaces=HOST), Spec(default_mounts=False)):
+        assert spec.environment()["HOME"] == "/root"
     changed = Spec(user="5", env={"HOME": "/h", "A": "b"}).environment()
     assert changed == DEFAULT_ENV | {"HOME": "/h", "A": "b"}
 

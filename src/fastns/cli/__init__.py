@@ -23,6 +23,7 @@ EXIT_BROKEN_PIPE = 141
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
+    "compile": "write a plan file, from which fastns-exec starts sandboxes without Python",
     "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
     "bench": "time what a start costs on this machine, beside what else is installed",
     "rootfs": "build a root file system from this machine's commands",
@@ -44,16 +45,25 @@ class Parser(argparse.ArgumentParser):
 
     With `options_first` the first word that is not an option ends the options: it and all that
     follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
-    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it.
+    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
+    `like_docker` an option of docker's that does not exist here is told what there is instead.
     """
 
     options_first = False
     keeps_error = False
+    like_docker = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
+        import re
+
+        rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
+        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
+            if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
+                raise self._unknown(word)
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
@@ -65,6 +75,7 @@ class Parser(argparse.ArgumentParser):
         namespace = argparse.Namespace(wrong=None)
         if self.options_first:
             words, namespace.command = self.split(words)
+        self._words = words
         try:
             _, unknown = self.parse_known_args(words, namespace)
             if unknown:
@@ -103,12 +114,24 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> UsageError:
         if word == "-" or not word.startswith("-"):
             return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
-        option = word.split("=", 1)[0]
+        option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
+        if self.like_docker:
+            from fastns.cli._docker import OPTIONS
+
+            if option in OPTIONS:
+                return UsageError(f"unknown option: {option}", OPTIONS[option])
         known = closest(option, self._option_string_actions)
         return UsageError(
             f"unknown option: {option}",
             f"did you mean {known}?" if known else f"see {self.prog} --help",
         )
+
+    def _unknown_letter(self, word: str) -> str:
+        """`-d` of `-itd`. A long option with one dash is named whole."""
+        if f"-{word}" in self._option_string_actions:
+            return word
+        letters = (f"-{letter}" for letter in word[1:])
+        return next((each for each in letters if each not in self._option_string_actions), word)
 
 
 def whole(word: str) -> int | None:
@@ -118,10 +141,17 @@ def whole(word: str) -> int | None:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like this one, or None when none is near."""
+    """The known word that this one is a slip of, or None: what only looks like one is none.
+
+    Dashes do not count, and letters in another order are a slip, however short the word is.
+    """
     import difflib  # only an error needs it
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+    bare = {each.lstrip("-"): each for each in known}
+    wanted = word.lstrip("-")
+    near = difflib.get_close_matches(wanted, [*bare], n=1, cutoff=0.8)
+    near += [each for each in bare if sorted(each) == sorted(wanted)]
+    return bare[near[0]] if near else None
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -220,8 +250,12 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _unknown_verb(verb: str) -> UsageError:
+    from fastns.cli import _docker
+
     known = closest(verb, [*VERBS, "--help", "--version"])
     what = "option" if verb.startswith("-") else "command"
+    if verb in _docker.VERBS:
+        return UsageError(f"unknown command: {verb}", _docker.VERBS[verb])
     return UsageError(
         f"unknown {what}: {verb or repr(verb)}",
         f"did you mean {known}?" if known else f"one of {', '.join(VERBS)}; see fastns --help",

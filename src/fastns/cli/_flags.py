@@ -75,6 +75,7 @@ FLAG_OF_FIELD = {
 """Field of a Spec, as SpecError names it -> the flags that set it."""
 
 FLAG_OF_WORDS = {
+    "; names are not looked up": "",
     "cgroup_parent": "--cgroup-parent",
     "default_mounts=False": "--no-default-mounts",
     "gid_mappings": "--gidmap",
@@ -119,6 +120,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     Returns the last group, "the process", to which a verb may add. spec_of() reads them.
     """
     group: argparse._ArgumentGroup
+    parser.like_docker = True
 
     def switch(*names: str, help: str) -> None:
         group.add_argument(*names, action="store_true", help=help)
@@ -176,7 +178,7 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     value("--pid", metavar="MODE", help="process ids")
     value("--uts", metavar="MODE", help="host name")
     value("--ipc", metavar="MODE", help="System V IPC and message queues")
-    value("--network", metavar="MODE", help="none (only lo; the default), host, or a path")
+    value("--network", "--net", metavar="MODE", help="none (only lo; the default), host, or a path")
     value(
         "--userns",
         metavar="MODE",
@@ -189,7 +191,12 @@ def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("ids")
     values("--uidmap", metavar="C:H:N", help="map N user ids from C inside to H outside")
     values("--gidmap", metavar="C:H:N", help="map N group ids from C inside to H outside")
-    value("-u", "--user", metavar="UID[:GID]", help="run as these ids inside (default: 0:0)")
+    value(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        help="run as these ids, or names of the root's /etc/passwd and /etc/group (default: 0:0)",
+    )
 
     group = parser.add_argument_group("the process")
     values("-e", "--env", metavar="K=V", help="a variable (K alone: copied from here)")
@@ -254,14 +261,17 @@ def _volumes(mounts: str) -> str:
     return " ".join(f"-v {shlex.quote(f'{src}:{dst}:{opt}')}" for dst, src, opt in found)
 
 
-def complain_of(error: Exception, verb: str) -> None:
-    """Write an error of a Spec or of a start to stderr, in the words of the command line."""
+def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
+    """Write an error of a Spec or of a start to stderr, in the words of the command line.
+
+    `hint` goes before the error's own.
+    """
     if isinstance(error, SpecError):
         complain(f"{error.field}: {in_flags(error.reason)}", hint_for_field(error.field, verb))
     elif isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd(2)
         complain("the working directory does not exist any more", "give absolute paths, or cd /")
     else:
-        complain(error, in_flags(getattr(error, "hint", None) or ""))
+        complain(error, hint or in_flags(getattr(error, "hint", None) or ""))
 
 
 def spec_of(
@@ -279,7 +289,15 @@ def spec_of(
             "--userns keep-id and --uidmap or --gidmap: each sets the whole map",
             "use one of them",
         )
+    mounts = [read(text) for read, text in flags.mounts]
+    contents = files(flags, mounts)
     user: str | None = flags.user
+    home = None
+    if user and not user.replace(":", "").isdigit():
+        from fastns.cli._users import Accounts
+
+        accounts = Accounts(flags, mounts, contents)
+        user, home = accounts.ids(), accounts.home()
     uid_mappings = [id_mapping("--uidmap", text) for text in flags.uidmap]
     gid_mappings = [id_mapping("--gidmap", text) for text in flags.gidmap]
     if keep_id:
@@ -287,7 +305,6 @@ def spec_of(
         uid_mappings, gid_mappings = [IDMapping(uid, uid, 1)], [IDMapping(gid, gid, 1)]
         if user is None or ":" not in user:
             user = f"{uid if user is None else user}:{gid}"
-    mounts = [read(text) for read, text in flags.mounts]
     joined_network = modes["network"] is not None and "/" in modes["network"]
     fields = {
         "rootfs": flags.rootfs,
@@ -314,8 +331,8 @@ def spec_of(
         namespaces=namespaces(modes),
         mounts=mounts,
         default_mounts=not flags.no_default_mounts,
-        files=files(flags, mounts),
-        env={**extra_env, **environment(flags, caller)},
+        files=contents,
+        env={**extra_env, **({"HOME": home} if home else {}), **environment(flags, caller)},
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
         rlimits=[rlimit(text) for text in flags.ulimit],
@@ -614,7 +631,7 @@ def rlimit(text: str) -> Rlimit:
     soft, _, hard = limits.partition(":")
     low, high = _limit(text, soft), _limit(text, hard or soft)
     with naming("--ulimit", text):
-        return Rlimit(f"RLIMIT_{name.upper()}", low, high)
+        return Rlimit(name, low, high)
 
 
 def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:

@@ -150,18 +150,27 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()
     except (fastns.FastnsError, OSError) as error:
-        complain_of(error, "run")
-        return _failed(_failure_code(error), error)
+        code = _failure_code(error)
+        complain_of(error, "run", _hint_of_image(flags) if code == EXIT_NOT_FOUND else None)
+        return _failed(code, error)
     say("\n".join(steps))
     return None
 
 
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
-    """TERM of the caller when stdin is a terminal and the flags do not set it."""
+    """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
     term = os.environ.get("TERM")
-    if term is None or environment_has(flags, "TERM"):
+    if term is None or environment_has(flags, "TERM") or not os.isatty(0):
         return {}
-    return {"TERM": term} if os.isatty(0) else {}
+    from fastns._terminfo import term_of
+
+    return {"TERM": term_of(flags.rootfs or "/", term)}
+
+
+def _hint_of_image(flags: argparse.Namespace) -> str | None:
+    from fastns.cli._docker import hint_of_image
+
+    return hint_of_image(flags.command[0])
 
 
 def _failure_code(error: Exception) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from fastns._terminfo import paths_of
 from fastns.rootfs import _skeleton
 from fastns.rootfs._elf import Elf, is_for
 from fastns.rootfs._host import absolute, in_path, run_by_env, shebang, walk
@@ -214,9 +215,12 @@ class _Resolver:
         self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
-        """Plan what libc and the loader open by themselves: locale, services, the cache."""
+        """Plan what libc, ncurses and the loader open by themselves: locale, services, terminals,
+        the cache."""
         for path in sorted(self.libraries):
             name = os.path.basename(path)
+            if name.startswith(_skeleton.TERMINAL_LIBRARIES):
+                self._terminals()
             if not name.startswith(("libc.so.6", "libc-2.")):
                 continue
             with contextlib.suppress(Unusable):  # older C libraries have no such locale
@@ -230,6 +234,12 @@ class _Resolver:
         if self._search.uses_cache:
             with contextlib.suppress(Unusable):  # a loader without a cache has another way
                 self._add("/etc/ld.so.cache")
+
+    def _terminals(self) -> None:
+        for terminal in _skeleton.TERMINALS:
+            for path in paths_of(terminal):
+                with contextlib.suppress(Unusable):  # most are in one place only
+                    self._add(path)
 
     def all_missing(self) -> tuple[str, ...]:
         """Everything that was not found, one text each."""

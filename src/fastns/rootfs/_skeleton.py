@@ -36,6 +36,13 @@ TEXTS = {
 
 LOCALE = "/usr/lib/locale/C.utf8"
 """What LANG=C.UTF-8, the default inside, is to glibc: without it bytes are taken for letters."""
+TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
+"""What reads the terminal database: of shells, `less`, `top` and the like."""
+TERMINALS = (
+    *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
+    *("xterm", "xterm-256color"),
+)
+"""Entries of every root in which something reads them, as far as the host has them."""
 NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 """The services that nsswitch.conf names above."""
 NSS_BUILT_IN = b"GLIBC_2.34\0"

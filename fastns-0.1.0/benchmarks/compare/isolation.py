@@ -1,0 +1,39 @@
+"""What a contender really isolates: compared, from inside, with the caller."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SPACES = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "cgroup": "cgroup"}
+
+
+def seen_outside(root: Path) -> Any:
+    probe = subprocess.run([root / "probe"], capture_output=True, text=True, check=True)
+    return json.loads(probe.stdout)
+
+
+def compare(inside: Any, outside: Any) -> dict[str, Any]:
+    """What is its own, by what the probe has seen in both."""
+    spaces = [
+        name
+        for name, file in SPACES.items()
+        if inside["namespaces"] is not None
+        and inside["namespaces"][file] != outside["namespaces"][file]
+    ]
+    mounts = {mount["point"]: mount for mount in inside["mounts"] or []}
+    return {
+        "namespaces": spaces,
+        "network": inside["namespaces"]["net"] != outside["namespaces"]["net"],
+        "root": sorted(inside["root"]) != sorted(outside["root"]),
+        "proc": len(inside["proc_pids"]) < 5,
+        "tmp": "/tmp" in mounts,
+        "capabilities": inside["capabilities"]["effective"] != 0,
+        "no_new_privs": bool(inside["no_new_privs"]),
+        "seccomp": bool(inside["seccomp"]),
+    }
+
+
+def is_equal(found: dict[str, Any]) -> bool:
+    """All that the race is about."""
+    return found["namespaces"] == list(SPACES) and all(found[x] for x in ("root", "proc", "tmp"))

@@ -1,0 +1,52 @@
+"""What fastns' own ways share: the spec of equal isolation."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fastns
+from fastns import Mount, Spec, Template
+
+MOUNTS = [Mount("/proc", type="proc"), Mount("/tmp", type="tmpfs")]
+
+
+def version() -> str:
+    return f"fastns {fastns.__version__}"
+
+
+def find() -> str:
+    return ""
+
+
+def spec(root: Path, **fields: Any) -> Spec:
+    """What most of the others have not got is left out: a filter, and the user namespace, which an
+    unprivileged user has to have."""
+    equal: dict[str, Any] = {
+        "network": "host",
+        "namespaces": {"user": "new" if os.geteuid() else "host"},
+        "seccomp": "unconfined",
+    }
+    fields = {"default_mounts": False, "mounts": MOUNTS, **equal, **fields}
+    return Spec(rootfs=str(root), **fields)
+
+
+class FromTemplate:
+    """A Template; what its server does beforehand is not in the time of a start."""
+
+    def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
+        self.template = Template(spec(root, **fields), **(pools or {}))
+        self.template.run(["/true"])
+
+    def run(self, command: str) -> int:
+        return self.template.run([command]).returncode
+
+    def output(self, command: str) -> str:
+        return self.template.run([command], capture_output=True, text=True, check=True).stdout
+
+    def batch(self, command: str, n: int, concurrency: int) -> None:
+        jobs = [[command]] * n
+        self.template.run_batch(jobs, concurrency=concurrency, capture_output=False)
+
+    def close(self) -> None:
+        self.template.close()

@@ -1,0 +1,15 @@
+"""fastns: and a network namespace for each, made ahead."""
+
+from pathlib import Path
+
+from compare.rivals import _fastns
+from compare.rivals._fastns import find, version
+
+__all__ = ["NAME", "NOTE", "Rival", "find", "version"]
+NAME = "fastns Template.run, network pool"
+NOTE = "and a network namespace for each, made ahead"
+
+
+class Rival(_fastns.FromTemplate):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, pools={"netns_pool": 16}, network="none")

@@ -1,0 +1,15 @@
+"""fastns: from a Template, as it is by itself."""
+
+from pathlib import Path
+
+from compare.rivals import _fastns
+from compare.rivals._fastns import find, version
+
+__all__ = ["NAME", "NOTE", "Rival", "find", "version"]
+NAME = "fastns Template.run"
+NOTE = "from a Template, which has two sandboxes made ahead"
+
+
+class Rival(_fastns.FromTemplate):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)

@@ -1,0 +1,15 @@
+"""fastns: from a Template that makes no sandboxes ahead."""
+
+from pathlib import Path
+
+from compare.rivals import _fastns
+from compare.rivals._fastns import find, version
+
+__all__ = ["NAME", "NOTE", "Rival", "find", "version"]
+NAME = "fastns Template.run, parked=0"
+NOTE = "no sandbox made ahead"
+
+
+class Rival(_fastns.FromTemplate):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, pools={"parked": 0})

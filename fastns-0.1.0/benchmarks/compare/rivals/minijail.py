@@ -1,0 +1,22 @@
+"""minijail0, ChromeOS'; raced when it is in PATH."""
+
+from compare.rivals import _program
+
+NAME = "minijail0"
+NOTE = "keeps all capabilities"
+
+
+def find() -> str:
+    return _program.find("minijail0")
+
+
+def version() -> str:
+    return "tells none"  # nor has it an option for that
+
+
+class Rival(_program.Program):
+    def argv(self, command: str) -> list[str]:
+        # Without -I it has a process of its own as pid 1, and mounts /proc a second time.
+        spaces = ["-p", "-I", "-v", "-l", "-N", "--uts"]
+        mounts = ["-P", str(self.root), "-k", "proc,/proc,proc", "-k", "tmpfs,/tmp,tmpfs"]
+        return [find(), *spaces, *mounts, "--", command]

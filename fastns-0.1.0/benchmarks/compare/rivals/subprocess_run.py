@@ -1,0 +1,19 @@
+"""What the programs below are started with: the least that each of them can take."""
+
+from compare.rivals._program import Program
+
+NAME = "subprocess.run"
+NOTE = "isolates nothing"
+
+
+def find() -> str:
+    return ""
+
+
+def version() -> str:
+    return "of Python"
+
+
+class Rival(Program):
+    def argv(self, command: str) -> list[str]:
+        return [f"{self.root}{command}"]

@@ -1,0 +1,52 @@
+/* What the two programs without libc share: their start, and what gcc expects of a libc.
+ *
+ * Included by helper.c and exec.c alone, once each: it defines functions.
+ */
+#ifndef FNS_PROGRAM_H
+#define FNS_PROGRAM_H
+
+#include "sys.h"
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+    char *t = to;
+    const char *f = from;
+    while (size--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *to, int byte, size_t size)
+{
+    char *t = to;
+    while (size--)
+        *t++ = (char)byte;
+    return to;
+}
+
+FNS_INLINE _Noreturn void quit(int code)
+{
+    for (;;)
+        FNS_IGNORE(fns_sys1(__NR_exit_group, code), "does not return");
+}
+
+FNS_INLINE int number(const char *text)
+{
+    int n = 0;
+    while (*text >= '0' && *text <= '9')
+        n = n * 10 + (*text++ - '0');
+    return n;
+}
+
+/* The entry point: `main` gets the stack as the kernel leaves it, argc first, and does not return. */
+#if defined(__x86_64__)
+#define FNS_PROGRAM(main)                                                                          \
+    __asm__(".globl _start\n_start: xorl %ebp, %ebp\n movq %rsp, %rdi\n andq $-16, %rsp\n"         \
+            "call " #main "\n hlt\n");
+#else
+#define FNS_PROGRAM(main)                                                                          \
+    __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n mov x0, sp\n"                    \
+            "bl " #main "\n brk #1\n");
+#endif
+
+#endif

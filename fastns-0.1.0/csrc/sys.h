@@ -1,0 +1,274 @@
+/* Raw system calls that return -errno, and the kernel constants libc's headers may lack.
+ *
+ * Used by: parent, child and helper. Nothing here touches errno, TLS, locks or the heap, so that it
+ * may run in a child that shares the memory of a threaded process (vfork(2), signal-safety(7)).
+ */
+#ifndef FNS_SYS_H
+#define FNS_SYS_H
+
+#include <asm/unistd.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/stat.h>
+#include <linux/types.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+/* A child that shares memory cannot have instrumented frames: sanitizers keep per-thread state. */
+#define FNS_INLINE static inline __attribute__((always_inline, unused))
+
+/* Ignores a result, and says why a failure changes nothing. The compiler refuses any other way to ignore it
+ * (for gcc a cast to void is not enough). */
+#define FNS_IGNORE(call, reason)                                                                   \
+    do {                                                                                           \
+        long ignored_ = (call);                                                                    \
+        (void)ignored_;                                                                            \
+        (void)sizeof(reason); /* for the reader */                                                 \
+    } while (0)
+
+#if defined(__x86_64__)
+
+FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    long ret;
+    __asm__ volatile("syscall"
+                     : "=a"(ret)
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return ret;
+}
+
+/* A clone whose child goes on in fn(arg) on its own stack and exits with what that returns. The
+ * child must not return through the caller's frame: with CLONE_VM that frame is shared. */
+FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                               int (*fn)(void *), void *arg)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register void *r12 __asm__("r12") = (void *)fn;
+    register void *r13 __asm__("r13") = arg;
+    long ret;
+    __asm__ volatile("syscall\n\t"
+                     "testq %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xorl %%ebp, %%ebp\n\t"
+                     "andq $-16, %%rsp\n\t"
+                     "movq %%r13, %%rdi\n\t"
+                     "callq *%%r12\n\t"
+                     "movl %%eax, %%edi\n\t"
+                     "movl %[nr_exit], %%eax\n\t"
+                     "syscall\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(ret)
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r12),
+                       "r"(r13), [nr_exit] "i"(__NR_exit_group)
+                     : "rcx", "r11", "memory", "cc");
+    return ret;
+}
+
+#define FNS_CLONE_TLS_LAST 1
+
+#elif defined(__aarch64__)
+
+FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
+{
+    register long x8 __asm__("x8") = n;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory", "cc");
+    return x0;
+}
+
+FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
+                                               int (*fn)(void *), void *arg)
+{
+    register long x8 __asm__("x8") = n;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register void *x19 __asm__("x19") = (void *)fn;
+    register void *x20 __asm__("x20") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x30, xzr\n\t"
+                     "mov x0, x20\n\t"
+                     "blr x19\n\t"
+                     "mov x8, %[nr_exit]\n\t"
+                     "svc #0\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19),
+                       "r"(x20), [nr_exit] "i"(__NR_exit_group)
+                     : "memory", "cc");
+    return x0;
+}
+
+#define FNS_CLONE_TLS_LAST 0
+
+#else
+#error "fastns supports x86-64 and aarch64"
+#endif
+
+#define fns_sys0(n) fns_sys6((n), 0, 0, 0, 0, 0, 0)
+#define fns_sys1(n, a) fns_sys6((n), (long)(a), 0, 0, 0, 0, 0)
+#define fns_sys2(n, a, b) fns_sys6((n), (long)(a), (long)(b), 0, 0, 0, 0)
+#define fns_sys3(n, a, b, c) fns_sys6((n), (long)(a), (long)(b), (long)(c), 0, 0, 0)
+#define fns_sys4(n, a, b, c, d) fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+#define fns_sys5(n, a, b, c, d, e)                                                                 \
+    fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+
+/* read(2) and write(2), repeated after a signal, or after a stop and SIGCONT (signal(7)). */
+FNS_INLINE FNS_CHECKED long fns_read(int fd, void *bytes, size_t size)
+{
+    long n;
+    do
+        n = fns_sys3(__NR_read, fd, bytes, size);
+    while (n == -EINTR);
+    return n;
+}
+
+FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
+{
+    long n;
+    do
+        n = fns_sys3(__NR_write, fd, bytes, size);
+    while (n == -EINTR);
+    return n;
+}
+
+/* Linux frees the fd whatever close(2) answers. */
+FNS_INLINE void fns_close(int fd)
+{
+    FNS_IGNORE(fns_sys1(__NR_close, fd), "nothing is left to do");
+}
+
+/* 0 or -errno. A filter around this process may refuse the call, or only say that it was done. */
+FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
+{
+    long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
+    if (result >= 0)
+        result = fns_sys3(__NR_fcntl, fd, F_GETFD, 0);
+    return result < 0 ? result : result & FD_CLOEXEC ? 0 : -EPERM;
+}
+
+/* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
+ * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
+FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
+{
+    struct {
+        short type, whence;
+        long start, length;
+        int pid;
+    } lock = {.type = type};
+    return (int)fns_sys3(__NR_fcntl, fd, command, &lock);
+}
+
+/* clone3(2) */
+struct fns_clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        set_tid_size, cgroup;
+};
+#define FNS_CLONE_VM 0x00000100ull
+#define FNS_CLONE_FILES 0x00000400ull
+#define FNS_CLONE_SIGHAND 0x00000800ull
+#define FNS_CLONE_PIDFD 0x00001000ull
+#define FNS_CLONE_PARENT 0x00008000ull
+#define FNS_CLONE_THREAD 0x00010000ull
+#define FNS_CLONE_PARENT_SETTID 0x00100000ull
+#define FNS_CLONE_CHILD_CLEARTID 0x00200000ull
+#define FNS_CLONE_INTO_CGROUP 0x200000000ull
+#define FNS_CLONE_NEWTIME 0x00000080ull
+#define FNS_CLONE_NEWNS 0x00020000ull
+#define FNS_CLONE_NEWCGROUP 0x02000000ull
+#define FNS_CLONE_NEWUTS 0x04000000ull
+#define FNS_CLONE_NEWIPC 0x08000000ull
+#define FNS_CLONE_NEWUSER 0x10000000ull
+#define FNS_CLONE_NEWPID 0x20000000ull
+#define FNS_CLONE_NEWNET 0x40000000ull
+
+/* openat2(2) */
+struct fns_open_how {
+    uint64_t flags, mode, resolve;
+};
+#define FNS_RESOLVE_NO_MAGICLINKS 0x02
+#define FNS_RESOLVE_NO_SYMLINKS 0x04
+#define FNS_RESOLVE_IN_ROOT 0x10
+
+/* open_tree(2), move_mount(2), mount_setattr(2), mount(2), umount2(2) */
+struct fns_mount_attr {
+    uint64_t attr_set, attr_clr, propagation, userns_fd;
+};
+#define FNS_OPEN_TREE_CLONE 1
+#define FNS_OPEN_TREE_NAMESPACE 2 /* Linux 7.0 */
+#define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
+#define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
+#define FNS_MOUNT_ATTR_RDONLY 0x01
+#define FNS_MOUNT_ATTR_IDMAP 0x00100000
+#define FNS_MS_REC 16384
+#define FNS_MS_PRIVATE (1 << 18)
+#define FNS_MS_SLAVE (1 << 19)
+#define FNS_MS_UNBINDABLE (1 << 17)
+#define FNS_MNT_DETACH 2
+
+#ifndef __NR_open_tree
+#define __NR_open_tree 428
+#define __NR_move_mount 429
+#endif
+#ifndef __NR_clone3
+#define __NR_clone3 435
+#endif
+#ifndef __NR_close_range
+#define __NR_close_range 436
+#endif
+#ifndef __NR_openat2
+#define __NR_openat2 437
+#endif
+#ifndef __NR_epoll_pwait2
+#define __NR_epoll_pwait2 441
+#endif
+#ifndef __NR_mount_setattr
+#define __NR_mount_setattr 442
+#endif
+
+#ifndef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#define __NR_landlock_add_rule 445
+#define __NR_landlock_restrict_self 446
+#endif
+
+/* Types in st_mode. */
+#define FNS_S_IFMT 0170000
+#define FNS_S_IFLNK 0120000
+#define FNS_S_IFDIR 0040000
+#define FNS_S_IFCHR 0020000
+
+#define FNS_SIG_BLOCK 0
+#define FNS_SIG_SETMASK 2
+#define FNS_SIGSET_SIZE 8
+#define FNS_SIGKILL 9
+#define FNS_SIGSTOP 19
+#define FNS_SIGCHLD 17
+
+/* si_code of waitid(2): this one, and those above it, are of a process that has only stopped. Asked for
+ * ends alone, the kernel tells a tracer of stops as well, and to be traced a process has but to ask
+ * (PTRACE_TRACEME). */
+#define FNS_CLD_TRAPPED 4
+
+#endif

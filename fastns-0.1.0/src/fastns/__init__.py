@@ -1,0 +1,90 @@
+"""fastns: isolated processes from Python, started in about the time of a bare exec.
+
+    import fastns
+    done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
+
+spec.py says what a sandbox is, _compile.py turns that into a plan, the C core carries it out,
+sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns import doctor, rootfs
+    from fastns._compile import compile
+    from fastns._core import Plan
+    from fastns.batch import Job, run_batch, spawn_batch
+    from fastns._ended import DecodeError
+    from fastns.completed import run
+    from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
+    from fastns.namespaces import setns, unshare
+    from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
+    from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
+    from fastns.spec import IDMapping, Mount, Rlimit, Spec
+    from fastns.template import Template
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CalledProcessError",
+    "ClosedError",
+    "CompletedSandbox",
+    "DecodeError",
+    "FastnsError",
+    "IDMapping",
+    "Job",
+    "Mount",
+    "Plan",
+    "Rlimit",
+    "Sandbox",
+    "SpawnError",
+    "Spec",
+    "SpecError",
+    "Template",
+    "TimeoutExpired",
+    "Usage",
+    "compile",
+    "doctor",
+    "rootfs",
+    "run",
+    "run_batch",
+    "setns",
+    "spawn",
+    "spawn_batch",
+    "unshare",
+]
+
+
+_HOMES = {
+    "_compile": ("compile",),
+    "_core": ("Plan",),
+    "batch": ("Job", "run_batch", "spawn_batch"),
+    "_ended": ("DecodeError",),
+    "completed": ("run",),
+    "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
+    "namespaces": ("setns", "unshare"),
+    "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
+    "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
+    "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
+    "template": ("Template",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Each name is imported when it is first used: a start of the command needs few of them."""
+    if name in _HOME:
+        # Not by importlib, which takes longer to import than what is imported by it.
+        value = getattr(__import__(f"fastns.{_HOME[name]}", fromlist=[name]), name)
+    elif name in ("rootfs", "doctor"):
+        value = __import__(f"fastns.{name}", fromlist=[name])
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

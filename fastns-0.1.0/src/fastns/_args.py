@@ -1,0 +1,108 @@
+"""Checks of what one spawn is given: argv, environment, working directory, timeout.
+
+These run on every spawn, so they are short.
+"""
+
+from __future__ import annotations
+
+import os
+from _collections_abc import Mapping
+
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_STRING = 131071  # bytes of one argument or environment entry (MAX_ARG_STRLEN, execve(2))
+MAX_PATH = 4095  # bytes of a path, without its NUL (PATH_MAX)
+MAX_TIMEOUT = 2**32  # seconds
+
+
+def shown(value: object) -> str:
+    """A value as it appears in an error message: at most 60 characters of its repr."""
+    try:
+        text = repr(value)
+    except Exception as exc:  # an int of more than 4300 digits, or a class with a bad __repr__
+        text = f"{type(value).__name__} ({exc})"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
+    """A whole number within bounds; `where` says in which part of the field it stands."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(
+            field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
+        )
+    return value
+
+
+def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
+    """A str, bytes or path as the kernel's bytes."""
+    try:
+        data = os.fsencode(value)
+    except TypeError:
+        raise SpecError(field, f"{shown(value)}: str, bytes or a path expected") from None
+    except UnicodeEncodeError:
+        raise SpecError(
+            field, f"{shown(value)}: text without surrogates, but those of os.fsdecode(), expected"
+        ) from None
+    if b"\0" in data:
+        raise SpecError(
+            field, f"{shown(value)}: NUL bytes cannot be passed on; text without them expected"
+        )
+    if len(data) > limit:
+        raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
+    return data
+
+
+def check_args(args: Any) -> tuple[bytes, ...]:
+    """argv as bytes. Raises SpecError, field "args"."""
+    if isinstance(args, str | bytes | dict | set | frozenset | os.PathLike):
+        raise SpecError("args", f"{shown(args)}: a list expected, such as ['sh', '-c', 'ls | wc']")
+    try:
+        argv = tuple([encode("args", item) for item in args])
+    except TypeError:
+        raise SpecError("args", f"{shown(args)}: a list of str, bytes or paths expected") from None
+    if not argv:
+        raise SpecError("args", "empty: a command is expected")
+    if not argv[0]:
+        raise SpecError("args", "the command is an empty string: a name or a path expected")
+    return argv
+
+
+def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
+    """An environment as NAME=value bytes. Raises SpecError."""
+    if not isinstance(env, Mapping):
+        raise SpecError(field, f"{shown(env)}: a mapping of names to values expected")
+    entries = []
+    for name, value in env.items():
+        if not isinstance(name, str | bytes) or not isinstance(value, str | bytes):
+            raise SpecError(field, f"{shown(name)}: {shown(value)}: str or bytes expected")
+        key = encode(field, name)
+        if not key or b"=" in key:
+            raise SpecError(field, f"{shown(name)}: a name without '=' expected")
+        entry = key + b"=" + encode(field, value)
+        if len(entry) > MAX_STRING:
+            raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, at most {MAX_STRING}")
+        entries.append(entry)
+    return tuple(entries)
+
+
+def check_cwd(cwd: Any) -> bytes:
+    """A working directory inside the sandbox. Raises SpecError, field "cwd"."""
+    data = encode("cwd", cwd, MAX_PATH)
+    if not data.startswith(b"/"):
+        raise SpecError("cwd", f"{shown(cwd)}: an absolute path inside the sandbox expected")
+    return data
+
+
+def check_timeout(timeout: Any) -> int | None:
+    """Seconds as nanoseconds; negative is 0, as in subprocess. Raises SpecError."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise SpecError("timeout", f"{shown(timeout)}: seconds as a number, or None, expected")
+    if timeout != timeout or timeout > MAX_TIMEOUT:
+        raise SpecError("timeout", f"{shown(timeout)}: at most {MAX_TIMEOUT} seconds, or None")
+    return 0 if timeout <= 0 else int(timeout * 1e9)

@@ -1,0 +1,417 @@
+"""What a start costs on this machine: contenders that run the same program, timed in turn.
+
+Absolute times drift on a shared machine, so every round gives each contender one start, in an order
+of its own (what one leaves to be done in the background shall not always fall on the same next
+one), and what counts is the ratio of the medians. What cannot be started is a row with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import fastns
+from fastns import _view
+from fastns._compile import Caller
+from fastns._record import record
+from fastns.spec import DEFAULT_ENV
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeAlias
+
+    from fastns.batch import Result
+
+    Start: TypeAlias = Callable[[], int]
+    """One start, to its end; returns the exit code."""
+    Batch: TypeAlias = Callable[[int], list[Result]]
+    """So many starts, to the end of all."""
+
+PROGRAM = Path(__file__).with_name("_exec")
+EXIT_CODE = 127
+"""What PROGRAM ends with at once when it has no arguments (csrc/exec.c)."""
+PLACE = "/dev/fastns-bench"
+"""Where a sandbox has PROGRAM if its own path does not lead to it."""
+
+BASE = "os.posix_spawn"
+SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
+PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
+PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
+
+SECONDS = 2.4
+"""Of rounds, when their number is not given."""
+RATE_SECONDS = 0.12
+"""Of starts of one contender, one after the other."""
+MIN_ROUNDS, MAX_ROUNDS = 10, 1000
+TRY_SECONDS = 10.0
+BATCH_JOBS = 2000
+BATCH_SECONDS = 0.6
+BATCH_WARM_UP = 100
+DOCTOR = "fastns doctor says what this machine allows"
+
+
+class Failed(Exception):
+    """A contender that cannot be timed: why, and how to mend it."""
+
+    def __init__(self, message: str, hint: str | None = DOCTOR) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+@record(frozen=True)
+class Row:
+    """What was measured of one contender. Times in seconds; all of them None after an error.
+
+    `isolates` are namespaces and words of PLACES. `ratio` is that of the medians, this one's to
+    BASE's; `per_second` is of starts without a pause between them. A batch has no times but this,
+    and the number of those alive at once. `samples` counts starts: of the rounds, or of the batch.
+    """
+
+    name: str
+    by_fastns: bool
+    isolates: tuple[str, ...] = ()
+    samples: int = 0
+    median: float | None = None
+    p10: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    per_second: float | None = None
+    ratio: float | None = None
+    concurrency: int | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+@record(frozen=True)
+class Sandboxes:
+    """How the program is started in a sandbox: the root, and the program's path inside."""
+
+    rootfs: str | None
+    inside: str
+    privileged: bool
+
+    @classmethod
+    def of(cls, rootfs: str | None) -> Sandboxes:
+        """By default the host's system directories, in which PROGRAM may lie or not."""
+        shown = rootfs is None and _view.lies_in(str(PROGRAM), _view.layout().shown)
+        inside = str(PROGRAM) if shown else PLACE
+        return cls(rootfs, inside, Caller.current().privileged)
+
+    def spec(self, network: str = "host") -> fastns.Spec:
+        """The sandbox of all contenders of fastns."""
+        mounts = [fastns.Mount(PLACE, source=str(PROGRAM), options=["ro"])]
+        return fastns.Spec(
+            rootfs=self.rootfs,
+            read_only=self.rootfs is not None,
+            network=network,
+            mounts=mounts if self.inside == PLACE else (),
+        )
+
+    def isolates(self) -> tuple[str, ...]:
+        """What most of the contenders isolate."""
+        return (*self.spaces(), *PLACES)
+
+    def spaces(self) -> tuple[str, ...]:
+        return SPACES if self.privileged else (*SPACES, "user")
+
+    def bwrap(self) -> list[str]:
+        """Words for bwrap that come to the same sandbox."""
+        words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup")]
+        words += [] if self.privileged else ["--unshare-user"]
+        words += ["--as-pid-1", "--die-with-parent"]
+        if self.rootfs is None:
+            layout = _view.layout()
+            words += [word for path in layout.shown for word in ("--ro-bind", path, path)]
+            words += [word for path, to in layout.links for word in ("--symlink", to, path)]
+        else:
+            words += ["--ro-bind", self.rootfs, "/"]
+        words += ["--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dev", "/dev"]
+        words += [] if self.rootfs is None else ["--ro-bind", "/sys", "/sys"]
+        words += ["--ro-bind", str(PROGRAM), PLACE] if self.inside == PLACE else []
+        return [*words, self.inside]
+
+    def unshare(self) -> list[str]:
+        """Words for unshare, which has the namespaces and /proc, but always the host's root."""
+        words = [] if self.privileged else ["--user", "--map-root-user"]
+        words += [f"--{space}" for space in SPACES]
+        return [*words, "--fork", "--kill-child", "--mount-proc", str(PROGRAM)]
+
+
+@record(frozen=True)
+class Contender:
+    """One who is timed; `prepare` makes what it needs, which the stack takes down."""
+
+    name: str
+    by_fastns: bool
+    isolates: tuple[str, ...]
+    prepare: Callable[[contextlib.ExitStack], Start]
+
+    def row(self) -> Row:
+        """Its row before it is measured."""
+        return Row(self.name, self.by_fastns, self.isolates)
+
+
+def contenders(boxes: Sandboxes) -> list[Contender]:
+    """All that start one process at a time, BASE first."""
+    argv = [str(PROGRAM)]
+    all_of_it = boxes.isolates()
+
+    def template(network: str = "host", **pools: int) -> Callable[[contextlib.ExitStack], Start]:
+        def prepare(stack: contextlib.ExitStack) -> Start:
+            made = stack.enter_context(fastns.Template(boxes.spec(network), **pools))
+            return lambda: made.run([boxes.inside]).returncode
+
+        return prepare
+
+    def direct(_: contextlib.ExitStack) -> Start:
+        plan = fastns.compile(boxes.spec())
+        return lambda: fastns.run([boxes.inside], spec=plan).returncode
+
+    return [
+        Contender(BASE, False, (), lambda _: bare(argv)),
+        Contender("subprocess.run", False, (), lambda _: lambda: subprocess.run(argv).returncode),
+        Contender("fastns.run", True, all_of_it, direct),
+        Contender("Template.run", True, all_of_it, template()),
+        Contender("Template(parked=0).run", True, all_of_it, template(parked=0)),
+        Contender(
+            "Template(netns_pool=8).run",
+            True,
+            (*all_of_it, "network"),
+            template("none", netns_pool=8),
+        ),
+        Contender("bwrap", False, all_of_it, lambda _: tool("bwrap", boxes.bwrap())),
+        Contender(
+            "unshare",
+            False,
+            (*boxes.spaces(), "/proc"),
+            lambda _: tool("unshare", boxes.unshare()),
+        ),
+    ]
+
+
+def bare(argv: list[str]) -> Start:
+    """A program as a child of this process, as cheaply as Python has it."""
+
+    def start() -> int:
+        pid = os.posix_spawn(argv[0], argv, DEFAULT_ENV)
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except KeyboardInterrupt:
+            with contextlib.suppress(ChildProcessError):  # reaped just before
+                os.waitpid(pid, 0)  # it ends soon, by itself or by the same Ctrl-C
+            raise
+
+    return start
+
+
+def tool(name: str, words: list[str]) -> Start:
+    """Another program that makes sandboxes, tried once for what it has to say."""
+    path = shutil.which(name)
+    if path is None:
+        raise Failed("not in PATH", f"install the package {PACKAGES[name]}")
+    argv = [path, *words]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=DEFAULT_ENV,
+            timeout=TRY_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"has not ended after {TRY_SECONDS:.0f} s") from None
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    if said or done.returncode != EXIT_CODE:
+        raise Failed(said[0].removeprefix(f"{name}: ") if said else _unexpected(done.returncode))
+    return bare(argv)
+
+
+def _unexpected(code: int | None) -> str:
+    return f"ended with {code} instead of {EXIT_CODE}"
+
+
+@contextlib.contextmanager
+def _as_failed() -> Iterator[None]:
+    """The errors that a start may end with, as Failed."""
+    try:
+        yield
+    except (fastns.FastnsError, OSError) as error:
+        raise Failed(str(error), getattr(error, "hint", None) or DOCTOR) from error
+
+
+# One at a time
+
+
+def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
+    """A row for each of contenders(), from rounds that are as many as asked for, or as there is
+    time for, and from starts of it alone: a pool that is ready again when its turn comes round is
+    not as fast when it is asked without a pause."""
+    listed = contenders(boxes)
+    starts: dict[str, Start] = {}
+    times: dict[str, list[float]] = {}
+    rates: dict[str, float] = {}
+    failures: dict[str, Failed] = {}
+    with contextlib.ExitStack() as stack:
+        for contender in listed:
+            try:
+                with _as_failed():
+                    starts[contender.name] = contender.prepare(stack)
+                times[contender.name] = []
+            except Failed as failure:
+                failures[contender.name] = failure
+        for kept in _rounds(rounds):
+            for name in random.sample(list(starts), len(starts)):
+                try:
+                    seconds = _timed(starts[name])
+                except Failed as failure:
+                    failures[name] = failure
+                    del starts[name]
+                    continue
+                if kept:
+                    times[name].append(seconds)
+        for name, start in starts.items():
+            try:
+                rates[name] = _alone(start)
+            except Failed as failure:
+                failures[name] = failure
+    base = None if BASE in failures else percentile(times[BASE], 50)
+    return [
+        replace(one.row(), error=failures[one.name].message, hint=failures[one.name].hint)
+        if one.name in failures
+        else _row(one.row(), times[one.name], rates[one.name], base)
+        for one in listed
+    ]
+
+
+def _rounds(count: int | None) -> Iterator[bool]:
+    """For each round whether its times are kept: not those of the first tenth, the warm-up."""
+    for _ in range(MIN_ROUNDS if count is None else 1 + count // 10):
+        yield False
+    if count is not None:
+        for _ in range(count):
+            yield True
+        return
+    end = time.monotonic() + SECONDS
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.monotonic() > end:
+            return
+        yield True
+
+
+def _timed(start: Start) -> float:
+    with _as_failed():
+        begin = time.perf_counter()
+        code = start()
+        seconds = time.perf_counter() - begin
+    if code != EXIT_CODE:
+        raise Failed(_unexpected(code))
+    return seconds
+
+
+def _alone(start: Start) -> float:
+    """How many starts end in a second, one after the other."""
+    count, begin = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - begin) < RATE_SECONDS:
+        _timed(start)
+        count += 1
+    return count / seconds
+
+
+def _row(row: Row, times: list[float], rate: float, base: float | None) -> Row:
+    median, p10, p90, p99 = (percentile(times, percent) for percent in (50, 10, 90, 99))
+    return replace(
+        row,
+        samples=len(times),
+        median=median,
+        p10=p10,
+        p90=p90,
+        p99=p99,
+        per_second=rate,
+        ratio=None if base is None else median / base,
+    )
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """Between the two values that are nearest, as numpy and statistics' "inclusive" have it."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+# Many at once
+
+
+def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
+    """What run_batch() makes of it, without a Template and with one."""
+    concurrency = len(os.sched_getaffinity(0))
+    options: Any = {"concurrency": concurrency, "capture_output": False}
+    command = [boxes.inside]
+
+    def direct(_: contextlib.ExitStack) -> Batch:
+        plan = fastns.compile(boxes.spec())
+        return lambda jobs: fastns.run_batch([command] * jobs, spec=plan, **options)
+
+    def template(stack: contextlib.ExitStack) -> Batch:
+        made = stack.enter_context(fastns.Template(boxes.spec()))
+        return lambda jobs: made.run_batch([command] * jobs, **options)
+
+    for name, prepare in (("fastns.run_batch", direct), ("Template.run_batch", template)):
+        row = Row(name, True, boxes.isolates(), concurrency=concurrency)
+        try:
+            with _as_failed(), contextlib.ExitStack() as stack:
+                run = prepare(stack)
+                expected = _rate(run, BATCH_WARM_UP)
+                jobs = max(BATCH_WARM_UP, min(BATCH_JOBS, int(expected * BATCH_SECONDS)))
+                rate = _rate(run, jobs)
+        except Failed as failure:
+            yield replace(row, error=failure.message, hint=failure.hint)
+        else:
+            yield replace(row, samples=jobs, per_second=rate)
+
+
+def _rate(run: Batch, jobs: int) -> float:
+    """How many of so many starts end in a second."""
+    begin = time.perf_counter()
+    results = run(jobs)
+    seconds = time.perf_counter() - begin
+    for result in results:
+        if isinstance(result, fastns.SpawnError):
+            raise result
+        if result.returncode != EXIT_CODE:
+            raise Failed(_unexpected(result.returncode))
+    return jobs / seconds
+
+
+# The machine
+
+
+def machine() -> dict[str, object]:
+    """What the times are those of; nothing that says whose it is."""
+    return {
+        "cpu": _cpu_model() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "fastns": fastns.__version__,
+        "privileged": Caller.current().privileged,
+    }
+
+
+def _cpu_model() -> str | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return None

@@ -1,0 +1,296 @@
+"""The C API as Cython sees it: csrc/fastns.h, declared once."""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "<sys/resource.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+
+    struct rusage:
+        timeval ru_utime
+        timeval ru_stime
+        long ru_maxrss
+
+
+cdef extern from "fastns.h" nogil:
+    enum:
+        FNS_STAGE_NONE
+        FNS_STAGE_CHDIR
+        FNS_STAGE_EXEC
+        FNS_STAGE_STDIO
+        FNS_STAGE_COUNT
+        FNS_OP_COUNT
+        FNS_DETAIL_SOURCE
+        FNS_DETAIL_FOUND
+        FNS_DETAIL_KILLED
+        FNS_DETAIL_BROKEN
+        FNS_DETAIL_ID_MAP
+        FNS_DETAIL_MEMORY
+        FNS_HOW_CREATE
+        FNS_HOW_NO_SYMLINKS
+        FNS_HOW_RECURSIVE
+        FNS_HOW_SLAVE
+        FNS_HOW_UNBINDABLE
+        FNS_HOW_KEEP
+        FNS_HOW_IDMAP
+        FNS_HOW_OPEN
+        FNS_HOW_OWNED
+        FNS_HOW_SEALED
+        FNS_HOW_OPTIONAL
+        FNS_HOW_IF_THERE
+        FNS_HOW_AT_EXEC
+        FNS_HOW_AHEAD
+        FNS_HOW_SHARE
+        FNS_MAX_SOURCES
+        FNS_PLAN_STAGED
+        FNS_PLAN_INIT
+        FNS_PLAN_SERVER
+        FNS_ID_MAP_NONE
+        FNS_ID_MAP_SELF
+        FNS_ID_MAP_PARENT
+        FNS_ID_MAP_NEWUIDMAP
+        FNS_ID_MAP_RANGE
+        FNS_IO_DONE
+        FNS_IO_TIMEOUT
+        FNS_PIPE_STDIN
+        FNS_PIPE_STDOUT
+        FNS_PIPE_STDERR
+        FNS_PIPE_JOINED
+        FNS_IO_STOPPED
+
+    enum fns_program:
+        FNS_PROGRAM_EXEC
+        FNS_PROGRAM_HELPER
+
+    enum fns_patience:
+        FNS_AT_ONCE
+        FNS_PATIENT
+        FNS_MAY_GIVE_UP
+
+    struct fns_error:
+        uint16_t stage
+        uint16_t detail
+        int32_t op_index
+        int32_t err
+
+    struct fns_op:
+        uint16_t code
+        uint16_t stage
+        uint32_t how
+        uint64_t flags
+        uint64_t arg
+        uint32_t source
+        uint32_t target
+        uint32_t type
+        uint32_t data
+
+    struct fns_plan:
+        const fns_op *ops
+        const char *strings
+        uint32_t n_ops
+        uint32_t n_strings
+        uint32_t n_early
+        uint32_t options
+        uint32_t id_map
+        uint32_t uid_map
+        uint32_t gid_map
+        uint64_t clone_flags
+        const fns_plan *sandbox
+        uint32_t netns_pool
+        uint32_t owner_uid
+        uint32_t owner_gid
+        uint32_t pipe_uid
+        uint32_t pipe_gid
+        uint64_t args_max
+        const fns_plan *late
+        const void *image
+        size_t image_size
+
+    struct fns_pool_state:
+        uint64_t made
+        uint64_t waits
+        uint64_t wait_ns
+
+    struct fns_args:
+        char *const *argv
+        char *const *envp
+        char *const *paths
+        const char *cwd
+        const int *keep
+        uint32_t n_keep
+        int userns
+        int stdio[3]
+
+    struct fns_process:
+        int pid
+        int pidfd
+        int control
+        int served
+        int quiet
+        int number
+        uint64_t start
+        long rss_floor
+
+    enum:
+        FNS_COUNTS
+        FNS_NO_COUNT
+        FNS_MAX_HIERARCHIES
+
+    struct fns_cgroup_hierarchy:
+        int directory
+        int unified
+
+    struct fns_cgroup_setting:
+        uint32_t hierarchy
+        const char *file
+        const char *value
+
+    struct fns_cgroup_counter:
+        uint32_t kind
+        uint32_t hierarchy
+        const char *file
+        const char *key
+        uint64_t scale
+        uint32_t peak
+        const char *reset
+
+    struct fns_cgroup_plan:
+        fns_cgroup_hierarchy hierarchies[8]
+        const fns_cgroup_setting *settings
+        const fns_cgroup_counter *counters
+        uint32_t n_hierarchies
+        uint32_t n_settings
+        uint32_t n_counters
+        uint32_t memory_hierarchy
+        const char *memory_file
+        const char *reclaim_file
+        const char *reclaim_text
+        uint64_t cpu_time_ns
+
+    struct fns_leaf:
+        int number
+        uint64_t counts[1]  # FNS_COUNTS
+
+    struct fns_cgroups:
+        pass
+
+    int fns_cgroups_open(fns_cgroups **groups, const fns_cgroup_plan *plan)
+    int fns_cgroups_remove(fns_cgroups *groups, unsigned patience_ms)
+    void fns_cgroups_close(fns_cgroups *groups)
+    const char *fns_count_name(unsigned kind)
+    void fns_leaf_give(fns_cgroups *groups, fns_leaf *leaf)
+
+    struct fns_result:
+        int code
+        int status
+        rusage usage
+        uint64_t end
+        int lost
+
+    struct fns_buffer:
+        char *data
+        size_t size
+        size_t capacity
+        uint64_t dropped
+
+    struct fns_io:
+        fns_process process
+        int fds[3]
+        const char *input
+        size_t input_size
+        size_t input_done
+        size_t limit
+        fns_buffer output[2]
+        uint64_t deadline
+
+    struct fns_job:
+        const fns_plan *plan
+        const fns_process *server
+        fns_cgroups *groups
+        fns_args args
+        unsigned pipes
+        const char *input
+        size_t input_size
+        size_t limit
+        int64_t timeout_ns
+        fns_error error
+        fns_process process
+        fns_result result
+        fns_leaf leaf
+        fns_buffer output[2]
+        int timed_out
+
+    struct fns_batch:
+        pass
+
+    const char *fns_stage_name(unsigned stage)
+    const char *fns_op_name(unsigned code)
+    int fns_set_error(fns_error *error, int stage, int op_index, int err)
+    int fns_plan_check(const fns_plan *plan, int *bad_op)
+    int fns_exec_image(const fns_plan *plan, void **image, size_t *size)
+    int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
+                        fns_error *error)
+    int fns_set_program(fns_program which, const void *data, size_t size)
+    int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
+                         fns_error *error)
+    void fns_server_stop(const fns_process *server)
+    void fns_server_close(fns_process *server)
+    int fns_server_connect(const fns_process *server, fns_patience patience)
+    int fns_server_reap(int connection, const fns_process *process, fns_result *result)
+    int fns_server_park(int connection)
+    int fns_server_look(int connection, const fns_process *process, int *pidfd)
+    int fns_server_pool(const fns_process *server, int connection, fns_pool_state *state)
+    void fns_set_interrupted(int (*interrupted)() noexcept nogil)
+    int fns_wait(const fns_process *process, int64_t timeout_ns)
+    void fns_attend(const fns_process *process, int killed)
+    int fns_reap(const fns_process *process, fns_result *result)
+    int fns_kill(const fns_process *process, int signal)
+    int fns_kill_all(const fns_plan *plan, const fns_process *process)
+    uint64_t fns_now()
+    void fns_buffer_free(fns_buffer *buffer)
+    int fns_io_run(fns_io *io)
+    int fns_io_finish(fns_io *io)
+    void fns_io_close(fns_io *io)
+    int fns_open_pipe(int ends[2])
+    int fns_open_null()
+    int fns_job_start(fns_job *job, fns_io *io, int connection)
+    int fns_job_spawn(fns_job *job, int connection)
+    int fns_job_finish(fns_job *job, fns_io *io, int late)
+    int fns_job_spares(const fns_job *job)
+    int fns_batch_open(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned concurrency,
+                       int spawn)
+    int fns_batch_run(fns_batch *batch)
+    size_t fns_batch_done(const fns_batch *batch)
+    void fns_batch_close(fns_batch *batch)
+    int fns_capabilities(uint64_t *effective)
+    int fns_is_dumpable()
+    int fns_landlock_abi()
+    int fns_has_tree_namespaces()
+    int fns_can_idmap(const char *path, int recursive, int userns) nogil
+    int fns_unshare(uint64_t flags)
+    int fns_setns(int fd, uint64_t flags)
+
+
+cdef extern from "cli/planfile.h" nogil:
+    struct fns_identity:
+        pass
+    struct fns_hint:
+        uint16_t stage, detail
+        int32_t err
+        const char *path
+        const char *text
+    struct fns_planfile:
+        fns_plan plan
+        char *const *envp
+        char *const *directories
+        const char *cwd
+        const char *maps[2]
+        const char *inotify
+        int64_t timeout_ns
+        fns_hint *hints
+        uint32_t n_hints
+    int fns_identify(fns_identity *identity)
+    int fns_planfile_pack(const fns_planfile *file, const fns_identity *identity, void **bytes,
+                          size_t *size)

@@ -1,0 +1,87 @@
+"""Reads files of a root from outside, although a sandbox may have written all that is in it.
+
+Links are followed as a process inside would follow them, from one directory's descriptor to the
+next: none leads out of the root, whatever is renamed meanwhile. Only regular files are opened, so
+no FIFO is waited for, and never more is read than the caller has asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+
+MAX_LINKS = 40  # in one path, as in the kernel (path_resolution(7))
+
+
+def read(root: str, path: str, most: int) -> bytes:
+    """The regular file at an absolute path inside `root`. OSError: EFBIG if it has over `most`
+    bytes, EINVAL if it is no regular file, else as open(2)."""
+    fd = _open(root, path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+            data = b""
+            while len(data) <= most and (more := file.read(most + 1 - len(data))):
+                data += more
+    finally:
+        os.close(fd)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"has more than {most} bytes")
+    return data
+
+
+def is_file(root: str, path: str) -> bool:
+    return stat.S_ISREG(_mode(root, path))
+
+
+def is_directory(root: str, path: str) -> bool:
+    return stat.S_ISDIR(_mode(root, path))
+
+
+def _mode(root: str, path: str) -> int:
+    """0: nothing is there, or it cannot be reached."""
+    try:
+        fd = _open(root, path)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+
+
+def _open(root: str, path: str) -> int:
+    """A descriptor (O_PATH) of what `path` leads to; the caller closes it."""
+    links = 0
+    ahead = deque(path.split("/"))
+    way = [os.open(root, os.O_PATH | os.O_DIRECTORY)]  # from the root to where we are
+    try:
+        while ahead:
+            name = ahead.popleft()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if len(way) > 1:
+                    os.close(way.pop())
+                continue
+            way.append(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=way[-1]))
+            if not stat.S_ISLNK(os.fstat(way[-1]).st_mode):
+                continue
+            link = way.pop()
+            try:
+                leads = os.readlink("", dir_fd=link)
+            finally:
+                os.close(link)
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            while leads.startswith("/") and len(way) > 1:
+                os.close(way.pop())
+            ahead.extendleft(reversed(leads.split("/")))
+        return os.dup(way[-1])
+    finally:
+        for fd in way:
+            os.close(fd)

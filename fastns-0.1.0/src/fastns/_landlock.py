@@ -1,0 +1,74 @@
+"""Spec.landlock → ops: which accesses a kernel can refuse, and which of them each path is given.
+
+The numbers are those of <linux/landlock.h>; what a version of the interface (ABI) adds to the one
+before is in one table. Whatever the kernel can refuse is refused everywhere but below the paths.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fastns import _core
+from fastns._compile import Op
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1 << 0, 1 << 1
+
+READ = EXECUTE | READ_FILE | READ_DIR
+OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+"""What a rule may allow where its path is no directory."""
+
+SINCE = {  # version -> (accesses to files, scopes) that it adds
+    1: (READ | WRITE_FILE | REMOVE_AND_MAKE, 0),
+    2: (REFER, 0),  # before, to rename or link into another directory is refused everywhere
+    3: (TRUNCATE, 0),  # before, always allowed
+    5: (IOCTL_DEV, 0),
+    6: (0, SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL),
+}
+
+MISSING = {
+    errno.ENOSYS: "this kernel has no Landlock (CONFIG_SECURITY_LANDLOCK), or a filter hides it",
+    errno.EOPNOTSUPP: "Landlock is switched off in this kernel: add landlock to lsm= at boot",
+}
+
+
+def abi() -> int:
+    """The version of the interface; SpecError where there is none."""
+    found = _core.landlock_abi()
+    if found > 0:
+        return found
+    why = MISSING.get(-found, f"Landlock cannot be used here: {os.strerror(-found)}")
+    raise SpecError("landlock", f"{why}; leave it out")
+
+
+def handled(version: int) -> tuple[int, int]:
+    """The accesses and the scopes that such a kernel can refuse."""
+    known = [more for since, more in SINCE.items() if since <= version]
+    return sum(files for files, _ in known), sum(scopes for _, scopes in known)
+
+
+def ops(paths: Mapping[str, Sequence[str]], version: int, how: int = 0) -> Iterator[Op]:
+    """What restricts a process to the paths; `how` is the last op's."""
+    files, scopes = handled(version)
+    note = f"ABI {version}"
+    yield Op("landlock", "landlock", flags=files, arg=scopes, note=note)
+    for kind, wanted in (("read", READ), ("write", files)):
+        for path in paths.get(kind, ()):
+            allowed = wanted & files
+            yield Op(
+                "landlock_path",
+                "landlock",
+                flags=allowed,
+                arg=allowed & OF_A_FILE,
+                target=os.fsencode(path),
+                note=f"{path} {kind}",
+            )
+    yield Op("landlock_restrict", "landlock", how, note="to these")

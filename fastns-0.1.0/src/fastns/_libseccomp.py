@@ -1,0 +1,152 @@
+"""libseccomp(3), called by ctypes: rules → the bytes of a filter. Only the parent ever does."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+from fastns._syscalls import numbers
+from fastns.errors import SpawnError, SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+LIBRARY = "libseccomp.so.2"
+ACT_KILL_PROCESS = 0x80000000
+ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
+BINARY_TREE = 2
+EEXIST = 17
+UNKNOWN = -1  # __NR_SCMP_ERROR
+NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows those before
+OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
+# Calls of kernels newer than the library may be, which all architectures number alike.
+NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}
+
+
+class Comparison(ctypes.Structure):
+    """struct scmp_arg_cmp: an argument's number, how it is compared, with what."""
+
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
+
+
+def compare(index: int, op: str, value: int, second: int) -> Comparison:
+    """`op`: one of OPERATORS. MASKED_EQ: argument & value == second."""
+    return Comparison(index, OPERATORS[op], value, second)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as exc:
+        raise SpecError(
+            "seccomp",
+            f"{exc}: install libseccomp (Debian: libseccomp2), or give seccomp='unconfined'",
+        ) from None
+    name, number, pointer = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p
+    for function, result, *arguments in (
+        ("init", pointer, number),
+        ("release", None, pointer),
+        ("attr_set", ctypes.c_int, pointer, ctypes.c_int, number),
+        ("arch_native", number),
+        ("arch_resolve_name", number, name),
+        ("arch_add", ctypes.c_int, pointer, number),
+        ("arch_remove", ctypes.c_int, pointer, number),
+        ("syscall_resolve_name", ctypes.c_int, name),
+        ("rule_add_array", ctypes.c_int, pointer, number, ctypes.c_int, ctypes.c_uint, pointer),
+        ("export_bpf", ctypes.c_int, pointer, ctypes.c_int),
+    ):
+        declared = getattr(library, f"seccomp_{function}")
+        declared.restype, declared.argtypes = result, arguments
+    return library
+
+
+def native() -> int:
+    """The AUDIT_ARCH_* number of this machine."""
+    return int(_library().seccomp_arch_native())
+
+
+def architecture(name: str) -> int:
+    """Of a name such as "x86_64"; 0: there is none."""
+    return int(_library().seccomp_arch_resolve_name(name.encode()))
+
+
+def _rank(action: int) -> int:
+    """The stricter the less: as the kernel compares actions, by their upper half, signed."""
+    return ctypes.c_int32(action & 0xFFFF0000).value
+
+
+class Filter:
+    """What a filter does, rule by rule; a context manager, as the library keeps memory for it."""
+
+    def __init__(self, default: int, architectures: Iterable[int]) -> None:
+        """
+        Args:
+            default: the action (SECCOMP_RET_*) where no rule matches.
+            architectures: for which it is; a call of any other one ends the process.
+        """
+        self._default = default
+        self._context = _library().seccomp_init(default)
+        if not self._context:
+            raise SpecError("seccomp", f"defaultAction: this libseccomp refuses {default:#x}")
+        wanted = set(architectures)
+        for token in wanted:
+            if self._call("arch_add", token) not in (0, -EEXIST):
+                raise SpecError("seccomp", f"this libseccomp cannot filter for {token:#x}")
+        if native() not in wanted:
+            self._call("arch_remove", native())
+        self._several = len(wanted) > 1
+        self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
+        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # or each errno is ECANCELED
+
+    def __enter__(self) -> Filter:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        _library().seccomp_release(self._context)
+
+    def _call(self, function: str, *args: object) -> int:
+        return int(getattr(_library(), f"seccomp_{function}")(self._context, *args))
+
+    def add(self, action: int, name: str, comparisons: Sequence[Comparison] = ()) -> None:
+        """For one system call, if all comparisons hold. One that no kernel of these architectures
+        has, as far as is known here, is left to the default, as other runtimes do. So is one that
+        the library does not know on each of several, unless the rule is stricter than that."""
+        number = _library().seccomp_syscall_resolve_name(name.encode())
+        if number == UNKNOWN:
+            if name not in NEWER:
+                return
+            number = NEWER[name]
+        array = (Comparison * len(comparisons))(*comparisons)
+        result = self._call("rule_add_array", action, number, len(comparisons), array)
+        if result and (_rank(action) < _rank(self._default) or not (number < 0 or name in NEWER)):
+            why = os.strerror(-result)
+            if self._several and name in NEWER:
+                why = "not known for several architectures; one, or a newer library, expected"
+            raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
+
+    def sort(self) -> None:
+        """Has export() compare numbers of calls half by half, which takes it three times as long.
+        A library before 2.5 does without."""
+        self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
+
+    def export(self) -> bytes:
+        """struct sock_filter for each instruction."""
+        try:
+            fd = os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC)
+            try:
+                if result := self._call("export_bpf", fd):
+                    raise OSError(-result, os.strerror(-result))
+                return os.pread(fd, os.fstat(fd).st_size, 0)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            assert exc.errno is not None
+            raise SpawnError("seccomp", exc.errno) from None

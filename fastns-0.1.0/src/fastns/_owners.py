@@ -1,0 +1,89 @@
+"""Says whether a bind keeps its owners in root's sandboxes, and if not, why.
+
+For a dry run, the doctor and the hint of an error. A start does not ask: the child tries, and
+leaves a bind plain if the kernel cannot idmap it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from fastns import _core
+
+
+def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None:
+    """Why a bind of this source is plain; None: it keeps its owners, or cannot be mounted."""
+    code = _core.can_idmap(os.fsencode(source), recursive, ids)
+    if code not in (errno.EINVAL, errno.EPERM):
+        return None
+    if recursive:
+        whole = os.path.realpath(source).rstrip("/") + "/"
+        for point, kind in _mounts().values():
+            below = point.startswith(whole) and point != whole
+            if below and plain(point, False, ids) is not None:
+                return f"{kind} at {point} cannot be idmapped"
+    if code == errno.EPERM:
+        return "it is idmapped already, or belongs to another user namespace"
+    return f"{_kind(source)} cannot be idmapped"
+
+
+def notes(plan: _core.Plan) -> dict[bytes, str]:
+    """For a dry run: a note for the target of each bind that says whether owners are kept."""
+    found = {}
+    for at, source, how, why in plan.binds:
+        reason = _reason(plan, source, how, why)
+        outcome = "plain" if why or how & _core.HOW_OPTIONAL else "fails"
+        words = "owners kept" if reason is None else f"{outcome}: {reason}"
+        found[os.fsencode(at)] = f" ({words})"
+    return found
+
+
+def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
+    """A hint for a `place` inside to which access was refused: it may lie in a plain bind."""
+    found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
+    if not found:
+        return general
+    at, source, how, why = found[-1]  # on top
+    try:
+        reason = _reason(plan, source, how, why)
+    except OSError:  # must not hide the error that is being reported
+        reason = None
+    if reason is None:
+        return general
+    words = (
+        f"the bind at {at} is plain ({reason}), so uid 0 inside cannot use files that only root "
+        "may use"
+    )
+    return f"{words}; or {general}" if general else words
+
+
+def _reason(plan: _core.Plan, source: str, how: int, why: str) -> str | None:
+    if why or plan.ids is None:
+        return why or None
+    return plain(source, bool(how & _core.HOW_RECURSIVE), plan.ids)
+
+
+def _kind(path: str) -> str:
+    """The type of the file system of a path."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            number = re.search(r"^mnt_id:\s*(\d+)", info.read(), re.M)
+    finally:
+        os.close(fd)
+    found = _mounts().get(number[1]) if number else None
+    return found[1] if found else "its file system"
+
+
+def _mounts() -> dict[str, tuple[str, str]]:
+    """Number of a mount -> where it is, and its type (proc_pid_mountinfo(5))."""
+    found = {}
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
+        for line in lines:
+            words, _, rest = line.partition(" - ")
+            number, point = words.split()[0], words.split()[4]
+            point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), point)
+            found[number] = point, rest.split()[0]
+    return found

@@ -1,0 +1,73 @@
+"""The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or
+one that is nobody's.
+
+_compile.py asks for it, _core makes the user namespace with it, once a process.
+"""
+
+from __future__ import annotations
+
+from fastns._cache import cached
+
+SIZE = 65536
+# Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids
+# and what has the highest bit set.
+FIRST, LAST = 0x70000000, 0x7FFD0000
+FILES = ("/etc/subuid", "/etc/subgid")
+INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
+INOTIFY_LIMITS = ("/proc/sys/fs/inotify/max_user_instances", INOTIFY_LIMIT)
+
+
+@cached(1)
+def range_of_root() -> tuple[int, int, int]:
+    """(first uid, first gid, how many) outside; both begin with 0 inside."""
+    uids, gids = (entries(path) for path in FILES)
+    found = [
+        next(
+            (first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE),
+            None,
+        )
+        for listed in (uids, gids)
+    ]
+    if found[0] is not None and found[1] is not None:
+        return found[0], found[1], SIZE
+    free = unused([(first, size) for _, first, size in (*uids, *gids)])
+    return free, free, SIZE
+
+
+@cached(1)
+def inotify_limit() -> bytes | None:
+    """Half of the caller's limit, for a user namespace: instances made in it also count for whoever
+    made the namespace. None: the limit cannot be read."""
+    try:
+        found = []
+        for path in INOTIFY_LIMITS:
+            with open(path, "rb") as file:
+                found.append(int(file.read()))
+    except (OSError, ValueError):
+        return None
+    return b"%d" % max(min(found) // 2, 1)
+
+
+def entries(path: str) -> list[tuple[str, int, int]]:
+    """(name or uid, first id, how many) for each line of such a file (subuid(5))."""
+    listed = []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                owner, _, rest = line.strip().partition(":")
+                first, _, size = rest.partition(":")
+                # No id has more digits, and int() refuses thousands of them.
+                if all(word.isdecimal() and len(word) <= 10 for word in (first, size)):
+                    listed.append((owner, int(first), int(size)))
+    except OSError:
+        pass  # no such file: nobody has a range
+    return listed
+
+
+def unused(taken: list[tuple[int, int]]) -> int:
+    """The first id of the lowest range from FIRST on that overlaps none of `taken`."""
+    first = FIRST
+    for start, size in sorted(taken):
+        if start < first + SIZE and first < start + size:
+            first = -(-(start + size) // SIZE) * SIZE
+    return first if first <= LAST else FIRST

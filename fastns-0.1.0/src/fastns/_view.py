@@ -1,0 +1,187 @@
+"""What a sandbox without a rootfs sees of the host: its system directories, and nothing else.
+
+_compile.py builds the root from the layout; when something is missing inside, hint_of() says
+which mount would show it. Reads names and links of the host; touches nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+
+from fastns._cache import cached
+from fastns._record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+DIRECTORIES = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"),
+    *("/nix/store", "/gnu/store"),  # where /bin/sh leads on NixOS and Guix
+)
+LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
+"""Links of some distributions whose targets lie elsewhere: TLS and name resolution need them."""
+RESOLVER = "/etc/resolv.conf"
+RELATIVE = ": a relative path counts from the working directory inside"
+
+
+@record(frozen=True)
+class Layout:
+    """The system directories of this host."""
+
+    shown: tuple[str, ...]  # directories, to be bound
+    links: tuple[tuple[str, str], ...]  # path, target: links that lead to one that is shown
+
+
+def layout() -> Layout:
+    """Read again whenever something was added to "/", or "/" is another directory."""
+    top = os.stat("/")
+    return _layout(top.st_dev, top.st_ino, top.st_mtime_ns)
+
+
+@cached(4)
+def _layout(*_version: int) -> Layout:
+    there = [path for path in DIRECTORIES if os.path.isdir(path)]
+    plain = [path for path in there if not os.path.islink(path)]
+    links = {
+        path: os.readlink(path)
+        for path in there
+        if path not in plain and lies_in(os.path.realpath(path), plain)
+    }
+    return Layout(tuple(path for path in there if path not in links), tuple(links.items()))
+
+
+def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
+    """The targets of LINKS_OUT. resolver: RESOLVER's too, for a sandbox with the host's network."""
+    links = [path for path in LINKS_OUT if path != RESOLVER or resolver]
+    targets = [os.path.realpath(path) for path in links if os.path.exists(path)]
+    return [path for path in targets if not lies_in(path, shown)]
+
+
+def resolver() -> str:
+    """Where RESOLVER leads now."""
+    return os.path.realpath(RESOLVER)
+
+
+def lies_in(path: str, directories: Iterable[str]) -> bool:
+    """Whether a plain absolute path is one of these directories or below one."""
+    return any(f"{path}/".startswith(f"{directory.rstrip('/')}/") for directory in directories)
+
+
+# ---- what is missing ----
+
+
+def hint_of(
+    stage: str, error: int, path: str | None, view: Sequence[str], found: bool
+) -> str | None:
+    """What helps after a step failed because something is missing; None: that is not why.
+
+    path: as the step has it, inside. view: the destinations of what is mounted inside.
+    found: the command exists, but what is needed to execute it does not.
+    """
+    if path is None or error != errno.ENOENT or stage not in ("exec", "chdir", "landlock"):
+        return None
+    try:
+        if stage != "exec":
+            return hint(path, view)
+        place = on_host(path)
+        if place is not None and found:
+            place = interpreter(place)
+        said = None if place is None else hint(place, view)
+        if place is not None and "/" in path and not os.path.isabs(path) and not found:
+            return f"{said}, and run {place}{RELATIVE}" if said else f"run {place}{RELATIVE}"
+        if said is None and place is not None and "/" not in path and lies_in(place, view):
+            return f"it is {place}, which is not on the sandbox's PATH: give that path, or set PATH"
+        return said
+    except OSError:
+        return None
+
+
+def hint(path: str, view: Sequence[str]) -> str | None:
+    """How to bring a path of the host into view; None where that is not what is missing."""
+    missing = list(_missing(path, view))
+    if not missing:
+        return None
+    listed = ", ".join(directory for directory in DIRECTORIES if directory in view)
+    mounts = ", ".join(f"Mount({place!r}, source={place!r}, options=['ro'])" for place in missing)
+    return (
+        f"{path} is not in view: without a rootfs the sandbox sees only {listed} of the host. Add "
+        f"mounts=[{mounts}]"
+    )
+
+
+def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
+    """For a command that failed: a hint for the first argument that names a file of the host out
+    of view. A relative one is looked up from the caller's directory, unlike inside."""
+    for word in args:
+        if not word.startswith("-") and os.path.lexists(word):
+            place = os.path.abspath(word)
+            said = hint(place, view)
+            if said is not None:
+                return said if os.path.isabs(word) else f"{said}, and give {place}{RELATIVE}"
+    return None
+
+
+def on_host(command: str) -> str | None:
+    """Where a command that was not found lies; one without a slash by the caller's PATH."""
+    if "/" in command:
+        return os.path.abspath(command) if os.path.lexists(command) else None
+    import shutil
+    import sys
+
+    found = shutil.which(command)
+    if found is None and command == os.path.basename(sys.executable or ""):
+        found = sys.executable
+    return None if found is None else os.path.abspath(found)
+
+
+def interpreter(script: str) -> str | None:
+    """What the #! line of a file names. A sandbox may have put a FIFO there."""
+    from fastns.rootfs._host import shebang  # only an error needs it
+
+    try:
+        return next(iter(shebang(script)), None)
+    except OSError:
+        return None
+
+
+def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
+    """What to bind so that `path`, each link on the way, and where it ends are in view."""
+    found: list[str] = []
+    for step in _steps(path):
+        if not lies_in(step, view) and not lies_in(step, found) and os.path.lexists(step):
+            found.append(_bindable(step))
+            yield found[-1]
+
+
+def _steps(path: str) -> Iterator[str]:
+    """`path`, the target of each link it leads through, and where it ends; nothing if missing."""
+    step = posixpath.normpath(path)
+    if not os.path.isabs(step) or not os.path.lexists(step):
+        return
+    for _ in range(40):  # as many as the kernel follows
+        yield step
+        try:
+            target = os.readlink(step)
+        except OSError:
+            break
+        step = posixpath.normpath(posixpath.join(posixpath.dirname(step), target))
+    yield os.path.realpath(path)
+
+
+def _bindable(path: str) -> str:
+    """The directory to bind for a file: its whole installation if it is a Python or a program."""
+    import sys
+
+    for prefix in (sys.prefix, sys.base_prefix):
+        if prefix and lies_in(path, [prefix]):
+            return prefix
+    if os.path.isdir(path):
+        return path
+    directory, name = posixpath.split(posixpath.dirname(path))
+    wide = ("/", "/home", posixpath.dirname(os.path.expanduser("~")), os.path.expanduser("~"))
+    if name in ("bin", "sbin", "libexec", "shims") and directory not in wide:
+        return directory
+    return path

@@ -1,0 +1,205 @@
+"""Many sandboxes in one call: spawn_batch() and run_batch(), a loop in C over a list of jobs."""
+
+from __future__ import annotations
+
+import os
+from _collections_abc import Iterable, Mapping, Sequence
+
+from fastns import _core
+from fastns._args import check_timeout, check_whole, shown
+from fastns._record import record
+from fastns._stdio import is_open, open_null
+from fastns.completed import completed
+from fastns.errors import SpawnError, SpecError
+from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from fastns._ended import DecodeError
+    from fastns.results import CompletedSandbox, TimeoutExpired
+    from fastns.sandbox import Args
+    from fastns.spec import Spec
+
+    Result: TypeAlias = CompletedSandbox | SpawnError | TimeoutExpired | DecodeError
+
+
+@record(frozen=True)
+class Job:
+    """One item of a batch. Each field as the argument of run() with its name."""
+
+    args: Args
+    input: bytes | str | None = None
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    timeout: float | None = None
+
+
+if TYPE_CHECKING:
+    Jobs: TypeAlias = Iterable[Job | Args]
+
+
+def spawn_batch(
+    jobs: Jobs, *, spec: Spec | _core.Plan | None = None, concurrency: int | None = None
+) -> list[Sandbox | SpawnError]:
+    """Starts every job, with the caller's stdin, stdout and stderr.
+
+    Args:
+        jobs: argv lists or Jobs; `input` and `timeout` of a Job are for run_batch().
+        concurrency: how many are being started at a time (default: the number of CPUs).
+    Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
+    Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
+        no fd is left to begin with.
+    """
+    return spawn_batch_by(None, plan_of(spec), jobs, concurrency)
+
+
+def spawn_batch_by(
+    server: _core.Server | None, plan: _core.Plan, jobs: Jobs, concurrency: int | None
+) -> list[Sandbox | SpawnError]:
+    """spawn_batch() by a template's server, whose sandbox the plan is, or without one."""
+    listed = _jobs(jobs)
+    for i, job in enumerate(listed):
+        if job.input is not None or job.timeout is not None:
+            raise SpecError(f"jobs[{i}]", "input and timeout are for run_batch()")
+    with open_null() as null:
+        stdio = [-1 if is_open(fd) else null.fileno() for fd in (0, 1, 2)]
+        streams = (stdio[0], stdio[1], stdio[2])
+        items = [_item(plan, i, job, None, streams, 0) for i, job in enumerate(listed)]
+        outcomes = _core.spawn_batch(plan, server, items, _concurrency(concurrency))
+    return [
+        outcome if isinstance(outcome, SpawnError) else Sandbox(job.args, plan, outcome)
+        for job, outcome in zip(listed, outcomes, strict=True)
+    ]
+
+
+def run_batch(
+    jobs: Jobs,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    capture_output: bool = True,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    max_output: int | None = None,
+) -> list[Result]:
+    """Runs every job to its end, at most `concurrency` alive at once (default: number of CPUs).
+
+    Args:
+        jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
+        timeout: seconds for each job that has none of its own.
+        capture_output: stdout and stderr into the results; otherwise the caller's are used.
+        text, encoding, errors: text instead of bytes, as in run().
+        max_output: bytes kept of each of the two of each job (None: as the spec has it). The rest
+            is read and dropped, and `truncated` of the result is True.
+    Returns: for each job, in order, a CompletedSandbox, or the SpawnError, TimeoutExpired (with
+        the output so far) or DecodeError (with all of it) that it came to. One failure never stops
+        the others.
+    Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
+        no fd is left to begin with. KeyboardInterrupt after every running sandbox was killed and
+        reaped.
+    """
+    plan = plan_of(spec)
+    mode = _TextMode.of(text, encoding, errors)
+    return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, mode, max_output)
+
+
+def run_batch_by(
+    server: _core.Server | None,
+    plan: _core.Plan,
+    jobs: Jobs,
+    concurrency: int | None,
+    timeout: float | None,
+    capture_output: bool,
+    mode: _TextMode | None,
+    max_output: int | None,
+    progress: Callable[[int], object] | None = None,
+    each: Callable[[int, Result], object] | None = None,
+) -> list[Result]:
+    """run_batch() by a template's server, whose sandbox the plan is, or without one.
+
+    `progress` is called now and then, from this thread, with how many are finished. With `each` the
+    list is empty: each(i, result) is called before `progress`, for what has finished since.
+    """
+    limit = _max_output(max_output) or plan.max_output
+    listed = _jobs(jobs)
+    pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
+
+    def result(index: int, outcome: _core._Outcome | SpawnError) -> Result:
+        job = listed[index]
+        late = timeout if job.timeout is None else job.timeout
+        return completed(job.args, plan, outcome, mode, late)
+
+    def hand_on(index: int, outcome: _core._Outcome | SpawnError) -> None:
+        assert each is not None
+        each(index, result(index, outcome))
+
+    with open_null() as file:
+        null = file.fileno()
+        stdio = (null, -1 if is_open(1) else null, -1 if is_open(2) else null)
+        items = [
+            _item(plan, i, job, mode, stdio, pipes, timeout, limit) for i, job in enumerate(listed)
+        ]
+        outcomes = _core.run_batch(
+            plan,
+            server,
+            items,
+            _concurrency(concurrency),
+            progress,
+            None if each is None else hand_on,
+        )
+    return [result(i, outcome) for i, outcome in enumerate(outcomes)]
+
+
+def _jobs(jobs: object) -> list[Job]:
+    if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
+        raise SpecError("jobs", f"{shown(jobs)}: a list of argv lists or Jobs expected")
+    return [_job(i, item) for i, item in enumerate(jobs)]
+
+
+def _job(index: int, item: object) -> Job:
+    if isinstance(item, Job):
+        return item
+    if isinstance(item, Sequence) and not isinstance(item, str | bytes):
+        return Job(item)
+    raise SpecError(f"jobs[{index}]", f"{shown(item)}: an argv list or a Job expected")
+
+
+def _item(
+    plan: _core.Plan,
+    index: int,
+    job: Job,
+    mode: _TextMode | None,
+    stdio: tuple[int, int, int],
+    pipes: int,
+    timeout: float | None = None,
+    limit: int = 0,
+) -> _core._Item:
+    try:
+        argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
+        timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
+        if job.input is not None:
+            pipes |= _core.PIPE_STDIN
+        data = encode_input(job.input, mode)
+        return argv, environ, paths, cwd, stdio, pipes, data, timeout_ns, limit
+    except SpecError as exc:
+        raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
+
+
+def _concurrency(value: int | None) -> int:
+    if value is None:
+        return len(os.sched_getaffinity(0))
+    return check_whole("concurrency", value, 1, 4096)
+
+
+def _max_output(value: int | None) -> int:
+    """As the C loop takes it: 0 is no limit."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise SpecError("max_output", f"{shown(value)}: a number of bytes above zero, or None")
+    return value

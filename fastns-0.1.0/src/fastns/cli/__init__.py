@@ -1,0 +1,279 @@
+"""The command line: finds the verb, imports that verb's module alone, and words every error.
+
+One module per verb. Each gives `add_parser(subparsers)` and `main(namespace) -> int`. Nothing
+else is imported here, so that `fastns run` costs the start of one verb and not of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import IO, Any, NoReturn
+
+EXIT_FAILED = 125
+"""Exit code of fastns's own failures, so that they differ from the command's."""
+EXIT_BROKEN_PIPE = 141
+"""128 + SIGPIPE, as a program that the signal ends."""
+
+VERBS = {
+    "run": "run one command in a sandbox of its own",
+    "compile": "write a plan file, from which fastns-exec starts sandboxes without Python",
+    "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
+    "bench": "time what a start costs on this machine, beside what else is installed",
+    "rootfs": "build a root file system from this machine's commands",
+    "doctor": "show what works on this machine, and the fix for what does not",
+}
+
+
+class UsageError(Exception):
+    """A wrong word on the command line: what is wrong, and what would be right."""
+
+    def __init__(self, message: str, hint: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the error form of fastns, and no guessing of shortened flags.
+
+    With `options_first` the first word that is not an option ends the options: it and all that
+    follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
+    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
+    `like_docker` an option of docker's that does not exist here is told what there is instead.
+    """
+
+    options_first = False
+    keeps_error = False
+    like_docker = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self._words: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        import re
+
+        rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
+        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
+            if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
+                raise self._unknown(word)
+        raise UsageError(message, f"see {self.prog} --help")
+
+    def print_help(self, file: object = None) -> None:
+        """To stdout, always; argparse itself does not tell when that fails."""
+        say(self.format_help(), end="")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
+        namespace = argparse.Namespace(wrong=None)
+        if self.options_first:
+            words, namespace.command = self.split(words)
+        self._words = words
+        try:
+            _, unknown = self.parse_known_args(words, namespace)
+            if unknown:
+                raise self._unknown(unknown[0])
+        except UsageError as error:
+            if not self.keeps_error:
+                raise
+            namespace.wrong = error
+        return namespace
+
+    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Divide words into the options with their values, and the command with its own."""
+        index = 0
+        while index < len(words):
+            word = words[index]
+            if word == "--":
+                return list(words[:index]), list(words[index + 1 :])
+            if word == "-" or not word.startswith("-"):
+                break
+            index += 2 if self._wants_next(word) else 1
+        return list(words[:index]), list(words[index:])
+
+    def _wants_next(self, word: str) -> bool:
+        """Whether the value of this option is the next word."""
+        if word.startswith("--"):
+            return self._takes_value(word)
+        for place, letter in enumerate(word[1:], start=2):
+            if self._takes_value(f"-{letter}"):
+                return place == len(word)
+        return False
+
+    def _takes_value(self, option: str) -> bool:
+        action = self._option_string_actions.get(option)
+        return action is not None and action.nargs != 0
+
+    def _unknown(self, word: str) -> UsageError:
+        if word == "-" or not word.startswith("-"):
+            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
+        option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
+        if self.like_docker:
+            from fastns.cli._docker import OPTIONS
+
+            if option in OPTIONS:
+                return UsageError(f"unknown option: {option}", OPTIONS[option])
+        known = closest(option, self._option_string_actions)
+        return UsageError(
+            f"unknown option: {option}",
+            f"did you mean {known}?" if known else f"see {self.prog} --help",
+        )
+
+    def _unknown_letter(self, word: str) -> str:
+        """`-d` of `-itd`. A long option with one dash is named whole."""
+        if f"-{word}" in self._option_string_actions:
+            return word
+        letters = (f"-{letter}" for letter in word[1:])
+        return next((each for each in letters if each not in self._option_string_actions), word)
+
+
+def whole(word: str) -> int | None:
+    """The number that a word of digits stands for. None for any other word, and for one of more
+    digits than any limit here has: int() refuses thousands of them."""
+    return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that this one is a slip of, or None: what only looks like one is none.
+
+    Dashes do not count, and letters in another order are a slip, however short the word is.
+    """
+    import difflib  # only an error needs it
+
+    bare = {each.lstrip("-"): each for each in known}
+    wanted = word.lstrip("-")
+    near = difflib.get_close_matches(wanted, [*bare], n=1, cutoff=0.8)
+    near += [each for each in bare if sorted(each) == sorted(wanted)]
+    return bare[near[0]] if near else None
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write to stdout at once; nothing where it is closed.
+
+    Raises UsageError where it cannot be written, BrokenPipeError where nobody reads it.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _write_no_more(sys.stdout)
+        raise UsageError(f"stdout: {error.strerror}", None) from None
+
+
+def complain(message: object, hint: str | None = None) -> None:
+    """Write an error to stderr, if that can be written: one line, and the hint in a second one."""
+    if sys.stderr is None:
+        return
+    try:
+        print("fastns:", _one_line(message), file=sys.stderr)
+        if hint:
+            advise(hint)
+    except OSError:
+        _write_no_more(sys.stderr)
+
+
+def advise(hint: str) -> None:
+    """Write a hint to stderr, if that can be written."""
+    if sys.stderr is None:
+        return
+    try:
+        print("hint:", _one_line(hint), file=sys.stderr)
+    except OSError:
+        _write_no_more(sys.stderr)
+
+
+def _write_no_more(file: IO[str] | None) -> None:
+    """What a stream still holds would fail once more at exit: it goes nowhere."""
+    if file is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def _one_line(text: object) -> str:
+    return str(text).replace("\n", "\\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code."""
+    _hold_closed_fds()
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        complain(error.message, error.hint)
+        return EXIT_FAILED
+    except SystemExit as stop:  # argparse leaves this way after printing a verb's --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _write_no_more(sys.stdout)
+        return EXIT_BROKEN_PIPE
+
+
+def _hold_closed_fds() -> None:
+    """Keep 0, 1 and 2 from files of fastns's own where they are closed: a command would write to
+    them. Opened for the other direction, each still fails with EBADF as it did."""
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number is free: fd
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        raise UsageError("no command given", f"one of {', '.join(VERBS)}; see fastns --help")
+    verb, *rest = words
+    if verb in ("-h", "--help", "help"):
+        say(_help_text())
+        return 0
+    if verb in ("-V", "--version"):
+        from fastns import __version__
+
+        say(f"fastns {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise _unknown_verb(verb)
+    module = importlib.import_module(f"fastns.cli.{verb}")
+    subparsers = Parser(prog="fastns").add_subparsers()
+    module.add_parser(subparsers)
+    namespace = subparsers.choices[verb].parse(rest)
+    code: int = module.main(namespace)
+    return code
+
+
+def _unknown_verb(verb: str) -> UsageError:
+    from fastns.cli import _docker
+
+    known = closest(verb, [*VERBS, "--help", "--version"])
+    what = "option" if verb.startswith("-") else "command"
+    if verb in _docker.VERBS:
+        return UsageError(f"unknown command: {verb}", _docker.VERBS[verb])
+    return UsageError(
+        f"unknown {what}: {verb or repr(verb)}",
+        f"did you mean {known}?" if known else f"one of {', '.join(VERBS)}; see fastns --help",
+    )
+
+
+def _help_text() -> str:
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: fastns COMMAND [OPTIONS]",
+            "       fastns --version",
+            "",
+            "Sandboxes from Linux namespaces.",
+            "",
+            *lines,
+            "",
+            "fastns COMMAND --help says more.",
+        ]
+    )

@@ -1,0 +1,130 @@
+"""What a user of docker types that does not exist here, and what there is instead.
+
+Imported only to word an error.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NO_IMAGES = (
+    "there are no images: --rootfs DIR takes a directory, such as `fastns rootfs build` makes; "
+    "without it the host's system directories are in view"
+)
+_NO_PORTS = (
+    "no ports are published: with --network host the command listens on the host's own addresses"
+)
+_NO_NAME = (
+    "a sandbox has no name: it is gone when its command ends; in Python fastns.spawn() gives a "
+    "handle of it"
+)
+_NO_NETWORKS = "a sandbox has no network but lo (--network none), or the host's (--network host)"
+_DETACH = (
+    "fastns run waits for the command: put & behind it in a shell, or use fastns.spawn() in Python"
+)
+_OUTPUT = "output goes to stdout and stderr as it comes: redirect it"
+_STREAMS = "stdin, stdout and stderr are always connected: leave it out"
+_HEALTH = "nothing watches a sandbox: --timeout ends it, and the exit code says how it ended"
+_DEVICE = (
+    "bind the device file with the option dev, such as -v /dev/kvm:/dev/kvm:dev; its owner and "
+    "mode on the host decide whether it can be opened"
+)
+_OOM = "over --memory a sandbox is always ended; --status-fd tells the cause, oom"
+_RATES = "--io DEVICE:KEY=N, where KEY is rbps, wbps, riops or wiops"
+_RESOLV = "give the whole file: --file /etc/resolv.conf=@PATH"
+
+OPTIONS = {
+    "-a": _STREAMS,
+    "--attach": _STREAMS,
+    "--blkio-weight": _RATES,
+    "-c": "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are",
+    "--cidfile": _NO_NAME,
+    "--cpu-period": "--cpus N, such as 1.5",
+    "--cpu-quota": "--cpus N, such as 1.5",
+    "--cpu-shares": "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are",
+    "-d": _DETACH,
+    "--detach": _DETACH,
+    "--detach-keys": _STREAMS,
+    "--device": _DEVICE,
+    "--device-cgroup-rule": _DEVICE,
+    "--device-read-bps": _RATES,
+    "--device-read-iops": _RATES,
+    "--device-write-bps": _RATES,
+    "--device-write-iops": _RATES,
+    "--dns-opt": _RESOLV,
+    "--dns-option": _RESOLV,
+    "--dns-search": _RESOLV,
+    "--entrypoint": "there is no entrypoint: the command is what follows the options",
+    "--expose": _NO_PORTS,
+    "--gpus": "bind the driver's device files with the option dev, such as "
+    "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr",
+    "--group-add": "additional_gids of a Spec, in Python",
+    "--health-cmd": _HEALTH,
+    "--health-interval": _HEALTH,
+    "--health-retries": _HEALTH,
+    "--health-timeout": _HEALTH,
+    "--ip": _NO_NETWORKS,
+    "--ip6": _NO_NETWORKS,
+    "-l": _NO_NAME,
+    "--label": _NO_NAME,
+    "--label-file": _NO_NAME,
+    "--link": _NO_NETWORKS,
+    "--log-driver": _OUTPUT,
+    "--log-opt": _OUTPUT,
+    "--mac-address": _NO_NETWORKS,
+    "--memory-reservation": "--memory BYTES, a limit; there is no softer one",
+    "--name": _NO_NAME,
+    "--network-alias": _NO_NETWORKS,
+    "--no-healthcheck": _HEALTH,
+    "--oom-kill-disable": _OOM,
+    "--oom-score-adj": _OOM,
+    "-p": _NO_PORTS,
+    "-P": _NO_PORTS,
+    "--platform": "there is no emulation: programs are those of this machine, or of --rootfs DIR",
+    "--privileged": "give what is needed by name: --cap-add NAME, --security-opt "
+    "seccomp=unconfined, --security-opt systempaths=unconfined, --userns host",
+    "--publish": _NO_PORTS,
+    "--publish-all": _NO_PORTS,
+    "--pull": _NO_IMAGES,
+    "-q": "fastns prints nothing of its own but errors: leave it out",
+    "--quiet": "fastns prints nothing of its own but errors: leave it out",
+    "--restart": "nothing is started again: use a loop of the shell, or Restart= of a systemd unit",
+    "--runtime": "fastns is the runtime: leave it out",
+    "--shm-size": "--tmpfs /dev/shm:size=64m",
+    "--sig-proxy": "SIGTERM and SIGHUP end the sandbox, Ctrl-C reaches the command: leave it out",
+    "--stop-signal": "SIGTERM to fastns ends the sandbox at once, by SIGKILL",
+    "--stop-timeout": "--timeout TIME ends the whole sandbox",
+    "--storage-opt": "--tmpfs-size BYTES, which counts for the layer of --overlay too",
+    "--sysctl": "sysctls are the kernel's defaults in a new namespace, and cannot be set",
+    "--volumes-from": "name each with -v SRC:DST",
+}
+"""docker run's options that do not exist here."""
+
+_STAYS = "no sandbox stays after its command: `fastns run` starts one and waits for it"
+VERBS = {
+    **dict.fromkeys(("attach", "exec", "kill", "logs", "ps", "rm", "start", "stop"), _STAYS),
+    **dict.fromkeys(("create", "inspect", "wait"), _STAYS),
+    **dict.fromkeys(("build", "image", "images", "pull", "push"), _NO_IMAGES),
+}
+"""docker's commands that do not exist here."""
+
+_TAGGED = re.compile(
+    r"[a-z0-9][a-z0-9.-]*(:\d+/)?[a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})"
+)
+_REGISTRY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?/[a-z0-9._/-]+")
+_SYSTEMS = (
+    *("almalinux", "alpine", "amazonlinux", "archlinux", "centos", "debian", "fedora"),
+    *("hello-world", "rockylinux", "ubuntu"),
+)
+"""Images that are often named without a tag, and are no commands."""
+
+
+def hint_of_image(name: str) -> str | None:
+    """For a command that was not found: None unless it looks like an image's name."""
+    if not (_TAGGED.fullmatch(name) or _REGISTRY.fullmatch(name) or name in _SYSTEMS):
+        return None
+    return (
+        f"{name} looks like an image; fastns takes a directory: "
+        f"docker export $(docker create {name}) | tar -x -C DIR, then --rootfs DIR; or "
+        "`fastns rootfs build` makes one from this machine's commands"
+    )

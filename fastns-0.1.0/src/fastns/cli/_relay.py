@@ -1,0 +1,42 @@
+"""Output of a command handed on up to a limit: what is beyond is read, counted and thrown away."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+CHUNK = 1 << 16
+
+
+class Relay(threading.Thread):
+    """Reads `source` to its end, on a thread of its own, and writes the first bytes to `sink`."""
+
+    def __init__(self, source: int, sink: int, limit: int) -> None:
+        super().__init__(daemon=True)
+        self.dropped = 0  # bytes
+        self.done = 0  # bytes read, and bytes written
+        self._source = source
+        self._sink = sink
+        self._left = limit
+        self.start()
+
+    def run(self) -> None:
+        while chunk := os.read(self._source, CHUNK):
+            self.done += len(chunk)
+            kept, self._left = chunk[: self._left], max(0, self._left - len(chunk))
+            self.dropped += len(chunk) - len(kept)
+            if kept and not self._write(memoryview(kept)):
+                break
+        os.close(self._source)
+
+    def _write(self, data: memoryview) -> bool:
+        """False when nobody reads any longer: the command is then told so, by SIGPIPE."""
+        try:
+            while data:
+                written = os.write(self._sink, data[: select.PIPE_BUF])  # so that `done` tells
+                self.done += written
+                data = data[written:]
+        except OSError:
+            return False
+        return True

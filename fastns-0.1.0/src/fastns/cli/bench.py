@@ -1,0 +1,266 @@
+"""`fastns bench`: what a start costs on this machine, beside a bare process and other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say, whole
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fastns._bench import Row, Sandboxes
+
+MAX_ROUNDS = 100_000
+COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
+WIDE = 100
+"""Columns of a terminal in which a reason has room in the last column of the table."""
+BUSY = 3
+"""A p90 of more than that many medians is not the contender's own."""
+PROGRAM = "fastns/_exec, a static program of one page that ends at once (exit code 127)"
+
+EPILOG = """\
+Every contender starts the same program, one after the other, in each of many rounds; the first of
+them are a warm-up and do not count. Times are from the call to the end of the process, in ms.
+  starts/s   one after the other, of this contender alone; of a batch: as many at once as CPUs
+  ratio      of the medians, to os.posix_spawn's
+  isolates   what the process has of its own
+What a start adds is the same for any program: one that takes longer has a ratio nearer to 1.
+What cannot be started has its reason in its row, and how to mend it below.
+
+Exit code: 0; 125 when fastns could start nothing; 130 on Ctrl-C.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Add the `bench` verb."""
+    parser = subparsers.add_parser(
+        "bench",
+        description="Time what a start costs on this machine, in about 5 seconds: a bare process, "
+        "fastns in its ways, and bwrap and unshare where they are installed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the machine and all results there (-: only that)"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", help="starts of each (default: as many as 3 seconds have)"
+    )
+    parser.add_argument(
+        "--rootfs", metavar="DIR", help="the root of the sandboxes (default: the host's, read-only)"
+    )
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Measure and print. Returns the exit code."""
+    rounds = _rounds(flags.rounds)
+    rootfs = _rootfs(flags.rootfs)
+    from fastns import _bench
+
+    boxes = _bench.Sandboxes.of(rootfs)
+    machine = _bench.machine()
+    quiet = flags.json == "-"
+    if not quiet:
+        say(_title(machine))
+    rows = [*_bench.measure(boxes, rounds), *_bench.measure_batches(boxes)]
+    if not quiet:
+        _print(rows, boxes)
+    if flags.json is not None:
+        _write(flags.json, _report(machine, boxes, rows))
+    if all(row.error is not None for row in rows if row.by_fastns):
+        complain("bench: fastns could start nothing", _bench.DOCTOR)
+        return EXIT_FAILED
+    return 0
+
+
+def _rounds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    number = whole(text)
+    if number is None or not 1 <= number <= MAX_ROUNDS:
+        raise UsageError(
+            f"--rounds {text}: not a number from 1 to {MAX_ROUNDS}", "for example: --rounds 500"
+        )
+    return number
+
+
+def _rootfs(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not os.path.isdir(path):
+        raise UsageError(
+            f"--rootfs {path}: no such directory", "build one: fastns rootfs build DIR sh ls"
+        )
+    return os.path.abspath(path)
+
+
+# What is written
+
+
+def _report(machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> str:
+    from dataclasses import asdict
+
+    report = {
+        "machine": machine,
+        "program": PROGRAM,
+        "rootfs": "host" if boxes.rootfs is None else "directory",
+        "unit": "seconds",
+        "contenders": [asdict(row) for row in rows],
+    }
+    return json.dumps(report, indent=2) + "\n"
+
+
+def _write(path: str, text: str) -> None:
+    if path == "-":
+        say(text, end="")
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"--json {path}: {error.strerror}", "a file to write to") from None
+
+
+# What is printed
+
+
+def _title(machine: dict[str, object]) -> str:
+    who = "as root" if machine["privileged"] else "as an unprivileged user"
+    return (
+        f"fastns {machine['fastns']}, Python {machine['python']}, Linux {machine['kernel']}, "
+        f"{machine['cores']} x {machine['cpu']}, {who}\n"
+        f"Started is {PROGRAM}. Times in ms:\n"
+    )
+
+
+def _print(rows: list[Row], boxes: Sandboxes) -> None:
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not (terminal and _print_rich(rows, boxes)):
+        say("\n".join(plain_lines(rows, boxes)))
+    say(f"\nall: {legend(boxes)}.")
+    uneven = [row.name for row in rows if (row.p90 or 0) > BUSY * (row.median or 0)]
+    if uneven:
+        say(
+            f"The machine was busy: a start in ten took more than {BUSY} times the median "
+            f"({', '.join(uneven)}). Measure again when it is idle."
+        )
+    say(summary(rows))
+
+
+def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
+    """The table, a line a row, and one with the fix after an error that is the first to need it."""
+    fixes = set()
+    width = max(len(row.name) for row in rows)
+    widths = (width, 7, 7, 7, 7, 9, 6)
+
+    def line(cells: Sequence[str]) -> str:
+        numbers = (f"{cell:>{size}}" for cell, size in zip(cells[1:-1], widths[1:], strict=True))
+        return f"{cells[0]:<{width}}{' '.join(numbers)}  {cells[-1]}"
+
+    yield line(COLUMNS)
+    for row in rows:
+        if row.error is None:
+            yield line(cells_of(row, boxes))
+            continue
+        yield f"{row.name:<{width}}  {row.error}"
+        if row.hint and row.hint not in fixes:
+            yield f"  fix: {row.hint}"
+        fixes.add(row.hint)
+
+
+def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
+    """The same with rich; False where that is not installed, or the terminal too narrow for it."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    console = Console(highlight=False)
+    if console.width < WIDE:
+        return False
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in COLUMNS:
+        right = name not in ("", "isolates")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "isolates")
+    fixes: dict[str, str] = {}  # the first that needs it
+    for row in rows:
+        if row.error is None:
+            table.add_row(*cells_of(row, boxes), style="bold" if row.by_fastns else "")
+            continue
+        table.add_row(row.name, *[""] * (len(COLUMNS) - 2), Text(row.error, style="red"))
+        if row.hint:
+            fixes.setdefault(row.hint, row.name)
+    console.print(table)
+    for fix, name in fixes.items():
+        console.print(Text(f"{name}: fix: {fix}"))
+    return True
+
+
+def cells_of(row: Row, boxes: Sandboxes) -> list[str]:
+    """A row's cells, one for each of COLUMNS."""
+    times = (row.median, row.p10, row.p90, row.p99)
+    return [
+        row.name,
+        *("" if seconds is None else f"{seconds * 1000:.2f}" for seconds in times),
+        "" if row.per_second is None else f"{row.per_second:,.0f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        isolation(row, boxes),
+    ]
+
+
+def isolation(row: Row, boxes: Sandboxes) -> str:
+    """What a row isolates: `all` is explained by legend()."""
+    if not row.isolates:
+        return "nothing"
+    whole, spaces = boxes.isolates(), boxes.spaces()
+    known = next(
+        (name, group)
+        for name, group in (("all", whole), ("namespaces", spaces), ("", ()))
+        if set(group) <= set(row.isolates)
+    )
+    rest = [item for item in row.isolates if item not in known[1]]
+    return ", ".join([known[0], *rest] if known[0] else rest)
+
+
+def legend(boxes: Sandboxes) -> str:
+    """The words behind `all`."""
+    places = [item for item in boxes.isolates() if item.startswith("/")]
+    root = "the host's directories" if boxes.rootfs is None else "the given root"
+    return (
+        f"{', '.join(boxes.spaces())} namespaces; {', '.join(places)} of its own; {root}, read-only"
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The quickest of fastns, in words."""
+    own = [row for row in rows if row.by_fastns and row.per_second is not None]
+    single = min((row for row in own if row.median), key=lambda row: row.median or 0, default=None)
+    batch = max(
+        (row for row in own if row.concurrency), key=lambda row: row.per_second or 0, default=None
+    )
+    words = []
+    if single is not None:
+        words += [
+            f"{(single.median or 0) * 1000:.2f} ms",
+            f"{_rounded(single)} a second one at a time ({single.name})",
+        ]
+    if batch is not None:
+        words.append(f"{_rounded(batch)} a second in a batch ({batch.name})")
+    if not words:
+        return "No isolated process could be started here."
+    cost = "An isolated process costs"
+    if single is not None and single.ratio is not None:
+        cost += f" {single.ratio:.2f} times a bare one here:"
+    return f"{cost} {', '.join(words)}."
+
+
+def _rounded(row: Row) -> str:
+    """1,050 for 1053.4: three digits are more than such a number is worth."""
+    return f"{int(float(f'{row.per_second:.3g}')):,}"

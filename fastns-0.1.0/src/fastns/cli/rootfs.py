@@ -1,0 +1,145 @@
+"""`fastns rootfs build`: a root file system from this machine's commands, and what it came to."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+from fastns.cli import EXIT_FAILED, complain, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import NoReturn
+
+    from fastns.cli import Parser
+
+PATIENCE = 1.0
+"""Seconds before a build shows how far it is."""
+
+EPILOG = """\
+examples:
+  fastns rootfs build ./rootfs bash ls ps mount hostname ipcs
+  fastns run --rootfs ./rootfs -- bash -c 'ls /'
+
+  a Python interpreter needs its standard library, which only it knows:
+    fastns rootfs build ./py /usr/bin/python3 \\
+        --extra "$(/usr/bin/python3 -c 'import os; print(os.path.dirname(os.__file__))')"
+
+The libraries of a command, its loader and the interpreters of scripts (#!) come with it;
+/bin/sh is always there. They are found by reading files: nothing is executed. What a program
+opens only while it runs (a standard library, data, plug-ins) has to be named with --extra.
+
+DIR must not exist, be empty, or be a root built before: that one is extended, changed files
+are renewed and all others left alone. What it was built from is kept beside it, in its parent
+directory, as .NAME.fastns-rootfs.json: nothing that a sandbox can write in DIR is believed.
+When something is missing or fails, DIR stays as it was.
+What lies below /tmp, /run, /dev, /proc and /sys is hidden in a sandbox by its default mounts.
+
+Exit code: 0, or 125 when the root could not be built.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Add the `rootfs` verb with its only action, `build`."""
+    parser = subparsers.add_parser(
+        "rootfs",
+        prog="fastns rootfs",
+        description="Root file systems for sandboxes; see fastns rootfs build --help.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    action = actions.add_parser(
+        "build",
+        usage="fastns rootfs build DIR COMMAND... [--extra PATH]...",
+        help="make a root from this machine's commands",
+        description="Make a root file system in DIR from commands of this machine.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    action.add_argument("directory", metavar="DIR", help="where the root goes")
+    action.add_argument(
+        "commands", metavar="COMMAND", nargs="+", help="a name, found through PATH, or a path"
+    )
+    action.add_argument(
+        "--extra",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file, or a directory with all in it, copied to the same place, with the "
+        "libraries of its ELF files; may be given again",
+    )
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Build the root that the flags describe. Returns the exit code."""
+    from fastns.rootfs import RootfsError, build
+
+    try:
+        with _progress_line() as progress, _ended_in_order():
+            root = build(flags.directory, flags.commands, extra=flags.extra, progress=progress)
+    except RootfsError as error:
+        complain(f"rootfs: {error}", error.hint)
+        return EXIT_FAILED
+    say(
+        f"built {flags.directory}: {_count(len(root.commands), 'command', 'commands')}, "
+        f"{_count(len(root.libraries), 'library', 'libraries')}, {_size(root.bytes)}"
+    )
+    return 0
+
+
+@contextmanager
+def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
+    """What shows the progress in a terminal's last line; it is gone afterwards."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    start = time.monotonic()
+    shown = False
+
+    def show(done: int, total: int, name: str) -> None:
+        nonlocal shown
+        if time.monotonic() - start > PATIENCE:
+            shown = True
+            line = f"{done}/{total} {name}"
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:room]}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave by an exception, so that nothing half-made stays behind."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that keeps the number short."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,366 @@
+"""`fastns run`: one command in one sandbox, and an exit code that says how it ended.
+
+Theory of operation. The flags become a Spec (cli/_flags.py); fastns.spawn starts the command with
+this process's stdin, stdout and stderr; this process then only waits. SIGTERM and SIGHUP end the
+sandbox. Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the
+command neither catches nor ignores it. With --max-output two threads hand the output on
+(cli/_relay.py): after the end they are waited for, but once a time limit or a signal has ended the
+sandbox not for a reader that takes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import select
+import signal
+import time
+
+from fastns._record import record
+from fastns.cli import EXIT_FAILED, Parser, UsageError, advise, complain, say, whole
+from fastns.cli._flags import (
+    add_sandbox_flags,
+    complain_of,
+    duration,
+    environment_has,
+    in_flags,
+    spec_of,
+)
+from fastns.cli._signals import Signals, signal_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastns import Sandbox, Spec
+    from fastns.cli._relay import Relay
+
+EXIT_TIMEOUT = 124
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+LONGEST_POLL = 86_400_000.0
+"""Milliseconds: poll(2) takes no more than an int of them."""
+PATIENCE = 0.2
+"""Seconds for a reader that takes nothing of the output of a sandbox that was ended."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Add the `run` verb: every flag it takes, in the order of its help."""
+    parser = subparsers.add_parser(
+        "run",
+        usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
+        description="Run one command in a sandbox of its own.",
+        epilog="Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when "
+        "fastns itself fails; 126 when the command is not executable; 127 when it is not found.",
+    )
+    parser.options_first = True
+    parser.keeps_error = True  # --status-fd tells of a wrong flag too
+
+    group = add_sandbox_flags(parser)
+    for names, help in (
+        (("-i", "--interactive"), "accepted: stdin is always connected"),
+        (("-t", "--tty"), "a terminal of its own (not available yet)"),
+        (("--rm",), "accepted: nothing is ever left behind"),
+    ):
+        group.add_argument(*names, action="store_true", help=help)
+
+    group = parser.add_argument_group("how it runs")
+    group.add_argument(
+        "--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ..."
+    )
+    group.add_argument(
+        "--max-output",
+        metavar="BYTES",
+        help="pass on no more of stdout and of stderr: 64k, 1m",
+    )
+    group.add_argument(
+        "--status-fd",
+        metavar="N",
+        help="write one JSON object to this fd at the end; not to 0, 1, 2 or another file "
+        "that the command has",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
+    )
+
+
+@record(frozen=True)
+class Outcome:
+    """How a run ended, in the words of `--status-fd`.
+
+    `signal` is the name of the signal that `exit_code` stands for: the one that ended the
+    command or, when cause is "killed", the one that told fastns to end it.
+    """
+
+    exit_code: int
+    cause: str
+    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "output_limit" (over
+    --max-output), "seccomp", "killed" (a signal to fastns) or "failed" (125 to 127)."""
+    signal: str | None = None
+    usage: dict[str, float] | None = None
+    wall_time: float | None = None
+    limits: tuple[str, ...] | None = None
+    """Names of those that were enforced, as Spec has them; None where nothing has run."""
+    truncated: bool = False
+    """Whether --max-output has cut stdout or stderr off."""
+    error: dict[str, Any] | None = None
+    """When it failed: stage, errno and path (None where it has none), and the message."""
+
+    def as_json(self) -> str:
+        """One line: the keys above, and those of `error` when there is one."""
+        import json
+
+        fields = {name: value for name, value in vars(self).items() if name != "error"}
+        return json.dumps(fields | (self.error or {}))
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Run the command that the flags describe. Returns the exit code."""
+    status_fd = _status_fd(flags.status_fd)
+    try:
+        outcome = _perform(flags)
+    except UsageError as error:
+        complain(error.message, error.hint)
+        outcome = _failed(EXIT_FAILED, error)
+    if outcome is None:
+        return 0
+    if status_fd is not None:
+        _write_status(status_fd, outcome)
+    return outcome.exit_code
+
+
+def _perform(flags: argparse.Namespace) -> Outcome | None:
+    """Do what the flags ask; every expected failure becomes an Outcome. None: a dry run."""
+    import fastns
+
+    if flags.wrong is not None:
+        raise flags.wrong
+    if flags.tty:
+        raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
+    if not flags.command:
+        raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
+    timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
+    try:
+        spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
+        if flags.max_output is not None:
+            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
+        if not flags.dry_run:
+            return _run(flags.command, spec, timeout)
+        steps = fastns.compile(spec).describe()
+    except (fastns.FastnsError, OSError) as error:
+        code = _failure_code(error)
+        complain_of(error, "run", _hint_of_image(flags) if code == EXIT_NOT_FOUND else None)
+        return _failed(code, error)
+    say("\n".join(steps))
+    return None
+
+
+def _terminal(flags: argparse.Namespace) -> dict[str, str]:
+    """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
+    term = os.environ.get("TERM")
+    if term is None or environment_has(flags, "TERM") or not os.isatty(0):
+        return {}
+    from fastns._terminfo import term_of
+
+    return {"TERM": term_of(flags.rootfs or "/", term)}
+
+
+def _hint_of_image(flags: argparse.Namespace) -> str | None:
+    from fastns.cli._docker import hint_of_image
+
+    return hint_of_image(flags.command[0])
+
+
+def _failure_code(error: Exception) -> int:
+    if getattr(error, "stage", None) != "exec":
+        return EXIT_FAILED
+    missing = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR)
+    return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+
+
+def _failed(code: int, error: Exception) -> Outcome:
+    details = {name: getattr(error, name, None) for name in ("stage", "errno", "path")}
+    if isinstance(details["path"], bytes):
+        details["path"] = os.fsdecode(details["path"])
+    return Outcome(code, "failed", error=details | {"message": str(error)})
+
+
+def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
+    """Start the command and wait for its end, the time's, or a signal that asks for it."""
+    import fastns
+
+    with Signals() as signals:
+        pipes: Any = {"stdout": fastns.PIPE, "stderr": fastns.PIPE} if spec.max_output else {}
+        sandbox = fastns.spawn(command, spec=spec, **pipes)
+        relays = _relays(sandbox, spec)
+        cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
+        if cause != "ended":
+            sandbox.kill()
+        returncode = sandbox.wait()
+        # A Ctrl-C that came before was the command's as well.
+        before = [number for number in signals.take() if number != signal.SIGINT]
+        patience = None if cause == "ended" else PATIENCE
+        stop = before[0] if before else _hand_on(relays, signals, patience)
+        if stop and cause == "ended":
+            cause, number = "killed", stop
+    truncated = any(relay.dropped or relay.is_alive() for relay in relays)
+    if cause == "ended":
+        cause = sandbox.cause or "ended"
+    if cause in ("exited", "signaled") and truncated:
+        cause = "output_limit"
+    if cause == "killed":
+        exit_code = 128 + number
+    elif cause == "timeout":
+        exit_code, number = EXIT_TIMEOUT, signal.SIGKILL
+    elif returncode < 0:
+        exit_code, number = 128 - returncode, -returncode
+    else:
+        exit_code = returncode
+    if cause == "exited" and exit_code:
+        _say_what_is_missing(command, spec)
+    return Outcome(
+        exit_code,
+        cause,
+        signal=signal_name(number) if number else None,
+        usage=_usage(sandbox),
+        wall_time=sandbox.wall_time,
+        limits=sandbox.limits,
+        truncated=truncated,
+    )
+
+
+def _say_what_is_missing(command: list[str], spec: Spec) -> None:
+    """A hint, if an argument of the command names a file of the host that is out of view."""
+    import fastns
+    from fastns import _view
+
+    view = fastns.compile(spec).view
+    hint = None if view is None else _view.hint_of_arguments(command[1:], view)
+    if hint is not None:
+        advise(in_flags(hint))
+
+
+def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
+    """Between the command and stdout and stderr, where there is a limit."""
+    if not spec.max_output:
+        return []
+    from fastns.cli._relay import Relay
+
+    made = []
+    for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
+        assert file is not None  # both were asked for
+        source = os.dup(file.fileno())
+        file.close()
+        made.append(Relay(source, sink, int(spec.max_output)))
+    return made
+
+
+def _hand_on(relays: list[Relay], signals: Signals, patience: float | None) -> int:
+    """Wait until all output is handed on, or nothing of it for `patience` seconds, or a signal
+    comes: that signal, or 0."""
+    before, since = -1, 0.0
+    for relay in relays:
+        while relay.is_alive():
+            for number in signals.take():
+                return number
+            done = sum(each.done for each in relays)
+            if done != before:
+                before, since = done, time.monotonic()
+            elif patience is not None and time.monotonic() - since > patience:
+                return 0
+            relay.join(0.05)
+    return 0
+
+
+def _usage(sandbox: Sandbox) -> dict[str, float] | None:
+    usage = sandbox.usage
+    if usage is None:
+        return None
+    return usage.as_dict()
+
+
+def _wait(
+    sandbox: Sandbox, signals: Signals, timeout: float | None, *, has_init: bool
+) -> tuple[str, int]:
+    """Wait at most `timeout` seconds: ("ended", 0), ("timeout", 0) or ("killed", the signal)."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(sandbox.pidfd, select.POLLIN)
+    poll.register(signals.pipe, select.POLLIN)
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(poll.poll(None if left is None else min(left, LONGEST_POLL)))
+        if sandbox.pidfd in ready:
+            return "ended", 0
+        if left == 0:
+            return "timeout", 0
+        for number in signals.take():
+            # The terminal has sent SIGINT to a command in this session as well, but pid 1 of a
+            # namespace gets only what it handles. A reaper as pid 1 hides whether its child does.
+            if number != signal.SIGINT or has_init or not handles_sigint(sandbox.pid):
+                return "killed", number
+            if not _in_this_session(sandbox.pid):
+                sandbox.send_signal(number)
+
+
+def _in_this_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
+        return False
+
+
+def handles_sigint(pid: int) -> bool:
+    """Whether process `pid` catches or ignores SIGINT. False when it is gone."""
+    bit = 1 << (signal.SIGINT - 1)
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            masks = [line.split()[1] for line in status if line.startswith(("SigCgt:", "SigIgn:"))]
+    except OSError:
+        return False
+    return any(int(mask, 16) & bit for mask in masks)
+
+
+def _status_fd(text: str | None) -> int | None:
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing and leads to
+    no file that the command has: the command could write lines like ours there, truncate the
+    file, or make it non-blocking for everybody."""
+    if text is None:
+        return None
+    import fcntl
+
+    hint = "for example: fastns run --status-fd 3 true 3>status.json"
+    number = whole(text)
+    if number is None:
+        raise UsageError(f"--status-fd {text}: not a number", hint)
+    try:
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except (OSError, OverflowError):
+        raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
+    if mode == os.O_RDONLY:
+        raise UsageError(f"--status-fd {text}: not open for writing", hint)
+    # The number itself first: on a terminal all three are one file.
+    for stdio in sorted(range(3), key=lambda fd: fd != number):
+        if _is_same_file(number, stdio):
+            name = ("stdin", "stdout", "stderr")[stdio]
+            reason = f"the command has it as {name}, and could forge or break what is written there"
+            raise UsageError(f"--status-fd {text}: {reason}", hint)
+    return number
+
+
+def _is_same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.fstat(other))
+    except OSError:  # the other is closed
+        return False
+
+
+def _write_status(fd: int, outcome: Outcome) -> None:
+    line = outcome.as_json().encode() + b"\n"
+    try:
+        while line:
+            line = line[os.write(fd, line) :]
+    except OSError as error:
+        complain(f"--status-fd {fd}: {error.strerror}")

@@ -1,0 +1,266 @@
+"""run(), and what a command that was run to its end has come to."""
+
+from __future__ import annotations
+
+import sys
+
+from fastns import _core
+from fastns._args import check_timeout
+from fastns._cause import cause_of
+from fastns._ended import Completed, DecodeError
+from fastns._stdio import PIPE, RunStreams
+from fastns.errors import SpawnError, SpecError
+from fastns.sandbox import CLD_EXITED, Usage, _TextMode, command, encode_input, plan_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from typing import Any, TypedDict
+
+    from fastns._stdio import Stdio
+    from fastns.batch import Result
+    from fastns.results import CompletedSandbox, TimeoutExpired
+    from fastns.sandbox import Args
+    from fastns.spec import Spec
+    from fastns.template import Template
+
+    class SpawnOptions(TypedDict, total=False):
+        """What spawn() takes beside args and spec."""
+
+        stdin: Stdio
+        stdout: Stdio
+        stderr: Stdio
+        text: bool | None
+        encoding: str | None
+        errors: str | None
+        env: Mapping[str, str] | None
+        cwd: str | os.PathLike[str] | None
+
+    class RunOptions(SpawnOptions, total=False):
+        """What run() takes beside args and spec."""
+
+        input: bytes | str | None
+        capture_output: bool
+        timeout: float | None
+        check: bool
+
+PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
+
+
+class _Unlinked(Completed):
+    """Stands in for CompletedSandbox as long as nobody has imported `subprocess`: most that run one
+    command never need to. It says that it is one, which isinstance() believes, and is pickled and
+    copied as one; type() alone tells the difference."""
+
+    @property
+    def __class__(self) -> Any:
+        return _linked()
+
+    def check_returncode(self) -> None:
+        _linked().check_returncode(self)
+
+    def __repr__(self) -> str:
+        return str(_linked().__repr__(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (vars(self),)
+
+
+_Unlinked.__name__ = _Unlinked.__qualname__ = "CompletedSandbox"
+_class: type[Completed] = _Unlinked
+
+
+def _linked() -> Any:
+    """CompletedSandbox itself, of which all are from now on."""
+    global _class
+    if _class is _Unlinked:
+        from fastns.results import CompletedSandbox
+
+        _class = CompletedSandbox
+        _core.set_completed_class(_class)
+    return _class
+
+
+def _restored(state: dict[str, Any]) -> CompletedSandbox:
+    cls = _linked()
+    done: CompletedSandbox = cls.__new__(cls)
+    done.__dict__.update(state)
+    return done
+
+
+def run(
+    args: Args,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    input: bytes | str | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    capture_output: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> CompletedSandbox:
+    """Runs `args` in a new sandbox to its end, as subprocess.run() does.
+
+    Args: as spawn(), and
+        input: what is written to its stdin; excludes stdin.
+        capture_output: stdout=PIPE, stderr=PIPE; excludes both.
+        timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
+        check: a non-zero returncode raises CalledProcessError.
+    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far. DecodeError,
+        a UnicodeDecodeError, when the output is no such text (errors="replace" takes any).
+    """
+    plan = plan_of(spec)
+    return run_by(
+        None,
+        plan,
+        args,
+        input=input,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        capture_output=capture_output,
+        text=text,
+        encoding=encoding,
+        errors=errors,
+        timeout=timeout,
+        check=check,
+        env=env,
+        cwd=cwd,
+    )
+
+
+def run_by(
+    template: Template | None,
+    plan: _core.Plan,
+    args: Args,
+    *,
+    input: bytes | str | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    capture_output: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> CompletedSandbox:
+    """run() by a template, whose sandbox the plan is, or without one."""
+    if _class is _Unlinked and "subprocess" in sys.modules:
+        _linked()
+    timeout_ns = None if timeout is None else check_timeout(timeout)
+    mode = _TextMode.of(text, encoding, errors)
+    streams_given = input is not None or stdin is not None or stdout is not None
+    plain = not streams_given and stderr is None and env is None and cwd is None
+    if plain and not plan.max_output:
+        pipes = PIPED if capture_output else 0
+        if template is None:
+            outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
+        else:
+            outcome = template._run_plain(args, pipes, timeout_ns)
+        if isinstance(outcome, Completed):
+            return outcome
+        if outcome is not None:
+            return checked(completed(args, plan, outcome, mode, timeout), check)
+    if input is not None:
+        if stdin is not None:
+            raise SpecError("stdin", "input is given: leave stdin out")
+        stdin = PIPE
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
+        stdout = stderr = PIPE
+    data = encode_input(input, mode)
+    argv, environ, paths, directory = command(plan, args, env, cwd)
+    streams = RunStreams(stdin, stdout, stderr)
+    try:
+        fds = (streams.fds[0], streams.fds[1], streams.fds[2])
+        limit = plan.max_output
+        item = (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, limit)
+        outcome = _core.run(plan, None, item) if template is None else template._run(item)
+    finally:
+        streams.close()
+    return checked(completed(args, plan, outcome, mode, timeout), check)
+
+
+def checked(done: Result, check: bool) -> CompletedSandbox:
+    if isinstance(done, Completed):
+        if check and done.returncode:
+            from fastns.results import CalledProcessError
+
+            raise CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
+        return done
+    try:
+        raise done
+    finally:
+        del done  # or the error and this frame would keep each other
+
+
+def completed(
+    args: Args,
+    plan: _core.Plan,
+    outcome: _core._Outcome | SpawnError,
+    mode: _TextMode | None,
+    timeout: float | None,
+) -> Result:
+    """What a command that was run to its end has come to."""
+    if isinstance(outcome, SpawnError):
+        return outcome
+    result, out, err, dropped, timed_out = outcome
+    code, status, user, system, max_rss, exact, wall, counts = result
+    returncode = status if code == CLD_EXITED else -status
+    used = (user, system, max_rss, exact, counts)
+    truncated = any(dropped)
+    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=truncated, plan=plan)
+    stdout: Any = out
+    stderr: Any = err
+    error: TimeoutExpired | DecodeError | None = None
+    if timed_out:
+        assert timeout is not None
+        from fastns.results import TimeoutExpired
+
+        partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+        error = TimeoutExpired(args, timeout, *partial)
+    elif mode is not None:
+        try:
+            stdout = None if out is None else mode.decode(out, dropped[0] > 0)
+            stderr = None if err is None else mode.decode(err, dropped[1] > 0)
+        except UnicodeDecodeError as exc:
+            error = DecodeError(*exc.args)
+            error.stdout, error.stderr = out, err
+    if error is not None:
+        error.returncode = returncode
+        error.usage = Usage.of(*used)
+        error.wall_time = wall
+        error.truncated = truncated
+        error.cause = cause
+        error.limits = plan.limits
+        return error
+    done: Any = _class(
+        args,
+        returncode,
+        stdout,
+        stderr,
+        used,
+        wall,
+        plan.method,
+        truncated=truncated,
+        cause=cause,
+        limits=plan.limits,
+        id_map=plan.id_map,
+        mount_namespace=plan.mount_namespace,
+    )
+    ended: CompletedSandbox = done
+    return ended
+
+
+_core.set_completed_class(_class)

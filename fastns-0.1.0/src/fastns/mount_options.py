@@ -1,0 +1,233 @@
+"""Mount options: one table of what each name means, and for which types of mount.
+
+spec.py checks options with it, _compile.py takes the kernel's flags from it. Names are those of
+mount(8) and of the OCI runtime specification.
+"""
+
+from __future__ import annotations
+
+from _collections_abc import Iterable
+
+from fastns._args import encode, shown
+from fastns._record import record
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    _Kind: TypeAlias = tuple[str, Callable[[str], bool]]  # what is expected, and whether it is so
+
+TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_NOATIME, MS_NODIRATIME = 1024, 2048
+MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE = 1 << 17, 1 << 18, 1 << 19
+MS_RELATIME, MS_STRICTATIME = 1 << 21, 1 << 24
+
+# mount_setattr(2): the access time is a field of its own, not bits.
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
+
+
+@record(frozen=True)
+class ParsedOptions:
+    """Options as the kernel takes them: mount(2) flags and data, or mount_setattr(2) bits."""
+
+    ms_flags: int = 0
+    attr_set: int = 0
+    attr_clr: int = 0
+    data: str = ""
+    recursive: bool = False
+    propagation: int = 0
+    mkdir: bool = False
+    idmap: bool | None = None  # None: where the file system can
+
+
+@record(frozen=True)
+class _Flag:
+    group: str  # of options that exclude each other, one may be given
+    ms: int = 0
+    attr_set: int = 0
+    attr_clr: int = 0
+
+
+FLAGS = {
+    "ro": _Flag("ro", MS_RDONLY, ATTR_RDONLY),
+    "rw": _Flag("ro", 0, 0, ATTR_RDONLY),
+    "nosuid": _Flag("suid", MS_NOSUID, ATTR_NOSUID),
+    "suid": _Flag("suid", 0, 0, ATTR_NOSUID),
+    "nodev": _Flag("dev", MS_NODEV, ATTR_NODEV),
+    "dev": _Flag("dev", 0, 0, ATTR_NODEV),
+    "noexec": _Flag("exec", MS_NOEXEC, ATTR_NOEXEC),
+    "exec": _Flag("exec", 0, 0, ATTR_NOEXEC),
+    "noatime": _Flag("atime", MS_NOATIME, ATTR_NOATIME, ATTR_ATIME),
+    "relatime": _Flag("atime", MS_RELATIME, 0, ATTR_ATIME),
+    "strictatime": _Flag("atime", MS_STRICTATIME, ATTR_STRICTATIME, ATTR_ATIME),
+    "nodiratime": _Flag("nodiratime", MS_NODIRATIME, ATTR_NODIRATIME),
+    "defaults": _Flag("defaults"),
+}
+MAX_DATA = 4095  # bytes of all options for the file system: a page with its NUL (mount(2))
+MAX_ID = 2**32 - 2
+MKDIR = ("X-mount.mkdir", "x-mount.mkdir")
+PROPAGATIONS = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE,
+}
+
+
+def _is_number(value: str, digits: int = 10) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= digits
+
+
+def _is_octal(value: str) -> bool:
+    return 1 <= len(value) <= 4 + value.startswith("0") and not value.strip("01234567")
+
+
+def _is_count(value: str, units: str = "kmg") -> bool:
+    return _is_number(value[:-1] if value[-1:].lower() in tuple(units) else value, 19)
+
+
+def _is_size(value: str) -> bool:
+    return _is_number(value[:-1], 3) if value.endswith("%") else _is_count(value, "kmgt")
+
+
+def _is_path(value: str) -> bool:
+    return value != "" and "\0" not in value
+
+
+def _one_of(*words: str) -> _Kind:
+    return " or ".join(words), words.__contains__
+
+
+# Not regular expressions: `re` takes as long to import as all that is here.
+_NUMBER: _Kind = "a number of at most 10 digits", _is_number
+_OCTAL: _Kind = "an octal mode such as 0755", _is_octal
+_SIZE: _Kind = "64m, 1g, 50% or bytes", _is_size
+_COUNT: _Kind = "a number such as 1000 or 64k", _is_count
+_PATH: _Kind = "a path", _is_path
+# Options handed to the file system as they are: name -> kind of the value (None: no value).
+DATA: dict[str, dict[str, _Kind | None]] = {
+    "tmpfs": {
+        "size": _SIZE,
+        "nr_blocks": _SIZE,
+        "nr_inodes": _COUNT,
+        "mode": _OCTAL,
+        "uid": _NUMBER,
+        "gid": _NUMBER,
+    },
+    "devtmpfs": {"size": _SIZE, "nr_inodes": _COUNT, "mode": _OCTAL},
+    "devpts": {
+        "newinstance": None,
+        "ptmxmode": _OCTAL,
+        "mode": _OCTAL,
+        "uid": _NUMBER,
+        "gid": _NUMBER,
+        "max": _NUMBER,
+    },
+    "proc": {
+        "hidepid": _one_of("0", "1", "2", "3", "4", "off", "noaccess", "invisible", "ptraceable"),
+        "gid": _NUMBER,
+        "subset": _one_of("pid"),
+    },
+    "overlay": {
+        "lowerdir": _PATH,
+        "upperdir": _PATH,
+        "workdir": _PATH,
+        "userxattr": None,
+        "index": _one_of("on", "off"),
+        "metacopy": _one_of("on", "off"),
+        "redirect_dir": _one_of("on", "off", "follow", "nofollow"),
+        "volatile": None,
+    },
+    "cgroup2": {"nsdelegate": None, "memory_recursiveprot": None},
+}
+
+
+def names(type: str) -> list[str]:
+    """What may be given for a type, as a person would write it."""
+    found = [*FLAGS, "X-mount.mkdir"]
+    if type == "bind":
+        found += ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS]
+    found += [n if kind is None else f"{n}=" for n, kind in DATA.get(type, {}).items()]
+    return found
+
+
+def parse(type: str, options: Iterable[str]) -> ParsedOptions:
+    """Checks the options of one mount and turns them into what the kernel takes.
+
+    Raises: SpecError, field "mounts.options", for an unknown or contradictory option.
+    """
+    ms_flags = attr_set = attr_clr = propagation = 0
+    recursive = mkdir = False
+    idmap: bool | None = None
+    data: list[str] = []
+    seen: dict[str, str] = {}
+    for option in options:
+        if not isinstance(option, str) or not option:
+            raise SpecError("mounts.options", f"{shown(option)}: non-empty strings expected")
+        encode("mounts.options", option)
+        if option in seen.values():
+            continue  # said twice: mount(8) and OCI bundles allow it
+        key, equals, value = option.partition("=")
+        if option in FLAGS:
+            flag = FLAGS[option]
+            group = flag.group
+            ms_flags |= flag.ms
+            attr_set |= flag.attr_set
+            attr_clr |= flag.attr_clr
+        elif option in MKDIR:
+            group, mkdir = "mkdir", True
+        elif type == "bind" and option in ("idmap", "noidmap"):
+            group, idmap = "idmap", option == "idmap"
+        elif type == "bind" and option in ("bind", "rbind"):
+            group, recursive = "bind", option == "rbind"
+        elif type == "bind" and option in PROPAGATIONS:
+            group, propagation = "propagation", PROPAGATIONS[option]
+        elif option in ("shared", "rshared"):
+            raise SpecError(
+                "mounts.options",
+                f"{option!r}: mounts inside would appear outside; private or slave",
+            )
+        elif key in DATA.get(type, {}):
+            kind = DATA[type][key]
+            if (kind is None) != (not equals) or (kind and not kind[1](value)):
+                form = f"{key} without a value" if kind is None else f"{key}= with {kind[0]}"
+                raise SpecError("mounts.options", f"{shown(option)}: {form} expected")
+            if key in ("uid", "gid") and int(value) > MAX_ID:
+                raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
+            # A comma would end the option and start another one (mount(2), data).
+            if "," in value:
+                raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
+            group = key
+            data.append(option)
+        else:
+            raise _unknown(type, option)
+        if group in seen:
+            other = seen[group]
+            raise SpecError("mounts.options", f"{other!r} and {shown(option)} exclude each other")
+        seen[group] = option
+    if type == "overlay" and "lowerdir" not in seen:
+        raise SpecError("mounts.options", "an overlay needs lowerdir=")
+    encode("mounts.options", ",".join(data), MAX_DATA)
+    return ParsedOptions(
+        ms_flags, attr_set, attr_clr & ~attr_set | attr_clr & ATTR_ATIME, ",".join(data),
+        recursive, propagation, mkdir, idmap,
+    )  # fmt: skip
+
+
+def _unknown(type: str, option: str) -> SpecError:
+    import difflib  # only an error needs it
+
+    accepted = names(type)
+    close = difflib.get_close_matches(option.partition("=")[0], accepted, 2)
+    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return SpecError(
+        "mounts.options",
+        f"{shown(option)} is not an option of {type}{meant}; accepted: {', '.join(accepted)}",
+    )

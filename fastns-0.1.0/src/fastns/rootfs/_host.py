@@ -1,0 +1,129 @@
+"""The host's files: where a path leads, where a command is, what a script is run by."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+
+from fastns.rootfs._model import Entries, Entry, Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+MAX_LINKS = 40
+"""Symbolic links followed in one path, as in the kernel (path_resolution(7))."""
+MAX_SHEBANG = 256
+"""Bytes of the `#!` line that the kernel reads (execve(2))."""
+KERNEL_PLACES = ("/dev", "/proc", "/sys")
+"""What lies here is made by the kernel and is no file to copy."""
+
+
+def absolute(path: str) -> str:
+    """The path from the host's root. Links of an absolute path stay in it: they are copied."""
+    if not path or os.path.isabs(path):
+        return path
+    directory, name = os.path.split(path.rstrip("/"))
+    if name in (".", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(directory), name)
+
+
+def walk(path: str) -> tuple[str, Entries]:
+    """Follow an absolute path. Returns where it ends, and the entries on the way and at the end.
+
+    Raises Unusable when it ends nowhere, or at something that is no file and no directory.
+    """
+    entries: Entries = {}
+    ahead = deque(path.split("/"))
+    here = ""
+    links = 0
+    while ahead:
+        part = ahead.popleft()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            here = os.path.dirname(here).rstrip("/")
+            continue
+        there = f"{here}/{part}"
+        if there in KERNEL_PLACES:
+            raise Unusable(f"lies in {there}, which holds no ordinary files")
+        status = _lstat(there)
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > MAX_LINKS:
+                raise Unusable("too many levels of symbolic links")
+            leads = os.readlink(there)
+            entries[there] = Entry("link", source=leads)
+            here = "" if leads.startswith("/") else here
+            ahead.extendleft(reversed(leads.split("/")))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            if ahead:
+                raise Unusable(f"{there} is not a directory")
+            if not os.access(there, os.R_OK):
+                raise Unusable("cannot be read")
+        elif not stat.S_ISDIR(status.st_mode):
+            raise Unusable("is neither a file nor a directory")
+        entries[there] = _entry(there, status)
+        here = there
+    if not here:
+        raise Unusable("is the host's root")
+    return here, entries
+
+
+def _lstat(path: str) -> os.stat_result:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        raise Unusable("does not exist") from None
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from None
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    """The entry of a file or directory: without setuid and setgid bits."""
+    mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
+    if stat.S_ISDIR(status.st_mode):
+        return Entry("directory", mode | 0o700)  # its owner has to put the rest in
+    return Entry("file", mode, path, status.st_size, status.st_mtime_ns)
+
+
+def in_path(name: str, path: str) -> str | None:
+    """The first executable file of that name in a PATH; relative directories do not count."""
+    for directory in path.split(os.pathsep):
+        found = os.path.join(directory, name)
+        if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):
+            return found
+    return None
+
+
+def open_file(path: str) -> BinaryIO:
+    """A regular file, for reading. OSError for all else: a fifo would wait for a writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return open(fd, "rb")
+
+
+def shebang(path: str) -> list[str]:
+    """The words of a script's first line, the interpreter first; none when it has no `#!`."""
+    with open_file(path) as file:
+        line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
+    return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
+
+
+def run_by_env(words: list[str]) -> list[str]:
+    """The command among the words after env(1): none or one."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("-u", "-C", "--unset", "--chdir"):
+            next(rest, None)
+        elif word.startswith("-S") and len(word) > 2:
+            return [word[2:]]
+        elif not word.startswith("-") and "=" not in word:
+            return [word]
+    return []

@@ -1,0 +1,154 @@
+"""Which libraries a program loads, and from where: the rules of ld.so(8), followed by reading."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import deque
+
+from fastns._record import record
+from fastns.rootfs._elf import Elf, Machine, is_for, read
+from fastns.rootfs._model import Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ANY_LOADERS = ("/lib", "/usr/lib")
+"""Directories that every loader looks in."""
+CACHED = ("/lib64", "/usr/lib64")
+"""Directories that ldconfig(8) knows without being told, so the cache leads there."""
+
+
+@record(frozen=True)
+class Loaded:
+    """An ELF file in the process that the loader would make of a program."""
+
+    path: str
+    elf: Elf
+    user: Loaded | None = None
+    """Whose need brought it here; None for the program itself."""
+
+
+@record(frozen=True)
+class Need:
+    """A library that an ELF file needs, and what became of it."""
+
+    name: str
+    user: Loaded
+    path: str | None = None
+    """Where it is, on the host; None when it was not found."""
+    trouble: str = ""
+    """Why it cannot be loaded from there."""
+
+
+class Search:
+    """The loaders met so far, and the directories that they look in."""
+
+    def __init__(self) -> None:
+        self.uses_cache = False
+        """Whether some library stands where only the loader's cache leads."""
+        self._configured = configured_dirs("/etc/ld.so.conf")
+        self._built_in: dict[str | Machine, list[str]] = {}
+        """By loader; under a machine, those of its first loader."""
+        self._elfs: dict[str, Elf | None] = {}
+
+    def read(self, path: str) -> Elf | None:
+        """As _elf.read(); each file is read once."""
+        if path not in self._elfs:
+            self._elfs[path] = read(path)
+        return self._elfs[path]
+
+    def add_loader(self, interpreter: str, final: str, machine: Machine) -> None:
+        """A loader stands at `final`. Its built-in directories are where it is itself."""
+        bare = os.path.dirname(final).removeprefix("/usr")
+        pair = [bare, f"/usr{bare}"] if bare.startswith("/lib") else [os.path.dirname(final)]
+        self._built_in[interpreter] = pair
+        self._built_in.setdefault(machine, pair)
+
+    def needs(self, program: Loaded) -> Iterator[Need]:
+        """What the loader would load for a program: breadth first, each name once.
+
+        A name counts as loaded under the words that asked for it and under its DT_SONAME, so a
+        library found for one object serves all later ones.
+        """
+        interpreter = program.elf.interpreter
+        own = self._built_in.get(interpreter or program.elf.machine, [])
+        built_in = [*own, *ANY_LOADERS]
+        loaded = {os.path.basename(interpreter)} if interpreter else set()
+        queue = deque([program])
+        while queue:
+            user = queue.popleft()
+            for name in user.elf.needed:
+                if name in loaded:
+                    continue
+                loaded.add(name)
+                path = self._find(name, user, built_in)
+                if path is None:
+                    yield Need(name, user)
+                    continue
+                try:
+                    elf = self.read(path)
+                    if elf is None:
+                        raise Unusable("is no ELF file any more")
+                except Unusable as reason:
+                    yield Need(name, user, path, str(reason))
+                    continue
+                yield Need(name, user, path)
+                loaded.add(elf.soname or name)
+                queue.append(Loaded(path, elf, user))
+
+    def _find(self, name: str, user: Loaded, built_in: list[str]) -> str | None:
+        """Where the loader would find a library."""
+        machine = user.elf.machine
+        if "/" in name:
+            path = _expanded(name, user, built_in)
+            return path if os.path.isabs(path) and is_for(path, machine) else None
+        for directory, owner in _run_paths(user):
+            path = f"{_expanded(directory, owner, built_in)}/{name}"
+            if os.path.isabs(path) and is_for(path, machine):
+                return path
+        for place in [*self._configured, *built_in, *CACHED]:
+            path = f"{place}/{name}"
+            if is_for(path, machine):
+                if place not in built_in:
+                    self.uses_cache = True
+                return path
+        return None
+
+
+def _run_paths(user: Loaded) -> Iterator[tuple[str, Loaded]]:
+    """The directories that the objects themselves name, and which of them does."""
+    if not user.elf.runpath:  # RUNPATH switches every RPATH off
+        one: Loaded | None = user
+        while one:
+            if not one.elf.runpath:
+                yield from ((path, one) for path in one.elf.rpath)
+            one = one.user
+    yield from ((path, user) for path in user.elf.runpath)
+
+
+def _expanded(path: str, owner: Loaded, built_in: list[str]) -> str:
+    """The path with the loader's variables replaced."""
+    lib = built_in[0].removeprefix("/usr").lstrip("/")
+    path = re.sub(r"\$(ORIGIN\b|\{ORIGIN\})", lambda _: os.path.dirname(owner.path), path)
+    return re.sub(r"\$(LIB\b|\{LIB\})", lambda _: lib, path)
+
+
+def configured_dirs(path: str, seen: frozenset[str] = frozenset()) -> list[str]:
+    """The directories of an ld.so.conf, and of the files it includes (ldconfig(8))."""
+    if path in seen or not os.path.isfile(path):
+        return []
+    result = []
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            words = re.split(r"[\s:,]+", line.split("#", 1)[0].strip())
+            if words[0] == "include":
+                for pattern in words[1:]:
+                    full = os.path.join(os.path.dirname(path), pattern)
+                    for found in sorted(glob.glob(full)):
+                        result += configured_dirs(found, seen | {path})
+            elif words[0] != "hwcap":
+                result += [word.split("=", 1)[0].rstrip("/") for word in words if word[:1] == "/"]
+    return list(dict.fromkeys(result))

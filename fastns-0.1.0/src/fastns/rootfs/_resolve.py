@@ -1,0 +1,257 @@
+"""Which files a root needs: the commands, their interpreters, loaders and libraries.
+
+Files are read and never run. Everything that is missing is collected, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from fastns._terminfo import paths_of
+from fastns.rootfs import _skeleton
+from fastns.rootfs._elf import Elf, is_for
+from fastns.rootfs._host import absolute, in_path, run_by_env, shebang, walk
+from fastns.rootfs._loader import Loaded, Need, Search
+from fastns.rootfs._model import Entries, Entry, Plan, RootfsError, Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+"""Where a command may be that PATH does not lead to: for the hint."""
+
+
+def resolve(target: str, commands: Sequence[str], extra: Sequence[str]) -> Plan:
+    """The plan of a root. RootfsError names everything that is missing at once."""
+    resolver = _Resolver(target)
+    resolver.command("/bin/sh")
+    found = [resolver.command(name) for name in commands]
+    for path in extra:
+        resolver.extra(path)
+    resolver.what_libraries_open()
+    _skeleton.add_skeleton(resolver.entries)
+    missing = resolver.all_missing()
+    if missing:
+        raise RootfsError("; ".join(missing), missing=missing, hint=resolver.hint)
+    return Plan(
+        resolver.entries,
+        tuple(sorted(resolver.libraries)),
+        tuple(dict.fromkeys(path for path in found if path)),
+        tuple(extra),
+    )
+
+
+def inside(path: str, directory: str) -> bool:
+    """Whether a path is this directory or lies in it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+class _Resolver:
+    """Collects the entries of a root, and what is missing for them."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.entries: Entries = {}
+        self.libraries: set[str] = set()
+        self.missing: dict[str, None] = {}
+        """In the order they were found; a dict, as a set has none."""
+        self.hint: str | None = None
+        self._search = Search()
+        self._programs: set[str] = set()
+        self._not_found: list[tuple[Need, bool]] = []
+        """With whether another copied file of that name will do."""
+
+    # Words of the user
+
+    def command(self, name: str) -> str | None:
+        """Plan a command and what it needs. Returns where it is, or None when it is missing."""
+        try:
+            path = self._find_command(name)
+            self._program(path)
+        except Unusable as reason:
+            self.missing[f"command {name}: {reason}"] = None
+            return None
+        return path
+
+    def extra(self, path: str) -> None:
+        """Plan a file, or a directory with all that is in it."""
+        try:
+            final = self._add(path)
+        except Unusable as reason:
+            self.missing[f"extra {path}: {reason}"] = None
+            return
+        if self.entries[final].kind == "file":
+            self._libraries_of_extra(final)
+        elif inside(self.target, final):
+            self.missing[f"extra {path}: contains the destination, {self.target}"] = None
+        else:
+            self._tree(final)
+
+    def _tree(self, top: str) -> None:
+        """Plan what is in a directory: everything but what its links to directories lead to."""
+
+        def stop(error: OSError) -> NoReturn:
+            raise error
+
+        for directory, subdirectories, files in os.walk(top, onerror=stop):
+            for name in sorted([*subdirectories, *files]):
+                self._member(os.path.join(directory, name))
+
+    def _member(self, path: str) -> None:
+        is_link = os.path.islink(path)
+        if is_link:
+            self.entries[path] = Entry("link", source=os.readlink(path))
+        try:
+            final, entries = self._walk(path)
+        except Unusable as reason:
+            if not is_link:  # a link may lead nowhere, as on the host
+                self.missing[f"extra {path}: {reason}"] = None
+            return
+        if is_link and entries[final].kind == "directory":
+            return
+        self.entries |= entries
+        if entries[final].kind == "file":
+            self._libraries_of_extra(final)
+
+    # Programs
+
+    def _find_command(self, name: str) -> str:
+        """The absolute path of a command."""
+        if not name or "\0" in name:
+            raise Unusable("not a name")
+        if "/" in name:
+            return absolute(name)
+        found = in_path(name, os.environ.get("PATH", os.defpath))
+        if found:
+            return found
+        elsewhere = in_path(name, COMMAND_PLACES)
+        if elsewhere:
+            self.hint = f"{elsewhere} exists: give it as a path"
+        raise Unusable("not found in PATH")
+
+    def _program(self, path: str) -> None:
+        """Plan something that is executed: its file, then its libraries or its interpreter."""
+        final = self._add(path)
+        if self.entries[final].kind == "directory":
+            raise Unusable("is a directory")
+        if not os.access(final, os.X_OK):
+            raise Unusable("is not executable")
+        if final in self._programs:
+            return
+        self._programs.add(final)
+        elf = self._search.read(final)
+        if elf:
+            self._load(Loaded(final, elf))
+        else:
+            self._interpreter(final)
+
+    def _interpreter(self, script: str) -> None:
+        """Plan what runs a script, and with `env` also what env runs."""
+        words = shebang(script)
+        names = words[:1]
+        if words and os.path.basename(words[0]) == "env":
+            names += run_by_env(words[1:])
+        for number, name in enumerate(names):
+            try:
+                if number == 0 and not os.path.isabs(name):
+                    raise Unusable("not an absolute path")
+                self._program(self._find_command(name))
+            except Unusable as reason:
+                self.missing[f"interpreter {name}: needed by {script}, {reason}"] = None
+
+    def _add(self, path: str) -> str:
+        """Plan a path with the links and directories on its way. Returns the final path."""
+        final, entries = self._walk(path)
+        self.entries |= entries
+        return final
+
+    def _walk(self, path: str) -> tuple[str, Entries]:
+        """As walk(), but never through the root that is built: a sandbox may have written there."""
+        final, entries = walk(path)
+        if any(inside(step, self.target) for step in entries):
+            raise Unusable(f"lies in the destination, {self.target}")
+        return final, entries
+
+    # Libraries
+
+    def _libraries_of_extra(self, path: str) -> None:
+        try:
+            elf = self._search.read(path)
+        except Unusable:
+            return  # no loader would take it either: a file like any other
+        if elf:
+            self._load(Loaded(path, elf), in_extra=True)
+
+    def _load(self, program: Loaded, *, in_extra: bool = False) -> None:
+        """Plan what the loader would load for a program, and the loader."""
+        if program.elf.interpreter:
+            self._loader(program.elf.interpreter, program)
+        for need in self._search.needs(program):
+            if need.path is None:
+                # A program with plug-ins may have loaded a file of that name before.
+                self._not_found.append((need, in_extra))
+                continue
+            try:
+                if need.trouble:
+                    raise Unusable(need.trouble)
+                self.libraries.add(self._add(need.path))
+            except Unusable as reason:
+                words = f"{need.name}: needed by {need.user.path}, {need.path} {reason}"
+                self.missing[words] = None
+
+    def _loader(self, path: str, program: Loaded) -> None:
+        try:
+            final, entries = self._walk(path)
+            if self._search.read(final) is None:
+                raise Unusable("is no ELF file")  # what else a program names is not copied
+            self.entries |= entries
+        except Unusable as reason:
+            self.missing[f"loader {path}: needed by {program.path}, {reason}"] = None
+            return
+        self.libraries.add(final)
+        self._search.add_loader(path, final, program.elf.machine)
+
+    def what_libraries_open(self) -> None:
+        """Plan what libc, ncurses and the loader open by themselves: locale, services, terminals,
+        the cache."""
+        for path in sorted(self.libraries):
+            name = os.path.basename(path)
+            if name.startswith(_skeleton.TERMINAL_LIBRARIES):
+                self._terminals()
+            if not name.startswith(("libc.so.6", "libc-2.")):
+                continue
+            with contextlib.suppress(Unusable):  # older C libraries have no such locale
+                self._add(_skeleton.LOCALE)
+                self._tree(_skeleton.LOCALE)
+            if _skeleton.lacks_services(path):
+                elf = self._search.read(path)
+                if elf:
+                    services = Elf(elf.machine, needed=_skeleton.NSS_LIBRARIES)
+                    self._load(Loaded("/etc/nsswitch.conf", services))
+        if self._search.uses_cache:
+            with contextlib.suppress(Unusable):  # a loader without a cache has another way
+                self._add("/etc/ld.so.cache")
+
+    def _terminals(self) -> None:
+        for terminal in _skeleton.TERMINALS:
+            for path in paths_of(terminal):
+                with contextlib.suppress(Unusable):  # most are in one place only
+                    self._add(path)
+
+    def all_missing(self) -> tuple[str, ...]:
+        """Everything that was not found, one text each."""
+        for need, in_extra in self._not_found:
+            if not (in_extra and self._given(need)):
+                self.missing[f"{need.name}: needed by {need.user.path}, not found"] = None
+        return tuple(self.missing)
+
+    def _given(self, need: Need) -> bool:
+        """Whether a file of that name is copied anyway."""
+        return any(
+            os.path.basename(path) == need.name and is_for(path, need.user.elf.machine)
+            for path, entry in self.entries.items()
+            if entry.kind in ("file", "link")
+        )

@@ -1,0 +1,69 @@
+"""What is in every root, whatever was asked for: the directories, a minimal /etc.
+
+Comes after all else is planned: what was copied is left as it is on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from fastns.rootfs._host import open_file, walk
+from fastns.rootfs._model import Entries, Entry, Unusable
+
+LAYOUT = (
+    *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
+    *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
+)
+"""Links or directories as on the host, and absent where the host has none."""
+DIRECTORIES = {
+    **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
+    **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
+    "/root": 0o700,
+    "/tmp": 0o1777,
+    "/var/tmp": 0o1777,
+}
+"""Directories of every root, with their modes; a link that LAYOUT put there stays."""
+TEXTS = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    "/etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost\n",
+    "/etc/hostname": "localhost\n",
+    "/etc/resolv.conf": "",
+}
+"""Files made here unless they are copied or there already: a user may change them."""
+
+LOCALE = "/usr/lib/locale/C.utf8"
+"""What LANG=C.UTF-8, the default inside, is to glibc: without it bytes are taken for letters."""
+TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
+"""What reads the terminal database: of shells, `less`, `top` and the like."""
+TERMINALS = (
+    *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
+    *("xterm", "xterm-256color"),
+)
+"""Entries of every root in which something reads them, as far as the host has them."""
+NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
+"""The services that nsswitch.conf names above."""
+NSS_BUILT_IN = b"GLIBC_2.34\0"
+"""A symbol version of every C library that has these services in itself."""
+MAX_LIBC = 64 << 20
+"""Bytes of a C library that are looked at: many times its size."""
+
+
+def lacks_services(libc: str) -> bool:
+    """Whether this C library opens NSS_LIBRARIES once it runs: an older glibc."""
+    with open_file(libc) as file:
+        return NSS_BUILT_IN not in file.read(MAX_LIBC)
+
+
+def add_skeleton(entries: Entries) -> None:
+    """Add what every root has, and no planned entry stands for yet."""
+    for path in LAYOUT:
+        with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
+            entries |= walk(path)[1]
+    for path, mode in DIRECTORIES.items():
+        if path not in entries or entries[path].kind == "directory":
+            entries[path] = Entry("directory", mode)
+    for path, text in TEXTS.items():
+        entries.setdefault(path, Entry("text", source=text, size=len(text)))

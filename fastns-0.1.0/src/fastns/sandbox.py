@@ -1,0 +1,512 @@
+"""The handle of a running sandbox, and spawn(), with the manners of subprocess.Popen."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+from _warnings import warn  # of `warnings`, which takes longer to import
+
+from fastns import _core
+from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._cause import cause_of
+from fastns._compile import compile, search_path
+from fastns._record import record
+from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
+from fastns.errors import SpawnError, SpecError
+from fastns.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import IO, Any, TypeAlias
+
+    from fastns._cause import Cause, Counts
+    from fastns._stdio import Stdio
+
+    Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
+CLD_EXITED = 1
+SIGTERM = 15  # the module `signal` brings `enum`
+USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
+
+
+def exit_code(returncode: int) -> int:
+    """The code a shell would show: 128+n after signal n."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+@record(frozen=True)
+class Usage:
+    """What a sandbox used, by the kernel's account of its first process and all it waited for."""
+
+    # Seconds. Children that nobody inside has waited for are not in these two: those that ended
+    # with a sandbox that was killed, or were left behind by its first process. cpu_time has them.
+    user_time: float
+    system_time: float
+    max_rss: int  # bytes, of the largest process
+    max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
+    # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
+    # Of all its processes together, by its cgroups. None: no limit of that kind was set, or the
+    # kernel does not tell it of this sandbox alone.
+    memory_peak: int | None = None  # bytes, tmpfs and memory files among them
+    pids_peak: int | None = None
+    io_read: int | None = None  # bytes
+    io_write: int | None = None
+    cpu_time: float | None = None  # seconds, of all its processes, those nobody waited for too
+
+    @classmethod
+    def of(
+        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
+    ) -> Usage:
+        """From a result of _core's."""
+        if counts is None:
+            return cls(user, system, max_rss, exact)
+        more = (counts[name] for name in USAGE_OF_CGROUPS)
+        peak, pids, read, write = more
+        time = counts["cpu_time"]
+        seconds = None if time is None else time / 1e9
+        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON: what is known."""
+        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
+        known = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
+    if isinstance(spec, _core.Plan):
+        return spec
+    if spec is not None and not isinstance(spec, Spec):
+        raise SpecError(
+            "spec",
+            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            " (a Template has spawn(), run() and batches of its own)",
+        )
+    return compile(spec)
+
+
+def command(
+    plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
+    """argv, environment, the paths to try for argv[0] in order, working directory."""
+    argv = check_args(args)
+    directories = plan.search_path
+    environ = plan.environ
+    if env is not None:
+        environ = check_env(env)
+        found = (entry[5:] for entry in environ if entry.startswith(b"PATH="))
+        directories = search_path(next(found, None))
+    name = argv[0]
+    paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
+    return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
+
+
+def spawn(
+    args: Args,
+    *,
+    spec: Spec | _core.Plan | None = None,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    pass_fds: Iterable[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> Sandbox:
+    """Starts `args` in a new sandbox and returns as soon as it runs.
+
+    Args:
+        args: the command and its arguments; a name without a slash is looked up in the sandbox's
+            own PATH, inside its root.
+        spec: a Spec or a Plan; None: the host's system directories, read-only, every
+            namespace new.
+        stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
+        text, encoding, errors: text streams instead of binary ones, as in subprocess.
+        pass_fds: fds that stay open under the same number; all others are closed.
+        env: the whole environment, instead of the spec's. cwd: instead of the spec's.
+    Raises:
+        SpecError: an argument that cannot be; nothing was started.
+        SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
+    """
+    plan = plan_of(spec)
+    mode = _TextMode.of(text, encoding, errors)
+    return start(
+        lambda *started: _core.spawn(plan, *started),
+        plan,
+        args,
+        (stdin, stdout, stderr),
+        mode,
+        pass_fds=pass_fds,
+        env=env,
+        cwd=cwd,
+    )
+
+
+def start(
+    starter: Callable[..., _core.Process],
+    plan: _core.Plan,
+    args: Args,
+    streams: tuple[Stdio, Stdio, Stdio],
+    mode: _TextMode | None,
+    *,
+    pass_fds: Iterable[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> Sandbox:
+    """What every spawn does, whoever it is that starts the process (a _core.spawn of some kind)."""
+    argv, environ, paths, directory = command(plan, args, env, cwd)
+    keep = check_pass_fds(pass_fds)
+    stdio = StdioPlan(*streams, owner=plan.pipe_owner)
+    try:
+        child = (stdio.child[0], stdio.child[1], stdio.child[2])
+        process = starter(argv, environ, paths, directory, child, keep)
+    except BaseException:
+        stdio.close_all()
+        raise
+    stdio.close_child()
+    return Sandbox(args, plan, process, stdio.parent, mode)
+
+
+@record(frozen=True)
+class _TextMode:
+    """How bytes become text: None everywhere means they do not."""
+
+    encoding: str
+    errors: str
+
+    @classmethod
+    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> _TextMode | None:
+        if not (text or encoding or errors):
+            return None
+        for field, name, what in (
+            ("encoding", encoding, "a text encoding such as 'utf-8'"),
+            ("errors", errors, "an error handler such as 'replace'"),
+        ):
+            try:
+                if name is not None and field == "errors":
+                    codecs.lookup_error(name)
+                elif name is not None:
+                    "".encode(name)  # rot13 and the like are codecs, but not of text
+            except (LookupError, TypeError, ValueError):
+                raise SpecError(field, f"{shown(name)}: {what} expected") from None
+        return cls(encoding or "utf-8", errors or "strict")
+
+    def decode(self, data: bytes, cut: bool = False) -> str:
+        """`cut`: there was more, so that the last character may be incomplete; it is left out."""
+        if cut:
+            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
+        else:
+            text = data.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def decode_partial(self, data: bytes | None) -> str | None:
+        """What came until a timeout. Never fails: the timeout is the news."""
+        if data is None:
+            return None
+        lenient = "replace" if self.errors == "strict" else self.errors
+        return _TextMode(self.encoding, lenient).decode(data, cut=True)
+
+
+def encode_input(input: Any, mode: _TextMode | None) -> bytes:
+    """What communicate() is given, as bytes. Raises SpecError, field "input"."""
+    if input is None:
+        return b""
+    kind = type(input).__name__
+    if mode is None:
+        if isinstance(input, bytes):
+            return input
+        if isinstance(input, str):
+            raise SpecError("input", "str given: bytes expected, or text=True")
+        try:
+            return memoryview(input).tobytes()
+        except TypeError:
+            raise SpecError("input", f"{kind} given: bytes expected") from None
+    if not isinstance(input, str):
+        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+    try:
+        return input.encode(mode.encoding, mode.errors)
+    except UnicodeError:
+        words = f"{shown(input)}: text that {mode.encoding} can encode expected"
+        raise SpecError("input", words) from None
+
+
+class Sandbox:
+    """A sandbox that was started; a handle like subprocess.Popen.
+
+    Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
+    returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
+    cause (why it has ended, as in CompletedSandbox), limits (the names of those that are enforced),
+    method ("direct" or "staged"), mount_namespace (how it began, as in CompletedSandbox) and
+    id_map ("none", "self", "parent", "newuidmap", "range").
+    Used as a context manager it waits at the end of the block, and kills first if the block raised.
+    A handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
+    """
+
+    def __init__(
+        self,
+        args: Args,
+        plan: _core.Plan,
+        process: _core.Process,
+        pipes: Sequence[_core.Fd | None] = (None, None, None),
+        mode: _TextMode | None = None,
+    ) -> None:
+        self.args = args
+        self.pid = process.pid
+        self.method = plan.method
+        self.mount_namespace = plan.mount_namespace
+        self.id_map = plan.id_map
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.wall_time: float | None = None
+        self.cause: Cause | None = None
+        self.limits = plan.limits
+        self._plan = plan
+        self._killed = False
+        self._sent: frozenset[int] = frozenset()
+        self._owner = os.getpid()
+        self._lost = False  # somebody else reaped it
+        self._process = process
+        self._mode = mode
+        self._pipes: _core.Pipes | None = None
+        self.stdin = _open_end(pipes[0], "wb", mode)
+        self.stdout = _open_end(pipes[1], "rb", mode)
+        self.stderr = _open_end(pipes[2], "rb", mode)
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the sandbox's first process, for poll() and the like; -1 once reaped.
+
+        Of a template's sandbox it may be opened only now, where most fds are in use.
+        Raises: SpawnError, EMFILE when none is left."""
+        return self._process.pidfd
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code a shell would show: 128+n after signal n; None while it runs."""
+        return None if self.returncode is None else exit_code(self.returncode)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether communicate() has left out what was over the spec's max_output."""
+        return self._pipes is not None and any(self._pipes.dropped)
+
+    def poll(self) -> int | None:
+        """The returncode if the sandbox has ended, else None.
+
+        Raises: SpawnError, stage "wait", when another part of the process reaped it."""
+        if self.returncode is None:
+            if self._lost:
+                raise SpawnError("wait", errno.ECHILD)
+            try:
+                result = self._process.reap()
+            except SpawnError as exc:
+                self._lost = exc.stage == "init" or exc.errno in (errno.ECHILD, errno.ECANCELED)
+                raise
+            if result is not None:
+                code, status, user, system, max_rss, exact, wall, counts = result
+                self.usage = Usage.of(user, system, max_rss, exact, counts)
+                self.wall_time = wall
+                self.returncode = status if code == CLD_EXITED else -status
+                self.cause = cause_of(
+                    self.returncode,
+                    counts,
+                    killed=self._killed,
+                    truncated=self.truncated,
+                    plan=self._plan,
+                    signals=self._sent,
+                )
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end, at most `timeout` seconds (then TimeoutExpired; nothing is killed)."""
+        if self.returncode is None:
+            timeout_ns = check_timeout(timeout)
+            if not self._process.wait(timeout_ns):
+                raise _timeout_expired(self, timeout, None, None)
+        code = self.poll()
+        while code is None:  # another thread is about to reap it
+            self._process.wait()
+            code = self.poll()
+        return code
+
+    def communicate(
+        self, input: bytes | str | None = None, timeout: float | None = None
+    ) -> tuple[Any, Any]:
+        """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
+
+        After TimeoutExpired (which carries the output so far) it may be called again, without
+        losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
+        ahead into that file's buffer is not in it: use the one or the other. Of text that
+        max_output has cut inside a character that one is left out.
+        """
+        timeout_ns = check_timeout(timeout)
+        if self._pipes is None:
+            self._pipes = self._take_pipes(encode_input(input, self._mode))
+        elif input is not None:
+            raise ValueError("input was given to an earlier communicate()")
+        self._close_files()
+        if not self._pipes.run(timeout_ns):
+            raise _timeout_expired(
+                self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
+            )
+        self.wait()
+        return self._output(1), self._output(2)
+
+    def send_signal(self, sig: int) -> None:
+        """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
+        gets only signals it has a handler for, SIGKILL and SIGSTOP; all others are dropped, its own
+        too. With init=True the reaper passes them on to the command, which is not pid 1."""
+        if self._runs():
+            self._sent |= {sig}
+            self._check_kill(self._process.kill(sig))
+
+    def terminate(self) -> None:
+        """SIGTERM, as send_signal(): without init=True nothing to a command that does not handle
+        it. kill() always ends the sandbox."""
+        self.send_signal(SIGTERM)
+
+    def kill(self) -> None:
+        """Ends every process of the sandbox at once: with its pid namespace, or, without one of
+        its own, its first process and all that descend from it."""
+        if self._runs():
+            self._killed = True
+            self._check_kill(self._process.kill_all())
+
+    def _runs(self) -> bool:
+        return not self._lost and self.poll() is None
+
+    @staticmethod
+    def _check_kill(error: int) -> None:
+        # EBADF: reaped by another thread meanwhile; ESRCH: by another part of the process.
+        if error not in (0, errno.ESRCH, errno.EBADF):
+            raise OSError(error, os.strerror(error))
+
+    # ---- pipes ----
+
+    def _take_pipes(self, input: bytes) -> _core.Pipes:
+        """Copies the pipe ends of the files, which are to be closed then, for the C loop."""
+        if input and self.stdin is None:
+            raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
+        if input and self.stdin is not None and self.stdin.closed:
+            raise ValueError("input was given, but stdin is closed")
+        fds = [-1, -1, -1]
+        self._kept = [self.stdout is not None, self.stderr is not None]
+        for index, file in enumerate((self.stdin, self.stdout, self.stderr)):
+            if file is not None and not file.closed:
+                if index == 0:
+                    _flush(file)
+                fds[index] = file.fileno()
+        limit = self._plan.max_output
+        return _core.Pipes(self._process, fds[0], fds[1], fds[2], input, limit)
+
+    def _close_files(self) -> None:
+        for file in (self.stdout, self.stderr, self.stdin):
+            if file is not None:
+                _close(file)
+
+    def _output(self, which: int) -> Any:
+        if self._pipes is None or not self._kept[which - 1]:
+            return None
+        data = self._pipes.output(which)
+        cut = self._pipes.dropped[which - 1] > 0
+        return data if self._mode is None else self._mode.decode(data, cut)
+
+    def _finish(self) -> tuple[Any, Any]:
+        """After kill(): what is left in the pipes, as bytes (as subprocess' TimeoutExpired has)."""
+        if self._pipes is None:
+            self._pipes = self._take_pipes(b"")
+        self._close_files()
+        self._pipes.finish()
+        self.wait()
+        out, err = (
+            self._pipes.output(which) if self._kept[which - 1] else None for which in (1, 2)
+        )
+        return out, err
+
+    # ---- the end ----
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.kill()
+        self._close_files()
+        if self._lost and exc_type is not None:
+            return  # wait() has said so
+        try:
+            self.wait()
+        except BaseException:
+            self._end()
+            raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is None or self._owner != os.getpid():
+            return
+        try:
+            if self.returncode is None and self._runs():
+                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
+                self._end()
+        except SpawnError:  # its status is lost, and nobody wants it
+            pass
+
+    def _end(self) -> None:
+        self.kill()
+        self._process.wait()
+        if not self._lost:
+            self.poll()
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"returncode {self.returncode}"
+        return f"<fastns.Sandbox pid {self.pid}, {state}: {self.args!r}>"
+
+
+def _timeout_expired(
+    sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
+) -> Exception:
+    from fastns.results import TimeoutExpired  # brings subprocess: only where it is needed
+
+    assert timeout is not None
+    mode = sandbox._mode
+    partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
+    return TimeoutExpired(sandbox.args, timeout, *partial)
+
+
+def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:
+    if fd is None:
+        return None
+    try:
+        file = fd.file(how)
+    except OSError as exc:
+        raise SpawnError("stdio", exc.errno or errno.EIO) from None
+    if mode is None:
+        return file
+    return io.TextIOWrapper(
+        file, encoding=mode.encoding, errors=mode.errors, write_through=how == "wb"
+    )
+
+
+def _flush(file: IO[Any]) -> None:
+    try:
+        file.flush()
+    except BrokenPipeError:  # the child reads no more: as in subprocess
+        pass
+
+
+def _close(file: IO[Any]) -> None:
+    try:
+        file.close()
+    except BrokenPipeError:
+        pass

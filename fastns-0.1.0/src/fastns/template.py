@@ -1,0 +1,236 @@
+"""Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
+
+A server process (csrc/server.c) builds the root once and starts each sandbox as a clone of itself:
+nothing of this process is copied, nor the host's table of mounts, and no old root is taken down.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import warnings
+
+from fastns import _core
+from fastns._args import check_whole, shown
+from fastns._compile_template import compile_template
+from fastns._record import record
+from fastns._stdio import open_null
+from fastns.batch import run_batch_by, spawn_batch_by
+from fastns._ended import Completed
+from fastns.completed import checked, completed, run_by
+from fastns.errors import ClosedError, SpawnError, SpecError
+from fastns.sandbox import Sandbox, _TextMode, start
+from fastns.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Any, TypeVar, Unpack
+
+    from fastns.batch import Jobs, Result
+    from fastns.completed import RunOptions, SpawnOptions
+    from fastns.results import CompletedSandbox
+    from fastns.sandbox import Args
+
+    T = TypeVar("T")
+
+
+MAX_POOL = 1024  # of sandboxes or network namespaces that are made ahead
+AHEAD = 2  # sandboxes, where nothing else is asked for: while one runs the next gets ready
+
+
+@record(frozen=True)
+class PoolUsage:
+    """What a pool of network namespaces has done."""
+
+    made: int
+    waits: int  # sandboxes for which none was there
+    wait_time: float  # seconds that these waited, together
+
+
+class Template:
+    """Starts sandboxes of one spec; a context manager, for any number of threads.
+
+    Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
+    writable default mount and every tmpfs of the spec. /dev and injected files are read-only. What
+    a bind or a writable rootfs holds is shared by all, as it is between sandboxes of a Spec; who
+    may write to the root can also remove directories that others' mounts are on, and with them
+    these mounts. For code that nobody trusts: overlay=True.
+
+    A sandbox has a session of its own, without the caller's terminal: signals typed there end the
+    caller, and with it the sandbox. The command is always pid 1 (there is no init yet), to which
+    the kernel hands no signal that it has no handler for: see Spec's init.
+
+    The server starts at the first use, and anew after it was killed or this process has forked.
+    When it ends, so do its sandboxes: at close(), when the Template is dropped (a ResourceWarning
+    says that it was not closed), or with this process. A closed Template raises ClosedError.
+
+    Args:
+        spec: a Spec; None is Spec(). With overlay each sandbox has an empty layer of its own over
+            the root. init, ranges of ids and joined user, pid, mount or time namespaces cannot be
+            had. A relative rootfs is taken from the working directory now.
+        parked: how many sandboxes are made ahead, up to the execution of their command. Each is
+            used once, by run() or spawn(), and replaced when it has ended. None: two; but none
+            where limits are of cgroup version 2, into which a sandbox is best cloned (a move may
+            wait 20 ms for the kernel).
+        netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
+            replaced; who finds none waits for it (pool_usage()). Made by an unprivileged caller
+            they belong to the template: a sandbox cannot change its network then, and its /sys
+            shows the template's.
+    Raises: SpecError when a template, or this caller, cannot have what the spec asks for.
+    """
+
+    def __init__(
+        self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
+    ) -> None:
+        if spec is not None and not isinstance(spec, Spec):
+            raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
+        if parked is not None:
+            check_whole("parked", parked, 0, MAX_POOL)
+        self._server: _core.Server | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._plan = compile_template(spec, check_whole("netns_pool", netns_pool, 0, MAX_POOL))
+        sandbox = self._plan.sandbox
+        assert sandbox is not None
+        self._sandbox = sandbox
+        if parked is None:
+            parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else AHEAD
+        self._parked = parked
+
+    def spawn(
+        self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]
+    ) -> Sandbox:
+        """As fastns.spawn(), without its spec; Sandbox.method is "template".
+
+        Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
+        """
+        streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
+        mode = _TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
+        return start(
+            self._start,
+            self._sandbox,
+            args,
+            streams,  # type: ignore[arg-type]
+            mode,
+            pass_fds=pass_fds,
+            env=options.get("env"),
+            cwd=options.get("cwd"),
+        )
+
+    def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
+        """As fastns.run(), without its spec."""
+        if not options and not self._sandbox.max_output:
+            outcome = self._run_plain(args, 0, None)
+            if isinstance(outcome, Completed):
+                return outcome
+            if outcome is not None:
+                return checked(completed(args, self._sandbox, outcome, None, None), False)
+        return run_by(self, self._sandbox, args, **options)
+
+    def spawn_batch(
+        self, jobs: Jobs, *, concurrency: int | None = None
+    ) -> list[Sandbox | SpawnError]:
+        """As fastns.spawn_batch(), without its spec."""
+        return spawn_batch_by(self._running(), self._sandbox, jobs, concurrency)
+
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        concurrency: int | None = None,
+        timeout: float | None = None,
+        capture_output: bool = True,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        max_output: int | None = None,
+    ) -> list[Result]:
+        """As fastns.run_batch(), without its spec."""
+        mode = _TextMode.of(text, encoding, errors)
+        return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
+
+    def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
+        return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)
+
+    def pool_usage(self) -> PoolUsage:
+        """How its pool of network namespaces has fared, since the server was started."""
+        return PoolUsage(*self._ask(_core.Server.pool))
+
+    def close(self) -> None:
+        """Ends the server and every sandbox that still runs. May be called again."""
+        with self._lock:
+            self._closed = True
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+            self._sandbox.close()
+
+    def __enter__(self) -> Template:
+        self._running()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self, *arguments: Any) -> _core.Process:
+        return self._ask(lambda server: server.spawn(*arguments))
+
+    def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
+        return self._ask(lambda server: _core.run(self._sandbox, server, item))
+
+    def _run_plain(
+        self, args: object, pipes: int, timeout_ns: int | None
+    ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
+        """_core.run_plain(); None also when the server is not there, or has just gone."""
+        server = self._server
+        if server is None or not server.usable():
+            return None
+        try:
+            return _core.run_plain(self._sandbox, server, args, pipes, timeout_ns)
+        except ConnectionAbortedError:
+            return None
+
+    def _ask(self, ask: Callable[[_core.Server], T]) -> T:
+        for _ in range(3):
+            server = self._server
+            try:
+                if server is None or not server.usable():
+                    server = self._running()
+                return ask(server)
+            except ConnectionAbortedError:  # killed since the last spawn: a new one is started
+                continue
+        raise SpawnError("helper", errno.ECANCELED)
+
+    def _running(self) -> _core.Server:
+        with self._lock:
+            if self._closed:
+                raise ClosedError(
+                    "the Template is closed: use it inside its `with` block, or make another"
+                )
+            if self._server is None or not self._server.alive():
+                if self._server is not None:
+                    self._server.stop()
+                    self._server = None
+                self._server = _start(self._plan, self._parked)
+            return self._server
+
+    def __del__(self) -> None:
+        server = getattr(self, "_server", None)  # None too when __init__ has failed
+        if server is not None and server.usable():
+            words = f"{self!r} was not closed: use a `with` block, or close()"
+            warnings.warn(words, ResourceWarning, 2, source=self)
+
+    def __repr__(self) -> str:
+        return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"
+
+
+def _start(plan: _core.Plan, parked: int) -> _core.Server:
+    with open_null() as null:
+        return _core.Server(plan, null.fileno(), parked)

@@ -1,0 +1,50 @@
+/* What the C tests share: checks that say where they failed, and random numbers that repeat. */
+#ifndef FNS_TESTS_CHECK_H
+#define FNS_TESTS_CHECK_H
+
+#include <dirent.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+#define CHECK_EQUAL(left, right)                                                                   \
+    do {                                                                                           \
+        long long left_value = (long long)(left), right_value = (long long)(right);                \
+        if (left_value != right_value) {                                                           \
+            fprintf(stderr, "%s:%d: %s is %lld, not %lld\n", __FILE__, __LINE__, #left,            \
+                    left_value, right_value);                                                      \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+/* xorshift64*: the same numbers in every run. */
+static uint64_t random_state = 0x9e3779b97f4a7c15ull;
+__attribute__((unused)) static uint32_t random_below(uint32_t limit)
+{
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)((random_state * 0x2545f4914f6cdd1dull) >> 33) % limit;
+}
+
+/* How many fds this process has open. */
+__attribute__((unused)) static int open_fds(void)
+{
+    int n = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    CHECK(dir != NULL);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+#endif

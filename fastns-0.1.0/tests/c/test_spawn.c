@@ -1,0 +1,279 @@
+/* Spawning through the C API alone: direct and staged, to the end and failing, from many threads. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "plans.h"
+
+static const unsigned ways[] = {0, FNS_PLAN_STAGED, FNS_PLAN_STAGED | FNS_PLAN_INIT};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+static void end(const struct fns_process *process, struct fns_result *result)
+{
+    CHECK_EQUAL(fns_wait(process, -1), 1);
+    CHECK_EQUAL(fns_reap(process, result), 0);
+    CHECK_EQUAL(fns_reap(process, result), -ECHILD);
+    close(process->pidfd);
+    if (process->control >= 0)
+        close(process->control);
+}
+
+static void spawn_and_end(const struct fns_plan *plan, int code)
+{
+    struct command command;
+    struct fns_process process;
+    struct fns_result result;
+    struct fns_error error;
+    char text[12];
+    snprintf(text, sizeof text, "%d", code);
+    struct fns_args args = probe_args(&command, "--exit", text, NULL);
+    CHECK_EQUAL(fns_spawn(plan, &args, 0, &process, &error), 0);
+    CHECK_EQUAL(error.stage, FNS_STAGE_NONE);
+    CHECK(process.pid > 0 && process.pidfd > 2);
+    end(&process, &result);
+    CHECK_EQUAL(result.code, CLD_EXITED);
+    CHECK_EQUAL(result.status, code);
+    CHECK(result.end > process.start);
+}
+
+static void runs_to_its_end(void)
+{
+    struct made made;
+    make_bare_plan(&made);
+    spawn_and_end(&made.plan, 3);
+    for (int i = 0; i < N_WAYS; i++) {
+        make_plan(&made, ways[i]);
+        for (int code = 0; code < 200; code += 40)
+            spawn_and_end(&made.plan, code);
+    }
+}
+
+static void is_killed(void)
+{
+    for (int i = 0; i < N_WAYS; i++) {
+        struct made made;
+        struct command command;
+        struct fns_process process;
+        struct fns_result result;
+        struct fns_error error;
+        make_plan(&made, ways[i]);
+        struct fns_args args = probe_args(&command, "--sleep", "60", NULL);
+        CHECK_EQUAL(fns_spawn(&made.plan, &args, 0, &process, &error), 0);
+        CHECK_EQUAL(fns_wait(&process, 0), 0);
+        CHECK_EQUAL(fns_wait(&process, 1000000), 0);
+        CHECK_EQUAL(fns_reap(&process, &result), -EAGAIN);
+        CHECK_EQUAL(fns_kill(&process, 4242), -EINVAL);
+        CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
+        end(&process, &result);
+        CHECK_EQUAL(result.code, CLD_KILLED);
+        CHECK_EQUAL(result.status, SIGKILL);
+    }
+}
+
+/* ---- failures ------------------------------------------------------------------------------- */
+
+static void fails(const struct fns_plan *plan, const struct fns_args *args, int stage, int op_index,
+                  int err)
+{
+    struct fns_process process;
+    struct fns_error error;
+    int before = open_fds();
+    CHECK_EQUAL(fns_spawn(plan, args, 0, &process, &error), -err);
+    CHECK_EQUAL(error.stage, stage);
+    CHECK_EQUAL(error.op_index, op_index);
+    CHECK_EQUAL(error.err, err);
+    CHECK_EQUAL(process.pidfd, -1);
+    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1); /* no child is left */
+    CHECK_EQUAL(errno, ECHILD);
+    CHECK_EQUAL(open_fds(), before);
+}
+
+static void says_where_it_failed(void)
+{
+    for (int i = 0; i < N_WAYS; i++) {
+        struct made made;
+        struct command command;
+        struct fns_args good = probe_args(&command, "--exit", "0", NULL), args = good;
+        char *missing[] = {(char *)"/missing", NULL}, *denied[] = {(char *)"/etc", NULL};
+        const int closed = 1 << 19;
+        make_plan(&made, ways[i]);
+
+        args.paths = missing;
+        fails(&made.plan, &args, FNS_STAGE_EXEC, -1, ENOENT);
+        args.paths = denied;
+        fails(&made.plan, &args, FNS_STAGE_EXEC, -1, EACCES);
+        args = good;
+        args.cwd = "/missing";
+        fails(&made.plan, &args, FNS_STAGE_CHDIR, -1, ENOENT);
+        args = good;
+        args.stdio[1] = closed;
+        fails(&made.plan, &args, FNS_STAGE_STDIO, -1, EBADF);
+        args = good;
+        args.keep = &closed;
+        args.n_keep = 1;
+        fails(&made.plan, &args, FNS_STAGE_FDS, -1, EBADF);
+
+        made.ops[1].target = made.ops[0].data; /* the map goes to a file called "deny" */
+        fails(&made.plan, &good, FNS_STAGE_ID_MAP, 1, ENOENT);
+        make_plan(&made, ways[i]);
+        made.ops[3].code = FNS_OP_SETUID;
+        made.ops[3].stage = FNS_STAGE_SETUID;
+        made.ops[3].arg = 12345; /* not mapped */
+        fails(&made.plan, &good, FNS_STAGE_SETUID, 3, EINVAL);
+    }
+}
+
+/* ---- the caller ----------------------------------------------------------------------------- */
+
+static void leaves_the_caller_alone(void)
+{
+    sigset_t before, after;
+    struct made made[N_WAYS];
+    int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), fds = open_fds();
+    sigemptyset(&before);
+    sigaddset(&before, SIGUSR1);
+    sigaddset(&before, SIGRTMAX);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    for (int i = 0; i < N_WAYS; i++)
+        make_plan(&made[i], ways[i]);
+    for (int i = 0; i < 60; i++) {
+        struct command command;
+        struct fns_process process;
+        struct fns_result result;
+        struct fns_error error;
+        struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+        errno = 4242;
+        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, 0, &process, &error), 0);
+        CHECK_EQUAL(errno, 4242);
+        end(&process, &result);
+        args.cwd = "/missing";
+        errno = 4242;
+        CHECK_EQUAL(fns_spawn(&made[i % N_WAYS].plan, &args, 0, &process, &error), -ENOENT);
+        CHECK_EQUAL(errno, 4242);
+    }
+    pthread_sigmask(SIG_SETMASK, NULL, &after);
+    for (int sig = 1; sig < 65; sig++)
+        CHECK_EQUAL(sigismember(&after, sig), sigismember(&before, sig));
+    sigemptyset(&before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    CHECK_EQUAL(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), dumpable);
+    CHECK_EQUAL(open_fds(), fds);
+}
+
+static void *spawn_many(void *arg)
+{
+    struct made *made = arg;
+    for (int i = 0; i < 60; i++)
+        spawn_and_end(&made[i % N_WAYS].plan, i);
+    return NULL;
+}
+
+static void spawns_from_many_threads(void)
+{
+    pthread_t threads[6];
+    static struct made made[N_WAYS]; /* shared: const to every thread */
+    for (int i = 0; i < N_WAYS; i++)
+        make_plan(&made[i], ways[i]);
+    for (int i = 0; i < 6; i++)
+        CHECK_EQUAL(pthread_create(&threads[i], NULL, spawn_many, made), 0);
+    for (int i = 0; i < 6; i++)
+        pthread_join(threads[i], NULL);
+}
+
+static void writes_maps_from_outside(void)
+{
+    if (getuid() != 0) /* CAP_SETUID is needed; newuidmap has tests of its own */
+        return;
+    struct made made;
+    memset(&made, 0, sizeof made);
+    made.plan.n_strings = 1;
+    made.plan.options = FNS_PLAN_STAGED;
+    made.plan.id_map = FNS_ID_MAP_PARENT;
+    made.plan.clone_flags = NEWUSER;
+    made.plan.uid_map = place(&made, "0 100000 1000\n");
+    made.plan.gid_map = place(&made, "0 100000 1000\n");
+    finish(&made);
+    spawn_and_end(&made.plan, 7);
+
+    struct command command;
+    struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+    memcpy(made.strings + made.plan.uid_map, "nonsense", 8);
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
+}
+
+/* What the exec program does is counted on from what the child did. */
+static void fails_late(void)
+{
+    struct made made, late = {.plan = {.n_strings = 1}};
+    struct command command;
+    struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+    void *image;
+    make_plan(&made, 0);
+    add(&late, FNS_OP_UMASK, FNS_STAGE_UMASK, NULL, NULL);
+    add(&late, FNS_OP_JOIN_USER, FNS_STAGE_ID_MAP, NULL, NULL);
+    finish(&late);
+    made.plan.late = &late.plan;
+    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
+    made.plan.image = image;
+    args.userns = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    close(args.userns);
+    args.userns = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC); /* of another kind */
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    close(args.userns);
+
+    late.ops[1].code = FNS_OP_UMASK; /* nothing but what succeeds: the command runs, in its cwd */
+    free(image);
+    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
+    made.plan.image = image;
+    args.userns = 0;
+    spawn_and_end(&made.plan, 5);
+    args.cwd = "/nowhere";
+    fails(&made.plan, &args, FNS_STAGE_CHDIR, -1, ENOENT);
+    free(image);
+
+    int bad;
+    late.ops[0].code = FNS_OP_HOSTNAME; /* the exec program has no such op */
+    CHECK_EQUAL(fns_plan_check(&made.plan, &bad), -EINVAL);
+}
+
+/* A namespace held by its fd; maps that the kernel refuses leave nothing. */
+static void makes_a_user_namespace(void)
+{
+    struct fns_error error;
+    char map[64];
+    if (geteuid() != 0) { /* one's own gid would need setgroups to be given up: root's alone */
+        CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", NULL, &error), -EPERM);
+        CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
+        return;
+    }
+    snprintf(map, sizeof map, "0 %d 1000\n", 100000);
+    int fd = fns_userns_open(map, map, NULL, &error), dumpable = prctl(PR_GET_DUMPABLE);
+    CHECK(fd > 2);
+    CHECK_EQUAL(dumpable, 1);
+    close(fd);
+    CHECK_EQUAL(fns_userns_open("nonsense", map, NULL, &error), -EINVAL);
+    CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
+    CHECK_EQUAL(error.op_index, -1);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK_EQUAL(argc, 2);
+    use_programs(argv[1]);
+    int before = open_fds();
+    runs_to_its_end();
+    is_killed();
+    says_where_it_failed();
+    fails_late();
+    makes_a_user_namespace();
+    leaves_the_caller_alone();
+    spawns_from_many_threads();
+    writes_maps_from_outside();
+    CHECK_EQUAL(open_fds(), before);
+    puts("test_spawn: direct, staged and behind a reaper");
+    return 0;
+}

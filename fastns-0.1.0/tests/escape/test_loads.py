@@ -1,0 +1,135 @@
+"""Programs that take all they can get: each ends by the limit it meets, the cause says which, and
+the host and those that run beside and after it do not notice."""
+
+import os
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import support
+from escape.results import RESULTS
+from inside import runner
+from processes import children, eventually, server_pid
+
+import fastns
+from fastns import Job, Spec, Template
+
+EMULATED = os.environ.get("FASTNS_EMULATED") == "1"  # it takes that much longer to meet a limit
+RUNS = 1000 if support.LONG else 40 if EMULATED else 75
+SECONDS = 12 if EMULATED else 0.8
+
+
+class Load(NamedTuple):
+    script: str
+    causes: set[str]  # it may meet one limit or another first
+
+
+LOADS = {
+    "F1 fork bomb": Load("f() { f | f & }; f; f; sleep 60", {"pids", "timeout", "oom"}),
+    "F1 many children": Load(
+        "i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); done; wait", {"pids"}
+    ),
+    "F2 heap": Load("exec tail /dev/zero", {"oom"}),
+    "F2 tmpfs": Load("exec dd if=/dev/zero of=/tmp/x bs=1M count=200", {"oom"}),
+    "F2 memfd": Load("exec /mnt/attack fill_memory_file 200", {"oom"}),
+    "F2 shared memory": Load("exec dd if=/dev/zero of=/dev/shm/x bs=1M count=200", {"oom"}),
+    "F3 inodes": Load("i=0; while :; do : >/tmp/$i; i=$((i+1)); done", {"timeout", "oom"}),
+    "F5 fds": Load(
+        'i=3; while [ $i -lt 5000 ]; do eval "exec $i</dev/null" || exit 9; i=$((i+1)); done',
+        {"exited"},
+    ),
+    "F6 output": Load("exec yes", {"timeout"}),
+    "F7 zombies": Load("while :; do (:) & done", {"timeout", "pids", "oom"}),
+    "F8 daemons": Load("setsid sleep 60 & setsid sleep 60 & (sleep 60 &) & exit 0", {"exited"}),
+    "F11 CPU in children": Load(
+        "for i in 1 2 3 4; do (while :; do :; done) & done; wait", {"timeout"}
+    ),
+    "F12 asleep": Load("exec sleep 60", {"timeout"}),
+    "F13 namespaces": Load("unshare -U true; exit 5", {"exited"}),
+    "none": Load("exit 7", {"exited"}),
+}
+
+
+@pytest.mark.as_root
+def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
+    names = random.Random(4).choices(list(LOADS), k=RUNS)
+    spec = Spec(
+        rootfs=busybox_rootfs, memory="32m", pids_limit=24, cpus=1.5, max_output="64k",
+        rlimits=[fastns.Rlimit("RLIMIT_NOFILE", 256, 256)],
+        mounts=[fastns.Mount("/mnt", source=attack_root)],
+    )  # fmt: skip
+    seen: dict[str, set[str]] = {}
+    with Template(spec) as template:
+        jobs = [Job(["sh", "-c", LOADS[name].script]) for name in names]
+        results = template.run_batch(jobs, concurrency=4, timeout=SECONDS)
+        for name, done in zip(names, results, strict=True):
+            assert not isinstance(done, fastns.SpawnError), (name, done)
+            seen.setdefault(name, set()).add(done.cause)
+            assert len(done.stdout or b"") <= 64 << 10
+            if name == "F6 output":
+                assert done.truncated
+            if name == "none":
+                assert done.returncode == 7
+        # Nobody is left, and the next one is as any.
+        assert eventually(lambda: not [p for p in children(server_pid(template)) if is_busybox(p)])
+        assert template.run(["true"]).returncode == 0
+    for name, causes in seen.items():
+        held = causes <= LOADS[name].causes
+        RESULTS[name] = ("held" if held else "FAILED", " ".join(sorted(causes)))
+    wrong = {name: causes for name, causes in seen.items() if not causes <= LOADS[name].causes}
+    assert not wrong, wrong
+
+
+ANYBODYS = ("F5 fds", "F6 output", "F8 daemons", "F12 asleep", "F13 namespaces", "none")
+BY_RLIMITS = ("F1 fork bomb", "F1 many children", "F7 zombies")  # RLIMIT_NPROC, of its user's
+
+
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
+    """Also of a user to whom none is delegated."""
+    rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256), fastns.Rlimit("RLIMIT_NPROC", 24, 24)]
+    fields = {"rootfs": busybox_rootfs, "max_output": "64k", "rlimits": rlimits}
+    with runner(way, **fields) as run:
+        for name in (*ANYBODYS, *BY_RLIMITS):
+            try:
+                done = run(["sh", "-c", LOADS[name].script], capture_output=True, timeout=SECONDS)
+                cause = done.cause
+            except fastns.TimeoutExpired as exc:
+                done, cause = None, "timeout"
+                assert len(exc.stdout or b"") <= 64 << 10
+            causes = {"timeout", "exited"} if name in BY_RLIMITS else LOADS[name].causes
+            held = cause in causes | {"output_limit"}
+            RESULTS.setdefault(name, ("held" if held else "FAILED", f"{way}: {cause}"))
+            assert held, (name, cause)
+            if name == "none":
+                assert done is not None
+                assert done.returncode == 7
+        assert run(["true"]).returncode == 0
+
+
+@pytest.mark.as_user
+@pytest.mark.parametrize(("limit", "value"), [("memory", "32m"), ("pids_limit", 24)])
+def test_what_cgroups_alone_can_bound(busybox_rootfs: Path, limit: str, value: object) -> None:
+    """All memory together, memory files among it, and all processes, whoever they are: where there
+    are no cgroups for it, to ask for that is an error, no lesser promise."""
+    case = f"{'F2' if limit == 'memory' else 'F1'} {limit} of the whole"
+    if support.has_cgroups():
+        with runner("direct", rootfs=busybox_rootfs, **{limit: value}) as run:  # closes its plan
+            assert run(["true"]).limits == (limit,)
+        RESULTS[case] = ("held", "cgroups are delegated")
+        return
+    spec = Spec(rootfs=busybox_rootfs, **{limit: value})  # type: ignore[arg-type]
+    with pytest.raises(fastns.SpecError) as caught:
+        fastns.run(["true"], spec=spec)
+    assert caught.value.field == limit
+    assert fastns.run(["true"], spec=Spec(rootfs=busybox_rootfs)).returncode == 0  # the control
+    RESULTS[case] = ("not without cgroups", "SpecError")
+
+
+def is_busybox(pid: int) -> bool:
+    """Whether it is a sandbox's command, not one of the server's own processes."""
+    try:
+        return b"busybox" in Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return False

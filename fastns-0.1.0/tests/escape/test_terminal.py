@@ -1,0 +1,86 @@
+"""E1 and E2: what a sandbox types into the terminal at its stdin would be read by a shell of the
+caller. The terminal is a real one here, the controlling terminal of a session of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from escape.results import RESULTS
+from processes import script
+
+SESSION = """
+import fcntl, json, termios, tty
+from fastns import Spec, Template
+root, fields = sys.argv[1], json.loads(sys.argv[2])
+os.setsid()
+master, slave = os.openpty()
+fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+tty.setraw(slave)
+assert os.tcgetpgrp(slave) == os.getpid()
+os.set_blocking(slave, False)
+
+def typed():
+    # What a shell of this session would read.
+    try:
+        return os.read(slave, 4096).decode()
+    except BlockingIOError:
+        return ""
+
+def tried(run):
+    found = {}
+    for attack in ("type_into_terminal", "paste_into_terminal"):
+        done = run(["/attack", attack, "id"], stdin=slave, capture_output=True, text=True)
+        found[attack] = [done.returncode == 0, done.stdout.strip(), typed()]
+    return found
+
+told = {}
+for way in ("direct", "init", "user", "template", "parked", "user-template"):
+    given = dict(fields, rootfs=root, init=way == "init")
+    if way.startswith("user"):
+        given["namespaces"] = {"user": "new"}
+    if way.endswith(("template", "parked")):
+        with Template(Spec(**given), parked=2 if way == "parked" else 0) as template:
+            told[way] = tried(template.run)
+    else:
+        told[way] = tried(lambda args, **more: fastns.run(args, spec=Spec(**given), **more))
+os.write(master, b"ls")
+assert typed() == "ls"  # it does carry what is typed
+print(json.dumps(told))
+"""
+CASES = {"E1 TIOCSTI": "type_into_terminal", "E2 TIOCLINUX": "paste_into_terminal"}
+
+
+def from_a_terminal(root: Path, **fields: Any) -> dict[str, dict[str, tuple[bool, str, str]]]:
+    """Of each way: what came of each attack, what it said, and what the terminal was given."""
+    found: dict[str, dict[str, tuple[bool, str, str]]] = json.loads(
+        script(SESSION, str(root), json.dumps(fields))
+    )
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_typed(case: str, attack_root: Path) -> None:
+    attack = CASES[case]
+    for way, found in from_a_terminal(attack_root).items():
+        worked, said, typed = found[attack]
+        if worked or typed or said != "EPERM":
+            RESULTS[case] = ("FAILED", f"{way}: {said} {typed!r}")
+        assert (worked, said, typed) == (False, "EPERM", ""), way
+    control = from_a_terminal(attack_root, seccomp="unconfined")
+    direct = control["direct"][attack]
+    told = f"EPERM; control: {direct[1]} {direct[2]!r}"
+    RESULTS[case] = ("held" if direct[0] else "blocked by the kernel", told)
+    if attack == "type_into_terminal" and may_type():
+        assert direct == [True, "worked", "ididid"]
+        assert control["init"][attack] == direct
+    else:  # it is no console, or the kernel lets nobody type
+        assert direct[1] in ("ENOTTY", "EIO", "EPERM")
+    # Of a template's, the session is another one, filter or not.
+    assert [control[way][attack][2] for way in ("template", "parked")] == ["", ""]
+
+
+def may_type() -> bool:
+    """Kernels without that setting always let a session type into its terminal."""
+    setting = Path("/proc/sys/dev/tty/legacy_tiocsti")
+    return not setting.exists() or setting.read_text().strip() == "1"

@@ -1,0 +1,1 @@
+"""Faults of any system call, at any moment of a start: `make faults`. See __main__.py."""

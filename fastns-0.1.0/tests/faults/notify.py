@@ -1,0 +1,110 @@
+"""seccomp's user notification (seccomp_unotify(2)): a filter that holds calls, and what answers.
+
+The filter is installed without no_new_privs, by root: a setuid newuidmap still works under it. All
+that the process starts inherits it. Calls on the two pipes to the supervisor pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import re
+import struct
+import subprocess
+from typing import NamedTuple
+
+TO_SUPERVISOR, FROM_SUPERVISOR = 1017, 1019  # fds, known before the filter is made
+ALL = None  # instead of a number: every call
+
+_SECCOMP = {"x86_64": 317, "aarch64": 277}[platform.machine()]
+_PIDFD_GETFD = 438
+_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
+_NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
+_RECV, _SEND = 0xC0502100, 0xC0182101
+_NOTIFICATION = struct.Struct("QIIiIQ6Q")
+_ANSWER = struct.Struct("QqiI")
+_CONTINUE = 1
+_GONE = (errno.ENOENT, errno.EINTR)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Call(NamedTuple):
+    """A system call that is held: the kernel's number of the notification, the thread, the call."""
+
+    id: int
+    tid: int
+    number: int
+
+
+def numbers() -> dict[str, int]:
+    """Names of system calls to their numbers, from the compiler's headers."""
+    done = subprocess.run(
+        ["gcc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", "/dev/null"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        name: int(number)
+        for name, number in re.findall(r"^#define __NR_(\w+) (\d+)$", done.stdout, re.M)
+    }
+
+
+def install(number: int | None) -> int:
+    """Holds each call with this number, of this process and all it starts; returns the listener."""
+    steps = [
+        (0x20, 0, 0, 16),  # load the low half of the first argument
+        (0x15, 4, 0, TO_SUPERVISOR),
+        (0x15, 3, 0, FROM_SUPERVISOR),
+        (0x20, 0, 0, 0),  # load the number of the call
+        (0x15, 0, 1, number or 0) if number is not None else (0x05, 0, 0, 0),
+        (0x06, 0, 0, _NOTIFY),
+        (0x06, 0, 0, _ALLOW),
+    ]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    fprog = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(program))
+    fd = _libc.syscall(_SECCOMP, 1, _NEW_LISTENER | _WAIT_KILLABLE, fprog)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "seccomp")
+    return int(fd)
+
+
+def take_listener(pid: int, fd: int) -> int:
+    """The listener that another process has installed."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        taken = _libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
+        if taken < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pidfd_getfd")
+        return int(taken)
+    finally:
+        os.close(pidfd)
+
+
+def receive(listener: int) -> Call | None:
+    """The next call that is held; None: who made it has gone."""
+    buffer = bytearray(_NOTIFICATION.size)
+    try:
+        fcntl.ioctl(listener, _RECV, buffer)
+    except OSError as exc:
+        if exc.errno in _GONE:
+            return None
+        raise
+    number_of_it, tid, _flags, number, *_ = _NOTIFICATION.unpack(buffer)
+    return Call(number_of_it, tid, number)
+
+
+def answer(listener: int, call: Call, error: int = 0) -> bool:
+    """Lets the call go on, or fail with `error`. False: who made it has gone."""
+    flags = 0 if error else _CONTINUE
+    try:
+        fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(call.id, 0, -error, flags)))
+    except OSError as exc:
+        if exc.errno in _GONE:
+            return False
+        raise
+    return True

@@ -1,0 +1,81 @@
+"""Who makes a system call: observed, so that no list of the processes of a start is kept here.
+
+A process is known by the program it executes ("child": the caller's own, in its memory) and by its
+place among the processes of that program that make the call in question. That is the same whether
+all calls are held or only one kind of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import NamedTuple
+
+CALLER, CHILD, COMMAND = "caller", "child", "command"
+
+
+class Point(NamedTuple):
+    """The `count`th time that the `which`th process of a role makes a call, from 1 each."""
+
+    role: str
+    which: int
+    call: str
+    count: int
+
+
+class Roles:
+    """The processes of one start, as their calls come in."""
+
+    def __init__(self, worker: int, command: str) -> None:
+        self._worker = worker
+        self._command = command
+        self._own = os.readlink(f"/proc/{worker}/exe")
+        self._process_of: dict[int, int] = {}
+        self._seen: dict[tuple[str, str], list[int]] = {}
+        self._calls: Counter[tuple[str, int, str]] = Counter()
+
+    def process(self, tid: int) -> int:
+        """The process that a thread belongs to; 0: it has gone."""
+        if tid not in self._process_of:
+            try:
+                with open(f"/proc/{tid}/status") as file:
+                    line = next(line for line in file if line.startswith("Tgid:"))
+            except OSError:
+                return 0
+            self._process_of[tid] = int(line.split()[1])
+        return self._process_of[tid]
+
+    def point(self, tid: int, call: str) -> Point | None:
+        """None: it is the command's, or who made it has gone."""
+        process = self.process(tid)
+        role = self._role(process, tid)
+        if role is None:
+            return None
+        of_kind = self._seen.setdefault((role, call), [])
+        if process not in of_kind:
+            of_kind.append(process)
+        which = of_kind.index(process) + 1
+        self._calls[role, which, call] += 1
+        return Point(role, which, call, self._calls[role, which, call])
+
+    def _role(self, process: int, tid: int) -> str | None:
+        if process == self._worker:
+            return CALLER
+        try:
+            program = os.readlink(f"/proc/{tid}/exe")
+        except OSError:
+            return None
+        if program == self._own:
+            return CHILD
+        name = os.path.basename(program)
+        if name.startswith("memfd:"):
+            name = _first_argument(tid) or name
+        return None if name == self._command else name
+
+
+def _first_argument(tid: int) -> str:
+    try:
+        with open(f"/proc/{tid}/cmdline", "rb") as file:
+            return file.read(64).split(b"\0")[0].decode()
+    except OSError:
+        return ""

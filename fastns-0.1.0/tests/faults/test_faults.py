@@ -1,0 +1,66 @@
+"""The fault campaign in its short form, and the control that it finds what it looks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from faults.judge import MISSED, RIGHT, TYPED
+from faults.ways import BAD
+
+SECONDS = 75  # in which new faults are begun
+SEED = 1  # the same faults each time: what fails, a change broke. `make faults` looks for more
+FEWEST = 50
+CONTROL = "child:1:mount:2:EPERM"
+
+pytestmark = pytest.mark.as_root  # which the filter takes; the user's half is in it
+
+
+ONCE_WRONG = Path(__file__).with_name("once_wrong.txt")
+
+
+def campaign(tmp_path: Path, *args: str) -> list[tuple[str, str, list[str]]]:
+    """Each fault, what came of it, and lines that say more."""
+    file = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "faults", "--json", str(file), *args],
+        env={**os.environ, "PYTHONPATH": str(support.TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    print(done.stdout)
+    assert file.exists(), done.stdout + done.stderr
+    results: list[tuple[str, str, list[str]]] = json.loads(file.read_text())
+    return results
+
+
+def test_it_finds_what_goes_wrong(tmp_path: Path) -> None:
+    users = ("root", "user")
+    cases = [f"{way}:{user}:{CONTROL}" for way in BAD for user in users]
+    controls = [f"plain:{user}:{CONTROL}" for user in users]
+    found = {case: kind for case, kind, _ in campaign(tmp_path, *cases, *controls)}
+    expected: dict[str, Any] = {case: BAD[case.split(":")[0]].kind for case in cases}
+    assert found == expected | dict.fromkeys(controls, TYPED)
+
+
+def test_what_was_once_wrong(tmp_path: Path) -> None:
+    lines = ONCE_WRONG.read_text().splitlines()
+    cases = [line for line in lines if not line.startswith("#")]
+    results = campaign(tmp_path, *cases)
+    assert [result for result in results if result[1] not in (RIGHT, TYPED, MISSED)] == []
+    assert sum(kind != MISSED for _, kind, _ in results) > len(cases) * 3 // 4
+
+
+def test_a_sample_of_faults(tmp_path: Path) -> None:
+    results = campaign(tmp_path, "--seconds", str(SECONDS), "--seed", str(SEED))
+    wrong = [result for result in results if result[1] not in (RIGHT, TYPED, MISSED)]
+    assert wrong == []
+    assert sum(kind != MISSED for _, kind, _ in results) >= FEWEST

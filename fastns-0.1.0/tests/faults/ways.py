@@ -1,0 +1,445 @@
+"""The ways of starting that faults are tried on: what comes before, the start, what follows.
+
+Each runs the probe and returns what there is to say of each sandbox: what the probe printed and
+what the result claims.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import gc
+import os
+import signal
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import fastns
+from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core, _userns
+
+PROBE = "/probe"
+
+
+class Setting(NamedTuple):
+    """Where a start happens: the root with the probe, a directory to bind, who starts, a cgroup of
+    his own, and the seconds that a run may take (None: any)."""
+
+    root: str
+    volume: str
+    user: bool
+    cgroup: str
+    first_id: int
+    timeout: float | None
+
+
+class Start:
+    """One start: prepare() and close() are not disturbed, start() is."""
+
+    timed = True  # whether it has a time limit
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "rootfs": self.setting.root,
+            "hostname": "inside",
+            "domainname": "of.it",
+            "mounts": [
+                Mount("/mnt", source=self.setting.volume, options=["ro"]),
+                Mount("/run/more/deep", type="tmpfs", options=["size=1m"]),
+            ],
+            "files": {"/etc/hosts": "127.0.0.1 inside\n"},
+            "rlimits": [Rlimit("RLIMIT_NOFILE", 200, 300), Rlimit("RLIMIT_CORE", 0, 0)],
+            "umask": 0o27,
+            "env": {"OWN": "yes"},
+            "cwd": "/tmp",
+        }
+
+    def prepare(self) -> None:
+        self.plan = fastns.compile(Spec(**self.fields()))
+
+    def start(self) -> list[Any]:
+        done = fastns.run(
+            [PROBE], spec=self.plan, capture_output=True, timeout=self.setting.timeout
+        )
+        return [of_run(done)]
+
+    def close(self) -> None:
+        self.plan.close()
+
+
+def of_run(done: Any) -> Any:
+    """What there is to say of one that has run, or its error."""
+    if isinstance(done, BaseException):
+        return done
+    claims = {
+        name: getattr(done, name)
+        for name in ("method", "id_map", "mount_namespace", "limits", "cause", "truncated")
+    }
+    for name in ("memory_peak", "pids_peak", "cpu_time"):
+        value = getattr(done.usage, name)
+        claims[name] = value is None or value > 0  # in a cgroup of its own, if it is told at all
+    return {"claims": claims, "code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+class Direct(Start):
+    pass
+
+
+class Plain(Start):
+    """All defaults, which take the shortest way."""
+
+    def fields(self) -> dict[str, Any]:
+        return {"rootfs": self.setting.root}
+
+    def start(self) -> list[Any]:
+        return [of_run(fastns.run([PROBE], spec=self.plan, capture_output=True))]
+
+    timed = False
+
+
+class Cold(Start):
+    """The first start of a process, with compile()."""
+
+    def prepare(self) -> None:
+        if not self.setting.user:
+            os.close(_core.user_namespace(_userns.range_of_root()))
+        for known in gc.get_objects():
+            cached = isinstance(known, FunctionType) and hasattr(known, "cache_clear")
+            cached = cached or isinstance(known, functools._lru_cache_wrapper)
+            if cached and known.__module__.startswith("fastns"):
+                known.cache_clear()
+
+    def start(self) -> list[Any]:
+        super().prepare()
+        return super().start()
+
+    def close(self) -> None:
+        if hasattr(self, "plan"):
+            self.plan.close()
+
+
+class Init(Start):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"init": True}
+
+
+class Capabilities(Start):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"capabilities": ["CAP_NET_RAW", "CAP_SYS_ADMIN"]}
+
+
+class Limits(Start):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {
+            "memory": "64m",
+            "pids_limit": 20,
+            "cpus": 1.5,
+            "cgroup_parent": self.setting.cgroup,
+            # By version 2 where it is mounted, of which no part is this user's.
+            **({} if self.setting.user else {"cpu_time": 30}),
+        }
+
+
+class Overlay(Start):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {
+            "overlay": True,
+            "files": {"/etc/hosts": "x", "/tmp/made": "y"},
+            "landlock": {"read": ["/"], "write": ["/tmp"]},
+            "additional_gids": [] if self.setting.user else [7, 9],
+            "user": "0:0" if self.setting.user else "5:6",
+            "die_with_parent": True,
+        }
+
+
+class Ids(Start):
+    """Maps that are written from outside."""
+
+    def fields(self) -> dict[str, Any]:
+        maps = (IDMapping(0, self.setting.first_id, 1000),)
+        return super().fields() | {
+            "uid_mappings": maps,
+            "gid_mappings": maps,
+            "user": "3:4",
+            "additional_gids": [8],
+        }
+
+
+class Chroot(Start):
+    """No mount namespace's root of its own, and a time namespace."""
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {
+            "root_mode": "chroot",
+            "namespaces": {"time": "new", "user": "new"},
+            "no_new_privileges": True,
+            "read_only": True,
+        }
+
+
+class Host(Start):
+    """The host's root."""
+
+    def fields(self) -> dict[str, Any]:
+        return {"mounts": [Mount("/tmp/in", source=self.setting.root)]}
+
+    def start(self) -> list[Any]:
+        done = fastns.run(
+            ["/tmp/in" + PROBE],
+            spec=self.plan,
+            capture_output=True,
+            timeout=self.setting.timeout,
+        )
+        return [of_run(done)]
+
+
+class Spawn(Start):
+    timed = False
+
+    def start(self) -> list[Any]:
+        return [of_spawn(fastns.spawn, self.plan)]
+
+
+def way_of(name: str) -> type[Start]:
+    return WAYS[name] if name in WAYS else BAD[name]
+
+
+def of_spawn(spawn: Callable[..., Any], plan: Any = None) -> Any:
+    options = {} if plan is None else {"spec": plan}
+    with spawn(
+        [PROBE], stdin=fastns.DEVNULL, stdout=fastns.PIPE, stderr=fastns.PIPE, **options
+    ) as sandbox:
+        out, err = sandbox.communicate()
+        claims = {name: getattr(sandbox, name) for name in ("method", "id_map")}
+        return {"claims": claims, "code": sandbox.returncode, "out": out, "err": err}
+
+
+class Batch(Start):
+    def start(self) -> list[Any]:
+        results = fastns.run_batch(
+            [[PROBE]] * 3, spec=self.plan, concurrency=2, timeout=self.setting.timeout
+        )
+        return [of_run(result) for result in results]
+
+
+class _OfTemplate(Start):
+    parked: int | None = 0
+    template: Template | None = None
+
+    def prepare(self) -> None:
+        self.template = Template(Spec(**self.fields()), parked=self.parked)
+        self.template.__enter__()
+
+    def start(self) -> list[Any]:
+        assert self.template is not None
+        done = self.template.run([PROBE], capture_output=True, timeout=self.setting.timeout)
+        return [of_run(done)]
+
+    def close(self) -> None:
+        if self.template is not None:
+            self.template.close()
+
+
+class TemplateStart(_OfTemplate):
+    """The start of the server, and a run afterwards."""
+
+    timed = False
+    parked = 2
+
+    def prepare(self) -> None:
+        pass
+
+    def start(self) -> list[Any]:
+        super().prepare()
+        return super().start()
+
+
+class TemplateRun(_OfTemplate):
+    pass
+
+
+class TemplateParked(_OfTemplate):
+    """Two runs: of one that is parked, while the next is being made."""
+
+    parked = 2
+
+    def start(self) -> list[Any]:
+        return [*super().start(), *super().start(), *super().start()]
+
+
+class TemplateSpawn(_OfTemplate):
+    timed = False
+
+    def start(self) -> list[Any]:
+        assert self.template is not None
+        return [of_spawn(self.template.spawn)]
+
+
+class TemplateBatch(_OfTemplate):
+    def start(self) -> list[Any]:
+        assert self.template is not None
+        results = self.template.run_batch(
+            [[PROBE]] * 3, concurrency=2, timeout=self.setting.timeout
+        )
+        return [of_run(result) for result in results]
+
+
+class TemplateLimits(_OfTemplate):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {
+            "memory": "64m",
+            "pids_limit": 20,
+            "cgroup_parent": self.setting.cgroup,
+        }
+
+
+class TemplateCapabilities(_OfTemplate):
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"capabilities": ["CAP_NET_RAW"], "overlay": True}
+
+
+WAYS: dict[str, type[Start]] = {
+    "plain": Plain,
+    "direct": Direct,
+    "cold": Cold,
+    "init": Init,
+    "capabilities": Capabilities,
+    "limits": Limits,
+    "overlay": Overlay,
+    "ids": Ids,
+    "chroot": Chroot,
+    "host": Host,
+    "spawn": Spawn,
+    "batch": Batch,
+    "template-start": TemplateStart,
+    "template-run": TemplateRun,
+    "template-parked": TemplateParked,
+    "template-spawn": TemplateSpawn,
+    "template-batch": TemplateBatch,
+    "template-limits": TemplateLimits,
+    "template-capabilities": TemplateCapabilities,
+}
+
+
+# ---- for the control: what the harness has to find ----
+
+
+class Bad(Plain):
+    """A start that goes wrong in some way when a call fails."""
+
+    kind: str  # of what is found
+
+    def start(self) -> list[Any]:
+        try:
+            return super().start()
+        except fastns.SpawnError as error:
+            return self.go_wrong(error)
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise NotImplementedError
+
+
+class Weaker(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        plan = fastns.compile(Spec(**self.fields(), network="host"))
+        return [of_run(fastns.run([PROBE], spec=plan, capture_output=True))]
+
+
+class Unfiltered(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        plan = fastns.compile(Spec(**self.fields(), seccomp="unconfined"))
+        return [of_run(fastns.run([PROBE], spec=plan, capture_output=True))]
+
+
+class Nothing(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        done = fastns.run([PROBE, "--exit", "0"], spec=self.plan, capture_output=True)
+        return [of_run(done)]
+
+
+class Inherits(Bad):
+    kind = "posture"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        with open("/etc/passwd") as file:
+            sandbox = fastns.spawn(
+                [PROBE], spec=self.plan, stdout=fastns.PIPE, pass_fds=[file.fileno()]
+            )
+            out, _ = sandbox.communicate()
+            done = of_run(fastns.run([PROBE], spec=self.plan, capture_output=True))
+            return [done | {"out": out}]
+
+
+class LeavesFd(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.dup(0)
+        raise error
+
+
+class LeavesProcess(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        if os.fork() == 0:
+            signal.pause()
+        raise error
+
+
+class LeavesMask(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        raise error
+
+
+class LeavesCgroup(Bad):
+    kind = "left"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.mkdir(f"/sys/fs/cgroup/pids{self.setting.cgroup}/left")
+        raise error
+
+
+class Hangs(Bad):
+    kind = "hang"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        while True:
+            signal.pause()
+
+
+class Dies(Bad):
+    kind = "died"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise error
+
+
+class Untyped(Bad):
+    kind = "untyped"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise OSError(error.errno, "no type")
+
+
+class OtherErrno(Bad):
+    kind = "errno"
+
+    def go_wrong(self, error: fastns.SpawnError) -> list[Any]:
+        raise fastns.SpawnError(error.stage, errno.ECANCELED)
+
+
+BAD: dict[str, type[Bad]] = {f"bad-{way.__name__}": way for way in Bad.__subclasses__()}

@@ -1,0 +1,150 @@
+"""A root full of links that lead outside, every way of putting something there, and a watch.
+
+Used by the tests of hostile roots and, in a process of its own, by those of the fallbacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import support
+
+import fastns
+from fastns import DEVNULL, Mount, SpawnError, Spec
+
+# {outside}: the canary directory's path; {fd}, {file}: fds of it and of its file, held by the
+# caller and inheritable; {name}: the link's own.
+LINKS = {
+    "absolute": "{outside}",
+    "relative": "../../../../../../../../../../../..{outside}",
+    "chain": "absolute",
+    "loop": "{name}",
+    "long-loop": "long-loop-back",
+    "dangling": "nowhere",
+    "self-root": "/proc/self/root{outside}",
+    "thread-root": "/proc/thread-self/root{outside}",
+    "one-root": "/proc/1/root{outside}",
+    "up-from-root": "/proc/self/root/../../../..{outside}",
+    "cwd": "/proc/self/cwd",
+    "up-from-cwd": "/proc/self/cwd/../../../../../..{outside}",
+    "fd": "/proc/self/fd/{fd}",
+    "up-from-fd": "/proc/self/fd/{fd}/../outside",
+    "fd-through-dev": "/dev/fd/{fd}",
+    "fd-of-file": "/proc/self/fd/{file}",
+    "one-fd": "/proc/1/fd/{fd}",
+    "exe": "/proc/self/exe",
+    "namespace": "/proc/self/ns/mnt",
+}
+MAKE = ["X-mount.mkdir"]
+
+
+def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
+    """Puts each link into `root` as /hostile/NAME; returns those paths."""
+    place = root / "hostile"
+    place.mkdir()
+    places = []
+    for name, target in LINKS.items():
+        text = target.format(outside=outside, fd=fd, file=file, name=name)
+        (place / name).symlink_to(text)
+        places.append(f"/hostile/{name}")
+    (place / "long-loop-back").symlink_to("long-loop")
+    return places
+
+
+def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
+    """Fields of specs that put something at a path, or below it, that is a link."""
+    directory, file = str(source), str(source / "file")
+    ways: list[dict[str, Any]] = []
+    for target in (place, f"{place}/new", f"{place}/new/deeper"):  # the link last, or on the way
+        for options in ([], MAKE):
+            ways += [
+                {"mounts": [Mount(target, type="tmpfs", options=options)]},
+                {"mounts": [Mount(target, source=directory, options=options)]},
+                {"mounts": [Mount(target, source=file, options=options)]},
+            ]
+        ways.append({"files": {target: "overwritten"}})
+    ways.append({"files": {f"{place}/file": "overwritten"}})
+    yield from ways
+    yield from ({**way, "overlay": True} for way in ways)
+
+
+def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[str, int]:
+    """Tries every attempt at every place; returns how many ran and how many were refused.
+
+    What runs has its one mount more where the sandbox sees it, so inside; what is refused names
+    the place. `source`: a directory with a file "file", for binds.
+    """
+    outcomes = {"ran": 0, "refused": 0}
+    usual = _mounts(Spec(rootfs=root, **fields))
+    for place in places:
+        for more in attempts(place, source):
+            try:
+                seen = _mounts(Spec(rootfs=root, **more, **fields))
+            except SpawnError as exc:
+                assert exc.stage in ("mount", "file"), exc
+                assert exc.path is not None, exc
+                assert exc.path.startswith(place), (exc, place)
+                assert exc.op_index >= 0
+                outcomes["refused"] += 1
+            else:
+                assert seen == usual + 1, (place, more)
+                outcomes["ran"] += 1
+    return outcomes
+
+
+def _mounts(spec: Spec) -> int:
+    """How many mounts there are inside."""
+    done = fastns.run(["/probe"], spec=spec, capture_output=True, stdin=DEVNULL, timeout=20)
+    assert done.returncode == 0, (spec, done.stderr)
+    return len(support.parse_report(done.stdout)["mounts"])
+
+
+def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
+    """All below these: kind, owner, size, times and content. A name made and removed again shows
+    in the times of its directory."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for top in paths:
+        for path in (top, *top.rglob("*")):
+            st = path.lstat()
+            content = ""
+            if path.is_file() and not path.is_symlink():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            times = (st.st_mtime_ns, st.st_ctime_ns)
+            found[str(path)] = (st.st_mode, st.st_uid, st.st_gid, st.st_size, *times, content)
+    return found
+
+
+SWAP = """
+import ctypes, os, sys, time
+rename = ctypes.CDLL(None).renameat2
+one, two = map(os.fsencode, sys.argv[1:])
+print(flush=True)
+while os.getppid() == {parent}:
+    for _ in range(100):
+        rename(-100, one, -100, two, 2)
+        time.sleep(1e-6)  # some 60 us: lookups wait for renames, and a start takes a thousand
+"""
+
+
+class Swapping:
+    """Two directory entries change places all the time, as long as this lasts; by a process of its
+    own, which takes no turns with who spawns here."""
+
+    def __init__(self, one: Path, two: Path) -> None:
+        self.args = [sys.executable, "-c", SWAP.format(parent=os.getpid()), one, two]
+
+    def __enter__(self) -> None:
+        self.process = subprocess.Popen(self.args, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"\n"
+
+    def __exit__(self, *exc: object) -> None:
+        assert self.process.poll() is None
+        self.process.kill()
+        self.process.communicate()

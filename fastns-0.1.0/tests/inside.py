@@ -1,0 +1,136 @@
+"""Running a shell inside, and keeping a sandbox alive to look at it: used by the sandbox tests."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import support
+
+import fastns
+from fastns import IDMapping, Spec, Template, _cgroups
+
+WAYS = ["direct", "init", "template", "parked"]
+
+
+def shell(root: Path | None, script: str, **fields: Any) -> str:
+    """What bash prints inside `root`; ChildProcessError with its stderr if it fails.
+
+    `fields` make the Spec. Nothing may be written to stderr.
+    """
+    done = fastns.run(
+        ["bash", "-ec", script],
+        spec=Spec(rootfs=root, **fields),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    if done.returncode != 0:
+        raise ChildProcessError(done.stderr)
+    assert done.stderr == ""
+    return str(done.stdout)
+
+
+@contextlib.contextmanager
+def runner(way: str, **fields: Any) -> Iterator[Any]:
+    """A run() for sandboxes of a Spec with these fields, started in this way: direct, init,
+    template, parked; after "user" in a user namespace of its own."""
+    if way.startswith("user"):
+        fields["namespaces"] = {"user": "new"}
+    if way.endswith(("template", "parked")):
+        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
+            yield template.run
+    else:
+        plan = fastns.compile(Spec(init=way == "init", **fields))
+        try:
+            yield functools.partial(fastns.run, spec=plan)
+        finally:
+            plan.close()
+
+
+@contextlib.contextmanager
+def dialogue(root: Path | None, **fields: Any) -> Iterator[Any]:
+    """A bash that lives meanwhile: yields `ask(line)`, which runs a line and returns its output."""
+    with fastns.spawn(
+        ["bash"],
+        spec=Spec(rootfs=root, **fields),
+        stdin=fastns.PIPE,
+        stdout=fastns.PIPE,
+        stderr=fastns.STDOUT,
+        text=True,
+    ) as sandbox:
+        assert sandbox.stdin is not None
+        assert sandbox.stdout is not None
+        stdin, stdout = sandbox.stdin, sandbox.stdout
+        numbers = itertools.count()
+
+        def ask(line: str) -> str:
+            end = f"--{next(numbers)}--"
+            stdin.write(f"{{ {line}\n}} </dev/null; echo {end}\n")
+            stdin.flush()
+            answer = []
+            while (got := stdout.readline()) != end + "\n":
+                assert got, f"bash has ended: {answer}"
+                answer.append(got)
+            return "".join(answer)
+
+        yield ask
+        sandbox.kill()
+
+
+@contextlib.contextmanager
+def joinable(root: Path) -> Iterator[fastns.Sandbox]:
+    """A running sandbox with a new namespace of each kind; "other" listens on its port 4242.
+
+    Its user namespace has the ids 7 and 8 only.
+    """
+    spec = Spec(
+        rootfs=root, namespaces={"user": "new", "time": "new"}, hostname="other", user="7:8"
+    )
+    with fastns.spawn(
+        ["/probe", "--listen", "4242"], spec=spec, stdin=fastns.PIPE, stdout=fastns.PIPE
+    ) as sandbox:
+        assert sandbox.stdout is not None
+        assert sandbox.stdout.readline() == b"listening\n"
+        yield sandbox
+        sandbox.kill()
+
+
+def ranges() -> dict[str, tuple[IDMapping]]:
+    """Fields of a Spec: 1000 ids from 0 on inside, mapped to some this user may have."""
+    return {
+        "uid_mappings": (IDMapping(0, _first_id("/etc/subuid"), 1000),),
+        "gid_mappings": (IDMapping(0, _first_id("/etc/subgid"), 1000),),
+    }
+
+
+def _first_id(path: str) -> int:
+    """Of the range that subuid(5) gives the user; root may have any."""
+    if support.is_root():
+        return 100000
+    names = (pwd.getpwuid(os.geteuid()).pw_name, str(os.geteuid()))
+    for line in Path(path).read_text().splitlines():
+        name, first, size = line.split(":")
+        if name in names and int(size) >= 1000:
+            return int(first)
+    support.skip_missing(f"a range of ids in {path}")
+
+
+def homes() -> list[Path]:
+    """Where cgroups of processes with fastns may lie, in all hierarchies."""
+    return [
+        Path(place, _cgroups.GROUP)
+        for hierarchy in _cgroups.hierarchies()
+        for place in _cgroups.places_of(hierarchy)
+    ]
+
+
+def groups(pid: int | None = None) -> list[str]:
+    """The cgroups of a process, or of this one."""
+    return [str(path) for home in homes() for path in home.glob(f"{pid or os.getpid()}-*")]

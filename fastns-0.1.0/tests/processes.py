@@ -1,0 +1,128 @@
+"""What the tests of handles, threads and leaks share: looking for processes, running scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastns import Template
+
+_numbers = itertools.count(1)
+
+
+def marker() -> str:
+    """Seconds to sleep, as an argument that no other process has: `marked()` finds it again."""
+    return f"300.{os.getpid()}{next(_numbers):04}"
+
+
+def marked(text: str) -> list[int]:
+    """Pids of the living processes, in any pid namespace below, with this word in their argv."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if text.encode() in words:  # a zombie's argv is empty
+            found.append(int(pid))
+    return found
+
+
+def running(*argv: str) -> list[int]:
+    """Pids of the living processes with exactly this argv.
+
+    A word in it is not enough to know a command by: whoever starts it has the word too, and so has
+    what shares its memory, or is about to execute the command.
+    """
+    wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
+    found = []
+    for pid in marked(argv[-1]):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted:
+                found.append(pid)
+    return found
+
+
+def children(pid: int, of_its_own: bool = True) -> list[int]:
+    """A server's children: sandboxes, in pid namespaces of their own, or its helpers beside it."""
+    found = []
+    depth = len(_pids(pid))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (len(_pids(int(child))) > depth) is of_its_own:
+                found.append(int(child))
+    return found
+
+
+def _pids(pid: int) -> list[str]:
+    """In each pid namespace, from outside in; none of a process that is being reaped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next((line for line in status.splitlines() if line.startswith("NSpid")), "").split()[1:]
+
+
+def server_pid(template: Template) -> int:
+    """Of the server that it has started."""
+    assert template._server is not None
+    return template._server.pid
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
+    """Whether the condition comes true; the bound is for a test that fails."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def script(
+    code: str, *args: str, timeout: float = 60, first: str = "", prefix: Sequence[str] = ()
+) -> str:
+    """Runs Python code in an interpreter of its own and returns its stdout. It has to succeed.
+    `first`: code to be run before fastns is used; `prefix`: a command that runs the interpreter.
+
+    The code may use `children()` and `fds()`, which list this process' own. The fd of the range's
+    user namespace, which stays open from the first spawn on, is there before.
+    """
+    done = subprocess.run(
+        [*prefix, sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr == "", done.stderr
+    return done.stdout
+
+
+_PRELUDE = """
+import contextlib, os, pathlib, signal, sys, threading, time
+import fastns
+
+def children():
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += pathlib.Path(f"/proc/self/task/{task}/children").read_text().split()
+    return found
+
+def fds():
+    here = os.open("/proc/self/fd", os.O_RDONLY)
+    try:
+        return sorted(set(os.listdir(here)) - {str(here)})
+    finally:
+        os.close(here)
+
+_ids = fastns.compile(fastns.Spec()).ids
+if _ids is not None:
+    fastns._core.user_namespace(_ids)
+
+"""

@@ -1,0 +1,68 @@
+#!/bin/bash
+# Runs pytest as an unprivileged user. Arguments go to pytest.
+#
+# Not root: runs in .venv, as the caller. Root: as "fastns-test", who may be unable to enter this
+# checkout or its virtual environment, so everything is taken elsewhere first: the source archive
+# is built, installed into a fresh environment of Debian's own python3 below /var/tmp, where any user
+# may go, and the tests are copied beside it.
+# This is also the test that the source archive holds all it takes to build the package.
+#
+# Usage: tests/run_as_user.sh [ARG…]
+#        tests/run_as_user.sh --prepare DIRECTORY          only makes all that, there
+#        tests/run_as_user.sh --prepared DIRECTORY [ARG…]    only runs what was made
+# FASTNS_PREPARED=DIRECTORY: the first takes a copy of what was made there.
+set -euo pipefail
+umask 022
+
+cd "$(dirname "$0")/.."
+python=$PWD/.venv/bin/python
+user=fastns-test
+
+prepare() { # DIRECTORY
+    local away=$1 archives name
+    chmod 755 "$away"
+    "$python" -m build --sdist --outdir "$away/dist" . >"$away/build.log" 2>&1 ||
+        { cat "$away/build.log"; exit 1; }
+    archives=("$away"/dist/*.tar.gz)
+    /usr/bin/python3 -m venv "$away/venv"
+    "$away/venv/bin/python" -m pip install --quiet "${archives[0]}[test]"
+
+    # Beside the tests: what tests may read. Not src/, so that only the installed package is imported.
+    for name in tests csrc docs pyproject.toml setup.py README.md CHANGELOG.md Makefile; do
+        if [ -e "$name" ]; then cp -a "$name" "$away/"; fi
+    done
+    mkdir -p "$away/build/tests"
+    cp -a build/rootfs "$away/build/rootfs"
+    chown -R "$user:" "$away/tests" "$away/build/tests"
+    chown "$user:" "$away"
+}
+
+# In $away. As no child of this script: then none of root's stays in the cgroup of who runs it.
+run() { # [ARG…]
+    cd "$away"
+    exec setpriv --reuid="$user" --regid="$user" --init-groups --inh-caps=-all \
+        env -i HOME="$(getent passwd "$user" | cut -d: -f6)" USER="$user" LANG=C.UTF-8 TERM=dumb \
+        PATH="$away/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
+        CI="${CI:-}" FASTNS_NO_SKIP="${FASTNS_NO_SKIP:-}" FASTNS_LONG="${FASTNS_LONG:-}" \
+        FASTNS_DELEGATED="${FASTNS_DELEGATED:-}" \
+        "$away/venv/bin/python" -m pytest -p no:cacheprovider "$@"
+}
+
+if [ "$(id -u)" != 0 ]; then
+    exec "$python" -m pytest "$@"
+fi
+case ${1:-} in
+--prepare)
+    prepare "$2"
+    ;;
+--prepared)
+    away=$2
+    run "${@:3}"
+    ;;
+*)
+    away=$(mktemp -d /var/tmp/fastns-test-XXXXXX)
+    trap 'rm -rf "$away"' EXIT
+    if [ -n "${FASTNS_PREPARED:-}" ]; then cp -a "$FASTNS_PREPARED/." "$away"; else prepare "$away"; fi
+    (run "$@")
+    ;;
+esac

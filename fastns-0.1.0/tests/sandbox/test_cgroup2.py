@@ -1,0 +1,280 @@
+"""cgroup v2 with its controllers: what the kernel makes of a leaf's files, and parts of the tree
+that are this user's, or are not enough. Run on other kernels too: see tests/kernels.sh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from inside import WAYS, groups, ranges, runner
+from processes import eventually
+
+import fastns
+from fastns import Sandbox, Spec, SpecError, Template, _cgroups, doctor
+from fastns._cgroups import Hierarchy
+
+pytestmark = pytest.mark.with_cgroups
+
+NEEDED = {"memory", "pids", "cpu", "cpuset", "io"}
+DISK = Path("/dev/ram0")
+MIB = 1 << 20
+SPIN = ["sh", "-c", "while :; do :; done"]
+
+
+@pytest.fixture(autouse=True)
+def tree() -> Hierarchy:
+    for hierarchy in _cgroups.hierarchies():
+        if hierarchy.unified and set(hierarchy.controllers) >= NEEDED:
+            return hierarchy
+    support.skip_missing("cgroup version 2 with its controllers")
+
+
+@contextlib.contextmanager
+def alive(args: list[str], **fields: Any) -> Iterator[Sandbox]:
+    """A sandbox to look at; nothing stays of its cgroups."""
+    plan = fastns.compile(Spec(**fields))
+    try:
+        with fastns.spawn(args, spec=plan) as box:
+            yield box
+            box.kill()
+    finally:
+        plan.close()
+
+
+def leaf_of(tree: Hierarchy, sandbox: Sandbox) -> Path:
+    path = Path(f"/proc/{sandbox.pid}/cgroup").read_text().split("0::", 1)[1].strip()
+    return Path(tree.mount + path)
+
+
+def count(leaf: Path, file: str, key: str) -> int:
+    words = (leaf / file).read_text().split()
+    return int(words[words.index(key) + 1]) if key in words else 0
+
+
+def a_disk() -> str:
+    return next(
+        (path / "dev").read_text().strip()
+        for path in sorted(Path("/sys/block").iterdir(), key=lambda path: path.name != DISK.name)
+    )
+
+
+def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    disk = a_disk()
+    spec = Spec(
+        rootfs=busybox_rootfs, memory="32m", pids_limit=7, cpus=0.25, cpu_weight=50, cpuset="0",
+        io={disk: {"rbps": MIB, "wiops": 7}},
+    )  # fmt: skip
+    with Template(spec) as template, template.spawn(["sleep", "60"]) as box:
+        leaf = leaf_of(tree, box)
+        expected = {
+            "memory.max": str(32 * MIB),
+            "memory.oom.group": "1",
+            "pids.max": "7",
+            "pids.current": "1",
+            "cpu.max": "25000 100000",
+            "cpu.weight": "100",  # among its plan's; the plan's own is below
+            "cpuset.cpus.effective": "0",
+            "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
+        }
+        if not _cgroups._no_swap():
+            expected["memory.swap.max"] = "0"
+        found = {file: (leaf / file).read_text().strip() for file in expected}
+        assert found == expected
+        assert (leaf.parent / "cpu.weight").read_text() == "50\n"
+        assert (leaf / "cgroup.procs").read_text() == f"{box.pid}\n"
+        box.kill()
+    assert not leaf.exists()
+
+
+@pytest.mark.parametrize("way", [*WAYS, "ranges"])
+def test_it_is_in_a_leaf_of_its_own(tree: Hierarchy, busybox_rootfs: Path, way: str) -> None:
+    """By the clone, or by itself where something comes between: ids mapped by newuidmap."""
+    before = groups()
+    fields: dict[str, Any] = ranges() if way == "ranges" else {}
+    spec = Spec(rootfs=busybox_rootfs, memory="32m", pids_limit=9, init=way == "init", **fields)
+    with contextlib.ExitStack() as stack:
+        if way in ("template", "parked"):
+            template = stack.enter_context(Template(spec, parked=2 * (way == "parked")))
+            boxes = [template.spawn(["sleep", "60"]) for _ in range(2)]
+        else:
+            plan = fastns.compile(spec)
+            stack.callback(plan.close)
+            boxes = [fastns.spawn(["sleep", "60"], spec=plan) for _ in range(2)]
+        leaves = [leaf_of(tree, box) for box in boxes]
+        assert len(set(leaves)) == 2
+        assert all(str(leaf.parent) in groups() for leaf in leaves)
+        processes = 2 if way == "init" else 1
+        assert all(eventually(lambda at=leaf: pids(at) == processes) for leaf in leaves)
+        for box in boxes:
+            box.kill()
+            box.wait()
+            assert (box.cause, box.limits) == ("killed", ("memory", "pids_limit"))
+    assert groups() == before
+
+
+def pids(leaf: Path) -> int:
+    return int((leaf / "pids.current").read_text())
+
+
+def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    fields: dict[str, Any] = {"rootfs": busybox_rootfs, "pids_limit": 5}
+    with alive(SPIN, cpus=0.1, **fields) as box:
+        slow = leaf_of(tree, box)
+        assert eventually(lambda: count(slow, "cpu.stat", "nr_throttled") > 1)
+        assert count(slow, "cpu.stat", "throttled_usec") > 0
+    with alive(SPIN, cpus=64, **fields) as box:  # the control
+        free = leaf_of(tree, box)
+        assert eventually(lambda: count(free, "cpu.stat", "usage_usec") > 300_000)
+        assert count(free, "cpu.stat", "nr_throttled") == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_of_it_ends_when_memory_is_out(busybox_rootfs: Path, way: str) -> None:
+    """memory.oom.group: never half a sandbox."""
+    fill = "sleep 60 & dd if=/dev/zero of=/tmp/x bs=1M count={} 2>/dev/null; echo survived"
+    with runner(way, rootfs=busybox_rootfs, memory="32m", pids_limit=9) as go:
+        for _ in range(2):
+            over = go(["sh", "-c", fill.format(40)], capture_output=True)
+            assert (over.cause, over.exit_code, over.stdout) == ("oom", 137, b"")
+            assert 30 * MIB < over.usage.memory_peak <= 32 * MIB
+            under = go(["sh", "-c", fill.format(4)], capture_output=True)
+            assert (under.cause, under.stdout) == ("exited", b"survived\n")
+            assert 4 * MIB < under.usage.memory_peak < 16 * MIB
+            assert under.usage.pids_peak in (3, 4)
+            little = go(["true"])
+            assert little.usage.memory_peak < 4 * MIB
+            assert little.usage.pids_peak in (1, 2)
+
+
+def test_swap(busybox_rootfs: Path) -> None:
+    if _cgroups._no_swap():
+        support.skip_missing("swap")
+    fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=24 2>/dev/null"]
+    with runner("template", rootfs=busybox_rootfs, memory="16m") as go:
+        assert go(fill).cause == "oom"
+    with runner("template", rootfs=busybox_rootfs, memory="16m", memory_swap="20m") as go:
+        assert go(fill).cause == "oom"
+    with runner("template", rootfs=busybox_rootfs, memory="16m", memory_swap="64m") as go:
+        assert (done := go(fill)).returncode == 0
+        assert done.usage.memory_peak <= 16 * MIB
+
+
+@pytest.mark.as_root
+def test_io(busybox_rootfs: Path) -> None:
+    """Two seconds' worth is read: no less than one is waited for."""
+    if not DISK.is_block_device():
+        support.skip_missing(str(DISK))
+    read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
+    mounts = [fastns.Mount("/disk", source=str(DISK), options=["dev"])]
+    who = {"user": "host"}  # whom the device is for
+    for rate, slow in ((MIB, True), (1 << 40, False)):
+        fields: dict[str, Any] = {
+            "mounts": mounts, "namespaces": who, "io": {str(DISK): {"rbps": rate}},
+        }  # fmt: skip
+        with runner("direct", rootfs=busybox_rootfs, overlay=True, **fields) as go:
+            done = go(read, capture_output=True)
+            assert (done.returncode, done.limits) == (0, ("io",)), done.stderr
+            assert done.usage.io_read >= 2 * MIB
+            assert done.wall_time > 1 or not slow
+
+
+# ---- parts of the tree -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
+    """A cgroup whose children have memory and pids and nothing else, as cgroup_parent names it."""
+    place = Path(_cgroups.find_place(tree, tuple(NEEDED), None).parent)
+    above = place / f"test-{os.getpid()}"
+    below = above / "part"
+    (place / "cgroup.subtree_control").write_text("+memory +pids")
+    above.mkdir()
+    (above / "cgroup.subtree_control").write_text("+memory +pids")
+    below.mkdir()
+    yield str(below.relative_to(tree.mount)), below
+    with contextlib.suppress(FileNotFoundError):
+        (below / _cgroups.GROUP).rmdir()
+    below.rmdir()  # fails where something was left
+    above.rmdir()
+
+
+def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    name, directory = part
+    fields: dict[str, Any] = {"rootfs": busybox_rootfs, "memory": "32m", "cgroup_parent": name}
+    with alive(["sleep", "60"], **fields) as box:
+        assert directory in leaf_of(tree, box).parents
+
+
+def test_a_controller_that_was_not_given(busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    fields: dict[str, Any] = {
+        "rootfs": busybox_rootfs, "memory": "32m", "cpus": 1, "cgroup_parent": part[0],
+    }  # fmt: skip
+    with pytest.raises(SpecError) as caught:
+        fastns.compile(Spec(**fields))
+    assert caught.value.field == "cpus"
+    assert "the cpu controller was not given to it" in caught.value.reason
+    with runner("direct", require_limits=False, **fields) as go:
+        fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=40 2>/dev/null"]
+        assert (done := go(fill)).limits == ("memory",)
+        assert done.cause == "oom"
+
+
+def test_one_with_processes_of_its_own(
+    tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]
+) -> None:
+    """The kernel gives controllers to the children of an empty one only."""
+    with alive(["sleep", "60"], rootfs=busybox_rootfs, pids_limit=9) as box:
+        (part[1] / "cgroup.procs").write_text(str(box.pid))
+        with pytest.raises(SpecError) as caught:
+            fastns.compile(Spec(memory="32m", cgroup_parent=part[0]))
+        assert (caught.value.field, "processes of its own" in caught.value.reason) == (
+            "memory",
+            True,
+        )
+
+
+@pytest.mark.as_root
+def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
+    """It may make cgroups there, but not bring its processes in: said before any is started."""
+    name, directory = part
+    user = 65534
+    for path in (directory, *directory.glob("cgroup.*")):
+        os.chown(path, user, user)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            try:
+                fastns.compile(Spec(memory="32m", cgroup_parent=name))
+                found = ("", "it was accepted")
+            except SpecError as exc:
+                found = (exc.field, exc.reason)
+            os.write(write, pickle.dumps(found))
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        field, reason = pickle.loads(pipe.read())
+    os.waitpid(pid, 0)
+    assert field == "memory"
+    assert "may not be moved" in reason
+
+
+@pytest.mark.as_user
+def test_what_was_delegated_is_found(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    place = _cgroups.find_place(tree, tuple(NEEDED), None)
+    assert place.parent != tree.mount
+    assert os.stat(place.parent).st_uid == os.getuid()
+    finding = doctor.limits()
+    assert finding.ok, finding
+    with alive(["sleep", "60"], rootfs=busybox_rootfs, memory="32m") as box:
+        assert Path(place.parent) in leaf_of(tree, box).parents

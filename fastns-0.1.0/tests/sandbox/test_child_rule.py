@@ -1,0 +1,187 @@
+"""What runs between clone and exec keeps its rule: raw system calls, no libc, nothing of its own.
+
+Checked on the object code, compiled as setup.py does it. Each check has a control: code that breaks
+the rule is found.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+
+import fastns
+from fastns import _core
+
+ROOT = support.TESTS.parent
+CSRC = ROOT / "csrc"
+ALLOWED = {"memcpy", "memset"}
+PF_X, PF_W = 1, 2
+
+
+def flags() -> list[str]:
+    """CHILD of setup.py, without running setup()."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CHILD":
+            found: list[str] = eval(ast.unparse(node.value), {"os": os})
+            return found
+    raise AssertionError("setup.py has no CHILD")
+
+
+def compiled(source: Path, dest: Path) -> Path:
+    command = ["gcc", "-std=gnu11", "-fPIC", *flags(), "-Wall", "-Wextra", "-c", str(source)]
+    subprocess.run([*command, "-o", str(dest)], check=True)
+    return dest
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def violations(code: Path) -> set[str]:
+    """What an object file has that a child which shares memory may not."""
+    found = set()
+    for line in output("nm", code).splitlines():
+        kind, name = line.split()[-2:]
+        if kind in "Uw" and name not in ALLOWED and name != "_GLOBAL_OFFSET_TABLE_":
+            found.add(f"calls {name}")
+        if kind in "bBdDC":
+            found.add(f"writes {name}")
+    if re.search(r"R_\w*(TLS|TPOFF|DTPMOD|TPREL)", output("readelf", "-rW", code)):
+        found.add("TLS relocation")
+    if re.search(r"%fs:|%gs:|tpidr_el0", output("objdump", "-d", code)):
+        found.add("TLS access")
+    return found
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(CSRC / "child.c", tmp_path_factory.mktemp("child") / "child.o")
+
+
+def test_the_child_calls_nothing_and_owns_nothing(child: Path) -> None:
+    assert violations(child) == set()
+    assert "T fns_child_main" in output("nm", child)
+
+
+@pytest.mark.parametrize(
+    ("code", "violation"),
+    [
+        ("#include <stdlib.h>\nvoid *f(void) { return malloc(7); }", "calls malloc"),
+        ("#include <errno.h>\nint f(void) { return errno; }", "calls __errno_location"),
+        ("static int n; int f(void) { return n++; }", "writes n"),
+        ("_Thread_local int n; int f(void) { return n++; }", "TLS relocation"),
+    ],
+)
+def test_a_broken_rule_is_found(tmp_path: Path, code: str, violation: str) -> None:
+    source = tmp_path / "bad.c"
+    source.write_text(code + "\n")
+    assert violation in violations(compiled(source, tmp_path / "bad.o"))
+
+
+def test_a_stack_protector_is_found(tmp_path: Path) -> None:
+    source, dest = tmp_path / "bad.c", tmp_path / "bad.o"
+    source.write_text("void g(char *); void f(void) { char b[64]; g(b); }\n")
+    subprocess.run(["gcc", "-fPIC", "-O2", "-fstack-protector-all", "-c", source, "-o", dest])
+    assert "calls __stack_chk_fail" in violations(dest)
+
+
+def test_the_child_includes_only_its_own_headers() -> None:
+    def includes(name: str) -> set[str]:
+        return set(re.findall(r'#include ["<](\S+)[">]', (CSRC / name).read_text()))
+
+    assert includes("child.c") <= {"child.h", "plan.h", "error.h", "sys.h"}
+    assert includes("child.h") <= {"plan.h", "error.h"}
+    assert includes("plan.h") | includes("error.h") <= {"stddef.h", "stdint.h"}
+    kernel = {name for name in includes("sys.h") if name.startswith(("asm/", "linux/"))}
+    assert includes("sys.h") - kernel == {"stddef.h", "stdint.h", "error.h"}
+
+
+def elf(path: Path) -> Any:
+    return ELFFile.load_from_path(str(path))
+
+
+@pytest.mark.parametrize("name", ["exec", "helper"])
+def test_the_programs_are_static_and_have_no_writable_code(name: str) -> None:
+    with elf(Path(fastns.__file__).with_name(f"_{name}")) as program:
+        segments = list(program.iter_segments())
+        kinds = [segment["p_type"] for segment in segments]
+        assert program["e_type"] == "ET_EXEC"
+        assert not {"PT_DYNAMIC", "PT_INTERP", "PT_TLS"} & set(kinds)
+        assert "PT_GNU_STACK" in kinds  # without it the stack may be executed
+        for segment in segments:
+            assert segment["p_flags"] & (PF_W | PF_X) != PF_W | PF_X, segment["p_type"]
+        assert program.get_section_by_name(".dynsym") is None
+
+
+def test_the_programs_have_no_undefined_symbol(tmp_path: Path) -> None:
+    names = ("exec", "helper", "server", "sandbox", "netns", "closer", "child")
+    symbols = {
+        name: output("nm", compiled(CSRC / f"{name}.c", tmp_path / f"{name}.o")) for name in names
+    }
+    own = {name for listed in symbols.values() for name in re.findall(r" T (fns_\w+)", listed)}
+    for listed in symbols.values():
+        undefined = set(re.findall(r" U (\w+)", listed))
+        linkers = {"_GLOBAL_OFFSET_TABLE_", "__executable_start"}
+    assert undefined <= ALLOWED | own | linkers
+
+
+def test_the_extension_binds_at_load() -> None:
+    with elf(Path(_core.__file__)) as extension:
+        dynamic = extension.get_section_by_name(".dynamic")
+        assert isinstance(dynamic, DynamicSection)
+        tags = {tag.entry.d_tag: tag.entry.d_val for tag in dynamic.iter_tags()}
+        assert tags.get("DT_FLAGS", 0) & 0x8 or tags.get("DT_FLAGS_1", 0) & 0x1  # BIND_NOW, NOW
+
+
+# ---- what really happens ----
+
+
+def traced(tmp_path: Path, code: str) -> str:
+    if shutil.which("strace") is None:
+        support.skip_missing("strace (tests/setup.sh installs it)")
+    log = tmp_path / "strace"
+    calls = "trace=tgkill,tkill,rt_tgsigqueueinfo,setuid,setresuid,setresgid,setgroups,execve"
+    command = ["strace", "-f", "-qq", "-e", calls, "-o", str(log)]
+    subprocess.run([*command, sys.executable, "-c", code], check=True, timeout=60)
+    return log.read_text()
+
+
+WITH_A_THREAD = """
+import threading, ctypes, sys
+stop = threading.Event()
+threading.Thread(target=stop.wait).start()
+{body}
+stop.set()
+"""
+
+
+@pytest.mark.as_root
+def test_changed_ids_are_raw_calls(tmp_path: Path, probe_rootfs: Path) -> None:
+    body = (
+        "import fastns\n"
+        f"spec = fastns.Spec(rootfs={str(probe_rootfs)!r}, user='1234:2345')\n"
+        "assert fastns.run(['/true'], spec=spec).returncode == 0"
+    )
+    log = traced(tmp_path, WITH_A_THREAD.format(body=body))
+    assert re.search(r"setresuid\(1234, 1234, 1234\) += 0", log)
+    assert re.search(r"setresgid\(2345, 2345, 2345\) += 0", log)
+    assert re.search(r'execve\("/true"', log)
+    assert "tgkill" not in log
+    assert "tkill" not in log
+
+
+@pytest.mark.as_root
+def test_libc_would_signal_every_thread(tmp_path: Path) -> None:
+    body = "assert ctypes.CDLL(None).setuid(0) == 0"
+    assert "tgkill" in traced(tmp_path, WITH_A_THREAD.format(body=body))

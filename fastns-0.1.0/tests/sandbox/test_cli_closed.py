@@ -1,0 +1,55 @@
+"""stdin, stdout and stderr that are closed where the command is started: of a sandbox, too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def shell(words: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which `fastns` is the command."""
+    line = f'fastns() {{ {sys.executable} -m fastns "$@"; }}; {words}'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_exit_code_is_the_commands(closed: str, code: int) -> None:
+    done = shell(f"fastns run -- sh -c 'exit {code}' {closed}")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_no_file_of_fastns_takes_their_place() -> None:
+    """A byte written to stderr was read as a signal: 15, SIGTERM."""
+    done = shell(r"fastns run -- sh -c 'printf \\17 >&2; exit 7' >&- 2>&-")
+    assert done.returncode == 7
+    done = shell("fastns run -- sh -c 'file=$(readlink /proc/$$/fd/1); echo $file >&2' >&-")
+    assert done.stderr == "/dev/null\n"
+
+
+@pytest.mark.parametrize("max_output", ["", "--max-output 1k"])
+def test_a_closed_stdout_fails_as_without_fastns(max_output: str) -> None:
+    done = shell(f"fastns run {max_output} -- sh -c 'echo a; echo b >&2; exit 3' >&-")
+    assert done.returncode == 3
+    assert done.stderr.endswith("b\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("echo '[\"true\"]' | fastns batch - >&-", "stdout: Bad file descriptor"),
+        ("fastns batch - <&-", "stdin: Bad file descriptor"),
+    ],
+)
+def test_a_batch_needs_them(words: str, message: str) -> None:
+    done = shell(words)
+    assert done.returncode == 125
+    assert done.stderr.splitlines()[0] == f"fastns: {message}"
+
+
+def test_a_full_stdout_of_bench() -> None:
+    done = shell("fastns bench --rounds 1 >/dev/full")
+    assert (done.returncode, done.stderr) == (125, "fastns: stdout: No space left on device\n")
+    assert shell("fastns bench --rounds 1 >&-").returncode == 0

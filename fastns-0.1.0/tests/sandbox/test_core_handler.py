@@ -1,0 +1,69 @@
+"""A handler of core dumps, which the kernel starts on the host and as its root, never runs for a
+sandbox. It is the whole machine's: the test sets it in a kernel of its own (tests/kernels.sh)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import support
+from inside import WAYS
+from processes import eventually
+
+PATTERN = Path("/proc/sys/kernel/core_pattern")
+SCRIPT = """
+import os, sys
+from inside import runner
+import fastns
+way, root, seccomp, uid = sys.argv[1:]
+
+def crash():
+    with runner(way, rootfs=root, seccomp=seccomp) as run:
+        return run(["/exhaust", "crash"], capture_output=True).stdout
+
+if uid != "0":
+    fastns.compile()  # what is read later is read now
+    crash()
+    os.setgroups([])
+    os.setgid(int(uid))
+    os.setuid(int(uid))
+print(crash().decode())
+"""
+
+
+@pytest.fixture
+def handler() -> Iterator[str]:
+    """Sets one that says a word of its own to the kernel's log: that word."""
+    if os.environ.get("FASTNS_EMULATED") != "1":
+        support.skip_missing("a kernel of its own (tests/kernels.sh)")
+    word = f"fastns-core-{os.urandom(8).hex()}"
+    before = PATTERN.read_text()
+    PATTERN.write_text(f"|/bin/sh -c echo${{IFS}}{word}>/dev/kmsg;cat>/dev/null")
+    yield word
+    PATTERN.write_text(before)
+
+
+def times(word: str) -> int:
+    """How often it is in the kernel's log."""
+    return subprocess.run(["dmesg"], capture_output=True, check=True).stdout.count(word.encode())
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("uid", [0, 54321], ids=["root", "user"])
+@pytest.mark.parametrize("way", WAYS)
+def test_it_does_not_run(handler: str, exhaust_root: Path, way: str, uid: int) -> None:
+    """Without the filter the limit is set to 0, and it does."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for seccomp, dumped in (("default", 0), ("unconfined", 1)):
+        words = [way, str(exhaust_root), seccomp, str(uid)]
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *words], capture_output=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [b"11", b"%d" % dumped]
+    crashes = 2 if uid else 1  # without it
+    assert eventually(lambda: times(handler) == crashes)

@@ -1,0 +1,285 @@
+"""Nothing stays: no fd, process, mount or memory, whatever becomes of a spawn."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from processes import script
+
+import fastns
+
+SPAWNS = 50_000 if support.LONG else 2_500
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Scenario = Callable[[], None]
+
+
+def scenarios(root: Path) -> dict[str, Scenario]:
+    """Every way a spawn can go that is cheap to provoke, failures named by their stage."""
+
+    def spec(**fields: Any) -> fastns.Plan:
+        fields = {"rootfs": root, "default_mounts": False, "network": "host", **fields}
+        return fastns.compile(fastns.Spec(**fields))
+
+    direct, staged = spec(), spec(init=True)
+
+    def runs(plan: fastns.Plan, *args: str, **arguments: Any) -> Scenario:
+        def scenario() -> None:
+            assert fastns.run(args or ["/true"], spec=plan, **arguments).returncode == 0
+
+        return scenario
+
+    def fails(stage: str, plan: fastns.Plan, command: str = "/true", **arguments: Any) -> Scenario:
+        def scenario() -> None:
+            with pytest.raises(fastns.SpawnError) as caught:
+                fastns.spawn([command], spec=plan, stdin=-1, stdout=-1, **arguments)
+            assert caught.value.stage == stage
+
+        return scenario
+
+    def killed(plan: fastns.Plan) -> Scenario:
+        def scenario() -> None:
+            with pytest.raises(fastns.TimeoutExpired):
+                fastns.run(["/probe", "--sleep", "9"], spec=plan, capture_output=True, timeout=0)
+
+        return scenario
+
+    def dropped() -> None:
+        with pytest.warns(ResourceWarning, match="still runs"):
+            fastns.spawn(["/probe", "--sleep", "9"], spec=direct)
+
+    tmpfs = fastns.Mount("/missing", type="tmpfs")
+    bind = fastns.Mount("/tmp", source="/missing/source")
+    echo = {"input": b"x" * 100_000, "capture_output": True}
+    found = {
+        "direct": runs(direct),
+        "staged": runs(staged),
+        "default mounts": runs(spec(default_mounts=True)),
+        "overlay": runs(spec(overlay=True)),
+        "files": runs(spec(files={"/etc/hosts": "x"})),
+        "user namespace": runs(spec(namespaces={"user": "new"})),
+        "pipes": runs(direct, "/probe", "--echo", **echo),
+        "pipes, staged": runs(staged, "/probe", "--echo", **echo),
+        "killed": killed(direct),
+        "killed, staged": killed(staged),
+        "dropped": dropped,
+    }
+    for name, plan in {"direct": direct, "staged": staged}.items():
+        init = plan is staged
+        found |= {
+            f"exec, {name}": fails("exec", plan, "/missing"),
+            f"exec of a directory, {name}": fails("exec", plan, "/etc"),
+            f"chdir, {name}": fails("chdir", plan, cwd="/missing"),
+            f"stdio, {name}": fails("stdio", plan, stderr=1_000_000),
+            f"fds, {name}": fails("fds", plan, pass_fds=[1_000_000]),
+            f"target, {name}": fails("mount", spec(mounts=[tmpfs], init=init)),
+            f"source, {name}": fails("mount", spec(mounts=[bind], init=init)),
+            f"file, {name}": fails("file", spec(files={"/etc/missing": "x"}, init=init)),
+            f"rootfs, {name}": fails("rootfs", spec(rootfs=f"{root}/missing", init=init)),
+            f"setns, {name}": fails("setns", spec(namespaces={"uts": "/missing"}, init=init)),
+        }
+    if support.is_root():
+        ids = fastns.IDMapping(0, 100_000, 1000)
+        mapped = spec(uid_mappings=[ids], gid_mappings=[ids])
+        found["other ids"] = runs(spec(user="1:1"))
+        found["mapped ids"] = runs(mapped)
+        found["mapped ids, exec"] = fails("exec", mapped, "/missing")
+    return found
+
+
+def rss() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_memory_stays_flat(probe_rootfs: Path) -> None:
+    todo = list(scenarios(probe_rootfs).values())
+    for scenario in todo * 10:  # what is allocated once, is now
+        scenario()
+    tracemalloc.start(1)
+    for scenario in todo:
+        scenario()
+    before, python_before = rss(), tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    for _ in range(SPAWNS // len(todo)):
+        for scenario in todo:
+            scenario()
+    after = rss()
+    tracemalloc.start(1)
+    for scenario in todo:
+        scenario()
+    python_after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # 5,000 times 200 bytes would be seen; an arena of pages that moves about is not a leak.
+    assert after - before < 1 << 20
+    assert python_after - python_before < 1 << 16
+
+
+def test_python_objects_are_let_go(probe_rootfs: Path) -> None:
+    todo = scenarios(probe_rootfs)
+    for scenario in list(todo.values()) * 3:
+        scenario()
+    tracemalloc.start(8)
+    try:
+        for name, scenario in todo.items():
+            scenario()
+            gc.collect()
+            before = tracemalloc.take_snapshot()
+            for _ in range(20):
+                scenario()
+            gc.collect()
+            after = tracemalloc.take_snapshot()
+            grown = sum(
+                entry.size_diff
+                for entry in after.compare_to(before, "filename")
+                if "fastns" in entry.traceback[0].filename
+                and "tests" not in entry.traceback[0].filename
+            )
+            assert grown < 20 * 64, name
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("inheritable", [False, True])
+def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -> None:
+    """Same numbers, same files, same close-on-exec flags, same offsets and status flags."""
+    held = [os.open("/dev/zero", os.O_RDONLY) for _ in range(20)]
+    pipe = os.pipe()
+    try:
+        for fd in held:
+            os.set_inheritable(fd, inheritable)
+        before = descriptions()
+        for scenario in scenarios(probe_rootfs).values():
+            scenario()
+        plan = fastns.compile(fastns.Spec(rootfs=probe_rootfs))
+        fastns.run(["/true"], spec=plan, stdin=held[0], stdout=pipe[1], stderr=pipe[1])
+        with fastns.spawn(["/true"], spec=plan, pass_fds=held):
+            pass
+        assert descriptions() == before
+    finally:
+        for fd in (*held, *pipe):
+            os.close(fd)
+
+
+def descriptions() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}") + " " + info
+        except FileNotFoundError:  # the one that read the directory
+            continue
+    return found
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "staged"])
+def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> None:
+    """With each number of free fds, from none on: a sandbox that works, or a clean SpawnError."""
+    code = """
+import resource
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True"))
+assert fastns.run(["/true"], spec=plan).returncode == 0
+five = ["/probe", "--exit", "5"]
+
+def plain():
+    return [fastns.spawn(five, spec=plan).wait()]
+
+def piped():
+    with fastns.spawn(five, spec=plan, stdin=-1, stdout=-1, stderr=-1, text=True) as sandbox:
+        pass
+    return [sandbox.returncode]
+
+def quiet():
+    return [fastns.run(five, spec=plan, stdin=-3, stdout=-3).returncode]
+
+def batch():
+    done = fastns.run_batch([five] * 2, spec=plan)
+    for one in done:
+        if isinstance(one, fastns.SpawnError):
+            raise one
+    return [one.returncode for one in done]
+
+def spawned():
+    return [one.wait() for one in fastns.spawn_batch([five], spec=plan) if one_started(one)]
+
+def one_started(one):
+    if isinstance(one, fastns.SpawnError):
+        raise one
+    return True
+
+batch(), piped()  # what is imported now needs no fd later
+before, hard = fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+for start in (plain, piped, quiet, batch, spawned):
+    failed = worked = 0
+    for limit in range(3, 28):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            found = start()
+        except fastns.SpawnError as exc:
+            assert exc.strerror == "Too many open files", exc
+            assert exc.hint or exc.stage not in ("clone", "stdio")
+            failed += 1
+        else:
+            assert set(found) == {5}
+            worked += 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert children() == [], (limit, children())
+        assert fds() == before
+    assert failed and worked, start
+"""
+    script(code, str(probe_rootfs), str(init))
+
+
+def test_a_pidfd_that_finds_no_place_leaves_nothing(probe_rootfs: Path) -> None:
+    """Another thread takes every free fd while a staged spawn is under way: the sandbox whose pidfd
+    got lost on its way here is ended all the same."""
+    code = """
+import resource
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False))
+assert fastns.run(["/true"], spec=plan).returncode == 0
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+go, done = threading.Event(), threading.Event()
+delay, rounds = 0, 200
+
+def take_all():
+    for _ in range(rounds):
+        go.wait()
+        go.clear()
+        held, start = [], time.perf_counter()
+        while time.perf_counter() < start + delay:
+            pass
+        while time.perf_counter() < start + delay + 0.002:
+            with contextlib.suppress(OSError):
+                held.append(os.dup(0))
+        for fd in held:
+            os.close(fd)
+        done.set()
+
+thread = threading.Thread(target=take_all)
+thread.start()
+sys.setswitchinterval(1e-5)
+resource.setrlimit(resource.RLIMIT_NOFILE, (14, hard))
+failed = 0
+for i in range(rounds):
+    delay = (i % 50) * 0.00003
+    done.clear()
+    go.set()
+    try:
+        fastns.spawn(["/probe", "--sleep", "0"], spec=plan).wait()
+    except fastns.SpawnError as exc:
+        assert exc.strerror == "Too many open files", exc
+        failed += 1
+    done.wait()
+thread.join()
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+assert failed
+assert children() == [], children()
+"""
+    script(code, str(probe_rootfs))

@@ -1,0 +1,164 @@
+"""Namespaces: new ones and the host's, alone and in every combination; names and their errors."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+import fastns
+from fastns import Mount, Spec, SpecError
+
+Report = Callable[..., dict[str, Any]]
+NAMES = {
+    "pid": "pid",
+    "mount": "mnt",
+    "uts": "uts",
+    "ipc": "ipc",
+    "network": "net",
+    "user": "user",
+    "cgroup": "cgroup",
+    "time": "time",
+}
+
+
+def links(pid: int | str) -> dict[str, str]:
+    """The namespaces of a process, seen from outside."""
+    return {kind: os.readlink(f"/proc/{pid}/ns/{name}") for kind, name in NAMES.items()}
+
+
+def same(seen: dict[str, Any], kind: str) -> bool:
+    """Whether a probe's report is from the caller's own namespace of this kind."""
+    return bool(seen["namespaces"][NAMES[kind]] == links("self")[kind])
+
+
+def combinations() -> list[dict[str, str]]:
+    """All 256 of new and host. For an unprivileged caller user is left out for "host": it needs a
+    new one and gets it (see below for asking for the host's)."""
+    every = []
+    for values in itertools.product(["new", "host"], repeat=8):
+        chosen = dict(zip(NAMES, values, strict=True))
+        if chosen["user"] == "host" and not support.is_root():
+            del chosen["user"]
+        every.append(chosen)
+    return every
+
+
+def test_every_combination(probe: Path) -> None:
+    """Just the new ones differ, seen from inside."""
+    for namespaces in combinations():
+        shown = [Mount(str(probe), source=probe)] if namespaces["mount"] == "new" else []
+        spec = Spec(namespaces=namespaces, mounts=shown)
+        done = fastns.run([str(probe)], spec=spec, capture_output=True, timeout=20)
+        assert done.returncode == 0, (namespaces, done.stderr)
+        seen = support.parse_report(done.stdout)
+        for kind in NAMES:
+            new = namespaces.get(kind) == "new" or (kind == "user" and not support.is_root())
+            assert same(seen, kind) == (not new), (kind, namespaces)
+
+
+def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None:
+    """The same where the host looks at a running sandbox, and with a rootfs where there can be."""
+    for namespaces in combinations():
+        has_rootfs = namespaces["mount"] == "new"
+        spec = Spec(rootfs=probe_rootfs if has_rootfs else None, namespaces=namespaces)
+        command = "/probe" if has_rootfs else str(probe)
+        with fastns.spawn([command, "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
+            seen, own = links(sandbox.pid), links("self")
+        for kind in NAMES:
+            new = namespaces.get(kind) == "new" or (kind == "user" and not support.is_root())
+            assert (seen[kind] != own[kind]) == new, (kind, namespaces)
+        assert sandbox.returncode == 0
+
+
+def test_the_defaults(report: Report) -> None:
+    """time is the host's."""
+    seen = report()
+    for kind in NAMES:
+        assert same(seen, kind) == (kind == "time"), kind
+
+
+@pytest.mark.as_user
+def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
+    for spec in (
+        Spec(namespaces={"user": "host"}),
+        Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=dict.fromkeys(NAMES, "host")),
+        *(
+            Spec(namespaces={**dict.fromkeys(NAMES, "host"), kind: "new"})
+            for kind in NAMES
+            if kind != "user"
+        ),
+    ):
+        with pytest.raises(SpecError, match="user='host'") as caught:
+            fastns.compile(spec)
+        assert caught.value.field == "namespaces"
+
+
+def test_all_of_the_host(probe: Path) -> None:
+    """Neither new nor joined: as the caller, root or not."""
+    spec = Spec(namespaces=dict.fromkeys(NAMES, "host"))
+    done = fastns.run([str(probe)], spec=spec, capture_output=True)
+    seen = support.parse_report(done.stdout)
+    assert all(same(seen, kind) for kind in NAMES)
+    assert (seen["uid"], seen["gid"]) == (os.getuid(), os.getgid())
+    own = support.parse_report(subprocess.run([probe], capture_output=True, check=True).stdout)
+    assert seen["mounts"] == own["mounts"]
+    assert seen["interfaces"] == own["interfaces"]
+    assert seen["hostname"] == own["hostname"]
+
+
+# ---- what a namespace is for, one by one ----
+
+
+def test_hostname_and_domainname(report: Report) -> None:
+    names = os.uname()
+    domain = Path("/proc/sys/kernel/domainname").read_text()
+    seen = report(hostname="container", domainname="example")
+    assert (seen["hostname"], seen["domainname"]) == ("container", "example")
+    assert os.uname() == names
+    assert Path("/proc/sys/kernel/domainname").read_text() == domain
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 64, "with-dash.and.dot", "ü" * 32])
+def test_hostnames_at_the_edge(report: Report, name: str) -> None:
+    seen = report(hostname=name, domainname=name)
+    assert (seen["hostname"], seen["domainname"]) == (name, name)
+
+
+def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
+    """In a uts namespace of its own the change works; a user namespace alone has no right to it."""
+    name = os.uname().nodename
+    change = ["/probe", "--sethostname", "changed"]
+    admin = Spec(rootfs=probe_rootfs, capabilities=["SYS_ADMIN"])
+    assert fastns.run(change, spec=admin).returncode == 0
+    assert os.uname().nodename == name
+    hosts = Spec(rootfs=probe_rootfs, namespaces={"uts": "host", "user": "new"},
+                 capabilities=["SYS_ADMIN"])  # fmt: skip
+    assert b"EPERM" in fastns.run(change, spec=hosts, capture_output=True).stderr
+    assert os.uname().nodename == name
+
+
+def test_pids(report: Report) -> None:
+    seen = report()
+    assert (seen["pid"], seen["ppid"], seen["proc_pids"]) == (1, 0, [1])
+    assert os.getpid() in report(namespaces={"pid": "host"})["proc_pids"]
+
+
+def test_a_cgroup_namespace_hides_the_way_up(report: Report) -> None:
+    for line in report()["cgroup"].splitlines():
+        assert line.endswith(":/"), line
+
+
+def test_nothing_but_the_namespace_tells_the_time(report: Report) -> None:
+    """A new time namespace starts with the host's clocks: no offset is asked for."""
+    for kind in ("new", "host"):
+        seen = report(namespaces={"time": kind})
+        assert same(seen, "time") == (kind == "host")
+        now = Path("/proc/uptime").read_text().split(".")[0]
+        assert 0 <= int(now) - seen["boottime"] < 60

@@ -1,0 +1,345 @@
+"""Input and output: any amount, any order, text or bytes, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import marked, marker, script
+
+import fastns
+
+MIB = 1 << 20
+Run = Callable[..., fastns.CompletedSandbox]
+
+
+@pytest.fixture(params=["direct", "staged"])
+def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
+    init = request.param == "staged"
+    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, default_mounts=False, init=init))
+
+
+@pytest.fixture(params=["direct", "staged"])
+def shell(request: pytest.FixtureRequest, busybox_rootfs: Path) -> Run:
+    """`shell(code)`: runs it with the root's sh and captures."""
+    plan = fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "staged"))
+
+    def run(code: str, **arguments: Any) -> fastns.CompletedSandbox:
+        arguments = {"capture_output": True, "timeout": 30, **arguments}
+        return fastns.run(["sh", "-c", code], spec=plan, **arguments)
+
+    return run
+
+
+# ---- amounts ----
+
+
+def test_32_mib_both_ways(plan: fastns.Plan) -> None:
+    data = random.Random(7).randbytes(MIB) * 32
+    done = fastns.run(["/probe", "--echo"], spec=plan, input=data, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data
+
+
+def test_both_streams_interleaved(plan: fastns.Plan) -> None:
+    argv = ["/probe", "--flood", "both", str(4 * MIB + 1)]
+    done = fastns.run(argv, spec=plan, capture_output=True, timeout=60)
+    assert done.stdout == done.stderr == b"x" * (4 * MIB + 1)
+
+
+def test_no_output_is_empty_bytes(plan: fastns.Plan) -> None:
+    done = fastns.run(["/true"], spec=plan, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_streams_that_are_not_captured_are_none(plan: fastns.Plan) -> None:
+    done = fastns.run(["/probe", "--flood", "stderr", "3"], spec=plan, stderr=fastns.PIPE)
+    assert (done.stdout, done.stderr) == (None, b"xxx")
+
+
+def test_stderr_into_stdout(shell: Run) -> None:
+    done = shell(
+        "echo out; echo err >&2; echo out",
+        capture_output=False,
+        stdout=fastns.PIPE,
+        stderr=fastns.STDOUT,
+    )
+    assert (done.stdout, done.stderr) == (b"out\nerr\nout\n", None)
+
+
+@pytest.mark.parametrize("data", [bytearray(b"abc"), memoryview(b"abc")])
+def test_input_may_be_any_bytes(plan: fastns.Plan, data: Any) -> None:
+    assert fastns.run(["/probe", "--echo"], spec=plan, input=data, stdout=-1).stdout == b"abc"
+
+
+@pytest.mark.parametrize("data", [5, ["a"], "text"])
+def test_input_that_is_not_bytes(plan: fastns.Plan, data: Any) -> None:
+    with pytest.raises(fastns.SpecError, match=r"^input"):
+        fastns.run(["/probe", "--echo"], spec=plan, input=data, stdout=-1)
+
+
+# ---- children that do not read ----
+
+
+@pytest.mark.parametrize(
+    "code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"]
+)
+def test_input_that_is_not_wanted(shell: Run, code: str) -> None:
+    """EPIPE is the child's decision, not an error, and no SIGPIPE comes here."""
+    done = shell(code, input=b"y" * 4 * MIB)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+def test_input_for_a_program_that_ends_at_once(plan: fastns.Plan) -> None:
+    for _ in range(50):
+        assert fastns.run(["/true"], spec=plan, input=b"x" * MIB).returncode == 0
+
+
+def test_sigpipe_at_its_default_does_not_end_the_caller(probe_rootfs: Path) -> None:
+    """As in programs that end quietly when their own output is closed."""
+    code = """
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+spec = fastns.Spec(rootfs=sys.argv[1])
+print(fastns.run(["/true"], spec=spec, input=b"x" * (1 << 20)).returncode)
+jobs = [fastns.Job(["/true"], input=b"x" * (1 << 20))]
+print(fastns.run_batch(jobs, spec=spec)[0].returncode)
+"""
+    assert script(code, str(probe_rootfs)) == "0\n0\n"
+
+
+def test_nothing_to_say_is_an_end_of_file(plan: fastns.Plan) -> None:
+    done = fastns.run(["/probe", "--echo"], spec=plan, input=b"", stdout=-1, timeout=20)
+    assert done.stdout == b""
+
+
+def test_a_pipe_without_input_is_closed(plan: fastns.Plan) -> None:
+    with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
+        assert sandbox.communicate(timeout=20) == (b"", None)
+
+
+# ---- processes that hold the pipes ----
+
+
+def test_daemons_of_an_own_pid_namespace_end_with_it(plan: fastns.Plan) -> None:
+    """They hold both pipes, and die with pid 1: the caller sees the end."""
+    mark = marker()
+    argv = ["/probe", "--fork-hold", "3", mark]
+    done = fastns.run(argv, spec=plan, capture_output=True, timeout=20)
+    assert len(done.stdout.split()) == 3
+    assert marked(mark) == []
+
+
+def test_children_that_outlive_the_command_are_read(busybox_rootfs: Path) -> None:
+    """Without a pid namespace the output goes on until the last writer closes it."""
+    spec = fastns.Spec(rootfs=busybox_rootfs, namespaces={"pid": "host"})
+    code = "(sleep 0.2; echo late) & echo early"
+    done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, timeout=20)
+    assert done.stdout == b"early\nlate\n"
+
+
+def test_an_endless_writer_that_escaped_does_not_hold_the_caller(busybox_rootfs: Path) -> None:
+    spec = fastns.Spec(rootfs=busybox_rootfs, namespaces={"pid": "host"})
+    code = "(setsid sh -c 'echo $$; exec yes' &) ; sleep 300"
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["sh", "-c", code], spec=spec, capture_output=True, timeout=0.3)
+    output = caught.value.stdout
+    pid = int(output.split(b"\n", 1)[0])  # the pipe's end has ended it (SIGPIPE)
+    assert len(output) > 100_000
+    with pytest.raises(ProcessLookupError):
+        os.kill(_settled(pid), 0)
+
+
+def _settled(pid: int) -> int:
+    """The pid once its process has ended, whoever has to reap it; or as it is after a while."""
+    from processes import eventually
+
+    def gone() -> bool:
+        try:
+            return b"\0" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return True
+
+    assert eventually(gone)
+    return 2**22 + 1 if gone() else pid
+
+
+# ---- text ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "expected"),
+    [
+        ({"text": True}, r"a\r\nb\rc\n", "a\nb\nc\n"),
+        ({"text": True}, r"\303\244", "ä"),
+        ({"encoding": "latin-1"}, r"\344", "ä"),
+        ({"encoding": "ascii", "errors": "replace"}, r"\344", "\ufffd"),
+        ({"errors": "ignore"}, r"a\377b", "ab"),
+    ],
+)
+def test_text(shell: Run, arguments: dict[str, Any], output: str, expected: str) -> None:
+    done = shell(f"printf '{output}' | tee /dev/stderr", **arguments)
+    assert (done.stdout, done.stderr) == (expected, expected)
+
+
+def test_text_that_cannot_be_decoded(shell: Run) -> None:
+    with pytest.raises(UnicodeDecodeError):
+        shell(r"printf '\377'", text=True)
+
+
+def test_a_character_cut_by_the_pipe(plan: fastns.Plan) -> None:
+    text = "ä€😀" * 100_000  # 2, 3 and 4 bytes: no read ends where a character does
+    argv = ["/probe", "--echo"]
+    done = fastns.run(argv, spec=plan, input=text, text=True, capture_output=True, timeout=20)
+    assert done.stdout == text
+
+
+@pytest.mark.parametrize("field", ["encoding", "errors"])
+def test_an_unknown_codec_is_found_before_the_start(plan: fastns.Plan, field: str) -> None:
+    with pytest.raises(fastns.SpecError) as caught:
+        fastns.spawn(["/true"], spec=plan, stdout=-1, stderr=-1, **{field: "nonsense"})
+    assert caught.value.field == field
+
+
+def test_text_streams_of_a_handle(plan: fastns.Plan) -> None:
+    argv = ["/probe", "--echo"]
+    with fastns.spawn(argv, spec=plan, stdin=-1, stdout=-1, text=True) as sandbox:
+        assert sandbox.stdin is not None
+        assert sandbox.stdout is not None
+        for line in ("one\n", "zwei ä\n"):
+            sandbox.stdin.write(line)
+            sandbox.stdin.flush()
+            assert sandbox.stdout.readline() == line
+        sandbox.stdin.close()
+        assert sandbox.stdout.read() == ""
+    assert sandbox.returncode == 0
+
+
+# ---- communicate ----
+
+
+def test_communicate_after_wait(plan: fastns.Plan) -> None:
+    """What was written is still in the pipe."""
+    argv = ["/probe", "--flood", "both", "100"]
+    with fastns.spawn(argv, spec=plan, stdout=-1, stderr=-1) as sandbox:
+        assert sandbox.wait(20) == 0
+        assert sandbox.communicate(timeout=20) == (b"x" * 100, b"x" * 100)
+
+
+def test_communicate_again_gives_the_same(plan: fastns.Plan) -> None:
+    with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
+        first = sandbox.communicate(b"abc", timeout=20)
+        assert sandbox.communicate(timeout=20) == first == (b"abc", None)
+        with pytest.raises(ValueError, match="earlier"):
+            sandbox.communicate(b"more")
+
+
+def test_communicate_goes_on_after_a_timeout(shell: Run, busybox_rootfs: Path) -> None:
+    code = "echo first; echo err >&2; cat >/dev/null; sleep 0.4; echo second"
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    with fastns.spawn(["sh", "-c", code], spec=spec, stdin=-1, stdout=-1, stderr=-1) as sandbox:
+        with pytest.raises(fastns.TimeoutExpired) as caught:
+            sandbox.communicate(b"x" * MIB, timeout=0.2)
+        assert (caught.value.stdout, caught.value.stderr) == (b"first\n", b"err\n")
+        assert sandbox.poll() is None
+        assert sandbox.communicate(timeout=20) == (b"first\nsecond\n", b"err\n")
+
+
+CUT = r"printf 'a\303\251\r\nb\377\303'; sleep 60"
+
+
+def test_what_came_until_a_timeout_is_text_if_text_was_asked_for(busybox_rootfs: Path) -> None:
+    """With U+FFFD for a byte that is no text, and without the character that is cut at the end."""
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["sh", "-c", CUT], spec=spec, stdout=fastns.PIPE, text=True, timeout=0.5)
+    assert (caught.value.stdout, caught.value.stderr) == ("a\u00e9\nb\ufffd", None)
+    (late,) = fastns.run_batch([["sh", "-c", CUT]], spec=spec, errors="replace", timeout=0.5)
+    assert isinstance(late, fastns.TimeoutExpired)
+    assert (late.stdout, late.stderr) == ("a\u00e9\nb\ufffd", "")
+    with fastns.spawn(["sh", "-c", CUT], spec=spec, stdout=fastns.PIPE, text=True) as sandbox:
+        with pytest.raises(fastns.TimeoutExpired) as caught:
+            sandbox.communicate(timeout=0.5)
+        assert caught.value.output == "a\u00e9\nb\ufffd"
+        sandbox.kill()
+
+
+def test_a_reused_fd_number_is_not_waited_for(plan: fastns.Plan) -> None:
+    """communicate(), then poll(), which reaps and closes the pidfd, then communicate() again."""
+    pipe = os.pipe()
+    with fastns.spawn(["/probe", "--sleep", "0.2"], spec=plan, stdout=-1) as sandbox:
+        with pytest.raises(fastns.TimeoutExpired):
+            sandbox.communicate(timeout=0.01)
+        number = sandbox.pidfd
+        assert sandbox.wait(20) == 0
+        assert sandbox.pidfd == -1
+        os.dup2(pipe[0], number)  # an fd that never becomes readable
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 5)
+            previous = signal.signal(signal.SIGALRM, _too_long)
+            assert sandbox.communicate() == (b"", None)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+            for fd in (number, *pipe):
+                os.close(fd)
+
+
+def _too_long(number: int, frame: object) -> None:
+    raise AssertionError("communicate() waits for an fd that is not its own")
+
+
+def test_input_for_a_stdin_that_is_closed_or_no_pipe(plan: fastns.Plan) -> None:
+    with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
+        assert sandbox.stdin is not None
+        sandbox.stdin.close()
+        with pytest.raises(ValueError, match="closed"):
+            sandbox.communicate(b"x")
+    with (
+        fastns.spawn(["/true"], spec=plan) as sandbox,
+        pytest.raises(fastns.SpecError, match=r"stdin=PIPE"),
+    ):
+        sandbox.communicate(b"x")
+
+
+def test_what_was_written_before_is_not_lost(plan: fastns.Plan) -> None:
+    with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
+        assert sandbox.stdin is not None
+        sandbox.stdin.write(b"buffered ")
+        assert sandbox.communicate(b"rest", timeout=20)[0] == b"buffered rest"
+
+
+# ---- as subprocess does it ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"capture_output": True},
+        {"capture_output": True, "text": True},
+        {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+        {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+        {"input": b"some\ntext", "stdout": subprocess.PIPE},
+        {"stdin": subprocess.DEVNULL, "capture_output": True},
+        {"capture_output": True, "encoding": "latin-1"},
+    ],
+)
+def test_the_same_results_as_subprocess(busybox_rootfs: Path, arguments: dict[str, Any]) -> None:
+    code = "cat; echo ou; echo er >&2; exit 3"
+    if "input" not in arguments:
+        arguments = {"stdin": subprocess.DEVNULL, **arguments}
+    argv = [str(busybox_rootfs / "bin/busybox"), "sh", "-c", code]
+    expected = subprocess.run(argv, **arguments)
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    got = fastns.run(["sh", "-c", code], spec=spec, **arguments)
+    assert isinstance(got, subprocess.CompletedProcess)
+    assert (got.returncode, got.stdout, got.stderr) == (
+        expected.returncode,
+        expected.stdout,
+        expected.stderr,
+    )

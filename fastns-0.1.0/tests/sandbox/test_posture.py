@@ -1,0 +1,161 @@
+"""What every sandbox is like, in every one of thousands and in each way of starting: nothing that
+depends on a race, on a pool or on who was there before may show."""
+
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+import fastns
+from fastns import Spec, Template, compile
+from fastns.spec import DEFAULT_RLIMITS, READONLY_PATHS
+
+SPAWNS = 2000 if support.LONG else 250
+CHUNK = 250
+WAYS = ("direct", "init", "template", "parked", "pooled")
+VARY = ("boottime", "monotonic", "root", "hostname", "domainname")
+KINDS = {"pid", "mnt", "uts", "ipc", "net", "cgroup"}
+
+
+def plain(report: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs by nature: numbers of inodes, mounts and devices."""
+    kept = {name: value for name, value in report.items() if name not in VARY}
+    host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in report["namespaces"]}
+    kept["namespaces"] = sorted(
+        kind for kind, link in report["namespaces"].items() if link != host[kind]
+    )
+    kept["fds"] = [(fd["fd"], fd["target"].split(":")[0]) for fd in report["fds"]]
+    kept["mounts"] = [
+        (
+            mount["point"],
+            mount["type"],
+            *mount["options"],
+            *mount["propagation"],
+            *mount["super_options"],
+        )
+        for mount in report["mounts"]
+    ]
+    kept["dev"] = {
+        name: (entry["type"], entry["mode"], entry["uid"], entry["gid"], entry["target"])
+        for name, entry in report["dev"].items()
+    }
+    return kept
+
+
+def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def take(run_batch: Any) -> None:
+        while len(found) < SPAWNS:
+            for done in run_batch([["/probe"]] * CHUNK):
+                assert isinstance(done, fastns.CompletedSandbox), done
+                found.append(plain(json.loads(done.stdout)))
+
+    if way in ("direct", "init"):
+        plan = compile(spec)
+        assert plan.method == {"direct": "direct", "init": "staged"}[way]
+        take(lambda jobs: fastns.run_batch(jobs, spec=plan))
+    else:
+        options = {"parked": {"parked": 4}, "pooled": {"netns_pool": 8}}.get(way, {})
+        with Template(spec, **options) as template:
+            if way == "parked":  # one at a time: a batch starts its own
+                while len(found) < SPAWNS:
+                    done = template.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
+                    found.append(plain(json.loads(done.stdout)))
+            else:
+                take(template.run_batch)
+    return found
+
+
+def expected_limits() -> dict[str, list[int]]:
+    """The caller's, and of some the default or half of the caller's."""
+    names = {name for name in dir(resource) if name.startswith("RLIMIT_")} - {"RLIMIT_OFILE"}
+    found = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
+    for limit in DEFAULT_RLIMITS:
+        soft = found[limit.type][0]
+        share = 2**64 if soft == -1 else soft // 2
+        if limit.type == "RLIMIT_NOFILE":
+            share = max(share, min(soft, 256))
+        if limit.type != "RLIMIT_CORE":
+            found[limit.type] = [min(limit.soft, share), min(limit.hard, share)]
+        elif support.is_root() or found[limit.type][1] != 0:
+            found[limit.type] = [1, 1]
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> None:
+    spec = Spec(rootfs=probe_rootfs, init=way == "init")
+    first, *others = reports(way, spec)
+    for number, other in enumerate(others, 1):
+        differs = {name: (first[name], other[name]) for name in first if first[name] != other[name]}
+        assert not differs, (number, differs)
+
+    root, init = support.is_root(), way == "init"
+    assert first["capabilities"] == dict.fromkeys(
+        ("effective", "permitted", "inheritable", "bounding", "ambient"), 0
+    )
+    assert (first["no_new_privs"], first["seccomp"], first["securebits"]) == (1, 2, 0)
+    assert [fd for fd, _ in first["fds"]] == [0, 1, 2]
+    assert first["fds"][1:] == [(1, "pipe"), (2, "pipe")]
+    assert set(first["namespaces"]) == KINDS | {"user"}
+    assert first["uid_map"].split()[::2] == ["0", "65536" if root else "1"]
+    if root:
+        assert first["dev"]["shm"][2:4] == (0, 0)
+        assert first["dev"]["null"][1:4] == (0o666, 65534, 65534)  # everybody's
+    assert (first["pid"], first["ppid"]) == ((2, 1) if init else (1, 0))
+    assert first["sid"] == first["pgid"] == (2 if init else 1) or init
+    assert first["proc_pids"] == ([1, 2] if init else [1])
+    assert (first["uid"], first["gid"], first["umask"]) == (0, 0, 0o022)
+    assert first["groups"] == ([] if root else first["groups"])
+    assert first["environ"] == [
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME=/root",
+        "TERM=xterm",
+        "LANG=C.UTF-8",
+    ]
+    assert first["rlimits"] == expected_limits() | {
+        "RLIMIT_LOCKS": first["rlimits"]["RLIMIT_LOCKS"]
+    }
+    assert int(first["personality"], 16) == 0
+    assert int(first["oom_score_adj"]) >= 0
+    assert {line.rpartition(":")[2] for line in first["cgroup"].splitlines()} == {"/"}
+    assert first["keyring"] == "EPERM"  # test_keyring.py: it is its own
+    assert first["signals"] == {"blocked": [], "ignored": [], "caught": []}
+    assert list(first["interfaces"]) == ["lo"]
+    assert first["queues"] == []
+    mounts = {point: options for point, _kind, *options in first["mounts"]}
+    for point, options in mounts.items():
+        if point != "/":
+            assert "nosuid" in options, point
+    for point in READONLY_PATHS:
+        assert not os.path.exists(point) or "ro" in mounts[point]
+    assert "ro" in mounts["/sys"]
+
+
+def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:
+    """The control: with one defence off each of these is another report."""
+    with Template(Spec(rootfs=probe_rootfs)) as template:
+        base = template.run(["/probe"], capture_output=True)
+    usual = plain(json.loads(base.stdout))
+    fields: dict[str, dict[str, Any]] = {
+        "seccomp": {"seccomp": "unconfined"},
+        "no_new_privs": {"no_new_privileges": False},
+        "capabilities": {"capabilities": ["NET_RAW"]},
+        "mounts": {"masked_paths": []},
+        "umask": {"umask": 0},
+        "environ": {"env": {"A": "b"}},
+        "interfaces": {"network": "host"},
+        "namespaces": {"namespaces": {"uts": "host"}},
+        "keyring": {"seccomp": "unconfined"},
+        "rlimits": {"rlimits": [fastns.Rlimit("RLIMIT_CORE", 0, 0)]},
+        "ppid": {"init": True},
+    }
+    for name, changed in fields.items():
+        spec = Spec(rootfs=probe_rootfs, **changed)
+        done = fastns.run(["/probe"], spec=spec, capture_output=True)
+        assert plain(json.loads(done.stdout))[name] != usual[name], name

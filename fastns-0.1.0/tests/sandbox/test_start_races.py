@@ -1,0 +1,176 @@
+"""What may happen to a start from outside: a fork in another thread, a helper that is killed."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support
+
+WAYS = [
+    pytest.param("", id="direct"),
+    pytest.param(", init=True", id="reaper"),
+    pytest.param(
+        ", user='7:7', namespaces={'user': 'host'}", id="staged", marks=pytest.mark.as_root
+    ),
+]
+PLAN = """
+import os, sys, threading, time
+import fastns
+root = sys.argv[1]
+plan = fastns.compile(fastns.Spec(rootfs=root, default_mounts=False, network="host"{fields}))
+"""
+
+FORKS = """
+over = threading.Event()
+forked = []
+def fork():
+    while not over.is_set() and len(forked) < 2000:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        forked.append(pid)
+thread = threading.Thread(target=fork)
+thread.start()
+start = time.monotonic()
+for _ in range(40):
+    fastns.spawn(["/true"], spec=plan).wait()
+took = time.monotonic() - start
+over.set()
+thread.join()
+for pid in forked:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+print(len(forked), took)
+"""
+
+
+def script(body: str, fields: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-c", PLAN.format(fields=fields) + body]
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_a_fork_in_another_thread_does_not_hold_a_start_up(probe_rootfs: Path, fields: str) -> None:
+    """What was forked has a copy of every fd, so no end of a pipe can be the news of exec."""
+    done = subprocess.run(
+        [*script(FORKS, fields), str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    n_forked, took = done.stdout.split()
+    assert int(n_forked) > 20
+    assert float(took) < 15
+
+
+KILLED = """
+def children():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+try:
+    kept = fastns.spawn(["/probe", "--sleep", "60"], spec=plan)
+    print("started")
+except fastns.SpawnError as error:
+    print(error.stage, error.errno)
+print("children:", len(children()))
+"""
+
+
+@pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
+@pytest.mark.parametrize("fields", WAYS[1:])
+def test_a_helper_that_is_killed_leaves_nothing(probe_rootfs: Path, fields: str, when: int) -> None:
+    """Killed when it is about to hand the pidfd over: nobody else knows of the sandbox."""
+    if shutil.which("strace") is None:
+        support.skip_missing("strace (tests/setup.sh installs it)")
+    inject = f"inject=sendmsg:signal=KILL:when={when}"
+    strace = ["strace", "-f", "-qqq", "-e", "trace=sendmsg", "-e", inject, "-o", "/dev/null"]
+    done = subprocess.run(
+        [*strace, *script(KILLED, fields), str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    if when == 1:
+        assert done.stdout.splitlines() == [f"helper {errno.ECANCELED}", "children: 0"]
+    else:
+        assert done.stdout.splitlines() == ["started", "children: 1"]
+
+
+SIGNALS = """
+import signal
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+over = threading.Event()
+results = []
+def spawn():
+    while not over.is_set():
+        sandbox = fastns.spawn(["/true"], spec=plan)
+        results.append(sandbox.wait())
+threads = [threading.Thread(target=spawn) for _ in range(3)]
+for thread in threads:
+    thread.start()
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.0005)
+over.set()
+for thread in threads:
+    thread.join()
+while len(os.listdir("/proc/self/task")) > 1:  # join() does not wait for the last of a thread
+    time.sleep(0.01)
+children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+print(len(got) > 100, len(results) > 100, set(results) <= {0, -signal.SIGINT}, children)
+"""
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_a_signal_to_the_group_ends_no_start_half_way(probe_rootfs: Path, fields: str) -> None:
+    """Ctrl-C reaches the whole group. The caller handles it; the command may die of it, and be
+    reaped as any other; what sets it up is deaf."""
+    done = subprocess.run(
+        [*script(SIGNALS, fields), str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+    )
+    assert done.stdout == "True True True []\n"
+
+
+REUSED = """
+import signal
+sandbox = fastns.spawn(["/probe", "--exit", "0"], spec=plan)
+os.waitpid(sandbox.pid, 0)
+open("/proc/sys/kernel/ns_last_pid", "w").write(str(sandbox.pid - 1))
+other = os.fork()
+if other == 0:
+    time.sleep(60)
+    os._exit(0)
+print(other == sandbox.pid)
+sandbox._process.kill_all()
+time.sleep(0.1)
+print(os.waitpid(other, os.WNOHANG))
+os.kill(other, signal.SIGKILL)
+"""
+
+
+@pytest.mark.as_root
+def test_a_pid_that_is_another_process_by_now_is_left_alone(probe_rootfs: Path) -> None:
+    """Without a pid namespace of its own a sandbox is killed by its pids, as far as its pidfd says
+    that it is there."""
+    command = script(REUSED, ", namespaces={'pid': 'host'}")
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *command, str(probe_rootfs)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "True\n(0, 0)\n"

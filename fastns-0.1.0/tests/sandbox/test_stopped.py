@@ -1,0 +1,324 @@
+"""Time limits, kill(), Ctrl-C and the caller's end take effect on stopped processes, too."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from processes import children, eventually, marked, marker, script, server_pid
+
+import fastns
+from fastns import SpawnError, Spec, Template, TimeoutExpired
+
+
+class Alarm(BaseException):
+    """As a KeyboardInterrupt, of a signal that nobody else sends."""
+
+
+@contextmanager
+def alarm(seconds: float = 0.3) -> Iterator[None]:
+    """Raises Alarm in the block, unless that is left before."""
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(params=[0, 2], ids=["none", "ahead"])
+def template(probe_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
+    with Template(Spec(rootfs=probe_rootfs), parked=request.param) as template:
+        assert eventually(lambda: len(children(server_pid(template))) == request.param)
+        yield template
+
+
+def state(pid: int) -> str:
+    """As ps(1) shows it: T is stopped; gone: -."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "-"
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    assert eventually(lambda: state(pid) == "T")
+
+
+SLEEP = ["/probe", "--sleep", "300"]
+
+
+# ---- a template's server ----
+
+
+def test_time_limits_hold(template: Template) -> None:
+    neighbour = template.spawn(SLEEP)
+    server = server_pid(template)
+    for timeout in (0.05, 0.5):
+        stop(server)
+        with pytest.raises(TimeoutExpired):
+            template.run(SLEEP, timeout=timeout)
+    stop(server)
+    results = template.run_batch([SLEEP] * 3, timeout=0.3, concurrency=2)
+    assert [type(result) for result in results] == [TimeoutExpired] * 3
+    assert server_pid(template) == server
+    assert neighbour.poll() is None
+    neighbour.kill()
+    assert neighbour.wait() == -signal.SIGKILL
+
+
+def test_what_it_is_asked_for_is_done(template: Template) -> None:
+    """It is continued by who waits for it."""
+    sandbox, other = template.spawn(["/true"]), template.spawn(SLEEP)
+    server = server_pid(template)
+    assert eventually(lambda: state(sandbox.pid) in "-Z")
+    ways: list[Callable[[], Any]] = [
+        sandbox.wait,
+        lambda: template.spawn(["/true"]).wait(),
+        lambda: template.run(["/true"]).returncode,
+        lambda: template.run_batch([["/true"]])[0].returncode,  # type: ignore[union-attr]
+        lambda: (other.kill(), other.wait() + signal.SIGKILL)[1],
+        lambda: template.pool_usage().waits,
+    ]
+    for way in ways:
+        stop(server)
+        assert way() == 0
+    assert server_pid(template) == server
+
+
+def test_one_that_is_stopped_whenever_it_goes_on(template: Template) -> None:
+    """Then it is killed, and all of its sandboxes with it; there is another for the next."""
+    neighbour = template.spawn(SLEEP)
+    server, done = server_pid(template), threading.Event()
+    pidfd = os.pidfd_open(server)
+
+    def stop_it() -> None:
+        while not done.is_set():
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            except ProcessLookupError:
+                return
+            os.sched_yield()
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    try:
+        with pytest.raises(TimeoutExpired):
+            template.run(SLEEP, timeout=0.2)
+        try:
+            neighbour.kill()
+            assert neighbour.wait() == -signal.SIGKILL
+        except SpawnError as error:
+            assert (error.stage, error.errno) == ("helper", errno.ECANCELED)
+    finally:
+        done.set()
+        thread.join()
+        os.close(pidfd)
+    assert template.run(["/true"]).returncode == 0
+
+
+def test_it_stops_no_other_thread(template: Template) -> None:
+    """Whoever waits for it has let go of the interpreter."""
+    stop(server_pid(template))
+    waiter = threading.Thread(target=lambda: template.spawn(["/true"]).wait())
+    waiter.start()
+    ticks = 0
+    while waiter.is_alive():
+        ticks += 1
+        waiter.join(0.001)
+    assert ticks > 10
+
+
+def test_its_control_socket_is_full(template: Template) -> None:
+    """More connections are asked for than it has heard of: each waits, and has its place."""
+    server = template._server
+    assert server is not None
+    stop(server.pid)
+    results = template.run_batch([["/true"]] * 600, concurrency=600)
+    assert [getattr(result, "returncode", result) for result in results] == [0] * 600
+    assert template._server is server
+
+
+# ---- a sandbox of it ----
+
+
+@pytest.mark.parametrize("way", ["run", "spawn"])
+def test_ctrl_c_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path, way: str) -> None:
+    with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
+        server = server_pid(template)
+        assert eventually(lambda: len(children(server)) == 1)
+        (ahead,) = children(server)
+        stop(ahead)
+        with pytest.raises(Alarm), alarm():
+            template.run(SLEEP) if way == "run" else template.spawn(SLEEP)
+        assert state(ahead) in "-Z"
+        assert template.run(["/true"]).returncode == 0
+        assert server_pid(template) == server
+
+
+def test_a_time_limit_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path) -> None:
+    with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
+        assert eventually(lambda: len(children(server_pid(template))) == 1)
+        stop(children(server_pid(template))[0])
+        with pytest.raises(TimeoutExpired):
+            template.run(SLEEP, timeout=0.3)
+        assert template.run(["/true"]).returncode == 0
+
+
+@pytest.mark.parametrize("way", ["time limit", "ctrl-c"])
+def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str) -> None:
+    with Template(Spec(rootfs=probe_rootfs), netns_pool=1, parked=0) as template:
+        server = server_pid(template)
+        for helper in children(server, False):
+            stop(helper)
+        waits = template.pool_usage().waits
+        while template.pool_usage().waits == waits:  # until there is none left
+            if way == "time limit":
+                with suppress(TimeoutExpired):
+                    template.run(["/true"], timeout=0.3)
+            else:
+                with suppress(Alarm), alarm():
+                    template.spawn(["/true"]).wait()
+        for helper in children(server, False):
+            os.kill(helper, signal.SIGCONT)
+        assert template.run(["/true"]).returncode == 0
+        assert server_pid(template) == server
+
+
+# ---- the caller's end ----
+
+CALLER = """
+import os, signal, sys, threading
+from fastns import Spec, Template
+root, mark, where = sys.argv[1:]
+template = Template(Spec(rootfs=root))
+def start():
+    template.spawn(["/true"]).wait()
+if where == "main":
+    start()
+else:
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    while len(os.listdir("/proc/self/task")) > 1:
+        pass
+running = template.spawn(["/probe", "--sleep", mark])
+print(template._server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_nothing_outlives_a_caller_that_was_killed(probe_rootfs: Path, where: str) -> None:
+    """Whichever thread of it has started the server, and with everything stopped."""
+    mark = marker()
+    args = [sys.executable, "-c", CALLER, str(probe_rootfs), mark, where]
+    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        server = int(caller.stdout.readline())  # it is there, though that thread is not
+        pidfd = os.pidfd_open(server)
+        assert eventually(lambda: len(children(server)) == 3)  # two are made ahead
+        for pid in (server, *children(server), *children(server, False)):
+            stop(pid)
+        caller.kill()
+        caller.wait()
+    try:
+        assert eventually(lambda: state(server) in "-Z")
+        assert eventually(lambda: marked(mark) == [])
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
+# ---- starts without a template ----
+
+STOPPED_HELPER = "#include <signal.h>\nint main(void) { raise(SIGSTOP); return 0; }\n"
+# Where the two programs are read.
+STAGED = """
+import sys
+from fastns import _core
+_core.__file__ = sys.argv[1] + "/_core"
+"""
+TIMED = """
+spec = fastns.Spec(init=True)
+before = fds()
+for call in (lambda: fastns.run(["true"], spec=spec, timeout=0.3),
+             lambda: fastns.run_batch([["true"]], spec=spec, timeout=0.3)[0]):
+    try:
+        result = call()
+    except fastns.TimeoutExpired as error:
+        result = error
+    print(type(result).__name__, children(), fds() == before)
+"""
+GIVEN_UP = """
+spec = fastns.Spec(init=True)
+before = fds()
+def ring(*_):
+    raise TimeoutError
+signal.signal(signal.SIGALRM, ring)
+for call in (lambda: fastns.run(["true"], spec=spec), lambda: fastns.spawn(["true"], spec=spec),
+             lambda: fastns.run_batch([["true"]], spec=spec),
+             lambda: fastns.spawn_batch([["true"]], spec=spec),
+             lambda: fastns.Template(fastns.Spec()).run(["true"])):
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        result = call()
+    except TimeoutError as error:
+        result = "given up"
+    print(result, children(), fds() == before)
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped_helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the two programs, of which the helper stops at once."""
+    place = tmp_path_factory.mktemp("programs")
+    shutil.copy(Path(fastns.__file__).with_name("_exec"), place)
+    (place / "helper.c").write_text(STOPPED_HELPER)
+    support.compile_static(place / "helper.c", place / "_helper")
+    return place
+
+
+def test_a_time_limit_where_the_helper_is_stopped(stopped_helper: Path) -> None:
+    out = script(TIMED, str(stopped_helper), first=STAGED)
+    assert out.splitlines() == ["TimeoutExpired [] True"] * 2
+
+
+def test_ctrl_c_where_the_helper_is_stopped(stopped_helper: Path) -> None:
+    out = script(GIVEN_UP, str(stopped_helper), first=STAGED)
+    assert out.splitlines() == ["given up [] True"] * 5
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
+def test_a_sandbox_that_is_stopped(probe_rootfs: Path, init: bool) -> None:
+    """Its first process: the command, or its reaper."""
+    spec = Spec(rootfs=probe_rootfs, init=init)
+    with fastns.spawn(SLEEP, spec=spec) as sandbox:
+        stop(sandbox.pid)
+        with pytest.raises(TimeoutExpired):
+            sandbox.wait(0.05)
+        sandbox.kill()
+        assert sandbox.wait() == -signal.SIGKILL
+    with fastns.spawn(SLEEP, spec=spec) as sandbox:
+        stop(sandbox.pid)
+        with pytest.raises(Alarm), alarm():
+            sandbox.communicate()
+        sandbox.kill()

@@ -1,0 +1,234 @@
+"""What of /proc and /sys a sandbox cannot see or change, in every way one is started."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from hostile import Swapping
+from inside import runner
+from processes import script
+
+import fastns
+from fastns import IDMapping, Mount, SpawnError, Spec
+from fastns.spec import MASKED_PATHS, READONLY_PATHS
+
+WAYS = ("direct", "init", "template", "parked", "overlay", "layers")
+LOOK = r"""
+for path in "$@"; do
+    if [ -d "$path" ]; then echo "$path: $(ls -A "$path" | wc -l)"
+    elif [ -e "$path" ]; then echo "$path: $( (wc -c <"$path") 2>/dev/null || echo refused)"
+    else echo "$path: missing"; fi
+done
+"""
+
+
+def started(way: str, **fields: Any) -> Any:
+    """As runner(), with two more ways: a layer over the root, directly and from a template."""
+    if way in ("overlay", "layers"):
+        return runner("direct" if way == "overlay" else "template", overlay=True, **fields)
+    return runner(way, **fields)
+
+
+def look(run: Any, paths: tuple[str, ...]) -> dict[str, str]:
+    done = run(["sh", "-c", LOOK, "sh", *paths], capture_output=True, text=True)
+    return dict(line.split(": ") for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
+    with started(way, rootfs=bash_rootfs) as run:
+        found = look(run, MASKED_PATHS)
+    assert set(found) == set(MASKED_PATHS)
+    assert set(found.values()) <= {"0", "missing"}, found
+    there = {path for path in MASKED_PATHS if os.path.exists(path)}
+    assert {path for path, size in found.items() if size == "0"} == there
+    # The control: some of them have something to show.
+    with started(way, rootfs=bash_rootfs, masked_paths=[]) as run:
+        shown = look(run, MASKED_PATHS)
+    assert any(size not in ("0", "missing", "refused") for size in shown.values()), shown
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
+    """Not by uid 0 either. A sysctl of its own network namespace can be tried without harm; in a
+    user namespace it takes a capability."""
+    write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
+    fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
+    with started(way, **fields) as run:
+        done = run(write, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "Read-only file system" in done.stderr
+        assert run(["sh", "-c", "echo 1 >/proc/self/oom_score_adj"]).returncode == 0
+        mounts = run(["cat", "/proc/mounts"], capture_output=True, text=True).stdout
+        points = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts.splitlines()}
+        for path in READONLY_PATHS:
+            assert not os.path.exists(path) or points[path] == "ro"
+        # Taking it away needs what nobody has here.
+        for command in ("umount /proc/sys", "mount -o remount,rw /proc/sys", "umount /proc"):
+            assert run(["sh", "-c", command], capture_output=True).returncode != 0
+    with started(way, **fields, readonly_paths=[]) as run:
+        assert run(write, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_paths_of_ones_own(way: str, bash_rootfs: Path) -> None:
+    fields = {
+        "rootfs": bash_rootfs,
+        "masked_paths": ["/etc", "/etc/nothing", "/nothing/at/all"],
+        "readonly_paths": ["/tmp", "/dev/shm"],
+    }
+    script = "ls /etc | wc -l; for d in /tmp /dev/shm /run; do (: >$d/x) 2>&1 && echo $d; done"
+    with started(way, **fields) as run:
+        done = run(["/bin/sh", "-c", script], capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if ":" not in line] == ["0", "/run"]
+
+
+def test_none_without_the_default_mounts(bash_rootfs: Path) -> None:
+    spec = Spec(rootfs=bash_rootfs, default_mounts=False, mounts=[Mount("/proc", type="proc")])
+    done = fastns.run(["cat", "/proc/mounts"], spec=spec, capture_output=True, text=True)
+    assert [line.split()[1] for line in done.stdout.splitlines()][1:] == ["/proc"]
+
+
+def test_with_the_namespaces_of_the_host(bash_rootfs: Path) -> None:
+    """/proc and /sys are the host's own, bound."""
+    spec = Spec(rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host")
+    with runner("direct", rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host") as run:
+        assert set(look(run, MASKED_PATHS).values()) <= {"0", "missing"}
+    script = "echo 0 >/proc/sys/kernel/core_uses_pid"
+    done = fastns.run(["sh", "-c", script], spec=spec, capture_output=True, text=True)
+    assert "Read-only file system" in done.stderr
+
+
+def test_a_proc_that_is_not_one_is_refused(bash_rootfs: Path, tmp_path: Path) -> None:
+    """Its directory swapped for another between the mount and the masks: they would miss it."""
+    root = support.copy_tree(bash_rootfs, tmp_path / "root")
+    (root / "other").mkdir()
+    spec = Spec(rootfs=root, network="host")
+    seen = {"ran": 0, "refused": 0}
+    with Swapping(root / "proc", root / "other"):
+        for _ in range(500):
+            try:
+                done = fastns.run(
+                    ["sh", "-c", "cat /proc/keys /other/keys 2>/dev/null | wc -c"],
+                    spec=spec,
+                    capture_output=True,
+                    text=True,
+                )
+            except SpawnError as exc:
+                assert exc.stage in ("masked_paths", "readonly_paths"), exc
+                seen["refused"] += 1
+                continue
+            assert done.stdout == "0\n"
+            seen["ran"] += 1
+    assert seen["ran"] > 0, seen
+
+
+REDIRECTED = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b"none", b"/", None, 0x4000 | 1 << 18, None) == 0
+if len(sys.argv) > 2:  # a /proc that is none, with files of these names
+    assert libc.mount(b"tmpfs", b"/proc", b"tmpfs", 0, b"") == 0
+    os.mkdir("/proc/self")
+    for name in ("setgroups", "uid_map", "gid_map"):
+        pathlib.Path("/proc/self", name).touch()
+from fastns import Spec
+spec = Spec(rootfs=sys.argv[1], namespaces={"user": "new"})
+try:
+    print(fastns.run(["/true"], spec=spec).returncode)
+except fastns.SpawnError as error:
+    op = fastns.compile(spec).ops[error.op_index]
+    print(error.stage, error.errno, error.path, op.code)
+if len(sys.argv) > 2:
+    print(*(os.stat(f"/proc/self/{name}").st_size for name in ("setgroups", "uid_map", "gid_map")))
+"""
+
+
+@pytest.mark.as_root
+def test_what_is_written_to_proc_is_written_to_proc(probe_rootfs: Path) -> None:
+    """CVE-2025-52881: a write to /proc that lands elsewhere looks as if it had been done."""
+    assert script(REDIRECTED, str(probe_rootfs)) == "0\n"
+    found, sizes = script(REDIRECTED, str(probe_rootfs), "elsewhere").splitlines()
+    assert found == f"id_map {errno.EXDEV} /proc/self/setgroups write"
+    assert sizes == "0 0 0"
+
+
+# ---- where uid 0 of the host may be a uid inside ----
+
+MODE = "/proc/execdomains"  # nobody else reads it
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("user", ["host", "new"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
+    """The mode of a file of /proc is that of the machine: other sandboxes have it too. The control
+    is a /proc that the spec says is to be writable."""
+    namespaces = {"user": user}
+    code = f"chmod 440 {MODE}; mount -o remount,rw /proc; stat -c %a {MODE}"
+    look = ["stat", "-c", "%a", MODE]
+    own = Mount("/proc", type="proc", options=["rw", "nosuid", "nodev", "noexec"])
+    for mounts, seen in (([], "444\n"), ([own], "440\n")):
+        with runner(way, namespaces=namespaces, mounts=mounts, seccomp="unconfined") as run:
+            try:
+                done = run(["sh", "-c", code], capture_output=True, text=True)
+                other = fastns.run(look, capture_output=True, text=True)
+            finally:
+                os.chmod(MODE, 0o444)
+        assert (done.stdout, other.stdout) == (seen, seen), done.stderr
+        assert ("Read-only file system" in done.stderr) == (not mounts)
+        assert "permission denied" in done.stderr  # the remount, in both
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
+    """In a user namespace of its own the devices are the host's, and so may be root."""
+    code = "echo x >/dev/null; chmod 666 /dev/null; touch /dev/zero; head -c 2 /dev/zero | wc -c"
+    with runner(way, namespaces={"user": "new"}) as run:
+        done = run(["sh", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "2"
+    assert done.stderr.count("Read-only file system") == 2
+
+
+@pytest.mark.as_root
+def test_where_proc_and_sys_are_read_only() -> None:
+    """What it costs is the user's, where it is not: with the default user namespace."""
+    maps = (IDMapping(0, 0, 10),)
+    strangers = (IDMapping(0, 100000, 10),)
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),
+        ({"namespaces": {"user": "host"}}, True),
+        ({"namespaces": {"user": "host"}, "user": "5:5"}, True),
+        ({"namespaces": {"user": "host", "pid": "host"}, "network": "host"}, True),
+        ({"namespaces": {"user": "host"}, "capabilities": ["SYS_ADMIN"]}, False),
+        ({"namespaces": {"user": "new"}}, True),
+        ({"uid_mappings": maps, "gid_mappings": maps}, True),
+        ({"uid_mappings": strangers, "gid_mappings": strangers}, False),
+    ]
+    for fields, closed in cases:
+        command = ["sh", "-c", "printf name >/proc/$$/comm && cat /proc/$$/comm"]
+        done = fastns.run(command, spec=Spec(**fields), capture_output=True, text=True)
+        assert done.stdout == ("" if closed else "name\n"), (fields, done.stderr)
+        assert ("Read-only" in done.stderr) == closed
+
+
+def test_it_is_refused_to_mask_without_a_mount_namespace_of_its_own() -> None:
+    for field in ("masked_paths", "readonly_paths"):
+        with pytest.raises(fastns.SpecError, match=field):
+            Spec(namespaces={"mount": "host"}, **{field: ["/usr"]})  # type: ignore[arg-type]
+
+
+def test_the_flag(bash_rootfs: Path) -> None:
+    command = [sys.executable, "-m", "fastns", "run", "--cap-add", "NET_ADMIN"]
+    command += ["--rootfs", str(bash_rootfs)]
+    write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
+    assert subprocess.run([*command, *write], capture_output=True).returncode != 0
+    opened = [*command, "--security-opt", "systempaths=unconfined", *write]
+    assert subprocess.run(opened, capture_output=True).returncode == 0

@@ -1,0 +1,219 @@
+"""What a template makes ahead: sandboxes, network namespaces; and a layer for each sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from processes import children
+
+from fastns import CompletedSandbox, Mount, SpawnError, Spec, Template
+
+HOST_NET: dict[str, Any] = {"network": "host"}
+
+
+def sh(template: Template, script: str) -> str:
+    done = template.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out: str = done.stdout
+    return out
+
+
+def wait_until(true: Any, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return bool(true())
+
+
+# ---- sandboxes made ahead ----
+
+
+def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=3) as template:
+        assert template._server is not None
+        server = template._server.pid
+        assert wait_until(lambda: len(children(server)) == 3)
+        ahead = children(server)
+        with template.spawn(["sleep", "60"]) as sandbox:
+            assert sandbox.pid in ahead
+            assert wait_until(lambda: len(children(server)) == 4)  # its place is taken again
+            sandbox.kill()
+        for _ in range(10):
+            assert template.run(["true"]).returncode == 0
+        assert wait_until(lambda: len(children(server)) == 3)
+        assert not set(ahead) & set(children(server))  # each was used once
+    assert not os.path.exists(f"/proc/{server}")
+
+
+def test_those_that_wait_for_their_network_namespaces_are_made_then(busybox_rootfs: Path) -> None:
+    """The pool is empty when they are first wanted, and never holds enough for all."""
+    with Template(Spec(rootfs=busybox_rootfs), parked=4, netns_pool=1) as template:
+        assert template._server is not None
+        server = template._server.pid
+        assert wait_until(lambda: len(children(server)) == 4)
+        used = children(server)
+        assert [sh(template, "echo fine") for _ in range(6)] == ["fine\n"] * 6
+        assert wait_until(lambda: len(children(server)) == 4)
+        assert not set(used) & set(children(server))
+
+
+def test_a_parked_sandbox_that_was_killed_is_not_handed_out(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
+        assert template._server is not None
+        server = template._server.pid
+        for _ in range(5):
+            assert wait_until(lambda: len(children(server)) == 2)
+            for pid in children(server):
+                os.kill(pid, signal.SIGKILL)
+            for _ in range(3):
+                assert sh(template, "echo fine") == "fine\n"
+
+
+def test_parked_sandboxes_that_fail_leave_the_error_to_who_asks(busybox_rootfs: Path) -> None:
+    spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/missing", type="tmpfs")], **HOST_NET)
+    with Template(spec, parked=2) as template:
+        for _ in range(4):
+            with pytest.raises(SpawnError) as caught:
+                template.run(["true"])
+            assert (caught.value.stage, caught.value.path) == ("mount", "/missing")
+
+
+def test_more_at_once_than_are_parked(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
+        found: list[str] = []
+        threads = [
+            threading.Thread(target=lambda n=n: found.append(sh(template, f"sleep 0.1; echo {n}")))
+            for n in range(10)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(found) == [f"{n}\n" for n in range(10)]
+
+
+# ---- network namespaces made ahead ----
+
+NETWORK = "readlink /proc/self/ns/net; ip -o link | grep -c LOOPBACK,UP; ls /sys/class/net"
+
+
+def test_each_network_namespace_is_used_once(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs), netns_pool=3) as template:
+        seen = [sh(template, NETWORK).split() for _ in range(12)]
+        assert {tuple(rest) for _, *rest in seen} == {("1", "lo")}
+        own = os.readlink("/proc/self/ns/net")
+        live = [template.spawn(["sh", "-c", "readlink /proc/self/ns/net"], stdout=-1)]
+        live += [template.spawn(["sleep", "60"]) for _ in range(5)]
+        spaces = {os.readlink(f"/proc/{sandbox.pid}/ns/net") for sandbox in live[1:]}
+        assert len(spaces | {own}) == 6
+        for sandbox in live:
+            sandbox.kill()
+            sandbox.wait()
+            if sandbox.stdout:
+                sandbox.stdout.close()
+        assert template.pool_usage().made >= 18
+
+
+def test_who_finds_no_network_namespace_waits(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
+        results = template.run_batch([["true"]] * 100, concurrency=8)
+        assert all(isinstance(done, CompletedSandbox) for done in results)
+        usage = template.pool_usage()
+        assert usage.made >= 100
+        assert usage.waits > 0
+        assert usage.wait_time > 0
+
+
+LIMITED = """
+import sys
+from fastns import Spec, Template
+with open("/proc/sys/user/max_net_namespaces", "w") as file:
+    file.write("7")
+with Template(Spec(rootfs=sys.argv[1]), netns_pool=4) as template:
+    results = template.run_batch([["true"]] * 150, concurrency=4)
+    print(sum(getattr(done, "returncode", None) == 0 for done in results))
+    print(template.pool_usage().waits > 0)
+"""
+
+
+def test_the_kernels_limit_slows_down_and_fails_nothing(busybox_rootfs: Path) -> None:
+    """A user namespace of its own has a limit of its own, which can be set."""
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", LIMITED]
+    done = subprocess.run(
+        [*command, str(busybox_rootfs)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "150\nTrue\n", done.stderr
+
+
+def test_the_helpers_of_the_server_are_killed(busybox_rootfs: Path) -> None:
+    """Who makes network namespaces, and who takes mount namespaces down."""
+    with Template(Spec(rootfs=busybox_rootfs), netns_pool=2) as template:
+        assert template._server is not None
+        for _ in range(5):
+            for helper in children(template._server.pid, of_its_own=False):
+                with contextlib.suppress(ProcessLookupError):  # just being replaced
+                    os.kill(helper, signal.SIGKILL)
+            for _ in range(5):
+                assert sh(template, NETWORK).split()[1:] == ["1", "lo"]
+
+
+def test_nothing_is_left_of_the_pools(busybox_rootfs: Path) -> None:
+    before = support.host_state()
+    for _ in range(3):
+        with Template(Spec(rootfs=busybox_rootfs), netns_pool=8, parked=4) as template:
+            assert sh(template, "echo fine") == "fine\n"
+    assert support.host_change(before) == []
+
+
+# ---- a layer for each ----
+
+
+def test_a_layer_is_seen_by_one_sandbox(busybox_rootfs: Path, tmp_path: Path) -> None:
+    root = support.copy_tree(busybox_rootfs, tmp_path / "root")
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/shared").write_text("original\n")
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    spec = Spec(rootfs=root, overlay=True, files={"/new/file": "put\n"}, **HOST_NET)
+    with Template(spec) as template:
+        change = "echo changed >/etc/shared; mkdir /made; rm /bin/ls; cat /etc/shared /new/file"
+        assert sh(template, change) == "changed\nput\n"
+        assert sh(template, "cat /etc/shared; test ! -e /made; ls / | wc -l") != ""
+        assert sh(template, "cat /etc/shared") == "original\n"
+        with template.spawn(["sh", "-c", "echo 1 >/mine; sleep 60"]) as first:
+            time.sleep(0.05)
+            assert sh(template, "test -e /mine || echo no") == "no\n"
+            first.kill()
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
+    assert (root / "etc/shared").read_text() == "original\n"
+
+
+def test_a_read_only_root_over_a_layer_has_what_was_mounted(busybox_rootfs: Path) -> None:
+    spec = Spec(
+        rootfs=busybox_rootfs,
+        overlay=True,
+        read_only=True,
+        mounts=[Mount("/not/there", source="/etc", options=["ro"])],
+        **HOST_NET,
+    )
+    with Template(spec) as template:
+        script = "ls -d /not/there; touch /x 2>/dev/null || echo refused; echo x >/dev/null"
+        assert sh(template, script) == "/not/there\nrefused\n"
+        assert "passwd" in sh(template, "ls /not/there")
+
+
+def test_the_parts_of_the_root_are_out_of_sight(busybox_rootfs: Path) -> None:
+    """What the server puts the root together from, and the lower layer as it is."""
+    spec = Spec(rootfs=busybox_rootfs, overlay=True, files={"/x": "y"}, **HOST_NET)
+    with Template(spec) as template:
+        assert sh(template, "ls -d /lower /parts /upper /work 2>/dev/null || true") == ""
+        assert "/lower" not in sh(template, "cut -d' ' -f5 /proc/self/mountinfo")

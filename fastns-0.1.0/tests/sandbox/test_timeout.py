@@ -1,0 +1,350 @@
+"""Time limits, kills and Ctrl-C: the whole sandbox ends, and nothing of it is left."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import eventually, marked, marker, script
+
+import fastns
+
+
+@pytest.fixture(params=["direct", "staged"])
+def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
+    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, init=request.param == "staged"))
+
+
+@pytest.fixture(params=["direct", "staged"])
+def busybox(request: pytest.FixtureRequest, busybox_rootfs: Path) -> fastns.Plan:
+    return fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "staged"))
+
+
+@pytest.fixture
+def host_pids(busybox_rootfs: Path) -> fastns.Plan:
+    return fastns.compile(fastns.Spec(rootfs=busybox_rootfs, namespaces={"pid": "host"}))
+
+
+# ---- run(timeout=) ----
+
+
+def test_run_ends_and_reaps_at_its_timeout(plan: fastns.Plan) -> None:
+    mark = marker()
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["/probe", "--sleep", mark], spec=plan, timeout=0.05)
+    assert isinstance(caught.value, subprocess.TimeoutExpired)
+    assert caught.value.timeout == 0.05
+    assert caught.value.cmd == ["/probe", "--sleep", mark]
+    assert (caught.value.stdout, caught.value.stderr) == (None, None)
+    assert marked(mark) == []
+
+
+def test_the_output_so_far_comes_with_the_timeout(busybox: fastns.Plan) -> None:
+    code = "echo out; echo err >&2; sleep 300"
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["sh", "-c", code], spec=busybox, timeout=0.3, capture_output=True, text=True)
+    assert (caught.value.stdout, caught.value.stderr) == (b"out\n", b"err\n")  # as subprocess
+
+
+def test_daemons_end_with_the_timeout(busybox: fastns.Plan) -> None:
+    """In sessions of their own, orphaned, deaf to signals: the pid namespace holds them."""
+    mark = marker()
+    code = f"trap '' TERM INT HUP; (setsid sleep {mark} &); (setsid sleep {mark} &); sleep {mark}"
+    with pytest.raises(fastns.TimeoutExpired):
+        fastns.run(["sh", "-c", code], spec=busybox, timeout=0.3)
+    assert marked(mark) == []
+
+
+def test_the_tree_ends_without_a_pid_namespace(host_pids: fastns.Plan) -> None:
+    mark = marker()
+    code = f"sh -c 'sleep {mark} & sleep {mark}' & sleep {mark} & setsid sleep {mark} & wait"
+    with pytest.raises(fastns.TimeoutExpired):
+        fastns.run(["sh", "-c", code], spec=host_pids, timeout=0.3)
+    assert eventually(lambda: marked(mark) == [])
+
+
+def test_a_tree_that_keeps_growing_ends(host_pids: fastns.Plan) -> None:
+    mark = marker()
+    code = f"while :; do sleep {mark} & sleep 0.01; done"
+    with pytest.raises(fastns.TimeoutExpired):
+        fastns.run(["sh", "-c", code], spec=host_pids, timeout=0.3)
+    assert eventually(lambda: marked(mark) == [])
+
+
+def test_a_stopped_sandbox_ends(plan: fastns.Plan) -> None:
+    mark = marker()
+    with fastns.spawn(["/probe", "--sleep", mark], spec=plan) as sandbox:
+        for pid in marked(mark):
+            signal.pidfd_send_signal(sandbox.pidfd, signal.SIGSTOP)
+            assert pid
+        with pytest.raises(fastns.TimeoutExpired):
+            sandbox.wait(0.05)
+        sandbox.kill()
+        assert sandbox.wait(20) == -signal.SIGKILL
+    assert marked(mark) == []
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 1e-9])
+def test_no_time_at_all(plan: fastns.Plan, timeout: float) -> None:
+    with pytest.raises(fastns.TimeoutExpired):
+        fastns.run(["/probe", "--sleep", "60"], spec=plan, timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e300, "1", True, 1j])
+def test_a_timeout_that_is_none(plan: fastns.Plan, timeout: Any) -> None:
+    for call in (fastns.run, lambda args, **rest: fastns.run_batch([args], **rest)):
+        with pytest.raises(fastns.SpecError, match="timeout"):
+            call(["/true"], spec=plan, timeout=timeout)
+
+
+@pytest.fixture
+def leased_rootfs(tmp_path: Path) -> Iterator[Path]:
+    """Whose /true is a file that this process has a lease on: to open it waits for the lease to be
+    given up, or for the kernel to take it away (fs.lease-break-time)."""
+    for name in ("proc", "sys", "dev", "tmp", "run"):
+        (tmp_path / name).mkdir()
+    shutil.copy("/bin/busybox", tmp_path / "true")
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody waits
+    with open(tmp_path / "true", "rb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield tmp_path
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, ignored)
+
+
+IDS = {"namespaces": {"user": "new"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"init": True}, {"overlay": True}, IDS, {"capabilities": ["NET_ADMIN"]}],
+    ids=["direct", "init", "overlay", "own ids", "capabilities"],
+)
+def test_a_command_that_cannot_be_opened_in_time(
+    leased_rootfs: Path, fields: dict[str, Any]
+) -> None:
+    with open("/proc/sys/fs/lease-break-time") as file:
+        taken_away = int(file.read())
+    plan = fastns.compile(fastns.Spec(rootfs=leased_rootfs, **fields))
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(["/true"], spec=plan, timeout=0.3)
+    assert caught.value.wall_time < taken_away / 2
+    first, second = fastns.run_batch([["/true"]] * 2, spec=plan, timeout=0.3)
+    for result in (first, second):
+        assert isinstance(result, fastns.TimeoutExpired)
+        assert result.wall_time < taken_away / 2
+
+
+def test_time_enough(plan: fastns.Plan) -> None:
+    assert fastns.run(["/true"], spec=plan, timeout=1e9).returncode == 0
+
+
+def test_a_timeout_while_the_input_is_stuck(busybox: fastns.Plan) -> None:
+    data = b"x" * (1 << 20)
+    with pytest.raises(fastns.TimeoutExpired):
+        fastns.run(["sleep", "300"], spec=busybox, input=data, timeout=0.1, capture_output=True)
+
+
+# ---- kill() ----
+
+
+def test_kill_ends_every_process(busybox: fastns.Plan) -> None:
+    mark = marker()
+    code = f"(setsid sleep {mark} &); sleep {mark} & sleep {mark}"
+    with fastns.spawn(["sh", "-c", code], spec=busybox) as sandbox:
+        assert eventually(lambda: len(marked(mark)) == 3)
+        sandbox.kill()
+        assert sandbox.wait(20) == -signal.SIGKILL
+        assert marked(mark) == []
+
+
+def test_kill_ends_the_tree_without_a_pid_namespace(host_pids: fastns.Plan) -> None:
+    mark = marker()
+    code = f"sh -c 'sleep {mark} & sleep {mark} & wait' & setsid sleep {mark} & wait"
+    with fastns.spawn(["sh", "-c", code], spec=host_pids) as sandbox:
+        assert eventually(lambda: len(marked(mark)) == 3)
+        sandbox.kill()
+        assert sandbox.wait(20) == -signal.SIGKILL
+    assert eventually(lambda: marked(mark) == [])
+
+
+def test_processes_that_outlive_the_command(busybox: fastns.Plan) -> None:
+    """The command's own end is the sandbox's end."""
+    mark = marker()
+    done = fastns.run(["sh", "-c", f"sleep {mark} & exit 4"], spec=busybox, timeout=20)
+    assert done.returncode == 4
+    assert marked(mark) == []
+
+
+def test_a_batch_ends_trees_and_daemons(busybox: fastns.Plan, host_pids: fastns.Plan) -> None:
+    mark = marker()
+    code = f"sleep {mark} & setsid sleep {mark} & wait"
+    for plan in (busybox, host_pids):
+        jobs = [["sh", "-c", code]] * 4
+        outcomes = fastns.run_batch(jobs, spec=plan, timeout=0.3, concurrency=4)
+        assert [type(outcome) for outcome in outcomes] == [fastns.TimeoutExpired] * 4
+        assert eventually(lambda: marked(mark) == [])
+
+
+# ---- Ctrl-C ----
+
+INTERRUPTED = """
+root, mark, call = sys.argv[1:]
+spec = fastns.Spec(rootfs=root)
+sleep = ["/probe", "--sleep", mark]
+main = threading.main_thread().ident
+before = fds()
+
+def alive():
+    found = []
+    for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
+        with contextlib.suppress(OSError):
+            words = pathlib.Path("/proc", pid, "cmdline").read_text().split(chr(0))
+            found += [pid] * (mark in words)
+    return found
+
+def interrupt(how):
+    while not alive():  # spawn_batch's run on, and more are being started
+        pass
+    time.sleep(0.02)
+    how()
+
+calls = {
+    "run": lambda: fastns.run(sleep, spec=spec),
+    "run, captured": lambda: fastns.run(sleep, spec=spec, capture_output=True, input=b"x" * 10**6),
+    "run, staged": lambda: fastns.run(sleep, spec=fastns.Spec(rootfs=root, init=True)),
+    "run_batch": lambda: fastns.run_batch([sleep] * 40, spec=spec, concurrency=4),
+    "spawn_batch": lambda: fastns.spawn_batch([sleep] * 4000, spec=spec),
+}
+
+def with_communicate():
+    with fastns.spawn(sleep, spec=spec, stdin=-1, stdout=-1) as sandbox:
+        sandbox.communicate(b"x" * 10**6)
+
+def with_wait():
+    with fastns.spawn(sleep, spec=spec) as sandbox:
+        sandbox.wait()
+
+calls |= {"communicate": with_communicate, "wait": with_wait}
+for how in (
+    lambda: signal.pthread_kill(main, signal.SIGINT),
+    lambda: os.kill(os.getpid(), signal.SIGINT),
+):
+    thread = threading.Thread(target=interrupt, args=(how,))
+    thread.start()
+    try:
+        calls[call]()
+    except KeyboardInterrupt:
+        print("interrupted")
+    thread.join()
+    assert children() == [], children()
+    assert alive() == []
+    assert fds() == before, (before, fds())
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "run",
+        "run, captured",
+        "run, staged",
+        "communicate",
+        "wait",
+        "run_batch",
+        "spawn_batch",
+    ],
+)
+def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
+    mark = marker()
+    output = script(INTERRUPTED, str(probe_rootfs), mark, call)
+    assert output == "interrupted\n" * 2
+    assert marked(mark) == []
+
+
+def test_ctrl_c_at_any_moment(probe_rootfs: Path) -> None:
+    """Most moments of a run() are inside the start, where signals are blocked: the sandbox that has
+    just been made is ended too."""
+    code = """
+import gc, warnings
+warnings.simplefilter("ignore", ResourceWarning)
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1]))
+caught = 0
+before = fds()
+fastns.run(["/true"], spec=plan)
+for i in range(150):
+    timer = threading.Timer(0.002 + (i % 30) * 0.0001, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        while True:
+            fastns.run(["/probe", "--sleep", "0"], spec=plan)
+    except KeyboardInterrupt:
+        caught += 1
+    timer.join()
+    gc.collect()
+    assert children() == [], (i, children())
+assert caught == 150
+assert fds() == before, (before, fds())
+"""
+    script(code, str(probe_rootfs))
+
+
+@pytest.mark.parametrize("function", ["run_batch", "spawn_batch"])
+def test_ctrl_c_while_a_batch_starts(probe_rootfs: Path, function: str) -> None:
+    """Its threads are started with signals blocked: one that comes meanwhile is not forgotten
+    until the last job has ended, which is later than the script may take."""
+    code = f"""
+plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], default_mounts=False))
+fastns.{function}([], spec=plan)
+for i in range(8):
+    jobs = [["/probe", "--sleep", sys.argv[2]]] * 150
+    timer = threading.Timer(0.003 + 0.002 * i, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        outcomes = fastns.{function}(jobs, spec=plan, concurrency=150)
+        for sandbox in outcomes:
+            sandbox.kill()
+            sandbox.wait()
+        timer.join()
+    except KeyboardInterrupt:
+        pass
+    else:
+        assert {function == "spawn_batch"}
+    timer.join()
+    outcomes = None
+    assert children() == []
+"""
+    script(code, str(probe_rootfs), "45", timeout=40)
+
+
+AT_ANY_INSTANT = """
+import signal, time
+import fastns
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+plan = fastns.compile(fastns.Spec())
+fastns.run(["true"], spec=plan)  # all is imported
+for step in range(30):
+    start = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 20e-6 + step * 80e-6)
+        fastns.run(["sleep", "20"], spec=plan)
+    except KeyboardInterrupt:
+        pass
+    assert time.monotonic() - start < 10, step
+assert not children()
+"""
+
+
+def test_a_signal_at_any_instant_of_the_start_is_heard() -> None:
+    """It comes before there is a wait that it could interrupt."""
+    script(AT_ANY_INSTANT)

@@ -1,0 +1,293 @@
+"""ptrace(2) by an unfiltered program: who traces a process hears of its end first, and to make its
+parent the tracer a process has but to ask. The caller does not wait for ever because of it, nor
+believe that a sandbox has ended which has not."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from inside import runner
+from processes import eventually, marked, marker
+
+import fastns
+from fastns import Spec, TimeoutExpired
+
+SOURCE = r"""
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int hold(int pid, int options)
+{
+    return ptrace(PTRACE_SEIZE, pid, 0, options) == 0;
+}
+static int stopped;
+static void *stay(void *none)
+{
+    stopped = (int)syscall(SYS_gettid);
+    for (;;)
+        pause();
+    return none;
+}
+static void *ask(void *none)
+{
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    return none;
+}
+/* What its parent does not wait for, and cannot reap while this one sleeps. */
+static void leave_tracer(double seconds, int thread, int options)
+{
+    int ends[2];
+    char one = 0;
+    sigset_t ends_of_children; /* one that is heard while it is held stops it for good */
+    sigemptyset(&ends_of_children);
+    sigaddset(&ends_of_children, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &ends_of_children, 0);
+    prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+    if (pipe(ends) < 0)
+        _exit(3);
+    if (fork() == 0) {
+        if (fork())
+            _exit(0);
+        one = hold(thread, options);
+        write(ends[1], &one, 1);
+        for (int fd = 0; fd < 8; fd++)
+            close(fd);
+        usleep((useconds_t)(seconds * 1e6));
+        _exit(0);
+    }
+    if (read(ends[0], &one, 1) != 1 || !one)
+        _exit(4);
+}
+int main(int argc, char **argv)
+{
+    pthread_t threads[16];
+    (void)argc;
+    if (!strcmp(argv[1], "threads")) {
+        for (int i = 0; i < 16; i++)
+            pthread_create(&threads[i], 0, ask, 0);
+        for (int i = 0; i < 16; i++)
+            pthread_join(threads[i], 0);
+    } else if (!strcmp(argv[1], "thread stays")) { /* the first one ends before */
+        pthread_create(&threads[0], 0, ask, 0);
+        pthread_exit(0);
+    } else if (!strcmp(argv[1], "stop")) {
+        ask(0);
+        raise(SIGUSR1);
+    } else if (!strcmp(argv[1], "held")) {
+        leave_tracer(atof(argv[2]), getpid(), 0);
+    } else if (!strcmp(argv[1], "held at its end")) {
+        leave_tracer(atof(argv[2]), getpid(), PTRACE_O_TRACEEXIT);
+        pause();
+    } else if (!strcmp(argv[1], "thread held")) {
+        pthread_create(&threads[0], 0, stay, 0);
+        while (!*(volatile int *)&stopped)
+            usleep(100);
+        leave_tracer(atof(argv[2]), stopped, PTRACE_O_TRACEEXIT);
+        pause();
+    } else if (!strcmp(argv[1], "hold")) { /* all that come: its own pid is 1 */
+        for (;;) {
+            for (int pid = 2; pid < 100; pid++)
+                if (pid != getpid() && hold(pid, 0))
+                    write(1, "h", 1);
+            usleep(1000);
+        }
+    } else if (!strcmp(argv[1], "sleep")) {
+        usleep((useconds_t)(atof(argv[2]) * 1e6));
+    }
+    return 7;
+}
+"""
+OPEN: dict[str, Any] = {"seccomp": "unconfined"}
+HOST_PID: dict[str, Any] = {**OPEN, "namespaces": {"pid": "host"}}
+
+
+@pytest.fixture(scope="module")
+def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the program, statically linked."""
+    place = tmp_path_factory.mktemp("traced")
+    root = support.copy_tree(busybox_rootfs, place / "root")
+    (place / "traced.c").write_text(SOURCE)
+    support.compile_static(place / "traced.c", root / "bin/traced")
+    return root
+
+
+def by_run(args: list[str], spec: Any) -> int:
+    return int(fastns.run(args, spec=spec, timeout=20).returncode)
+
+
+def by_output(args: list[str], spec: Any) -> int:
+    return int(fastns.run(args, spec=spec, timeout=20, capture_output=True).returncode)
+
+
+def by_batch(args: list[str], spec: Any) -> int:
+    done = list(fastns.run_batch([args] * 6, spec=spec, timeout=20))
+    assert {item.returncode for item in done} == {7}  # type: ignore[union-attr]
+    return 7
+
+
+def by_wait(args: list[str], spec: Any) -> int:
+    with fastns.spawn(args, spec=spec) as sandbox:
+        return sandbox.wait()
+
+
+def by_poll(args: list[str], spec: Any) -> int:
+    with fastns.spawn(args, spec=spec) as sandbox:
+        assert eventually(lambda: sandbox.poll() is not None)
+        assert sandbox.returncode is not None
+        return sandbox.returncode
+
+
+WAITS: list[Callable[[list[str], Any], int]] = [by_run, by_output, by_batch, by_wait, by_poll]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("fields", [OPEN, HOST_PID, {**OPEN, "init": True}], ids=str)
+@pytest.mark.parametrize("what", ["threads", "thread stays"])
+def test_threads_that_made_the_caller_their_tracer(
+    root: Path, what: str, fields: dict[str, Any], wait: Callable[[list[str], Any], int]
+) -> None:
+    """Nobody else may reap them, and until it does the sandbox has not ended."""
+    code = 0 if what == "thread stays" else 7
+    if wait is by_batch and code == 0:
+        return
+    assert wait(["traced", what], Spec(rootfs=root, **fields)) == code
+
+
+def test_threads_by_the_default_filter(root: Path) -> None:
+    assert by_run(["traced", "threads"], Spec(rootfs=root)) == 7
+
+
+@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+def test_one_that_has_only_stopped(root: Path, way: str) -> None:
+    """Its tracer, which is who waits for it, is told of that too."""
+    with runner(way, rootfs=root, **OPEN) as run, pytest.raises(TimeoutExpired):
+        run(["traced", "stop"], timeout=0.5)
+
+
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
+@pytest.mark.parametrize("template", [False, True], ids=["spawn", "template"])
+def test_one_that_has_only_stopped_has_not_ended(root: Path, init: bool, template: bool) -> None:
+    spec = Spec(rootfs=root, init=init and not template, **OPEN)
+    with contextlib.ExitStack() as stack:
+        spawn: Any = functools.partial(fastns.spawn, spec=spec)
+        if template:
+            spawn = stack.enter_context(fastns.Template(spec)).spawn
+        sandbox = stack.enter_context(spawn(["traced", "stop"]))
+        for _ in range(20):
+            assert sandbox.poll() is None
+            time.sleep(0.01)
+        sandbox.kill()
+        assert sandbox.wait(20) == -9
+
+
+# ---- held by a tracer that lives on ----
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_it_ends_when_its_tracer_does(root: Path, wait: Callable[[list[str], Any], int]) -> None:
+    assert wait(["traced", "held", "0.3"], Spec(rootfs=root, **HOST_PID)) == 7
+
+
+def ends_of_time(args: list[str], spec: Any) -> Iterator[Callable[[], None]]:
+    """Ways to wait that end it."""
+
+    def run(**more: Any) -> None:
+        with pytest.raises(TimeoutExpired):
+            fastns.run(args, spec=spec, timeout=0.5, **more)
+
+    def batch() -> None:
+        found = list(fastns.run_batch([args] * 3, spec=spec, timeout=0.5))
+        assert [item.cause for item in found] == ["timeout"] * 3  # type: ignore[union-attr]
+
+    def kill() -> None:
+        with fastns.spawn(args, spec=spec) as sandbox:
+            with pytest.raises(TimeoutExpired):
+                sandbox.wait(0.5)
+            assert sandbox.poll() is None
+            sandbox.kill()
+            assert sandbox.wait(20) == 7
+
+    def drop() -> None:
+        sandbox = fastns.spawn(args, spec=spec)
+        with pytest.raises(TimeoutExpired):
+            sandbox.wait(0.5)
+        with pytest.warns(ResourceWarning, match="still runs"):
+            del sandbox
+
+    yield from (run, lambda: run(capture_output=True), batch, kill, drop)
+
+
+KILLED: dict[str, tuple[dict[str, Any], bool]] = {
+    "own": (OPEN, False),
+    "host": (HOST_PID, False),
+    "template": (OPEN, True),
+}
+
+
+@pytest.mark.parametrize(("fields", "template"), KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize("what", ["held at its end", "thread held"])
+def test_one_that_is_stopped_as_it_is_killed(
+    root: Path, what: str, fields: dict[str, Any], template: bool
+) -> None:
+    """PTRACE_O_TRACEEXIT: it has not ended, a second SIGKILL changes nothing, and while the first
+    process of a pid namespace has not ended the others, its tracer among them, live on."""
+    mark = marker()
+    spec = Spec(rootfs=root, **fields)
+    args = ["traced", what, mark]
+    with contextlib.ExitStack() as stack:
+        by: Any = stack.enter_context(fastns.Template(spec)) if template else None
+        run = by.run if by else functools.partial(fastns.run, spec=spec)
+        batch = by.run_batch if by else functools.partial(fastns.run_batch, spec=spec)
+        spawn = by.spawn if by else functools.partial(fastns.spawn, spec=spec)
+        started = time.monotonic()
+        for more in ({}, {"capture_output": True}):
+            with pytest.raises(TimeoutExpired):
+                run(args, timeout=0.2, **more)
+        found = list(batch([args] * 3, timeout=0.2))
+        assert [item.cause for item in found] == ["timeout"] * 3
+        with spawn(args) as sandbox:
+            with pytest.raises(TimeoutExpired):
+                sandbox.wait(0.2)
+            sandbox.kill()
+            assert sandbox.wait(20) == -9
+        assert time.monotonic() - started < 10
+        assert eventually(lambda: not marked(mark))
+        assert run(["traced", "sleep", "0"]).returncode == 7
+
+
+@pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
+def test_a_tracer_that_does_not_let_go_is_killed(root: Path, way: int) -> None:
+    """Though it has left the tree of processes that is killed else."""
+    mark = marker()
+    end = list(ends_of_time(["traced", "held", mark], Spec(rootfs=root, **HOST_PID)))[way]
+    end()
+    assert eventually(lambda: not marked(mark))
+
+
+def test_a_sandbox_that_holds_who_joins(root: Path) -> None:
+    """It is the holder that is killed, once the time of the other is over."""
+    given = {"namespaces": {"user": "new"}, "capabilities": ["ALL"], **OPEN}
+    spec = Spec(rootfs=root, **given)
+    with fastns.spawn(["traced", "hold"], spec=spec, stdout=fastns.PIPE) as holder:
+        names = {"user": "user", "pid": "pid", "mount": "mnt"}
+        joined = {kind: f"/proc/{holder.pid}/ns/{name}" for kind, name in names.items()}
+        joiner = Spec(namespaces=joined, **OPEN)
+        with pytest.raises(TimeoutExpired):
+            fastns.run(["traced", "sleep", "0.3"], spec=joiner, timeout=1)
+        assert holder.stdout is not None
+        assert holder.stdout.read(1) == b"h"  # it did hold one
+        assert holder.wait(20) == -9
+    assert fastns.run(["traced", "sleep", "0"], spec=Spec(rootfs=root, **OPEN)).returncode == 7

@@ -1,0 +1,100 @@
+"""The seed's leak: where mounts are shared, as systemd makes them, what its container mounts
+appears on the host, each twice. Here the same stays inside.
+
+Whether this machine's mounts are shared is not left to chance: each test makes all mounts shared
+in a mount namespace of its own, which then plays the host.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import support
+from seed.ways import SECONDS, Box, Outside, Shell, Way
+
+from fastns import Mount, Spec
+
+
+@dataclass(frozen=True)
+class SharedHost:
+    """A mount namespace with shared mounts, kept by the process `pid`."""
+
+    pid: int
+
+    def mounts(self) -> list[str]:
+        return Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+
+    def enter(self, *argv: str) -> list[str]:
+        """The command, started there."""
+        ways_in = ["--mount"] if support.is_root() else ["--mount", "--user"]
+        return ["nsenter", "--target", str(self.pid), *ways_in, "--preserve-credentials", *argv]
+
+
+@pytest.fixture
+def shared_host() -> Iterator[SharedHost]:
+    as_user = [] if support.is_root() else ["--user", "--map-root-user"]
+    with subprocess.Popen(
+        ["unshare", "--mount", *as_user, "sh", "-c", "mount --make-rshared / && echo up && read _"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == b"up\n"
+        host = SharedHost(keeper.pid)
+        root = next(line for line in host.mounts() if line.split()[4] == "/")
+        assert " shared:" in root
+        yield host
+        keeper.communicate(timeout=SECONDS)
+
+
+def container(name: str, root: Path) -> Box:
+    """fs.c without a rootfs; newns.c's mounts with either way of changing the root."""
+    if name == "fs":
+        mount = Mount("/proc", type="proc")
+        return Box(
+            Spec(default_mounts=False, mounts=[mount], capabilities=["SYS_ADMIN"]),
+            ["--no-default-mounts", "--mount", "type=proc,dst=/proc", "--cap-add", "SYS_ADMIN"],
+        )
+    words = ["--rootfs", str(root), *(["--chroot"] if name == "chroot" else [])]
+    spec = Spec(rootfs=root, root_mode=name, capabilities=["SYS_ADMIN"])
+    return Box(spec, [*words, "--cap-add", "SYS_ADMIN"])
+
+
+@pytest.mark.parametrize("name", ["fs", "chroot", "pivot_root"])
+def test_no_mount_appears_on_a_host_with_shared_mounts(
+    way: Way, bash_rootfs: Path, shared_host: SharedHost, name: str, outside: Outside
+) -> None:
+    before = shared_host.mounts()
+    argv = shared_host.enter(*way.argv(container(name, bash_rootfs), "bash"))
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            shell = Shell(process, process.pid, None)
+            assert shell.ask("echo $$") == "1\n"
+            # What is mounted at run time stays inside as well.
+            place = "/root" if name == "fs" else "/mnt"
+            mounts = shell.ask(f"mount -t tmpfs none {place} && mount").splitlines()
+            assert mounts[-1].split()[2] == place
+            assert shared_host.mounts() == before
+            outside.is_the_same(alive=1)
+            assert shell.leave() == 0
+        finally:
+            process.terminate()
+    assert shared_host.mounts() == before
+    outside.is_the_same()
+
+
+def test_a_mount_leaks_there_without_that_care(bash_rootfs: Path, shared_host: SharedHost) -> None:
+    """The control: what the seed's program does, a mount after CLONE_NEWNS and nothing before."""
+    before = shared_host.mounts()
+    target = bash_rootfs / "mnt"
+    script = f"mount -t tmpfs none {target}"
+    argv = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script]
+    subprocess.run(shared_host.enter(*argv), check=True, timeout=SECONDS)
+    (leaked,) = set(shared_host.mounts()) - set(before)
+    assert leaked.split()[4] == str(target)

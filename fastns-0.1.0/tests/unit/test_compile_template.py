@@ -1,0 +1,95 @@
+"""What a template's server does once, and what is left for each sandbox.
+
+Whole lists of ops: test_golden_plans.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plans
+import pytest
+from plans import ROOT, USER, steps
+
+import fastns
+from fastns import Mount, Rlimit, Spec, SpecError, _core
+from fastns._compile import Caller
+
+pytestmark = pytest.mark.usefixtures("made_up_host")
+
+
+def template(caller: Caller, **fields: Any) -> _core.Plan:
+    return plans.template(Spec(rootfs="/srv/root", **fields), caller)
+
+
+def mounted(plan: _core.Plan | None) -> list[str]:
+    """The destinations of the mounts."""
+    return [step.split()[1] for step in steps(plan) if step.startswith("mount ")]
+
+
+@pytest.mark.parametrize("caller", [ROOT, USER])
+def test_each_sandbox_mounts_what_it_could_write(caller: Caller) -> None:
+    plan = template(caller)
+    fresh = ["/proc", "/sys", "/tmp", "/run", "/dev/pts", "/dev/shm"]
+    assert mounted(plan.sandbox) == fresh
+    assert [op.target for op in plan.ops if op.type == b"tmpfs"] == [b"/dev"]
+    assert "read_only /dev" in steps(plan)
+    maps = ["id_map setgroups: deny", "id_map gid_map: 0 0 1", "id_map uid_map: 0 0 1"]
+    found = [step for step in steps(plan.sandbox) if step in maps]
+    assert found == (maps if caller is USER else [])
+
+
+@pytest.mark.parametrize(
+    "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
+)
+def test_the_limit_on_core_dumps_is_the_servers(rlimits: list[Rlimit]) -> None:
+    """Its filter, which all of its sandboxes have from the start, refuses to change it."""
+    plan = template(ROOT, rlimits=rlimits)
+    assert plan.sandbox is not None
+    core = [op for op in plan.ops if op.code == "rlimit"]
+    each = [op.note for op in plan.sandbox.ops if op.code == "rlimit"]
+    assert [op.note for op in core] == ["RLIMIT_CORE 0:-1" if rlimits else "RLIMIT_CORE 1:1"]
+    assert plan.ops[0] == core[0]
+    assert len(each) == 4
+    assert not [note for note in each if note.startswith("RLIMIT_CORE")]
+
+
+def test_the_namespaces_of_both() -> None:
+    plan = template(USER, namespaces={"time": "new"})
+    assert plan.sandbox is not None
+    assert {"user", "time", "pid", "mount"} <= set(plan.namespaces)
+    assert "time" not in plan.sandbox.namespaces
+    assert {"user", "pid", "mount", "ipc", "uts", "cgroup", "network"} == set(
+        plan.sandbox.namespaces
+    )
+    assert (plan.method, plan.sandbox.method) == ("staged", "template")
+    assert "user" not in template(ROOT).namespaces
+
+
+def test_in_a_user_namespace_a_proc_lies_beneath_that_shows_nobody() -> None:
+    assert b"hidepid=2" in [op.data for op in template(USER).ops if op.type == b"proc"]
+    assert not [op for op in template(ROOT).ops if op.type == b"proc"]
+
+
+def test_names_are_given_once_and_files_are_read_only() -> None:
+    plan = template(ROOT, hostname="box", domainname="example", files={"/etc/x": "y"})
+    names = {"hostname box", "domainname example"}
+    assert names <= set(steps(plan))
+    assert not names & set(steps(plan.sandbox))
+    (file,) = [op for op in plan.ops if op.code == "file_bind"]
+    assert file.flags == 1  # MOUNT_ATTR_RDONLY
+
+
+def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
+    mounts = [Mount("/data", source="/srv"), Mount("/scratch", type="tmpfs")]
+    plan = template(ROOT, mounts=mounts)
+    assert "mount /data bind from /srv" in steps(plan)
+    assert "/scratch" not in mounted(plan)
+    assert "/scratch" in mounted(plan.sandbox)
+
+
+@pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])
+def test_of_a_spec_alone(spec: Any) -> None:
+    with pytest.raises(SpecError, match="a Spec, or None, expected") as caught:
+        fastns.Template(spec)
+    assert caught.value.field == "spec"

@@ -1,0 +1,108 @@
+"""What fuzzing found (tests/fuzz): input that ended in a traceback, or never."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import support
+
+from fastns import _userns
+from fastns.cli import UsageError, _flags, batch, bench, run, whole
+from fastns.rootfs import _elf
+from fastns.rootfs._model import Unusable
+
+LONG = "9" * 5000  # int() takes no more than 4300 digits
+SHARED = support.TESTS / "fuzz" / "corpus" / "elf" / "shared"
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        ("0", 0), ("007", 7), ("9" * 20, 10**20 - 1), ("9" * 21, None), (LONG, None),
+        ("", None), ("-1", None), ("+1", None), ("1_0", None), (" 1", None), ("\u0663", None),
+        ("\u00b2", None),
+    ],
+)  # fmt: skip
+def test_whole(word: str, number: int | None) -> None:
+    assert whole(word) == number
+
+
+@pytest.mark.parametrize("word", [LONG, "000000001000000", "000000001" + LONG])
+def test_numbers_of_flags(word: str) -> None:
+    """Too long for int(), or past a limit of which only the first digits were looked at."""
+    for read in (
+        lambda: batch._concurrency(word),
+        lambda: bench._rounds(word),
+    ):
+        with pytest.raises(UsageError, match="not a number from 1 to"):
+            read()
+
+
+def test_numbers_inside_of_flags() -> None:
+    for read in (
+        lambda: _flags.rlimit(f"nofile={LONG}"),
+        lambda: _flags.rlimit(f"nofile=1:{LONG}"),
+        lambda: _flags.io_rates([f"8:0:rbps={LONG}"]),
+        lambda: _flags.id_mapping("--uidmap", f"0:{LONG}:1"),
+        lambda: run._status_fd(LONG),
+    ):
+        with pytest.raises(UsageError):
+            read()
+
+
+def test_ranges_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "subuid"
+    path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
+    assert _userns.entries(str(path)) == [("ann", 5, 6)]
+
+
+# ---- ELF ----
+
+
+def shared(change: dict[int, bytes], more: bytes = b"") -> bytes:
+    """The corpus' shared library with other bytes at some offsets."""
+    data = bytearray(SHARED.read_bytes())
+    for at, piece in change.items():
+        data[at : at + len(piece)] = piece
+    return bytes(data) + more
+
+
+def read(path: Path, data: bytes) -> _elf.Elf | None:
+    path.write_bytes(data)
+    return _elf.read(str(path))
+
+
+PROGRAM_HEADERS = 64
+INTERP, DYNAMIC = PROGRAM_HEADERS + 56, PROGRAM_HEADERS + 2 * 56
+OFFSET = 8  # of p_offset in a program header
+
+
+def test_the_file_that_is_changed_below(tmp_path: Path) -> None:
+    found = read(tmp_path / "lib", shared({}))
+    assert found is not None
+    assert (found.soname, found.needed) == ("libx.so.1", ("libc.so.6",))
+
+
+def test_an_offset_that_no_file_has(tmp_path: Path) -> None:
+    """lseek(2) fails (EINVAL), which is not the trouble of a file that cannot be read."""
+    with pytest.raises(Unusable, match="broken ELF file"):
+        read(tmp_path / "lib", shared({DYNAMIC + OFFSET: struct.pack("<Q", 2**63 - 8)}))
+
+
+def test_entries_without_an_end(tmp_path: Path) -> None:
+    """Each would be read, for minutes."""
+    data = shared({DYNAMIC + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
+    with pytest.raises(Unusable, match="too much to read"):
+        read(tmp_path / "lib", data + struct.pack("<QQ", 1, 1) * 300_000)
+
+
+@pytest.mark.parametrize(("size", "why"), [(5000, "ValueError"), (1 << 20, "too much to read")])
+def test_a_name_without_an_end(tmp_path: Path, size: int, why: str) -> None:
+    data = shared({INTERP + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
+    with pytest.raises(Unusable, match=why):
+        read(tmp_path / "lib", data + b"A" * size + b"\0")

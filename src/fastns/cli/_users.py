@@ -1,0 +1,110 @@
+"""--user by name: looked up in the passwd and group files that the sandbox will have.
+
+Imported only for a name. What these files say is believed as far as inside: it chooses ids there.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+from fastns import _inside
+from fastns.cli import UsageError, whole
+from fastns.spec import MAX_ID
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from fastns.spec import Mount
+
+PASSWD, GROUP = "/etc/passwd", "/etc/group"
+MAX_SIZE = 4 << 20
+"""Bytes of such a file that are read."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a part of --user is a name: numbers that are too large are none."""
+    return bool(text) and not text.lstrip("+-").isdigit()
+
+
+class Accounts:
+    """The two files, as --rootfs, -v, --mount, --tmpfs and --file let the sandbox see them."""
+
+    def __init__(
+        self,
+        flags: argparse.Namespace,
+        mounts: Sequence[Mount],
+        files: Mapping[str, str | bytes],
+    ) -> None:
+        self._text = flags.user
+        self._root: str = flags.rootfs or "/"
+        self._joined = flags.mountns is not None and "/" in flags.mountns
+        self._mounts = mounts
+        self._files = files
+
+    def ids(self) -> str:
+        """`uid:gid` of a --user that has a name. Raises UsageError."""
+        user, colon, group = self._text.partition(":")
+        uid, gid = user, group
+        if is_name(user):
+            fields = self._line(PASSWD, "user", user, 7)
+            uid, own = self._number(PASSWD, fields[2]), self._number(PASSWD, fields[3])
+            gid = gid if colon else own
+        if is_name(group):
+            gid = self._number(GROUP, self._line(GROUP, "group", group, 4)[2])
+        return f"{uid}:{gid}" if gid or colon else uid
+
+    def home(self) -> str | None:
+        """The user's home, if that is a directory of --rootfs; None: it is none, or not known."""
+        user = self._text.partition(":")[0]
+        if not is_name(user) or self._root == "/":  # the host's homes are not in view
+            return None
+        path = os.fsdecode(self._line(PASSWD, "user", user, 7)[5])
+        is_there = path.startswith("/") and _inside.is_directory(self._root, path)
+        return path if is_there else None
+
+    def _line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
+        """The first line of that name, in its fields."""
+        for line in self._lines(path):
+            found = line.split(b":")
+            if found[0] == os.fsencode(name) and len(found) >= fields:
+                return found
+        raise self._error(f"there is no {what} {name} in {path} of the root")
+
+    def _lines(self, path: str) -> Iterator[bytes]:
+        if self._joined:
+            raise self._error(f"{path} of a joined mount namespace is not read")
+        if path in self._files:
+            content = self._files[path]
+            data = content if isinstance(content, bytes) else content.encode()
+        else:
+            data = self._read(path)
+        yield from data.splitlines()
+
+    def _read(self, path: str) -> bytes:
+        root, place = self._root, path
+        for mount in self._mounts:  # the last one that has it covers the others
+            at = mount.destination
+            if not f"{path}/".startswith(f"{at}/"):
+                continue
+            if mount.type != "bind" or mount.source is None:
+                raise self._error(f"{path} is covered by the {mount.type} at {at}")
+            root, place = os.fspath(mount.source), path[len(at) :]
+        if not place:  # the file itself is bound
+            root, place = posixpath.split(os.path.realpath(root))
+        try:
+            return _inside.read(root, place, MAX_SIZE)
+        except OSError as error:
+            raise self._error(f"{path} of the root: {error.strerror}") from None
+
+    def _number(self, path: str, field: bytes) -> str:
+        number = whole(field.decode("ascii", "replace"))
+        if number is None or number > MAX_ID:
+            raise self._error(f"{path} of the root has no number for it")
+        return str(number)
+
+    def _error(self, reason: str) -> UsageError:
+        hint = "names are of /etc/passwd and /etc/group inside; or give numbers, UID[:GID]"
+        return UsageError(f"--user {self._text}: {reason}", hint)
