@@ -13,7 +13,7 @@ import stat
 
 from fastns import _planfile
 from fastns._args import MAX_TIMEOUT
-from fastns.cli import EXIT_FAILED, Parser, UsageError, say
+from fastns.cli import EXIT_FAILED, UsageError, say
 from fastns.cli._flags import (
     FLAG_OF_FIELD,
     add_sandbox_flags,
@@ -26,6 +26,7 @@ from fastns.cli._flags import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import Spec
+    from fastns.cli._parser import Parser
 
 LIMITS = (
     "memory",
