@@ -33,22 +33,34 @@ def exit_code(returncode: int) -> int:
 
 @record(frozen=True)
 class Usage:
-    """What a sandbox used, by the kernel's account of its first process and all it waited for."""
+    """What a sandbox used, by the kernel's account of its first process and all it waited for.
 
-    # Seconds. Children that nobody inside has waited for are not in these two: those that ended
-    # with a sandbox that was killed, or were left behind by its first process. cpu_time has them.
+    Attributes:
+        user_time: seconds of CPU time. Children that nobody inside waited for are missing: those
+            that ended with a killed sandbox, or that its first process left behind.
+        system_time: seconds of CPU time in the kernel, of the same processes.
+        max_rss: bytes, of the largest process.
+        max_rss_exact: False if it may be less: a direct start begins with the peak of the caller,
+            which the kernel hands on at exec.
+        memory_peak: bytes, of all processes together, with tmpfs and memory files.
+        pids_peak: processes and threads at once.
+        io_read: bytes.
+        io_write: bytes.
+        cpu_time: seconds of CPU time of all processes, those nobody waited for too.
+
+    The last five come from cgroups. They are None where no limit of that kind was set, or
+    where the kernel does not tell it of this sandbox alone.
+    """
+
     user_time: float
     system_time: float
-    max_rss: int  # bytes, of the largest process
-    max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
-    # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
-    # Of all its processes together, by its cgroups. None: no limit of that kind was set, or the
-    # kernel does not tell it of this sandbox alone.
-    memory_peak: int | None = None  # bytes, tmpfs and memory files among them
+    max_rss: int
+    max_rss_exact: bool
+    memory_peak: int | None = None
     pids_peak: int | None = None
-    io_read: int | None = None  # bytes
+    io_read: int | None = None
     io_write: int | None = None
-    cpu_time: float | None = None  # seconds, of all its processes, those nobody waited for too
+    cpu_time: float | None = None
 
     @classmethod
     def of(

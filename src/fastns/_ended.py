@@ -63,18 +63,13 @@ class Completed:
         self.stdout = stdout
         self.stderr = stderr
         self._used = usage
-        self.wall_time = wall_time  # seconds, from before the clone to the end
-        self.method = method  # how it was started: "direct", "staged" or "template"
-        self.truncated = truncated  # whether max_output has cut stdout or stderr off
-        self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
-        # "cpu_time", "output_limit" or "seccomp" (a call that the filter ends a process for, or,
-        # which looks the same, a SIGSYS from inside: with init or the host's pid namespace)
-        self.id_map = id_map  # whose ids it had, as in Sandbox
-        self.mount_namespace = (
-            mount_namespace  # how it began: "copied" (the caller's whole table of
-        )
-        # mounts), "tree" (the root alone: Linux 7.0), "template"; "host": it has none of its own
-        self.limits = limits  # names of the spec's limits that were enforced
+        self.wall_time = wall_time
+        self.method = method
+        self.truncated = truncated
+        self.cause = cause
+        self.id_map = id_map
+        self.mount_namespace = mount_namespace
+        self.limits = limits
 
     @property
     def usage(self) -> Usage:
@@ -84,7 +79,7 @@ class Completed:
 
     @property
     def exit_code(self) -> int:
-        """The code a shell would show: 128+n after signal n."""
+        """The code a shell would show, 128+n after signal n."""
         return exit_code(self.returncode)
 
     def __repr__(self) -> str:

@@ -54,7 +54,7 @@ class _Unlinked(Completed):
     command never need to. It says that it is one, which isinstance() believes, and is pickled and
     copied as one; type() alone tells the difference."""
 
-    @property  # type: ignore[misc]
+    @property  # type: ignore[misc]  # object has one that can be set
     def __class__(self) -> Any:
         return _linked()
 

@@ -53,7 +53,8 @@ def spawn(
         stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
         text, encoding, errors: text streams instead of binary ones, as in subprocess.
         pass_fds: fds that stay open under the same number; all others are closed.
-        env: the whole environment, instead of the spec's. cwd: instead of the spec's.
+        env: the whole environment, instead of the spec's.
+        cwd: the working directory inside, instead of the spec's.
     Raises:
         SpecError: an argument that cannot be; nothing was started.
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
@@ -149,7 +150,7 @@ class Sandbox:
 
     @property
     def exit_code(self) -> int | None:
-        """The code a shell would show: 128+n after signal n; None while it runs."""
+        """The code a shell would show, 128+n after signal n; None while it runs."""
         return None if self.returncode is None else exit_code(self.returncode)
 
     @property
