@@ -1,5 +1,8 @@
-"""The subclasses of subprocess' own classes. `subprocess` takes longer to import than fastns does.
-So this module is imported where one of them is asked for, and not for a run that ends well."""
+"""The subclasses of subprocess' own classes.
+
+`subprocess` takes longer to import than all of fastns, so this module is imported only where one of
+them is asked for, not for a run that ends well.
+"""
 
 from __future__ import annotations
 
