@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fastns._command import Usage, exit_code
 from fastns.errors import FastnsError
-from fastns.sandbox import Usage, exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,3 +81,16 @@ class Completed:
     def exit_code(self) -> int:
         """The code a shell would show, 128+n after signal n."""
         return exit_code(self.returncode)
+
+    def __repr__(self) -> str:
+        names = ["args", "returncode", "cause"]
+        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
+        names += ["truncated"] if self.truncated else []
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
+        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
+        return f"CompletedSandbox({', '.join(shown)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
