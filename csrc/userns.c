@@ -52,6 +52,8 @@ static int await_limits(const struct fns_stay *stay, int pidfd)
             FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, SIGCONT, 0, 0),
                        "one that is not stopped goes on");
     }
+    if (limited == 0) /* set by one that has ended since */
+        limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
     return limited < 0 ? limited : limited ? 0 : -ECANCELED;
 }
 
@@ -94,9 +96,12 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
     long pid = start_staying(stack, size, &stay, &pidfd);
     int fd = pid < 0 ? (int)pid : open_mapped((int)pid, uid_map, gid_map);
     if (pid > 0) {
-        int limited = fd < 0 ? 0 : await_limits(&stay, pidfd);
+        /* If it has failed and ended, that is the cause, not that its maps cannot be written. */
+        int limited =
+            fd < 0 ? __atomic_load_n(&stay.limited, __ATOMIC_ACQUIRE) : await_limits(&stay, pidfd);
         if (limited < 0) {
-            close(fd);
+            if (fd >= 0)
+                close(fd);
             fd = limited;
         }
         fns_discard(pidfd);

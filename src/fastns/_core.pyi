@@ -6,8 +6,8 @@ from typing import BinaryIO, Final, TypeAlias, final
 from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
 from fastns._ended import Completed
-from fastns.results import CompletedSandbox
 from fastns.errors import SpawnError
+from fastns.results import CompletedSandbox
 
 STAGES: Final[tuple[str, ...]]
 OPS: Final[dict[str, int]]

@@ -1,5 +1,8 @@
-"""The subclasses of subprocess' own classes. `subprocess` takes longer to import than all of fastns:
-so this module is imported where one of them is asked for, and not for a run that ends well."""
+"""The subclasses of subprocess' own classes.
+
+`subprocess` takes longer to import than all of fastns, so this module is imported only where one of
+them is asked for, not for a run that ends well.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,20 @@ class CalledProcessError(FastnsError, subprocess.CalledProcessError):
 
 
 class CompletedSandbox(Completed, Process):
-    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
+    """A sandbox that has ended, with args, returncode, stdout and stderr as in subprocess.
+
+    Attributes:
+        cause: why it has ended, from evidence: "exited", "signaled", "oom", "pids", "cpu_time",
+            "output_limit" or "seccomp". The last is a call for which the filter ends a process, or,
+            which looks the same, a SIGSYS from inside: with init or the host's pid namespace.
+        wall_time: seconds, from before the clone to the end.
+        limits: names of the spec's limits that were enforced.
+        truncated: whether max_output has cut stdout or stderr off.
+        method: how it was started: "direct", "staged" or "template".
+        id_map: whose ids it had, as in Sandbox.
+        mount_namespace: how it began: "copied" (the caller's whole table of mounts), "tree" (the
+            root alone: Linux 7.0), "template", or "host" (it has none of its own).
+    """
 
     def __repr__(self) -> str:
         names = ["args", "returncode", "cause"]

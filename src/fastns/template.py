@@ -12,14 +12,15 @@ import warnings
 
 from fastns import _core
 from fastns._args import check_whole, shown
+from fastns._command import TextMode
 from fastns._compile_template import compile_template
+from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns._ended import Completed
 from fastns.completed import checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
-from fastns.sandbox import Sandbox, _TextMode, start
+from fastns.sandbox import Sandbox, start
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, TypeVar, Unpack
 
+    from fastns._command import Args
     from fastns.batch import Jobs, Result
     from fastns.completed import RunOptions, SpawnOptions
     from fastns.results import CompletedSandbox
-    from fastns.sandbox import Args
 
     T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class Template:
         Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
         """
         streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
-        mode = _TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
+        mode = TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
         return start(
             self._start,
             self._sandbox,
@@ -148,7 +149,7 @@ class Template:
         max_output: int | None = None,
     ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        mode = _TextMode.of(text, encoding, errors)
+        mode = TextMode.of(text, encoding, errors)
         return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
 
     def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
