@@ -280,12 +280,12 @@ def completed(
     """What a command that was run to its end has come to."""
     if isinstance(outcome, SpawnError):
         return outcome
-    result, out, err, dropped, timed_out = outcome
+    result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
     used = (user, system, max_rss, exact, counts)
     truncated = any(dropped)
-    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=truncated, plan=plan)
+    cause = cause_of(returncode, counts, timed_out=timed_out, over=over, plan=plan)
     stdout: Any = out
     stderr: Any = err
     error: TimeoutExpired | DecodeError | None = None

@@ -320,7 +320,7 @@ class Sandbox:
                     self.returncode,
                     counts,
                     killed=self._killed,
-                    truncated=self.truncated,
+                    over=self._pipes is not None and self._pipes.over,
                     plan=self._plan,
                     signals=self._sent,
                 )
@@ -346,7 +346,8 @@ class Sandbox:
         After TimeoutExpired (which carries the output so far) it may be called again, without
         losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
         ahead into that file's buffer is not in it: use the one or the other. Of text that
-        max_output has cut inside a character that one is left out.
+        max_output has cut inside a character that one is left out. With on_output_limit="kill" the
+        sandbox is ended as soon as more than max_output came.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
@@ -358,6 +359,9 @@ class Sandbox:
             raise _timeout_expired(
                 self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
             )
+        if self._pipes.over and self._runs():
+            self._check_kill(self._process.kill_all())
+            self._pipes.finish()
         self.wait()
         return self._output(1), self._output(2)
 

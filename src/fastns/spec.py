@@ -298,7 +298,8 @@ class Spec:
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.
         max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
-            captured; the rest is read and counted, and `truncated` set. None: all.
+            captured. None: all. on_output_limit: "truncate", the rest is read and thrown away, and
+            `truncated` set; or "kill", the sandbox is ended, and its cause is "output_limit".
         require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
@@ -336,6 +337,7 @@ class Spec:
     cpu_time: float | None = None
     cgroup_parent: str | None = None
     max_output: int | str | None = None
+    on_output_limit: str = "truncate"
     require_limits: bool = True
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
@@ -641,6 +643,10 @@ class Spec:
                 from fastns.limits import parse_size
 
                 self._put(name, parse_size(name, getattr(self, name)))
+        if self.on_output_limit not in ("truncate", "kill"):
+            raise SpecError(
+                "on_output_limit", f"{shown(self.on_output_limit)}: truncate or kill expected"
+            )
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):

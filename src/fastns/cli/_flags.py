@@ -63,6 +63,7 @@ FLAG_OF_FIELD = {
     "landlock": "--landlock-read or --landlock-write",
     "memory": "--memory",
     "max_output": "--max-output",
+    "on_output_limit": "--on-output-limit",
     "memory_swap": "--memory-swap",
     "pids_limit": "--pids-limit",
     "cpus": "--cpus",
@@ -319,6 +320,7 @@ def spec_of(
         "cpuset": flags.cpuset_cpus,
         "cgroup_parent": flags.cgroup_parent,
         "tmpfs_size": flags.tmpfs_size,
+        "on_output_limit": flags.on_output_limit,
         "landlock": landlock(flags.landlock_read, flags.landlock_write),
     }
     return Spec(
