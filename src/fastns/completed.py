@@ -11,6 +11,7 @@ from fastns import _core
 from fastns._args import check_timeout
 from fastns._cause import cause_of
 from fastns._stdio import PIPE, RunStreams
+from fastns._typing import S, overload
 from fastns.errors import FastnsError, SpawnError, SpecError
 from fastns.sandbox import (
     CLD_EXITED,
@@ -26,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-    from typing import Any, TypedDict
+    from typing import Any, Literal, TypedDict, Unpack
 
     from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
@@ -35,30 +36,41 @@ if TYPE_CHECKING:
     from fastns.spec import Spec
     from fastns.template import Template
 
-    Completed = subprocess.CompletedProcess[Any]
     Used = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
 
-    class SpawnOptions(TypedDict, total=False):
-        """What spawn() takes beside args and spec."""
+    class SpawnStreams(TypedDict, total=False):
+        """What spawn() of a Template takes beside args and the kind of text."""
 
         stdin: Stdio
         stdout: Stdio
         stderr: Stdio
-        text: bool | None
-        encoding: str | None
-        errors: str | None
         env: Mapping[str, str] | None
         cwd: str | os.PathLike[str] | None
 
-    class RunOptions(SpawnOptions, total=False):
-        """What run() takes beside args and spec."""
+    class SpawnOptions(SpawnStreams, total=False):
+        """What spawn() takes beside args and spec."""
+
+        text: bool | None
+        encoding: str | None
+        errors: str | None
+
+    class RunStreamOptions(SpawnStreams, total=False):
+        """What run() of a Template takes beside args and the kind of text."""
 
         input: bytes | str | None
         capture_output: bool
         timeout: float | None
         check: bool
-else:
-    Completed = subprocess.CompletedProcess
+
+    class RunKind(RunStreamOptions, total=False):
+        """What run() takes beside args and the kind of text."""
+
+        spec: Spec | _core.Plan | None
+
+    class RunOptions(SpawnOptions, RunStreamOptions, total=False):
+        """What run() takes beside args and spec."""
+
+
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
@@ -84,6 +96,9 @@ class TimeoutExpired(_Ended, subprocess.TimeoutExpired):
     """
 
     cause: Cause = "timeout"
+    if TYPE_CHECKING:
+        stdout: Any
+        stderr: Any
 
 
 class DecodeError(_Ended, UnicodeDecodeError):
@@ -100,8 +115,11 @@ class CalledProcessError(FastnsError, subprocess.CalledProcessError):
     """check=True and a returncode other than 0."""
 
 
-class CompletedSandbox(Completed):
-    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage."""
+class CompletedSandbox(subprocess.CompletedProcess[S]):
+    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage.
+
+    To type checkers it is CompletedSandbox[str] of what was asked for as text, else of bytes.
+    """
 
     def __init__(
         self,
@@ -158,6 +176,33 @@ def _short(value: float) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+@overload
+def run(
+    args: Args,
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox[str]: ...
+@overload
+def run(
+    args: Args,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox[bytes]: ...
+@overload
+def run(
+    args: Args,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox: ...
 def run(
     args: Args,
     *,
@@ -174,7 +219,7 @@ def run(
     check: bool = False,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-) -> CompletedSandbox:
+) -> CompletedSandbox[Any]:
     """Runs `args` in a new sandbox to its end, as subprocess.run() does.
 
     Args: as spawn(), and

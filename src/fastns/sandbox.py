@@ -17,6 +17,7 @@ from fastns._cause import cause_of
 from fastns._compile import compile, search_path
 from fastns._record import record
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
+from fastns._typing import GenericBase, S, overload
 from fastns.errors import SpawnError, SpecError
 from fastns.spec import Spec
 
@@ -24,10 +25,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import IO, Any, TypeAlias
+    from typing import IO, Any, Literal, Self, TypeAlias, TypedDict, Unpack
 
     from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
+
+    class SpawnKind(TypedDict, total=False):
+        """What spawn() takes beside args and the kind of text."""
+
+        spec: Spec | _core.Plan | None
+        stdin: Stdio
+        stdout: Stdio
+        stderr: Stdio
+        pass_fds: Iterable[int]
+        env: Mapping[str, str] | None
+        cwd: str | os.PathLike[str] | None
 
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
@@ -108,6 +120,33 @@ def command(
     return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
 
 
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox[str]: ...
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox[bytes]: ...
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox: ...
 def spawn(
     args: Args,
     *,
@@ -121,7 +160,7 @@ def spawn(
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-) -> Sandbox:
+) -> Sandbox[Any]:
     """Starts `args` in a new sandbox and returns as soon as it runs.
 
     Args:
@@ -239,8 +278,11 @@ def encode_input(input: Any, mode: _TextMode | None) -> bytes:
         raise SpecError("input", words) from None
 
 
-class Sandbox:
+class Sandbox(GenericBase[S]):
     """A sandbox that was started; a handle like subprocess.Popen.
+
+    To type checkers it is Sandbox[str] of one whose streams are text, else of bytes: so is what
+    communicate() takes and gives.
 
     Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
     returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
@@ -338,9 +380,7 @@ class Sandbox:
             code = self.poll()
         return code
 
-    def communicate(
-        self, input: bytes | str | None = None, timeout: float | None = None
-    ) -> tuple[Any, Any]:
+    def communicate(self, input: S | None = None, timeout: float | None = None) -> tuple[S, S]:
         """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
 
         After TimeoutExpired (which carries the output so far) it may be called again, without
@@ -438,7 +478,7 @@ class Sandbox:
 
     # ---- the end ----
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -18,10 +18,15 @@ from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal, TypeAlias
 
     from fastns.limits import Limits
 
+    RootMode: TypeAlias = Literal["pivot_root", "chroot"]
+    OnOutputLimit: TypeAlias = Literal["truncate", "kill"]
+    MountType: TypeAlias = Literal[
+        "bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2"
+    ]
     _Items = Mapping[str, Any]
 else:
     _Items = Mapping
@@ -131,7 +136,7 @@ class Mount:
     """
 
     destination: str
-    type: str = "bind"
+    type: MountType = "bind"
     source: str | os.PathLike[str] | None = None
     options: Sequence[str] = ()
 
@@ -304,7 +309,7 @@ class Spec:
     """
 
     rootfs: str | os.PathLike[str] | None = None
-    root_mode: str = "pivot_root"
+    root_mode: RootMode = "pivot_root"
     read_only: bool = False
     overlay: bool = False
     hostname: str | None = None
@@ -337,7 +342,7 @@ class Spec:
     cpu_time: float | None = None
     cgroup_parent: str | None = None
     max_output: int | str | None = None
-    on_output_limit: str = "truncate"
+    on_output_limit: OnOutputLimit = "truncate"
     require_limits: bool = True
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True

@@ -15,6 +15,7 @@ from fastns._args import check_whole, shown
 from fastns._compile_template import compile_template
 from fastns._record import record
 from fastns._stdio import open_null
+from fastns._typing import overload
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import CompletedSandbox, checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
@@ -25,10 +26,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Any, TypeVar, Unpack
+    from typing import Any, Literal, TypeVar, Unpack
 
-    from fastns.batch import Jobs, Result
-    from fastns.completed import RunOptions, SpawnOptions
+    from fastns.batch import BatchStreams, Jobs, Result
+    from fastns.completed import RunOptions, RunStreamOptions, SpawnOptions, SpawnStreams
     from fastns.sandbox import Args
 
     T = TypeVar("T")
@@ -97,6 +98,39 @@ class Template:
             parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else AHEAD
         self._parked = parked
 
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[str]: ...
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[bytes]: ...
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[Any]: ...
     def spawn(
         self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]
     ) -> Sandbox:
@@ -117,6 +151,36 @@ class Template:
             cwd=options.get("cwd"),
         )
 
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[str]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[bytes]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[Any]: ...
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
@@ -133,6 +197,36 @@ class Template:
         """As fastns.spawn_batch(), without its spec."""
         return spawn_batch_by(self._running(), self._sandbox, jobs, concurrency)
 
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[str]]: ...
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[bytes]]: ...
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[Any]]: ...
     def run_batch(
         self,
         jobs: Jobs,

@@ -463,7 +463,12 @@ def mount(text: str) -> Mount:
         source = existing("--mount", text, source)
         options = with_submounts(options)
     with naming("--mount", text):
-        return Mount(paths["destination"], type=kind, source=source, options=options)
+        return Mount(
+            paths["destination"],
+            type=kind,  # type: ignore[arg-type]  # it is checked there
+            source=source,
+            options=options,
+        )
 
 
 def switched_on(text: str, item: str, value: str) -> bool:
