@@ -8,13 +8,13 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks)
-C_FILES := $(wildcard csrc/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
+C_FILES := $(wildcard csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell test test-root test-user test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
+.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
         bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
@@ -56,6 +56,9 @@ $(SEED)/.made: $(STAMP) Makefile
 
 # ---- to check it ----
 
+quick: install  ## the unit tests: half a minute, without privileges, and nothing is sandboxed
+	$(BIN)/python -m pytest -p no:cacheprovider -q tests/unit $(PYTEST_ARGS)
+
 test: test-root test-user  ## all tests, as root and as an unprivileged user
 
 test-root: setup install  ## all tests as root (with sudo where needed)
@@ -65,6 +68,10 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
+
+# PYTHONS: which versions, such as "3.12 3.13"; without it all that are found.
+test-pythons: install  ## build, unit tests and some sandbox tests with every Python that is found
+	PYTHONS="$(PYTHONS)" tests/pythons.sh $(PYTEST_ARGS)
 
 # KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, escape, or all, which has the sandbox
 # tests too.
@@ -147,17 +154,22 @@ setup:  ## packages, the test user and the root file systems the tests use
 
 install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] src/fastns/*.p[yx][xd]) | packages
+# What the default filter is made from, at the build.
+FILTER := $(wildcard src/fastns/*seccomp*.py) src/fastns/_bpf.py src/fastns/_filters.py src/fastns/_syscalls.py
+
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] csrc/cli/*.[ch] src/fastns/*.p[yx][xd]) $(FILTER) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	FASTNS_WERROR=1 $(BIN)/python -m pip install --quiet --editable '.[test,bench,dev]'
+	$(BIN)/python -m compileall -q src/fastns  # as pip does where it is not editable
 	touch $@
 
 clean:  ## removes what was built; keeps .venv and the root file systems
 	rm -rf dist $(SEED) build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache src/fastns/*.so src/fastns/_core.c
+	rm -rf src/fastns/filters
 	rm -f src/fastns/_exec src/fastns/_helper $(STAMP)
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,12 +1,16 @@
-"""Builds the extension and the two programs; everything else is in pyproject.toml."""
+"""Builds the extension, the programs and the default filter; the rest is in pyproject.toml."""
 
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [
@@ -26,6 +30,7 @@ SOURCES = [
     "cgroup",
     "cputime",
     "child",
+    "cli/planfile",
 ]
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
@@ -56,19 +61,45 @@ PROGRAM = [
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
 ]
 
+# fastns-exec: static, because a loader would take as long as half a start.
+LAUNCHER = ["launcher", "options", "report", "trust"]
+LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
+
+
+def build_id() -> str:
+    """What a plan file is for: equal sources, equal layout of what they hand each other."""
+    digest = hashlib.sha256(os.uname().machine.encode())
+    for path in sorted(Path("csrc").rglob("*.[ch]")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def default_filters() -> dict[str, bytes]:
+    """Name and content of each file of the default filter, by the package's own Python."""
+    sys.path.insert(0, str(Path(__file__).parent / "src"))
+    try:
+        from fastns import _filters
+
+        return _filters.make_all()
+    finally:
+        del sys.path[0]
+
 
 class BuildExt(build_ext):
     """Compiles csrc/ as plain C, apart from Cython's output, and links the programs beside it."""
 
     def build_extension(self, ext: Extension) -> None:
         build = Path(self.build_temp) / "csrc"
-        build.mkdir(parents=True, exist_ok=True)
+        (build / "cli").mkdir(parents=True, exist_ok=True)
         compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
         objects = []
         for name in SOURCES:
             target = build / f"{name}.o"
             flags = CHILD if name == "child" else ["-O2"]
             command = [*compiler, "-std=gnu11", "-fPIC", *flags, *WARNINGS, *STRICT]
+            if name == "cli/planfile":
+                command.append(f'-DFNS_BUILD="{build_id()}"')
             self.announce(f"compiling csrc/{name}.c", level=2)
             subprocess.check_call([*command, "-c", f"csrc/{name}.c", "-o", str(target)])
             objects.append(str(target))
@@ -82,29 +113,74 @@ class BuildExt(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             files = [f"csrc/{source}.c" for source in sources]
             subprocess.check_call([*command, *late, *files, "-o", str(target)])
+        filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
+        filters.mkdir(exist_ok=True)
+        for name, code in default_filters().items():
+            (filters / name).write_bytes(code)
+        self.build_launcher(compiler, objects, Path(self.get_ext_fullpath(ext.name)).parent)
+
+    def build_launcher(self, compiler: list[str], objects: list[str], programs: Path) -> None:
+        """Links fastns-exec, with the programs in it, from the objects of the extension."""
+        macros = {"VERSION": self.distribution.get_version()}
+        macros |= {f"{name.upper()}_FILE": str(programs / f"_{name}") for name in PROGRAMS}
+        defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
+        files = [f"csrc/cli/{name}.c" for name in LAUNCHER]
+        command = [*compiler, "-std=gnu11", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
+        target = Path(self.build_temp) / "fastns-exec"
+        self.announce(f"linking {target}", level=2)
+        subprocess.check_call([*command, *files, *objects, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the programs go where the extension goes."""
         super().copy_extensions_to_source()
         for name in PROGRAMS:
             shutil.copy(Path(self.build_lib) / "fastns" / f"_{name}", f"src/fastns/_{name}")
+        filters = Path(self.build_lib) / "fastns" / "filters"
+        shutil.copytree(filters, "src/fastns/filters", dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
-        built = [str(Path(self.build_lib) / "fastns" / f"_{name}") for name in PROGRAMS]
+        package = Path(self.build_lib) / "fastns"
+        built = [str(package / f"_{name}") for name in PROGRAMS]
+        built += [str(package / "filters" / name) for name in default_filters()]
         return [*super().get_outputs(), *built]
 
 
+class BuildScripts(Command):
+    """Puts fastns-exec among the scripts of the wheel, which is where an installer puts `fastns`:
+    on PATH, executable, and in an editable installation too."""
+
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        self.build_dir = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_scripts", "build_dir"))
+
+    def get_source_files(self) -> list[str]:
+        return []  # it is built, and no source
+
+    def get_outputs(self) -> list[str]:
+        return [str(Path(self.build_dir) / "fastns-exec")]
+
+    def run(self) -> None:
+        built = Path(self.get_finalized_command("build_ext").build_temp) / "fastns-exec"
+        Path(self.build_dir).mkdir(parents=True, exist_ok=True)
+        shutil.copy(built, self.get_outputs()[0])
+
+
 setup(
+    scripts=["fastns-exec"],
     ext_modules=[
         Extension(
             "fastns._core",
             ["src/fastns/_core.pyx"],
             include_dirs=["csrc"],
-            depends=[str(path) for path in Path("csrc").glob("*.[ch]")],
+            depends=[str(path) for path in Path("csrc").rglob("*.[ch]")],
             extra_compile_args=["-O2", "-pthread"],
             # Every symbol is bound at load: the child must not enter the dynamic linker.
             extra_link_args=["-Wl,-z,now", "-pthread"],
         )
     ],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "build_scripts": BuildScripts},
 )

@@ -1520,7 +1520,7 @@ int fns_child_stay(void *arg)
     struct fns_stay *stay = arg;
     /* The thread that cloned it waits for it now, so that thread's end is the caller's end. */
     long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    int limited = stay->inotify ? limit_inotify(stay->inotify) : 1;
+    int limited = result < 0 ? (int)result : stay->inotify ? limit_inotify(stay->inotify) : 1;
     __atomic_store_n(&stay->limited, limited, __ATOMIC_RELEASE);
     while (result == 0 && fns_sys0(__NR_getppid) == stay->parent)
         FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again whether it is needed");

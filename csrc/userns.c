@@ -17,6 +17,8 @@
 #include "sys.h"
 
 #define PATIENCE_MS 2000
+#define FIRST_PAUSE_NS 15625
+#define LAST_PAUSE_NS 1000000
 
 /* A process in a new user namespace: its pid and pidfd, or -errno. It sends no signal as it ends, and
  * only who asks for it by __WALL reaps it. */
@@ -38,15 +40,20 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
 static int await_limits(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    struct timespec pause = {0, FIRST_PAUSE_NS};
     int limited = 0, has_ended = 0;
     for (int tries = 0; limited == 0 && !has_ended && tries < PATIENCE_MS; tries++) {
         limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
         if (limited == 0)
-            has_ended = poll(&end, 1, 1) > 0;
+            has_ended = ppoll(&end, 1, &pause, NULL) > 0;
+        if (pause.tv_nsec < LAST_PAUSE_NS)
+            pause.tv_nsec *= 2;
         if (tries % 100 == 99)
             FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, pidfd, SIGCONT, 0, 0),
                        "one that is not stopped goes on");
     }
+    if (limited == 0) /* set by one that has ended since */
+        limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
     return limited < 0 ? limited : limited ? 0 : -ECANCELED;
 }
 
@@ -89,9 +96,12 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
     long pid = start_staying(stack, size, &stay, &pidfd);
     int fd = pid < 0 ? (int)pid : open_mapped((int)pid, uid_map, gid_map);
     if (pid > 0) {
-        int limited = fd < 0 ? 0 : await_limits(&stay, pidfd);
+        /* If it has failed and ended, that is the cause, not that its maps cannot be written. */
+        int limited =
+            fd < 0 ? __atomic_load_n(&stay.limited, __ATOMIC_ACQUIRE) : await_limits(&stay, pidfd);
         if (limited < 0) {
-            close(fd);
+            if (fd >= 0)
+                close(fd);
             fd = limited;
         }
         fns_discard(pidfd);

@@ -3,7 +3,6 @@ stands, without libseccomp. Two ways that must agree."""
 
 import ctypes
 import functools
-import os
 import struct
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "x86": 0x40000003}
@@ -13,17 +12,30 @@ ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 ORDER = (KILL_PROCESS, 0x00000000, 0x00030000, ERRNO, 0x7FF00000, 0x7FFC0000, ALLOW)
 
 
+@functools.lru_cache(maxsize=64)
+def instructions_of(code):
+    return list(struct.iter_unpack("<HBBI", code))
+
+
 def interpret(code, arch, number, args=()):
     """The action of one filter, seccomp(2)'s SECCOMP_RET_* with its data."""
     words = list(args) + [0] * (6 - len(args))
     data = struct.pack("<iIQ6Q", number - 2**32 if number >= 2**31 else number, arch, 0, *words)
-    instructions = list(struct.iter_unpack("<HBBI", code))
+    instructions = instructions_of(code)
     at = accumulator = 0
     scratch = [0] * 16
     while True:
         op, yes, no, k = instructions[at]
         at += 1
-        if op == 0x20:  # BPF_LD|W|ABS
+        if op == 0x15:  # BPF_JMP|JEQ|K
+            at += yes if accumulator == k else no
+        elif op == 0x25:  # BPF_JMP|JGT|K
+            at += yes if accumulator > k else no
+        elif op == 0x35:  # BPF_JMP|JGE|K
+            at += yes if accumulator >= k else no
+        elif op == 0x45:  # BPF_JMP|JSET|K
+            at += yes if accumulator & k else no
+        elif op == 0x20:  # BPF_LD|W|ABS
             assert k % 4 == 0
             assert k + 4 <= len(data)
             (accumulator,) = struct.unpack_from("<I", data, k)
@@ -31,14 +43,6 @@ def interpret(code, arch, number, args=()):
             return k
         elif op == 0x05:  # BPF_JMP|JA
             at += k
-        elif op in (0x15, 0x25, 0x35, 0x45):  # BPF_JMP|JEQ, JGT, JGE, JSET with K
-            met = {
-                0x15: accumulator == k,
-                0x25: accumulator > k,
-                0x35: accumulator >= k,
-                0x45: bool(accumulator & k),
-            }[op]
-            at += yes if met else no
         elif op == 0x54:  # BPF_ALU|AND|K
             accumulator &= k
         elif op == 0x02:  # BPF_ST
@@ -112,8 +116,7 @@ class Model:
 
 @functools.cache
 def name_of(number, machine):
-    """The kernel's name of a call, by the library's table or, for newer ones, ours: those can be
-    filtered on the machine itself only."""
+    """The kernel's name of a call, by the library's table or, for newer ones, ours."""
     from fastns._libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")
@@ -121,6 +124,4 @@ def name_of(number, machine):
     found = library.seccomp_syscall_resolve_num_arch(ctypes.c_uint32(ARCHES[machine]), number)
     if found:
         return ctypes.string_at(found).decode()
-    if machine != os.uname().machine:
-        return None
     return next((name for name, known in NEWER.items() if known == number), None)

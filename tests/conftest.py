@@ -55,6 +55,16 @@ BASH_ROOTFS_COMMANDS = [
 # ---- who runs it ----
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true", help="write the golden lists anew")
+
+
+@pytest.fixture
+def update(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written instead of compared."""
+    return bool(request.config.getoption("--update"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell starts with &
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -180,8 +180,10 @@ def _lines(path: str) -> list[str]:
 
 def _queues() -> list[str]:
     """Key and id of each message queue, but for those of the machine's other users."""
-    others = {user.pw_uid for user in pwd.getpwall()} - {os.geteuid()}
     queues = [line.split() for line in _lines("/proc/sysvipc/msg")[1:]]
+    if not queues:
+        return []
+    others = {user.pw_uid for user in pwd.getpwall()} - {os.geteuid()}
     return [" ".join(queue[:2]) for queue in queues if int(queue[9]) not in others]
 
 

@@ -7,23 +7,17 @@ spec.py says what a sandbox is, _compile.py turns that into a plan, the C core c
 sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way.
 """
 
-import importlib
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import doctor, rootfs
     from fastns._compile import compile
     from fastns._core import Plan
+    from fastns._ended import DecodeError
     from fastns.batch import Job, run_batch, spawn_batch
-    from fastns.completed import (
-        CalledProcessError,
-        CompletedSandbox,
-        DecodeError,
-        TimeoutExpired,
-        run,
-    )
+    from fastns.completed import run
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
+    from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
     from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
     from fastns.spec import IDMapping, Mount, Rlimit, Spec
     from fastns.template import Template
@@ -67,9 +61,11 @@ _HOMES = {
     "_compile": ("compile",),
     "_core": ("Plan",),
     "batch": ("Job", "run_batch", "spawn_batch"),
-    "completed": ("CalledProcessError", "CompletedSandbox", "DecodeError", "TimeoutExpired", "run"),
+    "_ended": ("DecodeError",),
+    "completed": ("run",),
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
+    "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
     "template": ("Template",),
@@ -80,9 +76,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> object:
     """Each name is imported when it is first used: a start of the command needs few of them."""
     if name in _HOME:
-        value = getattr(importlib.import_module(f"fastns.{_HOME[name]}"), name)
+        # Not by importlib, which takes longer to import than what is imported by it.
+        value = getattr(__import__(f"fastns.{_HOME[name]}", fromlist=[name]), name)
     elif name in ("rootfs", "doctor"):
-        value = importlib.import_module(f"fastns.{name}")
+        value = __import__(f"fastns.{name}", fromlist=[name])
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -6,7 +6,7 @@ These run on every spawn, so they are short.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from _collections_abc import Mapping
 
 from fastns.errors import SpecError
 

@@ -40,23 +40,79 @@ def shorter(program: bytes) -> bytes:
     """A program that answers every call as this one does (struct sock_filter, 8 bytes each)."""
     code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
     try:
-        made = _Writer(_Ranges(_Reader(code))).bytes()
+        made = written(_Reader(code))
     except (_Unusual, RecursionError):
         return program
     return made if len(made) < len(program) else program
 
 
+def written(diagram: Diagram) -> bytes:
+    """The program of a diagram (struct sock_filter, 8 bytes each)."""
+    return _Writer(_Ranges(diagram)).bytes()
+
+
+class Diagram:
+    """What a filter does: tests of arguments, as nodes that are the same where they do the same,
+    and to which of these a call comes first, by its architecture and its number."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []  # the ones a test leads to before it
+        self.architectures: dict[int, list[Segment]] = {}
+        self.others: list[Segment] = []  # of any other architecture
+        self._known: dict[Node, int] = {}
+
+    def node(self, node: Node) -> int:
+        """The number of a node: an action, or a test."""
+        if node not in self._known:
+            self._known[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self._known[node]
+
+    def test(self, offset: int, mask: int, op: int, value: int, yes: int, no: int) -> int:
+        """The number of a test, made as plain as it can be."""
+        if op == JEQ and mask != WORD:
+            if value & ~mask:
+                return no
+            if value == 0 or (value == mask and mask & (mask - 1) == 0):
+                op, value, yes, no = JSET, mask, *((yes, no) if value else (no, yes))
+        if op == JSET:
+            mask, value = WORD, value & mask
+            other = self.nodes[no]
+            if len(other) > 1 and other[:3] == (offset, WORD, JSET) and other[4] == yes:
+                value, no = value | other[3], other[5]
+            if value == 0:
+                return no
+        return yes if yes == no else self.node((offset, mask, op, value, yes, no))
+
+
+def segments(parts: list[tuple[int, int]]) -> list[Segment]:
+    """Of (first number, node), in order, no two neighbours alike: a few numbers within a range go
+    with that range."""
+    found: list[Segment] = []
+    at = 0
+    while at < len(parts):
+        start, node = parts[at]
+        single = at + 1 < len(parts) and parts[at + 1][0] == start + 1
+        if found and single and parts[at + 1][1] == found[-1][1]:
+            if len(found[-1][2]) == FEW:
+                found.append((start, found[-1][1], []))
+            found[-1][2].append((start, node))
+            at += 2
+        else:
+            found.append((start, node, []))
+            at += 1
+    return found
+
+
 # ---- what it does ----
 
 
-class _Reader:
-    """The tests of arguments, as nodes that are the same where they do the same, and which of these
-    a call comes to first by its architecture and its number."""
+class _Reader(Diagram):
+    """Of a program."""
 
     def __init__(self, code: list[Instruction]) -> None:
+        super().__init__()
         self._code = code
-        self.nodes: list[Node] = []  # the ones a test leads to before it
-        self._known: dict[Node, int] = {}
         self._followed: dict[tuple[int, tuple[int, int]], int] = {}
         architectures, points = self._compared()
         self.architectures = {
@@ -108,20 +164,7 @@ class _Reader:
                 return [(0, node, [])]
             if not parts or parts[-1][1] != node:
                 parts.append((point, node))
-        found: list[Segment] = []
-        at = 0
-        while at < len(parts):
-            start, node = parts[at]
-            single = at + 1 < len(parts) and parts[at + 1][0] == start + 1
-            if found and single and parts[at + 1][1] == found[-1][1]:
-                if len(found[-1][2]) == FEW:
-                    found.append((start, found[-1][1], []))
-                found[-1][2].append((start, node))
-                at += 2
-            else:
-                found.append((start, node, []))
-                at += 1
-        return found
+        return segments(parts)
 
     def _first(self, architecture: int, number: int) -> tuple[int, bool]:
         """The node a call with that number comes to, and whether the number was looked at."""
@@ -157,45 +200,24 @@ class _Reader:
         if key not in self._followed:
             code, true, false, value = self._code[at]
             if code == RET:
-                node = self._node((value,))
+                node = self.node((value,))
             elif loaded[0] < 0:
                 raise _Unusual
             else:
                 yes, no = (self._follow(at + 1 + step, loaded) for step in (true, false))
-                node = self._test(*loaded, code, value, yes, no)
+                node = self.test(*loaded, code, value, yes, no)
             self._followed[key] = node
         return self._followed[key]
-
-    def _test(self, offset: int, mask: int, op: int, value: int, yes: int, no: int) -> int:
-        if op == JEQ and mask != WORD:
-            if value & ~mask:
-                return no
-            if value == 0 or (value == mask and mask & (mask - 1) == 0):
-                op, value, yes, no = JSET, mask, *((yes, no) if value else (no, yes))
-        if op == JSET:
-            mask, value = WORD, value & mask
-            other = self.nodes[no]
-            if len(other) > 1 and other[:3] == (offset, WORD, JSET) and other[4] == yes:
-                value, no = value | other[3], other[5]
-            if value == 0:
-                return no
-        return yes if yes == no else self._node((offset, mask, op, value, yes, no))
-
-    def _node(self, node: Node) -> int:
-        if node not in self._known:
-            self._known[node] = len(self.nodes)
-            self.nodes.append(node)
-        return self._known[node]
 
 
 # ---- ranges of an argument's values ----
 
 
 class _Ranges:
-    """What a _Reader has read, with tests of one argument after the other as comparisons with the
+    """A diagram with tests of one argument after the other as comparisons with the
     values at which the outcome changes, where these are fewer."""
 
-    def __init__(self, read: _Reader) -> None:
+    def __init__(self, read: Diagram) -> None:
         self._read = read.nodes
         self.nodes: list[Node] = []
         self._numbers: dict[Node, int] = {}

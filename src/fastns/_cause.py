@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,16 +23,12 @@ if TYPE_CHECKING:
     Counts: TypeAlias = Mapping[str, int | None]
 
 
+# signal(7), on x86_64 and aarch64. The module `signal` brings `enum`.
+SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
 # Over a limit on memory or CPU time a process is ended by SIGKILL; one that was refused another, or
 # has lost one, may end itself, by abort(), which for pid 1 of a namespace comes to SIGSEGV (x86-64)
 # or SIGTRAP (aarch64), or by an instruction that is none.
-OF_A_LIMIT = (
-    -signal.SIGKILL,
-    -signal.SIGABRT,
-    -signal.SIGSEGV,
-    -signal.SIGTRAP,
-    -signal.SIGILL,
-)
+OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
 
 
 def cause_of(
@@ -65,9 +59,9 @@ def cause_of(
     if returncode == 0:
         return "exited"
     sent = -returncode in signals
-    if killed and returncode == -signal.SIGKILL:
+    if killed and returncode == -SIGKILL:
         return "killed"
-    if returncode == -signal.SIGSYS and not sent and plan and plan.filtered:
+    if returncode == -SIGSYS and not sent and plan and plan.filtered:
         return "seccomp"
     counts = counts or {}
     if not sent and (returncode > 0 or returncode in OF_A_LIMIT):

@@ -7,13 +7,13 @@ share the caller's memory. Reads who the caller is (ids, capabilities); touches 
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from _collections_abc import Iterable, Sequence
 
 from fastns import _core, _tmpfs, _view, mount_options
 from fastns._args import shown
+from fastns._cache import cached
 from fastns._record import record
 from fastns.errors import SpecError
 from fastns.spec import (
@@ -138,19 +138,19 @@ class Caller:
         capabilities = _core.capabilities()
         trees = bool(capabilities & CAP_SYS_ADMIN) and initial and _has_tree_namespaces()
         owner = bool(capabilities & CAP_DAC_OVERRIDE) or _core.is_dumpable()
-        spared = _is_spared()
+        spared = is_spared()
         return cls(
             uids[1], gids[1], uniform, capabilities, initial, may_setgroups, trees, owner, spared
         )
 
 
-@functools.cache
-def _is_spared() -> bool:
+@cached(1)
+def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
     """Whether oom_score_adj is below 0. Read once, since reading it would cost each start."""
-    return _read("/proc/self/oom_score_adj").startswith(b"-")
+    return _read(path).startswith(b"-")
 
 
-@functools.cache
+@cached(1)
 def _has_tree_namespaces() -> bool:
     return _core.has_tree_namespaces()
 
@@ -200,12 +200,21 @@ def with_profile(spec: Spec) -> Spec:
     return Spec(**{**vars(spec), "seccomp": load(profile)})
 
 
-@functools.lru_cache(maxsize=32)
+@cached(32)
 def _compiled(
     spec: Spec, caller: Caller, cwd: str, layout: _view.Layout | None, _resolver: str | None
 ) -> _core.Plan:
     """Equal specs of the same caller in the same place share one plan, while the host shows the
     same."""
+    return compile_for(spec, caller, layout)
+
+
+def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> _core.Plan:
+    """A plan of its own, for a given caller and a given view of the host.
+
+    Args: layout: None is the host's own, for a root that is made of it.
+    Raises: SpecError when the spec asks for what this caller cannot have.
+    """
     return _Compiler(spec, caller, layout).plan()
 
 
@@ -1164,12 +1173,17 @@ class _Compiler:
         profile = self.spec.seccomp
         if profile == "unconfined":
             return
-        from fastns import seccomp  # not where nothing is filtered
+        held = self.spec.capabilities
+        if profile == "default":
+            from fastns import _filters  # not where nothing is filtered
 
-        checked = seccomp.profile_of(profile, setid=self.may_make_setid())
-        code = seccomp.build(checked, self.spec.capabilities)
-        note = self.default_note() if profile == "default" else "profile"
-        self.add_filter(code, note, checked.flags)
+            code = _filters.default(held, setid=self.may_make_setid())
+            self.add_filter(code, self.default_note())
+            return
+        from fastns import seccomp
+
+        checked = seccomp.profile_of(profile)
+        self.add_filter(seccomp.build(checked, held), "profile", checked.flags)
 
     def may_make_setid(self) -> bool:
         """Whether the default filter allows set-id files."""
@@ -1258,7 +1272,7 @@ def _parse(mount: Mount) -> mount_options.ParsedOptions:
     return _parsed(mount.type, tuple(mount.options))
 
 
-_parsed = functools.lru_cache(maxsize=512)(mount_options.parse)
+_parsed = cached(512)(mount_options.parse)
 
 
 def _is_below(mount: Mount, other: Mount) -> bool:

@@ -41,8 +41,17 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     Raises: SpecError when a template cannot have what the spec asks for.
     """
     whole = with_profile(spec or DEFAULT_SPEC)
-    compiler = _TemplateCompiler(whole, Caller.current(), netns_pool, layout_for(whole))
-    return compiler.template()
+    return compile_template_for(whole, Caller.current(), layout_for(whole), netns_pool)
+
+
+def compile_template_for(
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+) -> _core.Plan:
+    """The same for a given caller and a given view of the host; None is the host's own.
+
+    Raises: SpecError when a template of this caller cannot have what the spec asks for.
+    """
+    return _TemplateCompiler(spec, caller, netns_pool, layout).template()
 
 
 class _TemplateCompiler(_Compiler):
@@ -149,10 +158,10 @@ class _TemplateCompiler(_Compiler):
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""
         if self.spec.seccomp != "default":
             return
-        from fastns.seccomp import build_parts
+        from fastns import _filters
 
         setid = self.may_make_setid()
-        first, self.rest = build_parts(self.spec.capabilities, setid=setid)
+        first, self.rest = _filters.default_parts(self.spec.capabilities, setid=setid)
         if self.spec.no_new_privileges:
             self.add(Op("no_new_privileges", "no_new_privileges"))
         self.add_filter(first, f"{self.default_note()}, for all")

@@ -5,8 +5,9 @@ from typing import BinaryIO, Final, TypeAlias, final
 
 from fastns._cgroups import CgroupPlan
 from fastns._compile import Op
-from fastns.completed import CompletedSandbox
+from fastns._ended import Completed
 from fastns.errors import SpawnError
+from fastns.results import CompletedSandbox
 
 STAGES: Final[tuple[str, ...]]
 OPS: Final[dict[str, int]]
@@ -213,7 +214,7 @@ def spawn(
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
 ) -> CompletedSandbox | _Outcome | SpawnError | None: ...
-def set_completed_class(cls: type[CompletedSandbox]) -> None: ...
+def set_completed_class(cls: type[Completed]) -> None: ...
 def run(plan: Plan, server: Server | None, item: _Item) -> _Outcome | SpawnError: ...
 def spawn_batch(
     plan: Plan, server: Server | None, items: Sequence[_Item], concurrency: int
@@ -233,3 +234,13 @@ def has_tree_namespaces() -> bool: ...
 def can_idmap(path: bytes, recursive: bool, ids: tuple[int, int, int]) -> int: ...
 def unshare(flags: int) -> int: ...
 def setns(fd: int, flags: int) -> int: ...
+
+DETAILS: Final[dict[str, int]]
+
+def hint_of_error(plan: Plan, stage: str, err: int, detail: str) -> str | None: ...
+def pack_plan(
+    plan: Plan,
+    inotify: bytes,
+    timeout_ns: int | None,
+    hints: list[tuple[str, str, int, bytes, bytes]],
+) -> bytes: ...

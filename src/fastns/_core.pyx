@@ -556,6 +556,8 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     if error.op_index >= 0:
         op = plan.ops[error.op_index]
         path = op.source if error.detail == c.FNS_DETAIL_SOURCE else (op.target or op.source)
+        if op.code in ("mount", "show") and path is not None and path is op.target:
+            path = b"/" + path.lstrip(b"/")
     elif error.stage == c.FNS_STAGE_EXEC:
         path = command
     elif error.stage == c.FNS_STAGE_CHDIR:
@@ -1483,3 +1485,64 @@ def setns(int fd, uint64_t flags):
     with nogil:
         ret = c.fns_setns(fd, flags)
     return -ret
+
+
+# ---- plan files (csrc/cli/planfile.h) ------------------------------------------------------------
+
+DETAILS = {"found": c.FNS_DETAIL_FOUND, "killed": c.FNS_DETAIL_KILLED, "id_map": c.FNS_DETAIL_ID_MAP}
+
+
+def hint_of_error(Plan plan, str stage, int err, str detail):
+    """The hint of a start that failed in this way, which is one of DETAILS; None: there is none."""
+    cdef c.fns_error error
+    error.stage = _stage_numbers[stage]
+    error.detail = DETAILS[detail]
+    error.op_index = -1
+    error.err = err
+    return _spawn_error(plan, b"", plan.cwd, &error).hint
+
+
+def pack_plan(Plan plan, bytes inotify, timeout_ns, list hints):
+    """The bytes of a file from which fastns-exec starts what this plan describes, for this caller.
+
+    inotify: the limit on inotify instances of its user namespace, or b""; hints: (stage or "", one of
+    DETAILS or "", errno or 0, path or b"", text). OSError: /proc cannot be read."""
+    cdef c.fns_planfile file
+    cdef c.fns_identity identity
+    cdef c.fns_hint *packed
+    cdef void *data = NULL
+    cdef size_t size = 0
+    cdef _Arguments lists = _Arguments((), plan.environ, plan.search_path, plan.cwd, (-1, -1, -1), ())
+    cdef bytes uid_map = b"", gid_map = b""
+    cdef int ret = c.fns_identify(&identity)
+    if ret < 0:
+        raise OSError(-ret, os.strerror(-ret), "/proc")
+    if plan.ids is not None:
+        uid, gid, count = plan.ids
+        uid_map, gid_map = b"0 %d %d\n" % (uid, count), b"0 %d %d\n" % (gid, count)
+    memset(&file, 0, sizeof(c.fns_planfile))
+    file.plan = plan.plan
+    file.envp = lists.args.envp
+    file.directories = lists.args.paths
+    file.cwd = PyBytes_AS_STRING(plan.cwd)
+    file.maps[0], file.maps[1] = PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map)
+    file.inotify = PyBytes_AS_STRING(inotify)
+    file.timeout_ns = -1 if timeout_ns is None else timeout_ns
+    file.n_hints = len(hints)
+    file.hints = <c.fns_hint *>calloc(len(hints) or 1, sizeof(c.fns_hint))
+    if file.hints == NULL:
+        raise MemoryError
+    try:
+        for i, (stage, detail, err, path, text) in enumerate(hints):
+            packed = &file.hints[i]
+            packed.stage = _stage_numbers[stage] if stage else 0
+            packed.detail = DETAILS[detail] if detail else 0
+            packed.err = err
+            packed.path = PyBytes_AS_STRING(<bytes?>path)
+            packed.text = PyBytes_AS_STRING(<bytes?>text)
+        if c.fns_planfile_pack(&file, &identity, &data, &size) < 0:
+            raise MemoryError
+        return PyBytes_FromStringAndSize(<char *>data, size)
+    finally:
+        free(file.hints)
+        free(data)

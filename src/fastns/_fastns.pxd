@@ -276,3 +276,26 @@ cdef extern from "fastns.h" nogil:
     int fns_can_idmap(const char *path, int recursive, int userns) nogil
     int fns_unshare(uint64_t flags)
     int fns_setns(int fd, uint64_t flags)
+
+
+cdef extern from "cli/planfile.h" nogil:
+    struct fns_identity:
+        pass
+    struct fns_hint:
+        uint16_t stage, detail
+        int32_t err
+        const char *path
+        const char *text
+    struct fns_planfile:
+        fns_plan plan
+        char *const *envp
+        char *const *directories
+        const char *cwd
+        const char *maps[2]
+        const char *inotify
+        int64_t timeout_ns
+        fns_hint *hints
+        uint32_t n_hints
+    int fns_identify(fns_identity *identity)
+    int fns_planfile_pack(const fns_planfile *file, const fns_identity *identity, void **bytes,
+                          size_t *size)

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 
+from fastns._syscalls import numbers
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
@@ -18,32 +19,10 @@ ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_fi
 BINARY_TREE = 2
 EEXIST = 17
 UNKNOWN = -1  # __NR_SCMP_ERROR
+NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows those before
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
-# Calls of kernels newer than the library may be; since 5.1 all architectures number them alike.
-NEWER = {
-    "process_mrelease": 448,
-    "futex_waitv": 449,
-    "set_mempolicy_home_node": 450,
-    "cachestat": 451,
-    "fchmodat2": 452,
-    "map_shadow_stack": 453,
-    "futex_wake": 454,
-    "futex_wait": 455,
-    "futex_requeue": 456,
-    "statmount": 457,
-    "listmount": 458,
-    "lsm_get_self_attr": 459,
-    "lsm_set_self_attr": 460,
-    "lsm_list_modules": 461,
-    "mseal": 462,
-    "setxattrat": 463,
-    "getxattrat": 464,
-    "listxattrat": 465,
-    "removexattrat": 466,
-    "open_tree_attr": 467,
-    "file_getattr": 468,
-    "file_setattr": 469,
-}
+# Calls of kernels newer than the library may be, which all architectures number alike.
+NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}
 
 
 class Comparison(ctypes.Structure):

@@ -31,38 +31,58 @@ else:
             cls.__hash__ = _hash
         return cls
 
+    def _arguments(self):
+        fill(self, locals())  # noqa: F821 - see _make_init()
+
     def _make_init(cls, names, kw_only):
-        defaults = {f"_{name}": cls.__dict__[name] for name in names if name in cls.__dict__}
-        arguments = [f"{name}=_{name}" if f"_{name}" in defaults else name for name in names]
+        """Not from source text, which takes a good part of a start to compile: the code of
+        _arguments() with the fields as its arguments."""
+        checks = hasattr(cls, "__post_init__")
+
+        def fill(self, values):
+            del values["self"]
+            if kw_only:
+                unknown = values.pop("unknown")
+                if unknown:
+                    raise _no_such_field(self, *unknown)
+            self.__dict__.update(values)  # past __setattr__, which refuses
+            if checks:
+                self.__post_init__()
+
+        varnames = ("self", *names, "unknown") if kw_only else ("self", *names)
+        code = _arguments.__code__
+        code = code.replace(
+            co_name="__init__",
+            co_qualname=f"{cls.__qualname__}.__init__",
+            co_argcount=1 if kw_only else len(varnames),
+            co_kwonlyargcount=len(names) if kw_only else 0,
+            co_varnames=varnames,
+            co_nlocals=len(varnames),
+            co_flags=code.co_flags | (CO_VARKEYWORDS if kw_only else 0),
+        )
+        init = _function(cls, code, {"fill": fill})
+        defaults = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
         if kw_only:
-            arguments = ["*", *arguments, "**unknown"]
-        lines = [f"def __init__(self, {', '.join(arguments)}):"]
-        if kw_only:
-            lines.append("    if unknown: raise no_such_field(self, *unknown)")
-        lines.append("    values = self.__dict__")  # past __setattr__, which refuses
-        lines += [f"    values[{name!r}] = {name}" for name in names]
-        if hasattr(cls, "__post_init__"):
-            lines.append("    self.__post_init__()")
-        scope = {**defaults, "no_such_field": _no_such_field}
-        exec("\n".join(lines), scope)
-        init = scope["__init__"]
-        init.__qualname__ = f"{cls.__qualname__}.__init__"
-        init.__module__ = cls.__module__
-        init.__annotations__ = {**cls.__annotations__, "return": None}
-        if kw_only:
-            init.__wrapped__ = _without_unknown(init)
+            init.__kwdefaults__ = defaults
+            # The same without **unknown, for inspect.signature() and help(), which look at what is
+            # wrapped. Never called.
+            plain = code.replace(
+                co_varnames=varnames[:-1],
+                co_nlocals=len(names) + 1,
+                co_flags=code.co_flags & ~CO_VARKEYWORDS,
+            )
+            init.__wrapped__ = _function(cls, plain, {})
+            init.__wrapped__.__kwdefaults__ = defaults
+        else:
+            init.__defaults__ = tuple(defaults.values())
         return init
 
-    def _without_unknown(init):
-        """The same signature without **unknown, for inspect.signature() and help(), which look at
-        what is wrapped. Never called. Compiling it would cost each start 0.2 ms."""
-        code = init.__code__
-        plain = code.replace(co_flags=code.co_flags & ~CO_VARKEYWORDS)
-        function = type(init)(plain, init.__globals__, init.__name__)
-        function.__kwdefaults__ = init.__kwdefaults__
-        function.__annotations__ = init.__annotations__
-        function.__qualname__ = init.__qualname__
-        return function
+    def _function(cls, code, scope):
+        made = type(_arguments)(code, scope)
+        made.__qualname__ = code.co_qualname
+        made.__module__ = cls.__module__
+        made.__annotations__ = {**cls.__dict__["__annotations__"], "return": None}  # noqa: RUF063
+        return made
 
     def _no_such_field(self, name, *_):
         import difflib

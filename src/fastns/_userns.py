@@ -6,7 +6,7 @@ _compile.py asks for it, _core makes the user namespace with it, once a process.
 
 from __future__ import annotations
 
-import functools
+from fastns._cache import cached
 
 SIZE = 65536
 # Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids
@@ -17,7 +17,7 @@ INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
 INOTIFY_LIMITS = ("/proc/sys/fs/inotify/max_user_instances", INOTIFY_LIMIT)
 
 
-@functools.lru_cache(maxsize=1)
+@cached(1)
 def range_of_root() -> tuple[int, int, int]:
     """(first uid, first gid, how many) outside; both begin with 0 inside."""
     uids, gids = (entries(path) for path in FILES)
@@ -34,7 +34,7 @@ def range_of_root() -> tuple[int, int, int]:
     return free, free, SIZE
 
 
-@functools.lru_cache(maxsize=1)
+@cached(1)
 def inotify_limit() -> bytes | None:
     """Half of the caller's limit, for a user namespace: instances made in it also count for whoever
     made the namespace. None: the limit cannot be read."""

@@ -7,10 +7,10 @@ which mount would show it. Reads names and links of the host; touches nothing.
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import posixpath
 
+from fastns._cache import cached
 from fastns._record import record
 
 TYPE_CHECKING = False
@@ -41,7 +41,7 @@ def layout() -> Layout:
     return _layout(top.st_dev, top.st_ino, top.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4)
+@cached(4)
 def _layout(*_version: int) -> Layout:
     there = [path for path in DIRECTORIES if os.path.isdir(path)]
     plain = [path for path in there if not os.path.islink(path)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from _collections_abc import Iterable, Mapping, Sequence
 
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
 from fastns._record import record
 from fastns._stdio import is_open, open_null
 from fastns._typing import S, overload
-from fastns.completed import CompletedSandbox, DecodeError, TimeoutExpired, completed
+from fastns.completed import completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
+    from fastns._ended import DecodeError
+    from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.sandbox import Args
     from fastns.spec import Spec
 

@@ -1,27 +1,17 @@
-"""run(), and what becomes of it: the subclasses of subprocess' own classes.
-
-Apart from sandbox.py so that `subprocess` is imported only where one of them is needed.
-"""
+"""run(), and what a command that was run to its end has come to."""
 
 from __future__ import annotations
 
-import subprocess
+import sys
 
 from fastns import _core
 from fastns._args import check_timeout
 from fastns._cause import cause_of
+from fastns._ended import Completed, DecodeError
 from fastns._stdio import PIPE, RunStreams
-from fastns._typing import S, overload
-from fastns.errors import FastnsError, SpawnError, SpecError
-from fastns.sandbox import (
-    CLD_EXITED,
-    Usage,
-    _TextMode,
-    command,
-    encode_input,
-    exit_code,
-    plan_of,
-)
+from fastns._typing import overload
+from fastns.errors import SpawnError, SpecError
+from fastns.sandbox import CLD_EXITED, Usage, _TextMode, command, encode_input, plan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,14 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Literal, TypedDict, Unpack
 
-    from fastns._cause import Cause, Counts
     from fastns._stdio import Stdio
     from fastns.batch import Result
+    from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.sandbox import Args
     from fastns.spec import Spec
     from fastns.template import Template
-
-    Used = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
 
     class SpawnStreams(TypedDict, total=False):
         """What spawn() of a Template takes beside args and the kind of text."""
@@ -74,106 +62,45 @@ if TYPE_CHECKING:
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
-class _Ended(FastnsError):
-    """What CompletedSandbox has too: set when the sandbox has ended."""
+class _Unlinked(Completed):
+    """Stands in for CompletedSandbox as long as nobody has imported `subprocess`: most that run one
+    command never need to. It says that it is one, which isinstance() believes, and is pickled and
+    copied as one; type() alone tells the difference."""
 
-    returncode: int | None = None
-    usage: Usage | None = None
-    wall_time: float | None = None
-    truncated = False
-    cause: Cause = "exited"
-    limits: tuple[str, ...] = ()
+    @property  # type: ignore[misc]  # object's can be set
+    def __class__(self) -> Any:
+        return _linked()
 
-
-class TimeoutExpired(_Ended, subprocess.TimeoutExpired):
-    """The time was over; stdout and stderr hold the output so far (None: not captured).
-
-    They are text if text was asked for: a character that was cut at the end is left out, and what
-    is no such text is replaced by U+FFFD, so that no DecodeError hides the timeout.
-    When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
-    truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
-    on. cause is "timeout".
-    """
-
-    cause: Cause = "timeout"
-    if TYPE_CHECKING:
-        stdout: Any
-        stderr: Any
-
-
-class DecodeError(_Ended, UnicodeDecodeError):
-    """The output is no text of the encoding asked for; stdout and stderr hold it, as bytes.
-
-    The sandbox has ended: returncode, usage and the like are as in CompletedSandbox.
-    """
-
-    stdout: bytes | None = None
-    stderr: bytes | None = None
-
-
-class CalledProcessError(FastnsError, subprocess.CalledProcessError):
-    """check=True and a returncode other than 0."""
-
-
-class CompletedSandbox(subprocess.CompletedProcess[S]):
-    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage.
-
-    To type checkers it is CompletedSandbox[str] of what was asked for as text, else of bytes.
-    """
-
-    def __init__(
-        self,
-        args: Any,
-        returncode: int,
-        stdout: Any,
-        stderr: Any,
-        usage: Usage | Used,
-        wall_time: float,
-        method: str,
-        truncated: bool = False,
-        cause: Cause = "exited",
-        limits: tuple[str, ...] = (),
-        id_map: str = "none",
-        mount_namespace: str = "copied",
-    ) -> None:
-        super().__init__(args, returncode, stdout, stderr)
-        self._used = usage
-        self.wall_time = wall_time  # seconds, from before the clone to the end
-        self.method = method  # how it was started: "direct", "staged" or "template"
-        self.truncated = truncated  # whether max_output has cut stdout or stderr off
-        self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
-        # "cpu_time", "output_limit" or "seccomp" (a call that the filter ends a process for, or,
-        # which looks the same, a SIGSYS from inside: with init or the host's pid namespace)
-        self.id_map = id_map  # whose ids it had, as in Sandbox
-        self.mount_namespace = (
-            mount_namespace  # how it began: "copied" (the caller's whole table of
-        )
-        # mounts), "tree" (the root alone: Linux 7.0), "template"; "host": it has none of its own
-        self.limits = limits  # names of the spec's limits that were enforced
-
-    @property
-    def usage(self) -> Usage:
-        """What it used; made when it is asked for."""
-        used = self._used
-        return used if isinstance(used, Usage) else Usage.of(*used)
-
-    @property
-    def exit_code(self) -> int:
-        """The code a shell would show: 128+n after signal n."""
-        return exit_code(self.returncode)
+    def check_returncode(self) -> None:
+        _linked().check_returncode(self)
 
     def __repr__(self) -> str:
-        names = ["args", "returncode", "cause"]
-        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
-        names += ["truncated"] if self.truncated else []
-        shown = [f"{name}={getattr(self, name)!r}" for name in names]
-        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
-        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
-        return f"CompletedSandbox({', '.join(shown)})"
+        return str(_linked().__repr__(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (vars(self),)
 
 
-def _short(value: float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+_Unlinked.__name__ = _Unlinked.__qualname__ = "CompletedSandbox"
+_class: type[Completed] = _Unlinked
+
+
+def _linked() -> Any:
+    """CompletedSandbox itself, of which all are from now on."""
+    global _class
+    if _class is _Unlinked:
+        from fastns.results import CompletedSandbox
+
+        _class = CompletedSandbox
+        _core.set_completed_class(_class)
+    return _class
+
+
+def _restored(state: dict[str, Any]) -> CompletedSandbox:
+    cls = _linked()
+    done: CompletedSandbox = cls.__new__(cls)
+    done.__dict__.update(state)
+    return done
 
 
 @overload
@@ -269,6 +196,8 @@ def run_by(
     cwd: str | os.PathLike[str] | None = None,
 ) -> CompletedSandbox:
     """run() by a template, whose sandbox the plan is, or without one."""
+    if _class is _Unlinked and "subprocess" in sys.modules:
+        _linked()
     timeout_ns = None if timeout is None else check_timeout(timeout)
     mode = _TextMode.of(text, encoding, errors)
     streams_given = input is not None or stdin is not None or stdout is not None
@@ -279,7 +208,7 @@ def run_by(
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
         else:
             outcome = template._run_plain(args, pipes, timeout_ns)
-        if isinstance(outcome, CompletedSandbox):
+        if isinstance(outcome, Completed):
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
@@ -305,8 +234,10 @@ def run_by(
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:
-    if isinstance(done, CompletedSandbox):
+    if isinstance(done, Completed):
         if check and done.returncode:
+            from fastns.results import CalledProcessError
+
             raise CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
         return done
     try:
@@ -336,6 +267,8 @@ def completed(
     error: TimeoutExpired | DecodeError | None = None
     if timed_out:
         assert timeout is not None
+        from fastns.results import TimeoutExpired
+
         partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
         error = TimeoutExpired(args, timeout, *partial)
     elif mode is not None:
@@ -353,7 +286,7 @@ def completed(
         error.cause = cause
         error.limits = plan.limits
         return error
-    return CompletedSandbox(
+    done: Any = _class(
         args,
         returncode,
         stdout,
@@ -367,6 +300,8 @@ def completed(
         id_map=plan.id_map,
         mount_namespace=plan.mount_namespace,
     )
+    ended: CompletedSandbox = done
+    return ended
 
 
-_core.set_completed_class(CompletedSandbox)
+_core.set_completed_class(_class)

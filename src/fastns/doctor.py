@@ -106,6 +106,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         yield f"{space} namespace", level, partial(namespace, space)
     yield "/proc inside", "basic", proc_inside
     yield "system call filter", "basic", filters
+    yield "profiles of one's own", "extra", profiles
     yield "landlock", "extra", landlock
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
@@ -410,15 +411,29 @@ def limits() -> Finding:
 
 
 def filters() -> Finding:
-    """Whether a filter of system calls can be built; a start without one has to be asked for."""
+    """Whether there is a default filter for this machine; a start without one has to be asked
+    for."""
+    import fastns
+    from fastns import _filters
+
+    try:
+        size = len(_filters.default(setid=True)) // 8
+    except fastns.SpecError as error:
+        return failed(error)
+    return Finding(True, f"{size} instructions")
+
+
+def profiles() -> Finding:
+    """Whether a profile of one's own can be made into a filter."""
     import fastns
     from fastns import seccomp
 
     try:
-        size = len(seccomp.build(seccomp.DEFAULT)) // 8
+        seccomp.build({"defaultAction": "SCMP_ACT_ALLOW"})
     except fastns.SpecError as error:
-        return failed(error)
-    return Finding(True, f"{size} instructions, by libseccomp")
+        fix = "install libseccomp (Debian: libseccomp2)"
+        return Finding(False, str(error), fix)
+    return Finding(True, "by libseccomp")
 
 
 def landlock() -> Finding:
@@ -477,9 +492,7 @@ def failed(error: Exception) -> Finding:
 
     detail = str(error) if isinstance(error, fastns.FastnsError | OSError) else repr(error)
     fix = getattr(error, "hint", None)
-    if isinstance(error, fastns.SpecError) and error.field == "seccomp":
-        fix = "install libseccomp (Debian: libseccomp2)"
-    elif isinstance(error, fastns.SpawnError) and error.errno in REFUSED:
+    if isinstance(error, fastns.SpawnError) and error.errno in REFUSED:
         around = Surroundings.current()
         if error.stage == "id_map" and around.cannot_map_root:
             fix = TO_MAP_ROOT

@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to mend it.
 
-TimeoutExpired, DecodeError and CalledProcessError, of results, are in completed.py.
+TimeoutExpired, DecodeError and CalledProcessError, of results, are in results.py and _ended.py.
 """
 
 import errno as _errno
@@ -341,3 +341,13 @@ def _why_refused(stage: str) -> str | None:
     if found.ok is False:
         return f"{found.detail}: {found.fix}"
     return _surroundings.OUT_OF_A_FILTER if around.confined else _REFUSED
+
+
+def known_hints(*, host_root: bool) -> "list[tuple[str, int, str | None, str]]":
+    """(stage, errno, path or None for any, hint) of every failure that hint_for() knows without
+    looking at the machine; those of one path first."""
+    listed = dict(_HINTS)
+    if host_root:
+        listed |= {(stage, err, None): text for (stage, err), text in _HOST_ROOT_HINTS.items()}
+    ordered = sorted(listed.items(), key=lambda item: item[0][2] is None)
+    return [(stage, err, path, text) for (stage, err, path), text in ordered]

@@ -4,12 +4,20 @@ spec.py checks options with it, _compile.py takes the kernel's flags from it. Na
 mount(8) and of the OCI runtime specification.
 """
 
-import re
-from collections.abc import Iterable
+from __future__ import annotations
+
+from _collections_abc import Iterable
 
 from fastns._args import encode, shown
 from fastns._record import record
 from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    _Kind: TypeAlias = tuple[str, Callable[[str], bool]]  # what is expected, and whether it is so
 
 TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
 
@@ -71,21 +79,49 @@ PROPAGATIONS = {
     "unbindable": MS_UNBINDABLE,
     "runbindable": MS_UNBINDABLE,
 }
-_OCTAL = r"0?[0-7]{1,4}"
-_NUMBER = r"[0-9]{1,10}"
-_SIZE = r"[0-9]{1,19}[kKmMgGtT]?|[0-9]{1,3}%"
-_TEXT = r"[^\0]+"
-# Options handed to the file system as they are: name -> pattern of the value (None: no value).
-DATA: dict[str, dict[str, str | None]] = {
+
+
+def _is_number(value: str, digits: int = 10) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= digits
+
+
+def _is_octal(value: str) -> bool:
+    return 1 <= len(value) <= 4 + value.startswith("0") and not value.strip("01234567")
+
+
+def _is_count(value: str, units: str = "kmg") -> bool:
+    return _is_number(value[:-1] if value[-1:].lower() in tuple(units) else value, 19)
+
+
+def _is_size(value: str) -> bool:
+    return _is_number(value[:-1], 3) if value.endswith("%") else _is_count(value, "kmgt")
+
+
+def _is_path(value: str) -> bool:
+    return value != "" and "\0" not in value
+
+
+def _one_of(*words: str) -> _Kind:
+    return " or ".join(words), words.__contains__
+
+
+# Not regular expressions: `re` takes as long to import as all that is here.
+_NUMBER: _Kind = "a number of at most 10 digits", _is_number
+_OCTAL: _Kind = "an octal mode such as 0755", _is_octal
+_SIZE: _Kind = "64m, 1g, 50% or bytes", _is_size
+_COUNT: _Kind = "a number such as 1000 or 64k", _is_count
+_PATH: _Kind = "a path", _is_path
+# Options handed to the file system as they are: name -> kind of the value (None: no value).
+DATA: dict[str, dict[str, _Kind | None]] = {
     "tmpfs": {
         "size": _SIZE,
         "nr_blocks": _SIZE,
-        "nr_inodes": r"[0-9]{1,19}[kKmMgG]?",
+        "nr_inodes": _COUNT,
         "mode": _OCTAL,
         "uid": _NUMBER,
         "gid": _NUMBER,
     },
-    "devtmpfs": {"size": _SIZE, "nr_inodes": r"[0-9]{1,19}[kKmMgG]?", "mode": _OCTAL},
+    "devtmpfs": {"size": _SIZE, "nr_inodes": _COUNT, "mode": _OCTAL},
     "devpts": {
         "newinstance": None,
         "ptmxmode": _OCTAL,
@@ -95,18 +131,18 @@ DATA: dict[str, dict[str, str | None]] = {
         "max": _NUMBER,
     },
     "proc": {
-        "hidepid": r"[0-4]|off|noaccess|invisible|ptraceable",
+        "hidepid": _one_of("0", "1", "2", "3", "4", "off", "noaccess", "invisible", "ptraceable"),
         "gid": _NUMBER,
-        "subset": r"pid",
+        "subset": _one_of("pid"),
     },
     "overlay": {
-        "lowerdir": _TEXT,
-        "upperdir": _TEXT,
-        "workdir": _TEXT,
+        "lowerdir": _PATH,
+        "upperdir": _PATH,
+        "workdir": _PATH,
         "userxattr": None,
-        "index": r"on|off",
-        "metacopy": r"on|off",
-        "redirect_dir": r"on|off|follow|nofollow",
+        "index": _one_of("on", "off"),
+        "metacopy": _one_of("on", "off"),
+        "redirect_dir": _one_of("on", "off", "follow", "nofollow"),
         "volatile": None,
     },
     "cgroup2": {"nsdelegate": None, "memory_recursiveprot": None},
@@ -118,7 +154,7 @@ def names(type: str) -> list[str]:
     found = [*FLAGS, "X-mount.mkdir"]
     if type == "bind":
         found += ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS]
-    found += [n if pattern is None else f"{n}=" for n, pattern in DATA.get(type, {}).items()]
+    found += [n if kind is None else f"{n}=" for n, kind in DATA.get(type, {}).items()]
     return found
 
 
@@ -159,11 +195,10 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
                 f"{option!r}: mounts inside would appear outside; private or slave",
             )
         elif key in DATA.get(type, {}):
-            pattern = DATA[type][key]
-            if (pattern is None) != (not equals) or (pattern and not re.fullmatch(pattern, value)):
-                raise SpecError(
-                    "mounts.options", f"{shown(option)}: {_form(key, pattern)} expected"
-                )
+            kind = DATA[type][key]
+            if (kind is None) != (not equals) or (kind and not kind[1](value)):
+                form = f"{key} without a value" if kind is None else f"{key}= with {kind[0]}"
+                raise SpecError("mounts.options", f"{shown(option)}: {form} expected")
             if key in ("uid", "gid") and int(value) > MAX_ID:
                 raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
             # A comma would end the option and start another one (mount(2), data).
@@ -184,13 +219,6 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
         ms_flags, attr_set, attr_clr & ~attr_set | attr_clr & ATTR_ATIME, ",".join(data),
         recursive, propagation, mkdir, idmap,
     )  # fmt: skip
-
-
-def _form(key: str, pattern: str | None) -> str:
-    forms = {_SIZE: "64m, 1g, 50% or bytes", _OCTAL: "an octal mode such as 0755"}
-    if pattern is None:
-        return f"{key} without a value"
-    return f"{key}= with {forms.get(pattern, pattern)}"
 
 
 def _unknown(type: str, option: str) -> SpecError:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import errno
-import functools
 import io
 import os
-import signal
-import warnings
+from _warnings import warn  # of `warnings`, which takes longer to import
 
 from fastns import _core
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
 CLD_EXITED = 1
+SIGTERM = 15  # the module `signal` brings `enum`
 USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
 
 
@@ -179,7 +177,7 @@ def spawn(
     plan = plan_of(spec)
     mode = _TextMode.of(text, encoding, errors)
     return start(
-        functools.partial(_core.spawn, plan),
+        lambda *started: _core.spawn(plan, *started),
         plan,
         args,
         (stdin, stdout, stderr),
@@ -416,7 +414,7 @@ class Sandbox(GenericBase[S]):
     def terminate(self) -> None:
         """SIGTERM, as send_signal(): without init=True nothing to a command that does not handle
         it. kill() always ends the sandbox."""
-        self.send_signal(signal.SIGTERM)
+        self.send_signal(SIGTERM)
 
     def kill(self) -> None:
         """Ends every process of the sandbox at once: with its pid namespace, or, without one of
@@ -501,12 +499,12 @@ class Sandbox(GenericBase[S]):
     def __del__(self) -> None:
         if getattr(self, "_process", None) is None or self._owner != os.getpid():
             return
-        with contextlib.suppress(SpawnError):  # its status is lost, and nobody wants it
+        try:
             if self.returncode is None and self._runs():
-                warnings.warn(
-                    f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, source=self
-                )
+                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
                 self._end()
+        except SpawnError:  # its status is lost, and nobody wants it
+            pass
 
     def _end(self) -> None:
         self.kill()
@@ -522,7 +520,7 @@ class Sandbox(GenericBase[S]):
 def _timeout_expired(
     sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
 ) -> Exception:
-    from fastns.completed import TimeoutExpired  # brings subprocess: only where it is needed
+    from fastns.results import TimeoutExpired  # brings subprocess: only where it is needed
 
     assert timeout is not None
     mode = sandbox._mode
@@ -545,10 +543,14 @@ def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] 
 
 
 def _flush(file: IO[Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the child reads no more: as in subprocess
+    try:
         file.flush()
+    except BrokenPipeError:  # the child reads no more: as in subprocess
+        pass
 
 
 def _close(file: IO[Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    try:
         file.close()
+    except BrokenPipeError:
+        pass

@@ -1,12 +1,13 @@
 """Filters of system calls: profiles in the format of the OCI runtime specification and of Docker,
-checked, and made into the bytes that the kernel takes."""
+checked, and made into the bytes that the kernel takes. A start with the default filter needs none
+of this: its bytes are kept (_filters.py)."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastns._args import check_whole, shown
 from fastns._record import record
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastns._libseccomp import Comparison
+    from fastns._seccomp_compile import Argument
 
 __all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load", "profile_of"]
 
@@ -177,59 +178,88 @@ def build(
     """The filter's instructions (struct sock_filter, 8 bytes each).
 
     Args:
-        profile: "default", a mapping, or one that was checked.
+        profile: "default", which is made without libseccomp; a mapping, or one that was checked.
         capabilities: full names of those that the sandbox has: some rules depend on them.
         setid: as of default_profile(), which alone it is for.
         machine: "x86_64", "aarch64", ...; None: this one. kernel: such as "6.1.0"; None: this one.
     Raises: SpecError, field "seccomp".
     """
-    checked = profile_of(profile, setid=setid)
     system = os.uname()
+    machine, held = machine or system.machine, frozenset(capabilities)
+    if isinstance(profile, str) and profile == DEFAULT:
+        return _of_default(default_profile(setid=setid), held, machine)
     release = _version(system.release if kernel is None else kernel)
-    return _build(checked, frozenset(capabilities), machine or system.machine, release)
+    return _build(profile_of(profile), held, machine, release)
 
 
-def build_parts(capabilities: Sequence[str] = (), *, setid: bool = True) -> tuple[bytes, bytes]:
+def build_parts(
+    capabilities: Sequence[str] = (), *, setid: bool = True, machine: str | None = None
+) -> tuple[bytes, bytes]:
     """The default profile as two filters: one that a template's server can live with and hands on,
     and what each of its sandboxes adds before the command."""
-    first, rest = (build(part, capabilities) for part in parts(setid=setid))
+    machine, held = machine or os.uname().machine, frozenset(capabilities)
+    first, rest = (_of_default(part, held, machine) for part in parts(setid=setid))
     return first, rest
 
 
-def profile_of(given: object, *, setid: bool = True) -> Profile:
-    """What build() takes, checked."""
-    if isinstance(given, Profile):
-        return given
-    return _default(setid) if isinstance(given, str) and given == DEFAULT else check(given)
+def profile_of(given: object) -> Profile:
+    """What build() takes for a profile of one's own, checked."""
+    return given if isinstance(given, Profile) else check(given)
 
 
-@functools.cache
-def _default(setid: bool) -> Profile:
-    return check(default_profile(setid=setid))
+def _of_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
+    """The default profile, or a part of it, for a machine whose calls are known here."""
+    from fastns._seccomp_compile import program
+    from fastns._syscalls import AUDIT_ARCH
+
+    if machine not in AUDIT_ARCH:
+        raise SpecError(
+            FIELD,
+            f"the default filter is for {' and '.join(AUDIT_ARCH)}, not {machine!r}: a profile of "
+            "one's own, or 'unconfined', expected",
+        )
+    checked = check(profile)
+    rules = [
+        (rule.action, rule.names, _groups(rule.args))
+        for rule in _counting(checked, held, machine, ())
+    ]
+    return _bounded(program(checked.default, rules, machine))
 
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
-    from fastns import _libseccomp  # ctypes: not where nothing is filtered
+    from fastns import _libseccomp  # ctypes: for profiles of one's own only
     from fastns._bpf import shorter
 
     names = profile.wanted(machine)
     tokens = [_libseccomp.architecture(name) for name in names]
     if not tokens[0]:
         raise SpecError(FIELD, f"this libseccomp does not know the machine {machine!r}")
-    called = MACHINES.get(machine, machine)
     with _libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
-        for rule in profile.rules:
-            if rule.action == profile.default or not rule.counts(held, called, kernel):
-                continue
+        for rule in _counting(profile, held, machine, kernel):
             for group in _groups(rule.args):
+                comparisons = [_libseccomp.compare(*arg) for arg in group]
                 for name in rule.names:
-                    made.add(rule.action, name, group)
+                    made.add(rule.action, name, comparisons)
         exported = made.export()
         instructions = shorter(exported)
         if instructions is exported:  # not written anew, and so not sorted
             made.sort()
             instructions = shorter(made.export())
+    return _bounded(instructions)
+
+
+def _counting(
+    profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]
+) -> Iterator[Rule]:
+    """The rules that count there and say something else than the default action."""
+    called = MACHINES.get(machine, machine)
+    for rule in profile.rules:
+        if rule.action != profile.default and rule.counts(held, called, kernel):
+            yield rule
+
+
+def _bounded(instructions: bytes) -> bytes:
     if len(instructions) // 8 > MAX_INSTRUCTIONS:
         raise SpecError(
             FIELD,
@@ -239,15 +269,12 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
     return instructions
 
 
-def _groups(args: tuple[tuple[int, str, int, int], ...]) -> list[list[Comparison]]:
+def _groups(args: tuple[Argument, ...]) -> list[list[Argument]]:
     """Comparisons of different arguments must all hold; of one argument twice, each is a rule of
     its own, as in every runtime that takes the format."""
-    from fastns._libseccomp import compare
-
-    made = [compare(*arg) for arg in args]
     if len({arg[0] for arg in args}) == len(args):
-        return [made]
-    return [[one] for one in made]
+        return [list(args)]
+    return [[one] for one in args]
 
 
 # ---- parts of a profile ----

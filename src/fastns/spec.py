@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from _collections_abc import Iterator, Mapping, Sequence
 
 from fastns import mount_options
 from fastns._args import MAX_PATH, check_env, check_whole, encode, shown

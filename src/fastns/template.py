@@ -13,11 +13,12 @@ import warnings
 from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._compile_template import compile_template
+from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null
 from fastns._typing import overload
 from fastns.batch import run_batch_by, spawn_batch_by
-from fastns.completed import CompletedSandbox, checked, completed, run_by
+from fastns.completed import checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
 from fastns.sandbox import Sandbox, _TextMode, start
 from fastns.spec import Spec
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from fastns.batch import BatchStreams, Jobs, Result
     from fastns.completed import RunOptions, RunStreamOptions, SpawnOptions, SpawnStreams
+    from fastns.results import CompletedSandbox
     from fastns.sandbox import Args
 
     T = TypeVar("T")
@@ -185,7 +187,7 @@ class Template:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
             outcome = self._run_plain(args, 0, None)
-            if isinstance(outcome, CompletedSandbox):
+            if isinstance(outcome, Completed):
                 return outcome
             if outcome is not None:
                 return checked(completed(args, self._sandbox, outcome, None, None), False)

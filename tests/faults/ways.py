@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import fastns
@@ -106,7 +107,8 @@ class Cold(Start):
         if not self.setting.user:
             os.close(_core.user_namespace(_userns.range_of_root()))
         for known in gc.get_objects():
-            cached = isinstance(known, functools._lru_cache_wrapper)
+            cached = isinstance(known, FunctionType) and hasattr(known, "cache_clear")
+            cached = cached or isinstance(known, functools._lru_cache_wrapper)
             if cached and known.__module__.startswith("fastns"):
                 known.cache_clear()
 

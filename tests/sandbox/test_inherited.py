@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from inside import WAYS
 
+from fastns._compile import is_spared
+
 ADDR_NO_RANDOMIZE = 0x0040000
 SCRIPT = """
 import ctypes, json, os, sys
@@ -64,21 +66,18 @@ def adjust(text):
 
 before = adjust("300")
 plain = int(inside()["oom_score_adj"])
-_compile._is_spared = lambda: True
+_compile.is_spared = lambda: True
 found = int(inside()["oom_score_adj"])
 print(json.dumps([plain, found, adjust("")]))
 """
     assert script(text, way, str(probe_rootfs)) == [300, 0, 300]
 
 
-def test_who_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastns import _compile
-
-    for text, spared in ((b"-1\n", True), (b"-1000\n", True), (b"0\n", False), (b"300\n", False)):
-        _compile._is_spared.cache_clear()
-        monkeypatch.setattr(_compile, "_read", {"/proc/self/oom_score_adj": text}.__getitem__)
-        assert _compile._is_spared() is spared
-    _compile._is_spared.cache_clear()
+def test_who_is_spared(tmp_path: Path) -> None:
+    for number, spared in (("-1", True), ("-1000", True), ("0", False), ("300", False)):
+        file = tmp_path / number
+        file.write_text(f"{number}\n")
+        assert is_spared(str(file)) is spared
 
 
 @pytest.mark.as_root

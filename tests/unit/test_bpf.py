@@ -36,7 +36,7 @@ DOCKER = {
     ],
 }  # fmt: skip
 PROFILES = {
-    "default": "default",
+    "default": seccomp.default_profile(),
     "no set-id": seccomp.default_profile(setid=False),
     "first": parts()[0],
     "rest": parts()[1],

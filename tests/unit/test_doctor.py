@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import SpawnError, Spec, doctor
+from fastns import SpawnError, Spec, _owners, doctor
 from fastns._compile import Caller
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
@@ -100,6 +100,14 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.fixture
+def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the checks try besides attempt()."""
+    monkeypatch.setattr(_owners, "plain", lambda *_args: None)
+    monkeypatch.setattr(doctor, "tried", lambda _run: Finding(True, "works"))
+
+
+@pytest.mark.usefixtures("nothing_tried")
 def test_each_namespace_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
@@ -120,6 +128,7 @@ def test_each_namespace_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == [["user", "pid"]]
 
 
+@pytest.mark.usefixtures("nothing_tried")
 def test_names_are_unique_and_levels_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "attempt", lambda **fields: Finding(True, "works"))
     checks = list(doctor.examine())

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fastns import SpawnError, Spec, SpecError, _cgroups, _compile, compile
+from fastns import SpawnError, Spec, SpecError, _cgroups, compile
 from fastns._cause import cause_of
+from fastns._compile import Caller, compile_for
 from fastns.limits import check_limits, parse_size
 
 
@@ -278,14 +279,13 @@ def test_no_fd_to_find_cgroups_by(
     monkeypatch.setattr(_cgroups, "open", refuse, raising=False)
     spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
     with pytest.raises(SpawnError) as caught:
-        compile(spec)
+        compile_for(spec, Caller.current())
     assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EMFILE)
     assert str(caught.value.path).startswith(at)
     assert "RLIMIT_NOFILE" in str(caught.value.hint)
     full = False
     monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    assert compile(spec).limits == ("memory",)
-    _compile._compiled.cache_clear()
+    assert compile_for(spec, Caller.current()).limits == ("memory",)
 
 
 def test_cpu_time_alone_switches_nothing_on(

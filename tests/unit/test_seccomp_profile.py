@@ -257,10 +257,6 @@ def test_a_spec_with_a_profile_is_a_value() -> None:
     assert fastns.compile(one) is fastns.compile(two)
 
 
-def test_the_default_as_data_is_the_default() -> None:
-    assert seccomp.build(seccomp.default_profile()) == seccomp.build("default")
-
-
 def test_too_many_rules_are_refused() -> None:
     rules = [
         refuse(args=[{"index": 0, "value": n * 0x100010001, "op": "SCMP_CMP_EQ"}])

@@ -23,6 +23,7 @@ EXIT_BROKEN_PIPE = 141
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
+    "compile": "write a plan file, from which fastns-exec starts sandboxes without Python",
     "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
     "bench": "time what a start costs on this machine, beside what else is installed",
     "rootfs": "build a root file system from this machine's commands",

@@ -1,0 +1,68 @@
+/* A compiled plan as a file: its format, and who may use it.
+ *
+ * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. The file
+ * is one run of bytes; every pointer in its header is an offset from the start. It is of use only to
+ * the build of fastns that made it, on the same machine, to the same caller: what it says was decided
+ * for them. Nothing in it is believed before fns_planfile_read() has checked it.
+ */
+#ifndef FNS_PLANFILE_H
+#define FNS_PLANFILE_H
+
+#include "../fastns.h"
+
+/* Who runs this program, where: all that a plan depends on beside what was asked for. */
+struct fns_identity {
+    char build[24];         /* the sources that this program was built from */
+    char machine[200];      /* kernel, architecture, /etc/machine-id */
+    uint32_t uids[3];       /* real, effective, saved */
+    uint32_t gids[3];       /* the same */
+    uint64_t capabilities;  /* effective, a bit each */
+    uint64_t userns;        /* number of the user namespace */
+    uint64_t oom_protected; /* 1: oom_score_adj is below 0 */
+};
+
+/* How to mend a failure. An entry holds for one stage, errno and detail; 0: for any. */
+struct fns_hint {
+    uint16_t stage, detail;
+    int32_t err;
+    const char *path; /* "": any */
+    const char *text;
+};
+
+struct fns_planfile {
+    struct fns_plan plan;
+    struct fns_plan late;     /* plan.late leads here, or is NULL */
+    char *const *envp;        /* of the command; NULL ends it */
+    char *const *directories; /* where a command without a slash is looked up; NULL ends them */
+    const char *cwd;          /* of the command, inside */
+    const char *maps[2];      /* uid_map and gid_map of the user namespace to be joined; "": none */
+    const char *inotify;      /* limit on inotify instances in there; "": none */
+    int64_t timeout_ns;       /* -1: none */
+    struct fns_hint *hints;   /* the first that fits */
+    uint32_t n_hints;
+};
+
+enum fns_planfile_fault {
+    FNS_PLANFILE_NO_PLAN = 1, /* it is no plan file */
+    FNS_PLANFILE_BUILD,
+    FNS_PLANFILE_MACHINE,
+    FNS_PLANFILE_CALLER,
+    FNS_PLANFILE_DAMAGED,
+    FNS_PLANFILE_NO_MEMORY,
+};
+
+/* Who runs this process. 0, or -errno: /proc cannot be read. */
+int fns_identify(struct fns_identity *identity);
+
+/* The bytes of a file that holds this, for `identity`; to be freed. The plan has been checked and is
+ * no server's. 0 or -ENOMEM. */
+int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
+                      void **bytes, size_t *size);
+
+/* Reads a file's bytes, which are aligned as malloc()'s are, and are pointed into from then on. 0, or one
+ * of enum fns_planfile_fault; `made_for` is filled from FNS_PLANFILE_BUILD on. */
+int fns_planfile_read(const void *bytes, size_t size, const struct fns_identity *identity,
+                      struct fns_identity *made_for, struct fns_planfile *file);
+void fns_planfile_free(struct fns_planfile *file); /* what read() has made, not the bytes */
+
+#endif

@@ -1,0 +1,71 @@
+"""The default filter as bytes, made when the package is built and read when a sandbox is: for a
+sandbox without capabilities. For any other it is made at run time, by seccomp.py."""
+
+from __future__ import annotations
+
+import os
+
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DIRECTORY = os.path.join(os.path.dirname(__file__), "filters")
+WHOLE, FIRST, REST = "whole", "first", "rest"
+
+
+def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
+    """The default profile's filter for this machine (struct sock_filter, 8 bytes each).
+
+    Args: as of seccomp.build().
+    Raises: SpecError, field "seccomp", when there is none for this machine, or it is not readable.
+    """
+    if capabilities:
+        from fastns import seccomp
+
+        return seccomp.build(seccomp.DEFAULT, capabilities, setid=setid)
+    return _read(WHOLE, setid)
+
+
+def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[bytes, bytes]:
+    """The same as two filters, as seccomp.build_parts() makes them."""
+    if capabilities:
+        from fastns import seccomp
+
+        return seccomp.build_parts(capabilities, setid=setid)
+    return _read(FIRST, setid), _read(REST, setid)
+
+
+def path(machine: str, part: str, setid: bool) -> str:
+    """Where a filter is kept."""
+    return os.path.join(DIRECTORY, f"{machine}-{part}{'' if setid else '-nosetid'}.bpf")
+
+
+def make_all() -> dict[str, bytes]:
+    """What is kept: each file's name and content. Needs nothing that has to be built first."""
+    from fastns import seccomp
+    from fastns._syscalls import AUDIT_ARCH
+
+    found = {}
+    for machine in AUDIT_ARCH:
+        for setid in (True, False):
+            whole = seccomp.build(seccomp.DEFAULT, setid=setid, machine=machine)
+            first, rest = seccomp.build_parts(setid=setid, machine=machine)
+            for part, code in ((WHOLE, whole), (FIRST, first), (REST, rest)):
+                found[os.path.basename(path(machine, part, setid))] = code
+    return found
+
+
+def _read(part: str, setid: bool) -> bytes:
+    machine = os.uname().machine
+    name = path(machine, part, setid)
+    try:
+        with open(name, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as exc:
+        raise SpecError(
+            "seccomp",
+            f"no default filter for {machine}: {name}: {exc.strerror}: a profile of one's own, or "
+            "'unconfined', expected",
+        ) from None

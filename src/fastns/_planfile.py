@@ -1,0 +1,85 @@
+"""Plan files: what `fastns compile` writes and fastns-exec starts sandboxes from.
+
+csrc/cli/planfile.h defines the bytes. This module decides what goes in beside the plan: what else a
+start takes from Python, and the hints, because no Python runs when a start fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fastns import _core, _view
+from fastns.errors import known_hints
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Hint = tuple[str, str, int, bytes, bytes]
+
+# An errno to ask for the hint of a detail with, which is the same for all of them.
+DETAILS = (
+    ("exec", errno.ENOENT, "found"),
+    ("clone", errno.ECANCELED, "killed"),
+    ("mount", errno.EINVAL, "id_map"),
+)
+
+
+def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str]) -> bytes:
+    """The bytes of a plan's file.
+
+    Args:
+        plan: without cgroups. timeout_ns: after which a sandbox is ended; None: never.
+        reword: what makes a hint about a Spec one about flags.
+    """
+    inotify = None
+    if plan.ids is not None:
+        from fastns import _userns
+
+        inotify = _userns.inotify_limit()
+    return _core.pack_plan(plan, inotify or b"", timeout_ns, hints(plan, reword))
+
+
+def hints(plan: _core.Plan, reword: Callable[[str], str]) -> list[Hint]:
+    """(stage or "" for any, detail or "", errno or 0 for any, path or b"" for any, text).
+
+    fastns-exec shows the first one that fits a failure.
+    """
+    found: list[Hint] = []
+    for stage, err, detail in DETAILS:
+        text = _core.hint_of_error(plan, stage, err, detail)
+        if text is not None:
+            found.append(("", detail, 0, b"", os.fsencode(reword(text))))
+    if plan.view is not None:
+        text = out_of_view(plan.view)
+        for stage in ("exec", "chdir", "landlock"):
+            found.append((stage, "", errno.ENOENT, b"", os.fsencode(text)))
+    for stage, err, path, text in known_hints(host_root=plan.view is not None):
+        found.append((stage, "", err, os.fsencode(path or ""), os.fsencode(reword(text))))
+    return found
+
+
+def out_of_view(view: tuple[str, ...]) -> str:
+    """What may be wrong with a path that is missing inside."""
+    listed = ", ".join(directory for directory in _view.DIRECTORIES if directory in view)
+    return (
+        f"no such file inside: without a --rootfs the sandbox sees only {listed} of the host. If "
+        "it is elsewhere, compile the plan with -v DIR:DIR:ro"
+    )
+
+
+def write(path: str, data: bytes) -> None:
+    """Replaces the file at `path` in one step; only its owner may read or write it.
+
+    Raises OSError.
+    """
+    fresh = f"{path}.{os.getpid()}"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+        os.rename(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise

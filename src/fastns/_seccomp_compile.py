@@ -1,0 +1,142 @@
+"""Rules of a checked profile → the bytes of a filter, for the machines whose numbers are kept here.
+
+The default profile is made so, when the package is built: that needs no libseccomp. A profile of
+one's own, which may be for several architectures, goes through libseccomp (_libseccomp.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from fastns._bpf import JEQ, JGE, JGT, WORD, Diagram, segments, written
+from fastns._syscalls import AUDIT_ARCH, numbers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Argument = tuple[int, str, int, int]  # index, operator, value, second value
+    RuleOf = tuple[int, Iterable[str], list[list[Argument]]]
+    Test = tuple[int, int, int, int]  # offset, mask, jump, value
+    Condition = tuple[Test, bool]
+    Case = tuple[tuple[Condition, ...], int]  # if all hold: this node
+
+KILL_PROCESS = 0x80000000
+ARGS, ARG_SIZE = 16, 8  # offsets in struct seccomp_data (seccomp(2))
+LOW, HIGH = 0, 4  # halves of an argument on these machines, which are little-endian
+X32 = 0x40000000  # from this number on: calls of x86_64's other ABI (syscall(2))
+NO_CALL = WORD  # -1: a tracer has taken the call away
+
+
+def program(default: int, rules: Iterable[RuleOf], machine: str) -> bytes:
+    """The filter's instructions (struct sock_filter, 8 bytes each).
+
+    Args:
+        default: the action (SECCOMP_RET_*) where no rule matches.
+        rules: (action, names of calls, groups of comparisons): one group has to hold as a whole. Of
+            several rules that match, the first counts. A call that the machine lacks is left out.
+        machine: one of AUDIT_ARCH. Calls of any other architecture end the process.
+    """
+    return written(_Compiled(default, rules, machine))
+
+
+class _Compiled(Diagram):
+    def __init__(self, default: int, rules: Iterable[RuleOf], machine: str) -> None:
+        super().__init__()
+        self._otherwise, killed = self.node((default,)), self.node((KILL_PROCESS,))
+        self._decided: dict[tuple[Case, ...], int] = {}
+        known = numbers(machine)
+        cases: dict[int, list[Case]] = {}
+        for action, names, groups in rules:
+            made = [(case, self.node((action,))) for group in groups for case in _cases(group)]
+            for number in [known[name] for name in names if name in known]:
+                cases.setdefault(number, []).extend(made)
+        points = {0: self._otherwise}
+        for number in sorted(cases):
+            points[number] = self._decide(tuple(cases[number]))
+            points[number + 1] = self._otherwise
+        if machine == "x86_64":
+            points |= {X32: killed, NO_CALL: self._otherwise}
+        parts: list[tuple[int, int]] = []
+        for number, node in sorted(points.items()):
+            if not parts or parts[-1][1] != node:
+                parts.append((number, node))
+        self.architectures = {AUDIT_ARCH[machine]: segments(parts)}
+        self.others = segments([(0, killed)])
+
+    def _decide(self, cases: tuple[Case, ...]) -> int:
+        """The node for a call: the first case whose conditions hold."""
+        if not cases:
+            return self._otherwise
+        conditions, then = cases[0]
+        if not conditions:
+            return then
+        if cases not in self._decided:
+            test = conditions[0][0]
+            yes, no = (self._decide(_knowing(cases, test, holds)) for holds in (True, False))
+            self._decided[cases] = self.test(*test, yes, no)
+        return self._decided[cases]
+
+
+def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
+    """Tests of words: all conditions of one of these hold where all comparisons of the group do. In
+    the order of the arguments, so that different rules begin with the same tests."""
+    ways = [_words(*argument) for argument in sorted(group)]
+    return [tuple(itertools.chain(*way)) for way in itertools.product(*ways)]
+
+
+def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
+    """A comparison of 64 bits, by its halves; `op` as in OPERATORS of seccomp.py."""
+    low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
+    if op == "MASKED_EQ":
+        halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))
+        # A half that nothing is asked of needs no test; one that cannot be so, is never so.
+        return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask or want]]
+    equal = ((high, WORD, JEQ, value >> 32), True)
+    unequal = (equal[0], False)
+    above = ((high, WORD, JGT, value >> 32), True)
+    not_above = (above[0], False)
+    jump = {"EQ": JEQ, "NE": JEQ, "GE": JGE, "LT": JGE, "GT": JGT, "LE": JGT}[op]
+    test = (low, WORD, jump, value & WORD)
+    return {
+        "EQ": [[equal, (test, True)]],
+        "NE": [[unequal], [equal, (test, False)]],
+        "GE": [[above], [equal, (test, True)]],
+        "GT": [[above], [equal, (test, True)]],
+        "LT": [[not_above, unequal], [equal, (test, False)]],
+        "LE": [[not_above, unequal], [equal, (test, False)]],
+    }[op]
+
+
+def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ...]:
+    """The cases that are left once a test's outcome is known, without what follows from it."""
+    left: list[Case] = []
+    for conditions, then in cases:
+        rest = []
+        for other, wanted in conditions:
+            outcome = _follows(test, holds, other)
+            if outcome is None:
+                rest.append((other, wanted))
+            elif outcome is not wanted:
+                break
+        else:
+            left.append((tuple(rest), then))
+            if not rest:
+                break  # no later case is reached
+    return tuple(left)
+
+
+def _follows(test: Test, holds: bool, other: Test) -> bool | None:
+    """What one test's outcome says of another one's; None: nothing."""
+    if test == other:
+        return holds
+    offset, mask, jump, value = test
+    if other[0] != offset or not jump == other[2] == JEQ:
+        return None
+    common = mask & other[1]
+    if holds:
+        if (value ^ other[3]) & common:
+            return False
+        return True if common == other[1] else None
+    # Where the other's bits include those of this one, and want the same of them, it fails too.
+    return False if common == mask and not (value ^ other[3]) & common else None

@@ -1,0 +1,160 @@
+"""`fastns compile`: what `fastns run` would do with these options, as a file for fastns-exec.
+
+The flags become a Spec and then a Plan, as in `fastns run`. A flag whose effect cannot be in a file
+is refused by name: limits by cgroups, which a Python process makes and counts, and what belongs to
+a single run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+
+from fastns import _planfile
+from fastns._args import MAX_TIMEOUT
+from fastns.cli import EXIT_FAILED, Parser, UsageError, say
+from fastns.cli._flags import (
+    FLAG_OF_FIELD,
+    add_sandbox_flags,
+    complain_of,
+    duration,
+    in_flags,
+    spec_of,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns import Spec
+
+LIMITS = (
+    "memory",
+    "memory_swap",
+    "pids_limit",
+    "cpus",
+    "cpu_time",
+    "cpu_weight",
+    "cpuset",
+    "io",
+    "cgroup_parent",
+)
+"""Fields of a Spec that take a cgroup."""
+LIMITS_ELSEWHERE = (
+    "use fastns run, or start fastns-exec in a cgroup that has the limit: "
+    "systemd-run --scope -p MemoryMax=64M fastns-exec ..."
+)
+PER_RUN = {
+    "--status-fd": "give it to fastns-exec",
+    "--max-output": "the command writes to fastns-exec's own stdout and stderr: limit it there, or "
+    "use fastns run",
+    "-t": "-t is not available yet: stdin is always connected",
+    "--tty": "-t is not available yet: stdin is always connected",
+}
+"""Flags of `fastns run` that no plan holds -> what there is instead."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
+    """Add the `compile` verb: the sandbox flags of `run`, and where the plan goes."""
+    parser = subparsers.add_parser(
+        "compile",
+        usage="fastns compile [RUN OPTIONS] -o PLAN",
+        description="Write a plan file, from which fastns-exec starts sandboxes without Python: "
+        "fastns-exec PLAN -- COMMAND [ARG...].",
+        epilog="A plan works on this machine and kernel, with this build of fastns, for this user "
+        "with the same rights. It holds paths, the directories of the host, ranges of ids and "
+        "variables copied with -e as they are now: compile again when they change. It cannot hold "
+        "limits by cgroups.",
+    )
+    add_sandbox_flags(parser)
+    hide_limits(parser)
+    for names in (("-i", "--interactive"), ("--rm",)):
+        parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS)
+    for name in PER_RUN:
+        takes_value = name in ("--status-fd", "--max-output")
+        parser.add_argument(
+            name,
+            dest="per_run",
+            action="append_const" if not takes_value else "append",
+            help=argparse.SUPPRESS,
+            **({"type": lambda _, name=name: name} if takes_value else {"const": name}),
+        )
+    group = parser.add_argument_group("the plan")
+    group.add_argument("-o", "--output", metavar="PLAN", help="where to write it")
+    group.add_argument(
+        "--timeout", metavar="TIME", help="end each sandbox after 2s, 500ms, 1m30s, ..."
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the ordered steps, one a line, and write nothing",
+    )
+
+
+def hide_limits(parser: Parser) -> None:
+    """The flags of what is refused are read, so as to say so, but are not in the help."""
+    hidden = {FLAG_OF_FIELD[field] for field in LIMITS} | {"--no-require-limits"}
+    for action in parser._actions:
+        if hidden & set(action.option_strings):
+            action.help = argparse.SUPPRESS
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Write the plan that the flags describe. Returns the exit code."""
+    import fastns
+
+    if flags.per_run:
+        name = flags.per_run[0]
+        raise UsageError(f"{name}: not a part of a plan", PER_RUN[name])
+    if flags.output is None and not flags.dry_run:
+        raise UsageError("no -o PLAN given", "for example: fastns compile -o judge.plan")
+    timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
+    if timeout is not None and timeout > MAX_TIMEOUT:
+        raise UsageError(
+            f"--timeout {flags.timeout}: too long",
+            f"at most {MAX_TIMEOUT} seconds, or leave it out",
+        )
+    if flags.output is not None:
+        check_directory(flags.output)
+    try:
+        spec = spec_of(flags, os.environ, extra_env={})
+        refuse_limits(spec)
+        plan = fastns.compile(spec)
+        if flags.dry_run:
+            say("\n".join(plan.describe()))
+            return 0
+        data = _planfile.pack(plan, None if timeout is None else int(timeout * 1e9), in_flags)
+    except (fastns.FastnsError, OSError) as error:
+        complain_of(error, "compile")
+        return EXIT_FAILED
+    try:
+        _planfile.write(flags.output, data)
+    except OSError as error:
+        raise UsageError(f"-o {flags.output}: {error.strerror}", None) from None
+    return 0
+
+
+def refuse_limits(spec: Spec) -> None:
+    """Raises UsageError, which names the flag, if the spec needs a cgroup."""
+    for field in LIMITS:
+        if getattr(spec, field):
+            raise UsageError(
+                f"{FLAG_OF_FIELD[field]}: a limit by cgroups cannot be in a plan file",
+                LIMITS_ELSEWHERE,
+            )
+
+
+def check_directory(path: str) -> None:
+    """Raises UsageError if fastns-exec would trust no plan at this path."""
+    if os.path.isdir(path):
+        raise UsageError(f"-o {path}: a directory", "for example: -o judge.plan")
+    directory = os.path.dirname(path) or "."
+    try:
+        mode = os.stat(directory).st_mode
+    except OSError as error:
+        raise UsageError(f"-o {path}: {directory}: {error.strerror}", None) from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"-o {path}: others may write to {os.path.abspath(directory)}",
+            "fastns-exec refuses a plan in there: choose a directory that only you may write to, "
+            "or chmod go-w",
+        )

@@ -1,0 +1,59 @@
+"""The subclasses of subprocess' own classes.
+
+`subprocess` takes longer to import than all of fastns, so this module is imported only where one of
+them is asked for, not for a run that ends well.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+from fastns._ended import Completed, Ended
+from fastns._typing import S
+from fastns.errors import FastnsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastns._cause import Cause
+
+
+class TimeoutExpired(Ended, subprocess.TimeoutExpired):
+    """The time was over; stdout and stderr hold the output so far (None: not captured).
+
+    They are text if text was asked for: a character that was cut at the end is left out, and what
+    is no such text is replaced by U+FFFD, so that no DecodeError hides the timeout.
+    When the sandbox was ended for it (by run() and run_batch()), returncode, usage, wall_time,
+    truncated and limits are as in CompletedSandbox; after Sandbox.wait() and communicate() it goes
+    on. cause is "timeout".
+    """
+
+    cause: Cause = "timeout"
+    if TYPE_CHECKING:
+        stdout: Any
+        stderr: Any
+
+
+class CalledProcessError(FastnsError, subprocess.CalledProcessError):
+    """check=True and a returncode other than 0."""
+
+
+class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
+    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage.
+
+    To type checkers it is CompletedSandbox[str] of what was asked for as text, else of bytes.
+    """
+
+    def __repr__(self) -> str:
+        names = ["args", "returncode", "cause"]
+        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
+        names += ["truncated"] if self.truncated else []
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
+        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
+        return f"CompletedSandbox({', '.join(shown)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,26 @@
+"""What the tests of fastns-exec share: the program, and a plan file made by the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from fastns.cli import main
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "fastns-exec"
+"""Where an installer puts it: beside `fastns`."""
+
+
+def compiled(path: Path, *options: str) -> Path:
+    """A plan file at `path`, by `fastns compile` with these options."""
+    assert main(["compile", *options, "-o", os.fspath(path)]) == 0
+    return path
+
+
+def execute(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """fastns-exec with these words, run to its end."""
+    command = [PROGRAM, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)

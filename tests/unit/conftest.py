@@ -1,0 +1,41 @@
+"""Fixtures of the unit tests, which start no sandbox and need no privileges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import plans
+import pytest
+
+from fastns import _core, _owners, _userns, _view
+
+STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_batch", "unshare",
+          "user_namespace")  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_namespace() -> None:
+    """Not made here, unlike in other directories: nothing joins it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_starts() -> Iterator[None]:
+    """Whatever would start a sandbox, or change the namespaces of this process, is an error."""
+
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        pytest.fail("a unit test starts a sandbox: move it to tests/sandbox")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STARTS:
+            patch.setattr(_core, name, refuse)
+        yield
+
+
+@pytest.fixture
+def made_up_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives what plans take from the host: ids, a limit, the targets of links, owners of binds."""
+    monkeypatch.setattr(_userns, "range_of_root", lambda: plans.IDS)
+    monkeypatch.setattr(_userns, "inotify_limit", lambda: b"64")
+    monkeypatch.setattr(_view, "LINKS_OUT", ())
+    monkeypatch.setattr(_owners, "notes", lambda _plan: {})

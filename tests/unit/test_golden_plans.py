@@ -1,0 +1,118 @@
+"""Golden lists: what a spec becomes, op by op, as `fastns run --dry-run` prints it.
+
+A list is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` writes
+them anew; `git diff` then shows what a change of the compiler does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plans import NESTED, ROOT, TREES, USER, compiled, template
+
+from fastns._compile import Caller
+from fastns.spec import IDMapping, Mount, Rlimit, Spec
+
+pytestmark = pytest.mark.usefixtures("made_up_host")
+
+FILES = Path(__file__).parent / "golden_plans"
+HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
+RANGE = [IDMapping(0, 100000, 1000)]
+BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
+
+PLANS: dict[str, tuple[Spec, Caller]] = {
+    "default-root": (Spec(), ROOT),
+    "default-user": (Spec(), USER),
+    "default-nested": (Spec(), NESTED),
+    "hosts-pid-and-network-user": (Spec(namespaces={"pid": "host"}, network="host"), USER),
+    "hosts-ids-root": (Spec(**BARE, user="5:6", namespaces={"user": "host"}), ROOT),
+    "dev-replaced-root": (
+        Spec(
+            rootfs="/srv/root", mounts=[Mount("/dev", source="/dev", options=["rbind", "rslave"])]
+        ),
+        ROOT,
+    ),
+    "overlay-root": (
+        Spec(
+            **BARE,
+            overlay=True,
+            read_only=True,
+            files={"/etc/hosts": "a", "/new/file": b"\0"},
+            mounts=[Mount("/mnt", source="/srv"), Mount("/mnt/t", "tmpfs")],
+        ),
+        ROOT,
+    ),
+    "tree-namespace-root": (
+        Spec(**BARE, mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")]),
+        TREES,
+    ),
+    "capabilities-root": (Spec(**BARE, capabilities=["NET_ADMIN"]), ROOT),
+    "other-user-root": (Spec(**BARE, user="5:6", additional_gids=[7, 8]), ROOT),
+    "mapped-range-user": (
+        Spec(**BARE, user="5:6", uid_mappings=RANGE, gid_mappings=RANGE),
+        USER,
+    ),
+    "joined-root": (
+        Spec(
+            namespaces={
+                **HOSTED,
+                "mount": "/n/mnt",
+                "pid": "/n/pid",
+                "user": "/n/user",
+                "network": "/n/net",
+            }
+        ),
+        ROOT,
+    ),
+    "names-and-limits-user": (
+        Spec(
+            **BARE,
+            hostname="box",
+            domainname="dom",
+            network="host",
+            rlimits=[Rlimit("RLIMIT_NOFILE", 64, 64), Rlimit("RLIMIT_CORE", 0, -1)],
+        ),
+        USER,
+    ),
+}
+TEMPLATES: dict[str, tuple[Spec, Caller]] = {
+    "template-root": (Spec(rootfs="/srv/root", hostname="box"), ROOT),
+    "template-overlay-user": (
+        Spec(
+            rootfs="/srv/root",
+            overlay=True,
+            files={"/etc/hosts": "a"},
+            mounts=[Mount("/mnt", source="/srv"), Mount("/t", "tmpfs")],
+        ),
+        USER,
+    ),
+}
+
+
+def listed(name: str) -> str:
+    if name in PLANS:
+        return "\n".join(compiled(*PLANS[name]).describe()) + "\n"
+    server = template(*TEMPLATES[name])
+    assert server.sandbox is not None
+    lines = ["---- server ----", *server.describe(), "---- each sandbox ----"]
+    return "\n".join([*lines, *server.sandbox.describe()]) + "\n"
+
+
+@pytest.mark.parametrize("name", [*PLANS, *TEMPLATES])
+def test_the_list(name: str, update: bool) -> None:
+    file = FILES / f"{name}.txt"
+    if update:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(listed(name))
+    assert listed(name).splitlines() == file.read_text().splitlines()
+
+
+def test_no_list_is_left_over(update: bool) -> None:
+    left = {file for file in FILES.iterdir() if file.stem not in {*PLANS, *TEMPLATES}}
+    if update:
+        for file in left:
+            file.unlink()
+        left.clear()
+    assert not left
