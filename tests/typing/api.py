@@ -1,4 +1,4 @@
-"""What a type checker sees of the API. Checked by mypy, never run: tests/unit/test_typing.py."""
+"""What a type checker sees of the API. Checked by mypy, never run: tests/typing/test_types.py."""
 
 from typing import Any, Literal, assert_type
 
