@@ -7,14 +7,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
-PY_FILES := $(wildcard setup.py src tests benchmarks)
+PY_FILES := $(wildcard setup.py src tests benchmarks docs)
 C_FILES := $(wildcard csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
+.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix manual asan tsan fuzz \
         bench compare setup-compare wheel sdist packages setup \
         install clean distclean
 
@@ -113,6 +113,9 @@ fix: install  ## formats everything in place
 	$(BIN)/ruff check --fix $(PY_FILES)
 	$(BIN)/ruff format $(PY_FILES)
 	clang-format -i $(C_FILES)
+
+manual: install  ## docs/fastns.1, the manual page, from the parsers of the command line
+	$(BIN)/python docs/manual.py
 
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
