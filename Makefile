@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
-PY_FILES := $(wildcard setup.py src tests benchmarks docs)
+PY_FILES := $(wildcard setup.py src tests benchmarks examples docs)
 C_FILES := $(wildcard src/fastns/_entry.c csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix manual asan tsan fuzz \
-        bench compare setup-compare wheel sdist packages setup \
+        bench compare setup-compare docs setup-docs wheel sdist packages setup \
         install clean distclean
 
 help:  ## this list
@@ -140,6 +140,15 @@ setup-compare:
 bench: install  ## what a spawn costs here, and its ratio to posix_spawn and others
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \
 	    --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name $(PYTEST_ARGS)
+
+# ---- to read it ----
+
+docs: setup-docs  ## the documentation as web pages, build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site . build/docs
+
+setup-docs: install
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' | \
+	    xargs $(BIN)/python -m pip install --quiet
 
 # ---- to build it ----
 

@@ -62,7 +62,7 @@ PROGRAM = [
 ]
 
 # fastns-exec: static, because a loader would take as long as half a start.
-LAUNCHER = ["launcher", "options", "report", "trust"]
+LAUNCHER = ["launcher", "options", "relay", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 
@@ -128,7 +128,13 @@ class BuildExt(build_ext):
         command = [*compiler, "-std=gnu11", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
         target = Path(self.build_temp) / "fastns-exec"
         self.announce(f"linking {target}", level=2)
-        subprocess.check_call([*command, *files, *objects, "-o", str(target)])
+        try:
+            subprocess.check_call([*command, *files, *objects, "-o", str(target)])
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "fastns-exec cannot be linked: it needs a static libc, of glibc 2.32 or newer "
+                "(Debian: libc6-dev; Fedora: glibc-static)"
+            ) from None
 
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the programs go where the extension goes."""

@@ -82,14 +82,19 @@ def action_of(name, number):
     return ACTIONS[name]
 
 
-def holds(rule, args):
-    compared = rule.get("args") or []
-    results = [
-        COMPARE[one["op"]](args[one["index"]], one["value"], one.get("valueTwo", 0))
-        for one in compared
-    ]
-    several = len({one["index"] for one in compared}) < len(compared)
-    return any(results) if several else all(results)
+def prepared(rule):
+    """Its action, whether one comparison is enough, and the comparisons, ready to be made."""
+    given = rule.get("args") or []
+    compared = [(COMPARE[x["op"]], x["index"], x["value"], x.get("valueTwo", 0)) for x in given]
+    one_is_enough = len({index for _, index, _, _ in compared}) < len(compared)
+    return action_of(rule["action"], rule.get("errnoRet")), one_is_enough, compared
+
+
+def holds(one_is_enough, compared, args):
+    for compare, index, one, two in compared:
+        if compare(args[index], one, two) == one_is_enough:
+            return one_is_enough
+    return not one_is_enough
 
 
 class Model:
@@ -103,13 +108,13 @@ class Model:
             barred = rule.get("excludes", {}).get("caps", [])
             if set(needed) <= set(caps) and not set(barred) & set(caps):
                 for name in rule["names"]:
-                    self.rules.setdefault(name, []).append(rule)
+                    self.rules.setdefault(name, []).append(prepared(rule))
         self.machine = machine
 
     def action(self, number, args):
         name = name_of(number, self.machine)
-        rules = [rule for rule in self.rules.get(name, []) if holds(rule, args)]
-        found = {action_of(rule["action"], rule.get("errnoRet")) for rule in rules}
+        rules = self.rules.get(name, [])
+        found = {action for action, enough, compared in rules if holds(enough, compared, args)}
         assert len(found) < 2, f"{name}{args}: rules that contradict each other: {rules}"
         return found.pop() if found else self.default
 

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Builds the package with every interpreter that is found, and tests it there: the unit tests and some
-# of the sandbox tests, those in which Python has the larger part. Each has a virtual environment
-# of its own below build/pythons. An interpreter is looked for on PATH and among pyenv's. What is
-# missing is named; only interpreters newer than the last of `expected` may be, without a word.
+# Builds the package with every interpreter that is found, and runs the unit tests there and some of
+# the sandbox tests: those in which Python itself has the larger part. Each interpreter has a virtual
+# environment of its own below build/pythons. They are looked for on PATH and among pyenv's. The last
+# line names those that are not found; of `newer`, it names none.
 #
 # Usage: tests/pythons.sh [ARG…]   ARG goes to pytest; PYTHONS="3.12 3.13" picks some.
 set -euo pipefail
@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 
 expected=(3.11 3.12 3.13)
 newer=(3.14 3.15)
-slice=(tests/sandbox/test_{handle,results,pipes,batch,template,threads,interrupted,caller_unharmed,leaks,lost}.py)
+slice=(tests/sandbox/test_{handle,results,pipes,batch,template,threads}.py
+    tests/sandbox/test_{interrupted,caller_unharmed,leaks,lost}.py)
 build=$PWD/build/pythons
 
 # The newest patch of a version, with a GIL: a free-threaded one is another interpreter.

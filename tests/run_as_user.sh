@@ -28,7 +28,7 @@ prepare() { # DIRECTORY
     "$away/venv/bin/python" -m pip install --quiet "${archives[0]}[test]"
 
     # Beside the tests: what tests may read. Not src/, so that only the installed package is imported.
-    for name in tests csrc docs pyproject.toml setup.py README.md CHANGELOG.md Makefile; do
+    for name in tests csrc docs examples benchmarks pyproject.toml setup.py Makefile ./*.md; do
         if [ -e "$name" ]; then cp -a "$name" "$away/"; fi
     done
     mkdir -p "$away/build/tests"

@@ -31,6 +31,7 @@ struct header {
     struct fns_identity identity;
     uint64_t size;
     int64_t timeout_ns;
+    uint64_t max_output;
     struct fns_plan plan, late; /* their pointers mean nothing here */
     uint64_t has_late;
     struct part ops, strings, late_ops, late_strings, hints, texts;
@@ -127,6 +128,7 @@ static size_t pack(char *base, const struct fns_planfile *file, const struct fns
     memcpy(header.magic, magic, sizeof magic);
     header.identity = *identity;
     header.timeout_ns = file->timeout_ns;
+    header.max_output = file->max_output;
     header.plan = file->plan;
     header.plan.late = NULL;
     header.plan.image = header.plan.ops = NULL;
@@ -318,6 +320,7 @@ int fns_planfile_read(const void *bytes, size_t size, const struct fns_identity 
     if (fault)
         return fault;
     file->timeout_ns = header.timeout_ns;
+    file->max_output = header.max_output;
     if (open_plan(bytes, size, header.ops, header.strings, &header.plan, &file->plan) < 0)
         return FNS_PLANFILE_DAMAGED;
     if (header.has_late) {

@@ -38,6 +38,7 @@ struct fns_planfile {
     const char *maps[2];      /* uid_map and gid_map of the user namespace to be joined; "": none */
     const char *inotify;      /* limit on inotify instances in there; "": none */
     int64_t timeout_ns;       /* -1: none */
+    uint64_t max_output;      /* bytes of stdout and of stderr that are handed on; 0: all */
     struct fns_hint *hints;   /* the first that fits */
     uint32_t n_hints;
 };

@@ -170,7 +170,7 @@ void write_status(int fd, const struct outcome *outcome)
         put_field(line.file, "cause", outcome->cause);
         put_field(line.file, "signal", outcome->signal ? name : NULL);
         put_result(line.file, outcome);
-        fputs(", \"truncated\": false", line.file);
+        fprintf(line.file, ", \"truncated\": %s", outcome->truncated ? "true" : "false");
         if (*outcome->message) {
             put_field(line.file, "stage", outcome->stage);
             if (outcome->err)

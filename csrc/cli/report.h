@@ -18,6 +18,7 @@ struct outcome {
     int signal;                      /* 0: none */
     const struct fns_result *result; /* NULL: nothing has run */
     double wall_time;                /* seconds, with `result` */
+    int truncated;                   /* whether a limit has cut the output off */
     /* Of a failure. */
     const char *stage; /* NULL: none */
     int op_index;      /* with `stage`; -1: no op */

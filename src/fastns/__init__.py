@@ -10,6 +10,7 @@ sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import doctor, rootfs
+    from fastns._command import Usage
     from fastns._compile import compile
     from fastns._core import Plan
     from fastns._ended import DecodeError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
-    from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, Usage, spawn
+    from fastns.sandbox import DEVNULL, PIPE, STDOUT, Sandbox, spawn
     from fastns.spec import IDMapping, Mount, Rlimit, Spec
     from fastns.template import Template
 
@@ -66,7 +67,8 @@ _HOMES = {
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
-    "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"),
+    "_command": ("Usage",),
+    "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
     "template": ("Template",),
 }

@@ -1,8 +1,6 @@
 """`python -m fastns`: the same program as the console script `fastns`."""
 
-import sys
-
-from fastns.cli import main
+from fastns.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

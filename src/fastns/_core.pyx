@@ -1528,6 +1528,7 @@ def pack_plan(Plan plan, bytes inotify, timeout_ns, list hints):
     file.maps[0], file.maps[1] = PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map)
     file.inotify = PyBytes_AS_STRING(inotify)
     file.timeout_ns = -1 if timeout_ns is None else timeout_ns
+    file.max_output = plan.max_output
     file.n_hints = len(hints)
     file.hints = <c.fns_hint *>calloc(len(hints) or 1, sizeof(c.fns_hint))
     if file.hints == NULL:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fastns._command import Usage, exit_code
 from fastns._typing import GenericBase, S
 from fastns.errors import FastnsError
-from fastns.sandbox import Usage, exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,18 +64,13 @@ class Completed(GenericBase[S]):
         self.stdout = stdout
         self.stderr = stderr
         self._used = usage
-        self.wall_time = wall_time  # seconds, from before the clone to the end
-        self.method = method  # how it was started: "direct", "staged" or "template"
-        self.truncated = truncated  # whether max_output has cut stdout or stderr off
-        self.cause = cause  # why it has ended, from evidence: "exited", "signaled", "oom", "pids",
-        # "cpu_time", "output_limit" or "seccomp" (a call that the filter ends a process for, or,
-        # which looks the same, a SIGSYS from inside: with init or the host's pid namespace)
-        self.id_map = id_map  # whose ids it had, as in Sandbox
-        self.mount_namespace = (
-            mount_namespace  # how it began: "copied" (the caller's whole table of
-        )
-        # mounts), "tree" (the root alone: Linux 7.0), "template"; "host": it has none of its own
-        self.limits = limits  # names of the spec's limits that were enforced
+        self.wall_time = wall_time
+        self.method = method
+        self.truncated = truncated
+        self.cause = cause
+        self.id_map = id_map
+        self.mount_namespace = mount_namespace
+        self.limits = limits
 
     @property
     def usage(self) -> Usage:
@@ -85,5 +80,18 @@ class Completed(GenericBase[S]):
 
     @property
     def exit_code(self) -> int:
-        """The code a shell would show: 128+n after signal n."""
+        """The code a shell would show, 128+n after signal n."""
         return exit_code(self.returncode)
+
+    def __repr__(self) -> str:
+        names = ["args", "returncode", "cause"]
+        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
+        names += ["truncated"] if self.truncated else []
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
+        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
+        return f"CompletedSandbox({', '.join(shown)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -294,6 +294,7 @@ cdef extern from "cli/planfile.h" nogil:
         const char *maps[2]
         const char *inotify
         int64_t timeout_ns
+        uint64_t max_output
         fns_hint *hints
         uint32_t n_hints
     int fns_identify(fns_identity *identity)

@@ -86,12 +86,14 @@ def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
 
 
 def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
-    """A comparison of 64 bits, by its halves; `op` as in OPERATORS of seccomp.py."""
+    """A comparison of 64 bits, by its halves; `op` as in OPERATORS of seccomp.py. It holds where
+    all conditions of one of these hold."""
     low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
     if op == "MASKED_EQ":
         halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))
-        # A half that nothing is asked of needs no test; one that cannot be so, is never so.
-        return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask or want]]
+        if second & ~value:
+            return []  # bits that are masked out are wanted: it never holds
+        return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask]]
     equal = ((high, WORD, JEQ, value >> 32), True)
     unequal = (equal[0], False)
     above = ((high, WORD, JGT, value >> 32), True)

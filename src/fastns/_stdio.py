@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 
 from fastns import _core
@@ -112,6 +111,8 @@ def above_stdio(fd: int) -> int:
     """The same file at a number that no stream of a child has."""
     if fd > 2:
         return fd
+    import fcntl  # not for every start
+
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return high
@@ -164,7 +165,7 @@ def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
 
 def is_open(fd: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
+        os.get_inheritable(fd)  # F_GETFD, without the import of fcntl
     except OSError:
         return False
     return True

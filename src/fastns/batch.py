@@ -7,21 +7,22 @@ from _collections_abc import Iterable, Mapping, Sequence
 
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
+from fastns._command import TextMode, command, encode_input, plan_of
 from fastns._record import record
 from fastns._stdio import is_open, open_null
 from fastns._typing import S, overload
 from fastns.completed import completed
 from fastns.errors import SpawnError, SpecError
-from fastns.sandbox import Sandbox, _TextMode, command, encode_input, plan_of
+from fastns.sandbox import Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
+    from fastns._command import Args
     from fastns._ended import DecodeError
     from fastns.results import CompletedSandbox, TimeoutExpired
-    from fastns.sandbox import Args
     from fastns.spec import Spec
 
     Result: TypeAlias = CompletedSandbox[S] | SpawnError | TimeoutExpired | DecodeError
@@ -145,7 +146,7 @@ def run_batch(
         reaped.
     """
     plan = plan_of(spec)
-    mode = _TextMode.of(text, encoding, errors)
+    mode = TextMode.of(text, encoding, errors)
     return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, mode, max_output)
 
 
@@ -156,7 +157,7 @@ def run_batch_by(
     concurrency: int | None,
     timeout: float | None,
     capture_output: bool,
-    mode: _TextMode | None,
+    mode: TextMode | None,
     max_output: int | None,
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
@@ -214,7 +215,7 @@ def _item(
     plan: _core.Plan,
     index: int,
     job: Job,
-    mode: _TextMode | None,
+    mode: TextMode | None,
     stdio: tuple[int, int, int],
     pipes: int,
     timeout: float | None = None,

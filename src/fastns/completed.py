@@ -7,11 +7,11 @@ import sys
 from fastns import _core
 from fastns._args import check_timeout
 from fastns._cause import cause_of
+from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, plan_of
 from fastns._ended import Completed, DecodeError
 from fastns._stdio import PIPE, RunStreams
 from fastns._typing import overload
 from fastns.errors import SpawnError, SpecError
-from fastns.sandbox import CLD_EXITED, Usage, _TextMode, command, encode_input, plan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Literal, TypedDict, Unpack
 
+    from fastns._command import Args
     from fastns._stdio import Stdio
     from fastns.batch import Result
     from fastns.results import CompletedSandbox, TimeoutExpired
-    from fastns.sandbox import Args
     from fastns.spec import Spec
     from fastns.template import Template
 
@@ -67,15 +67,12 @@ class _Unlinked(Completed):
     command never need to. It says that it is one, which isinstance() believes, and is pickled and
     copied as one; type() alone tells the difference."""
 
-    @property  # type: ignore[misc]  # object's can be set
+    @property  # type: ignore[misc]  # object has one that can be set
     def __class__(self) -> Any:
         return _linked()
 
     def check_returncode(self) -> None:
         _linked().check_returncode(self)
-
-    def __repr__(self) -> str:
-        return str(_linked().__repr__(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (vars(self),)
@@ -199,7 +196,7 @@ def run_by(
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
     timeout_ns = None if timeout is None else check_timeout(timeout)
-    mode = _TextMode.of(text, encoding, errors)
+    mode = TextMode.of(text, encoding, errors)
     streams_given = input is not None or stdin is not None or stdout is not None
     plain = not streams_given and stderr is None and env is None and cwd is None
     if plain and not plan.max_output:
@@ -250,7 +247,7 @@ def completed(
     args: Args,
     plan: _core.Plan,
     outcome: _core._Outcome | SpawnError,
-    mode: _TextMode | None,
+    mode: TextMode | None,
     timeout: float | None,
 ) -> Result:
     """What a command that was run to its end has come to."""

@@ -40,9 +40,21 @@ class CalledProcessError(FastnsError, subprocess.CalledProcessError):
 
 
 class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
-    """A sandbox that has ended: args, returncode, stdout, stderr as in subprocess, and usage.
+    """A sandbox that has ended, with args, returncode, stdout and stderr as in subprocess.
 
     To type checkers it is CompletedSandbox[str] of what was asked for as text, else of bytes.
+
+    Attributes:
+        cause: why it has ended, from evidence: "exited", "signaled", "oom", "pids", "cpu_time",
+            "output_limit" or "seccomp". The last is a call for which the filter ends a process, or,
+            which looks the same, a SIGSYS from inside: with init or the host's pid namespace.
+        wall_time: seconds, from before the clone to the end.
+        limits: names of the spec's limits that were enforced.
+        truncated: whether max_output has cut stdout or stderr off.
+        method: how it was started: "direct", "staged" or "template".
+        id_map: whose ids it had, as in Sandbox.
+        mount_namespace: how it began: "copied" (the caller's whole table of mounts), "tree" (the
+            root alone: Linux 7.0), "template", or "host" (it has none of its own).
     """
 
     def __repr__(self) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import errno
 import io
 import os
 from _warnings import warn  # of `warnings`, which takes longer to import
 
 from fastns import _core
-from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._args import check_timeout
 from fastns._cause import cause_of
-from fastns._compile import compile, search_path
-from fastns._record import record
+from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, exit_code, plan_of
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
 from fastns._typing import GenericBase, S, overload
 from fastns.errors import SpawnError, SpecError
@@ -22,9 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import IO, Any, Literal, Self, TypeAlias, TypedDict, Unpack
+    from typing import IO, Any, Literal, Self, TypedDict, Unpack
 
-    from fastns._cause import Cause, Counts
+    from fastns._cause import Cause
+    from fastns._command import Args
     from fastns._stdio import Stdio
 
     class SpawnKind(TypedDict, total=False):
@@ -38,84 +37,9 @@ if TYPE_CHECKING:
         env: Mapping[str, str] | None
         cwd: str | os.PathLike[str] | None
 
-    Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
-CLD_EXITED = 1
 SIGTERM = 15  # the module `signal` brings `enum`
-USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
-
-
-def exit_code(returncode: int) -> int:
-    """The code a shell would show: 128+n after signal n."""
-    return returncode if returncode >= 0 else 128 - returncode
-
-
-@record(frozen=True)
-class Usage:
-    """What a sandbox used, by the kernel's account of its first process and all it waited for."""
-
-    # Seconds. Children that nobody inside has waited for are not in these two: those that ended
-    # with a sandbox that was killed, or were left behind by its first process. cpu_time has them.
-    user_time: float
-    system_time: float
-    max_rss: int  # bytes, of the largest process
-    max_rss_exact: bool  # False: at most max_rss. A sandbox made directly starts from the caller's
-    # own peak, which the kernel hands on at exec; only a larger one of its own is seen.
-    # Of all its processes together, by its cgroups. None: no limit of that kind was set, or the
-    # kernel does not tell it of this sandbox alone.
-    memory_peak: int | None = None  # bytes, tmpfs and memory files among them
-    pids_peak: int | None = None
-    io_read: int | None = None  # bytes
-    io_write: int | None = None
-    cpu_time: float | None = None  # seconds, of all its processes, those nobody waited for too
-
-    @classmethod
-    def of(
-        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
-    ) -> Usage:
-        """From a result of _core's."""
-        if counts is None:
-            return cls(user, system, max_rss, exact)
-        more = (counts[name] for name in USAGE_OF_CGROUPS)
-        peak, pids, read, write = more
-        time = counts["cpu_time"]
-        seconds = None if time is None else time / 1e9
-        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON: what is known."""
-        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
-        known = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in known.items() if value is not None}
-
-
-def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
-    if isinstance(spec, _core.Plan):
-        return spec
-    if spec is not None and not isinstance(spec, Spec):
-        raise SpecError(
-            "spec",
-            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
-            " (a Template has spawn(), run() and batches of its own)",
-        )
-    return compile(spec)
-
-
-def command(
-    plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
-) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
-    """argv, environment, the paths to try for argv[0] in order, working directory."""
-    argv = check_args(args)
-    directories = plan.search_path
-    environ = plan.environ
-    if env is not None:
-        environ = check_env(env)
-        found = (entry[5:] for entry in environ if entry.startswith(b"PATH="))
-        directories = search_path(next(found, None))
-    name = argv[0]
-    paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
-    return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
 
 
 @overload
@@ -169,13 +93,14 @@ def spawn(
         stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
         text, encoding, errors: text streams instead of binary ones, as in subprocess.
         pass_fds: fds that stay open under the same number; all others are closed.
-        env: the whole environment, instead of the spec's. cwd: instead of the spec's.
+        env: the whole environment, instead of the spec's.
+        cwd: the working directory inside, instead of the spec's.
     Raises:
         SpecError: an argument that cannot be; nothing was started.
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
     """
     plan = plan_of(spec)
-    mode = _TextMode.of(text, encoding, errors)
+    mode = TextMode.of(text, encoding, errors)
     return start(
         lambda *started: _core.spawn(plan, *started),
         plan,
@@ -193,7 +118,7 @@ def start(
     plan: _core.Plan,
     args: Args,
     streams: tuple[Stdio, Stdio, Stdio],
-    mode: _TextMode | None,
+    mode: TextMode | None,
     *,
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
@@ -211,69 +136,6 @@ def start(
         raise
     stdio.close_child()
     return Sandbox(args, plan, process, stdio.parent, mode)
-
-
-@record(frozen=True)
-class _TextMode:
-    """How bytes become text: None everywhere means they do not."""
-
-    encoding: str
-    errors: str
-
-    @classmethod
-    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> _TextMode | None:
-        if not (text or encoding or errors):
-            return None
-        for field, name, what in (
-            ("encoding", encoding, "a text encoding such as 'utf-8'"),
-            ("errors", errors, "an error handler such as 'replace'"),
-        ):
-            try:
-                if name is not None and field == "errors":
-                    codecs.lookup_error(name)
-                elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not of text
-            except (LookupError, TypeError, ValueError):
-                raise SpecError(field, f"{shown(name)}: {what} expected") from None
-        return cls(encoding or "utf-8", errors or "strict")
-
-    def decode(self, data: bytes, cut: bool = False) -> str:
-        """`cut`: there was more, so that the last character may be incomplete; it is left out."""
-        if cut:
-            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
-        else:
-            text = data.decode(self.encoding, self.errors)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-
-    def decode_partial(self, data: bytes | None) -> str | None:
-        """What came until a timeout. Never fails: the timeout is the news."""
-        if data is None:
-            return None
-        lenient = "replace" if self.errors == "strict" else self.errors
-        return _TextMode(self.encoding, lenient).decode(data, cut=True)
-
-
-def encode_input(input: Any, mode: _TextMode | None) -> bytes:
-    """What communicate() is given, as bytes. Raises SpecError, field "input"."""
-    if input is None:
-        return b""
-    kind = type(input).__name__
-    if mode is None:
-        if isinstance(input, bytes):
-            return input
-        if isinstance(input, str):
-            raise SpecError("input", "str given: bytes expected, or text=True")
-        try:
-            return memoryview(input).tobytes()
-        except TypeError:
-            raise SpecError("input", f"{kind} given: bytes expected") from None
-    if not isinstance(input, str):
-        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
-    try:
-        return input.encode(mode.encoding, mode.errors)
-    except UnicodeError:
-        words = f"{shown(input)}: text that {mode.encoding} can encode expected"
-        raise SpecError("input", words) from None
 
 
 class Sandbox(GenericBase[S]):
@@ -297,7 +159,7 @@ class Sandbox(GenericBase[S]):
         plan: _core.Plan,
         process: _core.Process,
         pipes: Sequence[_core.Fd | None] = (None, None, None),
-        mode: _TextMode | None = None,
+        mode: TextMode | None = None,
     ) -> None:
         self.args = args
         self.pid = process.pid
@@ -331,7 +193,7 @@ class Sandbox(GenericBase[S]):
 
     @property
     def exit_code(self) -> int | None:
-        """The code a shell would show: 128+n after signal n; None while it runs."""
+        """The code a shell would show, 128+n after signal n; None while it runs."""
         return None if self.returncode is None else exit_code(self.returncode)
 
     @property
@@ -528,7 +390,7 @@ def _timeout_expired(
     return TimeoutExpired(sandbox.args, timeout, *partial)
 
 
-def _open_end(fd: _core.Fd | None, how: str, mode: _TextMode | None) -> IO[Any] | None:
+def _open_end(fd: _core.Fd | None, how: str, mode: TextMode | None) -> IO[Any] | None:
     if fd is None:
         return None
     try:

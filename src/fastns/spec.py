@@ -125,7 +125,8 @@ class Mount:
     """One thing mounted inside the root.
 
     Args:
-        destination: absolute path inside. type: one of mount_options.TYPES.
+        destination: absolute path inside.
+        type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
             X-mount.mkdir makes a missing destination. In root's sandboxes, which have ids of their
@@ -237,57 +238,72 @@ class Spec:
     """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
 
     Args:
-        rootfs: directory that becomes "/"; None: the host's system directories (/usr /bin /sbin
+        rootfs: directory that becomes "/". None: the host's system directories (/usr /bin /sbin
             /lib* /etc /opt), read-only, with a private /tmp, /dev, /proc and /run. Homes, /srv,
             /var and /mnt are not in view: name them with mounts, whose mount points are made. A
             relative path is taken from the working directory at compile().
         root_mode: "pivot_root" or "chroot".
-        read_only: the root cannot be written. overlay: what is written to it is thrown away.
-        hostname, domainname: at most 64 bytes; they need a new uts namespace.
+        read_only: the root cannot be written.
+        overlay: the root can be written, and what is written is thrown away.
+        hostname: at most 64 bytes; needs a new uts namespace.
+        domainname: the NIS domain, with the same rules.
         namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
-            of one to join. All are new, but time is the host's unless asked for. user: started by
-            root, one with a range of 65536 ids of its own, made once; "new" is one of its own with
-            the caller's id, or uid_mappings; an unprivileged caller always gets a new one.
+            of one to join. All are new by default but time, which is the host's. user: started by
+            root, a sandbox has a range of 65536 ids by default, in a namespace made once; "new" is
+            one of its own with the caller's id, or with uid_mappings. An unprivileged caller always
+            gets a new one.
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
             If uid 0 of the host may be a uid inside, as with user: host, /proc is read-only too,
             as is any proc or sysfs of `mounts` without "rw", unless CAP_SYS_ADMIN is given.
-        tmpfs_size: bytes, or text such as "64m", that each tmpfs of it may hold (and one file for
-            4 KiB of that): the default mounts, an overlay's, those in `mounts` that give no size=.
-            None: 512m; /run, /dev and /dev/shm 64m.
-        masked_paths, readonly_paths: inside, seen as empty, and not written to; what is not there
-            is left out. None: with default_mounts those that other runtimes have in /proc and /sys
-            (MASKED_PATHS, READONLY_PATHS).
+        tmpfs_size: bytes, or text such as "64m", that each tmpfs may hold (and one file for 4 KiB
+            of that): the default mounts, an overlay's layer, and mounts that give no size=. None:
+            512m; /run, /dev and /dev/shm 64m.
+        masked_paths: paths inside that are seen as empty. None: with default_mounts, those that
+            other runtimes mask in /proc and /sys (MASKED_PATHS). What is not there is left out.
+        readonly_paths: paths inside that cannot be written. None: likewise (READONLY_PATHS).
         files: destination -> text or bytes put there without touching the root.
         env: laid over PATH, HOME, TERM and LANG; the caller's environment is not inherited. HOME is
             /tmp without a rootfs, where nothing else can be written (but /root if that is mounted);
-            with one /root for uid 0 and / for others.
-        cwd, umask: of the command. user: "uid[:gid]" inside. additional_gids: supplementary groups.
-        uid_mappings, gid_mappings: IDMapping objects for a new user namespace.
+            with one, /root for uid 0 and / for others.
+        cwd: the command's working directory, an absolute path inside.
+        umask: the command's, from 0 to 0o777.
+        user: "uid[:gid]" inside.
+        additional_gids: supplementary groups, inside.
+        uid_mappings: IDMapping objects for a new user namespace; needs gid_mappings.
+        gid_mappings: the same for groups.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
             RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
             4 MiB. All but RLIMIT_CORE are at most half of the caller's soft limit, but 256 fds if
             the caller has that many. Limits without a default are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, to which
-            the kernel hands no signal that it has no handler for: abort() ends as -11,
+            the kernel hands no signal that it has no handler for: abort() ends as -11, and
             raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
-            ends (PR_SET_PDEATHSIG, prctl(2)). The command may take it off by that call, or by
+            ends (PR_SET_PDEATHSIG, prctl(2)). The command may turn this off by that call, or by
             executing a setuid program; with init=True it cannot. Where threads come and go, use a
             Template: its sandboxes always end with the caller, and with no thread of it.
         memory: bytes, or text such as "64m", that all its processes and its tmpfs may take
-            together. memory_swap: memory and swap; None: no swap, -1: as much as there is.
-        pids_limit: processes and threads. cpus: how many CPUs' time, such as 1.5. cpuset: which
-            CPUs, "0-1,3". cpu_weight: the share of its plan's or template's sandboxes together
-            where CPUs are short, 1 to 10000; other plans with cpus but no weight have 100.
+            together.
+        memory_swap: memory and swap together. None: no swap; -1: as much as there is.
+        pids_limit: processes and threads.
+        cpus: how many CPUs' time, such as 1.5.
+        cpu_weight: the share where CPUs are short, 1 to 10000, of all sandboxes of this plan or
+            template together; other plans with cpus but no weight have 100.
+        cpuset: which CPUs, such as "0-1,3".
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
             wbps and wiops need cgroup version 2, and a file system on which the kernel knows whose
             a buffered write is: ext2, ext4, xfs, btrfs, f2fs.
         cpu_time: seconds of CPU time, user and system, of all its processes together, after which
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
-        cgroup_parent: the cgroup to make its cgroups below, in each hierarchy; None: found.
+        cgroup_parent: the cgroup to make its cgroups below, in each hierarchy. None: found.
+        max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
+            captured. None: all.
+        on_output_limit: "truncate", the rest is read and thrown away, and `truncated` set; or
+            "kill", the sandbox is ended at once: cause "output_limit".
+        require_limits: a limit that cannot be enforced here is a SpecError. False: it is left out.
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
             "ALL"); none by default, in no set. They reach no further than the sandbox's user
             namespace and what belongs to it.
@@ -298,14 +314,10 @@ class Spec:
             command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
         allow_setid: whether set-user-ID and set-group-ID files may be made even if files of the
             host can be written (a writable rootfs or bind). False: the default filter then refuses
-            it, EPERM. If they cannot, it is allowed anyway.
+            it, EPERM. If no such file can be written, it is allowed anyway.
         landlock: {"read": [paths], "write": [paths]}, inside: files elsewhere cannot be opened,
             made or removed, by the kernel's Landlock; "write" is to read and execute as well. What
             is open already stays so. Abstract sockets and processes outside are out of reach too.
-        max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
-            captured. None: all. on_output_limit: "truncate", the rest is read and thrown away, and
-            `truncated` set; or "kill", the sandbox is ended, and its cause is "output_limit".
-        require_limits: a limit that cannot be enforced here is a SpecError; False: goes without.
     """
 
     rootfs: str | os.PathLike[str] | None = None

@@ -12,6 +12,7 @@ import warnings
 
 from fastns import _core
 from fastns._args import check_whole, shown
+from fastns._command import TextMode
 from fastns._compile_template import compile_template
 from fastns._ended import Completed
 from fastns._record import record
@@ -20,7 +21,7 @@ from fastns._typing import overload
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
-from fastns.sandbox import Sandbox, _TextMode, start
+from fastns.sandbox import Sandbox, start
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, TypeVar, Unpack
 
+    from fastns._command import Args
     from fastns.batch import BatchStreams, Jobs, Result
     from fastns.completed import RunOptions, RunStreamOptions, SpawnOptions, SpawnStreams
     from fastns.results import CompletedSandbox
-    from fastns.sandbox import Args
 
     T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class Template:
         Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
         """
         streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
-        mode = _TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
+        mode = TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
         return start(
             self._start,
             self._sandbox,
@@ -242,7 +243,7 @@ class Template:
         max_output: int | None = None,
     ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        mode = _TextMode.of(text, encoding, errors)
+        mode = TextMode.of(text, encoding, errors)
         return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
 
     def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:

@@ -50,7 +50,7 @@ RULES = (
 
 # Documented ways to do without: of which call and errno, and how the sandbox differs then.
 FALLBACKS = (
-    # A bind that cannot be shown with other owners is plain (README, volumes).
+    # A bind that cannot be shown with other owners is plain (docs/guide/files-and-ids.md).
     (
         "mount_setattr",
         "EPERM",

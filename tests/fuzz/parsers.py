@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
 from fastns._userns import entries
-from fastns.cli import Parser, UsageError, _flags
+from fastns.cli import UsageError, _flags
 from fastns.cli import batch as cli_batch
+from fastns.cli._parser import Parser
 from fastns.errors import SpecError
 from fastns.limits import MAX_BYTES, check_limits, parse_size
 from fastns.rootfs import _elf

@@ -110,6 +110,9 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.cwd", "cwd", lambda v: run(cwd=v), "path-of-bytes None"),
     ("spawn.args", "args", lambda v: fastns.spawn(v), ""),
     ("spawn.spec", "spec", lambda v: spawn(spec=v), "None"),
+    ("spawn.stdin", "stdin", lambda v: spawn(stdin=v), "None"),
+    ("spawn.stdout", "stdout", lambda v: spawn(stdout=v), "None"),
+    ("spawn.stderr", "stderr", lambda v: spawn(stderr=v), "None"),
     ("spawn.pass_fds", "pass_fds", lambda v: spawn(pass_fds=v), "bytes dict set"),
     ("spawn.pass_fds[0]", "pass_fds", lambda v: spawn(pass_fds=[v]), ""),
     ("compile.spec", "spec", fastns.compile, "None"),
@@ -270,7 +273,18 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
     ("names", lambda: fastns.unshare("uts", "net"), "pid, network expected"),
     ("names", lambda: fastns.setns(os.getpid()), "say which of"),
     ("target", lambda: fastns.setns(-1, "uts"), "a pid or a pidfd"),
+    ("names", lambda: fastns.setns(os.getpid(), "uts", "nothing"), "expected"),
+    ("target", lambda: fastns.setns(2**31, "uts"), "a pid or a pidfd"),
+    ("stdin", lambda: run(stdin=-7), "an open fd or a file"),
     ("pass_fds", lambda: spawn(pass_fds=[-1]), "an open fd"),
+    ("pass_fds", lambda: spawn(pass_fds=[2**31]), "an open fd"),
+    ("pass_fds", lambda: spawn(pass_fds=["3"]), "an open fd"),
+    ("spec", lambda: run(spec={}), "a Spec"),
+    ("spec", lambda: spawn(spec={}), "a Spec"),
+    ("capture_output", lambda: run(capture_output=True, stdout=fastns.PIPE), "leave"),
+    ("jobs[1]", lambda: fastns.run_batch([TRUE, 5]), "an argv list"),  # type: ignore[list-item]
+    ("jobs[1].env", lambda: run_job(env={"": "x"}), "without '='"),
+    ("concurrency", lambda: fastns.run_batch([TRUE], concurrency=-1), "from 1 to 4096"),
     ("timeout", lambda: run(timeout=2**32 + 1), "at most 4294967296 seconds"),
 ]  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_signals_are_lost_without_it(probe_rootfs: Path) -> None:
 
 
 def test_its_own_signals_are_lost_without_it() -> None:
-    """As README's table has it; a shell as pid 1 tells which signal a program died of."""
+    """As docs/guide/signals.md has it; a shell as pid 1 tells which signal a program died of."""
     raises = "kill -ABRT $$; exit 42"
     assert fastns.run(["sh", "-c", raises]).returncode == 42
     assert fastns.run(["sh", "-c", raises], spec=Spec(init=True)).returncode == -signal.SIGABRT

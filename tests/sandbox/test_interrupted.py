@@ -42,6 +42,7 @@ def interrupted(call: Callable[[], object], step: int) -> bool:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for one such frame in settrace()
     sys.settrace(trace)
     try:
         with suppress(Interrupt):

@@ -230,6 +230,53 @@ def test_a_time_that_is_over_at_once(plan: Path, with_init: Path) -> None:
         assert (done.returncode, status["cause"], done.stderr) == (124, "timeout", b"")
 
 
+# ---- a limit on its output ----
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Path:
+    return compiled(tmp_path / "limited.plan", "--max-output", "100000")
+
+
+def test_output_within_the_limit(limited: Path) -> None:
+    write = "head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; exit 4"
+    done, status = status_of(limited, "sh", "-c", write)
+    assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
+    assert (status["cause"], status["truncated"]) == ("exited", False)
+    done, _ = status_of(limited, "sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr")
+    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")  # the pipes are its own
+
+
+def test_output_beyond_the_limit(limited: Path) -> None:
+    write = "head -c 100001 /dev/zero; head -c 9000000 /dev/zero >&2; exit 4"
+    done, status = status_of(limited, "sh", "-c", write)
+    assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
+    assert (status["cause"], status["truncated"]) == ("exited", True)
+
+
+def test_a_reader_that_takes_nothing(limited: Path) -> None:
+    """It holds up the command, not the end that a time limit or a signal brings."""
+    words = [PROGRAM, "--timeout", "300ms", limited, "cat", "/dev/zero"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.wait(10) == 124
+    with subprocess.Popen([PROGRAM, limited, "cat", "/dev/zero"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.read(1)
+        other.terminate()
+        assert other.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_slow_reader_gets_all_of_it(limited: Path) -> None:
+    line = f"{PROGRAM} {limited} head -c 100000 /dev/zero | (sleep 0.5; wc -c)"
+    assert subprocess.check_output(["sh", "-c", line], timeout=60).split() == [b"100000"]
+
+
+def test_a_reader_that_has_gone(limited: Path) -> None:
+    line = f"{PROGRAM} {limited} sh -c 'cat /dev/zero; exit 9' | head -c 1 >/dev/null"
+    done = subprocess.run(["bash", "-c", line + "; exit ${PIPESTATUS[0]}"], timeout=60)
+    assert done.returncode == 9
+
+
 # ---- signals to it ----
 
 CATCHES = "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done"
@@ -380,3 +427,16 @@ def user_may_run() -> None:
     """Nothing to prepare: /var/tmp is not mounted nosuid where the tests run."""
     if os.statvfs("/var/tmp").f_flag & os.ST_NOSUID:
         support.skip_missing("set-user-ID programs in /var/tmp")
+
+
+def test_a_plan_that_nobody_else_can_have_written(tmp_path: Path) -> None:
+    """The control to what tests/unit/test_planfile.py has refused."""
+    (tmp_path / "sticky/own").mkdir(parents=True)
+    plan = compiled(tmp_path / "sticky/own/a.plan")
+    plan.chmod(0o644)
+    (tmp_path / "sticky").chmod(0o1777)  # others cannot replace what is there
+    (tmp_path / "link").symlink_to("sticky/own/../own")
+    (tmp_path / "file").symlink_to(plan)
+    for path in (plan, tmp_path / "link/a.plan", tmp_path / "file"):
+        assert execute(path, "true").returncode == 0
+    assert execute("link/../own/a.plan", "true", cwd=tmp_path).returncode == 0

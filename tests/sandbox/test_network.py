@@ -13,7 +13,7 @@ import inside
 import pytest
 
 import fastns
-from fastns import SpawnError, Spec, SpecError
+from fastns import SpawnError, Spec
 
 Report = Callable[..., dict[str, Any]]
 
@@ -30,13 +30,6 @@ def port() -> Iterator[str]:
     """A port of the host's loopback that accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield str(server.getsockname()[1])
-
-
-def test_only_lo(report: Report, bash_rootfs: Path) -> None:
-    seen = report()["interfaces"]
-    assert list(seen) == ["lo"]
-    assert (seen["lo"]["up"], seen["lo"]["address"]) == (True, "127.0.0.1")
-    assert inside.shell(bash_rootfs, "ls /sys/class/net") == "lo\n"  # /sys belongs to the namespace
 
 
 def test_the_hosts(report: Report, host_report: dict[str, Any], bash_rootfs: Path) -> None:
@@ -101,23 +94,6 @@ def test_joined_through_the_network_field(other: fastns.Sandbox, probe_rootfs: P
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, network="/nonexistent"))
     assert (caught.value.stage, caught.value.errno) == ("setns", errno.ENOENT)
-
-
-@pytest.mark.parametrize(
-    ("network", "namespace"),
-    [("none", "host"), ("host", "new"), ("/proc/1/ns/net", "new"), ("none", "/proc/1/ns/net")],
-)
-def test_contradictions(network: str, namespace: str) -> None:
-    with pytest.raises(SpecError, match="contradicts") as caught:
-        Spec(network=network, namespaces={"network": namespace})
-    assert caught.value.field == "network"
-
-
-@pytest.mark.parametrize("network", ["", "bridge", "pasta", "private", "None", 1, None])
-def test_values_that_are_none(network: Any) -> None:
-    with pytest.raises(SpecError) as caught:
-        Spec(network=network)
-    assert caught.value.field == "network"
 
 
 def test_without_rights_over_the_hosts(bash_rootfs: Path) -> None:

@@ -236,8 +236,12 @@ def test_umask_and_directory(report: Report, init: bool) -> None:
 def test_a_directory_that_is_none(probe_rootfs: Path, cwd: str, code: int, init: bool) -> None:
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, cwd=cwd, init=init))
+    error = caught.value
+    assert (error.stage, error.errno, error.op_index, error.path) == ("chdir", code, -1, cwd)
+    assert error.hint
+    with pytest.raises(SpawnError) as caught:
+        fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, init=init), cwd=cwd)
     assert (caught.value.stage, caught.value.errno) == ("chdir", code)
-    assert caught.value.hint
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
         assert interfaces == {"lo": {"index": 1, "up": True, "address": "127.0.0.1"}}
         (link,) = shell.ask("ip -o link").splitlines()
         assert re.match(r"1: lo: <LOOPBACK,UP,LOWER_UP>", link)
+        assert shell.ask("ls /sys/class/net") == "lo\n"  # /sys is that of the network
         assert shell.ask("ip route") == ""
         assert shell.ask("wc -l </proc/net/dev") == "3\n"  # two lines of headings
         assert "unreachable" in shell.ask("(: </dev/tcp/192.0.2.1/9)", status=1)

@@ -187,6 +187,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
     assert [step for step in steps if step in ("chroot", "pivot_root")] == [mode]
     with way.shell(Box(spec, words), "bash", "-l") as shell:
         check_inside(shell)
+        assert set(shell.ask("ls -A /").split()) == set(os.listdir(bash_rootfs))
         found = mounted(shell.ask("mount"))
         assert found[0][1] == "/"
         assert found[1 : len(table) + 1] == table

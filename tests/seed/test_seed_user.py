@@ -16,7 +16,6 @@ import pytest
 import support
 from seed.ways import SECONDS, Box, Outside, Way, isolated
 
-import fastns
 from fastns import IDMapping, Mount, Spec
 
 
@@ -146,9 +145,3 @@ def subordinate(table: str) -> int:
     if found is None:
         support.skip_missing(f"a range of this user in {table} (tests/setup.sh makes it)")
     return int(found[1])
-
-
-@pytest.mark.as_user
-def test_the_handle_says_who_wrote_the_map(bash_rootfs: Path) -> None:
-    with fastns.spawn(["true"], spec=Spec(rootfs=bash_rootfs)) as sandbox:
-        assert (sandbox.id_map, sandbox.method) == ("self", "direct")

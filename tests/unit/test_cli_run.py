@@ -21,7 +21,8 @@ import pytest
 import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
-from fastns.cli import VERBS, Parser, _docker, main
+from fastns.cli import VERBS, _docker, main
+from fastns.cli._parser import Parser
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
 

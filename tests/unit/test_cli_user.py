@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fastns import _inside
-from fastns.cli import Parser, UsageError, run
+from fastns.cli import UsageError, run
 from fastns.cli._flags import spec_of
+from fastns.cli._parser import Parser
 from fastns.spec import Spec
 
 PASSWD = (

@@ -94,7 +94,10 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         (["-o", "a", "--timeout", "0"], "--timeout 0: not a time above zero"),
         (["-o", "a", "--timeout", "9999999h"], "--timeout 9999999h: too long"),
         (["-o", "a", "--status-fd", "3"], "--status-fd: not a part of a plan"),
-        (["-o", "a", "--max-output", "1k"], "--max-output: not a part of a plan"),
+        (
+            ["-o", "a", "--max-output", "x"],
+            'max_output: \'x\': bytes, or text such as "64m" or "1g" expected',
+        ),
         (["-o", "a", "-t"], "-t: not a part of a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),
         (["-o", "a", "true"], "unexpected argument: true"),
@@ -235,8 +238,6 @@ def test_a_damaged_plan(plan: Path) -> None:
         assert refused(plan, "true")[0] == f"{plan}: the plan file is damaged"
     plan.write_bytes(whole + b"x")
     assert refused(plan, "true")[0] == f"{plan}: the plan file is damaged"
-    plan.write_bytes(whole)
-    assert execute(plan, "--timeout", "1us", "true").returncode in (124, 125)  # not for that reason
 
 
 # ---- who may have written it ----
@@ -266,8 +267,6 @@ def test_a_directory_further_up(tmp_path: Path) -> None:
     plan = compiled(tmp_path / "open/own/a.plan")
     (tmp_path / "open").chmod(0o777)
     assert f"others may write to {tmp_path}/open (mode 0777)" in refused(plan, "true")[0]
-    (tmp_path / "open").chmod(0o1777)  # others cannot replace what is there
-    assert "others" not in execute("--timeout", "1us", plan, "true").stderr
 
 
 def test_a_link_is_trusted_as_the_directory_that_it_is_in(tmp_path: Path) -> None:
@@ -276,9 +275,6 @@ def test_a_link_is_trusted_as_the_directory_that_it_is_in(tmp_path: Path) -> Non
     plan = compiled(tmp_path / "own/a.plan")
     (tmp_path / "open/link").symlink_to(plan)
     (tmp_path / "other/link").symlink_to("../own")
-    assert (
-        "others" not in execute("--timeout", "1us", tmp_path / "other/link/a.plan", "true").stderr
-    )
     (tmp_path / "open").chmod(0o1777)
     assert f"write to {tmp_path}/open " in refused(tmp_path / "open/link", "true")[0]
     (tmp_path / "own").chmod(0o777)

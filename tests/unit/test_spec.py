@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastns.errors import SpecError
-from fastns.spec import IDMapping, Mount, Rlimit, Spec
+from fastns.spec import KINDS, IDMapping, Mount, Rlimit, Spec
 
 RANGE = (IDMapping(0, 100000, 1000),)
 TOP = 2**32 - 2  # the highest id
@@ -78,6 +78,7 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"hostname": "box", "namespaces": {"uts": "host"}}, "hostname", "would rename the host"),
     ({"hostname": "box", "namespaces": {"uts": "/n/uts"}}, "hostname", "joined sandbox"),
     ({"domainname": "d", "namespaces": {"uts": "host"}}, "domainname", "would rename the host"),
+    ({"domainname": "d", "namespaces": {"uts": "/n/uts"}}, "domainname", "joined sandbox"),
     # namespaces
     ({"namespaces": {"net": "new"}}, "namespaces", "pid, mount, uts, ipc, network, user"),
     ({"namespaces": {1: "new"}}, "namespaces", "one of pid"),
@@ -89,6 +90,24 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"namespaces": {"ipc": True}}, "namespaces.ipc", "'new', 'host' or a path"),
     ({"namespaces": {"uts": "/n\0"}}, "namespaces.uts", "NUL"),
     ({"namespaces": {"uts": BytesPath()}}, "namespaces.uts", "'new', 'host' or a path"),
+    *(
+        ({"namespaces": {kind: value}}, f"namespaces.{kind}", "'new', 'host' or a path")
+        for kind in KINDS
+        for value in ("", "private", "none", "proc/1/ns/net")
+    ),
+    *(({"namespaces": {kind: "/a\0b"}}, f"namespaces.{kind}", "NUL") for kind in KINDS),
+    *(
+        ({"namespaces": {kind: "/" + "x" * 5000}}, f"namespaces.{kind}", "at most 4095")
+        for kind in KINDS
+    ),
+    *(
+        ({"namespaces": {kind: "new"}}, "namespaces", "one of pid, mount, uts")
+        for kind in ("mnt", "PID", "", "users", None)
+    ),
+    ({"network": ""}, "network", "expected"),
+    ({"network": "private"}, "network", "expected"),
+    ({"network": "None"}, "network", "expected"),
+    ({"network": 1}, "network", "expected"),
     ({"network": "bridge"}, "network", "not available yet"),
     ({"network": "pasta"}, "network", "not available yet"),
     ({"network": "new"}, "network", "expected"),
@@ -97,6 +116,8 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"network": "none", "namespaces": {"network": "host"}}, "network", "contradicts"),
     ({"network": "host", "namespaces": {"network": "new"}}, "network", "contradicts"),
     ({"network": "/a", "namespaces": {"network": "/b"}}, "network", "contradicts"),
+    ({"network": "/a", "namespaces": {"network": "new"}}, "network", "contradicts"),
+    ({"network": "none", "namespaces": {"network": "/b"}}, "network", "contradicts"),
     ({"init": True, "namespaces": {"pid": "host"}}, "init", "namespaces['pid'] = 'new'"),
     ({"init": True, "namespaces": {"pid": "/n/pid"}}, "init", "pid 1"),
     # without a mount namespace of its own
@@ -108,6 +129,7 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"mounts": [bind("/a")], "namespaces": JOINED}, "mounts", "that is joined"),
     ({"files": {"/a": ""}, "namespaces": JOINED}, "files", "that is joined"),
     ({"read_only": True, "namespaces": JOINED}, "read_only", "that is joined"),
+    ({"overlay": True, "rootfs": "/r", "namespaces": JOINED}, "overlay", "that is joined"),
     ({"rootfs": "/r", "namespaces": JOINED}, "rootfs", "a root of its own"),
     ({"root_mode": "chroot", "namespaces": JOINED}, "root_mode", "a root of its own"),
     # what is mounted

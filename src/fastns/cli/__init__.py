@@ -1,20 +1,19 @@
 """The command line: finds the verb, imports that verb's module alone, and words every error.
 
-One module per verb. Each gives `add_parser(subparsers)` and `main(namespace) -> int`. Nothing
-else is imported here, so that `fastns run` costs the start of one verb and not of all of them.
+One module per verb. Each gives `add_parser(subparsers)` and `main(namespace) -> int`; one that is
+to start at once also gives `declare(options)` (_options.py). Nothing else is imported here, so that
+`fastns run` costs the start of one verb and not of all of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import IO, Any, NoReturn
+    from typing import IO, NoReturn
 
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
@@ -39,100 +38,6 @@ class UsageError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with the error form of fastns, and no guessing of shortened flags.
-
-    With `options_first` the first word that is not an option ends the options: it and all that
-    follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
-    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
-    `like_docker` an option of docker's that does not exist here is told what there is instead.
-    """
-
-    options_first = False
-    keeps_error = False
-    like_docker = False
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-        self._words: Sequence[str] = ()
-
-    def error(self, message: str) -> NoReturn:
-        import re
-
-        rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
-        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
-            if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
-                raise self._unknown(word)
-        raise UsageError(message, f"see {self.prog} --help")
-
-    def print_help(self, file: object = None) -> None:
-        """To stdout, always; argparse itself does not tell when that fails."""
-        say(self.format_help(), end="")
-
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
-        namespace = argparse.Namespace(wrong=None)
-        if self.options_first:
-            words, namespace.command = self.split(words)
-        self._words = words
-        try:
-            _, unknown = self.parse_known_args(words, namespace)
-            if unknown:
-                raise self._unknown(unknown[0])
-        except UsageError as error:
-            if not self.keeps_error:
-                raise
-            namespace.wrong = error
-        return namespace
-
-    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Divide words into the options with their values, and the command with its own."""
-        index = 0
-        while index < len(words):
-            word = words[index]
-            if word == "--":
-                return list(words[:index]), list(words[index + 1 :])
-            if word == "-" or not word.startswith("-"):
-                break
-            index += 2 if self._wants_next(word) else 1
-        return list(words[:index]), list(words[index:])
-
-    def _wants_next(self, word: str) -> bool:
-        """Whether the value of this option is the next word."""
-        if word.startswith("--"):
-            return self._takes_value(word)
-        for place, letter in enumerate(word[1:], start=2):
-            if self._takes_value(f"-{letter}"):
-                return place == len(word)
-        return False
-
-    def _takes_value(self, option: str) -> bool:
-        action = self._option_string_actions.get(option)
-        return action is not None and action.nargs != 0
-
-    def _unknown(self, word: str) -> UsageError:
-        if word == "-" or not word.startswith("-"):
-            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
-        option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
-        if self.like_docker:
-            from fastns.cli._docker import OPTIONS
-
-            if option in OPTIONS:
-                return UsageError(f"unknown option: {option}", OPTIONS[option])
-        known = closest(option, self._option_string_actions)
-        return UsageError(
-            f"unknown option: {option}",
-            f"did you mean {known}?" if known else f"see {self.prog} --help",
-        )
-
-    def _unknown_letter(self, word: str) -> str:
-        """`-d` of `-itd`. A long option with one dash is named whole."""
-        if f"-{word}" in self._option_string_actions:
-            return word
-        letters = (f"-{letter}" for letter in word[1:])
-        return next((each for each in letters if each not in self._option_string_actions), word)
 
 
 def whole(word: str) -> int | None:
@@ -218,6 +123,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
 
 
+def program() -> NoReturn:
+    """main() as a process of its own. It does not take the interpreter down, module by module,
+    which takes longer than a sandbox to start: what that would do for others is done here."""
+    import atexit
+    import gc
+
+    if sys.argv[1:2] == ["run"]:
+        gc.disable()  # one sandbox makes no garbage that is worth a look at all that was imported
+    code = main()
+    atexit._run_exitfuncs()
+    for file in (sys.stdout, sys.stderr):
+        try:
+            if file is not None:
+                file.flush()
+        except (OSError, ValueError):  # nobody reads it, or it is closed
+            code = code or EXIT_FAILED
+    os._exit(code)
+
+
 def _hold_closed_fds() -> None:
     """Keep 0, 1 and 2 from files of fastns's own where they are closed: a command would write to
     them. Opened for the other direction, each still fails with EBADF as it did."""
@@ -242,10 +166,20 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise _unknown_verb(verb)
-    module = importlib.import_module(f"fastns.cli.{verb}")
-    subparsers = Parser(prog="fastns").add_subparsers()
-    module.add_parser(subparsers)
-    namespace = subparsers.choices[verb].parse(rest)
+    module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # importlib takes longer to import
+    namespace = None
+    if hasattr(module, "declare"):
+        from fastns.cli._options import Options
+
+        options = Options()
+        module.declare(options)
+        namespace = options.parse(rest)
+    if namespace is None:
+        from fastns.cli._parser import Parser
+
+        subparsers = Parser(prog="fastns").add_subparsers()
+        module.add_parser(subparsers)
+        namespace = subparsers.choices[verb].parse(rest)
     code: int = module.main(namespace)
     return code
 

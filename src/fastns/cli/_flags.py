@@ -8,8 +8,6 @@ leads from the field it names back to the flag.
 from __future__ import annotations
 
 import os
-import re
-from contextlib import contextmanager
 
 from fastns.cli import UsageError, complain, whole
 from fastns.errors import SpecError
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, TypeVar
 
-    from fastns.cli import Parser
+    from fastns.cli._options import Options
+    from fastns.cli._parser import Parser
 
     T = TypeVar("T")
 
@@ -98,11 +97,11 @@ FLAG_OF_WORDS = {
 }
 """What an error or a hint says of a Spec -> the same on the command line."""
 _MOUNT = r"Mount\('([^']*)', source='([^']*)', options=\['([^']*)'\]\)"
-_MOUNTS = re.compile(rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]")
+_MOUNTS = rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]"
 
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
-SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 MOUNT_PATHS = {
     "src": "source",
@@ -115,12 +114,12 @@ SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
 
 
-def add_sandbox_flags(parser: Parser) -> argparse._ArgumentGroup:
+def add_sandbox_flags(parser: Parser | Options) -> Any:
     """Add what `fastns run` and `fastns batch` say about a sandbox, in the order of the help.
 
     Returns the last group, "the process", to which a verb may add. spec_of() reads them.
     """
-    group: argparse._ArgumentGroup
+    group: Any
     parser.like_docker = True
 
     def switch(*names: str, help: str) -> None:
@@ -251,12 +250,17 @@ def in_flags(text: str) -> str:
     """What fastns says of a Spec, in the words of the command line."""
     for words, flag in FLAG_OF_WORDS.items():
         text = text.replace(words, flag)
-    return _MOUNTS.sub(lambda found: _volumes(found[1]), text)
+    if "mounts=[" not in text:
+        return text
+    import re  # only an error needs it
+
+    return re.sub(_MOUNTS, lambda found: _volumes(found[1]), text)
 
 
 def _volumes(mounts: str) -> str:
     """`Mount(...), Mount(...)` of a hint, as -v."""
-    import shlex  # only an error needs it
+    import re
+    import shlex
 
     found = re.findall(_MOUNT, mounts)
     return " ".join(f"-v {shlex.quote(f'{src}:{dst}:{opt}')}" for dst, src, opt in found)
@@ -349,13 +353,18 @@ def spec_of(
     )
 
 
-@contextmanager
-def naming(flag: str, text: str) -> Iterator[None]:
+class naming:
     """Turns a SpecError into a UsageError that starts with the flag and its value."""
-    try:
-        yield
-    except SpecError as error:
-        raise UsageError(f"{flag} {text}: {error}", "--help shows its form") from None
+
+    def __init__(self, flag: str, text: str) -> None:
+        self._where = f"{flag} {text}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        if isinstance(error, SpecError):
+            raise UsageError(f"{self._where}: {error}", "--help shows its form") from None
 
 
 # Namespaces and ids
@@ -724,15 +733,27 @@ def _limit(text: str, word: str) -> int:
 
 def duration(flag: str, text: str) -> float:
     """Seconds of `2s`, `500ms`, `1m30s`, `1.5h` or a plain number of seconds; more than zero."""
-    number = r"(?:\d+(?:\.\d*)?|\.\d+)"
-    seconds = 0.0
-    if re.fullmatch(number, text):
-        seconds = float(text)
-    elif re.fullmatch(rf"(?:{number}(?:h|ms|m|us|s))+", text):
-        for amount, unit in re.findall(rf"({number})(h|ms|m|us|s)", text):
-            seconds += float(amount) * SECONDS[unit]
+    seconds = _seconds(text)
     if not seconds > 0:
         raise UsageError(
             f"{flag} {text}: not a time above zero", "for example: 2s, 500ms, 1m30s or 2.5"
         )
     return seconds
+
+
+def _seconds(text: str) -> float:
+    """The time that a word stands for; 0 if it is none."""
+    total, rest = 0.0, text
+    while rest:
+        number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
+        rest = rest[len(number) :]
+        if not number.strip(".") or number.count(".") > 1:
+            return 0.0
+        if number == text:
+            return float(number)
+        unit = next((unit for unit in SECONDS if rest.startswith(unit)), None)
+        if unit is None:
+            return 0.0
+        total += float(number) * SECONDS[unit]
+        rest = rest[len(unit) :]
+    return total

@@ -6,7 +6,8 @@ import argparse
 import importlib
 
 from fastns._record import record
-from fastns.cli import VERBS, Parser
+from fastns.cli import VERBS
+from fastns.cli._parser import Parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from types import FrameType
+else:
+    import _signal  # what `signal` is made of: that brings `enum`
+
+SIGINT, SIGKILL = _signal.SIGINT, _signal.SIGKILL
 
 
 class Signals:
@@ -20,19 +24,19 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._previous_fd = _signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._previous = {
-            number: signal.signal(number, _do_nothing)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN
+            number: _signal.signal(number, _do_nothing)
+            for number in (SIGINT, _signal.SIGTERM, _signal.SIGHUP)
+            if _signal.getsignal(number) != _signal.SIG_IGN
         }
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             # None: a handler that Python did not install and cannot name
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._previous_fd)
+            _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+        _signal.set_wakeup_fd(self._previous_fd)
         os.close(self.pipe)
         os.close(self._write_end)
 
@@ -50,6 +54,8 @@ def _do_nothing(_number: int, _frame: FrameType | None) -> None:
 
 def signal_name(number: int) -> str:
     """SIGKILL for 9, and SIG40 for a real-time signal without a name."""
+    import signal  # only a signal needs it
+
     try:
         return signal.Signals(number).name
     except ValueError:  # most real-time signals have no name of their own

@@ -20,7 +20,7 @@ import stat
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, whole
+from fastns.cli import EXIT_FAILED, UsageError, complain, whole
 from fastns.cli._flags import add_sandbox_flags, complain_of, duration, spec_of
 from fastns.cli._signals import Signals, signal_name
 from fastns.errors import FastnsError, SpawnError, SpecError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from fastns import Spec
     from fastns.batch import Job, Result
+    from fastns.cli._parser import Parser
 
     Runner: TypeAlias = Callable[..., object]
 

@@ -7,13 +7,14 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, Parser, UsageError, complain, say, whole
+from fastns.cli import EXIT_FAILED, UsageError, complain, say, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fastns._bench import Row, Sandboxes
+    from fastns.cli._parser import Parser
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")

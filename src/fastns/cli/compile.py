@@ -13,7 +13,7 @@ import stat
 
 from fastns import _planfile
 from fastns._args import MAX_TIMEOUT
-from fastns.cli import EXIT_FAILED, Parser, UsageError, say
+from fastns.cli import EXIT_FAILED, UsageError, say
 from fastns.cli._flags import (
     FLAG_OF_FIELD,
     add_sandbox_flags,
@@ -26,6 +26,7 @@ from fastns.cli._flags import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import Spec
+    from fastns.cli._parser import Parser
 
 LIMITS = (
     "memory",
@@ -45,8 +46,7 @@ LIMITS_ELSEWHERE = (
 )
 PER_RUN = {
     "--status-fd": "give it to fastns-exec",
-    "--max-output": "the command writes to fastns-exec's own stdout and stderr: limit it there, or "
-    "use fastns run",
+    "--on-output-limit": "fastns-exec cuts the output off, and the command goes on: use fastns run",
     "-t": "-t is not available yet: stdin is always connected",
     "--tty": "-t is not available yet: stdin is always connected",
 }
@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     for names in (("-i", "--interactive"), ("--rm",)):
         parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS)
     for name in PER_RUN:
-        takes_value = name in ("--status-fd", "--max-output")
+        takes_value = name in ("--status-fd", "--on-output-limit")
         parser.add_argument(
             name,
             dest="per_run",
@@ -78,10 +78,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
             help=argparse.SUPPRESS,
             **({"type": lambda _, name=name: name} if takes_value else {"const": name}),
         )
+    parser.set_defaults(on_output_limit=None)
     group = parser.add_argument_group("the plan")
     group.add_argument("-o", "--output", metavar="PLAN", help="where to write it")
     group.add_argument(
         "--timeout", metavar="TIME", help="end each sandbox after 2s, 500ms, 1m30s, ..."
+    )
+    group.add_argument(
+        "--max-output",
+        metavar="BYTES",
+        help="pass on no more of stdout and of stderr of each: 64k, 1m",
     )
     group.add_argument(
         "--dry-run",
@@ -110,19 +116,21 @@ def main(flags: argparse.Namespace) -> int:
     timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
     if timeout is not None and timeout > MAX_TIMEOUT:
         raise UsageError(
-            f"--timeout {flags.timeout}: too long",
-            f"at most {MAX_TIMEOUT} seconds, or leave it out",
+            f"--timeout {flags.timeout}: too long", f"at most {MAX_TIMEOUT} seconds expected"
         )
+    timeout_ns = None if timeout is None else max(1, int(timeout * 1e9))
     if flags.output is not None:
         check_directory(flags.output)
     try:
         spec = spec_of(flags, os.environ, extra_env={})
+        if flags.max_output is not None:
+            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
         refuse_limits(spec)
         plan = fastns.compile(spec)
         if flags.dry_run:
             say("\n".join(plan.describe()))
             return 0
-        data = _planfile.pack(plan, None if timeout is None else int(timeout * 1e9), in_flags)
+        data = _planfile.pack(plan, timeout_ns, in_flags)
     except (fastns.FastnsError, OSError) as error:
         complain_of(error, "compile")
         return EXIT_FAILED

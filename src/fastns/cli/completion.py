@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fastns.cli import VERBS, Parser, UsageError, say
+from fastns.cli import VERBS, UsageError, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fastns.cli._outline import Option, Verb
+    from fastns.cli._parser import Parser
 
 EPILOG = """\
 examples:

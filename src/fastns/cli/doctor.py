@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from fastns.cli import Parser, say
+from fastns.cli import say
 from fastns.doctor import Check, examine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns.cli._parser import Parser
 
 EXIT_BASICS_FAIL = 1
 

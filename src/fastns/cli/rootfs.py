@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from fastns.cli import Parser
+    from fastns.cli._parser import Parser
 
 PATIENCE = 1.0
 """Seconds before a build shows how far it is."""

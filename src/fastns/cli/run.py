@@ -10,15 +10,13 @@ sandbox not for a reader that takes nothing.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import select
-import signal
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, Parser, UsageError, advise, complain, say, whole
+from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
 from fastns.cli._flags import (
     add_sandbox_flags,
     complain_of,
@@ -27,13 +25,16 @@ from fastns.cli._flags import (
     in_flags,
     spec_of,
 )
-from fastns.cli._signals import Signals, signal_name
+from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any
 
     from fastns import Sandbox, Spec
+    from fastns.cli._options import Options
+    from fastns.cli._parser import Parser
     from fastns.cli._relay import Relay
 
 EXIT_TIMEOUT = 124
@@ -47,7 +48,7 @@ PATIENCE = 0.2
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `run` verb: every flag it takes, in the order of its help."""
+    """Add the `run` verb."""
     parser = subparsers.add_parser(
         "run",
         usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
@@ -57,8 +58,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.options_first = True
     parser.keeps_error = True  # --status-fd tells of a wrong flag too
+    declare(parser)
 
-    group = add_sandbox_flags(parser)
+
+def declare(parser: Parser | Options) -> None:
+    """Every flag it takes, in the order of its help."""
+    group: Any = add_sandbox_flags(parser)
     for names, help in (
         (("-i", "--interactive"), "accepted: stdin is always connected"),
         (("-t", "--tty"), "a terminal of its own (not available yet)"),
@@ -207,7 +212,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
             sandbox.kill()
         returncode = sandbox.wait()
         # A Ctrl-C that came before was the command's as well.
-        before = [number for number in signals.take() if number != signal.SIGINT]
+        before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _hand_on(relays, signals, patience)
         if stop and cause == "ended":
@@ -219,7 +224,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     if cause == "killed":
         exit_code = 128 + number
     elif cause == "timeout":
-        exit_code, number = EXIT_TIMEOUT, signal.SIGKILL
+        exit_code, number = EXIT_TIMEOUT, SIGKILL
     elif returncode < 0:
         exit_code, number = 128 - returncode, -returncode
     else:
@@ -316,7 +321,7 @@ def _wait(
         for number in signals.take():
             # The terminal has sent SIGINT to a command in this session as well, but pid 1 of a
             # namespace gets only what it handles. A reaper as pid 1 hides whether its child does.
-            if number != signal.SIGINT or has_init or not handles_sigint(sandbox.pid):
+            if number != SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
             if not _in_this_session(sandbox.pid):
                 sandbox.send_signal(number)
@@ -331,7 +336,7 @@ def _in_this_session(pid: int) -> bool:
 
 def handles_sigint(pid: int) -> bool:
     """Whether process `pid` catches or ignores SIGINT. False when it is gone."""
-    bit = 1 << (signal.SIGINT - 1)
+    bit = 1 << (SIGINT - 1)
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             masks = [line.split()[1] for line in status if line.startswith(("SigCgt:", "SigIgn:"))]

@@ -1,0 +1,82 @@
+"""A shell tool for a language model's agent: commands in, what they print out.
+
+    python agent.py WORKSPACE <calls.jsonl
+
+Reads JSON objects, a line each: {"command": "ls", "timeout": 10}. Answers each with another:
+exit_code, output, and a note if something ended the command. Files in WORKSPACE stay from call to
+call; nothing else does. There is no network.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import fastns
+from fastns import Mount, Spec, Template
+
+PLACE = "/workspace"
+NOTES = {
+    "timeout": "the command took too long and was ended",
+    "oom": "the command was out of memory",
+}
+
+
+class Shell:
+    """One workspace, and sandboxes that see it. A context manager."""
+
+    def __init__(self, workspace: Path, *, timeout: float = 30.0) -> None:
+        self.timeout = timeout
+        self._template = Template(
+            Spec(
+                mounts=[Mount(PLACE, source=workspace.resolve())],
+                cwd=PLACE,
+                env={"HOME": PLACE},
+                memory="1g",
+                pids_limit=200,
+                max_output="16k",  # as much as a model should read
+                require_limits=False,  # an agent's host may have no cgroups to give
+            )
+        )
+
+    def __enter__(self) -> "Shell":
+        self._template.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._template.close()
+
+    def call(self, command: str, timeout: float | None = None) -> dict[str, object]:
+        """Run one command line. Whatever it does, the answer is something to read."""
+        try:
+            done = self._template.run(
+                ["sh", "-c", command],
+                stdin=fastns.DEVNULL,
+                stdout=fastns.PIPE,
+                stderr=fastns.STDOUT,
+                timeout=timeout or self.timeout,
+            )
+        except fastns.TimeoutExpired as error:
+            return self._answer(124, error.stdout, error)
+        return self._answer(done.exit_code, done.stdout, done)
+
+    @staticmethod
+    def _answer(
+        exit_code: int, output: bytes | None, done: fastns.CompletedSandbox | fastns.TimeoutExpired
+    ) -> dict[str, object]:
+        text = (output or b"").decode(errors="replace")
+        notes = [NOTES[done.cause]] if done.cause in NOTES else []
+        if done.truncated:
+            notes.append("the output was longer; the rest is left out")
+        return {"exit_code": exit_code, "output": text} | (
+            {"note": "; ".join(notes)} if notes else {}
+        )
+
+
+def main() -> None:
+    with Shell(Path(sys.argv[1])) as shell:
+        for line in sys.stdin:
+            print(json.dumps(shell.call(**json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""pytest fixtures for code that nobody trusts: generated programs, plug-ins, students' work.
+
+    pytest test_untrusted.py
+
+Each call of `execute` is a sandbox of its own, from a template that the whole session shares.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import fastns
+from fastns import Spec, Template
+
+Execute = Callable[[str], fastns.CompletedSandbox]
+
+GENERATED = """
+def median(values):
+    values = sorted(values)
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else sum(values[middle - 1 : middle + 1]) / 2
+"""
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Template]:
+    with Template(Spec(max_output="1m")) as template:
+        yield template
+
+
+@pytest.fixture
+def execute(template: Template) -> Execute:
+    """Run Python source, at most 10 seconds; its result has stdout and stderr as text."""
+
+    def run(source: str) -> fastns.CompletedSandbox:
+        return template.run(
+            ["python3", "-I", "-c", source], capture_output=True, text=True, timeout=10
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(("values", "expected"), [("[3, 1, 2]", "2"), ("[4, 1]", "2.5")])
+def test_generated_code(execute: Execute, values: str, expected: str) -> None:
+    done = execute(f"{GENERATED}\nprint(median({values}))")
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+
+
+def test_it_reaches_no_network(execute: Execute) -> None:
+    done = execute("import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)")
+    assert "Network is unreachable" in done.stderr
+
+
+def test_it_leaves_nothing(execute: Execute) -> None:
+    assert execute("open('/tmp/x', 'w').close()").returncode == 0
+    assert "No such file" in execute("open('/tmp/x')").stderr

@@ -1,0 +1,173 @@
+"""What run(), spawn() and batches have in common: a command as it is given, how its output becomes
+text, and what it used."""
+
+from __future__ import annotations
+
+import codecs
+import os
+
+from fastns import _core
+from fastns._args import check_args, check_cwd, check_env, shown
+from fastns._compile import compile, search_path
+from fastns._record import record
+from fastns.errors import SpecError
+from fastns.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    from fastns._cause import Counts
+
+    Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+
+CLD_EXITED = 1
+USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
+
+
+def exit_code(returncode: int) -> int:
+    """The code a shell would show: 128+n after signal n."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+@record(frozen=True)
+class Usage:
+    """What a sandbox used, by the kernel's account of its first process and all it waited for.
+
+    Attributes:
+        user_time: seconds of CPU time. Children that nobody inside waited for are missing: those
+            that ended with a killed sandbox, or that its first process left behind.
+        system_time: seconds of CPU time in the kernel, of the same processes.
+        max_rss: bytes, of the largest process.
+        max_rss_exact: False if it may be less: a direct start begins with the peak of the caller,
+            which the kernel hands on at exec.
+        memory_peak: bytes, of all processes together, with tmpfs and memory files.
+        pids_peak: processes and threads at once.
+        io_read: bytes.
+        io_write: bytes.
+        cpu_time: seconds of CPU time of all processes, those nobody waited for too.
+
+    The last five come from cgroups. They are None where no limit of that kind was set, or
+    where the kernel does not tell it of this sandbox alone.
+    """
+
+    user_time: float
+    system_time: float
+    max_rss: int
+    max_rss_exact: bool
+    memory_peak: int | None = None
+    pids_peak: int | None = None
+    io_read: int | None = None
+    io_write: int | None = None
+    cpu_time: float | None = None
+
+    @classmethod
+    def of(
+        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
+    ) -> Usage:
+        """From a result of _core's."""
+        if counts is None:
+            return cls(user, system, max_rss, exact)
+        more = (counts[name] for name in USAGE_OF_CGROUPS)
+        peak, pids, read, write = more
+        time = counts["cpu_time"]
+        seconds = None if time is None else time / 1e9
+        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON: what is known."""
+        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
+        known = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
+    if isinstance(spec, _core.Plan):
+        return spec
+    if spec is not None and not isinstance(spec, Spec):
+        raise SpecError(
+            "spec",
+            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            " (a Template has spawn(), run() and batches of its own)",
+        )
+    return compile(spec)
+
+
+def command(
+    plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
+    """argv, environment, the paths to try for argv[0] in order, working directory."""
+    argv = check_args(args)
+    directories = plan.search_path
+    environ = plan.environ
+    if env is not None:
+        environ = check_env(env)
+        found = (entry[5:] for entry in environ if entry.startswith(b"PATH="))
+        directories = search_path(next(found, None))
+    name = argv[0]
+    paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
+    return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
+
+
+@record(frozen=True)
+class TextMode:
+    """How bytes become text: None everywhere means they do not."""
+
+    encoding: str
+    errors: str
+
+    @classmethod
+    def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> TextMode | None:
+        if not (text or encoding or errors):
+            return None
+        for field, name, what in (
+            ("encoding", encoding, "a text encoding such as 'utf-8'"),
+            ("errors", errors, "an error handler such as 'replace'"),
+        ):
+            try:
+                if name is not None and field == "errors":
+                    codecs.lookup_error(name)
+                elif name is not None:
+                    "".encode(name)  # rot13 and the like are codecs, but not of text
+            except (LookupError, TypeError, ValueError):
+                raise SpecError(field, f"{shown(name)}: {what} expected") from None
+        return cls(encoding or "utf-8", errors or "strict")
+
+    def decode(self, data: bytes, cut: bool = False) -> str:
+        """`cut`: there was more, so that the last character may be incomplete; it is left out."""
+        if cut:
+            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
+        else:
+            text = data.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def decode_partial(self, data: bytes | None) -> str | None:
+        """What came until a timeout. Never fails: the timeout is the news."""
+        if data is None:
+            return None
+        lenient = "replace" if self.errors == "strict" else self.errors
+        return TextMode(self.encoding, lenient).decode(data, cut=True)
+
+
+def encode_input(input: Any, mode: TextMode | None) -> bytes:
+    """What communicate() is given, as bytes. Raises SpecError, field "input"."""
+    if input is None:
+        return b""
+    kind = type(input).__name__
+    if mode is None:
+        if isinstance(input, bytes):
+            return input
+        if isinstance(input, str):
+            raise SpecError("input", "str given: bytes expected, or text=True")
+        try:
+            return memoryview(input).tobytes()
+        except TypeError:
+            raise SpecError("input", f"{kind} given: bytes expected") from None
+    if not isinstance(input, str):
+        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+    try:
+        return input.encode(mode.encoding, mode.errors)
+    except UnicodeError:
+        words = f"{shown(input)}: text that {mode.encoding} can encode expected"
+        raise SpecError("input", words) from None

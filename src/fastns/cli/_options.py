@@ -1,0 +1,86 @@
+"""The options of `run`, read without argparse: to import that takes longer than a sandbox to start.
+
+A verb declares them once, as to argparse. A command line whose options are all known, and given
+whole, is read here. Any other one, and `--help`, is left to argparse and to what it says.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+    from typing import Any
+else:
+
+    class Namespace:
+        """What was read: an attribute for each option, and `command`, as argparse's has them."""
+
+        wrong = None  # what _parser.py has for an error; a line with one is not read here
+
+
+class Options:
+    """Takes the declarations that argparse.ArgumentParser takes, as far as they are used here."""
+
+    like_docker = False  # for argparse's errors
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str | None, Callable[[str], Any] | None]] = {}
+        self._defaults: dict[str, Any] = {}
+
+    def add_argument_group(self, title: str) -> Options:
+        return self
+
+    def add_argument(
+        self,
+        *names: str,
+        help: str,
+        metavar: str | None = None,
+        action: str | None = None,
+        dest: str | None = None,
+        type: Callable[[str], Any] | None = None,
+        default: Any = None,
+    ) -> None:
+        if action not in (None, "append", "store_true"):
+            raise ValueError(f"{names}: action {action!r} is not known here")
+        long = next((name for name in names if name.startswith("--")), names[0])
+        place = dest or long.lstrip("-").replace("-", "_")
+        for name in names:
+            self._known[name] = (place, action, type)
+        self._defaults[place] = False if action == "store_true" else default
+
+    def parse(self, words: Sequence[str]) -> Namespace | None:
+        """The options before a command, and the command; None: argparse is needed."""
+        found = Namespace()
+        values = vars(found)
+        for place, default in self._defaults.items():
+            values[place] = list(default) if isinstance(default, list) else default
+        at, n_words = 0, len(words)
+        while at < n_words:
+            word = words[at]
+            if word == "-" or not word.startswith("-"):
+                break
+            at += 1
+            if word == "--":
+                break
+            name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+            if name not in self._known:
+                return None
+            place, action, kind = self._known[name]
+            if action == "store_true":
+                if equals:
+                    return None
+                values[place] = True
+                continue
+            if not equals:
+                if at == n_words or words[at].startswith("-"):
+                    return None
+                value = words[at]
+                at += 1
+            given = kind(value) if kind is not None else value
+            if action == "append":
+                values[place].append(given)
+            else:
+                values[place] = given
+        values["command"] = list(words[at:])
+        return found

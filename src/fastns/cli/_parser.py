@@ -1,0 +1,106 @@
+"""argparse with the error form of fastns."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastns.cli import UsageError, closest, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the error form of fastns, and no guessing of shortened flags.
+
+    With `options_first` the first word that is not an option ends the options: it and all that
+    follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
+    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
+    `like_docker` an option of docker's that does not exist here is told what there is instead.
+    """
+
+    options_first = False
+    keeps_error = False
+    like_docker = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self._words: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        import re
+
+        rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
+        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
+            if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
+                raise self._unknown(word)
+        raise UsageError(message, f"see {self.prog} --help")
+
+    def print_help(self, file: object = None) -> None:
+        """To stdout, always; argparse itself does not tell when that fails."""
+        say(self.format_help(), end="")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
+        namespace = argparse.Namespace(wrong=None)
+        if self.options_first:
+            words, namespace.command = self.split(words)
+        self._words = words
+        try:
+            _, unknown = self.parse_known_args(words, namespace)
+            if unknown:
+                raise self._unknown(unknown[0])
+        except UsageError as error:
+            if not self.keeps_error:
+                raise
+            namespace.wrong = error
+        return namespace
+
+    def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Divide words into the options with their values, and the command with its own."""
+        index = 0
+        while index < len(words):
+            word = words[index]
+            if word == "--":
+                return list(words[:index]), list(words[index + 1 :])
+            if word == "-" or not word.startswith("-"):
+                break
+            index += 2 if self._wants_next(word) else 1
+        return list(words[:index]), list(words[index:])
+
+    def _wants_next(self, word: str) -> bool:
+        """Whether the value of this option is the next word."""
+        if word.startswith("--"):
+            return self._takes_value(word)
+        for place, letter in enumerate(word[1:], start=2):
+            if self._takes_value(f"-{letter}"):
+                return place == len(word)
+        return False
+
+    def _takes_value(self, option: str) -> bool:
+        action = self._option_string_actions.get(option)
+        return action is not None and action.nargs != 0
+
+    def _unknown(self, word: str) -> UsageError:
+        if word == "-" or not word.startswith("-"):
+            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
+        option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
+        if self.like_docker:
+            from fastns.cli._docker import OPTIONS
+
+            if option in OPTIONS:
+                return UsageError(f"unknown option: {option}", OPTIONS[option])
+        known = closest(option, self._option_string_actions)
+        return UsageError(
+            f"unknown option: {option}",
+            f"did you mean {known}?" if known else f"see {self.prog} --help",
+        )
+
+    def _unknown_letter(self, word: str) -> str:
+        """`-d` of `-itd`. A long option with one dash is named whole."""
+        if f"-{word}" in self._option_string_actions:
+            return word
+        letters = (f"-{letter}" for letter in word[1:])
+        return next((each for each in letters if each not in self._option_string_actions), word)

@@ -1,0 +1,106 @@
+"""The options of `run`, read in two ways: without argparse where that is enough, and with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastns.cli import UsageError, run
+from fastns.cli._options import Options
+from fastns.cli._parser import Parser
+
+PLAIN = [
+    [],
+    ["true"],
+    ["--", "true", "--init"],
+    ["true", "--init", "-v"],
+    ["--init", "--read-only", "sh", "-c", "x"],
+    ["--hostname", "a", "--hostname=b", "true"],
+    ["--hostname=", "true"],
+    ["--env=A=b=c", "-e", "D", "-e", "", "--", "--init"],
+    ["-v", "/a:/b", "--tmpfs", "/c", "--mount", "type=tmpfs,dst=/d", "-v", "/e:/f:ro", "-"],
+    ["-m", "64m", "--cpus", "1.5", "-u", "1:2", "-w", "/tmp", "--timeout", "2s", "x"],
+    ["--rm", "-i", "-t", "--dry-run", "--status-fd", "3", "x"],
+    ["--", "--"],
+]
+NEEDS_ARGPARSE = [
+    ["--help"],
+    ["--memory-swap", "-1", "true"],
+    ["-it", "true"],
+    ["-v/a:/b", "true"],
+    ["-e=A", "true"],
+    ["--hostnam", "a", "true"],
+    ["--init=1", "true"],
+    ["--hostname"],
+    ["--hostname", "--init", "true"],
+    ["--hostname", "--", "true"],
+    ["---", "true"],
+]
+
+
+def by_argparse(words: list[str]) -> dict[str, Any]:
+    subparsers = Parser(prog="fastns").add_subparsers()
+    run.add_parser(subparsers)
+    found = vars(subparsers.choices["run"].parse(words))
+    assert found.pop("wrong") is None
+    return found
+
+
+def without(words: list[str]) -> dict[str, Any] | None:
+    options = Options()
+    run.declare(options)
+    found = options.parse(words)
+    return None if found is None else vars(found)
+
+
+def comparable(found: dict[str, Any] | None) -> dict[str, Any]:
+    """Mounts have functions of one parser, made anew for the other, that read the same."""
+    assert found is not None
+    return found | {"mounts": [(reader.__name__, text) for reader, text in found["mounts"]]}
+
+
+@pytest.mark.parametrize("words", PLAIN, ids=" ".join)
+def test_both_read_the_same(words: list[str]) -> None:
+    assert comparable(without(words)) == comparable(by_argparse(words))
+
+
+@pytest.mark.parametrize("words", NEEDS_ARGPARSE, ids=" ".join)
+def test_what_is_left_to_argparse(words: list[str]) -> None:
+    assert without(words) is None
+
+
+def test_every_option_is_known_to_both() -> None:
+    subparsers = Parser(prog="fastns").add_subparsers()
+    run.add_parser(subparsers)
+    actions = subparsers.choices["run"]._actions[1:]  # not --help
+    assert len(actions) > 50
+    for action in actions:
+        for name in action.option_strings:
+            words = [name, "x", "y"] if action.nargs is None else [name, "y"]
+            assert comparable(without(words)) == comparable(by_argparse(words)), name
+
+
+def test_lists_are_not_shared() -> None:
+    options = Options()
+    run.declare(options)
+    one, two = options.parse(["-e", "A", "x"]), options.parse(["x"])
+    assert one is not None
+    assert two is not None
+    assert (one.env, two.env) == (["A"], [])
+
+
+def test_an_unknown_action_is_no_option() -> None:
+    with pytest.raises(ValueError, match="store_const"):
+        Options().add_argument("--x", action="store_const", help="x")
+
+
+def test_argparse_words_the_errors() -> None:
+    with pytest.raises(UsageError, match="expected one argument"):
+        raise vars(parsed_with_error(["--hostname"]))["wrong"]
+
+
+def parsed_with_error(words: list[str]) -> Any:
+    subparsers = Parser(prog="fastns").add_subparsers()
+    run.add_parser(subparsers)
+    return subparsers.choices["run"].parse(words)
