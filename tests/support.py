@@ -25,6 +25,18 @@ HOST_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 LONG = os.environ.get("FASTNS_LONG") == "1"
 """Whether what is the same again and again, or depends on a race, is tried as often as can be."""
 
+NAMESPACES = {
+    "pid": "pid",
+    "mount": "mnt",
+    "uts": "uts",
+    "ipc": "ipc",
+    "network": "net",
+    "cgroup": "cgroup",
+    "user": "user",
+    "time": "time",
+}
+"""A namespace as a Spec calls it -> its file below /proc/PID/ns."""
+
 _SETTLE = 1.0  # seconds: the kernel ends a killed sandbox's processes a little later
 _PR_GET_DUMPABLE = 3
 

@@ -80,25 +80,13 @@ def nested(code: str, *args: str) -> str:
     return done.stdout.strip()
 
 
-KINDS = {
-    "pid": "pid",
-    "mount": "mnt",
-    "uts": "uts",
-    "ipc": "ipc",
-    "network": "net",
-    "cgroup": "cgroup",
-    "user": "user",
-    "time": "time",
-}
-
-
 @pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "staged"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
     """The limit is that of a user namespace made for the test: the host's stays as it is."""
     namespaces = {"user": "new", kind: "new"} if kind in ("user", "time") else {}
     spec = f"Spec(rootfs=sys.argv[1], namespaces={namespaces}, {way})"
-    limit = f"/proc/sys/user/max_{KINDS[kind]}_namespaces"
+    limit = f"/proc/sys/user/max_{support.NAMESPACES[kind]}_namespaces"
     out = nested(f"tell({spec})\nopen({limit!r}, 'w').write('0')\ntell({spec})", str(root))
     assert out.splitlines() == ["it ran", "clone ENOSPC - hint"]
 

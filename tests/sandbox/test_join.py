@@ -12,20 +12,11 @@ import inside
 import pytest
 import support
 from processes import script
+from support import NAMESPACES
 
 import fastns
 from fastns import Mount, SpawnError, Spec
 
-NAMES = {
-    "pid": "pid",
-    "mount": "mnt",
-    "uts": "uts",
-    "ipc": "ipc",
-    "network": "net",
-    "user": "user",
-    "cgroup": "cgroup",
-    "time": "time",
-}
 OWN_MEMORY = ("user", "pid", "time")  # joined by a process of its own
 
 
@@ -37,7 +28,7 @@ def other(probe_rootfs: Path) -> Iterator[fastns.Sandbox]:
 
 
 def paths(sandbox: fastns.Sandbox, *kinds: str) -> dict[str, str]:
-    return {kind: f"/proc/{sandbox.pid}/ns/{NAMES[kind]}" for kind in kinds}
+    return {kind: f"/proc/{sandbox.pid}/ns/{NAMESPACES[kind]}" for kind in kinds}
 
 
 def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
@@ -49,14 +40,14 @@ def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
     spec = Spec(namespaces=namespaces, user=user, mounts=shown)
     with fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
         for kind, path in namespaces.items():
-            seen = os.readlink(f"/proc/{sandbox.pid}/ns/{NAMES[kind]}")
+            seen = os.readlink(f"/proc/{sandbox.pid}/ns/{NAMESPACES[kind]}")
             assert seen == os.readlink(path), (kind, namespaces)
     assert sandbox.returncode == 0
     return sandbox
 
 
 @pytest.mark.as_root
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", NAMESPACES)
 def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
     sandbox = check_joined(paths(other, kind), probe)
     assert sandbox.method == ("staged" if kind in OWN_MEMORY else "direct")
@@ -65,12 +56,12 @@ def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
 @pytest.mark.as_root
 def test_two(other: fastns.Sandbox, probe: Path) -> None:
     """Every pair: the order of joining is right for each."""
-    for pair in itertools.combinations(NAMES, 2):
+    for pair in itertools.combinations(NAMESPACES, 2):
         check_joined(paths(other, *pair), probe)
 
 
 @pytest.mark.as_user
-@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "user"])
+@pytest.mark.parametrize("kind", [kind for kind in NAMESPACES if kind != "user"])
 def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: str) -> None:
     """An unprivileged caller has rights over the others only inside the user namespace it owns."""
     sandbox = check_joined(paths(other, "user", kind), probe)
@@ -89,7 +80,7 @@ def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> N
 
 def test_all(other: fastns.Sandbox) -> None:
     """What `exec` into a sandbox is made of."""
-    spec = Spec(namespaces=paths(other, *NAMES), user="7:8")
+    spec = Spec(namespaces=paths(other, *NAMESPACES), user="7:8")
     with fastns.spawn(["/probe"], spec=spec, stdout=fastns.PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
     assert sandbox.returncode == 0
@@ -99,7 +90,7 @@ def test_all(other: fastns.Sandbox) -> None:
     assert (seen["uid"], seen["gid"]) == (7, 8)
     assert seen["pid"] > 1
     assert 1 in seen["proc_pids"]
-    for kind, name in NAMES.items():
+    for kind, name in NAMESPACES.items():
         assert seen["namespaces"][name] == os.readlink(paths(other, kind)[kind]), kind
 
 
@@ -252,7 +243,7 @@ stop.set()
 
 
 @pytest.mark.as_user
-@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "user"])
+@pytest.mark.parametrize("kind", [kind for kind in NAMESPACES if kind != "user"])
 def test_unshare_without_the_right(kind: str) -> None:
     with pytest.raises(SpawnError) as caught:
         fastns.unshare(kind)

@@ -11,31 +11,22 @@ from typing import Any
 
 import pytest
 import support
+from support import NAMESPACES
 
 import fastns
 from fastns import Mount, Spec, SpecError
 
 Report = Callable[..., dict[str, Any]]
-NAMES = {
-    "pid": "pid",
-    "mount": "mnt",
-    "uts": "uts",
-    "ipc": "ipc",
-    "network": "net",
-    "user": "user",
-    "cgroup": "cgroup",
-    "time": "time",
-}
 
 
 def links(pid: int | str) -> dict[str, str]:
     """The namespaces of a process, seen from outside."""
-    return {kind: os.readlink(f"/proc/{pid}/ns/{name}") for kind, name in NAMES.items()}
+    return {kind: os.readlink(f"/proc/{pid}/ns/{name}") for kind, name in NAMESPACES.items()}
 
 
 def same(seen: dict[str, Any], kind: str) -> bool:
     """Whether a probe's report is from the caller's own namespace of this kind."""
-    return bool(seen["namespaces"][NAMES[kind]] == links("self")[kind])
+    return bool(seen["namespaces"][NAMESPACES[kind]] == links("self")[kind])
 
 
 def combinations() -> list[dict[str, str]]:
@@ -43,7 +34,7 @@ def combinations() -> list[dict[str, str]]:
     new one and gets it (see below for asking for the host's)."""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
-        chosen = dict(zip(NAMES, values, strict=True))
+        chosen = dict(zip(NAMESPACES, values, strict=True))
         if chosen["user"] == "host" and not support.is_root():
             del chosen["user"]
         every.append(chosen)
@@ -58,7 +49,7 @@ def test_every_combination(probe: Path) -> None:
         done = fastns.run([str(probe)], spec=spec, capture_output=True, timeout=20)
         assert done.returncode == 0, (namespaces, done.stderr)
         seen = support.parse_report(done.stdout)
-        for kind in NAMES:
+        for kind in NAMESPACES:
             new = namespaces.get(kind) == "new" or (kind == "user" and not support.is_root())
             assert same(seen, kind) == (not new), (kind, namespaces)
 
@@ -71,7 +62,7 @@ def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None
         command = "/probe" if has_rootfs else str(probe)
         with fastns.spawn([command, "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
             seen, own = links(sandbox.pid), links("self")
-        for kind in NAMES:
+        for kind in NAMESPACES:
             new = namespaces.get(kind) == "new" or (kind == "user" and not support.is_root())
             assert (seen[kind] != own[kind]) == new, (kind, namespaces)
         assert sandbox.returncode == 0
@@ -80,7 +71,7 @@ def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None
 def test_the_defaults(report: Report) -> None:
     """time is the host's."""
     seen = report()
-    for kind in NAMES:
+    for kind in NAMESPACES:
         assert same(seen, kind) == (kind == "time"), kind
 
 
@@ -88,10 +79,10 @@ def test_the_defaults(report: Report) -> None:
 def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
     for spec in (
         Spec(namespaces={"user": "host"}),
-        Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=dict.fromkeys(NAMES, "host")),
+        Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=dict.fromkeys(NAMESPACES, "host")),
         *(
-            Spec(namespaces={**dict.fromkeys(NAMES, "host"), kind: "new"})
-            for kind in NAMES
+            Spec(namespaces={**dict.fromkeys(NAMESPACES, "host"), kind: "new"})
+            for kind in NAMESPACES
             if kind != "user"
         ),
     ):
@@ -102,10 +93,10 @@ def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
 
 def test_all_of_the_host(probe: Path) -> None:
     """Neither new nor joined: as the caller, root or not."""
-    spec = Spec(namespaces=dict.fromkeys(NAMES, "host"))
+    spec = Spec(namespaces=dict.fromkeys(NAMESPACES, "host"))
     done = fastns.run([str(probe)], spec=spec, capture_output=True)
     seen = support.parse_report(done.stdout)
-    assert all(same(seen, kind) for kind in NAMES)
+    assert all(same(seen, kind) for kind in NAMESPACES)
     assert (seen["uid"], seen["gid"]) == (os.getuid(), os.getgid())
     own = support.parse_report(subprocess.run([probe], capture_output=True, check=True).stdout)
     assert seen["mounts"] == own["mounts"]

@@ -28,17 +28,6 @@ from fastns import Spec
 
 CLI = [sys.executable, "-m", "fastns", "run"]
 SECONDS = 20.0  # the bound for a test that fails
-KINDS = {
-    "pid": "pid",
-    "mount": "mnt",
-    "uts": "uts",
-    "ipc": "ipc",
-    "network": "net",
-    "cgroup": "cgroup",
-    "user": "user",
-    "time": "time",
-}
-"""A namespace as a Spec calls it -> its file below /proc/PID/ns."""
 
 _FLAGS = {"mount": "mountns", "cgroup": "cgroupns", "user": "userns"}
 _MARK = "=== asked "
@@ -63,7 +52,7 @@ class Box:
 
 def host_but(*new: str) -> dict[str, str]:
     """Namespaces that are all the host's, but those. `user` and `time` are left to fastns."""
-    return {kind: "new" if kind in new else "host" for kind in list(KINDS)[:6]}
+    return {kind: "new" if kind in new else "host" for kind in list(support.NAMESPACES)[:6]}
 
 
 def flags(namespaces: dict[str, str]) -> list[str]:
@@ -78,7 +67,7 @@ def isolated(pid: int) -> set[str]:
     """Which namespaces of a process, seen from outside, are not this process's own."""
     return {
         kind
-        for kind, name in KINDS.items()
+        for kind, name in support.NAMESPACES.items()
         if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
     }
 
