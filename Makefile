@@ -8,13 +8,13 @@ STAMP  := $(VENV)/.installed
 SEED   := build/seed
 
 PY_FILES := $(wildcard setup.py src tests benchmarks examples docs)
-C_FILES := $(wildcard csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
+C_FILES := $(wildcard src/fastns/_entry.c csrc/*.[ch] csrc/cli/*.[ch] tests/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch] tests/escape/*.c benchmarks/*.c)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix asan tsan fuzz \
+.PHONY: help run shell quick test test-root test-user test-pythons test-kernels setup-kernels escape faults lint fix manual asan tsan fuzz \
         bench compare setup-compare docs setup-docs wheel sdist packages setup \
         install clean distclean
 
@@ -114,6 +114,9 @@ fix: install  ## formats everything in place
 	$(BIN)/ruff format $(PY_FILES)
 	clang-format -i $(C_FILES)
 
+manual: install  ## docs/fastns.1, the manual page, from the parsers of the command line
+	$(BIN)/python docs/manual.py
+
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
 
@@ -166,7 +169,7 @@ install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 # What the default filter is made from, at the build.
 FILTER := $(wildcard src/fastns/*seccomp*.py) src/fastns/_bpf.py src/fastns/_filters.py src/fastns/_syscalls.py
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] csrc/cli/*.[ch] src/fastns/*.p[yx][xd]) $(FILTER) | packages
+$(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*.[ch] csrc/cli/*.[ch] src/fastns/*.p[yx][xd]) $(FILTER) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

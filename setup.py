@@ -180,7 +180,8 @@ setup(
     ext_modules=[
         Extension(
             "fastns._core",
-            ["src/fastns/_core.pyx"],
+            ["src/fastns/_core.pyx", "src/fastns/_entry.c"],
+            define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
             include_dirs=["csrc"],
             depends=[str(path) for path in Path("csrc").rglob("*.[ch]")],
             extra_compile_args=["-O2", "-pthread"],

@@ -203,6 +203,14 @@ static void look_for_end(struct fns_batch *batch, struct slot *slot)
     }
 }
 
+/* For a limit on time or output, of which the first one counts. */
+static void kill_slot(struct slot *slot)
+{
+    slot->killed = 1;
+    slot->io.deadline = 0;
+    fns_kill_all(slot->job->plan, &slot->job->process);
+}
+
 static void act(struct fns_batch *batch, uint64_t data)
 {
     struct slot *slot = &batch->slots[data / 4];
@@ -226,6 +234,8 @@ static void act(struct fns_batch *batch, uint64_t data)
         finish(batch, slot, 1);
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     } else {
+        if (slot->io.over && !slot->killed)
+            kill_slot(slot);
         look_for_end(batch, slot);
     }
 }
@@ -256,9 +266,8 @@ static uint64_t keep_time(struct fns_batch *batch)
             act(batch, (uint64_t)i * 4 + END);
             continue;
         }
-        slot->io.deadline = 0;
-        slot->job->timed_out = slot->killed = 1;
-        fns_kill_all(slot->job->plan, &slot->job->process);
+        slot->job->timed_out = 1;
+        kill_slot(slot);
         look_for_end(batch, slot);
     }
     return next - now;

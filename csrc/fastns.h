@@ -251,11 +251,13 @@ struct fns_io {
     const char *input;
     size_t input_size, input_done;
     size_t limit; /* bytes kept of each of stdout and stderr; 0: all */
+    int capped;   /* over the limit it is to be ended */
+    int over;     /* it is capped, and over the limit */
     struct fns_buffer output[2];
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
     int epoll;         /* what watches the fds, and forgets one before it is closed; 0: nothing */
 };
-enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT };
+enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER };
 
 /* One of fns_io_state, or -EINTR where a signal may have come (call again to go on), or -errno. */
 int fns_io_run(struct fns_io *io);
@@ -287,6 +289,7 @@ struct fns_job {
     const char *input;
     size_t input_size;
     size_t limit;       /* as in fns_io */
+    int capped;         /* as in fns_io */
     int64_t timeout_ns; /* -1: none */
     struct fns_share share;
 
@@ -296,6 +299,7 @@ struct fns_job {
     struct fns_leaf leaf;
     struct fns_buffer output[2];
     int timed_out;
+    int over; /* as in fns_io */
 };
 
 /* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
@@ -308,7 +312,7 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
 int fns_job_spawn(struct fns_job *job, int connection);
 
 /* After its io has come to its end: reaps, and moves the results into the job. `late`: it ran out of
- * time, or is to be stopped: killed first. 0, or -errno and job->error. */
+ * time, is over its limit, or is to be stopped: killed first. 0, or -errno and job->error. */
 int fns_job_finish(struct fns_job *job, struct fns_io *io, int late);
 
 /* Whether the connection of a finished job may be used for another one. */

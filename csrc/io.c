@@ -68,14 +68,16 @@ static int drain(struct fns_io *io, int which)
     if (io->limit && !full && space > io->limit - buffer->size)
         space = io->limit - buffer->size;
     ssize_t n = read(io->fds[which], full ? nowhere : buffer->data + buffer->size, space);
-    if (n > 0 && full)
+    if (n > 0 && full) {
         buffer->dropped += (uint64_t)n;
-    else if (n > 0)
+        io->over = io->capped;
+    } else if (n > 0) {
         buffer->size += (size_t)n;
-    else if (n == 0)
+    } else if (n == 0) {
         close_end(io, which);
-    else if (errno != EAGAIN && errno != EINTR)
+    } else if (errno != EAGAIN && errno != EINTR) {
         return -errno;
+    }
     return 0;
 }
 
@@ -147,6 +149,8 @@ int fns_io_run(struct fns_io *io)
             {.fd = ended ? -1 : fns_end_fd(&io->process), .events = POLLIN},
         };
         uint64_t now = fns_now(), left = FNS_LOOK_NS;
+        if (io->over)
+            return FNS_IO_OVER;
         if (io->deadline && now >= io->deadline)
             return FNS_IO_TIMEOUT;
         if (io->deadline && io->deadline - now < left)

@@ -67,11 +67,10 @@ static int check_arguments(struct fns_job *job)
     return -E2BIG;
 }
 
-/* Its time was over before its command ran. No error: it ends like one that was killed. */
-static void end_late(struct fns_job *job)
+/* No error: it ends like one that was killed. */
+static void end_killed(struct fns_job *job)
 {
     job->error = (struct fns_error){.op_index = -1};
-    job->timed_out = 1;
     job->result.code = CLD_KILLED;
     job->result.status = SIGKILL;
     job->result.end = fns_now();
@@ -86,7 +85,8 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
                           .fds = {-1, -1, -1},
                           .input = job->input,
                           .input_size = job->input_size,
-                          .limit = job->limit};
+                          .limit = job->limit,
+                          .capped = job->capped};
     int ret = check_arguments(job);
     if (ret < 0)
         return ret;
@@ -110,8 +110,10 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0) {
         fns_leaf_give(job->groups, &job->leaf);
         fns_io_close(io);
-        if (ret == -ETIME && job->process.late)
-            end_late(job);
+        if (ret == -ETIME && job->process.late) { /* before its command ran */
+            job->timed_out = 1;
+            end_killed(job);
+        }
         return ret;
     }
     io->process = job->process;
@@ -184,11 +186,12 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
     }
     fns_io_close(io);
     int reaped = reap(job);
+    job->over = io->over;
     fns_leaf_give(job->groups, &job->leaf);
     /* BROKEN: killed together with the server, which did not answer. */
-    if (reaped < 0 && job->timed_out &&
+    if (reaped < 0 && (job->timed_out || job->over) &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
-        end_late(job);
+        end_killed(job);
         reaped = 0;
     }
     if (reaped == 0 && ret < 0)
@@ -200,5 +203,5 @@ int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
 
 int fns_job_spares(const struct fns_job *job)
 {
-    return !job->timed_out && job->error.detail != FNS_DETAIL_BROKEN;
+    return !job->timed_out && !job->over && job->error.detail != FNS_DETAIL_BROKEN;
 }

@@ -17,7 +17,6 @@ from fastns import Mount, Spec, Template
 PLACE = "/workspace"
 NOTES = {
     "timeout": "the command took too long and was ended",
-    "output_limit": "the output was longer; the rest is left out",
     "oom": "the command was out of memory",
 }
 
@@ -57,14 +56,20 @@ class Shell:
                 timeout=timeout or self.timeout,
             )
         except fastns.TimeoutExpired as error:
-            return self._answer(124, error.stdout, error.cause)
-        return self._answer(done.exit_code, done.stdout, done.cause)
+            return self._answer(124, error.stdout, error)
+        return self._answer(done.exit_code, done.stdout, done)
 
     @staticmethod
-    def _answer(exit_code: int, output: bytes | None, cause: str) -> dict[str, object]:
+    def _answer(
+        exit_code: int, output: bytes | None, done: fastns.CompletedSandbox | fastns.TimeoutExpired
+    ) -> dict[str, object]:
         text = (output or b"").decode(errors="replace")
-        note = {"note": NOTES[cause]} if cause in NOTES else {}
-        return {"exit_code": exit_code, "output": text, **note}
+        notes = [NOTES[done.cause]] if done.cause in NOTES else []
+        if done.truncated:
+            notes.append("the output was longer; the rest is left out")
+        return {"exit_code": exit_code, "output": text} | (
+            {"note": "; ".join(notes)} if notes else {}
+        )
 
 
 def main() -> None:

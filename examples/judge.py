@@ -78,6 +78,7 @@ def main() -> int:
             mounts=[Mount("/box", source=box, options=["ro"])],
             init=True,  # a command that is pid 1 does not die of its own SIGABRT
             max_output="1m",
+            on_output_limit="kill",
             # A user without cgroups has no such limits: the judge says so below.
             require_limits=False,
             **LIMITS,

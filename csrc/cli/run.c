@@ -308,11 +308,11 @@ static void conclude(struct run *run, enum end how, const struct fns_result *res
         outcome->signal = SIGKILL;
         outcome->exit_code = EXIT_TIMEOUT;
     } else if (result->code == CLD_EXITED) {
-        outcome->cause = outcome->truncated ? "output_limit" : "exited";
+        outcome->cause = "exited";
         outcome->exit_code = result->status;
     } else {
         int filtered = result->status == SIGSYS && has_filter(&run->file->plan);
-        outcome->cause = filtered ? "seccomp" : outcome->truncated ? "output_limit" : "signaled";
+        outcome->cause = filtered ? "seccomp" : "signaled";
         outcome->signal = result->status;
         outcome->exit_code = 128 + result->status;
     }

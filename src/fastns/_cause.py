@@ -37,7 +37,7 @@ def cause_of(
     *,
     timed_out: bool = False,
     killed: bool = False,
-    truncated: bool = False,
+    over: bool = False,
     plan: Plan | None = None,
     signals: frozenset[int] = frozenset(),
 ) -> Cause:
@@ -47,14 +47,17 @@ def cause_of(
         counts: of its cgroups, if it had any. They are of all its processes: a limit that was met
             is the cause only of an end of the first one that may come of it.
         timed_out: it was killed here when its time was over. killed: by Sandbox.kill().
-        truncated: more came out of it than max_output.
+        over: more came out of it than max_output, for which it is ended. A limit that only cuts
+            the output off ends nobody.
         plan: how it was made: SIGSYS ends nobody by itself, but where there is a filter.
         signals: those that this process has sent it.
     """
     if timed_out:
         return "timeout"
+    if over:
+        return "output_limit"
     if returncode == 0:
-        return "output_limit" if truncated else "exited"
+        return "exited"
     sent = -returncode in signals
     if killed and returncode == -SIGKILL:
         return "killed"
@@ -68,6 +71,4 @@ def cause_of(
             return "oom"
         if counts.get("pids_refused"):
             return "pids"
-    if truncated:
-        return "output_limit"
     return "exited" if returncode > 0 else "signaled"

@@ -393,6 +393,7 @@ class _Compiler:
             method=method,
             netns_pool=netns_pool,
             max_output=int(self.spec.max_output or 0),
+            capped=self.spec.on_output_limit == "kill",
             cgroups=cgroups,
             ids=self.id_range,
             pipe_owner=self.pipe_owner(),

@@ -47,7 +47,7 @@ _Item: TypeAlias = tuple[
     int | None,
     int,
 ]
-_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool]
+_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool]
 
 COUNTS: Final[tuple[str, ...]]
 
@@ -88,6 +88,7 @@ class Plan:
         method: str | None = None,
         netns_pool: int = 0,
         max_output: int = 0,
+        capped: bool = False,
         cgroups: CgroupPlan | None = None,
         ids: tuple[int, int, int] | None = None,
         pipe_owner: tuple[int, int] | None = None,
@@ -123,6 +124,8 @@ class Plan:
     def namespaces(self) -> tuple[str, ...]: ...
     @property
     def max_output(self) -> int: ...
+    @property
+    def capped(self) -> bool: ...
     @property
     def mount_namespace(self) -> str: ...
     @property
@@ -193,6 +196,8 @@ class Pipes:
     ) -> Pipes: ...
     @property
     def dropped(self) -> tuple[int, int]: ...
+    @property
+    def over(self) -> bool: ...
     def run(self, timeout_ns: int | None = None) -> bool: ...
     def finish(self) -> None: ...
     def output(self, which: int) -> bytes: ...

@@ -335,6 +335,7 @@ cdef class Plan:
     cdef readonly str method
     cdef readonly tuple namespaces
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
+    cdef readonly bint capped  # over max_output a sandbox is ended
     cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
@@ -354,7 +355,7 @@ cdef class Plan:
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
                   uint32_t n_early, bint staged, bint init, tuple namespaces,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
-                  uint64_t max_output=0, cgroups=None, tuple ids=None, tuple pipe_owner=None,
+                  uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None, tuple pipe_owner=None,
                   Plan late=None, tuple binds=(), tuple view=None):
         cdef c.fns_op *op
         cdef void *image = NULL
@@ -378,6 +379,7 @@ cdef class Plan:
         self.sandbox = sandbox
         self.cgroups = cgroups
         self.max_output = max_output
+        self.capped = capped
         if sandbox is not None:
             self.plan.sandbox = &sandbox.plan
         if cgroups is not None and self.method == "template":
@@ -1036,14 +1038,21 @@ cdef class Pipes:
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
         self.io.limit = limit
+        self.io.capped = process.plan.capped
 
     @property
     def dropped(self):
         """Bytes beyond the limit: of stdout, of stderr."""
         return self.io.output[0].dropped, self.io.output[1].dropped
 
+    @property
+    def over(self):
+        """Whether more came than a capped plan allows: the sandbox is to be ended."""
+        return self.io.over != 0
+
     def run(self, timeout_ns=None):
-        """Until everything is at its end: True; False when `timeout_ns` has passed first."""
+        """Until everything is at its end, or over the limit of a capped plan: True; False when
+        `timeout_ns` has passed first."""
         cdef int ret
         self.io.deadline = 0
         if timeout_ns is not None:
@@ -1059,7 +1068,7 @@ cdef class Pipes:
                 elif ret < 0:
                     raise SpawnError("wait", -ret)
                 else:
-                    return ret == c.FNS_IO_DONE
+                    return ret != c.FNS_IO_TIMEOUT
         finally:
             self.process.leave()
 
@@ -1141,6 +1150,7 @@ cdef class _Jobs:
             job.input_size = len(data)
             job.timeout_ns = -1 if timeout_ns is None else timeout_ns
             job.limit = limit
+            job.capped = plan.capped
             job.process.pidfd = job.process.control = -1
 
     def __dealloc__(self):
@@ -1199,7 +1209,7 @@ cdef class _Jobs:
 
 
 cdef tuple _outcome(const c.fns_job *job):
-    """(result tuple, stdout, stderr, bytes dropped of each, timed_out)"""
+    """(result tuple, stdout, stderr, bytes dropped of each, timed_out, over)"""
     out = err = None
     if job.pipes & c.FNS_PIPE_STDOUT:
         out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
@@ -1207,7 +1217,7 @@ cdef tuple _outcome(const c.fns_job *job):
         err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
     counts = None if job.groups == NULL else _counts(&job.leaf)
     return (_result(&job.process, &job.result, counts), out, err,
-            (job.output[0].dropped, job.output[1].dropped), job.timed_out != 0)
+            (job.output[0].dropped, job.output[1].dropped), job.timed_out != 0, job.over != 0)
 
 
 cdef int _run_job(c.fns_job *job, Server server) except -1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastns._command import Usage, exit_code
+from fastns._typing import GenericBase, S
 from fastns.errors import FastnsError
 
 TYPE_CHECKING = False
@@ -35,13 +36,13 @@ class DecodeError(Ended, UnicodeDecodeError):
     stderr: bytes | None = None
 
 
-class Completed:
+class Completed(GenericBase[S]):
     """A sandbox that has ended: all of CompletedSandbox but its base class."""
 
     args: Any
     returncode: int
-    stdout: Any
-    stderr: Any
+    stdout: S
+    stderr: S
 
     def __init__(
         self,

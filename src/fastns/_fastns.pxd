@@ -54,6 +54,7 @@ cdef extern from "fastns.h" nogil:
         FNS_ID_MAP_RANGE
         FNS_IO_DONE
         FNS_IO_TIMEOUT
+        FNS_IO_OVER
         FNS_PIPE_STDIN
         FNS_PIPE_STDOUT
         FNS_PIPE_STDERR
@@ -202,6 +203,8 @@ cdef extern from "fastns.h" nogil:
         size_t input_size
         size_t input_done
         size_t limit
+        int capped
+        int over
         fns_buffer output[2]
         uint64_t deadline
 
@@ -214,6 +217,7 @@ cdef extern from "fastns.h" nogil:
         const char *input
         size_t input_size
         size_t limit
+        int capped
         int64_t timeout_ns
         fns_error error
         fns_process process
@@ -221,6 +225,7 @@ cdef extern from "fastns.h" nogil:
         fns_leaf leaf
         fns_buffer output[2]
         int timed_out
+        int over
 
     struct fns_batch:
         pass

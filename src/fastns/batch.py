@@ -10,6 +10,7 @@ from fastns._args import check_timeout, check_whole, shown
 from fastns._command import TextMode, command, encode_input, plan_of
 from fastns._record import record
 from fastns._stdio import is_open, open_null
+from fastns._typing import S, overload
 from fastns.completed import completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
@@ -17,14 +18,27 @@ from fastns.sandbox import Sandbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
+    from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
     from fastns._command import Args
     from fastns._ended import DecodeError
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec
 
-    Result: TypeAlias = CompletedSandbox | SpawnError | TimeoutExpired | DecodeError
+    Result: TypeAlias = CompletedSandbox[S] | SpawnError | TimeoutExpired | DecodeError
+
+    class BatchStreams(TypedDict, total=False):
+        """What run_batch() of a Template takes beside jobs and the kind of text."""
+
+        concurrency: int | None
+        timeout: float | None
+        capture_output: bool
+        max_output: int | None
+
+    class BatchKind(BatchStreams, total=False):
+        """What run_batch() takes beside jobs and the kind of text."""
+
+        spec: Spec | _core.Plan | None
 
 
 @record(frozen=True)
@@ -76,6 +90,33 @@ def spawn_batch_by(
     ]
 
 
+@overload
+def run_batch(
+    jobs: Jobs,
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[BatchKind],
+) -> list[Result[str]]: ...
+@overload
+def run_batch(
+    jobs: Jobs,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[BatchKind],
+) -> list[Result[bytes]]: ...
+@overload
+def run_batch(
+    jobs: Jobs,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[BatchKind],
+) -> list[Result[Any]]: ...
 def run_batch(
     jobs: Jobs,
     *,

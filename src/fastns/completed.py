@@ -8,13 +8,14 @@ from fastns import _core
 from fastns._args import check_timeout
 from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, plan_of
 from fastns._ended import Completed, DecodeError
+from fastns._typing import overload
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-    from typing import Any, TypedDict
+    from typing import Any, Literal, TypedDict, Unpack
 
     from fastns._command import Args
     from fastns._stdio import Stdio
@@ -23,25 +24,37 @@ if TYPE_CHECKING:
     from fastns.spec import Spec
     from fastns.template import Template
 
-    class SpawnOptions(TypedDict, total=False):
-        """What spawn() takes beside args and spec."""
+    class SpawnStreams(TypedDict, total=False):
+        """What spawn() of a Template takes beside args and the kind of text."""
 
         stdin: Stdio
         stdout: Stdio
         stderr: Stdio
-        text: bool | None
-        encoding: str | None
-        errors: str | None
         env: Mapping[str, str] | None
         cwd: str | os.PathLike[str] | None
 
-    class RunOptions(SpawnOptions, total=False):
-        """What run() takes beside args and spec."""
+    class SpawnOptions(SpawnStreams, total=False):
+        """What spawn() takes beside args and spec."""
+
+        text: bool | None
+        encoding: str | None
+        errors: str | None
+
+    class RunStreamOptions(SpawnStreams, total=False):
+        """What run() of a Template takes beside args and the kind of text."""
 
         input: bytes | str | None
         capture_output: bool
         timeout: float | None
         check: bool
+
+    class RunKind(RunStreamOptions, total=False):
+        """What run() takes beside args and the kind of text."""
+
+        spec: Spec | _core.Plan | None
+
+    class RunOptions(SpawnOptions, RunStreamOptions, total=False):
+        """What run() takes beside args and spec."""
 
 
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
@@ -85,6 +98,33 @@ def _restored(state: dict[str, Any]) -> CompletedSandbox:
     return done
 
 
+@overload
+def run(
+    args: Args,
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox[str]: ...
+@overload
+def run(
+    args: Args,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox[bytes]: ...
+@overload
+def run(
+    args: Args,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[RunKind],
+) -> CompletedSandbox: ...
 def run(
     args: Args,
     *,
@@ -101,7 +141,7 @@ def run(
     check: bool = False,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-) -> CompletedSandbox:
+) -> CompletedSandbox[Any]:
     """Runs `args` in a new sandbox to its end, as subprocess.run() does.
 
     Args: as spawn(), and
@@ -215,12 +255,12 @@ def completed(
         return outcome
     from fastns._cause import cause_of  # not for one that has just exited with 0
 
-    result, out, err, dropped, timed_out = outcome
+    result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status
     used = (user, system, max_rss, exact, counts)
     truncated = any(dropped)
-    cause = cause_of(returncode, counts, timed_out=timed_out, truncated=truncated, plan=plan)
+    cause = cause_of(returncode, counts, timed_out=timed_out, over=over, plan=plan)
     stdout: Any = out
     stderr: Any = err
     error: TimeoutExpired | DecodeError | None = None

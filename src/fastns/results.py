@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 
 from fastns._ended import Completed, Ended
+from fastns._typing import S
 from fastns.errors import FastnsError
 
 TYPE_CHECKING = False
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastns._cause import Cause
-
-    Process = subprocess.CompletedProcess[Any]
-else:
-    Process = subprocess.CompletedProcess
 
 
 class TimeoutExpired(Ended, subprocess.TimeoutExpired):
@@ -33,14 +30,19 @@ class TimeoutExpired(Ended, subprocess.TimeoutExpired):
     """
 
     cause: Cause = "timeout"
+    if TYPE_CHECKING:
+        stdout: Any
+        stderr: Any
 
 
 class CalledProcessError(FastnsError, subprocess.CalledProcessError):
     """check=True and a returncode other than 0."""
 
 
-class CompletedSandbox(Completed, Process):
+class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
     """A sandbox that has ended, with args, returncode, stdout and stderr as in subprocess.
+
+    To type checkers it is CompletedSandbox[str] of what was asked for as text, else of bytes.
 
     Attributes:
         cause: why it has ended, from evidence: "exited", "signaled", "oom", "pids", "cpu_time",

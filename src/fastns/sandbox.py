@@ -12,6 +12,7 @@ from fastns._args import check_timeout
 from fastns._cause import cause_of
 from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, exit_code, plan_of
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
+from fastns._typing import GenericBase, S, overload
 from fastns.errors import SpawnError, SpecError
 from fastns.spec import Spec
 
@@ -19,16 +20,55 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import IO, Any
+    from typing import IO, Any, Literal, Self, TypedDict, Unpack
 
     from fastns._cause import Cause
     from fastns._command import Args
     from fastns._stdio import Stdio
 
+    class SpawnKind(TypedDict, total=False):
+        """What spawn() takes beside args and the kind of text."""
+
+        spec: Spec | _core.Plan | None
+        stdin: Stdio
+        stdout: Stdio
+        stderr: Stdio
+        pass_fds: Iterable[int]
+        env: Mapping[str, str] | None
+        cwd: str | os.PathLike[str] | None
+
+
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
 SIGTERM = 15  # the module `signal` brings `enum`
 
 
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox[str]: ...
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox[bytes]: ...
+@overload
+def spawn(
+    args: Args,
+    *,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[SpawnKind],
+) -> Sandbox: ...
 def spawn(
     args: Args,
     *,
@@ -42,7 +82,7 @@ def spawn(
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-) -> Sandbox:
+) -> Sandbox[Any]:
     """Starts `args` in a new sandbox and returns as soon as it runs.
 
     Args:
@@ -98,8 +138,11 @@ def start(
     return Sandbox(args, plan, process, stdio.parent, mode)
 
 
-class Sandbox:
+class Sandbox(GenericBase[S]):
     """A sandbox that was started; a handle like subprocess.Popen.
+
+    To type checkers it is Sandbox[str] of one whose streams are text, else of bytes: so is what
+    communicate() takes and gives.
 
     Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
     returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
@@ -179,7 +222,7 @@ class Sandbox:
                     self.returncode,
                     counts,
                     killed=self._killed,
-                    truncated=self.truncated,
+                    over=self._pipes is not None and self._pipes.over,
                     plan=self._plan,
                     signals=self._sent,
                 )
@@ -197,15 +240,14 @@ class Sandbox:
             code = self.poll()
         return code
 
-    def communicate(
-        self, input: bytes | str | None = None, timeout: float | None = None
-    ) -> tuple[Any, Any]:
+    def communicate(self, input: S | None = None, timeout: float | None = None) -> tuple[S, S]:
         """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
 
         After TimeoutExpired (which carries the output so far) it may be called again, without
         losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
         ahead into that file's buffer is not in it: use the one or the other. Of text that
-        max_output has cut inside a character that one is left out.
+        max_output has cut inside a character that one is left out. With on_output_limit="kill" the
+        sandbox is ended as soon as more than max_output came.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
@@ -217,6 +259,9 @@ class Sandbox:
             raise _timeout_expired(
                 self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
             )
+        if self._pipes.over and self._runs():
+            self._check_kill(self._process.kill_all())
+            self._pipes.finish()
         self.wait()
         return self._output(1), self._output(2)
 
@@ -293,7 +338,7 @@ class Sandbox:
 
     # ---- the end ----
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -18,10 +18,15 @@ from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal, TypeAlias
 
     from fastns.limits import Limits
 
+    RootMode: TypeAlias = Literal["pivot_root", "chroot"]
+    OnOutputLimit: TypeAlias = Literal["truncate", "kill"]
+    MountType: TypeAlias = Literal[
+        "bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2"
+    ]
     _Items = Mapping[str, Any]
 else:
     _Items = Mapping
@@ -132,7 +137,7 @@ class Mount:
     """
 
     destination: str
-    type: str = "bind"
+    type: MountType = "bind"
     source: str | os.PathLike[str] | None = None
     options: Sequence[str] = ()
 
@@ -295,7 +300,9 @@ class Spec:
             it is killed, at most some 10 ms of each CPU later: cause "cpu_time".
         cgroup_parent: the cgroup to make its cgroups below, in each hierarchy. None: found.
         max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
-            captured; the rest is read and counted, and `truncated` set. None: all.
+            captured. None: all.
+        on_output_limit: "truncate", the rest is read and thrown away, and `truncated` set; or
+            "kill", the sandbox is ended at once: cause "output_limit".
         require_limits: a limit that cannot be enforced here is a SpecError. False: it is left out.
         capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
             "ALL"); none by default, in no set. They reach no further than the sandbox's user
@@ -314,7 +321,7 @@ class Spec:
     """
 
     rootfs: str | os.PathLike[str] | None = None
-    root_mode: str = "pivot_root"
+    root_mode: RootMode = "pivot_root"
     read_only: bool = False
     overlay: bool = False
     hostname: str | None = None
@@ -347,6 +354,7 @@ class Spec:
     cpu_time: float | None = None
     cgroup_parent: str | None = None
     max_output: int | str | None = None
+    on_output_limit: OnOutputLimit = "truncate"
     require_limits: bool = True
     capabilities: Sequence[str] = ()
     no_new_privileges: bool = True
@@ -652,6 +660,10 @@ class Spec:
                 from fastns.limits import parse_size
 
                 self._put(name, parse_size(name, getattr(self, name)))
+        if self.on_output_limit not in ("truncate", "kill"):
+            raise SpecError(
+                "on_output_limit", f"{shown(self.on_output_limit)}: truncate or kill expected"
+            )
         if self.cgroup_parent is not None:
             self._put("cgroup_parent", _path("cgroup_parent", self.cgroup_parent))
             if ".." in self.cgroup_parent.split("/"):

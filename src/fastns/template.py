@@ -17,6 +17,7 @@ from fastns._compile_template import compile_template
 from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null
+from fastns._typing import overload
 from fastns.batch import run_batch_by, spawn_batch_by
 from fastns.completed import checked, completed, run_by
 from fastns.errors import ClosedError, SpawnError, SpecError
@@ -27,11 +28,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Any, TypeVar, Unpack
+    from typing import Any, Literal, TypeVar, Unpack
 
     from fastns._command import Args
-    from fastns.batch import Jobs, Result
-    from fastns.completed import RunOptions, SpawnOptions
+    from fastns.batch import BatchStreams, Jobs, Result
+    from fastns.completed import RunOptions, RunStreamOptions, SpawnOptions, SpawnStreams
     from fastns.results import CompletedSandbox
 
     T = TypeVar("T")
@@ -100,6 +101,39 @@ class Template:
             parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else AHEAD
         self._parked = parked
 
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[str]: ...
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[bytes]: ...
+    @overload
+    def spawn(
+        self,
+        args: Args,
+        *,
+        pass_fds: Iterable[int] = (),
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SpawnStreams],
+    ) -> Sandbox[Any]: ...
     def spawn(
         self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]
     ) -> Sandbox:
@@ -120,6 +154,36 @@ class Template:
             cwd=options.get("cwd"),
         )
 
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[str]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[bytes]: ...
+    @overload
+    def run(
+        self,
+        args: Args,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunStreamOptions],
+    ) -> CompletedSandbox[Any]: ...
     def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
         if not options and not self._sandbox.max_output:
@@ -136,6 +200,36 @@ class Template:
         """As fastns.spawn_batch(), without its spec."""
         return spawn_batch_by(self._running(), self._sandbox, jobs, concurrency)
 
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[str]]: ...
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[bytes]]: ...
+    @overload
+    def run_batch(
+        self,
+        jobs: Jobs,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[BatchStreams],
+    ) -> list[Result[Any]]: ...
     def run_batch(
         self,
         jobs: Jobs,

@@ -54,7 +54,7 @@ def test_hint(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "required: ACTION"),
         (["bild"], "invalid choice: 'bild'"),
-        (["build"], "required: DIR, COMMAND"),
+        (["build"], "required: DIR"),
         (["build", "x"], "required: COMMAND"),
         (["build", "x", "cat", "--ekstra", "/etc"], "unknown option: --ekstra"),
         (["build", "x", "cat", "--extra"], "--extra: expected one argument"),

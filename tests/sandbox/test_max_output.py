@@ -1,4 +1,4 @@
-"""max_output as a field of a spec: kept up to it, the rest read, so that the command goes on."""
+"""max_output: kept up to it; the rest is read, so that the command goes on, or ends it."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ def test_kept_by_run(way: str) -> None:
     with runner(way, max_output="1000") as run:
         done = run(MUCH, capture_output=True)
         assert (len(done.stdout), len(done.stderr)) == (LIMIT, 999)
-        assert (done.returncode, done.truncated, done.cause) == (3, True, "output_limit")
+        assert (done.returncode, done.truncated, done.cause) == (3, True, "exited")
         done = run(["echo", "short"], capture_output=True, text=True)
         assert (done.stdout, done.truncated, done.cause) == ("short\n", False, "exited")
 
@@ -41,17 +41,17 @@ def test_kept_by_batches_and_communicate() -> None:
     spec = Spec(max_output=LIMIT)
     (done,) = fastns.run_batch([MUCH], spec=spec)
     assert isinstance(done, fastns.CompletedSandbox)
-    assert (len(done.stdout), done.cause) == (LIMIT, "output_limit")
+    assert (len(done.stdout), done.truncated, done.cause) == (LIMIT, True, "exited")
     (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's own goes before
     assert isinstance(done, fastns.CompletedSandbox)
     assert len(done.stdout) == 5
     with fastns.spawn(MUCH, spec=spec, stdout=PIPE, stderr=PIPE) as sandbox:
         out, err = sandbox.communicate(timeout=20)
     assert (len(out), len(err)) == (LIMIT, 999)
-    assert (sandbox.truncated, sandbox.cause) == (True, "output_limit")
+    assert (sandbox.truncated, sandbox.cause) == (True, "exited")
     with Template(spec) as template, template.spawn(MUCH, stdout=PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
-    assert (len(out), sandbox.cause) == (LIMIT, "output_limit")
+    assert (len(out), sandbox.truncated, sandbox.cause) == (LIMIT, True, "exited")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -88,6 +88,84 @@ def test_endless_output_ends_by_the_timeout() -> None:
     assert (caught.value.truncated, caught.value.cause) == (True, "timeout")
 
 
+# ---- on_output_limit="kill" ----
+
+ENDLESS = ["sh", "-c", "echo error >&2; yes & yes"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ended_at_once(way: str) -> None:
+    """Control: with "truncate" only its timeout ends it."""
+    with runner(way, max_output=LIMIT, on_output_limit="kill") as run:
+        for _ in range(2):  # what served the first one is gone with it, or serves again
+            done = run(ENDLESS, capture_output=True)
+            assert (done.returncode, done.cause, done.truncated) == (-9, "output_limit", True)
+            assert (len(done.stdout), done.stderr) == (LIMIT, b"error\n")
+            assert done.exit_code == 137
+        done = run(["head", "-c", str(LIMIT), "/dev/zero"], capture_output=True)
+        assert (done.returncode, done.cause, done.truncated) == (0, "exited", False)
+        done = run(["sh", "-c", "yes >&2"], stderr=PIPE, timeout=60)
+        assert done.cause == "output_limit"
+        done = run(["head", "-c", "5000", "/dev/zero"])  # not captured: no limit
+        assert done.cause == "exited"
+    with (
+        runner(way, max_output=LIMIT) as run,
+        pytest.raises(fastns.TimeoutExpired) as caught,
+    ):
+        run(ENDLESS, capture_output=True, timeout=0.3)
+    assert caught.value.cause == "timeout"
+
+
+def test_who_is_over_and_has_ended_is_over() -> None:
+    """However quick it was: its pipe may hold all of it."""
+    spec = Spec(max_output=10, on_output_limit="kill")
+    for _ in range(20):
+        done = fastns.run(["echo", "hello, world"], spec=spec, stdout=PIPE)
+        assert (done.cause, done.truncated, done.stdout) == ("output_limit", True, b"hello, wor")
+
+
+def test_no_process_is_left_and_no_time_is_over() -> None:
+    mark = marker()
+    spec = Spec(max_output=10, on_output_limit="kill", namespaces={"pid": "host"})
+    code = f"sleep {mark} & yes"
+    done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, timeout=60)
+    assert done.cause == "output_limit"
+    assert eventually(lambda: not running("sleep", mark))
+
+
+def test_in_a_batch_the_others_go_on() -> None:
+    spec = Spec(max_output=LIMIT, on_output_limit="kill")
+    jobs = [ENDLESS, ["echo", "short"]] * 4 + [["sleep", "60"]]
+    with Template(spec) as template:
+        for batch in (template.run_batch, functools.partial(fastns.run_batch, spec=spec)):
+            results = batch([*jobs[:-1], fastns.Job(jobs[-1], timeout=0.2)], concurrency=3)
+            assert [done.cause for done in results] == [*("output_limit", "exited") * 4, "timeout"]
+            assert [len(done.stdout) for done in results] == [*(LIMIT, 6) * 4, 0]
+            (done,) = batch([["yes"]], max_output=5)
+            assert (done.cause, len(done.stdout)) == ("output_limit", 5)
+
+
+def test_by_a_handle() -> None:
+    spec = Spec(max_output=LIMIT, on_output_limit="kill")
+    with Template(spec) as template:
+        for spawn in (template.spawn, functools.partial(fastns.spawn, spec=spec)):
+            with spawn(ENDLESS, stdout=PIPE, stderr=PIPE) as sandbox:
+                out, err = sandbox.communicate(timeout=60)
+                assert (len(out), err) == (LIMIT, b"error\n")
+                assert sandbox.communicate() == (out, err)
+            assert (sandbox.returncode, sandbox.cause) == (-9, "output_limit")
+            with spawn(["echo", "short"], stdout=PIPE) as sandbox:
+                assert sandbox.communicate() == (b"short\n", None)
+            assert sandbox.cause == "exited"
+
+
+def test_other_words_are_refused() -> None:
+    for wrong in ("stop", None, True, b"kill"):
+        with pytest.raises(fastns.SpecError, match="truncate or kill expected") as caught:
+            Spec(on_output_limit=wrong)  # type: ignore[arg-type]
+        assert caught.value.field == "on_output_limit"
+
+
 COMMAND = [sys.executable, "-m", "fastns", "run", "--max-output", "1000"]
 
 
@@ -99,8 +177,35 @@ def test_the_flag() -> None:
     with open(status) as file:
         outcome = json.load(file)
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (3, LIMIT, 999)
-    assert (outcome["exit_code"], outcome["cause"]) == (3, "output_limit")
+    assert (outcome["exit_code"], outcome["cause"]) == (3, "exited")
     assert outcome["truncated"]
+
+
+def test_the_flag_that_ends_it() -> None:
+    command = [*COMMAND, "--on-output-limit", "kill", "--status-fd"]
+    for words, code in ((ENDLESS, 137), (["head", "-c", "1001", "/dev/zero"], 0)):
+        status, write = os.pipe()
+        done = subprocess.run(
+            [*command, str(write), *words], capture_output=True, pass_fds=[write], timeout=60
+        )
+        os.close(write)
+        with open(status) as file:
+            outcome = json.load(file)
+        assert len(done.stdout) == LIMIT
+        assert (outcome["cause"], outcome["truncated"]) == ("output_limit", True)
+        assert done.returncode == outcome["exit_code"] == code or (code, done.returncode) == (
+            0,
+            137,
+        )
+    batch = [sys.executable, "-m", "fastns", "batch", "--max-output", "1000", "-"]
+    done = subprocess.run(
+        [*batch, "--on-output-limit", "kill"],
+        input=json.dumps({"args": ENDLESS}).encode(),
+        capture_output=True,
+        timeout=60,
+    )
+    (result,) = map(json.loads, done.stdout.splitlines())
+    assert (result["cause"], result["exit_code"]) == ("output_limit", 137)
 
 
 def test_the_flag_and_a_reader_that_goes_away() -> None:

@@ -251,7 +251,7 @@ def test_output_beyond_the_limit(limited: Path) -> None:
     write = "head -c 100001 /dev/zero; head -c 9000000 /dev/zero >&2; exit 4"
     done, status = status_of(limited, "sh", "-c", write)
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
-    assert (status["cause"], status["truncated"]) == ("output_limit", True)
+    assert (status["cause"], status["truncated"]) == ("exited", True)
 
 
 def test_a_reader_that_takes_nothing(limited: Path) -> None:

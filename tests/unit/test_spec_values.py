@@ -101,6 +101,7 @@ def test_the_defaults() -> None:
         "io": {},
         "cgroup_parent": None,
         "max_output": None,
+        "on_output_limit": "truncate",
         "require_limits": True,
         "capabilities": (),
         "no_new_privileges": True,

@@ -30,6 +30,7 @@ VERBS = {
     "bench": "time what a start costs on this machine, beside what else is installed",
     "rootfs": "build a root file system from this machine's commands",
     "doctor": "show what works on this machine, and the fix for what does not",
+    "completion": "print a completion script for bash, zsh or fish",
 }
 
 

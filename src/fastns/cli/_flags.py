@@ -62,6 +62,7 @@ FLAG_OF_FIELD = {
     "landlock": "--landlock-read or --landlock-write",
     "memory": "--memory",
     "max_output": "--max-output",
+    "on_output_limit": "--on-output-limit",
     "memory_swap": "--memory-swap",
     "pids_limit": "--pids-limit",
     "cpus": "--cpus",
@@ -323,6 +324,7 @@ def spec_of(
         "cpuset": flags.cpuset_cpus,
         "cgroup_parent": flags.cgroup_parent,
         "tmpfs_size": flags.tmpfs_size,
+        "on_output_limit": flags.on_output_limit,
         "landlock": landlock(flags.landlock_read, flags.landlock_write),
     }
     return Spec(
@@ -470,7 +472,12 @@ def mount(text: str) -> Mount:
         source = existing("--mount", text, source)
         options = with_submounts(options)
     with naming("--mount", text):
-        return Mount(paths["destination"], type=kind, source=source, options=options)
+        return Mount(
+            paths["destination"],
+            type=kind,  # type: ignore[arg-type]  # it is checked there
+            source=source,
+            options=options,
+        )
 
 
 def switched_on(text: str, item: str, value: str) -> bool:

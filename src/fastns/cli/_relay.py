@@ -1,4 +1,5 @@
-"""Output of a command handed on up to a limit: what is beyond is read, counted and thrown away."""
+"""Output of a command handed on up to a limit: what is beyond is read, counted and thrown away,
+or ends the command."""
 
 from __future__ import annotations
 
@@ -10,15 +11,19 @@ CHUNK = 1 << 16
 
 
 class Relay(threading.Thread):
-    """Reads `source` to its end, on a thread of its own, and writes the first bytes to `sink`."""
+    """Reads `source` to its end, on a thread of its own, and writes the first bytes to `sink`.
 
-    def __init__(self, source: int, sink: int, limit: int) -> None:
+    `over` is an eventfd that is written to when there is more; None: nobody is told.
+    """
+
+    def __init__(self, source: int, sink: int, limit: int, over: int | None) -> None:
         super().__init__(daemon=True)
         self.dropped = 0  # bytes
         self.done = 0  # bytes read, and bytes written
         self._source = source
         self._sink = sink
         self._left = limit
+        self._over = over
         self.start()
 
     def run(self) -> None:
@@ -26,6 +31,9 @@ class Relay(threading.Thread):
             self.done += len(chunk)
             kept, self._left = chunk[: self._left], max(0, self._left - len(chunk))
             self.dropped += len(chunk) - len(kept)
+            if self.dropped and self._over is not None:
+                os.eventfd_write(self._over, 1)
+                self._over = None
             if kept and not self._write(memoryview(kept)):
                 break
         os.close(self._source)

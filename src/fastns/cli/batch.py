@@ -67,8 +67,9 @@ Each result is one JSON object, in the order of the jobs:
   returncode (-n on signal n), signal (its name or null), stdout, stderr, wall_time (seconds),
   usage (user_time, system_time: seconds; max_rss: bytes; with limits memory_peak: bytes, pids_peak,
   io_read, io_write: bytes, cpu_time: seconds), cause (exited, signaled, timeout, cpu_time: over
-  --cpu-time, oom: over --memory, pids: over --pids-limit, output_limit: over --max-output, seccomp:
-  ended by the filter), timed_out, limits (the names of those that were enforced: ["memory"]);
+  --cpu-time, oom: over --memory, pids: over --pids-limit, output_limit: over --max-output with
+  --on-output-limit kill, seccomp: ended by the filter), timed_out, limits (the names of those that
+  were enforced: ["memory"]);
   "truncated": true when --max-output has cut something off; stdout_base64, stderr_base64: the
   bytes, where they are not UTF-8 (stdout and stderr then have U+FFFD for what is not).
 For a command that could not be started, beside id and index:
@@ -103,6 +104,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         (("-j", "--concurrency"), "N", "how many run at once (default: the number of CPUs)"),
         (("--timeout",), "TIME", "end a job's sandbox after 2s, 500ms, 1m30s, ..."),
         (("--max-output",), "BYTES", "kept of each stdout and stderr: 64k, 1m (default: 16m)"),
+        (("--on-output-limit",), "WHAT", "over --max-output: truncate (the default) or kill"),
         (("-o", "--output"), "FILE", "write the results there (default: to stdout)"),
     ):
         group.add_argument(*names, metavar=metavar, help=help)

@@ -46,6 +46,7 @@ LIMITS_ELSEWHERE = (
 )
 PER_RUN = {
     "--status-fd": "give it to fastns-exec",
+    "--on-output-limit": "fastns-exec cuts the output off, and the command goes on: use fastns run",
     "-t": "leave it out: stdin is always connected",
     "--tty": "leave it out: stdin is always connected",
 }
@@ -69,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     for names in (("-i", "--interactive"), ("--rm",)):
         parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS)
     for name in PER_RUN:
-        takes_value = name == "--status-fd"
+        takes_value = name in ("--status-fd", "--on-output-limit")
         parser.add_argument(
             name,
             dest="per_run",
@@ -77,6 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
             help=argparse.SUPPRESS,
             **({"type": lambda _, name=name: name} if takes_value else {"const": name}),
         )
+    parser.set_defaults(on_output_limit=None)
     group = parser.add_argument_group("the plan")
     group.add_argument("-o", "--output", metavar="PLAN", help="where to write it")
     group.add_argument(

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from fastns.cli import EXIT_FAILED, complain, say
+from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,18 @@ examples:
   fastns rootfs build ./rootfs bash ls ps mount hostname ipcs
   fastns run --rootfs ./rootfs -- bash -c 'ls /'
 
-  a Python interpreter needs its standard library, which only it knows:
-    fastns rootfs build ./py /usr/bin/python3 \\
-        --extra "$(/usr/bin/python3 -c 'import os; print(os.path.dirname(os.__file__))')"
+  an interpreter with its standard library, a compiler with all that belongs to it:
+    fastns rootfs build ./py --with python
+    fastns rootfs build ./dev bash make --with gcc --with perl
+
+  for a network, CA certificates and the name servers that this host has now:
+    fastns rootfs build ./web curl --with network
+    fastns run --rootfs ./web --network host -- curl https://example.org
 
 The libraries of a command, its loader and the interpreters of scripts (#!) come with it;
 /bin/sh is always there. They are found by reading files: nothing is executed. What a program
-opens only while it runs (a standard library, data, plug-ins) has to be named with --extra.
+opens only while it runs (a standard library, data, plug-ins) comes with --with, which is about the
+commands of its kind that are named, or this machine's own one, or has to be named with --extra.
 
 DIR must not exist, be empty, or be a root built before: that one is extended, changed files
 are renewed and all others left alone. What it was built from is kept beside it, in its parent
@@ -55,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     action = actions.add_parser(
         "build",
-        usage="fastns rootfs build DIR COMMAND... [--extra PATH]...",
+        usage="fastns rootfs build DIR COMMAND... [--with BUNDLE]... [--extra PATH]...",
         help="make a root from this machine's commands",
         description="Make a root file system in DIR from commands of this machine.",
         epilog=EPILOG,
@@ -63,7 +68,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     action.add_argument("directory", metavar="DIR", help="where the root goes")
     action.add_argument(
-        "commands", metavar="COMMAND", nargs="+", help="a name, found through PATH, or a path"
+        "commands", metavar="COMMAND", nargs="*", help="a name, found through PATH, or a path"
+    )
+    action.add_argument(
+        "--with",
+        dest="bundles",
+        metavar="BUNDLE",
+        action="append",
+        default=[],
+        help="python, perl, gcc: with all it needs to run; network: CA certificates, name servers",
     )
     action.add_argument(
         "--extra",
@@ -79,9 +92,20 @@ def main(flags: argparse.Namespace) -> int:
     """Build the root that the flags describe. Returns the exit code."""
     from fastns.rootfs import RootfsError, build
 
+    if not flags.commands and not flags.bundles:
+        raise UsageError(
+            "the following arguments are required: COMMAND, or --with BUNDLE",
+            "see fastns rootfs build --help",
+        )
     try:
         with _progress_line() as progress, _ended_in_order():
-            root = build(flags.directory, flags.commands, extra=flags.extra, progress=progress)
+            root = build(
+                flags.directory,
+                flags.commands,
+                extra=flags.extra,
+                bundles=flags.bundles,
+                progress=progress,
+            )
     except RootfsError as error:
         complain(f"rootfs: {error}", error.hint)
         return EXIT_FAILED
@@ -89,6 +113,8 @@ def main(flags: argparse.Namespace) -> int:
         f"built {flags.directory}: {_count(len(root.commands), 'command', 'commands')}, "
         f"{_count(len(root.libraries), 'library', 'libraries')}, {_size(root.bytes)}"
     )
+    for hint in root.hints:
+        advise(hint)
     return 0
 
 

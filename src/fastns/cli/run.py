@@ -81,6 +81,11 @@ def declare(parser: Parser | Options) -> None:
         help="pass on no more of stdout and of stderr: 64k, 1m",
     )
     group.add_argument(
+        "--on-output-limit",
+        metavar="WHAT",
+        help="over --max-output: truncate (the default: go on) or kill",
+    )
+    group.add_argument(
         "--status-fd",
         metavar="N",
         help="write one JSON object to this fd at the end; not to 0, 1, 2 or another file "
@@ -102,7 +107,8 @@ class Outcome:
     exit_code: int
     cause: str
     """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "output_limit" (over
-    --max-output), "seccomp", "killed" (a signal to fastns) or "failed" (125 to 127)."""
+    --max-output, with --on-output-limit kill), "seccomp", "killed" (a signal to fastns) or "failed"
+    (125 to 127)."""
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
@@ -199,8 +205,9 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
     with Signals() as signals:
         pipes: Any = {"stdout": fastns.PIPE, "stderr": fastns.PIPE} if spec.max_output else {}
         sandbox = fastns.spawn(command, spec=spec, **pipes)
-        relays = _relays(sandbox, spec)
-        cause, number = _wait(sandbox, signals, timeout, has_init=spec.init)
+        over = os.eventfd(0) if spec.max_output and spec.on_output_limit == "kill" else None
+        relays = _relays(sandbox, spec, over)
+        cause, number = _wait(sandbox, signals, timeout, over, has_init=spec.init)
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
@@ -212,9 +219,8 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
             cause, number = "killed", stop
     truncated = any(relay.dropped or relay.is_alive() for relay in relays)
     if cause == "ended":
-        cause = sandbox.cause or "ended"
-    if cause in ("exited", "signaled") and truncated:
-        cause = "output_limit"
+        is_over = over is not None and any(relay.dropped for relay in relays)
+        cause = "output_limit" if is_over else sandbox.cause or "ended"
     if cause == "killed":
         exit_code = 128 + number
     elif cause == "timeout":
@@ -247,8 +253,9 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
         advise(in_flags(hint))
 
 
-def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
-    """Between the command and stdout and stderr, where there is a limit."""
+def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
+    """Between the command and stdout and stderr, where there is a limit. `over`: an eventfd that
+    becomes readable when there is more."""
     if not spec.max_output:
         return []
     from fastns.cli._relay import Relay
@@ -258,7 +265,7 @@ def _relays(sandbox: Sandbox, spec: Spec) -> list[Relay]:
         assert file is not None  # both were asked for
         source = os.dup(file.fileno())
         file.close()
-        made.append(Relay(source, sink, int(spec.max_output)))
+        made.append(Relay(source, sink, int(spec.max_output), over))
     return made
 
 
@@ -287,18 +294,28 @@ def _usage(sandbox: Sandbox) -> dict[str, float] | None:
 
 
 def _wait(
-    sandbox: Sandbox, signals: Signals, timeout: float | None, *, has_init: bool
+    sandbox: Sandbox,
+    signals: Signals,
+    timeout: float | None,
+    over: int | None,
+    *,
+    has_init: bool,
 ) -> tuple[str, int]:
-    """Wait at most `timeout` seconds: ("ended", 0), ("timeout", 0) or ("killed", the signal)."""
+    """Wait at most `timeout` seconds, or until `over` is readable: ("ended", 0), ("timeout", 0),
+    ("output_limit", 0) or ("killed", the signal)."""
     deadline = None if timeout is None else time.monotonic() + timeout
     poll = select.poll()
     poll.register(sandbox.pidfd, select.POLLIN)
     poll.register(signals.pipe, select.POLLIN)
+    if over is not None:
+        poll.register(over, select.POLLIN)
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = dict(poll.poll(None if left is None else min(left, LONGEST_POLL)))
         if sandbox.pidfd in ready:
             return "ended", 0
+        if over in ready:
+            return "output_limit", 0
         if left == 0:
             return "timeout", 0
         for number in signals.take():

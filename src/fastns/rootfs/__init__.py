@@ -27,6 +27,7 @@ import shutil
 import tempfile
 import time
 
+from fastns.rootfs._bundles import BUNDLES, bundle_of
 from fastns.rootfs._host import absolute
 from fastns.rootfs._marker import MARKER, Beside, Marker
 from fastns.rootfs._model import Root, RootfsError
@@ -37,9 +38,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastns.rootfs._model import Progress
+    from fastns.rootfs._model import Progress, Texts
 
-__all__ = ["MARKER", "Root", "RootfsError", "build"]
+__all__ = ["BUNDLES", "MARKER", "Root", "RootfsError", "build"]
 
 PATIENCE = 60.0
 """Seconds that a build waits for another one in the same directory."""
@@ -61,6 +62,7 @@ def build(
     commands: Iterable[str | os.PathLike[str]],
     *,
     extra: Iterable[str | os.PathLike[str]] = (),
+    bundles: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Root:
     """Make a root file system at dest with these commands and all they need to start.
@@ -70,7 +72,9 @@ def build(
     directory with all in it, is copied to the same place, with the libraries of its ELF files;
     a link in such a directory stays, and brings the file it leads to but no further directory.
     What a program opens only once it runs (a standard library, data, plug-ins, files found
-    through LD_LIBRARY_PATH) is not seen: name it in `extra`.
+    through LD_LIBRARY_PATH) is not seen: name it in `extra`, or in `bundles`: "python", "perl" and
+    "gcc" add what those of `commands` that are one need, or this machine's own one; "network" CA
+    certificates and the name servers of now. `hints` of the result says what is known to lack.
 
     dest must not exist (its parent must), be empty, or be a root built before. The latter is
     extended: what it was built from is looked up again, only changed files are written, and the
@@ -85,10 +89,16 @@ def build(
     target = _checked_dest(os.fspath(dest))
     names = _strings("commands", commands)
     extras = [absolute(path) for path in _strings("extra", extra)]
+    texts: Texts = {}
+    for name in _strings("bundles", bundles):
+        bundle = bundle_of(name, names)
+        names = list(dict.fromkeys([*names, *bundle.commands]))
+        extras = list(dict.fromkeys([*extras, *bundle.extra]))
+        texts.update(bundle.texts)
     try:
         if os.path.lexists(target):
-            return _extend(target, names, extras, progress)
-        return _create(target, names, extras, progress)
+            return _extend(target, names, extras, texts, progress)
+        return _create(target, names, extras, texts, progress)
     except OSError as error:
         raise RootfsError(f"{_describe(error)}; {target} is as it was") from error
 
@@ -124,12 +134,14 @@ def _checked_dest(dest: str) -> str:
     return target
 
 
-def _create(target: str, commands: list[str], extra: list[str], progress: Progress | None) -> Root:
+def _create(
+    target: str, commands: list[str], extra: list[str], texts: Texts, progress: Progress | None
+) -> Root:
     """Build beside the target, then give it its name."""
     parent, name = os.path.split(target)
     if not os.path.isdir(parent):
         raise RootfsError(f"{parent} is not a directory", hint=f"mkdir -p {parent}")
-    plan = resolve(target, commands, extra)
+    plan = resolve(target, commands, extra, texts)
     beside = tempfile.mkdtemp(prefix=f".{name}.", suffix=".fastns-rootfs", dir=parent)
     try:
         with opened(parent) as fd, Beside(fd, target).staged(Marker.of(plan)) as put:
@@ -150,7 +162,9 @@ def _create(target: str, commands: list[str], extra: list[str], progress: Progre
     return result
 
 
-def _extend(target: str, commands: list[str], extra: list[str], progress: Progress | None) -> Root:
+def _extend(
+    target: str, commands: list[str], extra: list[str], texts: Texts, progress: Progress | None
+) -> Root:
     """Build in a directory that is empty, or that a build has made before."""
     with opened(os.path.dirname(target)) as parent, opened(target) as root:
         # A second build of the same root waits here. Not by the root: a sandbox could lock that.
@@ -163,6 +177,7 @@ def _extend(target: str, commands: list[str], extra: list[str], progress: Progre
             target,
             list(dict.fromkeys([*before.commands, *commands])),
             list(dict.fromkeys([*before.extra, *extra])),
+            texts,
         )
         return Writer(root, target, progress).install(plan, before, beside)
 

@@ -52,6 +52,8 @@ class Root:
     """Files and links that were there already."""
     bytes: int
     """Size of all files."""
+    hints: tuple[str, ...] = ()
+    """What commands are known to lack before they can run, a sentence each."""
 
 
 @record(frozen=True)
@@ -66,6 +68,8 @@ class Entry:
     mtime_ns: int = 0
 
 
+Texts = dict[str, str]
+"""Content by path inside."""
 Entries = dict[str, Entry]
 """By path: as on the host, absolute, without symbolic links in its directories."""
 

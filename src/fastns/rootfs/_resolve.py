@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from fastns.rootfs._model import Texts
+
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Where a command may be that PATH does not lead to: for the hint."""
 
 
-def resolve(target: str, commands: Sequence[str], extra: Sequence[str]) -> Plan:
+def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:
     """The plan of a root. RootfsError names everything that is missing at once."""
     resolver = _Resolver(target)
     resolver.command("/bin/sh")
@@ -32,7 +34,7 @@ def resolve(target: str, commands: Sequence[str], extra: Sequence[str]) -> Plan:
     for path in extra:
         resolver.extra(path)
     resolver.what_libraries_open()
-    _skeleton.add_skeleton(resolver.entries)
+    _skeleton.add_skeleton(resolver.entries, texts)
     missing = resolver.all_missing()
     if missing:
         raise RootfsError("; ".join(missing), missing=missing, hint=resolver.hint)

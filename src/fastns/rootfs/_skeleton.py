@@ -10,6 +10,10 @@ import contextlib
 from fastns.rootfs._host import open_file, walk
 from fastns.rootfs._model import Entries, Entry, Unusable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns.rootfs._model import Texts
+
 LAYOUT = (
     *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
     *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
@@ -57,13 +61,13 @@ def lacks_services(libc: str) -> bool:
         return NSS_BUILT_IN not in file.read(MAX_LIBC)
 
 
-def add_skeleton(entries: Entries) -> None:
-    """Add what every root has, and no planned entry stands for yet."""
+def add_skeleton(entries: Entries, texts: Texts) -> None:
+    """Add what every root has, and no planned entry stands for yet. `texts` go before TEXTS."""
     for path in LAYOUT:
         with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
             entries |= walk(path)[1]
     for path, mode in DIRECTORIES.items():
         if path not in entries or entries[path].kind == "directory":
             entries[path] = Entry("directory", mode)
-    for path, text in TEXTS.items():
-        entries.setdefault(path, Entry("text", source=text, size=len(text)))
+    for path, text in {**TEXTS, **texts}.items():
+        entries.setdefault(path, Entry("text", source=text, size=len(text.encode())))

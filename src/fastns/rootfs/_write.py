@@ -12,8 +12,10 @@ import os
 import shutil
 import stat
 
+from fastns.rootfs._bundles import hints_of
 from fastns.rootfs._marker import Beside, Marker
 from fastns.rootfs._model import Entries, Entry, Plan, Root, RootfsError
+from fastns.rootfs._skeleton import TEXTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Writer:
             copied=len(written),
             unchanged=len(marker.files) - len(written),
             bytes=sum(plan.entries[path].size for path in marker.files),
+            hints=hints_of(plan.commands, marker.files),
         )
 
     def _clear_stage(self) -> None:
@@ -106,6 +109,8 @@ class Writer:
         if entry.kind == "file":
             have = (status.st_mode, status.st_size, status.st_mtime_ns)
             return have != (stat.S_IFREG | entry.mode, entry.size, entry.mtime_ns)
+        if entry.kind == "text" and status.st_size == 0 and TEXTS.get(path) == "":
+            return entry.size > 0  # an earlier build had nothing to write there
         return False  # a directory; or a text, which the user may have changed
 
     def _write(self, jobs: Entries, total: int, put: Callable[[], None]) -> None:

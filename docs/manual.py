@@ -1,0 +1,97 @@
+"""Writes docs/fastns.1, the manual page, from the parsers of the command line: `make manual`.
+
+A test compares the two, so that the page says what --help says.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from fastns.cli._outline import Option, Verb, verbs
+
+PAGE = Path(__file__).with_name("fastns.1")
+
+HEAD = r"""
+.\" Written by docs/manual.py: make manual.
+.TH FASTNS 1 "" "fastns" "User Commands"
+.SH NAME
+fastns \- isolated processes, by Linux namespaces
+.SH SYNOPSIS
+"""
+ABOUT = r"""
+.SH DESCRIPTION
+Each sandbox is a process in namespaces of its own. Without
+.B \-\-rootfs
+it sees the system directories of the host, read-only, and a /tmp of its own; no network but lo;
+and none of the caller's environment.
+.PP
+Errors go to stderr: a line, and a hint what helps.
+"""
+FOOT = r"""
+.SH SEE ALSO
+.BR unshare (1),
+.BR namespaces (7),
+.BR user_namespaces (7),
+.BR cgroups (7),
+.BR seccomp (2),
+.BR landlock (7)
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    found = [*verbs()]
+    parts = [HEAD.lstrip("\n")]
+    parts += [_synopsis(verb) for verb in found]
+    parts.append(ABOUT.lstrip("\n"))
+    parts += [_section(verb, found[0]) for verb in found]
+    parts.append(FOOT.lstrip("\n"))
+    return "".join(parts)
+
+
+def _synopsis(verb: Verb) -> str:
+    return f".B {_text(' '.join(verb.usage.split()))}\n.br\n"
+
+
+def _section(verb: Verb, first: Verb) -> str:
+    """A verb's own options; those that it shares with `run` are there."""
+    name = " ".join(filter(None, ("fastns", verb.name, verb.action)))
+    lines = [f".SH {_text(name.upper())}", _text(verb.about)]
+    for group in verb.groups:
+        own = [each for each in group.options if verb is first or each not in first.options]
+        if own and group.title:
+            lines.append(f".SS {_text(group.title)}")
+        for option in own:
+            lines += _option(option)
+    if verb is not first and len(set(verb.options) & set(first.options)) > 1:
+        lines += [".PP", "It takes the options of", ".B fastns run", "that say what a sandbox is."]
+    if verb.epilog:
+        lines += [".PP", *_epilog(verb.epilog)]
+    return "\n".join([*lines, ""])
+
+
+def _option(option: Option) -> list[str]:
+    names = ", ".join(rf"\fB{_text(name)}\fR" for name in option.names)
+    value = rf" \fI{_text(option.metavar)}\fR" if option.metavar else ""
+    return [".TP", f"{names}{value}", _text(option.help)]
+
+
+def _epilog(text: str) -> list[str]:
+    """One paragraph, or lines as they are."""
+    if "\n" not in text:
+        return [_text(text)]
+    lines = [_text(line) or "" for line in text.rstrip("\n").split("\n")]
+    return [".nf", *lines, ".fi"]
+
+
+def _text(text: str) -> str:
+    """Plain words for roff: no line is taken for a request, no dash for a hyphen."""
+    escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("%%", "%")
+    return re.sub(r"(?m)^([.'])", r"\&\1", escaped)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    sys.stdout.write(f"{PAGE}\n")

@@ -1,0 +1,102 @@
+"""Every verb with its options, read from the parsers: for completion and the manual page."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from fastns._record import record
+from fastns.cli import VERBS
+from fastns.cli._parser import Parser
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHOICES = {
+    "--network": "none host",
+    "--userns": "auto host private keep-id",
+    "--on-output-limit": "truncate kill",
+    "--security-opt": "no-new-privileges=false seccomp=unconfined systempaths=unconfined",
+    "--with": "python perl gcc network",
+}
+"""What the value of an option may be, where that is a word of a few."""
+MODES = "private host"
+DIRECTORIES = ("DIR",)
+"""Metavars of values that are directories."""
+
+
+@record(frozen=True)
+class Option:
+    """An option of a verb."""
+
+    names: tuple[str, ...]
+    metavar: str
+    """Of its value; "": it takes none."""
+    help: str
+    choices: tuple[str, ...]
+    is_directory: bool
+
+
+@record(frozen=True)
+class Group:
+    """Options under one title; "": those that every verb has."""
+
+    title: str
+    options: tuple[Option, ...]
+
+
+@record(frozen=True)
+class Verb:
+    """A command of fastns; `action` is the word after it, such as "build", or ""."""
+
+    name: str
+    action: str
+    usage: str
+    about: str
+    groups: tuple[Group, ...]
+    epilog: str
+    runs_command: bool
+    """Whether what follows its options is a command with arguments of its own."""
+
+    @property
+    def options(self) -> list[Option]:
+        return [option for group in self.groups for option in group.options]
+
+
+def verbs() -> Iterator[Verb]:
+    """Each of them, in the order of the help."""
+    for name in VERBS:
+        subparsers = Parser(prog="fastns").add_subparsers()
+        importlib.import_module(f"fastns.cli.{name}").add_parser(subparsers)
+        parser = subparsers.choices[name]
+        actions = [each for each in parser._actions if each.nargs == argparse.PARSER]
+        if not actions:
+            yield _verb(name, "", parser)
+        for action in actions:
+            assert isinstance(action.choices, dict)
+            for word, below in action.choices.items():
+                yield _verb(name, word, below)
+
+
+def _verb(name: str, action: str, parser: Parser) -> Verb:
+    usage = parser.format_usage().removeprefix("usage: ").strip()
+    groups = []
+    for group in parser._action_groups:
+        options = tuple(_option(each) for each in group._group_actions if each.option_strings)
+        if options:
+            title = "" if group.title == "options" else group.title or ""
+            groups.append(Group(title, options))
+    about = parser.description or ""
+    epilog = parser.epilog or ""
+    return Verb(name, action, usage, about, tuple(groups), epilog, parser.options_first)
+
+
+def _option(action: argparse.Action) -> Option:
+    names = tuple(action.option_strings)
+    metavar = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+    words = CHOICES.get(names[-1]) or CHOICES.get(names[0])
+    if words is None and metavar == "MODE":
+        words = MODES
+    choices = tuple((words or "").split())
+    return Option(names, metavar, action.help or "", choices, metavar in DIRECTORIES)

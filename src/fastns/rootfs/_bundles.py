@@ -1,0 +1,217 @@
+"""What some programs open only once they run: the standard library of an interpreter, what a
+compiler is made of, what a network needs. Found by reading names, as everything in a build.
+
+A bundle is a list of commands and of extra paths; the marker keeps these, so that a later build
+knows them without the bundle's name.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+from fastns._record import record
+from fastns.rootfs._host import in_path, shebang, walk
+from fastns.rootfs._model import RootfsError, Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+INSIDE = "/usr/local/bin:/usr/bin:/bin"
+"""Where a command is looked up first: what is there is found by the PATH inside too."""
+RESOLVER = "/etc/resolv.conf"
+MAX_RESOLVER = 64 << 10
+"""Bytes of the host's file that are read."""
+
+PERL_PLACES = (
+    *("/etc/perl", "/usr/lib/*/perl-base", "/usr/lib/*/perl", "/usr/lib/*/perl5", "/usr/lib/perl5"),
+    *("/usr/lib64/perl5", "/usr/share/perl", "/usr/share/perl5", "/usr/local/share/perl"),
+    *("/usr/local/share/perl5", "/usr/local/lib/*/perl", "/usr/local/lib64/perl5"),
+)
+GCC_PLACES = ("/usr/lib/gcc", "/usr/lib64/gcc", "/usr/libexec/gcc", "/usr/include")
+GCC_FILES = (
+    *("*crt1.o", "crti.o", "crtn.o", "libc.a", "libc.so", "libc_nonshared.a", "libc.so.6"),
+    *("libm.a", "libm-*.a", "libm.so", "libmvec.a"),
+    *("libm.so.6", "libmvec*.so*", "libdl.a", "libpthread.a", "librt.a", "libutil.a"),
+)
+"""Of the C library, for the linker: beside a libc.so."""
+NETWORK_PLACES = (
+    *("/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/usr/lib/ssl"),
+    *("/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/ca-trust/extracted"),
+    *("/etc/pki/tls/openssl.cnf", "/etc/services", "/etc/protocols"),
+)
+
+
+@record(frozen=True)
+class Bundle:
+    """What is added to a build."""
+
+    commands: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
+    """Path inside, content."""
+
+
+def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
+    """The bundle of that name, for those of `commands` that it is about, or else a default one.
+
+    Raises RootfsError: there is no such bundle, or nothing of it on this machine.
+    """
+    if name == "network":
+        return _network()
+    if name not in INTERPRETERS:
+        names = ", ".join(sorted((*INTERPRETERS, "network")))
+        raise RootfsError(f"bundle {name!r}: one of {names} expected")
+    kind = INTERPRETERS[name]
+    places = [found for found in map(_place, commands) if found and kind.is_one(found)]
+    own = [path for path in places if not _is_script(path)]  # a shim leads to another one
+    extra: list[str] = []
+    added: list[str] = []
+    if not own:
+        added = [path for path in (_default(each) for each in kind.commands) if path]
+        if not added or not kind.is_one(added[0]):
+            missing = f"command {kind.commands[0]}"
+            raise RootfsError(
+                f"{missing}: needed by the bundle {name}, not found in PATH", missing=(missing,)
+            )
+        own = added[:1]
+    for path in own:
+        found = kind.places(path)
+        if not found:
+            raise RootfsError(
+                f"bundle {name}: what {path} needs is not where it usually is",
+                hint="name it with --extra",
+            )
+        extra += found
+    return Bundle(tuple(added), tuple(dict.fromkeys(extra)))
+
+
+def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
+    """What commands of a root lack to run, by what is known here: a sentence each."""
+    there = list(files)
+    hints = []
+    for path in commands:
+        for name, kind in INTERPRETERS.items():
+            if not kind.is_one(path):
+                continue
+            if _is_script(path):
+                hints.append(
+                    f"{path} is a script that finds an interpreter elsewhere: name that one"
+                )
+                continue
+            key = kind.places(path)[:1]
+            if key and not any(file.startswith(f"{key[0]}/") for file in there):
+                hints.append(f"{path} needs {key[0]} to run: add --with {name}")
+    return tuple(dict.fromkeys(hints))
+
+
+# ---- the kinds ----
+
+
+class _Kind:
+    commands: tuple[str, ...]
+    """Looked up when none of its kind is given; the first one has to be there."""
+    form: str
+    """Of the name of a program of its kind."""
+
+    def is_one(self, path: str) -> bool:
+        return any(re.fullmatch(self.form, os.path.basename(end)) for end in (path, _end(path)))
+
+    def places(self, path: str) -> list[str]:
+        """What a program of its kind needs, the most important first; all of it is there."""
+        raise NotImplementedError
+
+
+class _Python(_Kind):
+    commands = ("python3",)
+    form = r"python(3(\.\d+)?)?"
+
+    def places(self, path: str) -> list[str]:
+        end = _end(path)
+        prefix = os.path.dirname(os.path.dirname(end))
+        version = re.fullmatch(r"python(3\.\d+)", os.path.basename(end))
+        number = version[1] if version else "3.*"
+        libraries = _there(f"{prefix}/{lib}/python{number}/os.py" for lib in ("lib", "lib64"))
+        found = [os.path.dirname(library) for library in libraries]
+        if found and prefix == "/usr":
+            found += _there(["/usr/lib/python3/dist-packages"])
+        environment = os.path.dirname(os.path.dirname(path))  # a virtual one
+        if found and os.path.isfile(f"{environment}/pyvenv.cfg"):
+            found += _there([f"{environment}/pyvenv.cfg", f"{environment}/lib"])
+        return found
+
+
+class _Perl(_Kind):
+    commands = ("perl",)
+    form = r"perl[\d.]*"
+
+    def places(self, path: str) -> list[str]:
+        prefix = os.path.dirname(os.path.dirname(_end(path)))
+        own = [] if prefix in ("/usr", "") else [f"{prefix}/lib/perl5", f"{prefix}/lib"]
+        found = _there(own) or _there(PERL_PLACES)
+        return sorted(found, key=lambda place: place == "/etc/perl")  # no library
+
+
+class _Gcc(_Kind):
+    commands = ("gcc", "as", "ld", "cc", "cpp", "g++", "c++")
+    form = r"(.*-)?(gcc|cc|g\+\+|c\+\+|cpp)(-[\d.]+)?"
+
+    def places(self, path: str) -> list[str]:
+        found = _there(GCC_PLACES)
+        for library in _there(("/usr/lib/*/libc.so", "/usr/lib64/libc.so", "/usr/lib/libc.so")):
+            directory = os.path.dirname(library)
+            found += _there(f"{directory}/{name}" for name in GCC_FILES)
+        return found
+
+
+INTERPRETERS: dict[str, _Kind] = {"python": _Python(), "perl": _Perl(), "gcc": _Gcc()}
+BUNDLES = (*INTERPRETERS, "network")
+
+
+def _network() -> Bundle:
+    """Certificates, and the name servers that this host has now."""
+    try:
+        with open(RESOLVER, "rb") as file:
+            servers = file.read(MAX_RESOLVER).decode("utf-8", "replace")
+    except OSError:
+        servers = ""
+    certificates = tuple(_there(NETWORK_PLACES))
+    if not any("cert" in path or "trust" in path for path in certificates):
+        raise RootfsError(
+            "bundle network: no CA certificates in /etc/ssl or /etc/pki",
+            hint="install the ca-certificates package",
+        )
+    return Bundle(extra=certificates, texts=((RESOLVER, servers),) if servers else ())
+
+
+# ---- names ----
+
+
+def _there(patterns: Iterable[str]) -> list[str]:
+    return [path for pattern in patterns for path in sorted(glob.glob(pattern))]
+
+
+def _default(name: str) -> str | None:
+    return in_path(name, INSIDE) or in_path(name, os.environ.get("PATH", os.defpath))
+
+
+def _place(command: str) -> str | None:
+    if "/" in command:
+        return os.path.abspath(command)
+    return in_path(command, os.environ.get("PATH", os.defpath))
+
+
+def _end(path: str) -> str:
+    try:
+        return walk(path)[0]
+    except Unusable:
+        return path
+
+
+def _is_script(path: str) -> bool:
+    try:
+        return bool(shebang(path))
+    except OSError:
+        return False
