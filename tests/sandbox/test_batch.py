@@ -298,7 +298,7 @@ def test_the_output_so_far(busybox: fastns.Plan) -> None:
     job = ["sh", "-c", "echo out; echo err >&2; sleep 60"]
     (outcome,) = fastns.run_batch([job], spec=busybox, timeout=0.3, text=True)
     assert isinstance(outcome, fastns.TimeoutExpired)
-    assert (outcome.stdout, outcome.stderr) == (b"out\n", b"err\n")
+    assert (outcome.stdout, outcome.stderr) == ("out\n", "err\n")
 
 
 def test_a_late_job_tells_what_it_used(plan: fastns.Plan) -> None:
