@@ -176,7 +176,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.[ch] csrc/cli/*.[ch] src/fas
 	touch $@
 
 clean:  ## removes what was built; keeps .venv and the root file systems
-	rm -rf dist $(SEED) build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
+	rm -rf dist $(SEED) build/docs build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache src/fastns/*.so src/fastns/_core.c
 	rm -rf src/fastns/filters
 	rm -f src/fastns/_exec src/fastns/_helper $(STAMP)

@@ -16,7 +16,7 @@ from pathlib import Path
 import fastns
 from fastns import Job, Mount, Spec
 
-TIME = 2.0  # seconds of CPU time for a test case; three times that by the clock
+TIME = 2.0  # seconds of CPU time for a test case; five times that by the clock
 LIMITS = {"memory": "256m", "pids_limit": 16, "cpu_time": TIME}
 COMPILER = ["gcc", "-O2", "-o", "/out/program", "/in/submission.c", "-lm"]
 VERDICTS = {
@@ -87,7 +87,7 @@ def main() -> int:
         if missing:
             print(f"not enforced here: {', '.join(missing)} (fastns doctor)", file=sys.stderr)
         jobs = [Job(command, input=case.read_text()) for case in cases]
-        results = fastns.run_batch(jobs, spec=plan, text=True, errors="replace", timeout=3 * TIME)
+        results = fastns.run_batch(jobs, spec=plan, text=True, errors="replace", timeout=5 * TIME)
 
     accepted = 0
     for case, done in zip(cases, results, strict=True):

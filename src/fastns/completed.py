@@ -6,10 +6,8 @@ import sys
 
 from fastns import _core
 from fastns._args import check_timeout
-from fastns._cause import cause_of
 from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, plan_of
 from fastns._ended import Completed, DecodeError
-from fastns._stdio import PIPE, RunStreams
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
@@ -169,6 +167,8 @@ def run_by(
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
+    from fastns._stdio import PIPE, RunStreams  # not for a start that is to be quick
+
     if input is not None:
         if stdin is not None:
             raise SpecError("stdin", "input is given: leave stdin out")
@@ -213,6 +213,8 @@ def completed(
     """What a command that was run to its end has come to."""
     if isinstance(outcome, SpawnError):
         return outcome
+    from fastns._cause import cause_of  # not for one that has just exited with 0
+
     result, out, err, dropped, timed_out = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status

@@ -1,0 +1,1 @@
+"""Tests of README, the guide, the reference and the examples."""

@@ -99,6 +99,15 @@ def test_the_reference_has_all_names() -> None:
     assert set(fastns.__all__) <= named
 
 
+def test_every_page_of_the_guide_can_be_found() -> None:
+    """From the guide's own list, and in the contents of the site."""
+    index = PAGES["docs/guide/index.md"]
+    contents = (ROOT / "docs" / "site" / "contents.txt").read_text()
+    for page in (ROOT / "docs" / "guide").glob("*.md"):
+        assert page.stem == "index" or f"({page.name})" in index, page
+        assert f"docs/guide/{page.stem}\n" in contents, page
+
+
 def test_every_field_has_its_words() -> None:
     """An entry of its own, which is what the reference shows."""
     documented = re.findall(r"^ {8}(\w+):", fastns.Spec.__doc__ or "", re.MULTILINE)

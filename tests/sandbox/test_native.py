@@ -40,7 +40,7 @@ ROOTS_POSTURES: dict[str, list[str]] = {
 }
 LOOK = """
 pwd; hostname; env | sort; id
-grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|Seccomp_filters|Sig...|NSpid)' /proc/self/status
+grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp.*|Sig[PBIC]..|NSpid)' /proc/self/status
 cat /proc/self/limits /proc/self/uid_map /proc/self/gid_map
 cut -d' ' -f1-4 /proc/self/mounts
 ls -l /proc/self/fd | wc -l; ls -a / /dev /tmp; cat /sys/class/net/lo/operstate

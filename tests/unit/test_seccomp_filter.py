@@ -5,13 +5,15 @@ import functools
 import itertools
 import os
 import random
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
-from fastns import _filters, seccomp
+from fastns import SpecError, _filters, seccomp
 from fastns._libseccomp import NEWER
 from fastns._seccomp_default import SETUP, parts
 from fastns._seccomp_rules import anything_but
@@ -208,6 +210,21 @@ def test_what_is_kept_is_of_this_profile() -> None:
     """Fails where the profile was changed and nothing was built since: `make install` does."""
     kept = {path.name: path.read_bytes() for path in Path(_filters.DIRECTORY).iterdir()}
     assert kept == _filters.make_all()
+
+
+def test_what_is_kept_is_made_without_the_library(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    monkeypatch.setitem(sys.modules, "fastns._libseccomp", None)
+    assert len(_filters.make_all()) == 2 * 2 * 3
+
+
+def test_another_machine_has_no_default_filter(monkeypatch) -> None:
+    with pytest.raises(SpecError, match=r"is for x86_64 and aarch64, not 'riscv64'"):
+        seccomp.build("default", machine="riscv64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
+    for build in (_filters.default, _filters.default_parts):
+        with pytest.raises(SpecError, match=r"seccomp: no default filter for riscv64: .*'unconf"):
+            build(setid=True)
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import sys
 
+from fastns.cli._words import UsageError, advise, closest, complain, say, whole, write_no_more
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import IO, NoReturn
+    from collections.abc import Sequence
+    from typing import NoReturn
 
+__all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
 EXIT_BROKEN_PIPE = 141
@@ -30,81 +33,6 @@ VERBS = {
 }
 
 
-class UsageError(Exception):
-    """A wrong word on the command line: what is wrong, and what would be right."""
-
-    def __init__(self, message: str, hint: str | None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-
-def whole(word: str) -> int | None:
-    """The number that a word of digits stands for. None for any other word, and for one of more
-    digits than any limit here has: int() refuses thousands of them."""
-    return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one is a slip of, or None: what only looks like one is none.
-
-    Dashes do not count, and letters in another order are a slip, however short the word is.
-    """
-    import difflib  # only an error needs it
-
-    bare = {each.lstrip("-"): each for each in known}
-    wanted = word.lstrip("-")
-    near = difflib.get_close_matches(wanted, [*bare], n=1, cutoff=0.8)
-    near += [each for each in bare if sorted(each) == sorted(wanted)]
-    return bare[near[0]] if near else None
-
-
-def say(text: str, end: str = "\n") -> None:
-    """Write to stdout at once; nothing where it is closed.
-
-    Raises UsageError where it cannot be written, BrokenPipeError where nobody reads it.
-    """
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _write_no_more(sys.stdout)
-        raise UsageError(f"stdout: {error.strerror}", None) from None
-
-
-def complain(message: object, hint: str | None = None) -> None:
-    """Write an error to stderr, if that can be written: one line, and the hint in a second one."""
-    if sys.stderr is None:
-        return
-    try:
-        print("fastns:", _one_line(message), file=sys.stderr)
-        if hint:
-            advise(hint)
-    except OSError:
-        _write_no_more(sys.stderr)
-
-
-def advise(hint: str) -> None:
-    """Write a hint to stderr, if that can be written."""
-    if sys.stderr is None:
-        return
-    try:
-        print("hint:", _one_line(hint), file=sys.stderr)
-    except OSError:
-        _write_no_more(sys.stderr)
-
-
-def _write_no_more(file: IO[str] | None) -> None:
-    """What a stream still holds would fail once more at exit: it goes nowhere."""
-    if file is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-
-
-def _one_line(text: object) -> str:
-    return str(text).replace("\n", "\\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     _hold_closed_fds()
@@ -118,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough
-        _write_no_more(sys.stdout)
+        write_no_more(sys.stdout)
         return EXIT_BROKEN_PIPE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastns.cli import UsageError, closest, say
+from fastns.cli._words import UsageError, closest, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -46,8 +46,8 @@ LIMITS_ELSEWHERE = (
 )
 PER_RUN = {
     "--status-fd": "give it to fastns-exec",
-    "-t": "-t is not available yet: stdin is always connected",
-    "--tty": "-t is not available yet: stdin is always connected",
+    "-t": "leave it out: stdin is always connected",
+    "--tty": "leave it out: stdin is always connected",
 }
 """Flags of `fastns run` that no plan holds -> what there is instead."""
 
