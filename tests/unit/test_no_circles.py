@@ -23,7 +23,6 @@ PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
     ("fastns._core", "fastns._owners"),
     ("fastns._landlock", "fastns._compile"),
-    ("fastns.cli._parser", "fastns.cli"),
     ("fastns.errors", "fastns._surroundings"),
     ("fastns.errors", "fastns.doctor"),
     ("netns", "server"),
