@@ -34,6 +34,7 @@ for way, args in ways():
         result = error
     result = result[0] if isinstance(result, list) else result
     print(result)
+template.close()
 """
 
 
