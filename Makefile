@@ -182,7 +182,7 @@ clean:  ## removes what was built; keeps .venv and the root file systems
 	rm -rf dist $(SEED) build/docs build/temp.* build/lib.* build/bdist.* build/tests src/*.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache src/fastns/*.so src/fastns/_core.c
 	rm -rf src/fastns/filters
-	rm -f src/fastns/_exec src/fastns/_helper $(STAMP)
+	rm -f src/fastns/_program $(STAMP)
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## removes everything that is not in the repository

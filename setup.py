@@ -1,4 +1,4 @@
-"""Builds the extension, the programs and the default filter; the rest is in pyproject.toml."""
+"""Builds the extension, the program and the default filter; the rest is in pyproject.toml."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ SOURCES = [
     "error",
     "plan",
     "spawn",
-    "staged",
+    "start",
     "template",
     "request",
     "memory",
@@ -29,11 +29,13 @@ SOURCES = [
     "batch",
     "cgroup",
     "cputime",
-    "child",
+    "border",
+    "stay",
     "cli/planfile",
 ]
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
+BORDER = ["border", "stay"]  # runs in the caller's memory
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
 # calls of libc, no sanitizer.
 CHILD = [
@@ -44,11 +46,17 @@ CHILD = [
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
 ]
 
-# The programs run from memory files made anew for each spawn: few pages are what counts.
-PROGRAMS = {
-    "exec": ["exec", "child"],
-    "helper": ["helper", "server", "sandbox", "unpack", "netns", "closer", "child"],
-}
+PROGRAM_SOURCES = [
+    "program",
+    "tell",
+    "server",
+    "sandbox",
+    "unpack",
+    "netns",
+    "closer",
+    "child",
+    "border",
+]
 PROGRAM = [
     "-ffreestanding",
     "-ffunction-sections",
@@ -87,7 +95,7 @@ def default_filters() -> dict[str, bytes]:
 
 
 class BuildExt(build_ext):
-    """Compiles csrc/ as plain C, apart from Cython's output, and links the programs beside it."""
+    """Compiles csrc/ as plain C, apart from Cython's output, and links the program beside it."""
 
     def build_extension(self, ext: Extension) -> None:
         build = Path(self.build_temp) / "csrc"
@@ -96,7 +104,7 @@ class BuildExt(build_ext):
         objects = []
         for name in SOURCES:
             target = build / f"{name}.o"
-            flags = CHILD if name == "child" else ["-O2"]
+            flags = CHILD if name in BORDER else ["-O2"]
             command = [*compiler, "-std=gnu11", "-fPIC", *flags, *WARNINGS, *STRICT]
             if name == "cli/planfile":
                 command.append(f'-DFNS_BUILD="{build_id()}"')
@@ -107,22 +115,19 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
         command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
-        for name, sources in PROGRAMS.items():
-            late = ["-DFNS_LATE_OPS"] if name == "exec" else []
-            target = Path(self.get_ext_fullpath(ext.name)).parent / f"_{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files = [f"csrc/{source}.c" for source in sources]
-            subprocess.check_call([*command, *late, *files, "-o", str(target)])
+        target = Path(self.get_ext_fullpath(ext.name)).parent / "_program"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files = [f"csrc/{source}.c" for source in PROGRAM_SOURCES]
+        subprocess.check_call([*command, *files, "-o", str(target)])
         filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
         filters.mkdir(exist_ok=True)
         for name, code in default_filters().items():
             (filters / name).write_bytes(code)
-        self.build_launcher(compiler, objects, Path(self.get_ext_fullpath(ext.name)).parent)
+        self.build_launcher(compiler, objects, target)
 
-    def build_launcher(self, compiler: list[str], objects: list[str], programs: Path) -> None:
-        """Links fastns-exec, with the programs in it, from the objects of the extension."""
-        macros = {"VERSION": self.distribution.get_version()}
-        macros |= {f"{name.upper()}_FILE": str(programs / f"_{name}") for name in PROGRAMS}
+    def build_launcher(self, compiler: list[str], objects: list[str], program: Path) -> None:
+        """Links fastns-exec, with the program in it, from the objects of the extension."""
+        macros = {"VERSION": self.distribution.get_version(), "PROGRAM_FILE": str(program)}
         defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
         files = [f"csrc/cli/{name}.c" for name in LAUNCHER]
         command = [*compiler, "-std=gnu11", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
@@ -137,16 +142,15 @@ class BuildExt(build_ext):
             ) from None
 
     def copy_extensions_to_source(self) -> None:
-        """The in-place build (pip install -e): the programs go where the extension goes."""
+        """The in-place build (pip install -e): the program goes where the extension goes."""
         super().copy_extensions_to_source()
-        for name in PROGRAMS:
-            shutil.copy(Path(self.build_lib) / "fastns" / f"_{name}", f"src/fastns/_{name}")
+        shutil.copy(Path(self.build_lib) / "fastns" / "_program", "src/fastns/_program")
         filters = Path(self.build_lib) / "fastns" / "filters"
         shutil.copytree(filters, "src/fastns/filters", dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "fastns"
-        built = [str(package / f"_{name}") for name in PROGRAMS]
+        built = [str(package / "_program")]
         built += [str(package / "filters" / name) for name in default_filters()]
         return [*super().get_outputs(), *built]
 

@@ -1,11 +1,11 @@
-/* What a new sandbox does between clone and exec. CHILD ONLY.
+/* The ops of a plan, one function each. CHILD ONLY.
  *
- * Runs in the child of a clone that may share all memory with a threaded process: in
- * fns_child_main() everything but this stack is somebody else's. Therefore: raw system calls only;
- * no heap, no locks, no errno or other TLS, no libc function but memcpy and memset, no writes but to
- * this stack and to `struct fns_child`. tests/sandbox/test_child_rule.py compares the symbols of
- * the object file with that list. Nothing is decided here: each op of the plan is one small
- * function, and the first that fails ends the child.
+ * Runs in the program (program.c), in memory of its own, and in the sandboxes of a template's server
+ * (sandbox.c), which share the server's memory. Therefore: raw system calls only; no heap, no locks, no
+ * errno or other TLS, no libc function but memcpy and memset, no writes but to this stack and to
+ * `struct fns_child`. tests/sandbox/test_child_rule.py compares the symbols of the object file with that
+ * list. Nothing is decided here: each op of the plan is one small function, and the first that fails
+ * ends the child.
  *
  * Mount targets are resolved below the root's fd (openat2 with RESOLVE_IN_ROOT, or walk() where the
  * kernel refuses openat2), and mounts are attached to the fd that was found: a root full of symbolic
@@ -1095,7 +1095,7 @@ static int op_umask(struct fns_child *child, const struct fns_op *op)
 }
 
 /* Gives all rights in that namespace, the bounding set's among them: what is given up is given up
- * after it. Changed ids make memory undumpable (commit_creds()): never in the caller's. */
+ * after it. */
 static int op_join_user(struct fns_child *child, const struct fns_op *op)
 {
     int result = (int)fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER);
@@ -1159,13 +1159,6 @@ static int op_capabilities(struct fns_child *child, const struct fns_op *op)
     const uint32_t low = (uint32_t)op->arg, high = (uint32_t)(op->arg >> 32);
     uint32_t sets[6] = {low, low, low, high, high, high};
     long result = fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 4 /* CLEAR_ALL */, 0, 0, 0);
-    /* The memory is the caller's still, and who has no more than this process may write to it. The exec
-     * leaves what the bounding set has, which is those of the op (capabilities(7)). */
-    if (result >= 0 && op->how & FNS_HOW_AT_EXEC) {
-        result = fns_sys2(__NR_capget, &header, sets);
-        sets[2] = low;
-        sets[5] = high;
-    }
     if (result >= 0)
         result = fns_sys2(__NR_capset, &header, sets);
     /* A program executed by anyone but uid 0 has what is ambient, and no more. */
@@ -1275,11 +1268,7 @@ static int goes_on(const struct fns_op *op)
 static int run_op(struct fns_child *child, const struct fns_op *op)
 {
     /* A switch, not a table of functions: a table would need relocations, and so a linker that has
-     * run, which the helper program does not have. */
-#ifdef FNS_LATE_OPS /* the exec program, which is copied for each start, does no others */
-    if (op->code < FNS_OP_FIRST_LATE)
-        return -EINVAL;
-#endif
+     * run, which the program does not have. */
     if (!goes_on(op))
         let_go(child);
     switch ((enum fns_op_code)op->code) {
@@ -1343,54 +1332,6 @@ static int fail(struct fns_child *child, enum fns_stage stage, int op_index, int
     return result;
 }
 
-/* Otherwise a handler of the caller's could run here. */
-static int reset_signals(struct fns_child *child)
-{
-    /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
-    uint64_t action[4] = {0, 0, 0, 0};
-    for (int sig = 1; sig <= 64; sig++) {
-        if (sig == FNS_SIGKILL || sig == FNS_SIGSTOP)
-            continue;
-        long result = fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
-        if (result < 0)
-            return fail(child, FNS_STAGE_SIGNALS, -1, (int)result);
-    }
-    return 0;
-}
-
-int fns_child_fds(struct fns_child *child)
-{
-    const struct fns_args *args = child->args;
-    /* A source among 0, 1 and 2 is saved before one of them is replaced; close_range takes the copy. */
-    int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
-    for (int fd = 0; fd < 3; fd++) {
-        int source = sources[fd] = args->stdio[fd];
-        if (source >= 0 && source < 3)
-            sources[fd] = (int)fns_sys3(__NR_fcntl, source, F_DUPFD_CLOEXEC, above);
-        if (source >= 0 && sources[fd] < 0)
-            return fail(child, FNS_STAGE_STDIO, -1, sources[fd]);
-    }
-    for (int fd = 0; fd < 3; fd++) {
-        long result = sources[fd] >= 0 ? fns_sys3(__NR_dup3, sources[fd], fd, 0) : 0;
-        if (result < 0)
-            return fail(child, FNS_STAGE_STDIO, -1, (int)result);
-    }
-    unsigned first = 3;
-    for (uint32_t i = 0; i < args->n_keep; i++) {
-        unsigned fd = (unsigned)args->keep[i];
-        long result = fd > first ? fns_sys3(__NR_close_range, first, fd - 1, 0) : 0;
-        if (result >= 0 && (int)fd != child->exec_fd) /* which stays close-on-exec */
-            result = fns_sys3(__NR_fcntl, fd, F_SETFD, 0);
-        if (result < 0)
-            return fail(child, FNS_STAGE_FDS, -1, (int)result);
-        first = fd + 1;
-    }
-    long result = fns_sys3(__NR_close_range, first, ~0u, 0);
-    if (result < 0)
-        return fail(child, FNS_STAGE_FDS, -1, (int)result);
-    return 0;
-}
-
 static int run_ops(struct fns_child *child, uint32_t first, uint32_t last)
 {
     for (uint32_t i = first; i < last; i++) {
@@ -1448,9 +1389,6 @@ static int execute(struct fns_child *child)
 {
     const struct fns_args *args = child->args;
     int denied = 0, result = -ENOENT;
-    if (child->exec_fd >= 0)
-        return (int)fns_sys5(__NR_execveat, child->exec_fd, "", args->argv, args->envp,
-                             AT_EMPTY_PATH);
     for (char *const *path = args->paths; *path; path++) {
         /* ETXTBSY: another thread's child may hold a writing fd until its own close or exec. */
         for (int tries = 0; tries < 50; tries++) {
@@ -1477,54 +1415,25 @@ int fns_child_last(struct fns_child *child)
     return run_ops(child, last_ops(child->plan), child->plan->n_ops);
 }
 
+int fns_child_chdir(struct fns_child *child)
+{
+    int result = child->args->cwd ? change_directory(child->args->cwd) : 0;
+    return result < 0 ? fail(child, FNS_STAGE_CHDIR, -1, result) : 0;
+}
+
 int fns_child_exec(struct fns_child *child)
 {
     const uint64_t none = 0;
-    if (child->args->cwd) {
-        int result = change_directory(child->args->cwd);
-        if (result < 0)
-            return fail(child, FNS_STAGE_CHDIR, -1, result);
-    }
     int last = fns_child_last(child);
     if (last < 0)
         return last;
     child->progress =
         FNS_PROGRESS_EXEC; /* whom a signal ends from here on, it ends as the command */
-    /* Not in shared memory: a program of ours, executed first, gets here again in its own. The helper
-     * stays deaf, so that a signal to the whole process group cannot end it between two steps. */
-    int result = 0;
-    if (child->exec_fd < 0)
-        result = (int)fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
+    /* Until here it was deaf, so that a signal to the whole process group cannot end it between two steps. */
+    int result = (int)fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     if (result < 0)
         return fail(child, FNS_STAGE_SIGNALS, -1, result);
-    result = execute(child);
-    /* exec.c's program carries the command's arguments: limits it meets are the command's. */
-    int helper = child->exec_fd >= 0 && result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
-    return fail(child, helper ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
-}
-
-/* 1, or -errno. Where /proc or /proc/sys is missing or cannot be written there is no limit. */
-static int limit_inotify(const char *limit)
-{
-    int fd = at_fdcwd_open("/proc/sys/user/max_inotify_instances", O_WRONLY | O_CLOEXEC);
-    long result = fd;
-    if (fd >= 0) {
-        result = fns_sys3(__NR_write, fd, limit, length(limit));
-        close_fd(fd);
-    }
-    return result >= 0 || is_out_of_reach(result) ? 1 : (int)result;
-}
-
-int fns_child_stay(void *arg)
-{
-    struct fns_stay *stay = arg;
-    /* The thread that cloned it waits for it now, so that thread's end is the caller's end. */
-    long result = fns_sys5(__NR_prctl, 1 /* PR_SET_PDEATHSIG */, FNS_SIGKILL, 0, 0, 0);
-    int limited = result < 0 ? (int)result : stay->inotify ? limit_inotify(stay->inotify) : 1;
-    __atomic_store_n(&stay->limited, limited, __ATOMIC_RELEASE);
-    while (result == 0 && fns_sys0(__NR_getppid) == stay->parent)
-        FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again whether it is needed");
-    return 0;
+    return fail(child, FNS_STAGE_EXEC, -1, execute(child));
 }
 
 int fns_child_leave_session(struct fns_child *child)
@@ -1543,6 +1452,21 @@ void fns_child_report(const struct fns_child *child, int news)
             return;
 }
 
+/* The exec of the program has left what the caller ignores ignored. */
+static int reset_signals(struct fns_child *child)
+{
+    /* struct sigaction of the kernel: handler, flags, restorer, mask; zero is SIG_DFL. */
+    uint64_t action[4] = {0, 0, 0, 0};
+    for (int sig = 1; sig <= 64; sig++) {
+        if (sig == FNS_SIGKILL || sig == FNS_SIGSTOP)
+            continue;
+        long result = fns_sys4(__NR_rt_sigaction, sig, action, 0, FNS_SIGSET_SIZE);
+        if (result < 0)
+            return fail(child, FNS_STAGE_SIGNALS, -1, (int)result);
+    }
+    return 0;
+}
+
 /* The caller's personality (setarch(8)) is not for the sandbox: it may turn off random addresses, say. */
 static int reset_personality(struct fns_child *child)
 {
@@ -1553,20 +1477,8 @@ static int reset_personality(struct fns_child *child)
     return 0;
 }
 
-int fns_child_main(void *arg)
+int fns_child_begin(struct fns_child *child)
 {
-    struct fns_child *child = arg;
-    if (reset_signals(child) < 0 || reset_personality(child) < 0 || fns_child_fds(child) < 0)
-        return 127;
-    /* The helper's has no ops: it stays, being the caller's own. */
-    if (child->plan->n_ops && fns_child_leave_session(child) < 0)
-        return 127;
-    if (fns_child_ops(child, 0, child->plan->n_ops) < 0)
-        return 127;
-    int result = child->news >= 0 ? fns_lock(child->news, F_SETLK, F_WRLCK) : 0;
-    if (result < 0)
-        fail(child, FNS_STAGE_HELPER, -1, result);
-    else
-        FNS_IGNORE(fns_child_exec(child), "it is in child->error");
-    return 127;
+    int result = reset_signals(child);
+    return result < 0 ? result : reset_personality(child);
 }

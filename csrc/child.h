@@ -1,4 +1,4 @@
-/* The child's side of a spawn. CHILD ONLY: see child.c for what code there may do. */
+/* The ops of a plan, and what comes before and after them. CHILD ONLY: see child.c for what code there may do. */
 #ifndef FNS_CHILD_H
 #define FNS_CHILD_H
 
@@ -13,7 +13,6 @@ struct fns_child {
     const struct fns_args *args;
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
-    int exec_fd;                /* >= 0: execute this file itself (the helper) with args->argv */
     int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
     int entered;                /* it was cloned into the first of args->groups */
     int root, scratch;          /* fds while the root is built; -1 */
@@ -32,26 +31,17 @@ struct fns_child {
 };
 
 /* One that has come to nothing yet: the initializer of a struct fns_child. */
-#define FNS_CHILD(plan_, args_, exec_fd_, news_)                                                   \
+#define FNS_CHILD(plan_, args_, news_)                                                             \
     {                                                                                              \
-        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .exec_fd = (exec_fd_),        \
-        .news = (news_), .root = -1, .scratch = -1, .plain = -1, .userns = (args_)->userns         \
+        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .news = (news_), .root = -1,  \
+        .scratch = -1, .plain = -1, .userns = (args_)->userns                                      \
     }
 
-/* stdio in place, every fd closed but those of args->keep. */
-FNS_CHECKED int fns_child_fds(struct fns_child *child);
+/* What is the caller's and goes through an exec: ignored signals, the personality. */
+FNS_CHECKED int fns_child_begin(struct fns_child *child);
 
 /* Runs ops first..last-1, but for the last ones. */
 FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
-
-/* The function of a clone: a process that exists only so that its id maps and its namespace's limit can be
- * written. It stays until it is killed, at the latest with the thread that cloned it. */
-struct fns_stay {
-    int parent;          /* the pid of that thread's process */
-    const char *inotify; /* limit on inotify instances of its namespace; NULL: none */
-    int limited;         /* 1: its limit is set, or cannot be here; -errno; 0: not yet */
-};
-int fns_child_stay(void *stay);
 
 /* lo of the network namespace of an AF_INET socket. 0 or -errno. */
 FNS_CHECKED int fns_loopback_up(int socket);
@@ -59,7 +49,10 @@ FNS_CHECKED int fns_loopback_up(int socket);
 /* The last ops alone, for who stays and executes nothing. */
 FNS_CHECKED int fns_child_last(struct fns_child *child);
 
-/* Changes directory, runs the last ops, unblocks signals and executes. Returns only on failure. */
+/* Changes to the working directory, which has to lie inside the root. */
+FNS_CHECKED int fns_child_chdir(struct fns_child *child);
+
+/* Runs the last ops, unblocks signals and executes. Returns only on failure. */
 FNS_CHECKED int fns_child_exec(struct fns_child *child);
 
 /* Out of the caller's process group and session: kill(0) would reach the former, and TIOCSTI the
@@ -69,9 +62,5 @@ FNS_CHECKED int fns_child_leave_session(struct fns_child *child);
 /* Writes child->error to `news`. Retried whatever the error: a failure that is not reported looks like a
  * command that has run. */
 void fns_child_report(const struct fns_child *child, int news);
-
-/* The whole of it, after all signals are set to default, as the function of a clone: returns the exit
- * code of a failed child. */
-int fns_child_main(void *child);
 
 #endif

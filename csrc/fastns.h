@@ -26,13 +26,13 @@ int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, i
  * data lengths inside it, options that fit each other. -EINVAL and `*bad_op` (-1: not one op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* The two programs without libc, by their bytes: exec.c's for direct plans, helper.c's for staged
- * ones. Copied; set each once, before the first spawn. */
-enum fns_program { FNS_PROGRAM_EXEC, FNS_PROGRAM_HELPER, FNS_PROGRAM_COUNT };
-int fns_set_program(enum fns_program which, const void *bytes, size_t size);
+/* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
+int fns_set_program(const void *bytes, size_t size);
 
-/* The exec program with a plan's late ops in it, for plan->image: to be freed. 0 or -errno. */
-int fns_exec_image(const struct fns_plan *plan, void **image, size_t *size);
+/* For plan->file: a plan's bytes, made at its first start, are kept in a file. NULL: no memory. Freed when no
+ * start of the plan is under way. */
+struct fns_file *fns_file_new(void);
+void fns_file_free(struct fns_file *file);
 
 /* A new user namespace with these maps, "inside outside count\n" lines of the caller's ids: an fd >= 3
  * of it, or -errno and `error`. The caller's threads, memory and credentials stay as they are. */
@@ -143,8 +143,6 @@ struct fns_process {
     long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
                         shares memory takes the caller's peak over at its exec (exec_mmap()) */
     int late;       /* killed as its time was over before its program was running */
-    int ended, status; /* with a reaper, when the command ended before the start was over: how
-                          (CLD_*, 0: it did not), and its exit code or signal */
 };
 
 /* A start that waits calls `interrupted` after each signal, and regularly without one, in its own thread. If

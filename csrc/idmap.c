@@ -104,11 +104,11 @@ static int await_program(int pidfd, uint64_t end)
 static int run_program(const char *program, int pid, const char *file, const char *map,
                        uint64_t end)
 {
-    static const struct fns_plan nothing;
+    static const struct fns_plan nothing = {.strings = "", .n_strings = 1};
     char pid_text[16], *copy = strdup(map), *save = NULL, **places = places_of(program);
     size_t n = 0, max = strlen(map) / 2 + 4;
     char **argv = calloc(max, sizeof *argv);
-    int ret = copy && argv && places ? 0 : -ENOMEM, pidfd = -1;
+    int ret = copy && argv && places ? 0 : -ENOMEM;
     if (ret == 0) {
         snprintf(pid_text, sizeof pid_text, "%d", pid);
         argv[n++] = (char *)program;
@@ -117,10 +117,13 @@ static int run_program(const char *program, int pid, const char *file, const cha
             argv[n++] = word;
         const struct fns_args args = {
             .argv = argv, .envp = environ, .paths = places, .stdio = {-1, -1, -1}};
-        struct fns_child child = FNS_CHILD(&nothing, &args, -1, -1);
+        struct fns_process process;
         struct fns_error error;
-        long started = fns_run_child(&child, 0, end, &pidfd, &error);
-        ret = started < 0 ? (int)started : await_program(pidfd, end);
+        uint64_t now = fns_now();
+        ret = end && now >= end ? -ETIME
+                                : fns_spawn(&nothing, &args, end ? end - now : 0, &process, &error);
+        if (ret == 0)
+            ret = await_program(process.pidfd, end);
     }
     if (ret == 0) {
         ret = has_map(pid, file);

@@ -1,59 +1,44 @@
-/* Memory files: the two programs', which are sealed, and what is handed to them. Runs in the parent.
+/* Memory files: the program's, which is sealed, and what is handed to it. Runs in the parent.
  *
  * What a sandbox sees as /proc/self/exe before its own command runs is such a file: nothing of the
  * host's can be opened through it, and it cannot be written (CVE-2019-5736).
  */
 #define _GNU_SOURCE
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include "message.h"
 #include "spawn.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x0010U
+#endif
+
+/* A file that is made once, and may be lost. */
+struct fns_file {
+    _Atomic(struct fns_kept *) kept;
+};
 
 static struct {
     void *bytes;
     size_t size;
-} programs[FNS_PROGRAM_COUNT];
+    struct fns_file file;
+} program;
 
-int fns_set_program(enum fns_program which, const void *bytes, size_t size)
+int fns_set_program(const void *bytes, size_t size)
 {
     void *copy = malloc(size);
     if (!copy)
         return -ENOMEM;
     memcpy(copy, bytes, size);
-    free(programs[which].bytes);
-    programs[which].bytes = copy;
-    programs[which].size = size;
-    return 0;
-}
-
-/* The ops follow the program in its file, and are mapped with it: its one segment is made longer. */
-int fns_exec_image(const struct fns_plan *plan, void **image, size_t *size)
-{
-    const struct fns_plan *late = plan->late;
-    const struct fns_late head = {late->n_ops, late->n_strings, (int32_t)plan->n_ops, 0};
-    size_t at = (programs[FNS_PROGRAM_EXEC].size + 7) & ~(size_t)7;
-    size_t ops_size = late->n_ops * sizeof *late->ops;
-    size_t whole = at + sizeof head + ops_size + late->n_strings;
-    char *bytes = calloc(1, whole);
-    if (!bytes)
-        return -ENOMEM;
-    memcpy(bytes, programs[FNS_PROGRAM_EXEC].bytes, programs[FNS_PROGRAM_EXEC].size);
-    memcpy(bytes + at, &head, sizeof head);
-    memcpy(bytes + at + sizeof head, late->ops, ops_size);
-    memcpy(bytes + at + sizeof head + ops_size, late->strings, late->n_strings);
-    const Elf64_Ehdr *header = (const void *)bytes;
-    Elf64_Phdr *segments = (void *)(bytes + header->e_phoff);
-    for (int i = 0; i < header->e_phnum; i++)
-        if (segments[i].p_type == PT_LOAD)
-            segments[i].p_filesz = segments[i].p_memsz = whole - segments[i].p_offset;
-    *image = bytes;
-    *size = whole;
+    free(program.bytes);
+    program.bytes = copy;
+    program.size = size;
     return 0;
 }
 
@@ -97,16 +82,22 @@ static int write_all(int fd, const char *data, size_t size)
     return 0;
 }
 
-int fns_memory_file(const void *data, size_t size, unsigned exec_flag)
+int fns_memory_file(const char *name, const void *data, size_t size, enum fns_memory kind)
 {
-    int fd = memfd_create("fastns", MFD_CLOEXEC | MFD_ALLOW_SEALING | exec_flag);
-    if (fd < 0 && errno == EINVAL && exec_flag) /* before Linux 6.3 every memory file may be run */
-        fd = memfd_create("fastns", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = memfd_create(name, flags | (kind == FNS_PROGRAM ? MFD_EXEC : 0));
+    if (fd < 0 && errno == EINVAL &&
+        kind == FNS_PROGRAM) /* every one may be run before Linux 6.3 */
+        fd = memfd_create(name, flags);
     fd = fns_above_stdio(fd);
     if (fd < 0)
         return fd;
     int ret = write_all(fd, data, size);
-    if (ret == 0 && exec_flag &&
+    /* A process that executes what it may not read is undumpable, and outside of the user namespace that
+     * it is in (would_dump()): a sandbox cannot look into its pid 1. */
+    if (ret == 0 && kind == FNS_PROGRAM && fchmod(fd, 0111) < 0)
+        ret = -errno;
+    if (ret == 0 && kind != FNS_WRITABLE &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
         ret = -errno;
     if (ret < 0) {
@@ -116,9 +107,99 @@ int fns_memory_file(const void *data, size_t size, unsigned exec_flag)
     return fd;
 }
 
-int fns_program_file(enum fns_program which)
+int fns_program_file(int shared)
 {
-    return programs[which].bytes
-               ? fns_memory_file(programs[which].bytes, programs[which].size, MFD_EXEC)
-               : -ENOENT;
+    if (!program.bytes)
+        return -ENOENT;
+    int fd = shared ? fns_kept_file(&program.file) : -1;
+    if (fd < 0) {
+        fd = fns_memory_file(shared ? "fastns-program" : "fastns", program.bytes, program.size,
+                             FNS_PROGRAM);
+        if (fd >= 0 && shared)
+            fns_keep_file(&program.file, fd);
+    }
+    return fd;
+}
+
+/* ---- files that are kept ---------------------------------------------------------------------- */
+
+/* Never changed once it is in an fns_file, and not freed while that may be read: no lock is needed, which a
+ * fork could copy held. */
+struct fns_kept {
+    int fd;
+    dev_t device;
+    ino_t inode;
+    struct fns_kept *before; /* which it has replaced */
+};
+
+static int is_kept(const struct fns_kept *kept, int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_dev == kept->device && st.st_ino == kept->inode;
+}
+
+static atomic_int n_kept; /* more of the process' fds are not taken */
+
+int fns_kept_file(struct fns_file *file)
+{
+    const struct fns_kept *kept =
+        file ? atomic_load_explicit(&file->kept, memory_order_acquire) : NULL;
+    if (!kept)
+        return -ENOENT;
+    /* The program that this is part of may have closed the fd, and may do so any time: the copy is looked at. */
+    int fd = fcntl(kept->fd, F_DUPFD_CLOEXEC, 3);
+    if (fd >= 0 && is_kept(kept, fd))
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -ENOENT;
+}
+
+void fns_keep_file(struct fns_file *file, int fd)
+{
+    struct stat st;
+    struct fns_kept *before = file ? atomic_load(&file->kept) : NULL;
+    if (!file || (!before && atomic_load(&n_kept) >= FNS_MAX_KEPT))
+        return;
+    struct fns_kept *kept = malloc(sizeof *kept);
+    if (!kept)
+        return;
+    kept->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (kept->fd < 0 || fstat(kept->fd, &st) < 0) {
+        if (kept->fd >= 0)
+            close(kept->fd);
+        free(kept);
+        return; /* it is made again next time */
+    }
+    kept->device = st.st_dev;
+    kept->inode = st.st_ino;
+    kept->before = before;
+    /* Another thread may have been quicker. What it replaces is not freed: it may be in use. */
+    if ((before && is_kept(before, before->fd)) ||
+        !atomic_compare_exchange_strong(&file->kept, &before, kept)) {
+        close(kept->fd);
+        free(kept);
+    } else if (!before) {
+        atomic_fetch_add(&n_kept, 1);
+    }
+}
+
+struct fns_file *fns_file_new(void)
+{
+    return calloc(1, sizeof(struct fns_file));
+}
+
+void fns_file_free(struct fns_file *file)
+{
+    struct fns_kept *kept = file ? atomic_load(&file->kept) : NULL;
+    if (kept)
+        atomic_fetch_sub(&n_kept, 1);
+    if (kept && is_kept(kept, kept->fd))
+        close(kept->fd);
+    while (kept) {
+        struct fns_kept *before = kept->before;
+        free(kept);
+        kept = before;
+    }
+    free(file);
 }

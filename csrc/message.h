@@ -1,10 +1,13 @@
-/* What the helper and the sandbox it clones tell the parent, over one SEQPACKET socket pair.
+/* What a start tells the caller, what it is told, and what a template's server is asked.
  *
- * Used by: parent and helper. Order: CHILD from the helper, with the pidfd as SCM_RIGHTS; GO, the
- * parent's answer, without which the sandbox does not run; then RUNNING or FAILED from the sandbox.
- * RUNNING says, without a reaper, that the command is about to be executed: a FAILED may follow
- * until the sandbox gives its lock on the socket up (fns_executed()). With a reaper the command runs,
- * and EXITED follows when it has ended.
+ * Used by: parent and program. Two channels:
+ *
+ *   status   a pipe, of every start. RUNNING says that the command is about to be executed: a FAILED may
+ *            follow. Under a record lock that is given up when the command is executed, or the start has
+ *            ended (fns_executed()). A reaper and a server say RUNNING when they run, and close it.
+ *   control  a SEQPACKET socket pair, where the caller answers or is told more. After a hop CHILD, with
+ *            the pidfd of the sandbox as SCM_RIGHTS; GO, without which the sandbox does not go on; EXITED
+ *            from a reaper; what a server is asked.
  */
 #ifndef FNS_MESSAGE_H
 #define FNS_MESSAGE_H
@@ -13,8 +16,8 @@
 #include "plan.h"
 
 enum fns_message_kind {
-    FNS_MESSAGE_CHILD = 1, /* value: pid in the helper's pid namespace */
-    FNS_MESSAGE_GO, /* the parent has the pidfd, and has written the id maps it was to write */
+    FNS_MESSAGE_CHILD = 1, /* value: pid in the caller's pid namespace */
+    FNS_MESSAGE_GO, /* the caller has the pidfd, and has written the id maps it was to write */
     FNS_MESSAGE_RUNNING,
     FNS_MESSAGE_FAILED, /* error */
     FNS_MESSAGE_EXITED, /* value: siginfo's si_code, status: its si_status */
@@ -30,21 +33,30 @@ struct fns_message {
     struct fns_error error;
 };
 
-/* A plan and its arguments as one run of bytes, for the helper's memory: every pointer is an offset
- * from the start. The pointer arrays hold offsets too, ended by 0, and are turned into pointers by
- * the reader. */
-struct fns_request {
-    uint64_t size;
-    int32_t pid;             /* of the sandbox: the kernel's entry, before the clone returns */
+/* A plan as one run of bytes: every pointer is an offset from the start. The file of it is mapped by the
+ * program, and sealed. */
+struct fns_packed_plan {
     struct fns_plan plan;    /* ops, strings: offsets */
     struct fns_plan sandbox; /* the same, with FNS_PLAN_SERVER */
-    struct fns_args args;    /* argv, envp, paths, cwd, keep: offsets */
 };
 
-/* At the end of an exec program that has late ops (plan->late): this, the ops, their strings. */
-struct fns_late {
-    uint32_t n_ops, n_strings;
-    int32_t first, padding; /* the number of the first of the ops, in errors */
+/* The program's argv: a name; decimal numbers, as FNS_NUMBERS lists them, with a space after each, then
+ * args->groups; args->cwd ("": this one); the paths to try; ""; the command's argv. Its environment is the
+ * command's. */
+#define FNS_NUMBERS(X)                                                                             \
+    X(status)    /* fd */                                                                          \
+    X(control)   /* fd; 0: none */                                                                 \
+    X(plan)      /* fd of struct fns_packed_plan */                                                \
+    X(plan_size) /* bytes of that */                                                               \
+    X(told)      /* fd of a file for the pid of a sandbox that is cloned after a hop; 0: none */   \
+    X(userns)    /* args->userns */                                                                \
+    X(clone_into)                                                                                  \
+    X(entered) /* it was cloned into the first of args->groups */                                  \
+    X(n_groups)
+struct fns_numbers {
+#define X(name) uint32_t name;
+    FNS_NUMBERS(X)
+#undef X
 };
 
 /* What a server is asked (template.c, server.c). CALLER and CONNECT come over its control socket, with

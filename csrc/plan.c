@@ -83,7 +83,6 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
     const uint64_t namespaces = FNS_CLONE_NEWTIME | FNS_CLONE_NEWNS | FNS_CLONE_NEWCGROUP |
                                 FNS_CLONE_NEWUTS | FNS_CLONE_NEWIPC | FNS_CLONE_NEWUSER |
                                 FNS_CLONE_NEWPID | FNS_CLONE_NEWNET;
-    int staged = (plan->options & FNS_PLAN_STAGED) != 0;
     int from_outside = plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
     *bad_op = -1;
     if (plan->n_strings < 1 || plan->strings[0] || plan->strings[plan->n_strings - 1])
@@ -91,13 +90,16 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
     if ((plan->clone_flags & ~namespaces) || plan->id_map > FNS_ID_MAP_RANGE ||
         plan->n_early > plan->n_ops || !inside(plan, plan->uid_map) || !inside(plan, plan->gid_map))
         return -EINVAL;
-    if (!staged &&
-        (plan->n_early || from_outside || (plan->options & (FNS_PLAN_INIT | FNS_PLAN_SERVER))))
+    if (plan->n_early && !(plan->options & FNS_PLAN_HOP))
         return -EINVAL;
-    if (staged && plan->late)
+    /* pid 1 would be open to a command with capabilities: whoever executes in a mapped namespace lets its
+     * root look into its memory (ptrace(2), mm->user_ns). */
+    if ((plan->options & FNS_PLAN_MAPS_FIRST) &&
+        (plan->id_map != FNS_ID_MAP_SELF ||
+         (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))
         return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
-        (!plan->sandbox || (plan->sandbox->options & FNS_PLAN_STAGED) ||
+        (!plan->sandbox || plan->sandbox->options ||
          !(plan->clone_flags & plan->sandbox->clone_flags & FNS_CLONE_NEWPID)))
         return -EINVAL;
     if (from_outside &&
@@ -105,9 +107,6 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_INIT) && !(plan->clone_flags & FNS_CLONE_NEWPID))
         return -EINVAL;
-    for (uint32_t i = 0; plan->late && i < plan->late->n_ops; i++)
-        if (plan->late->ops[i].code < FNS_OP_FIRST_LATE)
-            return -EINVAL;
     for (uint32_t i = 0; i < plan->n_ops; i++) {
         if (check_op(plan, &plan->ops[i]) < 0) {
             *bad_op = (int)i;

@@ -61,7 +61,7 @@
     X(SETUID, "setuid")             /* arg */                                                                 \
     X(PARENT_DEATH, "parent_death") /* killed when the thread ends that started it */                         \
     /* The last ones, done right before the exec, by the process that executes. */                            \
-    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each; how: AT_EXEC */             \
+    X(CAPABILITIES, "capabilities") /* arg: all it has, in every set, a bit each */                           \
     X(NO_NEW_PRIVILEGES, "no_new_privileges")                                                                 \
     X(LANDLOCK, "landlock") /* flags, arg: LANDLOCK_ACCESS_FS_*, _SCOPE_* that are restricted */              \
     X(LANDLOCK_PATH,                                                                                          \
@@ -70,9 +70,8 @@
     X(SECCOMP,                                                                                                \
       "seccomp") /* data: struct sock_filter array; arg: how many; flags: seccomp(2)'s; how: KEEP */
 
-/* The first of the last ops, and of those that may be late: the exec program has no others. */
+/* The first of the last ops. */
 #define FNS_OP_LAST FNS_OP_CAPABILITIES
-#define FNS_OP_FIRST_LATE FNS_OP_UMASK
 
 enum fns_op_code {
 #define X(name, text) FNS_OP_##name,
@@ -102,7 +101,6 @@ enum fns_how {
     FNS_HOW_SHARE = 8192, /* of a limit: at most half of that in force, but at least `arg` of it */
     FNS_HOW_IF_THERE = 16384, /* of a bind: left out where its source is missing */
     FNS_HOW_AHEAD = 4096,     /* of a bind: its source is the next one of BIND_SOURCE */
-    FNS_HOW_AT_EXEC = 2048, /* capabilities: what is not to be had goes with the exec, not before */
 };
 
 struct fns_op {
@@ -113,16 +111,19 @@ struct fns_op {
 };
 
 enum fns_plan_option {
-    FNS_PLAN_STAGED = 1, /* the child is cloned by the helper program, which has its own memory */
-    FNS_PLAN_INIT = 2,   /* a reaper is pid 1, the command its child (staged only) */
-    FNS_PLAN_SERVER = 4, /* it stays and starts sandboxes, see template.c (staged only) */
+    FNS_PLAN_HOP = 1,    /* the program clones the sandbox, once it has run the early ops */
+    FNS_PLAN_INIT = 2,   /* a reaper is pid 1, the command its child */
+    FNS_PLAN_SERVER = 4, /* it stays and starts sandboxes, see template.c */
+    FNS_PLAN_MAPS_FIRST =
+        8, /* FNS_ID_MAP_SELF: its maps are written before the program is executed */
+    FNS_PLAN_OWN_MEMORY = 16, /* no cgroup is entered before the program is executed */
 };
 
 enum fns_id_map {
     FNS_ID_MAP_NONE,
-    FNS_ID_MAP_SELF,      /* WRITE ops in the plan */
-    FNS_ID_MAP_PARENT,    /* the parent writes the map files (staged only) */
-    FNS_ID_MAP_NEWUIDMAP, /* newuidmap and newgidmap write them (staged only) */
+    FNS_ID_MAP_SELF,      /* WRITE ops in the plan, of stage ID_MAP, one after the other */
+    FNS_ID_MAP_PARENT,    /* the parent writes the map files */
+    FNS_ID_MAP_NEWUIDMAP, /* newuidmap and newgidmap write them */
     FNS_ID_MAP_RANGE,     /* a namespace that is there already is joined: JOIN_USER */
 };
 
@@ -130,8 +131,8 @@ struct fns_plan {
     const struct fns_op *ops;
     const char *strings; /* starts and ends with NUL, so that offset 0 is free and all are closed */
     uint32_t n_ops, n_strings;
-    uint32_t n_early;          /* the first n_early ops run in the helper, before its clone: joined
-                         namespaces that decide what the clone makes (staged only) */
+    uint32_t n_early;          /* FNS_PLAN_HOP: the first n_early ops come before its clone: joined
+                         namespaces that decide what the clone makes */
     uint32_t options;          /* enum fns_plan_option bits */
     uint32_t id_map;           /* enum fns_id_map */
     uint32_t uid_map, gid_map; /* offsets of "inside outside count\n" lines, for the parent */
@@ -140,12 +141,8 @@ struct fns_plan {
     uint32_t netns_pool; /* of such a sandbox: network namespaces made ahead, one for each */
     uint32_t owner_uid, owner_gid; /* who is 0:0 inside, by the caller's ids */
     uint32_t pipe_uid, pipe_gid;   /* who gets the pipes made for its stdio, likewise; 0: as made */
-    uint64_t args_max; /* of a template's sandbox: bytes of arguments and environment; 0: any */
-    /* Direct only. What is done in memory of its own, by the exec program, and that program with these
-     * ops in it (fns_exec_image()); NULL: the child does all. Its ops count on from this plan's. */
-    const struct fns_plan *late;
-    const void *image;
-    size_t image_size;
+    uint64_t args_max;     /* of a template's sandbox: bytes of arguments and environment; 0: any */
+    struct fns_file *file; /* this plan as bytes, made at its first start; NULL: made for each */
 };
 
 /* How a pool of network namespaces has fared. */

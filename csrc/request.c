@@ -63,32 +63,42 @@ static void pack_plan(struct packer *packer, struct fns_plan *plan)
     plan->strings = (void *)(uintptr_t)pack(packer, plan->strings, plan->n_strings);
 }
 
-static size_t pack_request(char *base, const struct fns_plan *plan, const struct fns_args *args)
+static size_t pack_both(char *base, const struct fns_plan *plan)
 {
-    struct packer packer = {.base = base, .used = round_up(sizeof(struct fns_request))};
-    struct fns_request request = {.plan = *plan, .args = *args};
-    request.args.n_keep = 0; /* done before the helper starts */
-    pack_plan(&packer, &request.plan);
+    struct packer packer = {.base = base, .used = round_up(sizeof(struct fns_packed_plan))};
+    struct fns_packed_plan packed = {.plan = *plan};
+    pack_plan(&packer, &packed.plan);
     if (plan->sandbox) {
-        request.sandbox = *plan->sandbox;
-        pack_plan(&packer, &request.sandbox);
+        packed.sandbox = *plan->sandbox;
+        pack_plan(&packer, &packed.sandbox);
     }
-    pack_args(&packer, &request.args);
-    request.size = packer.used;
     if (base)
-        memcpy(base, &request, sizeof request);
+        memcpy(base, &packed, sizeof packed);
     return packer.used;
 }
 
-int fns_request_file(const struct fns_plan *plan, const struct fns_args *args)
+static int make_file(const struct fns_plan *plan, size_t size)
 {
-    size_t size = pack_request(NULL, plan, args);
     char *bytes = calloc(1, size);
     if (!bytes)
         return -ENOMEM;
-    pack_request(bytes, plan, args);
-    int fd = fns_memory_file(bytes, size, 0);
+    pack_both(bytes, plan);
+    int fd = fns_memory_file("fastns-plan", bytes, size, FNS_SEALED);
     free(bytes);
+    return fd;
+}
+
+int fns_plan_file(const struct fns_plan *plan, size_t *size)
+{
+    *size = pack_both(NULL, plan);
+    if (*size > UINT32_MAX)
+        return -E2BIG;
+    int fd = fns_kept_file(plan->file);
+    if (fd < 0) {
+        fd = make_file(plan, *size);
+        if (fd >= 0)
+            fns_keep_file(plan->file, fd);
+    }
     return fd;
 }
 

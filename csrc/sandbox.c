@@ -3,8 +3,8 @@
  * The server goes on meanwhile: a room of its own for each. What was asked came with the clone, or,
  * in one that is parked, comes when all that could be done ahead is done. Raw system calls only.
  */
+#include "border.h"
 #include "server.h"
-
 #include "sys.h"
 
 static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
@@ -20,16 +20,21 @@ void fns_close_all(const int *fds, int n)
         fns_close(fds[i]);
 }
 
-int fns_close_but(int fd, int other)
+int fns_close_but(const int fds[3])
 {
-    unsigned low = (unsigned)(other && other < fd ? other : fd);
-    unsigned high = (unsigned)(other > fd ? other : fd);
-    long result = low > 3 ? fns_sys3(__NR_close_range, 3, low - 1, 0) : 0;
-    if (result >= 0 && high > low + 1)
-        result = fns_sys3(__NR_close_range, low + 1, high - 1, 0);
-    if (result >= 0)
-        result = fns_sys3(__NR_close_range, high + 1, ~0u, 0);
-    return (int)result;
+    int first = 3, next;
+    for (int round = 0; round < 3; round++, first = next + 1) {
+        next = 0;
+        for (int i = 0; i < 3; i++)
+            if (fds[i] >= first && (!next || fds[i] < next))
+                next = fds[i];
+        if (!next)
+            break;
+        long result = next > first ? fns_sys3(__NR_close_range, first, next - 1, 0) : 0;
+        if (result < 0)
+            return (int)result;
+    }
+    return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
 void fns_receive(int socket, int flags, struct fns_received *received)
@@ -154,8 +159,10 @@ static int place_fds(struct fns_room *room, int *own, int n_own)
     args->keep = room->keep;
     for (int i = 0; i < n_own; i++)
         keep(room, own[i]);
-    if (fns_child_fds(&sandbox->child) < 0)
-        return -1;
+    enum fns_stage stage;
+    int placed = fns_place_fds(args, -1, &stage);
+    if (placed < 0)
+        return fail(sandbox, stage, placed);
     for (int i = 0; i < n_own; i++) {
         long result = fns_close_on_exec(own[i]);
         if (result < 0)
@@ -199,7 +206,8 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
     struct fns_ask ask;
-    int result = fns_close_but(connection, child->userns);
+    const int needed[3] = {connection, child->userns, 0};
+    int result = fns_close_but(needed);
     if (result < 0)
         return fail(room->sandbox, FNS_STAGE_FDS, result);
     if (fns_child_ops(child, 0, n_first) < 0)
@@ -255,8 +263,8 @@ int fns_sandbox_main(void *arg)
         result = fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
     if (result < 0)
         fail(room->sandbox, FNS_STAGE_RLIMIT, result);
-    else if (fns_child_ops(child, n_first, child->plan->n_ops) ==
-             0) /* signals are at their defaults */
+    else if (fns_child_ops(child, n_first, child->plan->n_ops) == 0 &&
+             fns_child_chdir(child) == 0) /* signals are at their defaults */
         FNS_IGNORE(fns_child_exec(child), "it is in child->error");
     if (loud)
         fns_child_report(child, own[1]);

@@ -1,4 +1,4 @@
-/* The server of a template: starts sandboxes for the caller, in the helper program's tiny memory.
+/* The server of a template: starts sandboxes for the caller, in the program's tiny memory.
  *
  * pid 1 of a pid namespace of its own, in a mount namespace that holds only the finished root. Each
  * sandbox is a clone that shares its memory until it executes, in a room of its own (sandbox.c); the
@@ -141,7 +141,7 @@ static struct fns_sandbox *take_sandbox(void)
     else
         return 0;
     struct fns_sandbox *sandbox = &server.sandboxes[number];
-    sandbox->child = (struct fns_child)FNS_CHILD(server.plan, &sandbox->args, -1, -1);
+    sandbox->child = (struct fns_child)FNS_CHILD(server.plan, &sandbox->args, -1);
     sandbox->child.userns = server.userns;
     sandbox->asked = sandbox->told = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | number;
@@ -1018,12 +1018,13 @@ static long start_pool(void)
 }
 
 /* 0 or -errno. */
-static long prepare(int socket)
+static long prepare(int socket, int status)
 {
+    const int needed[3] = {socket, status, server.userns};
     const uint64_t all = ~0ull, ends = 1ull << (FNS_SIGCHLD - 1);
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
     if (result >= 0)
-        result = fns_close_but(socket, server.userns);
+        result = fns_close_but(needed);
     if (result >= 0 && server.userns)
         result = fns_close_on_exec(server.userns);
     if (result >= 0)
@@ -1112,20 +1113,21 @@ static int time_to_wait(void)
     return server.last_looked_at == NONE ? -1 : STRAYS_MS;
 }
 
-_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int userns)
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int status, int userns)
 {
-    const struct fns_message running = {.kind = FNS_MESSAGE_RUNNING};
+    const struct fns_error running = {.op_index = -1};
     struct event events[64];
     server.plan = sandbox;
     server.userns = userns;
-    long result = prepare(control);
+    long result = prepare(control, status);
     if (result >= 0)
-        result = fns_tell(control, &running, -1, 0);
+        result = fns_say(status, FNS_MESSAGE_RUNNING, &running);
     if (result < 0) {
         const struct fns_error error = {FNS_STAGE_HELPER, 0, -1, (int)-result};
-        FNS_IGNORE(fns_tell_failure(control, &error), "this process ends in any case");
+        FNS_IGNORE(fns_say(status, FNS_MESSAGE_FAILED, &error), "this process ends in any case");
         stop();
     }
+    fns_close(status);
     for (;;) { /* n < 0: a stop that has ended (signal(7)) */
         long n = fns_sys6(__NR_epoll_pwait, server.epoll, (long)events, 64, time_to_wait(), 0, 0);
         for (long i = 0; i < n; i++)

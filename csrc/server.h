@@ -2,7 +2,8 @@
 #ifndef FNS_SERVER_H
 #define FNS_SERVER_H
 
-#include "helper.h"
+#include "tell.h"
+#include "unpack.h"
 
 #define FNS_FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
 #define FNS_ROOM_STACK 65536
@@ -72,11 +73,15 @@ void fns_receive(int socket, int flags, struct fns_received *received);
 
 void fns_close_all(const int *fds, int n);
 
-/* Closes all from 3 on but `fd` and, unless it is 0, `other`. 0 or -errno. */
-FNS_CHECKED int fns_close_but(int fd, int other);
+/* Closes all from 3 on but these; 0: none. 0 or -errno. */
+FNS_CHECKED int fns_close_but(const int fds[3]);
 
 /* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
  * parked, is yet to come. Returns only on failure, which is then in its `child`. */
 int fns_sandbox_main(void *room);
+
+/* Says RUNNING, and starts sandboxes for whoever asks over `control`, until its other end is closed
+ * (server.c). `userns`: for them to join; 0: none. */
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int status, int userns);
 
 #endif

@@ -2,14 +2,19 @@
 #ifndef FNS_SPAWN_H
 #define FNS_SPAWN_H
 
-#include "child.h"
 #include "fastns.h"
 
-/* Starts fns_child_main(child) by a clone that shares memory, on a stack of its own. Returns when the child
- * has executed: its pid; or -errno, and `error` is set and the child discarded. `namespaces`: CLONE_NEW*.
- * `end`: when to give up with -ETIME, on the clock of fns_now(); 0: never. -EINTR: the caller gives up. */
-FNS_CHECKED long fns_run_child(struct fns_child *child, uint64_t namespaces, uint64_t end,
-                               int *pidfd, struct fns_error *error);
+struct fns_border;
+
+/* Starts fns_border_main(border) by a clone that shares memory, on a stack of its own. Returns when the child
+ * has executed the program or has ended: its pid, or -errno. `namespaces`: CLONE_NEW*. `into`: the directory
+ * of a cgroup for it, of v2; -1: none. `end`: when to give up, on the clock of fns_now(); 0: never. `*gave_up`:
+ * 0; -ETIME; -EINTR: the caller gives up; then it was killed. */
+FNS_CHECKED long fns_clone(struct fns_border *border, uint64_t namespaces, int into, uint64_t end,
+                           int *pidfd, int *gave_up);
+
+/* Whether a clone can be into a cgroup, as far as is known. */
+int fns_clones_into_cgroups(void);
 
 /* The deadline of a start that begins now and may take `time_ns`; 0: none. */
 static inline uint64_t fns_end_of(const struct fns_process *process, uint64_t time_ns)
@@ -39,10 +44,6 @@ int fns_time_left(const struct fns_process *process, uint64_t time_ns);
  * whose time is over is killed by this, once, and has no end from then on. */
 int fns_keep_time(struct fns_process *process, uint64_t time_ns);
 
-/* Sets to->keep to from->keep, from->groups and `fds`, ascending; the caller frees it. 0 or -ENOMEM. */
-FNS_CHECKED int fns_keep_more(struct fns_args *to, const struct fns_args *from, const int *fds,
-                              int n_fds);
-
 /* An fd >= 3 of the same file (0, 1 and 2 are about to be replaced in the child), or -errno; a
  * negative `fd` stands for errno. Closes the one it replaces. */
 FNS_CHECKED int fns_above_stdio(int fd);
@@ -50,21 +51,25 @@ FNS_CHECKED int fns_above_stdio(int fd);
 /* The same for the two ends of a pipe or socket pair; both are closed on failure. 0 or -errno. */
 FNS_CHECKED int fns_both_above_stdio(int ends[2]);
 
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x0010U
-#endif
+/* A memory file with these bytes, close-on-exec, >= 3, or -errno. FNS_SEALED: nobody can change it;
+ * FNS_PROGRAM: nor read it, but execute it. */
+enum fns_memory { FNS_WRITABLE, FNS_SEALED, FNS_PROGRAM };
+int fns_memory_file(const char *name, const void *data, size_t size, enum fns_memory kind);
 
-/* A memory file with these bytes, close-on-exec, >= 3, or -errno; MFD_EXEC: a sealed one. */
-int fns_memory_file(const void *data, size_t size, unsigned exec_flag);
+/* An fd of a file that is kept, which is the caller's to close; -ENOENT: there is none, or no longer. `file`
+ * NULL: none is. To keep one is tried; there are FNS_MAX_KEPT at most. */
+enum { FNS_MAX_KEPT = 64 };
+int fns_kept_file(struct fns_file *file);
+void fns_keep_file(struct fns_file *file, int fd);
 
-/* A plan and its arguments as such a file: struct fns_request. */
-int fns_request_file(const struct fns_plan *plan, const struct fns_args *args);
+/* The program as such a file; `shared`: the one that is kept. The caller closes it. */
+int fns_program_file(int shared);
+
+/* A plan as struct fns_packed_plan, likewise. */
+int fns_plan_file(const struct fns_plan *plan, size_t *size);
 
 /* The arguments of one spawn from a template, to be freed; NULL: no memory. */
 struct fns_ask *fns_pack_ask(const struct fns_args *args);
-
-/* One of the programs as such a file. */
-int fns_program_file(enum fns_program which);
 
 /* Sets `error` to what another process says of itself, as far as that can be: its numbers are used
  * as indices later. Returns -errno. */
@@ -82,20 +87,11 @@ void fns_kill_by(int pidfd);
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 
-/* What a sandbox that has locked the pipe `news` says once it has given the lock up: nothing when it
- * has executed its command, or was killed. `time_ns`: of fns_executed(). 0, or -errno and `error`. */
-FNS_CHECKED int fns_hear_exec(const struct fns_plan *plan, int news, struct fns_process *process,
-                              uint64_t time_ns, struct fns_error *error);
-
 /* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
 void fns_io_prepare(struct fns_io *io);
 FNS_CHECKED int fns_io_move(struct fns_io *io, int which);
 
 /* Writes a map file of a process: "uid_map", "gid_map". 0 or -errno. */
 FNS_CHECKED int fns_write_map(int pid, const char *file, const char *map);
-
-/* fns_spawn() for a plan with FNS_PLAN_STAGED (staged.c). */
-int fns_spawn_staged(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
-                     struct fns_process *process, struct fns_error *error);
 
 #endif

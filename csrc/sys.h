@@ -180,6 +180,18 @@ FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
     return (int)fns_sys3(__NR_fcntl, fd, command, &lock);
 }
 
+/* Whether another process holds a lock for writing on a file: 1, 0 or -errno. */
+FNS_INLINE FNS_CHECKED int fns_is_locked(int fd)
+{
+    struct {
+        short type, whence;
+        long start, length;
+        int pid;
+    } lock = {.type = F_RDLCK};
+    int result = (int)fns_sys3(__NR_fcntl, fd, F_GETLK, &lock);
+    return result < 0 ? result : lock.type != F_UNLCK;
+}
+
 /* clone3(2) */
 struct fns_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,

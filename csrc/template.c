@@ -1,6 +1,6 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the parent.
  *
- * The server (server.c) is a staged spawn that stays. It is asked over connections, SEQPACKET socket
+ * The server (server.c) is a spawn that stays. It is asked over connections, SEQPACKET socket
  * pairs, each for one sandbox at a time: to run a command and say how it ended, or to start one and
  * to be asked for its end later (message.h).
  */
@@ -208,7 +208,7 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
     size_t size = ask->size;
     if (size > FNS_ASK_INLINE) {
         ask->in_file = 1;
-        file = fds[n++] = fns_memory_file(ask, size, 0);
+        file = fds[n++] = fns_memory_file("fastns", ask, size, FNS_WRITABLE);
         size = sizeof *ask;
     }
     ret =

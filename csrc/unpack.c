@@ -1,10 +1,11 @@
-/* Unpacks what request.c has packed: turns offsets into pointers, and checks each. Runs in the helper program
+/* Unpacks what request.c has packed: turns offsets into pointers, and checks each. Runs in the program
  * and in a template's sandboxes.
  *
  * Pure: it makes no system call, and reads nothing outside of the bytes that it is given, whatever they hold.
  * -EPROTO: they are not what request.c packs.
  */
-#include "helper.h"
+#include "unpack.h"
+
 #include "sys.h"
 
 /* Whether n items of so many bytes, aligned to `align`, lie at an offset. */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "spawn.h"
+#include "stay.h"
 #include "sys.h"
 
 #define PATIENCE_MS 2000
@@ -31,7 +32,7 @@ static long start_staying(char *stack, size_t size, struct fns_stay *stay, int *
     if (pid < 0)
         return pid;
     pid = fns_sys_clone_call(__NR_clone, (long)flags, (long)(stack + size), (long)pidfd, 0, 0,
-                             fns_child_stay, stay);
+                             fns_stay_main, stay);
     fns_restore_signals(before);
     return pid;
 }

@@ -187,13 +187,10 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
      * it could send one, its own end is the sandbox's. If it exited without one, sending has failed. */
     struct fns_message message;
     /* ECONNRESET: told once, before what was sent until then. */
-    ssize_t n = process->ended || process->control < 0 ? 0 : -1;
+    ssize_t n = process->control < 0 ? 0 : -1;
     for (int tries = 0; n < 0 && tries < FNS_TRIES; tries++)
         n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
-    if (process->ended) {
-        result->code = process->ended;
-        result->status = process->status;
-    } else if (n < 0 && errno != EAGAIN && info.si_code == CLD_EXITED) {
+    if (n < 0 && errno != EAGAIN && info.si_code == CLD_EXITED) {
         result->lost = errno;
     } else if (n == sizeof message && message.kind == FNS_MESSAGE_EXITED) {
         result->code = message.value;

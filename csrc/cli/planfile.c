@@ -32,9 +32,8 @@ struct header {
     uint64_t size;
     int64_t timeout_ns;
     uint64_t max_output;
-    struct fns_plan plan, late; /* their pointers mean nothing here */
-    uint64_t has_late;
-    struct part ops, strings, late_ops, late_strings, hints, texts;
+    struct fns_plan plan; /* its pointers mean nothing here */
+    struct part ops, strings, hints, texts;
     uint32_t envp, n_envp, directories, n_directories, cwd, maps[2], inotify;
 };
 
@@ -130,20 +129,12 @@ static size_t pack(char *base, const struct fns_planfile *file, const struct fns
     header.timeout_ns = file->timeout_ns;
     header.max_output = file->max_output;
     header.plan = file->plan;
-    header.plan.late = NULL;
-    header.plan.image = header.plan.ops = NULL;
+    header.plan.file = NULL;
+    header.plan.ops = NULL;
     header.plan.strings = NULL;
-    const struct fns_plan *plan = &file->plan, *late = file->plan.late;
+    const struct fns_plan *plan = &file->plan;
     header.ops = put_part(&packer, plan->ops, plan->n_ops * sizeof *plan->ops);
     header.strings = put_part(&packer, plan->strings, plan->n_strings);
-    if (late) {
-        header.has_late = 1;
-        header.late = *late;
-        header.late.ops = NULL;
-        header.late.strings = NULL;
-        header.late_ops = put_part(&packer, late->ops, late->n_ops * sizeof *late->ops);
-        header.late_strings = put_part(&packer, late->strings, late->n_strings);
-    }
     header.texts = put_part(&packer, "", 1);
     size_t texts = header.texts.offset;
     header.cwd = put_text(&packer, texts, file->cwd);
@@ -202,9 +193,8 @@ static int open_plan(const char *bytes, size_t size, struct part ops, struct par
 {
     int bad;
     *plan = *packed;
-    plan->sandbox = plan->late = NULL;
-    plan->image = NULL;
-    plan->image_size = 0;
+    plan->sandbox = NULL;
+    plan->file = NULL;
     plan->ops = part_at(bytes, size, ops, plan->n_ops, sizeof *plan->ops);
     plan->strings = part_at(bytes, size, strings, plan->n_strings, 1);
     if (!plan->ops || !plan->strings || (plan->options & FNS_PLAN_SERVER))
@@ -323,15 +313,6 @@ int fns_planfile_read(const void *bytes, size_t size, const struct fns_identity 
     file->max_output = header.max_output;
     if (open_plan(bytes, size, header.ops, header.strings, &header.plan, &file->plan) < 0)
         return FNS_PLANFILE_DAMAGED;
-    if (header.has_late) {
-        int bad;
-        if (open_plan(bytes, size, header.late_ops, header.late_strings, &header.late,
-                      &file->late) < 0)
-            return FNS_PLANFILE_DAMAGED;
-        file->plan.late = &file->late;
-        if (fns_plan_check(&file->plan, &bad) < 0)
-            return FNS_PLANFILE_DAMAGED;
-    }
     fault = open_texts(bytes, size, &header, file);
     if (fault)
         fns_planfile_free(file);

@@ -31,7 +31,6 @@ struct fns_hint {
 
 struct fns_planfile {
     struct fns_plan plan;
-    struct fns_plan late;     /* plan.late leads here, or is NULL */
     char *const *envp;        /* of the command; NULL ends it */
     char *const *directories; /* where a command without a slash is looked up; NULL ends them */
     const char *cwd;          /* of the command, inside */

@@ -5,7 +5,7 @@
  * Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the command neither
  * catches nor ignores it. Where the plan limits the output, stdout and stderr are handed on (relay.c): after
  * the end they are waited for, but once a time limit or a signal has ended the sandbox not for a reader that
- * takes nothing. The two programs of the engine are part of this one, which is static: an interpreter or a
+ * takes nothing. The engine's program is part of this one, which is static: an interpreter or a
  * loader would take longer to start than the sandbox does.
  */
 #define _GNU_SOURCE
@@ -27,8 +27,7 @@
             "_end: .byte 0\n.popsection\n");                                                       \
     extern const char name[], name##_end[]
 
-EMBED(exec_program, FNS_EXEC_FILE);
-EMBED(helper_program, FNS_HELPER_FILE);
+EMBED(program, FNS_PROGRAM_FILE);
 
 /* For a reader that takes nothing of the output of a sandbox that was ended. */
 enum { PATIENCE_NS = 200000000 };
@@ -76,10 +75,6 @@ static const char *path_of(const struct fns_planfile *file, const struct fns_err
         return error->stage == FNS_STAGE_EXEC    ? command
                : error->stage == FNS_STAGE_CHDIR ? file->cwd
                                                  : NULL;
-    if (index >= plan->n_ops && plan->late) {
-        index -= plan->n_ops;
-        plan = plan->late;
-    }
     if (index >= plan->n_ops)
         return NULL;
     const struct fns_op *op = &plan->ops[index];
@@ -287,10 +282,10 @@ static int reap(struct run *run, int killed)
 
 static int has_filter(const struct fns_plan *plan)
 {
-    for (uint32_t i = 0; plan && i < plan->n_ops; i++)
+    for (uint32_t i = 0; i < plan->n_ops; i++)
         if (plan->ops[i].code == FNS_OP_SECCOMP)
             return 1;
-    return plan && has_filter(plan->late);
+    return 0;
 }
 
 static void conclude(struct run *run, enum end how, const struct fns_result *result)
@@ -336,21 +331,12 @@ static char **paths_of(char *command, char *const *directories)
     return paths;
 }
 
-/* What a plan needs that no file holds: the engine's programs, and the user namespace. 0, or -errno and
+/* What a plan needs that no file holds: the engine's program, and the user namespace. 0, or -errno and
  * `error`. */
 static int prepare(struct fns_planfile *file, struct fns_args *args, struct fns_error *error)
 {
     struct fns_plan *plan = &file->plan;
-    void *image = NULL;
-    int ret =
-        fns_set_program(FNS_PROGRAM_EXEC, exec_program, (size_t)(exec_program_end - exec_program));
-    if (ret == 0)
-        ret = fns_set_program(FNS_PROGRAM_HELPER, helper_program,
-                              (size_t)(helper_program_end - helper_program));
-    if (ret == 0 && plan->late) {
-        ret = fns_exec_image(plan, &image, &plan->image_size);
-        plan->image = image;
-    }
+    int ret = fns_set_program(program, (size_t)(program_end - program));
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
     if (plan->id_map != FNS_ID_MAP_RANGE)

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     Batch: TypeAlias = Callable[[int], list[Result]]
     """So many starts, to the end of all."""
 
-PROGRAM = Path(__file__).with_name("_exec")
+PROGRAM = Path(__file__).with_name("_program")
 EXIT_CODE = 127
-"""What PROGRAM ends with at once when it has no arguments (csrc/exec.c)."""
+"""What PROGRAM ends with at once when it has no arguments (csrc/program.c)."""
 PLACE = "/dev/fastns-bench"
 """Where a sandbox has PROGRAM if its own path does not lead to it."""
 

@@ -1,8 +1,8 @@
 """Spec → Plan: the only place that knows what each field of a spec is to the kernel.
 
 Everything that can be decided before a child exists is decided here: the order of the ops, which
-namespaces are made by the clone and which are joined, how ids are mapped, whether the child may
-share the caller's memory. Reads who the caller is (ids, capabilities); touches nothing.
+namespaces are made by the clone and which are joined, how ids are mapped, which process writes the
+maps. Reads who the caller is (ids, capabilities); touches nothing.
 """
 
 from __future__ import annotations
@@ -241,11 +241,11 @@ class _Compiler:
         self.mount_points: frozenset[str] = frozenset()  # directories that root_tmpfs makes
         # The spec's binds: destination, source, HOW_*, why it has to be plain ("": it need not).
         self.binds: list[tuple[str, str, int, str]] = []
-        # A child may not share the caller's memory if an oom_score_adj is to be written, which the
-        # kernel does for all who share it, or if its cgroup may run out of memory, when the OOM
-        # killer ends all who share it.
-        bounded = spec.memory is not None or spec.cgroup_parent is not None
-        self.staged = spec.init or caller.spared or bounded
+        # Whether the sandbox is cloned by a process that has joined namespaces before.
+        self.hop = False
+        # A child that shares the caller's memory may not enter a cgroup that may run out of it: the
+        # OOM killer ends all who share it.
+        self.own_memory = spec.memory is not None or spec.cgroup_parent is not None
         self.id_map = "none"
         self.uid_map: bytes | None = None
         self.gid_map: bytes | None = None
@@ -314,40 +314,38 @@ class _Compiler:
         self.keyring()
         self.limits_and_ids()
         self.begin()
-        first = self.first_late()
         return self.made(
-            (*self.early, *self.ops[:first]),
+            (*self.early, *self.ops),
             self.new,
             id_map=self.id_map,
             uid_map=self.uid_map,
             gid_map=self.gid_map,
             n_early=len(self.early),
-            staged=self.staged,
+            hop=self.hop,
             init=spec.init,
+            maps_first=self.maps_first(),
+            own_memory=self.own_memory,
             cgroups=self.cgroups,
-            late=self.ops[first:],
+        )
+
+    def maps_first(self) -> bool:
+        """Whether its own maps are written before it executes the program: that leaves uid 0 its
+        capabilities. But who executes in a mapped namespace has memory that belongs to it, and a
+        pid 1 that stays has to keep its own from the command."""
+        return (
+            self.id_map == "self"
+            and not self.hop
+            and not self.spec.init
+            and self.caller.owns_its_proc  # else nor does who shares its memory
         )
 
     def begin(self) -> None:
-        """Puts first what is to be done before all else, in the helper if there is one."""
+        """Puts first what is to be done before all else, also before a hop."""
         first = []
         if self.caller.spared:
             first.append(write_op("oom_score_adj", b"oom_score_adj", b"0"))
         first.append(self.core_limit())
-        (self.early if self.staged else self.ops)[:0] = first
-
-    def first_late(self) -> int:
-        """Which of the ops is the first that the exec program does."""
-        if self.staged:
-            return len(self.ops)
-        first = len(self.ops)
-        if self.id_range is not None:
-            first = next(i for i, op in enumerate(self.ops) if op.code == "umask")
-        elif self.spec.seccomp not in ("default", "unconfined") and self.spec.no_new_privileges:
-            # It may refuse what that program has to do. (Without no_new_privileges the filter takes
-            # rights that this exec ends.)
-            first = next(i for i, op in enumerate(self.ops) if op.code == "seccomp")
-        return first
+        (self.early if self.hop else self.ops)[:0] = first
 
     def enter_cgroups(self) -> None:
         """A cgroup namespace is made once the sandbox is where its root is to be."""
@@ -366,15 +364,16 @@ class _Compiler:
         uid_map: bytes | None = None,
         gid_map: bytes | None = None,
         n_early: int = 0,
-        staged: bool = False,
+        hop: bool = False,
         init: bool = False,
+        maps_first: bool = False,
+        own_memory: bool = False,
         sandbox: _core.Plan | None = None,
         method: str | None = None,
         netns_pool: int = 0,
         cgroups: CgroupPlan | None = None,
-        late: Sequence[Op] = (),
     ) -> _core.Plan:
-        """A plan of these ops for the spec's command; `late`: those done in memory of its own."""
+        """A plan of these ops for the spec's command."""
         environment = self.spec.environment()
         return _core.Plan(
             ops=tuple(ops),
@@ -386,8 +385,10 @@ class _Compiler:
             uid_map=uid_map,
             gid_map=gid_map,
             n_early=n_early,
-            staged=staged,
+            hop=hop,
             init=init,
+            maps_first=maps_first,
+            own_memory=own_memory,
             namespaces=tuple(new),
             sandbox=sandbox,
             method=method,
@@ -398,7 +399,6 @@ class _Compiler:
             ids=self.id_range,
             pipe_owner=self.pipe_owner(),
             binds=tuple(self.binds),
-            late=self.made_late(late) if late else None,
             view=self.view(),
         )
 
@@ -412,22 +412,6 @@ class _Compiler:
         seen = (mount for mount in self.all_mounts() if (mount.type, mount.destination) != fresh)
         mounts = (mount.destination for mount in seen)
         return (*self.layout.shown, *links, *mounts, *self.spec.files)
-
-    def made_late(self, ops: Sequence[Op]) -> _core.Plan:
-        return _core.Plan(
-            ops=tuple(ops),
-            environ=(),
-            search_path=(),
-            cwd=b"/",
-            clone_flags=0,
-            id_map="none",
-            uid_map=None,
-            gid_map=None,
-            n_early=0,
-            staged=False,
-            init=False,
-            namespaces=(),
-        )
 
     def pipe_owner(self) -> tuple[int, int] | None:
         """Who the command is to the caller, where that is another; None also where the caller has
@@ -447,10 +431,10 @@ class _Compiler:
     # ---- namespaces and ids ----
 
     def join(self) -> None:
-        """Joined namespaces. user, pid and time decide what the clone makes and want a process of
-        one thread and its own memory: the helper joins them before it clones. In a new user
-        namespace there is no right to join anything outside it, so then all are joined before.
-        The mount namespace comes last: the other paths are the caller's."""
+        """Joined namespaces. A pid namespace is that of who is cloned afterwards, a user namespace
+        owns what is made afterwards, and in a new user namespace there is no right to join anything
+        outside it: these are joined before the sandbox is cloned. The mount namespace comes last:
+        the other paths are the caller's."""
         first = {"user": 0, "mount": 2}
         # Root has rights over all of them, which end where the user namespace begins.
         late = "user" in self.joined and self.caller.privileged
@@ -462,9 +446,9 @@ class _Compiler:
             flags = CLONE_FLAGS[kind]
             how = _core.HOW_OPEN if late and kind == "user" else 0
             op = Op("setns", "setns", how, flags, source=os.fsencode(path), note=f"{kind} {path}")
-            if kind in ("user", "pid", "time") or self.new_user or "user" in self.joined:
+            if kind in ("user", "pid") or self.new_user or "user" in self.joined:
                 self.early.append(op)
-                self.staged = True
+                self.hop = True
             else:
                 self.add(op)
         if late:
@@ -502,8 +486,6 @@ class _Compiler:
                     "give gid_mappings with a range",
                 )
             self.id_map = "self"
-            if not caller.owns_its_proc:
-                self.staged = True  # the helper's files in /proc are its own: it has executed
             # setgroups has to be given up before an unprivileged gid_map (user_namespaces(7)).
             for name, text in (
                 (b"setgroups", b"deny"),
@@ -514,7 +496,6 @@ class _Compiler:
             return
         self.id_map = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
         self.uid_map, self.gid_map = uid_map, gid_map
-        self.staged = True
 
     def own_namespaces(self) -> None:
         """What capabilities are worth is decided by who owns a namespace: those of a range's user
@@ -523,7 +504,6 @@ class _Compiler:
             return
         kinds = [kind for kind in ("network", "uts", "ipc") if kind in self.new]
         self.made_later = {*self.made_later, *kinds}
-        self.staged = True  # a process is forked: of small memory, not of the caller's
         if kinds:
             self.check_joins_by_pidfd()
             flags = sum(CLONE_FLAGS[kind] for kind in kinds)
@@ -764,7 +744,9 @@ class _Compiler:
         return (
             self.caller.tree_namespaces
             and bool(self.caller.capabilities & CAP_MKNOD)  # devices need no source then
-            and not self.staged
+            and not self.hop
+            and not spec.init
+            and (self.id_range is None or not spec.capabilities)
             and spec.rootfs is not None
             and not spec.overlay
             and not spec.files
@@ -1138,8 +1120,7 @@ class _Compiler:
         which Landlock and a filter need CAP_SYS_ADMIN, then these. Without no_new_privileges they
         come while that is still there."""
         names = " ".join(self.spec.capabilities) or "none"
-        mask, how = self.capability_mask(), self.when_dropped()
-        capabilities = Op("capabilities", "capabilities", how, arg=mask, note=names)
+        capabilities = Op("capabilities", "capabilities", arg=self.capability_mask(), note=names)
         if self.spec.no_new_privileges:
             self.add(capabilities)
             self.add(Op("no_new_privileges", "no_new_privileges"))
@@ -1149,14 +1130,6 @@ class _Compiler:
             self.restrict()
             self.filter()
             self.add(capabilities)
-
-    def when_dropped(self) -> int:
-        """A child that shares the caller's memory keeps until its exec what protects it from others
-        of its uid, who may see it in the host's pid namespace. One that joins a range has left that
-        memory by then."""
-        bounded = any(op.code == "bounding" for op in self.ops)
-        shares = not self.staged and self.id_range is None
-        return _core.HOW_AT_EXEC if bounded and shares else 0
 
     def restrict(self) -> None:
         """Before the filter, which need not let these calls through."""
@@ -1214,10 +1187,6 @@ class _Compiler:
             self.add(Op("setgroups", "setgroups", arg=count, data=groups or None, note=note))
         if not in_range and same:
             return
-        # Changed ids make shared memory undumpable (commit_creds()): never in the caller's memory.
-        self.staged = (
-            self.staged or self.id_range is None
-        )  # a range's are changed by the exec program
         self.add(Op("setgid", "setgid", arg=spec.gid, note=str(spec.gid)))
         self.add(Op("setuid", "setuid", arg=spec.uid, note=str(spec.uid)))
 

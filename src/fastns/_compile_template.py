@@ -115,7 +115,7 @@ class _TemplateCompiler(_Compiler):
             self.new,
             id_map=self.id_map,
             n_early=len(self.early),
-            staged=True,
+            hop=self.hop,
             sandbox=sandbox,
         )
 
@@ -174,9 +174,6 @@ class _TemplateCompiler(_Compiler):
 
     def parent_death(self) -> None:
         """Its sandboxes end with the server, and that with the caller."""
-
-    def when_dropped(self) -> int:
-        return 0  # nobody may look into the server's memory
 
     def names(self) -> None:
         """A new uts namespace begins with the names of the server's."""

@@ -23,11 +23,9 @@ HOW_OWNED: Final[int]
 HOW_SEALED: Final[int]
 HOW_OPTIONAL: Final[int]
 HOW_IF_THERE: Final[int]
-HOW_AT_EXEC: Final[int]
 HOW_AHEAD: Final[int]
 HOW_SHARE: Final[int]
 MAX_SOURCES: Final[int]
-PLAN_STAGED: Final[int]
 PLAN_INIT: Final[int]
 ID_MAPS: Final[dict[str, int]]
 PIPE_STDIN: Final[int]
@@ -81,7 +79,7 @@ class Plan:
         uid_map: bytes | None,
         gid_map: bytes | None,
         n_early: int,
-        staged: bool,
+        hop: bool,
         init: bool,
         namespaces: tuple[str, ...],
         sandbox: Plan | None = None,
@@ -92,7 +90,8 @@ class Plan:
         cgroups: CgroupPlan | None = None,
         ids: tuple[int, int, int] | None = None,
         pipe_owner: tuple[int, int] | None = None,
-        late: Plan | None = None,
+        maps_first: bool = False,
+        own_memory: bool = False,
         binds: tuple[tuple[str, str, int, str], ...] = (),
         view: tuple[str, ...] | None = None,
     ) -> Plan: ...

@@ -73,11 +73,9 @@ HOW_OWNED = c.FNS_HOW_OWNED
 HOW_SEALED = c.FNS_HOW_SEALED
 HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
 HOW_IF_THERE = c.FNS_HOW_IF_THERE
-HOW_AT_EXEC = c.FNS_HOW_AT_EXEC
 HOW_AHEAD = c.FNS_HOW_AHEAD
 HOW_SHARE = c.FNS_HOW_SHARE
 MAX_SOURCES = c.FNS_MAX_SOURCES
-PLAN_STAGED = c.FNS_PLAN_STAGED
 PLAN_INIT = c.FNS_PLAN_INIT
 ID_MAPS = {
     "none": c.FNS_ID_MAP_NONE,
@@ -88,29 +86,25 @@ ID_MAPS = {
 }
 
 cdef dict _stage_numbers = {name: i for i, name in enumerate(STAGES)}
-cdef bint _programs_loaded = False
+cdef bint _program_loaded = False
 
 
-cdef object _load_programs():
-    global _programs_loaded
-    if _programs_loaded:
+cdef object _load_program():
+    global _program_loaded
+    if _program_loaded:
         return
-    read = []
-    for name in ("_exec", "_helper"):
-        path = os.path.join(os.path.dirname(__file__), name)
-        try:
-            with open(path, "rb") as file:
-                read.append(file.read())
-        except OSError as exc:
-            raise SpawnError("helper", exc.errno, path=path,
-                             hint="the installation is incomplete: reinstall fastns") from exc
-    if _programs_loaded:  # by another thread while this one read: its spawns use those bytes
+    path = os.path.join(os.path.dirname(__file__), "_program")
+    try:
+        with open(path, "rb") as file:
+            read = file.read()
+    except OSError as exc:
+        raise SpawnError("helper", exc.errno, path=path,
+                         hint="the installation is incomplete: reinstall fastns") from exc
+    if _program_loaded:  # by another thread while this one read: its spawns use those bytes
         return
-    if (c.fns_set_program(c.FNS_PROGRAM_EXEC, PyBytes_AS_STRING(read[0]), len(read[0])) < 0
-            or c.fns_set_program(c.FNS_PROGRAM_HELPER, PyBytes_AS_STRING(read[1]),
-                                 len(read[1])) < 0):
+    if c.fns_set_program(PyBytes_AS_STRING(read), len(read)) < 0:
         raise MemoryError
-    _programs_loaded = True
+    _program_loaded = True
 
 
 COUNTS = tuple([c.fns_count_name(i).decode() for i in range(c.FNS_COUNTS)])
@@ -342,7 +336,6 @@ cdef class Plan:
     cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
     cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
     cdef char **envp  # into environ
-    cdef Plan late  # what a direct spawn does in memory of its own
     cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
     cdef readonly tuple view  # without a rootfs: the destinations of what is mounted; None
     cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
@@ -353,18 +346,17 @@ cdef class Plan:
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
-                  uint32_t n_early, bint staged, bint init, tuple namespaces,
+                  uint32_t n_early, bint hop, bint init, tuple namespaces,
+                  bint maps_first=False, bint own_memory=False,
                   Plan sandbox=None, str method=None, uint32_t netns_pool=0,
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None, tuple pipe_owner=None,
-                  Plan late=None, tuple binds=(), tuple view=None):
+                  tuple binds=(), tuple view=None):
         cdef c.fns_op *op
-        cdef void *image = NULL
         cdef int bad
-        self.ops = ops if late is None else ops + late.ops
+        self.ops = ops
         self.ids = ids
         self.pipe_owner = pipe_owner
         self.view = view
-        self.late = late
         self.binds = binds
         if ids is not None:
             self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
@@ -374,7 +366,7 @@ cdef class Plan:
         self.search_path = search_path
         self.cwd = cwd
         self.id_map = id_map
-        self.method = method or ("staged" if staged else "direct")
+        self.method = method or ("staged" if hop else "direct")
         self.namespaces = namespaces
         self.sandbox = sandbox
         self.cgroups = cgroups
@@ -419,24 +411,23 @@ cdef class Plan:
         self.plan.strings = PyBytes_AS_STRING(self.arena)
         self.plan.n_strings = len(self.arena)
         self.plan.n_early = n_early
-        self.plan.options = ((c.FNS_PLAN_STAGED if staged else 0)
+        self.plan.options = ((c.FNS_PLAN_HOP if hop else 0)
                              | (c.FNS_PLAN_INIT if init else 0)
+                             | (c.FNS_PLAN_MAPS_FIRST if maps_first else 0)
+                             | (c.FNS_PLAN_OWN_MEMORY if own_memory else 0)
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = ID_MAPS[id_map]
         self.plan.clone_flags = clone_flags
         self.plan.netns_pool = netns_pool
-        if late is not None:
-            self.plan.late = &late.plan
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")
-        _load_programs()
-        if late is not None:
-            if c.fns_exec_image(&self.plan, &image, &self.plan.image_size) < 0:
-                raise MemoryError
-            self.plan.image = image
+        _load_program()
+        self.plan.file = c.fns_file_new()
+        if self.plan.file == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
-        free(<void *><uintptr_t>self.plan.image)
+        c.fns_file_free(self.plan.file)
         free(self.op_array)
         free(self.envp)
 
@@ -483,7 +474,7 @@ cdef class Plan:
     def describe(self) -> list:
         """The ops in order, a line each, as `fastns run --dry-run` prints them."""
         lines = []
-        if self.plan.options & c.FNS_PLAN_STAGED:
+        if self.plan.options & c.FNS_PLAN_HOP:
             lines.append("helper: a process of its own makes the sandbox")
         lines.append("clone: " + (" ".join(self.namespaces) or "no new namespace"))
         if self.ids is not None:

@@ -40,13 +40,14 @@ cdef extern from "fastns.h" nogil:
         FNS_HOW_SEALED
         FNS_HOW_OPTIONAL
         FNS_HOW_IF_THERE
-        FNS_HOW_AT_EXEC
         FNS_HOW_AHEAD
         FNS_HOW_SHARE
         FNS_MAX_SOURCES
-        FNS_PLAN_STAGED
+        FNS_PLAN_HOP
         FNS_PLAN_INIT
         FNS_PLAN_SERVER
+        FNS_PLAN_MAPS_FIRST
+        FNS_PLAN_OWN_MEMORY
         FNS_ID_MAP_NONE
         FNS_ID_MAP_SELF
         FNS_ID_MAP_PARENT
@@ -61,9 +62,8 @@ cdef extern from "fastns.h" nogil:
         FNS_PIPE_JOINED
         FNS_IO_STOPPED
 
-    enum fns_program:
-        FNS_PROGRAM_EXEC
-        FNS_PROGRAM_HELPER
+    struct fns_file:
+        pass
 
     enum fns_patience:
         FNS_AT_ONCE
@@ -105,9 +105,7 @@ cdef extern from "fastns.h" nogil:
         uint32_t pipe_uid
         uint32_t pipe_gid
         uint64_t args_max
-        const fns_plan *late
-        const void *image
-        size_t image_size
+        fns_file *file
 
     struct fns_pool_state:
         uint64_t made
@@ -234,10 +232,11 @@ cdef extern from "fastns.h" nogil:
     const char *fns_op_name(unsigned code)
     int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
-    int fns_exec_image(const fns_plan *plan, void **image, size_t *size)
+    fns_file *fns_file_new()
+    void fns_file_free(fns_file *file)
     int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
                         fns_error *error)
-    int fns_set_program(fns_program which, const void *data, size_t size)
+    int fns_set_program(const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
                          fns_error *error)
     void fns_server_stop(const fns_process *server)

@@ -99,7 +99,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
         yield f"{call}()", level, partial(system_call, call)
     yield "pidfd", "basic", pidfd
     yield "executable memfd", "basic", executable_memfd
-    yield "programs", "basic", programs
+    yield "program", "basic", program
     yield "devices", "basic", devices
     for space in NAMESPACES:
         level = {"user": user_level, "time": "extra"}.get(space, "basic")
@@ -255,7 +255,7 @@ def pidfd() -> Finding:
 
 
 def executable_memfd() -> Finding:
-    """A file in memory that may be executed: how the helper program is started."""
+    """A file in memory that may be executed: how the program is started."""
     try:
         try:
             fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC | MFD_EXEC)
@@ -274,13 +274,12 @@ def executable_memfd() -> Finding:
     return Finding(True, "there")
 
 
-def programs() -> Finding:
-    """The two programs that stand between this process and the sandboxes."""
-    paths = [Path(__file__).with_name(name) for name in ("_exec", "_helper")]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        return Finding(False, f"{', '.join(missing)} is missing", "reinstall fastns")
-    return Finding(True, ", ".join(map(str, paths)))
+def program() -> Finding:
+    """What carries out the plans of sandboxes."""
+    path = Path(__file__).with_name("_program")
+    if not path.is_file():
+        return Finding(False, f"{path} is missing", "reinstall fastns")
+    return Finding(True, str(path))
 
 
 def devices() -> Finding:

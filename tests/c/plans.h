@@ -107,29 +107,28 @@ __attribute__((unused)) static void no_child_is_left(void)
     CHECK_EQUAL(errno, ECHILD);
 }
 
-static void use_program(enum fns_program which, const char *directory, const char *name)
+static void use_program(const char *directory)
 {
     char path[4096];
     struct stat st;
-    CHECK(snprintf(path, sizeof path, "%s/%s", directory, name) < (int)sizeof path);
+    CHECK(snprintf(path, sizeof path, "%s/program", directory) < (int)sizeof path);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     CHECK(fd >= 0 && fstat(fd, &st) == 0);
     char *bytes = malloc((size_t)st.st_size);
     CHECK(bytes && read(fd, bytes, (size_t)st.st_size) == st.st_size);
-    CHECK_EQUAL(fns_set_program(which, bytes, (size_t)st.st_size), 0);
+    CHECK_EQUAL(fns_set_program(bytes, (size_t)st.st_size), 0);
     free(bytes);
     close(fd);
 }
 
-/* Reads the programs and remembers the probe, all in the directory of what was built. */
+/* Reads the program and remembers the probe, all in the directory of what was built. */
 __attribute__((unused)) static void use_programs(const char *directory)
 {
     char path[4096];
     CHECK(realpath(directory, path) != NULL);
     CHECK(snprintf(probe_path, sizeof probe_path, "%s/probe", path) < (int)sizeof probe_path);
     CHECK(access(probe_path, X_OK) == 0);
-    use_program(FNS_PROGRAM_EXEC, path, "exec");
-    use_program(FNS_PROGRAM_HELPER, path, "helper");
+    use_program(path);
 }
 
 #endif

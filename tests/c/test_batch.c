@@ -256,7 +256,7 @@ static void is_stopped(const struct fns_plan *plan)
 
 int main(int argc, char **argv)
 {
-    static const unsigned ways[] = {0, FNS_PLAN_STAGED, FNS_PLAN_STAGED | FNS_PLAN_INIT};
+    static const unsigned ways[] = {0, FNS_PLAN_HOP, FNS_PLAN_INIT};
     CHECK_EQUAL(argc, 2);
     use_programs(argv[1]);
     int before = open_fds();

@@ -1,4 +1,4 @@
-/* What the other C tests leave open: early ops without the helper, the index of a failed op, a
+/* What the other C tests leave open: early ops without a hop, the index of a failed op, a
  * dynamically linked program between pipes, a large batch, a batch stopped half-way. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,29 +12,29 @@ enum { N_JOBS = 200, MIB = 1 << 20, AT_ONCE = 4 };
 static struct command commands[N_JOBS];
 static struct fns_job jobs[N_JOBS];
 
-/* The same plan is good with the helper, so that nothing else can be why it is refused. */
-static void early_ops_need_the_helper(void)
+/* The same plan is good with a hop, so that nothing else can be why it is refused. */
+static void early_ops_need_a_hop(void)
 {
     struct fns_op op = {.code = FNS_OP_UMASK, .stage = FNS_STAGE_UMASK};
     struct fns_plan plan = {
-        .ops = &op, .strings = "", .n_ops = 1, .n_strings = 1, .options = FNS_PLAN_STAGED};
+        .ops = &op, .strings = "", .n_ops = 1, .n_strings = 1, .options = FNS_PLAN_HOP};
     int bad;
     plan.n_early = 1;
     CHECK_EQUAL(fns_plan_check(&plan, &bad), 0);
     plan.options = 0;
     CHECK_EQUAL(fns_plan_check(&plan, &bad), -EINVAL);
     CHECK_EQUAL(bad, -1);
-    plan.options = FNS_PLAN_STAGED;
+    plan.options = FNS_PLAN_HOP;
     plan.n_early = 2;
     CHECK_EQUAL(fns_plan_check(&plan, &bad), -EINVAL);
 }
 
-/* Directly, in the helper's child, and in the helper itself before there is a child. */
+/* Directly, after a hop, and before it. */
 static void names_the_namespace_that_is_missing(void)
 {
     static const struct {
         unsigned options, n_early;
-    } ways[] = {{0, 0}, {FNS_PLAN_STAGED, 0}, {FNS_PLAN_STAGED, 1}};
+    } ways[] = {{0, 0}, {FNS_PLAN_HOP, 0}, {FNS_PLAN_HOP, 1}};
     for (unsigned i = 0; i < sizeof ways / sizeof *ways; i++) {
         struct made made;
         struct command command;
@@ -158,9 +158,9 @@ static void is_stopped_half_way(void)
 
 int main(int argc, char **argv)
 {
-    static void (*const tests[])(void) = {early_ops_need_the_helper,
-                                          names_the_namespace_that_is_missing, echoes_through_cat,
-                                          every_tenth_command_is_missing, is_stopped_half_way};
+    static void (*const tests[])(void) = {early_ops_need_a_hop, names_the_namespace_that_is_missing,
+                                          echoes_through_cat, every_tenth_command_is_missing,
+                                          is_stopped_half_way};
     int n_tests = sizeof tests / sizeof *tests;
     CHECK_EQUAL(argc, 2);
     use_programs(argv[1]);

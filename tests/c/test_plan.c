@@ -94,8 +94,6 @@ static void refuses_options_that_do_not_fit(void)
     plan = good;
     plan.options = FNS_PLAN_INIT;
     plan.clone_flags = FNS_CLONE_NEWPID;
-    CHECK_EQUAL(check(&plan, -1), -EINVAL);
-    plan.options |= FNS_PLAN_STAGED;
     CHECK_EQUAL(check(&plan, -1), 0);
     plan.clone_flags = 0;
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
@@ -103,10 +101,16 @@ static void refuses_options_that_do_not_fit(void)
     plan.id_map = FNS_ID_MAP_PARENT;
     plan.uid_map = plan.gid_map = TEXT;
     plan.clone_flags = FNS_CLONE_NEWUSER;
-    CHECK_EQUAL(check(&plan, -1), -EINVAL);
-    plan.options = FNS_PLAN_STAGED;
     CHECK_EQUAL(check(&plan, -1), 0);
     plan.gid_map = 0;
+    CHECK_EQUAL(check(&plan, -1), -EINVAL);
+    plan = good;
+    plan.options = FNS_PLAN_MAPS_FIRST;
+    CHECK_EQUAL(check(&plan, -1), -EINVAL);
+    plan.id_map = FNS_ID_MAP_SELF;
+    CHECK_EQUAL(check(&plan, -1), 0);
+    plan.clone_flags = FNS_CLONE_NEWPID;
+    plan.options |= FNS_PLAN_INIT; /* pid 1 would be open to root inside */
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
     plan = good;
     plan.id_map = FNS_ID_MAP_RANGE + 1;

@@ -1,4 +1,4 @@
-/* Spawning through the C API alone: direct and staged, to the end and failing, from many threads. */
+/* Spawning through the C API alone: with each way to its command, to the end and failing, from many threads. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -8,7 +8,8 @@
 
 #include "plans.h"
 
-static const unsigned ways[] = {0, FNS_PLAN_STAGED, FNS_PLAN_STAGED | FNS_PLAN_INIT};
+static const unsigned ways[] = {0, FNS_PLAN_MAPS_FIRST, FNS_PLAN_HOP, FNS_PLAN_INIT,
+                                FNS_PLAN_HOP | FNS_PLAN_INIT};
 enum { N_WAYS = sizeof ways / sizeof *ways };
 
 static void end(const struct fns_process *process, struct fns_result *result)
@@ -190,7 +191,6 @@ static void writes_maps_from_outside(void)
     struct made made;
     memset(&made, 0, sizeof made);
     made.plan.n_strings = 1;
-    made.plan.options = FNS_PLAN_STAGED;
     made.plan.id_map = FNS_ID_MAP_PARENT;
     made.plan.clone_flags = NEWUSER;
     made.plan.uid_map = place(&made, "0 100000 1000\n");
@@ -204,40 +204,68 @@ static void writes_maps_from_outside(void)
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
 }
 
-/* What the exec program does is counted on from what the child did. */
-static void fails_late(void)
+/* What has to be joined is not a user namespace. */
+static void joins_no_user_namespace(void)
 {
-    struct made made, late = {.plan = {.n_strings = 1}};
+    struct made made;
     struct command command;
     struct fns_args args = probe_args(&command, "--exit", "0", NULL);
-    void *image;
     make_plan(&made, 0);
-    add(&late, FNS_OP_UMASK, FNS_STAGE_UMASK, NULL, NULL);
-    add(&late, FNS_OP_JOIN_USER, FNS_STAGE_ID_MAP, NULL, NULL);
-    finish(&late);
-    made.plan.late = &late.plan;
-    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
-    made.plan.image = image;
+    made.plan.n_strings--;
+    made.ops[3].code = FNS_OP_JOIN_USER;
+    made.ops[3].stage = FNS_STAGE_ID_MAP;
+    finish(&made);
     args.userns = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, 3, EINVAL);
     close(args.userns);
     args.userns = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC); /* of another kind */
-    fails(&made.plan, &args, FNS_STAGE_ID_MAP, (int)made.plan.n_ops + 1, EINVAL);
+    fails(&made.plan, &args, FNS_STAGE_ID_MAP, 3, EINVAL);
     close(args.userns);
+}
 
-    late.ops[1].code = FNS_OP_UMASK; /* nothing but what succeeds: the command runs, in its cwd */
-    free(image);
-    CHECK_EQUAL(fns_exec_image(&made.plan, &image, &made.plan.image_size), 0);
-    made.plan.image = image;
-    args.userns = 0;
-    spawn_and_end(&made.plan, 5);
-    args.cwd = "/nowhere";
-    fails(&made.plan, &args, FNS_STAGE_CHDIR, -1, ENOENT);
-    free(image);
+static int kept_file(void)
+{
+    struct stat st;
+    for (int fd = 3; fd < 100; fd++) {
+        char path[32], link[64] = "";
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (readlink(path, link, sizeof link - 1) > 0 && strstr(link, "fastns-plan") &&
+            fstat(fd, &st) == 0)
+            return fd;
+    }
+    return -1;
+}
 
-    int bad;
-    late.ops[0].code = FNS_OP_HOSTNAME; /* the exec program has no such op */
-    CHECK_EQUAL(fns_plan_check(&made.plan, &bad), -EINVAL);
+/* The files that are kept are this process' to close, and their numbers then are anything's. */
+static void loses_a_kept_file(void)
+{
+    struct made made;
+    make_plan(&made, 0);
+    CHECK_EQUAL(kept_file(), -1);
+    CHECK((made.plan.file = fns_file_new()) != NULL);
+    int before = open_fds();
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 3; i++)
+            spawn_and_end(&made.plan, i);
+        int kept = kept_file(), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        CHECK(kept > 2);
+        if (round == 0) { /* another file in its place */
+            CHECK_EQUAL(dup3(null, kept, O_CLOEXEC), kept);
+            close(null);
+            CHECK_EQUAL(kept_file(), -1);
+            for (int i = 0; i < 3; i++)
+                spawn_and_end(&made.plan, i);
+            CHECK(kept_file() > 2);
+            close(kept);
+        } else { /* none */
+            close(null);
+            close(kept);
+        }
+    }
+    spawn_and_end(&made.plan, 9);
+    CHECK_EQUAL(open_fds(), before);
+    fns_file_free(made.plan.file);
+    CHECK_EQUAL(kept_file(), -1);
 }
 
 /* A namespace held by its fd; maps that the kernel refuses leave nothing. */
@@ -268,12 +296,13 @@ int main(int argc, char **argv)
     runs_to_its_end();
     is_killed();
     says_where_it_failed();
-    fails_late();
+    joins_no_user_namespace();
+    loses_a_kept_file();
     makes_a_user_namespace();
     leaves_the_caller_alone();
     spawns_from_many_threads();
     writes_maps_from_outside();
     CHECK_EQUAL(open_fds(), before);
-    puts("test_spawn: direct, staged and behind a reaper");
+    puts("test_spawn: each way to the command");
     return 0;
 }

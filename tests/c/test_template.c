@@ -24,7 +24,7 @@ static void start(struct template *template, const char *hostname)
 {
     struct fns_error error;
     int bad, null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    make_plan(&template->server, FNS_PLAN_STAGED);
+    make_plan(&template->server, 0);
     memset(&template->sandbox, 0, sizeof template->sandbox);
     struct made *made = &template->sandbox;
     made->plan.n_strings = 1;

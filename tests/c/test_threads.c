@@ -24,7 +24,7 @@ static int finished;
 static void make_template(void)
 {
     int bad;
-    make_plan(&server_plan, FNS_PLAN_STAGED);
+    make_plan(&server_plan, 0);
     sandbox_plan.plan.n_strings = 1;
     sandbox_plan.plan.id_map = FNS_ID_MAP_SELF;
     sandbox_plan.plan.clone_flags = NEWUSER | NEWPID | NEWUTS;
@@ -185,7 +185,7 @@ static void *do_all(void *arg)
 
 int main(int argc, char **argv)
 {
-    static const unsigned ways[WAYS] = {0, FNS_PLAN_STAGED, FNS_PLAN_STAGED | FNS_PLAN_INIT};
+    static const unsigned ways[WAYS] = {0, FNS_PLAN_HOP, FNS_PLAN_INIT};
     pthread_t threads[THREADS];
     int numbers[THREADS];
     CHECK(argc == 2 || argc == 3);

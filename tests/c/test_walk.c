@@ -12,14 +12,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#define fns_child_fds unused_fds
+#define fns_child_begin unused_begin
+#define fns_child_chdir unused_chdir
 #define fns_child_ops unused_ops
 #define fns_child_exec unused_exec
 #define fns_child_last unused_last
 #define fns_child_leave_session unused_leave_session
 #define fns_child_report unused_report
-#define fns_child_stay unused_stay
-#define fns_child_main unused_main
 #define fns_loopback_up unused_loopback_up
 #include "../../csrc/child.c"
 

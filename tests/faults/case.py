@@ -261,7 +261,7 @@ def _fds(pid: int) -> list[str]:
     found = []
     for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if not link.startswith("user:"):  # made once a process
+        if not link.startswith(("user:", "/memfd:fastns-")):  # made once a process, or a plan
             found.append(f"{fd} -> {link}")
     return found
 

@@ -40,7 +40,7 @@ RULES = (
     Rule(CALLER, _MEMORY, "MemoryError", "so malloc(3) and Python say it"),
     Rule("", _MEMORY, "ENOMEM", "memory is short, whatever the call says: so malloc(3), too"),
     Rule(CALLER, ("mmap",), "SystemError", "so CPython 3.11 says it, lacking memory for a frame"),
-    Rule("fastns-helper", ("sendto", "write"), "ECANCELED", "what cannot be sent says no errno"),
+    Rule("fastns", ("sendto", "write"), "ECANCELED", "what cannot be sent says no errno"),
     Rule("newuidmap", (), "EPERM", "its status says only that it failed"),
     Rule("newgidmap", (), "EPERM", "its status says only that it failed"),
     Rule("newuidmap", (), "ECANCELED", "it dies of it, being linked: then that is told"),

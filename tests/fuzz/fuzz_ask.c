@@ -1,11 +1,11 @@
-/* What the server parses: whatever bytes arrive, nothing beyond them is read, and what is accepted can be
+/* What the program parses: whatever bytes arrive, nothing beyond them is read, and what is accepted can be
  * used as it is.
  */
 #include <stdlib.h>
 #include <string.h>
 
-#include "helper.h"
 #include "input.h"
+#include "unpack.h"
 
 static volatile uint8_t sink;
 
@@ -38,20 +38,15 @@ static void use(const struct fns_args *args)
         sink ^= (uint8_t)args->groups[i];
 }
 
-static void open_request(char *bytes, size_t size)
+static void open_plan(char *bytes, size_t size)
 {
-    struct fns_request *request = (struct fns_request *)(void *)bytes;
-    if (size < sizeof *request)
+    struct fns_packed_plan *packed = (struct fns_packed_plan *)(void *)bytes;
+    if (size < sizeof *packed || fns_open_plan(bytes, size, &packed->plan) < 0)
         return;
-    if (fns_open_plan(bytes, size, &request->plan) == 0) {
-        for (uint32_t i = 0; i < request->plan.n_ops; i++)
-            sink ^= (uint8_t)request->plan.ops[i].data;
-        for (uint32_t i = 0; i < request->plan.n_strings; i++)
-            sink ^= (uint8_t)request->plan.strings[i];
-    }
-    struct fns_args args = request->args; /* the array may lie anywhere, over this too */
-    if (fns_open_args(bytes, size, &args) == 0)
-        use(&args);
+    for (uint32_t i = 0; i < packed->plan.n_ops; i++)
+        sink ^= (uint8_t)packed->plan.ops[i].data;
+    for (uint32_t i = 0; i < packed->plan.n_strings; i++)
+        sink ^= (uint8_t)packed->plan.strings[i];
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -66,7 +61,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         abort();
     take_bytes(&input, bytes, left);
     if (how & 1)
-        open_request(bytes, left);
+        open_plan(bytes, left);
     else if (fns_open_ask((struct fns_ask *)(void *)bytes, left, n_fds, &args) == 0)
         use(&args);
     free(bytes);

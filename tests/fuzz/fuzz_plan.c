@@ -1,6 +1,6 @@
 /* fns_plan_check(): no plan that it accepts makes the child read what is not in the plan.
  *
- * Two plans come of the input, the second as the first one's late ops, or as what its server serves.
+ * Two plans come of the input, the second as what the first one's server serves.
  * What is accepted is run, by child.c itself on the kernel of kernel.c; ops and texts have no byte to
  * spare.
  */
@@ -48,7 +48,8 @@ static struct fns_plan take_plan(struct input *input)
 static void run(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_child_ops(child, 0, child->plan->n_ops) == 0 && fns_child_exec(child) >= 0)
+    if (fns_child_ops(child, 0, child->plan->n_ops) == 0 && fns_child_chdir(child) == 0 &&
+        fns_child_exec(child) >= 0)
         abort(); /* it returns only if it fails */
 }
 
@@ -56,7 +57,7 @@ static void run_plan(const struct fns_plan *plan)
 {
     static char *const words[] = {(char *)"word", NULL};
     const struct fns_args args = {.argv = words, .envp = words, .paths = words, .cwd = "/"};
-    struct fns_child child = FNS_CHILD(plan, &args, -1, -1);
+    struct fns_child child = FNS_CHILD(plan, &args, -1);
     if (kernel_run(run, &child) && child.progress != FNS_PROGRESS_FAILED)
         abort(); /* it neither executed nor said what went wrong */
     if (child.error.op_index < -1 || child.error.op_index >= (int)plan->n_ops ||
@@ -72,8 +73,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     unsigned use = (unsigned)take(&input, 1);
     struct fns_plan first = take_plan(&input), second = take_plan(&input);
     int bad_first, bad_second;
-    if (use & 1)
-        first.late = &second;
     if (use & 2)
         first.sandbox = &second;
     int second_is_good = fns_plan_check(&second, &bad_second) == 0;

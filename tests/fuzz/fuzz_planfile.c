@@ -30,8 +30,6 @@ static void read_plan(const struct fns_plan *plan)
 static void read_file(const struct fns_planfile *file)
 {
     read_plan(&file->plan);
-    if (file->plan.late)
-        read_plan(file->plan.late);
     for (size_t i = 0; file->envp[i]; i++)
         total += strlen(file->envp[i]);
     for (size_t i = 0; file->directories[i]; i++)
@@ -53,8 +51,7 @@ static void pack_again(const struct fns_planfile *file, const struct fns_identit
         abort();
     if (fns_planfile_read(bytes, size, identity, &made_for, &other) != 0 ||
         other.n_hints != file->n_hints || other.plan.n_ops != file->plan.n_ops ||
-        other.timeout_ns != file->timeout_ns || strcmp(other.cwd, file->cwd) != 0 ||
-        !other.plan.late != !file->plan.late)
+        other.timeout_ns != file->timeout_ns || strcmp(other.cwd, file->cwd) != 0)
         abort();
     fns_planfile_free(&other);
     free(bytes);

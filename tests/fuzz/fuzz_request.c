@@ -1,14 +1,15 @@
 /* Packing and unpacking: what request.c makes of plans and arguments is what unpack.c makes of the
  * bytes, and as many bytes as said.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "helper.h"
 #include "input.h"
 #include "spawn.h"
+#include "unpack.h"
 
 enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
 
@@ -21,14 +22,25 @@ enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
 /* Instead of memory.c's: the file's bytes stay here. */
 static char *packed;
 static size_t packed_size;
-int fns_memory_file(const void *bytes, size_t size, unsigned flags)
+int fns_memory_file(const char *name, const void *bytes, size_t size, enum fns_memory kind)
 {
-    (void)flags;
+    EXPECT(name && kind == FNS_SEALED);
     packed = malloc(size);
     EXPECT(packed);
     memcpy(packed, bytes, size);
     packed_size = size;
     return 3;
+}
+
+int fns_kept_file(struct fns_file *file)
+{
+    EXPECT(!file);
+    return -ENOENT;
+}
+
+void fns_keep_file(struct fns_file *file, int fd)
+{
+    EXPECT(!file && fd == 3);
 }
 
 static char *take_text(struct input *input)
@@ -101,7 +113,7 @@ static void words_are_the_same(char *const *a, char *const *b)
     EXPECT(!*a && !*b);
 }
 
-static void args_are_the_same(const struct fns_args *a, const struct fns_args *b, int with_fds)
+static void args_are_the_same(const struct fns_args *a, const struct fns_args *b)
 {
     words_are_the_same(a->argv, b->argv);
     words_are_the_same(a->envp, b->envp);
@@ -110,10 +122,8 @@ static void args_are_the_same(const struct fns_args *a, const struct fns_args *b
     EXPECT(a->n_groups == b->n_groups && a->clone_into == b->clone_into);
     EXPECT(!a->n_groups || memcmp(a->groups, b->groups, a->n_groups * sizeof(int)) == 0);
     EXPECT(a->userns == b->userns && memcmp(a->stdio, b->stdio, sizeof a->stdio) == 0);
-    if (with_fds) {
-        EXPECT(a->n_keep == b->n_keep);
-        EXPECT(!a->n_keep || memcmp(a->keep, b->keep, a->n_keep * sizeof(int)) == 0);
-    }
+    EXPECT(a->n_keep == b->n_keep);
+    EXPECT(!a->n_keep || memcmp(a->keep, b->keep, a->n_keep * sizeof(int)) == 0);
 }
 
 static void plans_are_the_same(const struct fns_plan *a, const struct fns_plan *b)
@@ -136,23 +146,21 @@ static void goes_through_an_ask(const struct fns_args *args, int loud)
     memcpy(exact, ask, ask->size);
     EXPECT(fns_open_ask((struct fns_ask *)(void *)exact, ask->size, n_fds + 1, &opened) < 0);
     EXPECT(fns_open_ask((struct fns_ask *)(void *)exact, ask->size, n_fds, &opened) == 0);
-    args_are_the_same(args, &opened, 1);
+    args_are_the_same(args, &opened);
     free(exact);
     free(ask);
 }
 
-static void goes_through_a_request(const struct fns_plan *plan, const struct fns_args *args)
+static void goes_through_a_file(const struct fns_plan *plan)
 {
-    EXPECT(fns_request_file(plan, args) == 3);
-    struct fns_request *request = (struct fns_request *)(void *)packed;
-    EXPECT(request->size == packed_size);
-    EXPECT(fns_open_plan(packed, packed_size, &request->plan) == 0);
-    EXPECT(fns_open_plan(packed, packed_size, &request->sandbox) == 0);
-    EXPECT(fns_open_args(packed, packed_size, &request->args) == 0);
-    plans_are_the_same(plan, &request->plan);
+    size_t size;
+    EXPECT(fns_plan_file(plan, &size) == 3 && size == packed_size);
+    struct fns_packed_plan *opened = (struct fns_packed_plan *)(void *)packed;
+    EXPECT(fns_open_plan(packed, packed_size, &opened->plan) == 0);
+    EXPECT(fns_open_plan(packed, packed_size, &opened->sandbox) == 0);
+    plans_are_the_same(plan, &opened->plan);
     if (plan->sandbox)
-        plans_are_the_same(plan->sandbox, &request->sandbox);
-    args_are_the_same(args, &request->args, 0);
+        plans_are_the_same(plan->sandbox, &opened->sandbox);
     free(packed);
 }
 
@@ -177,7 +185,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (flags & 1)
         plan.sandbox = &sandbox;
     goes_through_an_ask(&args, flags >> 1 & 1);
-    goes_through_a_request(&plan, &args);
+    goes_through_a_file(&plan);
     free_args(&args);
     return 0;
 }

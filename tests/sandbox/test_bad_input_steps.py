@@ -1,4 +1,4 @@
-"""Steps that fail: stage, errno, op and path of each, made directly and through the helper.
+"""Steps that fail: stage, errno, op and path of each, made directly and behind a reaper.
 
 Each row says which op of the plan is to blame; the error has to point at that very op. What is left
 behind after a failure is watched by conftest.

@@ -98,12 +98,14 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", 
 
 
 def fds() -> dict[int, tuple[int, int]]:
-    """Each open fd and the file it leads to."""
+    """Each open fd and the file it leads to, but for those that the engine keeps."""
     found = {}
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
-            file = os.fstat(fd)
+            file, leads_to = os.fstat(fd), os.readlink(f"/proc/self/fd/{fd}")
         except OSError:  # the one that read the directory
+            continue
+        if leads_to.startswith("/memfd:fastns-"):
             continue
         found[fd] = (file.st_dev, file.st_ino)
     return found

@@ -17,7 +17,7 @@ from support import NAMESPACES
 import fastns
 from fastns import Mount, SpawnError, Spec
 
-OWN_MEMORY = ("user", "pid", "time")  # joined by a process of its own
+BEFORE = ("user", "pid")  # joined before the sandbox is cloned
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
 @pytest.mark.parametrize("kind", NAMESPACES)
 def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
     sandbox = check_joined(paths(other, kind), probe)
-    assert sandbox.method == ("staged" if kind in OWN_MEMORY else "direct")
+    assert sandbox.method == ("staged" if kind in BEFORE else "direct")
 
 
 @pytest.mark.as_root
@@ -70,7 +70,7 @@ def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: s
 
 @pytest.mark.as_user
 def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> None:
-    """Control of the one above; the helper has no right yet when it joins."""
+    """Control of the one above; there is no right yet where it is joined."""
     with pytest.raises(SpawnError) as caught:
         check_joined(paths(other, "uts"), probe)
     exc = caught.value

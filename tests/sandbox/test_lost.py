@@ -60,9 +60,9 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 
 @pytest.mark.parametrize("parked", ["0", "1"])
 def test_a_lock_that_cannot_be_had(probe_rootfs: Path, parked: str) -> None:
-    """By which the caller hears of the command's execution: fcntl(F_SETLK), F_SETLKW."""
+    """By which the caller hears of the command's execution: fcntl(F_GETLK), F_SETLK, F_SETLKW."""
     mark = marker()
-    code = hider("fcntl", errno.ENOLCK, 1, 6, 7) + LOST_LOCK
+    code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
     out = script(code, str(probe_rootfs), parked, mark)
     assert out.splitlines()[0] == "helper: No locks available (ENOLCK)"
     assert out.splitlines()[1] == "0 True"

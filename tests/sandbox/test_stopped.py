@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -250,9 +249,10 @@ def test_nothing_outlives_a_caller_that_was_killed(probe_rootfs: Path, where: st
 
 # ---- starts without a template ----
 
-STOPPED_HELPER = "#include <signal.h>\nint main(void) { raise(SIGSTOP); return 0; }\n"
-# Where the two programs are read.
-STAGED = """
+# A pid 1 cannot stop itself.
+HANGING_PROGRAM = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
+# Where the program is read.
+ELSEWHERE = """
 import sys
 from fastns import _core
 _core.__file__ = sys.argv[1] + "/_core"
@@ -288,22 +288,21 @@ for call in (lambda: fastns.run(["true"], spec=spec), lambda: fastns.spawn(["tru
 
 
 @pytest.fixture(scope="module")
-def stopped_helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the two programs, of which the helper stops at once."""
-    place = tmp_path_factory.mktemp("programs")
-    shutil.copy(Path(fastns.__file__).with_name("_exec"), place)
-    (place / "helper.c").write_text(STOPPED_HELPER)
-    support.compile_static(place / "helper.c", place / "_helper")
+def hanging_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a program that does nothing, for ever."""
+    place = tmp_path_factory.mktemp("program")
+    (place / "program.c").write_text(HANGING_PROGRAM)
+    support.compile_static(place / "program.c", place / "_program")
     return place
 
 
-def test_a_time_limit_where_the_helper_is_stopped(stopped_helper: Path) -> None:
-    out = script(TIMED, str(stopped_helper), first=STAGED)
+def test_a_time_limit_where_the_program_hangs(hanging_program: Path) -> None:
+    out = script(TIMED, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["TimeoutExpired [] True"] * 2
 
 
-def test_ctrl_c_where_the_helper_is_stopped(stopped_helper: Path) -> None:
-    out = script(GIVEN_UP, str(stopped_helper), first=STAGED)
+def test_ctrl_c_where_the_program_hangs(hanging_program: Path) -> None:
+    out = script(GIVEN_UP, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["given up [] True"] * 5
 
 

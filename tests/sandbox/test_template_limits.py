@@ -112,7 +112,7 @@ def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: st
     """A direct child shares the caller's memory, for which the OOM killer would end the caller."""
     out = script(DIRECT, str(probe_rootfs), fields).splitlines()
     assert out.pop() == "alive"
-    refused, killed = "exec /true: Argument list too long (E2BIG)", "helper: Operation canceled"
+    refused, killed = "exec /true: Argument list too long (E2BIG)", "clone: Operation canceled"
     assert all(line in ("-9", refused, f"{killed} (ECANCELED)") for line in out), out
 
 

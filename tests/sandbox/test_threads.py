@@ -71,7 +71,7 @@ def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None
 
 
 def test_one_plan_for_many_threads(probe_rootfs: Path) -> None:
-    """The helper program is loaded by the first staged plan, whichever thread makes it."""
+    """The program is loaded by the first plan, whichever thread makes it."""
     code = """
 spec = fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False)
 barrier = threading.Barrier(8)

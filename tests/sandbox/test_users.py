@@ -104,13 +104,13 @@ def test_the_way_is_reported(probe_rootfs: Path) -> None:
     cases: list[tuple[dict[str, Any], tuple[str, str]]] = [
         ({}, ("direct", "range") if root else single),
         *([({"namespaces": {"user": "host"}}, ("direct", "none"))] if root else []),
-        *([({"namespaces": {"user": "host"}, "user": "5:6"}, ("staged", "none"))] if root else []),
+        *([({"namespaces": {"user": "host"}, "user": "5:6"}, ("direct", "none"))] if root else []),
         ({"namespaces": {"user": "new"}}, single),
         ({"namespaces": {"user": "new"}, "user": "7:8"}, single),
         ({"user": "5:6"}, ("direct", "range") if root else single),
-        ({"init": True}, ("staged", "range" if root else "self")),
-        (ranges, ("staged", "parent" if root else "newuidmap")),
-        ({**ranges, "init": True}, ("staged", "parent" if root else "newuidmap")),
+        ({"init": True}, ("direct", "range" if root else "self")),
+        (ranges, ("direct", "parent" if root else "newuidmap")),
+        ({**ranges, "init": True}, ("direct", "parent" if root else "newuidmap")),
     ]
     for fields, expected in cases:
         spec = Spec(rootfs=probe_rootfs, **fields)

@@ -170,7 +170,7 @@ def test_percentile(values: list[float], percent: float, found: float) -> None:
 
 
 def test_the_bare_program_ends_at_once() -> None:
-    """What all of them start: without arguments, the exec program does nothing."""
+    """What all of them start: without arguments, the program does nothing."""
     assert _bench.bare([str(_bench.PROGRAM)])() == EXIT_CODE
 
 
@@ -221,12 +221,12 @@ def test_the_same_for_all(privileged: bool, rootfs: str | None) -> None:
 @pytest.mark.parametrize(
     ("program", "rootfs", "bound"),
     [
-        ("/usr/lib/python3/fastns/_exec", None, False),
-        ("/tmp/venv/fastns/_exec", None, True),
-        ("/run/user/1/fastns/_exec", None, True),
-        ("/usrs/fastns/_exec", None, True),
-        ("/home/me/venv/fastns/_exec", None, True),
-        ("/usr/lib/python3/fastns/_exec", "/srv/root", True),
+        ("/usr/lib/python3/fastns/_program", None, False),
+        ("/tmp/venv/fastns/_program", None, True),
+        ("/run/user/1/fastns/_program", None, True),
+        ("/usrs/fastns/_program", None, True),
+        ("/home/me/venv/fastns/_program", None, True),
+        ("/usr/lib/python3/fastns/_program", "/srv/root", True),
     ],
 )
 def test_the_program_is_bound_where_it_cannot_be_seen(
@@ -316,7 +316,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
 def test_it_says_what_was_started(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
     out = capsys.readouterr().out
-    assert "Started is fastns/_exec, " in out
+    assert "Started is fastns/_program, " in out
     assert out.splitlines()[-1] == summary(rows)
 
 

@@ -49,7 +49,7 @@ JOINS = f"id_map capabilities {BECOMES}"
          "capabilities"),
         ({**BARE, "namespaces": {"user": "new"}}, NESTED, "direct self", f"{MAPPED} {OWN_ROOT}",
          "capabilities"),
-        ({**BARE, "init": True}, ROOT, "staged range", OWN_ROOT, JOINS),
+        ({**BARE, "init": True}, ROOT, "direct range", OWN_ROOT, JOINS),
         ({**BARE, "files": {"/etc/hosts": "a"}}, USER, "direct self",
          f"{MAPPED} propagation rootfs file rootfs file pivot_root network", "capabilities"),
         ({**BARE, "root_mode": "chroot", "network": "host"}, ROOT, "direct range",
@@ -60,13 +60,13 @@ JOINS = f"id_map capabilities {BECOMES}"
         ({"namespaces": {**HOSTED, "user": "host"}}, USER, "direct none", "", ""),
         ({"namespaces": HOSTED}, NESTED, "direct none", "", "capabilities"),
         ({**BARE, "user": "5:6"}, USER, "direct self", f"{MAPPED} {OWN_ROOT}", "capabilities"),
-        ({**BARE, "user": "5:6"}, NESTED, "staged none", OWN_ROOT, "capabilities setgid setuid"),
+        ({**BARE, "user": "5:6"}, NESTED, "direct none", OWN_ROOT, "capabilities setgid setuid"),
         ({**BARE, "user": "5:6", "uid_mappings": RANGE, "gid_mappings": RANGE}, ROOT,
-         "staged parent",
+         "direct parent",
          "rlimit propagation rootfs setgid setuid rootfs pivot_root network",
          f"capabilities {BECOMES}"),
         ({"default_mounts": False, "uid_mappings": RANGE, "gid_mappings": RANGE}, USER,
-         "staged newuidmap",
+         "direct newuidmap",
          f"rlimit propagation setgid setuid{' rootfs' * 6} read_only pivot_root network",
          f"capabilities {BECOMES}"),
         ({"namespaces": {**HOSTED, "ipc": "/n/ipc", "uts": "/n/uts"}}, ROOT, "direct range",
@@ -202,24 +202,6 @@ def test_a_bind_has_devices_where_it_says_so() -> None:
     for default_mounts in (True, False):
         spec = Spec(rootfs="/r", overlay=True, default_mounts=default_mounts)
         assert one(spec, ROOT, "overlay").flags == (NODEV if default_mounts else 0)
-
-
-@pytest.mark.parametrize(
-    ("fields", "caller", "at_exec"),
-    [
-        (HOSTS_IDS, ROOT, True),
-        ({"capabilities": ["NET_RAW"], "no_new_privileges": False, **HOSTS_IDS}, ROOT, True),
-        ({}, USER, True),
-        ({}, ROOT, False),  # by then it has memory of its own
-        ({"init": True, **HOSTS_IDS}, ROOT, False),
-        ({"user": "5:5", **HOSTS_IDS}, ROOT, False),
-        # its bounding set stays
-        (HOSTS_IDS, Caller(0, 0, True, ALL & ~(1 << 8), True), False),
-    ],
-)
-def test_when_the_capabilities_go(fields: dict[str, Any], caller: Caller, at_exec: bool) -> None:
-    how = one(Spec(**BARE, **fields), caller, "capabilities").how
-    assert how == (_core.HOW_AT_EXEC if at_exec else 0)
 
 
 def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
@@ -377,15 +359,7 @@ def test_who_is_spared_by_the_oom_killer_hands_nothing_of_it_on(fields: dict[str
         first = plan.ops[0]
         assert (first.code, first.stage, first.data) == ("write", "oom_score_adj", b"0")
         assert first.target == b"/proc/self/oom_score_adj"
-        assert plan.method == "staged"  # in memory that is not the caller's
     assert "oom_score_adj" not in [op.stage for op in compiled(Spec(**fields), ROOT).ops]
-
-
-def test_who_does_not_own_its_files_in_proc_starts_by_the_helper() -> None:
-    undumpable = Caller(1000, 1000, True, 0, True, owns_its_proc=False)
-    assert compiled(Spec(), undumpable).method == "staged"
-    hosts = Spec(namespaces={**HOSTED, "user": "host"})  # nothing is written there
-    assert compiled(hosts, undumpable).method == "direct"
 
 
 def test_a_range_without_0_inside_uses_the_user() -> None:
@@ -507,7 +481,6 @@ def test_a_caller_of_several_ids_is_made_one() -> None:
     spec = Spec(**BARE, namespaces={"user": "host"})
     plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
-    assert plan.method == "staged"
 
 
 # ---- what a caller cannot have ----

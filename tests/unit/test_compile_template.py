@@ -62,7 +62,7 @@ def test_the_namespaces_of_both() -> None:
     assert {"user", "pid", "mount", "ipc", "uts", "cgroup", "network"} == set(
         plan.sandbox.namespaces
     )
-    assert (plan.method, plan.sandbox.method) == ("staged", "template")
+    assert (plan.method, plan.sandbox.method) == ("direct", "template")
     assert "user" not in template(ROOT).namespaces
 
 

@@ -22,7 +22,7 @@ WIDE = 100
 """Columns of a terminal in which a reason has room in the last column of the table."""
 BUSY = 3
 """A p90 of more than that many medians is not the contender's own."""
-PROGRAM = "fastns/_exec, a static program of one page that ends at once (exit code 127)"
+PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 EPILOG = """\
 Every contender starts the same program, one after the other, in each of many rounds; the first of

@@ -1,9 +1,9 @@
-/* What the two programs without libc share: their start, and what gcc expects of a libc.
+/* The start of a program without libc, and what gcc expects of a libc.
  *
- * Included by helper.c and exec.c alone, once each: it defines functions.
+ * Included by program.c alone: it defines functions.
  */
-#ifndef FNS_PROGRAM_H
-#define FNS_PROGRAM_H
+#ifndef FNS_RUNTIME_H
+#define FNS_RUNTIME_H
 
 #include "sys.h"
 
@@ -28,14 +28,6 @@ FNS_INLINE _Noreturn void quit(int code)
 {
     for (;;)
         FNS_IGNORE(fns_sys1(__NR_exit_group, code), "does not return");
-}
-
-FNS_INLINE int number(const char *text)
-{
-    int n = 0;
-    while (*text >= '0' && *text <= '9')
-        n = n * 10 + (*text++ - '0');
-    return n;
 }
 
 /* The entry point: `main` gets the stack as the kernel leaves it, argc first, and does not return. */

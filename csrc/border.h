@@ -1,0 +1,22 @@
+/* The only code of a start that runs in the caller's memory: from the clone to the exec of the program. */
+#ifndef FNS_BORDER_H
+#define FNS_BORDER_H
+
+#include "error.h"
+#include "plan.h"
+
+struct fns_border {
+    const struct fns_plan *plan;
+    const struct fns_args *args; /* of the program: argv, envp, stdio, keep */
+    int program;                 /* its file */
+    int status;                  /* the writing end of the status pipe */
+};
+
+/* The function of the clone: returns the exit code of a start that has failed. */
+int fns_border_main(void *border);
+
+/* args->stdio in place, every fd closed but those of args->keep. `same`: one of them that stays
+ * close-on-exec; -1: none. 0, or -errno and `stage`. */
+FNS_CHECKED int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage);
+
+#endif

@@ -1,0 +1,38 @@
+/* What the program tells the caller (tell.c). */
+#ifndef FNS_TELL_H
+#define FNS_TELL_H
+
+#include "child.h"
+#include "message.h"
+
+/* Defined in runtime.h. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+
+/* sendmsg(2) and recvmsg(2), as the kernel lays them out. */
+struct fns_vector {
+    void *base;
+    size_t size;
+};
+struct fns_header {
+    void *name;
+    int name_size;
+    struct fns_vector *vector;
+    size_t vector_size;
+    void *control;
+    size_t control_size;
+    unsigned flags;
+};
+
+struct fns_one_fd { /* struct cmsghdr with one fd */
+    size_t size;
+    int level, type, fd, padding;
+};
+
+/* One message, with an fd (-1: none) and the pid that it is about (0: none), which the kernel
+ * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */
+FNS_CHECKED long fns_tell(int socket, const struct fns_message *message, int fd, int pid);
+
+/* Writes RUNNING or FAILED to the status pipe; retries whatever the error. 0 or -errno. */
+FNS_CHECKED long fns_say(int status, enum fns_message_kind kind, const struct fns_error *error);
+
+#endif
