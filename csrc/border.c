@@ -90,10 +90,21 @@ static int keep_capabilities(void)
     sets[2] |= sets[1];
     sets[5] |= sets[4];
     result = fns_sys2(__NR_capset, header, sets);
-    for (unsigned cap = 0; result >= 0 && cap < 64; cap++)
-        if (sets[cap < 32 ? 1 : 4] >> cap % 32 & 1)
+    if (result == -EPERM) { /* no exec can keep those that the bounding set lacks */
+        for (unsigned cap = 0; cap < 64; cap++)
+            if (fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0) != 1)
+                sets[cap < 32 ? 2 : 5] &= ~(1u << cap % 32);
+        result = fns_sys2(__NR_capset, header, sets);
+    }
+    for (unsigned cap = 0; result >= 0 && cap < 64; cap++) {
+        unsigned low = cap < 32 ? 0 : 3;
+        if ((sets[low + 1] & sets[low + 2]) >> cap % 32 & 1)
             result =
                 fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 2 /* CAP_AMBIENT_RAISE */, cap, 0, 0);
+        if (result ==
+            -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: an op that needs one fails, and says so */
+            result = 0;
+    }
     return (int)result;
 }
 
@@ -123,7 +134,8 @@ int fns_border_main(void *arg)
         result = write_maps(border->plan, &op);
     if (result < 0)
         return fail(border->status, FNS_STAGE_ID_MAP, op, result);
-    result = keep_capabilities();
+    if (border->plan->n_ops) /* without ops, none would take them away again */
+        result = keep_capabilities();
     if (result < 0)
         return fail(border->status, FNS_STAGE_CAPABILITIES, -1, result);
     result =

@@ -129,13 +129,15 @@ struct fns_kept {
     int fd;
     dev_t device;
     ino_t inode;
+    mode_t mode; /* a process that executes the file may own it, and may have changed this */
     struct fns_kept *before; /* which it has replaced */
 };
 
 static int is_kept(const struct fns_kept *kept, int fd)
 {
     struct stat st;
-    return fstat(fd, &st) == 0 && st.st_dev == kept->device && st.st_ino == kept->inode;
+    return fstat(fd, &st) == 0 && st.st_dev == kept->device && st.st_ino == kept->inode &&
+           st.st_mode == kept->mode;
 }
 
 static atomic_int n_kept; /* more of the process' fds are not taken */
@@ -146,8 +148,10 @@ int fns_kept_file(struct fns_file *file)
         file ? atomic_load_explicit(&file->kept, memory_order_acquire) : NULL;
     if (!kept)
         return -ENOENT;
-    /* The program that this is part of may have closed the fd, and may do so any time: the copy is looked at. */
-    int fd = fcntl(kept->fd, F_DUPFD_CLOEXEC, 3);
+    /* The application may close the fd at any time, and its number may be another file's by now. The fd is
+     * checked before it is copied: closing a copy of another file drops the application's record locks on it
+     * (fcntl(2)). The copy is checked once more. */
+    int fd = is_kept(kept, kept->fd) ? fcntl(kept->fd, F_DUPFD_CLOEXEC, 3) : -1;
     if (fd >= 0 && is_kept(kept, fd))
         return fd;
     if (fd >= 0)
@@ -173,6 +177,7 @@ void fns_keep_file(struct fns_file *file, int fd)
     }
     kept->device = st.st_dev;
     kept->inode = st.st_ino;
+    kept->mode = st.st_mode;
     kept->before = before;
     /* Another thread may have been quicker. What it replaces is not freed: it may be in use. */
     if ((before && is_kept(before, before->fd)) ||

@@ -77,6 +77,8 @@ static size_t pack_both(char *base, const struct fns_plan *plan)
     return packer.used;
 }
 
+#define MAX_KEPT_SIZE (1 << 20) /* a plan of more bytes is not held in memory twice */
+
 static int make_file(const struct fns_plan *plan, size_t size)
 {
     char *bytes = calloc(1, size);
@@ -96,7 +98,7 @@ int fns_plan_file(const struct fns_plan *plan, size_t *size)
     int fd = fns_kept_file(plan->file);
     if (fd < 0) {
         fd = make_file(plan, *size);
-        if (fd >= 0)
+        if (fd >= 0 && *size <= MAX_KEPT_SIZE)
             fns_keep_file(plan->file, fd);
     }
     return fd;

@@ -288,6 +288,14 @@ static int hear(struct start *start)
                 return was_killed(start);
             return ret < 0 ? ret : 0;
         }
+        if (ret > 0 && start->plan->options & FNS_PLAN_HOP) {
+            /* The first look may have come before it had the lock. Who says RUNNING has it, or had it. */
+            ret = fns_executed(start->status[0], process, start->time_ns);
+            if (ret < 0)
+                return fail(start, FNS_STAGE_HELPER, ret);
+            ret = read_status(start);
+            return ret < 0 ? ret : 0;
+        }
         if (ret)
             return ret < 0 ? ret : 0;
         /* After a hop it may not have the lock yet. */
@@ -332,6 +340,10 @@ static int answer(struct start *start)
     int ret = 0;
     if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP)
         ret = fns_write_id_maps(plan, start->process->pid, start->end, start->error);
+    if (ret < 0 && ret != -ETIME && ret != -EINTR) {
+        int said = read_status(start); /* why it has ended, if it has */
+        ret = said < 0 ? said : ret;
+    }
     if (ret == -ETIME)
         start->process->late = 1;
     if (ret == 0 && send(start->control[0], &go, sizeof go, MSG_NOSIGNAL) < 0 && errno != EPIPE)

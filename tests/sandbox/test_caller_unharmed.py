@@ -270,3 +270,43 @@ def test_its_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOCKED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.stderr.startswith("BlockingIOError")
+
+
+REUSED = """
+import fcntl, os, sys
+import fastns
+
+def run():
+    fastns.run(["/true"], spec=plan)
+
+def kept():
+    names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    links = [os.readlink(name) for name in names if os.path.lexists(name)]
+    return sum("memfd:fastns" in link for link in links)
+
+plan = fastns.compile(
+    fastns.Spec(rootfs=sys.argv[1], default_mounts=False, namespaces={"network": "host"})
+)
+run()
+print(kept(), end=" ")
+os.closerange(3, 1024)  # as a daemon does
+files = [os.open(f"{sys.argv[2]}{number}", os.O_RDWR | os.O_CREAT) for number in range(32)]
+for file in files:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+
+def locks():
+    with open("/proc/locks") as lines:
+        return sum(line.split()[4] == str(os.getpid()) for line in lines)
+
+run()
+print(locks())
+"""
+
+
+def test_locks_on_files_that_took_the_numbers_of_kept_ones(
+    probe_rootfs: Path, tmp_path: Path
+) -> None:
+    """Files that are kept for the next start are the application's to close."""
+    command = [sys.executable, "-c", REUSED, str(probe_rootfs), str(tmp_path / "file")]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "32"]
