@@ -95,11 +95,17 @@ static void open_arguments(struct start *start, long argc, char **argv, int *gro
     };
 }
 
-/* Maps the plan, and lets go of its file. */
+/* Maps the plan, and lets go of its file. A command that is /proc/self/exe executes this program once more,
+ * with words and files of its own choice: it has no sealed file, which only who may call memfd_create(2) and
+ * hand the fd over an exec has. */
 static void open_plan(struct start *start)
 {
+    const long seals = 1 | 2 | 4 | 8; /* F_SEAL_SEAL|SHRINK|GROW|WRITE */
     uint64_t size = start->given.plan_size;
     int file = (int)start->given.plan;
+    long sealed = fns_sys3(__NR_fcntl, file, 1034 /* F_GET_SEALS */, 0);
+    if (sealed < 0 || (sealed & seals) != seals)
+        quit(127);
     long at = fns_sys6(__NR_mmap, 0, (long)size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, file, 0);
     if (at < 0 && at > -4096)
         fail(start, FNS_STAGE_HELPER, at);
@@ -110,7 +116,8 @@ static void open_plan(struct start *start)
     start->at = at;
     start->plan = packed->plan;
     start->sandbox = packed->sandbox;
-    if (fns_open_plan((char *)at, size, &start->plan) < 0 ||
+    const uint32_t both = FNS_PLAN_INIT | FNS_PLAN_SERVER;
+    if ((start->plan.options & both) == both || fns_open_plan((char *)at, size, &start->plan) < 0 ||
         fns_open_plan((char *)at, size, &start->sandbox) < 0)
         fail(start, FNS_STAGE_HELPER, -EPROTO);
 }

@@ -65,7 +65,10 @@ static int needs_control(const struct fns_plan *plan)
 /* Everything at numbers that no stream of the child takes. */
 static int open_all(struct start *start)
 {
-    /* A sandbox that stays must not share a file with others: it could leave them messages there. */
+    /* A sandbox must not share a file with others if it could leave them messages there, as its owner or
+     * because the program stays. */
+    uint32_t map = start->plan->id_map;
+    int owns = map == FNS_ID_MAP_SELF || map == FNS_ID_MAP_PARENT || map == FNS_ID_MAP_NEWUIDMAP;
     int stays = start->plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER);
     int ret = pipe2(start->status, O_CLOEXEC | O_NONBLOCK) < 0
                   ? -errno
@@ -89,7 +92,7 @@ static int open_all(struct start *start)
     if (ret >= 0)
         ret = start->packed = fns_plan_file(start->plan, &start->packed_size);
     if (ret >= 0)
-        ret = start->program = fns_program_file(!stays);
+        ret = start->program = fns_program_file(!stays && !owns);
     return ret < 0 ? ret : 0;
 }
 

@@ -19,6 +19,7 @@ packages=(
     bash coreutils hostname iproute2 mount nftables procps util-linux  # what goes into them
     uidmap libcap2-bin                                          # newuidmap, newgidmap, setcap
     clang clang-format libclang-rt-14-dev strace                # checks of the C code
+    fish zsh                                                    # shells that complete a command line
 )
 included=bash,coreutils,hostname,iproute2,mount,procps,python3-minimal,util-linux
 

@@ -3,9 +3,11 @@ sandbox without capabilities. For any other it is made at run time, by seccomp.p
 
 from __future__ import annotations
 
+import errno
 import os
 
-from fastns.errors import SpecError
+from fastns._cache import cached
+from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
     """The default profile's filter for this machine (struct sock_filter, 8 bytes each).
 
     Args: as of seccomp.build().
-    Raises: SpecError, field "seccomp", when there is none for this machine, or it is not readable.
+    Raises: SpecError, field "seccomp": there is none for this machine. SpawnError: it cannot be
+    read.
     """
     if capabilities:
         from fastns import seccomp
@@ -57,15 +60,18 @@ def make_all() -> dict[str, bytes]:
     return found
 
 
+@cached(6)
 def _read(part: str, setid: bool) -> bytes:
     machine = os.uname().machine
     name = path(machine, part, setid)
     try:
         with open(name, "rb", buffering=0) as file:
             return file.read()
-    except OSError as exc:
+    except FileNotFoundError:
         raise SpecError(
             "seccomp",
-            f"no default filter for {machine}: {name}: {exc.strerror}: a profile of one's own, or "
+            f"no default filter for {machine}: {name} is missing: a profile of one's own, or "
             "'unconfined', expected",
         ) from None
+    except OSError as exc:
+        raise SpawnError("seccomp", exc.errno or errno.EIO, path=name) from None

@@ -124,6 +124,7 @@ def warm(root: str) -> None:
     import fastns.batch
     import fastns.completed
     import fastns.limits
+    import fastns.results
     import fastns.template
     from fastns import _core, _userns, errors
 

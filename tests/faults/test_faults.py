@@ -18,7 +18,7 @@ from faults.ways import BAD
 SECONDS = 75  # in which new faults are begun
 SEED = 1  # the same faults each time: what fails, a change broke. `make faults` looks for more
 FEWEST = 50
-CONTROL = "child:1:mount:2:EPERM"
+CONTROL = "fastns:1:mount:2:EPERM"
 
 pytestmark = pytest.mark.as_root  # which the filter takes; the user's half is in it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import support
@@ -34,10 +35,10 @@ def by_bash(script: str, words: list[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-def by_fish(script: str, words: list[str]) -> set[str]:
+def by_fish(script: str, words: list[str], home: str) -> set[str]:
     code = "source (echo $argv[1] | psub); complete -C $argv[2]"
     command = ["fish", "--no-config", "-c", code, script, " ".join(words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={"HOME": "/nonexistent"})
+    done = subprocess.run(command, capture_output=True, text=True, env={"HOME": home})
     return {line.partition("\t")[0] for line in done.stdout.splitlines()}
 
 
@@ -60,10 +61,15 @@ CASES: list[tuple[str, set[str], set[str]]] = [
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 @pytest.mark.parametrize(("line", "offered", "not_offered"), CASES, ids=[case[0] for case in CASES])
 def test_what_is_offered(
-    script: str, shell: str, line: str, offered: set[str], not_offered: set[str]
+    script: str,
+    shell: str,
+    line: str,
+    offered: set[str],
+    not_offered: set[str],
+    tmp_path: Path,
 ) -> None:
-    complete = by_bash if shell == "bash" else by_fish
-    found = complete(script, line.split(" "))
+    words = line.split(" ")
+    found = by_bash(script, words) if shell == "bash" else by_fish(script, words, str(tmp_path))
     assert offered <= found
     assert not found & not_offered
 

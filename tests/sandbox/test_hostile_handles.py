@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -265,3 +267,38 @@ def test_an_ordinary_child_has_more(public_dir: Path, probe: Path) -> None:
             if max(counts) > 3:
                 break
     assert max(counts) > 3
+
+
+# ---- the program, executed by a command ----
+
+PLAN = "<QQIIIIIIIxxxxQQIIIIIxxxxQQ"  # struct fns_plan
+
+
+def executed_again(root: Path, seals: int) -> int:
+    """The exit code of a command that is /proc/self/exe and gives that program a plan of its own,
+    which says to execute /true."""
+    offset = 2 * struct.calcsize(PLAN)
+    plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 14)
+    content = plan + plan + b"\0"
+    fd = os.memfd_create("plan", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, content)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        words = f"2 0 {fd} {len(content)} 0 0 0 0 0 "
+        command = ["/proc/self/exe", words, "", "/true", "", "true"]
+        with fastns.spawn(
+            command, spec=Spec(rootfs=root), pass_fds=[fd], stderr=fastns.PIPE
+        ) as sandbox:
+            sandbox.communicate(timeout=20)
+        assert sandbox.returncode is not None
+        return sandbox.returncode
+    finally:
+        os.close(fd)
+
+
+def test_the_program_takes_no_plan_of_a_command(probe_rootfs: Path) -> None:
+    """It takes one from a sealed file alone, which no file in a root is. The control has one."""
+    every = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    assert executed_again(probe_rootfs, 0) == 127
+    assert executed_again(probe_rootfs, every & ~fcntl.F_SEAL_WRITE) == 127
+    assert executed_again(probe_rootfs, every) == 0

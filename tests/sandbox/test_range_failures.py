@@ -38,11 +38,14 @@ def tell(what, run):
         print(what, error.field, "CAP_SYS_PTRACE" in str(error))
     except fastns.SpawnError as error:
         print(what, error.stage, error.errno)
+def by_template(args):
+    with Template(Spec(**given)) as template:
+        return template.run(args)
 def every_way():
     for init in (False, True):
         spec = Spec(**given, init=init)
         tell("direct", lambda args: fastns.run(args, spec=spec))
-    tell("template", lambda args: Template(Spec(**given)).run(args))
+    tell("template", by_template)
 drop(20)  # CAP_SYS_PACCT: any other
 every_way()
 drop(19)  # CAP_SYS_PTRACE
@@ -68,10 +71,12 @@ every_way()
 # ---- namespaces that cannot be made there ----
 
 START = """
-import ctypes
+import atexit, ctypes
 root, way, code = sys.argv[1:]
 spec = fastns.Spec(rootfs=root, capabilities=["SYS_ADMIN"], init=way == "init")
 template = fastns.Template(spec, parked=0) if way == "template" else None
+if template:
+    atexit.register(template.close)
 plan = template._plan.sandbox if template else fastns.compile(spec)
 def start():
     return (template.run(["/true"]) if template else fastns.run(["/true"], spec=plan)).returncode

@@ -157,3 +157,10 @@ def test_links_that_lead_on_for_ever_end(root: Path) -> None:
     (root / "b").symlink_to("/a")
     with pytest.raises(OSError, match="Too many levels"):
         _inside.read(str(root), "/a", 9)
+
+
+def test_a_root_chooses_no_user_of_the_host(root: Path) -> None:
+    with pytest.raises(UsageError, match="would choose a user of the host"):
+        spec("--rootfs", str(root), "--userns", "host", "--user", "sam")
+    assert spec("--rootfs", str(root), "--userns", "host", "--user", "7:8").user == "7:8"
+    assert spec("--rootfs", str(root), "--user", "sam").user == "1001:1002"

@@ -301,6 +301,12 @@ def spec_of(
     if user and not user.replace(":", "").isdigit():
         from fastns.cli._users import Accounts
 
+        if flags.userns == "host" and flags.rootfs:
+            raise UsageError(
+                f"--user {user} with --userns host: the passwd and group files of {flags.rootfs} "
+                "would choose a user of the host",
+                "give numbers",
+            )
         accounts = Accounts(flags, mounts, contents)
         user, home = accounts.ids(), accounts.home()
     uid_mappings = [id_mapping("--uidmap", text) for text in flags.uidmap]

@@ -1,6 +1,7 @@
 """--user by name: looked up in the passwd and group files that the sandbox will have.
 
-Imported only for a name. What these files say is believed as far as inside: it chooses ids there.
+Imported only for a name. What these files say chooses ids inside; with the host's ids a root's
+files are not asked (_flags.py).
 """
 
 from __future__ import annotations
