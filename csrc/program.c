@@ -104,7 +104,9 @@ static void open_plan(struct start *start)
     uint64_t size = start->given.plan_size;
     int file = (int)start->given.plan;
     long sealed = fns_sys3(__NR_fcntl, file, 1034 /* F_GET_SEALS */, 0);
-    if (sealed < 0 || (sealed & seals) != seals)
+    if (sealed < 0)
+        fail(start, FNS_STAGE_HELPER, sealed);
+    if ((sealed & seals) != seals)
         quit(127);
     long at = fns_sys6(__NR_mmap, 0, (long)size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, file, 0);
     if (at < 0 && at > -4096)
