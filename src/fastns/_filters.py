@@ -28,7 +28,7 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
         from fastns import seccomp
 
         return seccomp.build(seccomp.DEFAULT, capabilities, setid=setid)
-    return _read(WHOLE, setid)
+    return _read(os.uname().machine, WHOLE, setid)
 
 
 def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[bytes, bytes]:
@@ -37,7 +37,8 @@ def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[byt
         from fastns import seccomp
 
         return seccomp.build_parts(capabilities, setid=setid)
-    return _read(FIRST, setid), _read(REST, setid)
+    machine = os.uname().machine
+    return _read(machine, FIRST, setid), _read(machine, REST, setid)
 
 
 def path(machine: str, part: str, setid: bool) -> str:
@@ -61,8 +62,7 @@ def make_all() -> dict[str, bytes]:
 
 
 @cached(6)
-def _read(part: str, setid: bool) -> bytes:
-    machine = os.uname().machine
+def _read(machine: str, part: str, setid: bool) -> bytes:
     name = path(machine, part, setid)
     try:
         with open(name, "rb", buffering=0) as file:
