@@ -56,16 +56,3 @@ class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
         mount_namespace: how it began: "copied" (the caller's whole table of mounts), "tree" (the
             root alone: Linux 7.0), "template", or "host" (it has none of its own).
     """
-
-    def __repr__(self) -> str:
-        names = ["args", "returncode", "cause"]
-        names += [name for name in ("stdout", "stderr") if getattr(self, name) is not None]
-        names += ["truncated"] if self.truncated else []
-        shown = [f"{name}={getattr(self, name)!r}" for name in names]
-        numbers = {"wall_time": self.wall_time, **self.usage.as_dict()}
-        shown += [f"{name}={_short(value)}" for name, value in numbers.items()]
-        return f"CompletedSandbox({', '.join(shown)})"
-
-
-def _short(value: float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
