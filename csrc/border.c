@@ -45,16 +45,11 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 /* `type`: f_type of statfs(2) of the file system that has to hold the file. */
 static int write_file(const char *path, uint64_t type, const char *data)
 {
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
-    long size = 0;
-    while (data[size])
-        size++;
+    long size = (long)fns_length(data);
     int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
     if (fd < 0)
         return fd;
-    long result = fns_sys2(__NR_fstatfs, fd, about);
-    if (result >= 0 && type && (uint64_t)about[0] != type)
-        result = -EXDEV;
+    long result = fns_check_type(fd, type);
     if (result >= 0)
         result = fns_write(fd, data, (size_t)size);
     fns_close(fd);

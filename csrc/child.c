@@ -24,14 +24,6 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size);
 
 #define O_PATH_FLAGS (O_PATH | O_CLOEXEC)
 
-static size_t length(const char *text)
-{
-    size_t n = 0;
-    while (text[n])
-        n++;
-    return n;
-}
-
 static int at_fdcwd_open(const char *path, int flags)
 {
     return (int)fns_sys4(__NR_openat, AT_FDCWD, path, flags, 0);
@@ -62,7 +54,7 @@ static int walk(int root, const char *path, int no_symlinks)
 {
     char rest[PATH_SIZE], link[PATH_SIZE];
     int stack[MAX_DEPTH], depth = 0, links = 0;
-    size_t at = 0, n = length(path);
+    size_t at = 0, n = fns_length(path);
     if (n >= PATH_SIZE)
         return -ENAMETOOLONG;
     memcpy(rest, path, n + 1);
@@ -118,7 +110,7 @@ static int walk(int root, const char *path, int no_symlinks)
             result = got < 0 ? (int)got : -ELOOP;
             goto out;
         }
-        size_t left = length(rest + at);
+        size_t left = fns_length(rest + at);
         if ((size_t)got + left + 1 > PATH_SIZE) {
             result = -ENAMETOOLONG;
             goto out;
@@ -161,7 +153,7 @@ static int resolve(int root, const char *path, int no_symlinks)
 /* How much of `path` is its parent directory; the rest is its last name. */
 static size_t parent_length(const char *path)
 {
-    size_t n = length(path);
+    size_t n = fns_length(path);
     while (n > 0 && path[n - 1] != '/')
         n--;
     return n;
@@ -283,7 +275,7 @@ static int make_parents(struct fns_child *child, const struct fns_op *op, const 
 {
     char prefix[PATH_SIZE];
     int root = child->root;
-    size_t n = length(path);
+    size_t n = fns_length(path);
     if (n >= PATH_SIZE)
         return -ENAMETOOLONG;
     for (size_t i = 1; i < n; i++) {
@@ -508,28 +500,14 @@ static int op_unshare(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys1(__NR_unshare, op->flags);
 }
 
-/* That a file lies on the file system meant: f_type of statfs(2), 0: any (CVE-2025-52881). */
-static int check_type(int fd, uint64_t type)
-{
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
-    int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
-    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
-}
-
-/* Whether a failure means that a setting in /proc cannot be made here: it is missing, or not ours to write. */
-static int is_out_of_reach(long result)
-{
-    return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
-}
-
 static int op_write(struct fns_child *child, const struct fns_op *op)
 {
     const char *data = text(child, op->data);
-    long size = (long)length(data);
+    long size = (long)fns_length(data);
     int fd = at_fdcwd_open(text(child, op->target), O_WRONLY | O_CLOEXEC);
     if (fd < 0)
-        return is_out_of_reach(fd) && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
-    long result = check_type(fd, op->flags);
+        return fns_is_out_of_reach(fd) && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
+    long result = fns_check_type(fd, op->flags);
     if (result >= 0)
         result = fns_sys3(__NR_write, fd, data, size);
     close_fd(fd);
@@ -574,7 +552,7 @@ static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
         return top;
     result = give_away(child, op, top, "");
     const char *name = text(child, op->data), *end = name + op->arg;
-    for (; result == 0 && name < end; name += length(name) + 1) {
+    for (; result == 0 && name < end; name += fns_length(name) + 1) {
         result = (int)fns_sys3(__NR_mkdirat, top, name, 0755);
         if (result == 0)
             result = give_away(child, op, top, name);
@@ -947,9 +925,9 @@ static int at_names(struct fns_child *child, const struct fns_op *op,
                     int (*act)(struct fns_child *child, struct place place, long type))
 {
     const char *names = child->plan->strings + op->data, *path = child->plan->strings + op->target;
-    int base = hold(child, path, length(path), 1);
-    int result = base < 0 ? base : check_type(base, op->flags);
-    for (uint64_t at = 0; result >= 0 && at < op->arg; at += length(names + at) + 1) {
+    int base = hold(child, path, fns_length(path), 1);
+    int result = base < 0 ? base : fns_check_type(base, op->flags);
+    for (uint64_t at = 0; result >= 0 && at < op->arg; at += fns_length(names + at) + 1) {
         struct place place = {base, names + at};
         if (!op->flags || has_slash(place.name))
             place = (struct place){resolve(base, names + at, 1), ""};
@@ -995,13 +973,13 @@ static int op_chroot(struct fns_child *child, const struct fns_op *op)
 static int op_hostname(struct fns_child *child, const struct fns_op *op)
 {
     const char *name = text(child, op->data);
-    return (int)fns_sys2(__NR_sethostname, name, length(name));
+    return (int)fns_sys2(__NR_sethostname, name, fns_length(name));
 }
 
 static int op_domainname(struct fns_child *child, const struct fns_op *op)
 {
     const char *name = text(child, op->data);
-    return (int)fns_sys2(__NR_setdomainname, name, length(name));
+    return (int)fns_sys2(__NR_setdomainname, name, fns_length(name));
 }
 
 int fns_loopback_up(int socket)

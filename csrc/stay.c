@@ -9,19 +9,14 @@
 /* 1, or -errno. Where /proc or /proc/sys is missing or cannot be written there is no limit. */
 static int limit_inotify(const char *limit)
 {
-    long size = 0;
-    while (limit[size])
-        size++;
     int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, "/proc/sys/user/max_inotify_instances",
                            O_WRONLY | O_CLOEXEC, 0);
     long result = fd;
     if (fd >= 0) {
-        result = fns_sys3(__NR_write, fd, limit, size);
+        result = fns_sys3(__NR_write, fd, limit, fns_length(limit));
         fns_close(fd);
     }
-    int out_of_reach =
-        result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
-    return result >= 0 || out_of_reach ? 1 : (int)result;
+    return result >= 0 || fns_is_out_of_reach(result) ? 1 : (int)result;
 }
 
 int fns_stay_main(void *arg)

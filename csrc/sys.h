@@ -283,4 +283,27 @@ struct fns_mount_attr {
  * (PTRACE_TRACEME). */
 #define FNS_CLD_TRAPPED 4
 
+FNS_INLINE size_t fns_length(const char *text)
+{
+    size_t n = 0;
+    while (text[n])
+        n++;
+    return n;
+}
+
+/* Fails with -EXDEV unless the file lies on the expected file system: f_type of statfs(2); 0: on any
+ * (CVE-2025-52881). */
+FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)
+{
+    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
+    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
+}
+
+/* Whether an error means that a file in /proc is missing, or that this process may not write it. */
+FNS_INLINE int fns_is_out_of_reach(long result)
+{
+    return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;
+}
+
 #endif
