@@ -13,29 +13,11 @@ from typing import ClassVar
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [
-    "error",
-    "plan",
-    "spawn",
-    "start",
-    "template",
-    "request",
-    "memory",
-    "idmap",
-    "userns",
-    "wait",
-    "io",
-    "job",
-    "batch",
-    "cgroup",
-    "cputime",
-    "border",
-    "stay",
-    "cli/planfile",
-]
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
-BORDER = ["border", "stay"]  # runs in the caller's memory
+# A folder of csrc/ says which process runs its code.
+CALLER_FOLDERS = ["caller", "border"]
+PROGRAM_FOLDERS = ["program", "border", "shared"]
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
 # calls of libc, no sanitizer.
 CHILD = [
@@ -46,17 +28,6 @@ CHILD = [
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
 ]
 
-PROGRAM_SOURCES = [
-    "program",
-    "tell",
-    "server",
-    "sandbox",
-    "unpack",
-    "netns",
-    "closer",
-    "child",
-    "border",
-]
 PROGRAM = [
     "-ffreestanding",
     "-ffunction-sections",
@@ -72,6 +43,10 @@ PROGRAM = [
 # fastns-exec: static, because a loader would take as long as half a start.
 LAUNCHER = ["launcher", "options", "relay", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in Path("csrc", folder).glob("*.c"))
 
 
 def build_id() -> str:
@@ -98,26 +73,26 @@ class BuildExt(build_ext):
     """Compiles csrc/ as plain C, apart from Cython's output, and links the program beside it."""
 
     def build_extension(self, ext: Extension) -> None:
-        build = Path(self.build_temp) / "csrc"
-        (build / "cli").mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp)
         compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
         objects = []
-        for name in SOURCES:
-            target = build / f"{name}.o"
-            flags = CHILD if name in BORDER else ["-O2"]
-            command = [*compiler, "-std=gnu11", "-fPIC", *flags, *WARNINGS, *STRICT]
-            if name == "cli/planfile":
+        for source in [*sources(*CALLER_FOLDERS), Path("csrc/cli/planfile.c")]:
+            target = (build / source).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flags = CHILD if source.parent.name == "border" else ["-O2"]
+            command = [*compiler, "-std=gnu11", "-fPIC", "-Icsrc", *flags, *WARNINGS, *STRICT]
+            if source.stem == "planfile":
                 command.append(f'-DFNS_BUILD="{build_id()}"')
-            self.announce(f"compiling csrc/{name}.c", level=2)
-            subprocess.check_call([*command, "-c", f"csrc/{name}.c", "-o", str(target)])
+            self.announce(f"compiling {source}", level=2)
+            subprocess.check_call([*command, "-c", str(source), "-o", str(target)])
             objects.append(str(target))
         ext.extra_objects = objects
         super().build_extension(ext)
 
-        command = [*compiler, "-std=gnu11", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
+        command = [*compiler, "-std=gnu11", "-Icsrc", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
         target = Path(self.get_ext_fullpath(ext.name)).parent / "_program"
         target.parent.mkdir(parents=True, exist_ok=True)
-        files = [f"csrc/{source}.c" for source in PROGRAM_SOURCES]
+        files = map(str, sources(*PROGRAM_FOLDERS))
         subprocess.check_call([*command, *files, "-o", str(target)])
         filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
         filters.mkdir(exist_ok=True)
@@ -130,7 +105,7 @@ class BuildExt(build_ext):
         macros = {"VERSION": self.distribution.get_version(), "PROGRAM_FILE": str(program)}
         defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
         files = [f"csrc/cli/{name}.c" for name in LAUNCHER]
-        command = [*compiler, "-std=gnu11", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
+        command = [*compiler, "-std=gnu11", "-Icsrc", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
         target = Path(self.build_temp) / "fastns-exec"
         self.announce(f"linking {target}", level=2)
         try:

@@ -4,7 +4,7 @@
  * opens nothing for writing. Without libc: it runs where the real loader should, before any
  * relocation. tests/sandbox/test_hostile_handles.py compiles it.
  */
-#include "sys.h"
+#include "shared/sys.h"
 
 static char *put(char *to, uint64_t value)
 {

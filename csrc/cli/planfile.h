@@ -8,7 +8,7 @@
 #ifndef FNS_PLANFILE_H
 #define FNS_PLANFILE_H
 
-#include "../fastns.h"
+#include "caller/fastns.h"
 
 /* Who runs this program, where: all that a plan depends on beside what was asked for. */
 struct fns_identity {

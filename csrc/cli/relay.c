@@ -7,7 +7,7 @@
 #include <limits.h>
 #include <unistd.h>
 
-#include "../fastns.h"
+#include "caller/fastns.h"
 
 int fns_relay_open(struct fns_relay *relay, int sink, uint64_t limit, int *theirs)
 {

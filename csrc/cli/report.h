@@ -2,7 +2,7 @@
 #ifndef FNS_REPORT_H
 #define FNS_REPORT_H
 
-#include "../fastns.h"
+#include "caller/fastns.h"
 
 enum {
     EXIT_TIMEOUT = 124,

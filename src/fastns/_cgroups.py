@@ -2,7 +2,7 @@
 
 plan() decides, by reading; Cgroups (made at the first spawn) makes a cgroup of this process's own,
 `fastns/<pid>-<random>`, in each hierarchy that is needed. The leaves in it, one for each sandbox
-that is alive, are csrc/cgroup.c's. A lock on its directory says that its owner lives: what is found
+that is alive, are csrc/caller/cgroup.c's. A lock on its directory says that its owner lives: what is found
 without one was left by a caller that was killed, and is removed.
 """
 
@@ -115,7 +115,7 @@ class Place:
 
 @record(frozen=True)
 class CgroupPlan:
-    """What Cgroups makes, and csrc/cgroup.c puts into each leaf."""
+    """What Cgroups makes, and csrc/caller/cgroup.c puts into each leaf."""
 
     places: tuple[Place, ...]
     settings: tuple[Setting, ...]  # of each leaf

@@ -94,7 +94,7 @@ HOME = "/root"  # of uid 0, in DEFAULT_ENV
 
 @record(frozen=True)
 class Op:
-    """One step of the child, as csrc/plan.h describes it; `note` is for people."""
+    """One step of the child, as csrc/shared/plan.h describes it; `note` is for people."""
 
     code: str
     stage: str

@@ -2,7 +2,7 @@
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
 No decision is taken here. Plans are compiled by _compile.py, handles live in sandbox.py, and what the
-C code does is described in csrc/fastns.h.
+C code does is described in csrc/caller/fastns.h.
 """
 
 cimport cython
@@ -112,7 +112,7 @@ COUNTS = tuple([c.fns_count_name(i).decode() for i in range(c.FNS_COUNTS)])
 
 @cython.final
 cdef class CgroupPool:
-    """The leaves of one plan in this process (csrc/cgroup.c); owns the fds it is given.
+    """The leaves of one plan in this process (csrc/caller/cgroup.c); owns the fds it is given.
 
     hierarchies: (fd of the directory, cgroup v2?); settings: (hierarchy, file, text); counters:
     (one of COUNTS, hierarchy, file, key, scale, is it a peak, text that resets it, "" for a new cgroup, or None);

@@ -1,4 +1,4 @@
-"""The C API as Cython sees it: csrc/fastns.h, declared once."""
+"""The C API as Cython sees it: csrc/caller/fastns.h, declared once."""
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
@@ -14,7 +14,7 @@ cdef extern from "<sys/resource.h>" nogil:
         long ru_maxrss
 
 
-cdef extern from "fastns.h" nogil:
+cdef extern from "caller/fastns.h" nogil:
     enum:
         FNS_STAGE_NONE
         FNS_STAGE_CHDIR

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "fastns.h"
+#include "caller/fastns.h"
 
 /* sys.h, whose kernel headers do not go with libc's in one file, has these too. */
 #define NEWUTS 0x04000000ull

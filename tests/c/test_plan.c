@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "check.h"
-#include "fastns.h"
-#include "sys.h"
+#include "caller/fastns.h"
+#include "shared/sys.h"
 
 static const char arena[] = "\0text\0/path\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 enum { TEXT = 1, PATH = 6, DATA = 12 };

@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "message.h"
+#include "shared/message.h"
 #include "plans.h"
 
 enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };

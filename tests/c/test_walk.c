@@ -20,7 +20,7 @@
 #define fns_child_leave_session unused_leave_session
 #define fns_child_report unused_report
 #define fns_loopback_up unused_loopback_up
-#include "../../csrc/child.c"
+#include "../../csrc/program/child.c"
 
 #include "check.h"
 

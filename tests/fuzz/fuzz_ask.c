@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "input.h"
-#include "unpack.h"
+#include "shared/unpack.h"
 
 static volatile uint8_t sink;
 

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "child.h"
-#include "fastns.h"
+#include "program/child.h"
+#include "caller/fastns.h"
 #include "kernel.h"
 
 enum { MAX_OPS = 24, MAX_STRINGS = 1024 };

@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "input.h"
-#include "spawn.h"
-#include "unpack.h"
+#include "caller/spawn.h"
+#include "shared/unpack.h"
 
 enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
 

@@ -10,7 +10,7 @@
 #define fns_sys6 fns_real_sys6
 #define fns_sys_clone_call fns_real_clone_call
 #define fns_lock fns_real_lock
-#include "sys.h"
+#include "shared/sys.h"
 #undef fns_sys6
 #undef fns_sys_clone_call
 #undef fns_lock

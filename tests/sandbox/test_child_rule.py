@@ -39,7 +39,7 @@ def setting(name: str) -> list[str]:
 
 
 def compiled(source: Path, dest: Path) -> Path:
-    command = ["gcc", "-std=gnu11", "-fPIC", *setting("CHILD"), "-Wall", "-Wextra"]
+    command = ["gcc", "-std=gnu11", "-fPIC", f"-I{CSRC}", *setting("CHILD"), "-Wall", "-Wextra"]
     subprocess.run([*command, "-c", str(source), "-o", str(dest)], check=True)
     return dest
 
@@ -67,19 +67,23 @@ def violations(code: Path) -> set[str]:
 # In the caller's memory, and in that of a template's server.
 PARTS = pytest.mark.parametrize(
     ("name", "function"),
-    [("border", "fns_border_main"), ("stay", "fns_stay_main"), ("child", "fns_child_exec")],
+    [
+        ("border/border", "fns_border_main"),
+        ("border/stay", "fns_stay_main"),
+        ("program/child", "fns_child_exec"),
+    ],
 )
 
 
 @PARTS
 def test_it_calls_nothing_and_owns_nothing(tmp_path: Path, name: str, function: str) -> None:
-    code = compiled(CSRC / f"{name}.c", tmp_path / f"{name}.o")
+    code = compiled(CSRC / f"{name}.c", tmp_path / "code.o")
     assert violations(code) == set()
     assert f"T {function}" in output("nm", code)
 
 
 def test_the_border_is_short() -> None:
-    assert len((CSRC / "border.c").read_text().splitlines()) <= 150
+    assert len((CSRC / "border/border.c").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize(
@@ -104,20 +108,30 @@ def test_a_stack_protector_is_found(tmp_path: Path) -> None:
     assert "calls __stack_chk_fail" in violations(dest)
 
 
-def test_they_include_only_their_own_headers() -> None:
-    def includes(name: str) -> set[str]:
-        return set(re.findall(r'#include ["<](\S+)[">]', (CSRC / name).read_text()))
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("shared", set()),
+        ("border", {"shared"}),
+        ("program", {"shared", "border"}),
+        ("caller", {"shared", "border"}),
+    ],
+)
+def test_a_folder_includes_only_what_its_process_may_run(folder: str, others: set[str]) -> None:
+    for file in (CSRC / folder).glob("*.[ch]"):
+        for name in re.findall(r'#include "(\S+)"', file.read_text()):
+            parts = Path(name).parts
+            assert len(parts) == 1 or parts[0] in others, f"{file} includes {name}"
 
-    assert includes("border.c") <= {"border.h", "message.h", "sys.h"}
-    assert includes("border.h") <= {"plan.h", "error.h"}
-    assert includes("message.h") <= {"plan.h", "error.h"}
-    assert includes("stay.c") <= {"stay.h", "sys.h"}
-    assert includes("stay.h") == set()
-    assert includes("child.c") <= {"child.h", "plan.h", "error.h", "sys.h"}
-    assert includes("child.h") <= {"plan.h", "error.h"}
-    assert includes("plan.h") | includes("error.h") <= {"stddef.h", "stdint.h"}
-    kernel = {name for name in includes("sys.h") if name.startswith(("asm/", "linux/"))}
-    assert includes("sys.h") - kernel == {"stddef.h", "stdint.h", "error.h"}
+
+def test_the_border_includes_no_header_of_libc() -> None:
+    shared = [file for file in (CSRC / "shared").glob("*.h") if file.name != "sys.h"]
+    for file in [*(CSRC / "border").glob("*.[ch]"), *shared]:
+        found = re.findall(r"#include <(\S+)>", file.read_text())
+        assert {*found} <= {"stddef.h", "stdint.h"}, file
+    found = re.findall(r"#include <(\S+)>", (CSRC / "shared/sys.h").read_text())
+    libc = {name for name in found if not name.startswith(("asm/", "linux/"))}
+    assert libc == {"stddef.h", "stdint.h"}
 
 
 def elf(path: Path) -> Any:
@@ -137,10 +151,10 @@ def test_the_program_is_static_and_has_no_writable_code() -> None:
 
 
 def test_the_program_has_no_undefined_symbol(tmp_path: Path) -> None:
-    symbols = {
-        name: output("nm", compiled(CSRC / f"{name}.c", tmp_path / f"{name}.o"))
-        for name in setting("PROGRAM_SOURCES")
-    }
+    sources = [
+        file for folder in setting("PROGRAM_FOLDERS") for file in (CSRC / folder).glob("*.c")
+    ]
+    symbols = {file: output("nm", compiled(file, tmp_path / f"{file.stem}.o")) for file in sources}
     own = {name for listed in symbols.values() for name in re.findall(r" T (fns_\w+)", listed)}
     for listed in symbols.values():
         undefined = set(re.findall(r" U (\w+)", listed))

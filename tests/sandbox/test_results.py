@@ -38,7 +38,7 @@ def test_the_compiler_refuses_a_result_that_is_not_looked_at(
     if shutil.which(compiler) is None:
         support.skip_missing(f"{compiler} (tests/setup.sh installs it)")
     source = tmp_path / "snippet.c"
-    source.write_text(f'#include "sys.h"\nvoid f(void);\nvoid f(void) {{ {snippet} }}\n')
+    source.write_text(f'#include "shared/sys.h"\nvoid f(void);\nvoid f(void) {{ {snippet} }}\n')
     command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", "-c"]
     done = subprocess.run(
         [*command, str(source), "-o", str(tmp_path / "snippet.o")], capture_output=True, text=True
@@ -49,7 +49,7 @@ def test_the_compiler_refuses_a_result_that_is_not_looked_at(
 
 def test_no_result_is_cast_away() -> None:
     """clang is content with that."""
-    for source in CSRC.glob("*.[ch]"):
+    for source in CSRC.rglob("*.[ch]"):
         assert "(void)fns_" not in source.read_text(), source
 
 

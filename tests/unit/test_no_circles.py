@@ -25,7 +25,7 @@ KNOWN = {
     ("fastns._landlock", "fastns._compile"),
     ("fastns.errors", "fastns._surroundings"),
     ("fastns.errors", "fastns.doctor"),
-    ("netns", "server"),
+    ("program/netns", "program/server"),
 }
 
 

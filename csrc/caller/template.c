@@ -17,9 +17,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "message.h"
+#include "shared/message.h"
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 #define FEW_FDS 256 /* are never too many */
 

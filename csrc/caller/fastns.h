@@ -10,8 +10,8 @@
 #include <stdint.h>
 #include <sys/resource.h>
 
-#include "error.h"
-#include "plan.h"
+#include "shared/error.h"
+#include "shared/plan.h"
 
 /* Name of a stage, as a person sees it. Static storage. */
 const char *fns_stage_name(unsigned stage);

@@ -1,7 +1,7 @@
 /* What the program tells the caller: over a socket, and in the status pipe. Runs in the program. */
 #include "tell.h"
 
-#include "sys.h"
+#include "shared/sys.h"
 
 struct pid_message { /* struct cmsghdr with struct ucred */
     size_t size;

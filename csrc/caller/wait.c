@@ -15,9 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "message.h"
+#include "shared/message.h"
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 uint64_t fns_now(void)
 {

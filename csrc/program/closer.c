@@ -10,7 +10,7 @@
  */
 #include "server.h"
 
-#include "sys.h"
+#include "shared/sys.h"
 
 #define HANDS 3 /* threads beside the closer's own */
 

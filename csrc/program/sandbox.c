@@ -3,9 +3,9 @@
  * The server goes on meanwhile: a room of its own for each. What was asked came with the clone, or,
  * in one that is parked, comes when all that could be done ahead is done. Raw system calls only.
  */
-#include "border.h"
+#include "border/border.h"
 #include "server.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
 {

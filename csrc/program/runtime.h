@@ -5,7 +5,7 @@
 #ifndef FNS_RUNTIME_H
 #define FNS_RUNTIME_H
 
-#include "sys.h"
+#include "shared/sys.h"
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size)
 {

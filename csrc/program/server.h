@@ -3,7 +3,7 @@
 #define FNS_SERVER_H
 
 #include "tell.h"
-#include "unpack.h"
+#include "shared/unpack.h"
 
 #define FNS_FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
 #define FNS_ROOM_STACK 65536

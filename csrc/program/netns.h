@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "error.h"
+#include "shared/error.h"
 
 enum { FNS_MAX_POOL = 1024 };
 

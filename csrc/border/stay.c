@@ -4,7 +4,7 @@
  */
 #include "stay.h"
 
-#include "sys.h"
+#include "shared/sys.h"
 
 /* 1, or -errno. Where /proc or /proc/sys is missing or cannot be written there is no limit. */
 static int limit_inotify(const char *limit)

@@ -17,9 +17,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "border.h"
+#include "border/border.h"
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 #define STACK_SIZE (64 * 1024)
 #define GUARD_SIZE (64 * 1024) /* the largest page there is */

@@ -18,7 +18,7 @@
 
 #include "cputime.h"
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
 #define SHORTEST_NS 10000000u

@@ -2,8 +2,8 @@
 #ifndef FNS_BORDER_H
 #define FNS_BORDER_H
 
-#include "error.h"
-#include "plan.h"
+#include "shared/error.h"
+#include "shared/plan.h"
 
 struct fns_border {
     const struct fns_plan *plan;

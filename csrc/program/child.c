@@ -13,7 +13,7 @@
  */
 #include "child.h"
 
-#include "sys.h"
+#include "shared/sys.h"
 
 #define PATH_SIZE 4096
 #define MAX_DEPTH 64

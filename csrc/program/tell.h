@@ -3,7 +3,7 @@
 #define FNS_TELL_H
 
 #include "child.h"
-#include "message.h"
+#include "shared/message.h"
 
 /* Defined in runtime.h. */
 void *memcpy(void *restrict to, const void *restrict from, size_t size);

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 enum { MAX_EVENTS = 256, END = 3 /* beside 0, 1 and 2: the stream that is ready */ };
 enum { ATTENDED = 16 };

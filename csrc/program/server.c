@@ -9,7 +9,7 @@
 #include "server.h"
 #include "netns.h"
 
-#include "sys.h"
+#include "shared/sys.h"
 
 #define MAX_FD (1 << 20)
 #define MAX_PID (1 << 22)

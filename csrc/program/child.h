@@ -2,8 +2,8 @@
 #ifndef FNS_CHILD_H
 #define FNS_CHILD_H
 
-#include "error.h"
-#include "plan.h"
+#include "shared/error.h"
+#include "shared/plan.h"
 
 /* How far the child has come; read by the parent when the child has left the shared memory. */
 enum fns_progress { FNS_PROGRESS_SETUP, FNS_PROGRESS_EXEC, FNS_PROGRESS_FAILED };

@@ -16,10 +16,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "border.h"
-#include "message.h"
+#include "border/border.h"
+#include "shared/message.h"
 #include "spawn.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 /* What a start has open. The program's ends, and what it is given, are closed once it runs. */
 struct start {

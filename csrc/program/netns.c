@@ -9,7 +9,7 @@
 #include "netns.h"
 
 #include "server.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 #define MAX_QUEUED 512          /* ended, and not yet taken down */
 #define PATIENCE 10000000000ull /* ns of failures until who waits is told */

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "fastns.h"
-#include "sys.h"
+#include "shared/sys.h"
 
 const char *fns_op_name(unsigned code)
 {

@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 #include "spawn.h"
-#include "stay.h"
-#include "sys.h"
+#include "border/stay.h"
+#include "shared/sys.h"
 
 #define PATIENCE_MS 2000
 #define FIRST_PAUSE_NS 15625

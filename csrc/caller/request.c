@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "message.h"
+#include "shared/message.h"
 #include "spawn.h"
 
 struct packer {
