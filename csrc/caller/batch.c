@@ -14,8 +14,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 enum { MAX_EVENTS = 256, END = 3 /* beside 0, 1 and 2: the stream that is ready */ };
 enum { ATTENDED = 16 };

@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "cputime.h"
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
 #define SHORTEST_NS 10000000u

@@ -18,8 +18,8 @@
 #include <unistd.h>
 
 #include "border/border.h"
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 #define STACK_SIZE (64 * 1024)
 #define GUARD_SIZE (64 * 1024) /* the largest page there is */

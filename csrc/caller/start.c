@@ -18,8 +18,8 @@
 
 #include "border/border.h"
 #include "shared/message.h"
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 /* What a start has open. The program's ends, and what it is given, are closed once it runs. */
 struct start {

@@ -18,8 +18,8 @@
 #include <unistd.h>
 
 #include "shared/message.h"
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 #define FEW_FDS 256 /* are never too many */
 

@@ -13,9 +13,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "spawn.h"
 #include "border/stay.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 #define PATIENCE_MS 2000
 #define FIRST_PAUSE_NS 15625

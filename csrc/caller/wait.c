@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 #include "shared/message.h"
-#include "spawn.h"
 #include "shared/sys.h"
+#include "spawn.h"
 
 uint64_t fns_now(void)
 {

@@ -2,8 +2,8 @@
 #ifndef FNS_SERVER_H
 #define FNS_SERVER_H
 
-#include "tell.h"
 #include "shared/unpack.h"
+#include "tell.h"
 
 #define FNS_FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
 #define FNS_ROOM_STACK 65536

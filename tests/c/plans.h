@@ -11,8 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "check.h"
 #include "caller/fastns.h"
+#include "check.h"
 
 /* sys.h, whose kernel headers do not go with libc's in one file, has these too. */
 #define NEWUTS 0x04000000ull

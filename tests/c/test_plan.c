@@ -6,8 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "check.h"
 #include "caller/fastns.h"
+#include "check.h"
 #include "shared/sys.h"
 
 static const char arena[] = "\0text\0/path\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

@@ -6,8 +6,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "shared/message.h"
 #include "plans.h"
+#include "shared/message.h"
 
 enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
 

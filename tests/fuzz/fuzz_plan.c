@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "program/child.h"
 #include "caller/fastns.h"
 #include "kernel.h"
+#include "program/child.h"
 
 enum { MAX_OPS = 24, MAX_STRINGS = 1024 };
 

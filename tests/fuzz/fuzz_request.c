@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "input.h"
 #include "caller/spawn.h"
+#include "input.h"
 #include "shared/unpack.h"
 
 enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
