@@ -1,6 +1,6 @@
 """Filters of system calls: profiles in the format of the OCI runtime specification and of Docker,
 checked, and made into the bytes that the kernel takes. A start with the default filter needs none
-of this: its bytes are kept (_filters.py)."""
+of this: its bytes are kept (filters.py)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fastns._args import check_whole, shown
+from fastns._policy.seccomp_default import default_profile, parts
 from fastns._record import record
-from fastns._seccomp_default import default_profile, parts
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastns._seccomp_compile import Argument
+    from fastns._policy.seccomp_compiler import Argument
 
 __all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load", "profile_of"]
 
@@ -209,8 +209,8 @@ def profile_of(given: object) -> Profile:
 
 def _of_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
     """The default profile, or a part of it, for a machine whose calls are known here."""
-    from fastns._seccomp_compile import program
-    from fastns._syscalls import AUDIT_ARCH
+    from fastns._policy.seccomp_compiler import program
+    from fastns._policy.syscalls import AUDIT_ARCH
 
     if machine not in AUDIT_ARCH:
         raise SpecError(
@@ -228,17 +228,17 @@ def _of_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) 
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
-    from fastns import _libseccomp  # ctypes: for profiles of one's own only
-    from fastns._bpf import shorter
+    from fastns._policy import libseccomp  # ctypes: for profiles of one's own only
+    from fastns._policy.bpf import shorter
 
     names = profile.wanted(machine)
-    tokens = [_libseccomp.architecture(name) for name in names]
+    tokens = [libseccomp.architecture(name) for name in names]
     if not tokens[0]:
         raise SpecError(FIELD, f"this libseccomp does not know the machine {machine!r}")
-    with _libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
+    with libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
         for rule in _counting(profile, held, machine, kernel):
             for group in _groups(rule.args):
-                comparisons = [_libseccomp.compare(*arg) for arg in group]
+                comparisons = [libseccomp.compare(*arg) for arg in group]
                 for name in rule.names:
                     made.add(rule.action, name, comparisons)
         exported = made.export()

@@ -1,15 +1,15 @@
 """Rules of a checked profile → the bytes of a filter, for the machines whose numbers are kept here.
 
 The default profile is made so, when the package is built: that needs no libseccomp. A profile of
-one's own, which may be for several architectures, goes through libseccomp (_libseccomp.py).
+one's own, which may be for several architectures, goes through libseccomp (libseccomp.py).
 """
 
 from __future__ import annotations
 
 import itertools
 
-from fastns._bpf import JEQ, JGE, JGT, WORD, Diagram, segments, written
-from fastns._syscalls import AUDIT_ARCH, numbers
+from fastns._policy.bpf import JEQ, JGE, JGT, WORD, Diagram, segments, written
+from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 
-from fastns._syscalls import numbers
+from fastns._policy.syscalls import numbers
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False

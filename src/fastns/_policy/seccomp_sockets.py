@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastns._seccomp_rules import (
+from fastns._policy.seccomp_rules import (
     INT,
     allow,
     anything_but,

@@ -2,7 +2,8 @@
 
 plan() decides, by reading; Cgroups (made at the first spawn) makes a cgroup of this process's own,
 `fastns/<pid>-<random>`, in each hierarchy that is needed. The leaves in it, one for each sandbox
-that is alive, are csrc/caller/cgroup.c's. A lock on its directory says that its owner lives: what is found
+that is alive, are those of csrc/caller/cgroup.c. A lock on its directory says that its owner
+lives: what is found
 without one was left by a caller that was killed, and is removed.
 """
 

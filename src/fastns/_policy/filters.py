@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DIRECTORY = os.path.join(os.path.dirname(__file__), "filters")
+DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "filters")
 WHOLE, FIRST, REST = "whole", "first", "rest"
 
 
@@ -49,7 +49,7 @@ def path(machine: str, part: str, setid: bool) -> str:
 def make_all() -> dict[str, bytes]:
     """What is kept: each file's name and content. Needs nothing that has to be built first."""
     from fastns import seccomp
-    from fastns._syscalls import AUDIT_ARCH
+    from fastns._policy.syscalls import AUDIT_ARCH
 
     found = {}
     for machine in AUDIT_ARCH:

@@ -9,8 +9,8 @@ C library then falls back to an older call.
 
 from __future__ import annotations
 
-from fastns import _seccomp_sockets
-from fastns._seccomp_rules import INT, all_but, allow, compare, masked, others, refuse, same
+from fastns._policy import seccomp_sockets
+from fastns._policy.seccomp_rules import INT, all_but, allow, compare, masked, others, refuse, same
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *(allow(names.split(), comment=comment) for comment, names in ALLOWED.items()),
             *_refused(),
             *_namespaces(),
-            *_seccomp_sockets.rules(),
+            *seccomp_sockets.rules(),
             *_ioctl(),
             *_fcntl(),
             *_attributes(),
