@@ -29,6 +29,7 @@ from fastns._surroundings import (
     REFUSED,
     TO_MAP_ROOT,
     Surroundings,
+    forbidding_sysctls,
 )
 
 TYPE_CHECKING = False
@@ -171,35 +172,9 @@ def has_range() -> bool:
 
 
 def user_namespace_settings() -> Finding:
-    """The sysctls that forbid user namespaces, read."""
-    rules = [("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000")]
-    if not has_sys_admin():
-        rules += [
-            (
-                "kernel/unprivileged_userns_clone",
-                "0",
-                "sysctl kernel.unprivileged_userns_clone=1",
-            ),
-            (
-                "kernel/apparmor_restrict_unprivileged_userns",
-                "1",
-                "sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
-                "or an AppArmor profile for this program with the rule `userns,`",
-            ),
-        ]
-    blocking = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
-    if not blocking:
-        return Finding(True, "nothing forbids them")
-    names = ", ".join(f"{path.replace('/', '.')} = {value}" for path, value, _ in blocking)
-    return Finding(False, names, "; ".join(fix for _, _, fix in blocking))
-
-
-def sysctl(path: str) -> str | None:
-    """A value below /proc/sys; None where this kernel has no such setting."""
-    try:
-        return Path("/proc/sys", path).read_text().strip()
-    except OSError:
-        return None
+    """The sysctls that can forbid user namespaces."""
+    found = forbidding_sysctls(has_sys_admin())
+    return Finding(True, "nothing forbids them") if found is None else Finding(False, *found)
 
 
 def system_call(name: str) -> Finding:
@@ -301,7 +276,8 @@ def _is_device(path: Path) -> bool:
 def id_ranges() -> Finding:
     """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
     around = Surroundings.current()
-    maps = around.capabilities & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
+    held = around.capabilities if around.unread is None else _core.capabilities()
+    maps = held & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
     if around.in_user_namespace and min(around.uids, around.gids) <= 1:
         return Finding(None, "this user namespace has one id: there is no range to be mapped")
     if around.in_user_namespace and maps:

@@ -197,7 +197,7 @@ def test_kernel_version(monkeypatch: pytest.MonkeyPatch, release: str, ok: bool)
 def test_settings_of_user_namespaces(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], privileged: bool, ok: bool
 ) -> None:
-    monkeypatch.setattr(doctor, "sysctl", settings.get)
+    monkeypatch.setattr("fastns._surroundings.sysctl", settings.get)
     monkeypatch.setattr(doctor, "has_sys_admin", lambda: privileged)
     found = doctor.user_namespace_settings()
     assert found.ok is ok

@@ -23,8 +23,6 @@ PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
     ("fastns._core", "fastns._policy.owners"),
     ("fastns._policy.landlock", "fastns._compile"),
-    ("fastns.errors", "fastns._surroundings"),
-    ("fastns.errors", "fastns.doctor"),
     ("program/netns", "program/server"),
 }
 
