@@ -30,7 +30,7 @@ from fastns.spec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastns._policy.cgroups import CgroupPlan
+    from fastns._policy.cgroup_plan import CgroupPlan
 
 CLONE_FLAGS = {
     "time": 0x00000080,
@@ -281,7 +281,7 @@ class _Compiler:
         limits = self.spec.limits()
         if limits is None:
             return None
-        from fastns._policy import cgroups as _cgroups  # only a spec with limits needs it
+        from fastns._policy import cgroup_plan as _cgroups  # only a spec with limits needs it
 
         plan = _cgroups.plan(limits, self.spec.cgroup_parent, self.spec.require_limits)
         return plan if plan.places else None

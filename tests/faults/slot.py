@@ -120,7 +120,7 @@ def warm(root: str) -> None:
     import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
 
     import fastns
-    import fastns._policy.cgroups
+    import fastns._policy.cgroup_plan
     import fastns.batch
     import fastns.completed
     import fastns.limits
