@@ -15,7 +15,8 @@ from fastns import SpawnError, Spec, SpecError, compile
 from fastns._cause import cause_of
 from fastns._compile import Caller, compile_for
 from fastns._policy import cgroup_hierarchies, cgroup_plan
-from fastns.limits import check_limits, parse_size
+from fastns.limits import Limits, check_limits, parse_size
+from fastns.spec import CGROUP_LIMITS
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,10 @@ EVERYTHING: dict[str, Any] = {
     "io": {"8:0": {"rbps": 5, "wiops": 6}},
     "cpu_time": 2.5,
 }
+
+
+def test_the_lists_of_limits_agree() -> None:
+    assert set(CGROUP_LIMITS) == set(vars(Limits())) == set(cgroup_plan.CONTROLLER)
 
 
 def files_of(plan: cgroup_plan.CgroupPlan) -> list[tuple[str, str]]:
