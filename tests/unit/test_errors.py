@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import fastns
-from fastns import _core, doctor, errors
+from fastns import _core, errors
 from fastns._surroundings import Surroundings
 from fastns.errors import FastnsError, SpawnError, SpecError, hint_for
 
@@ -190,8 +190,7 @@ def test_refused_namespaces_have_the_hint_of_what_refuses(
 ) -> None:
     """A setting that forbids them, or none; a filter: tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
-    monkeypatch.setattr(doctor, "sysctl", {path: value}.get)
-    monkeypatch.setattr(doctor, "has_sys_admin", lambda: False)
+    monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)
     assert words in (hint_for(stage, errno.EPERM) or "")
 

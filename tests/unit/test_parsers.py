@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import support
 
-from fastns import _userns
+from fastns._policy import userns
 from fastns.cli import UsageError, _flags, batch, bench, run, whole
 from fastns.rootfs import _elf
 from fastns.rootfs._model import Unusable
@@ -58,7 +58,7 @@ def test_numbers_inside_of_flags() -> None:
 def test_ranges_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "subuid"
     path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
-    assert _userns.entries(str(path)) == [("ann", 5, 6)]
+    assert userns.entries(str(path)) == [("ann", 5, 6)]
 
 
 # ---- ELF ----
