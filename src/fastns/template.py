@@ -1,7 +1,7 @@
 """Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
 
-A server process (csrc/program/server.c) builds the root once and starts each sandbox as a clone of itself:
-nothing of this process is copied, nor the host's table of mounts, and no old root is taken down.
+A server process (csrc/program) builds the root once and starts each sandbox as a clone of itself.
+Neither this process nor the host's table of mounts is copied, and no old root is taken down.
 """
 
 from __future__ import annotations
