@@ -128,7 +128,7 @@ def warm(root: str) -> None:
     import fastns.template
     from fastns import _core, _userns, errors
 
-    for stage, number, path in errors._HINTS:
+    for stage, number, path, _ in errors.known_hints(host_root=False):
         errors.SpawnError(stage, number, path=path)
     "".encode("ascii")
     _core.user_namespace(_userns.range_of_root())
