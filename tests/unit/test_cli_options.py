@@ -55,7 +55,7 @@ def without(words: list[str]) -> dict[str, Any] | None:
 
 
 def comparable(found: dict[str, Any] | None) -> dict[str, Any]:
-    """Mounts have functions of one parser, made anew for the other, that read the same."""
+    """Mounts are read by functions that each parser makes for itself. They must read the same."""
     assert found is not None
     return found | {"mounts": [(reader.__name__, text) for reader, text in found["mounts"]]}
 
