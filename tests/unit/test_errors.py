@@ -1,4 +1,4 @@
-"""The exceptions: what they are, what they say, that they travel, and the table of hints."""
+"""The exceptions: their classes and texts, that they can be pickled, and the table of hints."""
 
 from __future__ import annotations
 
@@ -188,7 +188,8 @@ def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
 def test_refused_namespaces_have_the_hint_of_what_refuses(
     monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
 ) -> None:
-    """A setting that forbids them, or none; a filter: tests/sandbox/test_surroundings.py."""
+    """With a setting that forbids them, or none. For a filter see
+    tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
     monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)
