@@ -241,23 +241,29 @@ struct fns_buffer {
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
-/* Feeds and drains a sandbox's pipes until they are at their end and it has ended. fds are -1 when
- * not used, and are closed (and set to -1) as they reach their end. */
+/* A sandbox that is waited for. fds are -1 where there is no pipe, and are closed (and set to -1) as they come
+ * to their end. */
 struct fns_io {
     struct fns_process process;
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
     const char *input;
     size_t input_size, input_done;
-    size_t limit; /* bytes kept of each of stdout and stderr; 0: all */
-    int capped;   /* over the limit it is to be ended */
-    int over;     /* it is capped, and over the limit */
-    struct fns_buffer output[2];
+    size_t limit;      /* bytes kept of each of stdout and stderr; 0: all */
+    int capped;        /* over the limit the sandbox is to be killed */
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
-    int epoll;         /* what watches the fds, and forgets one before it is closed; 0: nothing */
-};
-enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER };
+    struct fns_buffer output[2];
+    int over; /* it is capped, and over the limit */
 
-/* One of fns_io_state, or -EINTR where a signal may have come (call again to go on), or -errno. */
+    /* The loop's (loop.c). */
+    int killed;    /* by whoever waits for it: only its end matters, not that of its pipes */
+    int ended;     /* it can be reaped */
+    int failed;    /* -errno of a pipe */
+    uint64_t held; /* a tracer holds it: when to look again; 0: none does */
+};
+enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER, FNS_IO_RUNS };
+
+/* Feeds and drains its pipes until they are at their end and it has ended. One of fns_io_state, but not RUNS;
+ * -EINTR: a signal may have come, call again to go on; -errno. */
 int fns_io_run(struct fns_io *io);
 
 /* After a kill: takes what is in the pipes without waiting for their end, closes them, waits for
@@ -284,45 +290,43 @@ struct fns_job {
     struct fns_cgroups *groups;       /* NULL: none */
     struct fns_args args;
     unsigned pipes; /* enum fns_pipes bits */
-    const char *input;
-    size_t input_size;
-    size_t limit;       /* as in fns_io */
-    int capped;         /* as in fns_io */
+    int connection; /* for the only job of a batch: one to its server, which stays the caller's; 0: none */
     int64_t timeout_ns; /* -1: none */
     struct fns_share share;
+    struct fns_io io; /* input, limit and capped are the caller's to set */
 
     struct fns_error error; /* stage NONE: it ran */
-    struct fns_process process;
     struct fns_result result;
     struct fns_leaf leaf;
-    struct fns_buffer output[2];
     int timed_out;
-    int over; /* as in fns_io */
 };
 
-/* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
- * job->error; -EPIPE: the server was gone, and nothing was started. -ETIME and no error: the job's time
- * was over before there was a sandbox; it is finished, as one that was killed for that. */
-int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
+/* Starts a job, by its server over `connection`. 0, or -errno and job->error. -ETIME and no error: the job's
+ * time was over before there was a sandbox; it is finished, like one that was killed for that. */
+int fns_job_start(struct fns_job *job, int connection);
 
 /* Starts a job as a process of its own, which is reaped and whose leaf is given back by the caller. 0,
  * or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 
-/* After its io has come to its end: reaps, and moves the results into the job. `late`: it ran out of
- * time, is over its limit, or is to be stopped: killed first. 0, or -errno and job->error. */
-int fns_job_finish(struct fns_job *job, struct fns_io *io, int late);
+/* Kills a job that runs, and after its end finishes it: reaps it, closes its pipes. job->error says what went
+ * wrong. */
+void fns_job_kill(struct fns_job *job);
+void fns_job_finish(struct fns_job *job);
 
 /* Whether the connection of a finished job may be used for another one. */
 int fns_job_spares(const struct fns_job *job);
 
-/* Many jobs at once, at most `concurrency` alive, by one loop in the calling thread. `spawn`: they are
- * only started. The jobs have one server, or none has; they stay the caller's and must outlive the
+/* Whether its server was gone before the job was sent: another server can run it. */
+int fns_job_unsent(const struct fns_job *job);
+
+/* Many jobs at once, or one, by one loop in the calling thread; at most `concurrency` are alive. `spawn`: they
+ * are only started. The jobs have one server, or none has; they stay the caller's and must outlive the
  * batch. */
 struct fns_batch;
 int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn);
-/* 1: every job is finished; 0: some time has passed; -EINTR: a signal came (call again to go on). */
+/* 1: every job is finished; 0: some time has passed, or a signal came (call again to go on); -errno. */
 int fns_batch_run(struct fns_batch *batch);
 /* How many are finished. */
 size_t fns_batch_done(const struct fns_batch *batch);

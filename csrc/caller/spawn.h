@@ -84,10 +84,6 @@ void fns_kill_by(int pidfd);
 /* Ends a process that is of no use any more, reaps it and closes its pidfd. */
 void fns_discard(int pidfd);
 
-/* The steps of fns_io_run(): once, before the first; whenever fds[which] is ready. 0 or -errno. */
-void fns_io_prepare(struct fns_io *io);
-FNS_CHECKED int fns_io_move(struct fns_io *io, int which);
-
 /* Writes a map file of a process: "uid_map", "gid_map". 0 or -errno. */
 FNS_CHECKED int fns_write_map(int pid, const char *file, const char *map);
 
