@@ -129,7 +129,7 @@ def warm(root: str) -> None:
     from fastns import _core, errors
     from fastns._policy import userns
 
-    for stage, number, path in errors._HINTS:
+    for stage, number, path, _ in errors.known_hints(host_root=False):
         errors.SpawnError(stage, number, path=path)
     "".encode("ascii")
     _core.user_namespace(userns.range_of_root())

@@ -27,7 +27,7 @@ from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
 from fastns._policy import seccomp_profile as profile
 from fastns._policy.userns import entries
-from fastns.cli import UsageError, _flags
+from fastns.cli import UsageError, _flags, _jobs, _results, _values
 from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser
 from fastns.errors import SpecError
@@ -173,16 +173,16 @@ def profiles_as_mappings(profile: object) -> None:
         build(profile)
 
 
-@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in cli_batch.KEYS)]))
+@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jobs.KEYS)]))
 def jobs(data: bytes) -> None:
     """A line of `fastns batch`. What a job's `id` is comes back as it was."""
-    reader = cli_batch.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
+    reader = _jobs.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:
         return
     assert all(isinstance(word, str) for word in entry.job.args)
     assert entry.job.timeout is None or 0 < entry.job.timeout <= MAX_TIMEOUT
-    line = cli_batch.line_of(entry.head, 7, {"exit_code": 0})
+    line = _results.line_of(entry.head, 7, {"exit_code": 0})
     assert "\n" not in line
     back = json.loads(line)
     assert (back["index"], back["exit_code"]) == (7, 0)
@@ -276,7 +276,7 @@ def numbers(text: str, value: Any) -> None:
                 lambda field=field, given_value=given_value: check_limits(**{field: given_value}),
                 SpecError,
             )
-    seconds = refused(lambda: _flags.duration("--timeout", text), UsageError)
+    seconds = refused(lambda: _values.duration("--timeout", text), UsageError)
     assert seconds is None or seconds > 0
     count = refused(lambda: cli_batch._concurrency(text), UsageError)
     assert count is None or 1 <= count <= cli_batch.MAX_CONCURRENCY

@@ -1,4 +1,4 @@
-"""The doctor with its probes replaced, and its cheap probes as they are."""
+"""fastns doctor with its probes replaced, and its cheap probes as they are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INFO = Check("cgroup", None, "extra", "version 2")
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """What examine() finds; to be filled by the test."""
+    """What examine() finds. The test fills it."""
     checks: list[Check] = []
     monkeypatch.setattr("fastns.cli.doctor.examine", lambda: iter(checks))
     return checks
@@ -103,7 +103,7 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what the checks try besides attempt()."""
+    """What the checks try besides attempt()."""
     monkeypatch.setattr(owners, "plain", lambda *_args: None)
     monkeypatch.setattr(doctor, "tried", lambda _run: Finding(True, "works"))
 

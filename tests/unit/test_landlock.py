@@ -1,4 +1,4 @@
-"""What a landlock field becomes, for each version that a kernel may have, and what is refused."""
+"""The ops of a landlock field, for each version a kernel may have, and what is refused."""
 
 from __future__ import annotations
 

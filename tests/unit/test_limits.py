@@ -1,4 +1,4 @@
-"""Limits of a spec: what is accepted, and which files of a cgroup they become."""
+"""Limits of a spec: what is accepted, and which files of a cgroup are written."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_io_is_enforced_where_buffered_writes_are(
     io: dict[str, Any],
     held: bool,
 ) -> None:
-    """Version 1 knows only of direct ones; version 2 needs the memory controller beside it."""
+    """Version 1 sees only direct writes; version 2 also needs the memory controller."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
     limits = check_limits(io=io)
     if not held:
@@ -214,14 +214,14 @@ def test_io_is_enforced_where_buffered_writes_are(
 def test_shares_are_weights_of_version_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, shares: int
 ) -> None:
-    """As much more than 1024, which everybody has, as the weight is than 100."""
+    """In the same proportion to the default of 1024 as the weight is to 100."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
     plan = cgroup_plan.plan(check_limits(cpu_weight=weight), None, True)
     assert (files_of(plan), [text for _, _, text, _ in plan.weights]) == ([], [str(shares)])
 
 
 def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2 takes them and has the sandbox on all CPUs."""
+    """The kernel accepts them with version 2, and would run the sandbox on all CPUs."""
     for unified, file in ((True, "cpuset.cpus.effective"), (False, "cpuset.cpus")):
         place = tree(tmp_path / file, unified, "cpuset")
         (tmp_path / file / file).write_text("0-1,4\n")
@@ -255,7 +255,7 @@ def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "strange").write_bytes(b"\xff\n")  # mountinfo has what others call their mounts
+    (tmp_path / "strange").write_bytes(b"\xff\n")  # others choose the names in mountinfo
     assert cgroup_hierarchies.lines(str(tmp_path / "strange")) == ["\udcff"]
     (tmp_path / "feed").write_bytes(b"a\x0cb\rc\n\nd\n")
     assert cgroup_hierarchies.lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
@@ -272,7 +272,7 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
 def test_no_fd_to_find_cgroups_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Not the same as no such controller: without them nothing is compiled, and nothing kept."""
+    """This is not a missing controller: nothing is compiled, and nothing is cached."""
     place = tree(tmp_path, True, "memory")
     full = True
     at = {"hierarchies": "/proc/self/", "places": str(tmp_path), "swap": "/proc/swaps"}[what]
@@ -329,11 +329,11 @@ def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
-    """cgroups(7): no controllers for the children then, but at the root."""
+    """cgroups(7): then it can give no controllers to its children, unless it is the root."""
     place = tree(tmp_path, True, "pids")
     with pytest.raises(OSError, match="processes of its own"):
         cgroup_hierarchies.find_place(place, ("pids",), "/user")
-    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are on already
+    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are already enabled
     assert cgroup_hierarchies.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
     (tmp_path / "user/cgroup.subtree_control").write_text("")
     (tmp_path / "user/cgroup.procs").write_text("")
@@ -345,7 +345,7 @@ FILTERED = SimpleNamespace(filtered=True)  # a Plan
 
 @pytest.mark.parametrize(
     ("cause", "returncode", "facts"),
-    [  # what ended the first process goes before what its cgroups have counted
+    [  # what ended the first process outranks what its cgroups have counted
         ("exited", 3, {}),
         ("exited", 0, {}),
         ("signaled", -11, {}),

@@ -1,4 +1,5 @@
-"""Profiles in the format of OCI and Docker: what is accepted, what each key does, what not."""
+"""Profiles in the format of OCI and Docker: what is accepted and refused, and what each key
+does."""
 
 import copy
 import json
@@ -149,7 +150,7 @@ def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -
     else:
         number = libseccomp.NEWER[name]
         assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
-    rule["action"] = "SCMP_ACT_ALLOW"  # to the stricter default it is left, as before
+    rule["action"] = "SCMP_ACT_ALLOW"  # left to the default, which is stricter
     assert seccomp.build({"defaultAction": "SCMP_ACT_ERRNO", **given}, machine="x86_64")
 
 
