@@ -36,7 +36,7 @@ def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str])
     """
     inotify = None
     if plan.ids is not None:
-        from fastns import _userns
+        from fastns._policy import userns as _userns
 
         inotify = _userns.inotify_limit()
     return _core.pack_plan(plan, inotify or b"", timeout_ns, hints(plan, reword))

@@ -306,16 +306,16 @@ def _has_proc() -> bool:
 
 def _why_refused(stage: str) -> str | None:
     """Why this process may create no namespaces, or mount nothing in its own; None: not known."""
-    from fastns import _surroundings, doctor  # only an error needs them
+    from fastns import _surroundings  # only an error needs it
 
     if not _has_proc():
         return _NO_PROC
     around = _surroundings.Surroundings.current()
     if stage == "id_map":
         return _surroundings.TO_MAP_ROOT if around.cannot_map_root else None
-    found = doctor.user_namespace_settings()
-    if found.ok is False:
-        return f"{found.detail}: {found.fix}"
+    forbidden = _surroundings.forbidding_sysctls(around.privileged)
+    if forbidden is not None:
+        return ": ".join(forbidden)
     return _surroundings.OUT_OF_A_FILTER if around.confined else _REFUSED
 
 

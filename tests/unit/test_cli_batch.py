@@ -32,7 +32,7 @@ def done(stdout: bytes = b"", returncode: int = 0, truncated: bool = False) -> C
 
 
 class Layer:
-    """Stands for fastns.Template: notes what it is asked for and answers as it is told."""
+    """Stands in for fastns.Template: records calls and returns what it was told to."""
 
     def __init__(self) -> None:
         self.spec = Spec()
@@ -43,7 +43,7 @@ class Layer:
         self.answer: Callable[[Job], object] = lambda job: done(b"out\n")
 
     def template(self, spec: Spec, *, parked: int) -> Layer:
-        assert parked == 0  # a batch uses none
+        assert parked == 0  # a batch uses no parked sandboxes
         self.spec = spec
         if self.error is not None:
             raise self.error
@@ -62,7 +62,7 @@ class Layer:
     ) -> None:
         self.chunks.append(jobs)
         self.options = options
-        for i in reversed(range(len(jobs))):  # the results come in any order
+        for i in reversed(range(len(jobs))):  # results may come in any order
             each(i, self.answer(jobs[i]))
             progress(len(jobs) - i)
 
@@ -131,7 +131,7 @@ def test_a_line_becomes_a_job(line: str, job: Job, head: dict[str, object]) -> N
 
 
 def test_an_id_of_any_depth_can_be_written_later() -> None:
-    """By a caller that is nested deeper itself: json.dumps() ends in a RecursionError there."""
+    """Called from deeper in the stack, where json.dumps() raises RecursionError."""
 
     def deeper(steps: int, head: str) -> str:
         return deeper(steps - 1, head) if steps else line_of(head, 3, {})

@@ -1,4 +1,4 @@
-"""The exceptions: what they are, what they say, that they travel, and the table of hints."""
+"""The exceptions: their classes and texts, that they can be pickled, and the table of hints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import fastns
-from fastns import _core, doctor, errors
+from fastns import _core, errors
 from fastns._surroundings import Surroundings
 from fastns.errors import FastnsError, SpawnError, SpecError, hint_for
 
@@ -188,10 +188,10 @@ def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
 def test_refused_namespaces_have_the_hint_of_what_refuses(
     monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
 ) -> None:
-    """A setting that forbids them, or none; a filter: tests/sandbox/test_surroundings.py."""
+    """With a setting that forbids them, or none. For a filter see
+    tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
-    monkeypatch.setattr(doctor, "sysctl", {path: value}.get)
-    monkeypatch.setattr(doctor, "has_sys_admin", lambda: False)
+    monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)
     assert words in (hint_for(stage, errno.EPERM) or "")
 
