@@ -19,7 +19,6 @@ from fastns._record import record
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
-from fastns.cli._values import duration, environment_has
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
     if not flags.command:
         raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
-    timeout = duration("--timeout", flags.timeout)
+    timeout = _timeout(flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
         if flags.max_output is not None:
@@ -156,13 +155,24 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     return None
 
 
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from fastns.cli._values import duration
+
+    return duration("--timeout", text)
+
+
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
     """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
     term = os.environ.get("TERM")
-    if term is None or environment_has(flags, "TERM") or not os.isatty(0):
+    if term is None or not os.isatty(0):
         return {}
     from fastns._terminfo import term_of
+    from fastns.cli._values import environment_has
 
+    if environment_has(flags, "TERM"):
+        return {}
     return {"TERM": term_of(flags.rootfs or "/", term)}
 
 
