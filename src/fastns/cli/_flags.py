@@ -107,7 +107,7 @@ GROUPS = {
     "root file system": ROOT,
     "files and mounts": CONTENT,
     "host names": IDENTITY,
-    "namespaces (MODE: private, host, or a path to join)": NAMESPACES,
+    "namespaces (MODE: private, the default; host; or a path to join)": NAMESPACES,
     "users and groups": IDS,
     "process": PROCESS,
     "permissions": RIGHTS,

@@ -56,15 +56,28 @@ CONTROL = (
 )  # fmt: skip
 
 
+EPILOG = """\
+examples:
+  fastns run -- ls /
+  fastns run -v "$PWD":/src:ro -w /src --timeout 10s -- make check
+  fastns run --memory 512m --pids-limit 100 --cpus 1 -- python3 -c 'print(1)'
+  fastns run --rootfs ./rootfs --overlay -- bash
+
+Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when
+fastns itself fails; 126 when the command is not executable; 127 when it is not
+found.
+"""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add the `run` verb."""
     parser = subparsers.add_parser(
         "run",
         usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own. Options that add something, such "
-        "as -v and -e, may be repeated.",
-        epilog="Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when "
-        "fastns itself fails; 126 when the command is not executable; 127 when it is not found.",
+        description="Run one command in a sandbox of its own. Without options it sees the host's "
+        "system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+        "environment. Options that add something, such as -v and -e, may be repeated.",
+        epilog=EPILOG,
     )
     parser.options_first = True
     parser.keeps_error = True  # --status-fd reports a wrong flag too
