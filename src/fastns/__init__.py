@@ -3,7 +3,7 @@
     import fastns
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
-spec.py says what a sandbox is, _compile.py turns that into a plan, the C core carries it out,
+spec.py says what a sandbox is, _compile turns that into a plan, the C core carries it out,
 sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way.
 """
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, TypeAlias, final
 
 from fastns._cgroups import CgroupPlan
-from fastns._compile import Op
+from fastns._compile.ops import Op
 from fastns._ended import Completed
 from fastns.errors import SpawnError
 from fastns.results import CompletedSandbox

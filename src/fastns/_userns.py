@@ -1,7 +1,7 @@
 """The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or
 one that is nobody's.
 
-_compile.py asks for it, _core makes the user namespace with it, once a process.
+_compile asks for it, _core makes the user namespace with it, once a process.
 """
 
 from __future__ import annotations

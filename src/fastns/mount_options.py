@@ -1,6 +1,6 @@
 """Mount options: one table of what each name means, and for which types of mount.
 
-spec.py checks options with it, _compile.py takes the kernel's flags from it. Names are those of
+spec.py checks options with it, _compile takes the kernel's flags from it. Names are those of
 mount(8) and of the OCI runtime specification.
 """
 

@@ -1,7 +1,7 @@
 """What a sandbox is, in the words of the OCI runtime specification: frozen dataclasses, checked
 when they are made.
 
-No I/O, no kernel flags: what a spec means for this machine and this caller is _compile.py's.
+No I/O, no kernel flags: what a spec means for this machine and this caller is _compile's.
 """
 
 from __future__ import annotations

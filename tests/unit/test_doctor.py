@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plans import Caller
 
 import fastns
 from fastns import SpawnError, Spec, _owners, doctor
-from fastns._compile import Caller
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
 from fastns.cli.doctor import _print_lines

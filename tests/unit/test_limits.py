@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plans import of_this_caller
 
 from fastns import SpawnError, Spec, SpecError, _cgroups, compile
 from fastns._cause import cause_of
-from fastns._compile import Caller, compile_for
 from fastns.limits import check_limits, parse_size
 
 
@@ -279,13 +279,13 @@ def test_no_fd_to_find_cgroups_by(
     monkeypatch.setattr(_cgroups, "open", refuse, raising=False)
     spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
     with pytest.raises(SpawnError) as caught:
-        compile_for(spec, Caller.current())
+        of_this_caller(spec)
     assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EMFILE)
     assert str(caught.value.path).startswith(at)
     assert "RLIMIT_NOFILE" in str(caught.value.hint)
     full = False
     monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    assert compile_for(spec, Caller.current()).limits == ("memory",)
+    assert of_this_caller(spec).limits == ("memory",)
 
 
 def test_cpu_time_alone_switches_nothing_on(

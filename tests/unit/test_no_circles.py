@@ -22,7 +22,6 @@ CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
     ("fastns._core", "fastns._owners"),
-    ("fastns._landlock", "fastns._compile"),
     ("fastns.errors", "fastns._surroundings"),
     ("fastns.errors", "fastns.doctor"),
     ("program/netns", "program/server"),
