@@ -11,19 +11,17 @@ import os
 from fastns import _core, _view
 from fastns._args import shown
 from fastns._cache import cached
-from fastns._compile import identity, rights, root
+from fastns._compile import process, root
 from fastns._compile.caller import Caller
-from fastns._compile.contents import shows_resolver
-from fastns._compile.decide import Decisions, decide
+from fastns._compile.decide import Decisions, decide, shows_resolver
 from fastns._compile.ops import Op, clone_flags
 from fastns.errors import SpecError
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastns._cgroups import CgroupPlan
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
 DEFAULT_SPEC = Spec()
 
@@ -75,75 +73,54 @@ def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) 
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     d = decide(spec, caller, layout)
-    has_root = "mount" in d.new
-    ops = [
-        *identity.join(d),
-        *identity.maps(d),
-        *identity.own_namespaces(d),
-        *rights.cgroup(d),
-        *([*root.root(d), *root.enter_root(d)] if has_root else root.rootfs_alone(d)),
-        *identity.names(d),
-        *identity.loopback(d),
-        rights.keyring(spec),
-        *rights.limits(spec),
-        *identity.join_range(d),
-        *rights.bounding(d),
-        *identity.ids(d),
-        *rights.parent_death(spec),
-        *rights.last(d),
-    ]
-    return made(
-        d,
-        ops,
-        (*rights.first(d), *identity.join_first(d)),
-        init=spec.init,
-        cgroups=d.cgroups,
-        # A child in the caller's memory may not enter a cgroup that may run out of it: the OOM
-        # killer ends all who share the memory.
-        own_memory=spec.memory is not None or spec.cgroup_parent is not None,
-    )
+    # A child in the caller's memory may not enter a cgroup that may run out of it: the OOM killer
+    # ends all who share the memory.
+    own_memory = spec.memory is not None or spec.cgroup_parent is not None
+    return made(d, process.first(d), _ops(d), init=spec.init, own_memory=own_memory)
 
 
-def made(
-    d: Decisions,
-    ops: Sequence[Op],
-    first: Sequence[Op] = (),
-    *,
-    init: bool = False,
-    own_memory: bool = False,
-    sandbox: _core.Plan | None = None,
-    method: str | None = None,
-    netns_pool: int = 0,
-    cgroups: CgroupPlan | None = None,
-) -> _core.Plan:
-    """A plan of these ops for the spec's command; first: also before a hop."""
-    spec, environment = d.spec, d.spec.environment()
-    by_others = d.id_map in ("parent", "newuidmap")  # who writes the maps
+def _ops(d: Decisions) -> Iterator[Op]:
+    yield from process.namespaces(d)
+    yield from process.cgroup(d)
+    if "mount" in d.new:
+        yield from root.root(d)
+        yield from root.enter_root(d)
+    else:
+        yield from root.other_root(d)
+    yield from process.names(d.spec)
+    yield from process.loopback(d)
+    yield process.keyring(d.spec)
+    yield from process.command(d)
+
+
+def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _core.Plan:
+    """A plan of these ops for the spec's command. first: those that come before a hop, if there is
+    one; more: what else _core.Plan takes."""
+    spec, environment, first = d.spec, d.spec.environment(), tuple(first)
+    by_ops = {*d.by_range, "cgroup" if d.cgroups else "", "mount" if d.root_alone else ""}
+    maps_from_outside = d.id_map in ("parent", "newuidmap")
+    is_server = "sandbox" in more
     return _core.Plan(
         ops=(*first, *ops),
-        environ=tuple(os.fsencode(f"{key}={value}") for key, value in environment.items()),
+        environ=tuple([os.fsencode(f"{key}={value}") for key, value in environment.items()]),
         search_path=search_path(environment.get("PATH")),
         cwd=os.fsencode(spec.cwd),
-        clone_flags=clone_flags([kind for kind in d.new if kind not in d.by_op]),
+        clone_flags=clone_flags(kind for kind in d.new if kind not in by_ops),
         id_map=d.id_map,
-        uid_map=identity.map_text(d.uids) if by_others else None,
-        gid_map=identity.map_text(d.gids) if by_others else None,
-        n_early=len(first) if d.hop else 0,
-        hop=d.hop,
-        init=init,
+        uid_map=process.map_text(d.uids) if maps_from_outside else None,
+        gid_map=process.map_text(d.gids) if maps_from_outside else None,
+        n_early=len(first) if d.join_first else 0,
+        hop=bool(d.join_first),
         maps_first=d.maps_first,
-        own_memory=own_memory,
         namespaces=d.new,
-        sandbox=sandbox,
-        method=method,
-        netns_pool=netns_pool,
         max_output=int(spec.max_output or 0),
         capped=spec.on_output_limit == "kill",
-        cgroups=cgroups,
+        cgroups=None if is_server else d.cgroups,
         ids=d.ids,
         pipe_owner=d.pipe_owner,
         binds=d.binds,
         view=_in_view(d),
+        **{"init": False, **more},
     )
 
 

@@ -1,33 +1,56 @@
 """decide(): every choice between two ways to carry out a spec, before any op exists.
 
-The emitters (root.py, mounts.py, identity.py, rights.py) turn Decisions into ops and choose
-nothing. decide() changes nothing; it asks _userns, _cgroups and _landlock what this machine has.
+The emitters (process.py, root.py, mounts.py) turn Decisions into ops and choose nothing. decide()
+changes nothing; it asks _userns, _cgroups, _landlock and _view what this machine has.
 """
 
 from __future__ import annotations
 
-from fastns import _core, _view
-from fastns._compile import contents
+import os
+
+from fastns import _core, _view, mount_options
+from fastns._cache import cached
 from fastns._compile.caller import CAP_MKNOD, CAP_SETPCAP, CAP_SETUID, CAP_SYS_PTRACE, Caller
 from fastns._record import record
 from fastns.errors import SpecError
-from fastns.mount_options import MS_SLAVE
-from fastns.spec import KINDS, IDMapping, Mount, Spec
+from fastns.spec import KINDS, IDMapping, Mount, Spec, directories_above
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from fastns._cgroups import CgroupPlan
 
+    Ids = tuple[int, int, int]  # range of a user namespace, as _userns.py has it
     Joined = tuple[tuple[str, str], ...]  # kind and path
+    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
+    Bind = tuple[str, str, int, str]  # destination, source, HOW_*, why it is plain ("": it is not)
+
+DEV = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
+"""The default /dev, which is filled with devices."""
+DEFAULT_MOUNTS = (
+    Mount("/proc", type="proc", source="proc", options=["nosuid", "nodev", "noexec"]),
+    Mount("/sys", type="sysfs", source="sysfs", options=["ro", "nosuid", "nodev", "noexec"]),
+    Mount("/tmp", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=1777"]),
+    Mount("/run", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=755"]),
+    DEV,
+    Mount(
+        "/dev/pts",
+        type="devpts",
+        source="devpts",
+        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64"],
+    ),
+    Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
+)
+TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+HOME = "/root"  # of uid 0, in DEFAULT_ENV
 
 
 @record(frozen=True)
 class Decisions:
-    """How one process carries out a spec: a sandbox, the server of a template, or one of the
-    template's sandboxes."""
+    """How one process carries out a spec: a sandbox, the server of a template, or one of its
+    sandboxes."""
 
     spec: Spec
 
@@ -35,21 +58,20 @@ class Decisions:
     new: tuple[str, ...]  # made for it
     by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
     copied: tuple[str, ...]  # of those, made (again) once that user namespace is joined
-    join_first: Joined  # before the sandbox is cloned: see hop
-    join: Joined  # by the sandbox itself
-    user_last: bool  # root joins a user namespace after all others, where its rights end
+    join_first: Joined  # by another process, which then clones the sandbox: a hop
+    join: Joined  # by the sandbox
+    user_last: bool  # root joins a user namespace after the others: its rights end there
     in_user_namespace: bool  # its own, or the caller's
-    hop: bool  # another process joins namespaces first, and then clones the sandbox
 
     # Ids.
-    ids: tuple[int, int, int] | None  # range of the user namespace that it joins (_userns.py)
+    ids: Ids | None  # range of the user namespace that it joins
     id_map: str  # who writes the maps, as Sandbox.id_map has it
     uids: Sequence[IDMapping]  # of a new user namespace
     gids: Sequence[IDMapping]
     inotify: bytes | None  # limit of a new user namespace
     sets_groups: bool
     sets_ids: bool
-    pipe_owner: tuple[int, int] | None  # who the command is to the caller, where that is another
+    pipe_owner: tuple[int, int] | None  # the command's ids outside, where they are others
 
     # The root and what is mounted in it.
     layout: _view.Layout | None  # the root is made of these directories of the host
@@ -57,35 +79,36 @@ class Decisions:
     root_alone: bool  # the mount namespace starts with the root's tree, not with the caller's
     mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
     own: tuple[Mount, ...]  # those that this process mounts
-    fresh: tuple[str, ...]  # destinations of what each sandbox of a template mounts itself
-    points: tuple[str, ...]  # directories that the root's tmpfs starts with, without the first "/"
-    layers: contents.Layers
-    binds: tuple[contents.Bind, ...]
-    slave: bool  # a mount listens to the host's
+    fresh: tuple[str, ...]  # destinations of those that each sandbox of a template mounts
+    points: tuple[str, ...]  # directories that a root's tmpfs starts with, without the first "/"
+    layers: Layers
+    binds: tuple[Bind, ...]  # those of the spec, in a sandbox with a range of ids
     makes_nodes: bool  # devices are made; else they are bound
 
-    # Rights.
+    # Rights and limits.
     cgroups: CgroupPlan | None
     spared: bool  # by the OOM killer, as the caller is
-    maps_first: bool
-    bounding: bool  # the bounding set can be reduced, and has to be
-    keep: int  # HOW_KEEP: rights that loading a filter takes stay over the change of ids
+    dies_with_parent: bool
+    maps_first: bool  # it writes its maps before it executes the program
+    bounding: bool  # it can and has to reduce the bounding set
+    keep: int  # HOW_KEEP: rights to load a filter stay over the change of ids
     landlock: int  # version of the interface; 0: not used
-    filter: str  # "none", "profile", or which part of the default one: _filters.WHOLE, FIRST, REST
+    filter: str  # of system calls: none, profile; of the default one: whole, first, rest
 
     @property
     def owned(self) -> int:
         """HOW_* of what is made for the sandbox: its uid 0 owns it."""
         return _core.HOW_OWNED if self.ids else 0
 
-    @property
-    def by_op(self) -> set[str]:
-        """The new namespaces that no clone makes."""
-        cgroup = ["cgroup"] if self.cgroups else []
-        return {*self.by_range, *cgroup, *(["mount"] if self.root_alone else [])}
-
     def but(self, **changes: Any) -> Decisions:
         return Decisions(**{**vars(self), **changes})
+
+
+def parsed(mount: Mount) -> mount_options.ParsedOptions:
+    return _parsed(mount.type, tuple(mount.options))
+
+
+_parsed = cached(512)(mount_options.parse)
 
 
 def decide(
@@ -112,7 +135,6 @@ def decide(
     if not caller.privileged and not own_user:
         _refuse_without_rights(spec, new)
     first, here = _joins(joined, own_user)
-    hop = bool(first)
 
     id_map, uids, gids, inotify = _maps(spec, caller, "user" in new)
     if ids is not None:
@@ -131,9 +153,8 @@ def decide(
     mounted = kinds["mount"] == "new"
     shown = (layout or _view.layout()) if mounted and spec.rootfs is None else None
     hosts_root = _may_be_hosts_root(spec, caller, uids, ids)
-    recursive = in_user_namespace
-    mounts = contents.mounts(spec, kinds, recursive, hosts_root) if mounted else ()
-    alone = mounted and not hop and _may_start_with_root(spec, caller, ids, "user" in new, mounts)
+    mounts = _mounts(spec, kinds, in_user_namespace, hosts_root) if mounted else ()
+    alone = mounted and not first and _may_start_with_root(spec, caller, ids, "user" in new, mounts)
 
     return Decisions(
         spec=spec,
@@ -144,7 +165,6 @@ def decide(
         join=here,
         user_last="user" in joined and caller.privileged,
         in_user_namespace=in_user_namespace,
-        hop=hop,
         ids=ids,
         id_map=id_map,
         uids=uids,
@@ -154,22 +174,21 @@ def decide(
         sets_ids=changes and (mapped or not same),
         pipe_owner=_pipe_owner(spec, caller, kinds, ids, id_map),
         layout=shown,
-        led_to=contents.led_to(spec, shown),
+        led_to=_led_to(spec, shown),
         root_alone=alone,
         mounts=mounts,
         own=mounts,
         fresh=(),
-        points=contents.points(shown, mounts),
-        layers=contents.layers(spec, shown, mounts),
-        binds=contents.binds(spec) if ids else (),
-        slave=any(contents.parsed(mount).propagation == MS_SLAVE for mount in mounts),
+        points=_points(shown, mounts),
+        layers=_layers(spec, shown, mounts),
+        binds=_binds(spec) if ids else (),
         makes_nodes=not in_user_namespace and bool(caller.capabilities & CAP_MKNOD),
         cgroups=cgroups,
         spared=caller.spared,
-        # Writing its own maps before it executes the program leaves uid 0 its capabilities. But
-        # memory of who executes in a mapped namespace belongs to that, and a pid 1 that stays has
-        # to keep its own from the command. Who may not write to its /proc cannot do it there.
-        maps_first=id_map == "self" and not hop and not spec.init and caller.owns_its_proc,
+        dies_with_parent=spec.die_with_parent,
+        # That leaves uid 0 its capabilities. But the memory of who executes in a mapped namespace
+        # belongs to that, and a pid 1 that stays has to keep its own from the command.
+        maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
         bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
         keep=_kept_rights(spec),
         landlock=_landlock_version(spec, caller.privileged or own_user),
@@ -226,7 +245,7 @@ def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tup
 # ---- ids ----
 
 
-def _range(spec: Spec, caller: Caller) -> tuple[int, int, int] | None:
+def _range(spec: Spec, caller: Caller) -> Ids | None:
     """The range of ids of the user namespace that root's sandboxes join; None: they join none."""
     if not caller.maps_a_range or spec.asks_for("user"):
         return None
@@ -275,7 +294,7 @@ def _pipe_owner(
     spec: Spec,
     caller: Caller,
     kinds: dict[str, str],
-    ids: tuple[int, int, int] | None,
+    ids: Ids | None,
     id_map: str,
 ) -> tuple[int, int] | None:
     """None: the caller itself, or it has no right to give anything away."""
@@ -300,7 +319,7 @@ def _outside(mappings: Sequence[IDMapping], inside: int) -> int:
 
 
 def _may_be_hosts_root(
-    spec: Spec, caller: Caller, uids: Sequence[IDMapping], ids: tuple[int, int, int] | None
+    spec: Spec, caller: Caller, uids: Sequence[IDMapping], ids: Ids | None
 ) -> bool:
     """Whether a uid inside may be the host's uid 0, in a sandbox without CAP_SYS_ADMIN."""
     if ids is not None or "CAP_SYS_ADMIN" in spec.capabilities:
@@ -311,13 +330,13 @@ def _may_be_hosts_root(
 def _may_start_with_root(
     spec: Spec,
     caller: Caller,
-    ids: tuple[int, int, int] | None,
+    ids: Ids | None,
     new_user: bool,
     mounts: Sequence[Mount],
 ) -> bool:
     """Whether the mount namespace can be made of the root's tree alone: a scratch tmpfs beneath it
     needs the caller's view, and so does the source of a device that is bound."""
-    binds = [contents.parsed(mount) for mount in mounts if mount.type == "bind"]
+    binds = [parsed(mount) for mount in mounts if mount.type == "bind"]
     return (
         caller.tree_namespaces
         and bool(caller.capabilities & CAP_MKNOD)
@@ -329,8 +348,119 @@ def _may_start_with_root(
         and spec.root_mode == "pivot_root"
         and not new_user
         and len(binds) <= _core.MAX_SOURCES
-        and all(bind.propagation != MS_SLAVE for bind in binds)
+        and all(bind.propagation != mount_options.MS_SLAVE for bind in binds)
     )
+
+
+def _mounts(
+    spec: Spec, kinds: Mapping[str, str], in_user_namespace: bool, hosts_root: bool
+) -> tuple[Mount, ...]:
+    """The default mounts that the spec does not replace, then those of the spec in their order.
+
+    hosts_root: whether a uid inside may be the host's uid 0.
+    """
+    replaced = [mount.destination for mount in spec.mounts]
+    kept = [
+        _of_host(mount, kinds, in_user_namespace)
+        for mount in (DEFAULT_MOUNTS if spec.default_mounts else ())
+        if not _view.lies_in(mount.destination, replaced)
+    ]
+    every = (*kept, *spec.mounts)
+    return tuple([_closed(mount) for mount in every]) if hosts_root else every
+
+
+def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
+    """/proc and /sys show the pid and the network namespace of who mounts them. The kernel refuses
+    a fresh one of the host's to a user namespace, and on top of itself, so the host's is bound."""
+    owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
+    if owner is None or kinds[owner] != "host":
+        return mount
+    # A user namespace may not uncover what lies below a directory: all of it or nothing.
+    bind = "rbind" if in_user_namespace else "bind"
+    options = [bind, *mount.options]
+    return Mount(mount.destination, source=mount.destination, options=options)
+
+
+def _closed(mount: Mount) -> Mount:
+    """Makes /proc and /sys read-only where a uid inside may own their files, whose modes are the
+    same in every instance on the machine. "rw" in the spec overrides this."""
+    hosts = mount.type == "bind" and mount.source in TYPE_AT
+    if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
+        return mount
+    options = [*mount.options, "ro"]
+    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+
+def _led_to(spec: Spec, layout: _view.Layout | None) -> tuple[str, ...]:
+    """Where links in the host's directories lead, as far as the spec mounts nothing there."""
+    if layout is None:
+        return ()
+    given = [mount.destination for mount in spec.mounts]
+    found = _view.led_to(layout.shown, resolver=shows_resolver(spec))
+    return tuple([path for path in found if not _view.lies_in(path, given)])
+
+
+def shows_resolver(spec: Spec) -> bool:
+    return spec.namespace("network") != "new"
+
+
+def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, ...]:
+    """The directories that a root of the host's directories needs for what is mounted on it."""
+    if layout is None:
+        return ()
+    shown = [*layout.shown, *(path for path, _ in layout.links)]
+    places = [*layout.shown, HOME]
+    for mount in mounts:
+        if mount.type != "bind" and not _view.lies_in(mount.destination, shown):
+            places.append(mount.destination)
+            shown.append(mount.destination)
+    paths = (path for place in places for path in (*directories_above(place), place))
+    return tuple(dict.fromkeys(path.lstrip("/") for path in paths))
+
+
+def _layers(spec: Spec, layout: _view.Layout | None, mounts: Sequence[Mount]) -> Layers:
+    """Each file system of the sandbox: where it is, and whether it is gone with the sandbox."""
+    links = layout.links if layout else ()
+    shown = (*(layout.shown if layout else ()), *(path for path, _ in links))
+    return (
+        ("/", spec.overlay or layout is not None),
+        *((path, False) for path in shown),
+        *((mount.destination, mount.type == "tmpfs") for mount in mounts),
+    )
+
+
+def _binds(spec: Spec) -> tuple[Bind, ...]:
+    """Binds of the spec keep their owners: where the kernel can, or with the option idmap else
+    fail. Other binds show the host, where root's files stay out of reach."""
+    found = []
+    for number, mount in enumerate(spec.mounts):
+        if mount.type != "bind":
+            continue
+        options = parsed(mount)
+        how, why = _core.HOW_IDMAP, ""
+        if options.idmap is False:
+            why = "it has noidmap"
+        elif options.idmap is None:
+            how |= _core.HOW_OPTIONAL
+            made = _made_in(mount, spec.mounts[number + 1 :])
+            why = f"{made} is made in it" if made else ""
+        how = (0 if why else how) | (_core.HOW_RECURSIVE if options.recursive else 0)
+        found.append((mount.destination, os.fspath(mount.source or ""), how, why))
+    return tuple(found)
+
+
+def _made_in(bind: Mount, later: Sequence[Mount]) -> str | None:
+    """A missing target that a later mount makes in this bind; None: there is none. The caller
+    makes it, and cannot make anything in an idmapped tree."""
+    below = [mount for mount in later if _is_below(mount, bind)]
+    for i, mount in enumerate(below):
+        if parsed(mount).mkdir and not any(_is_below(mount, one) for one in below[:i]):
+            return mount.destination
+    return None
+
+
+def _is_below(mount: Mount, other: Mount) -> bool:
+    return mount.destination.startswith(other.destination + "/")
 
 
 # ---- rights and limits ----

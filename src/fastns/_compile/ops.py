@@ -1,8 +1,12 @@
-"""Op, one step of the plan, and the constants and constructors that several emitters share."""
+"""Op, one step of a plan, and what several emitters share: constants of the kernel, small ops."""
 
 from __future__ import annotations
 
 from fastns._record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CLONE_FLAGS = {  # clone(2), unshare(2)
     "time": 0x00000080,
@@ -38,19 +42,15 @@ class Op:
 
 def write_op(stage: str, name: str, text: bytes) -> Op:
     """Writes a file of the process itself, which must be on a proc file system."""
-    note = f"{name}: {text.decode().strip()}"
-    target = f"/proc/self/{name}".encode()
+    target, note = f"/proc/self/{name}".encode(), f"{name}: {text.decode().strip()}"
     return Op("write", stage, flags=PROC_MAGIC, target=target, data=text, note=note)
 
 
-def setgid_op(gid: int) -> Op:
-    return Op("setgid", "setgid", arg=gid, note=str(gid))
+def id_op(code: str, number: int) -> Op:
+    """setuid or setgid."""
+    return Op(code, code, arg=number, note=str(number))
 
 
-def setuid_op(uid: int) -> Op:
-    return Op("setuid", "setuid", arg=uid, note=str(uid))
-
-
-def clone_flags(kinds: list[str] | tuple[str, ...]) -> int:
+def clone_flags(kinds: Iterable[str]) -> int:
     """The CLONE_NEW* bits of these kinds of namespace."""
     return sum(CLONE_FLAGS[kind] for kind in kinds)

@@ -10,32 +10,20 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view
-from fastns._compile import identity, made, rights, with_profile
+from fastns._compile import DEFAULT_SPEC, made, mounts, process, root, with_profile
 from fastns._compile.caller import Caller
-from fastns._compile.contents import DEV, is_throw_away, parsed
-from fastns._compile.decide import Decisions, decide
-from fastns._compile.mounts import file_op, how_of_bind, masks, mount, mount_op, scratch_op
+from fastns._compile.decide import DEV, Decisions, decide, parsed
 from fastns._compile.ops import Op
-from fastns._compile.root import (
-    LAYERS,
-    READ_ONLY_ROOT,
-    enter_root,
-    overlay_op,
-    pivot_op,
-    propagation_op,
-    root,
-    root_path,
-    root_tree_op,
-)
 from fastns.errors import SpecError
 from fastns.mount_options import ATTR_RDONLY
 from fastns.spec import IDMapping, Mount, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
+SHARED_TYPES = ("bind", "devtmpfs")  # mounted by the server for all
 
 
 def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
@@ -43,7 +31,8 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
 
     Raises: SpecError when a template cannot have what the spec asks for.
     """
-    return compile_template_for(with_profile(spec or Spec()), Caller.current(), None, netns_pool)
+    whole = with_profile(spec or DEFAULT_SPEC)
+    return compile_template_for(whole, Caller.current(), None, netns_pool)
 
 
 def compile_template_for(
@@ -54,11 +43,8 @@ def compile_template_for(
     Raises: SpecError when a template of this caller cannot have what the spec asks for.
     """
     server, each = decide_template(spec, caller, layout, netns_pool)
-    sandbox = made(
-        each, _sandbox_ops(each), method="template", netns_pool=netns_pool, cgroups=each.cgroups
-    )
-    first = (*rights.first(server), *identity.join_first(server))
-    return made(server, _server_ops(server, each), first, sandbox=sandbox)
+    sandbox = made(each, (), _sandbox_ops(each), method="template", netns_pool=netns_pool)
+    return made(server, process.first(server), _server_ops(server), sandbox=sandbox)
 
 
 # ---- decide ----
@@ -78,38 +64,44 @@ def decide_template(
     if d.id_map not in ("none", "self", "range"):
         _refuse("user", "ids other than the caller's need a range, which is not there yet")
     own_user = d.id_map == "self"
-    fresh = [one for one in d.mounts if _is_fresh(one, own_user, netns_pool)]
-    places = tuple([one.destination for one in fresh])
-    _refuse_below(places, spec, d.mounts)
-
+    # The /sys of a network namespace that is not its own is not a sandbox's to mount.
+    shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
+    fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
+    places = tuple([mount.destination for mount in fresh])
+    if not spec.overlay:
+        for mount in d.mounts:
+            _refuse_below(places, mount.destination if mount.type in SHARED_TYPES else "")
+        for destination in spec.files:
+            _refuse_below(places, destination)
     split = d.filter == "whole"
-    shared = d.id_map == "none"  # rights that all sandboxes have to give up are the server's to do
-    own = [one for m in d.mounts for one in _of_server(d, m, m not in fresh)]
+    bounds_all = d.id_map == "none"  # a new user namespace would give a full set again
+
     server = d.but(
         by_range=(),
         copied=(),
         id_map="none" if d.ids else d.id_map,
-        own=tuple(own),
+        own=tuple([one for mount in d.mounts for one in _of_server(d, mount)]),
         fresh=places,
         led_to=tuple([path for path in d.led_to if not _view.lies_in(path, places)]),
         maps_first=False,
-        bounding=d.bounding and shared,
+        bounding=d.bounding and bounds_all,
         filter="first" if split else "none",
     )
-    absent = ["user", "time", *(["network"] if netns_pool else [])]
-    new = [kind for kind in d.new if kind not in absent]
-    uid, gid = (IDMapping(number, number, 1) for number in (spec.uid, spec.gid))
+    absent = ("user", "time", "network") if netns_pool else ("user", "time")
+    new = tuple([kind for kind in d.new if kind not in absent])
     each = d.but(
-        # A user namespace of its own, in which the server's mounts are locked.
-        new=(*new, "user") if own_user else tuple(new),
-        uids=(uid,),
-        gids=(gid,),
+        new=(*new, "user") if own_user else new,  # in it the server's mounts are locked
+        join_first=(),
+        join=(),
+        user_last=False,
+        uids=(IDMapping(spec.uid, spec.uid, 1),),
+        gids=(IDMapping(spec.gid, spec.gid, 1),),
         inotify=None,
-        own=tuple(fresh),
+        own=fresh,
         fresh=places,
-        hop=False,
+        dies_with_parent=False,  # they end with the server, and that with the caller
         maps_first=False,
-        bounding=d.bounding and not shared,
+        bounding=d.bounding and not bounds_all,
         filter="rest" if split else d.filter,
     )
     return server, each
@@ -132,150 +124,125 @@ def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
         _refuse("uid_mappings", "ranges of ids are not there yet")
 
 
-def _refuse_below(fresh: Sequence[str], spec: Spec, mounts: Sequence[Mount]) -> None:
-    """What the server mounts or puts there could not be seen."""
-    shared = [one.destination for one in mounts if one.type in ("bind", "devtmpfs")]
-    for destination in () if spec.overlay else (*shared, *spec.files):
-        for path in fresh:
-            if destination.startswith(path + "/"):
-                _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
+def _refuse_below(fresh: tuple[str, ...], destination: str) -> None:
+    """Nobody would see what the server puts there."""
+    for path in fresh:
+        if destination.startswith(path + "/"):
+            _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
 
 
 def _refuse(field: str, why: str) -> None:
     raise SpecError(field, f"a Template cannot have this: {why}")
 
 
-def _is_fresh(one: Mount, own_user: bool, netns_pool: int) -> bool:
-    """Whether each sandbox mounts it for itself. The /sys of a network namespace that is not its
-    own is not its to mount."""
-    if own_user and netns_pool and one.type == "sysfs":
-        return False
-    return one is not DEV and one.type not in ("bind", "devtmpfs")
-
-
-def _of_server(d: Decisions, one: Mount, is_shared: bool) -> Iterator[Mount]:
+def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:
     """What the server mounts at the place of one mount."""
-    if one is DEV or one.type in ("bind", "devtmpfs"):
-        yield one
+    if mount is DEV or mount.type in SHARED_TYPES:
+        yield mount
         return
     # A sandbox cannot make a missing target where its root shows other owners.
-    if d.ids and d.layout is None and not d.spec.overlay and parsed(one).mkdir:
-        yield one
-    # In a user namespace of its own it can mount another one only where one is there already.
-    if d.id_map == "self" and one.type in ("proc", "sysfs"):
-        yield beneath(one)
-
-
-def beneath(one: Mount) -> Mount:
-    """The server's mount beneath a sandbox's own one, seen if the sandbox unmounts that. Its /proc
-    shows only processes that may be traced; it is writable, as the server writes id maps there."""
-    options = list(one.options)
-    if one.type == "proc":
-        options = [*(option for option in options if option != "ro"), "hidepid=2"]
-    return Mount(one.destination, type=one.type, source=one.source, options=options)
+    if d.ids and d.layout is None and not d.spec.overlay and parsed(mount).mkdir:
+        yield mount
+    # In its user namespace a sandbox can mount these only where the server has mounted one. That is
+    # seen if the sandbox unmounts its own: such a /proc shows only processes that it may trace. It
+    # is writable, as the server writes id maps there.
+    if d.id_map == "self" and mount.type in ("proc", "sysfs"):
+        options = list(mount.options)
+        if mount.type == "proc":
+            options = [*(option for option in options if option != "ro"), "hidepid=2"]
+        yield Mount(mount.destination, type=mount.type, source=mount.source, options=options)
 
 
 # ---- emit ----
 
 
-def _server_ops(d: Decisions, each: Decisions) -> list[Op]:
-    filters = rights.filter(d)
-    return [
-        *identity.join(d),
-        *identity.maps(d),
-        *(_parts(d) if d.spec.overlay else _shared_root(d)),
-        *identity.names(d),  # a new uts namespace starts with those of the server's
-        *rights.bounding(d),
-        rights.keyring(d.spec, _core.HOW_SEALED),  # all sandboxes have the same
-        # Most of the default filter is the server's own: to load it takes a fifth of a start.
-        *([rights.NO_NEW_PRIVILEGES] if filters and d.spec.no_new_privileges else []),
-        *filters,
-    ]
+def _server_ops(d: Decisions) -> Iterator[Op]:
+    yield from process.namespaces(d)
+    if d.spec.overlay:
+        yield from _parts(d)
+    else:
+        yield from root.root(d, ATTR_RDONLY)
+        if d.spec.default_mounts and any(m.destination == DEV.destination for m in d.mounts):
+            yield DEV_READ_ONLY
+        yield from root.enter_root(d)
+    yield from process.names(d.spec)  # a new uts namespace starts with those of the server's
+    yield from process.bounding(d)
+    yield process.keyring(d.spec, _core.HOW_SEALED)  # all sandboxes have the same
+    if d.filter != "none" and d.spec.no_new_privileges:
+        yield process.NO_NEW_PRIVILEGES
+    # Most of the default filter is the server's own: to load it takes a fifth of a start.
+    yield from process.seccomp_filter(d)
 
 
-def _sandbox_ops(d: Decisions) -> list[Op]:
-    return [
-        *identity.maps(d),
-        *identity.own_namespaces(d),
-        *(_layer(d) if d.spec.overlay else _fresh_mounts(d)),
-        *identity.loopback(d),
-        *rights.cgroup(d),
-        *rights.limits(d.spec),
-        *identity.join_range(d),
-        *rights.bounding(d),
-        *identity.ids(d),
-        *rights.last(d),  # it ends with the server, and that with the caller: no parent_death
-    ]
+def _sandbox_ops(d: Decisions) -> Iterator[Op]:
+    yield from process.namespaces(d)
+    if d.spec.overlay:
+        yield from _layer(d)
+    else:
+        yield Op("root_tree", "rootfs", source=b"/", note="/")
+        for mount in d.own:
+            yield mounts.mount_op(d, mount)
+        for at, op in mounts.masks(d):
+            if _view.lies_in(at, d.fresh):
+                yield op
+    yield from process.loopback(d)
+    yield from process.cgroup(d)
+    yield from process.command(d)
 
 
-def _shared_root(d: Decisions) -> list[Op]:
-    """Nothing in it can be written that all sandboxes see, but what the spec gives them."""
-    ops = root(d, ATTR_RDONLY)
-    if d.spec.default_mounts and "/dev" in [one.destination for one in d.mounts]:
-        ops.append(DEV_READ_ONLY)
-    return [*ops, *enter_root(d)]
+# ---- an overlay: each sandbox puts the parts together over a layer of its own ----
 
 
-def _fresh_mounts(d: Decisions) -> list[Op]:
-    mounts = [mount_op(d, one) for one in d.own]
-    covering = [op for at, op in masks(d) if _view.lies_in(at, d.fresh)]
-    return [Op("root_tree", "rootfs", source=b"/", note="/"), *mounts, *covering]
-
-
-# ---- a layer for each sandbox ----
-
-
-def _parts(d: Decisions) -> list[Op]:
-    """The server's root holds the parts: /lower, /dev, and what is bound, in /parts. Each sandbox
-    puts them together over a layer of its own."""
-    source = os.fsencode(root_path(d))
-    ops = [
-        propagation_op(d),
-        root_tree_op(d, read_only=True),
-        scratch_op(d, "rootfs", [b"lower", b"layers", b"files"], None, "tmpfs for the parts"),
-        Op("root_attach", "rootfs", source=source, target=b"lower", note="attached"),
-        Op("root_scratch", "rootfs"),
-    ]
+def _parts(d: Decisions) -> Iterator[Op]:
+    """The server's root holds the parts: /lower, /dev, and in /parts what is to be bound."""
+    source = root.root_path(d.spec)
+    yield Op("propagation", "propagation", flags=root.propagation(d))
+    yield root.root_tree_op(d, read_only=True)
+    names = (b"lower", b"layers", b"files")
+    yield mounts.scratch_op(d, "rootfs", names, None, "tmpfs for the parts")
+    yield Op("root_attach", "rootfs", source=source, target=b"lower", note="attached")
+    yield Op("root_scratch", "rootfs")
     parts = _part_names(d)
-    for one in d.own:
-        part = parts.get(one.destination)
-        ops += mount(d, one) if part is None else [mount_op(d, one, part)]
+    for mount in d.own:
+        if mount.destination in parts:
+            yield mounts.mount_op(d, mount, parts[mount.destination])
+        else:
+            yield from mounts.mounted(d, mount)
     for number, destination in enumerate(d.spec.files):
-        part = b"/parts/file%d" % number
-        ops.append(file_op(d, number, destination, part, _core.HOW_CREATE, ATTR_RDONLY))
+        how, part = _core.HOW_CREATE, b"/parts/file%d" % number
+        yield mounts.file_op(d, number, destination, part, how, ATTR_RDONLY)
     if DEV in d.mounts:
-        ops.append(DEV_READ_ONLY)
-    return [*ops, pivot_op(source, 1)]
+        yield DEV_READ_ONLY
+    yield root.pivot_op(source, 1)
 
 
 def _part_names(d: Decisions) -> dict[str, bytes]:
-    """Where the server's root has what is to be bound to a destination."""
-    return {
-        one.destination: b"/parts/%d" % number
-        for number, one in enumerate(d.mounts)
-        if one.type in ("bind", "devtmpfs")
-    }
+    """Destination → where the server's root has what is to be bound there."""
+    numbered = enumerate(d.mounts)
+    return {m.destination: b"/parts/%d" % i for i, m in numbered if m.type in SHARED_TYPES}
 
 
-def _layer(d: Decisions) -> list[Op]:
-    ops = [scratch_op(d, "overlay", LAYERS, b"/layers"), overlay_op(d, b"/lower")]
+def _layer(d: Decisions) -> Iterator[Op]:
+    yield mounts.scratch_op(d, "overlay", root.LAYERS, b"/layers")
+    yield root.overlay_op(d, b"/lower")
     parts = _part_names(d)
-    for one in d.mounts:
-        if one.destination in d.fresh:
-            ops.append(mount_op(d, one))
+    for mount in d.mounts:
+        if mount.destination in d.fresh:
+            yield mounts.mount_op(d, mount)
         else:
-            part = parts.get(one.destination, os.fsencode(one.destination))
-            ops.append(_put(d, "mount", part, one.destination, how_of_bind(one)))
+            part = parts.get(mount.destination, os.fsencode(mount.destination))
+            yield _bind_part(d, "mount", part, mount.destination, mounts.how_of_bind(mount))
     for number, destination in enumerate(d.spec.files):
-        ops.append(_put(d, "file", b"/parts/file%d" % number, destination))
-    ops += [op for _, op in masks(d)]
-    return [*ops, *([READ_ONLY_ROOT] if d.spec.read_only else []), pivot_op(b"/", 1)]
+        yield _bind_part(d, "file", b"/parts/file%d" % number, destination)
+    for _, op in mounts.masks(d):
+        yield op
+    if d.spec.read_only:
+        yield root.READ_ONLY_ROOT
+    yield root.pivot_op(b"/", 1)
 
 
-def _put(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
+def _bind_part(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
     """A part of the server's root, with all that is mounted below it, into each sandbox's."""
-    how |= _core.HOW_RECURSIVE
-    if is_throw_away(destination, d.layers):
-        how |= _core.HOW_CREATE | d.owned
+    how |= _core.HOW_RECURSIVE | mounts.how_made(d, destination, d.layers)
     target = os.fsencode(destination)
     return Op("bind", stage, how, source=part, target=target, note=destination)
