@@ -1,4 +1,5 @@
-"""Plans for made-up callers. With the fixture made_up_host they are the same on every machine.
+"""Compiles plans for made-up callers. With the fixture made_up_host they are the same on every
+machine.
 
 All that tests take from the compiler is imported here.
 """
@@ -63,13 +64,13 @@ def of_this_caller(spec: Spec, layout: _view.Layout | None = None) -> _core.Plan
     return compile_for(spec, Caller.current(), layout)
 
 
-def template(spec: Spec, caller: Caller) -> _core.Plan:
-    """The plan of a template's server, with that of each sandbox."""
-    return compile_template_for(spec, caller, LAYOUT)
+def template(spec: Spec, caller: Caller, netns_pool: int = 0) -> _core.Plan:
+    """The plan of a template's server, which contains the plan of each sandbox."""
+    return compile_template_for(spec, caller, LAYOUT, netns_pool)
 
 
 def steps(plan: _core.Plan | None) -> list[str]:
-    """The ops as Plan.describe() has them, without their numbers: `stage note`."""
+    """The ops as Plan.describe() returns them, without their numbers: `stage note`."""
     assert plan is not None
     found = (re.fullmatch(r"(\w+)\[\d+\]( .*)?", line) for line in plan.describe())
     return [f"{line[1]}{line[2] or ''}" for line in found if line]

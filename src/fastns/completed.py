@@ -1,4 +1,4 @@
-"""run(), and what a command that was run to its end has come to."""
+"""run(), and the result of a command that was run to its end."""
 
 from __future__ import annotations
 
@@ -15,55 +15,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-    from typing import Any, Literal, TypedDict, Unpack
+    from typing import Any, Literal, Unpack
 
     from fastns._command import Args
+    from fastns._signatures import RunOfSpec, RunTextOfSpec
     from fastns._stdio import Stdio
     from fastns.batch import Result
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec
     from fastns.template import Template
 
-    class SpawnStreams(TypedDict, total=False):
-        """What spawn() of a Template takes beside args and the kind of text."""
-
-        stdin: Stdio
-        stdout: Stdio
-        stderr: Stdio
-        env: Mapping[str, str] | None
-        cwd: str | os.PathLike[str] | None
-
-    class SpawnOptions(SpawnStreams, total=False):
-        """What spawn() takes beside args and spec."""
-
-        text: bool | None
-        encoding: str | None
-        errors: str | None
-
-    class RunStreamOptions(SpawnStreams, total=False):
-        """What run() of a Template takes beside args and the kind of text."""
-
-        input: bytes | str | None
-        capture_output: bool
-        timeout: float | None
-        check: bool
-
-    class RunKind(RunStreamOptions, total=False):
-        """What run() takes beside args and the kind of text."""
-
-        spec: Spec | _core.Plan | None
-
-    class RunOptions(SpawnOptions, RunStreamOptions, total=False):
-        """What run() takes beside args and spec."""
-
 
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
 class _Unlinked(Completed):
-    """Stands in for CompletedSandbox as long as nobody has imported `subprocess`: most that run one
-    command never need to. It says that it is one, which isinstance() believes, and is pickled and
-    copied as one; type() alone tells the difference."""
+    """Replaces CompletedSandbox as long as nobody has imported `subprocess`, which takes longer to
+    import than all of fastns. isinstance() takes it for a CompletedSandbox, and it is pickled and
+    copied as one; only type() shows the difference."""
 
     @property  # type: ignore[misc]  # object has one that can be set
     def __class__(self) -> Any:
@@ -81,7 +50,7 @@ _class: type[Completed] = _Unlinked
 
 
 def _linked() -> Any:
-    """CompletedSandbox itself, of which all are from now on."""
+    """Import CompletedSandbox, the class of all results from now on."""
     global _class
     if _class is _Unlinked:
         from fastns.results import CompletedSandbox
@@ -100,31 +69,16 @@ def _restored(state: dict[str, Any]) -> CompletedSandbox:
 
 @overload
 def run(
-    args: Args,
-    *,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[RunKind],
+    args: Args, *, text: Literal[True], **options: Unpack[RunTextOfSpec]
 ) -> CompletedSandbox[str]: ...
 @overload
 def run(
-    args: Args,
-    *,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    **options: Unpack[RunKind],
+    args: Args, *, text: Literal[False] | None = None, **options: Unpack[RunOfSpec]
 ) -> CompletedSandbox[bytes]: ...
 @overload
 def run(
-    args: Args,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[RunKind],
-) -> CompletedSandbox: ...
+    args: Args, *, text: bool | None = None, **options: Unpack[RunTextOfSpec]
+) -> CompletedSandbox[Any]: ...
 def run(
     args: Args,
     *,
@@ -145,12 +99,13 @@ def run(
     """Runs `args` in a new sandbox to its end, as subprocess.run() does.
 
     Args: as spawn(), and
-        input: what is written to its stdin; excludes stdin.
+        input: written to its stdin; excludes stdin.
         capture_output: stdout=PIPE, stderr=PIPE; excludes both.
-        timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
+        timeout: seconds, after which the whole sandbox is killed and TimeoutExpired is raised.
         check: a non-zero returncode raises CalledProcessError.
-    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far. DecodeError,
-        a UnicodeDecodeError, when the output is no such text (errors="replace" takes any).
+    Raises: as spawn(); TimeoutExpired and CalledProcessError hold the output so far. DecodeError, a
+        UnicodeDecodeError, when the output is not valid in the encoding (errors="replace" accepts
+        any).
     """
     plan = plan_of(spec)
     return run_by(
@@ -190,7 +145,7 @@ def run_by(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> CompletedSandbox:
-    """run() by a template, whose sandbox the plan is, or without one."""
+    """run(). With a template, `plan` is that of its sandboxes."""
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
     timeout_ns = None if timeout is None else check_timeout(timeout)
@@ -207,7 +162,7 @@ def run_by(
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
-    from fastns._stdio import PIPE, RunStreams  # not for a start that is to be quick
+    from fastns._stdio import PIPE, RunStreams  # not needed on the short way above
 
     if input is not None:
         if stdin is not None:
@@ -231,6 +186,7 @@ def run_by(
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:
+    """The result, or raises it if it is an error, or CalledProcessError by `check`."""
     if isinstance(done, Completed):
         if check and done.returncode:
             from fastns.results import CalledProcessError
@@ -240,7 +196,7 @@ def checked(done: Result, check: bool) -> CompletedSandbox:
     try:
         raise done
     finally:
-        del done  # or the error and this frame would keep each other
+        del done  # the error and this frame would keep each other alive
 
 
 def completed(
@@ -250,10 +206,10 @@ def completed(
     mode: TextMode | None,
     timeout: float | None,
 ) -> Result:
-    """What a command that was run to its end has come to."""
+    """The result of a command that was run to its end, from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not for one that has just exited with 0
+    from fastns._cause import cause_of  # not needed on the short way of run_by()
 
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
@@ -278,26 +234,13 @@ def completed(
             error = DecodeError(*exc.args)
             error.stdout, error.stderr = out, err
     if error is not None:
-        error.returncode = returncode
-        error.usage = Usage.of(*used)
-        error.wall_time = wall
-        error.truncated = truncated
-        error.cause = cause
-        error.limits = plan.limits
+        error.returncode, error.cause = returncode, cause
+        error.usage, error.wall_time = Usage.of(*used), wall
+        error.truncated, error.limits = truncated, plan.limits
         return error
+    of_plan = (plan.limits, plan.id_map, plan.mount_namespace)
     done: Any = _class(
-        args,
-        returncode,
-        stdout,
-        stderr,
-        used,
-        wall,
-        plan.method,
-        truncated=truncated,
-        cause=cause,
-        limits=plan.limits,
-        id_map=plan.id_map,
-        mount_namespace=plan.mount_namespace,
+        args, returncode, stdout, stderr, used, wall, plan.method, truncated, cause, *of_plan
     )
     ended: CompletedSandbox = done
     return ended

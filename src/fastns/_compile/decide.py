@@ -1,7 +1,7 @@
 """decide(): every choice between two ways to carry out a spec, before any op exists.
 
 The emitters (process.py, root.py, mounts.py) turn Decisions into ops and choose nothing. decide()
-changes nothing; it asks _userns, _cgroups, _landlock and _view what this machine has.
+changes nothing; it asks fastns._policy and _view what this machine has.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from fastns._cgroups import CgroupPlan
+    from fastns._policy.cgroup_plan import CgroupPlan
 
-    Ids = tuple[int, int, int]  # range of a user namespace, as _userns.py has it
+    Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
     Joined = tuple[tuple[str, str], ...]  # kind and path
     Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
     Bind = tuple[str, str, int, str]  # destination, source, HOW_*, why it is plain ("": it is not)
@@ -249,9 +249,9 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
     """The range of ids of the user namespace that root's sandboxes join; None: they join none."""
     if not caller.maps_a_range or spec.asks_for("user"):
         return None
-    from fastns import _userns  # only root has a range
+    from fastns._policy import userns  # only root has a range
 
-    ids = _userns.range_of_root()
+    ids = userns.range_of_root()
     wishes = {"user": (spec.uid, spec.gid), "additional_gids": spec.additional_gids}
     for field, wanted in wishes.items():
         if max(wanted, default=0) >= ids[2]:
@@ -269,7 +269,7 @@ def _maps(
     """Of a new user namespace: who writes its maps, the maps, and its limit on inotify."""
     if not new_user:
         return "none", (), (), None
-    from fastns import _userns
+    from fastns._policy import userns
 
     uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
     gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)
@@ -283,7 +283,7 @@ def _maps(
         )
     else:
         way = "self"
-    return way, uids, gids, _userns.inotify_limit()
+    return way, uids, gids, userns.inotify_limit()
 
 
 def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:
@@ -471,9 +471,9 @@ def _cgroups_for(spec: Spec) -> CgroupPlan | None:
     limits = spec.limits()
     if limits is None:
         return None
-    from fastns import _cgroups  # most specs have no limits
+    from fastns._policy import cgroup_plan  # most specs have no limits
 
-    plan = _cgroups.plan(limits, spec.cgroup_parent, spec.require_limits)
+    plan = cgroup_plan.plan(limits, spec.cgroup_parent, spec.require_limits)
     return plan if plan.places else None
 
 
@@ -488,9 +488,9 @@ def _landlock_version(spec: Spec, has_admin: bool) -> int:
         return 0
     if not spec.no_new_privileges and not has_admin:
         raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
-    from fastns import _landlock  # most specs have none
+    from fastns._policy import landlock  # most specs have none
 
-    return _landlock.abi()
+    return landlock.abi()
 
 
 def _filter(spec: Spec) -> str:

@@ -53,9 +53,9 @@ def namespaces(d: Decisions) -> Iterator[Op]:
     for kind, path in d.join:
         yield _setns_op(kind, path)
     if d.inotify is not None:
-        from fastns import _userns
+        from fastns._policy import userns
 
-        path, note = _userns.INOTIFY_LIMIT, "inotify instances: half of the caller's"
+        path, note = userns.INOTIFY_LIMIT, "inotify instances: half of the caller's"
         how, target = _core.HOW_OPTIONAL, path.encode()
         yield Op("write", "rlimit", how, PROC_MAGIC, target=target, data=d.inotify, note=note)
     if d.id_map == "self":
@@ -125,9 +125,9 @@ def command(d: Decisions) -> Iterator[Op]:
         yield drop
         yield NO_NEW_PRIVILEGES
     if spec.landlock:  # before the filter, which need not allow its calls
-        from fastns import _landlock
+        from fastns._policy import landlock
 
-        yield from _landlock.ops(spec.landlock, d.landlock, d.keep)
+        yield from landlock.ops(spec.landlock, d.landlock, d.keep)
     yield from seccomp_filter(d)
     if not spec.no_new_privileges:
         yield drop
@@ -210,14 +210,14 @@ def seccomp_filter(d: Decisions) -> Iterator[Op]:
         profile = seccomp.profile_of(spec.seccomp)
         code, note, flags = seccomp.build(profile, spec.capabilities), "profile", profile.flags
     else:
-        from fastns import _filters  # not where nothing is filtered
+        from fastns._policy import filters  # not where nothing is filtered
 
         setid = spec.allow_setid or not spec.writes_to_host()
         name = "default" if setid else "default, no set-id files"
         if d.filter == "whole":
-            code, note = _filters.default(spec.capabilities, setid=setid), name
+            code, note = filters.default(spec.capabilities, setid=setid), name
         else:
-            first, rest = _filters.default_parts(spec.capabilities, setid=setid)
+            first, rest = filters.default_parts(spec.capabilities, setid=setid)
             is_first = d.filter == "first"
             code, note = (first, f"{name}, for all") if is_first else (rest, "default, the rest")
     yield Op("seccomp", "seccomp", d.keep, flags, len(code) // 8, data=code, note=note)

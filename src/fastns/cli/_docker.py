@@ -1,4 +1,4 @@
-"""What a user of docker types that does not exist here, and what there is instead.
+"""Options and commands of docker that do not exist here, and what there is instead.
 
 Imported only to word an error.
 """
@@ -15,86 +15,58 @@ _NO_PORTS = (
     "no ports are published: with --network host the command listens on the host's own addresses"
 )
 _NO_NAME = (
-    "a sandbox has no name: it is gone when its command ends; in Python fastns.spawn() gives a "
-    "handle of it"
+    "a sandbox has no name: it is gone when its command ends; in Python, fastns.spawn() returns a "
+    "handle"
 )
 _NO_NETWORKS = "a sandbox has no network but lo (--network none), or the host's (--network host)"
-_DETACH = (
-    "fastns run waits for the command: put & behind it in a shell, or use fastns.spawn() in Python"
-)
+_DETACH = "fastns run waits for the command: add & in a shell, or use fastns.spawn() in Python"
 _OUTPUT = "output goes to stdout and stderr as it comes: redirect it"
 _STREAMS = "stdin, stdout and stderr are always connected: leave it out"
-_HEALTH = "nothing watches a sandbox: --timeout ends it, and the exit code says how it ended"
+_HEALTH = "there are no health checks: --timeout ends a sandbox, the exit code says how it ended"
 _DEVICE = (
     "bind the device file with the option dev, such as -v /dev/kvm:/dev/kvm:dev; its owner and "
     "mode on the host decide whether it can be opened"
 )
-_OOM = "over --memory a sandbox is always ended; --status-fd tells the cause, oom"
+_OOM = "a sandbox over --memory is always ended; --status-fd reports the cause, oom"
 _RATES = "--io DEVICE:KEY=N, where KEY is rbps, wbps, riops or wiops"
 _RESOLV = "give the whole file: --file /etc/resolv.conf=@PATH"
 
+_SHARES = "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are"
+_QUIET = "fastns prints nothing of its own but errors: leave it out"
+_HEALTH_OPTIONS = ("--health-cmd", "--health-interval", "--health-retries", "--health-timeout")
+
 OPTIONS = {
-    "-a": _STREAMS,
-    "--attach": _STREAMS,
-    "--blkio-weight": _RATES,
-    "-c": "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are",
-    "--cidfile": _NO_NAME,
-    "--cpu-period": "--cpus N, such as 1.5",
-    "--cpu-quota": "--cpus N, such as 1.5",
-    "--cpu-shares": "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are",
-    "-d": _DETACH,
-    "--detach": _DETACH,
-    "--detach-keys": _STREAMS,
-    "--device": _DEVICE,
-    "--device-cgroup-rule": _DEVICE,
-    "--device-read-bps": _RATES,
-    "--device-read-iops": _RATES,
-    "--device-write-bps": _RATES,
-    "--device-write-iops": _RATES,
-    "--dns-opt": _RESOLV,
-    "--dns-option": _RESOLV,
-    "--dns-search": _RESOLV,
-    "--entrypoint": "there is no entrypoint: the command is what follows the options",
-    "--expose": _NO_PORTS,
+    **dict.fromkeys(("-a", "--attach", "--detach-keys"), _STREAMS),
+    **dict.fromkeys(("-d", "--detach"), _DETACH),
+    **dict.fromkeys(("-c", "--cpu-shares"), _SHARES),
+    **dict.fromkeys(("--cpu-period", "--cpu-quota"), "--cpus N, such as 1.5"),
+    **dict.fromkeys(("--device", "--device-cgroup-rule"), _DEVICE),
+    **dict.fromkeys(("--device-read-bps", "--device-read-iops", "--blkio-weight"), _RATES),
+    **dict.fromkeys(("--device-write-bps", "--device-write-iops"), _RATES),
+    **dict.fromkeys(("--dns-opt", "--dns-option", "--dns-search"), _RESOLV),
+    **dict.fromkeys((*_HEALTH_OPTIONS, "--no-healthcheck"), _HEALTH),
+    **dict.fromkeys(("--ip", "--ip6", "--link", "--mac-address", "--network-alias"), _NO_NETWORKS),
+    **dict.fromkeys(("-l", "--label", "--label-file", "--name", "--cidfile"), _NO_NAME),
+    **dict.fromkeys(("--log-driver", "--log-opt"), _OUTPUT),
+    **dict.fromkeys(("--oom-kill-disable", "--oom-score-adj"), _OOM),
+    **dict.fromkeys(("-p", "-P", "--publish", "--publish-all", "--expose"), _NO_PORTS),
+    **dict.fromkeys(("-q", "--quiet"), _QUIET),
+    "--entrypoint": "there is no entrypoint: the command follows the options",
     "--gpus": "bind the driver's device files with the option dev, such as "
     "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr",
     "--group-add": "additional_gids of a Spec, in Python",
-    "--health-cmd": _HEALTH,
-    "--health-interval": _HEALTH,
-    "--health-retries": _HEALTH,
-    "--health-timeout": _HEALTH,
-    "--ip": _NO_NETWORKS,
-    "--ip6": _NO_NETWORKS,
-    "-l": _NO_NAME,
-    "--label": _NO_NAME,
-    "--label-file": _NO_NAME,
-    "--link": _NO_NETWORKS,
-    "--log-driver": _OUTPUT,
-    "--log-opt": _OUTPUT,
-    "--mac-address": _NO_NETWORKS,
-    "--memory-reservation": "--memory BYTES, a limit; there is no softer one",
-    "--name": _NO_NAME,
-    "--network-alias": _NO_NETWORKS,
-    "--no-healthcheck": _HEALTH,
-    "--oom-kill-disable": _OOM,
-    "--oom-score-adj": _OOM,
-    "-p": _NO_PORTS,
-    "-P": _NO_PORTS,
+    "--memory-reservation": "--memory BYTES, a hard limit; there is no soft one",
     "--platform": "there is no emulation: programs are those of this machine, or of --rootfs DIR",
     "--privileged": "give what is needed by name: --cap-add NAME, --security-opt "
     "seccomp=unconfined, --security-opt systempaths=unconfined, --userns host",
-    "--publish": _NO_PORTS,
-    "--publish-all": _NO_PORTS,
     "--pull": _NO_IMAGES,
-    "-q": "fastns prints nothing of its own but errors: leave it out",
-    "--quiet": "fastns prints nothing of its own but errors: leave it out",
     "--restart": "nothing is started again: use a loop of the shell, or Restart= of a systemd unit",
     "--runtime": "fastns is the runtime: leave it out",
     "--shm-size": "--tmpfs /dev/shm:size=64m",
     "--sig-proxy": "SIGTERM and SIGHUP end the sandbox, Ctrl-C reaches the command: leave it out",
     "--stop-signal": "SIGTERM to fastns ends the sandbox at once, by SIGKILL",
     "--stop-timeout": "--timeout TIME ends the whole sandbox",
-    "--storage-opt": "--tmpfs-size BYTES, which counts for the layer of --overlay too",
+    "--storage-opt": "--tmpfs-size BYTES, which limits the layer of --overlay too",
     "--sysctl": "sysctls are the kernel's defaults in a new namespace, and cannot be set",
     "--volumes-from": "name each with -v SRC:DST",
 }
@@ -116,11 +88,11 @@ _SYSTEMS = (
     *("almalinux", "alpine", "amazonlinux", "archlinux", "centos", "debian", "fedora"),
     *("hello-world", "rockylinux", "ubuntu"),
 )
-"""Images that are often named without a tag, and are no commands."""
+"""Images that are often named without a tag. No commands have these names."""
 
 
 def hint_of_image(name: str) -> str | None:
-    """For a command that was not found: None unless it looks like an image's name."""
+    """A hint for a command that was not found, or None unless it looks like an image's name."""
     if not (_TAGGED.fullmatch(name) or _REGISTRY.fullmatch(name) or name in _SYSTEMS):
         return None
     return (
