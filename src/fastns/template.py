@@ -13,7 +13,7 @@ import warnings
 from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._command import TextMode
-from fastns._compile_template import compile_template
+from fastns._compile.template import compile_template
 from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null

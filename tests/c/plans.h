@@ -1,4 +1,4 @@
-/* Small plans for the tests of spawns, by hand: what _compile.py makes, in a few lines of C. */
+/* Small plans for the tests of spawns, by hand: what _compile makes, in a few lines of C. */
 #ifndef FNS_TESTS_PLANS_H
 #define FNS_TESTS_PLANS_H
 

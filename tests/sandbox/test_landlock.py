@@ -150,10 +150,9 @@ def test_a_path_that_is_not_there(busybox_rootfs: Path, way: str, path: str, err
 
 
 def _plan(way: str, given: dict[str, Any]) -> _core.Plan:
-    from fastns._compile_template import compile_template
-
     if way in ("template", "parked"):
-        plan = compile_template(PlainSpec(**given)).sandbox
+        with Template(PlainSpec(**given)) as template:
+            plan = template._plan.sandbox
         assert plan is not None
         return plan
     more = {"user": {"namespaces": {"user": "new"}}, "init": {"init": True}}.get(way, {})

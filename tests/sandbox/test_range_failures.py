@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import support
 from hidden import without
 from processes import script
 
@@ -28,9 +29,10 @@ def drop(capability):
 def test_capabilities_without_the_right_to_trace(probe_rootfs: Path) -> None:
     """As root of some containers: an error that says so, where the kernel would say EPERM only."""
     code = """
-from fastns import Spec, Template, _compile
+from fastns import Spec, Template
+from plans import Caller
 given = {"rootfs": sys.argv[1], "capabilities": ["NET_ADMIN"]}
-every = _compile.Caller.current()
+every = Caller.current()
 def tell(what, run):
     try:
         print(what, run(["/true"]).returncode)
@@ -55,11 +57,12 @@ tell("hosts", lambda args: fastns.run(args, spec=spec))
 del given["capabilities"]
 every_way()
 given["capabilities"] = ["NET_ADMIN"]
-_compile.Caller.current = classmethod(lambda cls: every)
+Caller.current = classmethod(lambda cls: every)
 every_way()
 """
     ways = ("direct", "direct", "template")
-    assert script(DROP + code, str(probe_rootfs)).splitlines() == [
+    first = f"import sys; sys.path.append({str(support.TESTS)!r})\n"
+    assert script(DROP + code, str(probe_rootfs), first=first).splitlines() == [
         *(f"{way} 0" for way in ways),
         *(f"{way} capabilities True" for way in ways),
         "hosts 0",

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support
+from plans import Op
 from processes import children, eventually, server_pid
 
 from fastns import (
@@ -32,7 +33,7 @@ from fastns import (
     SpecError,
     Template,
     TimeoutExpired,
-    _compile_template,
+    _core,
     run,
 )
 
@@ -171,7 +172,15 @@ def test_but_for_that_it_would_show_them(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: the server's /proc, which a user namespace needs, as it is by default."""
-    monkeypatch.setattr(_compile_template, "_beneath", lambda mount: mount)
+    plan = _core.Plan
+
+    def shown(*, ops: Sequence[Op], **given: Any) -> _core.Plan:
+        """As the binding makes it, but without hidepid."""
+        kept = [Op(**{**vars(op), "data": None}) if op.data == b"hidepid=2" else op for op in ops]
+        assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
+        return plan(ops=tuple(kept), **given)
+
+    monkeypatch.setattr(_core, "Plan", shown)
     with (
         Template(Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **HOST_NET)) as template,
         template.spawn(["sleep", "60"]) as other,

@@ -16,7 +16,6 @@ from inside import runner
 import fastns
 from fastns import Mount, SpecError
 from fastns import Spec as PlainSpec
-from fastns._compile import DEVICES
 
 WAYS = ["direct", "init", "user", "template", "parked", "user-template"]
 PLACES = ("/tmp", "/run", "/dev/shm")
@@ -26,10 +25,11 @@ MiB = 1 << 20
 def sizes(go: Any) -> dict[str, tuple[int, int]]:
     """Each tmpfs, and its bytes and inodes."""
     done = go(["/probe"], capture_output=True)
+    devices = [os.fsdecode(op.target) for op in fastns.compile().ops if op.stage == "device"]
     found = {}
     for mount in support.parse_report(done.stdout)["mounts"]:
         options = dict(option.partition("=")[::2] for option in mount["super_options"])
-        bound = os.path.basename(mount["point"]) in DEVICES  # of a host whose /dev is one
+        bound = mount["point"] in devices  # of a host whose /dev is one
         if mount["type"] == "tmpfs" and not bound:
             size = int(options["size"].rstrip("k")) * 1024
             found[mount["point"]] = (size, int(options["nr_inodes"].rstrip("k")))

@@ -18,11 +18,11 @@ from typing import Any
 import inside
 import pytest
 import support
+from plans import of_this_caller
 from processes import script
 
 import fastns
 from fastns import Mount, SpawnError, Spec, _view
-from fastns._compile import Caller, compile_for
 
 WAYS = (*inside.WAYS, "chroot")
 ELSEWHERE = ("/home", "/srv", "/var", "/mnt", "/media", "/boot")
@@ -124,7 +124,7 @@ def test_a_directory_that_is_gone_by_the_start() -> None:
     """A plan may be older than the host's directories."""
     layout = _view.layout()
     old = _view.Layout((*layout.shown, "/gone-since"), layout.links)
-    plan = compile_for(Spec(), Caller.current(), old)
+    plan = of_this_caller(Spec(), old)
     done = fastns.run(["ls", "-A", "/gone-since"], spec=plan, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"")
 
