@@ -6,7 +6,16 @@ import itertools
 import os
 from _collections_abc import Mapping, Sequence
 
-from fastns._args import MAX_PATH, check_env, check_inside, check_path, check_whole, encode, shown
+from fastns._args import (
+    MAX_PATH,
+    check_cwd,
+    check_env,
+    check_inside,
+    check_path,
+    check_whole,
+    encode,
+    shown,
+)
 from fastns._spec_values import (
     KINDS,
     MAX_ID,
@@ -249,8 +258,7 @@ def _process(spec: Spec) -> None:
         if not isinstance(key, str) or not isinstance(value, str):
             raise SpecError("env", f"{shown(key)}: str expected, not bytes")
     _put(spec, "cwd", check_path("cwd", spec.cwd))
-    if not spec.cwd.startswith("/"):
-        raise SpecError("cwd", f"{shown(spec.cwd)}: an absolute path inside the sandbox expected")
+    check_cwd(spec.cwd)
     check_whole("umask", spec.umask, 0, 0o777)
     types = [rlimit.type for rlimit in spec.rlimits]
     twice = next((name for name in types if types.count(name) > 1), None)
