@@ -39,14 +39,8 @@ MAX_NAME = 64  # bytes, __NEW_UTS_LEN (uname(2))
 MAX_FILE = 16 << 20  # bytes
 MAX_MAPPINGS = 340  # user_namespaces(7)
 FLAGS = (
-    "read_only",
-    "overlay",
-    "default_mounts",
-    "init",
-    "die_with_parent",
-    "require_limits",
-    "no_new_privileges",
-    "allow_setid",
+    *("read_only", "overlay", "default_mounts", "init"),
+    *("die_with_parent", "require_limits", "no_new_privileges", "allow_setid"),
 )
 LISTS = {
     "mounts": Mount,
@@ -58,13 +52,8 @@ LISTS = {
 }
 MAPPINGS = ("namespaces", "files", "env", "io")
 NEEDS_NEW_MOUNTS = (
-    "mounts",
-    "files",
-    "overlay",
-    "read_only",
-    "tmpfs_size",
-    "masked_paths",
-    "readonly_paths",
+    *("mounts", "files", "overlay", "read_only"),
+    *("tmpfs_size", "masked_paths", "readonly_paths"),
 )
 
 

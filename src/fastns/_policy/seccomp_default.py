@@ -247,7 +247,7 @@ def _own_filters() -> Iterable[dict[str, Any]]:
 
 
 def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """With set-id files, openat2 is refused as well: its mode lies in memory."""
+    """Where set-id files are refused, so is openat2: its mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
