@@ -151,8 +151,6 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     timeout = _timeout(flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
-        if flags.max_output is not None:
-            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
         if not flags.dry_run:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()
