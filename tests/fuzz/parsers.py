@@ -225,7 +225,7 @@ def flag_parser() -> Parser:
 
 
 PARSER = flag_parser()
-PARSER.set_defaults(on_output_limit=None)  # a flag of the verbs' own
+PARSER.set_defaults(max_output=None, on_output_limit=None)  # flags of the verbs' own
 FLAGS = sorted(
     (name, action.nargs)
     for action in PARSER._actions
