@@ -68,7 +68,8 @@ def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bo
 
 @pytest.mark.parametrize("way", ["init", "user-init"])
 def test_the_reaper_has_none_when_the_command_looks(probe_rootfs: Path, way: str) -> None:
-    """At once, and often: who gives them up is another process than the one that executes."""
+    """Looked at immediately, and often, because another process gives them up than the one that
+    executes."""
     own = {"namespaces": {"user": "new"}} if way == "user-init" else {}
     plan = fastns.compile(Spec(rootfs=probe_rootfs, init=True, capabilities=["NET_RAW"], **own))
     for _ in range(200):
@@ -140,7 +141,7 @@ def test_who_lacks_one_cannot_give_it(busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, way: str) -> None:
-    """kill(0) is for the process group, which the caller is in as well unless a sandbox leaves."""
+    """kill(0) signals the process group, in which the caller is too unless a sandbox leaves it."""
     with runner(way, rootfs=busybox_rootfs) as go:
         before = signal.signal(signal.SIGUSR1, lambda *_: reached.append(1))
         reached: list[int] = []
