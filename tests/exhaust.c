@@ -1,7 +1,8 @@
-/* Takes all it can get of something that the host shares out: `exhaust WHAT [NUMBER]`.
+/* Takes as much as it can of a resource that all of the host share: `exhaust WHAT [NUMBER]`.
  *
- * Prints how much that was, at most NUMBER, then the errno that ended it, and holds it until its stdin
- * is closed. `core` asks for other limits on core dumps; `crash` ends by a signal that dumps core.
+ * Prints how much it got, at most NUMBER, and the errno that ended it, then keeps it until its
+ * stdin is closed. `core` tries other limits on core dumps; `crash` ends by a signal that dumps
+ * core.
  */
 #define _GNU_SOURCE
 #include <errno.h>

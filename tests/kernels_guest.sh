@@ -1,5 +1,5 @@
 #!/bin/bash
-# The guest's side of tests/kernels.sh: runs there as root, and then the command in it.
+# The guest's side of tests/kernels.sh: runs there as root, then runs the command.
 #
 # The guest's own root asks the host for every read. This makes another one over a view of the same
 # files that the guest's kernel may keep in memory, with a layer over it that takes what is written,

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Tests in a guest of tests/kernels.sh: as root, and beside it as an unprivileged user with a part of
-# the cgroup tree delegated to it, as systemd does. Ends with how both have ended.
+# the cgroup tree delegated to it, as systemd does. Exits with 0 if both succeed.
 # Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
 set -euo pipefail
 

@@ -1,9 +1,9 @@
 /* The probe: a static program that runs inside a sandbox and reports what it sees.
  *
- * Runs as the sandbox's command, often as its pid 1, in a root that may hold nothing but this file.
- * Without an option it prints one JSON object on stdout; what cannot be read (no /proc, say) is
- * null. Bytes outside ASCII are printed as they are: decode with surrogateescape. With an option it
- * does one thing, for tests that need a process with a known behaviour; see usage() below.
+ * Runs as the sandbox's command, often as its pid 1, in a root that may contain only this file.
+ * Without an option it prints one JSON object on stdout; what cannot be read (without /proc, for
+ * example) is null. Bytes outside ASCII are printed as they are: decode with surrogateescape. With an
+ * option it does one thing, for tests that need a process with a known behaviour; see usage() below.
  *
  * Exit status: 0 done; 1 a step failed, with "probe: STEP PATH: ENAME" on stderr; 2 wrong usage.
  */

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the package with every interpreter that is found, and runs the unit tests there and some of
-# the sandbox tests: those in which Python itself has the larger part. Each interpreter has a virtual
+# Builds the package with every interpreter found, and runs the unit tests and some sandbox tests
+# with it: those that depend most on Python itself. Each interpreter has a virtual
 # environment of its own below build/pythons. They are looked for on PATH and among pyenv's. The last
 # line names those that are not found; of `newer`, it names none.
 #

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Prepares a Debian 12 machine for the tests. Safe to run again: what is there already is kept.
+# Prepares a Debian 12 machine for the tests. Can be run again: what exists is kept.
 #
 # Installs the missing Debian packages, makes the unprivileged user "fastns-test" with ranges of
 # subordinate ids, and two root file systems, build/rootfs/debian and build/rootfs/busybox.

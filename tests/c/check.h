@@ -1,4 +1,4 @@
-/* What the C tests share: checks that say where they failed, and random numbers that repeat. */
+/* What the C tests share: checks that say where they failed, and repeatable random numbers. */
 #ifndef FNS_TESTS_CHECK_H
 #define FNS_TESTS_CHECK_H
 

@@ -1,5 +1,5 @@
-/* What the other C tests leave open: early ops without a hop, the index of a failed op, a
- * dynamically linked program between pipes, a large batch, a batch stopped half-way. */
+/* What the other C tests leave out: early ops without a hop, the index of a failed op, a
+ * dynamically linked program between pipes, a large batch, a batch stopped in the middle. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>

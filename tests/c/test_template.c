@@ -1,4 +1,5 @@
-/* Templates through the C API alone: sandboxes of a server, to the end and failing, and its end. */
+/* Templates through the C API alone: sandboxes of a server that succeed and fail, and the server's
+ * end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>

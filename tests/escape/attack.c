@@ -1,7 +1,7 @@
 /* Ways out, one at a time: `attack NAME [ARGUMENT]`.
  *
- * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. Nothing
- * here harms the host where it works: what would be done next is not done.
+ * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. An
+ * attack that works does not harm the host, because it stops there.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
