@@ -122,7 +122,7 @@ class Model:
 @functools.cache
 def name_of(number, machine):
     """The kernel's name of a call, from the library's table or, for newer calls, from ours."""
-    from fastns._libseccomp import NEWER
+    from fastns._policy.libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p

@@ -14,7 +14,8 @@ from typing import Any
 import support
 
 import fastns
-from fastns import IDMapping, Spec, Template, _cgroups
+from fastns import IDMapping, Spec, Template
+from fastns._policy import cgroup_hierarchies
 
 WAYS = ["direct", "init", "template", "parked"]
 
@@ -125,9 +126,9 @@ def _first_id(path: str) -> int:
 def homes() -> list[Path]:
     """Where cgroups of processes that use fastns may be, in all hierarchies."""
     return [
-        Path(place, _cgroups.GROUP)
-        for hierarchy in _cgroups.hierarchies()
-        for place in _cgroups.places_of(hierarchy)
+        Path(place, cgroup_hierarchies.GROUP)
+        for hierarchy in cgroup_hierarchies.hierarchies()
+        for place in cgroup_hierarchies.places_of(hierarchy)
     ]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import plans
 import pytest
 
-from fastns import _core, _owners, _userns, _view
+from fastns import _core, _view
+from fastns._policy import owners, userns
 
 STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_batch", "unshare",
           "user_namespace")  # fmt: skip
@@ -36,7 +37,7 @@ def nothing_starts() -> Iterator[None]:
 def made_up_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace what plans read from the host: ids, a limit, the targets of links, owners of
     binds."""
-    monkeypatch.setattr(_userns, "range_of_root", lambda: plans.IDS)
-    monkeypatch.setattr(_userns, "inotify_limit", lambda: b"64")
+    monkeypatch.setattr(userns, "range_of_root", lambda: plans.IDS)
+    monkeypatch.setattr(userns, "inotify_limit", lambda: b"64")
     monkeypatch.setattr(_view, "LINKS_OUT", ())
-    monkeypatch.setattr(_owners, "notes", lambda _plan: {})
+    monkeypatch.setattr(owners, "notes", lambda _plan: {})

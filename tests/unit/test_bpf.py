@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret
 
-from fastns import _bpf, seccomp
-from fastns._bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
-from fastns._seccomp_default import parts
-from fastns._seccomp_rules import all_but
+from fastns import seccomp
+from fastns._policy import bpf
+from fastns._policy.bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
+from fastns._policy.seccomp_default import parts
+from fastns._policy.seccomp_rules import all_but
 
 I386 = 0x40000003
 DOCKER = {
@@ -51,7 +52,7 @@ def instructions(*lines: tuple[int, int, int, int]) -> bytes:
 def as_made(profile: object, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The filter that the library makes."""
     with monkeypatch.context() as patched:
-        patched.setattr(_bpf, "shorter", lambda program: program)
+        patched.setattr(bpf, "shorter", lambda program: program)
         seccomp._build.cache_clear()
         made = seccomp.build(profile, machine="x86_64")
     seccomp._build.cache_clear()
@@ -122,8 +123,8 @@ def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
         made = program(dice, dice.randrange(4, 40))
         code = list(struct.iter_unpack("=HBBI", made))
         try:
-            again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
-        except _bpf._Unusual:
+            again = bpf._Writer(bpf._Ranges(bpf._Reader(code))).bytes()
+        except bpf._Unusual:
             continue
         written += 1
         check_same(made, again, dice)
@@ -160,7 +161,7 @@ def test_jumps_beyond_their_reach() -> None:
     lines.append((RET, 0, 0, ALLOW))
     made = instructions(*lines)
     code = list(struct.iter_unpack("=HBBI", made))
-    again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
+    again = bpf._Writer(bpf._Ranges(bpf._Reader(code))).bytes()
     assert any(op == JA for op, *_ in struct.iter_unpack("=HBBI", again))
     for number in range(901):
         for value in (number + 7, number):

@@ -612,7 +612,9 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hint", [*errors._HINTS.values(), *errors._HOST_ROOT_HINTS.values()], ids=lambda hint: hint[:40]
+    "hint",
+    [row[3] for host_root in (False, True) for row in errors.known_hints(host_root=host_root)],
+    ids=lambda hint: hint[:40],
 )
 def test_a_hint_names_flags(layer: Layer, capsys: pytest.CaptureFixture[str], hint: str) -> None:
     layer.error = SpawnError("mount", errno.ENOENT, hint=hint)

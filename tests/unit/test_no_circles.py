@@ -22,10 +22,8 @@ CSRC = support.TESTS.parent / "csrc"
 CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
-    ("fastns._core", "fastns._owners"),
-    ("fastns._landlock", "fastns._compile"),
-    ("fastns.errors", "fastns._surroundings"),
-    ("fastns.errors", "fastns.doctor"),
+    ("fastns._core", "fastns._policy.owners"),
+    ("fastns._policy.landlock", "fastns._compile"),
     ("program/netns", "program/server"),
 }
 

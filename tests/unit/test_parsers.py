@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import support
 
-from fastns import _userns
-from fastns.cli import UsageError, _flags, batch, bench, run, whole
+from fastns._policy import userns
+from fastns.cli import UsageError, _values, batch, bench, run, whole
 from fastns.rootfs import _elf
 from fastns.rootfs._model import Unusable
 
@@ -45,10 +45,10 @@ def test_numbers_of_flags(word: str) -> None:
 
 def test_numbers_inside_of_flags() -> None:
     for read in (
-        lambda: _flags.rlimit(f"nofile={LONG}"),
-        lambda: _flags.rlimit(f"nofile=1:{LONG}"),
-        lambda: _flags.io_rates([f"8:0:rbps={LONG}"]),
-        lambda: _flags.id_mapping("--uidmap", f"0:{LONG}:1"),
+        lambda: _values.rlimit(f"nofile={LONG}"),
+        lambda: _values.rlimit(f"nofile=1:{LONG}"),
+        lambda: _values.io_rates([f"8:0:rbps={LONG}"]),
+        lambda: _values.id_mapping("--uidmap", f"0:{LONG}:1"),
         lambda: run._status_fd(LONG),
     ):
         with pytest.raises(UsageError):
@@ -58,7 +58,7 @@ def test_numbers_inside_of_flags() -> None:
 def test_ranges_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "subuid"
     path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
-    assert _userns.entries(str(path)) == [("ann", 5, 6)]
+    assert userns.entries(str(path)) == [("ann", 5, 6)]
 
 
 # ---- ELF ----

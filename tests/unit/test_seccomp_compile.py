@@ -9,8 +9,8 @@ import random
 import pytest
 from bpf import ALLOW, ARCHES, COMPARE, ERRNO, KILL_PROCESS, X32_BIT, interpret, name_of
 
-from fastns._seccomp_compile import program
-from fastns._syscalls import AUDIT_ARCH, numbers
+from fastns._policy.seccomp_compiler import program
+from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 WORDS = (0, 1, 2, 7, 8, 0xFFFFFFFE, 0xFFFFFFFF)
 VALUES = tuple(high << 32 | low for high, low in itertools.product((0, 1, 0xFFFFFFFF), WORDS))

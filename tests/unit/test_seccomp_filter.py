@@ -13,10 +13,11 @@ import pytest
 import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
-from fastns import SpecError, _filters, seccomp
-from fastns._libseccomp import NEWER
-from fastns._seccomp_default import SETUP, parts
-from fastns._seccomp_rules import anything_but
+from fastns import SpecError, seccomp
+from fastns._policy import filters
+from fastns._policy.libseccomp import NEWER
+from fastns._policy.seccomp_default import SETUP, parts
+from fastns._policy.seccomp_rules import anything_but
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 NUMBERS = range(1024)
@@ -92,12 +93,12 @@ def split_by_the_library(caps, machine, setid=True):
 
 def kept(caps, machine, setid=True):
     """The filter files of the package, which are for no capabilities."""
-    return [Path(_filters.path(machine, _filters.WHOLE, setid)).read_bytes()]
+    return [Path(filters.path(machine, filters.WHOLE, setid)).read_bytes()]
 
 
 def kept_split(caps, machine, setid=True):
-    names = (_filters.FIRST, _filters.REST)
-    return [Path(_filters.path(machine, part, setid)).read_bytes() for part in names]
+    names = (filters.FIRST, filters.REST)
+    return [Path(filters.path(machine, part, setid)).read_bytes() for part in names]
 
 
 @functools.cache
@@ -208,21 +209,21 @@ def test_what_is_kept_answers_as_what_libseccomp_makes(filters, others, setid, m
 
 def test_what_is_kept_is_of_this_profile() -> None:
     """Fails if the profile was changed without a build. `make install` builds."""
-    kept = {path.name: path.read_bytes() for path in Path(_filters.DIRECTORY).iterdir()}
-    assert kept == _filters.make_all()
+    kept = {path.name: path.read_bytes() for path in Path(filters.DIRECTORY).iterdir()}
+    assert kept == filters.make_all()
 
 
 def test_what_is_kept_is_made_without_the_library(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
-    monkeypatch.setitem(sys.modules, "fastns._libseccomp", None)
-    assert len(_filters.make_all()) == 2 * 2 * 3
+    monkeypatch.setitem(sys.modules, "fastns._policy.libseccomp", None)
+    assert len(filters.make_all()) == 2 * 2 * 3
 
 
 def test_another_machine_has_no_default_filter(monkeypatch) -> None:
     with pytest.raises(SpecError, match=r"is for x86_64 and aarch64, not 'riscv64'"):
         seccomp.build("default", machine="riscv64")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
-    for build in (_filters.default, _filters.default_parts):
+    for build in (filters.default, filters.default_parts):
         with pytest.raises(SpecError, match=r"seccomp: no default filter for riscv64: .*'unconf"):
             build(setid=True)
 
