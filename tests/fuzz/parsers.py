@@ -175,7 +175,7 @@ def profiles_as_mappings(profile: object) -> None:
 
 @given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jobs.KEYS)]))
 def jobs(data: bytes) -> None:
-    """A line of `fastns batch`. What a job's `id` is comes back as it was."""
+    """A line of `fastns batch`. A job's `id` comes back unchanged."""
     reader = _jobs.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:

@@ -191,7 +191,7 @@ def test_io(busybox_rootfs: Path) -> None:
 
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
-    """A cgroup whose children have memory and pids and nothing else, as cgroup_parent names it."""
+    """A cgroup whose children have only memory and pids, in the form of cgroup_parent."""
     place = Path(cgroup_hierarchies.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
@@ -202,7 +202,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     yield str(below.relative_to(tree.mount)), below
     with contextlib.suppress(FileNotFoundError):
         (below / cgroup_hierarchies.GROUP).rmdir()
-    below.rmdir()  # fails where something was left
+    below.rmdir()  # fails if something was left
     above.rmdir()
 
 

@@ -188,7 +188,7 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
 
 
 def a_child_ends_alone() -> None:
-    """With version 2 a sandbox that is out of memory ends as a whole (memory.oom.group)."""
+    """With version 2 a sandbox that runs out of memory ends as a whole (memory.oom.group)."""
     if all(h.unified for h in cgroup_hierarchies.hierarchies() if h.has("memory")):
         support.skip_missing("a hierarchy of cgroup version 1")
 
@@ -562,7 +562,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @root_only
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
-    """By the clone itself (CLONE_INTO_CGROUP), or, without clone3, by the sandbox."""
+    """The clone does it (CLONE_INTO_CGROUP) or, without clone3, the sandbox."""
     if not any(place.unified for place in cgroup_hierarchies.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:

@@ -74,7 +74,8 @@ def check(error: object) -> None:
 def test_without_that_the_server_is_killed(
     probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: who shares its memory is killed with a sandbox that runs out of it."""
+    """The control: a process that shares the memory of a sandbox is killed when that runs out of
+    it."""
     monkeypatch.setattr(cgroup_plan, "START_MEMORY", -(8 << 20))
     with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), parked=0) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
@@ -146,7 +147,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
 
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
-    """A cgroup whose pids are limited, to be entered."""
+    """A cgroup with a limit on pids, for the test to enter."""
     place = next(place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers)
     above = Path(place.mount) / "fastns"
     above.mkdir(exist_ok=True)
