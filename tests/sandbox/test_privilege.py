@@ -55,6 +55,19 @@ def test_those_that_are_given_are_there_and_no_others(busybox_rootfs: Path, way:
     assert {int(found[name], 16) for name in SETS} == {1 << 13 | 1 << 25}
 
 
+@pytest.mark.parametrize(("way", "root_is_locked"), [("user", False), ("user-template", True)])
+def test_a_user_namespace_that_owns_its_mounts_can_change_them(
+    busybox_rootfs: Path, way: str, root_is_locked: bool
+) -> None:
+    """As SECURITY.md says. With root's range of ids they are locked: see test_range.py."""
+    given: dict[str, Any] = {"read_only": True, "capabilities": ["SYS_ADMIN"]}
+    with runner(way, rootfs=busybox_rootfs, **given) as go:
+        mask = go(["umount", "/proc/sys"], capture_output=True)
+        root = go(["mount", "-o", "remount,bind,rw", "/"], capture_output=True)
+    assert mask.returncode == 0, mask.stderr
+    assert (root.returncode != 0) == root_is_locked, root.stderr
+
+
 @pytest.mark.as_root
 @pytest.mark.parametrize("init", [False, True])
 def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bool) -> None:
