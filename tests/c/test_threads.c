@@ -126,7 +126,7 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
 
 /* ---- cgroups, which all threads share ---------------------------------------------------------- */
 
-/* The number of a leaf is a directory here, and what it has used is always nothing. */
+/* A cgroup is a directory here, with the number as its name, and its counters are always 0. */
 static void make_groups(void)
 {
     static const struct fns_cgroup_counter used = {
