@@ -21,7 +21,7 @@ user=fastns-test
 prepared=build/kernels/user
 away=/var/tmp/fastns-test
 
-# A block device to read from, and swap: neither is there.
+# A block device to read from, and swap: the guest has neither.
 modprobe brd rd_nr=1 rd_size=16384
 modprobe zram num_devices=1
 echo 128M >/sys/block/zram0/disksize
