@@ -1,5 +1,5 @@
-"""What a process hands on to those it starts, whatever namespaces they have: its personality and
-oom_score_adj, which a sandbox does not take over. And callers whose files in /proc are root's."""
+"""A process passes its personality and oom_score_adj on to its children, whatever their namespaces,
+but not to a sandbox. Also: callers whose files in /proc belong to root."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ with open("/proc/self/personality") as own:
 """
     found, own = script(text, way, str(probe_rootfs))
     assert int(found, 16) == 0
-    assert int(own, 16) == ADDR_NO_RANDOMIZE  # and so would any other child
+    assert int(own, 16) == ADDR_NO_RANDOMIZE  # as would any other child
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_spares_from_the_oom_killer_is_not(probe_rootfs: Path, way: str) -> None:
-    """To be spared takes a right that root may lack: 300 stands for less than 0."""
+    """A value below 0 takes a right that root may lack, so 300 stands for it."""
     text = """
 def adjust(text):
     with open("/proc/self/oom_score_adj", "r+") as own:
@@ -83,7 +83,8 @@ def test_who_is_spared(tmp_path: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("way", WAYS)
 def test_a_caller_that_became_a_user(probe_rootfs: Path, way: str) -> None:
-    """Its files in /proc, the id maps among them, are root's: setuid(2) has made it undumpable."""
+    """setuid(2) has made it undumpable, so its files in /proc, such as the id maps, belong to
+    root."""
     text = """
 inside()  # what is read later is read now: another user may not enter this directory
 os.setgroups([])

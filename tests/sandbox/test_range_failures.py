@@ -1,5 +1,5 @@
-"""Root's sandboxes with capabilities where something is missing: the right to trace, by which their
-namespaces are joined, or room for one namespace more."""
+"""Root's sandboxes with capabilities when something is missing: the right to trace, which joining
+their namespaces takes, or a further namespace within the limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def drop(capability):
 
 
 def test_capabilities_without_the_right_to_trace(probe_rootfs: Path) -> None:
-    """As root of some containers: an error that says so, where the kernel would say EPERM only."""
+    """As root in some containers. The error says what is missing, where the kernel only says
+    EPERM."""
     code = """
 from fastns import Spec, Template
 from plans import Caller
@@ -110,7 +111,8 @@ WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
     ],
 )
 def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: str) -> None:
-    """By a limit of the range's user namespace alone; with room again it starts."""
+    """The limit is that of the range's user namespace only. When it is raised, the sandbox
+    starts."""
     test = f"""
 space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids)
 def limit(number):
@@ -133,7 +135,7 @@ print(start())
 @pytest.mark.parametrize("call", ["clone", "unshare"])
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_call_that_is_refused(probe_rootfs: Path, call: str, init: bool) -> None:
-    """To the process in between, or for it."""
+    """In the process in between, or in the caller on its behalf."""
     way = "init" if init else "direct"
     out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way, "own_namespaces")
     assert out.splitlines() == [f"unshare {errno.ENOANO} False"] * 3
