@@ -11,13 +11,14 @@ struct fns_watch {
     int watched[FNS_WATCHED]; /* fds; 0: none */
 };
 
-/* The slots stay the caller's. */
+struct epoll_event;
 struct fns_loop {
-    struct fns_watch *watches;
+    struct fns_watch *watches; /* of each slot; they stay the caller's */
     unsigned n_slots;
-    int epoll;         /* 0: few slots, ppoll() does */
+    int epoll; /* 0: the slots are few, ppoll() is enough */
+    struct epoll_event *events;
     unsigned attended; /* the first slot to attend to */
-    uint64_t now;      /* when it began to wait for the last time */
+    uint64_t now;      /* when the last turn began to wait */
 };
 
 /* Makes a loop of free slots. 0 or -errno. */
