@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "loop.h"
 #include "shared/sys.h"
 #include "shared/wire.h"
 #include "spawn.h"
