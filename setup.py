@@ -52,7 +52,7 @@ def sources(*folders: str) -> list[Path]:
 def build_id() -> str:
     """What a plan file is for: equal sources, equal layout of what they hand each other."""
     digest = hashlib.sha256(os.uname().machine.encode())
-    for path in sorted(Path("csrc").rglob("*.[ch]")):
+    for path in sorted(Path("csrc").rglob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -162,7 +162,7 @@ setup(
             ["src/fastns/_core.pyx", "src/fastns/_entry.c"],
             define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
             include_dirs=["csrc"],
-            depends=[str(path) for path in Path("csrc").rglob("*.[ch]")],
+            depends=[str(path) for path in Path("csrc").rglob("*.*")],
             extra_compile_args=["-O2", "-pthread"],
             # Every symbol is bound at load: the child must not enter the dynamic linker.
             extra_link_args=["-Wl,-z,now", "-pthread"],

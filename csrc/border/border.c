@@ -4,12 +4,14 @@
  * calls only; no heap, no locks, no errno or other TLS, no libc function, no writes but to this stack. All
  * signals are blocked, so no handler of the caller's runs here. tests/sandbox/test_child_rule.py compares
  * the symbols of the object file with that list. Whatever need not happen before the exec is the
- * program's to do (program.c).
+ * program's to do (main.c).
  */
 #include "border.h"
 
 #include "shared/message.h"
 #include "shared/sys.h"
+
+enum { NOROOT = 1 /* SECBIT_NOROOT */ };
 
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
@@ -74,30 +76,25 @@ static int write_maps(const struct fns_plan *plan, int *at)
  * ambient (capabilities(7)). */
 static int keep_capabilities(void)
 {
-    const uint32_t header[2] = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
-    uint32_t sets[6]; /* effective, permitted, inheritable; low words first */
-    long bits = fns_sys5(__NR_prctl, 27 /* PR_GET_SECUREBITS */, 0, 0, 0, 0);
-    if (fns_sys0(__NR_geteuid) == 0 && fns_sys0(__NR_getuid) == 0 && bits >= 0 && !(bits & 1))
+    struct fns_capabilities sets;
+    long bits = fns_prctl(PR_GET_SECUREBITS, 0, 0);
+    if (fns_sys0(__NR_geteuid) == 0 && fns_sys0(__NR_getuid) == 0 && bits >= 0 && !(bits & NOROOT))
         return 0;
-    long result = fns_sys2(__NR_capget, header, sets);
-    if (result < 0 || !(sets[1] | sets[4]))
+    long result = fns_capget(&sets);
+    if (result < 0 || !sets.permitted)
         return (int)result;
-    sets[2] |= sets[1];
-    sets[5] |= sets[4];
-    result = fns_sys2(__NR_capset, header, sets);
-    if (result == -EPERM) { /* no exec can keep those that the bounding set lacks */
-        for (unsigned cap = 0; cap < 64; cap++)
-            if (fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0) != 1)
-                sets[cap < 32 ? 2 : 5] &= ~(1u << cap % 32);
-        result = fns_sys2(__NR_capset, header, sets);
+    sets.inheritable |= sets.permitted;
+    result = fns_capset(&sets);
+    if (result == -EPERM) { /* what the bounding set lacks cannot become inheritable */
+        for (unsigned cap = 0; cap < FNS_MAX_CAPABILITIES; cap++)
+            if (fns_prctl(PR_CAPBSET_READ, cap, 0) != 1)
+                sets.inheritable &= ~(1ull << cap);
+        result = fns_capset(&sets);
     }
-    for (unsigned cap = 0; result >= 0 && cap < 64; cap++) {
-        unsigned low = cap < 32 ? 0 : 3;
-        if ((sets[low + 1] & sets[low + 2]) >> cap % 32 & 1)
-            result =
-                fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 2 /* CAP_AMBIENT_RAISE */, cap, 0, 0);
-        if (result ==
-            -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: an op that needs one fails, and says so */
+    for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++) {
+        if ((sets.permitted & sets.inheritable) >> cap & 1)
+            result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
+        if (result == -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: the op that needs it will fail */
             result = 0;
     }
     return (int)result;

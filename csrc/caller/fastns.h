@@ -26,7 +26,7 @@ int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, i
  * data lengths inside it, options that fit each other. -EINVAL and `*bad_op` (-1: not one op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
+/* The program without libc (main.c), by its bytes. Copied; set once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
 /* For plan->file: a plan's bytes, made at its first start, are kept in a file. NULL: no memory. Freed when no

@@ -8,7 +8,7 @@
  */
 #include "netns.h"
 
-#include "server.h"
+#include "loopback.h"
 #include "shared/sys.h"
 
 #define MAX_QUEUED 512          /* ended, and not yet taken down */
@@ -27,16 +27,6 @@ static struct {
     uint32_t deleted;
     char stack[16384] __attribute__((aligned(4096)));
 } pool;
-
-enum { WAIT, WAKE }; /* FUTEX_* */
-
-/* The result of a wait is not needed: whoever waits reads the word again. */
-static void futex(volatile uint32_t *word, int op, uint32_t value)
-{
-    long result = -EINTR;
-    for (int tries = 0; result < 0 && tries < (op == WAKE ? FNS_TRIES : 1); tries++)
-        result = fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
-}
 
 /* ---- the maker ------------------------------------------------------------------------------ */
 
@@ -120,13 +110,11 @@ static int make(void)
     int netns = (int)fns_sys1(__NR_unshare, FNS_CLONE_NEWNET);
     if (netns < 0)
         return netns;
-    int fd = (int)fns_sys3(__NR_socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd;
-    netns = fns_loopback_up(fd);
-    if (netns == 0)
-        netns = (int)fns_sys3(__NR_ioctl, fd, 0x894c /* SIOCGSKNS */, 0);
-    fns_close(fd);
+    int socket = fns_loopback_up();
+    if (socket < 0)
+        return socket;
+    netns = (int)fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0);
+    fns_close(socket);
     return netns;
 }
 
@@ -172,7 +160,7 @@ static _Noreturn void run_maker(void)
             __atomic_store_n(&pool.made, pool.made + 1, __ATOMIC_SEQ_CST);
             tell_waiting();
         }
-        futex(&pool.asked, WAIT, asked);
+        fns_futex(&pool.asked, FUTEX_WAIT, asked);
     }
 }
 
@@ -189,7 +177,7 @@ static void refill(void)
     if (pool.made - pool.taken == pool.size)
         return;
     __atomic_store_n(&pool.asked, pool.asked + 1, __ATOMIC_SEQ_CST);
-    futex(&pool.asked, WAKE, 1);
+    fns_futex(&pool.asked, FUTEX_WAKE, 1);
 }
 
 int fns_netns_start(uint32_t size, int ready)

@@ -4,6 +4,9 @@
  * in one that is parked, comes when all that could be done ahead is done. Raw system calls only.
  */
 #include "border/border.h"
+#include "command.h"
+#include "fds.h"
+#include "ops.h"
 #include "server.h"
 #include "shared/sys.h"
 
@@ -12,29 +15,6 @@ static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
     sandbox->child.error = (struct fns_error){(uint16_t)stage, 0, -1, (int)-result};
     sandbox->child.progress = FNS_PROGRESS_FAILED;
     return (int)result;
-}
-
-void fns_close_all(const int *fds, int n)
-{
-    for (int i = 0; i < n; i++)
-        fns_close(fds[i]);
-}
-
-int fns_close_but(const int fds[3])
-{
-    int first = 3, next;
-    for (int round = 0; round < 3; round++, first = next + 1) {
-        next = 0;
-        for (int i = 0; i < 3; i++)
-            if (fds[i] >= first && (!next || fds[i] < next))
-                next = fds[i];
-        if (!next)
-            break;
-        long result = next > first ? fns_sys3(__NR_close_range, first, next - 1, 0) : 0;
-        if (result < 0)
-            return (int)result;
-    }
-    return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
 void fns_receive(int socket, int flags, struct fns_received *received)
@@ -191,16 +171,6 @@ static int tell_running(struct fns_room *room, int connection, int news)
     return 0;
 }
 
-/* How many of the ops come before those that are about this process alone: its cgroups,
- * limits and ids. */
-static uint32_t count_first_ops(const struct fns_plan *plan)
-{
-    uint32_t n = 0;
-    while (n < plan->n_ops && plan->ops[n].code < FNS_OP_CGROUP)
-        n++;
-    return n;
-}
-
 /* All that needs no command; then waits for one. */
 static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
@@ -210,7 +180,7 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
     int result = fns_close_but(needed);
     if (result < 0)
         return fail(room->sandbox, FNS_STAGE_FDS, result);
-    if (fns_child_ops(child, 0, n_first) < 0)
+    if (fns_run_ops(child, 0, n_first) < 0)
         return -1;
     /* Killed with an ask in its hands, it could not say so: `asked`, and which it is, are set while the
      * ask is still in the socket, where the server finds it. */
@@ -221,6 +191,14 @@ static int park(struct fns_room *room, int connection, uint32_t n_first)
     room->sandbox->asked = 1;
     fns_receive(connection, 0, &room->received);
     return 0;
+}
+
+/* A failure that is not reported looks like a command that has run: retried whatever the error. */
+static void report(const struct fns_child *child, int status)
+{
+    for (int tries = 0; tries < FNS_TRIES; tries++)
+        if (fns_write(status, &child->error, sizeof child->error) >= 0)
+            return;
 }
 
 int fns_sandbox_main(void *arg)
@@ -237,7 +215,7 @@ int fns_sandbox_main(void *arg)
     struct fns_args *args = &room->sandbox->args;
     int connection = room->sandbox->connection, parked = room->sandbox->parked, loud = 0;
     int own[3 + FNS_MAX_GROUPS] = {connection}, n_own = 0, userns = -1;
-    uint32_t n_first = count_first_ops(child->plan);
+    uint32_t n_first = fns_count_ops_before(child->plan, FNS_OP_REQUEST);
     if (parked && park(room, connection, n_first) < 0)
         return 127;
     if (open_ask(room, &loud) < 0)
@@ -255,7 +233,7 @@ int fns_sandbox_main(void *arg)
         return 127;
     if (userns >= 0)
         child->userns = own[userns];
-    if (!parked && fns_child_ops(child, 0, n_first) < 0)
+    if (!parked && fns_run_ops(child, 0, n_first) < 0)
         return 127;
     if (loud && tell_running(room, own[0], own[1]) < 0)
         return 127;
@@ -263,10 +241,10 @@ int fns_sandbox_main(void *arg)
         result = fns_sys4(__NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, room->files, 0);
     if (result < 0)
         fail(room->sandbox, FNS_STAGE_RLIMIT, result);
-    else if (fns_child_ops(child, n_first, child->plan->n_ops) == 0 &&
-             fns_child_chdir(child) == 0) /* signals are at their defaults */
-        FNS_IGNORE(fns_child_exec(child), "it is in child->error");
+    else if (fns_run_ops(child, n_first, child->plan->n_ops) == 0 &&
+             fns_change_directory(child) == 0) /* signals are at their defaults */
+        FNS_IGNORE(fns_execute(child), "it is in child->error");
     if (loud)
-        fns_child_report(child, own[1]);
+        report(child, own[1]);
     return 127;
 }

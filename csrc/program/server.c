@@ -7,6 +7,8 @@
  * Raw system calls only.
  */
 #include "server.h"
+
+#include "fds.h"
 #include "netns.h"
 
 #include "shared/sys.h"

@@ -71,11 +71,6 @@ void fns_closer_wake(void);
 enum { FNS_TRUNCATED = -4096 }; /* as a size: the bytes are there, but an fd had no place */
 void fns_receive(int socket, int flags, struct fns_received *received);
 
-void fns_close_all(const int *fds, int n);
-
-/* Closes all from 3 on but these; 0: none. 0 or -errno. */
-FNS_CHECKED int fns_close_but(const int fds[3]);
-
 /* What a sandbox does in the server's memory, as the function of a clone: its ask is in the room, or,
  * parked, is yet to come. Returns only on failure, which is then in its `child`. */
 int fns_sandbox_main(void *room);

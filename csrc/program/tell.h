@@ -5,9 +5,6 @@
 #include "child.h"
 #include "shared/message.h"
 
-/* Defined in runtime.h. */
-void *memcpy(void *restrict to, const void *restrict from, size_t size);
-
 /* sendmsg(2) and recvmsg(2), as the kernel lays them out. */
 struct fns_vector {
     void *base;

@@ -7,8 +7,10 @@
 #define FNS_SYS_H
 
 #include <asm/unistd.h>
+#include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/prctl.h>
 #include <linux/stat.h>
 #include <linux/types.h>
 #include <stddef.h>
@@ -168,6 +170,38 @@ FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
     return result < 0 ? result : result & FD_CLOEXEC ? 0 : -EPERM;
 }
 
+FNS_INLINE FNS_CHECKED long fns_prctl(int option, unsigned long value, unsigned long more)
+{
+    return fns_sys5(__NR_prctl, option, value, more, 0, 0);
+}
+
+/* capget(2) and capset(2) of the calling thread; a bit for each capability. */
+struct fns_capabilities {
+    uint64_t effective, permitted, inheritable;
+};
+enum { FNS_MAX_CAPABILITIES = 64 };
+
+FNS_INLINE FNS_CHECKED long fns_capget(struct fns_capabilities *sets)
+{
+    const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct words[2] = {{0, 0, 0}, {0, 0, 0}}; /* low, high */
+    long result = fns_sys2(__NR_capget, &header, words);
+    sets->effective = words[0].effective | (uint64_t)words[1].effective << 32;
+    sets->permitted = words[0].permitted | (uint64_t)words[1].permitted << 32;
+    sets->inheritable = words[0].inheritable | (uint64_t)words[1].inheritable << 32;
+    return result;
+}
+
+FNS_INLINE FNS_CHECKED long fns_capset(const struct fns_capabilities *sets)
+{
+    const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    const struct __user_cap_data_struct words[2] = {
+        {(uint32_t)sets->effective, (uint32_t)sets->permitted, (uint32_t)sets->inheritable},
+        {(uint32_t)(sets->effective >> 32), (uint32_t)(sets->permitted >> 32),
+         (uint32_t)(sets->inheritable >> 32)}};
+    return fns_sys2(__NR_capset, &header, words);
+}
+
 /* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
  * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
 FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
@@ -223,21 +257,13 @@ struct fns_open_how {
 #define FNS_RESOLVE_NO_SYMLINKS 0x04
 #define FNS_RESOLVE_IN_ROOT 0x10
 
-/* open_tree(2), move_mount(2), mount_setattr(2), mount(2), umount2(2) */
+/* open_tree(2), mount_setattr(2) */
 struct fns_mount_attr {
     uint64_t attr_set, attr_clr, propagation, userns_fd;
 };
 #define FNS_OPEN_TREE_CLONE 1
-#define FNS_OPEN_TREE_NAMESPACE 2 /* Linux 7.0 */
-#define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
-#define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
-#define FNS_MOUNT_ATTR_RDONLY 0x01
+#define FNS_OPEN_TREE_NAMESPACE 2 /* since Linux 7.0 */
 #define FNS_MOUNT_ATTR_IDMAP 0x00100000
-#define FNS_MS_REC 16384
-#define FNS_MS_PRIVATE (1 << 18)
-#define FNS_MS_SLAVE (1 << 19)
-#define FNS_MS_UNBINDABLE (1 << 17)
-#define FNS_MNT_DETACH 2
 
 #ifndef __NR_open_tree
 #define __NR_open_tree 428

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("_program")
 EXIT_CODE = 127
-"""What PROGRAM ends with at once when it has no arguments (csrc/program/program.c)."""
+"""What PROGRAM ends with at once when it has no arguments (csrc/program/main.c)."""
 PLACE = "/dev/fastns-bench"
 """Where a sandbox has PROGRAM if its own path does not lead to it."""
 

@@ -25,7 +25,6 @@ KNOWN = {
     ("fastns._landlock", "fastns._compile"),
     ("fastns.errors", "fastns._surroundings"),
     ("fastns.errors", "fastns.doctor"),
-    ("program/netns", "program/server"),
 }
 
 
