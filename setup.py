@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 # A folder of csrc/ says which process runs its code.
-CALLER_FOLDERS = ["caller", "border"]
+CALLER_FOLDERS = ["caller", "border", "shared"]
 PROGRAM_FOLDERS = ["program", "border", "shared"]
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
 # calls of libc, no sanitizer.

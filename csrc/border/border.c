@@ -8,8 +8,8 @@
  */
 #include "border.h"
 
-#include "shared/message.h"
 #include "shared/sys.h"
+#include "shared/wire.h"
 
 enum { NOROOT = 1 /* SECBIT_NOROOT */ };
 

@@ -18,7 +18,7 @@
 #include "hop.h"
 #include "program.h"
 #include "runtime.h"
-#include "shared/unpack.h"
+#include "shared/wire.h"
 #include "start.h"
 
 static uint32_t next_number(const char **at)
