@@ -109,7 +109,7 @@ _Noreturn void fns_run_init(struct fns_start *start)
     if (pid < 0)
         fns_start_fail(start, FNS_STAGE_INIT, pid);
     if (child->progress == FNS_PROGRESS_SETUP) /* it was killed */
-        child->error = (struct fns_error){FNS_STAGE_INIT, FNS_DETAIL_KILLED, -1, ECANCELED};
+        child->error = FNS_KILLED(FNS_STAGE_INIT);
     if (child->progress != FNS_PROGRESS_EXEC)
         fns_start_failed(start);
     FNS_IGNORE(fns_sys2(__NR_munmap, start->packed, start->given.plan_size),

@@ -43,6 +43,8 @@ enum { FNS_SIGCONT = 18, FNS_LAST_SIGNAL = 64, FNS_SI_KERNEL = 0x80, FNS_CLD_EXI
 
 enum { FNS_MNT_DETACH = 2 }; /* umount2(2) */
 
+enum { FNS_PAGE = 4096, FNS_NS = 1000000000 /* in a second */ };
+
 struct fns_siginfo { /* siginfo_t, as far as waitid(2) and a signal's sender fill it */
     int number, error, code, padding;
     int pid, uid, status;
@@ -73,6 +75,25 @@ FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
 FNS_INLINE int fns_is_address(long result)
 {
     return result >= 0 || result <= -4096;
+}
+
+/* Memory that takes pages when it is touched. 0: none, and `error` is -errno. */
+FNS_INLINE void *fns_map(size_t size, long *error)
+{
+    long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fns_is_address(at))
+        return (void *)at;
+    *error = at;
+    return 0;
+}
+
+/* CLOCK_MONOTONIC, ns. */
+FNS_INLINE uint64_t fns_now(void)
+{
+    uint64_t time[2] = {0, 0};
+    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "there is this clock");
+    return time[0] * FNS_NS + time[1];
 }
 
 /* A seqpacket socket pair, close-on-exec. 0 or -errno. */

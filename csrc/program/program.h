@@ -15,9 +15,6 @@ struct fns_start {
     char *words, *words_end; /* the program's arguments, as /proc/self/cmdline shows them */
 };
 
-/* The exit status of a start that has failed. The caller reads the failure from the status pipe. */
-enum { FNS_EXIT_FAILED = 127 };
-
 /* Reports child->error and ends this process. */
 FNS_INLINE _Noreturn void fns_start_failed(const struct fns_start *start)
 {

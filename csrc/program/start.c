@@ -5,7 +5,7 @@
 #include "command.h"
 #include "init.h"
 #include "ops.h"
-#include "server.h"
+#include "serve.h"
 
 void fns_set_dumpable(struct fns_start *start, int dumpable)
 {

@@ -1,6 +1,6 @@
 """Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
 
-A server process (csrc/program/server.c) builds the root once and starts each sandbox as a clone of itself:
+A server process (csrc/program/serve.c) builds the root once and starts each sandbox as a clone of itself:
 nothing of this process is copied, nor the host's table of mounts, and no old root is taken down.
 """
 

@@ -1,0 +1,128 @@
+/* The table of a server's sandboxes, and the list of those that are watched. Runs in a template's server. */
+#include "table.h"
+
+#include "closer.h"
+#include "connections.h"
+
+#define MAX_SANDBOXES (1 << 20)
+#define MAX_NUMBER                                                                                 \
+    0x7fffffff /* a number is an index, and in its upper bits how often that was used */
+
+static struct fns_sandbox *sandboxes;
+static int *by_pid; /* index of the sandbox */
+static int n_sandboxes, first_free, newest_watched;
+
+int fns_open_table(void)
+{
+    long error = 0;
+    sandboxes = fns_map(MAX_SANDBOXES * sizeof *sandboxes, &error);
+    by_pid = fns_map(FNS_MAX_PID * sizeof *by_pid, &error);
+    first_free = newest_watched = FNS_NONE;
+    return sandboxes && by_pid ? 0 : (int)error;
+}
+
+int fns_index_of(const struct fns_sandbox *sandbox)
+{
+    return (int)(sandbox - sandboxes);
+}
+
+struct fns_sandbox *fns_sandbox_at(int index)
+{
+    return index == FNS_NONE ? 0 : &sandboxes[index];
+}
+
+struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
+{
+    int index = first_free;
+    if (index != FNS_NONE)
+        first_free = sandboxes[index].next;
+    else if (n_sandboxes < MAX_SANDBOXES)
+        index = n_sandboxes++;
+    else
+        return 0;
+    struct fns_sandbox *sandbox = &sandboxes[index];
+    sandbox->child = (struct fns_child)FNS_CHILD(plan, &sandbox->args, -1);
+    sandbox->child.userns = userns;
+    sandbox->requested = sandbox->reported = 0;
+    sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | index;
+    sandbox->pid = sandbox->is_ahead = sandbox->is_awaited = sandbox->has_ended = 0;
+    sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
+    sandbox->is_watched = sandbox->batch = 0;
+    sandbox->end.queued = 0;
+    return sandbox;
+}
+
+void fns_free_sandbox(struct fns_sandbox *sandbox)
+{
+    int index = fns_index_of(sandbox);
+    fns_unwatch_sandbox(sandbox);
+    if (sandbox->mounts != FNS_NONE) {
+        fns_closer_release(sandbox->mounts);
+        if (sandbox->args.n_groups)
+            fns_closer_wake(); /* until then its cgroup is not empty */
+    }
+    sandbox->mounts = FNS_NONE;
+    if (sandbox->connection != FNS_NONE && fns_connection(sandbox->connection)->sandbox == index)
+        fns_connection(sandbox->connection)->sandbox = FNS_NONE;
+    sandbox->connection = FNS_NONE;
+    sandbox->number = (sandbox->number + MAX_SANDBOXES) & MAX_NUMBER;
+    sandbox->pid = sandbox->has_ended = 0;
+    sandbox->next = first_free;
+    first_free = index;
+}
+
+void fns_set_pid(struct fns_sandbox *sandbox, int pid)
+{
+    sandbox->pid = pid;
+    by_pid[pid] = fns_index_of(sandbox);
+}
+
+struct fns_sandbox *fns_find_pid(int pid)
+{
+    struct fns_sandbox *sandbox = pid > 0 && pid < FNS_MAX_PID ? &sandboxes[by_pid[pid]] : 0;
+    return sandbox && sandbox->pid == pid ? sandbox : 0;
+}
+
+struct fns_sandbox *fns_find_number(int number)
+{
+    int index = number & (MAX_SANDBOXES - 1);
+    struct fns_sandbox *sandbox = index < n_sandboxes ? &sandboxes[index] : 0;
+    if (!sandbox || sandbox->number != number || !sandbox->reported)
+        return 0;
+    return sandbox->pid || sandbox->has_ended ? sandbox : 0;
+}
+
+/* ---- the list of watched ones --------------------------------------------------------------- */
+
+void fns_watch_sandbox(struct fns_sandbox *sandbox)
+{
+    if (sandbox->is_watched)
+        return;
+    sandbox->is_watched = 1;
+    sandbox->older = newest_watched;
+    sandbox->newer = FNS_NONE;
+    if (sandbox->older != FNS_NONE)
+        sandboxes[sandbox->older].newer = fns_index_of(sandbox);
+    newest_watched = fns_index_of(sandbox);
+}
+
+void fns_unwatch_sandbox(struct fns_sandbox *sandbox)
+{
+    if (!sandbox->is_watched)
+        return;
+    sandbox->is_watched = 0;
+    *(sandbox->newer == FNS_NONE ? &newest_watched : &sandboxes[sandbox->newer].older) =
+        sandbox->older;
+    if (sandbox->older != FNS_NONE)
+        sandboxes[sandbox->older].newer = sandbox->newer;
+}
+
+struct fns_sandbox *fns_newest_watched(void)
+{
+    return fns_sandbox_at(newest_watched);
+}
+
+struct fns_sandbox *fns_older_watched(const struct fns_sandbox *sandbox)
+{
+    return fns_sandbox_at(sandbox->older);
+}
