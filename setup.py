@@ -62,9 +62,9 @@ def default_filters() -> dict[str, bytes]:
     """Name and content of each file of the default filter, by the package's own Python."""
     sys.path.insert(0, str(Path(__file__).parent / "src"))
     try:
-        from fastns import _filters
+        from fastns._policy import filters
 
-        return _filters.make_all()
+        return filters.make_all()
     finally:
         del sys.path[0]
 

@@ -296,7 +296,7 @@ def user_namespace(tuple ids):
         return known.fd
     uid, gid, size = ids
     uid_map, gid_map = (b"0 %d %d\n" % (first, size) for first in (uid, gid))
-    from fastns._userns import inotify_limit
+    from fastns._policy.userns import inotify_limit
 
     cdef bytes limit = inotify_limit() or b""
     fd = c.fns_userns_open(PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map),
@@ -330,8 +330,8 @@ cdef class Plan:
     cdef readonly tuple namespaces
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
     cdef readonly bint capped  # over max_output a sandbox is ended
-    cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
-    cdef object live  # _cgroups.Cgroups of this process
+    cdef readonly object cgroups  # cgroups.CgroupPlan; None: its sandboxes stay in the caller's
+    cdef object live  # cgroups.Cgroups of this process
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
     cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
     cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
@@ -484,7 +484,7 @@ cdef class Plan:
             lines.append(f"id_map: {self.id_map}")
         owners = {}
         if self.binds:
-            from fastns import _owners
+            from fastns._policy import owners as _owners
             owners = _owners.notes(self)
         for i, op in enumerate(self.ops):
             kept = owners.get(op.target, "") if op.code == "bind" else ""
@@ -576,7 +576,7 @@ cdef object _spawn_error(Plan plan, bytes command, bytes cwd, const c.fns_error 
     elif plan.view is not None:
         hint = hint_for(stage, error.err, path, host_root=True)
     if error.err == EACCES and plan.binds and stage in ("exec", "chdir", "landlock"):
-        from fastns import _owners
+        from fastns._policy import owners as _owners
         hint = _owners.hint(plan, path, hint or hint_for(stage, error.err, path))
     exc = SpawnError(stage, error.err, op_index=error.op_index, path=path, hint=hint)
     exc.found = error.detail == c.FNS_DETAIL_FOUND

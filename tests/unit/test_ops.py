@@ -1,6 +1,6 @@
 """The lists of ops and stages, csrc/shared/*.def, and what has to agree with them.
 
-The tables in docs/architecture-ops.md are made from the lists:
+The tables in docs/architecture/ops.md are made from the lists:
 `pytest tests/unit/test_ops.py --update` writes them anew.
 """
 
@@ -21,7 +21,7 @@ from fastns.spec import IDMapping, Mount, Rlimit, Spec
 pytestmark = pytest.mark.usefixtures("made_up_host")
 
 TOP = support.TESTS.parent
-PAGE = TOP / "docs" / "architecture-ops.md"
+PAGE = TOP / "docs" / "architecture" / "ops.md"
 FIELDS = ("source", "target", "type", "data", "flags", "arg", "how")
 
 

@@ -1,4 +1,4 @@
-"""The host's files: where a path leads, where a command is, what a script is run by."""
+"""The host's files: where a path leads, where a command is, what runs a script."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_LINKS = 40
 MAX_SHEBANG = 256
 """Bytes of the `#!` line that the kernel reads (execve(2))."""
 KERNEL_PLACES = ("/dev", "/proc", "/sys")
-"""What lies here is made by the kernel and is no file to copy."""
+"""Files here are the kernel's and cannot be copied."""
 
 
 def absolute(path: str) -> str:
-    """The path from the host's root. Links of an absolute path stay in it: they are copied."""
+    """The path from the host's root. Links in an absolute path stay in it: they are copied."""
     if not path or os.path.isabs(path):
         return path
     directory, name = os.path.split(path.rstrip("/"))
@@ -34,7 +34,7 @@ def absolute(path: str) -> str:
 def walk(path: str) -> tuple[str, Entries]:
     """Follow an absolute path. Returns where it ends, and the entries on the way and at the end.
 
-    Raises Unusable when it ends nowhere, or at something that is no file and no directory.
+    Raises Unusable if it leads nowhere, or to something that is neither a file nor a directory.
     """
     entries: Entries = {}
     ahead = deque(path.split("/"))
@@ -87,12 +87,12 @@ def _entry(path: str, status: os.stat_result) -> Entry:
     """The entry of a file or directory: without setuid and setgid bits."""
     mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
     if stat.S_ISDIR(status.st_mode):
-        return Entry("directory", mode | 0o700)  # its owner has to put the rest in
+        return Entry("directory", mode | 0o700)  # the build has to write there
     return Entry("file", mode, path, status.st_size, status.st_mtime_ns)
 
 
 def in_path(name: str, path: str) -> str | None:
-    """The first executable file of that name in a PATH; relative directories do not count."""
+    """The first executable file of that name in a PATH, whose relative directories are skipped."""
     for directory in path.split(os.pathsep):
         found = os.path.join(directory, name)
         if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):
@@ -101,7 +101,7 @@ def in_path(name: str, path: str) -> str | None:
 
 
 def open_file(path: str) -> BinaryIO:
-    """A regular file, for reading. OSError for all else: a fifo would wait for a writer."""
+    """Open a regular file for reading. OSError for all else: a FIFO would wait for a writer."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -110,14 +110,14 @@ def open_file(path: str) -> BinaryIO:
 
 
 def shebang(path: str) -> list[str]:
-    """The words of a script's first line, the interpreter first; none when it has no `#!`."""
+    """The words of a script's first line, the interpreter first; empty if there is no `#!`."""
     with open_file(path) as file:
         line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
     return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
 
 
 def run_by_env(words: list[str]) -> list[str]:
-    """The command among the words after env(1): none or one."""
+    """The command among the words after env(1): a list of one, or empty."""
     rest = iter(words)
     for word in rest:
         if word in ("-u", "-C", "--unset", "--chdir"):

@@ -1,7 +1,7 @@
-"""Says whether a bind keeps its owners in root's sandboxes, and if not, why.
+"""Whether a bind keeps its owners in root's sandboxes, and if not, why.
 
-For a dry run, the doctor and the hint of an error. A start does not ask: the child tries, and
-leaves a bind plain if the kernel cannot idmap it.
+For a dry run, the doctor and the hint of an error. A start does without: it tries to idmap a bind,
+and leaves it plain if the kernel cannot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None
 
 
 def notes(plan: _core.Plan) -> dict[bytes, str]:
-    """For a dry run: a note for the target of each bind that says whether owners are kept."""
+    """For a dry run: the target of each bind -> a note that says whether owners are kept."""
     found = {}
     for at, source, how, why in plan.binds:
         reason = _reason(plan, source, how, why)
@@ -41,14 +41,14 @@ def notes(plan: _core.Plan) -> dict[bytes, str]:
 
 
 def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
-    """A hint for a `place` inside to which access was refused: it may lie in a plain bind."""
+    """A hint for an access to `place`, inside, that was refused: it may lie in a plain bind."""
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
-    at, source, how, why = found[-1]  # on top
+    at, source, how, why = found[-1]  # the last one is on top
     try:
         reason = _reason(plan, source, how, why)
-    except OSError:  # must not hide the error that is being reported
+    except OSError:  # it must not hide the error that is reported
         reason = None
     if reason is None:
         return general
@@ -66,7 +66,7 @@ def _reason(plan: _core.Plan, source: str, how: int, why: str) -> str | None:
 
 
 def _kind(path: str) -> str:
-    """The type of the file system of a path."""
+    """The type of a path's file system."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}") as info:
@@ -78,7 +78,7 @@ def _kind(path: str) -> str:
 
 
 def _mounts() -> dict[str, tuple[str, str]]:
-    """Number of a mount -> where it is, and its type (proc_pid_mountinfo(5))."""
+    """Mount id -> mount point and type (proc_pid_mountinfo(5))."""
     found = {}
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
