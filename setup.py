@@ -38,6 +38,7 @@ PROGRAM = [
     "-nostdlib",
     "-s",
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
+    "-Wno-unused-parameter",  # every op has the same
 ]
 
 # fastns-exec: static, because a loader would take as long as half a start.

@@ -68,7 +68,7 @@ def violations(code: Path) -> set[str]:
 # or in one made to share that state. The sandboxes of a template's server run all others too.
 WITH_STATE = {
     *("init", "serve", "requests", "sandboxes", "launch", "kill"),
-    *("connections", "table", "slots", "batches", "netns", "closer"),
+    *("connections", "tables", "netns", "closer"),
 }
 FOREIGN = sorted(
     f"{folder}/{file.stem}"
