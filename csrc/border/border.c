@@ -1,21 +1,20 @@
-/* From the clone of a start to the exec of the program. BORDER: it runs in the caller's memory.
+/* From the clone of a start to the exec of the program. Runs in the caller's memory.
  *
- * Everything but this stack is somebody else's, and other threads go on using it. Therefore: raw system
- * calls only; no heap, no locks, no errno or other TLS, no libc function, no writes but to this stack. All
- * signals are blocked, so no handler of the caller's runs here. tests/sandbox/test_child_rule.py compares
- * the symbols of the object file with that list. Whatever need not happen before the exec is the
- * program's to do (main.c).
+ * The caller's other threads go on using that memory. Therefore: raw system calls only; no heap, no locks, no
+ * errno or other TLS, no libc function, and no writes but to this stack. All signals are blocked, so no
+ * handler of the caller runs here. tests/sandbox/test_child_rule.py checks the object file. The program does
+ * whatever need not happen before the exec.
  */
 #include "border.h"
 
 #include "shared/sys.h"
 #include "shared/wire.h"
 
-enum { NOROOT = 1 /* SECBIT_NOROOT */ };
+enum { NOROOT = 1 /* SECBIT_NOROOT */, EXIT_FAILED = 127 };
 
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
-    /* A source among 0, 1 and 2 is saved before one of them is replaced; close_range takes the copy. */
+    /* A source among 0, 1 and 2 is copied before one of them is replaced; close_range closes the copy. */
     int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     *stage = FNS_STAGE_STDIO;
     for (int fd = 0; fd < 3; fd++) {
@@ -44,21 +43,8 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* `type`: f_type of statfs(2) of the file system that has to hold the file. */
-static int write_file(const char *path, uint64_t type, const char *data)
-{
-    long size = (long)fns_length(data);
-    int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd;
-    long result = fns_check_type(fd, type);
-    if (result >= 0)
-        result = fns_write(fd, data, (size_t)size);
-    fns_close(fd);
-    return result == size ? 0 : result < 0 ? (int)result : -EIO;
-}
-
-/* An exec in an unmapped user namespace would take all capabilities. `*at`: the op. */
+/* Runs the ops that write id maps: an exec in an unmapped user namespace would take all capabilities away.
+ * `*at`: the op. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {
     int result = 0;
@@ -67,7 +53,10 @@ static int write_maps(const struct fns_plan *plan, int *at)
         if (op->code != FNS_OP_WRITE || op->stage != FNS_STAGE_ID_MAP)
             continue;
         *at = (int)i;
-        result = write_file(plan->strings + op->target, op->flags, plan->strings + op->data);
+        result = (int)fns_sys4(__NR_openat, AT_FDCWD, plan->strings + op->target,
+                               O_WRONLY | O_CLOEXEC, 0);
+        if (result >= 0)
+            result = fns_write_text(result, op->flags, plan->strings + op->data);
     }
     return result;
 }
@@ -104,11 +93,11 @@ static int fail(int status, enum fns_stage stage, int op_index, int result)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
                                        .error = {(uint16_t)stage, 0, op_index, -result}};
-    /* A failure that is not reported looks like a process that was killed. */
+    /* An unreported failure looks like a process that was killed. */
     for (int tries = 0; tries < FNS_TRIES; tries++)
         if (fns_write(status, &failed, sizeof failed) >= 0)
             break;
-    return 127;
+    return EXIT_FAILED;
 }
 
 int fns_border_main(void *arg)
@@ -126,13 +115,13 @@ int fns_border_main(void *arg)
         result = write_maps(border->plan, &op);
     if (result < 0)
         return fail(border->status, FNS_STAGE_ID_MAP, op, result);
-    if (border->plan->n_ops) /* without ops, none would take them away again */
+    if (border->plan->n_ops) /* else no op would drop them again */
         result = keep_capabilities();
     if (result < 0)
         return fail(border->status, FNS_STAGE_CAPABILITIES, -1, result);
     result =
         (int)fns_sys5(__NR_execveat, border->program, "", args->argv, args->envp, AT_EMPTY_PATH);
-    /* The program carries the command's arguments: limits it meets are the command's. */
+    /* The program has the command's arguments: a limit that it meets is the command's. */
     int own = result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
     return fail(border->status, own ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }

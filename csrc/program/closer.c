@@ -72,7 +72,6 @@ static _Noreturn void work(void)
 
 static int worker_main(void *arg)
 {
-    (void)arg;
     work();
 }
 
@@ -105,7 +104,6 @@ static int receive_released(int socket)
 /* Returns only on failure. */
 static int closer_main(void *arg)
 {
-    (void)arg;
     int socket = closer.sockets[1];
     long result = socket > 0 ? fns_sys3(__NR_close_range, 0, socket - 1, 0) : 0;
     if (result >= 0)

@@ -1,5 +1,5 @@
-/* What surrounds the ops: from the caller's settings to the exec of the command (command.c). Results are 0,
- * or -errno with child->error set. */
+/* What surrounds the ops: from the caller's settings to the exec of the command (command.c). Results with a
+ * child are 0, or -errno with child->error set. */
 #ifndef FNS_COMMAND_H
 #define FNS_COMMAND_H
 
@@ -17,5 +17,10 @@ FNS_CHECKED int fns_change_directory(struct fns_child *child);
 
 /* Runs the last ops, unblocks signals and executes the command. Returns only on failure. */
 FNS_CHECKED int fns_execute(struct fns_child *child);
+
+void fns_close_all(const int *fds, int n);
+
+/* Closes all fds from 3 on but these; 0 in the list: none. 0 or -errno. */
+FNS_CHECKED int fns_close_but(const int fds[3]);
 
 #endif

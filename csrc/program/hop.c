@@ -1,8 +1,6 @@
 /* The hop process: joins namespaces that decide what a clone makes, clones the sandbox as the caller's child,
  * hands its pidfd over and exits. Runs in the program, with FNS_PLAN_HOP. */
-#include "hop.h"
-
-#include "start.h"
+#include "program.h"
 
 /* The kernel also writes the pid to a shared file, before the sandbox runs: the caller finds it there if this
  * process is killed before it can tell. clone(2) has one place for both the pid and the pidfd. */

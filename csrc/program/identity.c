@@ -18,8 +18,6 @@ int fns_op_domainname(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_loopback(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
-    (void)op;
     int socket = fns_loopback_up();
     fns_close_if_open(socket);
     return socket;
@@ -27,7 +25,6 @@ int fns_op_loopback(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_keyring(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     int result = (int)fns_sys2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
     /* ENOSYS: the kernel has no keyrings. EPERM: a filter refuses the call to this process, and so to the
      * command. EDQUOT: the user's quota of keys is used up. */
@@ -86,7 +83,6 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_umask(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     int before = (int)fns_sys1(__NR_umask, op->arg);
     return before < 0 ? before : 0;
 }
@@ -102,13 +98,11 @@ int fns_op_setgroups(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_setgid(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     return (int)fns_sys3(__NR_setresgid, op->arg, op->arg, op->arg);
 }
 
 int fns_op_setuid(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
 }
 
@@ -121,7 +115,6 @@ int fns_op_parent_death(struct fns_child *child, const struct fns_op *op)
         short events, revents;
     } status = {.fd = child->status};
     const int64_t no_wait[2] = {0, 0};
-    (void)op;
     int result = (int)fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0);
     if (result == 0)
         result = (int)fns_sys5(__NR_ppoll, &status, 1, no_wait, 0, FNS_SIGSET_SIZE);

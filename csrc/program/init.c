@@ -1,8 +1,7 @@
 /* The reaper: pid 1 of a sandbox whose command is its child. Runs in the program, with FNS_PLAN_INIT. */
-#include "init.h"
+#include "program.h"
 
 #include "command.h"
-#include "fds.h"
 
 #define STACK_SIZE 32768
 enum {
@@ -12,8 +11,8 @@ enum {
 /* The command's process, until it executes. Both words begin as 1. */
 struct command {
     struct fns_child *child;
-    volatile uint32_t held; /* 0: it may go on */
-    volatile uint32_t here; /* 0: it has left this memory (CLONE_CHILD_CLEARTID) */
+    volatile uint32_t blocked; /* 0: it may go on */
+    volatile uint32_t present; /* 0: it has left this memory (CLONE_CHILD_CLEARTID) */
 };
 
 /* Without FUTEX_PRIVATE_FLAG, as the kernel wakes for CLONE_CHILD_CLEARTID (set_tid_address(2)). */
@@ -26,7 +25,7 @@ static void await_zero(volatile uint32_t *word)
 static int command_main(void *arg)
 {
     struct command *command = arg;
-    await_zero(&command->held);
+    await_zero(&command->blocked);
     if (fns_change_directory(command->child) == 0)
         FNS_IGNORE(fns_execute(command->child), "it is in child->error");
     return FNS_EXIT_FAILED;
@@ -49,20 +48,20 @@ static long give_up_rights(const struct fns_start *start)
 static long start_command(struct fns_start *start)
 {
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
-    struct command command = {.child = &start->child, .held = 1, .here = 1};
-    long here = (long)&command.here;
+    struct command command = {.child = &start->child, .blocked = 1, .present = 1};
+    long word = (long)&command.present;
     long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_SIGCHLD,
-                                  (long)(stack + sizeof stack), 0, FNS_CLONE_TLS_LAST ? here : 0,
-                                  FNS_CLONE_TLS_LAST ? 0 : here, command_main, &command);
+                                  (long)(stack + sizeof stack), 0, FNS_CLONE_TLS_LAST ? word : 0,
+                                  FNS_CLONE_TLS_LAST ? 0 : word, command_main, &command);
     if (pid < 0)
         return pid;
     long result = give_up_rights(start);
-    __atomic_store_n(&command.held, result < 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&command.blocked, result < 0, __ATOMIC_SEQ_CST);
     if (result >= 0)
-        result = fns_sys4(__NR_futex, &command.held, FUTEX_WAKE, 1, 0);
+        result = fns_sys4(__NR_futex, &command.blocked, FUTEX_WAKE, 1, 0);
     if (result < 0)
         return result;
-    await_zero(&command.here);
+    await_zero(&command.present);
     return pid;
 }
 

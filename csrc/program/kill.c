@@ -5,7 +5,7 @@
 #include "kill.h"
 
 #include "linux.h"
-#include "table.h"
+#include "tables.h"
 
 #define STACK_SIZE 4096
 
@@ -41,7 +41,6 @@ void fns_kill(struct fns_sandbox *sandbox)
 
 static int kill_others(void *none)
 {
-    (void)none;
     return (int)fns_sys2(__NR_kill, -1, FNS_SIGKILL);
 }
 

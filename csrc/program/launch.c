@@ -4,7 +4,8 @@
 #include "closer.h"
 #include "connections.h"
 #include "netns.h"
-#include "table.h"
+#include "shared/clone.h"
+#include "tables.h"
 
 /* The directory of the cgroup to clone into; FNS_NONE: the sandbox enters its cgroups itself. */
 static int group_of(const struct fns_received *received)
@@ -35,15 +36,11 @@ static long clone_sandbox(const struct fns_plan *plan, struct fns_slot *slot, in
     }
     sandbox->child.entered = group >= 0;
     slot->taken = 1;
-    long pid =
-        fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main, slot);
-    if (pid == -ENOSYS) { /* a filter around the caller refuses clone3(2) */
+    long pid = fns_clone_call(&args, fns_sandbox_main, slot);
+    if (pid == -ENOSYS && group >= 0) { /* without clone3(2) it enters its cgroups itself */
         sandbox->child.entered = 0;
-        pid = fns_sys_clone_call(
-            __NR_clone, (long)((args.flags & ~FNS_CLONE_INTO_CGROUP) | FNS_SIGCHLD),
-            (long)(slot->stack + sizeof slot->stack), (long)pidfd,
-            FNS_CLONE_TLS_LAST ? (long)&slot->taken : 0,
-            FNS_CLONE_TLS_LAST ? 0 : (long)&slot->taken, fns_sandbox_main, slot);
+        args.flags &= ~FNS_CLONE_INTO_CGROUP;
+        pid = fns_clone_call(&args, fns_sandbox_main, slot);
     }
     if (pid < 0)
         slot->taken = 0;

@@ -15,11 +15,9 @@
  * Raw system calls only. Exits with FNS_EXIT_FAILED when the caller is gone.
  */
 #include "command.h"
-#include "hop.h"
 #include "program.h"
 #include "runtime.h"
 #include "shared/wire.h"
-#include "start.h"
 
 static uint32_t next_number(const char **at)
 {

@@ -80,7 +80,6 @@ static int mount_at(int fd, const char *source, const char *type, uint64_t flags
 
 int fns_op_propagation(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     return mount(0, "/", 0, MS_REC | op->flags, 0);
 }
 
@@ -177,7 +176,6 @@ int fns_op_root_attach(struct fns_child *child, const struct fns_op *op)
  * copied, and there is no old root to take down. The paths of the caller's view are gone then. */
 int fns_op_tree_namespace(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
     int null = fns_open("/dev/null", FNS_PATH_FLAGS); /* for masks */
     int tree = null < 0 ? null : clone_fd(null, 0);
     child->null = tree < 0 ? 0 : tree;
@@ -198,7 +196,6 @@ int fns_op_tree_namespace(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_root_scratch(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
     fns_close_if_open(child->root);
     child->root = (int)fns_sys3(__NR_fcntl, child->scratch, F_DUPFD_CLOEXEC, 3);
     return child->root < 0 ? child->root : 0;
@@ -233,7 +230,6 @@ int fns_op_pivot_root(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_chroot(struct fns_child *child, const struct fns_op *op)
 {
-    (void)op;
     int result = (int)fns_sys1(__NR_fchdir, child->root);
     if (result == 0)
         result = (int)fns_sys1(__NR_chroot, ".");
@@ -477,8 +473,6 @@ static int mask(struct fns_child *child, struct place place, long type)
 static int make_read_only(struct fns_child *child, struct place place, long type)
 {
     const struct fns_mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
-    (void)child;
-    (void)type;
     int tree = clone_tree(place, AT_RECURSIVE | AT_SYMLINK_NOFOLLOW);
     int result = tree < 0 ? tree : set_attributes(tree, 1, attr);
     if (result < 0) {

@@ -22,7 +22,6 @@ int fns_op_setns(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_unshare(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     return (int)fns_sys1(__NR_unshare, op->flags);
 }
 
@@ -106,14 +105,8 @@ int fns_op_own_namespaces(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_write(struct fns_child *child, const struct fns_op *op)
 {
-    const char *data = fns_text(child, op->data);
-    long size = (long)fns_length(data);
     int fd = fns_open(fns_text(child, op->target), O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return fns_is_out_of_reach(fd) && op->how & FNS_HOW_OPTIONAL ? 0 : fd;
-    long result = fns_check_type(fd, op->flags);
-    if (result >= 0)
-        result = fns_sys3(__NR_write, fd, data, size);
-    fns_close(fd);
-    return result == size ? 0 : result < 0 ? (int)result : -EIO;
+    return fns_write_text(fd, op->flags, fns_text(child, op->data));
 }

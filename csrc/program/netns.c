@@ -172,7 +172,6 @@ static _Noreturn void run_maker(void)
 
 static int maker_main(void *arg)
 {
-    (void)arg;
     run_maker();
 }
 

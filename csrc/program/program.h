@@ -1,4 +1,4 @@
-/* One start, as the program carries it out. */
+/* One start, as the program carries it out, and the parts of the program. */
 #ifndef FNS_PROGRAM_H
 #define FNS_PROGRAM_H
 
@@ -47,5 +47,30 @@ FNS_INLINE void fns_hide_arguments(struct fns_start *start)
 {
     memset(start->words, 0, (size_t)(start->words_end - start->words));
 }
+
+/* start.c: runs the plan from op `next` on, then becomes what the plan says: the command, a reaper or a
+ * server. */
+_Noreturn void fns_start_sandbox(struct fns_start *start, uint32_t next);
+
+/* start.c: runs ops; a failure ends the start. */
+void fns_start_ops(struct fns_start *start, uint32_t first, uint32_t end);
+
+/* start.c: runs the ops that write this process' own files in /proc, and those next to them: from `first` to
+ * before `end` at most. The first op that is left. */
+FNS_CHECKED uint32_t fns_write_own_files(struct fns_start *start, uint32_t first, uint32_t end);
+
+/* start.c: while this process is undumpable nobody may look into it: not from a namespace it joins, not from
+ * the sandbox whose pid 1 it becomes (CVE-2016-9962). Its files in /proc are root's then (proc(5)). */
+void fns_set_dumpable(struct fns_start *start, int dumpable);
+
+/* hop.c: runs the early ops and clones the sandbox, which goes on with fns_start_sandbox(). */
+_Noreturn void fns_hop(struct fns_start *start);
+
+/* init.c: starts the command as a child, passes signals on, reaps, and ends with the command. */
+_Noreturn void fns_run_init(struct fns_start *start);
+
+/* serve.c: sends RUNNING, and starts sandboxes on request, until the other end of `control` is closed.
+ * `userns`: for them to join; 0: none. */
+_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int status, int userns);
 
 #endif

@@ -1,15 +1,14 @@
 /* What a server is requested to do (shared/wire.h). Runs in a template's server. */
 #include "requests.h"
 
+#include "command.h"
 #include "connections.h"
-#include "fds.h"
 #include "kill.h"
 #include "netns.h"
 #include "sandboxes.h"
-#include "slots.h"
-#include "table.h"
+#include "tables.h"
 
-static struct fns_received spare; /* for a message that is for no slot */
+static struct fns_received no_slot; /* for a message without a slot */
 
 void fns_hang_up(int connection)
 {
@@ -83,9 +82,8 @@ static void reap(int connection, const struct fns_request *request)
 static void describe_pool(int connection, const struct fns_request *request)
 {
     struct fns_ended reply = reply_to(request);
-    struct fns_pool_state state = fns_pool_waits();
-    state.made = fns_netns_made();
-    memcpy(reply.usage, &state, sizeof state);
+    reply.pool = fns_pool_waits();
+    reply.pool.made = fns_netns_made();
     fns_reply(connection, &reply);
 }
 
@@ -122,7 +120,7 @@ void fns_read_request(int connection)
     struct fns_connection *at = fns_connection(connection);
     long error = 0;
     struct fns_slot *slot = fns_take_slot(&error);
-    struct fns_received *received = slot ? &slot->received : &spare;
+    struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);
     fns_receive(connection, FNS_MSG_DONTWAIT, received);
     free_connection(at);
@@ -156,7 +154,7 @@ void fns_read_request(int connection)
 
 void fns_read_control(int control)
 {
-    struct fns_received *received = &spare;
+    struct fns_received *received = &no_slot;
     const struct fns_request *request = fns_request_of(received);
     fns_receive(control, FNS_MSG_DONTWAIT, received);
     if (received->size == 0)

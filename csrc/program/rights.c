@@ -7,7 +7,6 @@
 
 int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     for (unsigned cap = 0; cap < FNS_MAX_CAPABILITIES; cap++) {
         long result = op->arg >> cap & 1 ? 0 : fns_prctl(PR_CAPBSET_DROP, cap, 0);
         if (result == -EINVAL) /* the kernel has no more */
@@ -22,7 +21,6 @@ int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
     const struct fns_capabilities sets = {op->arg, op->arg, op->arg};
     long result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0);
     if (result >= 0)
@@ -36,8 +34,6 @@ int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
 {
-    (void)child;
-    (void)op;
     return (int)fns_prctl(PR_SET_NO_NEW_PRIVS, 1, 0);
 }
 

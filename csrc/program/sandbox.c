@@ -6,7 +6,6 @@
 
 #include "border/border.h"
 #include "command.h"
-#include "fds.h"
 #include "linux.h"
 #include "ops.h"
 

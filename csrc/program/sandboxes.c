@@ -4,14 +4,12 @@
  */
 #include "sandboxes.h"
 
-#include "batches.h"
 #include "closer.h"
+#include "command.h"
 #include "connections.h"
-#include "fds.h"
 #include "kill.h"
 #include "netns.h"
-#include "slots.h"
-#include "table.h"
+#include "tables.h"
 
 enum { MAX_STRAYS = 64 /* reaped in one go */ };
 

@@ -9,20 +9,19 @@
  *   requests.c     what it is requested to do
  *   sandboxes.c    whose turn it is, the start and the end of a sandbox
  *   launch.c       the clone; kill.c the kill
- *   connections.c  table.c  slots.c  batches.c    its tables
- *   netns.c        closer.c                       processes beside it
+ *   connections.c  tables.c    what it listens to, what it knows
+ *   netns.c        closer.c    processes beside it
  */
-#include "serve.h"
+#include "program.h"
 
-#include "batches.h"
 #include "closer.h"
+#include "command.h"
 #include "connections.h"
-#include "fds.h"
 #include "kill.h"
 #include "netns.h"
 #include "requests.h"
 #include "sandboxes.h"
-#include "table.h"
+#include "tables.h"
 
 enum {
     MAX_EVENTS = 64,
@@ -89,9 +88,7 @@ static long prepare(int control, int status)
     if (result >= 0)
         result = fns_open_connections();
     if (result >= 0)
-        result = fns_open_table();
-    if (result >= 0)
-        result = fns_open_batches();
+        result = fns_open_tables();
     if (result >= 0)
         result = fns_watch(control, FNS_PEER_CONTROL);
     if (result >= 0)

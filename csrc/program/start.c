@@ -1,11 +1,9 @@
 /* The start of a sandbox, in its own process: runs the plan, then executes the command, or stays. Runs in
  * the program. */
-#include "start.h"
+#include "program.h"
 
 #include "command.h"
-#include "init.h"
 #include "ops.h"
-#include "serve.h"
 
 void fns_set_dumpable(struct fns_start *start, int dumpable)
 {

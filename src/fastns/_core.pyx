@@ -797,7 +797,7 @@ cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
     new.groups = groups
     new.leaf = job.leaf
-    process = &job.process
+    process = &job.io.process
     new.plan = plan
     new.process = process[0]
     new.owner = getpid()
@@ -1137,33 +1137,34 @@ cdef class _Jobs:
             job.groups = NULL if self.groups is None else self.groups.groups
             job.leaf.number = -1
             job.pipes = pipes
-            job.input = PyBytes_AS_STRING(<bytes?>data)
-            job.input_size = len(data)
+            job.io.input = PyBytes_AS_STRING(<bytes?>data)
+            job.io.input_size = len(data)
             job.timeout_ns = -1 if timeout_ns is None else timeout_ns
-            job.limit = limit
-            job.capped = plan.capped
-            job.process.pidfd = job.process.control = -1
+            job.io.limit = limit
+            job.io.capped = plan.capped
+            job.io.process.pidfd = job.io.process.control = -1
 
     def __dealloc__(self):
         if self.jobs != NULL:
             for i in range(self.n):
-                c.fns_buffer_free(&self.jobs[i].output[0])
-                c.fns_buffer_free(&self.jobs[i].output[1])
+                c.fns_buffer_free(&self.jobs[i].io.output[0])
+                c.fns_buffer_free(&self.jobs[i].io.output[1])
         free(self.jobs)
 
     cdef Process process(self, size_t i):
         cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
         process.server = self.server
-        self.jobs[i].process.pid = self.jobs[i].process.pidfd = self.jobs[i].process.control = -1
+        gone = &self.jobs[i].io.process
+        gone.pid = gone.pidfd = gone.control = -1
         return process
 
     cdef void discard(self) noexcept:
         """Ends and reaps what a stopped spawn batch has started; a Process does so as it is dropped."""
         for i in range(self.n):
-            if self.jobs[i].process.pidfd >= 0:
-                c.fns_kill_all(&self.plan.plan, &self.jobs[i].process)
+            if self.jobs[i].io.process.pidfd >= 0:
+                c.fns_kill_all(&self.plan.plan, &self.jobs[i].io.process)
         for i in range(self.n):
-            if self.jobs[i].process.pid > 0:
+            if self.jobs[i].io.process.pid > 0:
                 self.process(i)
 
     cdef object error(self, size_t i):
@@ -1191,8 +1192,8 @@ cdef class _Jobs:
                 continue  # a code is there once it is reaped
             outcome = self.outcome(i)
             self.handed_out[i] = 1
-            c.fns_buffer_free(&self.jobs[i].output[0])
-            c.fns_buffer_free(&self.jobs[i].output[1])
+            c.fns_buffer_free(&self.jobs[i].io.output[0])
+            c.fns_buffer_free(&self.jobs[i].io.output[1])
             each(i, outcome)
         while self.first < self.n and self.handed_out[self.first]:
             self.first += 1
@@ -1201,68 +1202,67 @@ cdef class _Jobs:
 
 cdef tuple _outcome(const c.fns_job *job):
     """(result tuple, stdout, stderr, bytes dropped of each, timed_out, over)"""
+    cdef const c.fns_io *io = &job.io
     out = err = None
     if job.pipes & c.FNS_PIPE_STDOUT:
-        out = PyBytes_FromStringAndSize(job.output[0].data, job.output[0].size)
+        out = PyBytes_FromStringAndSize(io.output[0].data, io.output[0].size)
     if job.pipes & c.FNS_PIPE_STDERR:
-        err = PyBytes_FromStringAndSize(job.output[1].data, job.output[1].size)
+        err = PyBytes_FromStringAndSize(io.output[1].data, io.output[1].size)
     counts = None if job.groups == NULL else _counts(&job.leaf)
-    return (_result(&job.process, &job.result, counts), out, err,
-            (job.output[0].dropped, job.output[1].dropped), job.timed_out != 0, job.over != 0)
+    return (_result(&io.process, &job.result, counts), out, err,
+            (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0)
 
 
-cdef int _run_job(c.fns_job *job, Server server) except -1:
-    """To its end, or to job.error. ConnectionAbortedError: the server was gone before it was asked."""
-    cdef c.fns_io io
-    cdef bint parked = False
-    cdef int ret, connection = -1
-    if server is not None:
-        connection = server.take(&parked)
-    cdef bint late = False
-    with nogil:
-        ret = c.fns_job_start(job, &io, connection)
-        if ret >= 0:
-            ret = c.fns_io_run(&io)
-    cdef bint over = ret == -ETIME and job.timed_out  # before there was a sandbox
-    cdef bint started = job.error.stage == c.FNS_STAGE_NONE and not over
-    cdef bint aborted = ret == -EPIPE and job.error.detail == c.FNS_DETAIL_BROKEN
-    if not started and PyErr_Occurred() != NULL:
-        try:
-            _raise_pending()
-        finally:
-            if server is not None:
-                server.give(connection, parked, False)
-    if started:
-        try:
-            while ret == -EINTR:
-                PyErr_CheckSignals()
-                with nogil:
-                    ret = c.fns_io_run(&io)
-        except BaseException:
+cdef int _run_all(c.fns_job *jobs, size_t n, unsigned concurrency, bint spawn, _Jobs owner,
+                  object progress, object each) except -1:
+    """Runs jobs to their ends, or only starts them; an exception ends what still runs."""
+    cdef c.fns_batch *batch
+    cdef int ret = c.fns_batch_open(&batch, jobs, n, concurrency, spawn)
+    if ret < 0:
+        raise SpawnError("stdio", -ret)
+    try:
+        while True:
             with nogil:
-                c.fns_job_finish(job, &io, 1)
-            if server is not None:
-                server.give(connection, parked, False)
-            raise
-        job.timed_out = ret == c.FNS_IO_TIMEOUT
-        late = ret != c.FNS_IO_DONE
+                ret = c.fns_batch_run(batch)
+            _raise_pending()
+            if ret < 0:
+                raise SpawnError("wait", -ret)
+            if each is not None:
+                owner.hand_out(each)
+            if progress is not None:
+                progress(c.fns_batch_done(batch))
+            if ret == 1:
+                break
+            PyErr_CheckSignals()
+    except BaseException:
         with nogil:
-            c.fns_job_finish(job, &io, late)
-        if ret < 0:  # this error counts, not the end of the sandbox that was killed because of it
-            c.fns_set_error(&job.error, c.FNS_STAGE_STDIO, -1, ret)
-    if server is not None:
-        server.give(connection, parked, c.fns_job_spares(job) and not late)
-        if aborted:
-            server.aborted()
+            c.fns_batch_close(batch)
+        raise
+    c.fns_batch_close(batch)
+    return 0
+
+
+cdef int _run_one(c.fns_job *job, Server server) except -1:
+    """Runs one job to its end. ConnectionAbortedError: the server was gone before the job was sent."""
+    cdef bint parked = False
+    if server is None:
+        return _run_all(job, 1, 1, False, None, None, None)
+    job.connection = server.take(&parked)
+    try:
+        _run_all(job, 1, 1, False, None, None, None)
+    finally:
+        server.give(job.connection, parked, c.fns_job_spares(job))
+    if c.fns_job_unsent(job):
+        server.aborted()
     return 0
 
 
 def run(Plan plan, Server server, tuple item):
     """Runs one item to its end (_Jobs); _Jobs.outcome(). `plan`: a server's sandbox, if there is one.
 
-    ConnectionAbortedError: the server was gone before it was asked."""
+    ConnectionAbortedError: the server was gone before the job was sent."""
     cdef _Jobs jobs = _Jobs(plan, server, [item])
-    _run_job(jobs.jobs, server)
+    _run_one(jobs.jobs, server)
     return jobs.outcome(0)
 
 
@@ -1283,8 +1283,8 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
     done.returncode = 0
     done.stdout = done.stderr = None
     done._used = (_seconds(&result.usage.ru_utime), _seconds(&result.usage.ru_stime),
-                  result.usage.ru_maxrss * 1024, result.usage.ru_maxrss > job.process.rss_floor, None)
-    done.wall_time = (result.end - job.process.start) * 1e-9
+                  result.usage.ru_maxrss * 1024, result.usage.ru_maxrss > job.io.process.rss_floor, None)
+    done.wall_time = (result.end - job.io.process.start) * 1e-9
     done.method = plan.method
     done.truncated = False
     done.cause = "exited"
@@ -1341,9 +1341,8 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
     job.args.stdio[0] = job.args.stdio[1] = job.args.stdio[2] = -1
     job.pipes = pipes
     job.timeout_ns = -1 if timeout_ns is None else timeout_ns
-    job.process.pidfd = job.process.control = -1
     try:
-        _run_job(&job, server)
+        _run_one(&job, server)
         if job.error.stage != c.FNS_STAGE_NONE:
             return _spawn_error(plan, argv[0], plan.cwd, &job.error)
         if (job.result.code == 1 and job.result.status == 0 and not pipes and groups is None
@@ -1351,8 +1350,8 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
             return _completed(args, plan, &job)
         return _outcome(&job)
     finally:
-        c.fns_buffer_free(&job.output[0])
-        c.fns_buffer_free(&job.output[1])
+        c.fns_buffer_free(&job.io.output[0])
+        c.fns_buffer_free(&job.io.output[1])
 
 
 cdef bint _fill_plain(char **argv, tuple args) except -1:
@@ -1371,46 +1370,20 @@ cdef bint _fill_plain(char **argv, tuple args) except -1:
     return argv[0][0] != 0
 
 
-cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,
-                   object each) except -1:
-    cdef c.fns_batch *batch
-    cdef int ret
+cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress, object each) except -1:
     if jobs.n == 0:
         return 0
-    ret = c.fns_batch_open(&batch, jobs.jobs, jobs.n, min(concurrency, <unsigned>jobs.n), spawn)
-    if ret < 0:
-        raise SpawnError("stdio", -ret)
-    try:
-        while True:
-            PyErr_CheckSignals()
-            with nogil:
-                ret = c.fns_batch_run(batch)
-            _raise_pending()
-            if ret < 0 and ret != -EINTR:
-                raise SpawnError("wait", -ret)
-            if each is not None:
-                jobs.hand_out(each)
-            if progress is not None:
-                progress(c.fns_batch_done(batch))
-            if ret == 1:
-                return 0
-    except BaseException:
-        with nogil:
-            c.fns_batch_close(batch)
-        batch = NULL
-        if spawn:
-            jobs.discard()
-        raise
-    finally:
-        if batch != NULL:
-            with nogil:
-                c.fns_batch_close(batch)
+    return _run_all(jobs.jobs, jobs.n, concurrency, spawn, jobs, progress, each)
 
 
 def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
     """Starts every item; a Process or a SpawnError for each, in order."""
     cdef _Jobs jobs = _Jobs(plan, server, items)
-    _run_jobs(jobs, concurrency, True, None, None)
+    try:
+        _run_jobs(jobs, concurrency, True, None, None)
+    except BaseException:
+        jobs.discard()
+        raise
     return [jobs.started(i) for i in range(jobs.n)]
 
 

@@ -1,13 +1,16 @@
-/* The table of a server's sandboxes (table.c). */
-#ifndef FNS_TABLE_H
-#define FNS_TABLE_H
+/* The tables of a server: slots, sandboxes, batches (tables.c). */
+#ifndef FNS_TABLES_H
+#define FNS_TABLES_H
 
 #include "sandbox.h"
 
 enum { FNS_MAX_PID = 1 << 22 /* PID_MAX_LIMIT */ };
 
-/* Maps the table. 0 or -errno. */
-FNS_CHECKED int fns_open_table(void);
+/* Maps the tables. 0 or -errno. */
+FNS_CHECKED int fns_open_tables(void);
+
+/* A slot that no sandbox is in, and no request waits in. 0: none, and `error` is -errno. */
+struct fns_slot *fns_take_slot(long *error);
 
 /* A new sandbox with a plan and a user namespace to join (0: none); 0: there are too many. */
 struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns);
@@ -31,5 +34,11 @@ void fns_watch_sandbox(struct fns_sandbox *sandbox);
 void fns_unwatch_sandbox(struct fns_sandbox *sandbox);
 struct fns_sandbox *fns_newest_watched(void);
 struct fns_sandbox *fns_older_watched(const struct fns_sandbox *sandbox);
+
+/* Whether a batch has as many sandboxes alive as it may. */
+int fns_is_full(struct fns_share share);
+
+/* Counts one more (1) or one less (-1). 0; -EAGAIN: there are too many batches. */
+int fns_count_alive(int batch, int step);
 
 #endif

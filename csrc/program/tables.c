@@ -1,25 +1,68 @@
-/* The table of a server's sandboxes, and the list of those that are watched. Runs in a template's server. */
-#include "table.h"
+/* The tables of a server: slots, sandboxes, batches. They are mapped once, and take pages as they are used. Runs
+ * in a template's server. */
+#include "tables.h"
 
 #include "closer.h"
 #include "connections.h"
 
+#define MAX_SLOTS (1 << 13)
 #define MAX_SANDBOXES (1 << 20)
 #define MAX_NUMBER                                                                                 \
     0x7fffffff /* a number is an index, and in its upper bits how often that was used */
 
+struct batch {
+    int number, alive;
+};
+
+static struct fns_slot *slots[MAX_SLOTS];
 static struct fns_sandbox *sandboxes;
 static int *by_pid; /* index of the sandbox */
-static int n_sandboxes, first_free, newest_watched;
+static struct batch *batches;
+static int n_slots, n_sandboxes, n_batches, first_free, newest_watched;
 
-int fns_open_table(void)
+int fns_open_tables(void)
 {
     long error = 0;
     sandboxes = fns_map(MAX_SANDBOXES * sizeof *sandboxes, &error);
     by_pid = fns_map(FNS_MAX_PID * sizeof *by_pid, &error);
+    batches = fns_map(MAX_SLOTS * sizeof *batches, &error);
     first_free = newest_watched = FNS_NONE;
-    return sandboxes && by_pid ? 0 : (int)error;
+    return (int)error;
 }
+
+/* ---- slots ---------------------------------------------------------------------------------- */
+
+static struct fns_slot *make_slot(long *error)
+{
+    *error = -ENOMEM;
+    if (n_slots == MAX_SLOTS)
+        return 0;
+    struct fns_slot *slot = fns_map(sizeof *slot, error);
+    if (!slot)
+        return 0;
+    *error = fns_sys3(__NR_mprotect, slot->stack, FNS_PAGE, PROT_NONE);
+    if (*error >= 0)
+        return slots[n_slots++] = slot;
+    FNS_IGNORE(fns_sys2(__NR_munmap, slot, sizeof *slot), "memory that nobody has touched");
+    return 0; /* without a guard page it is not used */
+}
+
+struct fns_slot *fns_take_slot(long *error)
+{
+    struct fns_slot *slot = 0;
+    for (int i = 0; i < n_slots && !slot; i++)
+        if (!slots[i]->taken)
+            slot = slots[i];
+    if (!slot)
+        slot = make_slot(error);
+    if (slot && slot->mapped) {
+        FNS_IGNORE(fns_sys2(__NR_munmap, slot->mapped, slot->mapped_size), "it only costs memory");
+        slot->mapped = 0;
+    }
+    return slot;
+}
+
+/* ---- sandboxes ------------------------------------------------------------------------------ */
 
 int fns_index_of(const struct fns_sandbox *sandbox)
 {
@@ -92,8 +135,6 @@ struct fns_sandbox *fns_find_number(int number)
     return sandbox->pid || sandbox->has_ended ? sandbox : 0;
 }
 
-/* ---- the list of watched ones --------------------------------------------------------------- */
-
 void fns_watch_sandbox(struct fns_sandbox *sandbox)
 {
     if (sandbox->is_watched)
@@ -125,4 +166,34 @@ struct fns_sandbox *fns_newest_watched(void)
 struct fns_sandbox *fns_older_watched(const struct fns_sandbox *sandbox)
 {
     return fns_sandbox_at(sandbox->older);
+}
+
+/* ---- batches -------------------------------------------------------------------------------- */
+
+/* Its index, or n_batches. */
+static int find_batch(int number)
+{
+    int i = 0;
+    while (i < n_batches && batches[i].number != number)
+        i++;
+    return i;
+}
+
+int fns_is_full(struct fns_share share)
+{
+    int i = share.batch ? find_batch(share.batch) : n_batches;
+    return i < n_batches && (uint32_t)batches[i].alive >= share.most;
+}
+
+int fns_count_alive(int batch, int step)
+{
+    int i = find_batch(batch);
+    if (i == MAX_SLOTS)
+        return -EAGAIN;
+    if (i == n_batches)
+        batches[n_batches++] = (struct batch){batch, 0};
+    batches[i].alive += step;
+    if (batches[i].alive <= 0)
+        batches[i] = batches[--n_batches];
+    return 0;
 }
