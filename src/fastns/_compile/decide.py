@@ -55,9 +55,9 @@ class Decisions:
     spec: Spec
 
     # Namespaces, by kind.
-    new: tuple[str, ...]  # made for it
+    new: tuple[str, ...]  # made for it, as Plan.namespaces
     by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
-    copied: tuple[str, ...]  # of those, made (again) once that user namespace is joined
+    copied: tuple[str, ...]  # copied once that user namespace is joined
     join_first: Joined  # by another process, which then clones the sandbox: a hop
     join: Joined  # by the sandbox
     user_last: bool  # root joins a user namespace after the others: its rights end there
@@ -366,7 +366,7 @@ def _mounts(
         if not _view.lies_in(mount.destination, replaced)
     ]
     every = (*kept, *spec.mounts)
-    return tuple([_closed(mount) for mount in every]) if hosts_root else every
+    return tuple([_protected(mount) for mount in every]) if hosts_root else every
 
 
 def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
@@ -381,7 +381,7 @@ def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) ->
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
-def _closed(mount: Mount) -> Mount:
+def _protected(mount: Mount) -> Mount:
     """Makes /proc and /sys read-only where a uid inside may own their files, whose modes are the
     same in every instance on the machine. "rw" in the spec overrides this."""
     hosts = mount.type == "bind" and mount.source in TYPE_AT
