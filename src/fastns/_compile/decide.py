@@ -44,6 +44,7 @@ DEFAULT_MOUNTS = (
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+FILTERS: dict[object, str] = {"unconfined": "none", "default": "whole"}
 HOME = "/root"  # of uid 0, in DEFAULT_ENV
 
 
@@ -91,7 +92,6 @@ class Decisions:
     dies_with_parent: bool
     maps_first: bool  # it writes its maps before it executes the program
     bounding: bool  # it can and has to reduce the bounding set
-    keep: int  # HOW_KEEP: rights to load a filter stay over the change of ids
     landlock: int  # version of the interface; 0: not used
     filter: str  # of system calls: none, profile; of the default one: whole, first, rest
 
@@ -99,6 +99,12 @@ class Decisions:
     def owned(self) -> int:
         """HOW_* of what is made for the sandbox: its uid 0 owns it."""
         return _core.HOW_OWNED if self.ids else 0
+
+    @property
+    def keep(self) -> int:
+        """HOW_KEEP where a filter or Landlock needs rights that the change of ids would take."""
+        needed = self.spec.seccomp != "unconfined" or self.spec.landlock
+        return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
     def but(self, **changes: Any) -> Decisions:
         return Decisions(**{**vars(self), **changes})
@@ -190,9 +196,8 @@ def decide(
         # belongs to that, and a pid 1 that stays has to keep its own from the command.
         maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
         bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
-        keep=_kept_rights(spec),
         landlock=_landlock_version(spec, caller.privileged or own_user),
-        filter=_filter(spec),
+        filter=FILTERS.get(spec.seccomp, "profile"),
     )
 
 
@@ -477,12 +482,6 @@ def _cgroups_for(spec: Spec) -> CgroupPlan | None:
     return plan if plan.places else None
 
 
-def _kept_rights(spec: Spec) -> int:
-    """Without no_new_privileges, a filter and Landlock take a right that the change of ids ends."""
-    needed = spec.seccomp != "unconfined" or spec.landlock
-    return _core.HOW_KEEP if needed and not spec.no_new_privileges else 0
-
-
 def _landlock_version(spec: Spec, has_admin: bool) -> int:
     if not spec.landlock:
         return 0
@@ -491,9 +490,3 @@ def _landlock_version(spec: Spec, has_admin: bool) -> int:
     from fastns._policy import landlock  # most specs have none
 
     return landlock.abi()
-
-
-def _filter(spec: Spec) -> str:
-    if spec.seccomp == "unconfined":
-        return "none"
-    return "whole" if spec.seccomp == "default" else "profile"
