@@ -13,17 +13,6 @@
 #include "loop.h"
 #include "spawn.h"
 
-int fns_open_pipe(int ends[2])
-{
-    return pipe2(ends, O_CLOEXEC) < 0 ? -errno : fns_both_above_stdio(ends);
-}
-
-int fns_open_null(void)
-{
-    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    return fns_above_stdio(fd);
-}
-
 /* Makes a job's pipes: the caller's ends, which do not block, go into its io, the sandbox's into the arguments. */
 static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
 {
