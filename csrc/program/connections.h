@@ -58,11 +58,10 @@ void fns_list_add(struct fns_list *list, int connection);
 /* The first of a list, removed; FNS_NONE. */
 int fns_list_take(struct fns_list *list);
 
-/* Send a reply to request `number`. If that fails, the connection is shut down, so that whoever waits for the
- * reply sees the end. */
+/* Send a reply, `number` being that of its request. If that fails, the connection is shut down, so that whoever
+ * waits for the reply sees the end. The last one is for a sandbox that was killed in its start. */
 void fns_reply(int connection, const struct fns_ended *reply);
 void fns_reply_failed(int connection, int number, enum fns_stage stage, long result);
-void fns_reply_killed(int connection,
-                      int number); /* as if its sandbox had been killed in its start */
+void fns_reply_killed(int connection, int number);
 
 #endif
