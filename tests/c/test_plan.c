@@ -1,4 +1,4 @@
-/* fns_plan_check(): what it must refuse, and, over random plans, that all it accepts is safe to run.
+/* fns_plan_check(): what it must refuse, and that every random plan it accepts is safe to run.
  *
  * "Safe" is checked by a second reading of plan.h: every byte a child would read is read here, so
  * that AddressSanitizer sees one beyond the arena, which is allocated to its exact size.

@@ -1,4 +1,4 @@
-"""What runs between clone and exec keeps its rule: raw system calls, no libc, nothing of its own.
+"""Code between clone and exec keeps its rule: raw system calls, no libc, no static data.
 
 Checked on the object code, compiled as setup.py does it. Each check has a control: code that breaks
 the rule is found.
@@ -49,7 +49,7 @@ def output(*command: str | Path) -> str:
 
 
 def violations(code: Path) -> set[str]:
-    """What an object file has that a child which shares memory may not."""
+    """What an object file has that code in shared memory must not have."""
     found = set()
     for line in output("nm", code).splitlines():
         kind, name = line.split()[-2:]
@@ -171,7 +171,7 @@ def test_the_program_is_static_and_has_no_writable_code() -> None:
         kinds = [segment["p_type"] for segment in segments]
         assert program["e_type"] == "ET_EXEC"
         assert not {"PT_DYNAMIC", "PT_INTERP", "PT_TLS"} & set(kinds)
-        assert "PT_GNU_STACK" in kinds  # without it the stack may be executed
+        assert "PT_GNU_STACK" in kinds  # without it the stack is executable
         for segment in segments:
             assert segment["p_flags"] & (PF_W | PF_X) != PF_W | PF_X, segment["p_type"]
         assert program.get_section_by_name(".dynsym") is None
