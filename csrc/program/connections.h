@@ -19,7 +19,7 @@ enum fns_peer {
 
 struct fns_connection {
     uint8_t peer;          /* enum fns_peer */
-    uint8_t wants_ahead;   /* PARK was requested: sandboxes are made ahead for it */
+    uint8_t wants_parked;  /* PARK was requested: there is to be a parked sandbox */
     uint8_t sandbox_reads; /* one is there: it reads the requests, not the server */
     uint8_t is_closed;     /* by the caller; here once its sandbox has ended */
     uint8_t is_queued;     /* its request waits, for its turn or for a network namespace */
@@ -47,7 +47,7 @@ void fns_forget(int fd);
 /* Stops listening; the fd stays open for a reply. */
 void fns_ignore(int fd);
 
-/* Decides who reads the requests of a connection: the sandbox that is made ahead there, or the server. */
+/* Decides who reads the requests of a connection: the sandbox that is parked there, or the server. */
 void fns_let_sandbox_read(int connection, int sandbox_reads);
 
 /* Waits for events at most so many ms, -1: without end. How many, or -errno. */

@@ -86,7 +86,7 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     sandbox->child.userns = userns;
     sandbox->requested = sandbox->reported = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | index;
-    sandbox->pid = sandbox->is_ahead = sandbox->is_awaited = sandbox->has_ended = 0;
+    sandbox->pid = sandbox->is_parked = sandbox->is_awaited = sandbox->has_ended = 0;
     sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
     sandbox->is_watched = sandbox->batch = 0;
     sandbox->end.queued = 0;
