@@ -169,7 +169,7 @@ install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 # What the default filter is made from, at the build.
 FILTER := $(wildcard src/fastns/*seccomp*.py) src/fastns/_bpf.py src/fastns/_filters.py src/fastns/_syscalls.py
 
-$(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.[ch] src/fastns/*.p[yx][xd]) $(FILTER) | packages
+$(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.[ch] src/fastns/*.p[yx][xdi]) $(FILTER) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

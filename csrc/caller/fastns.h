@@ -39,6 +39,12 @@ void fns_file_free(struct fns_file *file);
 int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
                     struct fns_error *error);
 
+/* The user namespace of this process in which 0 is `uid` and `gid` outside, and `count` ids follow each: made
+ * as by fns_userns_open() by the first call, and again when its fd was closed since. The fd is not the
+ * caller's to close; -errno and `error`. One thread at a time. */
+int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
+                        struct fns_error *error);
+
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 
 /* What they count. */

@@ -239,8 +239,7 @@ class _Compiler:
         self.ops: list[Op] = []
         self.layers: list[tuple[str, bool]] = []  # destination, throw-away?
         self.mount_points: frozenset[str] = frozenset()  # directories that root_tmpfs makes
-        # The spec's binds: destination, source, HOW_*, why it has to be plain ("": it need not).
-        self.binds: list[tuple[str, str, int, str]] = []
+        self.binds: list[tuple[str, str, bool, bool, str]] = []  # Plan.binds
         # Whether the sandbox is cloned by a process that has joined namespaces before.
         self.hop = False
         # A child that shares the caller's memory may not enter a cgroup that may run out of it: the
@@ -397,10 +396,19 @@ class _Compiler:
             capped=self.spec.on_output_limit == "kill",
             cgroups=cgroups,
             ids=self.id_range,
+            inotify=self.inotify_limit(),
             pipe_owner=self.pipe_owner(),
             binds=tuple(self.binds),
             view=self.view(),
         )
+
+    def inotify_limit(self) -> bytes:
+        """Of the user namespace with a range of ids; b"": there is none."""
+        if self.id_range is None:
+            return b""
+        from fastns import _userns
+
+        return _userns.inotify_limit() or b""
 
     def view(self) -> tuple[str, ...] | None:
         """What can be seen without a rootfs; None: there is one."""
@@ -562,8 +570,8 @@ class _Compiler:
             made = self.made_in(mount)
             why = f"{made} is made in it" if made else ""
         how = 0 if why else how
-        recursive = _core.HOW_RECURSIVE if _parse(mount).recursive else 0
-        bind = mount.destination, os.fspath(mount.source or ""), how | recursive, why
+        recursive, optional = _parse(mount).recursive, bool(how & _core.HOW_OPTIONAL)
+        bind = mount.destination, os.fspath(mount.source or ""), recursive, optional, why
         self.binds.append(bind)
         return how
 

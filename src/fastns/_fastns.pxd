@@ -17,8 +17,6 @@ cdef extern from "<sys/resource.h>" nogil:
 cdef extern from "caller/fastns.h" nogil:
     enum:
         FNS_STAGE_NONE
-        FNS_STAGE_CHDIR
-        FNS_STAGE_EXEC
         FNS_STAGE_STDIO
         FNS_STAGE_COUNT
         FNS_OP_COUNT
@@ -55,12 +53,10 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_ID_MAP_RANGE
         FNS_IO_DONE
         FNS_IO_TIMEOUT
-        FNS_IO_OVER
         FNS_PIPE_STDIN
         FNS_PIPE_STDOUT
         FNS_PIPE_STDERR
         FNS_PIPE_JOINED
-        FNS_IO_STOPPED
 
     struct fns_file:
         pass
@@ -234,8 +230,8 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     fns_file *fns_file_new()
     void fns_file_free(fns_file *file)
-    int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
-                        fns_error *error)
+    int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
+                            fns_error *error)
     int fns_set_program(const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
                          fns_error *error)

@@ -529,11 +529,12 @@ def proc_inside() -> Finding:
 def idmapped_mounts() -> Finding:
     """Whether what lies on the file system of / keeps its owners in a sandbox of root's, whose user
     namespace has ids of its own."""
-    from fastns import _owners, _userns
+    import fastns
+    from fastns import _owners
 
     if not has_range():
         return Finding(None, "for root alone: others have their own id in their sandboxes")
-    why = _owners.plain("/", False, _userns.range_of_root())
+    why = _owners.plain("/", False, fastns.compile().can_idmap)
     if why is None:
         return Finding(True, "on the file system of /: roots and binds keep their owners")
     return Finding(

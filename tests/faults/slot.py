@@ -131,7 +131,7 @@ def warm(root: str) -> None:
     for stage, number, path in errors._HINTS:
         errors.SpawnError(stage, number, path=path)
     "".encode("ascii")
-    _core.user_namespace(_userns.range_of_root())
+    _core.user_namespace(_userns.range_of_root(), _userns.inotify_limit() or b"")
     fastns.compile(fastns.Spec(rootfs=root, capabilities=["ALL"], memory="64m")).close()
     fastns.compile(fastns.Spec(rootfs=root)).close()
     gc.collect()

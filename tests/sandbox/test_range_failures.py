@@ -109,7 +109,7 @@ WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: str) -> None:
     """By a limit of the range's user namespace alone; with room again it starts."""
     test = f"""
-space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids)
+space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids, b"")
 def limit(number):
     pid = os.fork()
     if pid == 0:

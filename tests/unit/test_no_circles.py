@@ -21,7 +21,6 @@ CSRC = support.TESTS.parent / "csrc"
 CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
-    ("fastns._core", "fastns._owners"),
     ("fastns._landlock", "fastns._compile"),
     ("fastns.errors", "fastns._surroundings"),
     ("fastns.errors", "fastns.doctor"),
@@ -46,6 +45,8 @@ def imports(file: Path, known: Container[str]) -> Iterator[str]:
     text = file.read_text()
     found: list[tuple[str, list[str]]] = []
     if file.suffix == ".pyx":
+        parts = re.findall(r'^include "(.+)"', text, re.M)
+        text += "".join((file.parent / part).read_text() for part in parts)
         lines = re.findall(r"^\s*from ([\w.]+) import ([^#\n]+)", text, re.M)
         found += [(package, re.findall(r"\w+", names)) for package, names in lines]
     pending: list[ast.AST] = [ast.parse(text)] if file.suffix == ".py" else []
