@@ -1,7 +1,11 @@
 # The pipes of a running sandbox, for communicate().
 
 cdef class Pipes:
-    """Feeds and drains the pipes of a sandbox, by copies of the three fds it is given (-1: none)."""
+    """Writes to stdin and reads from stdout and stderr of a sandbox.
+
+    Args:
+        stdin, stdout, stderr: fds, which are copied; -1: none.
+        limit: bytes kept of stdout and stderr each; 0: all."""
 
     cdef c.fns_io io
     cdef object input
@@ -27,23 +31,23 @@ cdef class Pipes:
 
     @property
     def dropped(self):
-        """Bytes beyond the limit: of stdout, of stderr."""
+        """Bytes beyond the limit, of stdout and of stderr: read, and not kept."""
         return self.io.output[0].dropped, self.io.output[1].dropped
 
     @property
     def over(self):
-        """Whether more came than a capped plan allows: the sandbox is to be ended."""
+        """Whether the output exceeds the limit of a capped plan: the sandbox has to be killed."""
         return self.io.over != 0
 
     def run(self, timeout_ns=None):
-        """Until everything is at its end, or over the limit of a capped plan: True; False when
+        """True once all pipes are at their end and the sandbox has ended, or `over` is set; False when
         `timeout_ns` has passed first."""
         cdef int ret
         self.io.deadline = 0
         if timeout_ns is not None:
             self.io.deadline = c.fns_now() + <uint64_t>max(0, timeout_ns) + 1
-        self.process.waiters += 1
-        self.io.process = self.process.process  # its pidfd is closed once it was reaped
+        self.process.users += 1
+        self.io.process = self.process.process  # again: reaping closes the pidfd
         try:
             while True:
                 with nogil:
@@ -58,15 +62,15 @@ cdef class Pipes:
             self.process.leave()
 
     def finish(self):
-        """After a kill: takes what is left in the pipes and waits for the sandbox to end."""
-        self.process.waiters += 1
+        """After a kill: reads what is left in the pipes, and waits for the end of the sandbox."""
+        self.process.users += 1
         self.io.process = self.process.process
         with nogil:
             c.fns_io_finish(&self.io)
         self.process.leave()
 
     def output(self, int which):
-        """What has come so far: 1 stdout, 2 stderr."""
+        """The output so far; which: 1 stdout, 2 stderr."""
         cdef c.fns_buffer *buffer = &self.io.output[which - 1]
         return PyBytes_FromStringAndSize(buffer.data, buffer.size) if buffer.size else b""
 

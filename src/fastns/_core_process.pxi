@@ -3,26 +3,26 @@
 @cython.final
 @cython.no_gc_clear
 cdef class Process:
-    """A started sandbox: its pid, its pidfd, and the waiting and killing of it.
+    """A started sandbox: its pid and pidfd; waits for it, reaps it, kills it.
 
-    A server's sandbox has no pidfd here where fds are scarce: one is opened for as long as it is used.
-
-    Dropped before it was reaped (an exception between the spawn and the handle), it ends the sandbox.
+    Where fds are scarce, the sandbox of a template has no pidfd until a call needs one, which is closed
+    after it. An object that is dropped before it was reaped kills its sandbox: an exception may come
+    between a start and its handle.
     """
 
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
-    cdef bint lost  # somebody else reaped it
+    cdef bint lost  # another part of this process reaped it
     cdef bint killed  # by kill_all()
-    cdef bint reaping  # a thread is asking a server for its end
+    cdef bint reaping  # a thread has requested its end from the server
     cdef Plan plan
-    cdef Server server  # whose sandbox it is; None: it is this process's own child
-    cdef int owner  # the process it belongs to: a forked copy ends nothing
+    cdef Server server  # that started it; None: it is a child of this process
+    cdef int owner  # the process that started it: a forked copy of this object kills nothing
     cdef CgroupPool groups
     cdef c.fns_leaf leaf
-    cdef int waiters  # threads inside a call that uses the pidfd: the last one out closes it
-    cdef bint borrowed  # the pidfd is there for these only
+    cdef int users  # threads in a call that uses the pidfd: the last one closes it
+    cdef bint borrowed  # the pidfd was opened for these calls alone
 
     @property
     def pid(self):
@@ -34,10 +34,10 @@ cdef class Process:
         return self.process.pidfd
 
     cdef int enter(self) noexcept:
-        """1: the pidfd is there until leave(); 0: the sandbox has ended, or is not this process's;
-        -errno. To be followed by leave() in any case."""
+        """1: the pidfd is open until leave(); 0: the sandbox has ended, or is not this process's; -errno.
+        leave() has to follow in any case."""
         cdef int ret, pidfd = -1
-        self.waiters += 1
+        self.users += 1
         if self.process.pidfd >= 0:
             return 1
         if not self.process.served or self.reaped or self.lost or self.owner != getpid():
@@ -46,20 +46,20 @@ cdef class Process:
         if ret == 1 and self.process.pidfd < 0:
             self.process.pidfd = pidfd
             self.borrowed = True
-        elif ret == 1:  # another thread was sooner
+        elif ret == 1:  # another thread has opened one
             close(pidfd)
-        # Ended with the server, or reaped by another thread meanwhile.
+        # It has ended with the server, or another thread has reaped it.
         return 0 if ret == -ECANCELED or ret == -ECHILD else ret
 
     cdef int enter_alive(self) noexcept:
-        """enter() for a signal: -EBADF once reaped, -ESRCH when it has ended."""
+        """enter() for a signal: -EBADF: it was reaped; -ESRCH: it has ended."""
         cdef int ret = self.enter()
         if self.reaped or self.lost:
             return -EBADF
         return ret if ret else -ESRCH
 
     cdef int keep(self) except -1:
-        """From now on the pidfd is there as long as the sandbox is not reaped."""
+        """Opens the pidfd until the sandbox is reaped."""
         cdef int ret = self.enter()
         self.borrowed = False
         self.leave()
@@ -96,9 +96,10 @@ cdef class Process:
             self.leave()
 
     def reap(self):
-        """(code, status, user s, system s, max rss bytes, is that exact, wall s) of an ended sandbox, and closes it.
+        """Reaps a sandbox that has ended: its _result(); None: it has not ended.
 
-        None while it has not ended. SpawnError at stage "wait" when somebody else reaped it."""
+        SpawnError: stage "wait", another part of this process reaped it; "helper", it was killed with
+        its server; "init", its reaper failed."""
         cdef int ret
         if not self.reaped:
             if self.lost:
@@ -106,11 +107,11 @@ cdef class Process:
             ret = self.reap_now()
             if ret == -EAGAIN:
                 return None
-            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # try again: it is still there
+            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # it can be tried again
                 raise SpawnError("wait", -ret)
             self.lost = ret < 0
             self.reaped = ret >= 0
-            if self.waiters == 0:
+            if self.users == 0:
                 self.close()
             if ret < 0:
                 raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
@@ -128,7 +129,7 @@ cdef class Process:
             if ret != -EAGAIN:
                 self.give_leaf()
             return ret
-        if self.owner != getpid():  # as the kernel has it for other people's children
+        if self.owner != getpid():  # as the kernel says of another process's children
             return -ECHILD
         if self.reaping:
             return -EAGAIN
@@ -150,7 +151,7 @@ cdef class Process:
             c.fns_leaf_give(self.groups.groups, &self.leaf)
 
     def kill(self, int signal):
-        """Sends a signal to the sandbox's first process; 0, or the errno."""
+        """Sends a signal to the first process; 0, or the errno."""
         cdef int ret = self.enter_alive()
         if ret > 0:
             ret = c.fns_kill(&self.process, signal)
@@ -158,7 +159,7 @@ cdef class Process:
         return -ret
 
     def kill_all(self):
-        """Ends every process of the sandbox: its pid namespace, or the tree; 0, or the errno."""
+        """Kills every process: the pid namespace, or the process tree; 0, or the errno."""
         cdef int ret = self.enter_alive()
         if ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
@@ -167,8 +168,8 @@ cdef class Process:
         return -ret
 
     cdef void leave(self) noexcept:
-        self.waiters -= 1
-        if (self.reaped or self.lost or self.borrowed) and self.waiters == 0:
+        self.users -= 1
+        if (self.reaped or self.lost or self.borrowed) and self.users == 0:
             self.close()
             self.borrowed = False
 
@@ -196,6 +197,7 @@ cdef double _seconds(const c.timeval *time) noexcept:
 
 
 cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
+    """(code, status, user seconds, system seconds, max rss in bytes, is that exact, wall seconds, counts)"""
     return (
         result.code,
         result.status,
