@@ -29,6 +29,10 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 /* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
+/* The paths to try for a command, then NULL: itself if it has a slash, else its name in each directory. One
+ * block, to be freed; NULL: no memory. */
+char **fns_command_paths(const char *command, char *const *directories);
+
 /* For plan->file: a plan's bytes, made at its first start, are kept in a file. NULL: no memory. Freed when no
  * start of the plan is under way. */
 struct fns_file *fns_file_new(void);

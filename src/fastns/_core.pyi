@@ -167,8 +167,8 @@ class Server:
     def spawn(
         self,
         argv: tuple[bytes, ...],
-        envp: tuple[bytes, ...],
-        paths: tuple[bytes, ...],
+        environ: tuple[bytes, ...],
+        directories: tuple[bytes, ...],
         cwd: bytes,
         stdio: tuple[int, int, int],
         keep: tuple[int, ...],
@@ -210,8 +210,8 @@ class Pipes:
 def spawn(
     plan: Plan,
     argv: tuple[bytes, ...],
-    envp: tuple[bytes, ...],
-    paths: tuple[bytes, ...],
+    environ: tuple[bytes, ...],
+    directories: tuple[bytes, ...],
     cwd: bytes,
     stdio: tuple[int, int, int],
     keep: tuple[int, ...],

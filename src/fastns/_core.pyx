@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from libc.errno cimport errno, EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH, ETIME
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strchr, strlen
+from libc.string cimport memset, strlen
 
 from fastns cimport _fastns as c
 
@@ -33,6 +33,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "Python.h":
     int _run_handlers "PyErr_CheckSignals"() noexcept
+    const char *PyUnicode_AsUTF8(object text) except NULL
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from "<unistd.h>" nogil:
@@ -125,7 +126,6 @@ include "_core_planfile.pxi"
 
 cdef enum:
     MAX_PLAIN = 4096  # bytes of a text
-    MAX_WORDS = 64
 
 cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
 
@@ -150,7 +150,7 @@ cdef class _Jobs:
     cdef bytearray handed_out
 
     def __cinit__(self, Plan plan, Server server, list items):
-        """items: (argv, envp, paths, cwd, stdio, pipes, input, timeout_ns or None, limit or 0)"""
+        """items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0)"""
         cdef _Arguments arguments
         cdef c.fns_job *job
         self.plan = plan
@@ -164,8 +164,8 @@ cdef class _Jobs:
         self.jobs = <c.fns_job *>calloc(self.n or 1, sizeof(c.fns_job))
         if self.jobs == NULL:
             raise MemoryError
-        for i, (argv, envp, paths, cwd, stdio, pipes, data, timeout_ns, limit) in enumerate(items):
-            arguments = _Arguments(argv, envp, paths, cwd, stdio, ())
+        for i, (argv, environ, directories, cwd, stdio, pipes, data, timeout_ns, limit) in enumerate(items):
+            arguments = _Arguments(argv, environ, directories, cwd, stdio, ())
             self.arguments.append(arguments)
             self.inputs.append(data)
             job = &self.jobs[i]
@@ -334,80 +334,46 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
 
 
 def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
-    """run() of `args` with little else said, checked and packed here, on the stack: what a start costs
-    beside the kernel's part is the code that is run and the memory that is touched around it, which
-    the caches have forgotten by the next start.
+    """run() of `args` with the plan's environment and directory, and the caller's streams.
 
-    None: `args` is not a list or tuple of a few short texts that can be a command, or a standard
-    stream is closed."""
-    cdef c.fns_job job
-    cdef char *argv[MAX_WORDS + 1]
-    cdef char *paths[MAX_WORDS + 1]
-    cdef list found
-    cdef CgroupPool groups
-    cdef tuple words
-    if not (type(args) is list or type(args) is tuple) or not _utf8:
+    None: `args` is not a list or tuple of short texts that can be a command, or a standard stream is
+    closed: Python's checks then find the words for it."""
+    cdef tuple argv = _plain(args)
+    if argv is None or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
         return None
-    words = tuple(args)  # another thread may change a list
+    cdef _Jobs jobs = _Jobs(plan, server, [(argv, plan.environ, plan.search_path, plan.cwd, _UNCHANGED, pipes,
+                                            b"", timeout_ns, 0)])
+    cdef c.fns_job *job = jobs.jobs
+    _run_job(job, server)
+    if (job.error.stage == c.FNS_STAGE_NONE and job.result.code == 1 and job.result.status == 0 and not pipes
+            and jobs.groups is None and not job.timed_out):
+        return _completed(args, plan, job)
+    return jobs.outcome(0)
+
+
+cdef tuple _UNCHANGED = (-1, -1, -1)
+
+
+cdef tuple _plain(object args):
+    """argv, if it needs no checks beside these; None: it does."""
+    cdef Py_ssize_t size
+    cdef const char *text
+    cdef tuple argv
+    if not _utf8 or not (type(args) is list or type(args) is tuple):
+        return None
+    argv = tuple(args)  # another thread may change a list
+    if not argv or not argv[0]:
+        return None
     try:
-        if not _fill_plain(argv, words):
-            return None
+        for word in argv:
+            if type(word) is not str:
+                return None
+            text = PyUnicode_AsUTF8AndSize(word, &size)
+            if size > MAX_PLAIN or strlen(text) != <size_t>size:
+                return None
     except UnicodeEncodeError:
         return None
-    if strchr(argv[0], b"/"):
-        paths[0] = argv[0]
-        paths[1] = NULL
-    else:
-        found = [directory + b"/" + argv[0] for directory in plan.search_path]
-        if len(found) > MAX_WORDS:
-            return None
-        for i, path in enumerate(found):
-            paths[i] = PyBytes_AS_STRING(<bytes?>path)
-        paths[len(found)] = NULL
-    if fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
-        return None
-    groups = plan.pool()
-    memset(&job, 0, sizeof(c.fns_job))
-    job.plan = &plan.plan
-    job.server = NULL if server is None else &server.process
-    job.groups = NULL if groups is None else groups.groups
-    job.leaf.number = -1
-    job.args.userns = 0 if server is not None else plan.userns()
-    job.args.argv = argv
-    job.args.paths = paths
-    job.args.envp = plan.envp
-    job.args.cwd = PyBytes_AS_STRING(plan.cwd)
-    job.args.stdio[0] = job.args.stdio[1] = job.args.stdio[2] = -1
-    job.pipes = pipes
-    job.timeout_ns = -1 if timeout_ns is None else timeout_ns
-    job.process.pidfd = job.process.control = -1
-    try:
-        _run_job(&job, server)
-        if job.error.stage != c.FNS_STAGE_NONE:
-            return _spawn_error(plan, argv[0], plan.cwd, &job.error)
-        if (job.result.code == 1 and job.result.status == 0 and not pipes and groups is None
-                and not job.timed_out):
-            return _completed(args, plan, &job)
-        return _outcome(&job)
-    finally:
-        c.fns_buffer_free(&job.output[0])
-        c.fns_buffer_free(&job.output[1])
-
-
-cdef bint _fill_plain(char **argv, tuple args) except -1:
-    """Their bytes are the texts' own, and live as long as these."""
-    cdef Py_ssize_t n = 0, size
-    if not 0 < len(args) <= MAX_WORDS:
-        return False
-    for arg in args:
-        if type(arg) is not str:
-            return False
-        argv[n] = <char *>PyUnicode_AsUTF8AndSize(arg, &size)
-        if size > MAX_PLAIN or strlen(argv[n]) != <size_t>size:
-            return False
-        n += 1
-    argv[n] = NULL
-    return argv[0][0] != 0
+    return argv
 
 
 cdef int _run_jobs(_Jobs jobs, unsigned concurrency, bint spawn, object progress,

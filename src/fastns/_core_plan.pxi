@@ -11,7 +11,6 @@ cdef class Plan:
     cdef c.fns_plan plan
     cdef c.fns_op *op_array
     cdef bytes arena
-    cdef char **envp  # into environ
     cdef object live  # _cgroups.Cgroups of this process
     cdef readonly tuple ops
     cdef readonly tuple environ
@@ -67,11 +66,8 @@ cdef class Plan:
         self.pipe_owner = pipe_owner
         self.binds = binds
         self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
-        self.envp = <char **>calloc(len(environ) + 1, sizeof(char *))
-        if self.op_array == NULL or self.envp == NULL:
+        if self.op_array == NULL:
             raise MemoryError
-        for i, item in enumerate(environ):
-            self.envp[i] = PyBytes_AS_STRING(<bytes?>item)
         for i, item in enumerate(ops):
             op = &self.op_array[i]
             op.code = OPS[item.code]
@@ -117,7 +113,6 @@ cdef class Plan:
     def __dealloc__(self):
         c.fns_file_free(self.plan.file)
         free(self.op_array)
-        free(self.envp)
 
     cdef int userns(self) except -1:
         """The fd of the user namespace that its sandboxes join; 0: they join none."""

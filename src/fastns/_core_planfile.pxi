@@ -23,7 +23,7 @@ def pack_plan(Plan plan, timeout_ns, list hints):
     memset(&file, 0, sizeof(c.fns_planfile))
     file.plan = plan.plan
     file.envp = lists.args.envp
-    file.directories = lists.args.paths
+    file.directories = lists.directories
     file.cwd = PyBytes_AS_STRING(plan.cwd)
     file.maps[0], file.maps[1] = PyBytes_AS_STRING(uid_map), PyBytes_AS_STRING(gid_map)
     file.inotify = PyBytes_AS_STRING(plan.inotify)

@@ -116,9 +116,9 @@ cdef class Server:
 
     # ---- requests ----
 
-    def spawn(self, tuple argv, tuple envp, tuple paths, bytes cwd, tuple stdio, tuple keep):
+    def spawn(self, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
         """As the module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
-        cdef _Arguments arguments = _Arguments(argv, envp, paths, cwd, stdio, keep)
+        cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
         cdef Plan plan = self.plan.sandbox
         cdef CgroupPool groups = plan.pool()
         cdef c.fns_job job

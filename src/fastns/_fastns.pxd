@@ -228,6 +228,7 @@ cdef extern from "caller/fastns.h" nogil:
     const char *fns_op_name(unsigned code)
     int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
+    char **fns_command_paths(const char *command, char *const *directories)
     fns_file *fns_file_new()
     void fns_file_free(fns_file *file)
     int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,

@@ -385,7 +385,7 @@ def spawn_error(
     errno: int,
     op_index: int,
     detail: str | None,
-    command: bytes | None,
+    command: str | bytes | None,
     cwd: bytes | None,
 ) -> SpawnError:
     """The exception for a start of `plan` that failed.

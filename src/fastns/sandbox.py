@@ -125,12 +125,12 @@ def start(
     cwd: str | os.PathLike[str] | None = None,
 ) -> Sandbox:
     """What every spawn does, whoever it is that starts the process (a _core.spawn of some kind)."""
-    argv, environ, paths, directory = command(plan, args, env, cwd)
+    argv, environ, directories, where = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(*streams, owner=plan.pipe_owner)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
-        process = starter(argv, environ, paths, directory, child, keep)
+        process = starter(argv, environ, directories, where, child, keep)
     except BaseException:
         stdio.close_all()
         raise
