@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 # A folder of csrc/ says which process runs its code.
-CALLER_FOLDERS = ["caller", "border"]
+CALLER_FOLDERS = ["caller", "border", "shared"]
 PROGRAM_FOLDERS = ["program", "border", "shared"]
 # Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
 # calls of libc, no sanitizer.
@@ -62,9 +62,9 @@ def default_filters() -> dict[str, bytes]:
     """Name and content of each file of the default filter, by the package's own Python."""
     sys.path.insert(0, str(Path(__file__).parent / "src"))
     try:
-        from fastns import _filters
+        from fastns._policy import filters
 
-        return _filters.make_all()
+        return filters.make_all()
     finally:
         del sys.path[0]
 

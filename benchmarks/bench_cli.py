@@ -1,7 +1,7 @@
-"""What a short program waits for: whole processes, from their start to their end, in turns.
+"""What a short program waits for: whole processes, from start to end, in turns.
 
-Beside `python -c pass`, an interpreter that does nothing, and what others take: `subprocess` as it
-is imported, bubblewrap where it is installed.
+For comparison: `python -c pass`, an interpreter that does nothing; the import of `subprocess`; and
+bubblewrap if it is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BUBBLEWRAP = ["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev"
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, float]:
-    """Seconds from start to reaped, and of CPU time, user and system, of it and its children."""
+    """Seconds from start to reaped, and CPU seconds, user and system, including children."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

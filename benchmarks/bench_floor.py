@@ -1,6 +1,6 @@
-"""What the kernel alone takes for the steps of a start (floor.c): no start can be below that.
+"""What the kernel alone takes for the steps of a start (floor.c). No start can take less.
 
-The figures are kept in results/floor.json, with the machine they are from.
+The figures and their machine are kept in results/floor.json.
 """
 
 import json

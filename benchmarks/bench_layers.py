@@ -1,7 +1,7 @@
-"""Where the time goes: a bare clone, then one namespace or one step of the root more each time.
+"""Where the time goes: a bare clone, then one more namespace or step of the root each time.
 
-Each layer is a benchmark of its own for pytest-benchmark; test_layers_interleaved times them all in
-turn in one loop, which is the comparison to trust.
+Each layer is a benchmark of its own for pytest-benchmark. test_layers_interleaved times them all in
+turn in one loop; trust that comparison.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ HOST = dict.fromkeys(KINDS, "host")
 TMPFS = [Mount(f"/{name}", type="tmpfs") for name in ("tmp", "run", "dev")]
 PROC = [Mount("/proc", type="proc")]
 LIMITS: Fields = {"memory": "64m", "pids_limit": 64, "cpus": 1.5}
-OPEN: Fields = {  # without what is there by default; capabilities are always given up
+OPEN: Fields = {  # without the defaults; capabilities are always given up
     "default_mounts": False,
     "masked_paths": (),
     "readonly_paths": (),
@@ -26,15 +26,15 @@ OPEN: Fields = {  # without what is there by default; capabilities are always gi
     "seccomp": "unconfined",
     "allow_setid": True,
 }
-RANGE = "+ user namespace of a range"  # what root has by default
+RANGE = "+ user namespace of a range"  # root's default
 MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
-# The default limits cannot be left out; five more cost what those five do.
+# The five default limits cannot be left out. Five more cost as much as those.
 FIVE_LIMITS: Fields = {
     "rlimits": [
         Rlimit(f"RLIMIT_{name}", -1, -1) for name in ("CPU", "FSIZE", "DATA", "RSS", "LOCKS")
     ]
 }
-LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" is a namespace
+LAYERS: dict[str, Fields] = {  # each is added to those above it; "new" names a namespace
     "clone and exec": {},
     "+ uts": {"new": "uts"},
     "+ ipc": {"new": "ipc"},
@@ -67,7 +67,7 @@ DEFENCES = (
 
 
 def layer(name: str, rootfs: Path) -> Contender:
-    """The contender that has all layers up to `name`."""
+    """The contender with all layers up to `name`."""
     namespaces, fields = dict(HOST), dict(OPEN)
     for step, added in LAYERS.items():
         fields |= added
@@ -94,7 +94,7 @@ def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a bare process, one defence more each time, in the host's network."""
+    """Against a bare process, with one more defence each time, in the host's network."""
     fields = OPEN | {"default_mounts": True, "network": "host", "namespaces": {"user": "host"}}
     contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
     contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))
@@ -109,11 +109,11 @@ def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_binds_and_the_view(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of default sandboxes: a bind that keeps its owners, and the host's system directories in the
-    place of a rootfs."""
+    """Default sandboxes: with a bind that keeps its owners, and with the host's system directories
+    instead of a rootfs."""
 
     def bind(*options: str) -> list[Mount]:
-        # X-mount.mkdir would make it plain.
+        # On an existing mount point: X-mount.mkdir would make the bind plain.
         return [Mount("/tmp", source=str(rootfs), options=["ro", *options])]
 
     contenders = {

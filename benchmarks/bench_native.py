@@ -1,8 +1,7 @@
-"""Whole processes, in turns: fastns-exec beside bubblewrap with equal isolation, each from start to
-end, as a shell or a judge would run it.
+"""fastns-exec against bubblewrap: whole processes in turns, as a shell or a judge would run them.
 
-bubblewrap gets the same namespaces and mounts. What it does not do, and fastns-exec does, counts
-against fastns-exec: a range of ids, the filter of system calls, masked paths, limits.
+bubblewrap gets the same namespaces and mounts. fastns-exec does more, which counts against it: a
+range of ids, the filter of system calls, masked paths, resource limits.
 """
 
 import os
@@ -29,7 +28,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 
 def shown() -> list[str]:
-    """The host's system directories, as a sandbox without a rootfs has them."""
+    """bubblewrap's options for the system directories that a sandbox without a rootfs sees."""
     words = []
     for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/opt"):
         if os.path.islink(path):
@@ -40,7 +39,7 @@ def shown() -> list[str]:
 
 
 def program(*words: str) -> Contender:
-    """A whole process, by its argv."""
+    """A whole process, given its argv."""
 
     def contender() -> None:
         pid = os.posix_spawn(words[0], words, os.environ)

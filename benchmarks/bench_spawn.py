@@ -1,6 +1,6 @@
 """A sandbox against a bare process: os.posix_spawn and subprocess.run of the same static binary.
 
-test_ratios prints the ratios the project holds itself to, each from one interleaved run.
+test_ratios prints the ratios that the project has set itself, each from one interleaved run.
 """
 
 import os
@@ -45,7 +45,7 @@ def test_spawn(name: str, rootfs: Path, benchmark) -> None:  # type: ignore[no-u
 
 
 def test_ratios(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All side by side, then the pair that the project holds itself to, with nothing between."""
+    """All contenders in turns, then one pair alone."""
     all_of_them = contenders(rootfs)
     times = interleaved(all_of_them)
     pair = interleaved({name: all_of_them[name] for name in ("os.posix_spawn", FIVE_NAME)})
@@ -56,8 +56,8 @@ def test_ratios(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         print(f"to reach: fastns, 5 namespaces / os.posix_spawn <= 1.60: {five:.2f}")
 
 
-# The other half of a comparison that cannot be interleaved in one process: a caller of its own,
-# with or without the memory, that spawns whenever it is told to and says how long it took.
+# A caller's memory cannot change between two starts of one process. So two processes take turns,
+# one with the memory and one without: each starts a sandbox for each line that it reads.
 CALLER = """
 import sys, time
 import fastns
@@ -135,7 +135,7 @@ def test_peak_memory(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:
-    # As installed: with compiled bytecode, which the first rounds write where it is missing.
+    # As installed, with compiled bytecode: the first rounds write it if it is missing.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def python(code: str) -> Contender:

@@ -1,7 +1,7 @@
-"""What a Template costs, one at a time, in batches and for a minute, against os.posix_spawn.
+"""What a Template costs, one start at a time, in batches and for a minute, against os.posix_spawn.
 
-Each ratio is from a run in which nothing but its two contenders took turns: what ran just before is
-part of what a start costs. The figures are kept in results/template.json.
+Each ratio is from a run in which only its two contenders take turns, because what ran just before
+a start changes what it costs. The figures are kept in results/template.json.
 """
 
 import json
@@ -26,8 +26,10 @@ BARE = "os.posix_spawn"
 
 
 def spec(rootfs: Path, **fields: Any) -> Spec:
-    """pid, mount, uts, ipc and cgroup namespaces, and what a sandbox has to have of its own. What
-    each defence costs is in bench_layers.py, what they cost together is in DEFAULT's ways here."""
+    """The bare configuration: pid, mount, uts, ipc and cgroup namespaces, /proc and /tmp.
+
+    bench_layers.py measures each defence; DEFAULT here measures them together.
+    """
     fields = {
         "network": "host",
         "namespaces": {"user": "host"},
@@ -59,7 +61,7 @@ def runner(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Contender:
 DEFAULT = {"default_mounts": True, "mounts": [], "namespaces": {}, "seccomp": "default"}
 LIMITS = {"memory": "64m", "pids_limit": 32, "cpus": 1}
 NONE_AHEAD = {"parked": 0}
-# Fields of the spec, what is made ahead, the ratio to reach.
+# For each way: fields of the spec, what is made ahead, the ratio to reach.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "Template.run": ({}, {}, 1.22),
     "Template.run, parked=0": ({}, NONE_AHEAD, 1.22),
@@ -120,7 +122,7 @@ def test_ratios(name: str, rootfs: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_batch(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sandboxes a second, their taking down included, against a loop over bare processes."""
+    """Sandboxes a second, including their removal, against a loop over bare processes."""
     jobs = [["/true"]] * 5000
     bare = posix_spawn(str(rootfs / "true"))
     rates: dict[str, list[float]] = {}
@@ -156,13 +158,13 @@ def test_batch(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def available() -> int:
-    """MiB."""
+    """Available memory in MiB."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("MemAvail")) >> 10
 
 
 def test_sustained(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At full rate with network namespaces of their own: no error, no slowing down, no growth."""
+    """At full rate with own network namespaces: no error, no slowdown, no growth of memory."""
     before = available()
     counts: list[int] = []
     failed = 0

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with /true, statically linked, and the targets of the default mounts."""
+    """A root with a static /true and the mount points of the default mounts."""
     root = tmp_path_factory.mktemp("rootfs")
     for name in ("proc", "sys", "tmp", "run", "dev"):
         (root / name).mkdir()

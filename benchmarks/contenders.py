@@ -1,7 +1,7 @@
-"""What is timed, and how: contenders, and interleaved rounds.
+"""Contenders, and rounds in which they take turns.
 
-Absolute times drift on a shared machine, so contenders are timed in turn within one loop and
-compared as ratios of their medians.
+Absolute times drift on a shared machine. So contenders are timed in turn within one loop, and
+compared by the ratios of their medians.
 """
 
 import os
@@ -16,7 +16,7 @@ KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 
 
 def sandbox(spec: Spec, command: str = "/true") -> Contender:
-    """Spawn to reaped, through a plan compiled once."""
+    """From spawn() to the reaped process, with a plan compiled once."""
     plan = fastns.compile(spec)
 
     def contender() -> None:
@@ -27,7 +27,7 @@ def sandbox(spec: Spec, command: str = "/true") -> Contender:
 
 
 def template(spec: Spec, command: str = "/true") -> Contender:
-    """The same from a Template, whose server is there already, and no sandbox."""
+    """The same from a Template whose server is running, with no sandbox made ahead."""
     made = fastns.Template(spec, parked=0)
 
     def contender() -> None:
@@ -47,7 +47,10 @@ def posix_spawn(command: str) -> Contender:
 
 
 def interleaved(contenders: dict[str, Contender], rounds: int = 300) -> dict[str, list[float]]:
-    """`rounds` times each contender in turn; seconds, after a tenth of the rounds as warm-up."""
+    """Time each contender `rounds` times, in turn, after a warm-up of a tenth of the rounds.
+
+    Returns the seconds of each start.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-rounds // 10, rounds):
         for name, contender in contenders.items():

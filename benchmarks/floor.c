@@ -1,10 +1,12 @@
-/* What the kernel alone takes for a sandbox: the steps of a start in plain C, nothing around them.
+/* What the kernel alone takes for a sandbox: the steps of a start in plain C, with nothing else.
  *
- * Each step is timed in turns with posix_spawn of the same static program, and is all steps before
- * it and one more. "server" is a template's shape: a process with a small table of mounts that is
- * asked over a socket, clones, reaps and answers. No limits, no ids, no filter, no errors told.
- * Usage, as root: floor ROUNDS ROOT EXEC: ROOT has /true, /proc and /tmp, EXEC executes /true.
- * Prints an object of JSON.
+ * Each case does everything that the one before it does, and one step more. It is timed in turns
+ * with posix_spawn of the same static program. "server" has the shape of a template: a process with
+ * a small table of mounts gets a request over a socket, clones, reaps and replies. There are no
+ * limits, ids, filter or error reports.
+ *
+ * Usage, as root: floor ROUNDS ROOT EXEC. ROOT has /true, /proc and /tmp; EXEC executes /true.
+ * Prints a JSON object.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

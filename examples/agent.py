@@ -1,10 +1,10 @@
-"""A shell tool for a language model's agent: commands in, what they print out.
+"""A shell tool for a language model's agent: it takes commands and returns what they print.
 
     python agent.py WORKSPACE <calls.jsonl
 
-Reads JSON objects, a line each: {"command": "ls", "timeout": 10}. Answers each with another:
-exit_code, output, and a note if something ended the command. Files in WORKSPACE stay from call to
-call; nothing else does. There is no network.
+Reads JSON objects, one per line, such as {"command": "ls", "timeout": 10}. Replies to each with
+another: exit_code, output, and a note if something ended the command. Files in WORKSPACE stay from
+call to call; nothing else does. There is no network.
 """
 
 import json
@@ -22,7 +22,7 @@ NOTES = {
 
 
 class Shell:
-    """One workspace, and sandboxes that see it. A context manager."""
+    """A workspace, and the sandboxes that see it. A context manager."""
 
     def __init__(self, workspace: Path, *, timeout: float = 30.0) -> None:
         self.timeout = timeout
@@ -46,7 +46,7 @@ class Shell:
         self._template.close()
 
     def call(self, command: str, timeout: float | None = None) -> dict[str, object]:
-        """Run one command line. Whatever it does, the answer is something to read."""
+        """Run one command line. Whatever it does, the reply is something to read."""
         try:
             done = self._template.run(
                 ["sh", "-c", command],

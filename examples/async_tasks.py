@@ -10,13 +10,15 @@ from fastns import Spec, Template
 
 
 async def run(template: Template, args: list[str], timeout: float) -> tuple[int, str]:
-    """The returncode of a command and what it printed. When this is cancelled, or the time is over
-    (TimeoutError), the sandbox is killed."""
+    """Return the returncode of a command and what it printed.
+
+    The sandbox is killed if this is cancelled, or if the time is over (TimeoutError).
+    """
     sandbox = template.spawn(
         args, stdin=fastns.DEVNULL, stdout=fastns.PIPE, stderr=fastns.STDOUT, text=True
     )
     try:
-        # It waits in a thread; the kill below ends that wait.
+        # communicate() waits in a thread; the kill below ends that wait.
         output, _ = await asyncio.wait_for(asyncio.to_thread(sandbox.communicate), timeout)
     except BaseException:
         sandbox.kill()

@@ -1,9 +1,9 @@
-"""The steps of a build, each in a sandbox that sees no home, and no network unless it asks.
+"""Runs the steps of a build, each in a sandbox without a home, and without a network by default.
 
     python ci.py STEPS.toml [SOURCE]
 
-Works on a copy of SOURCE (default: the working directory), which the steps share and which is
-thrown away. Stops at the first step that fails; the exit code is that step's.
+Works on a copy of SOURCE (default: the working directory). The steps share the copy, which is
+deleted at the end. Stops at the first step that fails, with that step's exit code.
 
     [[step]]
     name = "test"
@@ -35,7 +35,7 @@ def spec_of(step: dict[str, Any], source: Path) -> Spec:
         network="host" if step.get("network") else "none",
         memory=step.get("memory"),
         init=True,  # builds start daemons and leave children: pid 1 reaps them
-        die_with_parent=True,  # a job that is cancelled takes its step along
+        die_with_parent=True,  # if the job is cancelled, its step ends too
     )
 
 

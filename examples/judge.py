@@ -1,9 +1,9 @@
-"""A judge: compiles a submission in a sandbox, and runs it on test cases in sandboxes of their own.
+"""A judge: compiles a submission in a sandbox, and runs it on each test case in another.
 
     python judge.py SUBMISSION.c|SUBMISSION.py TESTS
 
-TESTS holds NAME.in and NAME.out for each test case. Prints a verdict for each; the exit code is 0
-if all of them are accepted.
+TESTS is a directory with NAME.in and NAME.out for each test case. Prints a verdict for each. The
+exit code is 0 if all are accepted.
 """
 
 import argparse
@@ -30,7 +30,7 @@ VERDICTS = {
 
 
 def prepare(submission: Path, box: Path) -> list[str]:
-    """Put what is to be run into `box`; return the command. Exits if it does not compile."""
+    """Put the program into `box` and return the command. Exits if it does not compile."""
     if submission.suffix == ".py":
         shutil.copy(submission, box / "submission.py")
         return ["python3", "/box/submission.py"]
@@ -39,7 +39,7 @@ def prepare(submission: Path, box: Path) -> list[str]:
             Mount("/in/submission.c", source=submission.resolve(), options=["ro"]),
             Mount("/out", source=box),
         ],
-        # A compiler can be told to use any amount of memory, too.
+        # A submission can also make the compiler use any amount of memory.
         **LIMITS | {"memory": "1g", "pids_limit": 64, "cpu_time": 20.0},
         max_output="64k",
         require_limits=False,
@@ -51,7 +51,7 @@ def prepare(submission: Path, box: Path) -> list[str]:
 
 
 def verdict(done: fastns.CompletedSandbox | fastns.FastnsError, expected: str) -> str:
-    """In a word or two how a test case went."""
+    """Say in a word or two how a test case went."""
     if isinstance(done, fastns.SpawnError):
         return f"not started: {done}"
     if done.cause in VERDICTS:
@@ -79,7 +79,7 @@ def main() -> int:
             init=True,  # a command that is pid 1 does not die of its own SIGABRT
             max_output="1m",
             on_output_limit="kill",
-            # A user without cgroups has no such limits: the judge says so below.
+            # A user without cgroups cannot have these limits. The judge says so below.
             require_limits=False,
             **LIMITS,
         )

@@ -1,8 +1,8 @@
-"""pytest fixtures for code that nobody trusts: generated programs, plug-ins, students' work.
+"""pytest fixtures for code that you do not trust: generated programs, plug-ins, students' work.
 
     pytest test_untrusted.py
 
-Each call of `execute` is a sandbox of its own, from a template that the whole session shares.
+Each call of `execute` uses a new sandbox, from a template that the whole session shares.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def template() -> Iterator[Template]:
 
 @pytest.fixture
 def execute(template: Template) -> Execute:
-    """Run Python source, at most 10 seconds; its result has stdout and stderr as text."""
+    """Returns a function that runs Python source for at most 10 seconds. Output is text."""
 
     def run(source: str) -> fastns.CompletedSandbox:
         return template.run(

@@ -1,5 +1,5 @@
-"""What the kernel would say to a system call: seccomp filters interpreted, and a profile read as it
-stands, without libseccomp. Two ways that must agree."""
+"""What the kernel would do with a system call, computed in two ways that must agree: by
+interpreting a seccomp filter, and by reading a profile. Neither uses libseccomp."""
 
 import ctypes
 import functools
@@ -8,7 +8,7 @@ import struct
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "x86": 0x40000003}
 X32_BIT = 0x40000000
 ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-# As the kernel ranks them, the strictest first (seccomp(2)).
+# In the kernel's order, the strictest first (seccomp(2)).
 ORDER = (KILL_PROCESS, 0x00000000, 0x00030000, ERRNO, 0x7FF00000, 0x7FFC0000, ALLOW)
 
 
@@ -18,7 +18,7 @@ def instructions_of(code):
 
 
 def interpret(code, arch, number, args=()):
-    """The action of one filter, seccomp(2)'s SECCOMP_RET_* with its data."""
+    """The action of one filter: SECCOMP_RET_* of seccomp(2), with its data."""
     words = list(args) + [0] * (6 - len(args))
     data = struct.pack("<iIQ6Q", number - 2**32 if number >= 2**31 else number, arch, 0, *words)
     instructions = instructions_of(code)
@@ -83,7 +83,7 @@ def action_of(name, number):
 
 
 def prepared(rule):
-    """Its action, whether one comparison is enough, and the comparisons, ready to be made."""
+    """Its action, whether one comparison is enough, and the comparisons, ready to use."""
     given = rule.get("args") or []
     compared = [(COMPARE[x["op"]], x["index"], x["value"], x.get("valueTwo", 0)) for x in given]
     one_is_enough = len({index for _, index, _, _ in compared}) < len(compared)
@@ -121,8 +121,8 @@ class Model:
 
 @functools.cache
 def name_of(number, machine):
-    """The kernel's name of a call, by the library's table or, for newer ones, ours."""
-    from fastns._libseccomp import NEWER
+    """The kernel's name of a call, from the library's table or, for newer calls, from ours."""
+    from fastns._policy.libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p

@@ -1,8 +1,8 @@
-"""Fixtures for every test: programs and roots to run, a report from inside, and a watch for leaks.
+"""Fixtures for every test: programs and roots to run, reports from inside, and a check for leaks.
 
-Markers: `as_root` and `as_user` say who a test is for, `with_cgroups` that it is for root or a user
-with a part of the cgroup tree; `leaves_traces(reason)` switches the watch
-off for a test that changes this process or the host on purpose.
+Markers: `as_root` and `as_user` say who a test is for. `with_cgroups` means root, or a user with a
+part of the cgroup tree. `leaves_traces(reason)` turns off the check for a test that changes this
+process or the host on purpose.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def update(request: pytest.FixtureRequest) -> bool:
-    """Whether golden files are to be written instead of compared."""
+    """Whether to write golden files instead of comparing with them."""
     return bool(request.config.getoption("--update"))
 
 
@@ -120,8 +120,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collected_so_far() -> Iterator[None]:
-    """nothing_left() collects garbage after each test: of what was made since the module began, not
-    of all that thousands of tests and their reports are made of."""
+    """Speeds up the garbage collection of nothing_left(): what existed before the module is not
+    looked at, such as thousands of tests and their reports."""
     gc.collect()
     gc.freeze()
     yield
@@ -130,7 +130,7 @@ def collected_so_far() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the test that leaves an fd, a child, a mount, a queue or a changed setting behind."""
+    """Fail a test that leaves an fd, a child, a mount, a queue or a changed setting behind."""
     if request.node.get_closest_marker("leaves_traces"):
         yield
         return
@@ -143,7 +143,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """The fd of the range's user namespace stays open: before the first look at the fds."""
+    """Opens the fd of the range's user namespace, which stays open, before the first list of fds is
+    made."""
     import fastns
 
     plan = fastns.compile(fastns.Spec())
@@ -156,7 +157,7 @@ def user_namespace() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory any user may enter. A sandbox without a rootfs does not show it."""
+    """A directory that any user may enter. It is not in view of a sandbox without a rootfs."""
     path = Path(tempfile.mkdtemp(prefix="fastns-", dir="/var/tmp"))
     path.chmod(0o755)
     yield path
@@ -165,7 +166,7 @@ def public_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def probe(public_dir: Path) -> Path:
-    """The static program that reports what it sees: see tests/probe.c."""
+    """The static program that reports what it sees (tests/probe.c)."""
     built = support.compile_static(support.TESTS / "probe.c", support.BUILD / "tests" / "probe")
     copy = Path(shutil.copy(built, public_dir / "probe"))
     copy.chmod(0o755)
@@ -194,7 +195,7 @@ def probe_rootfs(public_dir: Path, probe: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def exhaust_root(public_dir: Path) -> Path:
-    """A root with /exhaust, which takes all it can get, and nothing else. Shared, as above."""
+    """A root with only /exhaust, a program that uses up a resource. Shared, as above."""
     root = public_dir / "exhaust-root"
     for name in ("dev", "proc", "run", "sys", "tmp"):
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Running Python code with one system call hidden by a seccomp filter, for the fallbacks."""
+"""Runs Python code with one system call hidden by a seccomp filter, to test fallbacks."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ def hide(number, error, argument=0, least=0, most=0xffffffff):
 
 
 def hider(call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF) -> str:
-    """Code whose hide_it() hides `call` from then on, where that argument of it is in a range."""
+    """Code that defines hide_it(), which hides `call` from then on if the argument is in a
+    range."""
     arguments = (NUMBERS[platform.machine()][call], error, argument, least, most)
     return f"{_FILTER}\ndef hide_it():\n    hide{arguments}\n"
 
 
 def without(call: str, error: int, code: str, *args: str) -> str:
-    """`code`'s stdout, run by a process to which `call` answers `error`."""
+    """The stdout of `code`, run by a process for which `call` fails with `error`."""
     number = NUMBERS[platform.machine()][call]
     return script(f"{_FILTER}\nhide({number}, {error})\n{code}", *args)

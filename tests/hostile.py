@@ -1,6 +1,7 @@
-"""A root full of links that lead outside, every way of putting something there, and a watch.
+"""A root full of links that lead outside, every way of mounting something there, and a check that
+nothing outside changes.
 
-Used by the tests of hostile roots and, in a process of its own, by those of the fallbacks.
+Used by the tests of hostile roots and, in a separate process, by those of the fallbacks.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MAKE = ["X-mount.mkdir"]
 
 
 def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
-    """Puts each link into `root` as /hostile/NAME; returns those paths."""
+    """Make each link in `root` as /hostile/NAME; return those paths."""
     place = root / "hostile"
     place.mkdir()
     places = []
@@ -58,10 +59,10 @@ def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
 
 
 def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
-    """Fields of specs that put something at a path, or below it, that is a link."""
+    """Fields of specs that mount or write something at a path that is a link, or below it."""
     directory, file = str(source), str(source / "file")
     ways: list[dict[str, Any]] = []
-    for target in (place, f"{place}/new", f"{place}/new/deeper"):  # the link last, or on the way
+    for target in (place, f"{place}/new", f"{place}/new/deeper"):  # the link is last, or not
         for options in ([], MAKE):
             ways += [
                 {"mounts": [Mount(target, type="tmpfs", options=options)]},
@@ -75,10 +76,10 @@ def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
 
 
 def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[str, int]:
-    """Tries every attempt at every place; returns how many ran and how many were refused.
+    """Try every attempt at every place; return how many ran and how many were refused.
 
-    What runs has its one mount more where the sandbox sees it, so inside; what is refused names
-    the place. `source`: a directory with a file "file", for binds.
+    An attempt that runs has its additional mount inside, where the sandbox sees it. One that is
+    refused names the place. `source`: a directory with a file "file", for binds.
     """
     outcomes = {"ran": 0, "refused": 0}
     usual = _mounts(Spec(rootfs=root, **fields))
@@ -99,15 +100,15 @@ def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[s
 
 
 def _mounts(spec: Spec) -> int:
-    """How many mounts there are inside."""
+    """The number of mounts inside."""
     done = fastns.run(["/probe"], spec=spec, capture_output=True, stdin=DEVNULL, timeout=20)
     assert done.returncode == 0, (spec, done.stderr)
     return len(support.parse_report(done.stdout)["mounts"])
 
 
 def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
-    """All below these: kind, owner, size, times and content. A name made and removed again shows
-    in the times of its directory."""
+    """Kind, owner, size, times and content of everything below these. A name that was made and
+    removed again shows in the times of its directory."""
     found: dict[str, tuple[Any, ...]] = {}
     for top in paths:
         for path in (top, *top.rglob("*")):
@@ -133,8 +134,8 @@ while os.getppid() == {parent}:
 
 
 class Swapping:
-    """Two directory entries change places all the time, as long as this lasts; by a process of its
-    own, which takes no turns with who spawns here."""
+    """Exchange two directory entries all the time while this is active. A separate process does it,
+    so that it does not take turns with the starts made here."""
 
     def __init__(self, one: Path, two: Path) -> None:
         self.args = [sys.executable, "-c", SWAP.format(parent=os.getpid()), one, two]

@@ -1,4 +1,4 @@
-"""Running a shell inside, and keeping a sandbox alive to look at it: used by the sandbox tests."""
+"""Helpers of the sandbox tests: run a shell inside, keep a sandbox alive to look at it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import Any
 import support
 
 import fastns
-from fastns import IDMapping, Spec, Template, _cgroups
+from fastns import IDMapping, Spec, Template
+from fastns._policy import cgroup_hierarchies
 
 WAYS = ["direct", "init", "template", "parked"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
-    """What bash prints inside `root`; ChildProcessError with its stderr if it fails.
+    """Return what bash prints inside `root`. ChildProcessError with its stderr if it fails.
 
     `fields` make the Spec. Nothing may be written to stderr.
     """
@@ -39,8 +40,8 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
-    """A run() for sandboxes of a Spec with these fields, started in this way: direct, init,
-    template, parked; after "user" in a user namespace of its own."""
+    """A run() for sandboxes of a Spec with these fields. `way` is direct, init, template or parked;
+    with "user" before it, in a user namespace of its own."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
     if way.endswith(("template", "parked")):
@@ -56,7 +57,7 @@ def runner(way: str, **fields: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def dialogue(root: Path | None, **fields: Any) -> Iterator[Any]:
-    """A bash that lives meanwhile: yields `ask(line)`, which runs a line and returns its output."""
+    """A bash that stays alive: yields `ask(line)`, which runs a line and returns its output."""
     with fastns.spawn(
         ["bash"],
         spec=Spec(rootfs=root, **fields),
@@ -103,7 +104,7 @@ def joinable(root: Path) -> Iterator[fastns.Sandbox]:
 
 
 def ranges() -> dict[str, tuple[IDMapping]]:
-    """Fields of a Spec: 1000 ids from 0 on inside, mapped to some this user may have."""
+    """Fields of a Spec that map the ids from 0 to 999 inside to ids that this user may use."""
     return {
         "uid_mappings": (IDMapping(0, _first_id("/etc/subuid"), 1000),),
         "gid_mappings": (IDMapping(0, _first_id("/etc/subgid"), 1000),),
@@ -111,7 +112,7 @@ def ranges() -> dict[str, tuple[IDMapping]]:
 
 
 def _first_id(path: str) -> int:
-    """Of the range that subuid(5) gives the user; root may have any."""
+    """The first id of the range that subuid(5) gives the user; root may use any."""
     if support.is_root():
         return 100000
     names = (pwd.getpwuid(os.geteuid()).pw_name, str(os.geteuid()))
@@ -123,11 +124,11 @@ def _first_id(path: str) -> int:
 
 
 def homes() -> list[Path]:
-    """Where cgroups of processes with fastns may lie, in all hierarchies."""
+    """Where cgroups of processes that use fastns may be, in all hierarchies."""
     return [
-        Path(place, _cgroups.GROUP)
-        for hierarchy in _cgroups.hierarchies()
-        for place in _cgroups.places_of(hierarchy)
+        Path(place, cgroup_hierarchies.GROUP)
+        for hierarchy in cgroup_hierarchies.hierarchies()
+        for place in cgroup_hierarchies.places_of(hierarchy)
     ]
 
 

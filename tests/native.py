@@ -1,4 +1,4 @@
-"""What the tests of fastns-exec share: the program, and a plan file made by the command line."""
+"""What the tests of fastns-exec share: the program, and a plan file made by `fastns compile`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROGRAM = Path(sysconfig.get_path("scripts")) / "fastns-exec"
 
 
 def compiled(path: Path, *options: str) -> Path:
-    """A plan file at `path`, by `fastns compile` with these options."""
+    """Make a plan file at `path` by `fastns compile` with these options."""
     assert main(["compile", *options, "-o", os.fspath(path)]) == 0
     return path
 
 
 def execute(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """fastns-exec with these words, run to its end."""
+    """Run fastns-exec with these words to its end."""
     command = [PROGRAM, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)

@@ -1,4 +1,5 @@
-"""Plans for made-up callers. With the fixture made_up_host they are the same on every machine."""
+"""Compiles plans for made-up callers. With the fixture made_up_host they are the same on every
+machine."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ def compiled(spec: Spec, caller: Caller) -> _core.Plan:
 
 
 def template(spec: Spec, caller: Caller) -> _core.Plan:
-    """The plan of a template's server, with that of each sandbox."""
+    """The plan of a template's server, which contains the plan of each sandbox."""
     return compile_template_for(spec, caller, LAYOUT)
 
 
 def steps(plan: _core.Plan | None) -> list[str]:
-    """The ops as Plan.describe() has them, without their numbers: `stage note`."""
+    """The ops as Plan.describe() returns them, without their numbers: `stage note`."""
     assert plan is not None
     found = (re.fullmatch(r"(\w+)\[\d+\]( .*)?", line) for line in plan.describe())
     return [f"{line[1]}{line[2] or ''}" for line in found if line]

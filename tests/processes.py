@@ -1,4 +1,4 @@
-"""What the tests of handles, threads and leaks share: looking for processes, running scripts."""
+"""What the tests of handles, threads and leaks share: finding processes, running scripts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _numbers = itertools.count(1)
 
 
 def marker() -> str:
-    """Seconds to sleep, as an argument that no other process has: `marked()` finds it again."""
+    """Seconds to sleep, as an argument that no other process has, so that `marked()` finds it."""
     return f"300.{os.getpid()}{next(_numbers):04}"
 
 
 def marked(text: str) -> list[int]:
-    """Pids of the living processes, in any pid namespace below, with this word in their argv."""
+    """Pids of the live processes, in any pid namespace below, with this word in their argv."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if text.encode() in words:  # a zombie's argv is empty
             found.append(int(pid))
@@ -35,10 +35,10 @@ def marked(text: str) -> list[int]:
 
 
 def running(*argv: str) -> list[int]:
-    """Pids of the living processes with exactly this argv.
+    """Pids of the live processes with exactly this argv.
 
-    A word in it is not enough to know a command by: whoever starts it has the word too, and so has
-    what shares its memory, or is about to execute the command.
+    A word in it does not identify a command: the process that starts it has the word too, and so
+    has a process that shares its memory or is about to execute the command.
     """
     wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
     found = []
@@ -50,7 +50,7 @@ def running(*argv: str) -> list[int]:
 
 
 def children(pid: int, of_its_own: bool = True) -> list[int]:
-    """A server's children: sandboxes, in pid namespaces of their own, or its helpers beside it."""
+    """A server's children: sandboxes, in pid namespaces of their own, or its maker and closer."""
     found = []
     depth = len(_pids(pid))
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -61,19 +61,20 @@ def children(pid: int, of_its_own: bool = True) -> list[int]:
 
 
 def _pids(pid: int) -> list[str]:
-    """In each pid namespace, from outside in; none of a process that is being reaped."""
+    """The pid in each pid namespace, outermost first. Empty for a process that is being reaped."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next((line for line in status.splitlines() if line.startswith("NSpid")), "").split()[1:]
 
 
 def server_pid(template: Template) -> int:
-    """Of the server that it has started."""
+    """The pid of the server that it has started."""
     assert template._server is not None
     return template._server.pid
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
-    """Whether the condition comes true; the bound is for a test that fails."""
+    """Wait until the condition is true, and return whether it is. The time limit matters only for a
+    test that fails."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -85,11 +86,11 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
 def script(
     code: str, *args: str, timeout: float = 60, first: str = "", prefix: Sequence[str] = ()
 ) -> str:
-    """Runs Python code in an interpreter of its own and returns its stdout. It has to succeed.
-    `first`: code to be run before fastns is used; `prefix`: a command that runs the interpreter.
+    """Run Python code in an interpreter of its own and return its stdout. It has to succeed.
+    `first` is code to run before fastns is used, `prefix` a command that runs the interpreter.
 
-    The code may use `children()` and `fds()`, which list this process' own. The fd of the range's
-    user namespace, which stays open from the first spawn on, is there before.
+    The code may use `children()` and `fds()`, which list those of its process. The fd of the
+    range's user namespace is opened before, because it stays open from the first spawn on.
     """
     done = subprocess.run(
         [*prefix, sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],

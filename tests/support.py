@@ -1,4 +1,4 @@
-"""What the tests share beside the fixtures: building the probe, reading it, watching the host."""
+"""What the tests share beside the fixtures: building and reading the probe, watching the host."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMESPACES = {
 }
 """A namespace as a Spec calls it -> its file below /proc/PID/ns."""
 
-_SETTLE = 1.0  # seconds: the kernel ends a killed sandbox's processes a little later
+_SETTLE = 1.0  # seconds, because the kernel ends the processes of a killed sandbox a little later
 _PR_GET_DUMPABLE = 3
 
 
@@ -47,20 +47,22 @@ def is_root() -> bool:
 
 
 def has_cgroups() -> bool:
-    """Whether limits can be enforced: by root, or where a part of the tree is this user's own.
+    """Whether limits can be enforced: for root, or for a user with a part of the cgroup tree.
 
-    Said, not found out: a test is not skipped because fastns does not find it.
+    The environment says so. It is not detected, or a test would be skipped when fastns fails to
+    find it.
     """
     return is_root() or os.environ.get("FASTNS_DELEGATED") == "1"
 
 
 def skip_missing(what: str) -> NoReturn:
-    """Skip the test, naming what this machine lacks. CI fails on a reason it does not expect."""
+    """Skip the test, naming what this machine lacks. CI fails on a reason that it does not
+    expect."""
     pytest.skip(f"missing: {what}")
 
 
 def strict_skips() -> bool:
-    """Whether a skip that allowed_skips.txt does not list fails the run."""
+    """Whether a skip whose reason is not in allowed_skips.txt fails the run."""
     return os.environ.get("CI") == "true" or os.environ.get("FASTNS_NO_SKIP") == "1"
 
 
@@ -117,14 +119,16 @@ def copy_tree(source: Path, dest: Path) -> Path:
 
 
 def read_through(root: Path, *names: str) -> None:
-    """Reads files of a root, so that the kernel holds them in memory already: else it charges the
-    first sandbox with a limit for them, which then waits for its own program again and again."""
+    """Read files of a root, so that the kernel has them in memory already. Otherwise it charges
+    them to the first sandbox with a limit, which then reads its own program from disk again and
+    again."""
     for name in names:
         (root / name).read_bytes()
 
 
 def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[bytes], Any]:
-    """Runs a command whose word "{}" is the fd for its status: how it ended, and that status."""
+    """Run a command whose word "{}" becomes the fd for its status. Return how it ended, and that
+    status."""
     near, far = os.pipe()
     with open(near, "rb") as status:
         try:
@@ -160,7 +164,7 @@ def host_state() -> HostState:
 
 
 def host_change(before: HostState) -> list[str]:
-    """How the host differs from `before`, a line each; waits a little for it to be the same."""
+    """How the host differs from `before`, one line each. Waits a little for it to be the same."""
     gc.collect()
     deadline = time.monotonic() + _SETTLE
     while True:
@@ -191,7 +195,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _queues() -> list[str]:
-    """Key and id of each message queue, but for those of the machine's other users."""
+    """Key and id of each message queue, except those of other users of the machine."""
     queues = [line.split() for line in _lines("/proc/sysvipc/msg")[1:]]
     if not queues:
         return []
@@ -200,12 +204,12 @@ def _queues() -> list[str]:
 
 
 def _fds() -> list[str]:
-    """All but the files that the engine keeps: the program, and a plan's bytes."""
+    """All fds except the memory files that the engine keeps: the program and plans."""
     found = []
     for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
         try:
             leads_to = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the one that read the directory
+        except FileNotFoundError:  # the fd that read the directory
             continue
         if not leads_to.startswith("/memfd:fastns-"):
             found.append(f"{fd} -> {leads_to}")

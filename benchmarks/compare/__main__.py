@@ -1,4 +1,4 @@
-"""The race, whole: checks what each contender isolates, times them in turn, writes the report.
+"""The whole race: checks what each contender isolates, times them in turn, writes the report.
 
 python -m compare [--quick] [--rounds N] [--to DIRECTORY], in benchmarks/, as root.
 """
@@ -28,7 +28,7 @@ PROGRAMS = {
 
 
 def build(root: Path) -> None:
-    """Static programs, and the directories that are mounted on."""
+    """Make a root with static programs and the mount points."""
     compiler = os.environ.get("CC") or shutil.which("cc") or "cc"
     flags = ["-O2", "-static", "-o"]
     for name in ("proc", "sys", "tmp", "run", "dev", "etc"):

@@ -1,4 +1,4 @@
-"""What a contender really isolates: compared, from inside, with the caller."""
+"""Finds out what a contender really isolates, by comparing what a probe sees inside and outside."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ def seen_outside(root: Path) -> Any:
 
 
 def compare(inside: Any, outside: Any) -> dict[str, Any]:
-    """What is its own, by what the probe has seen in both."""
+    """Which things inside are not those outside."""
     spaces = [
         name
         for name, file in SPACES.items()
@@ -35,5 +35,5 @@ def compare(inside: Any, outside: Any) -> dict[str, Any]:
 
 
 def is_equal(found: dict[str, Any]) -> bool:
-    """All that the race is about."""
+    """Whether it isolates everything that the race compares."""
     return found["namespaces"] == list(SPACES) and all(found[x] for x in ("root", "proc", "tmp"))

@@ -1,4 +1,4 @@
-"""What is measured: each function races some contenders and returns plain data for the report."""
+"""The measurements: each function races some contenders and returns plain data for the report."""
 
 import contextlib
 import random
@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def started(names: list[str], root: Path, **options: int) -> Iterator[list[Contender]]:
-    """Those that start; the others are told of."""
+    """Yield the contenders that start; say why others do not."""
     with contextlib.ExitStack() as stack:
         found = []
         for name in names:
@@ -32,7 +32,7 @@ def started(names: list[str], root: Path, **options: int) -> Iterator[list[Conte
 
 
 def present() -> tuple[list[str], dict[str, str]]:
-    """Which contenders are here, and of the others why not."""
+    """Return the contenders that are installed, and for the others why they are missing."""
     here, missing = [], {}
     for name in rivals.names():
         module = rivals.load(name)
@@ -44,7 +44,7 @@ def present() -> tuple[list[str], dict[str, str]]:
 
 
 def look_inside(names: list[str], root: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each isolates, from inside; and who cannot run."""
+    """Return what each isolates, seen from inside, and why some cannot run."""
     outside = isolation.seen_outside(root)
     found, failed = {}, {}
     for name in names:
@@ -64,7 +64,7 @@ def latency(names: list[str], root: Path, rounds: int, dice: random.Random) -> d
 
 
 def rates(root: Path, seconds: float, jobs: int) -> dict[str, dict[str, float]]:
-    """Starts a second, by threads with a loop each, and by run_batch."""
+    """Starts a second: by threads with a loop each, and by run_batch."""
     found: dict[str, dict[str, float]] = {}
     names = [BARE, "fastns_direct", FASTNS]
     with started(names, root) as contenders:
@@ -83,7 +83,7 @@ def rates(root: Path, seconds: float, jobs: int) -> dict[str, dict[str, float]]:
 def against(
     option: str, sizes: list[int], names: list[str], root: Path, rounds: int, dice: random.Random
 ) -> dict[str, dict[str, float]]:
-    """Medians for each size of something that the worker is given: memory, mounts."""
+    """Medians for each size of a worker's option: memory, mounts."""
     found: dict[str, dict[str, float]] = {}
     for size in sizes:
         say(f"  {option} {size}")
@@ -94,7 +94,7 @@ def against(
 
 
 def live(root: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Starts beside so many sandboxes that sleep, all from one template."""
+    """Starts beside a number of sleeping sandboxes, all of one template."""
     found: dict[str, Any] = {"start_us": {}, "kib_each": {}, "spawn_us": {}}
     alive = 0
     with started([FASTNS], root) as contenders:
@@ -116,7 +116,7 @@ def live(root: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
 
 
 def users(root: Path, rounds: int, dice: random.Random) -> dict[str, Any]:
-    """The same template by root and by an unprivileged user (nobody)."""
+    """The same template, started by root and by an unprivileged user (nobody)."""
     with contextlib.ExitStack() as stack:
         try:
             as_root = stack.enter_context(Contender(FASTNS, root))

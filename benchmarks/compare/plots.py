@@ -1,4 +1,4 @@
-"""The race as pictures (SVG)."""
+"""Draws the race as pictures (SVG)."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ mpl.rcParams.update(
 
 
 def draw(data: dict[str, Any], to: Path) -> list[str]:
-    """Writes all of them; their names."""
+    """Write all pictures; return their names."""
     drawn = {
         "latency": latency(data),
         "rate": rate(data),
         "memory_mib": lines(
-            data, data["memory_mib"], "memory touched in the caller, MiB", log=True
+            data, data["memory_mib"], "memory touched in the caller, MiB (logarithmic)", log=True
         ),
-        "mounts": lines(data, data["mounts"], "mounts more than the host's own"),
+        "mounts": lines(data, data["mounts"], "mounts on the host, in addition to its own"),
         "live": live(data),
         "layers": layers(data),
     }
@@ -55,7 +55,7 @@ def name_of(data: dict[str, Any], key: str) -> str:
 
 
 def from_zero(axes: Any) -> None:
-    """The y axis from zero, with room for the highest mark."""
+    """Begin the y axis at zero, and leave room above the highest mark."""
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
 
 
@@ -66,7 +66,7 @@ def colour(key: str) -> str:
 
 
 def latency(data: dict[str, Any]) -> Any:
-    """Dots, as a bar on a scale of powers has no zero to begin at."""
+    """Dots, because a bar on a logarithmic scale has no zero to begin at."""
     times = data["latency_us"]
     keys = sorted(times, key=lambda key: -times[key]["median"])
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(keys) + 1.6))
@@ -82,31 +82,29 @@ def latency(data: dict[str, Any]) -> Any:
     axes.set_ylim(-0.6, len(keys) - 0.4)
     axes.set_xscale("log")
     axes.set_xlim(0.5, max(found["p99"] for found in times.values()) / 1000 * 2.4)
-    axes.set_xlabel("one start to reaped, ms; each line of the grid is ten times the one before")
+    axes.set_xlabel("one start, from the call to the reaped process, ms (logarithmic)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", visible=False)
     explain(
-        axes,
+        figure,
         [
             ("o", OURS, "fastns, median"),
             ("o", OTHERS, "others, median"),
             ("o", BARE, "no isolation, median"),
-            ("|", BARE, "19 of 20 starts take less"),
-            ("x", BARE, "99 of 100 starts take less"),
+            ("|", BARE, "95 % of starts take less"),
+            ("x", BARE, "99 % of starts take less"),
         ],
     )
     return figure
 
 
-def explain(axes: Any, marks: list[tuple[str, str, str]]) -> None:
-    """A legend in words: what each mark and colour stands for."""
+def explain(figure: Any, marks: list[tuple[str, str, str]]) -> None:
+    """A legend in words, above the axes: what each mark and colour stands for."""
     handles = [
         Line2D([], [], color=paint, marker=mark, linestyle="", markersize=7, label=words)
         for mark, paint, words in marks
     ]
-    axes.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, frameon=False
-    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
 
 
 def rate(data: dict[str, Any]) -> Any:
@@ -119,7 +117,7 @@ def rate(data: dict[str, Any]) -> Any:
     axes.set_xscale("log", base=2)
     axes.set_xticks(at, [str(size) for size in at])
     from_zero(axes)
-    axes.set_xlabel("threads (whole lines), or sandboxes alive at once in run_batch (dashed lines)")
+    axes.set_xlabel("threads (solid lines), or sandboxes alive at once in run_batch (dashed lines)")
     axes.set_ylabel("starts a second")
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -137,7 +135,7 @@ def lines(data: dict[str, Any], found: dict[str, Any], label: str, log: bool = F
         axes.minorticks_off()
     from_zero(axes)
     axes.set_xlabel(label)
-    axes.set_ylabel("one start to reaped, ms (median)")
+    axes.set_ylabel("one start, ms (median)")
     axes.legend(frameon=False)
     return figure
 
@@ -148,13 +146,13 @@ def live(data: dict[str, Any]) -> Any:
     at = [int(size) for size in found]
     axes.plot(at, [value / 1000 for value in found.values()], "o-", color=OURS)
     from_zero(axes)
-    axes.set_xlabel("sandboxes of the same template that are alive")
+    axes.set_xlabel("live sandboxes of the same template")
     axes.set_ylabel("one more start, ms (median)")
     return figure
 
 
 def layers(data: dict[str, Any]) -> Any:
-    """Dots: what a start costs with everything down to that line, and how much more that is."""
+    """Dots: what a start costs with everything down to that line, and how much that line adds."""
     found = dict(data["layers_us"])
     name, by_template = found.popitem()
     figure, axes = plt.subplots(figsize=(8, 4.2))
@@ -170,14 +168,14 @@ def layers(data: dict[str, Any]) -> Any:
     axes.set_yticks(range(len(found) + 1), [*found, name])
     axes.invert_yaxis()
     axes.set_xlim(0, max(*found.values(), by_template) * 1.12)
-    axes.set_xlabel("one start to reaped, µs (medians of one run)")
+    axes.set_xlabel("one start, from the call to the reaped process, µs (medians of one run)")
     axes.grid(axis="y", visible=False)
     explain(
-        axes,
+        figure,
         [
             ("o", BARE, "no isolation"),
-            ("o", OURS, "fastns.run, each with all above it"),
-            ("D", OURS, "Template.run, with all of it"),
+            ("o", OURS, "fastns.run, with everything above it"),
+            ("D", OURS, "Template.run, with everything"),
         ],
     )
     return figure

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, and rounds in which each has its turn."""
+"""Runs contenders in processes of their own, in rounds in which each has a turn."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Failed(Exception):
-    """A contender cannot, and says why."""
+    """A contender cannot do what it was told to. The message says why."""
 
 
 class Contender:
@@ -68,10 +68,10 @@ TURN = 4  # starts in a row
 
 
 def interleaved(contenders: list[Contender], rounds: int, dice: random.Random) -> dict[str, Any]:
-    """Times of each contender, a turn of a few starts a round, in an order that is new in each.
+    """Times of each contender, with a turn of a few starts in each round, in a new random order.
 
-    The first of a turn finds the caches and the idle CPUs as another contender has left them; it is
-    kept apart ("first"), the others are what starts cost one after the other."""
+    The first start of a turn finds the caches and idle CPUs as another contender left them. It is
+    reported separately ("first"); the others show what consecutive starts cost."""
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     first: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(-max(rounds // 10, 3), rounds):
@@ -87,7 +87,7 @@ def interleaved(contenders: list[Contender], rounds: int, dice: random.Random) -
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """µs."""
+    """Median and percentiles in µs."""
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     found = {"median": statistics.median(values), "p10": cuts[9], "p90": cuts[89]}
     found |= {"p95": cuts[94], "p99": cuts[98]}

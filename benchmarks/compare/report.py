@@ -1,4 +1,4 @@
-"""The race as a page of Markdown."""
+"""Writes the race as a page of Markdown."""
 
 from typing import Any
 
@@ -26,13 +26,13 @@ def head(data: dict[str, Any]) -> str:
     text = (
         "# The race\n\n"
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Linux "
-        f"{machine['kernel']}, Python {machine['python']}, {machine['date']}. Each contender in a "
-        "process of its own; in each round each has a turn of four starts, in a random order; "
-        "nothing else runs. The first of a turn is kept apart: it finds the caches and the idle "
-        "CPUs as another contender has left them. Programs are started by `subprocess.run`. A "
-        "start is from the call to the reaped "
-        "process, of the same static `true`.\n\n"
-        "`make compare` makes this page anew; the data are in `compare.json`."
+        f"{machine['kernel']}, Python {machine['python']}, {machine['date']}. Each contender runs "
+        "in a process of its own. In each round each has a turn of four starts, in a random order; "
+        "nothing else runs. The first start of a turn is reported separately, because it finds the "
+        "caches and idle CPUs as another contender left them. Programs are started by "
+        "`subprocess.run`. A start is timed from the call to the reaped process; all start the "
+        "same static `true`.\n\n"
+        "`make compare` writes this page again. The data are in `compare.json`."
     )
     return text + ("\n\n**A quick look, not a measurement.**" if data["quick"] else "")
 
@@ -59,7 +59,8 @@ def latency(data: dict[str, Any]) -> str:
     missing = "\n".join(f"- {name}: {why}" for name, why in sorted(data["missing"].items()))
     return (
         f"## One start at a time\n\n![latency](latency.svg)\n\n{table(header, rows)}\n\n"
-        "*equal*: isolates all that the race is about, as the probe has seen from inside (below)."
+        "*equal*: isolates at least new pid, mount, uts, ipc and cgroup namespaces, the root, "
+        "`/proc` and `/tmp`, as a probe saw from inside (next table)."
         + (f"\n\nNot raced:\n\n{missing}" if missing else "")
     )
 
@@ -86,8 +87,9 @@ def isolation(data: dict[str, Any]) -> str:
             ]
         )
     header = ["", "namespaces", "network", "root", "/proc", "/tmp", "capabilities", "seccomp"]
-    return "## What each isolates\n\nBy what a static program has seen inside, compared with " + (
-        "outside.\n\n" + table([*header, "note", "version"], rows)
+    return (
+        "## What each isolates\n\nWhat a static program saw inside, compared with what it saw "
+        + ("outside.\n\n" + table([*header, "note", "version"], rows))
     )
 
 
@@ -100,9 +102,9 @@ def rates(data: dict[str, Any]) -> str:
         for key, values in found.items()
     ]
     return (
-        "## Starts a second\n\n![rate](rate.svg)\n\nBy so many threads, or so many alive in "
-        "`run_batch`; in brackets: to one thread of `os.posix_spawn`.\n\n"
-        + table(["", *columns], rows)
+        "## Starts a second\n\n![rate](rate.svg)\n\nThe columns are the number of threads, or of "
+        "sandboxes alive at once in `run_batch`. In brackets: the ratio to one thread of "
+        "`os.posix_spawn`.\n\n" + table(["", *columns], rows)
     )
 
 
@@ -125,7 +127,7 @@ def growth(data: dict[str, Any]) -> str:
         [size, round(start), live["spawn_us"].get(size, ""), live["kib_each"].get(size, "")]
         for size, start in live["start_us"].items()
     ]
-    header = ["live", "a start beside them, µs", "the last 1,000 of them, µs", "KiB each"]
+    header = ["live", "one more start, µs", "start of the last 1,000, µs", "KiB each"]
     text = f"## Live sandboxes\n\nOf one template.\n\n![live](live.svg)\n\n{table(header, rows)}"
     if "stopped" in live:
         text += f"\n\nStopped at {live['stopped']}"
@@ -136,9 +138,9 @@ def growth(data: dict[str, Any]) -> str:
         users = data["users"]
         ratio = users["unprivileged"]["median"] / users["root"]["median"]
         parts.append(
-            f"## By a user\n\n`Template.run` by an unprivileged user, whose sandboxes have a user "
-            f"namespace each: {users['unprivileged']['median']:.0f} µs, by root "
-            f"{users['root']['median']:.0f} µs: {ratio:.2f}."
+            f"## By a user\n\n`Template.run` takes an unprivileged user, whose sandboxes have a "
+            f"user namespace each, {users['unprivileged']['median']:.0f} µs, and root "
+            f"{users['root']['median']:.0f} µs: a ratio of {ratio:.2f}."
         )
     return "\n\n".join(parts)
 
@@ -150,6 +152,6 @@ def layers(data: dict[str, Any]) -> str:
         rows.append([name, round(value), f"{value - before:+.0f}"])
         before = value
     return (
-        "## Where the microseconds go\n\n![layers](layers.svg)\n\nEach with all above it; direct, "
-        "but for the last.\n\n" + table(["", "median, µs", "more"], rows)
+        "## Where the microseconds go\n\n![layers](layers.svg)\n\nEach row has everything above "
+        "it. All are direct starts but the last.\n\n" + table(["", "median, µs", "added"], rows)
     )

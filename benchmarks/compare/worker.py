@@ -1,4 +1,4 @@
-"""One contender in a process of its own: does what lines of JSON on stdin say, answers on stdout.
+"""One contender in a process of its own: requests on stdin, replies on stdout, as lines of JSON.
 
 python -m compare.worker RIVAL ROOT [--mib N] [--mounts N] [--uid N]
 """
@@ -23,7 +23,7 @@ MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 
 
 def make_mounts(count: int) -> None:
-    """So many more mounts, in a mount namespace of this process' own."""
+    """Add `count` mounts, in a mount namespace of this process' own."""
     libc = ctypes.CDLL(None, use_errno=True)
     fastns.unshare("mount")
     libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
@@ -39,7 +39,7 @@ def make_mounts(count: int) -> None:
 
 
 def available() -> int:
-    """KiB."""
+    """Available memory in KiB."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("MemAvail"))
 
@@ -50,7 +50,7 @@ class Worker:
         self.live: list[fastns.Sandbox] = []
 
     def time(self, n: int = 1) -> list[float]:
-        """Seconds of each of n starts, one after the other."""
+        """Seconds of each of n consecutive starts."""
         times = []
         for _ in range(n):
             start = time.perf_counter()
@@ -64,7 +64,7 @@ class Worker:
         return json.loads(self.rival.output("/probe"))
 
     def rate(self, threads: int, seconds: float) -> float:
-        """Starts a second by so many threads, each with a loop of its own."""
+        """Starts a second by a number of threads, each with a loop of its own."""
         end, counts = time.monotonic() + seconds, [0] * threads
 
         def loop(index: int) -> None:
@@ -86,7 +86,7 @@ class Worker:
         return n / (time.perf_counter() - start)
 
     def grow(self, n: int) -> dict[str, float]:
-        """n more that sleep: the median of their starts, and the memory of each."""
+        """Start n more that sleep; return the medians of their starts and the memory of each."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         before, times = available(), []
@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--uid", type=int, default=0)
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the rivals' commands say
-    module = rivals.load(options.rival)  # while all of Python, and of fastns, may be read
+    os.dup2(2, 1)  # output of the rivals' commands must not get among the replies
+    module = rivals.load(options.rival)  # before --uid takes away the right to read Python's files
     fastns.compile(fastns.Spec())
     if options.uid:
         os.setgroups([])

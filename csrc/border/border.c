@@ -8,8 +8,8 @@
  */
 #include "border.h"
 
-#include "shared/message.h"
 #include "shared/sys.h"
+#include "shared/wire.h"
 
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {

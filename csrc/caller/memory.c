@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pack.h"
 #include "spawn.h"
 
 #ifndef MFD_EXEC
@@ -187,6 +188,33 @@ void fns_keep_file(struct fns_file *file, int fd)
     } else if (!before) {
         atomic_fetch_add(&n_kept, 1);
     }
+}
+
+static int make_plan_file(const struct fns_plan *plan, size_t size)
+{
+    char *bytes = calloc(1, size);
+    if (!bytes)
+        return -ENOMEM;
+    fns_pack_file(bytes, plan);
+    int fd = fns_memory_file("fastns-plan", bytes, size, FNS_SEALED);
+    free(bytes);
+    return fd;
+}
+
+#define MAX_KEPT_SIZE (1 << 20) /* the file of a larger plan would double its memory for good */
+
+int fns_plan_file(const struct fns_plan *plan, size_t *size)
+{
+    *size = fns_pack_file(NULL, plan);
+    if (*size > UINT32_MAX)
+        return -E2BIG;
+    int fd = fns_kept_file(plan->file);
+    if (fd < 0) {
+        fd = make_plan_file(plan, *size);
+        if (fd >= 0 && *size <= MAX_KEPT_SIZE)
+            fns_keep_file(plan->file, fd);
+    }
+    return fd;
 }
 
 struct fns_file *fns_file_new(void)

@@ -68,9 +68,6 @@ int fns_program_file(int shared);
 /* A plan as struct fns_packed_plan, likewise. */
 int fns_plan_file(const struct fns_plan *plan, size_t *size);
 
-/* The arguments of one spawn from a template, to be freed; NULL: no memory. */
-struct fns_ask *fns_pack_ask(const struct fns_args *args);
-
 /* Sets `error` to what another process says of itself, as far as that can be: its numbers are used
  * as indices later. Returns -errno. */
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,

@@ -1,7 +1,7 @@
 /* One start: what the program is given, and what it tells. Runs in the parent, without the GIL.
  *
- * The program is executed from a sealed memory file, the plan is in another one (memory.c, request.c), the
- * command's arguments are the program's own (message.h). It tells how the start goes over a pipe, and over a
+ * The program is executed from a sealed memory file, the plan is in another one (memory.c, pack.c), the
+ * command's arguments are the program's own (wire.h). It tells how the start goes over a pipe, and over a
  * socket pair where the caller has to answer or is told more.
  */
 #define _GNU_SOURCE
@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "border/border.h"
-#include "shared/message.h"
+#include "pack.h"
 #include "shared/sys.h"
 #include "spawn.h"
 
@@ -152,7 +152,7 @@ static void write_numbers(const struct start *start, int entered, char *text)
     *text = 0;
 }
 
-/* The program's argv (message.h), to be freed; NULL: no memory. */
+/* The program's argv (wire.h), to be freed; NULL: no memory. */
 static char **program_argv(const struct fns_args *args, char *numbers)
 {
     size_t n_paths = count(args->paths), n_argv = count(args->argv);
@@ -314,25 +314,10 @@ static int hear(struct start *start)
 /* The next message. 0; -EAGAIN: none is here; -EPIPE: the other end is closed; -errno. `*fd`: one that came along, or -1. */
 static int receive(int control, struct fns_message *message, int *fd)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } rights;
-    struct iovec vector = {message, sizeof *message};
-    struct msghdr header = {.msg_iov = &vector,
-                            .msg_iovlen = 1,
-                            .msg_control = &rights,
-                            .msg_controllen = sizeof rights};
-    *fd = -1;
-    ssize_t n = recvmsg(control, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (n < 0)
-        return -errno;
-    struct cmsghdr *first = CMSG_FIRSTHDR(&header);
-    if (first && first->cmsg_type == SCM_RIGHTS)
-        memcpy(fd, CMSG_DATA(first), sizeof *fd);
-    if (*fd >= 0)
-        *fd = fns_above_stdio(*fd);
-    return n == sizeof *message ? 0 : n ? -EPROTO : -EPIPE;
+    int n_fds = 1;
+    long n = fns_receive_message(control, message, sizeof *message, fd, &n_fds, NULL, MSG_DONTWAIT);
+    *fd = n_fds == 1 ? fns_above_stdio(*fd) : -1;
+    return n < 0 ? (int)n : n == sizeof *message ? 0 : n ? -EPROTO : -EPIPE;
 }
 
 /* Lets the sandbox go on, once its ids are mapped. */

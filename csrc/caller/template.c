@@ -2,7 +2,7 @@
  *
  * The server (server.c) is a spawn that stays. It is asked over connections, SEQPACKET socket
  * pairs, each for one sandbox at a time: to run a command and say how it ended, or to start one and
- * to be asked for its end later (message.h).
+ * to be asked for its end later (wire.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,16 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "shared/message.h"
+#include "pack.h"
 #include "shared/sys.h"
 #include "spawn.h"
 
 #define FEW_FDS 256 /* are never too many */
-
-struct rights {
-    struct cmsghdr header;
-    int fds[FNS_ASK_FDS];
-};
 
 /* ---- a server that does not answer ----------------------------------------------------------- */
 
@@ -60,45 +55,33 @@ int fns_server_rouse(int pidfd, int kill)
 
 /* 0; -EPIPE: the other end is closed; -EAGAIN: the socket was full for FNS_LOOK_NS; -EINTR: the
  * caller gives up; -errno. */
-static int send_ask(int socket, const struct fns_ask *ask, size_t size, const int *fds, int n_fds,
-                    enum fns_patience patience)
+static int send_ask(int socket, const struct fns_request *ask, size_t size, const int *fds,
+                    int n_fds, enum fns_patience patience)
 {
-    struct rights rights = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
-                                       .cmsg_level = SOL_SOCKET,
-                                       .cmsg_type = SCM_RIGHTS}};
-    struct iovec vector = {(void *)(uintptr_t)ask, size};
-    struct msghdr header = {.msg_iov = &vector,
-                            .msg_iovlen = 1,
-                            .msg_control = n_fds ? &rights : NULL,
-                            .msg_controllen = n_fds ? CMSG_SPACE(n_fds * sizeof(int)) : 0};
-    if (n_fds)
-        memcpy(rights.fds, fds, n_fds * sizeof(int));
     const struct timespec pause = {0, 1000000};
     uint64_t next = 0;
-    ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
+    long n = fns_send_message(socket, ask, size, fds, n_fds, 0, 0);
     /* The kernel counts the fds that are on their way: RLIMIT_NOFILE for each user. */
     const int most = patience == FNS_AT_ONCE ? 0 : 5000;
-    for (int tries = 0; n < 0 && (errno == EINTR || (errno == ETOOMANYREFS && tries < most));) {
-        int signalled = errno == EINTR;
+    for (int tries = 0; n == -EINTR || (n == -ETOOMANYREFS && tries < most);) {
+        int signalled = n == -EINTR;
         if (!signalled) {
             nanosleep(&pause, NULL);
             tries++;
         }
         if (patience == FNS_MAY_GIVE_UP && fns_interrupted(&next, signalled))
             return -EINTR;
-        n = sendmsg(socket, &header, MSG_NOSIGNAL);
+        n = fns_send_message(socket, ask, size, fds, n_fds, 0, 0);
     }
-    if (n < 0)
-        return errno == ECONNRESET ? -EPIPE : -errno;
-    return 0;
+    return n == -ECONNRESET ? -EPIPE : n < 0 ? (int)n : 0;
 }
 
 enum { PATIENCE = 50 }; /* times FNS_LOOK_NS: how long a server may leave its control socket full */
 
-static int send_fd(const struct fns_process *server, enum fns_ask_kind kind, int fd,
+static int send_fd(const struct fns_process *server, enum fns_request_kind kind, int fd,
                    enum fns_patience patience)
 {
-    const struct fns_ask ask = {.kind = kind, .size = sizeof ask};
+    const struct fns_request ask = {.kind = kind, .size = sizeof ask};
     int ret, roused = 0;
     for (int i = 0; i < PATIENCE; i++) {
         ret = send_ask(server->control, &ask, sizeof ask, &fd, 1, patience);
@@ -121,7 +104,7 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
     long self = fns_sys2(__NR_pidfd_open, getpid(), 0);
     ret = self < 0 ? (int)self : limit_waits(server->control);
     if (ret == 0)
-        ret = send_fd(server, FNS_ASK_CALLER, (int)self, FNS_MAY_GIVE_UP);
+        ret = send_fd(server, FNS_REQUEST_CALLER, (int)self, FNS_MAY_GIVE_UP);
     if (self >= 0)
         close((int)self);
     if (ret == 0)
@@ -169,7 +152,7 @@ int fns_server_connect(const struct fns_process *server, enum fns_patience patie
     if (ret == 0)
         ret = limit_waits(pair[0]);
     if (ret == 0)
-        ret = send_fd(server, FNS_ASK_CONNECT, pair[1], patience);
+        ret = send_fd(server, FNS_REQUEST_CONNECT, pair[1], patience);
     close(pair[1]);
     if (ret < 0)
         close(pair[0]);
@@ -185,13 +168,13 @@ static int next_number(void)
 }
 
 /* `news`: for SPAWN. */
-static int send_run(int connection, enum fns_ask_kind kind, int number, const struct fns_args *args,
-                    struct fns_share share, int news)
+static int send_run(int connection, enum fns_request_kind kind, int number,
+                    const struct fns_args *args, struct fns_share share, int news)
 {
-    int fds[FNS_ASK_FDS], n = 0, file = -1, ret;
-    if (args->n_keep + args->n_groups > FNS_ASK_FDS - 5)
+    int fds[FNS_REQUEST_FDS], n = 0, file = -1, ret;
+    if (args->n_keep + args->n_groups > FNS_REQUEST_FDS - 5)
         return -EMFILE;
-    struct fns_ask *ask = fns_pack_ask(args);
+    struct fns_request *ask = fns_pack_request(args);
     if (!ask)
         return -ENOMEM;
     ask->kind = (uint16_t)kind;
@@ -203,10 +186,10 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
         fds[n++] = args->keep[i];
     for (uint32_t i = 0; i < args->n_groups; i++)
         fds[n++] = args->groups[i];
-    if (kind == FNS_ASK_SPAWN)
+    if (kind == FNS_REQUEST_SPAWN)
         fds[n++] = news;
     size_t size = ask->size;
-    if (size > FNS_ASK_INLINE) {
+    if (size > FNS_REQUEST_INLINE) {
         ask->in_file = 1;
         file = fds[n++] = fns_memory_file("fastns", ask, size, FNS_WRITABLE);
         size = sizeof *ask;
@@ -223,34 +206,22 @@ static int send_run(int connection, enum fns_ask_kind kind, int number, const st
  * pidfd, and the pid in this process' namespaces. */
 static int hear_one(int connection, struct fns_ended *answer, int *pid, int *pidfd)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
-    } rights;
-    struct iovec vector = {answer, sizeof *answer};
-    struct msghdr header = {.msg_iov = &vector,
-                            .msg_iovlen = 1,
-                            .msg_control = &rights,
-                            .msg_controllen = sizeof rights};
-    ssize_t n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
+    int fd, n_fds;
+    long n;
     /* ECONNRESET is reported once, before messages that were sent earlier. Other failures may pass, and an
      * answer that is not read is lost. */
-    for (int tries = 0; n < 0 && errno != EAGAIN && errno != EINTR && tries < FNS_TRIES; tries++)
-        n = recvmsg(connection, &header, MSG_CMSG_CLOEXEC);
-    if (n <= 0)
-        return n < 0 && errno != ECONNRESET ? -errno : -ECANCELED;
-    for (struct cmsghdr *at = CMSG_FIRSTHDR(&header); at; at = CMSG_NXTHDR(&header, at)) {
-        struct ucred credentials;
-        if (at->cmsg_type == SCM_RIGHTS) {
-            memcpy(pidfd, CMSG_DATA(at), sizeof *pidfd);
-            *pidfd = fns_above_stdio(*pidfd);
-        } else if (at->cmsg_type == SCM_CREDENTIALS) {
-            memcpy(&credentials, CMSG_DATA(at), sizeof credentials);
-            *pid = credentials.pid;
-        }
+    for (int tries = 0; tries <= FNS_TRIES; tries++) {
+        n_fds = 1;
+        n = fns_receive_message(connection, answer, sizeof *answer, &fd, &n_fds, pid, 0);
+        if (n >= 0 || n == -EAGAIN || n == -EINTR)
+            break;
     }
+    if (n <= 0)
+        return n < 0 && n != -ECONNRESET ? (int)n : -ECANCELED;
+    if (n_fds == 1)
+        *pidfd = fns_above_stdio(fd);
     int whole = answer->message.kind == FNS_MESSAGE_ENDED;
-    return n >= (ssize_t)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
+    return n >= (long)(whole ? sizeof *answer : sizeof answer->message) ? 0 : -EPROTO;
 }
 
 /* The answer to the ask with this number: ENDED, or a shorter one. A stopped server is continued, and killed
@@ -264,8 +235,8 @@ static int hear(int server, int connection, int number, enum fns_patience patien
         int ret = hear_one(connection, answer, pid, pidfd);
         if (ret == -EAGAIN)
             roused |= fns_server_rouse(server, roused);
-        int is_it =
-            ret == 0 && (answer->message.number == number || answer->message.number == FNS_ANY_ASK);
+        int is_it = ret == 0 &&
+                    (answer->message.number == number || answer->message.number == FNS_ANY_REQUEST);
         if (is_it || (ret < 0 && ret != -EAGAIN && ret != -EINTR))
             return ret;
         if (patience == FNS_MAY_GIVE_UP && fns_interrupted(&next, ret == -EINTR))
@@ -288,7 +259,7 @@ static int believe(const struct fns_plan *sandbox, const struct fns_message *fai
                    struct fns_error *error)
 {
     int ret = fns_believe_error(sandbox, &failed->error, error);
-    if (failed->number == FNS_ANY_ASK)
+    if (failed->number == FNS_ANY_REQUEST)
         error->detail = FNS_DETAIL_BROKEN;
     return ret;
 }
@@ -313,7 +284,8 @@ int fns_server_run(const struct fns_process *server, int connection, const struc
 {
     *error = (struct fns_error){.op_index = -1};
     *process = (struct fns_process){.pid = -1, .pidfd = -1, .control = -1, .start = fns_now()};
-    int number = next_number(), ret = send_run(connection, FNS_ASK_RUN, number, args, share, -1);
+    int number = next_number(),
+        ret = send_run(connection, FNS_REQUEST_RUN, number, args, share, -1);
     if (ret < 0)
         return broken(error, ret);
     process->control = connection;
@@ -343,11 +315,11 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
     return ret;
 }
 
-static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandbox,
+static int ask_end(int server, int connection, enum fns_request_kind kind, int sandbox,
                    struct fns_ended *ended)
 {
     int number = next_number();
-    const struct fns_ask ask = {
+    const struct fns_request ask = {
         .kind = (uint16_t)kind, .number = number, .sandbox = sandbox, .size = sizeof ask};
     const struct fns_plan none = {.n_ops = 0};
     struct fns_error error;
@@ -358,7 +330,7 @@ static int ask_end(int server, int connection, enum fns_ask_kind kind, int sandb
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
 {
     struct fns_ended ended;
-    int ret = ask_end(process->server, connection, FNS_ASK_REAP, process->number, &ended);
+    int ret = ask_end(process->server, connection, FNS_REQUEST_REAP, process->number, &ended);
     if (ret == 0)
         set_result(&ended, result);
     return ret == -EPIPE ? -ECANCELED : ret;
@@ -370,7 +342,7 @@ int fns_server_look(int connection, const struct fns_process *process, int *pidf
     /* In this order: who is alive after that was opened is the one that was opened. */
     int fd = (int)syscall(__NR_pidfd_open, process->pid, 0);
     fd = fns_above_stdio(fd);
-    int ret = ask_end(process->server, connection, FNS_ASK_LOOK, process->number, &ended);
+    int ret = ask_end(process->server, connection, FNS_REQUEST_LOOK, process->number, &ended);
     int alive = ret == 0 && ended.message.value;
     if (alive && fd >= 0)
         *pidfd = fd;
@@ -384,7 +356,7 @@ int fns_server_look(int connection, const struct fns_process *process, int *pidf
 int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state)
 {
     struct fns_ended ended;
-    int ret = ask_end(server->pidfd, connection, FNS_ASK_POOL, 0, &ended);
+    int ret = ask_end(server->pidfd, connection, FNS_REQUEST_POOL, 0, &ended);
     if (ret == 0)
         memcpy(state, ended.usage, sizeof *state);
     return ret;
@@ -396,7 +368,7 @@ static void end_running(const struct fns_process *server, int connection, int ru
 {
     struct fns_ended ended;
     int other = fns_server_connect(server, FNS_PATIENT);
-    ask_end(server->pidfd, other < 0 ? connection : other, FNS_ASK_KILL, running, &ended);
+    ask_end(server->pidfd, other < 0 ? connection : other, FNS_REQUEST_KILL, running, &ended);
     if (other >= 0)
         close(other);
 }
@@ -455,7 +427,7 @@ int fns_server_spawn(const struct fns_process *server, int connection,
     int ret = pipe2(news, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : fns_both_above_stdio(news);
     if (ret < 0)
         return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    ret = send_run(connection, FNS_ASK_SPAWN, number, args, (struct fns_share){0, 0}, news[1]);
+    ret = send_run(connection, FNS_REQUEST_SPAWN, number, args, (struct fns_share){0, 0}, news[1]);
     close(news[1]);
     if (ret == 0) {
         ret = hear(server->pidfd, connection, number, FNS_MAY_GIVE_UP, &answer, &pid, &pidfd);
@@ -493,6 +465,6 @@ int fns_server_spawn(const struct fns_process *server, int connection,
 
 int fns_server_park(int connection)
 {
-    const struct fns_ask ask = {.kind = FNS_ASK_PARK, .size = sizeof ask};
+    const struct fns_request ask = {.kind = FNS_REQUEST_PARK, .size = sizeof ask};
     return send_ask(connection, &ask, sizeof ask, NULL, 0, FNS_AT_ONCE);
 }

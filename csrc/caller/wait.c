@@ -15,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "shared/message.h"
 #include "shared/sys.h"
+#include "shared/wire.h"
 #include "spawn.h"
 
 uint64_t fns_now(void)

@@ -84,7 +84,6 @@ static void refuse(struct outcome *outcome, const struct options *options, int f
         fail(outcome, again, "%s: compiled for another caller (%s; this is %s)", plan, one, other);
         return;
     case FNS_PLANFILE_DAMAGED: fail(outcome, again, "%s: the plan file is damaged", plan); return;
-    case FNS_PLANFILE_NO_MEMORY: fail(outcome, NULL, "%s: out of memory", plan); return;
     }
 }
 

@@ -48,7 +48,6 @@ enum fns_planfile_fault {
     FNS_PLANFILE_MACHINE,
     FNS_PLANFILE_CALLER,
     FNS_PLANFILE_DAMAGED,
-    FNS_PLANFILE_NO_MEMORY,
 };
 
 /* Who runs this process. 0, or -errno: /proc cannot be read. */
@@ -59,10 +58,9 @@ int fns_identify(struct fns_identity *identity);
 int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
                       void **bytes, size_t *size);
 
-/* Reads a file's bytes, which are aligned as malloc()'s are, and are pointed into from then on. 0, or one
- * of enum fns_planfile_fault; `made_for` is filled from FNS_PLANFILE_BUILD on. */
-int fns_planfile_read(const void *bytes, size_t size, const struct fns_identity *identity,
+/* Reads the bytes of a file, which begin where malloc() would, and which `file` points into from then on. 0, or
+ * one of enum fns_planfile_fault, and then `file` is all zero; `made_for` is set from FNS_PLANFILE_BUILD on. */
+int fns_planfile_read(void *bytes, size_t size, const struct fns_identity *identity,
                       struct fns_identity *made_for, struct fns_planfile *file);
-void fns_planfile_free(struct fns_planfile *file); /* what read() has made, not the bytes */
 
 #endif

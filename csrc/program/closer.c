@@ -12,7 +12,8 @@
 
 #include "shared/sys.h"
 
-#define HANDS 3 /* threads beside the closer's own */
+#define HANDS 3        /* threads beside the closer's own */
+#define DONT_WAIT 0x40 /* MSG_DONTWAIT */
 
 /* Of a slot. GIVEN by the server; RECEIVED, TAKEN and FREE again by the closer. */
 enum state { FREE, SENT, GIVEN, RECEIVED, TAKEN };
@@ -31,15 +32,10 @@ static struct {
 static void receive_all(int socket)
 {
     for (;;) {
-        struct fns_one_fd rights = {.fd = -1};
-        int slot = 0;
-        struct fns_vector vector = {&slot, sizeof slot};
-        struct fns_header header = {
-            .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
-        const long flags = 0x40 | 0x40000000; /* MSG_DONTWAIT|MSG_CMSG_CLOEXEC */
-        if (fns_sys3(__NR_recvmsg, socket, &header, flags) <= 0)
+        int slot = 0, fd = -1, n_fds = 1;
+        if (fns_receive_message(socket, &slot, sizeof slot, &fd, &n_fds, 0, DONT_WAIT) <= 0)
             return;
-        closer.fds[slot] = rights.fd;
+        closer.fds[slot] = n_fds == 1 ? fd : -1;
     }
 }
 
@@ -176,13 +172,8 @@ static int take_slot(void)
 int fns_closer_hold(int fd)
 {
     int slot = take_slot();
-    struct fns_one_fd rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */,
-                                1 /* SCM_RIGHTS */, fd, 0};
-    struct fns_vector vector = {&slot, sizeof slot};
-    const struct fns_header header = {
-        .vector = &vector, .vector_size = 1, .control = &rights, .control_size = sizeof rights};
     if (slot < 0 ||
-        fns_sys3(__NR_sendmsg, closer.sockets[0], &header, 0x4040 /* MSG_NOSIGNAL|DONTWAIT */) < 0)
+        fns_send_message(closer.sockets[0], &slot, sizeof slot, &fd, 1, 0, DONT_WAIT) < 0)
         return -1;
     closer.states[slot] = SENT;
     return slot;

@@ -39,27 +39,12 @@ int fns_close_but(const int fds[3])
 
 void fns_receive(int socket, int flags, struct fns_received *received)
 {
-    struct fns_vector vector = {received->bytes, sizeof received->bytes};
-    struct fns_header header = {.vector = &vector,
-                                .vector_size = 1,
-                                .control = received->rights,
-                                .control_size = sizeof received->rights};
-    struct {
-        size_t size;
-        int level, type;
-    } *rights = (void *)received->rights;
-    rights->size = 0;
-    long n;
-    do
-        n = fns_sys3(__NR_recvmsg, socket, &header, flags | 0x40000000 /* MSG_CMSG_CLOEXEC */);
-    while (n == -EINTR);
-    received->size = n; /* the bytes are there in any case */
-    received->fds = (int *)(void *)(received->rights + sizeof *rights);
-    received->n_fds = 0;
-    if (n > 0 && header.control_size >= sizeof *rights && rights->type == 1 /* SCM_RIGHTS */)
-        received->n_fds = (int)((rights->size - sizeof *rights) / sizeof(int));
-    if (n > 0 && (header.flags & 0x28 /* MSG_TRUNC|MSG_CTRUNC */)) {
-        fns_close_all(received->fds, received->n_fds); /* no room for an fd */
+    do {
+        received->n_fds = FNS_REQUEST_FDS;
+        received->size = fns_receive_message(socket, received->bytes, sizeof received->bytes,
+                                             received->fds, &received->n_fds, 0, flags);
+    } while (received->size == -EINTR);
+    if (received->n_fds < 0) {
         received->n_fds = 0;
         received->size = FNS_TRUNCATED;
     }
@@ -70,7 +55,7 @@ static int open_ask(struct fns_room *room, int *loud)
 {
     struct fns_received *received = &room->received;
     struct fns_sandbox *sandbox = room->sandbox;
-    struct fns_ask *ask = (struct fns_ask *)(void *)received->bytes;
+    struct fns_request *ask = (struct fns_request *)(void *)received->bytes;
     sandbox->ask = ask->number;
     if (received->size == FNS_TRUNCATED)
         return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
@@ -84,10 +69,10 @@ static int open_ask(struct fns_room *room, int *loud)
         if (at < 0 && at > -4096)
             return fail(sandbox, FNS_STAGE_HELPER, at);
         room->mapped_size = size;
-        room->mapped = ask = (struct fns_ask *)at;
+        room->mapped = ask = (struct fns_request *)at;
     }
-    *loud = ask->kind == FNS_ASK_SPAWN;
-    int result = fns_open_ask(ask, size, received->n_fds, &sandbox->args);
+    *loud = ask->kind == FNS_REQUEST_SPAWN;
+    int result = fns_open_request(ask, size, received->n_fds, &sandbox->args);
     return result < 0 ? fail(sandbox, FNS_STAGE_HELPER, result) : 0;
 }
 
@@ -115,7 +100,7 @@ static int move_away(const struct fns_args *args, int fd)
  * the `own` ones, which this process needs until it executes. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
-    int n = 3 + (int)args->n_keep, moved[FNS_ASK_FDS];
+    int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
     for (int i = 0; i < n + n_own; i++) {
         int to = move_away(args, i < n ? fds[i] : own[i - n]);
         if (to < 0)
@@ -205,7 +190,7 @@ static uint32_t count_first_ops(const struct fns_plan *plan)
 static int park(struct fns_room *room, int connection, uint32_t n_first)
 {
     struct fns_child *child = &room->sandbox->child;
-    struct fns_ask ask;
+    struct fns_request ask;
     const int needed[3] = {connection, child->userns, 0};
     int result = fns_close_but(needed);
     if (result < 0)

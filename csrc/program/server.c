@@ -233,9 +233,10 @@ static struct fns_room *take_room(void)
 /* The directory of the cgroup that what was asked is to be cloned into; NONE: it enters by itself. */
 static int group_of(const struct fns_received *received)
 {
-    const struct fns_args *args = &((const struct fns_ask *)(const void *)received->bytes)->args;
+    const struct fns_args *args =
+        &((const struct fns_request *)(const void *)received->bytes)->args;
     uint32_t last = 3 + args->n_keep + args->n_groups - 1;
-    if (received->size < (long)sizeof(struct fns_ask) || !args->clone_into || !args->n_groups ||
+    if (received->size < (long)sizeof(struct fns_request) || !args->clone_into || !args->n_groups ||
         last >= (uint32_t)received->n_fds)
         return NONE;
     return received->fds[last];
@@ -437,7 +438,7 @@ static void look_at_killed(void)
 
 static struct fns_share share_of(const struct fns_room *room)
 {
-    return ((const struct fns_ask *)(const void *)room->received.bytes)->share;
+    return ((const struct fns_request *)(const void *)room->received.bytes)->share;
 }
 
 /* Where it is, or n_batches. */
@@ -491,7 +492,7 @@ static void drop(struct fns_room *room)
 {
     fns_close_all(room->received.fds, room->received.n_fds);
     tell_killed(room->connection,
-                ((const struct fns_ask *)(const void *)room->received.bytes)->number);
+                ((const struct fns_request *)(const void *)room->received.bytes)->number);
     room->taken = 0;
     forget(room->connection);
 }
@@ -607,7 +608,7 @@ static void tell_end(int connection, struct fns_sandbox *sandbox)
 }
 
 /* The sandbox that is asked about; 0: there is none, and this was said. */
-static struct fns_sandbox *find_sandbox(int connection, const struct fns_ask *ask)
+static struct fns_sandbox *find_sandbox(int connection, const struct fns_request *ask)
 {
     int index = ask->sandbox & (MAX_SANDBOXES - 1);
     struct fns_sandbox *sandbox = index < server.n_sandboxes ? &server.sandboxes[index] : 0;
@@ -618,7 +619,7 @@ static struct fns_sandbox *find_sandbox(int connection, const struct fns_ask *as
     return 0;
 }
 
-static void hear_look(int connection, const struct fns_ask *ask)
+static void hear_look(int connection, const struct fns_request *ask)
 {
     const struct fns_sandbox *sandbox = find_sandbox(connection, ask);
     struct fns_ended answer = {.message = {.kind = FNS_MESSAGE_ENDED, .number = ask->number}};
@@ -628,9 +629,9 @@ static void hear_look(int connection, const struct fns_ask *ask)
     tell(connection, &answer);
 }
 
-static void hear_reap(int connection, const struct fns_ask *ask)
+static void hear_reap(int connection, const struct fns_request *ask)
 {
-    int kill = ask->kind == FNS_ASK_KILL;
+    int kill = ask->kind == FNS_REQUEST_KILL;
     struct fns_sandbox *sandbox = find_sandbox(connection, ask);
     if (!sandbox)
         return;
@@ -657,8 +658,8 @@ static void hear_reap(int connection, const struct fns_ask *ask)
 static long start_asked(struct fns_room *room, int connection)
 {
     enum fns_stage stage = FNS_STAGE_HELPER;
-    int ask = ((const struct fns_ask *)(const void *)room->received.bytes)->number;
-    int n_fds = room->received.n_fds, fds[FNS_ASK_FDS];
+    int ask = ((const struct fns_request *)(const void *)room->received.bytes)->number;
+    int n_fds = room->received.n_fds, fds[FNS_REQUEST_FDS];
     for (int i = 0; i < n_fds; i++) /* the room is the sandbox's from its clone on */
         fds[i] = room->received.fds[i];
     int batch = share_of(room).batch;
@@ -710,7 +711,8 @@ static void hear_run(int connection, struct fns_room *room, const struct fns_rec
 {
     if (!room) {
         fns_close_all(received->fds, received->n_fds);
-        tell_failure(connection, ((const struct fns_ask *)(const void *)received->bytes)->number,
+        tell_failure(connection,
+                     ((const struct fns_request *)(const void *)received->bytes)->number,
                      FNS_STAGE_HELPER, server.no_memory);
         return;
     }
@@ -778,7 +780,7 @@ static void hear_connection(int connection)
     struct fns_room *room = take_room();
     struct fns_received *received = room ? &room->received : &server.received;
     fns_receive(connection, DONT_WAIT, received);
-    const struct fns_ask *ask = (const struct fns_ask *)(const void *)received->bytes;
+    const struct fns_request *ask = (const struct fns_request *)(const void *)received->bytes;
     if (peer->sandbox != NONE && server.sandboxes[peer->sandbox].told &&
         !server.sandboxes[peer->sandbox].awaited) { /* it runs: REAP is for it */
         server.sandboxes[peer->sandbox].connection = NONE;
@@ -790,20 +792,20 @@ static void hear_connection(int connection)
     int kind = received->size >= (long)sizeof *ask && free ? ask->kind : 0;
     if (received->size == FNS_TRUNCATED) {
         tell_failure(connection, ask->number, FNS_STAGE_FDS, -EMFILE);
-    } else if (kind == FNS_ASK_RUN || kind == FNS_ASK_SPAWN) {
+    } else if (kind == FNS_REQUEST_RUN || kind == FNS_REQUEST_SPAWN) {
         hear_run(connection, room, received);
-    } else if (kind == FNS_ASK_REAP || kind == FNS_ASK_KILL) {
+    } else if (kind == FNS_REQUEST_REAP || kind == FNS_REQUEST_KILL) {
         hear_reap(connection, ask);
-    } else if (kind == FNS_ASK_LOOK) {
+    } else if (kind == FNS_REQUEST_LOOK) {
         hear_look(connection, ask);
-    } else if (kind == FNS_ASK_POOL) {
+    } else if (kind == FNS_REQUEST_POOL) {
         tell_pool(connection, ask->number);
-    } else if (kind == FNS_ASK_PARK) {
+    } else if (kind == FNS_REQUEST_PARK) {
         peer->park = 1;
         park_later(connection);
     } else {
         if (received->size < 0) /* it could not be heard */
-            tell_failure(connection, FNS_ANY_ASK, FNS_STAGE_HELPER, received->size);
+            tell_failure(connection, FNS_ANY_REQUEST, FNS_STAGE_HELPER, received->size);
         fns_close_all(received->fds, received->n_fds);
         hang_up(connection);
     }
@@ -813,16 +815,16 @@ static void hear_control(int fd)
 {
     struct fns_received *received = &server.received;
     fns_receive(fd, DONT_WAIT, received);
-    const struct fns_ask *ask = (const struct fns_ask *)(const void *)received->bytes;
+    const struct fns_request *ask = (const struct fns_request *)(const void *)received->bytes;
     if (received->size == 0)
         stop();
     if (received->size == -EAGAIN)
         return;
     int watched = -EPROTO;
     if (received->size >= (long)sizeof *ask && received->n_fds == 1)
-        watched = watch(received->fds[0], ask->kind == FNS_ASK_CALLER ? CALLER : CONNECTION);
-    if (watched < 0 && received->n_fds == 1 && ask->kind != FNS_ASK_CALLER)
-        tell_failure(received->fds[0], FNS_ANY_ASK, FNS_STAGE_HELPER, watched);
+        watched = watch(received->fds[0], ask->kind == FNS_REQUEST_CALLER ? CALLER : CONNECTION);
+    if (watched < 0 && received->n_fds == 1 && ask->kind != FNS_REQUEST_CALLER)
+        tell_failure(received->fds[0], FNS_ANY_REQUEST, FNS_STAGE_HELPER, watched);
     if (watched < 0)
         fns_close_all(received->fds, received->n_fds); /* its other end reads as closed */
 }
@@ -878,7 +880,7 @@ static void keep_end(struct fns_sandbox *sandbox, int code, int status)
 /* The caller is done with it, and with what it has asked there, if that was left in the socket. */
 static void forget_unused(int connection)
 {
-    struct fns_ask ask;
+    struct fns_request ask;
     long n = fns_sys6(__NR_recvfrom, connection, (long)&ask, sizeof ask, DONT_WAIT, 0, 0);
     if (n == sizeof ask)
         tell_killed(connection, ask.number);

@@ -2,10 +2,9 @@
 #ifndef FNS_SERVER_H
 #define FNS_SERVER_H
 
-#include "shared/unpack.h"
+#include "shared/wire.h"
 #include "tell.h"
 
-#define FNS_FD_SPACE (sizeof(size_t) + 2 * sizeof(int) + FNS_ASK_FDS * sizeof(int))
 #define FNS_ROOM_STACK 65536
 
 /* One sandbox, from its clone until its end was told. The upper half is written by the sandbox, which
@@ -37,9 +36,8 @@ struct fns_sandbox {
 struct fns_received {
     long size; /* 0: the other end is closed; -errno */
     int n_fds;
-    int *fds; /* in `rights` */
-    char rights[FNS_FD_SPACE] __attribute__((aligned(8)));
-    char bytes[FNS_ASK_INLINE] __attribute__((aligned(8)));
+    int fds[FNS_REQUEST_FDS];
+    char bytes[FNS_REQUEST_INLINE] __attribute__((aligned(8)));
 };
 
 /* The memory of a sandbox until it executes. */
@@ -53,7 +51,7 @@ struct fns_room {
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it; 0: the server's */
     void *mapped;          /* a big ask; 0: none */
     uint64_t mapped_size;
-    int keep[FNS_ASK_FDS + 3];
+    int keep[FNS_REQUEST_FDS + 3];
     struct fns_received received;
     char stack[FNS_ROOM_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };

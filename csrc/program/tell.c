@@ -3,34 +3,11 @@
 
 #include "shared/sys.h"
 
-struct pid_message { /* struct cmsghdr with struct ucred */
-    size_t size;
-    int level, type, pid, uid, gid, padding;
-};
-
 long fns_tell(int socket, const struct fns_message *message, int fd, int pid)
 {
-    struct {
-        struct fns_one_fd rights;
-        struct pid_message credentials;
-    } control = {
-        .rights = {sizeof(size_t) + 3 * sizeof(int), 1 /* SOL_SOCKET */, 1 /* SCM_RIGHTS */, fd, 0},
-        .credentials = {sizeof(size_t) + 5 * sizeof(int), 1, 2 /* SCM_CREDENTIALS */, pid, 0, 0, 0},
-    };
-    struct fns_vector vector = {(void *)(uintptr_t)message, sizeof *message};
-    struct fns_header header = {.vector = &vector, .vector_size = 1};
-    if (fd >= 0) {
-        header.control = &control;
-        header.control_size = sizeof control.rights;
-    }
-    if (pid > 0) {
-        control.credentials.uid = (int)fns_sys0(__NR_geteuid);
-        control.credentials.gid = (int)fns_sys0(__NR_getegid);
-        header.control_size = sizeof control;
-    }
     long result;
     do
-        result = fns_sys3(__NR_sendmsg, socket, &header, 0x4000 /* MSG_NOSIGNAL */);
+        result = fns_send_message(socket, message, sizeof *message, &fd, fd >= 0, pid, 0);
     while (result == -EINTR);
     return result;
 }

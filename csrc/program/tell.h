@@ -3,30 +3,10 @@
 #define FNS_TELL_H
 
 #include "child.h"
-#include "shared/message.h"
+#include "shared/wire.h"
 
 /* Defined in runtime.h. */
 void *memcpy(void *restrict to, const void *restrict from, size_t size);
-
-/* sendmsg(2) and recvmsg(2), as the kernel lays them out. */
-struct fns_vector {
-    void *base;
-    size_t size;
-};
-struct fns_header {
-    void *name;
-    int name_size;
-    struct fns_vector *vector;
-    size_t vector_size;
-    void *control;
-    size_t control_size;
-    unsigned flags;
-};
-
-struct fns_one_fd { /* struct cmsghdr with one fd */
-    size_t size;
-    int level, type, fd, padding;
-};
 
 /* One message, with an fd (-1: none) and the pid that it is about (0: none), which the kernel
  * translates into the receiver's pid namespace (SCM_CREDENTIALS). 0 or -errno. */

@@ -3,8 +3,8 @@
     import fastns
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
-spec.py says what a sandbox is, _compile.py turns that into a plan, the C core carries it out,
-sandbox.py and batch.py hold what runs. docs/architecture.md tells the whole way.
+spec.py describes a sandbox, _compile.py turns that into a plan, the C core carries it out, and
+sandbox.py, completed.py and batch.py are what a caller gets. docs/architecture.md has the whole.
 """
 
 TYPE_CHECKING = False
@@ -76,9 +76,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Each name is imported when it is first used: a start of the command needs few of them."""
+    """Imports each name when it is first used: one start needs few of them."""
     if name in _HOME:
-        # Not by importlib, which takes longer to import than what is imported by it.
+        # Cheaper than importing importlib.
         value = getattr(__import__(f"fastns.{_HOME[name]}", fromlist=[name]), name)
     elif name in ("rootfs", "doctor"):
         value = __import__(f"fastns.{name}", fromlist=[name])

@@ -1,11 +1,12 @@
-"""Checks of what one spawn is given: argv, environment, working directory, timeout.
+"""Checks of single values: numbers, text, paths, and what each spawn is given.
 
-These run on every spawn, so they are short.
+Every spawn runs those of its argv, environment, working directory and timeout.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 from _collections_abc import Mapping
 
 from fastns.errors import SpecError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_STRING = 131071  # bytes of one argument or environment entry (MAX_ARG_STRLEN, execve(2))
 MAX_PATH = 4095  # bytes of a path, without its NUL (PATH_MAX)
+MAX_FILE_NAME = 255  # bytes of one name in a path (NAME_MAX)
 MAX_TIMEOUT = 2**32  # seconds
 
 
@@ -54,6 +56,32 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
     if len(data) > limit:
         raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
     return data
+
+
+def check_path(field: str, value: Any) -> str:
+    """A path, of this process or inside. Raises SpecError."""
+    if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
+        raise SpecError(field, f"{shown(value)}: a path as str or PathLike expected")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text:
+        raise SpecError(field, f"{shown(value)}: a path that is not empty expected")
+    encode(field, text, MAX_PATH)
+    return text
+
+
+def check_inside(field: str, value: Any) -> str:
+    """An absolute path below the root, normalized. Raises SpecError."""
+    text = check_path(field, value)
+    if not text.startswith("/"):
+        raise SpecError(field, f"{shown(text)}: an absolute path inside the root expected")
+    if ".." in text.split("/"):
+        raise SpecError(field, f"{shown(text)}: a path without '..' expected")
+    plain = posixpath.normpath("/" + text.lstrip("/"))
+    if plain == "/":
+        raise SpecError(field, "'/' is the root itself: use rootfs, read_only and overlay")
+    if any(len(os.fsencode(name)) > MAX_FILE_NAME for name in plain.split("/")):
+        raise SpecError(field, f"{shown(text)}: each name in a path has at most 255 bytes")
+    return plain
 
 
 def check_args(args: Any) -> tuple[bytes, ...]:

@@ -1,8 +1,9 @@
 """What a start costs on this machine: contenders that run the same program, timed in turn.
 
-Absolute times drift on a shared machine, so every round gives each contender one start, in an order
-of its own (what one leaves to be done in the background shall not always fall on the same next
-one), and what counts is the ratio of the medians. What cannot be started is a row with its reason.
+Absolute times drift on a shared machine, so each round starts every contender once, and what counts
+is the ratio of the medians. The order changes from round to round: the work that one leaves in the
+background does not always delay the same next one. A contender that cannot be started is a row with
+its reason.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).with_name("_program")
 EXIT_CODE = 127
-"""What PROGRAM ends with at once when it has no arguments (csrc/program/program.c)."""
+"""PROGRAM without arguments ends with it at once (csrc/program)."""
 PLACE = "/dev/fastns-bench"
-"""Where a sandbox has PROGRAM if its own path does not lead to it."""
+"""Where a sandbox has PROGRAM if its own path is not in view."""
 
 BASE = "os.posix_spawn"
 SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
@@ -47,9 +48,9 @@ PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
 
 SECONDS = 2.4
-"""Of rounds, when their number is not given."""
+"""Length of all rounds, when their number is not given."""
 RATE_SECONDS = 0.12
-"""Of starts of one contender, one after the other."""
+"""Length of the starts of one contender alone."""
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 TRY_SECONDS = 10.0
 BATCH_JOBS = 2000
@@ -71,9 +72,12 @@ class Failed(Exception):
 class Row:
     """What was measured of one contender. Times in seconds; all of them None after an error.
 
-    `isolates` are namespaces and words of PLACES. `ratio` is that of the medians, this one's to
-    BASE's; `per_second` is of starts without a pause between them. A batch has no times but this,
-    and the number of those alive at once. `samples` counts starts: of the rounds, or of the batch.
+    Attributes:
+        isolates: namespaces, and words of PLACES.
+        samples: how many starts were timed: in the rounds, or in the batch.
+        per_second: starts that follow each other without a pause.
+        ratio: of the median to BASE's.
+        concurrency: of a batch, which has no times but per_second: how many were alive at once.
     """
 
     name: str
@@ -101,7 +105,7 @@ class Sandboxes:
 
     @classmethod
     def of(cls, rootfs: str | None) -> Sandboxes:
-        """By default the host's system directories, in which PROGRAM may lie or not."""
+        """With a rootfs, or (None) with the host's system directories, where PROGRAM may lie."""
         shown = rootfs is None and _view.lies_in(str(PROGRAM), _view.layout().shown)
         inside = str(PROGRAM) if shown else PLACE
         return cls(rootfs, inside, Caller.current().privileged)
@@ -124,7 +128,7 @@ class Sandboxes:
         return SPACES if self.privileged else (*SPACES, "user")
 
     def bwrap(self) -> list[str]:
-        """Words for bwrap that come to the same sandbox."""
+        """Arguments of bwrap for the same sandbox."""
         words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup")]
         words += [] if self.privileged else ["--unshare-user"]
         words += ["--as-pid-1", "--die-with-parent"]
@@ -140,7 +144,7 @@ class Sandboxes:
         return [*words, self.inside]
 
     def unshare(self) -> list[str]:
-        """Words for unshare, which has the namespaces and /proc, but always the host's root."""
+        """Arguments of unshare: the same namespaces and /proc, but always the host's root."""
         words = [] if self.privileged else ["--user", "--map-root-user"]
         words += [f"--{space}" for space in SPACES]
         return [*words, "--fork", "--kill-child", "--mount-proc", str(PROGRAM)]
@@ -148,7 +152,7 @@ class Sandboxes:
 
 @record(frozen=True)
 class Contender:
-    """One who is timed; `prepare` makes what it needs, which the stack takes down."""
+    """What is timed. `prepare` sets up what it needs, which the stack takes down."""
 
     name: str
     by_fastns: bool
@@ -156,12 +160,12 @@ class Contender:
     prepare: Callable[[contextlib.ExitStack], Start]
 
     def row(self) -> Row:
-        """Its row before it is measured."""
+        """Its row, not measured yet."""
         return Row(self.name, self.by_fastns, self.isolates)
 
 
 def contenders(boxes: Sandboxes) -> list[Contender]:
-    """All that start one process at a time, BASE first."""
+    """Those that start one process at a time, BASE first."""
     argv = [str(PROGRAM)]
     all_of_it = boxes.isolates()
 
@@ -199,7 +203,7 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
 
 
 def bare(argv: list[str]) -> Start:
-    """A program as a child of this process, as cheaply as Python has it."""
+    """A program as a child of this process, by the cheapest call of Python."""
 
     def start() -> int:
         pid = os.posix_spawn(argv[0], argv, DEFAULT_ENV)
@@ -214,7 +218,7 @@ def bare(argv: list[str]) -> Start:
 
 
 def tool(name: str, words: list[str]) -> Start:
-    """Another program that makes sandboxes, tried once for what it has to say."""
+    """Another program that makes sandboxes. It is tried once, to learn why it fails."""
     path = shutil.which(name)
     if path is None:
         raise Failed("not in PATH", f"install the package {PACKAGES[name]}")
@@ -241,7 +245,7 @@ def _unexpected(code: int | None) -> str:
 
 @contextlib.contextmanager
 def _as_failed() -> Iterator[None]:
-    """The errors that a start may end with, as Failed."""
+    """Turns the errors of a start into Failed."""
     try:
         yield
     except (fastns.FastnsError, OSError) as error:
@@ -252,9 +256,10 @@ def _as_failed() -> Iterator[None]:
 
 
 def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
-    """A row for each of contenders(), from rounds that are as many as asked for, or as there is
-    time for, and from starts of it alone: a pool that is ready again when its turn comes round is
-    not as fast when it is asked without a pause."""
+    """A row for each of contenders(), from `rounds` rounds (None: as many as SECONDS allow).
+
+    per_second is measured apart, by starts of one contender alone: a pool that has time to refill
+    between its turns is slower when it is used without a pause."""
     listed = contenders(boxes)
     starts: dict[str, Start] = {}
     times: dict[str, list[float]] = {}
@@ -293,7 +298,7 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
 
 
 def _rounds(count: int | None) -> Iterator[bool]:
-    """For each round whether its times are kept: not those of the first tenth, the warm-up."""
+    """Whether the times of each round are kept: not those of the first tenth, the warm-up."""
     for _ in range(MIN_ROUNDS if count is None else 1 + count // 10):
         yield False
     if count is not None:
@@ -341,7 +346,7 @@ def _row(row: Row, times: list[float], rate: float, base: float | None) -> Row:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Between the two values that are nearest, as numpy and statistics' "inclusive" have it."""
+    """Interpolated between the two nearest values, as numpy does by default."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     low = int(place)
@@ -353,7 +358,7 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
-    """What run_batch() makes of it, without a Template and with one."""
+    """Rows of run_batch(), without a Template and with one."""
     concurrency = len(os.sched_getaffinity(0))
     options: Any = {"concurrency": concurrency, "capture_output": False}
     command = [boxes.inside]
@@ -381,7 +386,7 @@ def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
 
 
 def _rate(run: Batch, jobs: int) -> float:
-    """How many of so many starts end in a second."""
+    """How many starts end in a second, over `jobs` of them."""
     begin = time.perf_counter()
     results = run(jobs)
     seconds = time.perf_counter() - begin
@@ -397,7 +402,7 @@ def _rate(run: Batch, jobs: int) -> float:
 
 
 def machine() -> dict[str, object]:
-    """What the times are those of; nothing that says whose it is."""
+    """What the times depend on; nothing that identifies the machine or its owner."""
     return {
         "cpu": _cpu_model() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

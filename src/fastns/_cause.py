@@ -1,4 +1,4 @@
-"""Why a sandbox has ended: what this process did, and what its cgroups have counted."""
+"""Why a sandbox has ended: by what this process did, and by what its cgroups have counted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Counts: TypeAlias = Mapping[str, int | None]
 
 
-# signal(7), on x86_64 and aarch64. The module `signal` brings `enum`.
+# signal(7), on x86_64 and aarch64. The module `signal` would import `enum`.
 SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
-# Over a limit on memory or CPU time a process is ended by SIGKILL; one that was refused another, or
-# has lost one, may end itself, by abort(), which for pid 1 of a namespace comes to SIGSEGV (x86-64)
-# or SIGTRAP (aarch64), or by an instruction that is none.
+# Ends that a limit may cause. A process over a limit on memory or CPU time is ended by SIGKILL. One
+# that was refused a child, or has lost one, may call abort(), which in pid 1 of a namespace ends in
+# SIGSEGV (x86-64) or SIGTRAP (aarch64), or execute an invalid instruction (SIGILL).
 OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
 
 
@@ -41,15 +41,16 @@ def cause_of(
     plan: Plan | None = None,
     signals: frozenset[int] = frozenset(),
 ) -> Cause:
-    """What is known to have ended the first process goes before what a counter lets guess.
+    """A cause that is certain (timeout, output limit, kill, seccomp) outranks one inferred from
+    counters.
 
     Args:
-        counts: of its cgroups, if it had any. They are of all its processes: a limit that was met
-            is the cause only of an end of the first one that may come of it.
-        timed_out: it was killed here when its time was over. killed: by Sandbox.kill().
-        over: more came out of it than max_output, for which it is ended. A limit that only cuts
-            the output off ends nobody.
-        plan: how it was made: SIGSYS ends nobody by itself, but where there is a filter.
+        counts: of its cgroups, if it had any. They count all its processes, so a limit that was
+            reached is the cause only if the first process ended in a way that the limit may cause.
+        timed_out: it was killed because its time limit was over.
+        killed: it was killed by Sandbox.kill().
+        over: it was killed because it wrote more than max_output.
+        plan: tells whether there is a filter: without one, SIGSYS is a signal like any other.
         signals: those that this process has sent it.
     """
     if timed_out:

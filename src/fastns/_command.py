@@ -1,5 +1,4 @@
-"""What run(), spawn() and batches have in common: a command as it is given, how its output becomes
-text, and what it used."""
+"""What run(), spawn() and batches share: the command, its input and output as text, its usage."""
 
 from __future__ import annotations
 
@@ -33,23 +32,24 @@ def exit_code(returncode: int) -> int:
 
 @record(frozen=True)
 class Usage:
-    """What a sandbox used, by the kernel's account of its first process and all it waited for.
+    """What a sandbox used.
 
     Attributes:
-        user_time: seconds of CPU time. Children that nobody inside waited for are missing: those
-            that ended with a killed sandbox, or that its first process left behind.
+        user_time: seconds of CPU time of its first process and of all children that were waited
+            for. Those that ended with a killed sandbox, or that its first process left behind, are
+            not counted.
         system_time: seconds of CPU time in the kernel, of the same processes.
         max_rss: bytes, of the largest process.
-        max_rss_exact: False if it may be less: a direct start begins with the peak of the caller,
-            which the kernel hands on at exec.
+        max_rss_exact: False if the true value may be lower: a direct start begins with the peak of
+            the caller, which the kernel passes on at exec.
         memory_peak: bytes, of all processes together, with tmpfs and memory files.
         pids_peak: processes and threads at once.
         io_read: bytes.
         io_write: bytes.
-        cpu_time: seconds of CPU time of all processes, those nobody waited for too.
+        cpu_time: seconds of CPU time of all processes, also of those that nobody waited for.
 
-    The last five come from cgroups. They are None where no limit of that kind was set, or
-    where the kernel does not tell it of this sandbox alone.
+    The last five come from cgroups. They are None where no limit of that kind was set, or where the
+    kernel does not report it for this sandbox alone.
     """
 
     user_time: float
@@ -66,7 +66,7 @@ class Usage:
     def of(
         cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
     ) -> Usage:
-        """From a result of _core's."""
+        """From a result of _core."""
         if counts is None:
             return cls(user, system, max_rss, exact)
         more = (counts[name] for name in USAGE_OF_CGROUPS)
@@ -76,7 +76,7 @@ class Usage:
         return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON: what is known."""
+        """The fields that are known, without max_rss_exact, for JSON."""
         names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
         known = {name: getattr(self, name) for name in names}
         return {name: value for name, value in known.items() if value is not None}
@@ -110,7 +110,7 @@ def command(
 
 @record(frozen=True)
 class TextMode:
-    """How bytes become text: None everywhere means they do not."""
+    """How bytes become text. Elsewhere None stands for no TextMode: bytes stay bytes."""
 
     encoding: str
     errors: str
@@ -133,7 +133,7 @@ class TextMode:
         return cls(encoding or "utf-8", errors or "strict")
 
     def decode(self, data: bytes, cut: bool = False) -> str:
-        """`cut`: there was more, so that the last character may be incomplete; it is left out."""
+        """With `cut` there was more, so the last character may be incomplete: it is left out."""
         if cut:
             text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
         else:
@@ -141,7 +141,7 @@ class TextMode:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """What came until a timeout. Never fails: the timeout is the news."""
+        """The output until a timeout. Never fails, so that the caller sees the timeout."""
         if data is None:
             return None
         lenient = "replace" if self.errors == "strict" else self.errors
@@ -149,7 +149,7 @@ class TextMode:
 
 
 def encode_input(input: Any, mode: TextMode | None) -> bytes:
-    """What communicate() is given, as bytes. Raises SpecError, field "input"."""
+    """The input of run() or communicate() as bytes. Raises SpecError, field "input"."""
     if input is None:
         return b""
     kind = type(input).__name__

@@ -30,7 +30,7 @@ from fastns.spec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastns._cgroups import CgroupPlan
+    from fastns._policy.cgroup_plan import CgroupPlan
 
 CLONE_FLAGS = {
     "time": 0x00000080,
@@ -260,7 +260,7 @@ class _Compiler:
         able = caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
         if not caller.initial_user_namespace or not able or spec.asks_for("user"):
             return None
-        from fastns import _userns  # not where nobody may have a range
+        from fastns._policy import userns as _userns  # not where nobody may have a range
 
         ids = _userns.range_of_root()
         for field, wanted in (
@@ -280,7 +280,7 @@ class _Compiler:
         limits = self.spec.limits()
         if limits is None:
             return None
-        from fastns import _cgroups  # not where a start is to be quick and has no limits
+        from fastns._policy import cgroup_plan as _cgroups  # only a spec with limits needs it
 
         plan = _cgroups.plan(limits, self.spec.cgroup_parent, self.spec.require_limits)
         return plan if plan.places else None
@@ -406,9 +406,9 @@ class _Compiler:
         """Of the user namespace with a range of ids; b"": there is none."""
         if self.id_range is None:
             return b""
-        from fastns import _userns
+        from fastns._policy.userns import inotify_limit
 
-        return _userns.inotify_limit() or b""
+        return inotify_limit() or b""
 
     def view(self) -> tuple[str, ...] | None:
         """What can be seen without a rootfs; None: there is one."""
@@ -466,7 +466,7 @@ class _Compiler:
     def map_ids(self) -> None:
         if not self.new_user:
             return
-        from fastns import _userns
+        from fastns._policy import userns as _userns
 
         limit = _userns.inotify_limit()
         if limit is not None:
@@ -1146,7 +1146,7 @@ class _Compiler:
         has_admin = self.caller.privileged or self.new_user or "user" in self.joined
         if not self.spec.no_new_privileges and not has_admin:
             raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
-        from fastns import _landlock  # not where a start is to be quick and has none
+        from fastns._policy import landlock as _landlock  # few specs need it
 
         self.ops += _landlock.ops(self.spec.landlock, _landlock.abi(), self.keep())
 
@@ -1156,7 +1156,7 @@ class _Compiler:
             return
         held = self.spec.capabilities
         if profile == "default":
-            from fastns import _filters  # not where nothing is filtered
+            from fastns._policy import filters as _filters  # not where nothing is filtered
 
             code = _filters.default(held, setid=self.may_make_setid())
             self.add_filter(code, self.default_note())

@@ -158,7 +158,7 @@ class _TemplateCompiler(_Compiler):
         """Most of the default filter is the server's own: to load it takes a fifth of a start."""
         if self.spec.seccomp != "default":
             return
-        from fastns import _filters
+        from fastns._policy import filters as _filters
 
         setid = self.may_make_setid()
         first, self.rest = _filters.default_parts(self.spec.capabilities, setid=setid)

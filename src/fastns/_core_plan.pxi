@@ -11,7 +11,7 @@ cdef class Plan:
     cdef c.fns_plan plan
     cdef c.fns_op *op_array
     cdef bytes arena
-    cdef object live  # _cgroups.Cgroups of this process
+    cdef object live  # cgroups.Cgroups of this process
     cdef readonly tuple ops
     cdef readonly tuple environ
     cdef readonly tuple search_path
@@ -24,7 +24,7 @@ cdef class Plan:
     cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
     cdef readonly bint capped  # whether a sandbox that exceeds max_output is killed
-    cdef readonly object cgroups  # _cgroups.CgroupPlan; None: its sandboxes stay in the caller's
+    cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
     cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
     cdef readonly bytes inotify  # of that namespace, likewise

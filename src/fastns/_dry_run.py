@@ -22,9 +22,9 @@ def lines(plan: Plan) -> list[str]:
         found.append(f"id_map: {plan.id_map}")
     owners = {}
     if plan.binds:
-        from fastns import _owners
+        from fastns._policy.owners import notes
 
-        owners = _owners.notes(plan)
+        owners = notes(plan)
     for i, op in enumerate(plan.ops):
         kept = owners.get(op.target or b"", "") if op.code == "bind" else ""
         found.append(f"{op.stage}[{i}] {op}{kept}".rstrip())

@@ -1,4 +1,4 @@
-"""What a sandbox that has ended has come to, as far as it needs nothing of subprocess."""
+"""Results of a sandbox that has ended, as far as they do not need `subprocess`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Ended(FastnsError):
-    """What an exception has of CompletedSandbox: set when the sandbox has ended."""
+    """An exception with the attributes of CompletedSandbox, set once the sandbox has ended."""
 
     returncode: int | None = None
     usage: Usage | None = None
@@ -27,9 +27,9 @@ class Ended(FastnsError):
 
 
 class DecodeError(Ended, UnicodeDecodeError):
-    """The output is no text of the encoding asked for; stdout and stderr hold it, as bytes.
+    """The output is not valid in the given encoding; stdout and stderr hold it, as bytes.
 
-    The sandbox has ended: returncode, usage and the like are as in CompletedSandbox.
+    The sandbox has ended: returncode, usage and the rest are as in CompletedSandbox.
     """
 
     stdout: bytes | None = None
@@ -37,7 +37,7 @@ class DecodeError(Ended, UnicodeDecodeError):
 
 
 class Completed(GenericBase[S]):
-    """A sandbox that has ended: all of CompletedSandbox but its base class."""
+    """A sandbox that has ended: CompletedSandbox without its base class."""
 
     args: Any
     returncode: int
@@ -74,7 +74,7 @@ class Completed(GenericBase[S]):
 
     @property
     def usage(self) -> Usage:
-        """What it used; made when it is asked for."""
+        """What it used; made at each access."""
         used = self._used
         return used if isinstance(used, Usage) else Usage.of(*used)
 

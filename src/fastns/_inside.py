@@ -1,8 +1,8 @@
-"""Reads files of a root from outside, although a sandbox may have written all that is in it.
+"""Reads files of a root from outside, although a sandbox may have written everything in it.
 
 Links are followed as a process inside would follow them, from one directory's descriptor to the
-next: none leads out of the root, whatever is renamed meanwhile. Only regular files are opened, so
-no FIFO is waited for, and never more is read than the caller has asked for.
+next, so none leads out of the root, whatever is renamed meanwhile. Only regular files are opened,
+so no FIFO blocks, and no more is read than the caller allows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_directory(root: str, path: str) -> bool:
 
 
 def _mode(root: str, path: str) -> int:
-    """0: nothing is there, or it cannot be reached."""
+    """0 where nothing is there, or nothing that can be reached."""
     try:
         fd = _open(root, path)
     except OSError:
@@ -57,7 +57,7 @@ def _open(root: str, path: str) -> int:
     """A descriptor (O_PATH) of what `path` leads to; the caller closes it."""
     links = 0
     ahead = deque(path.split("/"))
-    way = [os.open(root, os.O_PATH | os.O_DIRECTORY)]  # from the root to where we are
+    way = [os.open(root, os.O_PATH | os.O_DIRECTORY)]  # the directories from the root to here
     try:
         while ahead:
             name = ahead.popleft()

@@ -1,7 +1,7 @@
-"""Plan files: what `fastns compile` writes and fastns-exec starts sandboxes from.
+"""Plan files: `fastns compile` writes them, and fastns-exec starts sandboxes from them.
 
-csrc/cli/planfile.h defines the bytes. This module decides what goes in beside the plan: what else a
-start takes from Python, and the hints, because no Python runs when a start fails.
+csrc/cli/planfile.h defines the bytes. This module decides what is in a file beside the plan: what
+else a start needs from Python, and the hints, as no Python runs when a start fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Hint = tuple[str, str, int, bytes, bytes]
 
-# An errno to ask for the hint of a detail with, which is the same for all of them.
+# (stage, errno, detail). The hint of a detail is the same for every errno: this one looks it up.
 DETAILS = (
     ("exec", errno.ENOENT, "found"),
     ("clone", errno.ECANCELED, "killed"),
@@ -30,8 +30,9 @@ def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str])
     """The bytes of a plan's file.
 
     Args:
-        plan: without cgroups. timeout_ns: after which a sandbox is ended; None: never.
-        reword: what makes a hint about a Spec one about flags.
+        plan: without cgroups.
+        timeout_ns: a sandbox is ended after this time; None: never.
+        reword: turns a hint about a Spec into one about flags.
     """
     return _core.pack_plan(plan, timeout_ns, hints(plan, reword))
 
@@ -56,7 +57,7 @@ def hints(plan: _core.Plan, reword: Callable[[str], str]) -> list[Hint]:
 
 
 def out_of_view(view: tuple[str, ...]) -> str:
-    """What may be wrong with a path that is missing inside."""
+    """The hint for a path that does not exist inside."""
     listed = ", ".join(directory for directory in _view.DIRECTORIES if directory in view)
     return (
         f"no such file inside: without a --rootfs the sandbox sees only {listed} of the host. If "
@@ -65,7 +66,7 @@ def out_of_view(view: tuple[str, ...]) -> str:
 
 
 def write(path: str, data: bytes) -> None:
-    """Replaces the file at `path` in one step; only its owner may read or write it.
+    """Replace the file at `path` in one step. Only its owner may read or write it.
 
     Raises OSError.
     """

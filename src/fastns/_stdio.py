@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of a spawn: what the child gets and which ends the caller keeps."""
+"""stdin, stdout and stderr of a start: what the child gets, and which ends the caller keeps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PIPES = (_core.PIPE_STDIN, _core.PIPE_STDOUT, _core.PIPE_STDERR)
 
 
 class StdioPlan:
-    """The child's three fds (-1: the caller's own) and the caller's pipe ends (None: none).
+    """The child's three fds (-1: the caller's own) and the caller's pipe ends (None: no pipe).
 
-    Close with close_child() once the child is started, or close_all() when it was not.
+    Close with close_child() once the child has started, or close_all() if it has not.
     """
 
     def __init__(
@@ -33,12 +33,11 @@ class StdioPlan:
         stderr: Stdio,
         owner: tuple[int, int] | None = None,
     ) -> None:
-        self._owner = owner  # of pipes: or who runs there could not open them anew (/dev/stderr)
+        self._owner = owner  # of pipes, so that the sandbox's user can reopen them (/dev/stderr)
         self.child = [-1, -1, -1]
         self.parent: list[_core.Fd | None] = [None, None, None]
         self._opened: list[_core.Fd] = []
-        # All are looked at before anything is opened: a pipe made for one of them may get the very
-        # number of a closed one.
+        # All are checked before anything is opened: a new pipe could get the number of a closed fd.
         values = [_wanted(i, value) for i, value in enumerate((stdin, stdout, stderr))]
         try:
             for index, value in enumerate(values):
@@ -60,7 +59,7 @@ class StdioPlan:
             self.child[index] = self._own(_core.open_null())
         elif value == STDOUT:
             self.child[2] = self.child[1] if self.child[1] >= 0 else 1
-        elif value != index:  # no copy is made here: to close it would drop the caller's locks
+        elif value != index:  # not copied: closing the copy would drop the caller's record locks
             self.child[index] = value
 
     def _own(self, fd: _core.Fd) -> int:
@@ -79,8 +78,8 @@ class StdioPlan:
 
 
 class RunStreams:
-    """The streams of a command that is run to its end: its fds, and which are pipes (_core.PIPE_*)
-    that the C loop makes and serves. Close with close() when it has ended."""
+    """The streams of a command that is run to its end: its fds, and which of them are pipes
+    (_core.PIPE_*) that the C loop creates and serves. Close with close() when it has ended."""
 
     def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> None:
         self.fds = [-1, -1, -1]
@@ -108,10 +107,10 @@ class RunStreams:
 
 
 def above_stdio(fd: int) -> int:
-    """The same file at a number that no stream of a child has."""
+    """Move an fd to a number above those of the standard streams."""
     if fd > 2:
         return fd
-    import fcntl  # not for every start
+    import fcntl  # seldom needed
 
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
@@ -119,7 +118,8 @@ def above_stdio(fd: int) -> int:
 
 
 def open_null() -> _core.Fd:
-    """/dev/null, at a number that no stream of a child has. Raises: SpawnError, stage "stdio"."""
+    """/dev/null, at a number above those of the standard streams. Raises SpawnError, stage
+    "stdio"."""
     try:
         return _core.open_null()
     except OSError as exc:
@@ -127,14 +127,14 @@ def open_null() -> _core.Fd:
 
 
 def _wanted(index: int, value: Any) -> int:
-    """PIPE, STDOUT, DEVNULL, or an fd that is open (`index` itself: the caller's own)."""
+    """PIPE, STDOUT, DEVNULL, or an open fd; `index` itself is the caller's own stream."""
     if value is None:
         return index if is_open(index) else DEVNULL
     fd = value
     if not isinstance(value, int):
         try:
             fd = value.fileno()
-        except (AttributeError, TypeError, ValueError):  # no file, not of the system's, closed
+        except (AttributeError, TypeError, ValueError):  # no file, without an fd, or closed
             fd = None
     elif value == STDOUT and index != 2:
         raise SpecError(NAMES[index], "STDOUT is for stderr only: PIPE, DEVNULL or a file expected")
@@ -158,7 +158,7 @@ def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
     for fd in fds:
         if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 2**31:
             raise SpecError("pass_fds", f"{shown(fd)}: an open fd expected")
-        if not is_open(fd):  # the fds of this spawn could get its number
+        if not is_open(fd):  # a new fd of this start could get its number
             raise SpawnError("fds", errno.EBADF)
     return tuple(fd for fd in fds if fd > 2)
 

@@ -1,7 +1,7 @@
-"""What is around this process: a filter of system calls, a user namespace, rights that are missing.
+"""What confines this process: a system call filter, a user namespace, missing rights, sysctls.
 
-Read from /proc/self, for the doctor and for hints: what helps in a container or a sandbox is not
-what helps on the host.
+Read from /proc, for the doctor and for hints. What helps in a container or a sandbox is not what
+helps on the host.
 """
 
 from __future__ import annotations
@@ -10,29 +10,39 @@ import errno
 import os
 import re
 
-from fastns import _core
 from fastns._record import record
 
 CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
 CAP_SETFCAP = 1 << 31
 ALL_IDS = 2**32 - 1
 REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
-"""What a filter, or AppArmor, answers."""
+"""The errors that a filter or AppArmor returns."""
 OUT_OF_A_FILTER = (
     "start this process without the filter around it: docker run --security-opt "
     "seccomp=unconfined --security-opt apparmor=unconfined, or --privileged; in a pod "
     "seccompProfile.type: Unconfined; in a sandbox of fastns --security-opt seccomp=unconfined"
 )
-
 TO_MAP_ROOT = (
     "uid 0 of this user namespace cannot be mapped into another without CAP_SETFCAP: start this "
     "process as another user (-u 1000:1000), or with that capability (--cap-add SETFCAP)"
+)
+# (path below /proc/sys, value that forbids new user namespaces, fix). The first holds for every
+# process, the others for those without CAP_SYS_ADMIN.
+FORBIDDING = (
+    ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
+    ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
+        "or an AppArmor profile for this program with the rule `userns,`",
+    ),
 )
 
 
 @record(frozen=True)
 class Surroundings:
-    """`uids` and `gids`: how many its user namespace has; ALL_IDS in the initial one."""
+    """`uids` and `gids`: how many ids the user namespace has; ALL_IDS in the initial one."""
 
     filtered: bool = False
     no_new_privileges: bool = False
@@ -40,17 +50,16 @@ class Surroundings:
     uids: int = ALL_IDS
     gids: int = ALL_IDS
     profile: str | None = None
-    """Of AppArmor; None: unconfined."""
+    """The AppArmor profile; None: unconfined."""
     unread: str | None = None
-    """What of /proc/self could not be read."""
+    """The file of /proc/self that cannot be read, and why. All else is then the default."""
 
     @classmethod
     def current(cls) -> Surroundings:
         try:
             status, uids, gids = (_read(name) for name in ("status", "uid_map", "gid_map"))
         except OSError as error:
-            unread = f"{error.filename}: {error.strerror}"
-            return cls(capabilities=_core.capabilities(), unread=unread)
+            return cls(unread=f"{error.filename}: {error.strerror}")
         return cls(
             _field(status, "Seccomp") != "0",
             _field(status, "NoNewPrivs") == "1",
@@ -59,6 +68,10 @@ class Surroundings:
             _count(gids),
             _profile(),
         )
+
+    @property
+    def privileged(self) -> bool:
+        return bool(self.capabilities & CAP_SYS_ADMIN)
 
     @property
     def in_user_namespace(self) -> bool:
@@ -75,23 +88,39 @@ class Surroundings:
         return self.filtered or self.profile is not None
 
     def words(self) -> str:
-        """Which situation this is."""
+        """A line that describes them."""
         if self.unread:
             return f"not known ({self.unread})"
-        found = []
-        if self.in_user_namespace:
-            ids = "one id" if self.uids == 1 else f"{self.uids} ids"
-            found.append(f"a user namespace with {ids}")
-        if self.filtered:
-            found.append("a filter of system calls")
-        if self.profile:
-            found.append(f"the AppArmor profile {self.profile}")
-        if self.no_new_privileges:
-            found.append("no_new_privileges")
+        ids = "one id" if self.uids == 1 else f"{self.uids} ids"
+        parts = (
+            (self.in_user_namespace, f"a user namespace with {ids}"),
+            (self.filtered, "a filter of system calls"),
+            (self.profile, f"the AppArmor profile {self.profile}"),
+            (self.no_new_privileges, "no_new_privileges"),
+        )
+        found = ", ".join(text for there, text in parts if there)
         if not found:
             return "the host's ids, no filter of system calls"
-        kind = "a container or a sandbox: " if self.confined else ""
-        return kind + ", ".join(found)
+        return f"a container or a sandbox: {found}" if self.confined else found
+
+
+def forbidding_sysctls(privileged: bool) -> tuple[str, str] | None:
+    """The sysctls that forbid this process user namespaces, and the fix; None: none does."""
+    rules = FORBIDDING[: 1 if privileged else None]
+    found = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
+    if not found:
+        return None
+    settings = ", ".join(f"{path.replace('/', '.')} = {value}" for path, value, _ in found)
+    return settings, "; ".join(fix for _, _, fix in found)
+
+
+def sysctl(path: str) -> str | None:
+    """A value below /proc/sys; None: this kernel has no such setting."""
+    try:
+        with open(f"/proc/sys/{path}", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
 
 
 def _read(name: str) -> str:
@@ -105,7 +134,7 @@ def _field(status: str, name: str) -> str:
 
 
 def _count(table: str) -> int:
-    """The ids of a map (user_namespaces(7)): none is written yet, or lines of three numbers."""
+    """The ids of a map (user_namespaces(7)): lines of three numbers, none before it is written."""
     return sum(int(line.split()[2]) for line in table.splitlines())
 
 

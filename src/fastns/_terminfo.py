@@ -1,6 +1,6 @@
-"""The terminal database of a root: where an entry stands, and which TERM fits a terminal.
+"""The terminal database of a root: where an entry is, and which TERM fits a terminal.
 
-Without its entry `clear`, `less` or `top` refuse to work, and a shell takes the terminal for one
+Without an entry `clear`, `less` and `top` refuse to work, and a shell takes the terminal for one
 without a cursor.
 """
 
@@ -10,11 +10,11 @@ from fastns import _inside
 
 DATABASES = ("/etc/terminfo", "/lib/terminfo", "/usr/lib/terminfo", "/usr/share/terminfo")
 ALIKE = ("xterm-256color", "xterm")
-"""Entries that nearly every terminal of today understands, best first."""
+"""Entries that fit nearly every terminal of today, best first."""
 
 
 def paths_of(term: str) -> list[str]:
-    """Where the entry of a TERM may be; nowhere if it cannot be a file's name."""
+    """Where the entry of a TERM may be. Empty if it cannot be a file name."""
     if not term or "/" in term or "\0" in term:
         return []
     letters = (term[0], f"{ord(term[0]):x}")  # of the directory: x, or 78 (term(5))
@@ -22,8 +22,9 @@ def paths_of(term: str) -> list[str]:
 
 
 def term_of(root: str, term: str) -> str:
-    """The caller's TERM, if `root` has an entry for it or for none of ALIKE; else one of ALIKE."""
-    if term == "dumb":  # means the same without any entry
+    """The caller's TERM if `root` has an entry for it, else the first of ALIKE that it has one for,
+    else the caller's."""
+    if term == "dumb":  # means the same without an entry
         return term
     return next((name for name in (term, *ALIKE) if _is_known(root, name)), term)
 

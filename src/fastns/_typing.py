@@ -1,6 +1,6 @@
 """What annotations need, without the import of `typing`, which costs each start a millisecond.
 
-S is what streams hold: bytes, or str where text was asked for.
+S is the type that streams hold: bytes, or str where text was requested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ else:
     S = "S"
 
     class GenericBase:
-        """So that Sandbox[str] can be written; it is Sandbox."""
+        """Lets Sandbox[str] be written; it is Sandbox itself."""
 
         __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Many sandboxes in one call: spawn_batch() and run_batch(), a loop in C over a list of jobs."""
+"""Many sandboxes in one call: spawn_batch() and run_batch(), by a loop in C over a list of jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Result: TypeAlias = CompletedSandbox[S] | SpawnError | TimeoutExpired | DecodeError
 
     class BatchStreams(TypedDict, total=False):
-        """What run_batch() of a Template takes beside jobs and the kind of text."""
+        """Options of Template.run_batch() but those of text."""
 
         concurrency: int | None
         timeout: float | None
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
         max_output: int | None
 
     class BatchKind(BatchStreams, total=False):
-        """What run_batch() takes beside jobs and the kind of text."""
+        """Options of run_batch() but those of text."""
 
         spec: Spec | _core.Plan | None
 
 
 @record(frozen=True)
 class Job:
-    """One item of a batch. Each field as the argument of run() with its name."""
+    """One item of a batch. The fields are arguments of run()."""
 
     args: Args
     input: bytes | str | None = None
@@ -63,7 +63,7 @@ def spawn_batch(
 
     Args:
         jobs: argv lists or Jobs; `input` and `timeout` of a Job are for run_batch().
-        concurrency: how many are being started at a time (default: the number of CPUs).
+        concurrency: how many are started at a time (default: the number of CPUs).
     Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
         no fd is left to begin with.
@@ -74,7 +74,7 @@ def spawn_batch(
 def spawn_batch_by(
     server: _core.Server | None, plan: _core.Plan, jobs: Jobs, concurrency: int | None
 ) -> list[Sandbox | SpawnError]:
-    """spawn_batch() by a template's server, whose sandbox the plan is, or without one."""
+    """spawn_batch(). With the server of a template, `plan` is that of its sandboxes."""
     listed = _jobs(jobs)
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
@@ -134,13 +134,12 @@ def run_batch(
     Args:
         jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
         timeout: seconds for each job that has none of its own.
-        capture_output: stdout and stderr into the results; otherwise the caller's are used.
+        capture_output: keep stdout and stderr in the results; otherwise the caller's are used.
         text, encoding, errors: text instead of bytes, as in run().
-        max_output: bytes kept of each of the two of each job (None: as the spec has it). The rest
+        max_output: bytes kept of each job's stdout and of its stderr (None: the spec's). The rest
             is read and dropped, and `truncated` of the result is True.
-    Returns: for each job, in order, a CompletedSandbox, or the SpawnError, TimeoutExpired (with
-        the output so far) or DecodeError (with all of it) that it came to. One failure never stops
-        the others.
+    Returns: for each job, in order, a CompletedSandbox, SpawnError, TimeoutExpired (with the output
+        so far) or DecodeError (with all of it). One failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
         no fd is left to begin with. KeyboardInterrupt after every running sandbox was killed and
         reaped.
@@ -162,10 +161,11 @@ def run_batch_by(
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
 ) -> list[Result]:
-    """run_batch() by a template's server, whose sandbox the plan is, or without one.
+    """run_batch(). With the server of a template, `plan` is that of its sandboxes.
 
-    `progress` is called now and then, from this thread, with how many are finished. With `each` the
-    list is empty: each(i, result) is called before `progress`, for what has finished since.
+    `progress` is called from time to time, in this thread, with the number of jobs finished. With
+    `each` the list is empty: each(i, result) is called for every job that has finished since the
+    last `progress`.
     """
     limit = _max_output(max_output) or plan.max_output
     listed = _jobs(jobs)
@@ -173,10 +173,10 @@ def run_batch_by(
 
     def result(index: int, outcome: _core._Outcome | SpawnError) -> Result:
         job = listed[index]
-        late = timeout if job.timeout is None else job.timeout
-        return completed(job.args, plan, outcome, mode, late)
+        own = timeout if job.timeout is None else job.timeout
+        return completed(job.args, plan, outcome, mode, own)
 
-    def hand_on(index: int, outcome: _core._Outcome | SpawnError) -> None:
+    def pass_on(index: int, outcome: _core._Outcome | SpawnError) -> None:
         assert each is not None
         each(index, result(index, outcome))
 
@@ -192,7 +192,7 @@ def run_batch_by(
             items,
             _concurrency(concurrency),
             progress,
-            None if each is None else hand_on,
+            None if each is None else pass_on,
         )
     return [result(i, outcome) for i, outcome in enumerate(outcomes)]
 
@@ -239,7 +239,7 @@ def _concurrency(value: int | None) -> int:
 
 
 def _max_output(value: int | None) -> int:
-    """As the C loop takes it: 0 is no limit."""
+    """In the C loop's form: 0 for no limit."""
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:

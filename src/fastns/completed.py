@@ -1,4 +1,4 @@
-"""run(), and what a command that was run to its end has come to."""
+"""run(), and the result of a command that was run to its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastns.template import Template
 
     class SpawnStreams(TypedDict, total=False):
-        """What spawn() of a Template takes beside args and the kind of text."""
+        """Options of Template.spawn() but pass_fds and those of text."""
 
         stdin: Stdio
         stdout: Stdio
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
         cwd: str | os.PathLike[str] | None
 
     class SpawnOptions(SpawnStreams, total=False):
-        """What spawn() takes beside args and spec."""
+        """Options of Template.spawn() but pass_fds."""
 
         text: bool | None
         encoding: str | None
         errors: str | None
 
     class RunStreamOptions(SpawnStreams, total=False):
-        """What run() of a Template takes beside args and the kind of text."""
+        """Options of Template.run() but those of text."""
 
         input: bytes | str | None
         capture_output: bool
@@ -49,21 +49,21 @@ if TYPE_CHECKING:
         check: bool
 
     class RunKind(RunStreamOptions, total=False):
-        """What run() takes beside args and the kind of text."""
+        """Options of run() but those of text."""
 
         spec: Spec | _core.Plan | None
 
     class RunOptions(SpawnOptions, RunStreamOptions, total=False):
-        """What run() takes beside args and spec."""
+        """Options of Template.run()."""
 
 
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
 class _Unlinked(Completed):
-    """Stands in for CompletedSandbox as long as nobody has imported `subprocess`: most that run one
-    command never need to. It says that it is one, which isinstance() believes, and is pickled and
-    copied as one; type() alone tells the difference."""
+    """Replaces CompletedSandbox as long as nobody has imported `subprocess`, which takes longer to
+    import than all of fastns. isinstance() takes it for a CompletedSandbox, and it is pickled and
+    copied as one; only type() shows the difference."""
 
     @property  # type: ignore[misc]  # object has one that can be set
     def __class__(self) -> Any:
@@ -81,7 +81,7 @@ _class: type[Completed] = _Unlinked
 
 
 def _linked() -> Any:
-    """CompletedSandbox itself, of which all are from now on."""
+    """Import CompletedSandbox, the class of all results from now on."""
     global _class
     if _class is _Unlinked:
         from fastns.results import CompletedSandbox
@@ -145,12 +145,13 @@ def run(
     """Runs `args` in a new sandbox to its end, as subprocess.run() does.
 
     Args: as spawn(), and
-        input: what is written to its stdin; excludes stdin.
+        input: written to its stdin; excludes stdin.
         capture_output: stdout=PIPE, stderr=PIPE; excludes both.
-        timeout: seconds; then the whole sandbox is killed and reaped, and TimeoutExpired raised.
+        timeout: seconds, after which the whole sandbox is killed and TimeoutExpired is raised.
         check: a non-zero returncode raises CalledProcessError.
-    Raises: as spawn(); TimeoutExpired and CalledProcessError carry the output so far. DecodeError,
-        a UnicodeDecodeError, when the output is no such text (errors="replace" takes any).
+    Raises: as spawn(); TimeoutExpired and CalledProcessError hold the output so far. DecodeError, a
+        UnicodeDecodeError, when the output is not valid in the encoding (errors="replace" accepts
+        any).
     """
     plan = plan_of(spec)
     return run_by(
@@ -190,7 +191,7 @@ def run_by(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> CompletedSandbox:
-    """run() by a template, whose sandbox the plan is, or without one."""
+    """run(). With a template, `plan` is that of its sandboxes."""
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
     timeout_ns = None if timeout is None else check_timeout(timeout)
@@ -207,7 +208,7 @@ def run_by(
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
-    from fastns._stdio import PIPE, RunStreams  # not for a start that is to be quick
+    from fastns._stdio import PIPE, RunStreams  # not needed on the short way above
 
     if input is not None:
         if stdin is not None:
@@ -231,6 +232,7 @@ def run_by(
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:
+    """The result, or raises it if it is an error, or CalledProcessError by `check`."""
     if isinstance(done, Completed):
         if check and done.returncode:
             from fastns.results import CalledProcessError
@@ -240,7 +242,7 @@ def checked(done: Result, check: bool) -> CompletedSandbox:
     try:
         raise done
     finally:
-        del done  # or the error and this frame would keep each other
+        del done  # the error and this frame would keep each other alive
 
 
 def completed(
@@ -250,10 +252,10 @@ def completed(
     mode: TextMode | None,
     timeout: float | None,
 ) -> Result:
-    """What a command that was run to its end has come to."""
+    """The result of a command that was run to its end, from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not for one that has just exited with 0
+    from fastns._cause import cause_of  # not needed on the short way of run_by()
 
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result

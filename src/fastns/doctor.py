@@ -29,6 +29,7 @@ from fastns._surroundings import (
     REFUSED,
     TO_MAP_ROOT,
     Surroundings,
+    forbidding_sysctls,
 )
 
 TYPE_CHECKING = False
@@ -171,35 +172,9 @@ def has_range() -> bool:
 
 
 def user_namespace_settings() -> Finding:
-    """The sysctls that forbid user namespaces, read."""
-    rules = [("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000")]
-    if not has_sys_admin():
-        rules += [
-            (
-                "kernel/unprivileged_userns_clone",
-                "0",
-                "sysctl kernel.unprivileged_userns_clone=1",
-            ),
-            (
-                "kernel/apparmor_restrict_unprivileged_userns",
-                "1",
-                "sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
-                "or an AppArmor profile for this program with the rule `userns,`",
-            ),
-        ]
-    blocking = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
-    if not blocking:
-        return Finding(True, "nothing forbids them")
-    names = ", ".join(f"{path.replace('/', '.')} = {value}" for path, value, _ in blocking)
-    return Finding(False, names, "; ".join(fix for _, _, fix in blocking))
-
-
-def sysctl(path: str) -> str | None:
-    """A value below /proc/sys; None where this kernel has no such setting."""
-    try:
-        return Path("/proc/sys", path).read_text().strip()
-    except OSError:
-        return None
+    """The sysctls that can forbid user namespaces."""
+    found = forbidding_sysctls(has_sys_admin())
+    return Finding(True, "nothing forbids them") if found is None else Finding(False, *found)
 
 
 def system_call(name: str) -> Finding:
@@ -301,7 +276,8 @@ def _is_device(path: Path) -> bool:
 def id_ranges() -> Finding:
     """What lets an unprivileged user map more than one id: newuidmap, newgidmap, /etc/sub[ug]id."""
     around = Surroundings.current()
-    maps = around.capabilities & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
+    held = around.capabilities if around.unread is None else _core.capabilities()
+    maps = held & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
     if around.in_user_namespace and min(around.uids, around.gids) <= 1:
         return Finding(None, "this user namespace has one id: there is no range to be mapped")
     if around.in_user_namespace and maps:
@@ -309,9 +285,9 @@ def id_ranges() -> Finding:
     if os.geteuid() == 0 and maps:
         if not has_range():
             return Finding(None, "root maps any id without newuidmap")
-        from fastns import _userns
+        from fastns._policy import userns
 
-        uid, gid, size = _userns.range_of_root()
+        uid, gid, size = userns.range_of_root()
         ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
         return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
     if around.no_new_privileges:
@@ -383,17 +359,17 @@ def cgroup() -> Finding:
 
 def limits() -> Finding:
     """Which limits can be enforced, by which cgroups."""
-    from fastns import _cgroups
+    from fastns._policy import cgroup_hierarchies, cgroup_plan
 
     there: list[str] = []
     missing: list[str] = []
-    hierarchies = _cgroups.hierarchies()
-    for controller in dict.fromkeys(_cgroups.CONTROLLER.values()):
-        hierarchy = next((h for h in hierarchies if _cgroups.has(h, controller)), None)
+    hierarchies = cgroup_hierarchies.hierarchies()
+    for controller in dict.fromkeys(cgroup_plan.CONTROLLER.values()):
+        hierarchy = next((h for h in hierarchies if h.has(controller)), None)
         if hierarchy is None:
             missing.append(f"{controller}: no such controller")
             continue
-        _, failures = _cgroups.find_for(hierarchy, [controller], None)
+        _, failures = cgroup_hierarchies.find_for(hierarchy, [controller], None)
         missing += [f"{name}: {exc.filename}: {exc.strerror}" for name, exc in failures.items()]
         if not failures:
             there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
@@ -413,10 +389,10 @@ def filters() -> Finding:
     """Whether there is a default filter for this machine; a start without one has to be asked
     for."""
     import fastns
-    from fastns import _filters
+    from fastns._policy import filters
 
     try:
-        size = len(_filters.default(setid=True)) // 8
+        size = len(filters.default(setid=True)) // 8
     except fastns.SpecError as error:
         return failed(error)
     return Finding(True, f"{size} instructions")
@@ -438,14 +414,14 @@ def profiles() -> Finding:
 def landlock() -> Finding:
     """Which version of Landlock the kernel has, for Spec.landlock."""
     import fastns
-    from fastns import _landlock
+    from fastns._policy import landlock
 
     try:
-        version = _landlock.abi()
+        version = landlock.abi()
     except fastns.SpecError as error:
         fix = "use a kernel, 5.13 or later, with landlock in lsm="
         return Finding(False, error.reason.partition(";")[0], fix)
-    newest = max(_landlock.SINCE)
+    newest = max(landlock.SINCE)
     lacks = "" if version >= newest else f"; {newest} can refuse more"
     return Finding(True, f"ABI {version}{lacks}")
 
@@ -530,11 +506,11 @@ def idmapped_mounts() -> Finding:
     """Whether what lies on the file system of / keeps its owners in a sandbox of root's, whose user
     namespace has ids of its own."""
     import fastns
-    from fastns import _owners
+    from fastns._policy import owners
 
     if not has_range():
         return Finding(None, "for root alone: others have their own id in their sandboxes")
-    why = _owners.plain("/", False, fastns.compile().can_idmap)
+    why = owners.plain("/", False, fastns.compile().can_idmap)
     if why is None:
         return Finding(True, "on the file system of /: roots and binds keep their owners")
     return Finding(

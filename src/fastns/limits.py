@@ -1,4 +1,4 @@
-"""What a sandbox may use at most: the limits of a spec, checked and in plain units. No I/O."""
+"""The limits that cgroups enforce, checked and in plain units. No I/O."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ MAX_BYTES = 2**62
 MIN_MEMORY = 1 << 20
 IO_KEYS = ("rbps", "wbps", "riops", "wiops")
 NOTHING: Any = {}
+MAX_PIDS = 2**22  # PID_MAX_LIMIT
+MIN_CPUS, MAX_CPUS = 0.01, 8192
 MIN_CPU_TIME, MAX_CPU_TIME = 0.01, 1e9  # seconds
-LIMITS = ("memory", "memory_swap", "pids_limit", "cpus", "cpu_weight", "cpuset", "io", "cpu_time")
 
 
 @record(frozen=True)
 class Limits:
-    """Those of one spec; None: no such limit."""
+    """The limits of one spec; None: no such limit."""
 
     memory: int | None = None  # bytes
     memory_swap: int | None = None  # bytes of memory and swap together; -1: as much as there is
@@ -38,24 +39,22 @@ class Limits:
     cpu_time: float | None = None  # seconds of user and system time of all processes together
 
     def given(self) -> tuple[str, ...]:
-        """Names of those that there are."""
-        return tuple(name for name in LIMITS if getattr(self, name) not in (None, ()))
+        """The names of the limits that are set."""
+        return tuple(name for name, value in vars(self).items() if value not in (None, ()))
 
 
 def parse_size(field: str, value: Any) -> int:
-    """Bytes: a number, or text such as "64m" (powers of 1024, as docker has it)."""
-    if isinstance(value, str):
-        match = SIZE.fullmatch(value)
-        if match is None:
-            raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
-        value = int(match[1]) * UNITS[(match[2] or "").lower()]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+    """Bytes: a number, or text such as "64m" (powers of 1024, as in docker). Raises: SpecError."""
+    size = value
+    if isinstance(value, str) and (match := SIZE.fullmatch(value)) is not None:
+        size = int(match[1]) * UNITS[(match[2] or "").lower()]
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_BYTES:
         raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
-    return value
+    return size
 
 
 def ranges_of(cpus: str) -> list[tuple[int, int]]:
-    """First and last of each range of a list of CPUs such as "0-1,3", as the kernel has them."""
+    """The first and last of each range in a list of CPUs such as "0-1,3" (cpuset(7))."""
     pairs = [text.partition("-") for text in cpus.split(",") if text]
     return [(int(first), int(last or first)) for first, _, last in pairs]
 
@@ -86,27 +85,23 @@ def check_limits(
                     "memory_swap", "is memory and swap together: at least memory expected"
                 )
     if pids_limit is not None:
-        check_whole("pids_limit", pids_limit, 1, 2**22)
+        check_whole("pids_limit", pids_limit, 1, MAX_PIDS)
     if cpu_weight is not None:
         check_whole("cpu_weight", cpu_weight, 1, 10000)
-    if cpus is not None and (
-        isinstance(cpus, bool) or not isinstance(cpus, int | float) or not 0.01 <= cpus <= 8192
-    ):
-        raise SpecError("cpus", f"{shown(cpus)}: a number of CPUs from 0.01, such as 1.5, expected")
+    _check_number("cpus", cpus, MIN_CPUS, MAX_CPUS, "a number of CPUs")
     if cpuset is not None and (not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
     if cpuset is not None and any(first > last for first, last in ranges_of(cpuset)):
         raise SpecError("cpuset", f'{shown(cpuset)}: ranges that go upwards, "1-3", expected')
-    if cpu_time is not None and (
-        isinstance(cpu_time, bool)
-        or not isinstance(cpu_time, int | float)
-        or not MIN_CPU_TIME <= cpu_time <= MAX_CPU_TIME
-    ):
-        raise SpecError(
-            "cpu_time",
-            f"{shown(cpu_time)}: seconds of CPU time, from {MIN_CPU_TIME}, such as 1.5, expected",
-        )
+    _check_number("cpu_time", cpu_time, MIN_CPU_TIME, MAX_CPU_TIME, "seconds of CPU time,")
     return Limits(memory, memory_swap, pids_limit, cpus, cpu_weight, cpuset, _io(io), cpu_time)
+
+
+def _check_number(field: str, value: Any, low: float, high: float, what: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise SpecError(field, f"{shown(value)}: {what} from {low}, such as 1.5, expected")
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:

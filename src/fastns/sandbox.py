@@ -1,11 +1,11 @@
-"""The handle of a running sandbox, and spawn(), with the manners of subprocess.Popen."""
+"""spawn() and the handle of a running sandbox, which behaves like subprocess.Popen."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-from _warnings import warn  # of `warnings`, which takes longer to import
+from _warnings import warn  # `warnings` itself takes longer to import
 
 from fastns import _core
 from fastns._args import check_timeout
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastns._stdio import Stdio
 
     class SpawnKind(TypedDict, total=False):
-        """What spawn() takes beside args and the kind of text."""
+        """Options of spawn() but those of text."""
 
         spec: Spec | _core.Plan | None
         stdin: Stdio
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
-SIGTERM = 15  # the module `signal` brings `enum`
+SIGTERM = 15  # the module `signal` would import `enum`
 
 
 @overload
@@ -83,20 +83,20 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> Sandbox[Any]:
-    """Starts `args` in a new sandbox and returns as soon as it runs.
+    """Starts `args` in a new sandbox and returns as soon as the command runs.
 
     Args:
         args: the command and its arguments; a name without a slash is looked up in the sandbox's
             own PATH, inside its root.
-        spec: a Spec or a Plan; None: the host's system directories, read-only, every
-            namespace new.
-        stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd, a file; STDOUT for stderr.
+        spec: a Spec or a Plan; None: the host's system directories, read-only, in new namespaces.
+        stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd or a file; stderr also
+            STDOUT.
         text, encoding, errors: text streams instead of binary ones, as in subprocess.
         pass_fds: fds that stay open under the same number; all others are closed.
         env: the whole environment, instead of the spec's.
         cwd: the working directory inside, instead of the spec's.
     Raises:
-        SpecError: an argument that cannot be; nothing was started.
+        SpecError: an argument is wrong; nothing was started.
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
     """
     plan = plan_of(spec)
@@ -124,7 +124,7 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> Sandbox:
-    """What every spawn does, whoever it is that starts the process (a _core.spawn of some kind)."""
+    """The part that all ways of spawn() share. `starter` starts the process, as _core.spawn()."""
     argv, environ, directories, where = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(*streams, owner=plan.pipe_owner)
@@ -139,18 +139,19 @@ def start(
 
 
 class Sandbox(GenericBase[S]):
-    """A sandbox that was started; a handle like subprocess.Popen.
+    """A handle of a started sandbox, like subprocess.Popen.
 
-    To type checkers it is Sandbox[str] of one whose streams are text, else of bytes: so is what
-    communicate() takes and gives.
+    To type checkers it is Sandbox[str] if its streams are text, else Sandbox[bytes]; communicate()
+    takes and returns the same type.
 
     Attributes: args, pid, pidfd (-1 once reaped), stdin, stdout, stderr (files for what was PIPE),
-    returncode (None while it runs, -n after signal n), usage and wall_time (after its end),
-    cause (why it has ended, as in CompletedSandbox), limits (the names of those that are enforced),
-    method ("direct" or "staged"), mount_namespace (how it began, as in CompletedSandbox) and
-    id_map ("none", "self", "parent", "newuidmap", "range").
-    Used as a context manager it waits at the end of the block, and kills first if the block raised.
-    A handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
+    returncode (None while it runs, -n after signal n), usage and wall_time (after its end), cause
+    (as in CompletedSandbox, also "killed"; None while it runs), limits (the names of those that are
+    enforced), method ("direct", "staged" or "template"), mount_namespace (as in CompletedSandbox)
+    and id_map (how ids are mapped: "none", "self", "parent", "newuidmap", "range").
+
+    As a context manager it waits at the end of the block, and kills first if the block raised. A
+    handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Sandbox(GenericBase[S]):
     def pidfd(self) -> int:
         """A pidfd of the sandbox's first process, for poll() and the like; -1 once reaped.
 
-        Of a template's sandbox it may be opened only now, where most fds are in use.
+        For a template's sandbox it may be opened only now, if this process is short of fds.
         Raises: SpawnError, EMFILE when none is left."""
         return self._process.pidfd
 
@@ -198,7 +199,7 @@ class Sandbox(GenericBase[S]):
 
     @property
     def truncated(self) -> bool:
-        """Whether communicate() has left out what was over the spec's max_output."""
+        """Whether communicate() has dropped output over the spec's max_output."""
         return self._pipes is not None and any(self._pipes.dropped)
 
     def poll(self) -> int | None:
@@ -235,19 +236,19 @@ class Sandbox(GenericBase[S]):
             if not self._process.wait(timeout_ns):
                 raise _timeout_expired(self, timeout, None, None)
         code = self.poll()
-        while code is None:  # another thread is about to reap it
+        while code is None:  # another thread is reaping it
             self._process.wait()
             code = self.poll()
         return code
 
     def communicate(self, input: S | None = None, timeout: float | None = None) -> tuple[S, S]:
-        """Writes `input`, reads stdout and stderr to their ends, waits; never deadlocks.
+        """Writes `input`, reads stdout and stderr to their ends, and waits, without deadlock.
 
-        After TimeoutExpired (which carries the output so far) it may be called again, without
-        losing any; nothing is killed. As in subprocess, what a read from `stdout` or `stderr` took
-        ahead into that file's buffer is not in it: use the one or the other. Of text that
-        max_output has cut inside a character that one is left out. With on_output_limit="kill" the
-        sandbox is ended as soon as more than max_output came.
+        After TimeoutExpired, which holds the output so far, it may be called again without losing
+        any; nothing is killed. As in subprocess, data that a read from `stdout` or `stderr` has
+        buffered is missing: use either these files or communicate(). If max_output cuts text
+        inside a character, that character is left out. With on_output_limit="kill" the sandbox is
+        ended as soon as it has written more than max_output.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
@@ -266,21 +267,21 @@ class Sandbox(GenericBase[S]):
         return self._output(1), self._output(2)
 
     def send_signal(self, sig: int) -> None:
-        """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace that process
-        gets only signals it has a handler for, SIGKILL and SIGSTOP; all others are dropped, its own
-        too. With init=True the reaper passes them on to the command, which is not pid 1."""
+        """Sends a signal to the sandbox's first process. As pid 1 of a pid namespace it receives
+        only SIGKILL, SIGSTOP and signals that it has a handler for. With init=True, init passes
+        signals on to the command, which is not pid 1."""
         if self._runs():
             self._sent |= {sig}
             self._check_kill(self._process.kill(sig))
 
     def terminate(self) -> None:
-        """SIGTERM, as send_signal(): without init=True nothing to a command that does not handle
-        it. kill() always ends the sandbox."""
+        """Sends SIGTERM, as send_signal(). Without init=True it has no effect on a command that
+        does not handle it; kill() always ends the sandbox."""
         self.send_signal(SIGTERM)
 
     def kill(self) -> None:
-        """Ends every process of the sandbox at once: with its pid namespace, or, without one of
-        its own, its first process and all that descend from it."""
+        """Ends every process of the sandbox at once: those of its pid namespace or, if it has none
+        of its own, its first process and all descendants."""
         if self._runs():
             self._killed = True
             self._check_kill(self._process.kill_all())
@@ -297,7 +298,7 @@ class Sandbox(GenericBase[S]):
     # ---- pipes ----
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
-        """Copies the pipe ends of the files, which are to be closed then, for the C loop."""
+        """Hands copies of the pipe ends to the C loop. The caller closes the files."""
         if input and self.stdin is None:
             raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
         if input and self.stdin is not None and self.stdin.closed:
@@ -325,7 +326,7 @@ class Sandbox(GenericBase[S]):
         return data if self._mode is None else self._mode.decode(data, cut)
 
     def _finish(self) -> tuple[Any, Any]:
-        """After kill(): what is left in the pipes, as bytes (as subprocess' TimeoutExpired has)."""
+        """After kill(): the output, with what is left in the pipes, as bytes."""
         if self._pipes is None:
             self._pipes = self._take_pipes(b"")
         self._close_files()
@@ -351,7 +352,7 @@ class Sandbox(GenericBase[S]):
             self.kill()
         self._close_files()
         if self._lost and exc_type is not None:
-            return  # wait() has said so
+            return  # wait() has raised it
         try:
             self.wait()
         except BaseException:
@@ -365,7 +366,7 @@ class Sandbox(GenericBase[S]):
             if self.returncode is None and self._runs():
                 warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
                 self._end()
-        except SpawnError:  # its status is lost, and nobody wants it
+        except SpawnError:  # its status is lost, and nobody needs it
             pass
 
     def _end(self) -> None:
@@ -382,7 +383,7 @@ class Sandbox(GenericBase[S]):
 def _timeout_expired(
     sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
 ) -> Exception:
-    from fastns.results import TimeoutExpired  # brings subprocess: only where it is needed
+    from fastns.results import TimeoutExpired  # imports subprocess
 
     assert timeout is not None
     mode = sandbox._mode
@@ -407,7 +408,7 @@ def _open_end(fd: _core.Fd | None, how: str, mode: TextMode | None) -> IO[Any] |
 def _flush(file: IO[Any]) -> None:
     try:
         file.flush()
-    except BrokenPipeError:  # the child reads no more: as in subprocess
+    except BrokenPipeError:  # nobody reads: ignored, as in subprocess
         pass
 
 

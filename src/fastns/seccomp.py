@@ -1,118 +1,40 @@
-"""Filters of system calls: profiles in the format of the OCI runtime specification and of Docker,
-checked, and made into the bytes that the kernel takes. A start with the default filter needs none
-of this: its bytes are kept (_filters.py)."""
+"""Filters of system calls: profiles in the format of the OCI runtime specification and of Docker →
+the bytes that the kernel takes.
+
+A start with the default filter needs none of this: its bytes are made at the build
+(_policy/filters.py).
+"""
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from fastns._args import check_whole, shown
-from fastns._record import record
-from fastns._seccomp_default import default_profile, parts
+from fastns._args import shown
+from fastns._policy.seccomp_default import default_profile, parts
+from fastns._policy.seccomp_profile import FIELD, Profile, Rule, check, version
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastns._seccomp_compile import Argument
+    from fastns._policy.seccomp_compiler import Argument
 
 __all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load", "profile_of"]
 
-FIELD = "seccomp"
 DEFAULT = "default"
 MAX_PROFILE = 4 << 20  # bytes of a file
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
-ACTIONS = {  # SECCOMP_RET_*
-    "SCMP_ACT_KILL": 0x00000000,
-    "SCMP_ACT_KILL_THREAD": 0x00000000,
-    "SCMP_ACT_KILL_PROCESS": 0x80000000,
-    "SCMP_ACT_TRAP": 0x00030000,
-    "SCMP_ACT_ERRNO": 0x00050000,
-    "SCMP_ACT_TRACE": 0x7FF00000,
-    "SCMP_ACT_LOG": 0x7FFC0000,
-    "SCMP_ACT_ALLOW": 0x7FFF0000,
-}
-WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
-FLAGS = {  # SECCOMP_FILTER_FLAG_*; there is one thread only to be synchronized
-    "SECCOMP_FILTER_FLAG_TSYNC": 0,
-    "SECCOMP_FILTER_FLAG_LOG": 2,
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
-}
-OPERATORS = tuple(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
-# As `arches` of a rule call the machines; any other is called what the library calls it.
+# Docker's names of the machines, which `arches` of a rule uses; libseccomp's name where not listed.
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-PROFILE_KEYS = frozenset(
-    {
-        *("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap"),
-        *("flags", "syscalls", "listenerPath", "listenerMetadata"),
-    }
-)
-RULE_KEYS = frozenset(
-    {
-        *("names", "name", "action", "errnoRet", "errno", "args", "comment"),
-        *("includes", "excludes"),
-    }
-)
-ARG_KEYS = frozenset({"index", "value", "valueTwo", "op"})
-CONDITION_KEYS = frozenset({"caps", "arches", "minKernel"})
-ARCH_KEYS = frozenset({"architecture", "subArchitectures"})
-MAX_ERRNO = 4095
-
-
-@record(frozen=True)
-class Condition:
-    """Where a rule counts, or does not. A sequence that is empty says nothing."""
-
-    caps: tuple[str, ...] = ()
-    arches: tuple[str, ...] = ()
-    min_kernel: tuple[int, ...] = ()
-
-
-@record(frozen=True)
-class Rule:
-    """`args`: (index, operator, value, second value)."""
-
-    names: tuple[str, ...]
-    action: int
-    args: tuple[tuple[int, str, int, int], ...]
-    includes: Condition
-    excludes: Condition
-
-    def counts(self, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bool:
-        inc, exc = self.includes, self.excludes
-        if not held.issuperset(inc.caps) or (inc.arches and machine not in inc.arches):
-            return False
-        if inc.min_kernel and kernel < inc.min_kernel:
-            return False
-        if not held.isdisjoint(exc.caps) or machine in exc.arches:
-            return False
-        return not (exc.min_kernel and kernel >= exc.min_kernel)
-
-
-@record(frozen=True)
-class Profile:
-    """A profile that was checked."""
-
-    default: int
-    rules: tuple[Rule, ...]
-    architectures: tuple[str, ...] = ()
-    arch_map: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    flags: int = 0
-
-    def wanted(self, machine: str) -> tuple[str, ...]:
-        """The architectures that are filtered for on a machine, its own first."""
-        more = dict(self.arch_map).get(machine, ()) if self.arch_map else self.architectures
-        return (machine, *(name for name in more if name != machine))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The profile of a JSON file, checked.
+    """Reads a profile from a JSON file, and checks it.
 
-    Raises: SpecError, field "seccomp", when it cannot be read or is not a profile."""
+    Raises: SpecError, field "seccomp", if the file cannot be read or is not a profile."""
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:
@@ -123,7 +45,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     if len(text) > MAX_PROFILE:
         raise SpecError(FIELD, f"{shown(name)}: more than {MAX_PROFILE} bytes")
-    import json  # most have the default
+    import json  # build() is called without it as well
 
     try:
         profile = json.loads(text)
@@ -131,40 +53,6 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SpecError(FIELD, f"{shown(name)}: not JSON: {exc}") from None
     check(profile, f"{name}: ")
     return dict(profile)
-
-
-def check(profile: object, where: str = "") -> Profile:
-    """Checks a profile given as a mapping.
-
-    Raises: SpecError, field "seccomp", naming the part that is wrong and what would be accepted.
-    """
-    given = _mapping(profile, f"{where}profile", PROFILE_KEYS)
-    if "defaultAction" not in given:
-        raise SpecError(FIELD, f"{where}defaultAction is missing: such as SCMP_ACT_ERRNO")
-    for key in ("listenerPath", "listenerMetadata"):
-        if given.get(key):
-            raise SpecError(FIELD, f"{where}{key}: nobody listens here; leave it out")
-    if given.get("architectures") and given.get("archMap"):
-        raise SpecError(FIELD, f"{where}architectures and archMap: give one of them")
-    flags = 0
-    for flag in _list(given, "flags", where):
-        flags |= _one_of(flag, FLAGS, f"{where}flags")
-    return Profile(
-        default=_action(given, "defaultAction", ("defaultErrnoRet", "defaultErrno"), where),
-        rules=tuple(
-            _rule(rule, f"{where}syscalls[{number}]")
-            for number, rule in enumerate(_list(given, "syscalls", where))
-        ),
-        architectures=tuple(
-            _architecture(name, f"{where}architectures")
-            for name in _list(given, "architectures", where)
-        ),
-        arch_map=tuple(
-            _arch_map(entry, f"{where}archMap[{number}]")
-            for number, entry in enumerate(_list(given, "archMap", where))
-        ),
-        flags=flags,
-    )
 
 
 def build(
@@ -178,39 +66,40 @@ def build(
     """The filter's instructions (struct sock_filter, 8 bytes each).
 
     Args:
-        profile: "default", which is made without libseccomp; a mapping, or one that was checked.
-        capabilities: full names of those that the sandbox has: some rules depend on them.
-        setid: as of default_profile(), which alone it is for.
-        machine: "x86_64", "aarch64", ...; None: this one. kernel: such as "6.1.0"; None: this one.
+        profile: "default", which needs no libseccomp; a mapping; or a profile_of() one.
+        capabilities: full names of the sandbox's capabilities, on which some rules depend.
+        setid: as of default_profile(); for "default" alone.
+        machine: "x86_64", "aarch64", ...; None: this one.
+        kernel: a release such as "6.1.0"; None: this one.
     Raises: SpecError, field "seccomp".
     """
     system = os.uname()
     machine, held = machine or system.machine, frozenset(capabilities)
     if isinstance(profile, str) and profile == DEFAULT:
-        return _of_default(default_profile(setid=setid), held, machine)
-    release = _version(system.release if kernel is None else kernel)
+        return _from_default(default_profile(setid=setid), held, machine)
+    release = version(system.release if kernel is None else kernel)
     return _build(profile_of(profile), held, machine, release)
 
 
 def build_parts(
     capabilities: Sequence[str] = (), *, setid: bool = True, machine: str | None = None
 ) -> tuple[bytes, bytes]:
-    """The default profile as two filters: one that a template's server can live with and hands on,
-    and what each of its sandboxes adds before the command."""
+    """The default profile as two filters. A template's server loads the first, with which it can
+    still work, and its sandboxes inherit it; each sandbox adds the second before the command."""
     machine, held = machine or os.uname().machine, frozenset(capabilities)
-    first, rest = (_of_default(part, held, machine) for part in parts(setid=setid))
+    first, rest = (_from_default(part, held, machine) for part in parts(setid=setid))
     return first, rest
 
 
 def profile_of(given: object) -> Profile:
-    """What build() takes for a profile of one's own, checked."""
+    """A profile of one's own, checked once for many calls of build(). Raises: SpecError."""
     return given if isinstance(given, Profile) else check(given)
 
 
-def _of_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
-    """The default profile, or a part of it, for a machine whose calls are known here."""
-    from fastns._seccomp_compile import program
-    from fastns._syscalls import AUDIT_ARCH
+def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
+    """The default profile, or a part of it, by our own compiler."""
+    from fastns._policy.seccomp_compiler import program
+    from fastns._policy.syscalls import AUDIT_ARCH
 
     if machine not in AUDIT_ARCH:
         raise SpecError(
@@ -221,182 +110,59 @@ def _of_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) 
     checked = check(profile)
     rules = [
         (rule.action, rule.names, _groups(rule.args))
-        for rule in _counting(checked, held, machine, ())
+        for rule in _effective(checked, held, machine, ())
     ]
     return _bounded(program(checked.default, rules, machine))
 
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
-    from fastns import _libseccomp  # ctypes: for profiles of one's own only
-    from fastns._bpf import shorter
+    """A profile of one's own, by libseccomp."""
+    from fastns._policy import libseccomp  # loads ctypes
+    from fastns._policy.bpf import shorter
 
     names = profile.wanted(machine)
-    tokens = [_libseccomp.architecture(name) for name in names]
+    tokens = [libseccomp.architecture(name) for name in names]
     if not tokens[0]:
         raise SpecError(FIELD, f"this libseccomp does not know the machine {machine!r}")
-    with _libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
-        for rule in _counting(profile, held, machine, kernel):
+    with libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
+        for rule in _effective(profile, held, machine, kernel):
             for group in _groups(rule.args):
-                comparisons = [_libseccomp.compare(*arg) for arg in group]
+                comparisons = [libseccomp.compare(*arg) for arg in group]
                 for name in rule.names:
                     made.add(rule.action, name, comparisons)
         exported = made.export()
         instructions = shorter(exported)
-        if instructions is exported:  # not written anew, and so not sorted
+        if instructions is exported:  # it was not rewritten, which would have sorted it
             made.sort()
             instructions = shorter(made.export())
     return _bounded(instructions)
 
 
-def _counting(
+def _effective(
     profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]
 ) -> Iterator[Rule]:
-    """The rules that count there and say something else than the default action."""
+    """The rules that apply there and differ from the default action."""
     called = MACHINES.get(machine, machine)
     for rule in profile.rules:
-        if rule.action != profile.default and rule.counts(held, called, kernel):
+        if rule.action != profile.default and rule.applies(held, called, kernel):
             yield rule
 
 
 def _bounded(instructions: bytes) -> bytes:
-    if len(instructions) // 8 > MAX_INSTRUCTIONS:
+    n = len(instructions) // 8
+    if n > MAX_INSTRUCTIONS:
         raise SpecError(
-            FIELD,
-            f"{len(instructions) // 8} instructions, the kernel takes {MAX_INSTRUCTIONS}: fewer "
-            "rules expected",
+            FIELD, f"{n} instructions, the kernel takes {MAX_INSTRUCTIONS}: fewer rules expected"
         )
     return instructions
 
 
 def _groups(args: tuple[Argument, ...]) -> list[list[Argument]]:
-    """Comparisons of different arguments must all hold; of one argument twice, each is a rule of
-    its own, as in every runtime that takes the format."""
+    """Groups of comparisons, of which one has to hold as a whole.
+
+    Comparisons of different arguments are one group. If an argument is compared twice, each
+    comparison is a group, as in every runtime that takes the format."""
     if len({arg[0] for arg in args}) == len(args):
         return [list(args)]
     return [[one] for one in args]
-
-
-# ---- parts of a profile ----
-
-
-def _rule(value: object, where: str) -> Rule:
-    given = _mapping(value, where, RULE_KEYS)
-    names = [*_list(given, "names", f"{where}."), *([given["name"]] if given.get("name") else [])]
-    if not names:
-        raise SpecError(FIELD, f"{where}.names: names of system calls expected")
-    for name in names:
-        if not isinstance(name, str) or not name.isascii() or not name.isidentifier():
-            raise SpecError(FIELD, f"{where}.names: {shown(name)}: a system call's name expected")
-    if "action" not in given:
-        raise SpecError(FIELD, f"{where}.action is missing: such as SCMP_ACT_ALLOW")
-    return Rule(
-        names=tuple(names),
-        action=_action(given, "action", ("errnoRet", "errno"), f"{where}."),
-        args=tuple(
-            _arg(arg, f"{where}.args[{number}]")
-            for number, arg in enumerate(_list(given, "args", f"{where}."))
-        ),
-        includes=_condition(given.get("includes"), f"{where}.includes"),
-        excludes=_condition(given.get("excludes"), f"{where}.excludes"),
-    )
-
-
-def _action(given: Mapping[str, Any], key: str, errnos: tuple[str, str], where: str) -> int:
-    name = given[key]
-    if name == "SCMP_ACT_NOTIFY":
-        raise SpecError(FIELD, f"{where}{key}: nobody could be notified; another action expected")
-    action = _one_of(name, ACTIONS, f"{where}{key}")
-    return action | _errno(given, errnos, where) if name in WITH_ERRNO else action
-
-
-def _errno(given: Mapping[str, Any], keys: tuple[str, str], where: str) -> int:
-    """The number, or podman's name of it; EPERM where there is none."""
-    number, name = (given.get(key) for key in keys)
-    if number is not None:
-        return check_whole(FIELD, number, 0, MAX_ERRNO, f"{where}{keys[0]}: ")
-    if not name:
-        return errno.EPERM
-    found = getattr(errno, name, None) if isinstance(name, str) and name[0] == "E" else None
-    if not isinstance(found, int):
-        raise SpecError(FIELD, f"{where}{keys[1]}: {shown(name)}: a name such as EPERM expected")
-    return found
-
-
-def _arg(value: object, where: str) -> tuple[int, str, int, int]:
-    given = _mapping(value, where, ARG_KEYS)
-    numbers = [
-        check_whole(FIELD, given.get(key, default), 0, high, f"{where}.{key}: ")
-        for key, default, high in (
-            ("index", None, 5),
-            ("value", None, 2**64 - 1),
-            ("valueTwo", 0, 2**64 - 1),
-        )
-    ]
-    op = given.get("op")
-    if not isinstance(op, str) or op not in OPERATORS:
-        raise SpecError(FIELD, f"{where}.op: {shown(op)}: one of {', '.join(OPERATORS)} expected")
-    return (numbers[0], op.removeprefix("SCMP_CMP_"), numbers[1], numbers[2])
-
-
-def _condition(value: object, where: str) -> Condition:
-    if not value:
-        return Condition()
-    given = _mapping(value, where, CONDITION_KEYS)
-    found = []
-    for key in ("caps", "arches"):
-        names = tuple(_list(given, key, f"{where}."))
-        if not all(isinstance(name, str) for name in names):
-            raise SpecError(FIELD, f"{where}.{key}: a list of names expected")
-        found.append(names)
-    kernel = given.get("minKernel") or ""
-    if not isinstance(kernel, str) or (kernel and not _version(kernel)):
-        raise SpecError(FIELD, f"{where}.minKernel: {shown(kernel)}: such as '4.8' expected")
-    return Condition(found[0], found[1], _version(kernel))
-
-
-def _arch_map(value: object, where: str) -> tuple[str, tuple[str, ...]]:
-    given = _mapping(value, where, ARCH_KEYS)
-    name = _architecture(given.get("architecture"), f"{where}.architecture")
-    more = _list(given, "subArchitectures", f"{where}.")
-    return name, tuple(_architecture(sub, f"{where}.subArchitectures") for sub in more)
-
-
-def _architecture(value: object, where: str) -> str:
-    """As the library calls it; one that it does not know has no calls here."""
-    if not isinstance(value, str) or not (value.isascii() and value.startswith("SCMP_ARCH_")):
-        raise SpecError(FIELD, f"{where}: {shown(value)}: such as SCMP_ARCH_X86_64 expected")
-    return value.removeprefix("SCMP_ARCH_").lower()
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The first two numbers of a kernel's release."""
-    parts = text.split("-")[0].split(".")[:2]
-    known = all(part.isdecimal() and len(part) < 10 for part in parts)
-    return tuple(map(int, parts)) if known else ()
-
-
-def _mapping(value: object, where: str, keys: frozenset[str]) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise SpecError(FIELD, f"{where}: {shown(value)}: a mapping expected")
-    for key in value:
-        if key not in keys:
-            raise SpecError(
-                FIELD, f"{where}: {shown(key)}: one of {', '.join(sorted(keys))} expected"
-            )
-    return value
-
-
-def _list(given: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
-    value = given.get(key)
-    if value is None:
-        return ()
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise SpecError(FIELD, f"{where}{key}: {shown(value)}: a list expected")
-    return value
-
-
-def _one_of(value: object, known: Mapping[str, int], where: str) -> int:
-    if not isinstance(value, str) or value not in known:
-        raise SpecError(FIELD, f"{where}: {shown(value)}: one of {', '.join(known)} expected")
-    return known[value]

@@ -1,7 +1,7 @@
 """Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
 
-A server process (csrc/program/server.c) builds the root once and starts each sandbox as a clone of itself:
-nothing of this process is copied, nor the host's table of mounts, and no old root is taken down.
+A server process (csrc/program) builds the root once and starts each sandbox as a clone of itself.
+Neither this process nor the host's table of mounts is copied, and no old root is taken down.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-MAX_POOL = 1024  # of sandboxes or network namespaces that are made ahead
-AHEAD = 2  # sandboxes, where nothing else is asked for: while one runs the next gets ready
+MAX_POOL = 1024  # sandboxes or network namespaces that are made ahead
+AHEAD = 2  # the default of `parked`: while one sandbox runs, the next gets ready
 
 
 @record(frozen=True)
@@ -47,40 +47,40 @@ class PoolUsage:
     """What a pool of network namespaces has done."""
 
     made: int
-    waits: int  # sandboxes for which none was there
-    wait_time: float  # seconds that these waited, together
+    waits: int  # sandboxes that found the pool empty
+    wait_time: float  # seconds that these waited in all
 
 
 class Template:
     """Starts sandboxes of one spec; a context manager, for any number of threads.
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
-    writable default mount and every tmpfs of the spec. /dev and injected files are read-only. What
-    a bind or a writable rootfs holds is shared by all, as it is between sandboxes of a Spec; who
-    may write to the root can also remove directories that others' mounts are on, and with them
-    these mounts. For code that nobody trusts: overlay=True.
+    writable default mount and every tmpfs of the spec. /dev and injected files are read-only. The
+    files of a bind or a writable rootfs are shared by all, as between sandboxes of a Spec. A
+    sandbox that can write to the root can also remove directories on which others have mounts, and
+    with them these mounts. Use overlay=True for untrusted code.
 
-    A sandbox has a session of its own, without the caller's terminal: signals typed there end the
-    caller, and with it the sandbox. The command is always pid 1 (there is no init yet), to which
-    the kernel hands no signal that it has no handler for: see Spec's init.
+    A sandbox has a session of its own, without the caller's terminal: a signal typed there ends the
+    caller, and with it the sandbox. The command is always pid 1 (init is not supported), which
+    receives no signal that it has no handler for: see Spec's init.
 
-    The server starts at the first use, and anew after it was killed or this process has forked.
-    When it ends, so do its sandboxes: at close(), when the Template is dropped (a ResourceWarning
-    says that it was not closed), or with this process. A closed Template raises ClosedError.
+    The server starts at the first use, and again after it was killed or this process has forked.
+    Its end is that of its sandboxes: at close(), when the Template is dropped (with a
+    ResourceWarning), or with this process. A closed Template raises ClosedError.
 
     Args:
         spec: a Spec; None is Spec(). With overlay each sandbox has an empty layer of its own over
-            the root. init, ranges of ids and joined user, pid, mount or time namespaces cannot be
-            had. A relative rootfs is taken from the working directory now.
+            the root. init, ranges of ids and joined user, pid, mount or time namespaces are not
+            supported. A relative rootfs is resolved now.
         parked: how many sandboxes are made ahead, up to the execution of their command. Each is
             used once, by run() or spawn(), and replaced when it has ended. None: two; but none
-            where limits are of cgroup version 2, into which a sandbox is best cloned (a move may
+            where limits use cgroup version 2, into which a sandbox is better cloned (a move may
             wait 20 ms for the kernel).
         netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
-            replaced; who finds none waits for it (pool_usage()). Made by an unprivileged caller
-            they belong to the template: a sandbox cannot change its network then, and its /sys
-            shows the template's.
-    Raises: SpecError when a template, or this caller, cannot have what the spec asks for.
+            replaced; a sandbox that finds none waits for one (pool_usage()). If the caller is
+            unprivileged, they belong to the template: a sandbox cannot change its network then, and
+            its /sys shows the template's.
+    Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
 
     def __init__(
@@ -250,8 +250,8 @@ class Template:
         return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)
 
     def pool_usage(self) -> PoolUsage:
-        """How its pool of network namespaces has fared, since the server was started."""
-        return PoolUsage(*self._ask(_core.Server.pool))
+        """What its pool of network namespaces has done since the server was started."""
+        return PoolUsage(*self._with_server(_core.Server.pool))
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""
@@ -275,15 +275,15 @@ class Template:
         self.close()
 
     def _start(self, *arguments: Any) -> _core.Process:
-        return self._ask(lambda server: server.spawn(*arguments))
+        return self._with_server(lambda server: server.spawn(*arguments))
 
     def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
-        return self._ask(lambda server: _core.run(self._sandbox, server, item))
+        return self._with_server(lambda server: _core.run(self._sandbox, server, item))
 
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
     ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
-        """_core.run_plain(); None also when the server is not there, or has just gone."""
+        """_core.run_plain(); None also when there is no server, or it has just gone."""
         server = self._server
         if server is None or not server.usable():
             return None
@@ -292,14 +292,15 @@ class Template:
         except ConnectionAbortedError:
             return None
 
-    def _ask(self, ask: Callable[[_core.Server], T]) -> T:
+    def _with_server(self, call: Callable[[_core.Server], T]) -> T:
+        """call(server), again with a new server if it was killed since the last use."""
         for _ in range(3):
             server = self._server
             try:
                 if server is None or not server.usable():
                     server = self._running()
-                return ask(server)
-            except ConnectionAbortedError:  # killed since the last spawn: a new one is started
+                return call(server)
+            except ConnectionAbortedError:
                 continue
         raise SpawnError("helper", errno.ECANCELED)
 

@@ -7,7 +7,7 @@
 #include <time.h>
 
 #include "plans.h"
-#include "shared/message.h"
+#include "shared/wire.h"
 
 enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
 
@@ -190,7 +190,7 @@ static void tells_its_host_name(const struct template *template, int connection,
 static void fails_unheard(const struct template *template)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
-                                       .number = FNS_ANY_ASK,
+                                       .number = FNS_ANY_REQUEST,
                                        .error = {FNS_STAGE_HELPER, 0, -1, ENOMEM}};
     struct command command;
     struct fns_process process;

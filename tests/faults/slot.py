@@ -120,18 +120,19 @@ def warm(root: str) -> None:
     import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
 
     import fastns
-    import fastns._cgroups
+    import fastns._policy.cgroup_plan
     import fastns.batch
     import fastns.completed
     import fastns.limits
     import fastns.results
     import fastns.template
-    from fastns import _core, _userns, errors
+    from fastns import _core, errors
+    from fastns._policy import userns
 
-    for stage, number, path in errors._HINTS:
+    for stage, number, path, _ in errors.known_hints(host_root=False):
         errors.SpawnError(stage, number, path=path)
     "".encode("ascii")
-    _core.user_namespace(_userns.range_of_root(), _userns.inotify_limit() or b"")
+    _core.user_namespace(userns.range_of_root(), userns.inotify_limit() or b"")
     fastns.compile(fastns.Spec(rootfs=root, capabilities=["ALL"], memory="64m")).close()
     fastns.compile(fastns.Spec(rootfs=root)).close()
     gc.collect()

@@ -16,7 +16,8 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core, _userns
+from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core
+from fastns._policy import userns
 
 PROBE = "/probe"
 
@@ -105,8 +106,8 @@ class Cold(Start):
 
     def prepare(self) -> None:
         if not self.setting.user:
-            limit = _userns.inotify_limit() or b""
-            os.close(_core.user_namespace(_userns.range_of_root(), limit))
+            limit = userns.inotify_limit() or b""
+            os.close(_core.user_namespace(userns.range_of_root(), limit))
         for known in gc.get_objects():
             cached = isinstance(known, FunctionType) and hasattr(known, "cache_clear")
             cached = cached or isinstance(known, functools._lru_cache_wrapper)

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "input.h"
-#include "shared/unpack.h"
+#include "shared/wire.h"
 
 static volatile uint8_t sink;
 
@@ -62,7 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     take_bytes(&input, bytes, left);
     if (how & 1)
         open_plan(bytes, left);
-    else if (fns_open_ask((struct fns_ask *)(void *)bytes, left, n_fds, &args) == 0)
+    else if (fns_open_request((struct fns_request *)(void *)bytes, left, n_fds, &args) == 0)
         use(&args);
     free(bytes);
     return 0;

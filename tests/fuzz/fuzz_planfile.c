@@ -53,7 +53,6 @@ static void pack_again(const struct fns_planfile *file, const struct fns_identit
         other.n_hints != file->n_hints || other.plan.n_ops != file->plan.n_ops ||
         other.timeout_ns != file->timeout_ns || strcmp(other.cwd, file->cwd) != 0)
         abort();
-    fns_planfile_free(&other);
     free(bytes);
 }
 
@@ -78,7 +77,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (fns_planfile_read(bytes, whole, &identity, &made_for, &file) == 0) {
         read_file(&file);
         pack_again(&file, &identity);
-        fns_planfile_free(&file);
     } else if (file.envp || file.directories || file.hints) {
         abort(); /* nothing of a refused file is kept */
     }

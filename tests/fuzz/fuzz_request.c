@@ -1,15 +1,12 @@
-/* Packing and unpacking: what request.c makes of plans and arguments is what unpack.c makes of the
+/* Packing and unpacking: what pack.c makes of plans and arguments is what wire.c makes of the
  * bytes, and as many bytes as said.
  */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "caller/spawn.h"
+#include "caller/pack.h"
 #include "input.h"
-#include "shared/unpack.h"
+#include "shared/wire.h"
 
 enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
 
@@ -18,30 +15,6 @@ enum { MAX_WORDS = 12, MAX_LENGTH = 300, MAX_FDS = 12, MAX_OPS = 12 };
         if (!(condition))                                                                          \
             abort();                                                                               \
     } while (0)
-
-/* Instead of memory.c's: the file's bytes stay here. */
-static char *packed;
-static size_t packed_size;
-int fns_memory_file(const char *name, const void *bytes, size_t size, enum fns_memory kind)
-{
-    EXPECT(name && kind == FNS_SEALED);
-    packed = malloc(size);
-    EXPECT(packed);
-    memcpy(packed, bytes, size);
-    packed_size = size;
-    return 3;
-}
-
-int fns_kept_file(struct fns_file *file)
-{
-    EXPECT(!file);
-    return -ENOENT;
-}
-
-void fns_keep_file(struct fns_file *file, int fd)
-{
-    EXPECT(!file && fd == 3);
-}
 
 static char *take_text(struct input *input)
 {
@@ -136,16 +109,17 @@ static void plans_are_the_same(const struct fns_plan *a, const struct fns_plan *
 
 static void goes_through_an_ask(const struct fns_args *args, int loud)
 {
-    struct fns_ask *ask = fns_pack_ask(args);
+    struct fns_request *ask = fns_pack_request(args);
     struct fns_args opened;
     EXPECT(ask);
-    ask->kind = loud ? FNS_ASK_SPAWN : FNS_ASK_RUN;
+    ask->kind = loud ? FNS_REQUEST_SPAWN : FNS_REQUEST_RUN;
     int n_fds = 3 + (int)(args->n_keep + args->n_groups) + loud;
     char *exact = malloc(ask->size);
     EXPECT(exact);
     memcpy(exact, ask, ask->size);
-    EXPECT(fns_open_ask((struct fns_ask *)(void *)exact, ask->size, n_fds + 1, &opened) < 0);
-    EXPECT(fns_open_ask((struct fns_ask *)(void *)exact, ask->size, n_fds, &opened) == 0);
+    EXPECT(fns_open_request((struct fns_request *)(void *)exact, ask->size, n_fds + 1, &opened) <
+           0);
+    EXPECT(fns_open_request((struct fns_request *)(void *)exact, ask->size, n_fds, &opened) == 0);
     args_are_the_same(args, &opened);
     free(exact);
     free(ask);
@@ -153,8 +127,9 @@ static void goes_through_an_ask(const struct fns_args *args, int loud)
 
 static void goes_through_a_file(const struct fns_plan *plan)
 {
-    size_t size;
-    EXPECT(fns_plan_file(plan, &size) == 3 && size == packed_size);
+    size_t packed_size = fns_pack_file(NULL, plan);
+    char *packed = calloc(1, packed_size);
+    EXPECT(packed && fns_pack_file(packed, plan) == packed_size);
     struct fns_packed_plan *opened = (struct fns_packed_plan *)(void *)packed;
     EXPECT(fns_open_plan(packed, packed_size, &opened->plan) == 0);
     EXPECT(fns_open_plan(packed, packed_size, &opened->sandbox) == 0);

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 
 from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
-from fastns._userns import entries
-from fastns.cli import UsageError, _flags
+from fastns._policy import seccomp_profile as profile
+from fastns._policy.userns import entries
+from fastns.cli import UsageError, _flags, _jobs, _results, _values
 from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser
 from fastns.errors import SpecError
@@ -109,9 +110,9 @@ def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
 
 PROFILE_WORDS = [
     *json_words(),
-    *(f'"{name}"'.encode() for name in (*seccomp.ACTIONS, *seccomp.OPERATORS, *seccomp.FLAGS)),
-    *(f'"{name}":'.encode() for name in seccomp.PROFILE_KEYS | seccomp.RULE_KEYS),
-    *(f'"{name}":'.encode() for name in seccomp.ARG_KEYS | seccomp.CONDITION_KEYS),
+    *(f'"{name}"'.encode() for name in (*profile.ACTIONS, *profile.OPERATORS, *profile.FLAGS)),
+    *(f'"{name}":'.encode() for name in profile.PROFILE_KEYS | profile.RULE_KEYS),
+    *(f'"{name}":'.encode() for name in profile.ARG_KEYS | profile.CONDITION_KEYS),
     *(b'"SCMP_ARCH_X86"', b'"SCMP_ARCH_AARCH64"', b'"SCMP_ARCH_\\u0000"', b'"read"', b'"clone"'),
 ]
 
@@ -142,22 +143,24 @@ def values(keys: frozenset[str], of: Any = SCALARS) -> Any:
     return st.dictionaries(st.one_of(st.sampled_from(sorted(keys)), TEXTS), of, max_size=5)
 
 
-NAMES = st.sampled_from([*seccomp.ACTIONS, *seccomp.OPERATORS, "SCMP_ARCH_X86", "read", "futex"])
+NAMES = st.sampled_from([*profile.ACTIONS, *profile.OPERATORS, "SCMP_ARCH_X86", "read", "futex"])
 ANY_ITEM = st.one_of(SCALARS, NAMES, st.lists(st.one_of(SCALARS, NAMES), max_size=3))
 RULES = values(
-    seccomp.RULE_KEYS,
+    profile.RULE_KEYS,
     st.one_of(
         ANY_ITEM,
-        st.lists(values(seccomp.ARG_KEYS, ANY_ITEM), max_size=3),
-        values(seccomp.CONDITION_KEYS, ANY_ITEM),
+        st.lists(values(profile.ARG_KEYS, ANY_ITEM), max_size=3),
+        values(profile.CONDITION_KEYS, ANY_ITEM),
     ),
 )
 PROFILES = st.one_of(
     ANY_ITEM,
     values(
-        seccomp.PROFILE_KEYS,
+        profile.PROFILE_KEYS,
         st.one_of(
-            ANY_ITEM, st.lists(RULES, max_size=3), st.lists(values(seccomp.ARCH_KEYS), max_size=2)
+            ANY_ITEM,
+            st.lists(RULES, max_size=3),
+            st.lists(values(profile.ARCH_KEYS), max_size=2),
         ),
     ),
 )
@@ -170,16 +173,16 @@ def profiles_as_mappings(profile: object) -> None:
         build(profile)
 
 
-@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in cli_batch.KEYS)]))
+@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jobs.KEYS)]))
 def jobs(data: bytes) -> None:
     """A line of `fastns batch`. What a job's `id` is comes back as it was."""
-    reader = cli_batch.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
+    reader = _jobs.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:
         return
     assert all(isinstance(word, str) for word in entry.job.args)
     assert entry.job.timeout is None or 0 < entry.job.timeout <= MAX_TIMEOUT
-    line = cli_batch.line_of(entry.head, 7, {"exit_code": 0})
+    line = _results.line_of(entry.head, 7, {"exit_code": 0})
     assert "\n" not in line
     back = json.loads(line)
     assert (back["index"], back["exit_code"]) == (7, 0)
@@ -273,7 +276,7 @@ def numbers(text: str, value: Any) -> None:
                 lambda field=field, given_value=given_value: check_limits(**{field: given_value}),
                 SpecError,
             )
-    seconds = refused(lambda: _flags.duration("--timeout", text), UsageError)
+    seconds = refused(lambda: _values.duration("--timeout", text), UsageError)
     assert seconds is None or seconds > 0
     count = refused(lambda: cli_batch._concurrency(text), UsageError)
     assert count is None or 1 <= count <= cli_batch.MAX_CONCURRENCY

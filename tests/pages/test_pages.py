@@ -116,7 +116,8 @@ def test_every_field_has_its_words() -> None:
 
 def test_links_lead_somewhere() -> None:
     """Those to files of the repository, and to headings in them."""
-    for page in [*pages_of(ROOT), *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]:
+    pages = [*pages_of(ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in [*pages, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")]:
         if not page.exists():  # not everything is beside the tests of an installed package
             continue
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

@@ -16,8 +16,9 @@ from inside import WAYS, groups, ranges, runner
 from processes import eventually
 
 import fastns
-from fastns import Sandbox, Spec, SpecError, Template, _cgroups, doctor
-from fastns._cgroups import Hierarchy
+from fastns import Sandbox, Spec, SpecError, Template, doctor
+from fastns._policy import cgroup_hierarchies, cgroup_plan
+from fastns._policy.cgroup_hierarchies import Hierarchy
 
 pytestmark = pytest.mark.with_cgroups
 
@@ -29,7 +30,7 @@ SPIN = ["sh", "-c", "while :; do :; done"]
 
 @pytest.fixture(autouse=True)
 def tree() -> Hierarchy:
-    for hierarchy in _cgroups.hierarchies():
+    for hierarchy in cgroup_hierarchies.hierarchies():
         if hierarchy.unified and set(hierarchy.controllers) >= NEEDED:
             return hierarchy
     support.skip_missing("cgroup version 2 with its controllers")
@@ -82,7 +83,7 @@ def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
             "cpuset.cpus.effective": "0",
             "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
         }
-        if not _cgroups._no_swap():
+        if not cgroup_plan._no_swap():
             expected["memory.swap.max"] = "0"
         found = {file: (leaf / file).read_text().strip() for file in expected}
         assert found == expected
@@ -153,7 +154,7 @@ def test_all_of_it_ends_when_memory_is_out(busybox_rootfs: Path, way: str) -> No
 
 
 def test_swap(busybox_rootfs: Path) -> None:
-    if _cgroups._no_swap():
+    if cgroup_plan._no_swap():
         support.skip_missing("swap")
     fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=24 2>/dev/null"]
     with runner("template", rootfs=busybox_rootfs, memory="16m") as go:
@@ -190,7 +191,7 @@ def test_io(busybox_rootfs: Path) -> None:
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     """A cgroup whose children have memory and pids and nothing else, as cgroup_parent names it."""
-    place = Path(_cgroups.find_place(tree, tuple(NEEDED), None).parent)
+    place = Path(cgroup_hierarchies.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
     (place / "cgroup.subtree_control").write_text("+memory +pids")
@@ -199,7 +200,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     below.mkdir()
     yield str(below.relative_to(tree.mount)), below
     with contextlib.suppress(FileNotFoundError):
-        (below / _cgroups.GROUP).rmdir()
+        (below / cgroup_hierarchies.GROUP).rmdir()
     below.rmdir()  # fails where something was left
     above.rmdir()
 
@@ -271,7 +272,7 @@ def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
 
 @pytest.mark.as_user
 def test_what_was_delegated_is_found(tree: Hierarchy, busybox_rootfs: Path) -> None:
-    place = _cgroups.find_place(tree, tuple(NEEDED), None)
+    place = cgroup_hierarchies.find_place(tree, tuple(NEEDED), None)
     assert place.parent != tree.mount
     assert os.stat(place.parent).st_uid == os.getuid()
     finding = doctor.limits()

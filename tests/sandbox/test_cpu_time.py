@@ -15,7 +15,8 @@ from inside import WAYS, groups, runner
 from processes import eventually
 
 import fastns
-from fastns import Plan, Spec, Template, _cgroups, run
+from fastns import Plan, Spec, Template, run
+from fastns._policy import cgroup_hierarchies, cgroup_plan
 
 LIMIT = 0.3
 SPIN = "while :; do :; done"
@@ -32,10 +33,10 @@ with_cgroups = pytest.mark.with_cgroups
 @pytest.fixture(params=["version 2", "version 1"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     unified = request.param == "version 2"
-    there = [h for h in _cgroups.hierarchies() if h.unified == unified]
+    there = [h for h in cgroup_hierarchies.hierarchies() if h.unified == unified]
     if not there:
         support.skip_missing(f"a hierarchy of cgroup {request.param}")
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: there)
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: there)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ import support
 from inside import WAYS, runner
 
 import fastns
-from fastns import Mount, Rlimit, Spec, Template, _userns
+from fastns import Mount, Rlimit, Spec, Template
+from fastns._policy import userns
 
 SHARED = ("NOFILE", "SIGPENDING", "MSGQUEUE", "MEMLOCK")
 CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-high", "libc")
@@ -192,7 +193,7 @@ def test_one_sandbox_leaves_its_user_inotify_instances(
 ) -> None:
     """They count for who made the user namespace, for root too: its sandboxes are another user."""
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
-    most = min(most, int(Path(_userns.INOTIFY_LIMIT).read_text()))
+    most = min(most, int(Path(userns.INOTIFY_LIMIT).read_text()))
     if not 4 <= most <= 2000:
         support.skip_missing("a limit on inotify instances below the number of fds")
     spec = {"init": init, "namespaces": {"user": "new"} if users == "new" else {}}
@@ -204,7 +205,7 @@ def test_one_sandbox_leaves_its_user_inotify_instances(
 def test_the_sandboxes_of_a_template_have_half_of_the_inotify_instances(
     exhaust_root: Path, parked: int
 ) -> None:
-    most = int(Path(_userns.INOTIFY_LIMIT).read_text())
+    most = int(Path(userns.INOTIFY_LIMIT).read_text())
     most = min(most, int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()))
     if not 4 <= most <= 2000:
         support.skip_missing("a limit on inotify instances below the number of fds")

@@ -48,7 +48,7 @@ IN_DOCKER = [sys.executable, "-c", DOCKER]
 WITHOUT_LIBSECCOMP = [
     sys.executable,
     "-c",
-    "import sys; from fastns import _libseccomp; _libseccomp.LIBRARY = 'libnone.so'\n"
+    "import sys; from fastns._policy import libseccomp; libseccomp.LIBRARY = 'libnone.so'\n"
     "from fastns.cli import main; sys.exit(main(sys.argv[1:]))",
 ]
 

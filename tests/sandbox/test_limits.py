@@ -22,17 +22,8 @@ from inside import WAYS, groups, runner
 from processes import eventually, marked, marker, running
 
 import fastns
-from fastns import (
-    CompletedSandbox,
-    Plan,
-    Sandbox,
-    SpawnError,
-    Spec,
-    SpecError,
-    Template,
-    _cgroups,
-    run,
-)
+from fastns import CompletedSandbox, Plan, Sandbox, SpawnError, Spec, SpecError, Template, run
+from fastns._policy import cgroup_hierarchies, cgroup_plan, cgroups
 from fastns.limits import check_limits
 
 MIB = 1 << 20
@@ -110,7 +101,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
         support.skip_missing("a block device")
     number = Path(f"/sys/block/{device}/dev").read_text().strip()
     limits = check_limits(io={number: {"rbps": 1 << 20, "riops": 7}})
-    plan = _cgroups.plan(limits, None, True)
+    plan = cgroup_plan.plan(limits, None, True)
     texts = {file: text for _, file, text, _ in plan.settings}
     assert plan.enforced == ("io",)
     io = {number: {"rbps": 1 << 20, "riops": 7}}
@@ -173,7 +164,7 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
         shown = go(["cat", "/proc/self/cgroup"], capture_output=True, text=True).stdout
         fds = go(["ls", "/proc/self/fd"], capture_output=True, text=True).stdout
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
-    limited = [place for place in _cgroups.hierarchies() if "pids" in place.controllers]
+    limited = [place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers]
     assert paths["" if limited[0].unified else "pids"] == "/"
     assert len(fds.split()) == 4  # 0, 1, 2 and that of ls: none of a cgroup
 
@@ -198,7 +189,7 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
 
 def a_child_ends_alone() -> None:
     """With version 2 a sandbox that is out of memory ends as a whole (memory.oom.group)."""
-    if all(h.unified for h in _cgroups.hierarchies() if _cgroups.has(h, "memory")):
+    if all(h.unified for h in cgroup_hierarchies.hierarchies() if h.has("memory")):
         support.skip_missing("a hierarchy of cgroup version 1")
 
 
@@ -373,18 +364,18 @@ def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
     assert len(groups(caller)) == 1
     plan = fastns.compile(Spec(memory="32m"))
     with monkeypatch.context() as patch:
-        patch.setattr(_cgroups, "PATIENCE_MS", 0)
+        patch.setattr(cgroups, "PATIENCE_MS", 0)
         run(["true"], spec=plan)
     plan.close()
     assert eventually(lambda: not marked(word))
-    _cgroups.sweep(home_of("memory"), time.monotonic() + 10)
+    cgroups.sweep(home_of("memory"), time.monotonic() + 10)
     assert groups(caller) == []
 
 
 def home_of(controller: str) -> str:
     """Where cgroups with this controller are made."""
-    (place,) = _cgroups.plan(check_limits(**{controller: 1 << 30}), None, True).places
-    return f"{place.parent}/{_cgroups.GROUP}"
+    (place,) = cgroup_plan.plan(check_limits(**{controller: 1 << 30}), None, True).places
+    return f"{place.parent}/{cgroup_hierarchies.GROUP}"
 
 
 @with_cgroups
@@ -399,13 +390,13 @@ def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             (foreign / "cgroup.procs").write_text(str(process.pid))
-            _cgroups.sweep(str(home), time.monotonic() + 10)
+            cgroups.sweep(str(home), time.monotonic() + 10)
             assert process.poll() is None
             assert (foreign / "cgroup.procs").read_text() == f"{process.pid}\n"
         finally:
             process.kill()
             process.wait()
-            assert eventually(lambda: _cgroups._remove_empty(str(foreign), 0))
+            assert eventually(lambda: cgroups._remove_empty(str(foreign), 0))
 
 
 @pytest.fixture
@@ -417,9 +408,9 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def mkdir(path: str, mode: int = 0o777) -> None:
         make(path, mode)
-        if left and _cgroups.OWN.fullmatch(os.path.basename(path)):
+        if left and cgroups.OWN.fullmatch(os.path.basename(path)):
             left.pop()
-            _cgroups.sweep(os.path.dirname(path), 0)
+            cgroups.sweep(os.path.dirname(path), 0)
             assert not os.path.exists(path)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
@@ -555,10 +546,11 @@ def test_a_leaf_that_cannot_be_made(busybox_rootfs: Path) -> None:
 UNIFIED = """
 import sys, fastns
 from pathlib import Path
-from fastns import _cgroups
-tree = next(place for place in _cgroups.hierarchies() if place.unified)
-plan = _cgroups.CgroupPlan((_cgroups.Place(tree, tree.mount, ()),), (), (), None, 0, ("x",), ())
-_cgroups.plan = lambda *_: plan
+from fastns._policy import cgroup_hierarchies, cgroup_plan, cgroups
+tree = next(place for place in cgroup_hierarchies.hierarchies() if place.unified)
+place = cgroup_hierarchies.Place(tree, tree.mount, ())
+plan = cgroup_plan.CgroupPlan((place,), (), (), None, 0, ("x",), ())
+cgroup_plan.plan = lambda *_: plan
 spec = fastns.Spec(rootfs=sys.argv[1], pids_limit=5)
 for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).spawn):
     with start(["sleep", "60"]) as sandbox:
@@ -571,7 +563,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
     """By the clone itself (CLONE_INTO_CGROUP), or, without clone3, by the sandbox."""
-    if not any(place.unified for place in _cgroups.hierarchies()):
+    if not any(place.unified for place in cgroup_hierarchies.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:
         out = hidden.without("clone3", 38, UNIFIED, str(busybox_rootfs))

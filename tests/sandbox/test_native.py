@@ -78,10 +78,10 @@ def test_it_is_the_sandbox_of_fastns_run(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.as_user
 def test_a_range_by_newuidmap(tmp_path: Path) -> None:
-    from fastns import _userns
+    from fastns._policy import userns
 
     user = Path("~").expanduser().owner()
-    first = next(entry[1] for entry in _userns.entries("/etc/subuid") if entry[0] == user)
+    first = next(entry[1] for entry in userns.entries("/etc/subuid") if entry[0] == user)
     maps = ["--uidmap", f"0:{first}:9", "--gidmap", f"0:{first}:9"]
     done = execute(compiled(tmp_path / "a.plan", *maps), "cat", "/proc/self/uid_map")
     assert done.stdout.split() == ["0", str(first), "9"]

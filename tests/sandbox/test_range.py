@@ -22,7 +22,8 @@ from inside import runner
 from processes import script
 
 import fastns
-from fastns import IDMapping, Mount, SpawnError, Spec, Template, _core, _userns
+from fastns import IDMapping, Mount, SpawnError, Spec, Template, _core
+from fastns._policy import userns
 
 pytestmark = pytest.mark.as_root
 HOSTS = {"namespaces": {"user": "host"}}
@@ -60,7 +61,7 @@ def sh(run: Any, code: str) -> tuple[int, str]:
 
 def first() -> tuple[int, int]:
     """uid and gid outside of 0:0 inside."""
-    return _userns.range_of_root()[:2]
+    return userns.range_of_root()[:2]
 
 
 # ---- who it is ----
@@ -88,7 +89,7 @@ def test_who_it_is_outside(root: Path, way: str, user: str) -> None:
     assert [found["Uid"].split(), found["Gid"].split()] == [[ids[0]] * 4, [ids[1]] * 4]
     assert found["Groups"].strip() == ""
     assert int(found["CapBnd"], 16) == int(found["CapPrm"], 16) == 0
-    assert maps == [["0", str(start), str(_userns.SIZE)] for start in first()]
+    assert maps == [["0", str(start), str(userns.SIZE)] for start in first()]
     assert sandbox.id_map == "range"
 
 
@@ -142,7 +143,7 @@ def test_pipes_are_for_who_runs_there(root: Path, fields: dict[str, Any]) -> Non
 
 # ---- which range ----
 
-FREE = _userns.FIRST
+FREE = userns.FIRST
 LISTED = {  # entries for uids and for gids, and where each begins then
     "root's own": ("other:100:65536\nroot:300000:65536\n", "root:500000:70000\n", 300000, 500000),
     "by number": ("0:300000:65536\n", "0:300000:65536\n", 300000, 300000),
@@ -172,14 +173,14 @@ def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
     uids, gids, first_uid, first_gid = LISTED[case]
     (tmp_path / "subuid").write_text(uids)
     (tmp_path / "subgid").write_text(gids)
-    before = [Path(path).read_bytes() for path in _userns.FILES]
+    before = [Path(path).read_bytes() for path in userns.FILES]
     binds = "mount --bind $1/subuid /etc/subuid && mount --bind $1/subgid /etc/subgid"
     words = ["sh", "-c", f'{binds} && exec "$2" -c "$3" "$4"', "sh", str(tmp_path)]
     command = ["unshare", "-m", *words, sys.executable, WHERE, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     maps = f"0 {first_uid} 65536 0 {first_gid} 65536 range"
     assert done.stdout.splitlines() == [f"{way} {maps}" for way in ("direct", "init", "template")]
-    assert [Path(path).read_bytes() for path in _userns.FILES] == before
+    assert [Path(path).read_bytes() for path in userns.FILES] == before
 
 
 # ---- what it is not ----

@@ -14,7 +14,8 @@ import support
 from hidden import NUMBERS, without
 from processes import script
 
-from fastns import SpawnError, SpecError, _cgroups
+from fastns import SpawnError, SpecError
+from fastns._policy import cgroups
 
 CSRC = support.TESTS.parent / "csrc"
 
@@ -166,9 +167,9 @@ def test_a_passing_failure_of_a_limit_is_not_the_specs(
     def fail(path: str, text: str) -> None:
         raise OSError(error, "said the kernel", path)
 
-    monkeypatch.setattr(_cgroups, "_write", fail)
+    monkeypatch.setattr(cgroups, "_write", fail)
     with pytest.raises(SpawnError) as caught:
-        _cgroups._set("/nowhere", "memory.max", "1", "memory")
+        cgroups._set("/nowhere", "memory.max", "1", "memory")
     assert (caught.value.stage, caught.value.errno) == ("cgroup", error)
 
 
@@ -177,7 +178,7 @@ def test_a_value_that_is_refused_is(monkeypatch: pytest.MonkeyPatch, error: int)
     def fail(path: str, text: str) -> None:
         raise OSError(error, "said the kernel", path)
 
-    monkeypatch.setattr(_cgroups, "_write", fail)
+    monkeypatch.setattr(cgroups, "_write", fail)
     with pytest.raises(SpecError) as caught:
-        _cgroups._set("/nowhere", "memory.max", "1", "memory")
+        cgroups._set("/nowhere", "memory.max", "1", "memory")
     assert caught.value.field == "memory"

@@ -13,7 +13,8 @@ import pytest
 from processes import eventually, script
 
 import fastns
-from fastns import SpawnError, Spec, Template, _cgroups
+from fastns import SpawnError, Spec, Template
+from fastns._policy import cgroup_hierarchies, cgroup_plan
 
 # ---- arguments that do not fit into the memory limit ----
 
@@ -43,7 +44,7 @@ def test_arguments_that_do_not_fit_are_refused(probe_rootfs: Path, parked: int) 
         neighbour = template.spawn(["/probe", "--sleep", "300"])
         server = template._server
         environment = sum(len(text) + 1 for text in template._sandbox.environ)
-        most = MEMORY - _cgroups.START_MEMORY - environment
+        most = MEMORY - cgroup_plan.START_MEMORY - environment
         for size in (most + 1, 1_700_000):
             args = arguments(size)
             for start in (template.run, template.spawn):
@@ -74,7 +75,7 @@ def test_without_that_the_server_is_killed(
     probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: who shares its memory is killed with a sandbox that runs out of it."""
-    monkeypatch.setattr(_cgroups, "START_MEMORY", -(8 << 20))
+    monkeypatch.setattr(cgroup_plan, "START_MEMORY", -(8 << 20))
     with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), parked=0) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
         with pytest.raises(SpawnError) as caught:
@@ -146,7 +147,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
     """A cgroup whose pids are limited, to be entered."""
-    place = next(place for place in _cgroups.hierarchies() if "pids" in place.controllers)
+    place = next(place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers)
     above = Path(place.mount) / "fastns"
     above.mkdir(exist_ok=True)
     if place.unified:

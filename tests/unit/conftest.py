@@ -8,7 +8,8 @@ from typing import Any
 import plans
 import pytest
 
-from fastns import _core, _owners, _userns, _view
+from fastns import _core, _view
+from fastns._policy import owners, userns
 
 STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_batch", "unshare",
           "user_namespace")  # fmt: skip
@@ -16,12 +17,12 @@ STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_ba
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """Not made here, unlike in other directories: nothing joins it."""
+    """Unlike in other directories, not made: no unit test joins it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_starts() -> Iterator[None]:
-    """Whatever would start a sandbox, or change the namespaces of this process, is an error."""
+    """Make it an error to start a sandbox or to change the namespaces of this process."""
 
     def refuse(*_args: Any, **_options: Any) -> Any:
         pytest.fail("a unit test starts a sandbox: move it to tests/sandbox")
@@ -34,8 +35,9 @@ def nothing_starts() -> Iterator[None]:
 
 @pytest.fixture
 def made_up_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives what plans take from the host: ids, a limit, the targets of links, owners of binds."""
-    monkeypatch.setattr(_userns, "range_of_root", lambda: plans.IDS)
-    monkeypatch.setattr(_userns, "inotify_limit", lambda: b"64")
+    """Replace what plans read from the host: ids, a limit, the targets of links, owners of
+    binds."""
+    monkeypatch.setattr(userns, "range_of_root", lambda: plans.IDS)
+    monkeypatch.setattr(userns, "inotify_limit", lambda: b"64")
     monkeypatch.setattr(_view, "LINKS_OUT", ())
-    monkeypatch.setattr(_owners, "notes", lambda _plan: {})
+    monkeypatch.setattr(owners, "notes", lambda _plan: {})

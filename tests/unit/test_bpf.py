@@ -1,5 +1,5 @@
-"""Filters made shorter answer as before: those of real profiles, and programs made at random, at
-every number and architecture that they compare with and beside it."""
+"""Optimised filters give the same results: those of real profiles, and random programs, at every
+number and architecture that they compare with, and next to it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret
 
-from fastns import _bpf, seccomp
-from fastns._bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
-from fastns._seccomp_default import parts
-from fastns._seccomp_rules import all_but
+from fastns import seccomp
+from fastns._policy import bpf
+from fastns._policy.bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
+from fastns._policy.seccomp_default import parts
+from fastns._policy.seccomp_rules import all_but
 
 I386 = 0x40000003
 DOCKER = {
@@ -49,9 +50,9 @@ def instructions(*lines: tuple[int, int, int, int]) -> bytes:
 
 
 def as_made(profile: object, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """By the library."""
+    """The filter that the library makes."""
     with monkeypatch.context() as patched:
-        patched.setattr(_bpf, "shorter", lambda program: program)
+        patched.setattr(bpf, "shorter", lambda program: program)
         seccomp._build.cache_clear()
         made = seccomp.build(profile, machine="x86_64")
     seccomp._build.cache_clear()
@@ -89,7 +90,8 @@ def test_profiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def program(dice: random.Random, size: int) -> bytes:
-    """Tests and loads at random, all ways forward; few values, so that some hold."""
+    """Random tests and loads that jump only forward. They use few values, so that some tests
+    hold."""
     lines = [(LD, 0, 0, dice.choice((NUMBER, ARCHITECTURE)))]
     values = [*range(8), 40, 0x80, 0x180, *ARCHES.values()]
     for at in range(1, size):
@@ -109,20 +111,20 @@ def program(dice: random.Random, size: int) -> bytes:
         else:
             ways = (dice.randrange(min(rest, 6) + 1), dice.randrange(min(rest, 6) + 1))
             lines.append((kind, *ways, dice.choice(values)))
-    lines += [(RET, 0, 0, ERRNO | 38)] * 8  # what jumps past the end would reach
+    lines += [(RET, 0, 0, ERRNO | 38)] * 8  # the target of jumps past the end
     return instructions(*lines)
 
 
 def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are written anew, shorter or not."""
+    """The optimised filter, even if it is not shorter."""
     dice = random.Random(7)
     written = 0
     for _ in range(300):
         made = program(dice, dice.randrange(4, 40))
         code = list(struct.iter_unpack("=HBBI", made))
         try:
-            again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
-        except _bpf._Unusual:
+            again = bpf._Writer(bpf._Ranges(bpf._Reader(code))).bytes()
+        except bpf._Unusual:
             continue
         written += 1
         check_same(made, again, dice)
@@ -132,7 +134,7 @@ def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the format says it, bit by bit: ranges are far shorter."""
+    """Spelled out bit by bit, as the format allows; ranges are far shorter."""
     dice = random.Random(seed)
     near = dice.randrange(2**32)
     pool = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, near, near ^ 1, near ^ 2, dice.randrange(2**32)]
@@ -151,7 +153,7 @@ def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_jumps_beyond_their_reach() -> None:
-    """300 numbers, each with a test of its own."""
+    """300 numbers, with one test each."""
     lines = [(LD, 0, 0, NUMBER)]
     for number in range(0, 900, 3):
         lines += [(JEQ, 0, 4, number), (LD, 0, 0, 16), (JEQ, 0, 1, number + 7),
@@ -159,7 +161,7 @@ def test_jumps_beyond_their_reach() -> None:
     lines.append((RET, 0, 0, ALLOW))
     made = instructions(*lines)
     code = list(struct.iter_unpack("=HBBI", made))
-    again = _bpf._Writer(_bpf._Ranges(_bpf._Reader(code))).bytes()
+    again = bpf._Writer(bpf._Ranges(bpf._Reader(code))).bytes()
     assert any(op == JA for op, *_ in struct.iter_unpack("=HBBI", again))
     for number in range(901):
         for value in (number + 7, number):

@@ -20,11 +20,11 @@ def test_a_result_is_computed_once_and_the_last_ones_are_kept() -> None:
     assert [total(1, 2), total(1, 2), total(3)] == [3, 3, 3]
     assert calls == [(1, 2), (3,)]
     for number in range(10):
-        assert total(100) == 100  # asked for all the time, so never forgotten
+        assert total(100) == 100  # used all the time, so never dropped
         total(number)
     assert calls.count((100,)) == 1
     total(1, 2)
-    assert calls.count((1, 2)) == 2  # not asked for, so forgotten
+    assert calls.count((1, 2)) == 2  # not used, so dropped
     total.cache_clear()
     total(100)
     assert calls.count((100,)) == 2

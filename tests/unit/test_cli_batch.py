@@ -17,9 +17,11 @@ import pytest
 
 import fastns
 from fastns import CompletedSandbox, Job, SpawnError, Spec, SpecError, TimeoutExpired, Usage
+from fastns.cli import _jobs, main
 from fastns.cli import batch as cli_batch
-from fastns.cli import main
-from fastns.cli.batch import Batch, entry_of, fields_of, line_of
+from fastns.cli._jobs import entry_of
+from fastns.cli._results import fields_of, line_of
+from fastns.cli.batch import Batch
 
 USAGE = Usage(0.25, 0.5, 4096, True)
 ENV = {"PATH": "/bin", "A": "below"}
@@ -30,7 +32,7 @@ def done(stdout: bytes = b"", returncode: int = 0, truncated: bool = False) -> C
 
 
 class Layer:
-    """Stands for fastns.Template: notes what it is asked for and answers as it is told."""
+    """Stands in for fastns.Template: records calls and returns what it was told to."""
 
     def __init__(self) -> None:
         self.spec = Spec()
@@ -41,7 +43,7 @@ class Layer:
         self.answer: Callable[[Job], object] = lambda job: done(b"out\n")
 
     def template(self, spec: Spec, *, parked: int) -> Layer:
-        assert parked == 0  # a batch uses none
+        assert parked == 0  # a batch uses no parked sandboxes
         self.spec = spec
         if self.error is not None:
             raise self.error
@@ -60,7 +62,7 @@ class Layer:
     ) -> None:
         self.chunks.append(jobs)
         self.options = options
-        for i in reversed(range(len(jobs))):  # the results come in any order
+        for i in reversed(range(len(jobs))):  # results may come in any order
             each(i, self.answer(jobs[i]))
             progress(len(jobs) - i)
 
@@ -129,7 +131,7 @@ def test_a_line_becomes_a_job(line: str, job: Job, head: dict[str, object]) -> N
 
 
 def test_an_id_of_any_depth_can_be_written_later() -> None:
-    """By a caller that is nested deeper itself: json.dumps() ends in a RecursionError there."""
+    """Called from deeper in the stack, where json.dumps() raises RecursionError."""
 
     def deeper(steps: int, head: str) -> str:
         return deeper(steps - 1, head) if steps else line_of(head, 3, {})
@@ -216,7 +218,7 @@ def test_a_line_without_end_is_not_read_for_ever(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli_batch, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(_jobs, "CHUNK_BYTES", 1 << 20)
     assert main(["batch", "/dev/zero"]) == 125
     assert capfd.readouterr().err.startswith("fastns: /dev/zero:1: longer than 1 MiB\n")
 
@@ -249,7 +251,7 @@ def test_lines_longer_and_shorter_than_a_read(
 def test_a_chunk_is_bounded_by_its_bytes(
     layer: Layer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_batch, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(_jobs, "CHUNK_BYTES", 1000)
     jobs_file(place, *[json.dumps(["x" * 300])] * 10)
     assert main(["batch", "-o", "out", "jobs.jsonl"]) == 0
     assert [len(chunk) for chunk in layer.chunks] == [4, 4, 2]
@@ -371,9 +373,9 @@ def test_a_wrong_field_leads_to_its_flag_and_this_help(
 def test_help_says_how_jobs_and_results_look(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", "--help"]) == 0
     text = capsys.readouterr().out
-    words = (*cli_batch.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
+    words = (*_jobs.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
     assert [word for word in words if word not in text] == []
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("verbose", [False, True])

@@ -130,7 +130,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(
 
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_one_that_fails_later(machine: Machine, after: int) -> None:
-    """In the rounds, and in the starts of it alone."""
+    """In the rounds, and in the starts of one contender alone."""
     codes = iter([EXIT_CODE] * after)
     machine.starts["bad"] = lambda: next(codes, 1)
     _, bad = _bench.measure(BOXES, 4)
@@ -170,7 +170,7 @@ def test_percentile(values: list[float], percent: float, found: float) -> None:
 
 
 def test_the_bare_program_ends_at_once() -> None:
-    """What all of them start: without arguments, the program does nothing."""
+    """All contenders start the same program, which without arguments does nothing."""
     assert _bench.bare([str(_bench.PROGRAM)])() == EXIT_CODE
 
 
@@ -306,7 +306,7 @@ def test_the_last_line(rows: list[Row], told: str) -> None:
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """What is measured one at a time; batches are none."""
+    """Contenders that are measured one start at a time, unlike batches."""
     found = [BARE, OWN]
     monkeypatch.setattr(_bench, "measure", lambda boxes, rounds: found)
     monkeypatch.setattr(_bench, "measure_batches", lambda boxes: iter(()))

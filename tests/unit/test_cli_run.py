@@ -32,7 +32,7 @@ LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 class FakeSandbox:
-    """A sandbox that has ended with `returncode`, or (None) ends when it is killed."""
+    """A sandbox that has ended with `returncode` or, if that is None, ends when it is killed."""
 
     def __init__(self, returncode: int | None) -> None:
         self.pid = os.getpid()
@@ -75,7 +75,7 @@ class FakeSandbox:
 
 
 class Layer:
-    """Stands for fastns.spawn: notes what it is asked for and answers as it is told."""
+    """Stands in for fastns.spawn: records calls and returns what it was told to."""
 
     def __init__(self) -> None:
         self.args: list[str] = []
@@ -300,7 +300,7 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
         },
     ),
     (
-        ["--userns", "keep-id", "-u", str(os.getuid())],  # no gid but the caller's is there
+        ["--userns", "keep-id", "-u", str(os.getuid())],  # the caller's is the only gid
         {
             "user namespace": "new",
             "user": ME,
@@ -384,7 +384,7 @@ def test_flags_become_a_spec(
 
 
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:
-    """The Spec of a row: names of namespaces stand for entries of `namespaces`."""
+    """The Spec of a row, in which names of namespaces mean entries of `namespaces`."""
     fields = dict(fields)
     names = {
         **{name: name for name in ("pid", "uts", "ipc", "cgroup", "mount", "time")},
@@ -612,7 +612,9 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hint", [*errors._HINTS.values(), *errors._HOST_ROOT_HINTS.values()], ids=lambda hint: hint[:40]
+    "hint",
+    [row[3] for host_root in (False, True) for row in errors.known_hints(host_root=host_root)],
+    ids=lambda hint: hint[:40],
 )
 def test_a_hint_names_flags(layer: Layer, capsys: pytest.CaptureFixture[str], hint: str) -> None:
     layer.error = SpawnError("mount", errno.ENOENT, hint=hint)
@@ -690,7 +692,7 @@ def test_a_command_that_ends_in_time_is_not_killed(layer: Layer) -> None:
 def test_a_signal_that_ends_fastns_ends_the_sandbox(layer: Layer, number: int) -> None:
     layer.returncode = None
     layer.signals = [number]
-    before = signal.signal(number, signal.SIG_DFL)  # nohup(1) has it ignored
+    before = signal.signal(number, signal.SIG_DFL)  # nohup(1) ignores it
     try:
         assert main(["run", "sleep"]) == 128 + number
         assert signal.getsignal(number) is signal.SIG_DFL
@@ -838,7 +840,7 @@ def test_status_fd_has_to_be_writable(
 def test_status_fd_is_no_file_of_the_commands(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path, stream: int
 ) -> None:
-    """By its number, by a copy of it, or opened once more."""
+    """By its number, by a copy of it, or opened again."""
     saved = os.dup(stream)
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.dup2(own, stream)
@@ -862,7 +864,7 @@ def test_status_fd_is_no_file_of_the_commands(
 def test_status_fd_is_named_by_its_own_number(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """As on a terminal, where stdin, stdout and stderr are one file."""
+    """As on a terminal: stdin, stdout and stderr are one file."""
     saved = [os.dup(stream) for stream in (0, 2)]
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -1014,7 +1016,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_run_starts_lean(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that other verbs need is imported on the way to a spawn."""
+    """What only other verbs need is not imported before a spawn."""
     code = (
         "import sys, fastns, fastns.cli\n"
         "class Stop(Exception): pass\n"

@@ -131,7 +131,7 @@ def test_only_a_regular_file_of_some_size_is_read(root: Path, kind: str) -> None
     passwd = root / "etc/passwd"
     passwd.unlink()
     if kind == "fifo":
-        os.mkfifo(passwd)  # nobody writes to it: to open it would wait for ever
+        os.mkfifo(passwd)  # nobody writes to it, so opening it would wait for ever
     elif kind == "directory":
         passwd.mkdir()
     else:

@@ -1,7 +1,7 @@
-"""What a spec becomes for each kind of caller: which way, in which order, and what the ops carry.
+"""What a spec becomes for each kind of caller: how it starts, the order of ops, and their fields.
 
-Nothing is run, and who compiles is made up, so the plans are the same whoever runs the tests. Whole
-lists of ops: test_golden_plans.py.
+Nothing is run, and the callers are made up, so the plans do not depend on who runs the tests.
+test_golden_plans.py has whole lists of ops.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ JOINS = f"id_map capabilities {BECOMES}"
 def test_the_way_and_the_stages(
     fields: dict[str, Any], caller: Caller, way: str, before: str, after: str
 ) -> None:
-    """Of what no golden list has: see test_golden_plans.py."""
+    """Only for what no golden list has (test_golden_plans.py)."""
     plan = compiled(Spec(**fields), caller)
     assert f"{plan.method} {plan.id_map}" == way
     shares = ["keyring", *["rlimit"] * 4, "umask"]
@@ -111,8 +111,8 @@ def one(spec: Spec, caller: Caller, code: str) -> Op:
         ({**BARE, "files": {"/f": "x"}}, False),
         ({**BARE, "root_mode": "chroot"}, False),
         ({**BARE, "init": True}, False),
-        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts are its namespace's
-        ({}, False),  # its root is made of what the caller sees
+        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts belong to its user namespace
+        ({}, False),  # its root is made from the caller's view
     ],
 )
 def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> None:
@@ -161,7 +161,8 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
         b"/n/network",
         b"/n/mount",
     ]
-    # Root's rights over the others end where the user namespace begins: opened first, joined last.
+    # Joining the user namespace ends root's rights over the others. So it is opened first and
+    # joined last.
     assert setns[0].how == _core.HOW_OPEN
     assert plan.ops[plan.ops.index(setns[-1]) + 1].code == "join_user"
     assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
@@ -184,7 +185,7 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
         assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields["rootfs"])
     own = one(Spec(**fields, default_mounts=False), ROOT, "root_tree")
-    assert own.flags == read_only  # its own devices are all it has
+    assert own.flags == read_only  # it has no devices but its own
 
 
 def test_a_bind_has_devices_where_it_says_so() -> None:
@@ -259,7 +260,7 @@ def test_the_size_of_half_the_memory() -> None:
 
 
 def test_the_size_of_the_scratch() -> None:
-    """What is put there beforehand has room besides."""
+    """What fastns puts there does not count towards the size."""
     given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
     for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
         op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
@@ -317,13 +318,13 @@ def test_limits_groups_and_files_are_bytes() -> None:
     groups = one(spec, ROOT, "setgroups")
     assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
     assert [one(spec, ROOT, code).arg for code in ("setgid", "umask")] == [6, 0o77]
-    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # by way of 0: rights go with it
+    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # through 0: rights go with it
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
 
 
 def rlimits(caller: Caller, **fields: Any) -> list[tuple[str, int, int]]:
-    """Of each op: what it says, how, and the least of a share."""
+    """The note, flags and least value of each resource limit."""
     return [(op.note, op.how, op.arg) for op in ops(Spec(**BARE, **fields), caller, "rlimit")]
 
 
@@ -390,14 +391,14 @@ def test_owners_in_options_are_those_inside() -> None:
 
 
 def test_a_bind_shows_other_owners_where_it_says_so() -> None:
-    """By default where the kernel can; what the spec does not give is the host's."""
+    """By default where the kernel can. Mounts that are not the spec's stay the host's."""
     may = _core.HOW_IDMAP | _core.HOW_OPTIONAL
     for options, how in (([], may), (["idmap"], _core.HOW_IDMAP), (["noidmap"], 0)):
         spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
         assert one(spec, ROOT, "bind").how == how
         hosts = Spec(**{**vars(spec), **HOSTS_IDS})
         for same, caller in ((spec, USER), (hosts, ROOT)):
-            assert one(same, caller, "bind").how == 0  # it is the caller's there in any case
+            assert one(same, caller, "bind").how == 0  # there it belongs to the caller in any case
     for fields in ({"namespaces": {"pid": "host"}}, {"network": "host"}, {"files": {"/a": "x"}}):
         for op in compiled(Spec(rootfs="/r", **fields), ROOT).ops:  # type: ignore[arg-type]
             assert not op.how & _core.HOW_IDMAP or op.code == "root_tree", op
@@ -446,7 +447,7 @@ def test_who_has_a_range(caller: Caller, has: bool) -> None:
         ({"capabilities": ["NET_RAW"], "init": True}, True),
         ({"capabilities": ["NET_RAW"], **HOSTS_IDS}, False),
         ({"capabilities": ["NET_RAW"], "namespaces": {"user": "new"}}, False),
-        # nothing is joined that counts
+        # nothing that matters is joined
         ({"capabilities": ["NET_RAW"], "network": "host",
           "namespaces": {"uts": "host", "ipc": "host"}}, False),
         ({}, False),
@@ -477,7 +478,7 @@ def test_who_the_pipes_are_for() -> None:
 
 
 def test_a_caller_of_several_ids_is_made_one() -> None:
-    """A set-user-id program: its saved id must not get into the sandbox."""
+    """The caller is a set-user-id program: its saved id must not get into the sandbox."""
     spec = Spec(**BARE, namespaces={"user": "host"})
     plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]

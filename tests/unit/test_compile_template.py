@@ -1,4 +1,4 @@
-"""What a template's server does once, and what is left for each sandbox.
+"""What a template's server does once, and what each sandbox does.
 
 Whole lists of ops: test_golden_plans.py.
 """
@@ -43,7 +43,7 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller) -> None:
     "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
 )
 def test_the_limit_on_core_dumps_is_the_servers(rlimits: list[Rlimit]) -> None:
-    """Its filter, which all of its sandboxes have from the start, refuses to change it."""
+    """The server's filter, which all sandboxes inherit, refuses to change it."""
     plan = template(ROOT, rlimits=rlimits)
     assert plan.sandbox is not None
     core = [op for op in plan.ops if op.code == "rlimit"]

@@ -1,4 +1,4 @@
-"""The doctor with its probes replaced, and its cheap probes as they are."""
+"""fastns doctor with its probes replaced, and its cheap probes as they are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import SpawnError, Spec, _owners, doctor
+from fastns import SpawnError, Spec, doctor
 from fastns._compile import Caller
+from fastns._policy import owners
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
 from fastns.cli.doctor import _print_lines
@@ -31,7 +32,7 @@ INFO = Check("cgroup", None, "extra", "version 2")
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """What examine() finds; to be filled by the test."""
+    """What examine() finds. The test fills it."""
     checks: list[Check] = []
     monkeypatch.setattr("fastns.cli.doctor.examine", lambda: iter(checks))
     return checks
@@ -102,8 +103,8 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what the checks try besides attempt()."""
-    monkeypatch.setattr(_owners, "plain", lambda *_args: None)
+    """What the checks try besides attempt()."""
+    monkeypatch.setattr(owners, "plain", lambda *_args: None)
     monkeypatch.setattr(doctor, "tried", lambda _run: Finding(True, "works"))
 
 
@@ -196,7 +197,7 @@ def test_kernel_version(monkeypatch: pytest.MonkeyPatch, release: str, ok: bool)
 def test_settings_of_user_namespaces(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], privileged: bool, ok: bool
 ) -> None:
-    monkeypatch.setattr(doctor, "sysctl", settings.get)
+    monkeypatch.setattr("fastns._surroundings.sysctl", settings.get)
     monkeypatch.setattr(doctor, "has_sys_admin", lambda: privileged)
     found = doctor.user_namespace_settings()
     assert found.ok is ok

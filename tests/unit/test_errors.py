@@ -1,4 +1,4 @@
-"""The exceptions: what they are, what they say, that they travel, and the table of hints."""
+"""The exceptions: their classes and texts, that they can be pickled, and the table of hints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 import fastns
-from fastns import _core, doctor, errors
+from fastns import _core, errors
 from fastns._surroundings import Surroundings
 from fastns.errors import FastnsError, SpawnError, SpecError, hint_for
 
@@ -120,7 +120,7 @@ HINTS = [
     ("clone", errno.ENOSPC, None, "not a disk"),
     ("clone", errno.EAGAIN, None, "pids.max"),
     ("clone", errno.EAGAIN, None, "RLIMIT_NPROC"),
-    ("clone", errno.ENOMEM, None, "first process has ended"),
+    ("clone", errno.ENOMEM, None, "pid namespace has ended"),
     ("clone", errno.EUSERS, None, "nested too deep"),
     ("clone", errno.ENOSYS, None, "clone3"),
     ("id_map", errno.EPERM, None, "/etc/subuid"),
@@ -188,10 +188,10 @@ def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
 def test_refused_namespaces_have_the_hint_of_what_refuses(
     monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
 ) -> None:
-    """A setting that forbids them, or none; a filter: tests/sandbox/test_surroundings.py."""
+    """With a setting that forbids them, or none. For a filter see
+    tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
-    monkeypatch.setattr(doctor, "sysctl", {path: value}.get)
-    monkeypatch.setattr(doctor, "has_sys_admin", lambda: False)
+    monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)
     assert words in (hint_for(stage, errno.EPERM) or "")
 
@@ -205,13 +205,13 @@ def test_without_a_proc_that_is_the_hint(monkeypatch: pytest.MonkeyPatch, stage:
     assert "mount -t proc" in (hint or "")
 
 
-@pytest.mark.parametrize("stage", sorted({stage for stage, _, _ in errors._HINTS}))
+@pytest.mark.parametrize("stage", sorted(errors._HINTS))
 def test_the_stages_of_the_hints_exist(stage: str) -> None:
     assert stage in _core.STAGES
 
 
 def test_a_hint_is_one_line_that_does_not_repeat_the_error() -> None:
-    for (_, code, _), hint in errors._HINTS.items():
+    for _, code, _, hint in errors.known_hints(host_root=False):
         assert code in errno.errorcode or code in errors.UNNAMED
         assert "\n" not in hint
         assert not hint.endswith(".")

@@ -1,7 +1,7 @@
-"""Golden lists: what a spec becomes, op by op, as `fastns run --dry-run` prints it.
+"""Golden lists: the ops of a spec, as `fastns run --dry-run` prints them.
 
-A list is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` writes
-them anew; `git diff` then shows what a change of the compiler does.
+A list is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` rewrites
+them; `git diff` then shows what a change of the compiler does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The harness itself: a leak fails its test, and a skip nobody expects fails the run in CI."""
+"""The harness itself: a leak fails its test, and an unexpected skip fails the run in CI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import support
 
 
 def run_suite(directory: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """pytest, in a process of its own, over one file that uses the real conftest.py."""
+    """Run pytest in a separate process over one file that uses the real conftest.py."""
     for name in ("conftest.py", "support.py", "allowed_skips.txt"):
         shutil.copy(support.TESTS / name, directory / name)
     (directory / "pytest.ini").write_text("[pytest]\n")

@@ -1,4 +1,4 @@
-"""What a landlock field becomes, for each version that a kernel may have, and what is refused."""
+"""The ops of a landlock field, for each version a kernel may have, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from plans import ALL, ROOT, USER
 
-from fastns import _core, _landlock
+from fastns import _core
 from fastns._compile import CAP_SYS_ADMIN, Caller, Op, compile_for
+from fastns._policy import landlock
 from fastns.errors import SpecError
 from fastns.spec import Spec
 
@@ -52,7 +53,7 @@ def test_the_op_list() -> None:
      (6, 0xFFFF, 3), (99, 0xFFFF, 3)],
 )  # fmt: skip
 def test_each_version_refuses_what_it_knows(version: int, files: int, scopes: int) -> None:
-    create, usr, tmp, _restrict = _landlock.ops({"read": ["/usr"], "write": ["/tmp"]}, version)
+    create, usr, tmp, _restrict = landlock.ops({"read": ["/usr"], "write": ["/tmp"]}, version)
     assert (create.flags, create.arg) == (files, scopes)
     assert (usr.flags, usr.arg) == (READ, READ & 0b0101)
     assert (tmp.flags, tmp.arg) == (files, files & 0b1100000000000111)

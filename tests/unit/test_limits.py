@@ -1,4 +1,4 @@
-"""Limits of a spec: what is accepted, and which files of a cgroup they become."""
+"""Limits of a spec: what is accepted, and which files of a cgroup are written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from fastns import SpawnError, Spec, SpecError, _cgroups, compile
+from fastns import SpawnError, Spec, SpecError, compile
 from fastns._cause import cause_of
 from fastns._compile import Caller, compile_for
-from fastns.limits import check_limits, parse_size
+from fastns._policy import cgroup_hierarchies, cgroup_plan
+from fastns.limits import Limits, check_limits, parse_size
+from fastns.spec import CGROUP_LIMITS
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_without_limits_there_are_none() -> None:
     assert "cgroup" in plan.namespaces
 
 
-def tree(root: Path, unified: bool, *controllers: str) -> _cgroups.Hierarchy:
+def tree(root: Path, unified: bool, *controllers: str) -> cgroup_hierarchies.Hierarchy:
     (root / "user").mkdir(parents=True, exist_ok=True)
     for directory in (root, root / "user"):
         (directory / "cgroup.controllers").write_text(" ".join(controllers))
@@ -97,7 +99,7 @@ def tree(root: Path, unified: bool, *controllers: str) -> _cgroups.Hierarchy:
     (root / "user/cgroup.type").write_text("domain\n")
     (root / "memory.memsw.limit_in_bytes").write_text("")
     (root / "cpuset.mems").write_text("0\n")
-    return _cgroups.Hierarchy(unified, controllers, str(root), str(root / "user"))
+    return cgroup_hierarchies.Hierarchy(unified, controllers, str(root), str(root / "user"))
 
 
 EVERYTHING: dict[str, Any] = {
@@ -112,15 +114,19 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def files_of(plan: _cgroups.CgroupPlan) -> list[tuple[str, str]]:
+def test_the_lists_of_limits_agree() -> None:
+    assert set(CGROUP_LIMITS) == set(vars(Limits())) == set(cgroup_plan.CONTROLLER)
+
+
+def files_of(plan: cgroup_plan.CgroupPlan) -> list[tuple[str, str]]:
     return [(file, text) for _, file, text, _ in plan.settings]
 
 
 def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tree(tmp_path, True, "memory", "pids", "cpu", "cpuset", "io")
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    monkeypatch.setattr(_cgroups, "_no_swap", lambda: False)
-    plan = _cgroups.plan(check_limits(**EVERYTHING), None, True)
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
+    monkeypatch.setattr(cgroup_plan, "_no_swap", lambda: False)
+    plan = cgroup_plan.plan(check_limits(**EVERYTHING), None, True)
     assert files_of(plan) == [
         ("memory.max", str(64 << 20)),
         ("memory.swap.max", str(32 << 20)),
@@ -130,22 +136,24 @@ def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("cpuset.cpus", "0-1"),
         ("io.max", "8:0 rbps=5 wiops=6"),
     ]
-    assert plan.shares == ((0, "cpu.weight", "100", "cpu_weight"),)
-    assert {limit for *_, limit in (*plan.settings, *plan.shares)} == set(EVERYTHING) - {"cpu_time"}
+    assert plan.weights == ((0, "cpu.weight", "100", "cpu_weight"),)
+    assert {limit for *_, limit in (*plan.settings, *plan.weights)} == set(EVERYTHING) - {
+        "cpu_time"
+    }
     assert plan.places == (
-        _cgroups.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
+        cgroup_hierarchies.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
     )
-    assert plan.enforced == tuple(_cgroups.CONTROLLER)
+    assert plan.enforced == tuple(cgroup_plan.CONTROLLER)
     assert plan.unenforced == ()
 
 
 def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("memory", "pids", "cpu", "cpuset", "io", "cpuacct")
     places = [tree(tmp_path / name, False, name) for name in names]
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: places)
-    plan = _cgroups.plan(check_limits(**EVERYTHING), None, False)
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: places)
+    plan = cgroup_plan.plan(check_limits(**EVERYTHING), None, False)
     assert (plan.enforced, plan.unenforced) == (
-        tuple(name for name in _cgroups.CONTROLLER if name != "io"),
+        tuple(name for name in cgroup_plan.CONTROLLER if name != "io"),
         ("io",),
     )
     assert files_of(plan) == [
@@ -159,7 +167,7 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("blkio.throttle.read_bps_device", "8:0 5"),
         ("blkio.throttle.write_iops_device", "8:0 6"),
     ]
-    assert plan.shares == ((2, "cpu.shares", "1024", "cpu_weight"),)
+    assert plan.weights == ((2, "cpu.shares", "1024", "cpu_weight"),)
     assert [place.controllers for place in plan.places] == [(name,) for name in names]
     assert plan.cpu_time == 2_500_000_000
     assert ("cpu_time", 5, "cpuacct.usage", "", 1, False, None) in plan.counters
@@ -187,14 +195,14 @@ def test_io_is_enforced_where_buffered_writes_are(
     io: dict[str, Any],
     held: bool,
 ) -> None:
-    """Version 1 knows only of direct ones; version 2 needs the memory controller beside it."""
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
+    """Version 1 sees only direct writes; version 2 also needs the memory controller."""
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
     limits = check_limits(io=io)
     if not held:
         with pytest.raises(SpecError, match="buffered write") as caught:
-            _cgroups.plan(limits, None, True)
+            cgroup_plan.plan(limits, None, True)
         assert caught.value.field == "io"
-    plan = _cgroups.plan(limits, None, False)
+    plan = cgroup_plan.plan(limits, None, False)
     assert plan.enforced == (("io",) if held else ())
     assert plan.unenforced == (() if held else ("io",))
     assert len(plan.settings) == (1 if unified and io is READS else 2)
@@ -206,25 +214,25 @@ def test_io_is_enforced_where_buffered_writes_are(
 def test_shares_are_weights_of_version_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, shares: int
 ) -> None:
-    """As much more than 1024, which everybody has, as the weight is than 100."""
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
-    plan = _cgroups.plan(check_limits(cpu_weight=weight), None, True)
-    assert (files_of(plan), [text for _, _, text, _ in plan.shares]) == ([], [str(shares)])
+    """In the same proportion to the default of 1024 as the weight is to 100."""
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
+    plan = cgroup_plan.plan(check_limits(cpu_weight=weight), None, True)
+    assert (files_of(plan), [text for _, _, text, _ in plan.weights]) == ([], [str(shares)])
 
 
 def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2 takes them and has the sandbox on all CPUs."""
+    """The kernel accepts them with version 2, and would run the sandbox on all CPUs."""
     for unified, file in ((True, "cpuset.cpus.effective"), (False, "cpuset.cpus")):
         place = tree(tmp_path / file, unified, "cpuset")
         (tmp_path / file / file).write_text("0-1,4\n")
-        monkeypatch.setattr(_cgroups, "hierarchies", lambda place=place: [place])
+        monkeypatch.setattr(cgroup_plan, "hierarchies", lambda place=place: [place])
         for cpuset in ("9", "0-3", "1-2", "4,5", "0-99999"):
             with pytest.raises(SpecError) as caught:
-                _cgroups.plan(check_limits(cpuset=cpuset), None, False)
+                cgroup_plan.plan(check_limits(cpuset=cpuset), None, False)
             assert caught.value.field == "cpuset"
             assert "0-1,4" in caught.value.reason
         for cpuset in ("0-1,4", "4", "1"):
-            plan = _cgroups.plan(check_limits(cpuset=cpuset), None, True)
+            plan = cgroup_plan.plan(check_limits(cpuset=cpuset), None, True)
             assert ("cpuset.cpus", cpuset) in files_of(plan)
 
 
@@ -239,24 +247,24 @@ def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) ->
         ],
         "/d\udcff e/cgroup.controllers": ["memory pids"],
     }
-    monkeypatch.setattr(_cgroups, "_lines", files.__getitem__)
-    (found,) = _cgroups.hierarchies()
+    monkeypatch.setattr(cgroup_hierarchies, "lines", files.__getitem__)
+    (found,) = cgroup_hierarchies.hierarchies()
     assert (found.mount, found.controllers) == ("/d\udcff e", ("memory", "pids"))
 
 
 def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "strange").write_bytes(b"\xff\n")  # mountinfo has what others call their mounts
-    assert _cgroups._lines(str(tmp_path / "strange")) == ["\udcff"]
+    (tmp_path / "strange").write_bytes(b"\xff\n")  # others choose the names in mountinfo
+    assert cgroup_hierarchies.lines(str(tmp_path / "strange")) == ["\udcff"]
     (tmp_path / "feed").write_bytes(b"a\x0cb\rc\n\nd\n")
-    assert _cgroups._lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
+    assert cgroup_hierarchies.lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
     (tmp_path / "empty").touch()
-    assert _cgroups._lines(str(tmp_path / "empty")) == []
-    assert _cgroups._lines(str(tmp_path / "missing")) == []
-    assert _cgroups._lines(str(tmp_path / "strange/below")) == []
+    assert cgroup_hierarchies.lines(str(tmp_path / "empty")) == []
+    assert cgroup_hierarchies.lines(str(tmp_path / "missing")) == []
+    assert cgroup_hierarchies.lines(str(tmp_path / "strange/below")) == []
     with pytest.raises(SpawnError) as caught:
-        _cgroups._lines(str(tmp_path))
+        cgroup_hierarchies.lines(str(tmp_path))
     assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EISDIR)
 
 
@@ -264,7 +272,7 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
 def test_no_fd_to_find_cgroups_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Not the same as no such controller: without them nothing is compiled, and nothing kept."""
+    """This is not a missing controller: nothing is compiled, and nothing is cached."""
     place = tree(tmp_path, True, "memory")
     full = True
     at = {"hierarchies": "/proc/self/", "places": str(tmp_path), "swap": "/proc/swaps"}[what]
@@ -275,8 +283,8 @@ def test_no_fd_to_find_cgroups_by(
         return open(path, *args, **options)
 
     if what != "hierarchies":
-        monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    monkeypatch.setattr(_cgroups, "open", refuse, raising=False)
+        monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
+    monkeypatch.setattr(cgroup_hierarchies, "open", refuse, raising=False)
     spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
     with pytest.raises(SpawnError) as caught:
         compile_for(spec, Caller.current())
@@ -284,7 +292,7 @@ def test_no_fd_to_find_cgroups_by(
     assert str(caught.value.path).startswith(at)
     assert "RLIMIT_NOFILE" in str(caught.value.hint)
     full = False
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
     assert compile_for(spec, Caller.current()).limits == ("memory",)
 
 
@@ -292,44 +300,44 @@ def test_cpu_time_alone_switches_nothing_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tree(tmp_path, True)
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    plan = _cgroups.plan(check_limits(cpu_time=1), None, True)
-    assert plan.places == (_cgroups.Place(place, str(tmp_path), ()),)
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
+    plan = cgroup_plan.plan(check_limits(cpu_time=1), None, True)
+    assert plan.places == (cgroup_hierarchies.Place(place, str(tmp_path), ()),)
     assert (files_of(plan), plan.cpu_time, plan.enforced) == ([], 10**9, ("cpu_time",))
     assert ("cpu_time", 0, "cpu.stat", "usage_usec", 1000, False, None) in plan.counters
 
 
 def test_memory_alone_is_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tree(tmp_path, True, "memory")
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
-    monkeypatch.setattr(_cgroups, "_no_swap", lambda: False)
-    files = dict(files_of(_cgroups.plan(check_limits(memory="64m"), None, True)))
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
+    monkeypatch.setattr(cgroup_plan, "_no_swap", lambda: False)
+    files = dict(files_of(cgroup_plan.plan(check_limits(memory="64m"), None, True)))
     assert files["memory.swap.max"] == "0"
     anything = check_limits(memory="64m", memory_swap=-1)
-    assert dict(files_of(_cgroups.plan(anything, None, True)))["memory.swap.max"] == "max"
+    assert dict(files_of(cgroup_plan.plan(anything, None, True)))["memory.swap.max"] == "max"
 
 
 def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tree(tmp_path, True, "pids")
-    monkeypatch.setattr(_cgroups, "hierarchies", lambda: [place])
+    monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
     limits = check_limits(memory="64m", pids_limit=5)
     with pytest.raises(SpecError) as caught:
-        _cgroups.plan(limits, None, True)
+        cgroup_plan.plan(limits, None, True)
     assert caught.value.field == "memory"
-    plan = _cgroups.plan(limits, None, False)
+    plan = cgroup_plan.plan(limits, None, False)
     assert (plan.enforced, plan.unenforced) == (("pids_limit",), ("memory",))
 
 
 def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
-    """cgroups(7): no controllers for the children then, but at the root."""
+    """cgroups(7): then it can give no controllers to its children, unless it is the root."""
     place = tree(tmp_path, True, "pids")
     with pytest.raises(OSError, match="processes of its own"):
-        _cgroups.find_place(place, ("pids",), "/user")
-    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are on already
-    assert _cgroups.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
+        cgroup_hierarchies.find_place(place, ("pids",), "/user")
+    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are already enabled
+    assert cgroup_hierarchies.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
     (tmp_path / "user/cgroup.subtree_control").write_text("")
     (tmp_path / "user/cgroup.procs").write_text("")
-    assert _cgroups.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
+    assert cgroup_hierarchies.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
 
 
 FILTERED = SimpleNamespace(filtered=True)  # a Plan
@@ -337,7 +345,7 @@ FILTERED = SimpleNamespace(filtered=True)  # a Plan
 
 @pytest.mark.parametrize(
     ("cause", "returncode", "facts"),
-    [  # what ended the first process goes before what its cgroups have counted
+    [  # what ended the first process outranks what its cgroups have counted
         ("exited", 3, {}),
         ("exited", 0, {}),
         ("signaled", -11, {}),

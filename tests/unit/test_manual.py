@@ -1,4 +1,4 @@
-"""The manual page is what docs/manual.py makes of the parsers now, and has all that --help has."""
+"""The manual page is up to date with the parsers, and has everything that --help has."""
 
 from __future__ import annotations
 

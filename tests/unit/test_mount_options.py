@@ -11,7 +11,7 @@ import pytest
 from fastns.errors import SpecError
 from fastns.mount_options import DATA, FLAGS, PROPAGATIONS, TYPES, ParsedOptions, names, parse
 
-# <linux/mount.h>, typed again here on purpose: a slip in the table must not pass with itself.
+# From <linux/mount.h>, typed again on purpose: a mistake in the table must not confirm itself.
 MS = {
     "ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "noatime": 0x400, "nodiratime": 0x800,
     "relatime": 0x200000, "strictatime": 0x1000000,
@@ -135,7 +135,7 @@ REFUSED: list[tuple[str, Sequence[Any], str]] = [
     ("overlay", ["lowerdir=/a", "size=1m"], "is not an option of overlay"),
     ("tmpfs", ["lowerdir=/a"], "is not an option of tmpfs"),
     ("tmpfs", ["x" * 5000], "is not an option of tmpfs"),
-    # mounts would leak out
+    # mounts would propagate to the host
     ("bind", ["shared"], "would appear outside; private or slave"),
     ("bind", ["rshared"], "would appear outside; private or slave"),
     ("tmpfs", ["shared"], "would appear outside"),
@@ -200,7 +200,7 @@ def test_options_are_refused(type: str, options: Sequence[Any], words: str) -> N
 
 @pytest.mark.parametrize("type", TYPES)
 def test_what_an_error_offers_is_taken(type: str) -> None:
-    """names() is what _unknown() tells people to write."""
+    """names() has the options that _unknown() suggests."""
     values = {
         "size=": "1m", "nr_blocks=": "5", "nr_inodes=": "5", "mode=": "755", "ptmxmode=": "666",
         "uid=": "0", "gid=": "0", "max=": "5", "hidepid=": "2", "subset=": "pid", "lowerdir=": "/a",

@@ -1,7 +1,8 @@
 """No module imports itself by way of others, and no C file includes itself so.
 
-An import inside a function counts as well: it only hides a circle. One for type checkers alone does
-not. KNOWN is what is left: it may shrink, and a line that is no longer needed fails.
+An import inside a function counts too, because it only hides a circle. One for type checkers does
+not count. KNOWN lists the circles that are left. It may shrink; a line that is no longer needed
+fails.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ CSRC = support.TESTS.parent / "csrc"
 CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
-    ("fastns._landlock", "fastns._compile"),
-    ("fastns.errors", "fastns._surroundings"),
-    ("fastns.errors", "fastns.doctor"),
+    ("fastns._policy.landlock", "fastns._compile"),
     ("program/netns", "program/server"),
 }
 
@@ -32,7 +31,7 @@ KNOWN = {
 
 
 def modules() -> dict[str, Path]:
-    """Name -> file. An installed package has no source of the binding."""
+    """Name -> file. An installed package lacks the source of the binding."""
     found = {}
     for file in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx")):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -41,7 +40,8 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path, known: Container[str]) -> Iterator[str]:
-    """The names of what it imports: of a module in a package the module, not the package."""
+    """The names of the modules that it imports. For a module of a package this is the module, not
+    the package."""
     text = file.read_text()
     found: list[tuple[str, list[str]]] = []
     if file.suffix == ".pyx":
@@ -77,7 +77,7 @@ def python_graph() -> Graph:
 
 
 def c_files() -> Graph:
-    """Each file of csrc/, and which of them it includes."""
+    """Each file of csrc/, and the files of csrc/ that it includes."""
     names = {str(file.relative_to(CSRC)): file for file in CSRC.rglob("*.[ch]")}
     graph: Graph = {}
     for name, file in names.items():
@@ -89,7 +89,8 @@ def c_files() -> Graph:
 
 
 def c_units() -> Graph:
-    """A unit is a C file with the header of its name; a header alone is no part of a circle."""
+    """A unit is a C file with the header of the same name. A header alone cannot be part of a
+    circle."""
     files = c_files()
     units = {name[:-2] for name in files if name.endswith(".c")}
     graph: Graph = {unit: set() for unit in units}
@@ -103,7 +104,7 @@ def c_units() -> Graph:
 
 
 def circle(graph: Graph) -> list[str]:
-    """One circle, its first name again at its end; empty: there is none."""
+    """One circle, ending with its first name again; empty if there is none."""
     done: set[str] = set()
 
     def look(name: str, way: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What fuzzing found (tests/fuzz): input that ended in a traceback, or never."""
+"""What fuzzing found (tests/fuzz): input that ended in a traceback or an endless loop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import support
 
-from fastns import _userns
-from fastns.cli import UsageError, _flags, batch, bench, run, whole
+from fastns._policy import userns
+from fastns.cli import UsageError, _values, batch, bench, run, whole
 from fastns.rootfs import _elf
 from fastns.rootfs._model import Unusable
 
-LONG = "9" * 5000  # int() takes no more than 4300 digits
+LONG = "9" * 5000  # int() accepts at most 4300 digits
 SHARED = support.TESTS / "fuzz" / "corpus" / "elf" / "shared"
 
 
@@ -34,7 +34,7 @@ def test_whole(word: str, number: int | None) -> None:
 
 @pytest.mark.parametrize("word", [LONG, "000000001000000", "000000001" + LONG])
 def test_numbers_of_flags(word: str) -> None:
-    """Too long for int(), or past a limit of which only the first digits were looked at."""
+    """Too long for int(), or beyond a limit of which only the first digits were compared."""
     for read in (
         lambda: batch._concurrency(word),
         lambda: bench._rounds(word),
@@ -45,10 +45,10 @@ def test_numbers_of_flags(word: str) -> None:
 
 def test_numbers_inside_of_flags() -> None:
     for read in (
-        lambda: _flags.rlimit(f"nofile={LONG}"),
-        lambda: _flags.rlimit(f"nofile=1:{LONG}"),
-        lambda: _flags.io_rates([f"8:0:rbps={LONG}"]),
-        lambda: _flags.id_mapping("--uidmap", f"0:{LONG}:1"),
+        lambda: _values.rlimit(f"nofile={LONG}"),
+        lambda: _values.rlimit(f"nofile=1:{LONG}"),
+        lambda: _values.io_rates([f"8:0:rbps={LONG}"]),
+        lambda: _values.id_mapping("--uidmap", f"0:{LONG}:1"),
         lambda: run._status_fd(LONG),
     ):
         with pytest.raises(UsageError):
@@ -58,7 +58,7 @@ def test_numbers_inside_of_flags() -> None:
 def test_ranges_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "subuid"
     path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
-    assert _userns.entries(str(path)) == [("ann", 5, 6)]
+    assert userns.entries(str(path)) == [("ann", 5, 6)]
 
 
 # ---- ELF ----
@@ -89,13 +89,13 @@ def test_the_file_that_is_changed_below(tmp_path: Path) -> None:
 
 
 def test_an_offset_that_no_file_has(tmp_path: Path) -> None:
-    """lseek(2) fails (EINVAL), which is not the trouble of a file that cannot be read."""
+    """lseek(2) fails (EINVAL). The file itself can be read."""
     with pytest.raises(Unusable, match="broken ELF file"):
         read(tmp_path / "lib", shared({DYNAMIC + OFFSET: struct.pack("<Q", 2**63 - 8)}))
 
 
 def test_entries_without_an_end(tmp_path: Path) -> None:
-    """Each would be read, for minutes."""
+    """Reading each of them would take minutes."""
     data = shared({DYNAMIC + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
     with pytest.raises(Unusable, match="too much to read"):
         read(tmp_path / "lib", data + struct.pack("<QQ", 1, 1) * 300_000)

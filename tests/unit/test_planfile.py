@@ -1,4 +1,4 @@
-"""`fastns compile`, and what fastns-exec checks before it starts anything: no privileges needed."""
+"""`fastns compile`, and what fastns-exec checks before it starts anything. Needs no privileges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan(tmp_path: Path) -> Path:
 
 
 def refused(*words: str | Path) -> tuple[str, str]:
-    """The error and the hint of a fastns-exec that has started nothing."""
+    """The error and the hint of a fastns-exec that refuses to start."""
     done = execute(*words)
     assert (done.returncode, done.stdout) == (125, "")
     first, *rest = done.stderr.splitlines()

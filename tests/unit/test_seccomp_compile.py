@@ -1,5 +1,5 @@
-"""Rules made into a filter without libseccomp: every comparison, at its edges, and the numbers of
-calls."""
+"""The filter compiler that does not use libseccomp: every comparison, at its boundaries, and the
+numbers of calls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import random
 import pytest
 from bpf import ALLOW, ARCHES, COMPARE, ERRNO, KILL_PROCESS, X32_BIT, interpret, name_of
 
-from fastns._seccomp_compile import program
-from fastns._syscalls import AUDIT_ARCH, numbers
+from fastns._policy.seccomp_compiler import program
+from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 WORDS = (0, 1, 2, 7, 8, 0xFFFFFFFE, 0xFFFFFFFF)
 VALUES = tuple(high << 32 | low for high, low in itertools.product((0, 1, 0xFFFFFFFF), WORDS))
@@ -31,7 +31,7 @@ def test_a_comparison(op: str, machine: str) -> None:
 
 
 def test_rules_at_random() -> None:
-    """The first that holds counts."""
+    """The first rule that holds decides."""
     for seed in range(300):
         dice = random.Random(seed)
         small = [dice.choice((0, 1, 2, 3, 4, 6, 8, 1 << 32)) for _ in range(4)]

@@ -1,5 +1,5 @@
-"""The bytes of filters, against a model of the profile that does not use the library: every system
-call's number, on each architecture, with arguments at the edges and at random."""
+"""The bytes of filters against a model of the profile that does not use the library: every call
+number, on each architecture, with arguments at the boundaries and at random."""
 
 import functools
 import itertools
@@ -13,10 +13,11 @@ import pytest
 import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
-from fastns import SpecError, _filters, seccomp
-from fastns._libseccomp import NEWER
-from fastns._seccomp_default import SETUP, parts
-from fastns._seccomp_rules import anything_but
+from fastns import SpecError, seccomp
+from fastns._policy import filters
+from fastns._policy.libseccomp import NEWER
+from fastns._policy.seccomp_default import SETUP, parts
+from fastns._policy.seccomp_rules import anything_but
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 NUMBERS = range(1024)
@@ -35,7 +36,7 @@ MACHINES = ("x86_64", "aarch64")
 SETID = {"any mode": True, "no set-id": False}
 HIGH = 1 << 32
 SIZES = (0, 1, 28, 999, 1000, 1001, 65536, HIGH, HIGH | 1, 2**64 - 1)
-# What each argument of a call is tried with, in every combination; the upper half is not looked at.
+# Values tried for each argument of a call, in every combination. The filter ignores the upper half.
 FLAGS = (0, 1, 2, 0x41, 0x4000, 0x4001, 0x40000001, HIGH, HIGH | 1, 2**64 - 1)
 MODES = (0, 0o644, 0o1777, 0o2000, 0o2755, 0o4000, 0o4755, 0o6777, HIGH | 0o4711, HIGH, 2**64 - 1)
 OPENED = (0, 1, 0o100, 0o101, 0o100 | HIGH, 0o20200000, 0o20040000, 0o20000000, 0o2000000, 0o100000)
@@ -82,7 +83,7 @@ COMBINED = {
 
 
 def by_the_library(caps, machine, setid=True):
-    """libseccomp's, which takes the profile as it takes anybody's."""
+    """The filter of libseccomp, for the default profile as for any other."""
     return [seccomp.build(seccomp.default_profile(setid=setid), caps, machine=machine)]
 
 
@@ -91,13 +92,13 @@ def split_by_the_library(caps, machine, setid=True):
 
 
 def kept(caps, machine, setid=True):
-    """Of the files that come with the package, which are for no capabilities."""
-    return [Path(_filters.path(machine, _filters.WHOLE, setid)).read_bytes()]
+    """The filter files of the package, which are for no capabilities."""
+    return [Path(filters.path(machine, filters.WHOLE, setid)).read_bytes()]
 
 
 def kept_split(caps, machine, setid=True):
-    names = (_filters.FIRST, _filters.REST)
-    return [Path(_filters.path(machine, part, setid)).read_bytes() for part in names]
+    names = (filters.FIRST, filters.REST)
+    return [Path(filters.path(machine, part, setid)).read_bytes() for part in names]
 
 
 @functools.cache
@@ -134,7 +135,7 @@ def test_every_call_is_judged_as_the_profile_says(setid, filters, caps, machine)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ["fcntl", "ioctl", "socket", "clone", "unshare", "personality"])
 def test_calls_with_rules_for_arguments(name, machine) -> None:
-    """More tries where something depends on them; and that it does depend."""
+    """More arguments for calls whose result depends on them, and a check that it does."""
     number = next(number for number in NUMBERS if name_of(number, machine) == name)
     codes = whole((), machine)
     model = Model(seccomp.default_profile(), machine)
@@ -168,7 +169,7 @@ def test_arguments_in_every_combination(filters, caps, machine) -> None:
 
 
 def combinations(name, number):
-    """Arguments of one call: the ones of COMBINED, or at the edges and at random."""
+    """Arguments of one call: those of COMBINED, or boundary and random values."""
     tried = COMBINED.get(name)
     if tried is None:
         yield from arguments(number, 2)
@@ -185,7 +186,7 @@ def combinations(name, number):
     ("filters", "others"), [(kept, by_the_library), (kept_split, split_by_the_library)]
 )
 def test_what_is_kept_answers_as_what_libseccomp_makes(filters, others, setid, machine) -> None:
-    """Apart from calls that an old library cannot filter on another machine than its own."""
+    """Leaves out calls that an old library cannot filter on a foreign architecture."""
     ours, theirs = filters((), machine, setid), others((), machine, setid)
     compared = 0
     for number in (*NUMBERS, X32_BIT, X32_BIT | 1, 2**32 - 1):
@@ -207,22 +208,22 @@ def test_what_is_kept_answers_as_what_libseccomp_makes(filters, others, setid, m
 
 
 def test_what_is_kept_is_of_this_profile() -> None:
-    """Fails where the profile was changed and nothing was built since: `make install` does."""
-    kept = {path.name: path.read_bytes() for path in Path(_filters.DIRECTORY).iterdir()}
-    assert kept == _filters.make_all()
+    """Fails if the profile was changed without a build. `make install` builds."""
+    kept = {path.name: path.read_bytes() for path in Path(filters.DIRECTORY).iterdir()}
+    assert kept == filters.make_all()
 
 
 def test_what_is_kept_is_made_without_the_library(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
-    monkeypatch.setitem(sys.modules, "fastns._libseccomp", None)
-    assert len(_filters.make_all()) == 2 * 2 * 3
+    monkeypatch.setitem(sys.modules, "fastns._policy.libseccomp", None)
+    assert len(filters.make_all()) == 2 * 2 * 3
 
 
 def test_another_machine_has_no_default_filter(monkeypatch) -> None:
     with pytest.raises(SpecError, match=r"is for x86_64 and aarch64, not 'riscv64'"):
         seccomp.build("default", machine="riscv64")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
-    for build in (_filters.default, _filters.default_parts):
+    for build in (filters.default, filters.default_parts):
         with pytest.raises(SpecError, match=r"seccomp: no default filter for riscv64: .*'unconf"):
             build(setid=True)
 
@@ -284,7 +285,7 @@ def number_of(name):
         ("fcntl", (0, 1023), ALLOW),
         ("fcntl", (0, 1024), EPERM),  # F_SETLEASE
         ("fcntl", (0, 1024 | 1 << 32), EPERM),
-        ("fcntl", (0, 3 | 1 << 32), ALLOW),  # the kernel sees F_GETFL
+        ("fcntl", (0, 3 | 1 << 32), ALLOW),  # the kernel reads it as F_GETFL
         ("fcntl", (0, 1025), ALLOW),
         ("fcntl", (0, 1026), EPERM),  # F_NOTIFY
         ("fcntl", (0, 1027), ALLOW),
@@ -368,7 +369,7 @@ def test_what_the_profile_promises(call, args, action) -> None:
         ("mkdir", (0, 0o2755), EPERM),
         ("mknodat", (0, 0, 0o104755), EPERM),
         ("creat", (0, 0o4755), EPERM),
-        ("open", (0, 0, 0o4755), ALLOW),  # the mode counts for nothing
+        ("open", (0, 0, 0o4755), ALLOW),  # the mode is ignored
         ("open", (0, 0o101, 0o755), ALLOW),
         ("open", (0, 0o101, 0o4755), EPERM),
         ("openat", (0, 0, 0o101, 0o2755), EPERM),

@@ -1,4 +1,5 @@
-"""Profiles in the format of OCI and Docker: what is accepted, what each key does, what not."""
+"""Profiles in the format of OCI and Docker: what is accepted and refused, and what each key
+does."""
 
 import copy
 import json
@@ -9,7 +10,8 @@ import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret, name_of
 
 import fastns
-from fastns import Spec, SpecError, _libseccomp, seccomp
+from fastns import Spec, SpecError, seccomp
+from fastns._policy import libseccomp
 
 NATIVE = ARCHES["x86_64"]
 NUMBERS = {name_of(number, "x86_64"): number for number in range(470)}
@@ -137,7 +139,7 @@ def test_other_architectures_are_filtered_too_where_they_are_named(keys) -> None
     assert found == {"x86_64": ERRNO | 1, "x86": ERRNO | 1, "aarch64": KILL_PROCESS}
 
 
-@pytest.mark.parametrize("name", _libseccomp.NEWER)
+@pytest.mark.parametrize("name", libseccomp.NEWER)
 def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -> None:
     rule = {"names": [name], "action": "SCMP_ACT_ERRNO"}
     given = {"architectures": ["SCMP_ARCH_X86"], "syscalls": [rule]}
@@ -146,9 +148,9 @@ def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -
     except SpecError as exc:
         assert "not known for several architectures" in str(exc)
     else:
-        number = _libseccomp.NEWER[name]
+        number = libseccomp.NEWER[name]
         assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
-    rule["action"] = "SCMP_ACT_ALLOW"  # to the stricter default it is left, as before
+    rule["action"] = "SCMP_ACT_ALLOW"  # left to the default, which is stricter
     assert seccomp.build({"defaultAction": "SCMP_ACT_ERRNO", **given}, machine="x86_64")
 
 
@@ -267,13 +269,13 @@ def test_too_many_rules_are_refused() -> None:
 
 
 def test_without_the_library(monkeypatch) -> None:
-    from fastns import _libseccomp
+    from fastns._policy import libseccomp
 
-    monkeypatch.setattr(_libseccomp, "LIBRARY", "libseccomp-is-not-here.so")
+    monkeypatch.setattr(libseccomp, "LIBRARY", "libseccomp-is-not-here.so")
     seccomp._build.cache_clear()
-    _libseccomp._library.cache_clear()
+    libseccomp._library.cache_clear()
     try:
         with pytest.raises(SpecError, match=r"install libseccomp .*seccomp='unconfined'"):
             seccomp.build({"defaultAction": "SCMP_ACT_LOG"})
     finally:
-        _libseccomp._library.cache_clear()
+        libseccomp._library.cache_clear()

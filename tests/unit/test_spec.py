@@ -1,4 +1,4 @@
-"""What Spec, Mount, IDMapping and Rlimit refuse, row by row: the field, and words that help."""
+"""What Spec, Mount, IDMapping and Rlimit refuse, row by row: the field, and words of the error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bind(destination: str) -> Mount:
 
 
 class BytesPath:
-    """A path-like that gives bytes, which os allows and a spec does not."""
+    """A path-like object that gives bytes, which os accepts and a spec does not."""
 
     def __fspath__(self) -> bytes:
         return b"/x"
@@ -31,7 +31,7 @@ def refused(make: Callable[[], object], field: str, words: str) -> None:
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field}: ")
     assert words in caught.value.reason
-    assert len(str(caught.value)) < 400  # however long the value
+    assert len(str(caught.value)) < 400  # also for a long value
     assert "\n" not in str(caught.value)
 
 

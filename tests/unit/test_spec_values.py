@@ -1,4 +1,5 @@
-"""What Spec, Mount, IDMapping and Rlimit take, how it is made plain, and that they are values."""
+"""What Spec, Mount, IDMapping and Rlimit accept, how values are normalised, and that specs compare
+and hash by value."""
 
 from __future__ import annotations
 
@@ -238,7 +239,7 @@ def test_the_environment_is_laid_over_clean_defaults(monkeypatch: pytest.MonkeyP
     assert Spec(rootfs="/r").environment() == DEFAULT_ENV
     assert set(DEFAULT_ENV) == {"PATH", "HOME", "TERM", "LANG"}
     assert Spec(rootfs="/r", user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
-    for spec in (Spec(), Spec(user="5")):  # the one directory there that can be written
+    for spec in (Spec(), Spec(user="5")):  # the only writable directory there
         assert spec.environment() == DEFAULT_ENV | {"HOME": "/tmp"}
     for spec in (Spec(mounts=[bind("/root")]), Spec(namespaces=HOST), Spec(default_mounts=False)):
         assert spec.environment()["HOME"] == "/root"

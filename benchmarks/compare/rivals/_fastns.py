@@ -1,4 +1,4 @@
-"""What fastns' own ways share: the spec of equal isolation."""
+"""What fastns' own contenders share: the spec of equal isolation."""
 
 import os
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ def find() -> str:
 
 
 def spec(root: Path, **fields: Any) -> Spec:
-    """What most of the others have not got is left out: a filter, and the user namespace, which an
-    unprivileged user has to have."""
+    """A spec without what most of the others lack: a filter, and a user namespace unless the caller
+    is unprivileged and needs one."""
     equal: dict[str, Any] = {
         "network": "host",
         "namespaces": {"user": "new" if os.geteuid() else "host"},
@@ -32,7 +32,7 @@ def spec(root: Path, **fields: Any) -> Spec:
 
 
 class FromTemplate:
-    """A Template; what its server does beforehand is not in the time of a start."""
+    """A Template. What its server does beforehand is not part of a start's time."""
 
     def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
         self.template = Template(spec(root, **fields), **(pools or {}))

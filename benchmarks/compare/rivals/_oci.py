@@ -1,4 +1,4 @@
-"""A bundle for the runtimes that take OCI's config.json."""
+"""Writes a bundle for the OCI runtimes, which read a config.json."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
 
 
 def bundle(root: Path, at: Path, command: str, name: str) -> Path:
-    """The directory of a bundle that runs `command`; made once for each."""
+    """Return the directory of a bundle that runs `command`, made at the first call."""
     directory = at / command.strip("/")
     if not directory.exists():
         directory.mkdir(parents=True)

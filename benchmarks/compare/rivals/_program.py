@@ -1,4 +1,4 @@
-"""What the rivals that are programs share: they are run by subprocess.run, as Python would."""
+"""What contenders that are programs share: subprocess.run starts them."""
 
 import shutil
 import subprocess
@@ -10,14 +10,14 @@ def find(program: str) -> str:
 
 
 def first_line(*command: str) -> str:
-    """What a program says of its version."""
+    """The first line that the command prints, such as a version."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0] if lines else "unknown"
 
 
 class Program:
-    """A rival whose argv is all there is to it."""
+    """A contender that is defined by its argv alone."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""bubblewrap: what Flatpak starts programs with."""
+"""bubblewrap, which starts Flatpak's programs."""
 
 from compare.rivals import _program
 

@@ -1,4 +1,4 @@
-"""crun: the OCI runtime in C, podman's."""
+"""crun, the OCI runtime written in C that podman uses."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""fastns: from a Template of a spec that says nothing but its root and the network."""
+"""fastns: from a Template with the defaults, but for a root and the host's network."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from compare.rivals import _fastns
 from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
-NAME = "fastns Template.run, as it is by default"
-NOTE = "also filter, user namespace, /sys, /dev, /run, masked paths: all that a spec has by itself"
+NAME = "fastns Template.run, all defences"
+NOTE = "all defaults but the network: also filter, user namespace, /sys, /dev, /run, masked paths"
 
 
 class Rival(_fastns.FromTemplate):

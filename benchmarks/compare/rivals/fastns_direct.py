@@ -1,4 +1,4 @@
-"""fastns: directly from the caller, by a plan compiled once."""
+"""fastns: a direct start, with a plan compiled once."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
 NAME = "fastns.run"
-NOTE = "directly from the caller"
+NOTE = "a direct start"
 
 
 class Rival:

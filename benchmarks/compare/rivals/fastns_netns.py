@@ -1,4 +1,4 @@
-"""fastns: and a network namespace for each, made ahead."""
+"""fastns: from a Template, with a network namespace for each sandbox, made ahead."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
 NAME = "fastns Template.run, network pool"
-NOTE = "and a network namespace for each, made ahead"
+NOTE = "also a network namespace for each, made ahead"
 
 
 class Rival(_fastns.FromTemplate):

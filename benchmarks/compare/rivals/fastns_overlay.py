@@ -1,4 +1,4 @@
-"""fastns: and an empty layer over the root for each."""
+"""fastns: from a Template, with an empty layer over the root for each sandbox."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
 NAME = "fastns Template.run, overlay"
-NOTE = "and an empty layer over the root for each"
+NOTE = "also an empty layer over the root for each"
 
 
 class Rival(_fastns.FromTemplate):

@@ -1,4 +1,4 @@
-"""isolate, of the programming contests; raced when it is in PATH."""
+"""isolate, the sandbox of programming contests. Raced if it is in PATH."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from compare.rivals import _program
 
 NAME = "isolate"
-NOTE = "no uts or cgroup namespace, chroot; a user of its own; the box is made outside the time"
+NOTE = "no uts or cgroup namespace, chroot; a user of its own; making its box is not timed"
 
 
 def find() -> str:

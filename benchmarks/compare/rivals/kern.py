@@ -1,4 +1,4 @@
-"""kern, of the wheel kern-sandbox; raced when it is in PATH."""
+"""kern, from the wheel kern-sandbox. Raced if it is in PATH."""
 
 import os
 import shutil

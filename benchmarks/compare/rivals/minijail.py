@@ -1,4 +1,4 @@
-"""minijail0, ChromeOS'; raced when it is in PATH."""
+"""minijail0, from ChromeOS. Raced if it is in PATH."""
 
 from compare.rivals import _program
 

@@ -1,4 +1,4 @@
-"""nsjail, Google's; not in Debian 12: raced when it is in PATH."""
+"""nsjail, from Google. Raced if it is in PATH; Debian 12 has no package of it."""
 
 from compare.rivals import _program
 

@@ -1,4 +1,4 @@
-"""A bare process: the measure of all others."""
+"""A bare process, to which all others are compared."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""runc: the OCI runtime in Go, Docker's."""
+"""runc, the OCI runtime written in Go that Docker uses."""
 
 import os
 import tempfile

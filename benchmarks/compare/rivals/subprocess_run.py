@@ -1,4 +1,4 @@
-"""What the programs below are started with: the least that each of them can take."""
+"""subprocess.run, which starts all contenders that are programs: they cannot be faster."""
 
 from compare.rivals._program import Program
 

@@ -1,4 +1,4 @@
-"""util-linux' unshare, with mount and chroot by a shell, as one writes it by hand."""
+"""unshare from util-linux, with mount and chroot by a shell, as one would write it by hand."""
 
 from compare.rivals import _program
 

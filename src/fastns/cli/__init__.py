@@ -1,8 +1,7 @@
-"""The command line: finds the verb, imports that verb's module alone, and words every error.
+"""The command line: finds the verb, imports the module of that verb alone, and prints its errors.
 
-One module per verb. Each gives `add_parser(subparsers)` and `main(namespace) -> int`; one that is
-to start at once also gives `declare(options)` (_options.py). Nothing else is imported here, so that
-`fastns run` costs the start of one verb and not of all of them.
+One module per verb. Each has `add_parser(subparsers)` and `main(namespace) -> int`; one that has to
+start fast also has `declare(options)` (_options.py).
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ __all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "sa
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
 EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE, as a program that the signal ends."""
+"""128 + SIGPIPE, as for a program that the signal has ended."""
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
-    "compile": "write a plan file, from which fastns-exec starts sandboxes without Python",
-    "batch": "run many commands, each in a sandbox of its own: JSON lines in, JSON lines out",
-    "bench": "time what a start costs on this machine, beside what else is installed",
+    "compile": "write a plan file, to start sandboxes without Python (fastns-exec)",
+    "batch": "run many commands, each in a sandbox of its own (JSON lines)",
+    "bench": "time what a start costs on this machine",
     "rootfs": "build a root file system from this machine's commands",
     "doctor": "show what works on this machine, and the fix for what does not",
     "completion": "print a completion script for bash, zsh or fish",
@@ -42,23 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         complain(error.message, error.hint)
         return EXIT_FAILED
-    except SystemExit as stop:  # argparse leaves this way after printing a verb's --help
+    except SystemExit as stop:  # by argparse, after it has printed a verb's --help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has gone
         write_no_more(sys.stdout)
         return EXIT_BROKEN_PIPE
 
 
 def program() -> NoReturn:
-    """main() as a process of its own. It does not take the interpreter down, module by module,
-    which takes longer than a sandbox to start: what that would do for others is done here."""
+    """main() as a whole process. The interpreter is not taken down, module by module, which takes
+    longer than the start of a sandbox; exit handlers and buffered output are taken care of."""
     import atexit
     import gc
 
     if sys.argv[1:2] == ["run"]:
-        gc.disable()  # one sandbox makes no garbage that is worth a look at all that was imported
+        gc.disable()  # one sandbox makes too little garbage to be worth a collection
     code = main()
     atexit._run_exitfuncs()
     for file in (sys.stdout, sys.stderr):
@@ -71,8 +70,9 @@ def program() -> NoReturn:
 
 
 def _hold_closed_fds() -> None:
-    """Keep 0, 1 and 2 from files of fastns's own where they are closed: a command would write to
-    them. Opened for the other direction, each still fails with EBADF as it did."""
+    """Keep the numbers 0, 1 and 2, where they are closed, from files of fastns's own: a command
+    would write to these. Each is opened for the other direction, so that it still fails with EBADF.
+    """
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
@@ -94,7 +94,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise _unknown_verb(verb)
-    module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # importlib takes longer to import
+    module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
     if hasattr(module, "declare"):
         from fastns.cli._options import Options
@@ -137,6 +137,6 @@ def _help_text() -> str:
             "",
             *lines,
             "",
-            "fastns COMMAND --help says more.",
+            "fastns COMMAND --help describes a command and its options.",
         ]
     )

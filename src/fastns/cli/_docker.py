@@ -1,4 +1,4 @@
-"""What a user of docker types that does not exist here, and what there is instead.
+"""Options and commands of docker that do not exist here, and what there is instead.
 
 Imported only to word an error.
 """
@@ -15,21 +15,19 @@ _NO_PORTS = (
     "no ports are published: with --network host the command listens on the host's own addresses"
 )
 _NO_NAME = (
-    "a sandbox has no name: it is gone when its command ends; in Python fastns.spawn() gives a "
-    "handle of it"
+    "a sandbox has no name: it is gone when its command ends; in Python, fastns.spawn() returns a "
+    "handle"
 )
 _NO_NETWORKS = "a sandbox has no network but lo (--network none), or the host's (--network host)"
-_DETACH = (
-    "fastns run waits for the command: put & behind it in a shell, or use fastns.spawn() in Python"
-)
+_DETACH = "fastns run waits for the command: add & in a shell, or use fastns.spawn() in Python"
 _OUTPUT = "output goes to stdout and stderr as it comes: redirect it"
 _STREAMS = "stdin, stdout and stderr are always connected: leave it out"
-_HEALTH = "nothing watches a sandbox: --timeout ends it, and the exit code says how it ended"
+_HEALTH = "there are no health checks: --timeout ends a sandbox, the exit code says how it ended"
 _DEVICE = (
     "bind the device file with the option dev, such as -v /dev/kvm:/dev/kvm:dev; its owner and "
     "mode on the host decide whether it can be opened"
 )
-_OOM = "over --memory a sandbox is always ended; --status-fd tells the cause, oom"
+_OOM = "a sandbox over --memory is always ended; --status-fd reports the cause, oom"
 _RATES = "--io DEVICE:KEY=N, where KEY is rbps, wbps, riops or wiops"
 _RESOLV = "give the whole file: --file /etc/resolv.conf=@PATH"
 
@@ -54,7 +52,7 @@ OPTIONS = {
     "--dns-opt": _RESOLV,
     "--dns-option": _RESOLV,
     "--dns-search": _RESOLV,
-    "--entrypoint": "there is no entrypoint: the command is what follows the options",
+    "--entrypoint": "there is no entrypoint: the command follows the options",
     "--expose": _NO_PORTS,
     "--gpus": "bind the driver's device files with the option dev, such as "
     "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr",
@@ -72,7 +70,7 @@ OPTIONS = {
     "--log-driver": _OUTPUT,
     "--log-opt": _OUTPUT,
     "--mac-address": _NO_NETWORKS,
-    "--memory-reservation": "--memory BYTES, a limit; there is no softer one",
+    "--memory-reservation": "--memory BYTES, a hard limit; there is no soft one",
     "--name": _NO_NAME,
     "--network-alias": _NO_NETWORKS,
     "--no-healthcheck": _HEALTH,
@@ -94,7 +92,7 @@ OPTIONS = {
     "--sig-proxy": "SIGTERM and SIGHUP end the sandbox, Ctrl-C reaches the command: leave it out",
     "--stop-signal": "SIGTERM to fastns ends the sandbox at once, by SIGKILL",
     "--stop-timeout": "--timeout TIME ends the whole sandbox",
-    "--storage-opt": "--tmpfs-size BYTES, which counts for the layer of --overlay too",
+    "--storage-opt": "--tmpfs-size BYTES, which limits the layer of --overlay too",
     "--sysctl": "sysctls are the kernel's defaults in a new namespace, and cannot be set",
     "--volumes-from": "name each with -v SRC:DST",
 }
@@ -116,11 +114,11 @@ _SYSTEMS = (
     *("almalinux", "alpine", "amazonlinux", "archlinux", "centos", "debian", "fedora"),
     *("hello-world", "rockylinux", "ubuntu"),
 )
-"""Images that are often named without a tag, and are no commands."""
+"""Images that are often named without a tag. No commands have these names."""
 
 
 def hint_of_image(name: str) -> str | None:
-    """For a command that was not found: None unless it looks like an image's name."""
+    """A hint for a command that was not found, or None unless it looks like an image's name."""
     if not (_TAGGED.fullmatch(name) or _REGISTRY.fullmatch(name) or name in _SYSTEMS):
         return None
     return (

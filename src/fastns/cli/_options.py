@@ -1,7 +1,7 @@
-"""The options of `run`, read without argparse: to import that takes longer than a sandbox to start.
+"""The options of `run`, read without argparse, whose import takes longer than a sandbox to start.
 
-A verb declares them once, as to argparse. A command line whose options are all known, and given
-whole, is read here. Any other one, and `--help`, is left to argparse and to what it says.
+A verb declares them once, as for argparse. A command line whose options are all known and spelled
+out is read here. Every other one, and `--help`, is left to argparse.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 else:
 
     class Namespace:
-        """What was read: an attribute for each option, and `command`, as argparse's has them."""
+        """What was read: an attribute for each option, and `command`, as in argparse's."""
 
-        wrong = None  # what _parser.py has for an error; a line with one is not read here
+        wrong = None  # an error, of _parser.py; a line with one is not read here
 
 
 class Options:
-    """Takes the declarations that argparse.ArgumentParser takes, as far as they are used here."""
+    """Takes the declarations of argparse.ArgumentParser that are used here."""
 
-    like_docker = False  # for argparse's errors
+    like_docker = False  # only argparse makes errors
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, str | None, Callable[[str], Any] | None]] = {}
@@ -42,7 +42,7 @@ class Options:
         default: Any = None,
     ) -> None:
         if action not in (None, "append", "store_true"):
-            raise ValueError(f"{names}: action {action!r} is not known here")
+            raise ValueError(f"{names}: action {action!r} is not supported here")
         long = next((name for name in names if name.startswith("--")), names[0])
         place = dest or long.lstrip("-").replace("-", "_")
         for name in names:
@@ -50,7 +50,7 @@ class Options:
         self._defaults[place] = False if action == "store_true" else default
 
     def parse(self, words: Sequence[str]) -> Namespace | None:
-        """The options before a command, and the command; None: argparse is needed."""
+        """The options before a command, and the command. None: argparse is needed."""
         found = Namespace()
         values = vars(found)
         for place, default in self._defaults.items():

@@ -20,7 +20,7 @@ CHOICES = {
     "--security-opt": "no-new-privileges=false seccomp=unconfined systempaths=unconfined",
     "--with": "python perl gcc network",
 }
-"""What the value of an option may be, where that is a word of a few."""
+"""The words that the value of an option may be, where there are few."""
 MODES = "private host"
 DIRECTORIES = ("DIR",)
 """Metavars of values that are directories."""
@@ -32,7 +32,7 @@ class Option:
 
     names: tuple[str, ...]
     metavar: str
-    """Of its value; "": it takes none."""
+    """Of its value; "" if it takes none."""
     help: str
     choices: tuple[str, ...]
     is_directory: bool
@@ -40,7 +40,7 @@ class Option:
 
 @record(frozen=True)
 class Group:
-    """Options under one title; "": those that every verb has."""
+    """Options under one title; "" for those that every verb has."""
 
     title: str
     options: tuple[Option, ...]

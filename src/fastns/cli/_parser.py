@@ -12,13 +12,29 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with the error form of fastns, and no guessing of shortened flags.
+class Formatter(argparse.HelpFormatter):
+    """Names a value once for all names of an option, and keeps text of several lines as it is."""
 
-    With `options_first` the first word that is not an option ends the options: it and all that
-    follow are `namespace.command`, whatever they look like. With `keeps_error` a wrong word does
-    not raise but becomes `namespace.wrong` (otherwise None), beside the flags before it. With
-    `like_docker` an option of docker's that does not exist here is told what there is instead.
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = ", ".join(action.option_strings)
+        if not text or action.nargs == 0:
+            return text or super()._format_action_invocation(action)
+        return f"{text} {action.metavar}"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the error form of fastns. It does not guess shortened flags.
+
+    Attributes:
+        options_first: the first word that is not an option ends the options: it and all that
+            follow are `namespace.command`, whatever they look like.
+        keeps_error: a wrong word does not raise, but becomes `namespace.wrong` (otherwise None),
+            beside the flags before it.
+        like_docker: the error for an option of docker's that does not exist here says what there
+            is instead.
     """
 
     options_first = False
@@ -26,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     like_docker = False
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
         self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -39,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
-        """To stdout, always; argparse itself does not tell when that fails."""
+        """Print to stdout, always. argparse itself ignores a failure to write."""
         say(self.format_help(), end="")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:

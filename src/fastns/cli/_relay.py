@@ -1,5 +1,5 @@
-"""Output of a command handed on up to a limit: what is beyond is read, counted and thrown away,
-or ends the command."""
+"""Passes the output of a command on up to a limit. What is over it is read, counted and dropped, or
+ends the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK = 1 << 16
 class Relay(threading.Thread):
     """Reads `source` to its end, on a thread of its own, and writes the first bytes to `sink`.
 
-    `over` is an eventfd that is written to when there is more; None: nobody is told.
+    `over` is an eventfd that is written to when there is more, or None.
     """
 
     def __init__(self, source: int, sink: int, limit: int, over: int | None) -> None:
@@ -39,7 +39,7 @@ class Relay(threading.Thread):
         os.close(self._source)
 
     def _write(self, data: memoryview) -> bool:
-        """False when nobody reads any longer: the command is then told so, by SIGPIPE."""
+        """False when nobody reads any longer: closing the source then gives the command SIGPIPE."""
         try:
             while data:
                 written = os.write(self._sink, data[: select.PIPE_BUF])  # so that `done` tells

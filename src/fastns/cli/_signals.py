@@ -1,4 +1,4 @@
-"""The signals that ask a verb to end, and the names of all."""
+"""The signals that end a verb, waits that look for them, and the names of all signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Signals:
     """Collects SIGINT, SIGTERM and SIGHUP while sandboxes run, instead of acting on them.
 
     They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is ever raised between
-    a spawn and the moment its handle has a name. A signal that is ignored (nohup, a background
+    a start and the moment its handle is assigned. A signal that is ignored (nohup, a background
     job of a shell) stays ignored.
     """
 
@@ -46,6 +46,33 @@ class Signals:
             return [number for number in os.read(self.pipe, 512) if number in self._previous]
         except BlockingIOError:
             return []
+
+
+class Stopped(Exception):
+    """A signal has come that ends this process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def ready(fd: int, events: int, signals: Signals, seconds: float | None = None) -> bool:
+    """Wait until the fd can be read or written; False after `seconds`. Raises Stopped."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, events)
+    poll.register(signals.pipe, select.POLLIN)
+    found = dict(poll.poll(None if seconds is None else seconds * 1000))
+    if signals.pipe in found:
+        look_for(signals)
+    return fd in found
+
+
+def look_for(signals: Signals) -> None:
+    """Raises Stopped if a signal has come."""
+    for number in signals.take():
+        raise Stopped(number)
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:

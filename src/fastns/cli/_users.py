@@ -1,7 +1,7 @@
 """--user by name: looked up in the passwd and group files that the sandbox will have.
 
-Imported only for a name. What these files say chooses ids inside; with the host's ids a root's
-files are not asked (_flags.py).
+Imported only for a name. These files may choose ids inside, never ids of the host: with --userns
+host the files of a root are not read (_flags.py).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_SIZE = 4 << 20
 
 
 def is_name(text: str) -> bool:
-    """Whether a part of --user is a name: numbers that are too large are none."""
+    """Whether a part of --user is a name. A number that is too large is none."""
     return bool(text) and not text.lstrip("+-").isdigit()
 
 
 class Accounts:
-    """The two files, as --rootfs, -v, --mount, --tmpfs and --file let the sandbox see them."""
+    """The two files as the sandbox sees them, by --rootfs, -v, --mount, --tmpfs and --file."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Accounts:
         return f"{uid}:{gid}" if gid or colon else uid
 
     def home(self) -> str | None:
-        """The user's home, if that is a directory of --rootfs; None: it is none, or not known."""
+        """The user's home, if it is a directory of --rootfs, else None."""
         user = self._text.partition(":")[0]
         if not is_name(user) or self._root == "/":  # the host's homes are not in view
             return None
@@ -67,7 +67,7 @@ class Accounts:
         return path if is_there else None
 
     def _line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
-        """The first line of that name, in its fields."""
+        """The fields of the first line with that name."""
         for line in self._lines(path):
             found = line.split(b":")
             if found[0] == os.fsencode(name) and len(found) >= fields:
@@ -86,7 +86,7 @@ class Accounts:
 
     def _read(self, path: str) -> bytes:
         root, place = self._root, path
-        for mount in self._mounts:  # the last one that has it covers the others
+        for mount in self._mounts:  # the last one covers the others
             at = mount.destination
             if not f"{path}/".startswith(f"{at}/"):
                 continue
@@ -107,5 +107,5 @@ class Accounts:
         return str(number)
 
     def _error(self, reason: str) -> UsageError:
-        hint = "names are of /etc/passwd and /etc/group inside; or give numbers, UID[:GID]"
+        hint = "names are looked up in /etc/passwd and /etc/group inside; or give numbers"
         return UsageError(f"--user {self._text}: {reason}", hint)

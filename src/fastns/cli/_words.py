@@ -1,4 +1,4 @@
-"""What the command line says: errors and hints in one form, and output that may have no reader."""
+"""Output of the command line: errors and hints in one form, and streams that nobody may read."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class UsageError(Exception):
 
 
 def whole(word: str) -> int | None:
-    """The number that a word of digits stands for. None for any other word, and for one of more
-    digits than any limit here has: int() refuses thousands of them."""
+    """The number that a word of digits stands for. None for any other word, and for one with more
+    digits than any limit here: int() refuses thousands of them."""
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one is a slip of, or None: what only looks like one is none.
+    """The known word that this one is a misspelling of, or None: a resemblance is not enough.
 
-    Dashes do not count, and letters in another order are a slip, however short the word is.
+    Dashes do not count. The same letters in another order are a misspelling of any word.
     """
     import difflib  # only an error needs it
 
@@ -41,9 +41,9 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write to stdout at once; nothing where it is closed.
+    """Write to stdout at once; nothing if it is closed.
 
-    Raises UsageError where it cannot be written, BrokenPipeError where nobody reads it.
+    Raises UsageError when it cannot be written, BrokenPipeError when nobody reads it.
     """
     try:
         print(text, end=end, flush=True)
@@ -55,7 +55,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def complain(message: object, hint: str | None = None) -> None:
-    """Write an error to stderr, if that can be written: one line, and the hint in a second one."""
+    """Write an error to stderr, if possible: one line, and the hint in a second one."""
     if sys.stderr is None:
         return
     try:
@@ -67,7 +67,7 @@ def complain(message: object, hint: str | None = None) -> None:
 
 
 def advise(hint: str) -> None:
-    """Write a hint to stderr, if that can be written."""
+    """Write a hint to stderr, if possible."""
     if sys.stderr is None:
         return
     try:
@@ -77,7 +77,7 @@ def advise(hint: str) -> None:
 
 
 def write_no_more(file: IO[str] | None) -> None:
-    """What a stream still holds would fail once more at exit: it goes nowhere."""
+    """Send what a stream still buffers to /dev/null: written at exit it would fail once more."""
     if file is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 

@@ -7,7 +7,9 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, UsageError, complain, say, whole
+from fastns.cli import EXIT_FAILED, UsageError, complain, say
+from fastns.cli._flags import ONE, add_flags
+from fastns.cli._values import whole_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,19 +21,28 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
 WIDE = 100
-"""Columns of a terminal in which a reason has room in the last column of the table."""
+"""Columns of a terminal that has room for a reason in the last column of the table."""
 BUSY = 3
-"""A p90 of more than that many medians is not the contender's own."""
+"""A p90 of more than this many medians comes from a busy machine, not from the contender."""
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
+FLAGS = (
+    (ONE, "--json", "FILE", "write the machine and all results to FILE (-: only that, to stdout)"),
+    (ONE, "--rounds", "N", "start each N times (default: as often as 3 seconds allow)"),
+    (ONE, "--rootfs", "DIR", "use DIR as the root of the sandboxes (default: the host's system "
+     "directories, read-only)"),
+)  # fmt: skip
 EPILOG = """\
-Every contender starts the same program, one after the other, in each of many rounds; the first of
-them are a warm-up and do not count. Times are from the call to the end of the process, in ms.
-  starts/s   one after the other, of this contender alone; of a batch: as many at once as CPUs
+All contenders start the same program, in turn, in each of many rounds; the
+first rounds are a warm-up and do not count. Times are in ms, from the call to
+the end of the process.
+  starts/s   of this contender alone, one after the other; of a batch: as many
+             at once as there are CPUs
   ratio      of the medians, to os.posix_spawn's
   isolates   what the process has of its own
-What a start adds is the same for any program: one that takes longer has a ratio nearer to 1.
-What cannot be started has its reason in its row, and how to mend it below.
+The cost of a start does not depend on the program: one that runs longer has a
+ratio nearer to 1. A contender that cannot be started has the reason in its row,
+and the fix below it.
 
 Exit code: 0; 125 when fastns could start nothing; 130 on Ctrl-C.
 """
@@ -41,20 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add the `bench` verb."""
     parser = subparsers.add_parser(
         "bench",
+        usage="fastns bench [OPTIONS]",
         description="Time what a start costs on this machine, in about 5 seconds: a bare process, "
-        "fastns in its ways, and bwrap and unshare where they are installed.",
+        "each way of fastns, and bwrap and unshare where they are installed.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the machine and all results there (-: only that)"
-    )
-    parser.add_argument(
-        "--rounds", metavar="N", help="starts of each (default: as many as 3 seconds have)"
-    )
-    parser.add_argument(
-        "--rootfs", metavar="DIR", help="the root of the sandboxes (default: the host's, read-only)"
-    )
+    add_flags(parser, FLAGS)
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -65,11 +68,11 @@ def main(flags: argparse.Namespace) -> int:
 
     boxes = _bench.Sandboxes.of(rootfs)
     machine = _bench.machine()
-    quiet = flags.json == "-"
-    if not quiet:
+    prints = flags.json != "-"
+    if prints:
         say(_title(machine))
     rows = [*_bench.measure(boxes, rounds), *_bench.measure_batches(boxes)]
-    if not quiet:
+    if prints:
         _print(rows, boxes)
     if flags.json is not None:
         _write(flags.json, _report(machine, boxes, rows))
@@ -82,12 +85,7 @@ def main(flags: argparse.Namespace) -> int:
 def _rounds(text: str | None) -> int | None:
     if text is None:
         return None
-    number = whole(text)
-    if number is None or not 1 <= number <= MAX_ROUNDS:
-        raise UsageError(
-            f"--rounds {text}: not a number from 1 to {MAX_ROUNDS}", "for example: --rounds 500"
-        )
-    return number
+    return whole_number("--rounds", text, MAX_ROUNDS, "for example: --rounds 500")
 
 
 def _rootfs(path: str | None) -> str | None:
@@ -154,7 +152,7 @@ def _print(rows: list[Row], boxes: Sandboxes) -> None:
 
 
 def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
-    """The table, a line a row, and one with the fix after an error that is the first to need it."""
+    """The table, a line a row. An error is followed by its fix, where that is new."""
     fixes = set()
     width = max(len(row.name) for row in rows)
     widths = (width, 7, 7, 7, 7, 9, 6)
@@ -175,7 +173,7 @@ def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
 
 
 def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
-    """The same with rich; False where that is not installed, or the terminal too narrow for it."""
+    """The table by rich. False where it is not installed, or the terminal is too narrow."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -190,7 +188,7 @@ def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
     for name in COLUMNS:
         right = name not in ("", "isolates")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "isolates")
-    fixes: dict[str, str] = {}  # the first that needs it
+    fixes: dict[str, str] = {}  # -> the first row that needs it
     for row in rows:
         if row.error is None:
             table.add_row(*cells_of(row, boxes), style="bold" if row.by_fastns else "")
@@ -220,14 +218,10 @@ def isolation(row: Row, boxes: Sandboxes) -> str:
     """What a row isolates: `all` is explained by legend()."""
     if not row.isolates:
         return "nothing"
-    whole, spaces = boxes.isolates(), boxes.spaces()
-    known = next(
-        (name, group)
-        for name, group in (("all", whole), ("namespaces", spaces), ("", ()))
-        if set(group) <= set(row.isolates)
-    )
-    rest = [item for item in row.isolates if item not in known[1]]
-    return ", ".join([known[0], *rest] if known[0] else rest)
+    for name, group in (("all", boxes.isolates()), ("namespaces", boxes.spaces())):
+        if set(group) <= set(row.isolates):
+            return ", ".join([name, *(item for item in row.isolates if item not in group)])
+    return ", ".join(row.isolates)
 
 
 def legend(boxes: Sandboxes) -> str:
@@ -240,7 +234,7 @@ def legend(boxes: Sandboxes) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The quickest of fastns, in words."""
+    """The fastest ways of fastns, in words."""
     own = [row for row in rows if row.by_fastns and row.per_second is not None]
     single = min((row for row in own if row.median), key=lambda row: row.median or 0, default=None)
     batch = max(
@@ -256,12 +250,11 @@ def summary(rows: Sequence[Row]) -> str:
         words.append(f"{_rounded(batch)} a second in a batch ({batch.name})")
     if not words:
         return "No isolated process could be started here."
-    cost = "An isolated process costs"
-    if single is not None and single.ratio is not None:
-        cost += f" {single.ratio:.2f} times a bare one here:"
-    return f"{cost} {', '.join(words)}."
+    ratio = None if single is None else single.ratio
+    bare = "" if ratio is None else f" {ratio:.2f} times a bare one here:"
+    return f"An isolated process costs{bare} {', '.join(words)}."
 
 
 def _rounded(row: Row) -> str:
-    """1,050 for 1053.4: three digits are more than such a number is worth."""
+    """1,050 for 1053.4: such a number is not exact to more than three digits."""
     return f"{int(float(f'{row.per_second:.3g}')):,}"

@@ -14,14 +14,10 @@ import stat
 from fastns import _planfile
 from fastns._args import MAX_TIMEOUT
 from fastns.cli import EXIT_FAILED, UsageError, say
-from fastns.cli._flags import (
-    FLAG_OF_FIELD,
-    add_sandbox_flags,
-    complain_of,
-    duration,
-    in_flags,
-    spec_of,
-)
+from fastns.cli._errors import FLAG_OF_FIELD, complain_of, in_flags
+from fastns.cli._flags import LIMITS as LIMIT_FLAGS
+from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._values import duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +47,13 @@ PER_RUN = {
     "--tty": "leave it out: stdin is always connected",
 }
 """Flags of `fastns run` that no plan holds -> what there is instead."""
+PLAN = (
+    (ONE, "-o --output", "PLAN", "write the plan to this file"),
+    (ONE, "--timeout", "TIME", "end each sandbox after 2s, 500ms, 1m30s, ..."),
+    (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr of each "
+     "sandbox: 64k, 1m"),
+    (SWITCH, "--dry-run", "", "print the steps in order, one a line, and write nothing"),
+)  # fmt: skip
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -79,26 +82,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
             **({"type": lambda _, name=name: name} if takes_value else {"const": name}),
         )
     parser.set_defaults(on_output_limit=None)
-    group = parser.add_argument_group("the plan")
-    group.add_argument("-o", "--output", metavar="PLAN", help="where to write it")
-    group.add_argument(
-        "--timeout", metavar="TIME", help="end each sandbox after 2s, 500ms, 1m30s, ..."
-    )
-    group.add_argument(
-        "--max-output",
-        metavar="BYTES",
-        help="pass on no more of stdout and of stderr of each: 64k, 1m",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the ordered steps, one a line, and write nothing",
-    )
+    add_flags(parser.add_argument_group("the plan"), PLAN)
 
 
 def hide_limits(parser: Parser) -> None:
-    """The flags of what is refused are read, so as to say so, but are not in the help."""
-    hidden = {FLAG_OF_FIELD[field] for field in LIMITS} | {"--no-require-limits"}
+    """Leave the limits out of the help. They are still read, so that an error can name them."""
+    hidden = {name for _, names, _, _ in LIMIT_FLAGS for name in names.split()}
     for action in parser._actions:
         if hidden & set(action.option_strings):
             action.help = argparse.SUPPRESS
@@ -113,7 +102,7 @@ def main(flags: argparse.Namespace) -> int:
         raise UsageError(f"{name}: not a part of a plan", PER_RUN[name])
     if flags.output is None and not flags.dry_run:
         raise UsageError("no -o PLAN given", "for example: fastns compile -o judge.plan")
-    timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
+    timeout = duration("--timeout", flags.timeout)
     if timeout is not None and timeout > MAX_TIMEOUT:
         raise UsageError(
             f"--timeout {flags.timeout}: too long", f"at most {MAX_TIMEOUT} seconds expected"

@@ -1,4 +1,4 @@
-"""`fastns completion`: a script that completes fastns's commands and options in a shell."""
+"""`fastns completion`: a script by which a shell completes the commands and options of fastns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  bash: fastns completion bash >~/.local/share/bash-completion/completions/fastns
+  bash: mkdir -p ~/.local/share/bash-completion/completions
+        cd ~/.local/share/bash-completion/completions
+        fastns completion bash >fastns
   zsh:  fastns completion zsh >~/.zfunc/_fastns     # a directory of $fpath
   fish: fastns completion fish >~/.config/fish/completions/fastns.fish
 """
@@ -29,7 +31,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         usage="fastns completion bash|zsh|fish",
         description="Print a script that completes commands and options of fastns in a shell.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
 

@@ -1,4 +1,4 @@
-"""`fastns doctor`: what works here, a line each, with the fix under what does not."""
+"""`fastns doctor`: what works here, a line each, with the fix below what does not."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add the `doctor` verb."""
     parser = subparsers.add_parser(
         "doctor",
+        usage="fastns doctor [--json]",
         description="Show what works on this machine, a line each, and the fix for what does not.",
         epilog="Exit code: 1 when something basic does not work, otherwise 0.",
     )

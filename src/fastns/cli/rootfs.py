@@ -1,4 +1,4 @@
-"""`fastns rootfs build`: a root file system from this machine's commands, and what it came to."""
+"""`fastns rootfs build`: a root file system from this machine's commands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say
+from fastns.cli._flags import MANY, add_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,34 +21,45 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
 
 PATIENCE = 1.0
-"""Seconds before a build shows how far it is."""
+"""Seconds before a build shows its progress."""
 
 EPILOG = """\
 examples:
   fastns rootfs build ./rootfs bash ls ps mount hostname ipcs
   fastns run --rootfs ./rootfs -- bash -c 'ls /'
 
-  an interpreter with its standard library, a compiler with all that belongs to it:
+  an interpreter with its standard library, a compiler with its headers:
     fastns rootfs build ./py --with python
     fastns rootfs build ./dev bash make --with gcc --with perl
 
-  for a network, CA certificates and the name servers that this host has now:
+  for a network: CA certificates, and the name servers this host has now:
     fastns rootfs build ./web curl --with network
     fastns run --rootfs ./web --network host -- curl https://example.org
 
-The libraries of a command, its loader and the interpreters of scripts (#!) come with it;
-/bin/sh is always there. They are found by reading files: nothing is executed. What a program
-opens only while it runs (a standard library, data, plug-ins) comes with --with, which is about the
-commands of its kind that are named, or this machine's own one, or has to be named with --extra.
+The libraries of a command, its loader and the interpreters of scripts (#!) are
+copied with it; /bin/sh is always there. They are found by reading files:
+nothing is executed. What a program opens only while it runs (a standard
+library, data, plug-ins) is not found that way. --with adds it for python, perl
+and gcc: for those among the COMMANDs, or else for this machine's own. Name
+everything else with --extra.
 
-DIR must not exist, be empty, or be a root built before: that one is extended, changed files
-are renewed and all others left alone. What it was built from is kept beside it, in its parent
-directory, as .NAME.fastns-rootfs.json: nothing that a sandbox can write in DIR is believed.
-When something is missing or fails, DIR stays as it was.
-What lies below /tmp, /run, /dev, /proc and /sys is hidden in a sandbox by its default mounts.
+DIR must not exist, be empty, or be a root built before. A root is extended:
+changed files are renewed, all others are left alone. What it was built from is
+recorded beside it, in its parent directory, as .NAME.fastns-rootfs.json:
+nothing that a sandbox can write in DIR is trusted. When something is missing or
+fails, DIR stays as it was.
+
+A sandbox does not see what lies below /tmp, /run, /dev, /proc and /sys: its
+default mounts cover it.
 
 Exit code: 0, or 125 when the root could not be built.
 """
+FLAGS = (
+    (MANY, "--with", "BUNDLE", "python, perl or gcc: add all it needs to run; network: add CA "
+     "certificates and name servers"),
+    (MANY, "--extra", "PATH", "copy this file, or this directory with all in it, to the same "
+     "place, with the libraries of its ELF files"),
+)  # fmt: skip
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -64,46 +76,31 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="make a root from this machine's commands",
         description="Make a root file system in DIR from commands of this machine.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     action.add_argument("directory", metavar="DIR", help="where the root goes")
     action.add_argument(
         "commands", metavar="COMMAND", nargs="*", help="a name, found through PATH, or a path"
     )
-    action.add_argument(
-        "--with",
-        dest="bundles",
-        metavar="BUNDLE",
-        action="append",
-        default=[],
-        help="python, perl, gcc: with all it needs to run; network: CA certificates, name servers",
-    )
-    action.add_argument(
-        "--extra",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="a file, or a directory with all in it, copied to the same place, with the "
-        "libraries of its ELF files; may be given again",
-    )
+    add_flags(action, FLAGS)
 
 
 def main(flags: argparse.Namespace) -> int:
     """Build the root that the flags describe. Returns the exit code."""
     from fastns.rootfs import RootfsError, build
 
-    if not flags.commands and not flags.bundles:
+    bundles = getattr(flags, "with")
+    if not flags.commands and not bundles:
         raise UsageError(
             "the following arguments are required: COMMAND, or --with BUNDLE",
             "see fastns rootfs build --help",
         )
     try:
-        with _progress_line() as progress, _ended_in_order():
+        with _progress_line() as progress, _undone_by_signals():
             root = build(
                 flags.directory,
                 flags.commands,
                 extra=flags.extra,
-                bundles=flags.bundles,
+                bundles=bundles,
                 progress=progress,
             )
     except RootfsError as error:
@@ -120,7 +117,7 @@ def main(flags: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
-    """What shows the progress in a terminal's last line; it is gone afterwards."""
+    """Yields what shows the progress in the last line of a terminal; clears it afterwards."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -132,8 +129,8 @@ def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
         if time.monotonic() - start > PATIENCE:
             shown = True
             line = f"{done}/{total} {name}"
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line[:room]}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
@@ -143,8 +140,8 @@ def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave by an exception, so that nothing half-made stays behind."""
+def _undone_by_signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into an exception, so that a build that they end is undone."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,11 +1,11 @@
 """`fastns run`: one command in one sandbox, and an exit code that says how it ended.
 
-Theory of operation. The flags become a Spec (cli/_flags.py); fastns.spawn starts the command with
-this process's stdin, stdout and stderr; this process then only waits. SIGTERM and SIGHUP end the
-sandbox. Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the
-command neither catches nor ignores it. With --max-output two threads hand the output on
-(cli/_relay.py): after the end they are waited for, but once a time limit or a signal has ended the
-sandbox not for a reader that takes nothing.
+Theory of operation. The flags become a Spec (_flags.py). fastns.spawn() starts the command with
+this process's stdin, stdout and stderr, and this process waits. SIGTERM and SIGHUP end the sandbox.
+Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the command
+neither catches nor ignores it. With --max-output two threads pass the output on (_relay.py). They
+are waited for after the end; but once a time limit or a signal has ended the sandbox, a reader that
+takes nothing is not.
 """
 
 from __future__ import annotations
@@ -17,15 +17,9 @@ import time
 
 from fastns._record import record
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
-from fastns.cli._flags import (
-    add_sandbox_flags,
-    complain_of,
-    duration,
-    environment_has,
-    in_flags,
-    spec_of,
-)
+from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
+from fastns.cli._values import duration, environment_has
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +38,23 @@ EXIT_NOT_FOUND = 127
 LONGEST_POLL = 86_400_000.0
 """Milliseconds: poll(2) takes no more than an int of them."""
 PATIENCE = 0.2
-"""Seconds for a reader that takes nothing of the output of a sandbox that was ended."""
+"""Seconds to wait for a reader that takes none of the output of a sandbox that was ended."""
+
+ACCEPTED = (
+    (SWITCH, "-i --interactive", "", "accepted: stdin is always connected"),
+    (SWITCH, "-t --tty", "", "a terminal of its own (not available yet)"),
+    (SWITCH, "--rm", "", "accepted: nothing is ever left behind"),
+)
+"""For those who know docker."""
+CONTROL = (
+    (ONE, "--timeout", "TIME", "end the sandbox after 2s, 500ms, 1m30s, ..."),
+    (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr: 64k, 1m"),
+    (ONE, "--on-output-limit", "WHAT", "over --max-output: truncate (the default: go on, and drop "
+     "the rest) or kill"),
+    (ONE, "--status-fd", "N", "write one JSON object to this open fd at the end. The file must not "
+     "be one that the command has, such as its stdout"),
+    (SWITCH, "--dry-run", "", "print the steps in order, one a line, and start nothing"),
+)  # fmt: skip
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -52,75 +62,49 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "run",
         usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own.",
+        description="Run one command in a sandbox of its own. Options that add something, such "
+        "as -v and -e, may be repeated.",
         epilog="Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when "
         "fastns itself fails; 126 when the command is not executable; 127 when it is not found.",
     )
     parser.options_first = True
-    parser.keeps_error = True  # --status-fd tells of a wrong flag too
+    parser.keeps_error = True  # --status-fd reports a wrong flag too
     declare(parser)
 
 
 def declare(parser: Parser | Options) -> None:
     """Every flag it takes, in the order of its help."""
-    group: Any = add_sandbox_flags(parser)
-    for names, help in (
-        (("-i", "--interactive"), "accepted: stdin is always connected"),
-        (("-t", "--tty"), "a terminal of its own (not available yet)"),
-        (("--rm",), "accepted: nothing is ever left behind"),
-    ):
-        group.add_argument(*names, action="store_true", help=help)
-
-    group = parser.add_argument_group("how it runs")
-    group.add_argument(
-        "--timeout", metavar="TIME", help="end the whole sandbox after 2s, 500ms, 1m30s, ..."
-    )
-    group.add_argument(
-        "--max-output",
-        metavar="BYTES",
-        help="pass on no more of stdout and of stderr: 64k, 1m",
-    )
-    group.add_argument(
-        "--on-output-limit",
-        metavar="WHAT",
-        help="over --max-output: truncate (the default: go on) or kill",
-    )
-    group.add_argument(
-        "--status-fd",
-        metavar="N",
-        help="write one JSON object to this fd at the end; not to 0, 1, 2 or another file "
-        "that the command has",
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print the ordered steps, one a line, and do nothing"
-    )
+    add_flags(add_sandbox_flags(parser), ACCEPTED)
+    add_flags(parser.add_argument_group("the run itself"), CONTROL)
 
 
 @record(frozen=True)
 class Outcome:
     """How a run ended, in the words of `--status-fd`.
 
-    `signal` is the name of the signal that `exit_code` stands for: the one that ended the
-    command or, when cause is "killed", the one that told fastns to end it.
+    Attributes:
+        cause: "exited", "signaled", "timeout", "oom", "pids" or "cpu_time" (over such a limit),
+            "output_limit" (over --max-output, with --on-output-limit kill), "seccomp", "killed"
+            (by a signal to fastns) or "failed" (exit codes 125 to 127).
+        signal: the name of the signal that exit_code stands for: the one that ended the command
+            or, when cause is "killed", the one that fastns was sent.
+        wall_time: seconds.
+        limits: names of those that were enforced, as Spec has them; None where nothing has run.
+        truncated: whether --max-output has cut stdout or stderr off.
+        error: when it failed: stage, errno and path (None where it has none), and the message.
     """
 
     exit_code: int
     cause: str
-    """"exited", "signaled", "timeout", "oom" or "pids" (over such a limit), "output_limit" (over
-    --max-output, with --on-output-limit kill), "seccomp", "killed" (a signal to fastns) or "failed"
-    (125 to 127)."""
     signal: str | None = None
     usage: dict[str, float] | None = None
     wall_time: float | None = None
     limits: tuple[str, ...] | None = None
-    """Names of those that were enforced, as Spec has them; None where nothing has run."""
     truncated: bool = False
-    """Whether --max-output has cut stdout or stderr off."""
     error: dict[str, Any] | None = None
-    """When it failed: stage, errno and path (None where it has none), and the message."""
 
     def as_json(self) -> str:
-        """One line: the keys above, and those of `error` when there is one."""
+        """One line: the fields above, and those of `error` when there is one."""
         import json
 
         fields = {name: value for name, value in vars(self).items() if name != "error"}
@@ -143,7 +127,7 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _perform(flags: argparse.Namespace) -> Outcome | None:
-    """Do what the flags ask; every expected failure becomes an Outcome. None: a dry run."""
+    """Do what the flags say; every expected failure becomes an Outcome. None: a dry run."""
     import fastns
 
     if flags.wrong is not None:
@@ -152,7 +136,7 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
     if not flags.command:
         raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
-    timeout = None if flags.timeout is None else duration("--timeout", flags.timeout)
+    timeout = duration("--timeout", flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
         if flags.max_output is not None:
@@ -161,8 +145,12 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()
     except (fastns.FastnsError, OSError) as error:
+        from fastns.cli._docker import hint_of_image
+        from fastns.cli._errors import complain_of
+
         code = _failure_code(error)
-        complain_of(error, "run", _hint_of_image(flags) if code == EXIT_NOT_FOUND else None)
+        hint = hint_of_image(flags.command[0]) if code == EXIT_NOT_FOUND else None
+        complain_of(error, "run", hint)
         return _failed(code, error)
     say("\n".join(steps))
     return None
@@ -176,12 +164,6 @@ def _terminal(flags: argparse.Namespace) -> dict[str, str]:
     from fastns._terminfo import term_of
 
     return {"TERM": term_of(flags.rootfs or "/", term)}
-
-
-def _hint_of_image(flags: argparse.Namespace) -> str | None:
-    from fastns.cli._docker import hint_of_image
-
-    return hint_of_image(flags.command[0])
 
 
 def _failure_code(error: Exception) -> int:
@@ -199,7 +181,7 @@ def _failed(code: int, error: Exception) -> Outcome:
 
 
 def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
-    """Start the command and wait for its end, the time's, or a signal that asks for it."""
+    """Start the command and wait for its end, the time limit, or a signal to fastns."""
     import fastns
 
     with Signals() as signals:
@@ -214,7 +196,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         # A Ctrl-C that came before was the command's as well.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
-        stop = before[0] if before else _hand_on(relays, signals, patience)
+        stop = before[0] if before else _finish(relays, signals, patience)
         if stop and cause == "ended":
             cause, number = "killed", stop
     truncated = any(relay.dropped or relay.is_alive() for relay in relays)
@@ -235,7 +217,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         exit_code,
         cause,
         signal=signal_name(number) if number else None,
-        usage=_usage(sandbox),
+        usage=None if sandbox.usage is None else sandbox.usage.as_dict(),
         wall_time=sandbox.wall_time,
         limits=sandbox.limits,
         truncated=truncated,
@@ -250,11 +232,13 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
     view = fastns.compile(spec).view
     hint = None if view is None else _view.hint_of_arguments(command[1:], view)
     if hint is not None:
+        from fastns.cli._errors import in_flags
+
         advise(in_flags(hint))
 
 
 def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
-    """Between the command and stdout and stderr, where there is a limit. `over`: an eventfd that
+    """Between the command and stdout and stderr, where there is a limit. `over` is an eventfd that
     becomes readable when there is more."""
     if not spec.max_output:
         return []
@@ -262,16 +246,16 @@ def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
 
     made = []
     for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
-        assert file is not None  # both were asked for
+        assert file is not None  # both are pipes
         source = os.dup(file.fileno())
         file.close()
         made.append(Relay(source, sink, int(spec.max_output), over))
     return made
 
 
-def _hand_on(relays: list[Relay], signals: Signals, patience: float | None) -> int:
-    """Wait until all output is handed on, or nothing of it for `patience` seconds, or a signal
-    comes: that signal, or 0."""
+def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> int:
+    """Wait until all output is passed on, or none of it for `patience` seconds, or a signal comes.
+    Returns the signal, or 0."""
     before, since = -1, 0.0
     for relay in relays:
         while relay.is_alive():
@@ -284,13 +268,6 @@ def _hand_on(relays: list[Relay], signals: Signals, patience: float | None) -> i
                 return 0
             relay.join(0.05)
     return 0
-
-
-def _usage(sandbox: Sandbox) -> dict[str, float] | None:
-    usage = sandbox.usage
-    if usage is None:
-        return None
-    return usage.as_dict()
 
 
 def _wait(
@@ -319,8 +296,8 @@ def _wait(
         if left == 0:
             return "timeout", 0
         for number in signals.take():
-            # The terminal has sent SIGINT to a command in this session as well, but pid 1 of a
-            # namespace gets only what it handles. A reaper as pid 1 hides whether its child does.
+            # The terminal sends SIGINT to a command in this session as well, but pid 1 of a
+            # namespace gets only what it handles. An init as pid 1 hides whether its child does.
             if number != SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
             if not _in_this_session(sandbox.pid):
@@ -346,8 +323,8 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing and leads to
-    no file that the command has: the command could write lines like ours there, truncate the
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing and its file
+    is none that the command has: the command could write such lines there itself, truncate the
     file, or make it non-blocking for everybody."""
     if text is None:
         return None

@@ -1,20 +1,20 @@
 """A root file system made from this machine's commands: build().
 
-Theory of operation, three steps that know nothing of each other's inside:
+Theory of operation:
 
-1. _resolve.py finds out what has to be there (with _host.py, which follows paths, _elf.py and
-   _loader.py, which find libraries, and _skeleton.py, which knows what is in every root). It
-   reads files and never runs one; it collects everything that is missing, and nothing is written
-   before it is content.
-2. _write.py copies what is new or changed into a staging directory inside the root,
-3. and renames it into place, and undoes that when a step fails. _marker.py keeps the words of the
-   build beside the root, so that a later build extends it.
+1. _resolve.py finds out which files a root needs. _host.py follows paths, _elf.py and _loader.py
+   find libraries, _skeleton.py lists what is in every root, _bundles.py what some programs open at
+   run time. Files are read, never run. Everything that is missing is collected into one error, and
+   nothing is written before that.
+2. _write.py copies what is new or changed into a staging directory inside the root, renames it into
+   place, and undoes that when a step fails.
+3. _marker.py records the arguments of the build beside the root, so that a later build extends it.
 
-A sandbox may have written all that is in a root. Nothing there is believed: it decides neither what
-is copied nor where to.
+A sandbox may have written everything in a root. So nothing there is trusted: it decides neither
+what is copied nor where to.
 
 Paths inside the root are written as on the host, absolute and without symbolic links in their
-directories; one Entry of _model.py (directory, link, file, text) stands for each.
+directories. Each is one Entry of _model.py (directory, link, file or text).
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLES", "MARKER", "Root", "RootfsError", "build"]
 
 PATIENCE = 60.0
-"""Seconds that a build waits for another one in the same directory."""
+"""Seconds to wait for another build in the same directory."""
 SYSTEM_PLACES = (
     *("/", "/dev", "/dev/pts", "/dev/shm", "/home", "/media", "/mnt", "/opt", "/root", "/run"),
     *("/srv", "/tmp", "/usr", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/tmp"),
 )
-"""Directories that are never built into, empty or not."""
+"""No root is built in these directories, even if they are empty."""
 SYSTEM_TREES = (
     *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys"),
     *("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/libx32"),
     "/usr/sbin",
 )
-"""Directories below which nothing is built, nor in themselves."""
+"""No root is built in these directories or below them."""
 
 
 def build(
@@ -65,26 +65,30 @@ def build(
     bundles: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Root:
-    """Make a root file system at dest with these commands and all they need to start.
+    """Make a root file system with these commands and all they need to start.
 
-    A command without a slash is looked up in the caller's PATH; its libraries, loader and `#!`
-    interpreters come with it, and /bin/sh is always there. Each path of `extra`, a file or a
-    directory with all in it, is copied to the same place, with the libraries of its ELF files;
-    a link in such a directory stays, and brings the file it leads to but no further directory.
-    What a program opens only once it runs (a standard library, data, plug-ins, files found
-    through LD_LIBRARY_PATH) is not seen: name it in `extra`, or in `bundles`: "python", "perl" and
-    "gcc" add what those of `commands` that are one need, or this machine's own one; "network" CA
-    certificates and the name servers of now. `hints` of the result says what is known to lack.
+    Args:
+        dest: a directory that does not exist (its parent must), is empty, or is a root built
+            before. Such a root is extended: what it was built from is looked up again, only changed
+            files are written, and the user's own files stay. The record of what it was built from
+            is `.NAME.fastns-rootfs.json` in the parent directory, which must be writable.
+        commands: paths, or names that are looked up in the caller's PATH. Their libraries, loader
+            and `#!` interpreters are copied with them; /bin/sh is always there.
+        extra: files, or directories with all in them, copied to the same place with the libraries
+            of their ELF files. A symbolic link in such a directory is kept, and the file it leads
+            to is copied, but no other directory. Needed for what a program opens only while it
+            runs: data, plug-ins, files found through LD_LIBRARY_PATH.
+        bundles: "python", "perl" and "gcc" add what such programs open while they run: those among
+            `commands`, or else this machine's own. "network" adds CA certificates and the host's
+            present name servers.
+        progress: called in this thread, before each file and once at the end, with the number of
+            files done, the number of all, and the path inside the root. An exception that it raises
+            ends the build.
+    Returns: a Root; its `hints` say what a command is known to lack.
+    Raises: RootfsError, which names everything that is missing; dest is as it was.
 
-    dest must not exist (its parent must), be empty, or be a root built before. The latter is
-    extended: what it was built from is looked up again, only changed files are written, and the
-    user's own files stay. What that was is kept beside it, in `.NAME.fastns-rootfs.json` of its
-    parent directory, which must be writable. Modes and times are kept, without setuid and setgid
-    bits and with write permission on directories for their owner, who is the caller.
-
-    `progress` is called in this thread, before each file and once at the end, with the number of
-    files done, that of all, and the path inside the root; an exception it raises ends the build.
-    Raises RootfsError, which names everything that is missing, and leaves dest as it was.
+    Modes and times are kept, without setuid and setgid bits. All files belong to the caller, who
+    may write to all directories.
     """
     target = _checked_dest(os.fspath(dest))
     names = _strings("commands", commands)
@@ -117,7 +121,7 @@ def _describe(error: OSError) -> str:
 
 
 def _checked_dest(dest: str) -> str:
-    """The absolute path without links of a place that may become a root."""
+    """The absolute path, without symbolic links, of a place that may become a root."""
     if not dest or "\0" in dest:
         raise RootfsError(f"{dest!r} is not a path")
     try:
@@ -137,7 +141,7 @@ def _checked_dest(dest: str) -> str:
 def _create(
     target: str, commands: list[str], extra: list[str], texts: Texts, progress: Progress | None
 ) -> Root:
-    """Build beside the target, then give it its name."""
+    """Build beside the target, then rename it to that."""
     parent, name = os.path.split(target)
     if not os.path.isdir(parent):
         raise RootfsError(f"{parent} is not a directory", hint=f"mkdir -p {parent}")
@@ -156,7 +160,7 @@ def _create(
                 os.rename(target, beside)
                 raise
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # it has its name: the root is whole
+        with contextlib.suppress(FileNotFoundError):  # already renamed: the root is complete
             shutil.rmtree(beside)
         raise
     return result
@@ -167,12 +171,12 @@ def _extend(
 ) -> Root:
     """Build in a directory that is empty, or that a build has made before."""
     with opened(os.path.dirname(target)) as parent, opened(target) as root:
-        # A second build of the same root waits here. Not by the root: a sandbox could lock that.
+        # A second build of the same root waits here. The root itself a sandbox could lock.
         _lock(parent, os.path.dirname(target))
         beside = Beside(parent, target)
         before = Marker() if _is_empty(root) else beside.read()
         if before is None:
-            raise _strange(root, target)
+            raise _unknown(root, target)
         plan = resolve(
             target,
             list(dict.fromkeys([*before.commands, *commands])),
@@ -183,7 +187,7 @@ def _extend(
 
 
 def _lock(directory: int, path: str) -> None:
-    """Until the descriptor is closed. Whoever may open the directory can hold its lock."""
+    """Lock the directory until its fd is closed. Everyone who may open it can hold the lock."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -202,8 +206,8 @@ def _is_empty(root: int) -> bool:
         return all(entry.name == STAGE for entry in entries)
 
 
-def _strange(root: int, target: str) -> RootfsError:
-    """The error for a directory of which nothing is known."""
+def _unknown(root: int, target: str) -> RootfsError:
+    """The error for a directory that has no marker beside it."""
     words = f"{target} is neither empty nor a root that fastns built"
     try:
         os.lstat(MARKER, dir_fd=root)

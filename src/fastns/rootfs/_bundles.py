@@ -1,8 +1,8 @@
-"""What some programs open only once they run: the standard library of an interpreter, what a
-compiler is made of, what a network needs. Found by reading names, as everything in a build.
+"""What some programs open only while they run: the standard library of an interpreter, the parts of
+a compiler, what a network needs. It is found by file names; nothing is run.
 
-A bundle is a list of commands and of extra paths; the marker keeps these, so that a later build
-knows them without the bundle's name.
+A bundle is a list of commands and of extra paths. The marker records these, so that a later build
+does not need the bundle's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 INSIDE = "/usr/local/bin:/usr/bin:/bin"
-"""Where a command is looked up first: what is there is found by the PATH inside too."""
+"""Where a command is looked up first, as the PATH inside leads there too."""
 RESOLVER = "/etc/resolv.conf"
 MAX_RESOLVER = 64 << 10
 """Bytes of the host's file that are read."""
@@ -37,7 +37,7 @@ GCC_FILES = (
     *("libm.a", "libm-*.a", "libm.so", "libmvec.a"),
     *("libm.so.6", "libmvec*.so*", "libdl.a", "libpthread.a", "librt.a", "libutil.a"),
 )
-"""Of the C library, for the linker: beside a libc.so."""
+"""Files of the C library that the linker needs, beside a libc.so."""
 NETWORK_PLACES = (
     *("/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/usr/lib/ssl"),
     *("/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/ca-trust/extracted"),
@@ -56,7 +56,8 @@ class Bundle:
 
 
 def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
-    """The bundle of that name, for those of `commands` that it is about, or else a default one.
+    """The bundle of that name for those of `commands` that are of its kind, or else for this
+    machine's own.
 
     Raises RootfsError: there is no such bundle, or nothing of it on this machine.
     """
@@ -67,7 +68,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
         raise RootfsError(f"bundle {name!r}: one of {names} expected")
     kind = INTERPRETERS[name]
     places = [found for found in map(_place, commands) if found and kind.is_one(found)]
-    own = [path for path in places if not _is_script(path)]  # a shim leads to another one
+    own = [path for path in places if not _is_script(path)]  # a shim starts another program
     extra: list[str] = []
     added: list[str] = []
     if not own:
@@ -90,7 +91,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
 
 
 def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
-    """What commands of a root lack to run, by what is known here: a sentence each."""
+    """What commands of a root are known to lack: a sentence each."""
     there = list(files)
     hints = []
     for path in commands:
@@ -113,15 +114,15 @@ def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
 
 class _Kind:
     commands: tuple[str, ...]
-    """Looked up when none of its kind is given; the first one has to be there."""
+    """Looked up when no command of its kind is given; the first one must exist."""
     form: str
-    """Of the name of a program of its kind."""
+    """A regular expression for the names of its programs."""
 
     def is_one(self, path: str) -> bool:
         return any(re.fullmatch(self.form, os.path.basename(end)) for end in (path, _end(path)))
 
     def places(self, path: str) -> list[str]:
-        """What a program of its kind needs, the most important first; all of it is there."""
+        """The paths that such a program needs, the most important first; all of them exist."""
         raise NotImplementedError
 
 
@@ -172,7 +173,7 @@ BUNDLES = (*INTERPRETERS, "network")
 
 
 def _network() -> Bundle:
-    """Certificates, and the name servers that this host has now."""
+    """CA certificates, and the host's present name servers."""
     try:
         with open(RESOLVER, "rb") as file:
             servers = file.read(MAX_RESOLVER).decode("utf-8", "replace")

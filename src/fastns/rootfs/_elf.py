@@ -1,6 +1,6 @@
-"""Reading ELF files: what they ask of the loader, and which machine they are for.
+"""Reads ELF files: what they need from the loader, and which machine they are for.
 
-A program is never run to find out (as ldd(1) may do): the file alone is read.
+No program is run for it, as ldd(1) may do.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ HEADER = 20
 """Bytes up to and with e_machine (elf(5))."""
 
 MAX_READ = 4 << 20
-"""Bytes that are read of one file, of which each read counts as READ_COST at least."""
+"""Bytes that are read of one file; each read counts as READ_COST at least."""
 READ_COST = 64
 MAX_TEXT = 4095
 """Bytes of a path or name (PATH_MAX without its NUL)."""
 
 Machine = tuple[int, int, int]
-"""What has to agree between a program and its libraries: class, byte order, e_machine."""
+"""Class, byte order and e_machine: the same for a program and its libraries."""
 
 
 @record(frozen=True)
 class Elf:
-    """What an ELF file asks of the loader."""
+    """What an ELF file needs from the loader."""
 
     machine: Machine
     interpreter: str | None = None
@@ -42,7 +42,7 @@ class Elf:
 
 
 def read(path: str) -> Elf | None:
-    """What an ELF file asks for; None when it is no ELF file. Unusable when it is broken."""
+    """What an ELF file needs; None if it is no ELF file. Raises Unusable if it is broken."""
     with open_file(path) as file:
         machine = _machine(file.read(HEADER))
         if machine is None:
@@ -54,7 +54,7 @@ def read(path: str) -> Elf | None:
             interpreter, tags = _dynamic(ELFFile(stream))
         except OSError:
             raise
-        except Exception as error:  # the parser raises whatever a broken file leads it to
+        except Exception as error:  # a broken file may make the parser raise anything
             what = "too much to read" if stream.is_spent else type(error).__name__
             raise Unusable(f"is a broken ELF file ({what})") from error
     return Elf(
@@ -68,7 +68,7 @@ def read(path: str) -> Elf | None:
 
 
 def is_for(path: str, machine: Machine) -> bool:
-    """Whether the loader would take this file: one that is meant for another machine it skips."""
+    """Whether the loader would use this file: it skips those for another machine."""
     try:
         with open_file(path) as file:
             return _machine(file.read(HEADER)) == machine
@@ -77,8 +77,8 @@ def is_for(path: str, machine: Machine) -> bool:
 
 
 class _Bounded:
-    """A file of which no more than MAX_READ is read. The parser trusts the sizes that a file
-    states: it would follow a million entries, or a name that has no end."""
+    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file: it would
+    follow a million entries, or a name without an end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -89,7 +89,7 @@ class _Bounded:
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
             return self._file.seek(offset, whence)
-        except OSError as error:  # EINVAL: no file is so long
+        except OSError as error:  # EINVAL: an offset that no file has
             raise ValueError(error.strerror) from None
 
     def read(self, size: int = -1) -> bytes:
@@ -102,7 +102,7 @@ class _Bounded:
 
 
 def _machine(header: bytes) -> Machine | None:
-    """Class, byte order and machine; None when it is not the header of an ELF file."""
+    """Class, byte order and machine; None if it is not the header of an ELF file."""
     if len(header) < HEADER or header[:4] != b"\x7fELF":
         return None
     (number,) = struct.unpack_from(">H" if header[5] == 2 else "<H", header, 18)
@@ -110,7 +110,7 @@ def _machine(header: bytes) -> Machine | None:
 
 
 def _dynamic(elf: Any) -> tuple[str | None, dict[str, list[str]]]:
-    """The loader that a file asks for, and the texts of its dynamic section."""
+    """The loader of a file, and the texts of its dynamic section."""
     interpreter = None
     tags: dict[str, list[str]] = {"soname": [], "needed": [], "rpath": [], "runpath": []}
     for segment in elf.iter_segments():

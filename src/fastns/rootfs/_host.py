@@ -11,11 +11,11 @@ from fastns.rootfs._model import Entries, Entry, Unusable
 MAX_LINKS = 40
 """Symbolic links followed in one path, as in the kernel (path_resolution(7))."""
 KERNEL_PLACES = ("/dev", "/proc", "/sys")
-"""What lies here is made by the kernel and is no file to copy."""
+"""Files here are the kernel's and cannot be copied."""
 
 
 def absolute(path: str) -> str:
-    """The path from the host's root. Links of an absolute path stay in it: they are copied."""
+    """The path from the host's root. Links in an absolute path stay in it: they are copied."""
     if not path or os.path.isabs(path):
         return path
     directory, name = os.path.split(path.rstrip("/"))
@@ -27,7 +27,7 @@ def absolute(path: str) -> str:
 def walk(path: str) -> tuple[str, Entries]:
     """Follow an absolute path. Returns where it ends, and the entries on the way and at the end.
 
-    Raises Unusable when it ends nowhere, or at something that is no file and no directory.
+    Raises Unusable if it leads nowhere, or to something that is neither a file nor a directory.
     """
     entries: Entries = {}
     ahead = deque(path.split("/"))
@@ -80,12 +80,12 @@ def _entry(path: str, status: os.stat_result) -> Entry:
     """The entry of a file or directory: without setuid and setgid bits."""
     mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
     if stat.S_ISDIR(status.st_mode):
-        return Entry("directory", mode | 0o700)  # its owner has to put the rest in
+        return Entry("directory", mode | 0o700)  # the build has to write there
     return Entry("file", mode, path, status.st_size, status.st_mtime_ns)
 
 
 def in_path(name: str, path: str) -> str | None:
-    """The first executable file of that name in a PATH; relative directories do not count."""
+    """The first executable file of that name in a PATH, whose relative directories are skipped."""
     for directory in path.split(os.pathsep):
         found = os.path.join(directory, name)
         if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):

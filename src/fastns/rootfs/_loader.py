@@ -1,4 +1,4 @@
-"""Which libraries a program loads, and from where: the rules of ld.so(8), followed by reading."""
+"""Which libraries a program loads, and from where, by the rules of ld.so(8). Nothing is run."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANY_LOADERS = ("/lib", "/usr/lib")
-"""Directories that every loader looks in."""
+"""Directories that every loader searches."""
 CACHED = ("/lib64", "/usr/lib64")
-"""Directories that ldconfig(8) knows without being told, so the cache leads there."""
+"""Directories built into ldconfig(8), so the cache leads there."""
 
 
 @record(frozen=True)
 class Loaded:
-    """An ELF file in the process that the loader would make of a program."""
+    """An ELF file that the loader would load for a program."""
 
     path: str
     elf: Elf
     user: Loaded | None = None
-    """Whose need brought it here; None for the program itself."""
+    """The file that needs it; None for the program itself."""
 
 
 @record(frozen=True)
 class Need:
-    """A library that an ELF file needs, and what became of it."""
+    """A library that an ELF file needs, and where it is."""
 
     name: str
     user: Loaded
     path: str | None = None
-    """Where it is, on the host; None when it was not found."""
+    """On the host; None if it was not found."""
     trouble: str = ""
     """Why it cannot be loaded from there."""
 
 
 class Search:
-    """The loaders met so far, and the directories that they look in."""
+    """The loaders found so far, and the directories that they search."""
 
     def __init__(self) -> None:
         self.uses_cache = False
-        """Whether some library stands where only the loader's cache leads."""
+        """Whether a library lies where only the loader's cache leads."""
         self._configured = configured_dirs("/etc/ld.so.conf")
         self._built_in: dict[str | Machine, list[str]] = {}
-        """By loader; under a machine, those of its first loader."""
+        """By loader, and by machine those of its first loader."""
         self._elfs: dict[str, Elf | None] = {}
 
     def read(self, path: str) -> Elf | None:
-        """As _elf.read(); each file is read once."""
+        """_elf.read(), once for each file."""
         if path not in self._elfs:
             self._elfs[path] = read(path)
         return self._elfs[path]
 
     def add_loader(self, interpreter: str, final: str, machine: Machine) -> None:
-        """A loader stands at `final`. Its built-in directories are where it is itself."""
+        """Add a loader that lies at `final`. Its built-in directories are its own, with and without
+        /usr."""
         bare = os.path.dirname(final).removeprefix("/usr")
         pair = [bare, f"/usr{bare}"] if bare.startswith("/lib") else [os.path.dirname(final)]
         self._built_in[interpreter] = pair
@@ -70,8 +71,8 @@ class Search:
     def needs(self, program: Loaded) -> Iterator[Need]:
         """What the loader would load for a program: breadth first, each name once.
 
-        A name counts as loaded under the words that asked for it and under its DT_SONAME, so a
-        library found for one object serves all later ones.
+        A library counts as loaded under the name that was needed and under its DT_SONAME: a later
+        object that needs either gets the same file.
         """
         interpreter = program.elf.interpreter
         own = self._built_in.get(interpreter or program.elf.machine, [])
@@ -119,8 +120,8 @@ class Search:
 
 
 def _run_paths(user: Loaded) -> Iterator[tuple[str, Loaded]]:
-    """The directories that the objects themselves name, and which of them does."""
-    if not user.elf.runpath:  # RUNPATH switches every RPATH off
+    """The directories that the objects themselves name, each with its object."""
+    if not user.elf.runpath:  # a RUNPATH disables every RPATH
         one: Loaded | None = user
         while one:
             if not one.elf.runpath:

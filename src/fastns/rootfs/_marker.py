@@ -1,7 +1,7 @@
-"""The file beside a root that says what fastns built it from: the marker.
+"""The marker: the file beside a root that records what fastns built it from.
 
 It decides what the next build copies. So it lies in the parent directory, where no sandbox of that
-root can write, and nothing inside a root is believed.
+root can write.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 MARKER = ".fastns-rootfs.json"
 """The end of a marker's name. Earlier versions kept a file of this name inside the root."""
 MAX_SIZE = 64 << 20
-"""Bytes of a marker: a hundred times what a large root needs."""
+"""Bytes of a marker, a hundred times what a large root needs."""
 
 
 @record(frozen=True)
 class Marker:
-    """The words of the builds, and the files that came of them."""
+    """The arguments of the builds, and the files in the root."""
 
     commands: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Beside:
         self.path = os.path.join(os.path.dirname(target), self.name)
 
     def read(self) -> Marker | None:
-        """The marker; None when there is none. RootfsError when it is not to be trusted."""
+        """The marker; None if there is none. Raises RootfsError if it cannot be trusted."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             fd = os.open(self.name, flags, dir_fd=self.parent)
@@ -75,7 +75,7 @@ class Beside:
         return marker
 
     def _check(self, status: os.stat_result) -> None:
-        """That nobody but the caller has written it, and that it can be read whole."""
+        """Raises RootfsError unless only the caller can have written it, and its size is sane."""
         if status.st_uid != os.geteuid():
             raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
         if not stat.S_ISREG(status.st_mode):
@@ -95,7 +95,7 @@ class Beside:
 
     @contextlib.contextmanager
     def staged(self, marker: Marker) -> Iterator[Callable[[], None]]:
-        """Writes a marker under another name. Yields what gives it its own; else it is removed."""
+        """Write a marker under a temporary name. Yields what renames it; else it is removed."""
         fresh = f"{self.name}.{secrets.token_hex(4)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -111,7 +111,7 @@ class Beside:
                 file.write(marker.as_text().encode("utf-8", "surrogateescape"))
             yield lambda: self._place(fresh)
         finally:
-            with contextlib.suppress(FileNotFoundError):  # it has its name
+            with contextlib.suppress(FileNotFoundError):  # renamed
                 os.unlink(fresh, dir_fd=self.parent)
 
     def _place(self, fresh: str) -> None:
@@ -123,7 +123,7 @@ class Beside:
 
 
 def _parsed(content: bytes) -> Marker | None:
-    """The marker that this text is; None: it is none."""
+    """The marker in this text; None if it is none."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the steps of a build hand to each other, and what a build hands back."""
+"""What the steps of a build pass to each other, and the result of a build."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
     Progress: TypeAlias = Callable[[int, int, str], None]
-    """Called with (files done, files in all, path inside the root of the one at hand)."""
+    """Called with (files done, files in all, path inside the root of the current one)."""
 
 
 class RootfsError(FastnsError):
-    """A root could not be built; what was at its place is as it was.
+    """A root could not be built; the destination is as it was.
 
-    `missing` names each command, interpreter, loader or library that was not found (empty when
-    that was not the trouble); `hint` says what to do about it, or is None. A failed system call
-    is the `__cause__`.
+    Attributes: missing, each command, interpreter, loader or library that was not found; hint, how
+    to mend it, or None. A failed system call is the `__cause__`.
     """
 
     def __init__(
@@ -31,34 +30,37 @@ class RootfsError(FastnsError):
 
 
 class Unusable(Exception):
-    """A path of the host that cannot be copied; the words say why. Ends up in a RootfsError."""
+    """A path of the host that cannot be copied, and why. Becomes part of a RootfsError."""
 
 
 @record(frozen=True)
 class Root:
-    """What is in a root, after a build. All paths but the first are paths inside it."""
+    """What is in a root after a build. All paths but `path` are inside it.
+
+    Attributes:
+        path: the root, absolute, on the host.
+        commands: paths of the commands of this build and earlier ones.
+        libraries: the shared libraries and loaders, sorted.
+        files: every file and symbolic link, sorted.
+        copied: how many files and links this build wrote.
+        unchanged: how many were there already.
+        bytes: size of all files.
+        hints: what commands are known to lack, a sentence each.
+    """
 
     path: str
-    """The root, absolute, on the host."""
     commands: tuple[str, ...]
-    """Where the commands are that were asked for, by this build and earlier ones."""
     libraries: tuple[str, ...]
-    """The shared libraries and loaders, sorted."""
     files: tuple[str, ...]
-    """Every file and symbolic link, sorted."""
     copied: int
-    """Files and links that this build wrote."""
     unchanged: int
-    """Files and links that were there already."""
     bytes: int
-    """Size of all files."""
     hints: tuple[str, ...] = ()
-    """What commands are known to lack before they can run, a sentence each."""
 
 
 @record(frozen=True)
 class Entry:
-    """What stands at one path inside the root."""
+    """What is at one path inside the root."""
 
     kind: Literal["directory", "link", "file", "text"]
     mode: int = 0o644
@@ -76,7 +78,7 @@ Entries = dict[str, Entry]
 
 @record(frozen=True)
 class Plan:
-    """Everything that has to be there, and the words it came from."""
+    """Everything that a root needs, and the arguments it follows from."""
 
     entries: Entries
     libraries: tuple[str, ...]

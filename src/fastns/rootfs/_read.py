@@ -15,7 +15,7 @@ MAX_SHEBANG = 256
 
 
 def open_file(path: str) -> BinaryIO:
-    """A regular file, for reading. OSError for all else: a fifo would wait for a writer."""
+    """Open a regular file for reading. OSError for all else: a FIFO would wait for a writer."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -24,14 +24,14 @@ def open_file(path: str) -> BinaryIO:
 
 
 def shebang(path: str) -> list[str]:
-    """The words of a script's first line, the interpreter first; none when it has no `#!`."""
+    """The words of a script's first line, the interpreter first; empty if there is no `#!`."""
     with open_file(path) as file:
         line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
     return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
 
 
 def run_by_env(words: list[str]) -> list[str]:
-    """The command among the words after env(1): none or one."""
+    """The command among the words after env(1): a list of one, or empty."""
     rest = iter(words)
     for word in rest:
         if word in ("-u", "-C", "--unset", "--chdir"):

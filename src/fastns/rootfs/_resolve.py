@@ -1,6 +1,6 @@
 """Which files a root needs: the commands, their interpreters, loaders and libraries.
 
-Files are read and never run. Everything that is missing is collected, and nothing is written.
+Files are read, never run. Everything that is missing is collected; nothing is written.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from fastns.rootfs._model import Texts
 
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-"""Where a command may be that PATH does not lead to: for the hint."""
+"""Where a command may be that is not in PATH, for the hint."""
 
 
 def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:
-    """The plan of a root. RootfsError names everything that is missing at once."""
+    """The plan of a root. Raises RootfsError, which names everything that is missing."""
     resolver = _Resolver(target)
     resolver.command("/bin/sh")
     found = [resolver.command(name) for name in commands]
@@ -53,24 +53,24 @@ def inside(path: str, directory: str) -> bool:
 
 
 class _Resolver:
-    """Collects the entries of a root, and what is missing for them."""
+    """Collects the entries of a root, and everything that is missing."""
 
     def __init__(self, target: str) -> None:
         self.target = target
         self.entries: Entries = {}
         self.libraries: set[str] = set()
         self.missing: dict[str, None] = {}
-        """In the order they were found; a dict, as a set has none."""
+        """A dict for its order, which a set does not keep."""
         self.hint: str | None = None
         self._search = Search()
         self._programs: set[str] = set()
         self._not_found: list[tuple[Need, bool]] = []
-        """With whether another copied file of that name will do."""
+        """Each with whether a file of that name that is copied anyway is enough."""
 
-    # Words of the user
+    # Arguments of the build
 
     def command(self, name: str) -> str | None:
-        """Plan a command and what it needs. Returns where it is, or None when it is missing."""
+        """Plan a command and what it needs. Returns its path, or None if it is missing."""
         try:
             path = self._find_command(name)
             self._program(path)
@@ -80,7 +80,7 @@ class _Resolver:
         return path
 
     def extra(self, path: str) -> None:
-        """Plan a file, or a directory with all that is in it."""
+        """Plan a file, or a directory with everything in it."""
         try:
             final = self._add(path)
         except Unusable as reason:
@@ -94,7 +94,7 @@ class _Resolver:
             self._tree(final)
 
     def _tree(self, top: str) -> None:
-        """Plan what is in a directory: everything but what its links to directories lead to."""
+        """Plan everything in a directory, except what its links to directories lead to."""
 
         def stop(error: OSError) -> NoReturn:
             raise error
@@ -110,7 +110,7 @@ class _Resolver:
         try:
             final, entries = self._walk(path)
         except Unusable as reason:
-            if not is_link:  # a link may lead nowhere, as on the host
+            if not is_link:  # a link may be dangling, as on the host
                 self.missing[f"extra {path}: {reason}"] = None
             return
         if is_link and entries[final].kind == "directory":
@@ -136,7 +136,7 @@ class _Resolver:
         raise Unusable("not found in PATH")
 
     def _program(self, path: str) -> None:
-        """Plan something that is executed: its file, then its libraries or its interpreter."""
+        """Plan a program: its file, then its libraries or its interpreter."""
         final = self._add(path)
         if self.entries[final].kind == "directory":
             raise Unusable("is a directory")
@@ -152,7 +152,7 @@ class _Resolver:
             self._interpreter(final)
 
     def _interpreter(self, script: str) -> None:
-        """Plan what runs a script, and with `env` also what env runs."""
+        """Plan the interpreter of a script, and with `env` also the command of env."""
         words = shebang(script)
         names = words[:1]
         if words and os.path.basename(words[0]) == "env":
@@ -172,7 +172,7 @@ class _Resolver:
         return final
 
     def _walk(self, path: str) -> tuple[str, Entries]:
-        """As walk(), but never through the root that is built: a sandbox may have written there."""
+        """walk(), but never through the destination, where a sandbox may have written."""
         final, entries = walk(path)
         if any(inside(step, self.target) for step in entries):
             raise Unusable(f"lies in the destination, {self.target}")
@@ -184,7 +184,7 @@ class _Resolver:
         try:
             elf = self._search.read(path)
         except Unusable:
-            return  # no loader would take it either: a file like any other
+            return  # the loader would not use it either: it is copied as data
         if elf:
             self._load(Loaded(path, elf), in_extra=True)
 
@@ -194,7 +194,7 @@ class _Resolver:
             self._loader(program.elf.interpreter, program)
         for need in self._search.needs(program):
             if need.path is None:
-                # A program with plug-ins may have loaded a file of that name before.
+                # A program with plug-ins may already have loaded a file of that name.
                 self._not_found.append((need, in_extra))
                 continue
             try:
@@ -218,8 +218,8 @@ class _Resolver:
         self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
-        """Plan what libc, ncurses and the loader open by themselves: locale, services, terminals,
-        the cache."""
+        """Plan what libc, ncurses and the loader open at run time: locale, services, terminals,
+        cache."""
         for path in sorted(self.libraries):
             name = os.path.basename(path)
             if name.startswith(_skeleton.TERMINAL_LIBRARIES):
@@ -235,7 +235,7 @@ class _Resolver:
                     services = Elf(elf.machine, needed=_skeleton.NSS_LIBRARIES)
                     self._load(Loaded("/etc/nsswitch.conf", services))
         if self._search.uses_cache:
-            with contextlib.suppress(Unusable):  # a loader without a cache has another way
+            with contextlib.suppress(Unusable):  # other C libraries have no cache
                 self._add("/etc/ld.so.cache")
 
     def _terminals(self) -> None:
@@ -245,14 +245,14 @@ class _Resolver:
                     self._add(path)
 
     def all_missing(self) -> tuple[str, ...]:
-        """Everything that was not found, one text each."""
+        """Everything that is missing, one text each."""
         for need, in_extra in self._not_found:
             if not (in_extra and self._given(need)):
                 self.missing[f"{need.name}: needed by {need.user.path}, not found"] = None
         return tuple(self.missing)
 
     def _given(self, need: Need) -> bool:
-        """Whether a file of that name is copied anyway."""
+        """Whether a file of that name and machine is copied anyway."""
         return any(
             os.path.basename(path) == need.name and is_for(path, need.user.elf.machine)
             for path, entry in self.entries.items()

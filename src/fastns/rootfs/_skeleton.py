@@ -1,6 +1,6 @@
-"""What is in every root, whatever was asked for: the directories, a minimal /etc.
+"""What is in every root: the directories, and a minimal /etc.
 
-Comes after all else is planned: what was copied is left as it is on the host.
+It is added last, and leaves alone what is already planned as a copy of the host's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYOUT = (
     *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
     *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
 )
-"""Links or directories as on the host, and absent where the host has none."""
+"""Links or directories as on the host; absent if the host has none."""
 DIRECTORIES = {
     **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
     **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
@@ -27,7 +27,7 @@ DIRECTORIES = {
     "/tmp": 0o1777,
     "/var/tmp": 0o1777,
 }
-"""Directories of every root, with their modes; a link that LAYOUT put there stays."""
+"""Directories of every root, with their modes. A link that LAYOUT has put there stays."""
 TEXTS = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
     "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
@@ -37,33 +37,33 @@ TEXTS = {
     "/etc/hostname": "localhost\n",
     "/etc/resolv.conf": "",
 }
-"""Files made here unless they are copied or there already: a user may change them."""
+"""Files written unless they are copied or already exist: a user may have changed them."""
 
 LOCALE = "/usr/lib/locale/C.utf8"
-"""What LANG=C.UTF-8, the default inside, is to glibc: without it bytes are taken for letters."""
+"""The locale of glibc for LANG=C.UTF-8, the default inside. Without it text is taken for bytes."""
 TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
-"""What reads the terminal database: of shells, `less`, `top` and the like."""
+"""Libraries that read the terminal database, for shells, `less`, `top` and the like."""
 TERMINALS = (
     *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
     *("xterm", "xterm-256color"),
 )
-"""Entries of every root in which something reads them, as far as the host has them."""
+"""Entries of the terminal database that are copied with such a library, if the host has them."""
 NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 """The services that nsswitch.conf names above."""
 NSS_BUILT_IN = b"GLIBC_2.34\0"
-"""A symbol version of every C library that has these services in itself."""
+"""A symbol version of every C library that has these services built in."""
 MAX_LIBC = 64 << 20
-"""Bytes of a C library that are looked at: many times its size."""
+"""Bytes of a C library that are searched, many times its size."""
 
 
 def lacks_services(libc: str) -> bool:
-    """Whether this C library opens NSS_LIBRARIES once it runs: an older glibc."""
+    """Whether this C library loads NSS_LIBRARIES at run time, as an older glibc does."""
     with open_file(libc) as file:
         return NSS_BUILT_IN not in file.read(MAX_LIBC)
 
 
 def add_skeleton(entries: Entries, texts: Texts) -> None:
-    """Add what every root has, and no planned entry stands for yet. `texts` go before TEXTS."""
+    """Add what every root has and is not planned yet. `texts` override TEXTS."""
     for path in LAYOUT:
         with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
             entries |= walk(path)[1]

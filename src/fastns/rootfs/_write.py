@@ -1,8 +1,8 @@
-"""Puts a plan in place: wholly or not at all, and only inside the root.
+"""Writes a plan into a root, completely or not at all.
 
-What is new or changed is copied into a staging directory inside the root, then renamed to where
-it belongs; a step that fails undoes the ones before. Everything goes through descriptors of
-directories opened with O_NOFOLLOW, so no link found in a root leads out of it.
+What is new or changed is copied into a staging directory inside the root, then renamed into place.
+If a step fails, those before it are undone. All paths are opened directory by directory with
+O_NOFOLLOW, so no link in a root leads out of it.
 """
 
 from __future__ import annotations
@@ -40,22 +40,19 @@ def opened(directory: str, dir_fd: int | None = None) -> Iterator[int]:
 
 
 class Writer:
-    """Brings a plan into the directory behind a descriptor, which nobody else writes to."""
+    """Writes a plan into a directory, given by its fd, that nobody else writes to."""
 
     def __init__(self, root: int, target: str, progress: Progress | None) -> None:
         self.root = root
         self.target = target
-        """Its name, for the words of errors."""
+        """Its path, for errors."""
         self.progress = progress
         self._undo: list[Callable[[], None]] = []
 
     def install(
         self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
     ) -> Root:
-        """Write what differs, and the marker `beside` where that is not as `before`.
-
-        Returns what is there then.
-        """
+        """Write what differs, and the marker `beside` if it is no longer as `before`."""
         self._clear_stage()
         marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
@@ -77,7 +74,7 @@ class Writer:
         )
 
     def _clear_stage(self) -> None:
-        """Removes what a killed build has left there, or a sandbox has put there."""
+        """Remove what a killed build, or a sandbox, has left there."""
         path = f"{self.target}/{STAGE}"
         try:
             if not stat.S_ISDIR(os.lstat(STAGE, dir_fd=self.root).st_mode):
@@ -91,7 +88,7 @@ class Writer:
             ) from None
 
     def _differs(self, path: str, entry: Entry) -> bool:
-        """Whether an entry has to be written. RootfsError when something else is in its way."""
+        """Whether an entry has to be written. Raises RootfsError if something is in its way."""
         try:
             with self._parent(path) as (parent, name):
                 status = os.lstat(name, dir_fd=parent)
@@ -110,11 +107,11 @@ class Writer:
             have = (status.st_mode, status.st_size, status.st_mtime_ns)
             return have != (stat.S_IFREG | entry.mode, entry.size, entry.mtime_ns)
         if entry.kind == "text" and status.st_size == 0 and TEXTS.get(path) == "":
-            return entry.size > 0  # an earlier build had nothing to write there
+            return entry.size > 0  # an earlier build had no text for it
         return False  # a directory; or a text, which the user may have changed
 
     def _write(self, jobs: Entries, total: int, put: Callable[[], None]) -> None:
-        """Stage the files and links, then move all into place, the marker last."""
+        """Stage the files and links, then move everything into place, the marker last."""
         os.mkdir(STAGE, 0o700, dir_fd=self.root)
         try:
             with opened(STAGE, self.root) as stage:
@@ -140,7 +137,7 @@ class Writer:
             self.progress(done, total, "")
 
     def _commit(self, stage: int, jobs: Entries, put: Callable[[], None]) -> None:
-        """Bring everything to where it belongs, parents first."""
+        """Move everything into place, parents first."""
         try:
             for number, (path, entry) in enumerate(jobs.items()):
                 if entry.kind == "directory":
@@ -162,7 +159,7 @@ class Writer:
                 os.fchmod(fd, mode)
 
     def _place(self, stage: int, staged: str, path: str) -> None:
-        """Move one staged file over what is there; the old one is kept until all is done."""
+        """Move one staged file over what is there. The old file is kept until all is done."""
         old = f"{staged}.old"
         with self._parent(path) as (parent, name):
             try:
@@ -184,7 +181,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """(descriptor of the directory, name) of a path inside; a link on the way is an error."""
+        """(fd of the directory, name) of a path inside. A link on the way is an error."""
         *directories, name = path.strip("/").split("/")
         fd = os.dup(self.root)
         try:
@@ -205,8 +202,8 @@ class Writer:
 
 
 def _make(directory: int, name: str, entry: Entry) -> None:
-    """Make a file or link of the caller's own. Extended attributes (capabilities) stay behind."""
-    owner = os.geteuid(), os.getegid()  # said each time: a setgid directory gives its own group
+    """Make a file or link that the caller owns, without extended attributes (capabilities)."""
+    owner = os.geteuid(), os.getegid()  # set each time: in a setgid directory the group differs
     if entry.kind == "link":
         os.symlink(entry.source, name, dir_fd=directory)
         os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
@@ -219,7 +216,7 @@ def _make(directory: int, name: str, entry: Entry) -> None:
                 shutil.copyfileobj(original, copy, COPY_SIZE)
         else:
             copy.write(entry.source.encode())
-        copy.flush()  # before the times are set, which a write would change
+        copy.flush()  # a later write would change the times set below
         os.fchown(fd, *owner)
         os.fchmod(fd, entry.mode)
         if entry.kind == "file":

@@ -1,12 +1,12 @@
-"""The numbers of system calls, for filters that are made without libseccomp: those that the default
-profile names, and those that a library may be too old to know."""
+"""The numbers of system calls: those that the default profile names, and those that a libseccomp
+may be too old to know."""
 
 from __future__ import annotations
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
-"""The machines that numbers are kept for, and what a filter sees of them."""
+"""The machines in TABLE, and how a filter sees them."""
 
-# A call, its number on x86_64, and on aarch64 (-: it has none): asm/unistd_64.h.
+# Name, number on x86_64 and on aarch64 (-: no such call) of each call: asm/unistd_64.h.
 TABLE = """
     _sysctl 156 -, accept 43 202, accept4 288 242, access 21 -, acct 163 89, add_key 248 217,
     adjtimex 159 171, alarm 37 -, arch_prctl 158 -, bind 49 200, bpf 321 280, brk 12 214, cachestat

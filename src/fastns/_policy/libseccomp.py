@@ -1,4 +1,4 @@
-"""libseccomp(3), called by ctypes: rules → the bytes of a filter. Only the parent ever does."""
+"""libseccomp(3), called by ctypes: rules → the bytes of a filter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 
-from fastns._syscalls import numbers
+from fastns._policy.syscalls import numbers
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
@@ -19,14 +19,14 @@ ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_fi
 BINARY_TREE = 2
 EEXIST = 17
 UNKNOWN = -1  # __NR_SCMP_ERROR
-NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows those before
+NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows all calls with a lower number
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
-# Calls of kernels newer than the library may be, which all architectures number alike.
+# Calls that the library may be too old to know; their numbers are the same everywhere.
 NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}
 
 
 class Comparison(ctypes.Structure):
-    """struct scmp_arg_cmp: an argument's number, how it is compared, with what."""
+    """struct scmp_arg_cmp."""
 
     _fields_ = (
         ("arg", ctypes.c_uint),
@@ -74,23 +74,23 @@ def native() -> int:
 
 
 def architecture(name: str) -> int:
-    """Of a name such as "x86_64"; 0: there is none."""
+    """The AUDIT_ARCH_* number of a name such as "x86_64"; 0: the library does not know it."""
     return int(_library().seccomp_arch_resolve_name(name.encode()))
 
 
 def _rank(action: int) -> int:
-    """The stricter the less: as the kernel compares actions, by their upper half, signed."""
+    """How the kernel orders actions: a stricter one is less. It compares the upper half, signed."""
     return ctypes.c_int32(action & 0xFFFF0000).value
 
 
 class Filter:
-    """What a filter does, rule by rule; a context manager, as the library keeps memory for it."""
+    """A filter in the library's memory; a context manager, which frees that."""
 
     def __init__(self, default: int, architectures: Iterable[int]) -> None:
         """
         Args:
             default: the action (SECCOMP_RET_*) where no rule matches.
-            architectures: for which it is; a call of any other one ends the process.
+            architectures: whose calls it filters; a call of any other ends the process.
         """
         self._default = default
         self._context = _library().seccomp_init(default)
@@ -104,7 +104,7 @@ class Filter:
             self._call("arch_remove", native())
         self._several = len(wanted) > 1
         self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
-        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # or each errno is ECANCELED
+        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # else each errno is ECANCELED
 
     def __enter__(self) -> Filter:
         return self
@@ -116,9 +116,11 @@ class Filter:
         return int(getattr(_library(), f"seccomp_{function}")(self._context, *args))
 
     def add(self, action: int, name: str, comparisons: Sequence[Comparison] = ()) -> None:
-        """For one system call, if all comparisons hold. One that no kernel of these architectures
-        has, as far as is known here, is left to the default, as other runtimes do. So is one that
-        the library does not know on each of several, unless the rule is stricter than that."""
+        """Adds a rule for one system call, which applies if all comparisons hold.
+
+        As in other runtimes, a call that neither the library nor syscalls.py knows is left to the
+        default. So is one that the library does not know on each of several architectures, unless
+        the rule is stricter than the default: that is an error."""
         number = _library().seccomp_syscall_resolve_name(name.encode())
         if number == UNKNOWN:
             if name not in NEWER:
@@ -133,12 +135,12 @@ class Filter:
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
     def sort(self) -> None:
-        """Has export() compare numbers of calls half by half, which takes it three times as long.
-        A library before 2.5 does without."""
+        """Makes export() write a binary search for the call's number, which takes three times as
+        long. Does nothing before libseccomp 2.5."""
         self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
 
     def export(self) -> bytes:
-        """struct sock_filter for each instruction."""
+        """The filter's instructions (struct sock_filter, 8 bytes each)."""
         try:
             fd = os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC)
             try:

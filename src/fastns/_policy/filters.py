@@ -1,5 +1,7 @@
-"""The default filter as bytes, made when the package is built and read when a sandbox is: for a
-sandbox without capabilities. For any other it is made at run time, by seccomp.py."""
+"""The default filter as bytes: made by the build, and read when a sandbox needs it.
+
+A sandbox with capabilities has another filter, which seccomp.py makes when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DIRECTORY = os.path.join(os.path.dirname(__file__), "filters")
+DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "filters")
 WHOLE, FIRST, REST = "whole", "first", "rest"
 
 
@@ -21,8 +23,8 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
     """The default profile's filter for this machine (struct sock_filter, 8 bytes each).
 
     Args: as of seccomp.build().
-    Raises: SpecError, field "seccomp": there is none for this machine. SpawnError: it cannot be
-    read.
+    Raises: SpecError, field "seccomp", if there is none for this machine; SpawnError if it cannot
+        be read.
     """
     if capabilities:
         from fastns import seccomp
@@ -32,7 +34,7 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
 
 
 def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[bytes, bytes]:
-    """The same as two filters, as seccomp.build_parts() makes them."""
+    """The same in two parts, as seccomp.build_parts() makes them."""
     if capabilities:
         from fastns import seccomp
 
@@ -42,14 +44,14 @@ def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[byt
 
 
 def path(machine: str, part: str, setid: bool) -> str:
-    """Where a filter is kept."""
+    """The file of a filter."""
     return os.path.join(DIRECTORY, f"{machine}-{part}{'' if setid else '-nosetid'}.bpf")
 
 
 def make_all() -> dict[str, bytes]:
-    """What is kept: each file's name and content. Needs nothing that has to be built first."""
+    """The name and content of each file. The build calls it, before the extension exists."""
     from fastns import seccomp
-    from fastns._syscalls import AUDIT_ARCH
+    from fastns._policy.syscalls import AUDIT_ARCH
 
     found = {}
     for machine in AUDIT_ARCH:

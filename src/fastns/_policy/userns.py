@@ -1,7 +1,5 @@
-"""The range of ids for sandboxes that root starts: root's own of /etc/subuid and /etc/subgid, or
-one that is nobody's.
-
-_compile.py asks for it, _core makes the user namespace with it, once a process.
+"""The range of ids for sandboxes that root starts: the one that /etc/subuid and /etc/subgid give to
+root, or one that nobody has.
 """
 
 from __future__ import annotations
@@ -9,8 +7,8 @@ from __future__ import annotations
 from fastns._cache import cached
 
 SIZE = 65536
-# Where nobody gave root a range: above what systemd hands out to containers, below its foreign ids
-# and what has the highest bit set.
+# Where a range may begin if root was given none: above those that systemd gives to containers,
+# below its foreign ids and the ids with the highest bit set.
 FIRST, LAST = 0x70000000, 0x7FFD0000
 FILES = ("/etc/subuid", "/etc/subgid")
 INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
@@ -19,7 +17,7 @@ INOTIFY_LIMITS = ("/proc/sys/fs/inotify/max_user_instances", INOTIFY_LIMIT)
 
 @cached(1)
 def range_of_root() -> tuple[int, int, int]:
-    """(first uid, first gid, how many) outside; both begin with 0 inside."""
+    """(first uid, first gid, how many) outside; both begin at 0 inside."""
     uids, gids = (entries(path) for path in FILES)
     found = [
         next(
@@ -36,8 +34,8 @@ def range_of_root() -> tuple[int, int, int]:
 
 @cached(1)
 def inotify_limit() -> bytes | None:
-    """Half of the caller's limit, for a user namespace: instances made in it also count for whoever
-    made the namespace. None: the limit cannot be read."""
+    """Half of the caller's limit, for a user namespace: inotify instances made in it also count for
+    the user who made it. None: the limit cannot be read."""
     try:
         found = []
         for path in INOTIFY_LIMITS:
@@ -49,14 +47,14 @@ def inotify_limit() -> bytes | None:
 
 
 def entries(path: str) -> list[tuple[str, int, int]]:
-    """(name or uid, first id, how many) for each line of such a file (subuid(5))."""
+    """(name or uid, first id, how many) of each line of a subuid(5) file."""
     listed = []
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 owner, _, rest = line.strip().partition(":")
                 first, _, size = rest.partition(":")
-                # No id has more digits, and int() refuses thousands of them.
+                # No id has more digits, and int() refuses text with thousands of them.
                 if all(word.isdecimal() and len(word) <= 10 for word in (first, size)):
                     listed.append((owner, int(first), int(size)))
     except OSError:

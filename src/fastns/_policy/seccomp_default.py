@@ -1,23 +1,32 @@
-"""The profile of a sandbox that is given no other, as data in the OCI/Docker format.
+"""The default profile, as data in the format of OCI and Docker.
 
-What a program needs to compute, read, write, talk and start others is allowed. What reaches past
-the sandbox, or into parts of the kernel that only an administrator's program needs, is refused
-with EPERM, unless the sandbox has the capability it belongs to. Where programs go on without a
-call, the answer is that of a kernel that lacks it. Whatever is not named here is unknown, ENOSYS: a
-C library then falls back to an older call.
+Calls that programs need to compute, read, write, communicate and start others are allowed. Calls
+that reach past the sandbox, or into parts of the kernel that only an administrator's programs need,
+fail with EPERM, unless the sandbox has the capability for them. A call that programs can do without
+fails as on a kernel that lacks it. Any call that is not named here fails with ENOSYS, and a C
+library then falls back to an older one.
 """
 
 from __future__ import annotations
 
-from fastns import _seccomp_sockets
-from fastns._seccomp_rules import INT, all_but, allow, compare, masked, others, refuse, same
+from fastns._policy import seccomp_sockets
+from fastns._policy.seccomp_rules import (
+    DONE,
+    INT,
+    all_but,
+    allow,
+    compare,
+    masked,
+    others,
+    refuse,
+    same,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-DONE = 0  # reported as done, and nothing is done
 EPERM, E2BIG, EINVAL, ENOSYS = 1, 7, 22, 38
 
 ALLOWED = {
@@ -77,7 +86,7 @@ ALLOWED = {
     "what there is": "getrandom sysinfo uname",
 }
 
-# What is refused -> the capability with which it is not; None: always.
+# Calls that are refused -> the capability with which they are allowed; None: none.
 REFUSED = {
     "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr "
     "pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname fanotify_init "
@@ -102,7 +111,7 @@ REFUSED = {
     ),
 }
 
-CLONE_NAMESPACES = {  # those that clone(2) can make
+CLONE_NAMESPACES = {  # the namespaces that clone(2) can make
     "CLONE_NEWNS": 0x00020000,
     "CLONE_NEWCGROUP": 0x02000000,
     "CLONE_NEWUTS": 0x04000000,
@@ -111,10 +120,10 @@ CLONE_NAMESPACES = {  # those that clone(2) can make
     "CLONE_NEWPID": 0x20000000,
     "CLONE_NEWNET": 0x40000000,
 }
-CLONE_PARENT = 0x00008000  # the child would be the caller's, outside of a pid namespace of its own
-CLONE_NEWTIME = 0x00000080  # unshare(2) only: to clone(2) it is part of a signal's number
-TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typed into a terminal, for others to read
-LOADS = (  # a module is loaded for them
+CLONE_PARENT = 0x00008000  # with no pid namespace of its own, the child would be the caller's
+CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
+TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal, for others to read
+LOADS = (  # the kernel loads a module for them
     *(0x5423,),  # TIOCSETD: a line discipline, by number
     *(0x8940, 0x8941, 0x89A0, 0x89A1),  # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR
     *(0x8980, 0x8981),  # SIOCADDDLCI, SIOCDELDLCI: before Linux 5.16
@@ -135,30 +144,30 @@ MODE_AT = {
     "mknodat": 2,
 }
 OPENS = {"open": (1, 2), "openat": (2, 3)}  # flags, and the mode of a file that they make
-MAKES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
+CREATES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
 S_ISUID, S_ISGID = 0o4000, 0o2000
-MAX_ATTRIBUTE = 1000  # bytes: an ACL of that size takes 1 KiB of the kernel's memory
+MAX_ATTRIBUTE = 1000  # bytes; an ACL of that size takes 1 KiB of the kernel's memory
 F_SETLEASE, F_NOTIFY = 1024, 1026
 # (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
 FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
 RLIMIT_CORE = 4
 # (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
 RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
-# What a template's server and its sandboxes call before the command, and the command may not.
+# Calls that a template's server makes, and its sandboxes before the command, but no command may.
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree openat2
     pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare
 """
 SETUP = frozenset(SETUP_TEXT.split())
-# Linux, 32 bits, the release as 2.6, both; addresses not random; the question what it is.
+# PER_LINUX, PER_LINUX32, UNAME26, both; ADDR_NO_RANDOMIZE; a query.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 
 
 def default_profile(*, setid: bool = True) -> dict[str, Any]:
-    """A new copy, to be altered at will and given as Spec(seccomp=...).
+    """A new copy, which may be changed and given as Spec(seccomp=...).
 
-    Args: setid: whether set-user-ID and set-group-ID files may be made. It is False for a sandbox
-        that can write to the host's files, unless its Spec says allow_setid=True.
+    Args: setid: whether set-user-ID and set-group-ID files may be made. A sandbox that can write to
+        the host's files has False, unless its Spec says allow_setid=True.
     """
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -167,22 +176,24 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *(allow(names.split(), comment=comment) for comment, names in ALLOWED.items()),
             *_refused(),
             *_namespaces(),
-            *_seccomp_sockets.rules(),
+            *seccomp_sockets.rules(),
             *_ioctl(),
             *_fcntl(),
             *_attributes(),
             *_core_limit(),
             *_own_filters(),
             *_modes(setid),
-            refuse(["sync"], DONE),  # of all file systems, the host's among them
+            refuse(["sync"], DONE),  # it writes back all file systems, also the host's
             allow(["personality"], args=[compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
 
 
 def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The profile as two that say the same together: one with which a sandbox can still be made,
-    and the rest, which is small and so is loaded quickly. The first is inherited at no cost."""
+    """The profile in two parts, to be loaded one after the other.
+
+    Under the first a sandbox can still be made, and inherits it at no cost. The second is small,
+    and so is loaded quickly."""
     whole = default_profile(setid=setid)
     rules = [
         {**rule, "names": names}
@@ -210,7 +221,7 @@ def _refused() -> Iterable[dict[str, Any]]:
 
 
 def _namespaces() -> Iterable[dict[str, Any]]:
-    """The flags of clone3 lie in memory, where no filter sees them."""
+    """clone3 is refused, as its flags lie in memory, where no filter sees them."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["clone", "clone3", "unshare"], includes=admin)
     yield refuse(["clone3"], ENOSYS, excludes=admin)
@@ -227,8 +238,8 @@ def _ioctl() -> Iterable[dict[str, Any]]:
 
 
 def _own_filters() -> Iterable[dict[str, Any]]:
-    """The kernel compiles a filter into memory of one budget for the whole host, charged to nobody.
-    The answer is that of a kernel without filters, on which programs that use one go on."""
+    """The kernel compiles all filters of the host into memory of a fixed size, charged to nobody.
+    The calls fail as on a kernel without filters, and programs then do without."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["seccomp"], includes=admin)
     yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: EINVAL}, excludes=admin)
@@ -243,7 +254,7 @@ def _own_filters() -> Iterable[dict[str, Any]]:
 
 
 def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """Where set-id files are refused, so is openat2: its mode lies in memory."""
+    """With set-id files, openat2 is refused as well: its mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
@@ -254,11 +265,11 @@ def _modes(setid: bool) -> Iterable[dict[str, Any]]:
         for bit in (S_ISUID, S_ISGID):
             yield refuse([name], EPERM, args=[masked(mode, bit, bit)])
     for name, (flags, mode) in OPENS.items():
-        yield allow([name], args=[masked(flags, sum(MAKES), 0)])
-        for makes in (masked(flags, bit, bit) for bit in MAKES):
-            yield allow([name], args=[makes, masked(mode, both, 0)])
+        yield allow([name], args=[masked(flags, sum(CREATES), 0)])
+        for creates in (masked(flags, bit, bit) for bit in CREATES):
+            yield allow([name], args=[creates, masked(mode, both, 0)])
             for bit in (S_ISUID, S_ISGID):
-                yield refuse([name], EPERM, args=[makes, masked(mode, bit, bit)])
+                yield refuse([name], EPERM, args=[creates, masked(mode, bit, bit)])
 
 
 def _fcntl() -> Iterable[dict[str, Any]]:
@@ -269,8 +280,8 @@ def _fcntl() -> Iterable[dict[str, Any]]:
 
 
 def _attributes() -> Iterable[dict[str, Any]]:
-    """An ACL of a file in a tmpfs is memory that is charged to nobody: up to 64 KiB a file, twice
-    that for a directory. A filter sees the length of an attribute, not which one it is."""
+    """The ACL of a file in a tmpfs takes memory that is charged to nobody: up to 64 KiB, twice that
+    for a directory. A filter sees the length of an attribute, but not its name."""
     names = ["setxattr", "lsetxattr", "fsetxattr"]
     yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
     yield refuse(names, E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
@@ -278,9 +289,9 @@ def _attributes() -> Iterable[dict[str, Any]]:
 
 
 def _core_limit() -> Iterable[dict[str, Any]]:
-    """RLIMIT_CORE keeps the host's core handler from running. A call that would change it (gpg and
-    ssh-agent make one) reports success, unless it also asks for the old limit: no filter can
-    write that."""
+    """RLIMIT_CORE keeps the host's core handler from running. A call that would change it, as gpg
+    and ssh-agent make one, reports success and changes nothing. It fails if it also asks for the
+    old limit, which no filter can return."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])

@@ -1,15 +1,15 @@
-"""Rules of a checked profile → the bytes of a filter, for the machines whose numbers are kept here.
+"""Rules of a checked profile → the bytes of a filter, for the machines in syscalls.py.
 
-The default profile is made so, when the package is built: that needs no libseccomp. A profile of
-one's own, which may be for several architectures, goes through libseccomp (_libseccomp.py).
+The build makes the default profile's filters with it, and needs no libseccomp. A profile of one's
+own, which may be for several architectures, goes through libseccomp.py.
 """
 
 from __future__ import annotations
 
 import itertools
 
-from fastns._bpf import JEQ, JGE, JGT, WORD, Diagram, segments, written
-from fastns._syscalls import AUDIT_ARCH, numbers
+from fastns._policy.bpf import JEQ, JGE, JGT, WORD, Diagram, segments, written
+from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     RuleOf = tuple[int, Iterable[str], list[list[Argument]]]
     Test = tuple[int, int, int, int]  # offset, mask, jump, value
     Condition = tuple[Test, bool]
-    Case = tuple[tuple[Condition, ...], int]  # if all hold: this node
+    Case = tuple[tuple[Condition, ...], int]  # if all hold, this node decides
 
 KILL_PROCESS = 0x80000000
 ARGS, ARG_SIZE = 16, 8  # offsets in struct seccomp_data (seccomp(2))
 LOW, HIGH = 0, 4  # halves of an argument on these machines, which are little-endian
-X32 = 0x40000000  # from this number on: calls of x86_64's other ABI (syscall(2))
-NO_CALL = WORD  # -1: a tracer has taken the call away
+X32 = 0x40000000  # the calls of x86_64's x32 ABI have this number or a higher one (syscall(2))
+NO_CALL = WORD  # -1: a tracer has cancelled the call
 
 
 def program(default: int, rules: Iterable[RuleOf], machine: str) -> bytes:
@@ -33,8 +33,9 @@ def program(default: int, rules: Iterable[RuleOf], machine: str) -> bytes:
 
     Args:
         default: the action (SECCOMP_RET_*) where no rule matches.
-        rules: (action, names of calls, groups of comparisons): one group has to hold as a whole. Of
-            several rules that match, the first counts. A call that the machine lacks is left out.
+        rules: (action, names of calls, groups of comparisons). A rule matches if all comparisons of
+            one group hold; the first rule that matches decides. Names of calls that the machine
+            lacks are skipped.
         machine: one of AUDIT_ARCH. Calls of any other architecture end the process.
     """
     return written(_Compiled(default, rules, machine))
@@ -65,7 +66,7 @@ class _Compiled(Diagram):
         self.others = segments([(0, killed)])
 
     def _decide(self, cases: tuple[Case, ...]) -> int:
-        """The node for a call: the first case whose conditions hold."""
+        """The node that finds the first case whose conditions hold."""
         if not cases:
             return self._otherwise
         conditions, then = cases[0]
@@ -79,20 +80,22 @@ class _Compiled(Diagram):
 
 
 def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
-    """Tests of words: all conditions of one of these hold where all comparisons of the group do. In
-    the order of the arguments, so that different rules begin with the same tests."""
+    """Lists of conditions. All of one list hold exactly if all comparisons of the group do.
+
+    They are in the order of the arguments, so that different rules begin with the same tests."""
     ways = [_words(*argument) for argument in sorted(group)]
     return [tuple(itertools.chain(*way)) for way in itertools.product(*ways)]
 
 
 def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
-    """A comparison of 64 bits, by its halves; `op` as in OPERATORS of seccomp.py. It holds where
-    all conditions of one of these hold."""
+    """A 64-bit comparison as lists of conditions on its halves; it holds if all of one list do.
+
+    `op`: one of seccomp_profile.OPERATORS, without its prefix."""
     low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
     if op == "MASKED_EQ":
         halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))
         if second & ~value:
-            return []  # bits that are masked out are wanted: it never holds
+            return []  # it wants bits that the mask removes, and never holds
         return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask]]
     equal = ((high, WORD, JEQ, value >> 32), True)
     unequal = (equal[0], False)
@@ -111,7 +114,7 @@ def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]
 
 
 def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ...]:
-    """The cases that are left once a test's outcome is known, without what follows from it."""
+    """The cases that remain once a test's outcome is known, without the conditions it decides."""
     left: list[Case] = []
     for conditions, then in cases:
         rest = []
@@ -129,7 +132,7 @@ def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ..
 
 
 def _follows(test: Test, holds: bool, other: Test) -> bool | None:
-    """What one test's outcome says of another one's; None: nothing."""
+    """The other test's outcome, if this one's decides it; else None."""
     if test == other:
         return holds
     offset, mask, jump, value = test
@@ -140,5 +143,5 @@ def _follows(test: Test, holds: bool, other: Test) -> bool | None:
         if (value ^ other[3]) & common:
             return False
         return True if common == other[1] else None
-    # Where the other's bits include those of this one, and want the same of them, it fails too.
+    # If the other test wants the same of all bits of this one, and of more, it fails too.
     return False if common == mask and not (value ^ other[3]) & common else None

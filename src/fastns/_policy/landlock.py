@@ -1,7 +1,6 @@
-"""Spec.landlock → ops: which accesses a kernel can refuse, and which of them each path is given.
+"""Spec.landlock → ops: every access that the kernel can refuse is refused, but below the paths.
 
-The numbers are those of <linux/landlock.h>; what a version of the interface (ABI) adds to the one
-before is in one table. Whatever the kernel can refuse is refused everywhere but below the paths.
+The numbers are those of <linux/landlock.h>.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1 << 0, 1 << 1
 
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-"""What a rule may allow where its path is no directory."""
+"""The accesses that a rule may allow if its path is not a directory."""
 
-SINCE = {  # version -> (accesses to files, scopes) that it adds
+SINCE = {  # version of the interface (ABI) -> (accesses to files, scopes) that it adds
     1: (READ | WRITE_FILE | REMOVE_AND_MAKE, 0),
-    2: (REFER, 0),  # before, to rename or link into another directory is refused everywhere
-    3: (TRUNCATE, 0),  # before, always allowed
+    2: (REFER, 0),  # before, rename and link into another directory always fail
+    3: (TRUNCATE, 0),  # before, it is always allowed
     5: (IOCTL_DEV, 0),
     6: (0, SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL),
 }
@@ -41,7 +40,7 @@ MISSING = {
 
 
 def abi() -> int:
-    """The version of the interface; SpecError where there is none."""
+    """The version of the interface. Raises: SpecError, if the kernel has none."""
     found = _core.landlock_abi()
     if found > 0:
         return found
@@ -50,13 +49,13 @@ def abi() -> int:
 
 
 def handled(version: int) -> tuple[int, int]:
-    """The accesses and the scopes that such a kernel can refuse."""
+    """The accesses and the scopes that this version can refuse."""
     known = [more for since, more in SINCE.items() if since <= version]
     return sum(files for files, _ in known), sum(scopes for _, scopes in known)
 
 
 def ops(paths: Mapping[str, Sequence[str]], version: int, how: int = 0) -> Iterator[Op]:
-    """What restricts a process to the paths; `how` is the last op's."""
+    """The ops that restrict a process to the paths; `how`: of the last one."""
     files, scopes = handled(version)
     note = f"ABI {version}"
     yield Op("landlock", "landlock", flags=files, arg=scopes, note=note)

@@ -1,7 +1,7 @@
-"""Says whether a bind keeps its owners in root's sandboxes, and if not, why.
+"""Whether a bind keeps its owners in root's sandboxes, and if not, why.
 
-For a dry run, the doctor and the hint of an error. A start does not ask: the child tries, and
-leaves a bind plain if the kernel cannot idmap it.
+For a dry run, the doctor and the hint of an error. A start does without: it tries to idmap a bind,
+and leaves it plain if the kernel cannot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
 
 
 def notes(plan: Plan) -> dict[bytes, str]:
-    """For a dry run: a note for the target of each bind that says whether owners are kept."""
+    """For a dry run: the target of each bind -> a note that says whether owners are kept."""
     found = {}
     for at, source, recursive, optional, why in plan.binds:
         reason = _reason(plan, source, recursive, why)
@@ -48,14 +48,14 @@ def notes(plan: Plan) -> dict[bytes, str]:
 
 
 def hint(plan: Plan, place: str, general: str | None) -> str | None:
-    """A hint for a `place` inside to which access was refused: it may lie in a plain bind."""
+    """A hint for an access to `place`, inside, that was refused: it may lie in a plain bind."""
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
-    at, source, recursive, _, why = found[-1]  # on top
+    at, source, recursive, _, why = found[-1]  # the last one is on top
     try:
         reason = _reason(plan, source, recursive, why)
-    except OSError:  # must not hide the error that is being reported
+    except OSError:  # it must not hide the error that is reported
         reason = None
     if reason is None:
         return general
@@ -73,7 +73,7 @@ def _reason(plan: Plan, source: str, recursive: bool, why: str) -> str | None:
 
 
 def _kind(path: str) -> str:
-    """The type of the file system of a path."""
+    """The type of a path's file system."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}") as info:
@@ -85,7 +85,7 @@ def _kind(path: str) -> str:
 
 
 def _mounts() -> dict[str, tuple[str, str]]:
-    """Number of a mount -> where it is, and its type (proc_pid_mountinfo(5))."""
+    """Mount id -> mount point and type (proc_pid_mountinfo(5))."""
     found = {}
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Rules of a profile in the OCI/Docker format, as the default one is written with."""
+"""Helpers that write rules in the format of OCI and Docker, for the default profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
     Rules = Iterator[dict[str, Any]]
 
-INT = 0xFFFFFFFF  # the kernel looks at these bits of an int, whatever the others are
+DONE = 0  # the call reports success, and does nothing
+INT = 0xFFFFFFFF  # the bits of an int that the kernel reads; a register's others may be anything
 
 
 def allow(names: list[str], **more: Any) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def allow(names: list[str], **more: Any) -> dict[str, Any]:
 
 
 def refuse(names: list[str], errno: int, **more: Any) -> dict[str, Any]:
-    """With errno 0 the call reports success and does nothing."""
+    """`errno`: DONE, or an error."""
     return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, **more}
 
 
@@ -34,25 +35,25 @@ def same(index: int, value: int) -> dict[str, Any]:
 
 
 def others(index: int, values: Iterable[int], below: int = INT + 1) -> list[dict[str, Any]]:
-    """An int that is none of these but less than `below`, a power of two: one comparison of the
-    list holds. The fewer bits there are to look at, the fewer comparisons."""
+    """Comparisons of which one holds if an int is below `below`, a power of two, and none of the
+    values. The fewer bits there are below it, the fewer comparisons."""
     upper = INT & -below
     return [masked(index, upper | mask, value) for mask, value in anything_but(values, below - 1)]
 
 
 def all_but(name: str, index: int, refused: dict[int, int], **when: Any) -> Rules:
-    """A call is refused where its argument, an int, is a key of `refused`, whose value is the
-    errno; otherwise it is allowed."""
+    """Refuses a call if its argument, an int, is a key of `refused`, whose value is the errno;
+    else allows it."""
     yield allow([name], args=others(index, refused), **when)
     for value, errno in refused.items():
         yield refuse([name], errno, args=[same(index, value)], **when)
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
-    """(mask, value) pairs of which every number but these matches one, bits outside `mask` apart.
+    """(mask, value) pairs. A number matches one of them if its bits in `mask` equal no value's.
 
-    The format can say that bits are so, not that a number is none of several: this walks the
-    values' bits from the highest, and where all values go one way the other is free."""
+    The format can compare bits, but cannot say "none of these". So this walks the values' bits from
+    the highest: where all values agree on a bit, one pair covers all numbers that do not."""
     bits = [1 << n for n in reversed(range(mask.bit_length())) if mask >> n & 1]
     found = []
 

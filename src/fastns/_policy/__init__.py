@@ -1,0 +1,1 @@
+"""What the kernel enforces: seccomp filters, Landlock rules, cgroups and ranges of ids."""

@@ -1,0 +1,285 @@
+"""Limits → cgroups: which controllers of this machine enforce them, and by which files."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import stat
+
+from fastns._args import shown
+from fastns._policy.cgroup_hierarchies import Hierarchy, Place, find_for, hierarchies, lines
+from fastns._policy.cgroups import Cgroups
+from fastns._record import record
+from fastns.errors import SpecError
+from fastns.limits import ranges_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeAlias
+
+    from fastns.limits import Limits
+
+    Setting: TypeAlias = tuple[int, str, str, str]  # place, file, text, the limit it is for
+    # Name, place, file, key ("": the file is one number), unit, whether it is a peak, what resets
+    # it (None: nothing does).
+    Counter: TypeAlias = tuple[str, int, str, str, int, bool, str | None]
+
+CPU_PERIOD = 100_000  # us
+# Left of the memory limit for what the kernel charges before a command is executed, such as page
+# tables; ten times what was measured.
+START_MEMORY = 512 << 10
+WRITES = ("wbps", "wiops")
+BUFFERED = (
+    "wbps and wiops cannot be enforced here: only cgroup version 2, with the io and memory "
+    "controllers, knows whose a buffered write is. Limit reads alone (rbps, riops), or give "
+    "require_limits=False: the rates then hold for direct and synchronous writes, and io is not "
+    "among the enforced limits"
+)
+# The controller that enforces a limit, by its name in version 2; version 1 calls io blkio.
+CONTROLLER = {
+    "memory": "memory",
+    "memory_swap": "memory",
+    "pids_limit": "pids",
+    "cpus": "cpu",
+    "cpu_weight": "cpu",
+    "cpuset": "cpuset",
+    "io": "io",
+    "cpu_time": "cpuacct",
+}
+NEW = ""  # only a new cgroup resets it: version 2 has no other way before Linux 6.12
+# What is read when a sandbox has ended, by controller and whether it is version 2: a Counter
+# without its place.
+COUNTERS: dict[tuple[str, bool], tuple[tuple[str, str, str, int, bool, str | None], ...]] = {
+    ("cpuacct", True): (("cpu_time", "cpu.stat", "usage_usec", 1000, False, None),),
+    ("cpuacct", False): (("cpu_time", "cpuacct.usage", "", 1, False, None),),
+    ("memory", True): (
+        ("oom_kills", "memory.events", "oom_kill", 1, False, None),
+        ("memory_peak", "memory.peak", "", 1, True, NEW),
+    ),
+    ("memory", False): (
+        ("oom_kills", "memory.oom_control", "oom_kill", 1, False, None),
+        ("memory_peak", "memory.max_usage_in_bytes", "", 1, True, "0"),
+    ),
+    ("io", True): (
+        ("io_read", "io.stat", "rbytes", 1, False, None),
+        ("io_write", "io.stat", "wbytes", 1, False, None),
+    ),
+    ("io", False): (
+        ("io_read", "blkio.throttle.io_service_bytes", "Read", 1, False, None),
+        ("io_write", "blkio.throttle.io_service_bytes", "Write", 1, False, None),
+    ),
+}
+for _version_2 in (True, False):
+    COUNTERS["pids", _version_2] = (
+        ("pids_refused", "pids.events", "max", 1, False, None),
+        ("pids_peak", "pids.peak", "", 1, True, NEW),
+    )
+# Bytes charged, by version 2 or not: file; file by which memory is reclaimed, and its text.
+CHARGED = {
+    True: ("memory.current", "memory.reclaim", str(1 << 30)),
+    False: ("memory.usage_in_bytes", "memory.force_empty", "0"),
+}
+THROTTLE = {
+    "rbps": "blkio.throttle.read_bps_device",
+    "wbps": "blkio.throttle.write_bps_device",
+    "riops": "blkio.throttle.read_iops_device",
+    "wiops": "blkio.throttle.write_iops_device",
+}
+
+_making = _thread.allocate_lock()
+
+
+def _after_fork() -> None:
+    global _making
+    _making = _thread.allocate_lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@record(frozen=True)
+class CgroupPlan:
+    """What Cgroups makes for a plan, and what csrc/caller/cgroup.c writes into and reads from the
+    cgroup of each sandbox."""
+
+    places: tuple[Place, ...]
+    settings: tuple[Setting, ...]  # of each sandbox's cgroup
+    counters: tuple[Counter, ...]
+    memory: tuple[int, str, str, str] | None  # place, bytes charged, reclaim: file, text
+    cpu_time: int  # ns; 0: not limited
+    enforced: tuple[str, ...]  # names of limits
+    unenforced: tuple[str, ...]
+    weights: tuple[Setting, ...] = ()  # of the plan's own cgroups, which compete with other plans'
+
+    @property
+    def unified(self) -> bool:
+        """Whether a sandbox can be cloned into its cgroup: one is of version 2."""
+        return any(place.hierarchy.unified for place in self.places)
+
+    @property
+    def args_max(self) -> int:
+        """Bytes that the memory limit leaves for arguments and environment, once the kernel has
+        taken what a start needs; 0: no memory limit."""
+        files = ("memory.max", "memory.limit_in_bytes")
+        limits = [int(text) for _, file, text, _ in self.settings if file in files]
+        return max(1, min(limits) - START_MEMORY) if limits else 0
+
+    def making(self) -> _thread.LockType:
+        """Held while they are made: many threads may be the first to use a plan."""
+        return _making
+
+    def make(self) -> Cgroups:
+        """Makes them for this process."""
+        return Cgroups(self)
+
+
+def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
+    """How these limits are enforced here. Reads, and makes nothing.
+
+    Raises: SpecError, naming the limit, if one cannot be enforced and is `required`."""
+    mounted = hierarchies()
+    reasons: dict[str, str] = {}  # why a limit cannot be enforced
+    chosen: dict[Hierarchy, list[str]] = {}  # controllers to use
+    for limit in limits.given():
+        controller = CONTROLLER[limit]
+        hierarchy = next((h for h in mounted if h.has(controller)), None)
+        if hierarchy is None:
+            reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
+            continue
+        needed = [controller]
+        # Buffered data reaches the disk later. Only the memory controller records whose it is.
+        if limit == "io" and hierarchy.unified and limits_writes(limits):
+            needed += [name for name in ("memory",) if hierarchy.has(name)]
+        used = chosen.setdefault(hierarchy, [])
+        used += [name for name in needed if name not in used]
+    places = []
+    for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
+        place, failures = find_for(hierarchy, controllers, parent)
+        if place is not None:
+            places.append(place)
+        for limit in limits.given():
+            exc = failures.get(CONTROLLER[limit])
+            if exc is not None:
+                reasons[limit] = f"{exc.filename}: {exc.strerror}"
+    if reasons and required:
+        limit, reason = next(iter(reasons.items()))
+        raise SpecError(
+            limit,
+            f"cannot be enforced here: {reason}. A writable cgroup is needed (as root, or one that "
+            "was delegated: systemd-run --user --scope -p Delegate=yes); cgroup_parent names "
+            "another, require_limits=False does without",
+        )
+    if "io" not in reasons and limits_writes(limits) and not any(map(_holds_writes, places)):
+        if required:
+            raise SpecError("io", BUFFERED)
+        reasons["io"] = BUFFERED  # the rates are set nevertheless
+    return _with_files(limits, places, tuple(reasons))
+
+
+def limits_writes(limits: Limits) -> bool:
+    return any(key in WRITES for _, rates in limits.io for key, _ in rates)
+
+
+def _holds_writes(place: Place) -> bool:
+    return place.hierarchy.unified and {"io", "memory"} <= set(place.controllers)
+
+
+def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]) -> CgroupPlan:
+    settings: list[Setting] = []
+    weights: list[Setting] = []
+    counters: list[Counter] = []
+    memory = None
+    for number, place in enumerate(places):
+        v2 = place.hierarchy.unified
+        for controller in place.controllers:
+            for limit, file, text in _files(controller, limits, place):
+                settings.append((number, file, text, limit))
+        for controller in (*place.controllers, *(("cpuacct",) if v2 else ())):
+            for name, *rest in COUNTERS.get((controller, v2), ()):
+                counters.append((name, number, *rest))  # type: ignore[arg-type]
+        if "cpu" in place.controllers and limits.cpu_weight is not None:
+            # All sandboxes of a plan weigh the same, so a weight says nothing between them. 100 is
+            # the kernel's default, which version 1 calls 1024 shares.
+            weight = limits.cpu_weight if v2 else limits.cpu_weight * 1024 // 100
+            file = "cpu.weight" if v2 else "cpu.shares"
+            weights.append((number, file, str(weight), "cpu_weight"))
+        if "memory" in place.controllers:
+            memory = (number, *CHARGED[v2])
+    enforced = tuple(name for name in limits.given() if name not in unenforced)
+    cpu_time = limits.cpu_time if "cpu_time" in enforced else None
+    return CgroupPlan(
+        tuple(places),
+        tuple(settings),
+        tuple(counters),
+        memory,
+        round((cpu_time or 0) * 1e9),
+        enforced,
+        unenforced,
+        tuple(weights),
+    )
+
+
+def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str, str]]:
+    """What is written into a sandbox's cgroup, in order: for which limit, file, text."""
+    v2 = place.hierarchy.unified
+    if controller == "memory" and limits.memory is not None:
+        yield "memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
+        both = limits.memory if limits.memory_swap is None else limits.memory_swap
+        limit = "memory" if limits.memory_swap is None else "memory_swap"
+        if v2:
+            swap = "max" if both == -1 else str(both - limits.memory)
+            if not _no_swap():
+                yield limit, "memory.swap.max", swap
+            yield "memory", "memory.oom.group", "1"
+        elif both != -1 and os.path.exists(f"{place.parent}/memory.memsw.limit_in_bytes"):
+            yield limit, "memory.memsw.limit_in_bytes", str(both)
+    elif controller == "pids":
+        yield "pids_limit", "pids.max", str(limits.pids_limit)
+    elif controller == "cpu" and limits.cpus is not None:
+        quota = round(limits.cpus * CPU_PERIOD)
+        if v2:
+            yield "cpus", "cpu.max", f"{quota} {CPU_PERIOD}"
+        else:
+            yield "cpus", "cpu.cfs_period_us", str(CPU_PERIOD)
+            yield "cpus", "cpu.cfs_quota_us", str(quota)
+    elif controller == "cpuset" and limits.cpuset is not None:
+        _check_cpus(limits.cpuset, f"{place.parent}/cpuset.cpus{'.effective' if v2 else ''}")
+        if not v2:  # empty in a new cgroup, which then not even root may enter
+            yield "cpuset", "cpuset.mems", " ".join(lines(f"{place.parent}/cpuset.mems"))
+        yield "cpuset", "cpuset.cpus", limits.cpuset
+    elif controller == "io":
+        for device, rates in limits.io:
+            number = _device(device)
+            if v2:
+                yield "io", "io.max", " ".join((number, *(f"{key}={rate}" for key, rate in rates)))
+            else:
+                for key, rate in rates:
+                    yield "io", THROTTLE[key], f"{number} {rate}"
+
+
+def _check_cpus(cpuset: str, file: str) -> None:
+    """Version 2 accepts any CPU; if none of them exists, the cgroup has all that do."""
+    there = "".join(lines(file)).strip()
+    have = {cpu for first, last in ranges_of(there) for cpu in range(first, last + 1)}
+    for first, last in ranges_of(cpuset):
+        if have and not all(cpu in have for cpu in range(first, last + 1)):
+            reason = f"{shown(cpuset)}: some of CPUs {there} expected, no others are here"
+            raise SpecError("cpuset", reason)
+
+
+def _device(name: str) -> str:
+    """The numbers of a block device, "major:minor"."""
+    if not name.startswith("/"):
+        return name
+    try:
+        status = os.stat(name)
+    except OSError as exc:
+        raise SpecError("io", f"{name}: {exc.strerror}") from None
+    if not stat.S_ISBLK(status.st_mode):
+        raise SpecError("io", f"{name}: a block device expected")
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _no_swap() -> bool:
+    return not lines("/proc/swaps")[1:]

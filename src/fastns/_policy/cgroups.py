@@ -1,0 +1,317 @@
+"""The cgroups that this process makes, and those that a killed process has left.
+
+A plan has a cgroup `fastns/<pid>-<random>` in each hierarchy that it uses, made at its first spawn.
+csrc/caller/cgroup.c makes one in it for each sandbox. The owner holds a lock on the directory while
+it lives: whoever finds a directory without a lock removes it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import re
+import signal
+import time
+import weakref
+
+from fastns import _core
+from fastns._policy.cgroup_hierarchies import GROUP, PROCS, lines, words
+from fastns._stdio import above_stdio
+from fastns.errors import SpawnError, SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastns._policy.cgroup_hierarchies import Place
+    from fastns._policy.cgroup_plan import CgroupPlan
+
+PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
+POLL = 0.001  # seconds between two attempts to remove a cgroup
+CHECK = "check"  # a cgroup in which each setting is tried once
+OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # <pid>-<random>
+ATTEMPTS = 100  # one fails only if another process sweeps between two of our system calls
+# The kernel's answers to a value that it does not accept, or a limit that it does not have. Any
+# other errno (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
+REFUSED = (
+    errno.EINVAL,
+    errno.ERANGE,
+    errno.EACCES,  # version 1: a CPU that the cgroup above does not have
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EOPNOTSUPP,
+    errno.ENOENT,
+)
+ALLOWED = {"io": "whole disks of this machine"}
+
+_live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
+_left: list[str] = []  # not empty when its plan was closed: a sandbox was still running
+
+
+class Cgroups:
+    """The cgroups of one plan in this process. They are removed at its end at the latest."""
+
+    def __init__(self, plan: CgroupPlan) -> None:
+        self.owner = os.getpid()
+        self.directories: list[str] = []
+        self.pool: _core.CgroupPool | None = None
+        _register()
+        fds: list[int] = []
+        name = f"{self.owner}-{os.urandom(4).hex()}"
+        end = time.monotonic() + PATIENCE_MS / 1000
+        try:
+            for place in plan.places:
+                group = f"{place.parent}/{GROUP}"
+                self._make_group(place, group)
+                sweep(group, end)
+                fds.append(self._make_own(place, group, name))
+            for number, *setting in plan.weights:
+                _set(self.directories[number], *setting)
+            self._check(plan)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            self.close()  # whoever keeps the exception keeps this object
+            raise
+        unified = [place.hierarchy.unified for place in plan.places]
+        hierarchies = tuple(zip(fds, unified, strict=True))
+        settings = tuple([setting[:3] for setting in plan.settings])
+        self.pool = _core.CgroupPool(
+            hierarchies, settings, plan.counters, plan.memory, plan.cpu_time
+        )
+        _live.add(self)
+
+    @staticmethod
+    def _make_group(place: Place, group: str) -> None:
+        with contextlib.suppress(FileExistsError), _failing(group):
+            os.mkdir(group, 0o755)
+        _enable(place, place.parent)
+        _enable(place, group)
+
+    def _make_own(self, place: Place, group: str, name: str) -> int:
+        directory = f"{group}/{name}"
+        with _failing(directory):
+            fd = _make_locked(directory)
+        self.directories.append(directory)
+        try:
+            _enable(place, directory)
+            return above_stdio(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _check(self, plan: CgroupPlan) -> None:
+        """Writes each setting once, so that the error names one that the kernel refuses."""
+        for index, directory in enumerate(self.directories):
+            tried = f"{directory}/{CHECK}"
+            with _failing(tried):
+                os.mkdir(tried)
+                try:
+                    for number, *setting in plan.settings:
+                        if number == index:
+                            _set(tried, *setting)
+                finally:
+                    os.rmdir(tried)
+
+    def close(self) -> None:
+        """Removes them, unless they belong to the process that this one was forked from."""
+        if not self.directories:  # closed, or never made; `os` is gone when the interpreter ends
+            return
+        if self.owner == os.getpid():
+            if self.pool is not None:
+                self.pool.remove(PATIENCE_MS)
+            end = time.monotonic() + PATIENCE_MS / 1000
+            for directory in self.directories:
+                _remove_empty(f"{directory}/{CHECK}", end)  # left by a _check() that failed
+                if not _remove_empty(directory, end):
+                    _left.append(directory)
+        self.directories = []
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# ---- make ----
+
+
+def _make_locked(directory: str) -> int:
+    """Makes a directory. Returns an fd that holds its lock.
+
+    Until it is locked, another caller's sweep may remove it: it is then made again."""
+    for _ in range(ATTEMPTS):
+        os.mkdir(directory, 0o700)  # whoever can open it can lock it, and make others wait
+        try:
+            return _lock(directory)
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            os.rmdir(directory)
+            raise
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+
+
+def _lock(directory: str) -> int:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.stat(directory)
+        return fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _enable(place: Place, directory: str) -> None:
+    """Makes the controllers available to the children of a directory."""
+    if place.hierarchy.unified:
+        control = f"{directory}/cgroup.subtree_control"
+        on = words(control)
+        text = " ".join(f"+{name}" for name in place.controllers if name not in on)
+        if text:
+            with _failing(control, text):
+                _write(control, text)
+    elif "cpuset" in place.controllers and directory != place.parent:
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if not words(f"{directory}/{file}"):
+                with _failing(f"{directory}/{file}"):
+                    above = "".join(lines(f"{os.path.dirname(directory)}/{file}"))
+                    _write(f"{directory}/{file}", above)
+
+
+def _set(directory: str, file: str, text: str, limit: str) -> None:
+    """Writes a setting. Raises: SpecError, naming the limit, if the kernel does not accept it."""
+    try:
+        with _failing(f"{directory}/{file}"):
+            _write(f"{directory}/{file}", text)
+    except SpawnError as exc:
+        if exc.errno not in REFUSED:
+            raise
+        allowed = ALLOWED.get(limit, "what this kernel has, and the cgroups above allow,")
+        reason = (
+            f"the kernel does not take {text!r} for {file} ({exc.strerror}): {allowed} expected"
+        )
+        raise SpecError(limit, reason) from None
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _failing(path: str, text: str | None = None) -> Iterator[None]:
+    """Turns an OSError into a SpawnError, stage "cgroup"; `text` is what was written."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        known = text is None or exc.errno not in REFUSED
+        hint = None if known else f"the kernel does not take {text!r}"
+        raise SpawnError("cgroup", exc.errno or errno.EIO, path=path, hint=hint) from None
+
+
+# ---- remove ----
+
+
+def sweep(group: str, end: float) -> None:
+    """Removes the cgroups of callers that have died.
+
+    Kills all that runs in them first, then waits until `end` (time.monotonic()) for it to be gone.
+    What is left then is for the next sweep."""
+    try:
+        left = [f"{group}/{name}" for name in os.listdir(group) if OWN.fullmatch(name)]
+    except OSError:
+        return
+    for until in (0.0, end):
+        left = [directory for directory in left if not _clear(directory, until)]
+
+
+def _clear(directory: str, end: float) -> bool:
+    """Kills and removes what is in it, unless its owner lives. False: some of it is still there."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _remove(directory):
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL)
+    except OSError:
+        pass  # its owner lives, or it is not ours
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove(directory: str) -> bool:
+    """Kills what runs in it, and removes it. False: a process has not ended yet."""
+    found = [directory]
+    for path in found:  # the loop appends to it
+        with contextlib.suppress(OSError):
+            found += [entry.path for entry in os.scandir(path) if entry.is_dir()]
+    for path in found:
+        _kill(path)
+    try:
+        for path in reversed(found):
+            os.rmdir(path)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _kill(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        # Version 2, Linux 5.14: also kills what is forked meanwhile.
+        return _write(f"{directory}/cgroup.kill", "1")
+    with contextlib.suppress(OSError):
+        for pid in lines(f"{directory}/{PROCS}"):
+            if pid != "0":  # a process of a pid namespace out of sight; kill(0) is our own group
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+def _remove_empty(directory: str, end: float) -> bool:
+    """Removes a cgroup, and waits until `end` while it is busy. False: it is still there."""
+    failed = False
+    while True:
+        try:
+            os.rmdir(directory)
+            return True
+        except OSError as exc:
+            gone = exc.errno == errno.ENOENT
+            if gone or time.monotonic() > end or (exc.errno != errno.EBUSY and failed):
+                return gone
+            failed = exc.errno != errno.EBUSY
+        time.sleep(POLL)
+
+
+# ---- at exit, and in a forked process ----
+
+
+@functools.cache
+def _register() -> None:
+    atexit.register(_close_all)
+    os.register_at_fork(after_in_child=_left.clear)
+
+
+def _close_all() -> None:
+    for cgroups in list(_live):
+        cgroups.close()
+    for directory in _left:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(directory):
+                if entry.is_dir():
+                    os.rmdir(entry.path)
+            os.rmdir(directory)

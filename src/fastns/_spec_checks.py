@@ -1,0 +1,374 @@
+"""Checks of a Spec's fields, and of what they say together. A default Spec needs none of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from _collections_abc import Mapping, Sequence
+
+from fastns._args import MAX_PATH, check_env, check_inside, check_path, check_whole, encode, shown
+from fastns._spec_values import (
+    KINDS,
+    MAX_ID,
+    Default,
+    FrozenMap,
+    IDMapping,
+    Mount,
+    Rlimit,
+    directories_above,
+)
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastns.spec import Spec
+
+MAX_GROUPS = 64
+MAX_NAME = 64  # bytes, __NEW_UTS_LEN (uname(2))
+MAX_FILE = 16 << 20  # bytes
+MAX_MAPPINGS = 340  # user_namespaces(7)
+FLAGS = (
+    "read_only",
+    "overlay",
+    "default_mounts",
+    "init",
+    "die_with_parent",
+    "require_limits",
+    "no_new_privileges",
+    "allow_setid",
+)
+LISTS = {
+    "mounts": Mount,
+    "uid_mappings": IDMapping,
+    "gid_mappings": IDMapping,
+    "rlimits": Rlimit,
+    "additional_gids": int,
+    "capabilities": str,
+}
+MAPPINGS = ("namespaces", "files", "env", "io")
+NEEDS_NEW_MOUNTS = (
+    "mounts",
+    "files",
+    "overlay",
+    "read_only",
+    "tmpfs_size",
+    "masked_paths",
+    "readonly_paths",
+)
+
+
+def check(spec: Spec) -> None:
+    """Checks all fields, and stores them in their plain form. Raises: SpecError."""
+    _types(spec)
+    _namespaces(spec)
+    _root(spec)
+    _mounts(spec)
+    _paths(spec)
+    _process(spec)
+    _ids(spec)
+    _limits(spec)
+    if spec.capabilities:
+        from fastns.capabilities import names  # few specs need it
+
+        _put(spec, "capabilities", names(spec.capabilities))
+    _seccomp(spec)
+    _landlock(spec)
+
+
+def _put(spec: Spec, name: str, value: object) -> None:
+    object.__setattr__(spec, name, value)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _types(spec: Spec) -> None:
+    for name in FLAGS:
+        value = getattr(spec, name)
+        if not isinstance(value, bool):
+            raise SpecError(name, f"{shown(value)}: True or False expected")
+    for name, kind in LISTS.items():
+        value = getattr(spec, name)
+        if not _is_list(value):
+            raise SpecError(name, f"{shown(value)}: a list of {kind.__name__} expected")
+        for item in value:
+            if not isinstance(item, kind) or isinstance(item, bool):
+                raise SpecError(name, f"{shown(item)}: {kind.__name__} expected")
+        _put(spec, name, tuple(value))
+    for name in MAPPINGS:
+        value = getattr(spec, name)
+        if not isinstance(value, Mapping):
+            raise SpecError(name, f"{shown(value)}: a mapping expected")
+        _put(spec, name, FrozenMap(value))
+    plain = {kind: _fspath(value) for kind, value in spec.namespaces.items()}
+    _put(spec, "namespaces", FrozenMap(plain))
+    _put(spec, "network", _fspath(spec.network))
+
+
+def _fspath(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+# ---- namespaces and the root ----
+
+
+def _namespaces(spec: Spec) -> None:
+    for kind, value in spec.namespaces.items():
+        if kind not in KINDS:
+            raise SpecError("namespaces", f"{shown(kind)}: one of {', '.join(KINDS)} expected")
+        if value not in ("new", "host"):
+            _namespace_path(f"namespaces.{kind}", value)
+    if not isinstance(spec.network, Default):
+        if spec.network in ("bridge", "pasta"):
+            raise SpecError("network", f"{spec.network!r} is not available yet: none or host")
+        if spec.network not in ("none", "host"):
+            _namespace_path("network", spec.network)
+        wanted = "new" if spec.network == "none" else spec.network
+        if spec.namespaces.get("network", wanted) != wanted:
+            raise SpecError(
+                "network",
+                f"{spec.network!r} contradicts namespaces['network'] = "
+                f"{spec.namespaces['network']!r}: give one of them",
+            )
+    if spec.namespace("pid") != "new" and spec.init:
+        raise SpecError("init", "the reaper is pid 1: it needs namespaces['pid'] = 'new'")
+
+
+def _namespace_path(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise SpecError(
+            name, f"{shown(value)}: 'new', 'host' or a path such as /proc/42/ns/net expected"
+        )
+    encode(name, value, MAX_PATH)
+
+
+def _root(spec: Spec) -> None:
+    if spec.rootfs is not None:
+        _put(spec, "rootfs", check_path("rootfs", spec.rootfs))
+    if spec.root_mode not in ("pivot_root", "chroot"):
+        raise SpecError("root_mode", f"{shown(spec.root_mode)}: pivot_root or chroot expected")
+    if spec.overlay and spec.rootfs is None:
+        raise SpecError("overlay", "needs a rootfs: the host's directories have no layer over them")
+    mount = spec.namespace("mount")
+    if mount == "new":
+        return
+    joined = mount != "host"
+    whose = "the mounts of the sandbox that is joined" if joined else "the host's mounts"
+    for name in NEEDS_NEW_MOUNTS:
+        if getattr(spec, name):
+            raise SpecError(name, f"would change {whose}: namespaces['mount'] = 'new' is needed")
+    for name, default in (("rootfs", None), ("root_mode", "pivot_root")):
+        if joined and getattr(spec, name) != default:
+            raise SpecError(name, "a joined mount namespace has a root of its own: leave it out")
+    if spec.rootfs is not None and spec.root_mode == "pivot_root":
+        raise SpecError("root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'")
+
+
+# ---- what is in the root ----
+
+
+def _mounts(spec: Spec) -> None:
+    places: set[str] = set()
+    below: dict[str, str] = {}  # a directory -> a destination somewhere below it
+    for mount in spec.mounts:
+        place = mount.destination
+        if place in places:
+            raise SpecError("mounts", f"{place} is given twice")
+        if place in below:
+            raise SpecError("mounts", f"{place} would hide {below[place]}: put {place} first")
+        places.add(place)
+        below.update(dict.fromkeys(directories_above(place), place))
+    files: dict[str, str | bytes] = {}
+    for destination, content in spec.files.items():
+        place = check_inside("files", destination)
+        if isinstance(destination, str) and destination.endswith("/"):
+            raise SpecError("files", f"{shown(destination)}: a file's path ends with its name")
+        if place in places or place in files:
+            raise SpecError("files", f"{place} is given twice, in mounts or files")
+        _content(place, content)
+        parents = directories_above(place)
+        other = below.get(place) or next((p for p in parents if p in files), None)
+        if other is not None:
+            raise SpecError("files", f"{place} and {other}: one is a file, so not a directory")
+        files[place] = content
+        below.update(dict.fromkeys(parents, place))
+    _put(spec, "files", FrozenMap(files))
+
+
+def _content(place: str, content: object) -> None:
+    if not isinstance(content, str | bytes):
+        raise SpecError("files", f"{place}: {shown(content)}: str or bytes expected")
+    try:
+        size = len(content if isinstance(content, bytes) else content.encode())
+    except UnicodeEncodeError:
+        raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
+    if size > MAX_FILE:
+        raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
+
+
+def _paths(spec: Spec) -> None:
+    for name in ("masked_paths", "readonly_paths"):
+        value = getattr(spec, name)
+        if value is None:
+            continue
+        if not _is_list(value):
+            raise SpecError(name, f"{shown(value)}: a list of paths, or None, expected")
+        _put(spec, name, tuple(check_inside(name, path) for path in value))
+
+
+# ---- the process and its ids ----
+
+
+def _process(spec: Spec) -> None:
+    for name in ("hostname", "domainname"):
+        value = getattr(spec, name)
+        if value is None:
+            continue
+        # isprintable() is false for control characters, lone surrogates and all space but " ".
+        if (
+            not isinstance(value, str)
+            or not value.isprintable()
+            or not 1 <= len(value.encode()) <= MAX_NAME
+            or " " in value
+            or "/" in value
+        ):
+            raise SpecError(
+                name,
+                f"{shown(value)}: 1 to {MAX_NAME} bytes of UTF-8 without spaces and '/' expected",
+            )
+        if spec.namespace("uts") != "new":
+            raise SpecError(
+                name,
+                "would rename the host or the joined sandbox: needs namespaces['uts'] = 'new'",
+            )
+    check_env(spec.env)
+    for key, value in spec.env.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise SpecError("env", f"{shown(key)}: str expected, not bytes")
+    _put(spec, "cwd", check_path("cwd", spec.cwd))
+    if not spec.cwd.startswith("/"):
+        raise SpecError("cwd", f"{shown(spec.cwd)}: an absolute path inside the sandbox expected")
+    check_whole("umask", spec.umask, 0, 0o777)
+    types = [rlimit.type for rlimit in spec.rlimits]
+    twice = next((name for name in types if types.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError("rlimits", f"{twice} is given twice")
+
+
+def _ids(spec: Spec) -> None:
+    _put(spec, "user", _user(spec.user))
+    if len(spec.additional_gids) > MAX_GROUPS:
+        raise SpecError("additional_gids", f"{len(spec.additional_gids)}: at most {MAX_GROUPS}")
+    for gid in spec.additional_gids:
+        check_whole("additional_gids", gid, 0, MAX_ID)
+    if bool(spec.uid_mappings) != bool(spec.gid_mappings):
+        missing = "gid_mappings" if spec.uid_mappings else "uid_mappings"
+        raise SpecError(missing, "uid_mappings and gid_mappings are needed together")
+    if not spec.uid_mappings:
+        return
+    if spec.namespace("user") != "new":
+        raise SpecError(
+            "uid_mappings", "mappings are made for a new user namespace: namespaces['user'] = 'new'"
+        )
+    _mappings("uid_mappings", spec.uid_mappings)
+    _mappings("gid_mappings", spec.gid_mappings)
+    _mapped("uid_mappings", spec.uid_mappings, "user", [spec.uid])
+    _mapped("gid_mappings", spec.gid_mappings, "user", [spec.gid])
+    _mapped("gid_mappings", spec.gid_mappings, "additional_gids", spec.additional_gids)
+
+
+def _user(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
+        value = str(value)
+    if not isinstance(value, str):
+        raise SpecError("user", f"{shown(value)}: 'uid' or 'uid:gid' expected")
+    uid, colon, gid = value.partition(":")
+    for part in (uid, gid) if colon else (uid,):
+        if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):
+            raise SpecError(
+                "user",
+                f"{shown(value)}: 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}, expected; "
+                "names are not looked up",
+            )
+    return f"{int(uid)}:{int(gid) if colon else 0}"
+
+
+def _mappings(field: str, mappings: Sequence[IDMapping]) -> None:
+    if len(mappings) > MAX_MAPPINGS:
+        raise SpecError(field, f"{len(mappings)} ranges: the kernel takes at most {MAX_MAPPINGS}")
+    for side in ("container_id", "host_id"):
+        ranges = sorted((getattr(m, side), m.size) for m in mappings)
+        for (start, size), (following, _size) in itertools.pairwise(ranges):
+            if start + size > following:
+                raise SpecError(field, f"ranges overlap at {side} {following}")
+
+
+def _mapped(field: str, mappings: Sequence[IDMapping], user: str, ids: Sequence[int]) -> None:
+    """Whether the ids of another field are in the mappings."""
+    for number in ids:
+        if not any(m.container_id <= number < m.container_id + m.size for m in mappings):
+            raise SpecError(user, f"{number} is not in {field}")
+
+
+# ---- limits, seccomp and Landlock ----
+
+
+def _limits(spec: Spec) -> None:
+    if spec.io:
+        plain = {
+            device: FrozenMap(rates) if isinstance(rates, Mapping) else rates
+            for device, rates in spec.io.items()
+        }
+        _put(spec, "io", FrozenMap(plain))
+    spec.limits()
+    for name in ("max_output", "tmpfs_size"):
+        if getattr(spec, name) is not None:
+            from fastns.limits import parse_size  # few specs need it
+
+            _put(spec, name, parse_size(name, getattr(spec, name)))
+    if spec.on_output_limit not in ("truncate", "kill"):
+        raise SpecError(
+            "on_output_limit", f"{shown(spec.on_output_limit)}: truncate or kill expected"
+        )
+    if spec.cgroup_parent is not None:
+        _put(spec, "cgroup_parent", check_path("cgroup_parent", spec.cgroup_parent))
+        if ".." in spec.cgroup_parent.split("/"):
+            raise SpecError("cgroup_parent", "a path without '..' expected")
+
+
+def _seccomp(spec: Spec) -> None:
+    if not isinstance(spec.seccomp, Mapping):
+        _put(spec, "seccomp", check_path("seccomp", spec.seccomp))
+        return
+    from fastns.seccomp import check  # most specs have the default profile
+
+    check(spec.seccomp)
+    _put(spec, "seccomp", _frozen(spec.seccomp))
+
+
+def _frozen(value: Any) -> Any:
+    """Mappings and lists, however deep, as values that cannot change."""
+    if isinstance(value, Mapping):
+        return FrozenMap({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if _is_list(value) else value
+
+
+def _landlock(spec: Spec) -> None:
+    given = spec.landlock
+    if given is None:
+        return
+    form = "{'read': [paths], 'write': [paths]}, with at least one path, expected"
+    if not isinstance(given, Mapping) or not set(given) <= {"read", "write"}:
+        raise SpecError("landlock", f"{shown(given)}: {form}")
+    found = {}
+    for kind, paths in given.items():
+        field = f"landlock.{kind}"
+        if not _is_list(paths):
+            raise SpecError(field, f"{shown(paths)}: a list of paths expected")
+        found[kind] = tuple(path if path == "/" else check_inside(field, path) for path in paths)
+    if not any(found.values()):  # not even the command could be executed
+        raise SpecError("landlock", f"{shown(given)}: {form}")
+    _put(spec, "landlock", FrozenMap(found))

@@ -1,0 +1,198 @@
+"""The values that a Spec is made of: mounts, ranges of ids, resource limits, frozen mappings."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from _collections_abc import Iterator, Mapping, Sequence
+
+from fastns import mount_options
+from fastns._args import check_inside, check_path, check_whole, shown
+from fastns._record import record
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypeAlias
+
+    MountType: TypeAlias = Literal[
+        "bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2"
+    ]
+    _Items = Mapping[str, Any]
+else:
+    _Items = Mapping
+
+KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
+MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
+UNLIMITED = -1
+HIGHEST_LIMIT = 2**64 - 1  # RLIM_INFINITY
+RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+
+
+class FrozenMap(_Items):
+    """A mapping that cannot change: hashable, picklable, equal to any with the same items."""
+
+    __slots__ = ("_hash", "_items")
+
+    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
+        self._items = dict(items or {})
+        self._hash: int | None = None
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        if self._hash is None:  # each run() asks for it, and a mapping of files may be large
+            self._hash = hash(frozenset(self._items.items()))
+        return self._hash
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __reduce__(self) -> tuple[type[FrozenMap], tuple[dict[str, Any]]]:
+        return (FrozenMap, (self._items,))
+
+
+NOTHING = FrozenMap()
+
+
+class Default(str):
+    """A default that can be told from the same value given by the caller."""
+
+
+@record(frozen=True)
+class Mount:
+    """One thing mounted inside the root.
+
+    Args:
+        destination: absolute path inside.
+        type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
+        source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
+        options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
+            X-mount.mkdir makes a missing destination. Root's sandboxes have ids of their own; a
+            bind keeps its owners in them (an idmapped mount), so that root's files are uid 0's
+            inside. They are nobody's in a plain bind: one with noidmap, one whose file system, or
+            one mounted below it, cannot be idmapped, and one in which X-mount.mkdir makes a
+            target. With idmap, a bind that has to be plain is an error. Device files in a bind can
+            be opened only with dev.
+    """
+
+    destination: str
+    type: MountType = "bind"
+    source: str | os.PathLike[str] | None = None
+    options: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "destination", check_inside("mounts.destination", self.destination))
+        if self.type not in mount_options.TYPES:
+            raise SpecError(
+                "mounts.type",
+                f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected",
+            )
+        if isinstance(self.options, str | bytes) or not isinstance(self.options, Sequence):
+            raise SpecError(
+                "mounts.options", f"{shown(self.options)}: a list such as ['ro', 'nosuid'] expected"
+            )
+        put(self, "options", tuple(self.options))
+        mount_options.parse(self.type, self.options)
+        if self.source is not None:
+            put(self, "source", check_path("mounts.source", self.source))
+        if self.type == "bind" and not os.fspath(self.source or "").startswith("/"):
+            raise SpecError(
+                "mounts.source", f"{shown(self.source)}: a bind needs an absolute path outside"
+            )
+
+
+@record(frozen=True)
+class IDMapping:
+    """`size` ids from `container_id` on inside are those from `host_id` on outside."""
+
+    container_id: int
+    host_id: int
+    size: int
+
+    def __post_init__(self) -> None:
+        for name in ("container_id", "host_id"):
+            check_whole(f"id mapping.{name}", getattr(self, name), 0, MAX_ID)
+        check_whole("id mapping.size", self.size, 1, MAX_ID + 1)
+        for name in ("container_id", "host_id"):
+            if getattr(self, name) + self.size > MAX_ID + 1:
+                raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
+
+
+@record(frozen=True)
+class Rlimit:
+    """A resource limit by its name, "nofile" or RLIMIT_NOFILE; -1 is unlimited.
+
+    `type` is the OCI name, RLIMIT_NOFILE, however it was given.
+    """
+
+    type: str
+    soft: int
+    hard: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", _rlimit_name(self.type))
+        for name in ("soft", "hard"):
+            check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)
+        soft, hard = (HIGHEST_LIMIT if n == UNLIMITED else n for n in (self.soft, self.hard))
+        if soft > hard:
+            raise SpecError(
+                "rlimits.soft",
+                f"{self.soft} is over the hard limit {self.hard}: no more than that expected",
+            )
+
+    @property
+    def number(self) -> int:
+        """The kernel's number of the resource."""
+        return RLIMITS[self.type]
+
+
+def _rlimit_name(value: Any) -> str:
+    """The full name, RLIMIT_NOFILE, of "nofile", "NOFILE" or the full name."""
+    if isinstance(value, str):
+        name = "RLIMIT_" + value.upper().removeprefix("RLIMIT_")
+        if name in RLIMITS:
+            return name
+    names = ", ".join(name.removeprefix("RLIMIT_").lower() for name in RLIMITS)
+    raise SpecError("rlimits.type", f"{shown(value)}: one of {names} expected")
+
+
+def writes_to_host(mount: Mount) -> bool:
+    """Whether files of the host can be changed through it."""
+    options = mount_options.parse(mount.type, mount.options)
+    # A slave also shows what the host mounts there later, which the options do not hold for.
+    slave = options.propagation == mount_options.MS_SLAVE
+    if options.attr_set & mount_options.ATTR_RDONLY and not slave:
+        return False
+    layer = mount.type == "overlay" and "upperdir=" in options.data
+    return layer or mount.type in ("bind", "devtmpfs")
+
+
+def directories_above(path: str) -> list[str]:
+    """The directories above a plain absolute path, without "/"."""
+    return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))[1:]

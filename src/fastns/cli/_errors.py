@@ -1,0 +1,102 @@
+"""Errors and hints about a Spec, in the words of the command line. Imported only to word one."""
+
+from __future__ import annotations
+
+import re
+
+from fastns.cli import complain
+from fastns.cli._flags import NAMESPACE_FLAGS
+from fastns.errors import SpecError
+
+FLAG_OF_FIELD = {
+    "rootfs": "--rootfs",
+    "root_mode": "--chroot",
+    "read_only": "--read-only",
+    "overlay": "--overlay",
+    "hostname": "--hostname",
+    "domainname": "--domainname",
+    "mounts": "-v, --mount or --tmpfs",
+    "files": "--file, --add-host or --dns",
+    "tmpfs_size": "--tmpfs-size",
+    "env": "-e or --env-file",
+    "cwd": "--workdir",
+    "user": "--user",
+    "uid_mappings": "--uidmap or --userns keep-id",
+    "gid_mappings": "--gidmap or --userns keep-id",
+    "network": "--network",
+    **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
+    "rlimits": "--ulimit",
+    "init": "--init",
+    "capabilities": "--cap-add",
+    "no_new_privileges": "--security-opt",
+    "seccomp": "--security-opt",
+    "allow_setid": "--allow-setid",
+    "landlock": "--landlock-read or --landlock-write",
+    "memory": "--memory",
+    "max_output": "--max-output",
+    "on_output_limit": "--on-output-limit",
+    "memory_swap": "--memory-swap",
+    "pids_limit": "--pids-limit",
+    "cpus": "--cpus",
+    "cpu_weight": "--cpu-weight",
+    "cpuset": "--cpuset-cpus",
+    "cpu_time": "--cpu-time",
+    "io": "--io",
+    "cgroup_parent": "--cgroup-parent",
+}
+"""Field of a Spec, as SpecError names it -> the flags that set it."""
+
+FLAG_OF_WORDS = {
+    "; names are not looked up": "",
+    "cgroup_parent": "--cgroup-parent",
+    "default_mounts=False": "--no-default-mounts",
+    "gid_mappings": "--gidmap",
+    "give a rootfs": "give --rootfs",
+    "needs a rootfs": "needs --rootfs",
+    "overlay=True": "--overlay",
+    "require_limits=False": "--no-require-limits",
+    "root_mode='chroot'": "--chroot",
+    "seccomp='unconfined'": "--security-opt seccomp=unconfined",
+    "uid_mappings": "--uidmap",
+    **{
+        words: f"--{flag} {mode}"
+        for flag, space in NAMESPACE_FLAGS.items()
+        for words, mode in (
+            (f"namespaces={{'{space}': 'host'}}", "host"),
+            (f"namespaces['{space}'] = 'new'", "private"),
+        )
+    },
+}
+"""What an error or a hint says of a Spec -> the same on the command line."""
+_MOUNT = r"Mount\('([^']*)', source='([^']*)', options=\['([^']*)'\]\)"
+_MOUNTS = rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]"
+
+
+def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
+    """Write an error of a Spec or of a start to stderr, in the words of the command line.
+
+    `hint` replaces the error's own.
+    """
+    if isinstance(error, SpecError):
+        flag = FLAG_OF_FIELD.get(error.field) or FLAG_OF_FIELD.get(error.field.split(".")[0])
+        hint = f"set by {flag}; see fastns {verb} --help" if flag else None
+        complain(f"{error.field}: {in_flags(error.reason)}", hint)
+    elif isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd(2)
+        complain("the working directory does not exist any more", "give absolute paths, or cd /")
+    else:
+        complain(error, hint or in_flags(getattr(error, "hint", None) or ""))
+
+
+def in_flags(text: str) -> str:
+    """What fastns says of a Spec, in the words of the command line."""
+    for words, flag in FLAG_OF_WORDS.items():
+        text = text.replace(words, flag)
+    return re.sub(_MOUNTS, lambda found: _volumes(found[1]), text)
+
+
+def _volumes(mounts: str) -> str:
+    """`Mount(...), Mount(...)` of a hint, as -v."""
+    import shlex
+
+    found = re.findall(_MOUNT, mounts)
+    return " ".join(f"-v {shlex.quote(f'{src}:{dst}:{opt}')}" for dst, src, opt in found)

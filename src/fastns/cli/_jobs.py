@@ -1,0 +1,147 @@
+"""The jobs of `fastns batch`: JSON lines, read and checked chunk by chunk."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+
+from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._record import record
+from fastns.batch import Job
+from fastns.cli import UsageError
+from fastns.cli._signals import ready
+from fastns.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
+
+    from fastns.cli._signals import Signals
+
+KEYS = ("args", "input", "env", "cwd", "timeout", "id")
+CHUNK_BYTES = 64 << 20
+"""A chunk has no more of their text, and a line is no longer."""
+PATIENCE = 1.0
+"""Seconds to wait for more input before the jobs that are there are run."""
+
+
+@record(frozen=True)
+class Entry:
+    """A job, and `"id": …, ` if it has one. As text: json.dumps() of a value that is deeply nested
+    may fail later, where the stack is deeper."""
+
+    head: str
+    job: Job
+
+
+class Jobs:
+    """Reads jobs from an fd, chunk by chunk."""
+
+    def __init__(self, fd: int, name: str, signals: Signals, env: Mapping[str, str]) -> None:
+        self._fd = fd
+        self._name = name
+        self._signals = signals
+        self._env = env
+        self._lines: list[bytes] = []  # in reverse
+        self._rest = bytearray()  # of a line whose end is not there yet
+        self._number = 0
+        self._ended = False
+
+    def read(self, limit: int) -> list[Entry]:
+        """At most `limit` jobs; none at the end. Raises UsageError for a line that is no job."""
+        entries: list[Entry] = []
+        size = 0
+        while len(entries) < limit and size < CHUNK_BYTES:
+            if not self._lines and not self._more(PATIENCE if entries else None):
+                break
+            line = self._lines.pop()
+            self._number += 1
+            size += len(line)
+            if line and not line.isspace():
+                entries.append(self._entry(line))
+        return entries
+
+    def _entry(self, line: bytes) -> Entry:
+        try:
+            return entry_of(line, self._env)
+        except SpecError as error:
+            raise self._wrong(str(error)) from None
+        except UnicodeDecodeError:
+            raise self._wrong("not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise self._wrong(f"not JSON: {error.msg} (column {error.colno})") from None
+        except (ValueError, RecursionError) as error:
+            raise self._wrong(f"not JSON that can be read: {error}") from None
+
+    def _wrong(self, what: str) -> UsageError:
+        return UsageError(f"{self._name}:{self._number}: {what}", "see fastns batch --help")
+
+    def _more(self, patience: float | None) -> bool:
+        """Read at least one line. False: there is none, or none came for `patience` seconds."""
+        while not self._lines and not self._ended:
+            if not ready(self._fd, select.POLLIN, self._signals, patience):
+                return False
+            try:
+                data = os.read(self._fd, 1 << 16)
+            except OSError as error:
+                raise UsageError(
+                    f"{self._name}: {error.strerror}", "a file of jobs, or - for stdin"
+                ) from None
+            self._rest += data
+            self._ended = not data
+            if self._ended or b"\n" in data:
+                *lines, last = bytes(self._rest).split(b"\n")
+                self._rest = bytearray(last)
+                self._lines = lines[::-1] if not self._ended else [last]
+            elif len(self._rest) > CHUNK_BYTES:
+                self._number += 1
+                raise self._wrong(f"longer than {CHUNK_BYTES >> 20} MiB")
+        return bool(self._lines)
+
+
+def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
+    """The job of a line, whose variables override `env`. Raises SpecError, and json's
+    ValueErrors."""
+    found = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
+    fields = {"args": found} if isinstance(found, list) else found
+    if not isinstance(fields, dict):
+        raise SpecError("the line", f"{shown(found)}: an object or a list expected")
+    for key in fields:
+        if key not in KEYS:
+            raise SpecError(shown(key), f"no such key: one of {', '.join(KEYS)} expected")
+    args, text, own_env, cwd, timeout = (fields.get(key) for key in KEYS[:5])
+    if not isinstance(args, list) or not all(isinstance(item, str) for item in args):
+        raise SpecError("args", "a list of texts expected")
+    check_args(args)
+    data = None if text is None else _input(text)
+    if own_env is not None:
+        if not isinstance(own_env, dict) or not all(isinstance(v, str) for v in own_env.values()):
+            raise SpecError("env", f"{shown(own_env)}: an object of texts expected")
+        own_env = {**env, **own_env}
+        check_env(own_env)
+    if cwd is not None:
+        if not isinstance(cwd, str):
+            raise SpecError("cwd", f"{shown(cwd)}: a text expected")
+        check_cwd(cwd)
+    if timeout is not None:
+        check_timeout(timeout)
+        if timeout <= 0:
+            raise SpecError("timeout", f"{shown(timeout)}: seconds above zero expected")
+    # 1e999 is read as infinity, which cannot be written.
+    head = f'"id": {json.dumps(fields["id"], allow_nan=False)}, ' if "id" in fields else ""
+    return Entry(head, Job(args, data, own_env, cwd, timeout))
+
+
+def _input(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise SpecError("input", f"{shown(text)}: a text expected")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise SpecError("input", f"{shown(text)}: text without surrogates expected") from None
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")

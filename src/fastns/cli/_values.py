@@ -1,0 +1,241 @@
+"""Reads the values of flags: times, numbers, namespaces, ids, variables, permissions.
+
+Each function raises UsageError, which names the flag and the value.
+"""
+
+from __future__ import annotations
+
+from fastns.cli import UsageError, whole
+from fastns.errors import SpecError
+from fastns.spec import IDMapping, Rlimit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
+SWITCHED_ON = ("", "1", "true")
+SWITCHED_OFF = ("0", "false")
+
+
+def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **named: object) -> T:
+    """kind(*values, **named), with the flag and its value in front of its SpecError."""
+    try:
+        return kind(*values, **named)
+    except SpecError as error:
+        raise UsageError(f"{flag} {text}: {error}", "--help shows its form") from None
+
+
+def duration(flag: str, text: str | None) -> float | None:
+    """Seconds of `2s`, `500ms`, `1m30s`, `1.5h` or a plain number of seconds; more than zero."""
+    if text is None:
+        return None
+    seconds = _seconds(text)
+    if not seconds > 0:
+        raise UsageError(
+            f"{flag} {text}: not a time above zero", "for example: 2s, 500ms, 1m30s or 2.5"
+        )
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    """The time that a word stands for; 0 if it stands for none."""
+    total, rest = 0.0, text
+    while rest:
+        number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
+        rest = rest[len(number) :]
+        if not number.strip(".") or number.count(".") > 1:
+            return 0.0
+        if number == text:
+            return float(number)
+        unit = next((unit for unit in SECONDS if rest.startswith(unit)), None)
+        if unit is None:
+            return 0.0
+        total += float(number) * SECONDS[unit]
+        rest = rest[len(unit) :]
+    return total
+
+
+def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
+    """The number, by int or float."""
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number such as 1.5"
+        raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
+
+
+def whole_number(flag: str, text: str, largest: int, example: str) -> int:
+    """A whole number from 1 to `largest`."""
+    found = whole(text)
+    if found is None or not 1 <= found <= largest:
+        raise UsageError(f"{flag} {text}: not a number from 1 to {largest}", example)
+    return found
+
+
+# Namespaces and ids
+
+
+def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dict[str, str]:
+    """Spec.namespaces from the mode of each namespace; `flags` leads from a flag to its namespace.
+    A mode of the network is here only if it is a path."""
+    words = {"private": "new", "host": "host"}
+    result = {}
+    for flag, space in flags.items():
+        mode = modes[space]
+        if mode is None:
+            continue
+        if "/" in mode:
+            result[space] = mode
+        elif space == "network":
+            continue
+        elif space == "user" and mode in ("auto", "keep-id"):
+            if mode == "keep-id":
+                result[space] = "new"
+        elif mode in words:
+            result[space] = words[mode]
+        else:
+            more = "auto, keep-id, " if space == "user" else ""
+            file = {"mount": "mnt"}.get(space, space)
+            raise UsageError(
+                f"--{flag} {mode}: not a namespace mode",
+                f"one of {more}private, host, or a path such as /proc/42/ns/{file}",
+            )
+    return result
+
+
+def network(mode: str | None) -> str | None:
+    """Spec.network from a --network word that is not a path."""
+    if mode not in (None, "none", "private", "host"):
+        raise UsageError(
+            f"--network {mode}: not a network mode",
+            "one of none, host, or a path such as /proc/42/ns/net",
+        )
+    return "none" if mode == "private" else mode
+
+
+def id_mapping(flag: str, text: str) -> IDMapping:
+    """`C:H:N`: N ids from C inside to H outside."""
+    numbers = [whole(part) for part in text.split(":")]
+    if len(numbers) != 3 or None in numbers:
+        raise UsageError(
+            f"{flag} {text}: expected three numbers, inside:outside:count",
+            f"for example: {flag} 0:100000:65536",
+        )
+    return checked(flag, text, IDMapping, *numbers)
+
+
+# The process
+
+
+def environment(flags: argparse.Namespace, caller: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the --env-file files, overridden by those of -e."""
+    result = {}
+    for flag, item in _variables(flags):
+        name, equals, value = item.partition("=")
+        if not name or any(letter.isspace() for letter in name):
+            raise UsageError(f"{flag} {item}: no name before =", "expected NAME=VALUE or NAME")
+        if equals:
+            result[name] = value
+        elif name in caller:
+            result[name] = caller[name]
+    return result
+
+
+def environment_has(flags: argparse.Namespace, name: str) -> bool:
+    """Whether the flags say something about this variable."""
+    return any(item.partition("=")[0] == name for _, item in _variables(flags))
+
+
+def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """(where it is given, `K=V` or `K`) for each variable."""
+    for path in flags.env_file:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                for number, line in enumerate(lines, start=1):
+                    item = line.lstrip().removesuffix("\n")
+                    if item and not item.startswith("#"):
+                        yield f"--env-file {path}:{number}:", item
+        except OSError as error:
+            raise UsageError(
+                f"--env-file {path}: {error.strerror}", "a file of lines NAME=VALUE"
+            ) from None
+    for item in flags.env:
+        yield "--env", item
+
+
+def rlimit(text: str) -> Rlimit:
+    """`name=soft[:hard]`, the name as in docker and setrlimit(2) without RLIMIT_."""
+    name, _, limits = text.partition("=")
+    soft, _, hard = limits.partition(":")
+    return checked("--ulimit", text, Rlimit, name, _limit(text, soft), _limit(text, hard or soft))
+
+
+def _limit(text: str, word: str) -> int:
+    if word in ("unlimited", "-1"):
+        import resource
+
+        return resource.RLIM_INFINITY
+    number = whole(word)
+    if number is None:
+        raise UsageError(
+            f"--ulimit {text}: expected NAME=SOFT or NAME=SOFT:HARD",
+            "for example: --ulimit nofile=64:64, or core=unlimited",
+        )
+    return number
+
+
+# Permissions and limits
+
+
+def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
+    """Those added, without those dropped."""
+    if not added and not dropped:
+        return ()
+    from fastns.capabilities import names
+
+    add = {name for text in added for name in checked("--cap-add", text, names, [text])}
+    drop = {name for text in dropped for name in checked("--cap-drop", text, names, [text])}
+    return names(add - drop)
+
+
+def security(options: list[str]) -> dict[str, Any]:
+    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`,
+    `seccomp=default|unconfined|FILE`, `systempaths=unconfined`."""
+    fields: dict[str, Any] = {}
+    for option in options:
+        key = option.partition("=")[0].partition(":")[0]  # docker takes both
+        value = option[len(key) + 1 :]
+        if key == "seccomp" and value:
+            fields["seccomp"] = value
+        elif (key, value) == ("systempaths", "unconfined"):
+            fields |= {"masked_paths": (), "readonly_paths": ()}
+        elif key == "no-new-privileges" and value in (*SWITCHED_ON, *SWITCHED_OFF):
+            fields["no_new_privileges"] = value in SWITCHED_ON
+        else:
+            raise UsageError(
+                f"--security-opt {option}: not known",
+                "no-new-privileges=false, seccomp=unconfined, seccomp=FILE, systempaths=unconfined",
+            )
+    return fields
+
+
+def io_rates(texts: list[str]) -> dict[str, dict[str, int]]:
+    """`/dev/sda:rbps=1048576`, one rate each; the device is a path or major:minor."""
+    found: dict[str, dict[str, int]] = {}
+    for text in texts:
+        device, _, rate = text.rpartition(":")
+        key, _, word = rate.partition("=")
+        number = whole(word)
+        if not device or number is None:
+            raise UsageError(
+                f"--io {text}: expected DEVICE:KEY=NUMBER", "--io /dev/sda:rbps=1048576"
+            )
+        found.setdefault(device, {})[key] = number
+    return found
