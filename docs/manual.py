@@ -27,7 +27,7 @@ Each sandbox is a process in namespaces of its own. Without
 it sees the system directories of the host, read-only, and a /tmp of its own; no network but lo;
 and none of the caller's environment.
 .PP
-Errors go to stderr: a line, and a hint what helps.
+Errors go to stderr: one line, and a hint how to mend it.
 """
 FOOT = r"""
 .SH SEE ALSO
@@ -66,7 +66,7 @@ def _section(verb: Verb, first: Verb) -> str:
         for option in own:
             lines += _option(option)
     if verb is not first and len(set(verb.options) & set(first.options)) > 1:
-        lines += [".PP", "It takes the options of", ".B fastns run", "that say what a sandbox is."]
+        lines += [".PP", "It takes the options of", ".B fastns run", "that describe a sandbox."]
     if verb.epilog:
         lines += [".PP", *_epilog(verb.epilog)]
     return "\n".join([*lines, ""])

@@ -68,6 +68,7 @@ def update(request: pytest.FixtureRequest) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell starts with &
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     config.addinivalue_line("markers", "as_root: needs uid 0")
     config.addinivalue_line("markers", "as_user: needs an unprivileged user")
     config.addinivalue_line("markers", "with_cgroups: needs uid 0 or delegated cgroups")

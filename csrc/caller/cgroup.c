@@ -1,9 +1,9 @@
-/* Cgroups for sandboxes: made, handed out, read, and used again. Runs in the parent, without the GIL.
+/* A pool of cgroups for sandboxes. Runs in the caller, without the GIL.
  *
- * A leaf is one cgroup in each hierarchy (cgroup v1 has several) with the limits of a spec. A sandbox
- * enters it by itself before it executes its command, through fds that are opened here. When it has
- * ended, the leaf is read, and used again only after it was seen empty: no process, and no memory that
- * is charged to it.
+ * What a sandbox gets is called one cgroup here, but is one in each hierarchy of the plan: cgroup v1 has several.
+ * They have one number, which is also their directories' name, and the limits of a spec. A sandbox enters its
+ * cgroup before it executes its command, through fds that are opened here. After its end the counters are read.
+ * The cgroup is used again only when it has been seen empty: without a process, and without memory charged to it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,21 +19,26 @@
 #include "cputime.h"
 #include "spawn.h"
 
-enum { NAME_SIZE = 16, PATH_SIZE = 128, TEXT_SIZE = 8192 };
-#define MAX_TRIES 64        /* so often a leaf that is not empty is looked at */
-#define RECLAIM_EACH 16     /* of them its memory is reclaimed */
-#define LEFT_OVER (1 << 20) /* bytes of memory: what the kernel keeps for itself for a while */
+enum {
+    NAME_SIZE = 16,
+    PATH_SIZE = 128,
+    TEXT_SIZE = 8192,
+    MAX_LOOKS = 64,       /* at a cgroup that is not empty; then it is removed */
+    RECLAIM_EACH = 16,    /* looks: then its memory is reclaimed */
+    KEPT_BYTES = 1 << 20, /* of memory, which the kernel may keep in an empty cgroup for a while */
+    TAKE_TRIES = 4,
+};
 
-struct waiting { /* a leaf that was not empty */
-    int number, tries;
+struct waiting { /* a cgroup that was not empty */
+    int number, looks;
     int spent; /* not to be used again */
 };
 
 struct fns_cgroups {
     struct fns_cgroup_plan plan;
     pthread_mutex_t lock;
-    int next; /* number of the next new leaf */
-    int n_free, n_waiting, size;
+    int next;                    /* number of the next new cgroup */
+    int n_free, n_waiting, size; /* size: of both lists */
     int removed;
     int *free;
     struct waiting *waiting;
@@ -50,7 +55,7 @@ const char *fns_count_name(unsigned kind)
     return kind < FNS_COUNTS ? names[kind] : "unknown";
 }
 
-/* ---- one file of a leaf ---------------------------------------------------------------------- */
+/* ---- one file of a cgroup -------------------------------------------------------------------- */
 
 static int open_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
                      const char *file, int flags)
@@ -86,7 +91,7 @@ int fns_leaf_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int nu
     return ret;
 }
 
-/* The sum of the numbers that follow `key`, or the file's only one without a key. 0 or -errno. */
+/* The sum of the numbers behind each `key`; key "": the only number of the file. 0 or -errno. */
 static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
                        const char *file, const char *key, uint64_t *value)
 {
@@ -107,9 +112,9 @@ static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, i
     return 0;
 }
 
-/* ---- a leaf ---------------------------------------------------------------------------------- */
+/* ---- one cgroup ------------------------------------------------------------------------------ */
 
-/* The leaf's cgroup in one hierarchy. 0; -EBUSY: there is something in it still; -errno. */
+/* What a cgroup is in one hierarchy. 0; -EBUSY: it is not empty; -errno. */
 static int remove_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
@@ -118,7 +123,7 @@ static int remove_part(const struct fns_cgroups *groups, unsigned hierarchy, int
     return unlinkat(directory, name, AT_REMOVEDIR) < 0 ? -errno : 0;
 }
 
-static int remove_leaf(const struct fns_cgroups *groups, int number)
+static int remove_all(const struct fns_cgroups *groups, int number)
 {
     int ret = 0;
     for (unsigned i = 0; i < groups->plan.n_hierarchies; i++) {
@@ -129,7 +134,7 @@ static int remove_leaf(const struct fns_cgroups *groups, int number)
     return ret;
 }
 
-/* With its limits. */
+/* The same, made, with its limits. */
 static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
@@ -143,13 +148,13 @@ static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int n
     return ret;
 }
 
-static int make_leaf(const struct fns_cgroups *groups, int number)
+static int make_all(const struct fns_cgroups *groups, int number)
 {
     int ret = 0;
     for (unsigned i = 0; ret == 0 && i < groups->plan.n_hierarchies; i++)
         ret = make_part(groups, i, number);
     if (ret < 0)
-        remove_leaf(groups, number);
+        remove_all(groups, number);
     return ret;
 }
 
@@ -165,13 +170,13 @@ static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, i
            0;
 }
 
-/* Files of its own, or pages that it was the first to read. */
+/* Such as files in a tmpfs, or pages of the cache that it was the first to read. */
 static int holds_memory(const struct fns_cgroups *groups, int number)
 {
     uint64_t used;
     const struct fns_cgroup_plan *plan = &groups->plan;
     return read_number(plan, plan->memory_hierarchy, number, plan->memory_file, "", &used) < 0 ||
-           used > LEFT_OVER;
+           used > KEPT_BYTES;
 }
 
 static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
@@ -184,7 +189,7 @@ static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
         return 1;
     if (!reclaim)
         return 0;
-    /* Milliseconds: for every CPU to give up what it holds. */
+    /* Takes milliseconds: every CPU gives up the pages that it holds. */
     fns_leaf_write(plan, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
     return !holds_memory(groups, number);
 }
@@ -211,8 +216,8 @@ static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int 
     return ret < 0 ? ret : make_part(groups, hierarchy, number);
 }
 
-/* Whether a counter of it begins anew with a new cgroup only. */
-static int begins_anew(const struct fns_cgroup_plan *plan, unsigned hierarchy)
+/* Whether a counter begins at 0 only in a new cgroup. */
+static int needs_new(const struct fns_cgroup_plan *plan, unsigned hierarchy)
 {
     for (unsigned i = 0; i < plan->n_counters; i++) {
         const struct fns_cgroup_counter *counter = &plan->counters[i];
@@ -222,18 +227,18 @@ static int begins_anew(const struct fns_cgroup_plan *plan, unsigned hierarchy)
     return 0;
 }
 
-/* Opens what a sandbox enters by, and reads where the counters stand. 0 or -errno. */
-static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf, int made)
+/* Opens the files by which a sandbox enters, and reads the counters. `made`: it is new. 0 or -errno. */
+static int prepare(const struct fns_cgroups *groups, struct fns_leaf *leaf, int made)
 {
     const struct fns_cgroup_plan *plan = &groups->plan;
     int ret = 0;
     leaf->n_fds = 0;
     for (unsigned i = 0; !made && ret >= 0 && i < plan->n_hierarchies; i++)
-        if (begins_anew(plan, i))
+        if (needs_new(plan, i))
             ret = renew_part(groups, i, leaf->number);
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
-        /* A process that moves its only thread by "tasks" takes no lock against all forks, the taking
-         * of which waits for an RCU grace period, some 16 ms, once nobody has for a while. */
+        /* Writing to cgroup.procs takes a lock against all forks. If nobody has for a while, that waits for an RCU
+         * grace period, some 16 ms. A process that moves its only thread, by "tasks", does not take it. */
         const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
         ret = fns_above_stdio(open_file(plan, i, leaf->number, file, O_WRONLY));
         if (ret >= 0)
@@ -246,20 +251,16 @@ static int prepare_leaf(const struct fns_cgroups *groups, struct fns_leaf *leaf,
             leaf->fds[leaf->n_fds++] = ret;
         leaf->clone_into = 1;
     }
-    if (ret < 0) {
-        close_fds(leaf);
-        return ret;
-    }
-    for (unsigned i = 0; i < plan->n_counters; i++) {
+    for (unsigned i = 0; ret >= 0 && i < plan->n_counters; i++) {
         const struct fns_cgroup_counter *counter = &plan->counters[i];
         if (counter->reset && *counter->reset)
             fns_leaf_write(plan, counter->hierarchy, leaf->number, counter->file, counter->reset);
         leaf->before[i] = fns_leaf_counter(plan, leaf->number, counter);
     }
-    return 0;
+    return ret < 0 ? ret : 0;
 }
 
-/* ---- all of them ----------------------------------------------------------------------------- */
+/* ---- the pool -------------------------------------------------------------------------------- */
 
 int fns_cgroups_open(struct fns_cgroups **out, const struct fns_cgroup_plan *plan)
 {
@@ -277,7 +278,7 @@ int fns_cgroups_open(struct fns_cgroups **out, const struct fns_cgroup_plan *pla
     return 0;
 }
 
-/* Room for one more number in each list. Locked. */
+/* Space for one more number in each list. The lock is held. 0 or -ENOMEM. */
 static int grow(struct fns_cgroups *groups)
 {
     int size = groups->size ? 2 * groups->size : 16;
@@ -295,19 +296,20 @@ static int grow(struct fns_cgroups *groups)
     return 0;
 }
 
-/* `empty`: it may be used again, else it waits. */
-static void put_back(struct fns_cgroups *groups, struct waiting leaf, int empty)
+/* `empty`: it may be used again; otherwise it waits. */
+static void put_back(struct fns_cgroups *groups, struct waiting group, int empty)
 {
     pthread_mutex_lock(&groups->lock);
     if (empty)
-        groups->free[groups->n_free++] = leaf.number;
+        groups->free[groups->n_free++] = group.number;
     else
-        groups->waiting[groups->n_waiting++] = leaf;
+        groups->waiting[groups->n_waiting++] = group;
     pthread_mutex_unlock(&groups->lock);
 }
 
-/* One that has waited may be empty by now; who never gets empty is let go of. A number, or -1. */
-static int look_at_waiting(struct fns_cgroups *groups)
+/* Looks at the cgroup that has waited longest: its number if it is empty by now, or -1. One that does not get
+ * empty is removed. */
+static int take_waiting(struct fns_cgroups *groups)
 {
     struct waiting first = {.number = -1};
     pthread_mutex_lock(&groups->lock);
@@ -320,24 +322,19 @@ static int look_at_waiting(struct fns_cgroups *groups)
     pthread_mutex_unlock(&groups->lock);
     if (first.number < 0)
         return -1;
-    first.tries++;
-    if (first.spent) {
-        if (remove_leaf(groups, first.number) < 0)
-            put_back(groups, first, 0);
-        return -1;
-    }
-    if (is_empty(groups, first.number, first.tries % RECLAIM_EACH == 0))
+    first.looks++;
+    if (!first.spent && is_empty(groups, first.number, first.looks % RECLAIM_EACH == 0))
         return first.number;
-    if (first.tries >= MAX_TRIES && remove_leaf(groups, first.number) == 0)
-        return -1;
-    put_back(groups, first, 0);
+    int is_useless = first.spent || first.looks >= MAX_LOOKS;
+    if (!is_useless || remove_all(groups, first.number) < 0)
+        put_back(groups, first, 0);
     return -1;
 }
 
-/* A number, of a new one if there is no other; or -errno. */
+/* The number of an empty cgroup, which is made if there is none; or -errno. */
 static int take_number(struct fns_cgroups *groups, int *made)
 {
-    int number = look_at_waiting(groups), ret = 0;
+    int number = take_waiting(groups), ret = 0;
     *made = 0;
     if (number >= 0)
         return number;
@@ -354,17 +351,8 @@ static int take_number(struct fns_cgroups *groups, int *made)
     }
     pthread_mutex_unlock(&groups->lock);
     if (*made)
-        ret = make_leaf(groups, number); /* fails: its number is not used again */
+        ret = make_all(groups, number); /* the number of a failure is not used again */
     return ret < 0 ? ret : number;
-}
-
-/* Its CPU time is limited from now on. 0 or -errno. */
-static int watch_leaf(struct fns_cgroups *groups, struct fns_leaf *leaf)
-{
-    int ret = fns_cpu_watch_add(groups->watch, leaf);
-    if (ret < 0)
-        close_fds(leaf);
-    return ret;
 }
 
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
@@ -375,14 +363,16 @@ int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_
     leaf->n_fds = 0;
     if (!groups)
         return 0;
-    /* EBUSY: what was seen empty could not be made anew. */
-    for (int tries = 0; ret == -EBUSY && tries < 4; tries++) {
+    /* EBUSY: it looked empty but could not be made anew. */
+    for (int tries = 0; ret == -EBUSY && tries < TAKE_TRIES; tries++) {
         ret = leaf->number = take_number(groups, &made);
         if (ret < 0)
             break;
-        ret = prepare_leaf(groups, leaf, made);
+        ret = prepare(groups, leaf, made);
         if (ret == 0 && groups->watch)
-            ret = watch_leaf(groups, leaf);
+            ret = fns_cpu_watch_add(groups->watch, leaf);
+        if (ret < 0)
+            close_fds(leaf);
         if (ret < 0)
             put_back(groups, (struct waiting){.number = leaf->number}, 0);
     }
@@ -409,7 +399,7 @@ static uint64_t count(const struct fns_cgroups *groups, int number,
         return FNS_NO_COUNT;
     if (!counter->peak)
         return value - before;
-    /* A peak that cannot be reset is this sandbox's when it is higher than all before. */
+    /* A peak that cannot be reset is this sandbox's if it is higher than before. */
     return counter->reset || value > before ? value : FNS_NO_COUNT;
 }
 
@@ -421,7 +411,7 @@ void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf)
     for (int kind = 0; kind < FNS_COUNTS; kind++)
         leaf->counts[kind] = FNS_NO_COUNT;
     int spent = 0;
-    if (groups->watch) { /* before another may have its number */
+    if (groups->watch) { /* before the number is used again */
         spent = fns_cpu_watch_remove(groups->watch, leaf->number);
         leaf->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)spent;
     }
@@ -429,9 +419,9 @@ void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf)
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
         leaf->counts[counter->kind] = count(groups, leaf->number, counter, leaf->before[i]);
     }
-    /* Once cgroup.kill was written to it, whatever is cloned into a cgroup is killed at once: Linux
-     * compares how often with how often that was done to the cgroup of who clones. */
-    if (!spent || remove_leaf(groups, leaf->number) < 0) {
+    /* After a write to its cgroup.kill, Linux kills whatever is cloned into a cgroup: it compares the number of such
+     * writes to this cgroup and to that of the process that clones. */
+    if (!spent || remove_all(groups, leaf->number) < 0) {
         int empty = !spent && is_empty(groups, leaf->number, 0);
         put_back(groups, (struct waiting){.number = leaf->number, .spent = spent}, empty);
     }
@@ -449,10 +439,10 @@ int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)
     if (groups->watch)
         fns_cpu_watch_rest(groups->watch);
     for (int number = 0; number < groups->next; number++) {
-        int ret = remove_leaf(groups, number);
+        int ret = remove_all(groups, number);
         while (ret < 0 && fns_now() < end) {
             nanosleep(&pause, NULL);
-            ret = remove_leaf(groups, number);
+            ret = remove_all(groups, number);
         }
         left |= ret < 0;
     }

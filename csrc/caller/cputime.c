@@ -1,10 +1,9 @@
-/* A sandbox that has used up its CPU time is killed. Runs in a thread of its own, in the parent.
+/* Kills sandboxes that have used up their CPU time. Runs in a thread of its own, in the caller.
  *
- * The kernel limits the CPU time of a process (RLIMIT_CPU), not of all the processes of a sandbox, and
- * tells nobody when a cgroup's has passed a bound. So one thread for each plan that has such a limit
- * reads the leaves' counters: each no earlier than it can have used up what it has left, had it all the
- * CPUs to itself, and at most every 10 ms. It kills whatever is in the cgroup, whoever waits for the
- * sandbox, or nobody.
+ * The kernel limits the CPU time of a process (RLIMIT_CPU), not that of all processes of a sandbox, and does
+ * not report that a cgroup has passed a limit. So each plan with such a limit has one thread that reads the
+ * counters of its cgroups: each no earlier than the sandbox could have used the rest on all CPUs together, and
+ * at most every 10 ms. It kills all that is in the cgroup, no matter who waits for the sandbox.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,13 +20,14 @@
 #include "spawn.h"
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
-#define SHORTEST_NS 10000000u
+#define SHORTEST_NS 10000000u /* between two looks */
 #define PROCS "cgroup.procs"
 
-struct watched {
-    int number, over;
-    uint64_t before; /* what its counter stood at */
-    uint64_t next;   /* when it is to be looked at: CLOCK_MONOTONIC, ns */
+struct watched { /* one cgroup */
+    int number;
+    int over;        /* it was killed */
+    uint64_t before; /* its counter when the sandbox started */
+    uint64_t next;   /* when to look again: CLOCK_MONOTONIC, ns */
 };
 
 struct fns_cpu_watch {
@@ -37,7 +37,7 @@ struct fns_cpu_watch {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t thread;
-    pid_t owner; /* of the thread; 0: there is none */
+    pid_t owner; /* the process that has the thread; 0: there is no thread */
     int stop;
     size_t n, size;
     struct watched *watched;
@@ -68,11 +68,11 @@ int fns_cpu_watch_open(struct fns_cpu_watch **out, const struct fns_cgroup_plan 
     return 0;
 }
 
-/* Kills one process of the leaf: by a pidfd, taken while it was seen to be in there. */
+/* Kills one process of a cgroup: by a pidfd that is opened before the process is seen to be in there. */
 static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
 {
     char text[PIDS_SIZE] = "", line[16];
-    int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
+    int pidfd = fns_open_pidfd(pid);
     if (pidfd < 0)
         return;
     size_t length = (size_t)snprintf(line, sizeof line, "%d\n", pid);
@@ -85,8 +85,8 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
     close(pidfd);
 }
 
-/* Kills what is in a leaf, for as long as there is something that forks. */
-static void kill_leaf(const struct fns_cpu_watch *watch, int number)
+/* Kills all that is in a cgroup, again and again while its processes fork. */
+static void kill_all(const struct fns_cpu_watch *watch, int number)
 {
     unsigned hierarchy = watch->counter->hierarchy;
     if (watch->plan->hierarchies[hierarchy].unified &&
@@ -104,7 +104,7 @@ static void kill_leaf(const struct fns_cpu_watch *watch, int number)
     }
 }
 
-/* Looks at one leaf, now. */
+/* Kills a cgroup that is over the limit; otherwise says when to look again. */
 static void look(const struct fns_cpu_watch *watch, struct watched *one, uint64_t now)
 {
     uint64_t limit = watch->plan->cpu_time_ns, pause = SHORTEST_NS;
@@ -112,7 +112,7 @@ static void look(const struct fns_cpu_watch *watch, struct watched *one, uint64_
     uint64_t used = value == FNS_NO_COUNT || value < one->before ? 0 : value - one->before;
     if (used >= limit) {
         one->over = 1;
-        kill_leaf(watch, one->number);
+        kill_all(watch, one->number);
     } else if ((limit - used) / watch->cpus > pause) {
         pause = (limit - used) / watch->cpus;
     }
@@ -143,7 +143,7 @@ static void *run(void *argument)
     return NULL;
 }
 
-/* Locked. No signal of the caller's is for this thread. */
+/* Starts the thread, which handles no signal of the caller's. The lock is held. 0 or -errno. */
 static int start(struct fns_cpu_watch *watch)
 {
     sigset_t all, before;
@@ -185,7 +185,7 @@ int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_leaf *leaf)
         ret = start(watch);
     if (ret == 0) {
         watch->watched[watch->n++] = one;
-        if (watch->n == 1) /* the others are due before it */
+        if (watch->n == 1) /* otherwise another one is due earlier */
             pthread_cond_signal(&watch->changed);
     }
     pthread_mutex_unlock(&watch->lock);
@@ -206,12 +206,13 @@ int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number)
     return over;
 }
 
-static void stop(struct fns_cpu_watch *watch, int in_use_too)
+/* `force`: even while it watches something. */
+static void stop(struct fns_cpu_watch *watch, int force)
 {
     if (watch->owner != getpid())
         return;
     pthread_mutex_lock(&watch->lock);
-    int stops = watch->n == 0 || in_use_too;
+    int stops = watch->n == 0 || force;
     watch->stop |= stops;
     pthread_cond_signal(&watch->changed);
     pthread_mutex_unlock(&watch->lock);
@@ -229,7 +230,8 @@ void fns_cpu_watch_rest(struct fns_cpu_watch *watch)
 void fns_cpu_watch_close(struct fns_cpu_watch *watch)
 {
     stop(watch, 1);
-    if (!watch->owner) { /* else a fork has left the thread behind, which waits here for ever */
+    if (!watch
+             ->owner) { /* in a forked process the condition still has a thread waiting, which is not there */
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->lock);
     }

@@ -1,11 +1,11 @@
-/* The limit of a sandbox's CPU time: see cputime.c. Parent only. */
+/* Limits the CPU time of sandboxes (cputime.c). */
 #ifndef FNS_CPUTIME_H
 #define FNS_CPUTIME_H
 
 #include "fastns.h"
 
-/* A file of a leaf, at most size - 1 bytes and a NUL: how many, or -errno. The same written: 0 or
- * -errno. What a counter stands at, or FNS_NO_COUNT. (cgroup.c) */
+/* Read a file of a cgroup, at most size - 1 bytes and a NUL: how many, or -errno. Write one: 0 or -errno. A counter,
+ * or FNS_NO_COUNT. (cgroup.c) */
 int fns_leaf_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
                   const char *file, char *text, size_t size);
 int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
@@ -13,20 +13,20 @@ int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int n
 uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
                           const struct fns_cgroup_counter *counter);
 
-/* Watches leaves of a plan that limits the CPU time and counts it. The plan stays the caller's. */
+/* Watches the cgroups of a plan that has a limit and a counter of CPU time. The plan stays the caller's. */
 struct fns_cpu_watch;
 int fns_cpu_watch_open(struct fns_cpu_watch **watch, const struct fns_cgroup_plan *plan);
 
-/* Beyond what leaf->before says, the leaf may use plan->cpu_time_ns. 0 or -errno. */
+/* The cgroup may use plan->cpu_time_ns more than leaf->before says. 0 or -errno. */
 int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_leaf *leaf);
 
-/* No more. Whether it was killed for what it used. */
+/* Stops watching it. Whether it was killed. */
 int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number);
 
 /* Ends the thread if it has nothing to watch. */
 void fns_cpu_watch_rest(struct fns_cpu_watch *watch);
 
-/* The same, whatever it watches. In a process that was forked, the thread is the other one's. */
+/* Ends the thread in any case. In a forked process the thread is left to its owner. */
 void fns_cpu_watch_close(struct fns_cpu_watch *watch);
 
 #endif

@@ -1,8 +1,8 @@
-/* The public C API: the only header the Python binding declares.
+/* The public C API, and all of it that the Python binding declares.
  *
- * Every function returns 0 or a count on success and -errno on failure; where a `struct fns_error`
- * is taken, it then says which step failed. Nothing here prints, exits or needs the GIL. A plan may
- * be used by any number of threads at once; an fns_process or fns_io belongs to one at a time.
+ * Unless said otherwise, a function returns 0 on success and -errno on failure, and a `struct fns_error` then says
+ * which step failed. Nothing here prints, exits or needs the GIL. Any number of threads may use a plan at
+ * once; an fns_process, fns_io or fns_job belongs to one thread at a time.
  */
 #ifndef FASTNS_H
 #define FASTNS_H
@@ -13,17 +13,17 @@
 #include "shared/error.h"
 #include "shared/plan.h"
 
-/* Name of a stage, as a person sees it. Static storage. */
+/* The name of a stage, as users see it. Static storage. */
 const char *fns_stage_name(unsigned stage);
 
-/* Name of an op code: the enum's, in lower case. Static storage. */
+/* The name of an op code. Static storage. */
 const char *fns_op_name(unsigned code);
 
-/* Fills `error`; returns -err, so that a failing function can return it. */
+/* Fills `error`; `err` may be negative. Returns -errno. */
 int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, int err);
 
-/* Checks a plan once, after which it is trusted: known codes and stages, offsets inside the arena,
- * data lengths inside it, options that fit each other. -EINVAL and `*bad_op` (-1: not one op). */
+/* Checks a plan, which is trusted from then on: known codes and stages, offsets and data inside the strings,
+ * options that fit each other. -EINVAL, and the index of the wrong op (-1: it is not an op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
 /* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
@@ -33,13 +33,13 @@ int fns_set_program(const void *bytes, size_t size);
  * block, to be freed; NULL: no memory. */
 char **fns_command_paths(const char *command, char *const *directories);
 
-/* For plan->file: a plan's bytes, made at its first start, are kept in a file. NULL: no memory. Freed when no
- * start of the plan is under way. */
+/* For plan->file: keeps the bytes of a plan in a file, which its first start makes. NULL: no memory. To be freed while
+ * no start of the plan is under way. */
 struct fns_file *fns_file_new(void);
 void fns_file_free(struct fns_file *file);
 
-/* A new user namespace with these maps, "inside outside count\n" lines of the caller's ids: an fd >= 3
- * of it, or -errno and `error`. The caller's threads, memory and credentials stay as they are. */
+/* Makes a user namespace with these maps, which are lines of "inside outside count\n". `inotify`: limit on its
+ * inotify instances; NULL: none. An fd >= 3 of it, or -errno and `error`. */
 int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
                     struct fns_error *error);
 
@@ -51,12 +51,12 @@ int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *
 
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 
-/* What they count. */
+/* What is counted. */
 #define FNS_COUNT_KINDS(X)                                                                         \
     X(OOM_KILLS, "oom_kills")                                                                      \
     X(PIDS_REFUSED, "pids_refused")   /* forks that pids.max refused */                            \
     X(CPU_TIME, "cpu_time")           /* ns */                                                     \
-    X(CPU_TIME_OVER, "cpu_time_over") /* 1: killed here, for it had used up plan->cpu_time_ns */   \
+    X(CPU_TIME_OVER, "cpu_time_over") /* 1: killed because it had used up plan->cpu_time_ns */     \
     X(MEMORY_PEAK, "memory_peak")     /* bytes */                                                  \
     X(PIDS_PEAK, "pids_peak")                                                                      \
     X(IO_READ, "io_read") /* bytes */                                                              \
@@ -69,14 +69,14 @@ enum fns_count {
         FNS_COUNTS
 };
 
-/* Name of one of them. Static storage. */
+/* The name of a count. Static storage. */
 const char *fns_count_name(unsigned kind);
 
-#define FNS_NO_COUNT UINT64_MAX
+#define FNS_NO_COUNT UINT64_MAX /* it is not known */
 
 struct fns_cgroup_hierarchy {
-    int directory; /* of the cgroup that the leaves are made in */
-    int unified;   /* cgroup v2: the first of them, if it is there */
+    int directory; /* fd of the cgroup in which those of sandboxes are made */
+    int unified;   /* it is cgroup v2, which has to be the first hierarchy */
 };
 
 struct fns_cgroup_setting {
@@ -87,24 +87,24 @@ struct fns_cgroup_setting {
 struct fns_cgroup_counter {
     uint32_t kind, hierarchy;
     const char *file, *key; /* key "": the file is one number */
-    uint64_t scale;
-    uint32_t peak;
-    /* What is written to begin anew; "": it does in a new cgroup, which is made for each sandbox where
-     * there is but this controller; NULL: it does not. */
+    uint64_t scale;         /* what it is multiplied by */
+    uint32_t peak;          /* a maximum, not a sum */
+    /* What is written to the file to reset it; "": nothing, so each sandbox gets a new cgroup in this hierarchy;
+     * NULL: it cannot be reset. */
     const char *reset;
 };
 
-/* What a leaf is. The pointers stay the caller's, and must outlive the cgroups. */
+/* How the cgroups of sandboxes are made and read. The pointers stay the caller's and must outlive the pool. */
 struct fns_cgroup_plan {
     struct fns_cgroup_hierarchy hierarchies[FNS_MAX_HIERARCHIES];
     const struct fns_cgroup_setting *settings;
     const struct fns_cgroup_counter *counters;
-    uint32_t n_hierarchies, n_settings, n_counters; /* counters: one of each kind at most */
+    uint32_t n_hierarchies, n_settings, n_counters; /* counters: at most one of each kind */
     uint32_t memory_hierarchy;
-    const char *memory_file; /* bytes charged now; NULL: memory is not counted */
-    const char *reclaim_file, *reclaim_text;
+    const char *memory_file;                 /* bytes charged now; NULL: memory is not counted */
+    const char *reclaim_file, *reclaim_text; /* written to reclaim memory */
     uint64_t
-        cpu_time_ns; /* of each sandbox, which is killed at that, by the CPU_TIME counter; 0: any */
+        cpu_time_ns; /* a sandbox that has used so much, by its CPU_TIME counter, is killed; 0: none is */
 };
 
 /* One sandbox's cgroups. */
@@ -112,21 +112,21 @@ struct fns_leaf {
     int number; /* -1: none */
     uint32_t n_fds, clone_into;
     int fds[FNS_MAX_GROUPS];
-    uint64_t before[FNS_COUNTS]; /* by index in the plan's counters */
-    uint64_t counts[FNS_COUNTS]; /* by kind, once it was given back */
+    uint64_t before[FNS_COUNTS]; /* the plan's counters before the start */
+    uint64_t counts[FNS_COUNTS]; /* by kind, after fns_leaf_give() */
 };
 
-/* Any number of threads may use them; a forked process must not. fns_cgroups_close(): all leaves
- * were given back. fns_cgroups_remove(): removes the directories, of which those in use are tried again
- * for at most `patience_ms`; -EBUSY: some are left. No leaf is made from then on. */
+/* A pool of cgroups, for any number of threads, but not for a forked process. fns_cgroups_remove(): removes the
+ * directories, and tries those in use again for at most `patience_ms`; -EBUSY: some are left. After it no cgroup is
+ * made. fns_cgroups_close(): when all cgroups have been given back. */
 struct fns_cgroups;
 int fns_cgroups_open(struct fns_cgroups **groups, const struct fns_cgroup_plan *plan);
 int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms);
 void fns_cgroups_close(struct fns_cgroups *groups);
 
-/* A leaf for one sandbox, and the arguments to enter it; without `groups`: none. 0, or -errno and
- * `error`. fns_leaf_entered(): once the sandbox has started. fns_leaf_give(): once it was reaped, or
- * has not started; leaf->counts are FNS_NO_COUNT where a count is not known. */
+/* fns_leaf_take(): a cgroup for one sandbox, and the arguments with which it enters; `groups` NULL: none. 0, or
+ * -errno and `error`. fns_leaf_entered(): when the start has ended. fns_leaf_give(): when the sandbox has been
+ * reaped, or its start has failed. */
 int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
                   struct fns_error *error);
 void fns_leaf_entered(struct fns_leaf *leaf);
@@ -137,80 +137,80 @@ struct fns_result {
     int status; /* exit code or signal number */
     struct rusage usage;
     uint64_t end; /* CLOCK_MONOTONIC, ns */
-    int lost;     /* errno: a reaper could not tell how the command has ended; 0: it is known */
+    int lost;     /* errno: a reaper could not report how the command ended; 0: it could */
 };
 
 struct fns_process {
     int pid;
-    int pidfd;      /* owned by the caller: close it after fns_reap(); -1 with `served`: fds were
-                       scarce, see fns_server_look() */
-    int control;    /* -1, or the socket a reaper reports the command's status on: close it */
-    int served;     /* a server's child */
-    int quiet;      /* the same, by fns_server_run(): no pid and pidfd, control is the connection */
-    int server;     /* of both: the server's pidfd, which is not its own */
-    int number;     /* its number there, or that of what was asked */
+    int pidfd; /* the caller closes it after fns_reap(); -1 with `served`: few fds were free, see
+                       fns_server_look() */
+    int control; /* socket on which a reaper reports the command's end, closed by the caller; -1: none */
+    int served; /* started by fns_server_spawn(): a child of the server */
+    int quiet; /* started by fns_server_run(): it has no pid and no pidfd; `control` is the connection */
+    int server;     /* with either: the server's pidfd, which the server keeps */
+    int number;     /* with `served`: its number there; with `quiet`: that of the request */
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
-    long rss_floor; /* KiB; what the kernel's ru_maxrss of the sandbox starts from: a child that
-                        shares memory takes the caller's peak over at its exec (exec_mmap()) */
-    int late;       /* killed as its time was over before its program was running */
+    long
+        rss_floor; /* KiB; the sandbox's ru_maxrss is never lower: a process that shares memory takes over
+                       the caller's peak at its exec (exec_mmap()) */
+    int late; /* killed because its time was over before its command ran */
 };
 
-/* A start that waits calls `interrupted` after each signal, and regularly without one, in its own thread. If
- * that returns other than 0, the start ends what it has begun and fails with -EINTR. */
+/* While a start waits, it calls `interrupted` in its own thread after each signal, and every FNS_LOOK_NS. If that
+ * returns other than 0, the start ends what it has begun and fails with -EINTR: "the caller gives up". */
 void fns_set_interrupted(int (*interrupted)(void));
 
-/* How long a wait may take: it is none; until what it waits for is there; or no longer than the caller
- * wants it (`interrupted`). */
+/* How long to wait: not at all; until it is done; until it is done or the caller gives up. */
 enum fns_patience { FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP };
 
-/* Starts one sandbox and returns when its program is running (exec has succeeded) or the start has
- * failed, in which case nothing is left: no process, fd or mapping. -EINTR: the caller gives up.
- * `time_ns`: a sandbox whose program is not running so long after its start is killed, and returned as if
- * it was; 0: never. -ETIME and process->late: its time was over before there was a sandbox. */
+/* Starts one sandbox. Returns when its command has been executed or the start has failed; after a failure nothing is
+ * left, no process, fd or mapping. -EINTR: the caller gives up. `time_ns` (0: no limit): a sandbox whose command
+ * has not been executed so long after its start is killed, and returned as started, with process->late. -ETIME, also
+ * with process->late: the time was over before there was a sandbox. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
-/* A template: starts the server of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null;
- * `userns`: as in fns_args. The server and all its sandboxes end when the caller does, or its control
- * socket is closed. */
+/* Starts a template's server: of a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null; `userns`: as in
+ * fns_args. The server and all its sandboxes end when the caller ends or the control socket is closed. */
 int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
                      struct fns_error *error);
-void fns_server_stop(const struct fns_process *server); /* its fds stay, for who still uses them */
+void fns_server_stop(const struct fns_process *server); /* its fds stay open for other threads */
 void fns_server_close(struct fns_process *server);
 
-/* A connection for one sandbox at a time; -EPIPE: the server is gone; -EINTR: the caller gives up;
- * -errno. */
+/* A connection, which serves one sandbox at a time: a socket; -EPIPE: the server is gone; -EINTR: the caller gives
+ * up; -errno. */
 int fns_server_connect(const struct fns_process *server, enum fns_patience patience);
 
-/* As fns_spawn(), by a server. With FNS_DETAIL_BROKEN the connection is of no use any more: -EPIPE: its
- * other end was closed, and nothing was started; -ECANCELED: the server was killed meanwhile, and what
- * it started with it. After any other error it may be used again at once. */
+/* As fns_spawn(), by a server. After FNS_DETAIL_BROKEN the connection is of no use: -EPIPE: its other end was closed,
+ * and nothing was started; -ECANCELED: the server was killed, with all that it had started. After any other error it
+ * can be used again at once. */
 int fns_server_spawn(const struct fns_process *server, int connection,
                      const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
 
-/* Reaps what fns_server_spawn() has started; waits for its end. -ECANCELED: the server is gone. */
+/* Waits for the end of what fns_server_spawn() has started, and reaps it. -ECANCELED: the server is gone. */
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result);
 
-/* Asks for a sandbox and does not wait for its start: `process` is quiet, has no pid, and its
- * connection becomes readable when it has ended or could not be started. Then fns_server_end() says
- * how: 0, or the errors of a spawn. Killed by fns_kill_all(), after which the connection is of no use. */
+/* Requests a sandbox without waiting for its start: `process` is `quiet`. Its connection becomes readable when it has
+ * ended or could not be started; fns_server_end() then returns 0, or as fns_server_spawn(). After fns_kill_all() of
+ * such a process the connection is of no use. */
 int fns_server_run(const struct fns_process *server, int connection, const struct fns_args *args,
                    struct fns_share share, struct fns_process *process, struct fns_error *error);
 int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
-/* Looks whether a sandbox of the server is alive: 1, with a pidfd of it, which is the caller's to close;
- * 0: it has ended; -errno, -EMFILE too. */
+/* Whether a sandbox of the server is alive: 1, with a pidfd of it, which the caller closes; 0: it has ended;
+ * -errno, also where no fd is free. */
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd);
 
+/* The state of the server's pool of network namespaces. */
 int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state);
 
-/* From now on a sandbox is made ahead for what this connection is asked: to run or to spawn. After a
- * spawn close it, and park another. */
+/* Has sandboxes made ahead for what this connection requests. After fns_server_spawn() close it, and park another. */
 int fns_server_park(int connection);
 
-/* Writes the id maps of `pid` from outside, as plan->id_map says. */
+/* Writes the id maps of `pid` as plan->id_map says. `end`: when to give up, CLOCK_MONOTONIC, ns; 0: never. -ETIME,
+ * -EINTR: as in fns_spawn(). */
 int fns_write_id_maps(const struct fns_plan *plan, int pid, uint64_t end, struct fns_error *error);
 
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
@@ -251,23 +251,29 @@ struct fns_buffer {
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
-/* Feeds and drains a sandbox's pipes until they are at their end and it has ended. fds are -1 when
- * not used, and are closed (and set to -1) as they reach their end. */
+/* A sandbox that is waited for. fds are -1 where there is no pipe, and are closed (and set to -1) as they come
+ * to their end. */
 struct fns_io {
     struct fns_process process;
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
     const char *input;
     size_t input_size, input_done;
-    size_t limit; /* bytes kept of each of stdout and stderr; 0: all */
-    int capped;   /* over the limit it is to be ended */
-    int over;     /* it is capped, and over the limit */
-    struct fns_buffer output[2];
+    size_t limit;      /* bytes kept of each of stdout and stderr; 0: all */
+    int capped;        /* over the limit the sandbox is to be killed */
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
-    int epoll;         /* what watches the fds, and forgets one before it is closed; 0: nothing */
-};
-enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER };
+    struct fns_buffer output[2];
+    int over; /* it is capped, and over the limit */
 
-/* One of fns_io_state, or -EINTR where a signal may have come (call again to go on), or -errno. */
+    /* The loop's (loop.c). */
+    int killed;    /* by whoever waits for it: only its end matters, not that of its pipes */
+    int ended;     /* it can be reaped */
+    int failed;    /* -errno of a pipe */
+    uint64_t held; /* a tracer holds it: when to look again; 0: none does */
+};
+enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER, FNS_IO_RUNS };
+
+/* Feeds and drains its pipes until they are at their end and it has ended. One of fns_io_state, but not RUNS;
+ * -EINTR: a signal may have come, call again to go on; -errno. */
 int fns_io_run(struct fns_io *io);
 
 /* After a kill: takes what is in the pipes without waiting for their end, closes them, waits for
@@ -294,45 +300,43 @@ struct fns_job {
     struct fns_cgroups *groups;       /* NULL: none */
     struct fns_args args;
     unsigned pipes; /* enum fns_pipes bits */
-    const char *input;
-    size_t input_size;
-    size_t limit;       /* as in fns_io */
-    int capped;         /* as in fns_io */
+    int connection; /* for the only job of a batch: one to its server, which stays the caller's; 0: none */
     int64_t timeout_ns; /* -1: none */
     struct fns_share share;
+    struct fns_io io; /* input, limit and capped are the caller's to set */
 
     struct fns_error error; /* stage NONE: it ran */
-    struct fns_process process;
     struct fns_result result;
     struct fns_leaf leaf;
-    struct fns_buffer output[2];
     int timed_out;
-    int over; /* as in fns_io */
 };
 
-/* Starts a job, by its server over `connection`; io then is to be run to its end. 0, or -errno and
- * job->error; -EPIPE: the server was gone, and nothing was started. -ETIME and no error: the job's time
- * was over before there was a sandbox; it is finished, as one that was killed for that. */
-int fns_job_start(struct fns_job *job, struct fns_io *io, int connection);
+/* Starts a job, by its server over `connection`. 0, or -errno and job->error. -ETIME and no error: the job's
+ * time was over before there was a sandbox; it is finished, like one that was killed for that. */
+int fns_job_start(struct fns_job *job, int connection);
 
 /* Starts a job as a process of its own, which is reaped and whose leaf is given back by the caller. 0,
  * or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 
-/* After its io has come to its end: reaps, and moves the results into the job. `late`: it ran out of
- * time, is over its limit, or is to be stopped: killed first. 0, or -errno and job->error. */
-int fns_job_finish(struct fns_job *job, struct fns_io *io, int late);
+/* Kills a job that runs, and after its end finishes it: reaps it, closes its pipes. job->error says what went
+ * wrong. */
+void fns_job_kill(struct fns_job *job);
+void fns_job_finish(struct fns_job *job);
 
 /* Whether the connection of a finished job may be used for another one. */
 int fns_job_spares(const struct fns_job *job);
 
-/* Many jobs at once, at most `concurrency` alive, by one loop in the calling thread. `spawn`: they are
- * only started. The jobs have one server, or none has; they stay the caller's and must outlive the
+/* Whether its server was gone before the job was sent: another server can run it. */
+int fns_job_unsent(const struct fns_job *job);
+
+/* Many jobs at once, or one, by one loop in the calling thread; at most `concurrency` are alive. `spawn`: they
+ * are only started. The jobs have one server, or none has; they stay the caller's and must outlive the
  * batch. */
 struct fns_batch;
 int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn);
-/* 1: every job is finished; 0: some time has passed; -EINTR: a signal came (call again to go on). */
+/* 1: every job is finished; 0: some time has passed, or a signal came (call again to go on); -errno. */
 int fns_batch_run(struct fns_batch *batch);
 /* How many are finished. */
 size_t fns_batch_done(const struct fns_batch *batch);

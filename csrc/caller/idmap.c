@@ -1,7 +1,7 @@
-/* Writing a sandbox's id maps from outside. Runs in the parent, while the sandbox waits.
+/* Writes a sandbox's id maps from outside. Runs in the caller, while the sandbox waits.
  *
- * A process with CAP_SETUID writes the files itself. Others ask newuidmap and newgidmap, which check
- * /etc/subuid and /etc/subgid. The plan says which; neither stands in for the other.
+ * A caller with CAP_SETUID writes the files itself. Others run newuidmap and newgidmap, which check /etc/subuid
+ * and /etc/subgid. The plan says which; neither replaces the other.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,34 +17,40 @@
 
 extern char **environ;
 
-int fns_write_map(int pid, const char *file, const char *map)
+/* A map file of a process: an fd, or -errno. */
+static int open_map(int pid, const char *file, int flags)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int fd = open(path, flags | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+int fns_write_map(int pid, const char *file, const char *map)
+{
+    int fd = open_map(pid, file, O_WRONLY);
     if (fd < 0)
-        return -errno;
+        return fd;
     ssize_t n = write(fd, map, strlen(map)); /* the kernel takes a map in one write only */
     int ret = n < 0 ? -errno : 0;
     close(fd);
     return ret;
 }
 
-/* 1: the map is written; 0: it is empty; -errno. */
-static int has_map(int pid, const char *file)
+/* 0: the map is written; -EPERM: it is empty; -errno. */
+static int check_map(int pid, const char *file)
 {
-    char path[64], byte;
-    snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char byte;
+    int fd = open_map(pid, file, O_RDONLY);
     if (fd < 0)
-        return -errno;
+        return fd;
     ssize_t n = read(fd, &byte, 1);
-    int ret = n < 0 ? -errno : (int)n;
+    int ret = n < 0 ? -errno : n ? 0 : -EPERM;
     close(fd);
     return ret;
 }
 
-/* The paths of `program` that PATH allows, then NULL, in one block for the caller to free. */
+/* Where PATH has a program: paths, then NULL, in one block to be freed. NULL: no memory. */
 static char **places_of(const char *program)
 {
     const char *path = getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin";
@@ -55,7 +61,7 @@ static char **places_of(const char *program)
     char *text = (char *)(places + n);
     while (places && *path) {
         size_t size = strcspn(path, ":");
-        if (size) { /* an empty one would be the working directory */
+        if (size) { /* an empty part would be the working directory */
             *place++ = text;
             text += sprintf(text, "%.*s/%s", (int)size, path, program) + 1;
         }
@@ -66,30 +72,24 @@ static char **places_of(const char *program)
     return places;
 }
 
-/* Waits for the end of a program: 0; -EPERM: it failed; -ECANCELED: it was killed; -ETIME: its time is
- * over; -EINTR: the caller gives up; -errno. In any case it no longer runs then. */
+/* Waits for the end of a program, and kills it if the wait fails. 0; -EPERM: it failed; -ECANCELED: it was killed;
+ * -ETIME: its time is over; -EINTR: the caller gives up; -errno. */
 static int await_program(int pidfd, uint64_t end)
 {
-    uint64_t next = 0, now;
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+    struct fns_deadline deadline = {.end = end};
     int ret = 0, ready = 0;
-    while (ret == 0 && ready == 0) {
-        struct pollfd fd = {.fd = pidfd, .events = POLLIN};
-        int ms = FNS_LOOK_NS / 1000000;
-        now = fns_now();
-        if (end && now >= end)
-            ret = -ETIME;
-        else if (end && end - now < FNS_LOOK_NS)
-            ms = (int)((end - now) / 1000000) + 1;
-        if (ret == 0 && (ready = poll(&fd, 1, ms)) < 0 && errno != EINTR)
+    while (ret == 0 && ready <= 0) {
+        const struct timespec time = fns_step(&deadline);
+        ready = ppoll(&fd, 1, &time, NULL);
+        if (ready < 0 && errno != EINTR)
             ret = -errno;
-        else if (ret == 0 && ready <= 0 && fns_interrupted(&next, ready < 0))
-            ret = -EINTR;
-        if (ready < 0)
-            ready = 0;
+        else if (ready <= 0)
+            ret = fns_over(&deadline, ready < 0);
     }
     siginfo_t info = {.si_code = CLD_EXITED};
     if (ret == 0 && waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0 && errno != ECHILD)
-        ret = -errno; /* ECHILD: the caller ignores SIGCHLD, and the status is lost */
+        ret = -errno; /* ECHILD: SIGCHLD is ignored, and the status is lost */
     if (ret < 0) {
         fns_discard(pidfd);
         return ret;
@@ -100,7 +100,7 @@ static int await_program(int pidfd, uint64_t end)
     return info.si_status ? -EPERM : 0; /* it has said why on stderr */
 }
 
-/* Runs `program pid inside outside count ...`, which is to write `file`, and waits for it alone. */
+/* Runs `program pid inside outside count ...`, which is to write `file`. 0, or as await_program(). */
 static int run_program(const char *program, int pid, const char *file, const char *map,
                        uint64_t end)
 {
@@ -125,10 +125,8 @@ static int run_program(const char *program, int pid, const char *file, const cha
         if (ret == 0)
             ret = await_program(process.pidfd, end);
     }
-    if (ret == 0) {
-        ret = has_map(pid, file);
-        ret = ret == 0 ? -EPERM : ret < 0 ? ret : 0;
-    }
+    if (ret == 0)
+        ret = check_map(pid, file);
     free(places);
     free(argv);
     free(copy);

@@ -1,7 +1,6 @@
-/* A command run to its end: pipes, the start, the reaping. Runs in the parent, without the GIL.
+/* A command run to its end: its pipes, its start, its reaping. Runs in the caller, without the GIL.
  *
- * What lies between start and end, the io, is fns_io_run()'s for one job and a batch's own loop for
- * many (batch.c).
+ * What lies between start and end is the loop's (loop.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -11,22 +10,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "loop.h"
 #include "spawn.h"
 
-int fns_open_pipe(int ends[2])
-{
-    return pipe2(ends, O_CLOEXEC) < 0 ? -errno : fns_both_above_stdio(ends);
-}
-
-int fns_open_null(void)
-{
-    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    return fns_above_stdio(fd);
-}
-
-/* Makes a job's pipes: the caller's ends into io, the child's into the arguments. */
-static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_args *args,
-                      int theirs[3])
+/* Makes a job's pipes: the caller's ends, which do not block, go into its io, the sandbox's into the arguments. */
+static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
 {
     for (int i = 0; i < 3; i++) {
         int ends[2], ret;
@@ -35,12 +23,14 @@ static int make_pipes(const struct fns_job *job, struct fns_io *io, struct fns_a
         ret = fns_open_pipe(ends);
         if (ret < 0)
             return ret;
-        /* Or who runs there could not open it anew (/dev/stderr). Done as far as the caller may. */
+        job->io.fds[i] = ends[i == 0];
+        theirs[i] = args->stdio[i] = ends[i != 0];
+        if (fcntl(job->io.fds[i], F_SETFL, O_NONBLOCK) < 0)
+            return -errno;
+        /* Or the command could not open it again (/dev/stderr). Where the caller may not, it stays so. */
         if ((job->plan->pipe_uid || job->plan->pipe_gid) &&
             fchown(ends[0], job->plan->pipe_uid, job->plan->pipe_gid) < 0)
             errno = 0;
-        io->fds[i] = ends[i == 0];
-        theirs[i] = args->stdio[i] = ends[i != 0];
     }
     if (job->pipes & FNS_PIPE_JOINED)
         args->stdio[2] = args->stdio[1] >= 0 ? args->stdio[1] : 1;
@@ -67,7 +57,7 @@ static int check_arguments(struct fns_job *job)
     return -E2BIG;
 }
 
-/* No error: it ends like one that was killed. */
+/* Not an error: the job has ended like one that was killed. */
 static void end_killed(struct fns_job *job)
 {
     job->error = (struct fns_error){.op_index = -1};
@@ -76,33 +66,40 @@ static void end_killed(struct fns_job *job)
     job->result.end = fns_now();
 }
 
-int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
+/* The part of a job that begins anew with each start. */
+static void reset(struct fns_job *job)
+{
+    struct fns_io *io = &job->io;
+    job->leaf.number = -1;
+    io->process = (struct fns_process){.pidfd = -1, .control = -1};
+    io->fds[0] = io->fds[1] = io->fds[2] = -1;
+}
+
+static int start_process(struct fns_job *job, const struct fns_args *args, int connection)
+{
+    if (job->server)
+        return fns_server_run(job->server, connection, args, job->share, &job->io.process,
+                              &job->error);
+    return fns_spawn(job->plan, args, job->timeout_ns < 0 ? 0 : (uint64_t)job->timeout_ns + 1,
+                     &job->io.process, &job->error);
+}
+
+int fns_job_start(struct fns_job *job, int connection)
 {
     int theirs[3] = {-1, -1, -1};
     struct fns_args args = job->args;
-    job->leaf.number = -1;
-    *io = (struct fns_io){.process = {.pidfd = -1, .control = -1},
-                          .fds = {-1, -1, -1},
-                          .input = job->input,
-                          .input_size = job->input_size,
-                          .limit = job->limit,
-                          .capped = job->capped};
+    struct fns_io *io = &job->io;
+    reset(job);
     int ret = check_arguments(job);
     if (ret < 0)
         return ret;
-    ret = make_pipes(job, io, &args, theirs);
+    ret = make_pipes(job, &args, theirs);
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     else
         ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
-    if (ret < 0)
-        ;
-    else if (job->server)
-        ret =
-            fns_server_run(job->server, connection, &args, job->share, &job->process, &job->error);
-    else
-        ret = fns_spawn(job->plan, &args, job->timeout_ns < 0 ? 0 : (uint64_t)job->timeout_ns + 1,
-                        &job->process, &job->error);
+    if (ret == 0)
+        ret = start_process(job, &args, connection);
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
@@ -110,15 +107,18 @@ int fns_job_start(struct fns_job *job, struct fns_io *io, int connection)
     if (ret < 0) {
         fns_leaf_give(job->groups, &job->leaf);
         fns_io_close(io);
-        if (ret == -ETIME && job->process.late) { /* before its command ran */
-            job->timed_out = 1;
-            end_killed(job);
-        }
-        return ret;
     }
-    io->process = job->process;
-    if (job->timeout_ns >= 0)
-        io->deadline = job->process.start + (uint64_t)job->timeout_ns + 1;
+    if (ret == -ETIME && io->process.late) { /* before its command ran */
+        job->timed_out = 1;
+        end_killed(job);
+    }
+    if (ret < 0)
+        return ret;
+    if (io->input_size == 0)
+        fns_io_close_end(io, 0);
+    io->killed = job->timed_out = io->process.late;
+    if (job->timeout_ns >= 0 && !io->killed)
+        io->deadline = io->process.start + (uint64_t)job->timeout_ns + 1;
     return 0;
 }
 
@@ -132,34 +132,33 @@ int fns_job_spawn(struct fns_job *job, int connection)
     if (ret < 0)
         return ret;
     if (job->server)
-        ret =
-            fns_server_spawn(job->server, connection, job->plan, &args, &job->process, &job->error);
+        ret = fns_server_spawn(job->server, connection, job->plan, &args, &job->io.process,
+                               &job->error);
     else
-        ret = fns_spawn(job->plan, &args, 0, &job->process, &job->error);
+        ret = fns_spawn(job->plan, &args, 0, &job->io.process, &job->error);
     fns_leaf_entered(&job->leaf);
     if (ret < 0)
         fns_leaf_give(job->groups, &job->leaf);
     return ret;
 }
 
-/* Gives back what a buffer has grown beyond its content: there may be thousands of jobs. */
-static struct fns_buffer shrunk(struct fns_buffer buffer)
+/* Frees what a buffer has beyond its content: there may be thousands of jobs. */
+static void shrink(struct fns_buffer *buffer)
 {
-    if (buffer.size == 0) {
-        fns_buffer_free(&buffer);
-    } else if (buffer.size < buffer.capacity) {
-        char *data = realloc(buffer.data, buffer.size);
-        if (data) {
-            buffer.data = data;
-            buffer.capacity = buffer.size;
-        }
+    if (buffer->size == 0) {
+        free(buffer->data);
+        buffer->data = NULL;
+        buffer->capacity = 0;
+    } else if (buffer->size < buffer->capacity) {
+        char *data = realloc(buffer->data, buffer->size);
+        buffer->data = data ? data : buffer->data;
+        buffer->capacity = data ? buffer->size : buffer->capacity;
     }
-    return buffer;
 }
 
 static int reap(struct fns_job *job)
 {
-    struct fns_process *process = &job->process;
+    struct fns_process *process = &job->io.process;
     if (process->quiet)
         return fns_server_end(process, job->plan, &job->result, &job->error);
     int ret = fns_reap(process, &job->result);
@@ -177,31 +176,41 @@ static int reap(struct fns_job *job)
     return ret;
 }
 
-int fns_job_finish(struct fns_job *job, struct fns_io *io, int late)
+void fns_job_kill(struct fns_job *job)
 {
-    int ret = 0;
-    if (late) {
-        fns_kill_all(job->plan, &job->process);
-        ret = fns_io_finish(io);
-    }
+    job->io.killed = 1;
+    job->io.deadline = 0;
+    fns_kill_all(job->plan, &job->io.process);
+}
+
+void fns_job_finish(struct fns_job *job)
+{
+    struct fns_io *io = &job->io;
+    int ret = io->killed ? fns_io_finish(io) : 0;
     fns_io_close(io);
     int reaped = reap(job);
-    job->over = io->over;
     fns_leaf_give(job->groups, &job->leaf);
     /* BROKEN: killed together with the server, which did not answer. */
-    if (reaped < 0 && (job->timed_out || job->over) &&
+    if (reaped < 0 && io->killed &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
         end_killed(job);
         reaped = 0;
     }
-    if (reaped == 0 && ret < 0)
+    if (io->failed) /* this counts, not how the sandbox ended that was killed for it */
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, io->failed);
+    else if (reaped == 0 && ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
-    for (int i = 0; i < 2; i++)
-        job->output[i] = shrunk(io->output[i]);
-    return reaped < 0 ? reaped : ret;
+    shrink(&io->output[0]);
+    shrink(&io->output[1]);
 }
 
 int fns_job_spares(const struct fns_job *job)
 {
-    return !job->timed_out && !job->over && job->error.detail != FNS_DETAIL_BROKEN;
+    return !job->io.killed && job->error.detail != FNS_DETAIL_BROKEN;
+}
+
+int fns_job_unsent(const struct fns_job *job)
+{
+    return job->error.detail == FNS_DETAIL_BROKEN && job->error.err == ECANCELED &&
+           !job->io.process.quiet;
 }

@@ -1,8 +1,8 @@
-/* One start: what the program is given, and what it tells. Runs in the parent, without the GIL.
+/* One start: what the program is given, and what it reports. Runs in the caller, without the GIL.
  *
- * The program is executed from a sealed memory file, the plan is in another one (memory.c, pack.c), the
- * command's arguments are the program's own (wire.h). It tells how the start goes over a pipe, and over a
- * socket pair where the caller has to answer or is told more.
+ * The program is executed from one sealed memory file and maps the plan from another (memory.c); its argv holds
+ * the command's arguments (shared/wire.h). It reports over the status pipe, and over the control socket where the
+ * caller has to reply or sends more later.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,21 +17,23 @@
 #include <unistd.h>
 
 #include "border/border.h"
-#include "pack.h"
 #include "shared/sys.h"
+#include "shared/wire.h"
 #include "spawn.h"
 
-/* What a start has open. The program's ends, and what it is given, are closed once it runs. */
+/* A start under way, with the fds it has open. */
 struct start {
     const struct fns_plan *plan;
     const struct fns_args *args;
-    uint64_t time_ns, end;
+    struct fns_deadline deadline;
     struct fns_process *process;
     struct fns_error *error;
-    int status[2];  /* pipe: reading end, writing end */
+    int status[2];  /* pipe: reading end; writing end, the program's */
     int control[2]; /* socket pair: the caller's end, the program's; -1: none */
-    int program, packed, told;
-    int helper; /* pidfd of who clones the sandbox, with FNS_PLAN_HOP; -1 */
+    int program;    /* its file */
+    int packed;     /* file of the plan */
+    int told;       /* file for the pid of a sandbox that a hop process clones; -1: no hop */
+    int hop;        /* pidfd of the hop process; -1: none */
     size_t packed_size;
 };
 
@@ -47,52 +49,40 @@ static int was_killed(struct start *start)
     return -ECANCELED;
 }
 
-static void close_fd(int *fd)
-{
-    if (*fd >= 0)
-        close(*fd);
-    *fd = -1;
-}
-
 /* ---- what the program is given ---------------------------------------------------------------- */
 
-static int needs_control(const struct fns_plan *plan)
+static int hops(const struct start *start)
 {
-    return plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER) ||
-           plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
+    return (start->plan->options & FNS_PLAN_HOP) != 0;
 }
 
-/* Everything at numbers that no stream of the child takes. */
+static int stays(const struct fns_plan *plan)
+{
+    return (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER)) != 0;
+}
+
+/* Whether the id maps are written by the caller or its programs. */
+static int maps_from_outside(const struct fns_plan *plan)
+{
+    return plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
+}
+
 static int open_all(struct start *start)
 {
-    /* A sandbox must not share a file with others if it could leave them messages there, as its owner or
-     * because the program stays. */
-    uint32_t map = start->plan->id_map;
-    int owns = map == FNS_ID_MAP_SELF || map == FNS_ID_MAP_PARENT || map == FNS_ID_MAP_NEWUIDMAP;
-    int stays = start->plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER);
-    int ret = pipe2(start->status, O_CLOEXEC | O_NONBLOCK) < 0
-                  ? -errno
-                  : fns_both_above_stdio(start->status);
-    if (ret < 0) {
-        start->status[0] = start->status[1] = -1;
-        return ret;
-    }
-    if (needs_control(start->plan)) {
-        ret = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, start->control) < 0
-                  ? -errno
-                  : fns_both_above_stdio(start->control);
-        if (ret < 0) {
-            start->control[0] = start->control[1] = -1;
-            return ret;
-        }
-    }
+    const struct fns_plan *plan = start->plan;
+    /* A sandbox that owns the program's file, or whose program stays, could leave messages on it. So it gets a
+     * file of its own. */
+    int shares = !stays(plan) && !maps_from_outside(plan) && plan->id_map != FNS_ID_MAP_SELF;
     const int32_t nobody = 0;
-    if (start->plan->options & FNS_PLAN_HOP)
+    int ret = fns_pipe(start->status, O_NONBLOCK);
+    if (ret == 0 && (stays(plan) || maps_from_outside(plan)))
+        ret = fns_socket_pair(start->control);
+    if (ret == 0 && hops(start))
         ret = start->told = fns_memory_file("fastns", &nobody, sizeof nobody, FNS_WRITABLE);
     if (ret >= 0)
-        ret = start->packed = fns_plan_file(start->plan, &start->packed_size);
+        ret = start->packed = fns_plan_file(plan, &start->packed_size);
     if (ret >= 0)
-        ret = start->program = fns_program_file(!stays && !owns);
+        ret = start->program = fns_program_file(shares);
     return ret < 0 ? ret : 0;
 }
 
@@ -117,7 +107,7 @@ static char *put_number(char *at, uint32_t n)
     return at;
 }
 
-static uint32_t or_none(int fd)
+static uint32_t or_none(int fd) /* no fd: 0 */
 {
     return fd < 0 ? 0 : (uint32_t)fd;
 }
@@ -128,8 +118,9 @@ enum {
 #undef X
         N_NUMBERS
 };
+#define NUMBERS_SIZE ((N_NUMBERS + FNS_MAX_GROUPS) * sizeof "4294967295" + 1)
 
-/* `text`: room for all numbers of 11 bytes each. */
+/* `text`: of NUMBERS_SIZE. */
 static void write_numbers(const struct start *start, int entered, char *text)
 {
     const struct fns_args *args = start->args;
@@ -170,7 +161,7 @@ static char **program_argv(const struct fns_args *args, char *numbers)
     return argv;
 }
 
-/* The fds that stay open until the program has them, ascending, to be freed; NULL: no memory. */
+/* The fds that the program gets, ascending, to be freed; NULL: no memory. */
 static int *fds_to_keep(const struct start *start, uint32_t *n)
 {
     const struct fns_args *args = start->args;
@@ -193,16 +184,16 @@ static int *fds_to_keep(const struct start *start, uint32_t *n)
     return keep;
 }
 
-/* Clones, and waits until the program is executed, or not: that is heard. 0, or -errno and `error`. */
+/* Clones, and waits until the program is executed or has failed, which it reports. 0, or -errno and `error`. */
 static int begin(struct start *start)
 {
     const struct fns_args *args = start->args;
-    int hops = start->plan->options & FNS_PLAN_HOP, gave_up = 0, pidfd = -1;
-    /* What shares this memory must not run out of that of a cgroup: this process would be killed for it. */
-    int entered = args->clone_into && !hops && !(start->plan->options & FNS_PLAN_OWN_MEMORY) &&
-                  fns_clones_into_cgroups();
+    uint64_t namespaces = hops(start) ? 0 : start->plan->clone_flags;
+    int gave_up = 0, pidfd = -1;
+    /* The OOM killer ends all processes that share memory: one in a full cgroup would end this one too. */
+    int entered = args->clone_into && !hops(start) && !(start->plan->options & FNS_PLAN_OWN_MEMORY);
     int into = entered ? args->groups[args->n_groups - 1] : -1;
-    char numbers[(N_NUMBERS + FNS_MAX_GROUPS) * 11 + 1];
+    char numbers[NUMBERS_SIZE];
     struct fns_args given = {.envp = args->envp};
     memcpy(given.stdio, args->stdio, sizeof given.stdio);
     int *keep = fds_to_keep(start, &given.n_keep);
@@ -212,18 +203,18 @@ static int begin(struct start *start)
     struct fns_border border = {
         .plan = start->plan, .args = &given, .program = start->program, .status = start->status[1]};
     write_numbers(start, entered, numbers);
-    long pid = keep && argv ? fns_clone(&border, hops ? 0 : start->plan->clone_flags, into,
-                                        start->end, &pidfd, &gave_up)
-                            : -ENOMEM;
-    if (pid == -ENOSYS && entered) { /* without clone3 it enters by itself */
+    long pid = keep && argv
+                   ? fns_clone(&border, namespaces, into, &start->deadline, &pidfd, &gave_up)
+                   : -ENOMEM;
+    if (pid == -ENOSYS && entered) { /* without clone3(2) the program enters the cgroup by itself */
         write_numbers(start, 0, numbers);
-        pid = fns_clone(&border, start->plan->clone_flags, -1, start->end, &pidfd, &gave_up);
+        pid = fns_clone(&border, namespaces, -1, &start->deadline, &pidfd, &gave_up);
     }
     free(argv);
     free(keep);
     if (pid < 0)
         return fail(start, FNS_STAGE_CLONE, (int)pid);
-    /* 0, 1 and 2 are closed here: what is opened there would be taken for a stream. */
+    /* If 0, 1 or 2 is closed here, the pidfd may have got that number. */
     int high = pidfd > 2 ? pidfd : (int)fns_sys3(__NR_fcntl, pidfd, F_DUPFD_CLOEXEC, 3);
     if (high < 0) {
         fns_discard(pidfd);
@@ -231,12 +222,11 @@ static int begin(struct start *start)
     }
     if (high != pidfd)
         close(pidfd);
-    pidfd = high;
-    if (hops) {
-        start->helper = pidfd;
+    if (hops(start)) {
+        start->hop = high;
     } else {
         start->process->pid = (int)pid;
-        start->process->pidfd = pidfd;
+        start->process->pidfd = high;
     }
     return gave_up < 0 ? fail(start, FNS_STAGE_CLONE, gave_up) : 0;
 }
@@ -253,7 +243,7 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
     return -error->err;
 }
 
-/* Reads what is there. 1: it runs; 0: nothing was said; -errno and `error`. */
+/* Reads what is there. 1: RUNNING; 0: nothing; -errno and `error`: FAILED, or an error here. */
 static int read_status(struct start *start)
 {
     struct fns_message message;
@@ -273,119 +263,102 @@ static int read_status(struct start *start)
     }
 }
 
-/* Follows the start to its end. A sandbox that has not come to its command in time is killed, and its start
- * is as good as done. 0, or -errno and `error`. */
-static int hear(struct start *start)
+/* Follows the start to its end. A sandbox that has not executed its command in time is killed, and its start
+ * counts as done. 0, or -errno and `error`. */
+static int follow(struct start *start)
 {
     struct fns_process *process = start->process;
-    uint64_t next = 0;
-    for (;;) {
-        struct pollfd end = {.fd = process->pidfd, .events = POLLIN};
-        int ret = fns_executed(start->status[0], process, start->time_ns);
+    struct pollfd end = {.fd = process->pidfd, .events = POLLIN};
+    for (int runs = 0;;) {
+        int ret = fns_executed(start->status[0], process, &start->deadline);
         if (ret < 0)
             return fail(start, FNS_STAGE_HELPER, ret);
         ret = read_status(start);
-        if (ret == 0 && poll(&end, 1, 0) > 0) { /* all it said is here by now */
+        if (ret < 0)
+            return ret;
+        if (runs || (ret > 0 && !hops(start)))
+            return 0;
+        runs = ret;
+        /* After a hop, the first look may have come before the sandbox had the lock: RUNNING is no exec yet. Who
+         * has sent it has, or had, the lock: a second look is right. */
+        if (runs)
+            continue;
+        int ready = poll(&end, 1, 1);
+        if (ready > 0) { /* it has ended: all that it sent is here */
             ret = read_status(start);
-            if (ret == 0 && !process->late)
-                return was_killed(start);
-            return ret < 0 ? ret : 0;
+            return ret < 0 ? ret : ret > 0 || process->late ? 0 : was_killed(start);
         }
-        if (ret > 0 && start->plan->options & FNS_PLAN_HOP) {
-            /* The first look may have come before it had the lock. Who says RUNNING has it, or had it. */
-            ret = fns_executed(start->status[0], process, start->time_ns);
-            if (ret < 0)
-                return fail(start, FNS_STAGE_HELPER, ret);
-            ret = read_status(start);
-            return ret < 0 ? ret : 0;
-        }
-        if (ret)
-            return ret < 0 ? ret : 0;
-        /* After a hop it may not have the lock yet. */
-        int signalled = poll(&end, 1, 1) < 0;
-        fns_keep_time(process, start->time_ns);
-        if (fns_interrupted(&next, signalled))
+        if (fns_over_kills(&start->deadline, ready < 0, process) < 0)
             return fail(start, FNS_STAGE_HELPER, EINTR);
     }
 }
 
 /* ---- the control socket ----------------------------------------------------------------------- */
 
-/* The next message. 0; -EAGAIN: none is here; -EPIPE: the other end is closed; -errno. `*fd`: one that came along, or -1. */
-static int receive(int control, struct fns_message *message, int *fd)
+/* Sends GO, once the ids are mapped. 0, or -errno and `error`. */
+static int send_go(struct start *start)
 {
-    int n_fds = 1;
-    long n = fns_receive_message(control, message, sizeof *message, fd, &n_fds, NULL, MSG_DONTWAIT);
-    *fd = n_fds == 1 ? fns_above_stdio(*fd) : -1;
-    return n < 0 ? (int)n : n == sizeof *message ? 0 : n ? -EPROTO : -EPIPE;
-}
-
-/* Lets the sandbox go on, once its ids are mapped. */
-static int answer(struct start *start)
-{
-    const struct fns_plan *plan = start->plan;
     const struct fns_message go = {.kind = FNS_MESSAGE_GO};
     int ret = 0;
-    if (plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP)
-        ret = fns_write_id_maps(plan, start->process->pid, start->end, start->error);
+    if (maps_from_outside(start->plan))
+        ret =
+            fns_write_id_maps(start->plan, start->process->pid, start->deadline.end, start->error);
     if (ret < 0 && ret != -ETIME && ret != -EINTR) {
-        int said = read_status(start); /* why it has ended, if it has */
+        int said = read_status(start); /* if the sandbox has failed, that is the cause */
         ret = said < 0 ? said : ret;
     }
-    if (ret == -ETIME)
-        start->process->late = 1;
-    if (ret == 0 && send(start->control[0], &go, sizeof go, MSG_NOSIGNAL) < 0 && errno != EPIPE)
-        ret = fail(start, FNS_STAGE_HELPER, -errno);
-    return ret; /* EPIPE: it has ended, and why is in the status pipe */
+    start->process->late |= ret == -ETIME;
+    if (ret < 0)
+        return ret;
+    /* EPIPE: it has ended, and has said why in the status pipe. */
+    int sent = send(start->control[0], &go, sizeof go, MSG_NOSIGNAL) >= 0 || errno == EPIPE;
+    return sent ? 0 : fail(start, FNS_STAGE_HELPER, errno);
 }
 
-/* After a hop: the sandbox, as its maker tells of it. 0, or -errno and `error`. */
+/* Waits for CHILD from the hop process. 0, or -errno and `error`. */
 static int await_sandbox(struct start *start)
 {
     struct fns_process *process = start->process;
-    uint64_t next = 0;
+    struct pollfd fds[2] = {{.fd = start->control[0], .events = POLLIN},
+                            {.fd = start->hop, .events = POLLIN}};
     for (int ended = 0;;) {
         struct fns_message message;
-        int fd, ret = receive(start->control[0], &message, &fd);
-        if (ret == 0 && message.kind == FNS_MESSAGE_CHILD) {
+        int pidfd, n_fds = 1;
+        long n = fns_receive_message(start->control[0], &message, sizeof message, &pidfd, &n_fds,
+                                     NULL, MSG_DONTWAIT);
+        if (n == sizeof message && message.kind == FNS_MESSAGE_CHILD) {
             process->pid = message.value;
-            process->pidfd = fd;
-            /* The kernel drops an fd that finds no place. */
-            return fd < 0 ? fail(start, FNS_STAGE_HELPER, EMFILE) : 0;
+            process->pidfd = n_fds == 1 ? fns_above_stdio(pidfd) : -EMFILE;
+            return process->pidfd < 0 ? fail(start, FNS_STAGE_HELPER, EMFILE) : 0;
         }
-        if (ret != -EAGAIN && ret != -EPIPE)
-            return fail(start, FNS_STAGE_HELPER, ret < 0 ? ret : EPROTO);
-        if (ended || ret == -EPIPE) {
-            ret = read_status(start);
+        if (n > 0 || (n < 0 && n != -EAGAIN))
+            return fail(start, FNS_STAGE_HELPER, n < 0 ? (int)n : EPROTO);
+        if (ended || n == 0) {
+            int ret = read_status(start);
             return ret < 0 ? ret : was_killed(start);
         }
-        int ms = FNS_LOOK_NS / 1000000;
-        int left = start->time_ns ? fns_time_left(process, start->time_ns) : 999999999;
-        if (left == 0) {
-            process->late = 1;
-            return fail(start, FNS_STAGE_HELPER, ETIME);
-        }
-        struct pollfd fds[2] = {{.fd = start->control[0], .events = POLLIN},
-                                {.fd = start->helper, .events = POLLIN}};
-        int ready = poll(fds, 2, left / 1000000 + 1 < ms ? left / 1000000 + 1 : ms);
+        const struct timespec time = fns_step(&start->deadline);
+        int ready = ppoll(fds, 2, &time, NULL);
         if (ready < 0 && errno != EINTR)
-            return fail(start, FNS_STAGE_HELPER, -errno);
-        if (fns_interrupted(&next, ready < 0))
-            return fail(start, FNS_STAGE_HELPER, EINTR);
-        /* Then one more look: all it sent is here by now. */
-        ended = ready > 0 && fds[1].revents;
+            return fail(start, FNS_STAGE_HELPER, errno);
+        int ret = ready > 0 ? 0 : fns_over(&start->deadline, ready < 0);
+        if (ret < 0) {
+            process->late = ret == -ETIME;
+            return fail(start, FNS_STAGE_HELPER, ret);
+        }
+        ended = ready > 0 && fds[1].revents; /* all that it sent is here: one more look */
     }
 }
 
-/* The sandbox of a maker that was killed before it could tell of it: a pidfd, or -1. It has to be
- * this process' child still: with SIGCHLD ignored its pid may be another's by now. */
+/* The sandbox of a hop process that was killed before it could send CHILD: a pidfd, or -1. It must still be
+ * a child of this process: if SIGCHLD is ignored, its pid may be another process' by now. */
 static int untold_sandbox(int told)
 {
     siginfo_t info;
     int32_t pid;
     if (pread(told, &pid, sizeof pid, 0) != sizeof pid || pid <= 0)
         return -1;
-    int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
+    int pidfd = fns_open_pidfd(pid);
     if (pidfd < 0)
         return -1;
     if (fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) == 0)
@@ -394,14 +367,15 @@ static int untold_sandbox(int told)
     return -1;
 }
 
-/* Ends a sandbox whose start has failed, and whose maker has ended. */
+/* Ends the sandbox of a start that has failed. A hop process has ended by now. */
 static void discard_sandbox(int told, struct fns_process *process)
 {
     if (process->pid < 0 && told >= 0)
         process->pidfd = untold_sandbox(told);
     if (process->pidfd >= 0) {
         fns_discard(process->pidfd);
-    } else if (process->pid > 0) { /* its pidfd found no place: the pid is ours until reaped */
+    } else if (process->pid >
+               0) { /* no fd was free for its pidfd; its pid is its own until it is reaped */
         kill(process->pid, SIGKILL);
         while (waitpid(process->pid, NULL, __WALL) < 0 && errno == EINTR)
             ;
@@ -418,21 +392,18 @@ static int run(struct start *start)
     if (ret < 0)
         return fail(start, FNS_STAGE_HELPER, ret);
     ret = begin(start);
-    if (ret == -ETIME)
-        start->process->late = 1;
-    /* From now on the program's ends are its own: with one here, its end would not be heard. */
-    close_fd(&start->status[1]);
-    close_fd(&start->control[1]);
-    if (ret == 0 && plan->options & FNS_PLAN_HOP)
+    start->process->late = ret == -ETIME;
+    /* The program's ends are closed here, or their end would not be noticed. */
+    fns_close_fd(&start->status[1]);
+    fns_close_fd(&start->control[1]);
+    if (ret == 0 && hops(start))
         ret = await_sandbox(start);
-    if (ret == 0 && needs_control(plan) &&
-        (plan->options & FNS_PLAN_HOP || plan->id_map == FNS_ID_MAP_PARENT ||
-         plan->id_map == FNS_ID_MAP_NEWUIDMAP))
-        ret = answer(start);
+    if (ret == 0 && (hops(start) || maps_from_outside(plan)))
+        ret = send_go(start);
     if (ret == 0)
-        ret = hear(start);
-    /* A server's sandboxes have its program as /proc/self/exe until they execute: one file for all of
-     * them, to be left messages on. Without an x bit not even root can execute it. */
+        ret = follow(start);
+    /* The sandboxes of a server have its program as /proc/self/exe until they execute: one file for all of them,
+     * on which they could leave messages. Without an x bit not even root can execute it. */
     if (ret == 0 && plan->options & FNS_PLAN_SERVER)
         fchmod(start->program, 0);
     return ret;
@@ -447,8 +418,7 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t
     struct start start = {
         .plan = plan,
         .args = args,
-        .time_ns = time_ns,
-        .end = fns_end_of(process, time_ns),
+        .deadline = {.end = time_ns ? process->start + time_ns : 0},
         .process = process,
         .error = error,
         .status = {-1, -1},
@@ -456,13 +426,13 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t
         .program = -1,
         .packed = -1,
         .told = -1,
-        .helper = -1,
+        .hop = -1,
     };
     int ret = run(&start);
     if (ret < 0 && start.control[0] >= 0)
         shutdown(start.control[0], SHUT_RDWR); /* a sandbox that waits for GO quits */
-    if (start.helper >= 0)
-        fns_discard(start.helper);
+    if (start.hop >= 0)
+        fns_discard(start.hop);
     if (ret < 0) {
         discard_sandbox(start.told, process);
     } else {
@@ -474,13 +444,10 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t
             start.control[0] = -1;
         }
     }
-    close_fd(&start.status[0]);
-    close_fd(&start.status[1]);
-    close_fd(&start.control[0]);
-    close_fd(&start.control[1]);
-    close_fd(&start.program);
-    close_fd(&start.packed);
-    close_fd(&start.told);
+    int *fds[] = {&start.status[0], &start.status[1], &start.control[0], &start.control[1],
+                  &start.program,   &start.packed,    &start.told};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        fns_close_fd(fds[i]);
     errno = saved;
     return ret;
 }

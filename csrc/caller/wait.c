@@ -33,9 +33,6 @@ int fns_end_fd(const struct fns_process *process)
 
 /* ---- what tracing does to an end (ptrace(2)) ------------------------------------------------- */
 
-/* How long until a sandbox that a tracer holds is looked at again: its pidfd says no more. */
-enum { HELD_NS = 10000000 };
-
 int fns_reapable(const struct fns_process *process)
 {
     siginfo_t info = {.si_pid = 0};
@@ -145,26 +142,6 @@ void fns_attend(const struct fns_process *process, int killed)
 }
 
 /* ---- waiting and reaping --------------------------------------------------------------------- */
-
-int fns_wait(const struct fns_process *process, int64_t timeout_ns)
-{
-    struct pollfd fd = {.fd = fns_end_fd(process), .events = POLLIN};
-    if (fd.fd < 0)
-        return 1; /* reaped already */
-    int all = timeout_ns >= 0 && timeout_ns <= FNS_LOOK_NS;
-    int64_t time_ns = all ? timeout_ns : FNS_LOOK_NS;
-    struct timespec time = {time_ns / 1000000000, time_ns % 1000000000};
-    int n = ppoll(&fd, 1, &time, NULL);
-    if (n == 0 && !all)
-        return -EINTR;
-    if (n > 0 && !fns_reapable(process)) {
-        all = timeout_ns >= 0 && timeout_ns <= HELD_NS;
-        time = (struct timespec){0, all ? (long)timeout_ns : HELD_NS};
-        nanosleep(&time, NULL);
-        return all ? 0 : -EINTR;
-    }
-    return n < 0 ? -errno : n;
-}
 
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {

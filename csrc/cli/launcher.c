@@ -1,6 +1,6 @@
-/* fastns-exec: one command in one sandbox, by a plan that was compiled beforehand.
+/* fastns-exec: runs one command in one sandbox, as a plan file says.
  *
- * Reads the plan file (trust.c, planfile.c), runs the command (run.c), and says how it ended (report.c).
+ * Reads the file (trust.c, planfile.c), runs the command (run.c), and reports how it ended (report.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,8 +29,8 @@ __attribute__((format(printf, 3, 4))) static void fail(struct outcome *outcome, 
     complain(outcome->message, hint);
 }
 
-/* Keeps 0, 1 and 2 from files of this program where they are closed: a command would write to them. Opened
- * for the other direction, each still fails with EBADF as it did. */
+/* If 0, 1 or 2 is closed, a file of this program would get that number, and the command could write to it. Opened for
+ * the other direction, its use still fails with EBADF. */
 static void hold_closed_fds(void)
 {
     for (int fd = 0; fd < 3; fd++)
@@ -38,17 +38,15 @@ static void hold_closed_fds(void)
             open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY); /* the lowest number is free: fd */
 }
 
-static void distrust(struct outcome *outcome, const struct options *options,
-                     const struct fns_distrust *why)
+static void distrust(struct outcome *outcome, const char *plan, const struct fns_distrust *why)
 {
     static const char hint[] =
         "keep it where only you and root may write: chmod go-w, or another directory";
     if (why->mode & 022)
-        fail(outcome, hint, "%s: others may write to %s (mode %04o)", options->plan, why->path,
-             why->mode);
+        fail(outcome, hint, "%s: others may write to %s (mode %04o)", plan, why->path, why->mode);
     else
-        fail(outcome, hint, "%s: %s belongs to uid %u, neither to you nor to root", options->plan,
-             why->path, why->owner);
+        fail(outcome, hint, "%s: %s belongs to uid %u, neither to you nor to root", plan, why->path,
+             why->owner);
 }
 
 static void put_caller(char *text, size_t size, const struct fns_identity *identity)
@@ -59,13 +57,12 @@ static void put_caller(char *text, size_t size, const struct fns_identity *ident
              identity->oom_protected ? ", oom_score_adj below 0" : "");
 }
 
-static void refuse(struct outcome *outcome, const struct options *options, int fault,
+static void refuse(struct outcome *outcome, const char *plan, int fault,
                    const struct fns_identity *made_for, const struct fns_identity *here)
 {
     static const char again[] =
         "compile it again, as the caller that uses it: fastns compile ... -o PLAN";
     char one[160], other[160];
-    const char *plan = options->plan;
     switch ((enum fns_planfile_fault)fault) {
     case FNS_PLANFILE_NO_PLAN:
         fail(outcome, "fastns compile -o PLAN makes one", "%s: not a plan file", plan);
@@ -87,32 +84,26 @@ static void refuse(struct outcome *outcome, const struct options *options, int f
     }
 }
 
-/* The plan of a file. 0, or -1 and the outcome says why not. */
-static int open_plan(const struct options *options, struct fns_planfile *file,
-                     struct outcome *outcome)
+/* Reads the plan file. 0; -1: the outcome says why not. */
+static int open_plan(const char *plan, struct fns_planfile *file, struct outcome *outcome)
 {
     struct fns_identity here, made_for;
     struct fns_distrust why;
     char *bytes;
     size_t size;
-    int ret = fns_read_trusted(options->plan, &bytes, &size, &why);
+    int ret = fns_read_trusted(plan, &bytes, &size, &why);
     if (ret == -EPERM && *why.path) {
-        distrust(outcome, options, &why);
-        return -1;
-    }
-    if (ret < 0) {
-        fail(outcome, ret == -ENOENT ? "fastns compile -o PLAN makes one" : NULL, "%s: %s",
-             options->plan, ret == -EINVAL ? "not a regular file" : strerror(-ret));
-        return -1;
-    }
-    ret = fns_identify(&here);
-    if (ret < 0) {
+        distrust(outcome, plan, &why);
+    } else if (ret < 0) {
+        fail(outcome, ret == -ENOENT ? "fastns compile -o PLAN makes one" : NULL, "%s: %s", plan,
+             ret == -EINVAL ? "not a regular file" : strerror(-ret));
+    } else if ((ret = fns_identify(&here)) < 0) {
         fail(outcome, "mount -t proc proc /proc", "/proc: %s", strerror(-ret));
-        return -1;
+    } else {
+        ret = fns_planfile_read(bytes, size, &here, &made_for, file);
+        if (ret)
+            refuse(outcome, plan, ret, &made_for, &here);
     }
-    ret = fns_planfile_read(bytes, size, &here, &made_for, file);
-    if (ret)
-        refuse(outcome, options, ret, &made_for, &here);
     return ret ? -1 : 0;
 }
 
@@ -137,7 +128,7 @@ int main(int argc, char **argv)
     else if (getauxval(AT_SECURE))
         fail(&outcome, "remove the set-user-ID bit and the file's capabilities",
              "fastns-exec has rights of its own: a plan file would lend them to its author");
-    else if (open_plan(&options, &file, &outcome) == 0)
+    else if (open_plan(options.plan, &file, &outcome) == 0)
         fns_run_plan(&file, &options, &outcome, &result);
     if (options.status_fd >= 0)
         write_status(options.status_fd, &outcome);

@@ -1,4 +1,4 @@
-/* Words to options. The forms are those of `fastns run`. */
+/* Parses the command line. The forms are those of `fastns run`. */
 #define _GNU_SOURCE
 #include "options.h"
 
@@ -43,7 +43,7 @@ __attribute__((format(printf, 3, 4))) static void object(struct options *options
                                                          const char *form, ...)
 {
     va_list args;
-    if (*options->wrong) /* the first counts */
+    if (*options->wrong) /* the first error counts */
         return;
     va_start(args, form);
     vsnprintf(options->wrong, sizeof options->wrong, form, args);
@@ -51,7 +51,7 @@ __attribute__((format(printf, 3, 4))) static void object(struct options *options
     options->hint = hint;
 }
 
-/* ns of 2s, 500ms, 1m30s, 1.5h or a plain number of seconds; 0: it is none of these. */
+/* ns of 2s, 500ms, 1m30s, 1.5h or a number of seconds; 0: it is none of these. */
 static int64_t duration(const char *text)
 {
     static const struct {
@@ -98,8 +98,8 @@ static int is_same_file(int fd, int other)
            one.st_ino == two.st_ino;
 }
 
-/* The command could write lines like ours to a file that it has, truncate it, or make it non-blocking for
- * everybody. */
+/* To a file that the command has, it could write lines like ours; it could truncate the file, or make it
+ * non-blocking for all. */
 static void set_status_fd(struct options *options, const char *text)
 {
     static const char hint[] = "for example: fastns-exec --status-fd 3 PLAN true 3>status.json";
@@ -117,8 +117,8 @@ static void set_status_fd(struct options *options, const char *text)
                mode < 0 ? "an open file descriptor" : "open for writing");
         return;
     }
-    for (int i = -1; i < 3;
-         i++) { /* the number itself first: on a terminal all three are one file */
+    /* The number itself first: on a terminal all three are one file. */
+    for (int i = -1; i < 3; i++) {
         int stdio = i < 0 ? (int)fd : i;
         if (stdio < 3 && is_same_file((int)fd, stdio)) {
             object(options, hint,
@@ -131,7 +131,7 @@ static void set_status_fd(struct options *options, const char *text)
     options->status_fd = (int)fd;
 }
 
-/* The value of an option that takes one: behind "=", or the next word. NULL: there is none. */
+/* The value of an option: behind "=", or the next word. NULL: there is none. */
 static const char *value_of(const char *word, char ***at)
 {
     const char *equals = strchr(word, '=');

@@ -12,11 +12,11 @@ struct options {
     char **command;     /* NULL ends it */
     int64_t timeout_ns; /* 0: the plan's */
     int status_fd;      /* -1: none */
-    char wrong[512];    /* what is wrong with the words; "": nothing */
+    char wrong[512];    /* an error; "": none */
     const char *hint;
 };
 
-/* Reads the words, to their end even if one is wrong: --status-fd tells of that too. */
+/* Parses all words, even after an error, which is reported on --status-fd too. */
 void read_options(char **argv, struct options *options);
 
 void print_help(void);

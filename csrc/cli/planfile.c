@@ -43,8 +43,7 @@ int fns_identify(struct fns_identity *identity)
     struct utsname names;
     struct stat space;
     char id[48], score[16];
-    memset(identity, 0,
-           sizeof *identity); /* what lies between the fields is compared, and written */
+    memset(identity, 0, sizeof *identity); /* its padding is compared and written too */
     snprintf(identity->build, sizeof identity->build, "%s", FNS_BUILD);
     if (uname(&names) < 0)
         return -errno;
@@ -160,7 +159,7 @@ static int is_callers(const struct fns_identity *one, const struct fns_identity 
            one->oom_protected == other->oom_protected;
 }
 
-/* The first thing in which a file is not for `identity`; 0: it is. */
+/* The first fault in which a file is not for `identity`; 0: none. */
 static int compare(const struct fns_identity *made_for, const struct fns_identity *identity)
 {
     if (memcmp(made_for->build, identity->build, sizeof identity->build) != 0)

@@ -1,16 +1,15 @@
-/* A compiled plan as a file: its format, and who may use it.
+/* A compiled plan as a file, and who may use it.
  *
- * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. The file
- * is one run of bytes; every pointer in its header is an offset from the start. It is of use only to
- * the build of fastns that made it, on the same machine, to the same caller: what it says was decided
- * for them. Nothing in it is believed before fns_planfile_read() has checked it.
+ * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. A file is only for the
+ * build of fastns that has made it, on the same machine, and for the same caller: its contents were decided for
+ * them. Nothing in it is used before fns_planfile_read() has checked it.
  */
 #ifndef FNS_PLANFILE_H
 #define FNS_PLANFILE_H
 
 #include "caller/fastns.h"
 
-/* Who runs this program, where: all that a plan depends on beside what was asked for. */
+/* Who runs this program, and where: what a plan depends on besides its options. */
 struct fns_identity {
     char build[24];         /* the sources that this program was built from */
     char machine[200];      /* kernel, architecture, /etc/machine-id */
@@ -21,7 +20,7 @@ struct fns_identity {
     uint64_t oom_protected; /* 1: oom_score_adj is below 0 */
 };
 
-/* How to mend a failure. An entry holds for one stage, errno and detail; 0: for any. */
+/* What to do about a failure with this stage, errno and detail; stage or errno 0: any. */
 struct fns_hint {
     uint16_t stage, detail;
     int32_t err;
@@ -37,24 +36,23 @@ struct fns_planfile {
     const char *maps[2];      /* uid_map and gid_map of the user namespace to be joined; "": none */
     const char *inotify;      /* limit on inotify instances in there; "": none */
     int64_t timeout_ns;       /* -1: none */
-    uint64_t max_output;      /* bytes of stdout and of stderr that are handed on; 0: all */
-    struct fns_hint *hints;   /* the first that fits */
+    uint64_t max_output;      /* bytes of each of stdout and stderr that are passed on; 0: all */
+    struct fns_hint *hints;   /* the first that fits is shown */
     uint32_t n_hints;
 };
 
 enum fns_planfile_fault {
-    FNS_PLANFILE_NO_PLAN = 1, /* it is no plan file */
+    FNS_PLANFILE_NO_PLAN = 1, /* it is not a plan file */
     FNS_PLANFILE_BUILD,
     FNS_PLANFILE_MACHINE,
     FNS_PLANFILE_CALLER,
     FNS_PLANFILE_DAMAGED,
 };
 
-/* Who runs this process. 0, or -errno: /proc cannot be read. */
+/* Describes this process. 0; -errno: /proc cannot be read. */
 int fns_identify(struct fns_identity *identity);
 
-/* The bytes of a file that holds this, for `identity`; to be freed. The plan has been checked and is
- * no server's. 0 or -ENOMEM. */
+/* The bytes of such a file, to be freed. The plan has been checked, and is not a server's. 0 or -ENOMEM. */
 int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
                       void **bytes, size_t *size);
 

@@ -1,5 +1,5 @@
-/* One step of a relay. It reads only when all that it has read is written, so that a reader that takes
- * nothing holds the command up, as it would without a limit. */
+/* One step of a relay. It reads only when all that it has read is written, so that a reader that does not read
+ * blocks the command, as it would without a relay. */
 #define _GNU_SOURCE
 #include "relay.h"
 
@@ -35,7 +35,7 @@ void fns_relay_close(struct fns_relay *relay)
     relay->source = -1;
 }
 
-/* The end of the pipe, or an error that is one; not an interruption. */
+/* Whether a read or write has come to the end of the pipe, or has failed for good. */
 static int is_over(ssize_t n)
 {
     return n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN);

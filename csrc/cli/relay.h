@@ -1,4 +1,4 @@
-/* Output of a command handed on up to a limit: what is beyond is read, counted and thrown away. */
+/* Passes output of a command on, up to a limit. What is beyond is read, counted and dropped. */
 #ifndef FNS_RELAY_H
 #define FNS_RELAY_H
 
@@ -8,23 +8,23 @@
 
 struct fns_relay {
     int source, sink; /* source -1: it has come to its end */
-    uint64_t left;    /* bytes that may still be handed on */
-    uint64_t dropped; /* bytes beyond */
-    uint64_t done;    /* bytes read, and bytes written */
-    size_t at, size;  /* what was read and not written yet: data[at..size] */
+    uint64_t left;    /* bytes until the limit */
+    uint64_t dropped; /* bytes beyond the limit */
+    uint64_t done;    /* bytes read plus bytes written */
+    size_t at, size;  /* data[at..size] is read but not written */
     char data[65536];
 };
 
-/* A pipe to read from; its other end, which is the command's, in `*theirs`. 0 or -errno. */
+/* Makes the pipe to read from; its writing end, for the command, is `*theirs`. 0 or -errno. */
 int fns_relay_open(struct fns_relay *relay, int sink, uint64_t limit, int *theirs);
 
-/* What to poll for before fns_relay_move(); fd -1: nothing, it has come to its end. */
+/* What to poll for before fns_relay_move(); fd -1: it has come to its end. */
 struct pollfd fns_relay_wants(const struct fns_relay *relay);
 
-/* Reads or writes once, which does not block after that poll. */
+/* Reads or writes once. It does not block after that poll. */
 void fns_relay_move(struct fns_relay *relay);
 
-/* Reads no more. The command is told so by SIGPIPE. */
+/* Closes the pipe. The command gets SIGPIPE when it writes. */
 void fns_relay_close(struct fns_relay *relay);
 
 #endif

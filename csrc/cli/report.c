@@ -1,4 +1,4 @@
-/* Words and JSON. Nothing here is fast, or needs to be. */
+/* Error messages, and the status as JSON. */
 #define _GNU_SOURCE
 #include "report.h"
 
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A line that grows in memory. */
+/* A line that is written at once, when it is complete. */
 struct line {
     char *data;
     size_t size;
@@ -22,7 +22,7 @@ static void begin(struct line *line)
     line->file = open_memstream(&line->data, &line->size);
 }
 
-/* Writes the line, as far as that can be; 0 or errno. */
+/* Writes as much of the line as possible. 0 or errno. */
 static int finish(struct line *line, int fd)
 {
     int error = 0;
@@ -62,7 +62,7 @@ void complain(const char *message, const char *hint)
     finish(&line, 2);
 }
 
-/* Errnos that are the kernel's own have no name in libc. */
+/* libc has no names for errnos that only the kernel uses: 524 is one. */
 static const char *name_of(int err)
 {
     const char *name = err == 524 ? "ENOTSUPP" : strerrorname_np(err);
@@ -83,7 +83,7 @@ void word_error(struct outcome *outcome)
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
-/* How many bytes of valid UTF-8 are here: of one character; 0: it is none. */
+/* How many bytes the UTF-8 character here has; 0: it is not valid. */
 static int character(const unsigned char *text)
 {
     int more = *text < 0x80   ? 0
@@ -100,7 +100,7 @@ static int character(const unsigned char *text)
     return more + 1;
 }
 
-/* A byte that is no text becomes the surrogate that Python's os.fsdecode() has for it. */
+/* An invalid byte becomes the surrogate that Python's os.fsdecode() uses for it. */
 static void put_string(FILE *file, const char *string)
 {
     if (!string) {

@@ -1,4 +1,4 @@
-/* What fastns-exec says: errors on stderr, and at the end one JSON object for --status-fd. */
+/* The output of fastns-exec itself: errors on stderr, and at the end one JSON object on --status-fd. */
 #ifndef FNS_REPORT_H
 #define FNS_REPORT_H
 
@@ -11,15 +11,15 @@ enum {
     EXIT_NOT_FOUND = 127,
 };
 
-/* How a run ended, as Outcome in fastns/cli/run.py has it. */
+/* How a run ended, with the fields of Outcome in fastns/cli/run.py. */
 struct outcome {
     int exit_code;
     const char *cause;
     int signal;                      /* 0: none */
     const struct fns_result *result; /* NULL: nothing has run */
     double wall_time;                /* seconds, with `result` */
-    int truncated;                   /* whether a limit has cut the output off */
-    /* Of a failure. */
+    int truncated;                   /* whether a limit has cut off the output */
+    /* With cause "failed": */
     const char *stage; /* NULL: none */
     int op_index;      /* with `stage`; -1: no op */
     int err;           /* 0: none */
@@ -27,10 +27,10 @@ struct outcome {
     char message[1024];
 };
 
-/* One line on stderr, and the hint in a second one if there is one. */
+/* Prints one line to stderr, and a second one for the hint; NULL or "": none. */
 void complain(const char *message, const char *hint);
 
-/* The message of a failed start, as SpawnError words it. */
+/* Sets the message for a failed start, in the words of SpawnError. */
 void word_error(struct outcome *outcome);
 
 /* Writes the outcome as one line of JSON. */

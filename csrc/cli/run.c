@@ -1,12 +1,13 @@
 /* Runs a plan's command to its end.
  *
- * Theory of operation. The command is started with this program's own stdin, stdout and stderr, and this
- * program then only waits, as `fastns run` does (fastns/cli/run.py): SIGTERM and SIGHUP end the sandbox.
- * Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the command neither
- * catches nor ignores it. Where the plan limits the output, stdout and stderr are handed on (relay.c): after
- * the end they are waited for, but once a time limit or a signal has ended the sandbox not for a reader that
- * takes nothing. The engine's program is part of this one, which is static: an interpreter or a
- * loader would take longer to start than the sandbox does.
+ * The command gets this program's own stdin, stdout and stderr; this program only waits, as `fastns run` does
+ * (fastns/cli/run.py). SIGTERM and SIGHUP end the sandbox. Ctrl-C reaches the sandbox through the terminal, so
+ * it ends the sandbox only if the command neither handles nor ignores it. If the plan limits the output, stdout and
+ * stderr are relayed (relay.c), and this program waits until all is passed on; but after a time limit or a signal,
+ * not for a reader that does not read.
+ *
+ * This program is static and contains the engine's program: an interpreter or a loader would take longer to start
+ * than the sandbox.
  */
 #define _GNU_SOURCE
 #include "run.h"
@@ -29,7 +30,7 @@
 
 EMBED(program, FNS_PROGRAM_FILE);
 
-/* For a reader that takes nothing of the output of a sandbox that was ended. */
+/* How long to wait for a reader that does not read the output of a sandbox that was killed. */
 enum { PATIENCE_NS = 200000000 };
 
 enum end { ENDED, TIMED_OUT, KILLED };
@@ -41,9 +42,9 @@ struct run {
     struct fns_process process;
     struct fns_error error;
     struct fns_result *result;
-    uint64_t time_ns; /* 0: any */
-    int signals;      /* they are read from here */
-    int signal;       /* that has ended it */
+    uint64_t time_ns; /* time limit; 0: none */
+    int signals;      /* signalfd */
+    int signal;       /* the signal that has ended it */
     struct fns_relay *relays;
     int n_relays;
 };
@@ -60,12 +61,12 @@ static const char *hint_of(const struct fns_planfile *file, const struct fns_err
             (!*hint->path || (path && strcmp(hint->path, path) == 0)))
             return hint->text;
     }
-    /* A detail of which there is nothing to say. */
+    /* There is no hint for the detail. */
     const struct fns_error plain = {.stage = error->stage, .err = error->err};
     return error->detail ? hint_of(file, &plain, path) : NULL;
 }
 
-/* The path that a failed op is about; NULL: none. */
+/* The path that an error is about; NULL: none. */
 static const char *path_of(const struct fns_planfile *file, const struct fns_error *error,
                            const char *command)
 {
@@ -100,45 +101,43 @@ static void fail_start(struct outcome *outcome, const struct fns_planfile *file,
 
 /* ---- signals --------------------------------------------------------------------------------- */
 
-/* SIGINT, SIGTERM and SIGHUP, but not one that is ignored (nohup, a background job of a shell): blocked
- * from now on, and read from an fd. */
+static const int end_signals[] = {SIGINT, SIGTERM, SIGHUP};
+
+/* Those of them that are not ignored (as by nohup, or in a shell's background jobs): blocked, and read from an fd. */
 static sigset_t watched;
 
 static int watch_signals(void)
 {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
     struct sigaction action;
     sigemptyset(&watched);
     for (int i = 0; i < 3; i++)
-        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN)
-            sigaddset(&watched, numbers[i]);
-    signal(SIGCHLD, SIG_DFL); /* ignored, it would lose the status */
-    signal(SIGPIPE, SIG_IGN); /* writing says so itself */
+        if (sigaction(end_signals[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN)
+            sigaddset(&watched, end_signals[i]);
+    signal(SIGCHLD, SIG_DFL); /* if it were ignored, the status would be lost */
+    signal(SIGPIPE, SIG_IGN); /* write(2) reports it */
     if (sigprocmask(SIG_BLOCK, &watched, NULL) < 0)
         return -errno;
     int fd = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
 }
 
-/* The next one that came; 0: none. */
+/* The next signal; 0: none. */
 static int take_signal(int fd)
 {
     struct signalfd_siginfo info;
     return read(fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
 }
 
-/* For a start that waits: it is given up for any of them. */
-static int is_asked_to_end(void)
+/* Whether one of them is pending: then a start that waits is given up. */
+static int is_to_end(void)
 {
     sigset_t pending;
-    if (sigpending(&pending) < 0)
+    if (sigpending(&pending) < 0 || sigandset(&pending, &pending, &watched) < 0)
         return 0;
-    return (sigismember(&pending, SIGINT) == 1 && sigismember(&watched, SIGINT)) ||
-           (sigismember(&pending, SIGTERM) == 1 && sigismember(&watched, SIGTERM)) ||
-           (sigismember(&pending, SIGHUP) == 1 && sigismember(&watched, SIGHUP));
+    return !sigisemptyset(&pending);
 }
 
-/* Whether a process catches or ignores SIGINT; 0 when it is gone. */
+/* Whether a process handles or ignores SIGINT; 0 if it is gone. */
 static int handles_sigint(int pid)
 {
     char path[48], line[256];
@@ -155,8 +154,8 @@ static int handles_sigint(int pid)
 
 /* ---- output ---------------------------------------------------------------------------------- */
 
-/* Puts relays before stdout and stderr, if there is a limit; `theirs`: what is to be closed once the command
- * has it. 0 or -errno. */
+/* Relays stdout and stderr if there is a limit. `theirs`: the command's ends, to be closed after its start. 0 or
+ * -errno. */
 static int open_relays(struct run *run, int theirs[2])
 {
     const struct fns_plan *plan = &run->file->plan;
@@ -171,7 +170,7 @@ static int open_relays(struct run *run, int theirs[2])
         int ret = fns_relay_open(&run->relays[i], i + 1, limit, &theirs[i]);
         if (ret < 0)
             return ret;
-        /* Or who runs there could not open it anew (/dev/stderr). Done as far as this program may. */
+        /* Or the command could not open it again (/dev/stderr). Where this program may not, it stays so. */
         if ((plan->pipe_uid || plan->pipe_gid) &&
             fchown(theirs[i], plan->pipe_uid, plan->pipe_gid) < 0)
             errno = 0;
@@ -180,8 +179,8 @@ static int open_relays(struct run *run, int theirs[2])
     return 0;
 }
 
-/* Waits at most `time_ns` for the end of the sandbox, a signal or output, and hands that on. What ppoll()
- * returns; `fds` begins with the sandbox and the signals. */
+/* Waits at most `time_ns` for the end of the sandbox, a signal or output, and relays output. `fds` begins with the
+ * sandbox and the signals. Returns what ppoll() does. */
 static int wait_for_any(struct run *run, struct pollfd fds[4], uint64_t time_ns)
 {
     const struct timespec time = {0, (long)time_ns};
@@ -195,9 +194,9 @@ static int wait_for_any(struct run *run, struct pollfd fds[4], uint64_t time_ns)
     return ready;
 }
 
-/* Once the sandbox has ended: hands on the rest, until a signal comes, or nothing has been taken for a while
- * where that is not waited for. The signal, or 0. */
-static int hand_on(struct run *run, int patient)
+/* After the end of the sandbox: relays the rest, until a signal comes or, if not `patient`, nothing has been read for
+ * PATIENCE_NS. The signal, or 0. */
+static int relay_rest(struct run *run, int patient)
 {
     uint64_t before = UINT64_MAX, since = 0, done;
     int signal = 0, open = run->n_relays;
@@ -222,12 +221,12 @@ static int hand_on(struct run *run, int patient)
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
-/* What a signal to this program does: the sandbox has to be ended by it, or it goes on. */
+/* Acts on a signal to this program: KILLED: the sandbox has to be killed; ENDED: it goes on. */
 static enum end act_on(const struct run *run)
 {
     const struct fns_process *process = &run->process;
-    /* The terminal has sent SIGINT to a command in this session as well, but pid 1 of a namespace gets only
-     * what it handles. A reaper as pid 1 hides whether its child does. */
+    /* A command in this session has got SIGINT from the terminal too, but pid 1 of a namespace gets only signals that
+     * it handles. With a reaper as pid 1, it is not known whether the command handles it. */
     if (run->signal != SIGINT || (run->file->plan.options & FNS_PLAN_INIT) ||
         !handles_sigint(process->pid))
         return KILLED;
@@ -236,7 +235,7 @@ static enum end act_on(const struct run *run)
     return ENDED;
 }
 
-/* Waits for the end, the time's, or a signal that asks for it; then run->signal is that. */
+/* Waits for the end of the sandbox, of its time, or for a signal that ends it, which is then run->signal. */
 static enum end await_end(struct run *run)
 {
     const struct fns_process *process = &run->process;
@@ -260,7 +259,7 @@ static enum end await_end(struct run *run)
     }
 }
 
-/* Reaps what has ended, or is to be killed. 0, or -errno and run->error. */
+/* Waits for the end and reaps; `killed`: kills it first. 0, or -errno and run->error. */
 static int reap(struct run *run, int killed)
 {
     const struct fns_process *process = &run->process;
@@ -313,26 +312,7 @@ static void conclude(struct run *run, enum end how, const struct fns_result *res
     }
 }
 
-/* The paths to try for a command: itself, or with each of the directories. NULL: no memory. */
-static char **paths_of(char *command, char *const *directories)
-{
-    size_t n = 0, i = 0;
-    while (directories[n])
-        n++;
-    char **paths = calloc(n + 2, sizeof *paths);
-    if (!paths || strchr(command, '/')) {
-        if (paths)
-            paths[0] = command;
-        return paths;
-    }
-    for (; i < n; i++)
-        if (asprintf(&paths[i], "%s/%s", directories[i], command) < 0)
-            return NULL;
-    return paths;
-}
-
-/* What a plan needs that no file holds: the engine's program, and the user namespace. 0, or -errno and
- * `error`. */
+/* Sets up what no plan file holds: the engine's program and the user namespace. 0, or -errno and `error`. */
 static int prepare(struct fns_planfile *file, struct fns_args *args, struct fns_error *error)
 {
     struct fns_plan *plan = &file->plan;
@@ -359,7 +339,7 @@ static int start(struct run *run)
         fns_set_error(&run->error, FNS_STAGE_STDIO, -1, ret);
     if (ret == 0)
         ret = prepare(run->file, &run->args, &run->error);
-    fns_set_interrupted(is_asked_to_end);
+    fns_set_interrupted(is_to_end);
     if (ret == 0)
         ret = fns_spawn(&run->file->plan, &run->args, run->time_ns, &run->process, &run->error);
     for (int i = 0; i < 2; i++)
@@ -373,12 +353,11 @@ static int follow(struct run *run)
 {
     enum end how = run->process.late ? TIMED_OUT : await_end(run);
     int was_ended = how != ENDED, ret = reap(run, was_ended), signal;
-    /* A signal that came before the end was known asks for it all the same; a Ctrl-C was the command's as
-     * well. */
+    /* A signal that came before the end was noticed still ends the run; but a Ctrl-C was the command's too. */
     while ((signal = take_signal(run->signals)) == SIGINT)
         ;
     if (!signal)
-        signal = hand_on(run, !was_ended);
+        signal = relay_rest(run, !was_ended);
     if (signal && !was_ended) {
         how = KILLED;
         run->signal = signal;
@@ -400,7 +379,7 @@ void fns_run_plan(struct fns_planfile *file, const struct options *options, stru
                       .error = {.op_index = -1},
                       .args = {.argv = options->command,
                                .envp = file->envp,
-                               .paths = paths_of(options->command[0], file->directories),
+                               .paths = fns_command_paths(options->command[0], file->directories),
                                .cwd = file->cwd,
                                .stdio = {-1, -1, -1}},
                       .time_ns = timeout > 0 ? (uint64_t)timeout : 0,

@@ -6,8 +6,8 @@
 #include "planfile.h"
 #include "report.h"
 
-/* Runs the command of the options to its end. How it ended, or that it has not started, is in `outcome`,
- * which may lead to `result`; an error was said on stderr. */
+/* Runs the command of the options to its end. `outcome`, which may point to `result`, says how it ended or why it has
+ * not started; an error has been printed to stderr. */
 void fns_run_plan(struct fns_planfile *file, const struct options *options, struct outcome *outcome,
                   struct fns_result *result);
 

@@ -1,8 +1,8 @@
-/* Follows a path name by name, and looks at each directory before it looks a name up in there.
+/* Follows a path name by name, and checks each directory before a name is looked up in it.
  *
- * A file that only its owner may write says nothing yet: who may write to a directory on the way can put
- * another file in its place. In a sticky directory such as /tmp others can only add names, so one may be
- * on the way; but a plan right in there is refused, as is one of another user.
+ * It is not enough that only its owner may write a file: whoever may write to a directory on the way can replace
+ * it. In a sticky directory such as /tmp, others can only add names. So a sticky directory may be on the way, but
+ * the file itself may not be in one.
  */
 #define _GNU_SOURCE
 #include "trust.h"
@@ -44,7 +44,8 @@ static int is_ours(const struct walk *walk, const struct stat *about)
     return about->st_uid == walk->user || about->st_uid == 0;
 }
 
-/* Whether others can replace what the directory has by a name. */
+/* Whether others can replace a name in the directory that is reached: 0 or -EPERM. `holds_directory`: the name is
+ * a directory's. */
 static int check_directory(struct walk *walk, int holds_directory)
 {
     struct stat about;
@@ -66,7 +67,7 @@ static int move_to(struct walk *walk, int fd)
 
 static int follow(struct walk *walk, const char *path);
 
-/* Goes on to what the directory has by this name. 0 or -errno. */
+/* Goes on to this name in the directory. 0 or -errno. */
 static int step(struct walk *walk, const char *name)
 {
     char target[PATH_MAX];
@@ -111,7 +112,7 @@ static int follow(struct walk *walk, const char *path)
     return ret;
 }
 
-/* The bytes of an open file of this size. It may have shrunk or grown since: not by somebody else. */
+/* Reads an open file of this size. Only its owner or root can have changed the size since. */
 static int read_all(int fd, size_t size, char **bytes)
 {
     size_t done = 0;

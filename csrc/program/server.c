@@ -9,6 +9,7 @@
 #include "server.h"
 #include "netns.h"
 
+#include "shared/clone.h"
 #include "shared/sys.h"
 
 #define MAX_FD (1 << 20)
@@ -261,15 +262,11 @@ static long clone_sandbox(struct fns_room *room, int *pidfd)
     }
     child->entered = group >= 0;
     room->taken = 1;
-    long pid =
-        fns_sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, 0, 0, fns_sandbox_main, room);
-    if (pid == -ENOSYS) {
+    long pid = fns_clone_call(&args, fns_sandbox_main, room);
+    if (pid == -ENOSYS && group >= 0) { /* without clone3(2) it enters by itself */
         child->entered = 0;
-        pid = fns_sys_clone_call(
-            __NR_clone, (long)((args.flags & ~FNS_CLONE_INTO_CGROUP) | FNS_SIGCHLD),
-            (long)(room->stack + sizeof room->stack), (long)pidfd,
-            FNS_CLONE_TLS_LAST ? (long)&room->taken : 0,
-            FNS_CLONE_TLS_LAST ? 0 : (long)&room->taken, fns_sandbox_main, room);
+        args.flags &= ~FNS_CLONE_INTO_CGROUP;
+        pid = fns_clone_call(&args, fns_sandbox_main, room);
     }
     if (pid < 0)
         room->taken = 0;

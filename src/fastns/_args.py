@@ -22,7 +22,7 @@ MAX_TIMEOUT = 2**32  # seconds
 
 
 def shown(value: object) -> str:
-    """A value as it appears in an error message: at most 60 characters of its repr."""
+    """A value as error messages show it: at most 60 characters of its repr."""
     try:
         text = repr(value)
     except Exception as exc:  # an int of more than 4300 digits, or a class with a bad __repr__
@@ -31,7 +31,7 @@ def shown(value: object) -> str:
 
 
 def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
-    """A whole number within bounds; `where` says in which part of the field it stands."""
+    """A whole number within bounds. `where`: the part of the field that it is in."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SpecError(
             field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
@@ -40,7 +40,7 @@ def check_whole(field: str, value: object, low: int, high: int, where: str = "")
 
 
 def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
-    """A str, bytes or path as the kernel's bytes."""
+    """A str, bytes or path as bytes without NUL. Raises SpecError."""
     try:
         data = os.fsencode(value)
     except TypeError:

@@ -214,7 +214,7 @@ cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
     new.groups = groups
     new.leaf = job.leaf
-    process = &job.process
+    process = &job.io.process
     new.plan = plan
     new.process = process[0]
     new.owner = getpid()

@@ -208,18 +208,13 @@ cdef extern from "caller/fastns.h" nogil:
         fns_cgroups *groups
         fns_args args
         unsigned pipes
-        const char *input
-        size_t input_size
-        size_t limit
-        int capped
+        int connection
         int64_t timeout_ns
+        fns_io io
         fns_error error
-        fns_process process
         fns_result result
         fns_leaf leaf
-        fns_buffer output[2]
         int timed_out
-        int over
 
     struct fns_batch:
         pass
@@ -256,10 +251,9 @@ cdef extern from "caller/fastns.h" nogil:
     void fns_io_close(fns_io *io)
     int fns_open_pipe(int ends[2])
     int fns_open_null()
-    int fns_job_start(fns_job *job, fns_io *io, int connection)
     int fns_job_spawn(fns_job *job, int connection)
-    int fns_job_finish(fns_job *job, fns_io *io, int late)
     int fns_job_spares(const fns_job *job)
+    int fns_job_unsent(const fns_job *job)
     int fns_batch_open(fns_batch **batch, fns_job *jobs, size_t n_jobs, unsigned concurrency,
                        int spawn)
     int fns_batch_run(fns_batch *batch)

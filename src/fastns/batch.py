@@ -18,27 +18,15 @@ from fastns.sandbox import Sandbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+    from typing import Any, Literal, TypeAlias, Unpack
 
     from fastns._command import Args
     from fastns._ended import DecodeError
+    from fastns._signatures import BatchOfSpec, BatchTextOfSpec
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec
 
     Result: TypeAlias = CompletedSandbox[S] | SpawnError | TimeoutExpired | DecodeError
-
-    class BatchStreams(TypedDict, total=False):
-        """Options of Template.run_batch() but those of text."""
-
-        concurrency: int | None
-        timeout: float | None
-        capture_output: bool
-        max_output: int | None
-
-    class BatchKind(BatchStreams, total=False):
-        """Options of run_batch() but those of text."""
-
-        spec: Spec | _core.Plan | None
 
 
 @record(frozen=True)
@@ -92,30 +80,15 @@ def spawn_batch_by(
 
 @overload
 def run_batch(
-    jobs: Jobs,
-    *,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[BatchKind],
+    jobs: Jobs, *, text: Literal[True], **options: Unpack[BatchTextOfSpec]
 ) -> list[Result[str]]: ...
 @overload
 def run_batch(
-    jobs: Jobs,
-    *,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    **options: Unpack[BatchKind],
+    jobs: Jobs, *, text: Literal[False] | None = None, **options: Unpack[BatchOfSpec]
 ) -> list[Result[bytes]]: ...
 @overload
 def run_batch(
-    jobs: Jobs,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[BatchKind],
+    jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchTextOfSpec]
 ) -> list[Result[Any]]: ...
 def run_batch(
     jobs: Jobs,

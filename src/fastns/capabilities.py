@@ -61,17 +61,14 @@ ALL = "ALL"
 
 
 def names(given: Iterable[object]) -> tuple[str, ...]:
-    """The full names, each once, in the kernel's order; "ALL" is all of them, CAP_ may be left out.
+    """The full names, each once, in the kernel's order. "ALL" is all; CAP_ may be left out.
 
     Raises: SpecError, field "capabilities"."""
     found = set()
     for name in given:
-        if not isinstance(name, str):
-            raise SpecError("capabilities", f"{shown(name)}: a name such as CAP_NET_RAW expected")
-        full = name.upper()
-        if full == ALL:
+        full = "CAP_" + name.upper().removeprefix("CAP_") if isinstance(name, str) else ""
+        if full == f"CAP_{ALL}":
             return tuple(CAPABILITIES)
-        full = full if full.startswith("CAP_") else f"CAP_{full}"
         if full not in CAPABILITIES:
             raise SpecError("capabilities", f"{shown(name)}: a name such as CAP_NET_RAW expected")
         found.add(full)

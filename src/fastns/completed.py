@@ -15,46 +15,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-    from typing import Any, Literal, TypedDict, Unpack
+    from typing import Any, Literal, Unpack
 
     from fastns._command import Args
+    from fastns._signatures import RunOfSpec, RunTextOfSpec
     from fastns._stdio import Stdio
     from fastns.batch import Result
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec
     from fastns.template import Template
-
-    class SpawnStreams(TypedDict, total=False):
-        """Options of Template.spawn() but pass_fds and those of text."""
-
-        stdin: Stdio
-        stdout: Stdio
-        stderr: Stdio
-        env: Mapping[str, str] | None
-        cwd: str | os.PathLike[str] | None
-
-    class SpawnOptions(SpawnStreams, total=False):
-        """Options of Template.spawn() but pass_fds."""
-
-        text: bool | None
-        encoding: str | None
-        errors: str | None
-
-    class RunStreamOptions(SpawnStreams, total=False):
-        """Options of Template.run() but those of text."""
-
-        input: bytes | str | None
-        capture_output: bool
-        timeout: float | None
-        check: bool
-
-    class RunKind(RunStreamOptions, total=False):
-        """Options of run() but those of text."""
-
-        spec: Spec | _core.Plan | None
-
-    class RunOptions(SpawnOptions, RunStreamOptions, total=False):
-        """Options of Template.run()."""
 
 
 PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
@@ -100,31 +69,16 @@ def _restored(state: dict[str, Any]) -> CompletedSandbox:
 
 @overload
 def run(
-    args: Args,
-    *,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[RunKind],
+    args: Args, *, text: Literal[True], **options: Unpack[RunTextOfSpec]
 ) -> CompletedSandbox[str]: ...
 @overload
 def run(
-    args: Args,
-    *,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    **options: Unpack[RunKind],
+    args: Args, *, text: Literal[False] | None = None, **options: Unpack[RunOfSpec]
 ) -> CompletedSandbox[bytes]: ...
 @overload
 def run(
-    args: Args,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[RunKind],
-) -> CompletedSandbox: ...
+    args: Args, *, text: bool | None = None, **options: Unpack[RunTextOfSpec]
+) -> CompletedSandbox[Any]: ...
 def run(
     args: Args,
     *,
@@ -280,26 +234,13 @@ def completed(
             error = DecodeError(*exc.args)
             error.stdout, error.stderr = out, err
     if error is not None:
-        error.returncode = returncode
-        error.usage = Usage.of(*used)
-        error.wall_time = wall
-        error.truncated = truncated
-        error.cause = cause
-        error.limits = plan.limits
+        error.returncode, error.cause = returncode, cause
+        error.usage, error.wall_time = Usage.of(*used), wall
+        error.truncated, error.limits = truncated, plan.limits
         return error
+    of_plan = (plan.limits, plan.id_map, plan.mount_namespace)
     done: Any = _class(
-        args,
-        returncode,
-        stdout,
-        stderr,
-        used,
-        wall,
-        plan.method,
-        truncated=truncated,
-        cause=cause,
-        limits=plan.limits,
-        id_map=plan.id_map,
-        mount_namespace=plan.mount_namespace,
+        args, returncode, stdout, stderr, used, wall, plan.method, truncated, cause, *of_plan
     )
     ended: CompletedSandbox = done
     return ended

@@ -3,34 +3,8 @@
 TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.py.
 """
 
+import errno as E
 import os
-from errno import (
-    E2BIG,
-    EACCES,
-    EAGAIN,
-    EBADF,
-    ECANCELED,
-    ECHILD,
-    EDQUOT,
-    EFBIG,
-    EINVAL,
-    EISDIR,
-    ELOOP,
-    EMFILE,
-    ENODEV,
-    ENOENT,
-    ENOEXEC,
-    ENOMEM,
-    ENOSPC,
-    ENOSYS,
-    ENOTDIR,
-    EOVERFLOW,
-    EPERM,
-    EROFS,
-    ETOOMANYREFS,
-    EUSERS,
-    errorcode,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,7 +66,7 @@ class SpawnError(FastnsError, OSError):
     def __str__(self) -> str:
         place = self.stage if self.op_index < 0 else f"{self.stage}[{self.op_index}]"
         errno = self.errno or 0
-        name = UNNAMED[errno][0] if errno in UNNAMED else errorcode.get(errno, str(errno))
+        name = UNNAMED[errno][0] if errno in UNNAMED else E.errorcode.get(errno, str(errno))
         target = "" if self.path is None else f" {self.path}"
         return f"{place}{target}: {self.strerror} ({name})"
 
@@ -131,165 +105,166 @@ _A_DIRECTORY = "there is a directory in the place of the file"
 # What an errno means at a stage, where the kernel's text misleads, and what helps.
 _HINTS: dict[str, dict[int, str]] = {
     "clone": {
-        EACCES: _CGROUP_CLOSED,
-        ENOSPC: _NO_NAMESPACES,
-        EUSERS: "user namespaces are nested too deep, or their limit is reached",
-        EAGAIN: "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup",
-        EMFILE: _NO_FDS,
-        ENOMEM: "memory is short, or the first process of the joined pid namespace has ended",
-        ENOSYS: "a time namespace needs clone3, which this kernel, or a filter around this "
+        E.EACCES: _CGROUP_CLOSED,
+        E.ENOSPC: _NO_NAMESPACES,
+        E.EUSERS: "user namespaces are nested too deep, or their limit is reached",
+        E.EAGAIN: "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup",
+        E.EMFILE: _NO_FDS,
+        E.ENOMEM: "memory is short, or the first process of the joined pid namespace has ended",
+        E.ENOSYS: "a time namespace needs clone3, which this kernel, or a filter around this "
         "process, refuses",
-        EINVAL: "this kernel lacks one of the namespaces",
+        E.EINVAL: "this kernel lacks one of the namespaces",
     },
-    "unshare": {ENOSPC: _NO_NAMESPACES},
+    "unshare": {E.ENOSPC: _NO_NAMESPACES},
     "id_map": {
-        EPERM: "only the caller's own id may be mapped, or ranges that /etc/subuid and /etc/subgid "
-        "list for it (by newuidmap and newgidmap)",
-        ENOENT: "a range of ids needs newuidmap and newgidmap: install the uidmap package",
-        EINVAL: "the kernel takes at most 340 ranges, which may not overlap",
-        EACCES: "/proc shows another pid namespace than this process's own",
+        E.EPERM: "only the caller's own id may be mapped, or ranges that /etc/subuid and "
+        "/etc/subgid list for it (by newuidmap and newgidmap)",
+        E.ENOENT: "a range of ids needs newuidmap and newgidmap: install the uidmap package",
+        E.EINVAL: "the kernel takes at most 340 ranges, which may not overlap",
+        E.EACCES: "/proc shows another pid namespace than this process's own",
     },
     "setns": {
-        ENOENT: "no such namespace file: has its process ended?",
-        EPERM: "joining a namespace needs CAP_SYS_ADMIN in its user namespace: join that as well, "
-        "or be root",
-        EINVAL: "the file is a namespace of another kind, or the caller's own",
+        E.ENOENT: "no such namespace file: has its process ended?",
+        E.EPERM: "joining a namespace needs CAP_SYS_ADMIN in its user namespace: join that as "
+        "well, or be root",
+        E.EINVAL: "the file is a namespace of another kind, or the caller's own",
     },
     "rootfs": {
-        ENOENT: "no such directory: build one with `fastns rootfs build DIR sh ls`",
-        ENOTDIR: "rootfs has to be a directory",
-        EACCES: "this user cannot enter a directory on the way to it",
+        E.ENOENT: "no such directory: build one with `fastns rootfs build DIR sh ls`",
+        E.ENOTDIR: "rootfs has to be a directory",
+        E.EACCES: "this user cannot enter a directory on the way to it",
     },
     "overlay": {
-        EINVAL: "overlayfs refuses this root: is it an overlay itself, or is the kernel older than "
-        "5.11?",
-        EPERM: "overlayfs in a user namespace needs Linux 5.11; before, only root can use it",
-        ENODEV: "this kernel has no overlayfs: modprobe overlay, as root",
+        E.EINVAL: "overlayfs refuses this root: is it an overlay itself, or is the kernel older "
+        "than 5.11?",
+        E.EPERM: "overlayfs in a user namespace needs Linux 5.11; before, only root can use it",
+        E.ENODEV: "this kernel has no overlayfs: modprobe overlay, as root",
     },
     "mount": {
-        ENOENT: "the target, or the source of the bind, does not exist: create it, give the mount "
-        "X-mount.mkdir, or use overlay=True",
-        ENOTDIR: "a file and a directory cannot be mounted on one another: make the target of the "
-        "same kind",
-        ELOOP: "the target is a symbolic link, which is refused: use a real directory",
-        EPERM: "the kernel does not allow this mount in a user namespace (devtmpfs, say, or "
+        E.ENOENT: "the target, or the source of the bind, does not exist: create it, give the "
+        "mount X-mount.mkdir, or use overlay=True",
+        E.ENOTDIR: "a file and a directory cannot be mounted on one another: make the target of "
+        "the same kind",
+        E.ELOOP: "the target is a symbolic link, which is refused: use a real directory",
+        E.EPERM: "the kernel does not allow this mount in a user namespace (devtmpfs, say, or "
         "clearing nosuid), or in an outer container",
-        EINVAL: "an option the file system does not know, or, in a user namespace, a bind of a "
+        E.EINVAL: "an option the file system does not know, or, in a user namespace, a bind of a "
         "directory with mounts below it: use rbind",
-        EOVERFLOW: "the target is missing in an idmapped tree, where this process cannot create "
+        E.EOVERFLOW: "the target is missing in an idmapped tree, where this process cannot create "
         "it: create it beforehand; if it lies in a bind, give that bind noidmap",
-        EROFS: "the target cannot be created in a read-only root: create it there beforehand, or "
+        E.EROFS: "the target cannot be created in a read-only root: create it there beforehand, or "
         "use overlay=True",
-        EACCES: "this user cannot reach the source of the bind, or cannot create the target",
-        ENODEV: "this kernel does not know the file system type",
+        E.EACCES: "this user cannot reach the source of the bind, or cannot create the target",
+        E.ENODEV: "this kernel does not know the file system type",
     },
     "file": {
-        ENOENT: "only a file that exists in the root can be replaced: create it there, or use "
+        E.ENOENT: "only a file that exists in the root can be replaced: create it there, or use "
         "overlay=True",
-        ENOTDIR: _A_DIRECTORY,
-        EISDIR: _A_DIRECTORY,
+        E.ENOTDIR: _A_DIRECTORY,
+        E.EISDIR: _A_DIRECTORY,
     },
     "device": {
-        EPERM: "device nodes cannot be created here (a device cgroup?): default_mounts=False "
+        E.EPERM: "device nodes cannot be created here (a device cgroup?): default_mounts=False "
         "leaves them out",
     },
     "pivot_root": {
-        EINVAL: "the caller's root is an initramfs or not a mount point: use root_mode='chroot'",
+        E.EINVAL: "the caller's root is an initramfs or not a mount point: use root_mode='chroot'",
     },
-    "chroot": {EPERM: "chroot needs CAP_SYS_CHROOT: be root, or use a new user namespace"},
+    "chroot": {E.EPERM: "chroot needs CAP_SYS_CHROOT: be root, or use a new user namespace"},
     "rlimit": {
-        EPERM: "raising a hard limit needs CAP_SYS_RESOURCE; RLIMIT_NOFILE goes no higher than "
+        E.EPERM: "raising a hard limit needs CAP_SYS_RESOURCE; RLIMIT_NOFILE goes no higher than "
         "/proc/sys/fs/nr_open",
     },
     "landlock": {
-        ENOENT: "the path does not exist inside the sandbox: create it, or leave it out of "
+        E.ENOENT: "the path does not exist inside the sandbox: create it, or leave it out of "
         "landlock",
-        EACCES: "the sandbox's user cannot reach the path",
-        ELOOP: "a chain of symbolic links that has no end, or a link of /proc/<pid>: give the path "
-        "it stands for",
-        EMFILE: "the RLIMIT_NOFILE of the spec is too low for the fds of the rules: 8 is enough",
-        E2BIG: "the caller has 16 Landlock rulesets on it already, the most the kernel allows",
-        EPERM: "without no_new_privileges Landlock needs CAP_SYS_ADMIN: leave no_new_privileges on",
+        E.EACCES: "the sandbox's user cannot reach the path",
+        E.ELOOP: "a chain of symbolic links that has no end, or a link of /proc/<pid>: give the "
+        "path it stands for",
+        E.EMFILE: "the RLIMIT_NOFILE of the spec is too low for the fds of the rules: 8 is enough",
+        E.E2BIG: "the caller has 16 Landlock rulesets on it already, the most the kernel allows",
+        E.EPERM: "without no_new_privileges Landlock needs CAP_SYS_ADMIN: leave no_new_privileges "
+        "on",
     },
     "seccomp": {
-        EACCES: "without no_new_privileges a filter needs CAP_SYS_ADMIN: leave no_new_privileges "
+        E.EACCES: "without no_new_privileges a filter needs CAP_SYS_ADMIN: leave no_new_privileges "
         "on, or give seccomp='unconfined'",
         ENOTSUPP: "the host's memory for compiled filters is used up, by programs with filters of "
         "their own. Its size in bytes is sysctl net.core.bpf_jit_limit, which root can raise; "
         "grep bpf /proc/vmallocinfo, as root, shows what is used",
     },
     "capabilities": {
-        EPERM: "only a process that has a capability can give it: be root, or use a new user "
+        E.EPERM: "only a process that has a capability can give it: be root, or use a new user "
         "namespace",
     },
     "keyring": {
-        EDQUOT: "the user's quota of keys is used up, each sandbox takes one: sysctl "
+        E.EDQUOT: "the user's quota of keys is used up, each sandbox takes one: sysctl "
         "kernel.keys.maxkeys",
     },
     "cgroup": {
-        EACCES: _CGROUP_CLOSED,
-        EMFILE: _NO_FDS,
-        ENOSPC: "no more cgroups can be made here: see cgroup.max.descendants of those above",
+        E.EACCES: _CGROUP_CLOSED,
+        E.EMFILE: _NO_FDS,
+        E.ENOSPC: "no more cgroups can be made here: see cgroup.max.descendants of those above",
     },
-    "setgroups": {EPERM: "supplementary groups need CAP_SETGID or a mapped range"},
+    "setgroups": {E.EPERM: "supplementary groups need CAP_SETGID or a mapped range"},
     "setgid": {
-        EINVAL: "the group is not in gid_mappings",
-        EPERM: "another group needs root or a new user namespace",
+        E.EINVAL: "the group is not in gid_mappings",
+        E.EPERM: "another group needs root or a new user namespace",
     },
     "setuid": {
-        EINVAL: "the user is not in uid_mappings",
-        EPERM: "another user needs root or a new user namespace",
+        E.EINVAL: "the user is not in uid_mappings",
+        E.EPERM: "another user needs root or a new user namespace",
     },
-    "stdio": {EMFILE: _NO_FDS, EBADF: "stdin, stdout or stderr is a closed fd"},
-    "fds": {EBADF: "one of pass_fds is closed"},
+    "stdio": {E.EMFILE: _NO_FDS, E.EBADF: "stdin, stdout or stderr is a closed fd"},
+    "fds": {E.EBADF: "one of pass_fds is closed"},
     "chdir": {
-        ENOENT: "the working directory does not exist inside the root",
-        ENOTDIR: "the working directory is a file inside the root",
-        EACCES: "the sandbox's user cannot enter the working directory",
+        E.ENOENT: "the working directory does not exist inside the root",
+        E.ENOTDIR: "the working directory is a file inside the root",
+        E.EACCES: "the sandbox's user cannot enter the working directory",
     },
     "exec": {
-        ENOENT: "no such command inside the root (PATH is the sandbox's own)",
-        EACCES: "the file is not executable, or lies on a noexec mount; or a directory on the way "
-        "to it, or to what a link leads to, is closed to the sandbox's user (as /root is); or it, "
-        "or its ELF loader, is not among the paths of landlock",
-        ENOEXEC: "not a program for this machine: another architecture, or a script without #!",
-        E2BIG: "arguments and environment together are too long",
-        ENOMEM: "RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program",
-        EAGAIN: "RLIMIT_NPROC of the sandbox's user is reached",
+        E.ENOENT: "no such command inside the root (PATH is the sandbox's own)",
+        E.EACCES: "the file is not executable, or lies on a noexec mount; or a directory on the "
+        "way to it, or to what a link leads to, is closed to the sandbox's user (as /root is); or "
+        "it, or its ELF loader, is not among the paths of landlock",
+        E.ENOEXEC: "not a program for this machine: another architecture, or a script without #!",
+        E.E2BIG: "arguments and environment together are too long",
+        E.ENOMEM: "RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program",
+        E.EAGAIN: "RLIMIT_NPROC of the sandbox's user is reached",
     },
     "init": {
-        EAGAIN: "a limit on processes is reached: RLIMIT_NPROC of the sandbox's user, or pids.max "
-        "of the cgroup",
+        E.EAGAIN: "a limit on processes is reached: RLIMIT_NPROC of the sandbox's user, or "
+        "pids.max of the cgroup",
     },
     "helper": {
-        EACCES: "memory files may not be executed here: sysctl vm.memfd_noexec=1",
-        EFBIG: "RLIMIT_FSIZE of this process limits the memory files of a start as well: raise it",
-        EMFILE: _NO_FDS,
-        ETOOMANYREFS: "this user's processes and sandboxes have more fds in flight over unix "
+        E.EACCES: "memory files may not be executed here: sysctl vm.memfd_noexec=1",
+        E.EFBIG: "RLIMIT_FSIZE of this process limits the memory files of a start too: raise it",
+        E.EMFILE: _NO_FDS,
+        E.ETOOMANYREFS: "this user's processes and sandboxes have more fds in flight over unix "
         "sockets (SCM_RIGHTS) than RLIMIT_NOFILE of this process: raise it, or end the processes "
         "that do not receive them",
     },
     "oom_score_adj": {
-        EACCES: "/proc/self/oom_score_adj belongs to root, as this process is not dumpable "
+        E.EACCES: "/proc/self/oom_score_adj belongs to root, as this process is not dumpable "
         "(prctl(2))",
     },
     "personality": {
-        EPERM: "a filter around this process refuses personality(0): start this process with the "
+        E.EPERM: "a filter around this process refuses personality(0): start this process with the "
         "default personality (setarch(8))",
     },
     "wait": {
-        ECHILD: "another part of this process reaped the sandbox, or SIGCHLD is ignored: its "
+        E.ECHILD: "another part of this process reaped the sandbox, or SIGCHLD is ignored: its "
         "status is lost",
     },
 }
 # The same for one path.
 _PATH_HINTS: dict[tuple[str, int, str], str] = {
-    ("mount", EPERM, "/proc"): (
+    ("mount", E.EPERM, "/proc"): (
         "this process is in a container or sandbox that masks parts of /proc, where the kernel "
         "refuses a fresh one: start the container (docker, fastns run) with --security-opt "
         "systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}"
     ),
-    ("mount", EPERM, "/sys"): (
+    ("mount", E.EPERM, "/sys"): (
         "a fresh /sys needs a network namespace of its own, or a fully visible /sys outside"
     ),
 }
@@ -297,15 +272,15 @@ _PATH_HINTS: dict[tuple[str, int, str], str] = {
 # The same without a rootfs: nothing is created in the host's directories, and no overlay exists.
 _ELSEWHERE = "choose a place outside of them, where it is created for you, or give a rootfs"
 _HOST_ROOT_HINTS: dict[tuple[str, int], str] = {
-    ("mount", ENOENT): (
+    ("mount", E.ENOENT): (
         "the target does not exist in the host's system directories, which are read-only (or the "
         f"source of the bind does not exist): {_ELSEWHERE}"
     ),
-    ("mount", EROFS): (
+    ("mount", E.EROFS): (
         "the target cannot be created in the host's system directories, which are read-only: "
         f"{_ELSEWHERE}"
     ),
-    ("file", ENOENT): (
+    ("file", E.ENOENT): (
         "the file does not exist in the host's system directories, which are read-only; only one "
         f"that exists can be replaced there: {_ELSEWHERE}"
     ),
@@ -316,9 +291,9 @@ def hint_for(
     stage: str, errno: int, path: str | None = None, *, host_root: bool = False
 ) -> str | None:
     """How to mend a failure, in a line; None when the error says it all."""
-    if errno == ENOENT and stage in ("id_map", "setns") and not _has_proc():
+    if errno == E.ENOENT and stage in ("id_map", "setns") and not _has_proc():
         return _NO_PROC
-    if errno == EPERM and stage in ("clone", "id_map", "propagation", "rootfs"):
+    if errno == E.EPERM and stage in ("clone", "id_map", "propagation", "rootfs"):
         known = _why_refused(stage)
         if known is not None:
             return known
@@ -380,7 +355,7 @@ _DETAIL_HINTS = {
     ),
 }
 _SERVER_GONE = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
-_SERVER_ERRNOS = (ECANCELED, EMFILE, EBADF)
+_SERVER_ERRNOS = (E.ECANCELED, E.EMFILE, E.EBADF)
 
 
 def spawn_error(
@@ -424,7 +399,7 @@ def hint_of_start(
         hint = _SERVER_GONE
     hint = hint or _DETAIL_HINTS.get(detail or "")
     hint = hint or hint_for(stage, errno, path, host_root=plan.view is not None)
-    refused = errno == EACCES and stage in ("exec", "chdir", "landlock")
+    refused = errno == E.EACCES and stage in ("exec", "chdir", "landlock")
     if refused and plan.binds and path is not None:
         from fastns._policy import owners
 

@@ -1,7 +1,7 @@
-"""Mount options: one table of what each name means, and for which types of mount.
+"""Mount options: what each name means, and for which types of mount.
 
-spec.py checks options with it, _compile.py takes the kernel's flags from it. Names are those of
-mount(8) and of the OCI runtime specification.
+The names are those of mount(8) and of the OCI runtime specification. A Mount is checked with them,
+and _compile.py takes the kernel's flags from them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    _Kind: TypeAlias = tuple[str, Callable[[str], bool]]  # what is expected, and whether it is so
+    _Kind: TypeAlias = tuple[str, Callable[[str], bool]]  # what is expected, and its check
 
 TYPES = ("bind", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "mqueue", "overlay", "cgroup2")
 
@@ -26,14 +26,14 @@ MS_NOATIME, MS_NODIRATIME = 1024, 2048
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE = 1 << 17, 1 << 18, 1 << 19
 MS_RELATIME, MS_STRICTATIME = 1 << 21, 1 << 24
 
-# mount_setattr(2): the access time is a field of its own, not bits.
+# mount_setattr(2). ATTR_ATIME is a field of several bits.
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 ATTR_ATIME, ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
 
 
 @record(frozen=True)
 class ParsedOptions:
-    """Options as the kernel takes them: mount(2) flags and data, or mount_setattr(2) bits."""
+    """Options as the kernel takes them: flags and data of mount(2), or bits of mount_setattr(2)."""
 
     ms_flags: int = 0
     attr_set: int = 0
@@ -47,7 +47,7 @@ class ParsedOptions:
 
 @record(frozen=True)
 class _Flag:
-    group: str  # of options that exclude each other, one may be given
+    group: str  # one option of a group may be given
     ms: int = 0
     attr_set: int = 0
     attr_clr: int = 0
@@ -111,7 +111,7 @@ _OCTAL: _Kind = "an octal mode such as 0755", _is_octal
 _SIZE: _Kind = "64m, 1g, 50% or bytes", _is_size
 _COUNT: _Kind = "a number such as 1000 or 64k", _is_count
 _PATH: _Kind = "a path", _is_path
-# Options handed to the file system as they are: name -> kind of the value (None: no value).
+# Options that are passed to the file system as they are: name -> kind of value (None: no value).
 DATA: dict[str, dict[str, _Kind | None]] = {
     "tmpfs": {
         "size": _SIZE,
@@ -150,7 +150,7 @@ DATA: dict[str, dict[str, _Kind | None]] = {
 
 
 def names(type: str) -> list[str]:
-    """What may be given for a type, as a person would write it."""
+    """The options of a type, as a person would write them."""
     found = [*FLAGS, "X-mount.mkdir"]
     if type == "bind":
         found += ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS]
@@ -173,7 +173,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             raise SpecError("mounts.options", f"{shown(option)}: non-empty strings expected")
         encode("mounts.options", option)
         if option in seen.values():
-            continue  # said twice: mount(8) and OCI bundles allow it
+            continue  # given twice: mount(8) and OCI bundles allow it
         key, equals, value = option.partition("=")
         if option in FLAGS:
             flag = FLAGS[option]
@@ -201,7 +201,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
                 raise SpecError("mounts.options", f"{shown(option)}: {form} expected")
             if key in ("uid", "gid") and int(value) > MAX_ID:
                 raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
-            # A comma would end the option and start another one (mount(2), data).
+            # The kernel takes what follows a comma for another option (mount(2), data).
             if "," in value:
                 raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
             group = key

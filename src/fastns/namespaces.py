@@ -1,4 +1,4 @@
-"""unshare() and setns(): the other two system calls of namespaces, for the calling thread."""
+"""unshare() and setns(), which change the namespaces of the calling thread."""
 
 import errno
 import os
@@ -31,8 +31,7 @@ _HINTS = {
 def unshare(*names: str) -> None:
     """Moves the calling thread into new namespaces (unshare(2)).
 
-    Other threads stay where they are. pid and time take effect for children only. The GIL is
-    released meanwhile.
+    Other threads keep theirs. pid and time take effect for children only. Releases the GIL.
 
     Args: names: of "pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time"; at least one.
     Raises: SpecError for an unknown name; SpawnError, stage "unshare", with the kernel's errno.
@@ -44,12 +43,12 @@ def unshare(*names: str) -> None:
 
 
 def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None:
-    """Moves the calling thread into existing namespaces (setns(2)), the GIL released.
+    """Moves the calling thread into existing namespaces (setns(2)). Releases the GIL.
 
     Args:
-        target: a namespace's path such as /proc/42/ns/net, a Sandbox, a pidfd, or a pid (an open
-            pidfd of that number comes first).
-        names: which namespaces; may be left out for a path, which then is of any kind.
+        target: a namespace's path such as /proc/42/ns/net, a Sandbox, a pidfd or a pid. A number
+            that is an open pidfd is taken as one.
+        names: which namespaces. They may be left out for a path, which may then be of any kind.
     Raises: SpecError; SpawnError, stage "setns", with the kernel's errno.
     """
     flags = _flags(names)
@@ -63,7 +62,7 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
     elif isinstance(target, str | os.PathLike):
         path = os.fsdecode(encode("target", target, MAX_PATH))
         try:
-            # O_NONBLOCK: a fifo would wait for somebody who writes to it.
+            # O_NONBLOCK: a FIFO would block until somebody opens it for writing.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise SpawnError("setns", exc.errno or errno.EIO, path=path) from None
@@ -94,7 +93,7 @@ def _pidfd(number: int) -> int:
             if any(line.startswith("Pid:") for line in file):
                 return os.dup(number)
     except OSError:
-        pass  # no fd of that number: a pid
+        pass  # no fd has that number, so it is a pid
     try:
         return os.pidfd_open(number)
     except OSError as exc:

@@ -20,22 +20,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import IO, Any, Literal, Self, TypedDict, Unpack
+    from typing import IO, Any, Literal, Self, Unpack
 
     from fastns._cause import Cause
     from fastns._command import Args
+    from fastns._signatures import SpawnOfSpec, SpawnTextOfSpec
     from fastns._stdio import Stdio
-
-    class SpawnKind(TypedDict, total=False):
-        """Options of spawn() but those of text."""
-
-        spec: Spec | _core.Plan | None
-        stdin: Stdio
-        stdout: Stdio
-        stderr: Stdio
-        pass_fds: Iterable[int]
-        env: Mapping[str, str] | None
-        cwd: str | os.PathLike[str] | None
 
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
@@ -44,31 +34,16 @@ SIGTERM = 15  # the module `signal` would import `enum`
 
 @overload
 def spawn(
-    args: Args,
-    *,
-    text: Literal[True],
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[SpawnKind],
+    args: Args, *, text: Literal[True], **options: Unpack[SpawnTextOfSpec]
 ) -> Sandbox[str]: ...
 @overload
 def spawn(
-    args: Args,
-    *,
-    text: Literal[False] | None = None,
-    encoding: None = None,
-    errors: None = None,
-    **options: Unpack[SpawnKind],
+    args: Args, *, text: Literal[False] | None = None, **options: Unpack[SpawnOfSpec]
 ) -> Sandbox[bytes]: ...
 @overload
 def spawn(
-    args: Args,
-    *,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    **options: Unpack[SpawnKind],
-) -> Sandbox: ...
+    args: Args, *, text: bool | None = None, **options: Unpack[SpawnTextOfSpec]
+) -> Sandbox[Any]: ...
 def spawn(
     args: Args,
     *,
@@ -100,13 +75,16 @@ def spawn(
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
     """
     plan = plan_of(spec)
-    mode = TextMode.of(text, encoding, errors)
     return start(
         lambda *started: _core.spawn(plan, *started),
         plan,
         args,
-        (stdin, stdout, stderr),
-        mode,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=text,
+        encoding=encoding,
+        errors=errors,
         pass_fds=pass_fds,
         env=env,
         cwd=cwd,
@@ -117,17 +95,22 @@ def start(
     starter: Callable[..., _core.Process],
     plan: _core.Plan,
     args: Args,
-    streams: tuple[Stdio, Stdio, Stdio],
-    mode: TextMode | None,
     *,
+    stdin: Stdio = None,
+    stdout: Stdio = None,
+    stderr: Stdio = None,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> Sandbox:
-    """The part that all ways of spawn() share. `starter` starts the process, as _core.spawn()."""
+    """spawn() by `starter`, which starts the process, as _core.spawn() does."""
+    mode = TextMode.of(text, encoding, errors)
     argv, environ, directories, where = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
-    stdio = StdioPlan(*streams, owner=plan.pipe_owner)
+    stdio = StdioPlan(stdin, stdout, stderr, owner=plan.pipe_owner)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
         process = starter(argv, environ, directories, where, child, keep)

@@ -26,13 +26,13 @@ from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any, Literal, TypeVar, Unpack
 
     from fastns._command import Args
-    from fastns.batch import BatchStreams, Jobs, Result
-    from fastns.completed import RunOptions, RunStreamOptions, SpawnOptions, SpawnStreams
+    from fastns._signatures import Batch, BatchText, Run, RunText, Spawn, SpawnText
+    from fastns.batch import Jobs, Result
     from fastns.results import CompletedSandbox
 
     T = TypeVar("T")
@@ -103,96 +103,48 @@ class Template:
 
     @overload
     def spawn(
-        self,
-        args: Args,
-        *,
-        pass_fds: Iterable[int] = (),
-        text: Literal[True],
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[SpawnStreams],
+        self, args: Args, *, text: Literal[True], **options: Unpack[SpawnText]
     ) -> Sandbox[str]: ...
     @overload
     def spawn(
-        self,
-        args: Args,
-        *,
-        pass_fds: Iterable[int] = (),
-        text: Literal[False] | None = None,
-        encoding: None = None,
-        errors: None = None,
-        **options: Unpack[SpawnStreams],
+        self, args: Args, *, text: Literal[False] | None = None, **options: Unpack[Spawn]
     ) -> Sandbox[bytes]: ...
     @overload
     def spawn(
-        self,
-        args: Args,
-        *,
-        pass_fds: Iterable[int] = (),
-        text: bool | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[SpawnStreams],
+        self, args: Args, *, text: bool | None = None, **options: Unpack[SpawnText]
     ) -> Sandbox[Any]: ...
     def spawn(
-        self, args: Args, *, pass_fds: Iterable[int] = (), **options: Unpack[SpawnOptions]
+        self, args: Args, *, text: bool | None = None, **options: Unpack[SpawnText]
     ) -> Sandbox:
         """As fastns.spawn(), without its spec; Sandbox.method is "template".
 
         Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
         """
-        streams = tuple(options.get(name) for name in ("stdin", "stdout", "stderr"))
-        mode = TextMode.of(options.get("text"), options.get("encoding"), options.get("errors"))
-        return start(
-            self._start,
-            self._sandbox,
-            args,
-            streams,  # type: ignore[arg-type]
-            mode,
-            pass_fds=pass_fds,
-            env=options.get("env"),
-            cwd=options.get("cwd"),
-        )
+        return start(self._start, self._sandbox, args, text=text, **options)
 
     @overload
     def run(
-        self,
-        args: Args,
-        *,
-        text: Literal[True],
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[RunStreamOptions],
+        self, args: Args, *, text: Literal[True], **options: Unpack[RunText]
     ) -> CompletedSandbox[str]: ...
     @overload
     def run(
-        self,
-        args: Args,
-        *,
-        text: Literal[False] | None = None,
-        encoding: None = None,
-        errors: None = None,
-        **options: Unpack[RunStreamOptions],
+        self, args: Args, *, text: Literal[False] | None = None, **options: Unpack[Run]
     ) -> CompletedSandbox[bytes]: ...
     @overload
     def run(
-        self,
-        args: Args,
-        *,
-        text: bool | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[RunStreamOptions],
+        self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
     ) -> CompletedSandbox[Any]: ...
-    def run(self, args: Args, **options: Unpack[RunOptions]) -> CompletedSandbox:
+    def run(
+        self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
+    ) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
-        if not options and not self._sandbox.max_output:
+        if not options and not text and not self._sandbox.max_output:
             outcome = self._run_plain(args, 0, None)
             if isinstance(outcome, Completed):
                 return outcome
             if outcome is not None:
                 return checked(completed(args, self._sandbox, outcome, None, None), False)
-        return run_by(self, self._sandbox, args, **options)
+        return run_by(self, self._sandbox, args, text=text, **options)
 
     def spawn_batch(
         self, jobs: Jobs, *, concurrency: int | None = None
@@ -202,33 +154,15 @@ class Template:
 
     @overload
     def run_batch(
-        self,
-        jobs: Jobs,
-        *,
-        text: Literal[True],
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[BatchStreams],
+        self, jobs: Jobs, *, text: Literal[True], **options: Unpack[BatchText]
     ) -> list[Result[str]]: ...
     @overload
     def run_batch(
-        self,
-        jobs: Jobs,
-        *,
-        text: Literal[False] | None = None,
-        encoding: None = None,
-        errors: None = None,
-        **options: Unpack[BatchStreams],
+        self, jobs: Jobs, *, text: Literal[False] | None = None, **options: Unpack[Batch]
     ) -> list[Result[bytes]]: ...
     @overload
     def run_batch(
-        self,
-        jobs: Jobs,
-        *,
-        text: bool | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        **options: Unpack[BatchStreams],
+        self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
     ) -> list[Result[Any]]: ...
     def run_batch(
         self,

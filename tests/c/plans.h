@@ -107,6 +107,16 @@ __attribute__((unused)) static void no_child_is_left(void)
     CHECK_EQUAL(errno, ECHILD);
 }
 
+/* fns_io_run(), which returns now and then, to its end. */
+__attribute__((unused)) static int run_io(struct fns_io *io)
+{
+    int ret;
+    do
+        ret = fns_io_run(io);
+    while (ret == -EINTR);
+    return ret;
+}
+
 static void use_program(const char *directory)
 {
     char path[4096];

@@ -61,13 +61,13 @@ static void moves_much_both_ways(const struct fns_plan *plan)
     struct fns_io io = io_with(plan, probe_args(&command, "--echo", NULL, NULL), 1);
     io.input = input;
     io.input_size = 8 * MIB;
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE);
+    CHECK_EQUAL(run_io(&io), FNS_IO_DONE);
     CHECK_EQUAL(io.output[0].size, 8 * MIB);
     CHECK_EQUAL(io.output[1].size, 0);
     CHECK_EQUAL(memcmp(io.output[0].data, input, 8 * MIB), 0);
     reap(&io.process, CLD_EXITED, 0);
     io.process.pidfd = -1;
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE); /* once more: nothing is left to do */
+    CHECK_EQUAL(run_io(&io), FNS_IO_DONE); /* once more: nothing is left to do */
     free_io(&io);
     free(input);
 }
@@ -80,7 +80,7 @@ static void takes_no_sigpipe(const struct fns_plan *plan)
     struct fns_io io = io_with(plan, probe_args(&command, "--exit", "4", NULL), 1);
     io.input = input;
     io.input_size = MIB;
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE);
+    CHECK_EQUAL(run_io(&io), FNS_IO_DONE);
     reap(&io.process, CLD_EXITED, 4);
     free_io(&io);
     free(input);
@@ -91,7 +91,7 @@ static void finishes_after_its_time(const struct fns_plan *plan)
     struct command command;
     struct fns_io io = io_with(plan, probe_args(&command, "--sleep", "60", NULL), 0);
     io.deadline = fns_now() + 1000000;
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_TIMEOUT);
+    CHECK_EQUAL(run_io(&io), FNS_IO_TIMEOUT);
     CHECK_EQUAL(fns_kill_all(plan, &io.process), 0);
     CHECK_EQUAL(fns_io_finish(&io), 0);
     reap(&io.process, CLD_KILLED, SIGKILL);
@@ -108,7 +108,7 @@ static void keeps_no_more_than_its_limit(const struct fns_plan *plan)
         io.input = input;
         io.input_size = MIB;
         io.limit = limit;
-        CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE);
+        CHECK_EQUAL(run_io(&io), FNS_IO_DONE);
         CHECK_EQUAL(io.output[0].size, limit);
         CHECK_EQUAL(io.output[0].dropped, MIB - limit);
         CHECK_EQUAL(io.output[1].dropped, 0);
@@ -123,8 +123,8 @@ static void keeps_no_more_than_its_limit(const struct fns_plan *plan)
 static void free_jobs(struct fns_job *jobs)
 {
     for (int i = 0; i < N_JOBS; i++) {
-        fns_buffer_free(&jobs[i].output[0]);
-        fns_buffer_free(&jobs[i].output[1]);
+        fns_buffer_free(&jobs[i].io.output[0]);
+        fns_buffer_free(&jobs[i].io.output[1]);
     }
 }
 
@@ -151,10 +151,10 @@ static void each_job_for_itself(const struct fns_plan *plan)
         jobs[i] = (struct fns_job){.plan = plan,
                                    .args = probe_args(&commands[i], "--echo", NULL, NULL),
                                    .pipes = FNS_PIPE_STDIN | FNS_PIPE_STDOUT | FNS_PIPE_STDERR,
-                                   .input = inputs[i],
-                                   .input_size = strlen(inputs[i]),
+                                   .io.input = inputs[i],
+                                   .io.input_size = strlen(inputs[i]),
                                    .timeout_ns = -1,
-                                   .process = {.pidfd = -1, .control = -1}};
+                                   .io.process = {.pidfd = -1, .control = -1}};
         if (i % 5 == 1)
             jobs[i].args.paths = missing;
         if (i % 5 == 2) {
@@ -173,10 +173,10 @@ static void each_job_for_itself(const struct fns_plan *plan)
         } else {
             CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
             CHECK_EQUAL(jobs[i].result.status, 0);
-            CHECK_EQUAL(jobs[i].output[0].size, strlen(inputs[i]));
-            CHECK_EQUAL(memcmp(jobs[i].output[0].data, inputs[i], strlen(inputs[i])), 0);
+            CHECK_EQUAL(jobs[i].io.output[0].size, strlen(inputs[i]));
+            CHECK_EQUAL(memcmp(jobs[i].io.output[0].data, inputs[i], strlen(inputs[i])), 0);
         }
-        CHECK_EQUAL(jobs[i].process.pidfd, -1);
+        CHECK_EQUAL(jobs[i].io.process.pidfd, -1);
     }
     free_jobs(jobs);
 }
@@ -192,18 +192,18 @@ static void each_job_keeps_no_more_than_its_limit(const struct fns_plan *plan)
         jobs[i] = (struct fns_job){.plan = plan,
                                    .args = probe_args(&commands[i], "--flood", "both", "1048576"),
                                    .pipes = FNS_PIPE_STDOUT | FNS_PIPE_STDERR,
-                                   .limit = LIMIT,
+                                   .io.limit = LIMIT,
                                    .timeout_ns = -1,
-                                   .process = {.pidfd = -1, .control = -1}};
+                                   .io.process = {.pidfd = -1, .control = -1}};
     run(jobs, AT_ONCE, 0);
     for (int i = 0; i < N_JOBS; i++) {
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
         CHECK_EQUAL(jobs[i].result.code, CLD_EXITED);
         CHECK_EQUAL(jobs[i].result.status, 0);
         for (int j = 0; j < 2; j++) {
-            CHECK_EQUAL(jobs[i].output[j].size, LIMIT);
-            CHECK_EQUAL(jobs[i].output[j].dropped, MIB - LIMIT);
-            CHECK_EQUAL(memcmp(jobs[i].output[j].data, kept, LIMIT), 0);
+            CHECK_EQUAL(jobs[i].io.output[j].size, LIMIT);
+            CHECK_EQUAL(jobs[i].io.output[j].dropped, MIB - LIMIT);
+            CHECK_EQUAL(memcmp(jobs[i].io.output[j].data, kept, LIMIT), 0);
         }
     }
     free_jobs(jobs);
@@ -217,7 +217,7 @@ static void sleeping_jobs(struct fns_job *jobs, struct command *commands,
                                    .args = probe_args(&commands[i], "--sleep", "60", NULL),
                                    .pipes = FNS_PIPE_STDOUT,
                                    .timeout_ns = -1,
-                                   .process = {.pidfd = -1, .control = -1}};
+                                   .io.process = {.pidfd = -1, .control = -1}};
 }
 
 static void only_spawns(const struct fns_plan *plan)
@@ -228,10 +228,10 @@ static void only_spawns(const struct fns_plan *plan)
     run(jobs, 1, 1);
     for (int i = 0; i < N_JOBS; i++) {
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
-        CHECK_EQUAL(fns_wait(&jobs[i].process, 0), 0);
-        CHECK_EQUAL(fns_kill(&jobs[i].process, SIGKILL), 0);
-        CHECK_EQUAL(fns_wait(&jobs[i].process, -1), 1);
-        reap(&jobs[i].process, CLD_KILLED, SIGKILL);
+        CHECK_EQUAL(fns_wait(&jobs[i].io.process, 0), 0);
+        CHECK_EQUAL(fns_kill(&jobs[i].io.process, SIGKILL), 0);
+        CHECK_EQUAL(fns_wait(&jobs[i].io.process, -1), 1);
+        reap(&jobs[i].io.process, CLD_KILLED, SIGKILL);
     }
 }
 

@@ -85,7 +85,7 @@ static void echoes_through_cat(void)
     io.fds[1] = out[0];
     io.input = input;
     io.input_size = MIB;
-    CHECK_EQUAL(fns_io_run(&io), FNS_IO_DONE);
+    CHECK_EQUAL(run_io(&io), FNS_IO_DONE);
     CHECK_EQUAL(io.output[0].size, MIB);
     CHECK_EQUAL(memcmp(io.output[0].data, input, MIB), 0);
     CHECK_EQUAL(fns_reap(&io.process, &result), 0);
@@ -104,7 +104,7 @@ static void set_jobs(const struct fns_plan *plan, int first, const char *option,
         jobs[i] = (struct fns_job){.plan = plan,
                                    .args = probe_args(&commands[i], option, value, second),
                                    .timeout_ns = -1,
-                                   .process = {.pidfd = -1, .control = -1}};
+                                   .io.process = {.pidfd = -1, .control = -1}};
 }
 
 static void every_tenth_command_is_missing(void)
@@ -147,7 +147,7 @@ static void is_stopped_half_way(void)
     fns_batch_close(batch);
     for (int i = 0; i < N_JOBS; i++) {
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
-        CHECK_EQUAL(jobs[i].process.pidfd, -1);
+        CHECK_EQUAL(jobs[i].io.process.pidfd, -1);
         CHECK(i >= 10 || jobs[i].result.code == CLD_EXITED);
         CHECK(i < 10 || jobs[i].result.code != CLD_EXITED);
         killed += jobs[i].result.code == CLD_KILLED;

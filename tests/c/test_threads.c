@@ -104,10 +104,10 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
                                    .groups = groups,
                                    .args = probe_args(&commands[i], "--echo", NULL, NULL),
                                    .pipes = FNS_PIPE_STDIN | FNS_PIPE_STDOUT,
-                                   .input = inputs[i],
-                                   .input_size = strlen(inputs[i]),
+                                   .io.input = inputs[i],
+                                   .io.input_size = strlen(inputs[i]),
                                    .timeout_ns = -1,
-                                   .process = {.pidfd = -1, .control = -1}};
+                                   .io.process = {.pidfd = -1, .control = -1}};
     }
     CHECK_EQUAL(fns_batch_open(&batch, jobs, N_JOBS, AT_ONCE, 0), 0);
     while ((result = fns_batch_run(batch)) != 1)
@@ -116,10 +116,10 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
     for (int i = 0; i < N_JOBS; i++) {
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
         CHECK_EQUAL(jobs[i].result.status, 0);
-        CHECK_EQUAL(jobs[i].output[0].size, strlen(inputs[i]));
-        CHECK_EQUAL(memcmp(jobs[i].output[0].data, inputs[i], strlen(inputs[i])), 0);
-        fns_buffer_free(&jobs[i].output[0]);
-        fns_buffer_free(&jobs[i].output[1]);
+        CHECK_EQUAL(jobs[i].io.output[0].size, strlen(inputs[i]));
+        CHECK_EQUAL(memcmp(jobs[i].io.output[0].data, inputs[i], strlen(inputs[i])), 0);
+        fns_buffer_free(&jobs[i].io.output[0]);
+        fns_buffer_free(&jobs[i].io.output[1]);
     }
 }
 

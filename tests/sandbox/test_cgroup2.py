@@ -16,7 +16,7 @@ from inside import WAYS, groups, ranges, runner
 from processes import eventually
 
 import fastns
-from fastns import Sandbox, Spec, SpecError, Template, doctor
+from fastns import Sandbox, Spec, SpecError, Template, _machine
 from fastns._policy import cgroup_hierarchies, cgroup_plan
 from fastns._policy.cgroup_hierarchies import Hierarchy
 
@@ -275,7 +275,7 @@ def test_what_was_delegated_is_found(tree: Hierarchy, busybox_rootfs: Path) -> N
     place = cgroup_hierarchies.find_place(tree, tuple(NEEDED), None)
     assert place.parent != tree.mount
     assert os.stat(place.parent).st_uid == os.getuid()
-    finding = doctor.limits()
+    finding = _machine.limits()
     assert finding.ok, finding
     with alive(["sleep", "60"], rootfs=busybox_rootfs, memory="32m") as box:
         assert Path(place.parent) in leaf_of(tree, box).parents

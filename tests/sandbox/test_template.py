@@ -550,3 +550,14 @@ def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
     gc.collect()
     assert all(gone(pid) for pid in pids)
     assert support.host_change(before) == []
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    """A Template has its spec, and only a run can have a time limit."""
+    template: Any = Template()
+    calls = (template.run, template.spawn, template.run_batch, template.spawn_batch)
+    for call in calls:
+        with pytest.raises(TypeError, match="spec"):
+            call(["true"], spec=Spec())
+    with pytest.raises(TypeError, match="timeout"):
+        template.spawn(["true"], timeout=1)

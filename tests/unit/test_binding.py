@@ -1,4 +1,4 @@
-"""The files of the binding: that all parts are there, and all declarations used."""
+"""The files of the binding: that each is short, and that all declarations are used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import support
 
 SOURCES = support.TESTS.parent / "src" / "fastns"
+MOST_LINES = 400
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,12 @@ def files() -> list[Path]:
     if not found:
         support.skip_missing("the source of the binding")
     return found
+
+
+def test_no_file_is_long(files: list[Path]) -> None:
+    lines = {file.name: len(file.read_text().splitlines()) for file in files}
+    assert "_core.pyx" in lines
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
 def test_each_part_is_included_once(files: list[Path]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import fastns
-from fastns import SpawnError, Spec, doctor
+from fastns import SpawnError, Spec, _machine, doctor
 from fastns._compile import Caller
 from fastns._policy import owners
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
@@ -178,7 +178,7 @@ def test_no_program_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_kernel_version(monkeypatch: pytest.MonkeyPatch, release: str, ok: bool) -> None:
     monkeypatch.setattr(platform, "release", lambda: release)
-    found = doctor.kernel()
+    found = _machine.kernel()
     assert found.ok is ok
     assert (found.fix is None) is ok
 
@@ -198,8 +198,8 @@ def test_settings_of_user_namespaces(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], privileged: bool, ok: bool
 ) -> None:
     monkeypatch.setattr("fastns._surroundings.sysctl", settings.get)
-    monkeypatch.setattr(doctor, "has_sys_admin", lambda: privileged)
-    found = doctor.user_namespace_settings()
+    monkeypatch.setattr(_machine, "has_sys_admin", lambda: privileged)
+    found = _machine.user_namespace_settings()
     assert found.ok is ok
     if not ok:
         (path,) = settings
@@ -210,15 +210,15 @@ def test_settings_of_user_namespaces(
 def test_system_calls_of_this_kernel_are_told_from_missing_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in doctor.SYSTEM_CALLS:
-        assert doctor.system_call(name) == Finding(True, "there")
-    monkeypatch.setitem(doctor.SYSTEM_CALLS, "clone3", 4000)  # no such number
-    assert doctor.system_call("clone3").detail == "Function not implemented (ENOSYS)"
+    for name in _machine.SYSTEM_CALLS:
+        assert _machine.system_call(name) == Finding(True, "there")
+    monkeypatch.setitem(_machine.SYSTEM_CALLS, "clone3", 4000)  # no such number
+    assert _machine.system_call("clone3").detail == "Function not implemented (ENOSYS)"
 
 
 def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DEVICES", ("null", "nonesuch"))
-    found = doctor.devices()
+    monkeypatch.setattr(_machine, "DEVICES", ("null", "nonesuch"))
+    found = _machine.devices()
     assert found.ok is False
     assert "/dev/nonesuch" in found.detail
     assert "/dev/null" not in found.detail
@@ -227,12 +227,12 @@ def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_id_ranges_name_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 2**31)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "newuidmap, newgidmap" in doctor.id_ranges().detail
+    assert "newuidmap, newgidmap" in _machine.id_ranges().detail
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    found = doctor.id_ranges()
+    found = _machine.id_ranges()
     assert found.detail == "no range for 2147483648 in /etc/subuid and /etc/subgid"
-    monkeypatch.setattr(doctor, "_has_range", lambda path, user, uid: True)
-    assert doctor.id_ranges().ok is True
+    monkeypatch.setattr(_machine, "_has_range", lambda path, user, uid: True)
+    assert _machine.id_ranges().ok is True
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_id_ranges_name_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pat
 )
 def test_ranges_are_found_by_name_or_number(tmp_path: Path, text: str, expected: bool) -> None:
     (tmp_path / "subuid").write_text(text)
-    assert doctor._has_range(str(tmp_path / "subuid"), "ann", 7) is expected
+    assert _machine._has_range(str(tmp_path / "subuid"), "ann", 7) is expected
 
 
 def test_overlay_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_id_ranges_by_what_is_around(
     monkeypatch: pytest.MonkeyPatch, uid_map: str, nnp: int, caps: int, detail: str
 ) -> None:
     around(monkeypatch, uid_map, 0, nnp, caps)
-    assert doctor.id_ranges().detail == detail
+    assert _machine.id_ranges().detail == detail
 
 
 def test_no_fix_sends_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +355,6 @@ def test_supplementary_groups_that_stay_are_named(
     monkeypatch.setattr(Caller, "current", lambda: caller)
     monkeypatch.setattr(os, "getgroups", lambda: groups)
     monkeypatch.setattr(os, "getegid", lambda: caller.gid)
-    found = doctor.supplementary_groups()
+    found = _machine.supplementary_groups()
     assert found.ok is None
     assert words in found.detail

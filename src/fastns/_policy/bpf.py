@@ -1,11 +1,9 @@
-"""Makes a seccomp filter shorter. The kernel compiles one at each start, which takes a good part of
-a microsecond for an instruction, and libseccomp compares with every single number of a call.
+"""What a seccomp filter decides, as a diagram, and the shortest program for it that we know.
 
-What a filter does with a call is found out by running it up to where it looks at an argument.
-Numbers next to each other that are treated alike become a range. Comparisons of single bits of an
-argument with the same outcome become one, and those of its upper bits, by which a profile says
-"none of these", become ranges of values; all others are kept. A program with instructions that
-libseccomp does not use is left as it is.
+The kernel compiles a filter at each start, which takes some tenths of a microsecond for each
+instruction. So numbers of calls that are treated alike form ranges. Comparisons of single bits of
+an argument with the same outcome become one. Comparisons of its upper bits, by which a profile says
+"none of these", become ranges of values. All other comparisons are kept.
 """
 
 from __future__ import annotations
@@ -17,33 +15,18 @@ JEQ, JGT, JGE, JSET = 0x15, 0x25, 0x35, 0x45
 JUMPS = (JEQ, JGT, JGE, JSET)
 NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 WORD = 0xFFFFFFFF
-FEW = 3  # numbers compared with one after the other
-FAR = 255
+FEW = 3  # so many exceptions of a range are compared one by one
+FAR = 255  # the farthest jump of a test
 
-# An Instruction is code, jt, jf, k. A Node is an action, or a test: offset, mask, jump, value, the
-# number of the node if it holds and of the one if not. A Segment: its first number, its node, and
-# the numbers within that have another one.
+# A node is an action, or a test: offset, mask, jump, value, the number of the next node if the test
+# holds, and if not.
+Node = tuple[int, ...]
+# A range of system calls: its first number, its node, and the numbers in it with another node.
+Segment = tuple[int, int, list[tuple[int, int]]]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    Instruction = tuple[int, int, int, int]
-    Node = tuple[int, ...]
-    Segment = tuple[int, int, list[tuple[int, int]]]
-
-
-class _Unusual(Exception):
-    """Not a program that can be made shorter."""
-
-
-def shorter(program: bytes) -> bytes:
-    """A program that answers every call as this one does (struct sock_filter, 8 bytes each)."""
-    code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
-    try:
-        made = written(_Reader(code))
-    except (_Unusual, RecursionError):
-        return program
-    return made if len(made) < len(program) else program
 
 
 def written(diagram: Diagram) -> bytes:
@@ -52,24 +35,24 @@ def written(diagram: Diagram) -> bytes:
 
 
 class Diagram:
-    """What a filter does: tests of arguments, as nodes that are the same where they do the same,
-    and to which of these a call comes first, by its architecture and its number."""
+    """What a filter decides: for each architecture and number of a call, the first of the nodes
+    that test its arguments. Nodes that decide the same are one."""
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []  # the ones a test leads to before it
+        self.nodes: list[Node] = []  # a test comes after the nodes it leads to
         self.architectures: dict[int, list[Segment]] = {}
-        self.others: list[Segment] = []  # of any other architecture
+        self.others: list[Segment] = []  # for any other architecture
         self._known: dict[Node, int] = {}
 
     def node(self, node: Node) -> int:
-        """The number of a node: an action, or a test."""
+        """The number of a node, which is added if it is new."""
         if node not in self._known:
             self._known[node] = len(self.nodes)
             self.nodes.append(node)
         return self._known[node]
 
     def test(self, offset: int, mask: int, op: int, value: int, yes: int, no: int) -> int:
-        """The number of a test, made as plain as it can be."""
+        """The number of a test, in its simplest form."""
         if op == JEQ and mask != WORD:
             if value & ~mask:
                 return no
@@ -86,8 +69,8 @@ class Diagram:
 
 
 def segments(parts: list[tuple[int, int]]) -> list[Segment]:
-    """Of (first number, node), in order, no two neighbours alike: a few numbers within a range go
-    with that range."""
+    """The ranges of (first number, node), which are in order, no two neighbours alike. A few single
+    numbers within a range become its exceptions."""
     found: list[Segment] = []
     at = 0
     while at < len(parts):
@@ -104,118 +87,12 @@ def segments(parts: list[tuple[int, int]]) -> list[Segment]:
     return found
 
 
-# ---- what it does ----
-
-
-class _Reader(Diagram):
-    """Of a program."""
-
-    def __init__(self, code: list[Instruction]) -> None:
-        super().__init__()
-        self._code = code
-        self._followed: dict[tuple[int, tuple[int, int]], int] = {}
-        architectures, points = self._compared()
-        self.architectures = {
-            value: self._segments(value, points) for value in sorted(architectures)
-        }
-        other = next(value for value in range(WORD) if value not in architectures)
-        self.others = self._segments(other, points)
-
-    def _compared(self) -> tuple[set[int], list[int]]:
-        """Architectures that it knows, and numbers from which on calls may be treated otherwise."""
-        architectures: set[int] = set()
-        points = {0}
-        held = [0] * len(self._code)  # what may be loaded there: these bits
-        number, architecture, argument = 1, 2, 4
-        for at, (code, true, false, value) in enumerate(self._code):
-            loaded = held[at]
-            if code == LD:
-                loaded = {NUMBER: number, ARCHITECTURE: architecture}.get(value, argument)
-            steps: tuple[int, ...] = (0,)
-            if code in JUMPS:
-                steps = (true, false)
-                if loaded & number:
-                    points.add(value if code == JGE else value + 1)
-                    if code == JEQ:
-                        points.add(value)
-                if loaded & architecture:
-                    architectures.add(value)
-            elif code == JA:
-                steps = (value,)
-            elif code == RET:
-                continue
-            elif code not in (LD, AND):
-                raise _Unusual
-            if (loaded & (number | architecture) and code in (AND, JSET)) or (
-                loaded & architecture and code in (JGT, JGE)
-            ):
-                raise _Unusual
-            for step in steps:
-                if at + 1 + step >= len(self._code):
-                    raise _Unusual
-                held[at + 1 + step] |= loaded
-        return architectures, sorted(point for point in points if point <= WORD)
-
-    def _segments(self, architecture: int, points: list[int]) -> list[Segment]:
-        parts: list[tuple[int, int]] = []
-        for point in points:
-            node, by_number = self._first(architecture, point)
-            if not by_number:
-                return [(0, node, [])]
-            if not parts or parts[-1][1] != node:
-                parts.append((point, node))
-        return segments(parts)
-
-    def _first(self, architecture: int, number: int) -> tuple[int, bool]:
-        """The node a call with that number comes to, and whether the number was looked at."""
-        program = self._code
-        at, loaded, by_number = 0, 0, False
-        while True:
-            code, true, false, value = program[at]
-            if code == JEQ:
-                at += 1 + (true if loaded == value else false)
-            elif code == JGT:
-                at += 1 + (true if loaded > value else false)
-            elif code == JGE:
-                at += 1 + (true if loaded >= value else false)
-            elif code == JA:
-                at += 1 + value
-            elif code == LD and value in (NUMBER, ARCHITECTURE):
-                loaded = number if value == NUMBER else architecture
-                by_number |= value == NUMBER
-                at += 1
-            else:  # an action, or an argument is looked at
-                return self._follow(at, (-1, WORD)), by_number
-
-    def _follow(self, at: int, loaded: tuple[int, int]) -> int:
-        """The node for what is done from there on, with (offset, mask) loaded."""
-        while self._code[at][0] not in (RET, *JUMPS):
-            code, _, _, value = self._code[at]
-            if code == LD:
-                loaded = (value, WORD)
-            elif code == AND:
-                loaded = (loaded[0], loaded[1] & value)
-            at += 1 + (value if code == JA else 0)
-        key = (at, loaded)
-        if key not in self._followed:
-            code, true, false, value = self._code[at]
-            if code == RET:
-                node = self.node((value,))
-            elif loaded[0] < 0:
-                raise _Unusual
-            else:
-                yes, no = (self._follow(at + 1 + step, loaded) for step in (true, false))
-                node = self.test(*loaded, code, value, yes, no)
-            self._followed[key] = node
-        return self._followed[key]
-
-
 # ---- ranges of an argument's values ----
 
 
 class _Ranges:
-    """A diagram with tests of one argument after the other as comparisons with the
-    values at which the outcome changes, where these are fewer."""
+    """A diagram in which successive tests of one argument are comparisons with the values at which
+    the outcome changes, if these are fewer."""
 
     def __init__(self, read: Diagram) -> None:
         self._read = read.nodes
@@ -234,7 +111,7 @@ class _Ranges:
         ]
 
     def _node(self, number: int) -> int:
-        """The new number of a node, which comes after those it leads to."""
+        """The new number of a node."""
         if number not in self._made:
             node = self._read[number]
             ranges = self._ranges(number) if _bounds(node) else []
@@ -254,7 +131,7 @@ class _Ranges:
         return self._numbers[node]
 
     def _ranges(self, number: int) -> list[tuple[int, int]]:
-        """(first value, old node) of each range, in order; none where that would not be shorter."""
+        """(first value, old node) of each range, in order; none if that would not be shorter."""
         offset = self._read[number][0]
         tests: set[int] = set()
 
@@ -281,12 +158,12 @@ class _Ranges:
         return ranges if len(ranges) <= len(tests) else []
 
     def _compare(self, offset: int, ranges: list[tuple[int, int]]) -> int:
-        """Tests single values one by one, then finds the range of the others by halves."""
+        """Tests single values one by one, then finds the range of the others by binary search."""
         ends = [start for start, _ in ranges[1:]] + [WORD + 1]
         rest: list[tuple[int, int]] = []
         single: list[tuple[int, int]] = []
         for (start, leaf), end in zip(ranges, ends, strict=True):
-            if end - start == 1 and rest:  # the one before is as good as any for it
+            if end - start == 1 and rest:  # the range before it continues
                 single.append((start, leaf))
             elif not rest or rest[-1][1] != leaf:
                 rest.append((start, leaf))
@@ -306,7 +183,7 @@ class _Ranges:
 
 
 def _bounds(node: Node) -> tuple[int, int] | None:
-    """The first and the last value for which a test holds; None: they are not a range."""
+    """The first and the last value for which a test holds; None: these values are no range."""
     if len(node) == 1:
         return None
     _, mask, op, value = node[:4]
@@ -322,16 +199,13 @@ def _bounds(node: Node) -> tuple[int, int] | None:
     return (value + 1, WORD) if op == JGT and value < WORD else None
 
 
-# ---- how it is written ----
-
-
 class _Writer:
-    """Lines with labels for targets: a node's number, or a negative one."""
+    """Instructions whose targets are labels: a node's number, or a negative number."""
 
     def __init__(self, read: _Ranges) -> None:
         self._nodes = read.nodes
         self._lines: list[tuple[int, int, tuple[int, ...]]] = []  # code, k, targets
-        self._places: dict[int, int] = {}  # of labels: numbers of lines
+        self._places: dict[int, int] = {}  # label -> number of a line
         self._n_labels = 0
         blocks = [(self._label(), segments) for segments in read.architectures.values()]
         self._line(LD, ARCHITECTURE)
@@ -356,7 +230,7 @@ class _Writer:
         self._lines.append((code, value, targets))
 
     def _tree(self, segments: list[Segment]) -> None:
-        """To the node for the number that is loaded: half by half."""
+        """A binary search for the node of the number that is loaded."""
         _, node, within = segments[0]
         if len(segments) > 1:
             half = len(segments) // 2
@@ -376,19 +250,20 @@ class _Writer:
             self._line(JA, 0, node)
 
     def _target(self, segments: list[Segment]) -> int:
-        """The node, where there is no choice."""
+        """The node, if there is but one; else a new label."""
         return segments[0][1] if len(segments) == 1 and not segments[0][2] else self._label()
 
     def _write_nodes(self) -> None:
-        """Tests before what they lead to, actions last. What is loaded is not loaded again."""
-        held: dict[int, set[tuple[int, int]]] = {}
+        """Tests before the nodes they lead to, actions last. A word that is loaded already, however
+        the node is reached, is not loaded again."""
+        loaded: dict[int, set[tuple[int, int]]] = {}  # label -> the (offset, mask) it may find
         for _, _, targets in self._lines:
             for target in targets:
-                held.setdefault(target, set()).add((NUMBER, WORD))
+                loaded.setdefault(target, set()).add((NUMBER, WORD))
         actions = []
         for number in range(len(self._nodes) - 1, -1, -1):
             node = self._nodes[number]
-            if number not in held:
+            if number not in loaded:
                 continue
             if len(node) == 1:
                 actions.append(number)
@@ -396,20 +271,21 @@ class _Writer:
             offset, mask, op, value = node[:4]
             targets = node[4:]
             self._place(number)
-            if held[number] != {(offset, mask)}:
-                if held[number] != {(offset, WORD)}:
+            if loaded[number] != {(offset, mask)}:
+                if loaded[number] != {(offset, WORD)}:
                     self._line(LD, offset)
                 if mask != WORD:
                     self._line(AND, mask)
             self._line(op, value, *targets)
             for target in targets:
-                held.setdefault(target, set()).add((offset, mask))
+                loaded.setdefault(target, set()).add((offset, mask))
         for number in actions:
             self._place(number)
             self._line(RET, self._nodes[number][0])
 
     def bytes(self) -> bytes:
-        """A test's jump reaches FAR instructions; to what is farther a plain jump follows it."""
+        """The program. For a target farther than FAR, a test jumps to a plain jump right after it.
+        That moves all that follows, so this repeats until every jump reaches its target."""
         far: set[tuple[int, int]] = set()  # number of the line, which target
         while True:
             starts = [0]

@@ -50,7 +50,7 @@ def all_but(name: str, index: int, refused: dict[int, int], **when: Any) -> Rule
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
-    """(mask, value) pairs. A number matches one of them if its bits in `mask` equal no value's.
+    """(mask, value) pairs. A number matches one exactly if its bits in `mask` equal no value's.
 
     The format can compare bits, but cannot say "none of these". So this walks the values' bits from
     the highest: where all values agree on a bit, one pair covers all numbers that do not."""

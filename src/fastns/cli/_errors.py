@@ -8,41 +8,27 @@ from fastns.cli import complain
 from fastns.cli._flags import NAMESPACE_FLAGS
 from fastns.errors import SpecError
 
+_SAME = (
+    *("rootfs", "read_only", "overlay", "hostname", "domainname", "tmpfs_size", "user", "network"),
+    *("init", "allow_setid", "memory", "memory_swap", "max_output", "on_output_limit"),
+    *("pids_limit", "cpus", "cpu_weight", "cpu_time", "io", "cgroup_parent"),
+)
 FLAG_OF_FIELD = {
-    "rootfs": "--rootfs",
+    **{field: f"--{field.replace('_', '-')}" for field in _SAME},
+    **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
     "root_mode": "--chroot",
-    "read_only": "--read-only",
-    "overlay": "--overlay",
-    "hostname": "--hostname",
-    "domainname": "--domainname",
     "mounts": "-v, --mount or --tmpfs",
     "files": "--file, --add-host or --dns",
-    "tmpfs_size": "--tmpfs-size",
     "env": "-e or --env-file",
     "cwd": "--workdir",
-    "user": "--user",
     "uid_mappings": "--uidmap or --userns keep-id",
     "gid_mappings": "--gidmap or --userns keep-id",
-    "network": "--network",
-    **{f"namespaces.{space}": f"--{flag}" for flag, space in NAMESPACE_FLAGS.items()},
     "rlimits": "--ulimit",
-    "init": "--init",
     "capabilities": "--cap-add",
     "no_new_privileges": "--security-opt",
     "seccomp": "--security-opt",
-    "allow_setid": "--allow-setid",
     "landlock": "--landlock-read or --landlock-write",
-    "memory": "--memory",
-    "max_output": "--max-output",
-    "on_output_limit": "--on-output-limit",
-    "memory_swap": "--memory-swap",
-    "pids_limit": "--pids-limit",
-    "cpus": "--cpus",
-    "cpu_weight": "--cpu-weight",
     "cpuset": "--cpuset-cpus",
-    "cpu_time": "--cpu-time",
-    "io": "--io",
-    "cgroup_parent": "--cgroup-parent",
 }
 """Field of a Spec, as SpecError names it -> the flags that set it."""
 

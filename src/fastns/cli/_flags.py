@@ -1,15 +1,15 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py and _mounts.py read the values of single flags. What a Spec checks by itself (types of
-mounts, absolute paths, contradictions) is left to it; _errors.py leads from the field that a
-SpecError names back to the flag.
+_values.py and _mounts.py read the values of single flags; each is imported only for a flag that is
+given. What a Spec checks by itself (types of mounts, absolute paths, contradictions) is left to it;
+_errors.py leads from the field that a SpecError names back to the flag.
 """
 
 from __future__ import annotations
 
 import os
 
-from fastns.cli import UsageError, _values
+from fastns.cli import UsageError
 from fastns.spec import IDMapping, Spec
 
 TYPE_CHECKING = False
@@ -107,7 +107,7 @@ GROUPS = {
     "root file system": ROOT,
     "files and mounts": CONTENT,
     "host names": IDENTITY,
-    "namespaces (MODE: private, host, or a path to join)": NAMESPACES,
+    "namespaces (MODE: private, the default; host; or a path to join)": NAMESPACES,
     "users and groups": IDS,
     "process": PROCESS,
     "permissions": RIGHTS,
@@ -137,6 +137,13 @@ VERBATIM = {
     "on_output_limit": "on_output_limit",
 }
 """Flag -> the field of a Spec that takes its text as it is."""
+READ = (
+    *NAMESPACE_FLAGS,
+    *("uidmap", "gidmap", "env", "env_file", "ulimit", "cap_add", "cap_drop", "security_opt"),
+    *("landlock_read", "landlock_write", "memory_swap", "pids_limit", "cpus", "cpu_time"),
+    *("cpu_weight", "io"),
+)
+"""Flags that _values.fields() reads."""
 
 
 def add_sandbox_flags(parser: Parser | Options) -> Any:
@@ -180,44 +187,34 @@ def spec_of(
     `caller` is the environment that `-e NAME` copies from; `extra_env` is overridden by the flags.
     Raises UsageError for a flag's value, SpecError for what the Spec itself refuses.
     """
-    modes = {space: getattr(flags, flag) for flag, space in NAMESPACE_FLAGS.items()}
+    given = {field: getattr(flags, name) for name, field in VERBATIM.items()}
+    fields = {field: value for field, value in given.items() if value is not None}
+    if any(getattr(flags, name) not in (None, []) for name in READ):
+        from fastns.cli import _values
+
+        fields |= _values.fields(flags, NAMESPACE_FLAGS, caller)
     mounts, files = _contents(flags)
     ids, home = _identity(flags, mounts, files)
-    given = {field: getattr(flags, name) for name, field in VERBATIM.items()}
-    if not (modes["network"] and "/" in modes["network"]):
-        given["network"] = _values.network(modes["network"])
-    if flags.landlock_read or flags.landlock_write:
-        given["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
+    env = {**extra_env, **home, **fields.pop("env", {})}
     return Spec(
-        **{field: value for field, value in given.items() if value is not None},
-        **ids,
+        **(fields | ids),
         root_mode="chroot" if flags.chroot else "pivot_root",
         read_only=flags.read_only,
         overlay=flags.overlay,
         allow_setid=flags.allow_setid,
         init=flags.init,
         die_with_parent=True,
-        namespaces=_values.namespaces(modes, NAMESPACE_FLAGS),
         mounts=mounts,
         default_mounts=not flags.no_default_mounts,
         files=files,
-        env={**extra_env, **home, **_values.environment(flags, caller)},
-        rlimits=[_values.rlimit(text) for text in flags.ulimit],
-        capabilities=_values.capabilities(flags.cap_add, flags.cap_drop),
-        **_values.security(flags.security_opt),
-        memory_swap=-1 if flags.memory_swap == "-1" else flags.memory_swap,
-        pids_limit=_values.number("--pids-limit", flags.pids_limit, int),
-        cpus=_values.number("--cpus", flags.cpus, float),
-        cpu_time=_values.duration("--cpu-time", flags.cpu_time),
-        cpu_weight=_values.number("--cpu-weight", flags.cpu_weight, int),
-        io=_values.io_rates(flags.io),
+        env=env,
         require_limits=not flags.no_require_limits,
     )
 
 
 def _contents(flags: argparse.Namespace) -> tuple[list[Mount], dict[str, str | bytes]]:
     """Spec.mounts and Spec.files."""
-    if not (flags.mounts or flags.file or flags.add_host or flags.dns or flags.hostname):
+    if flags.hostname is None and not (flags.mounts or flags.file or flags.add_host or flags.dns):
         return [], {}
     from fastns.cli import _mounts
 
@@ -242,10 +239,7 @@ def _identity(
             )
         accounts = Accounts(flags, mounts, files)
         user, home = accounts.ids(), accounts.home()
-    fields: dict[str, Any] = {
-        "uid_mappings": [_values.id_mapping("--uidmap", text) for text in flags.uidmap],
-        "gid_mappings": [_values.id_mapping("--gidmap", text) for text in flags.gidmap],
-    }
+    fields: dict[str, Any] = {}
     if flags.userns == "keep-id":
         if flags.uidmap or flags.gidmap:
             raise UsageError(

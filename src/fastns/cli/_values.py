@@ -1,6 +1,7 @@
 """Reads the values of flags: times, numbers, namespaces, ids, variables, permissions.
 
-Each function raises UsageError, which names the flag and the value.
+Each function raises UsageError, which names the flag and the value. Imported only where one of
+these flags is given.
 """
 
 from __future__ import annotations
@@ -20,6 +21,34 @@ if TYPE_CHECKING:
 SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
+
+
+def fields(
+    flags: argparse.Namespace, spaces: Mapping[str, str], caller: Mapping[str, str]
+) -> dict[str, Any]:
+    """The fields of a Spec that the flags read here set. `spaces` leads from a flag to its
+    namespace; `caller` is the environment that `-e NAME` copies from."""
+    modes = {space: getattr(flags, flag) for flag, space in spaces.items()}
+    found = {
+        "namespaces": namespaces(modes, spaces),
+        "uid_mappings": [id_mapping("--uidmap", text) for text in flags.uidmap],
+        "gid_mappings": [id_mapping("--gidmap", text) for text in flags.gidmap],
+        "env": environment(flags, caller),
+        "rlimits": [rlimit(text) for text in flags.ulimit],
+        "capabilities": capabilities(flags.cap_add, flags.cap_drop),
+        **security(flags.security_opt),
+        "memory_swap": -1 if flags.memory_swap == "-1" else flags.memory_swap,
+        "pids_limit": number("--pids-limit", flags.pids_limit, int),
+        "cpus": number("--cpus", flags.cpus, float),
+        "cpu_time": duration("--cpu-time", flags.cpu_time),
+        "cpu_weight": number("--cpu-weight", flags.cpu_weight, int),
+        "io": io_rates(flags.io),
+    }
+    if modes["network"] and "/" not in modes["network"]:
+        found["network"] = network(modes["network"])
+    if flags.landlock_read or flags.landlock_write:
+        found["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
+    return found
 
 
 def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **named: object) -> T:
@@ -110,9 +139,9 @@ def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dic
     return result
 
 
-def network(mode: str | None) -> str | None:
+def network(mode: str) -> str:
     """Spec.network from a --network word that is not a path."""
-    if mode not in (None, "none", "private", "host"):
+    if mode not in ("none", "private", "host"):
         raise UsageError(
             f"--network {mode}: not a network mode",
             "one of none, host, or a path such as /proc/42/ns/net",

@@ -56,6 +56,18 @@ PLAN = (
 )  # fmt: skip
 
 
+EPILOG = """\
+example:
+  fastns compile --rootfs ./rootfs --timeout 2s -o judge.plan
+  fastns-exec judge.plan -- ls /
+
+A plan works on this machine and kernel, with this build of fastns, for this
+user with the same rights. It holds paths, the directories of the host, ranges
+of ids and variables copied with -e as they are now: compile again when they
+change. It cannot hold limits by cgroups.
+"""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add the `compile` verb: the sandbox flags of `run`, and where the plan goes."""
     parser = subparsers.add_parser(
@@ -63,10 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         usage="fastns compile [RUN OPTIONS] -o PLAN",
         description="Write a plan file, from which fastns-exec starts sandboxes without Python: "
         "fastns-exec PLAN -- COMMAND [ARG...].",
-        epilog="A plan works on this machine and kernel, with this build of fastns, for this user "
-        "with the same rights. It holds paths, the directories of the host, ranges of ids and "
-        "variables copied with -e as they are now: compile again when they change. It cannot hold "
-        "limits by cgroups.",
+        epilog=EPILOG,
     )
     add_sandbox_flags(parser)
     hide_limits(parser)

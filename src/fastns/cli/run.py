@@ -19,7 +19,6 @@ from fastns._record import record
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
-from fastns.cli._values import duration, environment_has
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,15 +56,28 @@ CONTROL = (
 )  # fmt: skip
 
 
+EPILOG = """\
+examples:
+  fastns run -- ls /
+  fastns run -v "$PWD":/src:ro -w /src --timeout 10s -- make check
+  fastns run --memory 512m --pids-limit 100 --cpus 1 -- python3 -c 'print(1)'
+  fastns run --rootfs ./rootfs --overlay -- bash
+
+Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when
+fastns itself fails; 126 when the command is not executable; 127 when it is not
+found.
+"""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Add the `run` verb."""
     parser = subparsers.add_parser(
         "run",
         usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own. Options that add something, such "
-        "as -v and -e, may be repeated.",
-        epilog="Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when "
-        "fastns itself fails; 126 when the command is not executable; 127 when it is not found.",
+        description="Run one command in a sandbox of its own. Without options it sees the host's "
+        "system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+        "environment. Options that add something, such as -v and -e, may be repeated.",
+        epilog=EPILOG,
     )
     parser.options_first = True
     parser.keeps_error = True  # --status-fd reports a wrong flag too
@@ -136,7 +148,7 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
     if not flags.command:
         raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
-    timeout = duration("--timeout", flags.timeout)
+    timeout = _timeout(flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
         if flags.max_output is not None:
@@ -156,13 +168,24 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     return None
 
 
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from fastns.cli._values import duration
+
+    return duration("--timeout", text)
+
+
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
     """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
     term = os.environ.get("TERM")
-    if term is None or environment_has(flags, "TERM") or not os.isatty(0):
+    if term is None or not os.isatty(0):
         return {}
     from fastns._terminfo import term_of
+    from fastns.cli._values import environment_has
 
+    if environment_has(flags, "TERM"):
+        return {}
     return {"TERM": term_of(flags.rootfs or "/", term)}
 
 

@@ -77,7 +77,7 @@ def is_for(path: str, machine: Machine) -> bool:
 
 
 class _Bounded:
-    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file: it would
+    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file, and would
     follow a million entries, or a name without an end."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -1,0 +1,322 @@
+"""What this machine says of itself: its kernel, settings, devices, ids and cgroups.
+
+Each function is a check of the doctor that starts nothing. It reads files, or makes a system call
+that changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import platform
+import pwd
+import re
+import shutil
+import stat
+from pathlib import Path
+
+from fastns import _core
+from fastns._compile import MAPS_A_RANGE, Caller
+from fastns._policy import userns
+from fastns._record import record
+from fastns._surroundings import (
+    CAP_SETGID,
+    CAP_SETUID,
+    OUT_OF_A_FILTER,
+    REFUSED,
+    Surroundings,
+    forbidding_sysctls,
+)
+from fastns.errors import SpecError
+
+OLDEST_KERNEL = (5, 12)
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+MFD_EXEC = 0x0010
+SYSTEM_CALLS = {"open_tree": 428, "clone3": 435, "openat2": 437, "mount_setattr": 442}
+"""The calls that are tried, and their numbers: the same on every architecture but alpha."""
+REPLACEABLE_CALLS = ("clone3", "openat2")
+"""Calls that an older one can replace, though more slowly, and without a time namespace."""
+
+
+@record(frozen=True)
+class Finding:
+    """What a check found.
+
+    `ok`: None if it is neither good nor bad. `fix`: what to do; None if there is nothing to do, or
+    nothing known.
+    """
+
+    ok: bool | None
+    detail: str
+    fix: str | None = None
+
+
+def kernel() -> Finding:
+    """Whether it is as new as the oldest one with mount_setattr()."""
+    release = platform.release()
+    match = re.match(r"(\d+)\.(\d+)", release)
+    needed = ".".join(map(str, OLDEST_KERNEL))
+    fix = f"use Linux {needed} or later"
+    if match is None:
+        return Finding(False, f"cannot read the version {release!r}", fix)
+    if (int(match[1]), int(match[2])) < OLDEST_KERNEL:
+        return Finding(False, f"{release}, older than {needed}", fix)
+    return Finding(True, release)
+
+
+def has_sys_admin() -> bool:
+    """Whether this process holds CAP_SYS_ADMIN in its user namespace."""
+    return Caller.current().privileged
+
+
+def surroundings() -> Finding:
+    """Whether this process is in a container, a sandbox or a user namespace."""
+    around = Surroundings.current()
+    if around.unread:
+        return Finding(False, around.words(), "mount -t proc proc /proc")
+    return Finding(None, around.words())
+
+
+def privilege() -> Finding:
+    """The user and its rights, and which ids its sandboxes therefore have."""
+    if not has_sys_admin():
+        found = "without CAP_SYS_ADMIN: each sandbox gets a user namespace"
+    elif Surroundings.current().in_user_namespace:
+        found = (
+            "with CAP_SYS_ADMIN, in this user namespace only: its sandboxes have the ids of this "
+            "namespace"
+        )
+    elif not has_range():
+        found = (
+            "with CAP_SYS_ADMIN, without CAP_CHOWN, CAP_SETUID or CAP_SETGID: its sandboxes have "
+            "its own ids"
+        )
+    else:
+        found = "with CAP_SYS_ADMIN: a range of ids for its sandboxes"
+    return Finding(None, f"uid {os.geteuid()} {found}")
+
+
+def has_range() -> bool:
+    """Whether the sandboxes of this process have a range of ids of their own."""
+    caller = Caller.current()
+    return caller.initial_user_namespace and caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+
+
+def user_namespace_settings() -> Finding:
+    """The sysctls that can forbid user namespaces."""
+    found = forbidding_sysctls(has_sys_admin())
+    return Finding(True, "nothing forbids them") if found is None else Finding(False, *found)
+
+
+def system_call(name: str) -> Finding:
+    """Whether the kernel has it: called with arguments that are then invalid."""
+    import ctypes  # no other check needs it
+
+    invalid = ctypes.c_ulong(~0)
+    zero = ctypes.c_ulong(0)
+    arguments = {
+        "open_tree": (invalid, zero, invalid),  # unknown flags
+        "clone3": (zero, zero),  # size 0
+        "openat2": (invalid, zero, zero, zero),  # size 0
+        "mount_setattr": (invalid, zero, invalid, zero, zero),  # unknown flags
+    }[name]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(ctypes.c_long(SYSTEM_CALLS[name]), *arguments)
+    code = ctypes.get_errno()
+    if code == errno.EINVAL:
+        return Finding(True, "there")
+    fix = "use a newer kernel"
+    if code in REFUSED and Surroundings.current().confined:
+        fix = OUT_OF_A_FILTER
+    return Finding(False, f"{os.strerror(code)} ({errno.errorcode.get(code, code)})", fix)
+
+
+def mount_tables() -> Finding:
+    """How many mounts each start copies."""
+    if not system_call("open_tree").ok:
+        return Finding(None, "not known: open_tree() is refused")
+    mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
+    if Caller.current().tree_namespaces:
+        return Finding(
+            None,
+            "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
+            f"overlay, files or no rootfs it copies the {mounts} mounts here, a Template few",
+        )
+    able = not has_range() or _core.has_tree_namespaces()  # only such a caller can find out
+    why = "this caller" if able else "this kernel"
+    return Finding(
+        None,
+        f"a direct start copies the {mounts} mounts here, a Template only its own few; {why} has "
+        "no OPEN_TREE_NAMESPACE (Linux 7.0, CAP_SYS_ADMIN)",
+    )
+
+
+def pidfd() -> Finding:
+    """Whether a process can have a file descriptor."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return Finding(False, f"pidfd_open: {error.strerror}", "use Linux 5.3 or later")
+    return Finding(True, "there")
+
+
+def executable_memfd() -> Finding:
+    """Whether a file in memory may be executed: each start executes the program from one."""
+    try:
+        try:
+            fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC | MFD_EXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC)  # before Linux 6.3: executable
+    except OSError as error:
+        return Finding(False, f"memfd_create: {error.strerror}", "sysctl vm.memfd_noexec=1")
+    try:
+        allowed = os.fstat(fd).st_mode & 0o111 != 0
+    finally:
+        os.close(fd)
+    if not allowed:
+        return Finding(False, "vm.memfd_noexec forbids it", "sysctl vm.memfd_noexec=1")
+    return Finding(True, "there")
+
+
+def program() -> Finding:
+    """The program that carries out the plans of sandboxes."""
+    path = Path(__file__).with_name("_program")
+    if not path.is_file():
+        return Finding(False, f"{path} is missing", "reinstall fastns")
+    return Finding(True, str(path))
+
+
+def devices() -> Finding:
+    """The devices that a sandbox's /dev shows."""
+    missing = [name for name in DEVICES if not _is_device(Path("/dev", name))]
+    if not missing:
+        return Finding(True, ", ".join(DEVICES))
+    names = ", ".join(f"/dev/{name}" for name in missing)
+    return Finding(False, f"not a character device: {names}", "mount a devtmpfs on /dev")
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        return stat.S_ISCHR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def id_ranges() -> Finding:
+    """What a user needs to map more than one id: newuidmap, newgidmap, /etc/subuid, /etc/subgid."""
+    around = Surroundings.current()
+    held = around.capabilities if around.unread is None else _core.capabilities()
+    maps = held & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
+    if around.in_user_namespace and min(around.uids, around.gids) <= 1:
+        return Finding(None, "this user namespace has one id: there is no range to be mapped")
+    if around.in_user_namespace and maps:
+        return Finding(None, f"the {around.uids} ids of this user namespace, without newuidmap")
+    if os.geteuid() == 0 and maps:
+        if not has_range():
+            return Finding(None, "root maps any id without newuidmap")
+        uid, gid, size = userns.range_of_root()
+        ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+        return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
+    if around.no_new_privileges:
+        return Finding(
+            False,
+            "newuidmap gains no rights under no_new_privileges",
+            "start this process without it",
+        )
+    missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
+    if missing:
+        return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
+    uid = os.geteuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    lacking = [path for path in ("/etc/subuid", "/etc/subgid") if not _has_range(path, user, uid)]
+    if lacking:
+        return Finding(
+            False,
+            f"no range for {user} in {' and '.join(lacking)}",
+            f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+        )
+    return Finding(True, f"newuidmap, newgidmap and ranges for {user}")
+
+
+def supplementary_groups() -> Finding:
+    """Which groups a sandbox keeps: with a single id it cannot drop them."""
+    caller = Caller.current()
+    if caller.capabilities & CAP_SETGID and caller.may_setgroups:
+        return Finding(None, "a sandbox has none of the caller's")
+    kept = sorted(set(os.getgroups()) - {os.getegid()})
+    if not kept:
+        return Finding(None, "none to keep")
+    return Finding(
+        None,
+        f"a sandbox keeps {', '.join(map(_group_name, kept))}: files and sockets of these groups "
+        "are open to it, so bind none of them (docker's or lxd's socket is as good as root). With "
+        "ranges of ids (uid_mappings, gid_mappings) it keeps no group",
+    )
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _has_range(path: str, user: str, uid: int) -> bool:
+    return any(owner in (user, str(uid)) for owner, _, _ in userns.entries(path))
+
+
+def cgroup() -> Finding:
+    """Which hierarchy is mounted, and its controllers."""
+    top = Path("/sys/fs/cgroup")
+    for kind, directory in (("version 2", top), ("hybrid", top / "unified")):
+        try:
+            controllers = (directory / "cgroup.controllers").read_text().split()
+        except OSError:
+            continue
+        return Finding(None, f"{kind}; in cgroup2: {', '.join(controllers) or 'no controllers'}")
+    return Finding(None, "version 1" if any(top.glob("*/cgroup.procs")) else "not mounted")
+
+
+def limits() -> Finding:
+    """Which limits can be enforced, by which cgroups."""
+    from fastns._policy import cgroup_hierarchies, cgroup_plan
+
+    there: list[str] = []
+    missing: list[str] = []
+    hierarchies = cgroup_hierarchies.hierarchies()
+    for controller in dict.fromkeys(cgroup_plan.CONTROLLER.values()):
+        hierarchy = next((h for h in hierarchies if h.has(controller)), None)
+        if hierarchy is None:
+            missing.append(f"{controller}: no such controller")
+            continue
+        _, failures = cgroup_hierarchies.find_for(hierarchy, [controller], None)
+        missing += [f"{name}: {exc.filename}: {exc.strerror}" for name, exc in failures.items()]
+        if not failures:
+            there.append(f"{controller} (version {2 if hierarchy.unified else 1})")
+    detail = "by cgroups: " + (", ".join(there) or "none")
+    if not missing:
+        return Finding(True, detail)
+    fix = (
+        "as root, or with a part of the tree delegated: systemd-run --user --scope -p Delegate=yes"
+    )
+    return Finding(False, f"{detail}; not: {'; '.join(missing)}", fix)
+
+
+def landlock() -> Finding:
+    """Which version of Landlock the kernel has, for Spec.landlock."""
+    from fastns._policy import landlock
+
+    try:
+        version = landlock.abi()
+    except SpecError as error:
+        fix = "use a kernel, 5.13 or later, with landlock in lsm="
+        return Finding(False, error.reason.partition(";")[0], fix)
+    newest = max(landlock.SINCE)
+    lacks = "" if version >= newest else f"; {newest} can refuse more"
+    return Finding(True, f"ABI {version}{lacks}")
