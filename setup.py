@@ -38,6 +38,7 @@ PROGRAM = [
     "-nostdlib",
     "-s",
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
+    "-Wno-unused-parameter",  # every op has the same
 ]
 
 # fastns-exec: static, because a loader would take as long as half a start.
@@ -52,7 +53,7 @@ def sources(*folders: str) -> list[Path]:
 def build_id() -> str:
     """What a plan file is for: equal sources, equal layout of what they hand each other."""
     digest = hashlib.sha256(os.uname().machine.encode())
-    for path in sorted(Path("csrc").rglob("*.[ch]")):
+    for path in sorted(Path("csrc").rglob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -163,7 +164,7 @@ setup(
             define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
             include_dirs=["csrc"],
             depends=[
-                *map(str, Path("csrc").rglob("*.[ch]")),
+                *map(str, Path("csrc").rglob("*.*")),
                 *map(str, Path("src/fastns").glob("*.px[di]")),
             ],
             extra_compile_args=["-O2", "-pthread"],

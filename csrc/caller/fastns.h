@@ -26,7 +26,7 @@ int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, i
  * options that fit each other. -EINVAL, and the index of the wrong op (-1: it is not an op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
+/* The program without libc (main.c), by its bytes. Copied; set once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
 /* The paths to try for a command, then NULL: itself if it has a slash, else its name in each directory. One
@@ -216,72 +216,68 @@ int fns_write_id_maps(const struct fns_plan *plan, int pid, uint64_t end, struct
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
 int fns_end_fd(const struct fns_process *process);
 
-/* How long a wait goes on without looking for signals: one that came while the sandbox was started, or
- * to another thread, interrupts no wait. */
+/* How often a wait returns so that the caller can look for signals. A signal that came before the wait, or to
+ * another thread, does not interrupt it. */
 enum { FNS_LOOK_NS = 100000000 };
 
-/* Waits until the sandbox has ended, at most `timeout_ns` (-1: for ever). 1: ended; 0: the time is
- * over; -EINTR: a signal may have come, call again. Does not reap. */
+/* Waits until the sandbox has ended, at most `timeout_ns` (-1: for ever). 1: it has; 0: the time is over;
+ * -EINTR: a signal may have come, call again. Does not reap. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
-/* Whether a sandbox whose end was told can be reaped: not while another process traces it. */
-int fns_reapable(const struct fns_process *process);
-
-/* For who waits, at each -EINTR: reaps threads that have made this process their tracer
- * (PTRACE_TRACEME), without which the sandbox does not end. `killed`: the sandbox is to be no more, and a
- * process that traces what has ended of it, and so keeps it, is killed. */
+/* To be called after each -EINTR of a wait. Reaps threads that have made this process their tracer
+ * (PTRACE_TRACEME), or the sandbox never ends; continues a template's server that is stopped. `killed`: the
+ * sandbox was killed; kills a process that keeps it from ending by tracing it. */
 void fns_attend(const struct fns_process *process, int killed);
 
-/* Reaps an ended sandbox that is no server's. -EAGAIN: it has not ended; -ECHILD: somebody else reaped
- * it. */
+/* Reaps an ended sandbox that no server started. -EAGAIN: it has not ended; -ECHILD: another part of the
+ * process has reaped it. */
 int fns_reap(const struct fns_process *process, struct fns_result *result);
 
 int fns_kill(const struct fns_process *process, int signal);
 
-/* Kills every process of a sandbox that is not reaped: with its pid namespace, or, without one of
- * its own, the first process and all that descend from it (not a daemon whose parent has ended). */
+/* Kills every process of a sandbox that was not reaped: by its pid namespace, or, where it has none of its own,
+ * the first process and its descendants (but not a daemon whose parent has ended). */
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process);
 uint64_t fns_now(void);
 
-/* What came out of a stream. */
+/* What was read from a stream. */
 struct fns_buffer {
     char *data;
     size_t size, capacity;
-    uint64_t dropped; /* bytes beyond the limit: read, and not kept */
+    uint64_t dropped; /* bytes over the limit */
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
-/* A sandbox that is waited for. fds are -1 where there is no pipe, and are closed (and set to -1) as they come
- * to their end. */
+/* A sandbox to wait for, and its pipes. An fd is -1 where there is no pipe; each is closed, and set to -1, at
+ * the end of its stream. */
 struct fns_io {
     struct fns_process process;
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
     const char *input;
     size_t input_size, input_done;
     size_t limit;      /* bytes kept of each of stdout and stderr; 0: all */
-    int capped;        /* over the limit the sandbox is to be killed */
+    int capped;        /* a sandbox that writes more than that is to be killed */
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
     struct fns_buffer output[2];
-    int over; /* it is capped, and over the limit */
+    int over; /* it is capped, and has written more */
 
-    /* The loop's (loop.c). */
-    int killed;    /* by whoever waits for it: only its end matters, not that of its pipes */
+    /* For the loop (loop.c). */
+    int killed;    /* it was killed here: the ends of its pipes are not waited for */
     int ended;     /* it can be reaped */
     int failed;    /* -errno of a pipe */
-    uint64_t held; /* a tracer holds it: when to look again; 0: none does */
+    uint64_t held; /* when to look again at a sandbox that a tracer holds; 0: none does */
 };
 enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER, FNS_IO_RUNS };
 
-/* Feeds and drains its pipes until they are at their end and it has ended. One of fns_io_state, but not RUNS;
- * -EINTR: a signal may have come, call again to go on; -errno. */
+/* Feeds and drains the pipes until the sandbox has ended and they are at their ends. An fns_io_state, but not
+ * RUNS; -EINTR: a signal may have come, call again; -errno. */
 int fns_io_run(struct fns_io *io);
 
-/* After a kill: takes what is in the pipes without waiting for their end, closes them, waits for
- * the process to end. */
+/* After a kill: waits for the end of the sandbox, reads what is in the pipes, and closes them. */
 int fns_io_finish(struct fns_io *io);
 void fns_io_close(struct fns_io *io);
 
-/* A pipe, /dev/null: close-on-exec, at numbers that no stream of a child has. -errno on failure. */
+/* A pipe, and /dev/null: fds >= 3, close-on-exec. -errno on failure. */
 int fns_open_pipe(int ends[2]);
 int fns_open_null(void);
 
@@ -290,10 +286,10 @@ enum fns_pipes {
     FNS_PIPE_STDIN = 1,
     FNS_PIPE_STDOUT = 2,
     FNS_PIPE_STDERR = 4,
-    FNS_PIPE_JOINED = 8 /* stderr is wherever stdout is */
+    FNS_PIPE_JOINED = 8 /* stderr goes where stdout goes */
 };
 
-/* A command to be run to its end: what goes in, then what came out. */
+/* A command to run to its end: what goes in, then what came out. */
 struct fns_job {
     const struct fns_plan *plan;
     const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
@@ -311,32 +307,22 @@ struct fns_job {
     int timed_out;
 };
 
-/* Starts a job, by its server over `connection`. 0, or -errno and job->error. -ETIME and no error: the job's
- * time was over before there was a sandbox; it is finished, like one that was killed for that. */
-int fns_job_start(struct fns_job *job, int connection);
-
-/* Starts a job as a process of its own, which is reaped and whose leaf is given back by the caller. 0,
- * or -errno and job->error. */
+/* Starts a job's sandbox, over `connection` to its server if it has one. The caller reaps it and gives back its
+ * leaf. 0, or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 
-/* Kills a job that runs, and after its end finishes it: reaps it, closes its pipes. job->error says what went
- * wrong. */
-void fns_job_kill(struct fns_job *job);
-void fns_job_finish(struct fns_job *job);
-
-/* Whether the connection of a finished job may be used for another one. */
+/* Whether another job may use the connection of a finished one. */
 int fns_job_spares(const struct fns_job *job);
 
 /* Whether its server was gone before the job was sent: another server can run it. */
 int fns_job_unsent(const struct fns_job *job);
 
-/* Many jobs at once, or one, by one loop in the calling thread; at most `concurrency` are alive. `spawn`: they
- * are only started. The jobs have one server, or none has; they stay the caller's and must outlive the
- * batch. */
+/* Runs jobs in the calling thread, at most `concurrency` at once. `spawn`: only starts them. All jobs have the
+ * same server, or none. They stay the caller's and must outlive the batch. */
 struct fns_batch;
 int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn);
-/* 1: every job is finished; 0: some time has passed, or a signal came (call again to go on); -errno. */
+/* 1: every job is finished; 0: call again, a signal may have come; -errno. */
 int fns_batch_run(struct fns_batch *batch);
 /* How many are finished. */
 size_t fns_batch_done(const struct fns_batch *batch);

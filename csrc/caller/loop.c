@@ -1,12 +1,13 @@
 /* One loop for the pipes, ends and deadlines of sandboxes. Runs in the caller, without the GIL.
  *
- * Whoever waits for a sandbox waits here: for one (run(), wait(), communicate()) or for many (batch.c). The
- * loop moves bytes and notes what has happened; what to do about it is its user's to decide. It returns now
- * and then, and after a signal, so that the caller can look whether to go on.
+ * Whoever waits for a sandbox waits here: for one (wait(), communicate()), or for those of a batch (batch.c).
+ * The loop moves bytes and notes what has happened; its user decides what to do about it. It returns now and
+ * then, and after a signal, so that the caller can run its signal handlers.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -14,36 +15,42 @@
 #include "shared/sys.h"
 #include "spawn.h"
 
-/* Up to so many slots, one ppoll() of all fds is cheaper than an epoll that is told of each change. */
-enum { MAX_POLLED = 8, MAX_EVENTS = 256 };
-enum { MAX_ATTENDED = 16 };
-
-/* How long until a sandbox that a tracer holds is looked at again: its pidfd says no more. */
-enum { HELD_NS = 10000000 };
+enum {
+    MAX_POLLED = 8, /* slots: with more, an epoll is cheaper than a ppoll() of all fds */
+    MAX_ATTENDED = 16,
+    HELD_NS =
+        10000000, /* between looks at a sandbox that a tracer holds: its pidfd tells no more */
+};
 
 int fns_loop_open(struct fns_loop *loop, struct fns_watch *watches, unsigned n_slots)
 {
     *loop = (struct fns_loop){.watches = watches, .n_slots = n_slots};
     if (n_slots <= MAX_POLLED)
         return 0;
+    /* Room for every event there can be: a deadline is judged only after all that has happened was seen. */
+    loop->events = calloc(n_slots, FNS_WATCHED * sizeof *loop->events);
+    if (!loop->events)
+        return -ENOMEM;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     epoll = fns_above_stdio(epoll);
     if (epoll < 0)
-        return epoll;
-    loop->epoll = epoll;
-    return 0;
+        free(loop->events);
+    else
+        loop->epoll = epoll;
+    return epoll < 0 ? epoll : 0;
 }
 
 void fns_loop_close(struct fns_loop *loop)
 {
     if (loop->epoll)
         close(loop->epoll);
+    free(loop->events);
 }
 
 static int watch(struct fns_loop *loop, unsigned slot, unsigned what, int fd)
 {
     struct epoll_event event = {.events = what == 0 ? EPOLLOUT : EPOLLIN,
-                                .data.u64 = (uint64_t)slot * FNS_WATCHED + what};
+                                .data.u32 = slot * FNS_WATCHED + what};
     int *watched = &loop->watches[slot].watched[what];
     if (fd < 0 || fd == *watched)
         return 0;
@@ -111,7 +118,7 @@ static void act(struct fns_loop *loop, unsigned slot, unsigned what)
 {
     struct fns_io *io = loop->watches[slot].io;
     if (!loop->watches[slot].watched[what])
-        return; /* since another event of this turn */
+        return; /* no more, since another event of this turn */
     if (!io) {
         unwatch(loop, slot, what); /* an unused connection that was closed */
         return;
@@ -149,19 +156,19 @@ static int wait_by_poll(struct fns_loop *loop, const struct timespec *time)
 
 static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
 {
-    struct epoll_event events[MAX_EVENTS];
-    long n = fns_sys6(__NR_epoll_pwait2, loop->epoll, (long)events, MAX_EVENTS, (long)time, 0, 0);
+    long events = (long)loop->events, most = (long)loop->n_slots * FNS_WATCHED;
+    long n = fns_sys6(__NR_epoll_pwait2, loop->epoll, events, most, (long)time, 0, 0);
     /* EPERM: from the filter of an old container, its answer to any call that it does not know. */
     if (n == -ENOSYS || n == -EPERM)
-        n = fns_sys6(__NR_epoll_pwait, loop->epoll, (long)events, MAX_EVENTS,
+        n = fns_sys6(__NR_epoll_pwait, loop->epoll, events, most,
                      time->tv_sec * 1000 + time->tv_nsec / 1000000 + 1, 0, 0);
     for (long i = 0; i < n; i++)
-        act(loop, (unsigned)(events[i].data.u64 / FNS_WATCHED),
-            (unsigned)(events[i].data.u64 % FNS_WATCHED));
+        act(loop, loop->events[i].data.u32 / FNS_WATCHED, loop->events[i].data.u32 % FNS_WATCHED);
     return n < 0 ? (int)n : 0;
 }
 
-/* When something is to be done about a sandbox of which nothing is told; `until`: not before. */
+/* When to look at a slot though no fd is ready: at a deadline, or where a tracer holds the sandbox. At most
+ * `until`. */
 static uint64_t next_look(struct fns_loop *loop, unsigned slot, uint64_t until)
 {
     const struct fns_io *io = loop->watches[slot].io;
@@ -214,7 +221,7 @@ int fns_io_state(const struct fns_io *io, uint64_t now)
 
 /* ---- one sandbox ----------------------------------------------------------------------------- */
 
-/* Returns earlier where a tracer holds it: the caller attends to that. */
+/* -EINTR: after FNS_LOOK_NS, or sooner where a tracer holds the sandbox, which the caller then attends to. */
 static int run(struct fns_loop *loop, struct fns_io *io)
 {
     const uint64_t start = fns_now();

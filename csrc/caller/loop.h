@@ -11,13 +11,14 @@ struct fns_watch {
     int watched[FNS_WATCHED]; /* fds; 0: none */
 };
 
-/* The slots stay the caller's. */
+struct epoll_event;
 struct fns_loop {
-    struct fns_watch *watches;
+    struct fns_watch *watches; /* of each slot; they stay the caller's */
     unsigned n_slots;
-    int epoll;         /* 0: few slots, ppoll() does */
+    int epoll; /* 0: the slots are few, ppoll() is enough */
+    struct epoll_event *events;
     unsigned attended; /* the first slot to attend to */
-    uint64_t now;      /* when it began to wait for the last time */
+    uint64_t now;      /* when the last turn began to wait */
 };
 
 /* Makes a loop of free slots. 0 or -errno. */
@@ -27,25 +28,38 @@ void fns_loop_close(struct fns_loop *loop);
 /* Waits for `io` as well, in a free slot. 0 or -errno. */
 int fns_loop_add(struct fns_loop *loop, unsigned slot, struct fns_io *io);
 
-/* Waits for it no more; to be called before its fds are closed. `keep_end`: the slot's next sandbox is told of
- * by the same fd. */
+/* Stops waiting for the slot's sandbox. To be called before its fds are closed. `keep_end`: the end of the
+ * slot's next sandbox is reported on the same fd. */
 void fns_loop_remove(struct fns_loop *loop, unsigned slot, int keep_end);
 
-/* Waits until something happens, a deadline is over, or until `until`, and takes the steps that are due. Then
- * fns_io_state() says how each has fared. 0; -EINTR; -errno. */
+/* Waits until an fd is ready, a deadline is over, or until `until`, and moves what can be moved. Then
+ * fns_io_state() says where each sandbox is. 0; -EINTR; -errno. */
 int fns_loop_turn(struct fns_loop *loop, uint64_t until);
 
-/* fns_attend() to some of the slots: it takes a look at all threads of a sandbox. */
+/* fns_attend() for a few of the slots, as it looks at all threads of a sandbox. */
 void fns_loop_attend(struct fns_loop *loop);
 
 /* One of enum fns_io_state, or the -errno that a pipe failed with. `now`: fns_loop.now. */
 int fns_io_state(const struct fns_io *io, uint64_t now);
 
-/* ---- one pipe (io.c) ---- */
+/* ---- the steps of one sandbox ---- */
 
-/* Moves some bytes when fds[which] is ready. 0; 1: that stream is at its end; -errno. */
+/* Moves some bytes when fds[which] is ready. 0; 1: that stream is at its end; -errno. (io.c) */
 FNS_CHECKED int fns_io_move(struct fns_io *io, int which);
 void fns_io_prepare(struct fns_io *io); /* makes the fds non-blocking */
 void fns_io_close_end(struct fns_io *io, int which);
+
+/* Whether a sandbox that is said to have ended can be reaped: not while another process traces it. (wait.c) */
+int fns_reapable(const struct fns_process *process);
+
+/* Starts a job, over `connection` if it has a server. 0, or -errno and job->error. -ETIME without an error: the
+ * job's time was over before there was a sandbox; it is finished, as if it had been killed for that. (job.c) */
+int fns_job_start(struct fns_job *job, int connection);
+
+/* Kills a job that runs. */
+void fns_job_kill(struct fns_job *job);
+
+/* Once its sandbox has ended or was killed: reaps it, closes its pipes, sets the job's results. */
+void fns_job_finish(struct fns_job *job);
 
 #endif

@@ -1,6 +1,6 @@
-/* Waiting for, ending and reaping a sandbox, by its pidfd alone. Runs in the parent.
+/* Killing and reaping one sandbox, by its pidfd alone. Runs in the caller.
  *
- * No SIGCHLD handler and no wait for "any child": those belong to whoever else lives in the process.
+ * There is no SIGCHLD handler and no reaping of "any child": those belong to the rest of the process.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "loop.h"
 #include "shared/sys.h"
 #include "shared/wire.h"
 #include "spawn.h"
@@ -31,7 +32,24 @@ int fns_end_fd(const struct fns_process *process)
     return process->quiet ? process->control : process->pidfd;
 }
 
-/* ---- what tracing does to an end (ptrace(2)) ------------------------------------------------- */
+/* Calls `each` for every thread of a process, until it fails. The results combined, or -errno. */
+static int for_each_thread(int pid, int (*each)(int pid, int thread, void *context), void *context)
+{
+    char path[64];
+    int ret = 0, result = 0;
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *threads = opendir(path);
+    for (struct dirent *entry; threads && ret >= 0 && (entry = readdir(threads));)
+        if (entry->d_name[0] != '.') {
+            ret = each(pid, atoi(entry->d_name), context);
+            result |= ret;
+        }
+    if (threads)
+        closedir(threads);
+    return ret < 0 ? ret : result;
+}
+
+/* ---- tracing (ptrace(2)) --------------------------------------------------------------------- */
 
 int fns_reapable(const struct fns_process *process)
 {
@@ -43,11 +61,8 @@ int fns_reapable(const struct fns_process *process)
     return ret < 0 || info.si_pid != 0;
 }
 
-/* Who traces may be traced: how many are looked at in one go. */
-enum { MAX_TRACERS = 256 };
-
-/* Who holds a thread that has ended, or that is killed and stops once more before its end, which no
- * second signal brings about (PTRACE_O_TRACEEXIT); 0: nobody, or who cannot be seen from here. */
+/* Who holds a thread that has ended, or that was killed and stops once more before its end, from which no
+ * second signal frees it (PTRACE_O_TRACEEXIT). 0: nobody, or a process that cannot be seen from here. */
 static int tracer_of(int pid, int thread)
 {
     char path[64], line[128], state = 0;
@@ -62,8 +77,8 @@ static int tracer_of(int pid, int thread)
     return state == 'Z' || state == 't' ? tracer : 0;
 }
 
-/* Ends who holds a thread, but not this process: who that was, or 0. It is held by a directory of /proc,
- * and asked for again: a number may be another process' by now. */
+/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. An fd of its directory in
+ * /proc pins the tracer, which is then looked up again: the pid may belong to another process by now. */
 static int kill_tracer(int pid, int thread)
 {
     char path[64];
@@ -80,48 +95,31 @@ static int kill_tracer(int pid, int thread)
     return killed ? tracer : 0;
 }
 
-static int has(const int *pids, int n, int pid)
+/* Processes whose tracers are to be killed. A tracer may itself be traced. */
+struct traced {
+    int pids[256], n;
+};
+
+static int add_tracer(int pid, int thread, void *context)
 {
-    int i = 0;
-    while (i < n && pids[i] != pid)
+    struct traced *traced = context;
+    int tracer = kill_tracer(pid, thread), i = 0;
+    while (i < traced->n && traced->pids[i] != tracer)
         i++;
-    return i < n;
+    if (tracer > 0 && i == traced->n && i < (int)(sizeof traced->pids / sizeof *traced->pids))
+        traced->pids[traced->n++] = tracer;
+    return 0;
 }
 
-/* Ends who holds a thread of a killed process, and who holds one of theirs. */
-static void kill_tracers(int pid)
-{
-    int found[MAX_TRACERS] = {pid}, n = 1;
-    char path[64];
-    for (int i = 0; i < n; i++) {
-        snprintf(path, sizeof path, "/proc/%d/task", found[i]);
-        DIR *threads = opendir(path);
-        for (struct dirent *entry; threads && (entry = readdir(threads));) {
-            int thread = atoi(entry->d_name);
-            int tracer = thread > 0 ? kill_tracer(found[i], thread) : 0;
-            if (tracer > 0 && n < MAX_TRACERS && !has(found, n, tracer))
-                found[n++] = tracer;
-        }
-        if (threads)
-            closedir(threads);
-    }
-}
-
-/* A thread of this process' child that asked to be traced is this process' to reap. */
-static void reap_threads(int pid)
+/* A thread of a child that asked to be traced is this process' to reap. */
+static int reap_thread(int pid, int thread, void *context)
 {
     siginfo_t info;
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/task", pid);
-    DIR *threads = opendir(path);
-    for (struct dirent *entry; threads && (entry = readdir(threads));) {
-        int thread = atoi(entry->d_name);
-        if (thread > 0 && thread != pid)
-            FNS_IGNORE(fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0),
-                       "it need not be a child, nor have ended");
-    }
-    if (threads)
-        closedir(threads);
+    (void)context;
+    if (thread != pid)
+        FNS_IGNORE(fns_sys5(__NR_waitid, P_PID, thread, &info, WEXITED | WNOHANG | __WALL, 0),
+                   "it need not be a child, nor have ended");
+    return 0;
 }
 
 void fns_attend(const struct fns_process *process, int killed)
@@ -131,17 +129,20 @@ void fns_attend(const struct fns_process *process, int killed)
         fns_server_rouse(process->server, killed);
     if (process->pidfd < 0 || process->quiet || fns_kill(process, 0) < 0)
         return;
-    /* Only looked at, and left to whose child it is. */
+    /* Any child is only looked at, and left to whoever it belongs to. */
     if (!process->served)
         FNS_IGNORE(fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0),
                    "si_pid is 0 then");
     if (!process->served && (info.si_pid != 0 || killed))
-        reap_threads(process->pid);
-    if (killed)
-        kill_tracers(process->pid);
+        for_each_thread(process->pid, reap_thread, NULL);
+    if (killed) {
+        struct traced traced = {.pids = {process->pid}, .n = 1};
+        for (int i = 0; i < traced.n; i++)
+            for_each_thread(traced.pids[i], add_tracer, &traced);
+    }
 }
 
-/* ---- waiting and reaping --------------------------------------------------------------------- */
+/* ---- reaping and killing --------------------------------------------------------------------- */
 
 int fns_reap(const struct fns_process *process, struct fns_result *result)
 {
@@ -160,10 +161,10 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();
-    /* With a reaper the command's own end is in its last message; if the reaper was killed before
-     * it could send one, its own end is the sandbox's. If it exited without one, sending has failed. */
+    /* A reaper's last message says how the command ended. If the reaper was killed before it could send one,
+     * its own end counts as the sandbox's. If it exited without one, sending has failed. */
     struct fns_message message;
-    /* ECONNRESET: told once, before what was sent until then. */
+    /* ECONNRESET is reported once, before messages that were sent earlier. */
     ssize_t n = process->control < 0 ? 0 : -1;
     for (int tries = 0; n < 0 && tries < FNS_TRIES; tries++)
         n = recv(process->control, &message, sizeof message, MSG_DONTWAIT);
@@ -186,7 +187,7 @@ int fns_kill(const struct fns_process *process, int signal)
 /* ---- a sandbox without a pid namespace of its own -------------------------------------------- */
 
 struct member {
-    int pid, pidfd; /* pidfd -1: none could be had, the pid must do */
+    int pid, pidfd; /* pidfd -1: none could be opened, the pid must do */
 };
 struct tree {
     struct member *members;
@@ -202,7 +203,7 @@ static void signal_member(const struct member *member, int signal)
         kill(member->pid, signal);
 }
 
-/* Stops a process, so that it starts no more of them, and adds it. 1: it is new; -ENOMEM. */
+/* Stops a process, so that it starts no others, and adds it. 1: it is new; 0; -ENOMEM. */
 static int add_member(struct tree *tree, int pid)
 {
     for (size_t i = 0; i < tree->n; i++)
@@ -226,12 +227,12 @@ static int add_member(struct tree *tree, int pid)
     return 1;
 }
 
-/* Adds the children of one thread: /proc/PID/task/TID/children. */
-static int add_children(struct tree *tree, int pid, const char *thread)
+/* Adds the children of one thread. 1: some are new; 0; -ENOMEM. */
+static int add_children(int pid, int thread, void *tree)
 {
     char path[64];
     int child, ret = 0, added = 0;
-    snprintf(path, sizeof path, "/proc/%d/task/%.20s/children", pid, thread);
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", pid, thread);
     FILE *file = fopen(path, "re");
     while (file && ret >= 0 && fscanf(file, "%d", &child) == 1) {
         ret = add_member(tree, child);
@@ -242,33 +243,19 @@ static int add_children(struct tree *tree, int pid, const char *thread)
     return ret < 0 ? ret : added;
 }
 
-static int add_descendants(struct tree *tree, size_t of)
-{
-    char path[64];
-    int pid = tree->members[of].pid, ret = 0, added = 0;
-    snprintf(path, sizeof path, "/proc/%d/task", pid);
-    DIR *threads = opendir(path);
-    for (struct dirent *entry; threads && ret >= 0 && (entry = readdir(threads));)
-        if (entry->d_name[0] != '.') {
-            ret = add_children(tree, pid, entry->d_name);
-            added |= ret;
-        }
-    if (threads)
-        closedir(threads);
-    return ret < 0 ? ret : added;
-}
-
 static int kill_tree(const struct fns_process *process)
 {
     struct tree tree = {NULL, 0, 0};
-    int alive = fns_kill(process, 0); /* reaped by somebody else, its pid may be another's by now */
+    /* If another part of this process has reaped it, its pid may be another process's. */
+    int alive = fns_kill(process, 0);
     if (alive < 0)
         return alive;
     int ret = add_member(&tree, process->pid), added = ret;
-    while (ret >= 0 && added > 0) { /* again, for what a thread started before it was stopped */
+    /* Again while some are new: a thread may have started a process before it was stopped. */
+    while (ret >= 0 && added > 0) {
         added = 0;
         for (size_t i = 0; ret >= 0 && i < tree.n; i++) {
-            ret = add_descendants(&tree, i);
+            ret = for_each_thread(tree.members[i].pid, add_children, &tree);
             added |= ret;
         }
     }
@@ -283,7 +270,7 @@ static int kill_tree(const struct fns_process *process)
 
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
-    if (process->quiet) { /* the server sees it, and kills */
+    if (process->quiet) { /* the server sees that, and kills the sandbox */
         FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0),
                    "one that has ended closes the connection");
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
@@ -291,50 +278,4 @@ int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);
     int killed = fns_kill(process, SIGKILL);
     return killed < 0 ? killed : ret;
-}
-
-int fns_is_dumpable(void)
-{
-    long result = fns_sys5(__NR_prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0);
-    return result < 0 ? (int)result : result == 1;
-}
-
-int fns_capabilities(uint64_t *effective)
-{
-    struct {
-        uint32_t version;
-        int pid;
-    } header = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
-    struct {
-        uint32_t effective, permitted, inheritable;
-    } data[2] = {{0, 0, 0}, {0, 0, 0}};
-    int result = (int)fns_sys2(__NR_capget, &header, data);
-    *effective = data[0].effective | (uint64_t)data[1].effective << 32;
-    return result;
-}
-
-int fns_landlock_abi(void)
-{
-    return (int)fns_sys3(__NR_landlock_create_ruleset, 0, 0,
-                         1 /* LANDLOCK_CREATE_RULESET_VERSION */);
-}
-
-int fns_has_tree_namespaces(void)
-{
-    int fd = (int)fns_sys3(__NR_open_tree, AT_FDCWD, "/", FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC);
-    if (fd >= 0)
-        close(fd);
-    return fd >= 0 || fd == -EPERM;
-}
-
-/* ---- the other two system calls of namespaces ------------------------------------------------ */
-
-int fns_unshare(uint64_t flags)
-{
-    return (int)fns_sys1(__NR_unshare, flags);
-}
-
-int fns_setns(int fd, uint64_t flags)
-{
-    return (int)fns_sys2(__NR_setns, fd, flags);
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, TypeAlias, final
 
-from fastns._compile import Op
+from fastns._compile.ops import Op
 from fastns._ended import Completed
 from fastns._policy.cgroup_plan import CgroupPlan
 from fastns.errors import SpawnError
@@ -81,9 +81,11 @@ class Plan:
         n_early: int,
         hop: bool,
         init: bool,
+        method: str,
         namespaces: tuple[str, ...],
+        mount_namespace: str,
+        filtered: bool,
         sandbox: Plan | None = None,
-        method: str | None = None,
         netns_pool: int = 0,
         max_output: int = 0,
         capped: bool = False,

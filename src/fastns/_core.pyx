@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
-It takes no decisions. _compile.py compiles plans, sandbox.py has the handles, errors.py the words of an
-error, and csrc/caller/fastns.h says what the C code does. The files _core_*.pxi are parts of this module:
-there is one extension, so that csrc/ and its state exist once.
+It takes no decisions. _compile/ compiles plans, sandbox.py has the handles, errors.py the words of an error,
+and csrc/caller/fastns.h says what the C code does. The files _core_*.pxi are parts of this module: there is
+one extension, so that csrc/ and its state exist once.
 """
 
 cimport cython

@@ -17,7 +17,7 @@ cdef class Plan:
     cdef readonly tuple search_path
     cdef readonly bytes cwd
     cdef readonly str id_map
-    cdef readonly str method
+    cdef readonly str method  # "direct", "staged", "template"
     cdef readonly bint hop  # whether another process clones the sandbox
     cdef readonly tuple namespaces
     cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
@@ -36,9 +36,10 @@ cdef class Plan:
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
-                  uint32_t n_early, bint hop, bint init, tuple namespaces,
+                  uint32_t n_early, bint hop, bint init, str method, tuple namespaces,
+                  str mount_namespace, bint filtered,
                   bint maps_first=False, bint own_memory=False,
-                  Plan sandbox=None, str method=None, uint32_t netns_pool=0,
+                  Plan sandbox=None, uint32_t netns_pool=0,
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
                   bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
         cdef _Arena arena = _Arena()
@@ -49,13 +50,11 @@ cdef class Plan:
         self.search_path = search_path
         self.cwd = cwd
         self.id_map = id_map
-        self.method = method or ("staged" if hop else "direct")
+        self.method = method
         self.hop = hop
         self.namespaces = namespaces
-        self.mount_namespace = (
-            "template" if self.method == "template" else "host" if "mount" not in namespaces
-            else "tree" if any(item.code == "tree_namespace" for item in ops) else "copied")
-        self.filtered = any(item.code == "seccomp" for item in self.ops)
+        self.mount_namespace = mount_namespace
+        self.filtered = filtered
         self.max_output = max_output
         self.capped = capped
         self.cgroups = cgroups
@@ -101,7 +100,7 @@ cdef class Plan:
             self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
         if pipe_owner is not None:
             self.plan.pipe_uid, self.plan.pipe_gid = pipe_owner
-        if cgroups is not None and self.method == "template":
+        if cgroups is not None and method == "template":
             self.plan.args_max = cgroups.args_max
         if c.fns_plan_check(&self.plan, &bad) < 0:
             raise ValueError(f"not a valid plan (op {bad})")

@@ -17,7 +17,6 @@ cdef extern from "<sys/resource.h>" nogil:
 cdef extern from "caller/fastns.h" nogil:
     enum:
         FNS_STAGE_NONE
-        FNS_STAGE_STDIO
         FNS_STAGE_COUNT
         FNS_OP_COUNT
         FNS_DETAIL_SOURCE
@@ -51,7 +50,6 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_ID_MAP_PARENT
         FNS_ID_MAP_NEWUIDMAP
         FNS_ID_MAP_RANGE
-        FNS_IO_DONE
         FNS_IO_TIMEOUT
         FNS_PIPE_STDIN
         FNS_PIPE_STDOUT
@@ -221,7 +219,6 @@ cdef extern from "caller/fastns.h" nogil:
 
     const char *fns_stage_name(unsigned stage)
     const char *fns_op_name(unsigned code)
-    int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
     char **fns_command_paths(const char *command, char *const *directories)
     fns_file *fns_file_new()
