@@ -163,7 +163,10 @@ setup(
             ["src/fastns/_core.pyx", "src/fastns/_entry.c"],
             define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
             include_dirs=["csrc"],
-            depends=[str(path) for path in Path("csrc").rglob("*.*")],
+            depends=[
+                *map(str, Path("csrc").rglob("*.*")),
+                *map(str, Path("src/fastns").glob("*.px[di]")),
+            ],
             extra_compile_args=["-O2", "-pthread"],
             # Every symbol is bound at load: the child must not enter the dynamic linker.
             extra_link_args=["-Wl,-z,now", "-pthread"],

@@ -150,7 +150,7 @@ def user_namespace() -> None:
 
     plan = fastns.compile(fastns.Spec())
     if plan.ids is not None:
-        fastns._core.user_namespace(plan.ids)
+        fastns._core.user_namespace(plan.ids, plan.inotify)
 
 
 # ---- programs and roots ----

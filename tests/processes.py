@@ -127,8 +127,8 @@ def fds():  # but for the files that the engine keeps: the program, and a plan's
     finally:
         os.close(here)
 
-_ids = fastns.compile(fastns.Spec()).ids
-if _ids is not None:
-    fastns._core.user_namespace(_ids)
+_plan = fastns.compile(fastns.Spec())
+if _plan.ids is not None:
+    fastns._core.user_namespace(_plan.ids, _plan.inotify)
 
 """

@@ -29,6 +29,10 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 /* The program without libc (main.c), by its bytes. Copied; set once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
+/* The paths to try for a command, then NULL: itself if it has a slash, else its name in each directory. One
+ * block, to be freed; NULL: no memory. */
+char **fns_command_paths(const char *command, char *const *directories);
+
 /* For plan->file: keeps the bytes of a plan in a file, which its first start makes. NULL: no memory. To be freed while
  * no start of the plan is under way. */
 struct fns_file *fns_file_new(void);
@@ -38,6 +42,12 @@ void fns_file_free(struct fns_file *file);
  * inotify instances; NULL: none. An fd >= 3 of it, or -errno and `error`. */
 int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
                     struct fns_error *error);
+
+/* The user namespace of this process in which 0 is `uid` and `gid` outside, and `count` ids follow each: made
+ * as by fns_userns_open() by the first call, and again when its fd was closed since. The fd is not the
+ * caller's to close; -errno and `error`. One thread at a time. */
+int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
+                        struct fns_error *error);
 
 /* ---- cgroups for sandboxes (cgroup.c) ---- */
 

@@ -312,24 +312,6 @@ static void conclude(struct run *run, enum end how, const struct fns_result *res
     }
 }
 
-/* The paths to try for a command: itself, or in each directory. NULL: no memory. */
-static char **paths_of(char *command, char *const *directories)
-{
-    size_t n = 0, i = 0;
-    while (directories[n])
-        n++;
-    char **paths = calloc(n + 2, sizeof *paths);
-    if (!paths || strchr(command, '/')) {
-        if (paths)
-            paths[0] = command;
-        return paths;
-    }
-    for (; i < n; i++)
-        if (asprintf(&paths[i], "%s/%s", directories[i], command) < 0)
-            return NULL;
-    return paths;
-}
-
 /* Sets up what no plan file holds: the engine's program and the user namespace. 0, or -errno and `error`. */
 static int prepare(struct fns_planfile *file, struct fns_args *args, struct fns_error *error)
 {
@@ -397,7 +379,7 @@ void fns_run_plan(struct fns_planfile *file, const struct options *options, stru
                       .error = {.op_index = -1},
                       .args = {.argv = options->command,
                                .envp = file->envp,
-                               .paths = paths_of(options->command[0], file->directories),
+                               .paths = fns_command_paths(options->command[0], file->directories),
                                .cwd = file->cwd,
                                .stdio = {-1, -1, -1}},
                       .time_ns = timeout > 0 ? (uint64_t)timeout : 0,

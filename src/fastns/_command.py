@@ -96,7 +96,7 @@ def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
 def command(
     plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
-    """argv, environment, the paths to try for argv[0] in order, working directory."""
+    """argv, environment, the directories to look for argv[0] in, working directory."""
     argv = check_args(args)
     directories = plan.search_path
     environ = plan.environ
@@ -104,9 +104,7 @@ def command(
         environ = check_env(env)
         found = (entry[5:] for entry in environ if entry.startswith(b"PATH="))
         directories = search_path(next(found, None))
-    name = argv[0]
-    paths = (name,) if b"/" in name else tuple(path + b"/" + name for path in directories)
-    return argv, environ, paths, plan.cwd if cwd is None else check_cwd(cwd)
+    return argv, environ, directories, plan.cwd if cwd is None else check_cwd(cwd)
 
 
 @record(frozen=True)

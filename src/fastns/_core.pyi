@@ -63,7 +63,7 @@ class CgroupPool:
     def owner(self) -> int: ...
     def remove(self, patience_ms: int) -> bool: ...
 
-def user_namespace(ids: tuple[int, int, int]) -> int: ...
+def user_namespace(ids: tuple[int, int, int], inotify: bytes) -> int: ...
 
 @final
 class Plan:
@@ -81,26 +81,31 @@ class Plan:
         n_early: int,
         hop: bool,
         init: bool,
+        method: str,
         namespaces: tuple[str, ...],
+        mount_namespace: str,
+        filtered: bool,
         sandbox: Plan | None = None,
-        method: str | None = None,
         netns_pool: int = 0,
         max_output: int = 0,
         capped: bool = False,
         cgroups: CgroupPlan | None = None,
         ids: tuple[int, int, int] | None = None,
+        inotify: bytes = b"",
         pipe_owner: tuple[int, int] | None = None,
         maps_first: bool = False,
         own_memory: bool = False,
-        binds: tuple[tuple[str, str, int, str], ...] = (),
+        binds: tuple[tuple[str, str, bool, bool, str], ...] = (),
         view: tuple[str, ...] | None = None,
     ) -> Plan: ...
     @property
-    def binds(self) -> tuple[tuple[str, str, int, str], ...]: ...
+    def binds(self) -> tuple[tuple[str, str, bool, bool, str], ...]: ...
     @property
     def view(self) -> tuple[str, ...] | None: ...
     @property
     def ids(self) -> tuple[int, int, int] | None: ...
+    @property
+    def inotify(self) -> bytes: ...
     @property
     def pipe_owner(self) -> tuple[int, int] | None: ...
     @property
@@ -126,12 +131,15 @@ class Plan:
     @property
     def capped(self) -> bool: ...
     @property
+    def hop(self) -> bool: ...
+    @property
     def mount_namespace(self) -> str: ...
     @property
     def filtered(self) -> bool: ...
     @property
     def limits(self) -> tuple[str, ...]: ...
     def close(self) -> None: ...
+    def can_idmap(self, path: bytes, recursive: bool) -> int: ...
     def describe(self) -> list[str]: ...
 
 @final
@@ -161,8 +169,8 @@ class Server:
     def spawn(
         self,
         argv: tuple[bytes, ...],
-        envp: tuple[bytes, ...],
-        paths: tuple[bytes, ...],
+        environ: tuple[bytes, ...],
+        directories: tuple[bytes, ...],
         cwd: bytes,
         stdio: tuple[int, int, int],
         keep: tuple[int, ...],
@@ -204,8 +212,8 @@ class Pipes:
 def spawn(
     plan: Plan,
     argv: tuple[bytes, ...],
-    envp: tuple[bytes, ...],
-    paths: tuple[bytes, ...],
+    environ: tuple[bytes, ...],
+    directories: tuple[bytes, ...],
     cwd: bytes,
     stdio: tuple[int, int, int],
     keep: tuple[int, ...],
@@ -230,16 +238,13 @@ def capabilities() -> int: ...
 def is_dumpable() -> bool: ...
 def landlock_abi() -> int: ...
 def has_tree_namespaces() -> bool: ...
-def can_idmap(path: bytes, recursive: bool, ids: tuple[int, int, int]) -> int: ...
 def unshare(flags: int) -> int: ...
 def setns(fd: int, flags: int) -> int: ...
 
 DETAILS: Final[dict[str, int]]
 
-def hint_of_error(plan: Plan, stage: str, err: int, detail: str) -> str | None: ...
 def pack_plan(
     plan: Plan,
-    inotify: bytes,
     timeout_ns: int | None,
     hints: list[tuple[str, str, int, bytes, bytes]],
 ) -> bytes: ...

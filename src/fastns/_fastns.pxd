@@ -17,9 +17,6 @@ cdef extern from "<sys/resource.h>" nogil:
 cdef extern from "caller/fastns.h" nogil:
     enum:
         FNS_STAGE_NONE
-        FNS_STAGE_CHDIR
-        FNS_STAGE_EXEC
-        FNS_STAGE_STDIO
         FNS_STAGE_COUNT
         FNS_OP_COUNT
         FNS_DETAIL_SOURCE
@@ -53,14 +50,11 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_ID_MAP_PARENT
         FNS_ID_MAP_NEWUIDMAP
         FNS_ID_MAP_RANGE
-        FNS_IO_DONE
         FNS_IO_TIMEOUT
-        FNS_IO_OVER
         FNS_PIPE_STDIN
         FNS_PIPE_STDOUT
         FNS_PIPE_STDERR
         FNS_PIPE_JOINED
-        FNS_IO_STOPPED
 
     struct fns_file:
         pass
@@ -225,12 +219,12 @@ cdef extern from "caller/fastns.h" nogil:
 
     const char *fns_stage_name(unsigned stage)
     const char *fns_op_name(unsigned code)
-    int fns_set_error(fns_error *error, int stage, int op_index, int err)
     int fns_plan_check(const fns_plan *plan, int *bad_op)
+    char **fns_command_paths(const char *command, char *const *directories)
     fns_file *fns_file_new()
     void fns_file_free(fns_file *file)
-    int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
-                        fns_error *error)
+    int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
+                            fns_error *error)
     int fns_set_program(const void *data, size_t size)
     int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
                          fns_error *error)

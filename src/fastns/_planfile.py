@@ -10,7 +10,7 @@ import errno
 import os
 
 from fastns import _core, _view
-from fastns.errors import known_hints
+from fastns.errors import hint_of_start, known_hints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str])
         timeout_ns: a sandbox is ended after this time; None: never.
         reword: turns a hint about a Spec into one about flags.
     """
-    inotify = None
-    if plan.ids is not None:
-        from fastns._policy import userns as _userns
-
-        inotify = _userns.inotify_limit()
-    return _core.pack_plan(plan, inotify or b"", timeout_ns, hints(plan, reword))
+    return _core.pack_plan(plan, timeout_ns, hints(plan, reword))
 
 
 def hints(plan: _core.Plan, reword: Callable[[str], str]) -> list[Hint]:
@@ -49,7 +44,7 @@ def hints(plan: _core.Plan, reword: Callable[[str], str]) -> list[Hint]:
     """
     found: list[Hint] = []
     for stage, err, detail in DETAILS:
-        text = _core.hint_of_error(plan, stage, err, detail)
+        text = hint_of_start(plan, stage, err, None, detail)
         if text is not None:
             found.append(("", detail, 0, b"", os.fsencode(reword(text))))
     if plan.view is not None:

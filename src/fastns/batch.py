@@ -195,12 +195,12 @@ def _item(
     limit: int = 0,
 ) -> _core._Item:
     try:
-        argv, environ, paths, cwd = command(plan, job.args, job.env, job.cwd)
+        argv, environ, directories, cwd = command(plan, job.args, job.env, job.cwd)
         timeout_ns = check_timeout(job.timeout if job.timeout is not None else timeout)
         if job.input is not None:
             pipes |= _core.PIPE_STDIN
         data = encode_input(job.input, mode)
-        return argv, environ, paths, cwd, stdio, pipes, data, timeout_ns, limit
+        return argv, environ, directories, cwd, stdio, pipes, data, timeout_ns, limit
     except SpecError as exc:
         raise SpecError(f"jobs[{index}].{exc.field}", exc.reason) from None
 

@@ -173,12 +173,12 @@ def run_by(
             raise SpecError("capture_output", "leave stdout and stderr out, or leave it out")
         stdout = stderr = PIPE
     data = encode_input(input, mode)
-    argv, environ, paths, directory = command(plan, args, env, cwd)
+    argv, environ, directories, where = command(plan, args, env, cwd)
     streams = RunStreams(stdin, stdout, stderr)
     try:
         fds = (streams.fds[0], streams.fds[1], streams.fds[2])
         limit = plan.max_output
-        item = (argv, environ, paths, directory, fds, streams.pipes, data, timeout_ns, limit)
+        item = (argv, environ, directories, where, fds, streams.pipes, data, timeout_ns, limit)
         outcome = _core.run(plan, None, item) if template is None else template._run(item)
     finally:
         streams.close()

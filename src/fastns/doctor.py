@@ -191,11 +191,12 @@ def proc_inside() -> Finding:
 
 def idmapped_mounts() -> Finding:
     """Whether files on the file system of / keep their owners in root's sandboxes."""
-    from fastns._policy import owners, userns
+    import fastns
+    from fastns._policy import owners
 
     if not has_range():
         return Finding(None, "for root alone: others have their own id in their sandboxes")
-    why = owners.plain("/", False, userns.range_of_root())
+    why = owners.plain("/", False, fastns.compile().can_idmap)
     if why is None:
         return Finding(True, "on the file system of /: roots and binds keep their owners")
     return Finding(

@@ -6,6 +6,10 @@ TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.p
 import errno as E
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastns._core import Plan
+
 ENOTSUPP = 524
 # Errnos of the kernel's own, which reach programs now and then.
 UNNAMED = {ENOTSUPP: ("ENOTSUPP", "The kernel could not compile it")}
@@ -330,3 +334,74 @@ def known_hints(*, host_root: bool) -> "list[tuple[str, int, str | None, str]]":
             here = _HOST_ROOT_HINTS.get((stage, err)) if host_root else None
             found.append((stage, err, None, here or text))
     return found
+
+
+# ---- a start that failed, by the numbers that the engine reports ----
+
+# What helps where the engine knows more than the errno: by one of _core.DETAILS.
+_DETAIL_HINTS = {
+    "found": (
+        "the file is there, but the interpreter of its #! line, or the ELF loader it names, is "
+        "missing inside the root"
+    ),
+    "killed": "the process was killed while it was being set up (out of memory, or a signal)",
+    "id_map": (
+        "this file system cannot be idmapped, so owners cannot be kept: for a bind, leave out the "
+        "option idmap; for a root, use ext4, xfs or btrfs, or give namespaces={'user': 'host'}"
+    ),
+    "memory": (
+        "arguments and environment leave too little of the memory limit for a start: raise memory, "
+        "or pass them in a file or by stdin"
+    ),
+}
+_SERVER_GONE = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
+_SERVER_ERRNOS = (E.ECANCELED, E.EMFILE, E.EBADF)
+
+
+def spawn_error(
+    plan: "Plan",
+    stage: str,
+    errno: int,
+    op_index: int,
+    detail: str | None,
+    command: str | bytes | None,
+    cwd: bytes | None,
+) -> SpawnError:
+    """The exception for a start of `plan` that failed.
+
+    Args:
+        op_index: -1 for no op. detail: one of _core.DETAILS, or None.
+        command: argv[0]. cwd: the working directory. Both are None for a template's server.
+    """
+    path = {"exec": command, "chdir": cwd}.get(stage)
+    if op_index >= 0:
+        op = plan.ops[op_index]
+        path = op.source if detail == "source" else op.target or op.source
+        if op.code in ("mount", "show") and path is not None and path is op.target:
+            path = b"/" + path.lstrip(b"/")
+    place = None if path is None else os.fsdecode(path)
+    hint = hint_of_start(plan, stage, errno, place, detail)
+    error = SpawnError(stage, errno, op_index=op_index, path=place, hint=hint)
+    error.found = detail == "found"
+    return error
+
+
+def hint_of_start(
+    plan: "Plan", stage: str, errno: int, path: str | None, detail: str | None
+) -> str | None:
+    """The most specific hint for a failed start; None: the error says it all."""
+    hint = None
+    if plan.view is not None:
+        from fastns import _view
+
+        hint = _view.hint_of(stage, errno, path, plan.view, detail == "found")
+    if hint is None and detail == "broken" and errno in _SERVER_ERRNOS:
+        hint = _SERVER_GONE
+    hint = hint or _DETAIL_HINTS.get(detail or "")
+    hint = hint or hint_for(stage, errno, path, host_root=plan.view is not None)
+    refused = errno == E.EACCES and stage in ("exec", "chdir", "landlock")
+    if refused and plan.binds and path is not None:
+        from fastns._policy import owners
+
+        hint = owners.hint(plan, path, hint)
+    return hint

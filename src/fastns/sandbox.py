@@ -108,12 +108,12 @@ def start(
 ) -> Sandbox:
     """spawn() by `starter`, which starts the process, as _core.spawn() does."""
     mode = TextMode.of(text, encoding, errors)
-    argv, environ, paths, directory = command(plan, args, env, cwd)
+    argv, environ, directories, where = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(stdin, stdout, stderr, owner=plan.pipe_owner)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
-        process = starter(argv, environ, paths, directory, child, keep)
+        process = starter(argv, environ, directories, where, child, keep)
     except BaseException:
         stdio.close_all()
         raise

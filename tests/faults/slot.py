@@ -132,7 +132,7 @@ def warm(root: str) -> None:
     for stage, number, path, _ in errors.known_hints(host_root=False):
         errors.SpawnError(stage, number, path=path)
     "".encode("ascii")
-    _core.user_namespace(userns.range_of_root())
+    _core.user_namespace(userns.range_of_root(), userns.inotify_limit() or b"")
     fastns.compile(fastns.Spec(rootfs=root, capabilities=["ALL"], memory="64m")).close()
     fastns.compile(fastns.Spec(rootfs=root)).close()
     gc.collect()

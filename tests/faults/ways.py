@@ -106,7 +106,8 @@ class Cold(Start):
 
     def prepare(self) -> None:
         if not self.setting.user:
-            os.close(_core.user_namespace(userns.range_of_root()))
+            limit = userns.inotify_limit() or b""
+            os.close(_core.user_namespace(userns.range_of_root(), limit))
         for known in gc.get_objects():
             cached = isinstance(known, FunctionType) and hasattr(known, "cache_clear")
             cached = cached or isinstance(known, functools._lru_cache_wrapper)

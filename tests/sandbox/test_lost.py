@@ -104,7 +104,7 @@ KILLED_MEANWHILE = """
 import os
 from fastns import _core
 hide_it()
-_core.user_namespace((os.getuid(), os.getgid(), 1))
+_core.user_namespace((os.getuid(), os.getgid(), 1), b"")
 """
 
 

@@ -192,7 +192,7 @@ root, base = sys.argv[1:]
 assert libc.unshare(0x20000) == 0
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 tree = libc.syscall(428, -100, f"{base}/shared".encode(), 1)  # open_tree, OPEN_TREE_CLONE
-space = fastns._core.user_namespace((300000, 300000, 65536))
+space = fastns._core.user_namespace((300000, 300000, 65536), b"")
 attr = struct.pack("QQQQ", 0x100000, 0, 0, space)  # MOUNT_ATTR_IDMAP
 assert libc.syscall(442, tree, b"", 0x1000, attr, 32) == 0  # mount_setattr, AT_EMPTY_PATH
 assert libc.syscall(429, tree, b"", -100, f"{base}/closed".encode(), 4) == 0  # move_mount

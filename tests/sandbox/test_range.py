@@ -447,7 +447,7 @@ def test_no_namespace_can_be_made(root: Path) -> None:
     uid, gid, _size = plan.ids
     before = support.host_state()
     with pytest.raises(SpawnError) as caught:
-        _core.user_namespace((uid, gid, 2**32))
+        _core.user_namespace((uid, gid, 2**32), b"")
     error = caught.value
     assert (error.stage, error.errno, error.op_index) == ("id_map", errno.EINVAL, -1)
     assert support.host_change(before) == []
@@ -524,4 +524,4 @@ def test_what_a_range_is_called(root: Path) -> None:
     assert f"id_map: range uids 0 {uid} 65536, gids 0 {gid} 65536" in plan.describe()
     assert (plan.id_map, plan.method) == ("range", "direct")
     assert plan.ids == (uid, gid, 65536)
-    assert _core.user_namespace(plan.ids) > 2
+    assert _core.user_namespace(plan.ids, plan.inotify) > 2

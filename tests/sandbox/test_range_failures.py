@@ -114,7 +114,7 @@ def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: 
     """The limit is that of the range's user namespace only. When it is raised, the sandbox
     starts."""
     test = f"""
-space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids)
+space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids, b"")
 def limit(number):
     pid = os.fork()
     if pid == 0:

@@ -428,7 +428,7 @@ def test_a_bind_is_plain_where_a_target_is_made_in_it() -> None:
         ([a, Mount("/ab/c", source="/s", **made)], []),  # type: ignore[arg-type]
     ):
         binds = compiled(Spec(rootfs="/r", mounts=mounts), ROOT).binds
-        assert [at for at, _, _, why in binds if why] == plain
+        assert [at for at, *_, why in binds if why] == plain
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """No module imports itself by way of others, and no C file includes itself so.
 
 An import inside a function counts too, because it only hides a circle. One for type checkers does
-not count. KNOWN lists the circles that are left. It may shrink; a line that is no longer needed
-fails.
+not count.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ Graph = dict[str, set[str]]
 CSRC = support.TESTS.parent / "csrc"
 CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
-KNOWN = {
-    ("fastns._core", "fastns._policy.owners"),
-}
 
 
 # ---- Python ----
@@ -44,6 +40,8 @@ def imports(file: Path, known: Container[str]) -> Iterator[str]:
     text = file.read_text()
     found: list[tuple[str, list[str]]] = []
     if file.suffix == ".pyx":
+        parts = re.findall(r'^include "(.+)"', text, re.M)
+        text += "".join((file.parent / part).read_text() for part in parts)
         lines = re.findall(r"^\s*from ([\w.]+) import ([^#\n]+)", text, re.M)
         found += [(package, re.findall(r"\w+", names)) for package, names in lines]
     pending: list[ast.AST] = [ast.parse(text)] if file.suffix == ".py" else []
@@ -119,25 +117,10 @@ def circle(graph: Graph) -> list[str]:
     return next((found for name in sorted(graph) if (found := look(name, []))), [])
 
 
-def without(graph: Graph, edges: set[tuple[str, str]]) -> Graph:
-    return {
-        name: {to for to in others if (name, to) not in edges} for name, others in graph.items()
-    }
-
-
 @pytest.mark.parametrize("graph", [python_graph, c_files, c_units])
-def test_no_circle_but_the_known(graph: object) -> None:
+def test_no_circle(graph: object) -> None:
     assert callable(graph)
-    assert circle(without(graph(), KNOWN)) == []
-
-
-@pytest.mark.parametrize("edge", sorted(KNOWN), ids=" ".join)
-def test_what_is_known_is_still_there(edge: tuple[str, str]) -> None:
-    graph = python_graph() | c_units()
-    if "fastns._core" not in graph:
-        support.skip_missing("the source of the binding")
-    assert edge[1] in graph.get(edge[0], set()), "it is gone: remove it from KNOWN"
-    assert circle(without(graph, KNOWN - {edge})), "it closes no circle: remove it from KNOWN"
+    assert circle(graph()) == []
 
 
 def test_a_circle_is_found() -> None:

@@ -11,7 +11,7 @@ import pytest
 from native import PROGRAM, compiled, execute
 
 import fastns
-from fastns import _core, _planfile
+from fastns import _planfile
 from fastns.cli import main
 from fastns.cli.compile import LIMITS
 
@@ -139,7 +139,7 @@ def test_hints_are_in_words_of_the_command_line() -> None:
     assert len(texts) > 50
     assert all(text == text.upper() for text in texts)
     found = {hint[1]: hint[4] for hint in _planfile.hints(plan, str) if hint[1]}
-    assert set(found) == {*_core.DETAILS}
+    assert set(found) == {detail for _, _, detail in _planfile.DETAILS}
     assert b"interpreter" in found["found"]
 
 

@@ -100,6 +100,7 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
     by_ops = {*d.by_range, "cgroup" if d.cgroups else "", "mount" if d.root_alone else ""}
     maps_from_outside = d.id_map in ("parent", "newuidmap")
     is_server = "sandbox" in more
+    method = more.pop("method", "staged" if d.join_first else "direct")
     return _core.Plan(
         ops=(*first, *ops),
         environ=tuple([os.fsencode(f"{key}={value}") for key, value in environment.items()]),
@@ -112,16 +113,41 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
         n_early=len(first) if d.join_first else 0,
         hop=bool(d.join_first),
         maps_first=d.maps_first,
+        method=method,
         namespaces=d.new,
+        mount_namespace="template" if method == "template" else _first_mounts(d),
+        filtered=d.filter != "none",
         max_output=int(spec.max_output or 0),
         capped=spec.on_output_limit == "kill",
         cgroups=None if is_server else d.cgroups,
         ids=d.ids,
+        inotify=_limit_of_range(d),
         pipe_owner=d.pipe_owner,
-        binds=d.binds,
+        binds=tuple([_told(*bind) for bind in d.binds]),
         view=_in_view(d),
         **{"init": False, **more},
     )
+
+
+def _first_mounts(d: Decisions) -> str:
+    """What its mount namespace begins with."""
+    if "mount" not in d.new:
+        return "host"
+    return "tree" if d.root_alone else "copied"
+
+
+def _limit_of_range(d: Decisions) -> bytes:
+    """The limit on inotify instances of the user namespace with its range of ids; b"": none."""
+    if d.ids is None:
+        return b""
+    from fastns._policy import userns
+
+    return userns.inotify_limit() or b""
+
+
+def _told(at: str, source: str, how: int, why: str) -> tuple[str, str, bool, bool, str]:
+    """A bind as Plan.binds has it."""
+    return at, source, bool(how & _core.HOW_RECURSIVE), bool(how & _core.HOW_OPTIONAL), why
 
 
 def _in_view(d: Decisions) -> tuple[str, ...] | None:

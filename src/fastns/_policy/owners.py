@@ -10,44 +10,51 @@ import errno
 import os
 import re
 
-from fastns import _core
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from fastns._core import Plan
+
+    CanIdmap: TypeAlias = Callable[[bytes, bool], int]  # Plan.can_idmap()
 
 
-def plain(source: str, recursive: bool, ids: tuple[int, int, int]) -> str | None:
+def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
     """Why a bind of this source is plain; None: it keeps its owners, or cannot be mounted."""
-    code = _core.can_idmap(os.fsencode(source), recursive, ids)
+    code = can_idmap(os.fsencode(source), recursive)
     if code not in (errno.EINVAL, errno.EPERM):
         return None
     if recursive:
         whole = os.path.realpath(source).rstrip("/") + "/"
         for point, kind in _mounts().values():
             below = point.startswith(whole) and point != whole
-            if below and plain(point, False, ids) is not None:
+            if below and plain(point, False, can_idmap) is not None:
                 return f"{kind} at {point} cannot be idmapped"
     if code == errno.EPERM:
         return "it is idmapped already, or belongs to another user namespace"
     return f"{_kind(source)} cannot be idmapped"
 
 
-def notes(plan: _core.Plan) -> dict[bytes, str]:
+def notes(plan: Plan) -> dict[bytes, str]:
     """For a dry run: the target of each bind -> a note that says whether owners are kept."""
     found = {}
-    for at, source, how, why in plan.binds:
-        reason = _reason(plan, source, how, why)
-        outcome = "plain" if why or how & _core.HOW_OPTIONAL else "fails"
+    for at, source, recursive, optional, why in plan.binds:
+        reason = _reason(plan, source, recursive, why)
+        outcome = "plain" if why or optional else "fails"
         words = "owners kept" if reason is None else f"{outcome}: {reason}"
         found[os.fsencode(at)] = f" ({words})"
     return found
 
 
-def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
+def hint(plan: Plan, place: str, general: str | None) -> str | None:
     """A hint for an access to `place`, inside, that was refused: it may lie in a plain bind."""
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
-    at, source, how, why = found[-1]  # the last one is on top
+    at, source, recursive, _, why = found[-1]  # the last one is on top
     try:
-        reason = _reason(plan, source, how, why)
+        reason = _reason(plan, source, recursive, why)
     except OSError:  # it must not hide the error that is reported
         reason = None
     if reason is None:
@@ -59,10 +66,10 @@ def hint(plan: _core.Plan, place: str, general: str | None) -> str | None:
     return f"{words}; or {general}" if general else words
 
 
-def _reason(plan: _core.Plan, source: str, how: int, why: str) -> str | None:
+def _reason(plan: Plan, source: str, recursive: bool, why: str) -> str | None:
     if why or plan.ids is None:
         return why or None
-    return plain(source, bool(how & _core.HOW_RECURSIVE), plan.ids)
+    return plain(source, recursive, plan.can_idmap)
 
 
 def _kind(path: str) -> str:

@@ -9,8 +9,8 @@ import itertools
 import struct
 
 from fastns._record import record
-from fastns.rootfs._host import open_file
 from fastns.rootfs._model import Unusable
+from fastns.rootfs._read import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import os
 from fastns._terminfo import paths_of
 from fastns.rootfs import _skeleton
 from fastns.rootfs._elf import Elf, is_for
-from fastns.rootfs._host import absolute, in_path, run_by_env, shebang, walk
+from fastns.rootfs._host import absolute, in_path, walk
 from fastns.rootfs._loader import Loaded, Need, Search
 from fastns.rootfs._model import Entries, Entry, Plan, RootfsError, Unusable
+from fastns.rootfs._read import run_by_env, shebang
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 
-from fastns.rootfs._host import open_file, walk
+from fastns.rootfs._host import walk
 from fastns.rootfs._model import Entries, Entry, Unusable
+from fastns.rootfs._read import open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,70 @@
+# Fds that Python holds, as objects.
+
+@cython.final
+cdef class Fd:
+    """An fd that is closed with the last reference to it.
+
+    A signal handler may raise between any two steps of Python, where a bare number would be lost.
+    Here an fd is made, or changes hands, in one step."""
+
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            close(fd)
+
+    def file(self, str how):
+        """A buffered file, "rb" or "wb", which owns the fd from then on."""
+        cdef int fd = self.fd
+        raw = io.FileIO("<pipe>", how, opener=self.give)
+        raw.name = fd
+        return io.BufferedReader(raw) if how == "rb" else io.BufferedWriter(raw)
+
+    def give(self, name, flags):
+        """The fd, which is the caller's from then on; for open()'s `opener`."""
+        fd = self.fd
+        self.fd = -1
+        return fd
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)
+
+
+def open_pipe(owner=None):
+    """The reading end and the writing end, close-on-exec.
+
+    owner: (uid, gid) that the ends are given to, if the caller has the right to; None: nobody.
+    OSError: no fd is left."""
+    cdef int ends[2]
+    cdef Fd reading = Fd(), writing = Fd()
+    cdef int ret = c.fns_open_pipe(ends)
+    if ret < 0:
+        raise OSError(-ret, os.strerror(-ret))
+    reading.fd, writing.fd = ends[0], ends[1]
+    if owner is not None:
+        fchown(reading.fd, owner[0], owner[1])
+    return reading, writing
+
+
+def open_null():
+    """/dev/null, to read and to write. OSError: no fd is left."""
+    cdef Fd null = Fd()
+    null.fd = c.fns_open_null()
+    if null.fd < 0:
+        raise OSError(-null.fd, os.strerror(-null.fd))
+    return null

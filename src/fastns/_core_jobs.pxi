@@ -1,0 +1,270 @@
+# Commands that are run to their end, or started, one or many of them by one loop in C.
+
+PIPE_STDIN = c.FNS_PIPE_STDIN
+PIPE_STDOUT = c.FNS_PIPE_STDOUT
+PIPE_STDERR = c.FNS_PIPE_STDERR
+PIPE_JOINED = c.FNS_PIPE_JOINED
+
+cdef enum:
+    MAX_PLAIN = 4096  # bytes of an argument
+
+cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
+cdef tuple _STDIO_AS_IT_IS = (-1, -1, -1)
+
+
+@cython.final
+cdef class _Jobs:
+    """An array of struct fns_job, and the memory behind it.
+
+    items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0) each.
+    plan: a server's sandbox, if there is a server."""
+
+    cdef c.fns_job *jobs
+    cdef list arguments
+    cdef list items
+    cdef Plan plan
+    cdef Server server
+    cdef CgroupPool groups
+    cdef size_t n
+    cdef size_t first  # all before it are handed out
+    cdef bytearray handed_out
+
+    def __cinit__(self, Plan plan, Server server, list items):
+        cdef _Arguments arguments
+        cdef c.fns_job *job
+        cdef int userns = 0 if server is not None else plan.userns()
+        self.plan = plan
+        self.server = server
+        self.groups = plan.pool()
+        self.n = len(items)
+        self.items = items
+        self.arguments = []
+        self.jobs = <c.fns_job *>calloc(self.n or 1, sizeof(c.fns_job))
+        if self.jobs == NULL:
+            raise MemoryError
+        for i, (argv, environ, directories, cwd, stdio, pipes, data, timeout_ns, limit) in enumerate(items):
+            arguments = _Arguments(argv, environ, directories, cwd, stdio, ())
+            self.arguments.append(arguments)
+            job = &self.jobs[i]
+            _set_job(job, plan, arguments, self.groups)
+            job.server = NULL if server is None else &server.process
+            job.args.userns = userns
+            job.pipes = pipes
+            job.timeout_ns = -1 if timeout_ns is None else timeout_ns
+            job.io.input = PyBytes_AS_STRING(<bytes?>data)
+            job.io.input_size = len(data)
+            job.io.limit = limit
+            job.io.capped = plan.capped
+
+    def __dealloc__(self):
+        if self.jobs != NULL:
+            for i in range(self.n):
+                self.free_output(i)
+        free(self.jobs)
+
+    cdef void free_output(self, size_t i) noexcept:
+        c.fns_buffer_free(&self.jobs[i].io.output[0])
+        c.fns_buffer_free(&self.jobs[i].io.output[1])
+
+    cdef Process process(self, size_t i):
+        """The Process of a job that was started, which owns it from then on."""
+        cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
+        process.server = self.server
+        gone = &self.jobs[i].io.process
+        gone.pid = gone.pidfd = gone.control = -1
+        return process
+
+    cdef void discard(self) noexcept:
+        """Kills and reaps what a batch has started that was stopped: a Process does so as it is dropped."""
+        for i in range(self.n):
+            if self.jobs[i].io.process.pidfd >= 0:
+                c.fns_kill_all(&self.plan.plan, &self.jobs[i].io.process)
+        for i in range(self.n):
+            if self.jobs[i].io.process.pid > 0:
+                self.process(i)
+
+    cdef bint failed(self, size_t i) noexcept:
+        return self.jobs[i].error.stage != c.FNS_STAGE_NONE
+
+    cdef object error(self, size_t i):
+        cdef _Arguments arguments = self.arguments[i]
+        return _spawn_error(self.plan, arguments.argv[0], arguments.cwd, &self.jobs[i].error)
+
+    cdef object started(self, size_t i):
+        """SpawnError or Process."""
+        return self.error(i) if self.failed(i) else self.process(i)
+
+    cdef object outcome(self, size_t i):
+        """SpawnError, or (result tuple, stdout, stderr, bytes dropped of each, timed_out, over)."""
+        cdef c.fns_job *job = &self.jobs[i]
+        cdef c.fns_io *io = &job.io
+        if self.failed(i):
+            return self.error(i)
+        out = err = None
+        if job.pipes & c.FNS_PIPE_STDOUT:
+            out = PyBytes_FromStringAndSize(io.output[0].data, io.output[0].size)
+        if job.pipes & c.FNS_PIPE_STDERR:
+            err = PyBytes_FromStringAndSize(io.output[1].data, io.output[1].size)
+        counts = None if job.groups == NULL else _counts(&job.leaf)
+        return (_result(&io.process, &job.result, counts), out, err,
+                (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0)
+
+    cdef int hand_out(self, object each) except -1:
+        """Calls each(i, outcome) for every job that has finished since the last time, and frees its output."""
+        cdef size_t i
+        if self.handed_out is None:
+            self.handed_out = bytearray(self.n)
+        for i in range(self.first, self.n):
+            if self.handed_out[i] or not self.failed(i) and self.jobs[i].result.code == 0:
+                continue  # a code is there once it is reaped
+            outcome = self.outcome(i)
+            self.handed_out[i] = 1
+            self.free_output(i)
+            each(i, outcome)
+        while self.first < self.n and self.handed_out[self.first]:
+            self.first += 1
+        return 0
+
+    cdef int run(self, unsigned concurrency, bint spawn=False, object progress=None, object each=None) except -1:
+        """Runs the jobs to their ends, or only starts them. An exception kills what still runs."""
+        cdef c.fns_batch *batch
+        cdef int ret
+        if self.n == 0:
+            return 0
+        ret = c.fns_batch_open(&batch, self.jobs, self.n, concurrency, spawn)
+        if ret < 0:
+            raise SpawnError("stdio", -ret)
+        try:
+            while True:
+                with nogil:
+                    ret = c.fns_batch_run(batch)
+                _raise_pending()
+                if ret < 0:
+                    raise SpawnError("wait", -ret)
+                if each is not None:
+                    self.hand_out(each)
+                if progress is not None:
+                    progress(c.fns_batch_done(batch))
+                if ret == 1:
+                    break
+                PyErr_CheckSignals()
+        except BaseException:
+            with nogil:
+                c.fns_batch_close(batch)
+            raise
+        c.fns_batch_close(batch)
+        return 0
+
+    cdef int run_one(self) except -1:
+        """Runs the only job. ConnectionAbortedError: the server was gone, and nothing was started."""
+        cdef bint parked = False
+        cdef Server server = self.server
+        if server is None:
+            return self.run(1)
+        self.jobs.connection = server.take(&parked)
+        try:
+            self.run(1)
+        finally:
+            server.give(self.jobs.connection, parked, c.fns_job_spares(self.jobs))
+        if c.fns_job_unsent(self.jobs):
+            server.aborted()
+        return 0
+
+
+def run(Plan plan, Server server, tuple item):
+    """Runs one of _Jobs' items to its end; _Jobs.outcome().
+
+    ConnectionAbortedError: the server was gone, and nothing was started."""
+    cdef _Jobs jobs = _Jobs(plan, server, [item])
+    jobs.run_one()
+    return jobs.outcome(0)
+
+
+def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
+    """run() of a command line that needs no checks but those made here, with all else as the plan has it.
+
+    None: `args` is not a list or tuple of short str that can be a command, or a standard stream is
+    closed. Python's checks find the words for it."""
+    cdef tuple argv = _plain(args)
+    if argv is None or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
+        return None
+    cdef _Jobs jobs = _Jobs(plan, server, [(argv, plan.environ, plan.search_path, plan.cwd,
+                                            _STDIO_AS_IT_IS, pipes, b"", timeout_ns, 0)])
+    cdef c.fns_job *job = jobs.jobs
+    jobs.run_one()
+    if (not jobs.failed(0) and job.result.code == 1 and job.result.status == 0 and not pipes
+            and jobs.groups is None and not job.timed_out):
+        return _completed(args, plan, job)
+    return jobs.outcome(0)
+
+
+cdef tuple _plain(object args):
+    """argv as a tuple of str whose UTF-8 is what the kernel gets; None: it has to be checked."""
+    cdef Py_ssize_t size
+    cdef const char *text
+    cdef tuple argv
+    if not _utf8 or not (type(args) is list or type(args) is tuple):
+        return None
+    argv = tuple(args)  # another thread may change a list
+    if not argv or not argv[0]:
+        return None
+    try:
+        for word in argv:
+            if type(word) is not str:
+                return None
+            text = PyUnicode_AsUTF8AndSize(word, &size)
+            if size > MAX_PLAIN or strlen(text) != <size_t>size:
+                return None
+    except UnicodeEncodeError:
+        return None
+    return argv
+
+
+cdef object _completed_class = None
+
+
+def set_completed_class(cls):
+    """CompletedSandbox, which is Python's, for run_plain()."""
+    global _completed_class
+    _completed_class = cls
+
+
+cdef object _completed(object args, Plan plan, const c.fns_job *job):
+    """CompletedSandbox of one that has exited with 0, with nothing captured and nothing counted."""
+    cdef const c.fns_result *result = &job.result
+    done = _completed_class.__new__(_completed_class)
+    done.args = args
+    done.returncode = 0
+    done.stdout = done.stderr = None
+    done._used = (_seconds(&result.usage.ru_utime), _seconds(&result.usage.ru_stime),
+                  result.usage.ru_maxrss * 1024, result.usage.ru_maxrss > job.io.process.rss_floor, None)
+    done.wall_time = (result.end - job.io.process.start) * 1e-9
+    done.method = plan.method
+    done.truncated = False
+    done.cause = "exited"
+    done.limits = ()
+    done.id_map = plan.id_map
+    done.mount_namespace = plan.mount_namespace
+    return done
+
+
+def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
+    """Starts every item; a Process or a SpawnError for each, in order."""
+    cdef _Jobs jobs = _Jobs(plan, server, items)
+    try:
+        jobs.run(concurrency, True)
+    except BaseException:
+        jobs.discard()
+        raise
+    return [jobs.started(i) for i in range(jobs.n)]
+
+
+def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None, each=None):
+    """Runs every item to its end; _Jobs.outcome() for each, in order.
+
+    progress: called now and then with how many are finished. each: called instead as each(i, outcome),
+    in no order, soon after job i has finished and before `progress`; the list is empty then. An
+    exception of either kills what still runs."""
+    cdef _Jobs jobs = _Jobs(plan, server, items)
+    jobs.run(concurrency, False, progress, each)
+    return [jobs.outcome(i) for i in range(jobs.n)] if each is None else []

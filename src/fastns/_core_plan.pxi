@@ -1,0 +1,188 @@
+# A compiled spec, as C has it.
+
+@cython.final
+cdef class Plan:
+    """A compiled spec: what a sandbox's first process does, in order.
+
+    Made by fastns.compile(); accepted wherever spec= is; immutable, so that any number of threads may
+    spawn from it at once.
+    """
+
+    cdef c.fns_plan plan
+    cdef c.fns_op *op_array
+    cdef bytes arena
+    cdef object live  # cgroups.Cgroups of this process
+    cdef readonly tuple ops
+    cdef readonly tuple environ
+    cdef readonly tuple search_path
+    cdef readonly bytes cwd
+    cdef readonly str id_map
+    cdef readonly str method  # "direct", "staged", "template"
+    cdef readonly bint hop  # whether another process clones the sandbox
+    cdef readonly tuple namespaces
+    cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
+    cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
+    cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
+    cdef readonly bint capped  # whether a sandbox that exceeds max_output is killed
+    cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's
+    cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
+    cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
+    cdef readonly bytes inotify  # of that namespace, likewise
+    cdef readonly tuple view  # without a rootfs: the destinations of what is mounted; None
+    cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
+    # For each bind of the spec: destination, source, is it recursive, may it be plain, why it has to be
+    # plain ("": it need not).
+    cdef readonly tuple binds
+
+    def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
+                  uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
+                  uint32_t n_early, bint hop, bint init, str method, tuple namespaces,
+                  str mount_namespace, bint filtered,
+                  bint maps_first=False, bint own_memory=False,
+                  Plan sandbox=None, uint32_t netns_pool=0,
+                  uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
+                  bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
+        cdef _Arena arena = _Arena()
+        cdef c.fns_op *op
+        cdef int bad
+        self.ops = ops
+        self.environ = environ
+        self.search_path = search_path
+        self.cwd = cwd
+        self.id_map = id_map
+        self.method = method
+        self.hop = hop
+        self.namespaces = namespaces
+        self.mount_namespace = mount_namespace
+        self.filtered = filtered
+        self.max_output = max_output
+        self.capped = capped
+        self.cgroups = cgroups
+        self.sandbox = sandbox
+        self.ids = ids
+        self.inotify = inotify
+        self.view = view
+        self.pipe_owner = pipe_owner
+        self.binds = binds
+        self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
+        if self.op_array == NULL:
+            raise MemoryError
+        for i, item in enumerate(ops):
+            op = &self.op_array[i]
+            op.code = OPS[item.code]
+            op.stage = _stage_numbers[item.stage]
+            op.how = item.how
+            op.flags = item.flags
+            op.arg = item.arg
+            op.source = arena.place(item.source)
+            op.target = arena.place(item.target)
+            op.type = arena.place(item.type)
+            op.data = arena.place(item.data)
+        self.plan.uid_map = arena.place(uid_map)
+        self.plan.gid_map = arena.place(gid_map)
+        self.arena = arena.joined()
+        self.plan.ops = self.op_array
+        self.plan.n_ops = len(ops)
+        self.plan.strings = PyBytes_AS_STRING(self.arena)
+        self.plan.n_strings = len(self.arena)
+        self.plan.n_early = n_early
+        self.plan.options = ((c.FNS_PLAN_HOP if hop else 0)
+                             | (c.FNS_PLAN_INIT if init else 0)
+                             | (c.FNS_PLAN_MAPS_FIRST if maps_first else 0)
+                             | (c.FNS_PLAN_OWN_MEMORY if own_memory else 0)
+                             | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
+        self.plan.id_map = ID_MAPS[id_map]
+        self.plan.clone_flags = clone_flags
+        self.plan.netns_pool = netns_pool
+        if sandbox is not None:
+            self.plan.sandbox = &sandbox.plan
+        if ids is not None:
+            self.plan.owner_uid, self.plan.owner_gid = ids[0], ids[1]
+        if pipe_owner is not None:
+            self.plan.pipe_uid, self.plan.pipe_gid = pipe_owner
+        if cgroups is not None and method == "template":
+            self.plan.args_max = cgroups.args_max
+        if c.fns_plan_check(&self.plan, &bad) < 0:
+            raise ValueError(f"not a valid plan (op {bad})")
+        _load_program()
+        self.plan.file = c.fns_file_new()
+        if self.plan.file == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        c.fns_file_free(self.plan.file)
+        free(self.op_array)
+
+    cdef int userns(self) except -1:
+        """The fd of the user namespace that its sandboxes join; 0: they join none."""
+        return 0 if self.ids is None else user_namespace(self.ids, self.inotify)
+
+    cdef CgroupPool pool(self):
+        """The cgroups of its sandboxes, made at the first use in each process; None: there are none."""
+        if self.cgroups is None:
+            return None
+        live = self.live
+        if live is None or live.owner != getpid():
+            with self.cgroups.making():
+                live = self.live
+                if live is None or live.owner != getpid():
+                    live = self.live = self.cgroups.make()
+        return live.pool
+
+    @property
+    def limits(self):
+        """Names of the spec's limits that are enforced."""
+        return () if self.cgroups is None else self.cgroups.enforced
+
+    def close(self):
+        """Gives up its cgroups, which are removed when nobody uses them any more."""
+        self.live = None
+
+    def can_idmap(self, bytes path, bint recursive):
+        """Whether a bind of this path can keep its owners in its range of ids: 0, or the errno."""
+        cdef int userns = self.userns(), ret
+        cdef const char *text = PyBytes_AS_STRING(path)
+        with nogil:
+            ret = c.fns_can_idmap(text, recursive, userns)
+        return -ret
+
+    def describe(self) -> list:
+        """The ops in order, a line each, as `fastns run --dry-run` prints them."""
+        from fastns import _dry_run
+        return _dry_run.lines(self)
+
+    def __repr__(self) -> str:
+        return f"<fastns.Plan: {len(self.ops)} ops, {self.method}>"
+
+
+@cython.final
+cdef class _Arena:
+    """The texts of a plan, one after the other, each closed by NUL. Equal ones share one place."""
+
+    cdef dict offsets
+    cdef list parts
+    cdef uint32_t used
+
+    def __cinit__(self):
+        self.offsets = {}
+        self.parts = [b"\0"]  # so that offset 0 stands for none
+        self.used = 1
+
+    cdef uint32_t place(self, bytes text) except? 0xffffffff:
+        """The offset of a text; 0 for None."""
+        if text is None:
+            return 0
+        found = self.offsets.get(text)
+        if found is None:
+            found = self.used
+            if found + len(text) + 2 > 0xffffffff:
+                raise ValueError("the spec holds more than 4 GiB of text and files")
+            self.offsets[text] = found
+            self.parts.append(text)
+            self.parts.append(b"\0")
+            self.used += len(text) + 1
+        return found
+
+    cdef bytes joined(self):
+        self.parts.append(b"\0")
+        return b"".join(self.parts)

@@ -1,0 +1,221 @@
+# A running sandbox.
+
+@cython.final
+@cython.no_gc_clear
+cdef class Process:
+    """A started sandbox: its pid and pidfd; waits for it, reaps it, kills it.
+
+    Where fds are scarce, the sandbox of a template has no pidfd until a call needs one, which is closed
+    after it. An object that is dropped before it was reaped kills its sandbox: an exception may come
+    between a start and its handle.
+    """
+
+    cdef c.fns_process process
+    cdef c.fns_result result
+    cdef readonly bint reaped
+    cdef bint lost  # another part of this process reaped it
+    cdef bint killed  # by kill_all()
+    cdef bint reaping  # a thread has requested its end from the server
+    cdef Plan plan
+    cdef Server server  # that started it; None: it is a child of this process
+    cdef int owner  # the process that started it: a forked copy of this object kills nothing
+    cdef CgroupPool groups
+    cdef c.fns_leaf leaf
+    cdef int users  # threads in a call that uses the pidfd: the last one closes it
+    cdef bint borrowed  # the pidfd was opened for these calls alone
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def pidfd(self):
+        self.keep()
+        return self.process.pidfd
+
+    cdef int enter(self) noexcept:
+        """1: the pidfd is open until leave(); 0: the sandbox has ended, or is not this process's; -errno.
+        leave() has to follow in any case."""
+        cdef int ret, pidfd = -1
+        self.users += 1
+        if self.process.pidfd >= 0:
+            return 1
+        if not self.process.served or self.reaped or self.lost or self.owner != getpid():
+            return 0
+        ret = self.server.look(&self.process, &pidfd)
+        if ret == 1 and self.process.pidfd < 0:
+            self.process.pidfd = pidfd
+            self.borrowed = True
+        elif ret == 1:  # another thread has opened one
+            close(pidfd)
+        # It has ended with the server, or another thread has reaped it.
+        return 0 if ret == -ECANCELED or ret == -ECHILD else ret
+
+    cdef int enter_alive(self) noexcept:
+        """enter() for a signal: -EBADF: it was reaped; -ESRCH: it has ended."""
+        cdef int ret = self.enter()
+        if self.reaped or self.lost:
+            return -EBADF
+        return ret if ret else -ESRCH
+
+    cdef int keep(self) except -1:
+        """Opens the pidfd until the sandbox is reaped."""
+        cdef int ret = self.enter()
+        self.borrowed = False
+        self.leave()
+        if ret < 0:
+            raise SpawnError("wait", -ret)
+        return 0
+
+    def wait(self, timeout_ns=None):
+        """True once the sandbox has ended; False when `timeout_ns` has passed first."""
+        cdef int ret
+        cdef int64_t left = -1
+        cdef uint64_t end = 0
+        if timeout_ns is not None:
+            left = max(0, timeout_ns)
+            end = c.fns_now() + <uint64_t>left
+        ret = self.enter()
+        try:
+            if ret < 0:
+                raise SpawnError("wait", -ret)
+            while ret > 0:
+                with nogil:
+                    ret = c.fns_wait(&self.process, left)
+                if ret >= 0:
+                    return ret > 0
+                if ret != -EINTR:
+                    raise SpawnError("wait", -ret)
+                c.fns_attend(&self.process, self.killed)
+                PyErr_CheckSignals()
+                if timeout_ns is not None:
+                    left = max(0, <int64_t>(end - c.fns_now()))
+                ret = 1
+            return True
+        finally:
+            self.leave()
+
+    def reap(self):
+        """Reaps a sandbox that has ended: its _result(); None: it has not ended.
+
+        SpawnError: stage "wait", another part of this process reaped it; "helper", it was killed with
+        its server; "init", its reaper failed."""
+        cdef int ret
+        if not self.reaped:
+            if self.lost:
+                return None
+            ret = self.reap_now()
+            if ret == -EAGAIN:
+                return None
+            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # it can be tried again
+                raise SpawnError("wait", -ret)
+            self.lost = ret < 0
+            self.reaped = ret >= 0
+            if self.users == 0:
+                self.close()
+            if ret < 0:
+                raise SpawnError("helper" if ret == -ECANCELED else "wait", -ret)
+        if self.result.lost:
+            raise SpawnError("init", self.result.lost, hint=(
+                "the reaper could not report how the command ended"))
+        return _result(&self.process, &self.result,
+                       None if self.groups is None else _counts(&self.leaf))
+
+    cdef int reap_now(self) noexcept:
+        """0, -EAGAIN, or -errno."""
+        cdef int ret
+        if self.server is None:
+            ret = c.fns_reap(&self.process, &self.result)
+            if ret != -EAGAIN:
+                self.give_leaf()
+            return ret
+        if self.owner != getpid():  # as the kernel says of another process's children
+            return -ECHILD
+        if self.reaping:
+            return -EAGAIN
+        ret = self.enter()
+        if ret > 0 and c.fns_wait(&self.process, 0) == 0:
+            ret = -EAGAIN
+        self.leave()
+        if ret < 0:
+            return ret
+        self.reaping = True
+        ret = self.server.reap(&self.process, &self.result)
+        self.reaping = False
+        if ret >= 0 or ret == -ECANCELED:
+            self.give_leaf()
+        return ret
+
+    cdef void give_leaf(self) noexcept:
+        if self.groups is not None and self.owner == getpid():
+            c.fns_leaf_give(self.groups.groups, &self.leaf)
+
+    def kill(self, int signal):
+        """Sends a signal to the first process; 0, or the errno."""
+        cdef int ret = self.enter_alive()
+        if ret > 0:
+            ret = c.fns_kill(&self.process, signal)
+        self.leave()
+        return -ret
+
+    def kill_all(self):
+        """Kills every process: the pid namespace, or the process tree; 0, or the errno."""
+        cdef int ret = self.enter_alive()
+        if ret > 0:
+            ret = c.fns_kill_all(&self.plan.plan, &self.process)
+            self.killed = True
+        self.leave()
+        return -ret
+
+    cdef void leave(self) noexcept:
+        self.users -= 1
+        if (self.reaped or self.lost or self.borrowed) and self.users == 0:
+            self.close()
+            self.borrowed = False
+
+    cdef void close(self) noexcept:
+        if self.process.pidfd >= 0:
+            close(self.process.pidfd)
+        if self.process.control >= 0:
+            close(self.process.control)
+        self.process.pidfd = self.process.control = -1
+
+    def __dealloc__(self):
+        if not self.reaped and not self.lost and self.owner == getpid():
+            if self.enter() > 0:
+                c.fns_kill_all(&self.plan.plan, &self.process)
+                c.fns_kill(&self.process, 9)
+                while c.fns_wait(&self.process, -1) == -EINTR:
+                    c.fns_attend(&self.process, True)
+            self.reap_now()
+            self.leave()
+        self.close()
+
+
+cdef double _seconds(const c.timeval *time) noexcept:
+    return time.tv_sec + time.tv_usec * 1e-6
+
+
+cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
+    """(code, status, user seconds, system seconds, max rss in bytes, is that exact, wall seconds, counts)"""
+    return (
+        result.code,
+        result.status,
+        _seconds(&result.usage.ru_utime),
+        _seconds(&result.usage.ru_stime),
+        result.usage.ru_maxrss * 1024,
+        result.usage.ru_maxrss > process.rss_floor,
+        (result.end - process.start) * 1e-9,
+        counts,
+    )
+
+
+cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
+    cdef Process new = Process.__new__(Process)
+    new.groups = groups
+    new.leaf = job.leaf
+    process = &job.io.process
+    new.plan = plan
+    new.process = process[0]
+    new.owner = getpid()
+    return new

@@ -1,0 +1,187 @@
+# A template's server: the process, and the connections to it.
+
+@cython.final
+cdef class Server:
+    """A template's server process, and the free connections to it.
+
+    Made from the plan of a template. The constructor and stop() are for one thread at a time, which
+    template.py sees to; any thread may call the rest.
+
+    Args:
+        null: an fd >= 3 of /dev/null.
+        parked: how many sandboxes are made ahead, each behind a connection of its own.
+    Raises: SpawnError."""
+
+    cdef c.fns_process process
+    cdef readonly Plan plan
+    cdef readonly bint running
+    cdef list free  # connections
+    cdef list ahead  # connections with a sandbox made ahead
+    cdef int owner
+
+    def __cinit__(self, Plan plan, int null, int parked=0):
+        cdef c.fns_error error
+        cdef int ret, userns
+        self.process.pidfd = self.process.control = -1
+        self.plan = plan
+        self.free = []
+        self.ahead = []
+        self.owner = getpid()
+        userns = plan.userns()
+        with nogil:
+            ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
+        _raise_pending()
+        if ret < 0:
+            raise _spawn_error(plan, None, None, &error)
+        self.running = True
+        for _ in range(parked):
+            self.park()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def alive(self):
+        """Whether it runs, and belongs to this process."""
+        return self.usable() and c.fns_wait(&self.process, 0) == 0
+
+    def usable(self):
+        """As alive(), without asking the kernel: a start on a dead one raises ConnectionAbortedError."""
+        return self.running and self.owner == getpid()
+
+    # ---- connections ----
+
+    cdef int connect(self) except -1:
+        cdef int connection
+        with nogil:
+            connection = c.fns_server_connect(&self.process, c.FNS_MAY_GIVE_UP)
+        _raise_pending()
+        if connection == -EPIPE:  # its control socket is closed: it is ending, or has ended
+            self.running = False
+            raise ConnectionAbortedError
+        if connection < 0:
+            raise SpawnError("helper", -connection)
+        return connection
+
+    cdef int take(self, bint *parked) except -1:
+        """A connection for one start. One that came back first has its next sandbox ready first."""
+        parked[0] = len(self.ahead) > 0
+        if parked[0]:
+            return self.ahead.pop(0)
+        if self.free:
+            return self.free.pop()
+        return self.connect()
+
+    cdef void give(self, int connection, bint parked, bint usable) noexcept:
+        """Takes a connection back. An unusable one is closed, and replaced if it was parked."""
+        cdef list to = self.ahead if parked else self.free
+        if usable and self.running and self.owner == getpid() and len(to) < 1024:
+            to.append(connection)
+            return
+        close(connection)
+        if parked:
+            self.park()
+
+    cdef void park(self) noexcept:
+        cdef int connection
+        if not self.running or self.owner != getpid():
+            return
+        connection = c.fns_server_connect(&self.process, c.FNS_AT_ONCE)
+        if connection < 0:  # the next start reports it
+            return
+        if c.fns_server_park(connection) < 0:
+            close(connection)
+        else:
+            self.ahead.append(connection)
+
+    cdef int take_any(self) noexcept:
+        """A connection for a request about a sandbox, to be given back; -ECANCELED: the server is gone."""
+        cdef int connection
+        if self.free:
+            return self.free.pop()
+        with nogil:
+            connection = c.fns_server_connect(&self.process, c.FNS_PATIENT)
+        return -ECANCELED if connection == -EPIPE else connection
+
+    cdef int aborted(self) except -1:
+        """After the server has closed a connection: it may have closed them all, so that only a new one
+        tells why."""
+        self.close_connections()
+        raise ConnectionAbortedError
+
+    cdef void close_connections(self) noexcept:
+        for connections in (self.free, self.ahead):
+            while connections:
+                close(connections.pop())
+
+    # ---- requests ----
+
+    def spawn(self, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
+        """As the module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
+        cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
+        cdef Plan plan = self.plan.sandbox
+        cdef CgroupPool groups = plan.pool()
+        cdef c.fns_job job
+        cdef bint parked
+        cdef int ret, connection = self.take(&parked)
+        _set_job(&job, plan, arguments, groups)
+        job.server = &self.process
+        with nogil:
+            ret = c.fns_job_spawn(&job, connection)
+        broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
+        try:
+            _raise_pending()
+        finally:
+            self.give(connection, parked, not broken and not (ret >= 0 and parked))
+        if broken and ret == -EPIPE:
+            self.aborted()
+        if ret < 0:
+            raise _spawn_error(plan, argv[0], cwd, &job.error)
+        cdef Process new = _new_process(plan, &job, groups)
+        new.server = self
+        return new
+
+    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
+        """fns_server_reap()."""
+        cdef int ret, connection = self.take_any()
+        if connection < 0:
+            return connection
+        with nogil:
+            ret = c.fns_server_reap(connection, process, result)
+        self.give(connection, False, ret >= 0)
+        return ret
+
+    cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
+        """fns_server_look()."""
+        cdef int ret, connection = self.take_any()
+        if connection < 0:
+            return connection
+        with nogil:
+            ret = c.fns_server_look(connection, process, pidfd)
+        self.give(connection, False, ret >= 0)
+        return ret
+
+    def pool(self):
+        """Of its pool of network namespaces: how many were made, how many starts waited for one, seconds
+        waited in all."""
+        cdef c.fns_pool_state state
+        cdef int connection = self.free.pop() if self.free else self.connect()
+        cdef int ret = c.fns_server_pool(&self.process, connection, &state)
+        self.give(connection, False, ret >= 0)
+        if ret < 0:
+            raise SpawnError("helper", -ret)
+        return state.made, state.waits, state.wait_ns * 1e-9
+
+    def stop(self):
+        """Ends the server and all of its sandboxes."""
+        self.running = False
+        self.close_connections()
+        if self.owner == getpid():
+            with nogil:
+                c.fns_server_stop(&self.process)
+
+    def __dealloc__(self):
+        self.close_connections()
+        if self.owner == getpid():
+            c.fns_server_stop(&self.process)
+        c.fns_server_close(&self.process)  # not earlier: other threads may use these fds
