@@ -114,8 +114,7 @@ def spawn():
 threads = [threading.Thread(target=spawn) for _ in range(3)]
 for thread in threads:
     thread.start()
-end = time.monotonic() + 1
-while time.monotonic() < end:
+while len(got) <= 100 or len(results) <= 100:
     os.killpg(0, signal.SIGINT)
     time.sleep(0.0005)
 over.set()
@@ -124,7 +123,7 @@ for thread in threads:
 while len(os.listdir("/proc/self/task")) > 1:  # join() does not wait for the last of a thread
     time.sleep(0.01)
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
-print(len(got) > 100, len(results) > 100, set(results) <= {0, -signal.SIGINT}, children)
+print(set(results) <= {0, -signal.SIGINT}, children)
 """
 
 
@@ -140,7 +139,7 @@ def test_a_signal_to_the_group_ends_no_start_half_way(probe_rootfs: Path, fields
         timeout=100,
         start_new_session=True,
     )
-    assert done.stdout == "True True True []\n"
+    assert done.stdout == "True []\n"
 
 
 REUSED = """
