@@ -66,8 +66,8 @@ static int open_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int
     return fd < 0 ? -errno : fd;
 }
 
-int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                   const char *file, const char *text)
+int fns_cgroup_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                     const char *file, const char *text)
 {
     int fd = open_file(plan, hierarchy, number, file, O_WRONLY);
     if (fd < 0)
@@ -78,8 +78,8 @@ int fns_leaf_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int n
     return ret;
 }
 
-int fns_leaf_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                  const char *file, char *text, size_t size)
+int fns_cgroup_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
+                    const char *file, char *text, size_t size)
 {
     int fd = open_file(plan, hierarchy, number, file, O_RDONLY);
     if (fd < 0)
@@ -97,7 +97,7 @@ static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, i
 {
     char text[TEXT_SIZE];
     size_t length = strlen(key);
-    int ret = fns_leaf_read(plan, hierarchy, number, file, text, sizeof text);
+    int ret = fns_cgroup_read(plan, hierarchy, number, file, text, sizeof text);
     if (ret < 0)
         return ret;
     *value = 0;
@@ -143,7 +143,7 @@ static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int n
     for (unsigned i = 0; ret == 0 && i < groups->plan.n_settings; i++) {
         const struct fns_cgroup_setting *setting = &groups->plan.settings[i];
         if (setting->hierarchy == hierarchy)
-            ret = fns_leaf_write(&groups->plan, hierarchy, number, setting->file, setting->value);
+            ret = fns_cgroup_write(&groups->plan, hierarchy, number, setting->file, setting->value);
     }
     return ret;
 }
@@ -166,7 +166,7 @@ static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, i
         return read_number(&groups->plan, hierarchy, number, "cgroup.events", "populated",
                            &populated) < 0 ||
                populated;
-    return fns_leaf_read(&groups->plan, hierarchy, number, "cgroup.procs", first, sizeof first) !=
+    return fns_cgroup_read(&groups->plan, hierarchy, number, "cgroup.procs", first, sizeof first) !=
            0;
 }
 
@@ -190,11 +190,11 @@ static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
     if (!reclaim)
         return 0;
     /* Takes milliseconds: every CPU gives up the pages that it holds. */
-    fns_leaf_write(plan, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
+    fns_cgroup_write(plan, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
     return !holds_memory(groups, number);
 }
 
-uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
+uint64_t fns_cgroup_count(const struct fns_cgroup_plan *plan, int number,
                           const struct fns_cgroup_counter *counter)
 {
     uint64_t value;
@@ -203,11 +203,11 @@ uint64_t fns_leaf_counter(const struct fns_cgroup_plan *plan, int number,
     return value * counter->scale;
 }
 
-static void close_fds(struct fns_leaf *leaf)
+static void close_fds(struct fns_cgroup *cgroup)
 {
-    for (uint32_t i = 0; i < leaf->n_fds; i++)
-        close(leaf->fds[i]);
-    leaf->n_fds = 0;
+    for (uint32_t i = 0; i < cgroup->n_fds; i++)
+        close(cgroup->fds[i]);
+    cgroup->n_fds = 0;
 }
 
 static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
@@ -228,34 +228,35 @@ static int needs_new(const struct fns_cgroup_plan *plan, unsigned hierarchy)
 }
 
 /* Opens the files by which a sandbox enters, and reads the counters. `made`: it is new. 0 or -errno. */
-static int prepare(const struct fns_cgroups *groups, struct fns_leaf *leaf, int made)
+static int prepare(const struct fns_cgroups *groups, struct fns_cgroup *cgroup, int made)
 {
     const struct fns_cgroup_plan *plan = &groups->plan;
     int ret = 0;
-    leaf->n_fds = 0;
+    cgroup->n_fds = 0;
     for (unsigned i = 0; !made && ret >= 0 && i < plan->n_hierarchies; i++)
         if (needs_new(plan, i))
-            ret = renew_part(groups, i, leaf->number);
+            ret = renew_part(groups, i, cgroup->number);
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
         /* Writing to cgroup.procs takes a lock against all forks. If nobody has for a while, that waits for an RCU
          * grace period, some 16 ms. A process that moves its only thread, by "tasks", does not take it. */
         const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
-        ret = fns_above_stdio(open_file(plan, i, leaf->number, file, O_WRONLY));
+        ret = fns_above_stdio(open_file(plan, i, cgroup->number, file, O_WRONLY));
         if (ret >= 0)
-            leaf->fds[leaf->n_fds++] = ret;
+            cgroup->fds[cgroup->n_fds++] = ret;
     }
-    leaf->clone_into = 0;
+    cgroup->clone_into = 0;
     if (ret >= 0 && plan->hierarchies[0].unified) {
-        ret = fns_above_stdio(open_file(plan, 0, leaf->number, "", O_RDONLY | O_DIRECTORY));
+        ret = fns_above_stdio(open_file(plan, 0, cgroup->number, "", O_RDONLY | O_DIRECTORY));
         if (ret >= 0)
-            leaf->fds[leaf->n_fds++] = ret;
-        leaf->clone_into = 1;
+            cgroup->fds[cgroup->n_fds++] = ret;
+        cgroup->clone_into = 1;
     }
     for (unsigned i = 0; ret >= 0 && i < plan->n_counters; i++) {
         const struct fns_cgroup_counter *counter = &plan->counters[i];
         if (counter->reset && *counter->reset)
-            fns_leaf_write(plan, counter->hierarchy, leaf->number, counter->file, counter->reset);
-        leaf->before[i] = fns_leaf_counter(plan, leaf->number, counter);
+            fns_cgroup_write(plan, counter->hierarchy, cgroup->number, counter->file,
+                             counter->reset);
+        cgroup->before[i] = fns_cgroup_count(plan, cgroup->number, counter);
     }
     return ret < 0 ? ret : 0;
 }
@@ -355,46 +356,46 @@ static int take_number(struct fns_cgroups *groups, int *made)
     return ret < 0 ? ret : number;
 }
 
-int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
-                  struct fns_error *error)
+int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struct fns_args *args,
+                    struct fns_error *error)
 {
     int ret = -EBUSY, made;
-    leaf->number = -1;
-    leaf->n_fds = 0;
+    cgroup->number = -1;
+    cgroup->n_fds = 0;
     if (!groups)
         return 0;
     /* EBUSY: it looked empty but could not be made anew. */
     for (int tries = 0; ret == -EBUSY && tries < TAKE_TRIES; tries++) {
-        ret = leaf->number = take_number(groups, &made);
+        ret = cgroup->number = take_number(groups, &made);
         if (ret < 0)
             break;
-        ret = prepare(groups, leaf, made);
+        ret = prepare(groups, cgroup, made);
         if (ret == 0 && groups->watch)
-            ret = fns_cpu_watch_add(groups->watch, leaf);
+            ret = fns_cpu_watch_add(groups->watch, cgroup);
         if (ret < 0)
-            close_fds(leaf);
+            close_fds(cgroup);
         if (ret < 0)
-            put_back(groups, (struct waiting){.number = leaf->number}, 0);
+            put_back(groups, (struct waiting){.number = cgroup->number}, 0);
     }
     if (ret < 0) {
-        leaf->number = -1;
+        cgroup->number = -1;
         return fns_set_error(error, FNS_STAGE_CGROUP, -1, ret);
     }
-    args->groups = leaf->fds;
-    args->n_groups = leaf->n_fds;
-    args->clone_into = leaf->clone_into;
+    args->groups = cgroup->fds;
+    args->n_groups = cgroup->n_fds;
+    args->clone_into = cgroup->clone_into;
     return 0;
 }
 
-void fns_leaf_entered(struct fns_leaf *leaf)
+void fns_cgroup_entered(struct fns_cgroup *cgroup)
 {
-    close_fds(leaf);
+    close_fds(cgroup);
 }
 
 static uint64_t count(const struct fns_cgroups *groups, int number,
                       const struct fns_cgroup_counter *counter, uint64_t before)
 {
-    uint64_t value = fns_leaf_counter(&groups->plan, number, counter);
+    uint64_t value = fns_cgroup_count(&groups->plan, number, counter);
     if (value == FNS_NO_COUNT || before == FNS_NO_COUNT)
         return FNS_NO_COUNT;
     if (!counter->peak)
@@ -403,29 +404,29 @@ static uint64_t count(const struct fns_cgroups *groups, int number,
     return counter->reset || value > before ? value : FNS_NO_COUNT;
 }
 
-void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf)
+void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup)
 {
-    close_fds(leaf);
-    if (!groups || leaf->number < 0)
+    close_fds(cgroup);
+    if (!groups || cgroup->number < 0)
         return;
     for (int kind = 0; kind < FNS_COUNTS; kind++)
-        leaf->counts[kind] = FNS_NO_COUNT;
+        cgroup->counts[kind] = FNS_NO_COUNT;
     int spent = 0;
     if (groups->watch) { /* before the number is used again */
-        spent = fns_cpu_watch_remove(groups->watch, leaf->number);
-        leaf->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)spent;
+        spent = fns_cpu_watch_remove(groups->watch, cgroup->number);
+        cgroup->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)spent;
     }
     for (unsigned i = 0; i < groups->plan.n_counters; i++) {
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
-        leaf->counts[counter->kind] = count(groups, leaf->number, counter, leaf->before[i]);
+        cgroup->counts[counter->kind] = count(groups, cgroup->number, counter, cgroup->before[i]);
     }
     /* After a write to its cgroup.kill, Linux kills whatever is cloned into a cgroup: it compares the number of such
      * writes to this cgroup and to that of the process that clones. */
-    if (!spent || remove_all(groups, leaf->number) < 0) {
-        int empty = !spent && is_empty(groups, leaf->number, 0);
-        put_back(groups, (struct waiting){.number = leaf->number, .spent = spent}, empty);
+    if (!spent || remove_all(groups, cgroup->number) < 0) {
+        int empty = !spent && is_empty(groups, cgroup->number, 0);
+        put_back(groups, (struct waiting){.number = cgroup->number, .spent = spent}, empty);
     }
-    leaf->number = -1;
+    cgroup->number = -1;
 }
 
 int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)

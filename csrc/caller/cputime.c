@@ -76,7 +76,7 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
     if (pidfd < 0)
         return;
     size_t length = (size_t)snprintf(line, sizeof line, "%d\n", pid);
-    fns_leaf_read(watch->plan, watch->counter->hierarchy, number, PROCS, text, sizeof text);
+    fns_cgroup_read(watch->plan, watch->counter->hierarchy, number, PROCS, text, sizeof text);
     for (const char *at = text; (at = strstr(at, line)); at += length)
         if (at == text || at[-1] == '\n') {
             fns_kill_by(pidfd);
@@ -90,11 +90,11 @@ static void kill_all(const struct fns_cpu_watch *watch, int number)
 {
     unsigned hierarchy = watch->counter->hierarchy;
     if (watch->plan->hierarchies[hierarchy].unified &&
-        fns_leaf_write(watch->plan, hierarchy, number, "cgroup.kill", "1") == 0)
+        fns_cgroup_write(watch->plan, hierarchy, number, "cgroup.kill", "1") == 0)
         return; /* Linux 5.14 */
     for (int round = 0; round < MAX_ROUNDS; round++) {
         char text[PIDS_SIZE], *save = NULL;
-        int n = fns_leaf_read(watch->plan, hierarchy, number, PROCS, text, sizeof text);
+        int n = fns_cgroup_read(watch->plan, hierarchy, number, PROCS, text, sizeof text);
         if (n <= 0)
             return;
         if (n == (int)sizeof text - 1 && strrchr(text, '\n'))
@@ -108,7 +108,7 @@ static void kill_all(const struct fns_cpu_watch *watch, int number)
 static void look(const struct fns_cpu_watch *watch, struct watched *one, uint64_t now)
 {
     uint64_t limit = watch->plan->cpu_time_ns, pause = SHORTEST_NS;
-    uint64_t value = fns_leaf_counter(watch->plan, one->number, watch->counter);
+    uint64_t value = fns_cgroup_count(watch->plan, one->number, watch->counter);
     uint64_t used = value == FNS_NO_COUNT || value < one->before ? 0 : value - one->before;
     if (used >= limit) {
         one->over = 1;
@@ -159,12 +159,12 @@ static int start(struct fns_cpu_watch *watch)
     return -ret;
 }
 
-int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_leaf *leaf)
+int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgroup)
 {
     int ret = 0;
     struct watched one = {
-        .number = leaf->number,
-        .before = leaf->before[watch->counter - watch->plan->counters],
+        .number = cgroup->number,
+        .before = cgroup->before[watch->counter - watch->plan->counters],
         .next = fns_now() + watch->plan->cpu_time_ns / watch->cpus,
     };
     if (one.before == FNS_NO_COUNT)

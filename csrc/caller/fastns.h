@@ -107,12 +107,12 @@ struct fns_cgroup_plan {
 };
 
 /* One sandbox's cgroups. */
-struct fns_leaf {
+struct fns_cgroup {
     int number; /* -1: none */
     uint32_t n_fds, clone_into;
     int fds[FNS_MAX_GROUPS];
     uint64_t before[FNS_COUNTS]; /* the plan's counters before the start */
-    uint64_t counts[FNS_COUNTS]; /* by kind, after fns_leaf_give() */
+    uint64_t counts[FNS_COUNTS]; /* by kind, after fns_cgroup_give() */
 };
 
 /* A pool of cgroups, for any number of threads, but not for a forked process. fns_cgroups_remove(): removes the
@@ -123,13 +123,13 @@ int fns_cgroups_open(struct fns_cgroups **groups, const struct fns_cgroup_plan *
 int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms);
 void fns_cgroups_close(struct fns_cgroups *groups);
 
-/* fns_leaf_take(): a cgroup for one sandbox, and the arguments with which it enters; `groups` NULL: none. 0, or
- * -errno and `error`. fns_leaf_entered(): when the start has ended. fns_leaf_give(): when the sandbox has been
+/* fns_cgroup_take(): a cgroup for one sandbox, and the arguments with which it enters; `groups` NULL: none. 0, or
+ * -errno and `error`. fns_cgroup_entered(): when the start has ended. fns_cgroup_give(): when the sandbox has been
  * reaped, or its start has failed. */
-int fns_leaf_take(struct fns_cgroups *groups, struct fns_leaf *leaf, struct fns_args *args,
-                  struct fns_error *error);
-void fns_leaf_entered(struct fns_leaf *leaf);
-void fns_leaf_give(struct fns_cgroups *groups, struct fns_leaf *leaf);
+int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struct fns_args *args,
+                    struct fns_error *error);
+void fns_cgroup_entered(struct fns_cgroup *cgroup);
+void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup);
 
 struct fns_result {
     int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
@@ -302,7 +302,7 @@ struct fns_job {
 
     struct fns_error error; /* stage NONE: it ran */
     struct fns_result result;
-    struct fns_leaf leaf;
+    struct fns_cgroup cgroup;
     int timed_out;
 };
 

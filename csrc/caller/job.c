@@ -70,7 +70,7 @@ static void end_killed(struct fns_job *job)
 static void reset(struct fns_job *job)
 {
     struct fns_io *io = &job->io;
-    job->leaf.number = -1;
+    job->cgroup.number = -1;
     io->process = (struct fns_process){.pidfd = -1, .control = -1};
     io->fds[0] = io->fds[1] = io->fds[2] = -1;
 }
@@ -97,15 +97,15 @@ int fns_job_start(struct fns_job *job, int connection)
     if (ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
     else
-        ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
+        ret = fns_cgroup_take(job->groups, &job->cgroup, &args, &job->error);
     if (ret == 0)
         ret = start_process(job, &args, connection);
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
-    fns_leaf_entered(&job->leaf);
+    fns_cgroup_entered(&job->cgroup);
     if (ret < 0) {
-        fns_leaf_give(job->groups, &job->leaf);
+        fns_cgroup_give(job->groups, &job->cgroup);
         fns_io_close(io);
     }
     if (ret == -ETIME && io->process.late) { /* before its command ran */
@@ -128,7 +128,7 @@ int fns_job_spawn(struct fns_job *job, int connection)
     int ret = check_arguments(job);
     if (ret < 0)
         return ret;
-    ret = fns_leaf_take(job->groups, &job->leaf, &args, &job->error);
+    ret = fns_cgroup_take(job->groups, &job->cgroup, &args, &job->error);
     if (ret < 0)
         return ret;
     if (job->server)
@@ -136,9 +136,9 @@ int fns_job_spawn(struct fns_job *job, int connection)
                                &job->error);
     else
         ret = fns_spawn(job->plan, &args, 0, &job->io.process, &job->error);
-    fns_leaf_entered(&job->leaf);
+    fns_cgroup_entered(&job->cgroup);
     if (ret < 0)
-        fns_leaf_give(job->groups, &job->leaf);
+        fns_cgroup_give(job->groups, &job->cgroup);
     return ret;
 }
 
@@ -189,7 +189,7 @@ void fns_job_finish(struct fns_job *job)
     int ret = io->killed ? fns_io_finish(io) : 0;
     fns_io_close(io);
     int reaped = reap(job);
-    fns_leaf_give(job->groups, &job->leaf);
+    fns_cgroup_give(job->groups, &job->cgroup);
     /* BROKEN: killed together with the server, which did not answer. */
     if (reaped < 0 && io->killed &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {

@@ -89,7 +89,7 @@ cdef class CgroupPool:
         free(self.counters)
 
 
-cdef object _counts(const c.fns_leaf *leaf):
+cdef object _counts(const c.fns_cgroup *cgroup):
     """Name -> count; None: not known."""
-    return {name: None if leaf.counts[i] == c.FNS_NO_COUNT else leaf.counts[i]
+    return {name: None if cgroup.counts[i] == c.FNS_NO_COUNT else cgroup.counts[i]
             for i, name in enumerate(COUNTS)}

@@ -105,7 +105,7 @@ cdef class _Jobs:
             out = PyBytes_FromStringAndSize(io.output[0].data, io.output[0].size)
         if job.pipes & c.FNS_PIPE_STDERR:
             err = PyBytes_FromStringAndSize(io.output[1].data, io.output[1].size)
-        counts = None if job.groups == NULL else _counts(&job.leaf)
+        counts = None if job.groups == NULL else _counts(&job.cgroup)
         return (_result(&io.process, &job.result, counts), out, err,
                 (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0)
 

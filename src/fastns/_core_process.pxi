@@ -20,7 +20,7 @@ cdef class Process:
     cdef Server server  # that started it; None: it is a child of this process
     cdef int owner  # the process that started it: a forked copy of this object kills nothing
     cdef CgroupPool groups
-    cdef c.fns_leaf leaf
+    cdef c.fns_cgroup cgroup
     cdef int users  # threads in a call that uses the pidfd: the last one closes it
     cdef bint borrowed  # the pidfd was opened for these calls alone
 
@@ -119,7 +119,7 @@ cdef class Process:
             raise SpawnError("init", self.result.lost, hint=(
                 "the reaper could not report how the command ended"))
         return _result(&self.process, &self.result,
-                       None if self.groups is None else _counts(&self.leaf))
+                       None if self.groups is None else _counts(&self.cgroup))
 
     cdef int reap_now(self) noexcept:
         """0, -EAGAIN, or -errno."""
@@ -148,7 +148,7 @@ cdef class Process:
 
     cdef void give_leaf(self) noexcept:
         if self.groups is not None and self.owner == getpid():
-            c.fns_leaf_give(self.groups.groups, &self.leaf)
+            c.fns_cgroup_give(self.groups.groups, &self.cgroup)
 
     def kill(self, int signal):
         """Sends a signal to the first process; 0, or the errno."""
@@ -213,7 +213,7 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result, obj
 cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
     new.groups = groups
-    new.leaf = job.leaf
+    new.cgroup = job.cgroup
     process = &job.io.process
     new.plan = plan
     new.process = process[0]

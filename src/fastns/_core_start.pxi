@@ -83,5 +83,5 @@ cdef void _set_job(c.fns_job *job, Plan plan, _Arguments arguments, CgroupPool g
     job.plan = &plan.plan
     job.args = arguments.args
     job.groups = NULL if groups is None else groups.groups
-    job.leaf.number = -1
+    job.cgroup.number = -1
     job.io.process.pidfd = job.io.process.control = -1

@@ -162,7 +162,7 @@ cdef extern from "caller/fastns.h" nogil:
         const char *reclaim_text
         uint64_t cpu_time_ns
 
-    struct fns_leaf:
+    struct fns_cgroup:
         int number
         uint64_t counts[1]  # FNS_COUNTS
 
@@ -173,7 +173,7 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_cgroups_remove(fns_cgroups *groups, unsigned patience_ms)
     void fns_cgroups_close(fns_cgroups *groups)
     const char *fns_count_name(unsigned kind)
-    void fns_leaf_give(fns_cgroups *groups, fns_leaf *leaf)
+    void fns_cgroup_give(fns_cgroups *groups, fns_cgroup *cgroup)
 
     struct fns_result:
         int code
@@ -211,7 +211,7 @@ cdef extern from "caller/fastns.h" nogil:
         fns_io io
         fns_error error
         fns_result result
-        fns_leaf leaf
+        fns_cgroup cgroup
         int timed_out
 
     struct fns_batch:
