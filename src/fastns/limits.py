@@ -49,7 +49,7 @@ def parse_size(field: str, value: Any) -> int:
     if isinstance(value, str) and (match := SIZE.fullmatch(value)) is not None:
         size = int(match[1]) * UNITS[(match[2] or "").lower()]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_BYTES:
-        raise SpecError(field, f'{shown(size)}: bytes, or text such as "64m" or "1g" expected')
+        raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
     return size
 
 
