@@ -170,7 +170,7 @@ install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 FILTER := src/fastns/seccomp.py $(wildcard src/fastns/_policy/seccomp_*.py) \
     $(patsubst %,src/fastns/_policy/%.py,bpf filters syscalls)
 
-$(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.[ch] src/fastns/*.p[yx][xd]) $(FILTER) | packages
+$(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.* src/fastns/*.p[yx][xd]) $(FILTER) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo '$(PYTHON) is older than 3.11: make PYTHON=python3.11'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -38,6 +38,7 @@ PROGRAM = [
     "-nostdlib",
     "-s",
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
+    "-Wno-unused-parameter",  # every op has the same
 ]
 
 # fastns-exec: static, because a loader would take as long as half a start.
@@ -52,7 +53,7 @@ def sources(*folders: str) -> list[Path]:
 def build_id() -> str:
     """What a plan file is for: equal sources, equal layout of what they hand each other."""
     digest = hashlib.sha256(os.uname().machine.encode())
-    for path in sorted(Path("csrc").rglob("*.[ch]")):
+    for path in sorted(Path("csrc").rglob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -162,7 +163,7 @@ setup(
             ["src/fastns/_core.pyx", "src/fastns/_entry.c"],
             define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
             include_dirs=["csrc"],
-            depends=[str(path) for path in Path("csrc").rglob("*.[ch]")],
+            depends=[str(path) for path in Path("csrc").rglob("*.*")],
             extra_compile_args=["-O2", "-pthread"],
             # Every symbol is bound at load: the child must not enter the dynamic linker.
             extra_link_args=["-Wl,-z,now", "-pthread"],

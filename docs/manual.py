@@ -1,6 +1,6 @@
 """Writes docs/fastns.1, the manual page, from the parsers of the command line: `make manual`.
 
-A test compares the two, so that the page says what --help says.
+A test compares the two, so the page always says what --help says.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ fastns \- isolated processes, by Linux namespaces
 """
 ABOUT = r"""
 .SH DESCRIPTION
-Each sandbox is a process in namespaces of its own. Without
+Each sandbox is a process with its own namespaces. Without
 .B \-\-rootfs
-it sees the system directories of the host, read-only, and a /tmp of its own; no network but lo;
-and none of the caller's environment.
+it sees the system directories of the host, read-only, and a /tmp of its own. It has no network but
+lo, and does not inherit the caller's environment.
 .PP
-Errors go to stderr: one line, and a hint how to mend it.
+An error is one line on stderr. If there is a remedy, a second line has a hint.
 """
 FOOT = r"""
 .SH SEE ALSO
@@ -56,7 +56,7 @@ def _synopsis(verb: Verb) -> str:
 
 
 def _section(verb: Verb, first: Verb) -> str:
-    """A verb's own options; those that it shares with `run` are there."""
+    """A verb with its own options. Those that it shares with `run` are listed there."""
     name = " ".join(filter(None, ("fastns", verb.name, verb.action)))
     lines = [f".SH {_text(name.upper())}", _text(verb.about)]
     for group in verb.groups:
@@ -66,7 +66,12 @@ def _section(verb: Verb, first: Verb) -> str:
         for option in own:
             lines += _option(option)
     if verb is not first and len(set(verb.options) & set(first.options)) > 1:
-        lines += [".PP", "It takes the options of", ".B fastns run", "that describe a sandbox."]
+        lines += [
+            ".PP",
+            "It also takes the options of",
+            ".B fastns run",
+            "that describe a sandbox.",
+        ]
     if verb.epilog:
         lines += [".PP", *_epilog(verb.epilog)]
     return "\n".join([*lines, ""])
@@ -79,7 +84,7 @@ def _option(option: Option) -> list[str]:
 
 
 def _epilog(text: str) -> list[str]:
-    """One paragraph, or lines as they are."""
+    """One paragraph, or lines that keep their breaks."""
     if "\n" not in text:
         return [_text(text)]
     lines = [_text(line) or "" for line in text.rstrip("\n").split("\n")]
@@ -87,7 +92,7 @@ def _epilog(text: str) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Plain words for roff: no line is taken for a request, no dash for a hyphen."""
+    """Escape text for roff, so that no line is taken for a request and no dash for a hyphen."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("%%", "%")
     return re.sub(r"(?m)^([.'])", r"\&\1", escaped)
 

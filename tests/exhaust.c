@@ -1,7 +1,8 @@
-/* Takes all it can get of something that the host shares out: `exhaust WHAT [NUMBER]`.
+/* Takes as much as it can of a resource that all of the host share: `exhaust WHAT [NUMBER]`.
  *
- * Prints how much that was, at most NUMBER, then the errno that ended it, and holds it until its stdin
- * is closed. `core` asks for other limits on core dumps; `crash` ends by a signal that dumps core.
+ * Prints how much it got, at most NUMBER, and the errno that ended it, then keeps it until its
+ * stdin is closed. `core` tries other limits on core dumps; `crash` ends by a signal that dumps
+ * core.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +30,7 @@ static void raise_soft_limit(int resource)
     setrlimit((__rlimit_resource_t)resource, &limit);
 }
 
-/* One message with so many fds, all the same, into a socket that nobody reads from. */
+/* Sends one message with this many fds, all the same, into a socket that nobody reads. */
 static int send_fds(int socket, int n)
 {
     union {
@@ -95,7 +96,7 @@ static void take(int (*one)(void), int most)
         ;
 }
 
-/* A line: what the call said, and the limit after it. */
+/* Prints the result of the call, and the limit after it. */
 static void show_core(const char *name, long result)
 {
     int err = result < 0 ? errno : 0;
@@ -108,7 +109,7 @@ static void ask_for_core(void)
 {
     const struct rlimit none = {0, 0}, soft = {0, 1};
     struct rlimit old = {7, 7};
-    const long high = 1l << 32; /* bits that the kernel does not look at */
+    const long high = 1l << 32; /* bits that the kernel ignores */
     show_core("as it is", 0);
     show_core("setrlimit", syscall(SYS_setrlimit, RLIMIT_CORE, &soft));
     show_core("setrlimit-high", syscall(SYS_setrlimit, RLIMIT_CORE | high, &soft));
@@ -122,8 +123,8 @@ static void ask_for_core(void)
     show_core("other", setrlimit(RLIMIT_FSIZE, &none));
 }
 
-/* A child asks for a limit of 0, with which a handler runs, and crashes: its signal, and whether the
- * kernel says that it dumped core. */
+/* A child sets a limit of 0, with which a handler runs, and crashes. Prints its signal, and whether the
+ * kernel reports a core dump. */
 static void crash(void)
 {
     int status;

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Boots another Linux kernel over this machine's own file system and runs a command there, as root.
 #
-# The kernels are Debian's, from the mirror this machine's apt uses: downloaded and unpacked below
-# build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. Inside, the file system
-# is this one, read only; what is written to the checkout, /etc, /usr, /var, /tmp and a few more stays
-# in the guest's memory. /tmp, /var/tmp and build/rootfs are on a disk of its own, ext4, forgotten
-# too: those file systems cannot be shown with other ids (idmapped mounts), nor tmpfs before 6.3.
+# The kernels are Debian's, from the mirror that this machine's apt uses. They are downloaded and
+# unpacked below build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. The guest
+# sees this file system, read-only; what it writes to the checkout, /etc, /usr, /var, /tmp and a few
+# more stays in its memory. /tmp, /var/tmp and build/rootfs are on an ext4 disk of the guest's, which
+# is dropped too, because the guest's other file systems cannot be idmapped, nor tmpfs before 6.3.
 # Cgroups are of version 2, with all controllers.
 #
 # Usage: tests/kernels.sh get [KERNEL…]         downloads (default: all of them)
@@ -28,7 +28,7 @@ fail() {
     exit 125
 }
 
-# Which suite has it; which packages it is, once the names of a suite's packages are on stdin.
+# The suite that has a kernel; and its packages, given the names of a suite's packages on stdin.
 suite_of() {
     case $1 in
     6.1) echo bookworm ;;
@@ -38,8 +38,8 @@ suite_of() {
     esac
 }
 
-# The unsigned builds hold all in one package. Of 7.x there are none, and the kernel and its
-# modules are two packages.
+# The unsigned builds have everything in one package. There are none of 7.x, of which the kernel and
+# its modules are two packages.
 packages_of() {
     local version
     case $1 in
@@ -53,7 +53,7 @@ packages_of() {
     esac
 }
 
-# ---- downloading: an apt of its own, which leaves the machine's as it is ----
+# ---- downloading, with an apt configuration of its own ----
 
 apt_options=()
 make_apt() { # SUITE
@@ -108,8 +108,8 @@ boot() { # KERNEL COMMAND...
     [ -f "$disk" ] || fail "the disk is not there: tests/kernels.sh disk"
     shift
 
-    # Over the read-only view of this machine the guest finds its command in a file; the pipes keep
-    # its devices from being what the command has as stdin, stdout and stderr.
+    # The guest finds its command in a file, in its view of this machine. The pipes give the command
+    # other files than the guest's devices as stdin, stdout and stderr.
     run=$(mktemp -d "$kernels/run-XXXXXX")
     {
         printf '('
@@ -119,8 +119,8 @@ boot() { # KERNEL COMMAND...
         printf ') </dev/null 2>&1 | cat; exit "${PIPESTATUS[0]}"\n'
     } >"$run/command"
 
-    # In the background, so that a signal to this script ends the guest too. QEMU opens its stdout
-    # anew, which would empty a file: the pipe keeps it from that.
+    # In the background, so that a signal to this script also ends the guest. QEMU opens its stdout
+    # again, which would truncate a file; hence the pipe.
     PATH=$top/.venv/bin:$PATH timeout --kill-after=5 "${FASTNS_KERNEL_TIMEOUT:-600}" \
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
         --append tsc=reliable --qemu-opts="-global virtio-serial-pci.ioeventfd=off \

@@ -1,9 +1,9 @@
 #!/bin/bash
-# The guest's side of tests/kernels.sh: runs there as root, and then the command in it.
+# The guest's side of tests/kernels.sh: runs there as root, then runs the command.
 #
-# The guest's own root asks the host for every read. This makes another one over a view of the same
-# files that the guest's kernel may keep in memory, with a layer over it that takes what is written,
-# and then runs the command there. What has to be on a file system of a disk is on one.
+# The guest's own root reads everything from the host. This makes another root over a view of the same
+# files that the guest's kernel may cache, with a layer over it for what is written, and runs the
+# command there. What has to be on a disk's file system is on one.
 # Usage: kernels_guest.sh DIRECTORY COMMAND [ARG…]
 set -euo pipefail
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Tests in a guest of tests/kernels.sh: as root, and beside it as an unprivileged user with a part of
-# the cgroup tree delegated to it, as systemd does. Ends with how both have ended.
+# the cgroup tree delegated to it, as systemd does. Exits with 0 if both succeed.
 # Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
 set -euo pipefail
 
@@ -21,7 +21,7 @@ user=fastns-test
 prepared=build/kernels/user
 away=/var/tmp/fastns-test
 
-# A block device to read from, and swap: neither is there.
+# A block device to read from, and swap: the guest has neither.
 modprobe brd rd_nr=1 rd_size=16384
 modprobe zram num_devices=1
 echo 128M >/sys/block/zram0/disksize

@@ -1,4 +1,5 @@
-/* A program interpreter (the place of ld.so) for a hostile root: tells which file it was started for.
+/* A program interpreter (in the place of ld.so) for a hostile root: reports which file it was
+ * started for.
  *
  * Prints the device and inode of /proc/self/exe as "MAJOR MINOR INODE" on stdout and exits 0. It
  * opens nothing for writing. Without libc: it runs where the real loader should, before any

@@ -1,15 +1,46 @@
 """Compiles plans for made-up callers. With the fixture made_up_host they are the same on every
-machine."""
+machine.
+
+All that tests take from the compiler is imported here.
+"""
 
 from __future__ import annotations
 
 import re
 
 from fastns import _core, _view
-from fastns._compile import Caller, compile_for
-from fastns._compile_template import compile_template_for
+from fastns._compile import compile_for, search_path
+from fastns._compile.caller import Caller, is_spared
+from fastns._compile.decide import Decisions, decide
+from fastns._compile.ops import Op
+from fastns._compile.template import compile_template_for
+from fastns.capabilities import mask
 from fastns.spec import Spec
 
+__all__ = [
+    "ALL",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
+    "IDS",
+    "NESTED",
+    "ROOT",
+    "TREES",
+    "USER",
+    "Caller",
+    "Op",
+    "compiled",
+    "decided",
+    "is_spared",
+    "of_this_caller",
+    "search_path",
+    "steps",
+    "template",
+]
+
+CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE = (
+    mask([f"CAP_{name}"]) for name in ("SETUID", "SYS_ADMIN", "SYS_PTRACE")
+)
 ALL = 2**41 - 1  # every capability
 ROOT = Caller(0, 0, True, ALL, True)
 USER = Caller(1000, 1000, True, 0, True)
@@ -24,9 +55,18 @@ def compiled(spec: Spec, caller: Caller) -> _core.Plan:
     return compile_for(spec, caller, LAYOUT)
 
 
-def template(spec: Spec, caller: Caller) -> _core.Plan:
+def decided(spec: Spec, caller: Caller) -> Decisions:
+    return decide(spec, caller, LAYOUT)
+
+
+def of_this_caller(spec: Spec, layout: _view.Layout | None = None) -> _core.Plan:
+    """A new plan, as fastns.compile() makes it."""
+    return compile_for(spec, Caller.current(), layout)
+
+
+def template(spec: Spec, caller: Caller, netns_pool: int = 0) -> _core.Plan:
     """The plan of a template's server, which contains the plan of each sandbox."""
-    return compile_template_for(spec, caller, LAYOUT)
+    return compile_template_for(spec, caller, LAYOUT, netns_pool)
 
 
 def steps(plan: _core.Plan | None) -> list[str]:

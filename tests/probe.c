@@ -1,9 +1,9 @@
 /* The probe: a static program that runs inside a sandbox and reports what it sees.
  *
- * Runs as the sandbox's command, often as its pid 1, in a root that may hold nothing but this file.
- * Without an option it prints one JSON object on stdout; what cannot be read (no /proc, say) is
- * null. Bytes outside ASCII are printed as they are: decode with surrogateescape. With an option it
- * does one thing, for tests that need a process with a known behaviour; see usage() below.
+ * Runs as the sandbox's command, often as its pid 1, in a root that may contain only this file.
+ * Without an option it prints one JSON object on stdout; what cannot be read (without /proc, for
+ * example) is null. Bytes outside ASCII are printed as they are: decode with surrogateescape. With an
+ * option it does one thing, for tests that need a process with a known behaviour; see usage() below.
  *
  * Exit status: 0 done; 1 a step failed, with "probe: STEP PATH: ENAME" on stderr; 2 wrong usage.
  */
@@ -144,7 +144,7 @@ static char *read_text(const char *path)
     return got < 0 ? NULL : text;
 }
 
-/* Of a line of /proc/self/status; -1: there is none, or no /proc. */
+/* The number in a line of /proc/self/status, or -1 without the line or without /proc. */
 static int64_t status_number(const char *name)
 {
     const char *text = read_text("/proc/self/status"), *line = text ? strstr(text, name) : NULL;
@@ -452,7 +452,7 @@ static void report_privileges(void)
     number_field("parent_death_signal", parent_death);
 }
 
-/* Of the session; where the calls are refused, how. */
+/* The session keyring, or how the calls are refused. */
 static void report_keyring(void)
 {
     long keyring = syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0);
@@ -784,7 +784,7 @@ static int do_fork_hold(char **args)
     return fork_sleep(args, true);
 }
 
-/* Makes orphans that exit at once and prints how many of them nobody reaped within a second. */
+/* Makes orphans that exit at once. Prints how many of them nobody reaped within a second. */
 static int do_zombies(char **args)
 {
     enum { MOST = 1024 };
@@ -902,7 +902,7 @@ static void key_result(const char *name, long result)
     string_field(name, result < 0 ? strerrorname_np(errno) : "worked");
 }
 
-/* What is to be had of a key of the caller's (keyctl(2)), and the keyrings that are in reach. */
+/* What can be done with a key of the caller (keyctl(2)), and the keyrings that can be reached. */
 static int do_keys(char **args)
 {
     long key = atol(args[0]);
@@ -920,7 +920,7 @@ static int do_keys(char **args)
     return 0;
 }
 
-/* Refuses itself to read files, by Landlock (landlock(7)), and then tries to. */
+/* Takes away its own right to read files, by landlock(7), and then tries to. */
 static int do_restrict(char **args)
 {
     uint64_t handled = 1 << 2; /* LANDLOCK_ACCESS_FS_READ_FILE */

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Builds the package with every interpreter that is found, and runs the unit tests there and some of
-# the sandbox tests: those in which Python itself has the larger part. Each interpreter has a virtual
-# environment of its own below build/pythons. They are looked for on PATH and among pyenv's. The last
-# line names those that are not found; of `newer`, it names none.
+# Builds the package with every interpreter found, and runs the unit tests and some sandbox tests
+# with it: those that depend most on Python itself. Each interpreter has a virtual environment of its
+# own below build/pythons. Interpreters are looked for on PATH and among pyenv's. The last line names
+# the expected ones that are missing; those of `newer` are optional.
 #
 # Usage: tests/pythons.sh [ARG…]   ARG goes to pytest; PYTHONS="3.12 3.13" picks some.
 set -euo pipefail
@@ -14,7 +14,7 @@ slice=(tests/sandbox/test_{handle,results,pipes,batch,template,threads}.py
     tests/sandbox/test_{interrupted,caller_unharmed,leaks,lost}.py)
 build=$PWD/build/pythons
 
-# The newest patch of a version, with a GIL: a free-threaded one is another interpreter.
+# The newest patch release of a version, with a GIL: a free-threaded build is another interpreter.
 find_python() { # VERSION
     local candidate
     for candidate in "$(command -v "python$1" || true)" \

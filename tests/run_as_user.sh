@@ -1,11 +1,10 @@
 #!/bin/bash
 # Runs pytest as an unprivileged user. Arguments go to pytest.
 #
-# Not root: runs in .venv, as the caller. Root: as "fastns-test", who may be unable to enter this
-# checkout or its virtual environment, so everything is taken elsewhere first: the source archive
-# is built, installed into a fresh environment of Debian's own python3 below /var/tmp, where any user
-# may go, and the tests are copied beside it.
-# This is also the test that the source archive holds all it takes to build the package.
+# A user who is not root runs it in .venv. Root runs it as "fastns-test", who may be unable to enter
+# this checkout or its virtual environment. So the source archive is built and installed into a fresh
+# environment of Debian's own python3 below /var/tmp, where any user may go, and the tests are copied
+# beside it. This also tests that the source archive has everything it takes to build the package.
 #
 # Usage: tests/run_as_user.sh [ARG…]
 #        tests/run_as_user.sh --prepare DIRECTORY          only makes all that, there
@@ -27,7 +26,7 @@ prepare() { # DIRECTORY
     /usr/bin/python3 -m venv "$away/venv"
     "$away/venv/bin/python" -m pip install --quiet "${archives[0]}[test]"
 
-    # Beside the tests: what tests may read. Not src/, so that only the installed package is imported.
+    # The tests and what they read. Not src/, so that only the installed package is imported.
     for name in tests csrc docs examples benchmarks pyproject.toml setup.py Makefile ./*.md; do
         if [ -e "$name" ]; then cp -a "$name" "$away/"; fi
     done
@@ -37,7 +36,7 @@ prepare() { # DIRECTORY
     chown "$user:" "$away"
 }
 
-# In $away. As no child of this script: then none of root's stays in the cgroup of who runs it.
+# In $away. It replaces the shell, so that no process of root's stays in the cgroup of the user.
 run() { # [ARG…]
     cd "$away"
     exec setpriv --reuid="$user" --regid="$user" --init-groups --inh-caps=-all \

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Prepares a Debian 12 machine for the tests. Safe to run again: what is there already is kept.
+# Prepares a Debian 12 machine for the tests. Can be run again: what exists is kept.
 #
 # Installs the missing Debian packages, makes the unprivileged user "fastns-test" with ranges of
 # subordinate ids, and two root file systems, build/rootfs/debian and build/rootfs/busybox.
@@ -48,12 +48,12 @@ make_user() {
         echo "setup: making the user $user"
         as_root useradd --create-home --shell /bin/bash "$user"
     fi
-    # useradd hands out ranges by itself unless login.defs says otherwise.
+    # useradd assigns ranges by itself unless login.defs says otherwise.
     grep -q "^$user:" /etc/subuid || as_root usermod --add-subuids 2000000-2065535 "$user"
     grep -q "^$user:" /etc/subgid || as_root usermod --add-subgids 2000000-2065535 "$user"
 }
 
-# A minimal Debian, from the package sources this machine itself is configured with.
+# A minimal Debian, from the package sources that this machine is configured with.
 make_debian() {
     local root=$build/rootfs/debian stamp=$build/rootfs/debian.stamp made_by
     made_by=$(sha256sum <"$0")
@@ -70,7 +70,7 @@ make_debian() {
     # Proxies, certificates and clock settings: mmdebstrap does not read them from /etc/apt.
     apt-config dump Acquire |
         grep -E '^Acquire::(http|https|Retries|Check-Date|Check-Valid-Until)[: ]' >"$options" || true
-    # Nothing of this machine stays in it; the three files are there for mounts to cover.
+    # Nothing of this machine stays in it. The three files exist so that mounts can cover them.
     local forget='cd "$1/etc"
         rm -f hosts hostname resolv.conf apt/apt.conf.d/99mmdebstrap
         touch hosts hostname resolv.conf'
@@ -111,7 +111,7 @@ compare)
     ;;
 kernels)
     shift
-    # kmod and file look at a kernel for virtme-ng; udev runs in the guest.
+    # virtme-ng uses kmod and file to look at a kernel; udev runs in the guest.
     packages+=(qemu-system-x86 udev kmod file e2fsprogs)
     install_packages
     as_root "$here/kernels.sh" get "$@"

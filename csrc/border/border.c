@@ -1,19 +1,20 @@
-/* From the clone of a start to the exec of the program. BORDER: it runs in the caller's memory.
+/* From the clone of a start to the exec of the program. Runs in the caller's memory.
  *
- * Everything but this stack is somebody else's, and other threads go on using it. Therefore: raw system
- * calls only; no heap, no locks, no errno or other TLS, no libc function, no writes but to this stack. All
- * signals are blocked, so no handler of the caller's runs here. tests/sandbox/test_child_rule.py compares
- * the symbols of the object file with that list. Whatever need not happen before the exec is the
- * program's to do (program.c).
+ * The caller's other threads go on using that memory. Therefore: raw system calls only; no heap, no locks, no
+ * errno or other TLS, no libc function, and no writes but to this stack. All signals are blocked, so no
+ * handler of the caller runs here. tests/sandbox/test_child_rule.py checks the object file. The program does
+ * whatever need not happen before the exec.
  */
 #include "border.h"
 
 #include "shared/sys.h"
 #include "shared/wire.h"
 
+enum { NOROOT = 1 /* SECBIT_NOROOT */, EXIT_FAILED = 127 };
+
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
-    /* A source among 0, 1 and 2 is saved before one of them is replaced; close_range takes the copy. */
+    /* A source among 0, 1 and 2 is copied before one of them is replaced; close_range closes the copy. */
     int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     *stage = FNS_STAGE_STDIO;
     for (int fd = 0; fd < 3; fd++) {
@@ -42,21 +43,8 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* `type`: f_type of statfs(2) of the file system that has to hold the file. */
-static int write_file(const char *path, uint64_t type, const char *data)
-{
-    long size = (long)fns_length(data);
-    int fd = (int)fns_sys4(__NR_openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd;
-    long result = fns_check_type(fd, type);
-    if (result >= 0)
-        result = fns_write(fd, data, (size_t)size);
-    fns_close(fd);
-    return result == size ? 0 : result < 0 ? (int)result : -EIO;
-}
-
-/* An exec in an unmapped user namespace would take all capabilities. `*at`: the op. */
+/* Runs the ops that write id maps: an exec in an unmapped user namespace would take all capabilities away.
+ * `*at`: the op. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {
     int result = 0;
@@ -65,7 +53,10 @@ static int write_maps(const struct fns_plan *plan, int *at)
         if (op->code != FNS_OP_WRITE || op->stage != FNS_STAGE_ID_MAP)
             continue;
         *at = (int)i;
-        result = write_file(plan->strings + op->target, op->flags, plan->strings + op->data);
+        result = (int)fns_sys4(__NR_openat, AT_FDCWD, plan->strings + op->target,
+                               O_WRONLY | O_CLOEXEC, 0);
+        if (result >= 0)
+            result = fns_write_text(result, op->flags, plan->strings + op->data);
     }
     return result;
 }
@@ -74,30 +65,25 @@ static int write_maps(const struct fns_plan *plan, int *at)
  * ambient (capabilities(7)). */
 static int keep_capabilities(void)
 {
-    const uint32_t header[2] = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
-    uint32_t sets[6]; /* effective, permitted, inheritable; low words first */
-    long bits = fns_sys5(__NR_prctl, 27 /* PR_GET_SECUREBITS */, 0, 0, 0, 0);
-    if (fns_sys0(__NR_geteuid) == 0 && fns_sys0(__NR_getuid) == 0 && bits >= 0 && !(bits & 1))
+    struct fns_capabilities sets;
+    long bits = fns_prctl(PR_GET_SECUREBITS, 0, 0);
+    if (fns_sys0(__NR_geteuid) == 0 && fns_sys0(__NR_getuid) == 0 && bits >= 0 && !(bits & NOROOT))
         return 0;
-    long result = fns_sys2(__NR_capget, header, sets);
-    if (result < 0 || !(sets[1] | sets[4]))
+    long result = fns_capget(&sets);
+    if (result < 0 || !sets.permitted)
         return (int)result;
-    sets[2] |= sets[1];
-    sets[5] |= sets[4];
-    result = fns_sys2(__NR_capset, header, sets);
-    if (result == -EPERM) { /* no exec can keep those that the bounding set lacks */
-        for (unsigned cap = 0; cap < 64; cap++)
-            if (fns_sys5(__NR_prctl, 23 /* PR_CAPBSET_READ */, cap, 0, 0, 0) != 1)
-                sets[cap < 32 ? 2 : 5] &= ~(1u << cap % 32);
-        result = fns_sys2(__NR_capset, header, sets);
+    sets.inheritable |= sets.permitted;
+    result = fns_capset(&sets);
+    if (result == -EPERM) { /* what the bounding set lacks cannot become inheritable */
+        for (unsigned cap = 0; cap < FNS_MAX_CAPABILITIES; cap++)
+            if (fns_prctl(PR_CAPBSET_READ, cap, 0) != 1)
+                sets.inheritable &= ~(1ull << cap);
+        result = fns_capset(&sets);
     }
-    for (unsigned cap = 0; result >= 0 && cap < 64; cap++) {
-        unsigned low = cap < 32 ? 0 : 3;
-        if ((sets[low + 1] & sets[low + 2]) >> cap % 32 & 1)
-            result =
-                fns_sys5(__NR_prctl, 47 /* PR_CAP_AMBIENT */, 2 /* CAP_AMBIENT_RAISE */, cap, 0, 0);
-        if (result ==
-            -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: an op that needs one fails, and says so */
+    for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++) {
+        if ((sets.permitted & sets.inheritable) >> cap & 1)
+            result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
+        if (result == -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: the op that needs it will fail */
             result = 0;
     }
     return (int)result;
@@ -107,11 +93,11 @@ static int fail(int status, enum fns_stage stage, int op_index, int result)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
                                        .error = {(uint16_t)stage, 0, op_index, -result}};
-    /* A failure that is not reported looks like a process that was killed. */
+    /* An unreported failure looks like a process that was killed. */
     for (int tries = 0; tries < FNS_TRIES; tries++)
         if (fns_write(status, &failed, sizeof failed) >= 0)
             break;
-    return 127;
+    return EXIT_FAILED;
 }
 
 int fns_border_main(void *arg)
@@ -129,13 +115,13 @@ int fns_border_main(void *arg)
         result = write_maps(border->plan, &op);
     if (result < 0)
         return fail(border->status, FNS_STAGE_ID_MAP, op, result);
-    if (border->plan->n_ops) /* without ops, none would take them away again */
+    if (border->plan->n_ops) /* else no op would drop them again */
         result = keep_capabilities();
     if (result < 0)
         return fail(border->status, FNS_STAGE_CAPABILITIES, -1, result);
     result =
         (int)fns_sys5(__NR_execveat, border->program, "", args->argv, args->envp, AT_EMPTY_PATH);
-    /* The program carries the command's arguments: limits it meets are the command's. */
+    /* The program has the command's arguments: a limit that it meets is the command's. */
     int own = result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
     return fail(border->status, own ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }

@@ -1,4 +1,4 @@
-/* The only code of a start that runs in the caller's memory: from the clone to the exec of the program. */
+/* The part of a start that runs in the caller's memory: from the clone to the exec of the program. */
 #ifndef FNS_BORDER_H
 #define FNS_BORDER_H
 
@@ -12,10 +12,10 @@ struct fns_border {
     int status;                  /* the writing end of the status pipe */
 };
 
-/* The function of the clone: returns the exit code of a start that has failed. */
+/* The function of the clone. Returns the exit status of a start that has failed. */
 int fns_border_main(void *border);
 
-/* args->stdio in place, every fd closed but those of args->keep. `same`: one of them that stays
+/* Puts args->stdio in place and closes all other fds but args->keep. `same`: one of these that stays
  * close-on-exec; -1: none. 0, or -errno and `stage`. */
 FNS_CHECKED int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage);
 

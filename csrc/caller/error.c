@@ -1,12 +1,11 @@
-/* Names of the stages. Runs in the parent. */
+/* Stage names and error records. Runs in the caller. */
 #include "fastns.h"
 
 const char *fns_stage_name(unsigned stage)
 {
     static const char *const names[] = {
-#define X(name, text) text,
-        FNS_STAGES(X)
-#undef X
+#define FNS_STAGE(stage, name, ...) #name,
+#include "shared/stages.def"
     };
     return stage < FNS_STAGE_COUNT ? names[stage] : "unknown";
 }

@@ -26,7 +26,7 @@ int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, i
  * options that fit each other. -EINVAL, and the index of the wrong op (-1: it is not an op). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* The program without libc (program.c), by its bytes. Copied; set once, before the first spawn. */
+/* The program without libc (main.c), by its bytes. Copied; set once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
 /* For plan->file: keeps the bytes of a plan in a file, which its first start makes. NULL: no memory. To be freed while

@@ -1,18 +1,23 @@
-/* Checks a plan once, so that no thread and no child has to. Runs in the parent. */
+/* Checks a plan once, so that no thread and no child has to. Runs in the caller. */
 #include <errno.h>
 #include <string.h>
 
 #include "fastns.h"
 #include "shared/sys.h"
 
+enum { MAX_INSTRUCTIONS = 4096 /* BPF_MAXINSNS */, INSTRUCTION_SIZE = 8 };
+#define SECCOMP_FLAGS (2u | 4u) /* SECCOMP_FILTER_FLAG_LOG, _SPEC_ALLOW: none that makes an fd */
+
+static const struct {
+    const char *name, *needs; /* see ops.def */
+} ops[] = {
+#define FNS_OP(code, name, needs, ...) {#name, needs},
+#include "shared/ops.def"
+};
+
 const char *fns_op_name(unsigned code)
 {
-    static const char *const names[] = {
-#define X(name, text) text,
-        FNS_OPS(X)
-#undef X
-    };
-    return code < FNS_OP_COUNT ? names[code] : "unknown";
+    return code < FNS_OP_COUNT ? ops[code].name : "unknown";
 }
 
 static int inside(const struct fns_plan *plan, uint32_t offset)
@@ -20,34 +25,22 @@ static int inside(const struct fns_plan *plan, uint32_t offset)
     return offset < plan->n_strings;
 }
 
-/* What an op needs beside its code: S source, T target, Y type, D data text, B data of arg bytes,
- * G arg groups, F arg steps of a filter, L two limits. */
-static const char *needs(unsigned code)
+/* Whether the op has what a letter of its needs stands for. */
+static int has(const struct fns_plan *plan, const struct fns_op *op, char need)
 {
-    switch ((enum fns_op_code)code) {
-    case FNS_OP_SETNS:
-    case FNS_OP_BIND_SOURCE:
-    case FNS_OP_ROOT_TREE: return "S";
-    case FNS_OP_WRITE: return "TD";
-    case FNS_OP_OVERLAY:
-    case FNS_OP_HOSTNAME:
-    case FNS_OP_DOMAINNAME: return "D";
-    case FNS_OP_ROOT_TMPFS:
-    case FNS_OP_SCRATCH: return "YDB";
-    case FNS_OP_MOUNT: return "TY";
-    case FNS_OP_BIND:
-    case FNS_OP_SHOW:
-    case FNS_OP_SYMLINK: return "ST";
-    case FNS_OP_DEVICE:
-    case FNS_OP_DIRECTORY:
-    case FNS_OP_LANDLOCK_PATH: return "T";
-    case FNS_OP_MASK:
-    case FNS_OP_READ_ONLY_PATHS: return "TDB";
-    case FNS_OP_FILE_BIND: return "STB";
-    case FNS_OP_RLIMIT: return "L";
-    case FNS_OP_SETGROUPS: return "G";
-    case FNS_OP_SECCOMP: return "F";
-    default: return "";
+    uint64_t left = plan->n_strings - op->data;
+    switch (need) {
+    case 'S': return op->source != 0;
+    case 'T': return op->target != 0;
+    case 'Y': return op->type != 0;
+    case 'D': return op->data != 0;
+    case 'B': return op->arg <= left;
+    case 'G': return op->arg <= FNS_MAX_GIDS && op->arg * sizeof(uint32_t) <= left;
+    case 'F':
+        return op->arg && op->arg <= MAX_INSTRUCTIONS && op->arg * INSTRUCTION_SIZE <= left &&
+               !(op->flags & ~(uint64_t)SECCOMP_FLAGS);
+    case 'L': return 2 * sizeof(uint64_t) <= left;
+    default: return 0;
     }
 }
 
@@ -58,24 +51,10 @@ static int check_op(const struct fns_plan *plan, const struct fns_op *op)
     if (!inside(plan, op->source) || !inside(plan, op->target) || !inside(plan, op->type) ||
         !inside(plan, op->data))
         return -EINVAL;
-    for (const char *need = needs(op->code); *need; need++) {
-        uint64_t bytes = *need == 'B'   ? op->arg
-                         : *need == 'G' ? op->arg * sizeof(uint32_t)
-                         : *need == 'F' ? op->arg * 8
-                         : *need == 'L' ? 2 * sizeof(uint64_t)
-                                        : 0;
-        if (bytes > plan->n_strings - op->data)
+    for (const char *need = ops[op->code].needs; *need; need++)
+        if (!has(plan, op, *need))
             return -EINVAL;
-        if ((*need == 'S' && !op->source) || (*need == 'T' && !op->target) ||
-            (*need == 'Y' && !op->type) || (*need == 'D' && !op->data))
-            return -EINVAL;
-    }
-    /* No more than BPF_MAXINSNS; SECCOMP_FILTER_FLAG_LOG and _SPEC_ALLOW, none that make an fd. */
-    if (op->code == FNS_OP_SECCOMP && (!op->arg || op->arg > 4096 || op->flags & ~6ULL))
-        return -EINVAL;
-    if (op->code == FNS_OP_PIVOT_ROOT && op->arg > FNS_MAX_OLD_ROOTS)
-        return -EINVAL;
-    return op->code == FNS_OP_SETGROUPS && op->arg > 64 ? -EINVAL : 0;
+    return op->code == FNS_OP_PIVOT_ROOT && op->arg > FNS_MAX_OLD_ROOTS ? -EINVAL : 0;
 }
 
 int fns_plan_check(const struct fns_plan *plan, int *bad_op)
@@ -92,8 +71,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if (plan->n_early && !(plan->options & FNS_PLAN_HOP))
         return -EINVAL;
-    /* pid 1 would be open to a command with capabilities: whoever executes in a mapped namespace lets its
-     * root look into its memory (ptrace(2), mm->user_ns). */
+    /* A process executed in a mapped user namespace lets that namespace's root trace it (ptrace(2),
+     * mm->user_ns). One that stays must not be open to a command with capabilities. */
     if ((plan->options & FNS_PLAN_MAPS_FIRST) &&
         (plan->id_map != FNS_ID_MAP_SELF ||
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))

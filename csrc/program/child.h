@@ -1,11 +1,18 @@
-/* The ops of a plan, and what comes before and after them. CHILD ONLY: see child.c for what code there may do. */
+/* One start or one sandbox of a template, as the code sees it that carries out its plan.
+ *
+ * That code runs in the program, in memory of its own, and in the sandboxes of a template's server, which
+ * share the server's memory. Therefore: raw system calls only; no heap, no locks, no errno or other TLS,
+ * no libc function but memcpy and memset, and no writes but to the stack and to `struct fns_child`.
+ * tests/sandbox/test_child_rule.py checks the object files.
+ */
 #ifndef FNS_CHILD_H
 #define FNS_CHILD_H
 
 #include "shared/error.h"
 #include "shared/plan.h"
+#include "shared/sys.h"
 
-/* How far the child has come; read by the parent when the child has left the shared memory. */
+/* How far a sandbox has come. A template's server reads it when the sandbox has left its memory. */
 enum fns_progress { FNS_PROGRESS_SETUP, FNS_PROGRESS_EXEC, FNS_PROGRESS_FAILED };
 
 struct fns_child {
@@ -13,54 +20,80 @@ struct fns_child {
     const struct fns_args *args;
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
-    int news;                   /* >= 0: locked until the command is executed, see fns_executed() */
-    int entered;                /* it was cloned into the first of args->groups */
-    int root, scratch;          /* fds while the root is built; -1 */
-    int plain;  /* the directory of a root that is shown with other owners, as it is; -1 */
-    int userns; /* the user namespace to join; 0: none */
-    int sources[FNS_MAX_SOURCES];    /* detached trees, for binds to come */
-    int null;                        /* a detached /dev/null, where paths lead to no other; 0 */
-    int null_used;                   /* it is attached over the first file that is masked */
-    unsigned n_sources, next_source; /* how many; the first that no bind has taken */
-    int held;                        /* a directory that one op has looked up for the next; 0 */
-    const char *held_path;           /* what it was looked up as, of so many bytes */
-    size_t held_length;
-    int null_device; /* the null device that masks are copies of; 0 */
-    int empty;       /* the mount that masks of directories are copies of; 0 */
-    int rules;       /* of Landlock: an fd between its first op and its last */
+    int status;        /* the status pipe, locked until the exec (fns_executed()); -1: none */
+    int entered;       /* it was cloned into the first of args->groups */
+    int root;          /* fd of the root that is built; -1 */
+    int scratch;       /* fd of the scratch tmpfs; -1 */
+    int unmapped;      /* fd of the root's directory without the idmap; -1: not idmapped */
+    int userns;        /* fd of the user namespace to join; 0: none */
+    int ruleset;       /* fd of the Landlock ruleset, from LANDLOCK to LANDLOCK_RESTRICT */
+    int null;          /* fd of a detached /dev/null, where no path leads to another; 0: none */
+    int null_attached; /* `null` lies over the first masked file */
+    int sources[FNS_MAX_SOURCES];    /* fds of detached trees, from BIND_SOURCE */
+    unsigned n_sources, next_source; /* how many; the next that a BIND takes */
+    /* What adjacent ops share (fns_drop_cache()); fds, 0: none. */
+    struct {
+        int directory; /* the last directory resolved, as the first `length` bytes of `path` */
+        const char *path;
+        size_t length;
+        int null_device;     /* the source of masks of files */
+        int empty_directory; /* the source of masks of directories */
+    } cache;
 };
 
-/* One that has come to nothing yet: the initializer of a struct fns_child. */
-#define FNS_CHILD(plan_, args_, news_)                                                             \
+/* The initializer of a struct fns_child before its first op. */
+#define FNS_CHILD(plan_, args_, status_)                                                           \
     {                                                                                              \
-        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .news = (news_), .root = -1,  \
-        .scratch = -1, .plain = -1, .userns = (args_)->userns                                      \
+        .plan = (plan_), .args = (args_), .error = {.op_index = -1}, .status = (status_),          \
+        .root = -1, .scratch = -1, .unmapped = -1, .userns = (args_)->userns                       \
     }
 
-/* What is the caller's and goes through an exec: ignored signals, the personality. */
-FNS_CHECKED int fns_child_begin(struct fns_child *child);
+/* The functions of the ops: 0 or more, or -errno. */
+#define FNS_OP(code, name, ...)                                                                    \
+    FNS_CHECKED int fns_op_##name(struct fns_child *child, const struct fns_op *op);
+#include "shared/ops.def"
 
-/* Runs ops first..last-1, but for the last ones. */
-FNS_CHECKED int fns_child_ops(struct fns_child *child, uint32_t first, uint32_t last);
+/* gcc may call these of its own accord; runtime.h defines them. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+void *memset(void *to, int byte, size_t size);
 
-/* lo of the network namespace of an AF_INET socket. 0 or -errno. */
-FNS_CHECKED int fns_loopback_up(int socket);
+#define FNS_PATH_SIZE 4096 /* PATH_MAX */
+#define FNS_PATH_FLAGS (O_PATH | O_CLOEXEC)
 
-/* The last ops alone, for who stays and executes nothing. */
-FNS_CHECKED int fns_child_last(struct fns_child *child);
+/* A text of the plan; 0: the field is not given. */
+FNS_INLINE const char *fns_text(const struct fns_child *child, uint32_t offset)
+{
+    return offset ? child->plan->strings + offset : 0;
+}
 
-/* Changes to the working directory, which has to lie inside the root. */
-FNS_CHECKED int fns_child_chdir(struct fns_child *child);
+/* Opens a path of the caller's view. */
+FNS_INLINE FNS_CHECKED int fns_open(const char *path, int flags)
+{
+    return (int)fns_sys4(__NR_openat, AT_FDCWD, path, flags, 0);
+}
 
-/* Runs the last ops, unblocks signals and executes. Returns only on failure. */
-FNS_CHECKED int fns_child_exec(struct fns_child *child);
+FNS_INLINE void fns_close_if_open(int fd)
+{
+    if (fd >= 0)
+        fns_close(fd);
+}
 
-/* Out of the caller's process group and session: kill(0) would reach the former, and TIOCSTI the
- * terminal of the latter. Not with a terminal as stdin: a shell in it needs both for its jobs. */
-FNS_CHECKED int fns_child_leave_session(struct fns_child *child);
+/* Returns `result`, and notes that the op's source is at fault. */
+FNS_INLINE int fns_source_failed(struct fns_child *child, int result)
+{
+    child->error.detail = FNS_DETAIL_SOURCE;
+    return result;
+}
 
-/* Writes child->error to `news`. Retried whatever the error: a failure that is not reported looks like a
- * command that has run. */
-void fns_child_report(const struct fns_child *child, int news);
+/* Returns `result`, -errno, which fails the start. */
+FNS_INLINE int fns_child_failed(struct fns_child *child, enum fns_stage stage, int op_index,
+                                long result)
+{
+    child->error.stage = (uint16_t)stage;
+    child->error.op_index = op_index;
+    child->error.err = (int)-result;
+    child->progress = FNS_PROGRESS_FAILED;
+    return (int)result;
+}
 
 #endif

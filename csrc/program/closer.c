@@ -1,151 +1,136 @@
 /* The closer: a process beside a template's server that takes mount namespaces down.
  *
- * The last one to hold a mount namespace takes it down: frees all that was written to its tmpfs, and
- * waits for all CPUs (RCU). A sandbox must not, as its end is told only then; the server must not, as
- * it has others to answer. So the server sends an fd of each namespace to the closer as the sandbox
- * starts, and the closer reads it after the end. In between the fds are in the socket: were they the
- * server's, each sandbox would be born with copies of them, and it would be one of these that takes a
- * namespace down as it closes what is not its own. The closer has threads, for no other reason than that
- * those who wait for all CPUs at the same time wait once. Raw system calls only.
+ * The last process to hold a mount namespace takes it down: it frees all that was written to its tmpfs, and
+ * waits for all CPUs (RCU). A sandbox must not, as its end is reported only afterwards; the server must not,
+ * as others wait for its replies. So the server sends the closer an fd of each namespace when the sandbox
+ * starts, and the closer closes it after the end. Until then the fds stay in the socket. If they were the
+ * server's, each sandbox would be born with copies, and would take a namespace down as it closes them. The
+ * closer has threads so that several namespaces wait for all CPUs together. Raw system calls only.
  */
-#include "server.h"
+#include "closer.h"
 
-#include "shared/sys.h"
+#include "linux.h"
+#include "shared/wire.h"
 
-#define HANDS 3        /* threads beside the closer's own */
-#define DONT_WAIT 0x40 /* MSG_DONTWAIT */
+#define MAX_ENTRIES 128
+#define N_WORKERS 3 /* threads beside the closer's own */
+#define STACK_SIZE 8192
+#define WORKER_STACK_SIZE 4096
 
-/* Of a slot. GIVEN by the server; RECEIVED, TAKEN and FREE again by the closer. */
-enum state { FREE, SENT, GIVEN, RECEIVED, TAKEN };
+/* Of an entry. The server makes it SENT and RELEASED; the closer RECEIVED, TAKEN and FREE again. */
+enum state { FREE, SENT, RELEASED, RECEIVED, TAKEN };
 
 static struct {
     int pid, sockets[2]; /* the server's end, the closer's */
-    unsigned next, unheard;
+    unsigned next, pending;
     volatile uint32_t woken, received; /* counters, to wait for */
-    volatile uint8_t states[FNS_MAX_HELD];
-    int fds[FNS_MAX_HELD]; /* the closer's */
-    char stack[8192] __attribute__((aligned(4096)));
-    char stacks[HANDS][4096] __attribute__((aligned(4096)));
+    volatile uint8_t states[MAX_ENTRIES];
+    int fds[MAX_ENTRIES]; /* the closer's */
+    char stack[STACK_SIZE] __attribute__((aligned(4096)));
+    char stacks[N_WORKERS][WORKER_STACK_SIZE] __attribute__((aligned(4096)));
 } closer;
 
-/* Takes what was sent. */
+/* Receives what was sent. */
 static void receive_all(int socket)
 {
     for (;;) {
-        int slot = 0, fd = -1, n_fds = 1;
-        if (fns_receive_message(socket, &slot, sizeof slot, &fd, &n_fds, 0, DONT_WAIT) <= 0)
+        int entry = 0, fd = -1, n_fds = 1;
+        if (fns_receive_message(socket, &entry, sizeof entry, &fd, &n_fds, 0, FNS_MSG_DONTWAIT) <=
+            0)
             return;
-        closer.fds[slot] = n_fds == 1 ? fd : -1;
+        closer.fds[entry] = n_fds == 1 ? fd : -1;
     }
 }
 
-enum { WAIT, WAKE }; /* FUTEX_* */
-
-/* The result of a wait is not needed: whoever waits reads the word again. */
-static void futex(volatile uint32_t *word, int op, uint32_t value)
+/* 1: the entry was in the state `from`, and is now in `to`. */
+static int change(unsigned entry, uint8_t from, uint8_t to)
 {
-    long result = -EINTR;
-    for (int tries = 0; result < 0 && tries < (op == WAKE ? FNS_TRIES : 1); tries++)
-        result = fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
+    return __atomic_compare_exchange_n(&closer.states[entry], &from, to, 0, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_SEQ_CST);
 }
 
 static void close_received(void)
 {
-    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
-        uint8_t state = RECEIVED;
-        if (!__atomic_compare_exchange_n(&closer.states[slot], &state, TAKEN, 0, __ATOMIC_SEQ_CST,
-                                         __ATOMIC_SEQ_CST))
+    for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
+        if (!change(entry, RECEIVED, TAKEN))
             continue;
-        int fd = closer.fds[slot];
-        closer.fds[slot] = -1;
+        int fd = closer.fds[entry];
+        closer.fds[entry] = -1;
         fns_close(fd);
-        __atomic_store_n(&closer.states[slot], FREE, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&closer.states[entry], FREE, __ATOMIC_SEQ_CST);
     }
 }
 
-static _Noreturn void run_hand(void)
+static _Noreturn void work(void)
 {
     for (;;) {
         uint32_t received = __atomic_load_n(&closer.received, __ATOMIC_SEQ_CST);
         close_received();
-        futex(&closer.received, WAIT, received);
+        fns_futex(&closer.received, FUTEX_WAIT, received);
     }
 }
 
-static int hand_main(void *arg)
+static int worker_main(void *arg)
 {
-    (void)arg;
-    run_hand();
+    work();
 }
 
-/* Without them, should there be no room for a thread, all is done one after the other. */
-static void start_hands(void)
+static void start_workers(void)
 {
     const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
-    for (int i = 0; i < HANDS; i++)
+    for (int i = 0; i < N_WORKERS; i++)
         FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
-                                      (long)(closer.stacks[i] + sizeof closer.stacks[i]), 0, 0, 0,
-                                      hand_main, 0),
+                                      (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
+                                      worker_main, 0),
                    "the others do its work");
 }
 
-/* Marks what was given as received: how many these are. */
-static int receive_given(int socket)
+/* Marks what was released as received: how many these are. */
+static int receive_released(int socket)
 {
     int n = 0;
     receive_all(socket);
-    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) {
-        if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) != GIVEN)
+    for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
+        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) != RELEASED)
             continue;
-        if (closer.fds[slot] < 0) /* it was sent, and given, since the last look */
+        if (closer.fds[entry] < 0) /* it was sent and released since receive_all() */
             receive_all(socket);
-        __atomic_store_n(&closer.states[slot], RECEIVED, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&closer.states[entry], RECEIVED, __ATOMIC_SEQ_CST);
         n++;
     }
     return n;
 }
 
-static void run_closer(void)
+/* Returns only on failure. */
+static int closer_main(void *arg)
 {
     int socket = closer.sockets[1];
     long result = socket > 0 ? fns_sys3(__NR_close_range, 0, socket - 1, 0) : 0;
     if (result >= 0)
         result = fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
-    if (result < 0) /* if it kept the server's fds, connections could never be closed */
-        return;
-    for (unsigned slot = 0; slot < FNS_MAX_HELD; slot++) { /* what one before had ended with it */
-        uint8_t state = TAKEN;
-        closer.fds[slot] = -1;
-        __atomic_compare_exchange_n(&closer.states[slot], &state, FREE, 0, __ATOMIC_SEQ_CST,
-                                    __ATOMIC_SEQ_CST);
+    if (result < 0) /* with the server's fds open here, no connection could be closed */
+        return 1;
+    for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
+        closer.fds[entry] = -1;
+        change(entry, TAKEN, FREE); /* a closer before this one ended with it */
     }
-    start_hands();
+    start_workers();
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
-        if (receive_given(socket) > 1) {
+        if (receive_released(socket) > 1) {
             __atomic_fetch_add(&closer.received, 1, __ATOMIC_SEQ_CST);
-            futex(&closer.received, WAKE, HANDS);
+            fns_futex(&closer.received, FUTEX_WAKE, N_WORKERS);
         }
         close_received();
-        futex(&closer.woken, WAIT, woken);
+        fns_futex(&closer.woken, FUTEX_WAIT, woken);
     }
-}
-
-static int closer_main(void *arg)
-{
-    (void)arg;
-    run_closer();
-    return 1;
 }
 
 int fns_closer_start(void)
 {
-    long result = 0;
-    if (!closer.sockets[1])
-        result = fns_sys4(__NR_socketpair, 1 /* AF_UNIX */, 5 | O_CLOEXEC /* SOCK_SEQPACKET */, 0,
-                          closer.sockets);
+    int result = closer.sockets[1] ? 0 : fns_socket_pair(closer.sockets);
     if (result < 0)
-        return (int)result;
+        return result;
     long pid =
         fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_SIGCHLD,
                            (long)(closer.stack + sizeof closer.stack), 0, 0, 0, closer_main, 0);
@@ -158,41 +143,41 @@ int fns_closer_pid(void)
     return closer.pid;
 }
 
-/* A slot that is free, or -1. */
-static int take_slot(void)
+/* A free entry, or -1. */
+static int take_entry(void)
 {
-    for (unsigned i = 0; i < FNS_MAX_HELD; i++) {
-        unsigned slot = closer.next++ % FNS_MAX_HELD;
-        if (__atomic_load_n(&closer.states[slot], __ATOMIC_SEQ_CST) == FREE)
-            return (int)slot;
+    for (unsigned i = 0; i < MAX_ENTRIES; i++) {
+        unsigned entry = closer.next++ % MAX_ENTRIES;
+        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) == FREE)
+            return (int)entry;
     }
     return -1;
 }
 
 int fns_closer_hold(int fd)
 {
-    int slot = take_slot();
-    if (slot < 0 ||
-        fns_send_message(closer.sockets[0], &slot, sizeof slot, &fd, 1, 0, DONT_WAIT) < 0)
+    int entry = take_entry();
+    if (entry < 0 ||
+        fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) < 0)
         return -1;
-    closer.states[slot] = SENT;
-    return slot;
+    closer.states[entry] = SENT;
+    return entry;
 }
 
-void fns_closer_give(int slot)
+void fns_closer_release(int entry)
 {
-    __atomic_store_n(&closer.states[slot], GIVEN, __ATOMIC_SEQ_CST);
-    closer.unheard++;
+    __atomic_store_n(&closer.states[entry], RELEASED, __ATOMIC_SEQ_CST);
+    closer.pending++;
 }
 
-unsigned fns_closer_unheard(void)
+unsigned fns_closer_pending(void)
 {
-    return closer.unheard;
+    return closer.pending;
 }
 
 void fns_closer_wake(void)
 {
-    closer.unheard = 0;
+    closer.pending = 0;
     __atomic_fetch_add(&closer.woken, 1, __ATOMIC_SEQ_CST);
-    futex(&closer.woken, WAKE, 1);
+    fns_futex(&closer.woken, FUTEX_WAKE, 1);
 }

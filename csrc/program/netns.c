@@ -1,117 +1,117 @@
 /* The maker of network namespaces: a process beside a template's server.
  *
- * Making one takes longer than all else of a sandbox, and taking one down is the work of a single
- * thread of the kernel. The maker shares the server's memory and fds: it makes one by entering it,
- * and leaves an fd of it in a ring. So that what is taken down does not pile up, each has a number in
- * the maker's first network namespace, whose end the kernel announces (RTM_DELNSID): when too many are
- * to be taken down, the maker waits. Raw system calls only.
+ * To make a network namespace takes longer than all else in a start, and the kernel takes them down in a
+ * single thread. The maker shares the server's memory and fds: it makes one by entering it, and leaves an fd
+ * of it in a ring. To keep those that wait to be taken down few, each gets a number in the maker's first
+ * network namespace, so that the kernel announces its end (RTM_DELNSID). When too many wait, so does the
+ * maker. Raw system calls only.
  */
 #include "netns.h"
 
-#include "server.h"
-#include "shared/sys.h"
+#include "loopback.h"
 
-#define MAX_QUEUED 512          /* ended, and not yet taken down */
-#define PATIENCE 10000000000ull /* ns of failures until who waits is told */
+enum {
+    MAX_POOL = 1024,
+    MAX_DYING = 512, /* ended, and not yet taken down */
+    STACK_SIZE = 16384,
+    RETRY_NS = 1000000,   /* after a failure */
+    ANNOUNCE_US = 500000, /* how long an end that is due may take to be announced */
+    BUFFER_SIZE = 1 << 20
+};
+#define PATIENCE_NS (10ull * FNS_NS) /* of failures until they are reported */
 
 static struct {
     uint32_t size;
     int ready, pid;
     volatile uint32_t made, taken; /* ever: the ring's ends */
-    volatile uint32_t asked;       /* the maker may go on until `made` - `taken` is `size` */
+    volatile uint32_t wakeups;     /* changes when the maker is to look again */
     volatile uint32_t wanted;      /* somebody found none */
-    volatile uint32_t live;
+    volatile uint32_t live;        /* taken, and not ended */
     volatile int error;
-    int fds[FNS_MAX_POOL];
+    int fds[MAX_POOL];
     int netlink;
     uint32_t deleted;
-    char stack[16384] __attribute__((aligned(4096)));
+    uint64_t failing; /* for how long, ns */
+    char stack[STACK_SIZE] __attribute__((aligned(4096)));
 } pool;
-
-enum { WAIT, WAKE }; /* FUTEX_* */
-
-/* The result of a wait is not needed: whoever waits reads the word again. */
-static void futex(volatile uint32_t *word, int op, uint32_t value)
-{
-    long result = -EINTR;
-    for (int tries = 0; result < 0 && tries < (op == WAKE ? FNS_TRIES : 1); tries++)
-        result = fns_sys4(__NR_futex, word, op | 128 /* FUTEX_PRIVATE_FLAG */, value, 0);
-}
 
 /* ---- the maker ------------------------------------------------------------------------------ */
 
-struct nl_header { /* struct nlmsghdr */
-    uint32_t size;
-    uint16_t type, flags;
-    uint32_t sequence, port;
-};
-
-/* -errno: the maker goes on without. */
+/* A socket that hears of ends, or -errno: the maker goes on without. */
 static int open_netlink(void)
 {
-    const int group = 28 /* RTNLGRP_NSID */, space = 1 << 20;
-    const int64_t wait[2] = {0, 500000}; /* struct timeval */
-    int fd = (int)fns_sys3(__NR_socket, 16 /* AF_NETLINK */, 3 /* SOCK_RAW */ | O_CLOEXEC, 0);
+    const int group = RTNLGRP_NSID, space = BUFFER_SIZE;
+    const int64_t wait[2] = {0, ANNOUNCE_US}; /* struct timeval */
+    int fd = (int)fns_sys3(__NR_socket, FNS_AF_NETLINK, FNS_SOCK_RAW | O_CLOEXEC, NETLINK_ROUTE);
     if (fd < 0)
         return fd;
-    FNS_IGNORE(
-        fns_sys5(__NR_setsockopt, fd, 1 /* SOL_SOCKET */, 8 /* SO_RCVBUF */, &space, sizeof space),
-        "count_ends() bears what is lost");
-    long result = fns_sys5(__NR_setsockopt, fd, 270 /* SOL_NETLINK */, 1 /* ADD_MEMBERSHIP */,
-                           &group, sizeof group);
+    FNS_IGNORE(fns_sys5(__NR_setsockopt, fd, FNS_SOL_SOCKET, FNS_SO_RCVBUF, &space, sizeof space),
+               "count_ends() copes with lost messages");
+    long result = fns_sys5(__NR_setsockopt, fd, FNS_SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group,
+                           sizeof group);
     if (result >= 0)
-        result = fns_sys5(__NR_setsockopt, fd, 1, 20 /* SO_RCVTIMEO */, wait, sizeof wait);
+        result = fns_sys5(__NR_setsockopt, fd, FNS_SOL_SOCKET, FNS_SO_RCVTIMEO, wait, sizeof wait);
     if (result >= 0)
         return fd;
     fns_close(fd);
     return (int)result;
 }
 
-/* Asks for a number for the namespace, so that its end is announced. */
+/* Requests a number for the namespace, so that its end is announced. */
 static void number(int netns)
 {
     const struct {
-        struct nl_header header;
+        struct nlmsghdr header;
         uint8_t family, padding[3];
         struct {
-            uint16_t size, type;
+            struct nlattr head;
             int32_t value;
         } fd, number;
-    } message = {.header = {sizeof message, 88 /* RTM_NEWNSID */, 1 /* NLM_F_REQUEST */, 1, 0},
-                 .fd = {8, 3 /* NETNSA_FD */, netns},
-                 .number = {8, 1 /* NETNSA_NSID */, -1}};
+    } message = {.header = {sizeof message, RTM_NEWNSID, NLM_F_REQUEST, 1, 0},
+                 .fd = {{sizeof message.fd, NETNSA_FD}, netns},
+                 .number = {{sizeof message.number, NETNSA_NSID}, -1}};
     FNS_IGNORE(fns_sys6(__NR_sendto, pool.netlink, (long)&message, sizeof message, 0, 0, 0),
-               "count_ends() begins anew when nothing comes");
+               "count_ends() starts over when nothing comes");
 }
 
-/* Counts the ends that were announced. */
+/* Counts the ends that were announced. flags: MSG_DONTWAIT, or 0: waits for the first. */
 static void count_ends(int flags)
 {
     char bytes[8192] __attribute__((aligned(8)));
     for (;;) {
         long n = fns_sys6(__NR_recvfrom, pool.netlink, (long)bytes, sizeof bytes, flags, 0, 0);
-        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) { /* some were lost: begin anew */
+        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) { /* some were lost: starts over */
             pool.deleted = pool.made;
             return;
         }
         if (n <= 0)
             return;
-        for (long at = 0; at + (long)sizeof(struct nl_header) <= n;) {
-            const struct nl_header *header = (const void *)(bytes + at);
-            if (header->size < sizeof *header)
+        for (long at = 0; at + (long)sizeof(struct nlmsghdr) <= n;) {
+            const struct nlmsghdr *header = (const void *)(bytes + at);
+            if (header->nlmsg_len < sizeof *header)
                 break;
-            pool.deleted += header->type == 89 /* RTM_DELNSID */;
-            at += (header->size + 3) & ~3u;
+            pool.deleted += header->nlmsg_type == RTM_DELNSID;
+            at += NLMSG_ALIGN(header->nlmsg_len);
         }
-        flags = 0x40 /* MSG_DONTWAIT */;
+        flags = FNS_MSG_DONTWAIT;
     }
 }
 
-static uint32_t queued(void)
+/* How many wait to be taken down. */
+static uint32_t count_dying(void)
 {
     uint32_t alive = pool.made - pool.taken + pool.live + 1; /* this process is in the last */
     uint32_t not_deleted = pool.made - pool.deleted;
     return not_deleted > alive && not_deleted < 1u << 31 ? not_deleted - alive : 0;
+}
+
+static void limit_dying(void)
+{
+    if (pool.netlink < 0)
+        return;
+    count_ends(FNS_MSG_DONTWAIT);
+    while (count_dying() > MAX_DYING)
+        count_ends(0);
 }
 
 /* Enters a new one: its fd, or -errno. */
@@ -120,17 +120,15 @@ static int make(void)
     int netns = (int)fns_sys1(__NR_unshare, FNS_CLONE_NEWNET);
     if (netns < 0)
         return netns;
-    int fd = (int)fns_sys3(__NR_socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd;
-    netns = fns_loopback_up(fd);
-    if (netns == 0)
-        netns = (int)fns_sys3(__NR_ioctl, fd, 0x894c /* SIOCGSKNS */, 0);
-    fns_close(fd);
+    int socket = fns_loopback_up();
+    if (socket < 0)
+        return socket;
+    netns = (int)fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0);
+    fns_close(socket);
     return netns;
 }
 
-static void tell_waiting(void)
+static void wake_server(void)
 {
     const uint64_t one = 1;
     if (__atomic_exchange_n(&pool.wanted, 0, __ATOMIC_SEQ_CST) &&
@@ -138,47 +136,42 @@ static void tell_waiting(void)
         pool.wanted = 1; /* for the next time */
 }
 
-static void sleep_ns(int64_t ns)
+/* Makes one and puts it in the ring. After PATIENCE_NS of failures the server is told. */
+static void make_one(void)
 {
-    const int64_t time[2] = {0, ns};
-    FNS_IGNORE(fns_sys2(__NR_nanosleep, time, 0), "it is tried again the sooner");
+    const int64_t pause[2] = {0, RETRY_NS};
+    limit_dying();
+    int netns = make();
+    if (netns < 0) {
+        pool.failing += RETRY_NS;
+        if (pool.failing > PATIENCE_NS) {
+            pool.error = netns;
+            wake_server();
+        }
+        FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "it is tried again the sooner");
+        return;
+    }
+    pool.failing = 0;
+    pool.error = 0;
+    if (pool.netlink >= 0)
+        number(netns);
+    pool.fds[pool.made % MAX_POOL] = netns;
+    __atomic_store_n(&pool.made, pool.made + 1, __ATOMIC_SEQ_CST);
+    wake_server();
 }
 
 static _Noreturn void run_maker(void)
 {
-    uint64_t failing = 0;
     for (;;) {
-        uint32_t asked = pool.asked;
-        while (pool.made - pool.taken < pool.size) {
-            if (pool.netlink >= 0)
-                count_ends(0x40 /* MSG_DONTWAIT */);
-            while (pool.netlink >= 0 && queued() > MAX_QUEUED)
-                count_ends(0);
-            int netns = make();
-            if (netns < 0) {
-                failing += 1000000;
-                if (failing > PATIENCE) {
-                    pool.error = netns;
-                    tell_waiting();
-                }
-                sleep_ns(1000000);
-                continue;
-            }
-            failing = 0;
-            pool.error = 0;
-            if (pool.netlink >= 0)
-                number(netns);
-            pool.fds[pool.made % FNS_MAX_POOL] = netns;
-            __atomic_store_n(&pool.made, pool.made + 1, __ATOMIC_SEQ_CST);
-            tell_waiting();
-        }
-        futex(&pool.asked, WAIT, asked);
+        uint32_t wakeups = pool.wakeups;
+        while (pool.made - pool.taken < pool.size)
+            make_one();
+        fns_futex(&pool.wakeups, FUTEX_WAIT, wakeups);
     }
 }
 
 static int maker_main(void *arg)
 {
-    (void)arg;
     run_maker();
 }
 
@@ -188,22 +181,26 @@ static void refill(void)
 {
     if (pool.made - pool.taken == pool.size)
         return;
-    __atomic_store_n(&pool.asked, pool.asked + 1, __ATOMIC_SEQ_CST);
-    futex(&pool.asked, WAKE, 1);
+    __atomic_store_n(&pool.wakeups, pool.wakeups + 1, __ATOMIC_SEQ_CST);
+    fns_futex(&pool.wakeups, FUTEX_WAKE, 1);
 }
 
-int fns_netns_start(uint32_t size, int ready)
+int fns_netns_restart(void)
 {
-    if (!pool.size) /* in the server's own network namespace, for good */
-        pool.netlink = open_netlink();
-    pool.size = size < FNS_MAX_POOL ? size : FNS_MAX_POOL;
-    pool.ready = ready;
-    pool.wanted = 1; /* a maker that was killed may have left without saying so */
+    pool.wanted = 1; /* a maker that was killed may not have told the server */
     long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_FILES | FNS_SIGCHLD,
                                   (long)(pool.stack + sizeof pool.stack), 0, 0, 0, maker_main, 0);
     pool.pid = pid < 0 ? 0 : (int)pid;
     refill();
     return pid < 0 ? (int)pid : 0;
+}
+
+int fns_netns_start(uint32_t size, int ready)
+{
+    pool.netlink = open_netlink(); /* in the server's own network namespace */
+    pool.size = size < MAX_POOL ? size : MAX_POOL;
+    pool.ready = ready;
+    return fns_netns_restart();
 }
 
 int fns_netns_maker(void)
@@ -220,10 +217,10 @@ int fns_netns_take(void)
             return pool.error ? pool.error : -EAGAIN;
         }
     }
-    int fd = pool.fds[pool.taken % FNS_MAX_POOL];
+    int fd = pool.fds[pool.taken % MAX_POOL];
     pool.live++;
     __atomic_store_n(&pool.taken, pool.taken + 1, __ATOMIC_SEQ_CST);
-    if ((pool.made - pool.taken) * 2 <= pool.size) /* else later: it would take a CPU now */
+    if ((pool.made - pool.taken) * 2 <= pool.size) /* else later: the maker would take a CPU now */
         refill();
     return fd;
 }

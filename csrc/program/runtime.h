@@ -1,6 +1,6 @@
 /* The start of a program without libc, and what gcc expects of a libc.
  *
- * Included by program.c alone: it defines functions.
+ * Included by main.c alone: it defines functions.
  */
 #ifndef FNS_RUNTIME_H
 #define FNS_RUNTIME_H
@@ -22,12 +22,6 @@ void *memset(void *to, int byte, size_t size)
     while (size--)
         *t++ = (char)byte;
     return to;
-}
-
-FNS_INLINE _Noreturn void quit(int code)
-{
-    for (;;)
-        FNS_IGNORE(fns_sys1(__NR_exit_group, code), "does not return");
 }
 
 /* The entry point: `main` gets the stack as the kernel leaves it, argc first, and does not return. */

@@ -1,14 +1,16 @@
 /* Raw system calls that return -errno, and the kernel constants libc's headers may lack.
  *
- * Used by: parent, child and helper. Nothing here touches errno, TLS, locks or the heap, so that it
- * may run in a child that shares the memory of a threaded process (vfork(2), signal-safety(7)).
+ * Used by every process. Nothing here touches errno, TLS, locks or the heap, so that it may run in a child
+ * that shares the memory of a threaded process (vfork(2), signal-safety(7)).
  */
 #ifndef FNS_SYS_H
 #define FNS_SYS_H
 
 #include <asm/unistd.h>
+#include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/prctl.h>
 #include <linux/stat.h>
 #include <linux/types.h>
 #include <stddef.h>
@@ -19,8 +21,8 @@
 /* A child that shares memory cannot have instrumented frames: sanitizers keep per-thread state. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
-/* Ignores a result, and says why a failure changes nothing. The compiler refuses any other way to ignore it
- * (for gcc a cast to void is not enough). */
+/* Ignores a result; the text says why a failure changes nothing. The compiler accepts no other way (for gcc
+ * a cast to void is not enough). */
 #define FNS_IGNORE(call, reason)                                                                   \
     do {                                                                                           \
         long ignored_ = (call);                                                                    \
@@ -153,13 +155,13 @@ FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
-/* Linux frees the fd whatever close(2) answers. */
+/* Linux frees the fd whatever close(2) returns. */
 FNS_INLINE void fns_close(int fd)
 {
     FNS_IGNORE(fns_sys1(__NR_close, fd), "nothing is left to do");
 }
 
-/* 0 or -errno. A filter around this process may refuse the call, or only say that it was done. */
+/* Sets close-on-exec, and checks it: a filter around this process may only pretend. 0 or -errno. */
 FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
 {
     long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
@@ -168,26 +170,56 @@ FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
     return result < 0 ? result : result & FD_CLOEXEC ? 0 : -EPERM;
 }
 
-/* A record lock on a whole file (fcntl(2)): the one thing a process holds by an fd that another,
- * forked meanwhile with all its fds, does not hold as well. struct flock of 64-bit kernels. */
+FNS_INLINE FNS_CHECKED long fns_prctl(int option, unsigned long value, unsigned long more)
+{
+    return fns_sys5(__NR_prctl, option, value, more, 0, 0);
+}
+
+/* capget(2) and capset(2) of the calling thread; a bit for each capability. */
+struct fns_capabilities {
+    uint64_t effective, permitted, inheritable;
+};
+enum { FNS_MAX_CAPABILITIES = 64 };
+
+FNS_INLINE FNS_CHECKED long fns_capget(struct fns_capabilities *sets)
+{
+    const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct words[2] = {{0, 0, 0}, {0, 0, 0}}; /* low, high */
+    long result = fns_sys2(__NR_capget, &header, words);
+    sets->effective = words[0].effective | (uint64_t)words[1].effective << 32;
+    sets->permitted = words[0].permitted | (uint64_t)words[1].permitted << 32;
+    sets->inheritable = words[0].inheritable | (uint64_t)words[1].inheritable << 32;
+    return result;
+}
+
+FNS_INLINE FNS_CHECKED long fns_capset(const struct fns_capabilities *sets)
+{
+    const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    const struct __user_cap_data_struct words[2] = {
+        {(uint32_t)sets->effective, (uint32_t)sets->permitted, (uint32_t)sets->inheritable},
+        {(uint32_t)(sets->effective >> 32), (uint32_t)(sets->permitted >> 32),
+         (uint32_t)(sets->inheritable >> 32)}};
+    return fns_sys2(__NR_capset, &header, words);
+}
+
+/* A record lock on a whole file (fcntl(2)): the one thing held by an fd that a process forked meanwhile,
+ * with all fds, does not hold too. */
+struct fns_flock { /* struct flock of 64-bit kernels */
+    short type, whence;
+    long start, length;
+    int pid;
+};
+
 FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
 {
-    struct {
-        short type, whence;
-        long start, length;
-        int pid;
-    } lock = {.type = type};
+    struct fns_flock lock = {.type = type};
     return (int)fns_sys3(__NR_fcntl, fd, command, &lock);
 }
 
 /* Whether another process holds a lock for writing on a file: 1, 0 or -errno. */
 FNS_INLINE FNS_CHECKED int fns_is_locked(int fd)
 {
-    struct {
-        short type, whence;
-        long start, length;
-        int pid;
-    } lock = {.type = F_RDLCK};
+    struct fns_flock lock = {.type = F_RDLCK};
     int result = (int)fns_sys3(__NR_fcntl, fd, F_GETLK, &lock);
     return result < 0 ? result : lock.type != F_UNLCK;
 }
@@ -223,21 +255,13 @@ struct fns_open_how {
 #define FNS_RESOLVE_NO_SYMLINKS 0x04
 #define FNS_RESOLVE_IN_ROOT 0x10
 
-/* open_tree(2), move_mount(2), mount_setattr(2), mount(2), umount2(2) */
+/* open_tree(2), mount_setattr(2) */
 struct fns_mount_attr {
     uint64_t attr_set, attr_clr, propagation, userns_fd;
 };
 #define FNS_OPEN_TREE_CLONE 1
-#define FNS_OPEN_TREE_NAMESPACE 2 /* Linux 7.0 */
-#define FNS_MOVE_MOUNT_F_EMPTY_PATH 0x04
-#define FNS_MOVE_MOUNT_T_EMPTY_PATH 0x40
-#define FNS_MOUNT_ATTR_RDONLY 0x01
+#define FNS_OPEN_TREE_NAMESPACE 2 /* since Linux 7.0 */
 #define FNS_MOUNT_ATTR_IDMAP 0x00100000
-#define FNS_MS_REC 16384
-#define FNS_MS_PRIVATE (1 << 18)
-#define FNS_MS_SLAVE (1 << 19)
-#define FNS_MS_UNBINDABLE (1 << 17)
-#define FNS_MNT_DETACH 2
 
 #ifndef __NR_open_tree
 #define __NR_open_tree 428
@@ -278,9 +302,8 @@ struct fns_mount_attr {
 #define FNS_SIGSTOP 19
 #define FNS_SIGCHLD 17
 
-/* si_code of waitid(2): this one, and those above it, are of a process that has only stopped. Asked for
- * ends alone, the kernel tells a tracer of stops as well, and to be traced a process has but to ask
- * (PTRACE_TRACEME). */
+/* si_code of waitid(2): from this one on the process has only stopped. The kernel reports stops to a tracer
+ * even with WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */
 #define FNS_CLD_TRAPPED 4
 
 FNS_INLINE size_t fns_length(const char *text)
@@ -291,7 +314,7 @@ FNS_INLINE size_t fns_length(const char *text)
     return n;
 }
 
-/* Fails with -EXDEV unless the file lies on the expected file system: f_type of statfs(2); 0: on any
+/* Fails with -EXDEV unless the file lies on a file system with this f_type (statfs(2)); 0: any
  * (CVE-2025-52881). */
 FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)
 {
@@ -300,7 +323,17 @@ FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)
     return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
 }
 
-/* Whether an error means that a file in /proc is missing, or that this process may not write it. */
+/* Writes a text to an open file on a file system with this f_type, and closes it. 0 or -errno. */
+FNS_INLINE FNS_CHECKED int fns_write_text(int fd, uint64_t type, const char *text)
+{
+    long size = (long)fns_length(text), result = fns_check_type(fd, type);
+    if (result >= 0)
+        result = fns_write(fd, text, (size_t)size);
+    fns_close(fd);
+    return result == size ? 0 : result < 0 ? (int)result : -EIO;
+}
+
+/* Whether an error means that a file in /proc is missing, or not for this process to write. */
 FNS_INLINE int fns_is_out_of_reach(long result)
 {
     return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;

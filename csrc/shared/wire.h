@@ -79,7 +79,7 @@ struct fns_numbers {
  *   REAP   `sandbox`: the number from RUNNING. Reply: ENDED, as soon as that sandbox has ended.
  *   KILL   Kills it first, then as REAP.
  *   LOOK   Reply: ENDED at once; value: whether it is alive.
- *   POOL   Reply: ENDED, with struct fns_pool_state in place of the usage.
+ *   POOL   Reply: ENDED, with `pool`.
  *   PARK   A sandbox is made ahead and waits at this connection for RUN or SPAWN; when it has ended, the
  *          next one is made. No reply.
  *
@@ -110,7 +110,10 @@ struct fns_request {
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
     uint64_t queued;            /* RUN: ns for which it waited for its turn in a batch */
-    char usage[144];            /* struct rusage */
+    union {
+        char usage[144];            /* struct rusage */
+        struct fns_pool_state pool; /* the reply to POOL */
+    };
 };
 
 /* ---- unpacking -------------------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
-"""Sphinx: the pages of the repository, where they are, and those of the API, as one site.
+"""Sphinx settings: one site of the repository's pages and of the API.
 
-The source directory is the repository itself, so that a link between two pages leads to the same
-place here as on the disk. README.md is the front page; contents.txt is the table of contents.
+The source directory is the repository itself, so a link between two pages leads to the same place
+on the site as on disk. README.md is the front page; contents.txt is the table of contents.
 """
 
 import sys
@@ -26,7 +26,7 @@ html_show_sphinx = False
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
-# The newer way, of Sphinx 9, takes no signature from an extension where an object has none.
+# The class-based autodoc of Sphinx 9 takes no signature from an extension if an object has none.
 autodoc_use_legacy_class_based = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -38,7 +38,7 @@ napoleon_use_ivar = True
 
 
 def add_contents(app, docname, source):
-    """The front page holds the table of contents, which GitHub could not show."""
+    """Add the table of contents to the front page. GitHub could not show it."""
     if docname == root_doc:
         source[0] += (HERE / "contents.txt").read_text()
 

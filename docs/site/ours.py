@@ -1,7 +1,7 @@
-"""What autodoc does not do by itself: signatures of compiled classes, and sections in one line.
+"""Two additions to autodoc: signatures of compiled classes, and docstring sections in one line.
 
-Cython's classes have no signature to ask for; _core.pyi has them. And a section of a docstring may
-begin in the line of its name ("Raises: SpecError, ..."), which napoleon takes for a paragraph.
+Cython's classes have no signatures; _core.pyi has them. And a section of a docstring may begin in
+the line of its name ("Raises: SpecError, ..."), which napoleon takes for a paragraph.
 """
 
 import ast
@@ -12,11 +12,11 @@ from fastns import _core
 STUBS = _core.__file__.rpartition("/")[0] + "/_core.pyi"
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns): *(\S.*)")
 PRIVATE = re.compile(r"\b_core\.|, \*\*unknown")
-"""What a reader does not import; and how Spec catches a field that there is not."""
+"""Names that users do not import, and the parameter by which Spec catches unknown fields."""
 
 
 def compiled() -> dict[str, tuple[str, str]]:
-    """For each method of _core's classes, by its name there: arguments, and what it returns."""
+    """Map each method of _core's classes to its arguments and its return type."""
     with open(STUBS) as file:
         tree = ast.parse(file.read())
     found = {}
@@ -31,7 +31,7 @@ def compiled() -> dict[str, tuple[str, str]]:
 
 
 def sign(app, what, name, obj, options, signature, returns):
-    """autodoc-process-signature: what it shows for `name`."""
+    """For autodoc-process-signature: return the signature to show for `name`."""
     stub = app.fastns_stubs.get(name.removeprefix("fastns."))
     if stub is not None:
         signature, returns = stub
@@ -41,8 +41,8 @@ def sign(app, what, name, obj, options, signature, returns):
 
 
 def open_sections(app, what, name, obj, options, lines):
-    """autodoc-process-docstring, before napoleon: a section in one line becomes a paragraph, and
-    the arguments below one a section of their own."""
+    """For autodoc-process-docstring, before napoleon: make a section in one line a paragraph, and
+    the arguments below it a section of their own."""
     found = []
     rest = list(lines)
     while rest:

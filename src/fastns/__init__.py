@@ -3,7 +3,7 @@
     import fastns
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
-spec.py describes a sandbox, _compile.py turns that into a plan, the C core carries it out, and
+spec.py describes a sandbox, _compile turns that into a plan, the C core carries it out, and
 sandbox.py, completed.py and batch.py are what a caller gets. docs/architecture.md has the whole.
 """
 

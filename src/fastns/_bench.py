@@ -20,7 +20,7 @@ from pathlib import Path
 
 import fastns
 from fastns import _view
-from fastns._compile import Caller
+from fastns._compile.caller import Caller
 from fastns._record import record
 from fastns.spec import DEFAULT_ENV
 
@@ -262,32 +262,32 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
     between its turns is slower when it is used without a pause."""
     listed = contenders(boxes)
     starts: dict[str, Start] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {one.name: [] for one in listed}
     rates: dict[str, float] = {}
     failures: dict[str, Failed] = {}
+
+    @contextlib.contextmanager
+    def dropped_if_it_fails(name: str) -> Iterator[None]:
+        try:
+            with _as_failed():
+                yield
+        except Failed as failure:
+            failures[name] = failure
+            starts.pop(name, None)
+
     with contextlib.ExitStack() as stack:
-        for contender in listed:
-            try:
-                with _as_failed():
-                    starts[contender.name] = contender.prepare(stack)
-                times[contender.name] = []
-            except Failed as failure:
-                failures[contender.name] = failure
+        for one in listed:
+            with dropped_if_it_fails(one.name):
+                starts[one.name] = one.prepare(stack)
         for kept in _rounds(rounds):
             for name in random.sample(list(starts), len(starts)):
-                try:
+                with dropped_if_it_fails(name):
                     seconds = _timed(starts[name])
-                except Failed as failure:
-                    failures[name] = failure
-                    del starts[name]
-                    continue
-                if kept:
-                    times[name].append(seconds)
-        for name, start in starts.items():
-            try:
-                rates[name] = _alone(start)
-            except Failed as failure:
-                failures[name] = failure
+                    if kept:
+                        times[name].append(seconds)
+        for name in list(starts):
+            with dropped_if_it_fails(name):
+                rates[name] = _alone(starts[name])
     base = None if BASE in failures else percentile(times[BASE], 50)
     return [
         replace(one.row(), error=failures[one.name].message, hint=failures[one.name].hint)
@@ -313,10 +313,9 @@ def _rounds(count: int | None) -> Iterator[bool]:
 
 
 def _timed(start: Start) -> float:
-    with _as_failed():
-        begin = time.perf_counter()
-        code = start()
-        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    code = start()
+    seconds = time.perf_counter() - begin
     if code != EXIT_CODE:
         raise Failed(_unexpected(code))
     return seconds

@@ -69,10 +69,9 @@ class Usage:
         """From a result of _core."""
         if counts is None:
             return cls(user, system, max_rss, exact)
-        more = (counts[name] for name in USAGE_OF_CGROUPS)
-        peak, pids, read, write = more
-        time = counts["cpu_time"]
-        seconds = None if time is None else time / 1e9
+        cpu = counts["cpu_time"]
+        seconds = None if cpu is None else cpu / 1e9
+        peak, pids, read, write = (counts[name] for name in USAGE_OF_CGROUPS)
         return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
 
     def as_dict(self) -> dict[str, float]:

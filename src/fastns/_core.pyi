@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, TypeAlias, final
 
-from fastns._compile import Op
+from fastns._compile.ops import Op
 from fastns._ended import Completed
 from fastns._policy.cgroup_plan import CgroupPlan
 from fastns.errors import SpawnError

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
-No decision is taken here. Plans are compiled by _compile.py, handles live in sandbox.py, and what the
+No decision is taken here. Plans are compiled by _compile, handles live in sandbox.py, and what the
 C code does is described in csrc/caller/fastns.h.
 """
 
@@ -339,7 +339,7 @@ cdef class Plan:
     cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
     cdef readonly tuple view  # without a rootfs: the destinations of what is mounted; None
     cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
-    cdef readonly tuple binds  # what the spec binds: see _compile.py
+    cdef readonly tuple binds  # what the spec binds: see _compile/decide.py
     cdef dict offsets
     cdef list parts
     cdef uint32_t used

@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 from fastns import _core
-from fastns._compile import MAPS_A_RANGE, Caller
+from fastns._compile.caller import Caller
 from fastns._policy import userns
 from fastns._record import record
 from fastns._surroundings import (
@@ -99,8 +99,7 @@ def privilege() -> Finding:
 
 def has_range() -> bool:
     """Whether the sandboxes of this process have a range of ids of their own."""
-    caller = Caller.current()
-    return caller.initial_user_namespace and caller.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+    return Caller.current().maps_a_range
 
 
 def user_namespace_settings() -> Finding:

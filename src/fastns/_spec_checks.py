@@ -6,7 +6,16 @@ import itertools
 import os
 from _collections_abc import Mapping, Sequence
 
-from fastns._args import MAX_PATH, check_env, check_inside, check_path, check_whole, encode, shown
+from fastns._args import (
+    MAX_PATH,
+    check_cwd,
+    check_env,
+    check_inside,
+    check_path,
+    check_whole,
+    encode,
+    shown,
+)
 from fastns._spec_values import (
     KINDS,
     MAX_ID,
@@ -30,14 +39,8 @@ MAX_NAME = 64  # bytes, __NEW_UTS_LEN (uname(2))
 MAX_FILE = 16 << 20  # bytes
 MAX_MAPPINGS = 340  # user_namespaces(7)
 FLAGS = (
-    "read_only",
-    "overlay",
-    "default_mounts",
-    "init",
-    "die_with_parent",
-    "require_limits",
-    "no_new_privileges",
-    "allow_setid",
+    *("read_only", "overlay", "default_mounts", "init"),
+    *("die_with_parent", "require_limits", "no_new_privileges", "allow_setid"),
 )
 LISTS = {
     "mounts": Mount,
@@ -49,13 +52,8 @@ LISTS = {
 }
 MAPPINGS = ("namespaces", "files", "env", "io")
 NEEDS_NEW_MOUNTS = (
-    "mounts",
-    "files",
-    "overlay",
-    "read_only",
-    "tmpfs_size",
-    "masked_paths",
-    "readonly_paths",
+    *("mounts", "files", "overlay", "read_only"),
+    *("tmpfs_size", "masked_paths", "readonly_paths"),
 )
 
 
@@ -249,8 +247,7 @@ def _process(spec: Spec) -> None:
         if not isinstance(key, str) or not isinstance(value, str):
             raise SpecError("env", f"{shown(key)}: str expected, not bytes")
     _put(spec, "cwd", check_path("cwd", spec.cwd))
-    if not spec.cwd.startswith("/"):
-        raise SpecError("cwd", f"{shown(spec.cwd)}: an absolute path inside the sandbox expected")
+    check_cwd(spec.cwd)
     check_whole("umask", spec.umask, 0, 0o777)
     types = [rlimit.type for rlimit in spec.rlimits]
     twice = next((name for name in types if types.count(name) > 1), None)

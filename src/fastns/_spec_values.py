@@ -26,24 +26,11 @@ KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
 UNLIMITED = -1
 HIGHEST_LIMIT = 2**64 - 1  # RLIM_INFINITY
-RLIMITS = {  # numbers of setrlimit(2) on x86-64 and aarch64
-    "RLIMIT_CPU": 0,
-    "RLIMIT_FSIZE": 1,
-    "RLIMIT_DATA": 2,
-    "RLIMIT_STACK": 3,
-    "RLIMIT_CORE": 4,
-    "RLIMIT_RSS": 5,
-    "RLIMIT_NPROC": 6,
-    "RLIMIT_NOFILE": 7,
-    "RLIMIT_MEMLOCK": 8,
-    "RLIMIT_AS": 9,
-    "RLIMIT_LOCKS": 10,
-    "RLIMIT_SIGPENDING": 11,
-    "RLIMIT_MSGQUEUE": 12,
-    "RLIMIT_NICE": 13,
-    "RLIMIT_RTPRIO": 14,
-    "RLIMIT_RTTIME": 15,
-}
+RLIMIT_NAMES = """
+    CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO
+    RTTIME
+"""  # in the order of their numbers on x86-64 and aarch64 (setrlimit(2))
+RLIMITS = {f"RLIMIT_{name}": number for number, name in enumerate(RLIMIT_NAMES.split())}
 
 
 class FrozenMap(_Items):

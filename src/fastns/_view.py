@@ -1,6 +1,6 @@
 """What a sandbox without a rootfs sees of the host: its system directories, and nothing else.
 
-_compile.py builds the root from the layout; when something is missing inside, hint_of() says
+_compile builds the root from the layout; when something is missing inside, hint_of() says
 which mount would show it. Reads names and links of the host; touches nothing.
 """
 

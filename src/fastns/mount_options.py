@@ -1,7 +1,7 @@
 """Mount options: what each name means, and for which types of mount.
 
 The names are those of mount(8) and of the OCI runtime specification. A Mount is checked with them,
-and _compile.py takes the kernel's flags from them.
+and the compiler takes the kernel's flags from them.
 """
 
 from __future__ import annotations

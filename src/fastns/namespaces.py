@@ -5,7 +5,7 @@ import os
 
 from fastns import _core
 from fastns._args import MAX_PATH, encode, shown
-from fastns._compile import CLONE_FLAGS
+from fastns._compile.ops import CLONE_FLAGS
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
 

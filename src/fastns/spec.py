@@ -1,7 +1,7 @@
 """What a sandbox is, in the words of the OCI runtime specification: a frozen dataclass, checked
 when it is made.
 
-No I/O, no kernel flags: _compile.py says what a spec means for this machine and this caller.
+No I/O, no kernel flags: the compiler decides what a spec means for this machine and this caller.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ DEFAULT_ENV = {
     "LANG": "C.UTF-8",
 }
 # What a sandbox has unless `rlimits` says otherwise. All but RLIMIT_CORE limit what the kernel
-# counts per user; _compile.py lowers each of these to half of the caller's soft limit.
+# counts per user; the compiler lowers each of these to half of the caller's soft limit.
 DEFAULT_RLIMITS = (
     # With exactly 1 the kernel starts no core handler (core(5)); with 0 it does.
     Rlimit("RLIMIT_CORE", 1, 1),

@@ -13,7 +13,7 @@ import warnings
 from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._command import TextMode
-from fastns._compile_template import compile_template
+from fastns._compile.template import compile_template
 from fastns._ended import Completed
 from fastns._record import record
 from fastns._stdio import open_null
@@ -62,10 +62,10 @@ class Template:
 
     A sandbox has a session of its own, without the caller's terminal: a signal typed there ends the
     caller, and with it the sandbox. The command is always pid 1 (init is not supported), which
-    receives no signal that it has no handler for: see Spec's init.
+    receives only SIGKILL, SIGSTOP and signals that it has a handler for: see Spec's init.
 
     The server starts at the first use, and again after it was killed or this process has forked.
-    Its end is that of its sandboxes: at close(), when the Template is dropped (with a
+    Its sandboxes end when it does: at close(), when the Template is dropped (with a
     ResourceWarning), or with this process. A closed Template raises ClosedError.
 
     Args:

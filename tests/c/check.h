@@ -1,4 +1,4 @@
-/* What the C tests share: checks that say where they failed, and random numbers that repeat. */
+/* What the C tests share: checks that say where they failed, and repeatable random numbers. */
 #ifndef FNS_TESTS_CHECK_H
 #define FNS_TESTS_CHECK_H
 
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/types.h>
 
-extern ssize_t readlinkat(int, const char *, char *, size_t); /* unistd.h does not go with sys.h */
+extern ssize_t readlinkat(int, const char *, char *, size_t); /* unistd.h conflicts with sys.h */
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -39,7 +39,7 @@ __attribute__((unused)) static uint32_t random_below(uint32_t limit)
     return (uint32_t)((random_state * 0x2545f4914f6cdd1dull) >> 33) % limit;
 }
 
-/* How many fds this process has open, but for the files that the engine keeps. */
+/* The number of open fds of this process, without the files that the engine keeps. */
 __attribute__((unused)) static int open_fds(void)
 {
     const char *kept = "/memfd:fastns-";

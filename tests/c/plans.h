@@ -1,4 +1,4 @@
-/* Small plans for the tests of spawns, by hand: what _compile.py makes, in a few lines of C. */
+/* Small plans for the tests of spawns, by hand: what _compile makes, in a few lines of C. */
 #ifndef FNS_TESTS_PLANS_H
 #define FNS_TESTS_PLANS_H
 
@@ -14,14 +14,14 @@
 #include "caller/fastns.h"
 #include "check.h"
 
-/* sys.h, whose kernel headers do not go with libc's in one file, has these too. */
+/* sys.h has these too, but its kernel headers conflict with libc's in one file. */
 #define NEWUTS 0x04000000ull
 #define NEWUSER 0x10000000ull
 #define NEWPID 0x20000000ull
 
 static char probe_path[4096];
 
-/* A plan that maps the caller's ids, if `user`, sets a host name, and nothing else. */
+/* A plan that maps the caller's ids, if `user`, and sets a host name, and does nothing else. */
 struct made {
     struct fns_op ops[4];
     char strings[512];
@@ -57,7 +57,7 @@ __attribute__((unused)) static void finish(struct made *made)
     CHECK_EQUAL(fns_plan_check(&made->plan, &bad), 0);
 }
 
-/* `options`: FNS_PLAN_*. With namespaces of its own, as an unprivileged caller may have them. */
+/* `options`: FNS_PLAN_*. With namespaces that an unprivileged caller may have. */
 __attribute__((unused)) static void make_plan(struct made *made, unsigned options)
 {
     char map[64];
@@ -75,7 +75,7 @@ __attribute__((unused)) static void make_plan(struct made *made, unsigned option
     finish(made);
 }
 
-/* No namespace, no op: the caller's own surroundings. */
+/* No namespace and no op: everything is the caller's. */
 __attribute__((unused)) static void make_bare_plan(struct made *made)
 {
     memset(made, 0, sizeof *made);
@@ -140,7 +140,7 @@ static void use_program(const char *directory)
     close(fd);
 }
 
-/* Reads the program and remembers the probe, all in the directory of what was built. */
+/* Reads the program and stores the path of the probe; both are in the build directory. */
 __attribute__((unused)) static void use_programs(const char *directory)
 {
     char path[4096];

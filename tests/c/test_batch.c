@@ -26,7 +26,7 @@ static void reap(const struct fns_process *process, int code, int status)
         close(process->control);
 }
 
-/* An fns_io with pipes to a probe that runs. */
+/* An fns_io with pipes to a running probe. */
 static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, int with_stdin)
 {
     struct fns_io io = {.fds = {-1, -1, -1}};
@@ -46,7 +46,7 @@ static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, 
 static void free_io(struct fns_io *io)
 {
     for (int i = 0; i < 3; i++)
-        CHECK_EQUAL(io->fds[i], -1); /* closed as they came to their end */
+        CHECK_EQUAL(io->fds[i], -1); /* closed when they came to their end */
     fns_buffer_free(&io->output[0]);
     fns_buffer_free(&io->output[1]);
 }

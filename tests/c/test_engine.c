@@ -1,5 +1,5 @@
-/* What the other C tests leave open: early ops without a hop, the index of a failed op, a
- * dynamically linked program between pipes, a large batch, a batch stopped half-way. */
+/* What the other C tests leave out: early ops without a hop, the index of a failed op, a
+ * dynamically linked program between pipes, a large batch, a batch stopped in the middle. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -12,7 +12,7 @@ enum { N_JOBS = 200, MIB = 1 << 20, AT_ONCE = 4 };
 static struct command commands[N_JOBS];
 static struct fns_job jobs[N_JOBS];
 
-/* The same plan is good with a hop, so that nothing else can be why it is refused. */
+/* The same plan is accepted with a hop, so nothing else can be the reason for the refusal. */
 static void early_ops_need_a_hop(void)
 {
     struct fns_op op = {.code = FNS_OP_UMASK, .stage = FNS_STAGE_UMASK};
@@ -132,7 +132,7 @@ static void every_tenth_command_is_missing(void)
     no_child_is_left();
 }
 
-/* The first ten jobs end, the others would sleep; stopped when ten are done. */
+/* The first ten jobs end; the others would sleep. Stopped when ten are done. */
 static void is_stopped_half_way(void)
 {
     struct made made;

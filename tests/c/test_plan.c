@@ -1,4 +1,4 @@
-/* fns_plan_check(): what it must refuse, and, over random plans, that all it accepts is safe to run.
+/* fns_plan_check(): what it must refuse, and that every random plan it accepts is safe to run.
  *
  * "Safe" is checked by a second reading of plan.h: every byte a child would read is read here, so
  * that AddressSanitizer sees one beyond the arena, which is allocated to its exact size.
@@ -141,7 +141,7 @@ static void read_bytes(const struct fns_plan *plan, uint32_t offset, uint64_t n)
         sink += (unsigned char)plan->strings[offset + i];
 }
 
-/* Reads what child.c, helper.c and idmap.c would. */
+/* Reads what the program and idmap.c would. */
 static void read_plan(const struct fns_plan *plan)
 {
     CHECK(plan->n_early <= plan->n_ops);

@@ -117,7 +117,7 @@ static void says_where_it_failed(void)
         args.n_keep = 1;
         fails(&made.plan, &args, FNS_STAGE_FDS, -1, EBADF);
 
-        made.ops[1].target = made.ops[0].data; /* the map goes to a file called "deny" */
+        made.ops[1].target = made.ops[0].data; /* the map is written to a file called "deny" */
         fails(&made.plan, &good, FNS_STAGE_ID_MAP, 1, ENOENT);
         make_plan(&made, ways[i]);
         made.ops[3].code = FNS_OP_SETUID;
@@ -186,7 +186,7 @@ static void spawns_from_many_threads(void)
 
 static void writes_maps_from_outside(void)
 {
-    if (getuid() != 0) /* CAP_SETUID is needed; newuidmap has tests of its own */
+    if (getuid() != 0) /* takes CAP_SETUID; newuidmap has tests of its own */
         return;
     struct made made;
     memset(&made, 0, sizeof made);
@@ -204,7 +204,7 @@ static void writes_maps_from_outside(void)
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
 }
 
-/* What has to be joined is not a user namespace. */
+/* The namespace to join is not a user namespace. */
 static void joins_no_user_namespace(void)
 {
     struct made made;
@@ -236,7 +236,7 @@ static int kept_file(void)
     return -1;
 }
 
-/* The files that are kept are this process' to close, and their numbers then are anything's. */
+/* This process may close the files that are kept, and reuse their numbers. */
 static void loses_a_kept_file(void)
 {
     struct made made;
@@ -268,12 +268,12 @@ static void loses_a_kept_file(void)
     CHECK_EQUAL(kept_file(), -1);
 }
 
-/* A namespace held by its fd; maps that the kernel refuses leave nothing. */
+/* A namespace kept by its fd. Maps that the kernel refuses leave nothing behind. */
 static void makes_a_user_namespace(void)
 {
     struct fns_error error;
     char map[64];
-    if (geteuid() != 0) { /* one's own gid would need setgroups to be given up: root's alone */
+    if (geteuid() != 0) { /* mapping the own gid would take denying setgroups first: only as root */
         CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", NULL, &error), -EPERM);
         CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
         return;

@@ -1,4 +1,5 @@
-/* Templates through the C API alone: sandboxes of a server, to the end and failing, and its end. */
+/* Templates through the C API alone: sandboxes of a server that succeed and fail, and the server's
+ * end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -13,7 +14,7 @@ enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
 
 static char *missing[] = {(char *)"/missing", NULL};
 
-/* The server's plan and that of its sandboxes: a user and a pid namespace of its own for each. */
+/* The server's plan and that of its sandboxes, each with a user and a pid namespace of its own. */
 struct template
 {
     struct made server, sandbox;
@@ -85,7 +86,7 @@ static void fails(const struct template *template, int connection)
     CHECK_EQUAL(error.stage, FNS_STAGE_FDS);
 }
 
-/* By fns_server_run(), which hears of the start and of the end at once. */
+/* By fns_server_run(), which gets start and end in one reply. */
 static int run_quietly(const struct template *template, int connection, struct fns_args *args,
                        int kill, struct fns_result *result, struct fns_error *error)
 {
@@ -130,7 +131,7 @@ static void runs_quietly(const struct template *template, int connection)
     finds_no_command(template, connection);
 }
 
-/* A byte comes back, so that the command runs; then it is killed, and the connection with it. */
+/* A byte comes back, so the command runs. Then it is killed, and the connection with it. */
 static void is_killed_as_it_runs(const struct template *template, int connection)
 {
     struct command command;
@@ -186,7 +187,7 @@ static void tells_its_host_name(const struct template *template, int connection,
     close(ends[0]);
 }
 
-/* A server that could not hear what it was asked says so, and closes the connection. */
+/* A server that could not receive a request says so, and closes the connection. */
 static void fails_unheard(const struct template *template)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
@@ -229,12 +230,12 @@ static void *work(void *arg)
 static void stop(struct template *template)
 {
     fns_server_stop(&template->process);
-    fns_server_stop(&template->process); /* once more does nothing */
+    fns_server_stop(&template->process); /* a second call does nothing */
     fns_server_close(&template->process);
 }
 
 /* Sandboxes that the server has not reaped, parked ones too. */
-/* Its sandboxes: all but the process that closes for it. */
+/* Its sandboxes: all its children but the closer. */
 static int children_of(const struct template *template)
 {
     char path[64];
@@ -273,7 +274,7 @@ static int idle_fds_of(const struct template *template)
     return n;
 }
 
-/* The server does it by itself, and tells nobody. */
+/* The server does it by itself, without a message. */
 static void comes_to(int (*count)(const struct template *), const struct template *template, int n)
 {
     const struct timespec pause = {0, 1000000};
@@ -315,7 +316,7 @@ static void starts_what_is_parked(void)
     CHECK_EQUAL(fns_server_spawn(&template.process, connection, &template.sandbox.plan, &args,
                                  &process, &error),
                 0);
-    close(connection); /* it runs, and has nothing to do with it any more */
+    close(connection); /* it runs, and no longer needs the connection */
     CHECK_EQUAL(fns_wait(&process, 20000000), 0);
     CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
     CHECK_EQUAL(fns_wait(&process, -1), 1);

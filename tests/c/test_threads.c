@@ -1,8 +1,9 @@
-/* Spawns, batches and templates from many threads at once: for ThreadSanitizer (`make tsan`), which sees
- * what they share without a lock. What a child does in the caller's memory it does not see.
+/* Starts, batches and templates from many threads at once, for ThreadSanitizer (`make tsan`), which
+ * finds what they share without a lock. It does not see what a child does in the caller's memory.
  *
- * The plans, the programs, and one server are shared, as they are by threads of one Python; each thread
- * has a template of its own as well. Built with -DRACE, all threads count without a lock: the control.
+ * The plans, the programs and one server are shared, as between threads of one Python process; each
+ * thread also has a template of its own. The control: built with -DRACE, all threads count without
+ * a lock.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -125,7 +126,7 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
 
 /* ---- cgroups, which all threads share ---------------------------------------------------------- */
 
-/* The number of a leaf is a directory here, and what it has used is always nothing. */
+/* A cgroup is a directory here, with the number as its name, and its counters are always 0. */
 static void make_groups(void)
 {
     static const struct fns_cgroup_counter used = {

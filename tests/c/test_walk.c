@@ -1,7 +1,7 @@
 /* The walk through a root by hand, for kernels without openat2(2).
  *
- * child.c is included whole, so that its static functions can be called, and instrumented: nothing
- * here shares memory with anybody. The kernel's own RESOLVE_IN_ROOT is the oracle over random trees
+ * paths.c is included whole, so that its static functions can be called, and instrumented: nothing here
+ * shares memory with anybody. The kernel's own RESOLVE_IN_ROOT is the oracle over random trees
  * and paths. Then directories are moved out of the root and back while it is walked: what was never
  * inside must not be found.
  */
@@ -12,15 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define fns_child_begin unused_begin
-#define fns_child_chdir unused_chdir
-#define fns_child_ops unused_ops
-#define fns_child_exec unused_exec
-#define fns_child_last unused_last
-#define fns_child_leave_session unused_leave_session
-#define fns_child_report unused_report
-#define fns_loopback_up unused_loopback_up
-#include "../../csrc/program/child.c"
+#include "../../csrc/program/paths.c"
 
 #include "check.h"
 
@@ -31,7 +23,7 @@ extern int close(int), rename(const char *, const char *);
 
 static int directory(const char *path)
 {
-    int fd = at_fdcwd_open(path, O_PATH_FLAGS | O_DIRECTORY);
+    int fd = fns_open(path, FNS_PATH_FLAGS | O_DIRECTORY);
     CHECK(fd >= 0);
     return fd;
 }
@@ -46,7 +38,7 @@ static uint64_t inode(int fd)
 static int oracle(int root, const char *path, int no_symlinks)
 {
     struct fns_open_how how = {
-        .flags = O_PATH_FLAGS,
+        .flags = FNS_PATH_FLAGS,
         .resolve = FNS_RESOLVE_IN_ROOT | FNS_RESOLVE_NO_MAGICLINKS |
                    (no_symlinks ? FNS_RESOLVE_NO_SYMLINKS : 0),
     };
@@ -158,15 +150,15 @@ static void agrees_with_the_kernel(void)
 
 static void keeps_to_its_buffers(void)
 {
-    char dir[] = "/tmp/fastns-walk-XXXXXX", path[2 * PATH_SIZE];
+    char dir[] = "/tmp/fastns-walk-XXXXXX", path[2 * FNS_PATH_SIZE];
     CHECK(mkdtemp(dir) != NULL && chdir(dir) == 0);
     mkdir("root", 0755);
     int root = directory("root"), before = open_fds();
-    for (size_t n = PATH_SIZE - 3; n < PATH_SIZE + 3; n++) { /* long paths */
+    for (size_t n = FNS_PATH_SIZE - 3; n < FNS_PATH_SIZE + 3; n++) { /* long paths */
         memset(path, '/', n);
         path[n] = 0;
         int fd = walk(root, path, 0);
-        CHECK_EQUAL(fd < 0 ? fd : 0, n < PATH_SIZE ? 0 : -ENAMETOOLONG);
+        CHECK_EQUAL(fd < 0 ? fd : 0, n < FNS_PATH_SIZE ? 0 : -ENAMETOOLONG);
         if (fd >= 0)
             close(fd);
     }

@@ -1,7 +1,7 @@
 /* Ways out, one at a time: `attack NAME [ARGUMENT]`.
  *
- * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. Nothing
- * here harms the host where it works: what would be done next is not done.
+ * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. An
+ * attack that works does not harm the host, because it stops there.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -37,7 +37,7 @@
 
 static const char *argument;
 
-/* A call that got as far as looking at its arguments has been let through. */
+/* A call that got as far as looking at its arguments was not refused. */
 static int reached(long result)
 {
     return result >= 0 || errno == EFAULT || errno == EINVAL || errno == EBADF ||
@@ -168,7 +168,7 @@ static int set_clock(void)
     return reached(syscall(SYS_clock_settime, CLOCK_REALTIME, NULL));
 }
 
-/* ---- calls that have been a way out before ---- */
+/* ---- calls that were a way out before ---- */
 
 static int call(void)
 {
@@ -193,7 +193,7 @@ static int other_socket(void)
     int family = 0, type = 0, protocol = 0;
     if (sscanf(argument, "%i:%i:%i", &family, &type, &protocol) != 3)
         exit(2);
-    /* What the kernel does not have, it was asked for all the same. */
+    /* A call that the kernel lacks has still reached it. */
     return socket(family, type, protocol) >= 0 || errno == ESOCKTNOSUPPORT;
 }
 
@@ -211,12 +211,12 @@ static int x32(void)
 }
 #endif
 
-/* ---- memory that nobody is charged for ---- */
+/* ---- memory that is charged to nobody ---- */
 
 static const struct sock_filter accept_all = {BPF_RET | BPF_K, 0, 0, 0x7FFF0000};
 static const struct sock_fprog program = {1, (struct sock_filter *)(uintptr_t)&accept_all};
 
-/* Code that the kernel compiles, as often as there are sockets. The argument is the option. */
+/* Code that the kernel compiles, once for each socket. The argument is the option. */
 static int attach_filter(void)
 {
     int option = atoi(argument), on = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -250,7 +250,7 @@ static int socket_option(void)
     return there;
 }
 
-/* Another form of the same: for those that take more than a number. */
+/* The same for options that take more than a number. */
 static int option_reached(void)
 {
     int level = 0, option = 0;
@@ -260,8 +260,7 @@ static int option_reached(void)
     return setsockopt(fd, level, option, "tls", 3) == 0 || errno != ENOPROTOOPT;
 }
 
-/* An ACL of 64 KiB for a file of a tmpfs: memory that counts for nobody. By the call that is the
- * argument. */
+/* An ACL of 64 KiB for a file in a tmpfs: memory that is charged to nobody. The argument is the call. */
 static int long_acl(void)
 {
     struct {
@@ -289,7 +288,7 @@ static int long_acl(void)
     return setxattr(path, name, &acl, sizeof acl, 0) == 0;
 }
 
-/* ---- what the kernel loads modules for, and what else is little tried ---- */
+/* ---- calls for which the kernel loads modules, and other rare ones ---- */
 
 static int ioctl_reached(void)
 {
@@ -339,7 +338,7 @@ static int make_setid(void)
             fd = open(path, O_RDONLY);
     } else if (strcmp(how, "mkdir") == 0) {
         if (mkdir(path, 0755 | S_ISGID) == 0 && chmod(path, 0755) == 0)
-            return 1; /* the bit is left out by mkdir(2), but it is not refused */
+            return 1; /* mkdir(2) ignores the bit instead of refusing it */
     } else {
         fd = open(path, O_CREAT | O_RDWR, 0755);
         int failed = -1;
@@ -400,7 +399,7 @@ static int open_fds(void)
     return 0;
 }
 
-/* Whoever opens the file next waits for the lease to be given up. */
+/* The next process that opens the file waits until the lease is released. */
 static int lease(void)
 {
     int fd = open("/tmp/leased", O_CREAT | O_RDWR, 0600);
@@ -425,7 +424,7 @@ static int named(const char *pid, const char *name)
     return got > 0 && strncmp(comm, name, strlen(name)) == 0;
 }
 
-/* Whether its memory is that of the command by now, which lives here anyway, or is gone. */
+/* Whether its memory is already the command's, which is inside anyway, or is gone. */
 static int has_executed(int pid)
 {
     char path[64], program[4096] = "";
@@ -435,8 +434,8 @@ static int has_executed(int pid)
                  : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
 }
 
-/* Ways into another process, for which the kernel asks what it asks for ptrace(2); to be traced itself
- * would keep it from being reaped. `address`: where it might have memory of the caller's. */
+/* Ways into another process that take the same right as ptrace(2), which itself would keep the process from
+ * being reaped. `address` is where it might have memory of the caller. */
 static int break_into(int pid, void *address)
 {
     char path[64], byte = 'X';
@@ -445,7 +444,7 @@ static int break_into(int pid, void *address)
     snprintf(path, sizeof path, "/proc/%d/mem", pid);
     int memory = open(path, O_RDWR);
     if (memory >= 0) {
-        /* That of a process that has ended meanwhile may be opened (Linux 6.1), and is empty. */
+        /* The memory of a process that has ended can be opened (Linux 6.1), and is empty. */
         in |= address ? pwrite(memory, &byte, 1, (off_t)(intptr_t)address) == 1
                       : pread(memory, &byte, 1, 0) != 0;
         close(memory);
@@ -470,7 +469,7 @@ static void stop(int signal)
     told_to_stop = 1;
 }
 
-/* Until SIGTERM; what has executed the command ("attack") is left alone. */
+/* Runs until SIGTERM. Leaves processes alone that have executed the command ("attack"). */
 static int break_into_joiners(void)
 {
     int in = 0, tries = 0;
@@ -493,7 +492,7 @@ static int break_into_joiners(void)
     return in > 0;
 }
 
-/* The argument: a process, and an address in it; its children are tried. */
+/* The argument is a process and an address in it. Its children are attacked. */
 static int break_into_children(void)
 {
     unsigned long address = 0;
@@ -526,7 +525,7 @@ static int break_into_children(void)
 
 /* ---- other ways to execute ---- */
 
-/* Itself, from memory, with the argument as the name of what is tried then. */
+/* Executes itself from memory. The argument is the attack to try then. */
 static int through_memory(void)
 {
     char bytes[65536];
@@ -547,7 +546,7 @@ static void script(const char *path, const char *line)
     close(fd);
 }
 
-/* The same by a chain of scripts, the first of which is named by its fd. */
+/* The same by a chain of scripts, the first of which is executed by its fd. */
 static int through_scripts(void)
 {
     char line[256];
@@ -561,8 +560,8 @@ static int through_scripts(void)
     return 0;
 }
 
-/* A program that gives its owner's rights, with no arguments at all: one that takes argv[1] for granted
- * then reads, and writes, its environment (CVE-2021-4034). It ends in gained(). */
+/* Executes a setuid program without any arguments. One that relies on argv[1] then reads, and writes, its
+ * environment (CVE-2021-4034). It ends in gained(). */
 static int no_arguments(void)
 {
     char *const none[] = {NULL}, *const environment[] = {"of-the-attacker", NULL};
@@ -578,7 +577,7 @@ static int gained(int argc)
     return more ? 0 : 1;
 }
 
-/* ---- too much of something: as much as the argument says, which the host can bear ---- */
+/* ---- too much of a resource: the argument says how much, which the host can bear ---- */
 
 static int start_children(int end_at_once)
 {
@@ -651,7 +650,7 @@ static int fill_heap(void)
 
 /* ---- the terminal at stdin ---- */
 
-/* For whoever reads from it next. Of the request the kernel looks at the lower half alone. */
+/* Types for the next reader. The kernel looks only at the lower half of the request. */
 static int type_into_terminal(void)
 {
     const unsigned long requests[] = {0x5412 /* TIOCSTI */, 0x5412 | 1ul << 32, 0x5412 | 1ul << 63};
@@ -662,7 +661,7 @@ static int type_into_terminal(void)
     return worked;
 }
 
-/* Of a console, a selection is pasted. */
+/* Pastes a selection, on a console. */
 static int paste_into_terminal(void)
 {
     char selection[] = {3 /* TIOCL_PASTESEL */, 0};

@@ -1,4 +1,4 @@
-"""The attacker and what it aims at on the host, and the table at the end of `make escape`."""
+"""The attacker, its targets on the host, and the table at the end of `make escape`."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from processes import eventually
 
 @pytest.fixture(scope="session")
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root that others may enter, with nothing but /attack, one that is setuid, and a device."""
+    """A root that others may enter, with only /attack, a setuid copy of it, and a device."""
     root = tmp_path_factory.mktemp("escape") / "root"
     for name in ("proc", "sys", "dev", "tmp", "run", "mnt"):
         (root / name).mkdir(parents=True)
@@ -45,7 +45,7 @@ def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(["sleep", "1000"])
         stack.callback(process.wait)
         stack.callback(process.kill)
-        comm = Path(f"/proc/{process.pid}/comm")  # the watch for leaks looks at it
+        comm = Path(f"/proc/{process.pid}/comm")  # the check for leaks looks at it
         assert eventually(lambda: comm.read_text() == "sleep\n")
         yield {
             "file": str(canary),

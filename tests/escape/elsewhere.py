@@ -1,4 +1,4 @@
-"""Cases that other tests try: the page's number of each -> a test, and what it is."""
+"""Cases that other tests try: the number of the case -> a test, and what it tries."""
 
 ELSEWHERE = {
     "A1": ("sandbox/test_hostile_handles.py::test_the_callers_program_is_out_of_reach",

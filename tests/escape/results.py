@@ -1,3 +1,3 @@
-"""What has come of each case, for the table at the end."""
+"""The result of each case, for the table at the end."""
 
 RESULTS: dict[str, tuple[str, str]] = {}  # case -> (outcome, what was seen)

@@ -1,4 +1,4 @@
-"""Every case is tried by a test: here, or elsewhere as the table says."""
+"""Every case has a test: here, or elsewhere as the table says."""
 
 import re
 

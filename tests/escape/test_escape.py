@@ -1,6 +1,6 @@
-"""Ways out of a default sandbox, each tried in every way one is started; and once more with the one
-defence off that is meant to stop it, where it has to work or be stopped by the kernel alone. What
-the user namespace of root's sandboxes stops besides works with the host's ids."""
+"""Ways out of a default sandbox, each tried in every way of starting. Each is tried once more
+without the one defence that is meant to stop it: there it must work, or the kernel alone stops it.
+The host's ids are used for what the user namespace of root's sandboxes would stop as well."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ SMALL = {"rlimits": [Rlimit("RLIMIT_AS", 64 << 20, 64 << 20)], "tmpfs_size": "16
 
 
 class Case(NamedTuple):
-    name: str  # the page's number of it first
+    name: str  # the number of the case comes first
     attack: str
     argument: str  # with {aims}
-    control: Any  # fields of a Spec in which it works; or what else is given: see control_of()
+    control: Any  # fields of a Spec in which it works, or something else: see control_of()
     fields: dict[str, Any] = {}  # noqa: RUF012 - of the sandbox that has to hold
-    needs_root: bool = False  # the control: elsewhere the kernel refuses it anyway
+    needs_root: bool = False  # where the control works; elsewhere the kernel refuses it anyway
 
 
 BOUND = Mount("/mnt", source="/usr")
@@ -145,7 +145,7 @@ CASES = [
     Case("E7 sethostname", "rename_host", "", ADMIN),
     Case("E7 clock_settime", "set_clock", "", {**OPEN, "capabilities": ["SYS_TIME"]},
          needs_root=True),
-    # What needs no cgroup; MiB
+    # Cases that need no cgroup, in MiB.
     Case("F1 children, by RLIMIT_NPROC", "many_children", "100", {"rlimits": []}, FEW),
     Case("F2 heap, by RLIMIT_AS", "fill_heap", "96", {"rlimits": []}, SMALL),
     Case("F2 memfd, by RLIMIT_FSIZE", "fill_memory_file", "96", {"rlimits": []},
@@ -158,7 +158,7 @@ CASES = [
 
 
 def attempted(case: Case, run: Any, argument: str) -> tuple[bool, str]:
-    """Whether it worked, and what was seen."""
+    """Whether the attack worked, and what was seen."""
     done = run(["/attack", case.attack, argument], capture_output=True, text=True)
     assert done.returncode in (0, 1) or done.returncode < 0, (done.returncode, done.stdout)
     return done.returncode == 0, done.stdout.strip() or done.cause
@@ -203,5 +203,5 @@ def control_of(case: Case, fields: dict[str, Any], argument: str) -> tuple[bool,
         return attempted(case, run, argument)
 
 
-# What a kernel may have been built or told to refuse whoever asks.
+# What a kernel may refuse to everybody, by its build or settings.
 BLOCKED = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "seccomp", "signaled"}

@@ -1,5 +1,6 @@
-"""A4 and A5: a process that is about to be the command of a sandbox is tried by what runs in there
-already, or beside it. That has no filter, and in A4 all capabilities over where it lives."""
+"""A4 and A5: a process that is about to execute a sandbox's command is attacked by a program that
+already runs inside, or beside it. The attacker has no filter, and in A4 all capabilities over its
+namespaces."""
 
 import contextlib
 import ctypes
@@ -26,7 +27,7 @@ SPAWNS = 10_000 if support.LONG else 150
 
 @contextlib.contextmanager
 def trying(root: Path, name: str, argument: str, told: list[str], **fields: Any) -> Iterator[Any]:
-    """Runs an attack until this is left; `told` is then what it says."""
+    """Run an attack during the block; afterwards `told` is what it printed."""
     spec = Spec(rootfs=root, seccomp="unconfined", **fields)
     args = ["/attack", name, argument]
     with fastns.spawn(args, spec=spec, stdout=fastns.PIPE, text=True) as sandbox:
@@ -64,7 +65,7 @@ def test_a_process_that_joins(attack_root: Path) -> None:
 
 
 def test_another_that_joins(attack_root: Path) -> None:
-    """The control: nsenter(1) leaves its doors open."""
+    """The control: nsenter(1) can be attacked."""
     nsenter = shutil.which("nsenter", path=support.HOST_PATH)
     if nsenter is None:
         support.skip_missing("nsenter (tests/setup.sh installs util-linux)")
@@ -79,13 +80,15 @@ def test_another_that_joins(attack_root: Path) -> None:
 # ---- A5: one that shares the caller's memory ----
 
 
-# Root's, with root's uid: the attacker as well, or it would be another user from the start.
+# Root's sandboxes, with root's uid. The attacker has it too, or it would be another user from the
+# start.
 HOSTS_IDS = {"user": "host"} if os.geteuid() == 0 else {}
 
 
 @pytest.mark.parametrize("way", ["direct", "default", "capabilities", "user", "template"])
 def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
-    """Seen by a sandbox with the host's pid namespace; the caller's canary is the judge."""
+    """Attacked from a sandbox with the host's pid namespace. The caller's canary shows the
+    result."""
     canary = ctypes.create_string_buffer(b"canary")
     pid, address = os.getpid(), ctypes.addressof(canary)
     user = {"user": {"user": "new"}, "default": {}}.get(way, HOSTS_IDS)
@@ -113,7 +116,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
 
 @pytest.mark.as_root
 def test_a_child_without_capabilities(attack_root: Path) -> None:
-    """The control: what forks and waits has no more than the attacker."""
+    """The control: a process that forks and waits has no more rights than the attacker."""
     told: list[str] = []
     theirs = {"namespaces": {"pid": "host", **HOSTS_IDS}}
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "sleep", "0.3"]

@@ -1,5 +1,5 @@
-"""E1 and E2: what a sandbox types into the terminal at its stdin would be read by a shell of the
-caller. The terminal is a real one here, the controlling terminal of a session of its own."""
+"""E1 and E2: a shell of the caller would read what a sandbox types into the terminal at its stdin.
+The terminal here is real: the controlling terminal of a session of its own."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ CASES = {"E1 TIOCSTI": "type_into_terminal", "E2 TIOCLINUX": "paste_into_termina
 
 
 def from_a_terminal(root: Path, **fields: Any) -> dict[str, dict[str, tuple[bool, str, str]]]:
-    """Of each way: what came of each attack, what it said, and what the terminal was given."""
+    """For each way: the result of each attack, what it printed, and what the terminal received."""
     found: dict[str, dict[str, tuple[bool, str, str]]] = json.loads(
         script(SESSION, str(root), json.dumps(fields))
     )
@@ -74,13 +74,13 @@ def test_nothing_is_typed(case: str, attack_root: Path) -> None:
     if attack == "type_into_terminal" and may_type():
         assert direct == [True, "worked", "ididid"]
         assert control["init"][attack] == direct
-    else:  # it is no console, or the kernel lets nobody type
+    else:  # not a console, or the kernel permits it to nobody
         assert direct[1] in ("ENOTTY", "EIO", "EPERM")
-    # Of a template's, the session is another one, filter or not.
+    # A template's sandboxes have another session, with or without the filter.
     assert [control[way][attack][2] for way in ("template", "parked")] == ["", ""]
 
 
 def may_type() -> bool:
-    """Kernels without that setting always let a session type into its terminal."""
+    """Kernels without that setting always permit a session to type into its terminal."""
     setting = Path("/proc/sys/dev/tty/legacy_tiocsti")
     return not setting.exists() or setting.read_text().strip() == "1"

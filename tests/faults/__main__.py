@@ -1,7 +1,7 @@
 """The fault campaign: `make faults`.
 
-Each way of starting is observed once, call by call. Then each call of each process that took part
-is made to fail, by each errno, in a start of its own; and a signal comes while it is held.
+Each way of starting is observed once, call by call. Then, in a start for each, every call of every
+process that took part is made to fail with each errno, or is interrupted by a signal.
 
 usage: python -m faults [--sample N] [--seed N] [--ways A,B] [--users root,user] [--only REGEX]
                         [--jobs N] [--json FILE] [CASE ...]
@@ -34,15 +34,15 @@ from faults.ways import WAYS, Setting, way_of
 from faults.worker import Who
 
 USER = "fastns-test"
-SAMPLE = 20_000  # of some 70,000: what two CPUs do in a quarter of an hour
+SAMPLE = 20_000  # of some 70,000: what two CPUs can do in a quarter of an hour
 FINE = (RIGHT, TYPED, MISSED)
-Ask = tuple[Any, dict[str, Any]]  # a name for it, and what a slot is asked
+Ask = tuple[Any, dict[str, Any]]  # its name, and the request to a slot
 Result = tuple[Fault, str, list[str]]
 
 
 def main() -> int:
     args = _arguments()
-    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # whatever goes wrong must not reach the host
+    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # whatever goes wrong must not affect the host
         os.environ["FASTNS_FAULTS_INSIDE"] = "1"
         apart = ["unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"]
         os.execvp("unshare", [*apart, sys.executable, "-m", "faults", *sys.argv[1:]])
@@ -133,7 +133,7 @@ class Campaign:
     def campaign(self, faults: list[Fault]) -> list[Result]:
         end = time.monotonic() + self.args.seconds if self.args.seconds else float("inf")
         asks = [(fault, {"inject": str(fault)}) for fault in faults]
-        # Those of a stop wait most of the time.
+        # Starts with a stop wait most of the time.
         waiting = [ask for ask in asks if ask[0].what == "SIGSTOP"]
         busy = [ask for ask in asks if ask[0].what != "SIGSTOP"]
         return [
@@ -142,7 +142,7 @@ class Campaign:
         ]
 
     def ask_all(self, busy: list[Ask], waiting: list[Ask], end: float) -> list[tuple[Any, Any]]:
-        """Has all of them answered, by slots of their own; none is begun after `end`."""
+        """Have slots run all of them. None is begun after `end`."""
         answers: list[tuple[Any, Any]] = []
         total, told = len(busy) + len(waiting), time.monotonic()
         given: dict[Slot, tuple[list[Ask], Ask]] = {}

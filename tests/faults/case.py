@@ -1,6 +1,6 @@
-"""One start under supervision: a call is made to fail, or a signal comes while it is held.
+"""One supervised start: a call is made to fail, or a signal is sent while the call waits.
 
-Runs as pid 1 of a pid namespace of its own: whatever a start leaves behind is seen, and ended.
+Runs as pid 1 of a pid namespace, so that it sees and ends whatever a start leaves behind.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from faults.worker import DONE, READY, STARTING, Board, Who, work
 
 HANG = 10.0  # seconds
 SETTLE = 2.0  # the kernel ends a killed sandbox's processes, and its cgroups, a little later
-STOPPED = 0.3  # how long the caller is, which nothing else would continue
+STOPPED = 0.3  # how long the caller stays stopped; nothing else would continue it
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGCONT")
 
 
 class Fault(NamedTuple):
-    """What is done at which call of which way of starting."""
+    """What is done, at which call of which way of starting."""
 
     way: str
     user: str  # "root" or "user"
@@ -44,14 +44,14 @@ class Fault(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What came of a start."""
+    """The result of a start."""
 
-    outcome: Any  # what the worker has said; None: nothing
+    outcome: Any  # what the worker reported, or None
     hit: bool
-    hung: list[str]  # what the processes were in, when it took too long
+    hung: list[str]  # the calls in which the processes were when it took too long
     left: list[str]
-    killed: bool  # the caller was, by the fault
-    points: list[Point]  # where calls are all held: each that was made
+    killed: bool  # whether the fault ended the caller
+    points: list[Point]  # if all calls are observed: each call that was made
 
 
 class Supervisor:
@@ -65,7 +65,7 @@ class Supervisor:
         self.board = Board()
 
     def observe(self, way: str, user: str) -> Seen:
-        """A start of which each call is held for a moment."""
+        """A start in which each call is observed."""
         return self._run(way, user, None, None)
 
     def undisturbed(self, way: str, user: str) -> Seen:
@@ -139,7 +139,7 @@ class _Start:
         return Seen(outcome, self.hit, hung, left, self.killed, self.points)
 
     def _until(self, state: int, deadline: float) -> bool:
-        """Answers calls until the worker says so. False: it takes too long, or has ended."""
+        """Answer calls until the worker says so. False if it takes too long or has ended."""
         while self.board.state != state or not self._rung:
             if time.monotonic() > deadline or self.gone:
                 return False
@@ -160,7 +160,7 @@ class _Start:
                 self._answer_one()
             elif events & select.POLLHUP:
                 self.poll.unregister(self.listener)
-        # By its own end, not that of its pipe: what shares its fds would hide it.
+        # By its own end, not that of its pipe, which processes that share its fds keep open.
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         if not self.gone and os.waitid(os.P_PID, self.pid, options) is not None:
             self.gone = True
@@ -190,7 +190,7 @@ class _Start:
             return int(getattr(errno, what))
         process = self.roles.process(call.tid)
         if what == "SIGCONT":
-            os.kill(-1, signal.SIGCONT)  # as a shell's fg to all of a process group
+            os.kill(-1, signal.SIGCONT)  # as a shell's fg does for a process group
         else:
             os.kill(process, getattr(signal, what))
         if process == self.pid and what == "SIGSTOP":
@@ -209,7 +209,7 @@ class _Start:
             self._answer_some(5)
 
     def _caller_gone(self, before: dict[str, list[str]]) -> Seen:
-        """What the caller's end leaves: neither processes nor cgroups in use."""
+        """Check that the caller's end leaves neither processes nor cgroups in use."""
         end = time.monotonic() + SETTLE
         while (left := others()) and time.monotonic() < end:
             reap()
@@ -239,7 +239,7 @@ class _Start:
 
 
 _FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "CapEff", "CapInh")
-# libc's two signals: it handles them from the first thread on, also where they were ignored.
+# libc's two signals, which it handles from the first thread on, even if they were ignored.
 _OF_LIBC = 0x180000000
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 
@@ -261,7 +261,7 @@ def _fds(pid: int) -> list[str]:
     found = []
     for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if not link.startswith(("user:", "/memfd:fastns-")):  # made once a process, or a plan
+        if not link.startswith(("user:", "/memfd:fastns-")):  # made once per process or plan
             found.append(f"{fd} -> {link}")
     return found
 
@@ -274,7 +274,7 @@ def _text(path: str) -> str:
 
 
 def processes() -> dict[int, str]:
-    """All of this pid namespace but its first, and what each is in."""
+    """All processes of this pid namespace but the first, and the call in which each is."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
@@ -330,7 +330,7 @@ def cgroup_roots(name: str) -> list[Path]:
 
 
 def cgroups(name: str, all_of_them: bool = False) -> list[str]:
-    """Those that are made below it, the deepest first; `all_of_them`: it, too."""
+    """The cgroups made below it, the deepest first. With `all_of_them` also itself."""
     return [
         path
         for root in cgroup_roots(name)

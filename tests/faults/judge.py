@@ -1,4 +1,5 @@
-"""What may come of a fault: the right sandbox, or an error that says what happened."""
+"""Judges the result of a fault: it must be the right sandbox, or an error that says what
+happened."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from faults.roles import CALLER
 
 ERRNOS = ("EPERM", "ENOMEM", "EMFILE", "EINTR", "EAGAIN", "ENOSPC", "ENOSYS")
 
-# Calls that cannot fail so, or whose failure nothing can be done about.
+# Calls that cannot fail in this way, or whose failure has no remedy.
 CANNOT_FAIL = frozenset(
     re.findall(
         r"\w+",
@@ -27,7 +28,7 @@ RIGHT, TYPED, MISSED = "right", "typed", "missed"
 
 
 class Rule(NamedTuple):
-    """What else may come of a fault, and why."""
+    """Other acceptable results of a fault, and why."""
 
     role: str  # "": any
     calls: tuple[str, ...]  # (): any
@@ -48,9 +49,9 @@ RULES = (
 )
 
 
-# Documented ways to do without: of which call and errno, and how the sandbox differs then.
+# Documented fallbacks: for which call and errno, and how the sandbox then differs.
 FALLBACKS = (
-    # A bind that cannot be shown with other owners is plain (docs/guide/files-and-ids.md).
+    # A bind that cannot be idmapped is plain (docs/guide/files-and-ids.md).
     (
         "mount_setattr",
         "EPERM",
@@ -63,7 +64,7 @@ FALLBACKS = (
 
 
 def verdict(fault: Fault, seen: Seen, want: list[Any]) -> tuple[str, list[str]]:
-    """RIGHT, TYPED, MISSED or the kind of what is wrong, and lines that say why."""
+    """RIGHT, TYPED, MISSED or the kind of error, and lines that say why."""
     if seen.hung:
         return "hang", seen.hung
     if not seen.hit:
@@ -97,7 +98,7 @@ def _one(fault: Fault, have: Any, want: Any) -> tuple[str, list[str]]:
         if named and all(how.fullmatch(line) for line in lines):
             return RIGHT, []
     if fault.what == "SIGKILL" and have["code"] == -9:
-        return TYPED, []  # the command was ended, and so it is told
+        return TYPED, []  # the command was ended, and is reported so
     return "posture", lines
 
 

@@ -1,7 +1,7 @@
-"""seccomp's user notification (seccomp_unotify(2)): a filter that holds calls, and what answers.
+"""seccomp's user notification (seccomp_unotify(2)): a filter that suspends calls, and its listener.
 
-The filter is installed without no_new_privs, by root: a setuid newuidmap still works under it. All
-that the process starts inherits it. Calls on the two pipes to the supervisor pass.
+Root installs the filter without no_new_privs, so a setuid newuidmap still works under it.
+Everything that the process starts inherits it. Calls on the two pipes to the supervisor pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Call(NamedTuple):
-    """A system call that is held: the kernel's number of the notification, the thread, the call."""
+    """A suspended system call: the kernel's number of the notification, the thread, the call."""
 
     id: int
     tid: int
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 def numbers() -> dict[str, int]:
-    """Names of system calls to their numbers, from the compiler's headers."""
+    """Map names of system calls to their numbers, from the compiler's headers."""
     done = subprocess.run(
         ["gcc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", "/dev/null"],
         check=True,
@@ -55,7 +55,8 @@ def numbers() -> dict[str, int]:
 
 
 def install(number: int | None) -> int:
-    """Holds each call with this number, of this process and all it starts; returns the listener."""
+    """Suspend each call with this number, in this process and all it starts; return the
+    listener."""
     steps = [
         (0x20, 0, 0, 16),  # load the low half of the first argument
         (0x15, 4, 0, TO_SUPERVISOR),
@@ -86,7 +87,7 @@ def take_listener(pid: int, fd: int) -> int:
 
 
 def receive(listener: int) -> Call | None:
-    """The next call that is held; None: who made it has gone."""
+    """The next suspended call, or None if its process has gone."""
     buffer = bytearray(_NOTIFICATION.size)
     try:
         fcntl.ioctl(listener, _RECV, buffer)
@@ -99,7 +100,7 @@ def receive(listener: int) -> Call | None:
 
 
 def answer(listener: int, call: Call, error: int = 0) -> bool:
-    """Lets the call go on, or fail with `error`. False: who made it has gone."""
+    """Let the call go on, or fail with `error`. False if its process has gone."""
     flags = 0 if error else _CONTINUE
     try:
         fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(call.id, 0, -error, flags)))

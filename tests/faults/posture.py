@@ -1,4 +1,4 @@
-"""What a sandbox is like, as the probe saw it: made comparable, and compared."""
+"""Makes the probe's reports of two sandboxes comparable, and compares them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OF_STAT = ("inode", "device", "nlink", "size")
 
 
 def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
-    """`host`: the caller's namespaces, which a sandbox may share or not."""
+    """`host` has the caller's namespaces, which a sandbox may share or not."""
     report = {name: value for name, value in report.items() if name not in _FLEETING}
     for fd in report["fds"]:
         fd["target"] = fd["target"] and _NUMBER.sub("", fd["target"])
@@ -42,7 +42,7 @@ def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
 
 
 def seen_by(one: Any, host: dict[str, str]) -> Any:
-    """One sandbox's claims, code and posture; what it printed where that is no report."""
+    """One sandbox's claims, exit code and posture, or its output if that is not a report."""
     seen = dict(one)
     with contextlib.suppress(ValueError):
         seen["out"] = normalised(json.loads(one["out"]), host)
@@ -50,7 +50,7 @@ def seen_by(one: Any, host: dict[str, str]) -> Any:
 
 
 def difference(want: Any, have: Any, place: str = "") -> list[str]:
-    """Where two postures differ, a line each."""
+    """The differences between two postures, one per line."""
     if isinstance(want, dict) and isinstance(have, dict):
         lines = []
         for key in {**want, **have}:

@@ -1,8 +1,9 @@
-"""Who makes a system call: observed, so that no list of the processes of a start is kept here.
+"""Which process makes a system call. This is observed, so there is no list of a start's processes
+here.
 
-A process is known by the program it executes ("child": the caller's own, in its memory) and by its
-place among the processes of that program that make the call in question. That is the same whether
-all calls are held or only one kind of them.
+A process is identified by the program it executes ("child" in the caller's memory) and by its place
+among the processes of that program that make the call in question. This is the same whether all
+calls are suspended or only one kind.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Roles:
         self._calls: Counter[tuple[str, int, str]] = Counter()
 
     def process(self, tid: int) -> int:
-        """The process that a thread belongs to; 0: it has gone."""
+        """The process that a thread belongs to, or 0 if it has gone."""
         if tid not in self._process_of:
             try:
                 with open(f"/proc/{tid}/status") as file:
@@ -46,7 +47,7 @@ class Roles:
         return self._process_of[tid]
 
     def point(self, tid: int, call: str) -> Point | None:
-        """None: it is the command's, or who made it has gone."""
+        """None if it is the command's, or its process has gone."""
         process = self.process(tid)
         role = self._role(process, tid)
         if role is None:

@@ -1,4 +1,4 @@
-"""Where one start after the other happens: pid 1 of a pid namespace, with a /proc of its own."""
+"""A slot runs one start after the other. It is pid 1 of a pid namespace with a /proc of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST = 3
 
 
 class Slot:
-    """The campaign's end: asks, and is answered."""
+    """The campaign's side: sends requests and receives replies."""
 
     def __init__(self, campaign: Campaign, number: int) -> None:
         self.number = number
@@ -78,7 +78,7 @@ class Slot:
         code = 70
         try:
             self.socket.close()
-            gc.freeze()  # or a start's end would close fds of the campaign's
+            gc.freeze()  # or the end of a start would close fds of the campaign
             os.setsid()
             _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if _libc.unshare(_NEWNS | _NEWPID | _NEWUTS | _NEWIPC) != 0:
@@ -116,7 +116,7 @@ class Slot:
 
 
 def warm(root: str) -> None:
-    """Imports all that a start needs, and makes what is made once a process and lasts in a fork."""
+    """Import everything that a start needs, and make what a process makes once and a fork keeps."""
     import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
 
     import fastns
@@ -152,7 +152,7 @@ def postures(outcome: Any) -> Any:
 
 
 def observe(supervisor: Supervisor, way: str, user: str) -> Any:
-    """What an undisturbed start is like, and the points at which it can be disturbed."""
+    """An undisturbed start, and the points at which it can be disturbed."""
     wants = []
     for see in (supervisor.undisturbed, supervisor.undisturbed, supervisor.observe):
         seen = see(way, user)
@@ -179,11 +179,11 @@ def chosen(points: list[Point]) -> list[Point]:
 
 
 def inject(supervisor: Supervisor, fault: Fault, want: Any) -> Any:
-    for _ in range(3):  # who comes first is not always the same
+    for _ in range(3):  # the order varies
         seen = supervisor.inject(fault)
         if seen.hit or seen.hung:
             break
     seen = seen._replace(outcome=postures(seen.outcome))
     kind, lines = verdict(fault, seen, want[fault.way, fault.user])
-    # What went wrong may have changed what a slot has in common with the next start.
+    # A wrong result may have changed what the slot shares with the next start.
     return {"kind": kind, "lines": lines, "renew": kind not in (RIGHT, TYPED, MISSED)}

@@ -1,4 +1,4 @@
-"""The fault campaign in its short form, and the control that it finds what it looks for."""
+"""The short fault campaign, and a control that it finds what it looks for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONCE_WRONG = Path(__file__).with_name("once_wrong.txt")
 
 
 def campaign(tmp_path: Path, *args: str) -> list[tuple[str, str, list[str]]]:
-    """Each fault, what came of it, and lines that say more."""
+    """Each fault, its result, and lines that say more."""
     file = tmp_path / "results.json"
     done = subprocess.run(
         [sys.executable, "-m", "faults", "--json", str(file), *args],

@@ -1,7 +1,7 @@
-"""The ways of starting that faults are tried on: what comes before, the start, what follows.
+"""The ways of starting that are tested with faults: what comes before, the start, what follows.
 
-Each runs the probe and returns what there is to say of each sandbox: what the probe printed and
-what the result claims.
+Each runs the probe and returns, for each sandbox, what the probe printed and what the result
+claims.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PROBE = "/probe"
 
 
 class Setting(NamedTuple):
-    """Where a start happens: the root with the probe, a directory to bind, who starts, a cgroup of
-    his own, and the seconds that a run may take (None: any)."""
+    """The surroundings of a start: the root with the probe, a directory to bind, the user, the
+    user's cgroup, and the seconds that a run may take (None: any)."""
 
     root: str
     volume: str
@@ -72,7 +72,7 @@ class Start:
 
 
 def of_run(done: Any) -> Any:
-    """What there is to say of one that has run, or its error."""
+    """The claims of a sandbox that has run, or its error."""
     if isinstance(done, BaseException):
         return done
     claims = {
@@ -81,7 +81,7 @@ def of_run(done: Any) -> Any:
     }
     for name in ("memory_peak", "pids_peak", "cpu_time"):
         value = getattr(done.usage, name)
-        claims[name] = value is None or value > 0  # in a cgroup of its own, if it is told at all
+        claims[name] = value is None or value > 0  # in a cgroup of its own, if that is known at all
     return {"claims": claims, "code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
@@ -90,7 +90,7 @@ class Direct(Start):
 
 
 class Plain(Start):
-    """All defaults, which take the shortest way."""
+    """All defaults, which take the shortest path."""
 
     def fields(self) -> dict[str, Any]:
         return {"rootfs": self.setting.root}
@@ -139,7 +139,7 @@ class Limits(Start):
             "pids_limit": 20,
             "cpus": 1.5,
             "cgroup_parent": self.setting.cgroup,
-            # By version 2 where it is mounted, of which no part is this user's.
+            # With version 2 if it is mounted, of which no part belongs to this user.
             **({} if self.setting.user else {"cpu_time": 30}),
         }
 
@@ -263,7 +263,7 @@ class TemplateRun(_OfTemplate):
 
 
 class TemplateParked(_OfTemplate):
-    """Two runs: of one that is parked, while the next is being made."""
+    """Two runs: of a parked sandbox, while the next one is being made."""
 
     parked = 2
 

@@ -1,8 +1,7 @@
-"""The caller: a process, forked from one that has fastns imported, that starts something once.
+"""The caller: a process forked from one that has imported fastns. It starts something once.
 
-What it tells goes through memory that it shares with the supervisor, so that no system call of its
-own is between the start and what is said of it. It is untidy on purpose: a sandbox that inherits
-what it should not shows it.
+It reports through memory shared with the supervisor, so that it makes no system call between the
+start and the report. It is untidy on purpose, so that a sandbox that inherits too much shows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 /* fns_plan_check(): no plan that it accepts makes the child read what is not in the plan.
  *
  * Two plans come of the input, the second as what the first one's server serves.
- * What is accepted is run, by child.c itself on the kernel of kernel.c; ops and texts have no byte to
+ * What is accepted is run, by the program's own code on the kernel of kernel.c; ops and texts have no byte to
  * spare.
  */
 #include <stdlib.h>
@@ -9,7 +9,8 @@
 
 #include "caller/fastns.h"
 #include "kernel.h"
-#include "program/child.h"
+#include "program/command.h"
+#include "program/ops.h"
 
 enum { MAX_OPS = 24, MAX_STRINGS = 1024 };
 
@@ -48,8 +49,8 @@ static struct fns_plan take_plan(struct input *input)
 static void run(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_child_ops(child, 0, child->plan->n_ops) == 0 && fns_child_chdir(child) == 0 &&
-        fns_child_exec(child) >= 0)
+    if (fns_run_ops(child, 0, child->plan->n_ops) == 0 && fns_change_directory(child) == 0 &&
+        fns_execute(child) >= 0)
         abort(); /* it returns only if it fails */
 }
 

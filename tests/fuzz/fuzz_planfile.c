@@ -1,4 +1,4 @@
-/* fns_planfile_read(): no file that it accepts has anything that leads out of the file.
+/* fns_planfile_read(): nothing in a file that it accepts leads out of the file.
  *
  * The input is a file behind its magic, identity and size, which are set here: those are compared as they
  * are, and random bytes would get no further. All that an accepted file leads to is then read.

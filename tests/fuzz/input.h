@@ -1,4 +1,4 @@
-/* The rest of a fuzzer's input. Where there is no more, zero is taken. */
+/* The rest of a fuzzer's input. When it is used up, zeros follow. */
 #ifndef FNS_FUZZ_INPUT_H
 #define FNS_FUZZ_INPUT_H
 

@@ -1,4 +1,4 @@
-/* A kernel that is no kernel: what the fuzz targets put in the place of system calls.
+/* A fake kernel: what the fuzz targets put in the place of system calls.
  *
  * Included before all else in every file of csrc/ that a target is made of (-include): sys.h's functions
  * get other names, and their own go to kernel.c. That reads what the kernel would read, so that

@@ -1,10 +1,10 @@
-"""Fuzzes what parses in Python: only errors that are documented come out, in bounded time and
-memory, and what goes round comes back the same.
+"""Fuzzes the parsers written in Python. They raise only documented errors, take bounded time and
+memory, and a round trip returns the same value.
 
 Usage: python tests/fuzz/parsers.py [--seconds N] [TARGET...]
 
-Inputs are made by hypothesis, most of them from those below corpus/ by changing a few places. What
-fails is shrunk and shown, with the seed that finds it again (--seed).
+Hypothesis makes the inputs, most of them by changing a few places of those below corpus/. A failing
+input is shrunk and shown, with the seed that finds it again (--seed).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ Mapping = dict[str, Any]
 
 
 def corpus(name: str) -> list[bytes]:
-    """What to start from, in the order of the names."""
+    """The inputs to start from, ordered by name."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
 @st.composite
 def changed(draw: Any, name: str, words: list[bytes]) -> bytes:
-    """An input of the corpus with a few places changed: bytes, numbers, words, pieces of others."""
+    """An input of the corpus with a few changes: bytes, numbers, words, pieces of other inputs."""
     inputs = corpus(name)
     data = bytearray(draw(st.sampled_from(inputs)))
     for _ in range(draw(st.integers(0, 6))):
@@ -100,7 +100,7 @@ def json_words() -> list[bytes]:
 
 
 def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
-    """What it returns, or None where it raises one of these errors, which can be shown."""
+    """What it returns, or None if it raises one of these errors, whose text must be printable."""
     try:
         return act()
     except errors as error:
@@ -119,7 +119,7 @@ PROFILE_WORDS = [
 
 @given(st.one_of(changed("seccomp", PROFILE_WORDS), st.binary(max_size=40)))
 def profiles_as_files(data: bytes) -> None:
-    """seccomp.load(), and build() of what it takes."""
+    """seccomp.load(), and build() of what it accepts."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -168,14 +168,14 @@ PROFILES = st.one_of(
 
 @given(PROFILES)
 def profiles_as_mappings(profile: object) -> None:
-    """seccomp.check() and build() of whatever Python may give."""
+    """seccomp.check() and build() of any Python value."""
     if refused(lambda: seccomp.check(profile), SpecError) is not None:
         build(profile)
 
 
 @given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jobs.KEYS)]))
 def jobs(data: bytes) -> None:
-    """A line of `fastns batch`. What a job's `id` is comes back as it was."""
+    """A line of `fastns batch`. A job's `id` comes back unchanged."""
     reader = _jobs.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:
@@ -225,7 +225,7 @@ def flag_parser() -> Parser:
 
 
 PARSER = flag_parser()
-PARSER.set_defaults(on_output_limit=None)  # a flag of the verbs' own
+PARSER.set_defaults(max_output=None, on_output_limit=None)  # flags of the verbs' own
 FLAGS = sorted(
     (name, action.nargs)
     for action in PARSER._actions
@@ -238,7 +238,7 @@ PIECES = ["", ":", ",", "=", "/", "@", "1", "-1", "\udcff", "\u00b2", "\u0663", 
 
 @st.composite
 def flags(draw: Any) -> list[str]:
-    """Words of a command line: no NUL can be among them."""
+    """Words of a command line, which cannot contain NUL."""
     words = []
     for _ in range(draw(st.integers(1, 3))):
         name, nargs = draw(st.sampled_from(FLAGS))
@@ -267,7 +267,7 @@ def command_lines(words: list[str]) -> None:
 
 @given(TEXTS, SCALARS)
 def numbers(text: str, value: Any) -> None:
-    """Sizes, times and other numbers as words, and what Python may give in their place."""
+    """Sizes, times and other numbers as words, and Python values in their place."""
     for given_value in (text, value):
         size = refused(lambda given_value=given_value: parse_size("memory", given_value), SpecError)
         assert size is None or 0 < size <= MAX_BYTES
@@ -305,7 +305,7 @@ ELF_WORDS = [
 
 @given(st.one_of(changed("elf", ELF_WORDS), st.binary(max_size=80)))
 def elf_files(data: bytes) -> None:
-    """What `rootfs build` reads of programs and libraries."""
+    """What `rootfs build` reads from programs and libraries."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()

@@ -1,4 +1,4 @@
-"""The code blocks of a Markdown page: what each says, and what running it has to show.
+"""Finds the code blocks of a Markdown page, and what running each has to print.
 
 A block is fenced and has a language. What is run:
 
@@ -7,8 +7,8 @@ A block is fenced and has a language. What is run:
     sh        by `bash -eu`; its status is 0.
     console   each line after `$ ` is a command, and what follows is its output.
 
-In expected output `…` stands for any text, and alone in a line for any number of lines. A comment
-before a block says more about it, unseen by a reader:
+In expected output `…` means any text, and alone on a line any number of lines. A comment before a
+block, which readers do not see, says more about it:
 
     <!-- not run: REASON -->      for what changes the machine, or needs what no test has
     <!-- needs: root|user|cgroups -->    skipped for who lacks it

@@ -1,7 +1,7 @@
-"""What README and the guide show is true: each block of code is run as a reader would run it.
+"""README and the guide are true: each block of code is run as a reader would run it.
 
-The blocks of a page run in order, in one directory that belongs to the page, so that a later one
-finds what an earlier one has made.
+The blocks of a page run in order in one directory, so that a later block finds what an earlier one
+has made.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_a_block(block: Block, directory_of: Callable[[Block], Path]) -> None:
 
 
 def test_most_blocks_are_run() -> None:
-    """A block that is not run says why, and stays an exception."""
+    """A block that is not run says why, and there are few."""
     left_out = [block.name for block in RUN if block.why_not_run]
     assert len(left_out) * 5 <= len(RUN), left_out
 
@@ -109,16 +109,16 @@ def test_every_page_of_the_guide_can_be_found() -> None:
 
 
 def test_every_field_has_its_words() -> None:
-    """An entry of its own, which is what the reference shows."""
+    """Each has an entry of its own in the docstring, which the reference shows."""
     documented = re.findall(r"^ {8}(\w+):", fastns.Spec.__doc__ or "", re.MULTILINE)
     assert sorted(documented) == sorted(inspect.signature(fastns.Spec).parameters)
 
 
 def test_links_lead_somewhere() -> None:
-    """Those to files of the repository, and to headings in them."""
+    """Links to files of the repository and to headings in them."""
     pages = [*pages_of(ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
     for page in [*pages, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")]:
-        if not page.exists():  # not everything is beside the tests of an installed package
+        if not page.exists():  # the tests of an installed package lack some files
             continue
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if "://" in target:

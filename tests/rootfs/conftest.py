@@ -66,7 +66,7 @@ def inside() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def snapshot() -> Callable[[Path], dict[str, tuple[object, ...]]]:
-    """Everything below a directory that a change would change."""
+    """Everything below a directory, in a form that shows any change."""
 
     def take(top: Path) -> dict[str, tuple[object, ...]]:
         result: dict[str, tuple[object, ...]] = {}

@@ -55,7 +55,7 @@ def test_seed_commands_run(seed: Root, inside: Inside) -> None:
 
 
 def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
-    """LANG=C.UTF-8 is the default inside; C is the control, where a letter is its bytes."""
+    """LANG=C.UTF-8 is the default inside. The control is C, in which each byte is a letter."""
     if not os.path.isdir("/usr/lib/locale/C.utf8"):
         skip_missing("the C.UTF-8 locale (Debian's libc-bin)")
     spec = Spec(rootfs=seed.path, default_mounts=False)
@@ -66,7 +66,7 @@ def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
 
 
 def test_a_terminal_is_known_inside(tmp_path: Path) -> None:
-    """clear(1) fails without its terminal's entry; one that no root has is the control."""
+    """clear(1) fails without its terminal's entry. The control is a terminal that no root knows."""
     if shutil.which("clear") is None or not os.path.exists("/lib/terminfo/x/xterm"):
         skip_missing("clear and the terminal database (Debian's ncurses-bin and ncurses-base)")
     root = build(tmp_path / "root", ["clear"])

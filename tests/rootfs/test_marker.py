@@ -26,7 +26,7 @@ OLD = '{"fastns_rootfs": 1, "commands": [], "extra": ["%s"], "files": []}'
 
 @pytest.fixture
 def place(public_dir: Path) -> Iterator[Path]:
-    """A directory for roots, which is not hidden by a sandbox's /tmp, and a secret in it."""
+    """A directory for roots, not below /tmp, which a sandbox would hide, with a secret in it."""
     path = public_dir / "marker"
     path.mkdir()
     (path / "secret").write_text("of the host\n")
@@ -56,7 +56,7 @@ def in_sandbox(way: str, root: Path, code: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_a_sandbox_does_not_say_what_is_copied(place: Path, way: str) -> None:
-    """Wherever it writes the words that, believed, have the secret copied."""
+    """It writes a forged marker everywhere, which would have the secret copied."""
     root, secret = place / "root", place / "secret"
     build(root, ["sh", "cat"])
     words = OLD % secret
@@ -66,7 +66,7 @@ def test_a_sandbox_does_not_say_what_is_copied(place: Path, way: str) -> None:
     build(root, ["sh"])
     assert not Path(f"{root}{secret}").exists()
     assert [path.name for path in place.glob(".*")] == [f".root{MARKER}"]
-    # The control: the same words where they are believed.
+    # The control: the same marker in the place where it counts.
     beside(root).write_text(words.replace('s": 1', 's": 2'))
     build(root, ["sh"])
     assert Path(f"{root}{secret}").read_text() == "of the host\n"
@@ -74,7 +74,7 @@ def test_a_sandbox_does_not_say_what_is_copied(place: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "template"])
 def test_links_of_a_sandbox_lead_nowhere(place: Path, snapshot: Snapshot, way: str) -> None:
-    """In the place of a directory, of a file, and of the build's own working directory."""
+    """It replaces a directory, a file, and the build's own working directory."""
     root = place / "root"
     build(root, ["sh", "cat", "rm", "ln", "mv"])
     (place / "outside").mkdir()
@@ -152,7 +152,7 @@ def test_a_loader_that_is_none_is_not_copied(tmp_path: Path, cc: Callable[..., P
 
 
 def test_a_fifo_is_no_library(tmp_path: Path, cc: Callable[..., Path], library: Any) -> None:
-    """Nobody waits for its writer."""
+    """The build does not wait for its writer."""
     (tmp_path / "first").mkdir()
     used = library(tmp_path / "second" / "libused.so", "used")
     os.mkfifo(tmp_path / "first" / "libused.so")
@@ -277,7 +277,7 @@ def test_a_parent_that_cannot_be_written(open_dir: Path, as_nobody: Callable[...
 def test_a_marker_that_cannot_be_placed_undoes_the_build(
     tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    """A new root, and one that is there."""
+    """A new root, and an existing one."""
     beside(tmp_path / "root").mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(RootfsError, match="EISDIR"):

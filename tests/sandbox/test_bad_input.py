@@ -1,8 +1,8 @@
-"""What cannot be executed, a root that cannot be reached, and fds that run out: each is a
-SpawnError with its stage, errno, op and path. The watch of conftest sees that nothing is left.
+"""What cannot be executed, a root that cannot be reached, and a lack of fds: each is a SpawnError
+with its stage, errno, op and path. conftest.py checks that nothing is left.
 
-Steps that fail are in test_bad_input_steps.py, limits in test_bad_input_limits.py, arguments in
-test_bad_input_arguments.py; the values a Spec refuses are in tests/unit/test_spec*.py.
+test_bad_input_steps.py has failing steps, test_bad_input_limits.py limits,
+test_bad_input_arguments.py arguments, and tests/unit/test_spec*.py the values that a Spec refuses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastns import SpawnError, Spec
 
 @pytest.fixture(scope="module")
 def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root with one of everything that cannot be executed."""
+    """A root with one file of each kind that cannot be executed."""
     path = support.copy_tree(probe_rootfs, public_dir / "bad-root")
     bin = path / "bin"
     bin.mkdir()
@@ -78,7 +78,7 @@ def test_exec(root: Path, case: str, extra: dict[str, Any]) -> None:
 
 
 def test_a_rootfs_out_of_reach() -> None:
-    """Missing for root, closed to others."""
+    """Missing for root, closed to other users."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs="/proc/1/fdinfo/x"))
     assert (caught.value.stage, caught.value.path) == ("rootfs", "/proc/1/fdinfo/x")
@@ -94,7 +94,8 @@ def test_too_many_arguments(root: Path) -> None:
 
 
 def test_a_full_table_of_fds(root: Path) -> None:
-    """Staged spawns need fds of their own: running out is an error, and leaves none behind."""
+    """Staged starts need fds of their own. Running out of them is an error, and leaves none
+    open."""
     out = script(
         """
 import os, resource, sys
@@ -124,6 +125,6 @@ print(sorted(map(str, seen)), len(held))
 
 
 def test_modes_of_the_cases(root: Path) -> None:
-    """The cases are what they say: a file system that ignored modes would test nothing."""
+    """A control of the cases: on a file system that ignores modes they would test nothing."""
     assert stat.S_ISFIFO((root / "bin" / "fifo").stat().st_mode)
     assert not os.stat(root / "bin" / "plain").st_mode & 0o111

@@ -1,8 +1,8 @@
-"""Arguments of every public function that cannot be: a SpecError, before any process exists.
+"""Impossible arguments of every public function are a SpecError, before any process exists.
 
-A matrix: each argument is given everything that it does not take. The error names the argument and
-says what would be accepted, in one short line, however long or odd the value. That no process was
-made is the kernel's word: its account of this process' children does not change.
+A matrix: each argument gets everything that it does not accept. The error names the argument and
+says what would be accepted, in one short line, however long or odd the value. The kernel's
+accounting of this process' children shows that no process was made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 import fastns
 from fastns import IDMapping, Job, Mount, Rlimit, Spec, SpecError
 
-# What an error may say in order to tell what would be accepted.
+# The ways in which an error may say what would be accepted.
 ACCEPTED = re.compile(
     r"expected|at most|possible|accepted|one of|leave .* out|(is|are) for|needs|say which|PIPE"
     r"|or None|give bytes"
@@ -37,7 +37,7 @@ class BytesPath:
 
 
 class Unshowable:
-    """A value whose repr cannot be had."""
+    """A value whose repr raises."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no")
@@ -88,7 +88,7 @@ def spawn_job(**fields: Any) -> object:
     return fastns.spawn_batch([TRUE, Job(**{"args": TRUE, **fields})])
 
 
-# argument, the field its error names, the call, what of ALIENS it does take.
+# The argument, the field that its error names, the call, and the values of ALIENS that it accepts.
 NUMBERS = "float minus-infinity minus-huge None"  # a timeout below 0 is 0, as in subprocess
 ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.args", "args", lambda v: fastns.run(v), ""),
@@ -106,7 +106,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.env", "env", lambda v: run(env=v), "None"),
     ("run.env-value", "env", lambda v: run(env={"A": v}), "bytes text"),
     ("run.env-name", "env", lambda v: run(env={v: ""}),
-     "bytes text list list-of-lists dict dict-of-lists set"),  # those cannot be keys
+     "bytes text list list-of-lists dict dict-of-lists set"),  # unhashable
     ("run.cwd", "cwd", lambda v: run(cwd=v), "path-of-bytes None"),
     ("spawn.args", "args", lambda v: fastns.spawn(v), ""),
     ("spawn.spec", "spec", lambda v: spawn(spec=v), "None"),
@@ -117,7 +117,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("spawn.pass_fds[0]", "pass_fds", lambda v: spawn(pass_fds=[v]), ""),
     ("compile.spec", "spec", fastns.compile, "None"),
     ("run_batch.jobs", "jobs", lambda v: fastns.run_batch(v),
-     "list list-of-lists set"),  # an item of theirs is refused, see below
+     "list list-of-lists set"),  # one of their items is refused, see below
     ("run_batch.job", "jobs[1]", lambda v: fastns.run_batch([TRUE, v]), "list list-of-lists"),
     ("run_batch.spec", "spec", lambda v: fastns.run_batch([TRUE], spec=v), "None"),
     ("run_batch.concurrency", "concurrency",
@@ -142,7 +142,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("setns.names", "names", lambda v: fastns.setns("/proc/self/ns/uts", v), ""),
 ]  # fmt: skip
 
-# The fields of what a spec is made of.
+# The fields of the classes that a spec consists of.
 FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
     *((f"Spec.{name}", name, lambda v, name=name: run(spec=Spec(**{name: v})), taken)
       for name, taken in {
@@ -186,7 +186,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
 
 @contextlib.contextmanager
 def no_process() -> Iterator[None]:
-    """Fails when the block made a process that this one has waited for, whatever became of it."""
+    """Fail if the block made a process that this one has waited for, however it ended."""
     before = tuple(resource.getrusage(resource.RUSAGE_CHILDREN))
     yield
     assert tuple(resource.getrusage(resource.RUSAGE_CHILDREN)) == before, "a process was made"
@@ -209,7 +209,7 @@ def refused(call: Callable[[], object], field: str) -> str:
     ("field", "call", "taken"), [pytest.param(*row[1:], id=row[0]) for row in ARGUMENTS + FIELDS]
 )
 def test_an_argument(field: str, call: Callable[[Any], object], taken: str) -> None:
-    """One row of the matrix; all that went wrong in it is shown at once."""
+    """One row of the matrix. Shows everything that is wrong in it at once."""
     wrong = []
     kinds = [kind for kind in ALIENS if kind not in taken.split()]
     for kind in kinds:

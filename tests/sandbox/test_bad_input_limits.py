@@ -1,7 +1,7 @@
-"""Ids that cannot be had and limits that are reached, and that nobody else notices a failure.
+"""Ids that are not available, limits that are reached, and that no other start is affected.
 
-What changes this process or the machine is done by a process of the test's own: in a user
-namespace, with a resource limit, in a cgroup that is removed afterwards.
+Whatever changes this process or the machine is done by a separate process: in a user namespace,
+with a resource limit, or in a cgroup that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def root(probe_rootfs: Path) -> Path:
 
 
 def failed(spec: Spec) -> SpawnError:
-    """The error; where it names an op, that op is of its stage."""
+    """Return the error, after checking that the op it names has the same stage."""
     plan = fastns.compile(spec)
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=plan)
@@ -83,7 +83,7 @@ def nested(code: str, *args: str) -> str:
 @pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "staged"])
 @pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
-    """The limit is that of a user namespace made for the test: the host's stays as it is."""
+    """The limit is that of a user namespace made for the test; the host's limit does not change."""
     namespaces = {"user": "new", kind: "new"} if kind in ("user", "time") else {}
     spec = f"Spec(rootfs=sys.argv[1], namespaces={namespaces}, {way})"
     limit = f"/proc/sys/user/max_{support.NAMESPACES[kind]}_namespaces"
@@ -151,7 +151,7 @@ assert fds() == before and not children()
 
 @pytest.mark.as_root
 def test_a_limit_on_processes_inside(root: Path) -> None:
-    """The reaper is let in, its child is not."""
+    """The limit admits the reaper but not its child."""
     spec = Spec(rootfs=root, user="7:7", rlimits=[Rlimit("RLIMIT_NPROC", 0, 0)], init=True)
     error = failed(spec)
     assert (error.stage, error.errno, error.op_index) == ("init", errno.EAGAIN, -1)
@@ -160,7 +160,7 @@ def test_a_limit_on_processes_inside(root: Path) -> None:
 
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
-    """A pids group of the test's own, below one named fastns."""
+    """A pids cgroup of the test's own, below one named fastns."""
     top = Path("/sys/fs/cgroup/pids")
     if not (top / "cgroup.procs").exists():
         support.skip_missing("a pids cgroup, version 1")
@@ -177,7 +177,7 @@ def pids_group() -> Iterator[Path]:
     ("room", "init", "stage"), [(1, "", "clone"), (1, "1", "clone"), (2, "1", "init")]
 )
 def test_a_full_pids_group(root: Path, pids_group: Path, room: int, init: str, stage: str) -> None:
-    """One place is Python's, one the sandbox's, one the command's."""
+    """One process is Python, one the sandbox, one the command."""
     (pids_group / "pids.max").write_text(str(room))
     code = """
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=bool(sys.argv[3])))
@@ -210,7 +210,7 @@ def test_a_batch_goes_on_after_each_failure(root: Path, way: dict[str, Any]) -> 
 
 
 def test_the_watch_sees_what_is_left(tmp_path: Path) -> None:
-    """The control of conftest's: an fd, a child and a mount that stay are noticed."""
+    """The control of conftest.py: an fd, a child and a mount that stay are noticed."""
     before = support.host_state()
     fd = os.open("/dev/null", os.O_RDONLY)
     child = subprocess.Popen(["true"])

@@ -1,7 +1,7 @@
 """Steps that fail: stage, errno, op and path of each, made directly and behind a reaper.
 
-Each row says which op of the plan is to blame; the error has to point at that very op. What is left
-behind after a failure is watched by conftest.
+Each row names the op of the plan that is at fault; the error has to point at that op. conftest.py
+checks that nothing is left after a failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOST = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host"
 
 @pytest.fixture(scope="module")
 def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root of the tests' own user, with links that lead nowhere."""
+    """A root that belongs to the tests' user, with links that lead nowhere."""
     path = public_dir / "steps-root"
     shutil.copytree(probe_rootfs, path)
     (path / "loop").symlink_to("loop")
@@ -54,7 +54,7 @@ def failed(spec: Spec, command: str = "/true") -> tuple[SpawnError, str]:
     assert op.stage == error.stage
     assert error.path is not None
     assert str(error).startswith(f"{error.stage}[{error.op_index}] {error.path}: ")
-    # What a dry run prints under the same number is the same step.
+    # A dry run prints the same step under the same number.
     described = [line for line in plan.describe() if line.startswith(f"{error.stage}[")]
     assert any(line.startswith(f"{error.stage}[{error.op_index}]") for line in described)
     side = "source" if os.fsencode(error.path) == op.source else "target"
@@ -220,7 +220,8 @@ def test_a_namespace(case: str, kind: str) -> None:
 
 @pytest.mark.as_user
 def test_a_namespace_of_somebody_else() -> None:
-    """The caller's own one belongs to the host's root: no right to join it, nor to go back."""
+    """The caller's own namespace belongs to the host's root: there is no right to join it, or to go
+    back."""
     own = f"/proc/{os.getpid()}/ns/uts"
     error, blamed = failed(Spec(namespaces={"uts": own}), "/bin/true")
     assert (error.stage, error.errno, error.path) == ("setns", errno.EPERM, own)
@@ -265,7 +266,8 @@ def test_a_fifo_as_namespace_is_not_waited_for(tmp_path: Path, call: str) -> Non
 def test_the_number_of_a_closed_fd_is_not_taken_by_another(
     root: Path, name: str, ahead: int, way: dict[str, Any]
 ) -> None:
-    """Pipes and sockets made for this very spawn could get the number, and so into the sandbox."""
+    """Pipes and sockets made for this start could get the same number, and so get into the
+    sandbox."""
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(ahead + 1)]
     for fd in opened:
         os.close(fd)
@@ -282,7 +284,8 @@ def test_the_number_of_a_closed_fd_is_not_taken_by_another(
 
 
 def test_a_caller_without_stdio(root: Path) -> None:
-    """0, 1 and 2 are closed: they are open in the sandbox, on /dev/null, not on our own pipes."""
+    """The caller's 0, 1 and 2 are closed. In the sandbox they are open on /dev/null, not on our own
+    pipes."""
     out = script(
         """
 report = os.dup(1)

@@ -1,4 +1,4 @@
-"""run_batch() and spawn_batch(): order, limits, and failures that stay their own job's."""
+"""run_batch() and spawn_batch(): order, limits, and failures that affect only their own job."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_results_come_in_order(plan: fastns.Plan) -> None:
 
 
 def test_two_thousand_jobs_one_in_ten_poisoned(plan: fastns.Plan) -> None:
-    """Each failure is its own job's: the right stage, the right place, and the others run."""
+    """Each failure affects only its own job, with the right stage at the right index. The others
+    run."""
     poisons: list[tuple[Job, str]] = [
         (Job(["/missing"]), "exec"),
         (Job(["/true"], cwd="/missing"), "chdir"),
@@ -82,8 +83,8 @@ def test_two_thousand_jobs_one_in_ten_poisoned(plan: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_path: Path) -> None:
-    """Each job counts those that run with it; the most that any saw is the limit, and reached: the
-    first ones wait for that."""
+    """Each job counts those that run at the same time. The highest count is the limit, which is
+    reached because the first jobs wait for that."""
     tmp_path.chmod(0o777)
     spec = fastns.Spec(
         rootfs=busybox_rootfs, mounts=[fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])]
@@ -281,7 +282,7 @@ def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
 
 
 def test_the_timeout_is_each_jobs_own(plan: fastns.Plan) -> None:
-    """Counted from its start, not the batch's; the output so far comes with it."""
+    """The time counts from the job's start, not the batch's. The result has the output so far."""
     mark = marker()
     nap = ["/probe", "--sleep", "0.15"]
     jobs = [*[Job(nap)] * 6, Job(["/probe", "--sleep", mark]), Job(nap, timeout=0.01)]
@@ -403,7 +404,7 @@ def test_memory_is_given_back(plan: fastns.Plan) -> None:
 
 
 def test_small_outputs_take_little(plan: fastns.Plan) -> None:
-    """What a job has read into is given back when the job ends, not when the batch does."""
+    """The buffers of a job are freed when the job ends, not when the batch does."""
     fastns.run_batch([["/true"]] * 50, spec=plan)
     before = rss()
     outcomes = fastns.run_batch([["/true"]] * 1500, spec=plan)
@@ -425,7 +426,8 @@ os._exit(len(wrong))
 
 @pytest.mark.parametrize("fds", ["0", "1 2", "0 1 2"])
 def test_closed_fds_of_the_caller_hide_no_failure(probe_rootfs: Path, fds: str) -> None:
-    """A pipe made for the start takes such a number; what the child closes must not be news."""
+    """A pipe made for the start gets such a number. Closing it in the child must not count as the
+    exec."""
     command = [sys.executable, "-c", CLOSED, str(probe_rootfs), fds]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
@@ -458,7 +460,7 @@ def test_results_are_handed_out_while_others_run(plan: fastns.Plan) -> None:
 def test_what_has_ended_in_its_time_is_not_late(
     probe_rootfs: Path, plan: fastns.Plan, template: bool
 ) -> None:
-    """However long the loop is kept from looking."""
+    """However late the loop notices it."""
     from fastns.batch import run_batch_by
 
     found: dict[int, object] = {}
@@ -466,7 +468,7 @@ def test_what_has_ended_in_its_time_is_not_late(
     def each(index: int, result: object) -> None:
         found[index] = result
         if index == 0:
-            time.sleep(2.2)  # past the limit of the others, which end meanwhile
+            time.sleep(2.2)  # longer than the limit of the others, which end meanwhile
 
     jobs = [Job(["/true"]), *[Job(["/probe", "--sleep", "0.3"], timeout=2)] * 2]
     options = (3, None, True, None, None)

@@ -27,7 +27,7 @@ Action = Callable[[], None]
 
 
 def actions(root: Path) -> dict[str, Action]:
-    """Ways to start a sandbox, one for each way through the engine, and ways to fail."""
+    """Ways to start a sandbox, one for each path through the engine, and ways to fail."""
     me = (os.getuid(), os.getgid())
 
     def spec(**fields: Any) -> fastns.Plan:
@@ -98,7 +98,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", 
 
 
 def fds() -> dict[int, tuple[int, int]]:
-    """Each open fd and the file it leads to, but for those that the engine keeps."""
+    """Each open fd and its file, except those that the engine keeps."""
     found = {}
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
@@ -117,7 +117,7 @@ def mappings() -> int:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Looks at the process over and over from a thread of its own; yields what it saw change."""
+    """Look at the process again and again from a separate thread; yield what changed."""
     seen: list[str] = []
     stop = threading.Event()
     dumpable = LIBC.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -147,7 +147,7 @@ def watched() -> Iterator[list[str]]:
 
 
 def in_threads(action: Callable[[int], None]) -> None:
-    """Runs it in THREADS threads at once; the first exception of any is raised."""
+    """Run it in THREADS threads at once, and raise the first exception."""
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -166,7 +166,7 @@ def in_threads(action: Callable[[int], None]) -> None:
 
 
 def test_the_watch_sees_a_change() -> None:
-    """As long as a spawn takes is long enough."""
+    """One start takes long enough."""
     with watched() as seen:
         for _ in range(50):
             LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -197,7 +197,7 @@ def test_thousands_of_spawns_change_nothing(probe_rootfs: Path) -> None:
         in_threads(spawn_all)
     assert set(seen) == set()
     assert state() == before
-    # A stack each for as many threads as spawned at once, and what malloc makes for new threads.
+    # One stack for each thread that started at the same time, and what malloc maps for new threads.
     assert mappings() <= maps + 4 * THREADS
 
 
@@ -234,8 +234,8 @@ def test_errno_is_kept(probe_rootfs: Path) -> None:
 
 
 def test_a_pending_signal_is_delivered_once_and_here(probe_rootfs: Path) -> None:
-    """Signals are blocked around the clone: none is lost, and none reaches the caller's handler in
-    the child."""
+    """Signals are blocked around the clone. None is lost, and none runs the caller's handler in the
+    child."""
     got: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: got.append(os.getpid()))
     try:
@@ -266,7 +266,7 @@ sys.stderr.write(done.stderr.splitlines()[-1])
 
 
 def test_its_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
-    """They go when any fd of the file is closed, even a copy (fcntl(2))."""
+    """Record locks are released when any fd of the file is closed, even a copy (fcntl(2))."""
     command = [sys.executable, "-c", LOCKED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.stderr.startswith("BlockingIOError")
@@ -306,9 +306,9 @@ print(locks())
 def test_locks_on_files_that_took_the_numbers_of_kept_ones(
     probe_rootfs: Path, tmp_path: Path
 ) -> None:
-    """Files that are kept for the next start are the application's to close."""
+    """An application may close the files that are kept for the next start."""
     command = [sys.executable, "-c", REUSED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
     kept, locks = map(int, done.stdout.split())
-    assert kept >= 1  # the plan, and the program unless its owner is an id inside
+    assert kept >= 1  # the plan, and the program unless its owner has an id inside
     assert locks == 32

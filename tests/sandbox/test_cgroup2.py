@@ -1,5 +1,5 @@
-"""cgroup v2 with its controllers: what the kernel makes of a leaf's files, and parts of the tree
-that are this user's, or are not enough. Run on other kernels too: see tests/kernels.sh."""
+"""cgroup v2 with its controllers: how the kernel treats the files of a sandbox's cgroup, and parts
+of the tree that are delegated, or lack something. Also run on other kernels (tests/kernels.sh)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tree() -> Hierarchy:
 
 @contextlib.contextmanager
 def alive(args: list[str], **fields: Any) -> Iterator[Sandbox]:
-    """A sandbox to look at; nothing stays of its cgroups."""
+    """A sandbox to look at. Nothing of its cgroups stays."""
     plan = fastns.compile(Spec(**fields))
     try:
         with fastns.spawn(args, spec=plan) as box:
@@ -79,7 +79,7 @@ def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
             "pids.max": "7",
             "pids.current": "1",
             "cpu.max": "25000 100000",
-            "cpu.weight": "100",  # among its plan's; the plan's own is below
+            "cpu.weight": "100",  # among those of its plan; the plan's own is below
             "cpuset.cpus.effective": "0",
             "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
         }
@@ -95,7 +95,8 @@ def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, "ranges"])
 def test_it_is_in_a_leaf_of_its_own(tree: Hierarchy, busybox_rootfs: Path, way: str) -> None:
-    """By the clone, or by itself where something comes between: ids mapped by newuidmap."""
+    """The clone puts it there, or it enters by itself if something comes in between, such as
+    newuidmap."""
     before = groups()
     fields: dict[str, Any] = ranges() if way == "ranges" else {}
     spec = Spec(rootfs=busybox_rootfs, memory="32m", pids_limit=9, init=way == "init", **fields)
@@ -137,7 +138,7 @@ def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_all_of_it_ends_when_memory_is_out(busybox_rootfs: Path, way: str) -> None:
-    """memory.oom.group: never half a sandbox."""
+    """memory.oom.group: a sandbox ends as a whole."""
     fill = "sleep 60 & dd if=/dev/zero of=/tmp/x bs=1M count={} 2>/dev/null; echo survived"
     with runner(way, rootfs=busybox_rootfs, memory="32m", pids_limit=9) as go:
         for _ in range(2):
@@ -168,12 +169,12 @@ def test_swap(busybox_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_io(busybox_rootfs: Path) -> None:
-    """Two seconds' worth is read: no less than one is waited for."""
+    """Reads two seconds' worth, so that at least one is waited for."""
     if not DISK.is_block_device():
         support.skip_missing(str(DISK))
     read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
     mounts = [fastns.Mount("/disk", source=str(DISK), options=["dev"])]
-    who = {"user": "host"}  # whom the device is for
+    who = {"user": "host"}  # the device of the limit
     for rate, slow in ((MIB, True), (1 << 40, False)):
         fields: dict[str, Any] = {
             "mounts": mounts, "namespaces": who, "io": {str(DISK): {"rbps": rate}},
@@ -190,7 +191,7 @@ def test_io(busybox_rootfs: Path) -> None:
 
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
-    """A cgroup whose children have memory and pids and nothing else, as cgroup_parent names it."""
+    """A cgroup whose children have only memory and pids, in the form of cgroup_parent."""
     place = Path(cgroup_hierarchies.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
@@ -201,7 +202,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     yield str(below.relative_to(tree.mount)), below
     with contextlib.suppress(FileNotFoundError):
         (below / cgroup_hierarchies.GROUP).rmdir()
-    below.rmdir()  # fails where something was left
+    below.rmdir()  # fails if something was left
     above.rmdir()
 
 
@@ -229,7 +230,7 @@ def test_a_controller_that_was_not_given(busybox_rootfs: Path, part: tuple[str, 
 def test_one_with_processes_of_its_own(
     tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]
 ) -> None:
-    """The kernel gives controllers to the children of an empty one only."""
+    """The kernel gives controllers only to children of a cgroup without processes."""
     with alive(["sleep", "60"], rootfs=busybox_rootfs, pids_limit=9) as box:
         (part[1] / "cgroup.procs").write_text(str(box.pid))
         with pytest.raises(SpecError) as caught:
@@ -242,7 +243,8 @@ def test_one_with_processes_of_its_own(
 
 @pytest.mark.as_root
 def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
-    """It may make cgroups there, but not bring its processes in: said before any is started."""
+    """It may make cgroups there, but not move its processes in. The error comes before any
+    start."""
     name, directory = part
     user = 65534
     for path in (directory, *directory.glob("cgroup.*")):

@@ -61,12 +61,12 @@ def ends(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 @pytest.fixture(params=["template", "plan"])
 def way(request: pytest.FixtureRequest) -> list[str]:
-    """The options with which a Template can be had, or cannot."""
+    """Options that a Template can have, and options that it cannot."""
     return [] if request.param == "template" else ["--init"]
 
 
 def test_ten_thousand_jobs_one_in_ten_poisoned(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """Each failure is its own job's, the others run, and all are told in order."""
+    """Each failure affects only its own job. The others run, and all are reported in order."""
     poisons: list[dict[str, Any]] = [
         {"args": ["missing"]},
         {"args": ["true"], "cwd": "/missing"},
@@ -149,7 +149,8 @@ def test_the_timeout_is_for_jobs_without_one(busybox_rootfs: Path, way: list[str
 
 
 def test_output_beyond_the_limit_is_dropped(busybox_rootfs: Path, way: list[str]) -> None:
-    """Of each stream of each job; a job that is cut off runs on to its end."""
+    """The limit holds for each stream of each job. A job whose output is cut off still runs to its
+    end."""
     code = "yes | head -c $0; yes n | head -c 10 >&2; exit 7"
     jobs = [["sh", "-c", code, size] for size in ("65536", "65537", "3000000")]
     jobs.append(["sh", "-c", "yes | head -c 70000; sleep 60"])
@@ -210,7 +211,7 @@ def all_ended(pids: list[str]) -> Callable[[], bool]:
 def test_a_signal_ends_all_and_keeps_the_results(
     busybox_rootfs: Path, way: list[str], tmp_path: Path, number: int
 ) -> None:
-    """Results after a job that has not ended are kept as well; nothing is left running."""
+    """Results of jobs after one that has not ended are kept too. Nothing is left running."""
     mark = marker()
     target = tmp_path / "results.jsonl"
     jobs = [["echo", "0"], ["sleep", mark], *[["echo", str(i)] for i in range(2, 50)]]
@@ -241,7 +242,7 @@ def test_a_signal_while_it_reads(busybox_rootfs: Path) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_the_reader(busybox_rootfs: Path) -> None:
-    """The first one waits until the results are taken, and so does not lose them."""
+    """The first Ctrl-C waits until the results are read, so they are not lost."""
     with started(busybox_rootfs, "-") as process:
         stdin, stdout = ends(process)
         stdin.write(lines([["sh", "-c", "yes | head -c 1000000"]] * 3))
@@ -267,7 +268,7 @@ def test_a_reader_that_leaves_ends_all(busybox_rootfs: Path, way: list[str]) -> 
 
 
 def test_a_slow_reader_delays_no_deadline(busybox_rootfs: Path) -> None:
-    """The pipe is full while the second job's time passes; that job is ended all the same."""
+    """The pipe is full while the second job's time passes. That job is still ended."""
     mark = marker()
     with started(busybox_rootfs, "-j", "2", "-") as process:
         stdin, stdout = ends(process)

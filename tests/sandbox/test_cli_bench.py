@@ -48,7 +48,7 @@ def bench(*words: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.fixture(params=["host", "rootfs"])
 def root(request: pytest.FixtureRequest) -> list[str]:
-    """The options for the host's root, or for one of its own."""
+    """The options for the host's root, or for a root of its own."""
     if request.param == "host":
         return []
     return ["--rootfs", str(request.getfixturevalue("probe_rootfs"))]
@@ -88,7 +88,7 @@ def test_the_table_and_the_last_line() -> None:
 
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_it_isolates_what_it_says(network: str) -> None:
-    """By the plans that are timed; those of a sandbox made ahead have their network from a pool."""
+    """As the timed plans say. Parked sandboxes get their network from a pool."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}
     assert set(fastns.compile(boxes.spec(network)).namespaces) == expected
@@ -97,7 +97,7 @@ def test_it_isolates_what_it_says(network: str) -> None:
 
 
 def test_the_program_is_there_though_the_package_is_hidden(probe_rootfs: Path) -> None:
-    """Below /tmp, or in a root without it: bound, for bwrap as well."""
+    """The program is below /tmp, or the root lacks it: it is bound, for bwrap as well."""
     boxes = _bench.Sandboxes(None, _bench.PLACE, support.is_root())
     assert fastns.run([boxes.inside], spec=boxes.spec()).returncode == _bench.EXIT_CODE
     with fastns.Template(boxes.spec()) as template:
@@ -107,7 +107,7 @@ def test_the_program_is_there_though_the_package_is_hidden(probe_rootfs: Path) -
 
 
 def test_a_root_without_places_to_mount_on(tmp_path: Path) -> None:
-    """fastns can start nothing there; what does not use the root is measured all the same."""
+    """fastns can start nothing there. Contenders that do not use the root are still measured."""
     code, report = bench("--rootfs", str(tmp_path))
     assert code == 125
     for row in report["contenders"]:
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_nothing() -> None:
 
 
 def servers(pid: int) -> list[str]:
-    """Children that have stayed for a while: those of a start come and go."""
+    """Children that have lived for a while; those of a start come and go."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     found = set(path.read_text().split())
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed where the command is started: of a sandbox, too."""
+"""stdin, stdout and stderr that are closed when fastns is called, and so in the sandbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The race against other programs: its report is whole, and honest about who is not in it."""
+"""The race against other programs: its report is complete, and names the contenders that are
+missing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A handler of core dumps, which the kernel starts on the host and as its root, never runs for a
-sandbox. It is the whole machine's: the test sets it in a kernel of its own (tests/kernels.sh)."""
+"""The kernel starts a handler of core dumps on the host and as root. It never runs for a sandbox.
+The setting is of the whole machine, so the test runs in a kernel of its own (tests/kernels.sh)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(crash().decode())
 
 @pytest.fixture
 def handler() -> Iterator[str]:
-    """Sets one that says a word of its own to the kernel's log: that word."""
+    """Set a handler that writes a unique word to the kernel's log; return that word."""
     if os.environ.get("FASTNS_EMULATED") != "1":
         support.skip_missing("a kernel of its own (tests/kernels.sh)")
     word = f"fastns-core-{os.urandom(8).hex()}"
@@ -48,7 +48,7 @@ def handler() -> Iterator[str]:
 
 
 def times(word: str) -> int:
-    """How often it is in the kernel's log."""
+    """How often the word is in the kernel's log."""
     return subprocess.run(["dmesg"], capture_output=True, check=True).stdout.count(word.encode())
 
 
@@ -56,7 +56,7 @@ def times(word: str) -> int:
 @pytest.mark.parametrize("uid", [0, 54321], ids=["root", "user"])
 @pytest.mark.parametrize("way", WAYS)
 def test_it_does_not_run(handler: str, exhaust_root: Path, way: str, uid: int) -> None:
-    """Without the filter the limit is set to 0, and it does."""
+    """The control: without the filter the limit can be set to 0, and the handler runs."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for seccomp, dumped in (("default", 0), ("unconfined", 1)):
         words = [way, str(exhaust_root), seccomp, str(uid)]

@@ -1,4 +1,4 @@
-"""cpu_time: of all processes together, whoever waits, by either version of cgroups."""
+"""cpu_time: for all processes together, whoever waits, with either version of cgroups."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def planned(rootfs: Path, cpu_time: float) -> Iterator[Plan]:
 
 @pytest.fixture
 def little(busybox_rootfs: Path) -> float:
-    """Seconds of CPU time that a start does not use up, however slow this machine is."""
+    """CPU seconds that a start does not use up, however slow this machine is."""
     with planned(busybox_rootfs, 60) as plan:
         started = [run(["sh", "-c", "exit 0"], spec=plan).usage.cpu_time for _ in range(5)]
     return 0.02 + 6 * max(started)
@@ -66,7 +66,7 @@ def test_it_is_killed(busybox_rootfs: Path, way: str, load: str) -> None:
         assert (done.cause, done.exit_code) == ("cpu_time", 137)
         assert done.usage.cpu_time >= LIMIT
         assert done.limits == ("cpu_time",)
-        after = go(["sh", "-c", "exit 3"])  # the next one has all of its own
+        after = go(["sh", "-c", "exit 3"])  # the next one has the whole limit again
         assert (after.cause, after.returncode) == ("exited", 3)
         assert after.usage.cpu_time < LIMIT
 
@@ -110,7 +110,7 @@ def test_each_of_many(busybox_rootfs: Path, little: float) -> None:
 
 @with_cgroups
 def test_a_used_up_cgroup_is_not_used_again(busybox_rootfs: Path, little: float) -> None:
-    """What is cloned into a cgroup that was ever killed by cgroup.kill dies."""
+    """The kernel kills whatever is cloned into a cgroup that was ever killed by cgroup.kill."""
     with planned(busybox_rootfs, little) as plan:
         for _ in range(3):
             assert run(["sh", "-c", SPIN], spec=plan).cause == "cpu_time"

@@ -1,6 +1,6 @@
-"""What a sandbox may take of that which the host shares out by user or once for all: core dumps,
-fds, timers, terminals. Each default is tried with the program that takes all it can get, and once
-more without it: there the program gets more."""
+"""How much a sandbox may take of resources that the kernel counts per user or per host: core dumps,
+fds, timers, terminals. A program takes as much as it can get, with each default limit and, as a
+control, without it, where it gets more."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_no_call_changes_the_limit_on_core_dumps(exhaust_root: Path, way: str) -
         told = said(run(["/exhaust", "core"], capture_output=True))
     assert {name: told[name] for name in CORE_CALLS} == dict.fromkeys(CORE_CALLS, (0, 1, 1))
     assert told["as it is"] == told["read"] == told["old"] == told["other"] == (0, 1, 1)
-    # No filter can write the old limit: whoever asks for it is not told that all is well.
+    # A filter cannot return the old limit. So a call that asks for it does not report success.
     assert told["prlimit-both"] == (errno.EPERM, 1, 1)
 
 
@@ -146,7 +146,7 @@ def test_but_no_more_than_the_default(probe_rootfs: Path) -> None:
 
 @contextlib.contextmanager
 def exhausted(root: Path, what: str, spec: dict[str, Any], most: int) -> Iterator[tuple[int, int]]:
-    """How much of it a sandbox has got, and the errno at the end, while it holds it."""
+    """How much a sandbox got, and the errno at the end. The sandbox keeps it during the block."""
     with fastns.spawn(
         ["/exhaust", what, str(most)],
         spec=Spec(rootfs=root, **spec),
@@ -166,10 +166,10 @@ def test_fds(exhaust_root: Path) -> None:
         assert got == (share - 3, errno.EMFILE)
 
 
-@pytest.mark.as_user  # root is not asked for limits, and its sandboxes are another user
+@pytest.mark.as_user  # root is exempt, and its sandboxes are another user
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool) -> None:
-    """Fds in flight are counted by user, and compared with the limit of who sends one more."""
+    """Fds in flight are counted per user, and compared with the limit of the sending process."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft < 1024:
         support.skip_missing("1024 fds")
@@ -191,7 +191,8 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
 def test_one_sandbox_leaves_its_user_inotify_instances(
     exhaust_root: Path, users: str, init: bool
 ) -> None:
-    """They count for who made the user namespace, for root too: its sandboxes are another user."""
+    """They also count for whoever made the user namespace, so for root, though its sandboxes are
+    another user."""
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     most = min(most, int(Path(userns.INOTIFY_LIMIT).read_text()))
     if not 4 <= most <= 2000:
@@ -248,7 +249,7 @@ if template:
 @pytest.mark.as_user
 @pytest.mark.parametrize("way", ["template", "run", "spawn"])
 def test_a_start_that_may_pass_no_fd_says_so(exhaust_root: Path, way: str) -> None:
-    """And with limits of its own one sandbox can bring that about."""
+    """A single sandbox with higher limits can cause that."""
     done = subprocess.run(
         [sys.executable, "-c", NO_FDS_TO_PASS, str(exhaust_root), way],
         capture_output=True,
@@ -296,7 +297,7 @@ assert template.run(["/exhaust"]).returncode == 2
 def test_a_start_that_waits_to_pass_an_fd_is_given_up(
     exhaust_root: Path, how: str, parked: int
 ) -> None:
-    """At once, and by the exception that the handler of the signal has raised."""
+    """At once, with the exception that the signal handler raised."""
     done = subprocess.run(
         [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(parked)],
         capture_output=True,
@@ -307,7 +308,7 @@ def test_a_start_that_waits_to_pass_an_fd_is_given_up(
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> None:
-    """Counted in the sandbox's user namespace, and in that of its caller."""
+    """Counted in the sandbox's user namespace and in its caller's."""
     soft = resource.getrlimit(resource.RLIMIT_SIGPENDING)[0]
     if soft < 1000:
         support.skip_missing("1000 pending signals")

@@ -1,4 +1,4 @@
-"""`fastns doctor` where not everything works: in a user namespace, in a container's filter, in a
+"""`fastns doctor` where not everything works: in a user namespace, under a container's filter, in a
 sandbox, without libseccomp. It says where it is and what helps, and never ends in a traceback."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Checks = dict[str, dict[str, Any]]
 DOCTOR = [sys.executable, "-m", "fastns", "doctor"]
 PLACES = ("bin", "sbin", "lib", "lib32", "lib64", "usr")
 
-# What docker refuses to who has no CAP_SYS_ADMIN, loaded before the program of the arguments.
+# Loads docker's filter for processes without CAP_SYS_ADMIN, then executes its arguments.
 DOCKER = """
 import ctypes, os, sys
 from fastns import seccomp
@@ -54,7 +54,7 @@ WITHOUT_LIBSECCOMP = [
 
 
 def examined(command: list[str]) -> tuple[int, Checks]:
-    """The exit code and the checks of a doctor, which also prints them as lines."""
+    """Run the doctor in both formats; return the exit code and the checks."""
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     return done.returncode, judged(done.stdout)
@@ -124,7 +124,7 @@ def test_the_lines_do_not_repeat_a_fix() -> None:
 
 
 def test_without_libseccomp() -> None:
-    """Only a profile of one's own needs it."""
+    """Only a profile of your own needs it."""
     code, checks = examined([*WITHOUT_LIBSECCOMP, "doctor"])
     assert code == 0
     missing = checks["profiles of one's own"]
@@ -138,7 +138,7 @@ def test_without_libseccomp() -> None:
 
 @contextlib.contextmanager
 def sandbox_with_fastns(tmp_path: Path, **fields: Any) -> Iterator[Spec]:
-    """One whose root has this interpreter and this package."""
+    """A sandbox whose root has this interpreter and this package."""
     root = tmp_path / "root"
     root.mkdir()
     mounts = []
@@ -178,7 +178,7 @@ def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "7:7"])
 def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
-    """What the fixes say helps: namespaces can be made."""
+    """The suggested fixes help: namespaces can be made."""
     with sandbox_with_fastns(tmp_path, seccomp="unconfined", user=user) as spec:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert done.stderr == ""
@@ -192,7 +192,7 @@ def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
 
 
 def test_without_proc(tmp_path: Path) -> None:
-    """Every check that cannot be made has failed, in words."""
+    """Every check that cannot be made is reported as failed."""
     mounts = [Mount("/proc", type="tmpfs")]
     with sandbox_with_fastns(tmp_path) as spec:
         spec = Spec(**{**vars(spec), "mounts": [*spec.mounts, *mounts]})

@@ -22,7 +22,7 @@ HIDDEN = [errno.ENOSYS, errno.EPERM]  # an old kernel; an outer container's filt
 
 
 def test_the_call_is_really_hidden() -> None:
-    """The control of this file: what is hidden answers as told, and only that."""
+    """The control of this file: the hidden call fails as told, and no other."""
     for call, number in (("clone3", 435), ("openat2", 437)):
         code = f"""
 libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +68,7 @@ for init in (False, True):
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_time_namespace_needs_clone3(probe_rootfs: Path, init: bool) -> None:
-    """It is not left out in silence."""
+    """It is not silently left out."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1], namespaces={{"time": "new"}}, init={init}))
@@ -132,7 +132,7 @@ for target in ("/missing", "/etc/hosts/below", "/mnt/a/b"):
 def test_the_hostile_root_without_openat2(
     probe_rootfs: Path, public_dir: Path, error: int, inner: bool
 ) -> None:
-    """The same table of links and attempts, and the same watch, as with openat2."""
+    """The same links, attempts and checks as with openat2."""
     code = """
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path

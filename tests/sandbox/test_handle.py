@@ -1,4 +1,4 @@
-"""The handle behaves as subprocess.Popen does, and says more."""
+"""The handle behaves like subprocess.Popen, and has more attributes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_the_exit_code(plan: fastns.Plan, code: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN + 2])
 def test_a_signal_is_a_negative_returncode(busybox_rootfs: Path, number: int) -> None:
-    """With init=True the command itself is signalled, and its end is told from an exit code."""
+    """With init=True the signal goes to the command itself, and its end by a signal differs from an
+    exit code."""
     for fields in ({"init": True}, {"namespaces": {"pid": "host"}}):
         spec = fastns.Spec(rootfs=busybox_rootfs, **fields)
         done = fastns.run(["sh", "-c", f"kill -{int(number)} $$; sleep 60"], spec=spec)
@@ -97,7 +98,7 @@ def test_send_signal(busybox_rootfs: Path) -> None:
 
 
 def test_terminate(busybox_rootfs: Path) -> None:
-    """pid 1 has no handler, so the kernel drops the signal; a reaper passes it on."""
+    """pid 1 has no handler, so the kernel drops the signal. A reaper passes it on."""
     spec = fastns.Spec(rootfs=busybox_rootfs, init=True)
     with fastns.spawn(["sleep", "60"], spec=spec) as sandbox:
         sandbox.terminate()
@@ -170,7 +171,7 @@ def test_repr_of_a_result(plan: fastns.Plan, busybox_rootfs: Path) -> None:
 
 
 def test_usage(busybox_rootfs: Path) -> None:
-    """The whole sandbox's: the shell's child does the work."""
+    """Usage is that of the whole sandbox: the shell's child does the work."""
     code = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
     for init in (False, True):
         spec = fastns.Spec(rootfs=busybox_rootfs, init=init)
@@ -191,7 +192,7 @@ def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
 
 
 def test_wall_time_ends_with_the_sandbox(plan: fastns.Plan) -> None:
-    """Not with the call that asks for it."""
+    """The clone happens before the call that asks for the result."""
     with fastns.spawn(["/true"], spec=plan) as sandbox:
         select.select([sandbox.pidfd], [], [], 20)
         sandbox.poll()
@@ -211,7 +212,7 @@ def test_the_block_waits(plan: fastns.Plan) -> None:
 
 
 def test_the_block_closes_the_pipes(plan: fastns.Plan) -> None:
-    """A child that waits for its input ends with the block."""
+    """A child that waits for input ends with the block."""
     with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1, stderr=-1) as sandbox:
         files = (sandbox.stdin, sandbox.stdout, sandbox.stderr)
     assert sandbox.returncode == 0
@@ -284,7 +285,7 @@ def test_two_threads_kill_and_wait(plan: fastns.Plan) -> None:
 
 
 def test_sigchld_ignored(probe_rootfs: Path) -> None:
-    """The kernel reaps by itself then: an error that says so, each time one asks, never a hang."""
+    """Then the kernel reaps by itself. Each wait is an error that says so, never a hang."""
     code = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for init in (False, True):
@@ -313,7 +314,8 @@ for init in (False, True):
 
 
 def test_another_thread_that_reaps_everything(probe_rootfs: Path) -> None:
-    """As a program's own child watcher may: a result or an error, never a hang, never another's."""
+    """As a child watcher of the program may do. A wait gives a result or an error, never a hang or
+    another's result."""
     code = """
 stop = threading.Event()
 def reap():

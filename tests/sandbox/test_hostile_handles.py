@@ -1,4 +1,4 @@
-"""Handles of the caller that code inside might get hold of: its program, directories, fds."""
+"""Handles of the caller that code inside might get: its program, directories, fds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import fastns
 from fastns import SpawnError, Spec
 
 Report = Callable[..., dict[str, Any]]
-# Each way of making a child: direct, direct with an id map, staged, with a reaper, with a range.
+# Each way of starting: direct, direct with an id map, staged, with a reaper, with a range.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "user namespace": {"namespaces": {"user": "new"}},
@@ -65,8 +65,8 @@ def interpreter_of(program: str) -> str:
 
 @pytest.fixture(scope="module")
 def traps(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root whose loader is the attacker's: whatever dynamic program of the host is started
-    inside, code of the root runs with that program as its /proc/self/exe."""
+    """A root whose loader belongs to the attacker: if a dynamic program of the host were executed
+    inside, the root's code would run with that program as its /proc/self/exe."""
     root = support.copy_tree(probe_rootfs, public_dir / "traps")
     loader = public_dir / "loader"
     csrc = support.TESTS.parent / "csrc"
@@ -103,8 +103,8 @@ TRAPS = ["/proc/self/exe", "/proc/thread-self/exe", "/proc/1/exe", "/link", "/sc
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("trap", TRAPS)
 def test_the_callers_program_is_out_of_reach(traps: Path, trap: str, way: str) -> None:
-    """Nothing inside is ever started with a file of the caller as its own program: from there it
-    could be opened for writing once the caller has ended."""
+    """Nothing inside ever has a file of the caller as its own program. It could open that for
+    writing once the caller has ended."""
     theirs = files_of_the_caller()
     spec = Spec(rootfs=traps, **fields(way))
     try:
@@ -119,7 +119,7 @@ def test_the_callers_program_is_out_of_reach(traps: Path, trap: str, way: str) -
 
 
 def test_the_traps_work(traps: Path) -> None:
-    """The negative control: chroot(1) is caught, its own file is the /proc/self/exe inside."""
+    """The negative control: with chroot(1) its own file is the /proc/self/exe inside."""
     user = [] if support.is_root() else ["--user", "--map-root-user"]
     script = 'mount -t proc proc "$1/proc" && exec chroot "$1" "$2"'
     for trap in ("/proc/self/exe", "/script"):
@@ -180,7 +180,7 @@ def test_a_link_of_the_root_to_them(
 def test_one_that_is_given_is_no_working_directory(
     probe_rootfs: Path, held: list[int], way: str
 ) -> None:
-    """As pass_fds or as stdin it is given away, but not as the place where the command starts."""
+    """The directory may be passed as an fd, but not as the place where the command starts."""
     spec = Spec(rootfs=probe_rootfs, **fields(way))
     fd = held[0]
     for cwd, given in ((f"/proc/self/fd/{fd}", {"pass_fds": [fd]}), ("/dev/stdin", {"stdin": fd})):
@@ -230,7 +230,7 @@ class Opening:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_census(probe_rootfs: Path, public_dir: Path, way: str) -> None:
-    """0, 1, 2 and those that were given: each is what it should be, and there is no other."""
+    """0, 1, 2 and the passed fds are the right files, and there are no others."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, **fields(way)))
     given = []
     for _ in range(3):
@@ -275,8 +275,8 @@ PLAN = "<QQIIIIIIIxxxxQQIIIIIxxxxQQ"  # struct fns_plan
 
 
 def executed_again(root: Path, seals: int) -> int:
-    """The exit code of a command that is /proc/self/exe and gives that program a plan of its own,
-    which says to execute /true."""
+    """The exit code of a command that executes /proc/self/exe with a plan of its own, which
+    executes /true."""
     offset = 2 * struct.calcsize(PLAN)
     plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 14)
     content = plan + plan + b"\0"
@@ -297,7 +297,8 @@ def executed_again(root: Path, seals: int) -> int:
 
 
 def test_the_program_takes_no_plan_of_a_command(probe_rootfs: Path) -> None:
-    """It takes one from a sealed file alone, which no file in a root is. The control has one."""
+    """The program accepts a plan only from a sealed file, which no file in a root is. The control
+    has one."""
     every = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     assert executed_again(probe_rootfs, 0) == 127
     assert executed_again(probe_rootfs, every & ~fcntl.F_SEAL_WRITE) == 127

@@ -1,8 +1,8 @@
 """Roots full of symbolic links, with odd files in place of targets, or changing while mounted.
 
-Whatever the root holds, nothing is mounted, made or changed outside it. The canaries are a
-directory the links lead to and a tree beside the root, watched by content and times; the negative
-control is an ordinary lookup of the same path, which arrives there.
+Whatever the root contains, nothing is mounted, made or changed outside it. The canaries are a
+directory that the links lead to and a tree beside the root; their content and times are compared.
+The negative control is an ordinary lookup of the same path, which arrives there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 @pytest.fixture
 def place(public_dir: Path, probe_rootfs: Path) -> Iterator[Place]:
-    """A hostile root between its canaries, which are the same afterwards."""
+    """A hostile root with its canaries, which must not change."""
     base = public_dir / "between"
     outside, beside, root = base / "outside", base / "beside" / "deep", base / "root"
     for path in (outside, beside):
@@ -61,7 +61,7 @@ def place(public_dir: Path, probe_rootfs: Path) -> Iterator[Place]:
 
 
 def counterpart(place: Place) -> Path:
-    """Makes the canary's path inside the root: there absolute links lead somewhere."""
+    """Make the canary's path inside the root, so that absolute links lead to something there."""
     inner = place.root / str(place.outside)[1:]
     inner.mkdir(parents=True)
     (inner / "file").write_text("inside")
@@ -83,8 +83,8 @@ def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -
 
 
 def test_an_ordinary_lookup_is_led_outside(tmp_path: Path) -> None:
-    """The negative control: the same links do lead to the canary, and what is made through them by
-    the root's path and the target's, joined, is made there."""
+    """The negative control: the same links do lead to the canary. A file made by joining the paths
+    of root and target is made there."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -142,8 +142,8 @@ SPECIAL = ("proc", "sys", "dev")
 
 
 def ways(name: str) -> dict[str, dict[str, Any]]:
-    """How something comes to be mounted there: fresh by default, bound where the namespace is the
-    host's, or asked for by the caller."""
+    """How something gets mounted there: fresh by default, bound if the namespace is the host's, or
+    because the spec says so."""
     found: dict[str, dict[str, Any]] = {
         "default": {},
         "rbind": {"mounts": [Mount(f"/{name}", source=f"/{name}", options=["rbind"])]},
@@ -162,7 +162,7 @@ WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
     "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
 )
 def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
-    """Refused, with the path; /proc elsewhere would be no /proc for what checks it there."""
+    """Refused, with the path. A /proc elsewhere would not be found by the checks of /proc."""
     (place.root / name).rmdir()
     (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
     plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
@@ -187,7 +187,7 @@ def test_a_special_directory_that_is_none(place: Place, name: str, way: str, kin
 
 @pytest.mark.parametrize("name", ["tmp", "run"])
 def test_the_other_directories_may_be_links(place: Place, name: str) -> None:
-    """As Debian's /var/run is; they are followed inside."""
+    """Like Debian's /var/run. They are followed inside."""
     (place.root / name).rmdir()
     (place.root / "elsewhere").mkdir()
     (place.root / name).symlink_to("/elsewhere")
@@ -227,7 +227,7 @@ KINDS = ["file", "fifo", "socket", *(["device"] if support.is_root() else [])]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_odd_file_is_no_directory(place: Place, kind: str) -> None:
-    """And it is not opened on the way: a fifo would block."""
+    """It is not opened on the way, because a fifo would block."""
     make(place.root / "odd", kind)
     for mount in (
         Mount("/odd", type="tmpfs"),
@@ -255,7 +255,7 @@ def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
 
 
 def test_a_path_that_is_too_deep(place: Place) -> None:
-    """More names than anybody walks down: an error or a mount inside, nothing else."""
+    """A very deep path gives an error or a mount inside, nothing else."""
     deep = "/mnt" + "/d" * 60
     for target in (deep, "/mnt" + "/d" * 500, "/mnt/" + "n" * 255):
         mount = Mount(target, type="tmpfs", options=hostile.MAKE)
@@ -274,7 +274,7 @@ def swapped(root: Path, outside: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
-    """Every way a target is found and made, while what it names changes between steps."""
+    """Every way a target is found and made, while the target changes between steps."""
     make_it = hostile.MAKE
     plans = [
         fastns.compile(Spec(rootfs=place.root, default_mounts=False, init=init, **fields))
@@ -299,11 +299,11 @@ def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
             else:
                 assert done.returncode == 0
                 outcomes["ran"] += 1
-    assert min(outcomes.values()) > 0, outcomes  # it was met in both states
+    assert min(outcomes.values()) > 0, outcomes  # both states were seen
 
 
 def test_a_template_of_one_that_changes(place: Place) -> None:
-    """Its server mounts once, each sandbox once more over a layer of its own."""
+    """Its server mounts once, and each sandbox once more over its own layer."""
     outcomes = {"ran": 0, "refused": 0}
     mounts = [
         Mount("/real/new/x", source=str(place.outside), options=hostile.MAKE),
@@ -327,8 +327,8 @@ def test_a_template_of_one_that_changes(place: Place) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_source_that_changes_meanwhile(place: Place, init: bool) -> None:
-    """What was opened is what is looked at and what is bound: never a file on a directory, never
-    half of one and half of the other."""
+    """The opened file is the one that is inspected and bound: never a file on a directory, never a
+    mix of two files."""
     sources = place.root / "sources"
     place.root.joinpath("target").mkdir()
     sources.mkdir()
@@ -356,7 +356,7 @@ def test_a_source_that_changes_meanwhile(place: Place, init: bool) -> None:
 
 
 def test_a_check_and_then_a_use_are_led_outside(tmp_path: Path) -> None:
-    """The negative control: who looks first and makes by name later loses the same race."""
+    """The negative control: checking first and creating by name later loses the same race."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     outside.mkdir()
     real, link = swapped(root, outside)

@@ -1,4 +1,4 @@
-"""What a start imports: a program that runs one command waits for it."""
+"""Which modules a start imports. A program that runs one command waits for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Each takes a good part of a start, or brings one that does.
+# Importing each takes a good part of a start, or imports a module that does.
 HEAVY = {
     *("argparse", "asyncio", "collections", "contextlib", "ctypes", "dataclasses", "enum"),
     *("fastns._policy.libseccomp", "fastns.doctor", "fastns.seccomp", "fcntl", "functools"),

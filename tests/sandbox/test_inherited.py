@@ -1,5 +1,5 @@
-"""What a process hands on to those it starts, whatever namespaces they have: its personality and
-oom_score_adj, which a sandbox does not take over. And callers whose files in /proc are root's."""
+"""A process passes its personality and oom_score_adj on to its children, whatever their namespaces,
+but not to a sandbox. Also: callers whose files in /proc belong to root."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 from inside import WAYS
-
-from fastns._compile import is_spared
+from plans import is_spared
 
 ADDR_NO_RANDOMIZE = 0x0040000
 SCRIPT = """
 import ctypes, json, os, sys
 from inside import runner
 import fastns
-from fastns import _compile
+from plans import Caller
 way, root = sys.argv[1:]
 
 def inside():
@@ -50,12 +49,12 @@ with open("/proc/self/personality") as own:
 """
     found, own = script(text, way, str(probe_rootfs))
     assert int(found, 16) == 0
-    assert int(own, 16) == ADDR_NO_RANDOMIZE  # and so would any other child
+    assert int(own, 16) == ADDR_NO_RANDOMIZE  # as would any other child
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_spares_from_the_oom_killer_is_not(probe_rootfs: Path, way: str) -> None:
-    """To be spared takes a right that root may lack: 300 stands for less than 0."""
+    """A value below 0 takes a right that root may lack, so 300 stands for it."""
     text = """
 def adjust(text):
     with open("/proc/self/oom_score_adj", "r+") as own:
@@ -66,7 +65,8 @@ def adjust(text):
 
 before = adjust("300")
 plain = int(inside()["oom_score_adj"])
-_compile.is_spared = lambda: True
+caller = Caller(**{**vars(Caller.current()), "spared": True})
+Caller.current = classmethod(lambda cls: caller)
 found = int(inside()["oom_score_adj"])
 print(json.dumps([plain, found, adjust("")]))
 """
@@ -83,7 +83,8 @@ def test_who_is_spared(tmp_path: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("way", WAYS)
 def test_a_caller_that_became_a_user(probe_rootfs: Path, way: str) -> None:
-    """Its files in /proc, the id maps among them, are root's: setuid(2) has made it undumpable."""
+    """setuid(2) has made it undumpable, so its files in /proc, such as the id maps, belong to
+    root."""
     text = """
 inside()  # what is read later is read now: another user may not enter this directory
 os.setgroups([])

@@ -1,4 +1,4 @@
-"""init=True: a reaper of its own memory is pid 1, and the command its child."""
+"""init=True: pid 1 is a reaper with memory of its own, and the command is its child."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_orphans_are_reaped(probe_rootfs: Path) -> None:
             ["/probe", "--zombies", "20"], spec=each, capture_output=True, text=True, timeout=20
         )
         zombies.append(int(done.stdout.split()[0]))
-    # The control: without a reaper the orphans are pid 1's, which does not wait for them.
+    # The control: without a reaper the orphans belong to pid 1, which does not wait for them.
     assert zombies == [0, 20]
 
 
@@ -99,7 +99,7 @@ def test_signals_are_passed_on(probe_rootfs: Path, sig: str) -> None:
 
 
 def test_signals_are_lost_without_it(probe_rootfs: Path) -> None:
-    """The control: as pid 1 the command gets only what it has a handler for (signal(7))."""
+    """The control: as pid 1 the command gets only signals for which it has a handler."""
     with fastns.spawn(
         ["/probe", "--echo"], spec=Spec(rootfs=probe_rootfs), stdin=fastns.PIPE
     ) as sandbox:
@@ -109,7 +109,8 @@ def test_signals_are_lost_without_it(probe_rootfs: Path) -> None:
 
 
 def test_its_own_signals_are_lost_without_it() -> None:
-    """As docs/guide/signals.md has it; a shell as pid 1 tells which signal a program died of."""
+    """The example of docs/guide/signals.md: a shell as pid 1 reports the signal of which a program
+    died."""
     raises = "kill -ABRT $$; exit 42"
     assert fastns.run(["sh", "-c", raises]).returncode == 42
     assert fastns.run(["sh", "-c", raises], spec=Spec(init=True)).returncode == -signal.SIGABRT
@@ -121,7 +122,7 @@ def test_its_own_signals_are_lost_without_it() -> None:
 
 
 def test_the_command_decides(debian_rootfs: Path) -> None:
-    """What is passed on is delivered once each, in the order sent, and the command may go on."""
+    """Signals that are passed on arrive once each, in the order sent, and the command may go on."""
     code = """
 import signal, sys
 wanted = {signal.SIGUSR1, signal.SIGTERM}
@@ -157,14 +158,14 @@ def test_kill_ends_all(probe_rootfs: Path) -> None:
 
 
 def test_its_memory_is_its_own(probe_rootfs: Path) -> None:
-    """Not the caller's memory, which is many times larger and is never shared past the exec."""
+    """Not the caller's memory, which is many times larger and is not shared after the exec."""
     with fastns.spawn(["/probe", "--sleep", "60"], spec=spec(probe_rootfs)) as sandbox:
         assert vm_size(sandbox.pid) < 1024 < vm_size("self")
         if support.is_root():
             maps = Path(f"/proc/{sandbox.pid}/maps").read_text()
             files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/" in line}
             assert files == {"/memfd:fastns (deleted)"}
-        else:  # not dumpable: its memory is nobody's to read
+        else:  # not dumpable: nobody may read its memory
             with pytest.raises(PermissionError):
                 Path(f"/proc/{sandbox.pid}/maps").read_text()
         sandbox.kill()
@@ -185,14 +186,16 @@ def test_its_file_is_sealed(probe_rootfs: Path) -> None:
 
 
 def test_its_file_cannot_be_changed_from_inside(bash_rootfs: Path) -> None:
-    """Neither what pid 1 runs nor, through it, a file of the host (CVE-2019-5736)."""
+    """The command can open neither the program of pid 1 nor, through it, a file of the host
+    (CVE-2019-5736)."""
     for how in (": > /proc/1/exe", ": >> /proc/1/exe", "exec 3<>/proc/1/exe"):
         with pytest.raises(ChildProcessError, match=r"Permission denied|Text file busy"):
             inside.shell(bash_rootfs, how, init=True)
 
 
 def test_nobody_inside_may_look_into_it(bash_rootfs: Path) -> None:
-    """Root of the initial user namespace may; who has less may not read its memory or its fds."""
+    """Root of the initial user namespace may read its memory and fds; a process with fewer rights
+    may not."""
     ranges = {} if support.is_root() else inside.ranges()
     for path in ("/proc/1/mem", "/proc/1/environ", "/proc/1/maps"):
         with pytest.raises(ChildProcessError, match="Permission denied"):

@@ -1,4 +1,5 @@
-"""Subinterpreters and Python without a GIL: refused, or told, and the main interpreter unharmed."""
+"""Subinterpreters are refused and a Python without a GIL is warned, without harm to the main
+interpreter."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ class Interrupt(BaseException):
 
 
 def interrupted(call: Callable[[], object], step: int) -> bool:
-    """Calls it, and raises Interrupt before the step-th instruction of fastns' own Python code: the
-    interpreter runs handlers of signals between instructions. Whether there were so many."""
+    """Call it, and raise Interrupt before the step-th instruction of fastns' own Python code,
+    because the interpreter runs signal handlers between instructions. Return whether there were so
+    many."""
     left = step
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
@@ -53,12 +54,12 @@ def interrupted(call: Callable[[], object], step: int) -> bool:
 
 
 def fds() -> list[str]:
-    """But for the files that the engine keeps: the program, and a plan's bytes."""
+    """All open fds except the files that the engine keeps: the program and plans."""
     here = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         found = []
         for fd in set(os.listdir(here)) - {str(here)}:
-            with suppress(FileNotFoundError):  # the one that reads the directory
+            with suppress(FileNotFoundError):  # the fd that reads the directory
                 if not os.readlink(fd, dir_fd=here).startswith("/memfd:fastns-"):
                     found.append(fd)
         return sorted(found)

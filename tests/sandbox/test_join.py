@@ -1,4 +1,4 @@
-"""Joining namespaces that exist: by path in a spec, and with unshare() and setns()."""
+"""Joining existing namespaces: by path in a spec, and with unshare() and setns()."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def paths(sandbox: fastns.Sandbox, *kinds: str) -> dict[str, str]:
 
 
 def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
-    """Runs a sandbox in these and compares its links, from outside, with theirs."""
+    """Run a sandbox in these namespaces and compare its links, from outside, with theirs."""
     # A joined mount namespace has the root of the other sandbox.
     shown = [] if "mount" in namespaces else [Mount("/probe", source=probe)]
-    # Its user namespace has the ids 7 and 8 only.
+    # Its user namespace has only the ids 7 and 8.
     user = "7:8" if "user" in namespaces else "0:0"
     spec = Spec(namespaces=namespaces, user=user, mounts=shown)
     with fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
@@ -55,7 +55,7 @@ def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
 
 @pytest.mark.as_root
 def test_two(other: fastns.Sandbox, probe: Path) -> None:
-    """Every pair: the order of joining is right for each."""
+    """Every pair, because the order of joining must be right for each."""
     for pair in itertools.combinations(NAMESPACES, 2):
         check_joined(paths(other, *pair), probe)
 
@@ -63,14 +63,15 @@ def test_two(other: fastns.Sandbox, probe: Path) -> None:
 @pytest.mark.as_user
 @pytest.mark.parametrize("kind", [kind for kind in NAMESPACES if kind != "user"])
 def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: str) -> None:
-    """An unprivileged caller has rights over the others only inside the user namespace it owns."""
+    """An unprivileged caller has rights over the other namespaces only inside the user namespace
+    that it owns."""
     sandbox = check_joined(paths(other, "user", kind), probe)
     assert sandbox.method == "staged"
 
 
 @pytest.mark.as_user
 def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> None:
-    """Control of the one above; there is no right yet where it is joined."""
+    """The control of the test above: before the user namespace is joined there is no right."""
     with pytest.raises(SpawnError) as caught:
         check_joined(paths(other, "uts"), probe)
     exc = caught.value
@@ -79,7 +80,7 @@ def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> N
 
 
 def test_all(other: fastns.Sandbox) -> None:
-    """What `exec` into a sandbox is made of."""
+    """What `exec` into a sandbox consists of."""
     spec = Spec(namespaces=paths(other, *NAMESPACES), user="7:8")
     with fastns.spawn(["/probe"], spec=spec, stdout=fastns.PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
@@ -114,7 +115,7 @@ def test_the_joined_sandbox_ends_what_joined_it(other: fastns.Sandbox) -> None:
 
 @pytest.mark.as_root
 def test_unshare_each_kind() -> None:
-    """In a process of one thread; pid and time are for children."""
+    """In a process with one thread. pid and time take effect for children."""
     out = script("""
 names = {"mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "user": "user",
          "cgroup": "cgroup", "pid": "pid_for_children", "time": "time_for_children"}

@@ -1,5 +1,5 @@
-"""Keys of the caller: a sandbox has a session keyring of its own, also where no filter refuses the
-calls about keys. The control is a child of the caller as any, which inherits it."""
+"""Keys of the caller: a sandbox has a session keyring of its own, even if no filter refuses the
+calls about keys. The control is an ordinary child of the caller, which inherits the keyring."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_callers_keys_are_out_of_reach(probe_rootfs: Path, probe: Path) -> N
     for way in ("direct", "init", "user"):  # and it is empty and theirs
         assert len({seen["session"] for seen in found[way]}) == 3
         assert {seen["add"] for seen in found[way]} == {"worked"}
-    for way in ("template", "parked", "user-template"):  # of all, so that nobody may use it
+    for way in ("template", "parked", "user-template"):  # of everybody, so that nobody may use it
         assert {seen["add"] for seen in found[way]} == {"EACCES"}
 
 
@@ -115,7 +115,7 @@ for fields in ({}, {"init": True}, {"seccomp": "unconfined"}):
 
 @pytest.mark.as_user
 def test_a_quota_that_is_used_up(probe_rootfs: Path) -> None:
-    """With the default filter nothing can be done about keys anyway."""
+    """With the default filter a program cannot use keys anyway."""
     lines = script(QUOTA, str(probe_rootfs)).splitlines()
     assert lines == ["0", "0", f"keyring {errno.EDQUOT} keyring True"]
 

@@ -1,5 +1,5 @@
-"""Spec.landlock: files elsewhere are out of reach, in every way a sandbox is started; a path that
-is not there, a kernel without it. The control of each is the same sandbox without landlock."""
+"""Spec.landlock: files elsewhere are out of reach, in every way of starting. Also a missing path,
+and a kernel without Landlock. The control of each is the same sandbox without landlock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def there() -> None:
         support.skip_missing("Landlock in the kernel")
 
 
-# A line each: what is tried, and whether it works with ONLY.
+# One attempt per line, and whether it works with ONLY.
 STEPS = """
 yes cat /etc/passwd
 no  cat /etc/group
@@ -89,7 +89,7 @@ def run_tree(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 
 def fields(root: Path) -> dict[str, Any]:
-    # Owned by who runs in the sandbox, also where that is a range of root's.
+    # Owned by the user inside, also with root's range of ids.
     mounts = [fastns.Mount("/run", source=str(root / "run"), options=["idmap"])]
     return {"rootfs": root, "overlay": True, "mounts": mounts}
 
@@ -150,10 +150,9 @@ def test_a_path_that_is_not_there(busybox_rootfs: Path, way: str, path: str, err
 
 
 def _plan(way: str, given: dict[str, Any]) -> _core.Plan:
-    from fastns._compile_template import compile_template
-
     if way in ("template", "parked"):
-        plan = compile_template(PlainSpec(**given)).sandbox
+        with Template(PlainSpec(**given)) as template:
+            plan = template._plan.sandbox
         assert plan is not None
         return plan
     more = {"user": {"namespaces": {"user": "new"}}, "init": {"init": True}}.get(way, {})
@@ -161,7 +160,7 @@ def _plan(way: str, given: dict[str, Any]) -> _core.Plan:
 
 
 def test_links_lead_inside(run_tree: Path) -> None:
-    """A link of the root is followed there, also one that would lead outside."""
+    """A link in the root is followed inside, even if it would lead outside."""
     (run_tree / "alias").symlink_to("/etc/passwd")
     (run_tree / "up").symlink_to("../../../../../../etc/passwd")
     for link in ("/alias", "/up"):
@@ -256,7 +255,7 @@ def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
 def test_processes_outside(debian_rootfs: Path) -> None:
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
-    # Of the same uid, which has the right to: root's sandboxes have others by default.
+    # With the same uid, which has the right to. Root's sandboxes have other uids by default.
     alike = {"pid": "host", "user": "host"} if os.geteuid() == 0 else {"pid": "host"}
     ruled, control = specs(debian_rootfs, namespaces=alike)
     pid = str(os.getpid())
@@ -276,7 +275,7 @@ def test_devices_are_controlled_where_they_may_be_written(debian_rootfs: Path) -
 
 @pytest.mark.parametrize("given", [None, {"read": ["/"]}])
 def test_a_program_may_restrict_itself_further(probe_rootfs: Path, given: Any) -> None:
-    """The default filter lets these calls through."""
+    """The default filter allows these calls."""
     spec = PlainSpec(rootfs=probe_rootfs, landlock=given)
     done = fastns.run(["/probe", "--restrict", "/etc/hosts"], spec=spec, capture_output=True)
     assert done.stderr == b"probe: read /etc/hosts: EACCES\n"

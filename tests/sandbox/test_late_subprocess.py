@@ -1,5 +1,5 @@
-"""A result is of a subclass of subprocess' own class, also where it was made before anybody had
-imported `subprocess`."""
+"""A result is an instance of subprocess' own class, even if it was made before `subprocess` was
+imported."""
 
 from __future__ import annotations
 

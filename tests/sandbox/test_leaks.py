@@ -1,4 +1,4 @@
-"""Nothing stays: no fd, process, mount or memory, whatever becomes of a spawn."""
+"""No fd, process, mount or memory is left, however a start ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scenario = Callable[[], None]
 
 
 def scenarios(root: Path) -> dict[str, Scenario]:
-    """Every way a spawn can go that is cheap to provoke, failures named by their stage."""
+    """Every way a start can end that is cheap to provoke. Failures are named by their stage."""
 
     def spec(**fields: Any) -> fastns.Plan:
         fields = {"rootfs": root, "default_mounts": False, "network": "host", **fields}
@@ -101,12 +101,12 @@ def rss() -> int:
 
 def test_memory_stays_flat(probe_rootfs: Path) -> None:
     todo = list(scenarios(probe_rootfs).values())
-    for scenario in todo * 10:  # what is allocated once, is now
+    for scenario in todo * 10:  # allocate now what is allocated only once
         scenario()
     tracemalloc.start(1)
     for scenario in todo:
         scenario()
-    gc.collect()  # what failed is in cycles with its traceback
+    gc.collect()  # failures are in cycles with their tracebacks
     before, python_before = rss(), tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     for _ in range(SPAWNS // len(todo)):
@@ -119,7 +119,7 @@ def test_memory_stays_flat(probe_rootfs: Path) -> None:
     gc.collect()
     python_after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    # 5,000 times 200 bytes would be seen; an arena of pages that moves about is not a leak.
+    # A leak of 200 bytes, 5,000 times, would show. A moving arena of pages is not a leak.
     assert after - before < 1 << 20
     assert python_after - python_before < 1 << 16
 
@@ -151,7 +151,7 @@ def test_python_objects_are_let_go(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("inheritable", [False, True])
 def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -> None:
-    """Same numbers, same files, same close-on-exec flags, same offsets and status flags."""
+    """The same numbers, files, close-on-exec flags, offsets and status flags."""
     held = [os.open("/dev/zero", os.O_RDONLY) for _ in range(20)]
     pipe = os.pipe()
     try:
@@ -171,7 +171,7 @@ def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -
 
 
 def descriptions() -> dict[str, str]:
-    """But for those of files that the engine keeps."""
+    """Except those of files that the engine keeps."""
     found = every_description()
     return {fd: text for fd, text in found.items() if not text.startswith("/memfd:fastns-")}
 
@@ -189,7 +189,7 @@ def every_description() -> dict[str, str]:
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "staged"])
 def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> None:
-    """With each number of free fds, from none on: a sandbox that works, or a clean SpawnError."""
+    """With each number of free fds, from 0 on: a sandbox that works, or a clean SpawnError."""
     code = """
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True"))
@@ -246,8 +246,8 @@ for start in (plain, piped, quiet, batch, spawned):
 
 
 def test_a_pidfd_that_finds_no_place_leaves_nothing(probe_rootfs: Path) -> None:
-    """Another thread takes every free fd while a staged spawn is under way: the sandbox whose pidfd
-    got lost on its way here is ended all the same."""
+    """Another thread takes every free fd during a staged start. The sandbox whose pidfd is lost on
+    its way here is still ended."""
     code = """
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False))
@@ -294,7 +294,7 @@ assert children() == [], children()
 
 
 def test_the_files_that_are_kept_are_few(probe_rootfs: Path) -> None:
-    """One of the program, and one of each plan, however often it is started."""
+    """One for the program, and one for each plan, however often it is started."""
 
     def kept() -> list[str]:
         links = (fd.partition(" pos:")[0] for fd in every_description().values())

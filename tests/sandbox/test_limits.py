@@ -1,4 +1,4 @@
-"""Limits by cgroups: enforced, told of in the result, and gone with the sandbox."""
+"""Limits by cgroups: enforced, reported in the result, and gone with the sandbox."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_pids(busybox_rootfs: Path, way: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_cpus(busybox_rootfs: Path, way: str) -> None:
-    """A fifth of a CPU: it is waited for most of the time."""
+    """A fifth of a CPU, so it waits most of the time."""
     spin = ["sh", "-c", "timeout 1 sh -c 'while :; do :; done'; true"]
     with runner(way, rootfs=busybox_rootfs, cpus=0.2) as go:
         done = go(spin)
@@ -124,7 +124,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
 def test_weights_of_two_plans_that_want_the_same_cpu(
     busybox_rootfs: Path, fields: dict[str, Any]
 ) -> None:
-    """Ten times as much, of what both have got; without a weight it is 100."""
+    """Ten times as much of what both got together. Without a weight it is 100."""
     spin = ["sh", "-c", "while :; do :; done"]
     light = fields or {"cpu_weight": 100}
     specs = [
@@ -188,7 +188,7 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
 
 
 def a_child_ends_alone() -> None:
-    """With version 2 a sandbox that is out of memory ends as a whole (memory.oom.group)."""
+    """With version 2 a sandbox that runs out of memory ends as a whole (memory.oom.group)."""
     if all(h.unified for h in cgroup_hierarchies.hierarchies() if h.has("memory")):
         support.skip_missing("a hierarchy of cgroup version 1")
 
@@ -206,7 +206,7 @@ sys.exit(3)
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: str) -> None:
-    """That a child was ended is the cause only of an end that nobody has asked for."""
+    """The end of a child is the cause only if nobody has ended the sandbox."""
     a_child_ends_alone()
     command = ["python3", "-c", CHILD_OVER]
     with runner(way, rootfs=debian_rootfs, memory="32m") as go:
@@ -295,7 +295,7 @@ def test_leaves_are_used_again_once_they_are_empty(busybox_rootfs: Path) -> None
         numbers = {
             leaf.name for group in groups() for leaf in Path(group).iterdir() if leaf.is_dir()
         }
-    # Forty sandboxes; what one has written to a tmpfs may still be charged when the next comes.
+    # Forty sandboxes. What one wrote to a tmpfs may still be charged when the next starts.
     assert len(numbers) <= 20
 
 
@@ -322,7 +322,7 @@ os.kill(os.getpid(), 9)
 
 @with_cgroups
 def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> None:
-    """And nothing else: not what belongs to one that lives."""
+    """Nothing else is removed, in particular nothing of a live caller."""
     with Template(Spec(rootfs=busybox_rootfs, memory="32m")) as mine:
         mine.run(["true"])
         living = groups()
@@ -337,7 +337,7 @@ def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> No
                 template.run(["true"])
         assert not any(path.exists() for path in left)
         ended = Path(f"/proc/{pid}/cmdline")
-        assert not ended.exists() or not ended.read_bytes()  # a zombie, where nobody reaps
+        assert not ended.exists() or not ended.read_bytes()  # a zombie, if nobody reaps
         assert set(living) <= set(groups())
         assert mine.run(["true"]).returncode == 0
 
@@ -356,7 +356,7 @@ os.kill(os.getpid(), 9)
 def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of them are killed, also by a start that waits for nothing."""
+    """All of them are killed, also by a start that does not wait."""
     word = marker()
     crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
     caller = int(crash.stdout)
@@ -401,8 +401,8 @@ def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Another caller's sweep comes whenever a cgroup of this process was made, and not locked yet,
-    as long as this list is not empty."""
+    """While this list is not empty, another caller sweeps whenever a cgroup of this process was
+    made but not locked yet."""
     left = [""]
     make = os.mkdir
 
@@ -439,7 +439,7 @@ def test_other_users_cannot_lock_them() -> None:
 
 @with_cgroups
 def test_anothers_sweep_for_ever(sweeps: list[str]) -> None:
-    """The control: it is tried again, but not without end."""
+    """The control: making it is tried again, but not for ever."""
     sweeps *= 1000
     plan = fastns.compile(Spec(pids_limit=7))
     with pytest.raises(SpawnError) as caught:
@@ -489,7 +489,7 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    """It is the spec's fault, and known before any process exists."""
+    """The spec is at fault, and this is known before any process exists."""
     before = groups()
     plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
     with pytest.raises(SpecError) as caught:
@@ -509,7 +509,7 @@ def test_cpus_that_this_machine_has_not() -> None:
 
 @with_cgroups
 def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not the value's fault."""
+    """The value is not at fault."""
     before = groups()
     plan = fastns.compile(Spec(pids_limit=1234))
     real = os.open
@@ -532,7 +532,7 @@ def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @with_cgroups
 def test_a_leaf_that_cannot_be_made(busybox_rootfs: Path) -> None:
-    """Never without the limits: the start fails, and succeeds when the reason is gone."""
+    """It never starts without the limits. The start fails, and succeeds when the reason is gone."""
     with Template(Spec(rootfs=busybox_rootfs, pids_limit=9)) as template:
         before = set(groups())
         template.run(["true"])
@@ -562,7 +562,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @root_only
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
-    """By the clone itself (CLONE_INTO_CGROUP), or, without clone3, by the sandbox."""
+    """The clone does it (CLONE_INTO_CGROUP) or, without clone3, the sandbox."""
     if not any(place.unified for place in cgroup_hierarchies.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:
@@ -606,7 +606,8 @@ def test_a_parent_that_is_not_there() -> None:
 
 @with_cgroups
 def test_many_threads_are_the_first(busybox_rootfs: Path) -> None:
-    """They make one set of cgroups, not one each, of which all but the last are removed in use."""
+    """They make one set of cgroups together, instead of one each, of which all but the last would
+    be removed while in use."""
     before = groups()
     for number in range(5):
         plan = fastns.compile(Spec(rootfs=busybox_rootfs, pids_limit=100 + number))

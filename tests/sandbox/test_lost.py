@@ -60,7 +60,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 
 @pytest.mark.parametrize("parked", ["0", "1"])
 def test_a_lock_that_cannot_be_had(probe_rootfs: Path, parked: str) -> None:
-    """By which the caller hears of the command's execution: fcntl(F_GETLK), F_SETLK, F_SETLKW."""
+    """The calls by which the caller learns that the command was executed: fcntl(F_GETLK), F_SETLK,
+    F_SETLKW."""
     mark = marker()
     code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
     out = script(code, str(probe_rootfs), parked, mark)
@@ -108,7 +109,7 @@ _core.user_namespace((os.getuid(), os.getgid(), 1))
 
 
 def test_nothing_is_held_of_a_caller_that_was_killed() -> None:
-    """It is killed as it opens the first of the maps, those of a process that shares its memory."""
+    """It is killed as it opens the first of the maps of a process that shares its memory."""
     mark = marker()
     code = hider("openat", KILL) + KILLED_MEANWHILE
     done = subprocess.run([sys.executable, "-c", code, mark], stdout=subprocess.DEVNULL)

@@ -1,4 +1,5 @@
-"""max_output: kept up to it; the rest is read, so that the command goes on, or ends it."""
+"""max_output: the rest of the output is read, so that the command goes on, or it ends the
+command."""
 
 import functools
 import json
@@ -56,13 +57,13 @@ def test_kept_by_batches_and_communicate() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_text_is_cut_between_characters(way: str) -> None:
-    """The last one kept may be half of one: that is no fault of the command's."""
+    """The last character kept may be incomplete. That is not the command's fault."""
     say = ["printf", "éééé%s"]
     with runner(way, max_output=3) as run:
         done = run(say, capture_output=True, text=True)
         assert (done.stdout, done.truncated) == ("é", True)
         assert run(say, stdout=PIPE, encoding="utf-8", errors="replace").stdout == "é"
-        with pytest.raises(fastns.DecodeError):  # that stream was not cut
+        with pytest.raises(fastns.DecodeError):  # this stream was not cut
             run(["sh", "-c", r"printf 'a\303'; printf 1234 >&2"], capture_output=True, text=True)
 
 
@@ -97,7 +98,7 @@ ENDLESS = ["sh", "-c", "echo error >&2; yes & yes"]
 def test_ended_at_once(way: str) -> None:
     """Control: with "truncate" only its timeout ends it."""
     with runner(way, max_output=LIMIT, on_output_limit="kill") as run:
-        for _ in range(2):  # what served the first one is gone with it, or serves again
+        for _ in range(2):  # what the first one used is gone, or is used again
             done = run(ENDLESS, capture_output=True)
             assert (done.returncode, done.cause, done.truncated) == (-9, "output_limit", True)
             assert (len(done.stdout), done.stderr) == (LIMIT, b"error\n")
@@ -117,7 +118,7 @@ def test_ended_at_once(way: str) -> None:
 
 
 def test_who_is_over_and_has_ended_is_over() -> None:
-    """However quick it was: its pipe may hold all of it."""
+    """However quick the command was: its pipe may hold all of its output."""
     spec = Spec(max_output=10, on_output_limit="kill")
     for _ in range(20):
         done = fastns.run(["echo", "hello, world"], spec=spec, stdout=PIPE)
@@ -221,7 +222,7 @@ STUCK = [*COMMAND[:-1], "1m"]
 
 @pytest.mark.parametrize("end", ["timeout", "signal", "signal after the end"])
 def test_the_flag_and_a_reader_that_takes_nothing(end: str) -> None:
-    """It is waited for only after an end that nobody has asked for, and until somebody asks."""
+    """The reader is waited for only if nobody has ended the sandbox, and until somebody does."""
     read, write = os.pipe()
     words = ["--timeout", "0.5s", "yes"] if end == "timeout" else ["yes"]
     if end == "signal after the end":
@@ -241,7 +242,7 @@ def test_the_flag_and_a_reader_that_takes_nothing(end: str) -> None:
 
 
 def test_the_flag_and_a_slow_reader() -> None:
-    """What was written before the end arrives, the sandbox's own or not."""
+    """Output written before the end arrives, whoever ended the sandbox."""
     for then, code in (("exit 3", 3), ("sleep 60", 128 + signal.SIGTERM)):
         words = ["sh", "-c", f"head -c 100000 /dev/zero; echo done >&2; {then}"]
         with subprocess.Popen([*STUCK, *words], stdout=-1, stderr=-1) as process:

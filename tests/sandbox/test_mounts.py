@@ -1,4 +1,5 @@
-"""What is mounted in a root: the default mounts, other types, propagation, and nothing else."""
+"""What is mounted in a root: the default mounts, other types, with which propagation, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from fastns.spec import MASKED_PATHS, READONLY_PATHS
 Report = Callable[..., dict[str, Any]]
 
 DEFAULTS = {
-    "/": ("", ""),  # whatever the root lies on
+    "/": ("", ""),  # whatever file system the root is on
     "/proc": ("proc", "rw nosuid nodev noexec relatime"),
     "/sys": ("sysfs", "ro nosuid nodev noexec relatime"),
     "/tmp": ("tmpfs", "rw nosuid nodev relatime"),
@@ -36,9 +37,9 @@ SYSTEM_PATHS = {*MASKED_PATHS, *READONLY_PATHS}  # see test_system_paths.py
 
 
 def points(report: dict[str, Any]) -> list[str]:
-    """Where something is mounted, in the order it was, without the devices bound one by one
-    and what is masked in /proc and /sys."""
-    found = [m["point"] for m in report["mounts"]]  # not by id: those are used again
+    """The mount points, in the order of mounting, without single devices and masks in /proc and
+    /sys."""
+    found = [m["point"] for m in report["mounts"]]  # not by id, because ids are reused
     bound = {f"/dev/{name}" for name in (*DEVICES, "tty")}
     return [point for point in found if point not in bound | SYSTEM_PATHS]
 
@@ -47,7 +48,7 @@ def points(report: dict[str, Any]) -> list[str]:
 
 
 def test_exactly_the_default_mounts(report: Report) -> None:
-    """Each with its type and flags; where devices cannot be made, the host's are bound as well."""
+    """Each with its type and flags. If devices cannot be made, the host's are bound."""
     seen = report()
     assert sorted(points(seen)) == sorted(DEFAULTS)
     for point, (kind, flags) in DEFAULTS.items():
@@ -60,7 +61,8 @@ def test_exactly_the_default_mounts(report: Report) -> None:
 
 
 def test_nothing_of_the_old_root_is_left(report: Report) -> None:
-    """Whatever was needed on the way: every mount hangs below the new root, each place once."""
+    """Every mount is below the new root, each mount point once, whatever the build of the root
+    needed."""
     cases: list[dict[str, Any]] = [
         {},
         {"overlay": True},
@@ -115,7 +117,7 @@ def test_dev_works(bash_rootfs: Path) -> None:
 
 
 def test_terminals_are_its_own(debian_rootfs: Path) -> None:
-    """The first terminal of a new devpts, as other sandboxes have theirs; the host's are absent."""
+    """The first terminal of a new devpts. Those of other sandboxes and of the host are absent."""
     code = (
         "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s), os.read(m, 9))"
     )
@@ -185,7 +187,7 @@ def test_devpts_is_an_instance_of_its_own(bash_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_devtmpfs(report: Report) -> None:
-    """It is the host's own, and comes without the default mounts below /dev."""
+    """It is the host's, without the default mounts below /dev."""
     seen = report(mounts=[Mount("/dev", type="devtmpfs")])
     assert support.mount_at(seen, "/dev")["type"] == "devtmpfs"
     assert seen["dev"]["null"]["rdev"] == [1, 3]
@@ -234,14 +236,14 @@ with inside.dialogue(root, mounts=mounts, capabilities=["SYS_ADMIN"]) as ask:
 def test_mounts_made_meanwhile(
     bash_rootfs: Path, volume: Path, options: str, seen: list[str]
 ) -> None:
-    """A shared mount of the host: what is mounted below it during the sandbox's life is seen
-    inside by a slave only, and what is mounted inside is never seen outside."""
+    """A shared mount of the host. What is mounted below it later is seen inside only by a slave;
+    what is mounted inside is never seen outside."""
     out = in_a_mount_namespace(PROPAGATION, bash_rootfs, volume, options)
     assert out.splitlines() == [f"seen inside: {seen}", "mounted inside: ''", "seen outside: []"]
 
 
 def in_a_mount_namespace(code: str, *args: object) -> str:
-    """Runs Python code where it may mount without anybody noticing; an ordinary user as well."""
+    """Run Python code in a mount namespace of its own, also for an ordinary user."""
     extra = [] if support.is_root() else ["-U", "-r"]
     done = subprocess.run(
         ["unshare", "-m", *extra, sys.executable, "-c", code, str(support.TESTS), *map(str, args)],
@@ -302,7 +304,7 @@ def test_what_is_mounted_on_the_host_is_read_only_too() -> None:
 
 
 def test_places_of_its_own_without_a_rootfs() -> None:
-    """What is written to them is neither the host's nor the next sandbox's."""
+    """What is written to them reaches neither the host nor the next sandbox."""
     script = (
         "for d in /tmp /run /dev/shm; do ls -A $d; echo x > $d/fastns-mark; cat $d/*-mark; done"
     )
@@ -327,7 +329,7 @@ def test_read_only_roots(bash_rootfs: Path) -> None:
 
 
 def test_chroot_without_a_mount_namespace(probe_rootfs: Path) -> None:
-    """The seed's first way: nothing is mounted; the sandbox has the host's mounts."""
+    """The seed's first step: nothing is mounted, and the sandbox has the host's mounts."""
     namespaces = {"mount": "host"}
     spec = Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=namespaces)
     done = fastns.run(["/probe"], spec=spec, capture_output=True)
@@ -349,9 +351,9 @@ print(os.path.exists({marker!r}))
 
 
 def test_a_second_chroot_leads_nowhere(debian_rootfs: Path, public_dir: Path) -> None:
-    """What undoes a chroot, with an fd held open, arrives at the sandbox's own root.
+    """Leaving a chroot by an open fd leads to the sandbox's own root.
 
-    The control is a chroot without a mount namespace, where it arrives at the host's.
+    The control is a chroot without a mount namespace, where it leads to the host's root.
     """
     cases: list[tuple[dict[str, Any], bool]] = [
         ({}, False),

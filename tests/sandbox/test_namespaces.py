@@ -1,4 +1,4 @@
-"""Namespaces: new ones and the host's, alone and in every combination; names and their errors."""
+"""Namespaces: new and the host's, alone and in every combination. Host names and their errors."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def same(seen: dict[str, Any], kind: str) -> bool:
 
 
 def combinations() -> list[dict[str, str]]:
-    """All 256 of new and host. For an unprivileged caller user is left out for "host": it needs a
-    new one and gets it (see below for asking for the host's)."""
+    """All 256 combinations of new and host. An unprivileged caller leaves user out instead of
+    saying "host", because it needs a new one (asking for the host's is tested below)."""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
         chosen = dict(zip(NAMESPACES, values, strict=True))
@@ -42,7 +42,7 @@ def combinations() -> list[dict[str, str]]:
 
 
 def test_every_combination(probe: Path) -> None:
-    """Just the new ones differ, seen from inside."""
+    """Seen from inside, only the new ones differ."""
     for namespaces in combinations():
         shown = [Mount(str(probe), source=probe)] if namespaces["mount"] == "new" else []
         spec = Spec(namespaces=namespaces, mounts=shown)
@@ -55,7 +55,7 @@ def test_every_combination(probe: Path) -> None:
 
 
 def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None:
-    """The same where the host looks at a running sandbox, and with a rootfs where there can be."""
+    """The same, seen from the host, for a running sandbox, with a rootfs where possible."""
     for namespaces in combinations():
         has_rootfs = namespaces["mount"] == "new"
         spec = Spec(rootfs=probe_rootfs if has_rootfs else None, namespaces=namespaces)
@@ -92,7 +92,7 @@ def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
 
 
 def test_all_of_the_host(probe: Path) -> None:
-    """Neither new nor joined: as the caller, root or not."""
+    """Neither new nor joined: the same as the caller's, for root and for a user."""
     spec = Spec(namespaces=dict.fromkeys(NAMESPACES, "host"))
     done = fastns.run([str(probe)], spec=spec, capture_output=True)
     seen = support.parse_report(done.stdout)

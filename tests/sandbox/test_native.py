@@ -1,4 +1,5 @@
-"""fastns-exec: a sandbox from a plan file is that of `fastns run`, and ends in the same ways."""
+"""fastns-exec: a sandbox from a plan file is the same as with `fastns run`, and ends in the same
+ways."""
 
 from __future__ import annotations
 
@@ -52,14 +53,14 @@ umask; ulimit -c; cat /proc/self/oom_score_adj; exit 3
 
 
 def namespaces() -> list[str]:
-    """-e flags that tell LOOK this process's namespaces."""
+    """-e flags that give LOOK the namespaces of this process."""
     kinds = ("mnt", "pid", "net", "user", "uts", "ipc", "cgroup")
     told = ((kind, os.readlink(f"/proc/self/ns/{kind}")) for kind in kinds)
     return [word for kind, link in told for word in ("-e", f"HOST_{kind}={link}")]
 
 
 def seen(done: subprocess.CompletedProcess[str]) -> str:
-    """What LOOK has said; a pid of the host's differs each time."""
+    """The output of LOOK, without pids of the host, which differ each time."""
     assert (done.returncode, done.stderr) == (3, "")
     return re.sub(r"^NSpid:.*", lambda found: str(len(found[0].split())), done.stdout, flags=re.M)
 
@@ -255,7 +256,7 @@ def test_output_beyond_the_limit(limited: Path) -> None:
 
 
 def test_a_reader_that_takes_nothing(limited: Path) -> None:
-    """It holds up the command, not the end that a time limit or a signal brings."""
+    """It delays the command, but not the end by a time limit or a signal."""
     words = [PROGRAM, "--timeout", "300ms", limited, "cat", "/dev/zero"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.wait(10) == 124
@@ -283,7 +284,7 @@ CATCHES = "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done"
 
 
 def started(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """fastns-exec, whose command has said a line: CATCHES, or a cat that waits for more."""
+    """A fastns-exec whose command has printed a line: CATCHES, or a cat that waits for more."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
     process = subprocess.Popen([PROGRAM, *words], text=True, **pipes)
     if process.stdin is not None:
@@ -411,7 +412,7 @@ def test_what_belongs_to_another_user(tmp_path: Path, what: str) -> None:
 def test_a_program_with_rights_of_its_own(
     public_dir: Path, user_may_run: Callable[[], None]
 ) -> None:
-    """Set-user-ID, it would run plans of whoever calls it as root."""
+    """With the set-user-ID bit it would run anybody's plans as root."""
     copy = public_dir / "fastns-exec"
     copy.write_bytes(PROGRAM.read_bytes())
     copy.chmod(0o4755)
@@ -424,13 +425,13 @@ def test_a_program_with_rights_of_its_own(
 
 @pytest.fixture
 def user_may_run() -> None:
-    """Nothing to prepare: /var/tmp is not mounted nosuid where the tests run."""
+    """The tests assume that /var/tmp is not mounted nosuid."""
     if os.statvfs("/var/tmp").f_flag & os.ST_NOSUID:
         support.skip_missing("set-user-ID programs in /var/tmp")
 
 
 def test_a_plan_that_nobody_else_can_have_written(tmp_path: Path) -> None:
-    """The control to what tests/unit/test_planfile.py has refused."""
+    """The control for the refusals of tests/unit/test_planfile.py."""
     (tmp_path / "sticky/own").mkdir(parents=True)
     plan = compiled(tmp_path / "sticky/own/a.plan")
     plan.chmod(0o644)

@@ -1,4 +1,4 @@
-"""The network namespace: lo and nothing else, apart from the host's and from each other's."""
+"""The network namespace: only lo, separate from the host's and from those of other sandboxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""overlay=True, a layer thrown away with the sandbox; and mounts of type overlay."""
+"""overlay=True, a layer that is dropped with the sandbox; and mounts of type overlay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def test_the_lower_layer_is_unchanged(bash_rootfs: Path) -> None:
-    """New, changed, removed, and directories: all is there inside, and nothing of it after."""
+    """New, changed and removed files and directories are seen inside, and nothing of them
+    afterwards."""
     before = tree(bash_rootfs)
     script = (
         "echo new > /new; mkdir -p /home/deep; echo more >> /etc/hosts; rm /etc/hostname;"
@@ -64,7 +65,7 @@ def test_its_parts_are_out_of_reach(bash_rootfs: Path) -> None:
 
 
 def test_read_only_over_an_overlay(bash_rootfs: Path) -> None:
-    """Targets are made in it, and then nobody writes to it."""
+    """Mount points are made in it, and then it is read-only."""
     mounts = [Mount("/made/for/this", type="tmpfs")]
     fields: dict[str, Any] = {"overlay": True, "read_only": True, "mounts": mounts}
     out = inside.shell(bash_rootfs, "echo x > /made/for/this/f; cat /made/for/this/f", **fields)
@@ -141,7 +142,7 @@ def test_layers_read_only(bash_rootfs: Path, base: Path) -> None:
 
 
 def test_an_upper_layer_of_the_callers_own(bash_rootfs: Path, base: Path) -> None:
-    """By the host's owners: uid 0 of a range is nobody there."""
+    """The host's owners count, so uid 0 of a range is nobody there."""
     fields: dict[str, Any] = {"namespaces": {"user": "host"}} if support.is_root() else {}
     more = [f"upperdir={base / 'upper'}", f"workdir={base / 'work'}"]
     if not support.is_root():

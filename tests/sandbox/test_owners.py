@@ -1,5 +1,5 @@
-"""Owners of the files in a bind of root's sandboxes: kept where the file system can, nobody's where
-it cannot or noidmap is given; and where a user is told which."""
+"""Owners of files in binds of root's sandboxes: kept where the file system can, else nobody, as
+with noidmap. Also where a user is told which."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.as_root
 
 @pytest.fixture
 def volume(public_dir: Path) -> Iterator[Path]:
-    """A directory with one that is root's alone, and one that only root may write."""
+    """A directory with a file that only root may read, and one that only root may write."""
     path = public_dir / "owners"
     for name, mode in (("closed", 0o700), ("shared", 0o755)):
         (path / name).mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_a_volume_is_the_callers_inside(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_not_with_noidmap(busybox_rootfs: Path, volume: Path, way: str) -> None:
-    """The control: the host's ids are strangers' then."""
+    """The control: the host's ids are nobody then."""
     for name, code in (("closed", LIST), ("shared", WRITE)):
         mounts = [Mount("/mnt", source=volume / name, options=["rbind", "noidmap"])]
         with runner(way, rootfs=busybox_rootfs, mounts=mounts) as run:
@@ -74,7 +74,7 @@ def test_not_with_noidmap(busybox_rootfs: Path, volume: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_rootfs_the_volume_alone(volume: Path, way: str) -> None:
-    """What else there is of the host shows nobody's files, by the same path and by others."""
+    """Everything else of the host belongs to nobody inside, by the same path and by others."""
     mounts = [Mount("/mnt", source=volume / "closed")]
     with runner(way, mounts=mounts) as run:
         assert sh(run, "cat /mnt/file") == (0, "of root\n")
@@ -128,7 +128,7 @@ def test_a_dry_run_says_which(busybox_rootfs: Path, volume: Path) -> None:
 
 
 def test_a_missing_target_is_made_in_a_plain_bind(busybox_rootfs: Path, volume: Path) -> None:
-    """By the caller, who is nobody in a tree that shows other owners."""
+    """The caller makes it, who is nobody in an idmapped tree."""
     mounts = (
         Mount("/mnt", source=volume),
         Mount("/mnt/a", source=volume / "shared", options=["X-mount.mkdir"]),

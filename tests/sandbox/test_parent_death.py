@@ -1,4 +1,4 @@
-"""die_with_parent: a sandbox ends with the caller that was killed, in every way one is started."""
+"""die_with_parent: a sandbox ends when its caller is killed, in every way of starting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FOR_ROOT = ("host's ids", "another user", "init, another user")
 
 
 def killed(root: Path, call: str, fields: dict[str, Any], sandboxes: int = 1) -> list[int]:
-    """What is left of the sandboxes of a caller that was killed; ended then."""
+    """The sandboxes that are left after their caller was killed. They are ended here."""
     mark = marker()
     args = [sys.executable, "-c", CALLER, str(root), mark, call, repr(fields)]
     with subprocess.Popen(args, stdout=subprocess.DEVNULL) as caller:
@@ -91,7 +91,7 @@ def test_on_the_command_line_it_always_does(probe_rootfs: Path, flags: list[str]
 
 
 def test_a_template_takes_it(probe_rootfs: Path) -> None:
-    """And has no need of it."""
+    """A Template does not need it."""
     with fastns.Template(Spec(rootfs=probe_rootfs, die_with_parent=True)) as template:
         assert "parent_death" not in str(template)
         assert template.run(["/true"]).returncode == 0

@@ -1,4 +1,4 @@
-"""Input and output: any amount, any order, text or bytes, and nobody waits for ever."""
+"""Input and output: any amount, in any order, text or bytes, and no wait for ever."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_input_that_is_not_bytes(plan: fastns.Plan, data: Any) -> None:
     "code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"]
 )
 def test_input_that_is_not_wanted(shell: Run, code: str) -> None:
-    """EPIPE is the child's decision, not an error, and no SIGPIPE comes here."""
+    """EPIPE is the child's decision, not an error, and this process gets no SIGPIPE."""
     done = shell(code, input=b"y" * 4 * MIB)
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
@@ -102,7 +102,7 @@ def test_input_for_a_program_that_ends_at_once(plan: fastns.Plan) -> None:
 
 
 def test_sigpipe_at_its_default_does_not_end_the_caller(probe_rootfs: Path) -> None:
-    """As in programs that end quietly when their own output is closed."""
+    """As in programs that end silently when their output is closed."""
     code = """
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 spec = fastns.Spec(rootfs=sys.argv[1])
@@ -127,7 +127,7 @@ def test_a_pipe_without_input_is_closed(plan: fastns.Plan) -> None:
 
 
 def test_daemons_of_an_own_pid_namespace_end_with_it(plan: fastns.Plan) -> None:
-    """They hold both pipes, and die with pid 1: the caller sees the end."""
+    """They have both pipes open, and die with pid 1, so the caller sees the end."""
     mark = marker()
     argv = ["/probe", "--fork-hold", "3", mark]
     done = fastns.run(argv, spec=plan, capture_output=True, timeout=20)
@@ -156,7 +156,7 @@ def test_an_endless_writer_that_escaped_does_not_hold_the_caller(busybox_rootfs:
 
 
 def _settled(pid: int) -> int:
-    """The pid once its process has ended, whoever has to reap it; or as it is after a while."""
+    """Wait for a process to end, whoever has to reap it. Gives up after a while."""
     from processes import eventually
 
     def gone() -> bool:

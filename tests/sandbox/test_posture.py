@@ -1,5 +1,5 @@
-"""What every sandbox is like, in every one of thousands and in each way of starting: nothing that
-depends on a race, on a pool or on who was there before may show."""
+"""Every sandbox is the same, in each of thousands and in each way of starting: nothing may depend
+on a race, a pool or an earlier sandbox."""
 
 import json
 import os
@@ -22,7 +22,7 @@ KINDS = {"pid", "mnt", "uts", "ipc", "net", "cgroup"}
 
 
 def plain(report: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs by nature: numbers of inodes, mounts and devices."""
+    """Without what differs anyway: numbers of inodes, mounts and devices."""
     kept = {name: value for name, value in report.items() if name not in VARY}
     host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in report["namespaces"]}
     kept["namespaces"] = sorted(

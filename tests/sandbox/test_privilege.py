@@ -55,6 +55,19 @@ def test_those_that_are_given_are_there_and_no_others(busybox_rootfs: Path, way:
     assert {int(found[name], 16) for name in SETS} == {1 << 13 | 1 << 25}
 
 
+@pytest.mark.parametrize(("way", "root_is_locked"), [("user", False), ("user-template", True)])
+def test_a_user_namespace_that_owns_its_mounts_can_change_them(
+    busybox_rootfs: Path, way: str, root_is_locked: bool
+) -> None:
+    """As SECURITY.md says. With root's range of ids they are locked: see test_range.py."""
+    given: dict[str, Any] = {"read_only": True, "capabilities": ["SYS_ADMIN"]}
+    with runner(way, rootfs=busybox_rootfs, **given) as go:
+        mask = go(["umount", "/proc/sys"], capture_output=True)
+        root = go(["mount", "-o", "remount,bind,rw", "/"], capture_output=True)
+    assert mask.returncode == 0, mask.stderr
+    assert (root.returncode != 0) == root_is_locked, root.stderr
+
+
 @pytest.mark.as_root
 @pytest.mark.parametrize("init", [False, True])
 def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bool) -> None:
@@ -68,7 +81,8 @@ def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bo
 
 @pytest.mark.parametrize("way", ["init", "user-init"])
 def test_the_reaper_has_none_when_the_command_looks(probe_rootfs: Path, way: str) -> None:
-    """At once, and often: who gives them up is another process than the one that executes."""
+    """Looked at immediately, and often, because another process gives them up than the one that
+    executes."""
     own = {"namespaces": {"user": "new"}} if way == "user-init" else {}
     plan = fastns.compile(Spec(rootfs=probe_rootfs, init=True, capabilities=["NET_RAW"], **own))
     for _ in range(200):
@@ -140,7 +154,7 @@ def test_who_lacks_one_cannot_give_it(busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, way: str) -> None:
-    """kill(0) is for the process group, which the caller is in as well unless a sandbox leaves."""
+    """kill(0) signals the process group, in which the caller is too unless a sandbox leaves it."""
     with runner(way, rootfs=busybox_rootfs) as go:
         before = signal.signal(signal.SIGUSR1, lambda *_: reached.append(1))
         reached: list[int] = []

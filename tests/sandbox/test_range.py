@@ -1,5 +1,5 @@
-"""The user namespace of a range of ids that root's sandboxes have: who they are outside, what they
-own, and that the caller is none the worse for it."""
+"""The user namespace with a range of ids that root's sandboxes have: who they are outside, what
+they own, and that the caller loses nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PR_GET_DUMPABLE = 3
 
 @pytest.fixture
 def root(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root of the test's own, with a file that is its owner's alone."""
+    """A root of the test's own, with a file that only its owner may read."""
     path = support.copy_tree(busybox_rootfs, public_dir / "range-root")
     (path / "secret").write_text("of root\n")
     (path / "secret").chmod(0o600)
@@ -43,7 +43,7 @@ def root(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def volume(public_dir: Path) -> Iterator[Path]:
-    """A directory of the host's, with a file that is root's alone, and one of a user's."""
+    """A directory of the host with a file that only root may read, and one of a user."""
     path = public_dir / "range-volume"
     path.mkdir()
     (path / "secret").write_text("of the host\n")
@@ -131,7 +131,7 @@ def test_what_is_made_for_it_is_its_own(root: Path, way: str) -> None:
 
 @pytest.mark.parametrize("fields", [{}, HOSTS, {"init": True}, {**HOSTS, "init": True}], ids=str)
 def test_pipes_are_for_who_runs_there(root: Path, fields: dict[str, Any]) -> None:
-    """Whoever cannot open a pipe anew has no /dev/stderr."""
+    """A process that cannot open a pipe again has no /dev/stderr."""
     words = ["sh", "-c", "read -r line </dev/stdin; echo $line >/dev/stdout; echo x >/dev/stderr"]
     spec = Spec(rootfs=root, user="7:8", **fields)
     done = fastns.run(words, spec=spec, input=b"in\n", capture_output=True)
@@ -169,7 +169,7 @@ for way in ("direct", "init", "template"):
 
 @pytest.mark.parametrize("case", LISTED)
 def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
-    """In files over /etc/subuid and /etc/subgid that only this process' children see."""
+    """Files mounted over /etc/subuid and /etc/subgid that only this process' children see."""
     uids, gids, first_uid, first_gid = LISTED[case]
     (tmp_path / "subuid").write_text(uids)
     (tmp_path / "subgid").write_text(gids)
@@ -188,7 +188,7 @@ def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_files_of_the_host_are_out_of_reach(volume: Path, root: Path, way: str) -> None:
-    """By the host's own directories, and by a plain bind; each with its control."""
+    """In the host's own directories, and in a plain bind. Each has a control."""
     plain = Mount("/mnt", source=volume, options=["noidmap"])
     attempts = {
         "hosts directories": ({}, "cat /etc/shadow"),
@@ -216,7 +216,7 @@ def test_a_bind_that_keeps_owners(root: Path, volume: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init"])
 def test_signals_and_traces_end_at_its_ids(root: Path, way: str) -> None:
-    """Among the host's processes it is nobody."""
+    """Among the host's processes it has no rights."""
     with subprocess.Popen(["sleep", "60"]) as victim:
         code = f"kill -9 {victim.pid} 2>&1; cat /proc/{victim.pid}/environ 2>&1"
         namespaces = {"pid": "host"}
@@ -249,7 +249,7 @@ def test_a_target_is_made_in_the_root(root: Path, volume: Path, way: str) -> Non
 
 
 def test_not_through_what_is_mounted_there(root: Path, volume: Path) -> None:
-    """The place in the tree as it is would be another one."""
+    """The same path in the tree without the idmap would be another place."""
     (root / "mnt" / "sub").mkdir()
     mounts = [
         Mount("/mnt", source=volume, options=["idmap"]),
@@ -309,7 +309,7 @@ def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
 
 
 def test_joined_by_path(root: Path) -> None:
-    """What `exec` into one is made of: with its user namespace, and without."""
+    """What `exec` into a sandbox consists of, with its user namespace and without."""
     with fastns.spawn(["sleep", "60"], spec=Spec(rootfs=root, hostname="other")) as other:
         kinds = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net"}
         for names in (kinds, {**kinds, "user": "user"}):
@@ -324,7 +324,7 @@ def test_joined_by_path(root: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
-    """And over nothing else: what the host has mounted is locked."""
+    """They have no rights over anything else: what the host has mounted is locked."""
     given = {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "read_only": True, "hostname": "before"}
     host = os.uname().nodename
     with runner(way, rootfs=root, **given) as run:
@@ -426,7 +426,7 @@ def test_a_failure_in_the_exec_program(
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_late_op_that_fails_is_counted_on(root: Path, init: bool) -> None:
-    """Its index is the plan's, though another program has done it."""
+    """The op index is the plan's, though another process ran the op."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["capset"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOANO}],
@@ -441,7 +441,7 @@ def test_a_late_op_that_fails_is_counted_on(root: Path, init: bool) -> None:
 
 
 def test_no_namespace_can_be_made(root: Path) -> None:
-    """By a map that the kernel refuses: no limit of the host has to be changed for it."""
+    """Caused by a map that the kernel refuses, so that no limit of the host has to be changed."""
     plan = fastns.compile(Spec(rootfs=root))
     assert plan.ids is not None
     uid, gid, _size = plan.ids

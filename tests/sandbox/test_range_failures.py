@@ -1,5 +1,5 @@
-"""Root's sandboxes with capabilities where something is missing: the right to trace, by which their
-namespaces are joined, or room for one namespace more."""
+"""Root's sandboxes with capabilities when something is missing: the right to trace, which joining
+their namespaces takes, or a further namespace within the limit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import support
 from hidden import without
 from processes import script
 
@@ -26,11 +27,13 @@ def drop(capability):
 
 
 def test_capabilities_without_the_right_to_trace(probe_rootfs: Path) -> None:
-    """As root of some containers: an error that says so, where the kernel would say EPERM only."""
+    """As root in some containers. The error says what is missing, where the kernel only says
+    EPERM."""
     code = """
-from fastns import Spec, Template, _compile
+from fastns import Spec, Template
+from plans import Caller
 given = {"rootfs": sys.argv[1], "capabilities": ["NET_ADMIN"]}
-every = _compile.Caller.current()
+every = Caller.current()
 def tell(what, run):
     try:
         print(what, run(["/true"]).returncode)
@@ -55,11 +58,12 @@ tell("hosts", lambda args: fastns.run(args, spec=spec))
 del given["capabilities"]
 every_way()
 given["capabilities"] = ["NET_ADMIN"]
-_compile.Caller.current = classmethod(lambda cls: every)
+Caller.current = classmethod(lambda cls: every)
 every_way()
 """
     ways = ("direct", "direct", "template")
-    assert script(DROP + code, str(probe_rootfs)).splitlines() == [
+    first = f"import sys; sys.path.append({str(support.TESTS)!r})\n"
+    assert script(DROP + code, str(probe_rootfs), first=first).splitlines() == [
         *(f"{way} 0" for way in ways),
         *(f"{way} capabilities True" for way in ways),
         "hosts 0",
@@ -107,7 +111,8 @@ WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
     ],
 )
 def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: str) -> None:
-    """By a limit of the range's user namespace alone; with room again it starts."""
+    """The limit is that of the range's user namespace only. When it is raised, the sandbox
+    starts."""
     test = f"""
 space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids)
 def limit(number):
@@ -130,7 +135,7 @@ print(start())
 @pytest.mark.parametrize("call", ["clone", "unshare"])
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_call_that_is_refused(probe_rootfs: Path, call: str, init: bool) -> None:
-    """To the process in between, or for it."""
+    """In the process in between, or in the caller on its behalf."""
     way = "init" if init else "direct"
     out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way, "own_namespaces")
     assert out.splitlines() == [f"unshare {errno.ENOANO} False"] * 3

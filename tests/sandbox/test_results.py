@@ -1,5 +1,5 @@
-"""Every result is checked: the compiler insists on it, and the errno of a call that fails is the
-error of the start, at its stage, with nothing left behind."""
+"""Every result of a system call is checked. The compiler enforces it, and the errno of a failing
+call is the error of the start, at its stage, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_compiler_refuses_a_result_that_is_not_looked_at(
 
 
 def test_no_result_is_cast_away() -> None:
-    """clang is content with that."""
+    """clang accepts that."""
     for source in CSRC.rglob("*.[ch]"):
         assert "(void)fns_" not in source.read_text(), source
 
@@ -97,7 +97,7 @@ def test_a_server_that_cannot_start_says_why(probe_rootfs: Path, call: str) -> N
 
 
 def test_a_server_lives_on_when_there_is_no_room(probe_rootfs: Path) -> None:
-    """One without a guard page for its stack is none."""
+    """A stack without its guard page is an error."""
     code = f"""
 fastns.run(["/true"], spec=plan)  # the caller's own stacks are there
 hide(MPROTECT, {errno.ENOANO})
@@ -121,7 +121,7 @@ def test_a_batch_without_epoll_pwait2(probe_rootfs: Path, error: int) -> None:
 
 
 def strace(inject: str, code: str, *args: str) -> str:
-    """`code`'s stdout, with strace(1) injecting what is to go wrong."""
+    """The stdout of `code`, while strace(1) injects failures."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     trace = ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]

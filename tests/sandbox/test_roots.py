@@ -1,4 +1,4 @@
-"""Each kind of root starts, and the report comes from inside: what the other tests stand on."""
+"""Each kind of root starts, and the report comes from inside. The other tests rely on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filter as a program meets it, in every way a sandbox is started."""
+"""The filter from a program's point of view, in every way of starting."""
 
 import errno
 import json
@@ -175,7 +175,7 @@ def test_a_profile_of_ones_own(way: str, programs: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
-    """Loaded while the right to is there, also where the ids change."""
+    """Loaded while the process still has the right to, also if the ids change."""
     for user in ("0:0", "5:5") if support.is_root() and way in ("direct", "init") else ("0:0",):
         fields: dict[str, Any] = {"rootfs": programs, "no_new_privileges": False, "user": user}
         with runner(way, **fields) as run:
@@ -217,7 +217,7 @@ OF_THE_HOST = {"namespaces": {"user": "host"}}
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_profile_has_to_allow(way: str, fields: dict[str, Any], programs: Path) -> None:
-    """Beside what the command needs: what executes it, and the mask of signals."""
+    """In addition to what the command needs: its execution, and the signal mask."""
     needed = ["execve", "rt_sigprocmask", "exit"]
     for names, code in ((needed, 7), (needed[1:], -signal.SIGSYS)):
         allowed = {"names": names, "action": "SCMP_ACT_ALLOW"}
@@ -228,7 +228,7 @@ def test_what_a_profile_has_to_allow(way: str, fields: dict[str, Any], programs:
 
 @pytest.mark.parametrize("number", [0, errno.EPERM])
 def test_a_profile_that_refuses_what_the_program_needs(number: int) -> None:
-    """By then it has done so: an fd of its own, left open, would keep the caller waiting."""
+    """It has closed its fds by then. One that stays open would keep the caller waiting."""
     rule = {"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "errnoRet": number}
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
     fields = OF_THE_HOST if support.is_root() else {}
@@ -263,7 +263,8 @@ for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"
 
 
 def test_where_the_memory_for_filters_is_used_up() -> None:
-    """An errno that has no name outside the kernel; a filter around answers as the kernel would."""
+    """An errno without a name outside the kernel. An outer filter returns it as the kernel
+    would."""
     code = """
 import fastns
 try:
@@ -291,7 +292,8 @@ def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_filter_once_for_all(programs: Path) -> None:
-    """Most of the default is the server's; both parts are there, and a profile is whole."""
+    """The server loads most of the default filter. Both parts are there, and a profile is loaded
+    whole."""
     with Template(Spec(rootfs=programs)) as template:
         plan = template._plan
     first, rest = seccomp.build_parts(setid=False)
@@ -301,7 +303,7 @@ def test_the_same_filter_once_for_all(programs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_set_id_files_where_nothing_of_the_hosts_can_be_written(way: str, programs: Path) -> None:
-    """As package managers make them."""
+    """As package managers do."""
     chmod = words(90, 0, 0o4755)
     for fields, expected in (
         ({}, errno.EPERM),
@@ -317,7 +319,7 @@ def test_set_id_files_where_nothing_of_the_hosts_can_be_written(way: str, progra
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("more", [{}, {"landlock": {"write": ["/"]}}])
 def test_a_filter_of_its_own_by_who_may(way: str, more: Any, programs: Path) -> None:
-    """CAP_SYS_ADMIN opens it; it gets as far as the filter's address, which is none."""
+    """CAP_SYS_ADMIN allows it: the call gets as far as the filter's address, which is invalid."""
     given: dict[str, Any] = {"rootfs": programs, "capabilities": ["SYS_ADMIN"], **more}
     with runner(way, **given) as run:
         found = errnos(run, [("seccomp", 317, 1, 0, 0, None), ("prctl", 157, 22, 2, 0, None)])

@@ -1,4 +1,4 @@
-"""What may happen to a start from outside: a fork in another thread, a kill in its middle."""
+"""What can happen to a start from outside: a fork in another thread, a kill in the middle."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def script(body: str, fields: str) -> list[str]:
 
 @pytest.mark.parametrize("fields", WAYS)
 def test_a_fork_in_another_thread_does_not_hold_a_start_up(probe_rootfs: Path, fields: str) -> None:
-    """What was forked has a copy of every fd, so no end of a pipe can be the news of exec."""
+    """The forked process has a copy of every fd, so the end of a pipe cannot signal the exec."""
     done = subprocess.run(
         [*script(FORKS, fields), str(probe_rootfs)],
         check=True,
@@ -82,7 +82,8 @@ print("children:", len(children()))
 @pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
 @pytest.mark.parametrize("fields", WAYS[2:])
 def test_who_clones_the_sandbox_is_killed(probe_rootfs: Path, fields: str, when: int) -> None:
-    """Killed when it is about to hand the pidfd over: nobody else knows of the sandbox."""
+    """The hop process is killed when it is about to pass the pidfd on: nobody else knows of the
+    sandbox."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     inject = f"inject=sendmsg:signal=KILL:when={when}"
@@ -129,8 +130,8 @@ print(len(got) > 100, len(results) > 100, set(results) <= {0, -signal.SIGINT}, c
 
 @pytest.mark.parametrize("fields", WAYS)
 def test_a_signal_to_the_group_ends_no_start_half_way(probe_rootfs: Path, fields: str) -> None:
-    """Ctrl-C reaches the whole group. The caller handles it; the command may die of it, and be
-    reaped as any other; what sets it up is deaf."""
+    """Ctrl-C reaches the whole group. The caller handles it. The command may die of it and is
+    reaped as usual. The processes that set it up ignore it."""
     done = subprocess.run(
         [*script(SIGNALS, fields), str(probe_rootfs)],
         check=True,

@@ -1,4 +1,4 @@
-"""Signals that reach a start half-way: SIGCONT, which a shell's `fg`, coreutils' `timeout` and
+"""Signals that reach a start in the middle: SIGCONT, which a shell's `fg`, coreutils' `timeout` and
 `systemctl stop` send to whole groups."""
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-# A uts namespace as well: the host's name is not at stake.
+# With a uts namespace as well, so that the host's name is not at risk.
 APART = ["unshare", "--uts", "--pid", "--fork", "--mount-proc"]
 if not support.is_root():
     APART += ["--user", "--map-root-user"]

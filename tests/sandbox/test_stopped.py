@@ -1,4 +1,4 @@
-"""Time limits, kill(), Ctrl-C and the caller's end take effect on stopped processes, too."""
+"""Time limits, kill(), Ctrl-C and the caller's end also affect stopped processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired
 
 
 class Alarm(BaseException):
-    """As a KeyboardInterrupt, of a signal that nobody else sends."""
+    """Like a KeyboardInterrupt, from a signal that nobody else sends."""
 
 
 @contextmanager
 def alarm(seconds: float = 0.3) -> Iterator[None]:
-    """Raises Alarm in the block, unless that is left before."""
+    """Raise Alarm in the block, unless the block ends before."""
 
     def ring(*_: object) -> None:
         raise Alarm
@@ -84,7 +84,7 @@ def test_time_limits_hold(template: Template) -> None:
 
 
 def test_what_it_is_asked_for_is_done(template: Template) -> None:
-    """It is continued by who waits for it."""
+    """Whoever waits for it continues it."""
     sandbox, other = template.spawn(["/true"]), template.spawn(SLEEP)
     server = server_pid(template)
     assert eventually(lambda: state(sandbox.pid) in "-Z")
@@ -103,7 +103,7 @@ def test_what_it_is_asked_for_is_done(template: Template) -> None:
 
 
 def test_one_that_is_stopped_whenever_it_goes_on(template: Template) -> None:
-    """Then it is killed, and all of its sandboxes with it; there is another for the next."""
+    """Then it is killed with all its sandboxes, and the next start gets another server."""
     neighbour = template.spawn(SLEEP)
     server, done = server_pid(template), threading.Event()
     pidfd = os.pidfd_open(server)
@@ -134,7 +134,7 @@ def test_one_that_is_stopped_whenever_it_goes_on(template: Template) -> None:
 
 
 def test_it_stops_no_other_thread(template: Template) -> None:
-    """Whoever waits for it has let go of the interpreter."""
+    """Whoever waits for it has released the GIL."""
     stop(server_pid(template))
     waiter = threading.Thread(target=lambda: template.spawn(["/true"]).wait())
     waiter.start()
@@ -146,7 +146,7 @@ def test_it_stops_no_other_thread(template: Template) -> None:
 
 
 def test_its_control_socket_is_full(template: Template) -> None:
-    """More connections are asked for than it has heard of: each waits, and has its place."""
+    """More connections are requested than it has accepted. Each waits for its turn."""
     server = template._server
     assert server is not None
     stop(server.pid)
@@ -226,7 +226,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_nothing_outlives_a_caller_that_was_killed(probe_rootfs: Path, where: str) -> None:
-    """Whichever thread of it has started the server, and with everything stopped."""
+    """Whichever thread of the caller has started the server, and with everything stopped."""
     mark = marker()
     args = [sys.executable, "-c", CALLER, str(probe_rootfs), mark, where]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as caller:

@@ -1,4 +1,5 @@
-"""The hints of starts that fail because of where the caller is: without a /proc, in a container."""
+"""The hints of starts that fail because of the caller's surroundings: without a /proc, in a
+container."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def test_without_a_proc() -> None:
 
 
 def nested(**fields: Any) -> list[str]:
-    """What comes of START in a sandbox."""
+    """The result of START in a sandbox."""
     code = "import sys, fastns; print(sys.prefix, sys.base_prefix, fastns.__file__, sep='\\n')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     prefix, base, module = found.stdout.split()
@@ -63,7 +64,7 @@ def nested(**fields: Any) -> list[str]:
 
 
 def test_in_a_sandbox() -> None:
-    """A sysctl has nothing to do with it: the filter around it is named; then what is masked."""
+    """A sysctl is not the reason. The hint names the outer filter, then what is masked."""
     open_calls = {"seccomp": "unconfined"}
     for line in nested():
         assert "seccomp=unconfined" in line

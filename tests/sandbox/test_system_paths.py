@@ -1,4 +1,4 @@
-"""What of /proc and /sys a sandbox cannot see or change, in every way one is started."""
+"""What a sandbox cannot see or change in /proc and /sys, in every way of starting."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ done
 
 
 def started(way: str, **fields: Any) -> Any:
-    """As runner(), with two more ways: a layer over the root, directly and from a template."""
+    """Like runner(), with two more ways: an overlay, directly and from a template."""
     if way in ("overlay", "layers"):
         return runner("direct" if way == "overlay" else "template", overlay=True, **fields)
     return runner(way, **fields)
@@ -55,8 +55,8 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
-    """Not by uid 0 either. A sysctl of its own network namespace can be tried without harm; in a
-    user namespace it takes a capability."""
+    """Not by uid 0 either. A sysctl of its own network namespace is harmless to try; in a user
+    namespace it takes a capability."""
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
     with started(way, **fields) as run:
@@ -105,7 +105,8 @@ def test_with_the_namespaces_of_the_host(bash_rootfs: Path) -> None:
 
 
 def test_a_proc_that_is_not_one_is_refused(bash_rootfs: Path, tmp_path: Path) -> None:
-    """Its directory swapped for another between the mount and the masks: they would miss it."""
+    """The directory is exchanged for another between the mount and the masks, which would then miss
+    it."""
     root = support.copy_tree(bash_rootfs, tmp_path / "root")
     (root / "other").mkdir()
     spec = Spec(rootfs=root, network="host")
@@ -152,7 +153,7 @@ if len(sys.argv) > 2:
 
 @pytest.mark.as_root
 def test_what_is_written_to_proc_is_written_to_proc(probe_rootfs: Path) -> None:
-    """CVE-2025-52881: a write to /proc that lands elsewhere looks as if it had been done."""
+    """CVE-2025-52881: a write to /proc that goes elsewhere looks successful."""
     assert script(REDIRECTED, str(probe_rootfs)) == "0\n"
     found, sizes = script(REDIRECTED, str(probe_rootfs), "elsewhere").splitlines()
     assert found == f"id_map {errno.EXDEV} /proc/self/setgroups write"
@@ -168,8 +169,8 @@ MODE = "/proc/execdomains"  # nobody else reads it
 @pytest.mark.parametrize("user", ["host", "new"])
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
-    """The mode of a file of /proc is that of the machine: other sandboxes have it too. The control
-    is a /proc that the spec says is to be writable."""
+    """The mode of a file in /proc is the same for the whole machine, so for other sandboxes too.
+    The control is a /proc that the spec makes writable."""
     namespaces = {"user": user}
     code = f"chmod 440 {MODE}; mount -o remount,rw /proc; stat -c %a {MODE}"
     look = ["stat", "-c", "%a", MODE]
@@ -199,7 +200,7 @@ def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
 
 @pytest.mark.as_root
 def test_where_proc_and_sys_are_read_only() -> None:
-    """What it costs is the user's, where it is not: with the default user namespace."""
+    """With the default user namespace the mode can be changed only where it does not matter."""
     maps = (IDMapping(0, 0, 10),)
     strangers = (IDMapping(0, 100000, 10),)
     cases: list[tuple[dict[str, Any], bool]] = [

@@ -1,4 +1,4 @@
-"""Template: sandboxes started by a server, which share nothing that they can write."""
+"""Template: sandboxes started by a server. They share nothing that they can write."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support
+from plans import Op
 from processes import children, eventually, server_pid
 
 from fastns import (
@@ -32,14 +33,14 @@ from fastns import (
     SpecError,
     Template,
     TimeoutExpired,
-    _compile_template,
+    _core,
     run,
 )
 
 HOST_NET: dict[str, Any] = {"network": "host"}
 
 
-# What is true of a template is true in every way of making it faster.
+# Everything tested here holds for each way of making a template faster.
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "usual": ({}, {}),
     "plain": (HOST_NET, {"parked": 0}),
@@ -59,7 +60,7 @@ def template(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[T
 
 @pytest.fixture(params=MODES)
 def admin(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
-    """The same, whose sandboxes may mount and unmount."""
+    """The same, with sandboxes that may mount and unmount."""
     fields, pools = MODES[request.param]
     spec = Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **fields)
     with Template(spec, **pools) as template:
@@ -78,7 +79,7 @@ def sh(template: Template, script: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("parked", [0, 2])
 def test_no_mount_namespace_stays_with_the_closer(busybox_rootfs: Path, parked: int) -> None:
-    """Those of sandboxes that have ended are taken down, however the two processes meet."""
+    """Mounts of ended sandboxes are taken down, however the two processes interleave."""
     with Template(Spec(rootfs=busybox_rootfs), parked=parked) as template:
         for _ in range(300):
             template.run(["true"])
@@ -102,7 +103,7 @@ def test_nor_when_both_run(template: Template) -> None:
 
 
 def test_a_plain_bind_is_shared(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """The control: what the caller mounts itself is there for all."""
+    """The control: all sandboxes see what the caller mounts itself."""
     tmp_path.chmod(0o777)
     spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/mnt", source=str(tmp_path))], **HOST_NET)
     with Template(spec) as template:
@@ -128,7 +129,7 @@ def test_queues_and_shared_memory_are_fresh(bash_rootfs: Path) -> None:
 
 
 def test_no_fd_and_no_process_of_the_server_is_in_reach(template: Template) -> None:
-    """What it has open would be a way to ask for sandboxes, or to end them."""
+    """With its fds a command could start sandboxes, or end them."""
     listed = sh(template, "ls -l /proc/1/fd; kill -9 -1; ls -d /proc/[0-9]*")
     assert "socket:" not in listed
     assert "anon_inode" not in listed
@@ -151,12 +152,12 @@ BENEATH = "umount -l /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' 
 
 
 def test_what_lies_beneath_shows_no_other_sandbox(admin: Template) -> None:
-    """A sandbox that is given the right may take its own /proc away; what is there then is nobody
-    else's."""
+    """A sandbox with the right may unmount its own /proc. What is below shows nobody else's
+    processes."""
     with admin.spawn(["sleep", "60"]) as other:
         assert "sleep" not in sh(admin, BENEATH + "; true")
         script = "umount /dev/shm /tmp && echo uncovered; touch /dev/shm/x 2>/dev/null && echo made"
-        # For root what the host has mounted is locked; else it is the server's that comes to light.
+        # For root the host's mounts are locked. Otherwise the server's /proc appears.
         assert sh(admin, script + "; true") == ("made\n" if support.is_root() else "uncovered\n")
         other.kill()
 
@@ -170,8 +171,16 @@ def test_nothing_can_be_uncovered_without_that_right(template: Template) -> None
 def test_but_for_that_it_would_show_them(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: the server's /proc, which a user namespace needs, as it is by default."""
-    monkeypatch.setattr(_compile_template, "_beneath", lambda mount: mount)
+    """The control: the server's /proc, which a user namespace needs, with its default options."""
+    plan = _core.Plan
+
+    def shown(*, ops: Sequence[Op], **given: Any) -> _core.Plan:
+        """As the binding makes it, but without hidepid."""
+        kept = [Op(**{**vars(op), "data": None}) if op.data == b"hidepid=2" else op for op in ops]
+        assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
+        return plan(ops=tuple(kept), **given)
+
+    monkeypatch.setattr(_core, "Plan", shown)
     with (
         Template(Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **HOST_NET)) as template,
         template.spawn(["sleep", "60"]) as other,
@@ -184,8 +193,8 @@ def test_but_for_that_it_would_show_them(
 def test_the_servers_program_is_out_of_reach(
     busybox_rootfs: Path, tmp_path: Path, command: str
 ) -> None:
-    """The link leads to it until the command is executed. All sandboxes have the same one there,
-    and could leave word for each other in its attributes."""
+    """The link leads to the program until the command is executed. It is the same file for all
+    sandboxes, which could leave data for each other in its attributes."""
     root = support.copy_tree(busybox_rootfs, tmp_path / "root")
     script = root / "script"
     script.write_text("#!/proc/self/exe\n")
@@ -197,7 +206,7 @@ def test_the_servers_program_is_out_of_reach(
                 template.spawn([command])
             assert (caught.value.stage, caught.value.errno) == ("exec", errno.EACCES)
         assert sh(template, "echo fine") == "fine\n"
-    # The control: a spawn by itself has a program of its own there, which can be executed.
+    # The control: a direct start has a program there that can be executed.
     assert run([command], spec=spec).returncode == 127
 
 
@@ -232,12 +241,12 @@ def test_a_long_argument(template: Template) -> None:
 
 
 def test_passed_fds_keep_their_numbers(template: Template) -> None:
-    """Among them the lowest ones, that the server has uses for itself."""
+    """Among them the lowest numbers, which the server uses for itself."""
     pipes = [os.pipe() for _ in range(4)]
     try:
         fds = sorted(end[1] for end in pipes)
         script = "; ".join(f"echo {fd} >&{fd}" for fd in fds) + "; ls /proc/self/fd"
-        assert len(sh(template, script).split()) == 4  # the control: none is passed, sh complains
+        assert len(sh(template, script).split()) == 4  # the control: none is passed, and sh fails
     except AssertionError as error:
         assert "ad file descriptor" in str(error)
     finally:
@@ -472,7 +481,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("forks", [False, True])
 def test_the_callers_death_ends_all(busybox_rootfs: Path, forks: bool) -> None:
-    """Even when a process that it forked has copies of its sockets."""
+    """Even if a process that it forked has copies of its sockets."""
     command = [
         sys.executable,
         "-W",
@@ -545,7 +554,7 @@ def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
         del template
         with pytest.warns(ResourceWarning, match=r"Template.*not closed: use a `with`") as noted:
             kept.clear()
-        noted.clear()  # each warning holds the Template, as what it is about
+        noted.clear()  # each warning keeps a reference to its Template
     del running
     gc.collect()
     assert all(gone(pid) for pid in pids)

@@ -1,4 +1,4 @@
-"""What a sandbox of a template could do to the caller, the server and its siblings, and cannot."""
+"""What a sandbox of a template cannot do to the caller, the server and other sandboxes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 
 @pytest.fixture(scope="module")
 def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the attacker, statically linked."""
+    """A root with the attacker, statically linked."""
     root = support.copy_tree(busybox_rootfs, tmp_path_factory.mktemp("apart") / "root")
     source = root.parent / "attacker.c"
     source.write_text(ATTACKER)
@@ -91,7 +91,7 @@ def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
 
 
 def test_threads_that_are_traced_by_the_server_do_not_outlive_it(root: Path) -> None:
-    """PTRACE_TRACEME makes the parent the tracer, who alone may reap such a thread."""
+    """PTRACE_TRACEME makes the parent the tracer. Only the parent can reap such a thread."""
     with Template(Spec(rootfs=root, **HOST_NET)) as template:
         for _ in range(3):
             assert template.run(["attacker", "trace", "100"], timeout=20).returncode == 0
@@ -101,7 +101,7 @@ def test_threads_that_are_traced_by_the_server_do_not_outlive_it(root: Path) -> 
 
 
 def test_a_key_of_the_session_is_not_left_behind(root: Path) -> None:
-    """Run with a session keyring, as every login has one; the control adds a key to it."""
+    """Run with a session keyring, as after a login. The control adds a key to it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.uname().machine != "x86_64" or libc.syscall(250, 1, None) < 0:
         support.skip_missing("keyctl(2)")
@@ -131,7 +131,7 @@ open(sys.argv[2], "w").write(done.stdout)
 
 
 def test_the_callers_terminal_is_out_of_reach(root: Path, tmp_path: Path) -> None:
-    """Of a caller that has one."""
+    """The memory of a caller that has a session keyring."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", TTY, str(root), str(out)]
     subprocess.run(

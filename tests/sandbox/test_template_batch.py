@@ -1,4 +1,5 @@
-"""Batches of a template: jobs are asked for ahead; no more run than may, none waits in vain."""
+"""Batches of a template: jobs are requested ahead, no more run than may, and none waits for
+ever."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ COUNT = "touch /mnt/$0; ls /mnt | wc -l; sleep 0.02; ls /mnt | wc -l; rm /mnt/$0
 
 
 def sharing(root: Path, shared: Path, **fields: Any) -> Spec:
-    """Its sandboxes have /mnt in common."""
+    """Its sandboxes share /mnt."""
     shared.mkdir(exist_ok=True)
     shared.chmod(0o777)
     mounts = [Mount("/mnt", source=str(shared), options=["rw"])]
@@ -38,7 +39,8 @@ def most_seen(results: list[Any]) -> int:
 def test_no_more_alive_than_allowed(
     busybox_rootfs: Path, tmp_path: Path, concurrency: int, netns_pool: int
 ) -> None:
-    """Each job counts those that run with it; the most that any saw is the limit, and reached."""
+    """Each job counts those that run at the same time. The highest count is the limit, and is
+    reached."""
     spec = sharing(busybox_rootfs, tmp_path / "shared")
     jobs = [["sh", "-c", COUNT, str(i)] for i in range(40)]
     with Template(spec, netns_pool=netns_pool) as template:
@@ -67,7 +69,8 @@ def test_each_batch_has_its_own_limit(busybox_rootfs: Path, tmp_path: Path) -> N
 
 
 def test_a_long_job_holds_no_other_up(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """The first ends when the last has run: asked for ahead, none may be bound to wait for it."""
+    """The first job ends when the last has run, so no job requested ahead may have to wait for
+    it."""
     wait = ["sh", "-c", "until [ -e /mnt/done ]; do sleep 0.01; done"]
     jobs = [wait] + [["true"]] * 30 + [["touch", "/mnt/done"]]
     with Template(sharing(busybox_rootfs, tmp_path / "shared")) as template:
@@ -88,7 +91,8 @@ def test_those_that_fail_give_their_turn_on(busybox_rootfs: Path) -> None:
 
 
 def test_the_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
-    """Six times 0.5 s one after the other, each within 2.5 s; and one that is late is named."""
+    """Six jobs of 0.5 s one after the other, each within 2.5 s. A job that exceeds its time is
+    reported."""
     jobs = [Job(["sleep", "0.5"], timeout=2.5)] * 6 + [Job(["sleep", "60"], timeout=0.1)]
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         results = template.run_batch(jobs, concurrency=1)
@@ -96,7 +100,8 @@ def test_the_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
 
 
 def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
-    """So those of all jobs together are about as long as the batch, not the sum of their ends."""
+    """So the wall times of all jobs add up to about that of the batch, not to the sum of their
+    ends."""
     times = []
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         start = time.monotonic()
@@ -105,12 +110,12 @@ def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> No
             times.append(result.wall_time)
         whole = time.monotonic() - start
     assert min(times) >= 0.5
-    assert sum(times) < 1.5 * whole  # from when they were asked for: 2.5 times
+    assert sum(times) < 1.5 * whole  # counted from the requests it would be 2.5 times
 
 
 def test_a_timed_job_after_one_that_was_late(busybox_rootfs: Path) -> None:
-    """The late one's connection is gone; the next that has a limit may not wait behind one that is
-    asked for ahead, over a connection that is there already."""
+    """The connection of the late job is gone. The next job with a time limit must not wait behind
+    one that was requested ahead over an existing connection."""
     jobs = [["true"]] * 4
     jobs += [Job(["sleep", "60"], timeout=0.03), Job(["sleep", "0.1"], timeout=1), ["sleep", "0.5"]]
     with Template(Spec(rootfs=busybox_rootfs)) as template:
@@ -124,7 +129,7 @@ def test_a_timed_job_after_one_that_was_late(busybox_rootfs: Path) -> None:
 
 
 def test_one_that_is_late_before_its_turn(busybox_rootfs: Path) -> None:
-    """Some wait for a network namespace, and have no time at all."""
+    """Some wait for a network namespace and have no time left."""
     jobs = [Job(["sleep", "60"], timeout=0.0) if i % 2 else Job(["true"]) for i in range(200)]
     with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
         results = template.run_batch(jobs, concurrency=4)
@@ -156,7 +161,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
 
 
 def test_nothing_is_asked_for_ahead_where_fds_are_scarce(busybox_rootfs: Path) -> None:
-    """What four need is enough for four; the control: less is not."""
+    """As many fds as four need are enough for four. The control: fewer are not."""
     subprocess.run([sys.executable, "-c", FEW_FDS, busybox_rootfs], check=True, timeout=60)
 
 

@@ -1,4 +1,4 @@
-"""What once went wrong with templates between threads, descriptors, limits and signals."""
+"""Past faults of templates, with threads, descriptors, limits and signals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def template(busybox_rootfs: Path, parked: int) -> Iterator[Template]:
 
 
 def caller(root: Path, script: str, parked: int, **options: Any) -> str:
-    """What a process with a template prints, which is harmed in a way of its own."""
+    """Run a process with a template that is disturbed in some way; return what it prints."""
     head = "import os, sys, fastns\nfrom fastns import Spec, Template\nroot = sys.argv[1]\n"
     template = f"Template(Spec(rootfs=root, network='host'), parked={parked})"
     head += f"template = {template}.__enter__()\n"
@@ -56,7 +56,7 @@ def caller(root: Path, script: str, parked: int, **options: Any) -> str:
 
 
 def test_runs_and_spawns_mixed(template: Template) -> None:
-    """Connections and the numbers of sandboxes are used again by whoever comes next."""
+    """Connections and sandbox numbers are reused by the next sandbox."""
     template.run(["true"])
     server, outcomes, end = server_pid(template), Counter[object](), time.monotonic() + 1.5
 
@@ -80,7 +80,7 @@ def test_runs_and_spawns_mixed(template: Template) -> None:
 
 
 def test_a_sandbox_reaped_by_another_thread_than_its_own(template: Template) -> None:
-    """poll() asks over whichever connection is free: the end of one sandbox is never another's."""
+    """poll() uses whichever connection is free, but never reports the end of another sandbox."""
     sandboxes = [template.spawn(["sh", "-c", f"sleep 0.{n}; exit {n}"]) for n in range(8)]
     found: dict[int, int | None] = {}
 
@@ -145,7 +145,8 @@ CLOSED = """
 def test_standard_streams_that_are_closed(
     busybox_rootfs: Path, parked: int, fds: tuple[int, ...], before: bool
 ) -> None:
-    """What fastns opens does not take their places, where it would be the sandbox's own."""
+    """Files that fastns opens do not take these numbers, under which the sandbox would have
+    them."""
     script = textwrap.dedent(CLOSED.format(fds=fds))
     if before:
         script = "template.close(); del template\n" + script
@@ -168,7 +169,7 @@ def test_the_highest_fd_can_be_passed(busybox_rootfs: Path, parked: int) -> None
 
 @pytest.mark.parametrize("files", [3, 4])
 def test_fewer_files_than_the_server_needs(busybox_rootfs: Path, files: int) -> None:
-    """The limit is the command's: what starts it has its own."""
+    """The limit is the command's. What starts it has its own."""
     limits = [Rlimit("RLIMIT_NOFILE", files, files)]
     spec = Spec(rootfs=busybox_rootfs, rlimits=limits, **HOST_NET)
     for parked in (0, 1):
@@ -207,7 +208,7 @@ def test_no_descriptor_free_to_hear_of_an_end(busybox_rootfs: Path, parked: int)
 
 
 def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
-    """Those that find none fail; the others run, and the template goes on."""
+    """Starts that find no fd fail. The others run, and the template still works."""
     script = """
     import collections, resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -222,7 +223,7 @@ def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
 
 
 def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
-    """Fails alone: others of the same template live on, and so does the connection's next ask."""
+    """It fails alone. Other sandboxes of the template live on, and the next request works."""
     script = """
     import errno, resource
     other = template.spawn(["sleep", "60"])
@@ -300,12 +301,12 @@ print(done.returncode, passed > 1.9, used < passed / 2)
 def test_an_output_that_somebody_else_holds(
     busybox_rootfs: Path, parked: int, served: bool
 ) -> None:
-    """The sandbox has ended, its stdout has not: the loop waits, and does not turn."""
+    """The sandbox has ended, its stdout has not. The loop waits without spinning."""
     assert caller(busybox_rootfs, HELD.format(served=served), parked) == "0 True True\n"
 
 
 def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None:
-    """Ctrl-C during a batch of handles, and again while it cleans up: nothing goes on running."""
+    """Ctrl-C during a batch of handles, and again while it cleans up. Nothing goes on running."""
     script = """
     import gc, signal, threading, time
     mark = f"98{os.getpid()}"
@@ -349,7 +350,7 @@ def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None
 
 
 def test_parked_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """What was asked of one is run by another, once; or, killed when it had begun, not again."""
+    """Another sandbox runs the request, once. If the parked one had begun, it is not run again."""
     tmp_path.chmod(0o777)
     mounts = [Mount("/mnt", source=str(tmp_path))]
     spec = Spec(rootfs=busybox_rootfs, mounts=mounts, **HOST_NET)

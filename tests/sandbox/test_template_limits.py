@@ -1,4 +1,4 @@
-"""Templates where memory or pids are short: only a sandbox that asks for too much is harmed."""
+"""Templates that are short of memory or pids: only a sandbox that takes too much is affected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORD = 100_000
 
 
 def arguments(size: int) -> list[str]:
-    """A command line of so many bytes, ends of its texts included."""
+    """A command line of this many bytes, including the NUL of each word."""
     words, size = ["/true"], size - len("/true") - 1
     while size > 0:
         words.append("x" * (min(size, WORD) - 1))
@@ -53,7 +53,7 @@ def test_arguments_that_do_not_fit_are_refused(probe_rootfs: Path, parked: int) 
                 check(caught.value)
             for result in (template.run_batch([args])[0], template.spawn_batch([args])[0]):
                 check(result)
-        # Where it is just allowed the program may have no place of its own: killed, alone.
+        # At the limit the program itself may have too little memory. It is killed alone.
         assert template.run(arguments(most)).returncode in (0, -9)
         assert template.run_batch([arguments(most)])[0].returncode in (0, -9)  # type: ignore[union-attr]
         assert template.run(["/true"]).returncode == 0
@@ -74,7 +74,8 @@ def check(error: object) -> None:
 def test_without_that_the_server_is_killed(
     probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: who shares its memory is killed with a sandbox that runs out of it."""
+    """The control: a process that shares the memory of a sandbox is killed when that runs out of
+    it."""
     monkeypatch.setattr(cgroup_plan, "START_MEMORY", -(8 << 20))
     with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), parked=0) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
@@ -110,7 +111,7 @@ print("alive")
 @pytest.mark.with_cgroups
 @pytest.mark.parametrize("fields", ["{}", "{'init': True}"], ids=["direct", "init"])
 def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: str) -> None:
-    """A direct child shares the caller's memory, for which the OOM killer would end the caller."""
+    """A direct child shares the caller's memory, so the OOM killer would end the caller too."""
     out = script(DIRECT, str(probe_rootfs), fields).splitlines()
     assert out.pop() == "alive"
     refused, killed = "exec /true: Argument list too long (E2BIG)", "clone: Operation canceled"
@@ -146,7 +147,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
 
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
-    """A cgroup whose pids are limited, to be entered."""
+    """A cgroup with a limit on pids, for the test to enter."""
     place = next(place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers)
     above = Path(place.mount) / "fastns"
     above.mkdir(exist_ok=True)
@@ -162,7 +163,7 @@ def pids_group() -> Iterator[Path]:
 
 @pytest.mark.as_root
 def test_pids_that_sandboxes_made_ahead_hold(probe_rootfs: Path, pids_group: Path) -> None:
-    """These are given up before a job of a batch fails."""
+    """Parked sandboxes are ended before a job of a batch fails."""
     tests = str(Path(__file__).parent.parent)
     code = f"import os, sys\nsys.path.insert(0, {tests!r})\n{SHORT}"
     done = subprocess.run(

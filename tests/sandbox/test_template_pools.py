@@ -1,4 +1,4 @@
-"""What a template makes ahead: sandboxes, network namespaces; and a layer for each sandbox."""
+"""What a template makes ahead: sandboxes and network namespaces. Also a layer for each sandbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path)
         ahead = children(server)
         with template.spawn(["sleep", "60"]) as sandbox:
             assert sandbox.pid in ahead
-            assert wait_until(lambda: len(children(server)) == 4)  # its place is taken again
+            assert wait_until(lambda: len(children(server)) == 4)  # it has been replaced
             sandbox.kill()
         for _ in range(10):
             assert template.run(["true"]).returncode == 0
@@ -56,7 +56,7 @@ def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path)
 
 
 def test_those_that_wait_for_their_network_namespaces_are_made_then(busybox_rootfs: Path) -> None:
-    """The pool is empty when they are first wanted, and never holds enough for all."""
+    """The pool is empty at the first request, and never has enough for all."""
     with Template(Spec(rootfs=busybox_rootfs), parked=4, netns_pool=1) as template:
         assert template._server is not None
         server = template._server.pid
@@ -147,7 +147,7 @@ with Template(Spec(rootfs=sys.argv[1]), netns_pool=4) as template:
 
 
 def test_the_kernels_limit_slows_down_and_fails_nothing(busybox_rootfs: Path) -> None:
-    """A user namespace of its own has a limit of its own, which can be set."""
+    """A user namespace has a limit of its own, which the test can set."""
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", LIMITED]
     done = subprocess.run(
         [*command, str(busybox_rootfs)], capture_output=True, text=True, timeout=120
@@ -156,7 +156,7 @@ def test_the_kernels_limit_slows_down_and_fails_nothing(busybox_rootfs: Path) ->
 
 
 def test_the_helpers_of_the_server_are_killed(busybox_rootfs: Path) -> None:
-    """Who makes network namespaces, and who takes mount namespaces down."""
+    """The maker of network namespaces and the closer of mount namespaces."""
     with Template(Spec(rootfs=busybox_rootfs), netns_pool=2) as template:
         assert template._server is not None
         for _ in range(5):
@@ -212,7 +212,7 @@ def test_a_read_only_root_over_a_layer_has_what_was_mounted(busybox_rootfs: Path
 
 
 def test_the_parts_of_the_root_are_out_of_sight(busybox_rootfs: Path) -> None:
-    """What the server puts the root together from, and the lower layer as it is."""
+    """The parts from which the server builds the root, and the lower layer itself."""
     spec = Spec(rootfs=busybox_rootfs, overlay=True, files={"/x": "y"}, **HOST_NET)
     with Template(spec) as template:
         assert sh(template, "ls -d /lower /parts /upper /work 2>/dev/null || true") == ""

@@ -17,7 +17,8 @@ SPAWNERS, EACH = 8, 500 if support.LONG else 200
 
 
 def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None:
-    """Every result is that of its own command while others allocate, open files and fork."""
+    """Every result belongs to its own command, while other threads allocate, open files and
+    fork."""
     plans = [
         fastns.compile(
             fastns.Spec(rootfs=probe_rootfs, default_mounts=False, network="host", init=init)
@@ -71,7 +72,7 @@ def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None
 
 
 def test_one_plan_for_many_threads(probe_rootfs: Path) -> None:
-    """The program is loaded by the first plan, whichever thread makes it."""
+    """The first plan loads the program, whichever thread makes it."""
     code = """
 spec = fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False)
 barrier = threading.Barrier(8)
@@ -142,7 +143,7 @@ assert sandbox.wait() == -9
 
 
 def test_a_thread_that_ends_leaves_its_sandbox(probe_rootfs: Path) -> None:
-    """No signal on the parent's death hangs on the thread that spawned."""
+    """No parent-death signal depends on the thread that made the start."""
     held: list[fastns.Sandbox] = []
     spec = fastns.Spec(rootfs=probe_rootfs)
 
@@ -159,7 +160,7 @@ def test_a_thread_that_ends_leaves_its_sandbox(probe_rootfs: Path) -> None:
 
 
 def test_spawns_go_on_while_another_thread_execs_many(probe_rootfs: Path) -> None:
-    """Standard streams stay apart: what one thread captures is never another's."""
+    """Standard streams stay separate: a thread never captures the output of another's sandbox."""
     plan = fastns.compile(fastns.Spec(rootfs=probe_rootfs, default_mounts=False))
     outputs: dict[int, set[bytes]] = {}
 

@@ -1,4 +1,4 @@
-"""Time limits, kills and Ctrl-C: the whole sandbox ends, and nothing of it is left."""
+"""Time limits, kill() and Ctrl-C: the whole sandbox ends, and nothing of it is left."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_the_output_so_far_comes_with_the_timeout(busybox: fastns.Plan) -> None:
 
 
 def test_daemons_end_with_the_timeout(busybox: fastns.Plan) -> None:
-    """In sessions of their own, orphaned, deaf to signals: the pid namespace holds them."""
+    """Processes in their own sessions, orphaned, ignoring signals. The pid namespace still ends
+    them."""
     mark = marker()
     code = f"trap '' TERM INT HUP; (setsid sleep {mark} &); (setsid sleep {mark} &); sleep {mark}"
     with pytest.raises(fastns.TimeoutExpired):
@@ -105,12 +106,12 @@ def test_a_timeout_that_is_none(plan: fastns.Plan, timeout: Any) -> None:
 
 @pytest.fixture
 def leased_rootfs(tmp_path: Path) -> Iterator[Path]:
-    """Whose /true is a file that this process has a lease on: to open it waits for the lease to be
-    given up, or for the kernel to take it away (fs.lease-break-time)."""
+    """A root in which this process has a lease on /true. Opening it waits until the lease is
+    released, or the kernel breaks it (fs.lease-break-time)."""
     for name in ("proc", "sys", "dev", "tmp", "run"):
         (tmp_path / name).mkdir()
     shutil.copy("/bin/busybox", tmp_path / "true")
-    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody waits
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # means that somebody waits
     with open(tmp_path / "true", "rb") as file:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         yield tmp_path
@@ -269,8 +270,8 @@ def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
 
 
 def test_ctrl_c_at_any_moment(probe_rootfs: Path) -> None:
-    """Most moments of a run() are inside the start, where signals are blocked: the sandbox that has
-    just been made is ended too."""
+    """Most of a run() is the start, during which signals are blocked. The sandbox just made is
+    ended too."""
     code = """
 import gc, warnings
 warnings.simplefilter("ignore", ResourceWarning)
@@ -297,8 +298,8 @@ assert fds() == before, (before, fds())
 
 @pytest.mark.parametrize("function", ["run_batch", "spawn_batch"])
 def test_ctrl_c_while_a_batch_starts(probe_rootfs: Path, function: str) -> None:
-    """Its threads are started with signals blocked: one that comes meanwhile is not forgotten
-    until the last job has ended, which is later than the script may take."""
+    """The threads start with signals blocked. A signal that arrives then must not wait until the
+    last job has ended, which is later than the script may take."""
     code = f"""
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], default_mounts=False))
 fastns.{function}([], spec=plan)
@@ -346,5 +347,5 @@ assert not children()
 
 
 def test_a_signal_at_any_instant_of_the_start_is_heard() -> None:
-    """It comes before there is a wait that it could interrupt."""
+    """The signal comes before there is a wait that it could interrupt."""
     script(AT_ANY_INSTANT)

@@ -1,5 +1,5 @@
-"""What a sandbox writes to its files in memory has an end, in every tmpfs of it and in every way it
-is started: bytes, and files."""
+"""How much a sandbox can write to a tmpfs is limited, in bytes and files, for every tmpfs and in
+every way of starting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from inside import runner
 import fastns
 from fastns import Mount, SpecError
 from fastns import Spec as PlainSpec
-from fastns._compile import DEVICES
 
 WAYS = ["direct", "init", "user", "template", "parked", "user-template"]
 PLACES = ("/tmp", "/run", "/dev/shm")
@@ -26,10 +25,11 @@ MiB = 1 << 20
 def sizes(go: Any) -> dict[str, tuple[int, int]]:
     """Each tmpfs, and its bytes and inodes."""
     done = go(["/probe"], capture_output=True)
+    devices = [os.fsdecode(op.target) for op in fastns.compile().ops if op.stage == "device"]
     found = {}
     for mount in support.parse_report(done.stdout)["mounts"]:
         options = dict(option.partition("=")[::2] for option in mount["super_options"])
-        bound = os.path.basename(mount["point"]) in DEVICES  # of a host whose /dev is one
+        bound = mount["point"] in devices  # of a host whose /dev is one
         if mount["type"] == "tmpfs" and not bound:
             size = int(options["size"].rstrip("k")) * 1024
             found[mount["point"]] = (size, int(options["nr_inodes"].rstrip("k")))
@@ -75,7 +75,7 @@ def written(root: Path, way: str, script: str, places: tuple[str, ...], **fields
 
 @pytest.fixture(scope="module")
 def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root of the tests' own user, who may then write to a layer over it."""
+    """A root that belongs to the tests' user, so that a layer over it can be written."""
     root = public_dir / "sized"
     shutil.copytree(busybox_rootfs, root, symlinks=True)
     yield root
@@ -100,7 +100,7 @@ def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
 
 
 def test_the_control(busybox_rootfs: Path) -> None:
-    """With more there is more."""
+    """The control: a larger size holds more."""
     mounts = [Mount("/tmp", type="tmpfs", options=["size=64m"])]
     fields: dict[str, Any] = {"tmpfs_size": "1m", "mounts": mounts}
     assert written(busybox_rootfs, "direct", FILL, ("/tmp",), **fields) == [str(200 << 16)]
@@ -108,7 +108,7 @@ def test_the_control(busybox_rootfs: Path) -> None:
 
 
 def test_files_have_room_of_their_own(busybox_rootfs: Path) -> None:
-    """And what is put over one has the same end."""
+    """A tmpfs mounted over one has the same limit."""
     files = {"/etc/hosts": b"x" * (3 * MiB)}
     spec = PlainSpec(rootfs=busybox_rootfs, files=files, tmpfs_size="1m")
     done = fastns.run(["wc", "-c", "/etc/hosts"], spec=spec, capture_output=True)
@@ -120,7 +120,7 @@ def test_files_have_room_of_their_own(busybox_rootfs: Path) -> None:
 
 
 def test_the_hosts_memory(busybox_rootfs: Path) -> None:
-    """A full /tmp takes no more than its size, and is given back."""
+    """A full /tmp takes no more memory than its size, and all of it is freed."""
 
     def shared() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -130,7 +130,7 @@ def test_the_hosts_memory(busybox_rootfs: Path) -> None:
     spec = PlainSpec(rootfs=busybox_rootfs, tmpfs_size="16m")
     script = "cat /dev/zero >/tmp/x; grep Shmem: /proc/meminfo"
     done = fastns.run(["sh", "-c", script], spec=spec, capture_output=True, text=True)
-    assert int(done.stdout.split()[1]) // 1024 - before < 16 + 16  # others have some meanwhile
+    assert int(done.stdout.split()[1]) // 1024 - before < 16 + 16  # others use some meanwhile
 
 
 @pytest.mark.parametrize("value", [0, -1, "0", "1x", "50%", 1.5, True, [1]])

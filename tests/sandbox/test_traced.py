@@ -1,6 +1,6 @@
-"""ptrace(2) by an unfiltered program: who traces a process hears of its end first, and to make its
-parent the tracer a process has but to ask. The caller does not wait for ever because of it, nor
-believe that a sandbox has ended which has not."""
+"""ptrace(2) by an unfiltered program: a tracer learns of the end of its tracee first, and any
+process can make its parent its tracer. The caller must not wait for ever because of this, nor take
+a sandbox for ended that is not."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ HOST_PID: dict[str, Any] = {**OPEN, "namespaces": {"pid": "host"}}
 
 @pytest.fixture(scope="module")
 def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the program, statically linked."""
+    """A root with the program, statically linked."""
     place = tmp_path_factory.mktemp("traced")
     root = support.copy_tree(busybox_rootfs, place / "root")
     (place / "traced.c").write_text(SOURCE)
@@ -159,7 +159,7 @@ WAITS: list[Callable[[list[str], Any], int]] = [by_run, by_output, by_batch, by_
 def test_threads_that_made_the_caller_their_tracer(
     root: Path, what: str, fields: dict[str, Any], wait: Callable[[list[str], Any], int]
 ) -> None:
-    """Nobody else may reap them, and until it does the sandbox has not ended."""
+    """Only the parent can reap them. Until it does, the sandbox has not ended."""
     code = 0 if what == "thread stays" else 7
     if wait is by_batch and code == 0:
         return
@@ -172,7 +172,7 @@ def test_threads_by_the_default_filter(root: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_one_that_has_only_stopped(root: Path, way: str) -> None:
-    """Its tracer, which is who waits for it, is told of that too."""
+    """Its tracer, which is the caller, is told of that too."""
     with runner(way, rootfs=root, **OPEN) as run, pytest.raises(TimeoutExpired):
         run(["traced", "stop"], timeout=0.5)
 
@@ -202,7 +202,7 @@ def test_it_ends_when_its_tracer_does(root: Path, wait: Callable[[list[str], Any
 
 
 def ends_of_time(args: list[str], spec: Any) -> Iterator[Callable[[], None]]:
-    """Ways to wait that end it."""
+    """Ways to wait that also end the sandbox."""
 
     def run(**more: Any) -> None:
         with pytest.raises(TimeoutExpired):
@@ -242,8 +242,8 @@ KILLED: dict[str, tuple[dict[str, Any], bool]] = {
 def test_one_that_is_stopped_as_it_is_killed(
     root: Path, what: str, fields: dict[str, Any], template: bool
 ) -> None:
-    """PTRACE_O_TRACEEXIT: it has not ended, a second SIGKILL changes nothing, and while the first
-    process of a pid namespace has not ended the others, its tracer among them, live on."""
+    """PTRACE_O_TRACEEXIT: the process stops as it ends, and a second SIGKILL changes nothing. Until
+    the first process of a pid namespace has ended, the others live on, its tracer among them."""
     mark = marker()
     spec = Spec(rootfs=root, **fields)
     args = ["traced", what, mark]
@@ -270,7 +270,7 @@ def test_one_that_is_stopped_as_it_is_killed(
 
 @pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
 def test_a_tracer_that_does_not_let_go_is_killed(root: Path, way: int) -> None:
-    """Though it has left the tree of processes that is killed else."""
+    """Even if it has left the process tree, which is what is killed otherwise."""
     mark = marker()
     end = list(ends_of_time(["traced", "held", mark], Spec(rootfs=root, **HOST_PID)))[way]
     end()
@@ -278,7 +278,7 @@ def test_a_tracer_that_does_not_let_go_is_killed(root: Path, way: int) -> None:
 
 
 def test_a_sandbox_that_holds_who_joins(root: Path) -> None:
-    """It is the holder that is killed, once the time of the other is over."""
+    """The tracer is killed, once the tracee's time is over."""
     given = {"namespaces": {"user": "new"}, "capabilities": ["ALL"], **OPEN}
     spec = Spec(rootfs=root, **given)
     with fastns.spawn(["traced", "hold"], spec=spec, stdout=fastns.PIPE) as holder:
@@ -288,6 +288,6 @@ def test_a_sandbox_that_holds_who_joins(root: Path) -> None:
         with pytest.raises(TimeoutExpired):
             fastns.run(["traced", "sleep", "0.3"], spec=joiner, timeout=1)
         assert holder.stdout is not None
-        assert holder.stdout.read(1) == b"h"  # it did hold one
+        assert holder.stdout.read(1) == b"h"  # it did trace one
         assert holder.wait(20) == -9
     assert fastns.run(["traced", "sleep", "0"], spec=Spec(rootfs=root, **OPEN)).returncode == 7

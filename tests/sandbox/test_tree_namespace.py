@@ -23,7 +23,7 @@ def trees() -> None:
 
 
 def test_the_result_says_which_way_it_was(probe_rootfs: Path) -> None:
-    """Root's on Linux 7, the classic one elsewhere, and for whom the kernel does not let."""
+    """For root on Linux 7. Elsewhere, and where the kernel does not permit it, the usual way."""
     able = _core.has_tree_namespaces() and os.geteuid() == 0
     for spec, way in (
         (Spec(rootfs=probe_rootfs), "tree" if able else "copied"),
@@ -58,7 +58,7 @@ def test_nothing_but_the_root_and_what_is_asked_for(report: Report, tmp_path: Pa
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_files_are_masked_where_the_root_has_no_null(report: Report) -> None:
-    """By the caller's, brought along."""
+    """In the caller's, which it keeps."""
     paths = ["/proc/cpuinfo", "/proc/meminfo", "/proc/version"]
     fields: dict[str, Any] = {"mounts": [Mount("/dev", type="tmpfs")], "readonly_paths": []}
     for masked in (paths, paths[:1], []):

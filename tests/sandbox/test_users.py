@@ -1,4 +1,4 @@
-"""Ids, groups and maps, seen from inside and from outside; and what else the process is given."""
+"""Ids, groups and maps, seen from inside and outside, and the other attributes of the process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Report = Callable[..., dict[str, Any]]
 
 
 def id_map(sandbox: fastns.Sandbox, name: str) -> list[list[int]]:
-    """A map of a running sandbox as the host reads it."""
+    """An id map of a running sandbox, as the host reads it."""
     lines = Path(f"/proc/{sandbox.pid}/{name}").read_text().splitlines()
     return [[int(word) for word in line.split()] for line in lines]
 
@@ -48,7 +48,7 @@ def test_a_user(report: Report, user: str, ids: str) -> None:
 
 @pytest.mark.as_root
 def test_the_callers_groups_stay_outside(report: Report) -> None:
-    """Also those of a caller that has some."""
+    """Also for a caller that has supplementary groups."""
     before = os.getgroups()
     os.setgroups([4, 20, 24])
     try:
@@ -60,7 +60,7 @@ def test_the_callers_groups_stay_outside(report: Report) -> None:
 
 
 def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
-    """Nor has root, but for those it is given."""
+    """Neither has root, except those that the spec gives."""
     spec: dict[str, Any] = {"user": "5:6"}
     if not support.is_root():
         spec.update(inside.ranges())
@@ -71,7 +71,7 @@ def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
 
 
 def test_the_file_of_a_sandbox_belongs_to_the_mapped_id(public_dir: Path, probe: Path) -> None:
-    """uid 0 inside is who the map says outside."""
+    """uid 0 inside is the id outside that the map says."""
     place = public_dir / "owned"
     place.mkdir()
     place.chmod(0o777)
@@ -97,7 +97,8 @@ def test_the_file_of_a_sandbox_belongs_to_the_mapped_id(public_dir: Path, probe:
 
 
 def test_the_way_is_reported(probe_rootfs: Path) -> None:
-    """Nothing stands in silently: the handle says who wrote the maps, and how the child is made."""
+    """There is no silent fallback: the handle says who wrote the maps, and how the start was
+    made."""
     ranges = inside.ranges()
     root = support.is_root()
     single = ("direct", "self")
@@ -123,7 +124,7 @@ def test_the_way_is_reported(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "1234:2345"])
 def test_one_id(report: Report, probe_rootfs: Path, user: str) -> None:
-    """It is the caller's own, so no right and no program is needed."""
+    """The id is the caller's own, so it takes no right and no program."""
     uid, gid = map(int, user.split(":"))
     fields: dict[str, Any] = {"user": user, "namespaces": {"user": "new"}}
     seen = report(**fields)
@@ -178,7 +179,7 @@ def test_a_range_that_is_not_the_callers(probe_rootfs: Path) -> None:
 
 @pytest.mark.as_user
 def test_newuidmap_is_missing(probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The single id is no substitute for the range that was asked for."""
+    """A single id never replaces a requested range."""
     monkeypatch.setenv("PATH", "/nonexistent")
     spec = Spec(rootfs=probe_rootfs, **inside.ranges())
     with pytest.raises(SpawnError) as caught:
@@ -225,7 +226,7 @@ def test_umask_and_directory(report: Report, init: bool) -> None:
         seen = report(umask=0o027, cwd="/tmp", init=init)
         assert (seen["umask"], seen["cwd"]) == (0o027, "/tmp")
         assert report(cwd="/tmp", run={"cwd": "/etc"}, init=init)["cwd"] == "/etc"
-        # What the mounts are made with is the spec's, whatever the caller's umask is.
+        # The modes of mounts do not depend on the caller's umask.
         assert report(init=init)["root"]["tmp"]["mode"] == 0o1777
     finally:
         os.umask(before)
@@ -246,7 +247,7 @@ def test_a_directory_that_is_none(probe_rootfs: Path, cwd: str, code: int, init:
 
 @pytest.fixture
 def closed(public_dir: Path) -> Iterator[Path]:
-    """A directory that only its owner may enter."""
+    """The host has a directory that only its owner may enter."""
     path = public_dir / "closed"
     path.mkdir(mode=0o700)
     yield path
@@ -280,7 +281,7 @@ def test_limits(report: Report, init: bool) -> None:
 
 @pytest.mark.as_user
 def test_a_limit_over_the_hard_one(probe_rootfs: Path) -> None:
-    """Rights inside the namespace are none over the host's limits."""
+    """Rights inside the namespace give none over the host's limits."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     plan = fastns.compile(
         Spec(rootfs=probe_rootfs, rlimits=[Rlimit("RLIMIT_NOFILE", hard + 1, hard + 1)])

@@ -1,5 +1,5 @@
-"""Without a rootfs only the host's system directories are in view, and for anything that is missing
-there is a hint that works."""
+"""Without a rootfs only the host's system directories are in view. If something is missing, a hint
+says what to mount, and that works."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from typing import Any
 import inside
 import pytest
 import support
+from plans import of_this_caller
 from processes import script
 
 import fastns
 from fastns import Mount, SpawnError, Spec, _view
-from fastns._compile import Caller, compile_for
 
 WAYS = (*inside.WAYS, "chroot")
 ELSEWHERE = ("/home", "/srv", "/var", "/mnt", "/media", "/boot")
 
 
 def started(way: str, **fields: Any) -> Any:
-    """As runner(), and one more way."""
+    """Like runner(), with one more way."""
     if way == "chroot":
         return inside.runner("direct", root_mode="chroot", **fields)
     return inside.runner(way, **fields)
@@ -41,7 +41,7 @@ def sh(run: Any, code: str) -> tuple[int, str]:
 
 
 def hint_of(args: list[str], **fields: Any) -> str:
-    """Of a start that fails because something is missing inside."""
+    """The hint of a start that fails because something is missing inside."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(args, spec=Spec(**fields))
     assert caught.value.errno == errno.ENOENT
@@ -49,7 +49,7 @@ def hint_of(args: list[str], **fields: Any) -> str:
 
 
 def mounts_of(hint: str) -> list[Mount]:
-    """Those that a hint says would help."""
+    """The mounts that a hint suggests."""
     (listed,) = re.findall(r"mounts=\[.*\]", hint)
     found = eval(listed.removeprefix("mounts="), {"Mount": Mount})
     assert isinstance(found, list)
@@ -58,7 +58,7 @@ def mounts_of(hint: str) -> list[Mount]:
 
 @pytest.fixture
 def place(public_dir: Path) -> Iterator[Path]:
-    """A directory of the host with what any local user could use: a file, and a server's socket."""
+    """A directory of the host with a file and a server's socket that any local user could use."""
     path = public_dir / "place"
     path.mkdir()
     (path / "file").write_text("of the host\n")
@@ -72,7 +72,7 @@ def place(public_dir: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_elsewhere_is_out_of_view(place: Path, way: str) -> None:
-    """The control is a mount that shows it, at its own place, which is made."""
+    """The control is a mount that shows it in the same place, which is made."""
     code = f"cat {place}/file && test -S {place}/socket"
     with started(way) as run:
         status, seen = sh(run, code)
@@ -121,10 +121,10 @@ def test_nothing_but_that_without_the_default_mounts() -> None:
 
 
 def test_a_directory_that_is_gone_by_the_start() -> None:
-    """A plan may be older than the host's directories."""
+    """The host's directories may change after a plan was made."""
     layout = _view.layout()
     old = _view.Layout((*layout.shown, "/gone-since"), layout.links)
-    plan = compile_for(Spec(), Caller.current(), old)
+    plan = of_this_caller(Spec(), old)
     done = fastns.run(["ls", "-A", "/gone-since"], spec=plan, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"")
 
@@ -169,7 +169,7 @@ for init in (False, True):
 
 
 def test_what_links_in_etc_lead_to(public_dir: Path) -> None:
-    """Certificates that lie elsewhere; name servers, for a sandbox that has the host's network."""
+    """Certificates in another place; name servers, for a sandbox with the host's network."""
     base = public_dir / "led-out"
     base.mkdir()
     words = [] if support.is_root() else ["-U", "-r"]
@@ -236,7 +236,7 @@ def test_the_hint_of_a_missing_program_works(
 
 
 def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
-    """The sandbox's /tmp is another one; a shim needs all that lies beside its directory."""
+    """The sandbox's /tmp is another one. A shim needs everything beside its directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as top:
         shims = Path(top) / "shims"
         shims.mkdir()
@@ -251,7 +251,8 @@ def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
 
 
 def test_the_hint_of_a_python_names_all_of_it() -> None:
-    """Its environment, and the installation that it belongs to, where these are out of view."""
+    """The hint names its environment and the installation that it belongs to, if they are not in
+    view."""
     code = ["-c", "import encodings, sys; print(sys.prefix)"]
     if _view.lies_in(os.path.realpath(sys.executable), _view.layout().shown):
         mounts = [] if sys.prefix.startswith("/usr") else mounts_of(hint_of([sys.executable]))
@@ -287,7 +288,7 @@ def test_what_is_nowhere_has_the_usual_hint(probe_rootfs: Path, tool: Path) -> N
     assert "no such command" in hint_of(["fastns-no-such-command"])
     assert "no such command" in hint_of(["/fastns/no/such"])
     assert "does not exist" in hint_of(["ls"], cwd="/fastns/no/such")
-    # With a rootfs the host's places say nothing.
+    # With a rootfs the host's directories do not matter.
     assert "mounts=" not in hint_of([str(tool / "bin" / "tool")], rootfs=probe_rootfs)
 
 
@@ -322,7 +323,7 @@ def test_a_command_that_was_given_a_file_out_of_view(place: Path) -> None:
         assert f"hint: {file} is not in view" in done.stderr
         assert f"-v {file}:{file}:ro" in done.stderr
         assert (f", and give {file}: a relative path" in done.stderr) is (word == "file")
-    # Nothing is said where it succeeds, or where the file is seen.
+    # There is no hint if the start succeeds, or if the file is in view.
     for words in (["echo", str(file)], ["grep", "-c", "^no such line$", "/etc/passwd"]):
         done = subprocess.run([*FASTNS, "--", *words], capture_output=True, text=True)
         assert done.stderr == ""
@@ -365,10 +366,10 @@ def test_paths_that_lie_in_others() -> None:
 
 
 def test_a_fifo_in_the_place_of_a_script_is_not_waited_for(tmp_path: Path) -> None:
-    """A sandbox that can write there may put one there between a start that fails and its hint."""
+    """A sandbox that can write there may put a FIFO there between a failed start and its hint."""
     fifo = tmp_path / "script"
     os.mkfifo(fifo)
-    fd = os.open(fifo, os.O_RDWR)  # who waits gets an answer
+    fd = os.open(fifo, os.O_RDWR)  # so that a waiting opener goes on
     try:
         os.write(fd, b"#!/nowhere\n")
         assert _view.interpreter(str(fifo)) is None

@@ -1,4 +1,4 @@
-"""Directories and files of the host inside, files given as text, and targets that are missing."""
+"""Directories and files of the host, files given as text, and missing mount points."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_noexec_holds(probe_rootfs: Path) -> None:
 
 
 def test_a_volume_that_holds_the_root(bash_rootfs: Path) -> None:
-    """The new root is not visible through a volume of the directory it came from."""
+    """The new root is not visible through a volume of the directory that it came from."""
     mount = Mount("/mnt", source=str(bash_rootfs.parent), options=["rbind"])
     out = inside.shell(bash_rootfs, "mount", mounts=[mount], files={"/etc/hosts": "x"})
     assert [line.split()[2] for line in out.splitlines() if "/mnt" in line] == ["/mnt"]
@@ -126,12 +126,12 @@ def test_a_volume_of_a_volume(bash_rootfs: Path, volume: Path) -> None:
     ]
     out = inside.shell(bash_rootfs, "cat /mnt/a/file; ls -d /mnt/a/b/bin", mounts=mounts)
     assert out == "of the host/mnt/a/b/bin\n"
-    assert (volume / "b").is_dir()  # made there, as asked
+    assert (volume / "b").is_dir()  # made there, as the spec says
     assert os.listdir(volume / "b") == []
 
 
 def test_a_source_that_is_a_link(bash_rootfs: Path, volume: Path) -> None:
-    """A source is the caller's own path, so its links are followed, outside."""
+    """A source is a path of the caller's, so its links are followed outside."""
     (volume / "link").symlink_to(volume / "file")
     mount = Mount("/etc/hosts", source=str(volume / "link"))
     assert inside.shell(bash_rootfs, "cat /etc/hosts", mounts=[mount]) == "of the host"
@@ -154,7 +154,7 @@ for options in sys.argv[4:]:
 
 
 def test_mounts_below_the_source(bash_rootfs: Path, volume: Path) -> None:
-    """rbind brings them, with the flags of the whole; bind does not."""
+    """rbind includes them, with the same flags; bind does not."""
     (volume / "below").mkdir()
     extra = [] if support.is_root() else ["-U", "-r"]
     done = subprocess.run(
@@ -203,7 +203,7 @@ def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
 
 
 def test_below_a_volume_it_is_an_error_too(probe_rootfs: Path, volume: Path) -> None:
-    """What would be made there would stay."""
+    """A mount point made there would stay."""
     mounts = [Mount("/mnt", source=str(volume)), Mount("/mnt/new", type="tmpfs")]
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, mounts=mounts))
@@ -256,7 +256,7 @@ def test_a_files_content(bash_rootfs: Path, content: str | bytes) -> None:
 
 
 def test_files_leave_the_root_alone(bash_rootfs: Path) -> None:
-    """A file that covers one may be written and is gone afterwards."""
+    """A file that covers another can be written, and is gone afterwards."""
     before = (bash_rootfs / "etc" / "hosts").read_bytes()
     script = "echo more >> /etc/hosts; cat /etc/hosts"
     for fields in ({}, {"overlay": True}, {"root_mode": "chroot"}):
@@ -267,7 +267,7 @@ def test_files_leave_the_root_alone(bash_rootfs: Path) -> None:
 
 
 def test_files_over_links(writable: Path) -> None:
-    """A link inside is followed inside, to what it names there."""
+    """A link inside is followed inside."""
     etc = writable / "etc"
     (etc / "near").symlink_to("hosts")
     (etc / "absolute").symlink_to("/etc/hostname")
@@ -296,7 +296,7 @@ def test_files_with_a_range_of_ids(probe_rootfs: Path, path: str) -> None:
 
 
 def test_files_without_a_rootfs() -> None:
-    """The host's own file is covered for this sandbox alone."""
+    """The host's file is covered for this sandbox only."""
     before = Path("/etc/hosts").read_bytes()
     out = inside.shell(None, "cat /etc/hosts", files={"/etc/hosts": "own"})
     assert out == "own"

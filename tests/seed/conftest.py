@@ -1,4 +1,5 @@
-"""Fixtures of the seed's tests: each test runs both ways and sees the host beside the container."""
+"""Fixtures of the seed's tests: each test runs in both ways and compares the host with the
+container."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The seed's leak: where mounts are shared, as systemd makes them, what its container mounts
-appears on the host, each twice. Here the same stays inside.
+"""The seed's leak: if mounts are shared, as with systemd, everything that its container mounts
+appears on the host, twice. Here it stays inside.
 
-Whether this machine's mounts are shared is not left to chance: each test makes all mounts shared
-in a mount namespace of its own, which then plays the host.
+The tests do not depend on whether this machine's mounts are shared: each makes all mounts shared in
+a mount namespace of its own, which then plays the host.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_no_mount_appears_on_a_host_with_shared_mounts(
 
 
 def test_a_mount_leaks_there_without_that_care(bash_rootfs: Path, shared_host: SharedHost) -> None:
-    """The control: what the seed's program does, a mount after CLONE_NEWNS and nothing before."""
+    """The control: what the seed's program does, a mount after CLONE_NEWNS with nothing before."""
     before = shared_host.mounts()
     target = bash_rootfs / "mnt"
     script = f"mount -t tmpfs none {target}"

@@ -1,5 +1,5 @@
-"""The seed's section 2.5, network: devices, ports, routes and rules of one's own, a process in a
-given network, a virtual interface moved in. The host's own are listed meanwhile.
+"""The seed's section 2.5, network: own devices, ports, routes and rules, a process in a given
+network, a virtual interface moved in. The host's are compared meanwhile.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def connected(root: Path, probe: Path, **namespaces: str) -> Box:
 
 
 def network_of(pid: int) -> dict[str, str]:
-    """What to give in order to join a sandbox's network. The right to do so belongs to the user
-    namespace that owns it, which an unprivileged caller has to join as well."""
+    """The fields that join a sandbox's network. The right belongs to the user namespace that owns
+    it, which an unprivileged caller has to join as well."""
     kinds = {"network": "net"} if support.is_root() else {"network": "net", "user": "user"}
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in kinds.items()}
 
@@ -93,7 +93,8 @@ def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
 def test_one_port_twice(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """Two at once listen on the same port. The control: a third, in the network of one, cannot."""
+    """Two sandboxes listen on the same port. The control: a third, in the network of one,
+    cannot."""
     listen = (PROBE, "--listen", "4711")
     with way.shell(box, *listen) as one, way.shell(box, *listen) as two:
         one.read_to("listening\n")
@@ -111,7 +112,7 @@ def test_one_port_twice(
 def test_a_process_in_a_given_network(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """By path: the server of one sandbox is reached from another in its network, and only there."""
+    """By path: only a sandbox in the same network reaches the server of another."""
     with way.shell(box, PROBE, "--listen", "4711") as server:
         server.read_to("listening\n")
         given = connected(bash_rootfs, probe, **network_of(server.pid))
@@ -157,7 +158,7 @@ def test_a_named_network(way: Way, bash_rootfs: Path, outside: Outside) -> None:
 
 
 def test_routes_and_rules_stay_inside(way: Way, box: Box, outside: Outside) -> None:
-    """Neither the host nor another sandbox has them, while they are there."""
+    """While they exist, neither the host nor another sandbox has them."""
     before = host_network()
     assert "198.51.100.0/24" not in before
     with way.shell(box) as shell, way.shell(box) as other:
@@ -194,7 +195,7 @@ def test_a_virtual_interface_moved_in(
 
         far.ask("ip addr add 192.0.2.1/24 dev seed0 && ip link set seed0 up")
         shell.ask("ip addr add 192.0.2.2/24 dev seed1 && ip link set seed1 up")
-        # Nobody listens there: that the other end says so has come over the interface.
+        # Nobody listens there. The refusal of the other end has come over the interface.
         assert "Connection refused" in shell.ask(reach, status=1)
         assert host_network() == before
         outside.is_the_same(alive=2)

@@ -1,7 +1,7 @@
 """The seed's first programs, row by row: clone.c, uts.c, ipc.c, pid.c and fs.c.
 
-One namespace more each time, nothing else: which ones a container has is read from outside, what
-that means is asked of real programs inside, and the host is compared before, during and after.
+Each program has one more namespace and nothing else. The namespaces are read from outside, real
+programs inside show their effect, and the host is compared before, during and after.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def queue() -> Iterator[str]:
 
 
 def points(mounts: list[str]) -> list[str]:
-    """Where the lines of mount(8) are mounted."""
+    """The mount points in the lines of mount(8)."""
     return [line.split()[2] for line in mounts]
 
 
@@ -49,7 +49,7 @@ def points(mounts: list[str]) -> list[str]:
 
 
 def test_clone(way: Way, probe: Path, host_report: dict[str, Any], outside: Outside) -> None:
-    """A shell in a child process, and nothing else is isolated."""
+    """A shell in a child process, with nothing else isolated."""
     namespaces = {**host_but(), "user": "host"}
     box = Box(Spec(namespaces=namespaces), flags(namespaces))
     with way.shell(box) as shell:
@@ -169,7 +169,7 @@ def test_pid(way: Way, probe: Path, outside: Outside) -> None:
 
 
 def test_fs(way: Way, probe: Path, outside: Outside) -> None:
-    """A /proc of its own: only the shell and ps. The seed's own mount leaked; this one does not."""
+    """Its own /proc has only the shell and ps. The seed's mount leaked; this one does not."""
     namespaces = host_but("uts", "ipc", "pid", "mount")
     box = Box(
         Spec(

@@ -1,5 +1,5 @@
 """The seed's root: steps 1 and 2 (a root with its commands), step 3 (its own files and a volume),
-and newns.c, which mounts them all, with chroot as the seed has it and with pivot_root.
+and newns.c, which mounts them all, with chroot as in the seed and with pivot_root.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_own_files_and_a_volume(way: Way, bash_rootfs: Path, conf: Path, outside
 
 
 def check_inside(shell: Shell) -> None:
-    """What the seed looks at in its container, but for the mounts."""
+    """Everything that the seed looks at in its container, except the mounts."""
     assert shell.ask("pwd") == "/\n"
     assert shell.ask("echo $$") == "1\n"
     assert shell.ask("hostname") == "container\n"
@@ -182,7 +182,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
     for source, target in binds(conf):
         words += ["-v", f"{source}:{target}"]
 
-    # From inside both look the same; the steps tell which it was.
+    # From inside both look the same; the steps say which it was.
     steps = [step.partition("[")[0] for step in way.steps(Box(spec, words))]
     assert [step for step in steps if step in ("chroot", "pivot_root")] == [mode]
     with way.shell(Box(spec, words), "bash", "-l") as shell:
@@ -249,7 +249,7 @@ def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Ou
 
 @pytest.mark.as_user
 def test_devtmpfs_is_for_root(way: Way, bash_rootfs: Path) -> None:
-    """The step is named, with its errno; nothing carries on without it."""
+    """The error names the step and its errno. The start does not go on without it."""
     box = Box(
         Spec(rootfs=bash_rootfs, default_mounts=False, mounts=[Mount("/dev", type="devtmpfs")]),
         ["--rootfs", str(bash_rootfs), "--no-default-mounts", "--mount", "type=devtmpfs,dst=/dev"],

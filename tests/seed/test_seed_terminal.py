@@ -44,7 +44,7 @@ def test_a_shell_on_a_terminal(way: Way, bash_rootfs: Path, outside: Outside) ->
 
 
 def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outside) -> None:
-    """pid 1 of a namespace ignores SIGINT; whoever started it does not, and takes it along."""
+    """pid 1 of a namespace ignores SIGINT. The process that started it does not, and ends it."""
     word = marker()
     with Terminal(way.argv(Box(), "sleep", word)) as terminal:
         assert eventually(lambda: len(running("sleep", word)) == 1)

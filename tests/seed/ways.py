@@ -44,14 +44,14 @@ sys.exit(fastns.run(sys.argv[2:], spec=spec).exit_code)
 
 @dataclass(frozen=True)
 class Box:
-    """One container, as each of the two ways writes it."""
+    """One container, as written in each of the two ways."""
 
     spec: Spec = field(default_factory=Spec)
     flags: Sequence[str] = ()
 
 
 def host_but(*new: str) -> dict[str, str]:
-    """Namespaces that are all the host's, but those. `user` and `time` are left to fastns."""
+    """All namespaces are the host's, except those. `user` and `time` are left to fastns."""
     return {kind: "new" if kind in new else "host" for kind in list(support.NAMESPACES)[:6]}
 
 
@@ -73,7 +73,7 @@ def isolated(pid: int) -> set[str]:
 
 
 def with_user(*kinds: str) -> set[str]:
-    """Those namespaces, and the user namespace that everybody gets."""
+    """Those namespaces, and the user namespace that every sandbox gets."""
     return {*kinds, "user"}
 
 
@@ -99,14 +99,14 @@ class Way:
         return str(done.stdout)
 
     def steps(self, box: Box) -> list[str]:
-        """What would be done, a line each."""
+        """The steps of a dry run, one per line."""
         if self.name == "python":
             return list(fastns.compile(box.spec).describe())
         argv = [*CLI, "--dry-run", *box.flags, "--", "true"]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
     def argv(self, box: Box, *command: str) -> list[str]:
-        """The same for a process of its own, such as one on a terminal."""
+        """The same for a separate process, such as one on a terminal."""
         if self.name == "cli":
             return [*CLI, *box.flags, "--", *command]
         return [sys.executable, "-c", _IN_PYTHON, pickle.dumps(box.spec).hex(), *command]
@@ -144,7 +144,7 @@ class Way:
 
 
 class Shell:
-    """A sandbox with pipes: `ask` it as bash, or read what another command prints.
+    """A sandbox with pipes: `ask` if it is a bash, else read what it prints.
 
     `parent` is the pid of the process that started it: this one, or `fastns run`.
     """
@@ -158,9 +158,9 @@ class Shell:
 
     @property
     def pid(self) -> int:
-        """Of its first process, as seen from outside, once it has said something.
+        """The pid of its first process, seen from outside, once it has printed something.
 
-        Before that, the only child of `fastns run` may still be the helper that joins namespaces.
+        Before that, the only child of `fastns run` may still be a hop process.
         """
         assert self._heard, "ask it something first"
         if self._pid is None:
@@ -196,13 +196,13 @@ class Shell:
         return text.decode()
 
     def leave(self, exit_code: int = 0) -> int:
-        """`exit`, as a person types it: the code that whoever started it gets."""
+        """Type `exit`, as a person does; return the exit code that the caller gets."""
         self._process.stdin.write(f"exit {exit_code}\n".encode())
         self._process.stdin.flush()
         return self._ended()
 
     def end_of_input(self) -> int:
-        """Closes its stdin; the code it then ends with."""
+        """Close its stdin; return the exit code."""
         self._process.stdin.close()
         return self._ended()
 
@@ -212,7 +212,7 @@ class Shell:
 
 
 class Terminal:
-    """A program on a controlling terminal of its own, and a person in front of it."""
+    """A program on a controlling terminal of its own, with a person in front of it."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._master, slave = pty.openpty()
@@ -247,7 +247,7 @@ class Terminal:
         os.write(self._master, termios.tcgetattr(self._master)[6][termios.VINTR])
 
     def read_to(self, pattern: str) -> str:
-        """What is on the screen since the last call, up to and including the pattern."""
+        """The output since the last call, up to and including the pattern."""
         deadline = time.monotonic() + SECONDS
         while not (found := re.search(pattern.encode(), self._read)):
             left = max(0.0, deadline - time.monotonic())
@@ -281,7 +281,7 @@ class Outside:
         self._before = support.host_state()
 
     def is_the_same(self, *, alive: int = 0) -> None:
-        """Nothing has changed but this process's own children, which are `alive` more."""
+        """Check that nothing has changed except this process's children, which are `alive` more."""
         now = support.host_state()
         for kind, was in self._before.items():
             if kind not in ("fds", "children"):

@@ -1,4 +1,4 @@
-"""What a type checker sees of the API. Checked by mypy, never run: tests/typing/test_types.py."""
+"""What a type checker sees of the API. mypy checks this file; it is never run (test_types.py)."""
 
 from typing import Any, Literal, assert_type
 
@@ -36,7 +36,7 @@ def bare(done: CompletedSandbox, handle: Sandbox) -> Any:
 assert_type(Spec().on_output_limit, Literal["truncate", "kill"])
 Spec(root_mode="chroot", on_output_limit="kill", mounts=[Mount("/a", type="tmpfs")])
 
-# Each line below is an error: a `type: ignore` that is not needed is one too.
+# Each line below is an error. An unneeded `type: ignore` is one too.
 Spec(root_mode="chrot")  # type: ignore[arg-type]
 Spec(on_output_limit="stop")  # type: ignore[arg-type]
 Spec(hostnam="x")  # type: ignore[call-arg]

@@ -1,5 +1,5 @@
-"""What a type checker sees of the API: mypy accepts tests/typing/api.py, whose every assertion and
-every needed `type: ignore` it checks."""
+"""What a type checker sees of the API: mypy accepts tests/typing/api.py, and checks every assertion
+and needed `type: ignore` in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mypy(path: Path, cache: Path) -> tuple[int, str]:
 
 
 def test_the_api_has_the_types_that_are_promised(tmp_path: Path) -> None:
-    """Control: with one of them changed mypy says so."""
+    """The control: mypy reports a changed assertion."""
     code, said = mypy(TYPING, tmp_path)
     assert code == 0, said
     wrong = tmp_path / "wrong.py"
@@ -44,6 +44,6 @@ def test_the_api_has_the_types_that_are_promised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Sandbox", "CompletedSandbox"])
 def test_the_parameter_is_for_type_checkers_alone(name: str) -> None:
-    """Sandbox[str] can be written where code runs; `typing` is not imported for it."""
+    """Sandbox[str] can be written in code that runs, without an import of `typing`."""
     code = f"import sys, fastns; fastns.{name}[str]; sys.exit('typing' in sys.modules)"
     assert subprocess.run([sys.executable, "-I", "-c", code]).returncode == 0

@@ -11,11 +11,24 @@ import stat
 from typing import Any
 
 import pytest
-from plans import ALL, IDS, NESTED, ROOT, TREES, USER, compiled
+from plans import (
+    ALL,
+    CAP_SETUID,
+    CAP_SYS_ADMIN,
+    CAP_SYS_PTRACE,
+    IDS,
+    NESTED,
+    ROOT,
+    TREES,
+    USER,
+    Caller,
+    Op,
+    compiled,
+    search_path,
+)
 
 import fastns
 from fastns import _core
-from fastns._compile import CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Caller, Op, search_path
 from fastns.errors import SpecError
 from fastns.spec import DEFAULT_RLIMITS, IDMapping, Mount, Rlimit, Spec
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import plans
 import pytest
-from plans import ROOT, USER, steps
+from plans import ROOT, USER, Caller, steps
 
 import fastns
 from fastns import Mount, Rlimit, Spec, SpecError, _core
-from fastns._compile import Caller
 
 pytestmark = pytest.mark.usefixtures("made_up_host")
 

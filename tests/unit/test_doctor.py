@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plans import Caller
 
 import fastns
 from fastns import SpawnError, Spec, _machine, doctor
-from fastns._compile import Caller
 from fastns._policy import owners
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main

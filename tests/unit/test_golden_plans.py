@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import NESTED, ROOT, TREES, USER, compiled, template
+from plans import NESTED, ROOT, TREES, USER, Caller, compiled, template
 
-from fastns._compile import Caller
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
 pytestmark = pytest.mark.usefixtures("made_up_host")

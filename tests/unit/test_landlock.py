@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plans import ALL, ROOT, USER
+from plans import ALL, CAP_SYS_ADMIN, ROOT, USER, Caller, Op, compiled
 
 from fastns import _core
-from fastns._compile import CAP_SYS_ADMIN, Caller, Op, compile_for
 from fastns._policy import landlock
 from fastns.errors import SpecError
 from fastns.spec import Spec
@@ -24,7 +23,7 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def last_ops(caller: Caller = ROOT, **fields: Any) -> list[Op]:
-    plan = compile_for(Spec(**BARE, **fields), caller)
+    plan = compiled(Spec(**BARE, **fields), caller)
     first = [op.code in ("capabilities", "landlock", "seccomp") for op in plan.ops].index(True)
     return list(plan.ops[first:])
 
@@ -63,13 +62,13 @@ def test_capabilities_are_kept_for_it_where_it_needs_them() -> None:
     given = {"landlock": GIVEN, "seccomp": "unconfined"}
     assert [op.how for op in last_ops(**given) if op.code == "landlock_restrict"] == [0]
     given["no_new_privileges"] = False
-    plan = compile_for(Spec(**BARE, user="5:5", **given), ROOT)
+    plan = compiled(Spec(**BARE, user="5:5", **given), ROOT)
     kept = {op.code for op in plan.ops if op.how == _core.HOW_KEEP}
     assert kept == {"bounding", "landlock_restrict"}
     bare = Caller(0, 0, True, ALL & ~CAP_SYS_ADMIN, True)
     hosted = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup", "user"), "host")
     with pytest.raises(SpecError, match="no_new_privileges=True") as caught:
-        compile_for(Spec(namespaces=hosted, **given), bare)
+        compiled(Spec(namespaces=hosted, **given), bare)
     assert caught.value.field == "landlock"
 
 
@@ -77,7 +76,7 @@ def test_capabilities_are_kept_for_it_where_it_needs_them() -> None:
 def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     monkeypatch.setattr(_core, "landlock_abi", lambda: -error)
     with pytest.raises(SpecError, match="leave it out") as caught:
-        compile_for(Spec(**BARE, landlock=GIVEN), ROOT)
+        compiled(Spec(**BARE, landlock=GIVEN), ROOT)
     assert caught.value.field == "landlock"
 
 

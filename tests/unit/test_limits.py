@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plans import of_this_caller
 
 from fastns import SpawnError, Spec, SpecError, compile
 from fastns._cause import cause_of
-from fastns._compile import Caller, compile_for
 from fastns._policy import cgroup_hierarchies, cgroup_plan
 from fastns.limits import Limits, check_limits, parse_size
 from fastns.spec import CGROUP_LIMITS
@@ -287,13 +287,13 @@ def test_no_fd_to_find_cgroups_by(
     monkeypatch.setattr(cgroup_hierarchies, "open", refuse, raising=False)
     spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
     with pytest.raises(SpawnError) as caught:
-        compile_for(spec, Caller.current())
+        of_this_caller(spec)
     assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EMFILE)
     assert str(caught.value.path).startswith(at)
     assert "RLIMIT_NOFILE" in str(caught.value.hint)
     full = False
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
-    assert compile_for(spec, Caller.current()).limits == ("memory",)
+    assert of_this_caller(spec).limits == ("memory",)
 
 
 def test_cpu_time_alone_switches_nothing_on(

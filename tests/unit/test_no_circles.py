@@ -23,8 +23,6 @@ CHECKOUT = support.TESTS.parent / "src" / "fastns"
 PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 KNOWN = {
     ("fastns._core", "fastns._policy.owners"),
-    ("fastns._policy.landlock", "fastns._compile"),
-    ("program/netns", "program/server"),
 }
 
 

@@ -90,14 +90,13 @@ def segments(parts: list[tuple[int, int]]) -> list[Segment]:
 # ---- ranges of an argument's values ----
 
 
-class _Ranges:
+class _Ranges(Diagram):
     """A diagram in which successive tests of one argument are comparisons with the values at which
     the outcome changes, if these are fewer."""
 
     def __init__(self, read: Diagram) -> None:
+        super().__init__()
         self._read = read.nodes
-        self.nodes: list[Node] = []
-        self._numbers: dict[Node, int] = {}
         self._made: dict[int, int] = {}
         self.architectures = {
             value: self._segments(segments) for value, segments in read.architectures.items()
@@ -118,17 +117,11 @@ class _Ranges:
             if ranges:
                 self._made[number] = self._compare(node[0], ranges)
             elif len(node) == 1:
-                self._made[number] = self._add(node)
+                self._made[number] = self.node(node)
             else:
                 ways = self._node(node[4]), self._node(node[5])
-                self._made[number] = self._add((*node[:4], *ways))
+                self._made[number] = self.node((*node[:4], *ways))
         return self._made[number]
-
-    def _add(self, node: Node) -> int:
-        if node not in self._numbers:
-            self._numbers[node] = len(self.nodes)
-            self.nodes.append(node)
-        return self._numbers[node]
 
     def _ranges(self, number: int) -> list[tuple[int, int]]:
         """(first value, old node) of each range, in order; none if that would not be shorter."""
@@ -171,7 +164,7 @@ class _Ranges:
         for value, leaf in single:
             target = self._node(leaf)
             if target != node:
-                node = self._add((offset, WORD, JEQ, value, target, node))
+                node = self.node((offset, WORD, JEQ, value, target, node))
         return node
 
     def _halves(self, offset: int, ranges: list[tuple[int, int]]) -> int:
@@ -179,7 +172,7 @@ class _Ranges:
             return self._node(ranges[0][1])
         half = len(ranges) // 2
         above, below = (self._halves(offset, part) for part in (ranges[half:], ranges[:half]))
-        return self._add((offset, WORD, JGE, ranges[half][0], above, below))
+        return self.node((offset, WORD, JGE, ranges[half][0], above, below))
 
 
 def _bounds(node: Node) -> tuple[int, int] | None:
@@ -202,7 +195,7 @@ def _bounds(node: Node) -> tuple[int, int] | None:
 class _Writer:
     """Instructions whose targets are labels: a node's number, or a negative number."""
 
-    def __init__(self, read: _Ranges) -> None:
+    def __init__(self, read: Diagram) -> None:
         self._nodes = read.nodes
         self._lines: list[tuple[int, int, tuple[int, ...]]] = []  # code, k, targets
         self._places: dict[int, int] = {}  # label -> number of a line

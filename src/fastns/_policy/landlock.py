@@ -9,7 +9,7 @@ import errno
 import os
 
 from fastns import _core
-from fastns._compile import Op
+from fastns._compile.ops import Op
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False

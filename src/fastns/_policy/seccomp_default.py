@@ -133,15 +133,8 @@ SECCOMP_SET_MODE_FILTER = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SCHED_CORE = 22, 2, 62
 # Calls that give a file its mode -> which argument that is.
 MODE_AT = {
-    "chmod": 1,
-    "creat": 1,
-    "fchmod": 1,
-    "fchmodat": 2,
-    "fchmodat2": 2,
-    "mkdir": 1,
-    "mkdirat": 2,
-    "mknod": 1,
-    "mknodat": 2,
+    **dict.fromkeys(("chmod", "creat", "fchmod", "mkdir", "mknod"), 1),
+    **dict.fromkeys(("fchmodat", "fchmodat2", "mkdirat", "mknodat"), 2),
 }
 OPENS = {"open": (1, 2), "openat": (2, 3)}  # flags, and the mode of a file that they make
 CREATES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
@@ -254,7 +247,7 @@ def _own_filters() -> Iterable[dict[str, Any]]:
 
 
 def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """With set-id files, openat2 is refused as well: its mode lies in memory."""
+    """Where set-id files are refused, so is openat2: its mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return

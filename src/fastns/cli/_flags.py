@@ -134,9 +134,10 @@ VERBATIM = {
     "cpuset_cpus": "cpuset",
     "cgroup_parent": "cgroup_parent",
     "tmpfs_size": "tmpfs_size",
+    "max_output": "max_output",
     "on_output_limit": "on_output_limit",
 }
-"""Flag -> the field of a Spec that takes its text as it is."""
+"""Flag -> the field of a Spec that takes its text as it is. The last two are the verbs' own."""
 READ = (
     *NAMESPACE_FLAGS,
     *("uidmap", "gidmap", "env", "env_file", "ulimit", "cap_add", "cap_drop", "security_opt"),

@@ -51,8 +51,8 @@ CONTROL = (
     (ONE, "--timeout", "TIME", "end a job's sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "keep at most this much of each stdout and stderr: 64k, 1m "
      "(default: 16m)"),
-    (ONE, "--on-output-limit", "WHAT", "over --max-output: truncate (the default: go on, and drop "
-     "the rest) or kill"),
+    (ONE, "--on-output-limit", "truncate|kill", "over --max-output, drop the rest and go on "
+     "(truncate, the default), or end the sandbox (kill)"),
     (ONE, "-o --output", "FILE", "write the results to FILE (default: stdout)"),
     (SWITCH, "--verbose", "", "say on stderr how the sandboxes are started"),
 )  # fmt: skip

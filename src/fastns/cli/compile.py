@@ -121,8 +121,6 @@ def main(flags: argparse.Namespace) -> int:
         check_directory(flags.output)
     try:
         spec = spec_of(flags, os.environ, extra_env={})
-        if flags.max_output is not None:
-            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
         refuse_limits(spec)
         plan = fastns.compile(spec)
         if flags.dry_run:

@@ -48,8 +48,8 @@ ACCEPTED = (
 CONTROL = (
     (ONE, "--timeout", "TIME", "end the sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr: 64k, 1m"),
-    (ONE, "--on-output-limit", "WHAT", "over --max-output: truncate (the default: go on, and drop "
-     "the rest) or kill"),
+    (ONE, "--on-output-limit", "truncate|kill", "over --max-output, drop the rest and go on "
+     "(truncate, the default), or end the sandbox (kill)"),
     (ONE, "--status-fd", "N", "write one JSON object to this open fd at the end. The file must not "
      "be one that the command has, such as its stdout"),
     (SWITCH, "--dry-run", "", "print the steps in order, one a line, and start nothing"),
@@ -151,8 +151,6 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     timeout = _timeout(flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
-        if flags.max_output is not None:
-            spec = fastns.Spec(**{**vars(spec), "max_output": flags.max_output})
         if not flags.dry_run:
             return _run(flags.command, spec, timeout)
         steps = fastns.compile(spec).describe()

@@ -1,0 +1,122 @@
+/* The ops that say who the process is: names, network, keyring, cgroups, limits, ids. Runs in the program
+ * and in a template's sandboxes (child.h). */
+#include "child.h"
+#include "linux.h"
+#include "loopback.h"
+
+int fns_op_hostname(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name = fns_text(child, op->data);
+    return (int)fns_sys2(__NR_sethostname, name, fns_length(name));
+}
+
+int fns_op_domainname(struct fns_child *child, const struct fns_op *op)
+{
+    const char *name = fns_text(child, op->data);
+    return (int)fns_sys2(__NR_setdomainname, name, fns_length(name));
+}
+
+int fns_op_loopback(struct fns_child *child, const struct fns_op *op)
+{
+    int socket = fns_loopback_up();
+    fns_close_if_open(socket);
+    return socket;
+}
+
+int fns_op_keyring(struct fns_child *child, const struct fns_op *op)
+{
+    int result = (int)fns_sys2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    /* ENOSYS: the kernel has no keyrings. EPERM: a filter refuses the call to this process, and so to the
+     * command. EDQUOT: the user's quota of keys is used up. */
+    if (result == -ENOSYS || result == -EPERM || (result == -EDQUOT && op->how & FNS_HOW_OPTIONAL))
+        return 0;
+    if (result >= 0 && op->how & FNS_HOW_SEALED)
+        result = (int)fns_sys3(__NR_keyctl, KEYCTL_SETPERM, result, 0);
+    return result < 0 ? result : 0;
+}
+
+int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
+{
+    const struct fns_args *args = child->args;
+    uint32_t n = args->n_groups - args->clone_into;
+    long result = args->n_groups ? 0 : -EINVAL; /* never without the limits that were asked for */
+    for (uint32_t i = (uint32_t)child->entered; result >= 0 && i < n; i++)
+        result = fns_sys3(__NR_write, args->groups[i], "0", 1);
+    for (uint32_t i = 0; i < args->n_groups; i++)
+        fns_close_if_open(args->groups[i]);
+    /* Not made by the clone: its root would be the cgroup of the process that cloned. */
+    if (result >= 0 && op->flags)
+        result = fns_sys1(__NR_unshare, op->flags);
+    return result < 0 ? (int)result : 0;
+}
+
+/* The kernel counts some resources per user, over all processes: a sandbox that has half of the caller's
+ * limit leaves the other half. */
+static uint64_t half_of(uint64_t limit, uint64_t least)
+{
+    if (limit / 2 >= least)
+        return limit / 2;
+    return limit < least ? limit : least;
+}
+
+int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
+{
+    struct {
+        uint64_t soft, hard;
+    } limit, now = {0, 0};
+    int result = 0;
+    memcpy(&limit, child->plan->strings + op->data, sizeof limit);
+    if (op->how & FNS_HOW_SHARE) {
+        result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now);
+        uint64_t half = half_of(now.soft, op->arg);
+        limit.soft = limit.soft < half ? limit.soft : half;
+        limit.hard = limit.hard < half ? limit.hard : half;
+    }
+    if (result >= 0)
+        result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, &limit, 0);
+    /* Optional only where the hard limit is lower already, and may not be raised. */
+    if (result == -EPERM && op->how & FNS_HOW_OPTIONAL &&
+        fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now) >= 0 && now.hard < limit.hard)
+        result = 0;
+    return result;
+}
+
+int fns_op_umask(struct fns_child *child, const struct fns_op *op)
+{
+    int before = (int)fns_sys1(__NR_umask, op->arg);
+    return before < 0 ? before : 0;
+}
+
+int fns_op_setgroups(struct fns_child *child, const struct fns_op *op)
+{
+    uint32_t groups[FNS_MAX_GIDS]; /* aligned, unlike the strings */
+    if (op->arg > FNS_MAX_GIDS)
+        return -EINVAL;
+    memcpy(groups, child->plan->strings + op->data, op->arg * sizeof *groups);
+    return (int)fns_sys2(__NR_setgroups, op->arg, groups);
+}
+
+int fns_op_setgid(struct fns_child *child, const struct fns_op *op)
+{
+    return (int)fns_sys3(__NR_setresgid, op->arg, op->arg, op->arg);
+}
+
+int fns_op_setuid(struct fns_child *child, const struct fns_op *op)
+{
+    return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
+}
+
+/* After the change of ids, which would clear it (commit_creds()). If the caller has ended before, its end
+ * of the status pipe is closed. */
+int fns_op_parent_death(struct fns_child *child, const struct fns_op *op)
+{
+    struct { /* struct pollfd */
+        int fd;
+        short events, revents;
+    } status = {.fd = child->status};
+    const int64_t no_wait[2] = {0, 0};
+    int result = (int)fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0);
+    if (result == 0)
+        result = (int)fns_sys5(__NR_ppoll, &status, 1, no_wait, 0, FNS_SIGSET_SIZE);
+    return result > 0 ? -ECANCELED /* POLLERR, POLLHUP: nobody reads there */ : result;
+}

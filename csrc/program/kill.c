@@ -1,0 +1,88 @@
+/* The killing of sandboxes. Runs in a template's server.
+ *
+ * The first process of a pid namespace does not end while a process inside traces it with
+ * PTRACE_O_TRACEEXIT. So what a kill has not ended after FNS_KILL_MS is killed from within its namespace. */
+#include "kill.h"
+
+#include "linux.h"
+#include "tables.h"
+
+#define STACK_SIZE 4096
+
+static int n_killed; /* some of them may have ended since */
+static uint64_t next_check;
+
+/* Its pid namespace; before Linux 6.11 its pidfd, valid until its first thread ends. */
+static int open_pid_namespace(int pid)
+{
+    int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
+    int namespace = (int)fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_PID_NAMESPACE, 0);
+    if (namespace < 0)
+        return pidfd;
+    fns_close(pidfd);
+    return namespace;
+}
+
+static uint64_t time_of_next_check(void)
+{
+    return fns_now() + (uint64_t)FNS_KILL_MS * (FNS_NS / 1000);
+}
+
+void fns_kill(struct fns_sandbox *sandbox)
+{
+    if (sandbox->pid <= 0) /* not reaped: nobody else has this pid */
+        return;
+    if (sandbox->pid_namespace < 0)
+        sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
+    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child that is not reaped");
+    if (n_killed++ == 0)
+        next_check = time_of_next_check();
+}
+
+static int kill_others(void *none)
+{
+    return (int)fns_sys2(__NR_kill, -1, FNS_SIGKILL);
+}
+
+/* Kills everything in a pid namespace but its first process, by a process that is inside. */
+static void kill_namespace(int namespace)
+{
+    static char stack[STACK_SIZE] __attribute__((aligned(16)));
+    int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
+    if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
+        /* In memory of its own, and reaped as a stray: it may take as long as it likes. */
+        FNS_IGNORE(fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0,
+                                      0, kill_others, 0),
+                   "it is tried again");
+        if (fns_sys2(__NR_setns, own, FNS_CLONE_NEWPID) < 0)
+            fns_quit(0); /* the next sandbox would be in that namespace */
+    }
+    if (own >= 0)
+        fns_close(own);
+}
+
+int fns_has_killed(void)
+{
+    return n_killed != 0;
+}
+
+void fns_check_killed(void)
+{
+    if (!n_killed || fns_now() < next_check)
+        return;
+    n_killed = 0;
+    next_check = time_of_next_check();
+    for (struct fns_sandbox *at = fns_newest_watched(); at; at = fns_older_watched(at)) {
+        if (at->pid_namespace < 0)
+            continue;
+        n_killed++;
+        kill_namespace(at->pid_namespace);
+    }
+}
+
+void fns_killed_ended(struct fns_sandbox *sandbox)
+{
+    if (sandbox->pid_namespace >= 0)
+        fns_close(sandbox->pid_namespace);
+    sandbox->pid_namespace = -1;
+}

@@ -1,0 +1,20 @@
+/* The killing of a server's sandboxes (kill.c). */
+#ifndef FNS_KILL_H
+#define FNS_KILL_H
+
+#include "sandbox.h"
+
+enum { FNS_KILL_MS = 100 }; /* how long a killed sandbox has to end */
+
+void fns_kill(struct fns_sandbox *sandbox);
+
+/* Whether killed sandboxes may not have ended yet. */
+int fns_has_killed(void);
+
+/* Kills what keeps killed sandboxes from their end, when it is time to. */
+void fns_check_killed(void);
+
+/* Forgets what the kill of a sandbox needs: it has ended. */
+void fns_killed_ended(struct fns_sandbox *sandbox);
+
+#endif

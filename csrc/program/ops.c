@@ -1,0 +1,78 @@
+/* Runs the ops of a plan, in order, until one fails. Runs in the program and in a template's sandboxes
+ * (child.h). Nothing is decided here: the plan says what to do. */
+#include "ops.h"
+
+#include "paths.h"
+
+/* Whether the op may use what the op before it has cached: none of these mounts over that. */
+static int uses_cache(const struct fns_op *op)
+{
+    return op->code == FNS_OP_DEVICE || op->code == FNS_OP_SYMLINK ||
+           op->code == FNS_OP_DIRECTORY || op->code == FNS_OP_MASK ||
+           op->code == FNS_OP_READ_ONLY_PATHS;
+}
+
+#define FNS_OP(code, name, ...)                                                                    \
+    case FNS_OP_##code: return fns_op_##name(child, op);
+
+static int run_op(struct fns_child *child, const struct fns_op *op)
+{
+    if (!uses_cache(op))
+        fns_drop_cache(child);
+    switch (op->code) {
+#include "shared/ops.def"
+    default: return -EINVAL;
+    }
+}
+
+static int run(struct fns_child *child, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        const struct fns_op *op = &child->plan->ops[i];
+        int result = run_op(child, op);
+        if (result < 0)
+            return fns_child_failed(child, (enum fns_stage)op->stage, (int)i, result);
+    }
+    return 0;
+}
+
+/* Where the last ops begin. */
+static uint32_t find_last_ops(const struct fns_plan *plan)
+{
+    uint32_t n = plan->n_ops;
+    while (n > 0 && plan->ops[n - 1].code >= FNS_OP_LAST)
+        n--;
+    return n;
+}
+
+uint32_t fns_count_ops_before(const struct fns_plan *plan, enum fns_op_code code)
+{
+    uint32_t n = 0;
+    while (n < plan->n_ops && plan->ops[n].code < code)
+        n++;
+    return n;
+}
+
+int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end)
+{
+    uint32_t last = find_last_ops(child->plan);
+    /* The plan decides the modes of what is made, not the caller's umask. */
+    int result = (int)fns_sys1(__NR_umask, 0);
+    if (result < 0)
+        return fns_child_failed(child, FNS_STAGE_UMASK, -1, result);
+    result = run(child, first, end < last ? end : last);
+    if (result < 0)
+        return result;
+    /* Closed here, not by the exec: a command may not see them even for an instant. */
+    fns_drop_cache(child);
+    fns_close_if_open(child->root);
+    fns_close_if_open(child->scratch);
+    fns_close_if_open(child->unmapped);
+    child->root = child->scratch = child->unmapped = -1;
+    return 0;
+}
+
+int fns_run_last_ops(struct fns_child *child)
+{
+    return run(child, find_last_ops(child->plan), child->plan->n_ops);
+}

@@ -1,0 +1,499 @@
+"""decide(): every choice between two ways to carry out a spec, before any op exists.
+
+The emitters (process.py, root.py, mounts.py) turn Decisions into ops and choose nothing. decide()
+changes nothing; it asks fastns._policy and _view what this machine has.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastns import _core, _view, mount_options
+from fastns._cache import cached
+from fastns._compile.caller import CAP_MKNOD, CAP_SETPCAP, CAP_SETUID, CAP_SYS_PTRACE, Caller
+from fastns._record import record
+from fastns.errors import SpecError
+from fastns.spec import KINDS, IDMapping, Mount, Spec, directories_above
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from fastns._policy.cgroup_plan import CgroupPlan
+
+    Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
+    Joined = tuple[tuple[str, str], ...]  # kind and path
+    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
+    Bind = tuple[str, str, int, str]  # destination, source, HOW_*, why it is plain ("": it is not)
+
+DEV = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
+"""The default /dev, which is filled with devices."""
+DEFAULT_MOUNTS = (
+    Mount("/proc", type="proc", source="proc", options=["nosuid", "nodev", "noexec"]),
+    Mount("/sys", type="sysfs", source="sysfs", options=["ro", "nosuid", "nodev", "noexec"]),
+    Mount("/tmp", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=1777"]),
+    Mount("/run", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=755"]),
+    DEV,
+    Mount(
+        "/dev/pts",
+        type="devpts",
+        source="devpts",
+        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64"],
+    ),
+    Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
+)
+TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+HOME = "/root"  # of uid 0, in DEFAULT_ENV
+
+
+@record(frozen=True)
+class Decisions:
+    """How one process carries out a spec: a sandbox, the server of a template, or one of its
+    sandboxes."""
+
+    spec: Spec
+
+    # Namespaces, by kind.
+    new: tuple[str, ...]  # made for it
+    by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
+    copied: tuple[str, ...]  # of those, made (again) once that user namespace is joined
+    join_first: Joined  # by another process, which then clones the sandbox: a hop
+    join: Joined  # by the sandbox
+    user_last: bool  # root joins a user namespace after the others: its rights end there
+    in_user_namespace: bool  # its own, or the caller's
+
+    # Ids.
+    ids: Ids | None  # range of the user namespace that it joins
+    id_map: str  # who writes the maps, as Sandbox.id_map has it
+    uids: Sequence[IDMapping]  # of a new user namespace
+    gids: Sequence[IDMapping]
+    inotify: bytes | None  # limit of a new user namespace
+    sets_groups: bool
+    sets_ids: bool
+    pipe_owner: tuple[int, int] | None  # the command's ids outside, where they are others
+
+    # The root and what is mounted in it.
+    layout: _view.Layout | None  # the root is made of these directories of the host
+    led_to: tuple[str, ...]  # where links in these directories lead
+    root_alone: bool  # the mount namespace starts with the root's tree, not with the caller's
+    mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
+    own: tuple[Mount, ...]  # those that this process mounts
+    fresh: tuple[str, ...]  # destinations of those that each sandbox of a template mounts
+    points: tuple[str, ...]  # directories that a root's tmpfs starts with, without the first "/"
+    layers: Layers
+    binds: tuple[Bind, ...]  # those of the spec, in a sandbox with a range of ids
+    makes_nodes: bool  # devices are made; else they are bound
+
+    # Rights and limits.
+    cgroups: CgroupPlan | None
+    spared: bool  # by the OOM killer, as the caller is
+    dies_with_parent: bool
+    maps_first: bool  # it writes its maps before it executes the program
+    bounding: bool  # it can and has to reduce the bounding set
+    keep: int  # HOW_KEEP: rights to load a filter stay over the change of ids
+    landlock: int  # version of the interface; 0: not used
+    filter: str  # of system calls: none, profile; of the default one: whole, first, rest
+
+    @property
+    def owned(self) -> int:
+        """HOW_* of what is made for the sandbox: its uid 0 owns it."""
+        return _core.HOW_OWNED if self.ids else 0
+
+    def but(self, **changes: Any) -> Decisions:
+        return Decisions(**{**vars(self), **changes})
+
+
+def parsed(mount: Mount) -> mount_options.ParsedOptions:
+    return _parsed(mount.type, tuple(mount.options))
+
+
+_parsed = cached(512)(mount_options.parse)
+
+
+def decide(
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None, *, netns_ahead: bool = False
+) -> Decisions:
+    """All that is decided about a spec.
+
+    Args:
+        layout: the host's directories for a root that is made of them; None: this machine's.
+        netns_ahead: network namespaces are made before they are needed, so not by the sandbox.
+    Raises: SpecError when the spec asks for what this caller cannot have.
+    """
+    kinds = {kind: spec.namespace(kind) for kind in KINDS}
+    if not caller.privileged and not spec.asks_for("user"):
+        kinds["user"] = "new"
+    ids = _range(spec, caller)
+    if ids is not None:
+        kinds["user"] = "range"
+    new = tuple([kind for kind in KINDS if kinds[kind] == "new"])
+    joined = {kind: path for kind, path in kinds.items() if path.startswith("/")}
+    cgroups = _cgroups_for(spec)
+    own_user = kinds["user"] == "new" or "user" in joined  # that no other sandbox has
+    in_user_namespace = own_user or not caller.initial_user_namespace
+    if not caller.privileged and not own_user:
+        _refuse_without_rights(spec, new)
+    first, here = _joins(joined, own_user)
+
+    id_map, uids, gids, inotify = _maps(spec, caller, "user" in new)
+    if ids is not None:
+        id_map = "range"
+    by_range: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    if ids is not None and spec.capabilities:
+        by_range = _made_by_range(caller, new, netns_ahead)
+        again = ["mount"] if "CAP_SYS_ADMIN" in spec.capabilities else []
+        copied = tuple([kind for kind in (*again, "cgroup") if kind in new])
+    same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
+    mapped = own_user or ids is not None
+    changes = id_map != "self" and (mapped or caller.privileged or not (spec.user == "0:0" or same))
+    may_setgroups = caller.may_setgroups and "user" not in joined
+
+    mounted = kinds["mount"] == "new"
+    shown = (layout or _view.layout()) if mounted and spec.rootfs is None else None
+    hosts_root = _may_be_hosts_root(spec, caller, uids, ids)
+    mounts = _mounts(spec, kinds, in_user_namespace, hosts_root) if mounted else ()
+    alone = mounted and not first and _may_start_with_root(spec, caller, ids, "user" in new, mounts)
+
+    return Decisions(
+        spec=spec,
+        new=new,
+        by_range=by_range,
+        copied=copied,
+        join_first=first,
+        join=here,
+        user_last="user" in joined and caller.privileged,
+        in_user_namespace=in_user_namespace,
+        ids=ids,
+        id_map=id_map,
+        uids=uids,
+        gids=gids,
+        inotify=inotify,
+        sets_groups=changes and (may_setgroups or bool(spec.additional_gids)),
+        sets_ids=changes and (mapped or not same),
+        pipe_owner=_pipe_owner(spec, caller, kinds, ids, id_map),
+        layout=shown,
+        led_to=_led_to(spec, shown),
+        root_alone=alone,
+        mounts=mounts,
+        own=mounts,
+        fresh=(),
+        points=_points(shown, mounts),
+        layers=_layers(spec, shown, mounts),
+        binds=_binds(spec) if ids else (),
+        makes_nodes=not in_user_namespace and bool(caller.capabilities & CAP_MKNOD),
+        cgroups=cgroups,
+        spared=caller.spared,
+        dies_with_parent=spec.die_with_parent,
+        # That leaves uid 0 its capabilities. But the memory of who executes in a mapped namespace
+        # belongs to that, and a pid 1 that stays has to keep its own from the command.
+        maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
+        bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
+        keep=_kept_rights(spec),
+        landlock=_landlock_version(spec, caller.privileged or own_user),
+        filter=_filter(spec),
+    )
+
+
+# ---- namespaces ----
+
+
+def _refuse_without_rights(spec: Spec, new: Sequence[str]) -> None:
+    what = new or (["rootfs"] if spec.rootfs is not None else [])
+    if what:
+        raise SpecError(
+            "namespaces",
+            f"an unprivileged caller cannot have {', '.join(what)} with user='host': leave "
+            "'user' out, or say 'new'",
+        )
+
+
+def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
+    """What is joined before the sandbox is cloned, and by the sandbox.
+
+    A joined pid namespace holds only later clones. A user namespace owns what is made later, and in
+    a new one there is no right to join anything outside it. The mount namespace is joined last: the
+    other paths are the caller's.
+    """
+    order = {"user": 0, "mount": 2}
+    kinds = sorted(joined, key=lambda kind: order.get(kind, 1))
+    first = [(kind, joined[kind]) for kind in kinds if own_user or kind == "pid"]
+    here = [(kind, joined[kind]) for kind in kinds if not own_user and kind != "pid"]
+    return tuple(first), tuple(here)
+
+
+def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tuple[str, ...]:
+    """Capabilities count only in namespaces that belong to the range's user namespace.
+
+    To join what a process is in takes the right to trace it (setns(2)). That process is undumpable,
+    so only CAP_SYS_PTRACE outside gives that right (CVE-2016-9962).
+    """
+    kinds = [kind for kind in ("network", "uts", "ipc") if kind in new]
+    if netns_ahead and "network" in kinds:
+        kinds.remove("network")
+    if kinds and not caller.capabilities & CAP_SYS_PTRACE:
+        raise SpecError(
+            "capabilities",
+            "to have namespaces in which they count, root needs CAP_SYS_PTRACE: give it to "
+            "this process (of an outer container: --cap-add SYS_PTRACE), or say "
+            "namespaces={'user': 'host'}, where they count on the host",
+        )
+    return tuple(kinds)
+
+
+# ---- ids ----
+
+
+def _range(spec: Spec, caller: Caller) -> Ids | None:
+    """The range of ids of the user namespace that root's sandboxes join; None: they join none."""
+    if not caller.maps_a_range or spec.asks_for("user"):
+        return None
+    from fastns._policy import userns  # only root has a range
+
+    ids = userns.range_of_root()
+    wishes = {"user": (spec.uid, spec.gid), "additional_gids": spec.additional_gids}
+    for field, wanted in wishes.items():
+        if max(wanted, default=0) >= ids[2]:
+            raise SpecError(
+                field,
+                f"{max(wanted)}: below {ids[2]} expected, the ids of its user namespace; "
+                "namespaces={'user': 'host'} has all",
+            )
+    return ids
+
+
+def _maps(
+    spec: Spec, caller: Caller, new_user: bool
+) -> tuple[str, Sequence[IDMapping], Sequence[IDMapping], bytes | None]:
+    """Of a new user namespace: who writes its maps, the maps, and its limit on inotify."""
+    if not new_user:
+        return "none", (), (), None
+    from fastns._policy import userns
+
+    uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
+    gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)
+    if not (_is_own_id(uids, caller.uid) and _is_own_id(gids, caller.gid)):
+        way = "parent" if caller.capabilities & CAP_SETUID else "newuidmap"
+    elif spec.additional_gids:
+        raise SpecError(
+            "additional_gids",
+            "a user namespace with a single mapped id cannot have supplementary groups: "
+            "give gid_mappings with a range",
+        )
+    else:
+        way = "self"
+    return way, uids, gids, userns.inotify_limit()
+
+
+def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:
+    return len(mappings) == 1 and mappings[0].size == 1 and mappings[0].host_id == own
+
+
+def _pipe_owner(
+    spec: Spec,
+    caller: Caller,
+    kinds: dict[str, str],
+    ids: Ids | None,
+    id_map: str,
+) -> tuple[int, int] | None:
+    """None: the caller itself, or it has no right to give anything away."""
+    if ids is not None:
+        return ids[0] + spec.uid, ids[1] + spec.gid
+    if id_map == "parent":
+        return _outside(spec.uid_mappings, spec.uid), _outside(spec.gid_mappings, spec.gid)
+    if kinds["user"] == "host" and caller.privileged and spec.user != "0:0":
+        return spec.uid, spec.gid
+    return None
+
+
+def _outside(mappings: Sequence[IDMapping], inside: int) -> int:
+    """The caller's id of a mapped one."""
+    for m in mappings:
+        if m.container_id <= inside < m.container_id + m.size:
+            return m.host_id + inside - m.container_id
+    return 0
+
+
+# ---- the root ----
+
+
+def _may_be_hosts_root(
+    spec: Spec, caller: Caller, uids: Sequence[IDMapping], ids: Ids | None
+) -> bool:
+    """Whether a uid inside may be the host's uid 0, in a sandbox without CAP_SYS_ADMIN."""
+    if ids is not None or "CAP_SYS_ADMIN" in spec.capabilities:
+        return False
+    return any(m.host_id == 0 for m in uids) if uids else caller.privileged
+
+
+def _may_start_with_root(
+    spec: Spec,
+    caller: Caller,
+    ids: Ids | None,
+    new_user: bool,
+    mounts: Sequence[Mount],
+) -> bool:
+    """Whether the mount namespace can be made of the root's tree alone: a scratch tmpfs beneath it
+    needs the caller's view, and so does the source of a device that is bound."""
+    binds = [parsed(mount) for mount in mounts if mount.type == "bind"]
+    return (
+        caller.tree_namespaces
+        and bool(caller.capabilities & CAP_MKNOD)
+        and not spec.init
+        and (ids is None or not spec.capabilities)
+        and spec.rootfs is not None
+        and not spec.overlay
+        and not spec.files
+        and spec.root_mode == "pivot_root"
+        and not new_user
+        and len(binds) <= _core.MAX_SOURCES
+        and all(bind.propagation != mount_options.MS_SLAVE for bind in binds)
+    )
+
+
+def _mounts(
+    spec: Spec, kinds: Mapping[str, str], in_user_namespace: bool, hosts_root: bool
+) -> tuple[Mount, ...]:
+    """The default mounts that the spec does not replace, then those of the spec in their order.
+
+    hosts_root: whether a uid inside may be the host's uid 0.
+    """
+    replaced = [mount.destination for mount in spec.mounts]
+    kept = [
+        _of_host(mount, kinds, in_user_namespace)
+        for mount in (DEFAULT_MOUNTS if spec.default_mounts else ())
+        if not _view.lies_in(mount.destination, replaced)
+    ]
+    every = (*kept, *spec.mounts)
+    return tuple([_closed(mount) for mount in every]) if hosts_root else every
+
+
+def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
+    """/proc and /sys show the pid and the network namespace of who mounts them. The kernel refuses
+    a fresh one of the host's to a user namespace, and on top of itself, so the host's is bound."""
+    owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
+    if owner is None or kinds[owner] != "host":
+        return mount
+    # A user namespace may not uncover what lies below a directory: all of it or nothing.
+    bind = "rbind" if in_user_namespace else "bind"
+    options = [bind, *mount.options]
+    return Mount(mount.destination, source=mount.destination, options=options)
+
+
+def _closed(mount: Mount) -> Mount:
+    """Makes /proc and /sys read-only where a uid inside may own their files, whose modes are the
+    same in every instance on the machine. "rw" in the spec overrides this."""
+    hosts = mount.type == "bind" and mount.source in TYPE_AT
+    if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
+        return mount
+    options = [*mount.options, "ro"]
+    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+
+def _led_to(spec: Spec, layout: _view.Layout | None) -> tuple[str, ...]:
+    """Where links in the host's directories lead, as far as the spec mounts nothing there."""
+    if layout is None:
+        return ()
+    given = [mount.destination for mount in spec.mounts]
+    found = _view.led_to(layout.shown, resolver=shows_resolver(spec))
+    return tuple([path for path in found if not _view.lies_in(path, given)])
+
+
+def shows_resolver(spec: Spec) -> bool:
+    return spec.namespace("network") != "new"
+
+
+def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, ...]:
+    """The directories that a root of the host's directories needs for what is mounted on it."""
+    if layout is None:
+        return ()
+    shown = [*layout.shown, *(path for path, _ in layout.links)]
+    places = [*layout.shown, HOME]
+    for mount in mounts:
+        if mount.type != "bind" and not _view.lies_in(mount.destination, shown):
+            places.append(mount.destination)
+            shown.append(mount.destination)
+    paths = (path for place in places for path in (*directories_above(place), place))
+    return tuple(dict.fromkeys(path.lstrip("/") for path in paths))
+
+
+def _layers(spec: Spec, layout: _view.Layout | None, mounts: Sequence[Mount]) -> Layers:
+    """Each file system of the sandbox: where it is, and whether it is gone with the sandbox."""
+    links = layout.links if layout else ()
+    shown = (*(layout.shown if layout else ()), *(path for path, _ in links))
+    return (
+        ("/", spec.overlay or layout is not None),
+        *((path, False) for path in shown),
+        *((mount.destination, mount.type == "tmpfs") for mount in mounts),
+    )
+
+
+def _binds(spec: Spec) -> tuple[Bind, ...]:
+    """Binds of the spec keep their owners: where the kernel can, or with the option idmap else
+    fail. Other binds show the host, where root's files stay out of reach."""
+    found = []
+    for number, mount in enumerate(spec.mounts):
+        if mount.type != "bind":
+            continue
+        options = parsed(mount)
+        how, why = _core.HOW_IDMAP, ""
+        if options.idmap is False:
+            why = "it has noidmap"
+        elif options.idmap is None:
+            how |= _core.HOW_OPTIONAL
+            made = _made_in(mount, spec.mounts[number + 1 :])
+            why = f"{made} is made in it" if made else ""
+        how = (0 if why else how) | (_core.HOW_RECURSIVE if options.recursive else 0)
+        found.append((mount.destination, os.fspath(mount.source or ""), how, why))
+    return tuple(found)
+
+
+def _made_in(bind: Mount, later: Sequence[Mount]) -> str | None:
+    """A missing target that a later mount makes in this bind; None: there is none. The caller
+    makes it, and cannot make anything in an idmapped tree."""
+    below = [mount for mount in later if _is_below(mount, bind)]
+    for i, mount in enumerate(below):
+        if parsed(mount).mkdir and not any(_is_below(mount, one) for one in below[:i]):
+            return mount.destination
+    return None
+
+
+def _is_below(mount: Mount, other: Mount) -> bool:
+    return mount.destination.startswith(other.destination + "/")
+
+
+# ---- rights and limits ----
+
+
+def _cgroups_for(spec: Spec) -> CgroupPlan | None:
+    """What enforces the limits; None: there are none, or the spec may do without them."""
+    limits = spec.limits()
+    if limits is None:
+        return None
+    from fastns._policy import cgroup_plan  # most specs have no limits
+
+    plan = cgroup_plan.plan(limits, spec.cgroup_parent, spec.require_limits)
+    return plan if plan.places else None
+
+
+def _kept_rights(spec: Spec) -> int:
+    """Without no_new_privileges, a filter and Landlock take a right that the change of ids ends."""
+    needed = spec.seccomp != "unconfined" or spec.landlock
+    return _core.HOW_KEEP if needed and not spec.no_new_privileges else 0
+
+
+def _landlock_version(spec: Spec, has_admin: bool) -> int:
+    if not spec.landlock:
+        return 0
+    if not spec.no_new_privileges and not has_admin:
+        raise SpecError("landlock", "needs no_new_privileges=True, or CAP_SYS_ADMIN")
+    from fastns._policy import landlock  # most specs have none
+
+    return landlock.abi()
+
+
+def _filter(spec: Spec) -> str:
+    if spec.seccomp == "unconfined":
+        return "none"
+    return "whole" if spec.seccomp == "default" else "profile"

@@ -1,0 +1,223 @@
+"""Ops for the process itself: the namespaces it joins, id maps, names, limits, ids and rights."""
+
+from __future__ import annotations
+
+import os
+
+from fastns import _core
+from fastns._compile.ops import CLONE_FLAGS, PROC_MAGIC, Op, clone_flags, id_op, write_op
+from fastns.spec import DEFAULT_RLIMITS, Rlimit, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fastns._compile.decide import Decisions
+    from fastns.spec import IDMapping
+
+RLIM_INFINITY = 2**64 - 1
+LEAST_FDS = 256  # half of the caller's limit is not applied below this
+NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
+
+
+# ---- namespaces and their maps ----
+
+
+def first(d: Decisions) -> Iterator[Op]:
+    """What comes before all else, also before the sandbox is cloned by a hop."""
+    if d.spared:
+        yield write_op("oom_score_adj", "oom_score_adj", b"0")
+    # Before anything that could crash, and before the default filter, which keeps this limit.
+    core = [rlimit for rlimit in d.spec.rlimits if rlimit.type == "RLIMIT_CORE"]
+    if core:
+        yield _rlimit_op(core[0])
+    else:  # optional: only CAP_SYS_RESOURCE can raise a hard limit of 0
+        yield _rlimit_op(DEFAULT_RLIMITS[0], _core.HOW_OPTIONAL)
+    if d.user_last:
+        # Inside, groups may be out of reach (setgroups "deny"): the caller's are dropped now.
+        yield Op("setgroups", "setgroups", note="none")
+    for kind, path in d.join_first:
+        yield _setns_op(kind, path, _core.HOW_OPEN if d.user_last and kind == "user" else 0)
+    if d.user_last:
+        path = dict(d.join_first)["user"]
+        yield Op("join_user", "setns", source=os.fsencode(path), note=path)
+
+
+def _setns_op(kind: str, path: str, how: int = 0) -> Op:
+    source, note = os.fsencode(path), f"{kind} {path}"
+    return Op("setns", "setns", how, CLONE_FLAGS[kind], source=source, note=note)
+
+
+def namespaces(d: Decisions) -> Iterator[Op]:
+    """What completes the namespaces that the clone has made."""
+    for kind, path in d.join:
+        yield _setns_op(kind, path)
+    if d.inotify is not None:
+        from fastns._policy import userns
+
+        path, note = userns.INOTIFY_LIMIT, "inotify instances: half of the caller's"
+        how, target = _core.HOW_OPTIONAL, path.encode()
+        yield Op("write", "rlimit", how, PROC_MAGIC, target=target, data=d.inotify, note=note)
+    if d.id_map == "self":
+        # An unprivileged process must give up setgroups before gid_map (user_namespaces(7)).
+        yield write_op("id_map", "setgroups", b"deny")
+        yield write_op("id_map", "gid_map", map_text(d.gids))
+        yield write_op("id_map", "uid_map", map_text(d.uids))
+    if d.by_range:
+        note = " ".join(d.by_range)
+        yield Op("own_namespaces", "unshare", flags=clone_flags(d.by_range), note=note)
+
+
+def map_text(mappings: Iterable[IDMapping]) -> bytes:
+    return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def mapped_ids(d: Decisions) -> Iterator[Op]:
+    """Where another process writes the maps, this one is nobody until it takes a mapped id, and
+    nobody cannot create files."""
+    if d.id_map in ("parent", "newuidmap"):
+        for code, mappings, own in (("setgid", d.gids, d.spec.gid), ("setuid", d.uids, d.spec.uid)):
+            yield id_op(code, 0 if any(m.container_id == 0 for m in mappings) else own)
+
+
+def cgroup(d: Decisions) -> Iterator[Op]:
+    """A cgroup namespace is made once the process is in the cgroup that is to be its root."""
+    if d.cgroups is not None:
+        flags = CLONE_FLAGS["cgroup"] if "cgroup" in d.new else 0
+        yield Op("cgroup", "cgroup", flags=flags, note=" ".join(d.cgroups.enforced))
+
+
+def names(spec: Spec) -> Iterator[Op]:
+    for kind, name in (("hostname", spec.hostname), ("domainname", spec.domainname)):
+        if name is not None:
+            yield Op(kind, kind, data=os.fsencode(name), note=name)
+
+
+def loopback(d: Decisions) -> Iterator[Op]:
+    if "network" in d.new:
+        yield Op("loopback", "network", note="lo up")
+
+
+def keyring(spec: Spec, how: int = 0) -> Op:
+    """A new keyring counts against the user's quota of some 200. Where the filter refuses all calls
+    about keys, the caller's may stay instead."""
+    how |= _core.HOW_OPTIONAL if spec.seccomp == "default" else 0
+    return Op("keyring", "keyring", how, note="of its own")
+
+
+# ---- limits, ids, rights ----
+
+
+def command(d: Decisions) -> Iterator[Op]:
+    """What is left once everything around the command is in place, in the one order that works."""
+    spec = d.spec
+    yield from _limits(spec)
+    yield Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}")
+    if d.id_map == "range":
+        yield from _join_range(d)
+    yield from bounding(d)
+    yield from _ids(d)
+    if d.dies_with_parent:
+        yield Op("parent_death", "parent_death")  # after the ids, which would clear it
+    # Landlock and filters need no_new_privileges, or else CAP_SYS_ADMIN, which is still there then.
+    drop = Op("capabilities", "capabilities", arg=_mask(spec), note=_listed(spec))
+    if spec.no_new_privileges:
+        yield drop
+        yield NO_NEW_PRIVILEGES
+    if spec.landlock:  # before the filter, which need not allow its calls
+        from fastns._policy import landlock
+
+        yield from landlock.ops(spec.landlock, d.landlock, d.keep)
+    yield from seccomp_filter(d)
+    if not spec.no_new_privileges:
+        yield drop
+
+
+def _limits(spec: Spec) -> Iterator[Op]:
+    given = {rlimit.type: rlimit for rlimit in spec.rlimits if rlimit.type != "RLIMIT_CORE"}
+    for rlimit in DEFAULT_RLIMITS[1:]:
+        if rlimit.type not in given:
+            least = LEAST_FDS if rlimit.type == "RLIMIT_NOFILE" else 0
+            yield _rlimit_op(rlimit, _core.HOW_SHARE, least)
+    yield from map(_rlimit_op, given.values())
+
+
+def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
+    soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
+    data = soft.to_bytes(8, "little") + hard.to_bytes(8, "little")
+    note = f"{rlimit.type} {rlimit.soft}:{rlimit.hard}"
+    note += " at most" if how & _core.HOW_SHARE else ""
+    return Op("rlimit", "rlimit", how, rlimit.number, least, data=data, note=note)
+
+
+def _join_range(d: Decisions) -> Iterator[Op]:
+    """The user namespace of all sandboxes of this process is joined once everything is done that
+    takes the caller's rights: the other namespaces and the mounts stay out of its reach.
+
+    A copied namespace starts with what is there. Mounts that another user namespace has made are
+    locked in it: they cannot be uncovered, or made writable.
+    """
+    assert d.ids is not None
+    uid, gid, size = d.ids
+    note = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
+    yield Op("join_user", "id_map", note=note)
+    if d.copied:
+        yield Op("unshare", "unshare", flags=clone_flags(d.copied), note=" ".join(d.copied))
+
+
+def bounding(d: Decisions) -> Iterator[Op]:
+    """A change of ids takes the right to do it. A process without that right cannot gain by exec
+    what it lacks, once no_new_privileges is set."""
+    if d.bounding:
+        mask, note = _mask(d.spec), _listed(d.spec)
+        yield Op("bounding", "capabilities", d.keep, arg=mask, note=note)
+
+
+def _mask(spec: Spec) -> int:
+    if not spec.capabilities:
+        return 0
+    from fastns.capabilities import mask
+
+    return mask(spec.capabilities)
+
+
+def _listed(spec: Spec) -> str:
+    return " ".join(spec.capabilities) or "none"
+
+
+def _ids(d: Decisions) -> Iterator[Op]:
+    spec = d.spec
+    if d.id_map == "range" and spec.uid:
+        # A change from uid 0 inside to another one ends the rights that joining gave.
+        yield id_op("setuid", 0)
+    if d.sets_groups:
+        groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
+        count, note = len(spec.additional_gids), " ".join(map(str, spec.additional_gids))
+        yield Op("setgroups", "setgroups", arg=count, data=groups or None, note=note or "none")
+    if d.sets_ids:
+        yield id_op("setgid", spec.gid)
+        yield id_op("setuid", spec.uid)
+
+
+def seccomp_filter(d: Decisions) -> Iterator[Op]:
+    """The filter of system calls, or the part of it that this process loads."""
+    spec, flags = d.spec, 0
+    if d.filter == "none":
+        return
+    if d.filter == "profile":
+        from fastns import seccomp
+
+        profile = seccomp.profile_of(spec.seccomp)
+        code, note, flags = seccomp.build(profile, spec.capabilities), "profile", profile.flags
+    else:
+        from fastns._policy import filters  # not where nothing is filtered
+
+        setid = spec.allow_setid or not spec.writes_to_host()
+        name = "default" if setid else "default, no set-id files"
+        if d.filter == "whole":
+            code, note = filters.default(spec.capabilities, setid=setid), name
+        else:
+            first, rest = filters.default_parts(spec.capabilities, setid=setid)
+            is_first = d.filter == "first"
+            code, note = (first, f"{name}, for all") if is_first else (rest, "default, the rest")
+    yield Op("seccomp", "seccomp", d.keep, flags, len(code) // 8, data=code, note=note)

@@ -1,0 +1,248 @@
+"""Spec → the two plans of a template: what its server does once, and what each sandbox does.
+
+The server builds the root and stays in it, in namespaces of its own. A sandbox is a clone of it
+with new ones. It does only what must not be shared: its own /proc, an empty file system on each
+writable mount, its network's lo, its ids and limits.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastns import _core, _view
+from fastns._compile import DEFAULT_SPEC, made, mounts, process, root, with_profile
+from fastns._compile.caller import Caller
+from fastns._compile.decide import DEV, Decisions, decide, parsed
+from fastns._compile.ops import Op
+from fastns.errors import SpecError
+from fastns.mount_options import ATTR_RDONLY
+from fastns.spec import IDMapping, Mount, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
+SHARED_TYPES = ("bind", "devtmpfs")  # mounted by the server for all
+
+
+def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
+    """The plan of a template's server; its `sandbox` is the plan of each sandbox.
+
+    Raises: SpecError when a template cannot have what the spec asks for.
+    """
+    whole = with_profile(spec or DEFAULT_SPEC)
+    return compile_template_for(whole, Caller.current(), None, netns_pool)
+
+
+def compile_template_for(
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+) -> _core.Plan:
+    """The same for a given caller and a given view of the host; None is the host's own.
+
+    Raises: SpecError when a template of this caller cannot have what the spec asks for.
+    """
+    server, each = decide_template(spec, caller, layout, netns_pool)
+    sandbox = made(each, (), _sandbox_ops(each), method="template", netns_pool=netns_pool)
+    return made(server, process.first(server), _server_ops(server), sandbox=sandbox)
+
+
+# ---- decide ----
+
+
+def decide_template(
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+) -> tuple[Decisions, Decisions]:
+    """What is decided for the server, and for each of its sandboxes."""
+    _refuse_what_no_template_has(spec, netns_pool)
+    if caller.initial_user_namespace:
+        caller = Caller(**{**vars(caller), "tree_namespaces": False})
+    else:
+        # Its privileges end where a sandbox may take mounts away: a user namespace for each.
+        caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
+    d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
+    if d.id_map not in ("none", "self", "range"):
+        _refuse("user", "ids other than the caller's need a range, which is not there yet")
+    own_user = d.id_map == "self"
+    # The /sys of a network namespace that is not its own is not a sandbox's to mount.
+    shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
+    fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
+    places = tuple([mount.destination for mount in fresh])
+    if not spec.overlay:
+        for mount in d.mounts:
+            _refuse_below(places, mount.destination if mount.type in SHARED_TYPES else "")
+        for destination in spec.files:
+            _refuse_below(places, destination)
+    split = d.filter == "whole"
+    bounds_all = d.id_map == "none"  # a new user namespace would give a full set again
+
+    server = d.but(
+        by_range=(),
+        copied=(),
+        id_map="none" if d.ids else d.id_map,
+        own=tuple([one for mount in d.mounts for one in _of_server(d, mount)]),
+        fresh=places,
+        led_to=tuple([path for path in d.led_to if not _view.lies_in(path, places)]),
+        maps_first=False,
+        bounding=d.bounding and bounds_all,
+        filter="first" if split else "none",
+    )
+    absent = ("user", "time", "network") if netns_pool else ("user", "time")
+    new = tuple([kind for kind in d.new if kind not in absent])
+    each = d.but(
+        new=(*new, "user") if own_user else new,  # in it the server's mounts are locked
+        join_first=(),
+        join=(),
+        user_last=False,
+        uids=(IDMapping(spec.uid, spec.uid, 1),),
+        gids=(IDMapping(spec.gid, spec.gid, 1),),
+        inotify=None,
+        own=fresh,
+        fresh=places,
+        dies_with_parent=False,  # they end with the server, and that with the caller
+        maps_first=False,
+        bounding=d.bounding and not bounds_all,
+        filter="rest" if split else d.filter,
+    )
+    return server, each
+
+
+def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
+    for kind in ("pid", "mount"):
+        if spec.namespace(kind) != "new":
+            _refuse("namespaces", f"{kind}={spec.namespace(kind)!r}: each sandbox has its own")
+    if netns_pool and spec.namespace("network") != "new":
+        raise SpecError("netns_pool", "its sandboxes have no network namespaces of their own")
+    for kind in ("user", "time"):
+        if spec.namespace(kind).startswith("/"):
+            _refuse("namespaces", f"it cannot join a {kind} namespace")
+    if spec.init:
+        _refuse("init", "there is no reaper in its sandboxes yet")
+    if spec.root_mode != "pivot_root":
+        _refuse("root_mode", "'pivot_root' expected")
+    if spec.uid_mappings or spec.gid_mappings:
+        _refuse("uid_mappings", "ranges of ids are not there yet")
+
+
+def _refuse_below(fresh: tuple[str, ...], destination: str) -> None:
+    """Nobody would see what the server puts there."""
+    for path in fresh:
+        if destination.startswith(path + "/"):
+            _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
+
+
+def _refuse(field: str, why: str) -> None:
+    raise SpecError(field, f"a Template cannot have this: {why}")
+
+
+def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:
+    """What the server mounts at the place of one mount."""
+    if mount is DEV or mount.type in SHARED_TYPES:
+        yield mount
+        return
+    # A sandbox cannot make a missing target where its root shows other owners.
+    if d.ids and d.layout is None and not d.spec.overlay and parsed(mount).mkdir:
+        yield mount
+    # In its user namespace a sandbox can mount these only where the server has mounted one. That is
+    # seen if the sandbox unmounts its own: such a /proc shows only processes that it may trace. It
+    # is writable, as the server writes id maps there.
+    if d.id_map == "self" and mount.type in ("proc", "sysfs"):
+        options = list(mount.options)
+        if mount.type == "proc":
+            options = [*(option for option in options if option != "ro"), "hidepid=2"]
+        yield Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+
+# ---- emit ----
+
+
+def _server_ops(d: Decisions) -> Iterator[Op]:
+    yield from process.namespaces(d)
+    if d.spec.overlay:
+        yield from _parts(d)
+    else:
+        yield from root.root(d, ATTR_RDONLY)
+        if d.spec.default_mounts and any(m.destination == DEV.destination for m in d.mounts):
+            yield DEV_READ_ONLY
+        yield from root.enter_root(d)
+    yield from process.names(d.spec)  # a new uts namespace starts with those of the server's
+    yield from process.bounding(d)
+    yield process.keyring(d.spec, _core.HOW_SEALED)  # all sandboxes have the same
+    if d.filter != "none" and d.spec.no_new_privileges:
+        yield process.NO_NEW_PRIVILEGES
+    # Most of the default filter is the server's own: to load it takes a fifth of a start.
+    yield from process.seccomp_filter(d)
+
+
+def _sandbox_ops(d: Decisions) -> Iterator[Op]:
+    yield from process.namespaces(d)
+    if d.spec.overlay:
+        yield from _layer(d)
+    else:
+        yield Op("root_tree", "rootfs", source=b"/", note="/")
+        for mount in d.own:
+            yield mounts.mount_op(d, mount)
+        for at, op in mounts.masks(d):
+            if _view.lies_in(at, d.fresh):
+                yield op
+    yield from process.loopback(d)
+    yield from process.cgroup(d)
+    yield from process.command(d)
+
+
+# ---- an overlay: each sandbox puts the parts together over a layer of its own ----
+
+
+def _parts(d: Decisions) -> Iterator[Op]:
+    """The server's root holds the parts: /lower, /dev, and in /parts what is to be bound."""
+    source = root.root_path(d.spec)
+    yield Op("propagation", "propagation", flags=root.propagation(d))
+    yield root.root_tree_op(d, read_only=True)
+    names = (b"lower", b"layers", b"files")
+    yield mounts.scratch_op(d, "rootfs", names, None, "tmpfs for the parts")
+    yield Op("root_attach", "rootfs", source=source, target=b"lower", note="attached")
+    yield Op("root_scratch", "rootfs")
+    parts = _part_names(d)
+    for mount in d.own:
+        if mount.destination in parts:
+            yield mounts.mount_op(d, mount, parts[mount.destination])
+        else:
+            yield from mounts.mounted(d, mount)
+    for number, destination in enumerate(d.spec.files):
+        how, part = _core.HOW_CREATE, b"/parts/file%d" % number
+        yield mounts.file_op(d, number, destination, part, how, ATTR_RDONLY)
+    if DEV in d.mounts:
+        yield DEV_READ_ONLY
+    yield root.pivot_op(source, 1)
+
+
+def _part_names(d: Decisions) -> dict[str, bytes]:
+    """Destination → where the server's root has what is to be bound there."""
+    numbered = enumerate(d.mounts)
+    return {m.destination: b"/parts/%d" % i for i, m in numbered if m.type in SHARED_TYPES}
+
+
+def _layer(d: Decisions) -> Iterator[Op]:
+    yield mounts.scratch_op(d, "overlay", root.LAYERS, b"/layers")
+    yield root.overlay_op(d, b"/lower")
+    parts = _part_names(d)
+    for mount in d.mounts:
+        if mount.destination in d.fresh:
+            yield mounts.mount_op(d, mount)
+        else:
+            part = parts.get(mount.destination, os.fsencode(mount.destination))
+            yield _bind_part(d, "mount", part, mount.destination, mounts.how_of_bind(mount))
+    for number, destination in enumerate(d.spec.files):
+        yield _bind_part(d, "file", b"/parts/file%d" % number, destination)
+    for _, op in mounts.masks(d):
+        yield op
+    if d.spec.read_only:
+        yield root.READ_ONLY_ROOT
+    yield root.pivot_op(b"/", 1)
+
+
+def _bind_part(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
+    """A part of the server's root, with all that is mounted below it, into each sandbox's."""
+    how |= _core.HOW_RECURSIVE | mounts.how_made(d, destination, d.layers)
+    target = os.fsencode(destination)
+    return Op("bind", stage, how, source=part, target=target, note=destination)
