@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -34,11 +35,13 @@ void fns_buffer_free(struct fns_buffer *buffer)
     *buffer = (struct fns_buffer){NULL, 0, 0, 0};
 }
 
-static int grow(struct fns_buffer *buffer)
+/* Makes room for `more` bytes: no more than that at first, as most outputs are short. */
+static int reserve(struct fns_buffer *buffer, size_t more)
 {
-    if (buffer->capacity - buffer->size >= CHUNK)
+    size_t needed = buffer->size + more;
+    size_t capacity = needed > buffer->capacity * 2 ? needed : buffer->capacity * 2;
+    if (needed <= buffer->capacity)
         return 0;
-    size_t capacity = buffer->capacity ? buffer->capacity * 2 : CHUNK;
     char *data = realloc(buffer->data, capacity);
     if (!data)
         return -ENOMEM;
@@ -50,23 +53,24 @@ static int grow(struct fns_buffer *buffer)
 /* Reads once. What is over the limit is read too, and dropped: a full pipe would block the sandbox. */
 static int drain(struct fns_io *io, int which)
 {
-    char dropped[CHUNK];
+    char chunk[CHUNK];
     struct fns_buffer *buffer = &io->output[which - 1];
-    int full = io->limit && buffer->size >= io->limit, ret = full ? 0 : grow(buffer);
-    if (ret < 0)
-        return ret;
-    size_t space = full ? sizeof dropped : buffer->capacity - buffer->size;
-    if (io->limit && !full && space > io->limit - buffer->size)
-        space = io->limit - buffer->size;
-    ssize_t n = read(io->fds[which], full ? dropped : buffer->data + buffer->size, space);
+    int has_room = buffer->capacity - buffer->size >= CHUNK;
+    ssize_t n = read(io->fds[which], has_room ? buffer->data + buffer->size : chunk, CHUNK);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    if (full && n > 0) {
-        buffer->dropped += (uint64_t)n;
-        io->over = io->capped;
-    } else {
-        buffer->size += (size_t)n;
+    size_t kept = (size_t)n, left = io->limit - buffer->size;
+    if (io->limit && kept > left)
+        kept = left;
+    if (kept > 0 && !has_room) {
+        int ret = reserve(buffer, kept);
+        if (ret < 0)
+            return ret;
+        memcpy(buffer->data + buffer->size, chunk, kept);
     }
+    buffer->size += kept;
+    buffer->dropped += (size_t)n - kept;
+    io->over |= io->capped && buffer->dropped > 0;
     return n == 0;
 }
 

@@ -107,6 +107,15 @@ __attribute__((unused)) static void no_child_is_left(void)
     CHECK_EQUAL(errno, ECHILD);
 }
 
+/* How many jobs of a batch are alive. */
+__attribute__((unused)) static int running(const struct fns_job *jobs, int n)
+{
+    int alive = 0;
+    for (int i = 0; i < n; i++)
+        alive += jobs[i].io.process.pidfd >= 0;
+    return alive;
+}
+
 /* fns_io_run(), which returns now and then, to its end. */
 __attribute__((unused)) static int run_io(struct fns_io *io)
 {
