@@ -176,9 +176,11 @@ static int run(struct fns_batch *batch)
             fns_loop_attend(&batch->loop);
             return ret == -EINTR ? 0 : ret;
         }
-        for (unsigned i = 0; i < batch->loop.n_slots; i++)
-            if (batch->slots[i].job)
+        for (unsigned i = 0; i < batch->loop.n_slots; i++) {
+            if (batch->watches[i].touched && batch->slots[i].job)
                 settle(batch, i);
+            batch->watches[i].touched = 0;
+        }
     }
     return 1;
 }

@@ -103,8 +103,7 @@ struct fns_cgroup_plan {
     uint32_t memory_hierarchy;
     const char *memory_file;                 /* bytes charged now; NULL: memory is not counted */
     const char *reclaim_file, *reclaim_text; /* written to reclaim memory */
-    uint64_t
-        cpu_time_ns; /* a sandbox that has used so much, by its CPU_TIME counter, is killed; 0: none is */
+    uint64_t cpu_time_ns; /* a sandbox that has used so much by its CPU_TIME is killed; 0: none */
 };
 
 /* One sandbox's cgroups. */
@@ -140,19 +139,19 @@ struct fns_result {
     int lost;     /* errno: a reaper could not report how the command ended; 0: it could */
 };
 
+/* A sandbox. `served` and `quiet` ones are children of a template's server, from fns_server_spawn() and
+ * fns_server_run(); a quiet one has no pid and no pidfd. */
 struct fns_process {
     int pid;
-    int pidfd; /* the caller closes it after fns_reap(); -1 with `served`: few fds were free, see
-                       fns_server_look() */
-    int control; /* socket on which a reaper reports the command's end, closed by the caller; -1: none */
-    int served; /* started by fns_server_spawn(): a child of the server */
-    int quiet; /* started by fns_server_run(): it has no pid and no pidfd; `control` is the connection */
+    int pidfd; /* closed by the caller after fns_reap(); -1 also if few fds were free, with `served` */
+    int control; /* where a reaper reports the command's end; with `quiet`: the connection; -1: none */
+    int served, quiet;
     int server;     /* with either: the server's pidfd, which the server keeps */
     int number;     /* with `served`: its number there; with `quiet`: that of the request */
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
-    long
-        rss_floor; /* KiB; the sandbox's ru_maxrss is never lower: a process that shares memory takes over
-                       the caller's peak at its exec (exec_mmap()) */
+    /* KiB: the sandbox's ru_maxrss is never lower. A process that shares memory takes over the caller's peak at its
+     * exec (exec_mmap()). */
+    long rss_floor;
     int late; /* killed because its time was over before its command ran */
 };
 
@@ -308,7 +307,7 @@ struct fns_job {
 };
 
 /* Starts a job's sandbox, over `connection` to its server if it has one. The caller reaps it and gives back its
- * leaf. 0, or -errno and job->error. */
+ * cgroup. 0, or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 
 /* Whether another job may use the connection of a finished one. */

@@ -69,10 +69,18 @@ static void unwatch(struct fns_loop *loop, unsigned slot, unsigned what)
     *watched = 0;
 }
 
+/* `when`: 0: not at all. */
+static void look_by(struct fns_loop *loop, uint64_t when)
+{
+    if (when && when < loop->next)
+        loop->next = when;
+}
+
 int fns_loop_add(struct fns_loop *loop, unsigned slot, struct fns_io *io)
 {
     int ret = 0;
     loop->watches[slot].io = io;
+    look_by(loop, io->deadline);
     for (unsigned i = 0; ret == 0 && i < 3; i++)
         ret = watch(loop, slot, i, io->fds[i]);
     if (ret == 0 && !io->ended)
@@ -104,6 +112,7 @@ static void note_end(struct fns_loop *loop, unsigned slot)
     struct fns_io *io = loop->watches[slot].io;
     io->ended = fns_reapable(&io->process);
     io->held = io->ended ? 0 : loop->now + HELD_NS;
+    look_by(loop, io->held);
     if (io->held || !is_drained(io)) /* or every turn would be told */
         unwatch(loop, slot, FNS_END);
     if (io->held)
@@ -119,6 +128,7 @@ static void act(struct fns_loop *loop, unsigned slot, unsigned what)
     struct fns_io *io = loop->watches[slot].io;
     if (!loop->watches[slot].watched[what])
         return; /* no more, since another event of this turn */
+    loop->watches[slot].touched = 1;
     if (!io) {
         unwatch(loop, slot, what); /* an unused connection that was closed */
         return;
@@ -167,32 +177,34 @@ static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
     return n < 0 ? (int)n : 0;
 }
 
-/* When to look at a slot though no fd is ready: at a deadline, or where a tracer holds the sandbox. At most
- * `until`. */
-static uint64_t next_look(struct fns_loop *loop, unsigned slot, uint64_t until)
+/* Looks at the slots that no fd may tell of: where a deadline is over, or a tracer holds the sandbox. */
+static void look(struct fns_loop *loop)
 {
-    const struct fns_io *io = loop->watches[slot].io;
-    uint64_t next = until;
-    if (!io)
-        return next;
-    if (io->held && io->held <= loop->now) {
-        if (io->killed)
-            fns_attend(&io->process, 1);
-        note_end(loop, slot);
-        next = io->ended ? loop->now : next;
+    loop->next = UINT64_MAX;
+    for (unsigned i = 0; i < loop->n_slots; i++) {
+        const struct fns_io *io = loop->watches[i].io;
+        if (!io)
+            continue;
+        if (io->held && io->held <= loop->now) {
+            if (io->killed)
+                fns_attend(&io->process, 1);
+            note_end(loop, i);
+            look_by(loop, io->ended ? loop->now : 0);
+        }
+        look_by(loop, io->held);
+        look_by(loop, io->deadline);
+        loop->watches[i].touched = 1;
     }
-    if (io->held && io->held < next)
-        next = io->held;
-    return io->deadline && io->deadline < next ? io->deadline : next;
 }
 
 int fns_loop_turn(struct fns_loop *loop, uint64_t until)
 {
-    uint64_t next = until;
     loop->now = fns_now();
-    for (unsigned i = 0; i < loop->n_slots; i++)
-        next = next_look(loop, i, next);
-    uint64_t left = next > loop->now ? next - loop->now : 0;
+    if (loop->now >= loop->next)
+        look(loop);
+    if (loop->next < until)
+        until = loop->next;
+    uint64_t left = until > loop->now ? until - loop->now : 0;
     const struct timespec time = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
     return loop->epoll ? wait_by_epoll(loop, &time) : wait_by_poll(loop, &time);
 }

@@ -9,6 +9,7 @@ enum { FNS_END = 3, FNS_WATCHED = 4 };
 struct fns_watch {
     struct fns_io *io;        /* NULL: the slot is free */
     int watched[FNS_WATCHED]; /* fds; 0: none */
+    int touched;              /* by the last turn: its state may be another */
 };
 
 struct epoll_event;
@@ -19,6 +20,7 @@ struct fns_loop {
     struct epoll_event *events;
     unsigned attended; /* the first slot to attend to */
     uint64_t now;      /* when the last turn began to wait */
+    uint64_t next;     /* no slot has to be looked at before; 0: not known */
 };
 
 /* Makes a loop of free slots. 0 or -errno. */

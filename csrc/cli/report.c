@@ -3,63 +3,43 @@
 #include "report.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-/* A line that is written at once, when it is complete. */
-struct line {
-    char *data;
-    size_t size;
-    FILE *file;
-};
-
-static void begin(struct line *line)
+/* Up to so many bytes, what is written to this file goes out at once, by fclose(). One file at a time. NULL: errno. */
+static FILE *open_line(int fd)
 {
-    *line = (struct line){NULL, 0, NULL};
-    line->file = open_memstream(&line->data, &line->size);
+    static char line[65536];
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    FILE *file = copy < 0 ? NULL : fdopen(copy, "w");
+    if (file)
+        setvbuf(file, line, _IOFBF, sizeof line);
+    return file;
 }
 
-/* Writes as much of the line as possible. 0 or errno. */
-static int finish(struct line *line, int fd)
+static void put_line(FILE *file, const char *start, const char *text)
 {
-    int error = 0;
-    if (!line->file || fclose(line->file) != 0)
-        return ENOMEM;
-    for (size_t done = 0; done < line->size && !error;) {
-        ssize_t n = write(fd, line->data + done, line->size - done);
-        if (n < 0 && errno != EINTR)
-            error = errno;
-        done += n > 0 ? (size_t)n : 0;
-    }
-    free(line->data);
-    return error;
-}
-
-static void put_line(struct line *line, const char *start, const char *text)
-{
-    if (!line->file)
-        return;
-    fputs(start, line->file);
+    fputs(start, file);
     for (; *text; text++) {
         if (*text == '\n')
-            fputs("\\n", line->file);
+            fputs("\\n", file);
         else
-            fputc(*text, line->file);
+            fputc(*text, file);
     }
-    fputc('\n', line->file);
+    fputc('\n', file);
 }
 
 void complain(const char *message, const char *hint)
 {
-    struct line line;
-    begin(&line);
-    put_line(&line, "fastns: ", message);
+    FILE *file = open_line(2);
+    if (!file)
+        return;
+    put_line(file, "fastns: ", message);
     if (hint && *hint)
-        put_line(&line, "hint: ", hint);
-    finish(&line, 2);
+        put_line(file, "hint: ", hint);
+    fclose(file);
 }
 
 /* libc has no names for errnos that only the kernel uses: 524 is one. */
@@ -159,33 +139,35 @@ static void name_signal(int signal, char *name, size_t size)
         snprintf(name, size, "SIG%d", signal);
 }
 
-void write_status(int fd, const struct outcome *outcome)
+static void put_outcome(FILE *file, const struct outcome *outcome)
 {
     char name[24];
-    struct line line;
-    begin(&line);
-    if (line.file) {
-        name_signal(outcome->signal, name, sizeof name);
-        fprintf(line.file, "{\"exit_code\": %d", outcome->exit_code);
-        put_field(line.file, "cause", outcome->cause);
-        put_field(line.file, "signal", outcome->signal ? name : NULL);
-        put_result(line.file, outcome);
-        fprintf(line.file, ", \"truncated\": %s", outcome->truncated ? "true" : "false");
-        if (*outcome->message) {
-            put_field(line.file, "stage", outcome->stage);
-            if (outcome->err)
-                fprintf(line.file, ", \"errno\": %d", outcome->err);
-            else
-                fputs(", \"errno\": null", line.file);
-            put_field(line.file, "path", outcome->path);
-            put_field(line.file, "message", outcome->message);
-        }
-        fputs("}\n", line.file);
+    name_signal(outcome->signal, name, sizeof name);
+    fprintf(file, "{\"exit_code\": %d", outcome->exit_code);
+    put_field(file, "cause", outcome->cause);
+    put_field(file, "signal", outcome->signal ? name : NULL);
+    put_result(file, outcome);
+    fprintf(file, ", \"truncated\": %s", outcome->truncated ? "true" : "false");
+    if (*outcome->message) {
+        put_field(file, "stage", outcome->stage);
+        if (outcome->err)
+            fprintf(file, ", \"errno\": %d", outcome->err);
+        else
+            fputs(", \"errno\": null", file);
+        put_field(file, "path", outcome->path);
+        put_field(file, "message", outcome->message);
     }
-    int error = finish(&line, fd);
-    if (error) {
+    fputs("}\n", file);
+}
+
+void write_status(int fd, const struct outcome *outcome)
+{
+    FILE *file = open_line(fd);
+    if (file)
+        put_outcome(file, outcome);
+    if (!file || fclose(file) != 0) {
         char message[128];
-        snprintf(message, sizeof message, "--status-fd %d: %s", fd, strerror(error));
+        snprintf(message, sizeof message, "--status-fd %d: %s", fd, strerror(errno));
         complain(message, NULL);
     }
 }

@@ -19,7 +19,7 @@ enum fns_peer {
 
 struct fns_connection {
     uint8_t peer;          /* enum fns_peer */
-    uint8_t wants_ahead;   /* PARK was requested: sandboxes are made ahead for it */
+    uint8_t wants_parked;  /* PARK was requested: there is to be a parked sandbox */
     uint8_t sandbox_reads; /* one is there: it reads the requests, not the server */
     uint8_t is_closed;     /* by the caller; here once its sandbox has ended */
     uint8_t is_queued;     /* its request waits, for its turn or for a network namespace */
@@ -47,7 +47,7 @@ void fns_forget(int fd);
 /* Stops listening; the fd stays open for a reply. */
 void fns_ignore(int fd);
 
-/* Decides who reads the requests of a connection: the sandbox that is made ahead there, or the server. */
+/* Decides who reads the requests of a connection: the sandbox that is parked there, or the server. */
 void fns_let_sandbox_read(int connection, int sandbox_reads);
 
 /* Waits for events at most so many ms, -1: without end. How many, or -errno. */
@@ -58,11 +58,10 @@ void fns_list_add(struct fns_list *list, int connection);
 /* The first of a list, removed; FNS_NONE. */
 int fns_list_take(struct fns_list *list);
 
-/* Send a reply to request `number`. If that fails, the connection is shut down, so that whoever waits for the
- * reply sees the end. */
+/* Send a reply, `number` being that of its request. If that fails, the connection is shut down, so that whoever
+ * waits for the reply sees the end. The last one is for a sandbox that was killed in its start. */
 void fns_reply(int connection, const struct fns_ended *reply);
 void fns_reply_failed(int connection, int number, enum fns_stage stage, long result);
-void fns_reply_killed(int connection,
-                      int number); /* as if its sandbox had been killed in its start */
+void fns_reply_killed(int connection, int number);
 
 #endif

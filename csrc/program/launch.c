@@ -21,7 +21,7 @@ static int group_of(const struct fns_received *received)
 static long clone_sandbox(const struct fns_plan *plan, struct fns_slot *slot, int *pidfd)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
-    int group = sandbox->is_ahead ? FNS_NONE : group_of(&slot->received);
+    int group = sandbox->is_parked ? FNS_NONE : group_of(&slot->received);
     struct fns_clone_args args = {
         .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD,
         .pidfd = (uintptr_t)pidfd,
@@ -92,7 +92,7 @@ static long launch(const struct fns_plan *plan, struct fns_slot *slot, enum fns_
 }
 
 long fns_launch(const struct fns_heritage *heritage, struct fns_slot *slot, int connection,
-                int ahead, int number, enum fns_stage *stage)
+                int parked, int number, enum fns_stage *stage)
 {
     int pooled = heritage->plan->netns_pool != 0;
     *stage = FNS_STAGE_NETWORK;
@@ -106,7 +106,7 @@ long fns_launch(const struct fns_heritage *heritage, struct fns_slot *slot, int 
         slot->files = heritage->files;
         sandbox->slot = slot;
         sandbox->connection = connection;
-        sandbox->is_ahead = ahead;
+        sandbox->is_parked = parked;
         sandbox->request = number;
         result = launch(heritage->plan, slot, stage);
     }

@@ -13,9 +13,9 @@ struct fns_heritage {
 };
 
 /* Clones a sandbox into a slot. `connection`: where replies about it go; `number`: of the request in the slot;
- * `ahead`: it has no request yet. 0, or -errno and the stage; -EAGAIN in stage NETWORK: there is no network
+ * `parked`: it has no request yet. 0, or -errno and the stage; -EAGAIN in stage NETWORK: there is no network
  * namespace yet. */
 FNS_CHECKED long fns_launch(const struct fns_heritage *heritage, struct fns_slot *slot,
-                            int connection, int ahead, int number, enum fns_stage *stage);
+                            int connection, int parked, int number, enum fns_stage *stage);
 
 #endif

@@ -145,8 +145,8 @@ void fns_read_request(int connection)
     case FNS_REQUEST_LOOK: look(connection, request); break;
     case FNS_REQUEST_POOL: describe_pool(connection, request); break;
     case FNS_REQUEST_PARK:
-        at->wants_ahead = 1;
-        fns_make_ahead_later(connection);
+        at->wants_parked = 1;
+        fns_park_later(connection);
         break;
     default: refuse(connection, received);
     }

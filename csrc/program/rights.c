@@ -1,7 +1,5 @@
 /* The ops that give rights up: capabilities, no_new_privs, Landlock, the filter. Runs in the program and in
  * a template's sandboxes (child.h). */
-#include <linux/landlock.h>
-
 #include "linux.h"
 #include "paths.h"
 
@@ -52,6 +50,8 @@ static int raise_kept(const struct fns_op *op)
 
 /* ---- Landlock (landlock(7)) ------------------------------------------------------------------- */
 
+enum { PATH_BENEATH = 1 /* LANDLOCK_RULE_PATH_BENEATH: headers older than Linux 5.13 lack it */ };
+
 int fns_op_landlock(struct fns_child *child, const struct fns_op *op)
 {
     const struct { /* struct landlock_ruleset_attr of Linux 6.12 */
@@ -72,11 +72,13 @@ int fns_op_landlock_path(struct fns_child *child, const struct fns_op *op)
     if (fd < 0)
         return fd;
     long type = fns_type_in(fd, "");
-    const struct landlock_path_beneath_attr rule = {type == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    const struct { /* struct landlock_path_beneath_attr */
+        uint64_t allowed;
+        int fd;
+    } __attribute__((packed)) rule = {type == FNS_S_IFDIR ? op->flags : op->arg, fd};
     int result = (int)type;
     if (type >= 0)
-        result = (int)fns_sys4(__NR_landlock_add_rule, child->ruleset, LANDLOCK_RULE_PATH_BENEATH,
-                               &rule, 0);
+        result = (int)fns_sys4(__NR_landlock_add_rule, child->ruleset, PATH_BENEATH, &rule, 0);
     fns_close(fd);
     return result;
 }

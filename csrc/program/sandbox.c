@@ -147,7 +147,7 @@ static void report_failure(const struct fns_child *child, int status)
 }
 
 /* Does everything that does not depend on the request, then waits for it. */
-static int prepare_ahead(struct fns_slot *slot, int connection, uint32_t n_first)
+static int park(struct fns_slot *slot, int connection, uint32_t n_first)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_request request = {.number = 0};
@@ -195,7 +195,7 @@ int fns_sandbox_main(void *arg)
         fail(sandbox, FNS_STAGE_SESSION, result);
         return FNS_EXIT_FAILED;
     }
-    if (sandbox->is_ahead && prepare_ahead(slot, sandbox->connection, n_first) < 0)
+    if (sandbox->is_parked && park(slot, sandbox->connection, n_first) < 0)
         return FNS_EXIT_FAILED;
     if (open_request(slot, &is_spawn) < 0)
         return FNS_EXIT_FAILED;
@@ -212,7 +212,7 @@ int fns_sandbox_main(void *arg)
         return FNS_EXIT_FAILED;
     if (userns >= 0)
         child->userns = own[userns];
-    if (!sandbox->is_ahead && fns_run_ops(child, 0, n_first) < 0)
+    if (!sandbox->is_parked && fns_run_ops(child, 0, n_first) < 0)
         return FNS_EXIT_FAILED;
     if (is_spawn && report_running(slot, own[0], own[1]) < 0)
         return FNS_EXIT_FAILED;

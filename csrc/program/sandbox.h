@@ -12,7 +12,7 @@
 struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
-    volatile uint32_t requested; /* made ahead: it takes its request, or has taken it */
+    volatile uint32_t requested; /* of a parked one: it takes its request, or has taken it */
     volatile uint32_t
         reported;         /* RUNNING is sent, or about to be: the caller may know the sandbox */
     volatile int request; /* number of the request to reply to */
@@ -24,7 +24,7 @@ struct fns_sandbox {
     int pid_namespace;     /* an fd, from when it was killed; -1 */
     int batch;             /* 0: none */
     struct fns_slot *slot; /* in which it started */
-    int is_ahead;          /* it was made ahead */
+    int is_parked;         /* it is made ahead, and waits for its request */
     int is_awaited;        /* by a REAP, at `connection` */
     int has_ended;         /* `end` waits for a REAP */
     int is_watched;        /* it is in the list of those */
@@ -54,7 +54,7 @@ FNS_INLINE const struct fns_request *fns_request_of(const struct fns_received *r
     return (const struct fns_request *)(const void *)received->bytes;
 }
 
-/* The function of a sandbox's clone. Its request is in the slot; one that is made ahead waits for it.
+/* The function of a sandbox's clone. Its request is in the slot; a parked one waits for it.
  * Returns only on failure, which is then in its `child`. */
 int fns_sandbox_main(void *slot);
 

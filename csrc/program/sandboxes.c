@@ -16,15 +16,15 @@ enum { MAX_STRAYS = 64 /* reaped in one go */ };
 static const struct fns_heritage *heritage;
 static struct fns_slot *batch_queue;   /* requests of full batches, the first first */
 static struct fns_slot *network_queue; /* requests that wait for a network namespace, likewise */
-/* Connections for which a sandbox is to be made ahead: now, and when there is a network namespace. */
-static struct fns_list ahead_now, ahead_later;
+/* Connections for which a sandbox is to be parked: now, and when there is a network namespace. */
+static struct fns_list to_park, to_park_then;
 static struct fns_pool_state waits;
 static int has_started, has_strays;
 
 void fns_open_sandboxes(const struct fns_heritage *from)
 {
     heritage = from;
-    ahead_now.first = ahead_later.first = FNS_NONE;
+    to_park.first = to_park_then.first = FNS_NONE;
 }
 
 int fns_has_started(void)
@@ -41,12 +41,11 @@ struct fns_pool_state fns_pool_waits(void)
 
 /* ---- the start of one ----------------------------------------------------------------------- */
 
-/* Stops a sandbox that was made ahead, so that it takes no request meanwhile. 1: it has none. 0: it has one,
- * and goes on. */
+/* Stops a parked sandbox, so that it takes no request meanwhile. 1: it has none. 0: it has one, and goes on. */
 static int stop_unused(const struct fns_sandbox *sandbox)
 {
     struct fns_siginfo info;
-    if (sandbox->pid <= 0 || !sandbox->is_ahead || sandbox->requested)
+    if (sandbox->pid <= 0 || !sandbox->is_parked || sandbox->requested)
         return 0;
     long result = fns_sys2(__NR_kill, sandbox->pid, FNS_SIGSTOP);
     if (result >= 0)
@@ -58,7 +57,7 @@ static int stop_unused(const struct fns_sandbox *sandbox)
     return 0;
 }
 
-/* Ends a sandbox that was made ahead, to make room for another. 1: there was one. */
+/* Ends a parked sandbox, so that there is a pid for another. 1: there was one. */
 static int give_up_unused(void)
 {
     struct fns_siginfo info;
@@ -74,13 +73,13 @@ static int give_up_unused(void)
     return 0;
 }
 
-static long start(struct fns_slot *slot, int connection, int ahead, int number,
+static long start(struct fns_slot *slot, int connection, int parked, int number,
                   enum fns_stage *stage)
 {
-    long result = fns_launch(heritage, slot, connection, ahead, number, stage);
+    long result = fns_launch(heritage, slot, connection, parked, number, stage);
     /* EAGAIN: the limit of processes is reached. */
-    while (result == -EAGAIN && *stage == FNS_STAGE_CLONE && !ahead && give_up_unused())
-        result = fns_launch(heritage, slot, connection, ahead, number, stage);
+    while (result == -EAGAIN && *stage == FNS_STAGE_CLONE && !parked && give_up_unused())
+        result = fns_launch(heritage, slot, connection, parked, number, stage);
     has_started |= result == 0;
     return result;
 }
@@ -114,20 +113,20 @@ static long start_request(struct fns_slot *slot, int connection)
     return 0;
 }
 
-/* ---- sandboxes made ahead ------------------------------------------------------------------- */
+/* ---- parked sandboxes ----------------------------------------------------------------------- */
 
-void fns_make_ahead_later(int connection)
+void fns_park_later(int connection)
 {
-    fns_list_add(&ahead_now, connection);
+    fns_list_add(&to_park, connection);
 }
 
-int fns_wants_ahead(void)
+int fns_has_to_park(void)
 {
-    return ahead_now.first != FNS_NONE;
+    return to_park.first != FNS_NONE;
 }
 
 /* If it fails, the server reads the next request there, and fails in the same way. */
-static void make_one_ahead(int connection)
+static void park_one(int connection)
 {
     enum fns_stage stage = FNS_STAGE_HELPER;
     long result = 0;
@@ -136,16 +135,16 @@ static void make_one_ahead(int connection)
         result = start(slot, connection, 1, 0, &stage);
     fns_let_sandbox_read(connection, result == 0);
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
-        fns_list_add(&ahead_later, connection);
+        fns_list_add(&to_park_then, connection);
 }
 
-void fns_make_ahead(void)
+void fns_park(void)
 {
-    for (int at; (at = fns_list_take(&ahead_now)) != FNS_NONE;) {
+    for (int at; (at = fns_list_take(&to_park)) != FNS_NONE;) {
         const struct fns_connection *connection = fns_connection(at);
-        if (connection->peer == FNS_PEER_CONNECTION && connection->wants_ahead &&
+        if (connection->peer == FNS_PEER_CONNECTION && connection->wants_parked &&
             !connection->is_closed && !connection->is_queued && connection->sandbox == FNS_NONE)
-            make_one_ahead(at);
+            park_one(at);
     }
 }
 
@@ -231,8 +230,8 @@ void fns_network_is_ready(void)
         waits.wait_ns += fns_now() - slot->since;
         free_if_failed(slot, connection);
     }
-    for (int at; (at = fns_list_take(&ahead_later)) != FNS_NONE;)
-        fns_make_ahead_later(at);
+    for (int at; (at = fns_list_take(&to_park_then)) != FNS_NONE;)
+        fns_park_later(at);
 }
 
 int fns_drop_queued(int connection)
@@ -283,16 +282,16 @@ static void end_use(int connection)
     at->sandbox = FNS_NONE;
     if (at->is_closed)
         fns_forget(connection);
-    else if (at->wants_ahead)
-        fns_make_ahead_later(connection);
+    else if (at->wants_parked)
+        fns_park_later(connection);
 }
 
-/* Whether a sandbox that was made ahead has ended without its request: that is still in the socket. */
+/* Whether a parked sandbox has ended without its request: that is still in the socket. */
 static int is_unused(const struct fns_sandbox *sandbox)
 {
     char byte;
-    if (!sandbox->is_ahead || !sandbox->requested)
-        return sandbox->is_ahead;
+    if (!sandbox->is_parked || !sandbox->requested)
+        return sandbox->is_parked;
     return sandbox->child.progress != FNS_PROGRESS_EXEC && !sandbox->reported &&
            fns_sys6(__NR_recvfrom, sandbox->connection, (long)&byte, 1,
                     FNS_MSG_PEEK | FNS_MSG_DONTWAIT, 0, 0) > 0;

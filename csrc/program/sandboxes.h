@@ -13,11 +13,10 @@ void fns_run_request(struct fns_slot *slot, int connection);
 /* Drops a request that waits, with a reply and its connection. 1: there was one. */
 int fns_drop_queued(int connection);
 
-/* Makes sandboxes ahead for connections that want one: for this one, later; for those of which it is time
- * to. */
-void fns_make_ahead_later(int connection);
-void fns_make_ahead(void);
-int fns_wants_ahead(void); /* whether it is time for some */
+/* Parks sandboxes for connections that want one: for this one, later; for all whose time it is. */
+void fns_park_later(int connection);
+void fns_park(void);
+int fns_has_to_park(void); /* whether it is time for any */
 
 /* A network namespace was made: starts what waits for one. */
 void fns_network_is_ready(void);

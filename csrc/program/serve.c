@@ -139,8 +139,8 @@ static void handle(int fd)
     }
 }
 
-/* What nobody waits for comes after all else. A sandbox is made ahead once the process that was told of an
- * end has had this CPU, if it runs here: the clone takes as long as the reply did. The closer is woken for
+/* What nobody waits for comes after all else. A sandbox is parked once the process that was told of an end
+ * has had this CPU, if it runs here: the clone takes as long as the reply did. The closer is woken for
  * many at a time, best beside a sandbox that was just started, whose caller has nothing to do either. */
 static void do_chores(int idle)
 {
@@ -148,9 +148,9 @@ static void do_chores(int idle)
     int started = fns_has_started();
     int wake =
         (idle && to_close) || (to_close >= MANY_TO_CLOSE && started) || to_close >= MOST_TO_CLOSE;
-    if (fns_wants_ahead())
+    if (fns_has_to_park())
         FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
-    fns_make_ahead();
+    fns_park();
     if (wake)
         fns_closer_wake();
     if (fns_has_strays() || (idle && !to_close))
@@ -160,7 +160,7 @@ static void do_chores(int idle)
 
 static int time_to_wait(void)
 {
-    if (fns_has_strays() || fns_wants_ahead())
+    if (fns_has_strays() || fns_has_to_park())
         return 0;
     if (fns_closer_pending())
         return CLOSE_MS;

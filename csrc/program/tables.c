@@ -1,5 +1,4 @@
-/* The tables of a server: slots, sandboxes, batches. They are mapped once, and take pages as they are used. Runs
- * in a template's server. */
+/* The tables of a server: slots, sandboxes, batches. Runs in a template's server. */
 #include "tables.h"
 
 #include "closer.h"
@@ -7,8 +6,7 @@
 
 #define MAX_SLOTS (1 << 13)
 #define MAX_SANDBOXES (1 << 20)
-#define MAX_NUMBER                                                                                 \
-    0x7fffffff /* a number is an index, and in its upper bits how often that was used */
+#define MAX_NUMBER 0x7fffffff
 
 struct batch {
     int number, alive;
@@ -88,7 +86,7 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     sandbox->child.userns = userns;
     sandbox->requested = sandbox->reported = 0;
     sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | index;
-    sandbox->pid = sandbox->is_ahead = sandbox->is_awaited = sandbox->has_ended = 0;
+    sandbox->pid = sandbox->is_parked = sandbox->is_awaited = sandbox->has_ended = 0;
     sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
     sandbox->is_watched = sandbox->batch = 0;
     sandbox->end.queued = 0;

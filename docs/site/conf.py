@@ -40,7 +40,9 @@ napoleon_use_ivar = True
 def add_contents(app, docname, source):
     """Add the table of contents to the front page. GitHub could not show it."""
     if docname == root_doc:
-        source[0] += (HERE / "contents.txt").read_text()
+        contents = HERE / "contents.txt"
+        app.env.note_dependency(str(contents))
+        source[0] += contents.read_text()
 
 
 def setup(app):

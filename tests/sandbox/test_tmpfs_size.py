@@ -29,7 +29,7 @@ def sizes(go: Any) -> dict[str, tuple[int, int]]:
     found = {}
     for mount in support.parse_report(done.stdout)["mounts"]:
         options = dict(option.partition("=")[::2] for option in mount["super_options"])
-        bound = mount["point"] in devices  # of a host whose /dev is one
+        bound = mount["point"] in devices  # the /dev of the host, if it is a tmpfs
         if mount["type"] == "tmpfs" and not bound:
             size = int(options["size"].rstrip("k")) * 1024
             found[mount["point"]] = (size, int(options["nr_inodes"].rstrip("k")))

@@ -463,6 +463,7 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["-e", "=x", "true"], "--env =x"),
     (["--env-file", "missing", "true"], "--env-file missing: No such file"),
     (["-w", "relative", "true"], "relative"),
+    (["-u", "", "true"], "user: ''"),
     (["-u", "no-such-user", "true"], "there is no user no-such-user"),
     (["--cap-add", "FLY", "true"], "--cap-add FLY"),
     (["--security-opt", "magic", "true"], "--security-opt magic"),

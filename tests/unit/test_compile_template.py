@@ -87,6 +87,13 @@ def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
     assert "/scratch" in mounted(plan.sandbox)
 
 
+def test_no_link_of_the_root_leads_a_sysfs_of_the_servers_elsewhere() -> None:
+    plan = plans.template(Spec(rootfs="/srv/root", overlay=True), USER, netns_pool=1)
+    assert plan.sandbox is not None
+    (bound,) = [op for op in plan.sandbox.ops if (op.code, op.target) == ("bind", b"/sys")]
+    assert bound.how & _core.HOW_NO_SYMLINKS
+
+
 @pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])
 def test_of_a_spec_alone(spec: Any) -> None:
     with pytest.raises(SpecError, match="a Spec, or None, expected") as caught:

@@ -44,6 +44,7 @@ DEFAULT_MOUNTS = (
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
+FILTERS: dict[object, str] = {"unconfined": "none", "default": "whole"}
 HOME = "/root"  # of uid 0, in DEFAULT_ENV
 
 
@@ -55,9 +56,9 @@ class Decisions:
     spec: Spec
 
     # Namespaces, by kind.
-    new: tuple[str, ...]  # made for it
+    new: tuple[str, ...]  # made for it, as Plan.namespaces
     by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
-    copied: tuple[str, ...]  # of those, made (again) once that user namespace is joined
+    copied: tuple[str, ...]  # copied once that user namespace is joined
     join_first: Joined  # by another process, which then clones the sandbox: a hop
     join: Joined  # by the sandbox
     user_last: bool  # root joins a user namespace after the others: its rights end there
@@ -91,7 +92,6 @@ class Decisions:
     dies_with_parent: bool
     maps_first: bool  # it writes its maps before it executes the program
     bounding: bool  # it can and has to reduce the bounding set
-    keep: int  # HOW_KEEP: rights to load a filter stay over the change of ids
     landlock: int  # version of the interface; 0: not used
     filter: str  # of system calls: none, profile; of the default one: whole, first, rest
 
@@ -99,6 +99,12 @@ class Decisions:
     def owned(self) -> int:
         """HOW_* of what is made for the sandbox: its uid 0 owns it."""
         return _core.HOW_OWNED if self.ids else 0
+
+    @property
+    def keep(self) -> int:
+        """HOW_KEEP where a filter or Landlock needs rights that the change of ids would take."""
+        needed = self.spec.seccomp != "unconfined" or self.spec.landlock
+        return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
     def but(self, **changes: Any) -> Decisions:
         return Decisions(**{**vars(self), **changes})
@@ -190,9 +196,8 @@ def decide(
         # belongs to that, and a pid 1 that stays has to keep its own from the command.
         maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
         bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
-        keep=_kept_rights(spec),
         landlock=_landlock_version(spec, caller.privileged or own_user),
-        filter=_filter(spec),
+        filter=FILTERS.get(spec.seccomp, "profile"),
     )
 
 
@@ -366,7 +371,7 @@ def _mounts(
         if not _view.lies_in(mount.destination, replaced)
     ]
     every = (*kept, *spec.mounts)
-    return tuple([_closed(mount) for mount in every]) if hosts_root else every
+    return tuple([_protected(mount) for mount in every]) if hosts_root else every
 
 
 def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
@@ -381,7 +386,7 @@ def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) ->
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
-def _closed(mount: Mount) -> Mount:
+def _protected(mount: Mount) -> Mount:
     """Makes /proc and /sys read-only where a uid inside may own their files, whose modes are the
     same in every instance on the machine. "rw" in the spec overrides this."""
     hosts = mount.type == "bind" and mount.source in TYPE_AT
@@ -477,12 +482,6 @@ def _cgroups_for(spec: Spec) -> CgroupPlan | None:
     return plan if plan.places else None
 
 
-def _kept_rights(spec: Spec) -> int:
-    """Without no_new_privileges, a filter and Landlock take a right that the change of ids ends."""
-    needed = spec.seccomp != "unconfined" or spec.landlock
-    return _core.HOW_KEEP if needed and not spec.no_new_privileges else 0
-
-
 def _landlock_version(spec: Spec, has_admin: bool) -> int:
     if not spec.landlock:
         return 0
@@ -491,9 +490,3 @@ def _landlock_version(spec: Spec, has_admin: bool) -> int:
     from fastns._policy import landlock  # most specs have none
 
     return landlock.abi()
-
-
-def _filter(spec: Spec) -> str:
-    if spec.seccomp == "unconfined":
-        return "none"
-    return "whole" if spec.seccomp == "default" else "profile"

@@ -120,7 +120,7 @@ def command(d: Decisions) -> Iterator[Op]:
     if d.dies_with_parent:
         yield Op("parent_death", "parent_death")  # after the ids, which would clear it
     # Landlock and filters need no_new_privileges, or else CAP_SYS_ADMIN, which is still there then.
-    drop = Op("capabilities", "capabilities", arg=_mask(spec), note=_listed(spec))
+    drop = _capabilities_op("capabilities", spec)
     if spec.no_new_privileges:
         yield drop
         yield NO_NEW_PRIVILEGES
@@ -169,20 +169,16 @@ def bounding(d: Decisions) -> Iterator[Op]:
     """A change of ids takes the right to do it. A process without that right cannot gain by exec
     what it lacks, once no_new_privileges is set."""
     if d.bounding:
-        mask, note = _mask(d.spec), _listed(d.spec)
-        yield Op("bounding", "capabilities", d.keep, arg=mask, note=note)
+        yield _capabilities_op("bounding", d.spec, d.keep)
 
 
-def _mask(spec: Spec) -> int:
-    if not spec.capabilities:
-        return 0
-    from fastns.capabilities import mask
+def _capabilities_op(code: str, spec: Spec, how: int = 0) -> Op:
+    mask, note = 0, " ".join(spec.capabilities) or "none"
+    if spec.capabilities:
+        from fastns import capabilities
 
-    return mask(spec.capabilities)
-
-
-def _listed(spec: Spec) -> str:
-    return " ".join(spec.capabilities) or "none"
+        mask = capabilities.mask(spec.capabilities)
+    return Op(code, "capabilities", how, arg=mask, note=note)
 
 
 def _ids(d: Decisions) -> Iterator[Op]:

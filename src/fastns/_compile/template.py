@@ -68,11 +68,11 @@ def decide_template(
     shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
     fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
     places = tuple([mount.destination for mount in fresh])
-    if not spec.overlay:
-        for mount in d.mounts:
-            _refuse_below(places, mount.destination if mount.type in SHARED_TYPES else "")
-        for destination in spec.files:
-            _refuse_below(places, destination)
+    by_server = [mount.destination for mount in d.mounts if mount.type in SHARED_TYPES]
+    for destination in () if spec.overlay else (*by_server, *spec.files):
+        for path in places:
+            if destination.startswith(path + "/"):
+                _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
     split = d.filter == "whole"
     bounds_all = d.id_map == "none"  # a new user namespace would give a full set again
 
@@ -122,13 +122,6 @@ def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
         _refuse("root_mode", "'pivot_root' expected")
     if spec.uid_mappings or spec.gid_mappings:
         _refuse("uid_mappings", "ranges of ids are not there yet")
-
-
-def _refuse_below(fresh: tuple[str, ...], destination: str) -> None:
-    """Nobody would see what the server puts there."""
-    for path in fresh:
-        if destination.startswith(path + "/"):
-            _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
 
 
 def _refuse(field: str, why: str) -> None:

@@ -197,18 +197,19 @@ def spec_of(
     mounts, files = _contents(flags)
     ids, home = _identity(flags, mounts, files)
     env = {**extra_env, **home, **fields.pop("env", {})}
+    more = {"mounts": mounts, "files": files, "env": env}
+    fields |= {field: value for field, value in more.items() if value}  # defaults need no check
+    fields |= ids
+    if flags.chroot:
+        fields["root_mode"] = "chroot"
     return Spec(
-        **(fields | ids),
-        root_mode="chroot" if flags.chroot else "pivot_root",
+        **fields,
         read_only=flags.read_only,
         overlay=flags.overlay,
         allow_setid=flags.allow_setid,
         init=flags.init,
         die_with_parent=True,
-        mounts=mounts,
         default_mounts=not flags.no_default_mounts,
-        files=files,
-        env=env,
         require_limits=not flags.no_require_limits,
     )
 
