@@ -1,5 +1,6 @@
 # The pipes of a running sandbox, for communicate().
 
+@cython.final
 cdef class Pipes:
     """Writes to stdin and reads from stdout and stderr of a sandbox.
 
