@@ -337,7 +337,7 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["jobs.jsonl", "-j", "two"], "--concurrency two"),
     (["jobs.jsonl", "--timeout", "soon"], "--timeout soon"),
     (["jobs.jsonl", "--timeout", "0"], "--timeout 0"),
-    (["jobs.jsonl", "--max-output", "0"], "max_output: 0: bytes, or text"),
+    (["jobs.jsonl", "--max-output", "0"], "max_output: '0': bytes, or text"),
     (["jobs.jsonl", "--max-output", "-1"], "max_output: '-1': bytes, or text"),
     (["jobs.jsonl", "--max-output", "1.5m"], "max_output: '1.5m': bytes, or text"),
     (["jobs.jsonl", "--max-output", "much"], "max_output: 'much': bytes, or text"),
