@@ -11,7 +11,7 @@ FNS_CHECKED int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t en
 /* Runs the last ops (FNS_OP_LAST). */
 FNS_CHECKED int fns_run_last_ops(struct fns_child *child);
 
-/* How many ops come before the first op with this code, or one that comes after it in ops.def. */
+/* How many ops come before the first whose code is `code` or stands after it in ops.def. */
 uint32_t fns_count_ops_before(const struct fns_plan *plan, enum fns_op_code code);
 
 #endif

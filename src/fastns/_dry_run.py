@@ -13,7 +13,7 @@ def lines(plan: Plan) -> list[str]:
     """The ops in order, a line each."""
     found = []
     if plan.hop:
-        found.append("helper: a process of its own makes the sandbox")
+        found.append("hop: a process that joins namespaces first clones the sandbox")
     found.append("clone: " + (" ".join(plan.namespaces) or "no new namespace"))
     if plan.ids is not None:
         uid, gid, size = plan.ids

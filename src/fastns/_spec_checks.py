@@ -121,7 +121,11 @@ def _namespaces(spec: Spec) -> None:
             _namespace_path(f"namespaces.{kind}", value)
     if not isinstance(spec.network, Default):
         if spec.network in ("bridge", "pasta"):
-            raise SpecError("network", f"{spec.network!r} is not available yet: none or host")
+            raise SpecError(
+                "network",
+                f"{spec.network!r} is not available yet: 'none', 'host' or the path of a network "
+                "namespace expected",
+            )
         if spec.network not in ("none", "host"):
             _namespace_path("network", spec.network)
         wanted = "new" if spec.network == "none" else spec.network
@@ -149,7 +153,9 @@ def _root(spec: Spec) -> None:
     if spec.root_mode not in ("pivot_root", "chroot"):
         raise SpecError("root_mode", f"{shown(spec.root_mode)}: pivot_root or chroot expected")
     if spec.overlay and spec.rootfs is None:
-        raise SpecError("overlay", "needs a rootfs: the host's directories have no layer over them")
+        raise SpecError(
+            "overlay", "needs a rootfs: without one the host's directories are shown read-only"
+        )
     mount = spec.namespace("mount")
     if mount == "new":
         return

@@ -56,7 +56,8 @@ CGROUP_LIMITS = (
     *("memory", "memory_swap", "pids_limit", "cpus"),
     *("cpu_weight", "cpuset", "io", "cpu_time"),
 )
-HOST_BY_DEFAULT = ("user", "time")
+HOST_BY_DEFAULT = ("user", "time")  # the compiler makes "user" a range of ids, or a new one
+
 MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
@@ -134,15 +135,15 @@ class Spec:
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
             RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
-            4 MiB. All but RLIMIT_CORE are at most half of the caller's soft limit, but 256 fds if
-            the caller has that many. Limits without a default are the caller's.
+            4 MiB. Where half of the caller's soft limit is lower, that is used instead (not for
+            RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Limits without a default are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
             kernel drops each signal to it that it has no handler for: abort() ends as -11, and
             raise(SIGABRT), alarm() and SIGPIPE do not end it.
         die_with_parent: killed when the thread that starts it ends, so with the caller however that
             ends (PR_SET_PDEATHSIG, prctl(2)). The command may turn this off by that call, or by
             executing a setuid program; with init=True it cannot. Where threads come and go, use a
-            Template: its sandboxes always end with the caller, and with no thread of it.
+            Template: its sandboxes end with the caller, never with one of its threads.
         memory: bytes, or text such as "64m", for all its processes and its tmpfs together.
         memory_swap: memory and swap together. None: no swap; -1: as much as there is.
         pids_limit: processes and threads.
@@ -168,7 +169,7 @@ class Spec:
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
-            command is executed; without no_new_privileges also execveat, fcntl and sched_yield.
+            command is executed; without no_new_privileges also prctl and capset.
         allow_setid: whether set-user-ID and set-group-ID files may be made even if files of the
             host can be written (a writable rootfs or bind). False: the default filter then refuses
             it, EPERM. If no such file can be written, it is allowed anyway.

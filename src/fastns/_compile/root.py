@@ -1,7 +1,7 @@
 """Ops for the root: how its tree is made, filled and entered.
 
 It is made on top of "/", where the caller's paths still lead to the sources of binds;
-docs/architecture.md has the steps.
+docs/architecture/mounts.md has the steps.
 """
 
 from __future__ import annotations
