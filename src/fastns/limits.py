@@ -101,7 +101,9 @@ def _check_number(field: str, value: Any, low: float, high: float, what: str) ->
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise SpecError(field, f"{shown(value)}: {what} from {low} to {high}, such as 1.5, expected")
+        raise SpecError(
+            field, f"{shown(value)}: {what} from {low} to {high}, such as 1.5, expected"
+        )
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:

@@ -136,7 +136,8 @@ class Spec:
         rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
             RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
             4 MiB. Where half of the caller's soft limit is lower, that is used instead (not for
-            RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Limits without a default are the caller's.
+            RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Limits without a
+            default are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
             kernel drops each signal to it that it has no handler for: abort() ends as -11, and
             raise(SIGABRT), alarm() and SIGPIPE do not end it.
