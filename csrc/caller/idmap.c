@@ -122,8 +122,11 @@ static int run_program(const char *program, int pid, const char *file, const cha
         uint64_t now = fns_now();
         ret = end && now >= end ? -ETIME
                                 : fns_spawn(&nothing, &args, end ? end - now : 0, &process, &error);
-        if (ret == 0)
+        if (ret == 0) {
             ret = await_program(process.pidfd, end);
+            if (ret == -ECANCELED && process.late) /* killed by fns_spawn(), as its time was over */
+                ret = -ETIME;
+        }
     }
     if (ret == 0)
         ret = check_map(pid, file);

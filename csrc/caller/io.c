@@ -55,8 +55,10 @@ static int drain(struct fns_io *io, int which)
 {
     char chunk[CHUNK];
     struct fns_buffer *buffer = &io->output[which - 1];
-    int has_room = buffer->capacity - buffer->size >= CHUNK;
-    ssize_t n = read(io->fds[which], has_room ? buffer->data + buffer->size : chunk, CHUNK);
+    size_t room = buffer->capacity - buffer->size;
+    int has_room = room >= CHUNK;
+    ssize_t n = read(io->fds[which], has_room ? buffer->data + buffer->size : chunk,
+                     has_room ? room : CHUNK);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
     size_t kept = (size_t)n, left = io->limit - buffer->size;

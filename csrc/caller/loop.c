@@ -233,14 +233,15 @@ int fns_io_state(const struct fns_io *io, uint64_t now)
 
 /* ---- one sandbox ----------------------------------------------------------------------------- */
 
-/* -EINTR: after FNS_LOOK_NS, or sooner where a tracer holds the sandbox, which the caller then attends to. */
+/* Looks at least once. -EINTR: after FNS_LOOK_NS, or sooner where a tracer holds the sandbox, which the
+ * caller then attends to. */
 static int run(struct fns_loop *loop, struct fns_io *io)
 {
     const uint64_t start = fns_now();
     io->ended |= fns_end_fd(&io->process) < 0; /* reaped already: only the pipes are left */
-    int ret = fns_loop_add(loop, 0, io), state;
+    int ret = fns_loop_add(loop, 0, io), state, turns = 0;
     while ((state = fns_io_state(io, loop->now)) == FNS_IO_RUNS && ret == 0)
-        ret = fns_now() - start < (io->held ? HELD_NS : FNS_LOOK_NS)
+        ret = turns++ == 0 || fns_now() - start < (io->held ? HELD_NS : FNS_LOOK_NS)
                   ? fns_loop_turn(loop, start + FNS_LOOK_NS)
                   : -EINTR;
     return state == FNS_IO_RUNS ? ret : state;

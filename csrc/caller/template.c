@@ -1,6 +1,6 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the caller.
  *
- * The server (csrc/program/server.c) is a sandbox that stays. Requests go over connections, SEQPACKET socket pairs
+ * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, SEQPACKET socket pairs
  * of which each serves one sandbox at a time: to run a command and report its end, or to start one whose
  * end is requested later (shared/wire.h).
  */

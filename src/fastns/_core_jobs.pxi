@@ -253,10 +253,10 @@ def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
     cdef _Jobs jobs = _Jobs(plan, server, items)
     try:
         jobs.run(concurrency, True)
+        return [jobs.started(i) for i in range(jobs.n)]  # a signal handler may raise here too
     except BaseException:
         jobs.discard()
         raise
-    return [jobs.started(i) for i in range(jobs.n)]
 
 
 def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None, each=None):

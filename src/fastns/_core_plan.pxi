@@ -140,6 +140,8 @@ cdef class Plan:
 
     def can_idmap(self, bytes path, bint recursive):
         """Whether a bind of this path can keep its owners in its range of ids: 0, or the errno."""
+        if self.ids is None:
+            raise ValueError("a plan without a range of ids")
         cdef int userns = self.userns(), ret
         cdef const char *text = PyBytes_AS_STRING(path)
         with nogil:

@@ -267,7 +267,9 @@ class Spec:
     def limits(self) -> Limits | None:
         """What cgroups have to enforce; None: nothing."""
         values = {name: getattr(self, name) for name in CGROUP_LIMITS}
-        if all(value in (None, NOTHING) for value in values.values()):
+        if self.io in (None, NOTHING) and all(
+            value is None for name, value in values.items() if name != "io"
+        ):
             return None
         from fastns.limits import check_limits  # a spec without limits does not need it
 

@@ -491,3 +491,18 @@ def test_what_they_raise_ends_the_batch(plan: fastns.Plan, where: str) -> None:
     with pytest.raises(ZeroDivisionError):
         run_batch_by(None, plan, jobs, 2, None, True, None, None, **{where: stop})
     assert marked(mark) == []
+
+
+def test_an_exception_while_handles_are_made_ends_what_was_started(
+    busybox: fastns.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler may raise while the error of a job is put into words."""
+
+    def interrupted(*_args: object, **_fields: object) -> None:
+        raise KeyboardInterrupt
+
+    mark = marker()
+    monkeypatch.setattr(fastns.errors, "hint_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastns.spawn_batch([["no-such-file"], ["sleep", mark], ["sleep", mark]], spec=busybox)
+    assert eventually(lambda: not marked(mark))

@@ -455,6 +455,7 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--ipc", "proc/42/ns/ipc", "true"], "proc/42/ns/ipc"),
     (["--userns", "sideways", "true"], "--userns sideways"),
     (["--network", "bridge", "true"], "--network bridge"),
+    (["--network", "", "true"], "--network"),
     (["--userns", "keep-id", "--uidmap", "0:1:1", "true"], "keep-id"),
     (["--userns", "keep-id", "-u", "4294967294", "true"], "4294967294"),
     (["--uidmap", "0:1:1", "true"], "gid_mappings"),

@@ -38,6 +38,14 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller) -> None:
     assert found == (maps if caller is USER else [])
 
 
+def test_a_dev_of_the_spec_is_mounted_by_each_sandbox() -> None:
+    """The server has none that it could make read-only."""
+    dev = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
+    plan = template(ROOT, overlay=True, default_mounts=False, mounts=[dev])
+    assert "read_only /dev" not in steps(plan)
+    assert mounted(plan.sandbox) == ["/dev"]
+
+
 @pytest.mark.parametrize(
     "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
 )

@@ -48,6 +48,11 @@ def test_a_size_that_is_none(text: Any) -> None:
     [
         ("memory", {"memory": "4k"}),
         ("memory", {"memory": []}),
+        ("memory", {"memory": {}}),
+        ("pids_limit", {"pids_limit": {}}),
+        ("cpus", {"cpus": {}}),
+        ("cpuset", {"cpuset": {}}),
+        ("cpu_time", {"cpu_time": {}}),
         ("memory_swap", {"memory_swap": "64m"}),
         ("memory_swap", {"memory": "64m", "memory_swap": "32m"}),
         ("memory_swap", {"memory": "64m", "memory_swap": -2}),

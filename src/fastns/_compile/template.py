@@ -204,7 +204,7 @@ def _parts(d: Decisions) -> Iterator[Op]:
     for number, destination in enumerate(d.spec.files):
         how, part = _core.HOW_CREATE, b"/parts/file%d" % number
         yield mounts.file_op(d, number, destination, part, how, ATTR_RDONLY)
-    if DEV in d.mounts:
+    if any(mount is DEV for mount in d.mounts):
         yield DEV_READ_ONLY
     yield root.pivot_op(source, 1)
 

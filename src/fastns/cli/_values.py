@@ -44,7 +44,7 @@ def fields(
         "cpu_weight": number("--cpu-weight", flags.cpu_weight, int),
         "io": io_rates(flags.io),
     }
-    if modes["network"] and "/" not in modes["network"]:
+    if modes["network"] is not None and "/" not in modes["network"]:
         found["network"] = network(modes["network"])
     if flags.landlock_read or flags.landlock_write:
         found["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
