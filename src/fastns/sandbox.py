@@ -264,7 +264,8 @@ class Sandbox(GenericBase[S]):
 
     def kill(self) -> None:
         """Ends every process of the sandbox at once: those of its pid namespace or, if it has none
-        of its own, its first process and all descendants."""
+        of its own, its first process and all descendants.
+        A daemon that another process has adopted is no descendant any more."""
         if self._runs():
             self._killed = True
             self._check_kill(self._process.kill_all())
