@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from _collections_abc import Iterator, Mapping, Sequence
 
@@ -182,4 +181,7 @@ def writes_to_host(mount: Mount) -> bool:
 
 def directories_above(path: str) -> list[str]:
     """The directories above a plain absolute path, without "/"."""
-    return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))[1:]
+    above = [""]
+    for name in path.split("/")[1:-1]:
+        above.append(f"{above[-1]}/{name}")
+    return above[1:]
