@@ -22,7 +22,7 @@ from processes import script
 import fastns
 from fastns import IDMapping, Rlimit, SpawnError, Spec
 
-WAYS = pytest.mark.parametrize("way", [{}, {"init": True}], ids=["direct", "staged"])
+WAYS = pytest.mark.parametrize("way", [{}, {"init": True}], ids=["direct", "init"])
 HOST = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 
 
@@ -80,7 +80,7 @@ def nested(code: str, *args: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "staged"])
+@pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "init"])
 @pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
     """The limit is that of a user namespace made for the test; the host's limit does not change."""

@@ -23,7 +23,7 @@ from processes import script
 import fastns
 from fastns import Mount, SpawnError, Spec
 
-WAYS = pytest.mark.parametrize("way", [{}, {"init": True}], ids=["direct", "staged"])
+WAYS = pytest.mark.parametrize("way", [{}, {"init": True}], ids=["direct", "init"])
 HOST = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 
 

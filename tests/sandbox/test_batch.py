@@ -27,9 +27,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 SMALL: dict[str, Any] = {"default_mounts": False, "network": "host"}
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
-    spec = fastns.Spec(rootfs=probe_rootfs, init=request.param == "staged", **SMALL)
+    spec = fastns.Spec(rootfs=probe_rootfs, init=request.param == "init", **SMALL)
     return fastns.compile(spec)
 
 
@@ -313,10 +313,11 @@ def test_a_late_job_tells_what_it_used(plan: fastns.Plan) -> None:
     assert not outcome.truncated
 
 
-def test_max_output_is_for_each_stream_of_each_job(plan: fastns.Plan, busybox_rootfs: Path) -> None:
+@pytest.mark.parametrize("init", [False, True])
+def test_max_output_is_for_each_stream_of_each_job(busybox_rootfs: Path, init: bool) -> None:
     code = "yes | head -c $0; yes | head -c 99 >&2"
     jobs = [["sh", "-c", code, size] for size in ("100", "101", "1000000")]
-    spec = fastns.Spec(rootfs=busybox_rootfs, init=plan.method == "staged")
+    spec = fastns.Spec(rootfs=busybox_rootfs, init=init)
     with fastns.Template(fastns.Spec(rootfs=busybox_rootfs)) as template:
         for outcomes in (
             fastns.run_batch(jobs, spec=spec, max_output=100),

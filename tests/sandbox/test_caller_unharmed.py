@@ -54,13 +54,13 @@ def actions(root: Path) -> dict[str, Action]:
         "direct": runs(spec()),
         "direct, mounts": runs(spec(default_mounts=True)),
         "direct, own user namespace": runs(spec(**own_user)),
-        "staged": runs(spec(init=True)),
-        "staged, own user namespace": runs(spec(init=True, **own_user)),
+        "init": runs(spec(init=True)),
+        "init, own user namespace": runs(spec(init=True, **own_user)),
         "direct, no command": fails(spec(), "exec", "/missing"),
         "direct, no directory": fails(spec(), "chdir", cwd="/missing"),
         "direct, no target": fails(spec(mounts=[missing]), "mount"),
-        "staged, no command": fails(spec(init=True), "exec", "/missing"),
-        "staged, no target": fails(spec(init=True, mounts=[missing]), "mount"),
+        "init, no command": fails(spec(init=True), "exec", "/missing"),
+        "init, no target": fails(spec(init=True, mounts=[missing]), "mount"),
     }
     if support.is_root():
         ids = fastns.IDMapping(0, 100000, 1000)

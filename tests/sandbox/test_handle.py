@@ -19,9 +19,9 @@ from processes import eventually, marked, marker, script
 import fastns
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
-    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, init=request.param == "staged"))
+    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, init=request.param == "init"))
 
 
 # ---- the end ----

@@ -24,7 +24,7 @@ import fastns
 from fastns import SpawnError, Spec
 
 Report = Callable[..., dict[str, Any]]
-# Each way of starting: direct, direct with an id map, staged, with a reaper, with a range.
+# Each way of starting: plain, with an id map, with a reaper, with a range, by chroot.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "user namespace": {"namespaces": {"user": "new"}},

@@ -28,7 +28,7 @@ def scenarios(root: Path) -> dict[str, Scenario]:
         fields = {"rootfs": root, "default_mounts": False, "network": "host", **fields}
         return fastns.compile(fastns.Spec(**fields))
 
-    direct, staged = spec(), spec(init=True)
+    direct, with_init = spec(), spec(init=True)
 
     def runs(plan: fastns.Plan, *args: str, **arguments: Any) -> Scenario:
         def scenario() -> None:
@@ -60,19 +60,19 @@ def scenarios(root: Path) -> dict[str, Scenario]:
     echo = {"input": b"x" * 100_000, "capture_output": True}
     found = {
         "direct": runs(direct),
-        "staged": runs(staged),
+        "init": runs(with_init),
         "default mounts": runs(spec(default_mounts=True)),
         "overlay": runs(spec(overlay=True)),
         "files": runs(spec(files={"/etc/hosts": "x"})),
         "user namespace": runs(spec(namespaces={"user": "new"})),
         "pipes": runs(direct, "/probe", "--echo", **echo),
-        "pipes, staged": runs(staged, "/probe", "--echo", **echo),
+        "pipes, init": runs(with_init, "/probe", "--echo", **echo),
         "killed": killed(direct),
-        "killed, staged": killed(staged),
+        "killed, init": killed(with_init),
         "dropped": dropped,
     }
-    for name, plan in {"direct": direct, "staged": staged}.items():
-        init = plan is staged
+    for name, plan in {"direct": direct, "init": with_init}.items():
+        init = plan is with_init
         found |= {
             f"exec, {name}": fails("exec", plan, "/missing"),
             f"exec of a directory, {name}": fails("exec", plan, "/etc"),
@@ -187,7 +187,7 @@ def every_description() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("init", [False, True], ids=["direct", "staged"])
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> None:
     """With each number of free fds, from 0 on: a sandbox that works, or a clean SpawnError."""
     code = """
@@ -246,7 +246,7 @@ for start in (plain, piped, quiet, batch, spawned):
 
 
 def test_a_pidfd_that_finds_no_place_leaves_nothing(probe_rootfs: Path) -> None:
-    """Another thread takes every free fd during a staged start. The sandbox whose pidfd is lost on
+    """Another thread takes every free fd during a start. The sandbox whose pidfd is lost on
     its way here is still ended."""
     code = """
 import resource

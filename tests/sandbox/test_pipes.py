@@ -19,16 +19,16 @@ MIB = 1 << 20
 Run = Callable[..., fastns.CompletedSandbox]
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
-    init = request.param == "staged"
+    init = request.param == "init"
     return fastns.compile(fastns.Spec(rootfs=probe_rootfs, default_mounts=False, init=init))
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def shell(request: pytest.FixtureRequest, busybox_rootfs: Path) -> Run:
     """`shell(code)`: runs it with the root's sh and captures."""
-    plan = fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "staged"))
+    plan = fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "init"))
 
     def run(code: str, **arguments: Any) -> fastns.CompletedSandbox:
         arguments = {"capture_output": True, "timeout": 30, **arguments}

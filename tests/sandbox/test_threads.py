@@ -89,7 +89,7 @@ print(sorted(codes))
         assert script(code, str(probe_rootfs)) == f"{list(range(8))}\n"
 
 
-@pytest.mark.parametrize("init", [False, True], ids=["direct", "staged"])
+@pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_forked_child_can_spawn(probe_rootfs: Path, init: bool) -> None:
     code = """
 spec = fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True", default_mounts=False)

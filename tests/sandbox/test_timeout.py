@@ -16,14 +16,14 @@ from processes import eventually, marked, marker, script
 import fastns
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
-    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, init=request.param == "staged"))
+    return fastns.compile(fastns.Spec(rootfs=probe_rootfs, init=request.param == "init"))
 
 
-@pytest.fixture(params=["direct", "staged"])
+@pytest.fixture(params=["direct", "init"])
 def busybox(request: pytest.FixtureRequest, busybox_rootfs: Path) -> fastns.Plan:
-    return fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "staged"))
+    return fastns.compile(fastns.Spec(rootfs=busybox_rootfs, init=request.param == "init"))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def interrupt(how):
 calls = {
     "run": lambda: fastns.run(sleep, spec=spec),
     "run, captured": lambda: fastns.run(sleep, spec=spec, capture_output=True, input=b"x" * 10**6),
-    "run, staged": lambda: fastns.run(sleep, spec=fastns.Spec(rootfs=root, init=True)),
+    "run, init": lambda: fastns.run(sleep, spec=fastns.Spec(rootfs=root, init=True)),
     "run_batch": lambda: fastns.run_batch([sleep] * 40, spec=spec, concurrency=4),
     "spawn_batch": lambda: fastns.spawn_batch([sleep] * 4000, spec=spec),
 }
@@ -255,7 +255,7 @@ for how in (
     [
         "run",
         "run, captured",
-        "run, staged",
+        "run, init",
         "communicate",
         "wait",
         "run_batch",

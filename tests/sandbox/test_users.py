@@ -208,7 +208,7 @@ def test_the_environment_is_clean(report: Report, monkeypatch: pytest.MonkeyPatc
         "TERM=xterm",
         "LANG=C.UTF-8",
     }
-    for fields in ({}, {"init": True}):  # direct and staged
+    for fields in ({}, {"init": True}):  # direct, and with a reaper
         assert set(report(**fields)["environ"]) == clean
         assert set(report(env={"MORE": "1", "TERM": "dumb"}, **fields)["environ"]) == (
             clean - {"TERM=xterm"} | {"TERM=dumb", "MORE=1"}
