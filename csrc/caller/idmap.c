@@ -74,8 +74,9 @@ static char **places_of(const char *program)
 
 /* Waits for the end of a program, and kills it if the wait fails. 0; -EPERM: it failed; -ECANCELED: it was killed;
  * -ETIME: its time is over; -EINTR: the caller gives up; -errno. */
-static int await_program(int pidfd, uint64_t end)
+static int await_program(const struct fns_process *process, uint64_t end)
 {
+    const int pidfd = process->pidfd;
     struct pollfd fd = {.fd = pidfd, .events = POLLIN};
     struct fns_deadline deadline = {.end = end};
     int ret = 0, ready = 0;
@@ -96,8 +97,8 @@ static int await_program(int pidfd, uint64_t end)
     }
     close(pidfd);
     if (info.si_code != CLD_EXITED)
-        return -ECANCELED;
-    return info.si_status ? -EPERM : 0; /* it has said why on stderr */
+        return process->late ? -ETIME : -ECANCELED; /* late: killed by fns_spawn() */
+    return info.si_status ? -EPERM : 0;             /* it has said why on stderr */
 }
 
 /* Runs `program pid inside outside count ...`, which is to write `file`. 0, or as await_program(). */
@@ -122,11 +123,8 @@ static int run_program(const char *program, int pid, const char *file, const cha
         uint64_t now = fns_now();
         ret = end && now >= end ? -ETIME
                                 : fns_spawn(&nothing, &args, end ? end - now : 0, &process, &error);
-        if (ret == 0) {
-            ret = await_program(process.pidfd, end);
-            if (ret == -ECANCELED && process.late) /* killed by fns_spawn(), as its time was over */
-                ret = -ETIME;
-        }
+        if (ret == 0)
+            ret = await_program(&process, end);
     }
     if (ret == 0)
         ret = check_map(pid, file);

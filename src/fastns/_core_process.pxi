@@ -134,7 +134,7 @@ cdef class Process:
         if self.reaping:
             return -EAGAIN
         ret = self.enter()
-        if ret > 0 and c.fns_wait(&self.process, 0) in (0, -EINTR):
+        if ret > 0 and c.fns_wait(&self.process, 0) == 0:
             ret = -EAGAIN
         self.leave()
         if ret < 0:

@@ -43,7 +43,7 @@ cdef class Server:
 
     def alive(self):
         """Whether it runs, and belongs to this process."""
-        return self.usable() and c.fns_wait(&self.process, 0) != 1
+        return self.usable() and c.fns_wait(&self.process, 0) == 0
 
     def usable(self):
         """As alive(), without asking the kernel: a start on a dead one raises ConnectionAbortedError."""
