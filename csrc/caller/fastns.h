@@ -181,8 +181,8 @@ void fns_server_close(struct fns_process *server);
 int fns_server_connect(const struct fns_process *server, enum fns_patience patience);
 
 /* As fns_spawn(), by a server. After FNS_DETAIL_BROKEN the connection is of no use: -EPIPE: its other end was closed,
- * and nothing was started; -ECANCELED: the server was killed, with all that it had started. After any other error it
- * can be used again at once. */
+ * and nothing was started; -ECANCELED: the server was killed, and every sandbox with it. After any other error the
+ * connection can be used again at once. */
 int fns_server_spawn(const struct fns_process *server, int connection,
                      const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);

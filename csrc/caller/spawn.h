@@ -32,8 +32,8 @@ struct fns_deadline {
 /* How long the next step may take: to the end, at most FNS_LOOK_NS. */
 struct timespec fns_step(const struct fns_deadline *deadline);
 
-/* After a step: 0: go on; -ETIME: the time is over; -EINTR: the caller gives up. That is asked if a signal has
- * interrupted the step, and otherwise every FNS_LOOK_NS. */
+/* Whether to go on after a step. 0: yes; -ETIME: the time is over; -EINTR: the caller gives up. The caller is asked
+ * after a signal has interrupted the step, and otherwise every FNS_LOOK_NS. */
 FNS_CHECKED int fns_over(struct fns_deadline *deadline, int signalled);
 
 /* The same, but when its time is over the process is killed and `late`, and the wait goes on without an end. */

@@ -221,7 +221,8 @@ static int relay_rest(struct run *run, int patient)
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
-/* Acts on a signal to this program: KILLED: the sandbox has to be killed; ENDED: it goes on. */
+/* Acts on a signal to this program. KILLED: the caller has to kill the sandbox. ENDED: the command handles the
+ * signal, and the caller waits on. */
 static enum end act_on(const struct run *run)
 {
     const struct fns_process *process = &run->process;

@@ -11,7 +11,7 @@ void fns_kill(struct fns_sandbox *sandbox);
 /* Whether killed sandboxes may not have ended yet. */
 int fns_has_killed(void);
 
-/* Kills what keeps killed sandboxes from their end, when it is time to. */
+/* Kills whatever still keeps a killed sandbox from ending after FNS_KILL_MS. */
 void fns_check_killed(void);
 
 /* Forgets what the kill of a sandbox needs: it has ended. */

@@ -1,4 +1,4 @@
-/* The ops that join and make namespaces, and write files. Runs in the program and in a template's
+/* The ops that join namespaces, make namespaces and write files. Runs in the program and in a template's
  * sandboxes (child.h). */
 #include "child.h"
 #include "linux.h"

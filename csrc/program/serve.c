@@ -26,8 +26,8 @@
 enum {
     MAX_EVENTS = 64,
     STRAYS_MS = 500, /* how often strays are looked for while sandboxes run */
-    /* When the closer is woken: for many, or after a pause. The pause is longer than a tick, so that the
-     * kernel need not set a timer for it. */
+    /* The closer is woken when there is much to close, or after a pause. The pause is longer than a tick, so
+     * that the kernel need not set a timer for it. */
     CLOSE_MS = 20,
     MANY_TO_CLOSE = 16,
     MOST_TO_CLOSE = 48

@@ -29,7 +29,7 @@ cdef class Fd:
         return io.BufferedReader(raw) if how == "rb" else io.BufferedWriter(raw)
 
     def give(self, name, flags):
-        """The fd, which is the caller's from then on; for open()'s `opener`."""
+        """Hands the fd over to the caller, who closes it. Can be an `opener` of open()."""
         fd = self.fd
         self.fd = -1
         return fd

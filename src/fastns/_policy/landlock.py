@@ -49,7 +49,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> tuple[int, int]:
-    """The accesses and the scopes that this version can refuse."""
+    """The kinds of access and the scopes that this version can refuse, as bits."""
     known = [more for since, more in SINCE.items() if since <= version]
     return sum(files for files, _ in known), sum(scopes for _, scopes in known)
 

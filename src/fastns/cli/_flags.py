@@ -83,8 +83,8 @@ RIGHTS = (
     (MANY, "--cap-drop", "CAP", "take a capability out of those granted"),
     (MANY, "--security-opt", "OPT", "no-new-privileges=false, seccomp=unconfined, seccomp=FILE (a "
      "JSON profile, as docker's), systempaths=unconfined"),
-    (SWITCH, "--allow-setid", "", "let set-user-ID files work even where the sandbox can write "
-     "to host files"),
+    (SWITCH, "--allow-setid", "", "allow making set-user-ID and set-group-ID files even where "
+     "the sandbox can write to host files"),
     (MANY, "--landlock-read", "PATH", "restrict reading and executing to what is below PATH "
      "inside, and below the other PATHs given"),
     (MANY, "--landlock-write", "PATH", "allow writing below PATH as well (Landlock)"),

@@ -116,7 +116,7 @@ class _Kind:
     commands: tuple[str, ...]
     """Looked up when no command of its kind is given; the first one must exist."""
     form: str
-    """A regular expression for the names of its programs."""
+    """A regular expression that the names of its programs match."""
 
     def is_one(self, path: str) -> bool:
         return any(re.fullmatch(self.form, os.path.basename(end)) for end in (path, _end(path)))

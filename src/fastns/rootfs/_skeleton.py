@@ -1,6 +1,6 @@
-"""What is in every root: the directories, and a minimal /etc.
+"""What every root has: the usual directories and a minimal /etc.
 
-It is added last, and leaves alone what is already planned as a copy of the host's.
+It is added last, and does not replace a file that is to be copied from the host.
 """
 
 from __future__ import annotations
