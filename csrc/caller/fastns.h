@@ -306,7 +306,15 @@ struct fns_job {
     int timed_out;
 };
 
-/* Starts a job's sandbox, over `connection` to its server if it has one. The caller reaps it and gives back its
+/* These run a job in three steps. fns_job_start(): over `connection` if it has a server; 0, or -errno and job->error;
+ * -ETIME without an error: its time was over before there was a sandbox, and it is finished as if it had been killed.
+ * fns_job_kill(): while it runs. fns_job_finish(): once its sandbox has ended or was killed: reaps it, closes its pipes,
+ * sets the job's results. */
+int fns_job_start(struct fns_job *job, int connection);
+void fns_job_kill(struct fns_job *job);
+void fns_job_finish(struct fns_job *job);
+
+/* Only starts a job's sandbox, in the same way, without pipes or a time limit. The caller reaps it and gives back its
  * cgroup. 0, or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 

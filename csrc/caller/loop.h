@@ -54,14 +54,4 @@ void fns_io_close_end(struct fns_io *io, int which);
 /* Whether a sandbox that is said to have ended can be reaped: not while another process traces it. (wait.c) */
 int fns_reapable(const struct fns_process *process);
 
-/* Starts a job, over `connection` if it has a server. 0, or -errno and job->error. -ETIME without an error: the
- * job's time was over before there was a sandbox; it is finished, as if it had been killed for that. (job.c) */
-int fns_job_start(struct fns_job *job, int connection);
-
-/* Kills a job that runs. */
-void fns_job_kill(struct fns_job *job);
-
-/* Once its sandbox has ended or was killed: reaps it, closes its pipes, sets the job's results. */
-void fns_job_finish(struct fns_job *job);
-
 #endif

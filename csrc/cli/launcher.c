@@ -1,37 +1,20 @@
-/* fastns-exec: runs one command in one sandbox, as a plan file says.
+/* fastns-exec: runs one command in a sandbox that a plan file describes.
  *
  * Reads the file (trust.c, planfile.c), runs the command (run.c), and reports how it ended (report.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <unistd.h>
 
-#include "options.h"
-#include "planfile.h"
-#include "report.h"
-#include "run.h"
-#include "trust.h"
+#include "cli.h"
 
-__attribute__((format(printf, 3, 4))) static void fail(struct outcome *outcome, const char *hint,
-                                                       const char *form, ...)
-{
-    va_list args;
-    va_start(args, form);
-    vsnprintf(outcome->message, sizeof outcome->message, form, args);
-    va_end(args);
-    outcome->cause = "failed";
-    outcome->exit_code = EXIT_FAILED;
-    complain(outcome->message, hint);
-}
-
-/* If 0, 1 or 2 is closed, a file of this program would get that number, and the command could write to it. Opened for
- * the other direction, its use still fails with EBADF. */
-static void hold_closed_fds(void)
+/* A file of this program would get the number of a closed stdio fd, and the command could write to it. /dev/null is
+ * opened for the other direction, so that using the fd still fails with EBADF. */
+static void fill_closed_stdio(void)
 {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0)
@@ -66,25 +49,25 @@ static void refuse(struct outcome *outcome, const char *plan, int fault,
     switch ((enum fns_planfile_fault)fault) {
     case FNS_PLANFILE_NO_PLAN:
         fail(outcome, "fastns compile -o PLAN makes one", "%s: not a plan file", plan);
-        return;
+        break;
     case FNS_PLANFILE_BUILD:
         fail(outcome, again, "%s: compiled by another build of fastns (%s; this is %s)", plan,
              made_for->build, here->build);
-        return;
+        break;
     case FNS_PLANFILE_MACHINE:
         fail(outcome, again, "%s: compiled for another machine or kernel (%s; this is %s)", plan,
              made_for->machine, here->machine);
-        return;
+        break;
     case FNS_PLANFILE_CALLER:
         put_caller(one, sizeof one, made_for);
         put_caller(other, sizeof other, here);
         fail(outcome, again, "%s: compiled for another caller (%s; this is %s)", plan, one, other);
-        return;
-    case FNS_PLANFILE_DAMAGED: fail(outcome, again, "%s: the plan file is damaged", plan); return;
+        break;
+    case FNS_PLANFILE_DAMAGED: fail(outcome, again, "%s: the plan file is damaged", plan); break;
     }
 }
 
-/* Reads the plan file. 0; -1: the outcome says why not. */
+/* 0; or an error, recorded in `outcome`. */
 static int open_plan(const char *plan, struct fns_planfile *file, struct outcome *outcome)
 {
     struct fns_identity here, made_for;
@@ -104,7 +87,7 @@ static int open_plan(const char *plan, struct fns_planfile *file, struct outcome
         if (ret)
             refuse(outcome, plan, ret, &made_for, &here);
     }
-    return ret ? -1 : 0;
+    return ret;
 }
 
 int main(int argc, char **argv)
@@ -112,24 +95,23 @@ int main(int argc, char **argv)
     struct outcome outcome = {.op_index = -1};
     struct options options;
     struct fns_planfile file;
-    struct fns_result result;
     (void)argc;
-    hold_closed_fds();
-    read_options(argv, &options);
+    fill_closed_stdio();
+    read_options(argv, &options, &outcome);
     if (options.asked != ASKED_TO_RUN) {
         if (options.asked == ASKED_FOR_HELP)
-            print_help();
+            fputs(help_text, stdout);
         else
             printf("fastns-exec %s\n", FNS_VERSION);
         return fflush(stdout) == 0 ? 0 : EXIT_FAILED;
     }
-    if (*options.wrong)
-        fail(&outcome, options.hint, "%s", options.wrong);
-    else if (getauxval(AT_SECURE))
+    if (getauxval(AT_SECURE))
         fail(&outcome, "remove the set-user-ID bit and the file's capabilities",
              "fastns-exec has rights of its own: a plan file would lend them to its author");
-    else if (open_plan(options.plan, &file, &outcome) == 0)
-        fns_run_plan(&file, &options, &outcome, &result);
+    if (!outcome.cause && open_plan(options.plan, &file, &outcome) == 0)
+        fns_run_plan(&file, &options, &outcome);
+    if (*outcome.message)
+        complain(outcome.message, outcome.hint);
     if (options.status_fd >= 0)
         write_status(options.status_fd, &outcome);
     return outcome.exit_code;

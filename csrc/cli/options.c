@@ -1,17 +1,16 @@
-/* Parses the command line. The forms are those of `fastns run`. */
+/* Parses the command line, in the forms of `fastns run`. */
 #define _GNU_SOURCE
-#include "options.h"
-
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-static const char help_text[] =
+#include "cli.h"
+
+const char help_text[] =
     "usage: fastns-exec [OPTIONS] PLAN [--] COMMAND [ARG...]\n"
     "\n"
     "Run one command in a sandbox of its own, as a plan file says that\n"
@@ -32,26 +31,9 @@ static const char help_text[] =
     "fastns-exec itself fails; 126 when the command is not executable; 127 when it is\n"
     "not found.\n";
 
-void print_help(void)
-{
-    fputs(help_text, stdout);
-}
-
 static const char see_help[] = "see fastns-exec --help";
 
-__attribute__((format(printf, 3, 4))) static void object(struct options *options, const char *hint,
-                                                         const char *form, ...)
-{
-    va_list args;
-    if (*options->wrong) /* the first error counts */
-        return;
-    va_start(args, form);
-    vsnprintf(options->wrong, sizeof options->wrong, form, args);
-    va_end(args);
-    options->hint = hint;
-}
-
-/* ns of 2s, 500ms, 1m30s, 1.5h or a number of seconds; 0: it is none of these. */
+/* 2s, 500ms, 1m30s, 1.5h or a number of seconds in ns; 0: the text is none of these. */
 static int64_t duration(const char *text)
 {
     static const struct {
@@ -83,12 +65,12 @@ static int64_t duration(const char *text)
     return sum > 4294967296.0 ? 0 : (int64_t)(sum * 1e9);
 }
 
-static void set_timeout(struct options *options, const char *text)
+static void set_timeout(struct options *options, const char *text, struct outcome *outcome)
 {
     options->timeout_ns = duration(text);
     if (options->timeout_ns <= 0)
-        object(options, "for example: 2s, 500ms, 1m30s or 2.5",
-               "--timeout %.100s: not a time above zero, of at most 2^32 seconds", text);
+        fail(outcome, "for example: 2s, 500ms, 1m30s or 2.5",
+             "--timeout %.100s: not a time above zero, of at most 2^32 seconds", text);
 }
 
 static int is_same_file(int fd, int other)
@@ -98,9 +80,9 @@ static int is_same_file(int fd, int other)
            one.st_ino == two.st_ino;
 }
 
-/* To a file that the command has, it could write lines like ours; it could truncate the file, or make it
+/* Refuses a file that the command has too: the command could write lines like ours to it, truncate it, or make it
  * non-blocking for all. */
-static void set_status_fd(struct options *options, const char *text)
+static void set_status_fd(struct options *options, const char *text, struct outcome *outcome)
 {
     static const char hint[] = "for example: fastns-exec --status-fd 3 PLAN true 3>status.json";
     static const char *const names[] = {"stdin", "stdout", "stderr"};
@@ -108,38 +90,34 @@ static void set_status_fd(struct options *options, const char *text)
     errno = 0;
     long fd = strtol(text, &end, 10);
     if (!isdigit((unsigned char)*text) || *end) {
-        object(options, hint, "--status-fd %.100s: not a number", text);
+        fail(outcome, hint, "--status-fd %.100s: not a number", text);
         return;
     }
     int mode = errno || fd > INT32_MAX ? -1 : fcntl((int)fd, F_GETFL);
     if (mode < 0 || (mode & O_ACCMODE) == O_RDONLY) {
-        object(options, hint, "--status-fd %.100s: not %s", text,
-               mode < 0 ? "an open file descriptor" : "open for writing");
+        fail(outcome, hint, "--status-fd %.100s: not %s", text,
+             mode < 0 ? "an open file descriptor" : "open for writing");
         return;
     }
     /* The number itself first: on a terminal all three are one file. */
     for (int i = -1; i < 3; i++) {
         int stdio = i < 0 ? (int)fd : i;
         if (stdio < 3 && is_same_file((int)fd, stdio)) {
-            object(options, hint,
-                   "--status-fd %.100s: the command has it as %s, and could forge or break what is "
-                   "written there",
-                   text, names[stdio]);
+            fail(outcome, hint,
+                 "--status-fd %.100s: the command has it as %s, and could forge or break what is "
+                 "written there",
+                 text, names[stdio]);
             return;
         }
     }
     options->status_fd = (int)fd;
 }
 
-/* The value of an option: behind "=", or the next word. NULL: there is none. */
+/* The value of an option: what follows "=", or the next word. NULL: there is none. */
 static const char *value_of(const char *word, char ***at)
 {
     const char *equals = strchr(word, '=');
-    if (equals)
-        return equals + 1;
-    if ((*at)[1])
-        return *++*at;
-    return NULL;
+    return equals ? equals + 1 : (*at)[1] ? *++*at : NULL;
 }
 
 static int is(const char *word, const char *option)
@@ -148,7 +126,7 @@ static int is(const char *word, const char *option)
     return strncmp(word, option, size) == 0 && (!word[size] || word[size] == '=');
 }
 
-static void read_option(struct options *options, char ***at)
+static void read_option(struct options *options, char ***at, struct outcome *outcome)
 {
     const char *word = **at;
     int timeout = is(word, "--timeout"), status = is(word, "--status-fd");
@@ -159,20 +137,19 @@ static void read_option(struct options *options, char ***at)
     } else if (timeout || status) {
         const char *value = value_of(word, at);
         if (!value)
-            object(options, see_help, "%s: expected a value",
-                   timeout ? "--timeout" : "--status-fd");
+            fail(outcome, see_help, "%s: expected a value", timeout ? "--timeout" : "--status-fd");
         else if (timeout)
-            set_timeout(options, value);
+            set_timeout(options, value, outcome);
         else
-            set_status_fd(options, value);
+            set_status_fd(options, value, outcome);
     } else {
-        object(options, "what the sandbox is, is said to fastns compile; see fastns-exec --help",
-               "unknown option: %.*s",
-               (int)strcspn(word, "=") > 100 ? 100 : (int)strcspn(word, "="), word);
+        fail(outcome, "what the sandbox is, is said to fastns compile; see fastns-exec --help",
+             "unknown option: %.*s", (int)strcspn(word, "=") > 100 ? 100 : (int)strcspn(word, "="),
+             word);
     }
 }
 
-void read_options(char **argv, struct options *options)
+void read_options(char **argv, struct options *options, struct outcome *outcome)
 {
     *options = (struct options){.status_fd = -1};
     char **at = argv[0] ? argv + 1 : argv;
@@ -180,7 +157,7 @@ void read_options(char **argv, struct options *options)
         if (!only_words && strcmp(*at, "--") == 0)
             only_words = 1;
         else if (!only_words && (*at)[0] == '-' && (*at)[1])
-            read_option(options, &at);
+            read_option(options, &at, outcome);
         else if (!options->plan)
             options->plan = *at;
         else
@@ -188,10 +165,9 @@ void read_options(char **argv, struct options *options)
     }
     options->command = at;
     if (!options->plan)
-        object(options, "fastns compile -o PLAN makes one; see fastns-exec --help",
-               "no plan given");
+        fail(outcome, "fastns compile -o PLAN makes one; see fastns-exec --help", "no plan given");
     else if (!*at)
-        object(options, "for example: fastns-exec PLAN -- sh -c 'echo hello'", "no command to run");
+        fail(outcome, "for example: fastns-exec PLAN -- sh -c 'echo hello'", "no command to run");
     else if (!**at)
-        object(options, "a name or a path expected", "the command is an empty string");
+        fail(outcome, "a name or a path expected", "the command is an empty string");
 }

@@ -1,14 +1,28 @@
-/* Error messages, and the status as JSON. */
+/* The output of fastns-exec itself: errors on stderr, and at the end one JSON object on --status-fd. */
 #define _GNU_SOURCE
-#include "report.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Up to so many bytes, what is written to this file goes out at once, by fclose(). One file at a time. NULL: errno. */
+#include "cli.h"
+
+void fail(struct outcome *outcome, const char *hint, const char *form, ...)
+{
+    va_list args;
+    if (outcome->cause)
+        return;
+    va_start(args, form);
+    vsnprintf(outcome->message, sizeof outcome->message, form, args);
+    va_end(args);
+    outcome->hint = hint;
+    outcome->cause = "failed";
+    outcome->exit_code = EXIT_FAILED;
+}
+
+/* A file whose text, up to the size of `line`, is written at once by fclose(). One at a time. NULL: errno. */
 static FILE *open_line(int fd)
 {
     static char line[65536];
@@ -63,7 +77,7 @@ void word_error(struct outcome *outcome)
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
-/* How many bytes the UTF-8 character here has; 0: it is not valid. */
+/* The length of the UTF-8 character at `text`; 0: it is not valid. */
 static int character(const unsigned char *text)
 {
     int more = *text < 0x80   ? 0
@@ -116,8 +130,8 @@ static double seconds(struct timeval time)
 
 static void put_result(FILE *file, const struct outcome *outcome)
 {
-    const struct fns_result *result = outcome->result;
-    if (!result) {
+    const struct fns_result *result = &outcome->result;
+    if (!outcome->has_result) {
         fputs(", \"usage\": null, \"wall_time\": null, \"limits\": null", file);
         return;
     }
@@ -127,7 +141,7 @@ static void put_result(FILE *file, const struct outcome *outcome)
     fprintf(file, ", \"wall_time\": %.9f, \"limits\": []", outcome->wall_time);
 }
 
-/* SIGKILL for 9; most real-time signals have no name of their own. */
+/* Most real-time signals have no name of their own. */
 static void name_signal(int signal, char *name, size_t size)
 {
     const char *known = sigabbrev_np(signal);

@@ -2,26 +2,24 @@
  *
  * The command gets this program's own stdin, stdout and stderr; this program only waits, as `fastns run` does
  * (fastns/cli/run.py). SIGTERM and SIGHUP end the sandbox. Ctrl-C reaches the sandbox through the terminal, so
- * it ends the sandbox only if the command neither handles nor ignores it. If the plan limits the output, stdout and
- * stderr are relayed (relay.c), and this program waits until all is passed on; but after a time limit or a signal,
- * not for a reader that does not read.
+ * it ends the sandbox only if the command neither handles nor ignores it. If the plan limits the output, this program
+ * relays stdout and stderr until all is passed on; after a time limit or a signal, it does not wait for a reader that
+ * does not read.
  *
  * This program is static and contains the engine's program: an interpreter or a loader would take longer to start
  * than the sandbox.
  */
 #define _GNU_SOURCE
-#include "run.h"
-
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "relay.h"
+#include "cli.h"
 
 #define EMBED(name, file)                                                                          \
     __asm__(".pushsection .rodata\n.balign 16\n" #name ": .incbin \"" file "\"\n" #name            \
@@ -35,18 +33,23 @@ enum { PATIENCE_NS = 200000000 };
 
 enum end { ENDED, TIMED_OUT, KILLED };
 
+/* Passes on what the command writes to stdout or stderr, up to the plan's limit. */
+struct relay {
+    int source, sink; /* source -1: none, or at its end */
+    uint64_t left;    /* bytes until the limit */
+    uint64_t dropped; /* bytes beyond the limit */
+    uint64_t done;    /* bytes read plus bytes written */
+    size_t at, size;  /* data[at..size] is read but not written */
+    char data[65536];
+};
+
 struct run {
-    struct fns_planfile *file;
+    const struct fns_planfile *file;
     struct outcome *outcome;
-    struct fns_args args;
-    struct fns_process process;
-    struct fns_error error;
-    struct fns_result *result;
-    uint64_t time_ns; /* time limit; 0: none */
-    int signals;      /* signalfd */
-    int signal;       /* the signal that has ended it */
-    struct fns_relay *relays;
-    int n_relays;
+    struct fns_job job;
+    int signals; /* signalfd */
+    int signal;  /* the signal that ended the run */
+    struct relay *relays;
 };
 
 /* ---- errors of a start ----------------------------------------------------------------------- */
@@ -61,7 +64,6 @@ static const char *hint_of(const struct fns_planfile *file, const struct fns_err
             (!*hint->path || (path && strcmp(hint->path, path) == 0)))
             return hint->text;
     }
-    /* There is no hint for the detail. */
     const struct fns_error plain = {.stage = error->stage, .err = error->err};
     return error->detail ? hint_of(file, &plain, path) : NULL;
 }
@@ -83,9 +85,11 @@ static const char *path_of(const struct fns_planfile *file, const struct fns_err
     return place ? plan->strings + place : NULL;
 }
 
-static void fail_start(struct outcome *outcome, const struct fns_planfile *file,
-                       const struct fns_error *error, const char *command)
+/* Records why the command has not started, or its end could not be observed. */
+static void fail_run(const struct run *run)
 {
+    struct outcome *outcome = run->outcome;
+    const struct fns_error *error = &run->job.error;
     outcome->cause = "failed";
     outcome->exit_code = EXIT_FAILED;
     if (error->stage == FNS_STAGE_EXEC)
@@ -94,20 +98,20 @@ static void fail_start(struct outcome *outcome, const struct fns_planfile *file,
     outcome->stage = fns_stage_name(error->stage);
     outcome->op_index = error->op_index;
     outcome->err = error->err;
-    outcome->path = path_of(file, error, command);
+    outcome->path = path_of(run->file, error, run->job.args.argv[0]);
     word_error(outcome);
-    complain(outcome->message, hint_of(file, error, outcome->path));
+    outcome->hint = hint_of(run->file, error, outcome->path);
 }
 
 /* ---- signals --------------------------------------------------------------------------------- */
 
-static const int end_signals[] = {SIGINT, SIGTERM, SIGHUP};
-
-/* Those of them that are not ignored (as by nohup, or in a shell's background jobs): blocked, and read from an fd. */
+/* The signals that end a run and are not ignored (as by nohup, or in a shell's background jobs). */
 static sigset_t watched;
 
+/* Blocks them, and returns an fd to read them from, or -errno. */
 static int watch_signals(void)
 {
+    static const int end_signals[] = {SIGINT, SIGTERM, SIGHUP};
     struct sigaction action;
     sigemptyset(&watched);
     for (int i = 0; i < 3; i++)
@@ -128,8 +132,8 @@ static int take_signal(int fd)
     return read(fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
 }
 
-/* Whether one of them is pending: then a start that waits is given up. */
-static int is_to_end(void)
+/* Whether a start that waits must give up: one of them is pending. */
+static int has_signal(void)
 {
     sigset_t pending;
     if (sigpending(&pending) < 0 || sigandset(&pending, &pending, &watched) < 0)
@@ -154,62 +158,71 @@ static int handles_sigint(int pid)
 
 /* ---- output ---------------------------------------------------------------------------------- */
 
-/* Relays stdout and stderr if there is a limit. `theirs`: the command's ends, to be closed after its start. 0 or
- * -errno. */
-static int open_relays(struct run *run, int theirs[2])
+/* Whether a read or write has come to the end of the pipe, or has failed for good. */
+static int is_over(ssize_t n)
 {
-    const struct fns_plan *plan = &run->file->plan;
-    uint64_t limit = run->file->max_output;
-    theirs[0] = theirs[1] = -1;
-    if (limit == 0)
-        return 0;
-    run->relays = calloc(2, sizeof *run->relays);
-    if (!run->relays)
-        return -ENOMEM;
-    for (int i = 0; i < 2; i++, run->n_relays++) {
-        int ret = fns_relay_open(&run->relays[i], i + 1, limit, &theirs[i]);
-        if (ret < 0)
-            return ret;
-        /* Or the command could not open it again (/dev/stderr). Where this program may not, it stays so. */
-        if ((plan->pipe_uid || plan->pipe_gid) &&
-            fchown(theirs[i], plan->pipe_uid, plan->pipe_gid) < 0)
-            errno = 0;
-        run->args.stdio[i + 1] = theirs[i];
-    }
-    return 0;
+    return n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN);
 }
 
-/* Waits at most `time_ns` for the end of the sandbox, a signal or output, and relays output. `fds` begins with the
- * sandbox and the signals. Returns what ppoll() does. */
+/* Reads or writes once, without blocking if poll() has reported relay_wants(). Reads only when everything read so far
+ * is written, so that a reader that does not read blocks the command, as without a relay. */
+static void relay_move(struct relay *relay)
+{
+    size_t left = relay->size - relay->at;
+    /* A pipe that can be written to takes this many bytes without blocking (pipe(7)). */
+    ssize_t n = left
+                    ? write(relay->sink, relay->data + relay->at, left < PIPE_BUF ? left : PIPE_BUF)
+                    : read(relay->source, relay->data, sizeof relay->data);
+    if (is_over(n)) {
+        close(relay->source); /* the command gets SIGPIPE when it writes */
+        relay->source = -1;
+    }
+    if (n <= 0)
+        return;
+    relay->done += (uint64_t)n;
+    if (left) {
+        relay->at += (size_t)n;
+        return;
+    }
+    relay->at = 0;
+    relay->size = (uint64_t)n < relay->left ? (size_t)n : (size_t)relay->left;
+    relay->left -= relay->size;
+    relay->dropped += (size_t)n - relay->size;
+}
+
+static struct pollfd relay_wants(const struct relay *relay)
+{
+    int writes = relay->source >= 0 && relay->at < relay->size;
+    return (struct pollfd){.fd = writes ? relay->sink : relay->source,
+                           .events = writes ? POLLOUT : POLLIN};
+}
+
+/* Waits at most `time_ns` for the end of the sandbox (fds[0]), a signal (fds[1]) or output, and relays output. Returns
+ * what ppoll() does. */
 static int wait_for_any(struct run *run, struct pollfd fds[4], uint64_t time_ns)
 {
     const struct timespec time = {0, (long)time_ns};
-    int n = 2;
-    for (int i = 0; i < run->n_relays; i++)
-        fds[n++] = fns_relay_wants(&run->relays[i]);
-    int ready = ppoll(fds, (nfds_t)n, &time, NULL);
-    for (int i = 0; ready > 0 && i < run->n_relays; i++)
+    for (int i = 0; i < 2; i++)
+        fds[2 + i] = relay_wants(&run->relays[i]);
+    int ready = ppoll(fds, 4, &time, NULL);
+    for (int i = 0; ready > 0 && i < 2; i++)
         if (fds[2 + i].fd >= 0 && fds[2 + i].revents)
-            fns_relay_move(&run->relays[i]);
+            relay_move(&run->relays[i]);
     return ready;
 }
 
-/* After the end of the sandbox: relays the rest, until a signal comes or, if not `patient`, nothing has been read for
+/* After the end of the sandbox: relays the rest, until a signal comes or, if not `patient`, nothing moves for
  * PATIENCE_NS. The signal, or 0. */
 static int relay_rest(struct run *run, int patient)
 {
-    uint64_t before = UINT64_MAX, since = 0, done;
-    int signal = 0, open = run->n_relays;
-    while (open > 0 && !signal) {
+    const struct relay *relays = run->relays;
+    uint64_t before = UINT64_MAX, since = 0;
+    int signal = 0;
+    while (!signal && (relays[0].source >= 0 || relays[1].source >= 0)) {
         struct pollfd fds[4] = {{.fd = -1}, {.fd = run->signals, .events = POLLIN}};
         wait_for_any(run, fds, FNS_LOOK_NS / 2);
         signal = take_signal(run->signals);
-        done = 0;
-        open = 0;
-        for (int i = 0; i < run->n_relays; i++) {
-            done += run->relays[i].done;
-            open += run->relays[i].source >= 0;
-        }
+        uint64_t done = relays[0].done + relays[1].done;
         if (done != before)
             since = fns_now();
         else if (!patient && fns_now() - since > PATIENCE_NS)
@@ -221,28 +234,27 @@ static int relay_rest(struct run *run, int patient)
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
-/* Acts on a signal to this program. KILLED: the caller has to kill the sandbox. ENDED: the command handles the
- * signal, and the caller waits on. */
-static enum end act_on(const struct run *run)
+/* Whether a signal to this program ends the sandbox. If not, the command handles it. */
+static int must_kill(const struct run *run, int signal)
 {
-    const struct fns_process *process = &run->process;
+    const struct fns_process *process = &run->job.io.process;
     /* A command in this session has got SIGINT from the terminal too, but pid 1 of a namespace gets only signals that
      * it handles. With a reaper as pid 1, it is not known whether the command handles it. */
-    if (run->signal != SIGINT || (run->file->plan.options & FNS_PLAN_INIT) ||
+    if (signal != SIGINT || (run->file->plan.options & FNS_PLAN_INIT) ||
         !handles_sigint(process->pid))
-        return KILLED;
+        return 1;
     if (getsid(process->pid) != getsid(0))
         fns_kill(process, SIGINT);
-    return ENDED;
+    return 0;
 }
 
 /* Waits for the end of the sandbox, of its time, or for a signal that ends it, which is then run->signal. */
 static enum end await_end(struct run *run)
 {
-    const struct fns_process *process = &run->process;
+    const struct fns_process *process = &run->job.io.process;
+    const uint64_t deadline = run->job.io.deadline;
     struct pollfd fds[4] = {{.fd = fns_end_fd(process), .events = POLLIN},
                             {.fd = run->signals, .events = POLLIN}};
-    uint64_t deadline = run->time_ns ? process->start + run->time_ns : 0;
     for (;;) {
         uint64_t now = fns_now(), left = FNS_LOOK_NS;
         if (deadline && now >= deadline)
@@ -253,31 +265,11 @@ static enum end await_end(struct run *run)
         if (ready > 0 && fds[0].revents && fns_wait(process, 0) == 1)
             return ENDED;
         while (ready > 0 && fds[1].revents && (run->signal = take_signal(run->signals)))
-            if (act_on(run) == KILLED)
+            if (must_kill(run, run->signal))
                 return KILLED;
         if (ready <= 0 || fds[0].revents)
             fns_attend(process, 0);
     }
-}
-
-/* Waits for the end and reaps; `killed`: kills it first. 0, or -errno and run->error. */
-static int reap(struct run *run, int killed)
-{
-    const struct fns_process *process = &run->process;
-    int ret;
-    if (killed)
-        fns_kill_all(&run->file->plan, process);
-    do {
-        while ((ret = fns_wait(process, -1)) == -EINTR || ret == 0)
-            fns_attend(process, killed);
-        if (ret > 0)
-            ret = fns_reap(process, run->result);
-    } while (ret == -EAGAIN);
-    if (ret == 0 && run->result->lost)
-        ret = fns_set_error(&run->error, FNS_STAGE_INIT, -1, run->result->lost);
-    else if (ret < 0)
-        fns_set_error(&run->error, FNS_STAGE_WAIT, -1, ret);
-    return ret;
 }
 
 static int has_filter(const struct fns_plan *plan)
@@ -288,20 +280,16 @@ static int has_filter(const struct fns_plan *plan)
     return 0;
 }
 
-static void conclude(struct run *run, enum end how, const struct fns_result *result)
+static void conclude(struct run *run, enum end how)
 {
     struct outcome *outcome = run->outcome;
-    outcome->result = result;
-    for (int i = 0; i < run->n_relays; i++)
-        outcome->truncated |= run->relays[i].dropped || (result && run->relays[i].source >= 0);
+    const struct fns_result *result = &run->job.result;
     if (how == KILLED) {
         outcome->cause = "killed";
         outcome->signal = run->signal;
-        outcome->exit_code = 128 + run->signal;
     } else if (how == TIMED_OUT) {
         outcome->cause = "timeout";
         outcome->signal = SIGKILL;
-        outcome->exit_code = EXIT_TIMEOUT;
     } else if (result->code == CLD_EXITED) {
         outcome->cause = "exited";
         outcome->exit_code = result->status;
@@ -309,93 +297,102 @@ static void conclude(struct run *run, enum end how, const struct fns_result *res
         int filtered = result->status == SIGSYS && has_filter(&run->file->plan);
         outcome->cause = filtered ? "seccomp" : "signaled";
         outcome->signal = result->status;
-        outcome->exit_code = 128 + result->status;
+    }
+    if (outcome->signal)
+        outcome->exit_code = how == TIMED_OUT ? EXIT_TIMEOUT : 128 + outcome->signal;
+}
+
+/* Sets up what no plan file holds: signals, the engine's program, the user namespace. 0, or -errno and the job's
+ * error. */
+static int prepare(struct run *run)
+{
+    const struct fns_planfile *file = run->file;
+    struct fns_job *job = &run->job;
+    if (run->signals < 0)
+        return fns_set_error(&job->error, FNS_STAGE_SIGNALS, -1, run->signals);
+    if (!job->args.paths)
+        return fns_set_error(&job->error, FNS_STAGE_EXEC, -1, ENOMEM);
+    int ret = fns_set_program(program, (size_t)(program_end - program));
+    if (ret < 0)
+        return fns_set_error(&job->error, FNS_STAGE_HELPER, -1, ret);
+    fns_set_interrupted(has_signal);
+    if (file->plan.id_map != FNS_ID_MAP_RANGE)
+        return 0;
+    job->args.userns = fns_userns_open(file->maps[0], file->maps[1],
+                                       *file->inotify ? file->inotify : NULL, &job->error);
+    return job->args.userns < 0 ? job->args.userns : 0;
+}
+
+/* Hands the caller's ends of the command's output over to the relays, or -1. */
+static void open_relays(struct run *run)
+{
+    for (int i = 0; i < 2; i++) {
+        struct relay *relay = &run->relays[i];
+        relay->source = run->job.io.fds[1 + i];
+        relay->sink = 1 + i;
+        relay->left = run->file->max_output;
+        run->job.io.fds[1 + i] = -1;
     }
 }
 
-/* Sets up what no plan file holds: the engine's program and the user namespace. 0, or -errno and `error`. */
-static int prepare(struct fns_planfile *file, struct fns_args *args, struct fns_error *error)
+/* Follows a sandbox that was started to its end. */
+static enum end follow(struct run *run)
 {
-    struct fns_plan *plan = &file->plan;
-    int ret = fns_set_program(program, (size_t)(program_end - program));
-    if (ret < 0)
-        return fns_set_error(error, FNS_STAGE_HELPER, -1, ret);
-    if (plan->id_map != FNS_ID_MAP_RANGE)
-        return 0;
-    ret =
-        fns_userns_open(file->maps[0], file->maps[1], *file->inotify ? file->inotify : NULL, error);
-    args->userns = ret;
-    return ret < 0 ? ret : 0;
-}
-
-/* 0, or -errno and run->error. */
-static int start(struct run *run)
-{
-    int theirs[2] = {-1, -1}, ret = 0;
-    if (run->signals < 0)
-        ret = fns_set_error(&run->error, FNS_STAGE_SIGNALS, -1, run->signals);
-    if (ret == 0 && !run->args.paths)
-        ret = fns_set_error(&run->error, FNS_STAGE_EXEC, -1, ENOMEM);
-    if (ret == 0 && (ret = open_relays(run, theirs)) < 0)
-        fns_set_error(&run->error, FNS_STAGE_STDIO, -1, ret);
-    if (ret == 0)
-        ret = prepare(run->file, &run->args, &run->error);
-    fns_set_interrupted(is_to_end);
-    if (ret == 0)
-        ret = fns_spawn(&run->file->plan, &run->args, run->time_ns, &run->process, &run->error);
-    for (int i = 0; i < 2; i++)
-        if (theirs[i] >= 0)
-            close(theirs[i]);
-    return ret;
-}
-
-/* Follows a sandbox that was started. 0, or -errno and run->error. */
-static int follow(struct run *run)
-{
-    enum end how = run->process.late ? TIMED_OUT : await_end(run);
-    int was_ended = how != ENDED, ret = reap(run, was_ended), signal;
+    struct fns_job *job = &run->job;
+    open_relays(run);
+    enum end how = job->timed_out ? TIMED_OUT : await_end(run);
+    int was_killed = how != ENDED, signal;
+    if (was_killed)
+        fns_job_kill(job);
+    fns_job_finish(job);
     /* A signal that came before the end was noticed still ends the run; but a Ctrl-C was the command's too. */
     while ((signal = take_signal(run->signals)) == SIGINT)
         ;
     if (!signal)
-        signal = relay_rest(run, !was_ended);
-    if (signal && !was_ended) {
+        signal = relay_rest(run, !was_killed);
+    if (signal && !was_killed) {
         how = KILLED;
         run->signal = signal;
     }
-    if (ret < 0)
-        return ret;
-    run->outcome->wall_time = (double)(run->result->end - run->process.start) * 1e-9;
-    conclude(run, how, run->result);
-    return 0;
+    for (int i = 0; i < 2; i++)
+        run->outcome->truncated |= run->relays[i].dropped || run->relays[i].source >= 0;
+    run->outcome->has_result = job->error.stage == FNS_STAGE_NONE;
+    run->outcome->result = job->result;
+    run->outcome->wall_time = (double)(job->result.end - job->io.process.start) * 1e-9;
+    return how;
 }
 
-void fns_run_plan(struct fns_planfile *file, const struct options *options, struct outcome *outcome,
-                  struct fns_result *result)
+void fns_run_plan(struct fns_planfile *file, const struct options *options, struct outcome *outcome)
 {
+    static struct relay relays[2];
     int64_t timeout = options->timeout_ns ? options->timeout_ns : file->timeout_ns;
-    struct run run = {.file = file,
-                      .outcome = outcome,
-                      .result = result,
-                      .error = {.op_index = -1},
-                      .args = {.argv = options->command,
-                               .envp = file->envp,
-                               .paths = fns_command_paths(options->command[0], file->directories),
-                               .cwd = file->cwd,
-                               .stdio = {-1, -1, -1}},
-                      .time_ns = timeout > 0 ? (uint64_t)timeout : 0,
-                      .signals = watch_signals()};
-    int ret = start(&run);
-    if (ret == -EINTR && (run.signal = take_signal(run.signals))) {
-        conclude(&run, KILLED, NULL);
-        return;
-    }
-    if (ret == -ETIME && run.process.late) {
-        conclude(&run, TIMED_OUT, NULL);
-        return;
-    }
+    struct run run = {
+        .file = file,
+        .outcome = outcome,
+        .job = {.plan = &file->plan,
+                .args = {.argv = options->command,
+                         .envp = file->envp,
+                         .paths = fns_command_paths(options->command[0], file->directories),
+                         .cwd = file->cwd,
+                         .stdio = {-1, -1, -1}},
+                .pipes = file->max_output ? FNS_PIPE_STDOUT | FNS_PIPE_STDERR : 0,
+                .timeout_ns = timeout > 0 ? timeout : -1,
+                .error = {.op_index = -1}},
+        .signals = watch_signals(),
+        .relays = relays,
+    };
+    int ret = prepare(&run);
     if (ret == 0)
-        ret = follow(&run);
-    if (ret < 0)
-        fail_start(outcome, file, &run.error, options->command[0]);
+        ret = fns_job_start(&run.job, -1);
+    enum end how = ENDED;
+    if (ret == 0)
+        how = follow(&run);
+    else if (ret == -EINTR && (run.signal = take_signal(run.signals)))
+        how = KILLED;
+    else if (ret == -ETIME && run.job.timed_out)
+        how = TIMED_OUT;
+    if (ret == 0 ? !outcome->has_result : how == ENDED)
+        fail_run(&run);
+    else
+        conclude(&run, how);
 }

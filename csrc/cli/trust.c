@@ -1,12 +1,10 @@
-/* Follows a path name by name, and checks each directory before a name is looked up in it.
+/* Reads a file that only this user and root can have written.
  *
- * It is not enough that only its owner may write a file: whoever may write to a directory on the way can replace
- * it. In a sticky directory such as /tmp, others can only add names. So a sticky directory may be on the way, but
- * the file itself may not be in one.
+ * Follows the path name by name, and checks each directory before it looks up a name there: whoever may write to a
+ * directory on the path can replace the file. In a sticky directory such as /tmp, others can only add names. So a
+ * directory on the path may lie in one, but the file itself may not.
  */
 #define _GNU_SOURCE
-#include "trust.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,10 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli.h"
+
 enum { MAX_LINKS = 40 }; /* as many as the kernel follows */
 
 struct walk {
-    int at; /* the directory, or at the end the file (O_PATH) */
+    int at; /* the directory reached, at the end the file (O_PATH) */
     int links;
     uid_t user;
     struct fns_distrust *why;
@@ -44,16 +44,15 @@ static int is_ours(const struct walk *walk, const struct stat *about)
     return about->st_uid == walk->user || about->st_uid == 0;
 }
 
-/* Whether others can replace a name in the directory that is reached: 0 or -EPERM. `holds_directory`: the name is
- * a directory's. */
-static int check_directory(struct walk *walk, int holds_directory)
+/* -EPERM if others can replace a name in the directory reached; 0. `names_directory`: the name is a directory's. */
+static int check_directory(struct walk *walk, int names_directory)
 {
     struct stat about;
     if (fstat(walk->at, &about) < 0)
         return -errno;
     if (!S_ISDIR(about.st_mode))
         return -ENOTDIR;
-    int open = (about.st_mode & 022) && !((about.st_mode & S_ISVTX) && holds_directory);
+    int open = (about.st_mode & 022) && !((about.st_mode & S_ISVTX) && names_directory);
     return open || !is_ours(walk, &about) ? blame(walk, "", &about) : 0;
 }
 
@@ -67,7 +66,7 @@ static int move_to(struct walk *walk, int fd)
 
 static int follow(struct walk *walk, const char *path);
 
-/* Goes on to this name in the directory. 0 or -errno. */
+/* Goes on to a name in the directory reached. 0 or -errno. */
 static int step(struct walk *walk, const char *name)
 {
     char target[PATH_MAX];
@@ -112,7 +111,7 @@ static int follow(struct walk *walk, const char *path)
     return ret;
 }
 
-/* Reads an open file of this size. Only its owner or root can have changed the size since. */
+/* Only the file's owner or root can have changed its size since. */
 static int read_all(int fd, size_t size, char **bytes)
 {
     size_t done = 0;
