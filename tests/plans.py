@@ -10,8 +10,7 @@ import re
 
 from fastns import _core, _view
 from fastns._compile import compile_for, search_path
-from fastns._compile.caller import Caller, is_spared
-from fastns._compile.decide import Decisions, decide
+from fastns._compile.decide import Caller, Decisions, decide, is_spared
 from fastns._compile.ops import Op
 from fastns._compile.template import compile_template_for
 from fastns.capabilities import mask

@@ -1,13 +1,13 @@
-"""Checks of single values: numbers, text, paths, and what each spawn is given.
+"""Checks of single values: numbers, text, paths, and the arguments of each spawn.
 
-Every spawn runs those of its argv, environment, working directory and timeout.
+All raise SpecError, which names the field.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-from _collections_abc import Mapping
+from _collections_abc import Iterable, Mapping, Sequence
 
 from fastns.errors import SpecError
 
@@ -19,6 +19,7 @@ MAX_STRING = 131071  # bytes of one argument or environment entry (MAX_ARG_STRLE
 MAX_PATH = 4095  # bytes of a path, without its NUL (PATH_MAX)
 MAX_FILE_NAME = 255  # bytes of one name in a path (NAME_MAX)
 MAX_TIMEOUT = 2**32  # seconds
+MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
 
 
 def shown(value: object) -> str:
@@ -31,35 +32,45 @@ def shown(value: object) -> str:
 
 
 def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
-    """A whole number within bounds. `where`: the part of the field that it is in."""
+    """A whole number within bounds. `where`: a prefix that names the part of the field."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(
-            field, f"{where}{shown(value)}: a whole number from {low} to {high} expected"
-        )
+        words = f"{where}{shown(value)}: a whole number from {low} to {high} expected"
+        raise SpecError(field, words)
     return value
 
 
+def check_one_of(field: str, value: object, words: Iterable[str], where: str = "") -> None:
+    """One of some words. `where`: as in check_whole()."""
+    if value not in (accepted := tuple(words)):
+        raise SpecError(field, f"{where}{shown(value)}: one of {', '.join(accepted)} expected")
+
+
+def check_list(field: str, value: Any, what: str) -> tuple[Any, ...]:
+    """A sequence that is no text, as a tuple. `what` it holds."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise SpecError(field, f"{shown(value)}: a list {what} expected")
+    return tuple(value)
+
+
 def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
-    """A str, bytes or path as bytes without NUL. Raises SpecError."""
+    """A str, bytes or path as bytes without NUL."""
     try:
         data = os.fsencode(value)
     except TypeError:
         raise SpecError(field, f"{shown(value)}: str, bytes or a path expected") from None
     except UnicodeEncodeError:
-        raise SpecError(
-            field, f"{shown(value)}: text without surrogates, but those of os.fsdecode(), expected"
-        ) from None
+        words = f"{shown(value)}: text without surrogates, but those of os.fsdecode(), expected"
+        raise SpecError(field, words) from None
     if b"\0" in data:
-        raise SpecError(
-            field, f"{shown(value)}: NUL bytes cannot be passed on; text without them expected"
-        )
+        words = f"{shown(value)}: NUL bytes cannot be passed on; text without them expected"
+        raise SpecError(field, words)
     if len(data) > limit:
         raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
     return data
 
 
 def check_path(field: str, value: Any) -> str:
-    """A path, of this process or inside. Raises SpecError."""
+    """A path, of this process or inside."""
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
         raise SpecError(field, f"{shown(value)}: a path as str or PathLike expected")
     text = os.fspath(value)
@@ -70,7 +81,7 @@ def check_path(field: str, value: Any) -> str:
 
 
 def check_inside(field: str, value: Any) -> str:
-    """An absolute path below the root, normalized. Raises SpecError."""
+    """An absolute path below the root, normalized."""
     text = check_path(field, value)
     if not text.startswith("/"):
         raise SpecError(field, f"{shown(text)}: an absolute path inside the root expected")
@@ -85,7 +96,7 @@ def check_inside(field: str, value: Any) -> str:
 
 
 def check_args(args: Any) -> tuple[bytes, ...]:
-    """argv as bytes. Raises SpecError, field "args"."""
+    """argv as bytes."""
     if isinstance(args, str | bytes | dict | set | frozenset | os.PathLike):
         raise SpecError("args", f"{shown(args)}: a list expected, such as ['sh', '-c', 'ls | wc']")
     try:
@@ -100,7 +111,7 @@ def check_args(args: Any) -> tuple[bytes, ...]:
 
 
 def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
-    """An environment as NAME=value bytes. Raises SpecError."""
+    """An environment as NAME=value bytes."""
     if not isinstance(env, Mapping):
         raise SpecError(field, f"{shown(env)}: a mapping of names to values expected")
     entries = []
@@ -118,7 +129,7 @@ def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
 
 
 def check_cwd(cwd: Any) -> bytes:
-    """A working directory inside the sandbox. Raises SpecError, field "cwd"."""
+    """A working directory inside the sandbox."""
     data = encode("cwd", cwd, MAX_PATH)
     if not data.startswith(b"/"):
         raise SpecError("cwd", f"{shown(cwd)}: an absolute path inside the sandbox expected")
@@ -126,7 +137,7 @@ def check_cwd(cwd: Any) -> bytes:
 
 
 def check_timeout(timeout: Any) -> int | None:
-    """Seconds as nanoseconds; negative is 0, as in subprocess. Raises SpecError."""
+    """Seconds as nanoseconds; negative is 0, as in subprocess."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import fastns
 from fastns import _view
-from fastns._compile.caller import Caller
+from fastns._compile.decide import Caller
 from fastns._record import record
 from fastns.spec import DEFAULT_ENV
 

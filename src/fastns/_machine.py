@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 from fastns import _core
-from fastns._compile.caller import Caller
+from fastns._compile.decide import Caller
 from fastns._policy import userns
 from fastns._record import record
 from fastns._surroundings import (

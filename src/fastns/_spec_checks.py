@@ -1,16 +1,18 @@
-"""Checks of a Spec's fields, and of what they say together. A default Spec needs none of them."""
+"""Checks of a Spec's fields, alone and together. A default Spec needs none of them."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from _collections_abc import Mapping, Sequence
 
 from fastns._args import (
+    MAX_ID,
     MAX_PATH,
     check_cwd,
     check_env,
     check_inside,
+    check_list,
+    check_one_of,
     check_path,
     check_whole,
     encode,
@@ -18,13 +20,13 @@ from fastns._args import (
 )
 from fastns._spec_values import (
     KINDS,
-    MAX_ID,
     Default,
     FrozenMap,
     IDMapping,
     Mount,
     Rlimit,
     directories_above,
+    outside,
 )
 from fastns.errors import SpecError
 
@@ -63,7 +65,6 @@ def check(spec: Spec) -> None:
     _namespaces(spec)
     _root(spec)
     _mounts(spec)
-    _paths(spec)
     _process(spec)
     _ids(spec)
     _limits(spec)
@@ -79,35 +80,27 @@ def _put(spec: Spec, name: str, value: object) -> None:
     object.__setattr__(spec, name, value)
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
 def _types(spec: Spec) -> None:
     for name in FLAGS:
         value = getattr(spec, name)
         if not isinstance(value, bool):
             raise SpecError(name, f"{shown(value)}: True or False expected")
     for name, kind in LISTS.items():
-        value = getattr(spec, name)
-        if not _is_list(value):
-            raise SpecError(name, f"{shown(value)}: a list of {kind.__name__} expected")
-        for item in value:
+        items = check_list(name, getattr(spec, name), f"of {kind.__name__}")
+        for item in items:
             if not isinstance(item, kind) or isinstance(item, bool):
                 raise SpecError(name, f"{shown(item)}: {kind.__name__} expected")
-        _put(spec, name, tuple(value))
+        _put(spec, name, items)
     for name in MAPPINGS:
         value = getattr(spec, name)
         if not isinstance(value, Mapping):
             raise SpecError(name, f"{shown(value)}: a mapping expected")
         _put(spec, name, FrozenMap(value))
-    plain = {kind: _fspath(value) for kind, value in spec.namespaces.items()}
-    _put(spec, "namespaces", FrozenMap(plain))
-    _put(spec, "network", _fspath(spec.network))
-
-
-def _fspath(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    for name in ("masked_paths", "readonly_paths"):
+        value = getattr(spec, name)
+        if value is not None:
+            paths = check_list(name, value, "of paths, or None,")
+            _put(spec, name, tuple(check_inside(name, path) for path in paths))
 
 
 # ---- namespaces and the root ----
@@ -115,10 +108,9 @@ def _fspath(value: Any) -> Any:
 
 def _namespaces(spec: Spec) -> None:
     for kind, value in spec.namespaces.items():
-        if kind not in KINDS:
-            raise SpecError("namespaces", f"{shown(kind)}: one of {', '.join(KINDS)} expected")
-        if value not in ("new", "host"):
-            _namespace_path(f"namespaces.{kind}", value)
+        check_one_of("namespaces", kind, KINDS)
+        value = _namespace(f"namespaces.{kind}", value, "new")
+        _put(spec, "namespaces", FrozenMap({**spec.namespaces, kind: value}))
     if not isinstance(spec.network, Default):
         if spec.network in ("bridge", "pasta"):
             raise SpecError(
@@ -126,8 +118,7 @@ def _namespaces(spec: Spec) -> None:
                 f"{spec.network!r} is not available yet: 'none', 'host' or the path of a network "
                 "namespace expected",
             )
-        if spec.network not in ("none", "host"):
-            _namespace_path("network", spec.network)
+        _put(spec, "network", _namespace("network", spec.network, "none"))
         wanted = "new" if spec.network == "none" else spec.network
         if spec.namespaces.get("network", wanted) != wanted:
             raise SpecError(
@@ -139,23 +130,25 @@ def _namespaces(spec: Spec) -> None:
         raise SpecError("init", "the reaper is pid 1: it needs namespaces['pid'] = 'new'")
 
 
-def _namespace_path(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.startswith("/"):
-        raise SpecError(
-            name, f"{shown(value)}: 'new', 'host' or a path such as /proc/42/ns/net expected"
-        )
-    encode(name, value, MAX_PATH)
+def _namespace(name: str, value: Any, own: str) -> Any:
+    """The word `own`, "host" or a path."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if text in (own, "host"):
+        return text
+    if not isinstance(text, str) or not text.startswith("/"):
+        words = "'new', 'host' or a path such as /proc/42/ns/net expected"
+        raise SpecError(name, f"{shown(value)}: {words}")
+    encode(name, text, MAX_PATH)
+    return text
 
 
 def _root(spec: Spec) -> None:
     if spec.rootfs is not None:
         _put(spec, "rootfs", check_path("rootfs", spec.rootfs))
-    if spec.root_mode not in ("pivot_root", "chroot"):
-        raise SpecError("root_mode", f"{shown(spec.root_mode)}: pivot_root or chroot expected")
+    check_one_of("root_mode", spec.root_mode, ("pivot_root", "chroot"))
     if spec.overlay and spec.rootfs is None:
-        raise SpecError(
-            "overlay", "needs a rootfs: without one the host's directories are shown read-only"
-        )
+        words = "needs a rootfs: without one the host's directories are shown read-only"
+        raise SpecError("overlay", words)
     mount = spec.namespace("mount")
     if mount == "new":
         return
@@ -171,10 +164,8 @@ def _root(spec: Spec) -> None:
         raise SpecError("root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'")
 
 
-# ---- what is in the root ----
-
-
 def _mounts(spec: Spec) -> None:
+    """Mounts and files. A later mount must not hide an earlier one."""
     places: set[str] = set()
     below: dict[str, str] = {}  # a directory -> a destination somewhere below it
     for mount in spec.mounts:
@@ -213,16 +204,6 @@ def _content(place: str, content: object) -> None:
         raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
 
 
-def _paths(spec: Spec) -> None:
-    for name in ("masked_paths", "readonly_paths"):
-        value = getattr(spec, name)
-        if value is None:
-            continue
-        if not _is_list(value):
-            raise SpecError(name, f"{shown(value)}: a list of paths, or None, expected")
-        _put(spec, name, tuple(check_inside(name, path) for path in value))
-
-
 # ---- the process and its ids ----
 
 
@@ -232,22 +213,13 @@ def _process(spec: Spec) -> None:
         if value is None:
             continue
         # isprintable() is false for control characters, lone surrogates and all space but " ".
-        if (
-            not isinstance(value, str)
-            or not value.isprintable()
-            or not 1 <= len(value.encode()) <= MAX_NAME
-            or " " in value
-            or "/" in value
-        ):
-            raise SpecError(
-                name,
-                f"{shown(value)}: 1 to {MAX_NAME} bytes of UTF-8 without spaces and '/' expected",
-            )
+        plain = isinstance(value, str) and value.isprintable() and not {" ", "/"} & {*value}
+        if not plain or not 1 <= len(value.encode()) <= MAX_NAME:
+            words = f"1 to {MAX_NAME} bytes of UTF-8 without spaces and '/' expected"
+            raise SpecError(name, f"{shown(value)}: {words}")
         if spec.namespace("uts") != "new":
-            raise SpecError(
-                name,
-                "would rename the host or the joined sandbox: needs namespaces['uts'] = 'new'",
-            )
+            words = "would rename the host or the joined sandbox: needs namespaces['uts'] = 'new'"
+            raise SpecError(name, words)
     check_env(spec.env)
     for key, value in spec.env.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -273,14 +245,11 @@ def _ids(spec: Spec) -> None:
     if not spec.uid_mappings:
         return
     if spec.namespace("user") != "new":
-        raise SpecError(
-            "uid_mappings", "mappings are made for a new user namespace: namespaces['user'] = 'new'"
-        )
-    _mappings("uid_mappings", spec.uid_mappings)
-    _mappings("gid_mappings", spec.gid_mappings)
-    _mapped("uid_mappings", spec.uid_mappings, "user", [spec.uid])
-    _mapped("gid_mappings", spec.gid_mappings, "user", [spec.gid])
-    _mapped("gid_mappings", spec.gid_mappings, "additional_gids", spec.additional_gids)
+        words = "mappings are made for a new user namespace: namespaces['user'] = 'new'"
+        raise SpecError("uid_mappings", words)
+    _mappings("uid_mappings", spec.uid_mappings, user=[spec.uid])
+    groups = spec.additional_gids
+    _mappings("gid_mappings", spec.gid_mappings, user=[spec.gid], additional_gids=groups)
 
 
 def _user(value: Any) -> str:
@@ -299,43 +268,34 @@ def _user(value: Any) -> str:
     return f"{int(uid)}:{int(gid) if colon else 0}"
 
 
-def _mappings(field: str, mappings: Sequence[IDMapping]) -> None:
+def _mappings(field: str, mappings: Sequence[IDMapping], **mapped: Sequence[int]) -> None:
+    """mapped: ids of other fields, which must be in the mappings."""
     if len(mappings) > MAX_MAPPINGS:
         raise SpecError(field, f"{len(mappings)} ranges: the kernel takes at most {MAX_MAPPINGS}")
     for side in ("container_id", "host_id"):
-        ranges = sorted((getattr(m, side), m.size) for m in mappings)
-        for (start, size), (following, _size) in itertools.pairwise(ranges):
-            if start + size > following:
-                raise SpecError(field, f"ranges overlap at {side} {following}")
-
-
-def _mapped(field: str, mappings: Sequence[IDMapping], user: str, ids: Sequence[int]) -> None:
-    """Whether the ids of another field are in the mappings."""
-    for number in ids:
-        if not any(m.container_id <= number < m.container_id + m.size for m in mappings):
-            raise SpecError(user, f"{number} is not in {field}")
+        end = 0
+        for start, size in sorted((getattr(m, side), m.size) for m in mappings):
+            if start < end:
+                raise SpecError(field, f"ranges overlap at {side} {start}")
+            end = start + size
+    for name, ids in mapped.items():
+        for number in ids:
+            if outside(mappings, number) is None:
+                raise SpecError(name, f"{number} is not in {field}")
 
 
 # ---- limits, seccomp and Landlock ----
 
 
 def _limits(spec: Spec) -> None:
-    if spec.io:
-        plain = {
-            device: FrozenMap(rates) if isinstance(rates, Mapping) else rates
-            for device, rates in spec.io.items()
-        }
-        _put(spec, "io", FrozenMap(plain))
+    _put(spec, "io", _frozen(spec.io))
     spec.limits()
     for name in ("max_output", "tmpfs_size"):
         if getattr(spec, name) is not None:
             from fastns.limits import parse_size  # few specs need it
 
             _put(spec, name, parse_size(name, getattr(spec, name)))
-    if spec.on_output_limit not in ("truncate", "kill"):
-        raise SpecError(
-            "on_output_limit", f"{shown(spec.on_output_limit)}: truncate or kill expected"
-        )
+    check_one_of("on_output_limit", spec.on_output_limit, ("truncate", "kill"))
     if spec.cgroup_parent is not None:
         _put(spec, "cgroup_parent", check_path("cgroup_parent", spec.cgroup_parent))
         if ".." in spec.cgroup_parent.split("/"):
@@ -356,7 +316,9 @@ def _frozen(value: Any) -> Any:
     """Mappings and lists, however deep, as values that cannot change."""
     if isinstance(value, Mapping):
         return FrozenMap({key: _frozen(item) for key, item in value.items()})
-    return tuple(_frozen(item) for item in value) if _is_list(value) else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _landlock(spec: Spec) -> None:
@@ -369,8 +331,7 @@ def _landlock(spec: Spec) -> None:
     found = {}
     for kind, paths in given.items():
         field = f"landlock.{kind}"
-        if not _is_list(paths):
-            raise SpecError(field, f"{shown(paths)}: a list of paths expected")
+        paths = check_list(field, paths, "of paths")
         found[kind] = tuple(path if path == "/" else check_inside(field, path) for path in paths)
     if not any(found.values()):  # not even the command could be executed
         raise SpecError("landlock", f"{shown(given)}: {form}")

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from _collections_abc import Iterator, Mapping, Sequence
+from _collections_abc import Iterable, Iterator, Mapping, Sequence
 
 from fastns import mount_options
-from fastns._args import check_inside, check_path, check_whole, shown
+from fastns._args import (
+    MAX_ID,
+    check_inside,
+    check_list,
+    check_one_of,
+    check_path,
+    check_whole,
+    shown,
+)
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -22,7 +30,6 @@ else:
     _Items = Mapping
 
 KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
-MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" (setresuid(2))
 UNLIMITED = -1
 HIGHEST_LIMIT = 2**64 - 1  # RLIM_INFINITY
 RLIMIT_NAMES = """
@@ -66,7 +73,7 @@ NOTHING = FrozenMap()
 
 
 class Default(str):
-    """A default that can be told from the same value given by the caller."""
+    """A default, distinguishable from the same value given by the caller."""
 
 
 @record(frozen=True)
@@ -94,23 +101,15 @@ class Mount:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "destination", check_inside("mounts.destination", self.destination))
-        if self.type not in mount_options.TYPES:
-            raise SpecError(
-                "mounts.type",
-                f"{shown(self.type)}: one of {', '.join(mount_options.TYPES)} expected",
-            )
-        if isinstance(self.options, str | bytes) or not isinstance(self.options, Sequence):
-            raise SpecError(
-                "mounts.options", f"{shown(self.options)}: a list such as ['ro', 'nosuid'] expected"
-            )
-        put(self, "options", tuple(self.options))
+        check_one_of("mounts.type", self.type, mount_options.TYPES)
+        options = check_list("mounts.options", self.options, "such as ['ro', 'nosuid']")
+        put(self, "options", options)
         mount_options.parse(self.type, self.options)
         if self.source is not None:
             put(self, "source", check_path("mounts.source", self.source))
         if self.type == "bind" and not os.fspath(self.source or "").startswith("/"):
-            raise SpecError(
-                "mounts.source", f"{shown(self.source)}: a bind needs an absolute path outside"
-            )
+            words = f"{shown(self.source)}: a bind needs an absolute path outside"
+            raise SpecError("mounts.source", words)
 
 
 @record(frozen=True)
@@ -142,10 +141,15 @@ class Rlimit:
     hard: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "type", _rlimit_name(self.type))
+        names = RLIMIT_NAMES.lower().split()
+        name = self.type.lower().removeprefix("rlimit_") if isinstance(self.type, str) else None
+        if name not in names:
+            words = f"{shown(self.type)}: one of {', '.join(names)} expected"
+            raise SpecError("rlimits.type", words)
+        object.__setattr__(self, "type", f"RLIMIT_{name.upper()}")
         for name in ("soft", "hard"):
             check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)
-        soft, hard = (HIGHEST_LIMIT if n == UNLIMITED else n for n in (self.soft, self.hard))
+        soft, hard = self.values
         if soft > hard:
             raise SpecError(
                 "rlimits.soft",
@@ -157,21 +161,25 @@ class Rlimit:
         """The kernel's number of the resource."""
         return RLIMITS[self.type]
 
+    @property
+    def values(self) -> tuple[int, int]:
+        """The soft and the hard limit as the kernel has them."""
+        soft, hard = (HIGHEST_LIMIT if n == UNLIMITED else n for n in (self.soft, self.hard))
+        return soft, hard
 
-def _rlimit_name(value: Any) -> str:
-    """The full name, RLIMIT_NOFILE, of "nofile", "NOFILE" or the full name."""
-    if isinstance(value, str):
-        name = "RLIMIT_" + value.upper().removeprefix("RLIMIT_")
-        if name in RLIMITS:
-            return name
-    names = ", ".join(name.removeprefix("RLIMIT_").lower() for name in RLIMITS)
-    raise SpecError("rlimits.type", f"{shown(value)}: one of {names} expected")
+
+def outside(mappings: Iterable[IDMapping], inside: int) -> int | None:
+    """The id outside of one inside; None: it is not mapped."""
+    for m in mappings:
+        if m.container_id <= inside < m.container_id + m.size:
+            return m.host_id + inside - m.container_id
+    return None
 
 
 def writes_to_host(mount: Mount) -> bool:
     """Whether files of the host can be changed through it."""
     options = mount_options.parse(mount.type, mount.options)
-    # A slave also shows what the host mounts there later, which the options do not hold for.
+    # In a slave, mounts that the host makes later appear with options of their own.
     slave = options.propagation == mount_options.MS_SLAVE
     if options.attr_set & mount_options.ATTR_RDONLY and not slave:
         return False

@@ -34,6 +34,10 @@ class Layout:
     shown: tuple[str, ...]  # directories, to be bound
     links: tuple[tuple[str, str], ...]  # path, target: links that lead to one that is shown
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (*self.shown, *(path for path, _ in self.links))
+
 
 def layout() -> Layout:
     """Read again whenever something was added to "/", or "/" is another directory."""

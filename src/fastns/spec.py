@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from _collections_abc import Mapping, Sequence
 
-from fastns._args import shown
+from fastns import _spec_values
+from fastns._args import check_one_of
 from fastns._record import record
 from fastns._spec_values import (
     KINDS,
-    MAX_ID,
     NOTHING,
     RLIMITS,
     Default,
@@ -21,10 +21,7 @@ from fastns._spec_values import (
     IDMapping,
     Mount,
     Rlimit,
-    directories_above,
-    writes_to_host,
 )
-from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,22 +32,7 @@ if TYPE_CHECKING:
     RootMode: TypeAlias = Literal["pivot_root", "chroot"]
     OnOutputLimit: TypeAlias = Literal["truncate", "kill"]
 
-__all__ = [
-    "CGROUP_LIMITS",
-    "DEFAULT_ENV",
-    "DEFAULT_RLIMITS",
-    "KINDS",
-    "MASKED_PATHS",
-    "MAX_ID",
-    "READONLY_PATHS",
-    "RLIMITS",
-    "FrozenMap",
-    "IDMapping",
-    "Mount",
-    "Rlimit",
-    "Spec",
-    "directories_above",
-]
+__all__ = ["KINDS", "RLIMITS", "FrozenMap", "IDMapping", "Mount", "Rlimit", "Spec"]
 
 CGROUP_LIMITS = (
     *("memory", "memory_swap", "pids_limit", "cpus"),
@@ -59,18 +41,9 @@ CGROUP_LIMITS = (
 HOST_BY_DEFAULT = ("user", "time")  # the compiler makes "user" a range of ids, or a new one
 
 MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
+    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys"),
+    *("/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
+    *("/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"),
 )
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_ENV = {
@@ -224,15 +197,15 @@ class Spec:
 
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not getattr(Spec, name)]
+        # Defaults need no check, nor does what `fastns run` adds to them.
         if given and not (given == ["die_with_parent"] and self.die_with_parent is True):
-            from fastns._spec_checks import check  # defaults, and what `fastns run` adds, need none
+            from fastns._spec_checks import check
 
             check(self)
 
     def namespace(self, kind: str) -> str:
-        """ "new", "host" or a path, as far as the spec itself decides it."""
-        if kind not in KINDS:
-            raise SpecError("namespaces", f"{shown(kind)}: one of {', '.join(KINDS)} expected")
+        """ "new", "host" or a path, before the compiler adapts it to the caller."""
+        check_one_of("namespaces", kind, KINDS)
         if kind in self.namespaces:
             return self.namespaces[kind]
         if kind == "network" and not isinstance(self.network, Default):
@@ -242,7 +215,7 @@ class Spec:
         return "host" if kind in HOST_BY_DEFAULT else "new"
 
     def asks_for(self, kind: str) -> bool:
-        """Whether the spec says something of this namespace at all."""
+        """Whether the spec names this namespace explicitly."""
         return kind in self.namespaces or (kind == "user" and bool(self.uid_mappings))
 
     def environment(self) -> dict[str, str]:
@@ -250,30 +223,31 @@ class Spec:
         return {**DEFAULT_ENV, "HOME": self._home(), **self.env}
 
     def _home(self) -> str:
-        """Without a rootfs /tmp, the one directory there that can be written; else by the uid."""
-        shown = self.rootfs is None and self.namespace("mount") == "new" and self.default_mounts
-        if shown and all(mount.destination != DEFAULT_ENV["HOME"] for mount in self.mounts):
+        """/tmp without a rootfs, where no other directory is writable; else by the uid."""
+        bare = self.rootfs is None and self.namespace("mount") == "new" and self.default_mounts
+        if bare and all(mount.destination != DEFAULT_ENV["HOME"] for mount in self.mounts):
             return "/tmp"
         return DEFAULT_ENV["HOME"] if self.uid == 0 else "/"
 
     def writes_to_host(self) -> bool:
-        """Whether files of the host can be written inside: they stay when the sandbox ends."""
+        """Whether the sandbox can write files that outlive it."""
         if self.namespace("mount") != "new":
             return True
         if self.rootfs is not None and not (self.read_only or self.overlay):
             return True
-        return any(map(writes_to_host, self.mounts))
+        return any(map(_spec_values.writes_to_host, self.mounts))
 
     def limits(self) -> Limits | None:
         """What cgroups have to enforce; None: nothing."""
         values = {name: getattr(self, name) for name in CGROUP_LIMITS}
-        if self.io in (None, NOTHING) and all(
-            value is None for name, value in values.items() if name != "io"
-        ):
+        given = {name: value for name, value in values.items() if value is not None}
+        if not self.io:
+            del given["io"]
+        if not given:
             return None
-        from fastns.limits import check_limits  # a spec without limits does not need it
+        from fastns.limits import Limits  # a spec without limits does not need it
 
-        return check_limits(**values)
+        return Limits(**given)
 
     @property
     def uid(self) -> int:

@@ -31,7 +31,7 @@ from fastns.cli import UsageError, _flags, _jobs, _results, _values
 from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser
 from fastns.errors import SpecError
-from fastns.limits import MAX_BYTES, check_limits, parse_size
+from fastns.limits import MAX_BYTES, Limits, parse_size
 from fastns.rootfs import _elf
 from fastns.rootfs._model import Unusable
 
@@ -273,7 +273,7 @@ def numbers(text: str, value: Any) -> None:
         assert size is None or 0 < size <= MAX_BYTES
         for field in ("pids_limit", "cpus", "cpu_weight", "cpuset", "cpu_time", "memory"):
             refused(
-                lambda field=field, given_value=given_value: check_limits(**{field: given_value}),
+                lambda field=field, given_value=given_value: Limits(**{field: given_value}),
                 SpecError,
             )
     seconds = refused(lambda: _values.duration("--timeout", text), UsageError)

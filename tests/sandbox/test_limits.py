@@ -24,7 +24,7 @@ from processes import eventually, marked, marker, running
 import fastns
 from fastns import CompletedSandbox, Plan, Sandbox, SpawnError, Spec, SpecError, Template, run
 from fastns._policy import cgroup_hierarchies, cgroup_plan, cgroups
-from fastns.limits import check_limits
+from fastns.limits import Limits
 
 MIB = 1 << 20
 ONE_OF_EACH: dict[str, Any] = {"memory": "32m", "pids_limit": 20, "cpus": 0.5, "cpuset": "0"}
@@ -100,7 +100,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
     if device is None:
         support.skip_missing("a block device")
     number = Path(f"/sys/block/{device}/dev").read_text().strip()
-    limits = check_limits(io={number: {"rbps": 1 << 20, "riops": 7}})
+    limits = Limits(io={number: {"rbps": 1 << 20, "riops": 7}})
     plan = cgroup_plan.plan(limits, None, True)
     texts = {file: text for _, file, text, _ in plan.settings}
     assert plan.enforced == ("io",)
@@ -374,7 +374,7 @@ def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
 
 def home_of(controller: str) -> str:
     """Where cgroups with this controller are made."""
-    (place,) = cgroup_plan.plan(check_limits(**{controller: 1 << 30}), None, True).places
+    (place,) = cgroup_plan.plan(Limits(**{controller: 1 << 30}), None, True).places
     return f"{place.parent}/{cgroup_hierarchies.GROUP}"
 
 

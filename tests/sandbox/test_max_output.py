@@ -162,7 +162,7 @@ def test_by_a_handle() -> None:
 
 def test_other_words_are_refused() -> None:
     for wrong in ("stop", None, True, b"kill"):
-        with pytest.raises(fastns.SpecError, match="truncate or kill expected") as caught:
+        with pytest.raises(fastns.SpecError, match="truncate, kill expected") as caught:
             Spec(on_output_limit=wrong)  # type: ignore[arg-type]
         assert caught.value.field == "on_output_limit"
 

@@ -15,7 +15,7 @@ from plans import of_this_caller
 from fastns import SpawnError, Spec, SpecError, compile
 from fastns._cause import cause_of
 from fastns._policy import cgroup_hierarchies, cgroup_plan
-from fastns.limits import Limits, check_limits, parse_size
+from fastns.limits import Limits, parse_size
 from fastns.spec import CGROUP_LIMITS
 
 
@@ -131,7 +131,7 @@ def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     place = tree(tmp_path, True, "memory", "pids", "cpu", "cpuset", "io")
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
     monkeypatch.setattr(cgroup_plan, "_no_swap", lambda: False)
-    plan = cgroup_plan.plan(check_limits(**EVERYTHING), None, True)
+    plan = cgroup_plan.plan(Limits(**EVERYTHING), None, True)
     assert files_of(plan) == [
         ("memory.max", str(64 << 20)),
         ("memory.swap.max", str(32 << 20)),
@@ -156,7 +156,7 @@ def test_the_files_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = ("memory", "pids", "cpu", "cpuset", "io", "cpuacct")
     places = [tree(tmp_path / name, False, name) for name in names]
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: places)
-    plan = cgroup_plan.plan(check_limits(**EVERYTHING), None, False)
+    plan = cgroup_plan.plan(Limits(**EVERYTHING), None, False)
     assert (plan.enforced, plan.unenforced) == (
         tuple(name for name in cgroup_plan.CONTROLLER if name != "io"),
         ("io",),
@@ -202,7 +202,7 @@ def test_io_is_enforced_where_buffered_writes_are(
 ) -> None:
     """Version 1 sees only direct writes; version 2 also needs the memory controller."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
-    limits = check_limits(io=io)
+    limits = Limits(io=io)
     if not held:
         with pytest.raises(SpecError, match="buffered write") as caught:
             cgroup_plan.plan(limits, None, True)
@@ -221,7 +221,7 @@ def test_shares_are_weights_of_version_1(
 ) -> None:
     """In the same proportion to the default of 1024 as the weight is to 100."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
-    plan = cgroup_plan.plan(check_limits(cpu_weight=weight), None, True)
+    plan = cgroup_plan.plan(Limits(cpu_weight=weight), None, True)
     assert (files_of(plan), [text for _, _, text, _ in plan.weights]) == ([], [str(shares)])
 
 
@@ -233,11 +233,11 @@ def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cgroup_plan, "hierarchies", lambda place=place: [place])
         for cpuset in ("9", "0-3", "1-2", "4,5", "0-99999"):
             with pytest.raises(SpecError) as caught:
-                cgroup_plan.plan(check_limits(cpuset=cpuset), None, False)
+                cgroup_plan.plan(Limits(cpuset=cpuset), None, False)
             assert caught.value.field == "cpuset"
             assert "0-1,4" in caught.value.reason
         for cpuset in ("0-1,4", "4", "1"):
-            plan = cgroup_plan.plan(check_limits(cpuset=cpuset), None, True)
+            plan = cgroup_plan.plan(Limits(cpuset=cpuset), None, True)
             assert ("cpuset.cpus", cpuset) in files_of(plan)
 
 
@@ -306,7 +306,7 @@ def test_cpu_time_alone_switches_nothing_on(
 ) -> None:
     place = tree(tmp_path, True)
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
-    plan = cgroup_plan.plan(check_limits(cpu_time=1), None, True)
+    plan = cgroup_plan.plan(Limits(cpu_time=1), None, True)
     assert plan.places == (cgroup_hierarchies.Place(place, str(tmp_path), ()),)
     assert (files_of(plan), plan.cpu_time, plan.enforced) == ([], 10**9, ("cpu_time",))
     assert ("cpu_time", 0, "cpu.stat", "usage_usec", 1000, False, None) in plan.counters
@@ -316,16 +316,16 @@ def test_memory_alone_is_without_swap(tmp_path: Path, monkeypatch: pytest.Monkey
     place = tree(tmp_path, True, "memory")
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
     monkeypatch.setattr(cgroup_plan, "_no_swap", lambda: False)
-    files = dict(files_of(cgroup_plan.plan(check_limits(memory="64m"), None, True)))
+    files = dict(files_of(cgroup_plan.plan(Limits(memory="64m"), None, True)))
     assert files["memory.swap.max"] == "0"
-    anything = check_limits(memory="64m", memory_swap=-1)
+    anything = Limits(memory="64m", memory_swap=-1)
     assert dict(files_of(cgroup_plan.plan(anything, None, True)))["memory.swap.max"] == "max"
 
 
 def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tree(tmp_path, True, "pids")
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
-    limits = check_limits(memory="64m", pids_limit=5)
+    limits = Limits(memory="64m", pids_limit=5)
     with pytest.raises(SpecError) as caught:
         cgroup_plan.plan(limits, None, True)
     assert caught.value.field == "memory"

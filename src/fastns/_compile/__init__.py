@@ -12,8 +12,7 @@ from fastns import _core, _view
 from fastns._args import shown
 from fastns._cache import cached
 from fastns._compile import process, root
-from fastns._compile.caller import Caller
-from fastns._compile.decide import Decisions, decide, shows_resolver
+from fastns._compile.decide import Caller, Decisions, decide, shows_resolver
 from fastns._compile.ops import Op, clone_flags
 from fastns.errors import SpecError
 from fastns.spec import Spec

@@ -1,7 +1,8 @@
 """decide(): every choice between two ways to carry out a spec, before any op exists.
 
-The emitters (process.py, root.py, mounts.py) turn Decisions into ops and choose nothing. decide()
-changes nothing; it asks fastns._policy and _view what this machine has.
+The emitters (process.py, root.py) turn Decisions into ops and choose nothing. decide() changes
+nothing; it asks fastns._policy and _view what this machine has, and Caller has what it knows of the
+process that starts sandboxes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import os
 
 from fastns import _core, _view, mount_options
 from fastns._cache import cached
-from fastns._compile.caller import CAP_MKNOD, CAP_SETPCAP, CAP_SETUID, CAP_SYS_PTRACE, Caller
 from fastns._record import record
+from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside
 from fastns.errors import SpecError
-from fastns.spec import KINDS, IDMapping, Mount, Spec, directories_above
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastns._policy.cgroup_plan import CgroupPlan
+    from fastns.spec import Spec
 
     Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
     Joined = tuple[tuple[str, str], ...]  # kind and path
     Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
     Bind = tuple[str, str, int, str]  # destination, source, HOW_*, why it is plain ("": it is not)
 
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID = 1 << 0, 1 << 1, 1 << 6, 1 << 7
+CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 8, 1 << 19, 1 << 21, 1 << 27
+MAPS_A_RANGE = CAP_CHOWN | CAP_SETGID | CAP_SETUID | CAP_SYS_ADMIN
 DEV = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
 """The default /dev, which is filled with devices."""
+DEVPTS_OPTIONS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64")
 DEFAULT_MOUNTS = (
     Mount("/proc", type="proc", source="proc", options=["nosuid", "nodev", "noexec"]),
     Mount("/sys", type="sysfs", source="sysfs", options=["ro", "nosuid", "nodev", "noexec"]),
     Mount("/tmp", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=1777"]),
     Mount("/run", type="tmpfs", source="tmpfs", options=["nosuid", "nodev", "mode=755"]),
     DEV,
-    Mount(
-        "/dev/pts",
-        type="devpts",
-        source="devpts",
-        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=64"],
-    ),
+    Mount("/dev/pts", type="devpts", source="devpts", options=DEVPTS_OPTIONS),
     Mount("/dev/shm", type="tmpfs", source="shm", options=["nosuid", "nodev", "mode=1777"]),
 )
 TYPE_AT = {"/proc": "proc", "/sys": "sysfs"}
@@ -49,23 +49,84 @@ HOME = "/root"  # of uid 0, in DEFAULT_ENV
 
 
 @record(frozen=True)
+class Caller:
+    """Everything about the caller that a plan depends on."""
+
+    uid: int
+    gid: int
+    uniform: bool  # real, effective and saved ids are the same
+    capabilities: int  # effective ones, a bit each
+    initial_user_namespace: bool
+    may_setgroups: bool = True
+    tree_namespaces: bool = False  # the kernel has them (Linux 7.0), and this caller may use them
+    owns_its_proc: bool = True  # it may write the files of its own process in /proc
+    spared: bool = False  # its oom_score_adj is below 0
+
+    @property
+    def privileged(self) -> bool:
+        return bool(self.capabilities & CAP_SYS_ADMIN)
+
+    @property
+    def maps_a_range(self) -> bool:
+        """Whether its sandboxes can have a range of ids without a process that writes the maps."""
+        able = self.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
+        return self.initial_user_namespace and able
+
+    @classmethod
+    def current(cls) -> Caller:
+        uids, gids = os.getresuid(), os.getresgid()
+        initial = _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
+        capabilities = _core.capabilities()
+        return cls(
+            uid=uids[1],
+            gid=gids[1],
+            uniform=len(set(uids)) == 1 and len(set(gids)) == 1,
+            capabilities=capabilities,
+            initial_user_namespace=initial,
+            may_setgroups=initial or _read("/proc/self/setgroups").strip() != b"deny",
+            tree_namespaces=initial and bool(capabilities & CAP_SYS_ADMIN) and _has_trees(),
+            owns_its_proc=bool(capabilities & CAP_DAC_OVERRIDE) or _core.is_dumpable(),
+            spared=is_spared(),
+        )
+
+
+@cached(1)
+def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
+    """Whether oom_score_adj is below 0. Read once: each start would pay for it."""
+    return _read(path).startswith(b"-")
+
+
+@cached(1)
+def _has_trees() -> bool:
+    return _core.has_tree_namespaces()
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc. Without /proc it is empty, and the step that needs /proc fails later."""
+    try:
+        with open(path, "rb") as file:
+            return file.read() or b""  # None: EAGAIN
+    except OSError:
+        return b""
+
+
+@record(frozen=True)
 class Decisions:
-    """How one process carries out a spec: a sandbox, the server of a template, or one of its
-    sandboxes."""
+    """How one process carries out a spec: a sandbox, a template's server, or its sandboxes."""
 
     spec: Spec
 
     # Namespaces, by kind.
     new: tuple[str, ...]  # made for it, as Plan.namespaces
     by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
-    copied: tuple[str, ...]  # copied once that user namespace is joined
-    join_first: Joined  # by another process, which then clones the sandbox: a hop
-    join: Joined  # by the sandbox
-    user_last: bool  # root joins a user namespace after the others: its rights end there
+    copied: tuple[str, ...]  # copied by the sandbox once it has joined that user namespace
+    join_first: Joined  # joined by another process, which then clones the sandbox: a hop
+    join: Joined  # joined by the sandbox
+    user_last: bool  # root joins the user namespace last, as its rights end there
     in_user_namespace: bool  # its own, or the caller's
 
     # Ids.
-    ids: Ids | None  # range of the user namespace that it joins
+    ids: Ids | None  # the range of the user namespace that it joins
     id_map: str  # who writes the maps, as Sandbox.id_map has it
     uids: Sequence[IDMapping]  # of a new user namespace
     gids: Sequence[IDMapping]
@@ -76,33 +137,33 @@ class Decisions:
 
     # The root and what is mounted in it.
     layout: _view.Layout | None  # the root is made of these directories of the host
-    led_to: tuple[str, ...]  # where links in these directories lead
+    led_to: tuple[str, ...]  # targets outside of them that links in them lead to
     root_alone: bool  # the mount namespace starts with the root's tree, not with the caller's
     mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
-    own: tuple[Mount, ...]  # those that this process mounts
-    fresh: tuple[str, ...]  # destinations of those that each sandbox of a template mounts
+    own: tuple[Mount, ...]  # the mounts that this process makes
+    fresh: tuple[str, ...]  # destinations that each sandbox of a template mounts
     points: tuple[str, ...]  # directories that a root's tmpfs starts with, without the first "/"
     layers: Layers
-    binds: tuple[Bind, ...]  # those of the spec, in a sandbox with a range of ids
+    binds: tuple[Bind, ...]  # the spec's, in a sandbox with a range of ids
     makes_nodes: bool  # devices are made; else they are bound
 
     # Rights and limits.
     cgroups: CgroupPlan | None
-    spared: bool  # by the OOM killer, as the caller is
+    spared: bool  # the caller's oom_score_adj is below 0
     dies_with_parent: bool
     maps_first: bool  # it writes its maps before it executes the program
-    bounding: bool  # it can and has to reduce the bounding set
+    bounding: bool  # it reduces the bounding set
     landlock: int  # version of the interface; 0: not used
     filter: str  # of system calls: none, profile; of the default one: whole, first, rest
 
     @property
     def owned(self) -> int:
-        """HOW_* of what is made for the sandbox: its uid 0 owns it."""
+        """HOW_OWNED where the sandbox's uid 0 has to own what is made for it."""
         return _core.HOW_OWNED if self.ids else 0
 
     @property
     def keep(self) -> int:
-        """HOW_KEEP where a filter or Landlock needs rights that the change of ids would take."""
+        """HOW_KEEP where a filter or Landlock needs rights that the change of ids would drop."""
         needed = self.spec.seccomp != "unconfined" or self.spec.landlock
         return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
@@ -120,11 +181,11 @@ _parsed = cached(512)(mount_options.parse)
 def decide(
     spec: Spec, caller: Caller, layout: _view.Layout | None = None, *, netns_ahead: bool = False
 ) -> Decisions:
-    """All that is decided about a spec.
+    """All decisions about a spec.
 
     Args:
         layout: the host's directories for a root that is made of them; None: this machine's.
-        netns_ahead: network namespaces are made before they are needed, so not by the sandbox.
+        netns_ahead: network namespaces are made ahead of the sandboxes.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     kinds = {kind: spec.namespace(kind) for kind in KINDS}
@@ -136,7 +197,7 @@ def decide(
     new = tuple([kind for kind in KINDS if kinds[kind] == "new"])
     joined = {kind: path for kind, path in kinds.items() if path.startswith("/")}
     cgroups = _cgroups_for(spec)
-    own_user = kinds["user"] == "new" or "user" in joined  # that no other sandbox has
+    own_user = kinds["user"] == "new" or "user" in joined
     in_user_namespace = own_user or not caller.initial_user_namespace
     if not caller.privileged and not own_user:
         _refuse_without_rights(spec, new)
@@ -178,7 +239,7 @@ def decide(
         inotify=inotify,
         sets_groups=changes and (may_setgroups or bool(spec.additional_gids)),
         sets_ids=changes and (mapped or not same),
-        pipe_owner=_pipe_owner(spec, caller, kinds, ids, id_map),
+        pipe_owner=_pipe_owner(spec, caller, kinds["user"], ids, id_map),
         layout=shown,
         led_to=_led_to(spec, shown),
         root_alone=alone,
@@ -192,8 +253,8 @@ def decide(
         cgroups=cgroups,
         spared=caller.spared,
         dies_with_parent=spec.die_with_parent,
-        # That leaves uid 0 its capabilities. But the memory of who executes in a mapped namespace
-        # belongs to that, and a pid 1 that stays has to keep its own from the command.
+        # uid 0 then keeps its capabilities over exec. But the memory of a process that executes in
+        # a mapped namespace belongs to it, and a reaper must keep its own from the command.
         maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
         bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
         landlock=_landlock_version(spec, caller.privileged or own_user),
@@ -205,21 +266,18 @@ def decide(
 
 
 def _refuse_without_rights(spec: Spec, new: Sequence[str]) -> None:
-    what = new or (["rootfs"] if spec.rootfs is not None else [])
+    what = ", ".join(new) or ("rootfs" if spec.rootfs is not None else None)
     if what:
-        raise SpecError(
-            "namespaces",
-            f"an unprivileged caller cannot have {', '.join(what)} with user='host': leave "
-            "'user' out, or say 'new'",
-        )
+        words = f"an unprivileged caller cannot have {what} with user='host'"
+        raise SpecError("namespaces", f"{words}: leave 'user' out, or say 'new'")
 
 
 def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
-    """What is joined before the sandbox is cloned, and by the sandbox.
+    """What is joined before the sandbox is cloned, and what by the sandbox.
 
-    A joined pid namespace holds only later clones. A user namespace owns what is made later, and in
-    a new one there is no right to join anything outside it. The mount namespace is joined last: the
-    other paths are the caller's.
+    A joined pid namespace holds only later clones. A user namespace owns what is made later, and
+    from a new one nothing outside can be joined. The mount namespace comes last: the other paths
+    are the caller's.
     """
     order = {"user": 0, "mount": 2}
     kinds = sorted(joined, key=lambda kind: order.get(kind, 1))
@@ -231,12 +289,12 @@ def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
 def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tuple[str, ...]:
     """Capabilities count only in namespaces that belong to the range's user namespace.
 
-    To join what a process is in takes the right to trace it (setns(2)). That process is undumpable,
-    so only CAP_SYS_PTRACE outside gives that right (CVE-2016-9962).
+    Joining a process's namespaces takes the right to trace it (setns(2)). That process is
+    undumpable, so only CAP_SYS_PTRACE outside gives that right (CVE-2016-9962).
     """
-    kinds = [kind for kind in ("network", "uts", "ipc") if kind in new]
-    if netns_ahead and "network" in kinds:
-        kinds.remove("network")
+    kinds = [kind for kind in ("uts", "ipc") if kind in new]
+    if "network" in new and not netns_ahead:
+        kinds.insert(0, "network")
     if kinds and not caller.capabilities & CAP_SYS_PTRACE:
         raise SpecError(
             "capabilities",
@@ -271,7 +329,7 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
 def _maps(
     spec: Spec, caller: Caller, new_user: bool
 ) -> tuple[str, Sequence[IDMapping], Sequence[IDMapping], bytes | None]:
-    """Of a new user namespace: who writes its maps, the maps, and its limit on inotify."""
+    """For a new user namespace: who writes its maps, the maps, and its limit on inotify."""
     if not new_user:
         return "none", (), (), None
     from fastns._policy import userns
@@ -296,28 +354,17 @@ def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:
 
 
 def _pipe_owner(
-    spec: Spec,
-    caller: Caller,
-    kinds: dict[str, str],
-    ids: Ids | None,
-    id_map: str,
+    spec: Spec, caller: Caller, user: str, ids: Ids | None, id_map: str
 ) -> tuple[int, int] | None:
-    """None: the caller itself, or it has no right to give anything away."""
+    """None: the caller keeps the pipes, or has no right to give them away."""
     if ids is not None:
         return ids[0] + spec.uid, ids[1] + spec.gid
     if id_map == "parent":
-        return _outside(spec.uid_mappings, spec.uid), _outside(spec.gid_mappings, spec.gid)
-    if kinds["user"] == "host" and caller.privileged and spec.user != "0:0":
+        uid, gid = outside(spec.uid_mappings, spec.uid), outside(spec.gid_mappings, spec.gid)
+        return uid or 0, gid or 0
+    if user == "host" and caller.privileged and spec.user != "0:0":
         return spec.uid, spec.gid
     return None
-
-
-def _outside(mappings: Sequence[IDMapping], inside: int) -> int:
-    """The caller's id of a mapped one."""
-    for m in mappings:
-        if m.container_id <= inside < m.container_id + m.size:
-            return m.host_id + inside - m.container_id
-    return 0
 
 
 # ---- the root ----
@@ -333,14 +380,10 @@ def _may_be_hosts_root(
 
 
 def _may_start_with_root(
-    spec: Spec,
-    caller: Caller,
-    ids: Ids | None,
-    new_user: bool,
-    mounts: Sequence[Mount],
+    spec: Spec, caller: Caller, ids: Ids | None, new_user: bool, mounts: Sequence[Mount]
 ) -> bool:
-    """Whether the mount namespace can be made of the root's tree alone: a scratch tmpfs beneath it
-    needs the caller's view, and so does the source of a device that is bound."""
+    """Whether the mount namespace can start with the root's tree alone. A scratch tmpfs and bound
+    devices need the caller's view."""
     binds = [parsed(mount) for mount in mounts if mount.type == "bind"]
     return (
         caller.tree_namespaces
@@ -360,10 +403,7 @@ def _may_start_with_root(
 def _mounts(
     spec: Spec, kinds: Mapping[str, str], in_user_namespace: bool, hosts_root: bool
 ) -> tuple[Mount, ...]:
-    """The default mounts that the spec does not replace, then those of the spec in their order.
-
-    hosts_root: whether a uid inside may be the host's uid 0.
-    """
+    """The default mounts that the spec does not replace, then the spec's in their order."""
     replaced = [mount.destination for mount in spec.mounts]
     kept = [
         _of_host(mount, kinds, in_user_namespace)
@@ -375,20 +415,22 @@ def _mounts(
 
 
 def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
-    """/proc and /sys show the pid and the network namespace of who mounts them. The kernel refuses
-    a fresh one of the host's to a user namespace, and on top of itself, so the host's is bound."""
+    """Binds the host's /proc or /sys where its namespace is the host's.
+
+    Both show the namespaces of the process that mounts them. The kernel refuses a new instance of
+    the host's in a user namespace, and on top of itself."""
     owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
     if owner is None or kinds[owner] != "host":
         return mount
-    # A user namespace may not uncover what lies below a directory: all of it or nothing.
+    # A user namespace may not uncover what is mounted over: all of the tree, or none.
     bind = "rbind" if in_user_namespace else "bind"
     options = [bind, *mount.options]
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
 def _protected(mount: Mount) -> Mount:
-    """Makes /proc and /sys read-only where a uid inside may own their files, whose modes are the
-    same in every instance on the machine. "rw" in the spec overrides this."""
+    """Makes /proc and /sys read-only where a uid inside may own their files. The modes of these
+    files are the same in every instance on the machine. "rw" in the spec overrides this."""
     hosts = mount.type == "bind" and mount.source in TYPE_AT
     if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
         return mount
@@ -397,7 +439,7 @@ def _protected(mount: Mount) -> Mount:
 
 
 def _led_to(spec: Spec, layout: _view.Layout | None) -> tuple[str, ...]:
-    """Where links in the host's directories lead, as far as the spec mounts nothing there."""
+    """The targets of links in the host's directories at which the spec mounts nothing."""
     if layout is None:
         return ()
     given = [mount.destination for mount in spec.mounts]
@@ -410,10 +452,10 @@ def shows_resolver(spec: Spec) -> bool:
 
 
 def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, ...]:
-    """The directories that a root of the host's directories needs for what is mounted on it."""
+    """The mount points that a root of the host's directories needs."""
     if layout is None:
         return ()
-    shown = [*layout.shown, *(path for path, _ in layout.links)]
+    shown = list(layout.paths)
     places = [*layout.shown, HOME]
     for mount in mounts:
         if mount.type != "bind" and not _view.lies_in(mount.destination, shown):
@@ -425,18 +467,16 @@ def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, 
 
 def _layers(spec: Spec, layout: _view.Layout | None, mounts: Sequence[Mount]) -> Layers:
     """Each file system of the sandbox: where it is, and whether it is gone with the sandbox."""
-    links = layout.links if layout else ()
-    shown = (*(layout.shown if layout else ()), *(path for path, _ in links))
     return (
         ("/", spec.overlay or layout is not None),
-        *((path, False) for path in shown),
+        *((path, False) for path in (layout.paths if layout else ())),
         *((mount.destination, mount.type == "tmpfs") for mount in mounts),
     )
 
 
 def _binds(spec: Spec) -> tuple[Bind, ...]:
-    """Binds of the spec keep their owners: where the kernel can, or with the option idmap else
-    fail. Other binds show the host, where root's files stay out of reach."""
+    """The spec's binds keep their owners: with the option idmap always, else where the kernel can.
+    Other binds show the host, whose root's files stay out of reach."""
     found = []
     for number, mount in enumerate(spec.mounts):
         if mount.type != "bind":
@@ -455,24 +495,22 @@ def _binds(spec: Spec) -> tuple[Bind, ...]:
 
 
 def _made_in(bind: Mount, later: Sequence[Mount]) -> str | None:
-    """A missing target that a later mount makes in this bind; None: there is none. The caller
-    makes it, and cannot make anything in an idmapped tree."""
-    below = [mount for mount in later if _is_below(mount, bind)]
-    for i, mount in enumerate(below):
-        if parsed(mount).mkdir and not any(_is_below(mount, one) for one in below[:i]):
-            return mount.destination
+    """A missing target that a later mount makes in this bind; None: there is none. The caller's
+    ids make it, and these cannot make anything in an idmapped tree."""
+    places: list[str] = []  # of mounts in the bind: what is made in them is not made in the bind
+    for mount in later:
+        if _view.lies_in(mount.destination, [bind.destination]):
+            if parsed(mount).mkdir and not _view.lies_in(mount.destination, places):
+                return mount.destination
+            places.append(mount.destination)
     return None
-
-
-def _is_below(mount: Mount, other: Mount) -> bool:
-    return mount.destination.startswith(other.destination + "/")
 
 
 # ---- rights and limits ----
 
 
 def _cgroups_for(spec: Spec) -> CgroupPlan | None:
-    """What enforces the limits; None: there are none, or the spec may do without them."""
+    """What enforces the limits; None: there are none, or none can be enforced."""
     limits = spec.limits()
     if limits is None:
         return None

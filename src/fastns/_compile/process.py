@@ -6,7 +6,8 @@ import os
 
 from fastns import _core
 from fastns._compile.ops import CLONE_FLAGS, PROC_MAGIC, Op, clone_flags, id_op, write_op
-from fastns.spec import DEFAULT_RLIMITS, Rlimit, Spec
+from fastns._spec_values import Rlimit, outside
+from fastns.spec import DEFAULT_RLIMITS, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from fastns._compile.decide import Decisions
     from fastns.spec import IDMapping
 
-RLIM_INFINITY = 2**64 - 1
 LEAST_FDS = 256  # half of the caller's limit is not applied below this
 NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
 
@@ -77,7 +77,7 @@ def mapped_ids(d: Decisions) -> Iterator[Op]:
     nobody cannot create files."""
     if d.id_map in ("parent", "newuidmap"):
         for code, mappings, own in (("setgid", d.gids, d.spec.gid), ("setuid", d.uids, d.spec.uid)):
-            yield id_op(code, 0 if any(m.container_id == 0 for m in mappings) else own)
+            yield id_op(code, own if outside(mappings, 0) is None else 0)
 
 
 def cgroup(d: Decisions) -> Iterator[Op]:
@@ -143,8 +143,7 @@ def _limits(spec: Spec) -> Iterator[Op]:
 
 
 def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
-    soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
-    data = soft.to_bytes(8, "little") + hard.to_bytes(8, "little")
+    data = b"".join(limit.to_bytes(8, "little") for limit in rlimit.values)
     note = f"{rlimit.type} {rlimit.soft}:{rlimit.hard}"
     note += " at most" if how & _core.HOW_SHARE else ""
     return Op("rlimit", "rlimit", how, rlimit.number, least, data=data, note=note)

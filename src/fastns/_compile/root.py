@@ -7,21 +7,58 @@ docs/architecture/mounts.md has the steps.
 from __future__ import annotations
 
 import os
+import stat
 
 from fastns import _core, _view
-from fastns._compile import mounts
-from fastns._compile.decide import DEV, parsed
-from fastns._compile.ops import Op
+from fastns._compile.decide import DEV, TYPE_AT, parsed
+from fastns._compile.ops import PROC_MAGIC, SYSFS_MAGIC, Op
 from fastns._compile.process import mapped_ids
-from fastns.mount_options import ATTR_RDONLY, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_SLAVE
+from fastns.mount_options import (
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    ATTR_RDONLY,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_SLAVE,
+    MS_UNBINDABLE,
+)
+from fastns.spec import MASKED_PATHS, READONLY_PATHS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from fastns._compile.decide import Decisions
-    from fastns.spec import Spec
+    from fastns._compile.decide import Decisions, Layers
+    from fastns.spec import Mount, Spec
 
+DEVICES = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
+DEV_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+MOUNTED_BELOW_DEV = ("/dev/pts", "/dev/shm")
+NO_SYMLINKS_AT = ("/proc", "/sys", "/dev")  # CVE-2019-19921
+PROPAGATION = {MS_SLAVE: _core.HOW_SLAVE, MS_UNBINDABLE: _core.HOW_UNBINDABLE}
+MAGIC = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC}
+
+# The kernel's own default size of a tmpfs is half of the machine's memory.
+DEFAULT_SIZE = 512 << 20
+SIZES = dict.fromkeys(("/run", "/dev", "/dev/shm"), 64 << 20)
+BLOCK = 4096  # what nr_blocks counts (tmpfs(5)), and the bytes for which there is one inode
+FEWEST_FILES = 1024  # a /dev has some of its own
+MOST_FILES = 1 << 40  # the kernel takes no more than 2**54
 LAYERS = (b"root", b"upper", b"work")  # directories of an overlay's scratch
 READ_ONLY_ROOT = Op("read_only", "read_only", note="/")
 
@@ -32,7 +69,7 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
     on_scratch = spec.overlay or bool(spec.files)
     place = (b"lower" if spec.overlay else b"root") if on_scratch else None
     if d.root_alone:
-        yield from mounts.open_sources(d)
+        yield from open_sources(d)
     else:
         flags = propagation(d)
         note = "rslave" if flags == MS_SLAVE else "rprivate"
@@ -43,7 +80,7 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
     if on_scratch:
         names = [*LAYERS, b"lower"] if spec.overlay else [b"root"]
         names += [b"files"] if spec.files else []
-        yield mounts.scratch_op(d, "overlay" if spec.overlay else "file", names)
+        yield scratch_op(d, "overlay" if spec.overlay else "file", names)
     if d.layout is not None:
         yield _root_tmpfs_op(d, place)
         yield from _host_directories(d, d.layout)
@@ -54,16 +91,16 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
     if spec.overlay:
         yield overlay_op(d, b"lower")
     for mount in d.own:
-        yield from mounts.mounted(d, mount)
+        yield from mounted(d, mount)
     layers = d.layers
     for shown in d.led_to:  # late: it may lie in /run
-        yield _led_to_op(d, shown, mounts.how_made(d, shown, layers))
+        yield _led_to_op(d, shown, how_made(d, shown, layers))
         layers = (*layers, (shown, False))
     for number, destination in enumerate(spec.files):
-        how = mounts.how_made(d, destination, layers)
+        how = how_made(d, destination, layers)
         target = os.fsencode(destination)
-        yield mounts.file_op(d, number, destination, target, how, file_flags)
-    for at, op in mounts.masks(d):
+        yield file_op(d, number, destination, target, how, file_flags)
+    for at, op in masks(d):
         if not _view.lies_in(at, d.fresh):
             yield op
     if d.layout is not None or (spec.overlay and spec.read_only):
@@ -102,7 +139,7 @@ def root_tree_op(d: Decisions, read_only: bool) -> Op:
     """The tree of the rootfs. Its files keep their owners inside."""
     source = root_path(d.spec)
     how = _core.HOW_RECURSIVE | (_core.HOW_IDMAP if d.ids else 0)
-    flags = (ATTR_RDONLY if read_only else 0) | mounts.no_devices(d.spec)
+    flags = (ATTR_RDONLY if read_only else 0) | no_devices(d.spec)
     note = f"{os.fsdecode(source)} {'ro' if read_only else 'rw'}"
     return Op("root_tree", "rootfs", how, flags, source=source, note=note)
 
@@ -116,7 +153,7 @@ def overlay_op(d: Decisions, lower: bytes) -> Op:
     data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
     if d.in_user_namespace:
         data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
-    flags = MS_NODEV if mounts.no_devices(d.spec) else 0
+    flags = MS_NODEV if no_devices(d.spec) else 0
     note = "a throw-away layer over the root"
     return Op("overlay", "overlay", flags=flags, data=data, note=note)
 
@@ -127,7 +164,7 @@ def overlay_op(d: Decisions, lower: bytes) -> Op:
 def _root_tmpfs_op(d: Decisions, target: bytes | None) -> Op:
     """A tmpfs with the directories that something is mounted on."""
     listed = b"".join(os.fsencode(name) + b"\0" for name in d.points)
-    options = ",".join(["mode=755", *mounts.tmpfs_limits(d.spec, DEV.destination)]).encode()
+    options = ",".join(["mode=755", *tmpfs_limits(d.spec, DEV.destination)]).encode()
     flags, note = MS_NOSUID | MS_NODEV, "a tmpfs for " + " ".join("/" + name for name in d.points)
     return Op("root_tmpfs", "rootfs", 0, flags, len(listed), None, target, options, listed, note)
 
@@ -135,17 +172,273 @@ def _root_tmpfs_op(d: Decisions, target: bytes | None) -> Op:
 def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
     """The host's system directories, with all that is mounted below them, read-only. They keep the
     host's owners: a sandbox with ids of its own cannot use what is root's alone."""
-    flags = ATTR_RDONLY | mounts.no_devices(d.spec)
+    flags = ATTR_RDONLY | no_devices(d.spec)
     for path in layout.shown:
         source, note = os.fsencode(path), f"{path} ro"
         target = source.lstrip(b"/")
         yield Op("show", "rootfs", flags=flags, source=source, target=target, note=note)
     for path, leads_to in layout.links:
-        yield mounts.symlink_op("rootfs", path, leads_to)
+        yield symlink_op("rootfs", path, leads_to)
 
 
 def _led_to_op(d: Decisions, path: str, how: int) -> Op:
     """What a link in these directories leads to."""
     how |= _core.HOW_RECURSIVE | _core.HOW_IF_THERE
-    flags, place = ATTR_RDONLY | mounts.no_devices(d.spec), os.fsencode(path)
+    flags, place = ATTR_RDONLY | no_devices(d.spec), os.fsencode(path)
     return Op("bind", "rootfs", how, flags, source=place, target=place, note=f"{path} ro")
+
+
+# ---- mounts and devices ----
+
+
+def mounted(d: Decisions, mount: Mount) -> Iterator[Op]:
+    """A mount at its place, and what the default /dev is filled with."""
+    if mount is not DEV:
+        yield mount_op(d, mount)
+        return
+    if d.layout is None:
+        yield mount_op(d, DEV)
+    else:  # a directory of the root's tmpfs: another tmpfs would take twice as long
+        note = f"/dev tmpfs {','.join(DEV.options)}, of the root"
+        flags = ATTR_NOSUID | ATTR_NOEXEC
+        yield Op("show", "mount", d.owned, flags, ATTR_NODEV, b"dev", b"dev", note=note)
+    yield from _devices(d)
+
+
+def mount_op(d: Decisions, mount: Mount, place: bytes | None = None) -> Op:
+    """A mount at its destination, or at a `place` that is made for it."""
+    how = _how_to(mount)
+    if place is not None:
+        how |= _core.HOW_CREATE | d.owned
+    else:
+        how |= how_made(d, mount.destination, d.layers)
+        how |= _core.HOW_CREATE if parsed(mount).mkdir else 0
+    target = place or os.fsencode(mount.destination)
+    return (_bind_op if mount.type == "bind" else _fs_op)(d, mount, how, target)
+
+
+def _fs_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
+    options = parsed(mount)
+    if mount.destination.lstrip("/") in d.points:
+        target = target.lstrip(b"/")  # relative: of the root's tmpfs
+    more = []
+    if mount.type == "tmpfs":
+        more = tmpfs_limits(d.spec, mount.destination, options.data)
+    data = ",".join([option for option in (_owners(d, mount), *more) if option])
+    no_devices = mount.type == "overlay" and not options.attr_clr & ATTR_NODEV
+    return Op(
+        "mount",
+        "mount",
+        how,
+        options.ms_flags | (MS_NODEV if no_devices else 0),
+        source=os.fsencode(mount.source or mount.type),
+        target=target,
+        type=mount.type.encode(),
+        data=os.fsencode(data) or None,
+        note=_note(mount, more),
+    )
+
+
+def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
+    options = parsed(mount)
+    cleared = options.attr_clr
+    has_devices = bool(cleared & ATTR_NODEV)  # "dev" was given
+    if options.recursive:
+        how |= _core.HOW_RECURSIVE
+        if d.in_user_namespace:
+            cleared &= ~ATTR_NODEV  # nodev of a mount below is locked there
+    how |= how_of_bind(mount) | (_core.HOW_AHEAD if d.root_alone else 0)
+    how |= next((bind[2] for bind in d.binds if bind[0] == mount.destination), 0)
+    flags = options.attr_set | (0 if has_devices else ATTR_NODEV)
+    source = os.fsencode(mount.source or "")
+    return Op("bind", "mount", how, flags, cleared, source, target, note=_note(mount))
+
+
+def how_made(d: Decisions, destination: str, layers: Layers) -> int:
+    """HOW_* of a target: a missing one is made where it is gone with the sandbox."""
+    above = [
+        (len(path), gone)
+        for path, gone in layers
+        if path == "/" or destination.startswith(path + "/")
+    ]
+    return _core.HOW_CREATE | d.owned if max(above)[1] else 0
+
+
+def _how_to(mount: Mount) -> int:
+    strict = mount.type in MAGIC or mount.destination in NO_SYMLINKS_AT
+    return _core.HOW_NO_SYMLINKS if strict else 0
+
+
+def how_of_bind(mount: Mount) -> int:
+    """HOW_* that stays with a bind when it is bound once more."""
+    return _how_to(mount) | PROPAGATION.get(parsed(mount).propagation, 0)
+
+
+def _note(mount: Mount, more: Sequence[str] = ()) -> str:
+    origin = f" from {mount.source}" if mount.type == "bind" else ""
+    options = ",".join([*mount.options, *more])
+    return f"{mount.destination} {mount.type}{origin}{' ' if options else ''}{options}"
+
+
+def _owners(d: Decisions, mount: Mount) -> str:
+    """The options for the file system. Ids in them are those of who mounts it: the caller's."""
+    data = parsed(mount).data
+    if d.ids is None or mount.type not in ("tmpfs", "devpts", "proc"):
+        return data
+    options = [option for option in data.split(",") if option]
+    for i, name in enumerate(("uid", "gid")):
+        given = [option for option in options if option.startswith(f"{name}=")]
+        if given or mount.type == "tmpfs":
+            inside = int(given[0].partition("=")[2]) if given else 0
+            options = [option for option in options if option not in given]
+            options.append(f"{name}={d.ids[i] + inside}")
+    return ",".join(options)
+
+
+def open_sources(d: Decisions) -> Iterator[Op]:
+    """The sources of binds, which are out of reach once the caller's view is left."""
+    for mount in d.mounts:
+        if mount.type == "bind":
+            how = _core.HOW_RECURSIVE if parsed(mount).recursive else 0
+            source = os.fsencode(os.path.abspath(mount.source or ""))
+            yield Op("bind_source", "mount", how, source=source, note=str(mount.source))
+
+
+def no_devices(spec: Spec) -> int:
+    """Attributes of a root with a /dev of its own: whoever made the root may have put the host's
+    disks in it."""
+    return ATTR_NODEV if spec.default_mounts else 0
+
+
+def _devices(d: Decisions) -> Iterator[Op]:
+    for name, (major, minor) in DEVICES.items():
+        path = f"/dev/{name}".encode()
+        if d.makes_nodes:
+            mode, number = stat.S_IFCHR | 0o666, os.makedev(major, minor)
+            note = f"/dev/{name} {major}:{minor}"
+            yield Op("device", "device", flags=mode, arg=number, target=path, note=note)
+        else:  # read-only: it can be written to, but its mode, the host's, cannot be changed
+            flags = ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC
+            how, note = _core.HOW_CREATE, f"/dev/{name} bound"
+            yield Op("bind", "device", how, flags, source=path, target=path, note=note)
+    for place in MOUNTED_BELOW_DEV:
+        target = place.encode()
+        yield Op("directory", "directory", d.owned, arg=0o755, target=target, note=place)
+    for name, leads_to in DEV_LINKS.items():
+        yield symlink_op("symlink", f"/dev/{name}", leads_to)
+
+
+def symlink_op(stage: str, path: str, leads_to: str) -> Op:
+    source, target = os.fsencode(leads_to), os.fsencode(path)
+    return Op("symlink", stage, source=source, target=target, note=f"{path} -> {leads_to}")
+
+
+# ---- how much a tmpfs may hold: bytes, and files, each of which takes memory too ----
+
+
+def tmpfs_limits(spec: Spec, destination: str, given: str = "") -> list[str]:
+    """The options `size` and `nr_inodes` of a tmpfs there, as far as those given do not say."""
+    options = dict(option.partition("=")[::2] for option in given.split(",") if option)
+    more = []
+    if "size" in options:
+        size = _bytes(options["size"])
+    elif "nr_blocks" in options:
+        size = _bytes(options["nr_blocks"]) * BLOCK
+    else:
+        size = int(spec.tmpfs_size or SIZES.get(destination, DEFAULT_SIZE))
+        more.append(f"size={size}")
+    if size and "nr_inodes" not in options:  # size=0: the spec asks for no limit
+        more.append(f"nr_inodes={_files_in(size)}")
+    return more
+
+
+def _files_in(size: int) -> int:
+    return min(max(size // BLOCK, FEWEST_FILES), MOST_FILES)
+
+
+def _bytes(text: str) -> int:
+    """A number as the kernel reads it."""
+    from fastns.limits import UNITS  # most specs give no size
+
+    if text.endswith("%"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory * int(text[:-1]) // 100
+    unit = text[-1].lower()
+    return int(text[:-1]) * UNITS[unit] if unit.isalpha() else int(text)
+
+
+def scratch_op(
+    d: Decisions,
+    stage: str,
+    names: Sequence[bytes],
+    target: bytes | None = None,
+    note: str = "scratch tmpfs",
+) -> Op:
+    """A tmpfs with directories of these names. Its size counts the spec's files on top of what may
+    be written."""
+    files = [len(content(d.spec, destination)) for destination in d.spec.files]
+    size = int(d.spec.tmpfs_size or DEFAULT_SIZE) + sum(-(-n // BLOCK) * BLOCK for n in files)
+    inodes = _files_in(size) + len(files)
+    listed = b"".join(name + b"\0" for name in names)
+    options = b"mode=755,size=%d,nr_inodes=%d" % (size, inodes)
+    note = f"{note} size={size},nr_inodes={inodes}"
+    return Op("scratch", stage, d.owned, 0, len(listed), None, target, options, listed, note)
+
+
+# ---- files and masks ----
+
+
+def content(spec: Spec, destination: str) -> bytes:
+    given = spec.files[destination]
+    return given if isinstance(given, bytes) else given.encode()
+
+
+def file_op(
+    d: Decisions, number: int, destination: str, target: bytes, how: int, flags: int = 0
+) -> Op:
+    """The spec's file with this number, bound from the scratch tmpfs; flags: MOUNT_ATTR_*."""
+    data, source = content(d.spec, destination), b"%d" % number
+    note = f"{destination} ({len(data)} bytes)"
+    return Op(
+        "file_bind", "file", how | d.owned, flags, len(data), source, target, None, data, note
+    )
+
+
+def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
+    """What hides paths or makes them read-only: each op, and the first of its paths.
+
+    Names below /proc and /sys are looked up in what is mounted there, all in one op. The other
+    paths are the spec's own.
+    """
+    spec = d.spec
+    given: list[tuple[str, str, Sequence[str]]] = []
+    for code, stage, wanted, default in (
+        ("mask", "masked_paths", spec.masked_paths, MASKED_PATHS),
+        ("read_only_paths", "readonly_paths", spec.readonly_paths, READONLY_PATHS),
+    ):
+        standard = default if spec.default_mounts else ()
+        given.append((code, stage, standard if wanted is None else wanted))
+    for base in TYPE_AT:
+        for code, stage, paths in given:
+            below = [path for path in paths if path.startswith(base + "/")]
+            if below:
+                yield below[0], _mask_op(code, stage, base, below, _magic_at(d, base))
+    for code, stage, paths in given:
+        for path in paths:
+            if path.split("/")[1] not in ("proc", "sys"):
+                yield path, _mask_op(code, stage, "/", [path], 0)
+
+
+def _magic_at(d: Decisions, place: str) -> int:
+    """The type of file system that has to be there, as statfs(2) has it; 0: any."""
+    for mount in d.mounts:
+        if mount.destination == place:
+            hosts = mount.type == "bind" and mount.source == place
+            return MAGIC.get(TYPE_AT[place] if hosts else mount.type, 0)
+    return 0
+
+
+def _mask_op(code: str, stage: str, base: str, paths: Sequence[str], magic: int) -> Op:
+    names = b"".join(os.fsencode(path[len(base) :].lstrip("/")) + b"\0" for path in paths)
+    how, target, note = _core.HOW_NO_SYMLINKS, base.encode(), " ".join(paths)
+    return Op(code, stage, how, magic, len(names), target=target, data=names, note=note)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view
-from fastns._compile import DEFAULT_SPEC, made, mounts, process, root, with_profile
-from fastns._compile.caller import Caller
-from fastns._compile.decide import DEV, Decisions, decide, parsed
+from fastns._compile import DEFAULT_SPEC, made, process, root, with_profile
+from fastns._compile.decide import DEV, Caller, Decisions, decide, parsed
 from fastns._compile.ops import Op
 from fastns.errors import SpecError
 from fastns.mount_options import ATTR_RDONLY
@@ -174,8 +173,8 @@ def _sandbox_ops(d: Decisions) -> Iterator[Op]:
     else:
         yield Op("root_tree", "rootfs", source=b"/", note="/")
         for mount in d.own:
-            yield mounts.mount_op(d, mount)
-        for at, op in mounts.masks(d):
+            yield root.mount_op(d, mount)
+        for at, op in root.masks(d):
             if _view.lies_in(at, d.fresh):
                 yield op
     yield from process.loopback(d)
@@ -192,18 +191,18 @@ def _parts(d: Decisions) -> Iterator[Op]:
     yield Op("propagation", "propagation", flags=root.propagation(d))
     yield root.root_tree_op(d, read_only=True)
     names = (b"lower", b"layers", b"files")
-    yield mounts.scratch_op(d, "rootfs", names, None, "tmpfs for the parts")
+    yield root.scratch_op(d, "rootfs", names, None, "tmpfs for the parts")
     yield Op("root_attach", "rootfs", source=source, target=b"lower", note="attached")
     yield Op("root_scratch", "rootfs")
     parts = _part_names(d)
     for mount in d.own:
         if mount.destination in parts:
-            yield mounts.mount_op(d, mount, parts[mount.destination])
+            yield root.mount_op(d, mount, parts[mount.destination])
         else:
-            yield from mounts.mounted(d, mount)
+            yield from root.mounted(d, mount)
     for number, destination in enumerate(d.spec.files):
         how, part = _core.HOW_CREATE, b"/parts/file%d" % number
-        yield mounts.file_op(d, number, destination, part, how, ATTR_RDONLY)
+        yield root.file_op(d, number, destination, part, how, ATTR_RDONLY)
     if any(mount is DEV for mount in d.mounts):
         yield DEV_READ_ONLY
     yield root.pivot_op(source, 1)
@@ -216,18 +215,18 @@ def _part_names(d: Decisions) -> dict[str, bytes]:
 
 
 def _layer(d: Decisions) -> Iterator[Op]:
-    yield mounts.scratch_op(d, "overlay", root.LAYERS, b"/layers")
+    yield root.scratch_op(d, "overlay", root.LAYERS, b"/layers")
     yield root.overlay_op(d, b"/lower")
     parts = _part_names(d)
     for mount in d.mounts:
         if mount.destination in d.fresh:
-            yield mounts.mount_op(d, mount)
+            yield root.mount_op(d, mount)
         else:
             part = parts.get(mount.destination, os.fsencode(mount.destination))
-            yield _bind_part(d, "mount", part, mount.destination, mounts.how_of_bind(mount))
+            yield _bind_part(d, "mount", part, mount.destination, root.how_of_bind(mount))
     for number, destination in enumerate(d.spec.files):
         yield _bind_part(d, "file", b"/parts/file%d" % number, destination)
-    for _, op in mounts.masks(d):
+    for _, op in root.masks(d):
         yield op
     if d.spec.read_only:
         yield root.READ_ONLY_ROOT
@@ -236,6 +235,6 @@ def _layer(d: Decisions) -> Iterator[Op]:
 
 def _bind_part(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
     """A part of the server's root, with all that is mounted below it, into each sandbox's."""
-    how |= _core.HOW_RECURSIVE | mounts.how_made(d, destination, d.layers)
+    how |= _core.HOW_RECURSIVE | root.how_made(d, destination, d.layers)
     target = os.fsencode(destination)
     return Op("bind", stage, how, source=part, target=target, note=destination)

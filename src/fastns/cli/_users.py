@@ -10,8 +10,8 @@ import os
 import posixpath
 
 from fastns import _inside
+from fastns._args import MAX_ID
 from fastns.cli import UsageError, whole
-from fastns.spec import MAX_ID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
