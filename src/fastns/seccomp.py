@@ -119,7 +119,7 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
     """A profile of one's own, by libseccomp."""
     from fastns._policy import libseccomp  # loads ctypes
-    from fastns._policy.bpf_reader import shorter
+    from fastns._policy.bpf import shorter
 
     names = profile.wanted(machine)
     tokens = [libseccomp.architecture(name) for name in names]
