@@ -13,8 +13,7 @@ from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret
 from fastns import seccomp
 from fastns._policy import bpf
 from fastns._policy.bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
-from fastns._policy.seccomp_default import parts
-from fastns._policy.seccomp_rules import all_but
+from fastns._policy.seccomp_default import all_but, parts
 
 I386 = 0x40000003
 DOCKER = {

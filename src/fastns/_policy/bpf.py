@@ -20,8 +20,8 @@ FEW = 3  # up to this many exceptions of a range are compared one by one
 FAR = 255  # the farthest that a test can jump
 NEXT = None  # a jump's target: the next instruction
 
-# A node is an action, or a test: offset, mask, jump, value, the next node if the test holds, and the
-# next node if it does not.
+# A node is an action, or a test: offset, mask, jump, value, and the number of the next node if the
+# test holds, and if it does not.
 Node = tuple[int, ...]
 # A range of system calls: its first number, its node, and the numbers in it with another node.
 Segment = tuple[int, int, list[tuple[int, int]]]
