@@ -1,7 +1,7 @@
-"""Rules of a checked profile → the bytes of a filter, for the machines in syscalls.py.
+"""Compiles the rules of a checked profile to a filter, for the machines in syscalls.py.
 
-The build makes the default profile's filters with it, and needs no libseccomp. A profile of one's
-own, which may be for several architectures, goes through libseccomp.py.
+The build makes the default profile's filters with it, and needs no libseccomp. A custom profile,
+which may be for several architectures, goes through libseccomp.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Compiled(Diagram):
 
 
 def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
-    """Lists of conditions. All of one list hold exactly if all comparisons of the group do.
+    """Lists of conditions: all of one list hold if and only if all comparisons of the group do.
 
     They are in the order of the arguments, so that different rules begin with the same tests."""
     ways = [_words(*argument) for argument in sorted(group)]
