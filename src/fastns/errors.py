@@ -6,12 +6,14 @@ TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.p
 import errno as E
 import os
 
+from fastns._cache import cached
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns._core import Plan
 
 ENOTSUPP = 524
-# Errnos of the kernel's own, which reach programs now and then.
+# Errnos that are internal to the kernel, but reach user space now and then.
 UNNAMED = {ENOTSUPP: ("ENOTSUPP", "The kernel could not compile it")}
 
 
@@ -22,7 +24,7 @@ class FastnsError(Exception):
 class SpecError(FastnsError, ValueError):
     """A wrong argument or Spec field, found before any process exists.
 
-    Attributes: field, its name; reason, what is wrong and what would be accepted.
+    Attributes: field (its name), reason (what is wrong, and what would be accepted).
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -35,7 +37,7 @@ class SpecError(FastnsError, ValueError):
 
 
 class ClosedError(FastnsError, ValueError):
-    """The object was closed before; a ValueError, as a closed file raises it."""
+    """The object has been closed. A ValueError, as for a closed file."""
 
 
 class SpawnError(FastnsError, OSError):
@@ -74,18 +76,10 @@ class SpawnError(FastnsError, OSError):
         return f"SpawnError({str(self)!r})"
 
     def __reduce__(self) -> "tuple[object, ...]":
-        arguments = (self.stage, self.errno, self.op_index, self.path, self.hint, self.found)
-        return (_restore, arguments)
+        return (SpawnError, (self.stage, self.errno), {**vars(self), "filename": self.path})
 
 
-def _restore(
-    stage: str, errno: int, op_index: int, path: str | None, hint: str | None, found: bool
-) -> SpawnError:
-    error = SpawnError(stage, errno, op_index=op_index, path=path, hint=hint)
-    error.found = found
-    return error
-
-
+HOST = "host"
 _NO_PROC = (
     "ids are mapped and namespaces joined through /proc, which is not mounted here: mount -t proc "
     "proc /proc"
@@ -94,214 +88,151 @@ _REFUSED = (
     "the kernel refuses namespaces to this process: a security module (AppArmor, SELinux) confines "
     "it, or it is in a chroot"
 )
-_NO_NAMESPACES = (
-    "not a disk: a limit on namespaces is reached (/proc/sys/user/max_*_namespaces), or they are "
-    "nested too deep"
-)
-_NO_FDS = "this process has as many fds open as its RLIMIT_NOFILE allows: raise it, or close some"
-_CGROUP_CLOSED = "this process may not move a process from its own cgroup into that one"
-_A_DIRECTORY = "there is a directory in the place of the file"
+# What an errno means at a stage, where the kernel's text misleads, and what helps. Each line has
+# stages, errnos, a place if the hint is for one, and the hint. The place is a path, or "host" for a
+# sandbox without a rootfs: it creates nothing in the host's directories, and has no overlay.
+HINTS = """\
+clone,cgroup EACCES: this process may not move a process from its own cgroup into that one
+clone,unshare ENOSPC: not a disk: a limit on namespaces is reached
+    (/proc/sys/user/max_*_namespaces), or they are nested too deep
+clone EUSERS: user namespaces are nested too deep, or their limit is reached
+clone EAGAIN: a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup
+clone,cgroup,stdio,helper EMFILE: this process has as many fds open as its RLIMIT_NOFILE allows:
+    raise it, or close some
+clone ENOMEM: memory is short, or the first process of the joined pid namespace has ended
+clone ENOSYS: a time namespace needs clone3, which this kernel, or a filter around this process,
+    refuses
+clone EINVAL: this kernel lacks one of the namespaces
+id_map EPERM: only the caller's own id may be mapped, or ranges that /etc/subuid and /etc/subgid
+    list for it (by newuidmap and newgidmap)
+id_map ENOENT: a range of ids needs newuidmap and newgidmap: install the uidmap package
+id_map EINVAL: the kernel takes at most 340 ranges, which may not overlap
+id_map EACCES: /proc shows another pid namespace than this process's own
+setns ENOENT: no such namespace file: has its process ended?
+setns EPERM: joining a namespace needs CAP_SYS_ADMIN in its user namespace: join that as well, or be
+    root
+setns EINVAL: the file is a namespace of another kind, or the caller's own
+rootfs ENOENT: no such directory: build one with `fastns rootfs build DIR sh ls`
+rootfs ENOTDIR: rootfs has to be a directory
+rootfs EACCES: this user cannot enter a directory on the way to it
+overlay EINVAL: overlayfs refuses this root: is it an overlay itself, or is the kernel older than
+    5.11?
+overlay EPERM: overlayfs in a user namespace needs Linux 5.11; before, only root can use it
+overlay ENODEV: this kernel has no overlayfs: modprobe overlay, as root
+mount ENOENT: the target, or the source of the bind, does not exist: create it, give the mount
+    X-mount.mkdir, or use overlay=True
+mount ENOTDIR: a file and a directory cannot be mounted on one another: make the target of the same
+    kind
+mount ELOOP: the target is a symbolic link, which is refused: use a real directory
+mount EPERM: the kernel does not allow this mount in a user namespace (devtmpfs, say, or clearing
+    nosuid), or in an outer container
+mount EINVAL: an option the file system does not know, or, in a user namespace, a bind of a
+    directory with mounts below it: use rbind
+mount EOVERFLOW: the target is missing in an idmapped tree, where this process cannot create it:
+    create it beforehand; if it lies in a bind, give that bind noidmap
+mount EROFS: the target cannot be created in a read-only root: create it there beforehand, or use
+    overlay=True
+mount EACCES: this user cannot reach the source of the bind, or cannot create the target
+mount ENODEV: this kernel does not know the file system type
+mount EPERM /proc: this process is in a container or sandbox that masks parts of /proc, where the
+    kernel refuses a fresh one: start the container (docker, fastns run) with --security-opt
+    systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}
+mount EPERM /sys: a fresh /sys needs a network namespace of its own, or a fully visible /sys outside
+mount ENOENT host: the target does not exist in the host's system directories, which are read-only
+    (or the source of the bind does not exist): choose a place outside of them, where it is created
+    for you, or give a rootfs
+mount EROFS host: the target cannot be created in the host's system directories, which are
+    read-only: choose a place outside of them, where it is created for you, or give a rootfs
+file ENOENT: only a file that exists in the root can be replaced: create it there, or use
+    overlay=True
+file ENOTDIR,EISDIR: there is a directory in the place of the file
+file ENOENT host: the file does not exist in the host's system directories, which are read-only;
+    only one that exists can be replaced there: choose a place outside of them, where it is created
+    for you, or give a rootfs
+device EPERM: device nodes cannot be created here (a device cgroup?): default_mounts=False leaves
+    them out
+pivot_root EINVAL: the caller's root is an initramfs or not a mount point: use root_mode='chroot'
+chroot EPERM: chroot needs CAP_SYS_CHROOT: be root, or use a new user namespace
+rlimit EPERM: raising a hard limit needs CAP_SYS_RESOURCE; RLIMIT_NOFILE goes no higher than
+    /proc/sys/fs/nr_open
+landlock ENOENT: the path does not exist inside the sandbox: create it, or leave it out of landlock
+landlock EACCES: the sandbox's user cannot reach the path
+landlock ELOOP: a chain of symbolic links that has no end, or a link of /proc/<pid>: give the path
+    it stands for
+landlock EMFILE: the RLIMIT_NOFILE of the spec is too low for the fds of the rules: 8 is enough
+landlock E2BIG: the caller has 16 Landlock rulesets on it already, the most the kernel allows
+landlock EPERM: without no_new_privileges Landlock needs CAP_SYS_ADMIN: leave no_new_privileges on
+seccomp EACCES: without no_new_privileges a filter needs CAP_SYS_ADMIN: leave no_new_privileges on,
+    or give seccomp='unconfined'
+seccomp ENOTSUPP: the host's memory for compiled filters is used up, by programs with filters of
+    their own. Its size in bytes is sysctl net.core.bpf_jit_limit, which root can raise; grep bpf
+    /proc/vmallocinfo, as root, shows what is used
+capabilities EPERM: only a process that has a capability can give it: be root, or use a new user
+    namespace
+keyring EDQUOT: the user's quota of keys is used up, each sandbox takes one: sysctl
+    kernel.keys.maxkeys
+cgroup ENOSPC: no more cgroups can be made here: see cgroup.max.descendants of those above
+setgroups EPERM: supplementary groups need CAP_SETGID or a mapped range
+setgid EINVAL: the group is not in gid_mappings
+setgid EPERM: another group needs root or a new user namespace
+setuid EINVAL: the user is not in uid_mappings
+setuid EPERM: another user needs root or a new user namespace
+stdio EBADF: stdin, stdout or stderr is a closed fd
+fds EBADF: one of pass_fds is closed
+chdir ENOENT: the working directory does not exist inside the root
+chdir ENOTDIR: the working directory is a file inside the root
+chdir EACCES: the sandbox's user cannot enter the working directory
+exec ENOENT: no such command inside the root (PATH is the sandbox's own)
+exec EACCES: the file is not executable, or lies on a noexec mount; or a directory on the way to it,
+    or to what a link leads to, is closed to the sandbox's user (as /root is); or it, or its ELF
+    loader, is not among the paths of landlock
+exec ENOEXEC: not a program for this machine: another architecture, or a script without #!
+exec E2BIG: arguments and environment together are too long
+exec ENOMEM: RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program
+exec EAGAIN: RLIMIT_NPROC of the sandbox's user is reached
+init EAGAIN: a limit on processes is reached: RLIMIT_NPROC of the sandbox's user, or pids.max of the
+    cgroup
+helper EACCES: memory files may not be executed here: sysctl vm.memfd_noexec=1
+helper EFBIG: RLIMIT_FSIZE of this process limits the memory files of a start too: raise it
+helper ETOOMANYREFS: this user's processes and sandboxes have more fds in flight over unix sockets
+    (SCM_RIGHTS) than RLIMIT_NOFILE of this process: raise it, or end the processes that do not
+    receive them
+oom_score_adj EACCES: /proc/self/oom_score_adj belongs to root, as this process is not dumpable
+    (prctl(2))
+personality EPERM: a filter around this process refuses personality(0): start this process with the
+    default personality (setarch(8))
+wait ECHILD: another part of this process reaped the sandbox, or SIGCHLD is ignored: its status is
+    lost
+"""
 
-# What an errno means at a stage, where the kernel's text misleads, and what helps.
-_HINTS: dict[str, dict[int, str]] = {
-    "clone": {
-        E.EACCES: _CGROUP_CLOSED,
-        E.ENOSPC: _NO_NAMESPACES,
-        E.EUSERS: "user namespaces are nested too deep, or their limit is reached",
-        E.EAGAIN: "a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup",
-        E.EMFILE: _NO_FDS,
-        E.ENOMEM: "memory is short, or the first process of the joined pid namespace has ended",
-        E.ENOSYS: "a time namespace needs clone3, which this kernel, or a filter around this "
-        "process, refuses",
-        E.EINVAL: "this kernel lacks one of the namespaces",
-    },
-    "unshare": {E.ENOSPC: _NO_NAMESPACES},
-    "id_map": {
-        E.EPERM: "only the caller's own id may be mapped, or ranges that /etc/subuid and "
-        "/etc/subgid list for it (by newuidmap and newgidmap)",
-        E.ENOENT: "a range of ids needs newuidmap and newgidmap: install the uidmap package",
-        E.EINVAL: "the kernel takes at most 340 ranges, which may not overlap",
-        E.EACCES: "/proc shows another pid namespace than this process's own",
-    },
-    "setns": {
-        E.ENOENT: "no such namespace file: has its process ended?",
-        E.EPERM: "joining a namespace needs CAP_SYS_ADMIN in its user namespace: join that as "
-        "well, or be root",
-        E.EINVAL: "the file is a namespace of another kind, or the caller's own",
-    },
-    "rootfs": {
-        E.ENOENT: "no such directory: build one with `fastns rootfs build DIR sh ls`",
-        E.ENOTDIR: "rootfs has to be a directory",
-        E.EACCES: "this user cannot enter a directory on the way to it",
-    },
-    "overlay": {
-        E.EINVAL: "overlayfs refuses this root: is it an overlay itself, or is the kernel older "
-        "than 5.11?",
-        E.EPERM: "overlayfs in a user namespace needs Linux 5.11; before, only root can use it",
-        E.ENODEV: "this kernel has no overlayfs: modprobe overlay, as root",
-    },
-    "mount": {
-        E.ENOENT: "the target, or the source of the bind, does not exist: create it, give the "
-        "mount X-mount.mkdir, or use overlay=True",
-        E.ENOTDIR: "a file and a directory cannot be mounted on one another: make the target of "
-        "the same kind",
-        E.ELOOP: "the target is a symbolic link, which is refused: use a real directory",
-        E.EPERM: "the kernel does not allow this mount in a user namespace (devtmpfs, say, or "
-        "clearing nosuid), or in an outer container",
-        E.EINVAL: "an option the file system does not know, or, in a user namespace, a bind of a "
-        "directory with mounts below it: use rbind",
-        E.EOVERFLOW: "the target is missing in an idmapped tree, where this process cannot create "
-        "it: create it beforehand; if it lies in a bind, give that bind noidmap",
-        E.EROFS: "the target cannot be created in a read-only root: create it there beforehand, or "
-        "use overlay=True",
-        E.EACCES: "this user cannot reach the source of the bind, or cannot create the target",
-        E.ENODEV: "this kernel does not know the file system type",
-    },
-    "file": {
-        E.ENOENT: "only a file that exists in the root can be replaced: create it there, or use "
-        "overlay=True",
-        E.ENOTDIR: _A_DIRECTORY,
-        E.EISDIR: _A_DIRECTORY,
-    },
-    "device": {
-        E.EPERM: "device nodes cannot be created here (a device cgroup?): default_mounts=False "
-        "leaves them out",
-    },
-    "pivot_root": {
-        E.EINVAL: "the caller's root is an initramfs or not a mount point: use root_mode='chroot'",
-    },
-    "chroot": {E.EPERM: "chroot needs CAP_SYS_CHROOT: be root, or use a new user namespace"},
-    "rlimit": {
-        E.EPERM: "raising a hard limit needs CAP_SYS_RESOURCE; RLIMIT_NOFILE goes no higher than "
-        "/proc/sys/fs/nr_open",
-    },
-    "landlock": {
-        E.ENOENT: "the path does not exist inside the sandbox: create it, or leave it out of "
-        "landlock",
-        E.EACCES: "the sandbox's user cannot reach the path",
-        E.ELOOP: "a chain of symbolic links that has no end, or a link of /proc/<pid>: give the "
-        "path it stands for",
-        E.EMFILE: "the RLIMIT_NOFILE of the spec is too low for the fds of the rules: 8 is enough",
-        E.E2BIG: "the caller has 16 Landlock rulesets on it already, the most the kernel allows",
-        E.EPERM: "without no_new_privileges Landlock needs CAP_SYS_ADMIN: leave no_new_privileges "
-        "on",
-    },
-    "seccomp": {
-        E.EACCES: "without no_new_privileges a filter needs CAP_SYS_ADMIN: leave no_new_privileges "
-        "on, or give seccomp='unconfined'",
-        ENOTSUPP: "the host's memory for compiled filters is used up, by programs with filters of "
-        "their own. Its size in bytes is sysctl net.core.bpf_jit_limit, which root can raise; "
-        "grep bpf /proc/vmallocinfo, as root, shows what is used",
-    },
-    "capabilities": {
-        E.EPERM: "only a process that has a capability can give it: be root, or use a new user "
-        "namespace",
-    },
-    "keyring": {
-        E.EDQUOT: "the user's quota of keys is used up, each sandbox takes one: sysctl "
-        "kernel.keys.maxkeys",
-    },
-    "cgroup": {
-        E.EACCES: _CGROUP_CLOSED,
-        E.EMFILE: _NO_FDS,
-        E.ENOSPC: "no more cgroups can be made here: see cgroup.max.descendants of those above",
-    },
-    "setgroups": {E.EPERM: "supplementary groups need CAP_SETGID or a mapped range"},
-    "setgid": {
-        E.EINVAL: "the group is not in gid_mappings",
-        E.EPERM: "another group needs root or a new user namespace",
-    },
-    "setuid": {
-        E.EINVAL: "the user is not in uid_mappings",
-        E.EPERM: "another user needs root or a new user namespace",
-    },
-    "stdio": {E.EMFILE: _NO_FDS, E.EBADF: "stdin, stdout or stderr is a closed fd"},
-    "fds": {E.EBADF: "one of pass_fds is closed"},
-    "chdir": {
-        E.ENOENT: "the working directory does not exist inside the root",
-        E.ENOTDIR: "the working directory is a file inside the root",
-        E.EACCES: "the sandbox's user cannot enter the working directory",
-    },
-    "exec": {
-        E.ENOENT: "no such command inside the root (PATH is the sandbox's own)",
-        E.EACCES: "the file is not executable, or lies on a noexec mount; or a directory on the "
-        "way to it, or to what a link leads to, is closed to the sandbox's user (as /root is); or "
-        "it, or its ELF loader, is not among the paths of landlock",
-        E.ENOEXEC: "not a program for this machine: another architecture, or a script without #!",
-        E.E2BIG: "arguments and environment together are too long",
-        E.ENOMEM: "RLIMIT_AS, RLIMIT_DATA or the memory of the cgroup is too small for the program",
-        E.EAGAIN: "RLIMIT_NPROC of the sandbox's user is reached",
-    },
-    "init": {
-        E.EAGAIN: "a limit on processes is reached: RLIMIT_NPROC of the sandbox's user, or "
-        "pids.max of the cgroup",
-    },
-    "helper": {
-        E.EACCES: "memory files may not be executed here: sysctl vm.memfd_noexec=1",
-        E.EFBIG: "RLIMIT_FSIZE of this process limits the memory files of a start too: raise it",
-        E.EMFILE: _NO_FDS,
-        E.ETOOMANYREFS: "this user's processes and sandboxes have more fds in flight over unix "
-        "sockets (SCM_RIGHTS) than RLIMIT_NOFILE of this process: raise it, or end the processes "
-        "that do not receive them",
-    },
-    "oom_score_adj": {
-        E.EACCES: "/proc/self/oom_score_adj belongs to root, as this process is not dumpable "
-        "(prctl(2))",
-    },
-    "personality": {
-        E.EPERM: "a filter around this process refuses personality(0): start this process with the "
-        "default personality (setarch(8))",
-    },
-    "wait": {
-        E.ECHILD: "another part of this process reaped the sandbox, or SIGCHLD is ignored: its "
-        "status is lost",
-    },
-}
-# The same for one path.
-_PATH_HINTS: dict[tuple[str, int, str], str] = {
-    ("mount", E.EPERM, "/proc"): (
-        "this process is in a container or sandbox that masks parts of /proc, where the kernel "
-        "refuses a fresh one: start the container (docker, fastns run) with --security-opt "
-        "systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}"
-    ),
-    ("mount", E.EPERM, "/sys"): (
-        "a fresh /sys needs a network namespace of its own, or a fully visible /sys outside"
-    ),
-}
 
-# The same without a rootfs: nothing is created in the host's directories, and no overlay exists.
-_ELSEWHERE = "choose a place outside of them, where it is created for you, or give a rootfs"
-_HOST_ROOT_HINTS: dict[tuple[str, int], str] = {
-    ("mount", E.ENOENT): (
-        "the target does not exist in the host's system directories, which are read-only (or the "
-        f"source of the bind does not exist): {_ELSEWHERE}"
-    ),
-    ("mount", E.EROFS): (
-        "the target cannot be created in the host's system directories, which are read-only: "
-        f"{_ELSEWHERE}"
-    ),
-    ("file", E.ENOENT): (
-        "the file does not exist in the host's system directories, which are read-only; only one "
-        f"that exists can be replaced there: {_ELSEWHERE}"
-    ),
-}
+@cached(1)
+def _hints() -> "dict[tuple[str, int, str | None], str]":
+    """(stage, errno, place or None) -> hint."""
+    numbers = {**vars(E), "ENOTSUPP": ENOTSUPP}
+    found: dict[tuple[str, int, str | None], str] = {}
+    for line in HINTS.replace("\n    ", " ").splitlines():
+        key, _, hint = line.partition(": ")
+        stages, errnos, *place = key.split(" ")
+        for stage in stages.split(","):
+            for name in errnos.split(","):
+                found[stage, numbers[name], place[0] if place else None] = hint
+    return found
 
 
 def hint_for(
     stage: str, errno: int, path: str | None = None, *, host_root: bool = False
 ) -> str | None:
-    """How to mend a failure, in a line; None when the error says it all."""
+    """How to mend a failure, in one line; None if the error says it all."""
     if errno == E.ENOENT and stage in ("id_map", "setns") and not _has_proc():
         return _NO_PROC
     if errno == E.EPERM and stage in ("clone", "id_map", "propagation", "rootfs"):
         known = _why_refused(stage)
         if known is not None:
             return known
-    if host_root and (stage, errno) in _HOST_ROOT_HINTS:
-        return _HOST_ROOT_HINTS[stage, errno]
-    if path is not None and (stage, errno, path) in _PATH_HINTS:
-        return _PATH_HINTS[stage, errno, path]
-    return _HINTS.get(stage, {}).get(errno)
+    hints = _hints()
+    found = hints.get((stage, errno, HOST)) if host_root else None
+    return found or hints.get((stage, errno, path)) or hints.get((stage, errno, None))
 
 
 def _has_proc() -> bool:
@@ -309,7 +240,7 @@ def _has_proc() -> bool:
 
 
 def _why_refused(stage: str) -> str | None:
-    """Why this process may create no namespaces, or mount nothing in its own; None: not known."""
+    """Why this process cannot create namespaces, or mount in them; None: unknown."""
     from fastns import _surroundings  # only an error needs it
 
     if not _has_proc():
@@ -324,21 +255,22 @@ def _why_refused(stage: str) -> str | None:
 
 
 def known_hints(*, host_root: bool) -> "list[tuple[str, int, str | None, str]]":
-    """(stage, errno, path or None for any, hint) of every failure that hint_for() knows without
-    looking at the machine. A row whose path fits comes before one for any path."""
-    found: list[tuple[str, int, str | None, str]] = [
-        (stage, err, path, text) for (stage, err, path), text in _PATH_HINTS.items()
-    ]
-    for stage, texts in _HINTS.items():
-        for err, text in texts.items():
-            here = _HOST_ROOT_HINTS.get((stage, err)) if host_root else None
-            found.append((stage, err, None, here or text))
+    """(stage, errno, path or None for any, hint) of each failure that hint_for() knows without
+    looking at the machine. Rows for one path come before those for any path."""
+    hints = _hints()
+    found: list[tuple[str, int, str | None, str]] = []
+    for (stage, errno, place), hint in hints.items():
+        if place is None:
+            here = hints.get((stage, errno, HOST)) if host_root else None
+            found.append((stage, errno, None, here or hint))
+        elif place != HOST:
+            found.insert(0, (stage, errno, place, hint))
     return found
 
 
-# ---- a start that failed, by the numbers that the engine reports ----
+# ---- a failed start, from the numbers that the engine reports ----
 
-# What helps where the engine knows more than the errno: by one of _core.DETAILS.
+# Hints for failures of which the engine knows more than the errno, by _core.DETAILS.
 _DETAIL_HINTS = {
     "found": (
         "the file is there, but the interpreter of its #! line, or the ELF loader it names, is "

@@ -1,7 +1,7 @@
-"""Filters of system calls: profiles in the format of the OCI runtime specification and of Docker →
-the bytes that the kernel takes.
+"""System call filters: from profiles in the format of the OCI runtime specification and of Docker
+to the bytes that the kernel takes.
 
-A start with the default filter needs none of this: its bytes are made at the build
+A start with the default filter needs none of this: the build has made its bytes
 (_policy/filters.py).
 """
 
@@ -27,7 +27,7 @@ __all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load"
 DEFAULT = "default"
 MAX_PROFILE = 4 << 20  # bytes of a file
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
-# Docker's names of the machines, which `arches` of a rule uses; libseccomp's name where not listed.
+# Docker's names of machines, for the `arches` of a rule, where they differ from the kernel's.
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -67,7 +67,7 @@ def build(
 
     Args:
         profile: "default", which needs no libseccomp; a mapping; or a profile_of() one.
-        capabilities: full names of the sandbox's capabilities, on which some rules depend.
+        capabilities: full names of the sandbox's capabilities; some rules depend on them.
         setid: as of default_profile(); for "default" alone.
         machine: "x86_64", "aarch64", ...; None: this one.
         kernel: a release such as "6.1.0"; None: this one.
@@ -84,20 +84,20 @@ def build(
 def build_parts(
     capabilities: Sequence[str] = (), *, setid: bool = True, machine: str | None = None
 ) -> tuple[bytes, bytes]:
-    """The default profile as two filters. A template's server loads the first, with which it can
-    still work, and its sandboxes inherit it; each sandbox adds the second before the command."""
+    """The default profile as two filters. A template's server loads the first, under which it can
+    still work, and its sandboxes inherit it. Each sandbox adds the second before the command."""
     machine, held = machine or os.uname().machine, frozenset(capabilities)
     first, rest = (_from_default(part, held, machine) for part in parts(setid=setid))
     return first, rest
 
 
 def profile_of(given: object) -> Profile:
-    """A profile of one's own, checked once for many calls of build(). Raises: SpecError."""
+    """A custom profile, checked once for many calls of build(). Raises: SpecError."""
     return given if isinstance(given, Profile) else check(given)
 
 
 def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
-    """The default profile, or a part of it, by our own compiler."""
+    """Compiles the default profile, or a part of it, without libseccomp."""
     from fastns._policy.seccomp_compiler import program
     from fastns._policy.syscalls import AUDIT_ARCH
 
@@ -117,9 +117,9 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
-    """A profile of one's own, by libseccomp."""
+    """Compiles a custom profile by libseccomp."""
     from fastns._policy import libseccomp  # loads ctypes
-    from fastns._policy.bpf_reader import shorter
+    from fastns._policy.bpf import shorter
 
     names = profile.wanted(machine)
     tokens = [libseccomp.architecture(name) for name in names]
@@ -128,12 +128,11 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
     with libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
         for rule in _effective(profile, held, machine, kernel):
             for group in _groups(rule.args):
-                comparisons = [libseccomp.compare(*arg) for arg in group]
                 for name in rule.names:
-                    made.add(rule.action, name, comparisons)
+                    made.add(rule.action, name, group)
         exported = made.export()
         instructions = shorter(exported)
-        if instructions is exported:  # it was not rewritten, which would have sorted it
+        if instructions is exported:  # not rewritten as a binary search
             made.sort()
             instructions = shorter(made.export())
     return _bounded(instructions)
@@ -159,7 +158,7 @@ def _bounded(instructions: bytes) -> bytes:
 
 
 def _groups(args: tuple[Argument, ...]) -> list[list[Argument]]:
-    """Groups of comparisons, of which one has to hold as a whole.
+    """Groups of comparisons: a rule applies if all of one group hold.
 
     Comparisons of different arguments are one group. If an argument is compared twice, each
     comparison is a group, as in every runtime that takes the format."""

@@ -111,8 +111,8 @@ def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
 PROFILE_WORDS = [
     *json_words(),
     *(f'"{name}"'.encode() for name in (*profile.ACTIONS, *profile.OPERATORS, *profile.FLAGS)),
-    *(f'"{name}":'.encode() for name in profile.PROFILE_KEYS | profile.RULE_KEYS),
-    *(f'"{name}":'.encode() for name in profile.ARG_KEYS | profile.CONDITION_KEYS),
+    *(f'"{name}":'.encode() for name in (*profile.PROFILE_KEYS, *profile.RULE_KEYS)),
+    *(f'"{name}":'.encode() for name in (*profile.ARG_KEYS, *profile.CONDITION_KEYS)),
     *(b'"SCMP_ARCH_X86"', b'"SCMP_ARCH_AARCH64"', b'"SCMP_ARCH_\\u0000"', b'"read"', b'"clone"'),
 ]
 

@@ -11,11 +11,9 @@ import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret
 
 from fastns import seccomp
-from fastns._policy import bpf, bpf_reader
-from fastns._policy.bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET
-from fastns._policy.bpf_reader import shorter
-from fastns._policy.seccomp_default import parts
-from fastns._policy.seccomp_rules import all_but
+from fastns._policy import bpf
+from fastns._policy.bpf import AND, ARCHITECTURE, JA, JEQ, JGE, JGT, JSET, LD, NUMBER, RET, shorter
+from fastns._policy.seccomp_default import all_but, parts
 
 I386 = 0x40000003
 DOCKER = {
@@ -53,7 +51,7 @@ def instructions(*lines: tuple[int, int, int, int]) -> bytes:
 def as_made(profile: object, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The filter that the library makes."""
     with monkeypatch.context() as patched:
-        patched.setattr(bpf_reader, "shorter", lambda program: program)
+        patched.setattr(bpf, "shorter", lambda program: program)
         seccomp._build.cache_clear()
         made = seccomp.build(profile, machine="x86_64")
     seccomp._build.cache_clear()
@@ -124,8 +122,8 @@ def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
         made = program(dice, dice.randrange(4, 40))
         code = list(struct.iter_unpack("=HBBI", made))
         try:
-            again = bpf._Writer(bpf._Ranges(bpf_reader.Reader(code))).bytes()
-        except bpf_reader._Unusual:
+            again = bpf._Writer(bpf._Ranges(bpf.Reader(code))).bytes()
+        except bpf._Unusual:
             continue
         written += 1
         check_same(made, again, dice)
@@ -162,7 +160,7 @@ def test_jumps_beyond_their_reach() -> None:
     lines.append((RET, 0, 0, ALLOW))
     made = instructions(*lines)
     code = list(struct.iter_unpack("=HBBI", made))
-    again = bpf._Writer(bpf._Ranges(bpf_reader.Reader(code))).bytes()
+    again = bpf._Writer(bpf._Ranges(bpf.Reader(code))).bytes()
     assert any(op == JA for op, *_ in struct.iter_unpack("=HBBI", again))
     for number in range(901):
         for value in (number + 7, number):

@@ -16,8 +16,7 @@ from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, n
 from fastns import SpecError, seccomp
 from fastns._policy import filters
 from fastns._policy.libseccomp import NEWER
-from fastns._policy.seccomp_default import SETUP, parts
-from fastns._policy.seccomp_rules import anything_but
+from fastns._policy.seccomp_default import SETUP, anything_but, parts
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 NUMBERS = range(1024)

@@ -1,9 +1,10 @@
-"""What a seccomp filter decides, as a diagram, and the shortest program for it that we know.
+"""Seccomp filters as decision diagrams: read from a program, and written as a short one.
 
 The kernel compiles a filter at each start, which takes some tenths of a microsecond for each
-instruction. So numbers of calls that are treated alike form ranges. Comparisons of single bits of
-an argument with the same outcome become one. Comparisons of its upper bits, by which a profile says
-"none of these", become ranges of values. All other comparisons are kept.
+instruction. So call numbers that are treated alike form ranges, where libseccomp compares with
+every single number. Comparisons of single bits of an argument with the same outcome become one.
+Comparisons of its upper bits, by which a profile says "none of these", become ranges of values. All
+other comparisons are kept.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ JEQ, JGT, JGE, JSET = 0x15, 0x25, 0x35, 0x45
 JUMPS = (JEQ, JGT, JGE, JSET)
 NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 WORD = 0xFFFFFFFF
-FEW = 3  # so many exceptions of a range are compared one by one
-FAR = 255  # the farthest jump of a test
+FEW = 3  # up to this many exceptions of a range are compared one by one
+FAR = 255  # the farthest that a test can jump
+NEXT = None  # a jump's target: the next instruction
 
-# A node is an action, or a test: offset, mask, jump, value, the number of the next node if the test
-# holds, and if not.
+# A node is an action, or a test: offset, mask, jump, value, and the number of the next node if the
+# test holds, and if it does not.
 Node = tuple[int, ...]
 # A range of system calls: its first number, its node, and the numbers in it with another node.
 Segment = tuple[int, int, list[tuple[int, int]]]
+Instruction = tuple[int, int, int, int]  # code, jt, jf, k
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def written(diagram: Diagram) -> bytes:
@@ -68,9 +71,19 @@ class Diagram:
         return yes if yes == no else self.node((offset, mask, op, value, yes, no))
 
 
-def segments(parts: list[tuple[int, int]]) -> list[Segment]:
-    """The ranges of (first number, node), which are in order, no two neighbours alike. A few single
-    numbers within a range become its exceptions."""
+def merged(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(first number, node) of each range, in order, without ranges that continue the one before."""
+    found: list[tuple[int, int]] = []
+    for start, node in parts:
+        if not found or found[-1][1] != node:
+            found.append((start, node))
+    return found
+
+
+def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
+    """The segments of (first number, node) ranges, in order. A few single numbers within a range
+    become its exceptions."""
+    parts = merged(ranges)
     found: list[Segment] = []
     at = 0
     while at < len(parts):
@@ -144,10 +157,7 @@ class _Ranges(Diagram):
                 if start <= end:
                     yield from split(node[way], start, end)
 
-        ranges: list[tuple[int, int]] = []
-        for start, leaf in split(number, 0, WORD):
-            if not ranges or ranges[-1][1] != leaf:
-                ranges.append((start, leaf))
+        ranges = merged(split(number, 0, WORD))
         return ranges if len(ranges) <= len(tests) else []
 
     def _compare(self, offset: int, ranges: list[tuple[int, int]]) -> int:
@@ -155,14 +165,11 @@ class _Ranges(Diagram):
         ends = [start for start, _ in ranges[1:]] + [WORD + 1]
         rest: list[tuple[int, int]] = []
         single: list[tuple[int, int]] = []
-        for (start, leaf), end in zip(ranges, ends, strict=True):
-            if end - start == 1 and rest:  # the range before it continues
-                single.append((start, leaf))
-            elif not rest or rest[-1][1] != leaf:
-                rest.append((start, leaf))
-        node = self._halves(offset, rest)
-        for value, leaf in single:
-            target = self._node(leaf)
+        for (start, old), end in zip(ranges, ends, strict=True):
+            (single if end - start == 1 and rest else rest).append((start, old))
+        node = self._halves(offset, merged(rest))  # a range continues past a single value
+        for value, old in single:
+            target = self._node(old)
             if target != node:
                 node = self.node((offset, WORD, JEQ, value, target, node))
         return node
@@ -193,19 +200,17 @@ def _bounds(node: Node) -> tuple[int, int] | None:
 
 
 class _Writer:
-    """Instructions whose targets are labels: a node's number, or a negative number."""
+    """Instructions whose targets are NEXT or labels: a node's number, or a negative number."""
 
     def __init__(self, read: Diagram) -> None:
         self._nodes = read.nodes
-        self._lines: list[tuple[int, int, tuple[int, ...]]] = []  # code, k, targets
-        self._places: dict[int, int] = {}  # label -> number of a line
+        self._lines: list[tuple[int, int, tuple[int | None, ...]]] = []  # code, k, targets
+        self._places: dict[int | None, int] = {}  # label -> number of a line
         self._n_labels = 0
         blocks = [(self._label(), segments) for segments in read.architectures.values()]
         self._line(LD, ARCHITECTURE)
         for value, (label, _) in zip(read.architectures, blocks, strict=True):
-            after = self._label()
-            self._line(JEQ, value, label, after)
-            self._place(after)
+            self._line(JEQ, value, label, NEXT)
         for label, segments in ((self._label(), read.others), *blocks):
             self._place(label)
             self._line(LD, NUMBER)
@@ -219,12 +224,11 @@ class _Writer:
     def _place(self, label: int) -> None:
         self._places[label] = len(self._lines)
 
-    def _line(self, code: int, value: int, *targets: int) -> None:
+    def _line(self, code: int, value: int, *targets: int | None) -> None:
         self._lines.append((code, value, targets))
 
     def _tree(self, segments: list[Segment]) -> None:
         """A binary search for the node of the number that is loaded."""
-        _, node, within = segments[0]
         if len(segments) > 1:
             half = len(segments) // 2
             parts = [(self._target(part), part) for part in (segments[half:], segments[:half])]
@@ -233,23 +237,21 @@ class _Writer:
                 if target < 0:
                     self._place(target)
                     self._tree(part)
-        for number, its in within if len(segments) == 1 else ():
-            last = number == within[-1][0]
-            after = node if last else self._label()
-            self._line(JEQ, number, its, after)
-            if not last:
-                self._place(after)
-        if len(segments) == 1 and not within:
+            return
+        _, node, exceptions = segments[0]
+        for number, other in exceptions:
+            self._line(JEQ, number, other, node if number == exceptions[-1][0] else NEXT)
+        if not exceptions:
             self._line(JA, 0, node)
 
     def _target(self, segments: list[Segment]) -> int:
-        """The node, if there is but one; else a new label."""
+        """The node, if it is the only one; else a new label."""
         return segments[0][1] if len(segments) == 1 and not segments[0][2] else self._label()
 
     def _write_nodes(self) -> None:
-        """Tests before the nodes they lead to, actions last. A word that is loaded already, however
-        the node is reached, is not loaded again."""
-        loaded: dict[int, set[tuple[int, int]]] = {}  # label -> the (offset, mask) it may find
+        """Writes tests before the nodes they lead to, and actions last. Omits a load if the word is
+        loaded already on each way to the node."""
+        loaded: dict[int | None, set[tuple[int, int]]] = {}  # label -> (offset, mask) on each way
         for _, _, targets in self._lines:
             for target in targets:
                 loaded.setdefault(target, set()).add((NUMBER, WORD))
@@ -261,50 +263,158 @@ class _Writer:
             if len(node) == 1:
                 actions.append(number)
                 continue
-            offset, mask, op, value = node[:4]
-            targets = node[4:]
+            offset, mask, op, value, *ways = node
             self._place(number)
             if loaded[number] != {(offset, mask)}:
                 if loaded[number] != {(offset, WORD)}:
                     self._line(LD, offset)
                 if mask != WORD:
                     self._line(AND, mask)
-            self._line(op, value, *targets)
-            for target in targets:
+            self._line(op, value, *ways)
+            for target in ways:
                 loaded.setdefault(target, set()).add((offset, mask))
         for number in actions:
             self._place(number)
             self._line(RET, self._nodes[number][0])
 
     def bytes(self) -> bytes:
-        """The program. For a target farther than FAR, a test jumps to a plain jump right after it.
-        That moves all that follows, so this repeats until every jump reaches its target."""
-        far: set[tuple[int, int]] = set()  # number of the line, which target
+        """The program, made from its end: jumps lead forward, so the places of their targets are
+        known. Where a target is farther than FAR, a test jumps to a plain jump right after it."""
+        made: list[bytes] = []  # the last instruction is first
+        left: dict[int, int] = {}  # line -> how many instructions there are from it on
+        for line in range(len(self._lines) - 1, -1, -1):
+            code, value, targets = self._lines[line]
+            ways = [0 if to is NEXT else len(made) - left[self._places[to]] for to in targets]
+            short = [0, 0]
+            if code == JA:
+                value = ways[0]
+            elif ways:
+                n_far = sum(way > FAR for way in ways)
+                far = [which for which in (0, 1) if ways[which] + n_far > FAR]
+                for after, which in enumerate(reversed(far)):
+                    made.append(struct.pack("=HBBI", JA, 0, 0, ways[which] + after))
+                for which in (0, 1):
+                    short[which] = far.index(which) if which in far else ways[which] + len(far)
+            made.append(struct.pack("=HBBI", code, *short, value))
+            left[line] = len(made)
+        return b"".join(reversed(made))
+
+
+# ---- a program that libseccomp has made ----
+
+
+class _Unusual(Exception):
+    """The program has instructions that libseccomp does not use."""
+
+
+def shorter(program: bytes) -> bytes:
+    """A program that decides every call as this one does, or this one (struct sock_filter, 8 bytes
+    each)."""
+    code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
+    try:
+        made = written(Reader(code))
+    except (_Unusual, RecursionError):
+        return program
+    return made if len(made) < len(program) else program
+
+
+class Reader(Diagram):
+    """The diagram of a program."""
+
+    def __init__(self, code: list[Instruction]) -> None:
+        super().__init__()
+        self._code = code
+        self._followed: dict[tuple[int, tuple[int, int]], int] = {}
+        architectures, points = self._compared()
+        self.architectures = {
+            value: self._segments(value, points) for value in sorted(architectures)
+        }
+        other = next(value for value in range(WORD) if value not in architectures)
+        self.others = self._segments(other, points)
+
+    def _compared(self) -> tuple[set[int], list[int]]:
+        """The architectures that it knows, and the numbers at which its decisions may change."""
+        architectures: set[int] = set()
+        points = {0}
+        held = [0] * len(self._code)  # what may be loaded at an instruction, a bit each
+        number, architecture, argument = 1, 2, 4
+        for at, (code, true, false, value) in enumerate(self._code):
+            loaded = held[at]
+            if code == LD:
+                loaded = {NUMBER: number, ARCHITECTURE: architecture}.get(value, argument)
+            steps: tuple[int, ...] = (0,)
+            if code in JUMPS:
+                steps = (true, false)
+                if loaded & number:
+                    points.add(value if code == JGE else value + 1)
+                    if code == JEQ:
+                        points.add(value)
+                if loaded & architecture:
+                    architectures.add(value)
+            elif code == JA:
+                steps = (value,)
+            elif code == RET:
+                continue
+            elif code not in (LD, AND):
+                raise _Unusual
+            if (loaded & (number | architecture) and code in (AND, JSET)) or (
+                loaded & architecture and code in (JGT, JGE)
+            ):
+                raise _Unusual
+            for step in steps:
+                if at + 1 + step >= len(self._code):
+                    raise _Unusual
+                held[at + 1 + step] |= loaded
+        return architectures, sorted(point for point in points if point <= WORD)
+
+    def _segments(self, architecture: int, points: list[int]) -> list[Segment]:
+        parts: list[tuple[int, int]] = []
+        for point in points:
+            node, by_number = self._first(architecture, point)
+            if not by_number:
+                return [(0, node, [])]
+            parts.append((point, node))
+        return segments(parts)
+
+    def _first(self, architecture: int, number: int) -> tuple[int, bool]:
+        """The first node for a call with that number, and whether the number was looked at."""
+        program = self._code
+        at, loaded, by_number = 0, 0, False
         while True:
-            starts = [0]
-            for line in range(len(self._lines)):
-                starts.append(starts[-1] + 1 + ((line, 0) in far) + ((line, 1) in far))
-            made = bytearray()
-            missed = set()
-            for line, (code, value, targets) in enumerate(self._lines):
-                ways = [starts[self._places[target]] - starts[line] - 1 for target in targets]
-                if code == JA:
-                    made += struct.pack("=HBBI", JA, 0, 0, ways[0])
-                    continue
-                short = [0, 0]
-                long: list[int] = []
-                for which, way in enumerate(ways):
-                    if (line, which) in far:
-                        short[which] = len(long)
-                        long.append(way - 1 - len(long))
-                    elif way > FAR:
-                        missed.add((line, which))
-                    else:
-                        short[which] = way
-                if not missed:
-                    made += struct.pack("=HBBI", code, *short, value)
-                    for way in long:
-                        made += struct.pack("=HBBI", JA, 0, 0, way)
-            if not missed:
-                return bytes(made)
-            far |= missed
+            code, true, false, value = program[at]
+            if code == JEQ:
+                at += 1 + (true if loaded == value else false)
+            elif code == JGT:
+                at += 1 + (true if loaded > value else false)
+            elif code == JGE:
+                at += 1 + (true if loaded >= value else false)
+            elif code == JA:
+                at += 1 + value
+            elif code == LD and value in (NUMBER, ARCHITECTURE):
+                loaded = number if value == NUMBER else architecture
+                by_number |= value == NUMBER
+                at += 1
+            else:  # an action, or an argument is looked at
+                return self._follow(at, (-1, WORD)), by_number
+
+    def _follow(self, at: int, loaded: tuple[int, int]) -> int:
+        """The node for the program from `at` on, with (offset, mask) loaded."""
+        while self._code[at][0] not in (RET, *JUMPS):
+            code, _, _, value = self._code[at]
+            if code == LD:
+                loaded = (value, WORD)
+            elif code == AND:
+                loaded = (loaded[0], loaded[1] & value)
+            at += 1 + (value if code == JA else 0)
+        key = (at, loaded)
+        if key not in self._followed:
+            code, true, false, value = self._code[at]
+            if code == RET:
+                node = self.node((value,))
+            elif loaded[0] < 0:
+                raise _Unusual
+            else:
+                yes, no = (self._follow(at + 1 + step, loaded) for step in (true, false))
+                node = self.test(*loaded, code, value, yes, no)
+            self._followed[key] = node
+        return self._followed[key]

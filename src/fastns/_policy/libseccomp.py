@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 
@@ -13,11 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from fastns._policy.seccomp_compiler import Argument
+
 LIBRARY = "libseccomp.so.2"
 ACT_KILL_PROCESS = 0x80000000
 ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
 BINARY_TREE = 2
-EEXIST = 17
 UNKNOWN = -1  # __NR_SCMP_ERROR
 NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows all calls with a lower number
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
@@ -26,7 +28,7 @@ NEWER = {name: number for name, number in numbers("x86_64").items() if number >=
 
 
 class Comparison(ctypes.Structure):
-    """struct scmp_arg_cmp."""
+    """struct scmp_arg_cmp. MASKED_EQ: argument & datum_a == datum_b."""
 
     _fields_ = (
         ("arg", ctypes.c_uint),
@@ -34,11 +36,6 @@ class Comparison(ctypes.Structure):
         ("datum_a", ctypes.c_uint64),
         ("datum_b", ctypes.c_uint64),
     )
-
-
-def compare(index: int, op: str, value: int, second: int) -> Comparison:
-    """`op`: one of OPERATORS. MASKED_EQ: argument & value == second."""
-    return Comparison(index, OPERATORS[op], value, second)
 
 
 @functools.cache
@@ -68,18 +65,13 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def native() -> int:
-    """The AUDIT_ARCH_* number of this machine."""
-    return int(_library().seccomp_arch_native())
-
-
 def architecture(name: str) -> int:
     """The AUDIT_ARCH_* number of a name such as "x86_64"; 0: the library does not know it."""
     return int(_library().seccomp_arch_resolve_name(name.encode()))
 
 
 def _rank(action: int) -> int:
-    """How the kernel orders actions: a stricter one is less. It compares the upper half, signed."""
+    """The kernel's order of actions, the strictest first: their upper halves, signed."""
     return ctypes.c_int32(action & 0xFFFF0000).value
 
 
@@ -98,10 +90,11 @@ class Filter:
             raise SpecError("seccomp", f"defaultAction: this libseccomp refuses {default:#x}")
         wanted = set(architectures)
         for token in wanted:
-            if self._call("arch_add", token) not in (0, -EEXIST):
+            if self._call("arch_add", token) not in (0, -errno.EEXIST):
                 raise SpecError("seccomp", f"this libseccomp cannot filter for {token:#x}")
-        if native() not in wanted:
-            self._call("arch_remove", native())
+        native = _library().seccomp_arch_native()
+        if native not in wanted:
+            self._call("arch_remove", native)
         self._several = len(wanted) > 1
         self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
         self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # else each errno is ECANCELED
@@ -115,19 +108,20 @@ class Filter:
     def _call(self, function: str, *args: object) -> int:
         return int(getattr(_library(), f"seccomp_{function}")(self._context, *args))
 
-    def add(self, action: int, name: str, comparisons: Sequence[Comparison] = ()) -> None:
+    def add(self, action: int, name: str, args: Sequence[Argument]) -> None:
         """Adds a rule for one system call, which applies if all comparisons hold.
 
-        As in other runtimes, a call that neither the library nor syscalls.py knows is left to the
-        default. So is one that the library does not know on each of several architectures, unless
-        the rule is stricter than the default: that is an error."""
+        As in other runtimes, the default action applies to a call that neither the library nor
+        syscalls.py knows. It also applies to one that the library does not know on each of several
+        architectures; but if the rule is stricter than the default, that is an error."""
         number = _library().seccomp_syscall_resolve_name(name.encode())
         if number == UNKNOWN:
             if name not in NEWER:
                 return
             number = NEWER[name]
-        array = (Comparison * len(comparisons))(*comparisons)
-        result = self._call("rule_add_array", action, number, len(comparisons), array)
+        compared = [Comparison(at, OPERATORS[op], one, two) for at, op, one, two in args]
+        array = (Comparison * len(args))(*compared)
+        result = self._call("rule_add_array", action, number, len(args), array)
         if result and (_rank(action) < _rank(self._default) or not (number < 0 or name in NEWER)):
             why = os.strerror(-result)
             if self._several and name in NEWER:
@@ -142,13 +136,11 @@ class Filter:
     def export(self) -> bytes:
         """The filter's instructions (struct sock_filter, 8 bytes each)."""
         try:
-            fd = os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC)
-            try:
-                if result := self._call("export_bpf", fd):
+            with open(os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC), "rb") as file:
+                if result := self._call("export_bpf", file.fileno()):
                     raise OSError(-result, os.strerror(-result))
-                return os.pread(fd, os.fstat(fd).st_size, 0)
-            finally:
-                os.close(fd)
+                file.seek(0)
+                return file.read()
         except OSError as exc:
             assert exc.errno is not None
             raise SpawnError("seccomp", exc.errno) from None

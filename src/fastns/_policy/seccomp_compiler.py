@@ -1,7 +1,7 @@
-"""Rules of a checked profile → the bytes of a filter, for the machines in syscalls.py.
+"""Compiles the rules of a checked profile to a filter, for the machines in syscalls.py.
 
-The build makes the default profile's filters with it, and needs no libseccomp. A profile of one's
-own, which may be for several architectures, goes through libseccomp.py.
+The build makes the default profile's filters with it, and needs no libseccomp. A custom profile,
+which may be for several architectures, goes through libseccomp.py.
 """
 
 from __future__ import annotations
@@ -58,11 +58,7 @@ class _Compiled(Diagram):
             points[number + 1] = self._otherwise
         if machine == "x86_64":
             points |= {X32: killed, NO_CALL: self._otherwise}
-        parts: list[tuple[int, int]] = []
-        for number, node in sorted(points.items()):
-            if not parts or parts[-1][1] != node:
-                parts.append((number, node))
-        self.architectures = {AUDIT_ARCH[machine]: segments(parts)}
+        self.architectures = {AUDIT_ARCH[machine]: segments(sorted(points.items()))}
         self.others = segments([(0, killed)])
 
     def _decide(self, cases: tuple[Case, ...]) -> int:
@@ -80,7 +76,7 @@ class _Compiled(Diagram):
 
 
 def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
-    """Lists of conditions. All of one list hold exactly if all comparisons of the group do.
+    """Lists of conditions: all of one list hold if and only if all comparisons of the group do.
 
     They are in the order of the arguments, so that different rules begin with the same tests."""
     ways = [_words(*argument) for argument in sorted(group)]
@@ -102,15 +98,9 @@ def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]
     above = ((high, WORD, JGT, value >> 32), True)
     not_above = (above[0], False)
     jump = {"EQ": JEQ, "NE": JEQ, "GE": JGE, "LT": JGE, "GT": JGT, "LE": JGT}[op]
-    test = (low, WORD, jump, value & WORD)
-    return {
-        "EQ": [[equal, (test, True)]],
-        "NE": [[unequal], [equal, (test, False)]],
-        "GE": [[above], [equal, (test, True)]],
-        "GT": [[above], [equal, (test, True)]],
-        "LT": [[not_above, unequal], [equal, (test, False)]],
-        "LE": [[not_above, unequal], [equal, (test, False)]],
-    }[op]
+    by_low = [equal, ((low, WORD, jump, value & WORD), op in ("EQ", "GE", "GT"))]
+    by_high = {"NE": [unequal], "GE": [above], "GT": [above]}.get(op, [not_above, unequal])
+    return [by_low] if op == "EQ" else [by_high, by_low]
 
 
 def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ...]:

@@ -1,45 +1,36 @@
 """The default profile, as data in the format of OCI and Docker.
 
-Calls that programs need to compute, read, write, communicate and start others are allowed. Calls
-that reach past the sandbox, or into parts of the kernel that only an administrator's programs need,
-fail with EPERM, unless the sandbox has the capability for them. A call that programs can do without
-fails as on a kernel that lacks it. Any call that is not named here fails with ENOSYS, and a C
-library then falls back to an older one.
+Allowed are the calls that programs need to compute, read, write, communicate and start others.
+Calls that reach past the sandbox, or into parts of the kernel that only an administrator's programs
+need, fail with EPERM, unless the sandbox has the capability for them. A call that programs can do
+without fails as on a kernel that lacks it. Any call that is not named here fails with ENOSYS, and a
+C library then falls back to an older one.
 """
 
 from __future__ import annotations
 
-from fastns._policy import seccomp_sockets
-from fastns._policy.seccomp_rules import (
-    DONE,
-    INT,
-    all_but,
-    allow,
-    compare,
-    masked,
-    others,
-    refuse,
-    same,
-)
+import errno as E
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-EPERM, E2BIG, EINVAL, ENOSYS = 1, 7, 22, 38
+    Rules = Iterator[dict[str, Any]]
+
+DONE = 0  # instead of an errno: the call reports success, and does nothing
+INT = 0xFFFFFFFF  # the bits of an int that the kernel reads; a register's others may be anything
 
 ALLOWED = {
     "files": """
         access chdir chown close close_range copy_file_range dup dup2 dup3 faccessat faccessat2
-        fadvise64 fallocate fchdir fchown fchownat fdatasync fgetxattr flistxattr flock
-        fremovexattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64
-        getxattr getxattrat lchown lgetxattr link linkat listxattr listxattrat llistxattr
-        lremovexattr lseek lstat name_to_handle_at newfstatat pread64 preadv preadv2
-        pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr
-        removexattrat rename renameat renameat2 rmdir sendfile splice stat
-        statfs statx symlink symlinkat sync_file_range tee truncate umask unlink unlinkat utime
-        utimensat utimes vmsplice write writev
+        fadvise64 fallocate fchdir fchown fchownat fdatasync fgetxattr flistxattr flock fremovexattr
+        fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getxattr getxattrat
+        lchown lgetxattr link linkat listxattr listxattrat llistxattr lremovexattr lseek lstat
+        name_to_handle_at newfstatat pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead
+        readlink readlinkat readv removexattr removexattrat rename renameat renameat2 rmdir sendfile
+        splice stat statfs statx symlink symlinkat sync_file_range tee truncate umask unlink
+        unlinkat utime utimensat utimes vmsplice write writev
     """,
     "waiting and events": """
         epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
@@ -55,13 +46,13 @@ ALLOWED = {
     """,
     "processes and threads": """
         arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv
-        futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid
-        getpriority getrlimit getrusage getsid gettid ioprio_get ioprio_set pidfd_open
-        pidfd_send_signal process_mrelease restart_syscall rseq
-        sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
-        sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr
-        sched_setparam sched_setscheduler sched_yield set_robust_list set_thread_area
-        set_tid_address setpgid setpriority setsid vfork wait4 waitid
+        futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid getpriority
+        getrlimit getrusage getsid gettid ioprio_get ioprio_set pidfd_open pidfd_send_signal
+        process_mrelease restart_syscall rseq sched_get_priority_max sched_get_priority_min
+        sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
+        sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield
+        set_robust_list set_thread_area set_tid_address setpgid setpriority setsid vfork wait4
+        waitid
     """,
     "signals": """
         alarm kill pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
@@ -111,15 +102,8 @@ REFUSED = {
     ),
 }
 
-CLONE_NAMESPACES = {  # the namespaces that clone(2) can make
-    "CLONE_NEWNS": 0x00020000,
-    "CLONE_NEWCGROUP": 0x02000000,
-    "CLONE_NEWUTS": 0x04000000,
-    "CLONE_NEWIPC": 0x08000000,
-    "CLONE_NEWUSER": 0x10000000,
-    "CLONE_NEWPID": 0x20000000,
-    "CLONE_NEWNET": 0x40000000,
-}
+# CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
+CLONE_NAMESPACES = (0x20000, *(1 << bit for bit in range(25, 31)))
 CLONE_PARENT = 0x00008000  # with no pid namespace of its own, the child would be the caller's
 CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
 TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal, for others to read
@@ -154,6 +138,36 @@ SETUP_TEXT = """
 SETUP = frozenset(SETUP_TEXT.split())
 # PER_LINUX, PER_LINUX32, UNAME26, both; ADDR_NO_RANDOMIZE; a query.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
+SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
+NETLINK_ROUTE = 0
+# The kernel may load a module for a protocol that is not in PROTOCOLS. All are below ALL_PROTOCOLS.
+ALL_PROTOCOLS = 512
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+PROTOCOLS = {
+    (AF_INET, SOCK_STREAM): (0, TCP),
+    (AF_INET, SOCK_DGRAM): (0, UDP, ICMP),
+    (AF_INET6, SOCK_STREAM): (0, TCP),
+    (AF_INET6, SOCK_DGRAM): (0, UDP, ICMPV6),
+}
+SOL_IP, SOL_SOCKET, SOL_TCP, SOL_IPV6 = 0, 1, 6, 41
+LEVELS, OPTIONS = 512, 256  # more than any kernel has
+# Filters: the kernel compiles all of the host's into memory of a fixed size.
+ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
+# They fill a socket's error queue with memory that no limit counts.
+IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
+IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
+REPORTS = (
+    *(37, 65),  # SO_TIMESTAMPING, its old and its new form: the flags lie in memory
+    *(41, 60, 61),  # SO_WIFI_STATUS, SO_ZEROCOPY, SO_TXTIME
+)
+# Options of TCP for which the kernel loads a module, or a cipher, by name.
+TCP_LOADS = (14, 31, 32, 38)  # TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY
+MSG_OOB = 1
+FLAGS_AT = {  # the argument with MSG_*
+    **dict.fromkeys(("recvmsg", "sendmsg"), 2),
+    **dict.fromkeys(("recvfrom", "recvmmsg", "sendmmsg", "sendto"), 3),
+}
 
 
 def default_profile(*, setid: bool = True) -> dict[str, Any]:
@@ -164,13 +178,15 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
     """
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": ENOSYS,
+        "defaultErrnoRet": E.ENOSYS,
         "syscalls": [
             *(allow(names.split(), comment=comment) for comment, names in ALLOWED.items()),
             *_refused(),
             *_namespaces(),
-            *seccomp_sockets.rules(),
-            *_ioctl(),
+            *_socket_kinds(),
+            *_socket_options(),
+            *_message_flags(),
+            *all_but("ioctl", 1, dict.fromkeys((*TERMINAL, *LOADS), E.EPERM)),
             *_fcntl(),
             *_attributes(),
             *_core_limit(),
@@ -185,112 +201,238 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
 def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile in two parts, to be loaded one after the other.
 
-    Under the first a sandbox can still be made, and inherits it at no cost. The second is small,
-    and so is loaded quickly."""
+    A sandbox can still be set up under the first, and inherits it at no cost. The second is small,
+    so it is loaded quickly."""
     whole = default_profile(setid=setid)
-    rules = [
-        {**rule, "names": names}
-        for rule in whole["syscalls"]
-        if (names := [name for name in rule["names"] if name not in SETUP])
-    ]
-    first = {**whole, "syscalls": [*rules, allow(sorted(SETUP))]}
-    refusals = [
-        {**rule, "names": names}
-        for rule in whole["syscalls"]
-        if rule["action"] != "SCMP_ACT_ALLOW"
-        and (names := [name for name in rule["names"] if name in SETUP])
-    ]
+
+    def rules(for_setup: bool) -> Rules:
+        for rule in whole["syscalls"]:
+            names = [name for name in rule["names"] if (name in SETUP) is for_setup]
+            if names:
+                yield {**rule, "names": names}
+
+    first = {**whole, "syscalls": [*rules(False), allow(sorted(SETUP))]}
+    refusals = [rule for rule in rules(True) if rule["action"] != "SCMP_ACT_ALLOW"]
     return first, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": refusals}
 
 
-def _refused() -> Iterable[dict[str, Any]]:
+def _refused() -> Rules:
     for text, capability in REFUSED.items():
         names = text.split()
         if capability is None:
-            yield refuse(names, EPERM)
+            yield refuse(names, E.EPERM)
         else:
             yield allow(names, includes={"caps": [capability]})
-            yield refuse(names, EPERM, excludes={"caps": [capability]})
+            yield refuse(names, E.EPERM, excludes={"caps": [capability]})
 
 
-def _namespaces() -> Iterable[dict[str, Any]]:
-    """clone3 is refused, as its flags lie in memory, where no filter sees them."""
+def _namespaces() -> Rules:
+    """clone3 is refused: its flags lie in memory, which a filter cannot read."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["clone", "clone3", "unshare"], includes=admin)
-    yield refuse(["clone3"], ENOSYS, excludes=admin)
+    yield refuse(["clone3"], E.ENOSYS, excludes=admin)
     for name, more in (("clone", CLONE_PARENT), ("unshare", CLONE_NEWTIME)):
-        flags = [*CLONE_NAMESPACES.values(), more]
+        flags = [*CLONE_NAMESPACES, more]
         none = compare(0, "MASKED_EQ", sum(flags), 0)
         yield allow([name], args=[none], excludes=admin)
         given = [compare(0, "MASKED_EQ", flag, flag) for flag in flags]
-        yield refuse([name], EPERM, args=given, excludes=admin)
+        yield refuse([name], E.EPERM, args=given, excludes=admin)
 
 
-def _ioctl() -> Iterable[dict[str, Any]]:
-    yield from all_but("ioctl", 1, dict.fromkeys((*TERMINAL, *LOADS), EPERM))
-
-
-def _own_filters() -> Iterable[dict[str, Any]]:
+def _own_filters() -> Rules:
     """The kernel compiles all filters of the host into memory of a fixed size, charged to nobody.
     The calls fail as on a kernel without filters, and programs then do without."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["seccomp"], includes=admin)
-    yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: EINVAL}, excludes=admin)
+    yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: E.EINVAL}, excludes=admin)
     yield allow(["prctl"], args=others(0, [PR_SET_SECCOMP, PR_SCHED_CORE]))
-    yield refuse(["prctl"], EINVAL, args=[same(0, PR_SCHED_CORE)])
+    yield refuse(["prctl"], E.EINVAL, args=[same(0, PR_SCHED_CORE)])
     sets = same(0, PR_SET_SECCOMP)
     yield allow(["prctl"], args=[sets], includes=admin)
-    other = compare(1, "NE", SECCOMP_MODE_FILTER)  # an unsigned long
+    other = compare(1, "NE", SECCOMP_MODE_FILTER)  # all 64 bits
     yield allow(["prctl"], args=[sets, other], excludes=admin)
     filters = [sets, compare(1, "EQ", SECCOMP_MODE_FILTER)]
-    yield refuse(["prctl"], EINVAL, args=filters, excludes=admin)
+    yield refuse(["prctl"], E.EINVAL, args=filters, excludes=admin)
 
 
-def _modes(setid: bool) -> Iterable[dict[str, Any]]:
-    """Where set-id files are refused, so is openat2: its mode lies in memory."""
+def _modes(setid: bool) -> Rules:
+    """openat2 is refused along with set-id files: its mode lies in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
-    yield refuse(["openat2"], ENOSYS)
+    yield refuse(["openat2"], E.ENOSYS)
     both = S_ISUID | S_ISGID
-    for name, mode in MODE_AT.items():
-        yield allow([name], args=[masked(mode, both, 0)])
-        for bit in (S_ISUID, S_ISGID):
-            yield refuse([name], EPERM, args=[masked(mode, bit, bit)])
+    makes: list[tuple[str, list[dict[str, Any]], int]] = [
+        (n, [], mode) for n, mode in MODE_AT.items()
+    ]
     for name, (flags, mode) in OPENS.items():
         yield allow([name], args=[masked(flags, sum(CREATES), 0)])
-        for creates in (masked(flags, bit, bit) for bit in CREATES):
-            yield allow([name], args=[creates, masked(mode, both, 0)])
-            for bit in (S_ISUID, S_ISGID):
-                yield refuse([name], EPERM, args=[creates, masked(mode, bit, bit)])
+        makes += [(name, [masked(flags, bit, bit)], mode) for bit in CREATES]
+    for name, creates, mode in makes:
+        yield allow([name], args=[*creates, masked(mode, both, 0)])
+        for bit in (S_ISUID, S_ISGID):
+            yield refuse([name], E.EPERM, args=[*creates, masked(mode, bit, bit)])
 
 
-def _fcntl() -> Iterable[dict[str, Any]]:
+def _fcntl() -> Rules:
     """A lease makes whoever opens the file wait, on the host too; F_NOTIFY watches directories."""
     yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
-    yield refuse(["fcntl"], EPERM, args=[same(1, command) for command in refused])
+    yield refuse(["fcntl"], E.EPERM, args=[same(1, command) for command in refused])
 
 
-def _attributes() -> Iterable[dict[str, Any]]:
+def _attributes() -> Rules:
     """The ACL of a file in a tmpfs takes memory that is charged to nobody: up to 64 KiB, twice that
     for a directory. A filter sees the length of an attribute, but not its name."""
     names = ["setxattr", "lsetxattr", "fsetxattr"]
     yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
-    yield refuse(names, E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
-    yield refuse(["setxattrat"], ENOSYS)
+    yield refuse(names, E.E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
+    yield refuse(["setxattrat"], E.ENOSYS)
 
 
-def _core_limit() -> Iterable[dict[str, Any]]:
+def _core_limit() -> Rules:
     """RLIMIT_CORE keeps the host's core handler from running. A call that would change it, as gpg
     and ssh-agent make one, reports success and changes nothing. It fails if it also asks for the
-    old limit, which no filter can return."""
+    old limit, which a filter cannot return."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
     yield refuse(["setrlimit"], DONE, args=[same(0, RLIMIT_CORE)])
     core = same(1, RLIMIT_CORE)
     yield allow(["prlimit64"], args=[core, compare(2, "EQ", 0)])  # a query
-    for old, errno in (("EQ", DONE), ("NE", EPERM)):
+    for old, errno in (("EQ", DONE), ("NE", E.EPERM)):
         changed = [core, compare(2, "NE", 0), compare(3, old, 0)]
         yield refuse(["prlimit64"], errno, args=changed)
+
+
+# ---- sockets ----
+
+
+def _socket_kinds() -> Rules:
+    yield allow(["socketpair"], args=[compare(0, "EQ", AF_UNIX)])
+    yield refuse(["socketpair"], E.EAFNOSUPPORT, args=[compare(0, "NE", AF_UNIX)])
+    plain = {"caps": ["CAP_NET_RAW", "CAP_NET_ADMIN"]}  # excluded with either
+    for capability in plain["caps"]:
+        usual = [same(0, family) for family in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET)]
+        yield allow(["socket"], args=usual, includes={"caps": [capability]})
+    yield allow(["socket"], args=[same(0, AF_UNIX)], excludes=plain)
+    families = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
+    yield refuse(["socket"], E.EAFNOSUPPORT, args=others(0, families), excludes=plain)
+    netlink = same(0, AF_NETLINK)
+    route = compare(2, "EQ", NETLINK_ROUTE)
+    yield allow(["socket"], args=[netlink, route], excludes=plain)
+    not_route = compare(2, "NE", NETLINK_ROUTE)
+    yield refuse(["socket"], E.EPROTONOSUPPORT, args=[netlink, not_route], excludes=plain)
+    for (family, kind), protocols in PROTOCOLS.items():
+        wanted = [same(0, family), masked(1, SOCK_TYPE, kind)]
+        for protocol in protocols:
+            yield allow(["socket"], args=[*wanted, same(2, protocol)], excludes=plain)
+        for other in others(2, protocols, ALL_PROTOCOLS):
+            yield refuse(["socket"], E.EPROTONOSUPPORT, args=[*wanted, other], excludes=plain)
+    for family in (AF_INET, AF_INET6):
+        for bits in anything_but((SOCK_STREAM, SOCK_DGRAM), SOCK_TYPE):
+            raw = [same(0, family), masked(1, *bits)]
+            yield refuse(["socket"], E.EPERM, args=raw, excludes=plain)
+
+
+def _socket_options() -> Rules:
+    """Options that programs can do without fail as on a kernel that lacks them. IP_RECVERR reports
+    success: the C library's resolver gives up otherwise."""
+    # level -> always refused; the capability that allows more; what is refused without it
+    levels: dict[int, tuple[dict[int, int], str, dict[int, int]]] = {
+        SOL_SOCKET: (
+            dict.fromkeys(REPORTS, E.ENOPROTOOPT),
+            "CAP_NET_RAW",
+            dict.fromkeys(ATTACH_FILTER, E.EPERM),
+        ),
+        SOL_IP: (dict.fromkeys(IP_ERRORS, DONE), "", {}),
+        SOL_IPV6: (dict.fromkeys(IPV6_ERRORS, DONE), "", {}),
+        SOL_TCP: ({}, "CAP_NET_ADMIN", dict.fromkeys(TCP_LOADS, E.ENOPROTOOPT)),
+    }
+    yield allow(["setsockopt"], args=others(1, levels, LEVELS))
+    for level, (always, capability, more) in levels.items():
+        at = [same(1, level)]
+        if not capability:
+            yield from all_but("setsockopt", 2, always, OPTIONS, at)
+            continue
+        caps = {"caps": [capability]}
+        yield from all_but("setsockopt", 2, always, OPTIONS, at, includes=caps)
+        yield from all_but("setsockopt", 2, {**always, **more}, OPTIONS, at, excludes=caps)
+
+
+def _message_flags() -> Rules:
+    """Urgent data (MSG_OOB) is hardly used, and unix sockets have been attacked by it. It fails as
+    on a kernel built without it."""
+    for name, index in FLAGS_AT.items():
+        yield allow([name], args=[masked(index, MSG_OOB, 0)])
+        yield refuse([name], E.EOPNOTSUPP, args=[masked(index, MSG_OOB, MSG_OOB)])
+
+
+# ---- rules in the format of OCI and Docker ----
+
+
+def allow(names: list[str], **more: Any) -> dict[str, Any]:
+    return {"names": names, "action": "SCMP_ACT_ALLOW", **more}
+
+
+def refuse(names: list[str], errno: int, **more: Any) -> dict[str, Any]:
+    """`errno`: DONE, or an error."""
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, **more}
+
+
+def compare(index: int, op: str, value: int, second: int = 0) -> dict[str, Any]:
+    return {"index": index, "value": value, "valueTwo": second, "op": f"SCMP_CMP_{op}"}
+
+
+def masked(index: int, mask: int, value: int) -> dict[str, Any]:
+    return compare(index, "MASKED_EQ", mask, value)
+
+
+def same(index: int, value: int) -> dict[str, Any]:
+    return masked(index, INT, value)
+
+
+def others(index: int, values: Iterable[int], below: int = INT + 1) -> list[dict[str, Any]]:
+    """Comparisons, one of which holds if an int is less than `below`, a power of two, and none of
+    the values. The smaller `below`, the fewer comparisons."""
+    upper = INT & -below
+    return [masked(index, upper | mask, value) for mask, value in anything_but(values, below - 1)]
+
+
+def all_but(
+    name: str,
+    index: int,
+    refused: dict[int, int],
+    below: int = INT + 1,
+    at: Sequence[dict[str, Any]] = (),
+    **when: Any,
+) -> Rules:
+    """Where the comparisons `at` hold: refuses a call whose argument, an int, is a key of
+    `refused`, with its value as the errno; allows it if the argument is another one less than
+    `below`."""
+    for other in others(index, refused, below):
+        yield allow([name], args=[*at, other], **when)
+    for value, errno in refused.items():
+        yield refuse([name], errno, args=[*at, same(index, value)], **when)
+
+
+def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
+    """(mask, value) pairs. A number matches one of them if and only if its bits in the given `mask`
+    equal those of no value.
+
+    The format can compare bits, but cannot say "none of these". So this walks the values' bits from
+    the highest: where all values agree on a bit, one pair covers all numbers that do not."""
+    bits = [1 << n for n in reversed(range(mask.bit_length())) if mask >> n & 1]
+    found = []
+
+    def walk(left: list[int], depth: int, known: int, value: int) -> None:
+        if not left:
+            found.append((known, value))
+        elif depth < len(bits):
+            bit = bits[depth]
+            for way in (0, bit):
+                there = [number for number in left if number & bit == way]
+                walk(there, depth + 1, known | bit, value | way)
+
+    walk([number & mask for number in values], 0, 0, 0)
+    return found

@@ -1,4 +1,4 @@
-"""Profiles in the format of the OCI runtime specification and of Docker, checked."""
+"""Checks profiles in the format of the OCI runtime specification and of Docker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fastns.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 FIELD = "seccomp"
 ACTIONS = {  # SECCOMP_RET_*
@@ -25,33 +28,28 @@ ACTIONS = {  # SECCOMP_RET_*
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
 WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
-FLAGS = {  # SECCOMP_FILTER_FLAG_*; TSYNC is none, as there is one thread
+FLAGS = {  # TSYNC has no effect: there is one thread
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
 }
-OPERATORS = tuple(f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"))
-PROFILE_KEYS = frozenset(
-    {
-        *("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap"),
-        *("flags", "syscalls", "listenerPath", "listenerMetadata"),
-    }
+OPERATORS = {f"SCMP_CMP_{op}": op for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")}
+PROFILE_KEYS = (
+    *("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "flags"),
+    *("syscalls", "listenerPath", "listenerMetadata"),
 )
-RULE_KEYS = frozenset(
-    {
-        *("names", "name", "action", "errnoRet", "errno", "args", "comment"),
-        *("includes", "excludes"),
-    }
+RULE_KEYS = (
+    *("names", "name", "action", "errnoRet", "errno", "args", "comment", "includes", "excludes"),
 )
-ARG_KEYS = frozenset({"index", "value", "valueTwo", "op"})
-CONDITION_KEYS = frozenset({"caps", "arches", "minKernel"})
-ARCH_KEYS = frozenset({"architecture", "subArchitectures"})
+ARG_KEYS = ("index", "value", "valueTwo", "op")
+CONDITION_KEYS = ("caps", "arches", "minKernel")
+ARCH_KEYS = ("architecture", "subArchitectures")
 MAX_ERRNO = 4095
 
 
 @record(frozen=True)
 class Condition:
-    """Where a rule applies, or does not. An empty sequence sets no condition."""
+    """Where a rule applies, or does not. An empty tuple is no condition."""
 
     caps: tuple[str, ...] = ()
     arches: tuple[str, ...] = ()
@@ -70,13 +68,14 @@ class Rule:
 
     def applies(self, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bool:
         inc, exc = self.includes, self.excludes
-        if not held.issuperset(inc.caps) or (inc.arches and machine not in inc.arches):
-            return False
-        if inc.min_kernel and kernel < inc.min_kernel:
-            return False
-        if not held.isdisjoint(exc.caps) or machine in exc.arches:
-            return False
-        return not (exc.min_kernel and kernel >= exc.min_kernel)
+        return (
+            held.issuperset(inc.caps)
+            and (not inc.arches or machine in inc.arches)
+            and kernel >= inc.min_kernel
+            and held.isdisjoint(exc.caps)
+            and machine not in exc.arches
+            and not (exc.min_kernel and kernel >= exc.min_kernel)
+        )
 
 
 @record(frozen=True)
@@ -113,18 +112,12 @@ def check(profile: object, where: str = "") -> Profile:
         flags |= _one_of(flag, FLAGS, f"{where}flags")
     return Profile(
         default=_action(given, "defaultAction", ("defaultErrnoRet", "defaultErrno"), where),
-        rules=tuple(
-            _rule(rule, f"{where}syscalls[{number}]")
-            for number, rule in enumerate(_list(given, "syscalls", where))
-        ),
+        rules=_each(given, "syscalls", where, _rule),
         architectures=tuple(
             _architecture(name, f"{where}architectures")
             for name in _list(given, "architectures", where)
         ),
-        arch_map=tuple(
-            _arch_map(entry, f"{where}archMap[{number}]")
-            for number, entry in enumerate(_list(given, "archMap", where))
-        ),
+        arch_map=_each(given, "archMap", where, _arch_map),
         flags=flags,
     )
 
@@ -142,10 +135,7 @@ def _rule(value: object, where: str) -> Rule:
     return Rule(
         names=tuple(names),
         action=_action(given, "action", ("errnoRet", "errno"), f"{where}."),
-        args=tuple(
-            _arg(arg, f"{where}.args[{number}]")
-            for number, arg in enumerate(_list(given, "args", f"{where}."))
-        ),
+        args=_each(given, "args", f"{where}.", _arg),
         includes=_condition(given.get("includes"), f"{where}.includes"),
         excludes=_condition(given.get("excludes"), f"{where}.excludes"),
     )
@@ -160,7 +150,7 @@ def _action(given: Mapping[str, Any], key: str, errnos: tuple[str, str], where: 
 
 
 def _errno(given: Mapping[str, Any], keys: tuple[str, str], where: str) -> int:
-    """The number, or its name as podman writes it; EPERM if neither is given."""
+    """The errno: a number, or a name as in podman's profiles; EPERM if neither is given."""
     number, name = (given.get(key) for key in keys)
     if number is not None:
         return check_whole(FIELD, number, 0, MAX_ERRNO, f"{where}{keys[0]}: ")
@@ -174,18 +164,15 @@ def _errno(given: Mapping[str, Any], keys: tuple[str, str], where: str) -> int:
 
 def _arg(value: object, where: str) -> tuple[int, str, int, int]:
     given = _mapping(value, where, ARG_KEYS)
-    numbers = [
+    index, number, second = (
         check_whole(FIELD, given.get(key, default), 0, high, f"{where}.{key}: ")
         for key, default, high in (
             ("index", None, 5),
             ("value", None, 2**64 - 1),
             ("valueTwo", 0, 2**64 - 1),
         )
-    ]
-    op = given.get("op")
-    if not isinstance(op, str) or op not in OPERATORS:
-        raise SpecError(FIELD, f"{where}.op: {shown(op)}: one of {', '.join(OPERATORS)} expected")
-    return (numbers[0], op.removeprefix("SCMP_CMP_"), numbers[1], numbers[2])
+    )
+    return index, _one_of(given.get("op"), OPERATORS, f"{where}.op"), number, second
 
 
 def _condition(value: object, where: str) -> Condition:
@@ -219,13 +206,13 @@ def _architecture(value: object, where: str) -> str:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """The first two numbers of a kernel's release; none if it does not begin so."""
+    """The first two numbers of a kernel release; () if it does not begin with numbers."""
     parts = text.split("-")[0].split(".")[:2]
     known = all(part.isdecimal() and len(part) < 10 for part in parts)
     return tuple(map(int, parts)) if known else ()
 
 
-def _mapping(value: object, where: str, keys: frozenset[str]) -> Mapping[str, Any]:
+def _mapping(value: object, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SpecError(FIELD, f"{where}: {shown(value)}: a mapping expected")
     for key in value:
@@ -245,7 +232,15 @@ def _list(given: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
     return value
 
 
-def _one_of(value: object, known: Mapping[str, int], where: str) -> int:
+def _each(
+    given: Mapping[str, Any], key: str, where: str, check_one: Callable[[object, str], T]
+) -> tuple[T, ...]:
+    """The items of a list, checked."""
+    items = enumerate(_list(given, key, where))
+    return tuple(check_one(item, f"{where}{key}[{number}]") for number, item in items)
+
+
+def _one_of(value: object, known: Mapping[str, T], where: str) -> T:
     if not isinstance(value, str) or value not in known:
         raise SpecError(FIELD, f"{where}: {shown(value)}: one of {', '.join(known)} expected")
     return known[value]
