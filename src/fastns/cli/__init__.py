@@ -1,7 +1,7 @@
 """The command line: finds the verb, imports the module of that verb alone, and prints its errors.
 
-One module per verb. Each has `add_parser(subparsers)` and `main(namespace) -> int`; one that has to
-start fast also has `declare(options)` (_options.py).
+One module per verb. Each has the texts of its help (USAGE, ABOUT, EPILOG), `declare(parser)`, which
+adds its options, and `main(namespace)`, which returns the exit code.
 """
 
 from __future__ import annotations
@@ -96,18 +96,16 @@ def _dispatch(words: list[str]) -> int:
         raise _unknown_verb(verb)
     module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
-    if hasattr(module, "declare"):
+    if verb == "run":  # has to start fast
         from fastns.cli._options import Options
 
         options = Options()
         module.declare(options)
         namespace = options.parse(rest)
     if namespace is None:
-        from fastns.cli._parser import Parser
+        from fastns.cli._parser import parser_of
 
-        subparsers = Parser(prog="fastns").add_subparsers()
-        module.add_parser(subparsers)
-        namespace = subparsers.choices[verb].parse(rest)
+        namespace = parser_of(verb).parse(rest)
     code: int = module.main(namespace)
     return code
 

@@ -56,6 +56,8 @@ CONTROL = (
     (ONE, "-o --output", "FILE", "write the results to FILE (default: stdout)"),
     (SWITCH, "--verbose", "", "say on stderr how the sandboxes are started"),
 )  # fmt: skip
+USAGE = "fastns batch [OPTIONS] FILE"
+ABOUT = "Run many commands, each in a sandbox of its own. Jobs and results are JSON lines."
 EPILOG = """\
 FILE has one job a line: a JSON object, or just the list that would be its args.
   args     the command and its arguments, a list of texts; the only key a job
@@ -108,15 +110,7 @@ are written.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `batch` verb."""
-    parser = subparsers.add_parser(
-        "batch",
-        usage="fastns batch [OPTIONS] FILE",
-        description="Run many commands, each in a sandbox of its own. Jobs and results are JSON "
-        "lines.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     parser.add_argument("jobs", metavar="FILE", help="the jobs, one a line; -: stdin")
     add_flags(parser.add_argument_group("the batch itself"), CONTROL)
     add_sandbox_flags(parser)

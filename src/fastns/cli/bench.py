@@ -32,6 +32,11 @@ FLAGS = (
     (ONE, "--rootfs", "DIR", "use DIR as the root of the sandboxes (default: the host's system "
      "directories, read-only)"),
 )  # fmt: skip
+USAGE = "fastns bench [OPTIONS]"
+ABOUT = (
+    "Time what a start costs on this machine, in about 5 seconds: a bare process, each way of "
+    "fastns, and bwrap and unshare where they are installed."
+)
 EPILOG = """\
 All contenders start the same program, in turn, in each of many rounds; the
 first rounds are a warm-up and do not count. Times are in ms, from the call to
@@ -48,15 +53,7 @@ Exit code: 0; 125 when fastns could start nothing; 130 on Ctrl-C.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `bench` verb."""
-    parser = subparsers.add_parser(
-        "bench",
-        usage="fastns bench [OPTIONS]",
-        description="Time what a start costs on this machine, in about 5 seconds: a bare process, "
-        "each way of fastns, and bwrap and unshare where they are installed.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     add_flags(parser, FLAGS)
 
 

@@ -56,6 +56,11 @@ PLAN = (
 )  # fmt: skip
 
 
+USAGE = "fastns compile [RUN OPTIONS] -o PLAN"
+ABOUT = (
+    "Write a plan file, from which fastns-exec starts sandboxes without Python: "
+    "fastns-exec PLAN -- COMMAND [ARG...]."
+)
 EPILOG = """\
 example:
   fastns compile --rootfs ./rootfs --timeout 2s -o judge.plan
@@ -68,15 +73,7 @@ change. It cannot hold limits by cgroups.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `compile` verb: the sandbox flags of `run`, and where the plan goes."""
-    parser = subparsers.add_parser(
-        "compile",
-        usage="fastns compile [RUN OPTIONS] -o PLAN",
-        description="Write a plan file, from which fastns-exec starts sandboxes without Python: "
-        "fastns-exec PLAN -- COMMAND [ARG...].",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     add_sandbox_flags(parser)
     hide_limits(parser)
     for names in (("-i", "--interactive"), ("--rm",)):

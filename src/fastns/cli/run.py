@@ -56,6 +56,12 @@ CONTROL = (
 )  # fmt: skip
 
 
+USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
+ABOUT = (
+    "Run one command in a sandbox of its own. Without options it sees the host's system "
+    "directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+    "environment. Options that add something, such as -v and -e, may be repeated."
+)
 EPILOG = """\
 examples:
   fastns run -- ls /
@@ -69,23 +75,9 @@ found.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `run` verb."""
-    parser = subparsers.add_parser(
-        "run",
-        usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own. Without options it sees the host's "
-        "system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
-        "environment. Options that add something, such as -v and -e, may be repeated.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser | Options) -> None:
     parser.options_first = True
     parser.keeps_error = True  # --status-fd reports a wrong flag too
-    declare(parser)
-
-
-def declare(parser: Parser | Options) -> None:
-    """Every flag it takes, in the order of its help."""
     add_flags(add_sandbox_flags(parser), ACCEPTED)
     add_flags(parser.add_argument_group("the run itself"), CONTROL)
 
