@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 __all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
+EXIT_TIMEOUT = 124
 EXIT_FAILED = 125
 """Exit code of fastns's own failures, so that they differ from the command's."""
 EXIT_BROKEN_PIPE = 141

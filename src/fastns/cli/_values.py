@@ -100,8 +100,10 @@ def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
         raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
 
 
-def whole_number(flag: str, text: str, largest: int, example: str) -> int:
+def whole_number(flag: str, text: str | None, largest: int, example: str) -> int | None:
     """A whole number from 1 to `largest`."""
+    if text is None:
+        return None
     found = whole(text)
     if found is None or not 1 <= found <= largest:
         raise UsageError(f"{flag} {text}: not a number from 1 to {largest}", example)

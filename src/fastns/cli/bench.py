@@ -59,7 +59,7 @@ def declare(parser: Parser) -> None:
 
 def main(flags: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code."""
-    rounds = _rounds(flags.rounds)
+    rounds = whole_number("--rounds", flags.rounds, MAX_ROUNDS, "for example: --rounds 500")
     rootfs = _rootfs(flags.rootfs)
     from fastns import _bench
 
@@ -77,12 +77,6 @@ def main(flags: argparse.Namespace) -> int:
         complain("bench: fastns could start nothing", _bench.DOCTOR)
         return EXIT_FAILED
     return 0
-
-
-def _rounds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    return whole_number("--rounds", text, MAX_ROUNDS, "for example: --rounds 500")
 
 
 def _rootfs(path: str | None) -> str | None:

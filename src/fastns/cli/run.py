@@ -16,7 +16,7 @@ import select
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
+from fastns.cli import EXIT_FAILED, EXIT_TIMEOUT, UsageError, advise, complain, say, whole
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
     from fastns.cli._relay import Relay
 
-EXIT_TIMEOUT = 124
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
