@@ -26,37 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEVNULL",
-    "PIPE",
-    "STDOUT",
-    "CalledProcessError",
-    "ClosedError",
-    "CompletedSandbox",
-    "DecodeError",
-    "FastnsError",
-    "IDMapping",
-    "Job",
-    "Mount",
-    "Plan",
-    "Rlimit",
-    "Sandbox",
-    "SpawnError",
-    "Spec",
-    "SpecError",
-    "Template",
-    "TimeoutExpired",
-    "Usage",
-    "compile",
-    "doctor",
-    "rootfs",
-    "run",
-    "run_batch",
-    "setns",
-    "spawn",
-    "spawn_batch",
-    "unshare",
-]
-
+    "DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "ClosedError", "CompletedSandbox",
+    "DecodeError", "FastnsError", "IDMapping", "Job", "Mount", "Plan", "Rlimit", "Sandbox",
+    "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Usage", "compile", "doctor",
+    "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch", "unshare",
+]  # fmt: skip
 
 _HOMES = {
     "_compile": ("compile",),

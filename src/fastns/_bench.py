@@ -31,26 +31,20 @@ if TYPE_CHECKING:
 
     from fastns.batch import Result
 
-    Start: TypeAlias = Callable[[], int]
-    """One start, to its end; returns the exit code."""
-    Batch: TypeAlias = Callable[[int], list[Result]]
-    """So many starts, to the end of all."""
+    Start: TypeAlias = Callable[[], int]  # one start, to its end; returns the exit code
+    Batch: TypeAlias = Callable[[int], list[Result]]  # so many starts, to the end of all
 
 PROGRAM = Path(__file__).with_name("_program")
-EXIT_CODE = 127
-"""PROGRAM without arguments ends with it at once (csrc/program)."""
-PLACE = "/dev/fastns-bench"
-"""Where a sandbox has PROGRAM if its own path is not in view."""
+EXIT_CODE = 127  # PROGRAM without arguments ends with it at once (csrc/program)
+PLACE = "/dev/fastns-bench"  # where a sandbox has PROGRAM if its own path is not in view
 
 BASE = "os.posix_spawn"
 SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
 PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
 
-SECONDS = 2.4
-"""Length of all rounds, when their number is not given."""
-RATE_SECONDS = 0.12
-"""Length of the starts of one contender alone."""
+SECONDS = 2.4  # length of all rounds, when their number is not given
+RATE_SECONDS = 0.12  # length of the starts of one contender alone
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 TRY_SECONDS = 10.0
 BATCH_JOBS = 2000

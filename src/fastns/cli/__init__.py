@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
 EXIT_TIMEOUT = 124
-EXIT_FAILED = 125
-"""Exit code of fastns's own failures, so that they differ from the command's."""
-EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE, as for a program that the signal has ended."""
+EXIT_FAILED = 125  # exit code of fastns's own failures, so that they differ from the command's
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a program that the signal has ended
 
 VERBS = {
     "run": "run one command in a sandbox of its own",

@@ -21,8 +21,7 @@ CHOICES = {
 }
 """The words that the value of an option may be, where there are few."""
 MODES = "private host"
-DIRECTORIES = ("DIR",)
-"""Metavars of values that are directories."""
+DIRECTORIES = ("DIR",)  # metavars of values that are directories
 
 
 @record(frozen=True)

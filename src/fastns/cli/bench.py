@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
-WIDE = 100
-"""Columns of a terminal that has room for a reason in the last column of the table."""
-BUSY = 3
-"""A p90 of more than this many medians comes from a busy machine, not from the contender."""
+WIDE = 100  # columns of a terminal that has room for a reason in the last column of the table
+BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not from the contender
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 FLAGS = (

@@ -18,24 +18,14 @@ from fastns.cli._errors import FLAG_OF_FIELD, complain_of, in_flags
 from fastns.cli._flags import LIMITS as LIMIT_FLAGS
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._values import duration
+from fastns.limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import Spec
     from fastns.cli._parser import Parser
 
-LIMITS = (
-    "memory",
-    "memory_swap",
-    "pids_limit",
-    "cpus",
-    "cpu_time",
-    "cpu_weight",
-    "cpuset",
-    "io",
-    "cgroup_parent",
-)
-"""Fields of a Spec that take a cgroup."""
+LIMITS = (*Limits.__match_args__, "cgroup_parent")  # fields of a Spec that take a cgroup
 LIMITS_ELSEWHERE = (
     "use fastns run, or start fastns-exec in a cgroup that has the limit: "
     "systemd-run --scope -p MemoryMax=64M fastns-exec ..."
@@ -100,7 +90,6 @@ def hide_limits(parser: Parser) -> None:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Write the plan that the flags describe. Returns the exit code."""
     import fastns
 
     if flags.per_run:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from fastns.cli._parser import Parser
 
-PATIENCE = 1.0
-"""Seconds before a build shows its progress."""
+PATIENCE = 1.0  # seconds before a build shows its progress
 
 USAGE = EPILOG = None
 ABOUT = "Root file systems for sandboxes; see fastns rootfs build --help."

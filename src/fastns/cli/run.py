@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
-LONGEST_POLL = 86_400_000.0
-"""Milliseconds: poll(2) takes no more than an int of them."""
+LONGEST_POLL = 86_400_000.0  # milliseconds: poll(2) takes no more than an int of them
 PATIENCE = 0.2
 """Seconds to wait for a reader that takes none of the output of a sandbox that was ended."""
 
