@@ -4,7 +4,7 @@
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
 spec.py describes a sandbox, _compile turns that into a plan, the C core carries it out, and
-sandbox.py, completed.py and batch.py are what a caller gets. docs/architecture.md has the whole.
+_run.py, sandbox.py and batch.py are what a caller gets. docs/architecture.md has the whole.
 """
 
 TYPE_CHECKING = False
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fastns._compile import compile
     from fastns._core import Plan
     from fastns._ended import DecodeError
+    from fastns._run import run
     from fastns.batch import Job, run_batch, spawn_batch
-    from fastns.completed import run
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
@@ -26,44 +26,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEVNULL",
-    "PIPE",
-    "STDOUT",
-    "CalledProcessError",
-    "ClosedError",
-    "CompletedSandbox",
-    "DecodeError",
-    "FastnsError",
-    "IDMapping",
-    "Job",
-    "Mount",
-    "Plan",
-    "Rlimit",
-    "Sandbox",
-    "SpawnError",
-    "Spec",
-    "SpecError",
-    "Template",
-    "TimeoutExpired",
-    "Usage",
-    "compile",
-    "doctor",
-    "rootfs",
-    "run",
-    "run_batch",
-    "setns",
-    "spawn",
-    "spawn_batch",
-    "unshare",
-]
-
+    "DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "ClosedError", "CompletedSandbox",
+    "DecodeError", "FastnsError", "IDMapping", "Job", "Mount", "Plan", "Rlimit", "Sandbox",
+    "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Usage", "compile", "doctor",
+    "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch", "unshare",
+]  # fmt: skip
 
 _HOMES = {
     "_compile": ("compile",),
     "_core": ("Plan",),
     "batch": ("Job", "run_batch", "spawn_batch"),
     "_ended": ("DecodeError",),
-    "completed": ("run",),
+    "_run": ("run",),
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),

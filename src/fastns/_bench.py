@@ -1,17 +1,18 @@
-"""What a start costs on this machine: contenders that run the same program, timed in turn.
+"""Measures what a start costs on this machine: contenders run the same program and take turns.
 
-Absolute times drift on a shared machine, so each round starts every contender once, and what counts
-is the ratio of the medians. The order changes from round to round: the work that one leaves in the
-background does not always delay the same next one. A contender that cannot be started is a row with
-its reason.
+Absolute times drift on a shared machine, so each round starts every contender once, and the ratio
+of the medians counts. The order is random, because a start may leave work in the background that
+delays the next one. A contender that cannot be started gets a row with the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -31,26 +32,20 @@ if TYPE_CHECKING:
 
     from fastns.batch import Result
 
-    Start: TypeAlias = Callable[[], int]
-    """One start, to its end; returns the exit code."""
-    Batch: TypeAlias = Callable[[int], list[Result]]
-    """So many starts, to the end of all."""
+    Start: TypeAlias = Callable[[], int]  # one start, to its end; returns the exit code
 
 PROGRAM = Path(__file__).with_name("_program")
-EXIT_CODE = 127
-"""PROGRAM without arguments ends with it at once (csrc/program)."""
-PLACE = "/dev/fastns-bench"
-"""Where a sandbox has PROGRAM if its own path is not in view."""
+EXIT_CODE = 127  # PROGRAM without arguments ends with it at once (csrc/program)
+PLACE = "/dev/fastns-bench"  # where a sandbox has PROGRAM if its own path is not in view
 
 BASE = "os.posix_spawn"
 SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
 PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
+PERCENTILES = {"median": 50, "p10": 10, "p90": 90, "p99": 99}
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
 
-SECONDS = 2.4
-"""Length of all rounds, when their number is not given."""
-RATE_SECONDS = 0.12
-"""Length of the starts of one contender alone."""
+SECONDS = 2.4  # length of all rounds, when their number is not given
+RATE_SECONDS = 0.12  # length of the starts of one contender alone
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 TRY_SECONDS = 10.0
 BATCH_JOBS = 2000
@@ -60,7 +55,7 @@ DOCTOR = "fastns doctor says what this machine allows"
 
 
 class Failed(Exception):
-    """A contender that cannot be timed: why, and how to mend it."""
+    """A contender cannot be timed: the reason, and a fix."""
 
     def __init__(self, message: str, hint: str | None = DOCTOR) -> None:
         super().__init__(message)
@@ -70,14 +65,14 @@ class Failed(Exception):
 
 @record(frozen=True)
 class Row:
-    """What was measured of one contender. Times in seconds; all of them None after an error.
+    """The measurements of one contender. Times in seconds; all of them None after an error.
 
     Attributes:
         isolates: namespaces, and words of PLACES.
-        samples: how many starts were timed: in the rounds, or in the batch.
-        per_second: starts that follow each other without a pause.
+        samples: how many starts were timed, in the rounds or in the batch.
+        per_second: starts without a pause between them.
         ratio: of the median to BASE's.
-        concurrency: of a batch, which has no times but per_second: how many were alive at once.
+        concurrency: set for a batch only, of whose times only per_second is known.
     """
 
     name: str
@@ -97,7 +92,7 @@ class Row:
 
 @record(frozen=True)
 class Sandboxes:
-    """How the program is started in a sandbox: the root, and the program's path inside."""
+    """What all sandboxes have in common: the root, and the program's path inside."""
 
     rootfs: str | None
     inside: str
@@ -105,7 +100,7 @@ class Sandboxes:
 
     @classmethod
     def of(cls, rootfs: str | None) -> Sandboxes:
-        """With a rootfs, or (None) with the host's system directories, where PROGRAM may lie."""
+        """None: with the host's system directories, which may contain PROGRAM."""
         shown = rootfs is None and _view.lies_in(str(PROGRAM), _view.layout().shown)
         inside = str(PROGRAM) if shown else PLACE
         return cls(rootfs, inside, Caller.current().privileged)
@@ -121,7 +116,6 @@ class Sandboxes:
         )
 
     def isolates(self) -> tuple[str, ...]:
-        """What most of the contenders isolate."""
         return (*self.spaces(), *PLACES)
 
     def spaces(self) -> tuple[str, ...]:
@@ -152,22 +146,18 @@ class Sandboxes:
 
 @record(frozen=True)
 class Contender:
-    """What is timed. `prepare` sets up what it needs, which the stack takes down."""
+    """What is timed. `prepare` registers the cleanup of what it sets up on the stack."""
 
     name: str
     by_fastns: bool
     isolates: tuple[str, ...]
     prepare: Callable[[contextlib.ExitStack], Start]
 
-    def row(self) -> Row:
-        """Its row, not measured yet."""
-        return Row(self.name, self.by_fastns, self.isolates)
-
 
 def contenders(boxes: Sandboxes) -> list[Contender]:
-    """Those that start one process at a time, BASE first."""
+    """Contenders that start one process at a time, BASE first."""
     argv = [str(PROGRAM)]
-    all_of_it = boxes.isolates()
+    everything = boxes.isolates()
 
     def template(network: str = "host", **pools: int) -> Callable[[contextlib.ExitStack], Start]:
         def prepare(stack: contextlib.ExitStack) -> Start:
@@ -180,30 +170,24 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
         plan = fastns.compile(boxes.spec())
         return lambda: fastns.run([boxes.inside], spec=plan).returncode
 
+    def unshare(_: contextlib.ExitStack) -> Start:
+        return tool("unshare", boxes.unshare())
+
+    pooled = template("none", netns_pool=8)
     return [
         Contender(BASE, False, (), lambda _: bare(argv)),
         Contender("subprocess.run", False, (), lambda _: lambda: subprocess.run(argv).returncode),
-        Contender("fastns.run", True, all_of_it, direct),
-        Contender("Template.run", True, all_of_it, template()),
-        Contender("Template(parked=0).run", True, all_of_it, template(parked=0)),
-        Contender(
-            "Template(netns_pool=8).run",
-            True,
-            (*all_of_it, "network"),
-            template("none", netns_pool=8),
-        ),
-        Contender("bwrap", False, all_of_it, lambda _: tool("bwrap", boxes.bwrap())),
-        Contender(
-            "unshare",
-            False,
-            (*boxes.spaces(), "/proc"),
-            lambda _: tool("unshare", boxes.unshare()),
-        ),
+        Contender("fastns.run", True, everything, direct),
+        Contender("Template.run", True, everything, template()),
+        Contender("Template(parked=0).run", True, everything, template(parked=0)),
+        Contender("Template(netns_pool=8).run", True, (*everything, "network"), pooled),
+        Contender("bwrap", False, everything, lambda _: tool("bwrap", boxes.bwrap())),
+        Contender("unshare", False, (*boxes.spaces(), "/proc"), unshare),
     ]
 
 
 def bare(argv: list[str]) -> Start:
-    """A program as a child of this process, by the cheapest call of Python."""
+    """Starts a program as a child of this process, by Python's cheapest call."""
 
     def start() -> int:
         pid = os.posix_spawn(argv[0], argv, DEFAULT_ENV)
@@ -218,7 +202,7 @@ def bare(argv: list[str]) -> Start:
 
 
 def tool(name: str, words: list[str]) -> Start:
-    """Another program that makes sandboxes. It is tried once, to learn why it fails."""
+    """Starts another program that makes sandboxes. It is tried once, to learn why it fails."""
     path = shutil.which(name)
     if path is None:
         raise Failed("not in PATH", f"install the package {PACKAGES[name]}")
@@ -261,10 +245,10 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
     per_second is measured apart, by starts of one contender alone: a pool that has time to refill
     between its turns is slower when it is used without a pause."""
     listed = contenders(boxes)
+    rows = {one.name: Row(one.name, one.by_fastns, one.isolates) for one in listed}
     starts: dict[str, Start] = {}
-    times: dict[str, list[float]] = {one.name: [] for one in listed}
+    times: dict[str, list[float]] = {name: [] for name in rows}
     rates: dict[str, float] = {}
-    failures: dict[str, Failed] = {}
 
     @contextlib.contextmanager
     def dropped_if_it_fails(name: str) -> Iterator[None]:
@@ -272,7 +256,7 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
             with _as_failed():
                 yield
         except Failed as failure:
-            failures[name] = failure
+            rows[name] = replace(rows[name], error=failure.message, hint=failure.hint)
             starts.pop(name, None)
 
     with contextlib.ExitStack() as stack:
@@ -288,26 +272,22 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
         for name in list(starts):
             with dropped_if_it_fails(name):
                 rates[name] = _alone(starts[name])
-    base = None if BASE in failures else percentile(times[BASE], 50)
-    return [
-        replace(one.row(), error=failures[one.name].message, hint=failures[one.name].hint)
-        if one.name in failures
-        else _row(one.row(), times[one.name], rates[one.name], base)
-        for one in listed
-    ]
+    base = percentile(times[BASE], 50) if BASE in starts else None
+    for name in starts:
+        found: Any = {field: percentile(times[name], at) for field, at in PERCENTILES.items()}
+        ratio = None if base is None else found["median"] / base
+        row = replace(rows[name], samples=len(times[name]), per_second=rates[name], ratio=ratio)
+        rows[name] = replace(row, **found)
+    return list(rows.values())
 
 
 def _rounds(count: int | None) -> Iterator[bool]:
-    """Whether the times of each round are kept: not those of the first tenth, the warm-up."""
+    """Whether the times of each round count. Those of the first tenth, the warm-up, do not."""
     for _ in range(MIN_ROUNDS if count is None else 1 + count // 10):
         yield False
-    if count is not None:
-        for _ in range(count):
-            yield True
-        return
     end = time.monotonic() + SECONDS
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.monotonic() > end:
+    for done in range(MAX_ROUNDS if count is None else count):
+        if count is None and done >= MIN_ROUNDS and time.monotonic() > end:
             return
         yield True
 
@@ -330,20 +310,6 @@ def _alone(start: Start) -> float:
     return count / seconds
 
 
-def _row(row: Row, times: list[float], rate: float, base: float | None) -> Row:
-    median, p10, p90, p99 = (percentile(times, percent) for percent in (50, 10, 90, 99))
-    return replace(
-        row,
-        samples=len(times),
-        median=median,
-        p10=p10,
-        p90=p90,
-        p99=p99,
-        per_second=rate,
-        ratio=None if base is None else median / base,
-    )
-
-
 def percentile(values: list[float], percent: float) -> float:
     """Interpolated between the two nearest values, as numpy does by default."""
     ordered = sorted(values)
@@ -359,35 +325,31 @@ def percentile(values: list[float], percent: float) -> float:
 def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
     """Rows of run_batch(), without a Template and with one."""
     concurrency = len(os.sched_getaffinity(0))
-    options: Any = {"concurrency": concurrency, "capture_output": False}
-    command = [boxes.inside]
-
-    def direct(_: contextlib.ExitStack) -> Batch:
-        plan = fastns.compile(boxes.spec())
-        return lambda jobs: fastns.run_batch([command] * jobs, spec=plan, **options)
-
-    def template(stack: contextlib.ExitStack) -> Batch:
-        made = stack.enter_context(fastns.Template(boxes.spec()))
-        return lambda jobs: made.run_batch([command] * jobs, **options)
-
-    for name, prepare in (("fastns.run_batch", direct), ("Template.run_batch", template)):
+    for name in ("fastns.run_batch", "Template.run_batch"):
         row = Row(name, True, boxes.isolates(), concurrency=concurrency)
         try:
             with _as_failed(), contextlib.ExitStack() as stack:
-                run = prepare(stack)
-                expected = _rate(run, BATCH_WARM_UP)
+                run_batch: Any
+                if name == "Template.run_batch":
+                    run_batch = stack.enter_context(fastns.Template(boxes.spec())).run_batch
+                else:
+                    run_batch = functools.partial(
+                        fastns.run_batch, spec=fastns.compile(boxes.spec())
+                    )
+                run = functools.partial(run_batch, concurrency=concurrency, capture_output=False)
+                expected = _rate(run, boxes, BATCH_WARM_UP)
                 jobs = max(BATCH_WARM_UP, min(BATCH_JOBS, int(expected * BATCH_SECONDS)))
-                rate = _rate(run, jobs)
+                rate = _rate(run, boxes, jobs)
         except Failed as failure:
             yield replace(row, error=failure.message, hint=failure.hint)
         else:
             yield replace(row, samples=jobs, per_second=rate)
 
 
-def _rate(run: Batch, jobs: int) -> float:
+def _rate(run: Callable[..., list[Result]], boxes: Sandboxes, jobs: int) -> float:
     """How many starts end in a second, over `jobs` of them."""
     begin = time.perf_counter()
-    results = run(jobs)
+    results = run([[boxes.inside]] * jobs)
     seconds = time.perf_counter() - begin
     for result in results:
         if isinstance(result, fastns.SpawnError):
@@ -401,21 +363,15 @@ def _rate(run: Batch, jobs: int) -> float:
 
 
 def machine() -> dict[str, object]:
-    """What the times depend on; nothing that identifies the machine or its owner."""
+    """What the times depend on. Nothing in it identifies the machine or its owner."""
+    found = None
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
     return {
-        "cpu": _cpu_model() or platform.machine(),
+        "cpu": found[1].strip() if found else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "fastns": fastns.__version__,
         "privileged": Caller.current().privileged,
     }
-
-
-def _cpu_model() -> str | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return None

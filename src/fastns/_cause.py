@@ -1,4 +1,4 @@
-"""Why a sandbox has ended: by what this process did, and by what its cgroups have counted."""
+"""Why a sandbox ended, from what this process did and what its cgroups counted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,17 @@ if TYPE_CHECKING:
     from fastns._core import Plan
 
     Cause: TypeAlias = Literal[
-        "exited",
-        "signaled",
-        "timeout",
-        "cpu_time",
-        "oom",
-        "pids",
-        "output_limit",
-        "seccomp",
+        "exited", "signaled", "timeout", "cpu_time", "oom", "pids", "output_limit", "seccomp",
         "killed",
-    ]
+    ]  # fmt: skip
     Counts: TypeAlias = Mapping[str, int | None]
 
 
 # signal(7), on x86_64 and aarch64. The module `signal` would import `enum`.
 SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
-# Ends that a limit may cause. A process over a limit on memory or CPU time is ended by SIGKILL. One
-# that was refused a child, or has lost one, may call abort(), which in pid 1 of a namespace ends in
-# SIGSEGV (x86-64) or SIGTRAP (aarch64), or execute an invalid instruction (SIGILL).
+# Signals that a limit may end a process with. Over a limit on memory or CPU time it is SIGKILL. A
+# process that cannot fork, or lost a child, may call abort(), which in pid 1 of a namespace ends in
+# SIGSEGV (x86-64) or SIGTRAP (aarch64), or it may execute an invalid instruction (SIGILL).
 OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
 
 
@@ -45,13 +38,13 @@ def cause_of(
     counters.
 
     Args:
-        counts: of its cgroups, if it had any. They count all its processes, so a limit that was
-            reached is the cause only if the first process ended in a way that the limit may cause.
-        timed_out: it was killed because its time limit was over.
+        counts: of its cgroups, if it had any. They cover all its processes, so a limit that was
+            reached is the cause only if the first process ended in a way that a limit may cause.
+        timed_out: it was killed at its time limit.
         killed: it was killed by Sandbox.kill().
         over: it was killed because it wrote more than max_output.
-        plan: tells whether there is a filter: without one, SIGSYS is a signal like any other.
-        signals: those that this process has sent it.
+        plan: says whether there is a filter. Without one, SIGSYS is a signal like any other.
+        signals: those that this process has sent to it.
     """
     if timed_out:
         return "timeout"

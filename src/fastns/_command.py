@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from fastns._cause import Counts
+    from fastns.template import Template
 
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
@@ -81,9 +82,20 @@ class Usage:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def plan_of(spec: Spec | _core.Plan | None) -> _core.Plan:
+class Prepared:
+    """What a Template passes as `spec` to the functions that it shares: it starts their sandboxes,
+    from `plan`."""
+
+    def __init__(self, plan: _core.Plan, template: Template) -> None:
+        self.plan = plan
+        self.template = template
+
+
+def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
     if isinstance(spec, _core.Plan):
         return spec
+    if isinstance(spec, Prepared):
+        return spec.plan
     if spec is not None and not isinstance(spec, Spec):
         raise SpecError(
             "spec",

@@ -7,11 +7,11 @@ from _collections_abc import Iterable, Mapping, Sequence
 
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
-from fastns._command import TextMode, command, encode_input, plan_of
+from fastns._command import Prepared, TextMode, command, encode_input, plan_of
 from fastns._record import record
+from fastns._run import completed
 from fastns._stdio import is_open, open_null
 from fastns._typing import S, overload
-from fastns.completed import completed
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
 
@@ -56,13 +56,7 @@ def spawn_batch(
     Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
         no fd is left to begin with.
     """
-    return spawn_batch_by(None, plan_of(spec), jobs, concurrency)
-
-
-def spawn_batch_by(
-    server: _core.Server | None, plan: _core.Plan, jobs: Jobs, concurrency: int | None
-) -> list[Sandbox | SpawnError]:
-    """spawn_batch(). With the server of a template, `plan` is that of its sandboxes."""
+    plan, server = _origin(spec)
     listed = _jobs(jobs)
     for i, job in enumerate(listed):
         if job.input is not None or job.timeout is not None:
@@ -117,29 +111,28 @@ def run_batch(
         no fd is left to begin with. KeyboardInterrupt after every running sandbox was killed and
         reaped.
     """
-    plan = plan_of(spec)
     mode = TextMode.of(text, encoding, errors)
-    return run_batch_by(None, plan, jobs, concurrency, timeout, capture_output, mode, max_output)
+    return run_batch_by(spec, jobs, concurrency, timeout, capture_output, mode, max_output)
 
 
 def run_batch_by(
-    server: _core.Server | None,
-    plan: _core.Plan,
+    spec: Spec | _core.Plan | Prepared | None,
     jobs: Jobs,
-    concurrency: int | None,
-    timeout: float | None,
-    capture_output: bool,
-    mode: TextMode | None,
-    max_output: int | None,
+    concurrency: int | None = None,
+    timeout: float | None = None,
+    capture_output: bool = True,
+    mode: TextMode | None = None,
+    max_output: int | None = None,
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
 ) -> list[Result]:
-    """run_batch(). With the server of a template, `plan` is that of its sandboxes.
+    """run_batch() with reports on the way.
 
     `progress` is called from time to time, in this thread, with the number of jobs finished. With
     `each` the list is empty: each(i, result) is called for every job that has finished since the
     last `progress`.
     """
+    plan, server = _origin(spec)
     limit = _max_output(max_output) or plan.max_output
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
@@ -168,6 +161,13 @@ def run_batch_by(
             None if each is None else pass_on,
         )
     return [result(i, outcome) for i, outcome in enumerate(outcomes)]
+
+
+def _origin(
+    spec: Spec | _core.Plan | Prepared | None,
+) -> tuple[_core.Plan, _core.Server | None]:
+    """The plan of the sandboxes, and the server that starts them, if there is one."""
+    return plan_of(spec), spec.template._running() if isinstance(spec, Prepared) else None
 
 
 def _jobs(jobs: object) -> list[Job]:

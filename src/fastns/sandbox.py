@@ -10,7 +10,16 @@ from _warnings import warn  # `warnings` itself takes longer to import
 from fastns import _core
 from fastns._args import check_timeout
 from fastns._cause import cause_of
-from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, exit_code, plan_of
+from fastns._command import (
+    CLD_EXITED,
+    Prepared,
+    TextMode,
+    Usage,
+    command,
+    encode_input,
+    exit_code,
+    plan_of,
+)
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
 from fastns._typing import GenericBase, S, overload
 from fastns.errors import SpawnError, SpecError
@@ -19,7 +28,6 @@ from fastns.spec import Spec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
     from typing import IO, Any, Literal, Self, Unpack
 
     from fastns._cause import Cause
@@ -75,45 +83,17 @@ def spawn(
         SpawnError: a step failed; `stage`, `op_index`, `errno`, `path` say which. Nothing is left.
     """
     plan = plan_of(spec)
-    return start(
-        lambda *started: _core.spawn(plan, *started),
-        plan,
-        args,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        pass_fds=pass_fds,
-        env=env,
-        cwd=cwd,
-    )
-
-
-def start(
-    starter: Callable[..., _core.Process],
-    plan: _core.Plan,
-    args: Args,
-    *,
-    stdin: Stdio = None,
-    stdout: Stdio = None,
-    stderr: Stdio = None,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    pass_fds: Iterable[int] = (),
-    env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] | None = None,
-) -> Sandbox:
-    """spawn() by `starter`, which starts the process, as _core.spawn() does."""
     mode = TextMode.of(text, encoding, errors)
     argv, environ, directories, where = command(plan, args, env, cwd)
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(stdin, stdout, stderr, owner=plan.pipe_owner)
     try:
         child = (stdio.child[0], stdio.child[1], stdio.child[2])
-        process = starter(argv, environ, directories, where, child, keep)
+        started = (argv, environ, directories, where, child, keep)
+        if isinstance(spec, Prepared):
+            process = spec.template._start(*started)
+        else:
+            process = _core.spawn(plan, *started)
     except BaseException:
         stdio.close_all()
         raise
@@ -217,7 +197,7 @@ class Sandbox(GenericBase[S]):
         if self.returncode is None:
             timeout_ns = check_timeout(timeout)
             if not self._process.wait(timeout_ns):
-                raise _timeout_expired(self, timeout, None, None)
+                raise self._expired(timeout)
         code = self.poll()
         while code is None:  # another thread is reaping it
             self._process.wait()
@@ -240,9 +220,7 @@ class Sandbox(GenericBase[S]):
             raise ValueError("input was given to an earlier communicate()")
         self._close_files()
         if not self._pipes.run(timeout_ns):
-            raise _timeout_expired(
-                self, timeout, self._pipes.output(1) or None, self._pipes.output(2) or None
-            )
+            raise self._expired(timeout, *(self._pipes.output(which) or None for which in (1, 2)))
         if self._pipes.over and self._runs():
             self._check_kill(self._process.kill_all())
             self._pipes.finish()
@@ -270,6 +248,14 @@ class Sandbox(GenericBase[S]):
             self._killed = True
             self._check_kill(self._process.kill_all())
 
+    def _expired(self, timeout: float | None, *output: bytes | None) -> Exception:
+        from fastns.results import TimeoutExpired  # imports subprocess
+
+        assert timeout is not None
+        decode = None if self._mode is None else self._mode.decode_partial
+        partial = output if decode is None else [decode(data) for data in output]
+        return TimeoutExpired(self.args, timeout, *partial)
+
     def _runs(self) -> bool:
         return not self._lost and self.poll() is None
 
@@ -292,7 +278,7 @@ class Sandbox(GenericBase[S]):
         for index, file in enumerate((self.stdin, self.stdout, self.stderr)):
             if file is not None and not file.closed:
                 if index == 0:
-                    _flush(file)
+                    _unless_broken(file.flush)
                 fds[index] = file.fileno()
         limit = self._plan.max_output
         return _core.Pipes(self._process, fds[0], fds[1], fds[2], input, limit)
@@ -300,7 +286,7 @@ class Sandbox(GenericBase[S]):
     def _close_files(self) -> None:
         for file in (self.stdout, self.stderr, self.stdin):
             if file is not None:
-                _close(file)
+                _unless_broken(file.close)
 
     def _output(self, which: int) -> Any:
         if self._pipes is None or not self._kept[which - 1]:
@@ -309,29 +295,12 @@ class Sandbox(GenericBase[S]):
         cut = self._pipes.dropped[which - 1] > 0
         return data if self._mode is None else self._mode.decode(data, cut)
 
-    def _finish(self) -> tuple[Any, Any]:
-        """After kill(): the output, with what is left in the pipes, as bytes."""
-        if self._pipes is None:
-            self._pipes = self._take_pipes(b"")
-        self._close_files()
-        self._pipes.finish()
-        self.wait()
-        out, err = (
-            self._pipes.output(which) if self._kept[which - 1] else None for which in (1, 2)
-        )
-        return out, err
-
     # ---- the end ----
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is not None:
             self.kill()
         self._close_files()
@@ -364,17 +333,6 @@ class Sandbox(GenericBase[S]):
         return f"<fastns.Sandbox pid {self.pid}, {state}: {self.args!r}>"
 
 
-def _timeout_expired(
-    sandbox: Sandbox, timeout: float | None, out: bytes | None, err: bytes | None
-) -> Exception:
-    from fastns.results import TimeoutExpired  # imports subprocess
-
-    assert timeout is not None
-    mode = sandbox._mode
-    partial = [data if mode is None else mode.decode_partial(data) for data in (out, err)]
-    return TimeoutExpired(sandbox.args, timeout, *partial)
-
-
 def _open_end(fd: _core.Fd | None, how: str, mode: TextMode | None) -> IO[Any] | None:
     if fd is None:
         return None
@@ -389,15 +347,9 @@ def _open_end(fd: _core.Fd | None, how: str, mode: TextMode | None) -> IO[Any] |
     )
 
 
-def _flush(file: IO[Any]) -> None:
+def _unless_broken(call: Callable[[], object]) -> None:
+    """Flushes or closes a file. That nobody reads it is ignored, as in subprocess."""
     try:
-        file.flush()
-    except BrokenPipeError:  # nobody reads: ignored, as in subprocess
-        pass
-
-
-def _close(file: IO[Any]) -> None:
-    try:
-        file.close()
+        call()
     except BrokenPipeError:
         pass

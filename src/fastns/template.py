@@ -12,22 +12,20 @@ import warnings
 
 from fastns import _core
 from fastns._args import check_whole, shown
-from fastns._command import TextMode
+from fastns._command import Prepared
 from fastns._compile.template import compile_template
-from fastns._ended import Completed
 from fastns._record import record
+from fastns._run import run
 from fastns._stdio import open_null
 from fastns._typing import overload
-from fastns.batch import run_batch_by, spawn_batch_by
-from fastns.completed import checked, completed, run_by
+from fastns.batch import run_batch, spawn_batch
 from fastns.errors import ClosedError, SpawnError, SpecError
-from fastns.sandbox import Sandbox, start
+from fastns.sandbox import Sandbox, spawn
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Any, Literal, TypeVar, Unpack
 
     from fastns._command import Args
@@ -120,7 +118,7 @@ class Template:
 
         Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
         """
-        return start(self._start, self._sandbox, args, text=text, **options)
+        return spawn(args, spec=self._as_spec, text=text, **options)
 
     @overload
     def run(
@@ -138,19 +136,13 @@ class Template:
         self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
     ) -> CompletedSandbox:
         """As fastns.run(), without its spec."""
-        if not options and not text and not self._sandbox.max_output:
-            outcome = self._run_plain(args, 0, None)
-            if isinstance(outcome, Completed):
-                return outcome
-            if outcome is not None:
-                return checked(completed(args, self._sandbox, outcome, None, None), False)
-        return run_by(self, self._sandbox, args, text=text, **options)
+        return run(args, spec=self._as_spec, text=text, **options)
 
     def spawn_batch(
         self, jobs: Jobs, *, concurrency: int | None = None
     ) -> list[Sandbox | SpawnError]:
         """As fastns.spawn_batch(), without its spec."""
-        return spawn_batch_by(self._running(), self._sandbox, jobs, concurrency)
+        return spawn_batch(jobs, spec=self._as_spec, concurrency=concurrency)
 
     @overload
     def run_batch(
@@ -165,23 +157,14 @@ class Template:
         self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
     ) -> list[Result[Any]]: ...
     def run_batch(
-        self,
-        jobs: Jobs,
-        *,
-        concurrency: int | None = None,
-        timeout: float | None = None,
-        capture_output: bool = True,
-        text: bool | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        max_output: int | None = None,
+        self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
     ) -> list[Result]:
         """As fastns.run_batch(), without its spec."""
-        mode = TextMode.of(text, encoding, errors)
-        return self._run_batch(jobs, concurrency, timeout, capture_output, mode, max_output)
+        return run_batch(jobs, spec=self._as_spec, text=text, **options)
 
-    def _run_batch(self, jobs: Jobs, *options: Any, **more: Any) -> list[Result]:
-        return run_batch_by(self._running(), self._sandbox, jobs, *options, **more)
+    @property
+    def _as_spec(self) -> Any:  # not kept: a circle would keep a dropped Template alive
+        return Prepared(self._sandbox, self)
 
     def pool_usage(self) -> PoolUsage:
         """What its pool of network namespaces has done since the server was started."""
@@ -200,12 +183,7 @@ class Template:
         self._running()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self, *arguments: Any) -> _core.Process:

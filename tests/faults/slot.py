@@ -121,8 +121,8 @@ def warm(root: str) -> None:
 
     import fastns
     import fastns._policy.cgroup_plan
+    import fastns._run
     import fastns.batch
-    import fastns.completed
     import fastns.limits
     import fastns.results
     import fastns.template

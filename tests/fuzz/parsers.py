@@ -278,7 +278,8 @@ def numbers(text: str, value: Any) -> None:
             )
     seconds = refused(lambda: _values.duration("--timeout", text), UsageError)
     assert seconds is None or seconds > 0
-    count = refused(lambda: cli_batch._concurrency(text), UsageError)
+    most = cli_batch.MAX_CONCURRENCY
+    count = refused(lambda: _values.whole_number("--concurrency", text, most, ""), UsageError)
     assert count is None or 1 <= count <= cli_batch.MAX_CONCURRENCY
 
 

@@ -451,7 +451,7 @@ def test_results_are_handed_out_while_others_run(plan: fastns.Plan) -> None:
         seen.append(done)
 
     options = (2, None, True, None, None)
-    assert run_batch_by(None, plan, jobs, *options, progress=progress, each=each) == []
+    assert run_batch_by(plan, jobs, *options, progress=progress, each=each) == []
     assert sorted(found, key=lambda item: item[0]) == [(0, 0), (1, 0), (2, "error"), (3, 0)]
     assert found[-1] == (0, 0)
     assert seen[0] < seen[-1] == 4
@@ -474,8 +474,7 @@ def test_what_has_ended_in_its_time_is_not_late(
     jobs = [Job(["/true"]), *[Job(["/probe", "--sleep", "0.3"], timeout=2)] * 2]
     options = (3, None, True, None, None)
     with fastns.Template(fastns.Spec(rootfs=probe_rootfs)) as made:
-        run = made._run_batch if template else functools.partial(run_batch_by, None, plan)
-        run(jobs, *options, each=each)
+        run_batch_by(made._as_spec if template else plan, jobs, *options, each=each)
     assert [type(found[i]) for i in range(3)] == [fastns.CompletedSandbox] * 3
 
 
@@ -490,7 +489,7 @@ def test_what_they_raise_ends_the_batch(plan: fastns.Plan, where: str) -> None:
 
     jobs = [["/probe", "--sleep", mark], ["/true"]]
     with pytest.raises(ZeroDivisionError):
-        run_batch_by(None, plan, jobs, 2, None, True, None, None, **{where: stop})
+        run_batch_by(plan, jobs, 2, None, True, None, None, **{where: stop})
     assert marked(mark) == []
 
 

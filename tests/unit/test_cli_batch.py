@@ -36,6 +36,8 @@ class Layer:
 
     def __init__(self) -> None:
         self.spec = Spec()
+        self.origin: object = None
+        self._as_spec = self
         self.error: SpecError | None = None
         self.chunks: list[list[Job]] = []
         self.options: dict[str, Any] = {}
@@ -54,12 +56,14 @@ class Layer:
 
     def _run_batch(
         self,
+        origin: object,
         jobs: list[Job],
         *,
         progress: Callable[[int], object],
         each: Callable[[int, object], object],
         **options: Any,
     ) -> None:
+        self.origin = origin
         self.chunks.append(jobs)
         self.options = options
         for i in reversed(range(len(jobs))):  # results may come in any order
@@ -71,6 +75,7 @@ class Layer:
 def layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
     result = Layer()
     monkeypatch.setattr(fastns, "Template", result.template)
+    monkeypatch.setattr(cli_batch, "run_batch_by", result._run_batch)
     return result
 
 
@@ -269,7 +274,7 @@ def test_a_chunk_after_much_output_is_smaller(
 
 
 def test_a_chunk_has_enough_jobs_for_all_that_run_at_once() -> None:
-    batch = Batch(lambda *_args, **_more: None, None, None, None)  # type: ignore[arg-type]
+    batch = Batch(lambda *_args, **_more: None, None, None, lambda *_: None)  # type: ignore[arg-type]
     assert [batch.limit(n) for n in (1, 500, 4096)] == [1000, 1000, 8192]
 
 
@@ -285,8 +290,6 @@ def test_a_chunk_has_enough_jobs_for_all_that_run_at_once() -> None:
                 "concurrency": len(os.sched_getaffinity(0)),
                 "timeout": None,
                 "max_output": 16 << 20,
-                "capture_output": True,
-                "mode": None,
             },
         ),
         (["-j", "7"], {"concurrency": 7}),
@@ -388,17 +391,10 @@ def test_what_cannot_be_a_template_runs_from_its_plan(
 ) -> None:
     layer.error = SpecError("init", "not here")
     plan = object()
-    seen = []
-
-    def run_batch_by(server: object, given: object, jobs: list[Job], **options: Any) -> None:
-        seen.append((server, given, len(jobs)))
-        layer._run_batch(jobs, **options)
-
     monkeypatch.setattr(fastns, "compile", lambda spec: plan)
-    monkeypatch.setattr("fastns.batch.run_batch_by", run_batch_by)
     jobs_file(place, '["ls"]')
     assert main(["batch", "jobs.jsonl", *(["--verbose"] if verbose else [])]) == 0
-    assert seen == [(None, plan, 1)]
+    assert layer.origin is plan
     told = "fastns: batch: from the compiled plan, as a template is not possible: init: not here\n"
     assert capfd.readouterr().err == (told if verbose else "")
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastns.cli import UsageError, run
 from fastns.cli._options import Options
-from fastns.cli._parser import Parser
+from fastns.cli._parser import parser_of
 
 PLAIN = [
     [],
@@ -40,9 +40,7 @@ NEEDS_ARGPARSE = [
 
 
 def by_argparse(words: list[str]) -> dict[str, Any]:
-    subparsers = Parser(prog="fastns").add_subparsers()
-    run.add_parser(subparsers)
-    found = vars(subparsers.choices["run"].parse(words))
+    found = vars(parser_of("run").parse(words))
     assert found.pop("wrong") is None
     return found
 
@@ -65,9 +63,7 @@ def test_what_is_left_to_argparse(words: list[str]) -> None:
 
 
 def test_every_option_is_known_to_both() -> None:
-    subparsers = Parser(prog="fastns").add_subparsers()
-    run.add_parser(subparsers)
-    actions = subparsers.choices["run"]._actions[1:]  # not --help
+    actions = parser_of("run")._actions[1:]  # not --help
     assert len(actions) > 50
     for action in actions:
         for name in action.option_strings:
@@ -95,6 +91,4 @@ def test_argparse_words_the_errors() -> None:
 
 
 def parsed_with_error(words: list[str]) -> Any:
-    subparsers = Parser(prog="fastns").add_subparsers()
-    run.add_parser(subparsers)
-    return subparsers.choices["run"].parse(words)
+    return parser_of("run").parse(words)

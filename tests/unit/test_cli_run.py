@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
 from fastns.cli import VERBS, _docker, main
-from fastns.cli._parser import Parser
+from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
 
@@ -559,9 +558,7 @@ DOCKERS = ("--restart",)
 
 
 def options_of(verb: str) -> list[str]:
-    subparsers = Parser(prog="fastns").add_subparsers()
-    importlib.import_module(f"fastns.cli.{verb}").add_parser(subparsers)
-    return [*subparsers.choices[verb]._option_string_actions]
+    return [*parser_of(verb)._option_string_actions]
 
 
 def test_net_is_network(layer: Layer) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fastns import _inside
-from fastns.cli import UsageError, run
+from fastns.cli import UsageError
 from fastns.cli._flags import spec_of
-from fastns.cli._parser import Parser
+from fastns.cli._parser import parser_of
 from fastns.spec import Spec
 
 PASSWD = (
@@ -32,9 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def flags_of(*words: str) -> argparse.Namespace:
-    subparsers = Parser(prog="fastns").add_subparsers()
-    run.add_parser(subparsers)
-    return subparsers.choices["run"].parse([*words, "true"])
+    return parser_of("run").parse([*words, "true"])
 
 
 def spec(*words: str) -> Spec:

@@ -36,8 +36,8 @@ def test_whole(word: str, number: int | None) -> None:
 def test_numbers_of_flags(word: str) -> None:
     """Too long for int(), or beyond a limit of which only the first digits were compared."""
     for read in (
-        lambda: batch._concurrency(word),
-        lambda: bench._rounds(word),
+        lambda: _values.whole_number("--concurrency", word, batch.MAX_CONCURRENCY, ""),
+        lambda: _values.whole_number("--rounds", word, bench.MAX_ROUNDS, ""),
     ):
         with pytest.raises(UsageError, match="not a number from 1 to"):
             read()

@@ -1,7 +1,7 @@
 """The command line: finds the verb, imports the module of that verb alone, and prints its errors.
 
-One module per verb. Each has `add_parser(subparsers)` and `main(namespace) -> int`; one that has to
-start fast also has `declare(options)` (_options.py).
+One module per verb. Each has the texts of its help (USAGE, ABOUT, EPILOG), `declare(parser)`, which
+adds its options, and `main(namespace)`, which returns the exit code.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 __all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
-EXIT_FAILED = 125
-"""Exit code of fastns's own failures, so that they differ from the command's."""
-EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE, as for a program that the signal has ended."""
+EXIT_TIMEOUT = 124
+EXIT_FAILED = 125  # exit code of fastns's own failures, so that they differ from the command's
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a program that the signal has ended
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
@@ -96,18 +95,16 @@ def _dispatch(words: list[str]) -> int:
         raise _unknown_verb(verb)
     module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
-    if hasattr(module, "declare"):
+    if verb == "run":  # has to start fast
         from fastns.cli._options import Options
 
         options = Options()
         module.declare(options)
         namespace = options.parse(rest)
     if namespace is None:
-        from fastns.cli._parser import Parser
+        from fastns.cli._parser import parser_of
 
-        subparsers = Parser(prog="fastns").add_subparsers()
-        module.add_parser(subparsers)
-        namespace = subparsers.choices[verb].parse(rest)
+        namespace = parser_of(verb).parse(rest)
     code: int = module.main(namespace)
     return code
 

@@ -1,8 +1,8 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py and _mounts.py read the values of single flags; each is imported only for a flag that is
-given. What a Spec checks by itself (types of mounts, absolute paths, contradictions) is left to it;
-_errors.py leads from the field that a SpecError names back to the flag.
+_values.py and _mounts.py read the values of single flags; each is imported only if such a flag is
+set. A Spec checks what it can itself (types of mounts, absolute paths, contradictions); _errors.py
+finds the flag of the field that a SpecError names.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
     from fastns.spec import Mount
 
-    Flag: TypeAlias = tuple[str, str, str, str]
-    """Kind, names, metavar, help."""
+    Flag: TypeAlias = tuple[str, str, str, str]  # kind, names, metavar, help
 
-# Kinds: a flag without a value, one that is given once, and two that may be given again. Every
-# kind of mount goes into one list, as a later mount may lie on an earlier one.
+# Kinds of flags: without a value, set once, and two that may be repeated. Mounts of every kind go
+# into one list, because a later mount may lie on an earlier one.
 SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
 ROOT = (
@@ -115,29 +114,16 @@ GROUPS = {
 }
 
 NAMESPACE_FLAGS = {
-    "pid": "pid",
-    "uts": "uts",
-    "ipc": "ipc",
-    "network": "network",
-    "userns": "user",
-    "cgroupns": "cgroup",
-    "mountns": "mount",
-    "timens": "time",
+    **{name: name for name in ("pid", "uts", "ipc", "network")},
+    **{f"{name}ns": name for name in ("user", "cgroup", "mount", "time")},
 }
 """Flag without its dashes -> the namespace it sets."""
 VERBATIM = {
-    "rootfs": "rootfs",
-    "hostname": "hostname",
-    "domainname": "domainname",
-    "workdir": "cwd",
-    "memory": "memory",
-    "cpuset_cpus": "cpuset",
-    "cgroup_parent": "cgroup_parent",
-    "tmpfs_size": "tmpfs_size",
-    "max_output": "max_output",
-    "on_output_limit": "on_output_limit",
+    **{name: name for name in ("rootfs", "hostname", "domainname", "memory", "cgroup_parent")},
+    **{name: name for name in ("tmpfs_size", "max_output", "on_output_limit")},  # the verbs' own
+    **{"workdir": "cwd", "cpuset_cpus": "cpuset"},
 }
-"""Flag -> the field of a Spec that takes its text as it is. The last two are the verbs' own."""
+"""Flag -> the field of a Spec that takes its text unchanged."""
 READ = (
     *NAMESPACE_FLAGS,
     *("uidmap", "gidmap", "env", "env_file", "ulimit", "cap_add", "cap_drop", "security_opt"),
@@ -148,8 +134,7 @@ READ = (
 
 
 def add_sandbox_flags(parser: Parser | Options) -> Any:
-    """Add the flags above, in the order of the help. Returns the group "process", to which a verb
-    may add."""
+    """Add the flags above. Returns the group "process", to which a verb may add."""
     parser.like_docker = True
     groups = {}
     for title, flags in GROUPS.items():
@@ -162,22 +147,14 @@ def add_flags(group: Any, flags: Iterable[Flag]) -> None:
     """Add rows of a table such as those above to an argument group."""
     for kind, names, metavar, help in flags:
         words = names.split()
-        if kind == SWITCH:
-            group.add_argument(*words, action="store_true", help=help)
-        elif kind == ONE:
-            group.add_argument(*words, metavar=metavar, help=help)
-        elif kind == MANY:
-            group.add_argument(*words, metavar=metavar, action="append", default=[], help=help)
-        else:
-            group.add_argument(
-                *words,
-                dest="mounts",
-                metavar=metavar,
-                action="append",
-                type=lambda text, name=words[-1]: (name, text),
-                default=[],
-                help=help,
-            )
+        options: dict[str, Any] = (
+            {"action": "store_true"} if kind == SWITCH else {"metavar": metavar}
+        )
+        if kind in (MANY, MOUNT):
+            options |= {"action": "append", "default": []}
+        if kind == MOUNT:
+            options |= {"dest": "mounts", "type": lambda text, name=words[-1]: (name, text)}
+        group.add_argument(*words, help=help, **options)
 
 
 def spec_of(

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from fastns.cli._signals import Signals
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
-CHUNK_BYTES = 64 << 20
-"""A chunk has no more of their text, and a line is no longer."""
-PATIENCE = 1.0
-"""Seconds to wait for more input before the jobs that are there are run."""
+CHUNK_BYTES = 64 << 20  # a chunk has no more of their text, and a line is no longer
+PATIENCE = 1.0  # seconds to wait for more input before the jobs that are there are run
 
 
 @record(frozen=True)

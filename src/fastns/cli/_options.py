@@ -22,7 +22,7 @@ else:
 class Options:
     """Takes the declarations of argparse.ArgumentParser that are used here."""
 
-    like_docker = False  # only argparse makes errors
+    like_docker = keeps_error = options_first = False  # only argparse reads these
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, str | None, Callable[[str], Any] | None]] = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
 from fastns._record import record
 from fastns.cli import VERBS
-from fastns.cli._parser import Parser
+from fastns.cli._parser import Parser, parser_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ CHOICES = {
 }
 """The words that the value of an option may be, where there are few."""
 MODES = "private host"
-DIRECTORIES = ("DIR",)
-"""Metavars of values that are directories."""
+DIRECTORIES = ("DIR",)  # metavars of values that are directories
 
 
 @record(frozen=True)
@@ -67,9 +65,7 @@ class Verb:
 def verbs() -> Iterator[Verb]:
     """Each of them, in the order of the help."""
     for name in VERBS:
-        subparsers = Parser(prog="fastns").add_subparsers()
-        importlib.import_module(f"fastns.cli.{name}").add_parser(subparsers)
-        parser = subparsers.choices[name]
+        parser = parser_of(name)
         actions = [each for each in parser._actions if each.nargs == argparse.PARSER]
         if not actions:
             yield _verb(name, "", parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 from fastns.cli._words import UsageError, closest, say
 
@@ -120,3 +121,13 @@ class Parser(argparse.ArgumentParser):
             return word
         letters = (f"-{letter}" for letter in word[1:])
         return next((each for each in letters if each not in self._option_string_actions), word)
+
+
+def parser_of(verb: str) -> Parser:
+    """The parser that the module of a verb declares."""
+    module = importlib.import_module(f"fastns.cli.{verb}")
+    parser = Parser(
+        prog=f"fastns {verb}", usage=module.USAGE, description=module.ABOUT, epilog=module.EPILOG
+    )
+    module.declare(parser)
+    return parser

@@ -1,4 +1,4 @@
-"""The results of `fastns batch`: JSON lines in the order of the jobs, and the progress bar."""
+"""The output of `fastns batch`: results as JSON lines in the order of the jobs, and progress."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import select
 import stat
 import time
 
-from fastns.cli import UsageError
+from fastns.cli import EXIT_TIMEOUT, UsageError
 from fastns.cli._signals import look_for, ready, signal_name
 from fastns.errors import SpawnError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from fastns.batch import Result
     from fastns.cli._signals import Signals
 
-EXIT_TIMEOUT = 124
+    Show: TypeAlias = Callable[[int, int], object]
+    """Shows how many jobs have ended, and how many of them have failed."""
 
 
 class Output:
@@ -35,16 +36,16 @@ class Output:
         self._waiting: dict[int, tuple[str, Result]] = {}
         self._next = 0
         self._rest = memoryview(b"")  # of a line that is partly written
-        # A pipe that poll(2) calls ready takes so much at once; more could wait for its reader.
+        # A pipe that poll(2) reports ready takes PIPE_BUF bytes at once; more may block.
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._piece = 1 << 20 if regular else select.PIPE_BUF
 
     def add(self, index: int, head: str, result: Result) -> None:
-        """Take the result of job `index`, which may come before those of earlier ones."""
+        """Accepts the result of job `index`, in any order."""
         self._waiting[index] = head, result
 
     def offer(self) -> None:
-        """Write what is due, as far as that needs no waiting."""
+        """Write what can be written without waiting."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while self._rest or self._next in self._waiting:
@@ -55,7 +56,7 @@ class Output:
             self._write()
 
     def finish(self) -> None:
-        """Write all there is. Jobs without a result, if the batch was stopped, are left out."""
+        """Write all results. A stopped batch has jobs without one: they are left out."""
         while self._rest or self._waiting:
             if not self._rest:
                 self._take(self._next if self._next in self._waiting else min(self._waiting))
@@ -83,12 +84,12 @@ class Output:
 
 
 def line_of(head: str, index: int, fields: dict[str, object]) -> str:
-    """A result as it is written: `head` is an Entry's."""
+    """The line of a result; `head` is that of its Entry."""
     return "{" + head + json.dumps({"index": index, **fields})[1:]
 
 
 def fields_of(result: Result) -> dict[str, object]:
-    """A result as it is written, without id and index."""
+    """What the line of a result says, but for id and index."""
     if isinstance(result, SpawnError):
         return {
             "error": str(result).replace("\n", "\\n"),
@@ -129,33 +130,17 @@ def _texts(name: str, data: bytes) -> dict[str, str]:
         }
 
 
-class Bar:
-    """A line of `rich` on stderr."""
-
-    def __init__(self, progress: Any, total: int | None) -> None:
-        self._progress = progress
-        self._start = time.monotonic()
-        self._task = progress.add_task("", total=total, rate="", failed=0)
-
-    def show(self, done: int, failed: int) -> None:
-        """Show it as it is now."""
-        rate = done / max(time.monotonic() - self._start, 1e-3)
-        self._progress.update(self._task, completed=done, rate=f"{rate:.0f}/s", failed=failed)
-        self._progress.refresh()
-
-
 @contextlib.contextmanager
-def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Bar | None]:
-    """A bar on the terminal that stderr is. None without a terminal or without rich, and where the
-    results themselves go to a terminal."""
+def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Show]:
+    """A bar by `rich`, if that is installed, stderr is a terminal, and the results go elsewhere."""
     if not os.isatty(2) or os.isatty(output):
-        yield None
+        yield _show_nothing
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     except ImportError:
-        yield None
+        yield _show_nothing
         return
     with Progress(
         BarColumn(),
@@ -167,11 +152,23 @@ def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Bar | N
         redirect_stdout=False,
         redirect_stderr=False,
     ) as progress:
-        yield Bar(progress, _count(source, signals))
+        task = progress.add_task("", total=_count(source, signals), rate="", failed=0)
+        start = time.monotonic()
+
+        def show(done: int, failed: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-3)
+            progress.update(task, completed=done, rate=f"{rate:.0f}/s", failed=failed)
+            progress.refresh()
+
+        yield show
+
+
+def _show_nothing(done: int, failed: int) -> None:
+    pass
 
 
 def _count(source: int, signals: Signals) -> int | None:
-    """How many lines there are to read; None for what is no regular file."""
+    """The number of lines of a regular file; None for any other."""
     if not stat.S_ISREG(os.fstat(source).st_mode):
         return None
     place, lines, data = os.lseek(source, 0, os.SEEK_CUR), 0, b"\n"

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from fastns.spec import Mount
 
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
-MAX_SIZE = 4 << 20
-"""Bytes of such a file that are read."""
+MAX_SIZE = 4 << 20  # bytes of such a file that are read
 
 
 def is_name(text: str) -> bool:

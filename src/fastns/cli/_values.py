@@ -26,8 +26,10 @@ SWITCHED_OFF = ("0", "false")
 def fields(
     flags: argparse.Namespace, spaces: Mapping[str, str], caller: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The fields of a Spec that the flags read here set. `spaces` leads from a flag to its
-    namespace; `caller` is the environment that `-e NAME` copies from."""
+    """The fields of a Spec that the flags read here set.
+
+    `spaces` maps a flag to its namespace; `caller` is the environment that `-e NAME` copies from.
+    """
     modes = {space: getattr(flags, flag) for flag, space in spaces.items()}
     found = {
         "namespaces": namespaces(modes, spaces),
@@ -100,8 +102,10 @@ def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
         raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
 
 
-def whole_number(flag: str, text: str, largest: int, example: str) -> int:
+def whole_number(flag: str, text: str | None, largest: int, example: str) -> int | None:
     """A whole number from 1 to `largest`."""
+    if text is None:
+        return None
     found = whole(text)
     if found is None or not 1 <= found <= largest:
         raise UsageError(f"{flag} {text}: not a number from 1 to {largest}", example)
@@ -112,23 +116,18 @@ def whole_number(flag: str, text: str, largest: int, example: str) -> int:
 
 
 def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dict[str, str]:
-    """Spec.namespaces from the mode of each namespace; `flags` leads from a flag to its namespace.
-    A mode of the network is here only if it is a path."""
-    words = {"private": "new", "host": "host"}
+    """Spec.namespaces from the mode of each namespace. A mode of the network counts only if it is a
+    path."""
     result = {}
     for flag, space in flags.items():
         mode = modes[space]
-        if mode is None:
+        if mode is None or (space == "network" and "/" not in mode):
             continue
-        if "/" in mode:
-            result[space] = mode
-        elif space == "network":
-            continue
-        elif space == "user" and mode in ("auto", "keep-id"):
-            if mode == "keep-id":
-                result[space] = "new"
-        elif mode in words:
-            result[space] = words[mode]
+        words = {"private": "new", "host": "host"}
+        if space == "user":
+            words |= {"keep-id": "new", "auto": ""}
+        if "/" in mode or mode in words:
+            result[space] = words.get(mode, mode)
         else:
             more = "auto, keep-id, " if space == "user" else ""
             file = {"mount": "mnt"}.get(space, space)
@@ -136,7 +135,7 @@ def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dic
                 f"--{flag} {mode}: not a namespace mode",
                 f"one of {more}private, host, or a path such as /proc/42/ns/{file}",
             )
-    return result
+    return {space: word for space, word in result.items() if word}
 
 
 def network(mode: str) -> str:

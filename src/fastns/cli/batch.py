@@ -15,6 +15,8 @@ import functools
 import os
 import stat
 
+import fastns
+from fastns.batch import run_batch_by
 from fastns.cli import EXIT_FAILED, UsageError, complain
 from fastns.cli._errors import complain_of
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
@@ -28,15 +30,13 @@ from fastns.limits import parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeAlias
+    from typing import Any
 
     from fastns import Spec
     from fastns.batch import Result
     from fastns.cli._jobs import Entry
     from fastns.cli._parser import Parser
-    from fastns.cli._results import Bar
-
-    Runner: TypeAlias = Callable[..., object]
+    from fastns.cli._results import Show
 
 EXIT_SOME_FAILED = 1
 CHUNK = 1000
@@ -56,6 +56,8 @@ CONTROL = (
     (ONE, "-o --output", "FILE", "write the results to FILE (default: stdout)"),
     (SWITCH, "--verbose", "", "say on stderr how the sandboxes are started"),
 )  # fmt: skip
+USAGE = "fastns batch [OPTIONS] FILE"
+ABOUT = "Run many commands, each in a sandbox of its own. Jobs and results are JSON lines."
 EPILOG = """\
 FILE has one job a line: a JSON object, or just the list that would be its args.
   args     the command and its arguments, a list of texts; the only key a job
@@ -108,22 +110,13 @@ are written.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `batch` verb."""
-    parser = subparsers.add_parser(
-        "batch",
-        usage="fastns batch [OPTIONS] FILE",
-        description="Run many commands, each in a sandbox of its own. Jobs and results are JSON "
-        "lines.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     parser.add_argument("jobs", metavar="FILE", help="the jobs, one a line; -: stdin")
     add_flags(parser.add_argument_group("the batch itself"), CONTROL)
     add_sandbox_flags(parser)
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Run the jobs that the flags name. Returns the exit code."""
     try:
         return _perform(flags)
     except BrokenPipeError:
@@ -134,24 +127,23 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _perform(flags: argparse.Namespace) -> int:
-    concurrency = _concurrency(flags.concurrency)
-    options = {
-        "concurrency": concurrency,
-        "timeout": duration("--timeout", flags.timeout),
-        "capture_output": True,
-        "mode": None,
-        "max_output": parse_size("max_output", flags.max_output or MAX_OUTPUT),
-    }
+    wanted = whole_number("--concurrency", flags.concurrency, MAX_CONCURRENCY, "for example: -j 8")
+    concurrency = wanted or len(os.sched_getaffinity(0))
+    timeout = duration("--timeout", flags.timeout)
+    limit = parse_size("max_output", flags.max_output or MAX_OUTPUT)
     spec = spec_of(flags, os.environ, extra_env={})
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(_runner(spec, flags.verbose))
+        origin = stack.enter_context(_origin(spec, flags.verbose))
+        run = functools.partial(
+            run_batch_by, origin, concurrency=concurrency, timeout=timeout, max_output=limit
+        )
         source, name = _open_jobs(flags.jobs, stack)
         target, target_name = _open_output(flags.output, source, stack)
         signals = stack.enter_context(Signals())  # not before: to open a FIFO may take for ever
         output = Output(target, target_name, signals)
         try:
-            bar = stack.enter_context(progress_bar(source, target, signals))
-            batch = Batch(functools.partial(run, **options), signals, output, bar)
+            show = stack.enter_context(progress_bar(source, target, signals))
+            batch = Batch(run, signals, output, show)
             jobs = Jobs(source, name, signals, spec.environment())
             while chunk := jobs.read(batch.limit(concurrency)):
                 batch.run(chunk)
@@ -162,30 +154,21 @@ def _perform(flags: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if batch.failed else 0
 
 
-def _concurrency(text: str | None) -> int:
-    if text is None:
-        return len(os.sched_getaffinity(0))
-    return whole_number("--concurrency", text, MAX_CONCURRENCY, "for example: -j 8")
-
-
 @contextlib.contextmanager
-def _runner(spec: Spec, verbose: bool) -> Iterator[Runner]:
-    """run_batch() without its spec: by a template, or, where it cannot be one, by a plan."""
-    import fastns
-    from fastns.batch import run_batch_by
-
+def _origin(spec: Spec, verbose: bool) -> Iterator[Any]:
+    """What the sandboxes start from: a template or, where it does not support the spec, a plan."""
     try:
         template = fastns.Template(spec, parked=0)
     except SpecError as error:
         plan = fastns.compile(spec)
         if verbose:
             complain(f"batch: from the compiled plan, as a template is not possible: {error}")
-        yield functools.partial(run_batch_by, None, plan)
+        yield plan
         return
     if verbose:
         complain("batch: from a template")
     with contextlib.closing(template):
-        yield template._run_batch
+        yield template._as_spec
 
 
 def _open_jobs(path: str, stack: contextlib.ExitStack) -> tuple[int, str]:
@@ -222,11 +205,13 @@ def _open_output(path: str | None, source: int, stack: contextlib.ExitStack) -> 
 class Batch:
     """Runs one chunk after the other, and counts."""
 
-    def __init__(self, run: Runner, signals: Signals, output: Output, bar: Bar | None) -> None:
+    def __init__(
+        self, run: Callable[..., object], signals: Signals, output: Output, show: Show
+    ) -> None:
         self._run = run
         self._signals = signals
         self._output = output
-        self._bar = bar
+        self._show = show
         self._chunk: list[Entry] = []
         self._before = 0  # jobs of the chunks before this one
         self._size = 0  # bytes of this one's results
@@ -259,5 +244,4 @@ class Batch:
         """The `progress` of run_batch_by(). What it raises ends the sandboxes that run."""
         look_for(self._signals)
         self._output.offer()
-        if self._bar is not None:
-            self._bar.show(self._before + done, self.failed)
+        self._show(self._before + done, self.failed)

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
-WIDE = 100
-"""Columns of a terminal that has room for a reason in the last column of the table."""
-BUSY = 3
-"""A p90 of more than this many medians comes from a busy machine, not from the contender."""
+WIDE = 100  # columns of a terminal that has room for a reason in the last column of the table
+BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not from the contender
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 FLAGS = (
@@ -32,6 +30,11 @@ FLAGS = (
     (ONE, "--rootfs", "DIR", "use DIR as the root of the sandboxes (default: the host's system "
      "directories, read-only)"),
 )  # fmt: skip
+USAGE = "fastns bench [OPTIONS]"
+ABOUT = (
+    "Time what a start costs on this machine, in about 5 seconds: a bare process, each way of "
+    "fastns, and bwrap and unshare where they are installed."
+)
 EPILOG = """\
 All contenders start the same program, in turn, in each of many rounds; the
 first rounds are a warm-up and do not count. Times are in ms, from the call to
@@ -48,22 +51,18 @@ Exit code: 0; 125 when fastns could start nothing; 130 on Ctrl-C.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `bench` verb."""
-    parser = subparsers.add_parser(
-        "bench",
-        usage="fastns bench [OPTIONS]",
-        description="Time what a start costs on this machine, in about 5 seconds: a bare process, "
-        "each way of fastns, and bwrap and unshare where they are installed.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     add_flags(parser, FLAGS)
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Measure and print. Returns the exit code."""
-    rounds = _rounds(flags.rounds)
-    rootfs = _rootfs(flags.rootfs)
+    rounds = whole_number("--rounds", flags.rounds, MAX_ROUNDS, "for example: --rounds 500")
+    if flags.rootfs is not None and not os.path.isdir(flags.rootfs):
+        raise UsageError(
+            f"--rootfs {flags.rootfs}: no such directory",
+            "build one: fastns rootfs build DIR sh ls",
+        )
+    rootfs = None if flags.rootfs is None else os.path.abspath(flags.rootfs)
     from fastns import _bench
 
     boxes = _bench.Sandboxes.of(rootfs)
@@ -75,33 +74,17 @@ def main(flags: argparse.Namespace) -> int:
     if prints:
         _print(rows, boxes)
     if flags.json is not None:
-        _write(flags.json, _report(machine, boxes, rows))
+        _write_report(flags.json, machine, boxes, rows)
     if all(row.error is not None for row in rows if row.by_fastns):
         complain("bench: fastns could start nothing", _bench.DOCTOR)
         return EXIT_FAILED
     return 0
 
 
-def _rounds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    return whole_number("--rounds", text, MAX_ROUNDS, "for example: --rounds 500")
-
-
-def _rootfs(path: str | None) -> str | None:
-    if path is None:
-        return None
-    if not os.path.isdir(path):
-        raise UsageError(
-            f"--rootfs {path}: no such directory", "build one: fastns rootfs build DIR sh ls"
-        )
-    return os.path.abspath(path)
-
-
 # What is written
 
 
-def _report(machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> str:
+def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> None:
     from dataclasses import asdict
 
     report = {
@@ -111,16 +94,13 @@ def _report(machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> st
         "unit": "seconds",
         "contenders": [asdict(row) for row in rows],
     }
-    return json.dumps(report, indent=2) + "\n"
-
-
-def _write(path: str, text: str) -> None:
+    text = json.dumps(report, indent=2)
     if path == "-":
-        say(text, end="")
+        say(text)
         return
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+            print(text, file=file)
     except OSError as error:
         raise UsageError(f"--json {path}: {error.strerror}", "a file to write to") from None
 
@@ -152,7 +132,7 @@ def _print(rows: list[Row], boxes: Sandboxes) -> None:
 
 
 def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
-    """The table, a line a row. An error is followed by its fix, where that is new."""
+    """The table, a line a row. A fix follows the first error that needs it."""
     fixes = set()
     width = max(len(row.name) for row in rows)
     widths = (width, 7, 7, 7, 7, 9, 6)
@@ -173,7 +153,7 @@ def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
 
 
 def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
-    """The table by rich. False where it is not installed, or the terminal is too narrow."""
+    """Prints the table by rich. False if that is not installed, or the terminal is too narrow."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -203,7 +183,7 @@ def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
 
 
 def cells_of(row: Row, boxes: Sandboxes) -> list[str]:
-    """A row's cells, one for each of COLUMNS."""
+    """The cells of a row, one for each of COLUMNS."""
     times = (row.median, row.p10, row.p90, row.p99)
     return [
         row.name,
@@ -215,7 +195,7 @@ def cells_of(row: Row, boxes: Sandboxes) -> list[str]:
 
 
 def isolation(row: Row, boxes: Sandboxes) -> str:
-    """What a row isolates: `all` is explained by legend()."""
+    """What a row isolates; legend() explains `all`."""
     if not row.isolates:
         return "nothing"
     for name, group in (("all", boxes.isolates()), ("namespaces", boxes.spaces())):
@@ -225,7 +205,6 @@ def isolation(row: Row, boxes: Sandboxes) -> str:
 
 
 def legend(boxes: Sandboxes) -> str:
-    """The words behind `all`."""
     places = [item for item in boxes.isolates() if item.startswith("/")]
     root = "the host's directories" if boxes.rootfs is None else "the given root"
     return (
@@ -234,7 +213,7 @@ def legend(boxes: Sandboxes) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The fastest ways of fastns, in words."""
+    """The fastest starts of fastns, in words."""
     own = [row for row in rows if row.by_fastns and row.per_second is not None]
     single = min((row for row in own if row.median), key=lambda row: row.median or 0, default=None)
     batch = max(
@@ -242,10 +221,8 @@ def summary(rows: Sequence[Row]) -> str:
     )
     words = []
     if single is not None:
-        words += [
-            f"{(single.median or 0) * 1000:.2f} ms",
-            f"{_rounded(single)} a second one at a time ({single.name})",
-        ]
+        words.append(f"{(single.median or 0) * 1000:.2f} ms")
+        words.append(f"{_rounded(single)} a second one at a time ({single.name})")
     if batch is not None:
         words.append(f"{_rounded(batch)} a second in a batch ({batch.name})")
     if not words:

@@ -18,24 +18,14 @@ from fastns.cli._errors import FLAG_OF_FIELD, complain_of, in_flags
 from fastns.cli._flags import LIMITS as LIMIT_FLAGS
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._values import duration
+from fastns.limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import Spec
     from fastns.cli._parser import Parser
 
-LIMITS = (
-    "memory",
-    "memory_swap",
-    "pids_limit",
-    "cpus",
-    "cpu_time",
-    "cpu_weight",
-    "cpuset",
-    "io",
-    "cgroup_parent",
-)
-"""Fields of a Spec that take a cgroup."""
+LIMITS = (*Limits.__match_args__, "cgroup_parent")  # fields of a Spec that take a cgroup
 LIMITS_ELSEWHERE = (
     "use fastns run, or start fastns-exec in a cgroup that has the limit: "
     "systemd-run --scope -p MemoryMax=64M fastns-exec ..."
@@ -56,6 +46,11 @@ PLAN = (
 )  # fmt: skip
 
 
+USAGE = "fastns compile [RUN OPTIONS] -o PLAN"
+ABOUT = (
+    "Write a plan file, from which fastns-exec starts sandboxes without Python: "
+    "fastns-exec PLAN -- COMMAND [ARG...]."
+)
 EPILOG = """\
 example:
   fastns compile --rootfs ./rootfs --timeout 2s -o judge.plan
@@ -68,15 +63,7 @@ change. It cannot hold limits by cgroups.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `compile` verb: the sandbox flags of `run`, and where the plan goes."""
-    parser = subparsers.add_parser(
-        "compile",
-        usage="fastns compile [RUN OPTIONS] -o PLAN",
-        description="Write a plan file, from which fastns-exec starts sandboxes without Python: "
-        "fastns-exec PLAN -- COMMAND [ARG...].",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     add_sandbox_flags(parser)
     hide_limits(parser)
     for names in (("-i", "--interactive"), ("--rm",)):
@@ -103,7 +90,6 @@ def hide_limits(parser: Parser) -> None:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Write the plan that the flags describe. Returns the exit code."""
     import fastns
 
     if flags.per_run:

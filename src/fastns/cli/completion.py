@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fastns.cli._outline import Option, Verb
     from fastns.cli._parser import Parser
 
+USAGE = "fastns completion bash|zsh|fish"
+ABOUT = "Print a script that completes commands and options of fastns in a shell."
 EPILOG = """\
 examples:
   bash: mkdir -p ~/.local/share/bash-completion/completions
@@ -24,14 +26,7 @@ examples:
 SHELLS = ("bash", "zsh", "fish")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `completion` verb."""
-    parser = subparsers.add_parser(
-        "completion",
-        usage="fastns completion bash|zsh|fish",
-        description="Print a script that completes commands and options of fastns in a shell.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
 
 

@@ -13,6 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns.cli._parser import Parser
 
+USAGE = "fastns doctor [--json]"
+ABOUT = "Show what works on this machine, a line each, and the fix for what does not."
+EPILOG = "Exit code: 1 when something basic does not work, otherwise 0."
 EXIT_BASICS_FAIL = 1
 
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}", None: "\N{EN DASH}"}
@@ -20,14 +23,7 @@ ASCII_MARKS = {True: "+", False: "x", None: "-"}
 NAME_WIDTH = 24
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `doctor` verb."""
-    parser = subparsers.add_parser(
-        "doctor",
-        usage="fastns doctor [--json]",
-        description="Show what works on this machine, a line each, and the fix for what does not.",
-        epilog="Exit code: 1 when something basic does not work, otherwise 0.",
-    )
+def declare(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print the checks as a JSON list")
 
 

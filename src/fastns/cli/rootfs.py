@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from fastns.cli._parser import Parser
 
-PATIENCE = 1.0
-"""Seconds before a build shows its progress."""
+PATIENCE = 1.0  # seconds before a build shows its progress
 
-EPILOG = """\
+USAGE = EPILOG = None
+ABOUT = "Root file systems for sandboxes; see fastns rootfs build --help."
+BUILD_EPILOG = """\
 examples:
   fastns rootfs build ./rootfs bash ls ps mount hostname ipcs
   fastns run --rootfs ./rootfs -- bash -c 'ls /'
@@ -62,20 +63,15 @@ FLAGS = (
 )  # fmt: skip
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `rootfs` verb with its only action, `build`."""
-    parser = subparsers.add_parser(
-        "rootfs",
-        prog="fastns rootfs",
-        description="Root file systems for sandboxes; see fastns rootfs build --help.",
-    )
+def declare(parser: Parser) -> None:
+    """`rootfs` has one action, `build`."""
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     action = actions.add_parser(
         "build",
         usage="fastns rootfs build DIR COMMAND... [--with BUNDLE]... [--extra PATH]...",
         help="make a root from this machine's commands",
         description="Make a root file system in DIR from commands of this machine.",
-        epilog=EPILOG,
+        epilog=BUILD_EPILOG,
     )
     action.add_argument("directory", metavar="DIR", help="where the root goes")
     action.add_argument(

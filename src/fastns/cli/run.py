@@ -16,7 +16,7 @@ import select
 import time
 
 from fastns._record import record
-from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say, whole
+from fastns.cli import EXIT_FAILED, EXIT_TIMEOUT, UsageError, advise, complain, say, whole
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 
@@ -30,12 +30,10 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
     from fastns.cli._relay import Relay
 
-EXIT_TIMEOUT = 124
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
-LONGEST_POLL = 86_400_000.0
-"""Milliseconds: poll(2) takes no more than an int of them."""
+LONGEST_POLL = 86_400_000.0  # milliseconds: poll(2) takes no more than an int of them
 PATIENCE = 0.2
 """Seconds to wait for a reader that takes none of the output of a sandbox that was ended."""
 
@@ -56,6 +54,12 @@ CONTROL = (
 )  # fmt: skip
 
 
+USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
+ABOUT = (
+    "Run one command in a sandbox of its own. Without options it sees the host's system "
+    "directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+    "environment. Options that add something, such as -v and -e, may be repeated."
+)
 EPILOG = """\
 examples:
   fastns run -- ls /
@@ -69,23 +73,9 @@ found.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Add the `run` verb."""
-    parser = subparsers.add_parser(
-        "run",
-        usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own. Without options it sees the host's "
-        "system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
-        "environment. Options that add something, such as -v and -e, may be repeated.",
-        epilog=EPILOG,
-    )
+def declare(parser: Parser | Options) -> None:
     parser.options_first = True
     parser.keeps_error = True  # --status-fd reports a wrong flag too
-    declare(parser)
-
-
-def declare(parser: Parser | Options) -> None:
-    """Every flag it takes, in the order of its help."""
     add_flags(add_sandbox_flags(parser), ACCEPTED)
     add_flags(parser.add_argument_group("the run itself"), CONTROL)
 

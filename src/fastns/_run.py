@@ -1,4 +1,4 @@
-"""run(), and the result of a command that was run to its end."""
+"""run(), and what it makes of a command that has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from fastns import _core
 from fastns._args import check_timeout
-from fastns._command import CLD_EXITED, TextMode, Usage, command, encode_input, plan_of
+from fastns._command import CLD_EXITED, Prepared, TextMode, Usage, command, encode_input, plan_of
 from fastns._ended import Completed, DecodeError
 from fastns._typing import overload
 from fastns.errors import SpawnError, SpecError
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from fastns.batch import Result
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec
-    from fastns.template import Template
-
-
-PIPED = _core.PIPE_STDOUT | _core.PIPE_STDERR
 
 
 class _Unlinked(Completed):
@@ -107,53 +103,16 @@ def run(
         UnicodeDecodeError, when the output is not valid in the encoding (errors="replace" accepts
         any).
     """
-    plan = plan_of(spec)
-    return run_by(
-        None,
-        plan,
-        args,
-        input=input,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        capture_output=capture_output,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        timeout=timeout,
-        check=check,
-        env=env,
-        cwd=cwd,
-    )
-
-
-def run_by(
-    template: Template | None,
-    plan: _core.Plan,
-    args: Args,
-    *,
-    input: bytes | str | None = None,
-    stdin: Stdio = None,
-    stdout: Stdio = None,
-    stderr: Stdio = None,
-    capture_output: bool = False,
-    text: bool | None = None,
-    encoding: str | None = None,
-    errors: str | None = None,
-    timeout: float | None = None,
-    check: bool = False,
-    env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] | None = None,
-) -> CompletedSandbox:
-    """run(). With a template, `plan` is that of its sandboxes."""
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
+    plan = plan_of(spec)
+    template = spec.template if isinstance(spec, Prepared) else None
     timeout_ns = None if timeout is None else check_timeout(timeout)
     mode = TextMode.of(text, encoding, errors)
     streams_given = input is not None or stdin is not None or stdout is not None
     plain = not streams_given and stderr is None and env is None and cwd is None
     if plain and not plan.max_output:
-        pipes = PIPED if capture_output else 0
+        pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
         if template is None:
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
         else:
@@ -186,7 +145,7 @@ def run_by(
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:
-    """The result, or raises it if it is an error, or CalledProcessError by `check`."""
+    """Returns the result, or raises it if it is an error, or CalledProcessError by `check`."""
     if isinstance(done, Completed):
         if check and done.returncode:
             from fastns.results import CalledProcessError
@@ -209,7 +168,7 @@ def completed(
     """The result of a command that was run to its end, from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not needed on the short way of run_by()
+    from fastns._cause import cause_of  # not needed on the short way of run()
 
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
