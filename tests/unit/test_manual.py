@@ -44,6 +44,13 @@ def test_it_has_every_option_of_help(
     assert all(f"FASTNS {name.upper()}" in page for name in VERBS)
 
 
+def test_hidden_options_are_left_out(manual: ModuleType) -> None:
+    """`fastns compile` takes options of `fastns run` only to refuse them by name."""
+    assert "SUPPRESS" not in manual.page()
+    compile = next(verb for verb in verbs() if verb.name == "compile")
+    assert "--memory" not in {name for option in compile.options for name in option.names}
+
+
 def test_no_line_is_a_request_by_accident(manual: ModuleType) -> None:
     """Text is escaped: a line that begins with a dot, a backslash, a dash."""
     assert manual._text(".x -y\n'z \\") == "\\&.x \\-y\n\\&'z \\e"

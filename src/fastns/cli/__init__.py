@@ -27,7 +27,7 @@ VERBS = {
     "batch": "run many commands, each in a sandbox of its own (JSON lines)",
     "bench": "time what a start costs on this machine",
     "rootfs": "build a root file system from this machine's commands",
-    "doctor": "show what works on this machine, and the fix for what does not",
+    "doctor": "show what works on this machine, and how to fix the rest",
     "completion": "print a completion script for bash, zsh or fish",
 }
 

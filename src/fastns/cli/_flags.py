@@ -37,12 +37,12 @@ ROOT = (
 )  # fmt: skip
 CONTENT = (
     (MOUNT, "-v --volume", "SRC:DST[:OPTIONS]", "bind a host file or directory. OPTIONS: ro, dev "
-     "(its device files work) and, for root, idmap (show the owners of its files as they are; "
-     "fail where the file system cannot) or noidmap (root's files belong to nobody inside). "
-     "Default: idmap where the file system can"),
+     "(its device files work) and, for root, idmap (keep the owners of its files, or fail if the "
+     "file system cannot) or noidmap (root's files belong to nobody inside). Default for root: "
+     "idmap if the file system can, else noidmap"),
     (MOUNT, "--mount", "type=T,src=S,dst=D[,ro]", "add a mount of type bind, tmpfs, proc, ..."),
     (MOUNT, "--tmpfs", "DST[:size=64m]", "mount an empty directory in memory"),
-    (ONE, "--tmpfs-size", "BYTES", "limit /tmp, and each tmpfs that has no size=, to this size"),
+    (ONE, "--tmpfs-size", "BYTES", "size of each tmpfs that has no size= of its own"),
     (MANY, "--file", "DST=TEXT", "put a file with this text at DST (DST=@PATH: a copy of PATH)"),
     (SWITCH, "--no-default-mounts", "", "leave out /proc, /sys, /dev, /tmp and /run"),
 )  # fmt: skip
@@ -50,14 +50,14 @@ IDENTITY = (
     (ONE, "--hostname", "NAME", "set the host name"),
     (ONE, "--domainname", "NAME", "set the NIS domain name"),
     (MANY, "--add-host", "NAME:IP", "add a line to /etc/hosts"),
-    (MANY, "--dns", "IP", "use this name server, in /etc/resolv.conf"),
+    (MANY, "--dns", "IP", "write an /etc/resolv.conf with this name server"),
 )
 NAMESPACES = (
     (ONE, "--pid", "MODE", "process ids"),
     (ONE, "--uts", "MODE", "host name and NIS domain name"),
     (ONE, "--ipc", "MODE", "System V IPC and POSIX message queues"),
     (ONE, "--network --net", "MODE", "network: none (only lo; the default), host, or a path"),
-    (ONE, "--userns", "MODE", "user ids: auto (the default: a range of ids, when started by root), "
+    (ONE, "--userns", "MODE", "user ids: auto (the default; started by root: a range of ids), "
      "host, private, keep-id (the caller's own ids), or a path"),
     (ONE, "--cgroupns", "MODE", "the view of the cgroup tree"),
     (ONE, "--mountns", "MODE", "mounts"),
@@ -66,41 +66,40 @@ NAMESPACES = (
 IDS = (
     (MANY, "--uidmap", "C:H:N", "map N user ids, from C inside to H outside"),
     (MANY, "--gidmap", "C:H:N", "map N group ids, from C inside to H outside"),
-    (ONE, "-u --user", "USER[:GROUP]", "run as these ids, or as these names of the root's "
+    (ONE, "-u --user", "USER[:GROUP]", "run as these ids, or these names from the root's "
      "/etc/passwd and /etc/group (default: 0:0)"),
 )  # fmt: skip
 PROCESS = (
     (MANY, "-e --env", "K=V", "set a variable (K alone: copy the caller's)"),
-    (MANY, "--env-file", "FILE", "read variables from FILE, one a line"),
+    (MANY, "--env-file", "FILE", "read variables from FILE, one per line"),
     (ONE, "-w --workdir", "DIR", "set the working directory inside (default: /)"),
     (MANY, "--ulimit", "NAME=SOFT[:HARD]", "set a resource limit, such as nofile=64:64"),
-    (SWITCH, "--init", "", "run an init as pid 1 with the command as its child: it reaps, and "
-     "signals act on the command as usual"),
+    (SWITCH, "--init", "", "run an init as pid 1 that reaps, and the command as its child, so that "
+     "signals act on it as usual"),
 )  # fmt: skip
 RIGHTS = (
     (MANY, "--cap-add", "CAP", "grant a capability, such as NET_RAW, or ALL (default: none)"),
-    (MANY, "--cap-drop", "CAP", "take a capability out of those granted"),
+    (MANY, "--cap-drop", "CAP", "remove a capability from those granted"),
     (MANY, "--security-opt", "OPT", "no-new-privileges=false, seccomp=unconfined, seccomp=FILE (a "
-     "JSON profile, as docker's), systempaths=unconfined"),
+     "JSON profile in docker's format), systempaths=unconfined"),
     (SWITCH, "--allow-setid", "", "allow making set-user-ID and set-group-ID files even where "
      "the sandbox can write to host files"),
-    (MANY, "--landlock-read", "PATH", "restrict reading and executing to what is below PATH "
-     "inside, and below the other PATHs given"),
-    (MANY, "--landlock-write", "PATH", "allow writing below PATH as well (Landlock)"),
+    (MANY, "--landlock-read", "PATH", "allow reading and executing only below PATH inside, and "
+     "below the PATHs of other --landlock options"),
+    (MANY, "--landlock-write", "PATH", "the same, and allow writing below PATH"),
 )  # fmt: skip
 LIMITS = (
-    (ONE, "-m --memory", "BYTES", "memory, its tmpfs included, such as 64m"),
+    (ONE, "-m --memory", "BYTES", "memory, including files in each tmpfs, such as 64m"),
     (ONE, "--memory-swap", "BYTES", "memory and swap together (default: no swap; -1: no limit)"),
     (ONE, "--pids-limit", "N", "processes and threads"),
-    (ONE, "--cpus", "N", "CPUs' worth of CPU time, such as 1.5"),
-    (ONE, "--cpu-time", "TIME", "total CPU time, such as 2s"),
+    (ONE, "--cpus", "N", "CPU time per second, in CPUs, such as 1.5"),
+    (ONE, "--cpu-time", "TIME", "CPU time in all, such as 2s"),
     (ONE, "--cpu-weight", "N", "share of CPU time while the CPUs are busy, 1 to 10000"),
-    (ONE, "--cpuset-cpus", "LIST", "the CPUs it may run on, such as 0-1,3"),
+    (ONE, "--cpuset-cpus", "LIST", "which CPUs to run on, such as 0-1,3"),
     (MANY, "--io", "DEV:KEY=N", "I/O per second on a device; KEY: rbps, riops and, with cgroup "
      "version 2, wbps, wiops"),
-    (ONE, "--cgroup-parent", "PATH", "create its cgroups below this one"),
-    (SWITCH, "--no-require-limits", "", "run without a limit that cannot be enforced here "
-     "(default: fail)"),
+    (ONE, "--cgroup-parent", "PATH", "create the cgroups below this one"),
+    (SWITCH, "--no-require-limits", "", "skip a limit that cannot be enforced here (default: fail)"),
 )  # fmt: skip
 GROUPS = {
     "root file system": ROOT,

@@ -51,22 +51,22 @@ CONTROL = (
     (ONE, "--timeout", "TIME", "end a job's sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "keep at most this much of each stdout and stderr: 64k, 1m "
      "(default: 16m)"),
-    (ONE, "--on-output-limit", "truncate|kill", "over --max-output, drop the rest and go on "
-     "(truncate, the default), or end the sandbox (kill)"),
+    (ONE, "--on-output-limit", "truncate|kill", "what to do with output beyond --max-output: drop "
+     "it and go on (truncate, the default), or end the sandbox (kill)"),
     (ONE, "-o --output", "FILE", "write the results to FILE (default: stdout)"),
     (SWITCH, "--verbose", "", "say on stderr how the sandboxes are started"),
 )  # fmt: skip
 USAGE = "fastns batch [OPTIONS] FILE"
 ABOUT = "Run many commands, each in a sandbox of its own. Jobs and results are JSON lines."
 EPILOG = """\
-FILE has one job a line: a JSON object, or just the list that would be its args.
-  args     the command and its arguments, a list of texts; the only key a job
-           must have
-  input    text for its stdin (default: its stdin is empty)
+FILE has one job per line: a JSON object with these keys, or just the list that
+would be its args.
+  args     required: the command and its arguments, a list of strings
+  input    text for its stdin (default: empty)
   env      an object of variables, which override those of the options
   cwd      its working directory inside (default: --workdir)
   timeout  seconds, a number (default: --timeout)
-  id       anything; it is copied to the result
+  id       any value; it is copied to the result
 
 Each result is one JSON object, in the order of the jobs:
   id           if the job has one
@@ -76,9 +76,9 @@ Each result is one JSON object, in the order of the jobs:
   signal       its name, or null
   stdout, stderr
   stdout_base64, stderr_base64
-               the bytes, if they are not UTF-8; stdout or stderr then has
-               U+FFFD for what is not
-  truncated    true when --max-output has cut something off, else absent
+               the bytes, only if they are not UTF-8; stdout or stderr then has
+               U+FFFD in place of invalid bytes
+  truncated    true if --max-output has cut something off, else absent
   wall_time    seconds
   usage        user_time, system_time: seconds; max_rss: bytes; with limits also
                memory_peak, io_read, io_write: bytes; pids_peak; cpu_time:
@@ -89,29 +89,30 @@ Each result is one JSON object, in the order of the jobs:
                filter)
   timed_out    true or false
   limits       the names of those that were enforced: ["memory"]
-For a command that could not be started, beside id and index:
-  error (in words), stage (the step that failed), errno (its name), path (or
-  null)
+For a command that could not be started, id and index are followed by:
+  error        a message
+  stage        the step that failed
+  errno        its name, such as ENOENT
+  path         the path concerned, or null
 
 example:
   $ printf '%s\\n' '["echo", "one"]' \\
         '{"id": "b", "args": ["sh", "-c", "cat"], "input": "two"}' |
       fastns batch --timeout 10s - | jq -r .stdout
 
-A chunk of jobs (1,000, or what came before a pause of the input) is checked
-before any of it is started. The options describe all sandboxes. A job sees
-nothing of another one but what that writes to a volume, or to a root of theirs
-(without --read-only or --overlay).
+The options describe all sandboxes. Jobs share only volumes, and a --rootfs
+without --read-only or --overlay. Jobs are checked and started in chunks: 1,000,
+or as many as came before the input paused.
 
-Exit code: 0 when all jobs have exited with 0; 1 when one has failed in any way;
-125 for a wrong option, a line that is no job, or when fastns itself fails;
-128+n on signal n (130 on Ctrl-C): everything is ended, and the results so far
-are written.
+Exit code: 0 if all jobs have exited with 0; 1 if any job has failed; 125 for a
+wrong option, for a line that is not a job, or if fastns itself fails; 128+n if
+signal n ended fastns (130 on Ctrl-C): it then ends all sandboxes and writes the
+results so far.
 """
 
 
 def declare(parser: Parser) -> None:
-    parser.add_argument("jobs", metavar="FILE", help="the jobs, one a line; -: stdin")
+    parser.add_argument("jobs", metavar="FILE", help="the jobs, one per line; -: stdin")
     add_flags(parser.add_argument_group("the batch itself"), CONTROL)
     add_sandbox_flags(parser)
 

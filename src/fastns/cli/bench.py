@@ -25,29 +25,30 @@ BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not 
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 FLAGS = (
-    (ONE, "--json", "FILE", "write the machine and all results to FILE (-: only that, to stdout)"),
+    (ONE, "--json", "FILE", "write the machine and all results as JSON to FILE (-: to stdout, "
+     "without the table)"),
     (ONE, "--rounds", "N", "start each N times (default: as often as 3 seconds allow)"),
     (ONE, "--rootfs", "DIR", "use DIR as the root of the sandboxes (default: the host's system "
      "directories, read-only)"),
 )  # fmt: skip
 USAGE = "fastns bench [OPTIONS]"
 ABOUT = (
-    "Time what a start costs on this machine, in about 5 seconds: a bare process, each way of "
-    "fastns, and bwrap and unshare where they are installed."
+    "Time what a start costs on this machine, in about 5 seconds: a bare process, each way "
+    "to start with fastns, and bwrap and unshare if they are installed."
 )
 EPILOG = """\
-All contenders start the same program, in turn, in each of many rounds; the
-first rounds are a warm-up and do not count. Times are in ms, from the call to
-the end of the process.
-  starts/s   of this contender alone, one after the other; of a batch: as many
+All contenders start the same program and take turns, in many rounds; the first
+rounds are a warm-up and do not count. Times are in ms, from the call to the end
+of the process.
+  starts/s   by this contender alone, one after the other; by a batch: as many
              at once as there are CPUs
-  ratio      of the medians, to os.posix_spawn's
+  ratio      of its median to that of os.posix_spawn
   isolates   what the process has of its own
-The cost of a start does not depend on the program: one that runs longer has a
-ratio nearer to 1. A contender that cannot be started has the reason in its row,
-and the fix below it.
+A start costs the same whatever the program, so a program that runs longer has a
+ratio nearer to 1. For a contender that cannot be started, the table has the
+reason and the fix.
 
-Exit code: 0; 125 when fastns could start nothing; 130 on Ctrl-C.
+Exit code: 0; 125 if fastns could start nothing; 130 on Ctrl-C.
 """
 
 

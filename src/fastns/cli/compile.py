@@ -42,7 +42,7 @@ PLAN = (
     (ONE, "--timeout", "TIME", "end each sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr of each "
      "sandbox: 64k, 1m"),
-    (SWITCH, "--dry-run", "", "print the steps in order, one a line, and write nothing"),
+    (SWITCH, "--dry-run", "", "print the steps in order, one per line, and write nothing"),
 )  # fmt: skip
 
 
@@ -56,10 +56,10 @@ example:
   fastns compile --rootfs ./rootfs --timeout 2s -o judge.plan
   fastns-exec judge.plan -- ls /
 
-A plan works on this machine and kernel, with this build of fastns, for this
-user with the same rights. It holds paths, the directories of the host, ranges
-of ids and variables copied with -e as they are now: compile again when they
-change. It cannot hold limits by cgroups.
+A plan works only on this machine and kernel, with this build of fastns, and for
+a caller with the same ids and rights. It stores paths, the list of the host's
+directories, ranges of ids and variables copied with -e as they are now: compile
+again when they change. It cannot contain limits by cgroups, such as --memory.
 """
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
 
 USAGE = "fastns completion bash|zsh|fish"
-ABOUT = "Print a script that completes commands and options of fastns in a shell."
+ABOUT = "Print a script that makes a shell complete the commands and options of fastns."
 EPILOG = """\
 examples:
   bash: mkdir -p ~/.local/share/bash-completion/completions

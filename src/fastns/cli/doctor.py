@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fastns.cli._parser import Parser
 
 USAGE = "fastns doctor [--json]"
-ABOUT = "Show what works on this machine, a line each, and the fix for what does not."
-EPILOG = "Exit code: 1 when something basic does not work, otherwise 0."
+ABOUT = "Show what works on this machine, one line each, and how to fix the rest."
+EPILOG = "Exit code: 1 if something basic does not work, otherwise 0."
 EXIT_BASICS_FAIL = 1
 
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}", None: "\N{EN DASH}"}

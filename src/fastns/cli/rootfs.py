@@ -29,7 +29,7 @@ examples:
   fastns rootfs build ./rootfs bash ls ps mount hostname ipcs
   fastns run --rootfs ./rootfs -- bash -c 'ls /'
 
-  an interpreter with its standard library, a compiler with its headers:
+  an interpreter with its standard library; a compiler with its headers:
     fastns rootfs build ./py --with python
     fastns rootfs build ./dev bash make --with gcc --with perl
 
@@ -37,29 +37,29 @@ examples:
     fastns rootfs build ./web curl --with network
     fastns run --rootfs ./web --network host -- curl https://example.org
 
-The libraries of a command, its loader and the interpreters of scripts (#!) are
-copied with it; /bin/sh is always there. They are found by reading files:
-nothing is executed. What a program opens only while it runs (a standard
-library, data, plug-ins) is not found that way. --with adds it for python, perl
-and gcc: for those among the COMMANDs, or else for this machine's own. Name
-everything else with --extra.
+Each command is copied with its libraries, its loader and, for a script, its
+interpreter (#!); /bin/sh is always added. The build finds these by reading
+files and executes nothing, so it cannot find what a program opens only while it
+runs: a standard library, data, plug-ins. --with adds this for python, perl or
+gcc: for the one among the COMMANDs, or else for this machine's own. Use --extra
+for everything else.
 
-DIR must not exist, be empty, or be a root built before. A root is extended:
-changed files are renewed, all others are left alone. What it was built from is
-recorded beside it, in its parent directory, as .NAME.fastns-rootfs.json:
-nothing that a sandbox can write in DIR is trusted. When something is missing or
-fails, DIR stays as it was.
+DIR must not exist, or be empty, or be a root that was built before. Such a root
+is extended: changed files are renewed, all others are left alone. If something
+is missing or fails, DIR stays as it was. The build records what it copied in
+.NAME.fastns-rootfs.json beside DIR, because a sandbox can write to anything in
+DIR.
 
-A sandbox does not see what lies below /tmp, /run, /dev, /proc and /sys: its
-default mounts cover it.
+A sandbox does not see files of the root below /tmp, /run, /dev, /proc and /sys:
+its default mounts cover them.
 
-Exit code: 0, or 125 when the root could not be built.
+Exit code: 0, or 125 if the root could not be built.
 """
 FLAGS = (
     (MANY, "--with", "BUNDLE", "python, perl or gcc: add all it needs to run; network: add CA "
      "certificates and name servers"),
-    (MANY, "--extra", "PATH", "copy this file, or this directory with all in it, to the same "
-     "place, with the libraries of its ELF files"),
+    (MANY, "--extra", "PATH", "copy this file or whole directory to the same path, with the "
+     "libraries of its ELF files"),
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def declare(parser: Parser) -> None:
     )
     action.add_argument("directory", metavar="DIR", help="where the root goes")
     action.add_argument(
-        "commands", metavar="COMMAND", nargs="*", help="a name, found through PATH, or a path"
+        "commands", metavar="COMMAND", nargs="*", help="a name to look up in PATH, or a path"
     )
     add_flags(action, FLAGS)
 

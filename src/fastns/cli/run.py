@@ -38,26 +38,26 @@ PATIENCE = 0.2
 """Seconds to wait for a reader that takes none of the output of a sandbox that was ended."""
 
 ACCEPTED = (
-    (SWITCH, "-i --interactive", "", "accepted: stdin is always connected"),
-    (SWITCH, "-t --tty", "", "a terminal of its own (not available yet)"),
-    (SWITCH, "--rm", "", "accepted: nothing is ever left behind"),
+    (SWITCH, "-i --interactive", "", "does nothing: stdin is always connected"),
+    (SWITCH, "-t --tty", "", "not available yet: a terminal of its own"),
+    (SWITCH, "--rm", "", "does nothing: nothing is ever left behind"),
 )
 """For those who know docker."""
 CONTROL = (
     (ONE, "--timeout", "TIME", "end the sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr: 64k, 1m"),
-    (ONE, "--on-output-limit", "truncate|kill", "over --max-output, drop the rest and go on "
-     "(truncate, the default), or end the sandbox (kill)"),
-    (ONE, "--status-fd", "N", "write one JSON object to this open fd at the end. The file must not "
-     "be one that the command has, such as its stdout"),
-    (SWITCH, "--dry-run", "", "print the steps in order, one a line, and start nothing"),
+    (ONE, "--on-output-limit", "truncate|kill", "what to do with output beyond --max-output: drop "
+     "it and go on (truncate, the default), or end the sandbox (kill)"),
+    (ONE, "--status-fd", "N", "write one JSON object to this open fd at the end. It must not lead "
+     "to a file that the command has open, such as its stdout"),
+    (SWITCH, "--dry-run", "", "print the steps in order, one per line, and start nothing"),
 )  # fmt: skip
 
 
 USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
 ABOUT = (
-    "Run one command in a sandbox of its own. Without options it sees the host's system "
-    "directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+    "Run one command in a sandbox of its own. Without options the command sees the "
+    "host's system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
     "environment. Options that add something, such as -v and -e, may be repeated."
 )
 EPILOG = """\
@@ -67,8 +67,8 @@ examples:
   fastns run --memory 512m --pids-limit 100 --cpus 1 -- python3 -c 'print(1)'
   fastns run --rootfs ./rootfs --overlay -- bash
 
-Exit code: the command's own; 128+n on signal n; 124 on --timeout; 125 when
-fastns itself fails; 126 when the command is not executable; 127 when it is not
+Exit code: the command's own; 128+n if signal n ended it; 124 on --timeout; 125
+if fastns itself fails; 126 if the command is not executable; 127 if it is not
 found.
 """
 
