@@ -56,8 +56,8 @@ CONTROL = (
 
 USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
 ABOUT = (
-    "Run one command in a sandbox of its own. Without options the command sees the "
-    "host's system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
+    "Run one command in a sandbox of its own. Without options the command sees the host's system "
+    "directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
     "environment. Options that add something, such as -v and -e, may be repeated."
 )
 EPILOG = """\
