@@ -138,7 +138,7 @@ def _limits(spec: Spec) -> Iterator[Op]:
     for rlimit in DEFAULT_RLIMITS[1:]:
         if rlimit.type not in given:
             least = LEAST_FDS if rlimit.type == "RLIMIT_NOFILE" else 0
-            yield _rlimit_op(rlimit, _core.HOW_SHARE, least)
+            yield _rlimit_op(rlimit, _core.HOW_HALF, least)
     yield from map(_rlimit_op, given.values())
 
 
@@ -146,7 +146,7 @@ def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
     soft, hard = (RLIM_INFINITY if n == -1 else n for n in (rlimit.soft, rlimit.hard))
     data = soft.to_bytes(8, "little") + hard.to_bytes(8, "little")
     note = f"{rlimit.type} {rlimit.soft}:{rlimit.hard}"
-    note += " at most" if how & _core.HOW_SHARE else ""
+    note += " at most" if how & _core.HOW_HALF else ""
     return Op("rlimit", "rlimit", how, rlimit.number, least, data=data, note=note)
 
 
