@@ -1,20 +1,20 @@
 /* From the clone of a start to the exec of the program. Runs in the caller's memory.
  *
- * The caller's other threads go on using that memory. Therefore: raw system calls only; no heap, no locks, no
+ * The caller's other threads keep using that memory. Therefore: raw system calls only; no heap, no locks, no
  * errno or other TLS, no libc function, and no writes but to this stack. All signals are blocked, so no
- * handler of the caller runs here. tests/sandbox/test_child_rule.py checks the object file. The program does
- * whatever need not happen before the exec.
+ * handler of the caller runs here. tests/sandbox/test_child_rule.py checks the object file. Whatever can wait
+ * until after the exec is left to the program.
  */
 #include "border.h"
 
 #include "shared/sys.h"
 #include "shared/wire.h"
 
-enum { NOROOT = 1 /* SECBIT_NOROOT */, EXIT_FAILED = 127 };
+enum { NOROOT = 1 /* SECBIT_NOROOT */ };
 
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
-    /* A source among 0, 1 and 2 is copied before one of them is replaced; close_range closes the copy. */
+    /* A source that is 0, 1 or 2 is copied before those are replaced. close_range closes the copy. */
     int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     *stage = FNS_STAGE_STDIO;
     for (int fd = 0; fd < 3; fd++) {
@@ -43,8 +43,8 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* Runs the ops that write id maps: an exec in an unmapped user namespace would take all capabilities away.
- * `*at`: the op. */
+/* Runs the ops that write id maps: an exec in an unmapped user namespace drops all capabilities. `*at`: the
+ * last op run. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {
     int result = 0;
@@ -61,8 +61,8 @@ static int write_maps(const struct fns_plan *plan, int *at)
     return result;
 }
 
-/* An exec leaves uid 0 its capabilities, unless SECBIT_NOROOT is set. To others it leaves those that are
- * ambient (capabilities(7)). */
+/* Over an exec, uid 0 keeps its capabilities unless SECBIT_NOROOT is set; others keep the ambient ones
+ * (capabilities(7)). */
 static int keep_capabilities(void)
 {
     struct fns_capabilities sets;
@@ -74,7 +74,7 @@ static int keep_capabilities(void)
         return (int)result;
     sets.inheritable |= sets.permitted;
     result = fns_capset(&sets);
-    if (result == -EPERM) { /* what the bounding set lacks cannot become inheritable */
+    if (result == -EPERM) { /* capabilities outside the bounding set cannot become inheritable */
         for (unsigned cap = 0; cap < FNS_MAX_CAPABILITIES; cap++)
             if (fns_prctl(PR_CAPBSET_READ, cap, 0) != 1)
                 sets.inheritable &= ~(1ull << cap);
@@ -93,11 +93,8 @@ static int fail(int status, enum fns_stage stage, int op_index, int result)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
                                        .error = {(uint16_t)stage, 0, op_index, -result}};
-    /* An unreported failure looks like a process that was killed. */
-    for (int tries = 0; tries < FNS_TRIES; tries++)
-        if (fns_write(status, &failed, sizeof failed) >= 0)
-            break;
-    return EXIT_FAILED;
+    FNS_IGNORE(fns_write_retrying(status, &failed, sizeof failed), "this process ends anyway");
+    return FNS_EXIT_FAILED;
 }
 
 int fns_border_main(void *arg)
@@ -115,13 +112,13 @@ int fns_border_main(void *arg)
         result = write_maps(border->plan, &op);
     if (result < 0)
         return fail(border->status, FNS_STAGE_ID_MAP, op, result);
-    if (border->plan->n_ops) /* else no op would drop them again */
+    if (border->plan->n_ops) /* without ops, nothing would drop them again */
         result = keep_capabilities();
     if (result < 0)
         return fail(border->status, FNS_STAGE_CAPABILITIES, -1, result);
     result =
         (int)fns_sys5(__NR_execveat, border->program, "", args->argv, args->envp, AT_EMPTY_PATH);
-    /* The program has the command's arguments: a limit that it meets is the command's. */
+    /* The program gets the command's arguments, so these errors concern the command. */
     int own = result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
     return fail(border->status, own ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
 }

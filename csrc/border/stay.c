@@ -1,12 +1,11 @@
-/* A process that only holds a new user namespace. Runs in the caller's memory (border.c).
- *
- * It exists so that the caller can write the namespace's id maps and set its limits (userns.c).
+/* A process that only holds a new user namespace, so that the caller can write the namespace's id maps and
+ * set its limits (userns.c). Runs in the caller's memory (border.c).
  */
-#include "stay.h"
+#include "border.h"
 
 #include "shared/sys.h"
 
-/* 1, or -errno. Where /proc/sys is missing or cannot be written, no limit is set. */
+/* 1, or -errno. No limit is set where /proc/sys is missing or not writable. */
 static int limit_inotify(const char *limit)
 {
     int result = (int)fns_sys4(__NR_openat, AT_FDCWD, "/proc/sys/user/max_inotify_instances",
@@ -24,6 +23,6 @@ int fns_stay_main(void *arg)
     int limited = result < 0 ? (int)result : stay->inotify ? limit_inotify(stay->inotify) : 1;
     __atomic_store_n(&stay->limited, limited, __ATOMIC_RELEASE);
     while (result == 0 && fns_sys0(__NR_getppid) == stay->parent)
-        FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "it looks again for its parent");
+        FNS_IGNORE(fns_sys4(__NR_ppoll, 0, 0, 0, 0), "the parent is checked again");
     return 0;
 }

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "border/border.h"
-#include "shared/clone.h"
+#include "shared/sys.h"
 #include "spawn.h"
 
 enum {

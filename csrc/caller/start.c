@@ -129,7 +129,7 @@ static void write_numbers(const struct start *start, int entered, char *text)
         .control = or_none(start->control[1]),
         .plan = (uint32_t)start->packed,
         .plan_size = (uint32_t)start->packed_size,
-        .told = or_none(start->told),
+        .pid_file = or_none(start->told),
         .userns = (uint32_t)args->userns,
         .clone_into = args->clone_into,
         .entered = (uint32_t)entered,

@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "border/stay.h"
+#include "border/border.h"
 #include "shared/sys.h"
 #include "spawn.h"
 

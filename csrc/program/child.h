@@ -1,13 +1,14 @@
-/* One start or one sandbox of a template, as the code sees it that carries out its plan.
+/* What carries out a plan: one start, or one sandbox of a template, and the functions it calls.
  *
- * That code runs in the program, in memory of its own, and in the sandboxes of a template's server, which
- * share the server's memory. Therefore: raw system calls only; no heap, no locks, no errno or other TLS,
- * no libc function but memcpy and memset, and no writes but to the stack and to `struct fns_child`.
+ * This code runs in the program, which owns its memory, and in the sandboxes of a template's server, which
+ * share the server's. Therefore: raw system calls only; no heap, no locks, no errno or other TLS, no libc
+ * function but memcpy and memset, and no writes but to the stack and to `struct fns_child`.
  * tests/sandbox/test_child_rule.py checks the object files.
  */
 #ifndef FNS_CHILD_H
 #define FNS_CHILD_H
 
+#include "linux.h"
 #include "shared/error.h"
 #include "shared/plan.h"
 #include "shared/sys.h"
@@ -48,19 +49,17 @@ struct fns_child {
         .root = -1, .scratch = -1, .unmapped = -1, .userns = (args_)->userns                       \
     }
 
-/* The functions of the ops: 0 or more, or -errno. */
-#define FNS_OP(code, name, ...)                                                                    \
-    FNS_CHECKED int fns_op_##name(struct fns_child *child, const struct fns_op *op);
-#include "shared/ops.def"
-
-/* gcc may call these of its own accord; runtime.h defines them. */
+/* gcc may call these of its own accord; main.c defines them. */
 void *memcpy(void *restrict to, const void *restrict from, size_t size);
 void *memset(void *to, int byte, size_t size);
 
 #define FNS_PATH_SIZE 4096 /* PATH_MAX */
 #define FNS_PATH_FLAGS (O_PATH | O_CLOEXEC)
+#define FNS_DIRECTORY_MODE 0755
+#define FNS_FILE_MODE 0644
+#define FNS_NEW_FILE (O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC)
 
-/* A text of the plan; 0: the field is not given. */
+/* A text of the plan; 0: the field is not set. */
 FNS_INLINE const char *fns_text(const struct fns_child *child, uint32_t offset)
 {
     return offset ? child->plan->strings + offset : 0;
@@ -86,14 +85,70 @@ FNS_INLINE int fns_source_failed(struct fns_child *child, int result)
 }
 
 /* Returns `result`, -errno, which fails the start. */
-FNS_INLINE int fns_child_failed(struct fns_child *child, enum fns_stage stage, int op_index,
-                                long result)
+FNS_INLINE int fns_child_failed(struct fns_child *child, enum fns_stage stage, long result)
 {
     child->error.stage = (uint16_t)stage;
-    child->error.op_index = op_index;
     child->error.err = (int)-result;
     child->progress = FNS_PROGRESS_FAILED;
     return (int)result;
 }
+
+/* ---- ops (ops.c), and the function of each: 0 or more, or -errno ------------------------------ */
+
+#define FNS_OP(code, name, ...)                                                                    \
+    FNS_CHECKED int fns_op_##name(struct fns_child *child, const struct fns_op *op);
+#include "shared/ops.def"
+
+/* Runs the ops from `first` to before `end`, except the last ones, and closes the fds of the root.
+ * 0, or -errno with child->error set. */
+FNS_CHECKED int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end);
+
+/* Runs the last ops (FNS_OP_LAST). */
+FNS_CHECKED int fns_run_last_ops(struct fns_child *child);
+
+/* Brings lo of the current network namespace up (identity.c): a socket in that namespace, or -errno. */
+FNS_CHECKED int fns_loopback_up(void);
+
+/* ---- around the ops (command.c): 0, or -errno with child->error set --------------------------- */
+
+/* Resets what an exec leaves of the caller: ignored signals, the personality. */
+FNS_CHECKED int fns_reset_process(struct fns_child *child);
+
+/* Leaves the caller's session and process group: kill(0) would reach the group, and TIOCSTI types into the
+ * session's terminal. Not with a terminal as stdin: a shell needs both for its jobs. */
+FNS_CHECKED int fns_leave_session(struct fns_child *child);
+
+/* Changes to the working directory, which must lie inside the root. */
+FNS_CHECKED int fns_change_directory(struct fns_child *child);
+
+/* Runs the last ops, unblocks signals and executes the command. Returns only on failure. */
+FNS_CHECKED int fns_execute(struct fns_child *child);
+
+/* Closes all fds from 3 on but these; 0 in the list: none. 0 or -errno. */
+FNS_CHECKED int fns_close_but(const int fds[3]);
+
+/* ---- paths inside the root that is built (paths.c): an O_PATH fd, or -errno ------------------- */
+
+/* The type (FNS_S_IF*) of `name` in the directory `fd`, of a link itself; of `fd` if `name` is "". */
+FNS_CHECKED long fns_type_in(int fd, const char *name);
+
+/* Resolves `path` below `root`, so that no link and no race leads outside. */
+FNS_CHECKED int fns_resolve(int root, const char *path, int no_symlinks);
+
+/* The directory that is the first n bytes of `path`, or that holds the op's target, whose last name is
+ * `name`. The cache owns the fd: do not close it. */
+FNS_CHECKED int fns_directory(struct fns_child *child, const char *path, size_t n, int no_symlinks);
+FNS_CHECKED int fns_target_directory(struct fns_child *child, const struct fns_op *op,
+                                     const char **name);
+
+/* The op's target; with CREATE a missing one is made, as an empty file or a directory. */
+FNS_CHECKED int fns_open_target(struct fns_child *child, const struct fns_op *op, int directory);
+
+/* With OWNED: gives `name` in `dir`, or `dir` itself if `name` is "", to the sandbox's owner. 0 or -errno. */
+FNS_CHECKED int fns_give_to_owner(const struct fns_child *child, const struct fns_op *op, int dir,
+                                  const char *name);
+
+/* Closes what adjacent ops share. Needed before an op that may mount over it. */
+void fns_drop_cache(struct fns_child *child);
 
 #endif

@@ -1,27 +1,24 @@
 /* The closer: a process beside a template's server that takes mount namespaces down.
  *
- * The last process to hold a mount namespace takes it down: it frees all that was written to its tmpfs, and
- * waits for all CPUs (RCU). A sandbox must not, as its end is reported only afterwards; the server must not,
- * as others wait for its replies. So the server sends the closer an fd of each namespace when the sandbox
- * starts, and the closer closes it after the end. Until then the fds stay in the socket. If they were the
- * server's, each sandbox would be born with copies, and would take a namespace down as it closes them. The
- * closer has threads so that several namespaces wait for all CPUs together. Raw system calls only.
+ * The last process that lets go of a mount namespace takes it down: it frees all that was written to its
+ * tmpfs, and waits for all CPUs (RCU). That must not be the sandbox, whose end is reported only afterwards,
+ * nor the server, whose other callers wait. So the server sends the closer an fd of each namespace when the
+ * sandbox starts, and the closer closes it after the end. Until then the fds stay in the socket: if the server
+ * kept them, each new sandbox would have copies, and might be the last to close one. The closer has threads
+ * so that several namespaces wait for all CPUs together. Raw system calls only.
  */
-#include "closer.h"
-
-#include "linux.h"
-#include "shared/wire.h"
+#include "server.h"
 
 #define MAX_ENTRIES 128
 #define N_WORKERS 3 /* threads beside the closer's own */
 #define STACK_SIZE 8192
 #define WORKER_STACK_SIZE 4096
 
-/* Of an entry. The server makes it SENT and RELEASED; the closer RECEIVED, TAKEN and FREE again. */
+/* Of an entry. The server sets SENT and RELEASED; the closer RECEIVED, TAKEN and FREE. */
 enum state { FREE, SENT, RELEASED, RECEIVED, TAKEN };
 
 static struct {
-    int pid, sockets[2]; /* the server's end, the closer's */
+    int sockets[2]; /* the server's end, the closer's */
     unsigned next, pending;
     volatile uint32_t woken, received; /* counters, to wait for */
     volatile uint8_t states[MAX_ENTRIES];
@@ -30,7 +27,6 @@ static struct {
     char stacks[N_WORKERS][WORKER_STACK_SIZE] __attribute__((aligned(4096)));
 } closer;
 
-/* Receives what was sent. */
 static void receive_all(int socket)
 {
     for (;;) {
@@ -42,7 +38,7 @@ static void receive_all(int socket)
     }
 }
 
-/* 1: the entry was in the state `from`, and is now in `to`. */
+/* 1: the state was `from` and is now `to`. */
 static int change(unsigned entry, uint8_t from, uint8_t to)
 {
     return __atomic_compare_exchange_n(&closer.states[entry], &from, to, 0, __ATOMIC_SEQ_CST,
@@ -61,18 +57,13 @@ static void close_received(void)
     }
 }
 
-static _Noreturn void work(void)
+static _Noreturn int worker_main(void *arg)
 {
     for (;;) {
         uint32_t received = __atomic_load_n(&closer.received, __ATOMIC_SEQ_CST);
         close_received();
         fns_futex(&closer.received, FUTEX_WAIT, received);
     }
-}
-
-static int worker_main(void *arg)
-{
-    work();
 }
 
 static void start_workers(void)
@@ -85,7 +76,7 @@ static void start_workers(void)
                    "the others do its work");
 }
 
-/* Marks what was released as received: how many these are. */
+/* Marks what was released as received. How many. */
 static int receive_released(int socket)
 {
     int n = 0;
@@ -108,11 +99,11 @@ static int closer_main(void *arg)
     long result = socket > 0 ? fns_sys3(__NR_close_range, 0, socket - 1, 0) : 0;
     if (result >= 0)
         result = fns_sys3(__NR_close_range, socket + 1, ~0u, 0);
-    if (result < 0) /* with the server's fds open here, no connection could be closed */
+    if (result < 0) /* the server's connections would stay open here */
         return 1;
     for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
         closer.fds[entry] = -1;
-        change(entry, TAKEN, FREE); /* a closer before this one ended with it */
+        change(entry, TAKEN, FREE); /* by a closer that has ended */
     }
     start_workers();
     for (;;) {
@@ -131,19 +122,11 @@ int fns_closer_start(void)
     int result = closer.sockets[1] ? 0 : fns_socket_pair(closer.sockets);
     if (result < 0)
         return result;
-    long pid =
-        fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_SIGCHLD,
-                           (long)(closer.stack + sizeof closer.stack), 0, 0, 0, closer_main, 0);
-    closer.pid = pid < 0 ? 0 : (int)pid;
-    return pid < 0 ? (int)pid : 0;
+    return (int)fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_SIGCHLD,
+                                   (long)(closer.stack + sizeof closer.stack), 0, 0, 0, closer_main,
+                                   0);
 }
 
-int fns_closer_pid(void)
-{
-    return closer.pid;
-}
-
-/* A free entry, or -1. */
 static int take_entry(void)
 {
     for (unsigned i = 0; i < MAX_ENTRIES; i++) {
@@ -151,7 +134,7 @@ static int take_entry(void)
         if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) == FREE)
             return (int)entry;
     }
-    return -1;
+    return FNS_NONE;
 }
 
 int fns_closer_hold(int fd)
@@ -159,7 +142,7 @@ int fns_closer_hold(int fd)
     int entry = take_entry();
     if (entry < 0 ||
         fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) < 0)
-        return -1;
+        return FNS_NONE;
     closer.states[entry] = SENT;
     return entry;
 }

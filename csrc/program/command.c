@@ -1,14 +1,11 @@
-/* What surrounds the ops: from the caller's settings to the exec of the command. Runs in the program and in
- * a template's sandboxes (child.h). */
-#include "command.h"
-
-#include "linux.h"
-#include "ops.h"
+/* What happens around the ops, from the reset of the caller's settings to the exec of the command. Runs in
+ * the program and in a template's sandboxes (child.h). */
+#include "child.h"
 
 enum { BUSY_TRIES = 50, BUSY_PAUSE_NS = 1000000 };
 #define GET_PERSONALITY 0xffffffff /* personality(2): changes nothing */
 
-static int reset_signals(struct fns_child *child)
+int fns_reset_process(struct fns_child *child)
 {
     const struct { /* the kernel's struct sigaction */
         uint64_t handler, flags, restorer, mask;
@@ -18,21 +15,13 @@ static int reset_signals(struct fns_child *child)
             continue;
         long result = fns_sys4(__NR_rt_sigaction, sig, &action, 0, FNS_SIGSET_SIZE);
         if (result < 0)
-            return fns_child_failed(child, FNS_STAGE_SIGNALS, -1, result);
+            return fns_child_failed(child, FNS_STAGE_SIGNALS, result);
     }
-    return 0;
-}
-
-int fns_reset_process(struct fns_child *child)
-{
-    int result = reset_signals(child);
-    if (result < 0)
-        return result;
     /* The caller's may turn off address randomization (setarch(8)). */
-    result = (int)fns_sys1(__NR_personality, PER_LINUX);
-    /* A filter around the caller may refuse changes, where there is nothing to change. */
+    long result = fns_sys1(__NR_personality, PER_LINUX);
+    /* A filter around the caller may refuse the call even where nothing would change. */
     if (result < 0 && fns_sys1(__NR_personality, GET_PERSONALITY) != PER_LINUX)
-        return fns_child_failed(child, FNS_STAGE_PERSONALITY, -1, result);
+        return fns_child_failed(child, FNS_STAGE_PERSONALITY, result);
     return 0;
 }
 
@@ -42,7 +31,7 @@ int fns_leave_session(struct fns_child *child)
     if (fns_sys3(__NR_ioctl, 0, TCGETS, attributes) >= 0)
         return 0;
     long result = fns_sys0(__NR_setsid);
-    return result < 0 ? fns_child_failed(child, FNS_STAGE_SESSION, -1, result) : 0;
+    return result < 0 ? fns_child_failed(child, FNS_STAGE_SESSION, result) : 0;
 }
 
 int fns_change_directory(struct fns_child *child)
@@ -56,23 +45,23 @@ int fns_change_directory(struct fns_child *child)
     /* The magic link of a passed fd can lead out of the root: getcwd(2) then does not begin with "/". */
     if (result >= 0 && now[0] != '/')
         result = -ENOENT;
-    return result < 0 ? fns_child_failed(child, FNS_STAGE_CHDIR, -1, result) : 0;
+    return result < 0 ? fns_child_failed(child, FNS_STAGE_CHDIR, result) : 0;
 }
 
-/* Another thread's child may hold a writing fd of the file until its own exec (ETXTBSY). */
+/* Retries while another thread's child holds a writing fd of the file: until its own exec (ETXTBSY). */
 static int try_path(const struct fns_args *args, const char *path)
 {
     const int64_t pause[2] = {0, BUSY_PAUSE_NS};
     int result = -ETXTBSY;
     for (int tries = 0; result == -ETXTBSY && tries < BUSY_TRIES; tries++) {
         if (tries)
-            FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "it is tried again the sooner");
+            FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "a shorter pause does no harm");
         result = (int)fns_sys3(__NR_execve, path, args->argv, args->envp);
     }
     return result;
 }
 
-/* Tries the paths as execvp(3): EACCES only if no later one is found. */
+/* Tries the paths as execvp(3) does: EACCES only if no later one is found. */
 static int try_paths(struct fns_child *child)
 {
     int denied = 0, result = -ENOENT;
@@ -96,19 +85,11 @@ int fns_execute(struct fns_child *child)
     if (failed < 0)
         return failed;
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
-    /* Signals were blocked, so that one to the whole process group could not end the start half-way. */
+    /* Signals were blocked until now, so that one to the process group could not end the start half-way. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     if (result < 0)
-        return fns_child_failed(child, FNS_STAGE_SIGNALS, -1, result);
-    return fns_child_failed(child, FNS_STAGE_EXEC, -1, try_paths(child));
-}
-
-/* ---- fds ------------------------------------------------------------------------------------ */
-
-void fns_close_all(const int *fds, int n)
-{
-    for (int i = 0; i < n; i++)
-        fns_close(fds[i]);
+        return fns_child_failed(child, FNS_STAGE_SIGNALS, result);
+    return fns_child_failed(child, FNS_STAGE_EXEC, try_paths(child));
 }
 
 int fns_close_but(const int fds[3])

@@ -1,8 +1,6 @@
 /* The ops that say who the process is: names, network, keyring, cgroups, limits, ids. Runs in the program
  * and in a template's sandboxes (child.h). */
 #include "child.h"
-#include "linux.h"
-#include "loopback.h"
 
 int fns_op_hostname(struct fns_child *child, const struct fns_op *op)
 {
@@ -14,6 +12,25 @@ int fns_op_domainname(struct fns_child *child, const struct fns_op *op)
 {
     const char *name = fns_text(child, op->data);
     return (int)fns_sys2(__NR_setdomainname, name, fns_length(name));
+}
+
+int fns_loopback_up(void)
+{
+    struct { /* struct ifreq */
+        char name[16];
+        short flags;
+        char rest[22];
+    } request = {.name = "lo"};
+    int socket = (int)fns_sys3(__NR_socket, FNS_AF_INET, FNS_SOCK_DGRAM | O_CLOEXEC, 0);
+    if (socket < 0)
+        return socket;
+    int result = (int)fns_sys3(__NR_ioctl, socket, SIOCGIFFLAGS, &request);
+    request.flags |= FNS_IFF_UP;
+    if (result >= 0)
+        result = (int)fns_sys3(__NR_ioctl, socket, SIOCSIFFLAGS, &request);
+    if (result < 0)
+        fns_close(socket);
+    return result < 0 ? result : socket;
 }
 
 int fns_op_loopback(struct fns_child *child, const struct fns_op *op)
@@ -39,24 +56,20 @@ int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_args *args = child->args;
     uint32_t n = args->n_groups - args->clone_into;
-    long result = args->n_groups ? 0 : -EINVAL; /* never without the limits that were asked for */
+    long result = args->n_groups ? 0 : -EINVAL; /* never without the limits of the spec */
     for (uint32_t i = (uint32_t)child->entered; result >= 0 && i < n; i++)
         result = fns_sys3(__NR_write, args->groups[i], "0", 1);
     for (uint32_t i = 0; i < args->n_groups; i++)
         fns_close_if_open(args->groups[i]);
-    /* Not made by the clone: its root would be the cgroup of the process that cloned. */
+    /* Not left to the clone: the root would be the cgroup of the process that cloned. */
     if (result >= 0 && op->flags)
         result = fns_sys1(__NR_unshare, op->flags);
     return result < 0 ? (int)result : 0;
 }
 
-/* The kernel counts some resources per user, over all processes: a sandbox that has half of the caller's
- * limit leaves the other half. */
-static uint64_t half_of(uint64_t limit, uint64_t least)
+static uint64_t min(uint64_t a, uint64_t b)
 {
-    if (limit / 2 >= least)
-        return limit / 2;
-    return limit < least ? limit : least;
+    return a < b ? a : b;
 }
 
 int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
@@ -66,15 +79,17 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
     } limit, now = {0, 0};
     int result = 0;
     memcpy(&limit, child->plan->strings + op->data, sizeof limit);
-    if (op->how & FNS_HOW_SHARE) {
+    if (op->how & FNS_HOW_HALF) {
+        /* The kernel counts some resources per user, over all processes: a sandbox with half of the caller's
+         * limit leaves the other half. */
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now);
-        uint64_t half = half_of(now.soft, op->arg);
-        limit.soft = limit.soft < half ? limit.soft : half;
-        limit.hard = limit.hard < half ? limit.hard : half;
+        uint64_t half = now.soft / 2 >= op->arg ? now.soft / 2 : min(now.soft, op->arg);
+        limit.soft = min(limit.soft, half);
+        limit.hard = min(limit.hard, half);
     }
     if (result >= 0)
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, &limit, 0);
-    /* Optional only where the hard limit is lower already, and may not be raised. */
+    /* Optional only where the hard limit is already lower and may not be raised. */
     if (result == -EPERM && op->how & FNS_HOW_OPTIONAL &&
         fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now) >= 0 && now.hard < limit.hard)
         result = 0;
@@ -106,7 +121,7 @@ int fns_op_setuid(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
 }
 
-/* After the change of ids, which would clear it (commit_creds()). If the caller has ended before, its end
+/* Set after the change of ids, which would clear it (commit_creds()). If the caller has already ended, its end
  * of the status pipe is closed. */
 int fns_op_parent_death(struct fns_child *child, const struct fns_op *op)
 {

@@ -1,12 +1,10 @@
 /* The reaper: pid 1 of a sandbox whose command is its child. Runs in the program, with FNS_PLAN_INIT. */
 #include "program.h"
 
-#include "command.h"
-
-#define STACK_SIZE 32768
 enum {
-    SIGNAL_EXIT = 128
-}; /* the exit status of a command that a signal ended, as a shell has it */
+    STACK_SIZE = 32768,
+    SIGNAL_EXIT = 128 /* added to a signal's number in the exit status, as shells do */
+};
 
 /* The command's process, until it executes. Both words begin as 1. */
 struct command {
@@ -35,7 +33,7 @@ static int command_main(void *arg)
  * end when the command closes them. */
 static long give_up_rights(const struct fns_start *start)
 {
-    const int needed[3] = {(int)start->given.control, (int)start->given.status, 0};
+    const int needed[3] = {(int)start->numbers.control, (int)start->numbers.status, 0};
     const struct fns_capabilities none = {0, 0, 0};
     long result = fns_capset(&none);
     if (result >= 0)
@@ -43,8 +41,8 @@ static long give_up_rights(const struct fns_start *start)
     return result < 0 ? result : fns_close_but(needed);
 }
 
-/* Starts the command, which has its own fds and capabilities. It runs only when this process has given up
- * its own. The command's pid, or -errno. */
+/* Starts the command, which has its own fds and capabilities and waits until this process has given up its
+ * own. The command's pid, or -errno. */
 static long start_command(struct fns_start *start)
 {
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -65,26 +63,19 @@ static long start_command(struct fns_start *start)
     return pid;
 }
 
-static void pass_on(long pid, long sig, const struct fns_siginfo *info)
-{
-    /* A terminal's signal (SI_KERNEL) has reached the whole foreground group already. */
-    if (sig > 0 && sig != FNS_SIGCHLD && info->code != FNS_SI_KERNEL)
-        FNS_IGNORE(fns_sys2(__NR_kill, pid, sig), "it may have ended");
-}
-
 /* Reports how the command ended, and ends alike. */
 static _Noreturn void end_with_command(const struct fns_start *start,
                                        const struct fns_siginfo *info)
 {
     const struct fns_message message = {
         .kind = FNS_MESSAGE_EXITED, .value = info->code, .status = info->status};
-    long told = fns_tell((int)start->given.control, &message, -1, 0);
-    if (told < 0) /* without EXITED, the caller reads errno from the exit status */
-        fns_quit((int)-told);
+    long sent = fns_send((int)start->numbers.control, &message, -1, 0);
+    if (sent < 0) /* without EXITED, the caller reads errno from the exit status */
+        fns_quit((int)-sent);
     fns_quit(info->code == FNS_CLD_EXITED ? info->status : SIGNAL_EXIT + info->status);
 }
 
-/* Reaps whatever has ended. */
+/* Reaps every process that has ended. */
 static void reap(const struct fns_start *start, long pid)
 {
     for (int failed = 0;;) {
@@ -93,7 +84,7 @@ static void reap(const struct fns_start *start, long pid)
         long result = fns_sys5(__NR_waitid, P_ALL, 0, &info, WNOHANG | WEXITED, 0);
         if (result == -ECHILD || (result == 0 && info.pid == 0))
             return;
-        if (result < 0 && ++failed == FNS_TRIES) /* no end would be seen any more */
+        if (result < 0 && ++failed == FNS_TRIES) /* the command's end would go unnoticed */
             fns_quit((int)-result);
         if (result == 0 && info.pid == pid && info.code < FNS_CLD_TRAPPED)
             end_with_command(start, &info);
@@ -111,15 +102,16 @@ _Noreturn void fns_run_init(struct fns_start *start)
         child->error = FNS_KILLED(FNS_STAGE_INIT);
     if (child->progress != FNS_PROGRESS_EXEC)
         fns_start_failed(start);
-    FNS_IGNORE(fns_sys2(__NR_munmap, start->packed, start->given.plan_size),
-               "it only costs memory");
+    FNS_IGNORE(fns_sys2(__NR_munmap, start->packed, start->numbers.plan_size), "it costs memory");
     fns_hide_arguments(start);
-    fns_say_running(start);
-    fns_close((int)start->given.status);
+    fns_report_running(start);
+    fns_close((int)start->numbers.status);
     for (;;) {
         struct fns_siginfo info;
         long sig = fns_sys4(__NR_rt_sigtimedwait, &all, &info, 0, FNS_SIGSET_SIZE);
-        pass_on(pid, sig, &info);
+        /* A signal from a terminal (SI_KERNEL) has already reached the whole foreground group. */
+        if (sig > 0 && sig != FNS_SIGCHLD && info.code != FNS_SI_KERNEL)
+            FNS_IGNORE(fns_sys2(__NR_kill, pid, sig), "the command may have ended");
         reap(start, pid);
     }
 }

@@ -1,11 +1,8 @@
 /* The killing of sandboxes. Runs in a template's server.
  *
  * The first process of a pid namespace does not end while a process inside traces it with
- * PTRACE_O_TRACEEXIT. So what a kill has not ended after FNS_KILL_MS is killed from within its namespace. */
-#include "kill.h"
-
-#include "linux.h"
-#include "tables.h"
+ * PTRACE_O_TRACEEXIT. So a sandbox that is still there after FNS_KILL_MS is killed from within its namespace. */
+#include "server.h"
 
 #define STACK_SIZE 4096
 
@@ -30,7 +27,7 @@ static uint64_t time_of_next_check(void)
 
 void fns_kill(struct fns_sandbox *sandbox)
 {
-    if (sandbox->pid <= 0) /* not reaped: nobody else has this pid */
+    if (sandbox->pid <= 0) /* it is reaped, and its pid may be another's */
         return;
     if (sandbox->pid_namespace < 0)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
@@ -44,7 +41,7 @@ static int kill_others(void *none)
     return (int)fns_sys2(__NR_kill, -1, FNS_SIGKILL);
 }
 
-/* Kills everything in a pid namespace but its first process, by a process that is inside. */
+/* Kills everything in a pid namespace but its first process, through a process inside. */
 static void kill_namespace(int namespace)
 {
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -57,32 +54,26 @@ static void kill_namespace(int namespace)
         if (fns_sys2(__NR_setns, own, FNS_CLONE_NEWPID) < 0)
             fns_quit(0); /* the next sandbox would be in that namespace */
     }
-    if (own >= 0)
-        fns_close(own);
+    fns_close_if_open(own);
 }
 
-int fns_has_killed(void)
-{
-    return n_killed != 0;
-}
-
-void fns_check_killed(void)
+int fns_check_killed(void)
 {
     if (!n_killed || fns_now() < next_check)
-        return;
+        return n_killed != 0;
     n_killed = 0;
     next_check = time_of_next_check();
-    for (struct fns_sandbox *at = fns_newest_watched(); at; at = fns_older_watched(at)) {
+    for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         if (at->pid_namespace < 0)
             continue;
         n_killed++;
         kill_namespace(at->pid_namespace);
     }
+    return n_killed != 0;
 }
 
 void fns_killed_ended(struct fns_sandbox *sandbox)
 {
-    if (sandbox->pid_namespace >= 0)
-        fns_close(sandbox->pid_namespace);
-    sandbox->pid_namespace = -1;
+    fns_close_if_open(sandbox->pid_namespace);
+    sandbox->pid_namespace = FNS_NONE;
 }

@@ -1,9 +1,5 @@
 /* The ops that build the root and mount in it. Runs in the program and in a template's sandboxes (child.h). */
-#include "linux.h"
-#include "paths.h"
-
-#define DIRECTORY_MODE 0755
-#define FILE_MODE 0644
+#include "child.h"
 
 /* ---- trees ---------------------------------------------------------------------------------- */
 
@@ -116,7 +112,7 @@ static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
     result = fns_give_to_owner(child, op, top, "");
     const char *name = fns_text(child, op->data), *end = name + op->arg;
     for (; result == 0 && name < end; name += fns_length(name) + 1) {
-        result = (int)fns_sys3(__NR_mkdirat, top, name, DIRECTORY_MODE);
+        result = (int)fns_sys3(__NR_mkdirat, top, name, FNS_DIRECTORY_MODE);
         if (result == 0)
             result = fns_give_to_owner(child, op, top, name);
     }
@@ -355,8 +351,7 @@ int fns_op_directory(struct fns_child *child, const struct fns_op *op)
 static int write_file(struct fns_child *child, const struct fns_op *op, int dir, const char *name)
 {
     const char *bytes = child->plan->strings + op->data;
-    int fd = (int)fns_sys4(__NR_openat, dir, name,
-                           O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
+    int fd = (int)fns_sys4(__NR_openat, dir, name, FNS_NEW_FILE, FNS_FILE_MODE);
     if (fd < 0)
         return fd;
     long result = 0;

@@ -1,11 +1,10 @@
 /* The ops that join namespaces, make namespaces and write files. Runs in the program and in a template's
  * sandboxes (child.h). */
 #include "child.h"
-#include "linux.h"
 
 int fns_op_setns(struct fns_child *child, const struct fns_op *op)
 {
-    /* O_NONBLOCK: the open of a fifo would wait for a writer. */
+    /* O_NONBLOCK: if this is a fifo, do not wait for a writer. */
     int fd = fns_open(fns_text(child, op->source), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return fns_source_failed(child, fd);
@@ -25,7 +24,7 @@ int fns_op_unshare(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys1(__NR_unshare, op->flags);
 }
 
-/* Gives all capabilities in that namespace, the bounding set too: what is given up is given up later. */
+/* Gives the process all capabilities in that namespace, in the bounding set too. Later ops drop them. */
 int fns_op_join_user(struct fns_child *child, const struct fns_op *op)
 {
     int result = (int)fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER);
@@ -44,17 +43,16 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
     long result = fns_sys2(__NR_setns, userns, FNS_CLONE_NEWUSER);
     if (result >= 0)
         result = fns_sys1(__NR_unshare, flags);
-    int reported = 0;
-    for (int tries = 0; !reported && tries < FNS_TRIES; tries++)
-        reported = fns_write(socket, &result, sizeof result) == sizeof result;
+    int reported = fns_write_retrying(socket, &result, sizeof result) >= 0;
     for (int tries = 0; reported && tries < FNS_TRIES; tries++)
         if (fns_read(socket, &byte, sizeof byte) == 0)
             break;
     fns_quit(0);
 }
 
-/* Joins the namespaces that make_namespaces() has reported as made. Before its report that process may be in
- * the host's, and setns(2) by its pidfd would succeed and change nothing. Its stop or exit proves nothing. */
+/* Joins the namespaces of make_namespaces() after its report. Before that, the process may still be in the
+ * host's, and setns(2) by its pidfd would succeed and change nothing. That it has stopped or ended proves
+ * nothing. */
 static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t flags)
 {
     long made, got = fns_read(socket, &made, sizeof made);
@@ -78,8 +76,8 @@ static long end_child(int pidfd)
 }
 
 /* The sandbox's capabilities count only in namespaces that belong to its user namespace. Only a process
- * inside can make those, and this one has to stay outside until its mounts are done. So a child makes them,
- * and this process joins them with its rights over both. */
+ * inside can make those, and this one stays outside until its mounts are done. So a child makes them, and
+ * this process, which has rights over both, joins them. */
 int fns_op_own_namespaces(struct fns_child *child, const struct fns_op *op)
 {
     int ends[2], pidfd = -1;

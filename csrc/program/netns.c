@@ -1,30 +1,28 @@
 /* The maker of network namespaces: a process beside a template's server.
  *
- * To make a network namespace takes longer than all else in a start, and the kernel takes them down in a
- * single thread. The maker shares the server's memory and fds: it makes one by entering it, and leaves an fd
- * of it in a ring. To keep those that wait to be taken down few, each gets a number in the maker's first
- * network namespace, so that the kernel announces its end (RTM_DELNSID). When too many wait, so does the
- * maker. Raw system calls only.
+ * Making a network namespace takes longer than everything else in a start, and the kernel takes them down in
+ * a single thread. The maker shares the server's memory and fds. It makes a namespace by entering it, and puts
+ * an fd of it into a ring. Each gets a number in the maker's first network namespace, so that the kernel
+ * announces its end (RTM_DELNSID). While too many wait to be taken down, the maker waits too. Raw system calls
+ * only.
  */
-#include "netns.h"
-
-#include "loopback.h"
+#include "server.h"
 
 enum {
     MAX_POOL = 1024,
     MAX_DYING = 512, /* ended, and not yet taken down */
     STACK_SIZE = 16384,
     RETRY_NS = 1000000,   /* after a failure */
-    ANNOUNCE_US = 500000, /* how long an end that is due may take to be announced */
+    ANNOUNCE_US = 500000, /* how long the announcement of an end may take */
     BUFFER_SIZE = 1 << 20
 };
-#define PATIENCE_NS (10ull * FNS_NS) /* of failures until they are reported */
+#define PATIENCE_NS (10ull * FNS_NS) /* how long it fails until that is reported */
 
 static struct {
     uint32_t size;
-    int ready, pid;
+    int ready;                     /* an eventfd */
     volatile uint32_t made, taken; /* ever: the ring's ends */
-    volatile uint32_t wakeups;     /* changes when the maker is to look again */
+    volatile uint32_t wakeups;     /* the maker waits for a change of it */
     volatile uint32_t wanted;      /* somebody found none */
     volatile uint32_t live;        /* taken, and not ended */
     volatile int error;
@@ -37,7 +35,7 @@ static struct {
 
 /* ---- the maker ------------------------------------------------------------------------------ */
 
-/* A socket that hears of ends, or -errno: the maker goes on without. */
+/* A socket that the kernel announces ends to, or -errno: the maker can do without. */
 static int open_netlink(void)
 {
     const int group = RTNLGRP_NSID, space = BUFFER_SIZE;
@@ -57,7 +55,7 @@ static int open_netlink(void)
     return (int)result;
 }
 
-/* Requests a number for the namespace, so that its end is announced. */
+/* Requests a number for a namespace, so that its end is announced. */
 static void number(int netns)
 {
     const struct {
@@ -74,7 +72,7 @@ static void number(int netns)
                "count_ends() starts over when nothing comes");
 }
 
-/* Counts the ends that were announced. flags: MSG_DONTWAIT, or 0: waits for the first. */
+/* Counts the announced ends. flags: MSG_DONTWAIT, or 0 to wait for the first. */
 static void count_ends(int flags)
 {
     char bytes[8192] __attribute__((aligned(8)));
@@ -100,7 +98,7 @@ static void count_ends(int flags)
 /* How many wait to be taken down. */
 static uint32_t count_dying(void)
 {
-    uint32_t alive = pool.made - pool.taken + pool.live + 1; /* this process is in the last */
+    uint32_t alive = pool.made - pool.taken + pool.live + 1; /* 1: the maker is in the last */
     uint32_t not_deleted = pool.made - pool.deleted;
     return not_deleted > alive && not_deleted < 1u << 31 ? not_deleted - alive : 0;
 }
@@ -114,7 +112,7 @@ static void limit_dying(void)
         count_ends(0);
 }
 
-/* Enters a new one: its fd, or -errno. */
+/* Makes a network namespace and enters it. Its fd, or -errno. */
 static int make(void)
 {
     int netns = (int)fns_sys1(__NR_unshare, FNS_CLONE_NEWNET);
@@ -148,7 +146,7 @@ static void make_one(void)
             pool.error = netns;
             wake_server();
         }
-        FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "it is tried again the sooner");
+        FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "a shorter pause does no harm");
         return;
     }
     pool.failing = 0;
@@ -160,7 +158,7 @@ static void make_one(void)
     wake_server();
 }
 
-static _Noreturn void run_maker(void)
+static _Noreturn int maker_main(void *arg)
 {
     for (;;) {
         uint32_t wakeups = pool.wakeups;
@@ -168,11 +166,6 @@ static _Noreturn void run_maker(void)
             make_one();
         fns_futex(&pool.wakeups, FUTEX_WAIT, wakeups);
     }
-}
-
-static int maker_main(void *arg)
-{
-    run_maker();
 }
 
 /* ---- the server ----------------------------------------------------------------------------- */
@@ -185,27 +178,25 @@ static void refill(void)
     fns_futex(&pool.wakeups, FUTEX_WAKE, 1);
 }
 
-int fns_netns_restart(void)
-{
-    pool.wanted = 1; /* a maker that was killed may not have told the server */
-    long pid = fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_FILES | FNS_SIGCHLD,
-                                  (long)(pool.stack + sizeof pool.stack), 0, 0, 0, maker_main, 0);
-    pool.pid = pid < 0 ? 0 : (int)pid;
-    refill();
-    return pid < 0 ? (int)pid : 0;
-}
-
-int fns_netns_start(uint32_t size, int ready)
+static int open_pool(uint32_t size)
 {
     pool.netlink = open_netlink(); /* in the server's own network namespace */
     pool.size = size < MAX_POOL ? size : MAX_POOL;
-    pool.ready = ready;
-    return fns_netns_restart();
+    pool.ready = (int)fns_sys2(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
+    return pool.ready < 0 ? pool.ready : fns_watch(pool.ready, FNS_PEER_READY);
 }
 
-int fns_netns_maker(void)
+int fns_netns_start(uint32_t size)
 {
-    return pool.pid;
+    int result = pool.size ? 0 : open_pool(size);
+    if (result < 0)
+        return result;
+    pool.wanted = 1; /* a maker that was killed may have left the server waiting */
+    result =
+        (int)fns_sys_clone_call(__NR_clone, FNS_CLONE_VM | FNS_CLONE_FILES | FNS_SIGCHLD,
+                                (long)(pool.stack + sizeof pool.stack), 0, 0, 0, maker_main, 0);
+    refill();
+    return result;
 }
 
 int fns_netns_take(void)
@@ -220,7 +211,7 @@ int fns_netns_take(void)
     int fd = pool.fds[pool.taken % MAX_POOL];
     pool.live++;
     __atomic_store_n(&pool.taken, pool.taken + 1, __ATOMIC_SEQ_CST);
-    if ((pool.made - pool.taken) * 2 <= pool.size) /* else later: the maker would take a CPU now */
+    if ((pool.made - pool.taken) * 2 <= pool.size) /* not sooner: the maker takes a CPU */
         refill();
     return fd;
 }

@@ -1,10 +1,8 @@
 /* Runs the ops of a plan, in order, until one fails. Runs in the program and in a template's sandboxes
  * (child.h). Nothing is decided here: the plan says what to do. */
-#include "ops.h"
+#include "child.h"
 
-#include "paths.h"
-
-/* Whether the op may use what the op before it has cached: none of these mounts over that. */
+/* Whether the op may use what the op before it has cached: these do not mount over it. */
 static int uses_cache(const struct fns_op *op)
 {
     return op->code == FNS_OP_DEVICE || op->code == FNS_OP_SYMLINK ||
@@ -30,8 +28,10 @@ static int run(struct fns_child *child, uint32_t first, uint32_t end)
     for (uint32_t i = first; i < end; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         int result = run_op(child, op);
-        if (result < 0)
-            return fns_child_failed(child, (enum fns_stage)op->stage, (int)i, result);
+        if (result < 0) {
+            child->error.op_index = (int)i;
+            return fns_child_failed(child, (enum fns_stage)op->stage, result);
+        }
     }
     return 0;
 }
@@ -45,25 +45,17 @@ static uint32_t find_last_ops(const struct fns_plan *plan)
     return n;
 }
 
-uint32_t fns_count_ops_before(const struct fns_plan *plan, enum fns_op_code code)
-{
-    uint32_t n = 0;
-    while (n < plan->n_ops && plan->ops[n].code < code)
-        n++;
-    return n;
-}
-
 int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end)
 {
     uint32_t last = find_last_ops(child->plan);
-    /* The plan decides the modes of what is made, not the caller's umask. */
+    /* The plan sets the modes of new files, not the caller's umask. */
     int result = (int)fns_sys1(__NR_umask, 0);
     if (result < 0)
-        return fns_child_failed(child, FNS_STAGE_UMASK, -1, result);
+        return fns_child_failed(child, FNS_STAGE_UMASK, result);
     result = run(child, first, end < last ? end : last);
     if (result < 0)
         return result;
-    /* Closed here, not by the exec: a command may not see them even for an instant. */
+    /* Not left to the exec: the command must not see them even for an instant. */
     fns_drop_cache(child);
     fns_close_if_open(child->root);
     fns_close_if_open(child->scratch);

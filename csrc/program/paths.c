@@ -4,14 +4,12 @@
  * kernel refuses openat2. Mounts are attached to the fd that was found: a root full of symbolic links, or
  * one that changes meanwhile, cannot lead outside.
  */
-#include "paths.h"
+#include "child.h"
 
 #define MAX_DEPTH 64
-#define MAX_LINKS 40     /* as the kernel (path_resolution(7)) */
+#define MAX_SYMLINKS 40  /* as the kernel (path_resolution(7)) */
 #define MAX_NAME 255     /* NAME_MAX */
 #define RESOLVE_TRIES 64 /* while something is renamed */
-#define DIRECTORY_MODE 0755
-#define FILE_MODE 0644
 
 long fns_type_in(int fd, const char *name)
 {
@@ -59,7 +57,7 @@ static int follow(struct walk *walk, int link, int no_symlinks)
     long n = fns_sys4(__NR_readlinkat, link, "", text, sizeof text - 1);
     if (n < 0)
         return (int)n;
-    if (no_symlinks || ++walk->links > MAX_LINKS)
+    if (no_symlinks || ++walk->links > MAX_SYMLINKS)
         return -ELOOP;
     size_t left = fns_length(walk->rest + walk->at) + 1;
     if ((size_t)n + left > sizeof text)
@@ -236,9 +234,8 @@ static int is_same(int fd, int other)
 static int make(int dir, const char *name, int directory)
 {
     if (directory)
-        return (int)fns_sys3(__NR_mkdirat, dir, name, DIRECTORY_MODE);
-    int fd = (int)fns_sys4(__NR_openat, dir, name,
-                           O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
+        return (int)fns_sys3(__NR_mkdirat, dir, name, FNS_DIRECTORY_MODE);
+    int fd = (int)fns_sys4(__NR_openat, dir, name, FNS_NEW_FILE, FNS_FILE_MODE);
     fns_close_if_open(fd);
     return fd < 0 ? fd : 0;
 }

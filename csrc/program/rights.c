@@ -1,7 +1,6 @@
 /* The ops that give rights up: capabilities, no_new_privs, Landlock, the filter. Runs in the program and in
  * a template's sandboxes (child.h). */
-#include "linux.h"
-#include "paths.h"
+#include "child.h"
 
 int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
 {
@@ -12,7 +11,7 @@ int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
         if (result < 0 && fns_prctl(PR_CAPBSET_READ, cap, 0) != 0)
             return (int)result; /* if we may not drop it, it must already be absent */
     }
-    /* Keeps capabilities permitted over the change of ids; the exec clears this setting. */
+    /* The change of ids leaves capabilities permitted; the exec clears this setting. */
     int keep = op->arg || op->how & FNS_HOW_KEEP;
     return keep ? (int)fns_prctl(PR_SET_KEEPCAPS, 1, 0) : 0;
 }
@@ -23,7 +22,7 @@ int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
     long result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0);
     if (result >= 0)
         result = fns_capset(&sets);
-    /* A program that anyone but uid 0 executes has the ambient ones, and no more. */
+    /* Over an exec, any uid but 0 keeps only ambient capabilities. */
     for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++)
         if (op->arg >> cap & 1)
             result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
@@ -35,7 +34,7 @@ int fns_op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
     return (int)fns_prctl(PR_SET_NO_NEW_PRIVS, 1, 0);
 }
 
-/* With KEEP: puts in effect what the change of ids has left permitted. */
+/* With KEEP: makes the capabilities effective that the change of ids has left permitted. */
 static int raise_kept(const struct fns_op *op)
 {
     struct fns_capabilities sets;
@@ -57,7 +56,7 @@ int fns_op_landlock(struct fns_child *child, const struct fns_op *op)
     const struct { /* struct landlock_ruleset_attr of Linux 6.12 */
         uint64_t files, network, scoped;
     } handled = {op->flags, 0, op->arg};
-    /* A kernel that knows fewer fields accepts the larger size if the rest is zero. */
+    /* A kernel that knows fewer fields accepts the larger size if the others are zero. */
     child->ruleset = (int)fns_sys3(__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
     return child->ruleset < 0 ? child->ruleset : 0;
 }

@@ -2,16 +2,26 @@
  *
  * The server goes on meanwhile: each sandbox has a slot of its own. Follows the rule of child.h.
  */
-#include "sandbox.h"
+#include "server.h"
 
 #include "border/border.h"
-#include "command.h"
-#include "linux.h"
-#include "ops.h"
 
 static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
 {
-    return fns_child_failed(&sandbox->child, stage, -1, result);
+    return fns_child_failed(&sandbox->child, stage, result);
+}
+
+void fns_receive(int socket, int flags, struct fns_received *received)
+{
+    do {
+        received->n_fds = FNS_REQUEST_FDS;
+        received->size = fns_receive_message(socket, received->bytes, sizeof received->bytes,
+                                             received->fds, &received->n_fds, 0, flags);
+    } while (received->size == -EINTR);
+    if (received->n_fds < 0) {
+        received->n_fds = 0;
+        received->size = FNS_TRUNCATED;
+    }
 }
 
 /* Unpacks the request, in the slot or mapped from its last fd. */
@@ -19,7 +29,7 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
 {
     struct fns_received *received = &slot->received;
     struct fns_sandbox *sandbox = slot->sandbox;
-    struct fns_request *request = (struct fns_request *)(void *)received->bytes;
+    struct fns_request *request = fns_request_of(received);
     sandbox->request = request->number;
     if (received->size == FNS_TRUNCATED)
         return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
@@ -62,8 +72,8 @@ static int move_away(const struct fns_args *args, int fd)
     }
 }
 
-/* Passed fds take the numbers they have in the caller. First all of them move out of each other's way, and
- * the `own` ones, which this process needs until its exec. */
+/* Gives the passed fds the numbers they have in the caller. All of them, and the `own` ones, which this process
+ * needs until its exec, first move out of each other's way. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
     int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
@@ -83,7 +93,7 @@ static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
     return 0;
 }
 
-/* One more fd that stays open; the list is ascending. */
+/* Adds an fd to those that stay open, in ascending order. */
 static void keep(struct fns_slot *slot, int fd)
 {
     uint32_t at = slot->sandbox->args.n_keep++;
@@ -102,8 +112,7 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
     int result = args->n_keep ? move_fds(args, slot->received.fds, own, n_own) : 0;
     if (result < 0)
         return fail(sandbox, FNS_STAGE_FDS, result);
-    for (uint32_t i = 0; i < args->n_keep; i++)
-        slot->keep[i] = args->keep[i];
+    memcpy(slot->keep, args->keep, args->n_keep * sizeof *args->keep);
     args->keep = slot->keep;
     for (int i = 0; i < n_own; i++)
         keep(slot, own[i]);
@@ -128,26 +137,17 @@ static int report_running(struct fns_slot *slot, int connection, int status)
     const struct fns_message running = {
         .kind = FNS_MESSAGE_RUNNING, .value = sandbox->number, .number = sandbox->request};
     int self = (int)fns_sys0(__NR_getpid);
-    long pidfd = fns_sys2(__NR_pidfd_open, self, 0);
+    int pidfd = (int)fns_sys2(__NR_pidfd_open, self, 0);
     long result = pidfd < 0 ? pidfd : fns_lock(status, F_SETLK, F_WRLCK);
     sandbox->reported = 1;
     if (result >= 0)
-        result = fns_tell(connection, &running, (int)pidfd, self);
-    if (pidfd >= 0)
-        fns_close((int)pidfd);
+        result = fns_send(connection, &running, pidfd, self);
+    fns_close_if_open(pidfd);
     return result < 0 ? fail(sandbox, FNS_STAGE_HELPER, result) : 0;
 }
 
-/* An unreported failure looks like a command that has run, so this is retried whatever the error. */
-static void report_failure(const struct fns_child *child, int status)
-{
-    for (int tries = 0; tries < FNS_TRIES; tries++)
-        if (fns_write(status, &child->error, sizeof child->error) >= 0)
-            return;
-}
-
 /* Does everything that does not depend on the request, then waits for it. */
-static int park(struct fns_slot *slot, int connection, uint32_t n_first)
+static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_request request = {.number = 0};
@@ -155,7 +155,7 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_first)
     int result = fns_close_but(needed);
     if (result < 0)
         return fail(sandbox, FNS_STAGE_FDS, result);
-    if (fns_run_ops(&sandbox->child, 0, n_first) < 0)
+    if (fns_run_ops(&sandbox->child, 0, n_before) < 0)
         return -1;
     /* A sandbox that is killed with its request cannot reply to it. So it says which one it takes while the
      * request is still in the socket, where the server finds it. */
@@ -169,15 +169,24 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_first)
 }
 
 /* The ops that depend on the request, and the exec. */
-static void run_command(struct fns_slot *slot, uint32_t n_first)
+static void run_command(struct fns_slot *slot, uint32_t n_before)
 {
     struct fns_child *child = &slot->sandbox->child;
     long result = slot->files ? fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, slot->files, 0) : 0;
     if (result < 0)
         fail(slot->sandbox, FNS_STAGE_RLIMIT, result);
-    else if (fns_run_ops(child, n_first, child->plan->n_ops) == 0 &&
+    else if (fns_run_ops(child, n_before, child->plan->n_ops) == 0 &&
              fns_change_directory(child) == 0) /* signals have their default actions */
         FNS_IGNORE(fns_execute(child), "it is in child->error");
+}
+
+/* How many ops come before those that depend on the request. */
+static uint32_t count_ops_before_request(const struct fns_plan *plan)
+{
+    uint32_t n = 0;
+    while (n < plan->n_ops && plan->ops[n].code < FNS_OP_REQUEST)
+        n++;
+    return n;
 }
 
 int fns_sandbox_main(void *arg)
@@ -187,17 +196,13 @@ int fns_sandbox_main(void *arg)
     struct fns_child *child = &sandbox->child;
     struct fns_args *args = &sandbox->args;
     int own[3 + FNS_MAX_GROUPS], n_own = 0, userns = -1, is_spawn = 0;
-    uint32_t n_first = fns_count_ops_before(child->plan, FNS_OP_REQUEST);
-    /* Out of the caller's process group and session: kill(0) would reach the group, and TIOCSTI type into
-     * the session's terminal. */
+    uint32_t n_before = count_ops_before_request(child->plan);
+    /* Out of the caller's process group and session, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
-    if (result < 0) {
+    if (result < 0)
         fail(sandbox, FNS_STAGE_SESSION, result);
-        return FNS_EXIT_FAILED;
-    }
-    if (sandbox->is_parked && park(slot, sandbox->connection, n_first) < 0)
-        return FNS_EXIT_FAILED;
-    if (open_request(slot, &is_spawn) < 0)
+    if (result < 0 || (sandbox->is_parked && park(slot, sandbox->connection, n_before) < 0) ||
+        open_request(slot, &is_spawn) < 0)
         return FNS_EXIT_FAILED;
     if (is_spawn) { /* to RUN the server replies */
         own[n_own++] = sandbox->connection;
@@ -212,12 +217,12 @@ int fns_sandbox_main(void *arg)
         return FNS_EXIT_FAILED;
     if (userns >= 0)
         child->userns = own[userns];
-    if (!sandbox->is_parked && fns_run_ops(child, 0, n_first) < 0)
+    if ((!sandbox->is_parked && fns_run_ops(child, 0, n_before) < 0) ||
+        (is_spawn && report_running(slot, own[0], own[1]) < 0))
         return FNS_EXIT_FAILED;
-    if (is_spawn && report_running(slot, own[0], own[1]) < 0)
-        return FNS_EXIT_FAILED;
-    run_command(slot, n_first);
+    run_command(slot, n_before);
     if (is_spawn)
-        report_failure(child, own[1]);
+        FNS_IGNORE(fns_write_retrying(own[1], &child->error, sizeof child->error),
+                   "this process ends in any case");
     return FNS_EXIT_FAILED;
 }

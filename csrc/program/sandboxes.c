@@ -2,41 +2,176 @@
  *
  * A start can end another sandbox, and an end starts what waited for it, so both are in one file.
  */
-#include "sandboxes.h"
+#include "server.h"
 
-#include "closer.h"
-#include "command.h"
-#include "connections.h"
-#include "kill.h"
-#include "netns.h"
-#include "tables.h"
+enum {
+    MAX_STRAYS = 64, /* reaped in one go */
+    STRAYS_MS = 500, /* how often strays are looked for while sandboxes run */
+    /* The closer is woken when there is much to close, or after a pause. The pause is longer than a tick, so
+     * that the kernel need not set a timer for it. */
+    CLOSE_MS = 20,
+    MANY_TO_CLOSE = 16,
+    MOST_TO_CLOSE = 48
+};
 
-enum { MAX_STRAYS = 64 /* reaped in one go */ };
+static const struct fns_plan *plan;
+static int userns_to_join;              /* 0: none */
+static const uint64_t *inherited_files; /* RLIMIT_NOFILE for sandboxes; 0: as the server has it */
+static int closer, maker;               /* pids; 0: there is no maker */
+static struct fns_slot *batch_queue;    /* requests of full batches, oldest first */
+static struct fns_slot
+    *network_queue;            /* requests that wait for a network namespace, oldest first */
+static int to_park = FNS_NONE; /* connections for which a sandbox is to be parked */
+static int park_needs_network; /* they wait for a network namespace */
+static struct fns_pool_state pool;
+static int has_started; /* a sandbox, since the last chores */
+static int has_strays;  /* children that no table knows may have ended */
 
-static const struct fns_heritage *heritage;
-static struct fns_slot *batch_queue;   /* requests of full batches, the first first */
-static struct fns_slot *network_queue; /* requests that wait for a network namespace, likewise */
-/* Connections for which a sandbox is to be parked: now, and when there is a network namespace. */
-static struct fns_list to_park, to_park_then;
-static struct fns_pool_state waits;
-static int has_started, has_strays;
-
-void fns_open_sandboxes(const struct fns_heritage *from)
+/* This process holds the fds of many sandboxes, so it raises its limit; each sandbox gets the caller's back.
+ * Where the hard limit is above /proc/sys/fs/nr_open, it cannot be raised, and the caller's limit stays. */
+static long raise_files(void)
 {
-    heritage = from;
-    to_park.first = to_park_then.first = FNS_NONE;
+    static uint64_t files[2]; /* soft, hard */
+    long result = fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, 0, files);
+    const uint64_t most[2] = {files[1], files[1]};
+    if (result >= 0 && files[0] < files[1] &&
+        fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, most, 0) >= 0)
+        inherited_files = files;
+    return result;
 }
 
-int fns_has_started(void)
+long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
 {
-    int started = has_started;
-    has_started = 0;
-    return started;
+    plan = sandbox;
+    userns_to_join = userns;
+    long result = fns_open_tables();
+    if (result >= 0)
+        result = raise_files();
+    if (result >= 0)
+        result = closer = fns_closer_start();
+    if (result >= 0 && plan->netns_pool)
+        result = maker = fns_netns_start(plan->netns_pool);
+    return result;
 }
 
-struct fns_pool_state fns_pool_waits(void)
+struct fns_pool_state fns_pool_state(void)
 {
-    return waits;
+    pool.made = fns_netns_made();
+    return pool;
+}
+
+/* ---- the clone ------------------------------------------------------------------------------ */
+
+/* The directory of the cgroup to clone into; FNS_NONE: the sandbox enters its cgroups itself. */
+static int group_of(struct fns_received *received)
+{
+    const struct fns_args *args = &fns_request_of(received)->args;
+    uint32_t last = 3 + args->n_keep + args->n_groups - 1;
+    if (received->size < (long)sizeof(struct fns_request) || !args->clone_into || !args->n_groups ||
+        last >= (uint32_t)received->n_fds)
+        return FNS_NONE;
+    return received->fds[last];
+}
+
+static long clone_sandbox(struct fns_slot *slot, int *pidfd)
+{
+    struct fns_sandbox *sandbox = slot->sandbox;
+    int group = sandbox->is_parked ? FNS_NONE : group_of(&slot->received);
+    struct fns_clone_args args = {
+        .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD,
+        .pidfd = (uintptr_t)pidfd,
+        .child_tid = (uintptr_t)&slot->taken,
+        .exit_signal = FNS_SIGCHLD,
+        .stack = (uintptr_t)slot->stack,
+        .stack_size = sizeof slot->stack,
+    };
+    if (group >= 0) {
+        args.flags |= FNS_CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)group;
+    }
+    sandbox->child.entered = group >= 0;
+    slot->taken = 1;
+    long pid = fns_clone_call(&args, fns_sandbox_main, slot);
+    if (pid == -ENOSYS && group >= 0) { /* without clone3(2) it enters its cgroups itself */
+        sandbox->child.entered = 0;
+        args.flags &= ~FNS_CLONE_INTO_CGROUP;
+        pid = fns_clone_call(&args, fns_sandbox_main, slot);
+    }
+    if (pid < 0)
+        slot->taken = 0;
+    return pid;
+}
+
+/* Has the closer hold the sandbox's mount namespace until its end was reported. Closes `pidfd`. */
+static int hold_mounts(int pidfd)
+{
+    int mounts = (int)fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_MNT_NAMESPACE, 0);
+    fns_close(pidfd);
+    if (mounts < 0)
+        return FNS_NONE;
+    int entry = fns_closer_hold(mounts);
+    fns_close(mounts);
+    return entry;
+}
+
+/* Enters a network namespace, which the next clone inherits. */
+static int enter_network(void)
+{
+    int netns = fns_netns_take();
+    if (netns < 0)
+        return netns;
+    int result = (int)fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET);
+    fns_close(netns);
+    if (result < 0)
+        fns_netns_ended();
+    return result;
+}
+
+/* What a start needs: where replies go, and whether there is a request in the slot, and its number. */
+struct origin {
+    int connection, parked, number;
+};
+
+static long launch(struct fns_slot *slot, struct origin origin, enum fns_stage *stage)
+{
+    *stage = FNS_STAGE_HELPER;
+    struct fns_sandbox *sandbox = fns_new_sandbox(plan, userns_to_join);
+    if (!sandbox)
+        return -ENOMEM;
+    slot->sandbox = sandbox;
+    slot->files = inherited_files;
+    sandbox->slot = slot;
+    sandbox->connection = origin.connection;
+    sandbox->is_parked = origin.parked;
+    sandbox->request = origin.number;
+    *stage = FNS_STAGE_CLONE;
+    int pidfd = FNS_NONE;
+    long pid = clone_sandbox(slot, &pidfd);
+    if (pid < 0) {
+        fns_free_sandbox(sandbox);
+        return pid;
+    }
+    fns_set_pid(sandbox, (int)pid);
+    fns_connection(origin.connection)->sandbox = sandbox;
+    fns_watch_sandbox(sandbox);
+    if (pidfd >= 0)
+        sandbox->mounts = hold_mounts(pidfd);
+    has_started = 1;
+    return 0;
+}
+
+/* Clones a sandbox into a slot. 0, or -errno and the stage; -EAGAIN in stage NETWORK: there is no network
+ * namespace yet. */
+static long start_once(struct fns_slot *slot, struct origin origin, enum fns_stage *stage)
+{
+    *stage = FNS_STAGE_NETWORK;
+    long result = plan->netns_pool ? enter_network() : 0;
+    if (result < 0)
+        return result;
+    result = launch(slot, origin, stage);
+    if (result < 0 && plan->netns_pool)
+        fns_netns_ended();
+    return result;
 }
 
 /* ---- the start of one ----------------------------------------------------------------------- */
@@ -61,7 +196,7 @@ static int stop_unused(const struct fns_sandbox *sandbox)
 static int give_up_unused(void)
 {
     struct fns_siginfo info;
-    for (struct fns_sandbox *at = fns_newest_watched(); at; at = fns_older_watched(at)) {
+    for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         int pid = at->pid;
         if (!stop_unused(at))
             continue;
@@ -73,17 +208,6 @@ static int give_up_unused(void)
     return 0;
 }
 
-static long start(struct fns_slot *slot, int connection, int parked, int number,
-                  enum fns_stage *stage)
-{
-    long result = fns_launch(heritage, slot, connection, parked, number, stage);
-    /* EAGAIN: the limit of processes is reached. */
-    while (result == -EAGAIN && *stage == FNS_STAGE_CLONE && !parked && give_up_unused())
-        result = fns_launch(heritage, slot, connection, parked, number, stage);
-    has_started |= result == 0;
-    return result;
-}
-
 /* Starts a request. Its fds are the sandbox's own then, and are closed here. 0: it was started, or a failure
  * was sent. -EAGAIN: there is no network namespace yet. */
 static long start_request(struct fns_slot *slot, int connection)
@@ -91,15 +215,19 @@ static long start_request(struct fns_slot *slot, int connection)
     const struct fns_request *request = fns_request_of(&slot->received);
     enum fns_stage stage = FNS_STAGE_HELPER;
     /* From its clone on, the sandbox may change the slot. */
-    int number = request->number, batch = request->share.batch;
+    const struct origin origin = {connection, 0, request->number};
+    int batch = request->share.batch;
     int n_fds = slot->received.n_fds, fds[FNS_REQUEST_FDS];
     uint64_t queued = slot->queued;
     for (int i = 0; i < n_fds; i++)
         fds[i] = slot->received.fds[i];
     int counted = batch ? fns_count_alive(batch, 1) : 0;
-    long result = counted < 0 ? counted : start(slot, connection, 0, number, &stage);
+    long result = counted < 0 ? counted : start_once(slot, origin, &stage);
+    /* EAGAIN: the limit of processes is reached. */
+    while (result == -EAGAIN && stage == FNS_STAGE_CLONE && give_up_unused())
+        result = start_once(slot, origin, &stage);
     if (result == 0) {
-        struct fns_sandbox *sandbox = fns_sandbox_at(fns_connection(connection)->sandbox);
+        struct fns_sandbox *sandbox = fns_connection(connection)->sandbox;
         sandbox->batch = batch;
         sandbox->end.queued = queued;
     } else if (batch && counted == 0) {
@@ -108,8 +236,10 @@ static long start_request(struct fns_slot *slot, int connection)
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
     fns_close_all(fds, n_fds);
-    if (result < 0)
-        fns_reply_failed(connection, number, stage, result);
+    if (result < 0) {
+        slot->taken = 0;
+        fns_reply_error(connection, origin.number, FNS_FAILED(stage, result));
+    }
     return 0;
 }
 
@@ -117,40 +247,46 @@ static long start_request(struct fns_slot *slot, int connection)
 
 void fns_park_later(int connection)
 {
-    fns_list_add(&to_park, connection);
+    struct fns_connection *at = fns_connection(connection);
+    if (at->is_listed)
+        return;
+    at->is_listed = 1;
+    at->next = to_park;
+    to_park = connection;
 }
 
-int fns_has_to_park(void)
+static int has_to_park(void)
 {
-    return to_park.first != FNS_NONE;
+    return to_park != FNS_NONE && !park_needs_network;
 }
 
-/* If it fails, the server reads the next request there, and fails in the same way. */
-static void park_one(int connection)
+static void park_all(void)
 {
-    enum fns_stage stage = FNS_STAGE_HELPER;
-    long result = 0;
-    struct fns_slot *slot = fns_take_slot(&result);
-    if (slot)
-        result = start(slot, connection, 1, 0, &stage);
-    fns_let_sandbox_read(connection, result == 0);
-    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
-        fns_list_add(&to_park_then, connection);
-}
-
-void fns_park(void)
-{
-    for (int at; (at = fns_list_take(&to_park)) != FNS_NONE;) {
-        const struct fns_connection *connection = fns_connection(at);
-        if (connection->peer == FNS_PEER_CONNECTION && connection->wants_parked &&
-            !connection->is_closed && !connection->is_queued && connection->sandbox == FNS_NONE)
-            park_one(at);
+    while (has_to_park()) {
+        int connection = to_park;
+        struct fns_connection *at = fns_connection(connection);
+        enum fns_stage stage = FNS_STAGE_HELPER;
+        long result = 0;
+        to_park = at->next;
+        at->is_listed = 0;
+        if (at->peer != FNS_PEER_CONNECTION || !at->wants_parked || at->is_closed ||
+            at->is_queued || at->sandbox)
+            continue;
+        struct fns_slot *slot = fns_take_slot(&result);
+        if (slot)
+            result = start_once(slot, (struct origin){connection, 1, 0}, &stage);
+        /* If that failed, the server reads the next request there, and fails in the same way. */
+        fns_let_sandbox_read(connection, result == 0);
+        if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
+            park_needs_network = 1;
+            fns_park_later(connection);
+        }
     }
 }
 
 /* ---- queues --------------------------------------------------------------------------------- */
 
-static struct fns_share share_of(const struct fns_slot *slot)
+static struct fns_share share_of(struct fns_slot *slot)
 {
     return fns_request_of(&slot->received)->share;
 }
@@ -174,7 +310,7 @@ static void start_or_wait(struct fns_slot *slot, int connection)
     if (!network_queue && start_request(slot, connection) != -EAGAIN)
         return;
     add_to_queue(&network_queue, slot, connection);
-    waits.waits++;
+    pool.waits++;
 }
 
 void fns_run_request(struct fns_slot *slot, int connection)
@@ -184,14 +320,6 @@ void fns_run_request(struct fns_slot *slot, int connection)
         add_to_queue(&batch_queue, slot, connection);
     else
         start_or_wait(slot, connection);
-}
-
-/* A request that was queued was started, or has failed: then its slot is free. */
-static void free_if_failed(struct fns_slot *slot, int connection)
-{
-    const struct fns_connection *at = fns_connection(connection);
-    if (at->sandbox == FNS_NONE && !at->is_queued)
-        slot->taken = 0;
 }
 
 /* A sandbox of a batch has ended: starts the next ones of it. */
@@ -208,7 +336,6 @@ static void start_next(int batch)
         slot->queued += fns_now() - slot->since;
         fns_connection(slot->connection)->is_queued = 0;
         start_or_wait(slot, slot->connection);
-        free_if_failed(slot, slot->connection);
     }
 }
 
@@ -219,7 +346,7 @@ void fns_network_is_ready(void)
         int connection = slot->connection;
         if (fns_is_full(share_of(slot))) { /* others of its batch were started before it */
             network_queue = slot->next;
-            waits.waits--;
+            pool.waits--;
             add_to_queue(&batch_queue, slot, connection);
             continue;
         }
@@ -227,11 +354,9 @@ void fns_network_is_ready(void)
             return;
         network_queue = slot->next;
         fns_connection(connection)->is_queued = 0;
-        waits.wait_ns += fns_now() - slot->since;
-        free_if_failed(slot, connection);
+        pool.wait_ns += fns_now() - slot->since;
     }
-    for (int at; (at = fns_list_take(&to_park_then)) != FNS_NONE;)
-        fns_park_later(at);
+    park_needs_network = 0;
 }
 
 int fns_drop_queued(int connection)
@@ -247,7 +372,8 @@ int fns_drop_queued(int connection)
         *at = slot->next;
         fns_connection(connection)->is_queued = 0;
         fns_close_all(slot->received.fds, slot->received.n_fds);
-        fns_reply_killed(connection, fns_request_of(&slot->received)->number);
+        fns_reply_error(connection, fns_request_of(&slot->received)->number,
+                        FNS_KILLED(FNS_STAGE_CLONE));
         slot->taken = 0;
         fns_forget(connection);
         return 1;
@@ -263,23 +389,11 @@ static void reply_end(int connection, struct fns_sandbox *sandbox)
     fns_reply(connection, &sandbox->end);
 }
 
-/* Describes the end in `sandbox->end`: ENDED, or FAILED if it has not come to its command. */
-static void describe_end(struct fns_sandbox *sandbox, int code, int status)
-{
-    struct fns_message *message = &sandbox->end.message;
-    *message = (struct fns_message){.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
-    if (sandbox->child.progress == FNS_PROGRESS_EXEC)
-        return;
-    message->kind = FNS_MESSAGE_FAILED;
-    message->error = sandbox->child.progress == FNS_PROGRESS_FAILED ? sandbox->child.error
-                                                                    : FNS_KILLED(FNS_STAGE_CLONE);
-}
-
 /* Frees the connection of a sandbox that has ended for the next. */
 static void end_use(int connection)
 {
     struct fns_connection *at = fns_connection(connection);
-    at->sandbox = FNS_NONE;
+    at->sandbox = 0;
     if (at->is_closed)
         fns_forget(connection);
     else if (at->wants_parked)
@@ -297,8 +411,8 @@ static int is_unused(const struct fns_sandbox *sandbox)
                     FNS_MSG_PEEK | FNS_MSG_DONTWAIT, 0, 0) > 0;
 }
 
-/* The server reads what is requested there next, or was. If the caller has closed the connection, it gets a
- * reply to what is still in the socket. */
+/* Frees a parked sandbox that has ended without its request. The server reads that next; if the caller has
+ * closed the connection, it replies to what is still in the socket. */
 static void end_unused(struct fns_sandbox *sandbox, int connection)
 {
     struct fns_request request;
@@ -310,30 +424,26 @@ static void end_unused(struct fns_sandbox *sandbox, int connection)
     long n =
         fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request, FNS_MSG_DONTWAIT, 0, 0);
     if (n == sizeof request)
-        fns_reply_killed(connection, request.number);
+        fns_reply_error(connection, request.number, FNS_KILLED(FNS_STAGE_CLONE));
     fns_forget(connection);
-}
-
-/* Keeps the end of a sandbox for a REAP. If its RUNNING was not sent, its pipe may be silent: whoever waits
- * for RUNNING is told now. */
-static void keep_end(struct fns_sandbox *sandbox, int code, int status)
-{
-    if (sandbox->child.progress == FNS_PROGRESS_SETUP && sandbox->connection != FNS_NONE)
-        reply_end(sandbox->connection, sandbox);
-    sandbox->end.message =
-        (struct fns_message){.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
-    sandbox->has_ended = 1;
-    sandbox->connection = FNS_NONE;
 }
 
 static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
 {
     int connection = sandbox->connection;
-    describe_end(sandbox, code, status);
+    const struct fns_message ended = {.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
+    struct fns_message *message = &sandbox->end.message;
+    *message = ended;
+    if (sandbox->child.progress != FNS_PROGRESS_EXEC) {
+        message->kind = FNS_MESSAGE_FAILED;
+        message->error = sandbox->child.progress == FNS_PROGRESS_FAILED
+                             ? sandbox->child.error
+                             : FNS_KILLED(FNS_STAGE_CLONE);
+    }
     sandbox->pid = 0;
     fns_killed_ended(sandbox);
     fns_unwatch_sandbox(sandbox);
-    if (heritage->plan->netns_pool)
+    if (plan->netns_pool)
         fns_netns_ended();
     if (sandbox->batch) { /* before the reply, whose receiver would take the CPU that is free now */
         fns_count_alive(sandbox->batch, -1);
@@ -344,8 +454,13 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         return;
     }
     if (sandbox->reported && !sandbox->is_awaited &&
-        sandbox->child.progress != FNS_PROGRESS_FAILED) {
-        keep_end(sandbox, code, status);
+        sandbox->child.progress != FNS_PROGRESS_FAILED) { /* kept for a REAP */
+        /* If its RUNNING was not sent, its pipe may be silent: whoever waits for RUNNING learns it now. */
+        if (sandbox->child.progress == FNS_PROGRESS_SETUP && connection != FNS_NONE)
+            reply_end(connection, sandbox);
+        *message = ended;
+        sandbox->has_ended = 1;
+        sandbox->connection = FNS_NONE;
     } else {
         if (connection != FNS_NONE)
             reply_end(connection, sandbox);
@@ -357,9 +472,18 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
 
 /* ---- reaping -------------------------------------------------------------------------------- */
 
-static int is_maker(int pid)
+/* Starts the closer or the maker again. 1: it was one of them. */
+static int restart(int pid)
 {
-    return heritage->plan->netns_pool && pid == fns_netns_maker();
+    if (pid == closer)
+        closer = fns_closer_start();
+    else if (pid == maker)
+        maker = fns_netns_start(plan->netns_pool);
+    else
+        return 0;
+    if (closer < 0 || maker < 0)
+        fns_quit(0); /* and with this pid 1 every sandbox */
+    return 1;
 }
 
 int fns_reap(int pid)
@@ -369,12 +493,7 @@ int fns_reap(int pid)
     long result = fns_sys5(__NR_waitid, P_PID, pid, &info, WNOHANG | WEXITED | __WALL, usage);
     if (result < 0 || info.pid != pid || info.code >= FNS_CLD_TRAPPED)
         return 0;
-    if (pid == fns_closer_pid() || is_maker(pid)) {
-        if ((pid == fns_closer_pid() ? fns_closer_start() : fns_netns_restart()) < 0)
-            fns_quit(0); /* and with this pid 1 every sandbox */
-        return 1;
-    }
-    struct fns_sandbox *sandbox = fns_find_pid(pid);
+    struct fns_sandbox *sandbox = restart(pid) ? 0 : fns_find_pid(pid);
     if (sandbox) {
         memcpy(sandbox->end.usage, usage, sizeof usage);
         end_sandbox(sandbox, info.code, info.status);
@@ -390,31 +509,28 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
            sandbox->child.progress == FNS_PROGRESS_EXEC;
 }
 
-/* waitid(2) for any child would go through all that live. So this looks at those whose end somebody waits
- * for, and at the one that the signal names. */
+/* waitid(2) for any child would go through all that live. So this looks at those whose end somebody waits for,
+ * and at the one that the signal names. */
 void fns_reap_ended(int pid)
 {
     if (pid > 0) {
-        int known = pid == fns_closer_pid() || is_maker(pid) || fns_find_pid(pid);
+        int known = pid == closer || pid == maker || fns_find_pid(pid);
         fns_reap(pid);
         has_strays |= !known;
     }
-    fns_reap(fns_closer_pid());
-    if (heritage->plan->netns_pool)
-        fns_reap(fns_netns_maker());
+    fns_reap(closer);
+    if (maker)
+        fns_reap(maker);
     for (struct fns_sandbox *at = fns_newest_watched(), *older; at; at = older) {
-        older = fns_older_watched(at);
+        older = at->older;
         if (!fns_reap(at->pid) && is_on_its_own(at))
             fns_unwatch_sandbox(at);
     }
 }
 
-int fns_has_strays(void)
-{
-    return has_strays;
-}
-
-void fns_reap_strays(void)
+/* Strays are children that no table knows: threads of a sandbox that asked to be traced (PTRACE_TRACEME).
+ * Unless this process reaps them, their sandbox never ends. */
+static void reap_strays(void)
 {
     for (int i = 0; i < MAX_STRAYS; i++) {
         struct fns_siginfo info = {.pid = 0};
@@ -427,4 +543,32 @@ void fns_reap_strays(void)
         if (!fns_reap(info.pid))
             break;
     }
+}
+
+/* ---- chores --------------------------------------------------------------------------------- */
+
+/* A sandbox is parked once the process that was told of an end has had this CPU, if it runs here: the clone
+ * takes as long as the reply did. The closer is woken for many at a time, best beside a sandbox that was just
+ * started, whose caller has nothing to do either. */
+int fns_do_chores(int idle)
+{
+    unsigned to_close = fns_closer_pending();
+    int wake = (idle && to_close) || (to_close >= MANY_TO_CLOSE && has_started) ||
+               to_close >= MOST_TO_CLOSE;
+    has_started = 0;
+    if (has_to_park())
+        FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
+    park_all();
+    if (wake)
+        fns_closer_wake();
+    if (has_strays || (idle && !to_close))
+        reap_strays();
+    int killed = fns_check_killed();
+    if (has_strays || has_to_park())
+        return 0;
+    if (fns_closer_pending())
+        return CLOSE_MS;
+    if (killed)
+        return FNS_KILL_MS;
+    return fns_newest_watched() ? STRAYS_MS : -1;
 }

@@ -1,194 +1,244 @@
 /* The server of a template: starts sandboxes for the caller, in the program's small memory.
  *
  * It is pid 1 of a pid namespace of its own, in a mount namespace that holds only the finished root. Each
- * sandbox is a clone that shares its memory until the exec, in a slot of its own (sandbox.c). The server
- * does not wait for that exec. It reaps, and reports how each sandbox ended. Nothing of one is kept for the
- * next. It ends with the caller, and all sandboxes end with it, as it is their pid 1. Raw system calls only.
+ * sandbox is a clone that shares its memory until the exec, in a slot of its own (sandbox.c). The server does
+ * not wait for that exec. It reaps, reports how each sandbox ended, and keeps nothing of one for the next. It
+ * ends with the caller, and all sandboxes end with it, as it is their pid 1. Raw system calls only.
  *
- *   serve.c        the loop
- *   requests.c     what it is requested to do
- *   sandboxes.c    whose turn it is, the start and the end of a sandbox
- *   launch.c       the clone; kill.c the kill
- *   connections.c  tables.c    what it listens to, what it knows
- *   netns.c        closer.c    processes beside it
+ *   serve.c         the loop, and what is requested
+ *   sandboxes.c     whose turn it is, the start and the end of a sandbox; kill.c the kill
+ *   connections.c   tables.c    what it listens to, what it knows
+ *   netns.c         closer.c    processes beside it
  */
 #include "program.h"
 
-#include "closer.h"
-#include "command.h"
-#include "connections.h"
-#include "kill.h"
-#include "netns.h"
-#include "requests.h"
-#include "sandboxes.h"
-#include "tables.h"
+#include "server.h"
 
-enum {
-    MAX_EVENTS = 64,
-    STRAYS_MS = 500, /* how often strays are looked for while sandboxes run */
-    /* The closer is woken when there is much to close, or after a pause. The pause is longer than a tick, so
-     * that the kernel need not set a timer for it. */
-    CLOSE_MS = 20,
-    MANY_TO_CLOSE = 16,
-    MOST_TO_CLOSE = 48
-};
+enum { MAX_EVENTS = 64 };
 
-static int ends, ready; /* a signalfd of SIGCHLD; an eventfd of netns.c */
-static struct {
-    uint64_t soft, hard;
-} files; /* RLIMIT_NOFILE as the caller had it */
-static struct fns_heritage heritage;
+static struct fns_received no_slot; /* for a message without a slot */
 
-/* This process holds the fds of many sandboxes, so it raises its limit; each sandbox gets the caller's back.
- * Where the hard limit is above /proc/sys/fs/nr_open, it cannot be raised: the caller's limit stays. */
-static long raise_files(void)
+/* ---- requests (shared/wire.h) --------------------------------------------------------------- */
+
+/* The caller has shut a connection down, or closed it. */
+static void hang_up(int connection)
 {
-    long result = fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, 0, &files);
-    const uint64_t most[2] = {files.hard, files.hard};
-    if (result >= 0 && files.soft < files.hard &&
-        fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, most, 0) >= 0)
-        heritage.files = &files.soft;
-    return result;
+    struct fns_connection *at = fns_connection(connection);
+    if (at->is_closed || (at->is_queued && fns_drop_queued(connection)))
+        return;
+    struct fns_sandbox *sandbox = at->sandbox;
+    if (sandbox && !sandbox->reported) {
+        fns_kill(sandbox);
+        at->is_closed = 1; /* stays until its end was sent */
+        fns_ignore(connection);
+        return;
+    }
+    if (sandbox) {
+        sandbox->connection = FNS_NONE;
+        sandbox->is_awaited = 0;
+    }
+    fns_forget(connection);
 }
 
-/* Blocks all signals; those of ended children are read from `ends`. */
+/* The sandbox that a request names; 0: there is none, and the reply says so. */
+static struct fns_sandbox *find(int connection, const struct fns_request *request)
+{
+    struct fns_sandbox *sandbox = fns_find_number(request->sandbox);
+    if (!sandbox)
+        fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_WAIT, -ECHILD));
+    return sandbox;
+}
+
+/* LOOK or POOL. */
+static void describe(int connection, const struct fns_request *request)
+{
+    struct fns_ended reply = {.message = {.kind = FNS_MESSAGE_ENDED, .number = request->number}};
+    if (request->kind == FNS_REQUEST_POOL) {
+        reply.pool = fns_pool_state();
+    } else {
+        const struct fns_sandbox *sandbox = find(connection, request);
+        if (!sandbox)
+            return;
+        reply.message.value = sandbox->pid != 0;
+    }
+    fns_reply(connection, &reply);
+}
+
+/* REAP or KILL. */
+static void reap(int connection, const struct fns_request *request)
+{
+    int kill = request->kind == FNS_REQUEST_KILL;
+    struct fns_sandbox *sandbox = find(connection, request);
+    if (!sandbox)
+        return;
+    sandbox->request = request->number;
+    if (sandbox->has_ended) {
+        sandbox->end.message.number = request->number;
+        fns_reply(connection, &sandbox->end);
+        fns_free_sandbox(sandbox);
+        return;
+    }
+    if (sandbox->connection != FNS_NONE) { /* the one it was spawned over */
+        fns_connection(sandbox->connection)->sandbox = 0;
+        fns_let_sandbox_read(sandbox->connection, 0);
+    }
+    sandbox->connection = connection;
+    sandbox->is_awaited = 1;
+    fns_connection(connection)->sandbox = sandbox;
+    if (kill)
+        fns_kill(sandbox);
+    fns_watch_sandbox(sandbox);
+    fns_reap(sandbox->pid);
+}
+
+/* The kind of a request that this connection may make now, else 0. */
+static int kind_of(const struct fns_connection *at, struct fns_received *received)
+{
+    int is_free = !at->sandbox && !at->is_queued;
+    if (received->size < (long)sizeof(struct fns_request) || !is_free)
+        return 0;
+    return fns_request_of(received)->kind;
+}
+
+/* A sandbox whose RUNNING was sent no longer needs its connection. */
+static void free_connection(struct fns_connection *at)
+{
+    struct fns_sandbox *sandbox = at->sandbox;
+    if (!sandbox || !sandbox->reported || sandbox->is_awaited)
+        return;
+    sandbox->connection = FNS_NONE;
+    at->sandbox = 0;
+}
+
+static void read_request(int connection)
+{
+    struct fns_connection *at = fns_connection(connection);
+    long error = 0;
+    struct fns_slot *slot = fns_take_slot(&error);
+    struct fns_received *received = slot ? &slot->received : &no_slot;
+    const struct fns_request *request = fns_request_of(received);
+    fns_receive(connection, FNS_MSG_DONTWAIT, received);
+    free_connection(at);
+    if (received->size == -EAGAIN) /* the event was of an earlier connection with this fd */
+        return;
+    if (received->size == FNS_TRUNCATED) {
+        fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_FDS, -EMFILE));
+        return;
+    }
+    switch (kind_of(at, received)) {
+    case FNS_REQUEST_RUN:
+    case FNS_REQUEST_SPAWN:
+        if (slot) {
+            fns_run_request(slot, connection);
+            break;
+        }
+        fns_close_all(received->fds, received->n_fds);
+        fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_HELPER, error));
+        break;
+    case FNS_REQUEST_REAP:
+    case FNS_REQUEST_KILL: reap(connection, request); break;
+    case FNS_REQUEST_LOOK:
+    case FNS_REQUEST_POOL: describe(connection, request); break;
+    case FNS_REQUEST_PARK:
+        at->wants_parked = 1;
+        fns_park_later(connection);
+        break;
+    default: /* the other end is closed, or this is no request */
+        if (received->size < 0)
+            fns_reply_error(connection, FNS_ANY_REQUEST,
+                            FNS_FAILED(FNS_STAGE_HELPER, received->size));
+        fns_close_all(received->fds, received->n_fds);
+        hang_up(connection);
+    }
+}
+
+/* A message of the control socket: who else ends the server, or a new connection. */
+static void read_control(int control)
+{
+    struct fns_received *received = &no_slot;
+    const struct fns_request *request = fns_request_of(received);
+    fns_receive(control, FNS_MSG_DONTWAIT, received);
+    if (received->size == 0)
+        fns_quit(0); /* the caller has ended the template */
+    if (received->size == -EAGAIN)
+        return;
+    int is_request = received->size >= (long)sizeof *request && received->n_fds == 1;
+    int is_caller = is_request && request->kind == FNS_REQUEST_CALLER;
+    int result = -EPROTO;
+    if (is_request)
+        result = fns_watch(received->fds[0], is_caller ? FNS_PEER_CALLER : FNS_PEER_CONNECTION);
+    if (result < 0 && received->n_fds == 1 && !is_caller)
+        fns_reply_error(received->fds[0], FNS_ANY_REQUEST, FNS_FAILED(FNS_STAGE_HELPER, result));
+    if (result < 0)
+        fns_close_all(received->fds, received->n_fds); /* its other end reads end of file */
+}
+
+/* ---- the loop ------------------------------------------------------------------------------- */
+
+static void handle(int fd)
+{
+    const struct fns_connection *at = fns_connection(fd);
+    int info[32] = {0}; /* struct signalfd_siginfo (signo, errno, code, pid, ...), or a count */
+    switch ((enum fns_peer)at->peer) {
+    case FNS_PEER_CONTROL: read_control(fd); break;
+    case FNS_PEER_CALLER: fns_quit(0); /* it has ended */
+    case FNS_PEER_CONNECTION:
+        /* A sandbox reads here, so the event is a hangup. Between the end of one and the next, nobody
+         * has read what was requested before it. */
+        if (at->sandbox_reads && at->sandbox)
+            hang_up(fd);
+        else
+            read_request(fd);
+        break;
+    case FNS_PEER_ENDS:
+        FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "then it names nobody");
+        fns_reap_ended(info[3]);
+        break;
+    case FNS_PEER_READY:
+        FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "the count is not needed");
+        fns_network_is_ready();
+        break;
+    case FNS_PEER_NONE: break;
+    }
+}
+
+/* Closes all fds that are not needed. */
+static long close_others(int control, int status, int userns)
+{
+    const int needed[3] = {control, status, userns};
+    long result = fns_close_but(needed);
+    return result >= 0 && userns ? fns_close_on_exec(userns) : result;
+}
+
+/* Blocks all signals; those of ended children are read from a signalfd. */
 static long listen_for_ends(void)
 {
     const uint64_t all = ~0ull, sigchld = 1ull << (FNS_SIGCHLD - 1);
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, 0, FNS_SIGSET_SIZE);
     if (result >= 0)
-        result = ends =
-            (int)fns_sys4(__NR_signalfd4, -1, &sigchld, sizeof sigchld, O_CLOEXEC | O_NONBLOCK);
-    return result < 0 ? result : fns_watch(ends, FNS_PEER_ENDS);
+        result = fns_sys4(__NR_signalfd4, -1, &sigchld, sizeof sigchld, O_CLOEXEC | O_NONBLOCK);
+    return result < 0 ? result : fns_watch((int)result, FNS_PEER_ENDS);
 }
 
-static long start_pool(void)
+_Noreturn void fns_serve(struct fns_start *start)
 {
-    ready = (int)fns_sys2(__NR_eventfd2, 0, O_CLOEXEC | O_NONBLOCK);
-    long result = ready < 0 ? ready : fns_watch(ready, FNS_PEER_READY);
-    return result < 0 ? result : fns_netns_start(heritage.plan->netns_pool, ready);
-}
-
-/* Keeps only the fds that are needed. */
-static long close_others(int control, int status)
-{
-    const int needed[3] = {control, status, heritage.userns};
-    long result = fns_close_but(needed);
-    if (result >= 0 && heritage.userns)
-        result = fns_close_on_exec(heritage.userns);
-    return result;
-}
-
-/* 0 or -errno. */
-static long prepare(int control, int status)
-{
-    long result = close_others(control, status);
-    if (result >= 0)
-        result = raise_files();
-    if (result >= 0)
-        result = fns_open_connections();
-    if (result >= 0)
-        result = fns_open_tables();
-    if (result >= 0)
-        result = fns_watch(control, FNS_PEER_CONTROL);
-    if (result >= 0)
-        result = listen_for_ends();
-    /* While it is stopped, the server would not notice the caller's end: this signal continues it then. It
-     * also comes, and does nothing, when only the thread that was its parent ends. A change of credentials
-     * would clear this; none follows. */
-    if (result >= 0)
-        result = fns_prctl(PR_SET_PDEATHSIG, FNS_SIGCONT, 0);
-    if (result >= 0)
-        result = fns_closer_start();
-    if (result >= 0 && heritage.plan->netns_pool)
-        result = start_pool();
-    return result;
-}
-
-static void read_ends(void)
-{
-    int info[32] = {0}; /* struct signalfd_siginfo: signo, errno, code, pid, ... */
-    FNS_IGNORE(fns_sys3(__NR_read, ends, info, sizeof info), "then it names nobody");
-    fns_reap_ended(info[3]);
-}
-
-static void read_ready(void)
-{
-    uint64_t count;
-    FNS_IGNORE(fns_sys3(__NR_read, ready, &count, sizeof count), "its count is not needed");
-    fns_network_is_ready();
-}
-
-static void handle(int fd)
-{
-    const struct fns_connection *at = fns_connection(fd);
-    switch ((enum fns_peer)at->peer) {
-    case FNS_PEER_CONTROL: fns_read_control(fd); break;
-    case FNS_PEER_CALLER: fns_quit(0); /* it has ended */
-    case FNS_PEER_CONNECTION:
-        /* A sandbox reads here, so the event is a hangup. Between the end of one and the next, nobody
-         * has read what was requested before it. */
-        if (at->sandbox_reads && at->sandbox != FNS_NONE)
-            fns_hang_up(fd);
-        else
-            fns_read_request(fd);
-        break;
-    case FNS_PEER_ENDS: read_ends(); break;
-    case FNS_PEER_READY: read_ready(); break;
-    case FNS_PEER_NONE: break;
-    }
-}
-
-/* What nobody waits for comes after all else. A sandbox is parked once the process that was told of an end
- * has had this CPU, if it runs here: the clone takes as long as the reply did. The closer is woken for
- * many at a time, best beside a sandbox that was just started, whose caller has nothing to do either. */
-static void do_chores(int idle)
-{
-    unsigned to_close = fns_closer_pending();
-    int started = fns_has_started();
-    int wake =
-        (idle && to_close) || (to_close >= MANY_TO_CLOSE && started) || to_close >= MOST_TO_CLOSE;
-    if (fns_has_to_park())
-        FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
-    fns_park();
-    if (wake)
-        fns_closer_wake();
-    if (fns_has_strays() || (idle && !to_close))
-        fns_reap_strays();
-    fns_check_killed();
-}
-
-static int time_to_wait(void)
-{
-    if (fns_has_strays() || fns_has_to_park())
-        return 0;
-    if (fns_closer_pending())
-        return CLOSE_MS;
-    if (fns_has_killed())
-        return FNS_KILL_MS;
-    return fns_newest_watched() ? STRAYS_MS : -1;
-}
-
-_Noreturn void fns_serve(const struct fns_plan *sandbox, int control, int status, int userns)
-{
-    const struct fns_error none = {.op_index = -1};
+    int control = (int)start->numbers.control, status = (int)start->numbers.status;
     struct epoll_event events[MAX_EVENTS];
-    heritage.plan = sandbox;
-    heritage.userns = userns;
-    fns_open_sandboxes(&heritage);
-    long result = prepare(control, status);
-    if (result >= 0)
-        result = fns_say(status, FNS_MESSAGE_RUNNING, &none);
-    if (result < 0) {
-        const struct fns_error error = {FNS_STAGE_HELPER, 0, -1, (int)-result};
-        FNS_IGNORE(fns_say(status, FNS_MESSAGE_FAILED, &error), "this process ends in any case");
-        fns_quit(0);
-    }
+    fns_start_check(start, close_others(control, status, start->child.userns));
+    fns_start_check(start, fns_open_connections());
+    fns_start_check(start, fns_watch(control, FNS_PEER_CONTROL));
+    fns_start_check(start, listen_for_ends());
+    /* While it is stopped, the server would not notice the caller's end: this signal continues it then. It also
+     * comes, and does nothing, when only the thread that was its parent ends. A change of credentials would
+     * clear the setting; none follows. */
+    fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGCONT, 0));
+    fns_start_check(start, fns_open_sandboxes(&start->sandbox, start->child.userns));
+    fns_report_running(start);
     fns_close(status);
-    for (;;) { /* n < 0: a stop has ended (signal(7)) */
-        int n = fns_await_events(events, MAX_EVENTS, time_to_wait());
-        for (int i = 0; i < n; i++)
+    for (int idle = 0;;) {
+        int n = fns_await_events(events, MAX_EVENTS, fns_do_chores(idle));
+        for (int i = 0; i < n; i++) /* n < 0: a stop has ended (signal(7)) */
             handle((int)events[i].data);
-        do_chores(n == 0);
+        idle = n == 0;
     }
 }

@@ -1,11 +1,9 @@
 /* The tables of a server: slots, sandboxes, batches. Runs in a template's server. */
-#include "tables.h"
-
-#include "closer.h"
-#include "connections.h"
+#include "server.h"
 
 #define MAX_SLOTS (1 << 13)
 #define MAX_SANDBOXES (1 << 20)
+#define MAX_PID (1 << 22) /* PID_MAX_LIMIT */
 #define MAX_NUMBER 0x7fffffff
 
 struct batch {
@@ -13,18 +11,17 @@ struct batch {
 };
 
 static struct fns_slot *slots[MAX_SLOTS];
-static struct fns_sandbox *sandboxes;
-static int *by_pid; /* index of the sandbox */
+static struct fns_sandbox *sandboxes, **by_pid;
+static struct fns_sandbox *first_free, *newest_watched;
 static struct batch *batches;
-static int n_slots, n_sandboxes, n_batches, first_free, newest_watched;
+static int n_slots, n_sandboxes, n_batches;
 
 int fns_open_tables(void)
 {
     long error = 0;
     sandboxes = fns_map(MAX_SANDBOXES * sizeof *sandboxes, &error);
-    by_pid = fns_map(FNS_MAX_PID * sizeof *by_pid, &error);
+    by_pid = fns_map(MAX_PID * sizeof *by_pid, &error);
     batches = fns_map(MAX_SLOTS * sizeof *batches, &error);
-    first_free = newest_watched = FNS_NONE;
     return (int)error;
 }
 
@@ -33,9 +30,7 @@ int fns_open_tables(void)
 static struct fns_slot *make_slot(long *error)
 {
     *error = -ENOMEM;
-    if (n_slots == MAX_SLOTS)
-        return 0;
-    struct fns_slot *slot = fns_map(sizeof *slot, error);
+    struct fns_slot *slot = n_slots < MAX_SLOTS ? fns_map(sizeof *slot, error) : 0;
     if (!slot)
         return 0;
     *error = fns_sys3(__NR_mprotect, slot->stack, FNS_PAGE, PROT_NONE);
@@ -62,65 +57,53 @@ struct fns_slot *fns_take_slot(long *error)
 
 /* ---- sandboxes ------------------------------------------------------------------------------ */
 
-int fns_index_of(const struct fns_sandbox *sandbox)
-{
-    return (int)(sandbox - sandboxes);
-}
-
-struct fns_sandbox *fns_sandbox_at(int index)
-{
-    return index == FNS_NONE ? 0 : &sandboxes[index];
-}
-
 struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
 {
-    int index = first_free;
-    if (index != FNS_NONE)
-        first_free = sandboxes[index].next;
-    else if (n_sandboxes < MAX_SANDBOXES)
-        index = n_sandboxes++;
-    else
+    struct fns_sandbox *sandbox = first_free;
+    if (sandbox) {
+        first_free = sandbox->next;
+    } else if (n_sandboxes < MAX_SANDBOXES) {
+        sandbox = &sandboxes[n_sandboxes];
+        sandbox->number = n_sandboxes++;
+    } else {
         return 0;
-    struct fns_sandbox *sandbox = &sandboxes[index];
+    }
     sandbox->child = (struct fns_child)FNS_CHILD(plan, &sandbox->args, -1);
     sandbox->child.userns = userns;
     sandbox->requested = sandbox->reported = 0;
-    sandbox->number = (sandbox->number & ~(MAX_SANDBOXES - 1)) | index;
     sandbox->pid = sandbox->is_parked = sandbox->is_awaited = sandbox->has_ended = 0;
     sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
-    sandbox->is_watched = sandbox->batch = 0;
+    sandbox->batch = 0;
     sandbox->end.queued = 0;
     return sandbox;
 }
 
 void fns_free_sandbox(struct fns_sandbox *sandbox)
 {
-    int index = fns_index_of(sandbox);
+    int connection = sandbox->connection;
     fns_unwatch_sandbox(sandbox);
     if (sandbox->mounts != FNS_NONE) {
         fns_closer_release(sandbox->mounts);
         if (sandbox->args.n_groups)
-            fns_closer_wake(); /* until then its cgroup is not empty */
+            fns_closer_wake(); /* its cgroup is not empty until the closer has run */
     }
-    sandbox->mounts = FNS_NONE;
-    if (sandbox->connection != FNS_NONE && fns_connection(sandbox->connection)->sandbox == index)
-        fns_connection(sandbox->connection)->sandbox = FNS_NONE;
-    sandbox->connection = FNS_NONE;
+    if (connection != FNS_NONE && fns_connection(connection)->sandbox == sandbox)
+        fns_connection(connection)->sandbox = 0;
     sandbox->number = (sandbox->number + MAX_SANDBOXES) & MAX_NUMBER;
     sandbox->pid = sandbox->has_ended = 0;
     sandbox->next = first_free;
-    first_free = index;
+    first_free = sandbox;
 }
 
 void fns_set_pid(struct fns_sandbox *sandbox, int pid)
 {
     sandbox->pid = pid;
-    by_pid[pid] = fns_index_of(sandbox);
+    by_pid[pid] = sandbox;
 }
 
 struct fns_sandbox *fns_find_pid(int pid)
 {
-    struct fns_sandbox *sandbox = pid > 0 && pid < FNS_MAX_PID ? &sandboxes[by_pid[pid]] : 0;
+    struct fns_sandbox *sandbox = pid > 0 && pid < MAX_PID ? by_pid[pid] : 0;
     return sandbox && sandbox->pid == pid ? sandbox : 0;
 }
 
@@ -135,35 +118,28 @@ struct fns_sandbox *fns_find_number(int number)
 
 void fns_watch_sandbox(struct fns_sandbox *sandbox)
 {
-    if (sandbox->is_watched)
+    if (sandbox->link)
         return;
-    sandbox->is_watched = 1;
     sandbox->older = newest_watched;
-    sandbox->newer = FNS_NONE;
-    if (sandbox->older != FNS_NONE)
-        sandboxes[sandbox->older].newer = fns_index_of(sandbox);
-    newest_watched = fns_index_of(sandbox);
+    if (sandbox->older)
+        sandbox->older->link = &sandbox->older;
+    sandbox->link = &newest_watched;
+    newest_watched = sandbox;
 }
 
 void fns_unwatch_sandbox(struct fns_sandbox *sandbox)
 {
-    if (!sandbox->is_watched)
+    if (!sandbox->link)
         return;
-    sandbox->is_watched = 0;
-    *(sandbox->newer == FNS_NONE ? &newest_watched : &sandboxes[sandbox->newer].older) =
-        sandbox->older;
-    if (sandbox->older != FNS_NONE)
-        sandboxes[sandbox->older].newer = sandbox->newer;
+    *sandbox->link = sandbox->older;
+    if (sandbox->older)
+        sandbox->older->link = sandbox->link;
+    sandbox->link = 0;
 }
 
 struct fns_sandbox *fns_newest_watched(void)
 {
-    return fns_sandbox_at(newest_watched);
-}
-
-struct fns_sandbox *fns_older_watched(const struct fns_sandbox *sandbox)
-{
-    return fns_sandbox_at(sandbox->older);
+    return newest_watched;
 }
 
 /* ---- batches -------------------------------------------------------------------------------- */

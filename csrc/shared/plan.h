@@ -40,7 +40,7 @@ enum fns_how {
     FNS_HOW_SEALED = 512,    /* nobody may read or search the keyring */
     FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel cannot, or this process may not */
     FNS_HOW_AHEAD = 4096,    /* the source is the next one that BIND_SOURCE has opened */
-    FNS_HOW_SHARE = 8192,    /* at most half of the limit in force, but at least `arg` of it */
+    FNS_HOW_HALF = 8192,     /* at most half of the limit in force, but at least `arg` of it */
     FNS_HOW_IF_THERE = 16384 /* leave out a bind whose source is missing */
 };
 

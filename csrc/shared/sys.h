@@ -18,11 +18,10 @@
 
 #include "error.h"
 
-/* A child that shares memory cannot have instrumented frames: sanitizers keep per-thread state. */
+/* Inline everywhere: a child that shares memory must not have frames that sanitizers have instrumented. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
-/* Ignores a result; the text says why a failure changes nothing. The compiler accepts no other way (for gcc
- * a cast to void is not enough). */
+/* Ignores a result; the text says why a failure is harmless. For gcc a cast to void is not enough. */
 #define FNS_IGNORE(call, reason)                                                                   \
     do {                                                                                           \
         long ignored_ = (call);                                                                    \
@@ -45,8 +44,8 @@ FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, lon
     return ret;
 }
 
-/* A clone whose child goes on in fn(arg) on its own stack and exits with what that returns. The
- * child must not return through the caller's frame: with CLONE_VM that frame is shared. */
+/* A clone whose child goes on in fn(arg) on its own stack and exits with the result. The child must not
+ * return through the caller's frame, which is shared with CLONE_VM. */
 FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
                                                int (*fn)(void *), void *arg)
 {
@@ -155,13 +154,22 @@ FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
-/* Linux frees the fd whatever close(2) returns. */
-FNS_INLINE void fns_close(int fd)
+/* write(2), repeated FNS_TRIES times whatever the error but EPIPE: a report that is lost looks like a process
+ * that was killed. */
+FNS_INLINE FNS_CHECKED long fns_write_retrying(int fd, const void *bytes, size_t size)
 {
-    FNS_IGNORE(fns_sys1(__NR_close, fd), "nothing is left to do");
+    long n = -EINTR;
+    for (int tries = 0; n < 0 && n != -EPIPE && tries < FNS_TRIES; tries++)
+        n = fns_write(fd, bytes, size);
+    return n;
 }
 
-/* Sets close-on-exec, and checks it: a filter around this process may only pretend. 0 or -errno. */
+FNS_INLINE void fns_close(int fd)
+{
+    FNS_IGNORE(fns_sys1(__NR_close, fd), "Linux frees the fd in any case");
+}
+
+/* Sets close-on-exec, and checks it: a seccomp filter may have faked the success. 0 or -errno. */
 FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
 {
     long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
@@ -175,7 +183,7 @@ FNS_INLINE FNS_CHECKED long fns_prctl(int option, unsigned long value, unsigned 
     return fns_sys5(__NR_prctl, option, value, more, 0, 0);
 }
 
-/* capget(2) and capset(2) of the calling thread; a bit for each capability. */
+/* capget(2) and capset(2) of the calling thread; one bit per capability. */
 struct fns_capabilities {
     uint64_t effective, permitted, inheritable;
 };
@@ -202,8 +210,7 @@ FNS_INLINE FNS_CHECKED long fns_capset(const struct fns_capabilities *sets)
     return fns_sys2(__NR_capset, &header, words);
 }
 
-/* A record lock on a whole file (fcntl(2)): the one thing held by an fd that a process forked meanwhile,
- * with all fds, does not hold too. */
+/* A record lock on a whole file (fcntl(2)). Unlike the fd, a process forked meanwhile does not inherit it. */
 struct fns_flock { /* struct flock of 64-bit kernels */
     short type, whence;
     long start, length;
@@ -216,7 +223,7 @@ FNS_INLINE FNS_CHECKED int fns_lock(int fd, int command, short type)
     return (int)fns_sys3(__NR_fcntl, fd, command, &lock);
 }
 
-/* Whether another process holds a lock for writing on a file: 1, 0 or -errno. */
+/* Whether another process holds a write lock on a file: 1, 0 or -errno. */
 FNS_INLINE FNS_CHECKED int fns_is_locked(int fd)
 {
     struct fns_flock lock = {.type = F_RDLCK};
@@ -247,6 +254,21 @@ struct fns_clone_args {
 #define FNS_CLONE_NEWPID 0x20000000ull
 #define FNS_CLONE_NEWNET 0x40000000ull
 
+/* clone3(2), or clone(2) where the kernel lacks it. The child goes on in fn(arg) on args->stack, and exits with
+ * its result. -ENOSYS: a flag needs clone3: clone(2) has no bit for a cgroup, and takes that of CLONE_NEWTIME
+ * as part of the exit signal. */
+FNS_INLINE FNS_CHECKED long fns_clone_call(const struct fns_clone_args *args, int (*fn)(void *),
+                                           void *arg)
+{
+    long result = fns_sys_clone_call(__NR_clone3, (long)args, sizeof *args, 0, 0, 0, fn, arg);
+    if (result != -ENOSYS || args->flags & (FNS_CLONE_INTO_CGROUP | FNS_CLONE_NEWTIME))
+        return result;
+    return fns_sys_clone_call(__NR_clone, (long)(args->flags | args->exit_signal),
+                              (long)(args->stack + args->stack_size), (long)args->pidfd,
+                              FNS_CLONE_TLS_LAST ? (long)args->child_tid : 0,
+                              FNS_CLONE_TLS_LAST ? 0 : (long)args->child_tid, fn, arg);
+}
+
 /* openat2(2) */
 struct fns_open_how {
     uint64_t flags, mode, resolve;
@@ -263,26 +285,7 @@ struct fns_mount_attr {
 #define FNS_OPEN_TREE_NAMESPACE 2 /* since Linux 7.0 */
 #define FNS_MOUNT_ATTR_IDMAP 0x00100000
 
-#ifndef __NR_open_tree
-#define __NR_open_tree 428
-#define __NR_move_mount 429
-#endif
-#ifndef __NR_clone3
-#define __NR_clone3 435
-#endif
-#ifndef __NR_close_range
-#define __NR_close_range 436
-#endif
-#ifndef __NR_openat2
-#define __NR_openat2 437
-#endif
-#ifndef __NR_epoll_pwait2
-#define __NR_epoll_pwait2 441
-#endif
-#ifndef __NR_mount_setattr
-#define __NR_mount_setattr 442
-#endif
-
+/* The program needs headers of Linux 5.12 in any case (linux/mount.h). */
 #ifndef __NR_landlock_create_ruleset
 #define __NR_landlock_create_ruleset 444
 #define __NR_landlock_add_rule 445
@@ -302,8 +305,8 @@ struct fns_mount_attr {
 #define FNS_SIGSTOP 19
 #define FNS_SIGCHLD 17
 
-/* si_code of waitid(2): from this one on the process has only stopped. The kernel reports stops to a tracer
- * even with WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */
+/* si_code of waitid(2): from this one on the process has only stopped. A tracer is told of stops even with
+ * WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */
 #define FNS_CLD_TRAPPED 4
 
 FNS_INLINE size_t fns_length(const char *text)
@@ -314,16 +317,15 @@ FNS_INLINE size_t fns_length(const char *text)
     return n;
 }
 
-/* Fails with -EXDEV unless the file lies on a file system with this f_type (statfs(2)); 0: any
- * (CVE-2025-52881). */
+/* -EXDEV unless the file is on a file system with this f_type (statfs(2)); 0: any (CVE-2025-52881). */
 FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)
 {
-    int64_t about[16] = {0}; /* struct statfs: its type comes first */
+    uint64_t about[16] = {0}; /* struct statfs: its type comes first */
     int result = type ? (int)fns_sys2(__NR_fstatfs, fd, about) : 0;
-    return result >= 0 && (uint64_t)about[0] != type && type ? -EXDEV : result;
+    return result >= 0 && about[0] != type ? -EXDEV : result;
 }
 
-/* Writes a text to an open file on a file system with this f_type, and closes it. 0 or -errno. */
+/* Checks an open file's f_type, writes a text to it, and closes it. 0 or -errno. */
 FNS_INLINE FNS_CHECKED int fns_write_text(int fd, uint64_t type, const char *text)
 {
     long size = (long)fns_length(text), result = fns_check_type(fd, type);
@@ -333,7 +335,7 @@ FNS_INLINE FNS_CHECKED int fns_write_text(int fd, uint64_t type, const char *tex
     return result == size ? 0 : result < 0 ? (int)result : -EIO;
 }
 
-/* Whether an error means that a file in /proc is missing, or not for this process to write. */
+/* Whether an error means that a file in /proc is missing, or that this process may not write it. */
 FNS_INLINE int fns_is_out_of_reach(long result)
 {
     return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;

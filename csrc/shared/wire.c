@@ -5,7 +5,7 @@
 
 /* ---- unpacking -------------------------------------------------------------------------------- */
 
-/* Whether n items of a size, aligned to `align`, lie at an offset. */
+/* Whether `size` bytes hold n items at an offset that is a multiple of `align`. */
 static int holds(uint64_t size, uint64_t offset, uint64_t n, uint64_t item, uint64_t align)
 {
     return offset % align == 0 && offset <= size && n <= (size - offset) / item;
@@ -56,7 +56,7 @@ int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan)
     return 0;
 }
 
-/* The fds that stay open are sorted, as close_range() between them requires. */
+/* fns_place_fds() closes the ranges between the fds, so these must ascend. */
 static int ascend(const int *fds, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
@@ -144,6 +144,15 @@ long fns_send_message(int socket, const void *bytes, size_t size, const int *fds
     return fns_sys3(__NR_sendmsg, socket, &header, flags | NO_SIGNAL);
 }
 
+long fns_send(int socket, const struct fns_message *message, int fd, int pid)
+{
+    long result;
+    do
+        result = fns_send_message(socket, message, sizeof *message, &fd, fd >= 0, pid, 0);
+    while (result == -EINTR);
+    return result;
+}
+
 long fns_receive_message(int socket, void *bytes, size_t size, int *fds, int *n_fds, int *pid,
                          int flags)
 {
@@ -164,7 +173,7 @@ long fns_receive_message(int socket, void *bytes, size_t size, int *fds, int *n_
         for (size_t i = 0; item->type == RIGHTS && i < n_ints; i++) {
             if (came < *n_fds) {
                 fds[came++] = item->data[i];
-            } else { /* the kernel fills the padding too */
+            } else { /* the padding had room for one more */
                 fns_close(item->data[i]);
                 lost = 1;
             }

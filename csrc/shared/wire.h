@@ -1,14 +1,13 @@
 /* What the caller and the program send each other: formats, unpacking, messages with fds.
  *
- * Used by: caller and program. Unpacking is pure: no system call, and nothing is read outside the bytes
- * given, whatever they hold. A start has two channels:
+ * Used by: caller and program. Unpacking makes no system call, and reads nothing outside its input, whatever
+ * that holds. A start has two channels:
  *
  *   status   A pipe, in every start. RUNNING: the command is about to be executed; FAILED may still follow.
  *            The sender holds a record lock on the pipe until its exec or its end (fns_executed()). A
  *            reaper and a server send RUNNING when they are ready, then close the pipe.
- *   control  A SEQPACKET socket pair, if the caller has to reply or sends more later. CHILD, with the
- *            sandbox's pidfd, after a hop; GO, for which the sandbox waits; EXITED from a reaper; the
- *            requests to a server.
+ *   control  A SEQPACKET socket pair, where the caller replies or sends more later: CHILD, with the sandbox's
+ *            pidfd, after a hop; GO, for which the sandbox waits; EXITED from a reaper; requests to a server.
  */
 #ifndef FNS_WIRE_H
 #define FNS_WIRE_H
@@ -20,28 +19,30 @@
 
 enum fns_message_kind {
     FNS_MESSAGE_CHILD = 1, /* value: pid in the caller's pid namespace */
-    FNS_MESSAGE_GO, /* the caller has the pidfd, and has written the id maps that it writes */
+    FNS_MESSAGE_GO,        /* the caller has the pidfd and has written its id maps */
     FNS_MESSAGE_RUNNING,
     FNS_MESSAGE_FAILED, /* error */
     FNS_MESSAGE_EXITED, /* value: siginfo's si_code, status: its si_status */
     FNS_MESSAGE_ENDED,  /* struct fns_ended, from a server */
 };
 
-enum {
-    FNS_ANY_REQUEST = -1
-}; /* number of a FAILED that is sent because its connection is closed */
-
 struct fns_message {
     uint32_t kind;
     int32_t value, status;
-    int32_t number; /* from a server: that of the request to which this replies */
+    int32_t number; /* from a server: of the request; FNS_ANY_REQUEST: the connection is closed */
     struct fns_error error;
 };
 
-/* ---- what the program is given ---------------------------------------------------------------- */
+enum { FNS_ANY_REQUEST = -1, FNS_EXIT_FAILED = 127 /* of a start that has reported its failure */ };
 
-/* A plan as one run of bytes, in a sealed file that the program maps. Every pointer is an offset from its
- * start. */
+#define FNS_FAILED(stage, result)                                                                  \
+    ((struct fns_error){(uint16_t)(stage), FNS_DETAIL_NONE, -1, (int)-(result)})
+/* The error of a process that was killed during its start. */
+#define FNS_KILLED(stage) ((struct fns_error){(uint16_t)(stage), FNS_DETAIL_KILLED, -1, ECANCELED})
+
+/* ---- input of the program --------------------------------------------------------------------- */
+
+/* A plan as one run of bytes, in a sealed file that the program maps. Pointers are offsets from its start. */
 struct fns_packed_plan {
     struct fns_plan plan;
     struct fns_plan sandbox; /* with FNS_PLAN_SERVER */
@@ -54,7 +55,7 @@ struct fns_packed_plan {
     X(control)   /* fd; 0: none */                                                                 \
     X(plan)      /* fd of struct fns_packed_plan */                                                \
     X(plan_size) /* in bytes */                                                                    \
-    X(told)      /* fd of a file for the pid of the sandbox that a hop process clones; 0: none */  \
+    X(pid_file)  /* fd, for the pid of the sandbox that a hop process clones; 0: none */           \
     X(userns)    /* args->userns */                                                                \
     X(clone_into)                                                                                  \
     X(entered) /* the program was cloned into the first of args->groups */                         \
@@ -67,23 +68,23 @@ struct fns_numbers {
 
 /* ---- requests to a template's server ---------------------------------------------------------- */
 
-/* CALLER and CONNECT are sent over the control socket, with one fd: a pidfd with whose process the server
- * ends; a socket to take requests from, which is a connection. The others are sent over a connection, which
+/* The control socket takes CALLER and CONNECT, each with one fd. CALLER: the pidfd of a process; the server
+ * ends with it. CONNECT: a socket, which becomes a connection. A connection takes the other requests, and
  * serves one sandbox at a time:
  *
  *   RUN    With 3 fds for stdio and one for each of args.keep and args.groups. Starts when fewer than
  *          share.most sandboxes of its batch are alive. Reply: ENDED or FAILED.
- *   SPAWN  The same fds, and the writing end of a pipe. The sandbox itself replies RUNNING, with its pid,
- *          its pidfd and, as value, its number, when it holds a lock on the pipe (fns_executed()). A later
- *          failure is written to the pipe, and FAILED follows. After that the connection is free.
+ *   SPAWN  The same fds, and the writing end of a pipe. When the sandbox holds a lock on the pipe
+ *          (fns_executed()), it replies RUNNING itself, with its pid, its pidfd and its number as value. A
+ *          later failure is written to the pipe, and FAILED follows. After that the connection is free.
  *   REAP   `sandbox`: the number from RUNNING. Reply: ENDED, as soon as that sandbox has ended.
  *   KILL   Kills it first, then as REAP.
  *   LOOK   Reply: ENDED at once; value: whether it is alive.
  *   POOL   Reply: ENDED, with `pool`.
- *   PARK   A sandbox is made ahead and waits at this connection for RUN or SPAWN; when it has ended, the
- *          next one is made. No reply.
+ *   PARK   Makes a sandbox ahead, which waits at this connection for RUN or SPAWN, and another when that has
+ *          ended. No reply.
  *
- * A request of more than FNS_REQUEST_INLINE bytes is in a memory file, one more fd. To shut a connection down
+ * A request of more than FNS_REQUEST_INLINE bytes is in a memory file, one more fd. Shutting a connection down
  * kills the sandbox that RUN started over it; ENDED is still sent. */
 enum fns_request_kind {
     FNS_REQUEST_CALLER = 1,
@@ -106,10 +107,10 @@ struct fns_request {
     struct fns_args args; /* every pointer is an offset from the start of the request */
 };
 
-/* The reply to RUN and REAP. FAILED may come in its place, and begins alike. */
+/* The reply to all requests but SPAWN and PARK. A FAILED in its place may be a struct fns_message alone. */
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
-    uint64_t queued;            /* RUN: ns for which it waited for its turn in a batch */
+    uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
     union {
         char usage[144];            /* struct rusage */
         struct fns_pool_state pool; /* the reply to POOL */
@@ -118,30 +119,33 @@ struct fns_ended {
 
 /* ---- unpacking -------------------------------------------------------------------------------- */
 
-/* These turn offsets from `base` into pointers, in place. 0; -EPROTO: the bytes are not what caller/pack.c
- * makes. A text may reach to the end of the bytes, so the last of them has to be NUL. */
+/* These turn offsets from `base` into pointers, in place. 0; -EPROTO: caller/pack.c did not make these bytes.
+ * The last byte has to be NUL, as a text may reach to the end. */
 FNS_CHECKED int fns_open_text(char *base, uint64_t size, const char **text);
 FNS_CHECKED int fns_open_list(char *base, uint64_t size, char *const **list); /* ends with NULL */
 FNS_CHECKED int fns_open_items(char *base, uint64_t size, uint64_t n, uint64_t item_size,
                                const void **items);
 FNS_CHECKED int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan);
 
-/* The arguments of a RUN or SPAWN that came with so many fds, not counting a memory file. */
+/* The arguments of a RUN or SPAWN that came with n_fds fds, not counting a memory file. */
 FNS_CHECKED int fns_open_request(struct fns_request *request, uint64_t size, int n_fds,
                                  struct fns_args *args);
 
 /* ---- messages with fds ------------------------------------------------------------------------ */
 
-/* sendmsg(2), with n_fds fds (at most FNS_REQUEST_FDS), and with the pid of a process that the kernel
- * translates into the receiver's pid namespace (0: none). flags: MSG_*, besides MSG_NOSIGNAL. How many
- * bytes, or -errno; it is not repeated after a signal. */
+/* sendmsg(2), with n_fds fds (at most FNS_REQUEST_FDS), and a pid (0: none), which the kernel translates into
+ * the receiver's pid namespace. flags: MSG_*, besides MSG_NOSIGNAL. How many bytes, or -errno; not repeated
+ * after a signal. */
 FNS_CHECKED long fns_send_message(int socket, const void *bytes, size_t size, const int *fds,
                                   int n_fds, int pid, int flags);
 
-/* recvmsg(2), fds close-on-exec. `*n_fds`: how many fds there is space for; then how many came, or -1: at
- * least one was lost, or the message was cut off, and all that came are closed. `*pid`: unchanged if none came;
- * may be NULL. flags: MSG_*. How many bytes, 0: the other end is closed, or -errno; not repeated either. */
+/* recvmsg(2), fds close-on-exec. `*n_fds`: how many fds there is space for; then how many came. -1: at least
+ * one was lost, or the message was cut off; all that came are closed. `*pid`: unchanged if none came; may be
+ * NULL. flags: MSG_*. How many bytes, 0: the other end is closed, or -errno; not repeated either. */
 FNS_CHECKED long fns_receive_message(int socket, void *bytes, size_t size, int *fds, int *n_fds,
                                      int *pid, int flags);
+
+/* Sends one message, with an fd (-1: none) and a pid (0: none), repeated after a signal. 0 or more, or -errno. */
+FNS_CHECKED long fns_send(int socket, const struct fns_message *message, int fd, int pid);
 
 #endif

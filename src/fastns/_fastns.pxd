@@ -38,7 +38,7 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_HOW_OPTIONAL
         FNS_HOW_IF_THERE
         FNS_HOW_AHEAD
-        FNS_HOW_SHARE
+        FNS_HOW_HALF
         FNS_MAX_SOURCES
         FNS_PLAN_HOP
         FNS_PLAN_INIT

@@ -9,8 +9,7 @@
 
 #include "caller/fastns.h"
 #include "kernel.h"
-#include "program/command.h"
-#include "program/ops.h"
+#include "program/child.h"
 
 enum { MAX_OPS = 24, MAX_STRINGS = 1024 };
 

@@ -342,14 +342,14 @@ def rlimits(caller: Caller, **fields: Any) -> list[tuple[str, int, int]]:
 
 
 def test_default_limits_give_way_to_those_of_the_spec() -> None:
-    share = _core.HOW_SHARE
+    half = _core.HOW_HALF
     core, *others = rlimits(ROOT)
     assert core == ("RLIMIT_CORE 1:1", _core.HOW_OPTIONAL, 0)
     assert others == [
-        ("RLIMIT_NOFILE 1024:4096 at most", share, 256),
-        ("RLIMIT_SIGPENDING 4096:4096 at most", share, 0),
-        ("RLIMIT_MSGQUEUE 409600:409600 at most", share, 0),
-        ("RLIMIT_MEMLOCK 4194304:4194304 at most", share, 0),
+        ("RLIMIT_NOFILE 1024:4096 at most", half, 256),
+        ("RLIMIT_SIGPENDING 4096:4096 at most", half, 0),
+        ("RLIMIT_MSGQUEUE 409600:409600 at most", half, 0),
+        ("RLIMIT_MEMLOCK 4194304:4194304 at most", half, 0),
     ]
     for rlimit in DEFAULT_RLIMITS:
         own = rlimits(ROOT, rlimits=[Rlimit("RLIMIT_AS", 5, 5), Rlimit(rlimit.type, 0, -1)])

@@ -138,14 +138,14 @@ def _limits(spec: Spec) -> Iterator[Op]:
     for rlimit in DEFAULT_RLIMITS[1:]:
         if rlimit.type not in given:
             least = LEAST_FDS if rlimit.type == "RLIMIT_NOFILE" else 0
-            yield _rlimit_op(rlimit, _core.HOW_SHARE, least)
+            yield _rlimit_op(rlimit, _core.HOW_HALF, least)
     yield from map(_rlimit_op, given.values())
 
 
 def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
     data = b"".join(limit.to_bytes(8, "little") for limit in rlimit.values)
     note = f"{rlimit.type} {rlimit.soft}:{rlimit.hard}"
-    note += " at most" if how & _core.HOW_SHARE else ""
+    note += " at most" if how & _core.HOW_HALF else ""
     return Op("rlimit", "rlimit", how, rlimit.number, least, data=data, note=note)
 
 
