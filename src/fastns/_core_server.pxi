@@ -1,15 +1,16 @@
-# A template's server: the process, and the connections to it.
+# A template's server and the connections to it.
 
 @cython.final
 cdef class Server:
-    """A template's server process, and the free connections to it.
+    """A template's server process and the free connections to it.
 
-    Made from the plan of a template. The constructor and stop() are for one thread at a time, which
-    template.py sees to; any thread may call the rest.
+    The constructor and stop() are for one thread at a time, as template.py ensures; any thread may call
+    the rest.
 
     Args:
+        plan: a template's.
         null: an fd >= 3 of /dev/null.
-        parked: how many sandboxes are made ahead, each behind a connection of its own.
+        parked: how many sandboxes are made ahead, each on a connection of its own.
     Raises: SpawnError."""
 
     cdef c.fns_process process
@@ -42,11 +43,11 @@ cdef class Server:
         return self.process.pid
 
     def alive(self):
-        """Whether it runs, and belongs to this process."""
+        """Whether it runs and belongs to this process."""
         return self.usable() and c.fns_wait(&self.process, 0) == 0
 
     def usable(self):
-        """As alive(), without asking the kernel: a start on a dead one raises ConnectionAbortedError."""
+        """alive() without a system call: a start on a dead server raises ConnectionAbortedError."""
         return self.running and self.owner == getpid()
 
     # ---- connections ----
@@ -56,7 +57,7 @@ cdef class Server:
         with nogil:
             connection = c.fns_server_connect(&self.process, c.FNS_MAY_GIVE_UP)
         _raise_pending()
-        if connection == -EPIPE:  # its control socket is closed: it is ending, or has ended
+        if connection == -EPIPE:  # the server has closed its socket: it is ending, or has ended
             self.running = False
             raise ConnectionAbortedError
         if connection < 0:
@@ -64,7 +65,7 @@ cdef class Server:
         return connection
 
     cdef int take(self, bint *parked) except -1:
-        """A connection for one start. One that came back first has its next sandbox ready first."""
+        """A connection for one start. The parked one that was returned first is ready first."""
         parked[0] = len(self.ahead) > 0
         if parked[0]:
             return self.ahead.pop(0)
@@ -95,7 +96,7 @@ cdef class Server:
             self.ahead.append(connection)
 
     cdef int take_any(self) noexcept:
-        """A connection for a request about a sandbox, to be given back; -ECANCELED: the server is gone."""
+        """A connection for a request about a sandbox, to return with give(). -ECANCELED: the server is gone."""
         cdef int connection
         if self.free:
             return self.free.pop()
@@ -104,8 +105,7 @@ cdef class Server:
         return -ECANCELED if connection == -EPIPE else connection
 
     cdef int aborted(self) except -1:
-        """After the server has closed a connection: it may have closed them all, so that only a new one
-        tells why."""
+        """The server has closed a connection, perhaps all of them: the next start needs a new one."""
         self.close_connections()
         raise ConnectionAbortedError
 
@@ -117,7 +117,7 @@ cdef class Server:
     # ---- requests ----
 
     def spawn(self, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
-        """As the module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
+        """The module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
         cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
         cdef Plan plan = self.plan.sandbox
         cdef CgroupPool groups = plan.pool()
@@ -142,7 +142,6 @@ cdef class Server:
         return new
 
     cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
-        """fns_server_reap()."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
@@ -152,7 +151,6 @@ cdef class Server:
         return ret
 
     cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
-        """fns_server_look()."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
@@ -162,8 +160,7 @@ cdef class Server:
         return ret
 
     def pool(self):
-        """Of its pool of network namespaces: how many were made, how many starts waited for one, seconds
-        waited in all."""
+        """Its pool of network namespaces: how many were made, how many starts waited, seconds waited."""
         cdef c.fns_pool_state state
         cdef int connection = self.free.pop() if self.free else self.connect()
         cdef int ret = c.fns_server_pool(&self.process, connection, &state)
@@ -184,4 +181,4 @@ cdef class Server:
         self.close_connections()
         if self.owner == getpid():
             c.fns_server_stop(&self.process)
-        c.fns_server_close(&self.process)  # not earlier: other threads may use these fds
+        c.fns_server_close(&self.process)  # not in stop(): other threads may use these fds

@@ -1,15 +1,15 @@
-# One start: its arguments, what a failure of it becomes, and spawn().
+# One start: its arguments, its errors, and spawn().
 
 @cython.final
 @cython.freelist(8)
 cdef class _Arguments:
-    """struct fns_args and the memory behind it.
+    """struct fns_args and its memory.
 
-    argv may hold str where their UTF-8 is what the kernel gets; everything else is bytes without NUL."""
+    argv may hold str, which are passed on as UTF-8; everything else is bytes without NUL."""
 
     cdef c.fns_args args
     cdef char **block
-    cdef char **directories  # where argv[0] is looked for
+    cdef char **directories  # to look for argv[0] in
     cdef char **paths
     cdef int *keep
     cdef tuple argv, environ
@@ -57,13 +57,12 @@ cdef class _Arguments:
 
 
 cdef object _spawn_error(Plan plan, object command, bytes cwd, const c.fns_error *error):
-    """The SpawnError that says it in words."""
     return spawn_error(plan, STAGES[error.stage], error.err, error.op_index,
                        _detail_names.get(error.detail), command, cwd)
 
 
 def spawn(Plan plan, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
-    """Starts one sandbox; SpawnError says which step failed."""
+    """Starts one sandbox. SpawnError names the step that failed."""
     cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
     cdef CgroupPool groups = plan.pool()
     cdef c.fns_job job

@@ -1,17 +1,7 @@
 """The C API as Cython sees it: csrc/caller/fastns.h, declared once."""
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
-
-
-cdef extern from "<sys/resource.h>" nogil:
-    struct timeval:
-        long tv_sec
-        long tv_usec
-
-    struct rusage:
-        timeval ru_utime
-        timeval ru_stime
-        long ru_maxrss
+from posix.resource cimport rusage
 
 
 cdef extern from "caller/fastns.h" nogil:
@@ -25,21 +15,6 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_DETAIL_BROKEN
         FNS_DETAIL_ID_MAP
         FNS_DETAIL_MEMORY
-        FNS_HOW_CREATE
-        FNS_HOW_NO_SYMLINKS
-        FNS_HOW_RECURSIVE
-        FNS_HOW_SLAVE
-        FNS_HOW_UNBINDABLE
-        FNS_HOW_KEEP
-        FNS_HOW_IDMAP
-        FNS_HOW_OPEN
-        FNS_HOW_OWNED
-        FNS_HOW_SEALED
-        FNS_HOW_OPTIONAL
-        FNS_HOW_IF_THERE
-        FNS_HOW_AHEAD
-        FNS_HOW_SHARE
-        FNS_MAX_SOURCES
         FNS_PLAN_HOP
         FNS_PLAN_INIT
         FNS_PLAN_SERVER
@@ -51,10 +26,6 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_ID_MAP_NEWUIDMAP
         FNS_ID_MAP_RANGE
         FNS_IO_TIMEOUT
-        FNS_PIPE_STDIN
-        FNS_PIPE_STDOUT
-        FNS_PIPE_STDERR
-        FNS_PIPE_JOINED
 
     struct fns_file:
         pass

@@ -110,7 +110,6 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
         uid_map=process.map_text(d.uids) if maps_from_outside else None,
         gid_map=process.map_text(d.gids) if maps_from_outside else None,
         n_early=len(first) if d.join_first else 0,
-        hop=bool(d.join_first),
         maps_first=d.maps_first,
         method=method,
         namespaces=d.new,
