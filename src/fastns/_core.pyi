@@ -106,15 +106,6 @@ class Server:
     def pid(self) -> int: ...
     def alive(self) -> bool: ...
     def usable(self) -> bool: ...
-    def spawn(
-        self,
-        argv: _Texts,
-        environ: _Texts,
-        directories: _Texts,
-        cwd: bytes,
-        stdio: _Stdio,
-        keep: _Fds,
-    ) -> Process: ...
     def pool(self) -> tuple[int, int, float]: ...
     def stop(self) -> None: ...
 
@@ -145,6 +136,7 @@ class Pipes:
 
 def spawn(
     plan: Plan,
+    server: Server | None,
     argv: _Texts,
     environ: _Texts,
     directories: _Texts,

@@ -27,7 +27,6 @@ cdef class _Jobs:
     def __cinit__(self, Plan plan, Server server, list items):
         cdef _Arguments arguments
         cdef c.fns_job *job
-        cdef int userns = 0 if server is not None else plan.userns()
         self.plan = plan
         self.server = server
         self.groups = plan.pool()
@@ -41,9 +40,7 @@ cdef class _Jobs:
             arguments = _Arguments(argv, environ, directories, cwd, stdio, ())
             self.arguments.append(arguments)
             job = &self.jobs[i]
-            _set_job(job, plan, arguments, self.groups)
-            job.server = NULL if server is None else &server.process
-            job.args.userns = userns
+            _set_job(job, plan, server, arguments, self.groups)
             job.pipes = pipes
             job.timeout_ns = -1 if timeout_ns is None else timeout_ns
             job.io.input = PyBytes_AS_STRING(<bytes?>data)
@@ -63,8 +60,7 @@ cdef class _Jobs:
 
     cdef Process process(self, size_t i):
         """A started job's Process, which takes its fds over."""
-        cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
-        process.server = self.server
+        cdef Process process = _new_process(self.plan, self.server, &self.jobs[i], self.groups)
         gone = &self.jobs[i].io.process
         gone.pid = gone.pidfd = gone.control = -1
         return process

@@ -12,14 +12,11 @@ cdef class Plan:
     cdef c.fns_op *op_array
     cdef bytes arena
     cdef object live  # this process's cgroups.Cgroups
-    cdef readonly tuple ops
-    cdef readonly tuple environ
-    cdef readonly tuple search_path
+    cdef readonly tuple ops, environ, search_path, namespaces
     cdef readonly bytes cwd
     cdef readonly str id_map
     cdef readonly str method  # "direct", "staged", "template"
     cdef readonly bint hop  # another process joins namespaces, then clones the sandbox
-    cdef readonly tuple namespaces
     cdef readonly str mount_namespace  # how it starts: "copied", "tree", "template"; "host": no new one
     cdef readonly bint filtered  # its sandboxes have a filter of system calls
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all

@@ -43,7 +43,7 @@ cdef class Process:
             return 1
         if not self.process.served or self.reaped or self.lost or self.owner != getpid():
             return 0
-        ret = self.server.look(&self.process, &pidfd)
+        ret = self.server.ask(&self.process, NULL, &pidfd)
         if ret == 1 and self.process.pidfd < 0:
             self.process.pidfd = pidfd
             self.borrowed = True
@@ -141,7 +141,7 @@ cdef class Process:
         if ret < 0:
             return ret
         self.reaping = True
-        ret = self.server.reap(&self.process, &self.result)
+        ret = self.server.ask(&self.process, &self.result, NULL)
         self.reaping = False
         if ret >= 0 or ret == -ECANCELED:
             self.give_cgroup()
@@ -211,12 +211,12 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result, obj
     )
 
 
-cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
+cdef Process _new_process(Plan plan, Server server, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
     new.groups = groups
     new.cgroup = job.cgroup
-    process = &job.io.process
     new.plan = plan
-    new.process = process[0]
+    new.server = server
+    new.process = job.io.process
     new.owner = getpid()
     return new

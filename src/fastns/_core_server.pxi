@@ -116,46 +116,16 @@ cdef class Server:
 
     # ---- requests ----
 
-    def spawn(self, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
-        """The module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
-        cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
-        cdef Plan plan = self.plan.sandbox
-        cdef CgroupPool groups = plan.pool()
-        cdef c.fns_job job
-        cdef bint parked
-        cdef int ret, connection = self.take(&parked)
-        _set_job(&job, plan, arguments, groups)
-        job.server = &self.process
-        with nogil:
-            ret = c.fns_job_spawn(&job, connection)
-        broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
-        try:
-            _raise_pending()
-        finally:
-            self.give(connection, parked, not broken and not (ret >= 0 and parked))
-        if broken and ret == -EPIPE:
-            self.aborted()
-        if ret < 0:
-            raise _spawn_error(plan, argv[0], cwd, &job.error)
-        cdef Process new = _new_process(plan, &job, groups)
-        new.server = self
-        return new
-
-    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
+    cdef int ask(self, const c.fns_process *process, c.fns_result *result, int *pidfd) noexcept:
+        """fns_server_reap(), or without `result` fns_server_look()."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
         with nogil:
-            ret = c.fns_server_reap(connection, process, result)
-        self.give(connection, False, ret >= 0)
-        return ret
-
-    cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
-        cdef int ret, connection = self.take_any()
-        if connection < 0:
-            return connection
-        with nogil:
-            ret = c.fns_server_look(connection, process, pidfd)
+            if result != NULL:
+                ret = c.fns_server_reap(connection, process, result)
+            else:
+                ret = c.fns_server_look(connection, process, pidfd)
         self.give(connection, False, ret >= 0)
         return ret
 

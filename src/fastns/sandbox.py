@@ -76,7 +76,7 @@ def spawn(
     """
     plan = plan_of(spec)
     return start(
-        lambda *started: _core.spawn(plan, *started),
+        lambda *started: _core.spawn(plan, None, *started),
         plan,
         args,
         stdin=stdin,
@@ -112,12 +112,12 @@ def start(
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(stdin, stdout, stderr, owner=plan.pipe_owner)
     try:
-        child = (stdio.child[0], stdio.child[1], stdio.child[2])
+        child = (stdio.fds[0], stdio.fds[1], stdio.fds[2])
         process = starter(argv, environ, directories, where, child, keep)
     except BaseException:
         stdio.close_all()
         raise
-    stdio.close_child()
+    stdio.close()
     return Sandbox(args, plan, process, stdio.parent, mode)
 
 
