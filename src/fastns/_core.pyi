@@ -1,7 +1,7 @@
-"""Types of the binding; the words are in _core.pyx."""
+"""Types of the binding; _core.pyx and its parts have the docstrings."""
 
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, Final, TypeAlias, final
+from typing import Any, BinaryIO, Final, TypeAlias, final
 
 from fastns._compile.ops import Op
 from fastns._ended import Completed
@@ -11,6 +11,8 @@ from fastns.results import CompletedSandbox
 
 STAGES: Final[tuple[str, ...]]
 OPS: Final[dict[str, int]]
+COUNTS: Final[tuple[str, ...]]
+DETAILS: Final[dict[str, int]]
 HOW_CREATE: Final[int]
 HOW_NO_SYMLINKS: Final[int]
 HOW_RECURSIVE: Final[int]
@@ -26,31 +28,23 @@ HOW_IF_THERE: Final[int]
 HOW_AHEAD: Final[int]
 HOW_HALF: Final[int]
 MAX_SOURCES: Final[int]
-PLAN_INIT: Final[int]
-ID_MAPS: Final[dict[str, int]]
 PIPE_STDIN: Final[int]
 PIPE_STDOUT: Final[int]
 PIPE_STDERR: Final[int]
 PIPE_JOINED: Final[int]
 
+_Ids: TypeAlias = tuple[int, int, int]  # first uid, first gid, how many
+_Stdio: TypeAlias = tuple[int, int, int]
+_Fds: TypeAlias = tuple[int, ...]
+_Texts: TypeAlias = tuple[bytes, ...]
+_Binds: TypeAlias = tuple[tuple[str, str, bool, bool, str], ...]
 _Result: TypeAlias = tuple[int, int, float, float, int, bool, float, "dict[str, int | None] | None"]
-_Item: TypeAlias = tuple[
-    tuple[bytes, ...],
-    tuple[bytes, ...],
-    tuple[bytes, ...],
-    bytes,
-    tuple[int, int, int],
-    int,
-    bytes,
-    int | None,
-    int,
-]
+_Item: TypeAlias = tuple[_Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int]
 _Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool]
-
-COUNTS: Final[tuple[str, ...]]
 
 @final
 class CgroupPool:
+    owner: Final[int]
     def __new__(
         cls,
         hierarchies: tuple[tuple[int, bool], ...],
@@ -59,83 +53,30 @@ class CgroupPool:
         memory: tuple[int, str, str, str] | None,
         cpu_time: int,
     ) -> CgroupPool: ...
-    @property
-    def owner(self) -> int: ...
     def remove(self, patience_ms: int) -> bool: ...
-
-def user_namespace(ids: tuple[int, int, int], inotify: bytes) -> int: ...
 
 @final
 class Plan:
-    def __new__(
-        cls,
-        *,
-        ops: tuple[Op, ...],
-        environ: tuple[bytes, ...],
-        search_path: tuple[bytes, ...],
-        cwd: bytes,
-        clone_flags: int,
-        id_map: str,
-        uid_map: bytes | None,
-        gid_map: bytes | None,
-        n_early: int,
-        hop: bool,
-        init: bool,
-        method: str,
-        namespaces: tuple[str, ...],
-        mount_namespace: str,
-        filtered: bool,
-        sandbox: Plan | None = None,
-        netns_pool: int = 0,
-        max_output: int = 0,
-        capped: bool = False,
-        cgroups: CgroupPlan | None = None,
-        ids: tuple[int, int, int] | None = None,
-        inotify: bytes = b"",
-        pipe_owner: tuple[int, int] | None = None,
-        maps_first: bool = False,
-        own_memory: bool = False,
-        binds: tuple[tuple[str, str, bool, bool, str], ...] = (),
-        view: tuple[str, ...] | None = None,
-    ) -> Plan: ...
-    @property
-    def binds(self) -> tuple[tuple[str, str, bool, bool, str], ...]: ...
-    @property
-    def view(self) -> tuple[str, ...] | None: ...
-    @property
-    def ids(self) -> tuple[int, int, int] | None: ...
-    @property
-    def inotify(self) -> bytes: ...
-    @property
-    def pipe_owner(self) -> tuple[int, int] | None: ...
-    @property
-    def cgroups(self) -> CgroupPlan | None: ...
-    @property
-    def sandbox(self) -> Plan | None: ...
-    @property
-    def ops(self) -> tuple[Op, ...]: ...
-    @property
-    def environ(self) -> tuple[bytes, ...]: ...
-    @property
-    def search_path(self) -> tuple[bytes, ...]: ...
-    @property
-    def cwd(self) -> bytes: ...
-    @property
-    def id_map(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def namespaces(self) -> tuple[str, ...]: ...
-    @property
-    def max_output(self) -> int: ...
-    @property
-    def capped(self) -> bool: ...
-    @property
-    def hop(self) -> bool: ...
-    @property
-    def mount_namespace(self) -> str: ...
-    @property
-    def filtered(self) -> bool: ...
+    ops: Final[tuple[Op, ...]]
+    environ: Final[_Texts]
+    search_path: Final[_Texts]
+    cwd: Final[bytes]
+    id_map: Final[str]
+    method: Final[str]
+    hop: Final[bool]
+    namespaces: Final[tuple[str, ...]]
+    mount_namespace: Final[str]
+    filtered: Final[bool]
+    max_output: Final[int]
+    capped: Final[bool]
+    cgroups: Final[CgroupPlan | None]
+    sandbox: Final[Plan | None]
+    ids: Final[_Ids | None]
+    inotify: Final[bytes]
+    view: Final[tuple[str, ...] | None]
+    pipe_owner: Final[tuple[int, int] | None]
+    binds: Final[_Binds]
+    def __new__(cls, **parts: Any) -> Plan: ...  # for _compile.made() only
     @property
     def limits(self) -> tuple[str, ...]: ...
     def close(self) -> None: ...
@@ -145,11 +86,11 @@ class Plan:
 @final
 class Process:
     @property
+    def reaped(self) -> bool: ...
+    @property
     def pid(self) -> int: ...
     @property
     def pidfd(self) -> int: ...
-    @property
-    def reaped(self) -> bool: ...
     def wait(self, timeout_ns: int | None = None) -> bool: ...
     def reap(self) -> _Result | None: ...
     def kill(self, signal: int) -> int: ...
@@ -157,24 +98,14 @@ class Process:
 
 @final
 class Server:
+    plan: Final[Plan]
     def __new__(cls, plan: Plan, null: int, parked: int = 0) -> Server: ...
-    @property
-    def plan(self) -> Plan: ...
     @property
     def running(self) -> bool: ...
     @property
     def pid(self) -> int: ...
     def alive(self) -> bool: ...
     def usable(self) -> bool: ...
-    def spawn(
-        self,
-        argv: tuple[bytes, ...],
-        environ: tuple[bytes, ...],
-        directories: tuple[bytes, ...],
-        cwd: bytes,
-        stdio: tuple[int, int, int],
-        keep: tuple[int, ...],
-    ) -> Process: ...
     def pool(self) -> tuple[int, int, float]: ...
     def stop(self) -> None: ...
 
@@ -193,13 +124,7 @@ def open_null() -> Fd: ...
 @final
 class Pipes:
     def __new__(
-        cls,
-        process: Process,
-        stdin: int,
-        stdout: int,
-        stderr: int,
-        input: bytes,
-        limit: int = 0,
+        cls, process: Process, stdin: int, stdout: int, stderr: int, input: bytes, limit: int = 0
     ) -> Pipes: ...
     @property
     def dropped(self) -> tuple[int, int]: ...
@@ -211,12 +136,13 @@ class Pipes:
 
 def spawn(
     plan: Plan,
-    argv: tuple[bytes, ...],
-    environ: tuple[bytes, ...],
-    directories: tuple[bytes, ...],
+    server: Server | None,
+    argv: _Texts,
+    environ: _Texts,
+    directories: _Texts,
     cwd: bytes,
-    stdio: tuple[int, int, int],
-    keep: tuple[int, ...],
+    stdio: _Stdio,
+    keep: _Fds,
 ) -> Process: ...
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None
@@ -234,17 +160,13 @@ def run_batch(
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, _Outcome | SpawnError], object] | None = None,
 ) -> list[_Outcome | SpawnError]: ...
+def user_namespace(ids: _Ids, inotify: bytes) -> int: ...
 def capabilities() -> int: ...
 def is_dumpable() -> bool: ...
 def landlock_abi() -> int: ...
 def has_tree_namespaces() -> bool: ...
 def unshare(flags: int) -> int: ...
 def setns(fd: int, flags: int) -> int: ...
-
-DETAILS: Final[dict[str, int]]
-
 def pack_plan(
-    plan: Plan,
-    timeout_ns: int | None,
-    hints: list[tuple[str, str, int, bytes, bytes]],
+    plan: Plan, timeout_ns: int | None, hints: list[tuple[str, str, int, bytes, bytes]]
 ) -> bytes: ...

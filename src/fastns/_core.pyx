@@ -1,9 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
-It takes no decisions. _compile/ compiles plans, sandbox.py has the handles, errors.py the words of an error,
-and csrc/caller/fastns.h says what the C code does. The files _core_*.pxi are parts of this module: there is
-one extension, so that csrc/ and its state exist once.
+It takes no decisions; csrc/caller/fastns.h says what the C code does. The files _core_*.pxi are parts of this
+module: a single extension has a single copy of csrc/'s state.
 """
 
 cimport cython
@@ -13,6 +12,9 @@ from libc.errno cimport errno, EAGAIN, EBADF, ECHILD, EINTR, EPIPE, ESRCH
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strlen
+from posix.fcntl cimport F_DUPFD_CLOEXEC, F_GETFD, fcntl
+from posix.resource cimport timeval
+from posix.unistd cimport close, fchown, getpid
 
 from fastns cimport _fastns as c
 
@@ -26,24 +28,36 @@ from fastns.errors import SpawnError, spawn_error
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
-cdef extern from "<fcntl.h>" nogil:
-    int F_GETFD
-    int F_DUPFD_CLOEXEC
-    int fcntl(int fd, int command, ...)
-
 cdef extern from "Python.h":
     int _run_handlers "PyErr_CheckSignals"() noexcept
     const char *PyUnicode_AsUTF8(object text) except NULL
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-    int fchown(int fd, unsigned uid, unsigned gid)
-    int getpid()
+cdef extern from "caller/fastns.h" nogil:
+    cpdef enum:  # constants of the Python module
+        HOW_CREATE "FNS_HOW_CREATE"
+        HOW_NO_SYMLINKS "FNS_HOW_NO_SYMLINKS"
+        HOW_RECURSIVE "FNS_HOW_RECURSIVE"
+        HOW_SLAVE "FNS_HOW_SLAVE"
+        HOW_UNBINDABLE "FNS_HOW_UNBINDABLE"
+        HOW_KEEP "FNS_HOW_KEEP"
+        HOW_IDMAP "FNS_HOW_IDMAP"
+        HOW_OPEN "FNS_HOW_OPEN"
+        HOW_OWNED "FNS_HOW_OWNED"
+        HOW_SEALED "FNS_HOW_SEALED"
+        HOW_OPTIONAL "FNS_HOW_OPTIONAL"
+        HOW_IF_THERE "FNS_HOW_IF_THERE"
+        HOW_AHEAD "FNS_HOW_AHEAD"
+        HOW_HALF "FNS_HOW_HALF"
+        MAX_SOURCES "FNS_MAX_SOURCES"
+        PIPE_STDIN "FNS_PIPE_STDIN"
+        PIPE_STDOUT "FNS_PIPE_STDOUT"
+        PIPE_STDERR "FNS_PIPE_STDERR"
+        PIPE_JOINED "FNS_PIPE_JOINED"
 
 
 cdef int _interrupted() noexcept with gil:
-    """For C, in a start that waits: runs the handlers of pending signals. What they raise makes the start
+    """C calls this in a start that waits: runs the handlers of pending signals. An exception makes the start
     fail, and stays set in this thread until the start has returned (_raise_pending())."""
     return PyErr_Occurred() != NULL or _run_handlers() != 0
 
@@ -57,30 +71,6 @@ cdef int _raise_pending() except -1:
 
 STAGES = tuple([c.fns_stage_name(i).decode() for i in range(c.FNS_STAGE_COUNT)])
 OPS = {c.fns_op_name(i).decode(): i for i in range(c.FNS_OP_COUNT)}
-HOW_CREATE = c.FNS_HOW_CREATE
-HOW_NO_SYMLINKS = c.FNS_HOW_NO_SYMLINKS
-HOW_RECURSIVE = c.FNS_HOW_RECURSIVE
-HOW_SLAVE = c.FNS_HOW_SLAVE
-HOW_UNBINDABLE = c.FNS_HOW_UNBINDABLE
-HOW_KEEP = c.FNS_HOW_KEEP
-HOW_IDMAP = c.FNS_HOW_IDMAP
-HOW_OPEN = c.FNS_HOW_OPEN
-HOW_OWNED = c.FNS_HOW_OWNED
-HOW_SEALED = c.FNS_HOW_SEALED
-HOW_OPTIONAL = c.FNS_HOW_OPTIONAL
-HOW_IF_THERE = c.FNS_HOW_IF_THERE
-HOW_AHEAD = c.FNS_HOW_AHEAD
-HOW_HALF = c.FNS_HOW_HALF
-MAX_SOURCES = c.FNS_MAX_SOURCES
-PLAN_INIT = c.FNS_PLAN_INIT
-ID_MAPS = {
-    "none": c.FNS_ID_MAP_NONE,
-    "self": c.FNS_ID_MAP_SELF,
-    "parent": c.FNS_ID_MAP_PARENT,
-    "newuidmap": c.FNS_ID_MAP_NEWUIDMAP,
-    "range": c.FNS_ID_MAP_RANGE,
-}
-
 DETAILS = {
     "source": c.FNS_DETAIL_SOURCE,
     "found": c.FNS_DETAIL_FOUND,
@@ -90,13 +80,20 @@ DETAILS = {
     "memory": c.FNS_DETAIL_MEMORY,
 }
 
+cdef dict _id_maps = {
+    "none": c.FNS_ID_MAP_NONE,
+    "self": c.FNS_ID_MAP_SELF,
+    "parent": c.FNS_ID_MAP_PARENT,
+    "newuidmap": c.FNS_ID_MAP_NEWUIDMAP,
+    "range": c.FNS_ID_MAP_RANGE,
+}
 cdef dict _detail_names = {number: name for name, number in DETAILS.items()}
 cdef dict _stage_numbers = {name: i for i, name in enumerate(STAGES)}
 cdef bint _program_loaded = False
 
 
 cdef object _load_program():
-    """Hands the program, which is a file beside this one, to the engine: once a process."""
+    """Hands the program, a file beside this module, to the engine: once a process."""
     global _program_loaded
     if _program_loaded:
         return
@@ -107,7 +104,7 @@ cdef object _load_program():
     except OSError as exc:
         raise SpawnError("helper", exc.errno, path=path,
                          hint="the installation is incomplete: reinstall fastns") from exc
-    if _program_loaded:  # by another thread while this one read: its spawns use those bytes
+    if _program_loaded:  # another thread was faster, and its spawns use those bytes
         return
     if c.fns_set_program(PyBytes_AS_STRING(read), len(read)) < 0:
         raise MemoryError
@@ -137,7 +134,7 @@ def capabilities():
 
 
 def is_dumpable():
-    """Whether the files of this process in /proc are its own: not after setuid() from root."""
+    """Whether this process owns its files in /proc. It does not after setuid() from root."""
     cdef int ret = c.fns_is_dumpable()
     if ret < 0:
         raise SpawnError("capabilities", -ret)
@@ -150,16 +147,16 @@ def landlock_abi():
 
 
 def has_tree_namespaces():
-    """Whether the kernel makes a mount namespace of a tree (OPEN_TREE_NAMESPACE, Linux 7.0)."""
+    """Whether the kernel has OPEN_TREE_NAMESPACE (Linux 7.0)."""
     return c.fns_has_tree_namespaces() != 0
 
 
 def user_namespace(tuple ids, bytes inotify):
-    """The fd of this process's user namespace with a range of ids, made when it is first asked for.
+    """The fd of this process's user namespace with a range of ids, created by the first call.
 
     Args:
         ids: (first uid, first gid, how many), outside.
-        inotify: the limit on inotify instances that it has; b"": none. Of a new one only.
+        inotify: its limit on inotify instances, set at creation; b"": none.
     Raises: SpawnError, stage "clone" or "id_map"."""
     cdef c.fns_error error
     cdef int fd = c.fns_userns_of_range(ids[0], ids[1], ids[2],

@@ -8,11 +8,11 @@ cdef class CgroupPool:
     """The cgroups of one plan's sandboxes in this process (csrc/caller/cgroup.c).
 
     Args:
-        hierarchies: (fd of the directory, is it cgroup v2) each; the fds are the pool's from then on.
+        hierarchies: (fd of the directory, is it cgroup v2) each; the pool takes the fds over.
         settings: (index of the hierarchy, file, text) each.
-        counters: (one of COUNTS, index of the hierarchy, file, key, scale, is it a peak, text that resets
-            it) each; the last "" where only a new cgroup starts from zero, None where nothing resets it.
-        memory: (index of the hierarchy, file, file to reclaim by or None, text); None: not counted.
+        counters: (one of COUNTS, index of the hierarchy, file, key, scale, is it a peak, reset) each.
+            reset: the text that resets it; "": only a new cgroup starts from zero; None: never reset.
+        memory: (index of the hierarchy, file, file that reclaims or None, its text); None: not counted.
         cpu_time: ns after which a sandbox is killed; 0: never.
     Raises: SpawnError, stage "cgroup"."""
 
@@ -74,7 +74,7 @@ cdef class CgroupPool:
         return PyBytes_AS_STRING(data)
 
     def remove(self, unsigned patience_ms):
-        """Removes all of its cgroups, and makes no more; False: some are still in use."""
+        """Removes all of its cgroups, and creates no more. False: some are still in use."""
         cdef int ret
         with nogil:
             ret = c.fns_cgroups_remove(self.groups, patience_ms)

@@ -1,11 +1,11 @@
-# Fds that Python holds, as objects.
+# Fds as Python objects, pipes and /dev/null.
 
 @cython.final
 cdef class Fd:
     """An fd that is closed with the last reference to it.
 
-    A signal handler may raise between any two steps of Python, where a bare number would be lost.
-    Here an fd is made, or changes hands, in one step."""
+    A signal handler may raise between any two steps of Python, and a bare number would leak. Here an fd
+    is created, or changes its owner, in one step."""
 
     cdef int fd
 
@@ -48,7 +48,7 @@ cdef class Fd:
 def open_pipe(owner=None):
     """The reading end and the writing end, close-on-exec.
 
-    owner: (uid, gid) that the ends are given to, if the caller has the right to; None: nobody.
+    owner: (uid, gid) that the ends get if the caller may chown them; None: no change.
     OSError: no fd is left."""
     cdef int ends[2]
     cdef Fd reading = Fd(), writing = Fd()

@@ -1,20 +1,15 @@
-# Commands that are run to their end, or started, one or many of them by one loop in C.
-
-PIPE_STDIN = c.FNS_PIPE_STDIN
-PIPE_STDOUT = c.FNS_PIPE_STDOUT
-PIPE_STDERR = c.FNS_PIPE_STDERR
-PIPE_JOINED = c.FNS_PIPE_JOINED
+# Jobs: commands that one loop in C runs to their end, or only starts.
 
 cdef enum:
     MAX_PLAIN = 4096  # bytes of an argument
 
 cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
-cdef tuple _STDIO_AS_IT_IS = (-1, -1, -1)
+cdef tuple _INHERITED = (-1, -1, -1)
 
 
 @cython.final
 cdef class _Jobs:
-    """An array of struct fns_job, and the memory behind it.
+    """An array of struct fns_job and its memory.
 
     items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0) each.
     plan: a server's sandbox, if there is a server."""
@@ -32,7 +27,6 @@ cdef class _Jobs:
     def __cinit__(self, Plan plan, Server server, list items):
         cdef _Arguments arguments
         cdef c.fns_job *job
-        cdef int userns = 0 if server is not None else plan.userns()
         self.plan = plan
         self.server = server
         self.groups = plan.pool()
@@ -46,9 +40,7 @@ cdef class _Jobs:
             arguments = _Arguments(argv, environ, directories, cwd, stdio, ())
             self.arguments.append(arguments)
             job = &self.jobs[i]
-            _set_job(job, plan, arguments, self.groups)
-            job.server = NULL if server is None else &server.process
-            job.args.userns = userns
+            _set_job(job, plan, server, arguments, self.groups)
             job.pipes = pipes
             job.timeout_ns = -1 if timeout_ns is None else timeout_ns
             job.io.input = PyBytes_AS_STRING(<bytes?>data)
@@ -67,15 +59,14 @@ cdef class _Jobs:
         c.fns_buffer_free(&self.jobs[i].io.output[1])
 
     cdef Process process(self, size_t i):
-        """The Process of a job that was started, which owns it from then on."""
-        cdef Process process = _new_process(self.plan, &self.jobs[i], self.groups)
-        process.server = self.server
+        """A started job's Process, which takes its fds over."""
+        cdef Process process = _new_process(self.plan, self.server, &self.jobs[i], self.groups)
         gone = &self.jobs[i].io.process
         gone.pid = gone.pidfd = gone.control = -1
         return process
 
     cdef void discard(self) noexcept:
-        """Kills and reaps what a batch has started that was stopped: a Process does so as it is dropped."""
+        """Kills and reaps what an interrupted batch has started: dropping a Process reaps it."""
         for i in range(self.n):
             if self.jobs[i].io.process.pidfd >= 0:
                 c.fns_kill_all(&self.plan.plan, &self.jobs[i].io.process)
@@ -101,22 +92,22 @@ cdef class _Jobs:
         if self.failed(i):
             return self.error(i)
         out = err = None
-        if job.pipes & c.FNS_PIPE_STDOUT:
+        if job.pipes & PIPE_STDOUT:
             out = PyBytes_FromStringAndSize(io.output[0].data, io.output[0].size)
-        if job.pipes & c.FNS_PIPE_STDERR:
+        if job.pipes & PIPE_STDERR:
             err = PyBytes_FromStringAndSize(io.output[1].data, io.output[1].size)
         counts = None if job.groups == NULL else _counts(&job.cgroup)
         return (_result(&io.process, &job.result, counts), out, err,
                 (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0)
 
     cdef int hand_out(self, object each) except -1:
-        """Calls each(i, outcome) for every job that has finished since the last time, and frees its output."""
+        """Calls each(i, outcome) for every job that has finished since the last call, and frees its output."""
         cdef size_t i
         if self.handed_out is None:
             self.handed_out = bytearray(self.n)
         for i in range(self.first, self.n):
             if self.handed_out[i] or not self.failed(i) and self.jobs[i].result.code == 0:
-                continue  # a code is there once it is reaped
+                continue  # not reaped yet
             outcome = self.outcome(i)
             self.handed_out[i] = 1
             self.free_output(i)
@@ -126,7 +117,7 @@ cdef class _Jobs:
         return 0
 
     cdef int run(self, unsigned concurrency, bint spawn=False, object progress=None, object each=None) except -1:
-        """Runs the jobs to their ends, or only starts them. An exception kills what still runs."""
+        """Runs the jobs to their end, or only starts them. An exception kills those that still run."""
         cdef c.fns_batch *batch
         cdef int ret
         if self.n == 0:
@@ -172,7 +163,7 @@ cdef class _Jobs:
 
 
 def run(Plan plan, Server server, tuple item):
-    """Runs one of _Jobs' items to its end; _Jobs.outcome().
+    """Runs one of _Jobs' items to its end. Returns _Jobs.outcome().
 
     ConnectionAbortedError: the server was gone, and nothing was started."""
     cdef _Jobs jobs = _Jobs(plan, server, [item])
@@ -181,15 +172,15 @@ def run(Plan plan, Server server, tuple item):
 
 
 def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
-    """run() of a command line that needs no checks but those made here, with all else as the plan has it.
+    """run() of a command with no options but these.
 
-    None: `args` is not a list or tuple of short str that can be a command, or a standard stream is
-    closed. Python's checks find the words for it."""
+    None: `args` is not a list or tuple of short str, or a standard stream is closed. The caller then takes
+    the way through Python, whose checks say what is wrong."""
     cdef tuple argv = _plain(args)
     if argv is None or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
         return None
     cdef _Jobs jobs = _Jobs(plan, server, [(argv, plan.environ, plan.search_path, plan.cwd,
-                                            _STDIO_AS_IT_IS, pipes, b"", timeout_ns, 0)])
+                                            _INHERITED, pipes, b"", timeout_ns, 0)])
     cdef c.fns_job *job = jobs.jobs
     jobs.run_one()
     if (not jobs.failed(0) and job.result.code == 1 and job.result.status == 0 and not pipes
@@ -199,7 +190,7 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
 
 
 cdef tuple _plain(object args):
-    """argv as a tuple of str whose UTF-8 is what the kernel gets; None: it has to be checked."""
+    """argv as a tuple of str that can be passed on as UTF-8; None: Python has to check it."""
     cdef Py_ssize_t size
     cdef const char *text
     cdef tuple argv
@@ -224,13 +215,13 @@ cdef object _completed_class = None
 
 
 def set_completed_class(cls):
-    """CompletedSandbox, which is Python's, for run_plain()."""
+    """The class of run_plain()'s results."""
     global _completed_class
     _completed_class = cls
 
 
 cdef object _completed(object args, Plan plan, const c.fns_job *job):
-    """CompletedSandbox of one that has exited with 0, with nothing captured and nothing counted."""
+    """The result of a command that exited with 0, with nothing captured and nothing counted."""
     cdef const c.fns_result *result = &job.result
     done = _completed_class.__new__(_completed_class)
     done.args = args
@@ -262,9 +253,9 @@ def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
 def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None, each=None):
     """Runs every item to its end; _Jobs.outcome() for each, in order.
 
-    progress: called now and then with how many are finished. each: called instead as each(i, outcome),
-    in no order, soon after job i has finished and before `progress`; the list is empty then. An
-    exception of either kills what still runs."""
+    progress: called now and then with the number of finished jobs. each: called as each(i, outcome) soon
+    after job i has finished, in any order, and before `progress`; the returned list is then empty. An
+    exception in either kills the jobs that still run."""
     cdef _Jobs jobs = _Jobs(plan, server, items)
     jobs.run(concurrency, False, progress, each)
     return [jobs.outcome(i) for i in range(jobs.n)] if each is None else []

@@ -1,4 +1,4 @@
-# The pipes of a running sandbox, for communicate().
+# communicate(): the pipes of a running sandbox.
 
 @cython.final
 cdef class Pipes:
@@ -32,16 +32,16 @@ cdef class Pipes:
 
     @property
     def dropped(self):
-        """Bytes beyond the limit, of stdout and of stderr: read, and not kept."""
+        """Bytes of stdout and of stderr beyond the limit, which were read and thrown away."""
         return self.io.output[0].dropped, self.io.output[1].dropped
 
     @property
     def over(self):
-        """Whether the output exceeds the limit of a capped plan: the sandbox has to be killed."""
+        """Whether the output exceeds the limit of a capped plan. The caller then kills the sandbox."""
         return self.io.over != 0
 
     def run(self, timeout_ns=None):
-        """True once all pipes are at their end and the sandbox has ended, or `over` is set; False when
+        """True when the pipes are at their end and the sandbox has ended, or when `over` is set. False when
         `timeout_ns` has passed first."""
         cdef int ret
         self.io.deadline = 0
@@ -63,7 +63,7 @@ cdef class Pipes:
             self.process.leave()
 
     def finish(self):
-        """After a kill: reads what is left in the pipes, and waits for the end of the sandbox."""
+        """After a kill: drains the pipes, and waits for the end of the sandbox."""
         self.process.users += 1
         self.io.process = self.process.process
         with nogil:

@@ -1,4 +1,4 @@
-# A compiled spec, as C has it.
+# Plans: a compiled spec in C structures.
 
 @cython.final
 cdef class Plan:
@@ -11,32 +11,28 @@ cdef class Plan:
     cdef c.fns_plan plan
     cdef c.fns_op *op_array
     cdef bytes arena
-    cdef object live  # cgroups.Cgroups of this process
-    cdef readonly tuple ops
-    cdef readonly tuple environ
-    cdef readonly tuple search_path
+    cdef object live  # this process's cgroups.Cgroups
+    cdef readonly tuple ops, environ, search_path, namespaces
     cdef readonly bytes cwd
     cdef readonly str id_map
     cdef readonly str method  # "direct", "staged", "template"
-    cdef readonly bint hop  # whether another process clones the sandbox
-    cdef readonly tuple namespaces
-    cdef readonly str mount_namespace  # how it begins: "copied", "tree", "template"; "host": no new one
-    cdef readonly bint filtered  # whether its sandboxes have a filter of system calls
+    cdef readonly bint hop  # another process joins namespaces, then clones the sandbox
+    cdef readonly str mount_namespace  # how it starts: "copied", "tree", "template"; "host": no new one
+    cdef readonly bint filtered  # its sandboxes have a filter of system calls
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
-    cdef readonly bint capped  # whether a sandbox that exceeds max_output is killed
+    cdef readonly bint capped  # a sandbox that exceeds max_output is killed
     cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's
     cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
-    cdef readonly tuple ids  # range of its user namespace, as user_namespace() takes it; None: none
-    cdef readonly bytes inotify  # of that namespace, likewise
-    cdef readonly tuple view  # without a rootfs: the destinations of what is mounted; None
-    cdef readonly tuple pipe_owner  # uid and gid for pipes that are made for its stdio; None: as made
-    # For each bind of the spec: destination, source, is it recursive, may it be plain, why it has to be
-    # plain ("": it need not).
+    cdef readonly tuple ids  # range of its user namespace, for user_namespace(); None: no range
+    cdef readonly bytes inotify  # likewise
+    cdef readonly tuple view  # without a rootfs: the destinations of all mounts; else None
+    cdef readonly tuple pipe_owner  # (uid, gid) that own the pipes of its stdio; None: the caller
+    # (destination, source, is it recursive, may it be plain, why it is plain or "") of the spec's binds
     cdef readonly tuple binds
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
-                  uint32_t n_early, bint hop, bint init, str method, tuple namespaces,
+                  uint32_t n_early, bint init, str method, tuple namespaces,
                   str mount_namespace, bint filtered,
                   bint maps_first=False, bint own_memory=False,
                   Plan sandbox=None, uint32_t netns_pool=0,
@@ -51,7 +47,7 @@ cdef class Plan:
         self.cwd = cwd
         self.id_map = id_map
         self.method = method
-        self.hop = hop
+        self.hop = n_early > 0
         self.namespaces = namespaces
         self.mount_namespace = mount_namespace
         self.filtered = filtered
@@ -86,12 +82,12 @@ cdef class Plan:
         self.plan.strings = PyBytes_AS_STRING(self.arena)
         self.plan.n_strings = len(self.arena)
         self.plan.n_early = n_early
-        self.plan.options = ((c.FNS_PLAN_HOP if hop else 0)
+        self.plan.options = ((c.FNS_PLAN_HOP if self.hop else 0)
                              | (c.FNS_PLAN_INIT if init else 0)
                              | (c.FNS_PLAN_MAPS_FIRST if maps_first else 0)
                              | (c.FNS_PLAN_OWN_MEMORY if own_memory else 0)
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
-        self.plan.id_map = ID_MAPS[id_map]
+        self.plan.id_map = _id_maps[id_map]
         self.plan.clone_flags = clone_flags
         self.plan.netns_pool = netns_pool
         if sandbox is not None:
@@ -118,7 +114,7 @@ cdef class Plan:
         return 0 if self.ids is None else user_namespace(self.ids, self.inotify)
 
     cdef CgroupPool pool(self):
-        """The cgroups of its sandboxes, made at the first use in each process; None: there are none."""
+        """The cgroups of its sandboxes, created by the first use in each process; None: it has none."""
         if self.cgroups is None:
             return None
         live = self.live
@@ -131,11 +127,11 @@ cdef class Plan:
 
     @property
     def limits(self):
-        """Names of the spec's limits that are enforced."""
+        """The names of the limits that are enforced."""
         return () if self.cgroups is None else self.cgroups.enforced
 
     def close(self):
-        """Gives up its cgroups, which are removed when nobody uses them any more."""
+        """Drops its cgroups, which are removed when nothing uses them any more."""
         self.live = None
 
     def can_idmap(self, bytes path, bint recursive):
@@ -159,7 +155,7 @@ cdef class Plan:
 
 @cython.final
 cdef class _Arena:
-    """The texts of a plan, one after the other, each closed by NUL. Equal ones share one place."""
+    """The strings of a plan, NUL-terminated in one buffer. Equal ones are stored once."""
 
     cdef dict offsets
     cdef list parts
@@ -167,7 +163,7 @@ cdef class _Arena:
 
     def __cinit__(self):
         self.offsets = {}
-        self.parts = [b"\0"]  # so that offset 0 stands for none
+        self.parts = [b"\0"]  # offset 0 means none
         self.used = 1
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:

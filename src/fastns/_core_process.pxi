@@ -5,9 +5,9 @@
 cdef class Process:
     """A started sandbox: its pid and pidfd; waits for it, reaps it, kills it.
 
-    Where fds are scarce, the sandbox of a template has no pidfd until a call needs one, which is closed
-    after it. An object that is dropped before it was reaped kills its sandbox: an exception may come
-    between a start and its handle.
+    Where fds are scarce, a template's sandbox has a pidfd only during the calls that need it. An object
+    that is dropped before it was reaped kills its sandbox: an exception may come between a start and its
+    handle.
     """
 
     cdef c.fns_process process
@@ -15,14 +15,14 @@ cdef class Process:
     cdef readonly bint reaped
     cdef bint lost  # another part of this process reaped it
     cdef bint killed  # by kill_all()
-    cdef bint reaping  # a thread has requested its end from the server
+    cdef bint reaping  # a thread has asked the server to reap it
     cdef Plan plan
-    cdef Server server  # that started it; None: it is a child of this process
-    cdef int owner  # the process that started it: a forked copy of this object kills nothing
+    cdef Server server  # its parent; None: it is a child of this process
+    cdef int owner  # pid of the process that started it: a forked copy of this object kills nothing
     cdef CgroupPool groups
     cdef c.fns_cgroup cgroup
     cdef int users  # threads in a call that uses the pidfd: the last one closes it
-    cdef bint borrowed  # the pidfd was opened for these calls alone
+    cdef bint borrowed  # the pidfd was opened only for these calls
 
     @property
     def pid(self):
@@ -34,25 +34,26 @@ cdef class Process:
         return self.process.pidfd
 
     cdef int enter(self) noexcept:
-        """1: the pidfd is open until leave(); 0: the sandbox has ended, or is not this process's; -errno.
-        leave() has to follow in any case."""
+        """Opens the pidfd until leave(), which must follow in any case.
+
+        1: it is open; 0: the sandbox has ended, or another process started it; -errno."""
         cdef int ret, pidfd = -1
         self.users += 1
         if self.process.pidfd >= 0:
             return 1
         if not self.process.served or self.reaped or self.lost or self.owner != getpid():
             return 0
-        ret = self.server.look(&self.process, &pidfd)
+        ret = self.server.ask(&self.process, NULL, &pidfd)
         if ret == 1 and self.process.pidfd < 0:
             self.process.pidfd = pidfd
             self.borrowed = True
         elif ret == 1:  # another thread has opened one
             close(pidfd)
-        # It has ended with the server, or another thread has reaped it.
+        # It ended with the server, or another thread has reaped it.
         return 0 if ret == -ECANCELED or ret == -ECHILD else ret
 
     cdef int enter_alive(self) noexcept:
-        """enter() for a signal: -EBADF: it was reaped; -ESRCH: it has ended."""
+        """enter() for a signal. -EBADF: it was reaped; -ESRCH: it has ended."""
         cdef int ret = self.enter()
         if self.reaped or self.lost:
             return -EBADF
@@ -68,7 +69,7 @@ cdef class Process:
         return 0
 
     def wait(self, timeout_ns=None):
-        """True once the sandbox has ended; False when `timeout_ns` has passed first."""
+        """True when the sandbox has ended; False when `timeout_ns` has passed first."""
         cdef int ret
         cdef int64_t left = -1
         cdef uint64_t end = 0
@@ -96,10 +97,10 @@ cdef class Process:
             self.leave()
 
     def reap(self):
-        """Reaps a sandbox that has ended: its _result(); None: it has not ended.
+        """Reaps a sandbox that has ended. Returns _result(); None: it has not ended.
 
-        SpawnError: stage "wait", another part of this process reaped it; "helper", it was killed with
-        its server; "init", its reaper failed."""
+        SpawnError: stage "wait": another part of this process reaped it; "helper": it was killed with
+        its server; "init": its reaper failed."""
         cdef int ret
         if not self.reaped:
             if self.lost:
@@ -127,9 +128,9 @@ cdef class Process:
         if self.server is None:
             ret = c.fns_reap(&self.process, &self.result)
             if ret != -EAGAIN:
-                self.give_leaf()
+                self.give_cgroup()
             return ret
-        if self.owner != getpid():  # as the kernel says of another process's children
+        if self.owner != getpid():  # the kernel's errno for another process's children
             return -ECHILD
         if self.reaping:
             return -EAGAIN
@@ -140,13 +141,13 @@ cdef class Process:
         if ret < 0:
             return ret
         self.reaping = True
-        ret = self.server.reap(&self.process, &self.result)
+        ret = self.server.ask(&self.process, &self.result, NULL)
         self.reaping = False
         if ret >= 0 or ret == -ECANCELED:
-            self.give_leaf()
+            self.give_cgroup()
         return ret
 
-    cdef void give_leaf(self) noexcept:
+    cdef void give_cgroup(self) noexcept:
         if self.groups is not None and self.owner == getpid():
             c.fns_cgroup_give(self.groups.groups, &self.cgroup)
 
@@ -192,7 +193,7 @@ cdef class Process:
         self.close()
 
 
-cdef double _seconds(const c.timeval *time) noexcept:
+cdef double _seconds(const timeval *time) noexcept:
     return time.tv_sec + time.tv_usec * 1e-6
 
 
@@ -210,12 +211,12 @@ cdef tuple _result(const c.fns_process *process, const c.fns_result *result, obj
     )
 
 
-cdef Process _new_process(Plan plan, const c.fns_job *job, CgroupPool groups):
+cdef Process _new_process(Plan plan, Server server, const c.fns_job *job, CgroupPool groups):
     cdef Process new = Process.__new__(Process)
     new.groups = groups
     new.cgroup = job.cgroup
-    process = &job.io.process
     new.plan = plan
-    new.process = process[0]
+    new.server = server
+    new.process = job.io.process
     new.owner = getpid()
     return new

@@ -1,15 +1,16 @@
-# A template's server: the process, and the connections to it.
+# A template's server and the connections to it.
 
 @cython.final
 cdef class Server:
-    """A template's server process, and the free connections to it.
+    """A template's server process and the free connections to it.
 
-    Made from the plan of a template. The constructor and stop() are for one thread at a time, which
-    template.py sees to; any thread may call the rest.
+    The constructor and stop() are for one thread at a time, as template.py ensures; any thread may call
+    the rest.
 
     Args:
+        plan: a template's.
         null: an fd >= 3 of /dev/null.
-        parked: how many sandboxes are made ahead, each behind a connection of its own.
+        parked: how many sandboxes are made ahead, each on a connection of its own.
     Raises: SpawnError."""
 
     cdef c.fns_process process
@@ -42,11 +43,11 @@ cdef class Server:
         return self.process.pid
 
     def alive(self):
-        """Whether it runs, and belongs to this process."""
+        """Whether it runs and belongs to this process."""
         return self.usable() and c.fns_wait(&self.process, 0) == 0
 
     def usable(self):
-        """As alive(), without asking the kernel: a start on a dead one raises ConnectionAbortedError."""
+        """alive() without a system call: a start on a dead server raises ConnectionAbortedError."""
         return self.running and self.owner == getpid()
 
     # ---- connections ----
@@ -56,7 +57,7 @@ cdef class Server:
         with nogil:
             connection = c.fns_server_connect(&self.process, c.FNS_MAY_GIVE_UP)
         _raise_pending()
-        if connection == -EPIPE:  # its control socket is closed: it is ending, or has ended
+        if connection == -EPIPE:  # the server has closed its socket: it is ending, or has ended
             self.running = False
             raise ConnectionAbortedError
         if connection < 0:
@@ -64,7 +65,7 @@ cdef class Server:
         return connection
 
     cdef int take(self, bint *parked) except -1:
-        """A connection for one start. One that came back first has its next sandbox ready first."""
+        """A connection for one start. The parked one that was returned first is ready first."""
         parked[0] = len(self.ahead) > 0
         if parked[0]:
             return self.ahead.pop(0)
@@ -95,7 +96,7 @@ cdef class Server:
             self.ahead.append(connection)
 
     cdef int take_any(self) noexcept:
-        """A connection for a request about a sandbox, to be given back; -ECANCELED: the server is gone."""
+        """A connection for a request about a sandbox, to return with give(). -ECANCELED: the server is gone."""
         cdef int connection
         if self.free:
             return self.free.pop()
@@ -104,8 +105,7 @@ cdef class Server:
         return -ECANCELED if connection == -EPIPE else connection
 
     cdef int aborted(self) except -1:
-        """After the server has closed a connection: it may have closed them all, so that only a new one
-        tells why."""
+        """The server has closed a connection, perhaps all of them: the next start needs a new one."""
         self.close_connections()
         raise ConnectionAbortedError
 
@@ -116,54 +116,21 @@ cdef class Server:
 
     # ---- requests ----
 
-    def spawn(self, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
-        """As the module's spawn(). ConnectionAbortedError: the server was gone, and nothing was started."""
-        cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
-        cdef Plan plan = self.plan.sandbox
-        cdef CgroupPool groups = plan.pool()
-        cdef c.fns_job job
-        cdef bint parked
-        cdef int ret, connection = self.take(&parked)
-        _set_job(&job, plan, arguments, groups)
-        job.server = &self.process
-        with nogil:
-            ret = c.fns_job_spawn(&job, connection)
-        broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
-        try:
-            _raise_pending()
-        finally:
-            self.give(connection, parked, not broken and not (ret >= 0 and parked))
-        if broken and ret == -EPIPE:
-            self.aborted()
-        if ret < 0:
-            raise _spawn_error(plan, argv[0], cwd, &job.error)
-        cdef Process new = _new_process(plan, &job, groups)
-        new.server = self
-        return new
-
-    cdef int reap(self, const c.fns_process *process, c.fns_result *result) noexcept:
-        """fns_server_reap()."""
+    cdef int ask(self, const c.fns_process *process, c.fns_result *result, int *pidfd) noexcept:
+        """fns_server_reap(), or without `result` fns_server_look()."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
         with nogil:
-            ret = c.fns_server_reap(connection, process, result)
-        self.give(connection, False, ret >= 0)
-        return ret
-
-    cdef int look(self, const c.fns_process *process, int *pidfd) noexcept:
-        """fns_server_look()."""
-        cdef int ret, connection = self.take_any()
-        if connection < 0:
-            return connection
-        with nogil:
-            ret = c.fns_server_look(connection, process, pidfd)
+            if result != NULL:
+                ret = c.fns_server_reap(connection, process, result)
+            else:
+                ret = c.fns_server_look(connection, process, pidfd)
         self.give(connection, False, ret >= 0)
         return ret
 
     def pool(self):
-        """Of its pool of network namespaces: how many were made, how many starts waited for one, seconds
-        waited in all."""
+        """Its pool of network namespaces: how many were made, how many starts waited, seconds waited."""
         cdef c.fns_pool_state state
         cdef int connection = self.free.pop() if self.free else self.connect()
         cdef int ret = c.fns_server_pool(&self.process, connection, &state)
@@ -184,4 +151,4 @@ cdef class Server:
         self.close_connections()
         if self.owner == getpid():
             c.fns_server_stop(&self.process)
-        c.fns_server_close(&self.process)  # not earlier: other threads may use these fds
+        c.fns_server_close(&self.process)  # not in stop(): other threads may use these fds

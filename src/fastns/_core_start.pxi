@@ -1,15 +1,15 @@
-# One start: its arguments, what a failure of it becomes, and spawn().
+# One start: its arguments, its errors, and spawn().
 
 @cython.final
 @cython.freelist(8)
 cdef class _Arguments:
-    """struct fns_args and the memory behind it.
+    """struct fns_args and its memory.
 
-    argv may hold str where their UTF-8 is what the kernel gets; everything else is bytes without NUL."""
+    argv may hold str, which are passed on as UTF-8; everything else is bytes without NUL."""
 
     cdef c.fns_args args
     cdef char **block
-    cdef char **directories  # where argv[0] is looked for
+    cdef char **directories  # to look for argv[0] in
     cdef char **paths
     cdef int *keep
     cdef tuple argv, environ
@@ -19,7 +19,7 @@ cdef class _Arguments:
         cdef Py_ssize_t i, at = 0
         self.argv, self.environ, self.cwd = argv, environ, cwd
         self.block = <char **>calloc(len(argv) + len(environ) + len(directories) + 3, sizeof(char *))
-        self.keep = <int *>calloc(max(len(keep), 1), sizeof(int))
+        self.keep = <int *>calloc(len(keep) or 1, sizeof(int))
         if self.block == NULL or self.keep == NULL:
             raise MemoryError
         self.args.argv = self.block
@@ -57,31 +57,47 @@ cdef class _Arguments:
 
 
 cdef object _spawn_error(Plan plan, object command, bytes cwd, const c.fns_error *error):
-    """The SpawnError that says it in words."""
     return spawn_error(plan, STAGES[error.stage], error.err, error.op_index,
                        _detail_names.get(error.detail), command, cwd)
 
 
-def spawn(Plan plan, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio, tuple keep):
-    """Starts one sandbox; SpawnError says which step failed."""
+def spawn(Plan plan, Server server, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio,
+          tuple keep):
+    """Starts one sandbox. SpawnError names the step that failed.
+
+    plan: a server's sandbox, if there is a server.
+    ConnectionAbortedError: the server was gone, and nothing was started."""
     cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
     cdef CgroupPool groups = plan.pool()
     cdef c.fns_job job
-    cdef int ret
-    _set_job(&job, plan, arguments, groups)
-    job.args.userns = plan.userns()
+    cdef bint parked = False, broken
+    cdef int ret, connection = -1
+    _set_job(&job, plan, server, arguments, groups)
+    if server is not None:
+        connection = server.take(&parked)
     with nogil:
-        ret = c.fns_job_spawn(&job, -1)
-    _raise_pending()
+        ret = c.fns_job_spawn(&job, connection)
+    broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN
+    try:
+        _raise_pending()
+    finally:
+        if server is not None:
+            server.give(connection, parked, not broken and not (ret >= 0 and parked))
+    if server is not None and broken and ret == -EPIPE:
+        server.aborted()
     if ret < 0:
         raise _spawn_error(plan, argv[0], cwd, &job.error)
-    return _new_process(plan, &job, groups)
+    return _new_process(plan, server, &job, groups)
 
 
-cdef void _set_job(c.fns_job *job, Plan plan, _Arguments arguments, CgroupPool groups) noexcept:
+cdef int _set_job(c.fns_job *job, Plan plan, Server server, _Arguments arguments,
+                  CgroupPool groups) except -1:
     memset(job, 0, sizeof(c.fns_job))
     job.plan = &plan.plan
+    job.server = NULL if server is None else &server.process
     job.args = arguments.args
+    job.args.userns = plan.userns() if server is None else 0
     job.groups = NULL if groups is None else groups.groups
     job.cgroup.number = -1
     job.io.process.pidfd = job.io.process.control = -1
+    return 0

@@ -1,110 +1,46 @@
 """The C API as Cython sees it: csrc/caller/fastns.h, declared once."""
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
-
-
-cdef extern from "<sys/resource.h>" nogil:
-    struct timeval:
-        long tv_sec
-        long tv_usec
-
-    struct rusage:
-        timeval ru_utime
-        timeval ru_stime
-        long ru_maxrss
+from posix.resource cimport rusage
 
 
 cdef extern from "caller/fastns.h" nogil:
     enum:
-        FNS_STAGE_NONE
-        FNS_STAGE_COUNT
-        FNS_OP_COUNT
-        FNS_DETAIL_SOURCE
-        FNS_DETAIL_FOUND
-        FNS_DETAIL_KILLED
-        FNS_DETAIL_BROKEN
-        FNS_DETAIL_ID_MAP
-        FNS_DETAIL_MEMORY
-        FNS_HOW_CREATE
-        FNS_HOW_NO_SYMLINKS
-        FNS_HOW_RECURSIVE
-        FNS_HOW_SLAVE
-        FNS_HOW_UNBINDABLE
-        FNS_HOW_KEEP
-        FNS_HOW_IDMAP
-        FNS_HOW_OPEN
-        FNS_HOW_OWNED
-        FNS_HOW_SEALED
-        FNS_HOW_OPTIONAL
-        FNS_HOW_IF_THERE
-        FNS_HOW_AHEAD
-        FNS_HOW_HALF
-        FNS_MAX_SOURCES
-        FNS_PLAN_HOP
-        FNS_PLAN_INIT
-        FNS_PLAN_SERVER
-        FNS_PLAN_MAPS_FIRST
-        FNS_PLAN_OWN_MEMORY
-        FNS_ID_MAP_NONE
-        FNS_ID_MAP_SELF
-        FNS_ID_MAP_PARENT
-        FNS_ID_MAP_NEWUIDMAP
-        FNS_ID_MAP_RANGE
-        FNS_IO_TIMEOUT
-        FNS_PIPE_STDIN
-        FNS_PIPE_STDOUT
-        FNS_PIPE_STDERR
-        FNS_PIPE_JOINED
+        FNS_STAGE_NONE, FNS_STAGE_COUNT, FNS_OP_COUNT, FNS_IO_TIMEOUT
+        FNS_COUNTS, FNS_NO_COUNT, FNS_MAX_HIERARCHIES
+        FNS_DETAIL_SOURCE, FNS_DETAIL_FOUND, FNS_DETAIL_KILLED
+        FNS_DETAIL_BROKEN, FNS_DETAIL_ID_MAP, FNS_DETAIL_MEMORY
+        FNS_PLAN_HOP, FNS_PLAN_INIT, FNS_PLAN_SERVER, FNS_PLAN_MAPS_FIRST, FNS_PLAN_OWN_MEMORY
+        FNS_ID_MAP_NONE, FNS_ID_MAP_SELF, FNS_ID_MAP_PARENT, FNS_ID_MAP_NEWUIDMAP, FNS_ID_MAP_RANGE
 
     struct fns_file:
         pass
 
     enum fns_patience:
-        FNS_AT_ONCE
-        FNS_PATIENT
-        FNS_MAY_GIVE_UP
+        FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP
 
     struct fns_error:
-        uint16_t stage
-        uint16_t detail
-        int32_t op_index
-        int32_t err
+        uint16_t stage, detail
+        int32_t op_index, err
 
     struct fns_op:
-        uint16_t code
-        uint16_t stage
+        uint16_t code, stage
         uint32_t how
-        uint64_t flags
-        uint64_t arg
-        uint32_t source
-        uint32_t target
-        uint32_t type
-        uint32_t data
+        uint64_t flags, arg
+        uint32_t source, target, type, data
 
     struct fns_plan:
         const fns_op *ops
         const char *strings
-        uint32_t n_ops
-        uint32_t n_strings
-        uint32_t n_early
-        uint32_t options
-        uint32_t id_map
-        uint32_t uid_map
-        uint32_t gid_map
+        uint32_t n_ops, n_strings, n_early, options, id_map, uid_map, gid_map
         uint64_t clone_flags
         const fns_plan *sandbox
-        uint32_t netns_pool
-        uint32_t owner_uid
-        uint32_t owner_gid
-        uint32_t pipe_uid
-        uint32_t pipe_gid
+        uint32_t netns_pool, owner_uid, owner_gid, pipe_uid, pipe_gid
         uint64_t args_max
         fns_file *file
 
     struct fns_pool_state:
-        uint64_t made
-        uint64_t waits
-        uint64_t wait_ns
+        uint64_t made, waits, wait_ns
 
     struct fns_args:
         char *const *argv
@@ -113,38 +49,23 @@ cdef extern from "caller/fastns.h" nogil:
         const char *cwd
         const int *keep
         uint32_t n_keep
-        int userns
-        int stdio[3]
+        int userns, stdio[3]
 
     struct fns_process:
-        int pid
-        int pidfd
-        int control
-        int served
-        int quiet
-        int number
+        int pid, pidfd, control, served, number
         uint64_t start
         long rss_floor
 
-    enum:
-        FNS_COUNTS
-        FNS_NO_COUNT
-        FNS_MAX_HIERARCHIES
-
     struct fns_cgroup_hierarchy:
-        int directory
-        int unified
+        int directory, unified
 
     struct fns_cgroup_setting:
         uint32_t hierarchy
-        const char *file
-        const char *value
+        const char *file, *value
 
     struct fns_cgroup_counter:
-        uint32_t kind
-        uint32_t hierarchy
-        const char *file
-        const char *key
+        uint32_t kind, hierarchy
+        const char *file, *key
         uint64_t scale
         uint32_t peak
         const char *reset
@@ -153,13 +74,8 @@ cdef extern from "caller/fastns.h" nogil:
         fns_cgroup_hierarchy hierarchies[8]
         const fns_cgroup_setting *settings
         const fns_cgroup_counter *counters
-        uint32_t n_hierarchies
-        uint32_t n_settings
-        uint32_t n_counters
-        uint32_t memory_hierarchy
-        const char *memory_file
-        const char *reclaim_file
-        const char *reclaim_text
+        uint32_t n_hierarchies, n_settings, n_counters, memory_hierarchy
+        const char *memory_file, *reclaim_file, *reclaim_text
         uint64_t cpu_time_ns
 
     struct fns_cgroup:
@@ -176,8 +92,7 @@ cdef extern from "caller/fastns.h" nogil:
     void fns_cgroup_give(fns_cgroups *groups, fns_cgroup *cgroup)
 
     struct fns_result:
-        int code
-        int status
+        int code, status
         rusage usage
         uint64_t end
         int lost
@@ -185,18 +100,14 @@ cdef extern from "caller/fastns.h" nogil:
     struct fns_buffer:
         char *data
         size_t size
-        size_t capacity
         uint64_t dropped
 
     struct fns_io:
         fns_process process
         int fds[3]
         const char *input
-        size_t input_size
-        size_t input_done
-        size_t limit
-        int capped
-        int over
+        size_t input_size, limit
+        int capped, over
         fns_buffer output[2]
         uint64_t deadline
 
@@ -271,15 +182,12 @@ cdef extern from "cli/planfile.h" nogil:
     struct fns_hint:
         uint16_t stage, detail
         int32_t err
-        const char *path
-        const char *text
+        const char *path, *text
     struct fns_planfile:
         fns_plan plan
         char *const *envp
         char *const *directories
-        const char *cwd
-        const char *maps[2]
-        const char *inotify
+        const char *cwd, *maps[2], *inotify
         int64_t timeout_ns
         uint64_t max_output
         fns_hint *hints

@@ -1,7 +1,6 @@
-"""What this machine says of itself: its kernel, settings, devices, ids and cgroups.
+"""The doctor's checks that start nothing: kernel, settings, devices, ids and cgroups.
 
-Each function is a check of the doctor that starts nothing. It reads files, or makes a system call
-that changes nothing.
+They read files, or make system calls that change nothing.
 """
 
 from __future__ import annotations
@@ -17,43 +16,37 @@ import stat
 from pathlib import Path
 
 from fastns import _core
-from fastns._compile.decide import Caller
+from fastns._compile.decide import CAP_SETGID, CAP_SETUID, Caller
+from fastns._compile.root import DEVICES
 from fastns._policy import userns
 from fastns._record import record
-from fastns._surroundings import (
-    CAP_SETGID,
-    CAP_SETUID,
-    OUT_OF_A_FILTER,
-    REFUSED,
-    Surroundings,
-    forbidding_sysctls,
-)
+from fastns._surroundings import OUT_OF_A_FILTER, REFUSED, Surroundings, forbidding_sysctls
 from fastns.errors import SpecError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 OLDEST_KERNEL = (5, 12)
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MFD_EXEC = 0x0010
 SYSTEM_CALLS = {"open_tree": 428, "clone3": 435, "openat2": 437, "mount_setattr": 442}
-"""The calls that are tried, and their numbers: the same on every architecture but alpha."""
+"""The calls to try, and their numbers, which are the same on every architecture but alpha."""
 REPLACEABLE_CALLS = ("clone3", "openat2")
 """Calls that an older one can replace, though more slowly, and without a time namespace."""
 
 
 @record(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    `ok`: None if it is neither good nor bad. `fix`: what to do; None if there is nothing to do, or
-    nothing known.
-    """
-
-    ok: bool | None
+    ok: bool | None  # None: neither good nor bad
     detail: str
-    fix: str | None = None
+    fix: str | None = None  # None: nothing to do, or nothing known
 
 
 def kernel() -> Finding:
-    """Whether it is as new as the oldest one with mount_setattr()."""
+    """Whether the kernel has mount_setattr()."""
     release = platform.release()
     match = re.match(r"(\d+)\.(\d+)", release)
     needed = ".".join(map(str, OLDEST_KERNEL))
@@ -81,20 +74,16 @@ def surroundings() -> Finding:
 def privilege() -> Finding:
     """The user and its rights, and which ids its sandboxes therefore have."""
     if not has_sys_admin():
-        found = "without CAP_SYS_ADMIN: each sandbox gets a user namespace"
+        found = "out CAP_SYS_ADMIN: each sandbox gets a user namespace"
     elif Surroundings.current().in_user_namespace:
-        found = (
-            "with CAP_SYS_ADMIN, in this user namespace only: its sandboxes have the ids of this "
-            "namespace"
-        )
+        rights = " CAP_SYS_ADMIN, in this user namespace only"
+        found = f"{rights}: its sandboxes have the ids of this namespace"
     elif not has_range():
-        found = (
-            "with CAP_SYS_ADMIN, without CAP_CHOWN, CAP_SETUID or CAP_SETGID: its sandboxes have "
-            "its own ids"
-        )
+        rights = " CAP_SYS_ADMIN, without CAP_CHOWN, CAP_SETUID or CAP_SETGID"
+        found = f"{rights}: its sandboxes have its own ids"
     else:
-        found = "with CAP_SYS_ADMIN: a range of ids for its sandboxes"
-    return Finding(None, f"uid {os.geteuid()} {found}")
+        found = " CAP_SYS_ADMIN: a range of ids for its sandboxes"
+    return Finding(None, f"uid {os.geteuid()} with{found}")
 
 
 def has_range() -> bool:
@@ -109,11 +98,10 @@ def user_namespace_settings() -> Finding:
 
 
 def system_call(name: str) -> Finding:
-    """Whether the kernel has it: called with arguments that are then invalid."""
+    """Whether the kernel has this call: with invalid arguments it fails with EINVAL then."""
     import ctypes  # no other check needs it
 
-    invalid = ctypes.c_ulong(~0)
-    zero = ctypes.c_ulong(0)
+    invalid, zero = ctypes.c_ulong(~0), ctypes.c_ulong(0)
     arguments = {
         "open_tree": (invalid, zero, invalid),  # unknown flags
         "clone3": (zero, zero),  # size 0
@@ -125,9 +113,8 @@ def system_call(name: str) -> Finding:
     code = ctypes.get_errno()
     if code == errno.EINVAL:
         return Finding(True, "there")
-    fix = "use a newer kernel"
-    if code in REFUSED and Surroundings.current().confined:
-        fix = OUT_OF_A_FILTER
+    confined = code in REFUSED and Surroundings.current().confined
+    fix = OUT_OF_A_FILTER if confined else "use a newer kernel"
     return Finding(False, f"{os.strerror(code)} ({errno.errorcode.get(code, code)})", fix)
 
 
@@ -162,6 +149,7 @@ def pidfd() -> Finding:
 
 def executable_memfd() -> Finding:
     """Whether a file in memory may be executed: each start executes the program from one."""
+    fix = "sysctl vm.memfd_noexec=1"
     try:
         try:
             fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC | MFD_EXEC)
@@ -170,14 +158,10 @@ def executable_memfd() -> Finding:
                 raise
             fd = os.memfd_create("fastns-doctor", os.MFD_CLOEXEC)  # before Linux 6.3: executable
     except OSError as error:
-        return Finding(False, f"memfd_create: {error.strerror}", "sysctl vm.memfd_noexec=1")
-    try:
-        allowed = os.fstat(fd).st_mode & 0o111 != 0
-    finally:
-        os.close(fd)
-    if not allowed:
-        return Finding(False, "vm.memfd_noexec forbids it", "sysctl vm.memfd_noexec=1")
-    return Finding(True, "there")
+        return Finding(False, f"memfd_create: {error.strerror}", fix)
+    allowed = os.fstat(fd).st_mode & 0o111 != 0
+    os.close(fd)
+    return Finding(True, "there") if allowed else Finding(False, "vm.memfd_noexec forbids it", fix)
 
 
 def program() -> Finding:
@@ -220,19 +204,13 @@ def id_ranges() -> Finding:
         ranges = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
         return Finding(None, f"root maps any id without newuidmap; sandboxes have {ranges}")
     if around.no_new_privileges:
-        return Finding(
-            False,
-            "newuidmap gains no rights under no_new_privileges",
-            "start this process without it",
-        )
+        detail = "newuidmap gains no rights under no_new_privileges"
+        return Finding(False, detail, "start this process without it")
     missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
     if missing:
         return Finding(False, f"not installed: {', '.join(missing)}", "install the package uidmap")
     uid = os.geteuid()
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = str(uid)
+    user = _name(pwd.getpwuid, uid)
     lacking = [path for path in ("/etc/subuid", "/etc/subgid") if not _has_range(path, user, uid)]
     if lacking:
         return Finding(
@@ -251,19 +229,21 @@ def supplementary_groups() -> Finding:
     kept = sorted(set(os.getgroups()) - {os.getegid()})
     if not kept:
         return Finding(None, "none to keep")
+    names = ", ".join(_name(grp.getgrgid, gid) for gid in kept)
     return Finding(
         None,
-        f"a sandbox keeps {', '.join(map(_group_name, kept))}: files and sockets of these groups "
+        f"a sandbox keeps {names}: files and sockets of these groups "
         "are open to it, so bind none of them (docker's or lxd's socket is as good as root). With "
         "ranges of ids (uid_mappings, gid_mappings) it keeps no group",
     )
 
 
-def _group_name(gid: int) -> str:
+def _name(lookup: Callable[[int], tuple[Any, ...]], number: int) -> str:
+    """The name of a user or group; without one, its number."""
     try:
-        return grp.getgrgid(gid).gr_name
+        return str(lookup(number)[0])
     except KeyError:
-        return str(gid)
+        return str(number)
 
 
 def _has_range(path: str, user: str, uid: int) -> bool:
@@ -286,8 +266,7 @@ def limits() -> Finding:
     """Which limits can be enforced, by which cgroups."""
     from fastns._policy import cgroup_hierarchies, cgroup_plan
 
-    there: list[str] = []
-    missing: list[str] = []
+    there, missing = [], []
     hierarchies = cgroup_hierarchies.hierarchies()
     for controller in dict.fromkeys(cgroup_plan.CONTROLLER.values()):
         hierarchy = next((h for h in hierarchies if h.has(controller)), None)
@@ -301,10 +280,8 @@ def limits() -> Finding:
     detail = "by cgroups: " + (", ".join(there) or "none")
     if not missing:
         return Finding(True, detail)
-    fix = (
-        "as root, or with a part of the tree delegated: systemd-run --user --scope -p Delegate=yes"
-    )
-    return Finding(False, f"{detail}; not: {'; '.join(missing)}", fix)
+    delegated = "with a part of the tree delegated: systemd-run --user --scope -p Delegate=yes"
+    return Finding(False, f"{detail}; not: {'; '.join(missing)}", f"as root, or {delegated}")
 
 
 def landlock() -> Finding:

@@ -1,6 +1,5 @@
-"""Frozen dataclasses without the import of `dataclasses`, which also imports `inspect`.
+"""Frozen dataclasses without `dataclasses`, whose import costs more than all modules of a start.
 
-It pays: by `python -X importtime`, that import costs more than all modules of a start together.
 A record is a dataclass to its users: fields(), replace(), asdict(), is_dataclass() and
 FrozenInstanceError work on it. Type checkers see dataclasses.dataclass.
 """
@@ -11,20 +10,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dataclasses import dataclass as record
 else:
-    CO_VARKEYWORDS = 0x08  # inspect.CO_VARKEYWORDS
 
     def record(cls=None, *, frozen=True, kw_only=False):
         """The class decorator: @record or @record(kw_only=True). Every record is frozen."""
         if cls is None:
             return lambda cls: record(cls, kw_only=kw_only)
-        names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - inspect again
-        cls.__init__ = _make_init(cls, names, kw_only)
+        cls._names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - inspect again
+        init = _make_init(cls, kw_only)
+        cls.__init__ = _with_suggestions(init) if kw_only else init
         cls.__eq__ = _eq
         cls.__repr__ = _repr
-        cls.__setattr__ = _refuse
-        cls.__delattr__ = _refuse
-        cls._names = names
-        cls.__match_args__ = () if kw_only else names
+        cls.__setattr__ = cls.__delattr__ = _refuse
+        cls.__match_args__ = () if kw_only else cls._names
         cls.__dataclass_fields__ = _Fields(kw_only)
         if "__hash__" not in cls.__dict__ or cls.__hash__ is None:
             cls.__hash__ = _hash
@@ -33,57 +30,50 @@ else:
     def _arguments(self):
         fill(self, locals())  # noqa: F821 - see _make_init()
 
-    def _make_init(cls, names, kw_only):
-        """__init__ with the fields as its arguments. It is the code of _arguments() with other
-        names, as source text would take longer to compile than all else here."""
+    def _make_init(cls, kw_only):
+        """__init__ with the fields as its arguments: the code of _arguments() with other names.
+        Compiling source text would take longer than everything else here."""
+        names = cls._names
         checks = hasattr(cls, "__post_init__")
 
         def fill(self, values):
             del values["self"]
-            if kw_only:
-                unknown = values.pop("unknown")
-                if unknown:
-                    raise _no_such_field(self, *unknown)
             self.__dict__.update(values)  # past __setattr__, which refuses
             if checks:
                 self.__post_init__()
 
-        varnames = ("self", *names, "unknown") if kw_only else ("self", *names)
-        code = _arguments.__code__
-        code = code.replace(
+        code = _arguments.__code__.replace(
             co_name="__init__",
             co_qualname=f"{cls.__qualname__}.__init__",
-            co_argcount=1 if kw_only else len(varnames),
+            co_argcount=1 if kw_only else len(names) + 1,
             co_kwonlyargcount=len(names) if kw_only else 0,
-            co_varnames=varnames,
-            co_nlocals=len(varnames),
-            co_flags=code.co_flags | (CO_VARKEYWORDS if kw_only else 0),
+            co_varnames=("self", *names),
+            co_nlocals=len(names) + 1,
         )
-        init = _function(cls, code, {"fill": fill})
+        init = type(_arguments)(code, {"fill": fill})
+        init.__qualname__, init.__module__ = code.co_qualname, cls.__module__
+        init.__annotations__ = {**cls.__dict__["__annotations__"], "return": None}  # noqa: RUF063
         defaults = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
         if kw_only:
             init.__kwdefaults__ = defaults
-            # The same without **unknown, for inspect.signature() and help(), which follow
-            # __wrapped__. It is never called.
-            plain = code.replace(
-                co_varnames=varnames[:-1],
-                co_nlocals=len(names) + 1,
-                co_flags=code.co_flags & ~CO_VARKEYWORDS,
-            )
-            init.__wrapped__ = _function(cls, plain, {})
-            init.__wrapped__.__kwdefaults__ = defaults
         else:
             init.__defaults__ = tuple(defaults.values())
         return init
 
-    def _function(cls, code, scope):
-        made = type(_arguments)(code, scope)
-        made.__qualname__ = code.co_qualname
-        made.__module__ = cls.__module__
-        made.__annotations__ = {**cls.__dict__["__annotations__"], "return": None}  # noqa: RUF063
-        return made
+    def _with_suggestions(init):
+        """The same, but the error for an unknown field suggests one with a similar name."""
 
-    def _no_such_field(self, name, *_):
+        def __init__(self, **values):
+            for name in values:
+                if name not in self._names:
+                    raise _no_such_field(self, name)
+            init(self, **values)
+
+        __init__.__qualname__, __init__.__module__ = init.__qualname__, init.__module__
+        __init__.__wrapped__ = init  # for inspect.signature() and help()
+        return __init__
+
+    def _no_such_field(self, name):
         import difflib
 
         near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.8)

@@ -1,7 +1,6 @@
 """What confines this process: a system call filter, a user namespace, missing rights, sysctls.
 
-Read from /proc, for the doctor and for hints. What helps in a container or a sandbox is not what
-helps on the host.
+Read from /proc, for the doctor and for hints: a container needs another fix than the host.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import re
 
 from fastns._record import record
 
-CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
-CAP_SETFCAP = 1 << 31
+CAP_SYS_ADMIN, CAP_SETFCAP = 1 << 21, 1 << 31
 ALL_IDS = 2**32 - 1
 REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 """The errors that a filter or AppArmor returns."""
@@ -26,8 +24,8 @@ TO_MAP_ROOT = (
     "uid 0 of this user namespace cannot be mapped into another without CAP_SETFCAP: start this "
     "process as another user (-u 1000:1000), or with that capability (--cap-add SETFCAP)"
 )
-# (path below /proc/sys, value that forbids new user namespaces, fix). The first holds for every
-# process, the others for those without CAP_SYS_ADMIN.
+# (path below /proc/sys, value that forbids new user namespaces, fix). The first applies to every
+# process, the others to those without CAP_SYS_ADMIN.
 FORBIDDING = (
     ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
     ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
@@ -49,10 +47,10 @@ class Surroundings:
     capabilities: int = 0
     uids: int = ALL_IDS
     gids: int = ALL_IDS
-    profile: str | None = None
-    """The AppArmor profile; None: unconfined."""
-    unread: str | None = None
-    """The file of /proc/self that cannot be read, and why. All else is then the default."""
+    profile: str | None = None  # of AppArmor; None: unconfined
+    unread: str | None = (
+        None  # the file of /proc/self that cannot be read, and why
+    )
 
     @classmethod
     def current(cls) -> Surroundings:
@@ -61,12 +59,12 @@ class Surroundings:
         except OSError as error:
             return cls(unread=f"{error.filename}: {error.strerror}")
         return cls(
-            _field(status, "Seccomp") != "0",
-            _field(status, "NoNewPrivs") == "1",
-            int(_field(status, "CapEff"), 16),
-            _count(uids),
-            _count(gids),
-            _profile(),
+            filtered=_field(status, "Seccomp") != "0",
+            no_new_privileges=_field(status, "NoNewPrivs") == "1",
+            capabilities=int(_field(status, "CapEff"), 16),
+            uids=_count(uids),
+            gids=_count(gids),
+            profile=_profile(),
         )
 
     @property
@@ -105,7 +103,7 @@ class Surroundings:
 
 
 def forbidding_sysctls(privileged: bool) -> tuple[str, str] | None:
-    """The sysctls that forbid this process user namespaces, and the fix; None: none does."""
+    """The sysctls that forbid this process user namespaces, and the fix; None: none do."""
     rules = FORBIDDING[: 1 if privileged else None]
     found = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
     if not found:

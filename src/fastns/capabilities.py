@@ -16,7 +16,7 @@ NAMES = """
     SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP
     MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF
     CHECKPOINT_RESTORE
-"""  # in the order of their numbers
+"""  # in numerical order
 CAPABILITIES = {f"CAP_{name}": number for number, name in enumerate(NAMES.split())}
 ALL = "ALL"
 
@@ -38,5 +38,5 @@ def names(given: Iterable[object]) -> tuple[str, ...]:
 
 
 def mask(full_names: Iterable[str]) -> int:
-    """A bit for each."""
+    """A bit for each name."""
     return sum(1 << CAPABILITIES[name] for name in full_names)

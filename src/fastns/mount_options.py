@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from _collections_abc import Iterable
 
-from fastns._args import encode, shown
+from fastns._args import MAX_ID, encode, shown
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -45,40 +45,26 @@ class ParsedOptions:
     idmap: bool | None = None  # None: where the file system can
 
 
-@record(frozen=True)
-class _Flag:
-    group: str  # one option of a group may be given
-    ms: int = 0
-    attr_set: int = 0
-    attr_clr: int = 0
-
-
+# Name -> group, MS_*, attributes to set and to clear. Options of a group exclude each other.
 FLAGS = {
-    "ro": _Flag("ro", MS_RDONLY, ATTR_RDONLY),
-    "rw": _Flag("ro", 0, 0, ATTR_RDONLY),
-    "nosuid": _Flag("suid", MS_NOSUID, ATTR_NOSUID),
-    "suid": _Flag("suid", 0, 0, ATTR_NOSUID),
-    "nodev": _Flag("dev", MS_NODEV, ATTR_NODEV),
-    "dev": _Flag("dev", 0, 0, ATTR_NODEV),
-    "noexec": _Flag("exec", MS_NOEXEC, ATTR_NOEXEC),
-    "exec": _Flag("exec", 0, 0, ATTR_NOEXEC),
-    "noatime": _Flag("atime", MS_NOATIME, ATTR_NOATIME, ATTR_ATIME),
-    "relatime": _Flag("atime", MS_RELATIME, 0, ATTR_ATIME),
-    "strictatime": _Flag("atime", MS_STRICTATIME, ATTR_STRICTATIME, ATTR_ATIME),
-    "nodiratime": _Flag("nodiratime", MS_NODIRATIME, ATTR_NODIRATIME),
-    "defaults": _Flag("defaults"),
+    "ro": ("ro", MS_RDONLY, ATTR_RDONLY, 0),
+    "rw": ("ro", 0, 0, ATTR_RDONLY),
+    "nosuid": ("suid", MS_NOSUID, ATTR_NOSUID, 0),
+    "suid": ("suid", 0, 0, ATTR_NOSUID),
+    "nodev": ("dev", MS_NODEV, ATTR_NODEV, 0),
+    "dev": ("dev", 0, 0, ATTR_NODEV),
+    "noexec": ("exec", MS_NOEXEC, ATTR_NOEXEC, 0),
+    "exec": ("exec", 0, 0, ATTR_NOEXEC),
+    "noatime": ("atime", MS_NOATIME, ATTR_NOATIME, ATTR_ATIME),
+    "relatime": ("atime", MS_RELATIME, 0, ATTR_ATIME),
+    "strictatime": ("atime", MS_STRICTATIME, ATTR_STRICTATIME, ATTR_ATIME),
+    "nodiratime": ("nodiratime", MS_NODIRATIME, ATTR_NODIRATIME, 0),
+    "defaults": ("defaults", 0, 0, 0),
 }
 MAX_DATA = 4095  # bytes of all options for the file system: a page with its NUL (mount(2))
-MAX_ID = 2**32 - 2
 MKDIR = ("X-mount.mkdir", "x-mount.mkdir")
-PROPAGATIONS = {
-    "private": MS_PRIVATE,
-    "rprivate": MS_PRIVATE,
-    "slave": MS_SLAVE,
-    "rslave": MS_SLAVE,
-    "unbindable": MS_UNBINDABLE,
-    "runbindable": MS_UNBINDABLE,
-}
+PROPAGATIONS = {"private": MS_PRIVATE, "slave": MS_SLAVE, "unbindable": MS_UNBINDABLE}
+PROPAGATIONS |= {f"r{name}": flag for name, flag in PROPAGATIONS.items()}
 
 
 def _is_number(value: str, digits: int = 10) -> bool:
@@ -105,30 +91,23 @@ def _one_of(*words: str) -> _Kind:
     return " or ".join(words), words.__contains__
 
 
-# Not regular expressions: `re` takes as long to import as all that is here.
+# No regular expressions: importing `re` would take as long as all of this module.
 _NUMBER: _Kind = "a number of at most 10 digits", _is_number
 _OCTAL: _Kind = "an octal mode such as 0755", _is_octal
 _SIZE: _Kind = "64m, 1g, 50% or bytes", _is_size
 _COUNT: _Kind = "a number such as 1000 or 64k", _is_count
 _PATH: _Kind = "a path", _is_path
-# Options that are passed to the file system as they are: name -> kind of value (None: no value).
+_ON_OFF = _one_of("on", "off")
+# Options that the file system gets unchanged: name -> kind of value (None: no value).
 DATA: dict[str, dict[str, _Kind | None]] = {
     "tmpfs": {
-        "size": _SIZE,
-        "nr_blocks": _SIZE,
-        "nr_inodes": _COUNT,
-        "mode": _OCTAL,
-        "uid": _NUMBER,
-        "gid": _NUMBER,
+        **{"size": _SIZE, "nr_blocks": _SIZE, "nr_inodes": _COUNT},
+        **{"mode": _OCTAL, "uid": _NUMBER, "gid": _NUMBER},
     },
     "devtmpfs": {"size": _SIZE, "nr_inodes": _COUNT, "mode": _OCTAL},
     "devpts": {
-        "newinstance": None,
-        "ptmxmode": _OCTAL,
-        "mode": _OCTAL,
-        "uid": _NUMBER,
-        "gid": _NUMBER,
-        "max": _NUMBER,
+        **{"newinstance": None, "ptmxmode": _OCTAL, "mode": _OCTAL},
+        **{"uid": _NUMBER, "gid": _NUMBER, "max": _NUMBER},
     },
     "proc": {
         "hidepid": _one_of("0", "1", "2", "3", "4", "off", "noaccess", "invisible", "ptraceable"),
@@ -136,26 +115,19 @@ DATA: dict[str, dict[str, _Kind | None]] = {
         "subset": _one_of("pid"),
     },
     "overlay": {
-        "lowerdir": _PATH,
-        "upperdir": _PATH,
-        "workdir": _PATH,
-        "userxattr": None,
-        "index": _one_of("on", "off"),
-        "metacopy": _one_of("on", "off"),
-        "redirect_dir": _one_of("on", "off", "follow", "nofollow"),
-        "volatile": None,
+        **{"lowerdir": _PATH, "upperdir": _PATH, "workdir": _PATH},
+        **{"userxattr": None, "index": _ON_OFF, "metacopy": _ON_OFF},
+        **{"redirect_dir": _one_of("on", "off", "follow", "nofollow"), "volatile": None},
     },
     "cgroup2": {"nsdelegate": None, "memory_recursiveprot": None},
 }
 
 
 def names(type: str) -> list[str]:
-    """The options of a type, as a person would write them."""
-    found = [*FLAGS, "X-mount.mkdir"]
-    if type == "bind":
-        found += ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS]
-    found += [n if kind is None else f"{n}=" for n, kind in DATA.get(type, {}).items()]
-    return found
+    """The options of a type; those with a value end with "="."""
+    of_binds = ["bind", "rbind", "idmap", "noidmap", *PROPAGATIONS] if type == "bind" else []
+    data = [n if kind is None else f"{n}=" for n, kind in DATA.get(type, {}).items()]
+    return [*FLAGS, "X-mount.mkdir", *of_binds, *data]
 
 
 def parse(type: str, options: Iterable[str]) -> ParsedOptions:
@@ -176,11 +148,10 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             continue  # given twice: mount(8) and OCI bundles allow it
         key, equals, value = option.partition("=")
         if option in FLAGS:
-            flag = FLAGS[option]
-            group = flag.group
-            ms_flags |= flag.ms
-            attr_set |= flag.attr_set
-            attr_clr |= flag.attr_clr
+            group, *flags = FLAGS[option]
+            ms_flags |= flags[0]
+            attr_set |= flags[1]
+            attr_clr |= flags[2]
         elif option in MKDIR:
             group, mkdir = "mkdir", True
         elif type == "bind" and option in ("idmap", "noidmap"):
@@ -190,10 +161,8 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
         elif type == "bind" and option in PROPAGATIONS:
             group, propagation = "propagation", PROPAGATIONS[option]
         elif option in ("shared", "rshared"):
-            raise SpecError(
-                "mounts.options",
-                f"{option!r}: mounts inside would appear outside; private or slave",
-            )
+            words = f"{option!r}: mounts inside would appear outside; private or slave"
+            raise SpecError("mounts.options", words)
         elif key in DATA.get(type, {}):
             kind = DATA[type][key]
             if (kind is None) != (not equals) or (kind and not kind[1](value)):
@@ -201,7 +170,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
                 raise SpecError("mounts.options", f"{shown(option)}: {form} expected")
             if key in ("uid", "gid") and int(value) > MAX_ID:
                 raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
-            # The kernel takes what follows a comma for another option (mount(2), data).
+            # To the kernel, another option follows a comma (mount(2), data).
             if "," in value:
                 raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
             group = key

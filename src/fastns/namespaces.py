@@ -4,8 +4,8 @@ import errno
 import os
 
 from fastns import _core
-from fastns._args import MAX_PATH, encode, shown
-from fastns._compile.ops import CLONE_FLAGS
+from fastns._args import MAX_PATH, check_one_of, encode, shown
+from fastns._compile.ops import CLONE_FLAGS, clone_flags
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
 
@@ -77,12 +77,9 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
 
 
 def _flags(names: tuple[str, ...]) -> int:
-    flags = 0
     for name in names:
-        if not isinstance(name, str) or name not in CLONE_FLAGS:
-            raise SpecError("names", f"{shown(name)}: one of {', '.join(CLONE_FLAGS)} expected")
-        flags |= CLONE_FLAGS[name]
-    return flags
+        check_one_of("names", name, CLONE_FLAGS)
+    return clone_flags(set(names))
 
 
 def _pidfd(number: int) -> int:

@@ -88,7 +88,7 @@ def spawn(
     keep = check_pass_fds(pass_fds)
     stdio = StdioPlan(stdin, stdout, stderr, owner=plan.pipe_owner)
     try:
-        child = (stdio.child[0], stdio.child[1], stdio.child[2])
+        child = (stdio.fds[0], stdio.fds[1], stdio.fds[2])
         started = (argv, environ, directories, where, child, keep)
         if isinstance(spec, Prepared):
             process = spec.template._start(*started)
@@ -97,7 +97,7 @@ def spawn(
     except BaseException:
         stdio.close_all()
         raise
-    stdio.close_child()
+    stdio.close()
     return Sandbox(args, plan, process, stdio.parent, mode)
 
 

@@ -187,7 +187,7 @@ class Template:
         self.close()
 
     def _start(self, *arguments: Any) -> _core.Process:
-        return self._with_server(lambda server: server.spawn(*arguments))
+        return self._with_server(lambda server: _core.spawn(self._sandbox, server, *arguments))
 
     def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
         return self._with_server(lambda server: _core.run(self._sandbox, server, item))

@@ -219,7 +219,7 @@ def test_errno_is_kept(probe_rootfs: Path) -> None:
         arguments = ((command,), (), (command,), b"/", (-1, -1, -1), ())
         where[0] = 4242
         try:
-            process = _core.spawn(plan, *arguments)
+            process = _core.spawn(plan, None, *arguments)
         except fastns.SpawnError:
             return int(where[0])
         kept = int(where[0])

@@ -1,7 +1,7 @@
 """Spec → Plan: the only package that knows what each field of a spec is to the kernel.
 
-decide() takes every decision; the emitters turn decisions into ops, in the order in which a child
-has to carry them out. The caller's ids and capabilities are read, and nothing is touched.
+decide() takes every decision; the emitters turn decisions into ops, in the order in which the child
+has to carry them out. Compiling reads the caller's ids and capabilities, and changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_SPEC = Spec()
 
 
 def compile(spec: Spec | None = None) -> _core.Plan:
-    """Turns a spec into the engine's op list, for spawning from any thread any number of times.
+    """Turns a spec into a plan, from which any thread may spawn any number of times.
 
     Args: spec: a Spec; None is Spec(). A relative rootfs is taken from the working directory now.
     Raises: SpecError when the spec asks for what this caller cannot have.
@@ -41,13 +41,13 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     layout = resolver = None
     if spec.rootfs is None and spec.namespace("mount") == "new":
         layout = _view.layout()
-        if shows_resolver(spec):  # the link leads elsewhere when the host's network changes
+        if shows_resolver(spec):  # the link's target changes with the host's network
             resolver = _view.resolver()
     return _compiled(spec, Caller.current(), cwd, layout, resolver)
 
 
 def with_profile(spec: Spec) -> Spec:
-    """The spec with the seccomp profile itself in place of the path of its file, read now."""
+    """The spec with the seccomp profile read from its file."""
     profile = spec.seccomp
     if not isinstance(profile, str) or profile in ("default", "unconfined"):
         return spec
@@ -60,20 +60,19 @@ def with_profile(spec: Spec) -> Spec:
 def _compiled(
     spec: Spec, caller: Caller, _cwd: str, layout: _view.Layout | None, _resolver: str | None
 ) -> _core.Plan:
-    """Equal specs of the same caller in the same place share one plan, as long as the host shows
-    the same."""
+    """One plan for equal specs of the same caller, directory and view of the host."""
     return compile_for(spec, caller, layout)
 
 
 def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> _core.Plan:
-    """A plan of its own, for a given caller and a given view of the host.
+    """A new plan, for a given caller and a given view of the host.
 
-    Args: layout: None is the host's own, for a root that is made of it.
+    Args: layout: the directories of a root that is made of the host's; None: this host's.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     d = decide(spec, caller, layout)
-    # A child in the caller's memory may not enter a cgroup that may run out of it: the OOM killer
-    # ends all who share the memory.
+    # A child in the caller's memory must not enter a cgroup that limits memory: the OOM killer
+    # kills all processes that share the memory.
     own_memory = spec.memory is not None or spec.cgroup_parent is not None
     return made(d, process.first(d), _ops(d), init=spec.init, own_memory=own_memory)
 
@@ -93,13 +92,20 @@ def _ops(d: Decisions) -> Iterator[Op]:
 
 
 def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _core.Plan:
-    """A plan of these ops for the spec's command. first: those that come before a hop, if there is
-    one; more: what else _core.Plan takes."""
+    """A plan of these ops for the spec's command.
+
+    first: the ops before the hop, if there is one. more: other arguments of _core.Plan.
+    """
     spec, environment, first = d.spec, d.spec.environment(), tuple(first)
     by_ops = {*d.by_range, "cgroup" if d.cgroups else "", "mount" if d.root_alone else ""}
     maps_from_outside = d.id_map in ("parent", "newuidmap")
-    is_server = "sandbox" in more
-    method = more.pop("method", "staged" if d.join_first else "direct")
+    parts = {
+        "init": False,
+        "method": "staged" if d.join_first else "direct",
+        "mount_namespace": "tree" if d.root_alone else "copied" if "mount" in d.new else "host",
+        "cgroups": d.cgroups,
+        **more,
+    }
     return _core.Plan(
         ops=(*first, *ops),
         environ=tuple([os.fsencode(f"{key}={value}") for key, value in environment.items()]),
@@ -110,56 +116,30 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
         uid_map=process.map_text(d.uids) if maps_from_outside else None,
         gid_map=process.map_text(d.gids) if maps_from_outside else None,
         n_early=len(first) if d.join_first else 0,
-        hop=bool(d.join_first),
         maps_first=d.maps_first,
-        method=method,
         namespaces=d.new,
-        mount_namespace="template" if method == "template" else _first_mounts(d),
         filtered=d.filter != "none",
         max_output=int(spec.max_output or 0),
         capped=spec.on_output_limit == "kill",
-        cgroups=None if is_server else d.cgroups,
         ids=d.ids,
-        inotify=_limit_of_range(d),
+        inotify=b"" if d.ids is None else d.inotify or b"",
         pipe_owner=d.pipe_owner,
-        binds=tuple([_told(*bind) for bind in d.binds]),
+        binds=d.binds,
         view=_in_view(d),
-        **{"init": False, **more},
+        **parts,
     )
-
-
-def _first_mounts(d: Decisions) -> str:
-    """What its mount namespace begins with."""
-    if "mount" not in d.new:
-        return "host"
-    return "tree" if d.root_alone else "copied"
-
-
-def _limit_of_range(d: Decisions) -> bytes:
-    """The limit on inotify instances of the user namespace with its range of ids; b"": none."""
-    if d.ids is None:
-        return b""
-    from fastns._policy import userns
-
-    return userns.inotify_limit() or b""
-
-
-def _told(at: str, source: str, how: int, why: str) -> tuple[str, str, bool, bool, str]:
-    """A bind as Plan.binds has it."""
-    return at, source, bool(how & _core.HOW_RECURSIVE), bool(how & _core.HOW_OPTIONAL), why
 
 
 def _in_view(d: Decisions) -> tuple[str, ...] | None:
     """What can be seen without a rootfs; None: there is one."""
     if d.layout is None:
         return None
-    links = (path for path, _ in d.layout.links)
     # A fresh /tmp shows nothing of the host's.
     mounts = (m.destination for m in d.mounts if (m.type, m.destination) != ("tmpfs", "/tmp"))
-    return (*d.layout.shown, *links, *mounts, *d.spec.files)
+    return (*d.layout.paths, *mounts, *d.spec.files)
 
 
 def search_path(path: str | bytes | None) -> tuple[bytes, ...]:
-    """The directories a command is looked up in; the default is execvp's own."""
+    """The directories to look a command up in; the default is execvp's own."""
     text = os.fsencode(path) if path is not None else b"/bin:/usr/bin"
     return tuple(directory or b"." for directory in text.split(b":"))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
     Joined = tuple[tuple[str, str], ...]  # kind and path
     Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
-    Bind = tuple[str, str, int, str]  # destination, source, HOW_*, why it is plain ("": it is not)
+    # Destination, source, is it recursive, may it be plain, why it is plain ("": it is not).
+    Bind = tuple[str, str, bool, bool, str]
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID = 1 << 0, 1 << 1, 1 << 6, 1 << 7
 CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_MKNOD = 1 << 8, 1 << 19, 1 << 21, 1 << 27
@@ -130,7 +131,7 @@ class Decisions:
     id_map: str  # who writes the maps, as Sandbox.id_map has it
     uids: Sequence[IDMapping]  # of a new user namespace
     gids: Sequence[IDMapping]
-    inotify: bytes | None  # limit of a new user namespace
+    inotify: bytes | None  # the limit of a new user namespace, or of the range's
     sets_groups: bool
     sets_ids: bool
     pipe_owner: tuple[int, int] | None  # the command's ids outside, where they are others
@@ -205,7 +206,9 @@ def decide(
 
     id_map, uids, gids, inotify = _maps(spec, caller, "user" in new)
     if ids is not None:
-        id_map = "range"
+        from fastns._policy import userns
+
+        id_map, inotify = "range", userns.inotify_limit()
     by_range: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     if ids is not None and spec.capabilities:
@@ -482,15 +485,13 @@ def _binds(spec: Spec) -> tuple[Bind, ...]:
         if mount.type != "bind":
             continue
         options = parsed(mount)
-        how, why = _core.HOW_IDMAP, ""
-        if options.idmap is False:
-            why = "it has noidmap"
-        elif options.idmap is None:
-            how |= _core.HOW_OPTIONAL
+        why = "it has noidmap" if options.idmap is False else ""
+        if options.idmap is None:
             made = _made_in(mount, spec.mounts[number + 1 :])
             why = f"{made} is made in it" if made else ""
-        how = (0 if why else how) | (_core.HOW_RECURSIVE if options.recursive else 0)
-        found.append((mount.destination, os.fspath(mount.source or ""), how, why))
+        optional = options.idmap is None and not why
+        source = os.fspath(mount.source or "")
+        found.append((mount.destination, source, options.recursive, optional, why))
     return tuple(found)
 
 

@@ -52,7 +52,7 @@ def namespaces(d: Decisions) -> Iterator[Op]:
     """What completes the namespaces that the clone has made."""
     for kind, path in d.join:
         yield _setns_op(kind, path)
-    if d.inotify is not None:
+    if d.inotify is not None and d.ids is None:
         from fastns._policy import userns
 
         path, note = userns.INOTIFY_LIMIT, "inotify instances: half of the caller's"

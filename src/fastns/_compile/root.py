@@ -248,7 +248,9 @@ def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
         if d.in_user_namespace:
             cleared &= ~ATTR_NODEV  # nodev of a mount below is locked there
     how |= how_of_bind(mount) | (_core.HOW_AHEAD if d.root_alone else 0)
-    how |= next((bind[2] for bind in d.binds if bind[0] == mount.destination), 0)
+    for destination, _, _, optional, plain in d.binds:
+        if destination == mount.destination and not plain:
+            how |= _core.HOW_IDMAP | (_core.HOW_OPTIONAL if optional else 0)
     flags = options.attr_set | (0 if has_devices else ATTR_NODEV)
     source = os.fsencode(mount.source or "")
     return Op("bind", "mount", how, flags, cleared, source, target, note=_note(mount))

@@ -42,8 +42,16 @@ def compile_template_for(
     Raises: SpecError when a template of this caller cannot have what the spec asks for.
     """
     server, each = decide_template(spec, caller, layout, netns_pool)
-    sandbox = made(each, (), _sandbox_ops(each), method="template", netns_pool=netns_pool)
-    return made(server, process.first(server), _server_ops(server), sandbox=sandbox)
+    sandbox = made(
+        each,
+        (),
+        _sandbox_ops(each),
+        method="template",
+        mount_namespace="template",
+        netns_pool=netns_pool,
+    )
+    first = process.first(server)
+    return made(server, first, _server_ops(server), sandbox=sandbox, cgroups=None)
 
 
 # ---- decide ----
@@ -95,7 +103,7 @@ def decide_template(
         user_last=False,
         uids=(IDMapping(spec.uid, spec.uid, 1),),
         gids=(IDMapping(spec.gid, spec.gid, 1),),
-        inotify=None,
+        inotify=d.inotify if d.ids else None,
         own=fresh,
         fresh=places,
         dies_with_parent=False,  # they end with the server, and that with the caller
