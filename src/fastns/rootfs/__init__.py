@@ -29,10 +29,9 @@ import time
 
 from fastns.rootfs._bundles import BUNDLES, bundle_of
 from fastns.rootfs._host import absolute
-from fastns.rootfs._marker import MARKER, Beside, Marker
 from fastns.rootfs._model import Root, RootfsError
 from fastns.rootfs._resolve import inside, resolve
-from fastns.rootfs._write import STAGE, Writer, opened
+from fastns.rootfs._write import MARKER, STAGE, Beside, Marker, Writer, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ import os
 import re
 
 from fastns._record import record
-from fastns.rootfs._host import in_path, walk
-from fastns.rootfs._model import RootfsError, Unusable
-from fastns.rootfs._read import shebang
+from fastns.rootfs._host import Unusable, in_path, shebang, walk
+from fastns.rootfs._model import RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

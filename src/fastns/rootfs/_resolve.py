@@ -1,4 +1,5 @@
-"""Which files a root needs: the commands, their interpreters, loaders and libraries.
+"""Which files a root needs: commands, their interpreters, loaders and libraries, and what is in
+every root.
 
 Files are read, never run. Everything that is missing is collected; nothing is written.
 """
@@ -9,12 +10,19 @@ import contextlib
 import os
 
 from fastns._terminfo import paths_of
-from fastns.rootfs import _skeleton
-from fastns.rootfs._elf import Elf, is_for
-from fastns.rootfs._host import absolute, in_path, walk
-from fastns.rootfs._loader import Loaded, Need, Search
-from fastns.rootfs._model import Entries, Entry, Plan, RootfsError, Unusable
-from fastns.rootfs._read import run_by_env, shebang
+from fastns.rootfs._host import (
+    Entries,
+    Entry,
+    Unusable,
+    absolute,
+    in_path,
+    open_file,
+    run_by_env,
+    shebang,
+    walk,
+)
+from fastns.rootfs._loader import Elf, Loaded, Need, Search, is_for
+from fastns.rootfs._model import Plan, RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +34,46 @@ if TYPE_CHECKING:
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Where a command may be that is not in PATH, for the hint."""
 
+LAYOUT = (
+    *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
+    *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
+)
+"""Links or directories as on the host; absent if the host has none."""
+DIRECTORIES = {
+    **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
+    **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
+    "/root": 0o700,
+    "/tmp": 0o1777,
+    "/var/tmp": 0o1777,
+}
+"""Directories of every root, with their modes. A link that LAYOUT has put there stays."""
+TEXTS = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    "/etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost\n",
+    "/etc/hostname": "localhost\n",
+    "/etc/resolv.conf": "",
+}
+"""Files written unless they are copied or already exist: a user may have changed them."""
+
+LOCALE = "/usr/lib/locale/C.utf8"
+"""The locale of glibc for LANG=C.UTF-8, the default inside. Without it text is taken for bytes."""
+TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
+"""Libraries that read the terminal database, for shells, `less`, `top` and the like."""
+TERMINALS = (
+    *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
+    *("xterm", "xterm-256color"),
+)
+"""Entries of the terminal database that are copied with such a library, if the host has them."""
+NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
+"""The services that nsswitch.conf names above."""
+NSS_BUILT_IN = b"GLIBC_2.34\0"
+"""A symbol version of every C library that has these services built in."""
+MAX_LIBC = 64 << 20
+"""Bytes of a C library that are searched, many times its size."""
+
 
 def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:
     """The plan of a root. Raises RootfsError, which names everything that is missing."""
@@ -35,7 +83,7 @@ def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: T
     for path in extra:
         resolver.extra(path)
     resolver.what_libraries_open()
-    _skeleton.add_skeleton(resolver.entries, texts)
+    add_skeleton(resolver.entries, texts)
     missing = resolver.all_missing()
     if missing:
         raise RootfsError("; ".join(missing), missing=missing, hint=resolver.hint)
@@ -127,7 +175,7 @@ class _Resolver:
             raise Unusable("not a name")
         if "/" in name:
             return absolute(name)
-        found = in_path(name, os.environ.get("PATH", os.defpath))
+        found = in_path(name)
         if found:
             return found
         elsewhere = in_path(name, COMMAND_PLACES)
@@ -222,24 +270,24 @@ class _Resolver:
         cache."""
         for path in sorted(self.libraries):
             name = os.path.basename(path)
-            if name.startswith(_skeleton.TERMINAL_LIBRARIES):
+            if name.startswith(TERMINAL_LIBRARIES):
                 self._terminals()
             if not name.startswith(("libc.so.6", "libc-2.")):
                 continue
             with contextlib.suppress(Unusable):  # older C libraries have no such locale
-                self._add(_skeleton.LOCALE)
-                self._tree(_skeleton.LOCALE)
-            if _skeleton.lacks_services(path):
+                self._add(LOCALE)
+                self._tree(LOCALE)
+            if lacks_services(path):
                 elf = self._search.read(path)
                 if elf:
-                    services = Elf(elf.machine, needed=_skeleton.NSS_LIBRARIES)
+                    services = Elf(elf.machine, needed=NSS_LIBRARIES)
                     self._load(Loaded("/etc/nsswitch.conf", services))
         if self._search.uses_cache:
             with contextlib.suppress(Unusable):  # other C libraries have no cache
                 self._add("/etc/ld.so.cache")
 
     def _terminals(self) -> None:
-        for terminal in _skeleton.TERMINALS:
+        for terminal in TERMINALS:
             for path in paths_of(terminal):
                 with contextlib.suppress(Unusable):  # most are in one place only
                     self._add(path)
@@ -258,3 +306,24 @@ class _Resolver:
             for path, entry in self.entries.items()
             if entry.kind in ("file", "link")
         )
+
+
+# ---- what every root has ----
+
+
+def add_skeleton(entries: Entries, texts: Texts) -> None:
+    """Add what every root has and is not planned yet. `texts` override TEXTS."""
+    for path in LAYOUT:
+        with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
+            entries |= walk(path)[1]
+    for path, mode in DIRECTORIES.items():
+        if path not in entries or entries[path].kind == "directory":
+            entries[path] = Entry("directory", mode)
+    for path, text in {**TEXTS, **texts}.items():
+        entries.setdefault(path, Entry("text", source=text, size=len(text.encode())))
+
+
+def lacks_services(libc: str) -> bool:
+    """Whether this C library loads NSS_LIBRARIES at run time, as an older glibc does."""
+    with open_file(libc) as file:
+        return NSS_BUILT_IN not in file.read(MAX_LIBC)
