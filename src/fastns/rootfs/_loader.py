@@ -83,7 +83,7 @@ class Search:
         self._elfs: dict[str, Elf | None] = {}
 
     def read(self, path: str) -> Elf | None:
-        """_elf.read(), once for each file."""
+        """read(), once for each file."""
         if path not in self._elfs:
             self._elfs[path] = read(path)
         return self._elfs[path]

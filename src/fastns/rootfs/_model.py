@@ -1,4 +1,4 @@
-"""What the steps of a build pass to each other, and the result of a build."""
+"""What the steps of a build pass to each other, its result, and its error."""
 
 from __future__ import annotations
 

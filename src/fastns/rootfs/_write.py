@@ -1,4 +1,4 @@
-"""Writes a plan into a root, completely or not at all.
+"""Writes a plan into a root, completely or not at all, and the marker beside it.
 
 What is new or changed is copied into a staging directory inside the root, then renamed into place.
 If a step fails, those before it are undone. All paths are opened directory by directory with
@@ -54,12 +54,11 @@ class Writer:
         self.target = target
         """Its path, for errors."""
         self.progress = progress
-        self._undo: list[Callable[[], None]] = []
 
     def install(
         self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
     ) -> Root:
-        """Write what differs, and the marker `beside` if it is no longer as `before`."""
+        """Write what differs, and the marker if it changes from `before`."""
         self._clear_stage()
         marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
@@ -95,7 +94,7 @@ class Writer:
             ) from None
 
     def _differs(self, path: str, entry: Entry) -> bool:
-        """Whether an entry has to be written. Raises RootfsError if something is in its way."""
+        """Whether an entry must be written. Raises RootfsError if something is in its way."""
         try:
             with self._parent(path) as (parent, name):
                 status = os.lstat(name, dir_fd=parent)
@@ -144,39 +143,38 @@ class Writer:
             self.progress(done, total, "")
 
     def _commit(self, stage: int, jobs: Entries, put: Callable[[], None]) -> None:
-        """Move everything into place, parents first."""
-        try:
+        """Move everything into place, parents first. If a step fails, undo those before it."""
+        with contextlib.ExitStack() as undo:
             for number, (path, entry) in enumerate(jobs.items()):
                 if entry.kind == "directory":
-                    self._place_directory(path, entry.mode)
+                    self._place_directory(path, entry.mode, undo)
                 else:
-                    self._place(stage, str(number), path)
+                    self._place(stage, str(number), path, undo)
             put()
-        except BaseException:
-            for step in reversed(self._undo):
-                step()
-            raise
+            undo.pop_all()
 
-    def _place_directory(self, path: str, mode: int) -> None:
+    def _place_directory(self, path: str, mode: int, undo: contextlib.ExitStack) -> None:
         with self._parent(path) as (parent, name):
             os.mkdir(name, 0o700, dir_fd=parent)
-            self._undo.append(lambda: self._remove(path, os.rmdir))
+            undo.callback(self._remove, path, os.rmdir)
             with opened(name, parent) as fd:
                 os.fchown(fd, os.geteuid(), os.getegid())
                 os.fchmod(fd, mode)
 
-    def _place(self, stage: int, staged: str, path: str) -> None:
+    def _place(self, stage: int, staged: str, path: str, undo: contextlib.ExitStack) -> None:
         """Move one staged file over what is there. The old file is kept until all is done."""
         old = f"{staged}.old"
         with self._parent(path) as (parent, name):
             try:
                 os.link(name, old, src_dir_fd=parent, dst_dir_fd=stage, follow_symlinks=False)
+                is_new = False
             except FileNotFoundError:
-                os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
-                self._undo.append(lambda: self._remove(path, os.unlink))
+                is_new = True
+            os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
+            if is_new:
+                undo.callback(self._remove, path, os.unlink)
             else:
-                os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
-                self._undo.append(lambda: self._restore(stage, old, path))
+                undo.callback(self._restore, stage, old, path)
 
     def _restore(self, stage: int, old: str, path: str) -> None:
         with self._parent(path) as (parent, name):
@@ -188,7 +186,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """(fd of the directory, name) of a path inside. A link on the way is an error."""
+        """(fd of its directory, name) of a path inside. A link on the way is an error."""
         *directories, name = path.strip("/").split("/")
         fd = os.dup(self.root)
         try:
@@ -210,7 +208,7 @@ class Writer:
 
 def _make(directory: int, name: str, entry: Entry) -> None:
     """Make a file or link that the caller owns, without extended attributes (capabilities)."""
-    owner = os.geteuid(), os.getegid()  # set each time: in a setgid directory the group differs
+    owner = os.geteuid(), os.getegid()  # a setgid directory would give the file its own group
     if entry.kind == "link":
         os.symlink(entry.source, name, dir_fd=directory)
         os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
@@ -223,7 +221,7 @@ def _make(directory: int, name: str, entry: Entry) -> None:
                 shutil.copyfileobj(original, copy, COPY_SIZE)
         else:
             copy.write(entry.source.encode())
-        copy.flush()  # a later write would change the times set below
+        copy.flush()  # before the times are set, which a write changes
         os.fchown(fd, *owner)
         os.fchmod(fd, entry.mode)
         if entry.kind == "file":
@@ -254,7 +252,7 @@ class Marker:
 
 
 class Beside:
-    """Where the marker of one root lies: a descriptor of the parent directory, and a name."""
+    """The place of a root's marker: a descriptor of the parent directory, and a name."""
 
     def __init__(self, parent: int, target: str) -> None:
         self.parent = parent
@@ -284,7 +282,7 @@ class Beside:
         return marker
 
     def _check(self, status: os.stat_result) -> None:
-        """Raises RootfsError unless only the caller can have written it, and its size is sane."""
+        """Raises RootfsError if others can have written it, or it is too large."""
         if status.st_uid != os.geteuid():
             raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
         if not stat.S_ISREG(status.st_mode):
@@ -304,7 +302,8 @@ class Beside:
 
     @contextlib.contextmanager
     def staged(self, marker: Marker) -> Iterator[Callable[[], None]]:
-        """Write a marker under a temporary name. Yields what renames it; else it is removed."""
+        """Write a marker under a temporary name. Yields a function that renames it into place. If
+        that is not called, the marker is removed."""
         fresh = f"{self.name}.{secrets.token_hex(4)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -332,7 +331,7 @@ class Beside:
 
 
 def _parsed(content: bytes) -> Marker | None:
-    """The marker in this text; None if it is none."""
+    """The marker in this text; None if it is not one."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
