@@ -52,7 +52,7 @@ class Surroundings:
     profile: str | None = None
     """The AppArmor profile; None: unconfined."""
     unread: str | None = None
-    """The file of /proc/self that cannot be read, and why. All else is then the default."""
+    """The file of /proc/thread-self that cannot be read, and why. All else is then the default."""
 
     @classmethod
     def current(cls) -> Surroundings:
@@ -124,7 +124,8 @@ def sysctl(path: str) -> str | None:
 
 
 def _read(name: str) -> str:
-    with open(f"/proc/self/{name}", encoding="ascii", errors="replace") as file:
+    """A file of this thread: capabilities and filters are a thread's own."""
+    with open(f"/proc/thread-self/{name}", encoding="ascii", errors="replace") as file:
         return file.read()
 
 

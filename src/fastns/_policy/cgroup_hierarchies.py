@@ -1,4 +1,4 @@
-"""Which cgroup hierarchies are mounted here, and where in each this process may make cgroups."""
+"""Which cgroup hierarchies are mounted, and where in them this process may make cgroups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from fastns._record import record
 from fastns.errors import SpawnError
 
-GROUP = "fastns"  # the cgroup that holds all of ours, in the first place that can be used
+GROUP = "fastns"  # the parent of all our cgroups
 PROCS = "cgroup.procs"
 UNIFIED = "cgroup2"
 # ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
@@ -74,8 +74,8 @@ def hierarchies() -> list[Hierarchy]:
 
 
 def places_of(hierarchy: Hierarchy) -> list[str]:
-    """The directories in which a `fastns` may be made, best first: the top, where docker has its
-    own; then this process's cgroup and those above it, which may have been delegated to it."""
+    """The directories that may have a `fastns`, best first: the top, as for docker; then this
+    process's cgroup and those above it, which may have been delegated to it."""
     found = [hierarchy.mount]
     above = hierarchy.own
     while above.startswith(hierarchy.mount + "/"):
@@ -85,8 +85,7 @@ def places_of(hierarchy: Hierarchy) -> list[str]:
 
 
 def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
-    """The first place where a cgroup with these controllers can be made; `parent` is the only
-    candidate if it is given.
+    """The first place where cgroups with these controllers can be made, or `parent`.
 
     Raises: Unfit, the reason of the first candidate; SpawnError."""
     candidates = places_of(hierarchy)
@@ -105,7 +104,7 @@ def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str |
 def find_for(
     hierarchy: Hierarchy, controllers: list[str], parent: str | None
 ) -> tuple[Place | None, dict[str, Unfit]]:
-    """One place for as many of the controllers as possible; and for each other one the reason."""
+    """One place for as many of the controllers as possible, and the reason for each other one."""
 
     def find(names: list[str]) -> Place:
         return find_place(hierarchy, tuple(n for n in names if n in hierarchy.controllers), parent)
@@ -134,7 +133,7 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
         raise Unfit(errno.EACCES, os.strerror(errno.EACCES), parent)
     if not hierarchy.unified:
         return
-    # To move a process takes write access to the common ancestor of both cgroups (cgroups(7)).
+    # Moving a process takes write access to the common ancestor of both cgroups (cgroups(7)).
     common = os.path.commonpath((hierarchy.own, parent))
     if not os.access(f"{common}/{PROCS}", os.W_OK):
         reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
@@ -162,7 +161,7 @@ def _check_subtree_control(directory: str, controllers: tuple[str, ...]) -> None
 
 
 def lines(path: str) -> list[str]:
-    """A file's lines; none if there is no such file, or this caller may not read it.
+    """A file's lines; none if it does not exist, or this process may not read it.
 
     Raises: SpawnError, stage "cgroup"."""
     try:
@@ -171,7 +170,7 @@ def lines(path: str) -> list[str]:
         if data is None:  # EAGAIN, for which read() raises nothing
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         text = os.fsdecode(data)
-        # Not splitlines(): other mounts' names may hold what that takes for the end of a line.
+        # Not splitlines(): names of other mounts may have other ends of lines in them.
         return text.removesuffix("\n").split("\n") if text else []
     except OSError as exc:
         if exc.errno in NOT_THERE:
