@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLES", "MARKER", "Root", "RootfsError", "build"]
 
-PATIENCE = 60.0
-"""Seconds to wait for another build in the same directory."""
+PATIENCE = 60.0  # seconds to wait for another build in the same directory
 SYSTEM_PLACES = (
     *("/", "/dev", "/dev/pts", "/dev/shm", "/home", "/media", "/mnt", "/opt", "/root", "/run"),
     *("/srv", "/tmp", "/usr", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/tmp"),

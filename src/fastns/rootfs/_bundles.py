@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 INSIDE = "/usr/local/bin:/usr/bin:/bin"
 """Where a command is looked up first: the PATH inside is the same."""
 RESOLVER = "/etc/resolv.conf"
-MAX_RESOLVER = 64 << 10
-"""Bytes of the host's file that are read."""
+MAX_RESOLVER = 64 << 10  # bytes of the host's file that are read
 
 PERL_PLACES = (
     *("/etc/perl", "/usr/lib/*/perl-base", "/usr/lib/*/perl", "/usr/lib/*/perl5", "/usr/lib/perl5"),
@@ -145,8 +144,7 @@ def _gcc(_path: str) -> list[str]:
 class _Kind:
     commands: tuple[str, ...]
     """Looked up when no command of its kind is given; the first one must exist."""
-    form: str
-    """A regular expression that the names of its programs match."""
+    form: str  # a regular expression that the names of its programs match
     places: Callable[[str], list[str]]
     """The paths that a program needs, the most important first; all of them exist."""
 

@@ -13,12 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO, Literal
 
-MAX_SHEBANG = 256
-"""Bytes of the `#!` line that the kernel reads (execve(2))."""
-MAX_LINKS = 40
-"""Symbolic links followed in one path, as in the kernel (path_resolution(7))."""
-KERNEL_PLACES = ("/dev", "/proc", "/sys")
-"""Files here are the kernel's and cannot be copied."""
+MAX_SHEBANG = 256  # bytes of the `#!` line that the kernel reads (execve(2))
+MAX_LINKS = 40  # symbolic links followed in one path, as in the kernel (path_resolution(7))
+KERNEL_PLACES = ("/dev", "/proc", "/sys")  # files here are the kernel's and cannot be copied
 
 
 class Unusable(Exception):
@@ -31,8 +28,7 @@ class Entry:
 
     kind: Literal["directory", "link", "file", "text"]
     mode: int = 0o644
-    source: str = ""
-    """The host's file, the target of the link, or the text."""
+    source: str = ""  # the host's file, the target of the link, or the text
     size: int = 0
     mtime_ns: int = 0
 

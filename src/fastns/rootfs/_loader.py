@@ -20,21 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, BinaryIO
 
-HEADER = 20
-"""Bytes up to and with e_machine (elf(5))."""
+HEADER = 20  # bytes up to the end of e_machine (elf(5))
 
-MAX_READ = 4 << 20
-"""Bytes that are read of one file; each read counts as READ_COST at least."""
+MAX_READ = 4 << 20  # bytes that are read of one file; each read counts as READ_COST at least
 READ_COST = 64
-MAX_TEXT = 4095
-"""Bytes of a path or name (PATH_MAX without its NUL)."""
+MAX_TEXT = 4095  # bytes of a path or name (PATH_MAX without its NUL)
 
 Machine = tuple[int, int, int]
 """Class, byte order and e_machine: the same for a program and its libraries."""
-ANY_LOADERS = ("/lib", "/usr/lib")
-"""Directories that every loader searches."""
-CACHED = ("/lib64", "/usr/lib64")
-"""Directories built into ldconfig(8), so the cache leads there."""
+ANY_LOADERS = ("/lib", "/usr/lib")  # directories that every loader searches
+CACHED = ("/lib64", "/usr/lib64")  # directories built into ldconfig(8), so the cache leads there
 
 
 @record(frozen=True)
@@ -55,8 +50,7 @@ class Loaded:
 
     path: str
     elf: Elf
-    user: Loaded | None = None
-    """The file that needs it; None for the program itself."""
+    user: Loaded | None = None  # the file that needs it; None for the program itself
 
 
 @record(frozen=True)
@@ -65,18 +59,15 @@ class Need:
 
     name: str
     user: Loaded
-    path: str | None = None
-    """On the host; None if it was not found."""
-    trouble: str = ""
-    """Why it cannot be loaded from there."""
+    path: str | None = None  # on the host; None if it was not found
+    trouble: str = ""  # why it cannot be loaded from there
 
 
 class Search:
     """The loaders found so far, and the directories that they search."""
 
     def __init__(self) -> None:
-        self.uses_cache = False
-        """Whether a library lies where only the loader's cache leads."""
+        self.uses_cache = False  # whether a library lies where only the loader's cache leads
         self._configured = configured_dirs("/etc/ld.so.conf")
         self._built_in: dict[str | Machine, list[str]] = {}
         """By loader, and by machine those of its first loader."""
@@ -196,20 +187,12 @@ def read(path: str) -> Elf | None:
 
         stream: Any = _Bounded(file)
         try:
-            interpreter, tags = _dynamic(ELFFile(stream))
+            return _needs(machine, ELFFile(stream))
         except OSError:
             raise
         except Exception as error:  # a broken file may make the parser raise anything
             what = "too much to read" if stream.is_spent else type(error).__name__
             raise Unusable(f"is a broken ELF file ({what})") from error
-    return Elf(
-        machine,
-        interpreter,
-        next(iter(tags["soname"]), None),
-        tuple(tags["needed"]),
-        _directories(tags["rpath"]),
-        _directories(tags["runpath"]),
-    )
 
 
 def is_for(path: str, machine: Machine) -> bool:
@@ -222,8 +205,8 @@ def is_for(path: str, machine: Machine) -> bool:
 
 
 class _Bounded:
-    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file, and would
-    follow a million entries, or a name without an end."""
+    """A file that can be read up to MAX_READ. The parser trusts the sizes in a file: it would follow
+    a million entries, or a name without an end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -254,11 +237,11 @@ def _machine(header: bytes) -> Machine | None:
     return header[4], header[5], number
 
 
-def _dynamic(elf: Any) -> tuple[str | None, dict[str, list[str]]]:
-    """The loader of a file, and the texts of its dynamic section."""
+def _needs(machine: Machine, file: Any) -> Elf:
+    """What a file needs, from its program headers and its dynamic section."""
     interpreter = None
     tags: dict[str, list[str]] = {"soname": [], "needed": [], "rpath": [], "runpath": []}
-    for segment in elf.iter_segments():
+    for segment in file.iter_segments():
         if segment["p_type"] == "PT_INTERP":
             interpreter = segment.get_interp_name()
         elif segment["p_type"] == "PT_DYNAMIC":
@@ -269,7 +252,9 @@ def _dynamic(elf: Any) -> tuple[str | None, dict[str, list[str]]]:
     for text in (interpreter or "", *itertools.chain(*tags.values())):
         if len(text) > MAX_TEXT:
             raise ValueError(text[:MAX_TEXT])
-    return interpreter, tags
+    soname = tags["soname"][0] if tags["soname"] else None
+    paths = _directories(tags["rpath"]), _directories(tags["runpath"])
+    return Elf(machine, interpreter, soname, tuple(tags["needed"]), *paths)
 
 
 def _directories(values: list[str]) -> tuple[str, ...]:

@@ -56,8 +56,7 @@ class Root:
     hints: tuple[str, ...] = ()
 
 
-Texts = dict[str, str]
-"""Content by path inside."""
+Texts = dict[str, str]  # content by path inside
 
 
 @record(frozen=True)

@@ -26,14 +26,11 @@ if TYPE_CHECKING:
 
     from fastns.rootfs._model import Progress
 
-STAGE = ".fastns-rootfs.new"
-"""At the top of a root while it is being written."""
-COPY_SIZE = 1 << 20
-"""Bytes copied at once."""
+STAGE = ".fastns-rootfs.new"  # at the top of a root while it is being written
+COPY_SIZE = 1 << 20  # bytes copied at once
 MARKER = ".fastns-rootfs.json"
 """The end of a marker's name. Earlier versions kept a file of this name inside the root."""
-MAX_SIZE = 64 << 20
-"""Bytes of a marker, a hundred times what a large root needs."""
+MAX_SIZE = 64 << 20  # bytes of a marker, a hundred times what a large root needs
 
 
 @contextlib.contextmanager
@@ -51,8 +48,7 @@ class Writer:
 
     def __init__(self, root: int, target: str, progress: Progress | None) -> None:
         self.root = root
-        self.target = target
-        """Its path, for errors."""
+        self.target = target  # its path, for errors
         self.progress = progress
 
     def install(
