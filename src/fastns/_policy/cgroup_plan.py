@@ -1,14 +1,16 @@
-"""Which controllers of this machine enforce limits, and by which files."""
+"""Which cgroup hierarchies are mounted, where in them this process may make cgroups, and which
+controllers and files enforce limits.
+"""
 
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import stat
 
 from fastns._args import shown
-from fastns._policy.cgroup_hierarchies import Hierarchy, Place, find_for, hierarchies, lines
-from fastns._policy.cgroups import Cgroups
+from fastns._policy.cgroups import GROUP, PROCS, Cgroups, lines, words
 from fastns._record import record
 from fastns.errors import SpecError
 from fastns.limits import ranges_of
@@ -80,6 +82,33 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class Unfit(OSError):
+    """Why cgroups cannot be made in a place."""
+
+
+@record(frozen=True)
+class Hierarchy:
+    """One mounted cgroup hierarchy, as this process sees it."""
+
+    unified: bool  # cgroup version 2
+    controllers: tuple[str, ...]  # by their names in version 2
+    mount: str
+    own: str  # directory of this process's cgroup; may lie outside of what is mounted
+
+    def has(self, controller: str) -> bool:
+        """cgroup version 2 always counts CPU time: it needs no controller for that."""
+        return controller in self.controllers or (self.unified and controller == "cpuacct")
+
+
+@record(frozen=True)
+class Place:
+    """Where cgroups are made in a hierarchy: a directory that has, or may have, a `fastns`."""
+
+    hierarchy: Hierarchy
+    parent: str
+    controllers: tuple[str, ...]  # those that are used
 
 
 @record(frozen=True)
@@ -260,3 +289,120 @@ def _device(name: str) -> str:
 
 def _no_swap() -> bool:
     return not lines("/proc/swaps")[1:]
+
+
+# ---- hierarchies, and places in them ----
+
+
+def hierarchies() -> list[Hierarchy]:
+    """The mounted hierarchies; cgroup version 2 comes first."""
+    own: dict[str, str] = {}  # controllers as /proc/self/cgroup lists them -> path
+    for line in lines("/proc/self/cgroup"):
+        _, names, path = line.split(":", 2)
+        own[names] = path
+    found = []
+    for line in lines("/proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        root, mount = fields.split(" ")[3:5]
+        kind, _, options = rest.split(" ")[:3]  # a source may be empty
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        mount = os.fsdecode(os.fsencode(mount).decode("unicode_escape").encode("latin-1"))
+        if kind == "cgroup2":
+            names = ""
+            controllers = words(f"{mount}/cgroup.controllers")
+        else:
+            names = next((n for n in own if n and set(n.split(",")) <= set(options.split(","))), "")
+            controllers = ["io" if name == "blkio" else name for name in names.split(",")]
+        path = own.get(names, "/") if names or kind == "cgroup2" else "/"
+        relative = os.path.relpath(path, root)
+        outside = relative.startswith("..")
+        directory = mount if outside else os.path.normpath(os.path.join(mount, relative))
+        found.append(Hierarchy(kind == "cgroup2", tuple(controllers), mount, directory))
+    return sorted(found, key=lambda hierarchy: not hierarchy.unified)
+
+
+def places_of(hierarchy: Hierarchy) -> list[str]:
+    """The directories that may have a `fastns`, best first: the top, as for docker; then this
+    process's cgroup and those above it, which may have been delegated to it."""
+    found = [hierarchy.mount]
+    above = hierarchy.own
+    while above.startswith(hierarchy.mount + "/"):
+        found.append(above)
+        above = os.path.dirname(above)
+    return found
+
+
+def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
+    """The first place where cgroups with these controllers can be made, or `parent`.
+
+    Raises: Unfit, the reason of the first candidate; SpawnError."""
+    candidates = places_of(hierarchy)
+    if parent is not None:
+        candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
+    failures = []
+    for candidate in candidates:
+        try:
+            _check_place(hierarchy, candidate, controllers)
+            return Place(hierarchy, candidate, controllers)
+        except Unfit as exc:
+            failures.append(exc)
+    raise failures[0]
+
+
+def find_for(
+    hierarchy: Hierarchy, controllers: list[str], parent: str | None
+) -> tuple[Place | None, dict[str, Unfit]]:
+    """One place for as many of the controllers as possible, and the reason for each other one."""
+
+    def find(names: list[str]) -> Place | Unfit:
+        try:
+            used = tuple(name for name in names if name in hierarchy.controllers)
+            return find_place(hierarchy, used, parent)
+        except Unfit as exc:
+            return exc
+
+    found = find(controllers)
+    if isinstance(found, Place):
+        return found, {}
+    failures = {name: exc for name in controllers if isinstance(exc := find([name]), Unfit)}
+    rest = [name for name in controllers if name not in failures]
+    common = find(rest) if rest else None
+    if isinstance(common, Unfit):  # each has a place, but not the same one
+        return None, failures | dict.fromkeys(rest, common)
+    return common, failures
+
+
+def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]) -> None:
+    group = f"{parent}/{GROUP}"
+    if not os.path.isdir(parent):
+        raise Unfit(errno.ENOENT, os.strerror(errno.ENOENT), parent)
+    if not os.access(group if os.path.isdir(group) else parent, os.W_OK | os.X_OK):
+        raise Unfit(errno.EACCES, os.strerror(errno.EACCES), parent)
+    if not hierarchy.unified:
+        return
+    # Moving a process takes write access to the common ancestor of both cgroups (cgroups(7)).
+    common = os.path.commonpath((hierarchy.own, parent))
+    if not os.access(f"{common}/{PROCS}", os.W_OK):
+        reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
+        raise Unfit(errno.EACCES, reason, f"{common}/{PROCS}")
+    available = words(f"{parent}/cgroup.controllers")
+    for name in controllers:
+        if name not in available:
+            raise Unfit(errno.ENODEV, f"the {name} controller was not given to it", parent)
+    for directory in (parent, group):
+        if os.path.isdir(directory):
+            _check_subtree_control(directory, controllers)
+
+
+def _check_subtree_control(directory: str, controllers: tuple[str, ...]) -> None:
+    """Whether the directory's children have these controllers, or can be given them."""
+    control = f"{directory}/cgroup.subtree_control"
+    on = words(control)
+    off = [name for name in controllers if name not in on]
+    if off and not os.access(control, os.W_OK):
+        raise Unfit(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
+    # Only the root cgroup, which has no cgroup.type, may have both processes and children with
+    # controllers (cgroups(7)).
+    if off and os.path.exists(f"{directory}/cgroup.type") and lines(f"{directory}/{PROCS}"):
+        raise Unfit(errno.EBUSY, "it has processes of its own", directory)

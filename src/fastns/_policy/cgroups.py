@@ -19,7 +19,6 @@ import time
 import weakref
 
 from fastns import _core
-from fastns._policy.cgroup_hierarchies import GROUP, PROCS, lines, words
 from fastns._stdio import above_stdio
 from fastns.errors import SpawnError, SpecError
 
@@ -27,9 +26,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastns._policy.cgroup_hierarchies import Place
-    from fastns._policy.cgroup_plan import CgroupPlan
+    from fastns._policy.cgroup_plan import CgroupPlan, Place
 
+GROUP = "fastns"  # the parent of all our cgroups
+PROCS = "cgroup.procs"
+# ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
+NOT_THERE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP),
+)
 PATIENCE_MS = 200  # the cgroup of an ended sandbox stays busy for a while
 POLL = 0.001  # seconds between two attempts to remove a cgroup
 CHECK = "check"  # a cgroup in which each setting is tried once
@@ -289,6 +293,32 @@ def _remove_empty(directory: str, end: float) -> bool:
                 return gone
             failed = exc.errno != errno.EBUSY
         time.sleep(POLL)
+
+
+# ---- read ----
+
+
+def lines(path: str) -> list[str]:
+    """A file's lines; none if it does not exist, or this process may not read it.
+
+    Raises: SpawnError, stage "cgroup"."""
+    try:
+        with open(path, "rb") as file:
+            data: bytes | None = file.read()
+        if data is None:  # EAGAIN, for which read() raises nothing
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        text = os.fsdecode(data)
+        # Not splitlines(): names of other mounts may have other ends of lines in them.
+        return text.removesuffix("\n").split("\n") if text else []
+    except OSError as exc:
+        if exc.errno in NOT_THERE:
+            return []
+        raise SpawnError("cgroup", exc.errno or errno.EIO, path=path) from None
+
+
+def words(path: str) -> list[str]:
+    """A file's words, as lines() reads it."""
+    return " ".join(lines(path)).split()
 
 
 # ---- at exit, and in a forked process ----

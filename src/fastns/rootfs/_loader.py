@@ -205,8 +205,8 @@ def is_for(path: str, machine: Machine) -> bool:
 
 
 class _Bounded:
-    """A file that can be read up to MAX_READ. The parser trusts the sizes in a file: it would follow
-    a million entries, or a name without an end."""
+    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file: it would
+    follow a million entries, or a name without an end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
