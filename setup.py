@@ -15,11 +15,11 @@ from setuptools.command.build_ext import build_ext
 
 WARNINGS = ["-Wall", "-Wextra"]
 STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
-# A folder of csrc/ says which process runs its code.
+# The folders of csrc/ are named after the process that runs their code.
 CALLER_FOLDERS = ["caller", "border", "shared"]
 PROGRAM_FOLDERS = ["program", "border", "shared"]
-# Code that runs in a child sharing memory: no stack protector (it reads TLS), no loops turned into
-# calls of libc, no sanitizer.
+# For code that runs in a child in the caller's memory: no stack protector (it reads TLS), no loops
+# turned into calls of libc, no sanitizer.
 CHILD = [
     "-O2",
     "-fno-stack-protector",
@@ -38,10 +38,10 @@ PROGRAM = [
     "-nostdlib",
     "-s",
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
-    "-Wno-unused-parameter",  # every op has the same
+    "-Wno-unused-parameter",  # all ops have the same parameters
 ]
 
-# fastns-exec: static, because a loader would take as long as half a start.
+# fastns-exec is static: a loader would take as long as half a start.
 LAUNCHER = ["launcher", "options", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
@@ -51,7 +51,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def build_id() -> str:
-    """What a plan file is for: equal sources, equal layout of what they hand each other."""
+    """Identifies the layout of plan files: equal sources have equal layouts."""
     digest = hashlib.sha256(os.uname().machine.encode())
     for path in sorted(Path("csrc").rglob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -60,7 +60,7 @@ def build_id() -> str:
 
 @functools.cache
 def default_filters() -> dict[str, bytes]:
-    """Name and content of each file of the default filter, by the package's own Python."""
+    """Name -> content of each file of the default filter, made by the package's own code."""
     sys.path.insert(0, str(Path(__file__).parent / "src"))
     try:
         from fastns._policy import filters
@@ -90,16 +90,14 @@ class BuildExt(build_ext):
         ext.extra_objects = objects
         super().build_extension(ext)
 
-        command = [*compiler, "-std=gnu11", "-Icsrc", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
-        target = Path(self.get_ext_fullpath(ext.name)).parent / "_program"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        files = map(str, sources(*PROGRAM_FOLDERS))
-        subprocess.check_call([*command, *files, "-o", str(target)])
-        filters = Path(self.get_ext_fullpath(ext.name)).parent / "filters"
-        filters.mkdir(exist_ok=True)
+        package = Path(self.get_ext_fullpath(ext.name)).parent
+        (package / "filters").mkdir(parents=True, exist_ok=True)
         for name, code in default_filters().items():
-            (filters / name).write_bytes(code)
-        self.build_launcher(compiler, objects, target)
+            (package / "filters" / name).write_bytes(code)
+        command = [*compiler, "-std=gnu11", "-Icsrc", *CHILD, *PROGRAM, *WARNINGS, *STRICT]
+        files = map(str, sources(*PROGRAM_FOLDERS))
+        subprocess.check_call([*command, *files, "-o", str(package / "_program")])
+        self.build_launcher(compiler, objects, package / "_program")
 
     def build_launcher(self, compiler: list[str], objects: list[str], program: Path) -> None:
         """Links fastns-exec, with the program in it, from the objects of the extension."""
@@ -120,20 +118,19 @@ class BuildExt(build_ext):
     def copy_extensions_to_source(self) -> None:
         """The in-place build (pip install -e): the program goes where the extension goes."""
         super().copy_extensions_to_source()
-        shutil.copy(Path(self.build_lib) / "fastns" / "_program", "src/fastns/_program")
-        filters = Path(self.build_lib) / "fastns" / "filters"
-        shutil.copytree(filters, "src/fastns/filters", dirs_exist_ok=True)
+        package = Path(self.build_lib, "fastns")
+        shutil.copy(package / "_program", "src/fastns/_program")
+        shutil.copytree(package / "filters", "src/fastns/filters", dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
-        package = Path(self.build_lib) / "fastns"
-        built = [str(package / "_program")]
-        built += [str(package / "filters" / name) for name in default_filters()]
-        return [*super().get_outputs(), *built]
+        package = Path(self.build_lib, "fastns")
+        names = ["_program", *(f"filters/{name}" for name in default_filters())]
+        return [*super().get_outputs(), *(str(package / name) for name in names)]
 
 
 class BuildScripts(Command):
-    """Puts fastns-exec among the scripts of the wheel, which is where an installer puts `fastns`:
-    on PATH, executable, and in an editable installation too."""
+    """Adds fastns-exec to the scripts of the wheel. An installer puts these on PATH, executable,
+    where it also puts `fastns`; an editable installation has them too."""
 
     user_options: ClassVar[list[tuple[str, str, str]]] = []
 
@@ -144,7 +141,7 @@ class BuildScripts(Command):
         self.set_undefined_options("build", ("build_scripts", "build_dir"))
 
     def get_source_files(self) -> list[str]:
-        return []  # it is built, and no source
+        return []  # it is built
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_dir) / "fastns-exec")]

@@ -15,7 +15,7 @@ import support
 
 import fastns
 from fastns import IDMapping, Spec, Template
-from fastns._policy import cgroup_hierarchies
+from fastns._policy import cgroup_plan
 
 WAYS = ["direct", "init", "template", "parked"]
 
@@ -126,9 +126,9 @@ def _first_id(path: str) -> int:
 def homes() -> list[Path]:
     """Where cgroups of processes that use fastns may be, in all hierarchies."""
     return [
-        Path(place, cgroup_hierarchies.GROUP)
-        for hierarchy in cgroup_hierarchies.hierarchies()
-        for place in cgroup_hierarchies.places_of(hierarchy)
+        Path(place, cgroup_plan.GROUP)
+        for hierarchy in cgroup_plan.hierarchies()
+        for place in cgroup_plan.places_of(hierarchy)
     ]
 
 

@@ -264,16 +264,16 @@ def cgroup() -> Finding:
 
 def limits() -> Finding:
     """Which limits can be enforced, by which cgroups."""
-    from fastns._policy import cgroup_hierarchies, cgroup_plan
+    from fastns._policy import cgroup_plan
 
     there, missing = [], []
-    hierarchies = cgroup_hierarchies.hierarchies()
+    hierarchies = cgroup_plan.hierarchies()
     for controller in dict.fromkeys(cgroup_plan.CONTROLLER.values()):
         hierarchy = next((h for h in hierarchies if h.has(controller)), None)
         if hierarchy is None:
             missing.append(f"{controller}: no such controller")
             continue
-        _, failures = cgroup_hierarchies.find_for(hierarchy, [controller], None)
+        _, failures = cgroup_plan.find_for(hierarchy, [controller], None)
         missing += [f"{name}: {exc.filename}: {exc.strerror}" for name, exc in failures.items()]
         if not failures:
             there.append(f"{controller} (version {2 if hierarchy.unified else 1})")

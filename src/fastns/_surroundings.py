@@ -47,10 +47,10 @@ class Surroundings:
     capabilities: int = 0
     uids: int = ALL_IDS
     gids: int = ALL_IDS
-    profile: str | None = None  # of AppArmor; None: unconfined
-    unread: str | None = (
-        None  # the file of /proc/self that cannot be read, and why
-    )
+    profile: str | None = None
+    """The AppArmor profile; None: unconfined."""
+    unread: str | None = None
+    """The file of /proc/thread-self that cannot be read, and why. All else is then the default."""
 
     @classmethod
     def current(cls) -> Surroundings:
@@ -122,7 +122,8 @@ def sysctl(path: str) -> str | None:
 
 
 def _read(name: str) -> str:
-    with open(f"/proc/self/{name}", encoding="ascii", errors="replace") as file:
+    """A file of this thread: capabilities and filters are a thread's own."""
+    with open(f"/proc/thread-self/{name}", encoding="ascii", errors="replace") as file:
         return file.read()
 
 

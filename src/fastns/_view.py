@@ -143,7 +143,7 @@ def on_host(command: str) -> str | None:
 
 def interpreter(script: str) -> str | None:
     """What the #! line of a file names. A sandbox may have put a FIFO there."""
-    from fastns.rootfs._read import shebang  # only an error needs it
+    from fastns.rootfs._host import shebang  # only an error needs it
 
     try:
         return next(iter(shebang(script)), None)

@@ -1,7 +1,6 @@
-"""What works on this machine: what the kernel says, and sandboxes that are tried.
+"""What works on this machine: facts from the kernel, and sandboxes that are tried.
 
-`examine()` makes every check, in the order in which they depend on each other. Nothing stays
-behind.
+`examine()` makes every check, each after those that it depends on, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,8 +11,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from fastns import _machine
+import fastns
+from fastns import _machine, seccomp
 from fastns._machine import Finding, has_range, has_sys_admin
+from fastns._policy import owners
+from fastns._policy.filters import default
 from fastns._record import record
 from fastns._surroundings import OUT_OF_A_FILTER, REFUSED, TO_MAP_ROOT, Surroundings
 
@@ -22,12 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    import fastns
-
 NAMESPACES = ("user", "mount", "pid", "uts", "ipc", "network", "cgroup", "time")
 TRY_OPTIONS: Any = {"capture_output": True, "timeout": 10.0}
+# Where programs and their libraries are, below /.
 TOP_DIRECTORIES = ("bin", "sbin", "lib", "lib32", "lib64", "usr", "nix", "gnu")
-"""Where programs and their libraries are, below /."""
 
 
 @record(frozen=True)
@@ -35,8 +35,8 @@ class Check:
     """The result of one check.
 
     `ok`: None if it is neither good nor bad. `level`: "basic" (without it a sandbox with default
-    settings does not start) or "extra" (a feature is missing). `fix`: what to do; None if there is
-    nothing to do, or nothing known.
+    settings does not start) or "extra" (a feature is missing). `fix`: what to do; None if nothing
+    needs to be done, or no fix is known.
     """
 
     name: str
@@ -51,7 +51,7 @@ def examine() -> Iterator[Check]:
     for name, level, probe in _probes():
         try:
             found = probe()
-        except Exception as error:  # a check that cannot be made counts as failed
+        except Exception as error:  # a check that cannot be made has failed
             found = failed(error)
         yield Check(name, found.ok, level, found.detail, found.fix)
 
@@ -73,7 +73,8 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     for space in NAMESPACES:
         level = {"user": user_level, "time": "extra"}.get(space, "basic")
         yield f"{space} namespace", level, partial(namespace, space)
-    yield "/proc inside", "basic", proc_inside
+    proc = [fastns.Mount("/proc", type="proc")]
+    yield "/proc inside", "basic", partial(namespace, "mount", "pid", mounts=proc)
     yield "system call filter", "basic", filters
     yield "profiles of one's own", "extra", profiles
     yield "landlock", "extra", _machine.landlock
@@ -89,40 +90,26 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
 
 
 def filters() -> Finding:
-    """Whether there is a default filter for this machine."""
-    import fastns
-    from fastns._policy import filters
-
-    try:
-        size = len(filters.default(setid=True)) // 8
-    except fastns.SpecError as error:
-        return failed(error)
-    return Finding(True, f"{size} instructions")
+    """Whether this machine has a default filter."""
+    return Finding(True, f"{len(default(setid=True)) // 8} instructions")
 
 
 def profiles() -> Finding:
-    """Whether a filter can be made from a profile of one's own."""
-    import fastns
-    from fastns import seccomp
-
+    """Whether a filter can be made from a custom profile."""
     try:
         seccomp.build({"defaultAction": "SCMP_ACT_ALLOW"})
     except fastns.SpecError as error:
-        fix = "install libseccomp (Debian: libseccomp2)"
-        return Finding(False, str(error), fix)
+        return Finding(False, str(error), "install libseccomp (Debian: libseccomp2)")
     return Finding(True, "by libseccomp")
 
 
 def attempt(**fields: Any) -> Finding:
     """Runs `true` in a sandbox with these fields of a Spec."""
-    import fastns
-
     return tried(lambda args: fastns.run(args, spec=fastns.Spec(**fields), **TRY_OPTIONS))
 
 
 def template() -> Finding:
     """Runs `true` in a sandbox of a Template, with a pool of each kind."""
-    import fastns
 
     def run(args: list[str]) -> fastns.CompletedSandbox:
         with fastns.Template(parked=1, netns_pool=1) as template:
@@ -133,8 +120,6 @@ def template() -> Finding:
 
 def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
     """Runs `true` by `run`, and judges how it ended."""
-    import fastns
-
     program = shutil.which("true")
     if program is None:
         return Finding(False, "no program `true` to try it with", "put coreutils on PATH")
@@ -149,9 +134,7 @@ def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
 
 
 def failed(error: Exception) -> Finding:
-    """What an exception says, and what helps on this machine."""
-    import fastns
-
+    """The text of an exception, and what helps on this machine."""
     detail = str(error) if isinstance(error, fastns.FastnsError | OSError) else repr(error)
     fix = getattr(error, "hint", None)
     if isinstance(error, fastns.SpawnError) and error.errno in REFUSED:
@@ -165,35 +148,18 @@ def failed(error: Exception) -> Finding:
     return Finding(False, detail, fix)
 
 
-def only(*spaces: str) -> dict[str, Any]:
-    """The fields of a Spec in which only these namespaces are new."""
+def namespace(*spaces: str, **fields: Any) -> Finding:
+    """A sandbox in which only these namespaces are new (and a user namespace if that is needed)."""
+    if not has_sys_admin():
+        spaces = (*spaces, "user")
     modes = {name: "new" if name in spaces else "host" for name in NAMESPACES}
     del modes["network"]
-    network = "none" if "network" in spaces else "host"
-    return {"namespaces": modes, "network": network, "seccomp": "unconfined"}
-
-
-def namespace(space: str) -> Finding:
-    """A sandbox with this one new namespace (and a user namespace where one is needed)."""
-    spaces = {space} if has_sys_admin() else {space, "user"}
-    return attempt(**only(*spaces), default_mounts=False)
-
-
-def proc_inside() -> Finding:
-    """Whether a new pid namespace can have its own /proc."""
-    import fastns
-
-    spaces = {"mount", "pid"} if has_sys_admin() else {"mount", "pid", "user"}
-    return attempt(
-        **only(*spaces), default_mounts=False, mounts=[fastns.Mount("/proc", type="proc")]
-    )
+    fields["network"] = "none" if "network" in spaces else "host"
+    return attempt(namespaces=modes, seccomp="unconfined", default_mounts=False, **fields)
 
 
 def idmapped_mounts() -> Finding:
     """Whether files on the file system of / keep their owners in root's sandboxes."""
-    import fastns
-    from fastns._policy import owners
-
     if not has_range():
         return Finding(None, "for root alone: others have their own id in their sandboxes")
     why = owners.plain("/", False, fastns.compile().can_idmap)
@@ -208,9 +174,7 @@ def idmapped_mounts() -> Finding:
 
 
 def overlay() -> Finding:
-    """A throw-away layer over a root that shows this machine's programs."""
-    import fastns
-
+    """Whether a tmpfs can be laid over a root, here one with this machine's programs."""
     with tempfile.TemporaryDirectory(prefix="fastns-doctor-") as root:
         mounts = []
         for name in TOP_DIRECTORIES:

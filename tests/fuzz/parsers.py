@@ -32,8 +32,8 @@ from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser
 from fastns.errors import SpecError
 from fastns.limits import MAX_BYTES, Limits, parse_size
-from fastns.rootfs import _elf
-from fastns.rootfs._model import Unusable
+from fastns.rootfs import _loader
+from fastns.rootfs._host import Unusable
 
 CORPUS = Path(__file__).parent / "corpus"
 SLOWEST = 5.0  # seconds of one input, on a busy machine
@@ -139,7 +139,7 @@ def build(profile: object) -> None:
         assert code is None or (len(code) % 8 == 0 and 0 < len(code) <= 8 * 4096)
 
 
-def values(keys: frozenset[str], of: Any = SCALARS) -> Any:
+def values(keys: tuple[str, ...], of: Any = SCALARS) -> Any:
     return st.dictionaries(st.one_of(st.sampled_from(sorted(keys)), TEXTS), of, max_size=5)
 
 
@@ -310,11 +310,11 @@ def elf_files(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        found = refused(lambda: _elf.read(file.name), Unusable)
+        found = refused(lambda: _loader.read(file.name), Unusable)
         if found is not None:
-            assert _elf.is_for(file.name, found.machine)
+            assert _loader.is_for(file.name, found.machine)
             texts = (found.interpreter or "", found.soname or "", *found.needed)
-            assert all(len(text) <= _elf.MAX_TEXT for text in texts)
+            assert all(len(text) <= _loader.MAX_TEXT for text in texts)
 
 
 TARGETS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastns.rootfs import RootfsError, _loader, _skeleton, build
+from fastns.rootfs import RootfsError, _loader, _resolve, build
 
 Compile = Callable[..., Path]
 Inside = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -203,5 +203,5 @@ def test_old_c_library_brings_the_name_services(
     }
     monkeypatch.setattr(_loader, "configured_dirs", lambda _: [f"{tmp_path}/lib"])
     assert not services & set(build(tmp_path / "new", []).files)
-    monkeypatch.setattr(_skeleton, "NSS_BUILT_IN", b"a symbol version of the far future")
+    monkeypatch.setattr(_resolve, "NSS_BUILT_IN", b"a symbol version of the far future")
     assert services <= set(build(tmp_path / "old", []).libraries)

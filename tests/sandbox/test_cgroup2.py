@@ -17,8 +17,8 @@ from processes import eventually
 
 import fastns
 from fastns import Sandbox, Spec, SpecError, Template, _machine
-from fastns._policy import cgroup_hierarchies, cgroup_plan
-from fastns._policy.cgroup_hierarchies import Hierarchy
+from fastns._policy import cgroup_plan
+from fastns._policy.cgroup_plan import Hierarchy
 
 pytestmark = pytest.mark.with_cgroups
 
@@ -30,7 +30,7 @@ SPIN = ["sh", "-c", "while :; do :; done"]
 
 @pytest.fixture(autouse=True)
 def tree() -> Hierarchy:
-    for hierarchy in cgroup_hierarchies.hierarchies():
+    for hierarchy in cgroup_plan.hierarchies():
         if hierarchy.unified and set(hierarchy.controllers) >= NEEDED:
             return hierarchy
     support.skip_missing("cgroup version 2 with its controllers")
@@ -192,7 +192,7 @@ def test_io(busybox_rootfs: Path) -> None:
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     """A cgroup whose children have only memory and pids, in the form of cgroup_parent."""
-    place = Path(cgroup_hierarchies.find_place(tree, tuple(NEEDED), None).parent)
+    place = Path(cgroup_plan.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
     (place / "cgroup.subtree_control").write_text("+memory +pids")
@@ -201,7 +201,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     below.mkdir()
     yield str(below.relative_to(tree.mount)), below
     with contextlib.suppress(FileNotFoundError):
-        (below / cgroup_hierarchies.GROUP).rmdir()
+        (below / cgroup_plan.GROUP).rmdir()
     below.rmdir()  # fails if something was left
     above.rmdir()
 
@@ -274,7 +274,7 @@ def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
 
 @pytest.mark.as_user
 def test_what_was_delegated_is_found(tree: Hierarchy, busybox_rootfs: Path) -> None:
-    place = cgroup_hierarchies.find_place(tree, tuple(NEEDED), None)
+    place = cgroup_plan.find_place(tree, tuple(NEEDED), None)
     assert place.parent != tree.mount
     assert os.stat(place.parent).st_uid == os.getuid()
     finding = _machine.limits()

@@ -16,7 +16,7 @@ from processes import eventually
 
 import fastns
 from fastns import Plan, Spec, Template, run
-from fastns._policy import cgroup_hierarchies, cgroup_plan
+from fastns._policy import cgroup_plan
 
 LIMIT = 0.3
 SPIN = "while :; do :; done"
@@ -33,7 +33,7 @@ with_cgroups = pytest.mark.with_cgroups
 @pytest.fixture(params=["version 2", "version 1"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     unified = request.param == "version 2"
-    there = [h for h in cgroup_hierarchies.hierarchies() if h.unified == unified]
+    there = [h for h in cgroup_plan.hierarchies() if h.unified == unified]
     if not there:
         support.skip_missing(f"a hierarchy of cgroup {request.param}")
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: there)

@@ -199,5 +199,5 @@ def test_without_proc(tmp_path: Path) -> None:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     checks = judged(done.stdout)
-    assert checks["surroundings"]["detail"].startswith("not known (/proc/self/status")
+    assert checks["surroundings"]["detail"].startswith("not known (/proc/thread-self/status")
     assert checks["surroundings"]["fix"] == "mount -t proc proc /proc"

@@ -23,7 +23,7 @@ from processes import eventually, marked, marker, running
 
 import fastns
 from fastns import CompletedSandbox, Plan, Sandbox, SpawnError, Spec, SpecError, Template, run
-from fastns._policy import cgroup_hierarchies, cgroup_plan, cgroups
+from fastns._policy import cgroup_plan, cgroups
 from fastns.limits import Limits
 
 MIB = 1 << 20
@@ -164,7 +164,7 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
         shown = go(["cat", "/proc/self/cgroup"], capture_output=True, text=True).stdout
         fds = go(["ls", "/proc/self/fd"], capture_output=True, text=True).stdout
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
-    limited = [place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers]
+    limited = [place for place in cgroup_plan.hierarchies() if "pids" in place.controllers]
     assert paths["" if limited[0].unified else "pids"] == "/"
     assert len(fds.split()) == 4  # 0, 1, 2 and that of ls: none of a cgroup
 
@@ -189,7 +189,7 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
 
 def a_child_ends_alone() -> None:
     """With version 2 a sandbox that runs out of memory ends as a whole (memory.oom.group)."""
-    if all(h.unified for h in cgroup_hierarchies.hierarchies() if h.has("memory")):
+    if all(h.unified for h in cgroup_plan.hierarchies() if h.has("memory")):
         support.skip_missing("a hierarchy of cgroup version 1")
 
 
@@ -375,7 +375,7 @@ def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
 def home_of(controller: str) -> str:
     """Where cgroups with this controller are made."""
     (place,) = cgroup_plan.plan(Limits(**{controller: 1 << 30}), None, True).places
-    return f"{place.parent}/{cgroup_hierarchies.GROUP}"
+    return f"{place.parent}/{cgroup_plan.GROUP}"
 
 
 @with_cgroups
@@ -546,9 +546,9 @@ def test_a_leaf_that_cannot_be_made(busybox_rootfs: Path) -> None:
 UNIFIED = """
 import sys, fastns
 from pathlib import Path
-from fastns._policy import cgroup_hierarchies, cgroup_plan, cgroups
-tree = next(place for place in cgroup_hierarchies.hierarchies() if place.unified)
-place = cgroup_hierarchies.Place(tree, tree.mount, ())
+from fastns._policy import cgroup_plan, cgroups
+tree = next(place for place in cgroup_plan.hierarchies() if place.unified)
+place = cgroup_plan.Place(tree, tree.mount, ())
 plan = cgroup_plan.CgroupPlan((place,), (), (), None, 0, ("x",), ())
 cgroup_plan.plan = lambda *_: plan
 spec = fastns.Spec(rootfs=sys.argv[1], pids_limit=5)
@@ -563,7 +563,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
     """The clone does it (CLONE_INTO_CGROUP) or, without clone3, the sandbox."""
-    if not any(place.unified for place in cgroup_hierarchies.hierarchies()):
+    if not any(place.unified for place in cgroup_plan.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:
         out = hidden.without("clone3", 38, UNIFIED, str(busybox_rootfs))

@@ -14,7 +14,7 @@ from processes import eventually, script
 
 import fastns
 from fastns import SpawnError, Spec, Template
-from fastns._policy import cgroup_hierarchies, cgroup_plan
+from fastns._policy import cgroup_plan
 
 # ---- arguments that do not fit into the memory limit ----
 
@@ -148,7 +148,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
     """A cgroup with a limit on pids, for the test to enter."""
-    place = next(place for place in cgroup_hierarchies.hierarchies() if "pids" in place.controllers)
+    place = next(place for place in cgroup_plan.hierarchies() if "pids" in place.controllers)
     above = Path(place.mount) / "fastns"
     above.mkdir(exist_ok=True)
     if place.unified:

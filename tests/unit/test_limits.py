@@ -14,7 +14,7 @@ from plans import of_this_caller
 
 from fastns import SpawnError, Spec, SpecError, compile
 from fastns._cause import cause_of
-from fastns._policy import cgroup_hierarchies, cgroup_plan
+from fastns._policy import cgroup_plan, cgroups
 from fastns.limits import Limits, parse_size
 from fastns.spec import CGROUP_LIMITS
 
@@ -95,7 +95,7 @@ def test_without_limits_there_are_none() -> None:
     assert "cgroup" in plan.namespaces
 
 
-def tree(root: Path, unified: bool, *controllers: str) -> cgroup_hierarchies.Hierarchy:
+def tree(root: Path, unified: bool, *controllers: str) -> cgroup_plan.Hierarchy:
     (root / "user").mkdir(parents=True, exist_ok=True)
     for directory in (root, root / "user"):
         (directory / "cgroup.controllers").write_text(" ".join(controllers))
@@ -104,7 +104,7 @@ def tree(root: Path, unified: bool, *controllers: str) -> cgroup_hierarchies.Hie
     (root / "user/cgroup.type").write_text("domain\n")
     (root / "memory.memsw.limit_in_bytes").write_text("")
     (root / "cpuset.mems").write_text("0\n")
-    return cgroup_hierarchies.Hierarchy(unified, controllers, str(root), str(root / "user"))
+    return cgroup_plan.Hierarchy(unified, controllers, str(root), str(root / "user"))
 
 
 EVERYTHING: dict[str, Any] = {
@@ -146,7 +146,7 @@ def test_the_files_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "cpu_time"
     }
     assert plan.places == (
-        cgroup_hierarchies.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
+        cgroup_plan.Place(place, str(tmp_path), ("memory", "pids", "cpu", "cpuset", "io")),
     )
     assert plan.enforced == tuple(cgroup_plan.CONTROLLER)
     assert plan.unenforced == ()
@@ -252,8 +252,9 @@ def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) ->
         ],
         "/d\udcff e/cgroup.controllers": ["memory pids"],
     }
-    monkeypatch.setattr(cgroup_hierarchies, "lines", files.__getitem__)
-    (found,) = cgroup_hierarchies.hierarchies()
+    for module in (cgroup_plan, cgroups):
+        monkeypatch.setattr(module, "lines", files.__getitem__)
+    (found,) = cgroup_plan.hierarchies()
     assert (found.mount, found.controllers) == ("/d\udcff e", ("memory", "pids"))
 
 
@@ -261,15 +262,15 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "strange").write_bytes(b"\xff\n")  # others choose the names in mountinfo
-    assert cgroup_hierarchies.lines(str(tmp_path / "strange")) == ["\udcff"]
+    assert cgroups.lines(str(tmp_path / "strange")) == ["\udcff"]
     (tmp_path / "feed").write_bytes(b"a\x0cb\rc\n\nd\n")
-    assert cgroup_hierarchies.lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
+    assert cgroups.lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
     (tmp_path / "empty").touch()
-    assert cgroup_hierarchies.lines(str(tmp_path / "empty")) == []
-    assert cgroup_hierarchies.lines(str(tmp_path / "missing")) == []
-    assert cgroup_hierarchies.lines(str(tmp_path / "strange/below")) == []
+    assert cgroups.lines(str(tmp_path / "empty")) == []
+    assert cgroups.lines(str(tmp_path / "missing")) == []
+    assert cgroups.lines(str(tmp_path / "strange/below")) == []
     with pytest.raises(SpawnError) as caught:
-        cgroup_hierarchies.lines(str(tmp_path))
+        cgroups.lines(str(tmp_path))
     assert (caught.value.stage, caught.value.errno) == ("cgroup", errno.EISDIR)
 
 
@@ -289,7 +290,7 @@ def test_no_fd_to_find_cgroups_by(
 
     if what != "hierarchies":
         monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
-    monkeypatch.setattr(cgroup_hierarchies, "open", refuse, raising=False)
+    monkeypatch.setattr(cgroups, "open", refuse, raising=False)
     spec = Spec(memory="63m", hostname=f"no-fd-for-{what}", require_limits=False)
     with pytest.raises(SpawnError) as caught:
         of_this_caller(spec)
@@ -307,7 +308,7 @@ def test_cpu_time_alone_switches_nothing_on(
     place = tree(tmp_path, True)
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [place])
     plan = cgroup_plan.plan(Limits(cpu_time=1), None, True)
-    assert plan.places == (cgroup_hierarchies.Place(place, str(tmp_path), ()),)
+    assert plan.places == (cgroup_plan.Place(place, str(tmp_path), ()),)
     assert (files_of(plan), plan.cpu_time, plan.enforced) == ([], 10**9, ("cpu_time",))
     assert ("cpu_time", 0, "cpu.stat", "usage_usec", 1000, False, None) in plan.counters
 
@@ -337,12 +338,12 @@ def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
     """cgroups(7): then it can give no controllers to its children, unless it is the root."""
     place = tree(tmp_path, True, "pids")
     with pytest.raises(OSError, match="processes of its own"):
-        cgroup_hierarchies.find_place(place, ("pids",), "/user")
+        cgroup_plan.find_place(place, ("pids",), "/user")
     (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are already enabled
-    assert cgroup_hierarchies.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
+    assert cgroup_plan.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
     (tmp_path / "user/cgroup.subtree_control").write_text("")
     (tmp_path / "user/cgroup.procs").write_text("")
-    assert cgroup_hierarchies.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
+    assert cgroup_plan.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
 
 
 FILTERED = SimpleNamespace(filtered=True)  # a Plan

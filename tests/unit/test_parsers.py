@@ -10,8 +10,8 @@ import support
 
 from fastns._policy import userns
 from fastns.cli import UsageError, _values, batch, bench, run, whole
-from fastns.rootfs import _elf
-from fastns.rootfs._model import Unusable
+from fastns.rootfs import _loader
+from fastns.rootfs._host import Unusable
 
 LONG = "9" * 5000  # int() accepts at most 4300 digits
 SHARED = support.TESTS / "fuzz" / "corpus" / "elf" / "shared"
@@ -72,9 +72,9 @@ def shared(change: dict[int, bytes], more: bytes = b"") -> bytes:
     return bytes(data) + more
 
 
-def read(path: Path, data: bytes) -> _elf.Elf | None:
+def read(path: Path, data: bytes) -> _loader.Elf | None:
     path.write_bytes(data)
-    return _elf.read(str(path))
+    return _loader.read(str(path))
 
 
 PROGRAM_HEADERS = 64

@@ -1,14 +1,16 @@
-"""Limits → cgroups: which controllers of this machine enforce them, and by which files."""
+"""Which cgroup hierarchies are mounted, where in them this process may make cgroups, and which
+controllers and files enforce limits.
+"""
 
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import stat
 
 from fastns._args import shown
-from fastns._policy.cgroup_hierarchies import Hierarchy, Place, find_for, hierarchies, lines
-from fastns._policy.cgroups import Cgroups
+from fastns._policy.cgroups import GROUP, PROCS, Cgroups, lines, words
 from fastns._record import record
 from fastns.errors import SpecError
 from fastns.limits import ranges_of
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
 
     from fastns.limits import Limits
 
-    Setting: TypeAlias = tuple[int, str, str, str]  # place, file, text, the limit it is for
-    # Name, place, file, key ("": the file is one number), unit, whether it is a peak, what resets
-    # it (None: nothing does).
+    Setting: TypeAlias = tuple[int, str, str, str]  # place, file, text, limit
+    # Name, place, file, key ("": the file is one number), unit, whether it is a peak, the text that
+    # resets it (None: nothing does).
     Counter: TypeAlias = tuple[str, int, str, str, int, bool, str | None]
 
 CPU_PERIOD = 100_000  # us
-# Left of the memory limit for what the kernel charges before a command is executed, such as page
-# tables; ten times what was measured.
+# What the memory limit keeps for the kernel's charges before a command is executed, such as page
+# tables: ten times what was measured.
 START_MEMORY = 512 << 10
 WRITES = ("wbps", "wiops")
 BUFFERED = (
@@ -36,7 +38,7 @@ BUFFERED = (
     "require_limits=False: the rates then hold for direct and synchronous writes, and io is not "
     "among the enforced limits"
 )
-# The controller that enforces a limit, by its name in version 2; version 1 calls io blkio.
+# Limit -> the controller that enforces it, by its name in version 2. Version 1 calls io blkio.
 CONTROLLER = {
     "memory": "memory",
     "memory_swap": "memory",
@@ -48,43 +50,27 @@ CONTROLLER = {
     "cpu_time": "cpuacct",
 }
 NEW = ""  # only a new cgroup resets it: version 2 has no other way before Linux 6.12
-# What is read when a sandbox has ended, by controller and whether it is version 2: a Counter
-# without its place.
-COUNTERS: dict[tuple[str, bool], tuple[tuple[str, str, str, int, bool, str | None], ...]] = {
-    ("cpuacct", True): (("cpu_time", "cpu.stat", "usage_usec", 1000, False, None),),
-    ("cpuacct", False): (("cpu_time", "cpuacct.usage", "", 1, False, None),),
-    ("memory", True): (
-        ("oom_kills", "memory.events", "oom_kill", 1, False, None),
-        ("memory_peak", "memory.peak", "", 1, True, NEW),
-    ),
-    ("memory", False): (
-        ("oom_kills", "memory.oom_control", "oom_kill", 1, False, None),
-        ("memory_peak", "memory.max_usage_in_bytes", "", 1, True, "0"),
-    ),
-    ("io", True): (
-        ("io_read", "io.stat", "rbytes", 1, False, None),
-        ("io_write", "io.stat", "wbytes", 1, False, None),
-    ),
-    ("io", False): (
-        ("io_read", "blkio.throttle.io_service_bytes", "Read", 1, False, None),
-        ("io_write", "blkio.throttle.io_service_bytes", "Write", 1, False, None),
-    ),
-}
-for _version_2 in (True, False):
-    COUNTERS["pids", _version_2] = (
-        ("pids_refused", "pids.events", "max", 1, False, None),
-        ("pids_peak", "pids.peak", "", 1, True, NEW),
-    )
-# Bytes charged, by version 2 or not: file; file by which memory is reclaimed, and its text.
+# What is read when a sandbox has ended: controller, its version, name, file, key, unit, reset.
+COUNTERS: tuple[tuple[str, int, str, str, str, int, str | None], ...] = (
+    ("cpuacct", 1, "cpu_time", "cpuacct.usage", "", 1, None),
+    ("cpuacct", 2, "cpu_time", "cpu.stat", "usage_usec", 1000, None),
+    ("memory", 1, "oom_kills", "memory.oom_control", "oom_kill", 1, None),
+    ("memory", 1, "memory_peak", "memory.max_usage_in_bytes", "", 1, "0"),
+    ("memory", 2, "oom_kills", "memory.events", "oom_kill", 1, None),
+    ("memory", 2, "memory_peak", "memory.peak", "", 1, NEW),
+    ("io", 1, "io_read", "blkio.throttle.io_service_bytes", "Read", 1, None),
+    ("io", 1, "io_write", "blkio.throttle.io_service_bytes", "Write", 1, None),
+    ("io", 2, "io_read", "io.stat", "rbytes", 1, None),
+    ("io", 2, "io_write", "io.stat", "wbytes", 1, None),
+    ("pids", 1, "pids_refused", "pids.events", "max", 1, None),
+    ("pids", 1, "pids_peak", "pids.peak", "", 1, NEW),
+    ("pids", 2, "pids_refused", "pids.events", "max", 1, None),
+    ("pids", 2, "pids_peak", "pids.peak", "", 1, NEW),
+)
+# Version 2 or not -> the file with the bytes charged; the file that reclaims memory, and its text.
 CHARGED = {
     True: ("memory.current", "memory.reclaim", str(1 << 30)),
     False: ("memory.usage_in_bytes", "memory.force_empty", "0"),
-}
-THROTTLE = {
-    "rbps": "blkio.throttle.read_bps_device",
-    "wbps": "blkio.throttle.write_bps_device",
-    "riops": "blkio.throttle.read_iops_device",
-    "wiops": "blkio.throttle.write_iops_device",
 }
 
 _making = _thread.allocate_lock()
@@ -98,9 +84,36 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+class Unfit(OSError):
+    """Why cgroups cannot be made in a place."""
+
+
+@record(frozen=True)
+class Hierarchy:
+    """One mounted cgroup hierarchy, as this process sees it."""
+
+    unified: bool  # cgroup version 2
+    controllers: tuple[str, ...]  # by their names in version 2
+    mount: str
+    own: str  # directory of this process's cgroup; may lie outside of what is mounted
+
+    def has(self, controller: str) -> bool:
+        """cgroup version 2 always counts CPU time: it needs no controller for that."""
+        return controller in self.controllers or (self.unified and controller == "cpuacct")
+
+
+@record(frozen=True)
+class Place:
+    """Where cgroups are made in a hierarchy: a directory that has, or may have, a `fastns`."""
+
+    hierarchy: Hierarchy
+    parent: str
+    controllers: tuple[str, ...]  # those that are used
+
+
 @record(frozen=True)
 class CgroupPlan:
-    """What Cgroups makes for a plan, and what csrc/caller/cgroup.c writes into and reads from the
+    """What Cgroups makes for a plan, and what csrc/caller/cgroup.c writes to and reads from the
     cgroup of each sandbox."""
 
     places: tuple[Place, ...]
@@ -110,52 +123,50 @@ class CgroupPlan:
     cpu_time: int  # ns; 0: not limited
     enforced: tuple[str, ...]  # names of limits
     unenforced: tuple[str, ...]
-    weights: tuple[Setting, ...] = ()  # of the plan's own cgroups, which compete with other plans'
+    weights: tuple[Setting, ...] = ()  # of the plan's own cgroups
 
     @property
     def unified(self) -> bool:
-        """Whether a sandbox can be cloned into its cgroup: one is of version 2."""
+        """Whether a sandbox can be cloned into a cgroup: one is of version 2."""
         return any(place.hierarchy.unified for place in self.places)
 
     @property
     def args_max(self) -> int:
-        """Bytes that the memory limit leaves for arguments and environment, once the kernel has
-        taken what a start needs; 0: no memory limit."""
+        """Bytes that the memory limit leaves for arguments and environment; 0: no memory limit."""
         files = ("memory.max", "memory.limit_in_bytes")
         limits = [int(text) for _, file, text, _ in self.settings if file in files]
         return max(1, min(limits) - START_MEMORY) if limits else 0
 
     def making(self) -> _thread.LockType:
-        """Held while they are made: many threads may be the first to use a plan."""
+        """The lock for make(): several threads may use a new plan at once."""
         return _making
 
     def make(self) -> Cgroups:
-        """Makes them for this process."""
+        """Makes the cgroups for this process."""
         return Cgroups(self)
 
 
 def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
-    """How these limits are enforced here. Reads, and makes nothing.
+    """How these limits are enforced here. Changes nothing.
 
     Raises: SpecError, naming the limit, if one cannot be enforced and is `required`."""
     mounted = hierarchies()
     reasons: dict[str, str] = {}  # why a limit cannot be enforced
-    chosen: dict[Hierarchy, list[str]] = {}  # controllers to use
+    chosen: dict[Hierarchy, dict[str, None]] = {}  # controllers to use, in order
     for limit in limits.given():
         controller = CONTROLLER[limit]
         hierarchy = next((h for h in mounted if h.has(controller)), None)
         if hierarchy is None:
             reasons[limit] = f"no cgroup hierarchy with the {controller} controller is mounted"
             continue
-        needed = [controller]
+        used = chosen.setdefault(hierarchy, {})
+        used[controller] = None
         # Buffered data reaches the disk later. Only the memory controller records whose it is.
         if limit == "io" and hierarchy.unified and limits_writes(limits):
-            needed += [name for name in ("memory",) if hierarchy.has(name)]
-        used = chosen.setdefault(hierarchy, [])
-        used += [name for name in needed if name not in used]
+            used |= {"memory": None} if hierarchy.has("memory") else {}
     places = []
     for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
-        place, failures = find_for(hierarchy, controllers, parent)
+        place, failures = find_for(hierarchy, list(controllers), parent)
         if place is not None:
             places.append(place)
         for limit in limits.given():
@@ -196,32 +207,26 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
             for limit, file, text in _files(controller, limits, place):
                 settings.append((number, file, text, limit))
         for controller in (*place.controllers, *(("cpuacct",) if v2 else ())):
-            for name, *rest in COUNTERS.get((controller, v2), ()):
-                counters.append((name, number, *rest))  # type: ignore[arg-type]
+            for owner, version, name, file, key, unit, reset in COUNTERS:
+                if (owner, version) == (controller, 2 if v2 else 1):
+                    is_peak = name.endswith("_peak")
+                    counters.append((name, number, file, key, unit, is_peak, reset))
         if "cpu" in place.controllers and limits.cpu_weight is not None:
-            # All sandboxes of a plan weigh the same, so a weight says nothing between them. 100 is
-            # the kernel's default, which version 1 calls 1024 shares.
+            # All sandboxes of a plan weigh the same, so the plan's own cgroup has the weight. 100
+            # is the kernel's default, which version 1 calls 1024 shares.
             weight = limits.cpu_weight if v2 else limits.cpu_weight * 1024 // 100
             file = "cpu.weight" if v2 else "cpu.shares"
             weights.append((number, file, str(weight), "cpu_weight"))
         if "memory" in place.controllers:
             memory = (number, *CHARGED[v2])
     enforced = tuple(name for name in limits.given() if name not in unenforced)
-    cpu_time = limits.cpu_time if "cpu_time" in enforced else None
-    return CgroupPlan(
-        tuple(places),
-        tuple(settings),
-        tuple(counters),
-        memory,
-        round((cpu_time or 0) * 1e9),
-        enforced,
-        unenforced,
-        tuple(weights),
-    )
+    cpu_time = round((limits.cpu_time or 0) * 1e9) if "cpu_time" in enforced else 0
+    files = tuple(settings), tuple(counters), memory
+    return CgroupPlan(tuple(places), *files, cpu_time, enforced, unenforced, tuple(weights))
 
 
 def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str, str]]:
-    """What is written into a sandbox's cgroup, in order: for which limit, file, text."""
+    """What is written to a sandbox's cgroup, in order: limit, file, text."""
     v2 = place.hierarchy.unified
     if controller == "memory" and limits.memory is not None:
         yield "memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
@@ -255,11 +260,12 @@ def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str,
                 yield "io", "io.max", " ".join((number, *(f"{key}={rate}" for key, rate in rates)))
             else:
                 for key, rate in rates:
-                    yield "io", THROTTLE[key], f"{number} {rate}"
+                    way = "read" if key.startswith("r") else "write"
+                    yield "io", f"blkio.throttle.{way}_{key[1:]}_device", f"{number} {rate}"
 
 
 def _check_cpus(cpuset: str, file: str) -> None:
-    """Version 2 accepts any CPU; if none of them exists, the cgroup has all that do."""
+    """Version 2 accepts any CPU, and allows all if none of them exists."""
     there = "".join(lines(file)).strip()
     have = {cpu for first, last in ranges_of(there) for cpu in range(first, last + 1)}
     for first, last in ranges_of(cpuset):
@@ -283,3 +289,120 @@ def _device(name: str) -> str:
 
 def _no_swap() -> bool:
     return not lines("/proc/swaps")[1:]
+
+
+# ---- hierarchies, and places in them ----
+
+
+def hierarchies() -> list[Hierarchy]:
+    """The mounted hierarchies; cgroup version 2 comes first."""
+    own: dict[str, str] = {}  # controllers as /proc/self/cgroup lists them -> path
+    for line in lines("/proc/self/cgroup"):
+        _, names, path = line.split(":", 2)
+        own[names] = path
+    found = []
+    for line in lines("/proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        root, mount = fields.split(" ")[3:5]
+        kind, _, options = rest.split(" ")[:3]  # a source may be empty
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        mount = os.fsdecode(os.fsencode(mount).decode("unicode_escape").encode("latin-1"))
+        if kind == "cgroup2":
+            names = ""
+            controllers = words(f"{mount}/cgroup.controllers")
+        else:
+            names = next((n for n in own if n and set(n.split(",")) <= set(options.split(","))), "")
+            controllers = ["io" if name == "blkio" else name for name in names.split(",")]
+        path = own.get(names, "/") if names or kind == "cgroup2" else "/"
+        relative = os.path.relpath(path, root)
+        outside = relative.startswith("..")
+        directory = mount if outside else os.path.normpath(os.path.join(mount, relative))
+        found.append(Hierarchy(kind == "cgroup2", tuple(controllers), mount, directory))
+    return sorted(found, key=lambda hierarchy: not hierarchy.unified)
+
+
+def places_of(hierarchy: Hierarchy) -> list[str]:
+    """The directories that may have a `fastns`, best first: the top, as for docker; then this
+    process's cgroup and those above it, which may have been delegated to it."""
+    found = [hierarchy.mount]
+    above = hierarchy.own
+    while above.startswith(hierarchy.mount + "/"):
+        found.append(above)
+        above = os.path.dirname(above)
+    return found
+
+
+def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
+    """The first place where cgroups with these controllers can be made, or `parent`.
+
+    Raises: Unfit, the reason of the first candidate; SpawnError."""
+    candidates = places_of(hierarchy)
+    if parent is not None:
+        candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
+    failures = []
+    for candidate in candidates:
+        try:
+            _check_place(hierarchy, candidate, controllers)
+            return Place(hierarchy, candidate, controllers)
+        except Unfit as exc:
+            failures.append(exc)
+    raise failures[0]
+
+
+def find_for(
+    hierarchy: Hierarchy, controllers: list[str], parent: str | None
+) -> tuple[Place | None, dict[str, Unfit]]:
+    """One place for as many of the controllers as possible, and the reason for each other one."""
+
+    def find(names: list[str]) -> Place | Unfit:
+        try:
+            used = tuple(name for name in names if name in hierarchy.controllers)
+            return find_place(hierarchy, used, parent)
+        except Unfit as exc:
+            return exc
+
+    found = find(controllers)
+    if isinstance(found, Place):
+        return found, {}
+    failures = {name: exc for name in controllers if isinstance(exc := find([name]), Unfit)}
+    rest = [name for name in controllers if name not in failures]
+    common = find(rest) if rest else None
+    if isinstance(common, Unfit):  # each has a place, but not the same one
+        return None, failures | dict.fromkeys(rest, common)
+    return common, failures
+
+
+def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]) -> None:
+    group = f"{parent}/{GROUP}"
+    if not os.path.isdir(parent):
+        raise Unfit(errno.ENOENT, os.strerror(errno.ENOENT), parent)
+    if not os.access(group if os.path.isdir(group) else parent, os.W_OK | os.X_OK):
+        raise Unfit(errno.EACCES, os.strerror(errno.EACCES), parent)
+    if not hierarchy.unified:
+        return
+    # Moving a process takes write access to the common ancestor of both cgroups (cgroups(7)).
+    common = os.path.commonpath((hierarchy.own, parent))
+    if not os.access(f"{common}/{PROCS}", os.W_OK):
+        reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
+        raise Unfit(errno.EACCES, reason, f"{common}/{PROCS}")
+    available = words(f"{parent}/cgroup.controllers")
+    for name in controllers:
+        if name not in available:
+            raise Unfit(errno.ENODEV, f"the {name} controller was not given to it", parent)
+    for directory in (parent, group):
+        if os.path.isdir(directory):
+            _check_subtree_control(directory, controllers)
+
+
+def _check_subtree_control(directory: str, controllers: tuple[str, ...]) -> None:
+    """Whether the directory's children have these controllers, or can be given them."""
+    control = f"{directory}/cgroup.subtree_control"
+    on = words(control)
+    off = [name for name in controllers if name not in on]
+    if off and not os.access(control, os.W_OK):
+        raise Unfit(errno.EACCES, f"{', '.join(off)} cannot be switched on", control)
+    # Only the root cgroup, which has no cgroup.type, may have both processes and children with
+    # controllers (cgroups(7)).
+    if off and os.path.exists(f"{directory}/cgroup.type") and lines(f"{directory}/{PROCS}"):
+        raise Unfit(errno.EBUSY, "it has processes of its own", directory)

@@ -1,8 +1,8 @@
 """The cgroups that this process makes, and those that a killed process has left.
 
 A plan has a cgroup `fastns/<pid>-<random>` in each hierarchy that it uses, made at its first spawn.
-csrc/caller/cgroup.c makes one in it for each sandbox. The owner holds a lock on the directory while
-it lives: whoever finds a directory without a lock removes it.
+csrc/caller/cgroup.c makes one in it for each sandbox. The owner locks the directory while it lives.
+A process that finds a directory without a lock removes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import weakref
 
 from fastns import _core
-from fastns._policy.cgroup_hierarchies import GROUP, PROCS, lines, words
 from fastns._stdio import above_stdio
 from fastns.errors import SpawnError, SpecError
 
@@ -27,33 +26,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastns._policy.cgroup_hierarchies import Place
-    from fastns._policy.cgroup_plan import CgroupPlan
+    from fastns._policy.cgroup_plan import CgroupPlan, Place
 
-PATIENCE_MS = 200  # the kernel takes a while to let go of an ended sandbox's cgroup
+GROUP = "fastns"  # the parent of all our cgroups
+PROCS = "cgroup.procs"
+# ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
+NOT_THERE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP),
+)
+PATIENCE_MS = 200  # the cgroup of an ended sandbox stays busy for a while
 POLL = 0.001  # seconds between two attempts to remove a cgroup
 CHECK = "check"  # a cgroup in which each setting is tried once
 OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # <pid>-<random>
-ATTEMPTS = 100  # one fails only if another process sweeps between two of our system calls
+ATTEMPTS = 100  # one fails if another process sweeps between two of our system calls
 # The kernel's answers to a value that it does not accept, or a limit that it does not have. Any
 # other errno (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
 REFUSED = (
-    errno.EINVAL,
-    errno.ERANGE,
+    *(errno.EINVAL, errno.ERANGE, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOENT),
     errno.EACCES,  # version 1: a CPU that the cgroup above does not have
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.EOPNOTSUPP,
-    errno.ENOENT,
 )
 ALLOWED = {"io": "whole disks of this machine"}
 
 _live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
-_left: list[str] = []  # not empty when its plan was closed: a sandbox was still running
+_left: list[str] = []  # cgroups of closed plans with a sandbox that was still running
 
 
 class Cgroups:
-    """The cgroups of one plan in this process. They are removed at its end at the latest."""
+    """The cgroups of one plan in this process. They are removed at exit at the latest."""
 
     def __init__(self, plan: CgroupPlan) -> None:
         self.owner = os.getpid()
@@ -75,14 +74,13 @@ class Cgroups:
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            self.close()  # whoever keeps the exception keeps this object
+            self.close()  # a kept exception keeps this object, so __del__ may be late
             raise
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
         settings = tuple([setting[:3] for setting in plan.settings])
-        self.pool = _core.CgroupPool(
-            hierarchies, settings, plan.counters, plan.memory, plan.cpu_time
-        )
+        counted = plan.counters, plan.memory, plan.cpu_time
+        self.pool = _core.CgroupPool(hierarchies, settings, *counted)
         _live.add(self)
 
     @staticmethod
@@ -119,7 +117,7 @@ class Cgroups:
 
     def close(self) -> None:
         """Removes them, unless they belong to the process that this one was forked from."""
-        if not self.directories:  # closed, or never made; `os` is gone when the interpreter ends
+        if not self.directories:  # closed, or never made; at interpreter exit `os` may be gone
             return
         if self.owner == os.getpid():
             if self.pool is not None:
@@ -143,7 +141,7 @@ def _make_locked(directory: str) -> int:
 
     Until it is locked, another caller's sweep may remove it: it is then made again."""
     for _ in range(ATTEMPTS):
-        os.mkdir(directory, 0o700)  # whoever can open it can lock it, and make others wait
+        os.mkdir(directory, 0o700)  # others must not open it: they could lock it
         try:
             return _lock(directory)
         except FileNotFoundError:
@@ -224,8 +222,8 @@ def _failing(path: str, text: str | None = None) -> Iterator[None]:
 def sweep(group: str, end: float) -> None:
     """Removes the cgroups of callers that have died.
 
-    Kills all that runs in them first, then waits until `end` (time.monotonic()) for it to be gone.
-    What is left then is for the next sweep."""
+    Kills what runs in them, then waits until `end` (time.monotonic()) for it to be gone. The next
+    sweep removes what is left then."""
     try:
         left = [f"{group}/{name}" for name in os.listdir(group) if OWN.fullmatch(name)]
     except OSError:
@@ -235,7 +233,7 @@ def sweep(group: str, end: float) -> None:
 
 
 def _clear(directory: str, end: float) -> bool:
-    """Kills and removes what is in it, unless its owner lives. False: some of it is still there."""
+    """Kills and removes what is in it, unless its owner lives. False: something is left."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -295,6 +293,32 @@ def _remove_empty(directory: str, end: float) -> bool:
                 return gone
             failed = exc.errno != errno.EBUSY
         time.sleep(POLL)
+
+
+# ---- read ----
+
+
+def lines(path: str) -> list[str]:
+    """A file's lines; none if it does not exist, or this process may not read it.
+
+    Raises: SpawnError, stage "cgroup"."""
+    try:
+        with open(path, "rb") as file:
+            data: bytes | None = file.read()
+        if data is None:  # EAGAIN, for which read() raises nothing
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        text = os.fsdecode(data)
+        # Not splitlines(): names of other mounts may have other ends of lines in them.
+        return text.removesuffix("\n").split("\n") if text else []
+    except OSError as exc:
+        if exc.errno in NOT_THERE:
+            return []
+        raise SpawnError("cgroup", exc.errno or errno.EIO, path=path) from None
+
+
+def words(path: str) -> list[str]:
+    """A file's words, as lines() reads it."""
+    return " ".join(lines(path)).split()
 
 
 # ---- at exit, and in a forked process ----

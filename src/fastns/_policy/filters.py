@@ -1,6 +1,6 @@
-"""The default filter as bytes: made by the build, and read when a sandbox needs it.
+"""The default filter as bytes: the build makes it, and the first sandbox that needs it reads it.
 
-A sandbox with capabilities has another filter, which seccomp.py makes when it is needed.
+A sandbox with capabilities has another filter, which seccomp.py makes on demand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
 
 
 def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[bytes, bytes]:
-    """The same in two parts, as seccomp.build_parts() makes them."""
+    """The default filter in two parts, as by seccomp.build_parts()."""
     if capabilities:
         from fastns import seccomp
 
@@ -49,7 +49,7 @@ def path(machine: str, part: str, setid: bool) -> str:
 
 
 def make_all() -> dict[str, bytes]:
-    """The name and content of each file. The build calls it, before the extension exists."""
+    """The name and content of each file. Called by the build, when there is no extension yet."""
     from fastns import seccomp
     from fastns._policy.syscalls import AUDIT_ARCH
 

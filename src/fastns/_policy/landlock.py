@@ -1,6 +1,5 @@
-"""Spec.landlock → ops: every access that the kernel can refuse is refused, but below the paths.
-
-The numbers are those of <linux/landlock.h>.
+"""The ops for Spec.landlock: every access that the kernel can refuse is refused, except below the
+paths. The numbers are from <linux/landlock.h>.
 """
 
 from __future__ import annotations
@@ -55,19 +54,12 @@ def handled(version: int) -> tuple[int, int]:
 
 
 def ops(paths: Mapping[str, Sequence[str]], version: int, how: int = 0) -> Iterator[Op]:
-    """The ops that restrict a process to the paths; `how`: of the last one."""
+    """The ops that restrict a process to the paths. `how` is that of the last op."""
     files, scopes = handled(version)
-    note = f"ABI {version}"
-    yield Op("landlock", "landlock", flags=files, arg=scopes, note=note)
+    yield Op("landlock", "landlock", flags=files, arg=scopes, note=f"ABI {version}")
     for kind, wanted in (("read", READ), ("write", files)):
         for path in paths.get(kind, ()):
-            allowed = wanted & files
-            yield Op(
-                "landlock_path",
-                "landlock",
-                flags=allowed,
-                arg=allowed & OF_A_FILE,
-                target=os.fsencode(path),
-                note=f"{path} {kind}",
-            )
+            flags, note = wanted & files, f"{path} {kind}"
+            arg, target = flags & OF_A_FILE, os.fsencode(path)
+            yield Op("landlock_path", "landlock", flags=flags, arg=arg, target=target, note=note)
     yield Op("landlock_restrict", "landlock", how, note="to these")

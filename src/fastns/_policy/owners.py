@@ -1,7 +1,7 @@
 """Whether a bind keeps its owners in root's sandboxes, and if not, why.
 
-For a dry run, the doctor and the hint of an error. A start does without: it tries to idmap a bind,
-and leaves it plain if the kernel cannot.
+Used by a dry run, the doctor and the hint of an error. A start does not ask: it tries to idmap a
+bind, and leaves it plain if the kernel cannot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
 
 
 def notes(plan: Plan) -> dict[bytes, str]:
-    """For a dry run: the target of each bind -> a note that says whether owners are kept."""
+    """For a dry run: the target of each bind -> a note whether owners are kept."""
     found = {}
     for at, source, recursive, optional, why in plan.binds:
         reason = _reason(plan, source, recursive, why)
@@ -56,7 +56,7 @@ def hint(plan: Plan, place: str, general: str | None) -> str | None:
     try:
         reason = _reason(plan, source, recursive, why)
     except OSError:  # it must not hide the error that is reported
-        reason = None
+        return general
     if reason is None:
         return general
     words = (
@@ -80,8 +80,7 @@ def _kind(path: str) -> str:
             number = re.search(r"^mnt_id:\s*(\d+)", info.read(), re.M)
     finally:
         os.close(fd)
-    found = _mounts().get(number[1]) if number else None
-    return found[1] if found else "its file system"
+    return _mounts().get(number[1] if number else "", ("", "its file system"))[1]
 
 
 def _mounts() -> dict[str, tuple[str, str]]:
@@ -90,7 +89,7 @@ def _mounts() -> dict[str, tuple[str, str]]:
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             words, _, rest = line.partition(" - ")
-            number, point = words.split()[0], words.split()[4]
+            number, _, _, _, point, *_ = words.split()
             point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), point)
             found[number] = point, rest.split()[0]
     return found

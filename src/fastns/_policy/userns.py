@@ -7,8 +7,8 @@ from __future__ import annotations
 from fastns._cache import cached
 
 SIZE = 65536
-# Where a range may begin if root was given none: above those that systemd gives to containers,
-# below its foreign ids and the ids with the highest bit set.
+# Where a range may begin if root has none: above those that systemd uses for containers, below its
+# foreign ids and the ids with the highest bit set.
 FIRST, LAST = 0x70000000, 0x7FFD0000
 FILES = ("/etc/subuid", "/etc/subgid")
 INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
@@ -34,10 +34,10 @@ def range_of_root() -> tuple[int, int, int]:
 
 @cached(1)
 def inotify_limit() -> bytes | None:
-    """Half of the caller's limit, for a user namespace: inotify instances made in it also count for
-    the user who made it. None: the limit cannot be read."""
+    """Half of the caller's limit, for a user namespace: inotify instances in it also count for its
+    creator. None: the limit cannot be read."""
+    found = []
     try:
-        found = []
         for path in INOTIFY_LIMITS:
             with open(path, "rb") as file:
                 found.append(int(file.read()))
@@ -48,18 +48,17 @@ def inotify_limit() -> bytes | None:
 
 def entries(path: str) -> list[tuple[str, int, int]]:
     """(name or uid, first id, how many) of each line of a subuid(5) file."""
-    listed = []
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                owner, _, rest = line.strip().partition(":")
-                first, _, size = rest.partition(":")
-                # No id has more digits, and int() refuses text with thousands of them.
-                if all(word.isdecimal() and len(word) <= 10 for word in (first, size)):
-                    listed.append((owner, int(first), int(size)))
+            lines = [line.strip().split(":", 2) for line in file]
     except OSError:
-        pass  # no such file: nobody has a range
-    return listed
+        return []  # no such file: nobody has a range
+    # No id has more digits, and int() refuses text with thousands of them.
+    return [
+        (words[0], int(words[1]), int(words[2]))
+        for words in lines
+        if len(words) == 3 and all(word.isdecimal() and len(word) <= 10 for word in words[1:])
+    ]
 
 
 def unused(taken: list[tuple[int, int]]) -> int:

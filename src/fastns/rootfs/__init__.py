@@ -2,19 +2,18 @@
 
 Theory of operation:
 
-1. _resolve.py finds out which files a root needs. _host.py follows paths, _elf.py and _loader.py
-   find libraries, _skeleton.py lists what is in every root, _bundles.py what some programs open at
-   run time. Files are read, never run. Everything that is missing is collected into one error, and
-   nothing is written before that.
+1. _resolve.py finds out which files a root needs. _host.py follows paths, _loader.py finds
+   libraries, _bundles.py lists what some programs open at run time. Files are read, never run. All
+   that is missing goes into one error, and nothing is written before that.
 2. _write.py copies what is new or changed into a staging directory inside the root, renames it into
-   place, and undoes that when a step fails.
-3. _marker.py records the arguments of the build beside the root, so that a later build extends it.
+   place, and undoes that when a step fails. It records the arguments of the build in a marker
+   beside the root, so that a later build extends it.
 
-A sandbox may have written everything in a root. So nothing there is trusted: it decides neither
-what is copied nor where to.
+A sandbox may have written anything in a root. So nothing there is trusted: it decides neither what
+is copied nor where to.
 
 Paths inside the root are written as on the host, absolute and without symbolic links in their
-directories. Each is one Entry of _model.py (directory, link, file or text).
+directories. Each is one Entry (directory, link, file or text).
 """
 
 from __future__ import annotations
@@ -29,10 +28,9 @@ import time
 
 from fastns.rootfs._bundles import BUNDLES, bundle_of
 from fastns.rootfs._host import absolute
-from fastns.rootfs._marker import MARKER, Beside, Marker
 from fastns.rootfs._model import Root, RootfsError
 from fastns.rootfs._resolve import inside, resolve
-from fastns.rootfs._write import STAGE, Writer, opened
+from fastns.rootfs._write import MARKER, STAGE, Beside, Marker, Writer, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLES", "MARKER", "Root", "RootfsError", "build"]
 
-PATIENCE = 60.0
-"""Seconds to wait for another build in the same directory."""
+PATIENCE = 60.0  # seconds to wait for another build in the same directory
 SYSTEM_PLACES = (
     *("/", "/dev", "/dev/pts", "/dev/shm", "/home", "/media", "/mnt", "/opt", "/root", "/run"),
     *("/srv", "/tmp", "/usr", "/usr/local", "/usr/share", "/var", "/var/lib", "/var/tmp"),
@@ -100,9 +97,8 @@ def build(
         extras = list(dict.fromkeys([*extras, *bundle.extra]))
         texts.update(bundle.texts)
     try:
-        if os.path.lexists(target):
-            return _extend(target, names, extras, texts, progress)
-        return _create(target, names, extras, texts, progress)
+        make = _extend if os.path.lexists(target) else _create
+        return make(target, names, extras, texts, progress)
     except OSError as error:
         raise RootfsError(f"{_describe(error)}; {target} is as it was") from error
 
@@ -126,7 +122,7 @@ def _checked_dest(dest: str) -> str:
         raise RootfsError(f"{dest!r} is not a path")
     try:
         target = os.path.realpath(dest)
-    except FileNotFoundError:  # of getcwd(2)
+    except FileNotFoundError:  # from getcwd(2)
         raise RootfsError(
             "the working directory does not exist any more", hint="give an absolute path, or cd /"
         ) from None
@@ -141,7 +137,7 @@ def _checked_dest(dest: str) -> str:
 def _create(
     target: str, commands: list[str], extra: list[str], texts: Texts, progress: Progress | None
 ) -> Root:
-    """Build beside the target, then rename it to that."""
+    """Build beside the target, then rename."""
     parent, name = os.path.split(target)
     if not os.path.isdir(parent):
         raise RootfsError(f"{parent} is not a directory", hint=f"mkdir -p {parent}")
@@ -171,23 +167,20 @@ def _extend(
 ) -> Root:
     """Build in a directory that is empty, or that a build has made before."""
     with opened(os.path.dirname(target)) as parent, opened(target) as root:
-        # A second build of the same root waits here. The root itself a sandbox could lock.
+        # A second build of the same root waits here. A sandbox could lock the root itself.
         _lock(parent, os.path.dirname(target))
         beside = Beside(parent, target)
         before = Marker() if _is_empty(root) else beside.read()
         if before is None:
             raise _unknown(root, target)
-        plan = resolve(
-            target,
-            list(dict.fromkeys([*before.commands, *commands])),
-            list(dict.fromkeys([*before.extra, *extra])),
-            texts,
-        )
+        commands = list(dict.fromkeys([*before.commands, *commands]))
+        extra = list(dict.fromkeys([*before.extra, *extra]))
+        plan = resolve(target, commands, extra, texts)
         return Writer(root, target, progress).install(plan, before, beside)
 
 
 def _lock(directory: int, path: str) -> None:
-    """Lock the directory until its fd is closed. Everyone who may open it can hold the lock."""
+    """Lock the directory until its fd is closed. Anyone who can open it can hold the lock."""
     end = time.monotonic() + PATIENCE
     while True:
         try:

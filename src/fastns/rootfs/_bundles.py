@@ -1,8 +1,9 @@
-"""What some programs open only while they run: the standard library of an interpreter, the parts of
-a compiler, what a network needs. It is found by file names; nothing is run.
+"""Bundles: what some programs open only while they run, such as the standard library of an
+interpreter, the parts of a compiler, the certificates for a network. They are found by file names;
+nothing is run.
 
-A bundle is a list of commands and of extra paths. The marker records these, so that a later build
-does not need the bundle's name.
+A bundle is a list of commands and extra paths. The marker records these, so a later build does not
+need the bundle's name.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ import os
 import re
 
 from fastns._record import record
-from fastns.rootfs._host import in_path, walk
-from fastns.rootfs._model import RootfsError, Unusable
-from fastns.rootfs._read import shebang
+from fastns.rootfs._host import Unusable, in_path, shebang, walk
+from fastns.rootfs._model import RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 INSIDE = "/usr/local/bin:/usr/bin:/bin"
-"""Where a command is looked up first, as the PATH inside leads there too."""
+"""Where a command is looked up first: the PATH inside is the same."""
 RESOLVER = "/etc/resolv.conf"
-MAX_RESOLVER = 64 << 10
-"""Bytes of the host's file that are read."""
+MAX_RESOLVER = 64 << 10  # bytes of the host's file that are read
 
 PERL_PLACES = (
     *("/etc/perl", "/usr/lib/*/perl-base", "/usr/lib/*/perl", "/usr/lib/*/perl5", "/usr/lib/perl5"),
@@ -47,32 +46,31 @@ NETWORK_PLACES = (
 
 @record(frozen=True)
 class Bundle:
-    """What is added to a build."""
+    """What is added to a build. `texts`: (path inside, content)."""
 
     commands: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     texts: tuple[tuple[str, str], ...] = ()
-    """Path inside, content."""
 
 
 def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
-    """The bundle of that name for those of `commands` that are of its kind, or else for this
-    machine's own.
+    """The bundle of that name for those of `commands` that are of its kind, or for this machine's
+    own if there are none.
 
-    Raises RootfsError: there is no such bundle, or nothing of it on this machine.
+    Raises RootfsError if there is no such bundle, or nothing of it on this machine.
     """
     if name == "network":
         return _network()
     if name not in INTERPRETERS:
-        names = ", ".join(sorted((*INTERPRETERS, "network")))
-        raise RootfsError(f"bundle {name!r}: one of {names} expected")
+        raise RootfsError(f"bundle {name!r}: one of {', '.join(sorted(BUNDLES))} expected")
     kind = INTERPRETERS[name]
     places = [found for found in map(_place, commands) if found and kind.is_one(found)]
     own = [path for path in places if not _is_script(path)]  # a shim starts another program
     extra: list[str] = []
     added: list[str] = []
     if not own:
-        added = [path for path in (_default(each) for each in kind.commands) if path]
+        found_there = [in_path(each, INSIDE) or in_path(each) for each in kind.commands]
+        added = [path for path in found_there if path]
         if not added or not kind.is_one(added[0]):
             missing = f"command {kind.commands[0]}"
             raise RootfsError(
@@ -112,63 +110,57 @@ def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
 # ---- the kinds ----
 
 
+def _python(path: str) -> list[str]:
+    end = _end(path)
+    prefix = os.path.dirname(os.path.dirname(end))
+    version = re.fullmatch(r"python(3\.\d+)", os.path.basename(end))
+    number = version[1] if version else "3.*"
+    libraries = _there(f"{prefix}/{lib}/python{number}/os.py" for lib in ("lib", "lib64"))
+    found = [os.path.dirname(library) for library in libraries]
+    if found and prefix == "/usr":
+        found += _there(["/usr/lib/python3/dist-packages"])
+    environment = os.path.dirname(os.path.dirname(path))  # a virtual one
+    if found and os.path.isfile(f"{environment}/pyvenv.cfg"):
+        found += _there([f"{environment}/pyvenv.cfg", f"{environment}/lib"])
+    return found
+
+
+def _perl(path: str) -> list[str]:
+    prefix = os.path.dirname(os.path.dirname(_end(path)))
+    own = [] if prefix in ("/usr", "") else [f"{prefix}/lib/perl5", f"{prefix}/lib"]
+    found = _there(own) or _there(PERL_PLACES)
+    return sorted(found, key=lambda place: place == "/etc/perl")  # it holds no library
+
+
+def _gcc(_path: str) -> list[str]:
+    found = _there(GCC_PLACES)
+    for library in _there(("/usr/lib/*/libc.so", "/usr/lib64/libc.so", "/usr/lib/libc.so")):
+        directory = os.path.dirname(library)
+        found += _there(f"{directory}/{name}" for name in GCC_FILES)
+    return found
+
+
+@record(frozen=True)
 class _Kind:
     commands: tuple[str, ...]
     """Looked up when no command of its kind is given; the first one must exist."""
-    form: str
-    """A regular expression that the names of its programs match."""
+    form: str  # a regular expression that the names of its programs match
+    places: Callable[[str], list[str]]
+    """The paths that a program needs, the most important first; all of them exist."""
 
     def is_one(self, path: str) -> bool:
         return any(re.fullmatch(self.form, os.path.basename(end)) for end in (path, _end(path)))
 
-    def places(self, path: str) -> list[str]:
-        """The paths that such a program needs, the most important first; all of them exist."""
-        raise NotImplementedError
 
-
-class _Python(_Kind):
-    commands = ("python3",)
-    form = r"python(3(\.\d+)?)?"
-
-    def places(self, path: str) -> list[str]:
-        end = _end(path)
-        prefix = os.path.dirname(os.path.dirname(end))
-        version = re.fullmatch(r"python(3\.\d+)", os.path.basename(end))
-        number = version[1] if version else "3.*"
-        libraries = _there(f"{prefix}/{lib}/python{number}/os.py" for lib in ("lib", "lib64"))
-        found = [os.path.dirname(library) for library in libraries]
-        if found and prefix == "/usr":
-            found += _there(["/usr/lib/python3/dist-packages"])
-        environment = os.path.dirname(os.path.dirname(path))  # a virtual one
-        if found and os.path.isfile(f"{environment}/pyvenv.cfg"):
-            found += _there([f"{environment}/pyvenv.cfg", f"{environment}/lib"])
-        return found
-
-
-class _Perl(_Kind):
-    commands = ("perl",)
-    form = r"perl[\d.]*"
-
-    def places(self, path: str) -> list[str]:
-        prefix = os.path.dirname(os.path.dirname(_end(path)))
-        own = [] if prefix in ("/usr", "") else [f"{prefix}/lib/perl5", f"{prefix}/lib"]
-        found = _there(own) or _there(PERL_PLACES)
-        return sorted(found, key=lambda place: place == "/etc/perl")  # no library
-
-
-class _Gcc(_Kind):
-    commands = ("gcc", "as", "ld", "cc", "cpp", "g++", "c++")
-    form = r"(.*-)?(gcc|cc|g\+\+|c\+\+|cpp)(-[\d.]+)?"
-
-    def places(self, path: str) -> list[str]:
-        found = _there(GCC_PLACES)
-        for library in _there(("/usr/lib/*/libc.so", "/usr/lib64/libc.so", "/usr/lib/libc.so")):
-            directory = os.path.dirname(library)
-            found += _there(f"{directory}/{name}" for name in GCC_FILES)
-        return found
-
-
-INTERPRETERS: dict[str, _Kind] = {"python": _Python(), "perl": _Perl(), "gcc": _Gcc()}
+INTERPRETERS = {
+    "python": _Kind(("python3",), r"python(3(\.\d+)?)?", _python),
+    "perl": _Kind(("perl",), r"perl[\d.]*", _perl),
+    "gcc": _Kind(
+        ("gcc", "as", "ld", "cc", "cpp", "g++", "c++"),
+        r"(.*-)?(gcc|cc|g\+\+|c\+\+|cpp)(-[\d.]+)?",
+        _gcc,
+    ),
+}
 BUNDLES = (*INTERPRETERS, "network")
 
 
@@ -195,14 +187,8 @@ def _there(patterns: Iterable[str]) -> list[str]:
     return [path for pattern in patterns for path in sorted(glob.glob(pattern))]
 
 
-def _default(name: str) -> str | None:
-    return in_path(name, INSIDE) or in_path(name, os.environ.get("PATH", os.defpath))
-
-
 def _place(command: str) -> str | None:
-    if "/" in command:
-        return os.path.abspath(command)
-    return in_path(command, os.environ.get("PATH", os.defpath))
+    return os.path.abspath(command) if "/" in command else in_path(command)
 
 
 def _end(path: str) -> str:

@@ -1,17 +1,40 @@
-"""The host's files: where a path leads, and where a command is."""
+"""Looks at the host's files: where a path leads, where a command is, what a `#!` line says."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
 
-from fastns.rootfs._model import Entries, Entry, Unusable
+from fastns._record import record
 
-MAX_LINKS = 40
-"""Symbolic links followed in one path, as in the kernel (path_resolution(7))."""
-KERNEL_PLACES = ("/dev", "/proc", "/sys")
-"""Files here are the kernel's and cannot be copied."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO, Literal
+
+MAX_SHEBANG = 256  # bytes of the `#!` line that the kernel reads (execve(2))
+MAX_LINKS = 40  # symbolic links followed in one path, as in the kernel (path_resolution(7))
+KERNEL_PLACES = ("/dev", "/proc", "/sys")  # files here are the kernel's and cannot be copied
+
+
+class Unusable(Exception):
+    """A path of the host that cannot be copied, and why. Becomes part of a RootfsError."""
+
+
+@record(frozen=True)
+class Entry:
+    """What is at one path inside the root."""
+
+    kind: Literal["directory", "link", "file", "text"]
+    mode: int = 0o644
+    source: str = ""  # the host's file, the target of the link, or the text
+    size: int = 0
+    mtime_ns: int = 0
+
+
+Entries = dict[str, Entry]
+"""By path: as on the host, absolute, without symbolic links in its directories."""
 
 
 def absolute(path: str) -> str:
@@ -84,10 +107,40 @@ def _entry(path: str, status: os.stat_result) -> Entry:
     return Entry("file", mode, path, status.st_size, status.st_mtime_ns)
 
 
-def in_path(name: str, path: str) -> str | None:
-    """The first executable file of that name in a PATH, whose relative directories are skipped."""
-    for directory in path.split(os.pathsep):
+def in_path(name: str, path: str | None = None) -> str | None:
+    """The first executable file of that name in `path`, or else in PATH. Relative directories in it
+    are skipped."""
+    for directory in (path or os.environ.get("PATH", os.defpath)).split(os.pathsep):
         found = os.path.join(directory, name)
         if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):
             return found
     return None
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a regular file for reading. OSError for all else: a FIFO would wait for a writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return open(fd, "rb")
+
+
+def shebang(path: str) -> list[str]:
+    """The words of a script's first line, the interpreter first; empty if there is no `#!`."""
+    with open_file(path) as file:
+        line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
+    return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
+
+
+def run_by_env(words: list[str]) -> list[str]:
+    """The command among the words after env(1): a list of one, or empty."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("-u", "-C", "--unset", "--chdir"):
+            next(rest, None)
+        elif word.startswith("-S") and len(word) > 2:
+            return [word[2:]]
+        elif not word.startswith("-") and "=" not in word:
+            return [word]
+    return []

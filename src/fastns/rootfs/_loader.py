@@ -1,24 +1,47 @@
-"""Which libraries a program loads, and from where, by the rules of ld.so(8). Nothing is run."""
+"""Which libraries a program loads, and from where, by the rules of ld.so(8).
+
+ELF files are read, never run, as ldd(1) may do.
+"""
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
+import struct
 from collections import deque
 
 from fastns._record import record
-from fastns.rootfs._elf import Elf, Machine, is_for, read
-from fastns.rootfs._model import Unusable
+from fastns.rootfs._host import Unusable, open_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any, BinaryIO
 
-ANY_LOADERS = ("/lib", "/usr/lib")
-"""Directories that every loader searches."""
-CACHED = ("/lib64", "/usr/lib64")
-"""Directories built into ldconfig(8), so the cache leads there."""
+HEADER = 20  # bytes up to the end of e_machine (elf(5))
+
+MAX_READ = 4 << 20  # bytes that are read of one file; each read counts as READ_COST at least
+READ_COST = 64
+MAX_TEXT = 4095  # bytes of a path or name (PATH_MAX without its NUL)
+
+Machine = tuple[int, int, int]
+"""Class, byte order and e_machine: the same for a program and its libraries."""
+ANY_LOADERS = ("/lib", "/usr/lib")  # directories that every loader searches
+CACHED = ("/lib64", "/usr/lib64")  # directories built into ldconfig(8), so the cache leads there
+
+
+@record(frozen=True)
+class Elf:
+    """What an ELF file needs from the loader."""
+
+    machine: Machine
+    interpreter: str | None = None
+    soname: str | None = None
+    needed: tuple[str, ...] = ()
+    rpath: tuple[str, ...] = ()
+    runpath: tuple[str, ...] = ()
 
 
 @record(frozen=True)
@@ -27,8 +50,7 @@ class Loaded:
 
     path: str
     elf: Elf
-    user: Loaded | None = None
-    """The file that needs it; None for the program itself."""
+    user: Loaded | None = None  # the file that needs it; None for the program itself
 
 
 @record(frozen=True)
@@ -37,25 +59,22 @@ class Need:
 
     name: str
     user: Loaded
-    path: str | None = None
-    """On the host; None if it was not found."""
-    trouble: str = ""
-    """Why it cannot be loaded from there."""
+    path: str | None = None  # on the host; None if it was not found
+    trouble: str = ""  # why it cannot be loaded from there
 
 
 class Search:
     """The loaders found so far, and the directories that they search."""
 
     def __init__(self) -> None:
-        self.uses_cache = False
-        """Whether a library lies where only the loader's cache leads."""
+        self.uses_cache = False  # whether a library lies where only the loader's cache leads
         self._configured = configured_dirs("/etc/ld.so.conf")
         self._built_in: dict[str | Machine, list[str]] = {}
         """By loader, and by machine those of its first loader."""
         self._elfs: dict[str, Elf | None] = {}
 
     def read(self, path: str) -> Elf | None:
-        """_elf.read(), once for each file."""
+        """read(), once for each file."""
         if path not in self._elfs:
             self._elfs[path] = read(path)
         return self._elfs[path]
@@ -153,3 +172,90 @@ def configured_dirs(path: str, seen: frozenset[str] = frozenset()) -> list[str]:
             elif words[0] != "hwcap":
                 result += [word.split("=", 1)[0].rstrip("/") for word in words if word[:1] == "/"]
     return list(dict.fromkeys(result))
+
+
+# ---- ELF files ----
+
+
+def read(path: str) -> Elf | None:
+    """What an ELF file needs; None if it is no ELF file. Raises Unusable if it is broken."""
+    with open_file(path) as file:
+        machine = _machine(file.read(HEADER))
+        if machine is None:
+            return None
+        from elftools.elf.elffile import ELFFile  # slow to import
+
+        stream: Any = _Bounded(file)
+        try:
+            return _needs(machine, ELFFile(stream))
+        except OSError:
+            raise
+        except Exception as error:  # a broken file may make the parser raise anything
+            what = "too much to read" if stream.is_spent else type(error).__name__
+            raise Unusable(f"is a broken ELF file ({what})") from error
+
+
+def is_for(path: str, machine: Machine) -> bool:
+    """Whether the loader would use this file: it skips those for another machine."""
+    try:
+        with open_file(path) as file:
+            return _machine(file.read(HEADER)) == machine
+    except OSError:
+        return False
+
+
+class _Bounded:
+    """A file of which at most MAX_READ is read. The parser trusts the sizes in a file: it would
+    follow a million entries, or a name without an end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MAX_READ
+        self.is_spent = False
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError as error:  # EINVAL: an offset that no file has
+            raise ValueError(error.strerror) from None
+
+    def read(self, size: int = -1) -> bytes:
+        cost = max(size, READ_COST)
+        self.is_spent = size < 0 or cost > self._left
+        if self.is_spent:
+            raise ValueError
+        self._left -= cost
+        return self._file.read(size)
+
+
+def _machine(header: bytes) -> Machine | None:
+    """Class, byte order and machine; None if it is not the header of an ELF file."""
+    if len(header) < HEADER or header[:4] != b"\x7fELF":
+        return None
+    (number,) = struct.unpack_from(">H" if header[5] == 2 else "<H", header, 18)
+    return header[4], header[5], number
+
+
+def _needs(machine: Machine, file: Any) -> Elf:
+    """What a file needs, from its program headers and its dynamic section."""
+    interpreter = None
+    tags: dict[str, list[str]] = {"soname": [], "needed": [], "rpath": [], "runpath": []}
+    for segment in file.iter_segments():
+        if segment["p_type"] == "PT_INTERP":
+            interpreter = segment.get_interp_name()
+        elif segment["p_type"] == "PT_DYNAMIC":
+            for tag in segment.iter_tags():
+                name = str(tag.entry.d_tag).removeprefix("DT_").lower()
+                if name in tags:
+                    tags[name].append(getattr(tag, name))
+    for text in (interpreter or "", *itertools.chain(*tags.values())):
+        if len(text) > MAX_TEXT:
+            raise ValueError(text[:MAX_TEXT])
+    soname = tags["soname"][0] if tags["soname"] else None
+    paths = _directories(tags["rpath"]), _directories(tags["runpath"])
+    return Elf(machine, interpreter, soname, tuple(tags["needed"]), *paths)
+
+
+def _directories(values: list[str]) -> tuple[str, ...]:
+    return tuple(path for value in values for path in value.split(":") if path)

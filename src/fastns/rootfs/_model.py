@@ -1,4 +1,4 @@
-"""What the steps of a build pass to each other, and the result of a build."""
+"""What the steps of a build pass to each other, its result, and its error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from fastns.errors import FastnsError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Literal, TypeAlias
+    from typing import TypeAlias
+
+    from fastns.rootfs._host import Entries
 
     Progress: TypeAlias = Callable[[int, int, str], None]
     """Called with (files done, files in all, path inside the root of the current one)."""
@@ -27,10 +29,6 @@ class RootfsError(FastnsError):
         super().__init__(message)
         self.missing = missing
         self.hint = hint
-
-
-class Unusable(Exception):
-    """A path of the host that cannot be copied, and why. Becomes part of a RootfsError."""
 
 
 @record(frozen=True)
@@ -58,22 +56,7 @@ class Root:
     hints: tuple[str, ...] = ()
 
 
-@record(frozen=True)
-class Entry:
-    """What is at one path inside the root."""
-
-    kind: Literal["directory", "link", "file", "text"]
-    mode: int = 0o644
-    source: str = ""
-    """The host's file, the target of the link, or the text."""
-    size: int = 0
-    mtime_ns: int = 0
-
-
-Texts = dict[str, str]
-"""Content by path inside."""
-Entries = dict[str, Entry]
-"""By path: as on the host, absolute, without symbolic links in its directories."""
+Texts = dict[str, str]  # content by path inside
 
 
 @record(frozen=True)

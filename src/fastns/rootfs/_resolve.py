@@ -1,4 +1,5 @@
-"""Which files a root needs: the commands, their interpreters, loaders and libraries.
+"""Which files a root needs: commands, their interpreters, loaders and libraries, and what is in
+every root.
 
 Files are read, never run. Everything that is missing is collected; nothing is written.
 """
@@ -6,25 +7,72 @@ Files are read, never run. Everything that is missing is collected; nothing is w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 
 from fastns._terminfo import paths_of
-from fastns.rootfs import _skeleton
-from fastns.rootfs._elf import Elf, is_for
-from fastns.rootfs._host import absolute, in_path, walk
-from fastns.rootfs._loader import Loaded, Need, Search
-from fastns.rootfs._model import Entries, Entry, Plan, RootfsError, Unusable
-from fastns.rootfs._read import run_by_env, shebang
+from fastns.rootfs._host import (
+    Entries,
+    Entry,
+    Unusable,
+    absolute,
+    in_path,
+    open_file,
+    run_by_env,
+    shebang,
+    walk,
+)
+from fastns.rootfs._loader import Elf, Loaded, Need, Search, is_for
+from fastns.rootfs._model import Plan, RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
     from fastns.rootfs._model import Texts
 
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-"""Where a command may be that is not in PATH, for the hint."""
+"""Where the hint looks for a command that is not in PATH."""
+
+LAYOUT = (
+    *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
+    *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
+)
+"""Links or directories as on the host; absent if the host has none."""
+DIRECTORIES = {
+    **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
+    **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
+    "/root": 0o700,
+    "/tmp": 0o1777,
+    "/var/tmp": 0o1777,
+}
+"""Directories of every root, with their modes. A link that LAYOUT has put there stays."""
+TEXTS = {
+    "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    "/etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost\n",
+    "/etc/hostname": "localhost\n",
+    "/etc/resolv.conf": "",
+}
+"""Files written unless they are copied or already exist: a user may have changed them."""
+
+LOCALE = "/usr/lib/locale/C.utf8"
+"""The locale of glibc for LANG=C.UTF-8, the default inside. Without it text is taken for bytes."""
+TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
+"""Libraries that read the terminal database, for shells, `less`, `top` and the like."""
+TERMINALS = (
+    *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
+    *("xterm", "xterm-256color"),
+)
+"""Entries of the terminal database that are copied with such a library, if the host has them."""
+NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
+"""The services that nsswitch.conf names above."""
+NSS_BUILT_IN = b"GLIBC_2.34\0"
+"""A symbol version of every C library that has these services built in."""
+MAX_LIBC = 64 << 20  # bytes of a C library that are searched, many times its size
 
 
 def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:
@@ -35,7 +83,7 @@ def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: T
     for path in extra:
         resolver.extra(path)
     resolver.what_libraries_open()
-    _skeleton.add_skeleton(resolver.entries, texts)
+    add_skeleton(resolver.entries, texts)
     missing = resolver.all_missing()
     if missing:
         raise RootfsError("; ".join(missing), missing=missing, hint=resolver.hint)
@@ -59,39 +107,41 @@ class _Resolver:
         self.target = target
         self.entries: Entries = {}
         self.libraries: set[str] = set()
-        self.missing: dict[str, None] = {}
-        """A dict for its order, which a set does not keep."""
+        self.missing: dict[str, None] = {}  # a dict for its order, which a set does not keep
         self.hint: str | None = None
         self._search = Search()
         self._programs: set[str] = set()
         self._not_found: list[tuple[Need, bool]] = []
-        """Each with whether a file of that name that is copied anyway is enough."""
+        """Each with whether it is enough that a file of that name is copied."""
+
+    @contextlib.contextmanager
+    def _needing(self, what: str) -> Iterator[None]:
+        """Reports what cannot be used as missing."""
+        try:
+            yield
+        except Unusable as reason:
+            self.missing[f"{what} {reason}"] = None
 
     # Arguments of the build
 
     def command(self, name: str) -> str | None:
         """Plan a command and what it needs. Returns its path, or None if it is missing."""
-        try:
+        with self._needing(f"command {name}:"):
             path = self._find_command(name)
             self._program(path)
-        except Unusable as reason:
-            self.missing[f"command {name}: {reason}"] = None
-            return None
-        return path
+            return path
+        return None
 
     def extra(self, path: str) -> None:
         """Plan a file, or a directory with everything in it."""
-        try:
+        with self._needing(f"extra {path}:"):
             final = self._add(path)
-        except Unusable as reason:
-            self.missing[f"extra {path}: {reason}"] = None
-            return
-        if self.entries[final].kind == "file":
-            self._libraries_of_extra(final)
-        elif inside(self.target, final):
-            self.missing[f"extra {path}: contains the destination, {self.target}"] = None
-        else:
-            self._tree(final)
+            if self.entries[final].kind == "file":
+                self._libraries_of_extra(final)
+            elif inside(self.target, final):
+                raise Unusable(f"contains the destination, {self.target}")
+            else:
+                self._tree(final)
 
     def _tree(self, top: str) -> None:
         """Plan everything in a directory, except what its links to directories lead to."""
@@ -127,7 +177,7 @@ class _Resolver:
             raise Unusable("not a name")
         if "/" in name:
             return absolute(name)
-        found = in_path(name, os.environ.get("PATH", os.defpath))
+        found = in_path(name)
         if found:
             return found
         elsewhere = in_path(name, COMMAND_PLACES)
@@ -158,12 +208,10 @@ class _Resolver:
         if words and os.path.basename(words[0]) == "env":
             names += run_by_env(words[1:])
         for number, name in enumerate(names):
-            try:
+            with self._needing(f"interpreter {name}: needed by {script},"):
                 if number == 0 and not os.path.isabs(name):
                     raise Unusable("not an absolute path")
                 self._program(self._find_command(name))
-            except Unusable as reason:
-                self.missing[f"interpreter {name}: needed by {script}, {reason}"] = None
 
     def _add(self, path: str) -> str:
         """Plan a path with the links and directories on its way. Returns the final path."""
@@ -172,7 +220,7 @@ class _Resolver:
         return final
 
     def _walk(self, path: str) -> tuple[str, Entries]:
-        """walk(), but never through the destination, where a sandbox may have written."""
+        """walk(), but never through the destination: a sandbox may have written there."""
         final, entries = walk(path)
         if any(inside(step, self.target) for step in entries):
             raise Unusable(f"lies in the destination, {self.target}")
@@ -197,64 +245,75 @@ class _Resolver:
                 # A program with plug-ins may already have loaded a file of that name.
                 self._not_found.append((need, in_extra))
                 continue
-            try:
+            with self._needing(f"{need.name}: needed by {need.user.path}, {need.path}"):
                 if need.trouble:
                     raise Unusable(need.trouble)
                 self.libraries.add(self._add(need.path))
-            except Unusable as reason:
-                words = f"{need.name}: needed by {need.user.path}, {need.path} {reason}"
-                self.missing[words] = None
 
     def _loader(self, path: str, program: Loaded) -> None:
-        try:
+        with self._needing(f"loader {path}: needed by {program.path},"):
             final, entries = self._walk(path)
             if self._search.read(final) is None:
-                raise Unusable("is no ELF file")  # what else a program names is not copied
+                raise Unusable("is no ELF file")  # anything else that a program names is not copied
             self.entries |= entries
-        except Unusable as reason:
-            self.missing[f"loader {path}: needed by {program.path}, {reason}"] = None
-            return
-        self.libraries.add(final)
-        self._search.add_loader(path, final, program.elf.machine)
+            self.libraries.add(final)
+            self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
         """Plan what libc, ncurses and the loader open at run time: locale, services, terminals,
-        cache."""
-        for path in sorted(self.libraries):
-            name = os.path.basename(path)
-            if name.startswith(_skeleton.TERMINAL_LIBRARIES):
-                self._terminals()
+        cache. What is not on this host, no library of it needs."""
+        for library in sorted(self.libraries):
+            name = os.path.basename(library)
+            if name.startswith(TERMINAL_LIBRARIES):
+                for path in itertools.chain(*map(paths_of, TERMINALS)):
+                    self._add_if_there(path)
             if not name.startswith(("libc.so.6", "libc-2.")):
                 continue
-            with contextlib.suppress(Unusable):  # older C libraries have no such locale
-                self._add(_skeleton.LOCALE)
-                self._tree(_skeleton.LOCALE)
-            if _skeleton.lacks_services(path):
-                elf = self._search.read(path)
-                if elf:
-                    services = Elf(elf.machine, needed=_skeleton.NSS_LIBRARIES)
-                    self._load(Loaded("/etc/nsswitch.conf", services))
+            if self._add_if_there(LOCALE):
+                self._tree(LOCALE)
+            elf = self._search.read(library) if lacks_services(library) else None
+            if elf:
+                services = Elf(elf.machine, needed=NSS_LIBRARIES)
+                self._load(Loaded("/etc/nsswitch.conf", services))
         if self._search.uses_cache:
-            with contextlib.suppress(Unusable):  # other C libraries have no cache
-                self._add("/etc/ld.so.cache")
+            self._add_if_there("/etc/ld.so.cache")
 
-    def _terminals(self) -> None:
-        for terminal in _skeleton.TERMINALS:
-            for path in paths_of(terminal):
-                with contextlib.suppress(Unusable):  # most are in one place only
-                    self._add(path)
+    def _add_if_there(self, path: str) -> bool:
+        with contextlib.suppress(Unusable):
+            self._add(path)
+            return True
+        return False
 
     def all_missing(self) -> tuple[str, ...]:
         """Everything that is missing, one text each."""
         for need, in_extra in self._not_found:
-            if not (in_extra and self._given(need)):
+            if not (in_extra and self._is_copied(need)):
                 self.missing[f"{need.name}: needed by {need.user.path}, not found"] = None
         return tuple(self.missing)
 
-    def _given(self, need: Need) -> bool:
+    def _is_copied(self, need: Need) -> bool:
         """Whether a file of that name and machine is copied anyway."""
-        return any(
-            os.path.basename(path) == need.name and is_for(path, need.user.elf.machine)
-            for path, entry in self.entries.items()
-            if entry.kind in ("file", "link")
-        )
+        names = [path for path, entry in self.entries.items() if entry.kind in ("file", "link")]
+        machine = need.user.elf.machine
+        return any(os.path.basename(path) == need.name and is_for(path, machine) for path in names)
+
+
+# ---- what every root has ----
+
+
+def add_skeleton(entries: Entries, texts: Texts) -> None:
+    """Add what every root has and is not planned yet. `texts` override TEXTS."""
+    for path in LAYOUT:
+        with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
+            entries |= walk(path)[1]
+    for path, mode in DIRECTORIES.items():
+        if path not in entries or entries[path].kind == "directory":
+            entries[path] = Entry("directory", mode)
+    for path, text in {**TEXTS, **texts}.items():
+        entries.setdefault(path, Entry("text", source=text, size=len(text.encode())))
+
+
+def lacks_services(libc: str) -> bool:
+    """Whether this C library loads NSS_LIBRARIES at run time, as an older glibc does."""
+    with open_file(libc) as file:
+        return NSS_BUILT_IN not in file.read(MAX_LIBC)

@@ -1,4 +1,4 @@
-"""Writes a plan into a root, completely or not at all.
+"""Writes a plan into a root, completely or not at all, and the marker beside it.
 
 What is new or changed is copied into a staging directory inside the root, then renamed into place.
 If a step fails, those before it are undone. All paths are opened directory by directory with
@@ -8,14 +8,17 @@ O_NOFOLLOW, so no link in a root leads out of it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import shutil
 import stat
 
+from fastns._record import record
 from fastns.rootfs._bundles import hints_of
-from fastns.rootfs._marker import Beside, Marker
-from fastns.rootfs._model import Entries, Entry, Plan, Root, RootfsError
-from fastns.rootfs._skeleton import TEXTS
+from fastns.rootfs._host import Entries, Entry
+from fastns.rootfs._model import Plan, Root, RootfsError
+from fastns.rootfs._resolve import TEXTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,10 +26,11 @@ if TYPE_CHECKING:
 
     from fastns.rootfs._model import Progress
 
-STAGE = ".fastns-rootfs.new"
-"""At the top of a root while it is being written."""
-COPY_SIZE = 1 << 20
-"""Bytes copied at once."""
+STAGE = ".fastns-rootfs.new"  # at the top of a root while it is being written
+COPY_SIZE = 1 << 20  # bytes copied at once
+MARKER = ".fastns-rootfs.json"
+"""The end of a marker's name. Earlier versions kept a file of this name inside the root."""
+MAX_SIZE = 64 << 20  # bytes of a marker, a hundred times what a large root needs
 
 
 @contextlib.contextmanager
@@ -44,15 +48,13 @@ class Writer:
 
     def __init__(self, root: int, target: str, progress: Progress | None) -> None:
         self.root = root
-        self.target = target
-        """Its path, for errors."""
+        self.target = target  # its path, for errors
         self.progress = progress
-        self._undo: list[Callable[[], None]] = []
 
     def install(
         self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
     ) -> Root:
-        """Write what differs, and the marker `beside` if it is no longer as `before`."""
+        """Write what differs, and the marker if it changes from `before`."""
         self._clear_stage()
         marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
@@ -88,7 +90,7 @@ class Writer:
             ) from None
 
     def _differs(self, path: str, entry: Entry) -> bool:
-        """Whether an entry has to be written. Raises RootfsError if something is in its way."""
+        """Whether an entry must be written. Raises RootfsError if something is in its way."""
         try:
             with self._parent(path) as (parent, name):
                 status = os.lstat(name, dir_fd=parent)
@@ -137,39 +139,38 @@ class Writer:
             self.progress(done, total, "")
 
     def _commit(self, stage: int, jobs: Entries, put: Callable[[], None]) -> None:
-        """Move everything into place, parents first."""
-        try:
+        """Move everything into place, parents first. If a step fails, undo those before it."""
+        with contextlib.ExitStack() as undo:
             for number, (path, entry) in enumerate(jobs.items()):
                 if entry.kind == "directory":
-                    self._place_directory(path, entry.mode)
+                    self._place_directory(path, entry.mode, undo)
                 else:
-                    self._place(stage, str(number), path)
+                    self._place(stage, str(number), path, undo)
             put()
-        except BaseException:
-            for step in reversed(self._undo):
-                step()
-            raise
+            undo.pop_all()
 
-    def _place_directory(self, path: str, mode: int) -> None:
+    def _place_directory(self, path: str, mode: int, undo: contextlib.ExitStack) -> None:
         with self._parent(path) as (parent, name):
             os.mkdir(name, 0o700, dir_fd=parent)
-            self._undo.append(lambda: self._remove(path, os.rmdir))
+            undo.callback(self._remove, path, os.rmdir)
             with opened(name, parent) as fd:
                 os.fchown(fd, os.geteuid(), os.getegid())
                 os.fchmod(fd, mode)
 
-    def _place(self, stage: int, staged: str, path: str) -> None:
+    def _place(self, stage: int, staged: str, path: str, undo: contextlib.ExitStack) -> None:
         """Move one staged file over what is there. The old file is kept until all is done."""
         old = f"{staged}.old"
         with self._parent(path) as (parent, name):
             try:
                 os.link(name, old, src_dir_fd=parent, dst_dir_fd=stage, follow_symlinks=False)
+                is_new = False
             except FileNotFoundError:
-                os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
-                self._undo.append(lambda: self._remove(path, os.unlink))
+                is_new = True
+            os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
+            if is_new:
+                undo.callback(self._remove, path, os.unlink)
             else:
-                os.rename(staged, name, src_dir_fd=stage, dst_dir_fd=parent)
-                self._undo.append(lambda: self._restore(stage, old, path))
+                undo.callback(self._restore, stage, old, path)
 
     def _restore(self, stage: int, old: str, path: str) -> None:
         with self._parent(path) as (parent, name):
@@ -181,7 +182,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """(fd of the directory, name) of a path inside. A link on the way is an error."""
+        """(fd of its directory, name) of a path inside. A link on the way is an error."""
         *directories, name = path.strip("/").split("/")
         fd = os.dup(self.root)
         try:
@@ -203,7 +204,7 @@ class Writer:
 
 def _make(directory: int, name: str, entry: Entry) -> None:
     """Make a file or link that the caller owns, without extended attributes (capabilities)."""
-    owner = os.geteuid(), os.getegid()  # set each time: in a setgid directory the group differs
+    owner = os.geteuid(), os.getegid()  # a setgid directory would give the file its own group
     if entry.kind == "link":
         os.symlink(entry.source, name, dir_fd=directory)
         os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
@@ -216,8 +217,125 @@ def _make(directory: int, name: str, entry: Entry) -> None:
                 shutil.copyfileobj(original, copy, COPY_SIZE)
         else:
             copy.write(entry.source.encode())
-        copy.flush()  # a later write would change the times set below
+        copy.flush()  # before the times are set, which a write changes
         os.fchown(fd, *owner)
         os.fchmod(fd, entry.mode)
         if entry.kind == "file":
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+# ---- the marker: what fastns built the root from ----
+#
+# It decides what the next build copies. So it lies beside the root, in the parent directory, where
+# no sandbox of that root can write.
+
+
+@record(frozen=True)
+class Marker:
+    """The arguments of the builds, and the files in the root."""
+
+    commands: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plan: Plan) -> Marker:
+        files = (path for path, entry in plan.entries.items() if entry.kind != "directory")
+        return cls(plan.commands, plan.extra, tuple(sorted(files)))
+
+    def as_text(self) -> str:
+        return json.dumps({"fastns_rootfs": 2, **vars(self)}, indent=1) + "\n"
+
+
+class Beside:
+    """The place of a root's marker: a descriptor of the parent directory, and a name."""
+
+    def __init__(self, parent: int, target: str) -> None:
+        self.parent = parent
+        self.target = target
+        self.name = f".{os.path.basename(target)}{MARKER}"
+        self.path = os.path.join(os.path.dirname(target), self.name)
+
+    def read(self) -> Marker | None:
+        """The marker; None if there is none. Raises RootfsError if it cannot be trusted."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            fd = os.open(self.name, flags, dir_fd=self.parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            error.filename = self.path
+            raise
+        try:
+            self._check(os.fstat(fd))
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read(MAX_SIZE + 1)
+        finally:
+            os.close(fd)
+        marker = _parsed(content) if len(content) <= MAX_SIZE else None
+        if marker is None:
+            raise self._untrusted("is not what fastns writes")
+        return marker
+
+    def _check(self, status: os.stat_result) -> None:
+        """Raises RootfsError if others can have written it, or it is too large."""
+        if status.st_uid != os.geteuid():
+            raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
+        if not stat.S_ISREG(status.st_mode):
+            raise self._untrusted("is no regular file")
+        if status.st_mode & 0o022:
+            raise self._untrusted("can be written by others")
+        if status.st_nlink != 1:
+            raise self._untrusted("has a second name (a hard link)")
+        if status.st_size > MAX_SIZE:
+            raise self._untrusted(f"is larger than {MAX_SIZE >> 20} MiB")
+
+    def _untrusted(self, why: str) -> RootfsError:
+        return RootfsError(
+            f"{self.path} {why}; it says what {self.target} is made of",
+            hint="build into a new directory and name all commands again",
+        )
+
+    @contextlib.contextmanager
+    def staged(self, marker: Marker) -> Iterator[Callable[[], None]]:
+        """Write a marker under a temporary name. Yields a function that renames it into place. If
+        that is not called, the marker is removed."""
+        fresh = f"{self.name}.{secrets.token_hex(4)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            fd = os.open(fresh, flags, 0o600, dir_fd=self.parent)
+        except PermissionError as error:
+            raise RootfsError(
+                f"{os.path.dirname(self.path)} cannot be written: what {self.target} is made of is "
+                "recorded there, out of reach of its sandboxes",
+                hint=f"build into a directory below it: {self.target}/root",
+            ) from error
+        try:
+            with open(fd, "wb") as file:
+                file.write(marker.as_text().encode("utf-8", "surrogateescape"))
+            yield lambda: self._place(fresh)
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # renamed
+                os.unlink(fresh, dir_fd=self.parent)
+
+    def _place(self, fresh: str) -> None:
+        try:
+            os.rename(fresh, self.name, src_dir_fd=self.parent, dst_dir_fd=self.parent)
+        except OSError as error:
+            error.filename = self.path
+            raise
+
+
+def _parsed(content: bytes) -> Marker | None:
+    """The marker in this text; None if it is not one."""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or data.get("fastns_rootfs") != 2:
+        return None
+    lists = [data.get(name, []) for name in ("commands", "extra", "files")]
+    for value in lists:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            return None
+    return Marker(*map(tuple, lists))
