@@ -76,7 +76,8 @@ def _verb(name: str, action: str, parser: Parser) -> Verb:
     usage = parser.format_usage().removeprefix("usage: ").strip()
     groups = []
     for group in parser._action_groups:
-        options = tuple(_option(each) for each in group._group_actions if each.option_strings)
+        shown = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
+        options = tuple(_option(each) for each in shown if each.option_strings)
         if options:
             title = "" if group.title == "options" else group.title or ""
             groups.append(Group(title, options))
