@@ -330,12 +330,11 @@ def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
         try:
             with _as_failed(), contextlib.ExitStack() as stack:
                 run_batch: Any
+                spec = boxes.spec()
                 if name == "Template.run_batch":
-                    run_batch = stack.enter_context(fastns.Template(boxes.spec())).run_batch
+                    run_batch = stack.enter_context(fastns.Template(spec)).run_batch
                 else:
-                    run_batch = functools.partial(
-                        fastns.run_batch, spec=fastns.compile(boxes.spec())
-                    )
+                    run_batch = functools.partial(fastns.run_batch, spec=fastns.compile(spec))
                 run = functools.partial(run_batch, concurrency=concurrency, capture_output=False)
                 expected = _rate(run, boxes, BATCH_WARM_UP)
                 jobs = max(BATCH_WARM_UP, min(BATCH_JOBS, int(expected * BATCH_SECONDS)))

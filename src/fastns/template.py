@@ -222,11 +222,12 @@ class Template:
                 raise ClosedError(
                     "the Template is closed: use it inside its `with` block, or make another"
                 )
-            if self._server is None or not self._server.alive():
-                if self._server is not None:
-                    self._server.stop()
-                    self._server = None
-                self._server = _start(self._plan, self._parked)
+            if self._server is not None and not self._server.alive():
+                self._server.stop()
+                self._server = None
+            if self._server is None:
+                with open_null() as null:
+                    self._server = _core.Server(self._plan, null.fileno(), self._parked)
             return self._server
 
     def __del__(self) -> None:
@@ -237,8 +238,3 @@ class Template:
 
     def __repr__(self) -> str:
         return f"<fastns.Template: {len(self._plan.ops)} ops once, {len(self._sandbox.ops)} each>"
-
-
-def _start(plan: _core.Plan, parked: int) -> _core.Server:
-    with open_null() as null:
-        return _core.Server(plan, null.fileno(), parked)

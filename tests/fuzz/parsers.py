@@ -27,7 +27,7 @@ from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
 from fastns._policy import seccomp_profile as profile
 from fastns._policy.userns import entries
-from fastns.cli import UsageError, _flags, _jobs, _results, _values
+from fastns.cli import UsageError, _flags, _jsonl, _values
 from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser
 from fastns.errors import SpecError
@@ -173,16 +173,16 @@ def profiles_as_mappings(profile: object) -> None:
         build(profile)
 
 
-@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jobs.KEYS)]))
+@given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jsonl.KEYS)]))
 def jobs(data: bytes) -> None:
     """A line of `fastns batch`. A job's `id` comes back unchanged."""
-    reader = _jobs.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
+    reader = _jsonl.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:
         return
     assert all(isinstance(word, str) for word in entry.job.args)
     assert entry.job.timeout is None or 0 < entry.job.timeout <= MAX_TIMEOUT
-    line = _results.line_of(entry.head, 7, {"exit_code": 0})
+    line = _jsonl.line_of(entry.head, 7, {"exit_code": 0})
     assert "\n" not in line
     back = json.loads(line)
     assert (back["index"], back["exit_code"]) == (7, 0)

@@ -17,10 +17,9 @@ import pytest
 
 import fastns
 from fastns import CompletedSandbox, Job, SpawnError, Spec, SpecError, TimeoutExpired, Usage
-from fastns.cli import _jobs, main
+from fastns.cli import _jsonl, main
 from fastns.cli import batch as cli_batch
-from fastns.cli._jobs import entry_of
-from fastns.cli._results import fields_of, line_of
+from fastns.cli._jsonl import entry_of, fields_of, line_of
 from fastns.cli.batch import Batch
 
 USAGE = Usage(0.25, 0.5, 4096, True)
@@ -223,7 +222,7 @@ def test_a_line_without_end_is_not_read_for_ever(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_jobs, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(_jsonl, "CHUNK_BYTES", 1 << 20)
     assert main(["batch", "/dev/zero"]) == 125
     assert capfd.readouterr().err.startswith("fastns: /dev/zero:1: longer than 1 MiB\n")
 
@@ -256,7 +255,7 @@ def test_lines_longer_and_shorter_than_a_read(
 def test_a_chunk_is_bounded_by_its_bytes(
     layer: Layer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_jobs, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(_jsonl, "CHUNK_BYTES", 1000)
     jobs_file(place, *[json.dumps(["x" * 300])] * 10)
     assert main(["batch", "-o", "out", "jobs.jsonl"]) == 0
     assert [len(chunk) for chunk in layer.chunks] == [4, 4, 2]
@@ -376,7 +375,7 @@ def test_a_wrong_field_leads_to_its_flag_and_this_help(
 def test_help_says_how_jobs_and_results_look(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", "--help"]) == 0
     text = capsys.readouterr().out
-    words = (*_jobs.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
+    words = (*_jsonl.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
     assert [word for word in words if word not in text] == []
     assert max(map(len, text.splitlines())) <= 80
 

@@ -21,7 +21,7 @@ from fastns import SpawnError, Spec, _machine, doctor
 from fastns._policy import owners
 from fastns._surroundings import OUT_OF_A_FILTER, Surroundings
 from fastns.cli import main
-from fastns.cli.doctor import _print_lines
+from fastns.cli.doctor import _printed
 from fastns.doctor import Check, Finding
 
 GOOD = Check("kernel", True, "basic", "6.1.0")
@@ -73,7 +73,7 @@ def test_a_line_each_with_the_fix_below(
 def test_marks_fit_the_encoding_of_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    _print_lines([GOOD, BAD_BASIC, INFO])
+    assert [*_printed([GOOD, BAD_BASIC, INFO])] == [GOOD, BAD_BASIC, INFO]
     marks = [line[:1] for line in raw.getvalue().decode().splitlines()]
     assert marks == ["+", "x", " ", "-"]
 

@@ -30,6 +30,15 @@ VERBS = {
     "doctor": "show what works on this machine, and how to fix the rest",
     "completion": "print a completion script for bash, zsh or fish",
 }
+HELP = """\
+usage: fastns COMMAND [OPTIONS]
+       fastns --version
+
+Sandboxes from Linux namespaces.
+
+{}
+
+fastns COMMAND --help describes a command and its options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         complain(error.message, error.hint)
         return EXIT_FAILED
-    except SystemExit as stop:  # by argparse, after it has printed a verb's --help
+    except SystemExit as stop:  # argparse has printed the --help of a verb
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
@@ -50,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """main() as a whole process. The interpreter is not taken down, module by module, which takes
-    longer than the start of a sandbox; exit handlers and buffered output are taken care of."""
+    """Runs main() and ends the process. It runs exit handlers and writes buffered output, but skips
+    the rest of the interpreter's shutdown, which takes longer than the start of a sandbox."""
     import atexit
     import gc
 
@@ -63,15 +72,15 @@ def program() -> NoReturn:
         try:
             if file is not None:
                 file.flush()
-        except (OSError, ValueError):  # nobody reads it, or it is closed
+        except (OSError, ValueError):  # no reader, or closed
             code = code or EXIT_FAILED
     os._exit(code)
 
 
 def _hold_closed_fds() -> None:
-    """Keep the numbers 0, 1 and 2, where they are closed, from files of fastns's own: a command
-    would write to these. Each is opened for the other direction, so that it still fails with EBADF.
-    """
+    """Opens /dev/null as each of 0, 1 and 2 that is closed, so that no file of fastns gets this
+    number, where the command would use it. It is opened for the wrong direction, so that reads and
+    writes still fail with EBADF."""
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
@@ -124,16 +133,4 @@ def _unknown_verb(verb: str) -> UsageError:
 
 def _help_text() -> str:
     width = max(len(verb) for verb in VERBS)
-    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: fastns COMMAND [OPTIONS]",
-            "       fastns --version",
-            "",
-            "Sandboxes from Linux namespaces.",
-            "",
-            *lines,
-            "",
-            "fastns COMMAND --help describes a command and its options.",
-        ]
-    )
+    return HELP.format("\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()))

@@ -11,66 +11,51 @@ _NO_IMAGES = (
     "there are no images: --rootfs DIR takes a directory, such as `fastns rootfs build` makes; "
     "without it the host's system directories are in view"
 )
-_NO_PORTS = (
-    "no ports are published: with --network host the command listens on the host's own addresses"
-)
-_NO_NAME = (
-    "a sandbox has no name: it is gone when its command ends; in Python, fastns.spawn() returns a "
-    "handle"
-)
-_NO_NETWORKS = "a sandbox has no network but lo (--network none), or the host's (--network host)"
-_DETACH = "fastns run waits for the command: add & in a shell, or use fastns.spawn() in Python"
-_OUTPUT = "output goes to stdout and stderr as it comes: redirect it"
-_STREAMS = "stdin, stdout and stderr are always connected: leave it out"
-_HEALTH = "there are no health checks: --timeout ends a sandbox, the exit code says how it ended"
-_DEVICE = (
+_INSTEAD = {
+    "stdin, stdout and stderr are always connected: leave it out": "-a --attach --detach-keys",
+    "fastns run waits for the command: add & in a shell, or use fastns.spawn() in Python":
+        "-d --detach",
+    "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are": "-c --cpu-shares",
+    "--cpus N, such as 1.5": "--cpu-period --cpu-quota",
     "bind the device file with the option dev, such as -v /dev/kvm:/dev/kvm:dev; its owner and "
-    "mode on the host decide whether it can be opened"
-)
-_OOM = "a sandbox over --memory is always ended; --status-fd reports the cause, oom"
-_RATES = "--io DEVICE:KEY=N, where KEY is rbps, wbps, riops or wiops"
-_RESOLV = "give the whole file: --file /etc/resolv.conf=@PATH"
-
-_SHARES = "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are"
-_QUIET = "fastns prints nothing of its own but errors: leave it out"
-_HEALTH_OPTIONS = ("--health-cmd", "--health-interval", "--health-retries", "--health-timeout")
-
-OPTIONS = {
-    **dict.fromkeys(("-a", "--attach", "--detach-keys"), _STREAMS),
-    **dict.fromkeys(("-d", "--detach"), _DETACH),
-    **dict.fromkeys(("-c", "--cpu-shares"), _SHARES),
-    **dict.fromkeys(("--cpu-period", "--cpu-quota"), "--cpus N, such as 1.5"),
-    **dict.fromkeys(("--device", "--device-cgroup-rule"), _DEVICE),
-    **dict.fromkeys(("--device-read-bps", "--device-read-iops", "--blkio-weight"), _RATES),
-    **dict.fromkeys(("--device-write-bps", "--device-write-iops"), _RATES),
-    **dict.fromkeys(("--dns-opt", "--dns-option", "--dns-search"), _RESOLV),
-    **dict.fromkeys((*_HEALTH_OPTIONS, "--no-healthcheck"), _HEALTH),
-    **dict.fromkeys(("--ip", "--ip6", "--link", "--mac-address", "--network-alias"), _NO_NETWORKS),
-    **dict.fromkeys(("-l", "--label", "--label-file", "--name", "--cidfile"), _NO_NAME),
-    **dict.fromkeys(("--log-driver", "--log-opt"), _OUTPUT),
-    **dict.fromkeys(("--oom-kill-disable", "--oom-score-adj"), _OOM),
-    **dict.fromkeys(("-p", "-P", "--publish", "--publish-all", "--expose"), _NO_PORTS),
-    **dict.fromkeys(("-q", "--quiet"), _QUIET),
-    "--entrypoint": "there is no entrypoint: the command follows the options",
-    "--gpus": "bind the driver's device files with the option dev, such as "
-    "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr",
-    "--group-add": "additional_gids of a Spec, in Python",
-    "--memory-reservation": "--memory BYTES, a hard limit; there is no soft one",
-    "--platform": "there is no emulation: programs are those of this machine, or of --rootfs DIR",
-    "--privileged": "give what is needed by name: --cap-add NAME, --security-opt "
-    "seccomp=unconfined, --security-opt systempaths=unconfined, --userns host",
-    "--pull": _NO_IMAGES,
-    "--restart": "nothing is started again: use a loop of the shell, or Restart= of a systemd unit",
-    "--runtime": "fastns is the runtime: leave it out",
-    "--shm-size": "--tmpfs /dev/shm:size=64m",
-    "--sig-proxy": "SIGTERM and SIGHUP end the sandbox, Ctrl-C reaches the command: leave it out",
-    "--stop-signal": "SIGTERM to fastns ends the sandbox at once, by SIGKILL",
-    "--stop-timeout": "--timeout TIME ends the whole sandbox",
-    "--storage-opt": "--tmpfs-size BYTES, which limits the layer of --overlay too",
-    "--sysctl": "sysctls are the kernel's defaults in a new namespace, and cannot be set",
-    "--volumes-from": "name each with -v SRC:DST",
-}
-"""docker run's options that do not exist here."""
+    "mode on the host decide whether it can be opened": "--device --device-cgroup-rule",
+    "--io DEVICE:KEY=N, where KEY is rbps, wbps, riops or wiops": "--device-read-bps "
+        "--device-read-iops --device-write-bps --device-write-iops --blkio-weight",
+    "give the whole file: --file /etc/resolv.conf=@PATH": "--dns-opt --dns-option --dns-search",
+    "there are no health checks: --timeout ends a sandbox, the exit code says how it ended":
+        "--health-cmd --health-interval --health-retries --health-timeout --no-healthcheck",
+    "a sandbox has no network but lo (--network none), or the host's (--network host)":
+        "--ip --ip6 --link --mac-address --network-alias",
+    "a sandbox has no name: it is gone when its command ends; in Python, fastns.spawn() returns a "
+    "handle": "-l --label --label-file --name --cidfile",
+    "output goes to stdout and stderr as it comes: redirect it": "--log-driver --log-opt",
+    "a sandbox over --memory is always ended; --status-fd reports the cause, oom":
+        "--oom-kill-disable --oom-score-adj",
+    "no ports are published: with --network host the command listens on the host's own addresses":
+        "-p -P --publish --publish-all --expose",
+    "fastns prints nothing of its own but errors: leave it out": "-q --quiet",
+    "there is no entrypoint: the command follows the options": "--entrypoint",
+    "bind the driver's device files with the option dev, such as "
+    "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr": "--gpus",
+    "additional_gids of a Spec, in Python": "--group-add",
+    "--memory BYTES, a hard limit; there is no soft one": "--memory-reservation",
+    "there is no emulation: programs are those of this machine, or of --rootfs DIR": "--platform",
+    "give what is needed by name: --cap-add NAME, --security-opt seccomp=unconfined, "
+    "--security-opt systempaths=unconfined, --userns host": "--privileged",
+    _NO_IMAGES: "--pull",
+    "nothing is started again: use a loop of the shell, or Restart= of a systemd unit":
+        "--restart",
+    "fastns is the runtime: leave it out": "--runtime",
+    "--tmpfs /dev/shm:size=64m": "--shm-size",
+    "SIGTERM and SIGHUP end the sandbox, Ctrl-C reaches the command: leave it out": "--sig-proxy",
+    "SIGTERM to fastns ends the sandbox at once, by SIGKILL": "--stop-signal",
+    "--timeout TIME ends the whole sandbox": "--stop-timeout",
+    "--tmpfs-size BYTES, which limits the layer of --overlay too": "--storage-opt",
+    "sysctls are the kernel's defaults in a new namespace, and cannot be set": "--sysctl",
+    "name each with -v SRC:DST": "--volumes-from",
+}  # fmt: skip
+OPTIONS = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
+"""docker run's options that do not exist here -> what there is instead."""
 
 _STAYS = "no sandbox stays after its command: `fastns run` starts one and waits for it"
 VERBS = {
@@ -78,7 +63,7 @@ VERBS = {
     **dict.fromkeys(("create", "inspect", "wait"), _STAYS),
     **dict.fromkeys(("build", "image", "images", "pull", "push"), _NO_IMAGES),
 }
-"""docker's commands that do not exist here."""
+"""docker's commands that do not exist here -> what there is instead."""
 
 _TAGGED = re.compile(
     r"[a-z0-9][a-z0-9.-]*(:\d+/)?[a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})"

@@ -207,7 +207,7 @@ def _identity(
     user: str | None = flags.user
     home = None
     if user and not user.replace(":", "").isdigit():
-        from fastns.cli._users import Accounts
+        from fastns.cli._users import account_of
 
         if flags.userns == "host" and flags.rootfs:
             raise UsageError(
@@ -215,8 +215,7 @@ def _identity(
                 "would choose a user of the host",
                 "give numbers",
             )
-        accounts = Accounts(flags, mounts, files)
-        user, home = accounts.ids(), accounts.home()
+        user, home = account_of(flags, mounts, files)
     fields: dict[str, Any] = {}
     if flags.userns == "keep-id":
         if flags.uidmap or flags.gidmap:

@@ -18,10 +18,9 @@ CHOICES = {
     "--on-output-limit": "truncate kill",
     "--security-opt": "no-new-privileges=false seccomp=unconfined systempaths=unconfined",
     "--with": "python perl gcc network",
+    "MODE": "private host",
 }
-"""The words that the value of an option may be, where there are few."""
-MODES = "private host"
-DIRECTORIES = ("DIR",)  # metavars of values that are directories
+"""Option, or metavar -> the words that its value may be, where there are few."""
 
 
 @record(frozen=True)
@@ -29,8 +28,7 @@ class Option:
     """An option of a verb."""
 
     names: tuple[str, ...]
-    metavar: str
-    """Of its value; "" if it takes none."""
+    metavar: str  # of its value; "" if it takes none
     help: str
     choices: tuple[str, ...]
     is_directory: bool
@@ -55,8 +53,7 @@ class Verb:
     about: str
     groups: tuple[Group, ...]
     epilog: str
-    runs_command: bool
-    """Whether what follows its options is a command with arguments of its own."""
+    runs_command: bool  # what follows its options is a command with arguments of its own
 
     @property
     def options(self) -> list[Option]:
@@ -64,7 +61,7 @@ class Verb:
 
 
 def verbs() -> Iterator[Verb]:
-    """Each of them, in the order of the help."""
+    """In the order of the help."""
     for name in VERBS:
         parser = parser_of(name)
         actions = [each for each in parser._actions if each.nargs == argparse.PARSER]
@@ -80,11 +77,8 @@ def _verb(name: str, action: str, parser: Parser) -> Verb:
     usage = parser.format_usage().removeprefix("usage: ").strip()
     groups = []
     for group in parser._action_groups:
-        options = tuple(
-            _option(each)
-            for each in group._group_actions
-            if each.option_strings and each.help != argparse.SUPPRESS
-        )
+        shown = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
+        options = tuple(_option(each) for each in shown if each.option_strings)
         if options:
             title = "" if group.title == "options" else group.title or ""
             groups.append(Group(title, options))
@@ -96,8 +90,5 @@ def _verb(name: str, action: str, parser: Parser) -> Verb:
 def _option(action: argparse.Action) -> Option:
     names = tuple(action.option_strings)
     metavar = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
-    words = CHOICES.get(names[-1]) or CHOICES.get(names[0])
-    if words is None and metavar == "MODE":
-        words = MODES
-    choices = tuple((words or "").split())
-    return Option(names, metavar, action.help or "", choices, metavar in DIRECTORIES)
+    words = CHOICES.get(names[-1]) or CHOICES.get(names[0]) or CHOICES.get(metavar, "")
+    return Option(names, metavar, action.help or "", tuple(words.split()), metavar == "DIR")

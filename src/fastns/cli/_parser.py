@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Formatter(argparse.HelpFormatter):
-    """Names a value once for all names of an option, and keeps text of several lines as it is."""
+    """Shows the metavar once for all names of an option, and does not wrap text with newlines."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         text = ", ".join(action.option_strings)
@@ -27,15 +27,14 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the error form of fastns. It does not guess shortened flags.
+    """An ArgumentParser that raises UsageError and accepts no shortened flags.
 
     Attributes:
-        options_first: the first word that is not an option ends the options: it and all that
-            follow are `namespace.command`, whatever they look like.
-        keeps_error: a wrong word does not raise, but becomes `namespace.wrong` (otherwise None),
+        options_first: the first word that is not an option ends the options. It and all words
+            after it become `namespace.command`.
+        keeps_error: an error is not raised, but stored as `namespace.wrong` (otherwise None),
             beside the flags before it.
-        like_docker: the error for an option of docker's that does not exist here says what there
-            is instead.
+        like_docker: the error for an option that only docker has says what to use instead.
     """
 
     options_first = False
@@ -56,11 +55,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
-        """Print to stdout, always. argparse itself ignores a failure to write."""
+        """Prints to stdout. argparse itself ignores a failure to write."""
         say(self.format_help(), end="")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The namespace of a verb's words. Raises UsageError, and SystemExit after `--help`."""
+        """Raises UsageError, and SystemExit after `--help`."""
         namespace = argparse.Namespace(wrong=None)
         if self.options_first:
             words, namespace.command = self.split(words)
@@ -76,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Divide words into the options with their values, and the command with its own."""
+        """Divides words into the options with their values, and the command with its own."""
         index = 0
         while index < len(words):
             word = words[index]
@@ -89,16 +88,12 @@ class Parser(argparse.ArgumentParser):
 
     def _wants_next(self, word: str) -> bool:
         """Whether the value of this option is the next word."""
-        if word.startswith("--"):
-            return self._takes_value(word)
-        for place, letter in enumerate(word[1:], start=2):
-            if self._takes_value(f"-{letter}"):
-                return place == len(word)
+        long = word.startswith("--")
+        for place, option in enumerate([word] if long else [f"-{letter}" for letter in word[1:]]):
+            action = self._option_string_actions.get(option)
+            if action is not None and action.nargs != 0:
+                return long or place == len(word) - 2
         return False
-
-    def _takes_value(self, option: str) -> bool:
-        action = self._option_string_actions.get(option)
-        return action is not None and action.nargs != 0
 
     def _unknown(self, word: str) -> UsageError:
         if word == "-" or not word.startswith("-"):
@@ -116,7 +111,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _unknown_letter(self, word: str) -> str:
-        """`-d` of `-itd`. A long option with one dash is named whole."""
+        """`-d` of `-itd`; the whole word if it is a long option with one dash."""
         if f"-{word}" in self._option_string_actions:
             return word
         letters = (f"-{letter}" for letter in word[1:])

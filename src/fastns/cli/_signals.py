@@ -1,4 +1,4 @@
-"""The signals that end a verb, waits that look for them, and the names of all signals."""
+"""The signals that end a verb, waits that check for them, and the names of signals."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from types import FrameType
 else:
-    import _signal  # what `signal` is made of: that brings `enum`
+    import _signal  # `signal` would import `enum`
 
 SIGINT, SIGKILL = _signal.SIGINT, _signal.SIGKILL
 
@@ -17,16 +16,16 @@ SIGINT, SIGKILL = _signal.SIGINT, _signal.SIGKILL
 class Signals:
     """Collects SIGINT, SIGTERM and SIGHUP while sandboxes run, instead of acting on them.
 
-    They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is ever raised between
-    a start and the moment its handle is assigned. A signal that is ignored (nohup, a background
-    job of a shell) stays ignored.
+    They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is raised between a start
+    and the assignment of its handle. An ignored signal (nohup, a background job of a shell) stays
+    ignored.
     """
 
     def __enter__(self) -> Signals:
         self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._previous_fd = _signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._previous = {
-            number: _signal.signal(number, _do_nothing)
+            number: _signal.signal(number, lambda *_: None)  # the pipe gets it
             for number in (SIGINT, _signal.SIGTERM, _signal.SIGHUP)
             if _signal.getsignal(number) != _signal.SIG_IGN
         }
@@ -41,7 +40,7 @@ class Signals:
         os.close(self._write_end)
 
     def take(self) -> list[int]:
-        """The signals that came since the last call, in their order."""
+        """The signals that arrived since the last call, in order."""
         try:
             return [number for number in os.read(self.pipe, 512) if number in self._previous]
         except BlockingIOError:
@@ -49,7 +48,7 @@ class Signals:
 
 
 class Stopped(Exception):
-    """A signal has come that ends this process."""
+    """A signal ends this process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -57,7 +56,7 @@ class Stopped(Exception):
 
 
 def ready(fd: int, events: int, signals: Signals, seconds: float | None = None) -> bool:
-    """Wait until the fd can be read or written; False after `seconds`. Raises Stopped."""
+    """Waits until the fd is readable or writable; False after `seconds`. Raises Stopped."""
     import select
 
     poll = select.poll()
@@ -70,20 +69,15 @@ def ready(fd: int, events: int, signals: Signals, seconds: float | None = None) 
 
 
 def look_for(signals: Signals) -> None:
-    """Raises Stopped if a signal has come."""
+    """Raises Stopped if a signal has arrived."""
     for number in signals.take():
         raise Stopped(number)
 
 
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """The handler of a signal that is read from the pipe."""
-
-
 def signal_name(number: int) -> str:
-    """SIGKILL for 9, and SIG40 for a real-time signal without a name."""
-    import signal  # only a signal needs it
+    import signal  # slow to import, and only needed after a signal
 
     try:
         return signal.Signals(number).name
-    except ValueError:  # most real-time signals have no name of their own
+    except ValueError:  # most real-time signals have no name
         return f"SIG{number}"

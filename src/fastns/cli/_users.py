@@ -24,8 +24,29 @@ PASSWD, GROUP = "/etc/passwd", "/etc/group"
 MAX_SIZE = 4 << 20  # bytes of such a file that are read
 
 
-def is_name(text: str) -> bool:
-    """Whether a part of --user is a name. A number that is too large is none."""
+def account_of(
+    flags: argparse.Namespace, mounts: Sequence[Mount], files: Mapping[str, str | bytes]
+) -> tuple[str, str | None]:
+    """`uid:gid` of a --user that has a name, and the user's home, if it is a directory of --rootfs.
+    Raises UsageError."""
+    accounts = Accounts(flags, mounts, files)
+    user, colon, group = flags.user.partition(":")
+    uid, gid, home = user, group, None
+    if _is_name(user):
+        fields = accounts.line(PASSWD, "user", user, 7)
+        uid, own = accounts.number(PASSWD, fields[2]), accounts.number(PASSWD, fields[3])
+        gid = gid if colon else own
+        path = os.fsdecode(fields[5])
+        # Without a rootfs, the homes of the host are not in view.
+        if flags.rootfs not in (None, "/") and path.startswith("/"):
+            home = path if _inside.is_directory(flags.rootfs, path) else None
+    if _is_name(group):
+        gid = accounts.number(GROUP, accounts.line(GROUP, "group", group, 4)[2])
+    return f"{uid}:{gid}" if gid or colon else uid, home
+
+
+def _is_name(text: str) -> bool:
+    """A number that is too large is no name."""
     return bool(text) and not text.lstrip("+-").isdigit()
 
 
@@ -44,28 +65,7 @@ class Accounts:
         self._mounts = mounts
         self._files = files
 
-    def ids(self) -> str:
-        """`uid:gid` of a --user that has a name. Raises UsageError."""
-        user, colon, group = self._text.partition(":")
-        uid, gid = user, group
-        if is_name(user):
-            fields = self._line(PASSWD, "user", user, 7)
-            uid, own = self._number(PASSWD, fields[2]), self._number(PASSWD, fields[3])
-            gid = gid if colon else own
-        if is_name(group):
-            gid = self._number(GROUP, self._line(GROUP, "group", group, 4)[2])
-        return f"{uid}:{gid}" if gid or colon else uid
-
-    def home(self) -> str | None:
-        """The user's home, if it is a directory of --rootfs, else None."""
-        user = self._text.partition(":")[0]
-        if not is_name(user) or self._root == "/":  # the host's homes are not in view
-            return None
-        path = os.fsdecode(self._line(PASSWD, "user", user, 7)[5])
-        is_there = path.startswith("/") and _inside.is_directory(self._root, path)
-        return path if is_there else None
-
-    def _line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
+    def line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
         """The fields of the first line with that name."""
         for line in self._lines(path):
             found = line.split(b":")
@@ -99,7 +99,7 @@ class Accounts:
         except OSError as error:
             raise self._error(f"{path} of the root: {error.strerror}") from None
 
-    def _number(self, path: str, field: bytes) -> str:
+    def number(self, path: str, field: bytes) -> str:
         number = whole(field.decode("ascii", "replace"))
         if number is None or number > MAX_ID:
             raise self._error(f"{path} of the root has no number for it")

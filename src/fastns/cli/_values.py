@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+MODES = {
+    "network": {"none": "none", "host": "host", "private": "none"},
+    "user": {"auto": "", "keep-id": "new", "private": "new", "host": "host"},
+}
+"""Namespace -> the words for it, where they are not `private` and `host` -> those of a Spec."""
 SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
@@ -32,7 +37,7 @@ def fields(
     """
     modes = {space: getattr(flags, flag) for flag, space in spaces.items()}
     found = {
-        "namespaces": namespaces(modes, spaces),
+        **namespaces(modes, spaces),
         "uid_mappings": [id_mapping("--uidmap", text) for text in flags.uidmap],
         "gid_mappings": [id_mapping("--gidmap", text) for text in flags.gidmap],
         "env": environment(flags, caller),
@@ -46,8 +51,6 @@ def fields(
         "cpu_weight": number("--cpu-weight", flags.cpu_weight, int),
         "io": io_rates(flags.io),
     }
-    if modes["network"] is not None and "/" not in modes["network"]:
-        found["network"] = network(modes["network"])
     if flags.landlock_read or flags.landlock_write:
         found["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
     return found
@@ -115,37 +118,24 @@ def whole_number(flag: str, text: str | None, largest: int, example: str) -> int
 # Namespaces and ids
 
 
-def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dict[str, str]:
-    """Spec.namespaces from the mode of each namespace. A mode of the network counts only if it is a
-    path."""
-    result = {}
+def namespaces(modes: Mapping[str, str | None], flags: Mapping[str, str]) -> dict[str, Any]:
+    """The fields `namespaces` and `network` of a Spec, from the mode of each namespace."""
+    found: dict[str, str] = {}
     for flag, space in flags.items():
         mode = modes[space]
-        if mode is None or (space == "network" and "/" not in mode):
+        words = MODES.get(space, {"private": "new", "host": "host"})
+        if mode is None:
             continue
-        words = {"private": "new", "host": "host"}
-        if space == "user":
-            words |= {"keep-id": "new", "auto": ""}
-        if "/" in mode or mode in words:
-            result[space] = words.get(mode, mode)
-        else:
-            more = "auto, keep-id, " if space == "user" else ""
-            file = {"mount": "mnt"}.get(space, space)
+        if "/" not in mode and mode not in words:
+            file = {"mount": "mnt", "network": "net"}.get(space, space)
             raise UsageError(
                 f"--{flag} {mode}: not a namespace mode",
-                f"one of {more}private, host, or a path such as /proc/42/ns/{file}",
+                f"one of {', '.join(words)}, or a path such as /proc/42/ns/{file}",
             )
-    return {space: word for space, word in result.items() if word}
-
-
-def network(mode: str) -> str:
-    """Spec.network from a --network word that is not a path."""
-    if mode not in ("none", "private", "host"):
-        raise UsageError(
-            f"--network {mode}: not a network mode",
-            "one of none, host, or a path such as /proc/42/ns/net",
-        )
-    return "none" if mode == "private" else mode
+        found[space] = words.get(mode, mode)
+    word = found.get("network", "/")
+    network = {} if "/" in word else {"network": found.pop("network")}
+    return {"namespaces": {space: mode for space, mode in found.items() if mode}, **network}
 
 
 def id_mapping(flag: str, text: str) -> IDMapping:

@@ -1,4 +1,4 @@
-"""Output of the command line: errors and hints in one form, and streams that nobody may read."""
+"""Output of the command line: errors and hints in one form, and streams without a reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """A wrong word on the command line: what is wrong, and what would be right."""
+    """The command line is wrong: the reason, and a hint what would be right."""
 
     def __init__(self, message: str, hint: str | None) -> None:
         super().__init__(message)
@@ -21,15 +21,15 @@ class UsageError(Exception):
 
 
 def whole(word: str) -> int | None:
-    """The number that a word of digits stands for. None for any other word, and for one with more
-    digits than any limit here: int() refuses thousands of them."""
+    """The value of a word of digits. None for any other word, and for more digits than any limit
+    here has: int() refuses thousands of them."""
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that this one is a misspelling of, or None: a resemblance is not enough.
+    """The known word that this one misspells, or None if none is close.
 
-    Dashes do not count. The same letters in another order are a misspelling of any word.
+    Dashes do not count. The same letters in another order always are a misspelling.
     """
     import difflib  # only an error needs it
 
@@ -41,9 +41,9 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write to stdout at once; nothing if it is closed.
+    """Writes to stdout and flushes; does nothing if it is closed.
 
-    Raises UsageError when it cannot be written, BrokenPipeError when nobody reads it.
+    Raises UsageError if that fails, and BrokenPipeError if it has no reader.
     """
     try:
         print(text, end=end, flush=True)
@@ -55,32 +55,27 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def complain(message: object, hint: str | None = None) -> None:
-    """Write an error to stderr, if possible: one line, and the hint in a second one."""
-    if sys.stderr is None:
-        return
-    try:
-        print("fastns:", _one_line(message), file=sys.stderr)
-        if hint:
-            advise(hint)
-    except OSError:
-        write_no_more(sys.stderr)
+    """Writes an error to stderr, if possible: one line, and the hint in a second one."""
+    _write_line("fastns:", message)
+    if hint:
+        advise(hint)
 
 
 def advise(hint: str) -> None:
-    """Write a hint to stderr, if possible."""
+    """Writes a hint to stderr, if possible."""
+    _write_line("hint:", hint)
+
+
+def _write_line(label: str, text: object) -> None:
     if sys.stderr is None:
         return
     try:
-        print("hint:", _one_line(hint), file=sys.stderr)
+        print(label, str(text).replace("\n", "\\n"), file=sys.stderr)
     except OSError:
         write_no_more(sys.stderr)
 
 
 def write_no_more(file: IO[str] | None) -> None:
-    """Send what a stream still buffers to /dev/null: written at exit it would fail once more."""
+    """Sends what a stream still buffers to /dev/null: at exit the write would fail again."""
     if file is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-
-
-def _one_line(text: object) -> str:
-    return str(text).replace("\n", "\\n")

@@ -1,9 +1,9 @@
 """`fastns batch`: many commands, each in a sandbox of its own; jobs and results are JSON lines.
 
-Theory of operation. A chunk of jobs is read and checked as a whole (_jobs.py), then run by one call
-into the C core, which hands each result out soon after its sandbox has ended. Results are written
-in the order of the jobs (_results.py), while sandboxes run only as far as the reader keeps up:
-nothing may wait then, or the C loop would miss its deadlines. Signals do not interrupt: every poll
+Theory of operation. A chunk of jobs is read and checked as a whole, then run by one call into the C
+core, which reports each result soon after its sandbox has ended. Results are written in the order
+of the jobs (_jsonl.py). While sandboxes run, no write may block, or the C loop would miss its
+deadlines: results that the reader does not take yet are kept. Signals do not interrupt: every poll
 of this process looks for them.
 """
 
@@ -14,14 +14,14 @@ import contextlib
 import functools
 import os
 import stat
+import time
 
 import fastns
 from fastns.batch import run_batch_by
 from fastns.cli import EXIT_FAILED, UsageError, complain
 from fastns.cli._errors import complain_of
 from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
-from fastns.cli._jobs import Jobs
-from fastns.cli._results import Output, progress_bar
+from fastns.cli._jsonl import Jobs, Output
 from fastns.cli._signals import Signals, Stopped, look_for
 from fastns.cli._values import duration, whole_number
 from fastns.errors import FastnsError, SpawnError, SpecError
@@ -30,13 +30,15 @@ from fastns.limits import parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from fastns import Spec
     from fastns.batch import Result
-    from fastns.cli._jobs import Entry
+    from fastns.cli._jsonl import Entry
     from fastns.cli._parser import Parser
-    from fastns.cli._results import Show
+
+    Show: TypeAlias = Callable[[int, int], object]
+    """Shows how many jobs have ended, and how many of them have failed."""
 
 EXIT_SOME_FAILED = 1
 CHUNK = 1000
@@ -246,3 +248,53 @@ class Batch:
         look_for(self._signals)
         self._output.offer()
         self._show(self._before + done, self.failed)
+
+
+@contextlib.contextmanager
+def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Show]:
+    """A bar by `rich`, if that is installed, stderr is a terminal, and the results go elsewhere."""
+    if not os.isatty(2) or os.isatty(output):
+        yield _show_nothing
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ImportError:
+        yield _show_nothing
+        return
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[failed]} failed"),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+        task = progress.add_task("", total=_count(source, signals), rate="", failed=0)
+        start = time.monotonic()
+
+        def show(done: int, failed: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-3)
+            progress.update(task, completed=done, rate=f"{rate:.0f}/s", failed=failed)
+            progress.refresh()
+
+        yield show
+
+
+def _show_nothing(done: int, failed: int) -> None:
+    pass
+
+
+def _count(source: int, signals: Signals) -> int | None:
+    """The number of lines of a regular file; None for any other."""
+    if not stat.S_ISREG(os.fstat(source).st_mode):
+        return None
+    place, lines, data = os.lseek(source, 0, os.SEEK_CUR), 0, b"\n"
+    while more := os.read(source, 1 << 20):
+        look_for(signals)
+        data = more
+        lines += data.count(b"\n")
+    os.lseek(source, place, os.SEEK_SET)
+    return lines if data.endswith(b"\n") else lines + 1

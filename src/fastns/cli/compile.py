@@ -1,7 +1,7 @@
 """`fastns compile`: what `fastns run` would do with these options, as a file for fastns-exec.
 
-The flags become a Spec and then a Plan, as in `fastns run`. A flag whose effect cannot be in a file
-is refused by name: limits by cgroups, which a Python process makes and counts, and what belongs to
+The flags become a Spec and then a Plan, as in `fastns run`. Flags whose effect cannot be in a file
+are refused by name: limits by cgroups, which a Python process makes and counts, and what belongs to
 a single run.
 """
 
@@ -22,7 +22,8 @@ from fastns.limits import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastns import Spec
+    from typing import Any
+
     from fastns.cli._parser import Parser
 
 LIMITS = (*Limits.__match_args__, "cgroup_parent")  # fields of a Spec that take a cgroup
@@ -36,7 +37,7 @@ PER_RUN = {
     "-t": "leave it out: stdin is always connected",
     "--tty": "leave it out: stdin is always connected",
 }
-"""Flags of `fastns run` that no plan holds -> what there is instead."""
+"""Flags of `fastns run` that cannot be in a plan -> what to do instead."""
 PLAN = (
     (ONE, "-o --output", "PLAN", "write the plan to this file"),
     (ONE, "--timeout", "TIME", "end each sandbox after 2s, 500ms, 1m30s, ..."),
@@ -65,28 +66,19 @@ again when they change. It cannot contain limits by cgroups, such as --memory.
 
 def declare(parser: Parser) -> None:
     add_sandbox_flags(parser)
-    hide_limits(parser)
+    hidden = {name for _, names, _, _ in LIMIT_FLAGS for name in names.split()}
+    for action in parser._actions:  # still read, so that an error can name them
+        if hidden & set(action.option_strings):
+            action.help = argparse.SUPPRESS
     for names in (("-i", "--interactive"), ("--rm",)):
         parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS)
     for name in PER_RUN:
-        takes_value = name in ("--status-fd", "--on-output-limit")
+        refused: Any = {"nargs": "?", "const": name, "type": lambda _, name=name: name}
         parser.add_argument(
-            name,
-            dest="per_run",
-            action="append_const" if not takes_value else "append",
-            help=argparse.SUPPRESS,
-            **({"type": lambda _, name=name: name} if takes_value else {"const": name}),
+            name, dest="per_run", action="append", help=argparse.SUPPRESS, **refused
         )
     parser.set_defaults(on_output_limit=None)
     add_flags(parser.add_argument_group("the plan"), PLAN)
-
-
-def hide_limits(parser: Parser) -> None:
-    """Leave the limits out of the help. They are still read, so that an error can name them."""
-    hidden = {name for _, names, _, _ in LIMIT_FLAGS for name in names.split()}
-    for action in parser._actions:
-        if hidden & set(action.option_strings):
-            action.help = argparse.SUPPRESS
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -107,7 +99,12 @@ def main(flags: argparse.Namespace) -> int:
         check_directory(flags.output)
     try:
         spec = spec_of(flags, os.environ, extra_env={})
-        refuse_limits(spec)
+        for field in LIMITS:
+            if getattr(spec, field):
+                raise UsageError(
+                    f"{FLAG_OF_FIELD[field]}: a limit by cgroups cannot be in a plan file",
+                    LIMITS_ELSEWHERE,
+                )
         plan = fastns.compile(spec)
         if flags.dry_run:
             say("\n".join(plan.describe()))
@@ -123,18 +120,8 @@ def main(flags: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_limits(spec: Spec) -> None:
-    """Raises UsageError, which names the flag, if the spec needs a cgroup."""
-    for field in LIMITS:
-        if getattr(spec, field):
-            raise UsageError(
-                f"{FLAG_OF_FIELD[field]}: a limit by cgroups cannot be in a plan file",
-                LIMITS_ELSEWHERE,
-            )
-
-
 def check_directory(path: str) -> None:
-    """Raises UsageError if fastns-exec would trust no plan at this path."""
+    """Raises UsageError if fastns-exec would not trust a plan at this path."""
     if os.path.isdir(path):
         raise UsageError(f"-o {path}: a directory", "for example: -o judge.plan")
     directory = os.path.dirname(path) or "."

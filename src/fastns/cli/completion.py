@@ -1,4 +1,4 @@
-"""`fastns completion`: a script by which a shell completes the commands and options of fastns."""
+"""`fastns completion`: prints a script that makes a shell complete commands and options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def declare(parser: Parser) -> None:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Print the script. Returns 0."""
     if flags.shell not in SHELLS:
         raise UsageError(
             f"completion {flags.shell}: no shell that is known", f"one of {', '.join(SHELLS)}"
@@ -107,31 +106,27 @@ complete -F _fastns fastns
 def _bash(verbs: list[Verb]) -> str:
     cases, choices = [], []
     for verb in verbs:
-        names = " ".join(name for option in verb.options for name in option.names)
-        lines = [f"words='{names}'"]
         valued = [option for option in verb.options if option.metavar]
-        lines.append(f"values=' {_all_names(valued)} '")
         directories = [option for option in valued if option.is_directory]
-        lines.append(f"directories=' {_all_names(directories)} '")
-        if verb.runs_command:
-            lines.append("runs=1")
-        if verb.action:
-            lines.insert(0, _bash_action(verb))
-        body = "\n".join(f"        {line}" for line in lines)
+        lines = [
+            f"if ((COMP_CWORD == 2)); then {_bash_offer(verb.action)}; return; fi",
+            f"words='{_all_names(verb.options)}'",
+            f"values=' {_all_names(valued)} '",
+            f"directories=' {_all_names(directories)} '",
+            *(["runs=1"] if verb.runs_command else []),
+        ]
+        body = "\n".join(f"        {line}" for line in lines[0 if verb.action else 1 :])
         cases.append(f"    {verb.name})\n{body}\n        ;;")
         for option in valued:
             if option.choices:
                 pattern = " | ".join(f"{verb.name}:{name}" for name in option.names)
-                answer = f"COMPREPLY=($(compgen -W '{' '.join(option.choices)}' -- \"$cur\"))"
-                choices.append(f"    {pattern}) {answer}; return ;;")
-    shells = f"COMPREPLY=($(compgen -W '{' '.join(SHELLS)}' -- \"$cur\"))"
-    choices.append(f"    completion:completion) {shells}; return ;;")
+                choices.append(f"    {pattern}) {_bash_offer(*option.choices)}; return ;;")
+    choices.append(f"    completion:completion) {_bash_offer(*SHELLS)}; return ;;")
     return BASH.format(verbs=" ".join(VERBS), cases="\n".join(cases), choices="\n".join(choices))
 
 
-def _bash_action(verb: Verb) -> str:
-    answer = f"COMPREPLY=($(compgen -W '{verb.action}' -- \"$cur\"))"
-    return f"if ((COMP_CWORD == 2)); then {answer}; return; fi"
+def _bash_offer(*words: str) -> str:
+    return f"COMPREPLY=($(compgen -W '{' '.join(words)}' -- \"$cur\"))"
 
 
 def _all_names(options: Iterable[Option]) -> str:
@@ -181,10 +176,8 @@ def _zsh_option(option: Option) -> str:
     text = f"[{_bare(option.help)}]"
     if option.metavar:
         what = _bare(option.metavar).replace(":", "\\:")
-        if option.choices:
-            text += f":{what}:({' '.join(option.choices)})"
-        else:
-            text += f":{what}:{'_files -/' if option.is_directory else '_files'}"
+        files = "_files -/" if option.is_directory else "_files"
+        text += f":{what}:" + (f"({' '.join(option.choices)})" if option.choices else files)
     return f"\\*{names}{_quoted(text)}"
 
 
@@ -205,9 +198,8 @@ def _fish(verbs: list[Verb]) -> str:
         "complete -c fastns -f -n __fish_use_subcommand -l help -l version",
     ]
     for name, what in VERBS.items():
-        lines.append(
-            f"complete -c fastns -f -n __fish_use_subcommand -a {name} -d {_fish_quoted(what)}"
-        )
+        start = "complete -c fastns -f -n __fish_use_subcommand"
+        lines.append(f"{start} -a {name} -d {_fish_quoted(what)}")
     for verb in verbs:
         seen = f"complete -c fastns -n '__fish_seen_subcommand_from {verb.name}'"
         if verb.action:
@@ -217,10 +209,8 @@ def _fish(verbs: list[Verb]) -> str:
         if verb.name == "completion":
             lines.append(f"{seen} -f -a '{' '.join(SHELLS)}'")
         for option in verb.options:
-            words = [
-                f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
-                for name in option.names
-            ]
+            kinds = {True: "-l", False: "-s"}
+            words = [f"{kinds[name.startswith('--')]} {name.lstrip('-')}" for name in option.names]
             if option.choices:
                 words.append(f"-x -a '{' '.join(option.choices)}'")
             elif option.is_directory:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
 from fastns.cli import say
 from fastns.doctor import Check, examine
@@ -28,33 +30,24 @@ def declare(parser: Parser) -> None:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Print every check. Returns 1 when one of level "basic" fails."""
-    checks = _print_json(examine()) if flags.json else _print_lines(examine())
+    checks = [*examine()] if flags.json else [*_printed(examine())]
+    if flags.json:
+        say(json.dumps([asdict(check) for check in checks], indent=2))
     failed = any(check.ok is False and check.level == "basic" for check in checks)
     return EXIT_BASICS_FAIL if failed else 0
 
 
-def _print_json(found: Iterable[Check]) -> list[Check]:
-    import json
-    from dataclasses import asdict
-
-    checks = list(found)
-    say(json.dumps([asdict(check) for check in checks], indent=2))
-    return checks
-
-
-def _print_lines(found: Iterable[Check]) -> list[Check]:
+def _printed(found: Iterable[Check]) -> Iterator[Check]:
+    """Prints each check, as soon as it is made, and passes it on."""
     marks = MARKS if _prints_unicode() else ASCII_MARKS
-    checks: list[Check] = []
     last = None
     for check in found:
-        checks.append(check)
         extra = " (extra)" if check.ok is False and check.level == "extra" else ""
         say(f"{marks[check.ok]} {check.name:<{NAME_WIDTH}} {check.detail}{extra}")
         if check.ok is False and check.fix:
             say("  fix: the same" if check.fix == last else f"  fix: {check.fix}")
             last = check.fix
-    return checks
+        yield check
 
 
 def _prints_unicode() -> bool:

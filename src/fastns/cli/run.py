@@ -2,10 +2,10 @@
 
 Theory of operation. The flags become a Spec (_flags.py). fastns.spawn() starts the command with
 this process's stdin, stdout and stderr, and this process waits. SIGTERM and SIGHUP end the sandbox.
-Ctrl-C reaches the sandbox through the terminal, so it ends the sandbox only when the command
-neither catches nor ignores it. With --max-output two threads pass the output on (_relay.py). They
-are waited for after the end; but once a time limit or a signal has ended the sandbox, a reader that
-takes nothing is not.
+Ctrl-C reaches the command through the terminal, so it ends the sandbox only if the command neither
+catches nor ignores it. With --max-output two threads pass the output on (_relay.py). At the end
+this process waits for them. After a time limit or a signal it waits only while the reader of the
+output takes some.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
-LONGEST_POLL = 86_400_000.0  # milliseconds: poll(2) takes no more than an int of them
-PATIENCE = 0.2
-"""Seconds to wait for a reader that takes none of the output of a sandbox that was ended."""
+LONGEST_POLL = 86_400_000.0  # milliseconds; poll(2) takes an int
+PATIENCE = 0.2  # seconds to wait, after a kill, for a reader that takes no output
 
 ACCEPTED = (
     (SWITCH, "-i --interactive", "", "does nothing: stdin is always connected"),
@@ -89,11 +88,11 @@ class Outcome:
             "output_limit" (over --max-output, with --on-output-limit kill), "seccomp", "killed"
             (by a signal to fastns) or "failed" (exit codes 125 to 127).
         signal: the name of the signal that exit_code stands for: the one that ended the command
-            or, when cause is "killed", the one that fastns was sent.
+            or, when cause is "killed", the one sent to fastns.
         wall_time: seconds.
-        limits: names of those that were enforced, as Spec has them; None where nothing has run.
-        truncated: whether --max-output has cut stdout or stderr off.
-        error: when it failed: stage, errno and path (None where it has none), and the message.
+        limits: the fields of Spec that were enforced; None if nothing ran.
+        truncated: whether --max-output cut off stdout or stderr.
+        error: of a failure: stage, errno and path (each may be None), and the message.
     """
 
     exit_code: int
@@ -105,16 +104,8 @@ class Outcome:
     truncated: bool = False
     error: dict[str, Any] | None = None
 
-    def as_json(self) -> str:
-        """One line: the fields above, and those of `error` when there is one."""
-        import json
-
-        fields = {name: value for name, value in vars(self).items() if name != "error"}
-        return json.dumps(fields | (self.error or {}))
-
 
 def main(flags: argparse.Namespace) -> int:
-    """Run the command that the flags describe. Returns the exit code."""
     status_fd = _status_fd(flags.status_fd)
     try:
         outcome = _perform(flags)
@@ -129,7 +120,8 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _perform(flags: argparse.Namespace) -> Outcome | None:
-    """Do what the flags say; every expected failure becomes an Outcome. None: a dry run."""
+    """Does what the flags say. Returns expected failures as an Outcome, too, and None after a dry
+    run."""
     import fastns
 
     if flags.wrong is not None:
@@ -138,7 +130,11 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
         raise UsageError("-t is not available yet", "leave it out: stdin is always connected")
     if not flags.command:
         raise UsageError("no command to run", "for example: fastns run -- sh -c 'echo hello'")
-    timeout = _timeout(flags.timeout)
+    timeout = None
+    if flags.timeout is not None:
+        from fastns.cli._values import duration
+
+        timeout = duration("--timeout", flags.timeout)
     try:
         spec = spec_of(flags, os.environ, extra_env=_terminal(flags))
         if not flags.dry_run:
@@ -156,16 +152,8 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
     return None
 
 
-def _timeout(text: str | None) -> float | None:
-    if text is None:
-        return None
-    from fastns.cli._values import duration
-
-    return duration("--timeout", text)
-
-
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
-    """TERM when stdin is a terminal and the flags do not set it: the caller's, or one like it."""
+    """TERM, if stdin is a terminal and the flags do not set it: the caller's, or a similar one."""
     term = os.environ.get("TERM")
     if term is None or not os.isatty(0):
         return {}
@@ -200,11 +188,11 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         sandbox = fastns.spawn(command, spec=spec, **pipes)
         over = os.eventfd(0) if spec.max_output and spec.on_output_limit == "kill" else None
         relays = _relays(sandbox, spec, over)
-        cause, number = _wait(sandbox, signals, timeout, over, has_init=spec.init)
+        cause, number = _wait(sandbox, signals, timeout, over, spec.init)
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        # A Ctrl-C that came before was the command's as well.
+        # The command has had an earlier Ctrl-C, too.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _finish(relays, signals, patience)
@@ -236,7 +224,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
 
 
 def _say_what_is_missing(command: list[str], spec: Spec) -> None:
-    """A hint, if an argument of the command names a file of the host that is out of view."""
+    """Prints a hint if an argument of the command names a file of the host that is out of view."""
     import fastns
     from fastns import _view
 
@@ -249,8 +237,8 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
 
 
 def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
-    """Between the command and stdout and stderr, where there is a limit. `over` is an eventfd that
-    becomes readable when there is more."""
+    """Those between the command and stdout and stderr, if there is a limit. `over` is an eventfd
+    that becomes readable when the output exceeds it."""
     if not spec.max_output:
         return []
     from fastns.cli._relay import Relay
@@ -265,7 +253,7 @@ def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
 
 
 def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> int:
-    """Wait until all output is passed on, or none of it for `patience` seconds, or a signal comes.
+    """Waits until all output is passed on, none was for `patience` seconds, or a signal comes.
     Returns the signal, or 0."""
     before, since = -1, 0.0
     for relay in relays:
@@ -282,21 +270,16 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
 
 
 def _wait(
-    sandbox: Sandbox,
-    signals: Signals,
-    timeout: float | None,
-    over: int | None,
-    *,
-    has_init: bool,
+    sandbox: Sandbox, signals: Signals, timeout: float | None, over: int | None, has_init: bool
 ) -> tuple[str, int]:
-    """Wait at most `timeout` seconds, or until `over` is readable: ("ended", 0), ("timeout", 0),
-    ("output_limit", 0) or ("killed", the signal)."""
+    """Waits at most `timeout` seconds, or until `over` is readable.
+
+    Returns ("ended", 0), ("timeout", 0), ("output_limit", 0) or ("killed", the signal)."""
     deadline = None if timeout is None else time.monotonic() + timeout
     poll = select.poll()
-    poll.register(sandbox.pidfd, select.POLLIN)
-    poll.register(signals.pipe, select.POLLIN)
-    if over is not None:
-        poll.register(over, select.POLLIN)
+    for fd in (sandbox.pidfd, signals.pipe, over):
+        if fd is not None:
+            poll.register(fd, select.POLLIN)
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = dict(poll.poll(None if left is None else min(left, LONGEST_POLL)))
@@ -307,8 +290,8 @@ def _wait(
         if left == 0:
             return "timeout", 0
         for number in signals.take():
-            # The terminal sends SIGINT to a command in this session as well, but pid 1 of a
-            # namespace gets only what it handles. An init as pid 1 hides whether its child does.
+            # A terminal sends SIGINT to a command in this session, too, but pid 1 of a namespace
+            # gets only signals that it handles. Whether the child of an init handles it is unknown.
             if number != SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
             if not _in_this_session(sandbox.pid):
@@ -334,9 +317,9 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing and its file
-    is none that the command has: the command could write such lines there itself, truncate the
-    file, or make it non-blocking for everybody."""
+    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and refuses a
+    file that the command has: the command could forge lines, truncate the file, or make it
+    non-blocking."""
     if text is None:
         return None
     import fcntl
@@ -351,24 +334,24 @@ def _status_fd(text: str | None) -> int | None:
         raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
     if mode == os.O_RDONLY:
         raise UsageError(f"--status-fd {text}: not open for writing", hint)
-    # The number itself first: on a terminal all three are one file.
+    # On a terminal all three are one file: name the number itself, if it is one of them.
     for stdio in sorted(range(3), key=lambda fd: fd != number):
-        if _is_same_file(number, stdio):
+        try:
+            is_same = os.path.samestat(os.fstat(number), os.fstat(stdio))
+        except OSError:  # stdio is closed
+            continue
+        if is_same:
             name = ("stdin", "stdout", "stderr")[stdio]
             reason = f"the command has it as {name}, and could forge or break what is written there"
             raise UsageError(f"--status-fd {text}: {reason}", hint)
     return number
 
 
-def _is_same_file(fd: int, other: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.fstat(other))
-    except OSError:  # the other is closed
-        return False
-
-
 def _write_status(fd: int, outcome: Outcome) -> None:
-    line = outcome.as_json().encode() + b"\n"
+    import json
+
+    fields = {name: value for name, value in vars(outcome).items() if name != "error"}
+    line = json.dumps(fields | (outcome.error or {})).encode() + b"\n"
     try:
         while line:
             line = line[os.write(fd, line) :]

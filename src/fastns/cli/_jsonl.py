@@ -1,23 +1,27 @@
-"""The jobs of `fastns batch`: JSON lines, read and checked chunk by chunk."""
+"""JSON lines of `fastns batch`: jobs are read chunk by chunk, results written in their order."""
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
 import os
 import select
+import stat
 
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
 from fastns._record import record
 from fastns.batch import Job
-from fastns.cli import UsageError
-from fastns.cli._signals import ready
-from fastns.errors import SpecError
+from fastns.cli import EXIT_TIMEOUT, UsageError
+from fastns.cli._signals import ready, signal_name
+from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, NoReturn
 
+    from fastns.batch import Result
     from fastns.cli._signals import Signals
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
@@ -143,3 +147,105 @@ def _input(text: Any) -> bytes:
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
+
+
+class Output:
+    """Writes results in the order of their jobs, each as soon as all before it are written."""
+
+    def __init__(self, fd: int, name: str, signals: Signals) -> None:
+        self._fd = fd
+        self._name = name
+        self._signals = signals
+        self._waiting: dict[int, tuple[str, Result]] = {}
+        self._next = 0
+        self._rest = memoryview(b"")  # of a line that is partly written
+        # A pipe that poll(2) reports ready takes PIPE_BUF bytes at once; more may block.
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._piece = 1 << 20 if regular else select.PIPE_BUF
+
+    def add(self, index: int, head: str, result: Result) -> None:
+        """Accepts the result of job `index`, in any order."""
+        self._waiting[index] = head, result
+
+    def offer(self) -> None:
+        """Write what can be written without waiting."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        while self._rest or self._next in self._waiting:
+            if not self._rest:
+                self._take(self._next)
+            if not poll.poll(0):
+                return
+            self._write()
+
+    def finish(self) -> None:
+        """Write all results. A stopped batch has jobs without one: they are left out."""
+        while self._rest or self._waiting:
+            if not self._rest:
+                self._take(self._next if self._next in self._waiting else min(self._waiting))
+            if ready(self._fd, select.POLLOUT, self._signals):
+                self._write()
+
+    def _take(self, index: int) -> None:
+        head, result = self._waiting.pop(index)
+        line = line_of(head, index, fields_of(result))
+        self._rest = memoryview(f"{line}\n".encode("ascii"))
+        self._next = index + 1
+
+    def _write(self) -> None:
+        try:
+            written = os.write(self._fd, self._rest[: self._piece])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UsageError(
+                f"{self._name}: {error.strerror}", "the results up to there are written"
+            ) from None
+        self._rest = self._rest[written:]
+
+
+def line_of(head: str, index: int, fields: dict[str, object]) -> str:
+    """The line of a result; `head` is that of its Entry."""
+    return "{" + head + json.dumps({"index": index, **fields})[1:]
+
+
+def fields_of(result: Result) -> dict[str, object]:
+    """What the line of a result says, but for id and index."""
+    if isinstance(result, SpawnError):
+        return {
+            "error": str(result).replace("\n", "\\n"),
+            "stage": result.stage,
+            "errno": errno.errorcode.get(result.errno or 0, str(result.errno)),
+            "path": result.path,
+        }
+    timed_out = isinstance(result, Exception)
+    code, usage = result.returncode, result.usage
+    assert code is not None
+    assert usage is not None
+    fields: dict[str, object] = {
+        "exit_code": EXIT_TIMEOUT if timed_out else code if code >= 0 else 128 - code,
+        "returncode": code,
+        "signal": signal_name(-code) if code < 0 else None,
+    }
+    for name, data in (("stdout", result.stdout), ("stderr", result.stderr)):
+        fields |= _texts(name, data or b"")
+    fields |= {
+        "wall_time": result.wall_time,
+        "usage": usage.as_dict(),
+        "cause": result.cause,
+        "timed_out": timed_out,
+        "limits": result.limits,
+    }
+    return fields | ({"truncated": True} if result.truncated else {})
+
+
+def _texts(name: str, data: bytes) -> dict[str, str]:
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {
+            name: data.decode(errors="replace"),
+            f"{name}_base64": base64.b64encode(data).decode("ascii"),
+        }
