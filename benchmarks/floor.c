@@ -1,9 +1,9 @@
 /* The kernel's share of a start: its steps in plain C, with nothing else.
  *
-  * Each case adds one step to the case before it. It is timed in turns
- * with posix_spawn of the same static program. "server" has the shape of a template: a process with
- * a small table of mounts gets a request over a socket, clones, reaps and replies. There are no
- * limits, ids, filter or error reports.
+ * Each case adds one step to the case before it. It is timed in turns with posix_spawn of the same
+ * static program. "server" has the shape of a template: a process with a small table of mounts gets
+ * a request over a socket, clones, reaps and replies. There are no limits, ids, filter or error
+ * reports.
  *
  * Usage, as root: floor ROUNDS ROOT EXEC. ROOT has /true, /proc and /tmp; EXEC executes /true.
  * Prints a JSON object.
