@@ -1,5 +1,5 @@
-# Every habit of this project is a target; `make help` lists them.
-# On a fresh Debian 12, `make test` installs all it needs (as root, or with sudo).
+# The commands for working on this project; `make help` lists them.
+# On a fresh Debian 12, `make test` installs everything it needs (as root, or with sudo).
 
 PYTHON ?= python3
 VENV   := .venv
@@ -24,7 +24,7 @@ help:  ## this list
 
 # ---- to see it work ----
 
-# The three files and the volume are mounted over the root; each command is shown before its output.
+# Mounts a volume and three files over the root, and prints each command before its output.
 SEED_RUN = $(BIN)/fastns run --rootfs $(SEED)/rootfs --hostname container \
     -v $(SEED)/volume:/mnt \
     -v $(SEED)/conf/hosts:/etc/hosts \
@@ -69,12 +69,12 @@ test-root: setup install  ## all tests as root (with sudo where needed)
 test-user: setup install  ## all tests as an unprivileged user, from the source archive when root
 	tests/run_as_user.sh $(PYTEST_ARGS)
 
-# PYTHONS: which versions, such as "3.12 3.13"; without it all that are found.
+# PYTHONS: the versions, such as "3.12 3.13". Default: every version that is found.
 test-pythons: install  ## build, unit tests and some sandbox tests with every Python that is found
 	PYTHONS="$(PYTHONS)" tests/pythons.sh $(PYTEST_ARGS)
 
-# KERNELS: which of 6.1, 6.12 and 7.x; KERNEL_TESTS: limits, escape, or all, which has the sandbox
-# tests too.
+# KERNELS: any of 6.1, 6.12 and 7.x. KERNEL_TESTS: limits, escape or all; all includes the sandbox
+# tests.
 KERNELS ?= 6.1 6.12 7.x
 KERNEL_TESTS ?= all
 test-kernels: setup install setup-kernels  ## the sandbox, limits and escape tests on other kernels, in QEMU
@@ -93,11 +93,11 @@ setup-kernels: install
 	$(SUDO) mkdir -p build/kernels/user
 	$(SUDO) tests/run_as_user.sh --prepare build/kernels/user
 
-escape: setup install  ## only the ways out, as root and as a user, and a table of what came of them
+escape: setup install  ## only the escape tests, as root and as a user, and a table of their results
 	$(MAKE) test-root PYTEST_ARGS='tests/escape -q --no-header'
 	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
 
-# CASE: one fault, as the table names it; FAULTS_ARGS: --help lists what it takes.
+# CASE: one fault, named as in the table. FAULTS_ARGS: more arguments; --help lists them.
 faults: setup install  ## fails, stops and kills starts at each of their system calls, and prints a table
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS_ARGS) $(CASE)
 
@@ -120,7 +120,7 @@ manual: install  ## docs/fastns.1, the manual page, from the parsers of the comm
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
 
-# ROUNDS: how often each thread does everything.
+# ROUNDS: how often each thread repeats everything.
 ROUNDS ?= 20
 tsan: packages  ## spawns, batches and templates from many threads, under ThreadSanitizer
 	$(MAKE) -C tests/c tsan ROUNDS=$(ROUNDS)
@@ -166,7 +166,7 @@ setup:  ## packages, the test user and the root file systems the tests use
 
 install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 
-# What the default filter is made from, at the build.
+# The build makes the default filter from these files.
 FILTER := src/fastns/seccomp.py $(wildcard src/fastns/_policy/seccomp_*.py) \
     $(patsubst %,src/fastns/_policy/%.py,bpf filters syscalls)
 
@@ -176,7 +176,7 @@ $(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.* src/
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	FASTNS_WERROR=1 $(BIN)/python -m pip install --quiet --editable '.[test,bench,dev]'
-	$(BIN)/python -m compileall -q src/fastns  # as pip does where it is not editable
+	$(BIN)/python -m compileall -q src/fastns  # pip does this only for installs that are not editable
 	touch $@
 
 clean:  ## removes what was built; keeps .venv and the root file systems

@@ -1,4 +1,4 @@
-"""What the kernel alone takes for the steps of a start (floor.c). No start can take less.
+"""The kernel's share of the time of a start (floor.c). No start can take less.
 
 The figures and their machine are kept in results/floor.json.
 """

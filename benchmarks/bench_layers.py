@@ -1,7 +1,7 @@
-"""Where the time goes: a bare clone, then one more namespace or step of the root each time.
+"""The cost of each layer: a bare clone, then one more namespace or step at a time.
 
-Each layer is a benchmark of its own for pytest-benchmark. test_layers_interleaved times them all in
-turn in one loop; trust that comparison.
+Each layer is a benchmark for pytest-benchmark. test_layers_interleaved times all layers in turn in
+one loop; trust that comparison.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ HOST = dict.fromkeys(KINDS, "host")
 TMPFS = [Mount(f"/{name}", type="tmpfs") for name in ("tmp", "run", "dev")]
 PROC = [Mount("/proc", type="proc")]
 LIMITS: Fields = {"memory": "64m", "pids_limit": 64, "cpus": 1.5}
-OPEN: Fields = {  # without the defaults; capabilities are always given up
+OPEN: Fields = {  # without the default defences; capabilities are always dropped
     "default_mounts": False,
     "masked_paths": (),
     "readonly_paths": (),
@@ -28,13 +28,13 @@ OPEN: Fields = {  # without the defaults; capabilities are always given up
 }
 RANGE = "+ user namespace of a range"  # root's default
 MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
-# The five default limits cannot be left out. Five more cost as much as those.
+# The five default limits cannot be left out. These five cost as much.
 FIVE_LIMITS: Fields = {
     "rlimits": [
         Rlimit(f"RLIMIT_{name}", -1, -1) for name in ("CPU", "FSIZE", "DATA", "RSS", "LOCKS")
     ]
 }
-LAYERS: dict[str, Fields] = {  # each is added to those above it; "new" names a namespace
+LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" names a namespace
     "clone and exec": {},
     "+ uts": {"new": "uts"},
     "+ ipc": {"new": "ipc"},
@@ -67,7 +67,7 @@ DEFENCES = (
 
 
 def layer(name: str, rootfs: Path) -> Contender:
-    """The contender with all layers up to `name`."""
+    """A contender with all layers up to `name`."""
     namespaces, fields = dict(HOST), dict(OPEN)
     for step, added in LAYERS.items():
         fields |= added
@@ -90,11 +90,11 @@ def test_layer(name: str, rootfs: Path, benchmark) -> None:  # type: ignore[no-u
 def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = interleaved({name: layer(name, rootfs) for name in LAYERS}, 200)
     with capsys.disabled():
-        print("\n" + table("layers, µs, each with all above it", times, "clone and exec"))
+        print("\n" + table("layers, µs, each including those above it", times, "clone and exec"))
 
 
 def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a bare process, with one more defence each time, in the host's network."""
+    """Compared with a bare process, with one more defence at a time, in the host's network."""
     fields = OPEN | {"default_mounts": True, "network": "host", "namespaces": {"user": "host"}}
     contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
     contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))
@@ -109,8 +109,7 @@ def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_binds_and_the_view(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Default sandboxes: with a bind that keeps its owners, and with the host's system directories
-    instead of a rootfs."""
+    """Default sandboxes with a bind that keeps its owners, and without a rootfs."""
 
     def bind(*options: str) -> list[Mount]:
         # On an existing mount point: X-mount.mkdir would make the bind plain.

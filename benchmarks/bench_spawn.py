@@ -1,6 +1,6 @@
-"""A sandbox against a bare process: os.posix_spawn and subprocess.run of the same static binary.
+"""A sandbox compared with a bare process: os.posix_spawn and subprocess.run of a static binary.
 
-test_ratios prints the ratios that the project has set itself, each from one interleaved run.
+test_ratios prints ratios beside the project's goals, each from one interleaved run.
 """
 
 import os
@@ -45,7 +45,7 @@ def test_spawn(name: str, rootfs: Path, benchmark) -> None:  # type: ignore[no-u
 
 
 def test_ratios(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All contenders in turns, then one pair alone."""
+    """All contenders in turn, then only the pair with a goal."""
     all_of_them = contenders(rootfs)
     times = interleaved(all_of_them)
     pair = interleaved({name: all_of_them[name] for name in ("os.posix_spawn", FIVE_NAME)})
@@ -56,8 +56,8 @@ def test_ratios(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         print(f"to reach: fastns, 5 namespaces / os.posix_spawn <= 1.60: {five:.2f}")
 
 
-# A caller's memory cannot change between two starts of one process. So two processes take turns,
-# one with the memory and one without: each starts a sandbox for each line that it reads.
+# Two callers take turns, one with much memory and one without. Each starts a sandbox for each line
+# that it reads.
 CALLER = """
 import sys, time
 import fastns
@@ -119,7 +119,7 @@ def status(key):
 for _ in range(3):
     fastns.spawn(["/true"], spec=plan).wait()
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts anew from here (proc(5))
+    file.write("5")  # resets the peak (proc(5))
 before = status("VmHWM")
 fastns.spawn(["/true"], spec=plan).wait()
 print(status("VmHWM") - before)
@@ -135,7 +135,7 @@ def test_peak_memory(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:
-    # As installed, with compiled bytecode: the first rounds write it if it is missing.
+    # With compiled bytecode, as installed: the first rounds write it if it is missing.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def python(code: str) -> Contender:

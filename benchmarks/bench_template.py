@@ -1,7 +1,7 @@
-"""What a Template costs, one start at a time, in batches and for a minute, against os.posix_spawn.
+"""A Template, one start at a time, in batches and for a minute, compared with os.posix_spawn.
 
-Each ratio is from a run in which only its two contenders take turns, because what ran just before
-a start changes what it costs. The figures are kept in results/template.json.
+Each ratio is from a run in which only its two contenders take turns, because the work just before a
+start changes its cost. The figures are stored in results/template.json.
 """
 
 import json
@@ -61,7 +61,7 @@ def runner(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Contender:
 DEFAULT = {"default_mounts": True, "mounts": [], "namespaces": {}, "seccomp": "default"}
 LIMITS = {"memory": "64m", "pids_limit": 32, "cpus": 1}
 NONE_AHEAD = {"parked": 0}
-# For each way: fields of the spec, what is made ahead, the ratio to reach.
+# Way -> fields of the spec, options of the template, the goal for the ratio.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "Template.run": ({}, {}, 1.22),
     "Template.run, parked=0": ({}, NONE_AHEAD, 1.22),
@@ -122,7 +122,7 @@ def test_ratios(name: str, rootfs: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_batch(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sandboxes a second, including their removal, against a loop over bare processes."""
+    """Sandboxes per second, including their removal, compared with a loop of bare processes."""
     jobs = [["/true"]] * 5000
     bare = posix_spawn(str(rootfs / "true"))
     rates: dict[str, list[float]] = {}
@@ -164,7 +164,7 @@ def available() -> int:
 
 
 def test_sustained(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At full rate with own network namespaces: no error, no slowdown, no growth of memory."""
+    """At full rate, with new network namespaces: no error, no slowdown, no growth of memory."""
     before = available()
     counts: list[int] = []
     failed = 0

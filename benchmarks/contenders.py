@@ -1,7 +1,7 @@
-"""Contenders, and rounds in which they take turns.
+"""Contenders, which are timed in turn.
 
-Absolute times drift on a shared machine. So contenders are timed in turn within one loop, and
-compared by the ratios of their medians.
+Absolute times drift on a shared machine. So one loop times all contenders in turn, and the ratios
+of their medians are compared.
 """
 
 import os
@@ -27,7 +27,7 @@ def sandbox(spec: Spec, command: str = "/true") -> Contender:
 
 
 def template(spec: Spec, command: str = "/true") -> Contender:
-    """The same from a Template whose server is running, with no sandbox made ahead."""
+    """The same from a running Template without parked sandboxes."""
     made = fastns.Template(spec, parked=0)
 
     def contender() -> None:

@@ -1,9 +1,9 @@
-/* What the kernel alone takes for a sandbox: the steps of a start in plain C, with nothing else.
+/* The kernel's share of a start: its steps in plain C, with nothing else.
  *
- * Each case does everything that the one before it does, and one step more. It is timed in turns
- * with posix_spawn of the same static program. "server" has the shape of a template: a process with
- * a small table of mounts gets a request over a socket, clones, reaps and replies. There are no
- * limits, ids, filter or error reports.
+ * Each case adds one step to the case before it. It is timed in turns with posix_spawn of the same
+ * static program. "server" has the shape of a template: a process with a small table of mounts gets
+ * a request over a socket, clones, reaps and replies. There are no limits, ids, filter or error
+ * reports.
  *
  * Usage, as root: floor ROUNDS ROOT EXEC. ROOT has /true, /proc and /tmp; EXEC executes /true.
  * Prints a JSON object.
@@ -28,7 +28,7 @@
 #include <unistd.h>
 
 #define NAMESPACES (CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
-#define HOLD_MOUNTS 0xff03 /* PIDFD_GET_MNT_NAMESPACE */
+#define GET_MOUNTS 0xff03 /* PIDFD_GET_MNT_NAMESPACE */
 #define CAPABILITIES 41
 
 enum step { BARE, CLONE, ROOT, MOUNTS, BOUNDING_SET, EXEC_PROGRAM, SERVER, STEPS };
@@ -59,7 +59,7 @@ static void mount_in(int tree, const char *name, const char *type)
     close(at);
 }
 
-/* Between clone and exec, in the parent's memory. */
+/* Runs between clone and exec, in the parent's memory. */
 static int child(void *unused)
 {
     (void)unused;
@@ -105,8 +105,8 @@ static void enter_root(void)
     check(syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0, "pivot_root");
 }
 
-/* Asks come with three fds, as those of a template do. The mount namespace is held until the end was
- * told: its last process would take it down before. */
+/* Requests carry three fds, as a template's do. The server keeps the sandbox's mount namespace
+ * until it has replied: otherwise the sandbox's exit would take it down before. */
 static void serve(int socket)
 {
     enter_root();
@@ -122,7 +122,7 @@ static void serve(int socket)
         int pidfd, status = -1, fds[3];
         if (recvmsg(socket, &header, MSG_CMSG_CLOEXEC) <= 0)
             exit(0);
-        int pid = start(CLONE_PIDFD, &pidfd), held = ioctl(pidfd, HOLD_MOUNTS, 0);
+        int pid = start(CLONE_PIDFD, &pidfd), held = ioctl(pidfd, GET_MOUNTS, 0);
         close(pidfd);
         memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&header)), sizeof fds);
         for (int i = 0; i < 3; i++)
@@ -135,7 +135,7 @@ static void serve(int socket)
     }
 }
 
-static int ask(void)
+static int request(void)
 {
     char bytes[256] = {0}, rights[CMSG_SPACE(3 * sizeof(int))] = {0};
     struct iovec vector = {bytes, sizeof bytes};
@@ -160,7 +160,7 @@ static int run(enum step what)
     int pid = -1, status = -1;
     step = what;
     if (what == SERVER)
-        return ask();
+        return request();
     if (what == BARE)
         posix_spawn(&pid, host_path, NULL, NULL, arguments, environment);
     if (what == EXEC_PROGRAM) {

@@ -1,5 +1,5 @@
-"""What the kernel would do with a system call, computed in two ways that must agree: by
-interpreting a seccomp filter, and by reading a profile. Neither uses libseccomp."""
+"""The kernel's action for a system call, computed in two ways that must agree: by interpreting a
+seccomp filter, and from a profile. Neither uses libseccomp."""
 
 import ctypes
 import functools
@@ -8,7 +8,7 @@ import struct
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "x86": 0x40000003}
 X32_BIT = 0x40000000
 ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-# In the kernel's order, the strictest first (seccomp(2)).
+# The strictest first, in the kernel's order (seccomp(2)).
 ORDER = (KILL_PROCESS, 0x00000000, 0x00030000, ERRNO, 0x7FF00000, 0x7FFC0000, ALLOW)
 
 
@@ -50,11 +50,11 @@ def interpret(code, arch, number, args=()):
         elif op == 0x60:  # BPF_LD|MEM
             accumulator = scratch[k]
         else:
-            raise AssertionError(f"an instruction that is not known here: {op:#x}")
+            raise AssertionError(f"unknown instruction: {op:#x}")
 
 
 def together(actions):
-    """Of several filters the strictest counts."""
+    """The action of several filters: the strictest."""
     return min(actions, key=lambda action: ORDER.index(action & 0xFFFF0000))
 
 
@@ -83,7 +83,7 @@ def action_of(name, number):
 
 
 def prepared(rule):
-    """Its action, whether one comparison is enough, and the comparisons, ready to use."""
+    """A rule's action, whether one true comparison is enough, and the comparisons."""
     given = rule.get("args") or []
     compared = [(COMPARE[x["op"]], x["index"], x["value"], x.get("valueTwo", 0)) for x in given]
     one_is_enough = len({index for _, index, _, _ in compared}) < len(compared)
@@ -98,7 +98,7 @@ def holds(one_is_enough, compared, args):
 
 
 class Model:
-    """A profile for one machine and set of capabilities."""
+    """A profile for one machine and one set of capabilities."""
 
     def __init__(self, profile, machine, caps=()):
         self.default = action_of(profile["defaultAction"], profile.get("defaultErrnoRet"))
@@ -121,7 +121,7 @@ class Model:
 
 @functools.cache
 def name_of(number, machine):
-    """The kernel's name of a call, from the library's table or, for newer calls, from ours."""
+    """The kernel's name of a call, from libseccomp's table or, for newer calls, from fastns'."""
     from fastns._policy.libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")

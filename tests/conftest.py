@@ -1,8 +1,8 @@
-"""Fixtures for every test: programs and roots to run, reports from inside, and a check for leaks.
+"""Fixtures of all tests: programs and roots to run, reports from inside, and a check for leaks.
 
-Markers: `as_root` and `as_user` say who a test is for. `with_cgroups` means root, or a user with a
-part of the cgroup tree. `leaves_traces(reason)` turns off the check for a test that changes this
-process or the host on purpose.
+Markers: `as_root` and `as_user` restrict a test to that kind of user. `with_cgroups` restricts it
+to root and users with a delegated cgroup. `leaves_traces(reason)` turns the check for leaks off,
+for a test that changes this process or the host on purpose.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ BASH_ROOTFS_COMMANDS = [
 ]
 
 
-# ---- who runs it ----
+# ---- options and markers ----
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update", action="store_true", help="write the golden lists anew")
+    parser.addoption("--update", action="store_true", help="rewrite the golden files")
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def update(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell starts with &
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background jobs so
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup sets it to ignored
     config.addinivalue_line("markers", "as_root: needs uid 0")
     config.addinivalue_line("markers", "as_user: needs an unprivileged user")
     config.addinivalue_line("markers", "with_cgroups: needs uid 0 or delegated cgroups")
@@ -84,7 +84,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         support.skip_missing("root or a delegated cgroup")
 
 
-# ---- a skip that nobody expects is a failure in CI ----
+# ---- an unexpected skip fails the run in CI ----
 
 _unexpected_skips: list[str] = []
 
@@ -116,13 +116,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line)
 
 
-# ---- nothing is left behind ----
+# ---- a check for leaks ----
 
 
 @pytest.fixture(scope="module", autouse=True)
 def collected_so_far() -> Iterator[None]:
-    """Speeds up the garbage collection of nothing_left(): what existed before the module is not
-    looked at, such as thousands of tests and their reports."""
+    """Speeds up the garbage collections of nothing_left(): they skip objects that are older than
+    the module, such as thousands of tests and their reports."""
     gc.collect()
     gc.freeze()
     yield
@@ -144,8 +144,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """Opens the fd of the range's user namespace, which stays open, before the first list of fds is
-    made."""
+    """Opens the fd of the range's user namespace before nothing_left() first lists the fds, because
+    it stays open."""
     import fastns
 
     plan = fastns.compile(fastns.Spec())
@@ -158,7 +158,7 @@ def user_namespace() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory that any user may enter. It is not in view of a sandbox without a rootfs."""
+    """A directory that any user may enter. Sandboxes without a rootfs do not see it."""
     path = Path(tempfile.mkdtemp(prefix="fastns-", dir="/var/tmp"))
     path.chmod(0o755)
     yield path
@@ -176,9 +176,9 @@ def probe(public_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def probe_rootfs(public_dir: Path, probe: Path) -> Path:
-    """A root with /probe, a static /true, empty directories and the three files of /etc.
+    """A root with /probe, a static /true, empty directories and three files in /etc.
 
-    Shared by the session: a test that writes into it uses overlay=True or a copy.
+    All tests share it: a test that writes into it uses overlay=True or a copy.
     """
     root = public_dir / "probe-rootfs"
     for name in ("dev", "etc", "mnt", "proc", "run", "sys", "tmp"):
@@ -190,7 +190,7 @@ def probe_rootfs(public_dir: Path, probe: Path) -> Path:
     source.write_text("int main(void) { return 0; }\n")
     support.compile_static(source, root / "true")
     for path in (root, *root.rglob("*")):
-        path.chmod(0o644 if path.parent.name == "etc" else 0o755)  # whatever the umask is
+        path.chmod(0o644 if path.parent.name == "etc" else 0o755)  # whatever the umask
     return root
 
 
@@ -203,7 +203,7 @@ def exhaust_root(public_dir: Path) -> Path:
     built = support.compile_static(support.TESTS / "exhaust.c", support.BUILD / "tests" / "exhaust")
     shutil.copy(built, root / "exhaust")
     for path in (root, *root.rglob("*")):
-        path.chmod(0o755)  # whatever the umask is
+        path.chmod(0o755)  # whatever the umask
     return root
 
 
@@ -243,20 +243,20 @@ def _prepared_rootfs(name: str, public_dir: Path) -> Path:
         support.skip_missing(f"{path} (tests/setup.sh makes it)")
     if support.reachable_by_all(path):
         return path
-    # A mapped user of the host could not walk down to it.
+    # Unprivileged and mapped ids could not reach it there.
     return support.copy_tree(path, public_dir / name)
 
 
-# ---- a look from inside ----
+# ---- reports ----
 
 
 @pytest.fixture
 def report(probe: Path, probe_rootfs: Path) -> Callable[..., dict[str, Any]]:
     """`report(*args, run={}, **fields)`: the probe's report from inside a sandbox, parsed.
 
-    `fields` make the Spec (rootfs=None: the host's system directories, and the probe; default:
-    probe_rootfs) unless `spec=` gives a Spec, a Plan or a Template's own, with a /probe; `run` is
-    passed on to fastns.run (env, cwd, …); `args` are extra words of argv.
+    `fields` are those of the Spec. `rootfs` is probe_rootfs by default; None means the host's
+    system directories and the probe. Instead of fields, `spec=` may give a Spec or a Plan with a
+    /probe. `run` has arguments for fastns.run (env, cwd, …), `args` extra words of argv.
     """
     import fastns
 
@@ -282,5 +282,5 @@ def report(probe: Path, probe_rootfs: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def host_report(probe: Path) -> dict[str, Any]:
-    """The probe's report from outside any sandbox, for comparison."""
+    """The probe's report from the host, for comparison."""
     return support.parse_report(subprocess.run([probe], check=True, capture_output=True).stdout)

@@ -1,8 +1,7 @@
-/* Takes as much as it can of a resource that all of the host share: `exhaust WHAT [NUMBER]`.
+/* Takes as much as it can of a resource that all users of the host share: `exhaust WHAT [NUMBER]`.
  *
- * Prints how much it got, at most NUMBER, and the errno that ended it, then keeps it until its
- * stdin is closed. `core` tries other limits on core dumps; `crash` ends by a signal that dumps
- * core.
+ * Prints how much it got, at most NUMBER, and the errno of the first failure, then keeps it until
+ * stdin is closed. `core` tries to change the limit on core dumps; `crash` makes a child dump core.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,7 +29,7 @@ static void raise_soft_limit(int resource)
     setrlimit((__rlimit_resource_t)resource, &limit);
 }
 
-/* Sends one message with this many fds, all the same, into a socket that nobody reads. */
+/* Sends a message with n copies of an fd to a socket that nobody reads. */
 static int send_fds(int socket, int n)
 {
     union {
@@ -96,7 +95,7 @@ static void take(int (*one)(void), int most)
         ;
 }
 
-/* Prints the result of the call, and the limit after it. */
+/* Prints the errno of a call, and the limit after it. */
 static void show_core(const char *name, long result)
 {
     int err = result < 0 ? errno : 0;
@@ -105,7 +104,7 @@ static void show_core(const char *name, long result)
     printf("%s %d %lld %lld\n", name, err, (long long)limit.rlim_cur, (long long)limit.rlim_max);
 }
 
-static void ask_for_core(void)
+static void try_core_limits(void)
 {
     const struct rlimit none = {0, 0}, soft = {0, 1};
     struct rlimit old = {7, 7};
@@ -123,8 +122,8 @@ static void ask_for_core(void)
     show_core("other", setrlimit(RLIMIT_FSIZE, &none));
 }
 
-/* A child sets a limit of 0, with which a handler runs, and crashes. Prints its signal, and whether the
- * kernel reports a core dump. */
+/* A child sets a soft limit of 0, with which a core handler still runs, and crashes. Prints its
+ * signal, and whether the kernel reports a core dump. */
 static void crash(void)
 {
     int status;
@@ -145,7 +144,7 @@ int main(int argc, char **argv)
     const char *what = argc > 1 ? argv[1] : "";
     int most = argc > 2 ? atoi(argv[2]) : 1 << 30;
     if (!strcmp(what, "core")) {
-        ask_for_core();
+        try_core_limits();
     } else if (!strcmp(what, "crash")) {
         crash();
     } else if (!strcmp(what, "fds-in-flight")) {

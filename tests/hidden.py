@@ -1,4 +1,4 @@
-"""Runs Python code with one system call hidden by a seccomp filter, to test fallbacks."""
+"""Runs Python code under a seccomp filter that hides one system call, to test fallbacks."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ for _numbers in NUMBERS.values():
     _numbers |= {"clone3": 435, "openat2": 437, "epoll_pwait2": 441, "landlock_create_ruleset": 444}
 
 KILL = 0
-"""As an error: the process is killed instead."""
+"""In place of an errno: the call kills the process."""
 
 _FILTER = """
 import ctypes, struct
 def hide(number, error, argument=0, least=0, most=0xffffffff):
     answer = 0x00050000 | error if error else 0x80000000  # SECCOMP_RET_ERRNO, _KILL_PROCESS
     program = b"".join(struct.pack("HBBI", *step) for step in (
-        (0x20, 0, 0, 0),                      # load the number
-        (0x15, 0, 4, number),                 # is it this one?
+        (0x20, 0, 0, 0),                      # load the call's number
+        (0x15, 0, 4, number),                 # is it the hidden call?
         (0x20, 0, 0, 16 + 8 * argument),      # load an argument
         (0x35, 0, 2, least),                  # is it in the range?
         (0x25, 1, 0, most),
@@ -64,13 +64,13 @@ def hide(number, error, argument=0, least=0, most=0xffffffff):
 
 
 def hider(call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF) -> str:
-    """Code that defines hide_it(), which hides `call` from then on if the argument is in a
+    """Code that defines hide_it(). It hides `call` from then on if that argument is in the
     range."""
     arguments = (NUMBERS[platform.machine()][call], error, argument, least, most)
     return f"{_FILTER}\ndef hide_it():\n    hide{arguments}\n"
 
 
 def without(call: str, error: int, code: str, *args: str) -> str:
-    """The stdout of `code`, run by a process for which `call` fails with `error`."""
+    """The stdout of `code`, run in a process in which `call` fails with `error`."""
     number = NUMBERS[platform.machine()][call]
     return script(f"{_FILTER}\nhide({number}, {error})\n{code}", *args)

@@ -1,4 +1,4 @@
-"""A root full of links that lead outside, every way of mounting something there, and a check that
+"""A root full of links that lead outside, every way of mounting at those links, and a check that
 nothing outside changes.
 
 Used by the tests of hostile roots and, in a separate process, by those of the fallbacks.
@@ -19,8 +19,8 @@ import support
 import fastns
 from fastns import DEVNULL, Mount, SpawnError, Spec
 
-# {outside}: the canary directory's path; {fd}, {file}: fds of it and of its file, held by the
-# caller and inheritable; {name}: the link's own.
+# {outside}: the canary directory's path; {fd}, {file}: the caller's inheritable fds of that
+# directory and of its file; {name}: the link's name.
 LINKS = {
     "absolute": "{outside}",
     "relative": "../../../../../../../../../../../..{outside}",
@@ -46,7 +46,7 @@ MAKE = ["X-mount.mkdir"]
 
 
 def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
-    """Make each link in `root` as /hostile/NAME; return those paths."""
+    """Make each link as /hostile/NAME in `root`; return these paths."""
     place = root / "hostile"
     place.mkdir()
     places = []
@@ -59,10 +59,14 @@ def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
 
 
 def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
-    """Fields of specs that mount or write something at a path that is a link, or below it."""
+    """Fields of specs that mount or write at a link, or below it."""
     directory, file = str(source), str(source / "file")
     ways: list[dict[str, Any]] = []
-    for target in (place, f"{place}/new", f"{place}/new/deeper"):  # the link is last, or not
+    for target in (
+        place,
+        f"{place}/new",
+        f"{place}/new/deeper",
+    ):  # the link is the last component, or not
         for options in ([], MAKE):
             ways += [
                 {"mounts": [Mount(target, type="tmpfs", options=options)]},
@@ -78,8 +82,8 @@ def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
 def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[str, int]:
     """Try every attempt at every place; return how many ran and how many were refused.
 
-    An attempt that runs has its additional mount inside, where the sandbox sees it. One that is
-    refused names the place. `source`: a directory with a file "file", for binds.
+    If it runs, its additional mount is visible inside. If it is refused, the error names the place.
+    `source`: a directory with a file "file", for binds.
     """
     outcomes = {"ran": 0, "refused": 0}
     usual = _mounts(Spec(rootfs=root, **fields))
@@ -107,8 +111,8 @@ def _mounts(spec: Spec) -> int:
 
 
 def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
-    """Kind, owner, size, times and content of everything below these. A name that was made and
-    removed again shows in the times of its directory."""
+    """Kind, owner, size, times and content of everything below these paths. A file that was made
+    and removed again shows in the times of its directory."""
     found: dict[str, tuple[Any, ...]] = {}
     for top in paths:
         for path in (top, *top.rglob("*")):
@@ -129,13 +133,13 @@ print(flush=True)
 while os.getppid() == {parent}:
     for _ in range(100):
         rename(-100, one, -100, two, 2)
-        time.sleep(1e-6)  # some 60 us: lookups wait for renames, and a start takes a thousand
+        time.sleep(1e-6)  # in fact some 60 us: renames block lookups, and a start makes a thousand
 """
 
 
 class Swapping:
-    """Exchange two directory entries all the time while this is active. A separate process does it,
-    so that it does not take turns with the starts made here."""
+    """Exchange two directory entries all the time while this is active. A separate process does it:
+    a thread would run only while no start does."""
 
     def __init__(self, one: Path, two: Path) -> None:
         self.args = [sys.executable, "-c", SWAP.format(parent=os.getpid()), one, two]

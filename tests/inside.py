@@ -1,4 +1,4 @@
-"""Helpers of the sandbox tests: run a shell inside, keep a sandbox alive to look at it."""
+"""Helpers of the sandbox tests: run a shell inside, keep a sandbox alive, find its cgroups."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WAYS = ["direct", "init", "template", "parked"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
-    """Return what bash prints inside `root`. ChildProcessError with its stderr if it fails.
+    """The stdout of bash inside `root`. If bash fails: ChildProcessError with its stderr.
 
-    `fields` make the Spec. Nothing may be written to stderr.
+    `fields` are those of the Spec. Otherwise stderr has to be empty.
     """
     done = fastns.run(
         ["bash", "-ec", script],
@@ -40,8 +40,8 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
-    """A run() for sandboxes of a Spec with these fields. `way` is direct, init, template or parked;
-    with "user" before it, in a user namespace of its own."""
+    """A run() for sandboxes of a Spec with these fields. `way` is direct, init, template or parked.
+    The prefix "user" means: in a new user namespace."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
     if way.endswith(("template", "parked")):
@@ -57,7 +57,7 @@ def runner(way: str, **fields: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def dialogue(root: Path | None, **fields: Any) -> Iterator[Any]:
-    """A bash that stays alive: yields `ask(line)`, which runs a line and returns its output."""
+    """A bash that stays alive. Yields `ask(line)`, which runs a line and returns its output."""
     with fastns.spawn(
         ["bash"],
         spec=Spec(rootfs=root, **fields),
@@ -87,9 +87,10 @@ def dialogue(root: Path | None, **fields: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def joinable(root: Path) -> Iterator[fastns.Sandbox]:
-    """A running sandbox with a new namespace of each kind; "other" listens on its port 4242.
+    """A running sandbox with hostname "other" and new namespaces of all kinds. It listens on port
+    4242.
 
-    Its user namespace has the ids 7 and 8 only.
+    Its user namespace has only the ids 7 and 8.
     """
     spec = Spec(
         rootfs=root, namespaces={"user": "new", "time": "new"}, hostname="other", user="7:8"
@@ -104,7 +105,7 @@ def joinable(root: Path) -> Iterator[fastns.Sandbox]:
 
 
 def ranges() -> dict[str, tuple[IDMapping]]:
-    """Fields of a Spec that map the ids from 0 to 999 inside to ids that this user may use."""
+    """Fields of a Spec that map the ids 0 to 999 inside to ids that this user may use."""
     return {
         "uid_mappings": (IDMapping(0, _first_id("/etc/subuid"), 1000),),
         "gid_mappings": (IDMapping(0, _first_id("/etc/subgid"), 1000),),
@@ -112,7 +113,7 @@ def ranges() -> dict[str, tuple[IDMapping]]:
 
 
 def _first_id(path: str) -> int:
-    """The first id of the range that subuid(5) gives the user; root may use any."""
+    """The first id of the user's range in subuid(5). Root may use any id."""
     if support.is_root():
         return 100000
     names = (pwd.getpwuid(os.geteuid()).pw_name, str(os.geteuid()))
@@ -124,7 +125,7 @@ def _first_id(path: str) -> int:
 
 
 def homes() -> list[Path]:
-    """Where cgroups of processes that use fastns may be, in all hierarchies."""
+    """The directories for cgroups of processes that use fastns, in all hierarchies."""
     return [
         Path(place, cgroup_plan.GROUP)
         for hierarchy in cgroup_plan.hierarchies()

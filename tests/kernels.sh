@@ -1,17 +1,17 @@
 #!/bin/bash
-# Boots another Linux kernel over this machine's own file system and runs a command there, as root.
+# Boots another Linux kernel on this machine's file system and runs a command there, as root.
 #
 # The kernels are Debian's, from the mirror that this machine's apt uses. They are downloaded and
 # unpacked below build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. The guest
-# sees this file system, read-only; what it writes to the checkout, /etc, /usr, /var, /tmp and a few
-# more stays in its memory. /tmp, /var/tmp and build/rootfs are on an ext4 disk of the guest's, which
-# is dropped too, because the guest's other file systems cannot be idmapped, nor tmpfs before 6.3.
-# Cgroups are of version 2, with all controllers.
+# sees this file system read-only; its writes to the checkout, /etc, /usr, /var, /tmp and a few more
+# stay in its memory. /tmp, /var/tmp and build/rootfs are on an ext4 disk, whose changes are dropped
+# too: the guest's other file systems cannot be idmapped (tmpfs can since 6.3).
+# Cgroups are version 2, with all controllers.
 #
 # Usage: tests/kernels.sh get [KERNEL…]         downloads (default: all of them)
 #        tests/kernels.sh disk                    makes the disk, from build/rootfs
 #        tests/kernels.sh KERNEL COMMAND [ARG…]   boots KERNEL; exits as COMMAND does
-# KERNEL: 6.1, 6.12 or 7.x. FASTNS_KERNEL_TIMEOUT: seconds after which the guest is ended and the
+# KERNEL: 6.1, 6.12 or 7.x. FASTNS_KERNEL_TIMEOUT: seconds after which the guest is killed and the
 # status is 124; default 600. FASTNS_KERNEL_VERBOSE=1 shows the kernel's messages.
 set -euo pipefail
 umask 022
@@ -28,7 +28,7 @@ fail() {
     exit 125
 }
 
-# The suite that has a kernel; and its packages, given the names of a suite's packages on stdin.
+# The Debian suite of a kernel.
 suite_of() {
     case $1 in
     6.1) echo bookworm ;;
@@ -38,8 +38,8 @@ suite_of() {
     esac
 }
 
-# The unsigned builds have everything in one package. There are none of 7.x, of which the kernel and
-# its modules are two packages.
+# Picks a kernel's packages from the names of its suite's packages on stdin. The unsigned builds have
+# everything in one package. 7.x has no unsigned build; its kernel and modules are two packages.
 packages_of() {
     local version
     case $1 in
@@ -53,7 +53,7 @@ packages_of() {
     esac
 }
 
-# ---- downloading, with an apt configuration of its own ----
+# ---- downloading, with a separate apt configuration ----
 
 apt_options=()
 make_apt() { # SUITE
@@ -103,13 +103,13 @@ make_disk() {
 boot() { # KERNEL COMMAND...
     local image run status=0
     image=$(find "$kernels/$1" -name 'vmlinuz*' -type f 2>/dev/null | head -n 1)
-    [ -n "$image" ] || fail "kernel $1 is not there: tests/kernels.sh get $1"
-    [ -x "$top/.venv/bin/vng" ] || fail "virtme-ng is not there: make setup-kernels"
-    [ -f "$disk" ] || fail "the disk is not there: tests/kernels.sh disk"
+    [ -n "$image" ] || fail "kernel $1 is missing: tests/kernels.sh get $1"
+    [ -x "$top/.venv/bin/vng" ] || fail "virtme-ng is missing: make setup-kernels"
+    [ -f "$disk" ] || fail "the disk is missing: tests/kernels.sh disk"
     shift
 
-    # The guest finds its command in a file, in its view of this machine. The pipes give the command
-    # other files than the guest's devices as stdin, stdout and stderr.
+    # The guest reads its command from a file. /dev/null and the pipe keep the guest's console devices
+    # away from the command's stdin, stdout and stderr.
     run=$(mktemp -d "$kernels/run-XXXXXX")
     {
         printf '('
@@ -119,8 +119,8 @@ boot() { # KERNEL COMMAND...
         printf ') </dev/null 2>&1 | cat; exit "${PIPESTATUS[0]}"\n'
     } >"$run/command"
 
-    # In the background, so that a signal to this script also ends the guest. QEMU opens its stdout
-    # again, which would truncate a file; hence the pipe.
+    # In the background, so that a signal to this script can kill the guest. QEMU reopens its stdout,
+    # which would truncate a file; hence the pipes.
     PATH=$top/.venv/bin:$PATH timeout --kill-after=5 "${FASTNS_KERNEL_TIMEOUT:-600}" \
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
         --append tsc=reliable --qemu-opts="-global virtio-serial-pci.ioeventfd=off \
@@ -133,8 +133,8 @@ boot() { # KERNEL COMMAND...
     trap 'exit 143' TERM
     trap 'exit 130' INT
     wait "$guest" || status=$?
-    guest= # its number may be another's by now
-    [ "$status" != 124 ] || echo "kernels: the guest was ended by its timeout" >&2
+    guest= # its pid may be reused by now
+    [ "$status" != 124 ] || echo "kernels: the guest was killed by its timeout" >&2
     exit "$status"
 }
 

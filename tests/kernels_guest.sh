@@ -1,9 +1,9 @@
 #!/bin/bash
-# The guest's side of tests/kernels.sh: runs there as root, then runs the command.
+# The guest's side of tests/kernels.sh. Runs as root and prepares a root, then runs the command in it.
 #
-# The guest's own root reads everything from the host. This makes another root over a view of the same
-# files that the guest's kernel may cache, with a layer over it for what is written, and runs the
-# command there. What has to be on a disk's file system is on one.
+# In the guest's own root each read goes to the host. The new root shows the same files, mounted so
+# that the guest's kernel may cache them, below a writable layer. Directories that need a disk's file
+# system are on a disk.
 # Usage: kernels_guest.sh DIRECTORY COMMAND [ARG…]
 set -euo pipefail
 
@@ -33,7 +33,7 @@ umount --lazy /.old
 rmdir /.old
 
 modprobe -a virtio_blk ext4 dummy
-ip link add host0 type dummy # an interface beside lo, as any machine has one
+ip link add host0 type dummy # an interface besides lo, as on any machine
 mkdir /run/disk
 mount /dev/vda /run/disk
 mkdir -m 1777 /run/disk/{tmp,var-tmp}

@@ -1,7 +1,7 @@
-"""Compiles plans for made-up callers. With the fixture made_up_host they are the same on every
-machine.
+"""Compiles plans for given callers, which need not be this one. With the fixture made_up_host the
+plans are the same on every machine.
 
-All that tests take from the compiler is imported here.
+Tests import the compiler's internals from here only.
 """
 
 from __future__ import annotations

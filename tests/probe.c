@@ -1,9 +1,10 @@
 /* The probe: a static program that runs inside a sandbox and reports what it sees.
  *
  * Runs as the sandbox's command, often as its pid 1, in a root that may contain only this file.
- * Without an option it prints one JSON object on stdout; what cannot be read (without /proc, for
- * example) is null. Bytes outside ASCII are printed as they are: decode with surrogateescape. With an
- * option it does one thing, for tests that need a process with a known behaviour; see usage() below.
+ * Without an option it prints one JSON object on stdout. A value that cannot be read, for example
+ * without /proc, is null. Bytes outside ASCII are not escaped: decode with surrogateescape. With an
+ * option it does one thing, for tests that need a process with a known behaviour; see usage()
+ * below.
  *
  * Exit status: 0 done; 1 a step failed, with "probe: STEP PATH: ENAME" on stderr; 2 wrong usage.
  */
@@ -127,7 +128,8 @@ static void string_field(const char *name, const char *value)
 
 /* ---- reading ---- */
 
-/* The whole file, NUL-terminated, in a static buffer the next call overwrites; NULL: unreadable. */
+/* The whole file, NUL-terminated, in a static buffer that the next call overwrites. NULL if it
+ * cannot be read. */
 static char *read_text(const char *path)
 {
     static char text[MAX_TEXT];
@@ -144,7 +146,7 @@ static char *read_text(const char *path)
     return got < 0 ? NULL : text;
 }
 
-/* The number in a line of /proc/self/status, or -1 without the line or without /proc. */
+/* The number in a line of /proc/self/status; -1 without that line or without /proc. */
 static int64_t status_number(const char *name)
 {
     const char *text = read_text("/proc/self/status"), *line = text ? strstr(text, name) : NULL;
@@ -180,7 +182,7 @@ static int visible(const struct dirent *entry)
 
 /* ---- the report, a function for each group of fields ---- */
 
-/* Called before anything else opens an fd. */
+/* Must run before anything else opens an fd. */
 static void report_fds(void)
 {
     char path[64];
@@ -386,7 +388,7 @@ static void report_rlimits(void)
     end('}');
 }
 
-/* Asked by raw system calls: glibc hides its two internal signals, and /proc may be absent. */
+/* Raw system calls: glibc hides its two internal signals, and /proc may be absent. */
 static void report_signals(void)
 {
     uint64_t blocked = 0;
@@ -452,7 +454,7 @@ static void report_privileges(void)
     number_field("parent_death_signal", parent_death);
 }
 
-/* The session keyring, or how the calls are refused. */
+/* The session keyring, or the errno of the call. */
 static void report_keyring(void)
 {
     long keyring = syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0);
@@ -498,7 +500,7 @@ static void stat_object(const char *path, const struct stat *st)
     end('}');
 }
 
-/* An object: each name in the directory and its stat_object(). */
+/* An object: each name in the directory -> its stat_object(). */
 static void report_directory(const char *name, const char *path)
 {
     struct dirent **entries;
@@ -530,7 +532,7 @@ static int names_process(const struct dirent *entry)
     return is_number(entry->d_name);
 }
 
-/* null: no proc file system there (an empty /proc counts as none). */
+/* null if no proc file system is mounted: /proc is empty or missing. */
 static void report_processes(void)
 {
     struct dirent **entries = NULL;
@@ -676,11 +678,11 @@ static int do_exit(char **args)
 static int do_signal(char **args)
 {
     kill(getpid(), atoi(args[0]));
-    puts("survived"); /* pid 1 ignores what it has no handler for, even SIGKILL from itself */
+    puts("survived"); /* the kernel drops a pid 1's signals to itself, even SIGKILL */
     return 0;
 }
 
-/* A fault that the processor raises, which ends even pid 1. */
+/* A processor fault kills even pid 1. */
 static int do_crash(char **args)
 {
     (void)args;
@@ -784,7 +786,7 @@ static int do_fork_hold(char **args)
     return fork_sleep(args, true);
 }
 
-/* Makes orphans that exit at once. Prints how many of them nobody reaped within a second. */
+/* Makes orphans that exit at once. Prints how many are still zombies after a second. */
 static int do_zombies(char **args)
 {
     enum { MOST = 1024 };
@@ -804,7 +806,7 @@ static int do_zombies(char **args)
         if (child == 0) {
             pid_t orphan = fork();
             char byte;
-            if (orphan == 0) { /* exits once its parent and the probe have let go of the lifeline */
+            if (orphan == 0) { /* exits once its parent and the probe have closed the lifeline */
                 close(lifeline[1]);
                 _exit(read(lifeline[0], &byte, 1) != 0);
             }
@@ -902,7 +904,7 @@ static void key_result(const char *name, long result)
     string_field(name, result < 0 ? strerrorname_np(errno) : "worked");
 }
 
-/* What can be done with a key of the caller (keyctl(2)), and the keyrings that can be reached. */
+/* What it can do with a key of the caller (keyctl(2)), and which keyrings it can reach. */
 static int do_keys(char **args)
 {
     long key = atol(args[0]);
@@ -920,7 +922,7 @@ static int do_keys(char **args)
     return 0;
 }
 
-/* Takes away its own right to read files, by landlock(7), and then tries to. */
+/* Gives up the right to read files with landlock(7), then tries to read one. */
 static int do_restrict(char **args)
 {
     uint64_t handled = 1 << 2; /* LANDLOCK_ACCESS_FS_READ_FILE */
@@ -950,7 +952,7 @@ static const struct {
     {"--zombies", 1, do_zombies, "N: makes n orphans that exit; prints how many stay zombies"},
     {"--flood", 2, do_flood, "stdout|stderr|both BYTES: so many bytes of 'x' to each"},
     {"--keys", 2, do_keys, "SERIAL NAME: what can be done with that key, as JSON"},
-    {"--restrict", 1, do_restrict, "PATH: reads the file having given up to read any (Landlock)"},
+    {"--restrict", 1, do_restrict, "PATH: gives up reading files (Landlock), then reads it"},
     {"--echo", 0, do_echo, "copies stdin to stdout"},
     {"--msgget", 0, do_msgget, "makes a System V message queue; prints its id"},
     {"--sethostname", 1, do_sethostname, "NAME: changes the host name"},
@@ -973,6 +975,6 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         if (strcmp(argv[1], options[i].name) == 0 && argc == options[i].n_args + 2)
             return options[i].run(argv + 2);
-    /* What follows "--" is for argv in the report. */
+    /* Words after "--" only appear in the report's argv. */
     return strcmp(argv[1], "--") == 0 ? report(argc, argv) : usage();
 }

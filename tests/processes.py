@@ -1,4 +1,4 @@
-"""What the tests of handles, threads and leaks share: finding processes, running scripts."""
+"""Helpers to find processes, wait for conditions and run scripts in a new interpreter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _numbers = itertools.count(1)
 
 
 def marker() -> str:
-    """Seconds to sleep, as an argument that no other process has, so that `marked()` finds it."""
+    """A unique number of seconds to sleep, so that `marked()` finds the process by its argv."""
     return f"300.{os.getpid()}{next(_numbers):04}"
 
 
 def marked(text: str) -> list[int]:
-    """Pids of the live processes, in any pid namespace below, with this word in their argv."""
+    """Pids of the live processes with this word in their argv, in all pid namespaces below."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -37,8 +37,8 @@ def marked(text: str) -> list[int]:
 def running(*argv: str) -> list[int]:
     """Pids of the live processes with exactly this argv.
 
-    A word in it does not identify a command: the process that starts it has the word too, and so
-    has a process that shares its memory or is about to execute the command.
+    One word does not identify a command: the process that starts it may have the word too, and so
+    may a process that shares that memory or is about to execute the command.
     """
     wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
     found = []
@@ -67,14 +67,14 @@ def _pids(pid: int) -> list[str]:
 
 
 def server_pid(template: Template) -> int:
-    """The pid of the server that it has started."""
+    """The pid of the template's server."""
     assert template._server is not None
     return template._server.pid
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
-    """Wait until the condition is true, and return whether it is. The time limit matters only for a
-    test that fails."""
+    """Wait until the condition is true; return False after this time. Only failing tests wait that
+    long."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -86,11 +86,11 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
 def script(
     code: str, *args: str, timeout: float = 60, first: str = "", prefix: Sequence[str] = ()
 ) -> str:
-    """Run Python code in an interpreter of its own and return its stdout. It has to succeed.
-    `first` is code to run before fastns is used, `prefix` a command that runs the interpreter.
+    """Run Python code in a new interpreter and return its stdout. It has to succeed, silently.
+    `first` is code to run before fastns is imported, `prefix` a command that runs the interpreter.
 
-    The code may use `children()` and `fds()`, which list those of its process. The fd of the
-    range's user namespace is opened before, because it stays open from the first spawn on.
+    The code may use `children()` and `fds()`, which list the children and fds of its process. The
+    fd of the range's user namespace is opened before, because it stays open after the first spawn.
     """
     done = subprocess.run(
         [*prefix, sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],
@@ -115,12 +115,12 @@ def children():
             found += pathlib.Path(f"/proc/self/task/{task}/children").read_text().split()
     return found
 
-def fds():  # but for the files that the engine keeps: the program, and a plan's bytes
+def fds():  # without the memory files that the engine keeps: the program and plans
     here = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         found = []
         for fd in set(os.listdir(here)) - {str(here)}:
-            with contextlib.suppress(FileNotFoundError):  # the one that reads the directory
+            with contextlib.suppress(FileNotFoundError):  # the fd that lists the directory
                 if not os.readlink(fd, dir_fd=here).startswith("/memfd:fastns-"):
                     found.append(fd)
         return sorted(found)

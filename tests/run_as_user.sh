@@ -1,15 +1,15 @@
 #!/bin/bash
-# Runs pytest as an unprivileged user. Arguments go to pytest.
+# Runs pytest, with the given arguments, as an unprivileged user.
 #
-# A user who is not root runs it in .venv. Root runs it as "fastns-test", who may be unable to enter
-# this checkout or its virtual environment. So the source archive is built and installed into a fresh
-# environment of Debian's own python3 below /var/tmp, where any user may go, and the tests are copied
-# beside it. This also tests that the source archive has everything it takes to build the package.
+# A user runs it in .venv. Root runs it as "fastns-test", who may be unable to enter this checkout or
+# its virtual environment. So root builds the source archive, installs it into a fresh environment of
+# Debian's python3 below /var/tmp, and copies the tests beside it. This also tests that the source
+# archive is complete.
 #
 # Usage: tests/run_as_user.sh [ARG…]
-#        tests/run_as_user.sh --prepare DIRECTORY          only makes all that, there
-#        tests/run_as_user.sh --prepared DIRECTORY [ARG…]    only runs what was made
-# FASTNS_PREPARED=DIRECTORY: the first takes a copy of what was made there.
+#        tests/run_as_user.sh --prepare DIRECTORY            only prepares the directory
+#        tests/run_as_user.sh --prepared DIRECTORY [ARG…]    only runs pytest there
+# With FASTNS_PREPARED=DIRECTORY the first form copies a prepared directory.
 set -euo pipefail
 umask 022
 
@@ -26,7 +26,7 @@ prepare() { # DIRECTORY
     /usr/bin/python3 -m venv "$away/venv"
     "$away/venv/bin/python" -m pip install --quiet "${archives[0]}[test]"
 
-    # The tests and what they read. Not src/, so that only the installed package is imported.
+    # The tests and the files that they read. Not src/, so that the installed package is imported.
     for name in tests csrc docs examples benchmarks pyproject.toml setup.py Makefile ./*.md; do
         if [ -e "$name" ]; then cp -a "$name" "$away/"; fi
     done
@@ -36,7 +36,7 @@ prepare() { # DIRECTORY
     chown "$user:" "$away"
 }
 
-# In $away. It replaces the shell, so that no process of root's stays in the cgroup of the user.
+# Runs pytest in $away. exec, so that no process of root stays in the user's cgroup.
 run() { # [ARG…]
     cd "$away"
     exec setpriv --reuid="$user" --regid="$user" --init-groups --inh-caps=-all \

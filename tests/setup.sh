@@ -1,11 +1,13 @@
 #!/bin/bash
-# Prepares a Debian 12 machine for the tests. Can be run again: what exists is kept.
+# Prepares a Debian 12 machine for the tests. May be run again: it keeps what exists.
 #
 # Installs the missing Debian packages, makes the unprivileged user "fastns-test" with ranges of
 # subordinate ids, and two root file systems, build/rootfs/debian and build/rootfs/busybox.
-# Runs as root, or as a user who may sudo. "compare" adds what `make compare` races against, "kernels"
-# what `make test-kernels` boots. Usage: tests/setup.sh [packages|compare|kernels [KERNEL…]|all];
-# default: all
+# Runs as root, or as a user who may sudo.
+#
+# Usage: tests/setup.sh [packages|compare|kernels [KERNEL…]|all]
+# Default: all. "compare" installs the rivals of `make compare`, "kernels" everything that `make
+# test-kernels` boots.
 set -euo pipefail
 umask 022
 
@@ -14,12 +16,12 @@ build=$(dirname "$here")/build
 user=fastns-test
 
 packages=(
-    gcc make libc6-dev python3 python3-dev python3-venv         # what builds the package
+    gcc make libc6-dev python3 python3-dev python3-venv         # to build the package
     busybox-static mmdebstrap                                   # root file systems
-    bash coreutils hostname iproute2 mount nftables procps util-linux  # what goes into them
+    bash coreutils hostname iproute2 mount nftables procps util-linux  # their contents
     uidmap libcap2-bin                                          # newuidmap, newgidmap, setcap
     clang clang-format libclang-rt-14-dev strace                # checks of the C code
-    fish zsh                                                    # shells that complete a command line
+    fish zsh                                                    # to test completion
 )
 included=bash,coreutils,hostname,iproute2,mount,procps,python3-minimal,util-linux
 
@@ -48,12 +50,12 @@ make_user() {
         echo "setup: making the user $user"
         as_root useradd --create-home --shell /bin/bash "$user"
     fi
-    # useradd assigns ranges by itself unless login.defs says otherwise.
+    # useradd assigns ranges unless login.defs says otherwise.
     grep -q "^$user:" /etc/subuid || as_root usermod --add-subuids 2000000-2065535 "$user"
     grep -q "^$user:" /etc/subgid || as_root usermod --add-subgids 2000000-2065535 "$user"
 }
 
-# A minimal Debian, from the package sources that this machine is configured with.
+# A minimal Debian, from this machine's package sources.
 make_debian() {
     local root=$build/rootfs/debian stamp=$build/rootfs/debian.stamp made_by
     made_by=$(sha256sum <"$0")
@@ -67,10 +69,10 @@ make_debian() {
         if [ -s "$file" ]; then sources+=("$file"); fi
     done
     options=$(mktemp)
-    # Proxies, certificates and clock settings: mmdebstrap does not read them from /etc/apt.
+    # mmdebstrap does not read proxies, certificates and clock settings from /etc/apt.
     apt-config dump Acquire |
         grep -E '^Acquire::(http|https|Retries|Check-Date|Check-Valid-Until)[: ]' >"$options" || true
-    # Nothing of this machine stays in it. The three files exist so that mounts can cover them.
+    # Remove this machine's settings. The three files exist so that mounts can cover them.
     local forget='cd "$1/etc"
         rm -f hosts hostname resolv.conf apt/apt.conf.d/99mmdebstrap
         touch hosts hostname resolv.conf'
@@ -111,7 +113,7 @@ compare)
     ;;
 kernels)
     shift
-    # virtme-ng uses kmod and file to look at a kernel; udev runs in the guest.
+    # virtme-ng inspects a kernel with kmod and file; udev runs in the guest.
     packages+=(qemu-system-x86 udev kmod file e2fsprogs)
     install_packages
     as_root "$here/kernels.sh" get "$@"

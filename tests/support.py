@@ -1,4 +1,4 @@
-"""What the tests share beside the fixtures: building and reading the probe, watching the host."""
+"""Helpers of all tests: compiling and reading the probe, skips, the state of the host."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 BUILD = Path(os.environ.get("FASTNS_BUILD", TESTS.parent / "build"))
-"""Where setup.sh puts the root file systems and where compiled test programs go."""
+"""The directory of setup.sh's root file systems and of compiled test programs."""
 
 ALLOWED_SKIPS = TESTS / "allowed_skips.txt"
 HOST_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 
 LONG = os.environ.get("FASTNS_LONG") == "1"
-"""Whether what is the same again and again, or depends on a race, is tried as often as can be."""
+"""Whether tests that repeat a step, or provoke a race, do so as often as possible."""
 
 NAMESPACES = {
     "pid": "pid",
@@ -35,9 +35,9 @@ NAMESPACES = {
     "user": "user",
     "time": "time",
 }
-"""A namespace as a Spec calls it -> its file below /proc/PID/ns."""
+"""A namespace's name in a Spec -> its file below /proc/PID/ns."""
 
-_SETTLE = 1.0  # seconds, because the kernel ends the processes of a killed sandbox a little later
+_SETTLE = 1.0  # seconds: the kernel ends the processes of a killed sandbox with a delay
 _PR_GET_DUMPABLE = 3
 
 
@@ -47,17 +47,17 @@ def is_root() -> bool:
 
 
 def has_cgroups() -> bool:
-    """Whether limits can be enforced: for root, or for a user with a part of the cgroup tree.
+    """Whether limits can be enforced: for root, or for a user with a delegated cgroup.
 
-    The environment says so. It is not detected, or a test would be skipped when fastns fails to
-    find it.
+    An environment variable says so. If this were detected, tests would be skipped whenever fastns
+    fails to detect it.
     """
     return is_root() or os.environ.get("FASTNS_DELEGATED") == "1"
 
 
 def skip_missing(what: str) -> NoReturn:
-    """Skip the test, naming what this machine lacks. CI fails on a reason that it does not
-    expect."""
+    """Skip the test, naming what this machine lacks. In CI, a reason that is not in
+    allowed_skips.txt fails the run."""
     pytest.skip(f"missing: {what}")
 
 
@@ -67,7 +67,7 @@ def strict_skips() -> bool:
 
 
 def allowed_skips() -> set[str]:
-    """The reasons listed for this kind of user; a line is `root|user|any: reason`."""
+    """The reasons listed for this kind of user. A line is `root|user|any: reason`."""
     who = "root" if is_root() else "user"
     allowed = set()
     for line in ALLOWED_SKIPS.read_text().splitlines():
@@ -81,7 +81,7 @@ def allowed_skips() -> set[str]:
 
 
 def compile_static(source: Path, dest: Path, *more: str) -> Path:
-    """Compile one C file into a static program, unless `dest` is newer than it."""
+    """Compile one C file into a static program, unless `dest` is newer."""
     if not dest.exists() or dest.stat().st_mtime < source.stat().st_mtime:
         dest.parent.mkdir(parents=True, exist_ok=True)
         fresh = dest.with_name(f"{dest.name}.{os.getpid()}")
@@ -108,27 +108,26 @@ def mount_at(report: dict[str, Any], point: str) -> dict[str, Any]:
 
 
 def reachable_by_all(path: Path) -> bool:
-    """Whether any user may enter `path`: every directory on the way is open to others."""
+    """Whether any user may enter `path` and every directory above it."""
     return all(step.stat().st_mode & 0o001 for step in (path, *path.parents))
 
 
 def copy_tree(source: Path, dest: Path) -> Path:
-    """A copy with owners, modes and device nodes kept."""
+    """Copy with owners, modes and device nodes."""
     subprocess.run(["cp", "-a", str(source), str(dest)], check=True)
     return dest
 
 
 def read_through(root: Path, *names: str) -> None:
-    """Read files of a root, so that the kernel has them in memory already. Otherwise it charges
-    them to the first sandbox with a limit, which then reads its own program from disk again and
-    again."""
+    """Read files of a root into the page cache. Otherwise the kernel charges them to the first
+    sandbox with a memory limit, which then reads its own program from disk again and again."""
     for name in names:
         (root / name).read_bytes()
 
 
 def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[bytes], Any]:
-    """Run a command whose word "{}" becomes the fd for its status. Return how it ended, and that
-    status."""
+    """Run a command whose word "{}" becomes the number of an fd for its status. Return the
+    completed process and the status."""
     near, far = os.pipe()
     with open(near, "rb") as status:
         try:
@@ -139,7 +138,7 @@ def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[b
         return done, json.loads(status.read())
 
 
-# ---- what must be the same before and after a test ----
+# ---- the state of the host, which a test must not change ----
 
 HostState = dict[str, list[str]]
 
@@ -164,7 +163,7 @@ def host_state() -> HostState:
 
 
 def host_change(before: HostState) -> list[str]:
-    """How the host differs from `before`, one line each. Waits a little for it to be the same."""
+    """The differences from `before`, one line each. Waits a little for them to disappear."""
     gc.collect()
     deadline = time.monotonic() + _SETTLE
     while True:
@@ -209,7 +208,7 @@ def _fds() -> list[str]:
     for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
         try:
             leads_to = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:  # the fd that read the directory
+        except FileNotFoundError:  # the fd that listed the directory
             continue
         if not leads_to.startswith("/memfd:fastns-"):
             found.append(f"{fd} -> {leads_to}")

@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def started(names: list[str], root: Path, **options: int) -> Iterator[list[Contender]]:
-    """Yield the contenders that start; say why others do not."""
+    """Yield the contenders that can start; print why the others cannot."""
     with contextlib.ExitStack() as stack:
         found = []
         for name in names:
@@ -44,7 +44,7 @@ def present() -> tuple[list[str], dict[str, str]]:
 
 
 def look_inside(names: list[str], root: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what each isolates, seen from inside, and why some cannot run."""
+    """Return what each isolates, as a probe sees it inside, and why some cannot run."""
     outside = isolation.seen_outside(root)
     found, failed = {}, {}
     for name in names:
@@ -64,7 +64,7 @@ def latency(names: list[str], root: Path, rounds: int, dice: random.Random) -> d
 
 
 def rates(root: Path, seconds: float, jobs: int) -> dict[str, dict[str, float]]:
-    """Starts a second: by threads with a loop each, and by run_batch."""
+    """Starts per second: of threads that start in a loop, and of run_batch."""
     found: dict[str, dict[str, float]] = {}
     names = [BARE, "fastns_direct", FASTNS]
     with started(names, root) as contenders:
@@ -83,7 +83,7 @@ def rates(root: Path, seconds: float, jobs: int) -> dict[str, dict[str, float]]:
 def against(
     option: str, sizes: list[int], names: list[str], root: Path, rounds: int, dice: random.Random
 ) -> dict[str, dict[str, float]]:
-    """Medians for each size of a worker's option: memory, mounts."""
+    """Medians for each value of a worker's option (memory or mounts)."""
     found: dict[str, dict[str, float]] = {}
     for size in sizes:
         say(f"  {option} {size}")
@@ -94,7 +94,7 @@ def against(
 
 
 def live(root: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Starts beside a number of sleeping sandboxes, all of one template."""
+    """Starts while a number of sandboxes of the same template sleep."""
     found: dict[str, Any] = {"start_us": {}, "kib_each": {}, "spawn_us": {}}
     alive = 0
     with started([FASTNS], root) as contenders:

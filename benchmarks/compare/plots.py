@@ -66,7 +66,7 @@ def colour(key: str) -> str:
 
 
 def latency(data: dict[str, Any]) -> Any:
-    """Dots, because a bar on a logarithmic scale has no zero to begin at."""
+    """Dots, because bars need a zero, which a logarithmic scale lacks."""
     times = data["latency_us"]
     keys = sorted(times, key=lambda key: -times[key]["median"])
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(keys) + 1.6))
@@ -99,7 +99,7 @@ def latency(data: dict[str, Any]) -> Any:
 
 
 def explain(figure: Any, marks: list[tuple[str, str, str]]) -> None:
-    """A legend in words, above the axes: what each mark and colour stands for."""
+    """Explain each mark and colour in words above the axes."""
     handles = [
         Line2D([], [], color=paint, marker=mark, linestyle="", markersize=7, label=words)
         for mark, paint, words in marks
@@ -152,7 +152,7 @@ def live(data: dict[str, Any]) -> Any:
 
 
 def layers(data: dict[str, Any]) -> Any:
-    """Dots: what a start costs with everything down to that line, and how much that line adds."""
+    """Dots: the cost of a start with everything down to that line, and what that line adds."""
     found = dict(data["layers_us"])
     name, by_template = found.popitem()
     figure, axes = plt.subplots(figsize=(8, 4.2))

@@ -1,4 +1,4 @@
-"""Runs contenders in processes of their own, in rounds in which each has a turn."""
+"""Runs each contender in its own process. In each round each contender has a turn."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Failed(Exception):
-    """A contender cannot do what it was told to. The message says why."""
+    """A contender cannot do what was requested. The message says why."""
 
 
 class Contender:
@@ -68,10 +68,10 @@ TURN = 4  # starts in a row
 
 
 def interleaved(contenders: list[Contender], rounds: int, dice: random.Random) -> dict[str, Any]:
-    """Times of each contender, with a turn of a few starts in each round, in a new random order.
+    """Time each contender: a few starts per round, in a new random order in each round.
 
     The first start of a turn finds the caches and idle CPUs as another contender left them. It is
-    reported separately ("first"); the others show what consecutive starts cost."""
+    reported separately ("first"); the others are consecutive starts."""
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     first: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(-max(rounds // 10, 3), rounds):

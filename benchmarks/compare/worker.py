@@ -31,7 +31,7 @@ def make_mounts(count: int) -> None:
     atexit.register(os.rmdir, place)
     if libc.mount(b"tmpfs", place, b"tmpfs", 0, None) < 0:
         raise OSError(ctypes.get_errno(), "mount")
-    atexit.register(libc.umount2, place, MNT_DETACH)  # before the other
+    atexit.register(libc.umount2, place, MNT_DETACH)  # before its directory is removed
     for number in range(count):
         target = place + b"/%d" % number
         os.mkdir(target)
@@ -64,7 +64,7 @@ class Worker:
         return json.loads(self.rival.output("/probe"))
 
     def rate(self, threads: int, seconds: float) -> float:
-        """Starts a second by a number of threads, each with a loop of its own."""
+        """Starts per second of a number of threads, each of which starts in a loop."""
         end, counts = time.monotonic() + seconds, [0] * threads
 
         def loop(index: int) -> None:
@@ -86,7 +86,8 @@ class Worker:
         return n / (time.perf_counter() - start)
 
     def grow(self, n: int) -> dict[str, float]:
-        """Start n more that sleep; return the medians of their starts and the memory of each."""
+        """Start n more sleeping sandboxes; return the median time of a start and the memory of
+        each."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         before, times = available(), []
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--uid", type=int, default=0)
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of the rivals' commands must not get among the replies
+    os.dup2(2, 1)  # the rivals' output must not mix with the replies
     module = rivals.load(options.rival)  # before --uid takes away the right to read Python's files
     fastns.compile(fastns.Spec())
     if options.uid:

@@ -1,4 +1,4 @@
-/* Small plans for the tests of spawns, by hand: what _compile makes, in a few lines of C. */
+/* Small plans for the tests of spawns, written by hand instead of compiled by Python. */
 #ifndef FNS_TESTS_PLANS_H
 #define FNS_TESTS_PLANS_H
 
@@ -21,7 +21,7 @@
 
 static char probe_path[4096];
 
-/* A plan that maps the caller's ids, if `user`, and sets a host name, and does nothing else. */
+/* A plan and the memory that it points to. */
 struct made {
     struct fns_op ops[4];
     char strings[512];
@@ -57,7 +57,8 @@ __attribute__((unused)) static void finish(struct made *made)
     CHECK_EQUAL(fns_plan_check(&made->plan, &bad), 0);
 }
 
-/* `options`: FNS_PLAN_*. With namespaces that an unprivileged caller may have. */
+/* Maps the caller's ids and sets a host name, in namespaces that any user may create.
+ * `options`: FNS_PLAN_*. */
 __attribute__((unused)) static void make_plan(struct made *made, unsigned options)
 {
     char map[64];
@@ -83,7 +84,7 @@ __attribute__((unused)) static void make_bare_plan(struct made *made)
     finish(made);
 }
 
-/* Arguments for the probe: `words` end with NULL. */
+/* The arguments of the probe; unused ones are NULL. */
 struct command {
     char *argv[6], *paths[2], *envp[1];
 };
@@ -116,7 +117,7 @@ __attribute__((unused)) static int running(const struct fns_job *jobs, int n)
     return alive;
 }
 
-/* fns_io_run(), which returns now and then, to its end. */
+/* Calls fns_io_run() until it is done: it returns -EINTR from time to time. */
 __attribute__((unused)) static int run_io(struct fns_io *io)
 {
     int ret;

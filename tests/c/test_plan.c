@@ -1,7 +1,7 @@
 /* fns_plan_check(): what it must refuse, and that every random plan it accepts is safe to run.
  *
- * "Safe" is checked by a second reading of plan.h: every byte a child would read is read here, so
- * that AddressSanitizer sees one beyond the arena, which is allocated to its exact size.
+  * The test reads every byte that a child would read. The arena is allocated to its exact size, so
+  * AddressSanitizer sees a read beyond it.
  */
 #include <errno.h>
 #include <string.h>
@@ -233,7 +233,7 @@ int main(void)
     int accepted = 0;
     for (int i = 0; i < 1000000; i++)
         accepted += one_random_plan();
-    CHECK(accepted > 1000); /* or the random plans say nothing */
+    CHECK(accepted > 1000); /* otherwise the random plans test too little */
     CHECK(strcmp(fns_op_name(FNS_OP_COUNT), "unknown") == 0);
     CHECK(strcmp(fns_stage_name(FNS_STAGE_COUNT), "unknown") == 0);
     for (unsigned i = 0; i < FNS_STAGE_COUNT; i++)

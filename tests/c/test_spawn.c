@@ -1,4 +1,4 @@
-/* Spawning through the C API alone: with each way to its command, to the end and failing, from many threads. */
+/* Spawns through the C API: each way to the command, successes, failures, and many threads. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -87,7 +87,7 @@ static void fails(const struct fns_plan *plan, const struct fns_args *args, int 
     CHECK_EQUAL(error.op_index, op_index);
     CHECK_EQUAL(error.err, err);
     CHECK_EQUAL(process.pidfd, -1);
-    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1); /* no child is left */
+    CHECK_EQUAL(waitid(P_ALL, 0, NULL, WEXITED | WNOHANG | __WALL), -1); /* no child */
     CHECK_EQUAL(errno, ECHILD);
     CHECK_EQUAL(open_fds(), before);
 }
@@ -117,7 +117,7 @@ static void says_where_it_failed(void)
         args.n_keep = 1;
         fails(&made.plan, &args, FNS_STAGE_FDS, -1, EBADF);
 
-        made.ops[1].target = made.ops[0].data; /* the map is written to a file called "deny" */
+        made.ops[1].target = made.ops[0].data; /* writes the map to a file called "deny" */
         fails(&made.plan, &good, FNS_STAGE_ID_MAP, 1, ENOENT);
         make_plan(&made, ways[i]);
         made.ops[3].code = FNS_OP_SETUID;
@@ -186,7 +186,7 @@ static void spawns_from_many_threads(void)
 
 static void writes_maps_from_outside(void)
 {
-    if (getuid() != 0) /* takes CAP_SETUID; newuidmap has tests of its own */
+    if (getuid() != 0) /* needs CAP_SETUID; newuidmap has its own tests */
         return;
     struct made made;
     memset(&made, 0, sizeof made);
@@ -204,7 +204,7 @@ static void writes_maps_from_outside(void)
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
 }
 
-/* The namespace to join is not a user namespace. */
+/* The fd to join is not a user namespace. */
 static void joins_no_user_namespace(void)
 {
     struct made made;
@@ -218,7 +218,7 @@ static void joins_no_user_namespace(void)
     args.userns = open("/dev/null", O_RDONLY | O_CLOEXEC);
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, 3, EINVAL);
     close(args.userns);
-    args.userns = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC); /* of another kind */
+    args.userns = open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC); /* another kind */
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, 3, EINVAL);
     close(args.userns);
 }
@@ -236,7 +236,7 @@ static int kept_file(void)
     return -1;
 }
 
-/* This process may close the files that are kept, and reuse their numbers. */
+/* The application may close the files that fastns keeps, and reuse their numbers. */
 static void loses_a_kept_file(void)
 {
     struct made made;
@@ -249,7 +249,7 @@ static void loses_a_kept_file(void)
             spawn_and_end(&made.plan, i);
         int kept = kept_file(), null = open("/dev/null", O_RDWR | O_CLOEXEC);
         CHECK(kept > 2);
-        if (round == 0) { /* another file in its place */
+        if (round == 0) { /* replace it with another file */
             CHECK_EQUAL(dup3(null, kept, O_CLOEXEC), kept);
             close(null);
             CHECK_EQUAL(kept_file(), -1);
@@ -257,7 +257,7 @@ static void loses_a_kept_file(void)
                 spawn_and_end(&made.plan, i);
             CHECK(kept_file() > 2);
             close(kept);
-        } else { /* none */
+        } else { /* close it */
             close(null);
             close(kept);
         }
@@ -268,12 +268,12 @@ static void loses_a_kept_file(void)
     CHECK_EQUAL(kept_file(), -1);
 }
 
-/* A namespace kept by its fd. Maps that the kernel refuses leave nothing behind. */
+/* An fd keeps the namespace alive. Maps that the kernel refuses leave nothing behind. */
 static void makes_a_user_namespace(void)
 {
     struct fns_error error;
     char map[64];
-    if (geteuid() != 0) { /* mapping the own gid would take denying setgroups first: only as root */
+    if (geteuid() != 0) { /* a user would have to deny setgroups first */
         CHECK_EQUAL(fns_userns_open("0 0 10\n", "0 0 10\n", NULL, &error), -EPERM);
         CHECK_EQUAL(error.stage, FNS_STAGE_ID_MAP);
         return;

@@ -1,5 +1,5 @@
-/* Templates through the C API alone: sandboxes of a server that succeed and fail, and the server's
- * end. */
+/* Templates through the C API: sandboxes of a server that succeed and fail, and the server's end.
+ * */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -14,7 +14,7 @@ enum { ROUNDS = 40, PARKED_ROUNDS = 20, THREADS = 4 };
 
 static char *missing[] = {(char *)"/missing", NULL};
 
-/* The server's plan and that of its sandboxes, each with a user and a pid namespace of its own. */
+/* The plans of a server and of its sandboxes, each with its own user and pid namespaces. */
 struct template
 {
     struct made server, sandbox;
@@ -43,7 +43,7 @@ static void start(struct template *template, const char *hostname)
     close(null);
 }
 
-/* Spawned over one connection, reaped over `reaper`. */
+/* Spawns over `connection`, reaps over `reaper`. */
 static void run(const struct template *template, int connection, int reaper, int code)
 {
     struct command command;
@@ -86,7 +86,7 @@ static void fails(const struct template *template, int connection)
     CHECK_EQUAL(error.stage, FNS_STAGE_FDS);
 }
 
-/* By fns_server_run(), which gets start and end in one reply. */
+/* Runs with fns_server_run(), which gets start and end in one reply. */
 static int run_quietly(const struct template *template, int connection, struct fns_args *args,
                        int kill, struct fns_result *result, struct fns_error *error)
 {
@@ -131,7 +131,7 @@ static void runs_quietly(const struct template *template, int connection)
     finds_no_command(template, connection);
 }
 
-/* A byte comes back, so the command runs. Then it is killed, and the connection with it. */
+/* Kills a command that certainly runs, because it has echoed a byte. That breaks the connection. */
 static void is_killed_as_it_runs(const struct template *template, int connection)
 {
     struct command command;
@@ -187,7 +187,7 @@ static void tells_its_host_name(const struct template *template, int connection,
     close(ends[0]);
 }
 
-/* A server that could not receive a request says so, and closes the connection. */
+/* The reply of a server that could not receive a request. It then closes the connection. */
 static void fails_unheard(const struct template *template)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
@@ -234,8 +234,8 @@ static void stop(struct template *template)
     fns_server_close(&template->process);
 }
 
-/* Sandboxes that the server has not reaped, parked ones too. */
-/* Its sandboxes: all its children but the closer. */
+/* The sandboxes that the server has not reaped, parked ones included: its children but the closer.
+ * */
 static int children_of(const struct template *template)
 {
     char path[64];
@@ -263,7 +263,7 @@ static int fds_of(const struct template *template)
     return n;
 }
 
-/* Of a server that has nothing to do: once it answers, it has heard what came before the ask. */
+/* The number of fds of an idle server: once it replies, it has handled all earlier requests. */
 static int idle_fds_of(const struct template *template)
 {
     struct fns_pool_state state;
@@ -274,7 +274,7 @@ static int idle_fds_of(const struct template *template)
     return n;
 }
 
-/* The server does it by itself, without a message. */
+/* Waits until the count is n: the server changes it without a message. */
 static void comes_to(int (*count)(const struct template *), const struct template *template, int n)
 {
     const struct timespec pause = {0, 1000000};
@@ -316,14 +316,14 @@ static void starts_what_is_parked(void)
     CHECK_EQUAL(fns_server_spawn(&template.process, connection, &template.sandbox.plan, &args,
                                  &process, &error),
                 0);
-    close(connection); /* it runs, and no longer needs the connection */
+    close(connection); /* a running sandbox needs no connection */
     CHECK_EQUAL(fns_wait(&process, 20000000), 0);
     CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
     CHECK_EQUAL(fns_wait(&process, -1), 1);
     connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_KILLED);
-    CHECK_EQUAL(fns_server_reap(connection, &process, &result), -ECHILD); /* but once */
+    CHECK_EQUAL(fns_server_reap(connection, &process, &result), -ECHILD); /* reaped already */
     close(process.pidfd);
     close(connection);
     stop(&template);
@@ -344,7 +344,7 @@ static void leaves_nothing_of_what_was_parked(void)
     for (int i = 0; i < PARKED_ROUNDS; i++)
         runs_to_its_end(&template, connection);
     finds_no_command(&template, connection);
-    comes_to(children_of, &template, 1); /* the next */
+    comes_to(children_of, &template, 1); /* the next one */
     close(connection);
     comes_to(children_of, &template, 0);
     comes_to(fds_of, &template, fds);
@@ -353,7 +353,7 @@ static void leaves_nothing_of_what_was_parked(void)
     CHECK_EQUAL(open_fds(), before);
 }
 
-/* One for each parked connection, reaped over another. */
+/* Each sandbox is spawned over a parked connection and reaped over another. */
 static void spawns_what_is_parked(void)
 {
     static struct template template;
@@ -453,7 +453,7 @@ static void ends_with_its_connection_and_its_server(void)
     const struct fns_plan *plan = &template.sandbox.plan;
     CHECK_EQUAL(run_quietly(&template, connections[0], &args, 1, &result, &error) == 0 ||
                     error.detail == FNS_DETAIL_KILLED,
-                1); /* before its exec, or after */
+                1); /* killed before or after its exec */
     close(connections[0]);
     connections[0] = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_run(&template.process, connections[0], &args, (struct fns_share){0, 0},

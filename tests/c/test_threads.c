@@ -1,9 +1,8 @@
-/* Starts, batches and templates from many threads at once, for ThreadSanitizer (`make tsan`), which
- * finds what they share without a lock. It does not see what a child does in the caller's memory.
+/* Starts, batches and templates from many threads at once, for ThreadSanitizer (`make tsan`). It
+ * finds data that threads share without a lock, but not what a child does in the caller's memory.
  *
- * The plans, the programs and one server are shared, as between threads of one Python process; each
- * thread also has a template of its own. The control: built with -DRACE, all threads count without
- * a lock.
+  * The threads share the plans, the programs and one server, as those of a Python process do. Each
+  * also has its own template. The control: built with -DRACE, all threads count without a lock.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -124,9 +123,9 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
     }
 }
 
-/* ---- cgroups, which all threads share ---------------------------------------------------------- */
+/* ---- cgroups, which all threads share -------------------------------------------------------- */
 
-/* A cgroup is a directory here, with the number as its name, and its counters are always 0. */
+/* Fake cgroups: numbered directories whose counters are always 0. */
 static void make_groups(void)
 {
     static const struct fns_cgroup_counter used = {

@@ -1,9 +1,9 @@
-/* The walk through a root by hand, for kernels without openat2(2).
+/* The lookup inside a root by hand, for kernels without openat2(2).
  *
- * paths.c is included whole, so that its static functions can be called, and instrumented: nothing here
- * shares memory with anybody. The kernel's own RESOLVE_IN_ROOT is the oracle over random trees
- * and paths. Then directories are moved out of the root and back while it is walked: what was never
- * inside must not be found.
+ * Includes paths.c, to call its static functions, and to instrument them: this process shares its
+ * memory with no other. For random trees and paths the result must equal the kernel's
+ * RESOLVE_IN_ROOT. Then directories move out of the root and back during lookups: a directory that
+ * was never inside must not be found.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #include "check.h"
 
-/* libc's headers and the kernel's do not go together in one file; these are enough. */
+/* libc's headers clash with the kernel's. These declarations suffice. */
 extern char *mkdtemp(char *);
 extern int mkdir(const char *, unsigned), symlink(const char *, const char *), chdir(const char *);
 extern int close(int), rename(const char *, const char *);
@@ -56,7 +56,7 @@ static void make_file(const char *path)
     close(fd);
 }
 
-/* ---- against the kernel --------------------------------------------------------------------- */
+/* ---- compared with the kernel --------------------------------------------------------------- */
 
 static const char *const names[] = {"a", "b", "c", "link", "loop", "file", "..", ".", "missing"};
 
@@ -167,7 +167,7 @@ static void keeps_to_its_buffers(void)
         path[n] = 0;
         CHECK_EQUAL(walk(root, path, 0), n < 256 ? -ENOENT : -ENAMETOOLONG);
     }
-    /* A link whose text and the rest of the path are too long together. */
+    /* The text of a link and the rest of the path are too long together. */
     memset(path, '/', 3000);
     strcpy(path + 3000, ".");
     CHECK(symlink(path, "root/long") == 0);
@@ -219,7 +219,7 @@ static void never_leaves_the_root(void)
     mkdir("root/a", 0755);
     mkdir("root/a/b", 0755);
     mkdir("root/a/b/c", 0755);
-    mkdir("root/secret", 0755); /* what "../../.." means inside */
+    mkdir("root/secret", 0755); /* the target of "../../.." inside */
     mkdir("outside", 0755);
     mkdir("secret", 0755);
     mkdir("outside/secret", 0755);
@@ -243,7 +243,7 @@ static void never_leaves_the_root(void)
     }
     stop = 1;
     pthread_join(mover, NULL);
-    CHECK(found > 0 && missed > 0); /* or nothing moved */
+    CHECK(found > 0 && missed > 0); /* else nothing has moved */
     close(root);
     chdir("/");
     char command[64];

@@ -1,7 +1,7 @@
-/* Ways out, one at a time: `attack NAME [ARGUMENT]`.
+/* Attempts to escape from a sandbox, one at a time: `attack NAME [ARGUMENT]`.
  *
  * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. An
- * attack that works does not harm the host, because it stops there.
+  * attack that works does not go on, so it does not harm the host.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -37,7 +37,8 @@
 
 static const char *argument;
 
-/* A call that got as far as looking at its arguments was not refused. */
+/* Whether the kernel looked at the call's arguments, which it does only if the call is permitted.
+ * */
 static int reached(long result)
 {
     return result >= 0 || errno == EFAULT || errno == EINVAL || errno == EBADF ||
@@ -168,7 +169,7 @@ static int set_clock(void)
     return reached(syscall(SYS_clock_settime, CLOCK_REALTIME, NULL));
 }
 
-/* ---- calls that were a way out before ---- */
+/* ---- calls that have been used for escapes ---- */
 
 static int call(void)
 {
@@ -193,7 +194,7 @@ static int other_socket(void)
     int family = 0, type = 0, protocol = 0;
     if (sscanf(argument, "%i:%i:%i", &family, &type, &protocol) != 3)
         exit(2);
-    /* A call that the kernel lacks has still reached it. */
+    /* ESOCKTNOSUPPORT comes from the kernel, not from the filter. */
     return socket(family, type, protocol) >= 0 || errno == ESOCKTNOSUPPORT;
 }
 
@@ -216,13 +217,13 @@ static int x32(void)
 static const struct sock_filter accept_all = {BPF_RET | BPF_K, 0, 0, 0x7FFF0000};
 static const struct sock_fprog program = {1, (struct sock_filter *)(uintptr_t)&accept_all};
 
-/* Code that the kernel compiles, once for each socket. The argument is the option. */
+/* The kernel compiles a filter for each socket. The argument is the option that attaches it. */
 static int attach_filter(void)
 {
     int option = atoi(argument), on = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
     setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
     return setsockopt(fd, SOL_SOCKET, option, &program, sizeof program) == 0 ||
-           (errno != EPERM && reached(-1)); /* of a program by its fd */
+           (errno != EPERM && reached(-1)); /* EBADF: the option takes an fd */
 }
 
 static int own_filter(void)
@@ -235,8 +236,8 @@ static int own_filter_by_prctl(void)
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0;
 }
 
-/* The argument: family, type, level and number of an option that is set to 1. It may be reported as
- * set. */
+/* Sets an option to 1 and reads it back, because a filter may pretend that it was set. The
+ * argument: family, type, level and number of the option. */
 static int socket_option(void)
 {
     int family = 0, type = 0, level = 0, option = 0, on = 1, now = 0;
@@ -250,7 +251,8 @@ static int socket_option(void)
     return there;
 }
 
-/* The same for options that take more than a number. */
+/* Whether an option that takes more than a number reaches its protocol. The argument: level,
+ * option. */
 static int option_reached(void)
 {
     int level = 0, option = 0;
@@ -260,7 +262,7 @@ static int option_reached(void)
     return setsockopt(fd, level, option, "tls", 3) == 0 || errno != ENOPROTOOPT;
 }
 
-/* An ACL of 64 KiB for a file in a tmpfs: memory that is charged to nobody. The argument is the call. */
+/* Sets an ACL of 64 KiB on a file in a tmpfs. The argument names the call. */
 static int long_acl(void)
 {
     struct {
@@ -317,7 +319,7 @@ static int out_of_band_by_sendmmsg(void)
 
 enum { SET_IDS = S_ISUID | S_ISGID, OPENAT2 = 437, FCHMODAT2 = 452 };
 
-/* In the way that the argument names. */
+/* The argument names the call. */
 static int make_setid(void)
 {
     const char *path = "/tmp/set-id", *how = argument;
@@ -384,7 +386,7 @@ static int look_at_host(void)
     return reads(path);
 }
 
-/* By netlink: is there more than lo? */
+/* Whether netlink lists another interface than lo. */
 static int links(void)
 {
     struct if_nameindex *list = if_nameindex();
@@ -399,7 +401,7 @@ static int open_fds(void)
     return 0;
 }
 
-/* The next process that opens the file waits until the lease is released. */
+/* A lease makes the next process that opens the file wait until the lease is released. */
 static int lease(void)
 {
     int fd = open("/tmp/leased", O_CREAT | O_RDWR, 0600);
@@ -424,7 +426,7 @@ static int named(const char *pid, const char *name)
     return got > 0 && strncmp(comm, name, strlen(name)) == 0;
 }
 
-/* Whether its memory is already the command's, which is inside anyway, or is gone. */
+/* Whether it has executed the command, whose memory is the sandbox's anyway, or has ended. */
 static int has_executed(int pid)
 {
     char path[64], program[4096] = "";
@@ -434,8 +436,9 @@ static int has_executed(int pid)
                  : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
 }
 
-/* Ways into another process that take the same right as ptrace(2), which itself would keep the process from
- * being reaped. `address` is where it might have memory of the caller. */
+/* Tries calls that need the same right as ptrace(2); ptrace itself would keep the process from
+ * being reaped. If the process shares the caller's memory, `address` is an address in it, else
+ * NULL. */
 static int break_into(int pid, void *address)
 {
     char path[64], byte = 'X';
@@ -461,22 +464,22 @@ static int break_into(int pid, void *address)
     return in;
 }
 
-static volatile sig_atomic_t told_to_stop;
+static volatile sig_atomic_t stopping;
 
 static void stop(int signal)
 {
     (void)signal;
-    told_to_stop = 1;
+    stopping = 1;
 }
 
-/* Runs until SIGTERM. Leaves processes alone that have executed the command ("attack"). */
+/* Runs until SIGTERM. Skips processes that have already executed the command ("attack"). */
 static int break_into_joiners(void)
 {
     int in = 0, tries = 0;
     signal(SIGTERM, stop);
     puts("ready");
     fflush(stdout);
-    while (!told_to_stop) {
+    while (!stopping) {
         DIR *proc = opendir("/proc");
         for (struct dirent *entry; (entry = readdir(proc));) {
             int pid = atoi(entry->d_name);
@@ -492,7 +495,8 @@ static int break_into_joiners(void)
     return in > 0;
 }
 
-/* The argument is a process and an address in it. Its children are attacked. */
+/* Runs until SIGTERM. The argument: the pid of the process whose children it attacks, and an
+ * address in that process's memory. */
 static int break_into_children(void)
 {
     unsigned long address = 0;
@@ -504,7 +508,7 @@ static int break_into_children(void)
     puts("ready");
     fflush(stdout);
     snprintf(path, sizeof path, "/proc/%d/task/%d/children", parent, parent);
-    while (!told_to_stop) {
+    while (!stopping) {
         int fd = open(path, O_RDONLY);
         ssize_t got = read(fd, list, sizeof list - 1);
         close(fd);
@@ -525,7 +529,7 @@ static int break_into_children(void)
 
 /* ---- other ways to execute ---- */
 
-/* Executes itself from memory. The argument is the attack to try then. */
+/* Executes a copy of itself in a memfd. The argument is the attack that the copy tries. */
 static int through_memory(void)
 {
     char bytes[65536];
@@ -546,7 +550,7 @@ static void script(const char *path, const char *line)
     close(fd);
 }
 
-/* The same by a chain of scripts, the first of which is executed by its fd. */
+/* Executes itself through a chain of scripts, of which the first is executed by its fd. */
 static int through_scripts(void)
 {
     char line[256];
@@ -560,8 +564,8 @@ static int through_scripts(void)
     return 0;
 }
 
-/* Executes a setuid program without any arguments. One that relies on argv[1] then reads, and writes, its
- * environment (CVE-2021-4034). It ends in gained(). */
+/* Executes a setuid program with an empty argv. A program that uses argv[1] would then read and
+ * write its environment (CVE-2021-4034). The program is this one, which then runs gained(). */
 static int no_arguments(void)
 {
     char *const none[] = {NULL}, *const environment[] = {"of-the-attacker", NULL};
@@ -569,7 +573,7 @@ static int no_arguments(void)
     return 0;
 }
 
-/* The kernel gives it an empty name since Linux 5.18. */
+/* Since Linux 5.18 the kernel replaces an empty argv by {""}, so argc is 0 or 1. */
 static int gained(int argc)
 {
     int more = geteuid() != getuid() || getegid() != getgid() || getauxval(AT_SECURE);
@@ -577,7 +581,7 @@ static int gained(int argc)
     return more ? 0 : 1;
 }
 
-/* ---- too much of a resource: the argument says how much, which the host can bear ---- */
+/* ---- too much of a resource; the argument says how much, and the host can bear it ---- */
 
 static int start_children(int end_at_once)
 {
@@ -650,7 +654,7 @@ static int fill_heap(void)
 
 /* ---- the terminal at stdin ---- */
 
-/* Types for the next reader. The kernel looks only at the lower half of the request. */
+/* Pushes input to the terminal's next reader. The kernel ignores the upper half of the request. */
 static int type_into_terminal(void)
 {
     const unsigned long requests[] = {0x5412 /* TIOCSTI */, 0x5412 | 1ul << 32, 0x5412 | 1ul << 63};
@@ -661,7 +665,7 @@ static int type_into_terminal(void)
     return worked;
 }
 
-/* Pastes a selection, on a console. */
+/* Pastes the console's selection. */
 static int paste_into_terminal(void)
 {
     char selection[] = {3 /* TIOCL_PASTESEL */, 0};

@@ -1,6 +1,6 @@
-"""Ways out of a default sandbox, each tried in every way of starting. Each is tried once more
-without the one defence that is meant to stop it: there it must work, or the kernel alone stops it.
-The host's ids are used for what the user namespace of root's sandboxes would stop as well."""
+"""Attempts to escape from a default sandbox, in every way of starting. The control of each is the
+same attempt without the one defence against it: it must work, or the kernel alone stops it. If the
+user namespace of root's sandboxes stops it too, the control uses the host's ids."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ SMALL = {"rlimits": [Rlimit("RLIMIT_AS", 64 << 20, 64 << 20)], "tmpfs_size": "16
 
 
 class Case(NamedTuple):
-    name: str  # the number of the case comes first
+    name: str  # begins with the number of the case
     attack: str
-    argument: str  # with {aims}
-    control: Any  # fields of a Spec in which it works, or something else: see control_of()
-    fields: dict[str, Any] = {}  # noqa: RUF012 - of the sandbox that has to hold
-    needs_root: bool = False  # where the control works; elsewhere the kernel refuses it anyway
+    argument: str  # a format string for the fixture `aims`
+    control: Any  # fields of a Spec in which it works, or a word: see control_of()
+    fields: dict[str, Any] = {}  # noqa: RUF012 - of the sandbox under test
+    needs_root: bool = False  # only root's control has to work; for users the kernel may refuse it
 
 
 BOUND = Mount("/mnt", source="/usr")
@@ -158,14 +158,14 @@ CASES = [
 
 
 def attempted(case: Case, run: Any, argument: str) -> tuple[bool, str]:
-    """Whether the attack worked, and what was seen."""
+    """Whether the attack worked, and its output or cause."""
     done = run(["/attack", case.attack, argument], capture_output=True, text=True)
     assert done.returncode in (0, 1) or done.returncode < 0, (done.returncode, done.stdout)
     return done.returncode == 0, done.stdout.strip() or done.cause
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_held(case: Case, attack_root: Path, aims: dict[str, str]) -> None:
+def test_an_attack_fails(case: Case, attack_root: Path, aims: dict[str, str]) -> None:
     seen, argument = set(), case.argument.format(**aims)
     fields = {"rootfs": attack_root, **case.fields}
     for way in WAYS:
@@ -188,7 +188,7 @@ def test_held(case: Case, attack_root: Path, aims: dict[str, str]) -> None:
 
 
 def control_of(case: Case, fields: dict[str, Any], argument: str) -> tuple[bool, str]:
-    """The same without the defence."""
+    """The same attempt without the defence."""
     if case.control == "pass_fds":
         with open("/dev/null") as file:
             args, passed = ["/attack", case.attack], [file.fileno()]
@@ -203,5 +203,5 @@ def control_of(case: Case, fields: dict[str, Any], argument: str) -> tuple[bool,
         return attempted(case, run, argument)
 
 
-# What a kernel may refuse to everybody, by its build or settings.
+# Results of a kernel that refuses the call to all processes, by its build or settings.
 BLOCKED = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "seccomp", "signaled"}

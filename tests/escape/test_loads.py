@@ -1,5 +1,5 @@
-"""Programs that use up a resource. Each ends by a limit, the cause says which, and neither the host
-nor sandboxes beside and after it are affected."""
+"""Programs that use up a resource. A limit ends each, the cause names that limit, and neither the
+host nor other sandboxes are affected."""
 
 import os
 import random
@@ -17,13 +17,13 @@ from fastns import Job, Spec, Template
 
 EMULATED = os.environ.get("FASTNS_EMULATED") == "1"
 RUNS = 1000 if support.LONG else 40 if EMULATED else 75
-SECONDS = 12 if EMULATED else 0.8  # of a load that may reach its time limit
-PATIENCE = 300  # of one that must meet another limit first, on a busy machine
+SECONDS = 12 if EMULATED else 0.8  # the timeout of a load that may reach it
+PATIENCE = 300  # the timeout of a load that must reach another limit first, on a busy machine
 
 
 class Load(NamedTuple):
     script: str
-    causes: set[str]  # it may meet one limit or another first
+    causes: set[str]  # it may reach any of these limits first
 
     @property
     def seconds(self) -> float:
@@ -77,7 +77,7 @@ def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
                 assert done.truncated
             if name == "none":
                 assert done.returncode == 7
-        # Nothing is left, and the next sandbox is like any other.
+        # No process is left, and the next sandbox works.
         assert eventually(lambda: not [p for p in children(server_pid(template)) if is_busybox(p)])
         assert template.run(["true"]).returncode == 0
     for name, causes in seen.items():
@@ -87,17 +87,21 @@ def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
     assert not wrong, wrong
 
 
-ANYBODYS = ("F5 fds", "F6 output", "F8 daemons", "F12 asleep", "F13 namespaces", "none")
-BY_RLIMITS = ("F1 fork bomb", "F1 many children", "F7 zombies")  # RLIMIT_NPROC, of its user's
+WITHOUT_CGROUPS = ("F5 fds", "F6 output", "F8 daemons", "F12 asleep", "F13 namespaces", "none")
+BY_RLIMITS = (
+    "F1 fork bomb",
+    "F1 many children",
+    "F7 zombies",
+)  # RLIMIT_NPROC, which counts per user
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
-def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
-    """Also for a user without delegated cgroups."""
+def test_loads_without_cgroups(busybox_rootfs: Path, way: str) -> None:
+    """They are bounded even for a user without delegated cgroups."""
     rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256), fastns.Rlimit("RLIMIT_NPROC", 24, 24)]
     fields = {"rootfs": busybox_rootfs, "max_output": "64k", "rlimits": rlimits}
     with runner(way, **fields) as run:
-        for name in (*ANYBODYS, *BY_RLIMITS):
+        for name in (*WITHOUT_CGROUPS, *BY_RLIMITS):
             load = LOADS[name]
             seconds = SECONDS if name in BY_RLIMITS else load.seconds
             try:
@@ -118,12 +122,14 @@ def test_those_that_need_no_cgroup(busybox_rootfs: Path, way: str) -> None:
 
 @pytest.mark.as_user
 @pytest.mark.parametrize(("limit", "value"), [("memory", "32m"), ("pids_limit", 24)])
-def test_what_cgroups_alone_can_bound(busybox_rootfs: Path, limit: str, value: object) -> None:
-    """The limit is for all memory together, memory files included, and for all processes. Without
-    cgroups it is an error, not a weaker limit."""
+def test_limits_that_need_cgroups(busybox_rootfs: Path, limit: str, value: object) -> None:
+    """They limit the sandbox's whole memory, memory files included, and all its processes. Without
+    cgroups they are an error, not a weaker limit."""
     case = f"{'F2' if limit == 'memory' else 'F1'} {limit} of the whole"
     if support.has_cgroups():
-        with runner("direct", rootfs=busybox_rootfs, **{limit: value}) as run:  # closes its plan
+        with runner(
+            "direct", rootfs=busybox_rootfs, **{limit: value}
+        ) as run:  # the block closes its plan
             assert run(["true"]).limits == (limit,)
         RESULTS[case] = ("held", "cgroups are delegated")
         return

@@ -1,5 +1,5 @@
-"""A4 and A5: a process that is about to execute a sandbox's command is attacked by a program that
-already runs inside, or beside it. The attacker has no filter, and in A4 all capabilities over its
+"""A4 and A5: a program that already runs inside, or beside, a sandbox attacks a process that is
+about to execute a command. The attacker has no filter, and in A4 all capabilities over its
 namespaces."""
 
 import contextlib
@@ -26,8 +26,8 @@ SPAWNS = 10_000 if support.LONG else 150
 
 
 @contextlib.contextmanager
-def trying(root: Path, name: str, argument: str, told: list[str], **fields: Any) -> Iterator[Any]:
-    """Run an attack during the block; afterwards `told` is what it printed."""
+def trying(root: Path, name: str, argument: str, output: list[str], **fields: Any) -> Iterator[Any]:
+    """Run an attack during the block; its output is added to `output`."""
     spec = Spec(rootfs=root, seccomp="unconfined", **fields)
     args = ["/attack", name, argument]
     with fastns.spawn(args, spec=spec, stdout=fastns.PIPE, text=True) as sandbox:
@@ -36,20 +36,20 @@ def trying(root: Path, name: str, argument: str, told: list[str], **fields: Any)
         try:
             yield sandbox
             sandbox.send_signal(signal.SIGTERM)
-            told += sandbox.stdout.read().split("\n")
+            output += sandbox.stdout.read().split("\n")
         finally:
             sandbox.kill()
 
 
-# ---- A4: one that joins (CVE-2016-9962) ----
+# ---- A4: a process that joins (CVE-2016-9962) ----
 
 OWN = {"user": "new"}
 
 
 def test_a_process_that_joins(attack_root: Path) -> None:
-    told: list[str] = []
+    output: list[str] = []
     name, given = "break_into_joiners", {"namespaces": OWN, "capabilities": ["ALL"]}
-    with trying(attack_root, name, "", told, **given) as sandbox:
+    with trying(attack_root, name, "", output, **given) as sandbox:
         joined = {
             kind: f"/proc/{sandbox.pid}/ns/{file}"
             for kind, file in (("user", "user"), ("pid", "pid"), ("mount", "mnt"))
@@ -59,43 +59,41 @@ def test_a_process_that_joins(attack_root: Path) -> None:
         for _ in range(SPAWNS):
             assert fastns.run(["/attack", "idle"], spec=plan).returncode == 2
     case = CASES[0]
-    RESULTS[case] = ("FAILED" if told[1] == "worked" else "held", " ".join(told))
-    assert told[1] != "worked", told
-    assert int(told[0].split()[0]) > 0  # it did see some
+    RESULTS[case] = ("FAILED" if output[1] == "worked" else "held", " ".join(output))
+    assert output[1] != "worked", output
+    assert int(output[0].split()[0]) > 0  # it did see processes
 
 
-def test_another_that_joins(attack_root: Path) -> None:
-    """The control: nsenter(1) can be attacked."""
+def test_nsenter_can_be_attacked(attack_root: Path) -> None:
+    """The control of the test above."""
     nsenter = shutil.which("nsenter", path=support.HOST_PATH)
     if nsenter is None:
         support.skip_missing("nsenter (tests/setup.sh installs util-linux)")
-    told: list[str] = []
+    output: list[str] = []
     name, given = "break_into_joiners", {"namespaces": OWN, "capabilities": ["ALL"]}
-    with trying(attack_root, name, "", told, **given) as sandbox:
+    with trying(attack_root, name, "", output, **given) as sandbox:
         target = ["-t", str(sandbox.pid), "-U", "-p", "--preserve-credentials"]
         subprocess.run([nsenter, *target, "sleep", "0.2"], check=True)
-    assert told[1] == "worked", told
+    assert output[1] == "worked", output
 
 
-# ---- A5: one that shares the caller's memory ----
+# ---- A5: a child that shares the caller's memory ----
 
 
-# Root's sandboxes, with root's uid. The attacker has it too, or it would be another user from the
-# start.
+# For root: sandboxes and attacker have root's uid. Otherwise the attacker would be another user.
 HOSTS_IDS = {"user": "host"} if os.geteuid() == 0 else {}
 
 
 @pytest.mark.parametrize("way", ["direct", "default", "capabilities", "user", "template"])
 def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
-    """Attacked from a sandbox with the host's pid namespace. The caller's canary shows the
-    result."""
+    """The attacker is in the host's pid namespace. The caller's canary shows whether it worked."""
     canary = ctypes.create_string_buffer(b"canary")
     pid, address = os.getpid(), ctypes.addressof(canary)
     user = {"user": {"user": "new"}, "default": {}}.get(way, HOSTS_IDS)
     fields: dict[str, Any] = {"rootfs": attack_root, "namespaces": user}
     if way == "capabilities":
         fields["capabilities"] = ["NET_RAW"]
-    told: list[str] = []
+    output: list[str] = []
     with contextlib.ExitStack() as stack:
         plan: Any = fastns.compile(Spec(**fields))
         run = functools.partial(fastns.run, spec=plan)
@@ -105,21 +103,21 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
             pid, address = server_pid(template), 0
         theirs = {"namespaces": {"pid": "host", **user}}
         aim = f"{pid}:{address}"
-        stack.enter_context(trying(attack_root, "break_into_children", aim, told, **theirs))
+        stack.enter_context(trying(attack_root, "break_into_children", aim, output, **theirs))
         for _ in range(SPAWNS):
             run(["/attack", "idle"])
     case = f"{CASES[1]}, {way}"
-    broken = canary.value != b"canary" or told[1] == "worked"
-    RESULTS[case] = ("FAILED" if broken else "held", " ".join(told))
-    assert not broken, (canary.value, told)
+    broken = canary.value != b"canary" or output[1] == "worked"
+    RESULTS[case] = ("FAILED" if broken else "held", " ".join(output))
+    assert not broken, (canary.value, output)
 
 
 @pytest.mark.as_root
 def test_a_child_without_capabilities(attack_root: Path) -> None:
-    """The control: a process that forks and waits has no more rights than the attacker."""
-    told: list[str] = []
+    """The control: it has no more rights than the attacker, who breaks into it."""
+    output: list[str] = []
     theirs = {"namespaces": {"pid": "host", **HOSTS_IDS}}
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "sleep", "0.3"]
-    with trying(attack_root, "break_into_children", f"{os.getpid()}:0", told, **theirs):
+    with trying(attack_root, "break_into_children", f"{os.getpid()}:0", output, **theirs):
         subprocess.run(command, check=True)
-    assert told[1] == "worked", told
+    assert output[1] == "worked", output

@@ -1,5 +1,5 @@
-"""E1 and E2: a shell of the caller would read what a sandbox types into the terminal at its stdin.
-The terminal here is real: the controlling terminal of a session of its own."""
+"""E1 and E2: the caller's shell would execute input that a sandbox pushes into its terminal. The
+tests use a real controlling terminal, of a session of its own."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ assert os.tcgetpgrp(slave) == os.getpid()
 os.set_blocking(slave, False)
 
 def typed():
-    # What a shell of this session would read.
+    # Input that a shell of this session would read.
     try:
         return os.read(slave, 4096).decode()
     except BlockingIOError:
@@ -45,14 +45,14 @@ for way in ("direct", "init", "user", "template", "parked", "user-template"):
     else:
         told[way] = tried(lambda args, **more: fastns.run(args, spec=Spec(**given), **more))
 os.write(master, b"ls")
-assert typed() == "ls"  # it does carry what is typed
+assert typed() == "ls"  # the control: typed input does arrive
 print(json.dumps(told))
 """
 CASES = {"E1 TIOCSTI": "type_into_terminal", "E2 TIOCLINUX": "paste_into_terminal"}
 
 
 def from_a_terminal(root: Path, **fields: Any) -> dict[str, dict[str, tuple[bool, str, str]]]:
-    """For each way: the result of each attack, what it printed, and what the terminal received."""
+    """For each way and attack: whether it worked, its output, and the input that arrived."""
     found: dict[str, dict[str, tuple[bool, str, str]]] = json.loads(
         script(SESSION, str(root), json.dumps(fields))
     )
@@ -74,13 +74,13 @@ def test_nothing_is_typed(case: str, attack_root: Path) -> None:
     if attack == "type_into_terminal" and may_type():
         assert direct == [True, "worked", "ididid"]
         assert control["init"][attack] == direct
-    else:  # not a console, or the kernel permits it to nobody
+    else:  # not a console, or the kernel permits it to no process
         assert direct[1] in ("ENOTTY", "EIO", "EPERM")
-    # A template's sandboxes have another session, with or without the filter.
+    # A template's sandboxes are in another session, with or without the filter.
     assert [control[way][attack][2] for way in ("template", "parked")] == ["", ""]
 
 
 def may_type() -> bool:
-    """Kernels without that setting always permit a session to type into its terminal."""
+    """Whether the kernel permits TIOCSTI. Kernels without the setting always do."""
     setting = Path("/proc/sys/dev/tty/legacy_tiocsti")
     return not setting.exists() or setting.read_text().strip() == "1"

@@ -1,7 +1,7 @@
 """The fault campaign: `make faults`.
 
-Each way of starting is observed once, call by call. Then, in a start for each, every call of every
-process that took part is made to fail with each errno, or is interrupted by a signal.
+It first records all calls of each way of starting. Then, in one start per fault, each call of each
+process fails with each errno, or is interrupted by a signal.
 
 usage: python -m faults [--sample N] [--seed N] [--ways A,B] [--users root,user] [--only REGEX]
                         [--jobs N] [--json FILE] [CASE ...]
@@ -34,15 +34,15 @@ from faults.ways import WAYS, Setting, way_of
 from faults.worker import Who
 
 USER = "fastns-test"
-SAMPLE = 20_000  # of some 70,000: what two CPUs can do in a quarter of an hour
+SAMPLE = 20_000  # of some 70,000: two CPUs need a quarter of an hour
 FINE = (RIGHT, TYPED, MISSED)
-Ask = tuple[Any, dict[str, Any]]  # its name, and the request to a slot
+Request = tuple[Any, dict[str, Any]]  # a name, and the request to a slot
 Result = tuple[Fault, str, list[str]]
 
 
 def main() -> int:
     args = _arguments()
-    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # whatever goes wrong must not affect the host
+    if not os.environ.get("FASTNS_FAULTS_INSIDE"):  # faults must not affect the host
         os.environ["FASTNS_FAULTS_INSIDE"] = "1"
         apart = ["unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"]
         os.execvp("unshare", [*apart, sys.executable, "-m", "faults", *sys.argv[1:]])
@@ -52,8 +52,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make faults")
-    parser.add_argument("--sample", type=int, default=SAMPLE, help="how many faults; 0: all")
-    parser.add_argument("--seconds", type=float, default=0, help="stop after so long; 0: never")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="number of faults; 0: all")
+    parser.add_argument("--seconds", type=float, default=0, help="stop after this time; 0: never")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--users", default="root,user")
@@ -95,7 +95,7 @@ class Campaign:
         if self.args.cases:
             faults = [Fault.parse(text) for text in self.args.cases]
             pairs = sorted({(fault.way, fault.user) for fault in faults})
-        for (way, user), answer in self.ask_all(
+        for (way, user), answer in self.request_all(
             [(pair, {"observe": pair}) for pair in pairs], [], float("inf")
         ):
             if "failed" in answer:
@@ -132,24 +132,26 @@ class Campaign:
 
     def campaign(self, faults: list[Fault]) -> list[Result]:
         end = time.monotonic() + self.args.seconds if self.args.seconds else float("inf")
-        asks = [(fault, {"inject": str(fault)}) for fault in faults]
-        # Starts with a stop wait most of the time.
-        waiting = [ask for ask in asks if ask[0].what == "SIGSTOP"]
-        busy = [ask for ask in asks if ask[0].what != "SIGSTOP"]
+        requests = [(fault, {"inject": str(fault)}) for fault in faults]
+        # Starts with a SIGSTOP wait most of the time.
+        waiting = [request for request in requests if request[0].what == "SIGSTOP"]
+        busy = [request for request in requests if request[0].what != "SIGSTOP"]
         return [
             (fault, answer["kind"], answer["lines"])
-            for fault, answer in self.ask_all(busy, waiting, end)
+            for fault, answer in self.request_all(busy, waiting, end)
         ]
 
-    def ask_all(self, busy: list[Ask], waiting: list[Ask], end: float) -> list[tuple[Any, Any]]:
-        """Have slots run all of them. None is begun after `end`."""
+    def request_all(
+        self, busy: list[Request], waiting: list[Request], end: float
+    ) -> list[tuple[Any, Any]]:
+        """Let slots run all requests. None is begun after `end`."""
         answers: list[tuple[Any, Any]] = []
         total, told = len(busy) + len(waiting), time.monotonic()
-        given: dict[Slot, tuple[list[Ask], Ask]] = {}
-        again: list[Any] = []  # what was asked once more, as a slot had ended: another's kill, say
+        given: dict[Slot, tuple[list[Request], Request]] = {}
+        again: list[Any] = []  # requests repeated because their slot ended, for example by a kill
         selector = selectors.DefaultSelector()
 
-        def give(slot: Slot, queue: list[Ask]) -> None:
+        def give(slot: Slot, queue: list[Request]) -> None:
             if queue and time.monotonic() < end:
                 given[slot] = (queue, queue.pop())
                 slot.tell(given[slot][1][1])
@@ -162,7 +164,7 @@ class Campaign:
             slot.close()
             self.free.append(slot.number)
 
-        def begin(queue: list[Ask]) -> None:
+        def begin(queue: list[Request]) -> None:
             slot = Slot(self, self.free.pop())
             selector.register(slot.socket, selectors.EVENT_READ, slot)
             give(slot, queue)
@@ -174,7 +176,7 @@ class Campaign:
         while given:
             for key, _ in selector.select(60):
                 slot = key.data
-                queue, (name, ask) = given[slot]
+                queue, (name, request) = given[slot]
                 try:
                     answers.append((name, slot.hear()))
                     if answers[-1][1].get("renew"):
@@ -184,12 +186,12 @@ class Campaign:
                         give(slot, queue)
                 except EOFError:
                     if name in again:
-                        lines = ["the slot has ended, twice"]
+                        lines = ["the slot ended, twice"]
                         answers.append((name, {"kind": "harness", "lines": lines}))
                     else:
-                        print(f"a slot has ended, tried once more: {name}")
+                        print(f"a slot ended, trying again: {name}")
                         again.append(name)
-                        queue.append((name, ask))
+                        queue.append((name, request))
                     drop(slot)
                     begin(queue)
             if time.monotonic() > told + 10:

@@ -1,6 +1,6 @@
-"""One supervised start: a call is made to fail, or a signal is sent while the call waits.
+"""One supervised start, in which a call fails, or a signal is sent while the call waits.
 
-Runs as pid 1 of a pid namespace, so that it sees and ends whatever a start leaves behind.
+Runs as pid 1 of a pid namespace, so that it finds and kills whatever a start leaves behind.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from faults.ways import PROBE, Setting
 from faults.worker import DONE, READY, STARTING, Board, Who, work
 
 HANG = 10.0  # seconds
-SETTLE = 2.0  # the kernel ends a killed sandbox's processes, and its cgroups, a little later
-STOPPED = 0.3  # how long the caller stays stopped; nothing else would continue it
+SETTLE = 2.0  # a killed sandbox's processes and cgroups disappear with a delay
+STOPPED = 0.3  # after which a stopped caller is continued; no other process would do it
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGCONT")
 
 
 class Fault(NamedTuple):
-    """What is done, at which call of which way of starting."""
+    """What happens at which call of which way of starting."""
 
     way: str
     user: str  # "root" or "user"
@@ -46,16 +46,16 @@ class Fault(NamedTuple):
 class Seen(NamedTuple):
     """The result of a start."""
 
-    outcome: Any  # what the worker reported, or None
+    outcome: Any  # the worker's report, or None
     hit: bool
-    hung: list[str]  # the calls in which the processes were when it took too long
+    hung: list[str]  # if the start hung: each process and its current call
     left: list[str]
-    killed: bool  # whether the fault ended the caller
-    points: list[Point]  # if all calls are observed: each call that was made
+    killed: bool  # whether the fault killed the caller
+    points: list[Point]  # if all calls are observed: the calls
 
 
 class Supervisor:
-    """Runs one start after the other."""
+    """Runs one start after another."""
 
     def __init__(self, names: dict[int, str], setting: Setting, users: dict[str, Who]) -> None:
         self.names = names
@@ -65,7 +65,7 @@ class Supervisor:
         self.board = Board()
 
     def observe(self, way: str, user: str) -> Seen:
-        """A start in which each call is observed."""
+        """A start without faults, whose calls are all recorded."""
         return self._run(way, user, None, None)
 
     def undisturbed(self, way: str, user: str) -> Seen:
@@ -139,7 +139,7 @@ class _Start:
         return Seen(outcome, self.hit, hung, left, self.killed, self.points)
 
     def _until(self, state: int, deadline: float) -> bool:
-        """Answer calls until the worker says so. False if it takes too long or has ended."""
+        """Answer calls until the worker reports this state. False if it takes too long or ends."""
         while self.board.state != state or not self._rung:
             if time.monotonic() > deadline or self.gone:
                 return False
@@ -160,7 +160,7 @@ class _Start:
                 self._answer_one()
             elif events & select.POLLHUP:
                 self.poll.unregister(self.listener)
-        # By its own end, not that of its pipe, which processes that share its fds keep open.
+        # EOF on its pipe does not tell: processes that share its fds keep the pipe open.
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         if not self.gone and os.waitid(os.P_PID, self.pid, options) is not None:
             self.gone = True
@@ -190,7 +190,7 @@ class _Start:
             return int(getattr(errno, what))
         process = self.roles.process(call.tid)
         if what == "SIGCONT":
-            os.kill(-1, signal.SIGCONT)  # as a shell's fg does for a process group
+            os.kill(-1, signal.SIGCONT)  # like a shell's fg, which signals a process group
         else:
             os.kill(process, getattr(signal, what))
         if process == self.pid and what == "SIGSTOP":
@@ -198,7 +198,7 @@ class _Start:
         self.killed = process == self.pid and what == "SIGKILL"
         return 0
 
-    # ---- what is left ----
+    # ---- leaks ----
 
     def _settled(self, before: dict[str, list[str]]) -> list[str]:
         end = time.monotonic() + SETTLE
@@ -209,7 +209,7 @@ class _Start:
             self._answer_some(5)
 
     def _caller_gone(self, before: dict[str, list[str]]) -> Seen:
-        """Check that the caller's end leaves neither processes nor cgroups in use."""
+        """The result after the caller's end, which must leave no process behind."""
         end = time.monotonic() + SETTLE
         while (left := others()) and time.monotonic() < end:
             reap()
@@ -239,7 +239,7 @@ class _Start:
 
 
 _FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "CapEff", "CapInh")
-# libc's two signals, which it handles from the first thread on, even if they were ignored.
+# libc's two internal signals: it installs handlers with the first thread.
 _OF_LIBC = 0x180000000
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 
@@ -253,7 +253,7 @@ def _caller(pid: int) -> list[str]:
         *(f"{field} {status[field].strip()}" for field in _FIELDS),
         *(f"{field} {int(status[field], 16) & ~_OF_LIBC:x}" for field in ("SigIgn", "SigCgt")),
         *(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in _KINDS),
-        f"uid of /proc {os.stat(f'/proc/{pid}').st_uid}",  # root's of who is not dumpable
+        f"uid of /proc {os.stat(f'/proc/{pid}').st_uid}",  # root's if the process is not dumpable
     ]
 
 
@@ -261,7 +261,7 @@ def _fds(pid: int) -> list[str]:
     found = []
     for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if not link.startswith(("user:", "/memfd:fastns-")):  # made once per process or plan
+        if not link.startswith(("user:", "/memfd:fastns-")):  # kept per process or plan
             found.append(f"{fd} -> {link}")
     return found
 
@@ -274,7 +274,7 @@ def _text(path: str) -> str:
 
 
 def processes() -> dict[int, str]:
-    """All processes of this pid namespace but the first, and the call in which each is."""
+    """All processes of this pid namespace except pid 1, and each one's current call."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
@@ -296,14 +296,14 @@ def reap() -> None:
 
 
 def end_all() -> None:
-    """Ends all that is left."""
+    """Kill all processes that are left."""
     deadline = time.monotonic() + 5
     while processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
         reap()
         if time.monotonic() > deadline:
-            raise TimeoutError(f"cannot be ended: {processes()}")
+            raise TimeoutError(f"cannot be killed: {processes()}")
         time.sleep(0.0005)
     reap()
 
@@ -330,7 +330,7 @@ def cgroup_roots(name: str) -> list[Path]:
 
 
 def cgroups(name: str, all_of_them: bool = False) -> list[str]:
-    """The cgroups made below it, the deepest first. With `all_of_them` also itself."""
+    """The cgroups below it, the deepest first. `all_of_them`: and it itself."""
     return [
         path
         for root in cgroup_roots(name)

@@ -1,4 +1,4 @@
-"""Judges the result of a fault: it must be the right sandbox, or an error that says what
+"""Judges the result of a fault: it must be a correct sandbox, or an error that says what
 happened."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from faults.roles import CALLER
 
 ERRNOS = ("EPERM", "ENOMEM", "EMFILE", "EINTR", "EAGAIN", "ENOSPC", "ENOSYS")
 
-# Calls that cannot fail in this way, or whose failure has no remedy.
+# Calls that cannot fail like this, or whose failure cannot be handled.
 CANNOT_FAIL = frozenset(
     re.findall(
         r"\w+",
@@ -28,7 +28,7 @@ RIGHT, TYPED, MISSED = "right", "typed", "missed"
 
 
 class Rule(NamedTuple):
-    """Other acceptable results of a fault, and why."""
+    """Another acceptable result of a fault, and why."""
 
     role: str  # "": any
     calls: tuple[str, ...]  # (): any
@@ -38,18 +38,27 @@ class Rule(NamedTuple):
 
 _MEMORY = ("mmap", "mremap", "mprotect", "brk")
 RULES = (
-    Rule(CALLER, _MEMORY, "MemoryError", "so malloc(3) and Python say it"),
-    Rule("", _MEMORY, "ENOMEM", "memory is short, whatever the call says: so malloc(3), too"),
-    Rule(CALLER, ("mmap",), "SystemError", "so CPython 3.11 says it, lacking memory for a frame"),
-    Rule("fastns", ("sendto", "write"), "ECANCELED", "what cannot be sent says no errno"),
+    Rule(CALLER, _MEMORY, "MemoryError", "malloc(3) and Python report it so"),
+    Rule("", _MEMORY, "ENOMEM", "memory is short, whatever the errno; malloc(3) does the same"),
+    Rule(
+        CALLER,
+        ("mmap",),
+        "SystemError",
+        "CPython 3.11 reports it so if it lacks memory for a frame",
+    ),
+    Rule("fastns", ("sendto", "write"), "ECANCELED", "a message that cannot be sent has no errno"),
     Rule("newuidmap", (), "EPERM", "its status says only that it failed"),
     Rule("newgidmap", (), "EPERM", "its status says only that it failed"),
-    Rule("newuidmap", (), "ECANCELED", "it dies of it, being linked: then that is told"),
-    Rule("newgidmap", (), "ECANCELED", "it dies of it, being linked: then that is told"),
+    Rule(
+        "newuidmap", (), "ECANCELED", "it fails during dynamic linking, and its death is reported"
+    ),
+    Rule(
+        "newgidmap", (), "ECANCELED", "it fails during dynamic linking, and its death is reported"
+    ),
 )
 
 
-# Documented fallbacks: for which call and errno, and how the sandbox then differs.
+# Documented fallbacks: the call, the errno, and how the sandbox then differs.
 FALLBACKS = (
     # A bind that cannot be idmapped is plain (docs/guide/files-and-ids.md).
     (
@@ -98,7 +107,7 @@ def _one(fault: Fault, have: Any, want: Any) -> tuple[str, list[str]]:
         if named and all(how.fullmatch(line) for line in lines):
             return RIGHT, []
     if fault.what == "SIGKILL" and have["code"] == -9:
-        return TYPED, []  # the command was ended, and is reported so
+        return TYPED, []  # the command was killed, and reported so
     return "posture", lines
 
 

@@ -1,7 +1,7 @@
 """seccomp's user notification (seccomp_unotify(2)): a filter that suspends calls, and its listener.
 
-Root installs the filter without no_new_privs, so a setuid newuidmap still works under it.
-Everything that the process starts inherits it. Calls on the two pipes to the supervisor pass.
+Root installs the filter without no_new_privs, so that a setuid newuidmap still works under it. All
+children inherit it. Calls on the two pipes to the supervisor are not suspended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import struct
 import subprocess
 from typing import NamedTuple
 
-TO_SUPERVISOR, FROM_SUPERVISOR = 1017, 1019  # fds, known before the filter is made
+TO_SUPERVISOR, FROM_SUPERVISOR = 1017, 1019  # fds with fixed numbers, for the filter
 ALL = None  # instead of a number: every call
 
 _SECCOMP = {"x86_64": 317, "aarch64": 277}[platform.machine()]
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Call(NamedTuple):
-    """A suspended system call: the kernel's number of the notification, the thread, the call."""
+    """A suspended system call: the notification's id, the thread, the call's number."""
 
     id: int
     tid: int
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 def numbers() -> dict[str, int]:
-    """Map names of system calls to their numbers, from the compiler's headers."""
+    """The system calls' names and numbers, from the compiler's headers."""
     done = subprocess.run(
         ["gcc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", "/dev/null"],
         check=True,
@@ -55,7 +55,7 @@ def numbers() -> dict[str, int]:
 
 
 def install(number: int | None) -> int:
-    """Suspend each call with this number, in this process and all it starts; return the
+    """Suspend each call with this number, in this process and its descendants; return the
     listener."""
     steps = [
         (0x20, 0, 0, 16),  # load the low half of the first argument
@@ -95,8 +95,8 @@ def receive(listener: int) -> Call | None:
         if exc.errno in _GONE:
             return None
         raise
-    number_of_it, tid, _flags, number, *_ = _NOTIFICATION.unpack(buffer)
-    return Call(number_of_it, tid, number)
+    id_, tid, _flags, number, *_ = _NOTIFICATION.unpack(buffer)
+    return Call(id_, tid, number)
 
 
 def answer(listener: int, call: Call, error: int = 0) -> bool:

@@ -1,9 +1,8 @@
-"""Which process makes a system call. This is observed, so there is no list of a start's processes
-here.
+"""Which process makes a system call. This is observed: there is no list of a start's processes.
 
-A process is identified by the program it executes ("child" in the caller's memory) and by its place
-among the processes of that program that make the call in question. This is the same whether all
-calls are suspended or only one kind.
+A process is identified by the program it executes ("child" if it shares the caller's memory) and by
+its number among the processes of that program that make the call. The number is the same whether
+all calls are suspended or only this one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ CALLER, CHILD, COMMAND = "caller", "child", "command"
 
 
 class Point(NamedTuple):
-    """The `count`th time that the `which`th process of a role makes a call, from 1 each."""
+    """The `count`th time that the `which`th process of a role makes a call. Both begin at 1."""
 
     role: str
     which: int
@@ -25,7 +24,7 @@ class Point(NamedTuple):
 
 
 class Roles:
-    """The processes of one start, as their calls come in."""
+    """The processes of one start, learned from their calls."""
 
     def __init__(self, worker: int, command: str) -> None:
         self._worker = worker
@@ -36,7 +35,7 @@ class Roles:
         self._calls: Counter[tuple[str, int, str]] = Counter()
 
     def process(self, tid: int) -> int:
-        """The process that a thread belongs to, or 0 if it has gone."""
+        """The thread's process, or 0 if it has ended."""
         if tid not in self._process_of:
             try:
                 with open(f"/proc/{tid}/status") as file:
@@ -47,7 +46,7 @@ class Roles:
         return self._process_of[tid]
 
     def point(self, tid: int, call: str) -> Point | None:
-        """None if it is the command's, or its process has gone."""
+        """None for the command's calls, and if the process has ended."""
         process = self.process(tid)
         role = self._role(process, tid)
         if role is None:

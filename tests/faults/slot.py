@@ -1,4 +1,4 @@
-"""A slot runs one start after the other. It is pid 1 of a pid namespace with a /proc of its own."""
+"""A slot runs one start after another. It is pid 1 of its own pid namespace, with its own /proc."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Slot:
         for path in cgroups(self.cgroup, all_of_them=True):
             remove_cgroup(path)
 
-    # ---- its process ----
+    # ---- the slot's process ----
 
     def _live(self, theirs: socket.socket) -> None:
         code = 70
         try:
             self.socket.close()
-            gc.freeze()  # or the end of a start would close fds of the campaign
+            gc.freeze()  # otherwise a collection here might close the campaign's fds
             os.setsid()
             _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if _libc.unshare(_NEWNS | _NEWPID | _NEWUTS | _NEWIPC) != 0:
@@ -116,7 +116,7 @@ class Slot:
 
 
 def warm(root: str) -> None:
-    """Import everything that a start needs, and make what a process makes once and a fork keeps."""
+    """Import all that a start needs, and fill all caches, so that forked processes inherit both."""
     import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
 
     import fastns
@@ -152,7 +152,7 @@ def postures(outcome: Any) -> Any:
 
 
 def observe(supervisor: Supervisor, way: str, user: str) -> Any:
-    """An undisturbed start, and the points at which it can be disturbed."""
+    """Return the result of an undisturbed start, and the points at which faults can be injected."""
     wants = []
     for see in (supervisor.undisturbed, supervisor.undisturbed, supervisor.observe):
         seen = see(way, user)
@@ -162,14 +162,14 @@ def observe(supervisor: Supervisor, way: str, user: str) -> Any:
         wants.append(outcome["results"])
     for other in wants[1:]:
         if lines := difference(wants[0], other):
-            return {"failed": f"never the same: {lines}"}
+            return {"failed": f"differs from start to start: {lines}"}
     if bad := [one for one in wants[0] if "error" in one or one["code"] or one["err"]]:
-        return {"failed": f"not right even so: {bad}"}
+        return {"failed": f"fails without a fault: {bad}"}
     return {"want": wants[0], "points": chosen(seen.points)}
 
 
 def chosen(points: list[Point]) -> list[Point]:
-    """The first occurrences of each call of each process, and the last."""
+    """The first and the last occurrences of each call of each process."""
     most = Counter(point[:3] for point in points)
     return [
         point
@@ -179,11 +179,11 @@ def chosen(points: list[Point]) -> list[Point]:
 
 
 def inject(supervisor: Supervisor, fault: Fault, want: Any) -> Any:
-    for _ in range(3):  # the order varies
+    for _ in range(3):  # the order of calls varies, so a fault may be missed
         seen = supervisor.inject(fault)
         if seen.hit or seen.hung:
             break
     seen = seen._replace(outcome=postures(seen.outcome))
     kind, lines = verdict(fault, seen, want[fault.way, fault.user])
-    # A wrong result may have changed what the slot shares with the next start.
+    # After a wrong result the slot may be damaged.
     return {"kind": kind, "lines": lines, "renew": kind not in (RIGHT, TYPED, MISSED)}

@@ -1,7 +1,8 @@
-"""After a hop RUNNING is no exec yet: a start whose exec then fails has failed.
+"""After a hop, RUNNING does not mean that the command executes: if the exec then fails, the start
+has failed.
 
-The caller may look at the lock before the sandbox has taken it, and then read RUNNING. Here it
-always does: the system calls of both are held, and released in that order.
+The caller may test the lock before the sandbox has taken it, and then read RUNNING. The test forces
+this race: it suspends the system calls of both and lets them continue in that order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TIMEOUT_MS = 60_000
 
 
 def start(board: Board, pipes: tuple[int, int], plan: fastns.Plan) -> NoReturn:
-    """The caller: each of its calls, and of what it starts, is held."""
+    """The caller. Its calls, and those of its children, are suspended."""
     code = 70
     try:
         for fd, fixed in zip(pipes, (notify.TO_SUPERVISOR, notify.FROM_SUPERVISOR), strict=True):
@@ -45,8 +46,8 @@ def start(board: Board, pipes: tuple[int, int], plan: fastns.Plan) -> NoReturn:
 
 
 def follow(listener: int, caller: int) -> list[str]:
-    """Answers the calls in the order of the race. Returns the caller's calls from its first look at
-    the lock on until, after it has read RUNNING, it makes another call than a read."""
+    """Continue the calls in the order of the race. Return the caller's calls, from its first test
+    of the lock to its first call other than a read after it has read RUNNING."""
     processes: list[int] = []  # the hop process, then the sandbox
     held: dict[str, notify.Call] = {}
     calls: list[str] = []
@@ -60,7 +61,7 @@ def follow(listener: int, caller: int) -> list[str]:
     while True:
         events = poll.poll(TIMEOUT_MS)
         assert events, f"nothing happens: {calls}, held: {[*held]}"
-        if not events[0][1] & select.POLLIN:  # all have ended
+        if not events[0][1] & select.POLLIN:  # all processes have ended
             return calls
         call = notify.receive(listener)
         if call is None:
@@ -94,7 +95,7 @@ def follow(listener: int, caller: int) -> list[str]:
 
 
 @pytest.mark.as_root
-def test_running_after_a_hop_is_no_exec(probe_rootfs: Path) -> None:
+def test_running_after_a_hop_does_not_mean_executed(probe_rootfs: Path) -> None:
     spec = Spec(rootfs=probe_rootfs, namespaces={"pid": "/proc/self/ns/pid"})
     board = Board()
     up, down = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -113,7 +114,7 @@ def test_running_after_a_hop_is_no_exec(probe_rootfs: Path) -> None:
             os.close(fd)
         _, status = os.waitpid(pid, 0)
         plan.close()
-    # Without the second fcntl, a look at the lock, "started" would be the outcome.
+    # Without the second fcntl, which tests the lock again, the start would count as successful.
     assert calls == ["fcntl", "read", "read", "fcntl"]
     assert board.read() == ["exec", errno.ENOENT]
     assert status == 0

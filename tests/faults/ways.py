@@ -1,7 +1,6 @@
-"""The ways of starting that are tested with faults: what comes before, the start, what follows.
+"""The ways of starting that are tested with faults.
 
-Each runs the probe and returns, for each sandbox, what the probe printed and what the result
-claims.
+Each runs the probe and returns, for each sandbox, the probe's output and the claims of the result.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ PROBE = "/probe"
 
 
 class Setting(NamedTuple):
-    """The surroundings of a start: the root with the probe, a directory to bind, the user, the
-    user's cgroup, and the seconds that a run may take (None: any)."""
+    """The environment of a start: the root with the probe, a directory to bind, whether a user
+    starts it, that user's cgroup, the first id of a range, and the timeout of a run in seconds."""
 
     root: str
     volume: str
@@ -35,7 +34,7 @@ class Setting(NamedTuple):
 
 
 class Start:
-    """One start: prepare() and close() are not disturbed, start() is."""
+    """One start. Faults are injected into start(), not into prepare() and close()."""
 
     timed = True  # whether it has a time limit
 
@@ -81,7 +80,7 @@ def of_run(done: Any) -> Any:
     }
     for name in ("memory_peak", "pids_peak", "cpu_time"):
         value = getattr(done.usage, name)
-        claims[name] = value is None or value > 0  # in a cgroup of its own, if that is known at all
+        claims[name] = value is None or value > 0  # known only in a cgroup of its own
     return {"claims": claims, "code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
@@ -90,7 +89,7 @@ class Direct(Start):
 
 
 class Plain(Start):
-    """All defaults, which take the shortest path."""
+    """All defaults: the shortest path."""
 
     def fields(self) -> dict[str, Any]:
         return {"rootfs": self.setting.root}
@@ -140,7 +139,7 @@ class Limits(Start):
             "pids_limit": 20,
             "cpus": 1.5,
             "cgroup_parent": self.setting.cgroup,
-            # With version 2 if it is mounted, of which no part belongs to this user.
+            # It needs version 2, where the user has no cgroup.
             **({} if self.setting.user else {"cpu_time": 30}),
         }
 
@@ -158,7 +157,7 @@ class Overlay(Start):
 
 
 class Ids(Start):
-    """Maps that are written from outside."""
+    """Id maps that are written from outside."""
 
     def fields(self) -> dict[str, Any]:
         maps = (IDMapping(0, self.setting.first_id, 1000),)
@@ -171,7 +170,7 @@ class Ids(Start):
 
 
 class Chroot(Start):
-    """No mount namespace's root of its own, and a time namespace."""
+    """A chroot, and a time namespace."""
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {
@@ -183,7 +182,7 @@ class Chroot(Start):
 
 
 class Host(Start):
-    """The host's root."""
+    """Without a rootfs."""
 
     def fields(self) -> dict[str, Any]:
         return {"mounts": [Mount("/tmp/in", source=self.setting.root)]}
@@ -264,7 +263,7 @@ class TemplateRun(_OfTemplate):
 
 
 class TemplateParked(_OfTemplate):
-    """Two runs: of a parked sandbox, while the next one is being made."""
+    """Runs in parked sandboxes, while the next ones are being made."""
 
     parked = 2
 
@@ -326,13 +325,13 @@ WAYS: dict[str, type[Start]] = {
 }
 
 
-# ---- for the control: what the harness has to find ----
+# ---- controls: faulty starts that the harness has to find ----
 
 
 class Bad(Plain):
-    """A start that goes wrong in some way when a call fails."""
+    """A start that handles a failing call wrongly."""
 
-    kind: str  # of what is found
+    kind: str  # the kind of finding
 
     def start(self) -> list[Any]:
         try:

@@ -1,7 +1,7 @@
-"""The caller: a process forked from one that has imported fastns. It starts something once.
+"""The caller: a process that starts something once. It is forked from one that imported fastns.
 
-It reports through memory shared with the supervisor, so that it makes no system call between the
-start and the report. It is untidy on purpose, so that a sandbox that inherits too much shows it.
+It reports through memory shared with the supervisor, and so makes no system call between the start
+and the report. It has open fds, signal settings and the like, to show if a sandbox inherits them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Board:
-    """The memory between the two."""
+    """The memory that the caller and the supervisor share."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, SIZE)
@@ -66,7 +66,7 @@ class Board:
 
 
 class Who(NamedTuple):
-    """The user that starts; None: root."""
+    """The user who starts; None: root."""
 
     uid: int
     gid: int
@@ -80,7 +80,7 @@ class Who(NamedTuple):
 def work(
     board: Board, pipes: tuple[int, int], way: str, setting: Setting, who: Who, number: int | None
 ) -> NoReturn:
-    """The whole life of the process. `pipes`: to the supervisor, from it."""
+    """Run the process from fork to exit. `pipes`: to and from the supervisor."""
     code = 70
     try:
         for fd, fixed in zip(pipes, (notify.TO_SUPERVISOR, notify.FROM_SUPERVISOR), strict=True):

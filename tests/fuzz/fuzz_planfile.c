@@ -1,7 +1,7 @@
-/* fns_planfile_read(): nothing in a file that it accepts leads out of the file.
+/* fns_planfile_read(): nothing in a file that it accepts refers to memory outside the file.
  *
- * The input is a file behind its magic, identity and size, which are set here: those are compared as they
- * are, and random bytes would get no further. All that an accepted file leads to is then read.
+ * The input is a file without its magic, identity and size. These are set here, because random
+ * bytes would always be refused. Everything that an accepted file refers to is then read.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -15,7 +15,7 @@ int fns_capabilities(uint64_t *effective)
     return 0;
 }
 
-static unsigned long total; /* so that no read is left out */
+static unsigned long total; /* so that the compiler keeps all reads */
 
 static void read_plan(const struct fns_plan *plan)
 {
@@ -40,7 +40,7 @@ static void read_file(const struct fns_planfile *file)
         strlen(file->cwd) + strlen(file->inotify) + strlen(file->maps[0]) + strlen(file->maps[1]);
 }
 
-/* What is accepted is written and read once more, and is the same then. */
+/* Writes an accepted file and reads it again: the result must be the same. */
 static void pack_again(const struct fns_planfile *file, const struct fns_identity *identity)
 {
     struct fns_identity made_for;
@@ -78,7 +78,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         read_file(&file);
         pack_again(&file, &identity);
     } else if (file.envp || file.directories || file.hints) {
-        abort(); /* nothing of a refused file is kept */
+        abort(); /* a refused file must leave no fields set */
     }
     free(bytes);
     return 0;

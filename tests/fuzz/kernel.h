@@ -1,8 +1,8 @@
-/* A fake kernel: what the fuzz targets put in the place of system calls.
+/* A fake kernel, which the fuzz targets call instead of the real one.
  *
- * Included before all else in every file of csrc/ that a target is made of (-include): sys.h's functions
- * get other names, and their own go to kernel.c. That reads what the kernel would read, so that
- * AddressSanitizer sees each byte, and answers as the input says.
+ * -include puts this header first in each file of csrc/ that is part of a target: it renames the
+ * functions of sys.h, so that their calls go to kernel.c. kernel.c reads what the kernel would
+ * read, so that AddressSanitizer checks each byte, and takes the results from the input.
  */
 #ifndef FNS_FUZZ_KERNEL_H
 #define FNS_FUZZ_KERNEL_H
@@ -22,7 +22,7 @@ long fns_sys_clone_call(long n, long a, long b, long c, long d, long e, int (*fn
                         void *arg);
 int fns_lock(int fd, int command, short type);
 
-/* Calls are answered from this input from now on. */
+/* Sets the input that the results of calls are taken from. */
 void kernel_begin(struct input input);
 
 /* Runs act(arg) until it returns, executes or exits. 1: it returned. */

@@ -1,10 +1,10 @@
-"""Fuzzes the parsers written in Python. They raise only documented errors, take bounded time and
-memory, and a round trip returns the same value.
+"""Fuzzes the parsers written in Python. They may raise only documented errors, must take bounded
+time and memory, and a round trip must return the same value.
 
 Usage: python tests/fuzz/parsers.py [--seconds N] [TARGET...]
 
-Hypothesis makes the inputs, most of them by changing a few places of those below corpus/. A failing
-input is shrunk and shown, with the seed that finds it again (--seed).
+Hypothesis makes the inputs, most of them by changes to the files below corpus/. It shrinks and
+prints a failing input, with the seed that reproduces it (--seed).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from fastns.rootfs import _loader
 from fastns.rootfs._host import Unusable
 
 CORPUS = Path(__file__).parent / "corpus"
-SLOWEST = 5.0  # seconds of one input, on a busy machine
+SLOWEST = 5.0  # seconds per input, on a busy machine
 MEMORY = 2 << 30
-ROUND = 200  # inputs of one seed
+ROUND = 200  # inputs per seed
 
 Mapping = dict[str, Any]
 
@@ -53,7 +53,7 @@ def corpus(name: str) -> list[bytes]:
 
 @st.composite
 def changed(draw: Any, name: str, words: list[bytes]) -> bytes:
-    """An input of the corpus with a few changes: bytes, numbers, words, pieces of other inputs."""
+    """A corpus input with a few changes: bytes, words, repetitions, pieces of other inputs."""
     inputs = corpus(name)
     data = bytearray(draw(st.sampled_from(inputs)))
     for _ in range(draw(st.integers(0, 6))):
@@ -78,7 +78,7 @@ def changed(draw: Any, name: str, words: list[bytes]) -> bytes:
     return bytes(data)
 
 
-LONG = ["9" * 5000, "0" * 5000 + "1", "000000001000000"]  # numbers that int() refuses, and others
+LONG = ["9" * 5000, "0" * 5000 + "1", "000000001000000"]  # the first two are too long for int()
 TEXTS = st.one_of(
     st.sampled_from(["", "a", "/", "..", "/x/y", "1", "-1", "0", "64m", "\udcff", "a\0b", *LONG]),
     st.text(max_size=12),
@@ -100,7 +100,7 @@ def json_words() -> list[bytes]:
 
 
 def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
-    """What it returns, or None if it raises one of these errors, whose text must be printable."""
+    """The result of `act`, or None if it raises one of these errors with a message."""
     try:
         return act()
     except errors as error:
@@ -119,7 +119,7 @@ PROFILE_WORDS = [
 
 @given(st.one_of(changed("seccomp", PROFILE_WORDS), st.binary(max_size=40)))
 def profiles_as_files(data: bytes) -> None:
-    """seccomp.load(), and build() of what it accepts."""
+    """seccomp.load(), and build() of the profiles that it accepts."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -208,7 +208,7 @@ OPTIONS = sorted({name for kind in mount_options.TYPES for name in mount_options
     ),
 )
 def options(kind: str, given_options: list[Any]) -> None:
-    """mount_options.parse(). The data is at most a page, and has each option once."""
+    """mount_options.parse(): the data is at most a page and has each option once."""
     found = refused(lambda: mount_options.parse(kind, given_options), SpecError)
     if found is not None:
         parts = found.data.split(",") if found.data else []
@@ -225,7 +225,7 @@ def flag_parser() -> Parser:
 
 
 PARSER = flag_parser()
-PARSER.set_defaults(max_output=None, on_output_limit=None)  # flags of the verbs' own
+PARSER.set_defaults(max_output=None, on_output_limit=None)  # flags that the verbs add
 FLAGS = sorted(
     (name, action.nargs)
     for action in PARSER._actions
@@ -238,7 +238,7 @@ PIECES = ["", ":", ",", "=", "/", "@", "1", "-1", "\udcff", "\u00b2", "\u0663", 
 
 @st.composite
 def flags(draw: Any) -> list[str]:
-    """Words of a command line, which cannot contain NUL."""
+    """The words of a command line, which cannot contain NUL."""
     words = []
     for _ in range(draw(st.integers(1, 3))):
         name, nargs = draw(st.sampled_from(FLAGS))
@@ -267,7 +267,7 @@ def command_lines(words: list[str]) -> None:
 
 @given(TEXTS, SCALARS)
 def numbers(text: str, value: Any) -> None:
-    """Sizes, times and other numbers as words, and Python values in their place."""
+    """Sizes, times and other numbers, as text and as Python values."""
     for given_value in (text, value):
         size = refused(lambda given_value=given_value: parse_size("memory", given_value), SpecError)
         assert size is None or 0 < size <= MAX_BYTES
@@ -306,7 +306,7 @@ ELF_WORDS = [
 
 @given(st.one_of(changed("elf", ELF_WORDS), st.binary(max_size=80)))
 def elf_files(data: bytes) -> None:
-    """What `rootfs build` reads from programs and libraries."""
+    """The parser with which `rootfs build` reads programs and libraries."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -332,11 +332,11 @@ TARGETS = {
 }
 
 
-# ---- running them ----
+# ---- running the targets ----
 
 
 def fuzz(name: str, seconds: float, first_seed: int | None) -> None:
-    """Rounds with new seeds until the time is over."""
+    """Run rounds with new seeds until the time is over."""
     end, number, count = time.monotonic() + seconds, first_seed, 0
     target = settings(
         max_examples=ROUND,
@@ -351,7 +351,7 @@ def fuzz(name: str, seconds: float, first_seed: int | None) -> None:
         try:
             seed(number)(target)()
         except BaseException:
-            print(f"fuzz {name}: again by --seed {number} {name}", file=sys.stderr, flush=True)
+            print(f"fuzz {name}: repeat with --seed {number} {name}", file=sys.stderr, flush=True)
             raise
         count += ROUND
     print(f"fuzz {name}: {count} inputs in {seconds:g} s", flush=True)

@@ -1,17 +1,16 @@
-"""Finds the code blocks of a Markdown page, and what running each has to print.
+"""Finds the code blocks of a Markdown page and the output that each has to print.
 
-A block is fenced and has a language. What is run:
+A block is fenced and has a language. These are run:
 
-    python    as a program of its own. Where it has comments `# -> TEXT`, its output is these texts,
-              a line each.
-    sh        by `bash -eu`; its status is 0.
-    console   each line after `$ ` is a command, and what follows is its output.
+    python    as a program. If it has comments `# -> TEXT`, these are the lines of its output.
+    sh        by `bash -eu`; its status has to be 0.
+    console   a line after `$ ` is a command, and the lines below are its output.
 
-In expected output `…` means any text, and alone on a line any number of lines. A comment before a
-block, which readers do not see, says more about it:
+In expected output `…` means any text; alone on a line, any number of lines. A comment before a
+block, invisible to readers, may say:
 
-    <!-- not run: REASON -->      for what changes the machine, or needs what no test has
-    <!-- needs: root|user|cgroups -->    skipped for who lacks it
+    <!-- not run: REASON -->             it changes the machine, or needs something that no test has
+    <!-- needs: root|user|cgroups -->    it is skipped for other users
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 
 RUN = ("python", "sh", "console")
 SHOWN = ("text", "json")
-"""Languages of what a reader only looks at."""
+"""Languages of blocks that are only shown."""
 NEEDS = ("root", "user", "cgroups")
 
 _FENCE = re.compile(
@@ -35,7 +34,7 @@ _PROMISE = re.compile(r"# -> (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; `line` is that of its first line of code."""
+    """One fenced block; `line` is the number of its first line of code."""
 
     page: str
     line: int
@@ -49,7 +48,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def promised(self) -> list[str]:
-        """The lines of output that a python block's comments promise."""
+        """The lines of output in the comments of a python block."""
         return _PROMISE.findall(self.body)
 
     def commands(self) -> list[tuple[str, str]]:
@@ -67,7 +66,7 @@ class Block:
 
 
 def blocks_of(text: str, page: str) -> list[Block]:
-    """The blocks of a page, in order. ValueError for one whose language or mark is unknown."""
+    """The blocks of a page, in order. ValueError if a language or mark is unknown."""
     found = []
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("body")) + 1
@@ -92,12 +91,12 @@ def blocks_of(text: str, page: str) -> list[Block]:
 
 
 def pages_of(root: Path) -> list[Path]:
-    """README.md and the guide."""
+    """README.md and the pages of the guide."""
     return [root / "README.md", *sorted((root / "docs" / "guide").glob("*.md"))]
 
 
 def matches(expected: str, output: str) -> bool:
-    """Whether the output is as expected; `…` stands for any text."""
+    """Whether the output matches; `…` stands for any text."""
     pattern = ""
     for line in expected.splitlines(keepends=True):
         if line.strip() == "…":

@@ -1,4 +1,4 @@
-"""Each program in examples/ does what its first lines say, for root and for any user."""
+"""Each program in examples/ does what its first lines promise, for root and for other users."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""README and the guide are true: each block of code is run as a reader would run it.
+"""Runs each block of code in README and the guide as a reader would.
 
-The blocks of a page run in order in one directory, so that a later block finds what an earlier one
-has made.
+The blocks of a page run in order in one directory, so that later blocks find the files of earlier
+ones.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_a_block(block: Block, directory_of: Callable[[Block], Path]) -> None:
 
 
 def test_most_blocks_are_run() -> None:
-    """A block that is not run says why, and there are few."""
+    """At most one in five is left out."""
     left_out = [block.name for block in RUN if block.why_not_run]
     assert len(left_out) * 5 <= len(RUN), left_out
 
@@ -100,7 +100,7 @@ def test_the_reference_has_all_names() -> None:
 
 
 def test_every_page_of_the_guide_can_be_found() -> None:
-    """From the guide's own list, and in the contents of the site."""
+    """The guide's index and the site's contents list it."""
     index = PAGES["docs/guide/index.md"]
     contents = (ROOT / "docs" / "site" / "contents.txt").read_text()
     for page in (ROOT / "docs" / "guide").glob("*.md"):
@@ -108,13 +108,13 @@ def test_every_page_of_the_guide_can_be_found() -> None:
         assert f"docs/guide/{page.stem}\n" in contents, page
 
 
-def test_every_field_has_its_words() -> None:
-    """Each has an entry of its own in the docstring, which the reference shows."""
+def test_every_field_of_spec_is_documented() -> None:
+    """The docstring, which the reference shows, has an entry for each."""
     documented = re.findall(r"^ {8}(\w+):", fastns.Spec.__doc__ or "", re.MULTILINE)
     assert sorted(documented) == sorted(inspect.signature(fastns.Spec).parameters)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     """Links to files of the repository and to headings in them."""
     pages = [*pages_of(ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
     for page in [*pages, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")]:
@@ -131,12 +131,12 @@ def test_links_lead_somewhere() -> None:
 
 
 def headings(text: str) -> set[str]:
-    """As the anchors of a rendered page."""
+    """The anchors of the rendered page."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-# ---- the extraction itself ----
+# ---- how blocks are extracted ----
 
 
 def test_blocks_are_found() -> None:
@@ -155,7 +155,7 @@ def test_blocks_are_found() -> None:
 @pytest.mark.parametrize(
     "text", ["\n```ruby\nputs 1\n```\n", "\n```sh\ntrue\n", "\n<!-- needs: luck -->\n```sh\n```\n"]
 )
-def test_a_block_that_would_be_passed_over_is_an_error(text: str) -> None:
+def test_a_malformed_block_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"page\.md"):
         blocks_of(text, "page.md")
 

@@ -1,4 +1,4 @@
-"""What the tests of root file systems share: a compiler, a view of a tree, another user."""
+"""Fixtures for the tests of root file systems: a compiler, a snapshot of a tree, another user."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def library(cc: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture
 def inside() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command in a root with chroot(8), and with the /proc that $ORIGIN needs."""
+    """Run a command in a root with chroot(8), and with /proc, which $ORIGIN needs."""
     if not support.is_root():
         support.skip_missing("root")
     script = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
@@ -95,7 +95,7 @@ def open_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def as_nobody() -> Callable[[Callable[[], Any]], Any]:
-    """Run a function in a child without any privilege; returns what it returns or raises."""
+    """Run a function in an unprivileged child; returns or raises what it does."""
     if not support.is_root():
         support.skip_missing("root")
 

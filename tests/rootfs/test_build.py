@@ -54,8 +54,8 @@ def test_seed_commands_run(seed: Root, inside: Inside) -> None:
     assert "Message Queues" in inside(seed.path, "ipcs", "-q").stdout
 
 
-def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
-    """LANG=C.UTF-8 is the default inside. The control is C, in which each byte is a letter."""
+def test_the_default_locale_knows_utf8(seed: Root) -> None:
+    """LANG=C.UTF-8 is the default inside. The control is C, in which each byte is a character."""
     if not os.path.isdir("/usr/lib/locale/C.utf8"):
         skip_missing("the C.UTF-8 locale (Debian's libc-bin)")
     spec = Spec(rootfs=seed.path, default_mounts=False)
@@ -66,7 +66,7 @@ def test_letters_are_letters_in_the_default_locale(seed: Root) -> None:
 
 
 def test_a_terminal_is_known_inside(tmp_path: Path) -> None:
-    """clear(1) fails without its terminal's entry. The control is a terminal that no root knows."""
+    """clear(1) fails for an unknown terminal. The control is a terminal that does not exist."""
     if shutil.which("clear") is None or not os.path.exists("/lib/terminfo/x/xterm"):
         skip_missing("clear and the terminal database (Debian's ncurses-bin and ncurses-base)")
     root = build(tmp_path / "root", ["clear"])
@@ -96,7 +96,7 @@ def test_every_needed_library_is_inside(seed: Root) -> None:
     assert needed <= names
 
 
-def test_root_says_what_was_copied(seed: Root) -> None:
+def test_the_result_lists_what_was_copied(seed: Root) -> None:
     assert [os.path.basename(path) for path in seed.commands] == SEED
     assert all(os.path.exists(seed.path + path) for path in seed.commands)
     found = {
@@ -219,7 +219,7 @@ def test_setgid_parent_does_not_give_its_group(tmp_path: Path) -> None:
         assert path.is_symlink() or not path.lstat().st_mode & stat.S_ISGID
 
 
-# Scripts
+# ---- scripts ----
 
 
 def test_script_brings_its_interpreter(tmp_path: Path, inside: Inside) -> None:
@@ -247,7 +247,7 @@ def test_program_without_shebang(tmp_path: Path) -> None:
     assert str(tool) in build(tmp_path / "root", [tool]).files
 
 
-# Extra
+# ---- extra ----
 
 
 def test_extra(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_extra(tmp_path: Path) -> None:
     assert Path(root.path, "etc/passwd").read_bytes() == Path("/etc/passwd").read_bytes()
 
 
-def test_extra_through_a_link_is_its_directory(tmp_path: Path) -> None:
+def test_extra_through_a_link_copies_its_directory(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("x")
     (tmp_path / "link").symlink_to("data")
@@ -284,7 +284,7 @@ def test_extra_through_a_link_is_its_directory(tmp_path: Path) -> None:
     assert Path(f"{root.path}{tmp_path}/link/file").read_text() == "x"
 
 
-# Again
+# ---- a second build ----
 
 
 def test_second_build_changes_nothing(tmp_path: Path, snapshot: Snapshot) -> None:
@@ -309,7 +309,7 @@ def test_more_commands_extend(tmp_path: Path, snapshot: Snapshot) -> None:
     assert marker["files"] == list(second.files)
 
 
-def test_changed_file_is_renewed_and_users_files_stay(tmp_path: Path) -> None:
+def test_a_changed_file_is_copied_again_and_the_users_files_stay(tmp_path: Path) -> None:
     tool = script(tmp_path / "tool", "#!/bin/sh\nold\n")
     root = build(tmp_path / "root", [tool])
     script(tool, "#!/bin/sh\nnew\n")
@@ -323,7 +323,7 @@ def test_changed_file_is_renewed_and_users_files_stay(tmp_path: Path) -> None:
     assert Path(root.path, "srv/mine").read_text() == "mine"
 
 
-def test_lost_file_comes_back(tmp_path: Path) -> None:
+def test_a_missing_file_is_copied_again(tmp_path: Path) -> None:
     root = build(tmp_path / "root", ["cat"])
     lost = Path(root.path, "etc/group")
     lost.unlink()

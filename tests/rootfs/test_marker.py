@@ -1,4 +1,4 @@
-"""The marker beside a root, and that nothing inside the root decides what the next build copies."""
+"""The marker beside a root. Nothing inside the root decides what the next build copies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD = '{"fastns_rootfs": 1, "commands": [], "extra": ["%s"], "files": []}'
 
 @pytest.fixture
 def place(public_dir: Path) -> Iterator[Path]:
-    """A directory for roots, not below /tmp, which a sandbox would hide, with a secret in it."""
+    """A directory for roots, with a secret in it. Not below /tmp, which a sandbox would hide."""
     path = public_dir / "marker"
     path.mkdir()
     (path / "secret").write_text("of the host\n")
@@ -40,7 +40,7 @@ def beside(root: Path) -> Path:
 
 
 def in_sandbox(way: str, root: Path, code: str) -> None:
-    """Run by sh in a sandbox with this root, writable."""
+    """Run code by sh in a sandbox with this root, which is writable."""
     spec = fastns.Spec(rootfs=root, init=way == "init")
     words = ["sh", "-c", code]
     with contextlib.ExitStack() as stack:
@@ -51,12 +51,12 @@ def in_sandbox(way: str, root: Path, code: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-# ---- what a sandbox writes ----
+# ---- changes by a sandbox ----
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
-def test_a_sandbox_does_not_say_what_is_copied(place: Path, way: str) -> None:
-    """It writes a forged marker everywhere, which would have the secret copied."""
+def test_a_sandbox_cannot_forge_the_marker(place: Path, way: str) -> None:
+    """It writes forged markers that name the secret wherever it can."""
     root, secret = place / "root", place / "secret"
     build(root, ["sh", "cat"])
     words = OLD % secret
@@ -66,15 +66,15 @@ def test_a_sandbox_does_not_say_what_is_copied(place: Path, way: str) -> None:
     build(root, ["sh"])
     assert not Path(f"{root}{secret}").exists()
     assert [path.name for path in place.glob(".*")] == [f".root{MARKER}"]
-    # The control: the same marker in the place where it counts.
+    # The control: the same marker in the right place.
     beside(root).write_text(words.replace('s": 1', 's": 2'))
     build(root, ["sh"])
     assert Path(f"{root}{secret}").read_text() == "of the host\n"
 
 
 @pytest.mark.parametrize("way", ["direct", "template"])
-def test_links_of_a_sandbox_lead_nowhere(place: Path, snapshot: Snapshot, way: str) -> None:
-    """It replaces a directory, a file, and the build's own working directory."""
+def test_a_sandboxes_links_are_not_followed(place: Path, snapshot: Snapshot, way: str) -> None:
+    """It replaces a directory, and the build's working directory, with links and a file."""
     root = place / "root"
     build(root, ["sh", "cat", "rm", "ln", "mv"])
     (place / "outside").mkdir()
@@ -91,7 +91,7 @@ def test_links_of_a_sandbox_lead_nowhere(place: Path, snapshot: Snapshot, way: s
         assert snapshot(place) == before
 
 
-def test_a_lock_of_a_sandbox_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_sandboxes_lock_does_not_block_the_build(tmp_path: Path) -> None:
     build(tmp_path / "root", ["cat"])
     code = (
         "import fcntl, os, sys\n"
@@ -109,7 +109,7 @@ def test_a_lock_of_a_sandbox_is_not_waited_for(tmp_path: Path) -> None:
     assert not waits
 
 
-def test_a_lock_of_the_parent_is_not_waited_for_without_an_end(
+def test_a_lock_on_the_parent_directory_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path / "root", ["cat"])
@@ -124,8 +124,8 @@ def test_a_lock_of_the_parent_is_not_waited_for_without_an_end(
     build(tmp_path / "root", ["env"])
 
 
-def test_what_lies_in_the_root_is_not_copied_into_it(tmp_path: Path) -> None:
-    """A sandbox may have made it a link to anything, or an ELF file that names anything."""
+def test_files_of_the_root_are_not_copied_into_it(tmp_path: Path) -> None:
+    """A sandbox may have replaced them with links to any file, or ELF files that name any file."""
     root = Path(build(tmp_path / "root", ["cat"]).path)
     (tmp_path / "secret").write_text("mine")
     (root / "srv" / "link").symlink_to(tmp_path / "secret")
@@ -141,7 +141,7 @@ def test_what_lies_in_the_root_is_not_copied_into_it(tmp_path: Path) -> None:
     assert not Path(f"{root}{tmp_path}/secret").exists()
 
 
-def test_a_loader_that_is_none_is_not_copied(tmp_path: Path, cc: Callable[..., Path]) -> None:
+def test_a_loader_that_is_no_elf_file(tmp_path: Path, cc: Callable[..., Path]) -> None:
     """A program may name any file of the host as its loader."""
     (tmp_path / "secret").write_text("mine")
     flags = ["-pie", "-nostdlib", f"-Wl,--dynamic-linker={tmp_path}/secret"]
@@ -151,8 +151,8 @@ def test_a_loader_that_is_none_is_not_copied(tmp_path: Path, cc: Callable[..., P
     assert not (tmp_path / "root").exists()
 
 
-def test_a_fifo_is_no_library(tmp_path: Path, cc: Callable[..., Path], library: Any) -> None:
-    """The build does not wait for its writer."""
+def test_a_fifo_instead_of_a_library(tmp_path: Path, cc: Callable[..., Path], library: Any) -> None:
+    """The build does not block on it."""
     (tmp_path / "first").mkdir()
     used = library(tmp_path / "second" / "libused.so", "used")
     os.mkfifo(tmp_path / "first" / "libused.so")
@@ -180,7 +180,7 @@ def test_directories_too_deep_to_remove(tmp_path: Path) -> None:
 # ---- the marker itself ----
 
 
-def test_it_says_what_was_copied(tmp_path: Path) -> None:
+def test_the_marker_lists_the_copied_files(tmp_path: Path) -> None:
     root = build(tmp_path / "root", ["cat"], extra=["/etc/passwd"])
     marker = json.loads(beside(tmp_path / "root").read_text())
     assert marker["commands"] == list(root.commands)
@@ -195,7 +195,7 @@ def test_it_says_what_was_copied(tmp_path: Path) -> None:
     ["", "{}", "[]", "no json", "[" * 100_000, "\0", '{"fastns_rootfs": 2, "extra": [1]}'],
     ids=["empty", "no version", "a list", "no json", "deep", "a zero", "a number"],
 )
-def test_one_that_is_none(tmp_path: Path, text: str, snapshot: Snapshot) -> None:
+def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> None:
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").write_text(text)
     before = snapshot(tmp_path)
@@ -205,14 +205,14 @@ def test_one_that_is_none(tmp_path: Path, text: str, snapshot: Snapshot) -> None
     assert snapshot(tmp_path) == before
 
 
-def test_one_that_is_lost(tmp_path: Path) -> None:
+def test_a_lost_marker(tmp_path: Path) -> None:
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").unlink()
     with pytest.raises(RootfsError, match=r"is neither empty nor a root that fastns built$"):
         build(tmp_path / "root", ["cat"])
 
 
-def test_one_of_the_old_kind(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_a_marker_of_an_earlier_version(tmp_path: Path, snapshot: Snapshot) -> None:
     (tmp_path / "root" / "etc").mkdir(parents=True)
     (tmp_path / "root" / MARKER).write_text(OLD % "/etc/passwd")
     before = snapshot(tmp_path)
@@ -222,7 +222,7 @@ def test_one_of_the_old_kind(tmp_path: Path, snapshot: Snapshot) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_a_huge_one_is_not_read(tmp_path: Path) -> None:
+def test_a_huge_marker_is_not_read(tmp_path: Path) -> None:
     build(tmp_path / "root", ["cat"])
     os.truncate(beside(tmp_path / "root"), 900 << 30)
     with pytest.raises(RootfsError, match="is larger than 64 MiB"):
@@ -230,7 +230,7 @@ def test_a_huge_one_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "second name", "fifo", "socket", "writable", "directory"])
-def test_one_that_somebody_else_may_have_put_there(tmp_path: Path, kind: str) -> None:
+def test_a_marker_that_others_may_have_written(tmp_path: Path, kind: str) -> None:
     build(tmp_path / "root", ["cat"])
     path = beside(tmp_path / "root")
     words = {"link": "ELOOP", "second name": "a second name", "socket": "ENXIO"}
@@ -257,7 +257,7 @@ def test_one_that_somebody_else_may_have_put_there(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.as_root
-def test_one_of_another_user(tmp_path: Path) -> None:
+def test_a_marker_of_another_user(tmp_path: Path) -> None:
     build(tmp_path / "root", ["cat"])
     os.chown(beside(tmp_path / "root"), 65534, 65534)
     with pytest.raises(RootfsError, match=r"built by another user \(uid 65534\)"):
@@ -277,7 +277,7 @@ def test_a_parent_that_cannot_be_written(open_dir: Path, as_nobody: Callable[...
 def test_a_marker_that_cannot_be_placed_undoes_the_build(
     tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    """A new root, and an existing one."""
+    """For a new root and for an existing one."""
     beside(tmp_path / "root").mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(RootfsError, match="EISDIR"):

@@ -1,4 +1,4 @@
-"""fastns.rootfs.build when it fails: its error, and that nothing is left behind."""
+"""fastns.rootfs.build when it fails: the error, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_every_missing_command_is_named(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["loop", "text"]
 
 
-def test_error_is_one_of_ours_and_travels() -> None:
+def test_the_error_is_a_fastns_error_and_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(RootfsError("words", missing=("x",), hint="do")))
     assert isinstance(error, fastns.FastnsError)
     assert (str(error), error.missing, error.hint) == ("words", ("x",), "do")
 
 
-def test_command_beside_path_is_hinted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hint_for_a_command_outside_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RootfsError) as caught:
         build(tmp_path / "root", ["cat"])
@@ -79,13 +79,13 @@ def test_missing_interpreter(line: str, expected: str, tmp_path: Path) -> None:
     assert caught.value.missing[0].startswith(expected.format(tool))
 
 
-def test_interpreters_in_a_circle_end(tmp_path: Path) -> None:
+def test_interpreters_in_a_circle(tmp_path: Path) -> None:
     script(tmp_path / "a", f"#!{tmp_path}/b\n")
     script(tmp_path / "b", f"#!{tmp_path}/a\n")
     assert f"{tmp_path}/b" in build(tmp_path / "root", [tmp_path / "a"]).files
 
 
-def test_extra_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_extra(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "data" / "socket"))
@@ -112,7 +112,7 @@ def test_one_string_is_not_a_list_of_commands(tmp_path: Path) -> None:
         build(tmp_path / "root", "bash")
 
 
-# Destinations
+# ---- destinations ----
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_system_directories_are_refused(dest: str) -> None:
 
 
 @pytest.mark.parametrize("dest", ["", "a\0b"])
-def test_destination_is_no_path(dest: str) -> None:
+def test_destination_is_not_a_path(dest: str) -> None:
     with pytest.raises(RootfsError, match="is not a path"):
         build(dest, ["cat"])
 
@@ -151,7 +151,7 @@ def test_destination_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "marker", [None, "", "{}", "[]", "no json", '{"fastns_rootfs": 1, "commands": [1]}']
 )
-def test_directory_of_somebody_else(marker: str | None, tmp_path: Path, snapshot: Snapshot) -> None:
+def test_a_directory_of_others(marker: str | None, tmp_path: Path, snapshot: Snapshot) -> None:
     dest = tmp_path / "root"
     (dest / ".fastns-rootfs.new").mkdir(parents=True)
     (dest / "precious").write_text("mine")
@@ -164,7 +164,7 @@ def test_directory_of_somebody_else(marker: str | None, tmp_path: Path, snapshot
 
 
 @pytest.mark.parametrize("planted", ["etc", "usr", "tmp"])
-def test_links_in_a_root_lead_nowhere(planted: str, tmp_path: Path, snapshot: Snapshot) -> None:
+def test_links_in_a_root_are_not_followed(planted: str, tmp_path: Path, snapshot: Snapshot) -> None:
     root = Path(build(tmp_path / "root", ["cat"]).path)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -205,7 +205,7 @@ def test_command_that_vanished_is_named(tmp_path: Path) -> None:
         build(tmp_path / "root", ["cat"])
 
 
-# In the middle
+# ---- failures during a build ----
 
 
 class FailsAt:
@@ -283,7 +283,7 @@ def test_progress_may_end_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.as_root
 def test_full_file_system(tmp_path: Path) -> None:
-    """A real full disk: a tmpfs of one megabyte in a mount namespace of its own."""
+    """A tmpfs of one megabyte, in its own mount namespace."""
     mount = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
     program = (
         "import os, sys; from fastns.rootfs import build, RootfsError\n"

@@ -1,8 +1,9 @@
-"""What cannot be executed, a root that cannot be reached, and a lack of fds: each is a SpawnError
-with its stage, errno, op and path. conftest.py checks that nothing is left.
+"""Commands that cannot be executed, and a root that cannot be reached: each is a SpawnError with
+its stage, errno, op and path. conftest.py checks that nothing is left.
 
 test_bad_input_steps.py has failing steps, test_bad_input_limits.py limits,
-test_bad_input_arguments.py arguments, and tests/unit/test_spec*.py the values that a Spec refuses.
+test_bad_input_arguments.py arguments, test_leaks.py a lack of fds, and tests/unit/test_spec*.py the
+values that a Spec refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import pytest
 import support
-from processes import script
 
 import fastns
 from fastns import SpawnError, Spec
@@ -26,7 +26,7 @@ from fastns import SpawnError, Spec
 
 @pytest.fixture(scope="module")
 def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root with one file of each kind that cannot be executed."""
+    """A root with a file of each kind that cannot be executed."""
     path = support.copy_tree(probe_rootfs, public_dir / "bad-root")
     bin = path / "bin"
     bin.mkdir()
@@ -36,7 +36,7 @@ def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
     (bin / "loop").write_text("#!/bin/loop\n")
     header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 8, 1)  # EM_MIPS
     (bin / "alien").write_bytes(header + bytes(64))
-    shutil.copy("/bin/ls", bin / "dynamic")  # its loader is not in this root
+    shutil.copy("/bin/ls", bin / "dynamic")  # its loader is missing in this root
     (bin / "plain").write_text("#!/true\n")
     (bin / "directory").mkdir()
     os.mkfifo(bin / "fifo")
@@ -93,38 +93,7 @@ def test_too_many_arguments(root: Path) -> None:
     assert exc.hint
 
 
-def test_a_full_table_of_fds(root: Path) -> None:
-    """Staged starts need fds of their own. Running out of them is an error, and leaves none
-    open."""
-    out = script(
-        """
-import os, resource, sys
-import fastns
-resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
-plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=True))
-fastns.run(["/true"], spec=plan)
-held, seen = [], set()
-while True:
-    try:
-        held.append(os.open("/dev/null", os.O_RDONLY))
-    except OSError:
-        break
-for _ in range(8):
-    try:
-        fastns.run(["/true"], spec=plan)
-        seen.add("ran")
-    except (fastns.SpawnError, OSError) as exc:
-        seen.add(exc.errno)
-    os.close(held.pop())
-print(sorted(map(str, seen)), len(held))
-""",
-        str(root),
-    )
-    assert "ran" in out
-    assert str(errno.EMFILE) in out
-
-
 def test_modes_of_the_cases(root: Path) -> None:
-    """A control of the cases: on a file system that ignores modes they would test nothing."""
+    """The control of EXEC: a file system that ignores modes would make its cases meaningless."""
     assert stat.S_ISFIFO((root / "bin" / "fifo").stat().st_mode)
     assert not os.stat(root / "bin" / "plain").st_mode & 0o111

@@ -1,8 +1,8 @@
-"""Impossible arguments of every public function are a SpecError, before any process exists.
+"""Invalid arguments of every public function raise a SpecError before any process exists.
 
-A matrix: each argument gets everything that it does not accept. The error names the argument and
-says what would be accepted, in one short line, however long or odd the value. The kernel's
-accounting of this process' children shows that no process was made.
+A matrix: each argument gets all the values that it does not accept. The error names the argument
+and says what is accepted, in one short line, however long or odd the value. The kernel's accounting
+of this process's children shows that no process was made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 import fastns
 from fastns import IDMapping, Job, Mount, Rlimit, Spec, SpecError
 
-# The ways in which an error may say what would be accepted.
+# The ways in which an error may say what is accepted.
 ACCEPTED = re.compile(
     r"expected|at most|possible|accepted|one of|leave .* out|(is|are) for|needs|say which|PIPE"
     r"|or None|give bytes"
@@ -30,7 +30,7 @@ ACCEPTED = re.compile(
 
 
 class BytesPath:
-    """A path-like that gives bytes."""
+    """A path-like object that returns bytes."""
 
     def __fspath__(self) -> bytes:
         return b"/x"
@@ -88,7 +88,7 @@ def spawn_job(**fields: Any) -> object:
     return fastns.spawn_batch([TRUE, Job(**{"args": TRUE, **fields})])
 
 
-# The argument, the field that its error names, the call, and the values of ALIENS that it accepts.
+# Columns: the argument, the field that the error names, the call, the ALIENS that it accepts.
 NUMBERS = "float minus-infinity minus-huge None"  # a timeout below 0 is 0, as in subprocess
 ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.args", "args", lambda v: fastns.run(v), ""),
@@ -106,7 +106,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.env", "env", lambda v: run(env=v), "None"),
     ("run.env-value", "env", lambda v: run(env={"A": v}), "bytes text"),
     ("run.env-name", "env", lambda v: run(env={v: ""}),
-     "bytes text list list-of-lists dict dict-of-lists set"),  # unhashable
+     "bytes text list list-of-lists dict dict-of-lists set"),  # the last five are unhashable
     ("run.cwd", "cwd", lambda v: run(cwd=v), "path-of-bytes None"),
     ("spawn.args", "args", lambda v: fastns.spawn(v), ""),
     ("spawn.spec", "spec", lambda v: spawn(spec=v), "None"),
@@ -117,7 +117,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("spawn.pass_fds[0]", "pass_fds", lambda v: spawn(pass_fds=[v]), ""),
     ("compile.spec", "spec", fastns.compile, "None"),
     ("run_batch.jobs", "jobs", lambda v: fastns.run_batch(v),
-     "list list-of-lists set"),  # one of their items is refused, see below
+     "list list-of-lists set"),  # their items are refused: see run_batch.job
     ("run_batch.job", "jobs[1]", lambda v: fastns.run_batch([TRUE, v]), "list list-of-lists"),
     ("run_batch.spec", "spec", lambda v: fastns.run_batch([TRUE], spec=v), "None"),
     ("run_batch.concurrency", "concurrency",
@@ -142,7 +142,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("setns.names", "names", lambda v: fastns.setns("/proc/self/ns/uts", v), ""),
 ]  # fmt: skip
 
-# The fields of the classes that a spec consists of.
+# The same columns for the fields of a spec's classes.
 FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
     *((f"Spec.{name}", name, lambda v, name=name: run(spec=Spec(**{name: v})), taken)
       for name, taken in {
@@ -186,7 +186,7 @@ FIELDS: list[tuple[str, str, Callable[[Any], object], str]] = [
 
 @contextlib.contextmanager
 def no_process() -> Iterator[None]:
-    """Fail if the block made a process that this one has waited for, however it ended."""
+    """Fail if the block made a process and waited for it."""
     before = tuple(resource.getrusage(resource.RUSAGE_CHILDREN))
     yield
     assert tuple(resource.getrusage(resource.RUSAGE_CHILDREN)) == before, "a process was made"
@@ -199,7 +199,7 @@ def refused(call: Callable[[], object], field: str) -> str:
     error = caught.value
     assert error.field == field
     assert str(error).startswith(f"{field}: ")
-    assert len(str(error)) < 400  # however long the value
+    assert len(str(error)) < 400
     assert "\n" not in str(error)
     assert ACCEPTED.search(error.reason), error.reason
     return error.reason
@@ -209,7 +209,7 @@ def refused(call: Callable[[], object], field: str) -> str:
     ("field", "call", "taken"), [pytest.param(*row[1:], id=row[0]) for row in ARGUMENTS + FIELDS]
 )
 def test_an_argument(field: str, call: Callable[[Any], object], taken: str) -> None:
-    """One row of the matrix. Shows everything that is wrong in it at once."""
+    """One row of the matrix. Reports all failures of the row."""
     wrong = []
     kinds = [kind for kind in ALIENS if kind not in taken.split()]
     for kind in kinds:
@@ -228,8 +228,8 @@ def test_the_matrix_is_large() -> None:
     assert cases > 1000
 
 
-def test_the_kernels_account_sees_the_shortest_process() -> None:
-    """The control of no_process(): a start that fails at once is noticed."""
+def test_the_accounting_sees_a_start_that_fails_at_once() -> None:
+    """The control of no_process()."""
     spec = Spec(rootfs="/no/such/root", default_mounts=False, network="host")
     with pytest.raises(AssertionError, match="a process was made"), no_process():  # noqa: SIM117
         with pytest.raises(fastns.SpawnError):
@@ -240,7 +240,7 @@ def test_every_field_of_a_spec_is_in_the_matrix() -> None:
     assert {row[1] for row in FIELDS} >= set(Spec.__match_args__ or Spec.__annotations__)
 
 
-# ---- combinations, and what only a value of the right type can get wrong ----
+# ---- combinations, and invalid values of the right type ----
 
 MORE: list[tuple[str, Callable[[], object], str]] = [
     ("args", lambda: fastns.run([]), "a command is expected"),
@@ -268,6 +268,9 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
     ("jobs[0]", lambda: fastns.run_batch(TRUE), "an argv list"),
     ("jobs[1]", lambda: fastns.spawn_batch([TRUE, Job(TRUE, input=b"")]), "run_batch"),
     ("concurrency", lambda: fastns.run_batch([TRUE], concurrency=0), "from 1 to 4096"),
+    ("concurrency", lambda: fastns.run_batch([TRUE], concurrency=4097), "from 1 to 4096"),
+    ("concurrency", lambda: fastns.spawn_batch([TRUE], concurrency=0), "from 1 to 4096"),
+    ("concurrency", lambda: fastns.spawn_batch([TRUE], concurrency=-1), "from 1 to 4096"),
     ("concurrency", lambda: fastns.spawn_batch([TRUE], concurrency=4097), "from 1 to 4096"),
     ("names", lambda: fastns.unshare(), "at least one of "),
     ("names", lambda: fastns.unshare("uts", "net"), "pid, network expected"),
@@ -290,7 +293,7 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
 
 
 @pytest.mark.parametrize(("field", "call", "words"), MORE)
-def test_more(field: str, call: Callable[[], object], words: str) -> None:
+def test_an_invalid_value(field: str, call: Callable[[], object], words: str) -> None:
     assert words in refused(call, field)
 
 
@@ -303,7 +306,7 @@ def test_a_closed_file() -> None:
     assert "an open fd or a file" in refused(lambda: run(stdout=closed), "stdout")
 
 
-# ---- the methods of a handle: the sandbox lives on ----
+# ---- the methods of a handle; the sandbox lives on ----
 
 
 @pytest.mark.parametrize(

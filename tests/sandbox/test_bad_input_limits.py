@@ -1,7 +1,7 @@
-"""Ids that are not available, limits that are reached, and that no other start is affected.
+"""Unavailable ids and reached limits: the error names them, and other starts are not affected.
 
-Whatever changes this process or the machine is done by a separate process: in a user namespace,
-with a resource limit, or in a cgroup that is removed afterwards.
+A separate process makes the changes that this process or the host must not have: in a user
+namespace, with a resource limit, or in a cgroup that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def failed(spec: Spec) -> SpawnError:
 
 
 @WAYS
-def test_a_limit_that_only_a_privilege_raises(root: Path, way: dict[str, Any]) -> None:
+def test_a_limit_above_the_maximum(root: Path, way: dict[str, Any]) -> None:
     top = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limits = [Rlimit("RLIMIT_CORE", 0, 0), Rlimit("RLIMIT_NOFILE", 64, top)]
     plan = fastns.compile(Spec(rootfs=root, rlimits=limits, **way))
@@ -55,7 +55,7 @@ def test_a_limit_that_only_a_privilege_raises(root: Path, way: dict[str, Any]) -
 
 
 def nested(code: str, *args: str) -> str:
-    """stdout of Python code run as root of a user namespace that maps this user alone."""
+    """The stdout of Python code run as root of a user namespace that maps only this user."""
     prelude = (
         "import errno, sys, fastns\n"
         "from fastns import IDMapping, Rlimit, Spec\n"
@@ -83,7 +83,7 @@ def nested(code: str, *args: str) -> str:
 @pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "init"])
 @pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
-    """The limit is that of a user namespace made for the test; the host's limit does not change."""
+    """The limit of a user namespace made for the test. The host's limit does not change."""
     namespaces = {"user": "new", kind: "new"} if kind in ("user", "time") else {}
     spec = f"Spec(rootfs=sys.argv[1], namespaces={namespaces}, {way})"
     limit = f"/proc/sys/user/max_{support.NAMESPACES[kind]}_namespaces"
@@ -104,17 +104,17 @@ def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
         ),
     ],
 )
-def test_ids_that_a_nested_root_has_not(root: Path, fields: str, told: str) -> None:
+def test_ids_that_a_nested_root_lacks(root: Path, fields: str, told: str) -> None:
     assert nested(f"tell(Spec(rootfs=sys.argv[1], {fields}))", str(root)) == told
 
 
 @pytest.mark.as_user
-def test_ids_that_are_somebody_elses(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ids_of_other_users(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     mappings = [IDMapping(0, 5, 9)]
     error = failed(Spec(rootfs=root, uid_mappings=mappings, gid_mappings=mappings))
     assert (error.stage, error.errno, error.op_index) == ("id_map", errno.EPERM, -1)
     assert "/etc/subuid" in (error.hint or "")
-    assert "not allowed" in capfd.readouterr().err  # newgidmap's own words
+    assert "not allowed" in capfd.readouterr().err  # printed by newgidmap
 
 
 @pytest.mark.as_user
@@ -160,7 +160,7 @@ def test_a_limit_on_processes_inside(root: Path) -> None:
 
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
-    """A pids cgroup of the test's own, below one named fastns."""
+    """A pids cgroup for the test, below one named fastns."""
     top = Path("/sys/fs/cgroup/pids")
     if not (top / "cgroup.procs").exists():
         support.skip_missing("a pids cgroup, version 1")
@@ -168,7 +168,7 @@ def pids_group() -> Iterator[Path]:
     group.mkdir(parents=True)
     yield group
     group.rmdir()
-    with contextlib.suppress(OSError):  # another test has a group there
+    with contextlib.suppress(OSError):  # another test still uses it
         group.parent.rmdir()
 
 
@@ -177,7 +177,7 @@ def pids_group() -> Iterator[Path]:
     ("room", "init", "stage"), [(1, "", "clone"), (1, "1", "clone"), (2, "1", "init")]
 )
 def test_a_full_pids_group(root: Path, pids_group: Path, room: int, init: str, stage: str) -> None:
-    """One process is Python, one the sandbox, one the command."""
+    """Python is one process, the sandbox one, and with init its command one more."""
     (pids_group / "pids.max").write_text(str(room))
     code = """
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=bool(sys.argv[3])))
@@ -195,7 +195,7 @@ assert fastns.run(["/true"], spec=plan).returncode == 0
     assert out.split() == [stage, str(errno.EAGAIN), "-1", "True"]
 
 
-# ---- nobody notices but who asked ----
+# ---- other starts are not affected ----
 
 
 @WAYS
@@ -209,8 +209,8 @@ def test_a_batch_goes_on_after_each_failure(root: Path, way: dict[str, Any]) -> 
     assert told == [0, errno.ENOENT, 0, errno.EACCES, 0]
 
 
-def test_the_watch_sees_what_is_left(tmp_path: Path) -> None:
-    """The control of conftest.py: an fd, a child and a mount that stay are noticed."""
+def test_host_change_finds_leaks(tmp_path: Path) -> None:
+    """The control of conftest.py: it notices an fd, a child and a mount that are left."""
     before = support.host_state()
     fd = os.open("/dev/null", os.O_RDONLY)
     child = subprocess.Popen(["true"])

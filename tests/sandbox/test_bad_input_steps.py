@@ -1,7 +1,7 @@
-"""Steps that fail: stage, errno, op and path of each, made directly and behind a reaper.
+"""Steps that fail: stage, errno, op and path of each error, without and with init.
 
-Each row names the op of the plan that is at fault; the error has to point at that op. conftest.py
-checks that nothing is left after a failure.
+Each row names the op that fails, and the error has to point at it. conftest.py checks that a
+failure leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOST = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host"
 
 @pytest.fixture(scope="module")
 def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root that belongs to the tests' user, with links that lead nowhere."""
+    """A root owned by the tests' user, with broken links."""
     path = public_dir / "steps-root"
     shutil.copytree(probe_rootfs, path)
     (path / "loop").symlink_to("loop")
@@ -40,7 +40,7 @@ def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
 
 
 def failed(spec: Spec, command: str = "/true") -> tuple[SpawnError, str]:
-    """The error, and `code target` or `code source` of the op it points at."""
+    """The error, and `CODE target` or `CODE source` for the op that it points at."""
     plan = fastns.compile(spec)
     with pytest.raises(SpawnError) as caught:
         fastns.run([command], spec=plan)
@@ -54,7 +54,7 @@ def failed(spec: Spec, command: str = "/true") -> tuple[SpawnError, str]:
     assert op.stage == error.stage
     assert error.path is not None
     assert str(error).startswith(f"{error.stage}[{error.op_index}] {error.path}: ")
-    # A dry run prints the same step under the same number.
+    # A dry run prints the step with the same number.
     described = [line for line in plan.describe() if line.startswith(f"{error.stage}[")]
     assert any(line.startswith(f"{error.stage}[{error.op_index}]") for line in described)
     side = "source" if os.fsencode(error.path) == op.source else "target"
@@ -219,9 +219,8 @@ def test_a_namespace(case: str, kind: str) -> None:
 
 
 @pytest.mark.as_user
-def test_a_namespace_of_somebody_else() -> None:
-    """The caller's own namespace belongs to the host's root: there is no right to join it, or to go
-    back."""
+def test_a_namespace_of_another_user() -> None:
+    """The caller's own uts namespace belongs to the host's root, so it may not join it again."""
     own = f"/proc/{os.getpid()}/ns/uts"
     error, blamed = failed(Spec(namespaces={"uts": own}), "/bin/true")
     assert (error.stage, error.errno, error.path) == ("setns", errno.EPERM, own)
@@ -239,7 +238,7 @@ def test_a_namespace_of_somebody_else() -> None:
     ],
     ids=["direct", "staged", "setns"],
 )
-def test_a_fifo_as_namespace_is_not_waited_for(tmp_path: Path, call: str) -> None:
+def test_a_fifo_as_namespace_does_not_block(tmp_path: Path, call: str) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     code = (
@@ -251,7 +250,7 @@ def test_a_fifo_as_namespace_is_not_waited_for(tmp_path: Path, call: str) -> Non
     try:
         out, _ = python.communicate(timeout=10)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # a child that waits blocks all signals
+        with contextlib.suppress(ProcessLookupError):  # a child that hangs blocks all signals
             os.killpg(python.pid, signal.SIGKILL)
         python.communicate()
     assert out.split() == [b"setns", str(errno.EINVAL).encode()]
@@ -263,11 +262,10 @@ def test_a_fifo_as_namespace_is_not_waited_for(tmp_path: Path, call: str) -> Non
 @WAYS
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr", "pass_fds"])
 @pytest.mark.parametrize("ahead", range(10))
-def test_the_number_of_a_closed_fd_is_not_taken_by_another(
+def test_a_closed_fds_number_is_not_reused(
     root: Path, name: str, ahead: int, way: dict[str, Any]
 ) -> None:
-    """Pipes and sockets made for this start could get the same number, and so get into the
-    sandbox."""
+    """A pipe or socket made for this start could get that number, and so get into the sandbox."""
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(ahead + 1)]
     for fd in opened:
         os.close(fd)
@@ -284,8 +282,8 @@ def test_the_number_of_a_closed_fd_is_not_taken_by_another(
 
 
 def test_a_caller_without_stdio(root: Path) -> None:
-    """The caller's 0, 1 and 2 are closed. In the sandbox they are open on /dev/null, not on our own
-    pipes."""
+    """The caller's 0, 1 and 2 are closed. In the sandbox they are /dev/null, not pipes of
+    fastns."""
     out = script(
         """
 report = os.dup(1)

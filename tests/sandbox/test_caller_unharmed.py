@@ -1,4 +1,4 @@
-"""The calling process is the same after thousands of spawns, and while they happen."""
+"""Thousands of spawns do not change the calling process, neither while they run nor after."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Action = Callable[[], None]
 
 
 def actions(root: Path) -> dict[str, Action]:
-    """Ways to start a sandbox, one for each path through the engine, and ways to fail."""
+    """Starts, one for each path through the engine, and failing starts."""
     me = (os.getuid(), os.getgid())
 
     def spec(**fields: Any) -> fastns.Plan:
@@ -103,7 +103,7 @@ def fds() -> dict[int, tuple[int, int]]:
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
             file, leads_to = os.fstat(fd), os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:  # the one that read the directory
+        except OSError:  # the fd that listed the directory
             continue
         if leads_to.startswith("/memfd:fastns-"):
             continue
@@ -117,7 +117,7 @@ def mappings() -> int:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Look at the process again and again from a separate thread; yield what changed."""
+    """Watch the process from a separate thread during the block; yield what changed."""
     seen: list[str] = []
     stop = threading.Event()
     dumpable = LIBC.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -166,7 +166,7 @@ def in_threads(action: Callable[[int], None]) -> None:
 
 
 def test_the_watch_sees_a_change() -> None:
-    """One start takes long enough."""
+    """The control: it sees a change that lasts about as long as one start."""
     with watched() as seen:
         for _ in range(50):
             LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -188,7 +188,7 @@ def test_thousands_of_spawns_change_nothing(probe_rootfs: Path) -> None:
                 action()
             assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask, i
         after = state()
-        for key in set(after) - {"fds"}:  # the other threads' pipes
+        for key in set(after) - {"fds"}:  # other threads' pipes come and go
             assert after[key] == of_thread[key], key
 
     in_threads(lambda number: [action() for action in todo].clear())
@@ -197,7 +197,7 @@ def test_thousands_of_spawns_change_nothing(probe_rootfs: Path) -> None:
         in_threads(spawn_all)
     assert set(seen) == set()
     assert state() == before
-    # One stack for each thread that started at the same time, and what malloc maps for new threads.
+    # A stack for each concurrent start, and malloc's arenas for new threads.
     assert mappings() <= maps + 4 * THREADS
 
 
@@ -235,7 +235,7 @@ def test_errno_is_kept(probe_rootfs: Path) -> None:
 
 def test_a_pending_signal_is_delivered_once_and_here(probe_rootfs: Path) -> None:
     """Signals are blocked around the clone. None is lost, and none runs the caller's handler in the
-    child."""
+    child, whose memory is the caller's."""
     got: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: got.append(os.getpid()))
     try:
@@ -265,7 +265,7 @@ sys.stderr.write(done.stderr.splitlines()[-1])
 """
 
 
-def test_its_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
+def test_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
     """Record locks are released when any fd of the file is closed, even a copy (fcntl(2))."""
     command = [sys.executable, "-c", LOCKED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, timeout=60)
@@ -289,7 +289,7 @@ plan = fastns.compile(
 )
 run()
 print(kept(), end=" ")
-os.closerange(3, 1024)  # as a daemon does
+os.closerange(3, 1024)  # as daemons do
 files = [os.open(f"{sys.argv[2]}{number}", os.O_RDWR | os.O_CREAT) for number in range(32)]
 for file in files:
     fcntl.lockf(file, fcntl.LOCK_EX)
@@ -303,10 +303,8 @@ print(locks())
 """
 
 
-def test_locks_on_files_that_took_the_numbers_of_kept_ones(
-    probe_rootfs: Path, tmp_path: Path
-) -> None:
-    """An application may close the files that are kept for the next start."""
+def test_locks_on_files_that_reuse_fastns_fds(probe_rootfs: Path, tmp_path: Path) -> None:
+    """An application may close the fds that fastns keeps, and its own files get their numbers."""
     command = [sys.executable, "-c", REUSED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
     kept, locks = map(int, done.stdout.split())

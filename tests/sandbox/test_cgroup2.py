@@ -1,5 +1,5 @@
-"""cgroup v2 with its controllers: how the kernel treats the files of a sandbox's cgroup, and parts
-of the tree that are delegated, or lack something. Also run on other kernels (tests/kernels.sh)."""
+"""cgroup v2 with its controllers: the effect of the files of a sandbox's cgroup, and parts of the
+tree that are delegated or unusable. Also run on other kernels (tests/kernels.sh)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tree() -> Hierarchy:
 
 @contextlib.contextmanager
 def alive(args: list[str], **fields: Any) -> Iterator[Sandbox]:
-    """A sandbox to look at. Nothing of its cgroups stays."""
+    """A running sandbox, whose plan, and with it its cgroups, is closed afterwards."""
     plan = fastns.compile(Spec(**fields))
     try:
         with fastns.spawn(args, spec=plan) as box:
@@ -48,13 +48,13 @@ def alive(args: list[str], **fields: Any) -> Iterator[Sandbox]:
         plan.close()
 
 
-def leaf_of(tree: Hierarchy, sandbox: Sandbox) -> Path:
+def cgroup_of(tree: Hierarchy, sandbox: Sandbox) -> Path:
     path = Path(f"/proc/{sandbox.pid}/cgroup").read_text().split("0::", 1)[1].strip()
     return Path(tree.mount + path)
 
 
-def count(leaf: Path, file: str, key: str) -> int:
-    words = (leaf / file).read_text().split()
+def count(cgroup: Path, file: str, key: str) -> int:
+    words = (cgroup / file).read_text().split()
     return int(words[words.index(key) + 1]) if key in words else 0
 
 
@@ -65,38 +65,38 @@ def a_disk() -> str:
     )
 
 
-def test_the_files_of_a_leaf(tree: Hierarchy, busybox_rootfs: Path) -> None:
+def test_the_files_of_a_cgroup(tree: Hierarchy, busybox_rootfs: Path) -> None:
     disk = a_disk()
     spec = Spec(
         rootfs=busybox_rootfs, memory="32m", pids_limit=7, cpus=0.25, cpu_weight=50, cpuset="0",
         io={disk: {"rbps": MIB, "wiops": 7}},
     )  # fmt: skip
     with Template(spec) as template, template.spawn(["sleep", "60"]) as box:
-        leaf = leaf_of(tree, box)
+        cgroup = cgroup_of(tree, box)
         expected = {
             "memory.max": str(32 * MIB),
             "memory.oom.group": "1",
             "pids.max": "7",
             "pids.current": "1",
             "cpu.max": "25000 100000",
-            "cpu.weight": "100",  # among those of its plan; the plan's own is below
+            "cpu.weight": "100",  # within its plan; the plan's weight is checked below
             "cpuset.cpus.effective": "0",
             "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
         }
         if not cgroup_plan._no_swap():
             expected["memory.swap.max"] = "0"
-        found = {file: (leaf / file).read_text().strip() for file in expected}
+        found = {file: (cgroup / file).read_text().strip() for file in expected}
         assert found == expected
-        assert (leaf.parent / "cpu.weight").read_text() == "50\n"
-        assert (leaf / "cgroup.procs").read_text() == f"{box.pid}\n"
+        assert (cgroup.parent / "cpu.weight").read_text() == "50\n"
+        assert (cgroup / "cgroup.procs").read_text() == f"{box.pid}\n"
         box.kill()
-    assert not leaf.exists()
+    assert not cgroup.exists()
 
 
 @pytest.mark.parametrize("way", [*WAYS, "ranges"])
-def test_it_is_in_a_leaf_of_its_own(tree: Hierarchy, busybox_rootfs: Path, way: str) -> None:
-    """The clone puts it there, or it enters by itself if something comes in between, such as
-    newuidmap."""
+def test_each_sandbox_has_its_own_cgroup(tree: Hierarchy, busybox_rootfs: Path, way: str) -> None:
+    """By CLONE_INTO_CGROUP; or it enters it later, if another step such as newuidmap comes
+    first."""
     before = groups()
     fields: dict[str, Any] = ranges() if way == "ranges" else {}
     spec = Spec(rootfs=busybox_rootfs, memory="32m", pids_limit=9, init=way == "init", **fields)
@@ -108,11 +108,11 @@ def test_it_is_in_a_leaf_of_its_own(tree: Hierarchy, busybox_rootfs: Path, way: 
             plan = fastns.compile(spec)
             stack.callback(plan.close)
             boxes = [fastns.spawn(["sleep", "60"], spec=plan) for _ in range(2)]
-        leaves = [leaf_of(tree, box) for box in boxes]
-        assert len(set(leaves)) == 2
-        assert all(str(leaf.parent) in groups() for leaf in leaves)
+        cgroups = [cgroup_of(tree, box) for box in boxes]
+        assert len(set(cgroups)) == 2
+        assert all(str(cgroup.parent) in groups() for cgroup in cgroups)
         processes = 2 if way == "init" else 1
-        assert all(eventually(lambda at=leaf: pids(at) == processes) for leaf in leaves)
+        assert all(eventually(lambda at=cgroup: pids(at) == processes) for cgroup in cgroups)
         for box in boxes:
             box.kill()
             box.wait()
@@ -120,25 +120,25 @@ def test_it_is_in_a_leaf_of_its_own(tree: Hierarchy, busybox_rootfs: Path, way: 
     assert groups() == before
 
 
-def pids(leaf: Path) -> int:
-    return int((leaf / "pids.current").read_text())
+def pids(cgroup: Path) -> int:
+    return int((cgroup / "pids.current").read_text())
 
 
 def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "pids_limit": 5}
     with alive(SPIN, cpus=0.1, **fields) as box:
-        slow = leaf_of(tree, box)
+        slow = cgroup_of(tree, box)
         assert eventually(lambda: count(slow, "cpu.stat", "nr_throttled") > 1)
         assert count(slow, "cpu.stat", "throttled_usec") > 0
     with alive(SPIN, cpus=64, **fields) as box:  # the control
-        free = leaf_of(tree, box)
+        free = cgroup_of(tree, box)
         assert eventually(lambda: count(free, "cpu.stat", "usage_usec") > 300_000)
         assert count(free, "cpu.stat", "nr_throttled") == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_all_of_it_ends_when_memory_is_out(busybox_rootfs: Path, way: str) -> None:
-    """memory.oom.group: a sandbox ends as a whole."""
+def test_a_sandbox_out_of_memory_ends_as_a_whole(busybox_rootfs: Path, way: str) -> None:
+    """By memory.oom.group."""
     fill = "sleep 60 & dd if=/dev/zero of=/tmp/x bs=1M count={} 2>/dev/null; echo survived"
     with runner(way, rootfs=busybox_rootfs, memory="32m", pids_limit=9) as go:
         for _ in range(2):
@@ -169,12 +169,12 @@ def test_swap(busybox_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_io(busybox_rootfs: Path) -> None:
-    """Reads two seconds' worth, so that at least one is waited for."""
+    """Reads two seconds' worth at the limited rate, so that it takes more than one."""
     if not DISK.is_block_device():
         support.skip_missing(str(DISK))
     read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
     mounts = [fastns.Mount("/disk", source=str(DISK), options=["dev"])]
-    who = {"user": "host"}  # the device of the limit
+    who = {"user": "host"}  # the device must belong to the host's root
     for rate, slow in ((MIB, True), (1 << 40, False)):
         fields: dict[str, Any] = {
             "mounts": mounts, "namespaces": who, "io": {str(DISK): {"rbps": rate}},
@@ -191,7 +191,8 @@ def test_io(busybox_rootfs: Path) -> None:
 
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
-    """A cgroup whose children have only memory and pids, in the form of cgroup_parent."""
+    """A cgroup whose children have only memory and pids: as cgroup_parent names it, and its
+    path."""
     place = Path(cgroup_plan.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
@@ -202,7 +203,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
     yield str(below.relative_to(tree.mount)), below
     with contextlib.suppress(FileNotFoundError):
         (below / cgroup_plan.GROUP).rmdir()
-    below.rmdir()  # fails if something was left
+    below.rmdir()  # fails if a cgroup is left
     above.rmdir()
 
 
@@ -210,10 +211,10 @@ def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str
     name, directory = part
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "memory": "32m", "cgroup_parent": name}
     with alive(["sleep", "60"], **fields) as box:
-        assert directory in leaf_of(tree, box).parents
+        assert directory in cgroup_of(tree, box).parents
 
 
-def test_a_controller_that_was_not_given(busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+def test_a_controller_that_is_not_delegated(busybox_rootfs: Path, part: tuple[str, Path]) -> None:
     fields: dict[str, Any] = {
         "rootfs": busybox_rootfs, "memory": "32m", "cpus": 1, "cgroup_parent": part[0],
     }  # fmt: skip
@@ -227,10 +228,10 @@ def test_a_controller_that_was_not_given(busybox_rootfs: Path, part: tuple[str, 
         assert done.cause == "oom"
 
 
-def test_one_with_processes_of_its_own(
+def test_a_parent_with_processes_of_its_own(
     tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]
 ) -> None:
-    """The kernel gives controllers only to children of a cgroup without processes."""
+    """The kernel gives controllers to children only if the parent has no processes."""
     with alive(["sleep", "60"], rootfs=busybox_rootfs, pids_limit=9) as box:
         (part[1] / "cgroup.procs").write_text(str(box.pid))
         with pytest.raises(SpecError) as caught:
@@ -242,8 +243,8 @@ def test_one_with_processes_of_its_own(
 
 
 @pytest.mark.as_root
-def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
-    """It may make cgroups there, but not move its processes in. The error comes before any
+def test_a_parent_that_the_caller_is_not_in(part: tuple[str, Path]) -> None:
+    """The caller may make cgroups there, but not move its processes in: an error before any
     start."""
     name, directory = part
     user = 65534
@@ -273,11 +274,11 @@ def test_a_part_that_its_owner_is_not_in(part: tuple[str, Path]) -> None:
 
 
 @pytest.mark.as_user
-def test_what_was_delegated_is_found(tree: Hierarchy, busybox_rootfs: Path) -> None:
+def test_the_delegated_part_is_found(tree: Hierarchy, busybox_rootfs: Path) -> None:
     place = cgroup_plan.find_place(tree, tuple(NEEDED), None)
     assert place.parent != tree.mount
     assert os.stat(place.parent).st_uid == os.getuid()
     finding = _machine.limits()
     assert finding.ok, finding
     with alive(["sleep", "60"], rootfs=busybox_rootfs, memory="32m") as box:
-        assert Path(place.parent) in leaf_of(tree, box).parents
+        assert Path(place.parent) in cgroup_of(tree, box).parents

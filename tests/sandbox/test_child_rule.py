@@ -1,7 +1,7 @@
-"""Code between clone and exec keeps its rule: raw system calls, no libc, no static data.
+"""Code between clone and exec follows its rule: raw system calls, no libc, no static data.
 
-Checked on the object code, compiled as setup.py does it. Each check has a control: code that breaks
-the rule is found.
+The checks read object code compiled with setup.py's flags. Each has a control: they find code that
+breaks the rule.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def output(*command: str | Path) -> str:
 
 
 def violations(code: Path) -> set[str]:
-    """What an object file has that code in shared memory must not have."""
+    """Calls and data of an object file that code in shared memory must not have."""
     found = set()
     for line in output("nm", code).splitlines():
         kind, name = line.split()[-2:]
@@ -64,8 +64,8 @@ def violations(code: Path) -> set[str]:
     return found
 
 
-# Files of the program that may have state of their own: they run in a process that owns its memory,
-# or in one made to share that state. The sandboxes of a template's server run all others too.
+# Files of the program that may have state: they run only in a process that owns its memory, or
+# shares that state on purpose. A server's sandboxes, in its memory, run all other files.
 WITH_STATE = {"init", "serve", "sandboxes", "kill", "connections", "tables", "netns", "closer"}
 FOREIGN = sorted(
     f"{folder}/{file.stem}"
@@ -77,13 +77,13 @@ FOREIGN = sorted(
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The object file of each source whose code runs in the memory of another process."""
+    """The object file of each source that runs in the memory of another process."""
     place = tmp_path_factory.mktemp("objects")
     return {name: compiled(CSRC / f"{name}.c", place / f"{Path(name).name}.o") for name in FOREIGN}
 
 
 @pytest.mark.parametrize("name", ["border/border", "border/stay"])
-def test_the_border_calls_nothing_and_owns_nothing(objects: dict[str, Path], name: str) -> None:
+def test_the_border_has_no_calls_and_no_data(objects: dict[str, Path], name: str) -> None:
     assert violations(objects[name]) == set()
 
 
@@ -92,9 +92,9 @@ def defined(code: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_a_server_shares_its_memory_with(objects: dict[str, Path], name: str) -> None:
-    """It calls only code under the same rule, and owns nothing. main.c runs in no template's
-    sandbox: it may also become a reaper or a server."""
+def test_code_that_runs_in_a_servers_memory(objects: dict[str, Path], name: str) -> None:
+    """It calls only code under the same rule, and has no data. main.c may also become a reaper or
+    a server, which no sandbox of a server does."""
     ours = {symbol for code in objects.values() for symbol in defined(code)}
     allowed = {f"calls {symbol}" for symbol in ours}
     if name == "program/main":
@@ -141,7 +141,7 @@ def test_a_stack_protector_is_found(tmp_path: Path) -> None:
         ("caller", {"shared", "border"}),
     ],
 )
-def test_a_folder_includes_only_what_its_process_may_run(folder: str, others: set[str]) -> None:
+def test_the_includes_of_each_folder(folder: str, others: set[str]) -> None:
     for file in (CSRC / folder).glob("*.[ch]"):
         for name in re.findall(r'#include "(\S+)"', file.read_text()):
             parts = Path(name).parts
@@ -168,7 +168,7 @@ def test_the_program_is_static_and_has_no_writable_code() -> None:
         kinds = [segment["p_type"] for segment in segments]
         assert program["e_type"] == "ET_EXEC"
         assert not {"PT_DYNAMIC", "PT_INTERP", "PT_TLS"} & set(kinds)
-        assert "PT_GNU_STACK" in kinds  # without it the stack is executable
+        assert "PT_GNU_STACK" in kinds  # without it the stack would be executable
         for segment in segments:
             assert segment["p_flags"] & (PF_W | PF_X) != PF_W | PF_X, segment["p_type"]
         assert program.get_section_by_name(".dynsym") is None
@@ -193,7 +193,7 @@ def test_the_extension_binds_at_load() -> None:
         assert tags.get("DT_FLAGS", 0) & 0x8 or tags.get("DT_FLAGS_1", 0) & 0x1  # BIND_NOW, NOW
 
 
-# ---- what really happens ----
+# ---- system calls of a start ----
 
 
 def traced(tmp_path: Path, code: str) -> str:
@@ -232,5 +232,6 @@ def test_changed_ids_are_raw_calls(tmp_path: Path, probe_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_libc_would_signal_every_thread(tmp_path: Path) -> None:
+    """The control of the test above."""
     body = "assert ctypes.CDLL(None).setuid(0) == 0"
     assert "tgkill" in traced(tmp_path, WITH_A_THREAD.format(body=body))

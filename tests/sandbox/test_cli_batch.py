@@ -17,7 +17,7 @@ import pytest
 import support
 from processes import eventually, marked, marker
 
-TIMEOUT = 120  # for a test that fails
+TIMEOUT = 120  # reached only if a test fails
 
 
 def command(root: Path, *words: str) -> list[str]:
@@ -65,7 +65,7 @@ def way(request: pytest.FixtureRequest) -> list[str]:
     return [] if request.param == "template" else ["--init"]
 
 
-def test_ten_thousand_jobs_one_in_ten_poisoned(busybox_rootfs: Path, tmp_path: Path) -> None:
+def test_ten_thousand_jobs_of_which_one_in_ten_fails(busybox_rootfs: Path, tmp_path: Path) -> None:
     """Each failure affects only its own job. The others run, and all are reported in order."""
     poisons: list[dict[str, Any]] = [
         {"args": ["missing"]},
@@ -126,12 +126,12 @@ def test_jobs_from_stdin(busybox_rootfs: Path, way: list[str]) -> None:
     assert all(0 < r["wall_time"] < TIMEOUT and r["usage"]["max_rss"] > 0 for r in results)
 
 
-def test_all_good_is_0(busybox_rootfs: Path, way: list[str]) -> None:
+def test_success_exits_with_0(busybox_rootfs: Path, way: list[str]) -> None:
     exit_code, results, done = run(busybox_rootfs, [["true"]] * 20, *way)
     assert (exit_code, len(results), done.stderr) == (0, 20, b"")
 
 
-def test_verbose_tells_of_the_plan(busybox_rootfs: Path) -> None:
+def test_verbose_shows_the_plan(busybox_rootfs: Path) -> None:
     _, _, done = run(busybox_rootfs, [["true"]], "--init", "--verbose")
     assert done.stderr.startswith(b"fastns: batch: from the compiled plan, as a template is not")
 
@@ -149,7 +149,7 @@ def test_the_timeout_is_for_jobs_without_one(busybox_rootfs: Path, way: list[str
 
 
 def test_output_beyond_the_limit_is_dropped(busybox_rootfs: Path, way: list[str]) -> None:
-    """The limit holds for each stream of each job. A job whose output is cut off still runs to its
+    """The limit is for each stream of each job. A job whose output is cut off still runs to its
     end."""
     code = "yes | head -c $0; yes n | head -c 10 >&2; exit 7"
     jobs = [["sh", "-c", code, size] for size in ("65536", "65537", "3000000")]
@@ -162,7 +162,7 @@ def test_output_beyond_the_limit_is_dropped(busybox_rootfs: Path, way: list[str]
     assert [r["exit_code"] for r in results] == [7, 7, 7, 124]
 
 
-def test_results_come_before_all_is_read(busybox_rootfs: Path) -> None:
+def test_results_are_written_before_the_input_ends(busybox_rootfs: Path) -> None:
     with started(busybox_rootfs, "-") as process:
         stdin, stdout = ends(process)
         stdin.write(lines([["echo", str(i)] for i in range(1100)]))
@@ -176,7 +176,7 @@ def test_results_come_before_all_is_read(busybox_rootfs: Path) -> None:
         assert process.wait(TIMEOUT) == 0
 
 
-def test_a_pause_of_the_input_starts_what_is_there(busybox_rootfs: Path) -> None:
+def test_a_pause_of_the_input_starts_the_jobs_read_so_far(busybox_rootfs: Path) -> None:
     with started(busybox_rootfs, "-") as process:
         stdin, stdout = ends(process)
         for i in range(2):
@@ -208,10 +208,10 @@ def all_ended(pids: list[str]) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_and_keeps_the_results(
+def test_a_signal_ends_the_batch_and_keeps_the_results(
     busybox_rootfs: Path, way: list[str], tmp_path: Path, number: int
 ) -> None:
-    """Results of jobs after one that has not ended are kept too. Nothing is left running."""
+    """Also the results that wait for an earlier job. No process is left."""
     mark = marker()
     target = tmp_path / "results.jsonl"
     jobs = [["echo", "0"], ["sleep", mark], *[["echo", str(i)] for i in range(2, 50)]]
@@ -255,7 +255,7 @@ def test_a_second_signal_does_not_wait_for_the_reader(busybox_rootfs: Path) -> N
         assert process.wait(TIMEOUT) == 130
 
 
-def test_a_reader_that_leaves_ends_all(busybox_rootfs: Path, way: list[str]) -> None:
+def test_a_closed_output_ends_the_batch(busybox_rootfs: Path, way: list[str]) -> None:
     mark = marker()
     with started(busybox_rootfs, *way, "-j", "2", "-") as process:
         stdin, stdout = ends(process)
@@ -267,8 +267,8 @@ def test_a_reader_that_leaves_ends_all(busybox_rootfs: Path, way: list[str]) -> 
     assert eventually(lambda: marked(mark) == [])
 
 
-def test_a_slow_reader_delays_no_deadline(busybox_rootfs: Path) -> None:
-    """The pipe is full while the second job's time passes. That job is still ended."""
+def test_a_slow_reader_does_not_delay_timeouts(busybox_rootfs: Path) -> None:
+    """The second job reaches its timeout while the pipe is full, and is still ended."""
     mark = marker()
     with started(busybox_rootfs, "-j", "2", "-") as process:
         stdin, stdout = ends(process)
@@ -283,7 +283,7 @@ def test_a_slow_reader_delays_no_deadline(busybox_rootfs: Path) -> None:
         assert process.wait(TIMEOUT) == 1
 
 
-def test_a_root_that_cannot_be_made_is_125(tmp_path: Path) -> None:
+def test_a_missing_root_is_125(tmp_path: Path) -> None:
     exit_code, results, done = run(tmp_path, [["true"]])
     assert (exit_code, results) == (125, [])
     assert done.stderr.startswith(b"fastns: ")

@@ -1,4 +1,4 @@
-"""`fastns bench` with real sandboxes. No times are asserted: only that there are some."""
+"""`fastns bench` with real sandboxes. The tests check that there are times, not which."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from processes import eventually
 import fastns
 from fastns import _bench
 
-TIMEOUT = 120  # for a test that fails
+TIMEOUT = 120  # reached only if a test fails
 SINGLE = [
     "os.posix_spawn",
     "subprocess.run",
@@ -48,7 +48,7 @@ def bench(*words: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.fixture(params=["host", "rootfs"])
 def root(request: pytest.FixtureRequest) -> list[str]:
-    """The options for the host's root, or for a root of its own."""
+    """The options for the host's root, or for a rootfs."""
     if request.param == "host":
         return []
     return ["--rootfs", str(request.getfixturevalue("probe_rootfs"))]
@@ -87,8 +87,8 @@ def test_the_table_and_the_last_line() -> None:
 
 
 @pytest.mark.parametrize("network", ["host", "none"])
-def test_it_isolates_what_it_says(network: str) -> None:
-    """As the timed plans say. Parked sandboxes get their network from a pool."""
+def test_the_report_says_what_is_isolated(network: str) -> None:
+    """It agrees with the plans. Parked sandboxes get their network from a pool."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}
     assert set(fastns.compile(boxes.spec(network)).namespaces) == expected
@@ -96,8 +96,8 @@ def test_it_isolates_what_it_says(network: str) -> None:
         assert set(template._sandbox.namespaces) == expected
 
 
-def test_the_program_is_there_though_the_package_is_hidden(probe_rootfs: Path) -> None:
-    """The program is below /tmp, or the root lacks it: it is bound, for bwrap as well."""
+def test_the_program_is_bound_if_the_package_is_hidden(probe_rootfs: Path) -> None:
+    """The program is below /tmp, or the root lacks it. It is bound for bwrap too."""
     boxes = _bench.Sandboxes(None, _bench.PLACE, support.is_root())
     assert fastns.run([boxes.inside], spec=boxes.spec()).returncode == _bench.EXIT_CODE
     with fastns.Template(boxes.spec()) as template:
@@ -106,8 +106,8 @@ def test_the_program_is_there_though_the_package_is_hidden(probe_rootfs: Path) -
         assert _bench.tool("bwrap", boxes.bwrap())() == _bench.EXIT_CODE
 
 
-def test_a_root_without_places_to_mount_on(tmp_path: Path) -> None:
-    """fastns can start nothing there. Contenders that do not use the root are still measured."""
+def test_a_root_without_mount_points(tmp_path: Path) -> None:
+    """fastns cannot start there. Contenders that do not use the root are still measured."""
     code, report = bench("--rootfs", str(tmp_path))
     assert code == 125
     for row in report["contenders"]:
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_nothing() -> None:
 
 
 def servers(pid: int) -> list[str]:
-    """Children that have lived for a while; those of a start come and go."""
+    """Children that have lived for a while, unlike those of a start."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     found = set(path.read_text().split())
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""fastns completion: what bash and fish offer with it, and that zsh can read it."""
+"""fastns completion: what bash and fish offer, and that zsh can read its script."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_what_is_offered(
 
 
 @pytest.mark.parametrize("shell", ["bash"])
-def test_the_command_of_a_run_is_its_own(script: str, shell: str) -> None:
-    """The command's words are not completed as fastns's, wherever the options end."""
+def test_the_command_of_a_run_is_not_completed_as_options(script: str, shell: str) -> None:
+    """Wherever the options end."""
     for options in (["--rootfs", "x"], ["-v", "a", ":", "b"], ["--hostname", "=", "x"], ["--rm"]):
         assert "--overlay" in by_bash(script, ["fastns", "run", *options, "--ov"])
         for end in ([], ["--"]):
@@ -87,7 +87,7 @@ def test_the_command_of_a_run_is_its_own(script: str, shell: str) -> None:
 
 @pytest.mark.parametrize("shell", ["zsh"])
 def test_zsh_reads_it(script: str, shell: str) -> None:
-    """With a function that prints the arguments in the place of _arguments."""
+    """_arguments is replaced by a function that prints its arguments."""
     code = """
     _arguments() { print -rl -- "$@" } ; _describe() { print -rl -- $verbs }
     words=(fastns run "") CURRENT=3

@@ -1,5 +1,5 @@
-"""The kernel starts a handler of core dumps on the host and as root. It never runs for a sandbox.
-The setting is of the whole machine, so the test runs in a kernel of its own (tests/kernels.sh)."""
+"""The kernel runs a handler of core dumps on the host, as root. It must not run for a sandbox. The
+setting affects the whole machine, so the test runs in a kernel of its own (tests/kernels.sh)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def crash():
         return run(["/exhaust", "crash"], capture_output=True).stdout
 
 if uid != "0":
-    fastns.compile()  # what is read later is read now
+    fastns.compile()  # import everything now
     crash()
     os.setgroups([])
     os.setgid(int(uid))
@@ -48,15 +48,15 @@ def handler() -> Iterator[str]:
 
 
 def times(word: str) -> int:
-    """How often the word is in the kernel's log."""
+    """How often the word occurs in the kernel's log."""
     return subprocess.run(["dmesg"], capture_output=True, check=True).stdout.count(word.encode())
 
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("uid", [0, 54321], ids=["root", "user"])
 @pytest.mark.parametrize("way", WAYS)
-def test_it_does_not_run(handler: str, exhaust_root: Path, way: str, uid: int) -> None:
-    """The control: without the filter the limit can be set to 0, and the handler runs."""
+def test_the_handler_does_not_run(handler: str, exhaust_root: Path, way: str, uid: int) -> None:
+    """The control: without the filter a program can set the limit to 0, and the handler runs."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for seccomp, dumped in (("default", 0), ("unconfined", 1)):
         words = [way, str(exhaust_root), seccomp, str(uid)]
@@ -65,5 +65,5 @@ def test_it_does_not_run(handler: str, exhaust_root: Path, way: str, uid: int) -
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [b"11", b"%d" % dumped]
-    crashes = 2 if uid else 1  # without it
+    crashes = 2 if uid else 1  # the crashes without the filter
     assert eventually(lambda: times(handler) == crashes)

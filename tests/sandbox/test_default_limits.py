@@ -1,6 +1,6 @@
 """How much a sandbox may take of resources that the kernel counts per user or per host: core dumps,
 fds, timers, terminals. A program takes as much as it can get, with each default limit and, as a
-control, without it, where it gets more."""
+control, without it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-
 
 
 def said(done: Any) -> dict[str, tuple[int, int, int]]:
-    """Of `exhaust core`: what was tried -> errno, soft and hard limit after it."""
+    """The output of `exhaust core`: call -> its errno, and the soft and hard limit after it."""
     assert done.returncode == 0, done.stderr
     lines = [line.rsplit(" ", 3) for line in done.stdout.decode().splitlines()]
     return {name: (int(err), int(soft), int(hard)) for name, err, soft, hard in lines}
@@ -40,29 +40,31 @@ def said(done: Any) -> dict[str, tuple[int, int, int]]:
 @pytest.mark.parametrize("way", WAYS)
 def test_no_call_changes_the_limit_on_core_dumps(exhaust_root: Path, way: str) -> None:
     with runner(way, rootfs=exhaust_root) as run:
-        told = said(run(["/exhaust", "core"], capture_output=True))
-    assert {name: told[name] for name in CORE_CALLS} == dict.fromkeys(CORE_CALLS, (0, 1, 1))
-    assert told["as it is"] == told["read"] == told["old"] == told["other"] == (0, 1, 1)
-    # A filter cannot return the old limit. So a call that asks for it does not report success.
-    assert told["prlimit-both"] == (errno.EPERM, 1, 1)
+        found = said(run(["/exhaust", "core"], capture_output=True))
+    assert {name: found[name] for name in CORE_CALLS} == dict.fromkeys(CORE_CALLS, (0, 1, 1))
+    assert found["as it is"] == found["read"] == found["old"] == found["other"] == (0, 1, 1)
+    # A filter cannot return the old limit, so a call that asks for it fails.
+    assert found["prlimit-both"] == (errno.EPERM, 1, 1)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_without_the_filter_they_do(exhaust_root: Path, way: str) -> None:
+def test_without_the_filter_calls_change_the_limit_on_core_dumps(
+    exhaust_root: Path, way: str
+) -> None:
     with runner(way, rootfs=exhaust_root, seccomp="unconfined") as run:
-        told = said(run(["/exhaust", "core"], capture_output=True))
-    assert told["as it is"] == (0, 1, 1)
-    assert told["setrlimit"] == told["prlimit-high"] == (0, 0, 1)
+        found = said(run(["/exhaust", "core"], capture_output=True))
+    assert found["as it is"] == (0, 1, 1)
+    assert found["setrlimit"] == found["prlimit-high"] == (0, 0, 1)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_limit_of_the_specs_own_stays_too(exhaust_root: Path, way: str) -> None:
+def test_no_call_changes_the_specs_own_limit(exhaust_root: Path, way: str) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     for soft, top in ((0, 0), (0, hard)):
         rlimits = [Rlimit("RLIMIT_NOFILE", 64, 64), Rlimit("RLIMIT_CORE", soft, top)]
         with runner(way, rootfs=exhaust_root, rlimits=rlimits) as run:
-            told = said(run(["/exhaust", "core"], capture_output=True))
-        assert {told[name] for name in CORE_CALLS} == {(0, soft, top)}
+            found = said(run(["/exhaust", "core"], capture_output=True))
+        assert {found[name] for name in CORE_CALLS} == {(0, soft, top)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,17 +74,17 @@ def test_a_crash_dumps_no_core(exhaust_root: Path, way: str) -> None:
     assert done.stdout == b"11 0\n"
 
 
-def test_with_another_limit_it_does(exhaust_root: Path) -> None:
+def test_with_a_higher_limit_a_crash_dumps_core(exhaust_root: Path) -> None:
     if Path("/proc/sys/kernel/core_pattern").read_text().strip() != "core":
         support.skip_missing("kernel.core_pattern=core")
     if resource.getrlimit(resource.RLIMIT_CORE)[1] != resource.RLIM_INFINITY:
-        support.skip_missing("a hard RLIMIT_CORE without an end")
+        support.skip_missing("an unlimited hard RLIMIT_CORE")
     spec = Spec(rootfs=exhaust_root, cwd="/tmp", rlimits=[Rlimit("RLIMIT_CORE", -1, -1)])
     done = fastns.run(["/exhaust", "crash"], spec=spec, capture_output=True)
     assert done.stdout == b"11 1\n"
 
 
-# ---- the shares ----
+# ---- half of the caller's limits ----
 
 
 def limits_of(report: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -107,7 +109,7 @@ assert done.returncode == 0, done.stderr
 
 
 def shares(way: str, root: Path, soft: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-    """The limits inside, of a caller with these."""
+    """The limits inside a sandbox whose caller has these soft limits."""
     script = SHARES.format(names=SHARED, soft=soft, way=way, root=str(root))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
@@ -116,7 +118,7 @@ def shares(way: str, root: Path, soft: tuple[int, ...]) -> dict[str, tuple[int, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sandbox_has_half_of_what_its_caller_has(probe_rootfs: Path, way: str) -> None:
+def test_a_sandbox_has_half_of_its_callers_limits(probe_rootfs: Path, way: str) -> None:
     assert shares(way, probe_rootfs, (1024, 1000, 819200, 65536)) == {
         "NOFILE": (512, 512),
         "SIGPENDING": (500, 500),
@@ -131,11 +133,11 @@ def test_a_sandbox_has_half_of_what_its_caller_has(probe_rootfs: Path, way: str)
     }
 
 
-def test_but_no_more_than_the_default(probe_rootfs: Path) -> None:
+def test_half_is_capped_by_the_default(probe_rootfs: Path) -> None:
     most = (16384, 20000, 819200, 8 << 20)
     for number, name in zip(most, SHARED, strict=True):
         if resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] < number:
-            support.skip_missing("limits as Linux has them by default")
+            support.skip_missing("Linux's default limits")
     assert shares("direct", probe_rootfs, most) == {
         "NOFILE": (1024, 4096),
         "SIGPENDING": (4096, 4096),
@@ -146,7 +148,7 @@ def test_but_no_more_than_the_default(probe_rootfs: Path) -> None:
 
 @contextlib.contextmanager
 def exhausted(root: Path, what: str, spec: dict[str, Any], most: int) -> Iterator[tuple[int, int]]:
-    """How much a sandbox got, and the errno at the end. The sandbox keeps it during the block."""
+    """How much a sandbox got, and the errno that stopped it. It keeps that during the block."""
     with fastns.spawn(
         ["/exhaust", what, str(most)],
         spec=Spec(rootfs=root, **spec),
@@ -166,10 +168,10 @@ def test_fds(exhaust_root: Path) -> None:
         assert got == (share - 3, errno.EMFILE)
 
 
-@pytest.mark.as_user  # root is exempt, and its sandboxes are another user
+@pytest.mark.as_user  # root is exempt, and its sandboxes run as other users
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool) -> None:
-    """Fds in flight are counted per user, and compared with the limit of the sending process."""
+    """The kernel counts fds in flight per user and compares them with the sender's limit."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft < 1024:
         support.skip_missing("1024 fds")
@@ -191,8 +193,8 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
 def test_one_sandbox_leaves_its_user_inotify_instances(
     exhaust_root: Path, users: str, init: bool
 ) -> None:
-    """They also count for whoever made the user namespace, so for root, though its sandboxes are
-    another user."""
+    """They also count for the creator of the user namespace: for root, although its sandboxes run
+    as other users."""
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     most = min(most, int(Path(userns.INOTIFY_LIMIT).read_text()))
     if not 4 <= most <= 2000:
@@ -248,17 +250,17 @@ if template:
 
 @pytest.mark.as_user
 @pytest.mark.parametrize("way", ["template", "run", "spawn"])
-def test_a_start_that_may_pass_no_fd_says_so(exhaust_root: Path, way: str) -> None:
-    """A single sandbox with higher limits can cause that."""
+def test_the_error_of_a_start_that_may_pass_no_fd(exhaust_root: Path, way: str) -> None:
+    """A single sandbox with higher limits can cause it."""
     done = subprocess.run(
         [sys.executable, "-c", NO_FDS_TO_PASS, str(exhaust_root), way],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    _got, told = done.stdout.splitlines()
-    assert told.startswith(f"helper {errno.ETOOMANYREFS} ")
-    assert "in flight" in told
+    _got, found = done.stdout.splitlines()
+    assert found.startswith(f"helper {errno.ETOOMANYREFS} ")
+    assert "in flight" in found
 
 
 GIVEN_UP = """
@@ -294,10 +296,10 @@ assert template.run(["/exhaust"]).returncode == 2
 @pytest.mark.as_user
 @pytest.mark.parametrize("parked", [0, 2])
 @pytest.mark.parametrize("how", ["run", "spawn", "run_batch"])
-def test_a_start_that_waits_to_pass_an_fd_is_given_up(
+def test_an_exception_ends_the_wait_to_pass_an_fd(
     exhaust_root: Path, how: str, parked: int
 ) -> None:
-    """At once, with the exception that the signal handler raised."""
+    """The exception of a signal handler ends it at once."""
     done = subprocess.run(
         [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(parked)],
         capture_output=True,
@@ -308,7 +310,7 @@ def test_a_start_that_waits_to_pass_an_fd_is_given_up(
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> None:
-    """Counted in the sandbox's user namespace and in its caller's."""
+    """The kernel counts them in the sandbox's user namespace and in its caller's."""
     soft = resource.getrlimit(resource.RLIMIT_SIGPENDING)[0]
     if soft < 1000:
         support.skip_missing("1000 pending signals")
@@ -316,9 +318,9 @@ def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> N
         assert (got, err) == (min(4096, soft // 2), errno.EAGAIN)
 
 
-def test_with_limits_of_its_own_it_takes_more(exhaust_root: Path) -> None:
+def test_a_higher_limit_permits_more_timers(exhaust_root: Path) -> None:
     soft = resource.getrlimit(resource.RLIMIT_SIGPENDING)[0]
-    most = min(4096, soft // 2) + 50  # and not all of them
+    most = min(4096, soft // 2) + 50  # more than the default, but not all
     own = {"rlimits": [Rlimit("RLIMIT_SIGPENDING", soft, soft)]}
     with exhausted(exhaust_root, "timers", own, most) as got:
         assert got == (most, 0)
@@ -334,7 +336,7 @@ def test_one_sandbox_has_64_terminals(exhaust_root: Path, way: str) -> None:
     assert done.stdout == b"64 %d\n" % errno.ENOSPC
 
 
-def test_or_as_many_as_its_own_mount_says(exhaust_root: Path) -> None:
+def test_a_devpts_mount_sets_the_number_of_terminals(exhaust_root: Path) -> None:
     for options, got in ((["newinstance", "ptmxmode=0666"], 100), (["ptmxmode=666", "max=5"], 5)):
         mount = Mount("/dev/pts", type="devpts", options=options)
         with exhausted(exhaust_root, "ptys", {"mounts": [mount]}, 100) as (have, _errno):

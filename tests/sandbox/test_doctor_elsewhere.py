@@ -1,5 +1,5 @@
-"""`fastns doctor` where not everything works: in a user namespace, under a container's filter, in a
-sandbox, without libseccomp. It says where it is and what helps, and never ends in a traceback."""
+"""`fastns doctor` in limited environments: a user namespace, a container's filter, a sandbox,
+without libseccomp. It names the environment and what helps, and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Checks = dict[str, dict[str, Any]]
 DOCTOR = [sys.executable, "-m", "fastns", "doctor"]
 PLACES = ("bin", "sbin", "lib", "lib32", "lib64", "usr")
 
-# Loads docker's filter for processes without CAP_SYS_ADMIN, then executes its arguments.
+# Loads Docker's filter for processes without CAP_SYS_ADMIN, then executes its arguments.
 DOCKER = """
 import ctypes, os, sys
 from fastns import seccomp
@@ -80,7 +80,7 @@ def with_userns() -> None:
 
 
 def test_on_the_host() -> None:
-    """The control."""
+    """The control: no check fails."""
     code, checks = examined(DOCTOR)
     assert (code, failing(checks)) == (0, set())
     assert checks["surroundings"]["detail"] == "the host's ids, no filter of system calls"
@@ -101,7 +101,7 @@ def test_in_a_user_namespace(with_userns: None) -> None:
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["all rights", "docker's rights"])
-def test_in_the_filter_of_docker(drop: bool) -> None:
+def test_under_dockers_filter(drop: bool) -> None:
     setpriv = ["setpriv", "--bounding-set", "-sys_admin,-sys_ptrace,-net_admin", "--inh-caps=-all"]
     if drop and not support.is_root():
         return  # a user has no rights to drop
@@ -124,7 +124,7 @@ def test_the_lines_do_not_repeat_a_fix() -> None:
 
 
 def test_without_libseccomp() -> None:
-    """Only a profile of your own needs it."""
+    """Only custom profiles need it."""
     code, checks = examined([*WITHOUT_LIBSECCOMP, "doctor"])
     assert code == 0
     missing = checks["profiles of one's own"]
@@ -159,7 +159,7 @@ def sandbox_with_fastns(tmp_path: Path, **fields: Any) -> Iterator[Spec]:
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
     if way == "template" and not support.is_root():
-        return  # an overlay in a user namespace of a template's is not what this is about
+        return  # a user's template cannot have this overlay
     with sandbox_with_fastns(tmp_path, init=way == "init") as spec, contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
         if way == "template":
@@ -178,7 +178,7 @@ def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "7:7"])
 def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
-    """The suggested fixes help: namespaces can be made."""
+    """Namespaces can be made, as the hints of the test above promise."""
     with sandbox_with_fastns(tmp_path, seccomp="unconfined", user=user) as spec:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert done.stderr == ""
@@ -192,7 +192,7 @@ def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
 
 
 def test_without_proc(tmp_path: Path) -> None:
-    """Every check that cannot be made is reported as failed."""
+    """A check that cannot run is reported as failed."""
     mounts = [Mount("/proc", type="tmpfs")]
     with sandbox_with_fastns(tmp_path) as spec:
         spec = Spec(**{**vars(spec), "mounts": [*spec.mounts, *mounts]})

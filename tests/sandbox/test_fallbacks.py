@@ -1,6 +1,6 @@
-"""What happens where the kernel, or a filter around the caller, lacks a system call.
+"""What happens if the kernel or a filter around the caller lacks a system call.
 
-Each call is really hidden, by a seccomp filter around an interpreter of its own.
+A seccomp filter around a separate interpreter hides each call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HIDDEN = [errno.ENOSYS, errno.EPERM]  # an old kernel; an outer container's filt
 
 
 def test_the_call_is_really_hidden() -> None:
-    """The control of this file: the hidden call fails as told, and no other."""
+    """The control of this file: the hidden call fails with the chosen errno, other calls work."""
     for call, number in (("clone3", 435), ("openat2", 437)):
         code = f"""
 libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ print(ctypes.get_errno(), os.getpid() > 0)
     "extra", ["", "init=True", "overlay=True", "namespaces={'user': 'new'}", "root_mode='chroot'",
               "files={'/etc/hosts': 'x'}"]
 )  # fmt: skip
-def test_clone_stands_in_for_clone3(probe_rootfs: Path, extra: str) -> None:
+def test_clone_replaces_clone3(probe_rootfs: Path, extra: str) -> None:
     code = f"""{RUN}
 for code in (0, 5, 5):
     done = run(["/probe", "--exit", str(code)], spec=Spec(rootfs=sys.argv[1], {extra}))
@@ -50,7 +50,7 @@ print("ran")
     assert without("clone3", errno.ENOSYS, code, str(probe_rootfs)) == "ran\n"
 
 
-def test_the_namespaces_are_new_all_the_same(probe_rootfs: Path) -> None:
+def test_clone_makes_the_same_namespaces(probe_rootfs: Path) -> None:
     code = f"""{RUN}
 import json
 kinds = ["pid", "mnt", "uts", "ipc", "net", "cgroup", "user"]
@@ -68,7 +68,7 @@ for init in (False, True):
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_time_namespace_needs_clone3(probe_rootfs: Path, init: bool) -> None:
-    """It is not silently left out."""
+    """It fails instead of being silently left out."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1], namespaces={{"time": "new"}}, init={init}))
@@ -80,8 +80,8 @@ print(run(["/true"], spec=Spec(rootfs=sys.argv[1], init={init})).returncode)
     assert out.split() == ["clone", str(errno.ENOSYS), "-1", "True", "0"]
 
 
-def test_another_answer_is_an_error(probe_rootfs: Path) -> None:
-    """EPERM may be the kernel's own (namespaces(7)): it is reported, not worked around."""
+def test_other_errors_of_clone3_are_reported(probe_rootfs: Path) -> None:
+    """EPERM may come from the kernel (namespaces(7)), so it is not a reason for a fallback."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1]))
@@ -132,7 +132,7 @@ for target in ("/missing", "/etc/hosts/below", "/mnt/a/b"):
 def test_the_hostile_root_without_openat2(
     probe_rootfs: Path, public_dir: Path, error: int, inner: bool
 ) -> None:
-    """The same links, attempts and checks as with openat2."""
+    """The same links, attempts and checks as in test_hostile_root.py."""
     code = """
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
@@ -173,7 +173,7 @@ print(sum(outcomes.values()), outcomes["ran"])
 def test_special_directories_without_openat2(
     probe_rootfs: Path, public_dir: Path, error: int, name: str
 ) -> None:
-    """Refused when they are links, with the path (CVE-2019-19921)."""
+    """Links there are refused, with the path (CVE-2019-19921)."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1]))

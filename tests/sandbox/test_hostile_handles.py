@@ -1,4 +1,4 @@
-"""Handles of the caller that code inside might get: its program, directories, fds."""
+"""Handles of the caller that code inside might get hold of: its program, directories and fds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import fastns
 from fastns import SpawnError, Spec
 
 Report = Callable[..., dict[str, Any]]
-# Each way of starting: plain, with an id map, with a reaper, with a range, by chroot.
+# Ways of starting.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "user namespace": {"namespaces": {"user": "new"}},
@@ -50,7 +50,7 @@ def identity(path: str | Path) -> Identity:
 
 
 def files_of_the_caller() -> dict[Identity, str]:
-    """Every file this process has mapped: the interpreter, its libraries and extensions."""
+    """The files that this process has mapped: the interpreter, libraries and extensions."""
     paths = set(re.findall(r" (/\S+)$", Path("/proc/self/maps").read_text(), re.MULTILINE))
     paths.add(os.path.realpath("/proc/self/exe"))
     return {identity(path): path for path in paths if os.path.exists(path)}
@@ -65,8 +65,8 @@ def interpreter_of(program: str) -> str:
 
 @pytest.fixture(scope="module")
 def traps(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
-    """A root whose loader belongs to the attacker: if a dynamic program of the host were executed
-    inside, the root's code would run with that program as its /proc/self/exe."""
+    """A root with an attacker's dynamic loader. If a dynamic program of the host were executed
+    inside, the loader would run with that program as its /proc/self/exe."""
     root = support.copy_tree(probe_rootfs, public_dir / "traps")
     loader = public_dir / "loader"
     csrc = support.TESTS.parent / "csrc"
@@ -103,7 +103,7 @@ TRAPS = ["/proc/self/exe", "/proc/thread-self/exe", "/proc/1/exe", "/link", "/sc
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("trap", TRAPS)
 def test_the_callers_program_is_out_of_reach(traps: Path, trap: str, way: str) -> None:
-    """Nothing inside ever has a file of the caller as its own program. It could open that for
+    """No process inside has a file of the caller as its /proc/self/exe, which it could open for
     writing once the caller has ended."""
     theirs = files_of_the_caller()
     spec = Spec(rootfs=traps, **fields(way))
@@ -119,7 +119,7 @@ def test_the_callers_program_is_out_of_reach(traps: Path, trap: str, way: str) -
 
 
 def test_the_traps_work(traps: Path) -> None:
-    """The negative control: with chroot(1) its own file is the /proc/self/exe inside."""
+    """The negative control: with chroot(1), /proc/self/exe inside is chroot's own file."""
     user = [] if support.is_root() else ["--user", "--map-root-user"]
     script = 'mount -t proc proc "$1/proc" && exec chroot "$1" "$2"'
     for trap in ("/proc/self/exe", "/script"):
@@ -131,7 +131,7 @@ def test_the_traps_work(traps: Path) -> None:
         assert tuple(map(int, done.stdout.split())) == identity(chroot_program())
 
 
-# ---- directories the caller has open (CVE-2024-21626) ----
+# ---- directories that the caller has open (CVE-2024-21626) ----
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def held(public_dir: Path) -> Iterator[list[int]]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", ["/proc/self/fd/{}", "/proc/self/fd/{}/..", "/proc/1/fd/{}",
                                   "/dev/fd/{}", "/proc/self/fd/../fd/{}"])  # fmt: skip
-def test_directories_of_the_caller(
+def test_a_callers_directory_as_cwd(
     probe_rootfs: Path, held: list[int], form: str, way: str
 ) -> None:
     spec = Spec(rootfs=probe_rootfs, **fields(way))
@@ -160,10 +160,10 @@ def test_directories_of_the_caller(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_link_of_the_root_to_them(
+def test_a_link_to_a_callers_directory_as_cwd(
     probe_rootfs: Path, public_dir: Path, held: list[int], way: str
 ) -> None:
-    """The root, not the caller, chooses where the working directory leads."""
+    """The cwd is a link in the root."""
     root = support.copy_tree(probe_rootfs, public_dir / "led")
     try:
         for number, fd in enumerate(held[:8]):
@@ -177,10 +177,8 @@ def test_a_link_of_the_root_to_them(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_one_that_is_given_is_no_working_directory(
-    probe_rootfs: Path, held: list[int], way: str
-) -> None:
-    """The directory may be passed as an fd, but not as the place where the command starts."""
+def test_a_passed_directory_as_cwd(probe_rootfs: Path, held: list[int], way: str) -> None:
+    """A directory may be passed as an fd, but the command cannot start in it."""
     spec = Spec(rootfs=probe_rootfs, **fields(way))
     fd = held[0]
     for cwd, given in ((f"/proc/self/fd/{fd}", {"pass_fds": [fd]}), ("/dev/stdin", {"stdin": fd})):
@@ -191,18 +189,18 @@ def test_one_that_is_given_is_no_working_directory(
 
 
 def test_an_ordinary_child_starts_there(held: list[int], public_dir: Path) -> None:
-    """The negative control: the directory is inherited and can be entered."""
+    """The negative control: an ordinary child inherits the directory and can enter it."""
     done = subprocess.run(
         ["pwd", "-P"], cwd=f"/proc/self/fd/{held[9]}", close_fds=False, capture_output=True
     )
     assert done.stdout.strip() == bytes(public_dir)
 
 
-# ---- fds, exactly ----
+# ---- no other fds ----
 
 
 class Opening:
-    """Threads that open inheritable fds and close them, all the time."""
+    """Threads that open and close inheritable fds all the time."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
@@ -229,15 +227,15 @@ class Opening:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_census(probe_rootfs: Path, public_dir: Path, way: str) -> None:
-    """0, 1, 2 and the passed fds are the right files, and there are no others."""
+def test_the_sandboxes_fds(probe_rootfs: Path, public_dir: Path, way: str) -> None:
+    """The sandbox has 0, 1, 2 and the passed fds, with the right files, and no others."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, **fields(way)))
     given = []
     for _ in range(3):
         fd = os.open(public_dir, os.O_RDONLY)
         given.append(fd)
     try:
-        # Numbers far apart and out of order.
+        # Numbers that are far apart and out of order.
         given += [os.dup2(given[0], 200, inheritable=False), os.dup2(given[0], 90)]
         with Opening(public_dir, threads=4):
             for turn in range(80):
@@ -258,7 +256,7 @@ def test_census(probe_rootfs: Path, public_dir: Path, way: str) -> None:
 
 
 def test_an_ordinary_child_has_more(public_dir: Path, probe: Path) -> None:
-    """The negative control: a child that closes nothing has fds of those threads."""
+    """The negative control: a child that closes nothing inherits fds of those threads."""
     counts = set()
     with Opening(public_dir, threads=4):
         for _ in range(200):
@@ -269,14 +267,14 @@ def test_an_ordinary_child_has_more(public_dir: Path, probe: Path) -> None:
     assert max(counts) > 3
 
 
-# ---- the program, executed by a command ----
+# ---- a command that executes fastns' program ----
 
 PLAN = "<QQIIIIIIIxxxxQQIIIIIxxxxQQ"  # struct fns_plan
 
 
 def executed_again(root: Path, seals: int) -> int:
-    """The exit code of a command that executes /proc/self/exe with a plan of its own, which
-    executes /true."""
+    """The exit code of a command that executes /proc/self/exe with its own plan, which executes
+    /true."""
     offset = 2 * struct.calcsize(PLAN)
     plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 14)
     content = plan + plan + b"\0"
@@ -297,8 +295,8 @@ def executed_again(root: Path, seals: int) -> int:
 
 
 def test_the_program_takes_no_plan_of_a_command(probe_rootfs: Path) -> None:
-    """The program accepts a plan only from a sealed file, which no file in a root is. The control
-    has one."""
+    """It accepts a plan only in a sealed memory file, which no file of a root can be. The control
+    passes one in."""
     every = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     assert executed_again(probe_rootfs, 0) == 127
     assert executed_again(probe_rootfs, every & ~fcntl.F_SEAL_WRITE) == 127

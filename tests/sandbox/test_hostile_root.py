@@ -1,8 +1,8 @@
-"""Roots full of symbolic links, with odd files in place of targets, or changing while mounted.
+"""Roots full of symbolic links, with odd files instead of targets, or changing during a start.
 
 Whatever the root contains, nothing is mounted, made or changed outside it. The canaries are a
-directory that the links lead to and a tree beside the root; their content and times are compared.
-The negative control is an ordinary lookup of the same path, which arrives there.
+directory that the links lead to and a tree beside the root; their content and times must not
+change. The negative control is an ordinary lookup of the same paths, which reaches the canary.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EVERYWHERE = [({}, True), ({}, False), ({"init": True}, True), ({"root_mode": "c
 
 class Place(NamedTuple):
     root: Path
-    outside: Path  # what the links lead to
+    outside: Path  # the directory that the links lead to
     fd: int  # of `outside`, inheritable
     file: int  # of a file in it
 
@@ -61,7 +61,7 @@ def place(public_dir: Path, probe_rootfs: Path) -> Iterator[Place]:
 
 
 def counterpart(place: Place) -> Path:
-    """Make the canary's path inside the root, so that absolute links lead to something there."""
+    """Make the canary's path inside the root too, so that absolute links lead there."""
     inner = place.root / str(place.outside)[1:]
     inner.mkdir(parents=True)
     (inner / "file").write_text("inside")
@@ -78,13 +78,13 @@ def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -
     places = hostile.plant(place.root, place.outside, place.fd, place.file)
     outcomes = hostile.attack(place.root, places, place.outside, **fields)
     assert outcomes["refused"] > len(places)
-    assert (outcomes["ran"] > 0) == inner  # where there is something inside, it is used
+    assert (outcomes["ran"] > 0) == inner  # links are followed inside the root
     assert sum(outcomes.values()) == len(places) * len(list(hostile.attempts("/x", Path("/"))))
 
 
-def test_an_ordinary_lookup_is_led_outside(tmp_path: Path) -> None:
-    """The negative control: the same links do lead to the canary. A file made by joining the paths
-    of root and target is made there."""
+def test_an_ordinary_lookup_leads_outside(tmp_path: Path) -> None:
+    """The negative control: a path of root and target joined, and looked up, leads to the
+    canary."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -109,7 +109,7 @@ def test_an_ordinary_lookup_is_led_outside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_target_through_proc_itself(place: Place, init: bool) -> None:
-    """Magic links of the /proc that is mounted already, given by the spec."""
+    """The spec's target goes through magic links of the sandbox's own /proc."""
     for base in (f"/proc/self/fd/{place.fd}", f"/proc/1/fd/{place.fd}", "/proc/self/root",
                  f"/proc/self/root{place.outside}", "/proc/self/cwd", "/proc/1/cwd"):  # fmt: skip
         for name in ("", "/file", "/new"):
@@ -122,7 +122,7 @@ def test_a_target_through_proc_itself(place: Place, init: bool) -> None:
 
 
 def test_a_link_on_the_way_through_a_volume(place: Place, bash_rootfs: Path) -> None:
-    """The volume's content is no more to be trusted than the root's."""
+    """A volume's content is as untrusted as the root's."""
     volume = place.root / "volume"
     volume.mkdir()
     (volume / "link").symlink_to(place.outside)
@@ -137,13 +137,13 @@ def test_a_link_on_the_way_through_a_volume(place: Place, bash_rootfs: Path) -> 
 
 # ---- /proc, /sys, /dev (CVE-2019-19921) ----
 
-OWN = {"proc": "pid", "sys": "network"}  # the namespace a fresh one belongs to
+OWN = {"proc": "pid", "sys": "network"}  # the namespace that a new one belongs to
 SPECIAL = ("proc", "sys", "dev")
 
 
 def ways(name: str) -> dict[str, dict[str, Any]]:
-    """How something gets mounted there: fresh by default, bound if the namespace is the host's, or
-    because the spec says so."""
+    """What may be mounted there: a new one by default, a bind if the namespace is the host's, or a
+    mount of the spec."""
     found: dict[str, dict[str, Any]] = {
         "default": {},
         "rbind": {"mounts": [Mount(f"/{name}", source=f"/{name}", options=["rbind"])]},
@@ -162,7 +162,7 @@ WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
     "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
 )
 def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
-    """Refused, with the path. A /proc elsewhere would not be found by the checks of /proc."""
+    """Refused, with the path. The checks of /proc would not find a /proc elsewhere."""
     (place.root / name).rmdir()
     (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
     plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
@@ -175,7 +175,9 @@ def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, l
 
 @pytest.mark.parametrize(("name", "way"), WAYS)
 @pytest.mark.parametrize("kind", ["file", "fifo", "socket", "missing"])
-def test_a_special_directory_that_is_none(place: Place, name: str, way: str, kind: str) -> None:
+def test_a_special_directory_that_is_no_directory(
+    place: Place, name: str, way: str, kind: str
+) -> None:
     (place.root / name).rmdir()
     make(place.root / name, kind)
     with pytest.raises(SpawnError) as caught:
@@ -187,13 +189,13 @@ def test_a_special_directory_that_is_none(place: Place, name: str, way: str, kin
 
 @pytest.mark.parametrize("name", ["tmp", "run"])
 def test_the_other_directories_may_be_links(place: Place, name: str) -> None:
-    """Like Debian's /var/run. They are followed inside."""
+    """Like Debian's /var/run. The links are followed inside the root."""
     (place.root / name).rmdir()
     (place.root / "elsewhere").mkdir()
     (place.root / name).symlink_to("/elsewhere")
     spec = Spec(rootfs=place.root)
     assert fastns.run(["/probe", "--write", "/elsewhere/x", "x"], spec=spec).returncode == 0
-    assert os.listdir(place.root / "elsewhere") == []  # it was the tmpfs that was written to
+    assert os.listdir(place.root / "elsewhere") == []  # the file is in the tmpfs
     (place.root / name).unlink()
     (place.root / name).symlink_to(place.outside)
     with pytest.raises(SpawnError) as caught:
@@ -226,8 +228,8 @@ KINDS = ["file", "fifo", "socket", *(["device"] if support.is_root() else [])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_odd_file_is_no_directory(place: Place, kind: str) -> None:
-    """It is not opened on the way, because a fifo would block."""
+def test_an_odd_file_instead_of_a_directory(place: Place, kind: str) -> None:
+    """It is not opened: a FIFO would block."""
     make(place.root / "odd", kind)
     for mount in (
         Mount("/odd", type="tmpfs"),
@@ -242,7 +244,7 @@ def test_an_odd_file_is_no_directory(place: Place, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
-    """It is covered without being opened, written or replaced."""
+    """It is covered, not opened, written or replaced."""
     make(place.root / "odd", kind)
     before = (place.root / "odd").lstat()
     bind = Mount("/odd", source=str(place.outside / "file"), options=["ro"])
@@ -254,8 +256,8 @@ def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
     assert (after.st_mode, after.st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
 
 
-def test_a_path_that_is_too_deep(place: Place) -> None:
-    """A very deep path gives an error or a mount inside, nothing else."""
+def test_very_deep_targets(place: Place) -> None:
+    """Very deep targets are made and mounted inside the root."""
     deep = "/mnt" + "/d" * 60
     for target in (deep, "/mnt" + "/d" * 500, "/mnt/" + "n" * 255):
         mount = Mount(target, type="tmpfs", options=hostile.MAKE)
@@ -263,7 +265,7 @@ def test_a_path_that_is_too_deep(place: Place) -> None:
         assert (place.root / target[1:]).is_dir()
 
 
-# ---- a root that changes meanwhile (CVE-2021-30465) ----
+# ---- a root that changes during a start (CVE-2021-30465) ----
 
 
 def swapped(root: Path, outside: Path) -> tuple[Path, Path]:
@@ -273,8 +275,8 @@ def swapped(root: Path, outside: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
-    """Every way a target is found and made, while the target changes between steps."""
+def test_a_root_that_changes_during_a_start(place: Place, init: bool) -> None:
+    """Every way of finding and making a target, while the target changes."""
     make_it = hostile.MAKE
     plans = [
         fastns.compile(Spec(rootfs=place.root, default_mounts=False, init=init, **fields))
@@ -299,11 +301,11 @@ def test_a_root_that_changes_meanwhile(place: Place, init: bool) -> None:
             else:
                 assert done.returncode == 0
                 outcomes["ran"] += 1
-    assert min(outcomes.values()) > 0, outcomes  # both states were seen
+    assert min(outcomes.values()) > 0, outcomes  # both states have occurred
 
 
-def test_a_template_of_one_that_changes(place: Place) -> None:
-    """Its server mounts once, and each sandbox once more over its own layer."""
+def test_a_template_of_a_root_that_changes(place: Place) -> None:
+    """Its server mounts once, and each sandbox again over its own layer."""
     outcomes = {"ran": 0, "refused": 0}
     mounts = [
         Mount("/real/new/x", source=str(place.outside), options=hostile.MAKE),
@@ -326,9 +328,8 @@ def test_a_template_of_one_that_changes(place: Place) -> None:
 
 
 @pytest.mark.parametrize("init", [False, True])
-def test_a_source_that_changes_meanwhile(place: Place, init: bool) -> None:
-    """The opened file is the one that is inspected and bound: never a file on a directory, never a
-    mix of two files."""
+def test_a_source_that_changes_during_a_start(place: Place, init: bool) -> None:
+    """fastns binds the same file that it inspected: never a file over a directory."""
     sources = place.root / "sources"
     place.root.joinpath("target").mkdir()
     sources.mkdir()
@@ -355,8 +356,8 @@ def test_a_source_that_changes_meanwhile(place: Place, init: bool) -> None:
         shutil.rmtree(sources)
 
 
-def test_a_check_and_then_a_use_are_led_outside(tmp_path: Path) -> None:
-    """The negative control: checking first and creating by name later loses the same race."""
+def test_a_check_before_use_leads_outside(tmp_path: Path) -> None:
+    """The negative control: a check followed by a mkdir() of the same name loses the race."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     outside.mkdir()
     real, link = swapped(root, outside)
@@ -372,8 +373,8 @@ def test_a_check_and_then_a_use_are_led_outside(tmp_path: Path) -> None:
     assert os.listdir(outside)
 
 
-def test_the_special_directories_change_meanwhile(place: Place) -> None:
-    """/proc and /dev against links: mounted on the directory or refused."""
+def test_special_directories_that_change_during_a_start(place: Place) -> None:
+    """/proc is exchanged with a link: it is mounted on the directory, or refused."""
     (place.root / "other").symlink_to("tmp")
     spec = Spec(rootfs=place.root, network="host")
     outcomes = {"ran": 0, "refused": 0}

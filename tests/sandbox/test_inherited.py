@@ -1,5 +1,5 @@
-"""A process passes its personality and oom_score_adj on to its children, whatever their namespaces,
-but not to a sandbox. Also: callers whose files in /proc belong to root."""
+"""Children inherit the personality and oom_score_adj, whatever their namespaces; a sandbox does
+not. Also: callers whose files in /proc belong to root."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inside():
 
 
 def script(text: str, *words: str) -> Any:
-    """What it prints as JSON at the end."""
+    """Run the script and parse the JSON that it prints at the end."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", SCRIPT + text, *words]
     done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
@@ -40,7 +40,7 @@ def script(text: str, *words: str) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_personality_is_not(probe_rootfs: Path, way: str) -> None:
+def test_the_personality_is_not_inherited(probe_rootfs: Path, way: str) -> None:
     text = f"""
 ctypes.CDLL(None).personality({ADDR_NO_RANDOMIZE})
 found = inside()["personality"]
@@ -49,12 +49,13 @@ with open("/proc/self/personality") as own:
 """
     found, own = script(text, way, str(probe_rootfs))
     assert int(found, 16) == 0
-    assert int(own, 16) == ADDR_NO_RANDOMIZE  # as would any other child
+    assert int(own, 16) == ADDR_NO_RANDOMIZE  # an ordinary child would inherit it
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_spares_from_the_oom_killer_is_not(probe_rootfs: Path, way: str) -> None:
-    """A value below 0 takes a right that root may lack, so 300 stands for it."""
+def test_a_negative_oom_score_adj_is_not_inherited(probe_rootfs: Path, way: str) -> None:
+    """Setting a negative value takes a right that root may lack, so the test pretends that 300 is
+    one."""
     text = """
 def adjust(text):
     with open("/proc/self/oom_score_adj", "r+") as own:
@@ -73,7 +74,7 @@ print(json.dumps([plain, found, adjust("")]))
     assert script(text, way, str(probe_rootfs)) == [300, 0, 300]
 
 
-def test_who_is_spared(tmp_path: Path) -> None:
+def test_negative_values_are_recognized(tmp_path: Path) -> None:
     for number, spared in (("-1", True), ("-1000", True), ("0", False), ("300", False)):
         file = tmp_path / number
         file.write_text(f"{number}\n")
@@ -83,10 +84,9 @@ def test_who_is_spared(tmp_path: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("way", WAYS)
 def test_a_caller_that_became_a_user(probe_rootfs: Path, way: str) -> None:
-    """setuid(2) has made it undumpable, so its files in /proc, such as the id maps, belong to
-    root."""
+    """setuid(2) made it undumpable, so its files in /proc, such as the id maps, belong to root."""
     text = """
-inside()  # what is read later is read now: another user may not enter this directory
+inside()  # import everything now: another user may not enter this directory
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)

@@ -1,4 +1,4 @@
-"""An exception that comes between any two steps of Python (Ctrl-C) leaves no fd and no process."""
+"""An exception between any two Python instructions (Ctrl-C) leaves no fd and no process."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class Interrupt(BaseException):
 
 
 def interrupted(call: Callable[[], object], step: int) -> bool:
-    """Call it, and raise Interrupt before the step-th instruction of fastns' own Python code,
-    because the interpreter runs signal handlers between instructions. Return whether there were so
-    many."""
+    """Call it, and raise Interrupt before the step-th bytecode instruction of fastns, as a signal
+    handler could. Return False if there were fewer instructions."""
     left = step
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
@@ -54,7 +53,7 @@ def interrupted(call: Callable[[], object], step: int) -> bool:
 
 
 def fds() -> list[str]:
-    """All open fds except the files that the engine keeps: the program and plans."""
+    """All open fds except those that the engine keeps: of the program and of plans."""
     here = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         found = []

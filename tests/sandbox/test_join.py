@@ -32,10 +32,10 @@ def paths(sandbox: fastns.Sandbox, *kinds: str) -> dict[str, str]:
 
 
 def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
-    """Run a sandbox in these namespaces and compare its links, from outside, with theirs."""
-    # A joined mount namespace has the root of the other sandbox.
+    """Run a sandbox in these namespaces; check from outside that it is in them."""
+    # A joined mount namespace already has the other sandbox's root, with its probe.
     shown = [] if "mount" in namespaces else [Mount("/probe", source=probe)]
-    # Its user namespace has only the ids 7 and 8.
+    # The other sandbox's user namespace has only the ids 7 and 8.
     user = "7:8" if "user" in namespaces else "0:0"
     spec = Spec(namespaces=namespaces, user=user, mounts=shown)
     with fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox:
@@ -63,15 +63,14 @@ def test_two(other: fastns.Sandbox, probe: Path) -> None:
 @pytest.mark.as_user
 @pytest.mark.parametrize("kind", [kind for kind in NAMESPACES if kind != "user"])
 def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: str) -> None:
-    """An unprivileged caller has rights over the other namespaces only inside the user namespace
-    that it owns."""
+    """An unprivileged caller may join a namespace only after the user namespace that owns it."""
     sandbox = check_joined(paths(other, "user", kind), probe)
     assert sandbox.method == "staged"
 
 
 @pytest.mark.as_user
 def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> None:
-    """The control of the test above: before the user namespace is joined there is no right."""
+    """The control of the test above."""
     with pytest.raises(SpawnError) as caught:
         check_joined(paths(other, "uts"), probe)
     exc = caught.value
@@ -80,7 +79,7 @@ def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> N
 
 
 def test_all(other: fastns.Sandbox) -> None:
-    """What `exec` into a sandbox consists of."""
+    """What an `exec` into a sandbox does."""
     spec = Spec(namespaces=paths(other, *NAMESPACES), user="7:8")
     with fastns.spawn(["/probe"], spec=spec, stdout=fastns.PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
@@ -101,8 +100,8 @@ def test_an_id_the_joined_user_namespace_lacks(other: fastns.Sandbox) -> None:
     assert (caught.value.stage, caught.value.errno) == ("setgid", errno.EINVAL)
 
 
-def test_the_joined_sandbox_ends_what_joined_it(other: fastns.Sandbox) -> None:
-    """Its pid 1 takes every process of the pid namespace along."""
+def test_a_joiner_ends_with_the_joined_sandbox(other: fastns.Sandbox) -> None:
+    """When pid 1 ends, the kernel kills every process of its pid namespace."""
     namespaces = paths(other, "user", "pid", "mount")
     spec = Spec(namespaces=namespaces, user="7:8")
     with fastns.spawn(["/probe", "--sleep", "60"], spec=spec) as sandbox:
@@ -115,7 +114,7 @@ def test_the_joined_sandbox_ends_what_joined_it(other: fastns.Sandbox) -> None:
 
 @pytest.mark.as_root
 def test_unshare_each_kind() -> None:
-    """In a process with one thread. pid and time take effect for children."""
+    """In a process with one thread. New pid and time namespaces apply to its children."""
     out = script("""
 names = {"mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "user": "user",
          "cgroup": "cgroup", "pid": "pid_for_children", "time": "time_for_children"}
@@ -207,7 +206,7 @@ with fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE) as sandbox
     assert out == "joined\n"
 
 
-def test_a_user_namespace_opens_the_others_to_a_process_of_one_thread() -> None:
+def test_unshare_user_permits_the_other_kinds() -> None:
     out = script("""
 own = os.readlink("/proc/self/ns/uts")
 fastns.unshare("user", "uts")
@@ -218,7 +217,7 @@ print("unshared")
     assert out == "unshared\n"
 
 
-def test_what_a_threaded_process_is_refused() -> None:
+def test_calls_refused_to_a_process_with_threads() -> None:
     out = script("""
 stop = threading.Event()
 worker = threading.Thread(target=stop.wait)
@@ -255,7 +254,7 @@ def test_unshare_without_the_right(kind: str) -> None:
     ("target", "code"),
     [("/nonexistent", errno.ENOENT), (2**22 + 1, errno.ESRCH), (2**31 - 1, errno.ESRCH)],
 )
-def test_setns_of_what_is_not_there(target: str | int, code: int) -> None:
+def test_setns_of_a_missing_target(target: str | int, code: int) -> None:
     with pytest.raises(SpawnError) as caught:
         fastns.setns(target, "uts")
     assert (caught.value.stage, caught.value.errno) == ("setns", code)

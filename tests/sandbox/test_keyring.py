@@ -1,5 +1,5 @@
-"""Keys of the caller: a sandbox has a session keyring of its own, even if no filter refuses the
-calls about keys. The control is an ordinary child of the caller, which inherits the keyring."""
+"""The caller's keys: a sandbox has a session keyring of its own, even without a filter that refuses
+the keyring calls. The control is an ordinary child of the caller, which inherits the keyring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import support
 from hidden import without
 from processes import script
 
-# A session keyring with a key in it, and each way of starting a sandbox from there.
+# Makes a session keyring with a key in it, then looks at it from each kind of sandbox.
 LOOK = """
 import ctypes, json, platform, subprocess
 from fastns import Spec, Template
@@ -66,14 +66,14 @@ def test_the_callers_keys_are_out_of_reach(probe_rootfs: Path, probe: Path) -> N
             assert seen["session"] != session, way
             assert {seen["read"], seen["link"]} == {"EACCES"}, way
             assert {seen["search"], seen["request"]} <= {"ENOKEY", "EACCES"}, way
-    for way in ("direct", "init", "user"):  # and it is empty and theirs
+    for way in ("direct", "init", "user"):  # the keyring is new and its own
         assert len({seen["session"] for seen in found[way]}) == 3
         assert {seen["add"] for seen in found[way]} == {"worked"}
-    for way in ("template", "parked", "user-template"):  # of everybody, so that nobody may use it
+    for way in ("template", "parked", "user-template"):  # a shared keyring: none may add to it
         assert {seen["add"] for seen in found[way]} == {"EACCES"}
 
 
-def test_with_the_default_filter_there_are_no_keys(probe_rootfs: Path, probe: Path) -> None:
+def test_the_default_filter_refuses_keys(probe_rootfs: Path, probe: Path) -> None:
     found = told(probe_rootfs, probe)
     for way in WAYS:
         for seen in found[way]:
@@ -104,7 +104,7 @@ def outcome(spec):
         return f"{error.stage} {error.errno} {op.code} {'maxkeys' in error.hint}"
 
 for fields in ({}, {"init": True}, {"seccomp": "unconfined"}):
-    for _ in range(100):  # the kernel may be about to give keys of earlier sandboxes back
+    for _ in range(100):  # the kernel frees keys of earlier sandboxes with a delay
         fill()
         found = outcome(Spec(rootfs=sys.argv[1], **fields))
         if found != "0" or "seccomp" not in fields:
@@ -115,7 +115,8 @@ for fields in ({}, {"init": True}, {"seccomp": "unconfined"}):
 
 @pytest.mark.as_user
 def test_a_quota_that_is_used_up(probe_rootfs: Path) -> None:
-    """With the default filter a program cannot use keys anyway."""
+    """Without a filter the start fails. With the default filter, which refuses keys anyway, the
+    start needs no keyring."""
     lines = script(QUOTA, str(probe_rootfs)).splitlines()
     assert lines == ["0", "0", f"keyring {errno.EDQUOT} keyring True"]
 

@@ -1,5 +1,5 @@
-"""Spec.landlock: files elsewhere are out of reach, in every way of starting. Also a missing path,
-and a kernel without Landlock. The control of each is the same sandbox without landlock."""
+"""Spec.landlock: only the listed files can be used, in every way of starting. Also missing paths
+and kernels without Landlock. The control of each test is the same sandbox without landlock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def there() -> None:
         support.skip_missing("Landlock in the kernel")
 
 
-# One attempt per line, and whether it works with ONLY.
+# A line per attempt, with whether it works under ONLY.
 STEPS = """
 yes cat /etc/passwd
 no  cat /etc/group
@@ -78,7 +78,7 @@ def expected() -> list[tuple[str, bool]]:
 
 @pytest.fixture
 def run_tree(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A copy whose /mnt has a program; /run/open and /run/there are on the root itself."""
+    """A copy of the root with a program in /mnt, and with /run/open and /run/there."""
     root = support.copy_tree(busybox_rootfs, public_dir / "landlocked")
     (root / "run/open").mkdir(exist_ok=True)
     (root / "run/there").touch()
@@ -89,25 +89,25 @@ def run_tree(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 
 def fields(root: Path) -> dict[str, Any]:
-    # Owned by the user inside, also with root's range of ids.
+    # idmap: the user inside owns it, with root's range of ids too.
     mounts = [fastns.Mount("/run", source=str(root / "run"), options=["idmap"])]
     return {"rootfs": root, "overlay": True, "mounts": mounts}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_files_elsewhere_are_out_of_reach(run_tree: Path, way: str) -> None:
+def test_other_files_are_out_of_reach(run_tree: Path, way: str) -> None:
     with runner(way, landlock=ONLY, **fields(run_tree)) as go:
         assert tried(go) == expected()
 
 
 @pytest.mark.parametrize("way", ["direct", "template"])
-def test_without_it_all_of_that_works(run_tree: Path, way: str) -> None:
-    """The control."""
+def test_without_landlock_all_files_are_in_reach(run_tree: Path, way: str) -> None:
+    """The control of the test above."""
     with runner(way, **fields(run_tree)) as go:
         assert [step for step, worked in tried(go) if not worked] == []
 
 
-def test_in_a_batch_and_where_the_root_is_the_hosts(busybox_rootfs: Path) -> None:
+def test_in_a_batch_and_without_a_rootfs(busybox_rootfs: Path) -> None:
     spec = PlainSpec(rootfs=busybox_rootfs, landlock={"read": ["/bin"]})
     jobs = [["cat", "/etc/passwd"], ["ls", "/bin"]] * 4
     with Template(spec) as template:
@@ -119,7 +119,7 @@ def test_in_a_batch_and_where_the_root_is_the_hosts(busybox_rootfs: Path) -> Non
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
-def test_the_command_itself_has_to_be_among_them(busybox_rootfs: Path, way: str) -> None:
+def test_the_command_must_be_readable(busybox_rootfs: Path, way: str) -> None:
     rules = {"read": ["/etc"]}
     with (
         runner(way, rootfs=busybox_rootfs, landlock=rules) as go,
@@ -136,7 +136,9 @@ def test_the_command_itself_has_to_be_among_them(busybox_rootfs: Path, way: str)
     [("/no/such", errno.ENOENT), ("/etc/passwd/x", errno.ENOTDIR),
      ("/proc/self/exe", errno.ELOOP), ("/" + "n" * 255, errno.ENOENT)],
 )  # fmt: skip
-def test_a_path_that_is_not_there(busybox_rootfs: Path, way: str, path: str, error: int) -> None:
+def test_a_path_that_cannot_be_opened(
+    busybox_rootfs: Path, way: str, path: str, error: int
+) -> None:
     given = {"rootfs": busybox_rootfs, "landlock": {"read": ["/bin"], "write": [path]}}
     with runner(way, **given) as go, pytest.raises(SpawnError) as caught:
         go(["true"])
@@ -159,8 +161,8 @@ def _plan(way: str, given: dict[str, Any]) -> _core.Plan:
     return fastns.compile(PlainSpec(**given, **more))  # type: ignore[arg-type]
 
 
-def test_links_lead_inside(run_tree: Path) -> None:
-    """A link in the root is followed inside, even if it would lead outside."""
+def test_links_are_followed_inside(run_tree: Path) -> None:
+    """A link in the root is resolved inside it, even if its text leads outside."""
     (run_tree / "alias").symlink_to("/etc/passwd")
     (run_tree / "up").symlink_to("../../../../../../etc/passwd")
     for link in ("/alias", "/up"):
@@ -195,7 +197,7 @@ def test_without_no_new_privileges(busybox_rootfs: Path, more: dict[str, Any]) -
 
 
 @pytest.mark.as_user
-def test_nobody_may_have_it_without_either() -> None:
+def test_a_user_needs_no_new_privileges() -> None:
     kinds = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup")
     given: dict[str, Any] = {"namespaces": dict.fromkeys(kinds, "host"), "seccomp": "unconfined"}
     spec = PlainSpec(**given, landlock={"read": ["/"]}, no_new_privileges=False)
@@ -205,7 +207,7 @@ def test_nobody_may_have_it_without_either() -> None:
     assert fastns.run(["true"], spec=PlainSpec(**given, landlock={"read": ["/"]})).returncode == 0
 
 
-# ---- what is reached without a path ----
+# ---- access without a path ----
 
 CONNECT = """
 import socket, sys
@@ -234,7 +236,7 @@ def said(code: str, *args: str, spec: PlainSpec) -> str:
 
 
 def specs(root: Path, **given: Any) -> tuple[PlainSpec, PlainSpec]:
-    """With the rules, and the control without."""
+    """A spec with the rules, and the control without them."""
     return PlainSpec(rootfs=root, landlock={"read": ["/"]}, **given), PlainSpec(
         rootfs=root, **given
     )
@@ -255,7 +257,7 @@ def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
 def test_processes_outside(debian_rootfs: Path) -> None:
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
-    # With the same uid, which has the right to. Root's sandboxes have other uids by default.
+    # With the same uid, so that Unix permissions allow it. Root's sandboxes have others by default.
     alike = {"pid": "host", "user": "host"} if os.geteuid() == 0 else {"pid": "host"}
     ruled, control = specs(debian_rootfs, namespaces=alike)
     pid = str(os.getpid())
@@ -263,7 +265,7 @@ def test_processes_outside(debian_rootfs: Path) -> None:
     assert said(KILL, pid, spec=ruled) == str(errno.EPERM)
 
 
-def test_devices_are_controlled_where_they_may_be_written(debian_rootfs: Path) -> None:
+def test_ioctls_work_on_writable_devices(debian_rootfs: Path) -> None:
     if ABI < 5:
         support.skip_missing("Landlock of ioctl on devices (ABI 5)")
     ruled, control = specs(debian_rootfs)
@@ -283,7 +285,7 @@ def test_a_program_may_restrict_itself_further(probe_rootfs: Path, given: Any) -
     assert done.returncode == 0
 
 
-# ---- kernels without it ----
+# ---- kernels without Landlock ----
 
 TRY = """
 import fastns
@@ -296,7 +298,7 @@ print(fastns.run(["true"]).returncode)
 @pytest.mark.parametrize(
     ("error", "words"), [(errno.ENOSYS, "no Landlock"), (errno.EOPNOTSUPP, "lsm=")]
 )
-def test_a_kernel_without_it(error: int, words: str) -> None:
+def test_a_kernel_without_landlock(error: int, words: str) -> None:
     first, second = without("landlock_create_ruleset", error, TRY).splitlines()
     assert first.startswith("landlock: ")
     assert words in first

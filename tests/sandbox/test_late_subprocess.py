@@ -1,5 +1,5 @@
-"""A result is an instance of subprocess' own class, even if it was made before `subprocess` was
-imported."""
+"""A result is an instance of subprocess.CompletedProcess, even if it was made before `subprocess`
+was imported."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("looked", LOOKS.values(), ids=LOOKS)
-def test_a_result_is_of_subprocess_class_whenever_that_is_imported(looked: str) -> None:
-    # -S: a site may import it.
+def test_an_early_result_is_a_completed_process(looked: str) -> None:
+    # -S: the site module may import subprocess.
     start = f"import sys; sys.path[:] = {sys.path!r}\n"
     script = start + LINKED_LATE.replace("{looked}", looked)
     done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, timeout=60)

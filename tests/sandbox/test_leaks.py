@@ -1,4 +1,4 @@
-"""No fd, process, mount or memory is left, however a start ends."""
+"""However a start ends, it leaks no fd, process, mount or memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scenario = Callable[[], None]
 
 
 def scenarios(root: Path) -> dict[str, Scenario]:
-    """Every way a start can end that is cheap to provoke. Failures are named by their stage."""
+    """Every end of a start that is cheap to provoke. Failures are named after their stage."""
 
     def spec(**fields: Any) -> fastns.Plan:
         fields = {"rootfs": root, "default_mounts": False, "network": "host", **fields}
@@ -101,12 +101,12 @@ def rss() -> int:
 
 def test_memory_stays_flat(probe_rootfs: Path) -> None:
     todo = list(scenarios(probe_rootfs).values())
-    for scenario in todo * 10:  # allocate now what is allocated only once
+    for scenario in todo * 10:  # warm up: some memory is allocated only once
         scenario()
     tracemalloc.start(1)
     for scenario in todo:
         scenario()
-    gc.collect()  # failures are in cycles with their tracebacks
+    gc.collect()  # exceptions form cycles with their tracebacks
     before, python_before = rss(), tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     for _ in range(SPAWNS // len(todo)):
@@ -119,12 +119,12 @@ def test_memory_stays_flat(probe_rootfs: Path) -> None:
     gc.collect()
     python_after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    # A leak of 200 bytes, 5,000 times, would show. A moving arena of pages is not a leak.
+    # Detects a leak of 500 bytes per start, and tolerates an arena that grows or moves.
     assert after - before < 1 << 20
     assert python_after - python_before < 1 << 16
 
 
-def test_python_objects_are_let_go(probe_rootfs: Path) -> None:
+def test_python_objects_are_freed(probe_rootfs: Path) -> None:
     todo = scenarios(probe_rootfs)
     for scenario in list(todo.values()) * 3:
         scenario()
@@ -151,7 +151,7 @@ def test_python_objects_are_let_go(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("inheritable", [False, True])
 def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -> None:
-    """The same numbers, files, close-on-exec flags, offsets and status flags."""
+    """Numbers, files, close-on-exec flags, offsets and status flags stay the same."""
     held = [os.open("/dev/zero", os.O_RDONLY) for _ in range(20)]
     pipe = os.pipe()
     try:
@@ -171,7 +171,7 @@ def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -
 
 
 def descriptions() -> dict[str, str]:
-    """Except those of files that the engine keeps."""
+    """What each fd refers to, without the memory files that the engine keeps."""
     found = every_description()
     return {fd: text for fd, text in found.items() if not text.startswith("/memfd:fastns-")}
 
@@ -182,14 +182,14 @@ def every_description() -> dict[str, str]:
         try:
             info = Path(f"/proc/self/fdinfo/{fd}").read_text()
             found[fd] = os.readlink(f"/proc/self/fd/{fd}") + " " + info
-        except FileNotFoundError:  # the one that read the directory
+        except FileNotFoundError:  # the fd that listed the directory
             continue
     return found
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> None:
-    """With each number of free fds, from 0 on: a sandbox that works, or a clean SpawnError."""
+    """With each number of free fds from 0 on, a sandbox works or fails with a clean SpawnError."""
     code = """
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True"))
@@ -222,7 +222,7 @@ def one_started(one):
         raise one
     return True
 
-batch(), piped()  # what is imported now needs no fd later
+batch(), piped()  # imports need fds: do them now
 before, hard = fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 for start in (plain, piped, quiet, batch, spawned):
     failed = worked = 0
@@ -245,13 +245,13 @@ for start in (plain, piped, quiet, batch, spawned):
     script(code, str(probe_rootfs), str(init))
 
 
-def test_a_pidfd_that_finds_no_place_leaves_nothing(probe_rootfs: Path) -> None:
-    """Another thread takes every free fd during a start. The sandbox whose pidfd is lost on
-    its way here is still ended."""
+def test_a_pidfd_that_cannot_be_received(probe_rootfs: Path) -> None:
+    """Another thread takes every free fd during a start. A sandbox whose pidfd the caller cannot
+    receive is killed."""
     code = """
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False))
-assert fastns.spawn(["/true"], spec=plan).wait() == 0  # imports take fds, too
+assert fastns.spawn(["/true"], spec=plan).wait() == 0  # imports need fds: do them now
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 go, done = threading.Event(), threading.Event()
 delay, rounds = 0, 200
@@ -293,8 +293,8 @@ assert children() == [], children()
     script(code, str(probe_rootfs))
 
 
-def test_the_files_that_are_kept_are_few(probe_rootfs: Path) -> None:
-    """One for the program, and one for each plan, however often it is started."""
+def test_number_of_memory_files(probe_rootfs: Path) -> None:
+    """The engine keeps one for the program and one per plan, however often a plan is started."""
 
     def kept() -> list[str]:
         links = (fd.partition(" pos:")[0] for fd in every_description().values())
@@ -306,5 +306,7 @@ def test_the_files_that_are_kept_are_few(probe_rootfs: Path) -> None:
         for plan in plans:
             assert fastns.run(["/true"], spec=plan).returncode == 0
     after = kept()
-    assert sum("-program" in link for link in after) == 1
+    # Each sandbox of a user has a program file of its own: another test may have kept one, or none.
+    programs = sum("-program" in link for link in after)
+    assert programs == 1 if support.is_root() else programs <= 1
     assert len(after) <= len(before) + len(plans) + 1

@@ -1,4 +1,4 @@
-"""Limits by cgroups: enforced, reported in the result, and gone with the sandbox."""
+"""Limits by cgroups: enforced, reported in the result, and removed with the sandbox."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_pids(busybox_rootfs: Path, way: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_cpus(busybox_rootfs: Path, way: str) -> None:
-    """A fifth of a CPU, so it waits most of the time."""
+    """With a fifth of a CPU it waits most of the time."""
     spin = ["sh", "-c", "timeout 1 sh -c 'while :; do :; done'; true"]
     with runner(way, rootfs=busybox_rootfs, cpus=0.2) as go:
         done = go(spin)
@@ -124,7 +124,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
 def test_weights_of_two_plans_that_want_the_same_cpu(
     busybox_rootfs: Path, fields: dict[str, Any]
 ) -> None:
-    """Ten times as much of what both got together. Without a weight it is 100."""
+    """A plan of ten times the weight gets more of one CPU. The default weight is 100."""
     spin = ["sh", "-c", "while :; do :; done"]
     light = fields or {"cpu_weight": 100}
     specs = [
@@ -152,7 +152,7 @@ def test_weights_of_two_plans_that_want_the_same_cpu(
 
 
 def ticks(sandbox: Sandbox) -> int:
-    """CPU time that its process has used."""
+    """The CPU time used by its process, in clock ticks."""
     words = Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()
     return int(words[11]) + int(words[12])
 
@@ -166,11 +166,11 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
     limited = [place for place in cgroup_plan.hierarchies() if "pids" in place.controllers]
     assert paths["" if limited[0].unified else "pids"] == "/"
-    assert len(fds.split()) == 4  # 0, 1, 2 and that of ls: none of a cgroup
+    assert len(fds.split()) == 4  # 0, 1, 2 and the one that ls uses: none of a cgroup
 
 
 @with_cgroups
-def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
+def test_limits_and_cause_of_handles(busybox_rootfs: Path) -> None:
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH))
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for start in (template.spawn, lambda args: fastns.spawn(args, spec=plan)):
@@ -187,8 +187,8 @@ def test_a_spawned_one_and_one_that_was_killed(busybox_rootfs: Path) -> None:
     plan.close()
 
 
-def a_child_ends_alone() -> None:
-    """With version 2 a sandbox that runs out of memory ends as a whole (memory.oom.group)."""
+def needs_oom_kills_of_single_processes() -> None:
+    """Skip with cgroup version 2, where memory.oom.group kills the whole sandbox."""
     if all(h.unified for h in cgroup_plan.hierarchies() if h.has("memory")):
         support.skip_missing("a hierarchy of cgroup version 1")
 
@@ -206,8 +206,8 @@ sys.exit(3)
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: str) -> None:
-    """The end of a child is the cause only if nobody has ended the sandbox."""
-    a_child_ends_alone()
+    """An OOM kill of a child is the cause only if no timeout ended the sandbox."""
+    needs_oom_kills_of_single_processes()
     command = ["python3", "-c", CHILD_OVER]
     with runner(way, rootfs=debian_rootfs, memory="32m") as go:
         done = go([*command, "0"], capture_output=True)
@@ -220,7 +220,7 @@ def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: 
 
 @with_cgroups
 def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
-    a_child_ends_alone()
+    needs_oom_kills_of_single_processes()
     plan = fastns.compile(Spec(rootfs=debian_rootfs, memory="32m"))
     with fastns.spawn(["python3", "-c", CHILD_OVER, "60"], spec=plan, stdout=-1) as sandbox:
         assert sandbox.stdout is not None
@@ -245,8 +245,8 @@ def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -
 
 
 @with_cgroups
-def test_the_command_tells_of_a_timeout_and_of_limits(debian_rootfs: Path) -> None:
-    a_child_ends_alone()
+def test_limits_and_cause_on_the_command_line(debian_rootfs: Path) -> None:
+    needs_oom_kills_of_single_processes()
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(debian_rootfs), "-m", "32m"]
     over = ["python3", "-c", CHILD_OVER]
 
@@ -273,13 +273,13 @@ def test_batches(busybox_rootfs: Path) -> None:
                 assert isinstance(result, CompletedSandbox)
                 assert result.cause == ("oom" if i % 3 == 0 else "exited")
         handles = template.spawn_batch([["sleep", "60"]] * 5)
-        leaves = {
-            leaf.name
+        live = {
+            directory.name
             for group in groups()
-            for leaf in Path(group).iterdir()
-            if leaf.is_dir() and (leaf / "cgroup.procs").read_text()
+            for directory in Path(group).iterdir()
+            if directory.is_dir() and (directory / "cgroup.procs").read_text()
         }
-        assert len(leaves) == 5
+        assert len(live) == 5
         for handle in handles:
             assert isinstance(handle, Sandbox)
             handle.kill()
@@ -287,20 +287,23 @@ def test_batches(busybox_rootfs: Path) -> None:
 
 
 @with_cgroups
-def test_leaves_are_used_again_once_they_are_empty(busybox_rootfs: Path) -> None:
+def test_empty_cgroups_are_reused(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for _ in range(8):
             template.run(["true"])
             template.run(["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=8"])
         numbers = {
-            leaf.name for group in groups() for leaf in Path(group).iterdir() if leaf.is_dir()
+            directory.name
+            for group in groups()
+            for directory in Path(group).iterdir()
+            if directory.is_dir()
         }
-    # Forty sandboxes. What one wrote to a tmpfs may still be charged when the next starts.
+    # What one sandbox wrote to a tmpfs may still be charged when the next one starts.
     assert len(numbers) <= 20
 
 
 @with_cgroups
-def test_nothing_is_left_of_them(busybox_rootfs: Path) -> None:
+def test_no_cgroup_is_left(busybox_rootfs: Path) -> None:
     before = groups()
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         template.run_batch([["true"]] * 20, concurrency=8)
@@ -321,8 +324,8 @@ os.kill(os.getpid(), 9)
 
 
 @with_cgroups
-def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> None:
-    """Nothing else is removed, in particular nothing of a live caller."""
+def test_a_killed_callers_cgroups_are_swept(busybox_rootfs: Path) -> None:
+    """Cgroups of live callers stay."""
     with Template(Spec(rootfs=busybox_rootfs, memory="32m")) as mine:
         mine.run(["true"])
         living = groups()
@@ -330,14 +333,14 @@ def test_what_a_caller_that_was_killed_left_is_swept(busybox_rootfs: Path) -> No
         pid, caller = map(int, crash.stdout.split())
         left = [Path(path) for path in groups(caller)]
         assert left
-        assert os.path.exists(f"/proc/{pid}")  # the control: it runs on
+        assert os.path.exists(f"/proc/{pid}")  # the control: it is still alive
         end = time.monotonic() + 10
         while any(path.exists() for path in left) and time.monotonic() < end:
             with Template(Spec(rootfs=busybox_rootfs, memory="32m")) as template:
                 template.run(["true"])
         assert not any(path.exists() for path in left)
         ended = Path(f"/proc/{pid}/cmdline")
-        assert not ended.exists() or not ended.read_bytes()  # a zombie, if nobody reaps
+        assert not ended.exists() or not ended.read_bytes()  # or a zombie that nobody reaps
         assert set(living) <= set(groups())
         assert mine.run(["true"]).returncode == 0
 
@@ -353,10 +356,10 @@ os.kill(os.getpid(), 9)
 
 
 @with_cgroups
-def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
+def test_a_killed_callers_sandboxes_are_killed_by_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of them are killed, also by a start that does not wait."""
+    """Even by a start that does not wait for their end."""
     word = marker()
     crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
     caller = int(crash.stdout)
@@ -373,14 +376,14 @@ def test_all_that_a_killed_caller_left_is_swept_by_the_next_start(
 
 
 def home_of(controller: str) -> str:
-    """Where cgroups with this controller are made."""
+    """The directory in which cgroups with this controller are made."""
     (place,) = cgroup_plan.plan(Limits(**{controller: 1 << 30}), None, True).places
     return f"{place.parent}/{cgroup_plan.GROUP}"
 
 
 @with_cgroups
 @pytest.mark.parametrize("name", ["team-a", "{pid}-notes", "{pid}-0123abcd-old", "x{pid}-0123abcd"])
-def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
+def test_a_sweep_leaves_foreign_cgroups_alone(name: str) -> None:
     home = Path(home_of("memory"))
     plan = fastns.compile(Spec(memory="32m"))
     run(["true"], spec=plan)
@@ -401,8 +404,8 @@ def test_what_is_not_fastns_own_is_not_swept(name: str) -> None:
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """While this list is not empty, another caller sweeps whenever a cgroup of this process was
-    made but not locked yet."""
+    """While this list is not empty, another caller sweeps each time after this process has made a
+    cgroup and before it locks it."""
     left = [""]
     make = os.mkdir
 
@@ -418,7 +421,7 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @with_cgroups
-def test_anothers_sweep_before_the_lock(sweeps: list[str]) -> None:
+def test_a_cgroup_swept_before_its_lock_is_made_again(sweeps: list[str]) -> None:
     sweeps *= 3
     plan = fastns.compile(Spec(**ONE_OF_EACH))
     done = run(["true"], spec=plan)
@@ -438,8 +441,8 @@ def test_other_users_cannot_lock_them() -> None:
 
 
 @with_cgroups
-def test_anothers_sweep_for_ever(sweeps: list[str]) -> None:
-    """The control: making it is tried again, but not for ever."""
+def test_a_cgroup_that_is_always_swept_is_an_error(sweeps: list[str]) -> None:
+    """Making it is retried, but not for ever."""
     sweeps *= 1000
     plan = fastns.compile(Spec(pids_limit=7))
     with pytest.raises(SpawnError) as caught:
@@ -489,7 +492,7 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    """The spec is at fault, and this is known before any process exists."""
+    """A SpecError, raised before any process exists."""
     before = groups()
     plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
     with pytest.raises(SpecError) as caught:
@@ -501,7 +504,7 @@ def test_a_setting_that_the_kernel_refuses() -> None:
 
 
 @with_cgroups
-def test_cpus_that_this_machine_has_not() -> None:
+def test_missing_cpus() -> None:
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(cpuset="0,4000", require_limits=False))
     assert caught.value.field == "cpuset"
@@ -509,7 +512,7 @@ def test_cpus_that_this_machine_has_not() -> None:
 
 @with_cgroups
 def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value is not at fault."""
+    """A SpawnError: the limit's value is valid."""
     before = groups()
     plan = fastns.compile(Spec(pids_limit=1234))
     real = os.open
@@ -531,8 +534,8 @@ def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @with_cgroups
-def test_a_leaf_that_cannot_be_made(busybox_rootfs: Path) -> None:
-    """It never starts without the limits. The start fails, and succeeds when the reason is gone."""
+def test_a_cgroup_that_cannot_be_entered(busybox_rootfs: Path) -> None:
+    """The start fails: a sandbox never runs without its limits."""
     with Template(Spec(rootfs=busybox_rootfs, pids_limit=9)) as template:
         before = set(groups())
         template.run(["true"])
@@ -562,7 +565,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @root_only
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
-    """The clone does it (CLONE_INTO_CGROUP) or, without clone3, the sandbox."""
+    """By CLONE_INTO_CGROUP. Without clone3, the new process enters it."""
     if not any(place.unified for place in cgroup_plan.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:
@@ -575,7 +578,7 @@ def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> 
     assert all(re.fullmatch(r"/fastns/\d+-[0-9a-f]+/0", line) for line in lines), out
 
 
-# ---- without the right to ----
+# ---- without the right to make cgroups ----
 
 
 @pytest.mark.as_user
@@ -589,7 +592,7 @@ def test_a_limit_that_cannot_be_enforced_is_an_error(limit: str) -> None:
 
 
 @pytest.mark.as_user
-def test_unless_it_is_not_required(busybox_rootfs: Path) -> None:
+def test_require_limits_false_permits_a_start_without_limits(busybox_rootfs: Path) -> None:
     spec = Spec(rootfs=busybox_rootfs, cgroup_parent="/", require_limits=False, **ONE_OF_EACH)
     done = run(["cat", "/proc/self/cgroup"], spec=spec, capture_output=True)
     assert (done.returncode, done.limits) == (0, ())
@@ -597,7 +600,7 @@ def test_unless_it_is_not_required(busybox_rootfs: Path) -> None:
         assert template.run(["true"]).limits == ()
 
 
-def test_a_parent_that_is_not_there() -> None:
+def test_a_missing_cgroup_parent() -> None:
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(pids_limit=5, cgroup_parent="/nowhere"))
     assert caught.value.field == "pids_limit"
@@ -605,9 +608,8 @@ def test_a_parent_that_is_not_there() -> None:
 
 
 @with_cgroups
-def test_many_threads_are_the_first(busybox_rootfs: Path) -> None:
-    """They make one set of cgroups together, instead of one each, of which all but the last would
-    be removed while in use."""
+def test_threads_make_a_plans_cgroups_once(busybox_rootfs: Path) -> None:
+    """If each thread made its own, all but the last would be removed while in use."""
     before = groups()
     for number in range(5):
         plan = fastns.compile(Spec(rootfs=busybox_rootfs, pids_limit=100 + number))

@@ -1,4 +1,4 @@
-"""A message that is lost gives an error, never an endless wait or a made-up result."""
+"""A lost message causes an error, never an endless wait or an invented result."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from processes import eventually, marked, marker, script
 import fastns
 from fastns import SpawnError, Spec
 
-# ---- a template's server (of its answers only an ended one's is so long) ----
+# ---- a template's server ----
 
-LOST_ANSWER = """
+LOST_REPLY = """
 hide_it()
 template = fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2]))
 def ways():
@@ -39,8 +39,8 @@ template.close()
 
 
 @pytest.mark.parametrize("parked", ["0", "2"])
-def test_an_answer_that_could_not_be_sent(probe_rootfs: Path, parked: str) -> None:
-    code = hider("sendto", errno.ENOBUFS, 2, 100) + LOST_ANSWER
+def test_a_reply_that_could_not_be_sent(probe_rootfs: Path, parked: str) -> None:
+    code = hider("sendto", errno.ENOBUFS, 2, 100) + LOST_REPLY
     out = script(code, str(probe_rootfs), parked)
     assert out.splitlines() == ["helper: Operation canceled (ECANCELED)"] * 4
 
@@ -49,7 +49,7 @@ LOST_LOCK = """
 with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) as template:
     template.run(["/true"])
     before = len(fds())
-    hide_it()  # for this process, not for the server
+    hide_it()  # in this process, not in the server
     try:
         print(template.spawn(["/probe", "--sleep", sys.argv[3]]))
     except fastns.SpawnError as error:
@@ -59,8 +59,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 
 
 @pytest.mark.parametrize("parked", ["0", "1"])
-def test_a_lock_that_cannot_be_had(probe_rootfs: Path, parked: str) -> None:
-    """The calls by which the caller learns that the command was executed: fcntl(F_GETLK), F_SETLK,
+def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, parked: str) -> None:
+    """The caller learns from a lock that the command was executed: fcntl(F_GETLK), F_SETLK,
     F_SETLKW."""
     mark = marker()
     code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
@@ -74,7 +74,7 @@ def test_a_lock_that_cannot_be_had(probe_rootfs: Path, parked: str) -> None:
 
 
 def sockets() -> set[int]:
-    """The numbers of this process' own."""
+    """This process's fds that are sockets."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
@@ -83,7 +83,7 @@ def sockets() -> set[int]:
     return found
 
 
-def test_an_end_that_could_not_be_told(probe_rootfs: Path) -> None:
+def test_an_end_that_could_not_be_reported(probe_rootfs: Path) -> None:
     before = sockets()
     spec = Spec(rootfs=probe_rootfs, init=True)
     sandbox = fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE)
@@ -91,14 +91,14 @@ def test_an_end_that_could_not_be_told(probe_rootfs: Path) -> None:
     with socket.socket(fileno=os.dup(control)) as copy:
         copy.shutdown(socket.SHUT_RDWR)
     with pytest.raises(SpawnError) as caught, sandbox:
-        pass  # its stdin is closed, at which it ends
+        pass  # closes its stdin, so that it ends
     assert (caught.value.stage, caught.value.errno) == ("init", errno.EPIPE)
     assert caught.value.hint
     assert sandbox.returncode is None
     sandbox.kill()  # does nothing
 
 
-# ---- the holder of a range's user namespace ----
+# ---- the process that makes the range's user namespace ----
 
 KILLED_MEANWHILE = """
 import os
@@ -108,8 +108,8 @@ _core.user_namespace((os.getuid(), os.getgid(), 1), b"")
 """
 
 
-def test_nothing_is_held_of_a_caller_that_was_killed() -> None:
-    """It is killed as it opens the first of the maps of a process that shares its memory."""
+def test_no_process_keeps_a_killed_callers_memory() -> None:
+    """The caller is killed when it opens the first id map of a process that shares its memory."""
     mark = marker()
     code = hider("openat", KILL) + KILLED_MEANWHILE
     done = subprocess.run([sys.executable, "-c", code, mark], stdout=subprocess.DEVNULL)

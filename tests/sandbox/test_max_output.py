@@ -1,5 +1,5 @@
-"""max_output: the rest of the output is read, so that the command goes on, or it ends the
-command."""
+"""max_output: output beyond it is read and dropped, so that the command goes on; or it ends the
+sandbox."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ MUCH = ["sh", "-c", "head -c 300000 /dev/zero; head -c 999 /dev/zero >&2; exit 3
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_kept_by_run(way: str) -> None:
+def test_run_truncates(way: str) -> None:
     with runner(way, max_output="1000") as run:
         done = run(MUCH, capture_output=True)
         assert (len(done.stdout), len(done.stderr)) == (LIMIT, 999)
@@ -38,12 +38,12 @@ def test_exactly_the_limit_is_not_over_it() -> None:
         assert (len(done.stdout), done.truncated) == (LIMIT, over)
 
 
-def test_kept_by_batches_and_communicate() -> None:
+def test_batches_and_communicate_truncate() -> None:
     spec = Spec(max_output=LIMIT)
     (done,) = fastns.run_batch([MUCH], spec=spec)
     assert isinstance(done, fastns.CompletedSandbox)
     assert (len(done.stdout), done.truncated, done.cause) == (LIMIT, True, "exited")
-    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's own goes before
+    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's limit has precedence
     assert isinstance(done, fastns.CompletedSandbox)
     assert len(done.stdout) == 5
     with fastns.spawn(MUCH, spec=spec, stdout=PIPE, stderr=PIPE) as sandbox:
@@ -57,7 +57,7 @@ def test_kept_by_batches_and_communicate() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_text_is_cut_between_characters(way: str) -> None:
-    """The last character kept may be incomplete. That is not the command's fault."""
+    """An incomplete last character is dropped, not an error."""
     say = ["printf", "éééé%s"]
     with runner(way, max_output=3) as run:
         done = run(say, capture_output=True, text=True)
@@ -95,10 +95,10 @@ ENDLESS = ["sh", "-c", "echo error >&2; yes & yes"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ended_at_once(way: str) -> None:
-    """Control: with "truncate" only its timeout ends it."""
+def test_kill_ends_the_sandbox_at_once(way: str) -> None:
+    """The control: with "truncate" only the timeout ends it."""
     with runner(way, max_output=LIMIT, on_output_limit="kill") as run:
-        for _ in range(2):  # what the first one used is gone, or is used again
+        for _ in range(2):  # the second start reuses the first one's resources
             done = run(ENDLESS, capture_output=True)
             assert (done.returncode, done.cause, done.truncated) == (-9, "output_limit", True)
             assert (len(done.stdout), done.stderr) == (LIMIT, b"error\n")
@@ -117,15 +117,15 @@ def test_ended_at_once(way: str) -> None:
     assert caught.value.cause == "timeout"
 
 
-def test_who_is_over_and_has_ended_is_over() -> None:
-    """However quick the command was: its pipe may hold all of its output."""
+def test_a_command_that_ended_over_the_limit() -> None:
+    """A pipe may hold all output of a quick command, which then ends before the limit is seen."""
     spec = Spec(max_output=10, on_output_limit="kill")
     for _ in range(20):
         done = fastns.run(["echo", "hello, world"], spec=spec, stdout=PIPE)
         assert (done.cause, done.truncated, done.stdout) == ("output_limit", True, b"hello, wor")
 
 
-def test_no_process_is_left_and_no_time_is_over() -> None:
+def test_kill_ends_the_whole_process_tree() -> None:
     mark = marker()
     spec = Spec(max_output=10, on_output_limit="kill", namespaces={"pid": "host"})
     code = f"sleep {mark} & yes"
@@ -134,7 +134,7 @@ def test_no_process_is_left_and_no_time_is_over() -> None:
     assert eventually(lambda: not running("sleep", mark))
 
 
-def test_in_a_batch_the_others_go_on() -> None:
+def test_kill_in_a_batch_affects_only_one_job() -> None:
     spec = Spec(max_output=LIMIT, on_output_limit="kill")
     jobs = [ENDLESS, ["echo", "short"]] * 4 + [["sleep", "60"]]
     with Template(spec) as template:
@@ -146,7 +146,7 @@ def test_in_a_batch_the_others_go_on() -> None:
             assert (done.cause, len(done.stdout)) == ("output_limit", 5)
 
 
-def test_by_a_handle() -> None:
+def test_kill_with_communicate() -> None:
     spec = Spec(max_output=LIMIT, on_output_limit="kill")
     with Template(spec) as template:
         for spawn in (template.spawn, functools.partial(fastns.spawn, spec=spec)):
@@ -160,7 +160,7 @@ def test_by_a_handle() -> None:
             assert sandbox.cause == "exited"
 
 
-def test_other_words_are_refused() -> None:
+def test_an_invalid_on_output_limit() -> None:
     for wrong in ("stop", None, True, b"kill"):
         with pytest.raises(fastns.SpecError, match="truncate, kill expected") as caught:
             Spec(on_output_limit=wrong)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_the_flag() -> None:
     assert outcome["truncated"]
 
 
-def test_the_flag_that_ends_it() -> None:
+def test_the_flag_on_output_limit() -> None:
     command = [*COMMAND, "--on-output-limit", "kill", "--status-fd"]
     for words, code in ((ENDLESS, 137), (["head", "-c", "1001", "/dev/zero"], 0)):
         status, write = os.pipe()
@@ -209,7 +209,7 @@ def test_the_flag_that_ends_it() -> None:
     assert (result["cause"], result["exit_code"]) == ("output_limit", 137)
 
 
-def test_the_flag_and_a_reader_that_goes_away() -> None:
+def test_the_flag_and_a_reader_that_closes_the_pipe() -> None:
     with subprocess.Popen([*COMMAND, "yes"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -221,12 +221,12 @@ STUCK = [*COMMAND[:-1], "1m"]
 
 
 @pytest.mark.parametrize("end", ["timeout", "signal", "signal after the end"])
-def test_the_flag_and_a_reader_that_takes_nothing(end: str) -> None:
-    """The reader is waited for only if nobody has ended the sandbox, and until somebody does."""
+def test_the_flag_and_a_reader_that_does_not_read(end: str) -> None:
+    """fastns waits for the reader only until a timeout or a signal."""
     read, write = os.pipe()
     words = ["--timeout", "0.5s", "yes"] if end == "timeout" else ["yes"]
     if end == "signal after the end":
-        words = ["head", "-c", "120000", "/dev/zero"]  # two pipes full, almost
+        words = ["head", "-c", "120000", "/dev/zero"]  # almost two full pipes
     with subprocess.Popen([*STUCK, *words], stdout=write) as process:
         os.close(write)
         try:
@@ -242,7 +242,7 @@ def test_the_flag_and_a_reader_that_takes_nothing(end: str) -> None:
 
 
 def test_the_flag_and_a_slow_reader() -> None:
-    """Output written before the end arrives, whoever ended the sandbox."""
+    """It gets all output that was written before the end, however the sandbox ended."""
     for then, code in (("exit 3", 3), ("sleep 60", 128 + signal.SIGTERM)):
         words = ["sh", "-c", f"head -c 100000 /dev/zero; echo done >&2; {then}"]
         with subprocess.Popen([*STUCK, *words], stdout=-1, stderr=-1) as process:

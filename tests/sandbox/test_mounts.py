@@ -1,5 +1,4 @@
-"""What is mounted in a root: the default mounts, other types, with which propagation, and nothing
-else."""
+"""The mounts in a sandbox: the defaults, other types, their propagation, and no others."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ SYSTEM_PATHS = {*MASKED_PATHS, *READONLY_PATHS}  # see test_system_paths.py
 
 
 def points(report: dict[str, Any]) -> list[str]:
-    """The mount points, in the order of mounting, without single devices and masks in /proc and
-    /sys."""
+    """The mount points in the order of mounting, without single devices and the masked and
+    read-only paths of /proc and /sys."""
     found = [m["point"] for m in report["mounts"]]  # not by id, because ids are reused
     bound = {f"/dev/{name}" for name in (*DEVICES, "tty")}
     return [point for point in found if point not in bound | SYSTEM_PATHS]
@@ -48,7 +47,8 @@ def points(report: dict[str, Any]) -> list[str]:
 
 
 def test_exactly_the_default_mounts(report: Report) -> None:
-    """Each with its type and flags. If devices cannot be made, the host's are bound."""
+    """Each with its type and flags. An unprivileged caller cannot make devices: it binds the
+    host's."""
     seen = report()
     assert sorted(points(seen)) == sorted(DEFAULTS)
     for point, (kind, flags) in DEFAULTS.items():
@@ -61,8 +61,8 @@ def test_exactly_the_default_mounts(report: Report) -> None:
 
 
 def test_nothing_of_the_old_root_is_left(report: Report) -> None:
-    """Every mount is below the new root, each mount point once, whatever the build of the root
-    needed."""
+    """Every mount is below the new root and each mount point occurs once, however the root was
+    built."""
     cases: list[dict[str, Any]] = [
         {},
         {"overlay": True},
@@ -117,7 +117,7 @@ def test_dev_works(bash_rootfs: Path) -> None:
 
 
 def test_terminals_are_its_own(debian_rootfs: Path) -> None:
-    """The first terminal of a new devpts. Those of other sandboxes and of the host are absent."""
+    """The first terminal of a new devpts, in each sandbox."""
     code = (
         "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s), os.read(m, 9))"
     )
@@ -140,7 +140,7 @@ def test_without_default_mounts(report: Report) -> None:
 
 
 def test_an_explicit_mount_replaces_a_default_one(report: Report) -> None:
-    """And what lies below it: /dev/pts would be mounted over the caller's own /dev."""
+    """With those below it: a default /dev/pts would be mounted over the spec's own /dev."""
     seen = report(mounts=[Mount("/tmp", type="tmpfs", options=["ro", "size=64k", "mode=0700"])])
     assert sorted(points(seen)) == sorted(DEFAULTS)
     mount = support.mount_at(seen, "/tmp")
@@ -159,7 +159,7 @@ def test_the_explicit_mounts_come_last_and_in_order(report: Report) -> None:
 # ---- the other types ----
 
 
-def test_tmpfs_options_hold(bash_rootfs: Path) -> None:
+def test_tmpfs_options_apply(bash_rootfs: Path) -> None:
     mount = Mount("/mnt", type="tmpfs", options=["size=64k", "mode=0750", "nr_inodes=4"])
     out = inside.shell(
         bash_rootfs,
@@ -174,7 +174,7 @@ def test_tmpfs_options_hold(bash_rootfs: Path) -> None:
 
 
 @pytest.mark.parametrize("type", ["mqueue", "devpts", "sysfs", "proc", "cgroup2"])
-def test_types_anybody_may_mount(report: Report, type: str) -> None:
+def test_types_for_every_user(report: Report, type: str) -> None:
     seen = report(mounts=[Mount("/tmp/here", type=type)])
     assert support.mount_at(seen, "/tmp/here")["type"] == type
 
@@ -187,7 +187,7 @@ def test_devpts_is_an_instance_of_its_own(bash_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_devtmpfs(report: Report) -> None:
-    """It is the host's, without the default mounts below /dev."""
+    """It is the host's. The default mounts below /dev are left out."""
     seen = report(mounts=[Mount("/dev", type="devtmpfs")])
     assert support.mount_at(seen, "/dev")["type"] == "devtmpfs"
     assert seen["dev"]["null"]["rdev"] == [1, 3]
@@ -236,14 +236,14 @@ with inside.dialogue(root, mounts=mounts, capabilities=["SYS_ADMIN"]) as ask:
 def test_mounts_made_meanwhile(
     bash_rootfs: Path, volume: Path, options: str, seen: list[str]
 ) -> None:
-    """A shared mount of the host. What is mounted below it later is seen inside only by a slave;
-    what is mounted inside is never seen outside."""
+    """Below a shared mount of the host. Later mounts of the host appear inside only if the bind is
+    a slave; mounts made inside never appear outside."""
     out = in_a_mount_namespace(PROPAGATION, bash_rootfs, volume, options)
     assert out.splitlines() == [f"seen inside: {seen}", "mounted inside: ''", "seen outside: []"]
 
 
 def in_a_mount_namespace(code: str, *args: object) -> str:
-    """Run Python code in a mount namespace of its own, also for an ordinary user."""
+    """Run Python code in a mount namespace of its own. Works for any user."""
     extra = [] if support.is_root() else ["-U", "-r"]
     done = subprocess.run(
         ["unshare", "-m", *extra, sys.executable, "-c", code, str(support.TESTS), *map(str, args)],
@@ -267,7 +267,8 @@ def volume(public_dir: Path) -> Path:
 
 
 def test_the_hosts_root(report: Report, host_report: dict[str, Any]) -> None:
-    """Its system directories, read-only, with a /proc, /sys, /tmp, /run and /dev of its own."""
+    """The host's system directories, read-only, and a /proc, /sys, /tmp, /run and /dev of its
+    own."""
     seen = report(rootfs=None)
     layout = _view.layout()
     for point, (kind, flags) in DEFAULTS.items():
@@ -296,15 +297,15 @@ print(inside.shell(None, f"ls {volume}; (echo x > {volume}/new) 2>&1 | cat"))
 """
 
 
-def test_what_is_mounted_on_the_host_is_read_only_too() -> None:
-    """A writable mount below one of them (the test itself has just written to it)."""
+def test_the_hosts_submounts_are_read_only() -> None:
+    """Even if they are writable on the host."""
     out = in_a_mount_namespace(SUBMOUNT, "/usr/local")
     assert out.startswith("writable\n")
     assert "Read-only file system" in out
 
 
-def test_places_of_its_own_without_a_rootfs() -> None:
-    """What is written to them reaches neither the host nor the next sandbox."""
+def test_writable_directories_without_a_rootfs() -> None:
+    """Files in them are visible neither to the host nor to the next sandbox."""
     script = (
         "for d in /tmp /run /dev/shm; do ls -A $d; echo x > $d/fastns-mark; cat $d/*-mark; done"
     )
@@ -329,7 +330,7 @@ def test_read_only_roots(bash_rootfs: Path) -> None:
 
 
 def test_chroot_without_a_mount_namespace(probe_rootfs: Path) -> None:
-    """The seed's first step: nothing is mounted, and the sandbox has the host's mounts."""
+    """Nothing is mounted: the sandbox has the host's mounts."""
     namespaces = {"mount": "host"}
     spec = Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=namespaces)
     done = fastns.run(["/probe"], spec=spec, capture_output=True)
@@ -351,7 +352,7 @@ print(os.path.exists({marker!r}))
 
 
 def test_a_second_chroot_leads_nowhere(debian_rootfs: Path, public_dir: Path) -> None:
-    """Leaving a chroot by an open fd leads to the sandbox's own root.
+    """Leaving a chroot through an open fd leads to the sandbox's own root.
 
     The control is a chroot without a mount namespace, where it leads to the host's root.
     """

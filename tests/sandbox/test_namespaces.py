@@ -1,4 +1,4 @@
-"""Namespaces: new and the host's, alone and in every combination. Host names and their errors."""
+"""Namespaces: new or the host's, alone and in every combination, and their effects."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Report = Callable[..., dict[str, Any]]
 
 
 def links(pid: int | str) -> dict[str, str]:
-    """The namespaces of a process, seen from outside."""
+    """The namespaces of a process."""
     return {kind: os.readlink(f"/proc/{pid}/ns/{name}") for kind, name in NAMESPACES.items()}
 
 
 def same(seen: dict[str, Any], kind: str) -> bool:
-    """Whether a probe's report is from the caller's own namespace of this kind."""
+    """Whether the probe was in the caller's namespace of this kind."""
     return bool(seen["namespaces"][NAMESPACES[kind]] == links("self")[kind])
 
 
 def combinations() -> list[dict[str, str]]:
-    """All 256 combinations of new and host. An unprivileged caller leaves user out instead of
-    saying "host", because it needs a new one (asking for the host's is tested below)."""
+    """All 256 combinations of new and host. For an unprivileged caller "user" is left out instead
+    of "host", because it needs a new one. (Requests for the host's are tested below.)"""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
         chosen = dict(zip(NAMESPACES, values, strict=True))
@@ -42,7 +42,7 @@ def combinations() -> list[dict[str, str]]:
 
 
 def test_every_combination(probe: Path) -> None:
-    """Seen from inside, only the new ones differ."""
+    """From inside: only the new namespaces differ from the caller's."""
     for namespaces in combinations():
         shown = [Mount(str(probe), source=probe)] if namespaces["mount"] == "new" else []
         spec = Spec(namespaces=namespaces, mounts=shown)
@@ -55,7 +55,7 @@ def test_every_combination(probe: Path) -> None:
 
 
 def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None:
-    """The same, seen from the host, for a running sandbox, with a rootfs where possible."""
+    """From the host: the same for a running sandbox, with a rootfs if possible."""
     for namespaces in combinations():
         has_rootfs = namespaces["mount"] == "new"
         spec = Spec(rootfs=probe_rootfs if has_rootfs else None, namespaces=namespaces)
@@ -69,14 +69,14 @@ def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None
 
 
 def test_the_defaults(report: Report) -> None:
-    """time is the host's."""
+    """All are new except time."""
     seen = report()
     for kind in NAMESPACES:
         assert same(seen, kind) == (kind == "time"), kind
 
 
 @pytest.mark.as_user
-def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
+def test_an_unprivileged_caller_needs_a_user_namespace(probe_rootfs: Path) -> None:
     for spec in (
         Spec(namespaces={"user": "host"}),
         Spec(rootfs=probe_rootfs, root_mode="chroot", namespaces=dict.fromkeys(NAMESPACES, "host")),
@@ -91,8 +91,8 @@ def test_an_unprivileged_caller_cannot_do_without(probe_rootfs: Path) -> None:
         assert caught.value.field == "namespaces"
 
 
-def test_all_of_the_host(probe: Path) -> None:
-    """Neither new nor joined: the same as the caller's, for root and for a user."""
+def test_all_namespaces_of_the_host(probe: Path) -> None:
+    """For root and for a user."""
     spec = Spec(namespaces=dict.fromkeys(NAMESPACES, "host"))
     done = fastns.run([str(probe)], spec=spec, capture_output=True)
     seen = support.parse_report(done.stdout)
@@ -104,7 +104,7 @@ def test_all_of_the_host(probe: Path) -> None:
     assert seen["hostname"] == own["hostname"]
 
 
-# ---- what a namespace is for, one by one ----
+# ---- the effect of each namespace ----
 
 
 def test_hostname_and_domainname(report: Report) -> None:
@@ -117,13 +117,13 @@ def test_hostname_and_domainname(report: Report) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 64, "with-dash.and.dot", "ü" * 32])
-def test_hostnames_at_the_edge(report: Report, name: str) -> None:
+def test_unusual_hostnames(report: Report, name: str) -> None:
     seen = report(hostname=name, domainname=name)
     assert (seen["hostname"], seen["domainname"]) == (name, name)
 
 
 def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
-    """In a uts namespace of its own the change works; a user namespace alone has no right to it."""
+    """It works in a new uts namespace. A user namespace alone gives no right to change it."""
     name = os.uname().nodename
     change = ["/probe", "--sethostname", "changed"]
     admin = Spec(rootfs=probe_rootfs, capabilities=["SYS_ADMIN"])
@@ -141,13 +141,13 @@ def test_pids(report: Report) -> None:
     assert os.getpid() in report(namespaces={"pid": "host"})["proc_pids"]
 
 
-def test_a_cgroup_namespace_hides_the_way_up(report: Report) -> None:
+def test_a_cgroup_namespace_hides_parent_cgroups(report: Report) -> None:
     for line in report()["cgroup"].splitlines():
         assert line.endswith(":/"), line
 
 
-def test_nothing_but_the_namespace_tells_the_time(report: Report) -> None:
-    """A new time namespace starts with the host's clocks: no offset is asked for."""
+def test_a_time_namespace_has_the_hosts_clocks(report: Report) -> None:
+    """fastns sets no offsets."""
     for kind in ("new", "host"):
         seen = report(namespaces={"time": kind})
         assert same(seen, "time") == (kind == "host")

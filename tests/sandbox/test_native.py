@@ -1,4 +1,4 @@
-"""fastns-exec: a sandbox from a plan file is the same as with `fastns run`, and ends in the same
+"""fastns-exec: a sandbox from a plan file equals that of `fastns run`, and ends in the same
 ways."""
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ umask; ulimit -c; cat /proc/self/oom_score_adj; exit 3
 
 
 def namespaces() -> list[str]:
-    """-e flags that give LOOK the namespaces of this process."""
+    """-e flags that tell LOOK the namespaces of this process."""
     kinds = ("mnt", "pid", "net", "user", "uts", "ipc", "cgroup")
-    told = ((kind, os.readlink(f"/proc/self/ns/{kind}")) for kind in kinds)
-    return [word for kind, link in told for word in ("-e", f"HOST_{kind}={link}")]
+    links = ((kind, os.readlink(f"/proc/self/ns/{kind}")) for kind in kinds)
+    return [word for kind, link in links for word in ("-e", f"HOST_{kind}={link}")]
 
 
 def seen(done: subprocess.CompletedProcess[str]) -> str:
-    """The output of LOOK, without pids of the host, which differ each time."""
+    """The output of LOOK without the host's pids, which differ each time."""
     assert (done.returncode, done.stderr) == (3, "")
     return re.sub(r"^NSpid:.*", lambda found: str(len(found[0].split())), done.stdout, flags=re.M)
 
@@ -93,7 +93,7 @@ def test_a_root_directory(tmp_path: Path, probe_rootfs: Path) -> None:
     assert execute(plan, "/true", cwd="/").returncode == 0
     relative = os.path.relpath(probe_rootfs)
     plan = compiled(tmp_path / "b.plan", "--rootfs", relative)
-    assert execute(plan, "/true", cwd="/").returncode == 0  # taken from where it was compiled
+    assert execute(plan, "/true", cwd="/").returncode == 0  # relative to where it was compiled
 
 
 # ---- how it ends ----
@@ -140,7 +140,7 @@ def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
         assert list(status) == list(other)
 
 
-def test_a_signal_is_128_and_its_number(with_init: Path) -> None:
+def test_the_exit_code_of_a_signal(with_init: Path) -> None:
     for name in ("TERM", "ABRT", "KILL", "RTMIN", "40"):
         number = int(name) if name.isdigit() else int(signal.Signals[f"SIG{name}"])
         done, status = status_of(with_init, "--", "bash", "-c", f"kill -{name} $$")
@@ -148,7 +148,7 @@ def test_a_signal_is_128_and_its_number(with_init: Path) -> None:
         assert status["signal"] == f"SIG{name}"
 
 
-def test_a_call_that_the_filter_ends_it_for(tmp_path: Path) -> None:
+def test_a_call_that_the_filter_kills_for(tmp_path: Path) -> None:
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_KILL_PROCESS"}],
@@ -157,7 +157,7 @@ def test_a_call_that_the_filter_ends_it_for(tmp_path: Path) -> None:
     options = ["--security-opt", f"seccomp={tmp_path}/profile.json"]
     path = compiled(tmp_path / "a.plan", *options)
     done, status = status_of(path, "--", sys.executable, "-c", "import os; os.chroot('/')")
-    if done.returncode == 127:  # an interpreter in a home is out of view
+    if done.returncode == 127:  # the interpreter is out of view
         done, status = status_of(path, "--", "chroot", "/")
     assert (done.returncode, status["cause"]) == (128 + signal.SIGSYS, "seccomp")
 
@@ -211,7 +211,7 @@ def test_a_name_that_is_no_text(plan: Path) -> None:
     assert done.returncode == 127
 
 
-def test_the_time_of_the_plan_and_of_the_command_line(tmp_path: Path) -> None:
+def test_timeouts_of_the_plan_and_of_the_command_line(tmp_path: Path) -> None:
     mark = marker()
     short = compiled(tmp_path / "short.plan", "--timeout", "200ms")
     done, status = status_of(short, "sleep", mark)
@@ -225,13 +225,13 @@ def test_the_time_of_the_plan_and_of_the_command_line(tmp_path: Path) -> None:
     assert execute("--timeout", "1h30m", short, "sleep", "0.5").returncode == 0
 
 
-def test_a_time_that_is_over_at_once(plan: Path, with_init: Path) -> None:
+def test_a_timeout_that_passes_at_once(plan: Path, with_init: Path) -> None:
     for path in (plan, with_init):
         done, status = status_of("--timeout", "1us", path, "true")
         assert (done.returncode, status["cause"], done.stderr) == (124, "timeout", b"")
 
 
-# ---- a limit on its output ----
+# ---- a limit on output ----
 
 
 @pytest.fixture
@@ -255,8 +255,8 @@ def test_output_beyond_the_limit(limited: Path) -> None:
     assert (status["cause"], status["truncated"]) == ("exited", True)
 
 
-def test_a_reader_that_takes_nothing(limited: Path) -> None:
-    """It delays the command, but not the end by a time limit or a signal."""
+def test_a_reader_that_does_not_read(limited: Path) -> None:
+    """It blocks the command, but a timeout or a signal still ends the sandbox."""
     words = [PROGRAM, "--timeout", "300ms", limited, "cat", "/dev/zero"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.wait(10) == 124
@@ -267,24 +267,24 @@ def test_a_reader_that_takes_nothing(limited: Path) -> None:
         assert other.wait(10) == 128 + signal.SIGTERM
 
 
-def test_a_slow_reader_gets_all_of_it(limited: Path) -> None:
+def test_a_slow_reader_gets_all_output(limited: Path) -> None:
     line = f"{PROGRAM} {limited} head -c 100000 /dev/zero | (sleep 0.5; wc -c)"
     assert subprocess.check_output(["sh", "-c", line], timeout=60).split() == [b"100000"]
 
 
-def test_a_reader_that_has_gone(limited: Path) -> None:
+def test_a_reader_that_has_ended(limited: Path) -> None:
     line = f"{PROGRAM} {limited} sh -c 'cat /dev/zero; exit 9' | head -c 1 >/dev/null"
     done = subprocess.run(["bash", "-c", line + "; exit ${PIPESTATUS[0]}"], timeout=60)
     assert done.returncode == 9
 
 
-# ---- signals to it ----
+# ---- signals to fastns-exec ----
 
 CATCHES = "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done"
 
 
 def started(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """A fastns-exec whose command has printed a line: CATCHES, or a cat that waits for more."""
+    """A fastns-exec whose command, CATCHES or a cat, has printed a line."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **options}
     process = subprocess.Popen([PROGRAM, *words], text=True, **pipes)
     if process.stdin is not None:
@@ -311,7 +311,7 @@ def test_a_signal_ends_the_sandbox(
     assert (status["cause"], status["signal"]) == ("killed", name)
 
 
-def test_an_interrupt_is_the_commands_if_it_handles_it(plan: Path) -> None:
+def test_an_interrupt_that_the_command_handles(plan: Path) -> None:
     with started(plan, "sh", "-c", CATCHES, stdin=subprocess.DEVNULL) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 9
@@ -333,7 +333,7 @@ def test_an_ignored_sigchld_loses_no_status(plan: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--init"], ["--pid", "host"]])
-def test_the_sandbox_ends_with_it(tmp_path: Path, options: list[str]) -> None:
+def test_the_sandbox_ends_with_fastns_exec(tmp_path: Path, options: list[str]) -> None:
     mark = marker()
     path = compiled(tmp_path / "a.plan", *options)
     with subprocess.Popen([PROGRAM, path, "sleep", mark]) as process:
@@ -342,7 +342,7 @@ def test_the_sandbox_ends_with_it(tmp_path: Path, options: list[str]) -> None:
     assert eventually(lambda: not running("sleep", mark))
 
 
-# ---- what it has of the caller's ----
+# ---- the caller's fds and environment ----
 
 
 def test_stdin_stdout_and_stderr_are_the_callers(plan: Path) -> None:
@@ -351,17 +351,17 @@ def test_stdin_stdout_and_stderr_are_the_callers(plan: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_closed_ones_stay_closed(plan: Path, closed: str) -> None:
+def test_closed_streams(plan: Path, closed: str) -> None:
     line = f"{PROGRAM} {plan} sh -c 'exit 7' {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
 
 
-def test_no_other_fd_and_no_variable_of_the_callers(plan: Path) -> None:
+def test_no_other_fd_or_variable_is_inherited(plan: Path) -> None:
     with open("/etc/passwd") as file:
         fds = {"pass_fds": [file.fileno()], "env": {"SECRET": "1"}}
         done = execute(plan, "sh", "-c", "ls /proc/self/fd | wc -l; env", **fds)
-    assert done.stdout.startswith("4\n")  # 0, 1, 2 and the directory's
+    assert done.stdout.startswith("4\n")  # 0, 1, 2 and the fd that ls uses
     assert "SECRET" not in done.stdout
 
 
@@ -375,7 +375,7 @@ def test_a_status_that_nobody_reads(plan: Path) -> None:
     assert (done.returncode, done.stderr) == (7, f"fastns: --status-fd {far}: Broken pipe\n")
 
 
-# ---- whose plan it is ----
+# ---- who may use a plan ----
 
 
 @pytest.mark.as_root
@@ -389,7 +389,7 @@ def test_another_user_may_not_use_roots_plan(public_dir: Path) -> None:
 
 
 @pytest.mark.as_root
-def test_fewer_rights_are_another_caller(plan: Path) -> None:
+def test_a_caller_with_fewer_rights_may_not_use_the_plan(plan: Path) -> None:
     less = ["setpriv", "--bounding-set", "-net_raw", os.fspath(PROGRAM), os.fspath(plan), "true"]
     done = subprocess.run(less, capture_output=True, text=True, timeout=60)
     assert done.returncode == 125
@@ -398,7 +398,7 @@ def test_fewer_rights_are_another_caller(plan: Path) -> None:
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("what", ["file", "directory"])
-def test_what_belongs_to_another_user(tmp_path: Path, what: str) -> None:
+def test_a_plan_file_of_another_user(tmp_path: Path, what: str) -> None:
     place = tmp_path / "place"
     place.mkdir()
     path = compiled(place / "a.plan")
@@ -409,10 +409,10 @@ def test_what_belongs_to_another_user(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.as_root
-def test_a_program_with_rights_of_its_own(
-    public_dir: Path, user_may_run: Callable[[], None]
+def test_a_set_user_id_fastns_exec_refuses_to_run(
+    public_dir: Path, setuid_works: Callable[[], None]
 ) -> None:
-    """With the set-user-ID bit it would run anybody's plans as root."""
+    """It would run any user's plans as root."""
     copy = public_dir / "fastns-exec"
     copy.write_bytes(PROGRAM.read_bytes())
     copy.chmod(0o4755)
@@ -424,18 +424,18 @@ def test_a_program_with_rights_of_its_own(
 
 
 @pytest.fixture
-def user_may_run() -> None:
-    """The tests assume that /var/tmp is not mounted nosuid."""
+def setuid_works() -> None:
+    """Skip if /var/tmp is mounted nosuid."""
     if os.statvfs("/var/tmp").f_flag & os.ST_NOSUID:
         support.skip_missing("set-user-ID programs in /var/tmp")
 
 
-def test_a_plan_that_nobody_else_can_have_written(tmp_path: Path) -> None:
-    """The control for the refusals of tests/unit/test_planfile.py."""
+def test_plan_files_that_only_their_owner_can_replace(tmp_path: Path) -> None:
+    """The control of the refusals in tests/unit/test_planfile.py."""
     (tmp_path / "sticky/own").mkdir(parents=True)
     plan = compiled(tmp_path / "sticky/own/a.plan")
     plan.chmod(0o644)
-    (tmp_path / "sticky").chmod(0o1777)  # others cannot replace what is there
+    (tmp_path / "sticky").chmod(0o1777)  # sticky: others cannot replace own/
     (tmp_path / "link").symlink_to("sticky/own/../own")
     (tmp_path / "file").symlink_to(plan)
     for path in (plan, tmp_path / "link/a.plan", tmp_path / "file"):

@@ -1,4 +1,4 @@
-"""The network namespace: only lo, separate from the host's and from those of other sandboxes."""
+"""The network namespace has only lo, and is separate from the host's and other sandboxes'."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def test_the_hosts(report: Report, host_report: dict[str, Any], bash_rootfs: Pat
         )
 
 
-def test_the_hosts_loopback_is_another(probe_rootfs: Path, port: str) -> None:
+def test_the_hosts_loopback_cannot_be_reached(probe_rootfs: Path, port: str) -> None:
     done = fastns.run(
         ["/probe", "--connect", port], spec=Spec(rootfs=probe_rootfs), capture_output=True
     )
     assert done.stderr.split()[-1] == b"ECONNREFUSED"
-    # The control: in the host's network namespace the same connection is made.
+    # The control: in the host's network namespace it connects.
     spec = Spec(rootfs=probe_rootfs, network="host")
     done = fastns.run(["/probe", "--connect", port], spec=spec, capture_output=True)
     assert done.stdout == b"connected\n"
 
 
-def test_abstract_sockets_are_the_namespaces(debian_rootfs: Path) -> None:
+def test_abstract_sockets_belong_to_the_namespace(debian_rootfs: Path) -> None:
     name = f"fastns-test-{os.getpid()}"
     code = f"import socket; socket.socket(socket.AF_UNIX).connect('\\0{name}'); print('connected')"
     with socket.socket(socket.AF_UNIX) as server:
@@ -72,7 +72,7 @@ def test_abstract_sockets_are_the_namespaces(debian_rootfs: Path) -> None:
     assert outcomes[1].stdout == "connected\n"
 
 
-def test_two_listen_on_one_port(probe_rootfs: Path) -> None:
+def test_two_sandboxes_listen_on_the_same_port(probe_rootfs: Path) -> None:
     spec = Spec(rootfs=probe_rootfs, capabilities=["NET_BIND_SERVICE"])
     both = [
         fastns.spawn(["/probe", "--listen", "80"], spec=spec, stdin=fastns.PIPE, stdout=fastns.PIPE)
@@ -96,8 +96,8 @@ def test_joined_through_the_network_field(other: fastns.Sandbox, probe_rootfs: P
     assert (caught.value.stage, caught.value.errno) == ("setns", errno.ENOENT)
 
 
-def test_without_rights_over_the_hosts(bash_rootfs: Path) -> None:
-    """A user namespace has no rights over a network namespace it does not own."""
+def test_no_rights_over_the_hosts_network(bash_rootfs: Path) -> None:
+    """A user namespace gives no rights over a network namespace that it does not own."""
     spec = Spec(rootfs=bash_rootfs, network="host", namespaces={"user": "new"})
     done = fastns.run(
         ["ip", "link", "add", "fastns-dummy", "type", "dummy"],

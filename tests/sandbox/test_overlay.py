@@ -1,4 +1,4 @@
-"""overlay=True, a layer that is dropped with the sandbox; and mounts of type overlay."""
+"""overlay=True, a layer that disappears with the sandbox; and mounts of type overlay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastns import Mount, SpawnError, Spec, SpecError
 
 
 def tree(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Every name below with its kind, mode, times and content: any change shows."""
+    """Kind, mode, times and content of everything below, to detect any change."""
     found = {}
     for path in (root, *root.rglob("*")):
         st = path.lstat()
@@ -29,8 +29,7 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def test_the_lower_layer_is_unchanged(bash_rootfs: Path) -> None:
-    """New, changed and removed files and directories are seen inside, and nothing of them
-    afterwards."""
+    """Changes are visible inside, and gone afterwards."""
     before = tree(bash_rootfs)
     script = (
         "echo new > /new; mkdir -p /home/deep; echo more >> /etc/hosts; rm /etc/hostname;"
@@ -44,7 +43,7 @@ def test_the_lower_layer_is_unchanged(bash_rootfs: Path) -> None:
     assert "new" not in names
 
 
-def test_two_do_not_see_each_other(bash_rootfs: Path) -> None:
+def test_two_layers_are_separate(bash_rootfs: Path) -> None:
     with (
         inside.dialogue(bash_rootfs, overlay=True) as one,
         inside.dialogue(bash_rootfs, overlay=True) as two,
@@ -56,8 +55,8 @@ def test_two_do_not_see_each_other(bash_rootfs: Path) -> None:
         assert one("cat /mark /etc/hosts") == "one\none\n"
 
 
-def test_its_parts_are_out_of_reach(bash_rootfs: Path) -> None:
-    """The upper directory is on no mount of the sandbox."""
+def test_the_parts_of_an_overlay_are_out_of_reach(bash_rootfs: Path) -> None:
+    """The upper directory is not in any mount of the sandbox."""
     out = inside.shell(bash_rootfs, "mount; echo x > /seen; ls /", overlay=True)
     assert sum("overlay" in line for line in out.splitlines()) == 1
     for name in ("upper", "lower", "work", "scratch"):
@@ -65,7 +64,7 @@ def test_its_parts_are_out_of_reach(bash_rootfs: Path) -> None:
 
 
 def test_read_only_over_an_overlay(bash_rootfs: Path) -> None:
-    """Mount points are made in it, and then it is read-only."""
+    """It becomes read-only after mount points are made in it."""
     mounts = [Mount("/made/for/this", type="tmpfs")]
     fields: dict[str, Any] = {"overlay": True, "read_only": True, "mounts": mounts}
     out = inside.shell(bash_rootfs, "echo x > /made/for/this/f; cat /made/for/this/f", **fields)
@@ -78,7 +77,7 @@ def test_read_only_over_an_overlay(bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "5:6"])
 def test_with_a_range_of_ids(probe_rootfs: Path, user: str) -> None:
-    """The layers are made by an id of the range: any other cannot create files there."""
+    """The layer's directories must belong to an id of the range to be writable inside."""
     spec = Spec(rootfs=probe_rootfs, overlay=True, user=user, **inside.ranges())
     assert fastns.run(["/true"], spec=spec).returncode == 0
     made = fastns.run(["/probe", "--write", "/tmp/x", "x"], spec=spec)
@@ -86,7 +85,7 @@ def test_with_a_range_of_ids(probe_rootfs: Path, user: str) -> None:
 
 
 def test_with_one_id(probe_rootfs: Path) -> None:
-    """As every unprivileged caller has it."""
+    """Every unprivileged caller has one id."""
     spec = Spec(rootfs=probe_rootfs, overlay=True, namespaces={"user": "new"})
     assert fastns.run(["/probe", "--write", "/new", "x"], spec=spec).returncode == 0
     assert not (probe_rootfs / "new").exists()
@@ -107,7 +106,7 @@ def test_many_at_once(probe_rootfs: Path) -> None:
     assert tree(probe_rootfs) == before
 
 
-def test_it_needs_a_rootfs() -> None:
+def test_overlay_needs_a_rootfs() -> None:
     with pytest.raises(SpecError, match="rootfs") as caught:
         Spec(overlay=True)
     assert caught.value.field == "overlay"
@@ -141,8 +140,9 @@ def test_layers_read_only(bash_rootfs: Path, base: Path) -> None:
         inside.shell(bash_rootfs, "echo x > /mnt/new", mounts=mounts)
 
 
-def test_an_upper_layer_of_the_callers_own(bash_rootfs: Path, base: Path) -> None:
-    """The host's owners count, so uid 0 of a range is nobody there."""
+def test_an_upper_layer_of_the_caller(bash_rootfs: Path, base: Path) -> None:
+    """Its files have the host's owners, so root needs the host's ids: uid 0 of a range is
+    nobody."""
     fields: dict[str, Any] = {"namespaces": {"user": "host"}} if support.is_root() else {}
     more = [f"upperdir={base / 'upper'}", f"workdir={base / 'work'}"]
     if not support.is_root():
@@ -161,7 +161,7 @@ def _make_removable(work: Path) -> None:
         os.chmod(path, 0o700)
 
 
-def test_a_layer_that_is_missing(probe_rootfs: Path, base: Path) -> None:
+def test_a_missing_layer(probe_rootfs: Path, base: Path) -> None:
     plan = fastns.compile(Spec(rootfs=probe_rootfs, mounts=[layers(base, "nothing")]))
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=plan)

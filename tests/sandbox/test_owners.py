@@ -1,5 +1,5 @@
-"""Owners of files in binds of root's sandboxes: kept where the file system can, else nobody, as
-with noidmap. Also where a user is told which."""
+"""Owners of files in binds of root's sandboxes. They are kept if the file system can be idmapped.
+Otherwise, and with noidmap, root's files belong to nobody. Dry runs and errors say which."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WRITE = "echo made >/mnt/made && mkdir /mnt/dir && stat -c '%u %g' /mnt/made /mn
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("more", [{}, {"overlay": True}, {"capabilities": ["SYS_ADMIN"]}], ids=str)
-def test_a_volume_is_the_callers_inside(
+def test_a_volume_keeps_its_owners(
     busybox_rootfs: Path, volume: Path, way: str, more: dict[str, Any]
 ) -> None:
     for options in ([], ["rbind"], ["idmap"]):
@@ -61,8 +61,8 @@ def test_a_volume_is_the_callers_inside(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_not_with_noidmap(busybox_rootfs: Path, volume: Path, way: str) -> None:
-    """The control: the host's ids are nobody then."""
+def test_noidmap_makes_roots_files_nobodys(busybox_rootfs: Path, volume: Path, way: str) -> None:
+    """The control of the test above."""
     for name, code in (("closed", LIST), ("shared", WRITE)):
         mounts = [Mount("/mnt", source=volume / name, options=["rbind", "noidmap"])]
         with runner(way, rootfs=busybox_rootfs, mounts=mounts) as run:
@@ -73,8 +73,8 @@ def test_not_with_noidmap(busybox_rootfs: Path, volume: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_without_a_rootfs_the_volume_alone(volume: Path, way: str) -> None:
-    """Everything else of the host belongs to nobody inside, by the same path and by others."""
+def test_without_a_rootfs_only_the_volume_keeps_its_owners(volume: Path, way: str) -> None:
+    """Other files of the host belong to nobody, and so does the volume by its host path."""
     mounts = [Mount("/mnt", source=volume / "closed")]
     with runner(way, mounts=mounts) as run:
         assert sh(run, "cat /mnt/file") == (0, "of root\n")
@@ -102,16 +102,16 @@ def test_on_the_command_line(busybox_rootfs: Path, volume: Path) -> None:
     assert "'idmap' and 'noidmap' exclude each other" in done.stderr
 
 
-# ---- which it is ----
+# ---- which of the two ----
 
 
 def steps(*mounts: Mount, **fields: Any) -> list[str]:
-    """The lines of a dry run on binds at /mnt and below."""
+    """The lines of a dry run about binds at /mnt and below."""
     plan = fastns.compile(Spec(mounts=mounts, **fields))
     return [line.partition(" ")[2] for line in plan.describe() if "] /mnt" in line]
 
 
-def test_a_dry_run_says_which(busybox_rootfs: Path, volume: Path) -> None:
+def test_a_dry_run_says_whether_owners_are_kept(busybox_rootfs: Path, volume: Path) -> None:
     box = {"rootfs": busybox_rootfs}
     kept = steps(Mount("/mnt", source=volume), **box)
     assert kept == [f"/mnt bind from {volume} (owners kept)"]
@@ -128,7 +128,7 @@ def test_a_dry_run_says_which(busybox_rootfs: Path, volume: Path) -> None:
 
 
 def test_a_missing_target_is_made_in_a_plain_bind(busybox_rootfs: Path, volume: Path) -> None:
-    """The caller makes it, who is nobody in an idmapped tree."""
+    """The caller makes it, and in an idmapped tree the caller is nobody."""
     mounts = (
         Mount("/mnt", source=volume),
         Mount("/mnt/a", source=volume / "shared", options=["X-mount.mkdir"]),
@@ -171,8 +171,8 @@ attempt(f"{base}/closed", "true", cwd="/mnt")
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
-def test_plain_where_the_file_system_cannot(busybox_rootfs: Path, volume: Path, way: str) -> None:
-    """A volume on ramfs, and one with a ramfs below it: all of it is plain then."""
+def test_a_volume_that_cannot_be_idmapped(busybox_rootfs: Path, volume: Path, way: str) -> None:
+    """A volume on ramfs, and one with a ramfs below it, which makes all of it plain."""
     out = script(PLAIN, str(busybox_rootfs), str(volume), way).splitlines()
     assert out[:4] == [
         "(plain: ramfs cannot be idmapped)",
@@ -209,7 +209,7 @@ for options in (["rbind"], ["rbind", "idmap"]):
 """
 
 
-def test_one_that_is_idmapped_already(busybox_rootfs: Path, volume: Path) -> None:
+def test_a_volume_that_is_idmapped_already(busybox_rootfs: Path, volume: Path) -> None:
     out = script(IDMAPPED, str(busybox_rootfs), str(volume)).splitlines()
     why = "it is idmapped already, or belongs to another user namespace)"
     assert out == [f"plain: {why}", "65534", f"fails: {why}", f"mount {errno.EPERM}"]
@@ -223,7 +223,7 @@ def test_an_error_says_that_a_bind_is_plain(
     (volume / "closed" / "deep").mkdir()
     for options, words in ((["noidmap"], "the bind at /mnt is plain (it has noidmap)"), ([], "")):
         mounts = [Mount("/mnt", source=volume / "closed", options=options)]
-        user = "0:0" if words else "7:7"  # the control: it is closed to another user in any case
+        user = "0:0" if words else "7:7"  # the control: uid 7 may not enter it in any case
         spec = Spec(rootfs=busybox_rootfs, mounts=mounts, cwd=cwd, user=user)
         with Template(spec) as template, pytest.raises(SpawnError) as caught:
             _ = template.run(["true"]) if way == "template" else fastns.run(["true"], spec=spec)

@@ -47,7 +47,7 @@ FOR_ROOT = ("host's ids", "another user", "init, another user")
 
 
 def killed(root: Path, call: str, fields: dict[str, Any], sandboxes: int = 1) -> list[int]:
-    """The sandboxes that are left after their caller was killed. They are ended here."""
+    """Kill the caller. Return the sandboxes that survive it, and kill them."""
     mark = marker()
     args = [sys.executable, "-c", CALLER, str(root), mark, call, repr(fields)]
     with subprocess.Popen(args, stdout=subprocess.DEVNULL) as caller:
@@ -71,17 +71,17 @@ def test_it_ends_with_the_caller(probe_rootfs: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["run", "batch"])
-def test_so_do_those_of_a_run(probe_rootfs: Path, call: str) -> None:
+def test_sandboxes_of_run_and_run_batch_end_with_the_caller(probe_rootfs: Path, call: str) -> None:
     fields = {"die_with_parent": True}
     assert killed(probe_rootfs, call, fields, 4 if call == "batch" else 1) == []
 
 
-def test_it_does_not_by_itself(probe_rootfs: Path) -> None:
+def test_by_default_it_survives_the_caller(probe_rootfs: Path) -> None:
     assert len(killed(probe_rootfs, "spawn", {})) == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--init"], ["--max-output", "1m"]])
-def test_on_the_command_line_it_always_does(probe_rootfs: Path, flags: list[str]) -> None:
+def test_the_command_line_always_sets_it(probe_rootfs: Path, flags: list[str]) -> None:
     mark = marker()
     args = [sys.executable, "-m", "fastns", "run", *flags, "--rootfs", str(probe_rootfs)]
     with subprocess.Popen([*args, "--", "/probe", "--sleep", mark]) as caller:
@@ -90,7 +90,7 @@ def test_on_the_command_line_it_always_does(probe_rootfs: Path, flags: list[str]
     assert eventually(lambda: not marked(mark))
 
 
-def test_a_template_takes_it(probe_rootfs: Path) -> None:
+def test_a_template_accepts_the_field(probe_rootfs: Path) -> None:
     """A Template does not need it."""
     with fastns.Template(Spec(rootfs=probe_rootfs, die_with_parent=True)) as template:
         assert "parent_death" not in str(template)

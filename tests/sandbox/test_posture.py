@@ -1,5 +1,5 @@
-"""Every sandbox is the same, in each of thousands and in each way of starting: nothing may depend
-on a race, a pool or an earlier sandbox."""
+"""Thousands of sandboxes in each way of starting are the same: nothing depends on a race, a pool or
+an earlier sandbox."""
 
 import json
 import os
@@ -22,7 +22,7 @@ KINDS = {"pid", "mnt", "uts", "ipc", "net", "cgroup"}
 
 
 def plain(report: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs anyway: numbers of inodes, mounts and devices."""
+    """The report without what always differs: numbers of inodes, mounts and devices."""
     kept = {name: value for name, value in report.items() if name not in VARY}
     host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in report["namespaces"]}
     kept["namespaces"] = sorted(
@@ -62,7 +62,7 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
     else:
         options = {"parked": {"parked": 4}, "pooled": {"netns_pool": 8}}.get(way, {})
         with Template(spec, **options) as template:
-            if way == "parked":  # one at a time: a batch starts its own
+            if way == "parked":  # one at a time: a batch uses no parked sandboxes
                 while len(found) < SPAWNS:
                     done = template.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
                     found.append(plain(json.loads(done.stdout)))
@@ -72,7 +72,7 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
 
 
 def expected_limits() -> dict[str, list[int]]:
-    """The caller's, and of some the default or half of the caller's."""
+    """The caller's limits, except a few, which have the default or half of the caller's."""
     names = {name for name in dir(resource) if name.startswith("RLIMIT_")} - {"RLIMIT_OFILE"}
     found = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
     for limit in DEFAULT_RLIMITS:
@@ -88,7 +88,7 @@ def expected_limits() -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> None:
+def test_thousands_of_reports_are_the_same(way: str, probe_rootfs: Path) -> None:
     spec = Spec(rootfs=probe_rootfs, init=way == "init")
     first, *others = reports(way, spec)
     for number, other in enumerate(others, 1):
@@ -106,7 +106,7 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
     assert first["uid_map"].split()[::2] == ["0", "65536" if root else "1"]
     if root:
         assert first["dev"]["shm"][2:4] == (0, 0)
-        assert first["dev"]["null"][1:4] == (0o666, 65534, 65534)  # everybody's
+        assert first["dev"]["null"][1:4] == (0o666, 65534, 65534)  # owned by nobody
     assert (first["pid"], first["ppid"]) == ((2, 1) if init else (1, 0))
     assert first["sid"] == first["pgid"] == (2 if init else 1) or init
     assert first["proc_pids"] == ([1, 2] if init else [1])
@@ -124,7 +124,7 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
     assert int(first["personality"], 16) == 0
     assert int(first["oom_score_adj"]) >= 0
     assert {line.rpartition(":")[2] for line in first["cgroup"].splitlines()} == {"/"}
-    assert first["keyring"] == "EPERM"  # test_keyring.py: it is its own
+    assert first["keyring"] == "EPERM"  # that it has its own: test_keyring.py
     assert first["signals"] == {"blocked": [], "ignored": [], "caught": []}
     assert list(first["interfaces"]) == ["lo"]
     assert first["queues"] == []
@@ -138,7 +138,7 @@ def test_each_of_thousands_is_like_the_first(way: str, probe_rootfs: Path) -> No
 
 
 def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:
-    """The control: with one defence off each of these is another report."""
+    """The control: with one defence off the report differs."""
     with Template(Spec(rootfs=probe_rootfs)) as template:
         base = template.run(["/probe"], capture_output=True)
     usual = plain(json.loads(base.stdout))

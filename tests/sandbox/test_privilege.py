@@ -1,4 +1,4 @@
-"""What a sandbox may do: no capabilities, no new privileges, a session of its own."""
+"""A sandbox has no capabilities, gains no privileges, and has a session of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_there_are_no_capabilities(busybox_rootfs: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_those_that_are_given_are_there_and_no_others(busybox_rootfs: Path, way: str) -> None:
+def test_only_the_specs_capabilities(busybox_rootfs: Path, way: str) -> None:
     with runner(way, rootfs=busybox_rootfs, capabilities=["net_raw", "CAP_SYS_TIME"]) as go:
         found = status(go)
     assert {int(found[name], 16) for name in SETS} == {1 << 13 | 1 << 25}
@@ -59,7 +59,7 @@ def test_those_that_are_given_are_there_and_no_others(busybox_rootfs: Path, way:
 def test_a_user_namespace_that_owns_its_mounts_can_change_them(
     busybox_rootfs: Path, way: str, root_is_locked: bool
 ) -> None:
-    """As SECURITY.md says. With root's range of ids they are locked: see test_range.py."""
+    """See SECURITY.md. With root's range of ids they are locked (test_range.py)."""
     given: dict[str, Any] = {"read_only": True, "capabilities": ["SYS_ADMIN"]}
     with runner(way, rootfs=busybox_rootfs, **given) as go:
         mask = go(["umount", "/proc/sys"], capture_output=True)
@@ -70,7 +70,7 @@ def test_a_user_namespace_that_owns_its_mounts_can_change_them(
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("init", [False, True])
-def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bool) -> None:
+def test_another_user_keeps_capabilities_through_the_exec(busybox_rootfs: Path, init: bool) -> None:
     given = {"capabilities": ["NET_RAW"], "user": "5:6", "init": init}
     with runner("direct" if not init else "init", rootfs=busybox_rootfs) as go:
         assert int(status(go)["CapEff"], 16) == 0
@@ -80,9 +80,11 @@ def test_another_user_keeps_them_through_the_exec(busybox_rootfs: Path, init: bo
 
 
 @pytest.mark.parametrize("way", ["init", "user-init"])
-def test_the_reaper_has_none_when_the_command_looks(probe_rootfs: Path, way: str) -> None:
-    """Looked at immediately, and often, because another process gives them up than the one that
-    executes."""
+def test_the_reaper_has_no_capabilities_when_the_command_starts(
+    probe_rootfs: Path, way: str
+) -> None:
+    """The reaper drops them, and another process executes the command: the command must not be
+    first. So it looks at once, and often."""
     own = {"namespaces": {"user": "new"}} if way == "user-init" else {}
     plan = fastns.compile(Spec(rootfs=probe_rootfs, init=True, capabilities=["NET_RAW"], **own))
     for _ in range(200):
@@ -124,7 +126,7 @@ def test_no_program_gains_anything(busybox_rootfs: Path, tmp_path: Path, kind: s
     spec |= {"no_new_privileges": False}
     if kind == "setuid":
         assert fastns.run(args, spec=Spec(**spec), capture_output=True).stdout == gained
-    else:  # without the bounding set there is nothing to gain either way: outside there is
+    else:  # inside, the empty bounding set prevents it too: the control runs outside
         inside = ["chroot", "--userspec=5:5", str(root), *args]
         mounted = f"mount -t proc proc {root}/proc && exec {' '.join(inside)}"
         command = ["unshare", "-m", "sh", "-c", mounted]
@@ -146,7 +148,7 @@ print(fastns.run(["true"], spec=fastns.Spec(rootfs=sys.argv[1])).returncode)
 
 
 @pytest.mark.as_root
-def test_who_lacks_one_cannot_give_it(busybox_rootfs: Path) -> None:
+def test_a_caller_cannot_give_a_capability_that_it_lacks(busybox_rootfs: Path) -> None:
     command = ["setpriv", "--bounding-set=-sys_time", sys.executable, "-c", GIVE]
     done = subprocess.run([*command, str(busybox_rootfs)], capture_output=True, text=True)
     assert done.stdout == f"capabilities {errno.EPERM} capabilities True\n0\n", done.stderr
@@ -154,7 +156,7 @@ def test_who_lacks_one_cannot_give_it(busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, way: str) -> None:
-    """kill(0) signals the process group, in which the caller is too unless a sandbox leaves it."""
+    """kill(0) signals the sender's process group, so a sandbox must not be in the caller's."""
     with runner(way, rootfs=busybox_rootfs) as go:
         before = signal.signal(signal.SIGUSR1, lambda *_: reached.append(1))
         reached: list[int] = []
@@ -165,7 +167,7 @@ def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, w
     assert not reached
 
 
-def test_its_session_is_its_own(busybox_rootfs: Path) -> None:
+def test_a_sandbox_has_its_own_session(busybox_rootfs: Path) -> None:
     for init in (False, True):
         spec = Spec(rootfs=busybox_rootfs, init=init)
         with fastns.spawn(["sleep", "60"], spec=spec, stdin=fastns.DEVNULL) as sandbox:
@@ -173,7 +175,7 @@ def test_its_session_is_its_own(busybox_rootfs: Path) -> None:
             sandbox.kill()
 
 
-def test_a_capability_that_does_not_exist() -> None:
+def test_an_unknown_capability() -> None:
     for wrong in (["NET_RAVE"], ["CAP_"], [""]):
         with pytest.raises(fastns.SpecError) as caught:
             Spec(capabilities=wrong)

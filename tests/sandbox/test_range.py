@@ -1,5 +1,5 @@
-"""The user namespace with a range of ids that root's sandboxes have: who they are outside, what
-they own, and that the caller loses nothing."""
+"""The user namespace with a range of ids in which root's sandboxes run: their ids outside, the
+owners of files, and no harm to the caller."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PR_GET_DUMPABLE = 3
 
 @pytest.fixture
 def root(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root of the test's own, with a file that only its owner may read."""
+    """A copy of the root, with a file that only its owner may read."""
     path = support.copy_tree(busybox_rootfs, public_dir / "range-root")
     (path / "secret").write_text("of root\n")
     (path / "secret").chmod(0o600)
@@ -43,7 +43,7 @@ def root(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def volume(public_dir: Path) -> Iterator[Path]:
-    """A directory of the host with a file that only root may read, and one of a user."""
+    """A directory of the host with a file that only root may read, and a user's file."""
     path = public_dir / "range-volume"
     path.mkdir()
     (path / "secret").write_text("of the host\n")
@@ -60,16 +60,16 @@ def sh(run: Any, code: str) -> tuple[int, str]:
 
 
 def first() -> tuple[int, int]:
-    """uid and gid outside of 0:0 inside."""
+    """The host's uid and gid for 0:0 inside."""
     return userns.range_of_root()[:2]
 
 
-# ---- who it is ----
+# ---- ids and owners ----
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 @pytest.mark.parametrize("user", ["0:0", "7:8"])
-def test_who_it_is_outside(root: Path, way: str, user: str) -> None:
+def test_ids_outside(root: Path, way: str, user: str) -> None:
     spec = Spec(rootfs=root, user=user, init=way == "init")
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -110,7 +110,7 @@ def test_files_of_the_root_keep_their_owners(root: Path, way: str, overlay: bool
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_made_for_it_is_its_own(root: Path, way: str) -> None:
+def test_files_made_for_the_sandbox_belong_to_its_root(root: Path, way: str) -> None:
     fields: dict[str, Any] = {
         "rootfs": root,
         "overlay": True,
@@ -130,8 +130,8 @@ def test_what_is_made_for_it_is_its_own(root: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, HOSTS, {"init": True}, {**HOSTS, "init": True}], ids=str)
-def test_pipes_are_for_who_runs_there(root: Path, fields: dict[str, Any]) -> None:
-    """A process that cannot open a pipe again has no /dev/stderr."""
+def test_pipes_belong_to_the_sandboxes_user(root: Path, fields: dict[str, Any]) -> None:
+    """Opening /dev/stderr opens the pipe again, which takes the right to do so."""
     words = ["sh", "-c", "read -r line </dev/stdin; echo $line >/dev/stdout; echo x >/dev/stderr"]
     spec = Spec(rootfs=root, user="7:8", **fields)
     done = fastns.run(words, spec=spec, input=b"in\n", capture_output=True)
@@ -144,7 +144,7 @@ def test_pipes_are_for_who_runs_there(root: Path, fields: dict[str, Any]) -> Non
 # ---- which range ----
 
 FREE = userns.FIRST
-LISTED = {  # entries for uids and for gids, and where each begins then
+LISTED = {  # subuid entries, subgid entries -> the first uid and gid of the range
     "root's own": ("other:100:65536\nroot:300000:65536\n", "root:500000:70000\n", 300000, 500000),
     "by number": ("0:300000:65536\n", "0:300000:65536\n", 300000, 300000),
     "second of two": ("root:9000:10\nroot:300000:65536\n", "root:500000:65536\n", 300000, 500000),
@@ -169,7 +169,7 @@ for way in ("direct", "init", "template"):
 
 @pytest.mark.parametrize("case", LISTED)
 def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
-    """Files mounted over /etc/subuid and /etc/subgid that only this process' children see."""
+    """In a mount namespace with other files over /etc/subuid and /etc/subgid."""
     uids, gids, first_uid, first_gid = LISTED[case]
     (tmp_path / "subuid").write_text(uids)
     (tmp_path / "subgid").write_text(gids)
@@ -183,12 +183,12 @@ def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
     assert [Path(path).read_bytes() for path in userns.FILES] == before
 
 
-# ---- what it is not ----
+# ---- no rights outside ----
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_files_of_the_host_are_out_of_reach(volume: Path, root: Path, way: str) -> None:
-    """In the host's own directories, and in a plain bind. Each has a control."""
+    """In the host's own directories and in a plain bind. Each case has a control."""
     plain = Mount("/mnt", source=volume, options=["noidmap"])
     attempts = {
         "hosts directories": ({}, "cat /etc/shadow"),
@@ -215,8 +215,8 @@ def test_a_bind_that_keeps_owners(root: Path, volume: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["direct", "init"])
-def test_signals_and_traces_end_at_its_ids(root: Path, way: str) -> None:
-    """Among the host's processes it has no rights."""
+def test_no_rights_over_the_hosts_processes(root: Path, way: str) -> None:
+    """The control: with the host's ids the signal kills the process."""
     with subprocess.Popen(["sleep", "60"]) as victim:
         code = f"kill -9 {victim.pid} 2>&1; cat /proc/{victim.pid}/environ 2>&1"
         namespaces = {"pid": "host"}
@@ -234,7 +234,7 @@ def test_signals_and_traces_end_at_its_ids(root: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_target_is_made_in_the_root(root: Path, volume: Path, way: str) -> None:
-    """By the caller, who is nobody in a tree that shows other owners."""
+    """The caller makes it in the plain tree: in an idmapped one the caller is nobody."""
     mounts = [
         Mount("/a/b", source=volume, options=["X-mount.mkdir"]),
         Mount("/c/file", source=volume / "secret", options=["X-mount.mkdir"]),
@@ -248,8 +248,8 @@ def test_a_target_is_made_in_the_root(root: Path, volume: Path, way: str) -> Non
     assert {(root / path).stat().st_uid for path in ("a", "a/b", "c/file", "d/e")} == {0}
 
 
-def test_not_through_what_is_mounted_there(root: Path, volume: Path) -> None:
-    """The same path in the tree without the idmap would be another place."""
+def test_no_target_is_made_below_an_idmapped_mount(root: Path, volume: Path) -> None:
+    """A target below a mount is not made: the caller would make it in the directory underneath."""
     (root / "mnt" / "sub").mkdir()
     mounts = [
         Mount("/mnt", source=volume, options=["idmap"]),
@@ -267,7 +267,7 @@ def test_not_through_what_is_mounted_there(root: Path, volume: Path) -> None:
     assert not list((volume / "sub").iterdir())
 
 
-# ---- in every surrounding ----
+# ---- with other features ----
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_not_through_what_is_mounted_there(root: Path, volume: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
-def test_it_goes_with_all_else(root: Path, fields: dict[str, Any], init: bool) -> None:
+def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: bool) -> None:
     if init and "pid" in fields.get("namespaces", {}):
-        return  # a reaper is pid 1
+        return  # init needs a pid namespace of its own
     spec = Spec(rootfs=root, init=init, **fields)
     done = fastns.run(["sh", "-c", "id -u; cat /secret"], spec=spec, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.id_map) == (0, "0\nof root\n", "range"), done.stderr
@@ -309,7 +309,7 @@ def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
 
 
 def test_joined_by_path(root: Path) -> None:
-    """What `exec` into a sandbox consists of, with its user namespace and without."""
+    """What an `exec` into a sandbox does, with its user namespace and without."""
     with fastns.spawn(["sleep", "60"], spec=Spec(rootfs=root, hostname="other")) as other:
         kinds = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net"}
         for names in (kinds, {**kinds, "user": "user"}):
@@ -324,7 +324,7 @@ def test_joined_by_path(root: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
-    """They have no rights over anything else: what the host has mounted is locked."""
+    """They give no rights over anything else: the host's mounts are locked."""
     given = {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "read_only": True, "hostname": "before"}
     host = os.uname().nodename
     with runner(way, rootfs=root, **given) as run:
@@ -345,21 +345,21 @@ def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
     assert os.uname().nodename == host
 
 
-def test_capabilities_by_the_hosts_ids_do_more(root: Path) -> None:
-    """The control."""
+def test_capabilities_with_the_hosts_ids_do_more(root: Path) -> None:
+    """The control of the test above."""
     given = {"capabilities": ["SYS_ADMIN"], "read_only": True, **HOSTS}
     with runner("direct", rootfs=root, **given) as run:
         assert sh(run, "mount -o remount,rw / && umount /tmp && echo done")[1] == "done\n"
 
 
-def test_a_range_of_its_own_is_as_before(root: Path) -> None:
+def test_explicit_mappings_replace_the_range(root: Path) -> None:
     ids = [IDMapping(0, 100000, 1000)]
     spec = Spec(rootfs=root, uid_mappings=ids, gid_mappings=ids)
     done = fastns.run(["sh", "-c", "id -u; stat -c %u /bin"], spec=spec, capture_output=True)
     assert (done.stdout, done.id_map) == (b"0\n65534\n", "parent")
 
 
-# ---- what fails ----
+# ---- failures ----
 
 
 def test_a_file_system_that_cannot_show_other_owners(public_dir: Path, root: Path) -> None:
@@ -425,8 +425,8 @@ def test_a_failure_in_the_exec_program(
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
-def test_a_late_op_that_fails_is_counted_on(root: Path, init: bool) -> None:
-    """The op index is the plan's, though another process ran the op."""
+def test_the_op_index_of_a_late_op(root: Path, init: bool) -> None:
+    """The op index counts the plan's ops, whichever process ran them."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["capset"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOANO}],
@@ -441,7 +441,7 @@ def test_a_late_op_that_fails_is_counted_on(root: Path, init: bool) -> None:
 
 
 def test_no_namespace_can_be_made(root: Path) -> None:
-    """Caused by a map that the kernel refuses, so that no limit of the host has to be changed."""
+    """Provoked with a map that the kernel refuses, so that the host's limits stay as they are."""
     plan = fastns.compile(Spec(rootfs=root))
     assert plan.ids is not None
     uid, gid, _size = plan.ids
@@ -454,8 +454,8 @@ def test_no_namespace_can_be_made(root: Path) -> None:
     assert fastns.run(["true"], spec=plan).returncode == 0
 
 
-def test_limits_are_those_of_the_whole(root: Path) -> None:
-    """cgroups are entered before the namespace."""
+def test_limits_apply_with_a_range(root: Path) -> None:
+    """The sandbox enters its cgroups before the user namespace."""
     spec = Spec(rootfs=root, memory="64m", pids_limit=20, cpu_time=10)
     for fields in ({}, {"init": True}):
         plan = fastns.compile(Spec(**{**vars(spec), **fields}))
@@ -470,7 +470,7 @@ def test_limits_are_those_of_the_whole(root: Path) -> None:
 
 
 def test_the_caller_is_unharmed(root: Path) -> None:
-    """After thousands of starts in each way, and by many threads."""
+    """After thousands of starts by several threads."""
     libc = ctypes.CDLL(None)
     plans = [fastns.compile(Spec(rootfs=root, network="host", user=user)) for user in ("0", "7:8")]
     fastns.run(["true"], spec=plans[0])
@@ -492,8 +492,8 @@ def test_the_caller_is_unharmed(root: Path) -> None:
     assert support.host_change(before) == []
 
 
-def test_one_namespace_a_process(root: Path) -> None:
-    """Made once, whatever the spec; a forked caller has the same."""
+def test_one_user_namespace_per_process(root: Path) -> None:
+    """Made once, whatever the spec. A forked caller uses the same one."""
     code = """
 def space(**fields):
     spec = fastns.Spec(rootfs=sys.argv[1], **fields)
@@ -513,12 +513,12 @@ found.add(os.read(read, 100).decode())
 os.close(read); os.close(write)
 print(len(found), fds() == before)
 os.closerange(3, 100)
-print(space() in found, space() == space())  # another part of the process closed its fd
+print(space() in found, space() == space())  # its fd was closed, so a new one is made
 """
     assert script(code, str(root)).splitlines() == ["1 True", "False True"]
 
 
-def test_what_a_range_is_called(root: Path) -> None:
+def test_a_range_in_the_plan(root: Path) -> None:
     plan = fastns.compile(Spec(rootfs=root))
     uid, gid = first()
     assert f"id_map: range uids 0 {uid} 65536, gids 0 {gid} 65536" in plan.describe()

@@ -1,5 +1,5 @@
-"""Root's sandboxes with capabilities when something is missing: the right to trace, which joining
-their namespaces takes, or a further namespace within the limit."""
+"""Root's sandboxes with capabilities if something is missing: the right to trace (CAP_SYS_PTRACE),
+or a further namespace within the limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DROP = """
 import ctypes, struct
 def drop(capability):
     libc = ctypes.CDLL(None)
-    assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP, or an exec gives it again
+    assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP: an exec would restore it
     header, sets = struct.pack("Ii", 0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0
     for i in (0, 1, 2):
@@ -27,7 +27,7 @@ def drop(capability):
 
 
 def test_capabilities_without_the_right_to_trace(probe_rootfs: Path) -> None:
-    """As root in some containers. The error says what is missing, where the kernel only says
+    """So is root in some containers. The error names the capability; the kernel's is a plain
     EPERM."""
     code = """
 from fastns import Spec, Template
@@ -49,7 +49,7 @@ def every_way():
         spec = Spec(**given, init=init)
         tell("direct", lambda args: fastns.run(args, spec=spec))
     tell("template", by_template)
-drop(20)  # CAP_SYS_PACCT: any other
+drop(20)  # CAP_SYS_PACCT, as an example of another capability
 every_way()
 drop(19)  # CAP_SYS_PTRACE
 every_way()
@@ -72,7 +72,7 @@ every_way()
     ]
 
 
-# ---- namespaces that cannot be made there ----
+# ---- namespaces that cannot be made ----
 
 START = """
 import atexit, ctypes
@@ -110,9 +110,11 @@ WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
         ("cgroup", "unshare"),
     ],
 )
-def test_no_room_for_a_namespace(probe_rootfs: Path, kind: str, code: str, way: str) -> None:
-    """The limit is that of the range's user namespace only. When it is raised, the sandbox
-    starts."""
+def test_the_limit_on_namespaces_is_reached(
+    probe_rootfs: Path, kind: str, code: str, way: str
+) -> None:
+    """Only the limit in the range's user namespace is lowered. After it is raised again, the
+    sandbox starts."""
     test = f"""
 space = fastns._core.user_namespace(fastns.compile(fastns.Spec()).ids, b"")
 def limit(number):
@@ -135,7 +137,7 @@ print(start())
 @pytest.mark.parametrize("call", ["clone", "unshare"])
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_call_that_is_refused(probe_rootfs: Path, call: str, init: bool) -> None:
-    """In the process in between, or in the caller on its behalf."""
+    """Whether the hop process or the caller makes the call."""
     way = "init" if init else "direct"
     out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way, "own_namespaces")
     assert out.splitlines() == [f"unshare {errno.ENOANO} False"] * 3

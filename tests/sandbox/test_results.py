@@ -1,5 +1,5 @@
-"""Every result of a system call is checked. The compiler enforces it, and the errno of a failing
-call is the error of the start, at its stage, with nothing left behind."""
+"""Every result of a system call is checked. The compiler enforces that. A failing call makes the
+start fail with its errno and stage, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SNIPPETS = {
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_the_compiler_refuses_a_result_that_is_not_looked_at(
+def test_the_compiler_refuses_an_ignored_result(
     tmp_path: Path, compiler: str, snippet: str
 ) -> None:
     if shutil.which(compiler) is None:
@@ -49,7 +49,7 @@ def test_the_compiler_refuses_a_result_that_is_not_looked_at(
 
 
 def test_no_result_is_cast_away() -> None:
-    """clang accepts that."""
+    """clang would accept that."""
     for source in CSRC.rglob("*.[ch]"):
         assert "(void)fns_" not in source.read_text(), source
 
@@ -71,7 +71,7 @@ def start():
         return fastns.run_batch([["/true"]] * 3, spec=plan)[0]
     return fastns.run(["/true"], spec=plan)
 def fail():
-    states = [] if template else [(fds(), children())]  # a connection to the server is kept
+    states = [] if template else [(fds(), children())]  # a template's connection is kept
     for _ in range(2):
         try:
             print(start().returncode)
@@ -96,10 +96,10 @@ def test_a_server_that_cannot_start_says_why(probe_rootfs: Path, call: str) -> N
     assert out.splitlines() == [f"helper {errno.ENOANO}"] * 2
 
 
-def test_a_server_lives_on_when_there_is_no_room(probe_rootfs: Path) -> None:
-    """A stack without its guard page is an error."""
+def test_a_server_survives_a_failed_mprotect(probe_rootfs: Path) -> None:
+    """A stack whose guard page cannot be protected is an error."""
     code = f"""
-fastns.run(["/true"], spec=plan)  # the caller's own stacks are there
+fastns.run(["/true"], spec=plan)  # the caller has its own stacks now
 hide(MPROTECT, {errno.ENOANO})
 template.__enter__()
 server = template._server.pid
@@ -115,13 +115,13 @@ print(template._server.pid == server)
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
 def test_a_batch_without_epoll_pwait2(probe_rootfs: Path, error: int) -> None:
-    """Linux 5.11 has it; filters of containers may not know it."""
+    """It is missing before Linux 5.11, and some containers' filters refuse it."""
     out = without("epoll_pwait2", error, START + "fail()", str(probe_rootfs), "batch")
     assert out.splitlines() == ["0", "0"]
 
 
 def strace(inject: str, code: str, *args: str) -> str:
-    """The stdout of `code`, while strace(1) injects failures."""
+    """The stdout of `code` while strace(1) injects failures."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     trace = ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
@@ -130,7 +130,7 @@ def strace(inject: str, code: str, *args: str) -> str:
 
 
 def test_an_fd_that_cannot_be_closed_is_not_left_open(probe_rootfs: Path) -> None:
-    """One below those that are passed on, which another call of close_range is for."""
+    """An fd below the passed ones, which needs a separate close_range()."""
     code = """
 low, high = os.open("/etc/passwd", os.O_RDONLY), 50
 os.set_inheritable(low, True)
@@ -148,7 +148,7 @@ except fastns.SpawnError as error:
 
 @pytest.mark.as_root
 @WAYS
-def test_who_makes_namespaces_is_killed(probe_rootfs: Path, way: str) -> None:
+def test_the_process_that_makes_namespaces_is_killed(probe_rootfs: Path, way: str) -> None:
     code = START.replace("init=way", 'capabilities=["NET_ADMIN"], init=way')
     code += "if template: template.__enter__()\nfail()"
     out = strace("unshare:signal=KILL:when=1", code, str(probe_rootfs), way)
@@ -161,7 +161,7 @@ def test_who_makes_namespaces_is_killed(probe_rootfs: Path, way: str) -> None:
 @pytest.mark.parametrize(
     "error", [errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.EBUSY, errno.ENOSPC, errno.EMFILE]
 )
-def test_a_passing_failure_of_a_limit_is_not_the_specs(
+def test_a_transient_failure_to_set_a_limit_is_a_spawn_error(
     monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     def fail(path: str, text: str) -> None:
@@ -174,7 +174,9 @@ def test_a_passing_failure_of_a_limit_is_not_the_specs(
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ERANGE, errno.ENODEV])
-def test_a_value_that_is_refused_is(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_a_value_that_the_kernel_refuses_is_a_spec_error(
+    monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
     def fail(path: str, text: str) -> None:
         raise OSError(error, "said the kernel", path)
 

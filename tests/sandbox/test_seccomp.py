@@ -1,4 +1,4 @@
-"""The filter from a program's point of view, in every way of starting."""
+"""The filter as a program experiences it, in every way of starting."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
 WAYS = ("direct", "init", "template", "parked")
-WALL = 0x40000000  # wait(2): __WALL, also children that send no SIGCHLD
+WALL = 0x40000000  # __WALL of wait(2): children that send no SIGCHLD too
 CALLS = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +32,7 @@ CALLS = r"""
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* argv: numbers of system calls, each followed by two arguments; says the errno of each. */
+/* argv: numbers of system calls, each followed by two arguments. Prints the errno of each. */
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IONBF, 0);
@@ -60,7 +60,7 @@ int main(void)
 }
 """
 SEVEN = r"""
-/* One call, exit. */
+/* A program whose only system call is exit. */
 __attribute__((used)) void begin(void) { __asm__ volatile("syscall" : : "a"(60), "D"(7)); }
 """
 # call, two arguments, errno with the filter, errno without it (None: not tried)
@@ -138,7 +138,7 @@ def test_calls_in_every_way_of_starting(way: str, programs: Path) -> None:
 
 
 def test_unconfined_calls_reach_the_kernel(programs: Path) -> None:
-    """The control of the table."""
+    """The control of the table TRIED."""
     tried = [row for row in TRIED if row[5] is not None]
     with runner("direct", rootfs=programs, seccomp="unconfined") as run:
         found = errnos(run, tried)
@@ -152,11 +152,11 @@ def test_a_call_of_another_architecture_ends_the_process(way: str, programs: Pat
     assert (done.returncode, done.cause) == (-signal.SIGSYS, "seccomp")
     with runner(way, rootfs=programs, seccomp="unconfined") as run:
         done = run(["/int80"])
-    assert done.cause in ("exited", "signaled")  # where the kernel has no i386: SIGSEGV
+    assert done.cause in ("exited", "signaled")  # SIGSEGV if the kernel lacks i386
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_profile_of_ones_own(way: str, programs: Path, tmp_path: Path) -> None:
+def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
@@ -175,7 +175,7 @@ def test_a_profile_of_ones_own(way: str, programs: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
-    """Loaded while the process still has the right to, also if the ids change."""
+    """It is loaded before the process gives up the right to, even if its ids change."""
     for user in ("0:0", "5:5") if support.is_root() and way in ("direct", "init") else ("0:0",):
         fields: dict[str, Any] = {"rootfs": programs, "no_new_privileges": False, "user": user}
         with runner(way, **fields) as run:
@@ -184,7 +184,7 @@ def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_capabilities_open_their_calls(way: str, programs: Path) -> None:
+def test_a_capability_permits_its_calls(way: str, programs: Path) -> None:
     tried = [("unshare NEWUSER", 272, 0x08000000, 0, 0, None), TRIED[4]]
     with runner(way, rootfs=programs, capabilities=["SYS_ADMIN"]) as run:
         found = errnos(run, tried)
@@ -216,8 +216,10 @@ OF_THE_HOST = {"namespaces": {"user": "host"}}
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_profile_has_to_allow(way: str, fields: dict[str, Any], programs: Path) -> None:
-    """In addition to what the command needs: its execution, and the signal mask."""
+def test_the_calls_that_a_profile_must_allow(
+    way: str, fields: dict[str, Any], programs: Path
+) -> None:
+    """Beside those of the command: execve, and rt_sigprocmask to restore the signal mask."""
     needed = ["execve", "rt_sigprocmask", "exit"]
     for names, code in ((needed, 7), (needed[1:], -signal.SIGSYS)):
         allowed = {"names": names, "action": "SCMP_ACT_ALLOW"}
@@ -227,8 +229,9 @@ def test_what_a_profile_has_to_allow(way: str, fields: dict[str, Any], programs:
 
 
 @pytest.mark.parametrize("number", [0, errno.EPERM])
-def test_a_profile_that_refuses_what_the_program_needs(number: int) -> None:
-    """It has closed its fds by then. One that stays open would keep the caller waiting."""
+def test_a_profile_that_refuses_fcntl_does_not_hang_the_caller(number: int) -> None:
+    """The program closes its fds before it loads the filter. An fd that stays open would keep the
+    caller waiting."""
     rule = {"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "errnoRet": number}
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
     fields = OF_THE_HOST if support.is_root() else {}
@@ -239,9 +242,9 @@ def test_a_profile_that_refuses_what_the_program_needs(number: int) -> None:
         assert late.value.wall_time < 30
 
 
-def test_a_signal_is_not_taken_for_the_filter(programs: Path) -> None:
-    """SIGSYS sent by the caller."""
-    host = {"pid": "host"}  # pid 1 of a namespace would not take it
+def test_sigsys_from_the_caller_is_not_the_filters(programs: Path) -> None:
+    """The cause of a sandbox that the caller sent SIGSYS is "signaled"."""
+    host = {"pid": "host"}  # the kernel drops it for pid 1 of a namespace
     spec = Spec(namespaces=host)
     with fastns.spawn(["sleep", "60"], spec=spec) as sandbox:
         sandbox.send_signal(signal.SIGSYS)
@@ -249,8 +252,8 @@ def test_a_signal_is_not_taken_for_the_filter(programs: Path) -> None:
         assert sandbox.cause == "signaled"
 
 
-def test_where_no_filter_can_be_loaded() -> None:
-    """A filter around the caller's own processes refuses seccomp(2)."""
+def test_no_filter_can_be_loaded() -> None:
+    """A filter around the caller refuses seccomp(2)."""
     code = """
 import fastns
 for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"])):
@@ -262,9 +265,8 @@ for make in (lambda: fastns.Template().run(["true"]), lambda: fastns.run(["true"
     assert without("seccomp", 38, code).splitlines() == ["seccomp 38"] * 2
 
 
-def test_where_the_memory_for_filters_is_used_up() -> None:
-    """An errno without a name outside the kernel. An outer filter returns it as the kernel
-    would."""
+def test_the_memory_for_filters_is_used_up() -> None:
+    """ENOTSUPP has no name outside the kernel. Here an outer filter returns it."""
     code = """
 import fastns
 try:
@@ -279,7 +281,7 @@ except fastns.SpawnError as error:
     assert "net.core.bpf_jit_limit" in hint
 
 
-def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
+def test_the_filter_on_the_command_line(programs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(programs)]
     unshare = words(272, 0x10000000, 0)
     for flags, expected in (([], "1"), (["--security-opt", "seccomp=unconfined"], "0")):
@@ -291,9 +293,8 @@ def test_the_filter_in_the_command(programs: Path, tmp_path: Path) -> None:
     assert (done.returncode, status["cause"]) == (128 + signal.SIGSYS, "seccomp")
 
 
-def test_the_same_filter_once_for_all(programs: Path) -> None:
-    """The server loads most of the default filter. Both parts are there, and a profile is loaded
-    whole."""
+def test_a_template_loads_the_filter_in_two_parts(programs: Path) -> None:
+    """The server loads most of the default filter, and each sandbox loads the rest."""
     with Template(Spec(rootfs=programs)) as template:
         plan = template._plan
     first, rest = seccomp.build_parts(setid=False)
@@ -302,8 +303,8 @@ def test_the_same_filter_once_for_all(programs: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_set_id_files_where_nothing_of_the_hosts_can_be_written(way: str, programs: Path) -> None:
-    """As package managers do."""
+def test_set_id_files_if_the_host_is_out_of_reach(way: str, programs: Path) -> None:
+    """Package managers make them. They are harmless if no file of the host can be written."""
     chmod = words(90, 0, 0o4755)
     for fields, expected in (
         ({}, errno.EPERM),
@@ -318,16 +319,17 @@ def test_set_id_files_where_nothing_of_the_hosts_can_be_written(way: str, progra
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("more", [{}, {"landlock": {"write": ["/"]}}])
-def test_a_filter_of_its_own_by_who_may(way: str, more: Any, programs: Path) -> None:
-    """CAP_SYS_ADMIN allows it: the call gets as far as the filter's address, which is invalid."""
+def test_a_filter_of_its_own_with_sys_admin(way: str, more: Any, programs: Path) -> None:
+    """With CAP_SYS_ADMIN the call fails only at the filter's address, which is invalid."""
     given: dict[str, Any] = {"rootfs": programs, "capabilities": ["SYS_ADMIN"], **more}
     with runner(way, **given) as run:
         found = errnos(run, [("seccomp", 317, 1, 0, 0, None), ("prctl", 157, 22, 2, 0, None)])
     assert (found["seccomp"], found["prctl"]) == (errno.EFAULT, errno.EFAULT)
 
 
-def test_children_are_not_left_to_the_caller(programs: Path) -> None:
-    """In its own pid namespace a program cannot anyway. 0x8000 is CLONE_PARENT."""
+def test_clone_parent_is_refused(programs: Path) -> None:
+    """It would leave a child to the caller. In a new pid namespace the kernel refuses it anyway.
+    0x8000 is CLONE_PARENT."""
     spec: dict[str, Any] = {"rootfs": programs, "namespaces": {"pid": "host"}}
     args = ["/calls", *words(56, 0x8000, 0)]
     before = children(os.getpid(), False)

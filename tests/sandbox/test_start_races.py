@@ -1,4 +1,4 @@
-"""What can happen to a start from outside: a fork in another thread, a kill in the middle."""
+"""Starts disturbed from outside: by forks in other threads, kills, signals and reused pids."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def script(body: str, fields: str) -> list[str]:
 
 
 @pytest.mark.parametrize("fields", WAYS)
-def test_a_fork_in_another_thread_does_not_hold_a_start_up(probe_rootfs: Path, fields: str) -> None:
-    """The forked process has a copy of every fd, so the end of a pipe cannot signal the exec."""
+def test_forks_in_another_thread_do_not_delay_starts(probe_rootfs: Path, fields: str) -> None:
+    """A forked process has a copy of every fd, so EOF on a pipe does not tell of the exec."""
     done = subprocess.run(
         [*script(FORKS, fields), str(probe_rootfs)],
         check=True,
@@ -81,9 +81,8 @@ print("children:", len(children()))
 
 @pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
 @pytest.mark.parametrize("fields", WAYS[2:])
-def test_who_clones_the_sandbox_is_killed(probe_rootfs: Path, fields: str, when: int) -> None:
-    """The hop process is killed when it is about to pass the pidfd on: nobody else knows of the
-    sandbox."""
+def test_the_hop_process_is_killed(probe_rootfs: Path, fields: str, when: int) -> None:
+    """It is killed before it sends the pidfd, when no other process knows of the sandbox."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     inject = f"inject=sendmsg:signal=KILL:when={when}"
@@ -120,7 +119,7 @@ while len(got) <= 100 or len(results) <= 100:
 over.set()
 for thread in threads:
     thread.join()
-while len(os.listdir("/proc/self/task")) > 1:  # join() does not wait for the last of a thread
+while len(os.listdir("/proc/self/task")) > 1:  # a thread may outlive its join() a little
     time.sleep(0.01)
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 print(set(results) <= {0, -signal.SIGINT}, children)
@@ -128,8 +127,8 @@ print(set(results) <= {0, -signal.SIGINT}, children)
 
 
 @pytest.mark.parametrize("fields", WAYS)
-def test_a_signal_to_the_group_ends_no_start_half_way(probe_rootfs: Path, fields: str) -> None:
-    """Ctrl-C reaches the whole group. The caller handles it. The command may die of it and is
+def test_a_signal_to_the_process_group(probe_rootfs: Path, fields: str) -> None:
+    """Ctrl-C reaches the whole group. The caller handles it, and the command may die of it and is
     reaped as usual. The processes that set it up ignore it."""
     done = subprocess.run(
         [*script(SIGNALS, fields), str(probe_rootfs)],
@@ -160,9 +159,9 @@ os.kill(other, signal.SIGKILL)
 
 
 @pytest.mark.as_root
-def test_a_pid_that_is_another_process_by_now_is_left_alone(probe_rootfs: Path) -> None:
-    """Without a pid namespace of its own a sandbox is killed by its pids, as far as its pidfd says
-    that it is there."""
+def test_kill_all_leaves_a_reused_pid_alone(probe_rootfs: Path) -> None:
+    """Without a pid namespace of its own a sandbox is killed by its pids, but only while its pidfd
+    says that it is alive."""
     command = script(REUSED, ", namespaces={'pid': 'host'}")
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", *command, str(probe_rootfs)],

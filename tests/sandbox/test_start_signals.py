@@ -1,5 +1,5 @@
-"""Signals that reach a start in the middle: SIGCONT, which a shell's `fg`, coreutils' `timeout` and
-`systemctl stop` send to whole groups."""
+"""SIGCONT during a start. A shell's `fg`, coreutils' `timeout` and `systemctl stop` send it to
+whole groups of processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import support
 WAYS = pytest.mark.parametrize("way", ["direct", "init", "template", "parked", "spawn", "batch"])
 CAPABILITIES = pytest.mark.parametrize("capabilities", [[], ["SYS_ADMIN"]], ids=["none", "some"])
 
-# What each sandbox sees of its namespaces, compared with what the caller has.
+# Compares each sandbox's namespaces with the caller's.
 STARTS = """
 import json, os, sys
 import fastns
@@ -85,7 +85,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-# With a uts namespace as well, so that the host's name is not at risk.
+# A uts namespace protects the host's name.
 APART = ["unshare", "--uts", "--pid", "--fork", "--mount-proc"]
 if not support.is_root():
     APART += ["--user", "--map-root-user"]
@@ -93,12 +93,13 @@ if not support.is_root():
 
 @WAYS
 @CAPABILITIES
-def test_a_start_that_is_told_to_continue(
+def test_a_start_during_a_storm_of_sigcont(
     probe_rootfs: Path, way: str, capabilities: list[str]
 ) -> None:
-    """Every process of a pid namespace is, all the time; on one CPU, which makes races last longer.
+    """All processes of a pid namespace get the signal all the time, on one CPU, where races last
+    longer.
 
-    Without capabilities nothing is made by a process in between: the control."""
+    The control is a start without capabilities, which needs no hop process."""
     run(
         [*APART, sys.executable, "-c", STORM],
         probe_rootfs,

@@ -1,4 +1,4 @@
-"""Time limits, kill(), Ctrl-C and the caller's end also affect stopped processes."""
+"""Time limits, kill(), Ctrl-C and the caller's end work on stopped processes too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired
 
 
 class Alarm(BaseException):
-    """Like a KeyboardInterrupt, from a signal that nobody else sends."""
+    """Like KeyboardInterrupt, but raised by SIGALRM, which only these tests send."""
 
 
 @contextmanager
 def alarm(seconds: float = 0.3) -> Iterator[None]:
-    """Raise Alarm in the block, unless the block ends before."""
+    """Raise Alarm in the block after this time, unless the block ends before."""
 
     def ring(*_: object) -> None:
         raise Alarm
@@ -49,7 +49,7 @@ def template(probe_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Tem
 
 
 def state(pid: int) -> str:
-    """As ps(1) shows it: T is stopped; gone: -."""
+    """The state that ps(1) shows, such as T for stopped, or "-" if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except OSError:
@@ -67,7 +67,7 @@ SLEEP = ["/probe", "--sleep", "300"]
 # ---- a template's server ----
 
 
-def test_time_limits_hold(template: Template) -> None:
+def test_time_limits_while_the_server_is_stopped(template: Template) -> None:
     neighbour = template.spawn(SLEEP)
     server = server_pid(template)
     for timeout in (0.05, 0.5):
@@ -83,8 +83,8 @@ def test_time_limits_hold(template: Template) -> None:
     assert neighbour.wait() == -signal.SIGKILL
 
 
-def test_what_it_is_asked_for_is_done(template: Template) -> None:
-    """Whoever waits for it continues it."""
+def test_a_stopped_server_is_continued(template: Template) -> None:
+    """A caller that waits for its reply sends it SIGCONT."""
     sandbox, other = template.spawn(["/true"]), template.spawn(SLEEP)
     server = server_pid(template)
     assert eventually(lambda: state(sandbox.pid) in "-Z")
@@ -102,8 +102,8 @@ def test_what_it_is_asked_for_is_done(template: Template) -> None:
     assert server_pid(template) == server
 
 
-def test_one_that_is_stopped_whenever_it_goes_on(template: Template) -> None:
-    """Then it is killed with all its sandboxes, and the next start gets another server."""
+def test_a_server_that_is_stopped_again_and_again(template: Template) -> None:
+    """It is killed with all its sandboxes, and the next start gets another server."""
     neighbour = template.spawn(SLEEP)
     server, done = server_pid(template), threading.Event()
     pidfd = os.pidfd_open(server)
@@ -133,8 +133,8 @@ def test_one_that_is_stopped_whenever_it_goes_on(template: Template) -> None:
     assert template.run(["/true"]).returncode == 0
 
 
-def test_it_stops_no_other_thread(template: Template) -> None:
-    """Whoever waits for it has released the GIL."""
+def test_other_threads_run_while_the_server_is_stopped(template: Template) -> None:
+    """A thread that waits for the server has released the GIL."""
     stop(server_pid(template))
     waiter = threading.Thread(target=lambda: template.spawn(["/true"]).wait())
     waiter.start()
@@ -145,8 +145,8 @@ def test_it_stops_no_other_thread(template: Template) -> None:
     assert ticks > 10
 
 
-def test_its_control_socket_is_full(template: Template) -> None:
-    """More connections are requested than it has accepted. Each waits for its turn."""
+def test_a_stopped_servers_control_socket_is_full(template: Template) -> None:
+    """More connections are requested than fit into the socket. Each request waits its turn."""
     server = template._server
     assert server is not None
     stop(server.pid)
@@ -155,11 +155,11 @@ def test_its_control_socket_is_full(template: Template) -> None:
     assert template._server is server
 
 
-# ---- a sandbox of it ----
+# ---- a template's other processes ----
 
 
 @pytest.mark.parametrize("way", ["run", "spawn"])
-def test_ctrl_c_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path, way: str) -> None:
+def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) -> None:
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         server = server_pid(template)
         assert eventually(lambda: len(children(server)) == 1)
@@ -172,7 +172,7 @@ def test_ctrl_c_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path, way: s
         assert server_pid(template) == server
 
 
-def test_a_time_limit_where_a_sandbox_made_ahead_is_stopped(probe_rootfs: Path) -> None:
+def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> None:
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         assert eventually(lambda: len(children(server_pid(template))) == 1)
         stop(children(server_pid(template))[0])
@@ -188,7 +188,7 @@ def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str
         for helper in children(server, False):
             stop(helper)
         waits = template.pool_usage().waits
-        while template.pool_usage().waits == waits:  # until there is none left
+        while template.pool_usage().waits == waits:  # until the pool is empty
             if way == "time limit":
                 with suppress(TimeoutExpired):
                     template.run(["/true"], timeout=0.3)
@@ -225,15 +225,15 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])
-def test_nothing_outlives_a_caller_that_was_killed(probe_rootfs: Path, where: str) -> None:
-    """Whichever thread of the caller has started the server, and with everything stopped."""
+def test_no_process_outlives_a_killed_caller(probe_rootfs: Path, where: str) -> None:
+    """Whichever thread of the caller started the server, and with all processes stopped."""
     mark = marker()
     args = [sys.executable, "-c", CALLER, str(probe_rootfs), mark, where]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as caller:
         assert caller.stdout is not None
-        server = int(caller.stdout.readline())  # it is there, though that thread is not
+        server = int(caller.stdout.readline())  # alive although the thread has ended
         pidfd = os.pidfd_open(server)
-        assert eventually(lambda: len(children(server)) == 3)  # two are made ahead
+        assert eventually(lambda: len(children(server)) == 3)  # two are parked
         for pid in (server, *children(server), *children(server, False)):
             stop(pid)
         caller.kill()
@@ -249,9 +249,9 @@ def test_nothing_outlives_a_caller_that_was_killed(probe_rootfs: Path, where: st
 
 # ---- starts without a template ----
 
-# A pid 1 cannot stop itself.
+# It hangs instead of stopping, because a pid 1 cannot stop itself.
 HANGING_PROGRAM = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
-# Where the program is read.
+# fastns finds its program beside _core.
 ELSEWHERE = """
 import sys
 from fastns import _core
@@ -289,26 +289,26 @@ for call in (lambda: fastns.run(["true"], spec=spec), lambda: fastns.spawn(["tru
 
 @pytest.fixture(scope="module")
 def hanging_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a program that does nothing, for ever."""
+    """A directory with a program that sleeps for ever in place of fastns' own."""
     place = tmp_path_factory.mktemp("program")
     (place / "program.c").write_text(HANGING_PROGRAM)
     support.compile_static(place / "program.c", place / "_program")
     return place
 
 
-def test_a_time_limit_where_the_program_hangs(hanging_program: Path) -> None:
+def test_a_time_limit_while_the_program_hangs(hanging_program: Path) -> None:
     out = script(TIMED, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["TimeoutExpired [] True"] * 2
 
 
-def test_ctrl_c_where_the_program_hangs(hanging_program: Path) -> None:
+def test_ctrl_c_while_the_program_hangs(hanging_program: Path) -> None:
     out = script(GIVEN_UP, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["given up [] True"] * 5
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_sandbox_that_is_stopped(probe_rootfs: Path, init: bool) -> None:
-    """Its first process: the command, or its reaper."""
+    """The first process is stopped: the command, or the reaper."""
     spec = Spec(rootfs=probe_rootfs, init=init)
     with fastns.spawn(SLEEP, spec=spec) as sandbox:
         stop(sandbox.pid)

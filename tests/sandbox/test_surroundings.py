@@ -1,5 +1,5 @@
-"""The hints of starts that fail because of the caller's surroundings: without a /proc, in a
-container."""
+"""The hints of starts that fail because of the caller's environment: without /proc, or in a
+sandbox."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for namespaces in ({}, {"user": "new"}):
 
 
 def test_without_a_proc() -> None:
-    """Ids are mapped by writing there; newuidmap has nothing to do with it."""
+    """Ids are mapped by writing to /proc. The hint must not blame newuidmap."""
     words = [] if support.is_root() else ["-U", "-r"]
     hide = 'umount -l /proc 2>/dev/null || mount -t tmpfs none /proc; exec "$@"'
     command = ["unshare", "-m", *words, "sh", "-c", hide, "sh", sys.executable, "-c", START]
@@ -42,7 +42,7 @@ def test_without_a_proc() -> None:
 
 
 def nested(**fields: Any) -> list[str]:
-    """The result of START in a sandbox."""
+    """The lines that START prints in a sandbox."""
     code = "import sys, fastns; print(sys.prefix, sys.base_prefix, fastns.__file__, sep='\\n')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     prefix, base, module = found.stdout.split()
@@ -64,7 +64,8 @@ def nested(**fields: Any) -> list[str]:
 
 
 def test_in_a_sandbox() -> None:
-    """A sysctl is not the reason. The hint names the outer filter, then what is masked."""
+    """The hint names the outer seccomp filter, then the capability, then the masked paths. It does
+    not blame a sysctl."""
     open_calls = {"seccomp": "unconfined"}
     for line in nested():
         assert "seccomp=unconfined" in line

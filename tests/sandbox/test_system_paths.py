@@ -1,4 +1,4 @@
-"""What a sandbox cannot see or change in /proc and /sys, in every way of starting."""
+"""Masked and read-only paths of /proc and /sys, in every way of starting."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ done
 
 
 def started(way: str, **fields: Any) -> Any:
-    """Like runner(), with two more ways: an overlay, directly and from a template."""
+    """Like runner(), and also with an overlay, directly or from a template."""
     if way in ("overlay", "layers"):
         return runner("direct" if way == "overlay" else "template", overlay=True, **fields)
     return runner(way, **fields)
@@ -47,7 +47,7 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
     assert set(found.values()) <= {"0", "missing"}, found
     there = {path for path in MASKED_PATHS if os.path.exists(path)}
     assert {path for path, size in found.items() if size == "0"} == there
-    # The control: some of them have something to show.
+    # The control: without masks some of them have content.
     with started(way, rootfs=bash_rootfs, masked_paths=[]) as run:
         shown = look(run, MASKED_PATHS)
     assert any(size not in ("0", "missing", "refused") for size in shown.values()), shown
@@ -55,8 +55,8 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
-    """Not by uid 0 either. A sysctl of its own network namespace is harmless to try; in a user
-    namespace it takes a capability."""
+    """Not even by uid 0. The test writes to a sysctl of the sandbox's own network namespace, which
+    is harmless but in a user namespace takes a capability."""
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
     with started(way, **fields) as run:
@@ -68,7 +68,7 @@ def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
         points = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts.splitlines()}
         for path in READONLY_PATHS:
             assert not os.path.exists(path) or points[path] == "ro"
-        # Taking it away needs what nobody has here.
+        # Undoing that needs CAP_SYS_ADMIN.
         for command in ("umount /proc/sys", "mount -o remount,rw /proc/sys", "umount /proc"):
             assert run(["sh", "-c", command], capture_output=True).returncode != 0
     with started(way, **fields, readonly_paths=[]) as run:
@@ -76,7 +76,7 @@ def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_paths_of_ones_own(way: str, bash_rootfs: Path) -> None:
+def test_paths_of_the_spec(way: str, bash_rootfs: Path) -> None:
     fields = {
         "rootfs": bash_rootfs,
         "masked_paths": ["/etc", "/etc/nothing", "/nothing/at/all"],
@@ -88,14 +88,14 @@ def test_paths_of_ones_own(way: str, bash_rootfs: Path) -> None:
     assert [line for line in done.stdout.splitlines() if ":" not in line] == ["0", "/run"]
 
 
-def test_none_without_the_default_mounts(bash_rootfs: Path) -> None:
+def test_without_default_mounts_no_path_is_masked(bash_rootfs: Path) -> None:
     spec = Spec(rootfs=bash_rootfs, default_mounts=False, mounts=[Mount("/proc", type="proc")])
     done = fastns.run(["cat", "/proc/mounts"], spec=spec, capture_output=True, text=True)
     assert [line.split()[1] for line in done.stdout.splitlines()][1:] == ["/proc"]
 
 
-def test_with_the_namespaces_of_the_host(bash_rootfs: Path) -> None:
-    """/proc and /sys are the host's own, bound."""
+def test_with_the_hosts_namespaces(bash_rootfs: Path) -> None:
+    """/proc and /sys are binds of the host's."""
     spec = Spec(rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host")
     with runner("direct", rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host") as run:
         assert set(look(run, MASKED_PATHS).values()) <= {"0", "missing"}
@@ -104,9 +104,9 @@ def test_with_the_namespaces_of_the_host(bash_rootfs: Path) -> None:
     assert "Read-only file system" in done.stderr
 
 
-def test_a_proc_that_is_not_one_is_refused(bash_rootfs: Path, tmp_path: Path) -> None:
-    """The directory is exchanged for another between the mount and the masks, which would then miss
-    it."""
+def test_a_directory_that_replaces_proc_is_refused(bash_rootfs: Path, tmp_path: Path) -> None:
+    """/proc is exchanged with another directory between the mount and the masks, which would then
+    mask the wrong one."""
     root = support.copy_tree(bash_rootfs, tmp_path / "root")
     (root / "other").mkdir()
     spec = Spec(rootfs=root, network="host")
@@ -134,7 +134,7 @@ import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.unshare(0x20000) == 0
 assert libc.mount(b"none", b"/", None, 0x4000 | 1 << 18, None) == 0
-if len(sys.argv) > 2:  # a /proc that is none, with files of these names
+if len(sys.argv) > 2:  # a tmpfs instead of /proc, with files of these names
     assert libc.mount(b"tmpfs", b"/proc", b"tmpfs", 0, b"") == 0
     os.mkdir("/proc/self")
     for name in ("setgroups", "uid_map", "gid_map"):
@@ -152,24 +152,24 @@ if len(sys.argv) > 2:
 
 
 @pytest.mark.as_root
-def test_what_is_written_to_proc_is_written_to_proc(probe_rootfs: Path) -> None:
-    """CVE-2025-52881: a write to /proc that goes elsewhere looks successful."""
+def test_writes_to_proc_check_that_it_is_proc(probe_rootfs: Path) -> None:
+    """CVE-2025-52881: a write that goes elsewhere would look successful."""
     assert script(REDIRECTED, str(probe_rootfs)) == "0\n"
     found, sizes = script(REDIRECTED, str(probe_rootfs), "elsewhere").splitlines()
     assert found == f"id_map {errno.EXDEV} /proc/self/setgroups write"
     assert sizes == "0 0 0"
 
 
-# ---- where uid 0 of the host may be a uid inside ----
+# ---- if uid 0 of the host is a uid inside ----
 
-MODE = "/proc/execdomains"  # nobody else reads it
+MODE = "/proc/execdomains"  # no other program reads it
 
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("user", ["host", "new"])
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
-    """The mode of a file in /proc is the same for the whole machine, so for other sandboxes too.
+    """All /proc mounts share the mode of a file in /proc, so a change would affect other sandboxes.
     The control is a /proc that the spec makes writable."""
     namespaces = {"user": user}
     code = f"chmod 440 {MODE}; mount -o remount,rw /proc; stat -c %a {MODE}"
@@ -184,13 +184,13 @@ def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
                 os.chmod(MODE, 0o444)
         assert (done.stdout, other.stdout) == (seen, seen), done.stderr
         assert ("Read-only file system" in done.stderr) == (not mounts)
-        assert "permission denied" in done.stderr  # the remount, in both
+        assert "permission denied" in done.stderr  # the remount fails in both cases
 
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
-    """In a user namespace of its own the devices are the host's, and so may be root."""
+    """With a new user namespace the devices are the host's, and uid 0 may be the host's root."""
     code = "echo x >/dev/null; chmod 666 /dev/null; touch /dev/zero; head -c 2 /dev/zero | wc -c"
     with runner(way, namespaces={"user": "new"}) as run:
         done = run(["sh", "-c", code], capture_output=True, text=True)
@@ -199,8 +199,9 @@ def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
 
 
 @pytest.mark.as_root
-def test_where_proc_and_sys_are_read_only() -> None:
-    """With the default user namespace the mode can be changed only where it does not matter."""
+def test_when_proc_is_read_only() -> None:
+    """It is read-only if an id inside is the host's uid 0, which could change modes, unless
+    capabilities need it writable."""
     maps = (IDMapping(0, 0, 10),)
     strangers = (IDMapping(0, 100000, 10),)
     cases: list[tuple[dict[str, Any], bool]] = [
@@ -220,7 +221,7 @@ def test_where_proc_and_sys_are_read_only() -> None:
         assert ("Read-only" in done.stderr) == closed
 
 
-def test_it_is_refused_to_mask_without_a_mount_namespace_of_its_own() -> None:
+def test_masking_needs_a_mount_namespace() -> None:
     for field in ("masked_paths", "readonly_paths"):
         with pytest.raises(fastns.SpecError, match=field):
             Spec(namespaces={"mount": "host"}, **{field: ["/usr"]})  # type: ignore[arg-type]

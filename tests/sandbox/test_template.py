@@ -1,4 +1,4 @@
-"""Template: sandboxes started by a server. They share nothing that they can write."""
+"""Template: sandboxes started by a server. They share nothing writable."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from fastns import (
 HOST_NET: dict[str, Any] = {"network": "host"}
 
 
-# Everything tested here holds for each way of making a template faster.
+# The tests run with each option that makes a template faster.
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "usual": ({}, {}),
     "plain": (HOST_NET, {"parked": 0}),
@@ -60,7 +60,7 @@ def template(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[T
 
 @pytest.fixture(params=MODES)
 def admin(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
-    """The same, with sandboxes that may mount and unmount."""
+    """A template whose sandboxes may mount and unmount."""
     fields, pools = MODES[request.param]
     spec = Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **fields)
     with Template(spec, **pools) as template:
@@ -79,13 +79,13 @@ def sh(template: Template, script: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("parked", [0, 2])
 def test_no_mount_namespace_stays_with_the_closer(busybox_rootfs: Path, parked: int) -> None:
-    """Mounts of ended sandboxes are taken down, however the two processes interleave."""
+    """The closer frees the mounts of ended sandboxes, however it and the server interleave."""
     with Template(Spec(rootfs=busybox_rootfs), parked=parked) as template:
         for _ in range(300):
             template.run(["true"])
         (closer,) = children(server_pid(template), of_its_own=False)
         fds = Path(f"/proc/{closer}/fd")
-        assert eventually(lambda: len(list(fds.iterdir())) == 1 + parked)  # its socket
+        assert eventually(lambda: len(list(fds.iterdir())) == 1 + parked)  # 1: its socket
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/run", "/dev/shm"])
@@ -94,7 +94,7 @@ def test_no_sandbox_sees_what_another_wrote(template: Template, place: str) -> N
     assert sh(template, f"ls -A {place}") == ""
 
 
-def test_nor_when_both_run(template: Template) -> None:
+def test_no_sandbox_sees_what_a_running_one_wrote(template: Template) -> None:
     with template.spawn(["sh", "-c", "echo 1 >/tmp/a; echo; read x"], stdin=-1, stdout=-1) as first:
         assert first.stdout is not None
         first.stdout.readline()
@@ -103,7 +103,7 @@ def test_nor_when_both_run(template: Template) -> None:
 
 
 def test_a_plain_bind_is_shared(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """The control: all sandboxes see what the caller mounts itself."""
+    """The control: all sandboxes see a directory that the caller mounts."""
     tmp_path.chmod(0o777)
     spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/mnt", source=str(tmp_path))], **HOST_NET)
     with Template(spec) as template:
@@ -128,8 +128,8 @@ def test_queues_and_shared_memory_are_fresh(bash_rootfs: Path) -> None:
         assert sh(template, "ipcs -q -m").count("\n0x") == 0
 
 
-def test_no_fd_and_no_process_of_the_server_is_in_reach(template: Template) -> None:
-    """With its fds a command could start sandboxes, or end them."""
+def test_the_servers_fds_and_processes_are_out_of_reach(template: Template) -> None:
+    """With the server's fds a command could start and end sandboxes."""
     listed = sh(template, "ls -l /proc/1/fd; kill -9 -1; ls -d /proc/[0-9]*")
     assert "socket:" not in listed
     assert "anon_inode" not in listed
@@ -151,31 +151,31 @@ def test_devices_and_files_are_read_only(busybox_rootfs: Path) -> None:
 BENEATH = "umount -l /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
 
 
-def test_what_lies_beneath_shows_no_other_sandbox(admin: Template) -> None:
-    """A sandbox with the right may unmount its own /proc. What is below shows nobody else's
-    processes."""
+def test_the_mounts_beneath_show_no_other_sandbox(admin: Template) -> None:
+    """A sandbox with CAP_SYS_ADMIN may unmount its own /proc. The mount below shows no other
+    sandbox's processes."""
     with admin.spawn(["sleep", "60"]) as other:
         assert "sleep" not in sh(admin, BENEATH + "; true")
         script = "umount /dev/shm /tmp && echo uncovered; touch /dev/shm/x 2>/dev/null && echo made"
-        # For root the host's mounts are locked. Otherwise the server's /proc appears.
+        # Root's sandboxes cannot unmount the server's mounts, which are locked. A user's can.
         assert sh(admin, script + "; true") == ("made\n" if support.is_root() else "uncovered\n")
         other.kill()
 
 
-def test_nothing_can_be_uncovered_without_that_right(template: Template) -> None:
+def test_nothing_can_be_unmounted_without_sys_admin(template: Template) -> None:
     script = "for place in /proc /tmp /dev/shm; do umount $place 2>/dev/null && echo $place; done"
     assert sh(template, script + "; true") == ""
 
 
 @pytest.mark.as_user
-def test_but_for_that_it_would_show_them(
+def test_without_hidepid_the_servers_proc_shows_other_sandboxes(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: the server's /proc, which a user namespace needs, with its default options."""
+    """The control: the server's /proc, which a user namespace needs, without hidepid."""
     plan = _core.Plan
 
     def shown(*, ops: Sequence[Op], **given: Any) -> _core.Plan:
-        """As the binding makes it, but without hidepid."""
+        """A plan like the binding's, but without hidepid."""
         kept = [Op(**{**vars(op), "data": None}) if op.data == b"hidepid=2" else op for op in ops]
         assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
         return plan(ops=tuple(kept), **given)
@@ -193,8 +193,8 @@ def test_but_for_that_it_would_show_them(
 def test_the_servers_program_is_out_of_reach(
     busybox_rootfs: Path, tmp_path: Path, command: str
 ) -> None:
-    """The link leads to the program until the command is executed. It is the same file for all
-    sandboxes, which could leave data for each other in its attributes."""
+    """/proc/self/exe leads to the program until the command is executed. All sandboxes share that
+    file, and could leave data for each other in its attributes."""
     root = support.copy_tree(busybox_rootfs, tmp_path / "root")
     script = root / "script"
     script.write_text("#!/proc/self/exe\n")
@@ -206,15 +206,15 @@ def test_the_servers_program_is_out_of_reach(
                 template.spawn([command])
             assert (caught.value.stage, caught.value.errno) == ("exec", errno.EACCES)
         assert sh(template, "echo fine") == "fine\n"
-    # The control: a direct start has a program there that can be executed.
+    # The control: in a direct start the program can be executed.
     assert run([command], spec=spec).returncode == 127
 
 
-def test_every_sandbox_is_pid_1_and_sees_itself_alone(template: Template) -> None:
+def test_every_sandbox_is_pid_1_and_sees_only_itself(template: Template) -> None:
     assert sh(template, "echo $$; set -- /proc/[0-9]*; echo $#") == "1\n1\n"
 
 
-# ---- the freedom of a spawn ----
+# ---- arguments of a start ----
 
 
 def test_arguments_environment_directory_and_streams(template: Template) -> None:
@@ -241,12 +241,12 @@ def test_a_long_argument(template: Template) -> None:
 
 
 def test_passed_fds_keep_their_numbers(template: Template) -> None:
-    """Among them the lowest numbers, which the server uses for itself."""
+    """Even the lowest numbers, which the server uses for its own fds."""
     pipes = [os.pipe() for _ in range(4)]
     try:
         fds = sorted(end[1] for end in pipes)
         script = "; ".join(f"echo {fd} >&{fd}" for fd in fds) + "; ls /proc/self/fd"
-        assert len(sh(template, script).split()) == 4  # the control: none is passed, and sh fails
+        assert len(sh(template, script).split()) == 4  # the control: without pass_fds sh fails
     except AssertionError as error:
         assert "ad file descriptor" in str(error)
     finally:
@@ -255,7 +255,7 @@ def test_passed_fds_keep_their_numbers(template: Template) -> None:
             assert sandbox.stdout is not None
             listed = set(sandbox.stdout.read().decode().split())
         assert set(map(str, [0, 1, 2, *fds])) <= listed
-        assert len(listed) == 3 + len(fds) + 1  # and that of ls itself
+        assert len(listed) == 3 + len(fds) + 1  # 1: the fd that ls uses
         for write, read in ends.items():
             os.close(write)
             assert os.read(read, 100).decode() == f"{write}\n"
@@ -274,7 +274,7 @@ def test_signals_and_timeouts(template: Template) -> None:
     assert sandbox.wait() == -signal.SIGKILL
 
 
-def test_limits_are_shares_of_the_callers_or_the_specs(busybox_rootfs: Path) -> None:
+def test_limits_are_half_of_the_callers_or_the_specs(busybox_rootfs: Path) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     share = min(1024, max(soft // 2, min(soft, 256)))
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET)) as template:
@@ -316,7 +316,7 @@ def test_a_failing_op_has_its_index(busybox_rootfs: Path) -> None:
     assert op.target == b"/missing"
 
 
-def test_a_root_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_root(tmp_path: Path) -> None:
     with pytest.raises(SpawnError) as caught:
         Template(Spec(rootfs=tmp_path / "missing")).spawn(["true"])
     assert (caught.value.stage, caught.value.errno) == ("rootfs", errno.ENOENT)
@@ -332,7 +332,7 @@ def test_a_root_that_is_missing(tmp_path: Path) -> None:
         ({"mounts": [Mount("/run/x", source="/srv")]}, "mounts"),
     ],
 )
-def test_what_a_template_cannot_have(fields: dict[str, Any], field: str) -> None:
+def test_specs_that_a_template_refuses(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(SpecError) as caught:
         Template(Spec(**fields))
     assert caught.value.field == field
@@ -346,13 +346,13 @@ def test_the_size_of_a_pool(pool: str, size: Any) -> None:
     assert caught.value.field == pool
 
 
-def test_a_pool_of_what_is_not_wanted() -> None:
+def test_a_pool_that_the_spec_does_not_need() -> None:
     with pytest.raises(SpecError) as caught:
         Template(Spec(**HOST_NET), netns_pool=1)
     assert caught.value.field == "netns_pool"
 
 
-# ---- many at once, and ends ----
+# ---- many at once, and the end ----
 
 
 def test_many_threads(template: Template) -> None:
@@ -429,7 +429,7 @@ def test_a_server_that_is_killed(template: Template) -> None:
     assert (caught.value.stage, caught.value.errno) == ("helper", errno.ECANCELED)
     assert gone(sandbox.pid)
     while template._server is not None and template._server.alive():
-        time.sleep(0.001)  # the kernel ends its other sandboxes first
+        time.sleep(0.001)  # a killed server ends after its sandboxes
     assert sh(template, "echo again") == "again\n"
     assert server_pid(template) != before
     assert gone(before)
@@ -438,7 +438,7 @@ def test_a_server_that_is_killed(template: Template) -> None:
 def test_servers_killed_at_any_instant(template: Template) -> None:
     over = threading.Event()
     killed = []
-    pauses = itertools.cycle((0.001, 0.003, 0.01, 0.03))  # the first may be too short for a run
+    pauses = itertools.cycle((0.001, 0.003, 0.01, 0.03))  # 1 ms may be too short for a run
 
     def kill() -> None:
         while not over.is_set():
@@ -480,8 +480,8 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("forks", [False, True])
-def test_the_callers_death_ends_all(busybox_rootfs: Path, forks: bool) -> None:
-    """Even if a process that it forked has copies of its sockets."""
+def test_a_template_ends_with_its_caller(busybox_rootfs: Path, forks: bool) -> None:
+    """Even if a process forked by the caller has copies of its sockets."""
     command = [
         sys.executable,
         "-W",
@@ -562,7 +562,7 @@ def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
 
 
 def test_an_unknown_argument_is_refused() -> None:
-    """A Template has its spec, and only a run can have a time limit."""
+    """A Template already has a spec, and a spawn has no time limit."""
     template: Any = Template()
     calls = (template.run, template.spawn, template.run_batch, template.spawn_batch)
     for call in calls:

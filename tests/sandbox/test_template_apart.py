@@ -1,4 +1,4 @@
-"""What a sandbox of a template cannot do to the caller, the server and other sandboxes."""
+"""A template's sandbox cannot harm the caller, the server or other sandboxes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ int main(int argc, char **argv)
             pthread_join(threads[i], 0);
         return 0;
     }
-    if (!strcmp(argv[1], "key")) /* of the session: added, or looked for */
+    if (!strcmp(argv[1], "key")) /* adds a key to the session keyring */
         return syscall(SYS_add_key, "user", "fastns-test", "x", 1, -3) < 0;
     return 2;
 }
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 
 @pytest.fixture(scope="module")
 def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the attacker, statically linked."""
+    """A root with the attacker."""
     root = support.copy_tree(busybox_rootfs, tmp_path_factory.mktemp("apart") / "root")
     source = root.parent / "attacker.c"
     source.write_text(ATTACKER)
@@ -66,7 +66,7 @@ def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS)
-def test_a_signal_to_its_group_reaches_nobody_else(root: Path, pools: dict[str, int]) -> None:
+def test_a_signal_to_its_group_reaches_no_other_process(root: Path, pools: dict[str, int]) -> None:
     with Template(Spec(rootfs=root, **HOST_NET), **pools) as template:
         with template.spawn(["sleep", "60"]) as sibling:
             for _ in range(3):
@@ -78,7 +78,7 @@ def test_a_signal_to_its_group_reaches_nobody_else(root: Path, pools: dict[str, 
 
 @pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS)
 def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
-    """So it has no terminal to type into."""
+    """So it has no controlling terminal."""
     with Template(Spec(rootfs=root, **HOST_NET), **pools) as template:
         with template.spawn(["sleep", "60"]) as sandbox:
             assert template._server is not None
@@ -90,8 +90,8 @@ def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
         assert done.stdout == "none\n"
 
 
-def test_threads_that_are_traced_by_the_server_do_not_outlive_it(root: Path) -> None:
-    """PTRACE_TRACEME makes the parent the tracer. Only the parent can reap such a thread."""
+def test_threads_that_made_the_server_their_tracer_are_reaped(root: Path) -> None:
+    """After PTRACE_TRACEME only the parent, here the server, can reap the thread."""
     with Template(Spec(rootfs=root, **HOST_NET)) as template:
         for _ in range(3):
             assert template.run(["attacker", "trace", "100"], timeout=20).returncode == 0
@@ -100,8 +100,9 @@ def test_threads_that_are_traced_by_the_server_do_not_outlive_it(root: Path) -> 
             assert sandbox.wait(20) == 0
 
 
-def test_a_key_of_the_session_is_not_left_behind(root: Path) -> None:
-    """Run with a session keyring, as after a login. The control adds a key to it."""
+def test_no_key_is_added_to_the_callers_session(root: Path) -> None:
+    """The caller has a session keyring, as after a login. The control is a direct start, which may
+    add a key to its own."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.uname().machine != "x86_64" or libc.syscall(250, 1, None) < 0:
         support.skip_missing("keyctl(2)")
@@ -111,7 +112,7 @@ def test_a_key_of_the_session_is_not_left_behind(root: Path) -> None:
     assert run(["attacker", "key"], spec=spec).returncode == 0
 
 
-def test_much_that_is_taken_down_delays_nobody(root: Path) -> None:
+def test_a_large_tmpfs_is_freed_without_delaying_the_next_start(root: Path) -> None:
     script = "i=0; while [ $i -lt 20000 ]; do : >/tmp/$i; i=$((i+1)); done"
     with Template(Spec(rootfs=root, **HOST_NET)) as template:
         assert template.run(["sh", "-c", script], timeout=60).returncode == 0
@@ -131,7 +132,7 @@ open(sys.argv[2], "w").write(done.stdout)
 
 
 def test_the_callers_terminal_is_out_of_reach(root: Path, tmp_path: Path) -> None:
-    """The memory of a caller that has a session keyring."""
+    """The caller has a controlling terminal, made by script(1)."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", TTY, str(root), str(out)]
     subprocess.run(

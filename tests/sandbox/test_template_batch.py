@@ -1,4 +1,4 @@
-"""Batches of a template: jobs are requested ahead, no more run than may, and none waits for
+"""Batches of a template: jobs are requested ahead, no more run than the limit, and none waits for
 ever."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COUNT = "touch /mnt/$0; ls /mnt | wc -l; sleep 0.02; ls /mnt | wc -l; rm /mnt/$0
 
 
 def sharing(root: Path, shared: Path, **fields: Any) -> Spec:
-    """Its sandboxes share /mnt."""
+    """A spec whose sandboxes share /mnt."""
     shared.mkdir(exist_ok=True)
     shared.chmod(0o777)
     mounts = [Mount("/mnt", source=str(shared), options=["rw"])]
@@ -39,8 +39,7 @@ def most_seen(results: list[Any]) -> int:
 def test_no_more_alive_than_allowed(
     busybox_rootfs: Path, tmp_path: Path, concurrency: int, netns_pool: int
 ) -> None:
-    """Each job counts those that run at the same time. The highest count is the limit, and is
-    reached."""
+    """Each job counts the jobs that run at the same time. The highest count equals the limit."""
     spec = sharing(busybox_rootfs, tmp_path / "shared")
     jobs = [["sh", "-c", COUNT, str(i)] for i in range(40)]
     with Template(spec, netns_pool=netns_pool) as template:
@@ -48,7 +47,7 @@ def test_no_more_alive_than_allowed(
 
 
 def test_each_batch_has_its_own_limit(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """Three threads, three directories, one server."""
+    """Three threads run batches, each in its own directory, on one server."""
     seen: dict[int, int] = {}
 
     def run(template: Template, concurrency: int) -> None:
@@ -68,9 +67,8 @@ def test_each_batch_has_its_own_limit(busybox_rootfs: Path, tmp_path: Path) -> N
     assert seen == {1: 1, 2: 2, 4: 4}
 
 
-def test_a_long_job_holds_no_other_up(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """The first job ends when the last has run, so no job requested ahead may have to wait for
-    it."""
+def test_a_long_job_delays_no_other(busybox_rootfs: Path, tmp_path: Path) -> None:
+    """The first job ends only after the last has run, so no job may queue behind the first."""
     wait = ["sh", "-c", "until [ -e /mnt/done ]; do sleep 0.01; done"]
     jobs = [wait] + [["true"]] * 30 + [["touch", "/mnt/done"]]
     with Template(sharing(busybox_rootfs, tmp_path / "shared")) as template:
@@ -78,7 +76,7 @@ def test_a_long_job_holds_no_other_up(busybox_rootfs: Path, tmp_path: Path) -> N
     assert [getattr(result, "returncode", result) for result in results] == [0] * len(jobs)
 
 
-def test_those_that_fail_give_their_turn_on(busybox_rootfs: Path) -> None:
+def test_failing_jobs_free_their_places(busybox_rootfs: Path) -> None:
     jobs = [Job(["/missing"]), Job(["true"], cwd="/missing"), Job(["true"])] * 100
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         results = template.run_batch(jobs, concurrency=2)
@@ -90,18 +88,17 @@ def test_those_that_fail_give_their_turn_on(busybox_rootfs: Path) -> None:
             assert result.stage == ("exec", "chdir")[i % 3]
 
 
-def test_the_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
-    """Six jobs of 0.5 s one after the other, each within 2.5 s. A job that exceeds its time is
-    reported."""
+def test_a_jobs_timeout_begins_with_its_turn(busybox_rootfs: Path) -> None:
+    """Six jobs of 0.5 s run one after the other, and each ends within its 2.5 s. The last job
+    exceeds its timeout."""
     jobs = [Job(["sleep", "0.5"], timeout=2.5)] * 6 + [Job(["sleep", "60"], timeout=0.1)]
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         results = template.run_batch(jobs, concurrency=1)
     assert [type(result) for result in results] == [CompletedSandbox] * 6 + [TimeoutExpired]
 
 
-def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> None:
-    """So the wall times of all jobs add up to about that of the batch, not to the sum of their
-    ends."""
+def test_a_jobs_wall_time_begins_with_its_turn(busybox_rootfs: Path) -> None:
+    """So all wall times add up to about that of the batch."""
     times = []
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         start = time.monotonic()
@@ -113,9 +110,9 @@ def test_the_wall_time_of_a_job_begins_with_its_turn(busybox_rootfs: Path) -> No
     assert sum(times) < 1.5 * whole  # counted from the requests it would be 2.5 times
 
 
-def test_a_timed_job_after_one_that_was_late(busybox_rootfs: Path) -> None:
-    """The connection of the late job is gone. The next job with a time limit must not wait behind
-    one that was requested ahead over an existing connection."""
+def test_a_job_with_a_timeout_after_one_that_timed_out(busybox_rootfs: Path) -> None:
+    """The first job's connection was closed. The next job with a timeout must not wait behind one
+    that was requested ahead over another connection."""
     jobs = [["true"]] * 4
     jobs += [Job(["sleep", "60"], timeout=0.03), Job(["sleep", "0.1"], timeout=1), ["sleep", "0.5"]]
     with Template(Spec(rootfs=busybox_rootfs)) as template:
@@ -128,8 +125,8 @@ def test_a_timed_job_after_one_that_was_late(busybox_rootfs: Path) -> None:
             ]
 
 
-def test_one_that_is_late_before_its_turn(busybox_rootfs: Path) -> None:
-    """Some wait for a network namespace and have no time left."""
+def test_jobs_that_time_out_before_they_start(busybox_rootfs: Path) -> None:
+    """Some of them are waiting for a network namespace."""
     jobs = [Job(["sleep", "60"], timeout=0.0) if i % 2 else Job(["true"]) for i in range(200)]
     with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
         results = template.run_batch(jobs, concurrency=4)
@@ -148,7 +145,7 @@ import os, resource, sys, fastns
 with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
     template.run_batch([["true"]] * 2, concurrency=1)
     used = max(map(int, os.listdir("/proc/self/fd")))
-    # each that is alive takes a connection and two pipes; what starts it needs a few more
+    # each live sandbox needs a connection and two pipes; a start needs a few more
     limit = used + 4 * 3 + 8
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     results = template.run_batch([["true"]] * 100, concurrency=4)
@@ -160,8 +157,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
 """
 
 
-def test_nothing_is_asked_for_ahead_where_fds_are_scarce(busybox_rootfs: Path) -> None:
-    """As many fds as four need are enough for four. The control: fewer are not."""
+def test_no_job_is_requested_ahead_if_fds_are_scarce(busybox_rootfs: Path) -> None:
+    """The fds that four sandboxes need are enough for four. The control: fewer are not."""
     subprocess.run([sys.executable, "-c", FEW_FDS, busybox_rootfs], check=True, timeout=60)
 
 
@@ -183,7 +180,7 @@ sys.exit(3 if interrupted and os.listdir("/proc/self/fd") == before else 4)
 """
 
 
-def test_an_interrupt_ends_those_that_wait_too(busybox_rootfs: Path) -> None:
+def test_an_interrupt_ends_jobs_requested_ahead_too(busybox_rootfs: Path) -> None:
     mark = marker()
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, busybox_rootfs, mark], stdout=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Past faults of templates, with threads, descriptors, limits and signals."""
+"""Regression tests for templates: threads, descriptors, limits and signals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def template(busybox_rootfs: Path, parked: int) -> Iterator[Template]:
 
 
 def caller(root: Path, script: str, parked: int, **options: Any) -> str:
-    """Run a process with a template that is disturbed in some way; return what it prints."""
+    """Run a script that uses `template` in a process of its own; return what it prints."""
     head = "import os, sys, fastns\nfrom fastns import Spec, Template\nroot = sys.argv[1]\n"
     template = f"Template(Spec(rootfs=root, network='host'), parked={parked})"
     head += f"template = {template}.__enter__()\n"
@@ -56,7 +56,7 @@ def caller(root: Path, script: str, parked: int, **options: Any) -> str:
 
 
 def test_runs_and_spawns_mixed(template: Template) -> None:
-    """Connections and sandbox numbers are reused by the next sandbox."""
+    """A connection or sandbox number that is reused never reports another sandbox's exit code."""
     template.run(["true"])
     server, outcomes, end = server_pid(template), Counter[object](), time.monotonic() + 1.5
 
@@ -79,8 +79,8 @@ def test_runs_and_spawns_mixed(template: Template) -> None:
     assert server_pid(template) == server
 
 
-def test_a_sandbox_reaped_by_another_thread_than_its_own(template: Template) -> None:
-    """poll() uses whichever connection is free, but never reports the end of another sandbox."""
+def test_threads_poll_sandboxes_of_other_threads(template: Template) -> None:
+    """poll() uses any free connection, but never reports the end of another sandbox."""
     sandboxes = [template.spawn(["sh", "-c", f"sleep 0.{n}; exit {n}"]) for n in range(8)]
     found: dict[int, int | None] = {}
 
@@ -145,8 +145,7 @@ CLOSED = """
 def test_standard_streams_that_are_closed(
     busybox_rootfs: Path, parked: int, fds: tuple[int, ...], before: bool
 ) -> None:
-    """Files that fastns opens do not take these numbers, under which the sandbox would have
-    them."""
+    """Files that fastns opens do not take these fd numbers: the sandbox would inherit them."""
     script = textwrap.dedent(CLOSED.format(fds=fds))
     if before:
         script = "template.close(); del template\n" + script
@@ -169,7 +168,7 @@ def test_the_highest_fd_can_be_passed(busybox_rootfs: Path, parked: int) -> None
 
 @pytest.mark.parametrize("files", [3, 4])
 def test_fewer_files_than_the_server_needs(busybox_rootfs: Path, files: int) -> None:
-    """The limit is the command's. What starts it has its own."""
+    """The limit applies to the command only, not to the processes that start it."""
     limits = [Rlimit("RLIMIT_NOFILE", files, files)]
     spec = Spec(rootfs=busybox_rootfs, rlimits=limits, **HOST_NET)
     for parked in (0, 1):
@@ -179,7 +178,7 @@ def test_fewer_files_than_the_server_needs(busybox_rootfs: Path, files: int) -> 
             assert template.spawn(["true"]).wait() == 0
 
 
-def test_no_descriptor_free_to_hear_of_an_end(busybox_rootfs: Path, parked: int) -> None:
+def test_wait_without_a_free_descriptor(busybox_rootfs: Path, parked: int) -> None:
     """wait() fails, and can be called again."""
     script = """
     import errno, resource, time
@@ -208,7 +207,7 @@ def test_no_descriptor_free_to_hear_of_an_end(busybox_rootfs: Path, parked: int)
 
 
 def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
-    """Starts that find no fd fail. The others run, and the template still works."""
+    """A start that finds no free fd fails. The others run, and the template still works."""
     script = """
     import collections, resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -223,7 +222,7 @@ def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
 
 
 def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
-    """It fails alone. Other sandboxes of the template live on, and the next request works."""
+    """Only that run fails. Other sandboxes of the template live on, and the next request works."""
     script = """
     import errno, resource
     other = template.spawn(["sleep", "60"])
@@ -251,7 +250,7 @@ def test_a_timeout_during_the_start(template: Template, timeout: float) -> None:
     assert template.run(["true"]).returncode == 0
 
 
-def test_a_forked_child_that_asks_takes_nothing_away(busybox_rootfs: Path, parked: int) -> None:
+def test_poll_in_a_forked_child_does_not_reap(busybox_rootfs: Path, parked: int) -> None:
     script = """
     import time
     sandbox = template.spawn(["sh", "-c", "exit 7"])
@@ -298,15 +297,15 @@ print(done.returncode, passed > 1.9, used < passed / 2)
 
 
 @pytest.mark.parametrize("served", [False, True], ids=["direct", "template"])
-def test_an_output_that_somebody_else_holds(
+def test_an_output_that_another_process_keeps_open(
     busybox_rootfs: Path, parked: int, served: bool
 ) -> None:
     """The sandbox has ended, its stdout has not. The loop waits without spinning."""
     assert caller(busybox_rootfs, HELD.format(served=served), parked) == "0 True True\n"
 
 
-def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None:
-    """Ctrl-C during a batch of handles, and again while it cleans up. Nothing goes on running."""
+def test_a_storm_of_signals(busybox_rootfs: Path, parked: int) -> None:
+    """Ctrl-C during spawn_batch(), and again and again while it cleans up. No sandbox is left."""
     script = """
     import gc, signal, threading, time
     mark = f"98{os.getpid()}"
@@ -327,7 +326,7 @@ def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.0002)
     def interrupt(number, frame):
-        if not over:  # one that came before may be heard only after the except below
+        if not over:  # an earlier signal may be delivered only after the except clause below
             raise KeyboardInterrupt
     signal.signal(signal.SIGINT, interrupt)
     thread = threading.Thread(target=storm)
@@ -350,7 +349,7 @@ def test_signals_that_come_in_a_storm(busybox_rootfs: Path, parked: int) -> None
 
 
 def test_parked_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """Another sandbox runs the request, once. If the parked one had begun, it is not run again."""
+    """Another sandbox runs the request. A request that has begun to run is never run again."""
     tmp_path.chmod(0o777)
     mounts = [Mount("/mnt", source=str(tmp_path))]
     spec = Spec(rootfs=busybox_rootfs, mounts=mounts, **HOST_NET)

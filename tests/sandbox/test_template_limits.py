@@ -1,4 +1,4 @@
-"""Templates that are short of memory or pids: only a sandbox that takes too much is affected."""
+"""Templates that run out of memory or pids: only the sandbox that takes too much is affected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_arguments_that_do_not_fit_are_refused(probe_rootfs: Path, parked: int) 
                 check(caught.value)
             for result in (template.run_batch([args])[0], template.spawn_batch([args])[0]):
                 check(result)
-        # At the limit the program itself may have too little memory. It is killed alone.
+        # At the limit the command itself may run out of memory. Only that sandbox is killed.
         assert template.run(arguments(most)).returncode in (0, -9)
         assert template.run_batch([arguments(most)])[0].returncode in (0, -9)  # type: ignore[union-attr]
         assert template.run(["/true"]).returncode == 0
@@ -71,11 +71,10 @@ def check(error: object) -> None:
 
 
 @pytest.mark.as_root
-def test_without_that_the_server_is_killed(
+def test_without_the_check_the_server_is_killed(
     probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: a process that shares the memory of a sandbox is killed when that runs out of
-    it."""
+    """The control: the server shares the new sandbox's memory, so the OOM killer kills it too."""
     monkeypatch.setattr(cgroup_plan, "START_MEMORY", -(8 << 20))
     with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), parked=0) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
@@ -87,7 +86,7 @@ def test_without_that_the_server_is_killed(
 
 
 @pytest.mark.with_cgroups
-def test_another_spec_takes_long_arguments(probe_rootfs: Path) -> None:
+def test_long_arguments_with_a_higher_limit(probe_rootfs: Path) -> None:
     with Template(Spec(rootfs=probe_rootfs, memory="64m")) as template:
         assert template.run(arguments(1_700_000)).returncode == 0
     assert fastns.compile(Spec(rootfs=probe_rootfs)).cgroups is None
@@ -111,14 +110,14 @@ print("alive")
 @pytest.mark.with_cgroups
 @pytest.mark.parametrize("fields", ["{}", "{'init': True}"], ids=["direct", "init"])
 def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: str) -> None:
-    """A direct child shares the caller's memory, so the OOM killer would end the caller too."""
+    """A direct child shares the caller's memory, so an OOM kill would end the caller too."""
     out = script(DIRECT, str(probe_rootfs), fields).splitlines()
     assert out.pop() == "alive"
     refused, killed = "exec /true: Argument list too long (E2BIG)", "clone: Operation canceled"
     assert all(line in ("-9", refused, f"{killed} (ECANCELED)") for line in out), out
 
 
-# ---- pids that sandboxes made ahead hold ----
+# ---- pids in use by parked sandboxes ----
 
 SHORT = """
 import time
@@ -162,8 +161,8 @@ def pids_group() -> Iterator[Path]:
 
 
 @pytest.mark.as_root
-def test_pids_that_sandboxes_made_ahead_hold(probe_rootfs: Path, pids_group: Path) -> None:
-    """Parked sandboxes are ended before a job of a batch fails."""
+def test_pids_in_use_by_parked_sandboxes(probe_rootfs: Path, pids_group: Path) -> None:
+    """Before a job of a batch fails for lack of pids, parked sandboxes are ended."""
     tests = str(Path(__file__).parent.parent)
     code = f"import os, sys\nsys.path.insert(0, {tests!r})\n{SHORT}"
     done = subprocess.run(

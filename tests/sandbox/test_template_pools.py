@@ -1,4 +1,4 @@
-"""What a template makes ahead: sandboxes and network namespaces. Also a layer for each sandbox."""
+"""A template's parked sandboxes and network namespaces made ahead. Also a layer per sandbox."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def wait_until(true: Any, seconds: float = 10) -> bool:
     return bool(true())
 
 
-# ---- sandboxes made ahead ----
+# ---- parked sandboxes ----
 
 
-def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path) -> None:
+def test_parked_sandboxes_are_made_before_they_are_requested(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=3) as template:
         assert template._server is not None
         server = template._server.pid
@@ -55,8 +55,8 @@ def test_parked_sandboxes_are_there_before_they_are_wanted(busybox_rootfs: Path)
     assert not os.path.exists(f"/proc/{server}")
 
 
-def test_those_that_wait_for_their_network_namespaces_are_made_then(busybox_rootfs: Path) -> None:
-    """The pool is empty at the first request, and never has enough for all."""
+def test_parked_sandboxes_that_wait_for_network_namespaces(busybox_rootfs: Path) -> None:
+    """The pool of network namespaces is smaller than the number of parked sandboxes."""
     with Template(Spec(rootfs=busybox_rootfs), parked=4, netns_pool=1) as template:
         assert template._server is not None
         server = template._server.pid
@@ -67,7 +67,7 @@ def test_those_that_wait_for_their_network_namespaces_are_made_then(busybox_root
         assert not set(used) & set(children(server))
 
 
-def test_a_parked_sandbox_that_was_killed_is_not_handed_out(busybox_rootfs: Path) -> None:
+def test_a_killed_parked_sandbox_is_not_used(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
         assert template._server is not None
         server = template._server.pid
@@ -79,7 +79,9 @@ def test_a_parked_sandbox_that_was_killed_is_not_handed_out(busybox_rootfs: Path
                 assert sh(template, "echo fine") == "fine\n"
 
 
-def test_parked_sandboxes_that_fail_leave_the_error_to_who_asks(busybox_rootfs: Path) -> None:
+def test_the_error_of_a_failed_parked_sandbox_goes_to_the_next_request(
+    busybox_rootfs: Path,
+) -> None:
     spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/missing", type="tmpfs")], **HOST_NET)
     with Template(spec, parked=2) as template:
         for _ in range(4):
@@ -88,7 +90,7 @@ def test_parked_sandboxes_that_fail_leave_the_error_to_who_asks(busybox_rootfs: 
             assert (caught.value.stage, caught.value.path) == ("mount", "/missing")
 
 
-def test_more_at_once_than_are_parked(busybox_rootfs: Path) -> None:
+def test_more_concurrent_runs_than_parked_sandboxes(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
         found: list[str] = []
         threads = [
@@ -124,7 +126,7 @@ def test_each_network_namespace_is_used_once(busybox_rootfs: Path) -> None:
         assert template.pool_usage().made >= 18
 
 
-def test_who_finds_no_network_namespace_waits(busybox_rootfs: Path) -> None:
+def test_a_start_waits_for_a_network_namespace(busybox_rootfs: Path) -> None:
     with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
         results = template.run_batch([["true"]] * 100, concurrency=8)
         assert all(isinstance(done, CompletedSandbox) for done in results)
@@ -146,8 +148,8 @@ with Template(Spec(rootfs=sys.argv[1]), netns_pool=4) as template:
 """
 
 
-def test_the_kernels_limit_slows_down_and_fails_nothing(busybox_rootfs: Path) -> None:
-    """A user namespace has a limit of its own, which the test can set."""
+def test_the_kernels_limit_on_network_namespaces_only_delays(busybox_rootfs: Path) -> None:
+    """The test sets the limit of a user namespace of its own."""
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", LIMITED]
     done = subprocess.run(
         [*command, str(busybox_rootfs)], capture_output=True, text=True, timeout=120
@@ -167,7 +169,7 @@ def test_the_helpers_of_the_server_are_killed(busybox_rootfs: Path) -> None:
                 assert sh(template, NETWORK).split()[1:] == ["1", "lo"]
 
 
-def test_nothing_is_left_of_the_pools(busybox_rootfs: Path) -> None:
+def test_pools_leave_nothing(busybox_rootfs: Path) -> None:
     before = support.host_state()
     for _ in range(3):
         with Template(Spec(rootfs=busybox_rootfs), netns_pool=8, parked=4) as template:
@@ -175,7 +177,7 @@ def test_nothing_is_left_of_the_pools(busybox_rootfs: Path) -> None:
     assert support.host_change(before) == []
 
 
-# ---- a layer for each ----
+# ---- a layer per sandbox ----
 
 
 def test_a_layer_is_seen_by_one_sandbox(busybox_rootfs: Path, tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_layer_is_seen_by_one_sandbox(busybox_rootfs: Path, tmp_path: Path) ->
     assert (root / "etc/shared").read_text() == "original\n"
 
 
-def test_a_read_only_root_over_a_layer_has_what_was_mounted(busybox_rootfs: Path) -> None:
+def test_a_read_only_root_over_a_layer_has_its_mounts(busybox_rootfs: Path) -> None:
     spec = Spec(
         rootfs=busybox_rootfs,
         overlay=True,
@@ -211,7 +213,7 @@ def test_a_read_only_root_over_a_layer_has_what_was_mounted(busybox_rootfs: Path
         assert "passwd" in sh(template, "ls /not/there")
 
 
-def test_the_parts_of_the_root_are_out_of_sight(busybox_rootfs: Path) -> None:
+def test_the_parts_of_the_root_are_invisible(busybox_rootfs: Path) -> None:
     """The parts from which the server builds the root, and the lower layer itself."""
     spec = Spec(rootfs=busybox_rootfs, overlay=True, files={"/x": "y"}, **HOST_NET)
     with Template(spec) as template:

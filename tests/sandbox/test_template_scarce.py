@@ -1,4 +1,4 @@
-"""More live sandboxes than the caller may have fds: those without a pidfd work like the others."""
+"""More live sandboxes than the caller may have fds: those without a pidfd work like the rest."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ assert last.wait() == -signal.SIGKILL and last.pidfd == -1
     "signal": """
 last.send_signal(signal.SIGKILL)
 assert last.wait(10) == -signal.SIGKILL
-last.send_signal(signal.SIGKILL)  # as subprocess has it: nothing
+last.send_signal(signal.SIGKILL)  # does nothing, as in subprocess
 """,
     "communicate": """
 cat = template.spawn(["cat"], stdin=PIPE, stdout=PIPE)

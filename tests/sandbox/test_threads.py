@@ -17,8 +17,7 @@ SPAWNERS, EACH = 8, 500 if support.LONG else 200
 
 
 def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None:
-    """Every result belongs to its own command, while other threads allocate, open files and
-    fork."""
+    """Each thread gets its own commands' results, while others allocate, open files and fork."""
     plans = [
         fastns.compile(
             fastns.Spec(rootfs=probe_rootfs, default_mounts=False, network="host", init=init)
@@ -72,7 +71,7 @@ def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None
 
 
 def test_one_plan_for_many_threads(probe_rootfs: Path) -> None:
-    """The first plan loads the program, whichever thread makes it."""
+    """The first plan loads the program, in whichever thread."""
     code = """
 spec = fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False)
 barrier = threading.Barrier(8)
@@ -143,7 +142,7 @@ assert sandbox.wait() == -9
 
 
 def test_a_thread_that_ends_leaves_its_sandbox(probe_rootfs: Path) -> None:
-    """No parent-death signal depends on the thread that made the start."""
+    """A parent-death signal would be sent when the starting thread ends."""
     held: list[fastns.Sandbox] = []
     spec = fastns.Spec(rootfs=probe_rootfs)
 
@@ -159,8 +158,7 @@ def test_a_thread_that_ends_leaves_its_sandbox(probe_rootfs: Path) -> None:
     assert held[0].wait() == -9
 
 
-def test_spawns_go_on_while_another_thread_execs_many(probe_rootfs: Path) -> None:
-    """Standard streams stay separate: a thread never captures the output of another's sandbox."""
+def test_threads_capture_only_their_own_output(probe_rootfs: Path) -> None:
     plan = fastns.compile(fastns.Spec(rootfs=probe_rootfs, default_mounts=False))
     outputs: dict[int, set[bytes]] = {}
 

@@ -1,5 +1,4 @@
-"""How much a sandbox can write to a tmpfs is limited, in bytes and files, for every tmpfs and in
-every way of starting."""
+"""Every tmpfs of a sandbox has a limit on bytes and on files, in every way of starting."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ MiB = 1 << 20
 
 
 def sizes(go: Any) -> dict[str, tuple[int, int]]:
-    """Each tmpfs, and its bytes and inodes."""
+    """Each tmpfs -> its bytes and inodes."""
     done = go(["/probe"], capture_output=True)
     devices = [os.fsdecode(op.target) for op in fastns.compile().ops if op.stage == "device"]
     found = {}
     for mount in support.parse_report(done.stdout)["mounts"]:
         options = dict(option.partition("=")[::2] for option in mount["super_options"])
-        bound = mount["point"] in devices  # the /dev of the host, if it is a tmpfs
+        bound = mount["point"] in devices  # a device of the host, whose /dev may be a tmpfs
         if mount["type"] == "tmpfs" and not bound:
             size = int(options["size"].rstrip("k")) * 1024
             found[mount["point"]] = (size, int(options["nr_inodes"].rstrip("k")))
@@ -38,7 +37,7 @@ def sizes(go: Any) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_tmpfs_has_a_size(probe_rootfs: Path, way: str) -> None:
-    masked: dict[str, Any] = {"masked_paths": []}  # a mask is one as well
+    masked: dict[str, Any] = {"masked_paths": []}  # a mask is a tmpfs too
     with runner(way, rootfs=probe_rootfs, **masked) as go:
         found = sizes(go)
     small = (64 * MiB, 16384)
@@ -75,7 +74,7 @@ def written(root: Path, way: str, script: str, places: tuple[str, ...], **fields
 
 @pytest.fixture(scope="module")
 def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root that belongs to the tests' user, so that a layer over it can be written."""
+    """A root owned by the tests' user, so that a layer over it is writable."""
     root = public_dir / "sized"
     shutil.copytree(busybox_rootfs, root, symlinks=True)
     yield root
@@ -99,16 +98,16 @@ def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
     assert all(900 < int(files) <= 1024 for files in lines), lines
 
 
-def test_the_control(busybox_rootfs: Path) -> None:
-    """The control: a larger size holds more."""
+def test_a_larger_tmpfs_holds_more(busybox_rootfs: Path) -> None:
+    """The control of the tests above."""
     mounts = [Mount("/tmp", type="tmpfs", options=["size=64m"])]
     fields: dict[str, Any] = {"tmpfs_size": "1m", "mounts": mounts}
     assert written(busybox_rootfs, "direct", FILL, ("/tmp",), **fields) == [str(200 << 16)]
     assert written(busybox_rootfs, "direct", BOMB, ("/tmp",), **fields) == ["5001"]
 
 
-def test_files_have_room_of_their_own(busybox_rootfs: Path) -> None:
-    """A tmpfs mounted over one has the same limit."""
+def test_files_do_not_count_towards_the_size(busybox_rootfs: Path) -> None:
+    """The size limits writes to them."""
     files = {"/etc/hosts": b"x" * (3 * MiB)}
     spec = PlainSpec(rootfs=busybox_rootfs, files=files, tmpfs_size="1m")
     done = fastns.run(["wc", "-c", "/etc/hosts"], spec=spec, capture_output=True)
@@ -130,17 +129,19 @@ def test_the_hosts_memory(busybox_rootfs: Path) -> None:
     spec = PlainSpec(rootfs=busybox_rootfs, tmpfs_size="16m")
     script = "cat /dev/zero >/tmp/x; grep Shmem: /proc/meminfo"
     done = fastns.run(["sh", "-c", script], spec=spec, capture_output=True, text=True)
-    assert int(done.stdout.split()[1]) // 1024 - before < 16 + 16  # others use some meanwhile
+    assert (
+        int(done.stdout.split()[1]) // 1024 - before < 16 + 16
+    )  # other processes may use some meanwhile
 
 
 @pytest.mark.parametrize("value", [0, -1, "0", "1x", "50%", 1.5, True, [1]])
-def test_what_is_no_size(value: Any) -> None:
+def test_an_invalid_size(value: Any) -> None:
     with pytest.raises(SpecError) as caught:
         PlainSpec(tmpfs_size=value)
     assert caught.value.field == "tmpfs_size"
 
 
-def test_it_needs_mounts_of_its_own() -> None:
+def test_tmpfs_size_needs_a_mount_namespace() -> None:
     with pytest.raises(SpecError) as caught:
         PlainSpec(namespaces={"mount": "host"}, tmpfs_size="1m")
     assert caught.value.field == "tmpfs_size"

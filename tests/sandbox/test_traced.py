@@ -1,6 +1,6 @@
-"""ptrace(2) by an unfiltered program: a tracer learns of the end of its tracee first, and any
-process can make its parent its tracer. The caller must not wait for ever because of this, nor take
-a sandbox for ended that is not."""
+"""ptrace(2) by an unfiltered program. A tracer learns of its tracee's end before the parent does,
+and any process can make its parent its tracer. The caller must neither wait for ever because of
+this, nor take a live sandbox for ended."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ static void *ask(void *none)
     ptrace(PTRACE_TRACEME, 0, 0, 0);
     return none;
 }
-/* What its parent does not wait for, and cannot reap while this one sleeps. */
+/* Leaves an orphan that traces `thread`: no parent can reap the tracee while the tracer sleeps. */
 static void leave_tracer(double seconds, int thread, int options)
 {
     int ends[2];
     char one = 0;
-    sigset_t ends_of_children; /* one that is heard while it is held stops it for good */
+    sigset_t ends_of_children; /* a SIGCHLD delivered to a tracee would stop it for good */
     sigemptyset(&ends_of_children);
     sigaddset(&ends_of_children, SIGCHLD);
     sigprocmask(SIG_BLOCK, &ends_of_children, 0);
@@ -80,7 +80,7 @@ int main(int argc, char **argv)
             pthread_create(&threads[i], 0, ask, 0);
         for (int i = 0; i < 16; i++)
             pthread_join(threads[i], 0);
-    } else if (!strcmp(argv[1], "thread stays")) { /* the first one ends before */
+    } else if (!strcmp(argv[1], "thread stays")) { /* the first thread ends before it */
         pthread_create(&threads[0], 0, ask, 0);
         pthread_exit(0);
     } else if (!strcmp(argv[1], "stop")) {
@@ -97,7 +97,7 @@ int main(int argc, char **argv)
             usleep(100);
         leave_tracer(atof(argv[2]), stopped, PTRACE_O_TRACEEXIT);
         pause();
-    } else if (!strcmp(argv[1], "hold")) { /* all that come: its own pid is 1 */
+    } else if (!strcmp(argv[1], "hold")) { /* trace every process that appears; its own pid is 1 */
         for (;;) {
             for (int pid = 2; pid < 100; pid++)
                 if (pid != getpid() && hold(pid, 0))
@@ -116,7 +116,7 @@ HOST_PID: dict[str, Any] = {**OPEN, "namespaces": {"pid": "host"}}
 
 @pytest.fixture(scope="module")
 def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the program, statically linked."""
+    """A root with the program above."""
     place = tmp_path_factory.mktemp("traced")
     root = support.copy_tree(busybox_rootfs, place / "root")
     (place / "traced.c").write_text(SOURCE)
@@ -159,27 +159,27 @@ WAITS: list[Callable[[list[str], Any], int]] = [by_run, by_output, by_batch, by_
 def test_threads_that_made_the_caller_their_tracer(
     root: Path, what: str, fields: dict[str, Any], wait: Callable[[list[str], Any], int]
 ) -> None:
-    """Only the parent can reap them. Until it does, the sandbox has not ended."""
+    """Only the caller can reap the threads, and the sandbox has not ended until it does."""
     code = 0 if what == "thread stays" else 7
     if wait is by_batch and code == 0:
         return
     assert wait(["traced", what], Spec(rootfs=root, **fields)) == code
 
 
-def test_threads_by_the_default_filter(root: Path) -> None:
+def test_traceme_in_threads_with_the_default_filter(root: Path) -> None:
     assert by_run(["traced", "threads"], Spec(rootfs=root)) == 7
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
-def test_one_that_has_only_stopped(root: Path, way: str) -> None:
-    """Its tracer, which is the caller, is told of that too."""
+def test_run_does_not_end_when_the_sandbox_stops(root: Path, way: str) -> None:
+    """The caller, as its tracer, is notified of stops too."""
     with runner(way, rootfs=root, **OPEN) as run, pytest.raises(TimeoutExpired):
         run(["traced", "stop"], timeout=0.5)
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 @pytest.mark.parametrize("template", [False, True], ids=["spawn", "template"])
-def test_one_that_has_only_stopped_has_not_ended(root: Path, init: bool, template: bool) -> None:
+def test_poll_of_a_stopped_sandbox(root: Path, init: bool, template: bool) -> None:
     spec = Spec(rootfs=root, init=init and not template, **OPEN)
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -193,16 +193,18 @@ def test_one_that_has_only_stopped_has_not_ended(root: Path, init: bool, templat
         assert sandbox.wait(20) == -9
 
 
-# ---- held by a tracer that lives on ----
+# ---- a tracer that outlives its tracee ----
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_it_ends_when_its_tracer_does(root: Path, wait: Callable[[list[str], Any], int]) -> None:
+def test_a_tracee_ends_when_its_tracer_does(
+    root: Path, wait: Callable[[list[str], Any], int]
+) -> None:
     assert wait(["traced", "held", "0.3"], Spec(rootfs=root, **HOST_PID)) == 7
 
 
 def ends_of_time(args: list[str], spec: Any) -> Iterator[Callable[[], None]]:
-    """Ways to wait that also end the sandbox."""
+    """Waits that end the sandbox at their timeout."""
 
     def run(**more: Any) -> None:
         with pytest.raises(TimeoutExpired):
@@ -239,11 +241,11 @@ KILLED: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize(("fields", "template"), KILLED.values(), ids=KILLED)
 @pytest.mark.parametrize("what", ["held at its end", "thread held"])
-def test_one_that_is_stopped_as_it_is_killed(
+def test_a_tracee_that_stops_while_it_is_killed(
     root: Path, what: str, fields: dict[str, Any], template: bool
 ) -> None:
-    """PTRACE_O_TRACEEXIT: the process stops as it ends, and a second SIGKILL changes nothing. Until
-    the first process of a pid namespace has ended, the others live on, its tracer among them."""
+    """With PTRACE_O_TRACEEXIT a process stops while it ends, and a second SIGKILL changes nothing.
+    Its tracer lives on until the first process of the pid namespace has ended."""
     mark = marker()
     spec = Spec(rootfs=root, **fields)
     args = ["traced", what, mark]
@@ -269,16 +271,16 @@ def test_one_that_is_stopped_as_it_is_killed(
 
 
 @pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
-def test_a_tracer_that_does_not_let_go_is_killed(root: Path, way: int) -> None:
-    """Even if it has left the process tree, which is what is killed otherwise."""
+def test_a_tracer_that_does_not_detach_is_killed(root: Path, way: int) -> None:
+    """Even if it has left the process tree, so that killing the tree does not reach it."""
     mark = marker()
     end = list(ends_of_time(["traced", "held", mark], Spec(rootfs=root, **HOST_PID)))[way]
     end()
     assert eventually(lambda: not marked(mark))
 
 
-def test_a_sandbox_that_holds_who_joins(root: Path) -> None:
-    """The tracer is killed, once the tracee's time is over."""
+def test_a_sandbox_that_traces_its_joiners(root: Path) -> None:
+    """The tracer is killed at the tracee's timeout."""
     given = {"namespaces": {"user": "new"}, "capabilities": ["ALL"], **OPEN}
     spec = Spec(rootfs=root, **given)
     with fastns.spawn(["traced", "hold"], spec=spec, stdout=fastns.PIPE) as holder:

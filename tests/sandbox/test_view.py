@@ -1,5 +1,5 @@
-"""Without a rootfs only the host's system directories are in view. If something is missing, a hint
-says what to mount, and that works."""
+"""Without a rootfs only the host's system directories are in view. If a start fails because
+something is missing, a hint says what to mount, and the suggested mounts work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ELSEWHERE = ("/home", "/srv", "/var", "/mnt", "/media", "/boot")
 
 
 def started(way: str, **fields: Any) -> Any:
-    """Like runner(), with one more way."""
+    """Like runner(), and also by chroot."""
     if way == "chroot":
         return inside.runner("direct", root_mode="chroot", **fields)
     return inside.runner(way, **fields)
@@ -71,8 +71,8 @@ def place(public_dir: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_elsewhere_is_out_of_view(place: Path, way: str) -> None:
-    """The control is a mount that shows it in the same place, which is made."""
+def test_other_directories_are_out_of_view(place: Path, way: str) -> None:
+    """The control is a mount that shows it at the same path."""
     code = f"cat {place}/file && test -S {place}/socket"
     with started(way) as run:
         status, seen = sh(run, code)
@@ -84,7 +84,7 @@ def test_what_is_elsewhere_is_out_of_view(place: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_in_view_can_be_used_and_not_changed(way: str) -> None:
+def test_system_directories_are_read_only(way: str) -> None:
     with started(way) as run:
         assert sh(run, "ls / /usr /etc >/tmp/list && /bin/cat /etc/passwd | head -c 5")[0] == 0
         for path in ("/", "/usr", "/etc", "/root", "/bin"):
@@ -93,7 +93,7 @@ def test_what_is_in_view_can_be_used_and_not_changed(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_places_are_made_for_mounts_and_files(place: Path, way: str) -> None:
+def test_targets_are_made_for_mounts_and_files(place: Path, way: str) -> None:
     mounts = [
         Mount("/srv/data", source=place),
         Mount("/data/deep/file", source=place / "file"),
@@ -113,7 +113,7 @@ def test_a_range_of_ids(place: Path) -> None:
     assert (done.stdout, done.stderr) == ("of the host\nput\n0\n", "")
 
 
-def test_nothing_but_that_without_the_default_mounts() -> None:
+def test_the_view_without_default_mounts() -> None:
     done = fastns.run(["ls", "/"], spec=Spec(default_mounts=False), capture_output=True, text=True)
     layout = _view.layout()
     own = {path.split("/")[1] for path in (*layout.shown, *dict(layout.links))}
@@ -132,7 +132,7 @@ def test_a_directory_that_is_gone_by_the_start() -> None:
 # ---- links of the host ----
 
 
-def test_links_stay_links_where_they_lead_to_what_is_shown() -> None:
+def test_links_into_the_view_stay_links() -> None:
     for path, target in _view.layout().links:
         done = fastns.run(["readlink", path], capture_output=True, text=True)
         assert done.stdout.strip() == target
@@ -168,8 +168,8 @@ for init in (False, True):
 """
 
 
-def test_what_links_in_etc_lead_to(public_dir: Path) -> None:
-    """Certificates in another place; name servers, for a sandbox with the host's network."""
+def test_targets_of_links_in_etc_are_shown(public_dir: Path) -> None:
+    """Certificates elsewhere on the host and, with the host's network, resolv.conf."""
     base = public_dir / "led-out"
     base.mkdir()
     words = [] if support.is_root() else ["-U", "-r"]
@@ -188,7 +188,7 @@ def test_what_links_in_etc_lead_to(public_dir: Path) -> None:
 # ---- hints ----
 
 
-def test_what_a_link_led_to_is_not_named_by_a_later_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_error_does_not_name_a_links_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_view, "led_to", lambda shown, resolver: ["/run/gone since"])
     with pytest.raises(SpawnError) as caught:
         fastns.run(["true"], spec=Spec(files={"/usr/no such/file": "text"}))
@@ -197,7 +197,8 @@ def test_what_a_link_led_to_is_not_named_by_a_later_error(monkeypatch: pytest.Mo
 
 @pytest.fixture
 def tool(public_dir: Path) -> Iterator[Path]:
-    """An installation in a directory of its own: bin/tool needs lib/words; a link leads to it."""
+    """An installation in a directory of its own: bin/tool reads lib/words. links/linked leads to
+    bin/tool."""
     top = public_dir / "tool"
     for name in ("bin", "lib"):
         (top / name).mkdir(parents=True)
@@ -236,7 +237,7 @@ def test_the_hint_of_a_missing_program_works(
 
 
 def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
-    """The sandbox's /tmp is another one. A shim needs everything beside its directory."""
+    """The sandbox has its own /tmp. A shim needs its directory's neighbours."""
     with tempfile.TemporaryDirectory(dir="/tmp") as top:
         shims = Path(top) / "shims"
         shims.mkdir()
@@ -251,8 +252,7 @@ def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
 
 
 def test_the_hint_of_a_python_names_all_of_it() -> None:
-    """The hint names its environment and the installation that it belongs to, if they are not in
-    view."""
+    """Both the virtual environment and the installation that it uses, unless they are in view."""
     code = ["-c", "import encodings, sys; print(sys.prefix)"]
     if _view.lies_in(os.path.realpath(sys.executable), _view.layout().shown):
         mounts = [] if sys.prefix.startswith("/usr") else mounts_of(hint_of([sys.executable]))
@@ -284,7 +284,7 @@ def test_the_hint_of_a_missing_directory(place: Path) -> None:
     assert done.stdout == b"file\nsocket\n"
 
 
-def test_what_is_nowhere_has_the_usual_hint(probe_rootfs: Path, tool: Path) -> None:
+def test_the_hint_of_a_program_that_does_not_exist(probe_rootfs: Path, tool: Path) -> None:
     assert "no such command" in hint_of(["fastns-no-such-command"])
     assert "no such command" in hint_of(["/fastns/no/such"])
     assert "does not exist" in hint_of(["ls"], cwd="/fastns/no/such")
@@ -292,7 +292,7 @@ def test_what_is_nowhere_has_the_usual_hint(probe_rootfs: Path, tool: Path) -> N
     assert "mounts=" not in hint_of([str(tool / "bin" / "tool")], rootfs=probe_rootfs)
 
 
-def test_a_program_that_the_path_inside_does_not_lead_to(
+def test_the_hint_of_a_program_not_on_the_sandboxes_path(
     tool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tool}/bin:{os.environ['PATH']}")
@@ -303,7 +303,7 @@ def test_a_program_that_the_path_inside_does_not_lead_to(
 FASTNS = [sys.executable, "-m", "fastns", "run"]
 
 
-def test_on_the_command_line_the_hint_is_a_flag(tool: Path) -> None:
+def test_the_hint_on_the_command_line_is_a_flag(tool: Path) -> None:
     program = str(tool / "bin" / "tool")
     failed = subprocess.run([*FASTNS, "--", program], capture_output=True, text=True)
     assert failed.returncode == 127
@@ -314,7 +314,7 @@ def test_on_the_command_line_the_hint_is_a_flag(tool: Path) -> None:
     assert (done.stdout, done.stderr) == ("at work\n", "")
 
 
-def test_a_command_that_was_given_a_file_out_of_view(place: Path) -> None:
+def test_the_hint_of_an_argument_out_of_view(place: Path) -> None:
     file = place / "file"
     for word, where in ((str(file), "/"), ("file", place)):
         command = [*FASTNS, "--", "cat", word]
@@ -351,25 +351,25 @@ print(_view.layout().shown)
 
 
 @pytest.mark.as_root
-def test_the_layout_is_that_of_the_root_at_hand(tmp_path: Path) -> None:
-    """A link that leads elsewhere is bound as the directory it leads to."""
+def test_the_layout_is_read_from_the_current_root(tmp_path: Path) -> None:
+    """A link that leads out of the view is bound as the directory that it leads to."""
     shown = "Layout(shown=('/usr', '/opt'), links=(('/bin', 'usr/bin'),))"
     out = script("import sys\n" + LAYOUT, str(tmp_path)).splitlines()
     assert out == [shown, "('/usr', '/etc', '/opt')"]
 
 
-def test_paths_that_lie_in_others() -> None:
+def test_lies_in() -> None:
     assert _view.lies_in("/usr/lib", ["/usr"])
     assert _view.lies_in("/usr", ["/usr/"])
     assert not _view.lies_in("/usrlocal", ["/usr"])
     assert _view.lies_in("/x", ["/"])
 
 
-def test_a_fifo_in_the_place_of_a_script_is_not_waited_for(tmp_path: Path) -> None:
-    """A sandbox that can write there may put a FIFO there between a failed start and its hint."""
+def test_a_fifo_instead_of_a_script_does_not_block(tmp_path: Path) -> None:
+    """A sandbox may replace its script with a FIFO between a failed start and the hint."""
     fifo = tmp_path / "script"
     os.mkfifo(fifo)
-    fd = os.open(fifo, os.O_RDWR)  # so that a waiting opener goes on
+    fd = os.open(fifo, os.O_RDWR)  # a writer, so that a reader's open does not block
     try:
         os.write(fd, b"#!/nowhere\n")
         assert _view.interpreter(str(fifo)) is None

@@ -32,13 +32,13 @@ def volume(public_dir: Path) -> Iterator[Path]:
 
 
 def volume_at(destination: str, source: Path, options: Sequence[str] = (), **more: Any) -> Mount:
-    """A bind whose owner inside is uid 0, as the caller is outside."""
+    """A bind that belongs to uid 0 inside."""
     return Mount(destination, source=str(source), options=[*options, "idmap"], **more)
 
 
 @pytest.fixture
 def writable(probe_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root of the test's own."""
+    """A copy of the root."""
     path = support.copy_tree(probe_rootfs, public_dir / "writable")
     yield path
     shutil.rmtree(path)
@@ -87,8 +87,8 @@ def test_flags_of_a_bind(report: Report, volume: Path, option: str) -> None:
     assert option not in support.mount_at(report(mounts=[plain]), "/mnt")["options"]
 
 
-def test_access_times_are_the_hosts_to_set(report: Report, volume: Path) -> None:
-    """The kernel locks them for a user namespace (mount_namespaces(7))."""
+def test_noatime_in_a_user_namespace_is_an_error(report: Report, volume: Path) -> None:
+    """A user namespace's mounts cannot change the host's setting (mount_namespaces(7))."""
     mount = Mount("/mnt", source=str(volume), options=["noatime"])
     if support.is_root():
         assert "noatime" in support.mount_at(report(mounts=[mount]), "/mnt")["options"]
@@ -98,7 +98,7 @@ def test_access_times_are_the_hosts_to_set(report: Report, volume: Path) -> None
     assert (exc.stage, exc.errno, exc.path) == ("mount", errno.EPERM, "/mnt")
 
 
-def test_noexec_holds(probe_rootfs: Path) -> None:
+def test_noexec_applies(probe_rootfs: Path) -> None:
     for options in ([], ["noexec"]):
         mount = Mount("/mnt", source=str(probe_rootfs), options=options)
         spec = Spec(rootfs=probe_rootfs, mounts=[mount])
@@ -110,15 +110,15 @@ def test_noexec_holds(probe_rootfs: Path) -> None:
         assert (caught.value.stage, caught.value.errno) == ("exec", errno.EACCES)
 
 
-def test_a_volume_that_holds_the_root(bash_rootfs: Path) -> None:
-    """The new root is not visible through a volume of the directory that it came from."""
+def test_a_volume_that_contains_the_root(bash_rootfs: Path) -> None:
+    """Mounts of the new root are not visible through it."""
     mount = Mount("/mnt", source=str(bash_rootfs.parent), options=["rbind"])
     out = inside.shell(bash_rootfs, "mount", mounts=[mount], files={"/etc/hosts": "x"})
     assert [line.split()[2] for line in out.splitlines() if "/mnt" in line] == ["/mnt"]
 
 
 def test_a_volume_of_a_volume(bash_rootfs: Path, volume: Path) -> None:
-    """Sources are the host's paths, whatever is mounted inside already."""
+    """A source is a path of the host, even below another volume."""
     mounts = [
         Mount("/mnt", type="tmpfs"),
         Mount("/mnt/a", source=str(volume)),
@@ -126,12 +126,12 @@ def test_a_volume_of_a_volume(bash_rootfs: Path, volume: Path) -> None:
     ]
     out = inside.shell(bash_rootfs, "cat /mnt/a/file; ls -d /mnt/a/b/bin", mounts=mounts)
     assert out == "of the host/mnt/a/b/bin\n"
-    assert (volume / "b").is_dir()  # made there, as the spec says
+    assert (volume / "b").is_dir()  # X-mount.mkdir made it
     assert os.listdir(volume / "b") == []
 
 
 def test_a_source_that_is_a_link(bash_rootfs: Path, volume: Path) -> None:
-    """A source is a path of the caller's, so its links are followed outside."""
+    """A source is the caller's path, so its links are followed outside."""
     (volume / "link").symlink_to(volume / "file")
     mount = Mount("/etc/hosts", source=str(volume / "link"))
     assert inside.shell(bash_rootfs, "cat /etc/hosts", mounts=[mount]) == "of the host"
@@ -154,7 +154,7 @@ for options in sys.argv[4:]:
 
 
 def test_mounts_below_the_source(bash_rootfs: Path, volume: Path) -> None:
-    """rbind includes them, with the same flags; bind does not."""
+    """rbind includes them, with the bind's flags; bind does not."""
     (volume / "below").mkdir()
     extra = [] if support.is_root() else ["-U", "-r"]
     done = subprocess.run(
@@ -169,10 +169,10 @@ def test_mounts_below_the_source(bash_rootfs: Path, volume: Path) -> None:
     assert "Read-only file system" in lines[2]
 
 
-# ---- targets that are missing ----
+# ---- missing targets ----
 
 
-def test_on_the_root_it_is_an_error(probe_rootfs: Path, volume: Path) -> None:
+def test_a_missing_target_in_the_root(probe_rootfs: Path, volume: Path) -> None:
     for mount in (
         Mount("/missing/deeper", source=str(volume)),
         Mount("/missing", type="tmpfs"),
@@ -188,7 +188,7 @@ def test_on_the_root_it_is_an_error(probe_rootfs: Path, volume: Path) -> None:
     assert not (probe_rootfs / "missing").exists()
 
 
-def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
+def test_a_missing_target_in_the_hosts_directories(volume: Path) -> None:
     for fields in (
         {"mounts": [Mount("/usr/missing", source=str(volume))]},
         {"mounts": [Mount("/usr/missing", source=str(volume), options=["X-mount.mkdir"])]},
@@ -202,8 +202,8 @@ def test_on_the_hosts_root_the_hint_is_another(volume: Path) -> None:
     assert fastns.run(["/bin/true"], spec=Spec(mounts=mounts)).returncode == 0
 
 
-def test_below_a_volume_it_is_an_error_too(probe_rootfs: Path, volume: Path) -> None:
-    """A mount point made there would stay."""
+def test_a_missing_target_in_a_volume(probe_rootfs: Path, volume: Path) -> None:
+    """A mount point made there would stay on the host."""
     mounts = [Mount("/mnt", source=str(volume)), Mount("/mnt/new", type="tmpfs")]
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, mounts=mounts))
@@ -212,7 +212,9 @@ def test_below_a_volume_it_is_an_error_too(probe_rootfs: Path, volume: Path) -> 
 
 
 @pytest.mark.parametrize("layer", ["overlay", "tmpfs", "default tmpfs"])
-def test_on_a_throw_away_layer_it_is_made(bash_rootfs: Path, volume: Path, layer: str) -> None:
+def test_a_missing_target_in_a_temporary_layer_is_made(
+    bash_rootfs: Path, volume: Path, layer: str
+) -> None:
     base = {"overlay": "/missing", "tmpfs": "/mnt", "default tmpfs": "/tmp"}[layer]
     first = [Mount("/mnt", type="tmpfs")] if layer == "tmpfs" else []
     mounts = [
@@ -228,7 +230,7 @@ def test_on_a_throw_away_layer_it_is_made(bash_rootfs: Path, volume: Path, layer
     assert os.listdir(bash_rootfs / "mnt") == os.listdir(bash_rootfs / "tmp") == []
 
 
-def test_it_is_made_where_the_mount_says_so(writable: Path, volume: Path) -> None:
+def test_a_missing_target_is_made_with_x_mount_mkdir(writable: Path, volume: Path) -> None:
     make = ["X-mount.mkdir"]
     mounts = [
         Mount("/made/here", type="tmpfs", options=make),
@@ -256,7 +258,7 @@ def test_a_files_content(bash_rootfs: Path, content: str | bytes) -> None:
 
 
 def test_files_leave_the_root_alone(bash_rootfs: Path) -> None:
-    """A file that covers another can be written, and is gone afterwards."""
+    """A file that covers another is writable, and disappears with the sandbox."""
     before = (bash_rootfs / "etc" / "hosts").read_bytes()
     script = "echo more >> /etc/hosts; cat /etc/hosts"
     for fields in ({}, {"overlay": True}, {"root_mode": "chroot"}):
@@ -267,7 +269,7 @@ def test_files_leave_the_root_alone(bash_rootfs: Path) -> None:
 
 
 def test_files_over_links(writable: Path) -> None:
-    """A link inside is followed inside."""
+    """Links are followed inside the root."""
     etc = writable / "etc"
     (etc / "near").symlink_to("hosts")
     (etc / "absolute").symlink_to("/etc/hostname")
@@ -296,7 +298,7 @@ def test_files_with_a_range_of_ids(probe_rootfs: Path, path: str) -> None:
 
 
 def test_files_without_a_rootfs() -> None:
-    """The host's file is covered for this sandbox only."""
+    """The host's file is covered only for this sandbox."""
     before = Path("/etc/hosts").read_bytes()
     out = inside.shell(None, "cat /etc/hosts", files={"/etc/hosts": "own"})
     assert out == "own"

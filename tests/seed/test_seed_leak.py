@@ -1,8 +1,8 @@
-"""The seed's leak: if mounts are shared, as with systemd, everything that its container mounts
-appears on the host, twice. Here it stays inside.
+"""The seed's leak: if the host's mounts are shared, as with systemd, everything that its container
+mounts appears on the host, twice. A fastns sandbox's mounts stay inside.
 
-The tests do not depend on whether this machine's mounts are shared: each makes all mounts shared in
-a mount namespace of its own, which then plays the host.
+The tests work on any machine: each plays the host with a new mount namespace in which all mounts
+are shared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SharedHost:
         return Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
 
     def enter(self, *argv: str) -> list[str]:
-        """The command, started there."""
+        """The command that runs argv there."""
         ways_in = ["--mount"] if support.is_root() else ["--mount", "--user"]
         return ["nsenter", "--target", str(self.pid), *ways_in, "--preserve-credentials", *argv]
 
@@ -52,7 +52,7 @@ def shared_host() -> Iterator[SharedHost]:
 
 
 def container(name: str, root: Path) -> Box:
-    """fs.c without a rootfs; newns.c's mounts with either way of changing the root."""
+    """fs.c's container has no rootfs; newns.c's has, with either way of changing the root."""
     if name == "fs":
         mount = Mount("/proc", type="proc")
         return Box(
@@ -76,7 +76,7 @@ def test_no_mount_appears_on_a_host_with_shared_mounts(
         try:
             shell = Shell(process, process.pid, None)
             assert shell.ask("echo $$") == "1\n"
-            # What is mounted at run time stays inside as well.
+            # Mounts made at run time stay inside too.
             place = "/root" if name == "fs" else "/mnt"
             mounts = shell.ask(f"mount -t tmpfs none {place} && mount").splitlines()
             assert mounts[-1].split()[2] == place
@@ -89,8 +89,9 @@ def test_no_mount_appears_on_a_host_with_shared_mounts(
     outside.is_the_same()
 
 
-def test_a_mount_leaks_there_without_that_care(bash_rootfs: Path, shared_host: SharedHost) -> None:
-    """The control: what the seed's program does, a mount after CLONE_NEWNS with nothing before."""
+def test_the_seeds_mount_appears_on_the_host(bash_rootfs: Path, shared_host: SharedHost) -> None:
+    """The control. Like the seed's program, it mounts right after CLONE_NEWNS, and so does not make
+    mounts private first."""
     before = shared_host.mounts()
     target = bash_rootfs / "mnt"
     script = f"mount -t tmpfs none {target}"

@@ -1,5 +1,5 @@
 """The seed's section 2.5, network: own devices, ports, routes and rules, a process in a given
-network, a virtual interface moved in. The host's are compared meanwhile.
+network, a virtual interface moved in. Meanwhile the host's network must stay the same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RULES = (
 
 @pytest.fixture
 def box(bash_rootfs: Path, probe: Path) -> Box:
-    """bash, ip and nft, the probe at PROBE, and a network of its own."""
+    """A box with bash, ip and nft, the probe at PROBE, and a network of its own."""
     return connected(bash_rootfs, probe)
 
 
 def connected(root: Path, probe: Path, **namespaces: str) -> Box:
-    """The same with some namespaces given: `network` and `user` are paths, `pid` may be "host"."""
+    """Such a box with given namespaces: `network` and `user` are paths, `pid` may be "host"."""
     names = {"network": "--network", "user": "--userns", "pid": "--pid"}
     return Box(
         Spec(
@@ -49,8 +49,8 @@ def connected(root: Path, probe: Path, **namespaces: str) -> Box:
 
 
 def network_of(pid: int) -> dict[str, str]:
-    """The fields that join a sandbox's network. The right belongs to the user namespace that owns
-    it, which an unprivileged caller has to join as well."""
+    """The fields that join a sandbox's network. An unprivileged caller has to join the user
+    namespace that owns it too."""
     kinds = {"network": "net"} if support.is_root() else {"network": "net", "user": "user"}
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in kinds.items()}
 
@@ -69,7 +69,7 @@ def host_network() -> str:
         ).stdout
         for command in commands
     )
-    return re.sub(r"(expires|valid_lft|preferred_lft) \d+sec", "", text)  # they count down
+    return re.sub(r"(expires|valid_lft|preferred_lft) \d+sec", "", text)  # they change
 
 
 def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
@@ -79,7 +79,7 @@ def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
         assert interfaces == {"lo": {"index": 1, "up": True, "address": "127.0.0.1"}}
         (link,) = shell.ask("ip -o link").splitlines()
         assert re.match(r"1: lo: <LOOPBACK,UP,LOWER_UP>", link)
-        assert shell.ask("ls /sys/class/net") == "lo\n"  # /sys is that of the network
+        assert shell.ask("ls /sys/class/net") == "lo\n"  # a network's /sys shows its interfaces
         assert shell.ask("ip route") == ""
         assert shell.ask("wc -l </proc/net/dev") == "3\n"  # two lines of headings
         assert "unreachable" in shell.ask("(: </dev/tcp/192.0.2.1/9)", status=1)
@@ -112,7 +112,7 @@ def test_one_port_twice(
 def test_a_process_in_a_given_network(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """By path: only a sandbox in the same network reaches the server of another."""
+    """Only a sandbox in the same network, given by path, reaches another's server."""
     with way.shell(box, PROBE, "--listen", "4711") as server:
         server.read_to("listening\n")
         given = connected(bash_rootfs, probe, **network_of(server.pid))
@@ -131,9 +131,9 @@ def test_a_process_in_a_given_network(
     outside.is_the_same()
 
 
-@pytest.mark.as_root  # ip netns add mounts
+@pytest.mark.as_root  # `ip netns add` mounts
 def test_a_named_network(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """One that `ip netns add` made, in a mount namespace of the test's own."""
+    """A network made by `ip netns add`, in a mount namespace of the test's own."""
     before = host_network()
     box = Box(
         Spec(rootfs=bash_rootfs, network="/run/netns/given"),
@@ -158,7 +158,7 @@ def test_a_named_network(way: Way, bash_rootfs: Path, outside: Outside) -> None:
 
 
 def test_routes_and_rules_stay_inside(way: Way, box: Box, outside: Outside) -> None:
-    """While they exist, neither the host nor another sandbox has them."""
+    """Neither the host nor another sandbox has them."""
     before = host_network()
     assert "198.51.100.0/24" not in before
     with way.shell(box) as shell, way.shell(box) as other:
@@ -177,11 +177,11 @@ def test_routes_and_rules_stay_inside(way: Way, box: Box, outside: Outside) -> N
     assert host_network() == before
 
 
-@pytest.mark.as_root  # rights over the network it leaves and over the one it enters
+@pytest.mark.as_root  # moving it takes rights over both networks
 def test_a_virtual_interface_moved_in(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """From another sandbox, which sees the host's pids: the host itself never has the interface."""
+    """Moved from another sandbox, which sees the host's pids. The host never has the interface."""
     before = host_network()
     reach = "(: </dev/tcp/192.0.2.1/9)"
     far_box = connected(bash_rootfs, probe, pid="host", user="host")  # its rights are root's own
@@ -195,7 +195,7 @@ def test_a_virtual_interface_moved_in(
 
         far.ask("ip addr add 192.0.2.1/24 dev seed0 && ip link set seed0 up")
         shell.ask("ip addr add 192.0.2.2/24 dev seed1 && ip link set seed1 up")
-        # Nobody listens there. The refusal of the other end has come over the interface.
+        # No process listens there. The refusal shows that the other end was reached.
         assert "Connection refused" in shell.ask(reach, status=1)
         assert host_network() == before
         outside.is_the_same(alive=2)

@@ -1,7 +1,7 @@
 """The seed's first programs, row by row: clone.c, uts.c, ipc.c, pid.c and fs.c.
 
-Each program has one more namespace and nothing else. The namespaces are read from outside, real
-programs inside show their effect, and the host is compared before, during and after.
+Each program adds one namespace and nothing else. The tests read the namespaces from outside, show
+their effect with real programs inside, and check the host before, during and after.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastns import Mount, Spec, _view
 
 
 def host_queues() -> dict[str, str]:
-    """The host's message queues as `ipcs -q` lists them: id -> key."""
+    """The host's message queues, listed by `ipcs -q`: id -> key."""
     listed = subprocess.run(["ipcs", "-q"], capture_output=True, text=True, check=True).stdout
     return queues(listed)
 
@@ -49,7 +49,7 @@ def points(mounts: list[str]) -> list[str]:
 
 
 def test_clone(way: Way, probe: Path, host_report: dict[str, Any], outside: Outside) -> None:
-    """A shell in a child process, with nothing else isolated."""
+    """A shell in a child process, without isolation."""
     namespaces = {**host_but(), "user": "host"}
     box = Box(Spec(namespaces=namespaces), flags(namespaces))
     with way.shell(box) as shell:
@@ -67,8 +67,8 @@ def test_clone(way: Way, probe: Path, host_report: dict[str, Any], outside: Outs
     assert way.run(box, "bash", "-c", "echo done; exit 3", exit_code=3) == "done\n"
 
 
-def test_the_end_is_told_to_programs_too(tmp_path: Path) -> None:
-    """What the seed's parent prints when the container has stopped."""
+def test_the_end_is_reported_on_status_fd(tmp_path: Path) -> None:
+    """The seed's parent prints this when the container has stopped."""
     with open(tmp_path / "status", "wb") as file:
         fd = file.fileno()
         words = ["--status-fd", str(fd), *flags(host_but()), "--", "bash", "-c", "exit 9"]
@@ -100,8 +100,8 @@ def test_uts(way: Way, outside: Outside) -> None:
 # ---- ipc.c ----
 
 
-def test_uts_alone_leaves_the_hosts_queues_in_sight(way: Way, queue: str, outside: Outside) -> None:
-    """The control of test_ipc: a queue is seen from outside in, and from inside out."""
+def test_uts_alone_shares_the_hosts_queues(way: Way, queue: str, outside: Outside) -> None:
+    """The control of test_ipc: the sandbox sees the host's queues, and the host the sandbox's."""
     namespaces = host_but("uts")
     with way.shell(Box(Spec(namespaces=namespaces), flags(namespaces))) as shell:
         assert queue in queues(shell.ask("ipcs -q")).values()
@@ -139,7 +139,7 @@ def test_ipc(way: Way, queue: str, probe: Path, outside: Outside) -> None:
 
 
 def test_pid(way: Way, probe: Path, outside: Outside) -> None:
-    """pid 1 inside, another outside; the host's /proc, still mounted, shows all of the host's."""
+    """pid 1 inside, another pid outside. The host's /proc, still mounted, shows all processes."""
     namespaces = host_but("uts", "ipc", "pid")
     box = Box(
         Spec(namespaces=namespaces, hostname="container"),
@@ -169,7 +169,7 @@ def test_pid(way: Way, probe: Path, outside: Outside) -> None:
 
 
 def test_fs(way: Way, probe: Path, outside: Outside) -> None:
-    """Its own /proc has only the shell and ps. The seed's mount leaked; this one does not."""
+    """Its own /proc shows only the shell and ps. The seed's mount leaked; this one does not."""
     namespaces = host_but("uts", "ipc", "pid", "mount")
     box = Box(
         Spec(

@@ -38,7 +38,7 @@ SEED_MOUNTS = [  # source, destination, type: the lines of newns.c, in its order
 
 
 def allowed(mounts: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """devtmpfs is for the initial user namespace; others have a tmpfs there."""
+    """These mounts, with a tmpfs for devtmpfs if the caller is not root, who alone may mount it."""
     if support.is_root():
         return mounts
     return [(s, d, "tmpfs" if t == "devtmpfs" else t) for s, d, t in mounts]
@@ -46,7 +46,7 @@ def allowed(mounts: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def own_root(public_dir: Path, way: Way) -> Iterator[Path]:
-    """A root with the seed's commands, built the way that runs them."""
+    """A root with the seed's commands, built in the way under test."""
     dest = public_dir / "own-root"
     words = [*COMMANDS, "sh"]
     if way.name == "python":
@@ -80,7 +80,7 @@ def binds(conf: Path) -> list[tuple[str, str]]:
 
 
 def mounted(listed: str) -> list[tuple[str, str, str]]:
-    """The lines of mount(8): source, destination, type."""
+    """The output of mount(8) as source, destination, type."""
     return [(words[0], words[2], words[4]) for words in map(str.split, listed.splitlines())]
 
 
@@ -88,7 +88,7 @@ def mounted(listed: str) -> list[tuple[str, str, str]]:
 
 
 def test_rootfs(way: Way, own_root: Path, outside: Outside) -> None:
-    """The commands run, and nothing but that root is in sight."""
+    """The commands run, and only that root is visible."""
     box = Box(Spec(rootfs=own_root), ["--rootfs", str(own_root)])
     assert (own_root / "bin" / "sh").exists()
     with way.shell(box) as shell:
@@ -142,7 +142,7 @@ def test_own_files_and_a_volume(way: Way, bash_rootfs: Path, conf: Path, outside
 
 
 def check_inside(shell: Shell) -> None:
-    """Everything that the seed looks at in its container, except the mounts."""
+    """Everything that the seed checks in its container, except the mounts."""
     assert shell.ask("pwd") == "/\n"
     assert shell.ask("echo $$") == "1\n"
     assert shell.ask("hostname") == "container\n"
@@ -163,7 +163,7 @@ def check_outside(outside: Outside, root: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["chroot", "pivot_root"])
 def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outside) -> None:
-    """The seed's own list of mounts, and not one more."""
+    """Exactly the seed's list of mounts."""
     table = allowed(SEED_MOUNTS)
     spec = Spec(
         rootfs=bash_rootfs,
@@ -182,7 +182,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
     for source, target in binds(conf):
         words += ["-v", f"{source}:{target}"]
 
-    # From inside both look the same; the steps say which it was.
+    # Both look the same inside. The steps show which one was used.
     steps = [step.partition("[")[0] for step in way.steps(Box(spec, words))]
     assert [step for step in steps if step in ("chroot", "pivot_root")] == [mode]
     with way.shell(Box(spec, words), "bash", "-l") as shell:
@@ -198,7 +198,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
 
 
 def test_newns_by_default(way: Way, bash_rootfs: Path, conf: Path, outside: Outside) -> None:
-    """What fastns mounts by itself, with pivot_root and a minimal /dev."""
+    """fastns' default mounts, with pivot_root and a minimal /dev."""
     spec = Spec(
         rootfs=bash_rootfs,
         hostname="container",
@@ -236,7 +236,7 @@ def test_newns_by_default(way: Way, bash_rootfs: Path, conf: Path, outside: Outs
 
 
 def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """The seed leaks them to the host, where they then lie twice."""
+    """The seed leaks them to the host, twice."""
     flags = ["--rootfs", str(bash_rootfs), "--cap-add", "SYS_ADMIN"]
     with way.shell(Box(Spec(rootfs=bash_rootfs, capabilities=["SYS_ADMIN"]), flags)) as shell:
         shell.ask("mount -t tmpfs none /mnt && touch /mnt/inside")
@@ -249,7 +249,7 @@ def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Ou
 
 @pytest.mark.as_user
 def test_devtmpfs_is_for_root(way: Way, bash_rootfs: Path) -> None:
-    """The error names the step and its errno. The start does not go on without it."""
+    """The start fails with an error that names the step and its errno."""
     box = Box(
         Spec(rootfs=bash_rootfs, default_mounts=False, mounts=[Mount("/dev", type="devtmpfs")]),
         ["--rootfs", str(bash_rootfs), "--no-default-mounts", "--mount", "type=devtmpfs,dst=/dev"],

@@ -1,4 +1,4 @@
-"""The seed's section 2.6, user: ids inside differ from those outside, the same id exists in two
+"""The seed's section 2.6, user: ids inside differ from those outside, one id exists in two
 namespaces at once, and an unprivileged user needs no privileged helper for one id.
 """
 
@@ -20,7 +20,7 @@ from fastns import IDMapping, Mount, Spec
 
 
 def mapped(root: Path, user: str, outside_id: int, *mounts: Mount) -> Box:
-    """Root maps 2000 ids from `outside_id` on; others are mapped to themselves, one id."""
+    """A box in which root maps 2000 ids from `outside_id` on. A user maps only its own id."""
     words = ["--rootfs", str(root), "--user", user]
     words += [word for mount in mounts for word in ("-v", f"{mount.source}:{mount.destination}")]
     if not support.is_root():
@@ -70,7 +70,7 @@ def test_uid_0_is_an_ordinary_uid_outside(
         made = (volume / "made").stat()
         assert (made.st_uid, made.st_gid) == ids
         assert shell.ask("stat -c %u:%g /mnt/made") == "0:0\n"
-        # root of the sandbox has no power over what is root's outside
+        # uid 0 of the sandbox has no rights over the host root's files
         assert "Read-only file system" in shell.ask("echo > /proc/sys/kernel/panic", status=1)
         outside.is_the_same(alive=1)
         assert shell.leave() == 0
@@ -79,7 +79,7 @@ def test_uid_0_is_an_ordinary_uid_outside(
 
 @pytest.mark.parametrize("user", ["0:0", "1000:1000"])
 def test_one_id_in_two_namespaces(way: Way, bash_rootfs: Path, user: str, outside: Outside) -> None:
-    """At once; for root they are different users of the host."""
+    """With root as the caller they are different users of the host."""
     number = int(user.partition(":")[0])
     with (
         way.shell(mapped(bash_rootfs, user, 100000)) as one,
@@ -103,7 +103,7 @@ def test_one_id_in_two_namespaces(way: Way, bash_rootfs: Path, user: str, outsid
 
 
 def without_new_privileges(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run where the set-user-id bit of a program has no effect: no such helper can help."""
+    """Run with no_new_privs, so that set-user-ID helpers have no effect."""
     return subprocess.run(
         ["setpriv", "--no-new-privs", *argv], capture_output=True, text=True, timeout=SECONDS
     )
@@ -119,8 +119,8 @@ def test_one_id_needs_no_helper(way: Way, bash_rootfs: Path, outside: Outside) -
 
 
 @pytest.mark.as_user
-def test_a_range_needs_one(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """The control: what goes through newuidmap works, and not where set-user-id has no effect."""
+def test_a_range_needs_a_helper(way: Way, bash_rootfs: Path, outside: Outside) -> None:
+    """The control: a range needs newuidmap, which fails without its set-user-ID bit."""
     ranges = [IDMapping(0, subordinate("/etc/subuid"), 10)]
     groups = [IDMapping(0, subordinate("/etc/subgid"), 10)]
     box = Box(

@@ -1,5 +1,5 @@
-"""The two ways a person starts a container, for tests that do everything both ways: Python's
-fastns.run and fastns.spawn, and `python -m fastns run`; and what is compared outside meanwhile.
+"""The two ways in which a person starts a container: from Python (fastns.run, fastns.spawn), and
+with `python -m fastns run`. Also a check that the host stays the same meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import fastns
 from fastns import Spec
 
 CLI = [sys.executable, "-m", "fastns", "run"]
-SECONDS = 20.0  # the bound for a test that fails
+SECONDS = 20.0  # after which a test fails
 
 _FLAGS = {"mount": "mountns", "cgroup": "cgroupns", "user": "userns"}
 _MARK = "=== asked "
@@ -39,24 +39,24 @@ sys.exit(fastns.run(sys.argv[2:], spec=spec).exit_code)
 """
 
 
-# ---- what is started ----
+# ---- starting ----
 
 
 @dataclass(frozen=True)
 class Box:
-    """One container, as written in each of the two ways."""
+    """One container, described for each of the two ways."""
 
     spec: Spec = field(default_factory=Spec)
     flags: Sequence[str] = ()
 
 
 def host_but(*new: str) -> dict[str, str]:
-    """All namespaces are the host's, except those. `user` and `time` are left to fastns."""
+    """All namespaces are the host's except these. fastns decides about `user` and `time`."""
     return {kind: "new" if kind in new else "host" for kind in list(support.NAMESPACES)[:6]}
 
 
 def flags(namespaces: dict[str, str]) -> list[str]:
-    """The same on the command line."""
+    """These namespaces as command-line flags."""
     return [
         f"--{_FLAGS.get(kind, kind)}={'private' if value == 'new' else value}"
         for kind, value in namespaces.items()
@@ -64,7 +64,7 @@ def flags(namespaces: dict[str, str]) -> list[str]:
 
 
 def isolated(pid: int) -> set[str]:
-    """Which namespaces of a process, seen from outside, are not this process's own."""
+    """The namespaces in which a process is not together with this one."""
     return {
         kind
         for kind, name in support.NAMESPACES.items()
@@ -73,7 +73,7 @@ def isolated(pid: int) -> set[str]:
 
 
 def with_user(*kinds: str) -> set[str]:
-    """Those namespaces, and the user namespace that every sandbox gets."""
+    """These namespaces, and the user namespace that every sandbox gets."""
     return {*kinds, "user"}
 
 
@@ -84,7 +84,7 @@ class Way:
         self.name = name
 
     def run(self, box: Box, *command: str, exit_code: int = 0) -> str:
-        """The command's stdout, after it has ended with this code and nothing on stderr."""
+        """The command's stdout. It has to end with this code and print nothing on stderr."""
         done: Any
         if self.name == "python":
             done = fastns.run(
@@ -106,14 +106,14 @@ class Way:
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
     def argv(self, box: Box, *command: str) -> list[str]:
-        """The same for a separate process, such as one on a terminal."""
+        """The command that starts it in a separate process, for example on a terminal."""
         if self.name == "cli":
             return [*CLI, *box.flags, "--", *command]
         return [sys.executable, "-c", _IN_PYTHON, pickle.dumps(box.spec).hex(), *command]
 
     @contextmanager
     def shell(self, box: Box, *command: str) -> Iterator[Shell]:
-        """A running sandbox to talk to: bash, unless another command is given. Ends with it."""
+        """A running sandbox to talk to: bash, or the command. The block's end ends it."""
         words = command or ("bash",)
         if self.name == "python":
             with fastns.spawn(
@@ -137,14 +137,14 @@ class Way:
                 try:
                     yield Shell(process, process.pid, None)
                 finally:
-                    process.terminate()  # ends the sandbox as well: fastns run's own promise
+                    process.terminate()  # `fastns run` ends its sandbox too
 
 
-# ---- talking to it ----
+# ---- talking to a sandbox ----
 
 
 class Shell:
-    """A sandbox with pipes: `ask` if it is a bash, else read what it prints.
+    """A sandbox on pipes: `ask` a bash, or read what another command prints.
 
     `parent` is the pid of the process that started it: this one, or `fastns run`.
     """
@@ -158,9 +158,9 @@ class Shell:
 
     @property
     def pid(self) -> int:
-        """The pid of its first process, seen from outside, once it has printed something.
+        """The host's pid of its first process. Needs output from the sandbox before:
 
-        Before that, the only child of `fastns run` may still be a hop process.
+        until then the only child of `fastns run` may be a hop process.
         """
         assert self._heard, "ask it something first"
         if self._pid is None:
@@ -170,7 +170,7 @@ class Shell:
         return self._pid
 
     def ask(self, line: str, status: int = 0) -> str:
-        """What bash prints for one line, which has to end with this status."""
+        """What bash prints for one line. The line has to end with this status."""
         self._process.stdin.write(f'{line}\necho "{_MARK}$?"\n'.encode())
         self._process.stdin.flush()
         text, _, code = self.read_to(rf"{re.escape(_MARK)}\d+\n").rpartition(_MARK)
@@ -178,7 +178,7 @@ class Shell:
         return text
 
     def report(self, probe: str | Path) -> dict[str, Any]:
-        """What the probe at this path inside sees."""
+        """The report of the probe at this path inside."""
         return support.parse_report(self.ask(str(probe)).encode())
 
     def read_to(self, pattern: str) -> str:
@@ -243,7 +243,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C: the terminal's own character for it."""
+        """Type the terminal's interrupt character (Ctrl-C)."""
         os.write(self._master, termios.tcgetattr(self._master)[6][termios.VINTR])
 
     def read_to(self, pattern: str) -> str:
@@ -253,12 +253,12 @@ class Terminal:
             left = max(0.0, deadline - time.monotonic())
             if not select.select([self._master], [], [], left)[0]:
                 raise AssertionError(f"no {pattern!r} on the screen: {self._read!r}")
-            self._read += os.read(self._master, 65536)  # EIO: everyone has left the terminal
+            self._read += os.read(self._master, 65536)  # EIO: no process has the terminal open
         text, self._read = self._read[: found.end()], self._read[found.end() :]
         return text.decode()
 
     def wait(self) -> int:
-        """The returncode, as subprocess has it."""
+        """The returncode, as in subprocess."""
         return self._process.wait(timeout=SECONDS)
 
 
@@ -270,18 +270,18 @@ def shell_code(returncode: int) -> int:
 SIGINT_CODE = 128 + signal.SIGINT
 
 
-# ---- what is the same outside ----
+# ---- the host ----
 
 
 class Outside:
-    """The host, for comparison before, during and after: its mounts, names, queues, namespaces
-    and this process's ids are those of the moment this object was made."""
+    """The state of the host and of this process when this object was made: mounts, names, queues,
+    namespaces and ids. Compared with the state during and after a test."""
 
     def __init__(self) -> None:
         self._before = support.host_state()
 
     def is_the_same(self, *, alive: int = 0) -> None:
-        """Check that nothing has changed except this process's children, which are `alive` more."""
+        """Check that nothing has changed, except that this process has `alive` more children."""
         now = support.host_state()
         for kind, was in self._before.items():
             if kind not in ("fds", "children"):

@@ -1,5 +1,5 @@
-"""Optimised filters give the same results: those of real profiles, and random programs, at every
-number and architecture that they compare with, and next to it."""
+"""Optimised filters give the same results: the filters of real profiles, and random programs. The
+inputs are all numbers and architectures that a filter compares with, and their neighbours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def instructions(*lines: tuple[int, int, int, int]) -> bytes:
 
 
 def as_made(profile: object, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The filter that the library makes."""
+    """The filter before it is optimised."""
     with monkeypatch.context() as patched:
         patched.setattr(bpf, "shorter", lambda program: program)
         seccomp._build.cache_clear()
@@ -89,8 +89,7 @@ def test_profiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def program(dice: random.Random, size: int) -> bytes:
-    """Random tests and loads that jump only forward. They use few values, so that some tests
-    hold."""
+    """Random loads, and tests that jump only forward. There are few values, so some tests hold."""
     lines = [(LD, 0, 0, dice.choice((NUMBER, ARCHITECTURE)))]
     values = [*range(8), 40, 0x80, 0x180, *ARCHES.values()]
     for at in range(1, size):
@@ -114,8 +113,8 @@ def program(dice: random.Random, size: int) -> bytes:
     return instructions(*lines)
 
 
-def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optimised filter, even if it is not shorter."""
+def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimised filters are compared even if they are not shorter."""
     dice = random.Random(7)
     written = 0
     for _ in range(300):
@@ -133,7 +132,7 @@ def test_programs_made_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spelled out bit by bit, as the format allows; ranges are far shorter."""
+    """The profile tests each bit; as ranges this is far shorter."""
     dice = random.Random(seed)
     near = dice.randrange(2**32)
     pool = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, near, near ^ 1, near ^ 2, dice.randrange(2**32)]
@@ -151,7 +150,7 @@ def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
             assert interpret(short, *call) == interpret(made, *call) == expected
 
 
-def test_jumps_beyond_their_reach() -> None:
+def test_jumps_longer_than_an_instruction_allows() -> None:
     """300 numbers, with one test each."""
     lines = [(LD, 0, 0, NUMBER)]
     for number in range(0, 900, 3):
@@ -178,6 +177,6 @@ def test_jumps_beyond_their_reach() -> None:
         [(LD, 0, 0, NUMBER), (JEQ, 0, 9, 1), (RET, 0, 0, ALLOW)],  # the kernel would refuse it
     ],
 )
-def test_what_is_unusual_is_left_as_it_is(lines: list[tuple[int, int, int, int]]) -> None:
+def test_unusual_programs_are_not_changed(lines: list[tuple[int, int, int, int]]) -> None:
     made = instructions(*lines)
     assert shorter(made) == made

@@ -1,4 +1,4 @@
-"""`fastns batch` without any sandbox: jobs, bad lines, options, results, the progress bar."""
+"""`fastns batch` without sandboxes: jobs, bad lines, options, results, the progress bar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def done(stdout: bytes = b"", returncode: int = 0, truncated: bool = False) -> C
 
 
 class Layer:
-    """Stands in for fastns.Template: records calls and returns what it was told to."""
+    """A fake fastns.Template: records calls and returns prepared results."""
 
     def __init__(self) -> None:
         self.spec = Spec()
@@ -134,8 +134,8 @@ def test_a_line_becomes_a_job(line: str, job: Job, head: dict[str, object]) -> N
     assert json.loads(line_of(entry.head, 3, {})) == {**head, "index": 3}
 
 
-def test_an_id_of_any_depth_can_be_written_later() -> None:
-    """Called from deeper in the stack, where json.dumps() raises RecursionError."""
+def test_a_deeply_nested_id() -> None:
+    """Its result is written from deeper in the stack, where json.dumps() raises RecursionError."""
 
     def deeper(steps: int, head: str) -> str:
         return deeper(steps - 1, head) if steps else line_of(head, 3, {})
@@ -196,7 +196,7 @@ def test_a_bad_line_is_named_and_nothing_is_started(
     assert layer.closed
 
 
-def test_the_words_of_a_bad_line(
+def test_the_error_of_a_bad_line(
     layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     jobs_file(place, *['["ls"]'] * 16, '{"args": "ls"}')
@@ -216,7 +216,7 @@ def test_the_chunks_before_a_bad_line_have_run(
     assert err.startswith("fastns: jobs.jsonl:2501: args: ")
 
 
-def test_a_line_without_end_is_not_read_for_ever(
+def test_an_endless_line(
     layer: Layer,
     place: Path,
     capfd: pytest.CaptureFixture[str],
@@ -272,7 +272,7 @@ def test_a_chunk_after_much_output_is_smaller(
     assert [len(chunk) for chunk in layer.chunks] == [10, 5, 5, 5, 5]
 
 
-def test_a_chunk_has_enough_jobs_for_all_that_run_at_once() -> None:
+def test_a_chunk_has_more_jobs_than_run_at_once() -> None:
     batch = Batch(lambda *_args, **_more: None, None, None, lambda *_: None)  # type: ignore[arg-type]
     assert [batch.limit(n) for n in (1, 500, 4096)] == [1000, 1000, 8192]
 
@@ -372,7 +372,7 @@ def test_a_wrong_field_leads_to_its_flag_and_this_help(
     assert hint == "hint: set by --workdir; see fastns batch --help"
 
 
-def test_help_says_how_jobs_and_results_look(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_jobs_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", "--help"]) == 0
     text = capsys.readouterr().out
     words = (*_jsonl.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
@@ -381,7 +381,7 @@ def test_help_says_how_jobs_and_results_look(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_what_cannot_be_a_template_runs_from_its_plan(
+def test_a_spec_that_no_template_accepts_runs_from_a_plan(
     layer: Layer,
     place: Path,
     verbose: bool,
@@ -467,7 +467,7 @@ def test_fields_of_a_failed_start() -> None:
     }
 
 
-def test_bytes_that_are_no_text_come_as_base64_too() -> None:
+def test_bytes_that_are_not_text_come_as_base64_too() -> None:
     fields = fields_of(done(b"\xffa\r\n", truncated=True))
     assert fields["stdout"] == "\ufffda\r\n"
     assert base64.b64decode(str(fields["stdout_base64"])) == b"\xffa\r\n"
@@ -507,7 +507,7 @@ def test_an_output_that_cannot_be_written(
 
 
 class FakeProgress:
-    """rich.progress.Progress, as far as it is used."""
+    """The part of rich.progress.Progress that is used."""
 
     def __init__(self, *columns: object, **options: object) -> None:
         self.options = options
@@ -536,7 +536,7 @@ made: list[FakeProgress] = []
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """stderr is a terminal, and rich is there."""
+    """stderr is a terminal, and rich is installed."""
     modules = {name: ModuleType(name) for name in ("rich", "rich.console", "rich.progress")}
     kind: Any = lambda *_args, **_options: SimpleNamespace()  # noqa: E731
     vars(modules["rich.console"]).update(Console=kind)
@@ -586,7 +586,7 @@ def test_without_rich_nothing_is_shown(
 
 
 @pytest.mark.parametrize("terminals", [(), (1, 2)])
-def test_no_bar_elsewhere_nor_among_the_results(
+def test_no_bar_without_a_terminal_or_among_the_results(
     layer: Layer,
     place: Path,
     terminal: None,

@@ -1,4 +1,4 @@
-"""`fastns bench` without any sandbox: rounds, failures, the table, the last line, JSON, options."""
+"""`fastns bench` without sandboxes: rounds, failures, the table, the last line, JSON, options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BROKEN_OWN = Row("fastns.run", True, BOXES.isolates(), error="clone: EPERM", hin
 
 
 class Machine:
-    """Contenders whose starts are functions of the test."""
+    """Contenders whose starts are functions that the test chooses."""
 
     def __init__(self) -> None:
         self.starts: dict[str, Callable[[], int]] = {BASE: lambda: EXIT_CODE}
@@ -61,7 +61,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def test_each_round_starts_each_once_and_the_first_do_not_count(machine: Machine) -> None:
+def test_each_round_starts_each_once_after_a_warm_up(machine: Machine) -> None:
     calls: list[str] = []
 
     def counted(name: str) -> Callable[[], int]:
@@ -90,7 +90,7 @@ def test_each_round_starts_each_once_and_the_first_do_not_count(machine: Machine
         assert row.per_second > 0
 
 
-def test_without_a_number_the_time_decides(
+def test_without_a_number_the_time_limits_the_rounds(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_bench, "SECONDS", 0.0)
@@ -116,7 +116,7 @@ def raises(error: Exception) -> Callable[[], int]:
         (lambda: -9, "ended with -9 instead of 127", "fastns doctor"),
     ],
 )
-def test_one_that_fails_is_told_and_the_others_go_on(
+def test_a_failed_contender_is_reported_and_the_others_go_on(
     machine: Machine, start: Callable[[], int], error: str, hint: str
 ) -> None:
     machine.starts["bad"] = start
@@ -129,8 +129,8 @@ def test_one_that_fails_is_told_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
-def test_one_that_fails_later(machine: Machine, after: int) -> None:
-    """In the rounds, and in the starts of one contender alone."""
+def test_a_contender_that_fails_later(machine: Machine, after: int) -> None:
+    """It fails in the rounds, or when it runs alone."""
     codes = iter([EXIT_CODE] * after)
     machine.starts["bad"] = lambda: next(codes, 1)
     _, bad = _bench.measure(BOXES, 4)
@@ -144,7 +144,7 @@ def test_without_a_base_there_is_no_ratio(machine: Machine) -> None:
     assert good.median is not None
 
 
-def test_ctrl_c_takes_all_down(machine: Machine) -> None:
+def test_ctrl_c_ends_all(machine: Machine) -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
 
@@ -170,11 +170,11 @@ def test_percentile(values: list[float], percent: float, found: float) -> None:
 
 
 def test_the_bare_program_ends_at_once() -> None:
-    """All contenders start the same program, which without arguments does nothing."""
+    """All contenders start this program. Without arguments it does nothing."""
     assert _bench.bare([str(_bench.PROGRAM)])() == EXIT_CODE
 
 
-def test_a_tool_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failed) as caught:
         _bench.tool("bwrap", [])
@@ -229,7 +229,7 @@ def test_the_same_for_all(privileged: bool, rootfs: str | None) -> None:
         ("/usr/lib/python3/fastns/_program", "/srv/root", True),
     ],
 )
-def test_the_program_is_bound_where_it_cannot_be_seen(
+def test_the_program_is_bound_if_the_root_lacks_it(
     monkeypatch: pytest.MonkeyPatch, program: str, rootfs: str | None, bound: bool
 ) -> None:
     monkeypatch.setattr(_bench, "PROGRAM", Path(program))
@@ -242,7 +242,7 @@ def test_the_program_is_bound_where_it_cannot_be_seen(
 # ---- what is printed ----
 
 
-def test_the_table_is_aligned_and_a_fix_is_told_once() -> None:
+def test_the_table_is_aligned_and_a_fix_is_printed_once() -> None:
     rows = [BARE, BROKEN_OWN, OWN, BROKEN_OWN, BATCH, BROKEN]
     found = list(plain_lines(rows, BOXES))
     assert found[0].split() == list(COLUMNS[1:])
@@ -271,7 +271,7 @@ def test_what_is_isolated(isolates: tuple[str, ...], told: str) -> None:
     assert isolation(Row("x", True, isolates), BOXES) == told
 
 
-def test_the_legend_names_all() -> None:
+def test_the_legend_names_every_contender() -> None:
     assert legend(BOXES) == (
         "pid, mount, uts, ipc, cgroup namespaces; /proc, /tmp, /run, /dev of its own; "
         "the host's directories, read-only"
@@ -306,7 +306,7 @@ def test_the_last_line(rows: list[Row], told: str) -> None:
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """Contenders that are measured one start at a time, unlike batches."""
+    """Only contenders that start one sandbox at a time, no batches."""
     found = [BARE, OWN]
     monkeypatch.setattr(_bench, "measure", lambda boxes, rounds: found)
     monkeypatch.setattr(_bench, "measure_batches", lambda boxes: iter(()))
@@ -320,7 +320,7 @@ def test_it_says_what_was_started(rows: list[Row], capsys: pytest.CaptureFixture
     assert out.splitlines()[-1] == summary(rows)
 
 
-def test_a_busy_machine_is_told(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_machine_is_reported(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
     assert "busy" not in capsys.readouterr().out
     rows.append(replace(OWN, name="late", p90=3.1 * 0.00112))
@@ -330,7 +330,7 @@ def test_a_busy_machine_is_told(rows: list[Row], capsys: pytest.CaptureFixture[s
     assert "(late)" in line
 
 
-def test_what_is_written(
+def test_the_json_report(
     rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows.append(BROKEN)
@@ -358,7 +358,7 @@ def test_json_alone_on_stdout(rows: list[Row], capsys: pytest.CaptureFixture[str
     ("found", "code"),
     [([BARE, BROKEN_OWN, OWN], 0), ([BARE, BROKEN_OWN], 125), ([BROKEN, OWN], 0)],
 )
-def test_only_when_fastns_can_start_nothing_it_fails(
+def test_it_fails_only_if_fastns_can_start_nothing(
     rows: list[Row], found: list[Row], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows[:] = found
@@ -380,7 +380,7 @@ def test_only_when_fastns_can_start_nothing_it_fails(
         (["ls"], "unexpected argument: ls"),
     ],
 )
-def test_wrong_words(
+def test_wrong_arguments(
     rows: list[Row], words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *words]) == 125
@@ -393,7 +393,7 @@ def test_wrong_words(
 
 
 class FakeTable:
-    """rich.table.Table, as far as it is used."""
+    """The part of rich.table.Table that is used."""
 
     def __init__(self, **_: object) -> None:
         self.columns: list[str] = []
@@ -413,7 +413,7 @@ printed: list[object] = []
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """stdout is a terminal, and rich is there."""
+    """stdout is a terminal, and rich is installed."""
     console = SimpleNamespace(width=120, print=printed.append)
     names = ("rich", "rich.box", "rich.console", "rich.table", "rich.text")
     modules = {name: ModuleType(name) for name in names}
@@ -432,7 +432,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     printed.clear()
 
 
-def test_a_table_of_rich(rows: list[Row], terminal: SimpleNamespace) -> None:
+def test_rich_draws_the_table_on_a_terminal(rows: list[Row], terminal: SimpleNamespace) -> None:
     rows += [BROKEN, BROKEN]
     assert main(["bench"]) == 0
     (table,) = tables
@@ -443,7 +443,7 @@ def test_a_table_of_rich(rows: list[Row], terminal: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("why", ["no rich", "narrow", "no terminal"])
-def test_a_plain_one_elsewhere(
+def test_the_table_is_plain_elsewhere(
     rows: list[Row],
     terminal: SimpleNamespace,
     why: str,

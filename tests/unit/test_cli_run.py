@@ -1,4 +1,4 @@
-"""`fastns run` without any sandbox: flags to Spec, exit codes, the status line, messages."""
+"""`fastns run` without a sandbox: flags to Spec, exit codes, the status line, messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 class FakeSandbox:
-    """A sandbox that has ended with `returncode` or, if that is None, ends when it is killed."""
+    """A sandbox that has ended with `returncode`. If that is None, it ends when it is killed."""
 
     def __init__(self, returncode: int | None) -> None:
         self.pid = os.getpid()
@@ -67,14 +67,14 @@ class FakeSandbox:
             self._hang_up()
 
     def wait(self, timeout: float | None = None) -> int:
-        assert self._end is not None, "waits for ever"
+        assert self._end is not None, "would wait for ever"
         self.returncode = self._end
         self.cause = cause_of(self._end, killed=self.killed)
         return self._end
 
 
 class Layer:
-    """Stands in for fastns.spawn: records calls and returns what it was told to."""
+    """Replaces fastns.spawn: records calls, and ends as the test has set."""
 
     def __init__(self) -> None:
         self.args: list[str] = []
@@ -299,7 +299,7 @@ SPEC_CASES: list[tuple[list[str], dict[str, Any]]] = [
         },
     ),
     (
-        ["--userns", "keep-id", "-u", str(os.getuid())],  # the caller's is the only gid
+        ["--userns", "keep-id", "-u", str(os.getuid())],  # the caller's gid is the only one
         {
             "user namespace": "new",
             "user": ME,
@@ -383,7 +383,7 @@ def test_flags_become_a_spec(
 
 
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:
-    """The Spec of a row, in which names of namespaces mean entries of `namespaces`."""
+    """The Spec of a row, whose names of namespaces become entries of `namespaces`."""
     fields = dict(fields)
     names = {
         **{name: name for name in ("pid", "uts", "ipc", "cgroup", "mount", "time")},
@@ -403,7 +403,7 @@ def expected_spec(fields: dict[str, Any], here: str) -> Spec:
     return Spec(namespaces=namespaces, mounts=mounts, die_with_parent=True, **fields)
 
 
-def test_host_root_gets_its_hostname_where_the_files_exist(layer: Layer) -> None:
+def test_hostname_covers_existing_files_of_the_host(layer: Layer) -> None:
     assert main(["run", "--hostname", "box", "true"]) == 0
     names = {name for name in ("/etc/hosts", "/etc/hostname") if is_plain_file(name)}
     assert set(layer.spec.files) == names
@@ -532,7 +532,7 @@ def test_the_hint_names_the_closest_word(
     assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint}"
 
 
-def test_a_word_of_docker_is_told_what_there_is_instead(
+def test_dockers_words_get_a_hint(
     layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     known = {name: kind for kind in ("run", "batch") for name in options_of(kind)}
@@ -582,7 +582,7 @@ def test_net_is_network(layer: Layer) -> None:
         ("/ubuntu:22.04", False),
     ],
 )
-def test_an_image_is_told_from_a_command_that_is_missing(
+def test_the_hint_of_an_image_name(
     layer: Layer, capfd: pytest.CaptureFixture[str], name: str, is_image: bool
 ) -> None:
     layer.error = SpawnError("exec", errno.ENOENT, path=name)
@@ -596,7 +596,7 @@ def test_an_image_is_told_from_a_command_that_is_missing(
 
 
 @pytest.mark.parametrize("words", [[""], ["batch", ""]])
-def test_an_empty_word_is_seen(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_an_empty_word_is_quoted(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main(words) == 125
     assert "''" in capsys.readouterr().err.splitlines()[0]
 
@@ -643,7 +643,7 @@ def test_an_error_of_a_spec_names_flags(
 
 
 @pytest.mark.parametrize(("returncode", "exit_code"), [(0, 0), (3, 3), (125, 125), (-9, 137)])
-def test_the_exit_code_is_the_commands_own(
+def test_the_exit_code_is_the_commands(
     layer: Layer, returncode: int, exit_code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layer.returncode = returncode
@@ -720,7 +720,7 @@ def test_an_ignored_signal_stays_ignored(layer: Layer) -> None:
     ("words", "command_catches", "exit_code"),
     [([], False, 130), ([], True, 124), (["--init"], True, 130)],
 )
-def test_interrupt_ends_only_what_does_not_handle_it(
+def test_interrupt_ends_only_commands_that_do_not_handle_it(
     layer: Layer,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
@@ -747,7 +747,7 @@ def test_handles_sigint_reads_the_disposition() -> None:
 
 
 def status_of(words: list[str]) -> tuple[int, dict[str, Any]]:
-    """The exit code of `fastns run --status-fd N WORDS` and the one line written there."""
+    """The exit code of `fastns run --status-fd N WORDS` and its status."""
     read_end, write_end = os.pipe()
     try:
         code = main(["run", "--status-fd", str(write_end), *words])
@@ -840,10 +840,10 @@ def test_status_fd_has_to_be_writable(
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
-def test_status_fd_is_no_file_of_the_commands(
+def test_status_fd_must_not_be_the_commands_stdio(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path, stream: int
 ) -> None:
-    """By its number, by a copy of it, or opened again."""
+    """Given by its number, as a copy, or opened again."""
     saved = os.dup(stream)
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.dup2(own, stream)
@@ -864,10 +864,10 @@ def test_status_fd_is_no_file_of_the_commands(
     assert told.count(f"the command has it as {name},") == 3
 
 
-def test_status_fd_is_named_by_its_own_number(
+def test_the_error_names_the_status_fd_by_its_number(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """As on a terminal: stdin, stdout and stderr are one file."""
+    """On a terminal, for example, stdin, stdout and stderr are one file."""
     saved = [os.dup(stream) for stream in (0, 2)]
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -885,7 +885,7 @@ def test_status_fd_is_named_by_its_own_number(
     assert "3>status.json" in told
 
 
-def test_a_closed_status_pipe_is_told_and_the_exit_code_stays(
+def test_a_closed_status_pipe_does_not_change_the_exit_code(
     layer: Layer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layer.returncode = 3
@@ -957,7 +957,7 @@ def test_term_is_copied_when_stdin_is_a_terminal(
         ("../x", ["lib/terminfo/x/xterm"], "xterm"),
     ],
 )
-def test_term_is_one_that_the_root_knows(
+def test_term_is_replaced_by_one_that_the_root_knows(
     layer: Layer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -994,7 +994,7 @@ def test_each_verb_has_its_own_help(capsys: pytest.CaptureFixture[str], verb: st
     assert capsys.readouterr().out.startswith(f"usage: fastns {verb}")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m fastns doctor | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1] == "141"
@@ -1018,8 +1018,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fastns {fastns.__version__}\n"
 
 
-def test_run_starts_lean(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only other verbs need is not imported before a spawn."""
+def test_run_imports_little(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that only other verbs need are not imported before a spawn."""
     code = (
         "import sys, fastns, fastns.cli\n"
         "class Stop(Exception): pass\n"

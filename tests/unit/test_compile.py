@@ -1,7 +1,7 @@
-"""What a spec becomes for each kind of caller: how it starts, the order of ops, and their fields.
+"""The plan of a spec for each kind of caller: the way of starting, the order and fields of ops.
 
-Nothing is run, and the callers are made up, so the plans do not depend on who runs the tests.
-test_golden_plans.py has whole lists of ops.
+Nothing is run, and the callers are invented, so the plans do not depend on who runs the tests.
+test_golden_plans.py compares whole lists of ops.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ JOINS = f"id_map capabilities {BECOMES}"
 @pytest.mark.parametrize(
     ("fields", "caller", "way", "before", "after"),
     [
-        # the method and the id_map, then the stages between the limit on core dumps and the
-        # keyring, and those between the umask and what is last
+        # `way`: method and id_map. `before`: the stages from the limit on core dumps to the
+        # keyring. `after`: those from the umask to the last three.
         ({**BARE, **HOSTS_IDS}, ROOT, "direct none", OWN_ROOT, "capabilities setgroups"),
         (BARE, ROOT, "direct range", OWN_ROOT, JOINS),
         (BARE, TREES, "direct range", "rootfs rootfs network", JOINS),
@@ -91,7 +91,7 @@ JOINS = f"id_map capabilities {BECOMES}"
 def test_the_way_and_the_stages(
     fields: dict[str, Any], caller: Caller, way: str, before: str, after: str
 ) -> None:
-    """Only for what no golden list has (test_golden_plans.py)."""
+    """Only cases that no golden list has (test_golden_plans.py)."""
     plan = compiled(Spec(**fields), caller)
     assert f"{plan.method} {plan.id_map}" == way
     shares = ["keyring", *["rlimit"] * 4, "umask"]
@@ -101,7 +101,7 @@ def test_the_way_and_the_stages(
     ]  # fmt: skip
 
 
-# ---- what the ops carry ----
+# ---- the fields of ops ----
 
 
 def ops(spec: Spec, caller: Caller, code: str) -> list[Op]:
@@ -128,7 +128,7 @@ def one(spec: Spec, caller: Caller, code: str) -> Op:
         ({}, False),  # its root is made from the caller's view
     ],
 )
-def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> None:
+def test_which_plans_make_a_tree_namespace(fields: dict[str, Any], tree: bool) -> None:
     plan = compiled(Spec(**fields), TREES)
     assert plan.mount_namespace == ("tree" if tree else "copied")
     assert ("tree_namespace" in [op.code for op in plan.ops]) == tree
@@ -148,7 +148,7 @@ def test_what_begins_with_the_root_alone(fields: dict[str, Any], tree: bool) -> 
         ({"namespaces": HOSTED}, ROOT, ""),
     ],
 )
-def test_what_the_clone_makes(fields: dict[str, Any], caller: Caller, namespaces: str) -> None:
+def test_the_clones_namespaces(fields: dict[str, Any], caller: Caller, namespaces: str) -> None:
     plan = compiled(Spec(**fields), caller)
     assert " ".join(plan.namespaces) == namespaces
 
@@ -163,7 +163,7 @@ def test_the_single_id_is_the_callers() -> None:
     }
 
 
-def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> None:
+def test_the_order_of_joined_namespaces() -> None:
     joined = {kind: f"/n/{kind}" for kind in ("mount", "uts", "pid", "user", "network")}
     plan = compiled(Spec(namespaces=joined), ROOT)
     setns = [op for op in plan.ops if op.code == "setns"]
@@ -174,8 +174,8 @@ def test_joined_namespaces_come_in_an_order_that_keeps_the_paths_visible() -> No
         b"/n/network",
         b"/n/mount",
     ]
-    # Joining the user namespace ends root's rights over the others. So it is opened first and
-    # joined last.
+    # In its user namespace root has no more rights over the others. So that one is opened first,
+    # while its path is visible, and joined last.
     assert setns[0].how == _core.HOW_OPEN
     assert plan.ops[plan.ops.index(setns[-1]) + 1].code == "join_user"
     assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
@@ -198,10 +198,10 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
         assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields["rootfs"])
     own = one(Spec(**fields, default_mounts=False), ROOT, "root_tree")
-    assert own.flags == read_only  # it has no devices but its own
+    assert own.flags == read_only  # without default mounts the root's devices work
 
 
-def test_a_bind_has_devices_where_it_says_so() -> None:
+def test_devices_in_a_bind_need_the_option_dev() -> None:
     for options, flags, cleared in (([], NODEV, 0), (["dev"], 0, NODEV), (["nodev"], NODEV, 0)):
         mount = Mount("/b", source="/s", options=options)
         bind = one(Spec(**BARE, mounts=[mount]), ROOT, "bind")
@@ -209,7 +209,7 @@ def test_a_bind_has_devices_where_it_says_so() -> None:
     for caller, cleared in ((ROOT, NODEV), (USER, 0)):
         mount = Mount("/b", source="/s", options=["rbind", "dev"])
         bind = one(Spec(**BARE, mounts=[mount]), caller, "bind")
-        assert (bind.flags, bind.arg) == (0, cleared)  # what is nodev on the host is locked
+        assert (bind.flags, bind.arg) == (0, cleared)  # a user cannot clear nodev: it is locked
     for options, flags in (([], NODEV), (["dev"], 0)):
         mount = Mount("/o", type="overlay", options=["lowerdir=/a:/b", *options])
         assert one(Spec(**BARE, mounts=[mount]), ROOT, "mount").flags == flags
@@ -218,12 +218,12 @@ def test_a_bind_has_devices_where_it_says_so() -> None:
         assert one(spec, ROOT, "overlay").flags == (NODEV if default_mounts else 0)
 
 
-def test_a_relative_rootfs_is_taken_from_the_working_directory() -> None:
+def test_a_relative_rootfs() -> None:
     tree = one(Spec(rootfs="some/../root"), ROOT, "root_tree")
     assert tree.source == os.fsencode(os.path.join(os.getcwd(), "root"))
 
 
-def test_only_a_throw_away_layer_gets_missing_targets() -> None:
+def test_missing_targets_are_made_only_in_temporary_layers() -> None:
     mounts = [
         Mount("/a", source="/s"),
         Mount("/t", "tmpfs"),
@@ -265,15 +265,15 @@ def test_the_size_of_a_tmpfs(
     assert (mount.data or b"").decode() == data
 
 
-def test_the_size_of_half_the_memory() -> None:
+def test_a_tmpfs_of_half_the_memory() -> None:
     mount = one(Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=["size=50%"])]), USER, "mount")
     size, inodes = (mount.data or b"").decode().split(",")
     assert size == "size=50%"
     assert int(inodes.partition("=")[2]) == os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def test_the_size_of_the_scratch() -> None:
-    """What fastns puts there does not count towards the size."""
+def test_the_size_of_the_scratch_tmpfs() -> None:
+    """Files that fastns writes there do not count towards the size."""
     given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
     for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
         op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
@@ -301,7 +301,7 @@ def test_a_mount_carries_its_options() -> None:
 
 
 @pytest.mark.parametrize(("option", "flag"), [("rprivate", 1 << 18), ("rslave", 1 << 19)])
-def test_propagation_is_cut_unless_a_mount_listens(option: str, flag: int) -> None:
+def test_propagation_is_private_unless_a_mount_is_a_slave(option: str, flag: int) -> None:
     spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=[option])])
     assert one(spec, ROOT, "propagation").flags == flag
 
@@ -331,7 +331,10 @@ def test_limits_groups_and_files_are_bytes() -> None:
     groups = one(spec, ROOT, "setgroups")
     assert (groups.arg, groups.data) == (2, bytes([7, 0, 0, 0, 2, 1, 0, 0]))
     assert [one(spec, ROOT, code).arg for code in ("setgid", "umask")] == [6, 0o77]
-    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [0, 5]  # through 0: rights go with it
+    assert [op.arg for op in ops(spec, ROOT, "setuid")] == [
+        0,
+        5,
+    ]  # via 0, to keep rights
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
 
@@ -341,7 +344,7 @@ def rlimits(caller: Caller, **fields: Any) -> list[tuple[str, int, int]]:
     return [(op.note, op.how, op.arg) for op in ops(Spec(**BARE, **fields), caller, "rlimit")]
 
 
-def test_default_limits_give_way_to_those_of_the_spec() -> None:
+def test_the_specs_limits_replace_the_defaults() -> None:
     half = _core.HOW_HALF
     core, *others = rlimits(ROOT)
     assert core == ("RLIMIT_CORE 1:1", _core.HOW_OPTIONAL, 0)
@@ -358,7 +361,7 @@ def test_default_limits_give_way_to_those_of_the_spec() -> None:
         assert ("RLIMIT_AS 5:5", 0, 0) in own
 
 
-def test_the_limit_on_core_dumps_comes_before_all_else() -> None:
+def test_the_limit_on_core_dumps_is_the_first_op() -> None:
     for fields in ({}, {"init": True}, {"namespaces": JOINED}):
         plan = compiled(Spec(**fields), ROOT)
         assert plan.ops[0].note == "RLIMIT_CORE 1:1"
@@ -367,7 +370,7 @@ def test_the_limit_on_core_dumps_comes_before_all_else() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"init": True}])
-def test_who_is_spared_by_the_oom_killer_hands_nothing_of_it_on(fields: dict[str, Any]) -> None:
+def test_a_negative_oom_score_adj_is_reset(fields: dict[str, Any]) -> None:
     for capabilities in (ALL, 0):
         plan = compiled(Spec(**fields), Caller(1, 1, True, capabilities, True, spared=True))
         first = plan.ops[0]
@@ -393,7 +396,7 @@ def test_who_writes_a_range(capabilities: int, way: str) -> None:
     assert compiled(spec, caller).id_map == way
 
 
-def test_owners_in_options_are_those_inside() -> None:
+def test_ids_in_mount_options_are_ids_inside() -> None:
     options = ["uid=5", "gid=6", "size=0"]
     spec = Spec(**BARE, mounts=[Mount("/t", "tmpfs", options=options)])
     owners = b"uid=%d,gid=%d" % (PLACE[0] + 5, PLACE[1] + 6)
@@ -403,21 +406,21 @@ def test_owners_in_options_are_those_inside() -> None:
     assert one(pts, ROOT, "mount").data == b"newinstance,gid=%d" % (PLACE[1] + 5)
 
 
-def test_a_bind_shows_other_owners_where_it_says_so() -> None:
-    """By default where the kernel can. Mounts that are not the spec's stay the host's."""
+def test_which_binds_are_idmapped() -> None:
+    """The spec's binds, by default if the kernel can. Other mounts keep the host's ids."""
     may = _core.HOW_IDMAP | _core.HOW_OPTIONAL
     for options, how in (([], may), (["idmap"], _core.HOW_IDMAP), (["noidmap"], 0)):
         spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
         assert one(spec, ROOT, "bind").how == how
         hosts = Spec(**{**vars(spec), **HOSTS_IDS})
         for same, caller in ((spec, USER), (hosts, ROOT)):
-            assert one(same, caller, "bind").how == 0  # there it belongs to the caller in any case
+            assert one(same, caller, "bind").how == 0  # its owner is the caller in any case
     for fields in ({"namespaces": {"pid": "host"}}, {"network": "host"}, {"files": {"/a": "x"}}):
         for op in compiled(Spec(rootfs="/r", **fields), ROOT).ops:  # type: ignore[arg-type]
             assert not op.how & _core.HOW_IDMAP or op.code == "root_tree", op
 
 
-def test_a_bind_is_plain_where_a_target_is_made_in_it() -> None:
+def test_a_bind_in_which_a_target_is_made_is_plain() -> None:
     made = {"options": ["X-mount.mkdir"]}
     a, b = Mount("/a", source="/s"), Mount("/a/b", source="/s")
     below = Mount("/a/b/c", "tmpfs", **made)  # type: ignore[arg-type]
@@ -460,7 +463,7 @@ def test_who_has_a_range(caller: Caller, has: bool) -> None:
         ({"capabilities": ["NET_RAW"], "init": True}, True),
         ({"capabilities": ["NET_RAW"], **HOSTS_IDS}, False),
         ({"capabilities": ["NET_RAW"], "namespaces": {"user": "new"}}, False),
-        # nothing that matters is joined
+        # the sandbox makes no namespace for which it has to be joined
         ({"capabilities": ["NET_RAW"], "network": "host",
           "namespaces": {"uts": "host", "ipc": "host"}}, False),
         ({}, False),
@@ -478,7 +481,7 @@ def test_capabilities_take_the_right_to_trace(fields: dict[str, Any], fails: boo
     assert caught.value.field == "capabilities"
 
 
-def test_who_the_pipes_are_for() -> None:
+def test_the_owner_of_pipes() -> None:
     for fields, caller, owner in (
         ({}, ROOT, PLACE),
         ({"user": "5:6"}, ROOT, (PLACE[0] + 5, PLACE[1] + 6)),
@@ -490,14 +493,14 @@ def test_who_the_pipes_are_for() -> None:
         assert compiled(Spec(**BARE, **fields), caller).pipe_owner == owner, fields
 
 
-def test_a_caller_of_several_ids_is_made_one() -> None:
-    """The caller is a set-user-id program: its saved id must not get into the sandbox."""
+def test_a_caller_with_several_ids() -> None:
+    """Such as a set-user-ID program. The sandbox must not have its saved id."""
     spec = Spec(**BARE, namespaces={"user": "host"})
     plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
 
 
-# ---- what a caller cannot have ----
+# ---- refused specs ----
 
 
 @pytest.mark.parametrize(
@@ -514,7 +517,7 @@ def test_a_caller_of_several_ids_is_made_one() -> None:
     ],
 )
 def test_refused_to_a_user(fields: dict[str, Any], field: str, words: str) -> None:
-    compiled(Spec(**fields), ROOT)  # root may
+    compiled(Spec(**fields), ROOT)  # root may have it
     with pytest.raises(SpecError) as caught:
         compiled(Spec(**fields), USER)
     assert caught.value.field == field
@@ -524,7 +527,7 @@ def test_refused_to_a_user(fields: dict[str, Any], field: str, words: str) -> No
 # ---- the plan ----
 
 
-def test_the_environment_and_where_commands_are_looked_up() -> None:
+def test_the_environment_and_the_search_path() -> None:
     plan = compiled(Spec(env={"PATH": "/a::b", "X": "1"}, cwd="/w"), ROOT)
     assert plan.search_path == (b"/a", b".", b"b")
     assert b"X=1" in plan.environ

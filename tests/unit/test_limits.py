@@ -1,4 +1,4 @@
-"""Limits of a spec: what is accepted, and which files of a cgroup are written."""
+"""Limits of a spec: the accepted values, and the files of a cgroup that are written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_size(text: Any, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "m", "1.5g", "-1", "1mm", "1bb", 0, -1, True, 1.5, b"1m", 2**63]
 )
-def test_a_size_that_is_none(text: Any) -> None:
+def test_an_invalid_size(text: Any) -> None:
     with pytest.raises(SpecError) as caught:
         parse_size("memory", text)
     assert caught.value.field == "memory"
@@ -81,13 +81,13 @@ def test_a_size_that_is_none(text: Any) -> None:
         ("require_limits", {"require_limits": 1}),
     ],
 )
-def test_what_is_not_accepted(field: str, fields: dict[str, Any]) -> None:
+def test_an_invalid_limit(field: str, fields: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as caught:
         Spec(**fields)
     assert caught.value.field == field
 
 
-def test_without_limits_there_are_none() -> None:
+def test_without_limits_there_are_no_cgroups() -> None:
     assert Spec().limits() is None
     plan = compile(Spec())
     assert plan.cgroups is None
@@ -192,7 +192,7 @@ READS, WRITES = {"8:0": {"rbps": 5, "riops": 6}}, {"8:0": {"riops": 5}, "8:1": {
         (True, ["io", "memory"], WRITES, True),
     ],
 )
-def test_io_is_enforced_where_buffered_writes_are(
+def test_io_is_enforced_if_it_limits_buffered_writes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     unified: bool,
@@ -200,7 +200,7 @@ def test_io_is_enforced_where_buffered_writes_are(
     io: dict[str, Any],
     held: bool,
 ) -> None:
-    """Version 1 sees only direct writes; version 2 also needs the memory controller."""
+    """Version 1 limits only direct writes. Version 2 needs the memory controller too."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
     limits = Limits(io=io)
     if not held:
@@ -219,14 +219,14 @@ def test_io_is_enforced_where_buffered_writes_are(
 def test_shares_are_weights_of_version_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, shares: int
 ) -> None:
-    """In the same proportion to the default of 1024 as the weight is to 100."""
+    """Shares are to their default of 1024 as weights are to 100."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
     plan = cgroup_plan.plan(Limits(cpu_weight=weight), None, True)
     assert (files_of(plan), [text for _, _, text, _ in plan.weights]) == ([], [str(shares)])
 
 
-def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel accepts them with version 2, and would run the sandbox on all CPUs."""
+def test_missing_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 accepts them, and would run the sandbox on all CPUs."""
     for unified, file in ((True, "cpuset.cpus.effective"), (False, "cpuset.cpus")):
         place = tree(tmp_path / file, unified, "cpuset")
         (tmp_path / file / file).write_text("0-1,4\n")
@@ -241,8 +241,8 @@ def test_cpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert ("cpuset.cpus", cpuset) in files_of(plan)
 
 
-def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path with a form feed or without a meaning in UTF-8, a source that is empty."""
+def test_mounts_with_unusual_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form feed or invalid UTF-8 in a path, and an empty source."""
     files = {
         "/proc/self/cgroup": ["0::/"],
         "/proc/self/mountinfo": [
@@ -258,10 +258,10 @@ def test_mounts_of_any_name_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) ->
     assert (found.mount, found.controllers) == ("/d\udcff e", ("memory", "pids"))
 
 
-def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
+def test_lines_of_missing_and_unreadable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "strange").write_bytes(b"\xff\n")  # others choose the names in mountinfo
+    (tmp_path / "strange").write_bytes(b"\xff\n")  # other users choose names in mountinfo
     assert cgroups.lines(str(tmp_path / "strange")) == ["\udcff"]
     (tmp_path / "feed").write_bytes(b"a\x0cb\rc\n\nd\n")
     assert cgroups.lines(str(tmp_path / "feed")) == ["a\x0cb\rc", "", "d"]
@@ -275,10 +275,8 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("what", ["hierarchies", "places", "swap"])
-def test_no_fd_to_find_cgroups_by(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """This is not a missing controller: nothing is compiled, and nothing is cached."""
+def test_no_fd_to_find_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """It is an error, not a missing controller, and no plan is cached."""
     place = tree(tmp_path, True, "memory")
     full = True
     at = {"hierarchies": "/proc/self/", "places": str(tmp_path), "swap": "/proc/swaps"}[what]
@@ -302,7 +300,7 @@ def test_no_fd_to_find_cgroups_by(
     assert of_this_caller(spec).limits == ("memory",)
 
 
-def test_cpu_time_alone_switches_nothing_on(
+def test_cpu_time_alone_needs_no_controller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tree(tmp_path, True)
@@ -335,7 +333,7 @@ def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
-    """cgroups(7): then it can give no controllers to its children, unless it is the root."""
+    """Unless it is the root, it cannot give controllers to its children (cgroups(7))."""
     place = tree(tmp_path, True, "pids")
     with pytest.raises(OSError, match="processes of its own"):
         cgroup_plan.find_place(place, ("pids",), "/user")
@@ -351,7 +349,7 @@ FILTERED = SimpleNamespace(filtered=True)  # a Plan
 
 @pytest.mark.parametrize(
     ("cause", "returncode", "facts"),
-    [  # what ended the first process outranks what its cgroups have counted
+    [  # a certain cause outranks one inferred from counters
         ("exited", 3, {}),
         ("exited", 0, {}),
         ("signaled", -11, {}),
@@ -362,7 +360,7 @@ FILTERED = SimpleNamespace(filtered=True)  # a Plan
         ("output_limit", -9, {"over": True, "counts": {"oom_kills": 1}}),
         ("timeout", -9, {"over": True, "timed_out": True}),
         ("oom", -9, {"counts": {"oom_kills": 1}}),
-        ("timeout", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),  # of a child
+        ("timeout", -9, {"counts": {"oom_kills": 1}, "timed_out": True}),  # an OOM kill of a child
         ("timeout", 0, {"counts": {"oom_kills": 1}, "timed_out": True}),
         ("killed", -9, {"counts": {"oom_kills": 1}, "killed": True}),
         ("signaled", -9, {"counts": {"oom_kills": 1}, "signals": {signal.SIGKILL}}),

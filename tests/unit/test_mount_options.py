@@ -1,4 +1,4 @@
-"""Mount options: what each means to the kernel, which type takes it, and what is refused."""
+"""Mount options: the meaning of each, the types that take it, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fastns.errors import SpecError
 from fastns.mount_options import DATA, FLAGS, PROPAGATIONS, TYPES, ParsedOptions, names, parse
 
-# From <linux/mount.h>, typed again on purpose: a mistake in the table must not confirm itself.
+# From <linux/mount.h>. Repeated on purpose, to find mistakes in the table.
 MS = {
     "ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "noatime": 0x400, "nodiratime": 0x800,
     "relatime": 0x200000, "strictatime": 0x1000000,
@@ -36,12 +36,12 @@ def test_a_flag(name: str) -> None:
     assert parse("tmpfs", [name]) == expected
 
 
-def test_the_flags_are_all_known_here() -> None:
+def test_all_flags_are_tested() -> None:
     assert set(MS) | set(CLEARED) | {"defaults"} == set(FLAGS)
 
 
-def test_the_bits_are_pythons_where_it_has_them() -> None:
-    # statvfs(3) shows the same bits that mount(2) takes.
+def test_the_bits_are_the_same_in_python() -> None:
+    # statvfs(3) returns the same bits that mount(2) takes.
     shown = {
         "ro": os.ST_RDONLY,
         "nosuid": os.ST_NOSUID,
@@ -199,8 +199,8 @@ def test_options_are_refused(type: str, options: Sequence[Any], words: str) -> N
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_what_an_error_offers_is_taken(type: str) -> None:
-    """names() has the options that _unknown() suggests."""
+def test_all_options_that_an_error_suggests_are_accepted(type: str) -> None:
+    """_unknown() suggests those of names()."""
     values = {
         "size=": "1m", "nr_blocks=": "5", "nr_inodes=": "5", "mode=": "755", "ptmxmode=": "666",
         "uid=": "0", "gid=": "0", "max=": "5", "hidepid=": "2", "subset=": "pid", "lowerdir=": "/a",

@@ -1,7 +1,7 @@
-"""No module imports itself by way of others, and no C file includes itself so.
+"""No module imports itself through others, and no C file includes itself through others.
 
-An import inside a function counts too, because it only hides a circle. One for type checkers does
-not count.
+An import inside a function counts too: it only hides a circle. Imports for type checkers do not
+count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path, known: Container[str]) -> Iterator[str]:
-    """The names of the modules that it imports. For a module of a package this is the module, not
+    """The modules that a file imports. `from package import module` counts as the module, not as
     the package."""
     text = file.read_text()
     found: list[tuple[str, list[str]]] = []
@@ -62,7 +62,7 @@ def imports(file: Path, known: Container[str]) -> Iterator[str]:
 
 
 def python_graph() -> Graph:
-    """Without `fastns` itself, which is imported before any module of it."""
+    """Without `fastns` itself, which is imported before any of its modules."""
     known = modules()
     del known["fastns"]
     return {name: {*imports(file, known)} & {*known} - {name} for name, file in known.items()}
@@ -72,7 +72,7 @@ def python_graph() -> Graph:
 
 
 def c_files() -> Graph:
-    """Each file of csrc/, and the files of csrc/ that it includes."""
+    """Each file of csrc/ -> the files of csrc/ that it includes."""
     names = {str(file.relative_to(CSRC)): file for file in CSRC.rglob("*.[ch]")}
     graph: Graph = {}
     for name, file in names.items():
@@ -84,8 +84,7 @@ def c_files() -> Graph:
 
 
 def c_units() -> Graph:
-    """A unit is a C file with the header of the same name. A header alone cannot be part of a
-    circle."""
+    """Each C file, together with the header of its name -> the others that it includes."""
     files = c_files()
     units = {name[:-2] for name in files if name.endswith(".c")}
     graph: Graph = {unit: set() for unit in units}
@@ -99,7 +98,7 @@ def c_units() -> Graph:
 
 
 def circle(graph: Graph) -> list[str]:
-    """One circle, ending with its first name again; empty if there is none."""
+    """One circle, which ends with its first name; empty if there is none."""
     done: set[str] = set()
 
     def look(name: str, way: list[str]) -> list[str]:
@@ -124,6 +123,6 @@ def test_no_circle(graph: object) -> None:
 
 
 def test_a_circle_is_found() -> None:
-    """The control."""
+    """The control of the test above."""
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

@@ -1,7 +1,7 @@
-"""The lists of ops and stages, csrc/shared/*.def, and what has to agree with them.
+"""The lists of ops and stages (csrc/shared/*.def), and what must agree with them.
 
-The tables in docs/architecture/ops.md are made from the lists:
-`pytest tests/unit/test_ops.py --update` writes them anew.
+`pytest tests/unit/test_ops.py --update` writes the tables in docs/architecture/ops.md from the
+lists.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def entries(name: str) -> list[list[str]]:
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     found = re.findall(r'^FNS_\w+\((\w+), (\w+),((?:\s*"(?:[^"\\]|\\.)*",?)+)\)$', text, re.M)
     assert len(found) == text.count("\nFNS_"), "an entry that is not understood"
-    # Strings next to each other are one, as in C.
+    # As in C, adjacent strings are one.
     return [[code, op, *ast.literal_eval(f"({strings.strip()},)")] for code, op, strings in found]
 
 
@@ -51,7 +51,7 @@ BY_NAME = {op.name: op for op in OPS}
 
 
 def fields_of(op: Listed) -> set[str]:
-    """The fields that an op uses. `as MASK` stands for those of another op."""
+    """The fields that an op uses. `as MASK` means those of another op."""
     named = set()
     for part in op.fields.split(";"):
         named |= {*re.findall(r"\w+", part.partition(":")[0])} & {*FIELDS}
@@ -89,7 +89,7 @@ def test_each_op_is_named_after_its_code() -> None:
     assert len(BY_NAME) == len(OPS)
 
 
-def test_stages_are_those_of_the_list() -> None:
+def test_python_has_the_stages_of_the_list() -> None:
     known = {name for _, name, _ in STAGES}
     assert {stage for op in OPS for stage in op.stages.split()} <= known - {"none"}
 
@@ -130,7 +130,7 @@ def tables() -> str:
     )
 
 
-def test_the_page_has_the_tables_of_the_lists(update: bool) -> None:
+def test_the_page_has_the_tables(update: bool) -> None:
     start, _, _ = PAGE.read_text().partition("## Ops\n")
     if update:
         PAGE.write_text(start + tables())

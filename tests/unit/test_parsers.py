@@ -1,4 +1,4 @@
-"""What fuzzing found (tests/fuzz): input that ended in a traceback or an endless loop."""
+"""Inputs that once caused a traceback or an endless loop, found by tests/fuzz."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_whole(word: str, number: int | None) -> None:
 
 @pytest.mark.parametrize("word", [LONG, "000000001000000", "000000001" + LONG])
 def test_numbers_of_flags(word: str) -> None:
-    """Too long for int(), or beyond a limit of which only the first digits were compared."""
+    """Numbers too long for int(), or beyond a limit. Once only the first digits were compared."""
     for read in (
         lambda: _values.whole_number("--concurrency", word, batch.MAX_CONCURRENCY, ""),
         lambda: _values.whole_number("--rounds", word, bench.MAX_ROUNDS, ""),
@@ -65,7 +65,7 @@ def test_ranges_of_ids(tmp_path: Path) -> None:
 
 
 def shared(change: dict[int, bytes], more: bytes = b"") -> bytes:
-    """The corpus' shared library with other bytes at some offsets."""
+    """The corpus's shared library with some bytes changed."""
     data = bytearray(SHARED.read_bytes())
     for at, piece in change.items():
         data[at : at + len(piece)] = piece
@@ -82,20 +82,20 @@ INTERP, DYNAMIC = PROGRAM_HEADERS + 56, PROGRAM_HEADERS + 2 * 56
 OFFSET = 8  # of p_offset in a program header
 
 
-def test_the_file_that_is_changed_below(tmp_path: Path) -> None:
+def test_the_unchanged_file(tmp_path: Path) -> None:
     found = read(tmp_path / "lib", shared({}))
     assert found is not None
     assert (found.soname, found.needed) == ("libx.so.1", ("libc.so.6",))
 
 
 def test_an_offset_that_no_file_has(tmp_path: Path) -> None:
-    """lseek(2) fails (EINVAL). The file itself can be read."""
+    """lseek(2) fails (EINVAL), though the file can be read."""
     with pytest.raises(Unusable, match="broken ELF file"):
         read(tmp_path / "lib", shared({DYNAMIC + OFFSET: struct.pack("<Q", 2**63 - 8)}))
 
 
-def test_entries_without_an_end(tmp_path: Path) -> None:
-    """Reading each of them would take minutes."""
+def test_endless_entries(tmp_path: Path) -> None:
+    """Reading all of them would take minutes."""
     data = shared({DYNAMIC + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
     with pytest.raises(Unusable, match="too much to read"):
         read(tmp_path / "lib", data + struct.pack("<QQ", 1, 1) * 300_000)

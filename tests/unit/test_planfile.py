@@ -46,7 +46,7 @@ def refused(*words: str | Path) -> tuple[str, str]:
 # ---- fastns compile ----
 
 
-def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.plan"
     path.write_text("before")
     path.chmod(0o666)
@@ -103,7 +103,7 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         (["-o", "a", "true"], "unexpected argument: true"),
     ],
 )
-def test_wrong_words(
+def test_wrong_arguments(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -133,7 +133,7 @@ def test_a_directory_of_others_is_refused_at_once(
     assert "others may write to" in capsys.readouterr().err
 
 
-def test_hints_are_in_words_of_the_command_line() -> None:
+def test_hints_name_options_of_the_command_line() -> None:
     plan = fastns.compile(fastns.Spec(rootfs="/"))
     texts = [hint[4] for hint in _planfile.hints(plan, lambda text: text.upper())]
     assert len(texts) > 50
@@ -143,7 +143,7 @@ def test_hints_are_in_words_of_the_command_line() -> None:
     assert b"interpreter" in found["found"]
 
 
-# ---- fastns-exec's own words ----
+# ---- fastns-exec's arguments ----
 
 
 def test_help_and_version() -> None:
@@ -182,21 +182,21 @@ def test_help_and_version() -> None:
         ),
     ],
 )
-def test_wrong_words_of_the_program(words: list[str], error: str) -> None:
+def test_wrong_arguments_of_fastns_exec(words: list[str], error: str) -> None:
     assert refused(*words)[0] == error
 
 
-def test_the_status_tells_of_wrong_words_too(tmp_path: Path) -> None:
+def test_wrong_arguments_are_in_the_status_too(tmp_path: Path) -> None:
     with open(tmp_path / "status", "wb") as file:
         fd = file.fileno()
         execute("--wrong", f"--status-fd={fd}", pass_fds=[fd])
     assert b'"cause": "failed"' in (tmp_path / "status").read_bytes()
 
 
-# ---- which plans it takes ----
+# ---- which plans it accepts ----
 
 
-def test_a_file_that_is_no_plan(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_plan(tmp_path: Path) -> None:
     path = tmp_path / "a.plan"
     assert refused(path, "true")[0] == f"{path}: No such file or directory"
     for content in (b"", b"fnsplan\0", b"#!/bin/sh\n" + bytes(5000), bytes(5000)):
@@ -262,14 +262,14 @@ def test_a_directory_that_others_may_write(tmp_path: Path, mode: int) -> None:
     assert f"others may write to {place} " in done.stderr
 
 
-def test_a_directory_further_up(tmp_path: Path) -> None:
+def test_a_parent_directory_that_others_may_write(tmp_path: Path) -> None:
     (tmp_path / "open/own").mkdir(parents=True)
     plan = compiled(tmp_path / "open/own/a.plan")
     (tmp_path / "open").chmod(0o777)
     assert f"others may write to {tmp_path}/open (mode 0777)" in refused(plan, "true")[0]
 
 
-def test_a_link_is_trusted_as_the_directory_that_it_is_in(tmp_path: Path) -> None:
+def test_a_link_is_trusted_if_its_directory_is(tmp_path: Path) -> None:
     for name in ("own", "open", "other"):
         (tmp_path / name).mkdir()
     plan = compiled(tmp_path / "own/a.plan")

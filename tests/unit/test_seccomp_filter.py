@@ -1,5 +1,5 @@
-"""The bytes of filters against a model of the profile that does not use the library: every call
-number, on each architecture, with arguments at the boundaries and at random."""
+"""The filters' bytes are compared with a model of the profile that does not use libseccomp: every
+call number, on each architecture, with boundary and random arguments."""
 
 import functools
 import itertools
@@ -35,7 +35,8 @@ MACHINES = ("x86_64", "aarch64")
 SETID = {"any mode": True, "no set-id": False}
 HIGH = 1 << 32
 SIZES = (0, 1, 28, 999, 1000, 1001, 65536, HIGH, HIGH | 1, 2**64 - 1)
-# Values tried for each argument of a call, in every combination. The filter ignores the upper half.
+# Values for each argument of a call, tried in every combination. HIGH is a bit that filters of
+# 32-bit arguments ignore.
 FLAGS = (0, 1, 2, 0x41, 0x4000, 0x4001, 0x40000001, HIGH, HIGH | 1, 2**64 - 1)
 MODES = (0, 0o644, 0o1777, 0o2000, 0o2755, 0o4000, 0o4755, 0o6777, HIGH | 0o4711, HIGH, 2**64 - 1)
 OPENED = (0, 1, 0o100, 0o101, 0o100 | HIGH, 0o20200000, 0o20040000, 0o20000000, 0o2000000, 0o100000)
@@ -82,7 +83,7 @@ COMBINED = {
 
 
 def by_the_library(caps, machine, setid=True):
-    """The filter of libseccomp, for the default profile as for any other."""
+    """The default profile's filter, made by libseccomp."""
     return [seccomp.build(seccomp.default_profile(setid=setid), caps, machine=machine)]
 
 
@@ -90,12 +91,12 @@ def split_by_the_library(caps, machine, setid=True):
     return [seccomp.build(part, caps, machine=machine) for part in parts(setid=setid)]
 
 
-def kept(caps, machine, setid=True):
-    """The filter files of the package, which are for no capabilities."""
+def packaged(caps, machine, setid=True):
+    """The package's filter files, which are for sandboxes without capabilities."""
     return [Path(filters.path(machine, filters.WHOLE, setid)).read_bytes()]
 
 
-def kept_split(caps, machine, setid=True):
+def packaged_split(caps, machine, setid=True):
     names = (filters.FIRST, filters.REST)
     return [Path(filters.path(machine, part, setid)).read_bytes() for part in names]
 
@@ -134,7 +135,7 @@ def test_every_call_is_judged_as_the_profile_says(setid, filters, caps, machine)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ["fcntl", "ioctl", "socket", "clone", "unshare", "personality"])
 def test_calls_with_rules_for_arguments(name, machine) -> None:
-    """More arguments for calls whose result depends on them, and a check that it does."""
+    """More arguments for calls whose result depends on them."""
     number = next(number for number in NUMBERS if name_of(number, machine) == name)
     codes = whole((), machine)
     model = Model(seccomp.default_profile(), machine)
@@ -182,10 +183,10 @@ def combinations(name, number):
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("setid", SETID.values(), ids=SETID)
 @pytest.mark.parametrize(
-    ("filters", "others"), [(kept, by_the_library), (kept_split, split_by_the_library)]
+    ("filters", "others"), [(packaged, by_the_library), (packaged_split, split_by_the_library)]
 )
-def test_what_is_kept_answers_as_what_libseccomp_makes(filters, others, setid, machine) -> None:
-    """Leaves out calls that an old library cannot filter on a foreign architecture."""
+def test_packaged_filters_answer_like_libseccomps(filters, others, setid, machine) -> None:
+    """Without calls that an old libseccomp cannot filter for a foreign architecture."""
     ours, theirs = filters((), machine, setid), others((), machine, setid)
     compared = 0
     for number in (*NUMBERS, X32_BIT, X32_BIT | 1, 2**32 - 1):
@@ -206,13 +207,13 @@ def test_what_is_kept_answers_as_what_libseccomp_makes(filters, others, setid, m
                 assert interpret(codes[0], arch, 0) == KILL_PROCESS
 
 
-def test_what_is_kept_is_of_this_profile() -> None:
-    """Fails if the profile was changed without a build. `make install` builds."""
-    kept = {path.name: path.read_bytes() for path in Path(filters.DIRECTORY).iterdir()}
-    assert kept == filters.make_all()
+def test_packaged_filters_are_up_to_date() -> None:
+    """Fails if the profile was changed without a build (`make install`)."""
+    packaged = {path.name: path.read_bytes() for path in Path(filters.DIRECTORY).iterdir()}
+    assert packaged == filters.make_all()
 
 
-def test_what_is_kept_is_made_without_the_library(monkeypatch) -> None:
+def test_filters_are_made_without_libseccomp(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
     monkeypatch.setitem(sys.modules, "fastns._policy.libseccomp", None)
     assert len(filters.make_all()) == 2 * 2 * 3
@@ -311,7 +312,7 @@ def number_of(name):
         ("setsockopt", (0, 1, 51), EPERM),
         ("setsockopt", (0, 1, 52), EPERM),
         ("setsockopt", (0, 1 | HIGH, 26 | HIGH), EPERM),
-        ("setsockopt", (0, 2, 26), ALLOW),  # of another level
+        ("setsockopt", (0, 2, 26), ALLOW),  # another level
         ("setsockopt", (0, 1, 29), ALLOW),  # SO_TIMESTAMP
         ("setsockopt", (0, 1, 35), ALLOW),  # SO_TIMESTAMPNS
         ("setsockopt", (0, 1, 37), ERRNO | 92),  # SO_TIMESTAMPING
@@ -322,7 +323,7 @@ def number_of(name):
         ("setsockopt", (0, 6, 31), ERRNO | 92),  # TCP_ULP
         ("setsockopt", (0, 6, 38), ERRNO | 92),  # TCP_AO_ADD_KEY
         ("setsockopt", (0, 6, 1), ALLOW),  # TCP_NODELAY
-        ("setsockopt", (0, 270, 1), ALLOW),  # of netlink
+        ("setsockopt", (0, 270, 1), ALLOW),  # netlink
         ("sendto", (0, 0, 0, 0x4001), ERRNO | 95),  # MSG_OOB
         ("sendto", (0, 0, 0, 0x4000), ALLOW),
         ("recvmsg", (0, 0, 1), ERRNO | 95),
@@ -350,7 +351,7 @@ def number_of(name):
         ("socketpair", (30, 1, 0), ERRNO | 97),
     ],
 )
-def test_what_the_profile_promises(call, args, action) -> None:
+def test_the_default_profile(call, args, action) -> None:
     words = (*args, *[0] * (6 - len(args)))
     for codes in (whole((), "x86_64"), split((), "x86_64")):
         found = together([interpret(c, ARCHES["x86_64"], number_of(call), words) for c in codes])
@@ -376,7 +377,7 @@ def test_what_the_profile_promises(call, args, action) -> None:
         ("openat2", (), ENOSYS),
     ],
 )
-def test_where_no_set_id_files_may_be_made(call, args, action) -> None:
+def test_the_default_profile_without_set_id_files(call, args, action) -> None:
     words = (*args, *[0] * (6 - len(args)))
     for codes in (whole((), "x86_64", False), split((), "x86_64", False)):
         found = together([interpret(c, ARCHES["x86_64"], number_of(call), words) for c in codes])
@@ -393,7 +394,7 @@ def test_where_no_set_id_files_may_be_made(call, args, action) -> None:
         ("CAP_SYS_ADMIN", "prctl", (22, 2)),
     ],
 )
-def test_a_capability_opens_what_is_refused_by_argument(capability, call, args) -> None:
+def test_a_capability_permits_refused_arguments(capability, call, args) -> None:
     words = (*args, *[0] * (6 - len(args)))
     for caps in ((), ("CAP_CHOWN",), (capability,)):
         for codes in (whole(caps, "x86_64"), split(caps, "x86_64")):
@@ -401,11 +402,11 @@ def test_a_capability_opens_what_is_refused_by_argument(capability, call, args) 
             assert (together(said) == ALLOW) == (capability in caps)
 
 
-def test_a_number_no_kernel_has_is_unknown() -> None:
+def test_an_unknown_number() -> None:
     assert interpret(whole((), "x86_64")[0], ARCHES["x86_64"], 1000) == ENOSYS
 
 
-def test_capabilities_open_their_calls_and_no_others() -> None:
+def test_a_capability_permits_its_calls_and_no_others() -> None:
     code = seccomp.build("default", ["CAP_SYS_ADMIN"], machine="x86_64")
     judged = {
         name: interpret(code, ARCHES["x86_64"], number_of(name), (0x10000011,) + (0,) * 5)
@@ -422,7 +423,7 @@ def test_capabilities_open_their_calls_and_no_others() -> None:
     }
 
 
-def test_the_first_part_lets_a_sandbox_be_made_and_the_rest_does_not() -> None:
+def test_only_the_first_part_permits_the_setup_of_a_sandbox() -> None:
     first, rest = split((), "x86_64", setid=False)
     by_argument = {"prctl": (22, 2, 0, 0, 0, 0), "seccomp": (1, 0, 0, 0, 0, 0)}
     for name in SETUP:

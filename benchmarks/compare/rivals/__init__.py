@@ -1,14 +1,14 @@
 """The contenders, one module each. All modules define the same names:
 
 NAME        the name shown
-NOTE        what it does more or less than the others, where that is known beforehand
-find()      the program's path, or "" if it is a Python function
-version()   the version of what was found
-Rival(root) prepares; run(command) starts a command of the root and returns its code once it is
-            reaped; output(command) returns what it printed; close() removes everything
+NOTE        known differences from the others
+find()      the program's path, or "" for a Python function
+version()   the version of that program
+Rival(root) prepares; run(command) runs a command of the root and returns its exit code;
+output(command) returns its output; close() removes everything
 
-Each contender that can is told to make equal isolation: new pid, mount, uts, ipc and cgroup
-namespaces, `root` as its root, its own /proc, an empty /tmp of its own, and the host's network.
+If possible, each isolates equally: new pid, mount, uts, ipc and cgroup namespaces, `root` as its
+root, its own /proc, its own empty /tmp, and the host's network.
 """
 
 import importlib
