@@ -29,8 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "completion",
         usage="fastns completion bash|zsh|fish",
-        description="Print a script that makes a shell complete the commands and options of "
-        "fastns.",
+        description="Print a script that completes commands and options of fastns in a shell.",
         epilog=EPILOG,
     )
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
