@@ -48,8 +48,7 @@ class Group:
 
 @record(frozen=True)
 class Verb:
-    """A command of fastns; `action` is the word after it, such as "build", or "". Options that its
-    help does not show are left out."""
+    """A command of fastns; `action` is the word after it, such as "build", or ""."""
 
     name: str
     action: str
@@ -84,11 +83,8 @@ def _verb(name: str, action: str, parser: Parser) -> Verb:
     usage = parser.format_usage().removeprefix("usage: ").strip()
     groups = []
     for group in parser._action_groups:
-        options = tuple(
-            _option(each)
-            for each in group._group_actions
-            if each.option_strings and each.help != argparse.SUPPRESS
-        )
+        shown = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
+        options = tuple(_option(each) for each in shown if each.option_strings)
         if options:
             title = "" if group.title == "options" else group.title or ""
             groups.append(Group(title, options))
