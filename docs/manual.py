@@ -1,4 +1,4 @@
-"""Writes docs/fastns.1, the manual page, from the parsers of the command line: `make manual`.
+"""Writes docs/fastns.1, the manual page, from the parsers of the command line (`make manual`).
 
 A test compares the two, so the page always says what --help says.
 """
@@ -27,7 +27,7 @@ Each sandbox is a process with its own namespaces. Without
 it sees the system directories of the host, read-only, and a /tmp of its own. It has no network but
 lo, and does not inherit the caller's environment.
 .PP
-An error is one line on stderr. If there is a remedy, a second line has a hint.
+An error is one line on stderr. A second line, if there is one, is a hint how to fix it.
 """
 FOOT = r"""
 .SH SEE ALSO

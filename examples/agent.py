@@ -2,9 +2,9 @@
 
     python agent.py WORKSPACE <calls.jsonl
 
-Reads JSON objects, one per line, such as {"command": "ls", "timeout": 10}. Replies to each with
-another: exit_code, output, and a note if something ended the command. Files in WORKSPACE stay from
-call to call; nothing else does. There is no network.
+Reads JSON objects, one per line, such as {"command": "ls", "timeout": 10}. Replies to each with an
+object that has exit_code, output and, if the command was ended or its output cut off, a note. Files
+in WORKSPACE stay from call to call; nothing else does. There is no network.
 """
 
 import json

@@ -16,7 +16,7 @@ from pathlib import Path
 import fastns
 from fastns import Job, Mount, Spec
 
-TIME = 2.0  # seconds of CPU time for a test case; five times that by the clock
+TIME = 2.0  # seconds of CPU time for a test case; five times that of wall-clock time
 LIMITS = {"memory": "256m", "pids_limit": 16, "cpu_time": TIME}
 COMPILER = ["gcc", "-O2", "-o", "/out/program", "/in/submission.c", "-lm"]
 VERDICTS = {
@@ -76,7 +76,7 @@ def main() -> int:
         command = prepare(arguments.submission, box)
         spec = Spec(
             mounts=[Mount("/box", source=box, options=["ro"])],
-            init=True,  # a command that is pid 1 does not die of its own SIGABRT
+            init=True,  # as pid 1 a command would not die of its own SIGABRT
             max_output="1m",
             on_output_limit="kill",
             # A user without cgroups cannot have these limits. The judge says so below.

@@ -44,8 +44,7 @@ class Group:
 
 @record(frozen=True)
 class Verb:
-    """A command of fastns; `action` is the word after it, such as "build", or "". Options that its
-    help does not show are left out."""
+    """A command of fastns; `action` is the word after it, such as "build", or ""."""
 
     name: str
     action: str
