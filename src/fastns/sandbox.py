@@ -93,7 +93,7 @@ def spawn(
         if isinstance(spec, Prepared):
             process = spec.template._start(*started)
         else:
-            process = _core.spawn(plan, *started)
+            process = _core.spawn(plan, None, *started)
     except BaseException:
         stdio.close_all()
         raise
