@@ -230,7 +230,7 @@ static void only_spawns(const struct fns_plan *plan)
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
         CHECK_EQUAL(fns_wait(&jobs[i].io.process, 0), 0);
         CHECK_EQUAL(fns_kill(&jobs[i].io.process, SIGKILL), 0);
-        CHECK_EQUAL(fns_wait(&jobs[i].io.process, -1), 1);
+        wait_for_end(&jobs[i].io.process);
         reap(&jobs[i].io.process, CLD_KILLED, SIGKILL);
     }
 }

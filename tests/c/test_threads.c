@@ -83,7 +83,7 @@ static void asks(const struct fns_process *server, int number)
     CHECK(connection >= 0);
     CHECK_EQUAL(fns_server_spawn(server, connection, &sandbox_plan.plan, &args, &process, &error),
                 0);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.status, number);
     close(process.pidfd);
