@@ -120,7 +120,7 @@ manual: install  ## docs/fastns.1, the manual page, from the parsers of the comm
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
 
-# ROUNDS: how often each thread repeats everything.
+# ROUNDS: how often each thread repeats its work.
 ROUNDS ?= 20
 tsan: packages  ## spawns, batches and templates from many threads, under ThreadSanitizer
 	$(MAKE) -C tests/c tsan ROUNDS=$(ROUNDS)

@@ -1,7 +1,6 @@
-"""What a short program waits for: whole processes, from start to end, in turns.
+"""The time of short programs: whole processes, from start to end, in turn.
 
-For comparison: `python -c pass`, an interpreter that does nothing; the import of `subprocess`; and
-bubblewrap if it is installed.
+For comparison: `python -c pass`, an import of `subprocess`, and bubblewrap if it is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ BUBBLEWRAP = ["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev"
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, float]:
-    """Seconds from start to reaped, and CPU seconds, user and system, including children."""
+    """Seconds from start to reaped, and CPU seconds (user and system) including children."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -55,7 +54,7 @@ def test_whole_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for number in range(ROUNDS + 1):
         for name, command in commands.items():
             found = timed(command, tmp_path)
-            if number:  # the first reads files from the disk
+            if number:  # the first run reads files from the disk
                 times[name].append(found)
     walls, cpus = (
         {name: statistics.median(found[of] for found in times[name]) * 1e3 for name in times}

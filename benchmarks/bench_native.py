@@ -1,7 +1,7 @@
-"""fastns-exec against bubblewrap: whole processes in turns, as a shell or a judge would run them.
+"""fastns-exec against bubblewrap: whole processes in turn, as a shell or a judge runs them.
 
-bubblewrap gets the same namespaces and mounts. fastns-exec does more, which counts against it: a
-range of ids, the filter of system calls, masked paths, resource limits.
+bubblewrap gets the same namespaces and mounts. fastns-exec also sets up a range of ids, a seccomp
+filter, masked paths and resource limits, all within the measured time.
 """
 
 import os
@@ -39,7 +39,7 @@ def shown() -> list[str]:
 
 
 def program(*words: str) -> Contender:
-    """A whole process, given its argv."""
+    """Runs a program to its end."""
 
     def contender() -> None:
         pid = os.posix_spawn(words[0], words, os.environ)

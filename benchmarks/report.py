@@ -4,7 +4,7 @@ import statistics
 
 
 def table(title: str, times: dict[str, list[float]], base: str) -> str:
-    """One line a contender: median, 10th and 90th percentile in µs, ratio to `base`'s median."""
+    """One line per contender: median, 10th and 90th percentile in µs, ratio to `base`'s median."""
     reference = statistics.median(times[base])
     width = max(map(len, times))
     lines = [f"{title}", f"{'':{width}}  median    p10    p90  ratio"]

@@ -1,9 +1,9 @@
-/* A program interpreter (in the place of ld.so) for a hostile root: reports which file it was
- * started for.
+/* A program interpreter that replaces ld.so in a hostile root: reports which file it was started
+ * for.
  *
- * Prints the device and inode of /proc/self/exe as "MAJOR MINOR INODE" on stdout and exits 0. It
- * opens nothing for writing. Without libc: it runs where the real loader should, before any
- * relocation. tests/sandbox/test_hostile_handles.py compiles it.
+ * Prints the device and inode of /proc/self/exe as "MAJOR MINOR INODE" on stdout and exits 0.
+ * Opens nothing for writing. Uses no libc, because it runs before any relocation.
+ * tests/sandbox/test_hostile_handles.py compiles it.
  */
 #include "shared/sys.h"
 

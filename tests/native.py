@@ -11,16 +11,16 @@ from typing import Any
 from fastns.cli import main
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "fastns-exec"
-"""Where an installer puts it: beside `fastns`."""
+"""An installation has it beside `fastns`."""
 
 
 def compiled(path: Path, *options: str) -> Path:
-    """Make a plan file at `path` by `fastns compile` with these options."""
+    """Write a plan file with `fastns compile` and these options."""
     assert main(["compile", *options, "-o", os.fspath(path)]) == 0
     return path
 
 
 def execute(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run fastns-exec with these words to its end."""
+    """Run fastns-exec with these arguments."""
     command = [PROGRAM, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)

@@ -1,1 +1,1 @@
-"""The race: the same start of the same program by everything else there is. See __main__.py."""
+"""The race: the same start of the same program by fastns and its rivals. See __main__.py."""

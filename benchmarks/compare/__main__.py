@@ -1,4 +1,4 @@
-"""The whole race: checks what each contender isolates, times them in turn, writes the report.
+"""The whole race: checks what each contender isolates, times all in turn, writes the report.
 
 python -m compare [--quick] [--rounds N] [--to DIRECTORY], in benchmarks/, as root.
 """

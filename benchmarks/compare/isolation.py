@@ -1,4 +1,4 @@
-"""Finds out what a contender really isolates, by comparing what a probe sees inside and outside."""
+"""Finds what a contender isolates, by comparing a probe's reports from inside and outside."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ def seen_outside(root: Path) -> Any:
 
 
 def compare(inside: Any, outside: Any) -> dict[str, Any]:
-    """Which things inside are not those outside."""
+    """Return what differs inside from outside."""
     spaces = [
         name
         for name, file in SPACES.items()
@@ -35,5 +35,5 @@ def compare(inside: Any, outside: Any) -> dict[str, Any]:
 
 
 def is_equal(found: dict[str, Any]) -> bool:
-    """Whether it isolates everything that the race compares."""
+    """Whether it isolates all that counts as equal isolation."""
     return found["namespaces"] == list(SPACES) and all(found[x] for x in ("root", "proc", "tmp"))

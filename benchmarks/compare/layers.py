@@ -1,4 +1,4 @@
-"""Times direct starts from a bare process up, with one more thing isolated in each."""
+"""Times direct starts, from a bare process up, each of which isolates one thing more."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ MOUNTS = [Mount("/proc", type="proc"), Mount("/tmp", type="tmpfs")]
 
 
 def measure(root: Path, rounds: int) -> dict[str, float]:
-    """Medians in µs. Each has everything above it; the last does the same from a template."""
+    """Medians in µs. Each start also does what those above it do; the last is from a template."""
     true = str(root / "true")
 
     host: dict[str, Any] = {"network": "host", "user": "host"}
@@ -43,7 +43,7 @@ def measure(root: Path, rounds: int) -> dict[str, float]:
         "+ /sys, /dev, /run, masked paths": rooted(default_mounts=True, seccomp="default"),
         "+ user": sandbox(Spec(rootfs=str(root), network="host")),
     }
-    # parked=0: all of a start is within the measured time.
+    # parked=0: otherwise a part of the start is not timed.
     with Template(Spec(rootfs=str(root), network="host"), parked=0) as made:
         contenders["the same by Template.run"] = lambda: made.run(["/true"]) and None
         times = interleaved(contenders, rounds)

@@ -117,6 +117,16 @@ __attribute__((unused)) static int running(const struct fns_job *jobs, int n)
     return alive;
 }
 
+/* Waits for the end of a sandbox: fns_wait() returns -EINTR from time to time. */
+__attribute__((unused)) static void wait_for_end(const struct fns_process *process)
+{
+    int ret;
+    do
+        ret = fns_wait(process, -1);
+    while (ret == -EINTR);
+    CHECK_EQUAL(ret, 1);
+}
+
 /* Calls fns_io_run() until it is done: it returns -EINTR from time to time. */
 __attribute__((unused)) static int run_io(struct fns_io *io)
 {

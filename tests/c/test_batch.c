@@ -1,4 +1,4 @@
-/* Pipes and batches through the C API alone. */
+/* Pipes and batches through the C API. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -46,7 +46,7 @@ static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, 
 static void free_io(struct fns_io *io)
 {
     for (int i = 0; i < 3; i++)
-        CHECK_EQUAL(io->fds[i], -1); /* closed when they came to their end */
+        CHECK_EQUAL(io->fds[i], -1); /* closed at their end */
     fns_buffer_free(&io->output[0]);
     fns_buffer_free(&io->output[1]);
 }
@@ -67,7 +67,7 @@ static void moves_much_both_ways(const struct fns_plan *plan)
     CHECK_EQUAL(memcmp(io.output[0].data, input, 8 * MIB), 0);
     reap(&io.process, CLD_EXITED, 0);
     io.process.pidfd = -1;
-    CHECK_EQUAL(run_io(&io), FNS_IO_DONE); /* once more: nothing is left to do */
+    CHECK_EQUAL(run_io(&io), FNS_IO_DONE); /* a second call has nothing to do */
     free_io(&io);
     free(input);
 }
@@ -86,7 +86,7 @@ static void takes_no_sigpipe(const struct fns_plan *plan)
     free(input);
 }
 
-static void finishes_after_its_time(const struct fns_plan *plan)
+static void ends_at_its_deadline(const struct fns_plan *plan)
 {
     struct command command;
     struct fns_io io = io_with(plan, probe_args(&command, "--sleep", "60", NULL), 0);
@@ -140,7 +140,7 @@ static void run(struct fns_job *jobs, unsigned concurrency, int spawn)
 }
 
 /* Every fifth job's command is missing, every fifth is too slow; the others echo their number. */
-static void each_job_for_itself(const struct fns_plan *plan)
+static void each_job_has_its_own_result(const struct fns_plan *plan)
 {
     static struct command commands[N_JOBS];
     static struct fns_job jobs[N_JOBS];
@@ -181,7 +181,7 @@ static void each_job_for_itself(const struct fns_plan *plan)
     free_jobs(jobs);
 }
 
-/* Each writes much more than a pipe holds to both streams. */
+/* Each job writes much more than a pipe holds, to both streams. */
 static void each_job_keeps_no_more_than_its_limit(const struct fns_plan *plan)
 {
     static struct command commands[N_JOBS];
@@ -230,7 +230,7 @@ static void only_spawns(const struct fns_plan *plan)
         CHECK_EQUAL(jobs[i].error.stage, FNS_STAGE_NONE);
         CHECK_EQUAL(fns_wait(&jobs[i].io.process, 0), 0);
         CHECK_EQUAL(fns_kill(&jobs[i].io.process, SIGKILL), 0);
-        CHECK_EQUAL(fns_wait(&jobs[i].io.process, -1), 1);
+        wait_for_end(&jobs[i].io.process);
         reap(&jobs[i].io.process, CLD_KILLED, SIGKILL);
     }
 }
@@ -265,9 +265,9 @@ int main(int argc, char **argv)
         make_plan(&made, ways[i]);
         moves_much_both_ways(&made.plan);
         takes_no_sigpipe(&made.plan);
-        finishes_after_its_time(&made.plan);
+        ends_at_its_deadline(&made.plan);
         keeps_no_more_than_its_limit(&made.plan);
-        each_job_for_itself(&made.plan);
+        each_job_has_its_own_result(&made.plan);
         each_job_keeps_no_more_than_its_limit(&made.plan);
         only_spawns(&made.plan);
         is_stopped(&made.plan);

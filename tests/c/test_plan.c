@@ -1,7 +1,7 @@
 /* fns_plan_check(): what it must refuse, and that every random plan it accepts is safe to run.
  *
-  * The test reads every byte that a child would read. The arena is allocated to its exact size, so
-  * AddressSanitizer sees a read beyond it.
+ * The test reads every byte that a child would read. The arena is allocated to its exact size, so
+ * AddressSanitizer sees a read beyond it.
  */
 #include <errno.h>
 #include <string.h>

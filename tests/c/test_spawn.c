@@ -14,7 +14,7 @@ enum { N_WAYS = sizeof ways / sizeof *ways };
 
 static void end(const struct fns_process *process, struct fns_result *result)
 {
-    CHECK_EQUAL(fns_wait(process, -1), 1);
+    wait_for_end(process);
     CHECK_EQUAL(fns_reap(process, result), 0);
     CHECK_EQUAL(fns_reap(process, result), -ECHILD);
     close(process->pidfd);

@@ -58,7 +58,7 @@ static void run(const struct template *template, int connection, int reaper, int
                 0);
     CHECK(process.pid > 0 && process.pidfd > 2);
     CHECK(process.served && !process.quiet && process.control == -1);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     CHECK_EQUAL(fns_server_reap(reaper, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_EXITED);
     CHECK_EQUAL(result.status, code);
@@ -97,7 +97,7 @@ static int run_quietly(const struct template *template, int connection, struct f
     CHECK(process.quiet && process.pidfd < 0);
     if (kill)
         CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     return fns_server_end(&process, &template->sandbox.plan, result, error);
 }
 
@@ -155,7 +155,7 @@ static void is_killed_as_it_runs(const struct template *template, int connection
     CHECK_EQUAL(byte, 'x');
     CHECK_EQUAL(fns_wait(&process, 0), 0);
     CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     CHECK_EQUAL(fns_server_end(&process, &template->sandbox.plan, &result, &error), 0);
     CHECK_EQUAL(result.code, CLD_KILLED);
     CHECK_EQUAL(result.status, SIGKILL);
@@ -319,7 +319,7 @@ static void starts_what_is_parked(void)
     close(connection); /* a running sandbox needs no connection */
     CHECK_EQUAL(fns_wait(&process, 20000000), 0);
     CHECK_EQUAL(fns_kill(&process, SIGKILL), 0);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_KILLED);
@@ -420,12 +420,12 @@ static void two_servers_are_strangers(void)
                                      &templates[i].sandbox.plan, &args, &processes[i], &error),
                     0);
     stop(&templates[0]);
-    CHECK_EQUAL(fns_wait(&processes[0], -1), 1);
+    wait_for_end(&processes[0]);
     CHECK_EQUAL(fns_server_reap(connections[0], &processes[0], &result), -ECANCELED);
     CHECK_EQUAL(fns_wait(&processes[1], 20000000), 0);
     tells_its_host_name(&templates[1], connections[1], names[1]);
     CHECK_EQUAL(fns_kill_all(&templates[1].sandbox.plan, &processes[1]), 0);
-    CHECK_EQUAL(fns_wait(&processes[1], -1), 1);
+    wait_for_end(&processes[1]);
     CHECK_EQUAL(fns_server_reap(connections[1], &processes[1], &result), 0);
     CHECK_EQUAL(result.code, CLD_KILLED);
     CHECK_EQUAL(result.status, SIGKILL);
@@ -464,8 +464,8 @@ static void ends_with_its_connection_and_its_server(void)
     CHECK_EQUAL(fns_wait(&first, 20000000), 0);
     CHECK_EQUAL(fns_wait(&second, 0), 0);
     fns_server_stop(&template.process);
-    CHECK_EQUAL(fns_wait(&first, -1), 1);
-    CHECK_EQUAL(fns_wait(&second, -1), 1);
+    wait_for_end(&first);
+    wait_for_end(&second);
     CHECK_EQUAL(fns_server_end(&first, plan, &result, &error), -ECANCELED);
     CHECK_EQUAL(error.detail, FNS_DETAIL_BROKEN);
     CHECK_EQUAL(fns_server_reap(connections[1], &second, &result), -ECANCELED);

@@ -1,8 +1,8 @@
 /* Starts, batches and templates from many threads at once, for ThreadSanitizer (`make tsan`). It
  * finds data that threads share without a lock, but not what a child does in the caller's memory.
  *
-  * The threads share the plans, the programs and one server, as those of a Python process do. Each
-  * also has its own template. The control: built with -DRACE, all threads count without a lock.
+ * The threads share the plans, the programs and one server, as those of a Python process do. Each
+ * also has its own template. The control: built with -DRACE, all threads count without a lock.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -83,7 +83,7 @@ static void asks(const struct fns_process *server, int number)
     CHECK(connection >= 0);
     CHECK_EQUAL(fns_server_spawn(server, connection, &sandbox_plan.plan, &args, &process, &error),
                 0);
-    CHECK_EQUAL(fns_wait(&process, -1), 1);
+    wait_for_end(&process);
     CHECK_EQUAL(fns_server_reap(connection, &process, &result), 0);
     CHECK_EQUAL(result.status, number);
     close(process.pidfd);

@@ -1,7 +1,7 @@
 /* Attempts to escape from a sandbox, one at a time: `attack NAME [ARGUMENT]`.
  *
  * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. An
-  * attack that works does not go on, so it does not harm the host.
+ * attack that works does not go on, so it does not harm the host.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

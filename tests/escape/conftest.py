@@ -17,7 +17,7 @@ from processes import eventually
 
 @pytest.fixture(scope="session")
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root that others may enter, with only /attack, a setuid copy of it, and a device."""
+    """A root with only /attack, a setuid copy of it, and a device. All users may enter it."""
     root = tmp_path_factory.mktemp("escape") / "root"
     for name in ("proc", "sys", "dev", "tmp", "run", "mnt"):
         (root / name).mkdir(parents=True)
@@ -31,7 +31,7 @@ def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Words for an attack's argument: a file, a process, sockets of the host."""
+    """Targets on the host, as arguments of attacks: a file, a process, sockets."""
     canary = tmp_path_factory.mktemp("host") / "canary"
     canary.write_text("of the host")
     name = f"fastns-escape-{os.getpid()}"
@@ -45,7 +45,7 @@ def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(["sleep", "1000"])
         stack.callback(process.wait)
         stack.callback(process.kill)
-        comm = Path(f"/proc/{process.pid}/comm")  # the check for leaks looks at it
+        comm = Path(f"/proc/{process.pid}/comm")  # the leak check looks at its name
         assert eventually(lambda: comm.read_text() == "sleep\n")
         yield {
             "file": str(canary),
@@ -65,6 +65,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def place(row: tuple[str, object]) -> tuple[str, int, str]:
-    """By family and number."""
+    """Sort by family and number."""
     number = row[0].split()[0]
     return (number[0], int(number[1:]), row[0]) if number[1:].isdigit() else ("~", 0, row[0])

@@ -1,4 +1,4 @@
-"""Cases that other tests cover: the number of the case -> a test, and what it tries."""
+"""Cases that tests elsewhere cover: the number of a case -> the test, and what it tries."""
 
 ELSEWHERE = {
     "A1": ("sandbox/test_hostile_handles.py::test_the_callers_program_is_out_of_reach",
@@ -35,4 +35,4 @@ ELSEWHERE = {
     "G4": ("sandbox/test_default_limits.py::test_no_call_changes_the_limit_on_core_dumps",
            "a handler of core dumps, by setrlimit"),
 }  # fmt: skip
-"""`{any}` means all tests of that file. Each test has its control beside it."""
+"""`{any}` means all tests of the file. The control of each test is beside it."""

@@ -1,4 +1,4 @@
-"""Every case has a test: here, or elsewhere as the table says."""
+"""Every case has a test, here or in the table of elsewhere.py."""
 
 import re
 
@@ -21,14 +21,14 @@ NUMBERS = {
 }
 
 
-def test_every_case_is_tried() -> None:
+def test_every_case_has_a_test() -> None:
     names = [*(case.name for case in CASES), *LOADS, *STARTING, *TERMINAL, *ELSEWHERE]
     tried = {name.split()[0] for name in names}
     wanted = {f"{family}{number}" for family, numbers in NUMBERS.items() for number in numbers}
     assert wanted - tried == set()
 
 
-def test_those_elsewhere_are_there() -> None:
+def test_tests_elsewhere_exist() -> None:
     for number, (where, what) in ELSEWHERE.items():
         path, _, name = where.partition("::")
         text = (support.TESTS / path).read_text()

@@ -1,1 +1,1 @@
-"""Faults of any system call, at any moment of a start: `make faults`. See __main__.py."""
+"""Makes each system call of a start fail: `make faults`. See __main__.py."""

@@ -1,4 +1,4 @@
-"""Makes the probe's reports of two sandboxes comparable, and compares them."""
+"""Compares the probe's reports of two sandboxes, without what always differs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OF_STAT = ("inode", "device", "nlink", "size")
 
 
 def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
-    """`host` has the caller's namespaces, which a sandbox may share or not."""
+    """`host`: the caller's namespaces. The result says which of them a sandbox shares."""
     report = {name: value for name, value in report.items() if name not in _FLEETING}
     for fd in report["fds"]:
         fd["target"] = fd["target"] and _NUMBER.sub("", fd["target"])
@@ -42,7 +42,7 @@ def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
 
 
 def seen_by(one: Any, host: dict[str, str]) -> Any:
-    """One sandbox's claims, exit code and posture, or its output if that is not a report."""
+    """One sandbox's claims and exit code, and its report, or its output if that is not a report."""
     seen = dict(one)
     with contextlib.suppress(ValueError):
         seen["out"] = normalised(json.loads(one["out"]), host)

@@ -1,4 +1,4 @@
-"""The short fault campaign, and a control that it finds what it looks for."""
+"""A short fault campaign, and a control: it finds broken starts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import support
 from faults.judge import MISSED, RIGHT, TYPED
 from faults.ways import BAD
 
-SECONDS = 75  # in which new faults are begun
-SEED = 1  # the same faults each time: what fails, a change broke. `make faults` looks for more
+SECONDS = 75  # no fault is begun later
+SEED = 1  # always the same faults, so a new failure comes from a change; `make faults` tries others
 FEWEST = 50
 CONTROL = "fastns:1:mount:2:EPERM"
 
-pytestmark = pytest.mark.as_root  # which the filter takes; the user's half is in it
+pytestmark = pytest.mark.as_root  # the filter needs root; the campaign also starts as a user
 
 
 ONCE_WRONG = Path(__file__).with_name("once_wrong.txt")
 
 
 def campaign(tmp_path: Path, *args: str) -> list[tuple[str, str, list[str]]]:
-    """Each fault, its result, and lines that say more."""
+    """Each fault, its result, and details."""
     file = tmp_path / "results.json"
     done = subprocess.run(
         [sys.executable, "-m", "faults", "--json", str(file), *args],
@@ -42,7 +42,7 @@ def campaign(tmp_path: Path, *args: str) -> list[tuple[str, str, list[str]]]:
     return results
 
 
-def test_it_finds_what_goes_wrong(tmp_path: Path) -> None:
+def test_it_finds_broken_starts(tmp_path: Path) -> None:
     users = ("root", "user")
     cases = [f"{way}:{user}:{CONTROL}" for way in BAD for user in users]
     controls = [f"plain:{user}:{CONTROL}" for user in users]
@@ -51,7 +51,7 @@ def test_it_finds_what_goes_wrong(tmp_path: Path) -> None:
     assert found == expected | dict.fromkeys(controls, TYPED)
 
 
-def test_what_was_once_wrong(tmp_path: Path) -> None:
+def test_faults_that_once_had_a_wrong_result(tmp_path: Path) -> None:
     lines = ONCE_WRONG.read_text().splitlines()
     cases = [line for line in lines if not line.startswith("#")]
     results = campaign(tmp_path, *cases)

@@ -1,5 +1,5 @@
-/* What the program parses: whatever bytes arrive, nothing beyond them is read, and what is accepted can be
- * used as it is.
+/* What the program parses: it never reads beyond the bytes, whatever they are, and a request that
+ * it accepts can be used without further checks.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
-/* fns_plan_check(): no plan that it accepts makes the child read what is not in the plan.
+/* fns_plan_check(): no plan that it accepts makes the child read outside the plan.
  *
- * Two plans come of the input, the second as what the first one's server serves.
- * What is accepted is run, by the program's own code on the kernel of kernel.c; ops and texts have no byte to
- * spare.
+ * The input gives two plans; the second is that of the sandboxes of the first one's server. The
+ * program's own code runs each accepted plan on the fake kernel. The memory of ops and strings has
+ * their exact size.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +59,7 @@ static void run_plan(const struct fns_plan *plan)
     const struct fns_args args = {.argv = words, .envp = words, .paths = words, .cwd = "/"};
     struct fns_child child = FNS_CHILD(plan, &args, -1);
     if (kernel_run(run, &child) && child.progress != FNS_PROGRESS_FAILED)
-        abort(); /* it neither executed nor said what went wrong */
+        abort(); /* it neither executed nor reported an error */
     if (child.error.op_index < -1 || child.error.op_index >= (int)plan->n_ops ||
         child.error.stage >= FNS_STAGE_COUNT)
         abort();

@@ -1,5 +1,5 @@
-/* Packing and unpacking: what pack.c makes of plans and arguments is what wire.c makes of the
- * bytes, and as many bytes as said.
+/* Packing and unpacking: pack.c packs plans and arguments into as many bytes as it announces, and
+ * wire.c unpacks the same plans and arguments from them.
  */
 #include <stdlib.h>
 #include <string.h>

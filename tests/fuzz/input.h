@@ -19,7 +19,7 @@ __attribute__((unused)) static void take_bytes(struct input *input, void *to, si
     input->at += n;
 }
 
-/* A number of so many bytes, 8 at most. */
+/* Returns a number of `bytes` bytes, at most 8. */
 __attribute__((unused)) static uint64_t take(struct input *input, uint64_t bytes)
 {
     uint64_t value = 0;

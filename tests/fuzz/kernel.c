@@ -182,7 +182,7 @@ long fns_sys6(long n, long a, long b, long c, long d, long e, long f)
             longjmp(end, 1);
         return result;
     }
-    case __NR_waitid: /* stopped, or exited, or killed */
+    case __NR_waitid: /* stopped, exited or killed */
         memset((void *)c, 0, 128);
         ((int *)c)[2] = (int)(take(&answers, 1) % 6);
         ((int *)c)[6] = (int)take(&answers, 1);

@@ -1,4 +1,4 @@
-"""--with: an interpreter or a compiler in a root works, and one that cannot is reported."""
+"""--with: an interpreter or a compiler in a root works, or the build says why it cannot."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     done = run(command, spec=Spec(rootfs=bare.path), capture_output=True, text=True)
     assert done.returncode != 0
     assert error in done.stderr
-    whole = build(bare.path, [], bundles=[name])  # it is extended
+    whole = build(bare.path, [], bundles=[name])  # extends the root
     assert whole.hints == ()
     done = run(command, spec=Spec(rootfs=whole.path), capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == (SAID[name], "", 0)
@@ -63,12 +63,12 @@ def test_a_network_needs_certificates_and_name_servers(tmp_path: Path) -> None:
     bundle = "etc/ssl/certs/ca-certificates.crt"
     assert (tmp_path / "root" / bundle).read_bytes() == Path("/", bundle).read_bytes()
     (tmp_path / "root/etc/resolv.conf").write_text("nameserver 192.0.2.1\n")
-    build(tmp_path / "root", [], bundles=["network"])  # what the user has changed stays
+    build(tmp_path / "root", [], bundles=["network"])  # the user's changes stay
     assert "192.0.2.1" in (tmp_path / "root/etc/resolv.conf").read_text()
 
 
-def test_the_interpreter_that_is_named_brings_its_own_library(tmp_path: Path) -> None:
-    """Nothing is run: these are not real programs."""
+def test_the_named_interpreter_brings_its_own_library(tmp_path: Path) -> None:
+    """These are not real programs, so nothing is run."""
     for place in ("bin", "lib/python3.77", "lib64/python3.77", "lib/python3.5"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "bin/python3.77").write_bytes(b"\x7fELF")
@@ -87,7 +87,7 @@ def test_the_interpreter_that_is_named_brings_its_own_library(tmp_path: Path) ->
     assert found == _bundles.Bundle(extra=own)
 
 
-def test_a_shim_is_told_of(tmp_path: Path) -> None:
+def test_a_shim_is_reported(tmp_path: Path) -> None:
     shim = tmp_path / "python3"
     shim.write_text("#!/bin/sh\nexec true\n")
     shim.chmod(0o755)

@@ -90,7 +90,7 @@ def test_sizes(size: int, words: str) -> None:
 
 
 def run_on_terminal(patience: float, *words: str) -> tuple[int, str]:
-    """The exit code, and the stderr that a terminal got."""
+    """The exit code, and the stderr that a terminal received."""
     program = (
         f"import sys, fastns.cli.rootfs as verb; verb.PATIENCE = {patience}\n"
         "from fastns.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -1,4 +1,4 @@
-"""How libraries are found: as ld.so(8) does, by reading ELF files."""
+"""Libraries are found as ld.so(8) finds them, by reading ELF files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_runpath_with_origin(tmp_path: Path, cc: Compile, library: Compile, insi
     inside(root.path, program)
 
 
-def test_origin_is_where_the_program_really_is(
+def test_origin_is_the_directory_of_the_real_program(
     tmp_path: Path, cc: Compile, library: Compile, inside: Inside
 ) -> None:
     lib = library(tmp_path / "app/liba.so.1", "a")
@@ -44,7 +44,7 @@ def test_origin_is_where_the_program_really_is(
     inside(root.path, tmp_path / "link")
 
 
-def test_rpath_serves_the_libraries_of_libraries(
+def test_rpath_is_used_for_the_libraries_of_libraries(
     tmp_path: Path, cc: Compile, library: Compile, inside: Inside
 ) -> None:
     lib_b = library(tmp_path / "lib/libb.so.1", "b")
@@ -57,7 +57,7 @@ def test_rpath_serves_the_libraries_of_libraries(
     inside(root.path, program)
 
 
-def test_runpath_does_not(tmp_path: Path, cc: Compile, library: Compile) -> None:
+def test_runpath_is_not(tmp_path: Path, cc: Compile, library: Compile) -> None:
     lib_b = library(tmp_path / "lib/libb.so.1", "b")
     lib_a = library(tmp_path / "lib/liba.so.1", "a", "-Wl,--no-as-needed", lib_b)
     flags = [lib_a, f"-Wl,-rpath-link,{tmp_path}/lib"]
@@ -69,7 +69,7 @@ def test_runpath_does_not(tmp_path: Path, cc: Compile, library: Compile) -> None
     assert caught.value.missing == (f"libb.so.1: needed by {lib_a}, not found",)
 
 
-def test_library_loaded_before_serves_later_needs(
+def test_a_loaded_library_satisfies_later_needs(
     tmp_path: Path, cc: Compile, library: Compile, inside: Inside
 ) -> None:
     lib_b = library(tmp_path / "lib/libb.so.1", "b")
@@ -82,7 +82,7 @@ def test_library_loaded_before_serves_later_needs(
 
 def test_library_by_path(tmp_path: Path, cc: Compile, inside: Inside) -> None:
     lib = cc(tmp_path / "lib/liba.so", "int a(void) { return 7; }", "-shared", "-fPIC")
-    program = cc(tmp_path / "tool", CALL, lib)  # no soname: the path itself is needed
+    program = cc(tmp_path / "tool", CALL, lib)  # without a soname the program needs the path
     root = build(tmp_path / "root", [program])
     assert str(lib) in root.libraries
     inside(root.path, program)

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed when fastns is called, and so in the sandbox."""
+"""stdin, stdout and stderr that are closed when fastns is called."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import pytest
 
 
 def shell(words: str) -> subprocess.CompletedProcess[str]:
-    """A line of bash in which `fastns` is the command."""
+    """Run a line of bash in which `fastns` is defined."""
     line = f'fastns() {{ {sys.executable} -m fastns "$@"; }}; {words}'
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("code", [0, 7])
-def test_the_exit_code_is_the_commands(closed: str, code: int) -> None:
+def test_the_commands_exit_code(closed: str, code: int) -> None:
     done = shell(f"fastns run -- sh -c 'exit {code}' {closed}")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-def test_no_file_of_fastns_takes_their_place() -> None:
-    """A byte written to stderr was read as a signal: 15, SIGTERM."""
+def test_fds_of_fastns_do_not_replace_them() -> None:
+    """A regression test: a byte that the command wrote to stderr was taken for a signal, 15
+    (SIGTERM)."""
     done = shell(r"fastns run -- sh -c 'printf \\17 >&2; exit 7' >&- 2>&-")
     assert done.returncode == 7
     done = shell("fastns run -- sh -c 'file=$(readlink /proc/$$/fd/1); echo $file >&2' >&-")
@@ -43,7 +44,7 @@ def test_a_closed_stdout_fails_as_without_fastns(max_output: str) -> None:
         ("fastns batch - <&-", "stdin: Bad file descriptor"),
     ],
 )
-def test_a_batch_needs_them(words: str, message: str) -> None:
+def test_a_batch_needs_stdin_and_stdout(words: str, message: str) -> None:
     done = shell(words)
     assert done.returncode == 125
     assert done.stderr.splitlines()[0] == f"fastns: {message}"

@@ -1,4 +1,4 @@
-"""The command's own stdout and stderr: closed, full, or read by nobody."""
+"""The stdout and stderr of `fastns`: closed, full, or read by nobody."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = [
 
 
 def shell(words: str) -> subprocess.CompletedProcess[str]:
-    """A line of bash in which `fastns` is the command."""
+    """Run a line of bash in which `fastns` is defined."""
     line = f'fastns() {{ {sys.executable} -m fastns "$@"; }}; {words}'
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
 
@@ -33,7 +33,7 @@ def either_buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("either_buffering")
 @pytest.mark.parametrize("words", WORDS)
-def test_a_full_stdout_is_named(words: str) -> None:
+def test_a_full_stdout_is_an_error(words: str) -> None:
     done = shell(f"fastns {words} >/dev/full")
     assert (done.returncode, done.stderr) == (125, FULL)
 
@@ -47,12 +47,12 @@ def test_a_closed_stdout_is_no_error(words: str) -> None:
 
 @pytest.mark.usefixtures("either_buffering")
 @pytest.mark.parametrize("words", WORDS)
-def test_a_stdout_that_nobody_reads_ends_it_silently(words: str) -> None:
+def test_an_unread_stdout_ends_it_silently(words: str) -> None:
     done = shell(f"exec 3> >(:); wait $!; fastns {words} >&3")
     assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("stderr", ["&-", "/dev/full"])
-def test_an_error_that_cannot_be_told_is_one(stderr: str) -> None:
+def test_an_error_that_cannot_be_printed(stderr: str) -> None:
     done = shell(f"fastns run --nope 2>{stderr}")
     assert (done.returncode, done.stdout, done.stderr) == (125, "", "")

@@ -1,5 +1,4 @@
-"""The race against other programs: its report is complete, and names the contenders that are
-missing."""
+"""The race against other programs: the report is complete, and names missing contenders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""cpu_time: for all processes together, whoever waits, with either version of cgroups."""
+"""cpu_time: it limits all processes together, whether or not the caller waits, with both versions
+of cgroups."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def planned(rootfs: Path, cpu_time: float) -> Iterator[Plan]:
 
 @pytest.fixture
 def little(busybox_rootfs: Path) -> float:
-    """CPU seconds that a start does not use up, however slow this machine is."""
+    """More CPU seconds than a start takes on this machine."""
     with planned(busybox_rootfs, 60) as plan:
         started = [run(["sh", "-c", "exit 0"], spec=plan).usage.cpu_time for _ in range(5)]
     return 0.02 + 6 * max(started)
@@ -60,13 +61,13 @@ def little(busybox_rootfs: Path) -> float:
 @pytest.mark.usefixtures("version")
 @pytest.mark.parametrize(("way", "load"), [*itertools.product(WAYS[::2], LOADS),
                                          *itertools.product(WAYS[1::2], ["children"])])  # fmt: skip
-def test_it_is_killed(busybox_rootfs: Path, way: str, load: str) -> None:
+def test_a_sandbox_is_killed_at_the_limit(busybox_rootfs: Path, way: str, load: str) -> None:
     with runner(way, rootfs=busybox_rootfs, cpu_time=LIMIT) as go:
         done = go(["sh", "-c", LOADS[load]])
         assert (done.cause, done.exit_code) == ("cpu_time", 137)
         assert done.usage.cpu_time >= LIMIT
         assert done.limits == ("cpu_time",)
-        after = go(["sh", "-c", "exit 3"])  # the next one has the whole limit again
+        after = go(["sh", "-c", "exit 3"])  # the next sandbox has the whole limit
         assert (after.cause, after.returncode) == ("exited", 3)
         assert after.usage.cpu_time < LIMIT
 
@@ -80,7 +81,7 @@ def test_sleep_costs_nothing(busybox_rootfs: Path, way: str) -> None:
 
 
 @with_cgroups
-def test_without_it_nothing_ends(busybox_rootfs: Path) -> None:
+def test_below_the_limit_nothing_is_killed(busybox_rootfs: Path) -> None:
     count = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
     with planned(busybox_rootfs, 600) as much, planned(busybox_rootfs, 0.05) as little:
         free = run(["sh", "-c", count], spec=much)
@@ -90,7 +91,7 @@ def test_without_it_nothing_ends(busybox_rootfs: Path) -> None:
 
 
 @with_cgroups
-def test_nobody_waits(busybox_rootfs: Path) -> None:
+def test_the_limit_holds_while_nobody_waits(busybox_rootfs: Path) -> None:
     with planned(busybox_rootfs, LIMIT) as plan, fastns.spawn(["sh", "-c", SPIN], spec=plan) as box:
         stat = Path(f"/proc/{box.pid}/stat")
         assert eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
@@ -99,7 +100,7 @@ def test_nobody_waits(busybox_rootfs: Path) -> None:
 
 
 @with_cgroups
-def test_each_of_many(busybox_rootfs: Path, little: float) -> None:
+def test_each_sandbox_of_a_batch_has_its_own_limit(busybox_rootfs: Path, little: float) -> None:
     jobs = [["sh", "-c", SPIN if n % 4 == 0 else "exit 0"] for n in range(24)]
     ends = ["exited" if n % 4 else "cpu_time" for n in range(24)]
     with Template(Spec(rootfs=busybox_rootfs, cpu_time=little)) as template:
@@ -110,7 +111,8 @@ def test_each_of_many(busybox_rootfs: Path, little: float) -> None:
 
 @with_cgroups
 def test_a_used_up_cgroup_is_not_used_again(busybox_rootfs: Path, little: float) -> None:
-    """The kernel kills whatever is cloned into a cgroup that was ever killed by cgroup.kill."""
+    """The kernel kills each process that is cloned into a cgroup on which cgroup.kill was ever
+    used."""
     with planned(busybox_rootfs, little) as plan:
         for _ in range(3):
             assert run(["sh", "-c", SPIN], spec=plan).cause == "cpu_time"
@@ -118,7 +120,7 @@ def test_a_used_up_cgroup_is_not_used_again(busybox_rootfs: Path, little: float)
 
 
 @with_cgroups
-def test_nothing_stays(busybox_rootfs: Path, little: float) -> None:
+def test_a_closed_plan_leaves_no_cgroup_and_no_thread(busybox_rootfs: Path, little: float) -> None:
     before = groups()
     threads = set(os.listdir("/proc/self/task"))
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_time=little))
@@ -131,7 +133,7 @@ def test_nothing_stays(busybox_rootfs: Path, little: float) -> None:
 
 
 @with_cgroups
-def test_a_forked_process_has_its_own(busybox_rootfs: Path, little: float) -> None:
+def test_a_forked_process_has_its_own_thread(busybox_rootfs: Path, little: float) -> None:
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_time=little))
     assert run(["sh", "-c", SPIN], spec=plan).cause == "cpu_time"
     pid = os.fork()
@@ -148,7 +150,7 @@ def test_a_forked_process_has_its_own(busybox_rootfs: Path, little: float) -> No
 
 
 @with_cgroups
-def test_signals_are_not_for_its_thread(busybox_rootfs: Path) -> None:
+def test_its_thread_blocks_all_signals(busybox_rootfs: Path) -> None:
     threads = set(os.listdir("/proc/self/task"))
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_time=60))
     box = fastns.spawn(["sleep", "60"], spec=plan)
@@ -157,7 +159,7 @@ def test_signals_are_not_for_its_thread(busybox_rootfs: Path) -> None:
     blocked = int(
         next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16
     )
-    assert blocked & 0x7FFFFFFE == 0x7FFFFFFE & ~(1 << 8 | 1 << 18)  # but SIGKILL and SIGSTOP
+    assert blocked & 0x7FFFFFFE == 0x7FFFFFFE & ~(1 << 8 | 1 << 18)  # except SIGKILL and SIGSTOP
     box.kill()
     box.wait()
     plan.close()
@@ -181,7 +183,7 @@ def test_from_many_threads(busybox_rootfs: Path, little: float) -> None:
 
 
 @with_cgroups
-def test_a_closed_plan_limits_what_it_has_started(busybox_rootfs: Path) -> None:
+def test_a_closed_plan_still_limits_its_sandboxes(busybox_rootfs: Path) -> None:
     with planned(busybox_rootfs, LIMIT) as plan:
         box = fastns.spawn(["sh", "-c", SPIN], spec=plan)
     assert box.wait(timeout=10) == -9

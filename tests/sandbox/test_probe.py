@@ -1,4 +1,4 @@
-"""The probe itself, run on the host: a test that trusts it needs it to be right."""
+"""The probe itself, run on the host: other tests rely on it."""
 
 from __future__ import annotations
 

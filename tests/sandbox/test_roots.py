@@ -1,4 +1,4 @@
-"""Each kind of root starts, and the report comes from inside. The other tests rely on it."""
+"""Each kind of root starts, and the report is made inside. Other tests rely on this."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_root_runs_its_own_programs(request: pytest.FixtureRequest, name: str)
     assert done.stdout.splitlines()[-1].split()[-1] == "ps"
 
 
-def test_the_report_comes_from_inside(report: Report, host_report: dict[str, Any]) -> None:
+def test_the_report_is_made_inside(report: Report, host_report: dict[str, Any]) -> None:
     seen = report("one", "two", hostname="inside", run={"env": {"NAME": "value"}})
     assert seen["pid"] == 1
     assert seen["argv"][-2:] == ["one", "two"]
@@ -47,6 +47,6 @@ def test_the_report_without_a_rootfs(report: Report) -> None:
     assert {"probe", "usr", "etc"} <= set(report(rootfs=None)["root"])
 
 
-def test_the_report_takes_a_plan(report: Report, probe_rootfs: Path) -> None:
+def test_the_report_of_a_plan(report: Report, probe_rootfs: Path) -> None:
     plan = fastns.compile(fastns.Spec(rootfs=probe_rootfs, hostname="planned"))
     assert report(spec=plan)["hostname"] == "planned"

@@ -1,4 +1,4 @@
-"""Direct starts whose mount namespace begins with the root alone (Linux 7.0)."""
+"""Direct starts whose new mount namespace contains only the root (Linux 7.0)."""
 
 import errno
 import os
@@ -22,8 +22,8 @@ def trees() -> None:
         skip_missing("Linux 7.0 (OPEN_TREE_NAMESPACE)")
 
 
-def test_the_result_says_which_way_it_was(probe_rootfs: Path) -> None:
-    """For root on Linux 7. Elsewhere, and where the kernel does not permit it, the usual way."""
+def test_the_result_says_how_the_mount_namespace_was_made(probe_rootfs: Path) -> None:
+    """ "tree" for root on Linux 7. Other callers, specs and kernels copy the caller's mounts."""
     able = _core.has_tree_namespaces() and os.geteuid() == 0
     for spec, way in (
         (Spec(rootfs=probe_rootfs), "tree" if able else "copied"),
@@ -42,7 +42,7 @@ def test_the_result_says_which_way_it_was(probe_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
-def test_nothing_but_the_root_and_what_is_asked_for(report: Report, tmp_path: Path) -> None:
+def test_only_the_root_and_the_specs_mounts(report: Report, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     tmp_path.chmod(0o755)
     mounts = [
@@ -57,8 +57,8 @@ def test_nothing_but_the_root_and_what_is_asked_for(report: Report, tmp_path: Pa
 
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
-def test_files_are_masked_where_the_root_has_no_null(report: Report) -> None:
-    """In the caller's, which it keeps."""
+def test_files_are_masked_if_the_root_has_no_dev_null(report: Report) -> None:
+    """With the caller's, which the start opens while it is still visible."""
     paths = ["/proc/cpuinfo", "/proc/meminfo", "/proc/version"]
     fields: dict[str, Any] = {"mounts": [Mount("/dev", type="tmpfs")], "readonly_paths": []}
     for masked in (paths, paths[:1], []):
@@ -68,7 +68,7 @@ def test_files_are_masked_where_the_root_has_no_null(report: Report) -> None:
 
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
-def test_a_source_that_is_missing(probe_rootfs: Path, tmp_path: Path) -> None:
+def test_a_missing_source(probe_rootfs: Path, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     mounts = [Mount("/tmp", source=str(tmp_path)), Mount("/run", source=missing)]
     with pytest.raises(fastns.SpawnError) as caught:

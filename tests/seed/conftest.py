@@ -1,5 +1,5 @@
-"""Fixtures of the seed's tests: each test runs in both ways and compares the host with the
-container."""
+"""Fixtures of the seed's tests. Each test runs from Python and from the command line, and compares
+the host with the container."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture
 def outside() -> Outside:
-    """The host as it is now. Ask for it last: other fixtures change the host on purpose."""
+    """The host's state. Must be a test's last fixture: others change the host on purpose."""
     return Outside()

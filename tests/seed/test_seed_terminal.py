@@ -1,4 +1,4 @@
-"""The seed as it is used: a person at a terminal, in a shell that runs in the container."""
+"""The seed's use: a person at a terminal, with a shell in the container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = r"bash-[\d.]+# $"
 
 
 def test_a_shell_on_a_terminal(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """A prompt, commands, Ctrl-C for a command and not for the shell, the shell's exit code."""
+    """A prompt, commands, Ctrl-C, which ends a command and not the shell, and the exit code."""
     box = Box(
         Spec(rootfs=bash_rootfs, hostname="container", env={"TERM": "dumb"}),
         ["--rootfs", str(bash_rootfs), "--hostname", "container", "-e", "TERM=dumb"],
@@ -44,7 +44,7 @@ def test_a_shell_on_a_terminal(way: Way, bash_rootfs: Path, outside: Outside) ->
 
 
 def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outside) -> None:
-    """pid 1 of a namespace ignores SIGINT. The process that started it does not, and ends it."""
+    """The command, pid 1 of a namespace, ignores SIGINT. Its starter does not, and ends it."""
     word = marker()
     with Terminal(way.argv(Box(), "sleep", word)) as terminal:
         assert eventually(lambda: len(running("sleep", word)) == 1)
@@ -52,7 +52,7 @@ def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outsid
         outside.is_the_same(alive=1)
         terminal.interrupt()
         returncode = terminal.wait()
-    # Python ends by the signal itself after KeyboardInterrupt; a shell shows the same number.
+    # After KeyboardInterrupt Python kills itself with the signal. A shell shows the same number.
     assert returncode == (SIGINT_CODE if way.name == "cli" else -signal.SIGINT)
     assert shell_code(returncode) == 130
     assert eventually(lambda: not marked(word))

@@ -1,4 +1,4 @@
-"""What a type checker sees of the API. mypy checks this file; it is never run (test_types.py)."""
+"""The API as a type checker sees it. mypy checks this file; it is never run (test_types.py)."""
 
 from typing import Any, Literal, assert_type
 
@@ -29,14 +29,14 @@ assert_type(template.run_batch([["a"]], text=True), list[Result[str]])
 
 
 def bare(done: CompletedSandbox, handle: Sandbox) -> Any:
-    """No parameter has to be given."""
+    """The type parameters may be omitted."""
     return done.stdout, handle.stdin
 
 
 assert_type(Spec().on_output_limit, Literal["truncate", "kill"])
 Spec(root_mode="chroot", on_output_limit="kill", mounts=[Mount("/a", type="tmpfs")])
 
-# Each line below is an error. An unneeded `type: ignore` is one too.
+# Each line below must be an error: mypy reports an unneeded `type: ignore`.
 Spec(root_mode="chrot")  # type: ignore[arg-type]
 Spec(on_output_limit="stop")  # type: ignore[arg-type]
 Spec(hostnam="x")  # type: ignore[call-arg]

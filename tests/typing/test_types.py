@@ -1,5 +1,5 @@
-"""What a type checker sees of the API: mypy accepts tests/typing/api.py, and checks every assertion
-and needed `type: ignore` in it."""
+"""The API's types: mypy accepts tests/typing/api.py, whose assertions and `type: ignore` it
+checks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mypy(path: Path, cache: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_api_has_the_types_that_are_promised(tmp_path: Path) -> None:
+def test_the_types_of_the_api(tmp_path: Path) -> None:
     """The control: mypy reports a changed assertion."""
     code, said = mypy(TYPING, tmp_path)
     assert code == 0, said
@@ -43,7 +43,7 @@ def test_the_api_has_the_types_that_are_promised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Sandbox", "CompletedSandbox"])
-def test_the_parameter_is_for_type_checkers_alone(name: str) -> None:
-    """Sandbox[str] can be written in code that runs, without an import of `typing`."""
+def test_type_parameters_work_at_run_time(name: str) -> None:
+    """Sandbox[str] can be evaluated, without importing `typing`."""
     code = f"import sys, fastns; fastns.{name}[str]; sys.exit('typing' in sys.modules)"
     assert subprocess.run([sys.executable, "-I", "-c", code]).returncode == 0

@@ -17,7 +17,7 @@ STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_ba
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """Unlike in other directories, not made: no unit test joins it."""
+    """Overrides the fixture that makes it: no unit test joins it."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""The cache that stands in for functools.lru_cache."""
+"""The replacement of functools.lru_cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from fastns._cache import cached
 
 
-def test_a_result_is_computed_once_and_the_last_ones_are_kept() -> None:
+def test_recently_used_results_are_kept() -> None:
     calls: list[tuple[int, ...]] = []
 
     @cached(2)
@@ -20,7 +20,7 @@ def test_a_result_is_computed_once_and_the_last_ones_are_kept() -> None:
     assert [total(1, 2), total(1, 2), total(3)] == [3, 3, 3]
     assert calls == [(1, 2), (3,)]
     for number in range(10):
-        assert total(100) == 100  # used all the time, so never dropped
+        assert total(100) == 100  # used often, so never dropped
         total(number)
     assert calls.count((100,)) == 1
     total(1, 2)

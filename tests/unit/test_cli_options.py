@@ -1,4 +1,5 @@
-"""The options of `run`, read in two ways: without argparse where that is enough, and with it."""
+"""The options of `run`, which are parsed without argparse if they are simple, otherwise with
+it."""
 
 from __future__ import annotations
 
@@ -53,12 +54,12 @@ def without(words: list[str]) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("words", PLAIN, ids=" ".join)
-def test_both_read_the_same(words: list[str]) -> None:
+def test_both_give_the_same_result(words: list[str]) -> None:
     assert without(words) == by_argparse(words)
 
 
 @pytest.mark.parametrize("words", NEEDS_ARGPARSE, ids=" ".join)
-def test_what_is_left_to_argparse(words: list[str]) -> None:
+def test_options_left_to_argparse(words: list[str]) -> None:
     assert without(words) is None
 
 
@@ -80,12 +81,12 @@ def test_lists_are_not_shared() -> None:
     assert (one.env, two.env) == (["A"], [])
 
 
-def test_an_unknown_action_is_no_option() -> None:
+def test_an_unknown_action_is_not_an_option() -> None:
     with pytest.raises(ValueError, match="store_const"):
         Options().add_argument("--x", action="store_const", help="x")
 
 
-def test_argparse_words_the_errors() -> None:
+def test_errors_are_those_of_argparse() -> None:
     with pytest.raises(UsageError, match="expected one argument"):
         raise vars(parsed_with_error(["--hostname"]))["wrong"]
 

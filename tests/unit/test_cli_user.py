@@ -1,4 +1,4 @@
-"""--user by name: whose file counts, what is refused, and that nothing leads out of the root."""
+"""--user by name: which file is read, what is refused, and that no link leads out of the root."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def spec(*words: str) -> Spec:
         ("5:6", "5:6"),
     ],
 )
-def test_names_are_those_of_the_root(root: Path, text: str, ids: str) -> None:
+def test_names_come_from_the_root(root: Path, text: str, ids: str) -> None:
     assert spec("--rootfs", str(root), "-u", text).user == ids
 
 
@@ -65,14 +65,14 @@ def test_names_are_those_of_the_root(root: Path, text: str, ids: str) -> None:
         ("bad", "/etc/passwd of the root has no number for it"),
     ],
 )
-def test_a_name_that_is_not_there(root: Path, text: str, told: str) -> None:
+def test_an_unknown_name(root: Path, text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told) as caught:
         spec("--rootfs", str(root), "-u", text)
     assert caught.value.message.startswith(f"--user {text}: ")
     assert "or give numbers" in str(caught.value.hint)
 
 
-def test_its_home_is_home_if_it_is_there(root: Path) -> None:
+def test_home_is_the_users_if_it_exists(root: Path) -> None:
     home = ("--rootfs", str(root), "-u")
     assert spec(*home, "sam").environment()["HOME"] == "/home/sam"
     assert spec(*home, "sam", "-e", "HOME=/x").environment()["HOME"] == "/x"
@@ -80,7 +80,7 @@ def test_its_home_is_home_if_it_is_there(root: Path) -> None:
     assert spec(*home, "1001").environment()["HOME"] == "/"
 
 
-def test_the_file_is_the_one_that_is_seen_inside(root: Path, tmp_path: Path) -> None:
+def test_the_file_is_the_one_visible_inside(root: Path, tmp_path: Path) -> None:
     name = ("--rootfs", str(root), "-u", "sam")
     other = root / "other"
     assert spec(*name, "--file", "/etc/passwd=sam:x:3:4::/:/x").user == "3:4"
@@ -96,7 +96,7 @@ def test_the_file_is_the_one_that_is_seen_inside(root: Path, tmp_path: Path) -> 
         spec("-u", "sam", "--mountns", "/proc/1/ns/mnt")
 
 
-def test_without_a_rootfs_the_hosts_file_counts() -> None:
+def test_without_a_rootfs_the_hosts_file_is_read() -> None:
     assert spec("-u", "root").user == "0:0"
 
 
@@ -119,13 +119,13 @@ def test_no_link_leads_out_of_the_root(root: Path, tmp_path: Path, how: str) -> 
 
 def test_links_within_the_root_are_followed(root: Path) -> None:
     (root / "etc/passwd").unlink()
-    (root / "etc/passwd").symlink_to("/../link/../other")  # link leads to /home: that is /other
+    (root / "etc/passwd").symlink_to("/../link/../other")  # link leads to /home, so this is /other
     (root / "link").symlink_to("/home/../home/sam/..")
     assert spec("--rootfs", str(root), "-u", "sam").user == "8:9"
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "large"])
-def test_only_a_regular_file_of_some_size_is_read(root: Path, kind: str) -> None:
+def test_only_a_regular_file_of_limited_size_is_read(root: Path, kind: str) -> None:
     passwd = root / "etc/passwd"
     passwd.unlink()
     if kind == "fifo":
@@ -139,7 +139,7 @@ def test_only_a_regular_file_of_some_size_is_read(root: Path, kind: str) -> None
         spec("--rootfs", str(root), "-u", "sam")
 
 
-def test_a_file_of_exactly_the_size_is_read(root: Path) -> None:
+def test_a_file_of_exactly_the_limit_is_read(root: Path) -> None:
     (root / "x").write_bytes(b"abc")
     assert _inside.read(str(root), "/x", 3) == b"abc"
     with pytest.raises(OSError, match="more than 2"):
@@ -150,14 +150,14 @@ def test_a_file_of_exactly_the_size_is_read(root: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_links_that_lead_on_for_ever_end(root: Path) -> None:
+def test_links_in_a_circle(root: Path) -> None:
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("/a")
     with pytest.raises(OSError, match="Too many levels"):
         _inside.read(str(root), "/a", 9)
 
 
-def test_a_root_chooses_no_user_of_the_host(root: Path) -> None:
+def test_a_root_cannot_choose_a_user_of_the_host(root: Path) -> None:
     with pytest.raises(UsageError, match="would choose a user of the host"):
         spec("--rootfs", str(root), "--userns", "host", "--user", "sam")
     assert spec("--rootfs", str(root), "--userns", "host", "--user", "7:8").user == "7:8"

@@ -1,6 +1,6 @@
-"""What a template's server does once, and what each sandbox does.
+"""The ops that a template's server runs once, and those of each sandbox.
 
-Whole lists of ops: test_golden_plans.py.
+Complete lists of ops: test_golden_plans.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mounted(plan: _core.Plan | None) -> list[str]:
 
 
 @pytest.mark.parametrize("caller", [ROOT, USER])
-def test_each_sandbox_mounts_what_it_could_write(caller: Caller) -> None:
+def test_each_sandbox_makes_the_mounts_that_it_can_write_to(caller: Caller) -> None:
     plan = template(caller)
     fresh = ["/proc", "/sys", "/tmp", "/run", "/dev/pts", "/dev/shm"]
     assert mounted(plan.sandbox) == fresh
@@ -39,7 +39,7 @@ def test_each_sandbox_mounts_what_it_could_write(caller: Caller) -> None:
 
 
 def test_a_dev_of_the_spec_is_mounted_by_each_sandbox() -> None:
-    """The server has none that it could make read-only."""
+    """The server has no /dev to make read-only."""
     dev = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
     plan = template(ROOT, overlay=True, default_mounts=False, mounts=[dev])
     assert "read_only /dev" not in steps(plan)
@@ -49,8 +49,8 @@ def test_a_dev_of_the_spec_is_mounted_by_each_sandbox() -> None:
 @pytest.mark.parametrize(
     "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
 )
-def test_the_limit_on_core_dumps_is_the_servers(rlimits: list[Rlimit]) -> None:
-    """The server's filter, which all sandboxes inherit, refuses to change it."""
+def test_the_server_sets_the_limit_on_core_dumps(rlimits: list[Rlimit]) -> None:
+    """The sandboxes cannot: the server's filter, which they inherit, refuses changes."""
     plan = template(ROOT, rlimits=rlimits)
     assert plan.sandbox is not None
     core = [op for op in plan.ops if op.code == "rlimit"]
@@ -61,7 +61,7 @@ def test_the_limit_on_core_dumps_is_the_servers(rlimits: list[Rlimit]) -> None:
     assert not [note for note in each if note.startswith("RLIMIT_CORE")]
 
 
-def test_the_namespaces_of_both() -> None:
+def test_namespaces_of_the_server_and_of_the_sandboxes() -> None:
     plan = template(USER, namespaces={"time": "new"})
     assert plan.sandbox is not None
     assert {"user", "time", "pid", "mount"} <= set(plan.namespaces)
@@ -73,12 +73,12 @@ def test_the_namespaces_of_both() -> None:
     assert "user" not in template(ROOT).namespaces
 
 
-def test_in_a_user_namespace_a_proc_lies_beneath_that_shows_nobody() -> None:
+def test_in_a_user_namespace_the_server_mounts_a_proc_with_hidepid() -> None:
     assert b"hidepid=2" in [op.data for op in template(USER).ops if op.type == b"proc"]
     assert not [op for op in template(ROOT).ops if op.type == b"proc"]
 
 
-def test_names_are_given_once_and_files_are_read_only() -> None:
+def test_the_server_sets_names_and_binds_files_read_only() -> None:
     plan = template(ROOT, hostname="box", domainname="example", files={"/etc/x": "y"})
     names = {"hostname box", "domainname example"}
     assert names <= set(steps(plan))
@@ -87,7 +87,7 @@ def test_names_are_given_once_and_files_are_read_only() -> None:
     assert file.flags == 1  # MOUNT_ATTR_RDONLY
 
 
-def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
+def test_the_server_makes_binds_and_each_sandbox_its_tmpfs() -> None:
     mounts = [Mount("/data", source="/srv"), Mount("/scratch", type="tmpfs")]
     plan = template(ROOT, mounts=mounts)
     assert "mount /data bind from /srv" in steps(plan)
@@ -95,7 +95,7 @@ def test_binds_are_the_servers_and_every_tmpfs_a_sandboxs() -> None:
     assert "/scratch" in mounted(plan.sandbox)
 
 
-def test_no_link_of_the_root_leads_a_sysfs_of_the_servers_elsewhere() -> None:
+def test_the_bind_of_the_servers_sysfs_follows_no_links() -> None:
     plan = plans.template(Spec(rootfs="/srv/root", overlay=True), USER, netns_pool=1)
     assert plan.sandbox is not None
     (bound,) = [op for op in plan.sandbox.ops if (op.code, op.target) == ("bind", b"/sys")]
@@ -103,7 +103,7 @@ def test_no_link_of_the_root_leads_a_sysfs_of_the_servers_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])
-def test_of_a_spec_alone(spec: Any) -> None:
+def test_only_a_spec_is_accepted(spec: Any) -> None:
     with pytest.raises(SpecError, match="a Spec, or None, expected") as caught:
         fastns.Template(spec)
     assert caught.value.field == "spec"

@@ -1,4 +1,4 @@
-"""What is decided for each kind of caller, as a table. What becomes of it: test_compile.py."""
+"""The decisions for each kind of caller, as tables. The resulting ops: test_compile.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEVERAL_IDS = Caller(0, 0, False, ALL, True)
 @pytest.mark.parametrize(
     ("fields", "caller", "id_map", "groups", "ids", "pipes"),
     [
-        # who writes the maps; whether groups and ids are set; who gets the pipes
+        # who writes the id maps, whether groups and ids are set, who owns the pipes
         ({}, ROOT, "range", True, True, (200000, 300000)),
         ({"user": "5:6"}, ROOT, "range", True, True, (200005, 300006)),
         ({}, USER, "self", False, False, None),
@@ -47,7 +47,7 @@ SEVERAL_IDS = Caller(0, 0, False, ALL, True)
         (JOINED_USER, ROOT, "none", False, True, None),
     ],
 )
-def test_whose_ids(
+def test_ids(
     fields: dict[str, Any],
     caller: Caller,
     id_map: str,
@@ -65,14 +65,14 @@ def test_whose_ids(
     ("fields", "caller", "first", "later", "user_last"),
     [
         ({}, ROOT, "", "", False),
-        (JOINED, ROOT, "pid", "network", False),  # a pid namespace is that of later clones
+        (JOINED, ROOT, "pid", "network", False),  # a pid namespace is joined by later clones
         (JOINED, USER, "pid network", "", False),  # a new user namespace may not join the others
         (JOINED_USER, ROOT, "user network", "", True),
         (JOINED_USER, USER, "user network", "", False),
         ({"namespaces": {"mount": "/n/mnt", "uts": "/n/uts"}}, ROOT, "", "uts mount", False),
     ],
 )
-def test_what_is_joined_when(
+def test_when_namespaces_are_joined(
     fields: dict[str, Any], caller: Caller, first: str, later: str, user_last: bool
 ) -> None:
     d = decided(Spec(**fields), caller)
@@ -87,11 +87,11 @@ def test_what_is_joined_when(
         ({"capabilities": ["NET_RAW"]}, ROOT, "network uts ipc", "cgroup"),
         ({"capabilities": ["NET_RAW"], "network": "host"}, ROOT, "uts ipc", "cgroup"),
         ({"capabilities": ["SYS_ADMIN"]}, ROOT, "network uts ipc", "mount cgroup"),
-        ({"capabilities": ["SYS_ADMIN"]}, USER, "", ""),  # its user namespace is its own
+        ({"capabilities": ["SYS_ADMIN"]}, USER, "", ""),  # it owns its user namespace
         ({"capabilities": ["SYS_ADMIN"], **HOSTS_USER}, ROOT, "", ""),
     ],
 )
-def test_whose_the_namespaces_are(
+def test_who_owns_the_namespaces(
     fields: dict[str, Any], caller: Caller, by_range: str, copied: str
 ) -> None:
     d = decided(Spec(**fields), caller)
@@ -111,7 +111,7 @@ def test_whose_the_namespaces_are(
         ({"namespaces": {"mount": "host"}}, ROOT, False, False, True),
     ],
 )
-def test_which_root(
+def test_root(
     fields: dict[str, Any], caller: Caller, of_host: bool, alone: bool, nodes: bool
 ) -> None:
     d = decided(Spec(**fields), caller)
@@ -119,12 +119,12 @@ def test_which_root(
     assert bool(d.points) == of_host
 
 
-def test_which_mounts() -> None:
+def test_mounts() -> None:
     default = ["/proc", "/sys", "/tmp", "/run", "/dev", "/dev/pts", "/dev/shm"]
     own = [Mount("/dev", source="/dev"), Mount("/tmp/a", "tmpfs")]
     for fields, expected in (
         ({}, default),
-        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev replaces what is below it too
+        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev replaces those below it
         ({"mounts": own, "default_mounts": False}, ["/dev", "/tmp/a"]),
     ):
         d = decided(Spec(**fields), USER)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_the_hosts_proc_and_sys_are_bound(
         ({}, NESTED, True),
         (HOSTS_USER, ROOT, True),
         (NEW_USER, ROOT, True),
-        ({}, USER, False),  # its uid 0 is not the host's
+        ({}, USER, False),  # uid 0 inside is not the host's root
         ({**HOSTS_USER, "capabilities": ["SYS_ADMIN"]}, ROOT, False),
         ({**HOSTS_USER, "mounts": [Mount("/proc", "proc", options=["rw"])]}, ROOT, False),
     ],
@@ -176,7 +176,7 @@ def test_proc_is_read_only_where_the_hosts_root_may_be_inside(
         ({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}, ROOT, True, 0, "profile", False),
     ],
 )
-def test_which_rights(
+def test_rights(
     fields: dict[str, Any],
     caller: Caller,
     bounding: bool,
@@ -202,7 +202,7 @@ def test_which_rights(
         ),
     ],
 )
-def test_what_a_caller_cannot_have(fields: dict[str, Any], caller: Caller, field: str) -> None:
+def test_what_a_caller_may_not_use(fields: dict[str, Any], caller: Caller, field: str) -> None:
     with pytest.raises(SpecError) as caught:
         decided(Spec(**fields), caller)
     assert caught.value.field == field

@@ -1,4 +1,4 @@
-"""fastns doctor with its probes replaced, and its cheap probes as they are."""
+"""fastns doctor with fake probes, and the cheap probes themselves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INFO = Check("cgroup", None, "extra", "version 2")
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """What examine() finds. The test fills it."""
+    """The result of examine(), which the test fills."""
     checks: list[Check] = []
     monkeypatch.setattr("fastns.cli.doctor.examine", lambda: iter(checks))
     return checks
@@ -48,14 +48,14 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_only_a_missing_basic_fails(
+def test_it_fails_only_without_a_basic_feature(
     found: list[Check], checks: list[Check], exit_code: int, flags: list[str]
 ) -> None:
     found.extend(checks)
     assert main(["doctor", *flags]) == exit_code
 
 
-def test_a_line_each_with_the_fix_below(
+def test_each_check_has_a_line_and_the_fix_below(
     found: list[Check], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found.extend([GOOD, BAD_BASIC, BAD_EXTRA, INFO])
@@ -103,7 +103,7 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the checks try besides attempt()."""
+    """Replace what the checks try besides attempt()."""
     monkeypatch.setattr(owners, "plain", lambda *_args: None)
     monkeypatch.setattr(doctor, "tried", lambda _run: Finding(True, "works"))
 
@@ -152,7 +152,7 @@ def test_a_failed_attempt_carries_the_hint(monkeypatch: pytest.MonkeyPatch) -> N
     ("returncode", "ok", "detail"),
     [(0, True, "works (2.5 ms)"), (127, False, "`true` ended with 127 lib.so: not there")],
 )
-def test_an_attempt_is_judged_by_its_end(
+def test_the_result_of_an_attempt(
     monkeypatch: pytest.MonkeyPatch, returncode: int, ok: bool, detail: str
 ) -> None:
     done = SimpleNamespace(returncode=returncode, stderr=b"lib.so: not there\n", wall_time=0.0025)
@@ -161,7 +161,7 @@ def test_an_attempt_is_judged_by_its_end(
     assert (found.ok, found.detail) == (ok, detail)
 
 
-def test_no_program_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_without_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert doctor.attempt().ok is False
 
@@ -207,12 +207,12 @@ def test_settings_of_user_namespaces(
         assert path.replace("/", ".") in (found.fix or "")
 
 
-def test_system_calls_of_this_kernel_are_told_from_missing_ones(
+def test_missing_system_calls_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in _machine.SYSTEM_CALLS:
         assert _machine.system_call(name) == Finding(True, "there")
-    monkeypatch.setitem(_machine.SYSTEM_CALLS, "clone3", 4000)  # no such number
+    monkeypatch.setitem(_machine.SYSTEM_CALLS, "clone3", 4000)  # no call has this number
     assert _machine.system_call("clone3").detail == "Function not implemented (ENOSYS)"
 
 
@@ -293,7 +293,7 @@ def around(
     return Surroundings.current()
 
 
-def test_what_is_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert around(monkeypatch).words() == "the host's ids, no filter of system calls"
     found = around(monkeypatch, "0 100000 1000\n1000 5 1\n", 2, 1, 1 << 7)
     assert found == Surroundings(True, True, 1 << 7, 1001, 1001)
@@ -314,14 +314,14 @@ def test_what_is_around(monkeypatch: pytest.MonkeyPatch) -> None:
         (HOSTS, 1, 0, "newuidmap gains no rights under no_new_privileges"),
     ],
 )
-def test_id_ranges_by_what_is_around(
+def test_id_ranges_in_surroundings(
     monkeypatch: pytest.MonkeyPatch, uid_map: str, nnp: int, caps: int, detail: str
 ) -> None:
     around(monkeypatch, uid_map, 0, nnp, caps)
     assert _machine.id_ranges().detail == detail
 
 
-def test_no_fix_sends_to_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_fix_mentions_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch)
     fix = doctor.failed(SpawnError("clone", errno.EPERM)).fix or ""
     assert "security module" in fix

@@ -1,4 +1,4 @@
-"""The exceptions: their classes and texts, that they can be pickled, and the table of hints."""
+"""The exceptions: classes, texts, pickling, and the table of hints."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fastns import _core, errors
 from fastns._surroundings import Surroundings
 from fastns.errors import FastnsError, SpawnError, SpecError, hint_for
 
-# ---- what they are ----
+# ---- classes and texts ----
 
 
-def test_one_except_clause_catches_all_and_the_builtin_ones_work() -> None:
+def test_all_are_fastns_errors_and_builtin_exceptions() -> None:
     for error, builtin in (
         (SpecError, ValueError),
         (SpawnError, OSError),
@@ -79,7 +79,7 @@ def test_a_hint_is_looked_up_unless_given() -> None:
     assert SpawnError("umask", errno.EIO).hint is None
 
 
-# ---- they travel between processes ----
+# ---- pickling ----
 
 
 def found() -> SpawnError:
@@ -157,7 +157,7 @@ HINTS = [
 
 
 @pytest.mark.parametrize(("stage", "code", "path", "words"), HINTS)
-def test_a_hint_says_what_helps(stage: str, code: int, path: str | None, words: str) -> None:
+def test_hints(stage: str, code: int, path: str | None, words: str) -> None:
     hint = hint_for(stage, code, path)
     assert hint is not None
     assert words in hint
@@ -166,7 +166,7 @@ def test_a_hint_says_what_helps(stage: str, code: int, path: str | None, words: 
 @pytest.mark.parametrize(
     ("stage", "code"), [row[:2] for row in errors._hints() if row[2] == errors.HOST]
 )
-def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
+def test_hints_in_the_hosts_root(stage: str, code: int) -> None:
     hint = hint_for(stage, code, "/data", host_root=True)
     assert hint is not None
     assert "the host's system directories" in hint
@@ -187,11 +187,10 @@ def test_in_the_hosts_root_another_way_helps(stage: str, code: int) -> None:
         ("", "security module"),
     ],
 )
-def test_refused_namespaces_have_the_hint_of_what_refuses(
+def test_the_hint_names_what_refuses_namespaces(
     monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
 ) -> None:
-    """With a setting that forbids them, or none. For a filter see
-    tests/sandbox/test_surroundings.py."""
+    """A sysctl, or otherwise a security module. A filter: tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
     monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)
@@ -199,7 +198,7 @@ def test_refused_namespaces_have_the_hint_of_what_refuses(
 
 
 @pytest.mark.parametrize("stage", ["id_map", "setns"])
-def test_without_a_proc_that_is_the_hint(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_the_hint_without_a_proc(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     usual = hint_for(stage, errno.ENOENT)
     monkeypatch.setattr(errors, "_has_proc", lambda: False)
     hint = hint_for(stage, errno.ENOENT)
@@ -220,7 +219,7 @@ def test_a_hint_is_one_line_that_does_not_repeat_the_error() -> None:
         assert os.strerror(code).lower() != hint.lower()
 
 
-def test_no_hint_where_the_error_says_it_all() -> None:
+def test_errors_without_a_hint() -> None:
     assert hint_for("umask", errno.EIO) is None
     assert hint_for("no such stage", errno.EPERM) is None
     assert hint_for("clone", 0) is None

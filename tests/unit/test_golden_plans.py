@@ -1,7 +1,7 @@
-"""Golden lists: the ops of a spec, as `fastns run --dry-run` prints them.
+"""Golden plans: the ops of a spec, as `fastns run --dry-run` prints them.
 
-A list is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` rewrites
-them; `git diff` then shows what a change of the compiler does.
+Each is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` rewrites
+them; `git diff` then shows the effect of a change of the compiler.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def listed(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*PLANS, *TEMPLATES])
-def test_the_list(name: str, update: bool) -> None:
+def test_the_plan_is_the_golden_one(name: str, update: bool) -> None:
     file = FILES / f"{name}.txt"
     if update:
         file.parent.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def test_the_list(name: str, update: bool) -> None:
     assert listed(name).splitlines() == file.read_text().splitlines()
 
 
-def test_no_list_is_left_over(update: bool) -> None:
+def test_no_unused_files(update: bool) -> None:
     left = {file for file in FILES.iterdir() if file.stem not in {*PLANS, *TEMPLATES}}
     if update:
         for file in left:

@@ -1,4 +1,4 @@
-"""The harness itself: a leak fails its test, and an unexpected skip fails the run in CI."""
+"""The tests' own checks: a leak fails its test, and an unexpected skip fails the run in CI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import support
 
 
 def run_suite(directory: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a separate process over one file that uses the real conftest.py."""
+    """Run pytest on one file with the real conftest.py, in a separate process."""
     for name in ("conftest.py", "support.py", "allowed_skips.txt"):
         shutil.copy(support.TESTS / name, directory / name)
     (directory / "pytest.ini").write_text("[pytest]\n")
@@ -63,15 +63,15 @@ def test_an_unexpected_skip_fails_in_ci(tmp_path: Path, env: dict[str, str], sta
     assert ("test_it.py::test_it: missing: a unicorn" in done.stdout) == bool(status)
 
 
-def test_a_skipped_module_counts(tmp_path: Path) -> None:
+def test_a_skipped_module_is_a_skip(tmp_path: Path) -> None:
     text = "import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n"
     done = run_suite(tmp_path, text, CI="true")
     assert done.returncode != 0, done.stdout
     assert "skips that tests/allowed_skips.txt does not list" in done.stdout
 
 
-def test_marks_say_who_runs_a_test(tmp_path: Path) -> None:
-    """CI expects such skips: the run succeeds."""
+def test_marks_restrict_a_test_to_root_or_a_user(tmp_path: Path) -> None:
+    """CI accepts their skips."""
     text = (
         "import os, pytest\n"
         "@pytest.mark.as_root\ndef test_root(): assert os.geteuid() == 0\n"

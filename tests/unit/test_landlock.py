@@ -1,4 +1,4 @@
-"""The ops of a landlock field, for each version a kernel may have, and what is refused."""
+"""The ops of the landlock field, for each version of Landlock, and what is refused."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_the_op_list() -> None:
     [(1, 0x1FFF, 0), (2, 0x3FFF, 0), (3, 0x7FFF, 0), (4, 0x7FFF, 0), (5, 0xFFFF, 0),
      (6, 0xFFFF, 3), (99, 0xFFFF, 3)],
 )  # fmt: skip
-def test_each_version_refuses_what_it_knows(version: int, files: int, scopes: int) -> None:
+def test_the_rights_of_each_version(version: int, files: int, scopes: int) -> None:
     create, usr, tmp, _restrict = landlock.ops({"read": ["/usr"], "write": ["/tmp"]}, version)
     assert (create.flags, create.arg) == (files, scopes)
     assert (usr.flags, usr.arg) == (READ, READ & 0b0101)
     assert (tmp.flags, tmp.arg) == (files, files & 0b1100000000000111)
 
 
-def test_capabilities_are_kept_for_it_where_it_needs_them() -> None:
+def test_capabilities_are_kept_if_it_needs_them() -> None:
     given = {"landlock": GIVEN, "seccomp": "unconfined"}
     assert [op.how for op in last_ops(**given) if op.code == "landlock_restrict"] == [0]
     given["no_new_privileges"] = False
@@ -73,14 +73,14 @@ def test_capabilities_are_kept_for_it_where_it_needs_them() -> None:
 
 
 @pytest.mark.parametrize("error", [38, 95, 1])
-def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_a_kernel_without_landlock(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     monkeypatch.setattr(_core, "landlock_abi", lambda: -error)
     with pytest.raises(SpecError, match="leave it out") as caught:
         compiled(Spec(**BARE, landlock=GIVEN), ROOT)
     assert caught.value.field == "landlock"
 
 
-def test_the_paths_are_made_plain() -> None:
+def test_paths_are_normalised() -> None:
     spec = Spec(landlock={"read": ["/", "/usr//lib/"]})
     assert spec.landlock == {"read": ("/", "/usr/lib")}
     assert hash(spec) == hash(Spec(landlock={"read": ["/", "/usr/lib"]}))

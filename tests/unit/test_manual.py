@@ -1,4 +1,4 @@
-"""The manual page is up to date with the parsers, and has everything that --help has."""
+"""The manual page is up to date, and has everything that --help has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def manual() -> ModuleType:
     return module
 
 
-def test_the_page_is_of_these_parsers(manual: ModuleType) -> None:
+def test_the_page_is_up_to_date(manual: ModuleType) -> None:
     assert (DOCS / "fastns.1").read_text() == manual.page(), "make manual writes it anew"
 
 
@@ -51,8 +51,8 @@ def test_hidden_options_are_left_out(manual: ModuleType) -> None:
     assert "--memory" not in {name for option in compile.options for name in option.names}
 
 
-def test_no_line_is_a_request_by_accident(manual: ModuleType) -> None:
-    """Text is escaped: a line that begins with a dot, a backslash, a dash."""
+def test_text_is_escaped(manual: ModuleType) -> None:
+    """Otherwise groff takes a line that begins with a dot for a request."""
     assert manual._text(".x -y\n'z \\") == "\\&.x \\-y\n\\&'z \\e"
     if shutil.which("groff") is None:
         support.skip_missing("groff")

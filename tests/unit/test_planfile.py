@@ -1,4 +1,5 @@
-"""`fastns compile`, and what fastns-exec checks before it starts anything. Needs no privileges."""
+"""`fastns compile`, and the checks of fastns-exec before it starts anything. Needs no
+privileges."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ IDENTITY = {
     "userns": 264,
     "oom_score_adj": 272,
 }
-"""Where these are in a plan file."""
+"""Their offsets in a plan file."""
 
 
 @pytest.fixture

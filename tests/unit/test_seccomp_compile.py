@@ -1,5 +1,4 @@
-"""The filter compiler that does not use libseccomp: every comparison, at its boundaries, and the
-numbers of calls."""
+"""The built-in filter compiler: every comparison at its boundaries, and the numbers of calls."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ def test_a_comparison(op: str, machine: str) -> None:
             assert interpret(code, ARCHES[machine], GETPPID[machine], args) == expected
 
 
-def test_rules_at_random() -> None:
-    """The first rule that holds decides."""
+def test_random_rules() -> None:
+    """The first rule that matches decides."""
     for seed in range(300):
         dice = random.Random(seed)
         small = [dice.choice((0, 1, 2, 3, 4, 6, 8, 1 << 32)) for _ in range(4)]
@@ -88,7 +87,7 @@ def test_other_calls_numbers_and_architectures() -> None:
 
 
 @pytest.mark.parametrize("machine", AUDIT_ARCH)
-def test_the_numbers_are_those_that_the_library_knows(machine: str) -> None:
+def test_the_numbers_are_those_of_libseccomp(machine: str) -> None:
     known = numbers(machine)
     assert len(known) > 250
     for name, number in known.items():

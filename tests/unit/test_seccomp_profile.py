@@ -1,5 +1,4 @@
-"""Profiles in the format of OCI and Docker: what is accepted and refused, and what each key
-does."""
+"""Profiles in the format of OCI and Docker: the effect of each key, and what is refused."""
 
 import copy
 import json
@@ -79,7 +78,7 @@ def test_comparisons(op, value, second, met) -> None:
     assert found == met
 
 
-def test_comparisons_are_all_to_hold_and_of_one_argument_any() -> None:
+def test_all_comparisons_must_hold_but_of_one_argument_any() -> None:
     def equal(index, value):
         return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
 
@@ -131,7 +130,7 @@ def test_conditions(condition, counts) -> None:
         },
     ],
 )
-def test_other_architectures_are_filtered_too_where_they_are_named(keys) -> None:
+def test_other_architectures_are_filtered_if_they_are_named(keys) -> None:
     given = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refuse()], **keys}
     code = seccomp.build(given, machine="x86_64")
     getppid = {"x86_64": 110, "x86": 64, "aarch64": 173}
@@ -202,7 +201,7 @@ def test_flags() -> None:
         ({"syscalls": [refuse(includes={"minKernel": "new"})]}, "minKernel: 'new'"),
     ],
 )
-def test_what_is_no_profile(profile, words, tmp_path: Path) -> None:
+def test_invalid_profiles(profile, words, tmp_path: Path) -> None:
     if "defaultAction" not in profile and profile:
         profile = {"defaultAction": "SCMP_ACT_ALLOW", **profile}
     with pytest.raises(SpecError) as caught:
@@ -237,7 +236,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
-def test_a_file_is_read_at_each_compile_and_relative_to_where_one_is(tmp_path, monkeypatch) -> None:
+def test_a_file_is_read_at_each_compile_relative_to_the_cwd(tmp_path, monkeypatch) -> None:
     file = tmp_path / "profile.json"
     monkeypatch.chdir(tmp_path)
     spec = Spec(seccomp="profile.json")

@@ -1,4 +1,4 @@
-"""What fastns' own contenders share: the spec of equal isolation."""
+"""What fastns' contenders share: a spec that isolates what the others do."""
 
 import os
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ def find() -> str:
 
 
 def spec(root: Path, **fields: Any) -> Spec:
-    """A spec without what most of the others lack: a filter, and a user namespace unless the caller
-    is unprivileged and needs one."""
+    """A spec without what most rivals lack: a filter, and, if the caller is root, a user
+    namespace."""
     equal: dict[str, Any] = {
         "network": "host",
         "namespaces": {"user": "new" if os.geteuid() else "host"},
@@ -32,7 +32,7 @@ def spec(root: Path, **fields: Any) -> Spec:
 
 
 class FromTemplate:
-    """A Template. What its server does beforehand is not part of a start's time."""
+    """A Template. The work of its server before a start is not timed."""
 
     def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
         self.template = Template(spec(root, **fields), **(pools or {}))

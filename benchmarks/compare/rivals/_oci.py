@@ -7,7 +7,7 @@ SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
 
 
 def bundle(root: Path, at: Path, command: str, name: str) -> Path:
-    """Return the directory of a bundle that runs `command`, made at the first call."""
+    """Return the directory of a bundle that runs `command`. The first call makes it."""
     directory = at / command.strip("/")
     if not directory.exists():
         directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What contenders that are programs share: subprocess.run starts them."""
+"""What contenders that are programs share. subprocess.run starts them."""
 
 import shutil
 import subprocess
@@ -10,14 +10,14 @@ def find(program: str) -> str:
 
 
 def first_line(*command: str) -> str:
-    """The first line that the command prints, such as a version."""
+    """The first line of a command's output, such as its version."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0] if lines else "unknown"
 
 
 class Program:
-    """A contender that is defined by its argv alone."""
+    """A contender that is defined by its argv."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""fastns: from a Template with the defaults, but for a root and the host's network."""
+"""fastns: from a Template with the defaults, except a root and the host's network."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""fastns: from a Template, with a network namespace for each sandbox, made ahead."""
+"""fastns: from a Template, with a network namespace from a pool for each sandbox."""
 
 from pathlib import Path
 

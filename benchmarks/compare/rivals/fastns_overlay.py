@@ -1,4 +1,4 @@
-"""fastns: from a Template, with an empty layer over the root for each sandbox."""
+"""fastns: from a Template, with an overlay over the root for each sandbox."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""fastns: from a Template, which makes two sandboxes ahead by default."""
+"""fastns: from a Template, which by default keeps two sandboxes parked."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""fastns: from a Template that makes no sandboxes ahead."""
+"""fastns: from a Template without parked sandboxes."""
 
 from pathlib import Path
 

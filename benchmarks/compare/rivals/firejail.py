@@ -20,7 +20,7 @@ def version() -> str:
 
 class Rival(_program.Program):
     def __init__(self, root: Path) -> None:
-        # With a private /tmp it has none of /var/tmp either.
+        # Not in /tmp or /var/tmp: a private /tmp hides both.
         self.place = tempfile.TemporaryDirectory(prefix="fastns-firejail-", dir=Path.home())
         super().__init__(Path(self.place.name))
         for name in ("true", "probe"):

@@ -23,7 +23,7 @@ class Rival(_program.Program):
         subprocess.run([find(), "--init"], check=True, stdout=subprocess.DEVNULL)
 
     def argv(self, command: str) -> list[str]:
-        # Not the host's /bin, /dev, /lib and /usr, which it binds unless told otherwise.
+        # Replaces the default rules, which bind the host's /bin, /dev, /lib and /usr.
         rules = ["box=./box:rw", "proc=proc:fs", "tmp:tmp", f"root={self.root}"]
         mounts = ["--no-default-dirs", *(f"--dir={rule}" for rule in rules)]
         return [find(), "--silent", "--share-net", *mounts, "--run", "--", f"/root{command}"]

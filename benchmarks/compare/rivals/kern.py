@@ -40,7 +40,8 @@ class Rival(_program.Program):
 
 
 def copy_programs(root: Path, to: Path) -> None:
-    """A root of its own, as it writes into it; what others put into /dev is not copied."""
+    """Make a separate root, because kern writes into it. Files that others put into /dev stay
+    out."""
     to.mkdir()
     for entry in root.iterdir():
         if entry.is_file():
@@ -50,9 +51,9 @@ def copy_programs(root: Path, to: Path) -> None:
 
 
 def leave_cgroups_alone() -> None:
-    """Hides what it limits by: where that cannot, it tries all of it anew in each start.
+    """Hide what kern sets limits with. If that does not work, kern tries it again in each start.
 
-    Hidden from this process alone; files that it would leave in /sys/fs/cgroup are not made.
+    It is hidden in this process only. So kern leaves no files in /sys/fs/cgroup.
     """
     fastns.unshare("mount")
     hidden = [["-t", "tmpfs", "-o", "ro", "tmpfs", "/sys/fs/cgroup"]]

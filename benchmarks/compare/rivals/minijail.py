@@ -11,12 +11,12 @@ def find() -> str:
 
 
 def version() -> str:
-    return "tells none"  # nor has it an option for that
+    return "tells none"  # it has no option for that
 
 
 class Rival(_program.Program):
     def argv(self, command: str) -> list[str]:
-        # Without -I it has a process of its own as pid 1, and mounts /proc a second time.
+        # Without -I its own process is pid 1, and it mounts /proc twice.
         spaces = ["-p", "-I", "-v", "-l", "-N", "--uts"]
         mounts = ["-P", str(self.root), "-k", "proc,/proc,proc", "-k", "tmpfs,/tmp,tmpfs"]
         return [find(), *spaces, *mounts, "--", command]

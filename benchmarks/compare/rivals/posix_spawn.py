@@ -1,4 +1,4 @@
-"""A bare process, to which all others are compared."""
+"""A bare process, with which all others are compared."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""unshare from util-linux, with mount and chroot by a shell, as one would write it by hand."""
+"""unshare from util-linux, with mount and chroot in a shell script, as written by hand."""
 
 from compare.rivals import _program
 
