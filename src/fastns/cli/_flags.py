@@ -100,7 +100,7 @@ LIMITS = (
     (MANY, "--io", "DEV:KEY=N", "I/O per second on a device; KEY: rbps, riops and, with cgroup "
      "version 2, wbps, wiops"),
     (ONE, "--cgroup-parent", "PATH", "create the cgroups below this one"),
-    (SWITCH, "--no-require-limits", "", "skip limits that cannot be enforced here (default: fail)"),
+    (SWITCH, "--no-require-limits", "", "skip a limit that cannot be enforced (default: fail)"),
 )  # fmt: skip
 GROUPS = {
     "root file system": ROOT,

@@ -118,7 +118,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "lines.",
         epilog=EPILOG,
     )
-    parser.add_argument("jobs", metavar="FILE", help="the jobs, one a line; -: stdin")
+    parser.add_argument("jobs", metavar="FILE", help="the jobs, one per line; -: stdin")
     add_flags(parser.add_argument_group("the batch itself"), CONTROL)
     add_sandbox_flags(parser)
 

@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "bench",
         usage="fastns bench [OPTIONS]",
         description="Time what a start costs on this machine, in about 5 seconds: a bare process, "
-        "each way of fastns, and bwrap and unshare where they are installed.",
+        "each way to start with fastns, and bwrap and unshare if they are installed.",
         epilog=EPILOG,
     )
     add_flags(parser, FLAGS)

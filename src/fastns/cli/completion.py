@@ -29,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "completion",
         usage="fastns completion bash|zsh|fish",
-        description="Print a script that completes commands and options of fastns in a shell.",
+        description="Print a script that makes a shell complete the commands and options of "
+        "fastns.",
         epilog=EPILOG,
     )
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh or fish")

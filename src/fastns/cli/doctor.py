@@ -25,8 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "doctor",
         usage="fastns doctor [--json]",
-        description="Show what works on this machine, a line each, and the fix for what does not.",
-        epilog="Exit code: 1 when something basic does not work, otherwise 0.",
+        description="Show what works on this machine, one line each, and how to fix the rest.",
+        epilog="Exit code: 1 if something basic does not work, otherwise 0.",
     )
     parser.add_argument("--json", action="store_true", help="print the checks as a JSON list")
 

@@ -74,9 +74,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "run",
         usage="fastns run [OPTIONS] [--] COMMAND [ARG...]",
-        description="Run one command in a sandbox of its own. Without options it sees the host's "
-        "system directories, read-only, an empty /tmp, no network but lo, and none of the caller's "
-        "environment. Options that add something, such as -v and -e, may be repeated.",
+        description="Run one command in a sandbox of its own. Without options the command sees the "
+        "host's system directories, read-only, an empty /tmp, no network but lo, and none of the "
+        "caller's environment. Options that add something, such as -v and -e, may be repeated.",
         epilog=EPILOG,
     )
     parser.options_first = True
