@@ -6,7 +6,7 @@
  * process is killed before it can tell. clone(2) has one place for both the pid and the pidfd. */
 static long clone_sandbox(struct fns_start *start, int *pidfd)
 {
-    int file = (int)start->given.told;
+    int file = (int)start->given.pid_file;
     long told =
         fns_sys6(__NR_mmap, 0, sizeof(int32_t), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (!fns_is_address(told))

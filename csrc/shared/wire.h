@@ -54,7 +54,7 @@ struct fns_packed_plan {
     X(control)   /* fd; 0: none */                                                                 \
     X(plan)      /* fd of struct fns_packed_plan */                                                \
     X(plan_size) /* in bytes */                                                                    \
-    X(told)      /* fd of a file for the pid of the sandbox that a hop process clones; 0: none */  \
+    X(pid_file)  /* fd of a file for the pid of the sandbox that a hop process clones; 0: none */  \
     X(userns)    /* args->userns */                                                                \
     X(clone_into)                                                                                  \
     X(entered) /* the program was cloned into the first of args->groups */                         \

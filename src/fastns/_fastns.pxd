@@ -121,7 +121,7 @@ cdef extern from "caller/fastns.h" nogil:
         int pidfd
         int control
         int served
-        int quiet
+        int remote
         int number
         uint64_t start
         long rss_floor
@@ -243,6 +243,7 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_kill_all(const fns_plan *plan, const fns_process *process)
     uint64_t fns_now()
     void fns_buffer_free(fns_buffer *buffer)
+    void fns_io_prepare(fns_io *io)
     int fns_io_run(fns_io *io)
     int fns_io_finish(fns_io *io)
     void fns_io_close(fns_io *io)
@@ -261,8 +262,6 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_landlock_abi()
     int fns_has_tree_namespaces()
     int fns_can_idmap(const char *path, int recursive, int userns) nogil
-    int fns_unshare(uint64_t flags)
-    int fns_setns(int fd, uint64_t flags)
 
 
 cdef extern from "cli/planfile.h" nogil:

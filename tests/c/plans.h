@@ -116,10 +116,11 @@ __attribute__((unused)) static int running(const struct fns_job *jobs, int n)
     return alive;
 }
 
-/* fns_io_run(), which returns now and then, to its end. */
+/* fns_io_run() to its end: it returns now and then. */
 __attribute__((unused)) static int run_io(struct fns_io *io)
 {
     int ret;
+    fns_io_prepare(io);
     do
         ret = fns_io_run(io);
     while (ret == -EINTR);
