@@ -70,8 +70,8 @@ static void end_killed(struct fns_job *job)
     job->result.end = fns_now();
 }
 
-/* Starts the sandbox in a cgroup of its own. `runs`: for fns_job_finish(); otherwise the caller waits for it. 0, or -errno
- * and job->error. */
+/* Starts the sandbox in a cgroup of its own. `runs`: for fns_job_finish(); otherwise the caller waits for it. 0,
+ * or -errno and job->error. */
 static int start_process(struct fns_job *job, struct fns_args *args, int connection, int runs)
 {
     struct fns_process *process = &job->io.process;

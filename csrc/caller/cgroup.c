@@ -1,9 +1,9 @@
 /* A pool of cgroups for sandboxes. Runs in the caller, without the GIL.
  *
- * One cgroup here is a directory in each hierarchy of the plan, as cgroup v1 has several. The directories have the limits
- * of the plan, and one number as their name. A sandbox enters its cgroup before it executes its command, through fds
- * that are opened here. The counters are read after its end. A cgroup is reused only once it has been seen empty:
- * without processes, and without memory charged to it.
+ * One cgroup here is a directory in each hierarchy of the plan, as cgroup v1 has several. The directories have the
+ * limits of the plan, and one number as their name. A sandbox enters its cgroup before it executes its command,
+ * through fds that are opened here. The counters are read after its end. A cgroup is reused only once it has been
+ * seen empty: without processes, and without memory charged to it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -88,7 +88,8 @@ int fns_cgroup_read(int directory, int number, const char *file, char *text, siz
     return ret;
 }
 
-/* The sum of the numbers after each `key`; key "": the only number of the file. FNS_NO_COUNT: the file cannot be read. */
+/* The sum of the numbers after each `key`; key "": the only number of the file. FNS_NO_COUNT: the file cannot be
+ * read. */
 static uint64_t read_number(int directory, int number, const char *file, const char *key)
 {
     char text[TEXT_SIZE];

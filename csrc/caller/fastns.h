@@ -31,8 +31,8 @@ int fns_set_program(const void *bytes, size_t size);
  * directory. One block, to be freed; NULL: no memory. */
 char **fns_command_paths(const char *command, char *const *directories);
 
-/* For plan->file: keeps the plan's bytes in a file, made by the plan's first start. NULL: no memory. Freed when no start
- * of the plan is under way. */
+/* For plan->file: keeps the plan's bytes in a file, made by the plan's first start. NULL: no memory. Freed when no
+ * start of the plan is under way. */
 struct fns_file *fns_file_new(void);
 void fns_file_free(struct fns_file *file);
 
@@ -120,9 +120,9 @@ int fns_cgroups_open(struct fns_cgroups **groups, const struct fns_cgroup_plan *
 int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms);
 void fns_cgroups_close(struct fns_cgroups *groups);
 
-/* fns_cgroup_take(): a cgroup for one sandbox, and the arguments with which the sandbox enters it; `groups` NULL: none. 0,
- * or -errno and `error`. fns_cgroup_entered(): when the start has ended. fns_cgroup_give(): when the sandbox has been
- * reaped, or its start has failed. */
+/* fns_cgroup_take(): a cgroup for one sandbox, and the arguments with which the sandbox enters it; `groups` NULL:
+ * none. 0, or -errno and `error`. fns_cgroup_entered(): when the start has ended. fns_cgroup_give(): when the
+ * sandbox has been reaped, or its start has failed. */
 int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struct fns_args *args,
                     struct fns_error *error);
 void fns_cgroup_entered(struct fns_cgroup *cgroup);
@@ -138,13 +138,13 @@ struct fns_result {
 
 /* A sandbox. */
 struct fns_process {
-    int pid; /* -1 with `remote` */
-    int pidfd; /* closed by the caller after fns_reap(); -1 with `remote`, or with `served` if few fds were free */
-    int control; /* socket on which a reaper reports the command's end; with `remote`: the connection; -1: none */
-    int served; /* child of a template's server, from fns_server_spawn() */
-    int remote; /* the same, from fns_server_run(): its end comes over the connection */
+    int served; /* a child of a template's server, from fns_server_spawn() */
+    int remote; /* the same, from fns_server_run(): without pid and pidfd, its end comes over the connection */
     int server; /* with either: the server's pidfd, which the server keeps */
     int number; /* with `served`: its number in the server; with `remote`: the request's number */
+    int pid;
+    int pidfd; /* closed by the caller after fns_reap(); with `served`: -1 if few fds were free */
+    int control; /* where a reaper reports the command's end; with `remote`: the connection; -1: none */
     int timed_out;  /* killed because its time was over before its command ran */
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
     /* KiB: the sandbox's ru_maxrss is never lower. A process that shares memory inherits the caller's peak at its
@@ -202,7 +202,8 @@ int fns_server_look(int connection, const struct fns_process *process, int *pidf
 /* The state of the server's pool of network namespaces. */
 int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state);
 
-/* Asks for sandboxes made ahead, for this connection's requests. After fns_server_spawn() close it, and park another. */
+/* Asks for sandboxes made ahead, for this connection's requests. After fns_server_spawn() close it, and park
+ * another. */
 int fns_server_park(int connection);
 
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
@@ -241,8 +242,8 @@ struct fns_buffer {
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
-/* A sandbox to wait for, and its pipes. An fd is -1 where there is no pipe; at the end of its stream it is closed and set
- * to -1. */
+/* A sandbox to wait for, and its pipes. An fd is -1 where there is no pipe; at the end of its stream it is closed
+ * and set to -1. */
 struct fns_io {
     struct fns_process process;
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
@@ -304,10 +305,10 @@ struct fns_job {
     int timed_out;
 };
 
-/* These run a job in three steps. fns_job_start(): over `connection` if it has a server; 0, or -errno and job->error;
- * -ETIME without an error: its time was over before there was a sandbox, and it is finished as if it had been killed.
- * fns_job_kill(): while it runs. fns_job_finish(): once its sandbox has ended or was killed: reaps it, closes its pipes,
- * sets the job's results. */
+/* These run a job in three steps. fns_job_start(): over `connection` if it has a server; 0, or -errno and
+ * job->error; -ETIME without an error: its time was over before there was a sandbox, and it is finished as if it
+ * had been killed. fns_job_kill(): while it runs. fns_job_finish(): once its sandbox has ended or was killed:
+ * reaps it, closes its pipes, sets the job's results. */
 int fns_job_start(struct fns_job *job, int connection);
 void fns_job_kill(struct fns_job *job);
 void fns_job_finish(struct fns_job *job);

@@ -90,8 +90,8 @@ int fns_memory_file(const char *name, const void *data, size_t size, enum fns_me
 
 /* ---- files that are kept ---------------------------------------------------------------------- */
 
-/* Constant once it is in an fns_file, and freed only with that. So no lock is needed, which a fork could copy in its locked
- * state. */
+/* Constant once it is in an fns_file, and freed only with that. So no lock is needed, which a fork could copy in
+ * its locked state. */
 struct kept {
     int fd;
     size_t size;

@@ -91,8 +91,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if (plan->n_early && !(plan->options & FNS_PLAN_HOP))
         return -EINVAL;
-    /* The root of a mapped user namespace may trace a process that was executed in it (ptrace(2), mm->user_ns). A program
-     * that stays must not be open to a command with capabilities. */
+    /* The root of a mapped user namespace may trace a process that was executed in it (ptrace(2), mm->user_ns). A
+     * program that stays must not be open to a command with capabilities. */
     if ((plan->options & FNS_PLAN_MAPS_FIRST) &&
         (plan->id_map != FNS_ID_MAP_SELF ||
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))

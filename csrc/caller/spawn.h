@@ -50,10 +50,10 @@ FNS_CHECKED int fns_over(struct fns_deadline *deadline, int signalled);
 FNS_CHECKED int fns_over_kills(struct fns_deadline *deadline, int signalled,
                                struct fns_process *process);
 
-/* Waits until the sandbox loses its lock on the file of `fd`, as it has executed its command or has ended. (The end of a
- * pipe or socket is no sign: another thread may have forked a process that holds it open.) 0 or -errno; -EINTR: the
- * caller gives up. A `process` is killed when its time is over, as opening the command's file may block for ever (a
- * lease, a network file system); NULL: it is not. */
+/* Waits until the sandbox loses its lock on the file of `fd`, as it has executed its command or has ended. (The
+ * end of a pipe or socket is no sign: another thread may have forked a process that holds it open.) 0 or -errno;
+ * -EINTR: the caller gives up. A `process` is killed when its time is over, as opening the command's file may
+ * block for ever (a lease, a network file system); NULL: it is not. */
 FNS_CHECKED int fns_executed(int fd, struct fns_process *process, struct fns_deadline *deadline);
 
 /* ---- the clone (spawn.c) ---- */
@@ -62,8 +62,8 @@ FNS_CHECKED int fns_executed(int fd, struct fns_process *process, struct fns_dea
 char *fns_take_stack(void);
 void fns_give_stack(char *stack);
 
-/* Clones a process that shares the caller's memory and runs `fn` on such a stack, with all signals blocked. `args`: flags
- * besides CLONE_VM and CLONE_PIDFD, and what these flags use. Its pid, or -errno. */
+/* Clones a process that shares the caller's memory and runs `fn` on such a stack, with all signals blocked.
+ * `args`: flags besides CLONE_VM and CLONE_PIDFD, and what these flags use. Its pid, or -errno. */
 FNS_CHECKED long fns_clone_on(char *stack, struct fns_clone_args *args, int (*fn)(void *),
                               void *arg);
 

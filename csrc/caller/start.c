@@ -71,8 +71,8 @@ static int maps_from_outside(const struct fns_plan *plan)
 static int open_all(struct start *start)
 {
     const struct fns_plan *plan = start->plan;
-    /* A sandbox that owns the program's file, or whose program stays, could leave messages on the file for others. So it
-     * gets its own. */
+    /* A sandbox that owns the program's file, or whose program stays, could leave messages on the file for others.
+     * So it gets its own. */
     int shares = !stays(plan) && !maps_from_outside(plan) && plan->id_map != FNS_ID_MAP_SELF;
     const int32_t nobody = 0;
     int ret = fns_pipe(start->status, O_NONBLOCK);
@@ -192,13 +192,15 @@ static int *fds_to_keep(const struct start *start, uint32_t *n)
     return keep;
 }
 
-/* Clones, and waits until the program is executed or has failed; it reports a failure later. 0, or -errno and `error`. */
+/* Clones, and waits until the program is executed or has failed; it reports a failure later. 0, or -errno and
+ * `error`. */
 static int begin(struct start *start)
 {
     const struct fns_args *args = start->args;
     uint64_t namespaces = hops(start) ? 0 : start->plan->clone_flags;
     int gave_up = 0, pidfd = -1;
-    /* OWN_MEMORY: the OOM killer ends all processes that share memory, so a child in a full cgroup would end the caller. */
+    /* OWN_MEMORY: the OOM killer ends all processes that share memory, so a child in a full cgroup would end the
+     * caller. */
     int entered = args->clone_into && !hops(start) && !(start->plan->options & FNS_PLAN_OWN_MEMORY);
     int into = entered ? args->groups[args->n_groups - 1] : -1;
     char numbers[NUMBERS_SIZE];
@@ -271,8 +273,8 @@ static int read_status(struct start *start)
     }
 }
 
-/* Follows the start to its end. Kills a sandbox that has not executed its command in time; its start then counts as done.
- * 0, or -errno and `error`. */
+/* Follows the start to its end. Kills a sandbox that has not executed its command in time; its start then counts
+ * as done. 0, or -errno and `error`. */
 static int follow(struct start *start)
 {
     struct fns_process *process = start->process;
@@ -409,8 +411,8 @@ static int run(struct start *start)
         ret = send_go(start);
     if (ret == 0)
         ret = follow(start);
-    /* The sandboxes of a server share its program's file as /proc/self/exe until they execute, and could leave messages on
-     * it. Without an x bit not even root can execute it. */
+    /* The sandboxes of a server share its program's file as /proc/self/exe until they execute, and could leave
+     * messages on it. Without an x bit not even root can execute it. */
     if (ret == 0 && plan->options & FNS_PLAN_SERVER)
         fchmod(start->program, 0);
     return ret;

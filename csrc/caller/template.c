@@ -343,8 +343,8 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
 
 /* ---- a command that is started --------------------------------------------------------------- */
 
-/* Kills a running sandbox, over a new connection: the server may not serve that of a parked sandbox while it runs. If no
- * fd is free, uses the old one. */
+/* Kills a running sandbox, over a new connection: the server may not serve that of a parked sandbox while it runs.
+ * If no fd is free, uses the old one. */
 static void kill_running(const struct fns_process *server, int connection, int running)
 {
     struct fns_ended ended;

@@ -1,12 +1,12 @@
 /* User namespaces: the id maps of sandboxes, and namespaces that sandboxes join. Runs in the caller.
  *
- * A sandbox's maps are written while it waits. A caller with CAP_SETUID writes the files itself. Others run newuidmap and
- * newgidmap, which check /etc/subuid and /etc/subgid. The plan says which; there is no fallback.
+ * A sandbox's maps are written while it waits. A caller with CAP_SETUID writes the files itself. Others run newuidmap
+ * and newgidmap, which check /etc/subuid and /etc/subgid. The plan says which; there is no fallback.
  *
  * A namespace to join is made once, and exists as long as a process is in it or an fd of it is open. So a process is
- * cloned into a new one, this process writes its maps and opens the fd. The cloned process shares this one's memory, so
- * that its cost does not grow with that memory; it sets one limit and does nothing else (border/stay.c). It is killed as
- * soon as the fd is open, or when the caller ends.
+ * cloned into a new one, this process writes its maps and opens the fd. The cloned process shares this one's memory,
+ * so that its cost does not grow with that memory; it sets one limit and does nothing else (border/stay.c). It is
+ * killed as soon as the fd is open, or when the caller ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -62,8 +62,8 @@ static int check_map(int pid, const char *file)
     return ret;
 }
 
-/* Waits for the end of a program; kills it if the wait fails. 0; -EPERM: it failed; -ECANCELED: it was killed; -ETIME: its
- * time is over; -EINTR: the caller gives up; -errno. */
+/* Waits for the end of a program; kills it if the wait fails. 0; -EPERM: it failed; -ECANCELED: it was killed;
+ * -ETIME: its time is over; -EINTR: the caller gives up; -errno. */
 static int await_program(const struct fns_process *process, uint64_t end)
 {
     const int pidfd = process->pidfd;
@@ -194,8 +194,8 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
 {
     int pidfd = -1, fd;
     struct fns_stay stay = {.parent = getpid(), .inotify = inotify};
-    /* No exit signal, so only a wait with __WALL reaps it. No CLONE_FILES: an fd that it has open when it is killed would
-     * stay open here. */
+    /* No exit signal, so only a wait with __WALL reaps it. No CLONE_FILES: an fd that it has open when it is
+     * killed would stay open here. */
     struct fns_clone_args args = {.flags = FNS_CLONE_NEWUSER, .pidfd = (uintptr_t)&pidfd};
     *error = (struct fns_error){.op_index = -1};
     char *stack = fns_take_stack();
@@ -221,8 +221,8 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
 
 /* ---- ranges ----------------------------------------------------------------------------------- */
 
-/* Sandboxes of one range join one namespace. The application may close its fd, or open another file at that number: both
- * are noticed, and the namespace is made anew. */
+/* Sandboxes of one range join one namespace. The application may close its fd, or open another file at that
+ * number: both are noticed, and the namespace is made anew. */
 struct range {
     struct range *next;
     uint32_t uid, gid;

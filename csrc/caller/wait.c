@@ -68,8 +68,8 @@ static int tracer_of(int pid, int thread)
     return state == 'Z' || state == 't' ? tracer : 0;
 }
 
-/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. Looks the tracer up again once an fd of
- * its directory in /proc is open: the pid may have been reused before that. */
+/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. Looks the tracer up again once
+ * an fd of its directory in /proc is open: the pid may have been reused before that. */
 static int kill_tracer(int pid, int thread)
 {
     char path[64];
@@ -152,8 +152,8 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();
-    /* A reaper's last message says how the command ended. If the reaper was killed before it sent one, its own end counts
-     * as the sandbox's. If it exited without one, sending has failed. */
+    /* A reaper's last message says how the command ended. If the reaper was killed before it sent one, its own end
+     * counts as the sandbox's. If it exited without one, sending has failed. */
     struct fns_message message;
     /* ECONNRESET is reported once, before messages that were sent earlier. */
     ssize_t n = process->control < 0 ? 0 : -1;

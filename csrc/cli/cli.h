@@ -57,7 +57,8 @@ struct fns_distrust {
  * with why->path: it, or a directory or link on its path, is another user's or may be written by others. (trust.c) */
 int fns_read_trusted(const char *path, char **bytes, size_t *size, struct fns_distrust *why);
 
-/* Runs a command to its end. `outcome` says how it ended, or why it did not start. `timeout_ns` 0: the plan's. (run.c) */
+/* Runs a command to its end. `outcome` says how it ended, or why it did not start. `timeout_ns` 0: the plan's.
+ * (run.c) */
 void fns_run_plan(const struct fns_planfile *file, char **command, int64_t timeout_ns,
                   struct outcome *outcome);
 

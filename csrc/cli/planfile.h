@@ -1,8 +1,8 @@
 /* A compiled plan as a file, and who may use it.
  *
- * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. A file is only valid for the
- * build of fastns, the machine and the caller that it was compiled for. Nothing in it is used before fns_planfile_read()
- * has checked it.
+ * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. A file is only valid for
+ * the build of fastns, the machine and the caller that it was compiled for. Nothing in it is used before
+ * fns_planfile_read() has checked it.
  */
 #ifndef FNS_PLANFILE_H
 #define FNS_PLANFILE_H

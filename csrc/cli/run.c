@@ -64,6 +64,7 @@ static const char *hint_of(const struct fns_planfile *file, const struct fns_err
             (!*hint->path || (path && strcmp(hint->path, path) == 0)))
             return hint->text;
     }
+    /* No hint is for this detail: try those for none. */
     const struct fns_error plain = {.stage = error->stage, .err = error->err};
     return error->detail ? hint_of(file, &plain, path) : NULL;
 }
