@@ -291,8 +291,7 @@ static void put_back(struct fns_cgroups *groups, struct waiting group, int empty
     pthread_mutex_unlock(&groups->lock);
 }
 
-/* Looks at the cgroup that has waited longest: its number if it is empty by now, or -1. Removes one that has not become
- * empty for long. */
+/* Looks at the cgroup that has waited longest: its number if it is empty, or -1. Removes it after MAX_LOOKS. */
 static int take_waiting(struct fns_cgroups *groups)
 {
     struct waiting group = {.number = -1};

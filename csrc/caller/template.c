@@ -1,7 +1,7 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the caller.
  *
- * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, SEQPACKET socket pairs
- * of which each serves one sandbox at a time: to run a command and report its end, or to start one whose
+ * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, which are SEQPACKET socket
+ * pairs. A connection serves one sandbox at a time: it runs a command and reports its end, or starts one whose
  * end is requested later (shared/wire.h).
  */
 #define _GNU_SOURCE
