@@ -42,7 +42,7 @@ PROGRAM = [
 ]
 
 # fastns-exec is static: a loader would take as long as half a start.
-LAUNCHER = ["launcher", "options", "report", "run", "trust"]
+LAUNCHER = ["launcher", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 

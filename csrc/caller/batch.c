@@ -1,19 +1,209 @@
-/* Jobs run to their end, many at once or one. Runs in the caller's thread, without the GIL.
+/* Runs jobs to their end, one or many at once. Runs in the caller's thread, without the GIL.
  *
  * Each job that is alive has a slot of the loop (loop.c). With a template's server, the slot has a connection,
- * which the next job uses again; and a few more jobs than may be alive are sent, so that the server has the
- * next to start when one ends.
+ * which its next job reuses; and a few more jobs are sent than may be alive, so that the server can start the next one
+ * at once when one ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <stdatomic.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "loop.h"
 #include "spawn.h"
 
-#define MAX_AHEAD 4u /* jobs that wait in the server */
+/* ---- one job ------------------------------------------------------------------------------------ */
+
+/* Makes a job's pipes. The caller's ends, which do not block, go into its io, the sandbox's into the arguments. */
+static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
+{
+    for (int i = 0; i < 3; i++) {
+        int ends[2], ret;
+        if (!(job->pipes & (1u << i)))
+            continue;
+        ret = fns_open_pipe(ends);
+        if (ret < 0)
+            return ret;
+        job->io.fds[i] = ends[i == 0];
+        theirs[i] = args->stdio[i] = ends[i != 0];
+        if (fcntl(job->io.fds[i], F_SETFL, O_NONBLOCK) < 0)
+            return -errno;
+        /* A command can open a pipe again (/dev/stderr) only if it owns it. The caller may not be allowed to say so. */
+        if ((job->plan->pipe_uid || job->plan->pipe_gid) &&
+            fchown(ends[0], job->plan->pipe_uid, job->plan->pipe_gid) < 0)
+            errno = 0;
+    }
+    if (job->pipes & FNS_PIPE_JOINED)
+        args->stdio[2] = args->stdio[1] >= 0 ? args->stdio[1] : 1;
+    return 0;
+}
+
+static size_t total(char *const *texts)
+{
+    size_t size = 0;
+    for (; *texts; texts++)
+        size += strlen(*texts) + 1;
+    return size;
+}
+
+/* Refuses arguments that could exceed the sandbox's memory limit. The kernel charges their copy to the sandbox's cgroup
+ * while the sandbox still shares the server's memory, and the OOM killer would end all processes that share it. */
+static int check_arguments(struct fns_job *job)
+{
+    uint64_t most = job->server ? job->plan->args_max : 0;
+    if (most == 0 || total(job->args.argv) + total(job->args.envp) <= most)
+        return 0;
+    fns_set_error(&job->error, FNS_STAGE_EXEC, -1, E2BIG);
+    job->error.detail = FNS_DETAIL_MEMORY;
+    return -E2BIG;
+}
+
+/* The job has ended as if it had been killed: no error. */
+static void end_killed(struct fns_job *job)
+{
+    job->error = (struct fns_error){.op_index = -1};
+    job->result.code = CLD_KILLED;
+    job->result.status = SIGKILL;
+    job->result.end = fns_now();
+}
+
+/* Starts the sandbox in a cgroup of its own. `runs`: for fns_job_finish(); otherwise the caller waits for it. 0,
+ * or -errno and job->error. */
+static int start_process(struct fns_job *job, struct fns_args *args, int connection, int runs)
+{
+    struct fns_process *process = &job->io.process;
+    uint64_t time_ns = runs && job->timeout_ns >= 0 ? (uint64_t)job->timeout_ns + 1 : 0;
+    int ret = fns_cgroup_take(job->groups, &job->cgroup, args, &job->error);
+    if (ret < 0)
+        return ret;
+    if (!job->server)
+        ret = fns_spawn(job->plan, args, time_ns, process, &job->error);
+    else if (runs)
+        ret = fns_server_run(job->server, connection, args, job->share, process, &job->error);
+    else
+        ret = fns_server_spawn(job->server, connection, job->plan, args, process, &job->error);
+    fns_cgroup_entered(&job->cgroup);
+    if (ret < 0)
+        fns_cgroup_give(job->groups, &job->cgroup);
+    return ret;
+}
+
+int fns_job_spawn(struct fns_job *job, int connection)
+{
+    struct fns_args args = job->args;
+    int ret = check_arguments(job);
+    return ret < 0 ? ret : start_process(job, &args, connection, 0);
+}
+
+int fns_job_start(struct fns_job *job, int connection)
+{
+    int theirs[3] = {-1, -1, -1};
+    struct fns_args args = job->args;
+    struct fns_io *io = &job->io;
+    job->cgroup.number = -1;
+    io->process = (struct fns_process){.pidfd = -1, .control = -1};
+    io->fds[0] = io->fds[1] = io->fds[2] = -1;
+    int ret = check_arguments(job);
+    if (ret < 0)
+        return ret;
+    ret = make_pipes(job, &args, theirs);
+    if (ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    else
+        ret = start_process(job, &args, connection, 1);
+    for (int i = 0; i < 3; i++)
+        fns_close_fd(&theirs[i]);
+    if (ret < 0) {
+        fns_io_close(io);
+        job->timed_out = ret == -ETIME && io->process.timed_out;
+        if (job->timed_out)
+            end_killed(job);
+        return ret;
+    }
+    io->killed = job->timed_out = io->process.timed_out;
+    if (io->input_size == 0)
+        fns_close_fd(&io->fds[0]);
+    if (job->timeout_ns >= 0 && !io->killed)
+        io->deadline = io->process.start + (uint64_t)job->timeout_ns + 1;
+    return 0;
+}
+
+/* Frees the unused part of a buffer: there may be thousands of jobs. */
+static void shrink(struct fns_buffer *buffer)
+{
+    if (buffer->size == 0) {
+        free(buffer->data);
+        buffer->data = NULL;
+        buffer->capacity = 0;
+    } else if (buffer->size < buffer->capacity) {
+        char *data = realloc(buffer->data, buffer->size);
+        buffer->data = data ? data : buffer->data;
+        buffer->capacity = data ? buffer->size : buffer->capacity;
+    }
+}
+
+static int reap(struct fns_job *job)
+{
+    struct fns_process *process = &job->io.process;
+    if (process->remote)
+        return fns_server_end(process, job->plan, &job->result, &job->error);
+    int ret = fns_reap(process, &job->result);
+    if (ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_WAIT, -1, ret);
+    else if (job->result.lost)
+        ret = fns_set_error(&job->error, FNS_STAGE_INIT, -1, job->result.lost);
+    if (ret < 0 && ret != -ECHILD && !job->result.lost)
+        fns_end(process->pidfd);
+    fns_close_fd(&process->pidfd);
+    fns_close_fd(&process->control);
+    return ret;
+}
+
+void fns_job_kill(struct fns_job *job)
+{
+    job->io.killed = 1;
+    job->io.deadline = 0;
+    fns_kill_all(job->plan, &job->io.process);
+}
+
+void fns_job_finish(struct fns_job *job)
+{
+    struct fns_io *io = &job->io;
+    int ret = io->killed ? fns_io_finish(io) : 0;
+    fns_io_close(io);
+    int reaped = reap(job);
+    fns_cgroup_give(job->groups, &job->cgroup);
+    /* BROKEN: killed together with the server, which did not reply. */
+    if (reaped < 0 && io->killed &&
+        (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
+        end_killed(job);
+        reaped = 0;
+    }
+    if (io->failed) /* the cause: the sandbox was killed for it */
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, io->failed);
+    else if (reaped == 0 && ret < 0)
+        fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
+    shrink(&io->output[0]);
+    shrink(&io->output[1]);
+}
+
+int fns_job_spares(const struct fns_job *job)
+{
+    return !job->io.killed && job->error.detail != FNS_DETAIL_BROKEN;
+}
+
+int fns_job_unsent(const struct fns_job *job)
+{
+    return job->error.detail == FNS_DETAIL_BROKEN && job->error.err == ECANCELED &&
+           !job->io.process.remote;
+}
+
+/* ---- a batch ------------------------------------------------------------------------------------ */
+
+#define MAX_AHEAD 4u /* jobs queued in the server */
 
 struct slot {
     struct fns_job *job; /* NULL: the slot is free */
@@ -26,10 +216,9 @@ struct fns_batch {
     int spawn;
     struct fns_share share;
     unsigned alive;
-    unsigned timed; /* of those that are alive: with a time limit */
-    int scarce;     /* fds: no more jobs are sent ahead */
+    unsigned timed; /* of these: with a time limit */
+    int scarce;     /* fds are: no more jobs are sent ahead */
     struct fns_loop loop;
-    struct fns_watch *watches;
     struct slot slots[];
 };
 
@@ -41,29 +230,20 @@ static unsigned count_slots(const struct fns_job *jobs, size_t n_jobs, unsigned 
     return spawn ? 1 : (unsigned)(n < n_jobs ? n : n_jobs);
 }
 
-static int new_number(void)
-{
-    static atomic_int last;
-    return (atomic_fetch_add(&last, 1) & 0x3fffffff) + 1;
-}
-
 int fns_batch_open(struct fns_batch **out, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn)
 {
     unsigned n_slots = count_slots(jobs, n_jobs, concurrency, spawn);
     struct fns_batch *batch = calloc(1, sizeof *batch + n_slots * sizeof *batch->slots);
-    struct fns_watch *watches = calloc(n_slots, sizeof *watches);
-    int ret = batch && watches ? fns_loop_open(&batch->loop, watches, n_slots) : -ENOMEM;
+    int ret = batch ? fns_loop_open(&batch->loop, n_slots) : -ENOMEM;
     if (ret < 0) {
-        free(watches);
         free(batch);
         return ret;
     }
     batch->jobs = jobs;
     batch->n_jobs = n_jobs;
     batch->spawn = spawn;
-    batch->share = (struct fns_share){new_number(), concurrency};
-    batch->watches = watches;
+    batch->share = (struct fns_share){fns_next_number(), concurrency};
     *out = batch;
     return 0;
 }
@@ -103,7 +283,7 @@ static void finish(struct fns_batch *batch, unsigned slot)
     batch->done++;
 }
 
-/* Finishes the slot's job, or kills it, if there is a reason to. */
+/* Finishes or kills the slot's job if its state asks for it. */
 static void settle(struct fns_batch *batch, unsigned slot)
 {
     struct fns_job *job = batch->slots[slot].job;
@@ -127,7 +307,7 @@ static void start(struct fns_batch *batch, unsigned slot, struct fns_job *job)
     if (ret < 0 && !fns_job_spares(job))
         disconnect(batch, slot);
     if (ret < 0 && batch->alive >= batch->share.most &&
-        (job->error.err == EMFILE || job->error.err == ENFILE)) { /* it was sent ahead: later */
+        (job->error.err == EMFILE || job->error.err == ENFILE)) { /* sent ahead: retry it later */
         job->error = (struct fns_error){.op_index = -1};
         batch->scarce = 1;
         batch->next--;
@@ -147,8 +327,8 @@ static void start(struct fns_batch *batch, unsigned slot, struct fns_job *job)
     }
 }
 
-/* Whether the next job may be sent now. One with a time limit is not sent ahead, as its time begins now; nor is
- * one together with it, which the server could hear of first. */
+/* Whether the next job may be sent now. Never send ahead a job with a time limit, as its clock would start at once; nor
+ * any job while one with a time limit is alive, as the server could receive it first. */
 static int may_send(const struct fns_batch *batch)
 {
     if (batch->next == batch->n_jobs)
@@ -177,9 +357,9 @@ static int run(struct fns_batch *batch)
             return ret == -EINTR ? 0 : ret;
         }
         for (unsigned i = 0; i < batch->loop.n_slots; i++) {
-            if (batch->watches[i].touched && batch->slots[i].job)
+            if (batch->loop.watches[i].touched && batch->slots[i].job)
                 settle(batch, i);
-            batch->watches[i].touched = 0;
+            batch->loop.watches[i].touched = 0;
         }
     }
     return 1;
@@ -222,6 +402,5 @@ void fns_batch_close(struct fns_batch *batch)
         disconnect(batch, i);
     }
     fns_loop_close(&batch->loop);
-    free(batch->watches);
     free(batch);
 }

@@ -1,9 +1,9 @@
 /* A pool of cgroups for sandboxes. Runs in the caller, without the GIL.
  *
- * What a sandbox gets is called one cgroup here, but is one in each hierarchy of the plan: cgroup v1 has several.
- * They have one number, which is also their directories' name, and the limits of a spec. A sandbox enters its
- * cgroup before it executes its command, through fds that are opened here. After its end the counters are read.
- * The cgroup is used again only when it has been seen empty: without a process, and without memory charged to it.
+ * One cgroup here is a directory in each hierarchy of the plan, as cgroup v1 has several. The directories have the
+ * limits of the plan, and one number as their name. A sandbox enters its cgroup before it executes its command,
+ * through fds that are opened here. The counters are read after its end. A cgroup is reused only once it has been
+ * seen empty: without processes, and without memory charged to it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,29 +16,29 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cputime.h"
 #include "spawn.h"
 
 enum {
     NAME_SIZE = 16,
     PATH_SIZE = 128,
     TEXT_SIZE = 8192,
-    MAX_LOOKS = 64,       /* at a cgroup that is not empty; then it is removed */
-    RECLAIM_EACH = 16,    /* looks: then its memory is reclaimed */
-    KEPT_BYTES = 1 << 20, /* of memory, which the kernel may keep in an empty cgroup for a while */
+    MAX_LOOKS = 64,       /* at a cgroup that is not empty, before it is removed */
+    RECLAIM_EACH = 16,    /* looks at it, before its memory is reclaimed */
+    KEPT_BYTES = 1 << 20, /* memory that the kernel may keep in an empty cgroup for a while */
     TAKE_TRIES = 4,
 };
 
 struct waiting { /* a cgroup that was not empty */
     int number, looks;
-    int spent; /* not to be used again */
+    int unusable;
 };
 
 struct fns_cgroups {
     struct fns_cgroup_plan plan;
     pthread_mutex_t lock;
-    int next;                    /* number of the next new cgroup */
-    int n_free, n_waiting, size; /* size: of both lists */
+    size_t next;              /* number of the next new cgroup */
+    size_t n_free, n_waiting; /* the lists have room for every number */
+    size_t free_size, waiting_size;
     int removed;
     int *free;
     struct waiting *waiting;
@@ -57,19 +57,17 @@ const char *fns_count_name(unsigned kind)
 
 /* ---- one file of a cgroup -------------------------------------------------------------------- */
 
-static int open_file(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                     const char *file, int flags)
+static int open_file(int directory, int number, const char *file, int flags)
 {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%d/%s", number, file);
-    int fd = openat(plan->hierarchies[hierarchy].directory, path, flags | O_CLOEXEC);
+    int fd = openat(directory, path, flags | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
-int fns_cgroup_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                     const char *file, const char *text)
+int fns_cgroup_write(int directory, int number, const char *file, const char *text)
 {
-    int fd = open_file(plan, hierarchy, number, file, O_WRONLY);
+    int fd = open_file(directory, number, file, O_WRONLY);
     if (fd < 0)
         return fd;
     ssize_t n = write(fd, text, strlen(text));
@@ -78,10 +76,9 @@ int fns_cgroup_write(const struct fns_cgroup_plan *plan, unsigned hierarchy, int
     return ret;
 }
 
-int fns_cgroup_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                    const char *file, char *text, size_t size)
+int fns_cgroup_read(int directory, int number, const char *file, char *text, size_t size)
 {
-    int fd = open_file(plan, hierarchy, number, file, O_RDONLY);
+    int fd = open_file(directory, number, file, O_RDONLY);
     if (fd < 0)
         return fd;
     ssize_t n = read(fd, text, size - 1);
@@ -91,30 +88,35 @@ int fns_cgroup_read(const struct fns_cgroup_plan *plan, unsigned hierarchy, int 
     return ret;
 }
 
-/* The sum of the numbers behind each `key`; key "": the only number of the file. 0 or -errno. */
-static int read_number(const struct fns_cgroup_plan *plan, unsigned hierarchy, int number,
-                       const char *file, const char *key, uint64_t *value)
+/* The sum of the numbers after each `key`; key "": the only number of the file. FNS_NO_COUNT: the file cannot be
+ * read. */
+static uint64_t read_number(int directory, int number, const char *file, const char *key)
 {
     char text[TEXT_SIZE];
     size_t length = strlen(key);
-    int ret = fns_cgroup_read(plan, hierarchy, number, file, text, sizeof text);
-    if (ret < 0)
-        return ret;
-    *value = 0;
-    if (!length) {
-        *value = strtoull(text, NULL, 10);
-        return 0;
-    }
+    uint64_t sum = 0;
+    if (fns_cgroup_read(directory, number, file, text, sizeof text) < 0)
+        return FNS_NO_COUNT;
+    if (!length)
+        return strtoull(text, NULL, 10);
     for (const char *at = text; (at = strstr(at, key)); at += length)
         if ((at == text || at[-1] == '\n' || at[-1] == ' ') &&
             (at[length] == ' ' || at[length] == '='))
-            *value += strtoull(at + length + 1, NULL, 10);
-    return 0;
+            sum += strtoull(at + length + 1, NULL, 10);
+    return sum;
+}
+
+uint64_t fns_cgroup_count(const struct fns_cgroup_plan *plan, int number,
+                          const struct fns_cgroup_counter *counter)
+{
+    uint64_t value = read_number(plan->hierarchies[counter->hierarchy].directory, number,
+                                 counter->file, counter->key);
+    return value == FNS_NO_COUNT ? value : value * counter->scale;
 }
 
 /* ---- one cgroup ------------------------------------------------------------------------------ */
 
-/* What a cgroup is in one hierarchy. 0; -EBUSY: it is not empty; -errno. */
+/* Removes the directory in one hierarchy. 0; -EBUSY: it is not empty; -errno. */
 static int remove_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
@@ -134,16 +136,17 @@ static int remove_all(const struct fns_cgroups *groups, int number)
     return ret;
 }
 
-/* The same, made, with its limits. */
+/* Makes the directory in one hierarchy, with its limits. 0 or -errno. */
 static int make_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
 {
     char name[NAME_SIZE];
     snprintf(name, sizeof name, "%d", number);
-    int ret = mkdirat(groups->plan.hierarchies[hierarchy].directory, name, 0755) < 0 ? -errno : 0;
+    int directory = groups->plan.hierarchies[hierarchy].directory;
+    int ret = mkdirat(directory, name, 0755) < 0 ? -errno : 0;
     for (unsigned i = 0; ret == 0 && i < groups->plan.n_settings; i++) {
         const struct fns_cgroup_setting *setting = &groups->plan.settings[i];
         if (setting->hierarchy == hierarchy)
-            ret = fns_cgroup_write(&groups->plan, hierarchy, number, setting->file, setting->value);
+            ret = fns_cgroup_write(directory, number, setting->file, setting->value);
     }
     return ret;
 }
@@ -158,65 +161,44 @@ static int make_all(const struct fns_cgroups *groups, int number)
     return ret;
 }
 
-static int has_processes(const struct fns_cgroups *groups, unsigned hierarchy, int number)
+static int has_processes(const struct fns_cgroup_hierarchy *hierarchy, int number)
 {
-    uint64_t populated;
-    char first[2];
-    if (groups->plan.hierarchies[hierarchy].unified)
-        return read_number(&groups->plan, hierarchy, number, "cgroup.events", "populated",
-                           &populated) < 0 ||
-               populated;
-    return fns_cgroup_read(&groups->plan, hierarchy, number, "cgroup.procs", first, sizeof first) !=
-           0;
+    char byte[2];
+    if (hierarchy->unified)
+        return read_number(hierarchy->directory, number, "cgroup.events", "populated") != 0;
+    return fns_cgroup_read(hierarchy->directory, number, "cgroup.procs", byte, sizeof byte) != 0;
 }
 
-/* Such as files in a tmpfs, or pages of the cache that it was the first to read. */
-static int holds_memory(const struct fns_cgroups *groups, int number)
+/* Such as files in a tmpfs, or cached pages that it was the first to read. FNS_NO_COUNT counts as memory. */
+static int holds_memory(const struct fns_cgroup_plan *plan, int number)
 {
-    uint64_t used;
-    const struct fns_cgroup_plan *plan = &groups->plan;
-    return read_number(plan, plan->memory_hierarchy, number, plan->memory_file, "", &used) < 0 ||
-           used > KEPT_BYTES;
+    int directory = plan->hierarchies[plan->memory_hierarchy].directory;
+    return read_number(directory, number, plan->memory_file, "") > KEPT_BYTES;
 }
 
-static int is_empty(const struct fns_cgroups *groups, int number, int reclaim)
+static int is_empty(const struct fns_cgroup_plan *plan, int number, int reclaim)
 {
-    const struct fns_cgroup_plan *plan = &groups->plan;
     for (unsigned i = 0; i < plan->n_hierarchies; i++)
-        if (has_processes(groups, i, number))
+        if (has_processes(&plan->hierarchies[i], number))
             return 0;
-    if (!plan->memory_file || !holds_memory(groups, number))
+    if (!plan->memory_file || !holds_memory(plan, number))
         return 1;
     if (!reclaim)
         return 0;
-    /* Takes milliseconds: every CPU gives up the pages that it holds. */
-    fns_cgroup_write(plan, plan->memory_hierarchy, number, plan->reclaim_file, plan->reclaim_text);
-    return !holds_memory(groups, number);
+    /* Takes milliseconds: every CPU gives up the pages that it caches. */
+    fns_cgroup_write(plan->hierarchies[plan->memory_hierarchy].directory, number,
+                     plan->reclaim_file, plan->reclaim_text);
+    return !holds_memory(plan, number);
 }
 
-uint64_t fns_cgroup_count(const struct fns_cgroup_plan *plan, int number,
-                          const struct fns_cgroup_counter *counter)
-{
-    uint64_t value;
-    if (read_number(plan, counter->hierarchy, number, counter->file, counter->key, &value) < 0)
-        return FNS_NO_COUNT;
-    return value * counter->scale;
-}
-
-static void close_fds(struct fns_cgroup *cgroup)
+void fns_cgroup_entered(struct fns_cgroup *cgroup)
 {
     for (uint32_t i = 0; i < cgroup->n_fds; i++)
         close(cgroup->fds[i]);
     cgroup->n_fds = 0;
 }
 
-static int renew_part(const struct fns_cgroups *groups, unsigned hierarchy, int number)
-{
-    int ret = remove_part(groups, hierarchy, number);
-    return ret < 0 ? ret : make_part(groups, hierarchy, number);
-}
-
-/* Whether a counter begins at 0 only in a new cgroup. */
+/* Whether a counter of the hierarchy starts at 0 only in a new cgroup. */
 static int needs_new(const struct fns_cgroup_plan *plan, unsigned hierarchy)
 {
     for (unsigned i = 0; i < plan->n_counters; i++) {
@@ -227,35 +209,39 @@ static int needs_new(const struct fns_cgroup_plan *plan, unsigned hierarchy)
     return 0;
 }
 
-/* Opens the files by which a sandbox enters, and reads the counters. `made`: it is new. 0 or -errno. */
+/* Opens the files through which a sandbox enters, and reads the counters. `made`: it is new. 0 or -errno. */
 static int prepare(const struct fns_cgroups *groups, struct fns_cgroup *cgroup, int made)
 {
     const struct fns_cgroup_plan *plan = &groups->plan;
+    const struct fns_cgroup_hierarchy *hierarchies = plan->hierarchies;
     int ret = 0;
     cgroup->n_fds = 0;
     for (unsigned i = 0; !made && ret >= 0 && i < plan->n_hierarchies; i++)
-        if (needs_new(plan, i))
-            ret = renew_part(groups, i, cgroup->number);
+        if (needs_new(plan, i)) {
+            ret = remove_part(groups, i, cgroup->number);
+            if (ret == 0)
+                ret = make_part(groups, i, cgroup->number);
+        }
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
         /* Writing to cgroup.procs takes a lock against all forks. If nobody has for a while, that waits for an RCU
-         * grace period, some 16 ms. A process that moves its only thread, by "tasks", does not take it. */
-        const char *file = plan->hierarchies[i].unified ? "cgroup.procs" : "tasks";
-        ret = fns_above_stdio(open_file(plan, i, cgroup->number, file, O_WRONLY));
+         * grace period, some 16 ms. A process that moves its only thread, through "tasks", does not take it. */
+        const char *file = hierarchies[i].unified ? "cgroup.procs" : "tasks";
+        ret = fns_above_stdio(open_file(hierarchies[i].directory, cgroup->number, file, O_WRONLY));
         if (ret >= 0)
             cgroup->fds[cgroup->n_fds++] = ret;
     }
-    cgroup->clone_into = 0;
-    if (ret >= 0 && plan->hierarchies[0].unified) {
-        ret = fns_above_stdio(open_file(plan, 0, cgroup->number, "", O_RDONLY | O_DIRECTORY));
+    cgroup->clone_into = (uint32_t)hierarchies[0].unified;
+    if (ret >= 0 && hierarchies[0].unified) {
+        ret = fns_above_stdio(
+            open_file(hierarchies[0].directory, cgroup->number, "", O_RDONLY | O_DIRECTORY));
         if (ret >= 0)
             cgroup->fds[cgroup->n_fds++] = ret;
-        cgroup->clone_into = 1;
     }
     for (unsigned i = 0; ret >= 0 && i < plan->n_counters; i++) {
         const struct fns_cgroup_counter *counter = &plan->counters[i];
         if (counter->reset && *counter->reset)
-            fns_cgroup_write(plan, counter->hierarchy, cgroup->number, counter->file,
-                             counter->reset);
+            fns_cgroup_write(hierarchies[counter->hierarchy].directory, cgroup->number,
+                             counter->file, counter->reset);
         cgroup->before[i] = fns_cgroup_count(plan, cgroup->number, counter);
     }
     return ret < 0 ? ret : 0;
@@ -279,25 +265,22 @@ int fns_cgroups_open(struct fns_cgroups **out, const struct fns_cgroup_plan *pla
     return 0;
 }
 
-/* Space for one more number in each list. The lock is held. 0 or -ENOMEM. */
+/* Makes room for one more number in each list. The lock is held. 0 or -ENOMEM. */
 static int grow(struct fns_cgroups *groups)
 {
-    int size = groups->size ? 2 * groups->size : 16;
-    if (groups->next < groups->size)
-        return 0;
-    int *numbers = realloc(groups->free, (size_t)size * sizeof *numbers);
-    if (!numbers)
+    int *free = fns_grow(groups->free, &groups->free_size, groups->next, sizeof *free);
+    if (!free)
         return -ENOMEM;
-    groups->free = numbers;
-    struct waiting *waiting = realloc(groups->waiting, (size_t)size * sizeof *waiting);
+    groups->free = free;
+    struct waiting *waiting =
+        fns_grow(groups->waiting, &groups->waiting_size, groups->next, sizeof *waiting);
     if (!waiting)
         return -ENOMEM;
     groups->waiting = waiting;
-    groups->size = size;
     return 0;
 }
 
-/* `empty`: it may be used again; otherwise it waits. */
+/* Puts a cgroup into the list of those that can be used, or of those that wait. */
 static void put_back(struct fns_cgroups *groups, struct waiting group, int empty)
 {
     pthread_mutex_lock(&groups->lock);
@@ -308,27 +291,25 @@ static void put_back(struct fns_cgroups *groups, struct waiting group, int empty
     pthread_mutex_unlock(&groups->lock);
 }
 
-/* Looks at the cgroup that has waited longest: its number if it is empty by now, or -1. One that does not get
- * empty is removed. */
+/* Looks at the cgroup that has waited longest: its number if it is empty, or -1. Removes it after MAX_LOOKS. */
 static int take_waiting(struct fns_cgroups *groups)
 {
-    struct waiting first = {.number = -1};
+    struct waiting group = {.number = -1};
     pthread_mutex_lock(&groups->lock);
     if (groups->n_waiting) {
-        first = groups->waiting[0];
+        group = groups->waiting[0];
         groups->n_waiting--;
-        memmove(groups->waiting, groups->waiting + 1,
-                (size_t)groups->n_waiting * sizeof *groups->waiting);
+        memmove(groups->waiting, groups->waiting + 1, groups->n_waiting * sizeof *groups->waiting);
     }
     pthread_mutex_unlock(&groups->lock);
-    if (first.number < 0)
+    if (group.number < 0)
         return -1;
-    first.looks++;
-    if (!first.spent && is_empty(groups, first.number, first.looks % RECLAIM_EACH == 0))
-        return first.number;
-    int is_useless = first.spent || first.looks >= MAX_LOOKS;
-    if (!is_useless || remove_all(groups, first.number) < 0)
-        put_back(groups, first, 0);
+    group.looks++;
+    if (!group.unusable && is_empty(&groups->plan, group.number, group.looks % RECLAIM_EACH == 0))
+        return group.number;
+    int removes = group.unusable || group.looks >= MAX_LOOKS;
+    if (!removes || remove_all(groups, group.number) < 0)
+        put_back(groups, group, 0);
     return -1;
 }
 
@@ -347,12 +328,12 @@ static int take_number(struct fns_cgroups *groups, int *made)
     } else {
         ret = grow(groups);
         if (ret == 0)
-            number = groups->next++;
+            number = (int)groups->next++;
         *made = ret == 0;
     }
     pthread_mutex_unlock(&groups->lock);
     if (*made)
-        ret = make_all(groups, number); /* the number of a failure is not used again */
+        ret = make_all(groups, number); /* a number that failed is not used again */
     return ret < 0 ? ret : number;
 }
 
@@ -364,7 +345,7 @@ int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struc
     cgroup->n_fds = 0;
     if (!groups)
         return 0;
-    /* EBUSY: it looked empty but could not be made anew. */
+    /* EBUSY: it looked empty but could not be recreated. */
     for (int tries = 0; ret == -EBUSY && tries < TAKE_TRIES; tries++) {
         ret = cgroup->number = take_number(groups, &made);
         if (ret < 0)
@@ -372,10 +353,10 @@ int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struc
         ret = prepare(groups, cgroup, made);
         if (ret == 0 && groups->watch)
             ret = fns_cpu_watch_add(groups->watch, cgroup);
-        if (ret < 0)
-            close_fds(cgroup);
-        if (ret < 0)
+        if (ret < 0) {
+            fns_cgroup_entered(cgroup);
             put_back(groups, (struct waiting){.number = cgroup->number}, 0);
+        }
     }
     if (ret < 0) {
         cgroup->number = -1;
@@ -385,11 +366,6 @@ int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struc
     args->n_groups = cgroup->n_fds;
     args->clone_into = cgroup->clone_into;
     return 0;
-}
-
-void fns_cgroup_entered(struct fns_cgroup *cgroup)
-{
-    close_fds(cgroup);
 }
 
 static uint64_t count(const struct fns_cgroups *groups, int number,
@@ -406,25 +382,25 @@ static uint64_t count(const struct fns_cgroups *groups, int number,
 
 void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup)
 {
-    close_fds(cgroup);
+    fns_cgroup_entered(cgroup);
     if (!groups || cgroup->number < 0)
         return;
     for (int kind = 0; kind < FNS_COUNTS; kind++)
         cgroup->counts[kind] = FNS_NO_COUNT;
-    int spent = 0;
+    int over = 0;
     if (groups->watch) { /* before the number is used again */
-        spent = fns_cpu_watch_remove(groups->watch, cgroup->number);
-        cgroup->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)spent;
+        over = fns_cpu_watch_remove(groups->watch, cgroup->number);
+        cgroup->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)over;
     }
     for (unsigned i = 0; i < groups->plan.n_counters; i++) {
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
         cgroup->counts[counter->kind] = count(groups, cgroup->number, counter, cgroup->before[i]);
     }
-    /* After a write to its cgroup.kill, Linux kills whatever is cloned into a cgroup: it compares the number of such
-     * writes to this cgroup and to that of the process that clones. */
-    if (!spent || remove_all(groups, cgroup->number) < 0) {
-        int empty = !spent && is_empty(groups, cgroup->number, 0);
-        put_back(groups, (struct waiting){.number = cgroup->number, .spent = spent}, empty);
+    /* Never reuse a cgroup after a write to its cgroup.kill: Linux kills whatever is cloned into it, as it compares the
+     * number of such writes to this cgroup and to that of the process that clones. */
+    if (!over || remove_all(groups, cgroup->number) < 0) {
+        int empty = !over && is_empty(&groups->plan, cgroup->number, 0);
+        put_back(groups, (struct waiting){.number = cgroup->number, .unusable = over}, empty);
     }
     cgroup->number = -1;
 }
@@ -438,8 +414,8 @@ int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms)
     groups->removed = 1;
     pthread_mutex_unlock(&groups->lock);
     if (groups->watch)
-        fns_cpu_watch_rest(groups->watch);
-    for (int number = 0; number < groups->next; number++) {
+        fns_cpu_watch_stop(groups->watch, 0);
+    for (int number = 0; number < (int)groups->next; number++) {
         int ret = remove_all(groups, number);
         while (ret < 0 && fns_now() < end) {
             nanosleep(&pause, NULL);

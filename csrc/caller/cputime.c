@@ -1,9 +1,9 @@
 /* Kills sandboxes that have used up their CPU time. Runs in a thread of its own, in the caller.
  *
  * The kernel limits the CPU time of a process (RLIMIT_CPU), not that of all processes of a sandbox, and does
- * not report that a cgroup has passed a limit. So each plan with such a limit has one thread that reads the
+ * not report that a cgroup has passed a limit. So each plan with such a limit has a thread that reads the
  * counters of its cgroups: each no earlier than the sandbox could have used the rest on all CPUs together, and
- * at most every 10 ms. It kills all that is in the cgroup, no matter who waits for the sandbox.
+ * at most every 10 ms. It kills everything in the cgroup, no matter who waits for the sandbox.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,10 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "cputime.h"
 #include "shared/sys.h"
 #include "spawn.h"
 
@@ -33,11 +31,12 @@ struct watched { /* one cgroup */
 struct fns_cpu_watch {
     const struct fns_cgroup_plan *plan;
     const struct fns_cgroup_counter *counter;
+    int directory; /* of the counter's hierarchy */
     uint64_t cpus;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t thread;
-    pid_t owner; /* the process that has the thread; 0: there is no thread */
+    pid_t owner; /* the process that has the thread; 0: no thread */
     int stop;
     size_t n, size;
     struct watched *watched;
@@ -59,6 +58,7 @@ int fns_cpu_watch_open(struct fns_cpu_watch **out, const struct fns_cgroup_plan 
         free(watch);
         return -EINVAL;
     }
+    watch->directory = plan->hierarchies[watch->counter->hierarchy].directory;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&watch->changed, &monotonic);
@@ -68,7 +68,7 @@ int fns_cpu_watch_open(struct fns_cpu_watch **out, const struct fns_cgroup_plan 
     return 0;
 }
 
-/* Kills one process of a cgroup: by a pidfd that is opened before the process is seen to be in there. */
+/* Kills one process of a cgroup. Its pidfd is opened before the process is seen in there: a pid may be reused. */
 static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
 {
     char text[PIDS_SIZE] = "", line[16];
@@ -76,7 +76,7 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
     if (pidfd < 0)
         return;
     size_t length = (size_t)snprintf(line, sizeof line, "%d\n", pid);
-    fns_cgroup_read(watch->plan, watch->counter->hierarchy, number, PROCS, text, sizeof text);
+    fns_cgroup_read(watch->directory, number, PROCS, text, sizeof text);
     for (const char *at = text; (at = strstr(at, line)); at += length)
         if (at == text || at[-1] == '\n') {
             fns_kill_by(pidfd);
@@ -85,16 +85,15 @@ static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
     close(pidfd);
 }
 
-/* Kills all that is in a cgroup, again and again while its processes fork. */
+/* Kills everything in a cgroup, in several rounds as its processes may fork. */
 static void kill_all(const struct fns_cpu_watch *watch, int number)
 {
-    unsigned hierarchy = watch->counter->hierarchy;
-    if (watch->plan->hierarchies[hierarchy].unified &&
-        fns_cgroup_write(watch->plan, hierarchy, number, "cgroup.kill", "1") == 0)
+    if (watch->plan->hierarchies[watch->counter->hierarchy].unified &&
+        fns_cgroup_write(watch->directory, number, "cgroup.kill", "1") == 0)
         return; /* Linux 5.14 */
     for (int round = 0; round < MAX_ROUNDS; round++) {
         char text[PIDS_SIZE], *save = NULL;
-        int n = fns_cgroup_read(watch->plan, hierarchy, number, PROCS, text, sizeof text);
+        int n = fns_cgroup_read(watch->directory, number, PROCS, text, sizeof text);
         if (n <= 0)
             return;
         if (n == (int)sizeof text - 1 && strrchr(text, '\n'))
@@ -134,8 +133,7 @@ static void *run(void *argument)
         if (next == UINT64_MAX) {
             pthread_cond_wait(&watch->changed, &watch->lock);
         } else {
-            const struct timespec until = {(time_t)(next / 1000000000u),
-                                           (long)(next % 1000000000u)};
+            const struct timespec until = fns_timespec(next);
             pthread_cond_timedwait(&watch->changed, &watch->lock, &until);
         }
     }
@@ -143,7 +141,7 @@ static void *run(void *argument)
     return NULL;
 }
 
-/* Starts the thread, which handles no signal of the caller's. The lock is held. 0 or -errno. */
+/* Starts the thread, with all signals blocked. The lock is held. 0 or -errno. */
 static int start(struct fns_cpu_watch *watch)
 {
     sigset_t all, before;
@@ -161,7 +159,6 @@ static int start(struct fns_cpu_watch *watch)
 
 int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgroup)
 {
-    int ret = 0;
     struct watched one = {
         .number = cgroup->number,
         .before = cgroup->before[watch->counter - watch->plan->counters],
@@ -170,17 +167,12 @@ int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgro
     if (one.before == FNS_NO_COUNT)
         return -EIO;
     pthread_mutex_lock(&watch->lock);
-    if (watch->stop)
-        ret = -ENODEV;
-    if (ret == 0 && watch->n == watch->size) {
-        size_t size = watch->size ? 2 * watch->size : 16;
-        struct watched *grown = realloc(watch->watched, size * sizeof *grown);
-        ret = grown ? 0 : -ENOMEM;
-        if (grown) {
-            watch->watched = grown;
-            watch->size = size;
-        }
-    }
+    int ret = watch->stop ? -ENODEV : 0;
+    struct watched *grown = fns_grow(watch->watched, &watch->size, watch->n, sizeof *grown);
+    if (grown)
+        watch->watched = grown;
+    else
+        ret = -ENOMEM;
     if (ret == 0 && !watch->owner)
         ret = start(watch);
     if (ret == 0) {
@@ -206,8 +198,7 @@ int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number)
     return over;
 }
 
-/* `force`: even while it watches something. */
-static void stop(struct fns_cpu_watch *watch, int force)
+void fns_cpu_watch_stop(struct fns_cpu_watch *watch, int force)
 {
     if (watch->owner != getpid())
         return;
@@ -222,16 +213,11 @@ static void stop(struct fns_cpu_watch *watch, int force)
     watch->owner = 0;
 }
 
-void fns_cpu_watch_rest(struct fns_cpu_watch *watch)
-{
-    stop(watch, 0);
-}
-
 void fns_cpu_watch_close(struct fns_cpu_watch *watch)
 {
-    stop(watch, 1);
+    fns_cpu_watch_stop(watch, 1);
     if (!watch
-             ->owner) { /* in a forked process the condition still has a thread waiting, which is not there */
+             ->owner) { /* or, in a forked process, the condition seems to have a thread waiting for it */
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->lock);
     }

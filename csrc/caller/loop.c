@@ -1,14 +1,17 @@
 /* One loop for the pipes, ends and deadlines of sandboxes. Runs in the caller, without the GIL.
  *
- * Whoever waits for a sandbox waits here: for one (wait(), communicate()), or for those of a batch (batch.c).
+ * All waits for a sandbox go through this loop: for one (wait(), communicate()), or for those of a batch (batch.c).
  * The loop moves bytes and notes what has happened; its user decides what to do about it. It returns now and
  * then, and after a signal, so that the caller can run its signal handlers.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "loop.h"
@@ -16,28 +19,127 @@
 #include "spawn.h"
 
 enum {
+    CHUNK = 16384,
     MAX_POLLED = 8, /* slots: with more, an epoll is cheaper than a ppoll() of all fds */
     MAX_ATTENDED = 16,
-    HELD_NS =
-        10000000, /* between looks at a sandbox that a tracer holds: its pidfd tells no more */
+    RECHECK_NS =
+        10000000, /* between looks at a sandbox that a tracer holds: its pidfd stays readable */
 };
 
-int fns_loop_open(struct fns_loop *loop, struct fns_watch *watches, unsigned n_slots)
+/* ---- pipes -------------------------------------------------------------------------------------- */
+
+void fns_io_close(struct fns_io *io)
 {
-    *loop = (struct fns_loop){.watches = watches, .n_slots = n_slots};
+    for (int i = 0; i < 3; i++)
+        fns_close_fd(&io->fds[i]);
+}
+
+void fns_buffer_free(struct fns_buffer *buffer)
+{
+    free(buffer->data);
+    *buffer = (struct fns_buffer){NULL, 0, 0, 0};
+}
+
+/* Makes room for `more` bytes: exactly, at first, as most outputs are short. */
+static int reserve(struct fns_buffer *buffer, size_t more)
+{
+    size_t needed = buffer->size + more;
+    size_t capacity = needed > buffer->capacity * 2 ? needed : buffer->capacity * 2;
+    if (needed <= buffer->capacity)
+        return 0;
+    char *data = realloc(buffer->data, capacity);
+    if (!data)
+        return -ENOMEM;
+    buffer->data = data;
+    buffer->capacity = capacity;
+    return 0;
+}
+
+/* Reads once. Bytes over the limit are read too, and dropped: a full pipe would block the sandbox. */
+static int drain(struct fns_io *io, int which)
+{
+    char chunk[CHUNK];
+    struct fns_buffer *buffer = &io->output[which - 1];
+    size_t room = buffer->capacity - buffer->size;
+    int has_room = room >= CHUNK;
+    ssize_t n = read(io->fds[which], has_room ? buffer->data + buffer->size : chunk,
+                     has_room ? room : CHUNK);
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    size_t kept = (size_t)n, left = io->limit - buffer->size;
+    if (io->limit && kept > left)
+        kept = left;
+    if (kept > 0 && !has_room) {
+        int ret = reserve(buffer, kept);
+        if (ret < 0)
+            return ret;
+        memcpy(buffer->data + buffer->size, chunk, kept);
+    }
+    buffer->size += kept;
+    buffer->dropped += (size_t)n - kept;
+    io->over |= io->capped && buffer->dropped > 0;
+    return n == 0;
+}
+
+/* write(2) without SIGPIPE, whatever the application does with that signal: blocks it in this thread, and
+ * consumes it unless one was pending before. -errno on failure. */
+static ssize_t write_without_sigpipe(int fd, const char *data, size_t size)
+{
+    const struct timespec at_once = {0, 0};
+    uint64_t before;
+    sigset_t pipe, pending;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    if (sigpending(&pending) < 0)
+        return -errno;
+    long ret = fns_block_signals(1ull << (SIGPIPE - 1), &before);
+    if (ret < 0)
+        return ret;
+    ssize_t n = write(fd, data, size);
+    int err = errno;
+    if (n < 0 && err == EPIPE && !sigismember(&pending, SIGPIPE))
+        while (sigtimedwait(&pipe, NULL, &at_once) < 0 && errno == EINTR)
+            ;
+    fns_restore_signals(before);
+    return n < 0 ? -err : n;
+}
+
+static int feed(struct fns_io *io)
+{
+    size_t left = io->input_size - io->input_done;
+    ssize_t n = left ? write_without_sigpipe(io->fds[0], io->input + io->input_done, left) : 0;
+    if (n == -EPIPE) /* the sandbox does not read the rest: no error */
+        return 1;
+    if (n < 0)
+        return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
+    io->input_done += (size_t)n;
+    return io->input_done == io->input_size;
+}
+
+static int move(struct fns_io *io, int which)
+{
+    return which == 0 ? feed(io) : drain(io, which);
+}
+
+/* ---- the loop ----------------------------------------------------------------------------------- */
+
+int fns_loop_open(struct fns_loop *loop, unsigned n_slots)
+{
+    int ret = 0;
+    *loop =
+        (struct fns_loop){.watches = calloc(n_slots, sizeof *loop->watches), .n_slots = n_slots};
+    if (!loop->watches)
+        return -ENOMEM;
     if (n_slots <= MAX_POLLED)
         return 0;
-    /* Room for every event there can be: a deadline is judged only after all that has happened was seen. */
+    /* Room for every possible event: a deadline is judged only after all that has happened was seen. */
     loop->events = calloc(n_slots, FNS_WATCHED * sizeof *loop->events);
-    if (!loop->events)
-        return -ENOMEM;
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    epoll = fns_above_stdio(epoll);
-    if (epoll < 0)
-        free(loop->events);
+    ret = loop->events ? fns_above_stdio(epoll_create1(EPOLL_CLOEXEC)) : -ENOMEM;
+    if (ret < 0)
+        fns_loop_close(loop);
     else
-        loop->epoll = epoll;
-    return epoll < 0 ? epoll : 0;
+        loop->epoll = ret;
+    return ret < 0 ? ret : 0;
 }
 
 void fns_loop_close(struct fns_loop *loop)
@@ -45,6 +147,7 @@ void fns_loop_close(struct fns_loop *loop)
     if (loop->epoll)
         close(loop->epoll);
     free(loop->events);
+    free(loop->watches);
 }
 
 static int watch(struct fns_loop *loop, unsigned slot, unsigned what, int fd)
@@ -60,7 +163,7 @@ static int watch(struct fns_loop *loop, unsigned slot, unsigned what, int fd)
     return 0;
 }
 
-/* Before the fd is closed: an epoll goes on watching its file while a forked process has it open. */
+/* To be called before the fd is closed: an epoll watches the file as long as a forked process has it open. */
 static void unwatch(struct fns_loop *loop, unsigned slot, unsigned what)
 {
     int *watched = &loop->watches[slot].watched[what];
@@ -69,7 +172,7 @@ static void unwatch(struct fns_loop *loop, unsigned slot, unsigned what)
     *watched = 0;
 }
 
-/* `when`: 0: not at all. */
+/* Looks at all slots at `when`, or earlier; 0: no need. */
 static void look_by(struct fns_loop *loop, uint64_t when)
 {
     if (when && when < loop->next)
@@ -98,7 +201,7 @@ void fns_loop_remove(struct fns_loop *loop, unsigned slot, int keep_end)
 static void close_stream(struct fns_loop *loop, unsigned slot, unsigned which)
 {
     unwatch(loop, slot, which);
-    fns_io_close_end(loop->watches[slot].io, (int)which);
+    fns_close_fd(&loop->watches[slot].io->fds[which]);
 }
 
 static int is_drained(const struct fns_io *io)
@@ -106,19 +209,19 @@ static int is_drained(const struct fns_io *io)
     return io->fds[1] < 0 && io->fds[2] < 0;
 }
 
-/* The sandbox has ended, unless a tracer still holds it. */
+/* The sandbox has ended, unless a tracer keeps it from that. */
 static void note_end(struct fns_loop *loop, unsigned slot)
 {
     struct fns_io *io = loop->watches[slot].io;
     io->ended = fns_reapable(&io->process);
-    io->held = io->ended ? 0 : loop->now + HELD_NS;
-    look_by(loop, io->held);
-    if (io->held || !is_drained(io)) /* or every turn would be told */
+    io->recheck = io->ended ? 0 : loop->now + RECHECK_NS;
+    look_by(loop, io->recheck);
+    if (io->recheck || !is_drained(io)) /* or every turn would return at once */
         unwatch(loop, slot, FNS_END);
-    if (io->held)
+    if (io->recheck)
         return;
     close_stream(loop, slot, 0);
-    /* It may have ended in time, though this loop was late: what it has written is still to be read. */
+    /* It may have ended in time, though this loop ran late: leave time to read what it has written. */
     if (io->deadline && loop->now >= io->deadline)
         io->deadline = loop->now + FNS_LOOK_NS;
 }
@@ -127,17 +230,17 @@ static void act(struct fns_loop *loop, unsigned slot, unsigned what)
 {
     struct fns_io *io = loop->watches[slot].io;
     if (!loop->watches[slot].watched[what])
-        return; /* no more, since another event of this turn */
+        return; /* removed by another event of this turn */
     loop->watches[slot].touched = 1;
     if (!io) {
-        unwatch(loop, slot, what); /* an unused connection that was closed */
+        unwatch(loop, slot, what); /* an unused connection was closed */
         return;
     }
     if (what == FNS_END) {
         note_end(loop, slot);
         return;
     }
-    int ret = fns_io_move(io, (int)what);
+    int ret = move(io, (int)what);
     if (ret < 0)
         io->failed = ret;
     if (ret != 0)
@@ -168,7 +271,7 @@ static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
 {
     long events = (long)loop->events, most = (long)loop->n_slots * FNS_WATCHED;
     long n = fns_sys6(__NR_epoll_pwait2, loop->epoll, events, most, (long)time, 0, 0);
-    /* EPERM: from the filter of an old container, its answer to any call that it does not know. */
+    /* EPERM: the filter of an old container may return this for calls that it does not know. */
     if (n == -ENOSYS || n == -EPERM)
         n = fns_sys6(__NR_epoll_pwait, loop->epoll, events, most,
                      time->tv_sec * 1000 + time->tv_nsec / 1000000 + 1, 0, 0);
@@ -177,7 +280,7 @@ static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
     return n < 0 ? (int)n : 0;
 }
 
-/* Looks at the slots that no fd may tell of: where a deadline is over, or a tracer holds the sandbox. */
+/* Looks at the slots that no fd reports: a deadline has passed, or a tracer holds the sandbox. */
 static void look(struct fns_loop *loop)
 {
     loop->next = UINT64_MAX;
@@ -185,13 +288,13 @@ static void look(struct fns_loop *loop)
         const struct fns_io *io = loop->watches[i].io;
         if (!io)
             continue;
-        if (io->held && io->held <= loop->now) {
+        if (io->recheck && io->recheck <= loop->now) {
             if (io->killed)
                 fns_attend(&io->process, 1);
             note_end(loop, i);
             look_by(loop, io->ended ? loop->now : 0);
         }
-        look_by(loop, io->held);
+        look_by(loop, io->recheck);
         look_by(loop, io->deadline);
         loop->watches[i].touched = 1;
     }
@@ -205,7 +308,7 @@ int fns_loop_turn(struct fns_loop *loop, uint64_t until)
     if (loop->next < until)
         until = loop->next;
     uint64_t left = until > loop->now ? until - loop->now : 0;
-    const struct timespec time = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
+    const struct timespec time = fns_timespec(left);
     return loop->epoll ? wait_by_epoll(loop, &time) : wait_by_poll(loop, &time);
 }
 
@@ -233,15 +336,15 @@ int fns_io_state(const struct fns_io *io, uint64_t now)
 
 /* ---- one sandbox ----------------------------------------------------------------------------- */
 
-/* Looks at least once. -EINTR: after FNS_LOOK_NS, or sooner where a tracer holds the sandbox, which the
- * caller then attends to. */
+/* Waits for one sandbox; looks at least once. -EINTR: after FNS_LOOK_NS, or sooner if a tracer holds the sandbox, which
+ * fns_attend() may end. */
 static int run(struct fns_loop *loop, struct fns_io *io)
 {
     const uint64_t start = fns_now();
     io->ended |= fns_end_fd(&io->process) < 0; /* reaped already: only the pipes are left */
     int ret = fns_loop_add(loop, 0, io), state, turns = 0;
     while ((state = fns_io_state(io, loop->now)) == FNS_IO_RUNS && ret == 0)
-        ret = turns++ == 0 || fns_now() - start < (io->held ? HELD_NS : FNS_LOOK_NS)
+        ret = turns++ == 0 || fns_now() - start < (io->recheck ? RECHECK_NS : FNS_LOOK_NS)
                   ? fns_loop_turn(loop, start + FNS_LOOK_NS)
                   : -EINTR;
     return state == FNS_IO_RUNS ? ret : state;
@@ -251,9 +354,8 @@ int fns_io_run(struct fns_io *io)
 {
     struct fns_watch watch = {.io = NULL};
     struct fns_loop loop = {.watches = &watch, .n_slots = 1};
-    fns_io_prepare(io);
     if (io->input_done == io->input_size)
-        fns_io_close_end(io, 0);
+        fns_close_fd(&io->fds[0]);
     int ret = run(&loop, io);
     if (ret == -EINTR)
         fns_loop_attend(&loop);
@@ -269,4 +371,46 @@ int fns_wait(const struct fns_process *process, int64_t timeout_ns)
                         .deadline = timeout_ns < 0 ? 0 : fns_now() + (uint64_t)timeout_ns};
     int ret = run(&loop, &io);
     return ret == FNS_IO_DONE ? 1 : ret == FNS_IO_TIMEOUT ? 0 : ret;
+}
+
+void fns_io_prepare(struct fns_io *io)
+{
+    for (int i = 0; i < 3; i++) {
+        long flags = fns_sys2(__NR_fcntl, io->fds[i], F_GETFL);
+        if (flags >= 0)
+            FNS_IGNORE(fns_sys3(__NR_fcntl, io->fds[i], F_SETFL, flags | O_NONBLOCK), "a pipe can");
+    }
+}
+
+static uint64_t taken(const struct fns_buffer *buffer)
+{
+    return buffer->size + buffer->dropped;
+}
+
+/* Reads what is in the pipe now, and no more: a process that left the sandbox may go on writing. */
+static int drain_rest(struct fns_io *io, int which)
+{
+    const struct fns_buffer *buffer = &io->output[which - 1];
+    int left, ret = 0;
+    if (io->fds[which] < 0)
+        return 0;
+    if (ioctl(io->fds[which], FIONREAD, &left) < 0)
+        return -errno;
+    uint64_t end = taken(buffer) + (uint64_t)left, before = end;
+    while (ret == 0 && taken(buffer) < end && taken(buffer) != before) {
+        before = taken(buffer);
+        ret = drain(io, which);
+    }
+    return ret < 0 ? ret : 0;
+}
+
+int fns_io_finish(struct fns_io *io)
+{
+    while (fns_wait(&io->process, -1) == -EINTR)
+        fns_attend(&io->process, 1);
+    int ret = drain_rest(io, 1);
+    if (ret == 0)
+        ret = drain_rest(io, 2);
+    fns_io_close(io);
+    return ret;
 }

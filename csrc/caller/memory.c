@@ -1,7 +1,7 @@
-/* Memory files: of the program, of plans, of what is too large for a message. Runs in the caller.
+/* Memory files: for the program, for plans, for requests too large for a message. Runs in the caller.
  *
- * Until a sandbox executes its command, its /proc/self/exe is such a file, which is sealed: no file of the
- * host can be opened through it, and it cannot be written (CVE-2019-5736).
+ * Until a sandbox executes its command, its /proc/self/exe is the program's file. That is sealed, and no file of the
+ * host: the sandbox cannot overwrite anything through it (CVE-2019-5736).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,10 +20,10 @@
 #define MFD_EXEC 0x0010U
 #endif
 
-enum { MAX_KEPT = 64 };         /* files: more of the process' fds are not used */
-#define MAX_KEPT_SIZE (1 << 20) /* the file of a larger plan would double its memory for good */
+enum { MAX_KEPT = 64 };         /* files, as each takes one of the application's fds */
+#define MAX_KEPT_SIZE (1 << 20) /* bytes: keeping a larger plan would double its memory for good */
 
-/* A file that is made once and kept, as long as the application leaves it open. */
+/* A file that is made once, and kept as long as the application does not close it. */
 struct fns_file {
     _Atomic(struct kept *) kept;
 };
@@ -67,14 +67,15 @@ int fns_memory_file(const char *name, const void *data, size_t size, enum fns_me
     const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     int executable = kind == FNS_PROGRAM;
     int fd = memfd_create(name, flags | (executable ? MFD_EXEC : 0));
-    if (fd < 0 && errno == EINVAL && executable) /* before Linux 6.3 every memory file is */
+    if (fd < 0 && errno == EINVAL &&
+        executable) /* before Linux 6.3 every memory file is executable */
         fd = memfd_create(name, flags);
     fd = fns_above_stdio(fd);
     if (fd < 0)
         return fd;
     int ret = write_all(fd, data, size);
-    /* A process that executes a file that it may not read is undumpable, and its memory belongs to the outer user
-     * namespace (would_dump()): a sandbox cannot look into its pid 1. */
+    /* A process that executes a file it may not read is undumpable, and its memory belongs to the outer user
+     * namespace (would_dump()), so that a sandbox cannot look into its pid 1. */
     if (ret == 0 && executable && fchmod(fd, 0111) < 0)
         ret = -errno;
     if (ret == 0 && kind != FNS_WRITABLE &&
@@ -89,14 +90,15 @@ int fns_memory_file(const char *name, const void *data, size_t size, enum fns_me
 
 /* ---- files that are kept ---------------------------------------------------------------------- */
 
-/* Constant once it is in an fns_file, and freed only with that: no lock is needed, which a fork could copy
- * while it is held. */
+/* Constant once it is in an fns_file, and freed only with that. So no lock is needed, which a fork could copy in
+ * its locked state. */
 struct kept {
     int fd;
+    size_t size;
     dev_t device;
     ino_t inode;
     mode_t mode;         /* a process that executes the file may own it and change this */
-    struct kept *before; /* the one that it has replaced */
+    struct kept *before; /* the one that this one replaced */
 };
 
 static atomic_int n_kept;
@@ -108,24 +110,24 @@ static int is_kept(const struct kept *kept, int fd)
            st.st_mode == kept->mode;
 }
 
-/* An fd of a file that is kept, to be closed; -ENOENT: there is none, or no longer. `file` NULL: none is kept. */
-static int open_kept(struct fns_file *file)
+/* An fd of a file that is kept, to be closed, and its size; -ENOENT: none is. `file` NULL: the same. */
+static int open_kept(struct fns_file *file, size_t *size)
 {
     const struct kept *kept = file ? atomic_load_explicit(&file->kept, memory_order_acquire) : NULL;
     if (!kept)
         return -ENOENT;
-    /* The application may close the fd at any time, and its number may be another file's by now. So it is checked
-     * before it is copied, for to close a copy drops the application's record locks on that file (fcntl(2));
-     * and the copy is checked again. */
+    /* The application may close the fd at any time, and open another file at its number. So check the fd before copying
+     * it, as closing a copy drops the application's record locks on that file (fcntl(2)); then check the copy. */
     int fd = is_kept(kept, kept->fd) ? fcntl(kept->fd, F_DUPFD_CLOEXEC, 3) : -1;
-    if (fd >= 0 && is_kept(kept, fd))
+    if (fd >= 0 && is_kept(kept, fd)) {
+        *size = kept->size;
         return fd;
-    if (fd >= 0)
-        close(fd);
+    }
+    fns_close_fd(&fd);
     return -ENOENT;
 }
 
-/* Keeps a file, if that is possible; otherwise it is made again next time. */
+/* Keeps a file if possible; otherwise it is made again next time. */
 static void keep(struct fns_file *file, int fd)
 {
     struct stat st;
@@ -136,15 +138,14 @@ static void keep(struct fns_file *file, int fd)
     int copy = kept ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
     int replaces = copy >= 0 && fstat(copy, &st) == 0 && !(before && is_kept(before, before->fd));
     if (replaces)
-        *kept = (struct kept){copy, st.st_dev, st.st_ino, st.st_mode, before};
-    /* Another thread may have been faster. The one that is replaced may be in use, so it is not freed. */
+        *kept = (struct kept){copy, (size_t)st.st_size, st.st_dev, st.st_ino, st.st_mode, before};
+    /* Another thread may have been faster. The replaced one may be in use, so it is not freed. */
     if (replaces && atomic_compare_exchange_strong(&file->kept, &before, kept)) {
         if (!before)
             atomic_fetch_add(&n_kept, 1);
         return;
     }
-    if (copy >= 0)
-        close(copy);
+    fns_close_fd(&copy);
     free(kept);
 }
 
@@ -152,7 +153,8 @@ int fns_program_file(int shared)
 {
     if (!program.bytes)
         return -ENOENT;
-    int fd = shared ? open_kept(&program.file) : -1;
+    size_t size;
+    int fd = shared ? open_kept(&program.file, &size) : -1;
     if (fd < 0) {
         fd = fns_memory_file(shared ? "fastns-program" : "fastns", program.bytes, program.size,
                              FNS_PROGRAM);
@@ -162,28 +164,18 @@ int fns_program_file(int shared)
     return fd;
 }
 
-static int make_plan_file(const struct fns_plan *plan, size_t size)
-{
-    char *bytes = calloc(1, size);
-    if (!bytes)
-        return -ENOMEM;
-    fns_pack_file(bytes, plan);
-    int fd = fns_memory_file("fastns-plan", bytes, size, FNS_SEALED);
-    free(bytes);
-    return fd;
-}
-
 int fns_plan_file(const struct fns_plan *plan, size_t *size)
 {
-    *size = fns_pack_file(NULL, plan);
-    if (*size > UINT32_MAX)
-        return -E2BIG;
-    int fd = open_kept(plan->file);
-    if (fd < 0) {
-        fd = make_plan_file(plan, *size);
-        if (fd >= 0 && *size <= MAX_KEPT_SIZE)
-            keep(plan->file, fd);
-    }
+    int fd = open_kept(plan->file, size);
+    if (fd >= 0)
+        return fd;
+    void *bytes = fns_pack_file(plan, size);
+    if (!bytes)
+        return -ENOMEM;
+    fd = *size > UINT32_MAX ? -E2BIG : fns_memory_file("fastns-plan", bytes, *size, FNS_SEALED);
+    free(bytes);
+    if (fd >= 0 && *size <= MAX_KEPT_SIZE)
+        keep(plan->file, fd);
     return fd;
 }
 

@@ -1,12 +1,14 @@
-/* Checks a plan once, so that no thread and no child has to. Runs in the caller. */
+/* Plans: the names of their ops and stages, error records, and the check. Runs in the caller.
+ *
+ * A plan is checked once, so that no thread and no child has to.
+ */
 #include <errno.h>
-#include <string.h>
 
 #include "fastns.h"
 #include "shared/sys.h"
 
 enum { MAX_INSTRUCTIONS = 4096 /* BPF_MAXINSNS */, INSTRUCTION_SIZE = 8 };
-#define SECCOMP_FLAGS (2u | 4u) /* SECCOMP_FILTER_FLAG_LOG, _SPEC_ALLOW: none that makes an fd */
+#define SECCOMP_FLAGS (2u | 4u) /* SECCOMP_FILTER_FLAG_LOG, _SPEC_ALLOW: no flag that makes an fd */
 
 static const struct {
     const char *name, *needs; /* see ops.def */
@@ -20,12 +22,30 @@ const char *fns_op_name(unsigned code)
     return code < FNS_OP_COUNT ? ops[code].name : "unknown";
 }
 
+const char *fns_stage_name(unsigned stage)
+{
+    static const char *const names[] = {
+#define FNS_STAGE(stage, name, ...) #name,
+#include "shared/stages.def"
+    };
+    return stage < FNS_STAGE_COUNT ? names[stage] : "unknown";
+}
+
+int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, int err)
+{
+    error->stage = (uint16_t)stage;
+    error->detail = FNS_DETAIL_NONE;
+    error->op_index = op_index;
+    error->err = err < 0 ? -err : err;
+    return -error->err;
+}
+
 static int inside(const struct fns_plan *plan, uint32_t offset)
 {
     return offset < plan->n_strings;
 }
 
-/* Whether the op has what a letter of its needs stands for. */
+/* Whether the op meets one of its needs (ops.def). */
 static int has(const struct fns_plan *plan, const struct fns_op *op, char need)
 {
     uint64_t left = plan->n_strings - op->data;
@@ -71,8 +91,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if (plan->n_early && !(plan->options & FNS_PLAN_HOP))
         return -EINVAL;
-    /* A process executed in a mapped user namespace lets that namespace's root trace it (ptrace(2),
-     * mm->user_ns). One that stays must not be open to a command with capabilities. */
+    /* The root of a mapped user namespace may trace a process that was executed in it (ptrace(2), mm->user_ns). A
+     * program that stays must not be open to a command with capabilities. */
     if ((plan->options & FNS_PLAN_MAPS_FIRST) &&
         (plan->id_map != FNS_ID_MAP_SELF ||
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))

@@ -1,4 +1,4 @@
-/* What the kernel and this process can do, and two more system calls of namespaces. Runs in the caller. */
+/* What the kernel and this process can do. Runs in the caller. */
 #define _GNU_SOURCE
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -14,16 +14,10 @@ int fns_is_dumpable(void)
 
 int fns_capabilities(uint64_t *effective)
 {
-    struct {
-        uint32_t version;
-        int pid;
-    } header = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0};
-    struct {
-        uint32_t effective, permitted, inheritable;
-    } data[2] = {{0, 0, 0}, {0, 0, 0}};
-    int result = (int)fns_sys2(__NR_capget, &header, data);
-    *effective = data[0].effective | (uint64_t)data[1].effective << 32;
-    return result;
+    struct fns_capabilities sets;
+    long result = fns_capget(&sets);
+    *effective = sets.effective;
+    return (int)result;
 }
 
 int fns_landlock_abi(void)
@@ -40,12 +34,14 @@ int fns_has_tree_namespaces(void)
     return fd >= 0 || fd == -EPERM;
 }
 
-int fns_unshare(uint64_t flags)
+int fns_can_idmap(const char *path, int recursive, int userns)
 {
-    return (int)fns_sys1(__NR_unshare, flags);
-}
-
-int fns_setns(int fd, uint64_t flags)
-{
-    return (int)fns_sys2(__NR_setns, fd, flags);
+    const int flags = recursive ? AT_RECURSIVE : 0;
+    struct fns_mount_attr attr = {.attr_set = FNS_MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)userns};
+    long tree = fns_sys3(__NR_open_tree, AT_FDCWD, path, FNS_OPEN_TREE_CLONE | O_CLOEXEC | flags);
+    if (tree < 0)
+        return (int)tree;
+    long ret = fns_sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | flags, &attr, sizeof attr);
+    fns_close((int)tree);
+    return (int)ret;
 }

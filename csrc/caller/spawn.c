@@ -1,10 +1,10 @@
-/* The clone of a start, and the waits of one. Runs in the caller, without the GIL.
+/* The clone of a start, and a start's waits. Runs in the caller, without the GIL.
  *
  * The child shares the caller's memory (CLONE_VM), so that the cost of a clone does not grow with that memory. The
- * calling thread waits until the child has executed the program or has ended. It is safe because the child has a
- * stack of its own with a guard page, all signals blocked until its exec, so that no handler of the caller's
- * runs in it, and makes raw system calls only (border.c). CLONE_VFORK is no alternative: neither a time limit
- * nor Ctrl-C would end that wait while the child is stopped or waits for a file system.
+ * calling thread waits until the child has executed the program or has ended. This is safe: the child has its own
+ * stack with a guard page; all signals are blocked until its exec, so that no handler of the caller runs in it; and it
+ * makes raw system calls only (border.c). CLONE_VFORK is no alternative: neither a time limit nor Ctrl-C would end its
+ * wait while the child is stopped or waits for a file system.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,7 @@ enum {
 
 /* ---- stacks ----------------------------------------------------------------------------------- */
 
-/* Free stacks. Swapped atomically: a fork could copy a lock while it is held. */
+/* Free stacks. Swapped atomically: a fork could copy a lock in its locked state. */
 static _Atomic(char *) stacks[MAX_STACKS];
 
 char *fns_take_stack(void)
@@ -59,19 +59,10 @@ void fns_give_stack(char *stack)
     munmap(stack, GUARD_SIZE + STACK_SIZE);
 }
 
-/* ---- signals ---------------------------------------------------------------------------------- */
-
-long fns_block_signals(uint64_t *before)
+long fns_block_signals(uint64_t mask, uint64_t *before)
 {
-    const uint64_t all = ~0ull;
     /* A raw call: libc's sigprocmask() never blocks the two signals that libc uses itself. */
-    return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &all, before, FNS_SIGSET_SIZE);
-}
-
-long fns_block_signal(int signal, uint64_t *before)
-{
-    const uint64_t one = 1ull << (signal - 1);
-    return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_BLOCK, &one, before, FNS_SIGSET_SIZE);
+    return fns_sys4(__NR_rt_sigprocmask, FNS_SIG_BLOCK, &mask, before, FNS_SIGSET_SIZE);
 }
 
 void fns_restore_signals(uint64_t before)
@@ -86,7 +77,7 @@ void fns_restore_signals(uint64_t before)
 long fns_clone_on(char *stack, struct fns_clone_args *args, int (*fn)(void *), void *arg)
 {
     uint64_t before;
-    long pid = fns_block_signals(&before);
+    long pid = fns_block_signals(~0ull, &before);
     if (pid < 0)
         return pid;
     args->flags |= FNS_CLONE_VM | FNS_CLONE_PIDFD;
@@ -97,8 +88,8 @@ long fns_clone_on(char *stack, struct fns_clone_args *args, int (*fn)(void *), v
     return pid;
 }
 
-/* Waits until the child has left this memory. Kills it when its time is over (-ETIME) or the caller gives up
- * (-EINTR), and still waits. */
+/* Waits until the child has left this memory. If its time is over (-ETIME) or the caller gives up (-EINTR), kills the
+ * child and goes on waiting. */
 static int await_leaving(volatile uint32_t *here, int pidfd, struct fns_deadline *deadline)
 {
     int ret = 0;
@@ -118,7 +109,7 @@ static int await_leaving(volatile uint32_t *here, int pidfd, struct fns_deadline
 long fns_clone(struct fns_border *border, uint64_t namespaces, int into,
                struct fns_deadline *deadline, int *pidfd, int *gave_up)
 {
-    volatile uint32_t here = 1; /* the kernel sets it to 0 when the child has left this memory */
+    volatile uint32_t here = 1; /* set to 0 by the kernel when the child has left this memory */
     struct fns_clone_args args = {
         .flags = namespaces | FNS_CLONE_CHILD_CLEARTID | (into >= 0 ? FNS_CLONE_INTO_CGROUP : 0),
         .pidfd = (uintptr_t)pidfd,
@@ -176,7 +167,7 @@ struct timespec fns_step(const struct fns_deadline *deadline)
     uint64_t now = deadline->end ? fns_now() : 0, left = FNS_LOOK_NS;
     if (deadline->end && deadline->end < now + left)
         left = deadline->end > now ? deadline->end - now : 0;
-    return (struct timespec){(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
+    return fns_timespec(left);
 }
 
 int fns_over(struct fns_deadline *deadline, int signalled)
@@ -198,7 +189,7 @@ int fns_over_kills(struct fns_deadline *deadline, int signalled, struct fns_proc
     if (ret != -ETIME)
         return ret;
     fns_kill_by(process->pidfd);
-    process->late = 1;
+    process->timed_out = 1;
     deadline->end = 0;
     return 0;
 }
@@ -208,7 +199,7 @@ int fns_executed(int fd, struct fns_process *process, struct fns_deadline *deadl
     int ret;
     long pause = FIRST_LOOK_NS;
     /* F_SETLKW would wait for ever, and would miss a signal that came just before. Usually the end of the pipe
-     * ends this wait; if another process holds the pipe open, the lock is looked at again. */
+     * ends this wait. Polls the lock too, in case another process holds the pipe open. */
     while ((ret = fns_is_locked(fd)) > 0) {
         struct pollfd fds[2] = {{.fd = fd},
                                 {.fd = process ? process->pidfd : -1, .events = POLLIN}};

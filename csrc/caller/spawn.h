@@ -9,7 +9,7 @@
 struct fns_border;
 struct fns_clone_args;
 
-/* ---- fds (fd.c): all are >= 3 and close-on-exec ---- */
+/* ---- fds (base.c): all are >= 3 and close-on-exec ---- */
 
 /* The same file at such a number; the old fd is closed. A negative `fd` stands for errno. An fd, or -errno. */
 FNS_CHECKED int fns_above_stdio(int fd);
@@ -19,11 +19,21 @@ FNS_CHECKED int fns_pipe(int ends[2], int flags);
 FNS_CHECKED int fns_socket_pair(int ends[2]);
 
 FNS_CHECKED int fns_open_pidfd(int pid);
-void fns_close_fd(int *fd); /* if it is one; it is -1 then */
+void fns_close_fd(int *fd); /* unless it is -1, which it is afterwards */
+
+/* ---- arrays, time, numbers (base.c) ---- */
+
+/* The array, with room for one more item after `n`; NULL: no memory, and the array is unchanged. */
+FNS_CHECKED void *fns_grow(void *items, size_t *capacity, size_t n, size_t item_size);
+
+struct timespec fns_timespec(uint64_t ns);
+
+/* A number above 0 that nothing else in this process has got lately: for requests and batches. */
+int fns_next_number(void);
 
 /* ---- waits of a start (spawn.c) ---- */
 
-/* How long they may go on. */
+/* How long they may last. */
 struct fns_deadline {
     uint64_t end;  /* CLOCK_MONOTONIC, ns; 0: no time limit */
     uint64_t next; /* when to ask fns_set_interrupted()'s function again; 0 at first */
@@ -33,17 +43,17 @@ struct fns_deadline {
 struct timespec fns_step(const struct fns_deadline *deadline);
 
 /* Whether to go on after a step. 0: yes; -ETIME: the time is over; -EINTR: the caller gives up. The caller is asked
- * after a signal has interrupted the step, and otherwise every FNS_LOOK_NS. */
+ * when a signal has interrupted the step, and otherwise every FNS_LOOK_NS. */
 FNS_CHECKED int fns_over(struct fns_deadline *deadline, int signalled);
 
-/* The same, but when its time is over the process is killed and `late`, and the wait goes on without an end. */
+/* The same, but a process whose time is over is killed and `timed_out`, and the wait goes on without a limit. */
 FNS_CHECKED int fns_over_kills(struct fns_deadline *deadline, int signalled,
                                struct fns_process *process);
 
-/* Waits until the sandbox that holds a lock on the file of `fd` gives it up, because it has executed its command or
- * has ended. (The end of a pipe or socket does not tell: another thread may have forked a process that holds it
- * open.) 0 or -errno; -EINTR: the caller gives up. A `process` is killed when its time is over: to open the
- * command's file may block for ever (a lease, a network file system). NULL: that is not done. */
+/* Waits until the sandbox loses its lock on the file of `fd`, as it has executed its command or has ended. (The
+ * end of a pipe or socket is no sign: another thread may have forked a process that holds it open.) 0 or -errno;
+ * -EINTR: the caller gives up. A `process` is killed when its time is over, as opening the command's file may
+ * block for ever (a lease, a network file system); NULL: it is not. */
 FNS_CHECKED int fns_executed(int fd, struct fns_process *process, struct fns_deadline *deadline);
 
 /* ---- the clone (spawn.c) ---- */
@@ -52,12 +62,12 @@ FNS_CHECKED int fns_executed(int fd, struct fns_process *process, struct fns_dea
 char *fns_take_stack(void);
 void fns_give_stack(char *stack);
 
-/* A clone that shares memory with the caller, by fns_clone_call(), on such a stack and with all signals blocked.
+/* Clones a process that shares the caller's memory and runs `fn` on such a stack, with all signals blocked.
  * `args`: flags besides CLONE_VM and CLONE_PIDFD, and what these flags use. Its pid, or -errno. */
 FNS_CHECKED long fns_clone_on(char *stack, struct fns_clone_args *args, int (*fn)(void *),
                               void *arg);
 
-/* Such a clone that runs fns_border_main(border). Returns its pid when it has executed the program or has ended, or
+/* Clones a process that runs fns_border_main(border). Returns its pid when it has executed the program or has ended, or
  * -errno. `namespaces`: CLONE_NEW*. `into`: directory of a v2 cgroup for it; -1: none. `*gave_up`: 0, or why it
  * was killed: -ETIME, -EINTR. */
 FNS_CHECKED long fns_clone(struct fns_border *border, uint64_t namespaces, int into,
@@ -65,38 +75,62 @@ FNS_CHECKED long fns_clone(struct fns_border *border, uint64_t namespaces, int i
 
 /* ---- memory files (memory.c) ---- */
 
-/* A memory file with these bytes: an fd, or -errno. FNS_SEALED: nobody can change it; FNS_PROGRAM: nor read it, but
- * execute it. */
+/* A memory file with these bytes: an fd, or -errno. FNS_SEALED: nobody can change it; FNS_PROGRAM: nobody can change or
+ * read it, but all can execute it. */
 enum fns_memory { FNS_WRITABLE, FNS_SEALED, FNS_PROGRAM };
 int fns_memory_file(const char *name, const void *data, size_t size, enum fns_memory kind);
 
-/* The program as such a file; `shared`: the one that is kept. The caller closes it. */
+/* The program, and a plan as struct fns_packed_plan, in such a file. The caller closes it. `shared`: one that all
+ * sandboxes may have. */
 int fns_program_file(int shared);
-
-/* A plan as struct fns_packed_plan, likewise. */
 int fns_plan_file(const struct fns_plan *plan, size_t *size);
+
+/* ---- cgroups (cgroup.c), and the limit on their CPU time (cputime.c) ---- */
+
+/* Read a file of a cgroup, at most size - 1 bytes and a NUL: how many, or -errno. Write one: 0 or -errno. A counter,
+ * or FNS_NO_COUNT. `directory`: of its hierarchy. */
+int fns_cgroup_read(int directory, int number, const char *file, char *text, size_t size);
+int fns_cgroup_write(int directory, int number, const char *file, const char *text);
+uint64_t fns_cgroup_count(const struct fns_cgroup_plan *plan, int number,
+                          const struct fns_cgroup_counter *counter);
+
+/* For a plan with a limit and a counter of CPU time, which stays the caller's. */
+struct fns_cpu_watch;
+int fns_cpu_watch_open(struct fns_cpu_watch **watch, const struct fns_cgroup_plan *plan);
+
+/* The cgroup may use plan->cpu_time_ns more than cgroup->before says. 0 or -errno. */
+int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgroup);
+
+/* Stops watching a cgroup. Whether it was killed. */
+int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number);
+
+/* Ends the thread, unless it has something to watch and `force` is 0. In a forked process the thread is left to its
+ * owner. fns_cpu_watch_close() also frees the watch. */
+void fns_cpu_watch_stop(struct fns_cpu_watch *watch, int force);
+void fns_cpu_watch_close(struct fns_cpu_watch *watch);
 
 /* ---- others ---- */
 
-/* Sets `error` to what another process reports, if its numbers can be used as indices. Returns -errno. */
+/* Sets `error` to what another process reports, if its numbers are in range. Returns -errno. */
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
                       struct fns_error *error);
 
-/* Called when a wait for a template's server has lasted a while. Continues the server if it is stopped, or
- * with `kill` kills it. 1: it was stopped. */
+/* To be called when a wait for a template's server has lasted a while. Continues a stopped server, or with `kill` kills
+ * it. 1: it was stopped. */
 int fns_server_rouse(int pidfd, int kill);
 
-/* Blocks all signals of the calling thread, or one more; 0 or -errno. Restores the mask as it was `before`. */
-FNS_CHECKED long fns_block_signals(uint64_t *before);
-FNS_CHECKED long fns_block_signal(int signal, uint64_t *before);
+/* Blocks these signals, a bit each, in the calling thread: 0 or -errno. Restores the mask as it was `before`. */
+FNS_CHECKED long fns_block_signals(uint64_t mask, uint64_t *before);
 void fns_restore_signals(uint64_t before);
 
-/* Sends SIGKILL by a pidfd; kills and reaps; the same, and closes the pidfd. */
+/* fns_kill_by() sends SIGKILL; fns_end() also reaps; fns_discard() also closes the pidfd. */
 void fns_kill_by(int pidfd);
 void fns_end(int pidfd);
 void fns_discard(int pidfd);
 
-/* Writes a map file of a process: "uid_map", "gid_map". 0 or -errno. */
-FNS_CHECKED int fns_write_map(int pid, const char *file, const char *map);
+/* Writes the id maps of `pid` as plan->id_map says. `end`: when to give up, CLOCK_MONOTONIC, ns; 0: never. -ETIME,
+ * -EINTR: as in fns_spawn(). */
+FNS_CHECKED int fns_write_id_maps(const struct fns_plan *plan, int pid, uint64_t end,
+                                  struct fns_error *error);
 
 #endif

@@ -1,4 +1,4 @@
-/* One start: what the program is given, and what it reports. Runs in the caller, without the GIL.
+/* One start: what the program gets, and what it reports. Runs in the caller, without the GIL.
  *
  * The program is executed from one sealed memory file and maps the plan from another (memory.c); its argv holds
  * the command's arguments (shared/wire.h). It reports over the status pipe, and over the control socket where the
@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -32,7 +33,7 @@ struct start {
     int control[2]; /* socket pair: the caller's end, the program's; -1: none */
     int program;    /* its file */
     int packed;     /* file of the plan */
-    int told;       /* file for the pid of a sandbox that a hop process clones; -1: no hop */
+    int pid_file;   /* file for the pid of a sandbox that a hop process clones; -1: no hop */
     int hop;        /* pidfd of the hop process; -1: none */
     size_t packed_size;
 };
@@ -49,7 +50,7 @@ static int was_killed(struct start *start)
     return -ECANCELED;
 }
 
-/* ---- what the program is given ---------------------------------------------------------------- */
+/* ---- what the program gets -------------------------------------------------------------------- */
 
 static int hops(const struct start *start)
 {
@@ -61,7 +62,7 @@ static int stays(const struct fns_plan *plan)
     return (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER)) != 0;
 }
 
-/* Whether the id maps are written by the caller or its programs. */
+/* Whether the caller, or a program that it runs, writes the id maps. */
 static int maps_from_outside(const struct fns_plan *plan)
 {
     return plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
@@ -70,20 +71,41 @@ static int maps_from_outside(const struct fns_plan *plan)
 static int open_all(struct start *start)
 {
     const struct fns_plan *plan = start->plan;
-    /* A sandbox that owns the program's file, or whose program stays, could leave messages on it. So it gets a
-     * file of its own. */
+    /* A sandbox that owns the program's file, or whose program stays, could leave messages on the file for others.
+     * So it gets its own. */
     int shares = !stays(plan) && !maps_from_outside(plan) && plan->id_map != FNS_ID_MAP_SELF;
     const int32_t nobody = 0;
     int ret = fns_pipe(start->status, O_NONBLOCK);
     if (ret == 0 && (stays(plan) || maps_from_outside(plan)))
         ret = fns_socket_pair(start->control);
     if (ret == 0 && hops(start))
-        ret = start->told = fns_memory_file("fastns", &nobody, sizeof nobody, FNS_WRITABLE);
+        ret = start->pid_file = fns_memory_file("fastns", &nobody, sizeof nobody, FNS_WRITABLE);
     if (ret >= 0)
         ret = start->packed = fns_plan_file(plan, &start->packed_size);
     if (ret >= 0)
         ret = start->program = fns_program_file(shares);
     return ret < 0 ? ret : 0;
+}
+
+char **fns_command_paths(const char *command, char *const *directories)
+{
+    char *const none[] = {NULL};
+    int is_path = strchr(command, '/') != NULL;
+    size_t n = 0, length = strlen(command), size = is_path ? length + 1 : 0;
+    for (char *const *at = is_path ? none : directories; *at; at++, n++)
+        size += strlen(*at) + length + 2;
+    char **paths = malloc((n + is_path + 1) * sizeof *paths + size);
+    if (!paths)
+        return NULL;
+    char *text = (char *)(paths + n + is_path + 1);
+    for (size_t i = 0; i < n; i++) {
+        paths[i] = text;
+        text += sprintf(text, "%s/%s", directories[i], command) + 1;
+    }
+    if (is_path)
+        paths[n++] = strcpy(text, command);
+    paths[n] = NULL;
+    return paths;
 }
 
 static size_t count(char *const *items)
@@ -92,19 +114,6 @@ static size_t count(char *const *items)
     while (items[n])
         n++;
     return n;
-}
-
-static char *put_number(char *at, uint32_t n)
-{
-    char digits[10];
-    int i = 0;
-    do
-        digits[i++] = (char)('0' + n % 10);
-    while (n /= 10);
-    while (i)
-        *at++ = digits[--i];
-    *at++ = ' ';
-    return at;
 }
 
 static uint32_t or_none(int fd) /* no fd: 0 */
@@ -129,18 +138,17 @@ static void write_numbers(const struct start *start, int entered, char *text)
         .control = or_none(start->control[1]),
         .plan = (uint32_t)start->packed,
         .plan_size = (uint32_t)start->packed_size,
-        .pid_file = or_none(start->told),
+        .pid_file = or_none(start->pid_file),
         .userns = (uint32_t)args->userns,
         .clone_into = args->clone_into,
         .entered = (uint32_t)entered,
         .n_groups = args->n_groups,
     };
-#define X(name) text = put_number(text, numbers.name);
+#define X(name) text += sprintf(text, "%u ", numbers.name);
     FNS_NUMBERS(X)
 #undef X
     for (uint32_t i = 0; i < args->n_groups; i++)
-        text = put_number(text, (uint32_t)args->groups[i]);
-    *text = 0;
+        text += sprintf(text, "%u ", (uint32_t)args->groups[i]);
 }
 
 /* The program's argv (wire.h), to be freed; NULL: no memory. */
@@ -166,7 +174,7 @@ static int *fds_to_keep(const struct start *start, uint32_t *n)
 {
     const struct fns_args *args = start->args;
     const int own[] = {start->status[1], start->control[1], start->packed,
-                       start->told,      start->program,    args->userns ? args->userns : -1};
+                       start->pid_file,  start->program,    args->userns ? args->userns : -1};
     uint32_t n_own = sizeof own / sizeof *own, n_known = args->n_keep + args->n_groups;
     int *keep = malloc((n_known + n_own) * sizeof *keep);
     *n = 0;
@@ -184,13 +192,15 @@ static int *fds_to_keep(const struct start *start, uint32_t *n)
     return keep;
 }
 
-/* Clones, and waits until the program is executed or has failed, which it reports. 0, or -errno and `error`. */
+/* Clones, and waits until the program is executed or has failed; it reports a failure later. 0, or -errno and
+ * `error`. */
 static int begin(struct start *start)
 {
     const struct fns_args *args = start->args;
     uint64_t namespaces = hops(start) ? 0 : start->plan->clone_flags;
     int gave_up = 0, pidfd = -1;
-    /* The OOM killer ends all processes that share memory: one in a full cgroup would end this one too. */
+    /* OWN_MEMORY: the OOM killer ends all processes that share memory, so a child in a full cgroup would end the
+     * caller. */
     int entered = args->clone_into && !hops(start) && !(start->plan->options & FNS_PLAN_OWN_MEMORY);
     int into = entered ? args->groups[args->n_groups - 1] : -1;
     char numbers[NUMBERS_SIZE];
@@ -206,7 +216,7 @@ static int begin(struct start *start)
     long pid = keep && argv
                    ? fns_clone(&border, namespaces, into, &start->deadline, &pidfd, &gave_up)
                    : -ENOMEM;
-    if (pid == -ENOSYS && entered) { /* without clone3(2) the program enters the cgroup by itself */
+    if (pid == -ENOSYS && entered) { /* no clone3(2): the program enters the cgroup itself */
         write_numbers(start, 0, numbers);
         pid = fns_clone(&border, namespaces, -1, &start->deadline, &pidfd, &gave_up);
     }
@@ -243,7 +253,7 @@ int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
     return -error->err;
 }
 
-/* Reads what is there. 1: RUNNING; 0: nothing; -errno and `error`: FAILED, or an error here. */
+/* Reads all messages. 1: RUNNING came; 0: none; -errno and `error`: FAILED came, or reading failed. */
 static int read_status(struct start *start)
 {
     struct fns_message message;
@@ -263,8 +273,8 @@ static int read_status(struct start *start)
     }
 }
 
-/* Follows the start to its end. A sandbox that has not executed its command in time is killed, and its start
- * counts as done. 0, or -errno and `error`. */
+/* Follows the start to its end. Kills a sandbox that has not executed its command in time; its start then counts
+ * as done. 0, or -errno and `error`. */
 static int follow(struct start *start)
 {
     struct fns_process *process = start->process;
@@ -279,14 +289,14 @@ static int follow(struct start *start)
         if (runs || (ret > 0 && !hops(start)))
             return 0;
         runs = ret;
-        /* After a hop, the first look may have come before the sandbox had the lock: RUNNING is no exec yet. Who
-         * has sent it has, or had, the lock: a second look is right. */
+        /* After a hop, the first look at the lock may have come before the sandbox had it. Once RUNNING is here, the
+         * sandbox has or had the lock: a second look is right. */
         if (runs)
             continue;
         int ready = poll(&end, 1, 1);
-        if (ready > 0) { /* it has ended: all that it sent is here */
+        if (ready > 0) { /* it has ended: all its messages are here */
             ret = read_status(start);
-            return ret < 0 ? ret : ret > 0 || process->late ? 0 : was_killed(start);
+            return ret < 0 ? ret : ret > 0 || process->timed_out ? 0 : was_killed(start);
         }
         if (fns_over_kills(&start->deadline, ready < 0, process) < 0)
             return fail(start, FNS_STAGE_HELPER, EINTR);
@@ -295,7 +305,7 @@ static int follow(struct start *start)
 
 /* ---- the control socket ----------------------------------------------------------------------- */
 
-/* Sends GO, once the ids are mapped. 0, or -errno and `error`. */
+/* Maps the ids if need be, and sends GO. 0, or -errno and `error`. */
 static int send_go(struct start *start)
 {
     const struct fns_message go = {.kind = FNS_MESSAGE_GO};
@@ -304,13 +314,13 @@ static int send_go(struct start *start)
         ret =
             fns_write_id_maps(start->plan, start->process->pid, start->deadline.end, start->error);
     if (ret < 0 && ret != -ETIME && ret != -EINTR) {
-        int said = read_status(start); /* if the sandbox has failed, that is the cause */
+        int said = read_status(start); /* a failure of the sandbox is the cause */
         ret = said < 0 ? said : ret;
     }
-    start->process->late |= ret == -ETIME;
+    start->process->timed_out |= ret == -ETIME;
     if (ret < 0)
         return ret;
-    /* EPIPE: it has ended, and has said why in the status pipe. */
+    /* EPIPE: it has ended, and has reported why over the status pipe. */
     int sent = send(start->control[0], &go, sizeof go, MSG_NOSIGNAL) >= 0 || errno == EPIPE;
     return sent ? 0 : fail(start, FNS_STAGE_HELPER, errno);
 }
@@ -343,20 +353,20 @@ static int await_sandbox(struct start *start)
             return fail(start, FNS_STAGE_HELPER, errno);
         int ret = ready > 0 ? 0 : fns_over(&start->deadline, ready < 0);
         if (ret < 0) {
-            process->late = ret == -ETIME;
+            process->timed_out = ret == -ETIME;
             return fail(start, FNS_STAGE_HELPER, ret);
         }
-        ended = ready > 0 && fds[1].revents; /* all that it sent is here: one more look */
+        ended = ready > 0 && fds[1].revents; /* all its messages are here: one more look */
     }
 }
 
 /* The sandbox of a hop process that was killed before it could send CHILD: a pidfd, or -1. It must still be
- * a child of this process: if SIGCHLD is ignored, its pid may be another process' by now. */
-static int untold_sandbox(int told)
+ * a child of this process: if SIGCHLD is ignored, its pid may have been reused. */
+static int unreported_sandbox(int pid_file)
 {
     siginfo_t info;
     int32_t pid;
-    if (pread(told, &pid, sizeof pid, 0) != sizeof pid || pid <= 0)
+    if (pread(pid_file, &pid, sizeof pid, 0) != sizeof pid || pid <= 0)
         return -1;
     int pidfd = fns_open_pidfd(pid);
     if (pidfd < 0)
@@ -368,14 +378,13 @@ static int untold_sandbox(int told)
 }
 
 /* Ends the sandbox of a start that has failed. A hop process has ended by now. */
-static void discard_sandbox(int told, struct fns_process *process)
+static void discard_sandbox(int pid_file, struct fns_process *process)
 {
-    if (process->pid < 0 && told >= 0)
-        process->pidfd = untold_sandbox(told);
+    if (process->pid < 0 && pid_file >= 0)
+        process->pidfd = unreported_sandbox(pid_file);
     if (process->pidfd >= 0) {
         fns_discard(process->pidfd);
-    } else if (process->pid >
-               0) { /* no fd was free for its pidfd; its pid is its own until it is reaped */
+    } else if (process->pid > 0) { /* no fd was free; the pid is not reused before it is reaped */
         kill(process->pid, SIGKILL);
         while (waitpid(process->pid, NULL, __WALL) < 0 && errno == EINTR)
             ;
@@ -392,8 +401,8 @@ static int run(struct start *start)
     if (ret < 0)
         return fail(start, FNS_STAGE_HELPER, ret);
     ret = begin(start);
-    start->process->late = ret == -ETIME;
-    /* The program's ends are closed here, or their end would not be noticed. */
+    start->process->timed_out = ret == -ETIME;
+    /* While this process had the program's ends open, it would not see their end. */
     fns_close_fd(&start->status[1]);
     fns_close_fd(&start->control[1]);
     if (ret == 0 && hops(start))
@@ -402,8 +411,8 @@ static int run(struct start *start)
         ret = send_go(start);
     if (ret == 0)
         ret = follow(start);
-    /* The sandboxes of a server have its program as /proc/self/exe until they execute: one file for all of them,
-     * on which they could leave messages. Without an x bit not even root can execute it. */
+    /* The sandboxes of a server share its program's file as /proc/self/exe until they execute, and could leave
+     * messages on it. Without an x bit not even root can execute it. */
     if (ret == 0 && plan->options & FNS_PLAN_SERVER)
         fchmod(start->program, 0);
     return ret;
@@ -425,16 +434,16 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t
         .control = {-1, -1},
         .program = -1,
         .packed = -1,
-        .told = -1,
+        .pid_file = -1,
         .hop = -1,
     };
     int ret = run(&start);
     if (ret < 0 && start.control[0] >= 0)
-        shutdown(start.control[0], SHUT_RDWR); /* a sandbox that waits for GO quits */
+        shutdown(start.control[0], SHUT_RDWR); /* ends a sandbox that waits for GO */
     if (start.hop >= 0)
         fns_discard(start.hop);
     if (ret < 0) {
-        discard_sandbox(start.told, process);
+        discard_sandbox(start.pid_file, process);
     } else {
         struct rusage own;
         getrusage(RUSAGE_SELF, &own);
@@ -445,7 +454,7 @@ int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t
         }
     }
     int *fds[] = {&start.status[0], &start.status[1], &start.control[0], &start.control[1],
-                  &start.program,   &start.packed,    &start.told};
+                  &start.program,   &start.packed,    &start.pid_file};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         fns_close_fd(fds[i]);
     errno = saved;

@@ -1,13 +1,12 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the caller.
  *
- * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, SEQPACKET socket pairs
- * of which each serves one sandbox at a time: to run a command and report its end, or to start one whose
+ * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, which are SEQPACKET socket
+ * pairs. A connection serves one sandbox at a time: it runs a command and reports its end, or starts one whose
  * end is requested later (shared/wire.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -20,14 +19,14 @@
 #include "spawn.h"
 
 enum {
-    FEW_FDS = 256, /* below this number, fds are never scarce */
+    FEW_FDS = 256, /* below this number fds are never scarce */
     MAX_FULL = 50, /* times FNS_LOOK_NS: how long a server may leave its control socket full */
-    MAX_IN_FLIGHT = 5000, /* ms: how long to wait for others' fds to be received */
+    MAX_IN_FLIGHT = 5000, /* ms: how long to wait until fds in flight are received */
 };
 
 /* ---- a server that does not reply ------------------------------------------------------------ */
 
-/* No single wait at the caller's end of a socket is longer than this; then the server is looked at. */
+/* Limits each wait at the caller's end of a socket, so that it can look at the server in between. */
 static int limit_waits(int socket)
 {
     const struct timeval time = {FNS_LOOK_NS / 1000000000, FNS_LOOK_NS % 1000000000 / 1000};
@@ -77,7 +76,7 @@ static int send_request(int socket, const struct fns_request *request, size_t si
     }
 }
 
-/* CALLER or CONNECT. */
+/* Sends CALLER or CONNECT. */
 static int send_fd(const struct fns_process *server, enum fns_request_kind kind, int fd,
                    enum fns_patience patience)
 {
@@ -92,14 +91,8 @@ static int send_fd(const struct fns_process *server, enum fns_request_kind kind,
     return ret;
 }
 
-/* The number of a request. Its replies repeat it, so that a late reply to an earlier request is recognized. */
-static int next_number(void)
-{
-    static atomic_int last;
-    return atomic_fetch_add(&last, 1) & INT32_MAX;
-}
-
-/* RUN, or, with the writing end of a pipe, SPAWN. */
+/* Sends RUN or, with the writing end of a pipe, SPAWN. Replies repeat `number`: a late one to an earlier request is
+ * recognized. */
 static int send_args(int connection, int number, const struct fns_args *args,
                      struct fns_share share, int pipe)
 {
@@ -140,12 +133,12 @@ struct reply {
     int pid, pidfd;           /* of RUNNING: the pid in this process' namespaces; -1 */
 };
 
-/* The next message. -EAGAIN: none came within FNS_LOOK_NS; -EINTR: a signal came first. */
+/* Receives the next message. -EAGAIN: none came within FNS_LOOK_NS; -EINTR: a signal came first. */
 static int receive_any(int connection, struct reply *reply)
 {
     int fd, n_fds;
     long n;
-    /* ECONNRESET is reported once, before messages that were sent earlier. Other errors may pass, and a reply
+    /* ECONNRESET is reported once, before messages that were sent earlier. Other errors may be temporary, and a reply
      * that is not read is lost. */
     for (int tries = 0; tries <= FNS_TRIES; tries++) {
         n_fds = 1;
@@ -163,7 +156,7 @@ static int receive_any(int connection, struct reply *reply)
                                                                                         : -EPROTO;
 }
 
-/* The reply to the request with this number. A stopped server is continued, and killed if it stops again.
+/* Receives the reply to the request with this number. Continues a stopped server, and kills it if it stops again.
  * -ECANCELED: the server is gone; -EINTR: the caller gives up. */
 static int receive(int server, int connection, int number, enum fns_patience patience,
                    struct reply *reply)
@@ -183,7 +176,7 @@ static int receive(int server, int connection, int number, enum fns_patience pat
     }
 }
 
-/* The error of a connection that is of no use any more. */
+/* Sets the error of a connection that is of no more use. */
 static int broken(struct fns_error *error, int ret)
 {
     int gone = ret == -EPIPE || ret == -ECANCELED;
@@ -193,7 +186,7 @@ static int broken(struct fns_error *error, int ret)
     return ret;
 }
 
-/* FAILED: -errno and `error`. Any request fails where the server closes the connection. */
+/* Takes over the error of a FAILED. It breaks the connection if it is for any request. */
 static int believe(const struct fns_plan *sandbox, const struct fns_message *failed,
                    struct fns_error *error)
 {
@@ -203,7 +196,7 @@ static int believe(const struct fns_plan *sandbox, const struct fns_message *fai
     return ret;
 }
 
-/* ENDED: 0; -errno and `error`. */
+/* Receives ENDED: 0; or -errno and `error`. */
 static int receive_end(int server, int connection, int number, const struct fns_plan *sandbox,
                        struct fns_ended *ended, struct fns_error *error)
 {
@@ -218,14 +211,14 @@ static int receive_end(int server, int connection, int number, const struct fns_
     return ended->message.kind == FNS_MESSAGE_ENDED ? 0 : broken(error, -EPROTO);
 }
 
-/* A request without fds whose reply is ENDED, about the sandbox with this number. 0; -ECANCELED: the server is
+/* Sends a request without fds about the sandbox with this number, and receives ENDED. 0; -ECANCELED: the server is
  * gone; -errno. */
 static int request_end(int server, int connection, enum fns_request_kind kind, int sandbox,
                        struct fns_ended *ended)
 {
     static const struct fns_plan none; /* no op can be named */
     const struct fns_request request = {.kind = (uint16_t)kind,
-                                        .number = next_number(),
+                                        .number = fns_next_number(),
                                         .sandbox = sandbox,
                                         .size = sizeof request};
     struct fns_error error;
@@ -321,7 +314,7 @@ static const struct fns_process nothing = {.pid = -1, .pidfd = -1, .control = -1
 int fns_server_run(const struct fns_process *server, int connection, const struct fns_args *args,
                    struct fns_share share, struct fns_process *process, struct fns_error *error)
 {
-    int number = next_number();
+    int number = fns_next_number();
     *error = (struct fns_error){.op_index = -1};
     *process = nothing;
     process->start = fns_now();
@@ -330,7 +323,7 @@ int fns_server_run(const struct fns_process *server, int connection, const struc
         return broken(error, ret);
     process->control = connection;
     process->server = server->pidfd;
-    process->quiet = 1;
+    process->remote = 1;
     process->number = number;
     return 0;
 }
@@ -350,8 +343,8 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
 
 /* ---- a command that is started --------------------------------------------------------------- */
 
-/* Kills a running sandbox. Over a new connection, as nobody may serve that of a parked sandbox while it runs; over
- * the old one if no fd is free. */
+/* Kills a running sandbox, over a new connection: the server may not serve that of a parked sandbox while it runs.
+ * If no fd is free, uses the old one. */
 static void kill_running(const struct fns_process *server, int connection, int running)
 {
     struct fns_ended ended;
@@ -362,7 +355,7 @@ static void kill_running(const struct fns_process *server, int connection, int r
     fns_close_fd(&other);
 }
 
-/* Ends a sandbox that the caller gives up, however far it has come. */
+/* Ends a sandbox that the caller gives up, at any stage of its start. */
 static void give_up(const struct fns_process *server, int connection, int number)
 {
     struct reply reply;
@@ -374,7 +367,7 @@ static void give_up(const struct fns_process *server, int connection, int number
         kill_running(server, connection, reply.message.message.value);
 }
 
-/* From RUNNING to the exec, which ends the lock on `pipe`: 0, or -errno and `error`. */
+/* Waits, after RUNNING, for the exec, which ends the lock on `pipe`: 0, or -errno and `error`. */
 static int await_exec(const struct fns_process *server, int connection, int number,
                       const struct fns_plan *sandbox, int pipe, const struct reply *running,
                       struct fns_error *error)
@@ -382,7 +375,7 @@ static int await_exec(const struct fns_process *server, int connection, int numb
     struct fns_deadline deadline = {0, 0};
     struct fns_ended ended;
     struct fns_error said;
-    long n = -EMFILE; /* the kernel drops the pidfd if no fd is free */
+    long n = -EMFILE; /* if no fd is free, the kernel drops the pidfd */
     if (running->pidfd >= 0)
         n = fns_executed(pipe, NULL, &deadline);
     if (n == 0)
@@ -409,7 +402,7 @@ int fns_server_spawn(const struct fns_process *server, int connection,
 {
     struct reply reply = {.pid = -1, .pidfd = -1};
     const struct fns_message *message = &reply.message.message;
-    int number = next_number(), pipe[2];
+    int number = fns_next_number(), pipe[2];
     *error = (struct fns_error){.op_index = -1};
     *process = nothing;
     process->start = fns_now();

@@ -1,18 +1,16 @@
-/* Killing and reaping one sandbox, by its pidfd alone. Runs in the caller.
+/* Kills and reaps one sandbox, through its pidfd alone. Runs in the caller.
  *
- * There is no SIGCHLD handler and no reaping of "any child": those belong to the rest of the process.
+ * There is no SIGCHLD handler and no reaping of "any child": those belong to the application.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "loop.h"
@@ -20,19 +18,12 @@
 #include "shared/wire.h"
 #include "spawn.h"
 
-uint64_t fns_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 int fns_end_fd(const struct fns_process *process)
 {
-    return process->quiet ? process->control : process->pidfd;
+    return process->remote ? process->control : process->pidfd;
 }
 
-/* Calls `each` for every thread of a process, until it fails. The results combined, or -errno. */
+/* Calls `each` for every thread of a process, until it fails. Its results ORed, or -errno. */
 static int for_each_thread(int pid, int (*each)(int pid, int thread, void *context), void *context)
 {
     char path[64];
@@ -54,15 +45,15 @@ static int for_each_thread(int pid, int (*each)(int pid, int thread, void *conte
 int fns_reapable(const struct fns_process *process)
 {
     siginfo_t info = {.si_pid = 0};
-    if (process->quiet || process->served)
+    if (process->remote || process->served)
         return 1;
     long ret = fns_sys5(__NR_waitid, P_PIDFD, process->pidfd, &info,
                         WEXITED | WNOHANG | WNOWAIT | __WALL, 0);
     return ret < 0 || info.si_pid != 0;
 }
 
-/* Who holds a thread that has ended, or that was killed and stops once more before its end, from which no
- * second signal frees it (PTRACE_O_TRACEEXIT). 0: nobody, or a process that cannot be seen from here. */
+/* The tracer that keeps a thread from ending: the thread is a zombie, or was killed and stops once more before its end,
+ * from which no second signal frees it (PTRACE_O_TRACEEXIT). 0: none, or one that cannot be seen from here. */
 static int tracer_of(int pid, int thread)
 {
     char path[64], line[128], state = 0;
@@ -77,8 +68,8 @@ static int tracer_of(int pid, int thread)
     return state == 'Z' || state == 't' ? tracer : 0;
 }
 
-/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. An fd of its directory in
- * /proc pins the tracer, which is then looked up again: the pid may belong to another process by now. */
+/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. Looks the tracer up again once
+ * an fd of its directory in /proc is open: the pid may have been reused before that. */
 static int kill_tracer(int pid, int thread)
 {
     char path[64];
@@ -95,7 +86,7 @@ static int kill_tracer(int pid, int thread)
     return killed ? tracer : 0;
 }
 
-/* Processes whose tracers are to be killed. A tracer may itself be traced. */
+/* Processes whose tracers to kill. A tracer may itself be traced. */
 struct traced {
     int pids[256], n;
 };
@@ -111,7 +102,7 @@ static int add_tracer(int pid, int thread, void *context)
     return 0;
 }
 
-/* A thread of a child that asked to be traced is this process' to reap. */
+/* Reaps a thread of a child that made this process its tracer. */
 static int reap_thread(int pid, int thread, void *context)
 {
     siginfo_t info;
@@ -125,11 +116,11 @@ static int reap_thread(int pid, int thread, void *context)
 void fns_attend(const struct fns_process *process, int killed)
 {
     siginfo_t info = {.si_pid = 0};
-    if (process->quiet || process->served)
+    if (process->remote || process->served)
         fns_server_rouse(process->server, killed);
-    if (process->pidfd < 0 || process->quiet || fns_kill(process, 0) < 0)
+    if (process->pidfd < 0 || process->remote || fns_kill(process, 0) < 0)
         return;
-    /* Any child is only looked at, and left to whoever it belongs to. */
+    /* Only looks whether any child has ended: other children belong to the application. */
     if (!process->served)
         FNS_IGNORE(fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0),
                    "si_pid is 0 then");
@@ -161,8 +152,8 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->code = info.si_code;
     result->status = info.si_status;
     result->end = fns_now();
-    /* A reaper's last message says how the command ended. If the reaper was killed before it could send one,
-     * its own end counts as the sandbox's. If it exited without one, sending has failed. */
+    /* A reaper's last message says how the command ended. If the reaper was killed before it sent one, its own end
+     * counts as the sandbox's. If it exited without one, sending has failed. */
     struct fns_message message;
     /* ECONNRESET is reported once, before messages that were sent earlier. */
     ssize_t n = process->control < 0 ? 0 : -1;
@@ -187,7 +178,7 @@ int fns_kill(const struct fns_process *process, int signal)
 /* ---- a sandbox without a pid namespace of its own -------------------------------------------- */
 
 struct member {
-    int pid, pidfd; /* pidfd -1: none could be opened, the pid must do */
+    int pid, pidfd; /* pidfd -1: none could be opened, so the pid is used */
 };
 struct tree {
     struct member *members;
@@ -203,20 +194,16 @@ static void signal_member(const struct member *member, int signal)
         kill(member->pid, signal);
 }
 
-/* Stops a process, so that it starts no others, and adds it. 1: it is new; 0; -ENOMEM. */
+/* Stops a process, so that it starts no others, and adds it. 1: it is new; 0: it is not; -ENOMEM. */
 static int add_member(struct tree *tree, int pid)
 {
     for (size_t i = 0; i < tree->n; i++)
         if (tree->members[i].pid == pid)
             return 0;
-    if (tree->n == tree->capacity) {
-        size_t capacity = tree->capacity * 2 + 16;
-        struct member *members = realloc(tree->members, capacity * sizeof *members);
-        if (!members)
-            return -ENOMEM;
-        tree->members = members;
-        tree->capacity = capacity;
-    }
+    struct member *members = fns_grow(tree->members, &tree->capacity, tree->n, sizeof *members);
+    if (!members)
+        return -ENOMEM;
+    tree->members = members;
     struct member *member = &tree->members[tree->n];
     long pidfd = fns_sys2(__NR_pidfd_open, pid, 0);
     if (pidfd == -ESRCH)
@@ -246,12 +233,12 @@ static int add_children(int pid, int thread, void *tree)
 static int kill_tree(const struct fns_process *process)
 {
     struct tree tree = {NULL, 0, 0};
-    /* If another part of this process has reaped it, its pid may be another process's. */
+    /* If another part of this process has reaped it, its pid may have been reused. */
     int alive = fns_kill(process, 0);
     if (alive < 0)
         return alive;
     int ret = add_member(&tree, process->pid), added = ret;
-    /* Again while some are new: a thread may have started a process before it was stopped. */
+    /* Repeats while some are new: a thread may have started a process before it was stopped. */
     while (ret >= 0 && added > 0) {
         added = 0;
         for (size_t i = 0; ret >= 0 && i < tree.n; i++) {
@@ -270,7 +257,7 @@ static int kill_tree(const struct fns_process *process)
 
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
-    if (process->quiet) { /* the server sees that, and kills the sandbox */
+    if (process->remote) { /* the server sees the shutdown, and kills the sandbox */
         FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0),
                    "one that has ended closes the connection");
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;

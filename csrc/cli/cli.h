@@ -47,21 +47,6 @@ void complain(const char *message, const char *hint);
 /* Writes the outcome as one line of JSON. */
 void write_status(int fd, const struct outcome *outcome);
 
-enum asked { ASKED_TO_RUN, ASKED_FOR_HELP, ASKED_FOR_VERSION };
-
-struct options {
-    enum asked asked;
-    const char *plan;
-    char **command;     /* ends with NULL */
-    int64_t timeout_ns; /* 0: the plan's */
-    int status_fd;      /* -1: none */
-};
-
-/* Parses all words, even after an error, which is reported on --status-fd too. (options.c) */
-void read_options(char **argv, struct options *options, struct outcome *outcome);
-
-extern const char help_text[];
-
 struct fns_distrust {
     char path[PATH_MAX]; /* the file, directory or link that is not trusted */
     mode_t mode;
@@ -72,8 +57,9 @@ struct fns_distrust {
  * with why->path: it, or a directory or link on its path, is another user's or may be written by others. (trust.c) */
 int fns_read_trusted(const char *path, char **bytes, size_t *size, struct fns_distrust *why);
 
-/* Runs the command of the options to its end. `outcome` says how it ended, or why it did not start. (run.c) */
-void fns_run_plan(struct fns_planfile *file, const struct options *options,
+/* Runs a command to its end. `outcome` says how it ended, or why it did not start. `timeout_ns` 0: the plan's.
+ * (run.c) */
+void fns_run_plan(const struct fns_planfile *file, char **command, int64_t timeout_ns,
                   struct outcome *outcome);
 
 #endif

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -15,7 +14,7 @@
 
 static const char magic[8] = "fnsplan";
 
-/* The file begins with this; what its pointers lead to follows. Each is an offset from the start. */
+/* The start of the file. Each pointer in it is an offset from here. */
 struct header {
     char magic[8];
     struct fns_identity identity;
@@ -25,7 +24,7 @@ struct header {
 
 /* ---- who runs this --------------------------------------------------------------------------- */
 
-/* The first line of a small file, without its end. Its length, or -errno. */
+/* Reads the first line of a small file, without the newline. Its length, or -errno. */
 static int read_line(const char *path, char *line, size_t size)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -68,24 +67,24 @@ int fns_identify(struct fns_identity *identity)
 
 static struct fns_hint *pack_hints(struct fns_packer *packer, const struct fns_planfile *file)
 {
-    size_t at = packer->used;
-    packer->used += file->n_hints * sizeof *file->hints;
+    size_t at = (size_t)fns_pack(packer, NULL, file->n_hints * sizeof *file->hints);
     for (uint32_t i = 0; i < file->n_hints; i++) {
         struct fns_hint hint = file->hints[i];
         hint.path = fns_pack_text(packer, hint.path);
         hint.text = fns_pack_text(packer, hint.text);
-        if (packer->base)
-            memcpy(packer->base + at + i * sizeof hint, &hint, sizeof hint);
+        fns_pack_at(packer, at + i * sizeof hint, &hint, sizeof hint);
     }
     return (struct fns_hint *)at;
 }
 
-static size_t pack(char *base, const struct fns_planfile *file, const struct fns_identity *identity)
+int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
+                      void **bytes, size_t *size)
 {
     struct header header;
-    memset(&header, 0, sizeof header); /* no other memory of this process goes out */
-    struct fns_packer packer = {.base = base, .used = sizeof header};
+    struct fns_packer packer = {.bytes = NULL};
     struct fns_planfile *packed = &header.file;
+    memset(&header, 0, sizeof header); /* or the padding would carry memory of this process out */
+    fns_pack(&packer, NULL, sizeof header);
     memcpy(header.magic, magic, sizeof magic);
     header.identity = *identity;
     *packed = *file;
@@ -98,21 +97,10 @@ static size_t pack(char *base, const struct fns_planfile *file, const struct fns
     packed->inotify = fns_pack_text(&packer, file->inotify);
     for (int i = 0; i < 2; i++)
         packed->maps[i] = fns_pack_text(&packer, file->maps[i]);
-    header.size = packer.used;
-    if (base)
-        memcpy(base, &header, sizeof header);
-    return packer.used;
-}
-
-int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
-                      void **bytes, size_t *size)
-{
-    *size = pack(NULL, file, identity);
-    *bytes = calloc(1, *size);
-    if (!*bytes)
-        return -ENOMEM;
-    pack(*bytes, file, identity);
-    return 0;
+    header.size = *size = packer.used;
+    fns_pack_at(&packer, 0, &header, sizeof header);
+    *bytes = packer.bytes;
+    return packer.bytes ? 0 : -ENOMEM;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -138,13 +126,13 @@ static int open_file(char *bytes, size_t size, struct fns_planfile *file)
     plan->sandbox = NULL;
     plan->file = NULL;
     if (fns_open_plan(bytes, size, plan) < 0 || fns_open_list(bytes, size, &file->envp) < 0 ||
-        fns_open_list(bytes, size, &file->directories) < 0 || open_hints(bytes, size, file) < 0 ||
-        fns_open_text(bytes, size, &file->cwd) < 0 ||
-        fns_open_text(bytes, size, &file->inotify) < 0 ||
-        fns_open_text(bytes, size, &file->maps[0]) < 0 ||
-        fns_open_text(bytes, size, &file->maps[1]) < 0)
+        fns_open_list(bytes, size, &file->directories) < 0 || open_hints(bytes, size, file) < 0)
         return -EPROTO;
-    /* A user namespace is made if the plan joins one, and only then. */
+    const char **texts[] = {&file->cwd, &file->inotify, &file->maps[0], &file->maps[1]};
+    for (int i = 0; i < 4; i++)
+        if (fns_open_text(bytes, size, texts[i]) < 0)
+            return -EPROTO;
+    /* The maps are for the user namespace that the plan joins. */
     if ((plan->id_map == FNS_ID_MAP_RANGE) != (*file->maps[0] && *file->maps[1]) ||
         plan->options & FNS_PLAN_SERVER)
         return -EINVAL;
@@ -159,7 +147,7 @@ static int is_callers(const struct fns_identity *one, const struct fns_identity 
            one->oom_protected == other->oom_protected;
 }
 
-/* The first fault in which a file is not for `identity`; 0: none. */
+/* The first reason why a file is not for `identity`; 0: none. */
 static int compare(const struct fns_identity *made_for, const struct fns_identity *identity)
 {
     if (memcmp(made_for->build, identity->build, sizeof identity->build) != 0)
@@ -172,7 +160,7 @@ static int compare(const struct fns_identity *made_for, const struct fns_identit
 int fns_planfile_read(void *bytes, size_t size, const struct fns_identity *identity,
                       struct fns_identity *made_for, struct fns_planfile *file)
 {
-    /* The build comes first: of another build, not even the header's size is known. */
+    /* Look at the build first: another build may have another header. */
     const size_t known = offsetof(struct header, identity) + sizeof identity->build;
     struct header header;
     memset(file, 0, sizeof *file);

@@ -1,17 +1,17 @@
 /* A compiled plan as a file, and who may use it.
  *
- * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. A file is only for the
- * build of fastns that has made it, on the same machine, and for the same caller: its contents were decided for
- * them. Nothing in it is used before fns_planfile_read() has checked it.
+ * Used by: _core, which packs what `fastns compile` writes, and fastns-exec, which reads it. A file is only valid for
+ * the build of fastns, the machine and the caller that it was compiled for. Nothing in it is used before
+ * fns_planfile_read() has checked it.
  */
 #ifndef FNS_PLANFILE_H
 #define FNS_PLANFILE_H
 
 #include "caller/fastns.h"
 
-/* Who runs this program, and where: what a plan depends on besides its options. */
+/* Who runs this program, and where: a plan depends on this besides its options. */
 struct fns_identity {
-    char build[24];         /* the sources that this program was built from */
+    char build[24];         /* of the sources of this program */
     char machine[200];      /* kernel, architecture, /etc/machine-id */
     uint32_t uids[3];       /* real, effective, saved */
     uint32_t gids[3];       /* the same */
@@ -20,7 +20,7 @@ struct fns_identity {
     uint64_t oom_protected; /* 1: oom_score_adj is below 0 */
 };
 
-/* What to do about a failure with this stage, errno and detail; stage or errno 0: any. */
+/* A hint for a failure with this stage, errno and detail; stage or errno 0: any. */
 struct fns_hint {
     uint16_t stage, detail;
     int32_t err;
@@ -33,11 +33,11 @@ struct fns_planfile {
     char *const *envp;        /* of the command; NULL ends it */
     char *const *directories; /* where a command without a slash is looked up; NULL ends them */
     const char *cwd;          /* of the command, inside */
-    const char *maps[2];      /* uid_map and gid_map of the user namespace to be joined; "": none */
-    const char *inotify;      /* limit on inotify instances in there; "": none */
+    const char *maps[2];      /* uid_map and gid_map of the user namespace to join; "": none */
+    const char *inotify;      /* its limit on inotify instances; "": none */
     int64_t timeout_ns;       /* -1: none */
     uint64_t max_output;      /* bytes of each of stdout and stderr that are passed on; 0: all */
-    struct fns_hint *hints;   /* the first that fits is shown */
+    struct fns_hint *hints;   /* the first one that matches is shown */
     uint32_t n_hints;
 };
 
@@ -56,8 +56,8 @@ int fns_identify(struct fns_identity *identity);
 int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
                       void **bytes, size_t *size);
 
-/* Reads the bytes of a file, which begin where malloc() would, and which `file` points into from then on. 0, or
- * one of enum fns_planfile_fault, and then `file` is all zero; `made_for` is set from FNS_PLANFILE_BUILD on. */
+/* Reads the bytes of a file, aligned as by malloc(), which `file` points into from then on. 0; or an enum
+ * fns_planfile_fault, with `file` all zero. `made_for` is set except with FNS_PLANFILE_NO_PLAN. */
 int fns_planfile_read(void *bytes, size_t size, const struct fns_identity *identity,
                       struct fns_identity *made_for, struct fns_planfile *file);
 

@@ -64,6 +64,7 @@ static const char *hint_of(const struct fns_planfile *file, const struct fns_err
             (!*hint->path || (path && strcmp(hint->path, path) == 0)))
             return hint->text;
     }
+    /* No hint is for this detail: try those for none. */
     const struct fns_error plain = {.stage = error->stage, .err = error->err};
     return error->detail ? hint_of(file, &plain, path) : NULL;
 }
@@ -362,17 +363,18 @@ static enum end follow(struct run *run)
     return how;
 }
 
-void fns_run_plan(struct fns_planfile *file, const struct options *options, struct outcome *outcome)
+void fns_run_plan(const struct fns_planfile *file, char **command, int64_t timeout_ns,
+                  struct outcome *outcome)
 {
     static struct relay relays[2];
-    int64_t timeout = options->timeout_ns ? options->timeout_ns : file->timeout_ns;
+    int64_t timeout = timeout_ns ? timeout_ns : file->timeout_ns;
     struct run run = {
         .file = file,
         .outcome = outcome,
         .job = {.plan = &file->plan,
-                .args = {.argv = options->command,
+                .args = {.argv = command,
                          .envp = file->envp,
-                         .paths = fns_command_paths(options->command[0], file->directories),
+                         .paths = fns_command_paths(command[0], file->directories),
                          .cwd = file->cwd,
                          .stdio = {-1, -1, -1}},
                 .pipes = file->max_output ? FNS_PIPE_STDOUT | FNS_PIPE_STDERR : 0,

@@ -25,6 +25,10 @@ import sys
 from fastns.errors import SpawnError, spawn_error
 
 
+cdef extern from "<sched.h>" nogil:
+    int libc_unshare "unshare"(int flags)
+    int libc_setns "setns"(int fd, int kind)
+
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
@@ -166,17 +170,17 @@ def user_namespace(tuple ids, bytes inotify):
     return fd
 
 
-def unshare(uint64_t flags):
+def unshare(int flags):
     """unshare(2) for the calling thread; 0, or the errno."""
     cdef int ret
     with nogil:
-        ret = c.fns_unshare(flags)
-    return -ret
+        ret = libc_unshare(flags)
+    return errno if ret < 0 else 0
 
 
-def setns(int fd, uint64_t flags):
+def setns(int fd, int flags):
     """setns(2) for the calling thread; 0, or the errno."""
     cdef int ret
     with nogil:
-        ret = c.fns_setns(fd, flags)
-    return -ret
+        ret = libc_setns(fd, flags)
+    return errno if ret < 0 else 0

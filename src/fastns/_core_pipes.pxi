@@ -25,6 +25,7 @@ cdef class Pipes:
                 fds[i] = fcntl(fd, F_DUPFD_CLOEXEC, 3)
                 if fds[i] < 0:
                     raise SpawnError("stdio", errno)
+        c.fns_io_prepare(&self.io)
         self.io.input = PyBytes_AS_STRING(input)
         self.io.input_size = len(input)
         self.io.limit = limit

@@ -52,7 +52,7 @@ cdef extern from "caller/fastns.h" nogil:
         int userns, stdio[3]
 
     struct fns_process:
-        int pid, pidfd, control, served, number
+        int pid, pidfd, control, served, remote, number
         uint64_t start
         long rss_floor
 
@@ -154,6 +154,7 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_kill_all(const fns_plan *plan, const fns_process *process)
     uint64_t fns_now()
     void fns_buffer_free(fns_buffer *buffer)
+    void fns_io_prepare(fns_io *io)
     int fns_io_run(fns_io *io)
     int fns_io_finish(fns_io *io)
     void fns_io_close(fns_io *io)
@@ -172,8 +173,6 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_landlock_abi()
     int fns_has_tree_namespaces()
     int fns_can_idmap(const char *path, int recursive, int userns) nogil
-    int fns_unshare(uint64_t flags)
-    int fns_setns(int fd, uint64_t flags)
 
 
 cdef extern from "cli/planfile.h" nogil:

@@ -131,6 +131,7 @@ __attribute__((unused)) static void wait_for_end(const struct fns_process *proce
 __attribute__((unused)) static int run_io(struct fns_io *io)
 {
     int ret;
+    fns_io_prepare(io);
     do
         ret = fns_io_run(io);
     while (ret == -EINTR);

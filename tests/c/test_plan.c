@@ -141,7 +141,7 @@ static void read_bytes(const struct fns_plan *plan, uint32_t offset, uint64_t n)
         sink += (unsigned char)plan->strings[offset + i];
 }
 
-/* Reads what the program and idmap.c would. */
+/* Reads what the program and userns.c would. */
 static void read_plan(const struct fns_plan *plan)
 {
     CHECK(plan->n_early <= plan->n_ops);

@@ -57,7 +57,7 @@ static void run(const struct template *template, int connection, int reaper, int
                                  &process, &error),
                 0);
     CHECK(process.pid > 0 && process.pidfd > 2);
-    CHECK(process.served && !process.quiet && process.control == -1);
+    CHECK(process.served && !process.remote && process.control == -1);
     wait_for_end(&process);
     CHECK_EQUAL(fns_server_reap(reaper, &process, &result), 0);
     CHECK_EQUAL(result.code, CLD_EXITED);
@@ -94,7 +94,7 @@ static int run_quietly(const struct template *template, int connection, struct f
     CHECK_EQUAL(fns_server_run(&template->process, connection, args, (struct fns_share){0, 0},
                                &process, error),
                 0);
-    CHECK(process.quiet && process.pidfd < 0);
+    CHECK(process.remote && process.pidfd < 0);
     if (kill)
         CHECK_EQUAL(fns_kill_all(&template->sandbox.plan, &process), 0);
     wait_for_end(&process);

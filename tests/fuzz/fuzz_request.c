@@ -127,9 +127,9 @@ static void goes_through_an_ask(const struct fns_args *args, int loud)
 
 static void goes_through_a_file(const struct fns_plan *plan)
 {
-    size_t packed_size = fns_pack_file(NULL, plan);
-    char *packed = calloc(1, packed_size);
-    EXPECT(packed && fns_pack_file(packed, plan) == packed_size);
+    size_t packed_size;
+    char *packed = fns_pack_file(plan, &packed_size);
+    EXPECT(packed);
     struct fns_packed_plan *opened = (struct fns_packed_plan *)(void *)packed;
     EXPECT(fns_open_plan(packed, packed_size, &opened->plan) == 0);
     EXPECT(fns_open_plan(packed, packed_size, &opened->sandbox) == 0);

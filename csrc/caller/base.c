@@ -1,7 +1,12 @@
-/* Fds at numbers above 2: a start replaces 0, 1 and 2. Runs in the caller. */
+/* What several files of the caller use: fds, growing arrays, the clock, numbers.
+ *
+ * All fds are above 2, as a start replaces 0, 1 and 2.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,7 +23,7 @@ int fns_above_stdio(int fd)
     return high < 0 ? -err : high;
 }
 
-/* Both ends of a pair whose making has returned `made`. */
+/* Raises both ends of a pair. `made`: what the call that made it returned. */
 static int raise_pair(int made, int ends[2])
 {
     int ret = made < 0 ? -errno : 0;
@@ -64,4 +69,33 @@ void fns_close_fd(int *fd)
     if (*fd >= 0)
         close(*fd);
     *fd = -1;
+}
+
+void *fns_grow(void *items, size_t *capacity, size_t n, size_t item_size)
+{
+    if (n < *capacity)
+        return items;
+    size_t size = *capacity ? 2 * *capacity : 16;
+    void *grown = realloc(items, size * item_size);
+    if (grown)
+        *capacity = size;
+    return grown;
+}
+
+uint64_t fns_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+struct timespec fns_timespec(uint64_t ns)
+{
+    return (struct timespec){(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+}
+
+int fns_next_number(void)
+{
+    static atomic_int last;
+    return (atomic_fetch_add(&last, 1) & 0x3fffffff) + 1;
 }
