@@ -66,16 +66,6 @@ static _Noreturn int worker_main(void *arg)
     }
 }
 
-static void start_workers(void)
-{
-    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
-    for (int i = 0; i < N_WORKERS; i++)
-        FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
-                                      (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
-                                      worker_main, 0),
-                   "the others do its work");
-}
-
 /* Marks what was released as received. How many. */
 static int receive_released(int socket)
 {
@@ -105,7 +95,12 @@ static int closer_main(void *arg)
         closer.fds[entry] = -1;
         change(entry, TAKEN, FREE); /* by a closer that has ended */
     }
-    start_workers();
+    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
+    for (int i = 0; i < N_WORKERS; i++)
+        FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
+                                      (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
+                                      worker_main, 0),
+                   "the others do its work");
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
         if (receive_released(socket) > 1) {
@@ -127,24 +122,19 @@ int fns_closer_start(void)
                                    0);
 }
 
-static int take_entry(void)
-{
-    for (unsigned i = 0; i < MAX_ENTRIES; i++) {
-        unsigned entry = closer.next++ % MAX_ENTRIES;
-        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) == FREE)
-            return (int)entry;
-    }
-    return FNS_NONE;
-}
-
 int fns_closer_hold(int fd)
 {
-    int entry = take_entry();
-    if (entry < 0 ||
-        fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) < 0)
-        return FNS_NONE;
-    closer.states[entry] = SENT;
-    return entry;
+    for (unsigned i = 0; i < MAX_ENTRIES; i++) {
+        int entry = (int)(closer.next++ % MAX_ENTRIES);
+        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) != FREE)
+            continue;
+        if (fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) <
+            0)
+            break;
+        closer.states[entry] = SENT;
+        return entry;
+    }
+    return FNS_NONE;
 }
 
 void fns_closer_release(int entry)

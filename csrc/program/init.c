@@ -25,7 +25,7 @@ static int command_main(void *arg)
     struct command *command = arg;
     await_zero(&command->blocked);
     if (fns_change_directory(command->child) == 0)
-        FNS_IGNORE(fns_execute(command->child), "it is in child->error");
+        fns_execute(command->child);
     return FNS_EXIT_FAILED;
 }
 

@@ -71,9 +71,3 @@ int fns_check_killed(void)
     }
     return n_killed != 0;
 }
-
-void fns_killed_ended(struct fns_sandbox *sandbox)
-{
-    fns_close_if_open(sandbox->pid_namespace);
-    sandbox->pid_namespace = FNS_NONE;
-}

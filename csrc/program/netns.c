@@ -27,6 +27,7 @@ static struct {
     volatile uint32_t live;        /* taken, and not ended */
     volatile int error;
     int fds[MAX_POOL];
+    struct fns_pool_state state;
     int netlink;
     uint32_t deleted;
     uint64_t failing; /* for how long, ns */
@@ -222,7 +223,8 @@ void fns_netns_ended(void)
     refill();
 }
 
-uint64_t fns_netns_made(void)
+struct fns_pool_state *fns_netns_state(void)
 {
-    return pool.made;
+    pool.state.made = pool.made;
+    return &pool.state;
 }

@@ -57,6 +57,7 @@ struct fns_slot {
     uint64_t since;        /* when it began to wait: CLOCK_MONOTONIC, ns */
     uint64_t queued;       /* ns that it waited for its turn in a batch */
     struct fns_slot *next; /* in the queue */
+    int awaits_network;    /* in the queue, for a network namespace */
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it; 0: the server's */
     void *mapped;          /* a request from a memory file; 0: none */
     uint64_t mapped_size;
@@ -64,6 +65,34 @@ struct fns_slot {
     struct fns_received received;
     char stack[FNS_SLOT_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
+
+/* CLOCK_MONOTONIC, ns. */
+FNS_INLINE uint64_t fns_now(void)
+{
+    uint64_t time[2] = {0, 0};
+    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "there is this clock");
+    return time[0] * FNS_NS + time[1];
+}
+
+/* Memory that takes pages when it is touched. 0: none, and `error` is -errno. */
+FNS_INLINE void *fns_map(size_t size, long *error)
+{
+    long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fns_is_address(at))
+        return (void *)at;
+    *error = at;
+    return 0;
+}
+
+/* Wakes whoever waits, or waits, for a word in shared memory. The result of a wait is not needed: whoever waits
+ * reads the word again. */
+FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
+{
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < (op == FUTEX_WAKE ? FNS_TRIES : 1); tries++)
+        result = fns_sys4(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, value, 0);
+}
 
 /* ---- sandbox.c: runs in a sandbox ------------------------------------------------------------- */
 
@@ -184,20 +213,15 @@ int fns_reap(int pid);
  * next chores; -1: any. */
 int fns_do_chores(int idle);
 
-/* Counters of the pool of network namespaces. */
-struct fns_pool_state fns_pool_state(void);
-
 /* ---- kill.c ----------------------------------------------------------------------------------- */
 
 enum { FNS_KILL_MS = 100 }; /* how long a killed sandbox has to end */
 
+/* Kills a sandbox, and opens its pid namespace. */
 void fns_kill(struct fns_sandbox *sandbox);
 
 /* Kills whatever still keeps a killed sandbox from ending after FNS_KILL_MS. 1: some may not have ended. */
 int fns_check_killed(void);
-
-/* Releases what fns_kill() has acquired: the sandbox has ended. */
-void fns_killed_ended(struct fns_sandbox *sandbox);
 
 /* ---- closer.c: a process that takes mount namespaces down ------------------------------------- */
 
@@ -228,6 +252,7 @@ FNS_CHECKED int fns_netns_take(void);
 /* The sandbox that took one has ended: another may be made. */
 void fns_netns_ended(void);
 
-uint64_t fns_netns_made(void); /* how many, ever */
+/* Counters. Whoever waits for a network namespace counts that here. */
+struct fns_pool_state *fns_netns_state(void);
 
 #endif

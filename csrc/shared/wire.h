@@ -124,7 +124,7 @@ struct fns_ended {
 FNS_CHECKED int fns_open_text(char *base, uint64_t size, const char **text);
 FNS_CHECKED int fns_open_list(char *base, uint64_t size, char *const **list); /* ends with NULL */
 FNS_CHECKED int fns_open_items(char *base, uint64_t size, uint64_t n, uint64_t item_size,
-                               const void **items);
+                               void *pointer); /* to the first of n items */
 FNS_CHECKED int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan);
 
 /* The arguments of a RUN or SPAWN that came with n_fds fds, not counting a memory file. */
