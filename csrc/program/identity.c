@@ -58,7 +58,7 @@ int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
         result = fns_sys3(__NR_write, args->groups[i], "0", 1);
     for (uint32_t i = 0; i < args->n_groups; i++)
         fns_close_if_open(args->groups[i]);
-    /* Not left to the clone: the root would be the cgroup of the process that cloned. */
+    /* Not in the clone, where the namespace's root would be the cgroup of the process that cloned. */
     if (result >= 0 && op->flags)
         result = fns_sys1(__NR_unshare, op->flags);
     return (int)result;

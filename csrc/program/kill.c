@@ -9,7 +9,7 @@
 static int n_killed; /* some of them may have ended since */
 static uint64_t next_check;
 
-/* Its pid namespace; before Linux 6.11 its pidfd, valid until its first thread ends. */
+/* The pid namespace of a process; before Linux 6.11 its pidfd, which is valid until its first thread ends. */
 static int open_pid_namespace(int pid)
 {
     int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
@@ -27,7 +27,7 @@ static uint64_t time_of_next_check(void)
 
 void fns_kill(struct fns_sandbox *sandbox)
 {
-    if (sandbox->pid <= 0) /* it is reaped, and its pid may be another's */
+    if (sandbox->pid <= 0) /* reaped: its pid may belong to another process by now */
         return;
     if (sandbox->pid_namespace < 0)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
@@ -47,7 +47,7 @@ static void kill_namespace(int namespace)
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
     int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
     if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
-        /* In memory of its own, and reaped as a stray: it may take as long as it likes. */
+        /* It has its own memory and is reaped as a stray, so nothing waits for it. */
         FNS_IGNORE(fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0,
                                       0, kill_others, 0),
                    "it is tried again");

@@ -30,7 +30,7 @@ struct walk {
     int links;
 };
 
-/* Takes the next name of the path: its length, 0 at the end, or -ENAMETOOLONG. */
+/* Reads the next name of the path. Its length, 0 at the end, or -ENAMETOOLONG. */
 static int next_name(struct walk *walk, char name[MAX_NAME + 1])
 {
     int length = 0;
@@ -71,7 +71,7 @@ static int follow(struct walk *walk, int link, int no_symlinks)
     return 0;
 }
 
-/* Goes on by one name. 0 or -errno. */
+/* Walks one name further. 0 or -errno. */
 static int step(struct walk *walk, const char *name, int no_symlinks)
 {
     int top = walk->stack[walk->depth];
@@ -136,7 +136,7 @@ int fns_resolve(int root, const char *path, int no_symlinks)
     int fd = -EAGAIN;
     for (int tries = 0; fd == -EAGAIN && tries < RESOLVE_TRIES; tries++)
         fd = (int)fns_sys4(__NR_openat2, root, path, &how, sizeof how);
-    /* With O_PATH, openat2 does not fail with EPERM: a filter does that does not know the call. */
+    /* With O_PATH, EPERM does not come from openat2 but from a filter that does not know the call. */
     return fd == -ENOSYS || fd == -EPERM ? walk(root, path, no_symlinks) : fd;
 }
 
@@ -240,8 +240,8 @@ static int make(int dir, const char *name, int directory)
     return fns_done_with(fd, fd < 0 ? fd : 0);
 }
 
-/* Makes `path`. Below an idmap the caller's ids are unmapped (EOVERFLOW): there it is made in the same
- * directory without the idmap. 0 or -errno. */
+/* Makes `path`. Below an idmap the caller's ids are unmapped (EOVERFLOW): the same directory is then opened
+ * without the idmap. 0 or -errno. */
 static int make_target(struct fns_child *child, const struct fns_op *op, const char *path,
                        int directory)
 {

@@ -1,6 +1,6 @@
 /* What a sandbox of a template does from its clone to its exec, in the server's memory.
  *
- * The server goes on meanwhile: each sandbox has a slot of its own. Follows the rule of child.h.
+ * The server does not wait: each sandbox has a slot of its own. Follows the rule of child.h.
  */
 #include "server.h"
 
@@ -67,8 +67,8 @@ static int move_away(const struct fns_args *args, int fd)
     }
 }
 
-/* Gives the passed fds the numbers they have in the caller. All of them, and the `own` ones, which this process
- * needs until its exec, first move out of each other's way. */
+/* Gives the passed fds the numbers they have in the caller. First, these and the `own` fds, which this process
+ * needs until its exec, are moved to numbers that none of them needs. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
     int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
@@ -152,8 +152,8 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
         return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, result);
     if (fns_run_ops(&sandbox->child, 0, n_before) < 0)
         return -1;
-    /* A sandbox that is killed with its request cannot reply to it. So it says which one it takes while the
-     * request is still in the socket, where the server finds it. */
+    /* A sandbox that is killed after it has received its request cannot reply. So it records the request's
+     * number before that, while the server can still find the request in the socket. */
     if (fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request, FNS_MSG_PEEK, 0, 0) <=
         0)
         return -1;
@@ -199,7 +199,7 @@ int fns_sandbox_main(void *arg)
     if (result < 0 || (sandbox->is_parked && park(slot, sandbox->connection, n_before) < 0) ||
         open_request(slot, &is_spawn) < 0)
         return FNS_EXIT_FAILED;
-    if (is_spawn) { /* to RUN the server replies */
+    if (is_spawn) { /* the server replies to RUN, the sandbox to SPAWN */
         own[n_own++] = sandbox->connection;
         own[n_own++] = slot->received.fds[slot->received.n_fds - 1];
     }

@@ -1,6 +1,6 @@
 /* A server's sandboxes: whose turn it is, their start and their end. Runs in a template's server.
  *
- * A start can end another sandbox, and an end starts what waited for it, so both are in one file.
+ * A start can end another sandbox, and an end can start those that waited, so both are in one file.
  */
 #include "server.h"
 
@@ -54,37 +54,27 @@ long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
 
 /* ---- the clone ------------------------------------------------------------------------------ */
 
-/* The directory of the cgroup to clone into; FNS_NONE: the sandbox enters its cgroups itself. */
-static int group_of(struct fns_received *received)
-{
-    const struct fns_args *args = &fns_request_of(received)->args;
-    uint32_t last = 3 + args->n_keep + args->n_groups - 1;
-    if (received->size < (long)sizeof(struct fns_request) || !args->clone_into || !args->n_groups ||
-        last >= (uint32_t)received->n_fds)
-        return FNS_NONE;
-    return received->fds[last];
-}
-
-static long clone_sandbox(struct fns_slot *slot, int *pidfd)
+static long clone_sandbox(struct fns_slot *slot, const struct fns_request *request, int *pidfd)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
-    int group = sandbox->is_parked ? FNS_NONE : group_of(&slot->received);
+    /* The last fd of args.groups is the directory of the cgroup to clone into. */
+    uint32_t last = request ? 2 + request->args.n_keep + request->args.n_groups : 0;
+    int into = request && request->args.clone_into && request->args.n_groups &&
+               last < (uint32_t)slot->received.n_fds;
     struct fns_clone_args args = {
-        .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD,
+        .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD |
+                 (into ? FNS_CLONE_INTO_CGROUP : 0),
         .pidfd = (uintptr_t)pidfd,
         .child_tid = (uintptr_t)&slot->taken,
         .exit_signal = FNS_SIGCHLD,
         .stack = (uintptr_t)slot->stack,
         .stack_size = sizeof slot->stack,
+        .cgroup = into ? (uint64_t)slot->received.fds[last] : 0,
     };
-    if (group >= 0) {
-        args.flags |= FNS_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)group;
-    }
-    sandbox->child.entered = group >= 0;
+    sandbox->child.entered = into;
     slot->taken = 1;
     long pid = fns_clone_call(&args, fns_sandbox_main, slot);
-    if (pid == -ENOSYS && group >= 0) { /* without clone3(2) it enters its cgroups itself */
+    if (pid == -ENOSYS && into) { /* without clone3(2) it enters its cgroups itself */
         sandbox->child.entered = 0;
         args.flags &= ~FNS_CLONE_INTO_CGROUP;
         pid = fns_clone_call(&args, fns_sandbox_main, slot);
@@ -110,7 +100,7 @@ static long launch(struct fns_slot *slot, int connection, const struct fns_reque
     sandbox->request = request ? request->number : 0;
     *stage = FNS_STAGE_CLONE;
     int pidfd = -1;
-    long pid = clone_sandbox(slot, &pidfd);
+    long pid = clone_sandbox(slot, request, &pidfd);
     if (pid < 0) {
         fns_free_sandbox(sandbox);
         return pid;
@@ -168,7 +158,7 @@ static int stop_unused(const struct fns_sandbox *sandbox)
     return 0;
 }
 
-/* Ends a parked sandbox, so that there is a pid for another. 1: there was one. */
+/* Ends a parked sandbox to make room under the limit of processes. 1: there was one. */
 static int give_up_unused(void)
 {
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older)
@@ -400,7 +390,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     fns_unwatch_sandbox(sandbox);
     if (plan->netns_pool)
         fns_netns_ended();
-    if (sandbox->batch) { /* before the reply, whose receiver would take the CPU that is free now */
+    if (sandbox->batch) { /* before the reply, whose receiver would take the CPU */
         fns_count_alive(sandbox->batch, -1);
         run_queue(0);
     }
@@ -410,7 +400,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     }
     if (sandbox->reported && !sandbox->is_awaited &&
         sandbox->child.progress != FNS_PROGRESS_FAILED) { /* kept for a REAP */
-        /* If its RUNNING was not sent, its pipe may be silent: whoever waits for RUNNING learns it now. */
+        /* RUNNING may not have been sent. Then nothing is in the pipe, and this ends the wait for RUNNING. */
         if (sandbox->child.progress == FNS_PROGRESS_SETUP && connection != FNS_NONE)
             reply_end(connection, sandbox);
         *message = ended;
@@ -462,7 +452,7 @@ int fns_reap(int pid)
     return 1;
 }
 
-/* Whether its command runs, and nobody waits for it: only a REAP can ask for its end. */
+/* Whether its command runs and nobody waits for its end: only a REAP can ask for that. */
 static int is_on_its_own(const struct fns_sandbox *sandbox)
 {
     int has_left = sandbox->slot->sandbox != sandbox || !sandbox->slot->taken;
@@ -470,8 +460,8 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
            sandbox->child.progress == FNS_PROGRESS_EXEC;
 }
 
-/* waitid(2) for any child would go through all that live. So this looks at those whose end somebody waits for,
- * and at the one that the signal names. */
+/* waitid(2) for any child takes time for each that lives. So this tries only those whose end somebody waits
+ * for, and the one that the signal names. */
 void fns_reap_ended(int pid)
 {
     if (pid > 0) {
@@ -508,9 +498,9 @@ static void reap_strays(void)
 
 /* ---- chores --------------------------------------------------------------------------------- */
 
-/* A sandbox is parked once the process that was told of an end has had this CPU, if it runs here: the clone
- * takes as long as the reply did. The closer is woken for many at a time, best beside a sandbox that was just
- * started, whose caller has nothing to do either. */
+/* Before sandboxes are parked, which takes a clone each, the receiver of the last reply may have this CPU. The
+ * closer is woken for many namespaces at a time, best when a sandbox has just been started, as its caller has
+ * nothing to do then. */
 int fns_do_chores(int idle)
 {
     unsigned to_close = fns_closer_pending();

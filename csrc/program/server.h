@@ -6,8 +6,7 @@
 #include "child.h"
 #include "shared/wire.h"
 
-enum { FNS_NONE = -1 };
-enum { FNS_SLOT_STACK = 65536 };
+enum { FNS_NONE = -1, FNS_SLOT_STACK = 65536 };
 
 /* A request, with the fds that came along. */
 struct fns_received {
@@ -29,9 +28,8 @@ struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
     volatile uint32_t requested; /* of a parked one: it takes its request, or has taken it */
-    volatile uint32_t
-        reported;         /* RUNNING is sent, or about to be: the caller may know its number */
-    volatile int request; /* number of the request to reply to */
+    volatile uint32_t reported;  /* RUNNING was sent, or will be: the caller may know its number */
+    volatile int request;        /* number of the request to reply to */
 
     int number;            /* its index in the table, and how often that was used before */
     int pid;               /* 0: not cloned, or reaped */
@@ -43,9 +41,8 @@ struct fns_sandbox {
     int is_parked;         /* it is made ahead, and waits for its request */
     int is_awaited;        /* by a REAP, at `connection` */
     int has_ended;         /* `end` waits for a REAP */
-    struct fns_sandbox *older,
-        **link;               /* its place in the list of watched ones; link 0: not in it */
-    struct fns_sandbox *next; /* in the list of free ones */
+    struct fns_sandbox *older, **link; /* in the list of watched ones; link 0: not in it */
+    struct fns_sandbox *next;          /* in the list of free ones */
     struct fns_ended end;
 };
 
@@ -85,8 +82,7 @@ FNS_INLINE void *fns_map(size_t size, long *error)
     return 0;
 }
 
-/* Wakes whoever waits, or waits, for a word in shared memory. The result of a wait is not needed: whoever waits
- * reads the word again. */
+/* FUTEX_WAKE or FUTEX_WAIT on a word in shared memory. A wait has no result: the caller reads the word again. */
 FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
 {
     long result = -EINTR;
@@ -119,7 +115,7 @@ struct fns_connection {
     uint8_t peer;                /* enum fns_peer */
     uint8_t wants_parked;        /* PARK was requested: there is to be a parked sandbox */
     uint8_t sandbox_reads;       /* a parked sandbox reads the requests, not the server */
-    uint8_t is_closed;           /* by the caller; stays until its sandbox has ended */
+    uint8_t is_closed;           /* by the caller; the fd stays until its sandbox has ended */
     uint8_t is_queued;           /* its request waits, for its turn or for a network namespace */
     uint8_t is_listed;           /* in the list of those to park for */
     int next;                    /* in that list */
@@ -209,8 +205,8 @@ void fns_reap_ended(int pid);
 /* Reaps a process if it has ended, and deals with the consequences. 1: it had. */
 int fns_reap(int pid);
 
-/* What nobody waits for, after all else. `idle`: nothing else was to be done. How many ms may pass until the
- * next chores; -1: any. */
+/* Does what nobody waits for, after everything else. `idle`: there was nothing else. How many ms may pass until
+ * the next chores; -1: any number. */
 int fns_do_chores(int idle);
 
 /* ---- kill.c ----------------------------------------------------------------------------------- */
@@ -245,8 +241,8 @@ void fns_closer_wake(void);
  * eventfd (FNS_PEER_READY) when one is there for whoever found none. Its pid, or -errno. */
 FNS_CHECKED int fns_netns_start(uint32_t size);
 
-/* An fd of one, for one sandbox. -EAGAIN: none is there, and the eventfd will tell; -errno: none could be made
- * for a long time, and that is why. */
+/* An fd of one, for one sandbox. -EAGAIN: there is none until the eventfd can be read; -errno: making them has
+ * failed for a long time, with this error. */
 FNS_CHECKED int fns_netns_take(void);
 
 /* The sandbox that took one has ended: another may be made. */

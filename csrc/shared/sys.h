@@ -18,7 +18,7 @@
 
 #include "error.h"
 
-/* Inline everywhere: a child that shares memory must not have frames that sanitizers have instrumented. */
+/* Always inline: in a child that shares memory, no function may be instrumented by sanitizers. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
 /* Ignores a result; the text says why a failure is harmless. For gcc a cast to void is not enough. */
@@ -169,7 +169,7 @@ FNS_INLINE void fns_close(int fd)
     FNS_IGNORE(fns_sys1(__NR_close, fd), "Linux frees the fd in any case");
 }
 
-/* Sets close-on-exec, and checks it: a seccomp filter may have faked the success. 0 or -errno. */
+/* Sets close-on-exec, and checks it: a seccomp filter can fake success. 0 or -errno. */
 FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
 {
     long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);

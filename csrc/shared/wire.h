@@ -107,7 +107,7 @@ struct fns_request {
     struct fns_args args; /* every pointer is an offset from the start of the request */
 };
 
-/* The reply to all requests but SPAWN and PARK. A FAILED in its place may be a struct fns_message alone. */
+/* A reply of the server: ENDED or FAILED. */
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
