@@ -134,8 +134,8 @@ FNS_CHECKED int fns_change_directory(struct fns_child *child);
 /* Runs the last ops, unblocks signals and executes the command. Returns only on failure. */
 void fns_execute(struct fns_child *child);
 
-/* Closes all fds from 3 on but these; 0 in the list: none. 0 or -errno. */
-FNS_CHECKED int fns_close_but(const int fds[3]);
+/* Closes all fds from 3 on but these; 0: none. 0 or -errno. */
+FNS_CHECKED int fns_close_but(int a, int b, int c);
 
 /* ---- paths inside the root that is built (paths.c): an O_PATH fd, or -errno ------------------- */
 

@@ -92,8 +92,9 @@ void fns_execute(struct fns_child *child)
         fns_child_failed(child, FNS_STAGE_EXEC, try_paths(child));
 }
 
-int fns_close_but(const int fds[3])
+int fns_close_but(int a, int b, int c)
 {
+    const int fds[3] = {a, b, c};
     int first = 3;
     for (;;) {
         int next = 0; /* the lowest that is kept */

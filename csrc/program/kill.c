@@ -5,6 +5,7 @@
 #include "server.h"
 
 #define STACK_SIZE 4096
+#define KILL_NS (1000000ull * FNS_KILL_MS)
 
 static int n_killed; /* some of them may have ended since */
 static uint64_t next_check;
@@ -20,11 +21,6 @@ static int open_pid_namespace(int pid)
     return namespace;
 }
 
-static uint64_t time_of_next_check(void)
-{
-    return fns_now() + (uint64_t)FNS_KILL_MS * (FNS_NS / 1000);
-}
-
 void fns_kill(struct fns_sandbox *sandbox)
 {
     if (sandbox->pid <= 0) /* reaped: its pid may belong to another process by now */
@@ -33,7 +29,7 @@ void fns_kill(struct fns_sandbox *sandbox)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
     FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child that is not reaped");
     if (n_killed++ == 0)
-        next_check = time_of_next_check();
+        next_check = fns_now() + KILL_NS;
 }
 
 static int kill_others(void *none)
@@ -62,7 +58,7 @@ int fns_check_killed(void)
     if (!n_killed || fns_now() < next_check)
         return n_killed != 0;
     n_killed = 0;
-    next_check = time_of_next_check();
+    next_check = fns_now() + KILL_NS;
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         if (at->pid_namespace < 0)
             continue;

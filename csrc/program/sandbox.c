@@ -146,8 +146,7 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_request request = {.number = 0};
-    const int needed[3] = {connection, sandbox->child.userns, 0};
-    int result = fns_close_but(needed);
+    int result = fns_close_but(connection, sandbox->child.userns, 0);
     if (result < 0)
         return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, result);
     if (fns_run_ops(&sandbox->child, 0, n_before) < 0)

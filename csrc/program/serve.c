@@ -187,14 +187,6 @@ static void handle(int fd)
     }
 }
 
-/* Closes all fds that are not needed. */
-static long close_others(int control, int status, int userns)
-{
-    const int needed[3] = {control, status, userns};
-    long result = fns_close_but(needed);
-    return result >= 0 && userns ? fns_close_on_exec(userns) : result;
-}
-
 /* Blocks all signals; those of ended children are read from a signalfd. */
 static long listen_for_ends(void)
 {
@@ -208,8 +200,10 @@ static long listen_for_ends(void)
 _Noreturn void fns_serve(struct fns_start *start)
 {
     int control = (int)start->numbers.control, status = (int)start->numbers.status;
+    int userns = start->child.userns;
     struct epoll_event events[MAX_EVENTS];
-    fns_start_check(start, close_others(control, status, start->child.userns));
+    fns_start_check(start, fns_close_but(control, status, userns));
+    fns_start_check(start, userns ? fns_close_on_exec(userns) : 0);
     fns_start_check(start, fns_open_connections());
     fns_start_check(start, fns_watch(control, FNS_PEER_CONTROL));
     fns_start_check(start, listen_for_ends());
@@ -217,7 +211,7 @@ _Noreturn void fns_serve(struct fns_start *start)
      * comes, and does nothing, when only the thread that was its parent ends. A change of credentials would
      * clear the setting; none follows. */
     fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGCONT, 0));
-    fns_start_check(start, fns_open_sandboxes(&start->sandbox, start->child.userns));
+    fns_start_check(start, fns_open_sandboxes(&start->sandbox, userns));
     fns_report_running(start);
     fns_close(status);
     for (int idle = 0;;) {
