@@ -43,7 +43,7 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* Runs the ops that write id maps: an exec in an unmapped user namespace drops all capabilities. `*at`: the
+/* Runs the ops that write id maps: an exec in an unmapped user namespace drops all capabilities. `at`: the
  * last op run. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {
@@ -89,36 +89,35 @@ static int keep_capabilities(void)
     return (int)result;
 }
 
-static int fail(int status, enum fns_stage stage, int op_index, int result)
-{
-    const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
-                                       .error = {(uint16_t)stage, 0, op_index, -result}};
-    FNS_IGNORE(fns_write_retrying(status, &failed, sizeof failed), "this process ends anyway");
-    return FNS_EXIT_FAILED;
-}
-
 int fns_border_main(void *arg)
 {
     const struct fns_border *border = arg;
     const struct fns_args *args = border->args;
     enum fns_stage stage;
     int op = -1, result = fns_place_fds(args, border->program, &stage);
-    if (result < 0)
-        return fail(border->status, stage, -1, result);
-    result = fns_lock(border->status, F_SETLK, F_WRLCK);
-    if (result < 0)
-        return fail(border->status, FNS_STAGE_HELPER, -1, result);
-    if (border->plan->options & FNS_PLAN_MAPS_FIRST)
+    if (result >= 0) {
+        stage = FNS_STAGE_HELPER;
+        result = fns_lock(border->status, F_SETLK, F_WRLCK);
+    }
+    if (result >= 0 && border->plan->options & FNS_PLAN_MAPS_FIRST) {
+        stage = FNS_STAGE_ID_MAP;
         result = write_maps(border->plan, &op);
-    if (result < 0)
-        return fail(border->status, FNS_STAGE_ID_MAP, op, result);
-    if (border->plan->n_ops) /* without ops, nothing would drop them again */
+    }
+    if (result >= 0 && border->plan->n_ops) { /* without ops, nothing would drop them again */
+        stage = FNS_STAGE_CAPABILITIES;
+        op = -1;
         result = keep_capabilities();
-    if (result < 0)
-        return fail(border->status, FNS_STAGE_CAPABILITIES, -1, result);
-    result =
-        (int)fns_sys5(__NR_execveat, border->program, "", args->argv, args->envp, AT_EMPTY_PATH);
-    /* The program gets the command's arguments, so these errors concern the command. */
-    int own = result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
-    return fail(border->status, own ? FNS_STAGE_HELPER : FNS_STAGE_EXEC, -1, result);
+    }
+    if (result >= 0) {
+        result = (int)fns_sys5(__NR_execveat, border->program, "", args->argv, args->envp,
+                               AT_EMPTY_PATH);
+        /* The program gets the command's arguments, so these errors concern the command. */
+        int own = result != -E2BIG && result != -EAGAIN && result != -ENOMEM;
+        stage = own ? FNS_STAGE_HELPER : FNS_STAGE_EXEC;
+        op = -1;
+    }
+    const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
+                                       .error = {(uint16_t)stage, 0, op, -result}};
+    FNS_IGNORE(fns_write_retrying(border->status, &failed, sizeof failed), "this process ends");
+    return FNS_EXIT_FAILED;
 }

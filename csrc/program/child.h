@@ -56,8 +56,6 @@ void *memset(void *to, int byte, size_t size);
 #define FNS_PATH_SIZE 4096 /* PATH_MAX */
 #define FNS_PATH_FLAGS (O_PATH | O_CLOEXEC)
 #define FNS_DIRECTORY_MODE 0755
-#define FNS_FILE_MODE 0644
-#define FNS_NEW_FILE (O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC)
 
 /* A text of the plan; 0: the field is not set. */
 FNS_INLINE const char *fns_text(const struct fns_child *child, uint32_t offset)
@@ -65,16 +63,28 @@ FNS_INLINE const char *fns_text(const struct fns_child *child, uint32_t offset)
     return offset ? child->plan->strings + offset : 0;
 }
 
+FNS_INLINE FNS_CHECKED int fns_open_in(int dir, const char *name, int flags)
+{
+    return (int)fns_sys4(__NR_openat, dir, name, flags, 0);
+}
+
 /* Opens a path of the caller's view. */
 FNS_INLINE FNS_CHECKED int fns_open(const char *path, int flags)
 {
-    return (int)fns_sys4(__NR_openat, AT_FDCWD, path, flags, 0);
+    return fns_open_in(AT_FDCWD, path, flags);
 }
 
 FNS_INLINE void fns_close_if_open(int fd)
 {
     if (fd >= 0)
         fns_close(fd);
+}
+
+/* Closes an fd that is no longer needed, if it is one, and returns the result of its last use. */
+FNS_INLINE FNS_CHECKED int fns_done_with(int fd, long result)
+{
+    fns_close_if_open(fd);
+    return (int)result;
 }
 
 /* Returns `result`, and notes that the op's source is at fault. */
@@ -84,7 +94,7 @@ FNS_INLINE int fns_source_failed(struct fns_child *child, int result)
     return result;
 }
 
-/* Returns `result`, -errno, which fails the start. */
+/* Returns `result`, -errno, after noting it as what fails the start. */
 FNS_INLINE int fns_child_failed(struct fns_child *child, enum fns_stage stage, long result)
 {
     child->error.stage = (uint16_t)stage;
@@ -122,10 +132,10 @@ FNS_CHECKED int fns_leave_session(struct fns_child *child);
 FNS_CHECKED int fns_change_directory(struct fns_child *child);
 
 /* Runs the last ops, unblocks signals and executes the command. Returns only on failure. */
-FNS_CHECKED int fns_execute(struct fns_child *child);
+void fns_execute(struct fns_child *child);
 
-/* Closes all fds from 3 on but these; 0 in the list: none. 0 or -errno. */
-FNS_CHECKED int fns_close_but(const int fds[3]);
+/* Closes all fds from 3 on but these; 0: none. 0 or -errno. */
+FNS_CHECKED int fns_close_but(int a, int b, int c);
 
 /* ---- paths inside the root that is built (paths.c): an O_PATH fd, or -errno ------------------- */
 
@@ -143,6 +153,9 @@ FNS_CHECKED int fns_target_directory(struct fns_child *child, const struct fns_o
 
 /* The op's target; with CREATE a missing one is made, as an empty file or a directory. */
 FNS_CHECKED int fns_open_target(struct fns_child *child, const struct fns_op *op, int directory);
+
+/* Makes an empty file: an fd to write to, or -errno. */
+FNS_CHECKED int fns_make_file(int dir, const char *name);
 
 /* With OWNED: gives `name` in `dir`, or `dir` itself if `name` is "", to the sandbox's owner. 0 or -errno. */
 FNS_CHECKED int fns_give_to_owner(const struct fns_child *child, const struct fns_op *op, int dir,

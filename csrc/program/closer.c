@@ -1,11 +1,11 @@
 /* The closer: a process beside a template's server that takes mount namespaces down.
  *
- * The last process that lets go of a mount namespace takes it down: it frees all that was written to its
- * tmpfs, and waits for all CPUs (RCU). That must not be the sandbox, whose end is reported only afterwards,
- * nor the server, whose other callers wait. So the server sends the closer an fd of each namespace when the
+ * The process that drops the last reference to a mount namespace takes it down: it frees all that was written
+ * to its tmpfs, and waits for all CPUs (RCU). In the sandbox this would delay the report of its end; in the
+ * server, the replies to other callers. So the server sends the closer an fd of each namespace when the
  * sandbox starts, and the closer closes it after the end. Until then the fds stay in the socket: if the server
- * kept them, each new sandbox would have copies, and might be the last to close one. The closer has threads
- * so that several namespaces wait for all CPUs together. Raw system calls only.
+ * kept them, each new sandbox would have copies, and might drop the last reference by closing one. The closer
+ * has threads so that several namespaces can wait for all CPUs together. Raw system calls only.
  */
 #include "server.h"
 
@@ -66,16 +66,6 @@ static _Noreturn int worker_main(void *arg)
     }
 }
 
-static void start_workers(void)
-{
-    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
-    for (int i = 0; i < N_WORKERS; i++)
-        FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
-                                      (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
-                                      worker_main, 0),
-                   "the others do its work");
-}
-
 /* Marks what was released as received. How many. */
 static int receive_released(int socket)
 {
@@ -84,7 +74,7 @@ static int receive_released(int socket)
     for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
         if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) != RELEASED)
             continue;
-        if (closer.fds[entry] < 0) /* it was sent and released since receive_all() */
+        if (closer.fds[entry] < 0) /* sent and released since receive_all() */
             receive_all(socket);
         __atomic_store_n(&closer.states[entry], RECEIVED, __ATOMIC_SEQ_CST);
         n++;
@@ -103,9 +93,14 @@ static int closer_main(void *arg)
         return 1;
     for (unsigned entry = 0; entry < MAX_ENTRIES; entry++) {
         closer.fds[entry] = -1;
-        change(entry, TAKEN, FREE); /* by a closer that has ended */
+        change(entry, TAKEN, FREE); /* taken by a closer that has ended */
     }
-    start_workers();
+    const uint64_t flags = FNS_CLONE_VM | FNS_CLONE_FILES | FNS_CLONE_SIGHAND | FNS_CLONE_THREAD;
+    for (int i = 0; i < N_WORKERS; i++)
+        FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
+                                      (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
+                                      worker_main, 0),
+                   "the others do its work");
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
         if (receive_released(socket) > 1) {
@@ -127,24 +122,19 @@ int fns_closer_start(void)
                                    0);
 }
 
-static int take_entry(void)
-{
-    for (unsigned i = 0; i < MAX_ENTRIES; i++) {
-        unsigned entry = closer.next++ % MAX_ENTRIES;
-        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) == FREE)
-            return (int)entry;
-    }
-    return FNS_NONE;
-}
-
 int fns_closer_hold(int fd)
 {
-    int entry = take_entry();
-    if (entry < 0 ||
-        fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) < 0)
-        return FNS_NONE;
-    closer.states[entry] = SENT;
-    return entry;
+    for (unsigned i = 0; i < MAX_ENTRIES; i++) {
+        int entry = (int)(closer.next++ % MAX_ENTRIES);
+        if (__atomic_load_n(&closer.states[entry], __ATOMIC_SEQ_CST) != FREE)
+            continue;
+        if (fns_send_message(closer.sockets[0], &entry, sizeof entry, &fd, 1, 0, FNS_MSG_DONTWAIT) <
+            0)
+            break;
+        closer.states[entry] = SENT;
+        return entry;
+    }
+    return FNS_NONE;
 }
 
 void fns_closer_release(int entry)

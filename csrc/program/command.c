@@ -78,22 +78,23 @@ static int try_paths(struct fns_child *child)
     return denied ? -EACCES : result;
 }
 
-int fns_execute(struct fns_child *child)
+void fns_execute(struct fns_child *child)
 {
     const uint64_t none = 0;
-    int failed = fns_run_last_ops(child);
-    if (failed < 0)
-        return failed;
+    if (fns_run_last_ops(child) < 0)
+        return;
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
     /* Signals were blocked until now, so that one to the process group could not end the start half-way. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     if (result < 0)
-        return fns_child_failed(child, FNS_STAGE_SIGNALS, result);
-    return fns_child_failed(child, FNS_STAGE_EXEC, try_paths(child));
+        fns_child_failed(child, FNS_STAGE_SIGNALS, result);
+    else
+        fns_child_failed(child, FNS_STAGE_EXEC, try_paths(child));
 }
 
-int fns_close_but(const int fds[3])
+int fns_close_but(int a, int b, int c)
 {
+    const int fds[3] = {a, b, c};
     int first = 3;
     for (;;) {
         int next = 0; /* the lowest that is kept */

@@ -28,16 +28,13 @@ int fns_loopback_up(void)
     request.flags |= FNS_IFF_UP;
     if (result >= 0)
         result = (int)fns_sys3(__NR_ioctl, socket, SIOCSIFFLAGS, &request);
-    if (result < 0)
-        fns_close(socket);
-    return result < 0 ? result : socket;
+    return result < 0 ? fns_done_with(socket, result) : socket;
 }
 
 int fns_op_loopback(struct fns_child *child, const struct fns_op *op)
 {
     int socket = fns_loopback_up();
-    fns_close_if_open(socket);
-    return socket;
+    return fns_done_with(socket, socket);
 }
 
 int fns_op_keyring(struct fns_child *child, const struct fns_op *op)
@@ -49,7 +46,7 @@ int fns_op_keyring(struct fns_child *child, const struct fns_op *op)
         return 0;
     if (result >= 0 && op->how & FNS_HOW_SEALED)
         result = (int)fns_sys3(__NR_keyctl, KEYCTL_SETPERM, result, 0);
-    return result < 0 ? result : 0;
+    return result;
 }
 
 int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
@@ -61,10 +58,10 @@ int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
         result = fns_sys3(__NR_write, args->groups[i], "0", 1);
     for (uint32_t i = 0; i < args->n_groups; i++)
         fns_close_if_open(args->groups[i]);
-    /* Not left to the clone: the root would be the cgroup of the process that cloned. */
+    /* Not in the clone, where the namespace's root would be the cgroup of the process that cloned. */
     if (result >= 0 && op->flags)
         result = fns_sys1(__NR_unshare, op->flags);
-    return result < 0 ? (int)result : 0;
+    return (int)result;
 }
 
 static uint64_t min(uint64_t a, uint64_t b)
@@ -98,8 +95,7 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_umask(struct fns_child *child, const struct fns_op *op)
 {
-    int before = (int)fns_sys1(__NR_umask, op->arg);
-    return before < 0 ? before : 0;
+    return (int)fns_sys1(__NR_umask, op->arg);
 }
 
 int fns_op_setgroups(struct fns_child *child, const struct fns_op *op)

@@ -25,7 +25,7 @@ static int command_main(void *arg)
     struct command *command = arg;
     await_zero(&command->blocked);
     if (fns_change_directory(command->child) == 0)
-        FNS_IGNORE(fns_execute(command->child), "it is in child->error");
+        fns_execute(command->child);
     return FNS_EXIT_FAILED;
 }
 
@@ -33,12 +33,13 @@ static int command_main(void *arg)
  * end when the command closes them. */
 static long give_up_rights(const struct fns_start *start)
 {
-    const int needed[3] = {(int)start->numbers.control, (int)start->numbers.status, 0};
     const struct fns_capabilities none = {0, 0, 0};
     long result = fns_capset(&none);
     if (result >= 0)
         result = fns_sys3(__NR_close_range, 0, 2, 0);
-    return result < 0 ? result : fns_close_but(needed);
+    if (result >= 0)
+        result = fns_close_but((int)start->numbers.control, (int)start->numbers.status, 0);
+    return result;
 }
 
 /* Starts the command, which has its own fds and capabilities and waits until this process has given up its

@@ -5,11 +5,12 @@
 #include "server.h"
 
 #define STACK_SIZE 4096
+#define KILL_NS (1000000ull * FNS_KILL_MS)
 
 static int n_killed; /* some of them may have ended since */
 static uint64_t next_check;
 
-/* Its pid namespace; before Linux 6.11 its pidfd, valid until its first thread ends. */
+/* The pid namespace of a process; before Linux 6.11 its pidfd, which is valid until its first thread ends. */
 static int open_pid_namespace(int pid)
 {
     int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
@@ -20,20 +21,15 @@ static int open_pid_namespace(int pid)
     return namespace;
 }
 
-static uint64_t time_of_next_check(void)
-{
-    return fns_now() + (uint64_t)FNS_KILL_MS * (FNS_NS / 1000);
-}
-
 void fns_kill(struct fns_sandbox *sandbox)
 {
-    if (sandbox->pid <= 0) /* it is reaped, and its pid may be another's */
+    if (sandbox->pid <= 0) /* reaped: its pid may belong to another process by now */
         return;
     if (sandbox->pid_namespace < 0)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
     FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child that is not reaped");
     if (n_killed++ == 0)
-        next_check = time_of_next_check();
+        next_check = fns_now() + KILL_NS;
 }
 
 static int kill_others(void *none)
@@ -47,7 +43,7 @@ static void kill_namespace(int namespace)
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
     int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
     if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
-        /* In memory of its own, and reaped as a stray: it may take as long as it likes. */
+        /* It has its own memory and is reaped as a stray, so nothing waits for it. */
         FNS_IGNORE(fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0,
                                       0, kill_others, 0),
                    "it is tried again");
@@ -62,7 +58,7 @@ int fns_check_killed(void)
     if (!n_killed || fns_now() < next_check)
         return n_killed != 0;
     n_killed = 0;
-    next_check = time_of_next_check();
+    next_check = fns_now() + KILL_NS;
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         if (at->pid_namespace < 0)
             continue;
@@ -70,10 +66,4 @@ int fns_check_killed(void)
         kill_namespace(at->pid_namespace);
     }
     return n_killed != 0;
-}
-
-void fns_killed_ended(struct fns_sandbox *sandbox)
-{
-    fns_close_if_open(sandbox->pid_namespace);
-    sandbox->pid_namespace = FNS_NONE;
 }

@@ -25,24 +25,13 @@
 enum { FNS_AF_UNIX = 1, FNS_AF_INET = 2, FNS_AF_NETLINK = 16 };
 enum { FNS_SOCK_DGRAM = 2, FNS_SOCK_RAW = 3, FNS_SOCK_SEQPACKET = 5 };
 enum { FNS_SOL_SOCKET = 1, FNS_SO_RCVBUF = 8, FNS_SO_RCVTIMEO = 20, FNS_SOL_NETLINK = 270 };
-enum { FNS_SCM_RIGHTS = 1, FNS_SCM_CREDENTIALS = 2, FNS_SHUT_RDWR = 2 };
-enum {
-    FNS_MSG_PEEK = 0x2,
-    FNS_MSG_CTRUNC = 0x8,
-    FNS_MSG_TRUNC = 0x20,
-    FNS_MSG_DONTWAIT = 0x40,
-    FNS_MSG_NOSIGNAL = 0x4000,
-    FNS_MSG_CMSG_CLOEXEC = 0x40000000
-};
-enum { FNS_IFF_UP = 1, FNS_RLIMIT_NOFILE = 7, FNS_CLOCK_MONOTONIC = 1 };
+enum { FNS_MSG_PEEK = 0x2, FNS_MSG_DONTWAIT = 0x40, FNS_SHUT_RDWR = 2, FNS_IFF_UP = 1 };
 
 /* pidfd ioctls, since Linux 6.11. */
 enum { FNS_PIDFD_GET_MNT_NAMESPACE = 0xff03, FNS_PIDFD_GET_PID_NAMESPACE = 0xff05 };
 
 enum { FNS_SIGCONT = 18, FNS_LAST_SIGNAL = 64, FNS_SI_KERNEL = 0x80, FNS_CLD_EXITED = 1 };
-
-enum { FNS_MNT_DETACH = 2 }; /* umount2(2) */
-
+enum { FNS_RLIMIT_NOFILE = 7, FNS_MNT_DETACH = 2 /* umount2(2) */, FNS_CLOCK_MONOTONIC = 1 };
 enum { FNS_PAGE = 4096, FNS_NS = 1000000000 /* in a second */ };
 
 struct fns_siginfo { /* siginfo_t, as far as waitid(2) and a signal's sender fill it */
@@ -51,49 +40,10 @@ struct fns_siginfo { /* siginfo_t, as far as waitid(2) and a signal's sender fil
     char rest[100];
 };
 
-/* waitid(2), repeated after a signal; `usage`: struct rusage, or 0. */
-FNS_INLINE FNS_CHECKED long fns_waitid(int kind, long id, struct fns_siginfo *info, int options,
-                                       void *usage)
-{
-    long result;
-    do
-        result = fns_sys5(__NR_waitid, kind, id, info, options, usage);
-    while (result == -EINTR);
-    return result;
-}
-
-/* Wakes or waits for a word that processes with one memory share. The result of a wait is not needed:
- * whoever waits reads the word again. */
-FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
-{
-    long result = -EINTR;
-    for (int tries = 0; result < 0 && tries < (op == FUTEX_WAKE ? FNS_TRIES : 1); tries++)
-        result = fns_sys4(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, value, 0);
-}
-
 /* Whether a result is an address; else it is -errno (mmap(2)). */
 FNS_INLINE int fns_is_address(long result)
 {
     return result >= 0 || result <= -4096;
-}
-
-/* Memory that takes pages when it is touched. 0: none, and `error` is -errno. */
-FNS_INLINE void *fns_map(size_t size, long *error)
-{
-    long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (fns_is_address(at))
-        return (void *)at;
-    *error = at;
-    return 0;
-}
-
-/* CLOCK_MONOTONIC, ns. */
-FNS_INLINE uint64_t fns_now(void)
-{
-    uint64_t time[2] = {0, 0};
-    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "there is this clock");
-    return time[0] * FNS_NS + time[1];
 }
 
 /* A seqpacket socket pair, close-on-exec. 0 or -errno. */

@@ -198,7 +198,7 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
     if (fns_change_directory(child) < 0)
         fns_start_failed(start);
     fns_report_running(start); /* before the last ops: a filter among them may refuse it */
-    FNS_IGNORE(fns_execute(child), "it is in child->error");
+    fns_execute(child);
     fns_start_failed(start);
 }
 

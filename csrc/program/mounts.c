@@ -18,12 +18,10 @@ static int attach(int tree, struct place place)
 
 static int attach_and_close(int tree, struct place place)
 {
-    int result = tree < 0 ? tree : attach(tree, place);
-    fns_close_if_open(tree);
-    return result;
+    return fns_done_with(tree, tree < 0 ? tree : attach(tree, place));
 }
 
-/* A detached copy of what is mounted at a place. `flags`: beside these. */
+/* A detached copy of what is mounted at a place. `flags`: more flags of open_tree(2). */
 static int clone_tree(struct place place, int flags)
 {
     return (int)fns_sys3(__NR_open_tree, place.fd, place.name,
@@ -41,7 +39,7 @@ static int set_attributes(int tree, int recursive, struct fns_mount_attr attr)
                          AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
-/* Idmaps a detached tree: id 0 on the disk is id 0 in the user namespace. All of it or nothing. EINVAL: a
+/* Idmaps a detached tree, all of it or nothing: id 0 on the disk becomes id 0 in the user namespace. EINVAL: a
  * file system cannot be idmapped. EPERM: a mount is idmapped already, or its file system belongs to another
  * user namespace (mount_setattr(2)). */
 static int idmap_tree(struct fns_child *child, const struct fns_op *op, int tree)
@@ -64,12 +62,12 @@ static int mount(const char *source, const char *place, const char *type, uint64
     return (int)fns_sys5(__NR_mount, source, place, type, flags, options);
 }
 
-/* mount(2) on the directory behind an fd: "." is that directory, whatever its name is by now. */
-static int mount_at(int fd, const char *source, const char *type, uint64_t flags,
-                    const char *options)
+/* mount(2) at a place below the directory `dir`; "." is that directory, whatever its name is by now. */
+static int mount_in(int dir, const char *place, const char *source, const char *type,
+                    uint64_t flags, const char *options)
 {
-    int result = (int)fns_sys1(__NR_fchdir, fd);
-    return result < 0 ? result : mount(source, ".", type, flags, options);
+    int result = (int)fns_sys1(__NR_fchdir, dir);
+    return result < 0 ? result : mount(source, place, type, flags, options);
 }
 
 /* ---- the root ------------------------------------------------------------------------------- */
@@ -98,8 +96,8 @@ int fns_op_root_tree(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? result : set_attributes(child->root, 1, attr);
 }
 
-/* Mounts a tmpfs as the op describes it, and makes its directories: an fd of it, or -errno. What lies on
- * top of "/" is reached by "/..": other absolute paths start below it. */
+/* Mounts a tmpfs as the op describes it, and makes its directories: an fd of it, or -errno. What lies on top
+ * of "/" is reached by "/..", as other absolute paths start below it. */
 static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
 {
     const char *place = op->target ? fns_text(child, op->target) : "/";
@@ -116,36 +114,30 @@ static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
         if (result == 0)
             result = fns_give_to_owner(child, op, top, name);
     }
-    if (result < 0)
-        fns_close(top);
-    return result < 0 ? result : top;
+    return result < 0 ? fns_done_with(top, result) : top;
 }
 
 int fns_op_root_tmpfs(struct fns_child *child, const struct fns_op *op)
 {
     int result = op->target ? (int)fns_sys1(__NR_fchdir, child->scratch) : 0;
-    child->root = result < 0 ? result : make_tmpfs(child, op);
-    return child->root < 0 ? child->root : 0;
+    return child->root = result < 0 ? result : make_tmpfs(child, op);
 }
 
 int fns_op_scratch(struct fns_child *child, const struct fns_op *op)
 {
-    child->scratch = make_tmpfs(child, op);
-    return child->scratch < 0 ? child->scratch : 0;
+    return child->scratch = make_tmpfs(child, op);
 }
 
-/* The target is in a tmpfs that this process made, so nobody can have put a link there. mount(2) takes
- * half the time of a detached tree. */
+/* The target is in a tmpfs that this process made, so nobody can have put a link there. mount(2) takes half
+ * the time of a detached tree. */
 int fns_op_show(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = fns_text(child, op->source), *place = fns_text(child, op->target);
     const struct fns_mount_attr attr = {
         .attr_set = op->flags, .attr_clr = op->arg, .propagation = MS_PRIVATE};
-    int result = (int)fns_sys1(__NR_fchdir, child->root);
+    int result = fns_give_to_owner(child, op, child->root, place);
     if (result == 0)
-        result = fns_give_to_owner(child, op, child->root, place);
-    if (result == 0)
-        result = mount(source, place, 0, MS_BIND | MS_REC, 0);
+        result = mount_in(child->root, place, source, 0, MS_BIND | MS_REC, 0);
     if (result == -ENOENT) /* removed since the plan was made: the directory stays empty */
         return 0;
     if (result < 0)
@@ -153,61 +145,48 @@ int fns_op_show(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys5(__NR_mount_setattr, child->root, place, AT_RECURSIVE, &attr, sizeof attr);
 }
 
-/* A tree on top of "/" hides nothing: absolute paths start below it. So no bind of a directory of the
+/* A tree on top of "/" hides nothing, as absolute paths start below it. So no bind of a directory of the
  * caller's view can contain the new root. */
 int fns_op_root_attach(struct fns_child *child, const struct fns_op *op)
 {
     if (op->target)
-        return (int)fns_sys5(__NR_move_mount, child->root, "", child->scratch,
-                             fns_text(child, op->target), MOVE_MOUNT_F_EMPTY_PATH);
+        return attach(child->root, (struct place){child->scratch, fns_text(child, op->target)});
     int top = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
-    if (top < 0)
-        return top;
-    int result = attach(child->root, (struct place){top, ""});
-    fns_close(top);
-    return result;
+    return fns_done_with(top, top < 0 ? top : attach(child->root, (struct place){top, ""}));
 }
 
-/* The root's tree becomes a mount namespace, and this process enters it: the caller's mounts are not
- * copied, and there is no old root to take down. The paths of the caller's view are gone then. */
+/* The root's tree becomes a mount namespace, and this process enters it. The caller's mounts are not copied,
+ * there is no old root to take down, and the paths of the caller's view are gone. */
 int fns_op_tree_namespace(struct fns_child *child, const struct fns_op *op)
 {
     int null = fns_open("/dev/null", FNS_PATH_FLAGS); /* for masks */
-    int tree = null < 0 ? null : clone_fd(null, 0);
+    int tree = fns_done_with(null, null < 0 ? null : clone_fd(null, 0));
     child->null = tree < 0 ? 0 : tree;
-    fns_close_if_open(null);
     int namespace =
         (int)fns_sys3(__NR_open_tree, child->root, "",
                       FNS_OPEN_TREE_NAMESPACE | O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
-    if (namespace < 0)
-        return namespace;
-    int result = (int)fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWNS);
-    fns_close(namespace);
+    int result = namespace < 0 ? namespace : (int)fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWNS);
+    fns_close_if_open(namespace);
     if (result < 0)
         return result;
     fns_close(child->root);
-    child->root = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
-    return child->root < 0 ? child->root : 0;
+    return child->root = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
 }
 
 int fns_op_root_scratch(struct fns_child *child, const struct fns_op *op)
 {
     fns_close_if_open(child->root);
-    child->root = (int)fns_sys3(__NR_fcntl, child->scratch, F_DUPFD_CLOEXEC, 3);
-    return child->root < 0 ? child->root : 0;
+    return child->root = (int)fns_sys3(__NR_fcntl, child->scratch, F_DUPFD_CLOEXEC, 3);
 }
 
 int fns_op_overlay(struct fns_child *child, const struct fns_op *op)
 {
-    int result = (int)fns_sys1(__NR_fchdir, child->scratch);
-    if (result == 0)
-        result = mount("overlay", "root", "overlay", op->flags, fns_text(child, op->data));
+    int result = mount_in(child->scratch, "root", "overlay", "overlay", op->flags,
+                          fns_text(child, op->data));
     if (result < 0)
         return result;
     fns_close_if_open(child->root);
-    child->root =
-        (int)fns_sys4(__NR_openat, child->scratch, "root", FNS_PATH_FLAGS | O_DIRECTORY, 0);
-    return child->root < 0 ? child->root : 0;
+    return child->root = fns_open_in(child->scratch, "root", FNS_PATH_FLAGS | O_DIRECTORY);
 }
 
 int fns_op_pivot_root(struct fns_child *child, const struct fns_op *op)
@@ -219,9 +198,7 @@ int fns_op_pivot_root(struct fns_child *child, const struct fns_op *op)
     /* umount2(2) takes the topmost mount: a scratch lies on top of the old root. */
     for (uint64_t i = 0; result == 0 && i < op->arg; i++)
         result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
-    if (result == 0)
-        result = (int)fns_sys1(__NR_chdir, "/");
-    return result;
+    return result < 0 ? result : (int)fns_sys1(__NR_chdir, "/");
 }
 
 int fns_op_chroot(struct fns_child *child, const struct fns_op *op)
@@ -229,9 +206,7 @@ int fns_op_chroot(struct fns_child *child, const struct fns_op *op)
     int result = (int)fns_sys1(__NR_fchdir, child->root);
     if (result == 0)
         result = (int)fns_sys1(__NR_chroot, ".");
-    if (result == 0)
-        result = (int)fns_sys1(__NR_chdir, "/");
-    return result;
+    return result < 0 ? result : (int)fns_sys1(__NR_chdir, "/");
 }
 
 /* ---- mounts and binds ----------------------------------------------------------------------- */
@@ -240,16 +215,10 @@ int fns_op_mount(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = fns_text(child, op->source), *type = fns_text(child, op->type);
     const char *place = fns_text(child, op->target), *options = fns_text(child, op->data);
-    if (place[0] != '/') { /* a directory of ROOT_TMPFS: no link can be there */
-        int result = (int)fns_sys1(__NR_fchdir, child->root);
-        return result < 0 ? result : mount(source, place, type, op->flags, options);
-    }
+    if (place[0] != '/') /* a directory of ROOT_TMPFS: no link can be there */
+        return mount_in(child->root, place, source, type, op->flags, options);
     int fd = fns_open_target(child, op, 1);
-    if (fd < 0)
-        return fd;
-    int result = mount_at(fd, source, type, op->flags, options);
-    fns_close(fd);
-    return result;
+    return fns_done_with(fd, fd < 0 ? fd : mount_in(fd, ".", source, type, op->flags, options));
 }
 
 /* Attaches a detached tree to the op's target. `clear`: the attributes to clear. */
@@ -271,24 +240,17 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
     if (target < 0)
         return target;
     long type = fns_type_in(target, "");
-    if (type < 0)
-        result = (int)type;
-    else if ((type == FNS_S_IFDIR) != (directory != 0))
-        result = -ENOTDIR; /* the kernel's EINVAL explains nothing */
-    else
-        result = attach(tree, (struct place){target, ""});
-    fns_close(target);
-    return result;
+    if (type >= 0 && (type == FNS_S_IFDIR) != (directory != 0))
+        type = -ENOTDIR; /* the kernel's EINVAL explains nothing */
+    return fns_done_with(target, type < 0 ? type : attach(tree, (struct place){target, ""}));
 }
 
 /* A detached copy of the op's source, or -errno. */
 static int open_source(struct fns_child *child, const struct fns_op *op)
 {
     int source = fns_open(fns_text(child, op->source), FNS_PATH_FLAGS);
-    if (source < 0)
-        return fns_source_failed(child, source);
-    int tree = clone_fd(source, op->how & FNS_HOW_RECURSIVE);
-    fns_close(source);
+    int tree = source < 0 ? source : clone_fd(source, op->how & FNS_HOW_RECURSIVE);
+    fns_close_if_open(source);
     return tree < 0 ? fns_source_failed(child, tree) : tree;
 }
 
@@ -297,7 +259,7 @@ int fns_op_bind_source(struct fns_child *child, const struct fns_op *op)
     int tree = child->n_sources < FNS_MAX_SOURCES ? open_source(child, op) : -E2BIG;
     if (tree >= 0)
         child->sources[child->n_sources++] = tree;
-    return tree < 0 ? tree : 0;
+    return tree;
 }
 
 /* The next tree of BIND_SOURCE. */
@@ -316,11 +278,9 @@ int fns_op_bind(struct fns_child *child, const struct fns_op *op)
     if (tree < 0)
         return tree;
     long type = fns_type_in(tree, "");
-    int result = (int)type;
     if (type >= 0)
-        result = bind_tree(child, op, tree, op->arg, type == FNS_S_IFDIR);
-    fns_close(tree);
-    return result;
+        type = bind_tree(child, op, tree, op->arg, type == FNS_S_IFDIR);
+    return fns_done_with(tree, type);
 }
 
 int fns_op_device(struct fns_child *child, const struct fns_op *op)
@@ -341,9 +301,7 @@ int fns_op_directory(struct fns_child *child, const struct fns_op *op)
 {
     const char *name;
     int dir = fns_target_directory(child, op, &name);
-    if (dir < 0)
-        return dir;
-    int result = (int)fns_sys3(__NR_mkdirat, dir, name, op->arg);
+    int result = dir < 0 ? dir : (int)fns_sys3(__NR_mkdirat, dir, name, op->arg);
     return result < 0 ? result : fns_give_to_owner(child, op, dir, name);
 }
 
@@ -351,10 +309,8 @@ int fns_op_directory(struct fns_child *child, const struct fns_op *op)
 static int write_file(struct fns_child *child, const struct fns_op *op, int dir, const char *name)
 {
     const char *bytes = child->plan->strings + op->data;
-    int fd = (int)fns_sys4(__NR_openat, dir, name, FNS_NEW_FILE, FNS_FILE_MODE);
-    if (fd < 0)
-        return fd;
-    long result = 0;
+    int fd = fns_make_file(dir, name);
+    long result = fd;
     for (uint64_t done = 0; result >= 0 && done < op->arg; done += (uint64_t)result) {
         result = fns_sys3(__NR_write, fd, bytes + done, op->arg - done);
         if (result == 0)
@@ -362,34 +318,27 @@ static int write_file(struct fns_child *child, const struct fns_op *op, int dir,
     }
     if (result >= 0)
         result = fns_give_to_owner(child, op, fd, "");
-    fns_close(fd);
-    return (int)result;
+    return fns_done_with(fd, result);
 }
 
 int fns_op_file_bind(struct fns_child *child, const struct fns_op *op)
 {
     const char *name = fns_text(child, op->source); /* unique in the scratch: the plan says so */
-    int dir = (int)fns_sys4(__NR_openat, child->scratch, "files", FNS_PATH_FLAGS | O_DIRECTORY, 0);
-    if (dir < 0)
-        return dir;
-    int result = write_file(child, op, dir, name);
-    int tree = result < 0 ? result : clone_tree((struct place){dir, name}, 0);
-    fns_close(dir);
-    if (tree < 0)
-        return tree;
-    result = bind_tree(child, op, tree, 0, 0);
-    fns_close(tree);
-    return result;
+    int dir = fns_open_in(child->scratch, "files", FNS_PATH_FLAGS | O_DIRECTORY);
+    int tree = dir < 0 ? dir : write_file(child, op, dir, name);
+    if (tree >= 0)
+        tree = clone_tree((struct place){dir, name}, 0);
+    fns_close_if_open(dir);
+    return fns_done_with(tree, tree < 0 ? tree : bind_tree(child, op, tree, 0, 0));
 }
 
 int fns_op_read_only(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
-    int fd = op->target ? fns_open_target(child, op, 1) : child->root;
-    int result = fd < 0 ? fd : set_attributes(fd, 0, attr);
-    if (op->target)
-        fns_close_if_open(fd);
-    return result;
+    if (!op->target)
+        return set_attributes(child->root, 0, attr);
+    int fd = fns_open_target(child, op, 1);
+    return fns_done_with(fd, fd < 0 ? fd : set_attributes(fd, 0, attr));
 }
 
 /* ---- masked and read-only paths ------------------------------------------------------------- */
@@ -400,19 +349,12 @@ static int null_tree(struct fns_child *child)
     if (child->cache.null_device)
         return clone_fd(child->cache.null_device, 0);
     int fd = fns_resolve(child->root, "dev/null", 1);
-    if (fd >= 0) {
-        long type = fns_type_in(fd, "");
-        if (type != FNS_S_IFCHR)
-            fns_close(fd);
-        if (type < 0)
-            return (int)type;
-        if (type != FNS_S_IFCHR)
-            fd = -ENOENT;
-    }
+    if (fd >= 0 && fns_type_in(fd, "") != FNS_S_IFCHR)
+        fd = fns_done_with(fd, -ENOENT);
     if (fd < 0 && child->null) { /* the caller's view is gone */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
-        /* A tree detached in another mount namespace cannot be copied in this one (EINVAL, since Linux
-         * 6.15) before it is attached here. */
+        /* A tree detached in another mount namespace cannot be copied in this one (EINVAL, since Linux 6.15)
+         * before it is attached here. */
         if (!child->null_attached) {
             child->null_attached = 1;
             return fd;
@@ -428,13 +370,12 @@ static int null_tree(struct fns_child *child)
 
 static int open_directory(struct place place)
 {
-    return (int)fns_sys4(__NR_openat, place.fd, place.name,
-                         FNS_PATH_FLAGS | O_NOFOLLOW | O_DIRECTORY, 0);
+    return fns_open_in(place.fd, place.name, FNS_PATH_FLAGS | O_NOFOLLOW | O_DIRECTORY);
 }
 
 static int mount_empty(int fd)
 {
-    return mount_at(fd, "tmpfs", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
+    return mount_in(fd, ".", "tmpfs", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
                     "size=4k,nr_inodes=2,mode=555");
 }
 
@@ -446,23 +387,19 @@ static int mask_directory(struct fns_child *child, struct place place)
     if (!place.name[0])
         return mount_empty(place.fd);
     int fd = open_directory(place);
-    if (fd < 0)
-        return fd;
-    int result = mount_empty(fd);
-    fns_close(fd);
+    int result = fns_done_with(fd, fd < 0 ? fd : mount_empty(fd));
     if (result < 0)
         return result;
     fd = open_directory(place); /* the tmpfs now */
     if (fd >= 0)
         child->cache.empty_directory = fd;
-    return fd < 0 ? fd : 0;
+    return fd;
 }
 
 static int mask(struct fns_child *child, struct place place, long type)
 {
-    if (type == FNS_S_IFDIR)
-        return mask_directory(child, place);
-    return attach_and_close(null_tree(child), place);
+    return type == FNS_S_IFDIR ? mask_directory(child, place)
+                               : attach_and_close(null_tree(child), place);
 }
 
 static int make_read_only(struct fns_child *child, struct place place, long type)
@@ -470,11 +407,9 @@ static int make_read_only(struct fns_child *child, struct place place, long type
     const struct fns_mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
     int tree = clone_tree(place, AT_RECURSIVE | AT_SYMLINK_NOFOLLOW);
     int result = tree < 0 ? tree : set_attributes(tree, 1, attr);
-    if (result < 0) {
-        fns_close_if_open(tree);
-        return result;
-    }
-    return attach_and_close(tree, place);
+    if (result >= 0)
+        result = attach(tree, place);
+    return fns_done_with(tree, result);
 }
 
 static int has_slash(const char *name)
@@ -484,8 +419,9 @@ static int has_slash(const char *name)
     return *name == '/';
 }
 
-/* Calls `act` for each of the op's names that exists. In procfs and sysfs a name stays what it is, so it is
- * looked up in the target's fd; elsewhere, and in directories below, the fd that was found is used. */
+/* Calls `act` for each of the op's names that exists. In procfs and sysfs nobody can replace what a name
+ * stands for, so it is looked up in the target's fd. Elsewhere, and in directories below, `act` gets the fd
+ * that was found. */
 static int for_each_name(struct fns_child *child, const struct fns_op *op,
                          int (*act)(struct fns_child *child, struct place place, long type))
 {
@@ -504,7 +440,7 @@ static int for_each_name(struct fns_child *child, const struct fns_op *op,
         if (place.fd != base)
             fns_close_if_open(place.fd);
     }
-    return result < 0 ? result : 0;
+    return result;
 }
 
 int fns_op_mask(struct fns_child *child, const struct fns_op *op)

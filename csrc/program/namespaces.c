@@ -14,8 +14,7 @@ int fns_op_setns(struct fns_child *child, const struct fns_op *op)
             return 0;
         return fns_source_failed(child, -EINVAL);
     }
-    int result = (int)fns_sys2(__NR_setns, fd, op->flags);
-    fns_close(fd);
+    int result = fns_done_with(fd, fns_sys2(__NR_setns, fd, op->flags));
     return result < 0 ? fns_source_failed(child, result) : 0;
 }
 
@@ -27,8 +26,8 @@ int fns_op_unshare(struct fns_child *child, const struct fns_op *op)
 /* Gives the process all capabilities in that namespace, in the bounding set too. Later ops drop them. */
 int fns_op_join_user(struct fns_child *child, const struct fns_op *op)
 {
-    int result = (int)fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER);
-    fns_close_if_open(child->userns);
+    int result =
+        fns_done_with(child->userns, fns_sys2(__NR_setns, child->userns, FNS_CLONE_NEWUSER));
     child->userns = -1;
     return result < 0 && op->source ? fns_source_failed(child, result) : result;
 }
@@ -72,7 +71,12 @@ static long end_child(int pidfd)
 {
     struct fns_siginfo info;
     long result = fns_sys4(__NR_pidfd_send_signal, pidfd, FNS_SIGKILL, 0, 0);
-    return result < 0 ? result : fns_waitid(P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
+    if (result < 0)
+        return result;
+    do
+        result = fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, 0);
+    while (result == -EINTR);
+    return result;
 }
 
 /* The sandbox's capabilities count only in namespaces that belong to its user namespace. Only a process

@@ -10,23 +10,24 @@
 
 enum {
     MAX_POOL = 1024,
-    MAX_DYING = 512, /* ended, and not yet taken down */
+    MAX_DYING = 512, /* that have ended and are not yet taken down */
     STACK_SIZE = 16384,
     RETRY_NS = 1000000,   /* after a failure */
     ANNOUNCE_US = 500000, /* how long the announcement of an end may take */
     BUFFER_SIZE = 1 << 20
 };
-#define PATIENCE_NS (10ull * FNS_NS) /* how long it fails until that is reported */
+#define PATIENCE_NS (10ull * FNS_NS) /* how long failures may last before they are reported */
 
 static struct {
     uint32_t size;
     int ready;                     /* an eventfd */
     volatile uint32_t made, taken; /* ever: the ring's ends */
-    volatile uint32_t wakeups;     /* the maker waits for a change of it */
+    volatile uint32_t wakeups;     /* the maker sleeps until this changes */
     volatile uint32_t wanted;      /* somebody found none */
     volatile uint32_t live;        /* taken, and not ended */
     volatile int error;
     int fds[MAX_POOL];
+    struct fns_pool_state state;
     int netlink;
     uint32_t deleted;
     uint64_t failing; /* for how long, ns */
@@ -49,10 +50,7 @@ static int open_netlink(void)
                            sizeof group);
     if (result >= 0)
         result = fns_sys5(__NR_setsockopt, fd, FNS_SOL_SOCKET, FNS_SO_RCVTIMEO, wait, sizeof wait);
-    if (result >= 0)
-        return fd;
-    fns_close(fd);
-    return (int)result;
+    return result < 0 ? fns_done_with(fd, result) : fd;
 }
 
 /* Requests a number for a namespace, so that its end is announced. */
@@ -78,10 +76,8 @@ static void count_ends(int flags)
     char bytes[8192] __attribute__((aligned(8)));
     for (;;) {
         long n = fns_sys6(__NR_recvfrom, pool.netlink, (long)bytes, sizeof bytes, flags, 0, 0);
-        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) { /* some were lost: starts over */
+        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) /* some were lost: starts over */
             pool.deleted = pool.made;
-            return;
-        }
         if (n <= 0)
             return;
         for (long at = 0; at + (long)sizeof(struct nlmsghdr) <= n;) {
@@ -95,35 +91,20 @@ static void count_ends(int flags)
     }
 }
 
-/* How many wait to be taken down. */
+/* How many have ended and are not yet taken down. */
 static uint32_t count_dying(void)
 {
-    uint32_t alive = pool.made - pool.taken + pool.live + 1; /* 1: the maker is in the last */
+    uint32_t alive = pool.made - pool.taken + pool.live + 1; /* 1: the one that the maker is in */
     uint32_t not_deleted = pool.made - pool.deleted;
     return not_deleted > alive && not_deleted < 1u << 31 ? not_deleted - alive : 0;
-}
-
-static void limit_dying(void)
-{
-    if (pool.netlink < 0)
-        return;
-    count_ends(FNS_MSG_DONTWAIT);
-    while (count_dying() > MAX_DYING)
-        count_ends(0);
 }
 
 /* Makes a network namespace and enters it. Its fd, or -errno. */
 static int make(void)
 {
-    int netns = (int)fns_sys1(__NR_unshare, FNS_CLONE_NEWNET);
-    if (netns < 0)
-        return netns;
-    int socket = fns_loopback_up();
-    if (socket < 0)
-        return socket;
-    netns = (int)fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0);
-    fns_close(socket);
-    return netns;
+    int result = (int)fns_sys1(__NR_unshare, FNS_CLONE_NEWNET);
+    int socket = result < 0 ? result : fns_loopback_up();
+    return fns_done_with(socket, socket < 0 ? socket : fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0));
 }
 
 static void wake_server(void)
@@ -134,11 +115,14 @@ static void wake_server(void)
         pool.wanted = 1; /* for the next time */
 }
 
-/* Makes one and puts it in the ring. After PATIENCE_NS of failures the server is told. */
+/* Makes one and puts it into the ring. */
 static void make_one(void)
 {
     const int64_t pause[2] = {0, RETRY_NS};
-    limit_dying();
+    if (pool.netlink >= 0)
+        count_ends(FNS_MSG_DONTWAIT);
+    while (pool.netlink >= 0 && count_dying() > MAX_DYING)
+        count_ends(0);
     int netns = make();
     if (netns < 0) {
         pool.failing += RETRY_NS;
@@ -222,7 +206,8 @@ void fns_netns_ended(void)
     refill();
 }
 
-uint64_t fns_netns_made(void)
+struct fns_pool_state *fns_netns_state(void)
 {
-    return pool.made;
+    pool.state.made = pool.made;
+    return &pool.state;
 }

@@ -1,15 +1,16 @@
-/* Walks paths inside the root that is built. Runs in the program and in a template's sandboxes (child.h).
+/* Resolves paths inside the root that is built. Runs in the program and in a template's sandboxes (child.h).
  *
- * Targets are resolved below the root's fd, by openat2(2) with RESOLVE_IN_ROOT, or by walk() where the
- * kernel refuses openat2. Mounts are attached to the fd that was found: a root full of symbolic links, or
- * one that changes meanwhile, cannot lead outside.
+ * Targets are resolved below the root's fd, by openat2(2) with RESOLVE_IN_ROOT, or by walk() where that is
+ * refused. Mounts are attached to the fd that was found, so that no symbolic link, and no change of the root
+ * meanwhile, leads outside.
  */
 #include "child.h"
 
 #define MAX_DEPTH 64
+#define FILE_MODE 0644
 #define MAX_SYMLINKS 40  /* as the kernel (path_resolution(7)) */
 #define MAX_NAME 255     /* NAME_MAX */
-#define RESOLVE_TRIES 64 /* while something is renamed */
+#define RESOLVE_TRIES 64 /* openat2(2) fails if something is renamed meanwhile */
 
 long fns_type_in(int fd, const char *name)
 {
@@ -23,13 +24,13 @@ long fns_type_in(int fd, const char *name)
 /* ---- the walk by hand ----------------------------------------------------------------------- */
 
 struct walk {
-    char rest[FNS_PATH_SIZE]; /* what is still to be walked, from `at` on */
+    char rest[FNS_PATH_SIZE]; /* the path that is left, from `at` on */
     size_t at;
     int stack[MAX_DEPTH], depth; /* fds of the directories walked; the root first */
     int links;
 };
 
-/* Takes the next name of the path: its length, 0 at the end, or -ENAMETOOLONG. */
+/* Reads the next name of the path. Its length, 0 at the end, or -ENAMETOOLONG. */
 static int next_name(struct walk *walk, char name[MAX_NAME + 1])
 {
     int length = 0;
@@ -70,7 +71,7 @@ static int follow(struct walk *walk, int link, int no_symlinks)
     return 0;
 }
 
-/* Goes on by one name. 0 or -errno. */
+/* Walks one name further. 0 or -errno. */
 static int step(struct walk *walk, const char *name, int no_symlinks)
 {
     int top = walk->stack[walk->depth];
@@ -84,7 +85,7 @@ static int step(struct walk *walk, const char *name, int no_symlinks)
             go_up(walk, walk->depth - 1);
         return 0;
     }
-    int fd = (int)fns_sys4(__NR_openat, top, name, FNS_PATH_FLAGS | O_NOFOLLOW, 0);
+    int fd = fns_open_in(top, name, FNS_PATH_FLAGS | O_NOFOLLOW);
     if (fd < 0)
         return fd;
     type = fns_type_in(fd, "");
@@ -92,15 +93,15 @@ static int step(struct walk *walk, const char *name, int no_symlinks)
         walk->stack[++walk->depth] = fd;
         return 0;
     }
-    int result = type < 0              ? (int)type
-                 : type != FNS_S_IFLNK ? -ENAMETOOLONG
-                                       : follow(walk, fd, no_symlinks);
-    fns_close(fd);
-    return result;
+    if (type == FNS_S_IFLNK)
+        type = follow(walk, fd, no_symlinks);
+    else if (type >= 0)
+        type = -ENAMETOOLONG;
+    return fns_done_with(fd, type);
 }
 
-/* Resolves `path` below `root` one name at a time, for kernels or filters without openat2. ".." goes back
- * along the fds walked, so that a directory moved meanwhile cannot lead out. */
+/* Resolves `path` below `root` one name at a time, where a kernel or filter refuses openat2. ".." goes back
+ * along the fds walked, so that a directory that is moved meanwhile cannot lead out. */
 static int walk(int root, const char *path, int no_symlinks)
 {
     struct walk walk;
@@ -111,15 +112,12 @@ static int walk(int root, const char *path, int no_symlinks)
     memcpy(walk.rest, path, n);
     walk.at = 0;
     walk.depth = walk.links = 0;
-    walk.stack[0] = (int)fns_sys4(__NR_openat, root, ".", FNS_PATH_FLAGS | O_DIRECTORY, 0);
+    walk.stack[0] = fns_open_in(root, ".", FNS_PATH_FLAGS | O_DIRECTORY);
     if (walk.stack[0] < 0)
         return walk.stack[0];
-    int result;
-    while ((result = next_name(&walk, name)) > 0) {
+    int result = 0;
+    while (result >= 0 && (result = next_name(&walk, name)) > 0)
         result = step(&walk, name, no_symlinks);
-        if (result < 0)
-            break;
-    }
     if (result == 0)
         result = walk.stack[walk.depth--];
     go_up(&walk, -1);
@@ -138,10 +136,8 @@ int fns_resolve(int root, const char *path, int no_symlinks)
     int fd = -EAGAIN;
     for (int tries = 0; fd == -EAGAIN && tries < RESOLVE_TRIES; tries++)
         fd = (int)fns_sys4(__NR_openat2, root, path, &how, sizeof how);
-    /* EPERM does not come from openat2 with O_PATH, but from a filter that does not know the call. */
-    if (fd == -ENOSYS || fd == -EPERM)
-        return walk(root, path, no_symlinks);
-    return fd;
+    /* With O_PATH, EPERM does not come from openat2 but from a filter that does not know the call. */
+    return fd == -ENOSYS || fd == -EPERM ? walk(root, path, no_symlinks) : fd;
 }
 
 /* How many bytes of `path` are its directory; the rest is its last name. */
@@ -223,11 +219,16 @@ int fns_give_to_owner(const struct fns_child *child, const struct fns_op *op, in
 static int is_same(int fd, int other)
 {
     struct statx a, b;
-    if (fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &a) < 0 ||
-        fns_sys5(__NR_statx, other, "", AT_EMPTY_PATH, STATX_INO, &b) < 0)
-        return 0;
-    return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major &&
+    return fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_INO, &a) >= 0 &&
+           fns_sys5(__NR_statx, other, "", AT_EMPTY_PATH, STATX_INO, &b) >= 0 &&
+           a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major &&
            a.stx_dev_minor == b.stx_dev_minor;
+}
+
+int fns_make_file(int dir, const char *name)
+{
+    return (int)fns_sys4(__NR_openat, dir, name,
+                         O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
 }
 
 /* Makes a directory or an empty file. 0 or -errno. */
@@ -235,39 +236,27 @@ static int make(int dir, const char *name, int directory)
 {
     if (directory)
         return (int)fns_sys3(__NR_mkdirat, dir, name, FNS_DIRECTORY_MODE);
-    int fd = (int)fns_sys4(__NR_openat, dir, name, FNS_NEW_FILE, FNS_FILE_MODE);
-    fns_close_if_open(fd);
-    return fd < 0 ? fd : 0;
+    int fd = fns_make_file(dir, name);
+    return fns_done_with(fd, fd < 0 ? fd : 0);
 }
 
-/* Makes `path`, which is `name` in the directory `dir`. Below an idmap the caller's ids are unmapped
- * (EOVERFLOW): there it is made in the same directory without the idmap. */
-static int make_owned(struct fns_child *child, const struct fns_op *op, int dir, const char *path,
-                      const char *name, int directory)
-{
-    int result = make(dir, name, directory);
-    if (result == 0)
-        return fns_give_to_owner(child, op, dir, name);
-    if (result != -EOVERFLOW || child->unmapped < 0)
-        return result;
-    int unmapped = resolve_directory(child->unmapped, path, &name);
-    if (unmapped >= 0 && is_same(unmapped, dir))
-        result = make(unmapped, name, directory);
-    fns_close_if_open(unmapped);
-    return result;
-}
-
-/* Makes `path`. 0 or -errno. */
+/* Makes `path`. Below an idmap the caller's ids are unmapped (EOVERFLOW): the same directory is then opened
+ * without the idmap. 0 or -errno. */
 static int make_target(struct fns_child *child, const struct fns_op *op, const char *path,
                        int directory)
 {
     const char *name;
     int dir = resolve_directory(child->root, path, &name);
-    if (dir < 0)
-        return dir;
-    int result = make_owned(child, op, dir, path, name, directory);
-    fns_close(dir);
-    return result;
+    int result = dir < 0 ? dir : make(dir, name, directory);
+    if (result == 0) {
+        result = fns_give_to_owner(child, op, dir, name);
+    } else if (result == -EOVERFLOW && child->unmapped >= 0) {
+        int unmapped = resolve_directory(child->unmapped, path, &name);
+        if (unmapped >= 0 && is_same(unmapped, dir))
+            result = make(unmapped, name, directory);
+        fns_close_if_open(unmapped);
+    }
+    return fns_done_with(dir, result);
 }
 
 /* Makes the directories above `path` that are missing. 0 or -errno. */

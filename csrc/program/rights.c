@@ -58,28 +58,21 @@ int fns_op_landlock(struct fns_child *child, const struct fns_op *op)
     } handled = {op->flags, 0, op->arg};
     /* A kernel that knows fewer fields accepts the larger size if the others are zero. */
     child->ruleset = (int)fns_sys3(__NR_landlock_create_ruleset, &handled, sizeof handled, 0);
-    return child->ruleset < 0 ? child->ruleset : 0;
+    return child->ruleset;
 }
 
 int fns_op_landlock_path(struct fns_child *child, const struct fns_op *op)
 {
     int top = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
-    if (top < 0)
-        return top;
-    int fd = fns_resolve(top, fns_text(child, op->target), 0);
-    fns_close(top);
-    if (fd < 0)
-        return fd;
-    long type = fns_type_in(fd, "");
+    int fd = fns_done_with(top, top < 0 ? top : fns_resolve(top, fns_text(child, op->target), 0));
+    long result = fd < 0 ? fd : fns_type_in(fd, "");
     const struct { /* struct landlock_path_beneath_attr */
         uint64_t allowed;
         int fd;
-    } __attribute__((packed)) rule = {type == FNS_S_IFDIR ? op->flags : op->arg, fd};
-    int result = (int)type;
-    if (type >= 0)
-        result = (int)fns_sys4(__NR_landlock_add_rule, child->ruleset, PATH_BENEATH, &rule, 0);
-    fns_close(fd);
-    return result;
+    } __attribute__((packed)) rule = {result == FNS_S_IFDIR ? op->flags : op->arg, fd};
+    if (result >= 0)
+        result = fns_sys4(__NR_landlock_add_rule, child->ruleset, PATH_BENEATH, &rule, 0);
+    return fns_done_with(fd, result);
 }
 
 int fns_op_landlock_restrict(struct fns_child *child, const struct fns_op *op)
@@ -87,8 +80,7 @@ int fns_op_landlock_restrict(struct fns_child *child, const struct fns_op *op)
     int result = raise_kept(op);
     if (result >= 0)
         result = (int)fns_sys2(__NR_landlock_restrict_self, child->ruleset, 0);
-    fns_close_if_open(child->ruleset);
-    return result;
+    return fns_done_with(child->ruleset, result);
 }
 
 /* ---- the filter ------------------------------------------------------------------------------- */

@@ -1,15 +1,10 @@
 /* What a sandbox of a template does from its clone to its exec, in the server's memory.
  *
- * The server goes on meanwhile: each sandbox has a slot of its own. Follows the rule of child.h.
+ * The server does not wait: each sandbox has a slot of its own. Follows the rule of child.h.
  */
 #include "server.h"
 
 #include "border/border.h"
-
-static int fail(struct fns_sandbox *sandbox, enum fns_stage stage, long result)
-{
-    return fns_child_failed(&sandbox->child, stage, result);
-}
 
 void fns_receive(int socket, int flags, struct fns_received *received)
 {
@@ -32,22 +27,22 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
     struct fns_request *request = fns_request_of(received);
     sandbox->request = request->number;
     if (received->size == FNS_TRUNCATED)
-        return fail(sandbox, FNS_STAGE_FDS, -EMFILE);
+        return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, -EMFILE);
     if (received->size < (long)sizeof *request)
-        return fail(sandbox, FNS_STAGE_HELPER, -EPROTO);
+        return fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, -EPROTO);
     uint64_t size = (uint64_t)received->size;
     if (request->in_file && received->n_fds > 0) {
         size = request->size;
         long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE, MAP_PRIVATE,
                            received->fds[--received->n_fds], 0);
         if (!fns_is_address(at))
-            return fail(sandbox, FNS_STAGE_HELPER, at);
+            return fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, at);
         slot->mapped_size = size;
         slot->mapped = request = (struct fns_request *)at;
     }
     *is_spawn = request->kind == FNS_REQUEST_SPAWN;
     int result = fns_open_request(request, size, received->n_fds, &sandbox->args);
-    return result < 0 ? fail(sandbox, FNS_STAGE_HELPER, result) : 0;
+    return result < 0 ? fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, result) : 0;
 }
 
 /* ---- fds ------------------------------------------------------------------------------------ */
@@ -72,8 +67,8 @@ static int move_away(const struct fns_args *args, int fd)
     }
 }
 
-/* Gives the passed fds the numbers they have in the caller. All of them, and the `own` ones, which this process
- * needs until its exec, first move out of each other's way. */
+/* Gives the passed fds the numbers they have in the caller. First, these and the `own` fds, which this process
+ * needs until its exec, are moved to numbers that none of them needs. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
     int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
@@ -111,7 +106,7 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
         args->stdio[i] = slot->received.fds[i];
     int result = args->n_keep ? move_fds(args, slot->received.fds, own, n_own) : 0;
     if (result < 0)
-        return fail(sandbox, FNS_STAGE_FDS, result);
+        return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, result);
     memcpy(slot->keep, args->keep, args->n_keep * sizeof *args->keep);
     args->keep = slot->keep;
     for (int i = 0; i < n_own; i++)
@@ -119,11 +114,11 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
     enum fns_stage stage;
     result = fns_place_fds(args, -1, &stage);
     if (result < 0)
-        return fail(sandbox, stage, result);
+        return fns_child_failed(&sandbox->child, stage, result);
     for (int i = 0; i < n_own; i++) {
         long set = fns_close_on_exec(own[i]);
         if (set < 0)
-            return fail(sandbox, FNS_STAGE_FDS, set);
+            return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, set);
     }
     return 0;
 }
@@ -143,7 +138,7 @@ static int report_running(struct fns_slot *slot, int connection, int status)
     if (result >= 0)
         result = fns_send(connection, &running, pidfd, self);
     fns_close_if_open(pidfd);
-    return result < 0 ? fail(sandbox, FNS_STAGE_HELPER, result) : 0;
+    return result < 0 ? fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, result) : 0;
 }
 
 /* Does everything that does not depend on the request, then waits for it. */
@@ -151,14 +146,13 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_request request = {.number = 0};
-    const int needed[3] = {connection, sandbox->child.userns, 0};
-    int result = fns_close_but(needed);
+    int result = fns_close_but(connection, sandbox->child.userns, 0);
     if (result < 0)
-        return fail(sandbox, FNS_STAGE_FDS, result);
+        return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, result);
     if (fns_run_ops(&sandbox->child, 0, n_before) < 0)
         return -1;
-    /* A sandbox that is killed with its request cannot reply to it. So it says which one it takes while the
-     * request is still in the socket, where the server finds it. */
+    /* A sandbox that is killed after it has received its request cannot reply. So it records the request's
+     * number before that, while the server can still find the request in the socket. */
     if (fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request, FNS_MSG_PEEK, 0, 0) <=
         0)
         return -1;
@@ -174,10 +168,10 @@ static void run_command(struct fns_slot *slot, uint32_t n_before)
     struct fns_child *child = &slot->sandbox->child;
     long result = slot->files ? fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, slot->files, 0) : 0;
     if (result < 0)
-        fail(slot->sandbox, FNS_STAGE_RLIMIT, result);
+        fns_child_failed(&slot->sandbox->child, FNS_STAGE_RLIMIT, result);
     else if (fns_run_ops(child, n_before, child->plan->n_ops) == 0 &&
              fns_change_directory(child) == 0) /* signals have their default actions */
-        FNS_IGNORE(fns_execute(child), "it is in child->error");
+        fns_execute(child);
 }
 
 /* How many ops come before those that depend on the request. */
@@ -200,11 +194,11 @@ int fns_sandbox_main(void *arg)
     /* Out of the caller's process group and session, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
     if (result < 0)
-        fail(sandbox, FNS_STAGE_SESSION, result);
+        fns_child_failed(&sandbox->child, FNS_STAGE_SESSION, result);
     if (result < 0 || (sandbox->is_parked && park(slot, sandbox->connection, n_before) < 0) ||
         open_request(slot, &is_spawn) < 0)
         return FNS_EXIT_FAILED;
-    if (is_spawn) { /* to RUN the server replies */
+    if (is_spawn) { /* the server replies to RUN, the sandbox to SPAWN */
         own[n_own++] = sandbox->connection;
         own[n_own++] = slot->received.fds[slot->received.n_fds - 1];
     }

@@ -1,6 +1,6 @@
 /* A server's sandboxes: whose turn it is, their start and their end. Runs in a template's server.
  *
- * A start can end another sandbox, and an end starts what waited for it, so both are in one file.
+ * A start can end another sandbox, and an end can start those that waited, so both are in one file.
  */
 #include "server.h"
 
@@ -17,15 +17,13 @@ enum {
 static const struct fns_plan *plan;
 static int userns_to_join;              /* 0: none */
 static const uint64_t *inherited_files; /* RLIMIT_NOFILE for sandboxes; 0: as the server has it */
-static int closer, maker;               /* pids; 0: there is no maker */
-static struct fns_slot *batch_queue;    /* requests of full batches, oldest first */
-static struct fns_slot
-    *network_queue;            /* requests that wait for a network namespace, oldest first */
-static int to_park = FNS_NONE; /* connections for which a sandbox is to be parked */
-static int park_needs_network; /* they wait for a network namespace */
-static struct fns_pool_state pool;
-static int has_started; /* a sandbox, since the last chores */
-static int has_strays;  /* children that no table knows may have ended */
+static int closer, maker;               /* pids; maker 0: there is none */
+static struct fns_slot *queue;          /* requests, oldest first */
+static int n_awaiting_network;          /* those that have a place in their batch, but no network */
+static int to_park = FNS_NONE;          /* connections for which a sandbox is to be parked */
+static int park_needs_network;          /* they wait for a network namespace */
+static int has_started;                 /* a sandbox, since the last chores */
+static int has_strays;                  /* children that no table knows may have ended */
 
 /* This process holds the fds of many sandboxes, so it raises its limit; each sandbox gets the caller's back.
  * Where the hard limit is above /proc/sys/fs/nr_open, it cannot be raised, and the caller's limit stays. */
@@ -54,45 +52,29 @@ long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
     return result;
 }
 
-struct fns_pool_state fns_pool_state(void)
-{
-    pool.made = fns_netns_made();
-    return pool;
-}
-
 /* ---- the clone ------------------------------------------------------------------------------ */
 
-/* The directory of the cgroup to clone into; FNS_NONE: the sandbox enters its cgroups itself. */
-static int group_of(struct fns_received *received)
-{
-    const struct fns_args *args = &fns_request_of(received)->args;
-    uint32_t last = 3 + args->n_keep + args->n_groups - 1;
-    if (received->size < (long)sizeof(struct fns_request) || !args->clone_into || !args->n_groups ||
-        last >= (uint32_t)received->n_fds)
-        return FNS_NONE;
-    return received->fds[last];
-}
-
-static long clone_sandbox(struct fns_slot *slot, int *pidfd)
+static long clone_sandbox(struct fns_slot *slot, const struct fns_request *request, int *pidfd)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
-    int group = sandbox->is_parked ? FNS_NONE : group_of(&slot->received);
+    /* The last fd of args.groups is the directory of the cgroup to clone into. */
+    uint32_t last = request ? 2 + request->args.n_keep + request->args.n_groups : 0;
+    int into = request && request->args.clone_into && request->args.n_groups &&
+               last < (uint32_t)slot->received.n_fds;
     struct fns_clone_args args = {
-        .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD,
+        .flags = plan->clone_flags | FNS_CLONE_VM | FNS_CLONE_CHILD_CLEARTID | FNS_CLONE_PIDFD |
+                 (into ? FNS_CLONE_INTO_CGROUP : 0),
         .pidfd = (uintptr_t)pidfd,
         .child_tid = (uintptr_t)&slot->taken,
         .exit_signal = FNS_SIGCHLD,
         .stack = (uintptr_t)slot->stack,
         .stack_size = sizeof slot->stack,
+        .cgroup = into ? (uint64_t)slot->received.fds[last] : 0,
     };
-    if (group >= 0) {
-        args.flags |= FNS_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)group;
-    }
-    sandbox->child.entered = group >= 0;
+    sandbox->child.entered = into;
     slot->taken = 1;
     long pid = fns_clone_call(&args, fns_sandbox_main, slot);
-    if (pid == -ENOSYS && group >= 0) { /* without clone3(2) it enters its cgroups itself */
+    if (pid == -ENOSYS && into) { /* without clone3(2) it enters its cgroups itself */
         sandbox->child.entered = 0;
         args.flags &= ~FNS_CLONE_INTO_CGROUP;
         pid = fns_clone_call(&args, fns_sandbox_main, slot);
@@ -102,37 +84,9 @@ static long clone_sandbox(struct fns_slot *slot, int *pidfd)
     return pid;
 }
 
-/* Has the closer hold the sandbox's mount namespace until its end was reported. Closes `pidfd`. */
-static int hold_mounts(int pidfd)
-{
-    int mounts = (int)fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_MNT_NAMESPACE, 0);
-    fns_close(pidfd);
-    if (mounts < 0)
-        return FNS_NONE;
-    int entry = fns_closer_hold(mounts);
-    fns_close(mounts);
-    return entry;
-}
-
-/* Enters a network namespace, which the next clone inherits. */
-static int enter_network(void)
-{
-    int netns = fns_netns_take();
-    if (netns < 0)
-        return netns;
-    int result = (int)fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET);
-    fns_close(netns);
-    if (result < 0)
-        fns_netns_ended();
-    return result;
-}
-
-/* What a start needs: where replies go, and whether there is a request in the slot, and its number. */
-struct origin {
-    int connection, parked, number;
-};
-
-static long launch(struct fns_slot *slot, struct origin origin, enum fns_stage *stage)
+/* Clones a sandbox. `request`: what is in the slot; 0: it is parked, and has none yet. */
+static long launch(struct fns_slot *slot, int connection, const struct fns_request *request,
+                   enum fns_stage *stage)
 {
     *stage = FNS_STAGE_HELPER;
     struct fns_sandbox *sandbox = fns_new_sandbox(plan, userns_to_join);
@@ -141,34 +95,40 @@ static long launch(struct fns_slot *slot, struct origin origin, enum fns_stage *
     slot->sandbox = sandbox;
     slot->files = inherited_files;
     sandbox->slot = slot;
-    sandbox->connection = origin.connection;
-    sandbox->is_parked = origin.parked;
-    sandbox->request = origin.number;
+    sandbox->connection = connection;
+    sandbox->is_parked = !request;
+    sandbox->request = request ? request->number : 0;
     *stage = FNS_STAGE_CLONE;
-    int pidfd = FNS_NONE;
-    long pid = clone_sandbox(slot, &pidfd);
+    int pidfd = -1;
+    long pid = clone_sandbox(slot, request, &pidfd);
     if (pid < 0) {
         fns_free_sandbox(sandbox);
         return pid;
     }
     fns_set_pid(sandbox, (int)pid);
-    fns_connection(origin.connection)->sandbox = sandbox;
+    fns_connection(connection)->sandbox = sandbox;
     fns_watch_sandbox(sandbox);
-    if (pidfd >= 0)
-        sandbox->mounts = hold_mounts(pidfd);
+    /* The closer holds the mount namespace until the sandbox's end was reported. */
+    int mounts = fns_done_with(pidfd, fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_MNT_NAMESPACE, 0));
+    sandbox->mounts = fns_done_with(mounts, mounts < 0 ? FNS_NONE : fns_closer_hold(mounts));
     has_started = 1;
     return 0;
 }
 
-/* Clones a sandbox into a slot. 0, or -errno and the stage; -EAGAIN in stage NETWORK: there is no network
- * namespace yet. */
-static long start_once(struct fns_slot *slot, struct origin origin, enum fns_stage *stage)
+/* The same, in a network namespace from the pool. 0, or -errno and the stage. -EAGAIN in stage NETWORK: there is
+ * none yet; in stage CLONE: the limit of processes is reached. */
+static long start(struct fns_slot *slot, int connection, const struct fns_request *request,
+                  enum fns_stage *stage)
 {
     *stage = FNS_STAGE_NETWORK;
-    long result = plan->netns_pool ? enter_network() : 0;
-    if (result < 0)
-        return result;
-    result = launch(slot, origin, stage);
+    int netns = plan->netns_pool ? fns_netns_take() : 0;
+    if (netns < 0)
+        return netns;
+    long result = 0;
+    if (plan->netns_pool) /* the clone inherits it */
+        result = fns_done_with(netns, fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET));
+    if (result >= 0)
+        result = launch(slot, connection, request, stage);
     if (result < 0 && plan->netns_pool)
         fns_netns_ended();
     return result;
@@ -176,69 +136,64 @@ static long start_once(struct fns_slot *slot, struct origin origin, enum fns_sta
 
 /* ---- the start of one ----------------------------------------------------------------------- */
 
+/* Stops or kills a sandbox, and waits until it has. 0 or -errno. */
+static long signal_and_wait(int pid, int signal)
+{
+    struct fns_siginfo info;
+    long result = fns_sys2(__NR_kill, pid, signal);
+    if (result < 0)
+        return result;
+    return fns_sys5(__NR_waitid, P_PID, pid, &info,
+                    WEXITED | (signal == FNS_SIGSTOP ? WSTOPPED : 0) | __WALL | WNOWAIT, 0);
+}
+
 /* Stops a parked sandbox, so that it takes no request meanwhile. 1: it has none. 0: it has one, and goes on. */
 static int stop_unused(const struct fns_sandbox *sandbox)
 {
-    struct fns_siginfo info;
     if (sandbox->pid <= 0 || !sandbox->is_parked || sandbox->requested)
         return 0;
-    long result = fns_sys2(__NR_kill, sandbox->pid, FNS_SIGSTOP);
-    if (result >= 0)
-        result = fns_sys5(__NR_waitid, P_PID, sandbox->pid, &info,
-                          WSTOPPED | WEXITED | __WALL | WNOWAIT, 0);
-    if (result >= 0 && !sandbox->requested)
+    if (signal_and_wait(sandbox->pid, FNS_SIGSTOP) >= 0 && !sandbox->requested)
         return 1;
     FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGCONT), "a child that is not reaped");
     return 0;
 }
 
-/* Ends a parked sandbox, so that there is a pid for another. 1: there was one. */
+/* Ends a parked sandbox to make room under the limit of processes. 1: there was one. */
 static int give_up_unused(void)
 {
-    struct fns_siginfo info;
-    for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
-        int pid = at->pid;
-        if (!stop_unused(at))
-            continue;
-        long result = fns_sys2(__NR_kill, pid, FNS_SIGKILL);
-        if (result >= 0)
-            result = fns_sys5(__NR_waitid, P_PID, pid, &info, WEXITED | __WALL | WNOWAIT, 0);
-        return result >= 0 && fns_reap(pid);
-    }
+    for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older)
+        if (stop_unused(at))
+            return signal_and_wait(at->pid, FNS_SIGKILL) >= 0 && fns_reap(at->pid);
     return 0;
 }
 
-/* Starts a request. Its fds are the sandbox's own then, and are closed here. 0: it was started, or a failure
- * was sent. -EAGAIN: there is no network namespace yet. */
+/* Starts a request, and closes its fds here: the sandbox has its own. 0: it was started, or a failure was sent.
+ * -EAGAIN: there is no network namespace yet. */
 static long start_request(struct fns_slot *slot, int connection)
 {
     const struct fns_request *request = fns_request_of(&slot->received);
     enum fns_stage stage = FNS_STAGE_HELPER;
-    /* From its clone on, the sandbox may change the slot. */
-    const struct origin origin = {connection, 0, request->number};
-    int batch = request->share.batch;
-    int n_fds = slot->received.n_fds, fds[FNS_REQUEST_FDS];
-    uint64_t queued = slot->queued;
-    for (int i = 0; i < n_fds; i++)
-        fds[i] = slot->received.fds[i];
-    int counted = batch ? fns_count_alive(batch, 1) : 0;
-    long result = counted < 0 ? counted : start_once(slot, origin, &stage);
-    /* EAGAIN: the limit of processes is reached. */
-    while (result == -EAGAIN && stage == FNS_STAGE_CLONE && give_up_unused())
-        result = start_once(slot, origin, &stage);
+    /* From its clone on, the sandbox may change the slot, except for the fds. */
+    int n_fds = slot->received.n_fds, batch = request->share.batch;
+    long result = batch ? fns_count_alive(batch, 1) : 0;
+    int counted = batch && result == 0;
+    if (result == 0)
+        do
+            result = start(slot, connection, request, &stage);
+        while (result == -EAGAIN && stage == FNS_STAGE_CLONE && give_up_unused());
     if (result == 0) {
         struct fns_sandbox *sandbox = fns_connection(connection)->sandbox;
         sandbox->batch = batch;
-        sandbox->end.queued = queued;
-    } else if (batch && counted == 0) {
+        sandbox->end.queued = slot->queued;
+    } else if (counted) {
         fns_count_alive(batch, -1);
     }
     if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
-    fns_close_all(fds, n_fds);
+    fns_close_all(slot->received.fds, n_fds);
     if (result < 0) {
         slot->taken = 0;
-        fns_reply_error(connection, origin.number, FNS_FAILED(stage, result));
+        fns_reply_error(connection, request->number, FNS_FAILED(stage, result));
     }
     return 0;
 }
@@ -274,7 +229,7 @@ static void park_all(void)
             continue;
         struct fns_slot *slot = fns_take_slot(&result);
         if (slot)
-            result = start_once(slot, (struct origin){connection, 1, 0}, &stage);
+            result = start(slot, connection, 0, &stage);
         /* If that failed, the server reads the next request there, and fails in the same way. */
         fns_let_sandbox_read(connection, result == 0);
         if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
@@ -284,101 +239,101 @@ static void park_all(void)
     }
 }
 
-/* ---- queues --------------------------------------------------------------------------------- */
+/* ---- the queue ------------------------------------------------------------------------------ */
 
-static struct fns_share share_of(struct fns_slot *slot)
+static int is_full(struct fns_slot *slot)
 {
-    return fns_request_of(&slot->received)->share;
+    return fns_is_full(fns_request_of(&slot->received)->share);
 }
 
-/* Puts a request at the end of a queue. */
-static void add_to_queue(struct fns_slot **queue, struct fns_slot *slot, int connection)
+/* The turn of a request in its batch has come, but there is no network namespace. */
+static void await_network(struct fns_slot *slot)
 {
-    while (*queue)
-        queue = &(*queue)->next;
-    *queue = slot;
-    slot->next = 0;
-    slot->taken = 1;
-    slot->connection = connection;
+    slot->awaits_network = 1;
     slot->since = fns_now();
-    fns_connection(connection)->is_queued = 1;
-}
-
-/* Starts a request whose batch is not full, or queues it for a network namespace. */
-static void start_or_wait(struct fns_slot *slot, int connection)
-{
-    if (!network_queue && start_request(slot, connection) != -EAGAIN)
-        return;
-    add_to_queue(&network_queue, slot, connection);
-    pool.waits++;
+    n_awaiting_network++;
+    fns_netns_state()->waits++;
 }
 
 void fns_run_request(struct fns_slot *slot, int connection)
 {
-    slot->queued = 0;
-    if (fns_is_full(share_of(slot)))
-        add_to_queue(&batch_queue, slot, connection);
+    int full = is_full(slot);
+    slot->queued = slot->awaits_network = 0;
+    if (!full && !n_awaiting_network && start_request(slot, connection) != -EAGAIN)
+        return;
+    struct fns_slot **end = &queue;
+    while (*end)
+        end = &(*end)->next;
+    *end = slot;
+    slot->next = 0;
+    slot->taken = 1;
+    slot->connection = connection;
+    fns_connection(connection)->is_queued = 1;
+    if (full)
+        slot->since = fns_now();
     else
-        start_or_wait(slot, connection);
+        await_network(slot);
 }
 
-/* A sandbox of a batch has ended: starts the next ones of it. */
-static void start_next(int batch)
+static void dequeue(struct fns_slot **at)
 {
-    for (struct fns_slot **at = &batch_queue; *at;) {
+    struct fns_slot *slot = *at;
+    *at = slot->next;
+    n_awaiting_network -= slot->awaits_network;
+    fns_connection(slot->connection)->is_queued = 0;
+}
+
+/* Starts what is queued, as far as there is a place in its batch and a network namespace. `ready`: those that
+ * wait for a network namespace may have one now. */
+static void run_queue(int ready)
+{
+    int blocked = n_awaiting_network && !ready;
+    for (struct fns_slot **at = &queue; *at;) {
         struct fns_slot *slot = *at;
-        struct fns_share share = share_of(slot);
-        if (share.batch != batch || fns_is_full(share)) {
-            at = &slot->next;
+        int full = is_full(slot), awaited = slot->awaits_network;
+        if (!full && !awaited)
+            slot->queued += fns_now() - slot->since;
+        if (!full && !blocked && start_request(slot, slot->connection) != -EAGAIN) {
+            dequeue(at);
+            if (awaited)
+                fns_netns_state()->wait_ns += fns_now() - slot->since;
             continue;
         }
-        *at = slot->next;
-        slot->queued += fns_now() - slot->since;
-        fns_connection(slot->connection)->is_queued = 0;
-        start_or_wait(slot, slot->connection);
+        if (full && awaited) { /* others of its batch were started before it */
+            slot->awaits_network = 0;
+            slot->since = fns_now();
+            n_awaiting_network--;
+            fns_netns_state()->waits--;
+        } else if (!full) {
+            blocked = 1;
+            if (!awaited)
+                await_network(slot);
+        }
+        at = &slot->next;
     }
 }
 
 void fns_network_is_ready(void)
 {
-    while (network_queue) {
-        struct fns_slot *slot = network_queue;
-        int connection = slot->connection;
-        if (fns_is_full(share_of(slot))) { /* others of its batch were started before it */
-            network_queue = slot->next;
-            pool.waits--;
-            add_to_queue(&batch_queue, slot, connection);
-            continue;
-        }
-        if (start_request(slot, connection) == -EAGAIN)
-            return;
-        network_queue = slot->next;
-        fns_connection(connection)->is_queued = 0;
-        pool.wait_ns += fns_now() - slot->since;
-    }
-    park_needs_network = 0;
+    run_queue(1);
+    park_needs_network = n_awaiting_network != 0;
 }
 
 int fns_drop_queued(int connection)
 {
-    struct fns_slot **queues[] = {&batch_queue, &network_queue};
-    for (int i = 0; i < 2; i++) {
-        struct fns_slot **at = queues[i];
-        while (*at && (*at)->connection != connection)
-            at = &(*at)->next;
-        struct fns_slot *slot = *at;
-        if (!slot)
-            continue;
-        *at = slot->next;
-        fns_connection(connection)->is_queued = 0;
-        fns_close_all(slot->received.fds, slot->received.n_fds);
-        fns_reply_error(connection, fns_request_of(&slot->received)->number,
-                        FNS_KILLED(FNS_STAGE_CLONE));
-        slot->taken = 0;
-        fns_forget(connection);
-        return 1;
-    }
-    return 0;
+    struct fns_slot **at = &queue;
+    while (*at && (*at)->connection != connection)
+        at = &(*at)->next;
+    struct fns_slot *slot = *at;
+    if (!slot)
+        return 0;
+    dequeue(at);
+    fns_close_all(slot->received.fds, slot->received.n_fds);
+    fns_reply_error(connection, fns_request_of(&slot->received)->number,
+                    FNS_KILLED(FNS_STAGE_CLONE));
+    slot->taken = 0;
+    fns_forget(connection);
+    return 1;
 }
 
 /* ---- the end of one ------------------------------------------------------------------------- */
@@ -387,17 +342,6 @@ static void reply_end(int connection, struct fns_sandbox *sandbox)
 {
     sandbox->end.message.number = sandbox->request;
     fns_reply(connection, &sandbox->end);
-}
-
-/* Frees the connection of a sandbox that has ended for the next. */
-static void end_use(int connection)
-{
-    struct fns_connection *at = fns_connection(connection);
-    at->sandbox = 0;
-    if (at->is_closed)
-        fns_forget(connection);
-    else if (at->wants_parked)
-        fns_park_later(connection);
 }
 
 /* Whether a parked sandbox has ended without its request: that is still in the socket. */
@@ -441,13 +385,14 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
                              : FNS_KILLED(FNS_STAGE_CLONE);
     }
     sandbox->pid = 0;
-    fns_killed_ended(sandbox);
+    fns_close_if_open(sandbox->pid_namespace);
+    sandbox->pid_namespace = FNS_NONE;
     fns_unwatch_sandbox(sandbox);
     if (plan->netns_pool)
         fns_netns_ended();
-    if (sandbox->batch) { /* before the reply, whose receiver would take the CPU that is free now */
+    if (sandbox->batch) { /* before the reply, whose receiver would take the CPU */
         fns_count_alive(sandbox->batch, -1);
-        start_next(sandbox->batch);
+        run_queue(0);
     }
     if (is_unused(sandbox)) {
         end_unused(sandbox, connection);
@@ -455,7 +400,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     }
     if (sandbox->reported && !sandbox->is_awaited &&
         sandbox->child.progress != FNS_PROGRESS_FAILED) { /* kept for a REAP */
-        /* If its RUNNING was not sent, its pipe may be silent: whoever waits for RUNNING learns it now. */
+        /* RUNNING may not have been sent. Then nothing is in the pipe, and this ends the wait for RUNNING. */
         if (sandbox->child.progress == FNS_PROGRESS_SETUP && connection != FNS_NONE)
             reply_end(connection, sandbox);
         *message = ended;
@@ -466,8 +411,14 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
             reply_end(connection, sandbox);
         fns_free_sandbox(sandbox);
     }
-    if (connection != FNS_NONE)
-        end_use(connection);
+    if (connection == FNS_NONE)
+        return;
+    struct fns_connection *at = fns_connection(connection);
+    at->sandbox = 0;
+    if (at->is_closed)
+        fns_forget(connection);
+    else if (at->wants_parked)
+        fns_park_later(connection);
 }
 
 /* ---- reaping -------------------------------------------------------------------------------- */
@@ -501,7 +452,7 @@ int fns_reap(int pid)
     return 1;
 }
 
-/* Whether its command runs, and nobody waits for it: only a REAP can ask for its end. */
+/* Whether its command runs and nobody waits for its end: only a REAP can ask for that. */
 static int is_on_its_own(const struct fns_sandbox *sandbox)
 {
     int has_left = sandbox->slot->sandbox != sandbox || !sandbox->slot->taken;
@@ -509,8 +460,8 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
            sandbox->child.progress == FNS_PROGRESS_EXEC;
 }
 
-/* waitid(2) for any child would go through all that live. So this looks at those whose end somebody waits for,
- * and at the one that the signal names. */
+/* waitid(2) for any child takes time for each that lives. So this tries only those whose end somebody waits
+ * for, and the one that the signal names. */
 void fns_reap_ended(int pid)
 {
     if (pid > 0) {
@@ -547,9 +498,9 @@ static void reap_strays(void)
 
 /* ---- chores --------------------------------------------------------------------------------- */
 
-/* A sandbox is parked once the process that was told of an end has had this CPU, if it runs here: the clone
- * takes as long as the reply did. The closer is woken for many at a time, best beside a sandbox that was just
- * started, whose caller has nothing to do either. */
+/* Before sandboxes are parked, which takes a clone each, the receiver of the last reply may have this CPU. The
+ * closer is woken for many namespaces at a time, best when a sandbox has just been started, as its caller has
+ * nothing to do then. */
 int fns_do_chores(int idle)
 {
     unsigned to_close = fns_closer_pending();

@@ -54,7 +54,7 @@ static void describe(int connection, const struct fns_request *request)
 {
     struct fns_ended reply = {.message = {.kind = FNS_MESSAGE_ENDED, .number = request->number}};
     if (request->kind == FNS_REQUEST_POOL) {
-        reply.pool = fns_pool_state();
+        reply.pool = *fns_netns_state();
     } else {
         const struct fns_sandbox *sandbox = find(connection, request);
         if (!sandbox)
@@ -91,25 +91,6 @@ static void reap(int connection, const struct fns_request *request)
     fns_reap(sandbox->pid);
 }
 
-/* The kind of a request that this connection may make now, else 0. */
-static int kind_of(const struct fns_connection *at, struct fns_received *received)
-{
-    int is_free = !at->sandbox && !at->is_queued;
-    if (received->size < (long)sizeof(struct fns_request) || !is_free)
-        return 0;
-    return fns_request_of(received)->kind;
-}
-
-/* A sandbox whose RUNNING was sent no longer needs its connection. */
-static void free_connection(struct fns_connection *at)
-{
-    struct fns_sandbox *sandbox = at->sandbox;
-    if (!sandbox || !sandbox->reported || sandbox->is_awaited)
-        return;
-    sandbox->connection = FNS_NONE;
-    at->sandbox = 0;
-}
-
 static void read_request(int connection)
 {
     struct fns_connection *at = fns_connection(connection);
@@ -118,14 +99,18 @@ static void read_request(int connection)
     struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);
     fns_receive(connection, FNS_MSG_DONTWAIT, received);
-    free_connection(at);
+    if (at->sandbox && at->sandbox->reported && !at->sandbox->is_awaited) {
+        at->sandbox->connection = FNS_NONE; /* after its RUNNING it no longer needs one */
+        at->sandbox = 0;
+    }
     if (received->size == -EAGAIN) /* the event was of an earlier connection with this fd */
         return;
     if (received->size == FNS_TRUNCATED) {
         fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_FDS, -EMFILE));
         return;
     }
-    switch (kind_of(at, received)) {
+    int is_request = received->size >= (long)sizeof *request && !at->sandbox && !at->is_queued;
+    switch (is_request ? request->kind : 0) {
     case FNS_REQUEST_RUN:
     case FNS_REQUEST_SPAWN:
         if (slot) {
@@ -143,7 +128,7 @@ static void read_request(int connection)
         at->wants_parked = 1;
         fns_park_later(connection);
         break;
-    default: /* the other end is closed, or this is no request */
+    default: /* the other end is closed, or this is no request that may come now */
         if (received->size < 0)
             fns_reply_error(connection, FNS_ANY_REQUEST,
                             FNS_FAILED(FNS_STAGE_HELPER, received->size));
@@ -202,14 +187,6 @@ static void handle(int fd)
     }
 }
 
-/* Closes all fds that are not needed. */
-static long close_others(int control, int status, int userns)
-{
-    const int needed[3] = {control, status, userns};
-    long result = fns_close_but(needed);
-    return result >= 0 && userns ? fns_close_on_exec(userns) : result;
-}
-
 /* Blocks all signals; those of ended children are read from a signalfd. */
 static long listen_for_ends(void)
 {
@@ -223,8 +200,10 @@ static long listen_for_ends(void)
 _Noreturn void fns_serve(struct fns_start *start)
 {
     int control = (int)start->numbers.control, status = (int)start->numbers.status;
+    int userns = start->child.userns;
     struct epoll_event events[MAX_EVENTS];
-    fns_start_check(start, close_others(control, status, start->child.userns));
+    fns_start_check(start, fns_close_but(control, status, userns));
+    fns_start_check(start, userns ? fns_close_on_exec(userns) : 0);
     fns_start_check(start, fns_open_connections());
     fns_start_check(start, fns_watch(control, FNS_PEER_CONTROL));
     fns_start_check(start, listen_for_ends());
@@ -232,7 +211,7 @@ _Noreturn void fns_serve(struct fns_start *start)
      * comes, and does nothing, when only the thread that was its parent ends. A change of credentials would
      * clear the setting; none follows. */
     fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGCONT, 0));
-    fns_start_check(start, fns_open_sandboxes(&start->sandbox, start->child.userns));
+    fns_start_check(start, fns_open_sandboxes(&start->sandbox, userns));
     fns_report_running(start);
     fns_close(status);
     for (int idle = 0;;) {

@@ -6,8 +6,7 @@
 #include "child.h"
 #include "shared/wire.h"
 
-enum { FNS_NONE = -1 };
-enum { FNS_SLOT_STACK = 65536 };
+enum { FNS_NONE = -1, FNS_SLOT_STACK = 65536 };
 
 /* A request, with the fds that came along. */
 struct fns_received {
@@ -29,9 +28,8 @@ struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
     volatile uint32_t requested; /* of a parked one: it takes its request, or has taken it */
-    volatile uint32_t
-        reported;         /* RUNNING is sent, or about to be: the caller may know its number */
-    volatile int request; /* number of the request to reply to */
+    volatile uint32_t reported;  /* RUNNING was sent, or will be: the caller may know its number */
+    volatile int request;        /* number of the request to reply to */
 
     int number;            /* its index in the table, and how often that was used before */
     int pid;               /* 0: not cloned, or reaped */
@@ -43,9 +41,8 @@ struct fns_sandbox {
     int is_parked;         /* it is made ahead, and waits for its request */
     int is_awaited;        /* by a REAP, at `connection` */
     int has_ended;         /* `end` waits for a REAP */
-    struct fns_sandbox *older,
-        **link;               /* its place in the list of watched ones; link 0: not in it */
-    struct fns_sandbox *next; /* in the list of free ones */
+    struct fns_sandbox *older, **link; /* in the list of watched ones; link 0: not in it */
+    struct fns_sandbox *next;          /* in the list of free ones */
     struct fns_ended end;
 };
 
@@ -57,6 +54,7 @@ struct fns_slot {
     uint64_t since;        /* when it began to wait: CLOCK_MONOTONIC, ns */
     uint64_t queued;       /* ns that it waited for its turn in a batch */
     struct fns_slot *next; /* in the queue */
+    int awaits_network;    /* in the queue, for a network namespace */
     const uint64_t *files; /* struct rlimit of RLIMIT_NOFILE for it; 0: the server's */
     void *mapped;          /* a request from a memory file; 0: none */
     uint64_t mapped_size;
@@ -64,6 +62,33 @@ struct fns_slot {
     struct fns_received received;
     char stack[FNS_SLOT_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
+
+/* CLOCK_MONOTONIC, ns. */
+FNS_INLINE uint64_t fns_now(void)
+{
+    uint64_t time[2] = {0, 0};
+    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "there is this clock");
+    return time[0] * FNS_NS + time[1];
+}
+
+/* Memory that takes pages when it is touched. 0: none, and `error` is -errno. */
+FNS_INLINE void *fns_map(size_t size, long *error)
+{
+    long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fns_is_address(at))
+        return (void *)at;
+    *error = at;
+    return 0;
+}
+
+/* FUTEX_WAKE or FUTEX_WAIT on a word in shared memory. A wait has no result: the caller reads the word again. */
+FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
+{
+    long result = -EINTR;
+    for (int tries = 0; result < 0 && tries < (op == FUTEX_WAKE ? FNS_TRIES : 1); tries++)
+        result = fns_sys4(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, value, 0);
+}
 
 /* ---- sandbox.c: runs in a sandbox ------------------------------------------------------------- */
 
@@ -90,7 +115,7 @@ struct fns_connection {
     uint8_t peer;                /* enum fns_peer */
     uint8_t wants_parked;        /* PARK was requested: there is to be a parked sandbox */
     uint8_t sandbox_reads;       /* a parked sandbox reads the requests, not the server */
-    uint8_t is_closed;           /* by the caller; stays until its sandbox has ended */
+    uint8_t is_closed;           /* by the caller; the fd stays until its sandbox has ended */
     uint8_t is_queued;           /* its request waits, for its turn or for a network namespace */
     uint8_t is_listed;           /* in the list of those to park for */
     int next;                    /* in that list */
@@ -180,24 +205,19 @@ void fns_reap_ended(int pid);
 /* Reaps a process if it has ended, and deals with the consequences. 1: it had. */
 int fns_reap(int pid);
 
-/* What nobody waits for, after all else. `idle`: nothing else was to be done. How many ms may pass until the
- * next chores; -1: any. */
+/* Does what nobody waits for, after everything else. `idle`: there was nothing else. How many ms may pass until
+ * the next chores; -1: any number. */
 int fns_do_chores(int idle);
-
-/* Counters of the pool of network namespaces. */
-struct fns_pool_state fns_pool_state(void);
 
 /* ---- kill.c ----------------------------------------------------------------------------------- */
 
 enum { FNS_KILL_MS = 100 }; /* how long a killed sandbox has to end */
 
+/* Kills a sandbox, and opens its pid namespace. */
 void fns_kill(struct fns_sandbox *sandbox);
 
 /* Kills whatever still keeps a killed sandbox from ending after FNS_KILL_MS. 1: some may not have ended. */
 int fns_check_killed(void);
-
-/* Releases what fns_kill() has acquired: the sandbox has ended. */
-void fns_killed_ended(struct fns_sandbox *sandbox);
 
 /* ---- closer.c: a process that takes mount namespaces down ------------------------------------- */
 
@@ -221,13 +241,14 @@ void fns_closer_wake(void);
  * eventfd (FNS_PEER_READY) when one is there for whoever found none. Its pid, or -errno. */
 FNS_CHECKED int fns_netns_start(uint32_t size);
 
-/* An fd of one, for one sandbox. -EAGAIN: none is there, and the eventfd will tell; -errno: none could be made
- * for a long time, and that is why. */
+/* An fd of one, for one sandbox. -EAGAIN: there is none until the eventfd can be read; -errno: making them has
+ * failed for a long time, with this error. */
 FNS_CHECKED int fns_netns_take(void);
 
 /* The sandbox that took one has ended: another may be made. */
 void fns_netns_ended(void);
 
-uint64_t fns_netns_made(void); /* how many, ever */
+/* Counters. Whoever waits for a network namespace counts that here. */
+struct fns_pool_state *fns_netns_state(void);
 
 #endif

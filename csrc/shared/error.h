@@ -10,7 +10,7 @@
 /* For functions whose result must be used. */
 #define FNS_CHECKED __attribute__((warn_unused_result))
 
-/* How often a call that must not fail is tried, so that a passing failure is survived. */
+/* How often a call is tried whose failure may pass, and would cost too much. */
 enum { FNS_TRIES = 4 };
 
 enum fns_stage {
@@ -19,7 +19,7 @@ enum fns_stage {
     FNS_STAGE_COUNT
 };
 
-/* What is known about a failure beside its errno. */
+/* What is known about a failure besides its errno. */
 enum fns_detail {
     FNS_DETAIL_NONE,
     FNS_DETAIL_SOURCE, /* the op's source is at fault, not its target */

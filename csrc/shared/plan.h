@@ -1,8 +1,7 @@
 /* The plan: what a start has to do, decided beforehand.
  *
- * Used by every process. A plan is const after fns_plan_check() and shared by any number of threads. Its
- * ops hold no pointers, only offsets into one string arena, so that the bytes can be handed to another
- * process as they are.
+ * Used by every process. A plan is const after fns_plan_check(), and any number of threads may share it. Its
+ * ops hold no pointers, only offsets into one string arena, so the same bytes are valid in another process.
  */
 #ifndef FNS_PLAN_H
 #define FNS_PLAN_H
@@ -14,18 +13,15 @@ enum fns_op_code {
 #define FNS_OP(code, ...) FNS_OP_##code,
 #include "ops.def"
     FNS_OP_COUNT,
-    FNS_OP_REQUEST = FNS_OP_CGROUP,   /* from this one on a template's sandbox needs its request */
-    FNS_OP_LAST = FNS_OP_CAPABILITIES /* from this one on the process that executes runs them */
+    FNS_OP_REQUEST = FNS_OP_CGROUP, /* in a template's sandbox, ops from here on need its request */
+    FNS_OP_LAST = FNS_OP_CAPABILITIES /* ops from here on are run by the process that executes */
 };
 
-/* PIVOT_ROOT: how many mounts may lie on the old "/": itself, and a scratch on top. */
-#define FNS_MAX_OLD_ROOTS 2
-
-/* How many BIND_SOURCE ops a plan may have. */
-#define FNS_MAX_SOURCES 16
-
-/* SETGROUPS: how many gids. */
-#define FNS_MAX_GIDS 64
+enum {
+    FNS_MAX_OLD_ROOTS = 2, /* PIVOT_ROOT: mounts on the old "/": itself, and a scratch on top */
+    FNS_MAX_SOURCES = 16,  /* BIND_SOURCE ops of a plan */
+    FNS_MAX_GIDS = 64      /* of SETGROUPS */
+};
 
 enum fns_how {
     FNS_HOW_CREATE = 1,      /* make a missing target */
@@ -33,12 +29,12 @@ enum fns_how {
     FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16, /* propagation of the bind: unbindable instead of private */
-    FNS_HOW_KEEP = 32,       /* keep capabilities permitted over the change of ids for a later op */
+    FNS_HOW_KEEP = 32,       /* a later op needs capabilities: keep them over the change of ids */
     FNS_HOW_IDMAP = 64,      /* idmap the mounts to the user namespace of args->userns */
     FNS_HOW_OWNED = 128,     /* what is made belongs to plan->owner_uid and owner_gid */
     FNS_HOW_OPEN = 256,      /* only open the user namespace; JOIN_USER joins it */
     FNS_HOW_SEALED = 512,    /* nobody may read or search the keyring */
-    FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel cannot, or this process may not */
+    FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel lacks this or refuses it */
     FNS_HOW_AHEAD = 4096,    /* the source is the next one that BIND_SOURCE has opened */
     FNS_HOW_HALF = 8192,     /* at most half of the limit in force, but at least `arg` of it */
     FNS_HOW_IF_THERE = 16384 /* leave out a bind whose source is missing */
@@ -71,17 +67,15 @@ struct fns_plan {
     const struct fns_op *ops;
     const char *strings; /* starts and ends with NUL, so that offset 0 is free and all are closed */
     uint32_t n_ops, n_strings;
-    uint32_t n_early; /* FNS_PLAN_HOP: so many ops come before its clone: they join namespaces that
-                         decide what the clone makes */
-    uint32_t options; /* enum fns_plan_option bits */
-    uint32_t id_map;  /* enum fns_id_map */
+    uint32_t n_early;               /* FNS_PLAN_HOP: how many ops come before the clone */
+    uint32_t options;               /* enum fns_plan_option bits */
+    uint32_t id_map;                /* enum fns_id_map */
     uint32_t uid_map, gid_map;      /* offsets of "inside outside count\n" lines, for the caller */
     uint64_t clone_flags;           /* CLONE_NEW* */
     const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: the plan of each sandbox */
-    uint32_t
-        netns_pool; /* of such a sandbox: how many network namespaces are made ahead; 0: none */
-    uint32_t owner_uid, owner_gid; /* who is 0:0 inside, by the caller's ids */
-    uint32_t pipe_uid, pipe_gid;   /* who owns the pipes made for its stdio, likewise; 0: as made */
+    uint32_t netns_pool;            /* of such a sandbox: network namespaces made ahead; 0: none */
+    uint32_t owner_uid, owner_gid;  /* who is 0:0 inside, in the caller's ids */
+    uint32_t pipe_uid, pipe_gid; /* who owns the pipes made for its stdio, likewise; 0: as made */
     uint64_t args_max;     /* of a template's sandbox: bytes of arguments and environment; 0: any */
     struct fns_file *file; /* this plan as bytes, made at its first start; NULL: made for each */
 };
@@ -109,8 +103,8 @@ struct fns_args {
     int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
 };
 
-/* Which batch a request to a template's server belongs to, and how many sandboxes of it may be alive at
- * once: further requests wait in the server. batch 0: none. */
+/* The batch of a request to a template's server (0: none), and how many of its sandboxes may be alive at once.
+ * Further requests wait in the server. */
 struct fns_share {
     int32_t batch;
     uint32_t most;

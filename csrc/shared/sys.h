@@ -18,7 +18,7 @@
 
 #include "error.h"
 
-/* Inline everywhere: a child that shares memory must not have frames that sanitizers have instrumented. */
+/* Always inline: in a child that shares memory, no function may be instrumented by sanitizers. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
 /* Ignores a result; the text says why a failure is harmless. For gcc a cast to void is not enough. */
@@ -169,7 +169,7 @@ FNS_INLINE void fns_close(int fd)
     FNS_IGNORE(fns_sys1(__NR_close, fd), "Linux frees the fd in any case");
 }
 
-/* Sets close-on-exec, and checks it: a seccomp filter may have faked the success. 0 or -errno. */
+/* Sets close-on-exec, and checks it: a seccomp filter can fake success. 0 or -errno. */
 FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
 {
     long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
@@ -236,23 +236,13 @@ struct fns_clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
         set_tid_size, cgroup;
 };
-#define FNS_CLONE_VM 0x00000100ull
-#define FNS_CLONE_FILES 0x00000400ull
-#define FNS_CLONE_SIGHAND 0x00000800ull
-#define FNS_CLONE_PIDFD 0x00001000ull
-#define FNS_CLONE_PARENT 0x00008000ull
-#define FNS_CLONE_THREAD 0x00010000ull
-#define FNS_CLONE_PARENT_SETTID 0x00100000ull
-#define FNS_CLONE_CHILD_CLEARTID 0x00200000ull
+enum { FNS_CLONE_NEWTIME = 0x80, FNS_CLONE_VM = 0x100, FNS_CLONE_FILES = 0x400 };
+enum { FNS_CLONE_SIGHAND = 0x800, FNS_CLONE_PIDFD = 0x1000, FNS_CLONE_PARENT = 0x8000 };
+enum { FNS_CLONE_THREAD = 0x10000, FNS_CLONE_NEWNS = 0x20000, FNS_CLONE_PARENT_SETTID = 0x100000 };
+enum { FNS_CLONE_CHILD_CLEARTID = 0x200000, FNS_CLONE_NEWCGROUP = 0x2000000 };
+enum { FNS_CLONE_NEWUTS = 0x4000000, FNS_CLONE_NEWIPC = 0x8000000, FNS_CLONE_NEWUSER = 0x10000000 };
+enum { FNS_CLONE_NEWPID = 0x20000000, FNS_CLONE_NEWNET = 0x40000000 };
 #define FNS_CLONE_INTO_CGROUP 0x200000000ull
-#define FNS_CLONE_NEWTIME 0x00000080ull
-#define FNS_CLONE_NEWNS 0x00020000ull
-#define FNS_CLONE_NEWCGROUP 0x02000000ull
-#define FNS_CLONE_NEWUTS 0x04000000ull
-#define FNS_CLONE_NEWIPC 0x08000000ull
-#define FNS_CLONE_NEWUSER 0x10000000ull
-#define FNS_CLONE_NEWPID 0x20000000ull
-#define FNS_CLONE_NEWNET 0x40000000ull
 
 /* clone3(2), or clone(2) where the kernel lacks it. The child goes on in fn(arg) on args->stack, and exits with
  * its result. -ENOSYS: a flag needs clone3: clone(2) has no bit for a cgroup, and takes that of CLONE_NEWTIME
@@ -273,9 +263,7 @@ FNS_INLINE FNS_CHECKED long fns_clone_call(const struct fns_clone_args *args, in
 struct fns_open_how {
     uint64_t flags, mode, resolve;
 };
-#define FNS_RESOLVE_NO_MAGICLINKS 0x02
-#define FNS_RESOLVE_NO_SYMLINKS 0x04
-#define FNS_RESOLVE_IN_ROOT 0x10
+enum { FNS_RESOLVE_NO_MAGICLINKS = 2, FNS_RESOLVE_NO_SYMLINKS = 4, FNS_RESOLVE_IN_ROOT = 16 };
 
 /* open_tree(2), mount_setattr(2) */
 struct fns_mount_attr {
@@ -293,17 +281,10 @@ struct fns_mount_attr {
 #endif
 
 /* Types in st_mode. */
-#define FNS_S_IFMT 0170000
-#define FNS_S_IFLNK 0120000
-#define FNS_S_IFDIR 0040000
-#define FNS_S_IFCHR 0020000
+enum { FNS_S_IFMT = 0170000, FNS_S_IFLNK = 0120000, FNS_S_IFDIR = 040000, FNS_S_IFCHR = 020000 };
 
-#define FNS_SIG_BLOCK 0
-#define FNS_SIG_SETMASK 2
-#define FNS_SIGSET_SIZE 8
-#define FNS_SIGKILL 9
-#define FNS_SIGSTOP 19
-#define FNS_SIGCHLD 17
+enum { FNS_SIG_BLOCK = 0, FNS_SIG_SETMASK = 2, FNS_SIGSET_SIZE = 8 /* bytes */ };
+enum { FNS_SIGKILL = 9, FNS_SIGCHLD = 17, FNS_SIGSTOP = 19 };
 
 /* si_code of waitid(2): from this one on the process has only stopped. A tracer is told of stops even with
  * WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */

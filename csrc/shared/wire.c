@@ -36,24 +36,21 @@ int fns_open_list(char *base, uint64_t size, char *const **list)
     return 0;
 }
 
-int fns_open_items(char *base, uint64_t size, uint64_t n, uint64_t item_size, const void **items)
+int fns_open_items(char *base, uint64_t size, uint64_t n, uint64_t item_size, void *pointer)
 {
-    uint64_t offset = (uintptr_t)*items;
-    if (!holds(size, offset, n, item_size, sizeof(uint64_t)))
+    uintptr_t at;
+    __builtin_memcpy(&at, pointer, sizeof at);
+    if (!holds(size, at, n, item_size, sizeof(uint64_t)))
         return -EPROTO;
-    *items = base + offset;
+    at += (uintptr_t)base;
+    __builtin_memcpy(pointer, &at, sizeof at);
     return 0;
 }
 
 int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan)
 {
-    const void *ops = plan->ops, *strings = plan->strings;
-    if (fns_open_items(base, size, plan->n_ops, sizeof *plan->ops, &ops) < 0 ||
-        fns_open_items(base, size, plan->n_strings, 1, &strings) < 0)
-        return -EPROTO;
-    plan->ops = ops;
-    plan->strings = strings;
-    return 0;
+    int result = fns_open_items(base, size, plan->n_ops, sizeof *plan->ops, &plan->ops);
+    return result < 0 ? result : fns_open_items(base, size, plan->n_strings, 1, &plan->strings);
 }
 
 /* fns_place_fds() closes the ranges between the fds, so these must ascend. */
@@ -76,15 +73,12 @@ int fns_open_request(struct fns_request *request, uint64_t size, int n_fds, stru
         args->clone_into > args->n_groups ||
         n_fds != 3 + (int)(args->n_keep + args->n_groups) + (request->kind == FNS_REQUEST_SPAWN))
         return -EPROTO;
-    const void *keep = args->keep, *groups = args->groups;
-    if (fns_open_items(base, size, args->n_keep, sizeof(int), &keep) < 0 ||
-        fns_open_items(base, size, args->n_groups, sizeof(int), &groups) < 0 ||
+    if (fns_open_items(base, size, args->n_keep, sizeof(int), &args->keep) < 0 ||
+        fns_open_items(base, size, args->n_groups, sizeof(int), &args->groups) < 0 ||
         fns_open_list(base, size, &args->argv) < 0 || fns_open_list(base, size, &args->envp) < 0 ||
         fns_open_list(base, size, &args->paths) < 0 ||
         (args->cwd && fns_open_text(base, size, &args->cwd) < 0))
         return -EPROTO;
-    args->keep = keep;
-    args->groups = groups;
     return ascend(args->keep, args->n_keep) ? 0 : -EPROTO;
 }
 

@@ -107,7 +107,7 @@ struct fns_request {
     struct fns_args args; /* every pointer is an offset from the start of the request */
 };
 
-/* The reply to all requests but SPAWN and PARK. A FAILED in its place may be a struct fns_message alone. */
+/* A reply of the server: ENDED or FAILED. */
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
@@ -124,7 +124,7 @@ struct fns_ended {
 FNS_CHECKED int fns_open_text(char *base, uint64_t size, const char **text);
 FNS_CHECKED int fns_open_list(char *base, uint64_t size, char *const **list); /* ends with NULL */
 FNS_CHECKED int fns_open_items(char *base, uint64_t size, uint64_t n, uint64_t item_size,
-                               const void **items);
+                               void *pointer); /* to the first of n items */
 FNS_CHECKED int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan);
 
 /* The arguments of a RUN or SPAWN that came with n_fds fds, not counting a memory file. */

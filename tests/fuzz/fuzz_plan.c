@@ -48,9 +48,8 @@ static struct fns_plan take_plan(struct input *input)
 static void run(void *arg)
 {
     struct fns_child *child = arg;
-    if (fns_run_ops(child, 0, child->plan->n_ops) == 0 && fns_change_directory(child) == 0 &&
-        fns_execute(child) >= 0)
-        abort(); /* it returns only if it fails */
+    if (fns_run_ops(child, 0, child->plan->n_ops) == 0 && fns_change_directory(child) == 0)
+        fns_execute(child);
 }
 
 static void run_plan(const struct fns_plan *plan)
