@@ -158,29 +158,22 @@ cdef class _Arena:
     """The strings of a plan, NUL-terminated in one buffer. Equal ones are stored once."""
 
     cdef dict offsets
-    cdef list parts
-    cdef uint32_t used
+    cdef bytearray buffer
 
     def __cinit__(self):
-        self.offsets = {}
-        self.parts = [b"\0"]  # offset 0 means none
-        self.used = 1
+        self.offsets = {None: 0}
+        self.buffer = bytearray(1)
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:
         """The offset of a text; 0 for None."""
-        if text is None:
-            return 0
         found = self.offsets.get(text)
         if found is None:
-            found = self.used
+            found = self.offsets[text] = len(self.buffer)
             if found + len(text) + 2 > 0xffffffff:
                 raise ValueError("the spec holds more than 4 GiB of text and files")
-            self.offsets[text] = found
-            self.parts.append(text)
-            self.parts.append(b"\0")
-            self.used += len(text) + 1
+            self.buffer += text
+            self.buffer.append(0)
         return found
 
     cdef bytes joined(self):
-        self.parts.append(b"\0")
-        return b"".join(self.parts)
+        return bytes(self.buffer) + b"\0"

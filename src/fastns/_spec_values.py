@@ -14,6 +14,7 @@ from fastns._args import (
     check_path,
     check_whole,
     shown,
+    wrong,
 )
 from fastns._record import record
 from fastns.errors import SpecError
@@ -112,6 +113,10 @@ class Mount:
             raise SpecError("mounts.source", words)
 
 
+def with_options(mount: Mount, *options: str) -> Mount:
+    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+
+
 @record(frozen=True)
 class IDMapping:
     """`size` ids from `container_id` on inside are those from `host_id` on outside."""
@@ -144,8 +149,7 @@ class Rlimit:
         names = RLIMIT_NAMES.lower().split()
         name = self.type.lower().removeprefix("rlimit_") if isinstance(self.type, str) else None
         if name not in names:
-            words = f"{shown(self.type)}: one of {', '.join(names)} expected"
-            raise SpecError("rlimits.type", words)
+            raise wrong("rlimits.type", self.type, f"one of {', '.join(names)}")
         object.__setattr__(self, "type", f"RLIMIT_{name.upper()}")
         for name in ("soft", "hard"):
             check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)

@@ -48,9 +48,7 @@ class Surroundings:
     uids: int = ALL_IDS
     gids: int = ALL_IDS
     profile: str | None = None  # of AppArmor; None: unconfined
-    unread: str | None = (
-        None  # the file of /proc/self that cannot be read, and why
-    )
+    unread: str | None = None  # the file of /proc/self that cannot be read, and why
 
     @classmethod
     def current(cls) -> Surroundings:

@@ -12,7 +12,7 @@ import os
 from fastns import _core, _view, mount_options
 from fastns._cache import cached
 from fastns._record import record
-from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside
+from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside, with_options
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from fastns._policy.cgroup_plan import CgroupPlan
     from fastns.spec import Spec
 
-    Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
+    Ids = tuple[int, int, int]  # a user namespace's range: first uid, first gid, how many
     Joined = tuple[tuple[str, str], ...]  # kind and path
-    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
+    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is private to the sandbox
     # Destination, source, is it recursive, may it be plain, why it is plain ("": it is not).
     Bind = tuple[str, str, bool, bool, str]
 
@@ -426,8 +426,7 @@ def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) ->
     if owner is None or kinds[owner] != "host":
         return mount
     # A user namespace may not uncover what is mounted over: all of the tree, or none.
-    bind = "rbind" if in_user_namespace else "bind"
-    options = [bind, *mount.options]
+    options = ["rbind" if in_user_namespace else "bind", *mount.options]
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
@@ -437,8 +436,7 @@ def _protected(mount: Mount) -> Mount:
     hosts = mount.type == "bind" and mount.source in TYPE_AT
     if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
         return mount
-    options = [*mount.options, "ro"]
-    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+    return with_options(mount, *mount.options, "ro")
 
 
 def _led_to(spec: Spec, layout: _view.Layout | None) -> tuple[str, ...]:
@@ -469,7 +467,7 @@ def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, 
 
 
 def _layers(spec: Spec, layout: _view.Layout | None, mounts: Sequence[Mount]) -> Layers:
-    """Each file system of the sandbox: where it is, and whether it is gone with the sandbox."""
+    """The destination of each file system, and whether it is private to the sandbox."""
     return (
         ("/", spec.overlay or layout is not None),
         *((path, False) for path in (layout.paths if layout else ())),
