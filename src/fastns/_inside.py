@@ -23,10 +23,8 @@ def read(root: str, path: str, most: int) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
-        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
-            data = b""
-            while len(data) <= most and (more := file.read(most + 1 - len(data))):
-                data += more
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            data = file.read(most + 1)
     finally:
         os.close(fd)
     if len(data) > most:

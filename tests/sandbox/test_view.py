@@ -372,6 +372,6 @@ def test_a_fifo_in_the_place_of_a_script_is_not_waited_for(tmp_path: Path) -> No
     fd = os.open(fifo, os.O_RDWR)  # so that a waiting opener goes on
     try:
         os.write(fd, b"#!/nowhere\n")
-        assert _view.interpreter(str(fifo)) is None
+        assert _view.hint_of("exec", errno.ENOENT, str(fifo), ("/usr",), True) is None
     finally:
         os.close(fd)
