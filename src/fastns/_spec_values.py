@@ -86,12 +86,11 @@ class Mount:
         type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir makes a missing destination. Root's sandboxes have ids of their own; a
+            X-mount.mkdir creates a missing destination. Root's sandboxes have ids of their own; a
             bind keeps its owners in them (an idmapped mount), so that root's files are uid 0's
-            inside. They are nobody's in a plain bind: one with noidmap, one whose file system, or
-            one mounted below it, cannot be idmapped, and one in which X-mount.mkdir makes a
-            target. With idmap, a bind that has to be plain is an error. Device files in a bind can
-            be opened only with dev.
+            inside. In a plain bind they are nobody's. A bind is plain with noidmap, if a file
+            system in it cannot be idmapped, or if X-mount.mkdir creates a target in it; with idmap
+            the last two are errors. Device files in a bind can be opened only with dev.
     """
 
     destination: str
