@@ -169,4 +169,5 @@ cdef class _Arena:
         return found
 
     cdef bytes joined(self):
-        return bytes(self.buffer) + b"\0"
+        self.buffer.append(0)
+        return bytes(self.buffer)
