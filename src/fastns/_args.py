@@ -50,7 +50,7 @@ def check_one_of(field: str, value: object, words: Iterable[str], where: str = "
 
 
 def check_list(field: str, value: Any, what: str) -> tuple[Any, ...]:
-    """A sequence that is no text, as a tuple. `what` it holds."""
+    """A sequence that is no text, as a tuple; `what` names its items in the error."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise wrong(field, value, f"a list {what}")
     return tuple(value)

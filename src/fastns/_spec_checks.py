@@ -46,12 +46,8 @@ FLAGS = (
     *("die_with_parent", "require_limits", "no_new_privileges", "allow_setid"),
 )
 LISTS = {
-    "mounts": Mount,
-    "uid_mappings": IDMapping,
-    "gid_mappings": IDMapping,
-    "rlimits": Rlimit,
-    "additional_gids": int,
-    "capabilities": str,
+    **{"mounts": Mount, "uid_mappings": IDMapping, "gid_mappings": IDMapping},
+    **{"rlimits": Rlimit, "additional_gids": int, "capabilities": str},
 }
 MAPPINGS = ("namespaces", "files", "env", "io")
 NEEDS_NEW_MOUNTS = (
@@ -108,10 +104,11 @@ def _types(spec: Spec) -> None:
 
 
 def _namespaces(spec: Spec) -> None:
+    plain = {}
     for kind, value in spec.namespaces.items():
         check_one_of("namespaces", kind, KINDS)
-        value = _namespace(f"namespaces.{kind}", value, "new")
-        _put(spec, "namespaces", FrozenMap({**spec.namespaces, kind: value}))
+        plain[kind] = _namespace(f"namespaces.{kind}", value, "new")
+    _put(spec, "namespaces", FrozenMap(plain))
     if not isinstance(spec.network, Default):
         if spec.network in ("bridge", "pasta"):
             raise SpecError(

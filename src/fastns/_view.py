@@ -95,10 +95,12 @@ def hint_of(
             from fastns.rootfs._read import shebang  # only an error needs it
 
             place = next(iter(shebang(place)), None)
-        said = None if place is None else hint(place, view)
-        if place is not None and "/" in path and not os.path.isabs(path) and not found:
+        if place is None:
+            return None
+        said = hint(place, view)
+        if "/" in path and not os.path.isabs(path) and not found:
             return f"{said}, and run {place}{RELATIVE}" if said else f"run {place}{RELATIVE}"
-        if said is None and place is not None and "/" not in path and lies_in(place, view):
+        if said is None and "/" not in path and lies_in(place, view):
             return f"it is {place}, which is not on the sandbox's PATH: give that path, or set PATH"
         return said
     except OSError:

@@ -38,11 +38,8 @@ DEVICES = {
     **{"random": (1, 8), "urandom": (1, 9), "tty": (5, 0)},
 }
 DEV_LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "ptmx": "pts/ptmx",
+    **{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1"},
+    **{"stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"},
 }
 MOUNTED_BELOW_DEV = ("/dev/pts", "/dev/shm")
 NO_SYMLINKS_AT = ("/proc", "/sys", "/dev")  # CVE-2019-19921
