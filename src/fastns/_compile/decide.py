@@ -97,9 +97,7 @@ def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
     return _read(path).startswith(b"-")
 
 
-@cached(1)
-def _has_trees() -> bool:
-    return _core.has_tree_namespaces()
+_has_trees = cached(1)(_core.has_tree_namespaces)
 
 
 def _read(path: str) -> bytes:
