@@ -31,24 +31,28 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def wrong(field: str, value: object, expected: str, where: str = "") -> SpecError:
+    """The error for a value. where: a prefix that names the part of the field."""
+    return SpecError(field, f"{where}{shown(value)}: {expected} expected")
+
+
 def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
-    """A whole number within bounds. `where`: a prefix that names the part of the field."""
+    """A whole number within bounds. `where`: as in wrong()."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        words = f"{where}{shown(value)}: a whole number from {low} to {high} expected"
-        raise SpecError(field, words)
+        raise wrong(field, value, f"a whole number from {low} to {high}", where)
     return value
 
 
 def check_one_of(field: str, value: object, words: Iterable[str], where: str = "") -> None:
-    """One of some words. `where`: as in check_whole()."""
+    """One of some words. `where`: as in wrong()."""
     if value not in (accepted := tuple(words)):
-        raise SpecError(field, f"{where}{shown(value)}: one of {', '.join(accepted)} expected")
+        raise wrong(field, value, f"one of {', '.join(accepted)}", where)
 
 
 def check_list(field: str, value: Any, what: str) -> tuple[Any, ...]:
-    """A sequence that is no text, as a tuple. `what` it holds."""
+    """A sequence that is no text, as a tuple; `what` names its items in the error."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise SpecError(field, f"{shown(value)}: a list {what} expected")
+        raise wrong(field, value, f"a list {what}")
     return tuple(value)
 
 
@@ -57,13 +61,11 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
     try:
         data = os.fsencode(value)
     except TypeError:
-        raise SpecError(field, f"{shown(value)}: str, bytes or a path expected") from None
+        raise wrong(field, value, "str, bytes or a path") from None
     except UnicodeEncodeError:
-        words = f"{shown(value)}: text without surrogates, but those of os.fsdecode(), expected"
-        raise SpecError(field, words) from None
+        raise wrong(field, value, "text without surrogates, but those of os.fsdecode(),") from None
     if b"\0" in data:
-        words = f"{shown(value)}: NUL bytes cannot be passed on; text without them expected"
-        raise SpecError(field, words)
+        raise wrong(field, value, "NUL bytes cannot be passed on; text without them")
     if len(data) > limit:
         raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
     return data
@@ -72,10 +74,10 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
 def check_path(field: str, value: Any) -> str:
     """A path, of this process or inside."""
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
-        raise SpecError(field, f"{shown(value)}: a path as str or PathLike expected")
+        raise wrong(field, value, "a path as str or PathLike")
     text = os.fspath(value)
     if not isinstance(text, str) or not text:
-        raise SpecError(field, f"{shown(value)}: a path that is not empty expected")
+        raise wrong(field, value, "a path that is not empty")
     encode(field, text, MAX_PATH)
     return text
 
@@ -84,9 +86,9 @@ def check_inside(field: str, value: Any) -> str:
     """An absolute path below the root, normalized."""
     text = check_path(field, value)
     if not text.startswith("/"):
-        raise SpecError(field, f"{shown(text)}: an absolute path inside the root expected")
+        raise wrong(field, text, "an absolute path inside the root")
     if ".." in text.split("/"):
-        raise SpecError(field, f"{shown(text)}: a path without '..' expected")
+        raise wrong(field, text, "a path without '..'")
     plain = posixpath.normpath("/" + text.lstrip("/"))
     if plain == "/":
         raise SpecError(field, "'/' is the root itself: use rootfs, read_only and overlay")
@@ -102,7 +104,7 @@ def check_args(args: Any) -> tuple[bytes, ...]:
     try:
         argv = tuple([encode("args", item) for item in args])
     except TypeError:
-        raise SpecError("args", f"{shown(args)}: a list of str, bytes or paths expected") from None
+        raise wrong("args", args, "a list of str, bytes or paths") from None
     if not argv:
         raise SpecError("args", "empty: a command is expected")
     if not argv[0]:
@@ -113,14 +115,14 @@ def check_args(args: Any) -> tuple[bytes, ...]:
 def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
     """An environment as NAME=value bytes."""
     if not isinstance(env, Mapping):
-        raise SpecError(field, f"{shown(env)}: a mapping of names to values expected")
+        raise wrong(field, env, "a mapping of names to values")
     entries = []
     for name, value in env.items():
         if not isinstance(name, str | bytes) or not isinstance(value, str | bytes):
-            raise SpecError(field, f"{shown(name)}: {shown(value)}: str or bytes expected")
+            raise wrong(field, name, f"{shown(value)}: str or bytes")
         key = encode(field, name)
         if not key or b"=" in key:
-            raise SpecError(field, f"{shown(name)}: a name without '=' expected")
+            raise wrong(field, name, "a name without '='")
         entry = key + b"=" + encode(field, value)
         if len(entry) > MAX_STRING:
             raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, at most {MAX_STRING}")
@@ -132,7 +134,7 @@ def check_cwd(cwd: Any) -> bytes:
     """A working directory inside the sandbox."""
     data = encode("cwd", cwd, MAX_PATH)
     if not data.startswith(b"/"):
-        raise SpecError("cwd", f"{shown(cwd)}: an absolute path inside the sandbox expected")
+        raise wrong("cwd", cwd, "an absolute path inside the sandbox")
     return data
 
 
@@ -141,7 +143,7 @@ def check_timeout(timeout: Any) -> int | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise SpecError("timeout", f"{shown(timeout)}: seconds as a number, or None, expected")
+        raise wrong("timeout", timeout, "seconds as a number, or None,")
     if timeout != timeout or timeout > MAX_TIMEOUT:
         raise SpecError("timeout", f"{shown(timeout)}: at most {MAX_TIMEOUT} seconds, or None")
     return 0 if timeout <= 0 else int(timeout * 1e9)

@@ -1,7 +1,4 @@
-"""functools.lru_cache without the import of `functools`, which also imports `collections`.
-
-It pays: `python -X importtime -c 'import functools'` costs more than any module of a start.
-"""
+"""functools.lru_cache without `functools`, whose import costs more than any module of a start."""
 
 __all__ = ["cached"]
 
@@ -11,8 +8,8 @@ if TYPE_CHECKING:
 else:
 
     def cached(maxsize):
-        """Remembers the results of at least the last `maxsize` different calls, and of at most
-        twice as many. Thread-safe, though two threads may compute the same result."""
+        """Keeps the results of at least the last `maxsize` different calls, and of at most twice as
+        many. Thread-safe, though two threads may compute the same result."""
 
         def decorate(function):
             recent, older = {}, {}

@@ -1,4 +1,4 @@
-"""What run(), spawn() and batches share: the command, its input and output as text, its usage."""
+"""What run(), spawn() and batches share: the command, text of its streams, its usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import os
 
 from fastns import _core
-from fastns._args import check_args, check_cwd, check_env, shown
+from fastns._args import check_args, check_cwd, check_env, shown, wrong
 from fastns._compile import compile, search_path
 from fastns._record import record
 from fastns.errors import SpecError
@@ -37,19 +37,18 @@ class Usage:
 
     Attributes:
         user_time: seconds of CPU time of its first process and of all children that were waited
-            for. Those that ended with a killed sandbox, or that its first process left behind, are
-            not counted.
+            for; not of children that were killed with the sandbox or left behind.
         system_time: seconds of CPU time in the kernel, of the same processes.
         max_rss: bytes, of the largest process.
         max_rss_exact: False if the true value may be lower: a direct start begins with the peak of
-            the caller, which the kernel passes on at exec.
+            the caller, which survives exec.
         memory_peak: bytes, of all processes together, with tmpfs and memory files.
         pids_peak: processes and threads at once.
         io_read: bytes.
         io_write: bytes.
-        cpu_time: seconds of CPU time of all processes, also of those that nobody waited for.
+        cpu_time: seconds of CPU time of all processes, also of those not waited for.
 
-    The last five come from cgroups. They are None where no limit of that kind was set, or where the
+    The last five come from cgroups. They are None if no limit of that kind was set, or if the
     kernel does not report it for this sandbox alone.
     """
 
@@ -108,7 +107,7 @@ def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
 def command(
     plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
-    """argv, environment, the directories to look for argv[0] in, working directory."""
+    """argv, environment, directories to look for argv[0] in, working directory."""
     argv = check_args(args)
     directories = plan.search_path
     environ = plan.environ
@@ -121,7 +120,7 @@ def command(
 
 @record(frozen=True)
 class TextMode:
-    """How bytes become text. Elsewhere None stands for no TextMode: bytes stay bytes."""
+    """How bytes become text. None in place of a TextMode: bytes stay bytes."""
 
     encoding: str
     errors: str
@@ -140,11 +139,11 @@ class TextMode:
                 elif name is not None:
                     "".encode(name)  # rot13 and the like are codecs, but not of text
             except (LookupError, TypeError, ValueError):
-                raise SpecError(field, f"{shown(name)}: {what} expected") from None
+                raise wrong(field, name, what) from None
         return cls(encoding or "utf-8", errors or "strict")
 
     def decode(self, data: bytes, cut: bool = False) -> str:
-        """With `cut` there was more, so the last character may be incomplete: it is left out."""
+        """cut: the end of the output is missing, so an incomplete last character is left out."""
         if cut:
             text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
         else:
@@ -152,7 +151,7 @@ class TextMode:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """The output until a timeout. Never fails, so that the caller sees the timeout."""
+        """The output until a timeout. Never fails, which would hide the timeout."""
         if data is None:
             return None
         lenient = "replace" if self.errors == "strict" else self.errors
@@ -178,5 +177,4 @@ def encode_input(input: Any, mode: TextMode | None) -> bytes:
     try:
         return input.encode(mode.encoding, mode.errors)
     except UnicodeError:
-        words = f"{shown(input)}: text that {mode.encoding} can encode expected"
-        raise SpecError("input", words) from None
+        raise wrong("input", input, f"text that {mode.encoding} can encode") from None

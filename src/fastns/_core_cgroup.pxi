@@ -31,8 +31,7 @@ cdef class CgroupPool:
         if len(hierarchies) > c.FNS_MAX_HIERARCHIES:
             raise ValueError("too many cgroup hierarchies")
         for i, (fd, unified) in enumerate(hierarchies):
-            self.plan.hierarchies[i].directory = fd
-            self.plan.hierarchies[i].unified = unified
+            self.plan.hierarchies[i] = c.fns_cgroup_hierarchy(fd, unified)
         self.plan.n_hierarchies = len(hierarchies)
         self.settings = <c.fns_cgroup_setting *>calloc(len(settings) or 1,
                                                        sizeof(c.fns_cgroup_setting))
@@ -41,17 +40,10 @@ cdef class CgroupPool:
         if self.settings == NULL or self.counters == NULL:
             raise MemoryError
         for i, (number, file, text) in enumerate(settings):
-            self.settings[i].hierarchy = number
-            self.settings[i].file = self.text(file)
-            self.settings[i].value = self.text(text)
+            self.settings[i] = c.fns_cgroup_setting(number, self.text(file), self.text(text))
         for i, (kind, number, file, key, scale, peak, reset) in enumerate(counters):
-            self.counters[i].kind = COUNTS.index(kind)
-            self.counters[i].hierarchy = number
-            self.counters[i].file = self.text(file)
-            self.counters[i].key = self.text(key)
-            self.counters[i].scale = scale
-            self.counters[i].peak = peak
-            self.counters[i].reset = self.text(reset)
+            self.counters[i] = c.fns_cgroup_counter(COUNTS.index(kind), number, self.text(file), self.text(key),
+                                                    scale, peak, self.text(reset))
         self.plan.settings = self.settings
         self.plan.n_settings = len(settings)
         self.plan.counters = self.counters

@@ -39,7 +39,6 @@ cdef class Plan:
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
                   bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
         cdef _Arena arena = _Arena()
-        cdef c.fns_op *op
         cdef int bad
         self.ops = ops
         self.environ = environ
@@ -60,20 +59,14 @@ cdef class Plan:
         self.view = view
         self.pipe_owner = pipe_owner
         self.binds = binds
-        self.op_array = <c.fns_op *>calloc(max(len(ops), 1), sizeof(c.fns_op))
+        self.op_array = <c.fns_op *>calloc(len(ops) or 1, sizeof(c.fns_op))
         if self.op_array == NULL:
             raise MemoryError
         for i, item in enumerate(ops):
-            op = &self.op_array[i]
-            op.code = OPS[item.code]
-            op.stage = _stage_numbers[item.stage]
-            op.how = item.how
-            op.flags = item.flags
-            op.arg = item.arg
-            op.source = arena.place(item.source)
-            op.target = arena.place(item.target)
-            op.type = arena.place(item.type)
-            op.data = arena.place(item.data)
+            self.op_array[i] = c.fns_op(
+                OPS[item.code], _stage_numbers[item.stage], item.how, item.flags, item.arg,
+                arena.place(item.source), arena.place(item.target), arena.place(item.type),
+                arena.place(item.data))
         self.plan.uid_map = arena.place(uid_map)
         self.plan.gid_map = arena.place(gid_map)
         self.arena = arena.joined()
@@ -158,29 +151,23 @@ cdef class _Arena:
     """The strings of a plan, NUL-terminated in one buffer. Equal ones are stored once."""
 
     cdef dict offsets
-    cdef list parts
-    cdef uint32_t used
+    cdef bytearray buffer
 
     def __cinit__(self):
-        self.offsets = {}
-        self.parts = [b"\0"]  # offset 0 means none
-        self.used = 1
+        self.offsets = {None: 0}
+        self.buffer = bytearray(1)
 
     cdef uint32_t place(self, bytes text) except? 0xffffffff:
         """The offset of a text; 0 for None."""
-        if text is None:
-            return 0
         found = self.offsets.get(text)
         if found is None:
-            found = self.used
+            found = self.offsets[text] = len(self.buffer)
             if found + len(text) + 2 > 0xffffffff:
                 raise ValueError("the spec holds more than 4 GiB of text and files")
-            self.offsets[text] = found
-            self.parts.append(text)
-            self.parts.append(b"\0")
-            self.used += len(text) + 1
+            self.buffer += text
+            self.buffer.append(0)
         return found
 
     cdef bytes joined(self):
-        self.parts.append(b"\0")
-        return b"".join(self.parts)
+        self.buffer.append(0)
+        return bytes(self.buffer)

@@ -9,7 +9,6 @@ def pack_plan(Plan plan, timeout_ns, list hints):
     Raises: OSError, /proc cannot be read."""
     cdef c.fns_planfile file
     cdef c.fns_identity identity
-    cdef c.fns_hint *packed
     cdef void *data = NULL
     cdef size_t size = 0
     cdef _Arguments lists = _Arguments((), plan.environ, plan.search_path, plan.cwd, (-1, -1, -1), ())
@@ -35,12 +34,8 @@ def pack_plan(Plan plan, timeout_ns, list hints):
         raise MemoryError
     try:
         for i, (stage, detail, err, path, text) in enumerate(hints):
-            packed = &file.hints[i]
-            packed.stage = _stage_numbers[stage] if stage else 0
-            packed.detail = DETAILS[detail] if detail else 0
-            packed.err = err
-            packed.path = PyBytes_AS_STRING(<bytes?>path)
-            packed.text = PyBytes_AS_STRING(<bytes?>text)
+            file.hints[i] = c.fns_hint(_stage_numbers[stage] if stage else 0, DETAILS[detail] if detail else 0,
+                                       err, PyBytes_AS_STRING(<bytes?>path), PyBytes_AS_STRING(<bytes?>text))
         if c.fns_planfile_pack(&file, &identity, &data, &size) < 0:
             raise MemoryError
         return PyBytes_FromStringAndSize(<char *>data, size)

@@ -199,16 +199,10 @@ cdef double _seconds(const timeval *time) noexcept:
 
 cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
     """(code, status, user seconds, system seconds, max rss in bytes, is that exact, wall seconds, counts)"""
-    return (
-        result.code,
-        result.status,
-        _seconds(&result.usage.ru_utime),
-        _seconds(&result.usage.ru_stime),
-        result.usage.ru_maxrss * 1024,
-        result.usage.ru_maxrss > process.rss_floor,
-        (result.end - process.start) * 1e-9,
-        counts,
-    )
+    usage = &result.usage
+    return (result.code, result.status, _seconds(&usage.ru_utime), _seconds(&usage.ru_stime),
+            usage.ru_maxrss * 1024, usage.ru_maxrss > process.rss_floor,
+            (result.end - process.start) * 1e-9, counts)
 
 
 cdef Process _new_process(Plan plan, Server server, const c.fns_job *job, CgroupPool groups):

@@ -1,4 +1,4 @@
-"""A plan as text: the lines of Plan.describe(), which `fastns run --dry-run` prints."""
+"""Plan.describe(): a plan as text, which `fastns run --dry-run` prints."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
-/* The entry point of the extension: refuses to be loaded where it cannot work, before Cython's own begins.
+/* The entry point of the extension: refuses to load in a subinterpreter, then calls Cython's own.
  *
- * The engine is one for the process: a start calls back into Python, for signals, by the GIL state of the main
- * interpreter, and what it caches (plans' cgroups, namespaces, the classes of results) are objects of the
- * interpreter that made them. Cython alone would give the extension to the interpreter that asks first, and
- * the main one would go without.
+ * A process has one engine. It calls back into Python with the GIL state of the main interpreter, and it caches
+ * objects of the interpreter that created them (cgroups of plans, classes of results). Cython alone would bind
+ * the extension to the first interpreter that imports it.
  *
- * Since Python 3.13 this function runs in the main interpreter whoever imports; an interpreter with a GIL
- * of its own is then refused by Python, as the extension's slots ask (Py_mod_multiple_interpreters).
- * They also say that it needs the GIL (Py_mod_gil): its objects are guarded by nothing else.
+ * Since Python 3.13 this function always runs in the main interpreter, and Python refuses the import in an
+ * interpreter with a GIL of its own (Py_mod_multiple_interpreters). The extension needs the GIL (Py_mod_gil):
+ * nothing else guards its objects.
  */
 #include <Python.h>
 
-#undef PyInit__core /* setup.py: the name that Cython's own has instead is fns_core_init */
+#undef PyInit__core /* setup.py renames Cython's own to fns_core_init */
 PyMODINIT_FUNC PyInit__core(void);
 PyMODINIT_FUNC fns_core_init(void);
 

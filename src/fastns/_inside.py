@@ -1,8 +1,8 @@
-"""Reads files of a root from outside, although a sandbox may have written everything in it.
+"""Reads files of an untrusted root from outside.
 
-Links are followed as a process inside would follow them, from one directory's descriptor to the
-next, so none leads out of the root, whatever is renamed meanwhile. Only regular files are opened,
-so no FIFO blocks, and no more is read than the caller allows.
+Links are followed as inside, from one directory's descriptor to the next, so none leads out of the
+root, whatever is renamed meanwhile. Only regular files are opened, so no FIFO blocks, and at most
+what the caller allows is read.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ MAX_LINKS = 40  # in one path, as in the kernel (path_resolution(7))
 
 
 def read(root: str, path: str, most: int) -> bytes:
-    """The regular file at an absolute path inside `root`. OSError: EFBIG if it has over `most`
-    bytes, EINVAL if it is no regular file, else as open(2)."""
+    """The regular file at an absolute path inside `root`.
+
+    OSError: EFBIG: more than `most` bytes; EINVAL: no regular file; else as open(2)."""
     fd = _open(root, path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
-        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
-            data = b""
-            while len(data) <= most and (more := file.read(most + 1 - len(data))):
-                data += more
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            data = file.read(most + 1)
     finally:
         os.close(fd)
     if len(data) > most:
@@ -42,7 +41,7 @@ def is_directory(root: str, path: str) -> bool:
 
 
 def _mode(root: str, path: str) -> int:
-    """0 where nothing is there, or nothing that can be reached."""
+    """0 if nothing is there, or it cannot be reached."""
     try:
         fd = _open(root, path)
     except OSError:
@@ -54,7 +53,7 @@ def _mode(root: str, path: str) -> int:
 
 
 def _open(root: str, path: str) -> int:
-    """A descriptor (O_PATH) of what `path` leads to; the caller closes it."""
+    """An O_PATH descriptor of what `path` leads to; the caller closes it."""
     links = 0
     ahead = deque(path.split("/"))
     way = [os.open(root, os.O_PATH | os.O_DIRECTORY)]  # the directories from the root to here

@@ -33,7 +33,7 @@ MFD_EXEC = 0x0010
 SYSTEM_CALLS = {"open_tree": 428, "clone3": 435, "openat2": 437, "mount_setattr": 442}
 """The calls to try, and their numbers, which are the same on every architecture but alpha."""
 REPLACEABLE_CALLS = ("clone3", "openat2")
-"""Calls that an older one can replace, though more slowly, and without a time namespace."""
+"""Calls with slower replacements, which cannot make a time namespace."""
 
 
 @record(frozen=True)
@@ -72,7 +72,7 @@ def surroundings() -> Finding:
 
 
 def privilege() -> Finding:
-    """The user and its rights, and which ids its sandboxes therefore have."""
+    """The user, its rights, and the ids of its sandboxes."""
     if not has_sys_admin():
         found = "out CAP_SYS_ADMIN: each sandbox gets a user namespace"
     elif Surroundings.current().in_user_namespace:
@@ -98,7 +98,7 @@ def user_namespace_settings() -> Finding:
 
 
 def system_call(name: str) -> Finding:
-    """Whether the kernel has this call: with invalid arguments it fails with EINVAL then."""
+    """Whether the kernel has this call, which then fails with EINVAL for invalid arguments."""
     import ctypes  # no other check needs it
 
     invalid, zero = ctypes.c_ulong(~0), ctypes.c_ulong(0)
@@ -148,7 +148,7 @@ def pidfd() -> Finding:
 
 
 def executable_memfd() -> Finding:
-    """Whether a file in memory may be executed: each start executes the program from one."""
+    """Whether a file in memory may be executed. Each start executes the program from one."""
     fix = "sysctl vm.memfd_noexec=1"
     try:
         try:

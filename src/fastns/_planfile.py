@@ -1,7 +1,7 @@
 """Plan files: `fastns compile` writes them, and fastns-exec starts sandboxes from them.
 
-csrc/cli/planfile.h defines the bytes. This module decides what is in a file beside the plan: what
-else a start needs from Python, and the hints, as no Python runs when a start fails.
+csrc/cli/planfile.h defines the format. This module adds the hints to the plan, as no Python runs
+when a start fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Hint = tuple[str, str, int, bytes, bytes]
 
-# (stage, errno, detail). The hint of a detail is the same for every errno: this one looks it up.
+# (stage, errno, detail). A detail has the same hint for every errno: this one looks it up.
 DETAILS = (
     ("exec", errno.ENOENT, "found"),
     ("clone", errno.ECANCELED, "killed"),
@@ -31,14 +31,14 @@ def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str])
 
     Args:
         plan: without cgroups.
-        timeout_ns: a sandbox is ended after this time; None: never.
+        timeout_ns: a sandbox is killed after this time; None: never.
         reword: turns a hint about a Spec into one about flags.
     """
     return _core.pack_plan(plan, timeout_ns, hints(plan, reword))
 
 
 def hints(plan: _core.Plan, reword: Callable[[str], str]) -> list[Hint]:
-    """(stage or "" for any, detail or "", errno or 0 for any, path or b"" for any, text).
+    """(stage or "" for any, detail or "", errno or 0 for any, path or b"" for any, text) each.
 
     fastns-exec shows the first one that fits a failure.
     """
@@ -66,10 +66,7 @@ def out_of_view(view: tuple[str, ...]) -> str:
 
 
 def write(path: str, data: bytes) -> None:
-    """Replace the file at `path` in one step. Only its owner may read or write it.
-
-    Raises OSError.
-    """
+    """Replaces the file at `path` atomically. Only its owner may read or write it. OSError."""
     fresh = f"{path}.{os.getpid()}"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

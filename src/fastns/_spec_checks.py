@@ -17,6 +17,7 @@ from fastns._args import (
     check_whole,
     encode,
     shown,
+    wrong,
 )
 from fastns._spec_values import (
     KINDS,
@@ -45,12 +46,8 @@ FLAGS = (
     *("die_with_parent", "require_limits", "no_new_privileges", "allow_setid"),
 )
 LISTS = {
-    "mounts": Mount,
-    "uid_mappings": IDMapping,
-    "gid_mappings": IDMapping,
-    "rlimits": Rlimit,
-    "additional_gids": int,
-    "capabilities": str,
+    **{"mounts": Mount, "uid_mappings": IDMapping, "gid_mappings": IDMapping},
+    **{"rlimits": Rlimit, "additional_gids": int, "capabilities": str},
 }
 MAPPINGS = ("namespaces", "files", "env", "io")
 NEEDS_NEW_MOUNTS = (
@@ -84,17 +81,17 @@ def _types(spec: Spec) -> None:
     for name in FLAGS:
         value = getattr(spec, name)
         if not isinstance(value, bool):
-            raise SpecError(name, f"{shown(value)}: True or False expected")
+            raise wrong(name, value, "True or False")
     for name, kind in LISTS.items():
         items = check_list(name, getattr(spec, name), f"of {kind.__name__}")
         for item in items:
             if not isinstance(item, kind) or isinstance(item, bool):
-                raise SpecError(name, f"{shown(item)}: {kind.__name__} expected")
+                raise wrong(name, item, kind.__name__)
         _put(spec, name, items)
     for name in MAPPINGS:
         value = getattr(spec, name)
         if not isinstance(value, Mapping):
-            raise SpecError(name, f"{shown(value)}: a mapping expected")
+            raise wrong(name, value, "a mapping")
         _put(spec, name, FrozenMap(value))
     for name in ("masked_paths", "readonly_paths"):
         value = getattr(spec, name)
@@ -107,10 +104,11 @@ def _types(spec: Spec) -> None:
 
 
 def _namespaces(spec: Spec) -> None:
+    plain = {}
     for kind, value in spec.namespaces.items():
         check_one_of("namespaces", kind, KINDS)
-        value = _namespace(f"namespaces.{kind}", value, "new")
-        _put(spec, "namespaces", FrozenMap({**spec.namespaces, kind: value}))
+        plain[kind] = _namespace(f"namespaces.{kind}", value, "new")
+    _put(spec, "namespaces", FrozenMap(plain))
     if not isinstance(spec.network, Default):
         if spec.network in ("bridge", "pasta"):
             raise SpecError(
@@ -136,8 +134,7 @@ def _namespace(name: str, value: Any, own: str) -> Any:
     if text in (own, "host"):
         return text
     if not isinstance(text, str) or not text.startswith("/"):
-        words = "'new', 'host' or a path such as /proc/42/ns/net expected"
-        raise SpecError(name, f"{shown(value)}: {words}")
+        raise wrong(name, value, "'new', 'host' or a path such as /proc/42/ns/net")
     encode(name, text, MAX_PATH)
     return text
 
@@ -195,7 +192,7 @@ def _mounts(spec: Spec) -> None:
 
 def _content(place: str, content: object) -> None:
     if not isinstance(content, str | bytes):
-        raise SpecError("files", f"{place}: {shown(content)}: str or bytes expected")
+        raise wrong("files", content, "str or bytes", f"{place}: ")
     try:
         size = len(content if isinstance(content, bytes) else content.encode())
     except UnicodeEncodeError:
@@ -215,8 +212,7 @@ def _process(spec: Spec) -> None:
         # isprintable() is false for control characters, lone surrogates and all space but " ".
         plain = isinstance(value, str) and value.isprintable() and not {" ", "/"} & {*value}
         if not plain or not 1 <= len(value.encode()) <= MAX_NAME:
-            words = f"1 to {MAX_NAME} bytes of UTF-8 without spaces and '/' expected"
-            raise SpecError(name, f"{shown(value)}: {words}")
+            raise wrong(name, value, f"1 to {MAX_NAME} bytes of UTF-8 without spaces and '/'")
         if spec.namespace("uts") != "new":
             words = "would rename the host or the joined sandbox: needs namespaces['uts'] = 'new'"
             raise SpecError(name, words)
@@ -256,7 +252,7 @@ def _user(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         value = str(value)
     if not isinstance(value, str):
-        raise SpecError("user", f"{shown(value)}: 'uid' or 'uid:gid' expected")
+        raise wrong("user", value, "'uid' or 'uid:gid'")
     uid, colon, gid = value.partition(":")
     for part in (uid, gid) if colon else (uid,):
         if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):

@@ -14,6 +14,7 @@ from fastns._args import (
     check_path,
     check_whole,
     shown,
+    wrong,
 )
 from fastns._record import record
 from fastns.errors import SpecError
@@ -85,12 +86,11 @@ class Mount:
         type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir makes a missing destination. Root's sandboxes have ids of their own; a
+            X-mount.mkdir creates a missing destination. Root's sandboxes have ids of their own; a
             bind keeps its owners in them (an idmapped mount), so that root's files are uid 0's
-            inside. They are nobody's in a plain bind: one with noidmap, one whose file system, or
-            one mounted below it, cannot be idmapped, and one in which X-mount.mkdir makes a
-            target. With idmap, a bind that has to be plain is an error. Device files in a bind can
-            be opened only with dev.
+            inside. In a plain bind they are nobody's. A bind is plain with noidmap, if a file
+            system in it cannot be idmapped, or if X-mount.mkdir creates a target in it; with idmap
+            the last two are errors. Device files in a bind can be opened only with dev.
     """
 
     destination: str
@@ -110,6 +110,10 @@ class Mount:
         if self.type == "bind" and not os.fspath(self.source or "").startswith("/"):
             words = f"{shown(self.source)}: a bind needs an absolute path outside"
             raise SpecError("mounts.source", words)
+
+
+def with_options(mount: Mount, *options: str) -> Mount:
+    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
 
 
 @record(frozen=True)
@@ -144,8 +148,7 @@ class Rlimit:
         names = RLIMIT_NAMES.lower().split()
         name = self.type.lower().removeprefix("rlimit_") if isinstance(self.type, str) else None
         if name not in names:
-            words = f"{shown(self.type)}: one of {', '.join(names)} expected"
-            raise SpecError("rlimits.type", words)
+            raise wrong("rlimits.type", self.type, f"one of {', '.join(names)}")
         object.__setattr__(self, "type", f"RLIMIT_{name.upper()}")
         for name in ("soft", "hard"):
             check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)

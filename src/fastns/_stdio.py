@@ -6,7 +6,7 @@ import errno
 import os
 
 from fastns import _core
-from fastns._args import shown
+from fastns._args import wrong
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False
@@ -115,8 +115,7 @@ def _wanted(index: int, value: Any) -> int:
     elif value in (PIPE, STDOUT, DEVNULL):
         return value
     if not _is_fd(fd):
-        words = f"{shown(value)}: None, PIPE, DEVNULL, an open fd or a file expected"
-        raise SpecError(NAMES[index], words)
+        raise wrong(NAMES[index], value, "None, PIPE, DEVNULL, an open fd or a file")
     if not is_open(fd):
         raise SpawnError("stdio", errno.EBADF)
     return int(fd)
@@ -131,10 +130,10 @@ def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
     try:
         fds = sorted(set(pass_fds))
     except TypeError:
-        raise SpecError("pass_fds", f"{shown(pass_fds)}: a sequence of open fds expected") from None
+        raise wrong("pass_fds", pass_fds, "a sequence of open fds") from None
     for fd in fds:
         if not _is_fd(fd):
-            raise SpecError("pass_fds", f"{shown(fd)}: an open fd expected")
+            raise wrong("pass_fds", fd, "an open fd")
         if not is_open(fd):  # a new fd of this start could get its number
             raise SpawnError("fds", errno.EBADF)
     return tuple(fd for fd in fds if fd > 2)

@@ -1,7 +1,6 @@
-"""The terminal database of a root: where an entry is, and which TERM fits a terminal.
+"""The terminal database of a root: where entries are, and which TERM to set.
 
-Without an entry `clear`, `less` and `top` refuse to work, and a shell takes the terminal for one
-without a cursor.
+Without an entry `clear`, `less` and `top` refuse to work, and shells edit lines without a cursor.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 from fastns import _inside
 
 DATABASES = ("/etc/terminfo", "/lib/terminfo", "/usr/lib/terminfo", "/usr/share/terminfo")
-ALIKE = ("xterm-256color", "xterm")
-"""Entries that fit nearly every terminal of today, best first."""
+ALIKE = ("xterm-256color", "xterm")  # entries that fit nearly every terminal, best first
 
 
 def paths_of(term: str) -> list[str]:
-    """Where the entry of a TERM may be. Empty if it cannot be a file name."""
+    """Where the entry of a TERM may be; empty if TERM is no file name."""
     if not term or "/" in term or "\0" in term:
         return []
     letters = (term[0], f"{ord(term[0]):x}")  # of the directory: x, or 78 (term(5))
@@ -22,12 +20,10 @@ def paths_of(term: str) -> list[str]:
 
 
 def term_of(root: str, term: str) -> str:
-    """The caller's TERM if `root` has an entry for it, else the first of ALIKE that it has one for,
-    else the caller's."""
-    if term == "dumb":  # means the same without an entry
+    """The caller's TERM, or the first of ALIKE if only that has an entry in `root`."""
+    if term == "dumb":  # programs know it without an entry
         return term
-    return next((name for name in (term, *ALIKE) if _is_known(root, name)), term)
-
-
-def _is_known(root: str, term: str) -> bool:
-    return any(_inside.is_file(root, path) for path in paths_of(term))
+    for name in (term, *ALIKE):
+        if any(_inside.is_file(root, path) for path in paths_of(name)):
+            return name
+    return term

@@ -1,7 +1,4 @@
-"""What annotations need, without the import of `typing`, which costs each start a millisecond.
-
-S is the type that streams hold: bytes, or str where text was requested.
-"""
+"""Names for annotations, without the import of `typing`, which costs each start a millisecond."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar
 
-    S = TypeVar("S", default=Any)
+    S = TypeVar("S", default=Any)  # the type that streams have: bytes, or str for text
 
     class GenericBase(Generic[S]):
-        """A class whose streams hold S."""
+        """A class with streams of S."""
 else:
     S = "S"
 
     class GenericBase:
-        """Lets Sandbox[str] be written; it is Sandbox itself."""
+        """Sandbox[str] is Sandbox."""
 
         __slots__ = ()
 

@@ -1,7 +1,7 @@
 """What a sandbox without a rootfs sees of the host: its system directories, and nothing else.
 
-_compile builds the root from the layout; when something is missing inside, hint_of() says
-which mount would show it. Reads names and links of the host; touches nothing.
+_compile builds the root from the layout. When something is missing inside, hint_of() names the
+mount that would show it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIRECTORIES = (
     *("/nix/store", "/gnu/store"),  # where /bin/sh leads on NixOS and Guix
 )
 LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
-"""Links of some distributions whose targets lie elsewhere: TLS and name resolution need them."""
+"""Links whose targets some distributions place elsewhere: TLS and name resolution need them."""
 RESOLVER = "/etc/resolv.conf"
 RELATIVE = ": a relative path counts from the working directory inside"
 
@@ -31,8 +31,8 @@ RELATIVE = ": a relative path counts from the working directory inside"
 class Layout:
     """The system directories of this host."""
 
-    shown: tuple[str, ...]  # directories, to be bound
-    links: tuple[tuple[str, str], ...]  # path, target: links that lead to one that is shown
+    shown: tuple[str, ...]  # directories to bind
+    links: tuple[tuple[str, str], ...]  # (path, target) of links to directories that are bound
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ class Layout:
 
 
 def layout() -> Layout:
-    """Read again whenever something was added to "/", or "/" is another directory."""
+    """The host's layout, read again when "/" has changed."""
     top = os.stat("/")
     return _layout(top.st_dev, top.st_ino, top.st_mtime_ns)
 
@@ -58,14 +58,14 @@ def _layout(*_version: int) -> Layout:
 
 
 def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
-    """The targets of LINKS_OUT. resolver: RESOLVER's too, for a sandbox with the host's network."""
+    """The targets of LINKS_OUT outside of `shown`. resolver: RESOLVER's too."""
     links = [path for path in LINKS_OUT if path != RESOLVER or resolver]
     targets = [os.path.realpath(path) for path in links if os.path.exists(path)]
     return [path for path in targets if not lies_in(path, shown)]
 
 
 def resolver() -> str:
-    """Where RESOLVER leads now."""
+    """The target of RESOLVER now."""
     return os.path.realpath(RESOLVER)
 
 
@@ -80,10 +80,10 @@ def lies_in(path: str, directories: Iterable[str]) -> bool:
 def hint_of(
     stage: str, error: int, path: str | None, view: Sequence[str], found: bool
 ) -> str | None:
-    """What helps after a step failed because something is missing; None: that is not why.
+    """The fix after a step failed because something is missing; None: another cause, or no fix.
 
-    path: as the step has it, inside. view: the destinations of what is mounted inside.
-    found: the command exists, but what is needed to execute it does not.
+    path: inside. view: the destinations of what is mounted inside. found: the command exists, but
+    its interpreter does not.
     """
     if path is None or error != errno.ENOENT or stage not in ("exec", "chdir", "landlock"):
         return None
@@ -92,11 +92,15 @@ def hint_of(
             return hint(path, view)
         place = on_host(path)
         if place is not None and found:
-            place = interpreter(place)
-        said = None if place is None else hint(place, view)
-        if place is not None and "/" in path and not os.path.isabs(path) and not found:
+            from fastns.rootfs._host import shebang  # only an error needs it
+
+            place = next(iter(shebang(place)), None)
+        if place is None:
+            return None
+        said = hint(place, view)
+        if "/" in path and not os.path.isabs(path) and not found:
             return f"{said}, and run {place}{RELATIVE}" if said else f"run {place}{RELATIVE}"
-        if said is None and place is not None and "/" not in path and lies_in(place, view):
+        if said is None and "/" not in path and lies_in(place, view):
             return f"it is {place}, which is not on the sandbox's PATH: give that path, or set PATH"
         return said
     except OSError:
@@ -104,7 +108,7 @@ def hint_of(
 
 
 def hint(path: str, view: Sequence[str]) -> str | None:
-    """How to bring a path of the host into view; None where that is not what is missing."""
+    """How to bring a path of the host into view; None if it is in view, or does not exist."""
     missing = list(_missing(path, view))
     if not missing:
         return None
@@ -117,8 +121,8 @@ def hint(path: str, view: Sequence[str]) -> str | None:
 
 
 def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
-    """For a command that failed: a hint for the first argument that names a file of the host out
-    of view. A relative one is looked up from the caller's directory, unlike inside."""
+    """After a command has failed: a hint for the first argument that names a file of the host out
+    of view. A relative one is resolved from the caller's directory, unlike inside."""
     for word in args:
         if not word.startswith("-") and os.path.lexists(word):
             place = os.path.abspath(word)
@@ -129,7 +133,7 @@ def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
 
 
 def on_host(command: str) -> str | None:
-    """Where a command that was not found lies; one without a slash by the caller's PATH."""
+    """The path outside of a command that was not found; without a slash by the caller's PATH."""
     if "/" in command:
         return os.path.abspath(command) if os.path.lexists(command) else None
     import shutil
@@ -141,18 +145,8 @@ def on_host(command: str) -> str | None:
     return None if found is None else os.path.abspath(found)
 
 
-def interpreter(script: str) -> str | None:
-    """What the #! line of a file names. A sandbox may have put a FIFO there."""
-    from fastns.rootfs._host import shebang  # only an error needs it
-
-    try:
-        return next(iter(shebang(script)), None)
-    except OSError:
-        return None
-
-
 def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
-    """What to bind so that `path`, each link on the way, and where it ends are in view."""
+    """What to bind so that `path`, each link on the way and its target are in view."""
     found: list[str] = []
     for step in _steps(path):
         if not lies_in(step, view) and not lies_in(step, found) and os.path.lexists(step):
@@ -161,11 +155,11 @@ def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
 
 
 def _steps(path: str) -> Iterator[str]:
-    """`path`, the target of each link it leads through, and where it ends; nothing if missing."""
+    """`path`, the target of each link it leads through, and its real path; nothing if missing."""
     step = posixpath.normpath(path)
     if not os.path.isabs(step) or not os.path.lexists(step):
         return
-    for _ in range(40):  # as many as the kernel follows
+    for _ in range(40):  # the kernel follows no more
         yield step
         try:
             target = os.readlink(step)
@@ -176,7 +170,7 @@ def _steps(path: str) -> Iterator[str]:
 
 
 def _bindable(path: str) -> str:
-    """The directory to bind for a file: its whole installation if it is a Python or a program."""
+    """What to bind for a file: the whole installation of a Python or of a program."""
     import sys
 
     for prefix in (sys.prefix, sys.base_prefix):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fastns._args import shown
-from fastns.errors import SpecError
+from fastns._args import wrong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def names(given: Iterable[object]) -> tuple[str, ...]:
             return tuple(CAPABILITIES)
         full = "CAP_" + text.removeprefix("CAP_")
         if full not in CAPABILITIES:
-            raise SpecError("capabilities", f"{shown(name)}: a name such as CAP_NET_RAW expected")
+            raise wrong("capabilities", name, "a name such as CAP_NET_RAW")
         found.add(full)
     return tuple(name for name in CAPABILITIES if name in found)
 

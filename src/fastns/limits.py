@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastns._args import MAX_PATH, check_one_of, check_whole, encode, shown
+from fastns._args import MAX_PATH, check_one_of, check_whole, encode, wrong
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -80,7 +80,7 @@ def parse_size(field: str, value: Any) -> int:
     if isinstance(value, str) and (match := SIZE.fullmatch(value)) is not None:
         size = int(match[1]) * UNITS[(match[2] or "").lower()]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_BYTES:
-        raise SpecError(field, f'{shown(value)}: bytes, or text such as "64m" or "1g" expected')
+        raise wrong(field, value, 'bytes, or text such as "64m" or "1g"')
     return size
 
 
@@ -94,22 +94,20 @@ def _check_number(field: str, value: Any, low: float, high: float, what: str) ->
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        words = f"{shown(value)}: {what} from {low} to {high}, such as 1.5, expected"
-        raise SpecError(field, words)
+        raise wrong(field, value, f"{what} from {low} to {high}, such as 1.5,")
 
 
 def _check_cpuset(cpuset: Any) -> None:
     if not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset):
-        raise SpecError("cpuset", f'{shown(cpuset)}: numbers of CPUs such as "0-1,3" expected')
+        raise wrong("cpuset", cpuset, 'numbers of CPUs such as "0-1,3"')
     if any(first > last for first, last in ranges_of(cpuset)):
-        raise SpecError("cpuset", f'{shown(cpuset)}: ranges that go upwards, "1-3", expected')
+        raise wrong("cpuset", cpuset, 'ranges that go upwards, "1-3",')
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
     for device, rates in io.items():
         if not isinstance(device, str) or not (device.startswith("/") or DEVICE.fullmatch(device)):
-            words = f"{shown(device)}: a block device's path or 'major:minor' expected"
-            raise SpecError("io", words)
+            raise wrong("io", device, "a block device's path or 'major:minor'")
         encode("io", device, MAX_PATH)
         if not hasattr(rates, "items") or not rates:
             raise SpecError("io", f"{device}: a mapping with some of {', '.join(IO_KEYS)} expected")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from _collections_abc import Iterable
 
-from fastns._args import MAX_ID, encode, shown
+from fastns._args import MAX_ID, encode, shown, wrong
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -142,7 +142,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
     seen: dict[str, str] = {}
     for option in options:
         if not isinstance(option, str) or not option:
-            raise SpecError("mounts.options", f"{shown(option)}: non-empty strings expected")
+            raise wrong("mounts.options", option, "non-empty strings")
         encode("mounts.options", option)
         if option in seen.values():
             continue  # given twice: mount(8) and OCI bundles allow it
@@ -167,7 +167,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
             kind = DATA[type][key]
             if (kind is None) != (not equals) or (kind and not kind[1](value)):
                 form = f"{key} without a value" if kind is None else f"{key}= with {kind[0]}"
-                raise SpecError("mounts.options", f"{shown(option)}: {form} expected")
+                raise wrong("mounts.options", option, form)
             if key in ("uid", "gid") and int(value) > MAX_ID:
                 raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
             # To the kernel, another option follows a comma (mount(2), data).

@@ -4,7 +4,7 @@ import errno
 import os
 
 from fastns import _core
-from fastns._args import MAX_PATH, check_one_of, encode, shown
+from fastns._args import MAX_PATH, check_one_of, encode, wrong
 from fastns._compile.ops import CLONE_FLAGS, clone_flags
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
@@ -67,7 +67,7 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
         except OSError as exc:
             raise SpawnError("setns", exc.errno or errno.EIO, path=path) from None
     else:
-        raise SpecError("target", f"{shown(target)}: a path, a Sandbox, a pidfd or a pid expected")
+        raise wrong("target", target, "a path, a Sandbox, a pidfd or a pid")
     try:
         if path is None and not flags:
             raise SpecError("names", f"a process has many: say which of {', '.join(CLONE_FLAGS)}")
@@ -84,7 +84,7 @@ def _flags(names: tuple[str, ...]) -> int:
 
 def _pidfd(number: int) -> int:
     if not 0 <= number < 2**31:
-        raise SpecError("target", f"{shown(number)}: a pid or a pidfd, below 2**31, expected")
+        raise wrong("target", number, "a pid or a pidfd, below 2**31,")
     try:
         with open(f"/proc/self/fdinfo/{number}") as file:
             if any(line.startswith("Pid:") for line in file):

@@ -52,10 +52,10 @@ DEFAULT_ENV = {
     "TERM": "xterm",
     "LANG": "C.UTF-8",
 }
-# What a sandbox has unless `rlimits` says otherwise. All but RLIMIT_CORE limit what the kernel
-# counts per user; the compiler lowers each of these to half of the caller's soft limit.
+# The kernel counts all but RLIMIT_CORE per user; the compiler lowers those to half of the caller's
+# soft limit.
 DEFAULT_RLIMITS = (
-    # With exactly 1 the kernel starts no core handler (core(5)); with 0 it does.
+    # With 1 the kernel starts no core handler (core(5)); with 0 it does.
     Rlimit("RLIMIT_CORE", 1, 1),
     Rlimit("RLIMIT_NOFILE", 1024, 4096),
     Rlimit("RLIMIT_SIGPENDING", 4096, 4096),
@@ -67,38 +67,37 @@ DEFAULT_NETWORK = Default("none")
 
 @record(frozen=True, kw_only=True)
 class Spec:
-    """What a sandbox is. Checked when made: SpecError names the field and what would be accepted.
+    """What a sandbox is. Checked at construction: SpecError names the field and what it accepts.
 
     Args:
         rootfs: directory that becomes "/". None: the host's system directories (/usr /bin /sbin
             /lib* /etc /opt), read-only, with a private /tmp, /dev, /proc and /run. Homes, /srv,
-            /var and /mnt are not in view: name them with mounts, whose mount points are made. A
-            relative path is taken from the working directory at compile().
+            /var and /mnt are not in view; mounts add them, and create missing mount points. A
+            relative path is resolved at compile().
         root_mode: "pivot_root" or "chroot".
         read_only: the root cannot be written.
-        overlay: the root can be written, and what is written is thrown away.
+        overlay: the root can be written, and the changes are thrown away.
         hostname: at most 64 bytes; needs a new uts namespace.
         domainname: the NIS domain, with the same rules.
         namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
-            of one to join. All are new by default but time, which is the host's. user: started by
-            root, a sandbox has a range of 65536 ids by default, in a namespace made once; "new" is
-            one of its own with the caller's id, or with uid_mappings. An unprivileged caller always
-            gets a new one.
+            of one to join. Default: "new"; time: "host". user: root's sandboxes share a namespace
+            with a range of 65536 ids by default; "new" is one of its own, with the caller's id or
+            uid_mappings, and an unprivileged caller always gets it.
         mounts: Mount objects, in order, over the default ones.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
-            /proc is read-only too where a uid inside may be uid 0 of the host, as with user: host;
-            so is any proc or sysfs of `mounts` without "rw". CAP_SYS_ADMIN turns that off.
-        tmpfs_size: bytes, or text such as "64m", that each tmpfs may hold, with one file for each
-            4 KiB of that: the default mounts, an overlay's layer, and mounts that give no size=.
-            None: 512m; /run, /dev and /dev/shm 64m.
+            Where a uid inside may be the host's uid 0, as with user: host, /proc is read-only too,
+            and so is any proc or sysfs of `mounts` without "rw", unless it has CAP_SYS_ADMIN.
+        tmpfs_size: the size of each tmpfs (default mounts, an overlay's layer, mounts without
+            size=) in bytes, or as text such as "64m"; with one file for each 4 KiB. None: 512m;
+            for /run, /dev and /dev/shm 64m.
         masked_paths: paths inside that appear empty. None: with default_mounts, those that other
             runtimes mask in /proc and /sys (MASKED_PATHS). A path that does not exist is skipped.
         readonly_paths: paths inside that cannot be written. None: likewise (READONLY_PATHS).
-        files: destination -> text or bytes put there without touching the root.
+        files: destination -> its content, text or bytes. The root itself is not changed.
         env: added to PATH, HOME, TERM and LANG, or replaces them; the caller's environment is not
-            inherited. HOME is /tmp without a rootfs, where nothing else can be written (but /root
-            if that is mounted); with one, /root for uid 0 and / for others.
+            inherited. HOME: without a rootfs /tmp, the only writable directory (/root if that is
+            mounted); with one, /root for uid 0 and / for others.
         cwd: the command's working directory, an absolute path inside.
         umask: the command's, from 0 to 0o777.
         user: "uid[:gid]" inside.
@@ -108,49 +107,47 @@ class Spec:
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
             RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
-            4 MiB. Where half of the caller's soft limit is lower, that is used instead (not for
-            RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Limits without a
-            default are the caller's.
+            4 MiB. Half of the caller's soft limit replaces a higher default (not RLIMIT_CORE;
+            never fewer than 256 fds if the caller has that many). Other limits are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
-            kernel drops each signal to it that it has no handler for: abort() ends as -11, and
+            kernel drops signals that it has no handler for: abort() ends as -11, and
             raise(SIGABRT), alarm() and SIGPIPE do not end it.
-        die_with_parent: killed when the thread that starts it ends, so with the caller however that
-            ends (PR_SET_PDEATHSIG, prctl(2)). The command may turn this off by that call, or by
-            executing a setuid program; with init=True it cannot. Where threads come and go, use a
-            Template: its sandboxes end with the caller, never with one of its threads.
+        die_with_parent: killed when the thread that starts it ends, so also whenever the caller
+            ends (PR_SET_PDEATHSIG, prctl(2)). Without init=True, the command can turn this off with
+            that call, or by executing a setuid program. Where threads come and go, use a Template:
+            its sandboxes end with the caller, never with one of its threads.
         memory: bytes, or text such as "64m", for all its processes and its tmpfs together.
         memory_swap: memory and swap together. None: no swap; -1: as much as there is.
         pids_limit: processes and threads.
-        cpus: how many CPUs' time, such as 1.5.
+        cpus: CPU time per second, in CPUs, such as 1.5.
         cpu_weight: 1 to 10000. When CPUs are short, the sandboxes of this plan or template together
             get time in proportion to it; other plans with cpus but no weight have 100.
         cpuset: which CPUs, such as "0-1,3".
         io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
-            wbps and wiops need cgroup version 2, and a file system on which the kernel knows whose
-            a buffered write is: ext2, ext4, xfs, btrfs, f2fs.
-        cpu_time: seconds of CPU time, user and system, of all its processes together. Then it is
-            killed, at most some 10 ms of each CPU later: cause "cpu_time".
-        cgroup_parent: the cgroup to make its cgroups below, in each hierarchy. None: found.
+            wbps and wiops need cgroup version 2, and a file system that attributes buffered writes
+            to cgroups: ext2, ext4, xfs, btrfs, f2fs.
+        cpu_time: seconds of CPU time, user and system, of all its processes together. It is killed
+            within some 10 ms of CPU time on each CPU after that: cause "cpu_time".
+        cgroup_parent: the parent of its cgroups, in each hierarchy. None: found automatically.
         max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
             captured. None: all.
         on_output_limit: "truncate": the rest is read and thrown away, and `truncated` set. "kill":
-            the sandbox is ended at once, with cause "output_limit".
+            the sandbox is killed at once, with cause "output_limit".
         require_limits: a limit that cannot be enforced here is a SpecError. False: it is left out.
-        capabilities: what it may do beyond any user's rights, by name ("CAP_NET_RAW", "net_raw",
-            "ALL"); none by default, in no set. They reach no further than the sandbox's user
-            namespace and what belongs to it.
-        no_new_privileges: no program it executes gets more (setuid programs, file capabilities).
+        capabilities: the command's capabilities, by name ("CAP_NET_RAW", "net_raw", "ALL"); by
+            default all sets are empty. They only count in the sandbox's user namespace and for
+            what belongs to it.
+        no_new_privileges: executing setuid programs and file capabilities adds no privileges.
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
-            read at compile(). A profile has to allow rt_sigprocmask and execve, by which the
-            command is executed; without no_new_privileges also prctl and capset.
-        allow_setid: whether set-user-ID and set-group-ID files may be made even if files of the
-            host can be written (a writable rootfs or bind). False: the default filter then refuses
-            it, EPERM. If no such file can be written, it is allowed anyway.
-        landlock: {"read": [paths], "write": [paths]}, inside. The kernel's Landlock keeps files
-            elsewhere from being opened, made or removed; "write" allows reading and execution as
-            well. What is open already stays open. Abstract sockets and processes outside are out of
-            reach too.
+            read at compile(). A profile must allow rt_sigprocmask and execve, which execute the
+            command; without no_new_privileges also prctl and capset.
+        allow_setid: allows set-user-ID and set-group-ID files even if files of the host can be
+            written (a writable rootfs or bind), where the default filter otherwise refuses to
+            create them, EPERM.
+        landlock: {"read": [paths], "write": [paths]}, inside. Landlock refuses to open, create or
+            remove files elsewhere; "write" includes reading and execution. Open files stay open.
+            Abstract sockets and processes outside are out of reach too.
     """
 
     rootfs: str | os.PathLike[str] | None = None

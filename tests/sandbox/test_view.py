@@ -372,6 +372,6 @@ def test_a_fifo_instead_of_a_script_does_not_block(tmp_path: Path) -> None:
     fd = os.open(fifo, os.O_RDWR)  # a writer, so that a reader's open does not block
     try:
         os.write(fd, b"#!/nowhere\n")
-        assert _view.interpreter(str(fifo)) is None
+        assert _view.hint_of("exec", errno.ENOENT, str(fifo), ("/usr",), True) is None
     finally:
         os.close(fd)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view
-from fastns._args import shown
+from fastns._args import wrong
 from fastns._cache import cached
 from fastns._compile import process, root
 from fastns._compile.decide import Caller, Decisions, decide, shows_resolver
 from fastns._compile.ops import Op, clone_flags
-from fastns.errors import SpecError
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
@@ -34,7 +33,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     if spec is None:
         spec = DEFAULT_SPEC
     elif not isinstance(spec, Spec):
-        raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
+        raise wrong("spec", spec, "a Spec, or None,")
     spec = with_profile(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     cwd = os.getcwd() if relative else "/"

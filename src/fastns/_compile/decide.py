@@ -1,7 +1,7 @@
 """decide(): every choice between two ways to carry out a spec, before any op exists.
 
 The emitters (process.py, root.py) turn Decisions into ops and choose nothing. decide() changes
-nothing; it asks fastns._policy and _view what this machine has, and Caller has what it knows of the
+nothing; it asks fastns._policy and _view what this machine has. Caller is what it knows of the
 process that starts sandboxes.
 """
 
@@ -12,7 +12,7 @@ import os
 from fastns import _core, _view, mount_options
 from fastns._cache import cached
 from fastns._record import record
-from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside
+from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside, with_options
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from fastns._policy.cgroup_plan import CgroupPlan
     from fastns.spec import Spec
 
-    Ids = tuple[int, int, int]  # range of a user namespace, as userns.py has it
+    Ids = tuple[int, int, int]  # a user namespace's range: first uid, first gid, how many
     Joined = tuple[tuple[str, str], ...]  # kind and path
-    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is gone with the sandbox
+    Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is private to the sandbox
     # Destination, source, is it recursive, may it be plain, why it is plain ("": it is not).
     Bind = tuple[str, str, bool, bool, str]
 
@@ -97,9 +97,7 @@ def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
     return _read(path).startswith(b"-")
 
 
-@cached(1)
-def _has_trees() -> bool:
-    return _core.has_tree_namespaces()
+_has_trees = cached(1)(_core.has_tree_namespaces)
 
 
 def _read(path: str) -> bytes:
@@ -118,8 +116,8 @@ class Decisions:
     spec: Spec
 
     # Namespaces, by kind.
-    new: tuple[str, ...]  # made for it, as Plan.namespaces
-    by_range: tuple[str, ...]  # of those, made by a process in the range's user namespace
+    new: tuple[str, ...]  # created for it
+    by_range: tuple[str, ...]  # those created by a process in the range's user namespace
     copied: tuple[str, ...]  # copied by the sandbox once it has joined that user namespace
     join_first: Joined  # joined by another process, which then clones the sandbox: a hop
     join: Joined  # joined by the sandbox
@@ -128,17 +126,17 @@ class Decisions:
 
     # Ids.
     ids: Ids | None  # the range of the user namespace that it joins
-    id_map: str  # who writes the maps, as Sandbox.id_map has it
+    id_map: str  # who writes the maps: see Sandbox.id_map
     uids: Sequence[IDMapping]  # of a new user namespace
     gids: Sequence[IDMapping]
     inotify: bytes | None  # the limit of a new user namespace, or of the range's
     sets_groups: bool
     sets_ids: bool
-    pipe_owner: tuple[int, int] | None  # the command's ids outside, where they are others
+    pipe_owner: tuple[int, int] | None  # the command's ids outside, if they are not the caller's
 
     # The root and what is mounted in it.
     layout: _view.Layout | None  # the root is made of these directories of the host
-    led_to: tuple[str, ...]  # targets outside of them that links in them lead to
+    led_to: tuple[str, ...]  # targets, outside of them, of links in them
     root_alone: bool  # the mount namespace starts with the root's tree, not with the caller's
     mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
     own: tuple[Mount, ...]  # the mounts that this process makes
@@ -146,7 +144,7 @@ class Decisions:
     points: tuple[str, ...]  # directories that a root's tmpfs starts with, without the first "/"
     layers: Layers
     binds: tuple[Bind, ...]  # the spec's, in a sandbox with a range of ids
-    makes_nodes: bool  # devices are made; else they are bound
+    makes_nodes: bool  # devices are created; else they are bound
 
     # Rights and limits.
     cgroups: CgroupPlan | None
@@ -154,12 +152,12 @@ class Decisions:
     dies_with_parent: bool
     maps_first: bool  # it writes its maps before it executes the program
     bounding: bool  # it reduces the bounding set
-    landlock: int  # version of the interface; 0: not used
-    filter: str  # of system calls: none, profile; of the default one: whole, first, rest
+    landlock: int  # version of its interface; 0: not used
+    filter: str  # "none", "profile", or the part of the default filter: "whole", "first", "rest"
 
     @property
     def owned(self) -> int:
-        """HOW_OWNED where the sandbox's uid 0 has to own what is made for it."""
+        """HOW_OWNED where the sandbox's uid 0 has to own what is created for it."""
         return _core.HOW_OWNED if self.ids else 0
 
     @property
@@ -224,6 +222,7 @@ def decide(
     shown = (layout or _view.layout()) if mounted and spec.rootfs is None else None
     hosts_root = _may_be_hosts_root(spec, caller, uids, ids)
     mounts = _mounts(spec, kinds, in_user_namespace, hosts_root) if mounted else ()
+    led_to, points = ((), ()) if shown is None else _bare_root(spec, shown, mounts)
     alone = mounted and not first and _may_start_with_root(spec, caller, ids, "user" in new, mounts)
 
     return Decisions(
@@ -244,13 +243,17 @@ def decide(
         sets_ids=changes and (mapped or not same),
         pipe_owner=_pipe_owner(spec, caller, kinds["user"], ids, id_map),
         layout=shown,
-        led_to=_led_to(spec, shown),
+        led_to=led_to,
         root_alone=alone,
         mounts=mounts,
         own=mounts,
         fresh=(),
-        points=_points(shown, mounts),
-        layers=_layers(spec, shown, mounts),
+        points=points,
+        layers=(
+            ("/", spec.overlay or shown is not None),
+            *((path, False) for path in (shown.paths if shown else ())),
+            *((mount.destination, mount.type == "tmpfs") for mount in mounts),
+        ),
         binds=_binds(spec) if ids else (),
         makes_nodes=not in_user_namespace and bool(caller.capabilities & CAP_MKNOD),
         cgroups=cgroups,
@@ -426,8 +429,7 @@ def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) ->
     if owner is None or kinds[owner] != "host":
         return mount
     # A user namespace may not uncover what is mounted over: all of the tree, or none.
-    bind = "rbind" if in_user_namespace else "bind"
-    options = [bind, *mount.options]
+    options = ["rbind" if in_user_namespace else "bind", *mount.options]
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
@@ -437,27 +439,19 @@ def _protected(mount: Mount) -> Mount:
     hosts = mount.type == "bind" and mount.source in TYPE_AT
     if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
         return mount
-    options = [*mount.options, "ro"]
-    return Mount(mount.destination, type=mount.type, source=mount.source, options=options)
-
-
-def _led_to(spec: Spec, layout: _view.Layout | None) -> tuple[str, ...]:
-    """The targets of links in the host's directories at which the spec mounts nothing."""
-    if layout is None:
-        return ()
-    given = [mount.destination for mount in spec.mounts]
-    found = _view.led_to(layout.shown, resolver=shows_resolver(spec))
-    return tuple([path for path in found if not _view.lies_in(path, given)])
+    return with_options(mount, *mount.options, "ro")
 
 
 def shows_resolver(spec: Spec) -> bool:
     return spec.namespace("network") != "new"
 
 
-def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, ...]:
-    """The mount points that a root of the host's directories needs."""
-    if layout is None:
-        return ()
+def _bare_root(
+    spec: Spec, layout: _view.Layout, mounts: Sequence[Mount]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """led_to and points of a root of the host's directories."""
+    given = [mount.destination for mount in spec.mounts]
+    found = _view.led_to(layout.shown, resolver=shows_resolver(spec))
     shown = list(layout.paths)
     places = [*layout.shown, HOME]
     for mount in mounts:
@@ -465,15 +459,9 @@ def _points(layout: _view.Layout | None, mounts: Sequence[Mount]) -> tuple[str, 
             places.append(mount.destination)
             shown.append(mount.destination)
     paths = (path for place in places for path in (*directories_above(place), place))
-    return tuple(dict.fromkeys(path.lstrip("/") for path in paths))
-
-
-def _layers(spec: Spec, layout: _view.Layout | None, mounts: Sequence[Mount]) -> Layers:
-    """Each file system of the sandbox: where it is, and whether it is gone with the sandbox."""
     return (
-        ("/", spec.overlay or layout is not None),
-        *((path, False) for path in (layout.paths if layout else ())),
-        *((mount.destination, mount.type == "tmpfs") for mount in mounts),
+        tuple([path for path in found if not _view.lies_in(path, given)]),
+        tuple(dict.fromkeys(path.lstrip("/") for path in paths)),
     )
 
 
@@ -496,9 +484,9 @@ def _binds(spec: Spec) -> tuple[Bind, ...]:
 
 
 def _made_in(bind: Mount, later: Sequence[Mount]) -> str | None:
-    """A missing target that a later mount makes in this bind; None: there is none. The caller's
-    ids make it, and these cannot make anything in an idmapped tree."""
-    places: list[str] = []  # of mounts in the bind: what is made in them is not made in the bind
+    """A missing target that a later mount creates in this bind, or None. It is created with the
+    caller's ids, which cannot create anything in an idmapped tree."""
+    places: list[str] = []  # later mounts in the bind: targets in them are not in the bind itself
     for mount in later:
         if _view.lies_in(mount.destination, [bind.destination]):
             if parsed(mount).mkdir and not _view.lies_in(mount.destination, places):

@@ -1,4 +1,4 @@
-"""Op, one step of a plan, and what several emitters share: constants of the kernel, small ops."""
+"""Op, one step of a plan, and what several emitters use: constants of the kernel, small ops."""
 
 from __future__ import annotations
 

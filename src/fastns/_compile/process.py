@@ -1,4 +1,4 @@
-"""Ops for the process itself: the namespaces it joins, id maps, names, limits, ids and rights."""
+"""Ops for the process itself: joined namespaces, id maps, names, limits, ids and rights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastns._compile.decide import Decisions
     from fastns.spec import IDMapping
 
-LEAST_FDS = 256  # half of the caller's limit is not applied below this
+LEAST_FDS = 256  # a lower half of the caller's limit does not apply
 NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
 
 
@@ -24,17 +24,17 @@ NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
 
 
 def first(d: Decisions) -> Iterator[Op]:
-    """What comes before all else, also before the sandbox is cloned by a hop."""
+    """The first ops. With a hop, they run before it clones the sandbox."""
     if d.spared:
         yield write_op("oom_score_adj", "oom_score_adj", b"0")
     # Before anything that could crash, and before the default filter, which keeps this limit.
     core = [rlimit for rlimit in d.spec.rlimits if rlimit.type == "RLIMIT_CORE"]
     if core:
         yield _rlimit_op(core[0])
-    else:  # optional: only CAP_SYS_RESOURCE can raise a hard limit of 0
+    else:  # optional: raising a hard limit of 0 takes CAP_SYS_RESOURCE
         yield _rlimit_op(DEFAULT_RLIMITS[0], _core.HOW_OPTIONAL)
     if d.user_last:
-        # Inside, groups may be out of reach (setgroups "deny"): the caller's are dropped now.
+        # Drops the caller's groups before a user namespace may forbid it (setgroups "deny").
         yield Op("setgroups", "setgroups", note="none")
     for kind, path in d.join_first:
         yield _setns_op(kind, path, _core.HOW_OPEN if d.user_last and kind == "user" else 0)
@@ -49,7 +49,7 @@ def _setns_op(kind: str, path: str, how: int = 0) -> Op:
 
 
 def namespaces(d: Decisions) -> Iterator[Op]:
-    """What completes the namespaces that the clone has made."""
+    """Joins namespaces, and completes those that the clone has created."""
     for kind, path in d.join:
         yield _setns_op(kind, path)
     if d.inotify is not None and d.ids is None:
@@ -73,15 +73,14 @@ def map_text(mappings: Iterable[IDMapping]) -> bytes:
 
 
 def mapped_ids(d: Decisions) -> Iterator[Op]:
-    """Where another process writes the maps, this one is nobody until it takes a mapped id, and
-    nobody cannot create files."""
+    """Takes a mapped id where another process wrote the maps: nobody cannot create files."""
     if d.id_map in ("parent", "newuidmap"):
         for code, mappings, own in (("setgid", d.gids, d.spec.gid), ("setuid", d.uids, d.spec.uid)):
             yield id_op(code, own if outside(mappings, 0) is None else 0)
 
 
 def cgroup(d: Decisions) -> Iterator[Op]:
-    """A cgroup namespace is made once the process is in the cgroup that is to be its root."""
+    """Enters the cgroup, then the cgroup namespace whose root it becomes."""
     if d.cgroups is not None:
         flags = CLONE_FLAGS["cgroup"] if "cgroup" in d.new else 0
         yield Op("cgroup", "cgroup", flags=flags, note=" ".join(d.cgroups.enforced))
@@ -99,8 +98,8 @@ def loopback(d: Decisions) -> Iterator[Op]:
 
 
 def keyring(spec: Spec, how: int = 0) -> Op:
-    """A new keyring counts against the user's quota of some 200. Where the filter refuses all calls
-    about keys, the caller's may stay instead."""
+    """A new session keyring. It counts against the user's quota of some 200, so it is optional with
+    the default filter, which refuses all calls about keys."""
     how |= _core.HOW_OPTIONAL if spec.seccomp == "default" else 0
     return Op("keyring", "keyring", how, note="of its own")
 
@@ -109,7 +108,7 @@ def keyring(spec: Spec, how: int = 0) -> Op:
 
 
 def command(d: Decisions) -> Iterator[Op]:
-    """What is left once everything around the command is in place, in the one order that works."""
+    """The last ops, once everything around the command is in place. Their order matters."""
     spec = d.spec
     yield from _limits(spec)
     yield Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}")
@@ -118,13 +117,13 @@ def command(d: Decisions) -> Iterator[Op]:
     yield from bounding(d)
     yield from _ids(d)
     if d.dies_with_parent:
-        yield Op("parent_death", "parent_death")  # after the ids, which would clear it
-    # Landlock and filters need no_new_privileges, or else CAP_SYS_ADMIN, which is still there then.
+        yield Op("parent_death", "parent_death")  # after the change of ids, which would clear it
+    # Landlock and filters need no_new_privileges or CAP_SYS_ADMIN, so that is dropped last.
     drop = _capabilities_op("capabilities", spec)
     if spec.no_new_privileges:
         yield drop
         yield NO_NEW_PRIVILEGES
-    if spec.landlock:  # before the filter, which need not allow its calls
+    if spec.landlock:  # before the filter, which may refuse its calls
         from fastns._policy import landlock
 
         yield from landlock.ops(spec.landlock, d.landlock, d.keep)
@@ -150,11 +149,11 @@ def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
 
 
 def _join_range(d: Decisions) -> Iterator[Op]:
-    """The user namespace of all sandboxes of this process is joined once everything is done that
-    takes the caller's rights: the other namespaces and the mounts stay out of its reach.
+    """Joins the user namespace of this process's sandboxes after everything that takes the caller's
+    rights, so that the other namespaces and the mounts are out of its reach.
 
-    A copied namespace starts with what is there. Mounts that another user namespace has made are
-    locked in it: they cannot be uncovered, or made writable.
+    A copied mount namespace starts with mounts of another user namespace, which are locked in it:
+    they cannot be uncovered, or made writable.
     """
     assert d.ids is not None
     uid, gid, size = d.ids
@@ -165,8 +164,8 @@ def _join_range(d: Decisions) -> Iterator[Op]:
 
 
 def bounding(d: Decisions) -> Iterator[Op]:
-    """A change of ids takes the right to do it. A process without that right cannot gain by exec
-    what it lacks, once no_new_privileges is set."""
+    """Reduces the bounding set, where the process may. Elsewhere exec gains no capabilities either,
+    because of no_new_privileges."""
     if d.bounding:
         yield _capabilities_op("bounding", d.spec, d.keep)
 
@@ -183,7 +182,7 @@ def _capabilities_op(code: str, spec: Spec, how: int = 0) -> Op:
 def _ids(d: Decisions) -> Iterator[Op]:
     spec = d.spec
     if d.id_map == "range" and spec.uid:
-        # A change from uid 0 inside to another one ends the rights that joining gave.
+        # The rights that joining gave end with a change from uid 0 to another one.
         yield id_op("setuid", 0)
     if d.sets_groups:
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
@@ -195,7 +194,7 @@ def _ids(d: Decisions) -> Iterator[Op]:
 
 
 def seccomp_filter(d: Decisions) -> Iterator[Op]:
-    """The filter of system calls, or the part of it that this process loads."""
+    """The filter of system calls, or the part that this process loads."""
     spec, flags = d.spec, 0
     if d.filter == "none":
         return
@@ -205,7 +204,7 @@ def seccomp_filter(d: Decisions) -> Iterator[Op]:
         profile = seccomp.profile_of(spec.seccomp)
         code, note, flags = seccomp.build(profile, spec.capabilities), "profile", profile.flags
     else:
-        from fastns._policy import filters  # not where nothing is filtered
+        from fastns._policy import filters  # only where something is filtered
 
         setid = spec.allow_setid or not spec.writes_to_host()
         name = "default" if setid else "default, no set-id files"

@@ -1,6 +1,6 @@
-"""Ops for the root: how its tree is made, filled and entered.
+"""Ops for the root: how its tree is created, filled and entered.
 
-It is made on top of "/", where the caller's paths still lead to the sources of binds;
+It is created on top of "/", where the caller's paths still lead to the sources of binds;
 docs/architecture/mounts.md has the steps.
 """
 
@@ -34,19 +34,12 @@ if TYPE_CHECKING:
     from fastns.spec import Mount, Spec
 
 DEVICES = {
-    "null": (1, 3),
-    "zero": (1, 5),
-    "full": (1, 7),
-    "random": (1, 8),
-    "urandom": (1, 9),
-    "tty": (5, 0),
+    **{"null": (1, 3), "zero": (1, 5), "full": (1, 7)},
+    **{"random": (1, 8), "urandom": (1, 9), "tty": (5, 0)},
 }
 DEV_LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "ptmx": "pts/ptmx",
+    **{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1"},
+    **{"stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"},
 }
 MOUNTED_BELOW_DEV = ("/dev/pts", "/dev/shm")
 NO_SYMLINKS_AT = ("/proc", "/sys", "/dev")  # CVE-2019-19921
@@ -64,7 +57,7 @@ READ_ONLY_ROOT = Op("read_only", "read_only", note="/")
 
 
 def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
-    """A root of the sandbox's own, until it is entered; file_flags: MOUNT_ATTR_* of its files."""
+    """A root of the sandbox's own, not yet entered; file_flags: MOUNT_ATTR_* of its files."""
     spec, path = d.spec, root_path(d.spec)
     on_scratch = spec.overlay or bool(spec.files)
     place = (b"lower" if spec.overlay else b"root") if on_scratch else None
@@ -76,11 +69,11 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
         yield Op("propagation", "propagation", flags=flags, note=note)
     if d.layout is None:
         yield root_tree_op(d, spec.read_only and not spec.overlay)
-    yield from mapped_ids(d)  # the way to the root was the caller's; from here on, things are made
+    yield from mapped_ids(d)  # after the root was opened as the caller, before anything is created
     if on_scratch:
         names = [*LAYERS, b"lower"] if spec.overlay else [b"root"]
         names += [b"files"] if spec.files else []
-        yield scratch_op(d, "overlay" if spec.overlay else "file", names)
+        yield scratch_op(d, "overlay" if spec.overlay else "file", names, None, "scratch tmpfs")
     if d.layout is not None:
         yield _root_tmpfs_op(d, place)
         yield from _host_directories(d, d.layout)
@@ -93,7 +86,7 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
     for mount in d.own:
         yield from mounted(d, mount)
     layers = d.layers
-    for shown in d.led_to:  # late: it may lie in /run
+    for shown in d.led_to:  # after the mounts: it may lie in /run
         yield _led_to_op(d, shown, how_made(d, shown, layers))
         layers = (*layers, (shown, False))
     for number, destination in enumerate(spec.files):
@@ -118,7 +111,7 @@ def enter_root(d: Decisions) -> Iterator[Op]:
 
 
 def other_root(d: Decisions) -> Iterator[Op]:
-    """Without a mount namespace of its own: only another directory is "/"."""
+    """Without a new mount namespace: another directory becomes "/"."""
     if d.spec.rootfs is not None:
         note = os.fspath(d.spec.rootfs)
         yield Op("root_tree", "rootfs", source=root_path(d.spec), note=note)
@@ -130,7 +123,7 @@ def root_path(spec: Spec) -> bytes:
 
 
 def propagation(d: Decisions) -> int:
-    """Nothing made here gets out; what the host mounts later is seen if a mount asks for it."""
+    """Mounts never propagate to the host; the host's later ones appear if a mount asks for it."""
     slave = any(parsed(mount).propagation == MS_SLAVE for mount in d.mounts)
     return MS_SLAVE if slave else MS_PRIVATE
 
@@ -145,7 +138,7 @@ def root_tree_op(d: Decisions, read_only: bool) -> Op:
 
 
 def pivot_op(source: bytes, beneath: int) -> Op:
-    """beneath: how many mounts, one on the other, are "/" by then."""
+    """beneath: the number of mounts stacked on "/" by then."""
     return Op("pivot_root", "pivot_root", arg=beneath, source=source)
 
 
@@ -162,7 +155,7 @@ def overlay_op(d: Decisions, lower: bytes) -> Op:
 
 
 def _root_tmpfs_op(d: Decisions, target: bytes | None) -> Op:
-    """A tmpfs with the directories that something is mounted on."""
+    """A tmpfs with the mount points."""
     listed = b"".join(os.fsencode(name) + b"\0" for name in d.points)
     options = ",".join(["mode=755", *tmpfs_limits(d.spec, DEV.destination)]).encode()
     flags, note = MS_NOSUID | MS_NODEV, "a tmpfs for " + " ".join("/" + name for name in d.points)
@@ -170,8 +163,8 @@ def _root_tmpfs_op(d: Decisions, target: bytes | None) -> Op:
 
 
 def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
-    """The host's system directories, with all that is mounted below them, read-only. They keep the
-    host's owners: a sandbox with ids of its own cannot use what is root's alone."""
+    """The host's system directories with all mounts below them, read-only. They keep their owners:
+    what only root may read, a sandbox with ids of its own cannot read."""
     flags = ATTR_RDONLY | no_devices(d.spec)
     for path in layout.shown:
         source, note = os.fsencode(path), f"{path} ro"
@@ -182,7 +175,7 @@ def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
 
 
 def _led_to_op(d: Decisions, path: str, how: int) -> Op:
-    """What a link in these directories leads to."""
+    """Binds the target of a link in these directories."""
     how |= _core.HOW_RECURSIVE | _core.HOW_IF_THERE
     flags, place = ATTR_RDONLY | no_devices(d.spec), os.fsencode(path)
     return Op("bind", "rootfs", how, flags, source=place, target=place, note=f"{path} ro")
@@ -192,13 +185,13 @@ def _led_to_op(d: Decisions, path: str, how: int) -> Op:
 
 
 def mounted(d: Decisions, mount: Mount) -> Iterator[Op]:
-    """A mount at its place, and what the default /dev is filled with."""
+    """A mount at its destination; the default /dev with its devices."""
     if mount is not DEV:
         yield mount_op(d, mount)
         return
     if d.layout is None:
         yield mount_op(d, DEV)
-    else:  # a directory of the root's tmpfs: another tmpfs would take twice as long
+    else:  # a directory of the root's tmpfs, in half the time of another tmpfs
         note = f"/dev tmpfs {','.join(DEV.options)}, of the root"
         flags = ATTR_NOSUID | ATTR_NOEXEC
         yield Op("show", "mount", d.owned, flags, ATTR_NODEV, b"dev", b"dev", note=note)
@@ -206,7 +199,7 @@ def mounted(d: Decisions, mount: Mount) -> Iterator[Op]:
 
 
 def mount_op(d: Decisions, mount: Mount, place: bytes | None = None) -> Op:
-    """A mount at its destination, or at a `place` that is made for it."""
+    """A mount at its destination, or at a `place` that is created for it."""
     how = _how_to(mount)
     if place is not None:
         how |= _core.HOW_CREATE | d.owned
@@ -220,23 +213,15 @@ def mount_op(d: Decisions, mount: Mount, place: bytes | None = None) -> Op:
 def _fs_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
     options = parsed(mount)
     if mount.destination.lstrip("/") in d.points:
-        target = target.lstrip(b"/")  # relative: of the root's tmpfs
+        target = target.lstrip(b"/")  # relative to the root's tmpfs
     more = []
     if mount.type == "tmpfs":
         more = tmpfs_limits(d.spec, mount.destination, options.data)
-    data = ",".join([option for option in (_owners(d, mount), *more) if option])
+    data = os.fsencode(",".join(filter(None, (_owners(d, mount), *more)))) or None
     no_devices = mount.type == "overlay" and not options.attr_clr & ATTR_NODEV
-    return Op(
-        "mount",
-        "mount",
-        how,
-        options.ms_flags | (MS_NODEV if no_devices else 0),
-        source=os.fsencode(mount.source or mount.type),
-        target=target,
-        type=mount.type.encode(),
-        data=os.fsencode(data) or None,
-        note=_note(mount, more),
-    )
+    flags = options.ms_flags | (MS_NODEV if no_devices else 0)
+    source, kind, note = os.fsencode(mount.source or mount.type), mount.type, _note(mount, more)
+    return Op("mount", "mount", how, flags, 0, source, target, kind.encode(), data, note)
 
 
 def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
@@ -246,7 +231,7 @@ def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
     if options.recursive:
         how |= _core.HOW_RECURSIVE
         if d.in_user_namespace:
-            cleared &= ~ATTR_NODEV  # nodev of a mount below is locked there
+            cleared &= ~ATTR_NODEV  # locked on the mounts below
     how |= how_of_bind(mount) | (_core.HOW_AHEAD if d.root_alone else 0)
     for destination, _, _, optional, plain in d.binds:
         if destination == mount.destination and not plain:
@@ -257,12 +242,9 @@ def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
 
 
 def how_made(d: Decisions, destination: str, layers: Layers) -> int:
-    """HOW_* of a target: a missing one is made where it is gone with the sandbox."""
-    above = [
-        (len(path), gone)
-        for path, gone in layers
-        if path == "/" or destination.startswith(path + "/")
-    ]
+    """HOW_* of a target: a missing one is created where it disappears with the sandbox."""
+    within = destination.startswith
+    above = [(len(path), gone) for path, gone in layers if within(path.rstrip("/") + "/")]
     return _core.HOW_CREATE | d.owned if max(above)[1] else 0
 
 
@@ -272,7 +254,7 @@ def _how_to(mount: Mount) -> int:
 
 
 def how_of_bind(mount: Mount) -> int:
-    """HOW_* that stays with a bind when it is bound once more."""
+    """HOW_* that a bind keeps when it is bound again."""
     return _how_to(mount) | PROPAGATION.get(parsed(mount).propagation, 0)
 
 
@@ -283,7 +265,7 @@ def _note(mount: Mount, more: Sequence[str] = ()) -> str:
 
 
 def _owners(d: Decisions, mount: Mount) -> str:
-    """The options for the file system. Ids in them are those of who mounts it: the caller's."""
+    """The options for the file system, with ids of the caller, who mounts it."""
     data = parsed(mount).data
     if d.ids is None or mount.type not in ("tmpfs", "devpts", "proc"):
         return data
@@ -298,7 +280,7 @@ def _owners(d: Decisions, mount: Mount) -> str:
 
 
 def open_sources(d: Decisions) -> Iterator[Op]:
-    """The sources of binds, which are out of reach once the caller's view is left."""
+    """Opens the sources of binds before the caller's view is left."""
     for mount in d.mounts:
         if mount.type == "bind":
             how = _core.HOW_RECURSIVE if parsed(mount).recursive else 0
@@ -307,8 +289,7 @@ def open_sources(d: Decisions) -> Iterator[Op]:
 
 
 def no_devices(spec: Spec) -> int:
-    """Attributes of a root with a /dev of its own: whoever made the root may have put the host's
-    disks in it."""
+    """ATTR_NODEV for a root, which may contain the host's disks, if there is a /dev of its own."""
     return ATTR_NODEV if spec.default_mounts else 0
 
 
@@ -319,7 +300,7 @@ def _devices(d: Decisions) -> Iterator[Op]:
             mode, number = stat.S_IFCHR | 0o666, os.makedev(major, minor)
             note = f"/dev/{name} {major}:{minor}"
             yield Op("device", "device", flags=mode, arg=number, target=path, note=note)
-        else:  # read-only: it can be written to, but its mode, the host's, cannot be changed
+        else:  # read-only: the device can be written, but the host's mode cannot be changed
             flags = ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC
             how, note = _core.HOW_CREATE, f"/dev/{name} bound"
             yield Op("bind", "device", how, flags, source=path, target=path, note=note)
@@ -335,11 +316,11 @@ def symlink_op(stage: str, path: str, leads_to: str) -> Op:
     return Op("symlink", stage, source=source, target=target, note=f"{path} -> {leads_to}")
 
 
-# ---- how much a tmpfs may hold: bytes, and files, each of which takes memory too ----
+# ---- limits of a tmpfs: bytes, and files, each of which takes memory too ----
 
 
 def tmpfs_limits(spec: Spec, destination: str, given: str = "") -> list[str]:
-    """The options `size` and `nr_inodes` of a tmpfs there, as far as those given do not say."""
+    """The options `size` and `nr_inodes` of a tmpfs there that are not among those given."""
     options = dict(option.partition("=")[::2] for option in given.split(",") if option)
     more = []
     if "size" in options:
@@ -370,14 +351,9 @@ def _bytes(text: str) -> int:
 
 
 def scratch_op(
-    d: Decisions,
-    stage: str,
-    names: Sequence[bytes],
-    target: bytes | None = None,
-    note: str = "scratch tmpfs",
+    d: Decisions, stage: str, names: Sequence[bytes], target: bytes | None, note: str
 ) -> Op:
-    """A tmpfs with directories of these names. Its size counts the spec's files on top of what may
-    be written."""
+    """A tmpfs with directories of these names. The spec's files add to its size."""
     files = [len(content(d.spec, destination)) for destination in d.spec.files]
     size = int(d.spec.tmpfs_size or DEFAULT_SIZE) + sum(-(-n // BLOCK) * BLOCK for n in files)
     inodes = _files_in(size) + len(files)
@@ -400,26 +376,21 @@ def file_op(
 ) -> Op:
     """The spec's file with this number, bound from the scratch tmpfs; flags: MOUNT_ATTR_*."""
     data, source = content(d.spec, destination), b"%d" % number
-    note = f"{destination} ({len(data)} bytes)"
-    return Op(
-        "file_bind", "file", how | d.owned, flags, len(data), source, target, None, data, note
-    )
+    how, size, note = how | d.owned, len(data), f"{destination} ({len(data)} bytes)"
+    return Op("file_bind", "file", how, flags, size, source, target, None, data, note)
 
 
 def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
-    """What hides paths or makes them read-only: each op, and the first of its paths.
+    """The ops that hide paths or make them read-only, each after the first of its paths.
 
-    Names below /proc and /sys are looked up in what is mounted there, all in one op. The other
-    paths are the spec's own.
+    One op does all paths below /proc, and one those below /sys. Each other path has its own.
     """
-    spec = d.spec
-    given: list[tuple[str, str, Sequence[str]]] = []
-    for code, stage, wanted, default in (
-        ("mask", "masked_paths", spec.masked_paths, MASKED_PATHS),
-        ("read_only_paths", "readonly_paths", spec.readonly_paths, READONLY_PATHS),
-    ):
-        standard = default if spec.default_mounts else ()
-        given.append((code, stage, standard if wanted is None else wanted))
+    defaults = (MASKED_PATHS, READONLY_PATHS) if d.spec.default_mounts else ((), ())
+    masked, read_only = d.spec.masked_paths, d.spec.readonly_paths
+    given = (
+        ("mask", "masked_paths", defaults[0] if masked is None else masked),
+        ("read_only_paths", "readonly_paths", defaults[1] if read_only is None else read_only),
+    )
     for base in TYPE_AT:
         for code, stage, paths in given:
             below = [path for path in paths if path.startswith(base + "/")]
@@ -432,12 +403,12 @@ def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
 
 
 def _magic_at(d: Decisions, place: str) -> int:
-    """The type of file system that has to be there, as statfs(2) has it; 0: any."""
-    for mount in d.mounts:
-        if mount.destination == place:
-            hosts = mount.type == "bind" and mount.source == place
-            return MAGIC.get(TYPE_AT[place] if hosts else mount.type, 0)
-    return 0
+    """The type of file system expected there, as statfs(2) has it; 0: any."""
+    there = {mount.destination: mount for mount in d.mounts}.get(place)
+    if there is None:
+        return 0
+    hosts = there.type == "bind" and there.source == place
+    return MAGIC.get(TYPE_AT[place] if hosts else there.type, 0)
 
 
 def _mask_op(code: str, stage: str, base: str, paths: Sequence[str], magic: int) -> Op:

@@ -1,8 +1,8 @@
 """Spec → the two plans of a template: what its server does once, and what each sandbox does.
 
-The server builds the root and stays in it, in namespaces of its own. A sandbox is a clone of it
-with new ones. It does only what must not be shared: its own /proc, an empty file system on each
-writable mount, its network's lo, its ids and limits.
+The server builds the root and stays in it, in namespaces of its own. A sandbox is a clone of the
+server in new namespaces. It only does what must not be shared: its own /proc, an empty file system
+on each writable mount, its network's lo, its ids and limits.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from fastns import _core, _view
 from fastns._compile import DEFAULT_SPEC, made, process, root, with_profile
 from fastns._compile.decide import DEV, Caller, Decisions, decide, parsed
 from fastns._compile.ops import Op
+from fastns._spec_values import IDMapping, Mount, with_options
 from fastns.errors import SpecError
 from fastns.mount_options import ATTR_RDONLY
-from fastns.spec import IDMapping, Mount, Spec
+from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
-SHARED_TYPES = ("bind", "devtmpfs")  # mounted by the server for all
+SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 
 
 def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
-    """The plan of a template's server; its `sandbox` is the plan of each sandbox.
-
-    Raises: SpecError when a template cannot have what the spec asks for.
-    """
+    """The plan of a template's server; Plan.sandbox is that of each sandbox. Raises: SpecError."""
     whole = with_profile(spec or DEFAULT_SPEC)
     return compile_template_for(whole, Caller.current(), None, netns_pool)
 
@@ -37,19 +36,10 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
 def compile_template_for(
     spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
 ) -> _core.Plan:
-    """The same for a given caller and a given view of the host; None is the host's own.
-
-    Raises: SpecError when a template of this caller cannot have what the spec asks for.
-    """
+    """The same for a given caller and a given view of the host; layout as in compile_for()."""
     server, each = decide_template(spec, caller, layout, netns_pool)
-    sandbox = made(
-        each,
-        (),
-        _sandbox_ops(each),
-        method="template",
-        mount_namespace="template",
-        netns_pool=netns_pool,
-    )
+    how: dict[str, Any] = {"method": "template", "mount_namespace": "template"}
+    sandbox = made(each, (), _sandbox_ops(each), netns_pool=netns_pool, **how)
     first = process.first(server)
     return made(server, first, _server_ops(server), sandbox=sandbox, cgroups=None)
 
@@ -60,18 +50,19 @@ def compile_template_for(
 def decide_template(
     spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
 ) -> tuple[Decisions, Decisions]:
-    """What is decided for the server, and for each of its sandboxes."""
+    """The decisions for the server, and for each of its sandboxes."""
     _refuse_what_no_template_has(spec, netns_pool)
     if caller.initial_user_namespace:
         caller = Caller(**{**vars(caller), "tree_namespaces": False})
     else:
-        # Its privileges end where a sandbox may take mounts away: a user namespace for each.
+        # Its privileges end in the user namespace that each sandbox gets, so that no sandbox can
+        # unmount what the server has mounted.
         caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
     d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
     if d.id_map not in ("none", "self", "range"):
         _refuse("user", "ids other than the caller's need a range, which is not there yet")
     own_user = d.id_map == "self"
-    # The /sys of a network namespace that is not its own is not a sandbox's to mount.
+    # A sandbox may only mount the /sys of a network namespace that its user namespace owns.
     shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
     fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
     places = tuple([mount.destination for mount in fresh])
@@ -97,7 +88,7 @@ def decide_template(
     absent = ("user", "time", "network") if netns_pool else ("user", "time")
     new = tuple([kind for kind in d.new if kind not in absent])
     each = d.but(
-        new=(*new, "user") if own_user else new,  # in it the server's mounts are locked
+        new=(*new, "user") if own_user else new,  # which locks the server's mounts
         join_first=(),
         join=(),
         user_last=False,
@@ -106,7 +97,7 @@ def decide_template(
         inotify=d.inotify if d.ids else None,
         own=fresh,
         fresh=places,
-        dies_with_parent=False,  # they end with the server, and that with the caller
+        dies_with_parent=False,  # it ends with the server, which ends with the caller
         maps_first=False,
         bounding=d.bounding and not bounds_all,
         filter="rest" if split else d.filter,
@@ -136,21 +127,19 @@ def _refuse(field: str, why: str) -> None:
 
 
 def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:
-    """What the server mounts at the place of one mount."""
+    """What the server mounts at the destination of one mount."""
     if mount is DEV or mount.type in SHARED_TYPES:
         yield mount
         return
     # A sandbox cannot make a missing target where its root shows other owners.
     if d.ids and d.layout is None and not d.spec.overlay and parsed(mount).mkdir:
         yield mount
-    # In its user namespace a sandbox can mount these only where the server has mounted one. That is
-    # seen if the sandbox unmounts its own: such a /proc shows only processes that it may trace. It
-    # is writable, as the server writes id maps there.
+    # In its user namespace a sandbox can mount these only if the server has mounted one. If it
+    # unmounts its own, the server's appears: such a /proc shows only processes that it may trace.
+    # It is writable, as the server writes id maps there.
     if d.id_map == "self" and mount.type in ("proc", "sysfs"):
-        options = list(mount.options)
-        if mount.type == "proc":
-            options = [*(option for option in options if option != "ro"), "hidepid=2"]
-        yield Mount(mount.destination, type=mount.type, source=mount.source, options=options)
+        writable = [option for option in mount.options if option != "ro"]
+        yield mount if mount.type == "sysfs" else with_options(mount, *writable, "hidepid=2")
 
 
 # ---- emit ----
@@ -165,12 +154,12 @@ def _server_ops(d: Decisions) -> Iterator[Op]:
         if d.spec.default_mounts and any(m.destination == DEV.destination for m in d.mounts):
             yield DEV_READ_ONLY
         yield from root.enter_root(d)
-    yield from process.names(d.spec)  # a new uts namespace starts with those of the server's
+    yield from process.names(d.spec)  # which new uts namespaces copy
     yield from process.bounding(d)
-    yield process.keyring(d.spec, _core.HOW_SEALED)  # all sandboxes have the same
+    yield process.keyring(d.spec, _core.HOW_SEALED)  # all sandboxes share it
     if d.filter != "none" and d.spec.no_new_privileges:
         yield process.NO_NEW_PRIVILEGES
-    # Most of the default filter is the server's own: to load it takes a fifth of a start.
+    # The server loads most of the default filter: loading it takes a fifth of a start.
     yield from process.seccomp_filter(d)
 
 
@@ -190,11 +179,11 @@ def _sandbox_ops(d: Decisions) -> Iterator[Op]:
     yield from process.command(d)
 
 
-# ---- an overlay: each sandbox puts the parts together over a layer of its own ----
+# ---- an overlay: each sandbox assembles the server's parts over a layer of its own ----
 
 
 def _parts(d: Decisions) -> Iterator[Op]:
-    """The server's root holds the parts: /lower, /dev, and in /parts what is to be bound."""
+    """The server's root has the parts: /lower, /dev, and in /parts what sandboxes bind."""
     source = root.root_path(d.spec)
     yield Op("propagation", "propagation", flags=root.propagation(d))
     yield root.root_tree_op(d, read_only=True)
@@ -217,13 +206,13 @@ def _parts(d: Decisions) -> Iterator[Op]:
 
 
 def _part_names(d: Decisions) -> dict[str, bytes]:
-    """Destination → where the server's root has what is to be bound there."""
+    """Destination → the path in the server's root of what sandboxes bind there."""
     numbered = enumerate(d.mounts)
     return {m.destination: b"/parts/%d" % i for i, m in numbered if m.type in SHARED_TYPES}
 
 
 def _layer(d: Decisions) -> Iterator[Op]:
-    yield root.scratch_op(d, "overlay", root.LAYERS, b"/layers")
+    yield root.scratch_op(d, "overlay", root.LAYERS, b"/layers", "scratch tmpfs")
     yield root.overlay_op(d, b"/lower")
     parts = _part_names(d)
     for mount in d.mounts:
@@ -242,7 +231,7 @@ def _layer(d: Decisions) -> Iterator[Op]:
 
 
 def _bind_part(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
-    """A part of the server's root, with all that is mounted below it, into each sandbox's."""
+    """Binds a part of the server's root into the sandbox's, with the mounts below it."""
     how |= _core.HOW_RECURSIVE | root.how_made(d, destination, d.layers)
     target = os.fsencode(destination)
     return Op("bind", stage, how, source=part, target=target, note=destination)
