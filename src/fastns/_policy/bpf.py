@@ -313,89 +313,65 @@ def shorter(program: bytes) -> bytes:
     code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
     try:
         made = written(Reader(code))
-    except (_Unusual, RecursionError):
+    except (_Unusual, IndexError, RecursionError):
         return program
     return made if len(made) < len(program) else program
 
 
 class Reader(Diagram):
-    """The diagram of a program."""
+    """The diagram of a program, which is run for each number at which its decision may change, up
+    to where it looks at an argument."""
 
     def __init__(self, code: list[Instruction]) -> None:
         super().__init__()
+        if not {line[0] for line in code} <= {LD, AND, RET, JA, *JUMPS}:
+            raise _Unusual
         self._code = code
         self._followed: dict[tuple[int, tuple[int, int]], int] = {}
-        architectures, points = self._compared()
-        self.architectures = {
-            value: self._segments(value, points) for value in sorted(architectures)
-        }
-        other = next(value for value in range(WORD) if value not in architectures)
+        self._compared: set[int] = set()  # architectures
+        values = {line[3] for line in code if line[0] in JUMPS}
+        points = sorted({0, *values, *(value + 1 for value in values if value < WORD)})
+        other = next(value for value in range(WORD) if value not in values)
+        for point in points:  # of another architecture: it is compared with all
+            self._reach(other, point)
+        known = sorted(self._compared)
+        self.architectures = {value: self._segments(value, points) for value in known}
         self.others = self._segments(other, points)
-
-    def _compared(self) -> tuple[set[int], list[int]]:
-        """The architectures that it knows, and the numbers at which its decisions may change."""
-        architectures: set[int] = set()
-        points = {0}
-        held = [0] * len(self._code)  # what may be loaded at an instruction, a bit each
-        number, architecture, argument = 1, 2, 4
-        for at, (code, true, false, value) in enumerate(self._code):
-            loaded = held[at]
-            if code == LD:
-                loaded = {NUMBER: number, ARCHITECTURE: architecture}.get(value, argument)
-            steps: tuple[int, ...] = (0,)
-            if code in JUMPS:
-                steps = (true, false)
-                if loaded & number:
-                    points.add(value if code == JGE else value + 1)
-                    if code == JEQ:
-                        points.add(value)
-                if loaded & architecture:
-                    architectures.add(value)
-            elif code == JA:
-                steps = (value,)
-            elif code == RET:
-                continue
-            elif code not in (LD, AND):
-                raise _Unusual
-            if (loaded & (number | architecture) and code in (AND, JSET)) or (
-                loaded & architecture and code in (JGT, JGE)
-            ):
-                raise _Unusual
-            for step in steps:
-                if at + 1 + step >= len(self._code):
-                    raise _Unusual
-                held[at + 1 + step] |= loaded
-        return architectures, sorted(point for point in points if point <= WORD)
+        if len(self._compared) > len(known):
+            raise _Unusual
 
     def _segments(self, architecture: int, points: list[int]) -> list[Segment]:
         parts: list[tuple[int, int]] = []
         for point in points:
-            node, by_number = self._first(architecture, point)
+            at, by_number = self._reach(architecture, point)
+            node = self._follow(at, (-1, WORD))
             if not by_number:
                 return [(0, node, [])]
             parts.append((point, node))
         return segments(parts)
 
-    def _first(self, architecture: int, number: int) -> tuple[int, bool]:
-        """The first node for a call with that number, and whether the number was looked at."""
-        program = self._code
-        at, loaded, by_number = 0, 0, False
+    def _reach(self, architecture: int, number: int) -> tuple[int, bool]:
+        """The instruction at which a call has its action or looks at an argument, and whether the
+        number was looked at before."""
+        at, loaded, is_architecture, by_number = 0, 0, False, False
         while True:
-            code, true, false, value = program[at]
-            if code == JEQ:
-                at += 1 + (true if loaded == value else false)
-            elif code == JGT:
-                at += 1 + (true if loaded > value else false)
-            elif code == JGE:
-                at += 1 + (true if loaded >= value else false)
+            code, true, false, value = self._code[at]
+            if code == LD and value in (NUMBER, ARCHITECTURE):
+                is_architecture = value == ARCHITECTURE
+                by_number |= not is_architecture
+                loaded = architecture if is_architecture else number
+                at += 1
             elif code == JA:
                 at += 1 + value
-            elif code == LD and value in (NUMBER, ARCHITECTURE):
-                loaded = number if value == NUMBER else architecture
-                by_number |= value == NUMBER
-                at += 1
-            else:  # an action, or an argument is looked at
-                return self._follow(at, (-1, WORD)), by_number
+            elif code in (JEQ, JGT, JGE):
+                if is_architecture and code != JEQ:
+                    raise _Unusual
+                if is_architecture:
+                    self._compared.add(value)
+                holds = {JEQ: loaded == value, JGT: loaded > value, JGE: loaded >= value}[code]
+                at += 1 + (true if holds else false)
+            else:
+                return at, by_number
 
     def _follow(self, at: int, loaded: tuple[int, int]) -> int:
         """The node for the program from `at` on, with (offset, mask) loaded."""
