@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastns._policy.seccomp_compiler import Argument
+    from fastns._policy.bpf import Argument
 
 __all__ = ["DEFAULT", "build", "build_parts", "check", "default_profile", "load", "profile_of"]
 
@@ -98,7 +98,7 @@ def profile_of(given: object) -> Profile:
 
 def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
     """Compiles the default profile, or a part of it, without libseccomp."""
-    from fastns._policy.seccomp_compiler import program
+    from fastns._policy.bpf import program
     from fastns._policy.syscalls import AUDIT_ARCH
 
     if machine not in AUDIT_ARCH:

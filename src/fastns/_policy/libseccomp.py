@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastns._policy.seccomp_compiler import Argument
+    from fastns._policy.bpf import Argument
 
 LIBRARY = "libseccomp.so.2"
 ACT_KILL_PROCESS = 0x80000000
