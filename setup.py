@@ -21,26 +21,15 @@ PROGRAM_FOLDERS = ["program", "border", "shared"]
 # For code that runs in a child in the caller's memory: no stack protector (it reads TLS), no loops
 # turned into calls of libc, no sanitizer.
 CHILD = [
-    "-O2",
-    "-fno-stack-protector",
-    "-fno-tree-loop-distribute-patterns",
-    "-fno-sanitize=all",
+    *("-O2", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-fno-sanitize=all"),
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
 ]
-
 PROGRAM = [
-    "-ffreestanding",
-    "-ffunction-sections",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-pie",
-    "-no-pie",
-    "-static",
-    "-nostdlib",
-    "-s",
+    *("-ffreestanding", "-ffunction-sections", "-fno-asynchronous-unwind-tables", "-fno-pie"),
+    *("-no-pie", "-static", "-nostdlib", "-s"),
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
     "-Wno-unused-parameter",  # all ops have the same parameters
 ]
-
 # fastns-exec is static: a loader would take as long as half a start.
 LAUNCHER = ["launcher", "options", "relay", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]

@@ -355,7 +355,7 @@ def _arch_map(value: object, where: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _architecture(value: object, where: str) -> str:
-    """libseccomp's name of it. It may not know the architecture, which then has no calls here."""
+    """libseccomp's name for an architecture, which it may not know."""
     if not isinstance(value, str) or not (value.isascii() and value.startswith("SCMP_ARCH_")):
         raise SpecError(FIELD, f"{where}: {shown(value)}: such as SCMP_ARCH_X86_64 expected")
     return value.removeprefix("SCMP_ARCH_").lower()

@@ -145,11 +145,8 @@ class _Ranges(Diagram):
             ranges = self._ranges(number) if _bounds(node) else []
             if ranges:
                 self._made[number] = self._compare(node[0], ranges)
-            elif len(node) == 1:
-                self._made[number] = self.node(node)
             else:
-                ways = self._node(node[4]), self._node(node[5])
-                self._made[number] = self.node((*node[:4], *ways))
+                self._made[number] = self.node((*node[:4], *map(self._node, node[4:])))
         return self._made[number]
 
     def _ranges(self, number: int) -> list[tuple[int, int]]:

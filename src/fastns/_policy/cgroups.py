@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 GROUP = "fastns"  # the parent of all our cgroups
 PROCS = "cgroup.procs"
 # ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
-NOT_THERE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP),
-)
+NOT_THERE = errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP
 PATIENCE_MS = 200  # the cgroup of an ended sandbox stays busy for a while
 POLL = 0.001  # seconds between two attempts to remove a cgroup
 CHECK = "check"  # a cgroup in which each setting is tried once
@@ -253,10 +251,7 @@ def _clear(directory: str, end: float) -> bool:
 
 def _remove(directory: str) -> bool:
     """Kills what runs in it, and removes it. False: a process has not ended yet."""
-    found = [directory]
-    for path in found:  # the loop appends to it
-        with contextlib.suppress(OSError):
-            found += [entry.path for entry in os.scandir(path) if entry.is_dir()]
+    found = [path for path, _, _ in os.walk(directory)]
     for path in found:
         _kill(path)
     try:
@@ -335,7 +330,5 @@ def _close_all() -> None:
         cgroups.close()
     for directory in _left:
         with contextlib.suppress(OSError):
-            for entry in os.scandir(directory):
-                if entry.is_dir():
-                    os.rmdir(entry.path)
-            os.rmdir(directory)
+            for path, _, _ in os.walk(directory, topdown=False):
+                os.rmdir(path)

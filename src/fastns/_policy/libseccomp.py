@@ -1,4 +1,4 @@
-"""libseccomp(3), called by ctypes: rules → the bytes of a filter."""
+"""Compiles rules to a filter by libseccomp(3), through ctypes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _rank(action: int) -> int:
 
 
 class Filter:
-    """A filter in the library's memory; a context manager, which frees that."""
+    """A filter in the library's memory. As a context manager it frees that."""
 
     def __init__(self, default: int, architectures: Iterable[int]) -> None:
         """
@@ -129,8 +129,8 @@ class Filter:
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
     def sort(self) -> None:
-        """Makes export() write a binary search for the call's number, which takes three times as
-        long. Does nothing before libseccomp 2.5."""
+        """Makes export() write a binary search for the call's number, and take three times as long.
+        Does nothing before libseccomp 2.5."""
         self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
 
     def export(self) -> bytes:

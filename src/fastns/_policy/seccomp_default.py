@@ -77,29 +77,26 @@ ALLOWED = {
     "what there is": "getrandom sysinfo uname",
 }
 
-# Calls that are refused -> the capability with which they are allowed; None: none.
+# Capability, or None -> calls that are refused without it.
 REFUSED = {
-    "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr "
-    "pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname fanotify_init "
-    "swapon swapoff vhangup lookup_dcookie": "CAP_SYS_ADMIN",
-    "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp": "CAP_SYS_PTRACE",
-    "bpf": "CAP_BPF",
-    "perf_event_open": "CAP_PERFMON",
-    "init_module finit_module delete_module": "CAP_SYS_MODULE",
-    "kexec_load kexec_file_load reboot": "CAP_SYS_BOOT",
-    "acct": "CAP_SYS_PACCT",
-    "adjtimex clock_adjtime clock_settime settimeofday": "CAP_SYS_TIME",
-    "iopl ioperm": "CAP_SYS_RAWIO",
-    "syslog": "CAP_SYSLOG",
-    "chroot": "CAP_SYS_CHROOT",
-    "open_by_handle_at": "CAP_DAC_READ_SEARCH",
-    "get_mempolicy mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node": (
-        "CAP_SYS_NICE"
-    ),
-    "add_key keyctl request_key userfaultfd io_uring_enter io_uring_register io_uring_setup "
-    "modify_ldt create_module get_kernel_syms query_module nfsservctl uselib ustat sysfs _sysctl": (
-        None
-    ),
+    "CAP_SYS_ADMIN": "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree "
+    "open_tree_attr pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname "
+    "fanotify_init swapon swapoff vhangup lookup_dcookie",
+    "CAP_SYS_PTRACE": "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp",
+    "CAP_BPF": "bpf",
+    "CAP_PERFMON": "perf_event_open",
+    "CAP_SYS_MODULE": "init_module finit_module delete_module",
+    "CAP_SYS_BOOT": "kexec_load kexec_file_load reboot",
+    "CAP_SYS_PACCT": "acct",
+    "CAP_SYS_TIME": "adjtimex clock_adjtime clock_settime settimeofday",
+    "CAP_SYS_RAWIO": "iopl ioperm",
+    "CAP_SYSLOG": "syslog",
+    "CAP_SYS_CHROOT": "chroot",
+    "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+    "CAP_SYS_NICE": "get_mempolicy mbind migrate_pages move_pages set_mempolicy "
+    "set_mempolicy_home_node",
+    None: "add_key keyctl request_key userfaultfd io_uring_enter io_uring_register io_uring_setup "
+    "modify_ldt create_module get_kernel_syms query_module nfsservctl uselib ustat sysfs _sysctl",
 }
 
 # CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
@@ -217,7 +214,7 @@ def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _refused() -> Rules:
-    for text, capability in REFUSED.items():
+    for capability, text in REFUSED.items():
         names = text.split()
         if capability is None:
             yield refuse(names, E.EPERM)

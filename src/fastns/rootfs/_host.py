@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections import deque
 
@@ -110,11 +111,8 @@ def _entry(path: str, status: os.stat_result) -> Entry:
 def in_path(name: str, path: str | None = None) -> str | None:
     """The first executable file of that name in `path`, or else in PATH. Relative directories in it
     are skipped."""
-    for directory in (path or os.environ.get("PATH", os.defpath)).split(os.pathsep):
-        found = os.path.join(directory, name)
-        if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):
-            return found
-    return None
+    directories = (path or os.environ.get("PATH", os.defpath)).split(os.pathsep)
+    return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, directories)))
 
 
 def open_file(path: str) -> BinaryIO:

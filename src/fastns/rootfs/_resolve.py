@@ -41,11 +41,9 @@ LAYOUT = (
 )
 """Links or directories as on the host; absent if the host has none."""
 DIRECTORIES = {
-    **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
-    **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
-    "/root": 0o700,
-    "/tmp": 0o1777,
-    "/var/tmp": 0o1777,
+    **dict.fromkeys(("/bin", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc"), 0o755),
+    **dict.fromkeys(("/run", "/sbin", "/srv", "/sys", "/usr", "/var"), 0o755),
+    **{"/root": 0o700, "/tmp": 0o1777, "/var/tmp": 0o1777},
 }
 """Directories of every root, with their modes. A link that LAYOUT has put there stays."""
 TEXTS = {
