@@ -31,7 +31,6 @@ PROGRAM = [
     "-Wno-unused-parameter",  # all ops have the same parameters
 ]
 # fastns-exec is static: a loader would take as long as half a start.
-LAUNCHER = ["launcher", "options", "relay", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 
@@ -92,7 +91,7 @@ class BuildExt(build_ext):
         """Links fastns-exec, with the program in it, from the objects of the extension."""
         macros = {"VERSION": self.distribution.get_version(), "PROGRAM_FILE": str(program)}
         defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
-        files = [f"csrc/cli/{name}.c" for name in LAUNCHER]
+        files = [str(path) for path in sources("cli") if path.stem != "planfile"]
         command = [*compiler, "-std=gnu11", "-Icsrc", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
         target = Path(self.build_temp) / "fastns-exec"
         self.announce(f"linking {target}", level=2)

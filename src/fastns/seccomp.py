@@ -213,8 +213,7 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
         exported = made.export()
         instructions = shorter(exported)
         if instructions is exported:  # not rewritten as a binary search
-            made.sort()
-            instructions = shorter(made.export())
+            instructions = shorter(made.export(sort=True))
     return _bounded(instructions)
 
 

@@ -182,8 +182,8 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             "was delegated: systemd-run --user --scope -p Delegate=yes); cgroup_parent names "
             "another, require_limits=False does without",
         )
-    knows = any(p.hierarchy.unified and {"io", "memory"} <= set(p.controllers) for p in places)
-    if "io" not in reasons and writes and not knows:
+    attributed = any(p.hierarchy.unified and {"io", "memory"} <= set(p.controllers) for p in places)
+    if "io" not in reasons and writes and not attributed:
         if required:
             raise SpecError("io", BUFFERED)
         reasons["io"] = BUFFERED  # the rates are set nevertheless

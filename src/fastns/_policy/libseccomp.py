@@ -128,13 +128,13 @@ class Filter:
                 why = "not known for several architectures; one, or a newer library, expected"
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
-    def sort(self) -> None:
-        """Makes export() write a binary search for the call's number, and take three times as long.
-        Does nothing before libseccomp 2.5."""
-        self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
+    def export(self, *, sort: bool = False) -> bytes:
+        """The filter's instructions (struct sock_filter, 8 bytes each).
 
-    def export(self) -> bytes:
-        """The filter's instructions (struct sock_filter, 8 bytes each)."""
+        `sort`: a binary search for the call's number, which takes three times as long to make, and
+        libseccomp 2.5."""
+        if sort:
+            self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
         try:
             with open(os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC), "rb") as file:
                 if result := self._call("export_bpf", file.fileno()):

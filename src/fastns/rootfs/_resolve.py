@@ -244,15 +244,13 @@ class _Resolver:
                 self._not_found.append((need, in_extra))
                 continue
             with self._needing(f"{need.name}: needed by {need.user.path}, {need.path}"):
-                if need.trouble:
-                    raise Unusable(need.trouble)
+                self._search.elf(need.path)
                 self.libraries.add(self._add(need.path))
 
     def _loader(self, path: str, program: Loaded) -> None:
         with self._needing(f"loader {path}: needed by {program.path},"):
             final, entries = self._walk(path)
-            if self._search.read(final) is None:
-                raise Unusable("is no ELF file")  # anything else that a program names is not copied
+            self._search.elf(final)  # anything else that a program names is not copied
             self.entries |= entries
             self.libraries.add(final)
             self._search.add_loader(path, final, program.elf.machine)

@@ -307,17 +307,18 @@ class Beside:
             with open(fd, "wb") as file:
                 text = json.dumps({"fastns_rootfs": 2, **vars(marker)}, indent=1) + "\n"
                 file.write(text.encode("utf-8", "surrogateescape"))
-            yield lambda: self._place(fresh)
+
+            def place() -> None:
+                try:
+                    os.rename(fresh, self.name, src_dir_fd=self.parent, dst_dir_fd=self.parent)
+                except OSError as error:
+                    error.filename = self.path
+                    raise
+
+            yield place
         finally:
             with contextlib.suppress(FileNotFoundError):  # renamed
                 os.unlink(fresh, dir_fd=self.parent)
-
-    def _place(self, fresh: str) -> None:
-        try:
-            os.rename(fresh, self.name, src_dir_fd=self.parent, dst_dir_fd=self.parent)
-        except OSError as error:
-            error.filename = self.path
-            raise
 
 
 def _parsed(content: bytes) -> Marker | None:
