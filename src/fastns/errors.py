@@ -40,6 +40,21 @@ class ClosedError(FastnsError, ValueError):
     """The object has been closed. A ValueError, as for a closed file."""
 
 
+class RootfsError(FastnsError):
+    """A root could not be built; the destination is as it was.
+
+    Attributes: missing, each command, interpreter, loader or library that was not found; hint, how
+    to mend it, or None. A failed system call is the `__cause__`.
+    """
+
+    def __init__(
+        self, message: str, *, missing: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.hint = hint
+
+
 class SpawnError(FastnsError, OSError):
     """A step of starting a sandbox failed; nothing of it is left.
 

@@ -13,8 +13,8 @@ import os
 import re
 
 from fastns._record import record
+from fastns.errors import RootfsError
 from fastns.rootfs._host import Unusable, in_path, shebang, walk
-from fastns.rootfs._model import RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ import contextlib
 import itertools
 import os
 
+from fastns._record import record
 from fastns._terminfo import paths_of
+from fastns.errors import RootfsError
 from fastns.rootfs._host import (
     Entries,
     Entry,
@@ -23,14 +25,13 @@ from fastns.rootfs._host import (
     walk,
 )
 from fastns.rootfs._loader import Elf, Loaded, Need, Search, is_for
-from fastns.rootfs._model import Plan, RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
-    from fastns.rootfs._model import Texts
+    Texts = dict[str, str]  # content by path inside
 
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Where the hint looks for a command that is not in PATH."""
@@ -71,6 +72,16 @@ NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 NSS_BUILT_IN = b"GLIBC_2.34\0"
 """A symbol version of every C library that has these services built in."""
 MAX_LIBC = 64 << 20  # bytes of a C library that are searched, many times its size
+
+
+@record(frozen=True)
+class Plan:
+    """Everything that a root needs, and the arguments it follows from."""
+
+    entries: Entries
+    libraries: tuple[str, ...]
+    commands: tuple[str, ...]
+    extra: tuple[str, ...]
 
 
 def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:

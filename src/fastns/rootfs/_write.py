@@ -15,22 +15,50 @@ import shutil
 import stat
 
 from fastns._record import record
+from fastns.errors import RootfsError
 from fastns.rootfs._bundles import hints_of
 from fastns.rootfs._host import Entries, Entry
-from fastns.rootfs._model import Plan, Root, RootfsError
 from fastns.rootfs._resolve import TEXTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastns.rootfs._model import Progress
+    from fastns.rootfs._resolve import Plan
+
+    Progress = Callable[[int, int, str], None]
+    """Called with (files done, files in all, path inside the root of the current one)."""
 
 STAGE = ".fastns-rootfs.new"  # at the top of a root while it is being written
 COPY_SIZE = 1 << 20  # bytes copied at once
 MARKER = ".fastns-rootfs.json"
 """The end of a marker's name. Earlier versions kept a file of this name inside the root."""
 MAX_SIZE = 64 << 20  # bytes of a marker, a hundred times what a large root needs
+
+
+@record(frozen=True)
+class Root:
+    """What is in a root after a build. All paths but `path` are inside it.
+
+    Attributes:
+        path: the root, absolute, on the host.
+        commands: paths of the commands of this build and earlier ones.
+        libraries: the shared libraries and loaders, sorted.
+        files: every file and symbolic link, sorted.
+        copied: how many files and links this build wrote.
+        unchanged: how many were there already.
+        bytes: size of all files.
+        hints: what commands are known to lack, a sentence each.
+    """
+
+    path: str
+    commands: tuple[str, ...]
+    libraries: tuple[str, ...]
+    files: tuple[str, ...]
+    copied: int
+    unchanged: int
+    bytes: int
+    hints: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
