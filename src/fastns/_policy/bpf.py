@@ -120,8 +120,8 @@ def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
 
 
 class _Ranges(Diagram):
-    """A diagram in which successive tests of one argument are comparisons with the values at which
-    the outcome changes, if these are fewer."""
+    """A diagram in which comparisons with the values at which the outcome changes replace successive
+    tests of one argument, where that is shorter."""
 
     def __init__(self, read: Diagram) -> None:
         super().__init__()

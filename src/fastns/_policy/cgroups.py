@@ -72,7 +72,7 @@ class Cgroups:
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            self.close()  # a kept exception keeps this object, so __del__ may be late
+            self.close()  # an exception that is kept keeps this object alive
             raise
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
@@ -114,7 +114,7 @@ class Cgroups:
                     os.rmdir(tried)
 
     def close(self) -> None:
-        """Removes them, unless they belong to the process that this one was forked from."""
+        """Removes the cgroups, unless this process is a fork of their owner."""
         if not self.directories:  # closed, or never made; at interpreter exit `os` may be gone
             return
         if self.owner == os.getpid():
@@ -231,7 +231,7 @@ def sweep(group: str, end: float) -> None:
 
 
 def _clear(directory: str, end: float) -> bool:
-    """Kills and removes what is in it, unless its owner lives. False: something is left."""
+    """Kills what runs in a cgroup and removes it, unless its owner lives. False: some is left."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -243,14 +243,14 @@ def _clear(directory: str, end: float) -> bool:
                 return False
             time.sleep(POLL)
     except OSError:
-        pass  # its owner lives, or it is not ours
+        pass  # its owner lives, or this process may not remove it
     finally:
         os.close(fd)
     return True
 
 
 def _remove(directory: str) -> bool:
-    """Kills what runs in it, and removes it. False: a process has not ended yet."""
+    """Kills what runs in a cgroup, and removes it. False: a process has not ended yet."""
     found = [path for path, _, _ in os.walk(directory)]
     for path in found:
         _kill(path)
@@ -270,7 +270,7 @@ def _kill(directory: str) -> None:
         return _write(f"{directory}/cgroup.kill", "1")
     with contextlib.suppress(OSError):
         for pid in lines(f"{directory}/{PROCS}"):
-            if pid != "0":  # a process of a pid namespace out of sight; kill(0) is our own group
+            if pid != "0":  # 0: a process of another pid namespace; kill(0) is for our own group
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
 

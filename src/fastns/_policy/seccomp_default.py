@@ -101,7 +101,7 @@ REFUSED = {
 
 # CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
 CLONE_NAMESPACES = (0x20000, *(1 << bit for bit in range(25, 31)))
-CLONE_PARENT = 0x00008000  # with no pid namespace of its own, the child would be the caller's
+CLONE_PARENT = 0x00008000  # without a pid namespace, the child would be the caller's
 CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
 TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal, for others to read
 LOADS = (  # the kernel loads a module for them
@@ -112,7 +112,7 @@ LOADS = (  # the kernel loads a module for them
 )
 SECCOMP_SET_MODE_FILTER = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SCHED_CORE = 22, 2, 62
-# Calls that give a file its mode -> which argument that is.
+# Calls that set the mode of a file -> the argument with the mode.
 MODE_AT = {
     **dict.fromkeys(("chmod", "creat", "fchmod", "mkdir", "mknod"), 1),
     **dict.fromkeys(("fchmodat", "fchmodat2", "mkdirat", "mknodat"), 2),
@@ -127,7 +127,7 @@ FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an i
 RLIMIT_CORE = 4
 # (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
 RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
-# Calls that a template's server makes, and its sandboxes before the command, but no command may.
+# Calls that set up a sandbox: a template's server and its sandboxes make them, commands may not.
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree openat2
     pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare

@@ -89,7 +89,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
 
 
 def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
-    """What commands of a root are known to lack: a sentence each."""
+    """What commands of a root lack, as far as is known: a sentence each."""
     there = list(files)
     hints = []
     for path in commands:
@@ -165,7 +165,7 @@ BUNDLES = (*INTERPRETERS, "network")
 
 
 def _network() -> Bundle:
-    """CA certificates, and the host's present name servers."""
+    """CA certificates, and the host's current name servers."""
     try:
         with open(RESOLVER, "rb") as file:
             servers = file.read(MAX_RESOLVER).decode("utf-8", "replace")

@@ -125,7 +125,7 @@ class _Resolver:
 
     @contextlib.contextmanager
     def _needing(self, what: str) -> Iterator[None]:
-        """Reports what cannot be used as missing."""
+        """Records a path that is Unusable as missing: `what`, and why."""
         try:
             yield
         except Unusable as reason:
@@ -268,7 +268,7 @@ class _Resolver:
 
     def what_libraries_open(self) -> None:
         """Plan what libc, ncurses and the loader open at run time: locale, services, terminals,
-        cache. What is not on this host, no library of it needs."""
+        cache. A file that the host lacks is not needed."""
         for library in sorted(self.libraries):
             name = os.path.basename(library)
             if name.startswith(TERMINAL_LIBRARIES):
@@ -311,7 +311,7 @@ class _Resolver:
 def add_skeleton(entries: Entries, texts: Texts) -> None:
     """Add what every root has and is not planned yet. `texts` override TEXTS."""
     for path in LAYOUT:
-        with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
+        with contextlib.suppress(Unusable):  # the host lacks it, so nothing needs it
             entries |= walk(path)[1]
     for path, mode in DIRECTORIES.items():
         if path not in entries or entries[path].kind == "directory":
