@@ -120,8 +120,8 @@ def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
 
 
 class _Ranges(Diagram):
-    """A diagram in which comparisons with the values at which the outcome changes replace successive
-    tests of one argument, where that is shorter."""
+    """A diagram in which successive tests of one argument are replaced, where that is shorter, by
+    comparisons with the values at which the outcome changes."""
 
     def __init__(self, read: Diagram) -> None:
         super().__init__()
