@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fastns._args import check_whole, shown
+from fastns._policy import bpf
 from fastns._policy.seccomp_default import default_profile, parts
+from fastns._policy.syscalls import AUDIT_ARCH
 from fastns._record import record
 from fastns.errors import SpecError
 
@@ -21,8 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
-
-    from fastns._policy.bpf import Argument
 
     T = TypeVar("T")
 
@@ -75,11 +76,9 @@ class Condition:
 
 @record(frozen=True)
 class Rule:
-    """`args`: (index, operator, value, second value)."""
-
     names: tuple[str, ...]
     action: int
-    args: tuple[tuple[int, str, int, int], ...]
+    args: tuple[bpf.Argument, ...]
     includes: Condition
     excludes: Condition
 
@@ -178,9 +177,6 @@ def profile_of(given: object) -> Profile:
 
 def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str) -> bytes:
     """Compiles the default profile, or a part of it, without libseccomp."""
-    from fastns._policy.bpf import program
-    from fastns._policy.syscalls import AUDIT_ARCH
-
     if machine not in AUDIT_ARCH:
         raise SpecError(
             FIELD,
@@ -188,43 +184,38 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
             "one's own, or 'unconfined', expected",
         )
     checked = check(profile)
-    rules = [
-        (rule.action, rule.names, _groups(rule.args))
-        for rule in _effective(checked, held, machine, ())
-    ]
-    return _bounded(program(checked.default, rules, machine))
+    rules = _effective(checked, held, machine, ())
+    return _bounded(bpf.program(checked.default, rules, machine))
 
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
     """Compiles a custom profile by libseccomp."""
     from fastns._policy import libseccomp  # loads ctypes
-    from fastns._policy.bpf import shorter
 
-    names = profile.wanted(machine)
-    tokens = [libseccomp.architecture(name) for name in names]
+    tokens = [libseccomp.architecture(name) for name in profile.wanted(machine)]
     if not tokens[0]:
         raise SpecError(FIELD, f"this libseccomp does not know the machine {machine!r}")
     with libseccomp.Filter(profile.default, [token for token in tokens if token]) as made:
-        for rule in _effective(profile, held, machine, kernel):
-            for group in _groups(rule.args):
-                for name in rule.names:
-                    made.add(rule.action, name, group)
+        for action, names, groups in _effective(profile, held, machine, kernel):
+            for group, name in itertools.product(groups, names):
+                made.add(action, name, group)
         exported = made.export()
-        instructions = shorter(exported)
+        instructions = bpf.shorter(exported)
         if instructions is exported:  # not rewritten as a binary search
-            instructions = shorter(made.export(sort=True))
+            instructions = bpf.shorter(made.export(sort=True))
     return _bounded(instructions)
 
 
 def _effective(
     profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]
-) -> Iterator[Rule]:
-    """The rules that apply there and differ from the default action."""
+) -> Iterator[tuple[int, tuple[str, ...], list[list[bpf.Argument]]]]:
+    """The rules that apply with these capabilities, machine and kernel, and differ from the default
+    action: action, names of calls, groups of comparisons."""
     called = MACHINES.get(machine, machine)
     for rule in profile.rules:
         if rule.action != profile.default and rule.applies(held, called, kernel):
-            yield rule
+            yield rule.action, rule.names, _groups(rule.args)
 
 
 def _bounded(instructions: bytes) -> bytes:
@@ -236,7 +227,7 @@ def _bounded(instructions: bytes) -> bytes:
     return instructions
 
 
-def _groups(args: tuple[Argument, ...]) -> list[list[Argument]]:
+def _groups(args: tuple[bpf.Argument, ...]) -> list[list[bpf.Argument]]:
     """Groups of comparisons: a rule applies if all of one group hold.
 
     Comparisons of different arguments are one group. If an argument is compared twice, each

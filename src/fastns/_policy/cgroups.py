@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import re
 import signal
@@ -56,16 +55,23 @@ class Cgroups:
         self.owner = os.getpid()
         self.directories: list[str] = []
         self.pool: _core.CgroupPool | None = None
-        _register()
         fds: list[int] = []
         name = f"{self.owner}-{os.urandom(4).hex()}"
         end = time.monotonic() + PATIENCE_MS / 1000
         try:
             for place in plan.places:
                 group = f"{place.parent}/{GROUP}"
-                self._make_group(place, group)
+                with contextlib.suppress(FileExistsError), _failing(group):
+                    os.mkdir(group, 0o755)
+                _enable(place, place.parent)
+                _enable(place, group)
                 sweep(group, end)
-                fds.append(self._make_own(place, group, name))
+                directory = f"{group}/{name}"
+                with _failing(directory):
+                    fds.append(_make_locked(directory))
+                self.directories.append(directory)
+                _enable(place, directory)
+                fds[-1] = above_stdio(fds[-1])
             for number, *setting in plan.weights:
                 _set(self.directories[number], *setting)
             self._check(plan)
@@ -80,25 +86,6 @@ class Cgroups:
         counted = plan.counters, plan.memory, plan.cpu_time
         self.pool = _core.CgroupPool(hierarchies, settings, *counted)
         _live.add(self)
-
-    @staticmethod
-    def _make_group(place: Place, group: str) -> None:
-        with contextlib.suppress(FileExistsError), _failing(group):
-            os.mkdir(group, 0o755)
-        _enable(place, place.parent)
-        _enable(place, group)
-
-    def _make_own(self, place: Place, group: str, name: str) -> int:
-        directory = f"{group}/{name}"
-        with _failing(directory):
-            fd = _make_locked(directory)
-        self.directories.append(directory)
-        try:
-            _enable(place, directory)
-            return above_stdio(fd)
-        except BaseException:
-            os.close(fd)
-            raise
 
     def _check(self, plan: CgroupPlan) -> None:
         """Writes each setting once, so that the error names one that the kernel refuses."""
@@ -319,12 +306,6 @@ def words(path: str) -> list[str]:
 # ---- at exit, and in a forked process ----
 
 
-@functools.cache
-def _register() -> None:
-    atexit.register(_close_all)
-    os.register_at_fork(after_in_child=_left.clear)
-
-
 def _close_all() -> None:
     for cgroups in list(_live):
         cgroups.close()
@@ -332,3 +313,7 @@ def _close_all() -> None:
         with contextlib.suppress(OSError):
             for path, _, _ in os.walk(directory, topdown=False):
                 os.rmdir(path)
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_left.clear)
