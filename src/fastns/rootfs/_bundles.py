@@ -69,8 +69,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
     extra: list[str] = []
     added: list[str] = []
     if not own:
-        found_there = [in_path(each, INSIDE) or in_path(each) for each in kind.commands]
-        added = [path for path in found_there if path]
+        added = [p for each in kind.commands if (p := in_path(each, INSIDE) or in_path(each))]
         if not added or not kind.is_one(added[0]):
             missing = f"command {kind.commands[0]}"
             raise RootfsError(
