@@ -21,28 +21,16 @@ PROGRAM_FOLDERS = ["program", "border", "shared"]
 # For code that runs in a child in the caller's memory: no stack protector (it reads TLS), no loops
 # turned into calls of libc, no sanitizer.
 CHILD = [
-    "-O2",
-    "-fno-stack-protector",
-    "-fno-tree-loop-distribute-patterns",
-    "-fno-sanitize=all",
+    *("-O2", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-fno-sanitize=all"),
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
 ]
-
 PROGRAM = [
-    "-ffreestanding",
-    "-ffunction-sections",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-pie",
-    "-no-pie",
-    "-static",
-    "-nostdlib",
-    "-s",
+    *("-ffreestanding", "-ffunction-sections", "-fno-asynchronous-unwind-tables", "-fno-pie"),
+    *("-no-pie", "-static", "-nostdlib", "-s"),
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
     "-Wno-unused-parameter",  # all ops have the same parameters
 ]
-
 # fastns-exec is static: a loader would take as long as half a start.
-LAUNCHER = ["launcher", "report", "run", "trust"]
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 
@@ -103,7 +91,7 @@ class BuildExt(build_ext):
         """Links fastns-exec, with the program in it, from the objects of the extension."""
         macros = {"VERSION": self.distribution.get_version(), "PROGRAM_FILE": str(program)}
         defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
-        files = [f"csrc/cli/{name}.c" for name in LAUNCHER]
+        files = [str(path) for path in sources("cli") if path.stem != "planfile"]
         command = [*compiler, "-std=gnu11", "-Icsrc", *LAUNCHER_FLAGS, *WARNINGS, *STRICT, *defined]
         target = Path(self.build_temp) / "fastns-exec"
         self.announce(f"linking {target}", level=2)

@@ -40,6 +40,21 @@ class ClosedError(FastnsError, ValueError):
     """The object has been closed. A ValueError, as for a closed file."""
 
 
+class RootfsError(FastnsError):
+    """A root could not be built; the destination is as it was.
+
+    Attributes: missing, each command, interpreter, loader or library that was not found; hint, how
+    to mend it, or None. A failed system call is the `__cause__`.
+    """
+
+    def __init__(
+        self, message: str, *, missing: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.hint = hint
+
+
 class SpawnError(FastnsError, OSError):
     """A step of starting a sandbox failed; nothing of it is left.
 
@@ -272,19 +287,13 @@ def known_hints(*, host_root: bool) -> "list[tuple[str, int, str | None, str]]":
 
 # Hints for failures of which the engine knows more than the errno, by _core.DETAILS.
 _DETAIL_HINTS = {
-    "found": (
-        "the file is there, but the interpreter of its #! line, or the ELF loader it names, is "
-        "missing inside the root"
-    ),
+    "found": "the file is there, but the interpreter of its #! line, or the ELF loader it names, "
+    "is missing inside the root",
     "killed": "the process was killed while it was being set up (out of memory, or a signal)",
-    "id_map": (
-        "this file system cannot be idmapped, so owners cannot be kept: for a bind, leave out the "
-        "option idmap; for a root, use ext4, xfs or btrfs, or give namespaces={'user': 'host'}"
-    ),
-    "memory": (
-        "arguments and environment leave too little of the memory limit for a start: raise memory, "
-        "or pass them in a file or by stdin"
-    ),
+    "id_map": "this file system cannot be idmapped, so owners cannot be kept: for a bind, leave "
+    "out the option idmap; for a root, use ext4, xfs or btrfs, or give namespaces={'user': 'host'}",
+    "memory": "arguments and environment leave too little of the memory limit for a start: raise "
+    "memory, or pass them in a file or by stdin",
 }
 _SERVER_GONE = "the template's server was killed, or has no fds left (RLIMIT_NOFILE)"
 _SERVER_ERRNOS = (E.ECANCELED, E.EMFILE, E.EBADF)

@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 
 from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
-from fastns._policy import seccomp_profile as profile
 from fastns._policy.userns import entries
 from fastns.cli import UsageError, _flags, _jsonl, _values
 from fastns.cli import batch as cli_batch
@@ -110,9 +109,9 @@ def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
 
 PROFILE_WORDS = [
     *json_words(),
-    *(f'"{name}"'.encode() for name in (*profile.ACTIONS, *profile.OPERATORS, *profile.FLAGS)),
-    *(f'"{name}":'.encode() for name in (*profile.PROFILE_KEYS, *profile.RULE_KEYS)),
-    *(f'"{name}":'.encode() for name in (*profile.ARG_KEYS, *profile.CONDITION_KEYS)),
+    *(f'"{name}"'.encode() for name in (*seccomp.ACTIONS, *seccomp.OPERATORS, *seccomp.FLAGS)),
+    *(f'"{name}":'.encode() for name in (*seccomp.PROFILE_KEYS, *seccomp.RULE_KEYS)),
+    *(f'"{name}":'.encode() for name in (*seccomp.ARG_KEYS, *seccomp.CONDITION_KEYS)),
     *(b'"SCMP_ARCH_X86"', b'"SCMP_ARCH_AARCH64"', b'"SCMP_ARCH_\\u0000"', b'"read"', b'"clone"'),
 ]
 
@@ -143,24 +142,24 @@ def values(keys: tuple[str, ...], of: Any = SCALARS) -> Any:
     return st.dictionaries(st.one_of(st.sampled_from(sorted(keys)), TEXTS), of, max_size=5)
 
 
-NAMES = st.sampled_from([*profile.ACTIONS, *profile.OPERATORS, "SCMP_ARCH_X86", "read", "futex"])
+NAMES = st.sampled_from([*seccomp.ACTIONS, *seccomp.OPERATORS, "SCMP_ARCH_X86", "read", "futex"])
 ANY_ITEM = st.one_of(SCALARS, NAMES, st.lists(st.one_of(SCALARS, NAMES), max_size=3))
 RULES = values(
-    profile.RULE_KEYS,
+    seccomp.RULE_KEYS,
     st.one_of(
         ANY_ITEM,
-        st.lists(values(profile.ARG_KEYS, ANY_ITEM), max_size=3),
-        values(profile.CONDITION_KEYS, ANY_ITEM),
+        st.lists(values(seccomp.ARG_KEYS, ANY_ITEM), max_size=3),
+        values(seccomp.CONDITION_KEYS, ANY_ITEM),
     ),
 )
 PROFILES = st.one_of(
     ANY_ITEM,
     values(
-        profile.PROFILE_KEYS,
+        seccomp.PROFILE_KEYS,
         st.one_of(
             ANY_ITEM,
             st.lists(RULES, max_size=3),
-            st.lists(values(profile.ARCH_KEYS), max_size=2),
+            st.lists(values(seccomp.ARCH_KEYS), max_size=2),
         ),
     ),
 )

@@ -8,7 +8,7 @@ import random
 import pytest
 from bpf import ALLOW, ARCHES, COMPARE, ERRNO, KILL_PROCESS, X32_BIT, interpret, name_of
 
-from fastns._policy.seccomp_compiler import program
+from fastns._policy.bpf import program
 from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 WORDS = (0, 1, 2, 7, 8, 0xFFFFFFFE, 0xFFFFFFFF)

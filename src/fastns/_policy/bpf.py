@@ -1,4 +1,7 @@
-"""Seccomp filters as decision diagrams: read from a program, and written as a short one.
+"""Seccomp filters as decision diagrams: made from rules or from a program, written as a short one.
+
+program() compiles the default profile, for the machines in syscalls.py. A custom profile, which may
+be for several architectures, is compiled by libseccomp.py, and shorter() rewrites the result.
 
 The kernel compiles a filter at each start, which takes some tenths of a microsecond for each
 instruction. So call numbers that are treated alike form ranges, where libseccomp compares with
@@ -9,13 +12,20 @@ other comparisons are kept.
 
 from __future__ import annotations
 
+import itertools
 import struct
+
+from fastns._policy.syscalls import AUDIT_ARCH, numbers
 
 LD, AND, RET, JA = 0x20, 0x54, 0x06, 0x05  # classic BPF: linux/bpf_common.h
 JEQ, JGT, JGE, JSET = 0x15, 0x25, 0x35, 0x45
 JUMPS = (JEQ, JGT, JGE, JSET)
-NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+NUMBER, ARCHITECTURE, ARGS, ARG_SIZE = 0, 4, 16, 8  # offsets in struct seccomp_data (seccomp(2))
 WORD = 0xFFFFFFFF
+KILL_PROCESS = 0x80000000
+LOW, HIGH = 0, 4  # halves of an argument on these machines, which are little-endian
+X32 = 0x40000000  # the calls of x86_64's x32 ABI have this number or a higher one (syscall(2))
+NO_CALL = WORD  # -1: a tracer has cancelled the call
 FEW = 3  # up to this many exceptions of a range are compared one by one
 FAR = 255  # the farthest that a test can jump
 NEXT = None  # a jump's target: the next instruction
@@ -30,6 +40,12 @@ Instruction = tuple[int, int, int, int]  # code, jt, jf, k
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    Argument = tuple[int, str, int, int]  # index, operator, value, second value
+    RuleOf = tuple[int, Iterable[str], list[list[Argument]]]
+    Test = tuple[int, int, int, int]  # offset, mask, jump, value
+    Condition = tuple[Test, bool]
+    Case = tuple[tuple[Condition, ...], int]  # if all hold, this node decides
 
 
 def written(diagram: Diagram) -> bytes:
@@ -104,8 +120,8 @@ def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
 
 
 class _Ranges(Diagram):
-    """A diagram in which successive tests of one argument are comparisons with the values at which
-    the outcome changes, if these are fewer."""
+    """A diagram in which successive tests of one argument are replaced, where that is shorter, by
+    comparisons with the values at which the outcome changes."""
 
     def __init__(self, read: Diagram) -> None:
         super().__init__()
@@ -129,11 +145,8 @@ class _Ranges(Diagram):
             ranges = self._ranges(number) if _bounds(node) else []
             if ranges:
                 self._made[number] = self._compare(node[0], ranges)
-            elif len(node) == 1:
-                self._made[number] = self.node(node)
             else:
-                ways = self._node(node[4]), self._node(node[5])
-                self._made[number] = self.node((*node[:4], *ways))
+                self._made[number] = self.node((*node[:4], *map(self._node, node[4:])))
         return self._made[number]
 
     def _ranges(self, number: int) -> list[tuple[int, int]]:
@@ -300,7 +313,119 @@ class _Writer:
         return b"".join(reversed(made))
 
 
-# ---- a program that libseccomp has made ----
+# ---- from rules ----
+
+
+def program(default: int, rules: Iterable[RuleOf], machine: str) -> bytes:
+    """The filter's instructions (struct sock_filter, 8 bytes each).
+
+    Args:
+        default: the action (SECCOMP_RET_*) where no rule matches.
+        rules: (action, names of calls, groups of comparisons). A rule matches if all comparisons of
+            one group hold; the first rule that matches decides. Names of calls that the machine
+            lacks are skipped.
+        machine: one of AUDIT_ARCH. Calls of any other architecture end the process.
+    """
+    return written(_Compiled(default, rules, machine))
+
+
+class _Compiled(Diagram):
+    def __init__(self, default: int, rules: Iterable[RuleOf], machine: str) -> None:
+        super().__init__()
+        self._otherwise, killed = self.node((default,)), self.node((KILL_PROCESS,))
+        self._decided: dict[tuple[Case, ...], int] = {}
+        known = numbers(machine)
+        cases: dict[int, list[Case]] = {}
+        for action, names, groups in rules:
+            made = [(case, self.node((action,))) for group in groups for case in _cases(group)]
+            for number in [known[name] for name in names if name in known]:
+                cases.setdefault(number, []).extend(made)
+        points = {0: self._otherwise}
+        for number in sorted(cases):
+            points[number] = self._decide(tuple(cases[number]))
+            points[number + 1] = self._otherwise
+        if machine == "x86_64":
+            points |= {X32: killed, NO_CALL: self._otherwise}
+        self.architectures = {AUDIT_ARCH[machine]: segments(sorted(points.items()))}
+        self.others = segments([(0, killed)])
+
+    def _decide(self, cases: tuple[Case, ...]) -> int:
+        """The node that finds the first case whose conditions hold."""
+        if not cases:
+            return self._otherwise
+        conditions, then = cases[0]
+        if not conditions:
+            return then
+        if cases not in self._decided:
+            test = conditions[0][0]
+            yes, no = (self._decide(_knowing(cases, test, holds)) for holds in (True, False))
+            self._decided[cases] = self.test(*test, yes, no)
+        return self._decided[cases]
+
+
+def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
+    """Lists of conditions: all of one list hold if and only if all comparisons of the group do.
+
+    They are in the order of the arguments, so that different rules begin with the same tests."""
+    ways = [_words(*argument) for argument in sorted(group)]
+    return [tuple(itertools.chain(*way)) for way in itertools.product(*ways)]
+
+
+def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
+    """A 64-bit comparison as lists of conditions on its halves; it holds if all of one list do.
+
+    `op`: one of seccomp_profile.OPERATORS, without its prefix."""
+    low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
+    if op == "MASKED_EQ":
+        halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))
+        if second & ~value:
+            return []  # it wants bits that the mask removes, and never holds
+        return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask]]
+    equal = ((high, WORD, JEQ, value >> 32), True)
+    unequal = (equal[0], False)
+    above = ((high, WORD, JGT, value >> 32), True)
+    not_above = (above[0], False)
+    jump = {"EQ": JEQ, "NE": JEQ, "GE": JGE, "LT": JGE, "GT": JGT, "LE": JGT}[op]
+    by_low = [equal, ((low, WORD, jump, value & WORD), op in ("EQ", "GE", "GT"))]
+    by_high = {"NE": [unequal], "GE": [above], "GT": [above]}.get(op, [not_above, unequal])
+    return [by_low] if op == "EQ" else [by_high, by_low]
+
+
+def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ...]:
+    """The cases that remain once a test's outcome is known, without the conditions it decides."""
+    left: list[Case] = []
+    for conditions, then in cases:
+        rest = []
+        for other, wanted in conditions:
+            outcome = _follows(test, holds, other)
+            if outcome is None:
+                rest.append((other, wanted))
+            elif outcome is not wanted:
+                break
+        else:
+            left.append((tuple(rest), then))
+            if not rest:
+                break  # no later case is reached
+    return tuple(left)
+
+
+def _follows(test: Test, holds: bool, other: Test) -> bool | None:
+    """The other test's outcome, if this one's decides it; else None."""
+    if test == other:
+        return holds
+    offset, mask, jump, value = test
+    if other[0] != offset or not jump == other[2] == JEQ:
+        return None
+    common = mask & other[1]
+    if holds:
+        if (value ^ other[3]) & common:
+            return False
+        return True if common == other[1] else None
+    # If the other test wants the same of all bits of this one, and of more, it fails too.
+    return False if common == mask and not (value ^ other[3]) & common else None
+
+
+# ---- from a program of libseccomp ----
 
 
 class _Unusual(Exception):
@@ -313,89 +438,65 @@ def shorter(program: bytes) -> bytes:
     code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
     try:
         made = written(Reader(code))
-    except (_Unusual, RecursionError):
+    except (_Unusual, IndexError, RecursionError):
         return program
     return made if len(made) < len(program) else program
 
 
 class Reader(Diagram):
-    """The diagram of a program."""
+    """The diagram of a program, which is run for each number at which its decision may change, up
+    to where it looks at an argument."""
 
     def __init__(self, code: list[Instruction]) -> None:
         super().__init__()
+        if not {line[0] for line in code} <= {LD, AND, RET, JA, *JUMPS}:
+            raise _Unusual
         self._code = code
         self._followed: dict[tuple[int, tuple[int, int]], int] = {}
-        architectures, points = self._compared()
-        self.architectures = {
-            value: self._segments(value, points) for value in sorted(architectures)
-        }
-        other = next(value for value in range(WORD) if value not in architectures)
+        self._compared: set[int] = set()  # architectures
+        values = {line[3] for line in code if line[0] in JUMPS}
+        points = sorted({0, *values, *(value + 1 for value in values if value < WORD)})
+        other = next(value for value in range(WORD) if value not in values)
+        for point in points:  # of another architecture: it is compared with all
+            self._reach(other, point)
+        known = sorted(self._compared)
+        self.architectures = {value: self._segments(value, points) for value in known}
         self.others = self._segments(other, points)
-
-    def _compared(self) -> tuple[set[int], list[int]]:
-        """The architectures that it knows, and the numbers at which its decisions may change."""
-        architectures: set[int] = set()
-        points = {0}
-        held = [0] * len(self._code)  # what may be loaded at an instruction, a bit each
-        number, architecture, argument = 1, 2, 4
-        for at, (code, true, false, value) in enumerate(self._code):
-            loaded = held[at]
-            if code == LD:
-                loaded = {NUMBER: number, ARCHITECTURE: architecture}.get(value, argument)
-            steps: tuple[int, ...] = (0,)
-            if code in JUMPS:
-                steps = (true, false)
-                if loaded & number:
-                    points.add(value if code == JGE else value + 1)
-                    if code == JEQ:
-                        points.add(value)
-                if loaded & architecture:
-                    architectures.add(value)
-            elif code == JA:
-                steps = (value,)
-            elif code == RET:
-                continue
-            elif code not in (LD, AND):
-                raise _Unusual
-            if (loaded & (number | architecture) and code in (AND, JSET)) or (
-                loaded & architecture and code in (JGT, JGE)
-            ):
-                raise _Unusual
-            for step in steps:
-                if at + 1 + step >= len(self._code):
-                    raise _Unusual
-                held[at + 1 + step] |= loaded
-        return architectures, sorted(point for point in points if point <= WORD)
+        if len(self._compared) > len(known):
+            raise _Unusual
 
     def _segments(self, architecture: int, points: list[int]) -> list[Segment]:
         parts: list[tuple[int, int]] = []
         for point in points:
-            node, by_number = self._first(architecture, point)
+            at, by_number = self._reach(architecture, point)
+            node = self._follow(at, (-1, WORD))
             if not by_number:
                 return [(0, node, [])]
             parts.append((point, node))
         return segments(parts)
 
-    def _first(self, architecture: int, number: int) -> tuple[int, bool]:
-        """The first node for a call with that number, and whether the number was looked at."""
-        program = self._code
-        at, loaded, by_number = 0, 0, False
+    def _reach(self, architecture: int, number: int) -> tuple[int, bool]:
+        """The instruction at which a call has its action or looks at an argument, and whether the
+        number was looked at before."""
+        at, loaded, is_architecture, by_number = 0, 0, False, False
         while True:
-            code, true, false, value = program[at]
-            if code == JEQ:
-                at += 1 + (true if loaded == value else false)
-            elif code == JGT:
-                at += 1 + (true if loaded > value else false)
-            elif code == JGE:
-                at += 1 + (true if loaded >= value else false)
+            code, true, false, value = self._code[at]
+            if code == LD and value in (NUMBER, ARCHITECTURE):
+                is_architecture = value == ARCHITECTURE
+                by_number |= not is_architecture
+                loaded = architecture if is_architecture else number
+                at += 1
             elif code == JA:
                 at += 1 + value
-            elif code == LD and value in (NUMBER, ARCHITECTURE):
-                loaded = number if value == NUMBER else architecture
-                by_number |= value == NUMBER
-                at += 1
-            else:  # an action, or an argument is looked at
-                return self._follow(at, (-1, WORD)), by_number
+            elif code in (JEQ, JGT, JGE):
+                if is_architecture and code != JEQ:
+                    raise _Unusual
+                if is_architecture:
+                    self._compared.add(value)
+                holds = {JEQ: loaded == value, JGT: loaded > value, JGE: loaded >= value}[code]
+                at += 1 + (true if holds else false)
+            else:
+                return at, by_number
 
     def _follow(self, at: int, loaded: tuple[int, int]) -> int:
         """The node for the program from `at` on, with (offset, mask) loaded."""

@@ -151,6 +151,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
 
     Raises: SpecError, naming the limit, if one cannot be enforced and is `required`."""
     mounted = hierarchies()
+    writes = any(key in WRITES for _, rates in limits.io for key, _ in rates)
     reasons: dict[str, str] = {}  # why a limit cannot be enforced
     chosen: dict[Hierarchy, dict[str, None]] = {}  # controllers to use, in order
     for limit in limits.given():
@@ -162,7 +163,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
         used = chosen.setdefault(hierarchy, {})
         used[controller] = None
         # Buffered data reaches the disk later. Only the memory controller records whose it is.
-        if limit == "io" and hierarchy.unified and limits_writes(limits):
+        if limit == "io" and hierarchy.unified and writes:
             used |= {"memory": None} if hierarchy.has("memory") else {}
     places = []
     for hierarchy, controllers in sorted(chosen.items(), key=lambda item: not item[0].unified):
@@ -181,19 +182,12 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             "was delegated: systemd-run --user --scope -p Delegate=yes); cgroup_parent names "
             "another, require_limits=False does without",
         )
-    if "io" not in reasons and limits_writes(limits) and not any(map(_holds_writes, places)):
+    attributed = any(p.hierarchy.unified and {"io", "memory"} <= set(p.controllers) for p in places)
+    if "io" not in reasons and writes and not attributed:
         if required:
             raise SpecError("io", BUFFERED)
         reasons["io"] = BUFFERED  # the rates are set nevertheless
     return _with_files(limits, places, tuple(reasons))
-
-
-def limits_writes(limits: Limits) -> bool:
-    return any(key in WRITES for _, rates in limits.io for key, _ in rates)
-
-
-def _holds_writes(place: Place) -> bool:
-    return place.hierarchy.unified and {"io", "memory"} <= set(place.controllers)
 
 
 def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]) -> CgroupPlan:

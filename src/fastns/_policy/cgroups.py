@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import re
 import signal
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
 GROUP = "fastns"  # the parent of all our cgroups
 PROCS = "cgroup.procs"
 # ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
-NOT_THERE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP),
-)
+NOT_THERE = errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP
 PATIENCE_MS = 200  # the cgroup of an ended sandbox stays busy for a while
 POLL = 0.001  # seconds between two attempts to remove a cgroup
 CHECK = "check"  # a cgroup in which each setting is tried once
@@ -58,23 +55,30 @@ class Cgroups:
         self.owner = os.getpid()
         self.directories: list[str] = []
         self.pool: _core.CgroupPool | None = None
-        _register()
         fds: list[int] = []
         name = f"{self.owner}-{os.urandom(4).hex()}"
         end = time.monotonic() + PATIENCE_MS / 1000
         try:
             for place in plan.places:
                 group = f"{place.parent}/{GROUP}"
-                self._make_group(place, group)
+                with contextlib.suppress(FileExistsError), _failing(group):
+                    os.mkdir(group, 0o755)
+                _enable(place, place.parent)
+                _enable(place, group)
                 sweep(group, end)
-                fds.append(self._make_own(place, group, name))
+                directory = f"{group}/{name}"
+                with _failing(directory):
+                    fds.append(_make_locked(directory))
+                self.directories.append(directory)
+                _enable(place, directory)
+                fds[-1] = above_stdio(fds[-1])
             for number, *setting in plan.weights:
                 _set(self.directories[number], *setting)
             self._check(plan)
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            self.close()  # a kept exception keeps this object, so __del__ may be late
+            self.close()  # an exception that is kept keeps this object alive
             raise
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
@@ -82,25 +86,6 @@ class Cgroups:
         counted = plan.counters, plan.memory, plan.cpu_time
         self.pool = _core.CgroupPool(hierarchies, settings, *counted)
         _live.add(self)
-
-    @staticmethod
-    def _make_group(place: Place, group: str) -> None:
-        with contextlib.suppress(FileExistsError), _failing(group):
-            os.mkdir(group, 0o755)
-        _enable(place, place.parent)
-        _enable(place, group)
-
-    def _make_own(self, place: Place, group: str, name: str) -> int:
-        directory = f"{group}/{name}"
-        with _failing(directory):
-            fd = _make_locked(directory)
-        self.directories.append(directory)
-        try:
-            _enable(place, directory)
-            return above_stdio(fd)
-        except BaseException:
-            os.close(fd)
-            raise
 
     def _check(self, plan: CgroupPlan) -> None:
         """Writes each setting once, so that the error names one that the kernel refuses."""
@@ -116,7 +101,7 @@ class Cgroups:
                     os.rmdir(tried)
 
     def close(self) -> None:
-        """Removes them, unless they belong to the process that this one was forked from."""
+        """Removes the cgroups, unless this process is a fork of their owner."""
         if not self.directories:  # closed, or never made; at interpreter exit `os` may be gone
             return
         if self.owner == os.getpid():
@@ -233,7 +218,7 @@ def sweep(group: str, end: float) -> None:
 
 
 def _clear(directory: str, end: float) -> bool:
-    """Kills and removes what is in it, unless its owner lives. False: something is left."""
+    """Kills what runs in a cgroup and removes it, unless its owner lives. False: some is left."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -245,18 +230,15 @@ def _clear(directory: str, end: float) -> bool:
                 return False
             time.sleep(POLL)
     except OSError:
-        pass  # its owner lives, or it is not ours
+        pass  # its owner lives, or this process may not remove it
     finally:
         os.close(fd)
     return True
 
 
 def _remove(directory: str) -> bool:
-    """Kills what runs in it, and removes it. False: a process has not ended yet."""
-    found = [directory]
-    for path in found:  # the loop appends to it
-        with contextlib.suppress(OSError):
-            found += [entry.path for entry in os.scandir(path) if entry.is_dir()]
+    """Kills what runs in a cgroup, and removes it. False: a process has not ended yet."""
+    found = [path for path, _, _ in os.walk(directory)]
     for path in found:
         _kill(path)
     try:
@@ -275,7 +257,7 @@ def _kill(directory: str) -> None:
         return _write(f"{directory}/cgroup.kill", "1")
     with contextlib.suppress(OSError):
         for pid in lines(f"{directory}/{PROCS}"):
-            if pid != "0":  # a process of a pid namespace out of sight; kill(0) is our own group
+            if pid != "0":  # 0: a process of another pid namespace; kill(0) is for our own group
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
 
@@ -324,18 +306,14 @@ def words(path: str) -> list[str]:
 # ---- at exit, and in a forked process ----
 
 
-@functools.cache
-def _register() -> None:
-    atexit.register(_close_all)
-    os.register_at_fork(after_in_child=_left.clear)
-
-
 def _close_all() -> None:
     for cgroups in list(_live):
         cgroups.close()
     for directory in _left:
         with contextlib.suppress(OSError):
-            for entry in os.scandir(directory):
-                if entry.is_dir():
-                    os.rmdir(entry.path)
-            os.rmdir(directory)
+            for path, _, _ in os.walk(directory, topdown=False):
+                os.rmdir(path)
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_left.clear)

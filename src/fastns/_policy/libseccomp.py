@@ -1,4 +1,4 @@
-"""libseccomp(3), called by ctypes: rules → the bytes of a filter."""
+"""Compiles rules to a filter by libseccomp(3), through ctypes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastns._policy.seccomp_compiler import Argument
+    from fastns._policy.bpf import Argument
 
 LIBRARY = "libseccomp.so.2"
 ACT_KILL_PROCESS = 0x80000000
@@ -76,7 +76,7 @@ def _rank(action: int) -> int:
 
 
 class Filter:
-    """A filter in the library's memory; a context manager, which frees that."""
+    """A filter in the library's memory. As a context manager it frees that."""
 
     def __init__(self, default: int, architectures: Iterable[int]) -> None:
         """
@@ -128,13 +128,13 @@ class Filter:
                 why = "not known for several architectures; one, or a newer library, expected"
             raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
 
-    def sort(self) -> None:
-        """Makes export() write a binary search for the call's number, which takes three times as
-        long. Does nothing before libseccomp 2.5."""
-        self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
+    def export(self, *, sort: bool = False) -> bytes:
+        """The filter's instructions (struct sock_filter, 8 bytes each).
 
-    def export(self) -> bytes:
-        """The filter's instructions (struct sock_filter, 8 bytes each)."""
+        `sort`: a binary search for the call's number, which takes three times as long to make, and
+        libseccomp 2.5."""
+        if sort:
+            self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
         try:
             with open(os.memfd_create("fastns-seccomp", os.MFD_CLOEXEC), "rb") as file:
                 if result := self._call("export_bpf", file.fileno()):

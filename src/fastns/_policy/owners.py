@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
-    """Why a bind of this source is plain; None: it keeps its owners, or cannot be mounted."""
+    """Why a bind of this source is plain; None if it keeps its owners, or cannot be mounted."""
     code = can_idmap(os.fsencode(source), recursive)
     if code not in (errno.EINVAL, errno.EPERM):
         return None

@@ -77,34 +77,31 @@ ALLOWED = {
     "what there is": "getrandom sysinfo uname",
 }
 
-# Calls that are refused -> the capability with which they are allowed; None: none.
+# Capability, or None -> calls that are refused without it.
 REFUSED = {
-    "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr "
-    "pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname fanotify_init "
-    "swapon swapoff vhangup lookup_dcookie": "CAP_SYS_ADMIN",
-    "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp": "CAP_SYS_PTRACE",
-    "bpf": "CAP_BPF",
-    "perf_event_open": "CAP_PERFMON",
-    "init_module finit_module delete_module": "CAP_SYS_MODULE",
-    "kexec_load kexec_file_load reboot": "CAP_SYS_BOOT",
-    "acct": "CAP_SYS_PACCT",
-    "adjtimex clock_adjtime clock_settime settimeofday": "CAP_SYS_TIME",
-    "iopl ioperm": "CAP_SYS_RAWIO",
-    "syslog": "CAP_SYSLOG",
-    "chroot": "CAP_SYS_CHROOT",
-    "open_by_handle_at": "CAP_DAC_READ_SEARCH",
-    "get_mempolicy mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node": (
-        "CAP_SYS_NICE"
-    ),
-    "add_key keyctl request_key userfaultfd io_uring_enter io_uring_register io_uring_setup "
-    "modify_ldt create_module get_kernel_syms query_module nfsservctl uselib ustat sysfs _sysctl": (
-        None
-    ),
+    "CAP_SYS_ADMIN": "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree "
+    "open_tree_attr pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname "
+    "fanotify_init swapon swapoff vhangup lookup_dcookie",
+    "CAP_SYS_PTRACE": "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp",
+    "CAP_BPF": "bpf",
+    "CAP_PERFMON": "perf_event_open",
+    "CAP_SYS_MODULE": "init_module finit_module delete_module",
+    "CAP_SYS_BOOT": "kexec_load kexec_file_load reboot",
+    "CAP_SYS_PACCT": "acct",
+    "CAP_SYS_TIME": "adjtimex clock_adjtime clock_settime settimeofday",
+    "CAP_SYS_RAWIO": "iopl ioperm",
+    "CAP_SYSLOG": "syslog",
+    "CAP_SYS_CHROOT": "chroot",
+    "CAP_DAC_READ_SEARCH": "open_by_handle_at",
+    "CAP_SYS_NICE": "get_mempolicy mbind migrate_pages move_pages set_mempolicy "
+    "set_mempolicy_home_node",
+    None: "add_key keyctl request_key userfaultfd io_uring_enter io_uring_register io_uring_setup "
+    "modify_ldt create_module get_kernel_syms query_module nfsservctl uselib ustat sysfs _sysctl",
 }
 
 # CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
 CLONE_NAMESPACES = (0x20000, *(1 << bit for bit in range(25, 31)))
-CLONE_PARENT = 0x00008000  # with no pid namespace of its own, the child would be the caller's
+CLONE_PARENT = 0x00008000  # without a pid namespace, the child would be the caller's
 CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
 TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal, for others to read
 LOADS = (  # the kernel loads a module for them
@@ -115,7 +112,7 @@ LOADS = (  # the kernel loads a module for them
 )
 SECCOMP_SET_MODE_FILTER = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SCHED_CORE = 22, 2, 62
-# Calls that give a file its mode -> which argument that is.
+# Calls that set the mode of a file -> the argument with the mode.
 MODE_AT = {
     **dict.fromkeys(("chmod", "creat", "fchmod", "mkdir", "mknod"), 1),
     **dict.fromkeys(("fchmodat", "fchmodat2", "mkdirat", "mknodat"), 2),
@@ -130,7 +127,7 @@ FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an i
 RLIMIT_CORE = 4
 # (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
 RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
-# Calls that a template's server makes, and its sandboxes before the command, but no command may.
+# Calls that set up a sandbox: a template's server and its sandboxes make them, commands may not.
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree openat2
     pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare
@@ -217,7 +214,7 @@ def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _refused() -> Rules:
-    for text, capability in REFUSED.items():
+    for capability, text in REFUSED.items():
         names = text.split()
         if capability is None:
             yield refuse(names, E.EPERM)

@@ -81,7 +81,6 @@ TABLE = """
     umask 95 166, umount2 166 39, uname 63 160, unlink 87 -, unlinkat 263 35, unshare 272 97, uselib
     134 -, userfaultfd 323 282, ustat 136 -, utime 132 -, utimensat 280 88, utimes 235 -, vfork 58
     -, vhangup 153 58, vmsplice 278 75, wait4 61 260, waitid 247 95, write 1 64, writev 20 66"""
-COMMON = 424  # from this number on all architectures number new calls alike, since Linux 5.1
 
 
 def numbers(machine: str) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""The range of ids for sandboxes that root starts: the one that /etc/subuid and /etc/subgid give to
-root, or one that nobody has.
+"""The range of ids for root's sandboxes: root's own in /etc/subuid and /etc/subgid, or one that
+nobody has.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ INOTIFY_LIMITS = ("/proc/sys/fs/inotify/max_user_instances", INOTIFY_LIMIT)
 def range_of_root() -> tuple[int, int, int]:
     """(first uid, first gid, how many) outside; both begin at 0 inside."""
     uids, gids = (entries(path) for path in FILES)
-    found = [
-        next(
-            (first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE),
-            None,
-        )
+    first_of_root = [
+        [first for owner, first, size in listed if owner in ("root", "0") and size >= SIZE][:1]
         for listed in (uids, gids)
     ]
-    if found[0] is not None and found[1] is not None:
-        return found[0], found[1], SIZE
+    if all(first_of_root):
+        return first_of_root[0][0], first_of_root[1][0], SIZE
     free = unused([(first, size) for _, first, size in (*uids, *gids)])
     return free, free, SIZE
 

@@ -26,17 +26,18 @@ import shutil
 import tempfile
 import time
 
+from fastns.errors import RootfsError
 from fastns.rootfs._bundles import BUNDLES, bundle_of
 from fastns.rootfs._host import absolute
-from fastns.rootfs._model import Root, RootfsError
 from fastns.rootfs._resolve import inside, resolve
-from fastns.rootfs._write import MARKER, STAGE, Beside, Marker, Writer, opened
+from fastns.rootfs._write import MARKER, STAGE, Beside, Marker, Root, Writer, opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastns.rootfs._model import Progress, Texts
+    from fastns.rootfs._resolve import Texts
+    from fastns.rootfs._write import Progress
 
 __all__ = ["BUNDLES", "MARKER", "Root", "RootfsError", "build"]
 

@@ -13,8 +13,8 @@ import os
 import re
 
 from fastns._record import record
+from fastns.errors import RootfsError
 from fastns.rootfs._host import Unusable, in_path, shebang, walk
-from fastns.rootfs._model import RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
     extra: list[str] = []
     added: list[str] = []
     if not own:
-        found_there = [in_path(each, INSIDE) or in_path(each) for each in kind.commands]
-        added = [path for path in found_there if path]
+        added = [p for each in kind.commands if (p := in_path(each, INSIDE) or in_path(each))]
         if not added or not kind.is_one(added[0]):
             missing = f"command {kind.commands[0]}"
             raise RootfsError(
@@ -89,7 +88,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
 
 
 def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
-    """What commands of a root are known to lack: a sentence each."""
+    """What commands of a root lack, as far as is known: a sentence each."""
     there = list(files)
     hints = []
     for path in commands:
@@ -165,7 +164,7 @@ BUNDLES = (*INTERPRETERS, "network")
 
 
 def _network() -> Bundle:
-    """CA certificates, and the host's present name servers."""
+    """CA certificates, and the host's current name servers."""
     try:
         with open(RESOLVER, "rb") as file:
             servers = file.read(MAX_RESOLVER).decode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections import deque
 
@@ -66,7 +67,12 @@ def walk(path: str) -> tuple[str, Entries]:
         there = f"{here}/{part}"
         if there in KERNEL_PLACES:
             raise Unusable(f"lies in {there}, which holds no ordinary files")
-        status = _lstat(there)
+        try:
+            status = os.lstat(there)
+        except FileNotFoundError:
+            raise Unusable("does not exist") from None
+        except OSError as error:
+            raise Unusable(f"cannot be read: {error.strerror}") from None
         if stat.S_ISLNK(status.st_mode):
             links += 1
             if links > MAX_LINKS:
@@ -76,45 +82,28 @@ def walk(path: str) -> tuple[str, Entries]:
             here = "" if leads.startswith("/") else here
             ahead.extendleft(reversed(leads.split("/")))
             continue
-        if stat.S_ISREG(status.st_mode):
-            if ahead:
-                raise Unusable(f"{there} is not a directory")
-            if not os.access(there, os.R_OK):
-                raise Unusable("cannot be read")
-        elif not stat.S_ISDIR(status.st_mode):
+        mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
+        if stat.S_ISDIR(status.st_mode):
+            entries[there] = Entry("directory", mode | 0o700)  # the build has to write there
+        elif not stat.S_ISREG(status.st_mode):
             raise Unusable("is neither a file nor a directory")
-        entries[there] = _entry(there, status)
+        elif ahead:
+            raise Unusable(f"{there} is not a directory")
+        elif not os.access(there, os.R_OK):
+            raise Unusable("cannot be read")
+        else:
+            entries[there] = Entry("file", mode, there, status.st_size, status.st_mtime_ns)
         here = there
     if not here:
         raise Unusable("is the host's root")
     return here, entries
 
 
-def _lstat(path: str) -> os.stat_result:
-    try:
-        return os.lstat(path)
-    except FileNotFoundError:
-        raise Unusable("does not exist") from None
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
-
-
-def _entry(path: str, status: os.stat_result) -> Entry:
-    """The entry of a file or directory: without setuid and setgid bits."""
-    mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
-    if stat.S_ISDIR(status.st_mode):
-        return Entry("directory", mode | 0o700)  # the build has to write there
-    return Entry("file", mode, path, status.st_size, status.st_mtime_ns)
-
-
 def in_path(name: str, path: str | None = None) -> str | None:
     """The first executable file of that name in `path`, or else in PATH. Relative directories in it
     are skipped."""
-    for directory in (path or os.environ.get("PATH", os.defpath)).split(os.pathsep):
-        found = os.path.join(directory, name)
-        if os.path.isabs(directory) and os.path.isfile(found) and os.access(found, os.X_OK):
-            return found
-    return None
+    directories = (path or os.environ.get("PATH", os.defpath)).split(os.pathsep)
+    return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, directories)))
 
 
 def open_file(path: str) -> BinaryIO:

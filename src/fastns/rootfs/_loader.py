@@ -5,6 +5,7 @@ ELF files are read, never run, as ldd(1) may do.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -55,12 +56,11 @@ class Loaded:
 
 @record(frozen=True)
 class Need:
-    """A library that an ELF file needs, and where it is."""
+    """A library that an ELF file needs, and where it is. It may be unusable."""
 
     name: str
     user: Loaded
     path: str | None = None  # on the host; None if it was not found
-    trouble: str = ""  # why it cannot be loaded from there
 
 
 class Search:
@@ -78,6 +78,13 @@ class Search:
         if path not in self._elfs:
             self._elfs[path] = read(path)
         return self._elfs[path]
+
+    def elf(self, path: str) -> Elf:
+        """What a file needs that must be an ELF file. Raises Unusable."""
+        found = self.read(path)
+        if found is None:
+            raise Unusable("is no ELF file")
+        return found
 
     def add_loader(self, interpreter: str, final: str, machine: Machine) -> None:
         """Add a loader that lies at `final`. Its built-in directories are its own, with and without
@@ -105,19 +112,12 @@ class Search:
                     continue
                 loaded.add(name)
                 path = self._find(name, user, built_in)
-                if path is None:
-                    yield Need(name, user)
-                    continue
-                try:
-                    elf = self.read(path)
-                    if elf is None:
-                        raise Unusable("is no ELF file any more")
-                except Unusable as reason:
-                    yield Need(name, user, path, str(reason))
-                    continue
                 yield Need(name, user, path)
-                loaded.add(elf.soname or name)
-                queue.append(Loaded(path, elf, user))
+                if path is not None:
+                    with contextlib.suppress(Unusable):
+                        elf = self.elf(path)
+                        loaded.add(elf.soname or name)
+                        queue.append(Loaded(path, elf, user))
 
     def _find(self, name: str, user: Loaded, built_in: list[str]) -> str | None:
         """Where the loader would find a library."""

@@ -10,7 +10,9 @@ import contextlib
 import itertools
 import os
 
+from fastns._record import record
 from fastns._terminfo import paths_of
+from fastns.errors import RootfsError
 from fastns.rootfs._host import (
     Entries,
     Entry,
@@ -23,14 +25,13 @@ from fastns.rootfs._host import (
     walk,
 )
 from fastns.rootfs._loader import Elf, Loaded, Need, Search, is_for
-from fastns.rootfs._model import Plan, RootfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
-    from fastns.rootfs._model import Texts
+    Texts = dict[str, str]  # content by path inside
 
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Where the hint looks for a command that is not in PATH."""
@@ -41,11 +42,9 @@ LAYOUT = (
 )
 """Links or directories as on the host; absent if the host has none."""
 DIRECTORIES = {
-    **{f"/{name}": 0o755 for name in ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc")},
-    **{f"/{name}": 0o755 for name in ("run", "sbin", "srv", "sys", "usr", "var")},
-    "/root": 0o700,
-    "/tmp": 0o1777,
-    "/var/tmp": 0o1777,
+    **dict.fromkeys(("/bin", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc"), 0o755),
+    **dict.fromkeys(("/run", "/sbin", "/srv", "/sys", "/usr", "/var"), 0o755),
+    **{"/root": 0o700, "/tmp": 0o1777, "/var/tmp": 0o1777},
 }
 """Directories of every root, with their modes. A link that LAYOUT has put there stays."""
 TEXTS = {
@@ -73,6 +72,16 @@ NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
 NSS_BUILT_IN = b"GLIBC_2.34\0"
 """A symbol version of every C library that has these services built in."""
 MAX_LIBC = 64 << 20  # bytes of a C library that are searched, many times its size
+
+
+@record(frozen=True)
+class Plan:
+    """Everything that a root needs, and the arguments it follows from."""
+
+    entries: Entries
+    libraries: tuple[str, ...]
+    commands: tuple[str, ...]
+    extra: tuple[str, ...]
 
 
 def resolve(target: str, commands: Sequence[str], extra: Sequence[str], texts: Texts) -> Plan:
@@ -116,7 +125,7 @@ class _Resolver:
 
     @contextlib.contextmanager
     def _needing(self, what: str) -> Iterator[None]:
-        """Reports what cannot be used as missing."""
+        """Records a path that is Unusable as missing: `what`, and why."""
         try:
             yield
         except Unusable as reason:
@@ -246,22 +255,20 @@ class _Resolver:
                 self._not_found.append((need, in_extra))
                 continue
             with self._needing(f"{need.name}: needed by {need.user.path}, {need.path}"):
-                if need.trouble:
-                    raise Unusable(need.trouble)
+                self._search.elf(need.path)
                 self.libraries.add(self._add(need.path))
 
     def _loader(self, path: str, program: Loaded) -> None:
         with self._needing(f"loader {path}: needed by {program.path},"):
             final, entries = self._walk(path)
-            if self._search.read(final) is None:
-                raise Unusable("is no ELF file")  # anything else that a program names is not copied
+            self._search.elf(final)  # anything else that a program names is not copied
             self.entries |= entries
             self.libraries.add(final)
             self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
         """Plan what libc, ncurses and the loader open at run time: locale, services, terminals,
-        cache. What is not on this host, no library of it needs."""
+        cache. A file that the host lacks is not needed."""
         for library in sorted(self.libraries):
             name = os.path.basename(library)
             if name.startswith(TERMINAL_LIBRARIES):
@@ -304,7 +311,7 @@ class _Resolver:
 def add_skeleton(entries: Entries, texts: Texts) -> None:
     """Add what every root has and is not planned yet. `texts` override TEXTS."""
     for path in LAYOUT:
-        with contextlib.suppress(Unusable):  # not on this host, so nothing needs it
+        with contextlib.suppress(Unusable):  # the host lacks it, so nothing needs it
             entries |= walk(path)[1]
     for path, mode in DIRECTORIES.items():
         if path not in entries or entries[path].kind == "directory":

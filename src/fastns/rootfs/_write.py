@@ -15,22 +15,50 @@ import shutil
 import stat
 
 from fastns._record import record
+from fastns.errors import RootfsError
 from fastns.rootfs._bundles import hints_of
 from fastns.rootfs._host import Entries, Entry
-from fastns.rootfs._model import Plan, Root, RootfsError
 from fastns.rootfs._resolve import TEXTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastns.rootfs._model import Progress
+    from fastns.rootfs._resolve import Plan
+
+    Progress = Callable[[int, int, str], None]
+    """Called with (files done, files in all, path inside the root of the current one)."""
 
 STAGE = ".fastns-rootfs.new"  # at the top of a root while it is being written
 COPY_SIZE = 1 << 20  # bytes copied at once
 MARKER = ".fastns-rootfs.json"
 """The end of a marker's name. Earlier versions kept a file of this name inside the root."""
 MAX_SIZE = 64 << 20  # bytes of a marker, a hundred times what a large root needs
+
+
+@record(frozen=True)
+class Root:
+    """What is in a root after a build. All paths but `path` are inside it.
+
+    Attributes:
+        path: the root, absolute, on the host.
+        commands: paths of the commands of this build and earlier ones.
+        libraries: the shared libraries and loaders, sorted.
+        files: every file and symbolic link, sorted.
+        copied: how many files and links this build wrote.
+        unchanged: how many were there already.
+        bytes: size of all files.
+        hints: what commands are known to lack, a sentence each.
+    """
+
+    path: str
+    commands: tuple[str, ...]
+    libraries: tuple[str, ...]
+    files: tuple[str, ...]
+    copied: int
+    unchanged: int
+    bytes: int
+    hints: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -113,12 +141,19 @@ class Writer:
         return False  # a directory; or a text, which the user may have changed
 
     def _write(self, jobs: Entries, total: int, put: Callable[[], None]) -> None:
-        """Stage the files and links, then move everything into place, the marker last."""
+        """Stage the files and links, then move everything into place, parents first and the marker
+        last. If a step fails, undo those before it."""
         os.mkdir(STAGE, 0o700, dir_fd=self.root)
         try:
-            with opened(STAGE, self.root) as stage:
+            with opened(STAGE, self.root) as stage, contextlib.ExitStack() as undo:
                 self._stage(stage, jobs, total)
-                self._commit(stage, jobs, put)
+                for number, (path, entry) in enumerate(jobs.items()):
+                    if entry.kind == "directory":
+                        self._place_directory(path, entry.mode, undo)
+                    else:
+                        self._place(stage, str(number), path, undo)
+                put()
+                undo.pop_all()
         finally:
             shutil.rmtree(STAGE, dir_fd=self.root)
 
@@ -137,17 +172,6 @@ class Writer:
                 raise
         if self.progress:
             self.progress(done, total, "")
-
-    def _commit(self, stage: int, jobs: Entries, put: Callable[[], None]) -> None:
-        """Move everything into place, parents first. If a step fails, undo those before it."""
-        with contextlib.ExitStack() as undo:
-            for number, (path, entry) in enumerate(jobs.items()):
-                if entry.kind == "directory":
-                    self._place_directory(path, entry.mode, undo)
-                else:
-                    self._place(stage, str(number), path, undo)
-            put()
-            undo.pop_all()
 
     def _place_directory(self, path: str, mode: int, undo: contextlib.ExitStack) -> None:
         with self._parent(path) as (parent, name):
@@ -243,9 +267,6 @@ class Marker:
         files = (path for path, entry in plan.entries.items() if entry.kind != "directory")
         return cls(plan.commands, plan.extra, tuple(sorted(files)))
 
-    def as_text(self) -> str:
-        return json.dumps({"fastns_rootfs": 2, **vars(self)}, indent=1) + "\n"
-
 
 class Beside:
     """The place of a root's marker: a descriptor of the parent directory, and a name."""
@@ -281,14 +302,14 @@ class Beside:
         """Raises RootfsError if others can have written it, or it is too large."""
         if status.st_uid != os.geteuid():
             raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
-        if not stat.S_ISREG(status.st_mode):
-            raise self._untrusted("is no regular file")
-        if status.st_mode & 0o022:
-            raise self._untrusted("can be written by others")
-        if status.st_nlink != 1:
-            raise self._untrusted("has a second name (a hard link)")
-        if status.st_size > MAX_SIZE:
-            raise self._untrusted(f"is larger than {MAX_SIZE >> 20} MiB")
+        for is_wrong, why in (
+            (not stat.S_ISREG(status.st_mode), "is no regular file"),
+            (status.st_mode & 0o022, "can be written by others"),
+            (status.st_nlink != 1, "has a second name (a hard link)"),
+            (status.st_size > MAX_SIZE, f"is larger than {MAX_SIZE >> 20} MiB"),
+        ):
+            if is_wrong:
+                raise self._untrusted(why)
 
     def _untrusted(self, why: str) -> RootfsError:
         return RootfsError(
@@ -312,18 +333,20 @@ class Beside:
             ) from error
         try:
             with open(fd, "wb") as file:
-                file.write(marker.as_text().encode("utf-8", "surrogateescape"))
-            yield lambda: self._place(fresh)
+                text = json.dumps({"fastns_rootfs": 2, **vars(marker)}, indent=1) + "\n"
+                file.write(text.encode("utf-8", "surrogateescape"))
+
+            def place() -> None:
+                try:
+                    os.rename(fresh, self.name, src_dir_fd=self.parent, dst_dir_fd=self.parent)
+                except OSError as error:
+                    error.filename = self.path
+                    raise
+
+            yield place
         finally:
             with contextlib.suppress(FileNotFoundError):  # renamed
                 os.unlink(fresh, dir_fd=self.parent)
-
-    def _place(self, fresh: str) -> None:
-        try:
-            os.rename(fresh, self.name, src_dir_fd=self.parent, dst_dir_fd=self.parent)
-        except OSError as error:
-            error.filename = self.path
-            raise
 
 
 def _parsed(content: bytes) -> Marker | None:
