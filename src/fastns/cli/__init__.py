@@ -9,14 +9,25 @@ from __future__ import annotations
 import os
 import sys
 
-from fastns.cli._words import UsageError, advise, closest, complain, say, whole, write_no_more
+from fastns.cli._words import (
+    Naming,
+    UsageError,
+    advise,
+    closest,
+    complain,
+    say,
+    whole,
+    write_no_more,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-__all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
+__all__ = [
+    "Naming", "UsageError", "advise", "closest", "complain", "main", "program", "say", "whole",
+]  # fmt: skip
 EXIT_TIMEOUT = 124
 EXIT_FAILED = 125  # exit code of fastns's own failures, so that they differ from the command's
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a program that the signal has ended

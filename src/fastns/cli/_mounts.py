@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastns.cli import UsageError
+from fastns.cli import Naming, UsageError
 from fastns.cli._values import SWITCHED_OFF, SWITCHED_ON, checked
 from fastns.spec import Mount
 
@@ -131,13 +131,9 @@ def _file(text: str) -> tuple[str, str | bytes]:
         )
     if not content.startswith("@"):
         return destination, content
-    try:
-        with open(content[1:], "rb") as source:
-            return destination, source.read()
-    except OSError as error:
-        raise UsageError(
-            f"--file {text}: {content[1:]}: {error.strerror}", "@ names a file to copy"
-        ) from None
+    path = content[1:]
+    with Naming(f"--file {text}: {path}", "@ names a file to copy"), open(path, "rb") as source:
+        return destination, source.read()
 
 
 def _host(text: str) -> str:

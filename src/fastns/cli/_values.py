@@ -6,7 +6,7 @@ these flags is given.
 
 from __future__ import annotations
 
-from fastns.cli import UsageError, whole
+from fastns.cli import Naming, UsageError, whole
 from fastns.errors import SpecError
 from fastns.spec import IDMapping, Rlimit
 
@@ -174,16 +174,13 @@ def environment_has(flags: argparse.Namespace, name: str) -> bool:
 def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """(where it is given, `K=V` or `K`) for each variable."""
     for path in flags.env_file:
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-                for number, line in enumerate(lines, start=1):
-                    item = line.lstrip().removesuffix("\n")
-                    if item and not item.startswith("#"):
-                        yield f"--env-file {path}:{number}:", item
-        except OSError as error:
-            raise UsageError(
-                f"--env-file {path}: {error.strerror}", "a file of lines NAME=VALUE"
-            ) from None
+        named = Naming(f"--env-file {path}", "a file of lines NAME=VALUE")
+        with named, open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+        for number, line in enumerate(lines, start=1):
+            item = line.lstrip().removesuffix("\n")
+            if item and not item.startswith("#"):
+                yield f"--env-file {path}:{number}:", item
     for item in flags.env:
         yield "--env", item
 

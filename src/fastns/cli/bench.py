@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, UsageError, complain, say
+from fastns.cli import EXIT_FAILED, Naming, UsageError, complain, say
 from fastns.cli._flags import ONE, add_flags
 from fastns.cli._values import whole_number
 
@@ -98,11 +98,8 @@ def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows:
     if path == "-":
         say(text)
         return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            print(text, file=file)
-    except OSError as error:
-        raise UsageError(f"--json {path}: {error.strerror}", "a file to write to") from None
+    with Naming(f"--json {path}", "a file to write to"), open(path, "w", encoding="utf-8") as file:
+        print(text, file=file)
 
 
 # What is printed
