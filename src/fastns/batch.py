@@ -133,7 +133,9 @@ def run_batch_by(
     last `progress`.
     """
     plan, server = _origin(spec)
-    limit = _max_output(max_output) or plan.max_output
+    limit = plan.max_output
+    if max_output is not None:
+        limit = check_whole("max_output", max_output, 1, 2**63 - 1)
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
 
@@ -209,12 +211,3 @@ def _concurrency(value: int | None) -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
     return check_whole("concurrency", value, 1, 4096)
-
-
-def _max_output(value: int | None) -> int:
-    """In the C loop's form: 0 for no limit."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
-        raise SpecError("max_output", f"{shown(value)}: a number of bytes above zero, or None")
-    return value

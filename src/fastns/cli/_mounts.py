@@ -1,4 +1,4 @@
-"""Reads the flags that mount something or put a file there. Imported only where one is given."""
+"""Reads the flags that mount something or add a file. Imported only if one is set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def volume(text: str) -> Mount:
 
 
 def mount(text: str) -> Mount:
-    """`type=T,src=S,dst=D,...` as docker takes it; other words are mount options."""
+    """`type=T,src=S,dst=D,...`, as in docker; other words are mount options."""
     kind = "bind"
     paths = dict.fromkeys(MOUNT_PATHS.values(), "")
     options = []
@@ -68,7 +68,6 @@ def mount(text: str) -> Mount:
 
 
 def _switched_on(text: str, item: str, value: str) -> bool:
-    """The truth of `ro`, `ro=true`, `readonly=0`."""
     if value.lower() in (*SWITCHED_ON, *SWITCHED_OFF):
         return value.lower() in SWITCHED_ON
     raise UsageError(
@@ -95,7 +94,6 @@ def _bind(flag: str, text: str, source: str, destination: str, options: list[str
 
 
 READERS = {"--volume": volume, "--mount": mount, "--tmpfs": tmpfs}
-"""The reader of each flag that mounts something."""
 
 
 def files(flags: argparse.Namespace, mounts: Iterable[Mount]) -> dict[str, str | bytes]:
@@ -145,7 +143,6 @@ def _host(text: str) -> str:
 
 
 def _address(flag: str, text: str, ip: str) -> str:
-    """An IP address in its usual form."""
     import ipaddress  # slow to import, and seldom needed
 
     try:
@@ -157,11 +154,8 @@ def _address(flag: str, text: str, ip: str) -> str:
 
 
 def _may_write(flags: argparse.Namespace, taken: Iterable[str], path: str) -> bool:
-    """Whether --hostname alone may put a file there.
-
-    Only where the root has one, or an overlay takes it; never through a symbolic link, nor at or
-    below what another flag puts there (`taken`).
-    """
+    """Whether --hostname may add this file: only if the root has it or an overlay would take it,
+    never through a symbolic link, nor at or below a place that other flags use (`taken`)."""
     if flags.mountns not in (None, "private"):
         return False
     if any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in taken):

@@ -1,7 +1,7 @@
-"""The options of `run`, read without argparse, whose import takes longer than a sandbox to start.
+"""Reads the options of `run` without argparse, whose import takes longer than a sandbox to start.
 
-A verb declares them once, as for argparse. A command line whose options are all known and spelled
-out is read here. Every other one, and `--help`, is left to argparse.
+The declarations are those for argparse. A command line whose options are all known and spelled out
+is read here. Any other, and `--help`, is left to argparse.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 else:
 
     class Namespace:
-        """What was read: an attribute for each option, and `command`, as in argparse's."""
+        """An attribute for each option, and `command`, as in argparse's."""
 
-        wrong = None  # an error, of _parser.py; a line with one is not read here
+        wrong = None  # only a Parser sets it: a line with an error is not read here
 
 
 class Options:
-    """Takes the declarations of argparse.ArgumentParser that are used here."""
+    """Accepts the declarations of ArgumentParser that `run` makes."""
 
     like_docker = keeps_error = options_first = False  # only argparse reads these
 
@@ -50,7 +50,7 @@ class Options:
         self._defaults[place] = False if action == "store_true" else default
 
     def parse(self, words: Sequence[str]) -> Namespace | None:
-        """The options before a command, and the command. None: argparse is needed."""
+        """The options and the command, or None if argparse is needed."""
         found = Namespace()
         values = vars(found)
         for place, default in self._defaults.items():

@@ -1,4 +1,4 @@
-"""--user by name: looked up in the passwd and group files that the sandbox will have.
+"""Looks up the names of --user in the passwd and group files that the sandbox will have.
 
 Imported only for a name. These files may choose ids inside, never ids of the host: with --userns
 host the files of a root are not read (_flags.py).
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastns.spec import Mount
 
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
-MAX_SIZE = 4 << 20  # bytes of such a file that are read
+MAX_SIZE = 4 << 20  # bytes of such a file
 
 
 def account_of(
@@ -66,7 +66,7 @@ class Accounts:
         self._files = files
 
     def line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
-        """The fields of the first line with that name."""
+        """The fields of the first line for this name."""
         for line in self._lines(path):
             found = line.split(b":")
             if found[0] == os.fsencode(name) and len(found) >= fields:

@@ -1,7 +1,7 @@
 """Reads the values of flags: times, numbers, namespaces, ids, variables, permissions.
 
-Each function raises UsageError, which names the flag and the value. Imported only where one of
-these flags is given.
+Each function raises UsageError, which names the flag and the value. Imported only if one of these
+flags is set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODES = {
     "network": {"none": "none", "host": "host", "private": "none"},
     "user": {"auto": "", "keep-id": "new", "private": "new", "host": "host"},
 }
-"""Namespace -> the words for it, where they are not `private` and `host` -> those of a Spec."""
+"""Namespaces with modes of their own: mode -> the word of a Spec, if any."""
 SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
@@ -57,7 +57,7 @@ def fields(
 
 
 def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **named: object) -> T:
-    """kind(*values, **named), with the flag and its value in front of its SpecError."""
+    """kind(*values, **named); its SpecError becomes a UsageError with the flag and its value."""
     try:
         return kind(*values, **named)
     except SpecError as error:
@@ -77,7 +77,7 @@ def duration(flag: str, text: str | None) -> float | None:
 
 
 def _seconds(text: str) -> float:
-    """The time that a word stands for; 0 if it stands for none."""
+    """The time that a text names, or 0."""
     total, rest = 0.0, text
     while rest:
         number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
@@ -95,7 +95,6 @@ def _seconds(text: str) -> float:
 
 
 def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
-    """The number, by int or float."""
     if text is None:
         return None
     try:
@@ -167,12 +166,12 @@ def environment(flags: argparse.Namespace, caller: Mapping[str, str]) -> dict[st
 
 
 def environment_has(flags: argparse.Namespace, name: str) -> bool:
-    """Whether the flags say something about this variable."""
+    """Whether the flags mention this variable."""
     return any(item.partition("=")[0] == name for _, item in _variables(flags))
 
 
 def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """(where it is given, `K=V` or `K`) for each variable."""
+    """Yields (its flag, `K=V` or `K`) for each variable."""
     for path in flags.env_file:
         named = Naming(f"--env-file {path}", "a file of lines NAME=VALUE")
         with named, open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -210,7 +209,6 @@ def _limit(text: str, word: str) -> int:
 
 
 def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
-    """Those added, without those dropped."""
     if not added and not dropped:
         return ()
     from fastns.capabilities import names
@@ -221,8 +219,8 @@ def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
 
 
 def security(options: list[str]) -> dict[str, Any]:
-    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`,
-    `seccomp=default|unconfined|FILE`, `systempaths=unconfined`."""
+    """The fields of a Spec that `no-new-privileges[=true|false]`, `seccomp=default|unconfined|FILE`
+    and `systempaths=unconfined` set."""
     fields: dict[str, Any] = {}
     for option in options:
         key = option.partition("=")[0].partition(":")[0]  # docker takes both

@@ -1,4 +1,4 @@
-"""`fastns bench`: what a start costs on this machine, beside a bare process and other programs."""
+"""`fastns bench`: prints what a start costs here, beside a bare process and other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
-WIDE = 100  # columns of a terminal that has room for a reason in the last column of the table
+WIDE = 100  # columns of a terminal with room for an error in the last column of the table
 BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not from the contender
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 

@@ -3,7 +3,7 @@
 Theory of operation. The flags become a Spec (_flags.py). fastns.spawn() starts the command with
 this process's stdin, stdout and stderr, and this process waits. SIGTERM and SIGHUP end the sandbox.
 Ctrl-C reaches the command through the terminal, so it ends the sandbox only if the command neither
-catches nor ignores it. With --max-output two threads pass the output on (_relay.py). At the end
+catches nor ignores it. With --max-output two threads pass the output on (Relay). At the end
 this process waits for them. After a time limit or a signal it waits only while the reader of the
 output takes some.
 """
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from fastns import Sandbox, Spec
     from fastns.cli._options import Options
     from fastns.cli._parser import Parser
-    from fastns.cli._relay import Relay
 
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
 LONGEST_POLL = 86_400_000.0  # milliseconds; poll(2) takes an int
+CHUNK = 1 << 16
 PATIENCE = 0.2  # seconds to wait, after a kill, for a reader that takes no output
 
 ACCEPTED = (
@@ -198,7 +198,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         stop = before[0] if before else _finish(relays, signals, patience)
         if stop and cause == "ended":
             cause, number = "killed", stop
-    truncated = any(relay.dropped or relay.is_alive() for relay in relays)
+    truncated = any(relay.dropped or relay.thread.is_alive() for relay in relays)
     if cause == "ended":
         is_over = over is not None and any(relay.dropped for relay in relays)
         cause = "output_limit" if is_over else sandbox.cause or "ended"
@@ -236,13 +236,53 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
         advise(in_flags(hint))
 
 
+class Relay:
+    """A thread that reads `source` to its end and writes the first bytes to `sink`.
+
+    `over`, if not None, is an eventfd that is signaled when there are more bytes.
+    """
+
+    def __init__(self, source: int, sink: int, limit: int, over: int | None) -> None:
+        import threading  # slow to import, and only needed with --max-output
+
+        self.dropped = 0  # bytes
+        self.done = 0  # bytes read, and bytes written
+        self._source = source
+        self._sink = sink
+        self._left = limit
+        self._over = over
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while chunk := os.read(self._source, CHUNK):
+            self.done += len(chunk)
+            kept, self._left = chunk[: self._left], max(0, self._left - len(chunk))
+            self.dropped += len(chunk) - len(kept)
+            if self.dropped and self._over is not None:
+                os.eventfd_write(self._over, 1)
+                self._over = None
+            if kept and not self._write(memoryview(kept)):
+                break
+        os.close(self._source)
+
+    def _write(self, data: memoryview) -> bool:
+        """False if the reader is gone. Closing the source then gives the command SIGPIPE."""
+        try:
+            while data:
+                written = os.write(self._sink, data[: select.PIPE_BUF])  # small: `done` is current
+                self.done += written
+                data = data[written:]
+        except OSError:
+            return False
+        return True
+
+
 def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
     """Those between the command and stdout and stderr, if there is a limit. `over` is an eventfd
     that becomes readable when the output exceeds it."""
     if not spec.max_output:
         return []
-    from fastns.cli._relay import Relay
-
     made = []
     for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
         assert file is not None  # both are pipes
@@ -257,7 +297,7 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
     Returns the signal, or 0."""
     before, since = -1, 0.0
     for relay in relays:
-        while relay.is_alive():
+        while relay.thread.is_alive():
             for number in signals.take():
                 return number
             done = sum(each.done for each in relays)
@@ -265,7 +305,7 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
                 before, since = done, time.monotonic()
             elif patience is not None and time.monotonic() - since > patience:
                 return 0
-            relay.join(0.05)
+            relay.thread.join(0.05)
     return 0
 
 
