@@ -1,8 +1,8 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py and _mounts.py read the values of single flags; each is imported only if such a flag is
-set. A Spec checks what it can itself (types of mounts, absolute paths, contradictions); _errors.py
-finds the flag of the field that a SpecError names.
+_values.py reads the values of most flags, and is imported only if one of them is set. A Spec checks
+what it can itself (types of mounts, absolute paths, contradictions); _errors.py finds the flag of
+the field that a SpecError names.
 """
 
 from __future__ import annotations
@@ -195,10 +195,10 @@ def _contents(flags: argparse.Namespace) -> tuple[list[Mount], dict[str, str | b
     """Spec.mounts and Spec.files."""
     if flags.hostname is None and not (flags.mounts or flags.file or flags.add_host or flags.dns):
         return [], {}
-    from fastns.cli import _mounts
+    from fastns.cli import _values
 
-    mounts = [_mounts.READERS[name](text) for name, text in flags.mounts]
-    return mounts, _mounts.files(flags, mounts)
+    mounts = [_values.READERS[name](text) for name, text in flags.mounts]
+    return mounts, _values.files(flags, mounts)
 
 
 def _identity(
