@@ -128,7 +128,7 @@ READ = (
     *NAMESPACE_FLAGS,
     *("uidmap", "gidmap", "env", "env_file", "ulimit", "cap_add", "cap_drop", "security_opt"),
     *("landlock_read", "landlock_write", "memory_swap", "pids_limit", "cpus", "cpu_time"),
-    *("cpu_weight", "io"),
+    *("cpu_weight", "io", "hostname", "mounts", "file", "add_host", "dns"),
 )
 """Flags that _values.fields() reads."""
 
@@ -171,12 +171,9 @@ def spec_of(
         from fastns.cli import _values
 
         fields |= _values.fields(flags, NAMESPACE_FLAGS, caller)
-    mounts, files = _contents(flags)
-    ids, home = _identity(flags, mounts, files)
+    ids, home = _identity(flags, fields.get("mounts", []), fields.get("files", {}))
     env = {**extra_env, **home, **fields.pop("env", {})}
-    more = {"mounts": mounts, "files": files, "env": env}
-    fields |= {field: value for field, value in more.items() if value}  # defaults need no check
-    fields |= ids
+    fields |= {"env": env, **ids} if env else ids  # a default needs no check
     if flags.chroot:
         fields["root_mode"] = "chroot"
     return Spec(
@@ -191,20 +188,10 @@ def spec_of(
     )
 
 
-def _contents(flags: argparse.Namespace) -> tuple[list[Mount], dict[str, str | bytes]]:
-    """Spec.mounts and Spec.files."""
-    if flags.hostname is None and not (flags.mounts or flags.file or flags.add_host or flags.dns):
-        return [], {}
-    from fastns.cli import _values
-
-    mounts = [_values.READERS[name](text) for name, text in flags.mounts]
-    return mounts, _values.files(flags, mounts)
-
-
 def _identity(
     flags: argparse.Namespace, mounts: list[Mount], files: dict[str, str | bytes]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a Spec about ids, and the variable HOME if --user leads to one."""
+    """The fields of a Spec about ids, and the variable HOME, if the user of --user has one."""
     user: str | None = flags.user
     home = None
     if user and not user.replace(":", "").isdigit():

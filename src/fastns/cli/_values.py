@@ -27,11 +27,8 @@ MODES = {
 """Namespaces with modes of their own: mode -> the word of a Spec, if any."""
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 MOUNT_PATHS = {
-    "src": "source",
-    "source": "source",
-    "dst": "destination",
-    "destination": "destination",
-    "target": "destination",
+    **dict.fromkeys(("src", "source"), "source"),
+    **dict.fromkeys(("dst", "destination", "target"), "destination"),
 }
 SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 SWITCHED_ON = ("", "1", "true")
@@ -61,6 +58,8 @@ def fields(
         "cpu_weight": number("--cpu-weight", flags.cpu_weight, int),
         "io": io_rates(flags.io),
     }
+    mounts = found["mounts"] = [READERS[name](text) for name, text in flags.mounts]
+    found["files"] = files(flags, mounts)
     if flags.landlock_read or flags.landlock_write:
         found["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
     return found
