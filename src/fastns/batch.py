@@ -1,4 +1,4 @@
-"""Many sandboxes in one call: spawn_batch() and run_batch(), by a loop in C over a list of jobs."""
+"""spawn_batch() and run_batch(): many sandboxes in one call, by a loop in C over a list of jobs."""
 
 from __future__ import annotations
 
@@ -126,11 +126,10 @@ def run_batch_by(
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
 ) -> list[Result]:
-    """run_batch() with reports on the way.
+    """run_batch() with callbacks, both in this thread.
 
-    `progress` is called from time to time, in this thread, with the number of jobs finished. With
-    `each` the list is empty: each(i, result) is called for every job that has finished since the
-    last `progress`.
+    `progress` is called from time to time with the number of finished jobs. With `each`, the list
+    is empty: before `progress`, each(i, result) is called for every newly finished job.
     """
     plan, server = _origin(spec)
     limit = plan.max_output

@@ -42,7 +42,7 @@ AHEAD = 2  # the default of `parked`: while one sandbox runs, the next gets read
 
 @record(frozen=True)
 class PoolUsage:
-    """What a pool of network namespaces has done."""
+    """Statistics of a pool of network namespaces."""
 
     made: int
     waits: int  # sandboxes that found the pool empty
@@ -167,7 +167,7 @@ class Template:
         return Prepared(self._sandbox, self)
 
     def pool_usage(self) -> PoolUsage:
-        """What its pool of network namespaces has done since the server was started."""
+        """Statistics of its pool of network namespaces since the server was started."""
         return PoolUsage(*self._with_server(_core.Server.pool))
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ class Template:
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
     ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
-        """_core.run_plain(); None also when there is no server, or it has just gone."""
+        """_core.run_plain(); None also if there is no server, or it was just killed."""
         server = self._server
         if server is None or not server.usable():
             return None
@@ -205,7 +205,7 @@ class Template:
             return None
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
-        """call(server), again with a new server if it was killed since the last use."""
+        """call(server), with a new server if the last one was killed."""
         for _ in range(3):
             server = self._server
             try:

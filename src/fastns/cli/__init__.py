@@ -1,4 +1,4 @@
-"""The command line: finds the verb, imports the module of that verb alone, and prints its errors.
+"""The command line: finds the verb, imports only its module, and prints its errors.
 
 One module per verb. Each has the texts of its help (USAGE, ABOUT, EPILOG), `declare(parser)`, which
 adds its options, and `main(namespace)`, which returns the exit code.
@@ -53,7 +53,7 @@ fastns COMMAND --help describes a command and its options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: this process's) and return its exit code."""
+    """Runs one command line (default: that of this process) and returns its exit code."""
     _hold_closed_fds()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))

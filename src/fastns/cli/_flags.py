@@ -121,7 +121,8 @@ NAMESPACE_FLAGS = {
 VERBATIM = {
     **{name: name for name in ("rootfs", "hostname", "domainname", "memory", "cgroup_parent")},
     **{name: name for name in ("tmpfs_size", "max_output", "on_output_limit")},  # the verbs' own
-    **{"workdir": "cwd", "cpuset_cpus": "cpuset"},
+    "workdir": "cwd",
+    "cpuset_cpus": "cpuset",
 }
 """Flag -> the field of a Spec that takes its text unchanged."""
 READ = (
@@ -134,7 +135,7 @@ READ = (
 
 
 def add_sandbox_flags(parser: Parser | Options) -> Any:
-    """Add the flags above. Returns the group "process", to which a verb may add."""
+    """Adds the flags above. Returns the group "process", to which a verb may add."""
     parser.like_docker = True
     groups = {}
     for title, flags in GROUPS.items():
@@ -144,7 +145,7 @@ def add_sandbox_flags(parser: Parser | Options) -> Any:
 
 
 def add_flags(group: Any, flags: Iterable[Flag]) -> None:
-    """Add rows of a table such as those above to an argument group."""
+    """Adds the rows of a table to an argument group."""
     for kind, names, metavar, help in flags:
         words = names.split()
         options: dict[str, Any] = (
