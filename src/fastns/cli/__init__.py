@@ -116,11 +116,9 @@ def _dispatch(words: list[str]) -> int:
     module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
     if verb == "run":  # has to start fast
-        from fastns.cli._options import Options
+        from fastns.cli import _options
 
-        options = Options()
-        module.declare(options)
-        namespace = options.parse(rest)
+        namespace = _options.parse(module.FLAGS.values(), rest)
     if namespace is None:
         from fastns.cli._parser import parser_of
 

@@ -10,23 +10,19 @@ from __future__ import annotations
 import os
 
 from fastns.cli import UsageError
+from fastns.cli._options import MANY, MOUNT, ONE, SWITCH
 from fastns.spec import IDMapping, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
-    from typing import Any, TypeAlias
+    from typing import Any
 
-    from fastns.cli._options import Options
+    from fastns.cli._options import Flag
     from fastns.cli._parser import Parser
     from fastns.spec import Mount
 
-    Flag: TypeAlias = tuple[str, str, str, str]  # kind, names, metavar, help
-
-# Kinds of flags: without a value, set once, and two that may be repeated. Mounts of every kind go
-# into one list, because a later mount may lie on an earlier one.
-SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
 ROOT = (
     (ONE, "--rootfs", "DIR", "use DIR as the root (default: the host's system directories, "
@@ -134,14 +130,11 @@ READ = (
 """Flags that _values.fields() reads."""
 
 
-def add_sandbox_flags(parser: Parser | Options) -> Any:
-    """Adds the flags above. Returns the group "process", to which a verb may add."""
+def add_sandbox_flags(parser: Parser, groups: Mapping[str, Iterable[Flag]] = GROUPS) -> None:
+    """Adds the flags above, or `groups` made from them."""
     parser.like_docker = True
-    groups = {}
-    for title, flags in GROUPS.items():
-        groups[title] = parser.add_argument_group(title)
-        add_flags(groups[title], flags)
-    return groups["process"]
+    for title, flags in groups.items():
+        add_flags(parser.add_argument_group(title), flags)
 
 
 def add_flags(group: Any, flags: Iterable[Flag]) -> None:

@@ -20,8 +20,9 @@ import fastns
 from fastns.batch import run_batch_by
 from fastns.cli import EXIT_FAILED, Naming, UsageError, complain
 from fastns.cli._errors import complain_of
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._flags import add_flags, add_sandbox_flags, spec_of
 from fastns.cli._jsonl import Jobs, Output
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._signals import Signals, Stopped, look_for
 from fastns.cli._values import duration, whole_number
 from fastns.errors import FastnsError, SpawnError, SpecError

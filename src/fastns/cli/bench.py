@@ -8,7 +8,8 @@ import os
 import sys
 
 from fastns.cli import EXIT_FAILED, Naming, UsageError, complain, say
-from fastns.cli._flags import ONE, add_flags
+from fastns.cli._flags import add_flags
+from fastns.cli._options import ONE
 from fastns.cli._values import whole_number
 
 TYPE_CHECKING = False

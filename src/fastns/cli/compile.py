@@ -16,7 +16,8 @@ from fastns._args import MAX_TIMEOUT
 from fastns.cli import EXIT_FAILED, Naming, UsageError, say
 from fastns.cli._errors import FLAG_OF_FIELD, complain_of, in_flags
 from fastns.cli._flags import LIMITS as LIMIT_FLAGS
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._flags import add_flags, add_sandbox_flags, spec_of
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._values import duration
 from fastns.limits import Limits
 

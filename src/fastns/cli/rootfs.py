@@ -10,7 +10,8 @@ import time
 from contextlib import contextmanager
 
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say
-from fastns.cli._flags import MANY, add_flags
+from fastns.cli._flags import add_flags
+from fastns.cli._options import MANY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import time
 
 from fastns._record import record
 from fastns.cli import EXIT_FAILED, EXIT_TIMEOUT, UsageError, advise, complain, say, whole
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._flags import GROUPS, PROCESS, add_sandbox_flags, spec_of
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 
 TYPE_CHECKING = False
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastns import Sandbox, Spec
-    from fastns.cli._options import Options
     from fastns.cli._parser import Parser
 
 EXIT_NOT_EXECUTABLE = 126
@@ -53,6 +53,7 @@ CONTROL = (
 )  # fmt: skip
 
 
+FLAGS = {**GROUPS, "process": (*PROCESS, *ACCEPTED), "the run itself": CONTROL}
 USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
 ABOUT = (
     "Run one command in a sandbox of its own. Without options it sees the host's system "
@@ -72,11 +73,10 @@ found.
 """
 
 
-def declare(parser: Parser | Options) -> None:
+def declare(parser: Parser) -> None:
     parser.options_first = True
-    parser.keeps_error = True  # --status-fd reports a wrong flag too
-    add_flags(add_sandbox_flags(parser), ACCEPTED)
-    add_flags(parser.add_argument_group("the run itself"), CONTROL)
+    parser.keeps_error = True  # --status-fd reports a wrong flag, too
+    add_sandbox_flags(parser, FLAGS)
 
 
 @record(frozen=True)
