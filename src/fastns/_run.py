@@ -116,7 +116,7 @@ def run(
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
-    from fastns._stdio import PIPE, RunStreams  # not needed on the short way above
+    from fastns._stdio import PIPE, RunStreams  # not needed by the fast path above
 
     if input is not None:
         if stdin is not None:
@@ -163,7 +163,7 @@ def completed(
     """The result of a command that was run to its end, from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not needed on the short way of run()
+    from fastns._cause import cause_of  # not needed by the fast path of run()
 
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result

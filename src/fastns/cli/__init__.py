@@ -29,8 +29,8 @@ __all__ = [
     "Naming", "UsageError", "advise", "closest", "complain", "main", "program", "say", "whole",
 ]  # fmt: skip
 EXIT_TIMEOUT = 124
-EXIT_FAILED = 125  # exit code of fastns's own failures, so that they differ from the command's
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a program that the signal has ended
+EXIT_FAILED = 125  # fastns itself failed; few commands use this code
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as if killed by the signal
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of the output has gone
+    except BrokenPipeError:  # the reader of the output is gone
         write_no_more(sys.stdout)
         return EXIT_BROKEN_PIPE
 
@@ -96,7 +96,7 @@ def _hold_closed_fds() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number is free: fd
+            os.set_inheritable(os.open(os.devnull, flags), True)  # gets the lowest free number: fd
 
 
 def _dispatch(words: list[str]) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastns.cli._signals import Signals
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
-CHUNK_BYTES = 64 << 20  # the most text of a chunk, and of a line
+CHUNK_BYTES = 64 << 20  # maximum of a chunk, and of a line
 PATIENCE = 1.0  # seconds to wait for more jobs before those that are there are run
 
 

@@ -85,7 +85,7 @@ class Accounts:
 
     def _read(self, path: str) -> bytes:
         root, place = self._root, path
-        for mount in self._mounts:  # the last one covers the others
+        for mount in self._mounts:  # a later one covers earlier ones
             at = mount.destination
             if not f"{path}/".startswith(f"{at}/"):
                 continue

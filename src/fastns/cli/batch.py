@@ -142,7 +142,7 @@ def _perform(flags: argparse.Namespace) -> int:
         )
         source, name = _open_jobs(flags.jobs, stack)
         target, target_name = _open_output(flags.output, source, stack)
-        signals = stack.enter_context(Signals())  # not before: to open a FIFO may take for ever
+        signals = stack.enter_context(Signals())  # not earlier: Ctrl-C must end the open of a FIFO
         output = Output(target, target_name, signals)
         try:
             show = stack.enter_context(progress_bar(source, target, signals))
@@ -151,7 +151,7 @@ def _perform(flags: argparse.Namespace) -> int:
             while chunk := jobs.read(batch.limit(concurrency)):
                 batch.run(chunk)
         except Stopped as stop:
-            with contextlib.suppress(Stopped):  # a second signal: its reader may be stuck
+            with contextlib.suppress(Stopped):  # on a second signal: the reader may be stuck
                 output.finish()
             return 128 + stop.number
     return EXIT_SOME_FAILED if batch.failed else 0

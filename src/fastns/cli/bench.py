@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
 WIDE = 100  # columns of a terminal with room for an error in the last column of the table
-BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not from the contender
+BUSY = 3  # if p90 is more than this many medians, the machine was busy
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 FLAGS = (
@@ -82,9 +82,6 @@ def main(flags: argparse.Namespace) -> int:
     return 0
 
 
-# What is written
-
-
 def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> None:
     from dataclasses import asdict
 
@@ -101,9 +98,6 @@ def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows:
         return
     with Naming(f"--json {path}", "a file to write to"), open(path, "w", encoding="utf-8") as file:
         print(text, file=file)
-
-
-# What is printed
 
 
 def _title(machine: dict[str, object]) -> str:

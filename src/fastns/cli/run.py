@@ -192,7 +192,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        # The command has had an earlier Ctrl-C, too.
+        # An earlier Ctrl-C was also sent to the command.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _finish(relays, signals, patience)
