@@ -24,7 +24,7 @@ from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
+    from typing import IO, Any
 
     from fastns import Sandbox, Spec
     from fastns.cli._parser import Parser
@@ -187,7 +187,9 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         pipes: Any = {"stdout": fastns.PIPE, "stderr": fastns.PIPE} if spec.max_output else {}
         sandbox = fastns.spawn(command, spec=spec, **pipes)
         over = os.eventfd(0) if spec.max_output and spec.on_output_limit == "kill" else None
-        relays = _relays(sandbox, spec, over)
+        outputs = ((sandbox.stdout, 1), (sandbox.stderr, 2)) if spec.max_output else ()
+        limit = int(spec.max_output or 0)
+        relays = [Relay(file, sink, limit, over) for file, sink in outputs if file is not None]
         cause, number = _wait(sandbox, signals, timeout, over, spec.init)
         if cause != "ended":
             sandbox.kill()
@@ -242,7 +244,7 @@ class Relay:
     `over`, if not None, is an eventfd that is signaled when there are more bytes.
     """
 
-    def __init__(self, source: int, sink: int, limit: int, over: int | None) -> None:
+    def __init__(self, source: IO[bytes], sink: int, limit: int, over: int | None) -> None:
         import threading  # slow to import, and only needed with --max-output
 
         self.dropped = 0  # bytes
@@ -255,7 +257,7 @@ class Relay:
         self.thread.start()
 
     def _run(self) -> None:
-        while chunk := os.read(self._source, CHUNK):
+        while chunk := os.read(self._source.fileno(), CHUNK):
             self.done += len(chunk)
             kept, self._left = chunk[: self._left], max(0, self._left - len(chunk))
             self.dropped += len(chunk) - len(kept)
@@ -264,7 +266,7 @@ class Relay:
                 self._over = None
             if kept and not self._write(memoryview(kept)):
                 break
-        os.close(self._source)
+        self._source.close()
 
     def _write(self, data: memoryview) -> bool:
         """False if the reader is gone. Closing the source then gives the command SIGPIPE."""
@@ -276,20 +278,6 @@ class Relay:
         except OSError:
             return False
         return True
-
-
-def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
-    """Those between the command and stdout and stderr, if there is a limit. `over` is an eventfd
-    that becomes readable when the output exceeds it."""
-    if not spec.max_output:
-        return []
-    made = []
-    for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
-        assert file is not None  # both are pipes
-        source = os.dup(file.fileno())
-        file.close()
-        made.append(Relay(source, sink, int(spec.max_output), over))
-    return made
 
 
 def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> int:
