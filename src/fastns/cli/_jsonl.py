@@ -212,21 +212,19 @@ def fields_of(result: Result) -> dict[str, object]:
     code, usage = result.returncode, result.usage
     assert code is not None
     assert usage is not None
-    fields: dict[str, object] = {
+    return {
         "exit_code": EXIT_TIMEOUT if timed_out else code if code >= 0 else 128 - code,
         "returncode": code,
         "signal": signal_name(-code) if code < 0 else None,
-    }
-    for name, data in (("stdout", result.stdout), ("stderr", result.stderr)):
-        fields |= _texts(name, data or b"")
-    fields |= {
+        **_texts("stdout", result.stdout or b""),
+        **_texts("stderr", result.stderr or b""),
         "wall_time": result.wall_time,
         "usage": usage.as_dict(),
         "cause": result.cause,
         "timed_out": timed_out,
         "limits": result.limits,
+        **({"truncated": True} if result.truncated else {}),
     }
-    return fields | ({"truncated": True} if result.truncated else {})
 
 
 def _texts(name: str, data: bytes) -> dict[str, str]:
