@@ -59,11 +59,12 @@ def _section(verb: Verb, first: Verb) -> str:
     """A verb with its own options. Those that it shares with `run` are listed there."""
     name = " ".join(filter(None, ("fastns", verb.name, verb.action)))
     lines = [f".SH {_text(name.upper())}", _text(verb.about)]
-    for group in verb.groups:
-        own = [each for each in group.options if verb is first or each not in first.options]
-        if own and group.title:
-            lines.append(f".SS {_text(group.title)}")
-        for option in own:
+    title = ""
+    for option in verb.options:
+        if verb is first or option not in first.options:
+            if option.title != title:
+                title = option.title
+                lines.append(f".SS {_text(title)}")
             lines += _option(option)
     if verb is not first and len(set(verb.options) & set(first.options)) > 1:
         lines += [

@@ -3,8 +3,8 @@
     import fastns
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
-spec.py describes a sandbox, _compile turns that into a plan, the C core carries it out, and
-_run.py, sandbox.py and batch.py are what a caller gets. docs/architecture.md has the whole.
+spec.py describes a sandbox, _compile makes a plan of that, and the C core carries it out. Callers
+use _run.py, sandbox.py, batch.py and template.py. See docs/architecture.md.
 """
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Imports each name when it is first used: one start needs few of them."""
+    """Imports a name at its first use, because a start needs few of them."""
     if name in _HOME:
         # Cheaper than importing importlib.
         value = getattr(__import__(f"fastns.{_HOME[name]}", fromlist=[name]), name)

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from fastns.batch import Result
 
-    Start: TypeAlias = Callable[[], int]  # one start, to its end; returns the exit code
+    Start: TypeAlias = Callable[[], int]  # runs the program once; returns the exit code
 
 PROGRAM = Path(__file__).with_name("_program")
-EXIT_CODE = 127  # PROGRAM without arguments ends with it at once (csrc/program)
-PLACE = "/dev/fastns-bench"  # where a sandbox has PROGRAM if its own path is not in view
+EXIT_CODE = 127  # of PROGRAM without arguments, which ends at once (csrc/program)
+PLACE = "/dev/fastns-bench"  # the path of PROGRAM inside, if its own is not in view
 
 BASE = "os.posix_spawn"
 SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
@@ -44,8 +44,8 @@ PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90, "p99": 99}
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
 
-SECONDS = 2.4  # length of all rounds, when their number is not given
-RATE_SECONDS = 0.12  # length of the starts of one contender alone
+SECONDS = 2.4  # of all rounds together, if their number is not set
+RATE_SECONDS = 0.12  # to measure per_second of one contender
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 TRY_SECONDS = 10.0
 BATCH_JOBS = 2000

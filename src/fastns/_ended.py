@@ -1,4 +1,4 @@
-"""Results of a sandbox that has ended, as far as they do not need `subprocess`."""
+"""Results of a sandbox, without the import of `subprocess`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DecodeError(Ended, UnicodeDecodeError):
 
 
 class Completed(GenericBase[S]):
-    """A sandbox that has ended: CompletedSandbox without its base class."""
+    """CompletedSandbox without its base class of `subprocess`."""
 
     args: Any
     returncode: int
@@ -74,7 +74,7 @@ class Completed(GenericBase[S]):
 
     @property
     def usage(self) -> Usage:
-        """What it used; made at each access."""
+        """What the sandbox used; a new object at each access."""
         used = self._used
         return used if isinstance(used, Usage) else Usage.of(*used)
 

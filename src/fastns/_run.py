@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class _Unlinked(Completed):
-    """Replaces CompletedSandbox as long as nobody has imported `subprocess`, which takes longer to
-    import than all of fastns. isinstance() takes it for a CompletedSandbox, and it is pickled and
-    copied as one; only type() shows the difference."""
+    """Stands for CompletedSandbox until `subprocess`, which takes longer to import than all of
+    fastns, is imported. isinstance() takes it for a CompletedSandbox, and it is pickled and copied
+    as one; only type() shows the difference."""
 
     @property  # type: ignore[misc]  # object has one that can be set
     def __class__(self) -> Any:
@@ -38,7 +38,9 @@ class _Unlinked(Completed):
         _linked().check_returncode(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (vars(self),)
+        import copyreg
+
+        return copyreg.__newobj__, (_linked(),), vars(self)  # type: ignore[attr-defined]
 
 
 _Unlinked.__name__ = _Unlinked.__qualname__ = "CompletedSandbox"
@@ -46,7 +48,7 @@ _class: type[Completed] = _Unlinked
 
 
 def _linked() -> Any:
-    """Import CompletedSandbox, the class of all results from now on."""
+    """Imports CompletedSandbox and makes it the class of all further results."""
     global _class
     if _class is _Unlinked:
         from fastns.results import CompletedSandbox
@@ -54,13 +56,6 @@ def _linked() -> Any:
         _class = CompletedSandbox
         _core.set_completed_class(_class)
     return _class
-
-
-def _restored(state: dict[str, Any]) -> CompletedSandbox:
-    cls = _linked()
-    done: CompletedSandbox = cls.__new__(cls)
-    done.__dict__.update(state)
-    return done
 
 
 @overload
@@ -121,7 +116,7 @@ def run(
             return outcome
         if outcome is not None:
             return checked(completed(args, plan, outcome, mode, timeout), check)
-    from fastns._stdio import PIPE, RunStreams  # not needed on the short way above
+    from fastns._stdio import PIPE, RunStreams  # not needed by the fast path above
 
     if input is not None:
         if stdin is not None:
@@ -168,7 +163,7 @@ def completed(
     """The result of a command that was run to its end, from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not needed on the short way of run()
+    from fastns._cause import cause_of  # not needed by the fast path of run()
 
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result

@@ -1,4 +1,4 @@
-"""Many sandboxes in one call: spawn_batch() and run_batch(), by a loop in C over a list of jobs."""
+"""spawn_batch() and run_batch(): many sandboxes in one call, by a loop in C over a list of jobs."""
 
 from __future__ import annotations
 
@@ -126,14 +126,15 @@ def run_batch_by(
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
 ) -> list[Result]:
-    """run_batch() with reports on the way.
+    """run_batch() with callbacks, both in this thread.
 
-    `progress` is called from time to time, in this thread, with the number of jobs finished. With
-    `each` the list is empty: each(i, result) is called for every job that has finished since the
-    last `progress`.
+    `progress` is called from time to time with the number of finished jobs. With `each`, the list
+    is empty: before `progress`, each(i, result) is called for every newly finished job.
     """
     plan, server = _origin(spec)
-    limit = _max_output(max_output) or plan.max_output
+    limit = plan.max_output
+    if max_output is not None:
+        limit = check_whole("max_output", max_output, 1, 2**63 - 1)
     listed = _jobs(jobs)
     pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
 
@@ -209,12 +210,3 @@ def _concurrency(value: int | None) -> int:
     if value is None:
         return len(os.sched_getaffinity(0))
     return check_whole("concurrency", value, 1, 4096)
-
-
-def _max_output(value: int | None) -> int:
-    """In the C loop's form: 0 for no limit."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
-        raise SpecError("max_output", f"{shown(value)}: a number of bytes above zero, or None")
-    return value

@@ -1,7 +1,7 @@
-"""The subclasses of subprocess's own classes.
+"""The subclasses of subprocess's classes.
 
-`subprocess` takes longer to import than all of fastns, so this module is imported only where one of
-them is used, not for a run that succeeds.
+`subprocess` takes longer to import than all of fastns, so this module is imported only when one of
+them is needed. A run that succeeds does not need it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class TimeoutExpired(Ended, subprocess.TimeoutExpired):
-    """The timeout is over; stdout and stderr hold the output so far (None: not captured).
+    """The timeout expired; stdout and stderr hold the output so far (None: not captured).
 
-    They are text where text was requested: a character that is cut at the end is left out, and
-    invalid bytes become U+FFFD, so that no DecodeError hides the timeout.
+    They are text if text was requested: an incomplete last character is left out, and invalid bytes
+    become U+FFFD, so that no DecodeError hides the timeout.
 
     run() and run_batch() have ended the sandbox: returncode, usage, wall_time, truncated and limits
     are as in CompletedSandbox. After Sandbox.wait() and communicate() it still runs.
@@ -40,17 +40,17 @@ class CalledProcessError(FastnsError, subprocess.CalledProcessError):
 
 
 class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
-    """A sandbox that has ended, with args, returncode, stdout and stderr as in subprocess.
+    """The result of a sandbox, with args, returncode, stdout and stderr as in subprocess.
 
-    To type checkers it is CompletedSandbox[str] where text was requested, else of bytes.
+    To type checkers it is CompletedSandbox[str] if text was requested, else of bytes.
 
     Attributes:
-        cause: why it has ended: "exited", "signaled", "oom", "pids", "cpu_time", "output_limit" or
+        cause: why it ended: "exited", "signaled", "oom", "pids", "cpu_time", "output_limit" or
             "seccomp" (a system call for which the filter ends a process; with init or the host's
             pid namespace a SIGSYS sent from inside looks the same).
         wall_time: seconds, from before the clone to the end.
         limits: names of the spec's limits that were enforced.
-        truncated: whether max_output has cut stdout or stderr off.
+        truncated: whether max_output cut off stdout or stderr.
         method: how it was started: "direct", "staged" or "template".
         id_map: how its ids were mapped, as in Sandbox.
         mount_namespace: what it started from: "copied" (the caller's whole table of mounts), "tree"

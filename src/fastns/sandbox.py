@@ -268,7 +268,7 @@ class Sandbox(GenericBase[S]):
     # ---- pipes ----
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
-        """Hands copies of the pipe ends to the C loop. The caller closes the files."""
+        """Gives the C loop copies of the pipe ends. The caller closes the files."""
         if input and self.stdin is None:
             raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
         if input and self.stdin is not None and self.stdin.closed:
@@ -305,7 +305,7 @@ class Sandbox(GenericBase[S]):
             self.kill()
         self._close_files()
         if self._lost and exc_type is not None:
-            return  # wait() has raised it
+            return  # do not replace the exception
         try:
             self.wait()
         except BaseException:
@@ -319,7 +319,7 @@ class Sandbox(GenericBase[S]):
             if self.returncode is None and self._runs():
                 warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
                 self._end()
-        except SpawnError:  # its status is lost, and nobody needs it
+        except SpawnError:  # its status is lost, but not needed
             pass
 
     def _end(self) -> None:

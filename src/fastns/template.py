@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 
 MAX_POOL = 1024  # sandboxes or network namespaces that are made ahead
-AHEAD = 2  # the default of `parked`: while one sandbox runs, the next gets ready
+PARKED = 2  # by default: while one sandbox runs, the next is made
 
 
 @record(frozen=True)
 class PoolUsage:
-    """What a pool of network namespaces has done."""
+    """Statistics of a pool of network namespaces."""
 
     made: int
     waits: int  # sandboxes that found the pool empty
-    wait_time: float  # seconds that these waited in all
+    wait_time: float  # total seconds of these waits
 
 
 class Template:
@@ -96,7 +96,7 @@ class Template:
         assert sandbox is not None
         self._sandbox = sandbox
         if parked is None:
-            parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else AHEAD
+            parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else PARKED
         self._parked = parked
 
     @overload
@@ -163,11 +163,11 @@ class Template:
         return run_batch(jobs, spec=self._as_spec, text=text, **options)
 
     @property
-    def _as_spec(self) -> Any:  # not kept: a circle would keep a dropped Template alive
+    def _as_spec(self) -> Any:  # not stored: a cycle would keep a dropped Template alive
         return Prepared(self._sandbox, self)
 
     def pool_usage(self) -> PoolUsage:
-        """What its pool of network namespaces has done since the server was started."""
+        """Statistics of its pool of network namespaces since the server was started."""
         return PoolUsage(*self._with_server(_core.Server.pool))
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ class Template:
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
     ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
-        """_core.run_plain(); None also when there is no server, or it has just gone."""
+        """_core.run_plain(); None also if there is no server, or it was just killed."""
         server = self._server
         if server is None or not server.usable():
             return None
@@ -205,7 +205,7 @@ class Template:
             return None
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
-        """call(server), again with a new server if it was killed since the last use."""
+        """call(server), with a new server if the last one was killed."""
         for _ in range(3):
             server = self._server
             try:
@@ -231,7 +231,7 @@ class Template:
             return self._server
 
     def __del__(self) -> None:
-        server = getattr(self, "_server", None)  # None too when __init__ has failed
+        server = getattr(self, "_server", None)  # also None if __init__ failed
         if server is not None and server.usable():
             words = f"{self!r} was not closed: use a `with` block, or close()"
             warnings.warn(words, ResourceWarning, 2, source=self)

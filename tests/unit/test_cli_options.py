@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastns.cli import UsageError, run
-from fastns.cli._options import Options
+from fastns.cli import UsageError, _options, run
 from fastns.cli._parser import parser_of
 
 PLAIN = [
@@ -47,9 +46,7 @@ def by_argparse(words: list[str]) -> dict[str, Any]:
 
 
 def without(words: list[str]) -> dict[str, Any] | None:
-    options = Options()
-    run.declare(options)
-    found = options.parse(words)
+    found = _options.parse(run.FLAGS.values(), words)
     return None if found is None else vars(found)
 
 
@@ -73,20 +70,14 @@ def test_every_option_is_known_to_both() -> None:
 
 
 def test_lists_are_not_shared() -> None:
-    options = Options()
-    run.declare(options)
-    one, two = options.parse(["-e", "A", "x"]), options.parse(["x"])
+    flags = run.FLAGS.values()
+    one, two = _options.parse(flags, ["-e", "A", "x"]), _options.parse(flags, ["x"])
     assert one is not None
     assert two is not None
     assert (one.env, two.env) == (["A"], [])
 
 
-def test_an_unknown_action_is_not_an_option() -> None:
-    with pytest.raises(ValueError, match="store_const"):
-        Options().add_argument("--x", action="store_const", help="x")
-
-
-def test_errors_are_those_of_argparse() -> None:
+def test_argparse_words_the_errors() -> None:
     with pytest.raises(UsageError, match="expected one argument"):
         raise vars(parsed_with_error(["--hostname"]))["wrong"]
 

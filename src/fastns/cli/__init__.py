@@ -1,4 +1,4 @@
-"""The command line: finds the verb, imports the module of that verb alone, and prints its errors.
+"""The command line: finds the verb, imports only its module, and prints its errors.
 
 One module per verb. Each has the texts of its help (USAGE, ABOUT, EPILOG), `declare(parser)`, which
 adds its options, and `main(namespace)`, which returns the exit code.
@@ -9,17 +9,28 @@ from __future__ import annotations
 import os
 import sys
 
-from fastns.cli._words import UsageError, advise, closest, complain, say, whole, write_no_more
+from fastns.cli._words import (
+    Naming,
+    UsageError,
+    advise,
+    closest,
+    complain,
+    say,
+    whole,
+    write_no_more,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-__all__ = ["UsageError", "advise", "closest", "complain", "main", "program", "say", "whole"]
+__all__ = [
+    "Naming", "UsageError", "advise", "closest", "complain", "main", "program", "say", "whole",
+]  # fmt: skip
 EXIT_TIMEOUT = 124
-EXIT_FAILED = 125  # exit code of fastns's own failures, so that they differ from the command's
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a program that the signal has ended
+EXIT_FAILED = 125  # fastns itself failed; few commands use this code
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as if killed by the signal
 
 VERBS = {
     "run": "run one command in a sandbox of its own",
@@ -42,7 +53,7 @@ fastns COMMAND --help describes a command and its options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: this process's) and return its exit code."""
+    """Runs one command line (default: that of this process) and returns its exit code."""
     _hold_closed_fds()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -53,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of the output has gone
+    except BrokenPipeError:  # the reader of the output is gone
         write_no_more(sys.stdout)
         return EXIT_BROKEN_PIPE
 
@@ -85,7 +96,7 @@ def _hold_closed_fds() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number is free: fd
+            os.set_inheritable(os.open(os.devnull, flags), True)  # gets the lowest free number: fd
 
 
 def _dispatch(words: list[str]) -> int:
@@ -105,11 +116,9 @@ def _dispatch(words: list[str]) -> int:
     module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
     if verb == "run":  # has to start fast
-        from fastns.cli._options import Options
+        from fastns.cli import _options
 
-        options = Options()
-        module.declare(options)
-        namespace = options.parse(rest)
+        namespace = _options.parse(module.FLAGS.values(), rest)
     if namespace is None:
         from fastns.cli._parser import parser_of
 

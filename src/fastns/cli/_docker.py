@@ -1,7 +1,4 @@
-"""Options and commands of docker that do not exist here, and what there is instead.
-
-Imported only to word an error.
-"""
+"""Options and commands that only docker has, with hints. Imported only for an error."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ _INSTEAD = {
     "name each with -v SRC:DST": "--volumes-from",
 }  # fmt: skip
 OPTIONS = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
-"""docker run's options that do not exist here -> what there is instead."""
+"""An option of docker run -> the hint."""
 
 _STAYS = "no sandbox stays after its command: `fastns run` starts one and waits for it"
 VERBS = {
@@ -63,7 +60,7 @@ VERBS = {
     **dict.fromkeys(("create", "inspect", "wait"), _STAYS),
     **dict.fromkeys(("build", "image", "images", "pull", "push"), _NO_IMAGES),
 }
-"""docker's commands that do not exist here -> what there is instead."""
+"""A command of docker -> the hint."""
 
 _TAGGED = re.compile(
     r"[a-z0-9][a-z0-9.-]*(:\d+/)?[a-z0-9._/-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*|@sha256:[0-9a-f]{64})"
@@ -77,7 +74,7 @@ _SYSTEMS = (
 
 
 def hint_of_image(name: str) -> str | None:
-    """A hint for a command that was not found, or None unless it looks like an image's name."""
+    """A hint for a command that was not found, if it looks like the name of an image."""
     if not (_TAGGED.fullmatch(name) or _REGISTRY.fullmatch(name) or name in _SYSTEMS):
         return None
     return (

@@ -1,4 +1,4 @@
-"""Errors and hints about a Spec, in the words of the command line. Imported only to word one."""
+"""Errors and hints about a Spec, in words of the command line. Imported only for an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAG_OF_FIELD = {
     "landlock": "--landlock-read or --landlock-write",
     "cpuset": "--cpuset-cpus",
 }
-"""Field of a Spec, as SpecError names it -> the flags that set it."""
+"""Field of a Spec -> the flags that set it."""
 
 FLAG_OF_WORDS = {
     "; names are not looked up": "",
@@ -53,16 +53,13 @@ FLAG_OF_WORDS = {
         )
     },
 }
-"""What an error or a hint says of a Spec -> the same on the command line."""
+"""Words of an error or hint about a Spec -> the same on the command line."""
 _MOUNT = r"Mount\('([^']*)', source='([^']*)', options=\['([^']*)'\]\)"
 _MOUNTS = rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]"
 
 
 def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
-    """Write an error of a Spec or of a start to stderr, in the words of the command line.
-
-    `hint` replaces the error's own.
-    """
+    """Writes an error of a Spec or a start to stderr. `hint` replaces the error's own."""
     if isinstance(error, SpecError):
         flag = FLAG_OF_FIELD.get(error.field) or FLAG_OF_FIELD.get(error.field.split(".")[0])
         hint = f"set by {flag}; see fastns {verb} --help" if flag else None
@@ -74,14 +71,13 @@ def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
 
 
 def in_flags(text: str) -> str:
-    """What fastns says of a Spec, in the words of the command line."""
+    """Replaces words about a Spec by those of the command line."""
     for words, flag in FLAG_OF_WORDS.items():
         text = text.replace(words, flag)
     return re.sub(_MOUNTS, lambda found: _volumes(found[1]), text)
 
 
 def _volumes(mounts: str) -> str:
-    """`Mount(...), Mount(...)` of a hint, as -v."""
     import shlex
 
     found = re.findall(_MOUNT, mounts)

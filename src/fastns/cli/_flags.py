@@ -1,8 +1,8 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py and _mounts.py read the values of single flags; each is imported only if such a flag is
-set. A Spec checks what it can itself (types of mounts, absolute paths, contradictions); _errors.py
-finds the flag of the field that a SpecError names.
+_values.py reads the values of most flags, and is imported only if one of them is set. A Spec checks
+what it can itself (types of mounts, absolute paths, contradictions); _errors.py finds the flag of
+the field that a SpecError names.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from __future__ import annotations
 import os
 
 from fastns.cli import UsageError
+from fastns.cli._options import MANY, MOUNT, ONE, SWITCH
 from fastns.spec import IDMapping, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
-    from typing import Any, TypeAlias
+    from typing import Any
 
-    from fastns.cli._options import Options
+    from fastns.cli._options import Flag
     from fastns.cli._parser import Parser
     from fastns.spec import Mount
 
-    Flag: TypeAlias = tuple[str, str, str, str]  # kind, names, metavar, help
-
-# Kinds of flags: without a value, set once, and two that may be repeated. Mounts of every kind go
-# into one list, because a later mount may lie on an earlier one.
-SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
 ROOT = (
     (ONE, "--rootfs", "DIR", "use DIR as the root (default: the host's system directories, "
@@ -120,30 +116,28 @@ NAMESPACE_FLAGS = {
 VERBATIM = {
     **{name: name for name in ("rootfs", "hostname", "domainname", "memory", "cgroup_parent")},
     **{name: name for name in ("tmpfs_size", "max_output", "on_output_limit")},  # the verbs' own
-    **{"workdir": "cwd", "cpuset_cpus": "cpuset"},
+    "workdir": "cwd",
+    "cpuset_cpus": "cpuset",
 }
 """Flag -> the field of a Spec that takes its text unchanged."""
 READ = (
     *NAMESPACE_FLAGS,
     *("uidmap", "gidmap", "env", "env_file", "ulimit", "cap_add", "cap_drop", "security_opt"),
     *("landlock_read", "landlock_write", "memory_swap", "pids_limit", "cpus", "cpu_time"),
-    *("cpu_weight", "io"),
+    *("cpu_weight", "io", "hostname", "mounts", "file", "add_host", "dns"),
 )
 """Flags that _values.fields() reads."""
 
 
-def add_sandbox_flags(parser: Parser | Options) -> Any:
-    """Add the flags above. Returns the group "process", to which a verb may add."""
+def add_sandbox_flags(parser: Parser, groups: Mapping[str, Iterable[Flag]] = GROUPS) -> None:
+    """Adds the flags above, or `groups` made from them."""
     parser.like_docker = True
-    groups = {}
-    for title, flags in GROUPS.items():
-        groups[title] = parser.add_argument_group(title)
-        add_flags(groups[title], flags)
-    return groups["process"]
+    for title, flags in groups.items():
+        add_flags(parser.add_argument_group(title), flags)
 
 
 def add_flags(group: Any, flags: Iterable[Flag]) -> None:
-    """Add rows of a table such as those above to an argument group."""
+    """Adds the rows of a table to an argument group."""
     for kind, names, metavar, help in flags:
         words = names.split()
         options: dict[str, Any] = (
@@ -170,12 +164,9 @@ def spec_of(
         from fastns.cli import _values
 
         fields |= _values.fields(flags, NAMESPACE_FLAGS, caller)
-    mounts, files = _contents(flags)
-    ids, home = _identity(flags, mounts, files)
+    ids, home = _identity(flags, fields.get("mounts", []), fields.get("files", {}))
     env = {**extra_env, **home, **fields.pop("env", {})}
-    more = {"mounts": mounts, "files": files, "env": env}
-    fields |= {field: value for field, value in more.items() if value}  # defaults need no check
-    fields |= ids
+    fields |= {"env": env, **ids} if env else ids  # a default needs no check
     if flags.chroot:
         fields["root_mode"] = "chroot"
     return Spec(
@@ -190,20 +181,10 @@ def spec_of(
     )
 
 
-def _contents(flags: argparse.Namespace) -> tuple[list[Mount], dict[str, str | bytes]]:
-    """Spec.mounts and Spec.files."""
-    if flags.hostname is None and not (flags.mounts or flags.file or flags.add_host or flags.dns):
-        return [], {}
-    from fastns.cli import _mounts
-
-    mounts = [_mounts.READERS[name](text) for name, text in flags.mounts]
-    return mounts, _mounts.files(flags, mounts)
-
-
 def _identity(
     flags: argparse.Namespace, mounts: list[Mount], files: dict[str, str | bytes]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a Spec about ids, and the variable HOME if --user leads to one."""
+    """The fields of a Spec about ids, and the variable HOME, if the user of --user has one."""
     user: str | None = flags.user
     home = None
     if user and not user.replace(":", "").isdigit():

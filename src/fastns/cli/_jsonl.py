@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import stat
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
 from fastns._record import record
 from fastns.batch import Job
-from fastns.cli import EXIT_TIMEOUT, UsageError
+from fastns.cli import EXIT_TIMEOUT, Naming, UsageError
 from fastns.cli._signals import ready, signal_name
 from fastns.errors import SpawnError, SpecError
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from fastns.cli._signals import Signals
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
-CHUNK_BYTES = 64 << 20  # a chunk has no more of their text, and a line is no longer
-PATIENCE = 1.0  # seconds to wait for more input before the jobs that are there are run
+CHUNK_BYTES = 64 << 20  # maximum of a chunk, and of a line
+PATIENCE = 1.0  # seconds to wait for more jobs before those that are there are run
 
 
 @record(frozen=True)
 class Entry:
-    """A job, and `"id": …, ` if it has one. As text: json.dumps() of a value that is deeply nested
-    may fail later, where the stack is deeper."""
+    """A job, and `"id": …, ` if it has one. It is text already, because json.dumps() of a deeply
+    nested value may fail later, on a deeper stack."""
 
     head: str
     job: Job
@@ -47,12 +48,12 @@ class Jobs:
         self._signals = signals
         self._env = env
         self._lines: list[bytes] = []  # in reverse
-        self._rest = bytearray()  # of a line whose end is not there yet
+        self._rest = bytearray()  # of an incomplete line
         self._number = 0
         self._ended = False
 
     def read(self, limit: int) -> list[Entry]:
-        """At most `limit` jobs; none at the end. Raises UsageError for a line that is no job."""
+        """Reads at most `limit` jobs; none at the end. Raises UsageError for any other line."""
         entries: list[Entry] = []
         size = 0
         while len(entries) < limit and size < CHUNK_BYTES:
@@ -81,16 +82,12 @@ class Jobs:
         return UsageError(f"{self._name}:{self._number}: {what}", "see fastns batch --help")
 
     def _more(self, patience: float | None) -> bool:
-        """Read at least one line. False: there is none, or none came for `patience` seconds."""
+        """Reads at least one line. False at the end, or if none came for `patience` seconds."""
         while not self._lines and not self._ended:
             if not ready(self._fd, select.POLLIN, self._signals, patience):
                 return False
-            try:
+            with Naming(self._name, "a file of jobs, or - for stdin"):
                 data = os.read(self._fd, 1 << 16)
-            except OSError as error:
-                raise UsageError(
-                    f"{self._name}: {error.strerror}", "a file of jobs, or - for stdin"
-                ) from None
             self._rest += data
             self._ended = not data
             if self._ended or b"\n" in data:
@@ -104,8 +101,7 @@ class Jobs:
 
 
 def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
-    """The job of a line, whose variables override `env`. Raises SpecError, and json's
-    ValueErrors."""
+    """The job of a line; its variables override `env`. Raises SpecError, and json's ValueErrors."""
     found = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
     fields = {"args": found} if isinstance(found, list) else found
     if not isinstance(fields, dict):
@@ -131,7 +127,7 @@ def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
         check_timeout(timeout)
         if timeout <= 0:
             raise SpecError("timeout", f"{shown(timeout)}: seconds above zero expected")
-    # 1e999 is read as infinity, which cannot be written.
+    # json reads 1e999 as infinity, which is not JSON.
     head = f'"id": {json.dumps(fields["id"], allow_nan=False)}, ' if "id" in fields else ""
     return Entry(head, Job(args, data, own_env, cwd, timeout))
 
@@ -150,7 +146,7 @@ def _no_constant(word: str) -> NoReturn:
 
 
 class Output:
-    """Writes results in the order of their jobs, each as soon as all before it are written."""
+    """Writes results in the order of their jobs."""
 
     def __init__(self, fd: int, name: str, signals: Signals) -> None:
         self._fd = fd
@@ -158,7 +154,7 @@ class Output:
         self._signals = signals
         self._waiting: dict[int, tuple[str, Result]] = {}
         self._next = 0
-        self._rest = memoryview(b"")  # of a line that is partly written
+        self._rest = memoryview(b"")  # of a partly written line
         # A pipe that poll(2) reports ready takes PIPE_BUF bytes at once; more may block.
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._piece = 1 << 20 if regular else select.PIPE_BUF
@@ -193,17 +189,9 @@ class Output:
         self._next = index + 1
 
     def _write(self) -> None:
-        try:
-            written = os.write(self._fd, self._rest[: self._piece])
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UsageError(
-                f"{self._name}: {error.strerror}", "the results up to there are written"
-            ) from None
-        self._rest = self._rest[written:]
+        named = Naming(self._name, "the results up to there are written")
+        with named, contextlib.suppress(BlockingIOError):
+            self._rest = self._rest[os.write(self._fd, self._rest[: self._piece]) :]
 
 
 def line_of(head: str, index: int, fields: dict[str, object]) -> str:
@@ -224,21 +212,19 @@ def fields_of(result: Result) -> dict[str, object]:
     code, usage = result.returncode, result.usage
     assert code is not None
     assert usage is not None
-    fields: dict[str, object] = {
+    return {
         "exit_code": EXIT_TIMEOUT if timed_out else code if code >= 0 else 128 - code,
         "returncode": code,
         "signal": signal_name(-code) if code < 0 else None,
-    }
-    for name, data in (("stdout", result.stdout), ("stderr", result.stderr)):
-        fields |= _texts(name, data or b"")
-    fields |= {
+        **_texts("stdout", result.stdout or b""),
+        **_texts("stderr", result.stderr or b""),
         "wall_time": result.wall_time,
         "usage": usage.as_dict(),
         "cause": result.cause,
         "timed_out": timed_out,
         "limits": result.limits,
+        **({"truncated": True} if result.truncated else {}),
     }
-    return fields | ({"truncated": True} if result.truncated else {})
 
 
 def _texts(name: str, data: bytes) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The options of `run`, read without argparse, whose import takes longer than a sandbox to start.
+"""Reads the options of `run` without argparse, whose import takes longer than a sandbox to start.
 
-A verb declares them once, as for argparse. A command line whose options are all known and spelled
-out is read here. Every other one, and `--help`, is left to argparse.
+A command line whose options are all known and spelled out is read here. Any other, and `--help`, is
+left to argparse, for which _flags.py declares the same tables.
 """
 
 from __future__ import annotations
@@ -9,78 +9,61 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Iterable, Sequence
+    from typing import Any, TypeAlias
+
+    Flag: TypeAlias = tuple[str, str, str, str]  # kind, names, metavar, help
 else:
 
     class Namespace:
-        """What was read: an attribute for each option, and `command`, as in argparse's."""
+        """An attribute for each option, and `command`, as in argparse's."""
 
-        wrong = None  # an error, of _parser.py; a line with one is not read here
+        wrong = None  # only a Parser sets it: a line with an error is not read here
 
 
-class Options:
-    """Takes the declarations of argparse.ArgumentParser that are used here."""
+# Kinds of flags: without a value, set once, and two that may be repeated. Mounts of every kind go
+# into one list, because a later mount may lie on an earlier one.
+SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
-    like_docker = keeps_error = options_first = False  # only argparse reads these
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[str, str | None, Callable[[str], Any] | None]] = {}
-        self._defaults: dict[str, Any] = {}
-
-    def add_argument_group(self, title: str) -> Options:
-        return self
-
-    def add_argument(
-        self,
-        *names: str,
-        help: str,
-        metavar: str | None = None,
-        action: str | None = None,
-        dest: str | None = None,
-        type: Callable[[str], Any] | None = None,
-        default: Any = None,
-    ) -> None:
-        if action not in (None, "append", "store_true"):
-            raise ValueError(f"{names}: action {action!r} is not supported here")
-        long = next((name for name in names if name.startswith("--")), names[0])
-        place = dest or long.lstrip("-").replace("-", "_")
-        for name in names:
-            self._known[name] = (place, action, type)
-        self._defaults[place] = False if action == "store_true" else default
-
-    def parse(self, words: Sequence[str]) -> Namespace | None:
-        """The options before a command, and the command. None: argparse is needed."""
-        found = Namespace()
-        values = vars(found)
-        for place, default in self._defaults.items():
-            values[place] = list(default) if isinstance(default, list) else default
-        at, n_words = 0, len(words)
-        while at < n_words:
-            word = words[at]
-            if word == "-" or not word.startswith("-"):
-                break
-            at += 1
-            if word == "--":
-                break
-            name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-            if name not in self._known:
+def parse(tables: Iterable[Iterable[Flag]], words: Sequence[str]) -> Namespace | None:
+    """The options and the command, or None if argparse is needed."""
+    found = Namespace()
+    values: dict[str, Any] = vars(found)
+    known = {}
+    for table in tables:
+        for kind, names, _, _ in table:
+            options = names.split()
+            long = next((name for name in options if name.startswith("--")), options[0])
+            place = "mounts" if kind == MOUNT else long.lstrip("-").replace("-", "_")
+            values[place] = False if kind == SWITCH else None if kind == ONE else []
+            for name in options:
+                known[name] = kind, place, options[-1]
+    at, n_words = 0, len(words)
+    while at < n_words:
+        word = words[at]
+        if word == "-" or not word.startswith("-"):
+            break
+        at += 1
+        if word == "--":
+            break
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if name not in known:
+            return None
+        kind, place, last = known[name]
+        if kind == SWITCH:
+            if equals:
                 return None
-            place, action, kind = self._known[name]
-            if action == "store_true":
-                if equals:
-                    return None
-                values[place] = True
-                continue
-            if not equals:
-                if at == n_words or words[at].startswith("-"):
-                    return None
-                value = words[at]
-                at += 1
-            given = kind(value) if kind is not None else value
-            if action == "append":
-                values[place].append(given)
-            else:
-                values[place] = given
-        values["command"] = list(words[at:])
-        return found
+            values[place] = True
+            continue
+        if not equals:
+            if at == n_words or words[at].startswith("-"):
+                return None
+            value = words[at]
+            at += 1
+        if kind == ONE:
+            values[place] = value
+        else:
+            values[place].append((last, value) if kind == MOUNT else value)
+    values["command"] = list(words[at:])
+    return found

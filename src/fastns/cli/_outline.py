@@ -27,19 +27,12 @@ CHOICES = {
 class Option:
     """An option of a verb."""
 
+    title: str  # of its group; "" for an option of every verb
     names: tuple[str, ...]
     metavar: str  # of its value; "" if it takes none
     help: str
     choices: tuple[str, ...]
     is_directory: bool
-
-
-@record(frozen=True)
-class Group:
-    """Options under one title; "" for those that every verb has."""
-
-    title: str
-    options: tuple[Option, ...]
 
 
 @record(frozen=True)
@@ -50,13 +43,9 @@ class Verb:
     action: str
     usage: str
     about: str
-    groups: tuple[Group, ...]
+    options: tuple[Option, ...]
     epilog: str
-    runs_command: bool  # what follows its options is a command with arguments of its own
-
-    @property
-    def options(self) -> list[Option]:
-        return [option for group in self.groups for option in group.options]
+    runs_command: bool  # a command with arguments of its own follows the options
 
 
 def verbs() -> Iterator[Verb]:
@@ -74,20 +63,18 @@ def verbs() -> Iterator[Verb]:
 
 def _verb(name: str, action: str, parser: Parser) -> Verb:
     usage = parser.format_usage().removeprefix("usage: ").strip()
-    groups = []
+    options: list[Option] = []
     for group in parser._action_groups:
+        title = "" if group.title == "options" else group.title or ""
         shown = [each for each in group._group_actions if each.help != argparse.SUPPRESS]
-        options = tuple(_option(each) for each in shown if each.option_strings)
-        if options:
-            title = "" if group.title == "options" else group.title or ""
-            groups.append(Group(title, options))
-    about = parser.description or ""
-    epilog = parser.epilog or ""
-    return Verb(name, action, usage, about, tuple(groups), epilog, parser.options_first)
+        options += [_option(title, each) for each in shown if each.option_strings]
+    about, epilog = parser.description or "", parser.epilog or ""
+    return Verb(name, action, usage, about, tuple(options), epilog, parser.options_first)
 
 
-def _option(action: argparse.Action) -> Option:
+def _option(title: str, action: argparse.Action) -> Option:
     names = tuple(action.option_strings)
     metavar = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
     words = CHOICES.get(names[-1]) or CHOICES.get(names[0]) or CHOICES.get(metavar, "")
-    return Option(names, metavar, action.help or "", tuple(words.split()), metavar == "DIR")
+    help = action.help or ""
+    return Option(title, names, metavar, help, tuple(words.split()), metavar == "DIR")

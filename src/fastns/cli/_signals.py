@@ -25,7 +25,7 @@ class Signals:
         self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._previous_fd = _signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._previous = {
-            number: _signal.signal(number, lambda *_: None)  # the pipe gets it
+            number: _signal.signal(number, lambda *_: None)  # Signals.take() reads it
             for number in (SIGINT, _signal.SIGTERM, _signal.SIGHUP)
             if _signal.getsignal(number) != _signal.SIG_IGN
         }

@@ -1,4 +1,4 @@
-"""--user by name: looked up in the passwd and group files that the sandbox will have.
+"""Looks up the names of --user in the passwd and group files that the sandbox will have.
 
 Imported only for a name. These files may choose ids inside, never ids of the host: with --userns
 host the files of a root are not read (_flags.py).
@@ -16,12 +16,13 @@ from fastns.cli import UsageError, whole
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fastns.spec import Mount
 
-PASSWD, GROUP = "/etc/passwd", "/etc/group"
-MAX_SIZE = 4 << 20  # bytes of such a file that are read
+FILES = {"user": ("/etc/passwd", 7), "group": ("/etc/group", 4)}
+"""The file for each, and how many fields its lines have."""
+MAX_SIZE = 4 << 20  # bytes of such a file
 
 
 def account_of(
@@ -33,15 +34,15 @@ def account_of(
     user, colon, group = flags.user.partition(":")
     uid, gid, home = user, group, None
     if _is_name(user):
-        fields = accounts.line(PASSWD, "user", user, 7)
-        uid, own = accounts.number(PASSWD, fields[2]), accounts.number(PASSWD, fields[3])
+        fields = accounts.line("user", user)
+        uid, own = accounts.number("user", fields[2]), accounts.number("user", fields[3])
         gid = gid if colon else own
         path = os.fsdecode(fields[5])
         # Without a rootfs, the homes of the host are not in view.
         if flags.rootfs not in (None, "/") and path.startswith("/"):
             home = path if _inside.is_directory(flags.rootfs, path) else None
     if _is_name(group):
-        gid = accounts.number(GROUP, accounts.line(GROUP, "group", group, 4)[2])
+        gid = accounts.number("group", accounts.line("group", group)[2])
     return f"{uid}:{gid}" if gid or colon else uid, home
 
 
@@ -54,10 +55,7 @@ class Accounts:
     """The two files as the sandbox sees them, by --rootfs, -v, --mount, --tmpfs and --file."""
 
     def __init__(
-        self,
-        flags: argparse.Namespace,
-        mounts: Sequence[Mount],
-        files: Mapping[str, str | bytes],
+        self, flags: argparse.Namespace, mounts: Sequence[Mount], files: Mapping[str, str | bytes]
     ) -> None:
         self._text = flags.user
         self._root: str = flags.rootfs or "/"
@@ -65,27 +63,23 @@ class Accounts:
         self._mounts = mounts
         self._files = files
 
-    def line(self, path: str, what: str, name: str, fields: int) -> list[bytes]:
-        """The fields of the first line with that name."""
-        for line in self._lines(path):
+    def line(self, what: str, name: str) -> list[bytes]:
+        """The fields of the first line for this name."""
+        path, fields = FILES[what]
+        for line in self._read(path).splitlines():
             found = line.split(b":")
             if found[0] == os.fsencode(name) and len(found) >= fields:
                 return found
         raise self._error(f"there is no {what} {name} in {path} of the root")
 
-    def _lines(self, path: str) -> Iterator[bytes]:
+    def _read(self, path: str) -> bytes:
         if self._joined:
             raise self._error(f"{path} of a joined mount namespace is not read")
         if path in self._files:
             content = self._files[path]
-            data = content if isinstance(content, bytes) else content.encode()
-        else:
-            data = self._read(path)
-        yield from data.splitlines()
-
-    def _read(self, path: str) -> bytes:
+            return content if isinstance(content, bytes) else content.encode()
         root, place = self._root, path
-        for mount in self._mounts:  # the last one covers the others
+        for mount in self._mounts:  # a later one covers earlier ones
             at = mount.destination
             if not f"{path}/".startswith(f"{at}/"):
                 continue
@@ -99,10 +93,10 @@ class Accounts:
         except OSError as error:
             raise self._error(f"{path} of the root: {error.strerror}") from None
 
-    def number(self, path: str, field: bytes) -> str:
+    def number(self, what: str, field: bytes) -> str:
         number = whole(field.decode("ascii", "replace"))
         if number is None or number > MAX_ID:
-            raise self._error(f"{path} of the root has no number for it")
+            raise self._error(f"{FILES[what][0]} of the root has no number for it")
         return str(number)
 
     def _error(self, reason: str) -> UsageError:

@@ -1,19 +1,21 @@
-"""Reads the values of flags: times, numbers, namespaces, ids, variables, permissions.
+"""Reads the values of flags: times, numbers, namespaces, ids, variables, permissions, mounts.
 
-Each function raises UsageError, which names the flag and the value. Imported only where one of
-these flags is given.
+Each function raises UsageError, which names the flag and the value. Imported only if one of these
+flags is set.
 """
 
 from __future__ import annotations
 
-from fastns.cli import UsageError, whole
+import os
+
+from fastns.cli import Naming, UsageError, whole
 from fastns.errors import SpecError
-from fastns.spec import IDMapping, Rlimit
+from fastns.spec import IDMapping, Mount, Rlimit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -22,7 +24,12 @@ MODES = {
     "network": {"none": "none", "host": "host", "private": "none"},
     "user": {"auto": "", "keep-id": "new", "private": "new", "host": "host"},
 }
-"""Namespace -> the words for it, where they are not `private` and `host` -> those of a Spec."""
+"""Namespaces with modes of their own: mode -> the word of a Spec, if any."""
+LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+MOUNT_PATHS = {
+    **dict.fromkeys(("src", "source"), "source"),
+    **dict.fromkeys(("dst", "destination", "target"), "destination"),
+}
 SECONDS = {"ms": 1e-3, "us": 1e-6, "h": 3600.0, "m": 60.0, "s": 1.0}
 SWITCHED_ON = ("", "1", "true")
 SWITCHED_OFF = ("0", "false")
@@ -51,13 +58,15 @@ def fields(
         "cpu_weight": number("--cpu-weight", flags.cpu_weight, int),
         "io": io_rates(flags.io),
     }
+    mounts = found["mounts"] = [READERS[name](text) for name, text in flags.mounts]
+    found["files"] = files(flags, mounts)
     if flags.landlock_read or flags.landlock_write:
         found["landlock"] = {"read": flags.landlock_read, "write": flags.landlock_write}
     return found
 
 
 def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **named: object) -> T:
-    """kind(*values, **named), with the flag and its value in front of its SpecError."""
+    """kind(*values, **named); its SpecError becomes a UsageError with the flag and its value."""
     try:
         return kind(*values, **named)
     except SpecError as error:
@@ -77,7 +86,7 @@ def duration(flag: str, text: str | None) -> float | None:
 
 
 def _seconds(text: str) -> float:
-    """The time that a word stands for; 0 if it stands for none."""
+    """The time that a text names, or 0."""
     total, rest = 0.0, text
     while rest:
         number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
@@ -95,7 +104,6 @@ def _seconds(text: str) -> float:
 
 
 def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
-    """The number, by int or float."""
     if text is None:
         return None
     try:
@@ -167,23 +175,20 @@ def environment(flags: argparse.Namespace, caller: Mapping[str, str]) -> dict[st
 
 
 def environment_has(flags: argparse.Namespace, name: str) -> bool:
-    """Whether the flags say something about this variable."""
+    """Whether the flags mention this variable."""
     return any(item.partition("=")[0] == name for _, item in _variables(flags))
 
 
 def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """(where it is given, `K=V` or `K`) for each variable."""
+    """Yields (its flag, `K=V` or `K`) for each variable."""
     for path in flags.env_file:
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-                for number, line in enumerate(lines, start=1):
-                    item = line.lstrip().removesuffix("\n")
-                    if item and not item.startswith("#"):
-                        yield f"--env-file {path}:{number}:", item
-        except OSError as error:
-            raise UsageError(
-                f"--env-file {path}: {error.strerror}", "a file of lines NAME=VALUE"
-            ) from None
+        named = Naming(f"--env-file {path}", "a file of lines NAME=VALUE")
+        with named, open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+        for number, line in enumerate(lines, start=1):
+            item = line.lstrip().removesuffix("\n")
+            if item and not item.startswith("#"):
+                yield f"--env-file {path}:{number}:", item
     for item in flags.env:
         yield "--env", item
 
@@ -213,7 +218,6 @@ def _limit(text: str, word: str) -> int:
 
 
 def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
-    """Those added, without those dropped."""
     if not added and not dropped:
         return ()
     from fastns.capabilities import names
@@ -224,8 +228,8 @@ def capabilities(added: list[str], dropped: list[str]) -> tuple[str, ...]:
 
 
 def security(options: list[str]) -> dict[str, Any]:
-    """Fields of a Spec that --security-opt sets: `no-new-privileges[=true|false]`,
-    `seccomp=default|unconfined|FILE`, `systempaths=unconfined`."""
+    """The fields of a Spec that `no-new-privileges[=true|false]`, `seccomp=default|unconfined|FILE`
+    and `systempaths=unconfined` set."""
     fields: dict[str, Any] = {}
     for option in options:
         key = option.partition("=")[0].partition(":")[0]  # docker takes both
@@ -257,3 +261,153 @@ def io_rates(texts: list[str]) -> dict[str, dict[str, int]]:
             )
         found.setdefault(device, {})[key] = number
     return found
+
+
+# Mounts and files
+
+
+def volume(text: str) -> Mount:
+    """`SRC:DST[:option,...]`: a bind of SRC."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UsageError(
+            f"--volume {text}: expected SRC:DST or SRC:DST:ro", "for example: -v ./data:/data:ro"
+        )
+    options = parts[2].split(",") if len(parts) == 3 else []
+    return _bind("--volume", text, parts[0], parts[1], options)
+
+
+def mount(text: str) -> Mount:
+    """`type=T,src=S,dst=D,...`, as in docker; other words are mount options."""
+    kind = "bind"
+    paths = dict.fromkeys(MOUNT_PATHS.values(), "")
+    options = []
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if key == "type":
+            kind = value
+        elif key in MOUNT_PATHS:
+            paths[MOUNT_PATHS[key]] = value
+        elif key in ("ro", "readonly"):
+            options += ["ro"] if _switched_on(text, item, value) else []
+        elif key == "bind-propagation":
+            options.append(value)
+        elif key in ("tmpfs-size", "tmpfs-mode") and equals:
+            options.append(f"{key.removeprefix('tmpfs-')}={value}")
+        elif item:
+            options.append(item)
+    source, destination = paths["source"], paths["destination"]
+    for key, missing in (("dst", not destination), ("src", kind == "bind" and not source)):
+        if missing:
+            raise UsageError(
+                f"--mount {text}: no {key}=",
+                "for example: --mount type=bind,src=./data,dst=/data,ro",
+            )
+    if kind == "bind":
+        return _bind("--mount", text, source, destination, options)
+    return checked(
+        "--mount", text, Mount, destination, type=kind, source=source or None, options=options
+    )
+
+
+def _switched_on(text: str, item: str, value: str) -> bool:
+    if value.lower() in (*SWITCHED_ON, *SWITCHED_OFF):
+        return value.lower() in SWITCHED_ON
+    raise UsageError(
+        f"--mount {text}: {item} is neither true nor false", "write ro, or leave it out"
+    )
+
+
+def tmpfs(text: str) -> Mount:
+    """`DST[:option,...]`: an empty directory in memory."""
+    destination, _, options = text.partition(":")
+    if not destination:
+        raise UsageError(f"--tmpfs {text}: expected DST or DST:size=64m", "--tmpfs /scratch")
+    words = options.split(",") if options else []
+    return checked("--tmpfs", text, Mount, destination, type="tmpfs", options=words)
+
+
+def _bind(flag: str, text: str, source: str, destination: str, options: list[str]) -> Mount:
+    """A bind, with what is mounted below its source unless `bind` is among the options."""
+    path = os.path.abspath(source)
+    if not os.path.exists(path):
+        raise UsageError(f"{flag} {text}: {path} does not exist", "create it first")
+    words = options if {"bind", "rbind"} & set(options) else ["rbind", *options]
+    return checked(flag, text, Mount, destination, type="bind", source=path, options=words)
+
+
+READERS = {"--volume": volume, "--mount": mount, "--tmpfs": tmpfs}
+
+
+def files(flags: argparse.Namespace, mounts: Iterable[Mount]) -> dict[str, str | bytes]:
+    """Spec.files from --file, --add-host, --dns and --hostname."""
+    result = dict(_file(text) for text in flags.file)
+    hosts = [_host(text) for text in flags.add_host]
+    servers = [f"nameserver {_address('--dns', text, text)}\n" for text in flags.dns]
+    for flag, path, lines in (
+        ("--add-host", "/etc/hosts", hosts),
+        ("--dns", "/etc/resolv.conf", servers),
+    ):
+        if lines and path in result:
+            raise UsageError(f"{flag} and --file {path}: both write {path}", "use one of them")
+    if servers:
+        result["/etc/resolv.conf"] = "".join(servers)
+    named = flags.hostname is not None
+    own_line = f"127.0.1.1\t{flags.hostname}\n" if named else ""
+    taken = [*result, *(mount.destination for mount in mounts)]
+    if hosts or (named and _may_write(flags, taken, "/etc/hosts")):
+        result["/etc/hosts"] = LOCALHOST + own_line + "".join(hosts)
+    if named and _may_write(flags, taken, "/etc/hostname"):
+        result["/etc/hostname"] = f"{flags.hostname}\n"
+    return result
+
+
+def _file(text: str) -> tuple[str, str | bytes]:
+    """`DST=TEXT`, or `DST=@PATH` for the bytes of a file of the caller."""
+    destination, equals, content = text.partition("=")
+    if not destination or not equals:
+        raise UsageError(
+            f"--file {text}: expected DST=TEXT or DST=@PATH",
+            "for example: --file /etc/motd=hello",
+        )
+    if not content.startswith("@"):
+        return destination, content
+    path = content[1:]
+    with Naming(f"--file {text}: {path}", "@ names a file to copy"), open(path, "rb") as source:
+        return destination, source.read()
+
+
+def _host(text: str) -> str:
+    """`NAME:IP`: a line of /etc/hosts."""
+    name, _, ip = text.partition(":")
+    if not name or not ip or any(letter.isspace() for letter in name):
+        raise UsageError(f"--add-host {text}: expected NAME:IP", "--add-host db:10.0.0.2")
+    return f"{_address('--add-host', text, ip.removeprefix('[').removesuffix(']'))}\t{name}\n"
+
+
+def _address(flag: str, text: str, ip: str) -> str:
+    import ipaddress  # slow to import, and seldom needed
+
+    try:
+        return str(ipaddress.ip_address(ip))
+    except ValueError:
+        raise UsageError(
+            f"{flag} {text}: {ip!r} is not an IP address", "for example: 10.0.0.2 or fd00::2"
+        ) from None
+
+
+def _may_write(flags: argparse.Namespace, taken: Iterable[str], path: str) -> bool:
+    """Whether --hostname may add this file: only if the root has it or an overlay would take it,
+    never through a symbolic link, nor at or below a place that other flags use (`taken`)."""
+    if flags.mountns not in (None, "private"):
+        return False
+    if any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in taken):
+        return False
+    if flags.overlay:
+        return True
+    place = flags.rootfs or "/"
+    for name in path.strip("/").split("/"):
+        place = os.path.join(place, name)
+        if os.path.islink(place):
+            return False
+    return os.path.isfile(place)

@@ -20,6 +20,21 @@ class UsageError(Exception):
         self.hint = hint
 
 
+class Naming:
+    """Turns an OSError in its block, but for a broken pipe, into a UsageError that names `what`."""
+
+    def __init__(self, what: str, hint: str | None) -> None:
+        self.what = what
+        self.hint = hint
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise UsageError(f"{self.what}: {error.strerror}", self.hint) from None
+
+
 def whole(word: str) -> int | None:
     """The value of a word of digits. None for any other word, and for more digits than any limit
     here has: int() refuses thousands of them."""

@@ -18,10 +18,11 @@ import time
 
 import fastns
 from fastns.batch import run_batch_by
-from fastns.cli import EXIT_FAILED, UsageError, complain
+from fastns.cli import EXIT_FAILED, Naming, UsageError, complain
 from fastns.cli._errors import complain_of
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._flags import add_flags, add_sandbox_flags, spec_of
 from fastns.cli._jsonl import Jobs, Output
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._signals import Signals, Stopped, look_for
 from fastns.cli._values import duration, whole_number
 from fastns.errors import FastnsError, SpawnError, SpecError
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 1
 CHUNK = 1000
-"""Jobs that are read, checked and run together; more when more than half of it run at once."""
+"""Jobs that are read, checked and run together; more if more than half of it run at once."""
 CHUNK_OUTPUT = 256 << 20
-"""Bytes that the next chunk may come to, if its jobs write as much as those of the last one."""
+"""The next chunk has fewer jobs if, at the last one's rate, it would write more bytes than this."""
 MAX_CONCURRENCY = 4096
 MAX_OUTPUT = "16m"
 
@@ -142,7 +143,7 @@ def _perform(flags: argparse.Namespace) -> int:
         )
         source, name = _open_jobs(flags.jobs, stack)
         target, target_name = _open_output(flags.output, source, stack)
-        signals = stack.enter_context(Signals())  # not before: to open a FIFO may take for ever
+        signals = stack.enter_context(Signals())  # not earlier: Ctrl-C must end the open of a FIFO
         output = Output(target, target_name, signals)
         try:
             show = stack.enter_context(progress_bar(source, target, signals))
@@ -151,7 +152,7 @@ def _perform(flags: argparse.Namespace) -> int:
             while chunk := jobs.read(batch.limit(concurrency)):
                 batch.run(chunk)
         except Stopped as stop:
-            with contextlib.suppress(Stopped):  # a second signal: its reader may be stuck
+            with contextlib.suppress(Stopped):  # on a second signal: the reader may be stuck
                 output.finish()
             return 128 + stop.number
     return EXIT_SOME_FAILED if batch.failed else 0
@@ -178,21 +179,17 @@ def _open_jobs(path: str, stack: contextlib.ExitStack) -> tuple[int, str]:
     """The fd to read from and its name in messages."""
     if path == "-":
         return 0, "stdin"
-    try:
+    with Naming(path or repr(path), "a file of jobs, or - for stdin"):
         fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(
-            f"{path or repr(path)}: {error.strerror}", "a file of jobs, or - for stdin"
-        ) from None
     stack.callback(os.close, fd)
     return fd, path
 
 
 def _open_output(path: str | None, source: int, stack: contextlib.ExitStack) -> tuple[int, str]:
-    """The fd to write to and its name in messages. A file is emptied, unless it is the source."""
+    """The fd to write to and its name in messages. A file is truncated, but not the source."""
     if path in (None, "-"):
         return 1, "stdout"
-    try:
+    with Naming(f"--output {path}", "a file to write to"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         stack.callback(os.close, fd)
         found = os.fstat(fd)
@@ -200,13 +197,11 @@ def _open_output(path: str | None, source: int, stack: contextlib.ExitStack) -> 
             if os.path.samestat(found, os.fstat(source)):
                 raise UsageError(f"--output {path}: the jobs are read from it", "name another")
             os.ftruncate(fd, 0)
-    except OSError as error:
-        raise UsageError(f"--output {path}: {error.strerror}", "a file to write to") from None
     return fd, f"--output {path}"
 
 
 class Batch:
-    """Runs one chunk after the other, and counts."""
+    """Runs chunks of jobs one after the other, and counts failures."""
 
     def __init__(
         self, run: Callable[..., object], signals: Signals, output: Output, show: Show
@@ -228,7 +223,7 @@ class Batch:
         return max(limit, concurrency)
 
     def run(self, chunk: list[Entry]) -> None:
-        """Run these jobs to their end and write all of their results."""
+        """Runs these jobs to their end and writes all of their results."""
         self._before += len(self._chunk)
         self._chunk = chunk
         self._size = 0

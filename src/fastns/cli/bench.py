@@ -1,4 +1,4 @@
-"""`fastns bench`: what a start costs on this machine, beside a bare process and other programs."""
+"""`fastns bench`: prints what a start costs here, beside a bare process and other programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import sys
 
-from fastns.cli import EXIT_FAILED, UsageError, complain, say
-from fastns.cli._flags import ONE, add_flags
+from fastns.cli import EXIT_FAILED, Naming, UsageError, complain, say
+from fastns.cli._flags import add_flags
+from fastns.cli._options import ONE
 from fastns.cli._values import whole_number
 
 TYPE_CHECKING = False
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
-WIDE = 100  # columns of a terminal that has room for a reason in the last column of the table
-BUSY = 3  # a p90 of more than this many medians comes from a busy machine, not from the contender
+WIDE = 100  # columns of a terminal with room for an error in the last column of the table
+BUSY = 3  # if p90 is more than this many medians, the machine was busy
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
 FLAGS = (
@@ -82,9 +83,6 @@ def main(flags: argparse.Namespace) -> int:
     return 0
 
 
-# What is written
-
-
 def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows: list[Row]) -> None:
     from dataclasses import asdict
 
@@ -99,14 +97,8 @@ def _write_report(path: str, machine: dict[str, object], boxes: Sandboxes, rows:
     if path == "-":
         say(text)
         return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            print(text, file=file)
-    except OSError as error:
-        raise UsageError(f"--json {path}: {error.strerror}", "a file to write to") from None
-
-
-# What is printed
+    with Naming(f"--json {path}", "a file to write to"), open(path, "w", encoding="utf-8") as file:
+        print(text, file=file)
 
 
 def _title(machine: dict[str, object]) -> str:

@@ -13,10 +13,11 @@ import stat
 
 from fastns import _planfile
 from fastns._args import MAX_TIMEOUT
-from fastns.cli import EXIT_FAILED, UsageError, say
+from fastns.cli import EXIT_FAILED, Naming, UsageError, say
 from fastns.cli._errors import FLAG_OF_FIELD, complain_of, in_flags
+from fastns.cli._flags import GROUPS, add_flags, add_sandbox_flags, spec_of
 from fastns.cli._flags import LIMITS as LIMIT_FLAGS
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._values import duration
 from fastns.limits import Limits
 
@@ -65,13 +66,12 @@ again when they change. It cannot contain limits by cgroups, such as --memory.
 
 
 def declare(parser: Parser) -> None:
-    add_sandbox_flags(parser)
-    hidden = {name for _, names, _, _ in LIMIT_FLAGS for name in names.split()}
-    for action in parser._actions:  # still read, so that an error can name them
-        if hidden & set(action.option_strings):
-            action.help = argparse.SUPPRESS
-    for names in (("-i", "--interactive"), ("--rm",)):
-        parser.add_argument(*names, action="store_true", help=argparse.SUPPRESS)
+    add_sandbox_flags(parser, {name: rows for name, rows in GROUPS.items() if rows != LIMIT_FLAGS})
+    # Limits are still read, so that an error can name them.
+    hidden = (*LIMIT_FLAGS, (SWITCH, "-i --interactive", "", ""), (SWITCH, "--rm", "", ""))
+    add_flags(
+        parser, [(kind, names, metavar, argparse.SUPPRESS) for kind, names, metavar, _ in hidden]
+    )
     for name in PER_RUN:
         refused: Any = {"nargs": "?", "const": name, "type": lambda _, name=name: name}
         parser.add_argument(
@@ -113,10 +113,8 @@ def main(flags: argparse.Namespace) -> int:
     except (fastns.FastnsError, OSError) as error:
         complain_of(error, "compile")
         return EXIT_FAILED
-    try:
+    with Naming(f"-o {flags.output}", None):
         _planfile.write(flags.output, data)
-    except OSError as error:
-        raise UsageError(f"-o {flags.output}: {error.strerror}", None) from None
     return 0
 
 
@@ -125,10 +123,8 @@ def check_directory(path: str) -> None:
     if os.path.isdir(path):
         raise UsageError(f"-o {path}: a directory", "for example: -o judge.plan")
     directory = os.path.dirname(path) or "."
-    try:
+    with Naming(f"-o {path}: {directory}", None):
         mode = os.stat(directory).st_mode
-    except OSError as error:
-        raise UsageError(f"-o {path}: {directory}: {error.strerror}", None) from None
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
             f"-o {path}: others may write to {os.path.abspath(directory)}",

@@ -10,7 +10,8 @@ import time
 from contextlib import contextmanager
 
 from fastns.cli import EXIT_FAILED, UsageError, advise, complain, say
-from fastns.cli._flags import MANY, add_flags
+from fastns.cli._flags import add_flags
+from fastns.cli._options import MANY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def declare(parser: Parser) -> None:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Build the root that the flags describe. Returns the exit code."""
     from fastns.rootfs import RootfsError, build
 
     bundles = getattr(flags, "with")
@@ -113,7 +113,7 @@ def main(flags: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
-    """Yields what shows the progress in the last line of a terminal; clears it afterwards."""
+    """Yields a function that shows the progress in the last line of a terminal. Clears it later."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -137,7 +137,7 @@ def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
 
 @contextmanager
 def _undone_by_signals() -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into an exception, so that a build that they end is undone."""
+    """Turns SIGTERM and SIGHUP into an exception, so that an interrupted build is undone."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -155,7 +155,6 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes in the unit that keeps the number short."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -3,7 +3,7 @@
 Theory of operation. The flags become a Spec (_flags.py). fastns.spawn() starts the command with
 this process's stdin, stdout and stderr, and this process waits. SIGTERM and SIGHUP end the sandbox.
 Ctrl-C reaches the command through the terminal, so it ends the sandbox only if the command neither
-catches nor ignores it. With --max-output two threads pass the output on (_relay.py). At the end
+catches nor ignores it. With --max-output two threads pass the output on (Relay). At the end
 this process waits for them. After a time limit or a signal it waits only while the reader of the
 output takes some.
 """
@@ -17,23 +17,23 @@ import time
 
 from fastns._record import record
 from fastns.cli import EXIT_FAILED, EXIT_TIMEOUT, UsageError, advise, complain, say, whole
-from fastns.cli._flags import ONE, SWITCH, add_flags, add_sandbox_flags, spec_of
+from fastns.cli._flags import GROUPS, PROCESS, add_sandbox_flags, spec_of
+from fastns.cli._options import ONE, SWITCH
 from fastns.cli._signals import SIGINT, SIGKILL, Signals, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
+    from typing import IO, Any
 
     from fastns import Sandbox, Spec
-    from fastns.cli._options import Options
     from fastns.cli._parser import Parser
-    from fastns.cli._relay import Relay
 
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
 LONGEST_POLL = 86_400_000.0  # milliseconds; poll(2) takes an int
+CHUNK = 1 << 16
 PATIENCE = 0.2  # seconds to wait, after a kill, for a reader that takes no output
 
 ACCEPTED = (
@@ -53,6 +53,7 @@ CONTROL = (
 )  # fmt: skip
 
 
+FLAGS = {**GROUPS, "process": (*PROCESS, *ACCEPTED), "the run itself": CONTROL}
 USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
 ABOUT = (
     "Run one command in a sandbox of its own. Without options the command sees the host's system "
@@ -72,11 +73,10 @@ found.
 """
 
 
-def declare(parser: Parser | Options) -> None:
+def declare(parser: Parser) -> None:
     parser.options_first = True
-    parser.keeps_error = True  # --status-fd reports a wrong flag too
-    add_flags(add_sandbox_flags(parser), ACCEPTED)
-    add_flags(parser.add_argument_group("the run itself"), CONTROL)
+    parser.keeps_error = True  # --status-fd reports a wrong flag, too
+    add_sandbox_flags(parser, FLAGS)
 
 
 @record(frozen=True)
@@ -187,18 +187,20 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         pipes: Any = {"stdout": fastns.PIPE, "stderr": fastns.PIPE} if spec.max_output else {}
         sandbox = fastns.spawn(command, spec=spec, **pipes)
         over = os.eventfd(0) if spec.max_output and spec.on_output_limit == "kill" else None
-        relays = _relays(sandbox, spec, over)
+        outputs = ((sandbox.stdout, 1), (sandbox.stderr, 2)) if spec.max_output else ()
+        limit = int(spec.max_output or 0)
+        relays = [Relay(file, sink, limit, over) for file, sink in outputs if file is not None]
         cause, number = _wait(sandbox, signals, timeout, over, spec.init)
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        # The command has had an earlier Ctrl-C, too.
+        # An earlier Ctrl-C was also sent to the command.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _finish(relays, signals, patience)
         if stop and cause == "ended":
             cause, number = "killed", stop
-    truncated = any(relay.dropped or relay.is_alive() for relay in relays)
+    truncated = any(relay.dropped or relay.thread.is_alive() for relay in relays)
     if cause == "ended":
         is_over = over is not None and any(relay.dropped for relay in relays)
         cause = "output_limit" if is_over else sandbox.cause or "ended"
@@ -236,20 +238,46 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
         advise(in_flags(hint))
 
 
-def _relays(sandbox: Sandbox, spec: Spec, over: int | None) -> list[Relay]:
-    """Those between the command and stdout and stderr, if there is a limit. `over` is an eventfd
-    that becomes readable when the output exceeds it."""
-    if not spec.max_output:
-        return []
-    from fastns.cli._relay import Relay
+class Relay:
+    """A thread that reads `source` to its end and writes the first bytes to `sink`.
 
-    made = []
-    for file, sink in ((sandbox.stdout, 1), (sandbox.stderr, 2)):
-        assert file is not None  # both are pipes
-        source = os.dup(file.fileno())
-        file.close()
-        made.append(Relay(source, sink, int(spec.max_output), over))
-    return made
+    `over`, if not None, is an eventfd that is signaled when there are more bytes.
+    """
+
+    def __init__(self, source: IO[bytes], sink: int, limit: int, over: int | None) -> None:
+        import threading  # slow to import, and only needed with --max-output
+
+        self.dropped = 0  # bytes
+        self.done = 0  # bytes read, and bytes written
+        self._source = source
+        self._sink = sink
+        self._left = limit
+        self._over = over
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while chunk := os.read(self._source.fileno(), CHUNK):
+            self.done += len(chunk)
+            kept, self._left = chunk[: self._left], max(0, self._left - len(chunk))
+            self.dropped += len(chunk) - len(kept)
+            if self.dropped and self._over is not None:
+                os.eventfd_write(self._over, 1)
+                self._over = None
+            if kept and not self._write(memoryview(kept)):
+                break
+        self._source.close()
+
+    def _write(self, data: memoryview) -> bool:
+        """False if the reader is gone. Closing the source then gives the command SIGPIPE."""
+        try:
+            while data:
+                written = os.write(self._sink, data[: select.PIPE_BUF])  # small: `done` is current
+                self.done += written
+                data = data[written:]
+        except OSError:
+            return False
+        return True
 
 
 def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> int:
@@ -257,7 +285,7 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
     Returns the signal, or 0."""
     before, since = -1, 0.0
     for relay in relays:
-        while relay.is_alive():
+        while relay.thread.is_alive():
             for number in signals.take():
                 return number
             done = sum(each.done for each in relays)
@@ -265,7 +293,7 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
                 before, since = done, time.monotonic()
             elif patience is not None and time.monotonic() - since > patience:
                 return 0
-            relay.join(0.05)
+            relay.thread.join(0.05)
     return 0
 
 
