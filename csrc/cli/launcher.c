@@ -165,7 +165,7 @@ static void read_option(struct options *options, char ***at, struct outcome *out
         else
             set_status_fd(options, value, outcome);
     } else {
-        fail(outcome, "what the sandbox is, is said to fastns compile; see fastns-exec --help",
+        fail(outcome, "options of the sandbox go to fastns compile; see fastns-exec --help",
              "unknown option: %.*s", (int)strcspn(word, "=") > 100 ? 100 : (int)strcspn(word, "="),
              word);
     }

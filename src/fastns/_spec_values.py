@@ -85,12 +85,13 @@ class Mount:
         destination: absolute path inside.
         type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
-        options: as in mount(8) and OCI: ro rw nosuid nodev noexec size= mode= rbind slave ...;
-            X-mount.mkdir creates a missing destination. Root's sandboxes have ids of their own; a
-            bind keeps its owners in them (an idmapped mount), so that root's files are uid 0's
-            inside. In a plain bind they are nobody's. A bind is plain with noidmap, if a file
-            system in it cannot be idmapped, or if X-mount.mkdir creates a target in it; with idmap
-            the last two are errors. Device files in a bind can be opened only with dev.
+        options: as in mount(8) and OCI, such as ro, nosuid, noexec, size=64m, mode=1777, rbind.
+            For any other word, the error lists the options of the type. X-mount.mkdir creates a
+            missing destination. Root's sandboxes have ids of their own; a bind keeps its owners in
+            them (an idmapped mount), so that root's files are uid 0's inside. In a plain bind they
+            are nobody's. A bind is plain with noidmap, if a file system in it cannot be idmapped,
+            or if X-mount.mkdir creates a target in it; with idmap the last two are errors. Device
+            files in a bind can be opened only with dev.
     """
 
     destination: str
