@@ -71,7 +71,8 @@ void fns_reply(int connection, const struct fns_ended *reply)
 {
     long result = -EINTR;
     for (int tries = 0; result < 0 && result != -EPIPE && tries < FNS_TRIES; tries++)
-        result = fns_send_message(connection, reply, sizeof *reply, 0, 0, 0, 0);
+        result =
+            fns_sys6(__NR_sendto, connection, (long)reply, sizeof *reply, FNS_MSG_NOSIGNAL, 0, 0);
     if (result < 0)
         FNS_IGNORE(fns_sys2(__NR_shutdown, connection, FNS_SHUT_RDWR), "it may be closed");
 }

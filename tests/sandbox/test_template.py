@@ -180,11 +180,10 @@ def test_without_hidepid_the_servers_proc_shows_other_sandboxes(
         assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
         return plan(ops=tuple(kept), **given)
 
-    monkeypatch.setattr(_core, "Plan", shown)
-    with (
-        Template(Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **HOST_NET)) as template,
-        template.spawn(["sleep", "60"]) as other,
-    ):
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "Plan", shown)
+        made = Template(Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **HOST_NET))
+    with made as template, template.spawn(["sleep", "60"]) as other:
         assert "sleep" in sh(template, BENEATH)
         other.kill()
 
