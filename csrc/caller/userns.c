@@ -167,7 +167,7 @@ static int await_limit(const struct fns_stay *stay, int pidfd)
 {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
     struct timespec pause = {0, FIRST_PAUSE_NS};
-    int limited = 0, has_ended = 0;
+    int limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE), has_ended = 0;
     for (int tries = 1; limited == 0 && !has_ended && tries <= MAX_PAUSES; tries++) {
         has_ended = ppoll(&end, 1, &pause, NULL) > 0;
         /* Loaded after the look: it may be set just before the end. */

@@ -48,11 +48,6 @@ static const char help_text[] =
     "if fastns-exec itself fails; 126 if the command is not executable; 127 if it is\n"
     "not found.\n";
 
-void print_help(void)
-{
-    fputs(help_text, stdout);
-}
-
 static const char see_help[] = "see fastns-exec --help";
 
 /* 2s, 500ms, 1m30s, 1.5h or a number of seconds in ns; 0: the text is none of these. */

@@ -349,8 +349,13 @@ static int null_tree(struct fns_child *child)
     if (child->cache.null_device)
         return clone_fd(child->cache.null_device, 0);
     int fd = fns_resolve(child->root, "dev/null", 1);
-    if (fd >= 0 && fns_type_in(fd, "") != FNS_S_IFCHR)
-        fd = fns_done_with(fd, -ENOENT);
+    if (fd >= 0) {
+        long type = fns_type_in(fd, "");
+        if (type < 0)
+            return fns_done_with(fd, type);
+        if (type != FNS_S_IFCHR)
+            fd = fns_done_with(fd, -ENOENT);
+    }
     if (fd < 0 && child->null) { /* the caller's view is gone */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
         /* A tree detached in another mount namespace cannot be copied in this one (EINVAL, since Linux 6.15)

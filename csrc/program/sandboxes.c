@@ -188,8 +188,10 @@ static long start_request(struct fns_slot *slot, int connection)
     } else if (counted) {
         fns_count_alive(batch, -1);
     }
-    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
+    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
+        slot->taken = 1; /* a clone that failed before has cleared it, but the request waits here */
         return result;
+    }
     fns_close_all(slot->received.fds, n_fds);
     if (result < 0) {
         slot->taken = 0;
