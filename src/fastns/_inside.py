@@ -24,7 +24,7 @@ def read(root: str, path: str, most: int) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
         with open(f"/proc/self/fd/{fd}", "rb") as file:
-            data = file.read(most + 1)
+            data = file.read(most + 1) or b""  # None: a file system's EAGAIN
     finally:
         os.close(fd)
     if len(data) > most:

@@ -105,6 +105,8 @@ def _check_cpuset(cpuset: Any) -> None:
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    if isinstance(io, tuple):  # as it is stored, for dataclasses.replace()
+        io = {device: dict(rates) for device, rates in io}
     for device, rates in io.items():
         if not isinstance(device, str) or not (device.startswith("/") or DEVICE.fullmatch(device)):
             raise wrong("io", device, "a block device's path or 'major:minor'")

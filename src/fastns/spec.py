@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     OnOutputLimit: TypeAlias = Literal["truncate", "kill"]
 
 __all__ = ["KINDS", "RLIMITS", "FrozenMap", "IDMapping", "Mount", "Rlimit", "Spec"]
+__all__ += ["CGROUP_LIMITS", "DEFAULT_ENV", "DEFAULT_RLIMITS", "MASKED_PATHS", "READONLY_PATHS"]
 
 CGROUP_LIMITS = (
     *("memory", "memory_swap", "pids_limit", "cpus"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -383,3 +384,22 @@ FILTERED = SimpleNamespace(filtered=True)  # a Plan
 def test_the_cause(cause: str, returncode: int, facts: dict[str, Any]) -> None:
     counts = facts.pop("counts", None)
     assert cause_of(returncode, counts, **facts) == cause
+
+
+def test_limits_can_be_replaced() -> None:
+    limits = Limits(io={"8:0": {"rbps": 1 << 20}}, memory="32m")  # type: ignore[arg-type]
+    changed = dataclasses.replace(limits, memory=64 << 20)
+    assert (changed.io, changed.memory) == (limits.io, 64 << 20)
+
+
+def test_a_cgroup_that_cannot_be_listed_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: str) -> None:
+        raise OSError(errno.EMFILE, "no fd is free")
+
+    directory = tmp_path / "cgroup"
+    directory.mkdir()
+    monkeypatch.setattr(os, "scandir", fail)
+    assert cgroups._remove(str(directory))
+    assert not directory.exists()

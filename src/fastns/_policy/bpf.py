@@ -374,7 +374,7 @@ def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
 def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
     """A 64-bit comparison as lists of conditions on its halves; it holds if all of one list do.
 
-    `op`: one of seccomp_profile.OPERATORS, without its prefix."""
+    `op`: one of seccomp.OPERATORS, without its prefix."""
     low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
     if op == "MASKED_EQ":
         halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))

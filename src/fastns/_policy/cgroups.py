@@ -238,7 +238,7 @@ def _clear(directory: str, end: float) -> bool:
 
 def _remove(directory: str) -> bool:
     """Kills what runs in a cgroup, and removes it. False: a process has not ended yet."""
-    found = [path for path, _, _ in os.walk(directory)]
+    found = _tree(directory)
     for path in found:
         _kill(path)
     try:
@@ -249,6 +249,11 @@ def _remove(directory: str) -> bool:
             raise
         return False
     return True
+
+
+def _tree(directory: str) -> list[str]:
+    """A cgroup and all below it, parents first. os.walk() leaves out what it cannot list."""
+    return [directory, *(path for path, _, _ in os.walk(directory) if path != directory)]
 
 
 def _kill(directory: str) -> None:
@@ -311,7 +316,7 @@ def _close_all() -> None:
         cgroups.close()
     for directory in _left:
         with contextlib.suppress(OSError):
-            for path, _, _ in os.walk(directory, topdown=False):
+            for path in reversed(_tree(directory)):
                 os.rmdir(path)
 
 
