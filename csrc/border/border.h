@@ -9,7 +9,7 @@
 struct fns_border {
     const struct fns_plan *plan;
     const struct fns_args *args; /* of the program: argv, envp, stdio, keep */
-    int program;                 /* its file */
+    int program;                 /* the program's file */
     int status;                  /* the writing end of the status pipe */
 };
 

@@ -31,8 +31,8 @@ int fns_set_program(const void *bytes, size_t size);
  * directory. One block, to be freed; NULL: no memory. */
 char **fns_command_paths(const char *command, char *const *directories);
 
-/* For plan->file: keeps the plan's bytes in a file, made by the plan's first start. NULL: no memory. Freed when no
- * start of the plan is under way. */
+/* For plan->file: holds the plan's bytes in a memory file, which the plan's first start makes. NULL: no memory. Free
+ * it only when no start of the plan is under way. */
 struct fns_file *fns_file_new(void);
 void fns_file_free(struct fns_file *file);
 
@@ -109,7 +109,7 @@ struct fns_cgroup {
     uint32_t n_fds, clone_into;
     int fds[FNS_MAX_GROUPS];
     uint64_t before[FNS_COUNTS]; /* the plan's counters before the start */
-    uint64_t counts[FNS_COUNTS]; /* by kind, after fns_cgroup_give() */
+    uint64_t counts[FNS_COUNTS]; /* by kind; set by fns_cgroup_give() */
 };
 
 /* A pool of cgroups, for any number of threads, but not for a forked process. fns_cgroups_remove(): removes the

@@ -115,7 +115,7 @@ void fns_cpu_watch_close(struct fns_cpu_watch *watch);
 int fns_believe_error(const struct fns_plan *plan, const struct fns_error *said,
                       struct fns_error *error);
 
-/* To be called when a wait for a template's server has lasted a while. Continues a stopped server, or with `kill` kills
+/* Call it when a wait for a template's server has lasted a while. Continues a stopped server, or with `kill` kills
  * it. 1: it was stopped. */
 int fns_server_rouse(int pidfd, int kill);
 

@@ -120,7 +120,7 @@ void fns_attend(const struct fns_process *process, int killed)
         fns_server_rouse(process->server, killed);
     if (process->pidfd < 0 || process->remote || fns_kill(process, 0) < 0)
         return;
-    /* Only looks whether any child has ended: other children belong to the application. */
+    /* Checks whether any child has ended, and reaps none: other children belong to the application. */
     if (!process->served)
         FNS_IGNORE(fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0),
                    "si_pid is 0 then");

@@ -133,7 +133,7 @@ static int take_signal(int fd)
     return read(fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
 }
 
-/* Whether a start that waits must give up: one of them is pending. */
+/* Whether a watched signal is pending, so that a waiting start gives up (fns_set_interrupted()). */
 static int has_signal(void)
 {
     sigset_t pending;
@@ -212,8 +212,8 @@ static int wait_for_any(struct run *run, struct pollfd fds[4], uint64_t time_ns)
     return ready;
 }
 
-/* After the end of the sandbox: relays the rest, until a signal comes or, if not `patient`, nothing moves for
- * PATIENCE_NS. The signal, or 0. */
+/* Relays what is left after the sandbox has ended. Stops at a signal and, unless `patient`, when nothing has moved
+ * for PATIENCE_NS. The signal, or 0. */
 static int relay_rest(struct run *run, int patient)
 {
     const struct relay *relays = run->relays;
@@ -235,7 +235,8 @@ static int relay_rest(struct run *run, int patient)
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
-/* Whether a signal to this program ends the sandbox. If not, the command handles it. */
+/* Whether a signal to this program ends the sandbox. If not, the command handles it: SIGINT is passed on here if
+ * the command has left this session. */
 static int must_kill(const struct run *run, int signal)
 {
     const struct fns_process *process = &run->job.io.process;

@@ -66,7 +66,7 @@ static int move_to(struct walk *walk, int fd)
 
 static int follow(struct walk *walk, const char *path);
 
-/* Goes on to a name in the directory reached. 0 or -errno. */
+/* Goes from walk->at to `name`, and checks who may change it. 0 or -errno. */
 static int step(struct walk *walk, const char *name)
 {
     char target[PATH_MAX];

@@ -22,7 +22,7 @@ static struct {
     unsigned next, pending;
     volatile uint32_t woken, received; /* counters, to wait for */
     volatile uint8_t states[MAX_ENTRIES];
-    int fds[MAX_ENTRIES]; /* the closer's */
+    int fds[MAX_ENTRIES]; /* numbers in the closer's fd table */
     char stack[STACK_SIZE] __attribute__((aligned(4096)));
     char stacks[N_WORKERS][WORKER_STACK_SIZE] __attribute__((aligned(4096)));
 } closer;

@@ -77,7 +77,7 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
     int result = 0;
     memcpy(&limit, child->plan->strings + op->data, sizeof limit);
     if (op->how & FNS_HOW_HALF) {
-        /* The kernel counts some resources per user, over all processes: a sandbox with half of the caller's
+        /* The kernel counts these resources over all processes of a user. A sandbox with half of the caller's
          * limit leaves the other half. */
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now);
         uint64_t half = now.soft / 2 >= op->arg ? now.soft / 2 : min(now.soft, op->arg);

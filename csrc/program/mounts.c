@@ -356,7 +356,7 @@ static int null_tree(struct fns_child *child)
         if (type != FNS_S_IFCHR)
             fd = fns_done_with(fd, -ENOENT);
     }
-    if (fd < 0 && child->null) { /* the caller's view is gone */
+    if (fd < 0 && child->null) { /* TREE_NAMESPACE has left the caller's view */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
         /* A tree detached in another mount namespace cannot be copied in this one (EINVAL, since Linux 6.15)
          * before it is attached here. */

@@ -166,7 +166,7 @@ static void handle(int fd)
     int info[32] = {0}; /* struct signalfd_siginfo (signo, errno, code, pid, ...), or a count */
     switch ((enum fns_peer)at->peer) {
     case FNS_PEER_CONTROL: read_control(fd); break;
-    case FNS_PEER_CALLER: fns_quit(0); /* it has ended */
+    case FNS_PEER_CALLER: fns_quit(0); /* the caller has ended */
     case FNS_PEER_CONNECTION:
         /* A sandbox reads here, so the event is a hangup. Between the end of one and the next, nobody
          * has read what was requested before it. */

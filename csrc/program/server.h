@@ -230,7 +230,7 @@ int fns_closer_hold(int fd);
 /* Releases an entry: its namespace may be taken down when the closer is woken. */
 void fns_closer_release(int entry);
 
-/* How many were released since it was woken. */
+/* How many entries were released since the closer was last woken. */
 unsigned fns_closer_pending(void);
 
 void fns_closer_wake(void);

@@ -65,7 +65,8 @@ enum fns_id_map {
 
 struct fns_plan {
     const struct fns_op *ops;
-    const char *strings; /* starts and ends with NUL, so that offset 0 is free and all are closed */
+    const char
+        *strings; /* begins with NUL: offset 0 means none; ends with NUL: every string ends */
     uint32_t n_ops, n_strings;
     uint32_t n_early;               /* FNS_PLAN_HOP: how many ops come before the clone */
     uint32_t options;               /* enum fns_plan_option bits */

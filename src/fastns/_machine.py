@@ -74,16 +74,16 @@ def surroundings() -> Finding:
 def privilege() -> Finding:
     """The user, its rights, and the ids of its sandboxes."""
     if not has_sys_admin():
-        found = "out CAP_SYS_ADMIN: each sandbox gets a user namespace"
+        found = "without CAP_SYS_ADMIN: each sandbox gets a user namespace"
     elif Surroundings.current().in_user_namespace:
-        rights = " CAP_SYS_ADMIN, in this user namespace only"
+        rights = "with CAP_SYS_ADMIN, in this user namespace only"
         found = f"{rights}: its sandboxes have the ids of this namespace"
     elif not has_range():
-        rights = " CAP_SYS_ADMIN, without CAP_CHOWN, CAP_SETUID or CAP_SETGID"
+        rights = "with CAP_SYS_ADMIN, without CAP_CHOWN, CAP_SETUID or CAP_SETGID"
         found = f"{rights}: its sandboxes have its own ids"
     else:
-        found = " CAP_SYS_ADMIN: a range of ids for its sandboxes"
-    return Finding(None, f"uid {os.geteuid()} with{found}")
+        found = "with CAP_SYS_ADMIN: a range of ids for its sandboxes"
+    return Finding(None, f"uid {os.geteuid()} {found}")
 
 
 def has_range() -> bool:

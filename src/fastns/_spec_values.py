@@ -74,7 +74,7 @@ NOTHING = FrozenMap()
 
 
 class Default(str):
-    """A default, distinguishable from the same value given by the caller."""
+    """A default value, which can be told from an equal one that the caller gave."""
 
 
 @record(frozen=True)

@@ -1,4 +1,4 @@
-"""The limits that cgroups enforce, checked and in plain units. No I/O."""
+"""The limits that cgroups enforce, checked and in plain units. No I/O. For rlimits: Rlimit."""
 
 from __future__ import annotations
 

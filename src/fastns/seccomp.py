@@ -228,7 +228,7 @@ def _bounded(instructions: bytes) -> bytes:
 
 
 def _groups(args: tuple[bpf.Argument, ...]) -> list[list[bpf.Argument]]:
-    """Groups of comparisons: a rule applies if all of one group hold.
+    """The comparisons of a rule, in groups: it applies if every comparison of any group holds.
 
     Comparisons of different arguments are one group. If an argument is compared twice, each
     comparison is a group, as in every runtime that takes the format."""

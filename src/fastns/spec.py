@@ -53,10 +53,11 @@ DEFAULT_ENV = {
     "TERM": "xterm",
     "LANG": "C.UTF-8",
 }
-# The kernel counts all but RLIMIT_CORE per user; the compiler lowers those to half of the caller's
-# soft limit.
+# All but RLIMIT_CORE bound what the kernel counts per user (of NOFILE: fds in flight, unix(7)). The
+# program lowers them to half of the caller's soft limit.
 DEFAULT_RLIMITS = (
-    # With 1 the kernel starts no core handler (core(5)); with 0 it does.
+    # Must be the first: it is set before all other ops. With 1 the kernel starts no core handler
+    # (core(5)); with 0 it does.
     Rlimit("RLIMIT_CORE", 1, 1),
     Rlimit("RLIMIT_NOFILE", 1024, 4096),
     Rlimit("RLIMIT_SIGPENDING", 4096, 4096),
@@ -106,10 +107,11 @@ class Spec:
         uid_mappings: IDMapping objects for a new user namespace; needs gid_mappings.
         gid_mappings: the same for groups.
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
-        rlimits: Rlimit objects, in place of the defaults (DEFAULT_RLIMITS): RLIMIT_CORE 1:1,
-            RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE 409600, RLIMIT_MEMLOCK
-            4 MiB. Half of the caller's soft limit replaces a higher default (not RLIMIT_CORE;
-            never fewer than 256 fds if the caller has that many). Other limits are the caller's.
+        rlimits: Rlimit objects. Each replaces the default of its type (DEFAULT_RLIMITS):
+            RLIMIT_CORE 1:1, RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE
+            409600, RLIMIT_MEMLOCK 4 MiB. Half of the caller's soft limit replaces a higher default
+            (not RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Other limits
+            are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
             kernel drops signals that it has no handler for: abort() ends as -11, and
             raise(SIGABRT), alarm() and SIGPIPE do not end it.

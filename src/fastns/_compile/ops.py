@@ -23,7 +23,8 @@ PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 
 @record(frozen=True)
 class Op:
-    """One step of the program, as csrc/shared/plan.h describes it; `note` is for people."""
+    """One step of the program, as csrc/shared/plan.h describes it. `flags` and `arg` are unsigned;
+    `note` is for people."""
 
     code: str
     stage: str

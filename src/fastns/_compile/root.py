@@ -46,7 +46,7 @@ NO_SYMLINKS_AT = ("/proc", "/sys", "/dev")  # CVE-2019-19921
 PROPAGATION = {MS_SLAVE: _core.HOW_SLAVE, MS_UNBINDABLE: _core.HOW_UNBINDABLE}
 MAGIC = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC}
 
-# The kernel's own default size of a tmpfs is half of the machine's memory.
+# Without size=, a tmpfs may take half of the machine's memory (tmpfs(5)).
 DEFAULT_SIZE = 512 << 20
 SIZES = dict.fromkeys(("/run", "/dev", "/dev/shm"), 64 << 20)
 BLOCK = 4096  # what nr_blocks counts (tmpfs(5)), and the bytes for which there is one inode

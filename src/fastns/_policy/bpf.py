@@ -213,7 +213,7 @@ def _bounds(node: Node) -> tuple[int, int] | None:
 
 
 class _Writer:
-    """Instructions whose targets are NEXT or labels: a node's number, or a negative number."""
+    """Writes instructions. A target is NEXT, a node's number, or a label of _label(): negative."""
 
     def __init__(self, read: Diagram) -> None:
         self._nodes = read.nodes

@@ -49,7 +49,7 @@ CONTROLLER = {
     "io": "io",
     "cpu_time": "cpuacct",
 }
-NEW = ""  # only a new cgroup resets it: version 2 has no other way before Linux 6.12
+NEW = ""  # a value of reset: only a new cgroup starts at 0 (memory.peak before Linux 6.12)
 # What is read when a sandbox has ended: controller, its version, name, file, key, unit, reset.
 COUNTERS: tuple[tuple[str, int, str, str, str, int, str | None], ...] = (
     ("cpuacct", 1, "cpu_time", "cpuacct.usage", "", 1, None),
@@ -290,7 +290,7 @@ def _no_swap() -> bool:
 
 def hierarchies() -> list[Hierarchy]:
     """The mounted hierarchies; cgroup version 2 comes first."""
-    own: dict[str, str] = {}  # controllers as /proc/self/cgroup lists them -> path
+    own: dict[str, str] = {}  # a field of /proc/self/cgroup -> the path
     for line in lines("/proc/self/cgroup"):
         _, names, path = line.split(":", 2)
         own[names] = path

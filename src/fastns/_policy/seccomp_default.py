@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Rules = Iterator[dict[str, Any]]
 
 DONE = 0  # instead of an errno: the call reports success, and does nothing
-INT = 0xFFFFFFFF  # the bits of an int that the kernel reads; a register's others may be anything
+INT = 0xFFFFFFFF  # mask of an int: the kernel ignores the upper half of its register
 
 ALLOWED = {
     "files": """
@@ -373,7 +373,7 @@ def allow(names: list[str], **more: Any) -> dict[str, Any]:
 
 
 def refuse(names: list[str], errno: int, **more: Any) -> dict[str, Any]:
-    """`errno`: DONE, or an error."""
+    """A rule that fails the calls with `errno`; with DONE they report success."""
     return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, **more}
 
 

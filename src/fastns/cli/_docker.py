@@ -13,6 +13,7 @@ _INSTEAD = {
     "fastns run waits for the command: add & in a shell, or use fastns.spawn() in Python":
         "-d --detach",
     "--cpu-weight N, 1 to 10000; 100 is what docker's 1024 shares are": "-c --cpu-shares",
+    "-w DIR or --workdir DIR": "--cwd",
     "--cpus N, such as 1.5": "--cpu-period --cpu-quota",
     "bind the device file with the option dev, such as -v /dev/kvm:/dev/kvm:dev; its owner and "
     "mode on the host decide whether it can be opened": "--device --device-cgroup-rule",

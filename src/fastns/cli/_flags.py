@@ -101,7 +101,7 @@ GROUPS = {
     "root file system": ROOT,
     "files and mounts": CONTENT,
     "host names": IDENTITY,
-    "namespaces (MODE: private, the default; host; or a path to join)": NAMESPACES,
+    "namespaces (MODE: private, host or a path to join; mostly private by default)": NAMESPACES,
     "users and groups": IDS,
     "process": PROCESS,
     "permissions": RIGHTS,

@@ -164,7 +164,7 @@ class Output:
         self._waiting[index] = head, result
 
     def offer(self) -> None:
-        """Write what can be written without waiting."""
+        """Writes what can be written without waiting."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while self._rest or self._next in self._waiting:
@@ -175,7 +175,7 @@ class Output:
             self._write()
 
     def finish(self) -> None:
-        """Write all results. A stopped batch has jobs without one: they are left out."""
+        """Writes all results. Jobs of a stopped batch may have none."""
         while self._rest or self._waiting:
             if not self._rest:
                 self._take(self._next if self._next in self._waiting else min(self._waiting))
