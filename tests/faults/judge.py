@@ -34,6 +34,7 @@ class Rule(NamedTuple):
     calls: tuple[str, ...]  # (): any
     outcome: str  # the type of an exception, or the errno of a SpawnError
     why: str
+    stage: str = ""  # of a SpawnError; "": any
 
 
 _MEMORY = ("mmap", "mremap", "mprotect", "brk")
@@ -46,6 +47,7 @@ RULES = (
         "SystemError",
         "CPython 3.11 reports it so if it lacks memory for a frame",
     ),
+    Rule(CALLER, ("mmap", "clone3"), "EAGAIN", "pthread_create(3) has no ENOMEM", stage="cgroup"),
     Rule("fastns", ("sendto", "write"), "ECANCELED", "a message that cannot be sent has no errno"),
     Rule("newuidmap", (), "EPERM", "its status says only that it failed"),
     Rule("newgidmap", (), "EPERM", "its status says only that it failed"),
@@ -132,7 +134,10 @@ def _error(fault: Fault, error: dict[str, Any]) -> tuple[str, list[str]]:
     said = error["type"]
     if said == "SpawnError" and error["stage"]:
         said = errno.errorcode.get(error["errno"], "")
-    if said == fault.what or any(said == rule.outcome for rule in RULES if applies(rule, fault)):
+    allowed = [rule for rule in RULES if applies(rule, fault)]
+    if said == fault.what or any(
+        said == rule.outcome and rule.stage in ("", error["stage"]) for rule in allowed
+    ):
         return TYPED, []
     return ("errno" if error["fastns"] else "untyped"), lines
 

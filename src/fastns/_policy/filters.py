@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "filters")
 WHOLE, FIRST, REST = "whole", "first", "rest"
+MAX_SIZE = 4096 * 8  # bytes: the kernel takes at most 4096 instructions
 
 
 def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
@@ -68,7 +69,7 @@ def _read(machine: str, part: str, setid: bool) -> bytes:
     name = path(machine, part, setid)
     try:
         with open(name, "rb", buffering=0) as file:
-            return file.read()
+            return os.read(file.fileno(), MAX_SIZE)  # file.read() hides EAGAIN
     except FileNotFoundError:
         raise SpecError(
             "seccomp",
