@@ -48,7 +48,7 @@ int fns_change_directory(struct fns_child *child)
     return result < 0 ? fns_child_failed(child, FNS_STAGE_CHDIR, result) : 0;
 }
 
-/* Retries while another thread's child holds a writing fd of the file: until its own exec (ETXTBSY). */
+/* Retries on ETXTBSY: a child of another thread has an fd open for writing until it executes. */
 static int try_path(const struct fns_args *args, const char *path)
 {
     const int64_t pause[2] = {0, BUSY_PAUSE_NS};

@@ -72,6 +72,7 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
         .cgroup = into ? (uint64_t)slot->received.fds[last] : 0,
     };
     sandbox->child.entered = into;
+    int was_taken = slot->taken; /* a queued request is in it */
     slot->taken = 1;
     long pid = fns_clone_call(&args, fns_sandbox_main, slot);
     if (pid == -ENOSYS && into) { /* without clone3(2) it enters its cgroups itself */
@@ -80,7 +81,7 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
         pid = fns_clone_call(&args, fns_sandbox_main, slot);
     }
     if (pid < 0)
-        slot->taken = 0;
+        slot->taken = was_taken;
     return pid;
 }
 
@@ -188,10 +189,8 @@ static long start_request(struct fns_slot *slot, int connection)
     } else if (counted) {
         fns_count_alive(batch, -1);
     }
-    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
-        slot->taken = 1; /* a clone that failed before has cleared it, but the request waits here */
+    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
         return result;
-    }
     fns_close_all(slot->received.fds, n_fds);
     if (result < 0) {
         slot->taken = 0;

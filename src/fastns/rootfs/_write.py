@@ -82,7 +82,7 @@ class Writer:
     def install(
         self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
     ) -> Root:
-        """Write what differs, and the marker if it changes from `before`."""
+        """Writes what differs, and the marker if it changes from `before`."""
         self._clear_stage()
         marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
