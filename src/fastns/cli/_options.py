@@ -21,8 +21,8 @@ else:
         wrong = None  # set only by a Parser, which reads every line with an error
 
 
-# Kinds of flags. A SWITCH has no value, and of a ONE the last value counts; MANY and MOUNT may be
-# repeated. All mounts go into one list, in order, because a later mount may cover an earlier one.
+# Kinds of flags. A SWITCH has no value, a ONE keeps its last value, and MANY and MOUNT keep all.
+# Mounts of every kind go into one list, in order, because a later mount may cover an earlier one.
 SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
 

@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
-        """Prints to stdout. Unlike argparse, it reports a failure to write."""
+        """Prints to stdout. Unlike argparse, reports a failure to write."""
         say(self.format_help(), end="")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:

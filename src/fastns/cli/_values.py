@@ -397,9 +397,9 @@ def _address(flag: str, text: str, ip: str) -> str:
 
 
 def _may_write(flags: argparse.Namespace, taken: Iterable[str], path: str) -> bool:
-    """Whether --hostname may write this file: not in a mount namespace of the host or one that is
-    joined, and not at or below a path that other flags use (`taken`). Without --overlay, the root
-    must have the file, and its path must not contain a symbolic link."""
+    """Whether --hostname may write this file: not in the host's mount namespace or a joined one,
+    and not at or below a path that other flags use (`taken`). Without --overlay, the root must have
+    the file, and its path must not contain a symbolic link."""
     if flags.mountns not in (None, "private"):
         return False
     if any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in taken):

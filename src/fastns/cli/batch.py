@@ -247,7 +247,7 @@ class Batch:
 
 @contextlib.contextmanager
 def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Show]:
-    """A bar by `rich`, if that is installed, stderr is a terminal, and the results go to none."""
+    """A bar by `rich`, if that is installed, stderr is a terminal, and the output is not."""
     if not os.isatty(2) or os.isatty(output):
         yield _show_nothing
         return

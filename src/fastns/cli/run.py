@@ -195,7 +195,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        # The command got a Ctrl-C before its end, too: it is no reason to stop.
+        # The command got an earlier Ctrl-C, too, so that is no reason to stop.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _finish(relays, signals, patience)
@@ -321,8 +321,8 @@ def _wait(
             return "timeout", 0
         for number in signals.take():
             # SIGINT is left to a command that handles it; a terminal sends it only to commands in
-            # this session. All others are ended: pid 1 of a namespace does not receive a signal
-            # that it does not handle, and whether the child of an init handles it is unknown.
+            # this session. Other sandboxes are ended: pid 1 of a namespace gets only signals that
+            # it handles, and whether the child of an init handles SIGINT is unknown.
             if number != SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
             if not _in_this_session(sandbox.pid):
