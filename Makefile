@@ -22,9 +22,9 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 	    while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
 
-# ---- to see it work ----
+# ---- see it work ----
 
-# Mounts a volume and three files over the root, and prints each command before its output.
+# Binds a directory and three files of build/seed. SEED_COMMANDS prints each command before its output.
 SEED_RUN = $(BIN)/fastns run --rootfs $(SEED)/rootfs --hostname container \
     -v $(SEED)/volume:/mnt \
     -v $(SEED)/conf/hosts:/etc/hosts \
@@ -54,7 +54,7 @@ $(SEED)/.made: $(STAMP) Makefile
 	printf 'a file of the host, seen through a volume\n' >$(SEED)/volume/egon_test.txt
 	touch $@
 
-# ---- to check it ----
+# ---- test and check ----
 
 quick: install  ## the unit tests: half a minute, without privileges, and nothing is sandboxed
 	$(BIN)/python -m pytest -p no:cacheprovider -q tests/unit $(PYTEST_ARGS)
@@ -73,8 +73,8 @@ test-user: setup install  ## all tests as an unprivileged user, from the source 
 test-pythons: install  ## build, unit tests and some sandbox tests with every Python that is found
 	PYTHONS="$(PYTHONS)" tests/pythons.sh $(PYTEST_ARGS)
 
-# KERNELS: any of 6.1, 6.12 and 7.x. KERNEL_TESTS: limits, escape or all; all includes the sandbox
-# tests.
+# KERNELS: any of 6.1, 6.12 and 7.x. KERNEL_TESTS: limits, escape or all. "all" also runs tests of
+# namespaces, mounts and roots.
 KERNELS ?= 6.1 6.12 7.x
 KERNEL_TESTS ?= all
 test-kernels: setup install setup-kernels  ## the sandbox, limits and escape tests on other kernels, in QEMU
@@ -97,7 +97,7 @@ escape: setup install  ## only the escape tests, as root and as a user, and a ta
 	$(MAKE) test-root PYTEST_ARGS='tests/escape -q --no-header'
 	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
 
-# CASE: one fault, named as in the table. FAULTS_ARGS: more arguments; --help lists them.
+# CASE: the name of one fault in the table, to inject only that. FAULTS_ARGS: more arguments (--help).
 faults: setup install  ## fails, stops and kills starts at each of their system calls, and prints a table
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS_ARGS) $(CASE)
 
@@ -120,7 +120,7 @@ manual: install  ## docs/fastns.1, the manual page, from the parsers of the comm
 asan: packages  ## the C tests under AddressSanitizer and UBSan
 	$(MAKE) -C tests/c asan
 
-# ROUNDS: how often each thread repeats its work.
+# ROUNDS: how many times each thread repeats its work.
 ROUNDS ?= 20
 tsan: packages  ## spawns, batches and templates from many threads, under ThreadSanitizer
 	$(MAKE) -C tests/c tsan ROUNDS=$(ROUNDS)
@@ -141,7 +141,7 @@ bench: install  ## what a spawn costs here, and its ratio to posix_spawn and oth
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' \
 	    --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name $(PYTEST_ARGS)
 
-# ---- to read it ----
+# ---- documentation ----
 
 docs: setup-docs  ## the documentation as web pages, build/docs/index.html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site . build/docs
@@ -150,7 +150,7 @@ setup-docs: install
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' | \
 	    xargs $(BIN)/python -m pip install --quiet
 
-# ---- to build it ----
+# ---- build and install ----
 
 wheel: install  ## dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -1,4 +1,7 @@
-"""Builds the extension, the program and the default filter; the rest is in pyproject.toml."""
+"""Builds the extension, the program, fastns-exec and the default filter.
+
+The rest is in pyproject.toml.
+"""
 
 import functools
 import hashlib
@@ -18,8 +21,8 @@ STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 # The folders of csrc/ are named after the process that runs their code.
 CALLER_FOLDERS = ["caller", "border", "shared"]
 PROGRAM_FOLDERS = ["program", "border", "shared"]
-# For code that runs in a child in the caller's memory: no stack protector (it reads TLS), no loops
-# turned into calls of libc, no sanitizer.
+# Flags for code that a child runs in the caller's memory: no stack protector, which reads TLS; no
+# replacement of loops by calls to libc; no sanitizer.
 CHILD = [
     *("-O2", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-fno-sanitize=all"),
     "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
@@ -30,7 +33,7 @@ PROGRAM = [
     "-Wl,--build-id=none,--gc-sections,-z,noexecstack,-z,noseparate-code,-z,norelro",
     "-Wno-unused-parameter",  # all ops have the same parameters
 ]
-# fastns-exec is static: a loader would take as long as half a start.
+# fastns-exec is static: the dynamic loader would take half as long as a start.
 LAUNCHER_FLAGS = ["-O2", "-static", "-no-pie", "-s", "-Wl,--gc-sections,-z,noseparate-code"]
 
 
@@ -39,7 +42,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def build_id() -> str:
-    """Identifies the layout of plan files: equal sources have equal layouts."""
+    """Identifies the layout of plan files: a hash of the sources that define the layout."""
     digest = hashlib.sha256(os.uname().machine.encode())
     for path in sorted(Path("csrc").rglob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -48,7 +51,7 @@ def build_id() -> str:
 
 @functools.cache
 def default_filters() -> dict[str, bytes]:
-    """Name -> content of each file of the default filter, made by the package's own code."""
+    """The files of the default filter, name -> content. The package's own code makes them."""
     sys.path.insert(0, str(Path(__file__).parent / "src"))
     try:
         from fastns._policy import filters
@@ -59,7 +62,7 @@ def default_filters() -> dict[str, bytes]:
 
 
 class BuildExt(build_ext):
-    """Compiles csrc/ as plain C, apart from Cython's output, and links the program beside it."""
+    """Compiles csrc/ separately from Cython's output, and builds the program and fastns-exec."""
 
     def build_extension(self, ext: Extension) -> None:
         build = Path(self.build_temp)
@@ -88,7 +91,7 @@ class BuildExt(build_ext):
         self.build_launcher(compiler, objects, package / "_program")
 
     def build_launcher(self, compiler: list[str], objects: list[str], program: Path) -> None:
-        """Links fastns-exec, with the program in it, from the objects of the extension."""
+        """Links fastns-exec from the extension's objects. The program is embedded in it."""
         macros = {"VERSION": self.distribution.get_version(), "PROGRAM_FILE": str(program)}
         defined = [f'-DFNS_{name}="{value}"' for name, value in macros.items()]
         files = [str(path) for path in sources("cli") if path.stem != "planfile"]
@@ -104,7 +107,7 @@ class BuildExt(build_ext):
             ) from None
 
     def copy_extensions_to_source(self) -> None:
-        """The in-place build (pip install -e): the program goes where the extension goes."""
+        """Copies the program and the filters beside the extension (for pip install -e)."""
         super().copy_extensions_to_source()
         package = Path(self.build_lib, "fastns")
         shutil.copy(package / "_program", "src/fastns/_program")
@@ -117,8 +120,8 @@ class BuildExt(build_ext):
 
 
 class BuildScripts(Command):
-    """Adds fastns-exec to the scripts of the wheel. An installer puts these on PATH, executable,
-    where it also puts `fastns`; an editable installation has them too."""
+    """Adds fastns-exec to the scripts of the wheel. An installer makes scripts executable and puts
+    them in the directory of `fastns`, also in an editable installation."""
 
     user_options: ClassVar[list[tuple[str, str, str]]] = []
 
@@ -129,7 +132,7 @@ class BuildScripts(Command):
         self.set_undefined_options("build", ("build_scripts", "build_dir"))
 
     def get_source_files(self) -> list[str]:
-        return []  # it is built
+        return []  # fastns-exec is built
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_dir) / "fastns-exec")]
@@ -146,14 +149,14 @@ setup(
         Extension(
             "fastns._core",
             ["src/fastns/_core.pyx", "src/fastns/_entry.c"],
-            define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c has the name
+            define_macros=[("PyInit__core", "fns_core_init")],  # _entry.c defines PyInit__core
             include_dirs=["csrc"],
             depends=[
                 *map(str, Path("csrc").rglob("*.*")),
                 *map(str, Path("src/fastns").glob("*.px[di]")),
             ],
             extra_compile_args=["-O2", "-pthread"],
-            # Every symbol is bound at load: the child must not enter the dynamic linker.
+            # Binds all symbols at load time: the child must not enter the dynamic linker.
             extra_link_args=["-Wl,-z,now", "-pthread"],
         )
     ],

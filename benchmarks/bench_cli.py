@@ -1,6 +1,6 @@
-"""The time of short programs: whole processes, from start to end, in turn.
+"""Times short programs in turn: whole processes, from start to end.
 
-For comparison: `python -c pass`, an import of `subprocess`, and bubblewrap if it is installed.
+`python -c pass`, an import of `subprocess` and, if it is installed, bubblewrap are for comparison.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUBBLEWRAP = ["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev"
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, float]:
-    """Seconds from start to reaped, and CPU seconds (user and system) including children."""
+    """Seconds until the process is reaped, and CPU seconds (user and system) with its children."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -44,7 +44,7 @@ def timed(command: list[str], cwd: Path) -> tuple[float, float]:
 
 
 def test_whole_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compileall.compile_dir(Path(fastns.__file__).parent, quiet=1)  # as an installation does
+    compileall.compile_dir(Path(fastns.__file__).parent, quiet=1)  # as pip does
     (tmp_path / "empty.py").touch()
     commands = {name: [sys.executable, *words] for name, words in CONTENDERS.items()}
     bwrap = shutil.which("bwrap")

@@ -1,10 +1,10 @@
-"""A start with the defaults of Spec(), its own network included, compared with os.posix_spawn.
+"""Compares a start with the defaults, which include a network namespace, with os.posix_spawn.
 
 Both run the same static program. The sandbox's only option is a read-only bind with that program.
 Each run is added to results/default.json, with the load of the machine.
 
-On a busy machine run this under `chrt -r 20`. It keeps other work away from the caller and its
-sandboxes, but not from the kernel's worker that takes network namespaces down.
+On a busy machine, run this under `chrt -r 20`: a real-time priority keeps other work away from the
+caller and its sandboxes, but not from the kernel's worker that takes network namespaces down.
 """
 
 import json
@@ -24,7 +24,7 @@ from fastns import Mount, Spec, Template
 RESULTS = Path(__file__).with_name("results") / "default.json"
 ROUNDS = int(os.environ.get("FASTNS_BENCH_ROUNDS", "300"))
 STREAK = 20
-"""Starts of one contender without a pause: more than any pool lasts."""
+"""Starts of one contender without a pause: more than any pool holds."""
 BARE = "os.posix_spawn"
 Run = Callable[[list[str]], fastns.CompletedSandbox]
 
@@ -42,7 +42,7 @@ def contender(run: Run) -> Contender:
 
 
 def streaks(first: Contender, second: Contender) -> list[tuple[float, float]]:
-    """Seconds per start of each contender, from streaks in turn."""
+    """Seconds per start of both contenders, which take turns in streaks."""
     found = []
     for _ in range(ROUNDS // 10):
         seconds = []
@@ -56,7 +56,7 @@ def streaks(first: Contender, second: Contender) -> list[tuple[float, float]]:
 
 
 def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """From pairs of a bare start and a sandboxed one: the medians, the spread and the ratio."""
+    """The medians, their ratio and the spread, from pairs of a bare start and a sandboxed one."""
     bare, own = (statistics.median(values) for values in zip(*pairs, strict=True))
     cuts = statistics.quantiles([second for _, second in pairs], n=10)
     return {
@@ -69,7 +69,7 @@ def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def keep(name: str, figures: dict[str, float]) -> None:
-    """Append one run to those of the same name."""
+    """Append a run to the stored runs of the same name."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept["machine"] = machine()
     run = {**figures, "load": round(os.getloadavg()[0], 1)}
@@ -78,8 +78,8 @@ def keep(name: str, figures: dict[str, float]) -> None:
 
 
 def measure(name: str, rootfs: Path, run: Run) -> None:
-    """In turn with the bare process, which leaves time to prepare the next sandbox; and in streaks,
-    which do not."""
+    """Measure starts in turn with a bare process, which leaves time to prepare the next sandbox,
+    and in streaks, which leave none."""
     bare, own = posix_spawn(str(rootfs / "true")), contender(run)
     times = interleaved({BARE: bare, name: own}, ROUNDS)
     keep(f"{name}, in turns", summary(list(zip(times[BARE], times[name], strict=True))))

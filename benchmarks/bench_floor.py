@@ -1,6 +1,6 @@
-"""The kernel's share of the time of a start (floor.c). No start can take less.
+"""Measures the kernel's share of a start (floor.c). No start can take less time.
 
-The figures and their machine are kept in results/floor.json.
+Stores the figures and the machine in results/floor.json.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The cost of each layer: a bare clone, then one more namespace or step at a time.
 
-Each layer is a benchmark for pytest-benchmark. test_layers_interleaved times all layers in turn in
-one loop; trust that comparison.
+test_layer times each layer alone, with pytest-benchmark. To compare layers, use
+test_layers_interleaved, which times all of them in turn: the machine's speed drifts between
+benchmarks.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ HOST = dict.fromkeys(KINDS, "host")
 TMPFS = [Mount(f"/{name}", type="tmpfs") for name in ("tmp", "run", "dev")]
 PROC = [Mount("/proc", type="proc")]
 LIMITS: Fields = {"memory": "64m", "pids_limit": 64, "cpus": 1.5}
-OPEN: Fields = {  # without the default defences; capabilities are always dropped
+OPEN: Fields = {  # no default defences, but capabilities are always dropped
     "default_mounts": False,
     "masked_paths": (),
     "readonly_paths": (),
@@ -28,13 +29,13 @@ OPEN: Fields = {  # without the default defences; capabilities are always droppe
 }
 RANGE = "+ user namespace of a range"  # root's default
 MASKS: Fields = {"masked_paths": None, "readonly_paths": None}
-# The five default limits cannot be left out. These five cost as much.
+# The five default limits cannot be left out, so five more show what they cost.
 FIVE_LIMITS: Fields = {
     "rlimits": [
         Rlimit(f"RLIMIT_{name}", -1, -1) for name in ("CPU", "FSIZE", "DATA", "RSS", "LOCKS")
     ]
 }
-LAYERS: dict[str, Fields] = {  # each adds to those above it; "new" names a namespace
+LAYERS: dict[str, Fields] = {  # each adds to those above it; "new": a new namespace
     "clone and exec": {},
     "+ uts": {"new": "uts"},
     "+ ipc": {"new": "ipc"},
@@ -94,7 +95,7 @@ def test_layers_interleaved(rootfs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Compared with a bare process, with one more defence at a time, in the host's network."""
+    """Time a template with one more defence at a time, in the host's network, and a bare start."""
     fields = OPEN | {"default_mounts": True, "network": "host", "namespaces": {"user": "host"}}
     contenders = {"os.posix_spawn": posix_spawn(str(rootfs / "true"))}
     contenders["Template, default mounts"] = template(Spec(rootfs=str(rootfs), **fields))
@@ -109,7 +110,7 @@ def test_defences_of_a_template(rootfs: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_binds_and_the_view(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Default sandboxes with a bind that keeps its owners, and without a rootfs."""
+    """Time default sandboxes with a plain bind, with an idmapped one, and without a rootfs."""
 
     def bind(*options: str) -> list[Mount]:
         # On an existing mount point: X-mount.mkdir would make the bind plain.

@@ -1,4 +1,4 @@
-"""fastns-exec against bubblewrap: whole processes in turn, as a shell or a judge runs them.
+"""Compares fastns-exec with bubblewrap: whole processes, in turn, as a shell or a judge runs them.
 
 bubblewrap gets the same namespaces and mounts. fastns-exec also sets up a range of ids, a seccomp
 filter, masked paths and resource limits, all within the measured time.

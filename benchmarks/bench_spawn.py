@@ -1,4 +1,4 @@
-"""A sandbox compared with a bare process: os.posix_spawn and subprocess.run of a static binary.
+"""Compares sandboxes with bare processes: os.posix_spawn and subprocess.run of a static binary.
 
 test_ratios prints ratios beside the project's goals, each from one interleaved run.
 """
@@ -45,7 +45,7 @@ def test_spawn(name: str, rootfs: Path, benchmark) -> None:  # type: ignore[no-u
 
 
 def test_ratios(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All contenders in turn, then only the pair with a goal."""
+    """Time all contenders in turn, then only the pair that has a goal."""
     all_of_them = contenders(rootfs)
     times = interleaved(all_of_them)
     pair = interleaved({name: all_of_them[name] for name in ("os.posix_spawn", FIVE_NAME)})
@@ -135,7 +135,7 @@ def test_peak_memory(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_import(capsys: pytest.CaptureFixture[str]) -> None:
-    # With compiled bytecode, as installed: the first rounds write it if it is missing.
+    # With bytecode, as in an installation. The warm-up writes it if it is missing.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def python(code: str) -> Contender:

@@ -1,7 +1,7 @@
-"""A Template, one start at a time, in batches and for a minute, compared with os.posix_spawn.
+"""Compares a Template with os.posix_spawn: one start at a time, in batches and for a minute.
 
 Each ratio is from a run in which only its two contenders take turns, because the work just before a
-start changes its cost. The figures are stored in results/template.json.
+start changes its cost. Stores the figures in results/template.json.
 """
 
 import json
@@ -28,7 +28,7 @@ BARE = "os.posix_spawn"
 def spec(rootfs: Path, **fields: Any) -> Spec:
     """The bare configuration: pid, mount, uts, ipc and cgroup namespaces, /proc and /tmp.
 
-    bench_layers.py measures each defence; DEFAULT here measures them together.
+    DEFAULT adds all default defences together; bench_layers.py adds one at a time.
     """
     fields = {
         "network": "host",
@@ -164,7 +164,8 @@ def available() -> int:
 
 
 def test_sustained(rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At full rate, with new network namespaces: no error, no slowdown, no growth of memory."""
+    """Starts at full rate, with new network namespaces. Fails if any start fails; prints whether
+    the rate dropped or memory was lost."""
     before = available()
     counts: list[int] = []
     failed = 0

@@ -1,7 +1,7 @@
-"""Contenders, which are timed in turn.
+"""Contenders, and the loop that times them in turn.
 
-Absolute times drift on a shared machine. So one loop times all contenders in turn, and the ratios
-of their medians are compared.
+Absolute times drift on a shared machine. So one loop times all contenders in turn, and benchmarks
+compare the ratios of their medians.
 """
 
 import os
@@ -16,7 +16,7 @@ KINDS = ("pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time")
 
 
 def sandbox(spec: Spec, command: str = "/true") -> Contender:
-    """From spawn() to the reaped process, with a plan compiled once."""
+    """Starts a sandbox by spawn() and reaps it. The plan is compiled once."""
     plan = fastns.compile(spec)
 
     def contender() -> None:
@@ -27,7 +27,7 @@ def sandbox(spec: Spec, command: str = "/true") -> Contender:
 
 
 def template(spec: Spec, command: str = "/true") -> Contender:
-    """The same from a running Template without parked sandboxes."""
+    """Does the same from a running Template without parked sandboxes."""
     made = fastns.Template(spec, parked=0)
 
     def contender() -> None:

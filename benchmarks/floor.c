@@ -1,9 +1,8 @@
-/* The kernel's share of a start: its steps in plain C, with nothing else.
+/* Measures the kernel's share of a start: the steps of a start in plain C, and nothing else.
  *
- * Each case adds one step to the case before it. It is timed in turns with posix_spawn of the same
- * static program. "server" has the shape of a template: a process with a small table of mounts gets
- * a request over a socket, clones, reaps and replies. There are no limits, ids, filter or error
- * reports.
+ * Each case but "server" adds one step to the case before it. Each takes turns with posix_spawn of the
+ * same static program. "server" works like a template: a process with few mounts receives a request
+ * from a socket, clones, reaps and replies. No case has limits, an id map, a filter or error reports.
  *
  * Usage, as root: floor ROUNDS ROOT EXEC. ROOT has /true, /proc and /tmp; EXEC executes /true.
  * Prints a JSON object.
@@ -105,8 +104,8 @@ static void enter_root(void)
     check(syscall(SYS_pivot_root, ".", ".") == 0 && umount2(".", MNT_DETACH) == 0, "pivot_root");
 }
 
-/* Requests carry three fds, as a template's do. The server keeps the sandbox's mount namespace
- * until it has replied: otherwise the sandbox's exit would take it down before. */
+/* Requests carry three fds, as a template's do. The server keeps the sandbox's mount namespace open
+ * until it has replied. Otherwise the sandbox's exit would take it down before the reply. */
 static void serve(int socket)
 {
     enter_root();
@@ -153,7 +152,7 @@ static int request(void)
     return status;
 }
 
-/* ---- the turns ------------------------------------------------------------------------------ */
+/* ---- timing --------------------------------------------------------------------------------- */
 
 static int run(enum step what)
 {

@@ -3,8 +3,8 @@
     python agent.py WORKSPACE <calls.jsonl
 
 Reads JSON objects, one per line, such as {"command": "ls", "timeout": 10}. Replies to each with an
-object that has exit_code, output and, if the command was ended or its output cut off, a note. Files
-in WORKSPACE stay from call to call; nothing else does. There is no network.
+object that has exit_code, output and, if the command was killed or its output cut off, a note.
+Files in WORKSPACE persist between calls; nothing else does. There is no network.
 """
 
 import json
@@ -22,7 +22,7 @@ NOTES = {
 
 
 class Shell:
-    """A workspace, and the sandboxes that see it. A context manager."""
+    """Runs commands in sandboxes that share a workspace. A context manager."""
 
     def __init__(self, workspace: Path, *, timeout: float = 30.0) -> None:
         self.timeout = timeout
@@ -34,7 +34,7 @@ class Shell:
                 memory="1g",
                 pids_limit=200,
                 max_output="16k",  # as much as a model should read
-                require_limits=False,  # an agent's host may have no cgroups to give
+                require_limits=False,  # the agent may be unable to create cgroups
             )
         )
 
@@ -46,7 +46,7 @@ class Shell:
         self._template.close()
 
     def call(self, command: str, timeout: float | None = None) -> dict[str, object]:
-        """Run one command line. Whatever it does, the reply is something to read."""
+        """Run one command line. Its failure or timeout is a reply, too, not an exception."""
         try:
             done = self._template.run(
                 ["sh", "-c", command],

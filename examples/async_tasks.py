@@ -1,4 +1,4 @@
-"""Sandboxes from asyncio: many at once, each with a time limit, ended when its task is cancelled.
+"""Sandboxes from asyncio: many at once, each with a timeout, and killed if its task is cancelled.
 
 python async_tasks.py
 """
@@ -10,9 +10,9 @@ from fastns import Spec, Template
 
 
 async def run(template: Template, args: list[str], timeout: float) -> tuple[int, str]:
-    """Return the returncode of a command and what it printed.
+    """Return the returncode of a command and its output.
 
-    The sandbox is killed if this is cancelled, or if the time is over (TimeoutError).
+    Kills the sandbox if this coroutine is cancelled, or after `timeout` seconds (TimeoutError).
     """
     sandbox = template.spawn(
         args, stdin=fastns.DEVNULL, stdout=fastns.PIPE, stderr=fastns.STDOUT, text=True

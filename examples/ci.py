@@ -1,4 +1,4 @@
-"""Runs the steps of a build, each in a sandbox without a home, and without a network by default.
+"""Runs the steps of a build, each in a sandbox that sees no home and, by default, no network.
 
     python ci.py STEPS.toml [SOURCE]
 
@@ -34,8 +34,8 @@ def spec_of(step: dict[str, Any], source: Path) -> Spec:
         env={"HOME": "/tmp", "CI": "true"},
         network="host" if step.get("network") else "none",
         memory=step.get("memory"),
-        init=True,  # builds start daemons and leave children: pid 1 reaps them
-        die_with_parent=True,  # if the job is cancelled, its step ends too
+        init=True,  # builds leave daemons and other children, which the init reaps
+        die_with_parent=True,  # if this program is killed, its step ends too
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import fastns
 from fastns import Job, Mount, Spec
 
-TIME = 2.0  # seconds of CPU time for a test case; five times that of wall-clock time
+TIME = 2.0  # seconds of CPU time for a test case; its timeout is five times as long
 LIMITS = {"memory": "256m", "pids_limit": 16, "cpu_time": TIME}
 COMPILER = ["gcc", "-O2", "-o", "/out/program", "/in/submission.c", "-lm"]
 VERDICTS = {
@@ -39,7 +39,7 @@ def prepare(submission: Path, box: Path) -> list[str]:
             Mount("/in/submission.c", source=submission.resolve(), options=["ro"]),
             Mount("/out", source=box),
         ],
-        # A submission can also make the compiler use any amount of memory.
+        # The compiler needs limits, too: a submission can make it use any amount of memory.
         **LIMITS | {"memory": "1g", "pids_limit": 64, "cpu_time": 20.0},
         max_output="64k",
         require_limits=False,
@@ -51,7 +51,7 @@ def prepare(submission: Path, box: Path) -> list[str]:
 
 
 def verdict(done: fastns.CompletedSandbox | fastns.FastnsError, expected: str) -> str:
-    """Say in a word or two how a test case went."""
+    """Return the verdict on a test case, in a word or two."""
     if isinstance(done, fastns.SpawnError):
         return f"not started: {done}"
     if done.cause in VERDICTS:
@@ -76,7 +76,7 @@ def main() -> int:
         command = prepare(arguments.submission, box)
         spec = Spec(
             mounts=[Mount("/box", source=box, options=["ro"])],
-            init=True,  # as pid 1 a command would not die of its own SIGABRT
+            init=True,  # as pid 1, a command could not be killed by its own SIGABRT
             max_output="1m",
             on_output_limit="kill",
             # A user without cgroups cannot have these limits. The judge says so below.

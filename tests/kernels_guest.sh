@@ -1,9 +1,9 @@
 #!/bin/bash
-# The guest's side of tests/kernels.sh. Runs as root and prepares a root, then runs the command in it.
+# The guest's side of tests/kernels.sh. As root, prepares a root file system and runs the command in it.
 #
-# In the guest's own root each read goes to the host. The new root shows the same files, mounted so
-# that the guest's kernel may cache them, below a writable layer. Directories that need a disk's file
-# system are on a disk.
+# In the root that virtme-ng provides, each read goes to the host. The new root is an overlay: the lower
+# layer has the same files, mounted so that the guest's kernel may cache them, and the upper layer is in
+# memory. Directories that need the file system of a disk are on the disk.
 # Usage: kernels_guest.sh DIRECTORY COMMAND [ARG…]
 set -euo pipefail
 

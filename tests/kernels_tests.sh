@@ -1,6 +1,6 @@
 #!/bin/bash
-# Tests in a guest of tests/kernels.sh: as root, and at the same time as an unprivileged user, to whom
-# a part of the cgroup tree is delegated, as systemd does. Exits with 0 if both succeed.
+# Runs tests in a guest of tests/kernels.sh: as root, and at the same time as an unprivileged user who
+# has a part of the cgroup tree, delegated as systemd does it. Exits with 0 if both succeed.
 # Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
 set -euo pipefail
 
@@ -21,7 +21,7 @@ user=fastns-test
 prepared=build/kernels/user
 away=/var/tmp/fastns-test
 
-# The guest lacks a block device to read from, and swap.
+# The tests need a block device that they can read from, and swap. The guest has neither.
 modprobe brd rd_nr=1 rd_size=16384
 modprobe zram num_devices=1
 echo 128M >/sys/block/zram0/disksize

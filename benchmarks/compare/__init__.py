@@ -1,1 +1,1 @@
-"""The race: the same start of the same program by fastns and its rivals. See __main__.py."""
+"""The race: fastns and its rivals start the same program. See __main__.py."""

@@ -14,7 +14,7 @@ def seen_outside(root: Path) -> Any:
 
 
 def compare(inside: Any, outside: Any) -> dict[str, Any]:
-    """Return what differs inside from outside."""
+    """Return what the contender isolates, and which defences it has, from both reports."""
     spaces = [
         name
         for name, file in SPACES.items()
@@ -35,5 +35,5 @@ def compare(inside: Any, outside: Any) -> dict[str, Any]:
 
 
 def is_equal(found: dict[str, Any]) -> bool:
-    """Whether it isolates all that counts as equal isolation."""
+    """Whether a contender isolates everything that equal isolation requires."""
     return found["namespaces"] == list(SPACES) and all(found[x] for x in ("root", "proc", "tmp"))

@@ -1,4 +1,4 @@
-"""Times direct starts, from a bare process up, each of which isolates one thing more."""
+"""Times a bare process, and direct starts that each isolate one thing more than the last."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ MOUNTS = [Mount("/proc", type="proc"), Mount("/tmp", type="tmpfs")]
 
 
 def measure(root: Path, rounds: int) -> dict[str, float]:
-    """Medians in µs. Each start also does what those above it do; the last is from a template."""
+    """Medians in µs. Each start also isolates what those above do; the last is from a template."""
     true = str(root / "true")
 
     host: dict[str, Any] = {"network": "host", "user": "host"}
@@ -43,7 +43,7 @@ def measure(root: Path, rounds: int) -> dict[str, float]:
         "+ /sys, /dev, /run, masked paths": rooted(default_mounts=True, seccomp="default"),
         "+ user": sandbox(Spec(rootfs=str(root), network="host")),
     }
-    # parked=0: otherwise a part of the start is not timed.
+    # parked=0: a parked sandbox would do a part of its start before it is timed.
     with Template(Spec(rootfs=str(root), network="host"), parked=0) as made:
         contenders["the same by Template.run"] = lambda: made.run(["/true"]) and None
         times = interleaved(contenders, rounds)

@@ -44,7 +44,7 @@ def present() -> tuple[list[str], dict[str, str]]:
 
 
 def look_inside(names: list[str], root: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what each isolates, as a probe sees it inside, and why some cannot run."""
+    """Return what each contender isolates, as a probe inside sees it, and why others cannot run."""
     outside = isolation.seen_outside(root)
     found, failed = {}, {}
     for name in names:
@@ -64,7 +64,7 @@ def latency(names: list[str], root: Path, rounds: int, dice: random.Random) -> d
 
 
 def rates(root: Path, seconds: float, jobs: int) -> dict[str, dict[str, float]]:
-    """Starts per second: of threads that start in a loop, and of run_batch."""
+    """Starts per second, by threads that start in a loop and by run_batch."""
     found: dict[str, dict[str, float]] = {}
     names = [BARE, "fastns_direct", FASTNS]
     with started(names, root) as contenders:
@@ -94,7 +94,7 @@ def against(
 
 
 def live(root: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Starts while a number of sandboxes of the same template sleep."""
+    """Times starts while other sandboxes of the same template are alive."""
     found: dict[str, Any] = {"start_us": {}, "kib_each": {}, "spawn_us": {}}
     alive = 0
     with started([FASTNS], root) as contenders:

@@ -13,7 +13,7 @@ OURS, OTHERS, BARE = (
     "#0072b2",
     "#999999",
     "#444444",
-)  # told apart by colour-blind people, and in grey
+)  # distinguishable by colour-blind people, and in grey
 LINES = ["#0072b2", "#d55e00", "#009e73", "#444444", "#cc79a7"]
 MARKS = "osD^v"
 mpl.rcParams.update(
@@ -66,7 +66,7 @@ def colour(key: str) -> str:
 
 
 def latency(data: dict[str, Any]) -> Any:
-    """Dots, because bars need a zero, which a logarithmic scale lacks."""
+    """Draws dots: bars need a zero, which a logarithmic scale lacks."""
     times = data["latency_us"]
     keys = sorted(times, key=lambda key: -times[key]["median"])
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(keys) + 1.6))
@@ -152,7 +152,7 @@ def live(data: dict[str, Any]) -> Any:
 
 
 def layers(data: dict[str, Any]) -> Any:
-    """Dots: the cost of a start with everything down to that line, and what that line adds."""
+    """A dot is the cost of a start with all layers down to its row; its label is what that adds."""
     found = dict(data["layers_us"])
     name, by_template = found.popitem()
     figure, axes = plt.subplots(figsize=(8, 4.2))

@@ -1,4 +1,4 @@
-"""Runs each contender in its own process. In each round each contender has a turn."""
+"""Runs each contender in its own process. Every contender has one turn per round."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""One contender in a process of its own: requests on stdin, replies on stdout, as lines of JSON.
+"""Runs one contender: reads requests from stdin, and writes replies to stdout, as lines of JSON.
 
 python -m compare.worker RIVAL ROOT [--mib N] [--mounts N] [--uid N]
 """
@@ -23,7 +23,7 @@ MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 
 
 def make_mounts(count: int) -> None:
-    """Add `count` mounts, in a mount namespace of this process' own."""
+    """Add `count` mounts, in a new mount namespace of this process."""
     libc = ctypes.CDLL(None, use_errno=True)
     fastns.unshare("mount")
     libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
@@ -31,7 +31,7 @@ def make_mounts(count: int) -> None:
     atexit.register(os.rmdir, place)
     if libc.mount(b"tmpfs", place, b"tmpfs", 0, None) < 0:
         raise OSError(ctypes.get_errno(), "mount")
-    atexit.register(libc.umount2, place, MNT_DETACH)  # before its directory is removed
+    atexit.register(libc.umount2, place, MNT_DETACH)  # runs before the rmdir above
     for number in range(count):
         target = place + b"/%d" % number
         os.mkdir(target)
@@ -64,7 +64,7 @@ class Worker:
         return json.loads(self.rival.output("/probe"))
 
     def rate(self, threads: int, seconds: float) -> float:
-        """Starts per second of a number of threads, each of which starts in a loop."""
+        """Starts per second of all threads, each of which starts in a loop."""
         end, counts = time.monotonic() + seconds, [0] * threads
 
         def loop(index: int) -> None:
@@ -86,8 +86,8 @@ class Worker:
         return n / (time.perf_counter() - start)
 
     def grow(self, n: int) -> dict[str, float]:
-        """Start n more sleeping sandboxes; return the median time of a start and the memory of
-        each."""
+        """Start n more sleeping sandboxes. Return the median times of the first and the last 1,000
+        starts, and the memory of each sandbox in KiB."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         before, times = available(), []
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the rivals' output must not mix with the replies
-    module = rivals.load(options.rival)  # before --uid takes away the right to read Python's files
+    module = rivals.load(options.rival)  # before --uid: that user may be unable to read it
     fastns.compile(fastns.Spec())
     if options.uid:
         os.setgroups([])

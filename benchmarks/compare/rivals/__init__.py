@@ -2,13 +2,13 @@
 
 NAME        the name shown
 NOTE        known differences from the others
-find()      the program's path, or "" for a Python function
+find()      the program's path; "" if it is missing, or for a Python function
 version()   the version of that program
-Rival(root) prepares; run(command) runs a command of the root and returns its exit code;
-output(command) returns its output; close() removes everything
+Rival(root) prepares the contender. Its run(command) runs a command of the root and returns its
+            exit code; output(command) returns its output; close() removes everything
 
-If possible, each isolates equally: new pid, mount, uts, ipc and cgroup namespaces, `root` as its
-root, its own /proc, its own empty /tmp, and the host's network.
+As far as possible, all isolate the same: new pid, mount, uts, ipc and cgroup namespaces, `root` as
+the root, their own /proc, their own empty /tmp, but the host's network.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What fastns' contenders share: a spec that isolates what the others do."""
+"""Shared by the contenders of fastns: a spec that isolates what the rivals isolate."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def find() -> str:
 
 
 def spec(root: Path, **fields: Any) -> Spec:
-    """A spec without what most rivals lack: a filter, and, if the caller is root, a user
+    """A spec as isolated as most rivals: it has no filter and, if the caller is root, no user
     namespace."""
     equal: dict[str, Any] = {
         "network": "host",
@@ -32,7 +32,7 @@ def spec(root: Path, **fields: Any) -> Spec:
 
 
 class FromTemplate:
-    """A Template. The work of its server before a start is not timed."""
+    """Starts from a Template. What its server does before a start is not timed."""
 
     def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
         self.template = Template(spec(root, **fields), **(pools or {}))

@@ -1,4 +1,4 @@
-"""Writes a bundle for the OCI runtimes, which read a config.json."""
+"""Writes a bundle for OCI runtimes: a directory with a config.json."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What contenders that are programs share. subprocess.run starts them."""
+"""Shared by the contenders that are programs, which subprocess.run starts."""
 
 import shutil
 import subprocess

@@ -26,7 +26,7 @@ class Rival(_program.Program):
         self.place = tempfile.TemporaryDirectory(prefix="fastns-crun-")
         self.name = f"fastns-{os.getpid()}"
         if Path("/sys/fs/cgroup/unified").is_dir():
-            # crun refuses machines with both versions of cgroups: hide them from this process.
+            # crun refuses machines with both versions of cgroups: hide version 2 from it.
             fastns.unshare("mount")
             subprocess.run(["mount", "--make-rprivate", "/"], check=True)
             subprocess.run(["umount", "/sys/fs/cgroup/unified"], check=True)

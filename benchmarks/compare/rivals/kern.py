@@ -40,8 +40,8 @@ class Rival(_program.Program):
 
 
 def copy_programs(root: Path, to: Path) -> None:
-    """Make a separate root, because kern writes into it. Files that others put into /dev stay
-    out."""
+    """Make a separate root, because kern writes to its root. Leaves out the files that other
+    contenders put into /dev."""
     to.mkdir()
     for entry in root.iterdir():
         if entry.is_file():
@@ -51,9 +51,10 @@ def copy_programs(root: Path, to: Path) -> None:
 
 
 def leave_cgroups_alone() -> None:
-    """Hide what kern sets limits with. If that does not work, kern tries it again in each start.
+    """Hide from kern, in this process only, what it sets limits with: cgroups and systemd-run.
 
-    It is hidden in this process only. So kern leaves no files in /sys/fs/cgroup.
+    Where kern cannot set limits, it would try again in each start, and leave files in
+    /sys/fs/cgroup.
     """
     fastns.unshare("mount")
     hidden = [["-t", "tmpfs", "-o", "ro", "tmpfs", "/sys/fs/cgroup"]]

@@ -16,7 +16,7 @@ def version() -> str:
 
 class Rival(_program.Program):
     def argv(self, command: str) -> list[str]:
-        # Without -I its own process is pid 1, and it mounts /proc twice.
+        # Without -I, a process of minijail0 is pid 1, and /proc is mounted twice.
         spaces = ["-p", "-I", "-v", "-l", "-N", "--uts"]
         mounts = ["-P", str(self.root), "-k", "proc,/proc,proc", "-k", "tmpfs,/tmp,tmpfs"]
         return [find(), *spaces, *mounts, "--", command]

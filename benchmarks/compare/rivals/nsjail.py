@@ -1,4 +1,4 @@
-"""nsjail, from Google. Raced if it is in PATH; Debian 12 has no package of it."""
+"""nsjail, from Google. Raced if it is in PATH; Debian 12 does not package it."""
 
 from compare.rivals import _program
 

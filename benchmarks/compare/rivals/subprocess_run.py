@@ -1,4 +1,4 @@
-"""subprocess.run, which starts all contenders that are programs: they cannot be faster."""
+"""subprocess.run. It starts all contenders that are programs, so none of them can be faster."""
 
 from compare.rivals._program import Program
 

@@ -1,4 +1,4 @@
-"""unshare from util-linux, with mount and chroot in a shell script, as written by hand."""
+"""unshare from util-linux, with mount and chroot in a shell script, as one writes it by hand."""
 
 from compare.rivals import _program
 

@@ -89,9 +89,9 @@ def program() -> NoReturn:
 
 
 def _hold_closed_fds() -> None:
-    """Opens /dev/null as each of 0, 1 and 2 that is closed, so that no file of fastns gets this
-    number, where the command would use it. It is opened for the wrong direction, so that reads and
-    writes still fail with EBADF."""
+    """Opens /dev/null for each of fds 0, 1 and 2 that is closed. Otherwise a file of fastns could
+    get that number, and the command would use it. /dev/null is opened for the opposite direction,
+    so the command's reads and writes still fail with EBADF."""
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
@@ -115,7 +115,7 @@ def _dispatch(words: list[str]) -> int:
         raise _unknown_verb(verb)
     module = __import__(f"fastns.cli.{verb}", fromlist=[verb])  # cheaper than importing importlib
     namespace = None
-    if verb == "run":  # has to start fast
+    if verb == "run":  # must start fast
         from fastns.cli import _options
 
         namespace = _options.parse(module.FLAGS.values(), rest)

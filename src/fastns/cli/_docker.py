@@ -1,4 +1,4 @@
-"""Options and commands that only docker has, with hints. Imported only for an error."""
+"""Hints for options and commands that only docker has. Imported only for an error."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _SYSTEMS = (
 
 
 def hint_of_image(name: str) -> str | None:
-    """A hint for a command that was not found, if it looks like the name of an image."""
+    """A hint for a command that was not found, if its name looks like an image's."""
     if not (_TAGGED.fullmatch(name) or _REGISTRY.fullmatch(name) or name in _SYSTEMS):
         return None
     return (

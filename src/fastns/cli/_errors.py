@@ -1,4 +1,4 @@
-"""Errors and hints about a Spec, in words of the command line. Imported only for an error."""
+"""Errors and hints about a Spec, in the words of the command line. Imported only for an error."""
 
 from __future__ import annotations
 
@@ -53,25 +53,26 @@ FLAG_OF_WORDS = {
         )
     },
 }
-"""Words of an error or hint about a Spec -> the same on the command line."""
+"""Words in an error or hint about a Spec -> their equivalent on the command line."""
 _MOUNT = r"Mount\('([^']*)', source='([^']*)', options=\['([^']*)'\]\)"
 _MOUNTS = rf"mounts=\[({_MOUNT}(?:, {_MOUNT})*)\]"
 
 
 def complain_of(error: Exception, verb: str, hint: str | None = None) -> None:
-    """Writes an error of a Spec or a start to stderr. `hint` replaces the error's own."""
+    """Writes an error of a Spec or a start to stderr. The hint for a SpecError names its flag;
+    for any other error, `hint` replaces the error's own."""
     if isinstance(error, SpecError):
         flag = FLAG_OF_FIELD.get(error.field) or FLAG_OF_FIELD.get(error.field.split(".")[0])
         hint = f"set by {flag}; see fastns {verb} --help" if flag else None
         complain(f"{error.field}: {in_flags(error.reason)}", hint)
-    elif isinstance(error, FileNotFoundError) and error.filename is None:  # of getcwd(2)
+    elif isinstance(error, FileNotFoundError) and error.filename is None:  # from getcwd(2)
         complain("the working directory does not exist any more", "give absolute paths, or cd /")
     else:
         complain(error, hint or in_flags(getattr(error, "hint", None) or ""))
 
 
 def in_flags(text: str) -> str:
-    """Replaces words about a Spec by those of the command line."""
+    """Replaces the words for a Spec in a text with those of the command line."""
     for words, flag in FLAG_OF_WORDS.items():
         text = text.replace(words, flag)
     return re.sub(_MOUNTS, lambda found: _volumes(found[1]), text)

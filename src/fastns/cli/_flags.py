@@ -1,7 +1,7 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py reads the values of most flags, and is imported only if one of them is set. A Spec checks
-what it can itself (types of mounts, absolute paths, contradictions); _errors.py finds the flag of
+_values.py reads the values of most flags. It is imported only if one of them is set. The Spec
+itself checks the types of mounts, absolute paths and contradictions. _errors.py finds the flag for
 the field that a SpecError names.
 """
 
@@ -115,7 +115,7 @@ NAMESPACE_FLAGS = {
 """Flag without its dashes -> the namespace it sets."""
 VERBATIM = {
     **{name: name for name in ("rootfs", "hostname", "domainname", "memory", "cgroup_parent")},
-    **{name: name for name in ("tmpfs_size", "max_output", "on_output_limit")},  # the verbs' own
+    **{name: name for name in ("tmpfs_size", "max_output", "on_output_limit")},  # declared by verbs
     "workdir": "cwd",
     "cpuset_cpus": "cpuset",
 }
@@ -130,14 +130,14 @@ READ = (
 
 
 def add_sandbox_flags(parser: Parser, groups: Mapping[str, Iterable[Flag]] = GROUPS) -> None:
-    """Adds the flags above, or `groups` made from them."""
+    """Adds the flags of all groups above, or only those of `groups`."""
     parser.like_docker = True
     for title, flags in groups.items():
         add_flags(parser.add_argument_group(title), flags)
 
 
 def add_flags(group: Any, flags: Iterable[Flag]) -> None:
-    """Adds the rows of a table to an argument group."""
+    """Adds the flags of a table to an argument group."""
     for kind, names, metavar, help in flags:
         words = names.split()
         options: dict[str, Any] = (
@@ -166,7 +166,7 @@ def spec_of(
         fields |= _values.fields(flags, NAMESPACE_FLAGS, caller)
     ids, home = _identity(flags, fields.get("mounts", []), fields.get("files", {}))
     env = {**extra_env, **home, **fields.pop("env", {})}
-    fields |= {"env": env, **ids} if env else ids  # a default needs no check
+    fields |= {"env": env, **ids} if env else ids  # an empty env is the default: no check
     if flags.chroot:
         fields["root_mode"] = "chroot"
     return Spec(
@@ -184,7 +184,7 @@ def spec_of(
 def _identity(
     flags: argparse.Namespace, mounts: list[Mount], files: dict[str, str | bytes]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a Spec about ids, and the variable HOME, if the user of --user has one."""
+    """The Spec fields for ids, and the variable HOME if the user of --user has a home."""
     user: str | None = flags.user
     home = None
     if user and not user.replace(":", "").isdigit():

@@ -1,4 +1,4 @@
-"""JSON lines of `fastns batch`: jobs are read chunk by chunk, results written in their order."""
+"""JSON lines of `fastns batch`: reads jobs in chunks, and writes results in the jobs' order."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 KEYS = ("args", "input", "env", "cwd", "timeout", "id")
 CHUNK_BYTES = 64 << 20  # maximum of a chunk, and of a line
-PATIENCE = 1.0  # seconds to wait for more jobs before those that are there are run
+PATIENCE = 1.0  # seconds to wait for another job before running those already read
 
 
 @record(frozen=True)
 class Entry:
-    """A job, and `"id": …, ` if it has one. It is text already, because json.dumps() of a deeply
-    nested value may fail later, on a deeper stack."""
+    """A job, and `head`: the text `"id": …, ` if the job has an id. The text is made early, because
+    json.dumps() of a deeply nested value could fail later, on a deeper stack."""
 
     head: str
     job: Job
@@ -48,12 +48,13 @@ class Jobs:
         self._signals = signals
         self._env = env
         self._lines: list[bytes] = []  # in reverse
-        self._rest = bytearray()  # of an incomplete line
+        self._rest = bytearray()  # an incomplete line
         self._number = 0
         self._ended = False
 
     def read(self, limit: int) -> list[Entry]:
-        """Reads at most `limit` jobs; none at the end. Raises UsageError for any other line."""
+        """Reads at most `limit` jobs; an empty list means the end. Raises UsageError for a line
+        that is neither blank nor a job."""
         entries: list[Entry] = []
         size = 0
         while len(entries) < limit and size < CHUNK_BYTES:
@@ -82,7 +83,8 @@ class Jobs:
         return UsageError(f"{self._name}:{self._number}: {what}", "see fastns batch --help")
 
     def _more(self, patience: float | None) -> bool:
-        """Reads at least one line. False at the end, or if none came for `patience` seconds."""
+        """Reads until a line is complete. Returns False at the end, or if there was no input for
+        `patience` seconds."""
         while not self._lines and not self._ended:
             if not ready(self._fd, select.POLLIN, self._signals, patience):
                 return False
@@ -101,7 +103,7 @@ class Jobs:
 
 
 def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
-    """The job of a line; its variables override `env`. Raises SpecError, and json's ValueErrors."""
+    """The job of a line. Its variables override `env`. Raises SpecError, or json's ValueErrors."""
     found = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
     fields = {"args": found} if isinstance(found, list) else found
     if not isinstance(fields, dict):
@@ -154,7 +156,7 @@ class Output:
         self._signals = signals
         self._waiting: dict[int, tuple[str, Result]] = {}
         self._next = 0
-        self._rest = memoryview(b"")  # of a partly written line
+        self._rest = memoryview(b"")  # the unwritten part of a line
         # A pipe that poll(2) reports ready takes PIPE_BUF bytes at once; more may block.
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._piece = 1 << 20 if regular else select.PIPE_BUF
@@ -175,7 +177,7 @@ class Output:
             self._write()
 
     def finish(self) -> None:
-        """Writes all results. Jobs of a stopped batch may have none."""
+        """Writes all results. Skips jobs of a stopped batch that have none."""
         while self._rest or self._waiting:
             if not self._rest:
                 self._take(self._next if self._next in self._waiting else min(self._waiting))
@@ -200,7 +202,7 @@ def line_of(head: str, index: int, fields: dict[str, object]) -> str:
 
 
 def fields_of(result: Result) -> dict[str, object]:
-    """What the line of a result says, but for id and index."""
+    """The fields of a result's line, except id and index."""
     if isinstance(result, SpawnError):
         return {
             "error": str(result).replace("\n", "\\n"),

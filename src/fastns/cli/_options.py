@@ -1,7 +1,7 @@
-"""Reads the options of `run` without argparse, whose import takes longer than a sandbox to start.
+"""Reads the options of `run` without argparse, whose import takes longer than a sandbox's start.
 
-A command line whose options are all known and spelled out is read here. Any other, and `--help`, is
-left to argparse, for which _flags.py declares the same tables.
+This module reads a command line if all its options are known and spelled out. Every other one, and
+`--help`, goes to argparse, to which _flags.py adds the options of the same tables.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 else:
 
     class Namespace:
-        """An attribute for each option, and `command`, as in argparse's."""
+        """Like argparse's: an attribute for each option, and `command`."""
 
-        wrong = None  # only a Parser sets it: a line with an error is not read here
+        wrong = None  # set only by a Parser, which reads every line with an error
 
 
-# Kinds of flags: without a value, set once, and two that may be repeated. Mounts of every kind go
-# into one list, because a later mount may lie on an earlier one.
+# Kinds of flags. A SWITCH has no value, a ONE keeps its last value, and MANY and MOUNT keep all.
+# Mounts of every kind go into one list, in order, because a later mount may cover an earlier one.
 SWITCH, ONE, MANY, MOUNT = "switch", "one", "many", "mount"
 
 

@@ -1,4 +1,4 @@
-"""Every verb with its options, read from the parsers: for completion and the manual page."""
+"""Lists every verb with its options, for completion and the manual page, by reading the parsers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CHOICES = {
     "--with": "python perl gcc network",
     "MODE": "private host",
 }
-"""Option, or metavar -> the words that its value may be, where there are few."""
+"""Option or metavar -> the words that completion offers as its value."""
 
 
 @record(frozen=True)
 class Option:
     """An option of a verb."""
 
-    title: str  # of its group; "" for an option of every verb
+    title: str  # of its group; "" for options in no titled group
     names: tuple[str, ...]
     metavar: str  # of its value; "" if it takes none
     help: str
@@ -49,7 +49,7 @@ class Verb:
 
 
 def verbs() -> Iterator[Verb]:
-    """In the order of the help."""
+    """Yields all verbs, in the order of the help."""
     for name in VERBS:
         parser = parser_of(name)
         actions = [each for each in parser._actions if each.nargs == argparse.PARSER]

@@ -1,4 +1,4 @@
-"""argparse with the error form of fastns."""
+"""argparse, with errors in the form that fastns uses."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         options_first: the first word that is not an option ends the options. It and all words
             after it become `namespace.command`.
-        keeps_error: an error is not raised, but stored as `namespace.wrong` (otherwise None),
-            beside the flags before it.
+        keeps_error: an error is stored as `namespace.wrong` (None if there is none) instead of
+            being raised. The flags before it are kept.
         like_docker: the error for an option that only docker has says what to use instead.
     """
 
@@ -49,13 +49,13 @@ class Parser(argparse.ArgumentParser):
         import re
 
         rest = message.partition("ignored explicit argument '")[2].removesuffix("'")
-        for word in self._words:  # `-td`, where -t is known: Python 3.11 says no more than 'd'
+        for word in self._words:  # for `-td`, with -t known, Python 3.11 names only 'd'
             if rest and re.fullmatch(rf"-\w+{re.escape(rest)}", word):
                 raise self._unknown(word)
         raise UsageError(message, f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
-        """Prints to stdout. argparse itself ignores a failure to write."""
+        """Prints to stdout. Unlike argparse, reports a failure to write."""
         say(self.format_help(), end="")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Divides words into the options with their values, and the command with its own."""
+        """Splits words into the options with their values, and the command with its arguments."""
         index = 0
         while index < len(words):
             word = words[index]
@@ -111,7 +111,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _unknown_letter(self, word: str) -> str:
-        """`-d` of `-itd`; the whole word if it is a long option with one dash."""
+        """The unknown letter, such as `-d` in `-itd`; the whole word if it is a long option with
+        only one dash."""
         if f"-{word}" in self._option_string_actions:
             return word
         letters = (f"-{letter}" for letter in word[1:])

@@ -16,16 +16,16 @@ SIGINT, SIGKILL = _signal.SIGINT, _signal.SIGKILL
 class Signals:
     """Collects SIGINT, SIGTERM and SIGHUP while sandboxes run, instead of acting on them.
 
-    They arrive as bytes in a pipe (signal.set_wakeup_fd), so that nothing is raised between a start
-    and the assignment of its handle. An ignored signal (nohup, a background job of a shell) stays
-    ignored.
+    They arrive as bytes in a pipe (signal.set_wakeup_fd). So no exception can come between the
+    start of a sandbox and the assignment of its handle. An ignored signal (nohup, a background job
+    of a shell) stays ignored.
     """
 
     def __enter__(self) -> Signals:
         self.pipe, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._previous_fd = _signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._previous = {
-            number: _signal.signal(number, lambda *_: None)  # Signals.take() reads it
+            number: _signal.signal(number, lambda *_: None)  # take() reads the pipe
             for number in (SIGINT, _signal.SIGTERM, _signal.SIGHUP)
             if _signal.getsignal(number) != _signal.SIG_IGN
         }
@@ -33,7 +33,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            # None: a handler that Python did not install and cannot name
+            # None: Python did not install the handler, and cannot restore it
             _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
         _signal.set_wakeup_fd(self._previous_fd)
         os.close(self.pipe)
@@ -48,7 +48,7 @@ class Signals:
 
 
 class Stopped(Exception):
-    """A signal ends this process."""
+    """A signal has arrived that ends this process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

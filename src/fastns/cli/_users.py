@@ -1,7 +1,7 @@
 """Looks up the names of --user in the passwd and group files that the sandbox will have.
 
-Imported only for a name. These files may choose ids inside, never ids of the host: with --userns
-host the files of a root are not read (_flags.py).
+Imported only for a name. These files may choose ids inside, but never ids of the host. So _flags.py
+refuses a name with --userns host and a --rootfs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_SIZE = 4 << 20  # bytes of such a file
 def account_of(
     flags: argparse.Namespace, mounts: Sequence[Mount], files: Mapping[str, str | bytes]
 ) -> tuple[str, str | None]:
-    """`uid:gid` of a --user that has a name, and the user's home, if it is a directory of --rootfs.
-    Raises UsageError."""
+    """`uid:gid` for a --user that contains a name, and the user's home if it is a directory of
+    --rootfs. Raises UsageError."""
     accounts = Accounts(flags, mounts, files)
     user, colon, group = flags.user.partition(":")
     uid, gid, home = user, group, None
@@ -38,7 +38,7 @@ def account_of(
         uid, own = accounts.number("user", fields[2]), accounts.number("user", fields[3])
         gid = gid if colon else own
         path = os.fsdecode(fields[5])
-        # Without a rootfs, the homes of the host are not in view.
+        # Without a rootfs, the sandbox does not see the host's home directories.
         if flags.rootfs not in (None, "/") and path.startswith("/"):
             home = path if _inside.is_directory(flags.rootfs, path) else None
     if _is_name(group):
@@ -47,12 +47,12 @@ def account_of(
 
 
 def _is_name(text: str) -> bool:
-    """A number that is too large is no name."""
+    """Anything but a number. A number that is too large is not a name either."""
     return bool(text) and not text.lstrip("+-").isdigit()
 
 
 class Accounts:
-    """The two files as the sandbox sees them, by --rootfs, -v, --mount, --tmpfs and --file."""
+    """Both files as the sandbox will see them, given --rootfs, -v, --mount, --tmpfs and --file."""
 
     def __init__(
         self, flags: argparse.Namespace, mounts: Sequence[Mount], files: Mapping[str, str | bytes]

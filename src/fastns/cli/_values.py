@@ -24,7 +24,7 @@ MODES = {
     "network": {"none": "none", "host": "host", "private": "none"},
     "user": {"auto": "", "keep-id": "new", "private": "new", "host": "host"},
 }
-"""Namespaces with modes of their own: mode -> the word of a Spec, if any."""
+"""Namespaces with modes of their own: mode -> its word in a Spec, or "" for the default."""
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 MOUNT_PATHS = {
     **dict.fromkeys(("src", "source"), "source"),
@@ -38,7 +38,7 @@ SWITCHED_OFF = ("0", "false")
 def fields(
     flags: argparse.Namespace, spaces: Mapping[str, str], caller: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The fields of a Spec that the flags read here set.
+    """The Spec fields set by the flags that this module reads.
 
     `spaces` maps a flag to its namespace; `caller` is the environment that `-e NAME` copies from.
     """
@@ -66,7 +66,7 @@ def fields(
 
 
 def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **named: object) -> T:
-    """kind(*values, **named); its SpecError becomes a UsageError with the flag and its value."""
+    """Returns kind(*values, **named). Its SpecError becomes a UsageError that names the flag."""
     try:
         return kind(*values, **named)
     except SpecError as error:
@@ -74,7 +74,7 @@ def checked(flag: str, text: str, kind: Callable[..., T], *values: object, **nam
 
 
 def duration(flag: str, text: str | None) -> float | None:
-    """Seconds of `2s`, `500ms`, `1m30s`, `1.5h` or a plain number of seconds; more than zero."""
+    """The seconds of `2s`, `500ms`, `1m30s`, `1.5h` or a plain number; always above zero."""
     if text is None:
         return None
     seconds = _seconds(text)
@@ -86,7 +86,7 @@ def duration(flag: str, text: str | None) -> float | None:
 
 
 def _seconds(text: str) -> float:
-    """The time that a text names, or 0."""
+    """The seconds that a text stands for, or 0 if it is not a time."""
     total, rest = 0.0, text
     while rest:
         number = rest[: len(rest) - len(rest.lstrip("0123456789."))]
@@ -180,7 +180,7 @@ def environment_has(flags: argparse.Namespace, name: str) -> bool:
 
 
 def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yields (its flag, `K=V` or `K`) for each variable."""
+    """Yields the flag and the item, `K=V` or `K`, of each variable."""
     for path in flags.env_file:
         named = Naming(f"--env-file {path}", "a file of lines NAME=VALUE")
         with named, open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -194,7 +194,7 @@ def _variables(flags: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def rlimit(text: str) -> Rlimit:
-    """`name=soft[:hard]`, the name as in docker and setrlimit(2) without RLIMIT_."""
+    """`name=soft[:hard]`. Names are docker's, which are those of setrlimit(2) without RLIMIT_."""
     name, _, limits = text.partition("=")
     soft, _, hard = limits.partition(":")
     return checked("--ulimit", text, Rlimit, name, _limit(text, soft), _limit(text, hard or soft))
@@ -232,7 +232,7 @@ def security(options: list[str]) -> dict[str, Any]:
     and `systempaths=unconfined` set."""
     fields: dict[str, Any] = {}
     for option in options:
-        key = option.partition("=")[0].partition(":")[0]  # docker takes both
+        key = option.partition("=")[0].partition(":")[0]  # docker accepts both
         value = option[len(key) + 1 :]
         if key == "seccomp" and value:
             fields["seccomp"] = value
@@ -328,7 +328,7 @@ def tmpfs(text: str) -> Mount:
 
 
 def _bind(flag: str, text: str, source: str, destination: str, options: list[str]) -> Mount:
-    """A bind, with what is mounted below its source unless `bind` is among the options."""
+    """A bind. It includes mounts below its source, unless `bind` is among the options."""
     path = os.path.abspath(source)
     if not os.path.exists(path):
         raise UsageError(f"{flag} {text}: {path} does not exist", "create it first")
@@ -397,8 +397,9 @@ def _address(flag: str, text: str, ip: str) -> str:
 
 
 def _may_write(flags: argparse.Namespace, taken: Iterable[str], path: str) -> bool:
-    """Whether --hostname may add this file: only if the root has it or an overlay would take it,
-    never through a symbolic link, nor at or below a place that other flags use (`taken`)."""
+    """Whether --hostname may write this file: not in the host's mount namespace or a joined one,
+    and not at or below a path that other flags use (`taken`). Without --overlay, the root must have
+    the file, and its path must not contain a symbolic link."""
     if flags.mountns not in (None, "private"):
         return False
     if any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in taken):

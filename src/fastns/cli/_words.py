@@ -1,4 +1,4 @@
-"""Output of the command line: errors and hints in one form, and streams without a reader."""
+"""Prints errors and hints in one form, and copes with streams that have no reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """The command line is wrong: the reason, and a hint what would be right."""
+    """The command line is wrong. Says why, and hints at what would be right."""
 
     def __init__(self, message: str, hint: str | None) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class UsageError(Exception):
 
 
 class Naming:
-    """Turns an OSError in its block, but for a broken pipe, into a UsageError that names `what`."""
+    """Turns an OSError in its block, except a broken pipe, into a UsageError that names `what`."""
 
     def __init__(self, what: str, hint: str | None) -> None:
         self.what = what
@@ -36,15 +36,15 @@ class Naming:
 
 
 def whole(word: str) -> int | None:
-    """The value of a word of digits. None for any other word, and for more digits than any limit
-    here has: int() refuses thousands of them."""
+    """The value of a word of digits, or None for any other word. Also None for more digits than any
+    limit here has, because int() raises ValueError for thousands of them."""
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that this one misspells, or None if none is close.
 
-    Dashes do not count. The same letters in another order always are a misspelling.
+    Leading dashes are ignored. The same letters in another order always count as a misspelling.
     """
     import difflib  # only an error needs it
 
@@ -56,9 +56,9 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Writes to stdout and flushes; does nothing if it is closed.
+    """Writes to stdout and flushes it. Does nothing if stdout is closed.
 
-    Raises UsageError if that fails, and BrokenPipeError if it has no reader.
+    Raises BrokenPipeError if stdout has no reader, and UsageError for any other failure.
     """
     try:
         print(text, end=end, flush=True)
@@ -70,7 +70,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def complain(message: object, hint: str | None = None) -> None:
-    """Writes an error to stderr, if possible: one line, and the hint in a second one."""
+    """Writes an error to stderr, if possible: the message in one line, the hint in a second."""
     _write_line("fastns:", message)
     if hint:
         advise(hint)
@@ -91,6 +91,6 @@ def _write_line(label: str, text: object) -> None:
 
 
 def write_no_more(file: IO[str] | None) -> None:
-    """Sends what a stream still buffers to /dev/null: at exit the write would fail again."""
+    """Redirects a stream to /dev/null, because a write of its buffer at exit would fail again."""
     if file is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())

@@ -1,10 +1,10 @@
 """`fastns batch`: many commands, each in a sandbox of its own; jobs and results are JSON lines.
 
 Theory of operation. A chunk of jobs is read and checked as a whole, then run by one call into the C
-core, which reports each result soon after its sandbox has ended. Results are written in the order
-of the jobs (_jsonl.py). While sandboxes run, no write may block, or the C loop would miss its
-deadlines: results that the reader does not take yet are kept. Signals do not interrupt: every poll
-of this process looks for them.
+core. The core reports each result soon after its sandbox has ended. Results are written in the
+order of the jobs (_jsonl.py). While sandboxes run, a write must not block, or the C loop would miss
+deadlines. So results are kept until the reader can take them. Signals do not raise exceptions where
+they arrive; this process checks for them whenever it polls.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 1
 CHUNK = 1000
-"""Jobs that are read, checked and run together; more if more than half of it run at once."""
+"""Jobs that are read, checked and run together; twice the concurrency if that is more."""
 CHUNK_OUTPUT = 256 << 20
-"""The next chunk has fewer jobs if, at the last one's rate, it would write more bytes than this."""
+"""Bytes. The next chunk has fewer jobs if, judging by the last one, it would write more."""
 MAX_CONCURRENCY = 4096
 MAX_OUTPUT = "16m"
 
@@ -152,7 +152,7 @@ def _perform(flags: argparse.Namespace) -> int:
             while chunk := jobs.read(batch.limit(concurrency)):
                 batch.run(chunk)
         except Stopped as stop:
-            with contextlib.suppress(Stopped):  # on a second signal: the reader may be stuck
+            with contextlib.suppress(Stopped):  # a second signal: the reader may be stuck
                 output.finish()
             return 128 + stop.number
     return EXIT_SOME_FAILED if batch.failed else 0
@@ -160,7 +160,7 @@ def _perform(flags: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _origin(spec: Spec, verbose: bool) -> Iterator[Any]:
-    """What the sandboxes start from: a template or, where it does not support the spec, a plan."""
+    """What sandboxes start from: a template or, if a template does not support the spec, a plan."""
     try:
         template = fastns.Template(spec, parked=0)
     except SpecError as error:
@@ -186,7 +186,7 @@ def _open_jobs(path: str, stack: contextlib.ExitStack) -> tuple[int, str]:
 
 
 def _open_output(path: str | None, source: int, stack: contextlib.ExitStack) -> tuple[int, str]:
-    """The fd to write to and its name in messages. A file is truncated, but not the source."""
+    """The fd to write to and its name in messages. Truncates a file. Refuses the file of jobs."""
     if path in (None, "-"):
         return 1, "stdout"
     with Naming(f"--output {path}", "a file to write to"):
@@ -212,7 +212,7 @@ class Batch:
         self._show = show
         self._chunk: list[Entry] = []
         self._before = 0  # jobs of the chunks before this one
-        self._size = 0  # bytes of this one's results
+        self._size = 0  # bytes of output of this chunk
         self.failed = 0
 
     def limit(self, concurrency: int) -> int:
@@ -232,14 +232,14 @@ class Batch:
         self._output.finish()
 
     def _each(self, index: int, result: Result) -> None:
-        """The `each` of run_batch_by()."""
+        """The `each` callback of run_batch_by()."""
         self.failed += isinstance(result, Exception) or result.returncode != 0
         if not isinstance(result, SpawnError):
             self._size += len(result.stdout or b"") + len(result.stderr or b"")
         self._output.add(self._before + index, self._chunk[index].head, result)
 
     def _progress(self, done: int) -> None:
-        """The `progress` of run_batch_by(). What it raises ends the sandboxes that run."""
+        """The `progress` callback of run_batch_by(). Raising here ends the running sandboxes."""
         look_for(self._signals)
         self._output.offer()
         self._show(self._before + done, self.failed)
@@ -247,7 +247,7 @@ class Batch:
 
 @contextlib.contextmanager
 def progress_bar(source: int, output: int, signals: Signals) -> Iterator[Show]:
-    """A bar by `rich`, if that is installed, stderr is a terminal, and the results go elsewhere."""
+    """A bar by `rich`, if that is installed, stderr is a terminal, and the output is not."""
     if not os.isatty(2) or os.isatty(output):
         yield _show_nothing
         return

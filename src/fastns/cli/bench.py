@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 100_000
 COLUMNS = ("", "median", "p10", "p90", "p99", "starts/s", "ratio", "isolates")
-WIDE = 100  # columns of a terminal with room for an error in the last column of the table
+WIDE = 100  # a terminal this wide has room for an error in the table's last column
 BUSY = 3  # if p90 is more than this many medians, the machine was busy
 PROGRAM = "fastns/_program, a small static program that ends at once (exit code 127)"
 
@@ -125,7 +125,7 @@ def _print(rows: list[Row], boxes: Sandboxes) -> None:
 
 
 def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
-    """The table, a line a row. A fix follows the first error that needs it."""
+    """Yields the table, one line per row. Each fix follows the first error that needs it."""
     fixes = set()
     width = max(len(row.name) for row in rows)
     widths = (width, 7, 7, 7, 7, 9, 6)
@@ -146,7 +146,7 @@ def plain_lines(rows: Sequence[Row], boxes: Sandboxes) -> Iterator[str]:
 
 
 def _print_rich(rows: Sequence[Row], boxes: Sandboxes) -> bool:
-    """Prints the table by rich. False if that is not installed, or the terminal is too narrow."""
+    """Prints the table with rich. False if rich is missing, or the terminal is too narrow."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -226,5 +226,5 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _rounded(row: Row) -> str:
-    """1,050 for 1053.4: such a number is not exact to more than three digits."""
+    """1,050 for 1053.4: a measured rate is not exact to more than three digits."""
     return f"{int(float(f'{row.per_second:.3g}')):,}"

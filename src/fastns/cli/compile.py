@@ -1,8 +1,8 @@
-"""`fastns compile`: what `fastns run` would do with these options, as a file for fastns-exec.
+"""`fastns compile`: writes what `fastns run` would do with these options to a file for fastns-exec.
 
-The flags become a Spec and then a Plan, as in `fastns run`. Flags whose effect cannot be in a file
-are refused by name: limits by cgroups, which a Python process makes and counts, and what belongs to
-a single run.
+The flags become a Spec and then a Plan, as in `fastns run`. Flags that a file cannot express are
+refused by name: limits by cgroups, because only a Python process creates and counts cgroups, and
+flags that concern a single run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fastns.cli._parser import Parser
 
-LIMITS = (*Limits.__match_args__, "cgroup_parent")  # fields of a Spec that take a cgroup
+LIMITS = (*Limits.__match_args__, "cgroup_parent")  # fields of a Spec that need a cgroup
 LIMITS_ELSEWHERE = (
     "use fastns run, or start fastns-exec in a cgroup that has the limit: "
     "systemd-run --scope -p MemoryMax=64M fastns-exec ..."
@@ -67,7 +67,7 @@ again when they change. It cannot contain limits by cgroups, such as --memory.
 
 def declare(parser: Parser) -> None:
     add_sandbox_flags(parser, {name: rows for name, rows in GROUPS.items() if rows != LIMIT_FLAGS})
-    # Limits are still read, so that an error can name them.
+    # Limits are accepted here, so that main() can name them in its error.
     hidden = (*LIMIT_FLAGS, (SWITCH, "-i --interactive", "", ""), (SWITCH, "--rm", "", ""))
     add_flags(
         parser, [(kind, names, metavar, argparse.SUPPRESS) for kind, names, metavar, _ in hidden]

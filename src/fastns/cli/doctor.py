@@ -1,4 +1,4 @@
-"""`fastns doctor`: what works here, a line each, with the fix below what does not."""
+"""`fastns doctor`: shows what works here, one line each, with a fix below each failure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _printed(found: Iterable[Check]) -> Iterator[Check]:
-    """Prints each check, as soon as it is made, and passes it on."""
+    """Prints each check as soon as it is made, and yields it."""
     marks = MARKS if _prints_unicode() else ASCII_MARKS
     last = None
     for check in found:

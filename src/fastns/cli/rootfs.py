@@ -1,4 +1,4 @@
-"""`fastns rootfs build`: a root file system from this machine's commands."""
+"""`fastns rootfs build`: makes a root file system from this machine's commands."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def main(flags: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress_line() -> Iterator[Callable[[int, int, str], None] | None]:
-    """Yields a function that shows the progress in the last line of a terminal. Clears it later."""
+    """Yields a function that shows the progress in the last line of the terminal, or None without a
+    terminal. Clears that line at the end."""
     if not sys.stderr.isatty():
         yield None
         return

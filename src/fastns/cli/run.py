@@ -3,9 +3,9 @@
 Theory of operation. The flags become a Spec (_flags.py). fastns.spawn() starts the command with
 this process's stdin, stdout and stderr, and this process waits. SIGTERM and SIGHUP end the sandbox.
 Ctrl-C reaches the command through the terminal, so it ends the sandbox only if the command neither
-catches nor ignores it. With --max-output two threads pass the output on (Relay). At the end
-this process waits for them. After a time limit or a signal it waits only while the reader of the
-output takes some.
+catches nor ignores it. With --max-output, two threads pass the output on (Relay), and this process
+waits for them at the end. After a timeout or a signal, it waits only as long as the reader of the
+output keeps reading.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ EXIT_NOT_FOUND = 127
 
 LONGEST_POLL = 86_400_000.0  # milliseconds; poll(2) takes an int
 CHUNK = 1 << 16
-PATIENCE = 0.2  # seconds to wait, after a kill, for a reader that takes no output
+PATIENCE = 0.2  # seconds to wait, after a kill, for a reader that does not read
 
 ACCEPTED = (
     (SWITCH, "-i --interactive", "", "does nothing: stdin is always connected"),
     (SWITCH, "-t --tty", "", "not available yet: a terminal of its own"),
     (SWITCH, "--rm", "", "does nothing: nothing is ever left behind"),
 )
-"""For those who know docker."""
+"""Flags that users of docker are used to."""
 CONTROL = (
     (ONE, "--timeout", "TIME", "end the sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr: 64k, 1m"),
@@ -81,7 +81,7 @@ def declare(parser: Parser) -> None:
 
 @record(frozen=True)
 class Outcome:
-    """How a run ended, in the words of `--status-fd`.
+    """How a run ended, as `--status-fd` reports it.
 
     Attributes:
         cause: "exited", "signaled", "timeout", "oom", "pids" or "cpu_time" (over such a limit),
@@ -90,9 +90,9 @@ class Outcome:
         signal: the name of the signal that exit_code stands for: the one that ended the command
             or, when cause is "killed", the one sent to fastns.
         wall_time: seconds.
-        limits: the fields of Spec that were enforced; None if nothing ran.
+        limits: the names of the limits that were enforced; None if nothing ran.
         truncated: whether --max-output cut off stdout or stderr.
-        error: of a failure: stage, errno and path (each may be None), and the message.
+        error: a failure's stage, errno and path (each may be None), and its message.
     """
 
     exit_code: int
@@ -120,8 +120,8 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _perform(flags: argparse.Namespace) -> Outcome | None:
-    """Does what the flags say. Returns expected failures as an Outcome, too, and None after a dry
-    run."""
+    """Runs the command, or prints the steps of a dry run and returns None. An expected failure is
+    an Outcome, too."""
     import fastns
 
     if flags.wrong is not None:
@@ -153,7 +153,8 @@ def _perform(flags: argparse.Namespace) -> Outcome | None:
 
 
 def _terminal(flags: argparse.Namespace) -> dict[str, str]:
-    """TERM, if stdin is a terminal and the flags do not set it: the caller's, or a similar one."""
+    """TERM, if stdin is a terminal and the flags do not set it: the caller's value, or a similar
+    one that the root has an entry for."""
     term = os.environ.get("TERM")
     if term is None or not os.isatty(0):
         return {}
@@ -194,7 +195,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
         if cause != "ended":
             sandbox.kill()
         returncode = sandbox.wait()
-        # An earlier Ctrl-C was also sent to the command.
+        # The command got an earlier Ctrl-C, too, so that is no reason to stop.
         before = [number for number in signals.take() if number != SIGINT]
         patience = None if cause == "ended" else PATIENCE
         stop = before[0] if before else _finish(relays, signals, patience)
@@ -226,7 +227,7 @@ def _run(command: list[str], spec: Spec, timeout: float | None) -> Outcome:
 
 
 def _say_what_is_missing(command: list[str], spec: Spec) -> None:
-    """Prints a hint if an argument of the command names a file of the host that is out of view."""
+    """Prints a hint if an argument names a file of the host that the sandbox does not see."""
     import fastns
     from fastns import _view
 
@@ -239,16 +240,16 @@ def _say_what_is_missing(command: list[str], spec: Spec) -> None:
 
 
 class Relay:
-    """A thread that reads `source` to its end and writes the first bytes to `sink`.
+    """A thread that reads `source` to its end and writes the first `limit` bytes to `sink`.
 
-    `over`, if not None, is an eventfd that is signaled when there are more bytes.
+    `over`, if not None, is an eventfd that the thread signals when there are more bytes.
     """
 
     def __init__(self, source: IO[bytes], sink: int, limit: int, over: int | None) -> None:
         import threading  # slow to import, and only needed with --max-output
 
         self.dropped = 0  # bytes
-        self.done = 0  # bytes read, and bytes written
+        self.done = 0  # bytes read plus bytes written
         self._source = source
         self._sink = sink
         self._left = limit
@@ -281,8 +282,8 @@ class Relay:
 
 
 def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> int:
-    """Waits until all output is passed on, none was for `patience` seconds, or a signal comes.
-    Returns the signal, or 0."""
+    """Waits until all output is passed on, or no byte has moved for `patience` seconds, or a signal
+    arrives. Returns the signal, or 0."""
     before, since = -1, 0.0
     for relay in relays:
         while relay.thread.is_alive():
@@ -300,7 +301,8 @@ def _finish(relays: list[Relay], signals: Signals, patience: float | None) -> in
 def _wait(
     sandbox: Sandbox, signals: Signals, timeout: float | None, over: int | None, has_init: bool
 ) -> tuple[str, int]:
-    """Waits at most `timeout` seconds, or until `over` is readable.
+    """Waits until the sandbox ends, `timeout` seconds pass, `over` is readable, or a signal ends
+    the run.
 
     Returns ("ended", 0), ("timeout", 0), ("output_limit", 0) or ("killed", the signal)."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -318,8 +320,9 @@ def _wait(
         if left == 0:
             return "timeout", 0
         for number in signals.take():
-            # A terminal sends SIGINT to a command in this session, too, but pid 1 of a namespace
-            # gets only signals that it handles. Whether the child of an init handles it is unknown.
+            # SIGINT is left to a command that handles it; a terminal sends it only to commands in
+            # this session. Other sandboxes are ended: pid 1 of a namespace gets only signals that
+            # it handles, and whether the child of an init handles SIGINT is unknown.
             if number != SIGINT or has_init or not handles_sigint(sandbox.pid):
                 return "killed", number
             if not _in_this_session(sandbox.pid):
@@ -345,9 +348,9 @@ def handles_sigint(pid: int) -> bool:
 
 
 def _status_fd(text: str | None) -> int | None:
-    """The descriptor of --status-fd. Raises UsageError unless it is open for writing, and refuses a
-    file that the command has: the command could forge lines, truncate the file, or make it
-    non-blocking."""
+    """The fd of --status-fd. Raises UsageError if it is not open for writing, or if it is the same
+    file as the command's stdin, stdout or stderr: the command could forge lines, truncate the file,
+    or make it non-blocking."""
     if text is None:
         return None
     import fcntl
@@ -362,7 +365,7 @@ def _status_fd(text: str | None) -> int | None:
         raise UsageError(f"--status-fd {text}: not an open file descriptor", hint) from None
     if mode == os.O_RDONLY:
         raise UsageError(f"--status-fd {text}: not open for writing", hint)
-    # On a terminal all three are one file: name the number itself, if it is one of them.
+    # On a terminal all three are one file. Check `number` first, so that the error names it.
     for stdio in sorted(range(3), key=lambda fd: fd != number):
         try:
             is_same = os.path.samestat(os.fstat(number), os.fstat(stdio))
