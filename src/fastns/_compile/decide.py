@@ -123,7 +123,7 @@ class Decisions:
     join_first: Joined  # joined by the hop process, which then clones the sandbox
     join: Joined  # joined by the sandbox
     user_last: bool  # root joins the user namespace last, as its rights end there
-    in_user_namespace: bool  # it mounts in a user namespace: its own, or the caller's
+    in_user_namespace: bool  # a new one, a joined one, or the caller's; a range does not count
 
     # Ids.
     ids: Ids | None  # the range of the user namespace that it joins

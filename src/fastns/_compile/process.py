@@ -153,7 +153,8 @@ def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
 
 def _join_range(d: Decisions) -> Iterator[Op]:
     """Joins the range's user namespace after everything that requires the caller's rights. So the
-    other namespaces and the mounts belong to the host's user namespace, out of the sandbox's reach.
+    mounts, and the namespaces made with those rights, belong to the host's user namespace and are
+    out of the sandbox's reach.
 
     In a copied mount namespace, these mounts are locked: the sandbox can neither unmount them nor
     make them writable.

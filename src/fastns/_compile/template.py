@@ -57,8 +57,8 @@ def decide_template(
     if caller.initial_user_namespace:
         caller = Caller(**{**vars(caller), "tree_namespaces": False})
     else:
-        # Treated as unprivileged, so that each sandbox gets a user namespace, in which it cannot
-        # unmount what the server has mounted.
+        # The caller is treated as unprivileged. So each sandbox gets a user namespace of its own,
+        # in which it cannot unmount what the server has mounted.
         caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
     d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
     if d.id_map not in ("none", "self", "range"):
