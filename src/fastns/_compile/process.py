@@ -31,7 +31,7 @@ def first(d: Decisions) -> Iterator[Op]:
     core = [rlimit for rlimit in d.spec.rlimits if rlimit.type == "RLIMIT_CORE"]
     if core:
         yield _rlimit_op(core[0])
-    else:  # optional: raising a hard limit of 0 takes CAP_SYS_RESOURCE
+    else:  # optional, as raising a hard limit of 0 requires CAP_SYS_RESOURCE
         yield _rlimit_op(DEFAULT_RLIMITS[0], _core.HOW_OPTIONAL)
     if d.user_last:
         # Drops the caller's groups now: the user namespace may forbid it (setgroups "deny").

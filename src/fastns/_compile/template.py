@@ -1,8 +1,8 @@
 """Spec → the two plans of a template: what its server does once, and what each sandbox does.
 
 The server builds the root and stays in it, in namespaces of its own. A sandbox is a clone of the
-server in new namespaces. It only does what must not be shared: its own /proc, an empty file system
-on each writable mount, its network's lo, its ids and limits.
+server in new namespaces. It only sets up what must not be shared: its own /proc, an empty file
+system on each writable mount, its network's lo, its ids and limits.
 """
 
 from __future__ import annotations

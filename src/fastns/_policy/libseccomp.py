@@ -21,7 +21,7 @@ ACT_KILL_PROCESS = 0x80000000
 ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
 BINARY_TREE = 2
 UNKNOWN = -1  # __NR_SCMP_ERROR
-NEW = 448  # libseccomp 2.5.2 (Debian 11 and later) knows all calls with a lower number
+NEW = 448  # libseccomp 2.5.2 and later know all calls with a lower number
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
 # Calls that the library may be too old to know; their numbers are the same everywhere.
 NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}

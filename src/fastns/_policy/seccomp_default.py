@@ -101,7 +101,7 @@ REFUSED = {
 
 # CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
 CLONE_NAMESPACES = (0x20000, *(1 << bit for bit in range(25, 31)))
-CLONE_PARENT = 0x00008000  # without a pid namespace, it would make children of the caller
+CLONE_PARENT = 0x00008000  # without a pid namespace, the new process would be the caller's child
 CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
 TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put input into a terminal that others read
 LOADS = (  # ioctls for which the kernel loads a module
@@ -192,7 +192,7 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *_core_limit(),
             *_own_filters(),
             *_modes(setid),
-            refuse(["sync"], DONE),  # it writes back all file systems, also the host's
+            refuse(["sync"], DONE),  # it would write back all file systems, even the host's
             allow(["personality"], args=[compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
