@@ -1,7 +1,8 @@
-"""Spec → Plan: the only package that knows what each field of a spec is to the kernel.
+"""Spec → Plan: the only package that knows what each field of a spec means to the kernel.
 
-decide() takes every decision; the emitters turn decisions into ops, in the order in which the child
-has to carry them out. Compiling reads the caller's ids and capabilities, and changes nothing.
+decide() makes every decision. The emitters turn decisions into ops, in the order in which the
+program runs them. Compiling happens in the caller: it reads the caller's ids and capabilities, and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DEFAULT_SPEC = Spec()
 def compile(spec: Spec | None = None) -> _core.Plan:
     """Turns a spec into a plan, from which any thread may spawn any number of times.
 
-    Args: spec: a Spec; None is Spec(). A relative rootfs is taken from the working directory now.
+    Args: spec: a Spec; None is Spec(). A relative rootfs is resolved now, in the working directory.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     if spec is None:
@@ -40,7 +41,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     layout = resolver = None
     if spec.rootfs is None and spec.namespace("mount") == "new":
         layout = _view.layout()
-        if shows_resolver(spec):  # the link's target changes with the host's network
+        if shows_resolver(spec):  # resolv.conf may be a link, whose target changes with the network
             resolver = _view.resolver()
     return _compiled(spec, Caller.current(), cwd, layout, resolver)
 
@@ -59,19 +60,21 @@ def with_profile(spec: Spec) -> Spec:
 def _compiled(
     spec: Spec, caller: Caller, _cwd: str, layout: _view.Layout | None, _resolver: str | None
 ) -> _core.Plan:
-    """One plan for equal specs of the same caller, directory and view of the host."""
+    """Returns the same plan for equal specs, as long as caller, directory and view of the host stay
+    the same."""
     return compile_for(spec, caller, layout)
 
 
 def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> _core.Plan:
     """A new plan, for a given caller and a given view of the host.
 
-    Args: layout: the directories of a root that is made of the host's; None: this host's.
+    Args: layout: the host's directories, of which the root is made without a rootfs; None: those
+        of this host.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     d = decide(spec, caller, layout)
-    # A child in the caller's memory must not enter a cgroup that limits memory: the OOM killer
-    # kills all processes that share the memory.
+    # A child that shares the caller's memory must not enter a cgroup that limits memory: the OOM
+    # killer kills all processes that share the memory.
     own_memory = spec.memory is not None or spec.cgroup_parent is not None
     return made(d, process.first(d), _ops(d), init=spec.init, own_memory=own_memory)
 
@@ -93,7 +96,7 @@ def _ops(d: Decisions) -> Iterator[Op]:
 def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _core.Plan:
     """A plan of these ops for the spec's command.
 
-    first: the ops before the hop, if there is one. more: other arguments of _core.Plan.
+    first: with a hop, the ops that run before its clone. more: other arguments of _core.Plan.
     """
     spec, environment, first = d.spec, d.spec.environment(), tuple(first)
     by_ops = {*d.by_range, "cgroup" if d.cgroups else "", "mount" if d.root_alone else ""}
@@ -130,15 +133,15 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
 
 
 def _in_view(d: Decisions) -> tuple[str, ...] | None:
-    """What can be seen without a rootfs; None: there is one."""
+    """The paths that a sandbox without a rootfs can see; None if there is a rootfs."""
     if d.layout is None:
         return None
-    # A fresh /tmp shows nothing of the host's.
+    # A tmpfs on /tmp is empty: it shows no files of the host.
     mounts = (m.destination for m in d.mounts if (m.type, m.destination) != ("tmpfs", "/tmp"))
     return (*d.layout.paths, *mounts, *d.spec.files)
 
 
 def search_path(path: str | bytes | None) -> tuple[bytes, ...]:
-    """The directories to look a command up in; the default is execvp's own."""
+    """The directories in which to look up a command. Without a path, the default of execvp(3)."""
     text = os.fsencode(path) if path is not None else b"/bin:/usr/bin"
     return tuple(directory or b"." for directory in text.split(b":"))

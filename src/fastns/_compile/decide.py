@@ -1,8 +1,7 @@
-"""decide(): every choice between two ways to carry out a spec, before any op exists.
+"""decide(): makes every choice between two ways to carry out a spec, before any op exists.
 
-The emitters (process.py, root.py) turn Decisions into ops and choose nothing. decide() changes
-nothing; it asks fastns._policy and _view what this machine has. Caller is what it knows of the
-process that starts sandboxes.
+It runs in the caller, changes nothing, and asks fastns._policy and _view what this machine has. The
+emitters (process.py, root.py) turn its Decisions into ops and choose nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     Ids = tuple[int, int, int]  # a user namespace's range: first uid, first gid, how many
     Joined = tuple[tuple[str, str], ...]  # kind and path
     Layers = tuple[tuple[str, bool], ...]  # destination, and whether it is private to the sandbox
-    # Destination, source, is it recursive, may it be plain, why it is plain ("": it is not).
+    # Destination, source, is it recursive, may it be plain, why it must be plain ("": it need not).
     Bind = tuple[str, str, bool, bool, str]
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID = 1 << 0, 1 << 1, 1 << 6, 1 << 7
@@ -56,7 +55,7 @@ class Caller:
     uid: int
     gid: int
     uniform: bool  # real, effective and saved ids are the same
-    capabilities: int  # effective ones, a bit each
+    capabilities: int  # the effective ones, one bit each
     initial_user_namespace: bool
     may_setgroups: bool = True
     tree_namespaces: bool = False  # the kernel has them (Linux 7.0), and this caller may use them
@@ -69,7 +68,7 @@ class Caller:
 
     @property
     def maps_a_range(self) -> bool:
-        """Whether its sandboxes can have a range of ids without a process that writes the maps."""
+        """Whether it may map a range of ids for its sandboxes itself, without newuidmap(1)."""
         able = self.capabilities & MAPS_A_RANGE == MAPS_A_RANGE
         return self.initial_user_namespace and able
 
@@ -93,7 +92,7 @@ class Caller:
 
 @cached(1)
 def is_spared(path: str = "/proc/self/oom_score_adj") -> bool:
-    """Whether oom_score_adj is below 0. Read once: each start would pay for it."""
+    """Whether oom_score_adj is below 0. Cached, as reading it would slow down each start."""
     return _read(path).startswith(b"-")
 
 
@@ -101,7 +100,8 @@ _has_trees = cached(1)(_core.has_tree_namespaces)
 
 
 def _read(path: str) -> bytes:
-    """A file of /proc. Without /proc it is empty, and the step that needs /proc fails later."""
+    """The content of a file of /proc. Without /proc it is empty; a step that needs /proc fails
+    later."""
     try:
         with open(path, "rb") as file:
             return file.read() or b""  # None: EAGAIN
@@ -111,18 +111,19 @@ def _read(path: str) -> bytes:
 
 @record(frozen=True)
 class Decisions:
-    """How one process carries out a spec: a sandbox, a template's server, or its sandboxes."""
+    """How one kind of process carries out a spec: a sandbox, a template's server, or each of the
+    template's sandboxes."""
 
     spec: Spec
 
     # Namespaces, by kind.
     new: tuple[str, ...]  # created for it
-    by_range: tuple[str, ...]  # those created by a process in the range's user namespace
+    by_range: tuple[str, ...]  # of these, those created by a process in the range's user namespace
     copied: tuple[str, ...]  # copied by the sandbox once it has joined that user namespace
-    join_first: Joined  # joined by another process, which then clones the sandbox: a hop
+    join_first: Joined  # joined by the hop process, which then clones the sandbox
     join: Joined  # joined by the sandbox
     user_last: bool  # root joins the user namespace last, as its rights end there
-    in_user_namespace: bool  # its own, or the caller's
+    in_user_namespace: bool  # a new one, a joined one, or the caller's; a range does not count
 
     # Ids.
     ids: Ids | None  # the range of the user namespace that it joins
@@ -132,19 +133,19 @@ class Decisions:
     inotify: bytes | None  # the limit of a new user namespace, or of the range's
     sets_groups: bool
     sets_ids: bool
-    pipe_owner: tuple[int, int] | None  # the command's ids outside, if they are not the caller's
+    pipe_owner: tuple[int, int] | None  # the ids outside that its pipes are given to
 
     # The root and what is mounted in it.
     layout: _view.Layout | None  # the root is made of these directories of the host
-    led_to: tuple[str, ...]  # targets, outside of them, of links in them
+    led_to: tuple[str, ...]  # targets of links in these directories that are not in them
     root_alone: bool  # the mount namespace starts with the root's tree, not with the caller's
     mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
     own: tuple[Mount, ...]  # the mounts that this process makes
-    fresh: tuple[str, ...]  # destinations that each sandbox of a template mounts
-    points: tuple[str, ...]  # directories that a root's tmpfs starts with, without the first "/"
+    fresh: tuple[str, ...]  # destinations of the mounts that each sandbox of a template makes
+    points: tuple[str, ...]  # directories to make in the root's tmpfs, without the first "/"
     layers: Layers
     binds: tuple[Bind, ...]  # the spec's, in a sandbox with a range of ids
-    makes_nodes: bool  # devices are created; else they are bound
+    makes_nodes: bool  # devices are created; otherwise they are bound
 
     # Rights and limits.
     cgroups: CgroupPlan | None
@@ -153,16 +154,17 @@ class Decisions:
     maps_first: bool  # it writes its maps before it executes the program
     bounding: bool  # it reduces the bounding set
     landlock: int  # version of its interface; 0: not used
-    filter: str  # "none", "profile", or the part of the default filter: "whole", "first", "rest"
+    filter: str  # "none", "profile", or a part of the default filter: "whole", "first", "rest"
 
     @property
     def owned(self) -> int:
-        """HOW_OWNED where the sandbox's uid 0 has to own what is created for it."""
+        """HOW_OWNED if the sandbox's uid 0 must own what is created for it, otherwise 0."""
         return _core.HOW_OWNED if self.ids else 0
 
     @property
     def keep(self) -> int:
-        """HOW_KEEP where a filter or Landlock needs rights that the change of ids would drop."""
+        """HOW_KEEP if a filter or Landlock needs rights that a change of ids would drop, otherwise
+        0."""
         needed = self.spec.seccomp != "unconfined" or self.spec.landlock
         return _core.HOW_KEEP if needed and not self.spec.no_new_privileges else 0
 
@@ -183,8 +185,9 @@ def decide(
     """All decisions about a spec.
 
     Args:
-        layout: the host's directories for a root that is made of them; None: this machine's.
-        netns_ahead: network namespaces are made ahead of the sandboxes.
+        layout: the host's directories, of which the root is made without a rootfs; None: those of
+            this machine.
+        netns_ahead: network namespaces come from a pool.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     kinds = {kind: spec.namespace(kind) for kind in KINDS}
@@ -259,8 +262,9 @@ def decide(
         cgroups=cgroups,
         spared=caller.spared,
         dies_with_parent=spec.die_with_parent,
-        # uid 0 then keeps its capabilities over exec. But the memory of a process that executes in
-        # a mapped namespace belongs to it, and a reaper must keep its own from the command.
+        # With its maps written first, uid 0 keeps its capabilities over exec. But a mapped
+        # namespace owns the memory of what is executed in it: a command with capabilities could
+        # read the memory of its reaper.
         maps_first=id_map == "self" and not first and not spec.init and caller.owns_its_proc,
         bounding=bool(caller.capabilities & CAP_SETPCAP) or mapped,
         landlock=_landlock_version(spec, caller.privileged or own_user),
@@ -279,11 +283,11 @@ def _refuse_without_rights(spec: Spec, new: Sequence[str]) -> None:
 
 
 def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
-    """What is joined before the sandbox is cloned, and what by the sandbox.
+    """The namespaces that are joined before the sandbox is cloned, and those that it joins itself.
 
-    A joined pid namespace holds only later clones. A user namespace owns what is made later, and
-    from a new one nothing outside can be joined. The mount namespace comes last: the other paths
-    are the caller's.
+    A joined pid namespace applies only to later clones. A user namespace owns the namespaces that
+    are made later, and a process in a new one cannot join any that is outside. The mount namespace
+    comes last: the paths of the others are paths of the caller.
     """
     order = {"user": 0, "mount": 2}
     kinds = sorted(joined, key=lambda kind: order.get(kind, 1))
@@ -293,10 +297,11 @@ def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
 
 
 def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tuple[str, ...]:
-    """Capabilities count only in namespaces that belong to the range's user namespace.
+    """The namespaces that a process in the range's user namespace makes for the sandbox to join:
+    capabilities count only in namespaces that belong to that user namespace.
 
-    Joining a process's namespaces takes the right to trace it (setns(2)). That process is
-    undumpable, so only CAP_SYS_PTRACE outside gives that right (CVE-2016-9962).
+    To join another process's namespaces, one must have the right to trace it (setns(2)). This
+    process is undumpable (CVE-2016-9962), so only CAP_SYS_PTRACE outside gives that right.
     """
     kinds = [kind for kind in ("uts", "ipc") if kind in new]
     if "network" in new and not netns_ahead:
@@ -362,7 +367,8 @@ def _is_own_id(mappings: Sequence[IDMapping], own: int) -> bool:
 def _pipe_owner(
     spec: Spec, caller: Caller, user: str, ids: Ids | None, id_map: str
 ) -> tuple[int, int] | None:
-    """None: the caller keeps the pipes, or has no right to give them away."""
+    """The (uid, gid) outside that the pipes are given to. None: the caller keeps them, as the
+    command has its ids or it has no right to change their owner."""
     if ids is not None:
         return ids[0] + spec.uid, ids[1] + spec.gid
     if id_map == "parent":
@@ -379,7 +385,7 @@ def _pipe_owner(
 def _may_be_hosts_root(
     spec: Spec, caller: Caller, uids: Sequence[IDMapping], ids: Ids | None
 ) -> bool:
-    """Whether a uid inside may be the host's uid 0, in a sandbox without CAP_SYS_ADMIN."""
+    """Whether a uid inside may be the host's uid 0. False in a sandbox with CAP_SYS_ADMIN."""
     if ids is not None or "CAP_SYS_ADMIN" in spec.capabilities:
         return False
     return any(m.host_id == 0 for m in uids) if uids else caller.privileged
@@ -388,8 +394,8 @@ def _may_be_hosts_root(
 def _may_start_with_root(
     spec: Spec, caller: Caller, ids: Ids | None, new_user: bool, mounts: Sequence[Mount]
 ) -> bool:
-    """Whether the mount namespace can start with the root's tree alone. A scratch tmpfs and bound
-    devices need the caller's view."""
+    """Whether the mount namespace can start with the root's tree alone. Others need the caller's
+    mounts for longer: to make a scratch tmpfs, or to bind devices."""
     binds = [parsed(mount) for mount in mounts if mount.type == "bind"]
     return (
         caller.tree_namespaces
@@ -421,21 +427,21 @@ def _mounts(
 
 
 def _of_host(mount: Mount, kinds: Mapping[str, str], in_user_namespace: bool) -> Mount:
-    """Binds the host's /proc or /sys where its namespace is the host's.
+    """Replaces a /proc or /sys whose namespace is the host's by a bind of the host's.
 
-    Both show the namespaces of the process that mounts them. The kernel refuses a new instance of
-    the host's in a user namespace, and on top of itself."""
+    A new instance shows the pid or network namespace of the process that mounts it. If that is the
+    host's, the kernel refuses the mount in a user namespace, and on top of the host's instance."""
     owner = {"/proc": "pid", "/sys": "network"}.get(mount.destination)
     if owner is None or kinds[owner] != "host":
         return mount
-    # A user namespace may not uncover what is mounted over: all of the tree, or none.
+    # In a user namespace, a bind must include the mounts below: it must not uncover what they hide.
     options = ["rbind" if in_user_namespace else "bind", *mount.options]
     return Mount(mount.destination, source=mount.destination, options=options)
 
 
 def _protected(mount: Mount) -> Mount:
-    """Makes /proc and /sys read-only where a uid inside may own their files. The modes of these
-    files are the same in every instance on the machine. "rw" in the spec overrides this."""
+    """Makes a /proc or /sys read-only, because a uid inside may own their files, and a change of a
+    mode there shows in every instance on the machine. "rw" in the spec overrides this."""
     hosts = mount.type == "bind" and mount.source in TYPE_AT
     if not (hosts or mount.type in TYPE_AT.values()) or {"ro", "rw"} & {*mount.options}:
         return mount
@@ -449,7 +455,7 @@ def shows_resolver(spec: Spec) -> bool:
 def _bare_root(
     spec: Spec, layout: _view.Layout, mounts: Sequence[Mount]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """led_to and points of a root of the host's directories."""
+    """Decisions.led_to and points, for a root made of the host's directories."""
     given = [mount.destination for mount in spec.mounts]
     found = _view.led_to(layout.shown, resolver=shows_resolver(spec))
     shown = list(layout.paths)
@@ -466,8 +472,8 @@ def _bare_root(
 
 
 def _binds(spec: Spec) -> tuple[Bind, ...]:
-    """The spec's binds keep their owners: with the option idmap always, else where the kernel can.
-    Other binds show the host, whose root's files stay out of reach."""
+    """Only the spec's binds keep their owners: always with the option idmap, otherwise where the
+    kernel can. Other binds show the host, where root's files must stay out of reach."""
     found = []
     for number, mount in enumerate(spec.mounts):
         if mount.type != "bind":
@@ -484,9 +490,9 @@ def _binds(spec: Spec) -> tuple[Bind, ...]:
 
 
 def _made_in(bind: Mount, later: Sequence[Mount]) -> str | None:
-    """A missing target that a later mount creates in this bind, or None. It is created with the
+    """The target that a later mount may create in this bind, or None. It is created with the
     caller's ids, which cannot create anything in an idmapped tree."""
-    places: list[str] = []  # later mounts in the bind: targets in them are not in the bind itself
+    places: list[str] = []  # later mounts in the bind, whose own contents are not part of the bind
     for mount in later:
         if _view.lies_in(mount.destination, [bind.destination]):
             if parsed(mount).mkdir and not _view.lies_in(mount.destination, places):

@@ -1,4 +1,4 @@
-"""Op, one step of a plan, and what several emitters use: constants of the kernel, small ops."""
+"""Op, one step of a plan. Also what several emitters share: kernel constants and small ops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 @record(frozen=True)
 class Op:
     """One step of the program, as csrc/shared/plan.h describes it. `flags` and `arg` are unsigned;
-    `note` is for people."""
+    `note` is shown by a dry run."""
 
     code: str
     stage: str
@@ -42,7 +42,7 @@ class Op:
 
 
 def write_op(stage: str, name: str, text: bytes) -> Op:
-    """Writes a file of the process itself, which must be on a proc file system."""
+    """Writes /proc/self/`name`, which must be on a proc file system."""
     target, note = f"/proc/self/{name}".encode(), f"{name}: {text.decode().strip()}"
     return Op("write", stage, flags=PROC_MAGIC, target=target, data=text, note=note)
 

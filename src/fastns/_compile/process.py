@@ -1,4 +1,4 @@
-"""Ops for the process itself: joined namespaces, id maps, names, limits, ids and rights."""
+"""Emits the ops for the process itself: joined namespaces, id maps, names, limits, ids, rights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastns._compile.decide import Decisions
     from fastns.spec import IDMapping
 
-LEAST_FDS = 256  # a lower half of the caller's limit does not apply
+LEAST_FDS = 256  # halving the caller's limit on open files does not go below this
 NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
 
 
@@ -24,17 +24,17 @@ NO_NEW_PRIVILEGES = Op("no_new_privileges", "no_new_privileges")
 
 
 def first(d: Decisions) -> Iterator[Op]:
-    """The first ops. With a hop, they run before it clones the sandbox."""
+    """The first ops. With a hop, they run before its clone."""
     if d.spared:
         yield write_op("oom_score_adj", "oom_score_adj", b"0")
-    # Before anything that could crash, and before the default filter, which keeps this limit.
+    # Before anything that could crash, and before the default filter, which protects this limit.
     core = [rlimit for rlimit in d.spec.rlimits if rlimit.type == "RLIMIT_CORE"]
     if core:
         yield _rlimit_op(core[0])
-    else:  # optional: raising a hard limit of 0 takes CAP_SYS_RESOURCE
+    else:  # optional, as raising a hard limit of 0 requires CAP_SYS_RESOURCE
         yield _rlimit_op(DEFAULT_RLIMITS[0], _core.HOW_OPTIONAL)
     if d.user_last:
-        # Drops the caller's groups before a user namespace may forbid it (setgroups "deny").
+        # Drops the caller's groups now: the user namespace may forbid it (setgroups "deny").
         yield Op("setgroups", "setgroups", note="none")
     for kind, path in d.join_first:
         yield _setns_op(kind, path, _core.HOW_OPEN if d.user_last and kind == "user" else 0)
@@ -59,7 +59,8 @@ def namespaces(d: Decisions) -> Iterator[Op]:
         how, target = _core.HOW_OPTIONAL, path.encode()
         yield Op("write", "rlimit", how, PROC_MAGIC, target=target, data=d.inotify, note=note)
     if d.id_map == "self":
-        # An unprivileged process must give up setgroups before gid_map (user_namespaces(7)).
+        # An unprivileged process must disable setgroups before it writes gid_map
+        # (user_namespaces(7)).
         yield write_op("id_map", "setgroups", b"deny")
         yield write_op("id_map", "gid_map", map_text(d.gids))
         yield write_op("id_map", "uid_map", map_text(d.uids))
@@ -73,14 +74,15 @@ def map_text(mappings: Iterable[IDMapping]) -> bytes:
 
 
 def mapped_ids(d: Decisions) -> Iterator[Op]:
-    """Takes a mapped id where another process wrote the maps: nobody cannot create files."""
+    """Changes to a mapped id if another process wrote the maps: an unmapped one cannot create
+    files."""
     if d.id_map in ("parent", "newuidmap"):
         for code, mappings, own in (("setgid", d.gids, d.spec.gid), ("setuid", d.uids, d.spec.uid)):
             yield id_op(code, own if outside(mappings, 0) is None else 0)
 
 
 def cgroup(d: Decisions) -> Iterator[Op]:
-    """Enters the cgroup, then the cgroup namespace whose root it becomes."""
+    """Enters the cgroup, then makes the cgroup namespace, whose root is this cgroup."""
     if d.cgroups is not None:
         flags = CLONE_FLAGS["cgroup"] if "cgroup" in d.new else 0
         yield Op("cgroup", "cgroup", flags=flags, note=" ".join(d.cgroups.enforced))
@@ -98,8 +100,8 @@ def loopback(d: Decisions) -> Iterator[Op]:
 
 
 def keyring(spec: Spec, how: int = 0) -> Op:
-    """A new session keyring. It counts against the user's quota of some 200, so it is optional with
-    the default filter, which refuses all calls about keys."""
+    """A new session keyring. It counts against the user's quota of about 200. So with the default
+    filter, which refuses all calls about keys, it is optional."""
     how |= _core.HOW_OPTIONAL if spec.seccomp == "default" else 0
     return Op("keyring", "keyring", how, note="of its own")
 
@@ -118,7 +120,8 @@ def command(d: Decisions) -> Iterator[Op]:
     yield from _ids(d)
     if d.dies_with_parent:
         yield Op("parent_death", "parent_death")  # after the change of ids, which would clear it
-    # Landlock and filters need no_new_privileges or CAP_SYS_ADMIN, so that is dropped last.
+    # Landlock and filters need no_new_privileges or CAP_SYS_ADMIN. Without the former,
+    # capabilities are dropped last.
     drop = _capabilities_op("capabilities", spec)
     if spec.no_new_privileges:
         yield drop
@@ -149,11 +152,12 @@ def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
 
 
 def _join_range(d: Decisions) -> Iterator[Op]:
-    """Joins the user namespace of this process's sandboxes after everything that takes the caller's
-    rights, so that the other namespaces and the mounts are out of its reach.
+    """Joins the range's user namespace after everything that requires the caller's rights. So the
+    mounts, and the namespaces made with those rights, belong to the host's user namespace and are
+    out of the sandbox's reach.
 
-    A copied mount namespace starts with mounts of another user namespace, which are locked in it:
-    they cannot be uncovered, or made writable.
+    In a copied mount namespace, these mounts are locked: the sandbox can neither unmount them nor
+    make them writable.
     """
     assert d.ids is not None
     uid, gid, size = d.ids
@@ -164,8 +168,8 @@ def _join_range(d: Decisions) -> Iterator[Op]:
 
 
 def bounding(d: Decisions) -> Iterator[Op]:
-    """Reduces the bounding set, where the process may. Elsewhere exec gains no capabilities either,
-    because of no_new_privileges."""
+    """Reduces the bounding set, if the process may. If not, only no_new_privileges keeps an exec
+    from gaining capabilities."""
     if d.bounding:
         yield _capabilities_op("bounding", d.spec, d.keep)
 
@@ -182,7 +186,7 @@ def _capabilities_op(code: str, spec: Spec, how: int = 0) -> Op:
 def _ids(d: Decisions) -> Iterator[Op]:
     spec = d.spec
     if d.id_map == "range" and spec.uid:
-        # The rights that joining gave end with a change from uid 0 to another one.
+        # Joining the namespace gave all capabilities; a change from uid 0 to another drops them.
         yield id_op("setuid", 0)
     if d.sets_groups:
         groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
@@ -194,7 +198,7 @@ def _ids(d: Decisions) -> Iterator[Op]:
 
 
 def seccomp_filter(d: Decisions) -> Iterator[Op]:
-    """The filter of system calls, or the part that this process loads."""
+    """The filter of system calls, or the part of it that this process loads."""
     spec, flags = d.spec, 0
     if d.filter == "none":
         return

@@ -1,7 +1,7 @@
-"""Ops for the root: how its tree is created, filled and entered.
+"""Emits the ops by which the program creates, fills and enters the root.
 
-It is created on top of "/", where the caller's paths still lead to the sources of binds;
-docs/architecture/mounts.md has the steps.
+The root is mounted on top of "/". There, the caller's paths still lead to the sources of binds:
+docs/architecture/mounts.md explains the steps.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ MAGIC = {"proc": PROC_MAGIC, "sysfs": SYSFS_MAGIC}
 # Without size=, a tmpfs may take half of the machine's memory (tmpfs(5)).
 DEFAULT_SIZE = 512 << 20
 SIZES = dict.fromkeys(("/run", "/dev", "/dev/shm"), 64 << 20)
-BLOCK = 4096  # what nr_blocks counts (tmpfs(5)), and the bytes for which there is one inode
-FEWEST_FILES = 1024  # a /dev has some of its own
-MOST_FILES = 1 << 40  # the kernel takes no more than 2**54
-LAYERS = (b"root", b"upper", b"work")  # directories of an overlay's scratch
+BLOCK = 4096  # bytes; the unit of nr_blocks (tmpfs(5)). One inode is allowed for each block
+FEWEST_FILES = 1024  # also in a small tmpfs: /dev needs some for its devices
+MOST_FILES = 1 << 40  # the kernel accepts no more than 2**54
+LAYERS = (b"root", b"upper", b"work")  # directories in an overlay's scratch tmpfs
 READ_ONLY_ROOT = Op("read_only", "read_only", note="/")
 
 
 def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
-    """A root of the sandbox's own, not yet entered; file_flags: MOUNT_ATTR_* of its files."""
+    """Builds the sandbox's own root, but does not enter it. file_flags: MOUNT_ATTR_* for the spec's
+    files."""
     spec, path = d.spec, root_path(d.spec)
     on_scratch = spec.overlay or bool(spec.files)
     place = (b"lower" if spec.overlay else b"root") if on_scratch else None
@@ -86,7 +87,7 @@ def root(d: Decisions, file_flags: int = 0) -> Iterator[Op]:
     for mount in d.own:
         yield from mounted(d, mount)
     layers = d.layers
-    for shown in d.led_to:  # after the mounts: it may lie in /run
+    for shown in d.led_to:  # after the mounts: a target may be in /run
         yield _led_to_op(d, shown, how_made(d, shown, layers))
         layers = (*layers, (shown, False))
     for number, destination in enumerate(spec.files):
@@ -111,7 +112,7 @@ def enter_root(d: Decisions) -> Iterator[Op]:
 
 
 def other_root(d: Decisions) -> Iterator[Op]:
-    """Without a new mount namespace: another directory becomes "/"."""
+    """Without a new mount namespace: makes the rootfs "/" by chroot, if there is one."""
     if d.spec.rootfs is not None:
         note = os.fspath(d.spec.rootfs)
         yield Op("root_tree", "rootfs", source=root_path(d.spec), note=note)
@@ -123,13 +124,14 @@ def root_path(spec: Spec) -> bytes:
 
 
 def propagation(d: Decisions) -> int:
-    """Mounts never propagate to the host; the host's later ones appear if a mount asks for it."""
+    """Mounts made inside never propagate to the host. Later mounts of the host appear inside only
+    if a mount has rslave."""
     slave = any(parsed(mount).propagation == MS_SLAVE for mount in d.mounts)
     return MS_SLAVE if slave else MS_PRIVATE
 
 
 def root_tree_op(d: Decisions, read_only: bool) -> Op:
-    """The tree of the rootfs. Its files keep their owners inside."""
+    """The tree of the rootfs. Inside, its files keep their owners."""
     source = root_path(d.spec)
     how = _core.HOW_RECURSIVE | (_core.HOW_IDMAP if d.ids else 0)
     flags = (ATTR_RDONLY if read_only else 0) | no_devices(d.spec)
@@ -138,14 +140,14 @@ def root_tree_op(d: Decisions, read_only: bool) -> Op:
 
 
 def pivot_op(source: bytes, beneath: int) -> Op:
-    """beneath: the number of mounts stacked on "/" by then."""
+    """beneath: the number of mounts that are stacked on "/" at this point."""
     return Op("pivot_root", "pivot_root", arg=beneath, source=source)
 
 
 def overlay_op(d: Decisions, lower: bytes) -> Op:
     data = b"lowerdir=" + lower + b",upperdir=upper,workdir=work"
     if d.in_user_namespace:
-        data += b",userxattr"  # trusted.* attributes need the initial namespace (overlayfs)
+        data += b",userxattr"  # the usual trusted.* attributes need the initial user namespace
     flags = MS_NODEV if no_devices(d.spec) else 0
     note = "a throw-away layer over the root"
     return Op("overlay", "overlay", flags=flags, data=data, note=note)
@@ -163,8 +165,8 @@ def _root_tmpfs_op(d: Decisions, target: bytes | None) -> Op:
 
 
 def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
-    """The host's system directories with all mounts below them, read-only. They keep their owners:
-    what only root may read, a sandbox with ids of its own cannot read."""
+    """The host's system directories with all mounts below them, read-only. They are not idmapped:
+    a sandbox with ids of its own cannot read what only root may read."""
     flags = ATTR_RDONLY | no_devices(d.spec)
     for path in layout.shown:
         source, note = os.fsencode(path), f"{path} ro"
@@ -175,7 +177,7 @@ def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
 
 
 def _led_to_op(d: Decisions, path: str, how: int) -> Op:
-    """Binds the target of a link in these directories."""
+    """Binds the target of a link that leads out of the host's directories."""
     how |= _core.HOW_RECURSIVE | _core.HOW_IF_THERE
     flags, place = ATTR_RDONLY | no_devices(d.spec), os.fsencode(path)
     return Op("bind", "rootfs", how, flags, source=place, target=place, note=f"{path} ro")
@@ -185,13 +187,13 @@ def _led_to_op(d: Decisions, path: str, how: int) -> Op:
 
 
 def mounted(d: Decisions, mount: Mount) -> Iterator[Op]:
-    """A mount at its destination; the default /dev with its devices."""
+    """A mount at its destination. The default /dev also gets its devices."""
     if mount is not DEV:
         yield mount_op(d, mount)
         return
     if d.layout is None:
         yield mount_op(d, DEV)
-    else:  # a directory of the root's tmpfs, in half the time of another tmpfs
+    else:  # a directory of the root's tmpfs: it takes half the time of another tmpfs
         note = f"/dev tmpfs {','.join(DEV.options)}, of the root"
         flags = ATTR_NOSUID | ATTR_NOEXEC
         yield Op("show", "mount", d.owned, flags, ATTR_NODEV, b"dev", b"dev", note=note)
@@ -199,7 +201,7 @@ def mounted(d: Decisions, mount: Mount) -> Iterator[Op]:
 
 
 def mount_op(d: Decisions, mount: Mount, place: bytes | None = None) -> Op:
-    """A mount at its destination, or at a `place` that is created for it."""
+    """A mount at its destination, or at `place`, which is created for it."""
     how = _how_to(mount)
     if place is not None:
         how |= _core.HOW_CREATE | d.owned
@@ -227,11 +229,11 @@ def _fs_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
 def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
     options = parsed(mount)
     cleared = options.attr_clr
-    has_devices = bool(cleared & ATTR_NODEV)  # "dev" was given
+    has_devices = bool(cleared & ATTR_NODEV)  # the option "dev"
     if options.recursive:
         how |= _core.HOW_RECURSIVE
         if d.in_user_namespace:
-            cleared &= ~ATTR_NODEV  # locked on the mounts below
+            cleared &= ~ATTR_NODEV  # locked on the mounts below, so it cannot be cleared there
     how |= how_of_bind(mount) | (_core.HOW_AHEAD if d.root_alone else 0)
     for destination, _, _, optional, plain in d.binds:
         if destination == mount.destination and not plain:
@@ -242,7 +244,7 @@ def _bind_op(d: Decisions, mount: Mount, how: int, target: bytes) -> Op:
 
 
 def how_made(d: Decisions, destination: str, layers: Layers) -> int:
-    """HOW_* of a target: a missing one is created where it disappears with the sandbox."""
+    """HOW_* of a target: a missing target is created only where it disappears with the sandbox."""
     within = destination.startswith
     above = [(len(path), gone) for path, gone in layers if within(path.rstrip("/") + "/")]
     return _core.HOW_CREATE | d.owned if max(above)[1] else 0
@@ -254,7 +256,7 @@ def _how_to(mount: Mount) -> int:
 
 
 def how_of_bind(mount: Mount) -> int:
-    """HOW_* that a bind keeps when it is bound again."""
+    """HOW_* of a bind that also apply when the bind is itself bound elsewhere."""
     return _how_to(mount) | PROPAGATION.get(parsed(mount).propagation, 0)
 
 
@@ -265,7 +267,8 @@ def _note(mount: Mount, more: Sequence[str] = ()) -> str:
 
 
 def _owners(d: Decisions, mount: Mount) -> str:
-    """The options for the file system, with ids of the caller, who mounts it."""
+    """The options for the file system. Ids in them become ids outside, because the kernel reads
+    them in the caller's user namespace."""
     data = parsed(mount).data
     if d.ids is None or mount.type not in ("tmpfs", "devpts", "proc"):
         return data
@@ -280,7 +283,7 @@ def _owners(d: Decisions, mount: Mount) -> str:
 
 
 def open_sources(d: Decisions) -> Iterator[Op]:
-    """Opens the sources of binds before the caller's view is left."""
+    """Opens the sources of binds while the caller's paths can still be resolved."""
     for mount in d.mounts:
         if mount.type == "bind":
             how = _core.HOW_RECURSIVE if parsed(mount).recursive else 0
@@ -289,7 +292,7 @@ def open_sources(d: Decisions) -> Iterator[Op]:
 
 
 def no_devices(spec: Spec) -> int:
-    """ATTR_NODEV for a root, which may contain the host's disks, if there is a /dev of its own."""
+    """ATTR_NODEV for a root, which may contain the host's disks, if there is a default /dev."""
     return ATTR_NODEV if spec.default_mounts else 0
 
 
@@ -300,7 +303,7 @@ def _devices(d: Decisions) -> Iterator[Op]:
             mode, number = stat.S_IFCHR | 0o666, os.makedev(major, minor)
             note = f"/dev/{name} {major}:{minor}"
             yield Op("device", "device", flags=mode, arg=number, target=path, note=note)
-        else:  # read-only: the device can be written, but the host's mode cannot be changed
+        else:  # read-only: nobody inside can change the host's mode, but the device is writable
             flags = ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC
             how, note = _core.HOW_CREATE, f"/dev/{name} bound"
             yield Op("bind", "device", how, flags, source=path, target=path, note=note)
@@ -320,7 +323,7 @@ def symlink_op(stage: str, path: str, leads_to: str) -> Op:
 
 
 def tmpfs_limits(spec: Spec, destination: str, given: str = "") -> list[str]:
-    """The options `size` and `nr_inodes` of a tmpfs there that are not among those given."""
+    """The options `size` and `nr_inodes` of a tmpfs at `destination`, except those given."""
     options = dict(option.partition("=")[::2] for option in given.split(",") if option)
     more = []
     if "size" in options:
@@ -340,7 +343,7 @@ def _files_in(size: int) -> int:
 
 
 def _bytes(text: str) -> int:
-    """A number as the kernel reads it."""
+    """A size as the kernel reads it: with a unit, or in percent of the memory."""
     from fastns.limits import UNITS  # most specs give no size
 
     if text.endswith("%"):
@@ -381,9 +384,10 @@ def file_op(
 
 
 def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
-    """The ops that hide paths or make them read-only, each after the first of its paths.
+    """The ops that hide paths or make them read-only, each as (first of its paths, op).
 
-    One op does all paths below /proc, and one those below /sys. Each other path has its own.
+    For either purpose, one op covers all paths below /proc and one all paths below /sys. Each other
+    path has an op of its own.
     """
     defaults = (MASKED_PATHS, READONLY_PATHS) if d.spec.default_mounts else ((), ())
     masked, read_only = d.spec.masked_paths, d.spec.readonly_paths
@@ -403,7 +407,7 @@ def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
 
 
 def _magic_at(d: Decisions, place: str) -> int:
-    """The type of file system expected there, as statfs(2) has it; 0: any."""
+    """The type of file system expected at `place`, as statfs(2) reports it; 0: any."""
     there = {mount.destination: mount for mount in d.mounts}.get(place)
     if there is None:
         return 0

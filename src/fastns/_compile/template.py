@@ -1,8 +1,8 @@
 """Spec → the two plans of a template: what its server does once, and what each sandbox does.
 
 The server builds the root and stays in it, in namespaces of its own. A sandbox is a clone of the
-server in new namespaces. It only does what must not be shared: its own /proc, an empty file system
-on each writable mount, its network's lo, its ids and limits.
+server in new namespaces. It only sets up what must not be shared: its own /proc, an empty file
+system on each writable mount, its network's lo, its ids and limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 
 
 def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
-    """The plan of a template's server; Plan.sandbox is that of each sandbox. Raises: SpecError."""
+    """The plan of a template's server; its `sandbox` is the plan of each sandbox. Raises: SpecError
+    when the spec asks for what this caller, or a template, cannot have."""
     whole = with_profile(spec or DEFAULT_SPEC)
     return compile_template_for(whole, Caller.current(), None, netns_pool)
 
@@ -36,7 +37,8 @@ def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
 def compile_template_for(
     spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
 ) -> _core.Plan:
-    """The same for a given caller and a given view of the host; layout as in compile_for()."""
+    """As compile_template(), for a given caller and a given view of the host. layout: see
+    compile_for()."""
     server, each = decide_template(spec, caller, layout, netns_pool)
     how: dict[str, Any] = {"method": "template", "mount_namespace": "template"}
     sandbox = made(each, (), _sandbox_ops(each), netns_pool=netns_pool, **how)
@@ -55,8 +57,8 @@ def decide_template(
     if caller.initial_user_namespace:
         caller = Caller(**{**vars(caller), "tree_namespaces": False})
     else:
-        # Its privileges end in the user namespace that each sandbox gets, so that no sandbox can
-        # unmount what the server has mounted.
+        # The caller is treated as unprivileged. So each sandbox gets a user namespace of its own,
+        # in which it cannot unmount what the server has mounted.
         caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
     d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
     if d.id_map not in ("none", "self", "range"):
@@ -88,7 +90,7 @@ def decide_template(
     absent = ("user", "time", "network") if netns_pool else ("user", "time")
     new = tuple([kind for kind in d.new if kind not in absent])
     each = d.but(
-        new=(*new, "user") if own_user else new,  # which locks the server's mounts
+        new=(*new, "user") if own_user else new,  # a new user namespace locks the server's mounts
         join_first=(),
         join=(),
         user_last=False,
@@ -97,7 +99,7 @@ def decide_template(
         inotify=d.inotify if d.ids else None,
         own=fresh,
         fresh=places,
-        dies_with_parent=False,  # it ends with the server, which ends with the caller
+        dies_with_parent=False,  # a sandbox ends with the server, which ends with the caller
         maps_first=False,
         bounding=d.bounding and not bounds_all,
         filter="rest" if split else d.filter,
@@ -127,16 +129,17 @@ def _refuse(field: str, why: str) -> None:
 
 
 def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:
-    """What the server mounts at the destination of one mount."""
+    """What the server mounts at the destination of this mount: nothing, the mount, or a variant."""
     if mount is DEV or mount.type in SHARED_TYPES:
         yield mount
         return
-    # A sandbox cannot make a missing target where its root shows other owners.
+    # A sandbox cannot make a missing target in an idmapped root.
     if d.ids and d.layout is None and not d.spec.overlay and parsed(mount).mkdir:
         yield mount
-    # In its user namespace a sandbox can mount these only if the server has mounted one. If it
-    # unmounts its own, the server's appears: such a /proc shows only processes that it may trace.
-    # It is writable, as the server writes id maps there.
+    # In its user namespace, a sandbox can mount a proc or sysfs only if the server has mounted one.
+    # If the sandbox unmounts its own, the server's appears. So the server's /proc shows only
+    # processes that the reader may trace (hidepid=2). It is writable: the server writes id maps
+    # there.
     if d.id_map == "self" and mount.type in ("proc", "sysfs"):
         writable = [option for option in mount.options if option != "ro"]
         yield mount if mount.type == "sysfs" else with_options(mount, *writable, "hidepid=2")
@@ -154,12 +157,12 @@ def _server_ops(d: Decisions) -> Iterator[Op]:
         if d.spec.default_mounts and any(m.destination == DEV.destination for m in d.mounts):
             yield DEV_READ_ONLY
         yield from root.enter_root(d)
-    yield from process.names(d.spec)  # which new uts namespaces copy
+    yield from process.names(d.spec)  # new uts namespaces copy the names
     yield from process.bounding(d)
     yield process.keyring(d.spec, _core.HOW_SEALED)  # all sandboxes share it
     if d.filter != "none" and d.spec.no_new_privileges:
         yield process.NO_NEW_PRIVILEGES
-    # The server loads most of the default filter: loading it takes a fifth of a start.
+    # Most of the default filter: if each sandbox loaded it, that would take a fifth of a start.
     yield from process.seccomp_filter(d)
 
 
@@ -183,7 +186,7 @@ def _sandbox_ops(d: Decisions) -> Iterator[Op]:
 
 
 def _parts(d: Decisions) -> Iterator[Op]:
-    """The server's root has the parts: /lower, /dev, and in /parts what sandboxes bind."""
+    """The server's root consists of the parts: /lower, /dev, and in /parts what sandboxes bind."""
     source = root.root_path(d.spec)
     yield Op("propagation", "propagation", flags=root.propagation(d))
     yield root.root_tree_op(d, read_only=True)
@@ -206,7 +209,7 @@ def _parts(d: Decisions) -> Iterator[Op]:
 
 
 def _part_names(d: Decisions) -> dict[str, bytes]:
-    """Destination → the path in the server's root of what sandboxes bind there."""
+    """Destination → the path in the server's root that sandboxes bind there."""
     numbered = enumerate(d.mounts)
     return {m.destination: b"/parts/%d" % i for i, m in numbered if m.type in SHARED_TYPES}
 
@@ -231,7 +234,7 @@ def _layer(d: Decisions) -> Iterator[Op]:
 
 
 def _bind_part(d: Decisions, stage: str, part: bytes, destination: str, how: int = 0) -> Op:
-    """Binds a part of the server's root into the sandbox's, with the mounts below it."""
+    """Binds a part of the server's root into the sandbox's root, with the mounts below it."""
     how |= _core.HOW_RECURSIVE | root.how_made(d, destination, d.layers)
     target = os.fsencode(destination)
     return Op("bind", stage, how, source=part, target=target, note=destination)

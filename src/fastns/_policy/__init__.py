@@ -1,1 +1,1 @@
-"""What the kernel enforces: seccomp filters, Landlock rules, cgroups and ranges of ids."""
+"""Prepares, in the caller, what the kernel enforces: filters, Landlock, cgroups, ranges of ids."""

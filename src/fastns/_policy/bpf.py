@@ -1,13 +1,14 @@
-"""Seccomp filters as decision diagrams: made from rules or from a program, written as a short one.
+"""Makes short seccomp filters, in the caller or at build time. Rules, or an existing BPF program,
+become a decision diagram, which is then written as a BPF program.
 
-program() compiles the default profile, for the machines in syscalls.py. A custom profile, which may
-be for several architectures, is compiled by libseccomp.py, and shorter() rewrites the result.
+program() compiles the default profile for the machines in syscalls.py. libseccomp.py compiles a
+custom profile, which may be for several architectures, and shorter() rewrites the result.
 
 The kernel compiles a filter at each start, which takes some tenths of a microsecond for each
-instruction. So call numbers that are treated alike form ranges, where libseccomp compares with
-every single number. Comparisons of single bits of an argument with the same outcome become one.
-Comparisons of its upper bits, by which a profile says "none of these", become ranges of values. All
-other comparisons are kept.
+instruction. So call numbers that are treated alike form ranges, while libseccomp compares with each
+number. Tests of single bits of an argument that have the same outcome are merged into one. Tests of
+its upper bits, by which a profile says "none of these", become ranges of values. All other
+comparisons are kept.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ KILL_PROCESS = 0x80000000
 LOW, HIGH = 0, 4  # halves of an argument on these machines, which are little-endian
 X32 = 0x40000000  # the calls of x86_64's x32 ABI have this number or a higher one (syscall(2))
 NO_CALL = WORD  # -1: a tracer has cancelled the call
-FEW = 3  # up to this many exceptions of a range are compared one by one
-FAR = 255  # the farthest that a test can jump
+FEW = 3  # a segment has at most this many exceptions, which are compared one by one
+FAR = 255  # instructions that a test can skip at most
 NEXT = None  # a jump's target: the next instruction
 
-# A node is an action, or a test: offset, mask, jump, value, and the number of the next node if the
-# test holds, and if it does not.
+# A node is an action (action,), or a test (offset, mask, jump, value, yes, no): the last two are
+# the numbers of the nodes that follow if the test holds, and if it does not.
 Node = tuple[int, ...]
-# A range of system calls: its first number, its node, and the numbers in it with another node.
+# A range of system calls: its first number, its node, and its exceptions, (number, node) each.
 Segment = tuple[int, int, list[tuple[int, int]]]
 Instruction = tuple[int, int, int, int]  # code, jt, jf, k
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     RuleOf = tuple[int, Iterable[str], list[list[Argument]]]
     Test = tuple[int, int, int, int]  # offset, mask, jump, value
     Condition = tuple[Test, bool]
-    Case = tuple[tuple[Condition, ...], int]  # if all hold, this node decides
+    Case = tuple[tuple[Condition, ...], int]  # if all conditions hold, this node decides
 
 
 def written(diagram: Diagram) -> bytes:
@@ -54,8 +55,8 @@ def written(diagram: Diagram) -> bytes:
 
 
 class Diagram:
-    """What a filter decides: for each architecture and number of a call, the first of the nodes
-    that test its arguments. Nodes that decide the same are one."""
+    """What a filter decides. For each architecture and call number it has a node: an action, or
+    the first test of the call's arguments. Equal nodes are stored once."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []  # a test comes after the nodes it leads to
@@ -71,7 +72,7 @@ class Diagram:
         return self._known[node]
 
     def test(self, offset: int, mask: int, op: int, value: int, yes: int, no: int) -> int:
-        """The number of a test, in its simplest form."""
+        """The number of a node that decides as this test does, in its simplest form."""
         if op == JEQ and mask != WORD:
             if value & ~mask:
                 return no
@@ -88,7 +89,7 @@ class Diagram:
 
 
 def merged(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(first number, node) of each range, in order, without ranges that continue the one before."""
+    """Joins adjacent ranges with the same node. A range is (first number, node)."""
     found: list[tuple[int, int]] = []
     for start, node in parts:
         if not found or found[-1][1] != node:
@@ -97,8 +98,8 @@ def merged(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
-    """The segments of (first number, node) ranges, in order. A few single numbers within a range
-    become its exceptions."""
+    """The segments of these (first number, node) ranges, which are in order. A few single numbers
+    within a range become its exceptions."""
     parts = merged(ranges)
     found: list[Segment] = []
     at = 0
@@ -120,8 +121,8 @@ def segments(ranges: Iterable[tuple[int, int]]) -> list[Segment]:
 
 
 class _Ranges(Diagram):
-    """A diagram in which successive tests of one argument are replaced, where that is shorter, by
-    comparisons with the values at which the outcome changes."""
+    """A copy of a diagram. Successive tests of one argument become comparisons with the values at
+    which the outcome changes, where that is shorter."""
 
     def __init__(self, read: Diagram) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class _Ranges(Diagram):
         ]
 
     def _node(self, number: int) -> int:
-        """The new number of a node."""
+        """The number in this diagram of a node of the other one."""
         if number not in self._made:
             node = self._read[number]
             ranges = self._ranges(number) if _bounds(node) else []
@@ -150,7 +151,7 @@ class _Ranges(Diagram):
         return self._made[number]
 
     def _ranges(self, number: int) -> list[tuple[int, int]]:
-        """(first value, old node) of each range, in order; none if that would not be shorter."""
+        """(first value, old node) of each range, in order; empty if that would not be shorter."""
         offset = self._read[number][0]
         tests: set[int] = set()
 
@@ -196,7 +197,7 @@ class _Ranges(Diagram):
 
 
 def _bounds(node: Node) -> tuple[int, int] | None:
-    """The first and the last value for which a test holds; None: these values are no range."""
+    """The first and the last value for which a test holds; None if these are not one range."""
     if len(node) == 1:
         return None
     _, mask, op, value = node[:4]
@@ -213,7 +214,8 @@ def _bounds(node: Node) -> tuple[int, int] | None:
 
 
 class _Writer:
-    """Writes instructions. A target is NEXT, a node's number, or a label of _label(): negative."""
+    """Writes a diagram as instructions. A jump's target is NEXT, the number of a node, or a label,
+    which is a negative number."""
 
     def __init__(self, read: Diagram) -> None:
         self._nodes = read.nodes
@@ -241,7 +243,7 @@ class _Writer:
         self._lines.append((code, value, targets))
 
     def _tree(self, segments: list[Segment]) -> None:
-        """A binary search for the node of the number that is loaded."""
+        """Writes a binary search for the node of the call number, which is loaded."""
         if len(segments) > 1:
             half = len(segments) // 2
             parts = [(self._target(part), part) for part in (segments[half:], segments[:half])]
@@ -258,13 +260,13 @@ class _Writer:
             self._line(JA, 0, node)
 
     def _target(self, segments: list[Segment]) -> int:
-        """The node, if it is the only one; else a new label."""
+        """Where to jump for these segments: their node if they have only one, or a new label."""
         return segments[0][1] if len(segments) == 1 and not segments[0][2] else self._label()
 
     def _write_nodes(self) -> None:
-        """Writes tests before the nodes they lead to, and actions last. Omits a load if the word is
-        loaded already on each way to the node."""
-        loaded: dict[int | None, set[tuple[int, int]]] = {}  # label -> (offset, mask) on each way
+        """Writes each test before the nodes it leads to, and actions last. Omits a load if every
+        path to the node has already loaded the word."""
+        loaded: dict[int | None, set[tuple[int, int]]] = {}  # target -> (offset, mask) on each path
         for _, _, targets in self._lines:
             for target in targets:
                 loaded.setdefault(target, set()).add((NUMBER, WORD))
@@ -291,10 +293,11 @@ class _Writer:
             self._line(RET, self._nodes[number][0])
 
     def bytes(self) -> bytes:
-        """The program, made from its end: jumps lead forward, so the places of their targets are
-        known. Where a target is farther than FAR, a test jumps to a plain jump right after it."""
-        made: list[bytes] = []  # the last instruction is first
-        left: dict[int, int] = {}  # line -> how many instructions there are from it on
+        """The program. It is built from its end: jumps lead forward, so the positions of their
+        targets are known. If a test's target is farther than FAR, an unconditional jump right after
+        the test leads there."""
+        made: list[bytes] = []  # in reverse order
+        left: dict[int, int] = {}  # line -> number of instructions from this line to the end
         for line in range(len(self._lines) - 1, -1, -1):
             code, value, targets = self._lines[line]
             ways = [0 if to is NEXT else len(made) - left[self._places[to]] for to in targets]
@@ -322,9 +325,9 @@ def program(default: int, rules: Iterable[RuleOf], machine: str) -> bytes:
     Args:
         default: the action (SECCOMP_RET_*) where no rule matches.
         rules: (action, names of calls, groups of comparisons). A rule matches if all comparisons of
-            one group hold; the first rule that matches decides. Names of calls that the machine
-            lacks are skipped.
-        machine: one of AUDIT_ARCH. Calls of any other architecture end the process.
+            one group hold; the first rule that matches decides. Calls that the machine lacks are
+            skipped.
+        machine: a key of AUDIT_ARCH. A call of any other architecture ends the process.
     """
     return written(_Compiled(default, rules, machine))
 
@@ -364,22 +367,25 @@ class _Compiled(Diagram):
 
 
 def _cases(group: list[Argument]) -> list[tuple[Condition, ...]]:
-    """Lists of conditions: all of one list hold if and only if all comparisons of the group do.
+    """Alternative lists of conditions. The comparisons of the group all hold if and only if the
+    conditions of at least one list all hold.
 
-    They are in the order of the arguments, so that different rules begin with the same tests."""
+    Conditions are in the order of the arguments, so that different rules begin with the same tests.
+    """
     ways = [_words(*argument) for argument in sorted(group)]
     return [tuple(itertools.chain(*way)) for way in itertools.product(*ways)]
 
 
 def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]]:
-    """A 64-bit comparison as lists of conditions on its halves; it holds if all of one list do.
+    """A 64-bit comparison as alternative lists of conditions on the halves of the argument. It
+    holds if the conditions of one list all hold.
 
     `op`: one of seccomp.OPERATORS, without its prefix."""
     low, high = (ARGS + ARG_SIZE * index + half for half in (LOW, HIGH))
     if op == "MASKED_EQ":
         halves = ((high, value >> 32, second >> 32), (low, value & WORD, second & WORD))
         if second & ~value:
-            return []  # it wants bits that the mask removes, and never holds
+            return []  # never holds: it wants bits that the mask clears
         return [[((at, mask, JEQ, want), True) for at, mask, want in halves if mask]]
     equal = ((high, WORD, JEQ, value >> 32), True)
     unequal = (equal[0], False)
@@ -392,7 +398,7 @@ def _words(index: int, op: str, value: int, second: int) -> list[list[Condition]
 
 
 def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ...]:
-    """The cases that remain once a test's outcome is known, without the conditions it decides."""
+    """The cases that remain once a test's outcome is known, without conditions that it decides."""
     left: list[Case] = []
     for conditions, then in cases:
         rest = []
@@ -410,7 +416,7 @@ def _knowing(cases: tuple[Case, ...], test: Test, holds: bool) -> tuple[Case, ..
 
 
 def _follows(test: Test, holds: bool, other: Test) -> bool | None:
-    """The other test's outcome, if this one's decides it; else None."""
+    """The outcome of `other` if the outcome of `test` decides it, otherwise None."""
     if test == other:
         return holds
     offset, mask, jump, value = test
@@ -421,7 +427,7 @@ def _follows(test: Test, holds: bool, other: Test) -> bool | None:
         if (value ^ other[3]) & common:
             return False
         return True if common == other[1] else None
-    # If the other test wants the same of all bits of this one, and of more, it fails too.
+    # If `other` wants the same values of these bits, and perhaps of more, it fails too.
     return False if common == mask and not (value ^ other[3]) & common else None
 
 
@@ -433,8 +439,8 @@ class _Unusual(Exception):
 
 
 def shorter(program: bytes) -> bytes:
-    """A program that decides every call as this one does, or this one (struct sock_filter, 8 bytes
-    each)."""
+    """A shorter program that decides every call as this one does; this one if none is found. Both
+    are arrays of struct sock_filter, 8 bytes each."""
     code: list[Instruction] = list(struct.iter_unpack("=HBBI", program))
     try:
         made = written(Reader(code))
@@ -444,8 +450,8 @@ def shorter(program: bytes) -> bytes:
 
 
 class Reader(Diagram):
-    """The diagram of a program, which is run for each number at which its decision may change, up
-    to where it looks at an argument."""
+    """The diagram of a program. To make it, the program is simulated for each call number at which
+    its decision may change, up to the first load of an argument."""
 
     def __init__(self, code: list[Instruction]) -> None:
         super().__init__()
@@ -453,11 +459,11 @@ class Reader(Diagram):
             raise _Unusual
         self._code = code
         self._followed: dict[tuple[int, tuple[int, int]], int] = {}
-        self._compared: set[int] = set()  # architectures
+        self._compared: set[int] = set()  # architectures that the program has compared with
         values = {line[3] for line in code if line[0] in JUMPS}
         points = sorted({0, *values, *(value + 1 for value in values if value < WORD)})
         other = next(value for value in range(WORD) if value not in values)
-        for point in points:  # of another architecture: it is compared with all
+        for point in points:  # an unknown architecture is compared with all known ones
             self._reach(other, point)
         known = sorted(self._compared)
         self.architectures = {value: self._segments(value, points) for value in known}
@@ -476,8 +482,8 @@ class Reader(Diagram):
         return segments(parts)
 
     def _reach(self, architecture: int, number: int) -> tuple[int, bool]:
-        """The instruction at which a call has its action or looks at an argument, and whether the
-        number was looked at before."""
+        """The first instruction that returns an action or needs an argument, and whether the call
+        number was loaded before it."""
         at, loaded, is_architecture, by_number = 0, 0, False, False
         while True:
             code, true, false, value = self._code[at]

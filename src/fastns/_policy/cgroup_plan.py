@@ -1,5 +1,5 @@
-"""Which cgroup hierarchies are mounted, where in them this process may make cgroups, and which
-controllers and files enforce limits.
+"""Finds which cgroup hierarchies are mounted, where in them the caller may make cgroups, and which
+controllers and files enforce a plan's limits. Changes nothing: cgroups.py makes the cgroups.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
     from fastns.limits import Limits
 
+    # A place is an index into CgroupPlan.places.
     Setting: TypeAlias = tuple[int, str, str, str]  # place, file, text, limit
     # Name, place, file, key ("": the file is one number), unit, whether it is a peak, the text that
-    # resets it (None: nothing does).
+    # resets it (None: nothing resets it).
     Counter: TypeAlias = tuple[str, int, str, str, int, bool, str | None]
 
 CPU_PERIOD = 100_000  # us
-# What the memory limit keeps for the kernel's charges before a command is executed, such as page
-# tables: ten times what was measured.
+# The part of the memory limit that arguments and environment cannot have: the kernel also charges
+# page tables and the like before a command is executed. Ten times what was measured.
 START_MEMORY = 512 << 10
 WRITES = ("wbps", "wiops")
 BUFFERED = (
@@ -49,8 +50,8 @@ CONTROLLER = {
     "io": "io",
     "cpu_time": "cpuacct",
 }
-NEW = ""  # a value of reset: only a new cgroup starts at 0 (memory.peak before Linux 6.12)
-# What is read when a sandbox has ended: controller, its version, name, file, key, unit, reset.
+NEW = ""  # as `reset`: only a new cgroup starts at 0 (memory.peak before Linux 6.12)
+# What is read when a sandbox has ended: controller, cgroup version, then the fields of a Counter.
 COUNTERS: tuple[tuple[str, int, str, str, str, int, str | None], ...] = (
     ("cpuacct", 1, "cpu_time", "cpuacct.usage", "", 1, None),
     ("cpuacct", 2, "cpu_time", "cpu.stat", "usage_usec", 1000, None),
@@ -67,7 +68,8 @@ COUNTERS: tuple[tuple[str, int, str, str, str, int, str | None], ...] = (
     ("pids", 2, "pids_refused", "pids.events", "max", 1, None),
     ("pids", 2, "pids_peak", "pids.peak", "", 1, NEW),
 )
-# Version 2 or not -> the file with the bytes charged; the file that reclaims memory, and its text.
+# Is it version 2 -> the file with the bytes charged, the file that reclaims memory, and what to
+# write to that.
 CHARGED = {
     True: ("memory.current", "memory.reclaim", str(1 << 30)),
     False: ("memory.usage_in_bytes", "memory.force_empty", "0"),
@@ -85,7 +87,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Unfit(OSError):
-    """Why cgroups cannot be made in a place."""
+    """Cgroups cannot be made in a place, and why."""
 
 
 @record(frozen=True)
@@ -95,20 +97,20 @@ class Hierarchy:
     unified: bool  # cgroup version 2
     controllers: tuple[str, ...]  # by their names in version 2
     mount: str
-    own: str  # directory of this process's cgroup; may lie outside of what is mounted
+    own: str  # directory of this process's cgroup; `mount` if the cgroup is not below it
 
     def has(self, controller: str) -> bool:
-        """cgroup version 2 always counts CPU time: it needs no controller for that."""
+        """Whether it has the controller, or needs none: version 2 always counts CPU time."""
         return controller in self.controllers or (self.unified and controller == "cpuacct")
 
 
 @record(frozen=True)
 class Place:
-    """Where cgroups are made in a hierarchy: a directory that has, or may have, a `fastns`."""
+    """Where cgroups are made in a hierarchy: in `fastns`, a directory that is made if missing."""
 
     hierarchy: Hierarchy
-    parent: str
-    controllers: tuple[str, ...]  # those that are used
+    parent: str  # the directory of `fastns`
+    controllers: tuple[str, ...]  # those that the plan uses
 
 
 @record(frozen=True)
@@ -119,7 +121,7 @@ class CgroupPlan:
     places: tuple[Place, ...]
     settings: tuple[Setting, ...]  # of each sandbox's cgroup
     counters: tuple[Counter, ...]
-    memory: tuple[int, str, str, str] | None  # place, bytes charged, reclaim: file, text
+    memory: tuple[int, str, str, str] | None  # place, then a value of CHARGED
     cpu_time: int  # ns; 0: not limited
     enforced: tuple[str, ...]  # names of limits
     unenforced: tuple[str, ...]
@@ -127,7 +129,7 @@ class CgroupPlan:
 
     @property
     def unified(self) -> bool:
-        """Whether a sandbox can be cloned into a cgroup: one is of version 2."""
+        """Whether a sandbox can be cloned into a cgroup: version 2 is used."""
         return any(place.hierarchy.unified for place in self.places)
 
     @property
@@ -149,7 +151,8 @@ class CgroupPlan:
 def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     """How these limits are enforced here. Changes nothing.
 
-    Raises: SpecError, naming the limit, if one cannot be enforced and is `required`."""
+    Args: parent: the only place to use; None: the best one. required: all limits must be enforced.
+    Raises: SpecError, naming the limit, if a required one cannot be enforced."""
     mounted = hierarchies()
     writes = any(key in WRITES for _, rates in limits.io for key, _ in rates)
     reasons: dict[str, str] = {}  # why a limit cannot be enforced
@@ -162,7 +165,8 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
             continue
         used = chosen.setdefault(hierarchy, {})
         used[controller] = None
-        # Buffered data reaches the disk later. Only the memory controller records whose it is.
+        # Buffered data is written to the disk later. Only the memory controller records which
+        # cgroup it belongs to.
         if limit == "io" and hierarchy.unified and writes:
             used |= {"memory": None} if hierarchy.has("memory") else {}
     places = []
@@ -186,7 +190,7 @@ def plan(limits: Limits, parent: str | None, required: bool) -> CgroupPlan:
     if "io" not in reasons and writes and not attributed:
         if required:
             raise SpecError("io", BUFFERED)
-        reasons["io"] = BUFFERED  # the rates are set nevertheless
+        reasons["io"] = BUFFERED  # still set: they hold for direct and synchronous writes
     return _with_files(limits, places, tuple(reasons))
 
 
@@ -206,8 +210,8 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
                     is_peak = name.endswith("_peak")
                     counters.append((name, number, file, key, unit, is_peak, reset))
         if "cpu" in place.controllers and limits.cpu_weight is not None:
-            # All sandboxes of a plan weigh the same, so the plan's own cgroup has the weight. 100
-            # is the kernel's default, which version 1 calls 1024 shares.
+            # All sandboxes of a plan weigh the same, so the weight is set on the plan's own cgroup.
+            # 100 is the kernel's default, which version 1 calls 1024 shares.
             weight = limits.cpu_weight if v2 else limits.cpu_weight * 1024 // 100
             file = "cpu.weight" if v2 else "cpu.shares"
             weights.append((number, file, str(weight), "cpu_weight"))
@@ -220,7 +224,7 @@ def _with_files(limits: Limits, places: list[Place], unenforced: tuple[str, ...]
 
 
 def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str, str, str]]:
-    """What is written to a sandbox's cgroup, in order: limit, file, text."""
+    """What is written to a sandbox's cgroup: (limit, file, text), in order."""
     v2 = place.hierarchy.unified
     if controller == "memory" and limits.memory is not None:
         yield "memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory)
@@ -244,7 +248,7 @@ def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str,
             yield "cpus", "cpu.cfs_quota_us", str(quota)
     elif controller == "cpuset" and limits.cpuset is not None:
         _check_cpus(limits.cpuset, f"{place.parent}/cpuset.cpus{'.effective' if v2 else ''}")
-        if not v2:  # empty in a new cgroup, which then not even root may enter
+        if not v2:  # empty in a new cgroup; until it is set, not even root may enter
             yield "cpuset", "cpuset.mems", " ".join(lines(f"{place.parent}/cpuset.mems"))
         yield "cpuset", "cpuset.cpus", limits.cpuset
     elif controller == "io":
@@ -259,7 +263,8 @@ def _files(controller: str, limits: Limits, place: Place) -> Iterator[tuple[str,
 
 
 def _check_cpus(cpuset: str, file: str) -> None:
-    """Version 2 accepts any CPU, and allows all if none of them exists."""
+    """Raises SpecError if a CPU is not available here. The kernel does not check: version 2 accepts
+    any CPU, and allows all CPUs if none of those named exists."""
     there = "".join(lines(file)).strip()
     have = {cpu for first, last in ranges_of(there) for cpu in range(first, last + 1)}
     for first, last in ranges_of(cpuset):
@@ -290,7 +295,7 @@ def _no_swap() -> bool:
 
 def hierarchies() -> list[Hierarchy]:
     """The mounted hierarchies; cgroup version 2 comes first."""
-    own: dict[str, str] = {}  # a field of /proc/self/cgroup -> the path
+    own: dict[str, str] = {}  # the controllers of a line in /proc/self/cgroup -> its path
     for line in lines("/proc/self/cgroup"):
         _, names, path = line.split(":", 2)
         own[names] = path
@@ -298,7 +303,7 @@ def hierarchies() -> list[Hierarchy]:
     for line in lines("/proc/self/mountinfo"):
         fields, _, rest = line.partition(" - ")
         root, mount = fields.split(" ")[3:5]
-        kind, _, options = rest.split(" ")[:3]  # a source may be empty
+        kind, _, options = rest.split(" ")[:3]  # not split(): the source may be empty
         if kind not in ("cgroup", "cgroup2"):
             continue
         mount = os.fsdecode(os.fsencode(mount).decode("unicode_escape").encode("latin-1"))
@@ -317,8 +322,8 @@ def hierarchies() -> list[Hierarchy]:
 
 
 def places_of(hierarchy: Hierarchy) -> list[str]:
-    """The directories that may have a `fastns`, best first: the top, as for docker; then this
-    process's cgroup and those above it, which may have been delegated to it."""
+    """The directories where `fastns` may be made, best first: the top, as Docker does; then this
+    process's cgroup and those above it, which may have been delegated to this process."""
     found = [hierarchy.mount]
     above = hierarchy.own
     while above.startswith(hierarchy.mount + "/"):
@@ -328,9 +333,9 @@ def places_of(hierarchy: Hierarchy) -> list[str]:
 
 
 def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str | None) -> Place:
-    """The first place where cgroups with these controllers can be made, or `parent`.
+    """The first place where cgroups with these controllers can be made; only `parent`, if given.
 
-    Raises: Unfit, the reason of the first candidate; SpawnError."""
+    Raises: Unfit, for the first candidate; SpawnError if a file of a cgroup cannot be read."""
     candidates = places_of(hierarchy)
     if parent is not None:
         candidates = [os.path.normpath(f"{hierarchy.mount}/{parent.lstrip('/')}")]
@@ -347,7 +352,9 @@ def find_place(hierarchy: Hierarchy, controllers: tuple[str, ...], parent: str |
 def find_for(
     hierarchy: Hierarchy, controllers: list[str], parent: str | None
 ) -> tuple[Place | None, dict[str, Unfit]]:
-    """One place for as many of the controllers as possible, and the reason for each other one."""
+    """A place for all controllers that have one, and for each other controller why it has none.
+
+    If those controllers have no place in common, none of them has a place."""
 
     def find(names: list[str]) -> Place | Unfit:
         try:
@@ -375,7 +382,8 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
         raise Unfit(errno.EACCES, os.strerror(errno.EACCES), parent)
     if not hierarchy.unified:
         return
-    # Moving a process takes write access to the common ancestor of both cgroups (cgroups(7)).
+    # To move a process, one must be able to write to cgroup.procs of the common ancestor of both
+    # cgroups (cgroups(7)).
     common = os.path.commonpath((hierarchy.own, parent))
     if not os.access(f"{common}/{PROCS}", os.W_OK):
         reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
@@ -390,7 +398,7 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
 
 
 def _check_subtree_control(directory: str, controllers: tuple[str, ...]) -> None:
-    """Whether the directory's children have these controllers, or can be given them."""
+    """Raises Unfit unless the directory's children have these controllers, or can get them."""
     control = f"{directory}/cgroup.subtree_control"
     on = words(control)
     off = [name for name in controllers if name not in on]

@@ -1,8 +1,8 @@
-"""The cgroups that this process makes, and those that a killed process has left.
+"""Makes and removes a plan's cgroups, and removes those that killed callers have left behind.
 
-A plan has a cgroup `fastns/<pid>-<random>` in each hierarchy that it uses, made at its first spawn.
-csrc/caller/cgroup.c makes one in it for each sandbox. The owner locks the directory while it lives.
-A process that finds a directory without a lock removes it.
+Runs in the caller. A plan has a cgroup `fastns/<pid>-<random>` in each hierarchy that it uses, made
+at its first spawn. In this cgroup, csrc/caller/cgroup.c makes one for each sandbox. The caller
+holds a lock on the directory while it lives. Any caller removes directories that are not locked.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ if TYPE_CHECKING:
 
 GROUP = "fastns"  # the parent of all our cgroups
 PROCS = "cgroup.procs"
-# ENODEV: the cgroup was just removed. EOPNOTSUPP: the processes of a threaded cgroup.
+# The errors for which lines() returns nothing. ENODEV: the cgroup was just removed. EOPNOTSUPP: a
+# threaded cgroup does not list its processes.
 NOT_THERE = errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.EOPNOTSUPP
 PATIENCE_MS = 200  # the cgroup of an ended sandbox stays busy for a while
 POLL = 0.001  # seconds between two attempts to remove a cgroup
 CHECK = "check"  # a cgroup in which each setting is tried once
 OWN = re.compile(r"[0-9]+-[0-9a-f]{8}")  # <pid>-<random>
-ATTEMPTS = 100  # one fails if another process sweeps between two of our system calls
-# The kernel's answers to a value that it does not accept, or a limit that it does not have. Any
-# other errno (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
+ATTEMPTS = 100  # an attempt fails if another process sweeps between two of our system calls
+# The errors with which the kernel refuses a value, or a limit that it does not have. Any other
+# errno (ENOMEM, EBUSY, EAGAIN, ...) says nothing about the value.
 REFUSED = (
     *(errno.EINVAL, errno.ERANGE, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOENT),
-    errno.EACCES,  # version 1: a CPU that the cgroup above does not have
+    errno.EACCES,  # version 1: a CPU that the parent cgroup does not have
 )
 ALLOWED = {"io": "whole disks of this machine"}
 
 _live: weakref.WeakSet[Cgroups] = weakref.WeakSet()
-_left: list[str] = []  # cgroups of closed plans with a sandbox that was still running
+_left: list[str] = []  # cgroups of closed plans in which a sandbox was still running
 
 
 class Cgroups:
@@ -78,7 +79,7 @@ class Cgroups:
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            self.close()  # an exception that is kept keeps this object alive
+            self.close()  # __del__ may be late: a traceback keeps this object alive
             raise
         unified = [place.hierarchy.unified for place in plan.places]
         hierarchies = tuple(zip(fds, unified, strict=True))
@@ -88,7 +89,7 @@ class Cgroups:
         _live.add(self)
 
     def _check(self, plan: CgroupPlan) -> None:
-        """Writes each setting once, so that the error names one that the kernel refuses."""
+        """Tries each setting once, so that an error names the setting that the kernel refuses."""
         for index, directory in enumerate(self.directories):
             tried = f"{directory}/{CHECK}"
             with _failing(tried):
@@ -102,7 +103,7 @@ class Cgroups:
 
     def close(self) -> None:
         """Removes the cgroups, unless this process is a fork of their owner."""
-        if not self.directories:  # closed, or never made; at interpreter exit `os` may be gone
+        if not self.directories:  # checked first: at interpreter exit, `os` may be gone
             return
         if self.owner == os.getpid():
             if self.pool is not None:
@@ -124,7 +125,7 @@ class Cgroups:
 def _make_locked(directory: str) -> int:
     """Makes a directory. Returns an fd that holds its lock.
 
-    Until it is locked, another caller's sweep may remove it: it is then made again."""
+    Another caller's sweep may remove the directory before it is locked. Then it is made again."""
     for _ in range(ATTEMPTS):
         os.mkdir(directory, 0o700)  # others must not open it: they could lock it
         try:
@@ -141,7 +142,7 @@ def _lock(directory: str) -> int:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        os.stat(directory)
+        os.stat(directory)  # FileNotFoundError: a sweep removed it before it was locked
         return fd
     except BaseException:
         os.close(fd)
@@ -149,7 +150,7 @@ def _lock(directory: str) -> int:
 
 
 def _enable(place: Place, directory: str) -> None:
-    """Makes the controllers available to the children of a directory."""
+    """Makes the plan's controllers available to the children of a directory."""
     if place.hierarchy.unified:
         control = f"{directory}/cgroup.subtree_control"
         on = words(control)
@@ -190,7 +191,8 @@ def _write(path: str, text: str) -> None:
 
 @contextlib.contextmanager
 def _failing(path: str, text: str | None = None) -> Iterator[None]:
-    """Turns an OSError into a SpawnError, stage "cgroup"; `text` is what was written."""
+    """Turns an OSError, except FileExistsError, into a SpawnError, stage "cgroup". `text`: what was
+    being written."""
     try:
         yield
     except FileExistsError:
@@ -207,8 +209,8 @@ def _failing(path: str, text: str | None = None) -> Iterator[None]:
 def sweep(group: str, end: float) -> None:
     """Removes the cgroups of callers that have died.
 
-    Kills what runs in them, then waits until `end` (time.monotonic()) for it to be gone. The next
-    sweep removes what is left then."""
+    Kills what runs in them, and waits until `end` (time.monotonic()) for these processes to end.
+    The next sweep removes the cgroups that are still busy then."""
     try:
         left = [f"{group}/{name}" for name in os.listdir(group) if OWN.fullmatch(name)]
     except OSError:
@@ -218,7 +220,8 @@ def sweep(group: str, end: float) -> None:
 
 
 def _clear(directory: str, end: float) -> bool:
-    """Kills what runs in a cgroup and removes it, unless its owner lives. False: some is left."""
+    """Kills what runs in a cgroup and removes it, unless its owner lives. False: it is still busy
+    at `end`."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -237,7 +240,7 @@ def _clear(directory: str, end: float) -> bool:
 
 
 def _remove(directory: str) -> bool:
-    """Kills what runs in a cgroup, and removes it. False: a process has not ended yet."""
+    """Kills what runs in a cgroup and removes it. False: a process has not ended yet."""
     found = _tree(directory)
     for path in found:
         _kill(path)
@@ -252,23 +255,24 @@ def _remove(directory: str) -> bool:
 
 
 def _tree(directory: str) -> list[str]:
-    """A cgroup and all below it, parents first. os.walk() leaves out what it cannot list."""
+    """A cgroup and all below it, parents first. os.walk() leaves out a directory that it cannot
+    list, even the first."""
     return [directory, *(path for path, _, _ in os.walk(directory) if path != directory)]
 
 
 def _kill(directory: str) -> None:
     with contextlib.suppress(OSError):
-        # Version 2, Linux 5.14: also kills what is forked meanwhile.
+        # Version 2 since Linux 5.14: also kills what is forked meanwhile.
         return _write(f"{directory}/cgroup.kill", "1")
     with contextlib.suppress(OSError):
         for pid in lines(f"{directory}/{PROCS}"):
-            if pid != "0":  # 0: a process of another pid namespace; kill(0) is for our own group
+            if pid != "0":  # in another pid namespace; kill(0) would kill our own process group
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
 
 
 def _remove_empty(directory: str, end: float) -> bool:
-    """Removes a cgroup, and waits until `end` while it is busy. False: it is still there."""
+    """Removes a cgroup; while it is busy, tries again until `end`. False: it is still there."""
     failed = False
     while True:
         try:
@@ -295,7 +299,7 @@ def lines(path: str) -> list[str]:
         if data is None:  # EAGAIN, for which read() raises nothing
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         text = os.fsdecode(data)
-        # Not splitlines(): names of other mounts may have other ends of lines in them.
+        # Not splitlines(): the name of another mount may contain \r and the like.
         return text.removesuffix("\n").split("\n") if text else []
     except OSError as exc:
         if exc.errno in NOT_THERE:
@@ -304,7 +308,7 @@ def lines(path: str) -> list[str]:
 
 
 def words(path: str) -> list[str]:
-    """A file's words, as lines() reads it."""
+    """A file's words. Missing files and errors: as in lines()."""
     return " ".join(lines(path)).split()
 
 

@@ -1,6 +1,7 @@
-"""The default filter as bytes: the build makes it, and the first sandbox that needs it reads it.
+"""The default filter as bytes. The build writes it to files, and the caller reads them when the
+first sandbox needs them.
 
-A sandbox with capabilities has another filter, which seccomp.py makes on demand.
+For a sandbox with capabilities, seccomp.py makes another filter on demand.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ MAX_SIZE = 4096 * 8  # bytes: the kernel takes at most 4096 instructions
 def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
     """The default profile's filter for this machine (struct sock_filter, 8 bytes each).
 
-    Args: as of seccomp.build().
-    Raises: SpecError, field "seccomp", if there is none for this machine; SpawnError if it cannot
-        be read.
+    Args: see seccomp.build().
+    Raises: SpecError, field "seccomp", if this machine has no default filter; SpawnError if it
+        cannot be read.
     """
     if capabilities:
         from fastns import seccomp
@@ -35,7 +36,7 @@ def default(capabilities: Sequence[str] = (), *, setid: bool) -> bytes:
 
 
 def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[bytes, bytes]:
-    """The default filter in two parts, as by seccomp.build_parts()."""
+    """The default filter in two parts: see seccomp.build_parts()."""
     if capabilities:
         from fastns import seccomp
 
@@ -45,12 +46,12 @@ def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[byt
 
 
 def path(machine: str, part: str, setid: bool) -> str:
-    """The file of a filter."""
+    """The file that contains this part of the filter for this machine."""
     return os.path.join(DIRECTORY, f"{machine}-{part}{'' if setid else '-nosetid'}.bpf")
 
 
 def make_all() -> dict[str, bytes]:
-    """The name and content of each file. Called by the build, when there is no extension yet."""
+    """The name and content of each file. The build calls this before the extension exists."""
     from fastns import seccomp
     from fastns._policy.syscalls import AUDIT_ARCH
 

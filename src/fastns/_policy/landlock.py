@@ -1,5 +1,5 @@
-"""The ops for Spec.landlock: every access that the kernel can refuse is refused, except below the
-paths. The numbers are from <linux/landlock.h>.
+"""The ops for Spec.landlock: with them the kernel refuses every kind of access that it can, except
+below the spec's paths. The numbers are from <linux/landlock.h>.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
 SINCE = {  # version of the interface (ABI) -> (accesses to files, scopes) that it adds
     1: (READ | WRITE_FILE | REMOVE_AND_MAKE, 0),
-    2: (REFER, 0),  # before, rename and link into another directory always fail
-    3: (TRUNCATE, 0),  # before, it is always allowed
+    2: (REFER, 0),  # in version 1, rename and link into another directory always fail
+    3: (TRUNCATE, 0),  # in earlier versions, truncation is always allowed
     5: (IOCTL_DEV, 0),
     6: (0, SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL),
 }
@@ -39,7 +39,7 @@ MISSING = {
 
 
 def abi() -> int:
-    """The version of the interface. Raises: SpecError, if the kernel has none."""
+    """This kernel's version of the interface. Raises: SpecError if Landlock cannot be used."""
     found = _core.landlock_abi()
     if found > 0:
         return found
@@ -54,7 +54,7 @@ def handled(version: int) -> tuple[int, int]:
 
 
 def ops(paths: Mapping[str, Sequence[str]], version: int, how: int = 0) -> Iterator[Op]:
-    """The ops that restrict a process to the paths. `how` is that of the last op."""
+    """The ops that restrict a process to the paths. `how`: HOW_* flags of the last op."""
     files, scopes = handled(version)
     yield Op("landlock", "landlock", flags=files, arg=scopes, note=f"ABI {version}")
     for kind, wanted in (("read", READ), ("write", files)):

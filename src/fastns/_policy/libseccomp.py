@@ -1,4 +1,4 @@
-"""Compiles rules to a filter by libseccomp(3), through ctypes."""
+"""Compiles the rules of a custom profile to a filter: in the caller, with libseccomp(3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACT_KILL_PROCESS = 0x80000000
 ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
 BINARY_TREE = 2
 UNKNOWN = -1  # __NR_SCMP_ERROR
-NEW = 448  # libseccomp 2.5.2, of Debian 11 and later, knows all calls with a lower number
+NEW = 448  # libseccomp 2.5.2 and later know all calls with a lower number
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
 # Calls that the library may be too old to know; their numbers are the same everywhere.
 NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}
@@ -66,23 +66,24 @@ def _library() -> ctypes.CDLL:
 
 
 def architecture(name: str) -> int:
-    """The AUDIT_ARCH_* number of a name such as "x86_64"; 0: the library does not know it."""
+    """The AUDIT_ARCH_* number of a name such as "x86_64"; 0 if the library does not know it."""
     return int(_library().seccomp_arch_resolve_name(name.encode()))
 
 
 def _rank(action: int) -> int:
-    """The kernel's order of actions, the strictest first: their upper halves, signed."""
+    """A number by which to compare actions; the strictest has the lowest. As the kernel does it:
+    the upper half, signed."""
     return ctypes.c_int32(action & 0xFFFF0000).value
 
 
 class Filter:
-    """A filter in the library's memory. As a context manager it frees that."""
+    """A filter in libseccomp's memory, which the context manager frees."""
 
     def __init__(self, default: int, architectures: Iterable[int]) -> None:
         """
         Args:
             default: the action (SECCOMP_RET_*) where no rule matches.
-            architectures: whose calls it filters; a call of any other ends the process.
+            architectures: AUDIT_ARCH_* numbers; a call of any other architecture ends the process.
         """
         self._default = default
         self._context = _library().seccomp_init(default)
@@ -97,7 +98,7 @@ class Filter:
             self._call("arch_remove", native)
         self._several = len(wanted) > 1
         self._call("attr_set", ATTR_ACT_BADARCH, ACT_KILL_PROCESS)
-        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # else each errno is ECANCELED
+        self._call("attr_set", ATTR_API_SYSRAWRC, 1)  # otherwise every errno is ECANCELED
 
     def __enter__(self) -> Filter:
         return self
@@ -112,8 +113,8 @@ class Filter:
         """Adds a rule for one system call, which applies if all comparisons hold.
 
         As in other runtimes, the default action applies to a call that neither the library nor
-        syscalls.py knows. It also applies to one that the library does not know on each of several
-        architectures; but if the rule is stricter than the default, that is an error."""
+        syscalls.py knows. It also applies to a call that the library cannot add for all of the
+        architectures. If the rule is stricter than the default, that is an error instead."""
         number = _library().seccomp_syscall_resolve_name(name.encode())
         if number == UNKNOWN:
             if name not in NEWER:
@@ -131,8 +132,8 @@ class Filter:
     def export(self, *, sort: bool = False) -> bytes:
         """The filter's instructions (struct sock_filter, 8 bytes each).
 
-        `sort`: a binary search for the call's number, which takes three times as long to make, and
-        libseccomp 2.5."""
+        `sort`: the filter finds a call's number by binary search. Making it takes three times as
+        long, and requires libseccomp 2.5."""
         if sort:
             self._call("attr_set", ATTR_CTL_OPTIMIZE, BINARY_TREE)
         try:

@@ -1,7 +1,8 @@
-"""Whether a bind keeps its owners in root's sandboxes, and if not, why.
+"""Explains whether a bind in root's sandboxes keeps its owners, and if not, why.
 
-Used by a dry run, the doctor and the hint of an error. A start does not ask: it tries to idmap a
-bind, and leaves it plain if the kernel cannot.
+Runs in the caller, for a dry run, the doctor and the hint of an error. A start does not use it: it
+tries to idmap the bind. If the kernel cannot, the bind stays plain, or the start fails if the bind
+has the option idmap.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
-    """Why a bind of this source is plain; None if it keeps its owners, or cannot be mounted."""
+    """Why a bind of this source is plain; None if it keeps its owners or cannot be mounted."""
     code = can_idmap(os.fsencode(source), recursive)
     if code not in (errno.EINVAL, errno.EPERM):
         return None
@@ -37,7 +38,7 @@ def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
 
 
 def notes(plan: Plan) -> dict[bytes, str]:
-    """For a dry run: the target of each bind -> a note whether owners are kept."""
+    """For a dry run: the target of each bind -> a note that says whether it keeps its owners."""
     found = {}
     for at, source, recursive, optional, why in plan.binds:
         reason = _reason(plan, source, recursive, why)
@@ -48,14 +49,16 @@ def notes(plan: Plan) -> dict[bytes, str]:
 
 
 def hint(plan: Plan, place: str, general: str | None) -> str | None:
-    """A hint for an access to `place`, inside, that was refused: it may lie in a plain bind."""
+    """A hint about a refused access to `place`, a path inside, which may be in a plain bind.
+
+    general: the hint for any other cause."""
     found = [bind for bind in plan.binds if place == bind[0] or place.startswith(bind[0] + "/")]
     if not found:
         return general
     at, source, recursive, _, why = found[-1]  # the last one is on top
     try:
         reason = _reason(plan, source, recursive, why)
-    except OSError:  # it must not hide the error that is reported
+    except OSError:  # must not replace the error that is being reported
         return general
     if reason is None:
         return general

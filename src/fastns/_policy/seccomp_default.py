@@ -1,10 +1,10 @@
 """The default profile, as data in the format of OCI and Docker.
 
-Allowed are the calls that programs need to compute, read, write, communicate and start others.
-Calls that reach past the sandbox, or into parts of the kernel that only an administrator's programs
-need, fail with EPERM, unless the sandbox has the capability for them. A call that programs can do
-without fails as on a kernel that lacks it. Any call that is not named here fails with ENOSYS, and a
-C library then falls back to an older one.
+It allows the calls that programs need to compute, read, write, communicate and start other
+programs. Calls that reach past the sandbox, or into parts of the kernel that only an
+administrator's programs need, fail with EPERM, unless the sandbox has the capability for them. A
+call that programs can do without fails as on a kernel that lacks it. Any call that is not named
+here fails with ENOSYS; a C library then falls back to an older call.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     Rules = Iterator[dict[str, Any]]
 
-DONE = 0  # instead of an errno: the call reports success, and does nothing
-INT = 0xFFFFFFFF  # mask of an int: the kernel ignores the upper half of its register
+DONE = 0  # instead of an errno: the call does nothing and reports success
+INT = 0xFFFFFFFF  # mask of an int: the kernel ignores the upper half of the register
 
 ALLOWED = {
     "files": """
@@ -77,7 +77,7 @@ ALLOWED = {
     "what there is": "getrandom sysinfo uname",
 }
 
-# Capability, or None -> calls that are refused without it.
+# Capability -> calls that are refused without it. None: calls that are always refused.
 REFUSED = {
     "CAP_SYS_ADMIN": "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree "
     "open_tree_attr pivot_root umount2 quotactl quotactl_fd setns sethostname setdomainname "
@@ -101,10 +101,10 @@ REFUSED = {
 
 # CLONE_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET
 CLONE_NAMESPACES = (0x20000, *(1 << bit for bit in range(25, 31)))
-CLONE_PARENT = 0x00008000  # without a pid namespace, the child would be the caller's
+CLONE_PARENT = 0x00008000  # without a pid namespace, the new process would be the caller's child
 CLONE_NEWTIME = 0x00000080  # for unshare(2) only; clone(2) takes it as part of a signal's number
-TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into a terminal, for others to read
-LOADS = (  # the kernel loads a module for them
+TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put input into a terminal that others read
+LOADS = (  # ioctls for which the kernel loads a module
     *(0x5423,),  # TIOCSETD: a line discipline, by number
     *(0x8940, 0x8941, 0x89A0, 0x89A1),  # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR
     *(0x8980, 0x8981),  # SIOCADDDLCI, SIOCDELDLCI: before Linux 5.16
@@ -117,29 +117,32 @@ MODE_AT = {
     **dict.fromkeys(("chmod", "creat", "fchmod", "mkdir", "mknod"), 1),
     **dict.fromkeys(("fchmodat", "fchmodat2", "mkdirat", "mknodat"), 2),
 }
-OPENS = {"open": (1, 2), "openat": (2, 3)}  # flags, and the mode of a file that they make
+OPENS = {"open": (1, 2), "openat": (2, 3)}  # the arguments with the flags and with the mode
 CREATES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
 S_ISUID, S_ISGID = 0o4000, 0o2000
 MAX_ATTRIBUTE = 1000  # bytes; an ACL of that size takes 1 KiB of the kernel's memory
 F_SETLEASE, F_NOTIFY = 1024, 1026
-# (bits, value) of the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039.
-FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))  # of an int
+# (mask, value) pairs for the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039. The
+# argument is an int.
+FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))
 RLIMIT_CORE = 4
-# (bits, value) of the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15.
-RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))  # of an int
-# Calls that set up a sandbox: a template's server and its sandboxes make them, commands may not.
+# (mask, value) pairs for the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15. The
+# argument is an int.
+RESOURCES = ((~3, 0), (~0, 5), (~1, 6), (~7, 8))
+# Calls that set up a sandbox. A template's server and its sandboxes need them, so only the second
+# part of the filter restricts them: see parts().
 SETUP_TEXT = """
     chroot clone clone3 fsconfig fsmount fsopen mount mount_setattr move_mount open_tree openat2
     pivot_root prctl seccomp setdomainname sethostname setns umount2 unshare
 """
 SETUP = frozenset(SETUP_TEXT.split())
-# PER_LINUX, PER_LINUX32, UNAME26, both; ADDR_NO_RANDOMIZE; a query.
+# PER_LINUX, PER_LINUX32, UNAME26, the last two together; ADDR_NO_RANDOMIZE; a query.
 PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 1, 2, 10, 16, 17
 SOCK_STREAM, SOCK_DGRAM, SOCK_TYPE = 1, 2, 0xF
 NETLINK_ROUTE = 0
-# The kernel may load a module for a protocol that is not in PROTOCOLS. All are below ALL_PROTOCOLS.
-ALL_PROTOCOLS = 512
+# The kernel may load a module for a protocol that is not in PROTOCOLS.
+ALL_PROTOCOLS = 512  # more than any protocol's number
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 PROTOCOLS = {
     (AF_INET, SOCK_STREAM): (0, TCP),
@@ -149,16 +152,16 @@ PROTOCOLS = {
 }
 SOL_IP, SOL_SOCKET, SOL_TCP, SOL_IPV6 = 0, 1, 6, 41
 LEVELS, OPTIONS = 512, 256  # more than any kernel has
-# Filters: the kernel compiles all of the host's into memory of a fixed size.
+# These attach filters. The kernel compiles all filters of the host into memory of a fixed size.
 ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
-# They fill a socket's error queue with memory that no limit counts.
+# The options below fill a socket's error queue, whose memory no limit counts.
 IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
 IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
 REPORTS = (
-    *(37, 65),  # SO_TIMESTAMPING, its old and its new form: the flags lie in memory
+    *(37, 65),  # SO_TIMESTAMPING, old and new: its flags are in memory, unseen by a filter
     *(41, 60, 61),  # SO_WIFI_STATUS, SO_ZEROCOPY, SO_TXTIME
 )
-# Options of TCP for which the kernel loads a module, or a cipher, by name.
+# TCP options for which the kernel loads a module, or a cipher, by name.
 TCP_LOADS = (14, 31, 32, 38)  # TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY
 MSG_OOB = 1
 FLAGS_AT = {  # the argument with MSG_*
@@ -168,10 +171,10 @@ FLAGS_AT = {  # the argument with MSG_*
 
 
 def default_profile(*, setid: bool = True) -> dict[str, Any]:
-    """A new copy, which may be changed and given as Spec(seccomp=...).
+    """A new copy of the default profile, to change and pass as Spec(seccomp=...).
 
-    Args: setid: whether set-user-ID and set-group-ID files may be made. A sandbox that can write to
-        the host's files has False, unless its Spec says allow_setid=True.
+    Args: setid: whether set-user-ID and set-group-ID files may be made. The default filter has
+        False in a sandbox that can write to the host's files, unless its Spec has allow_setid=True.
     """
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -189,7 +192,7 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
             *_core_limit(),
             *_own_filters(),
             *_modes(setid),
-            refuse(["sync"], DONE),  # it writes back all file systems, also the host's
+            refuse(["sync"], DONE),  # it would write back all file systems, even the host's
             allow(["personality"], args=[compare(0, "EQ", known) for known in PERSONALITIES]),
         ],
     }
@@ -198,8 +201,8 @@ def default_profile(*, setid: bool = True) -> dict[str, Any]:
 def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile in two parts, to be loaded one after the other.
 
-    A sandbox can still be set up under the first, and inherits it at no cost. The second is small,
-    so it is loaded quickly."""
+    A sandbox inherits the first part at no cost, and can still be set up under it. The second part
+    is small, so it is loaded quickly."""
     whole = default_profile(setid=setid)
 
     def rules(for_setup: bool) -> Rules:
@@ -224,7 +227,7 @@ def _refused() -> Rules:
 
 
 def _namespaces() -> Rules:
-    """clone3 is refused: its flags lie in memory, which a filter cannot read."""
+    """clone3 is refused: its flags are in memory, which a filter cannot read."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["clone", "clone3", "unshare"], includes=admin)
     yield refuse(["clone3"], E.ENOSYS, excludes=admin)
@@ -237,8 +240,9 @@ def _namespaces() -> Rules:
 
 
 def _own_filters() -> Rules:
-    """The kernel compiles all filters of the host into memory of a fixed size, charged to nobody.
-    The calls fail as on a kernel without filters, and programs then do without."""
+    """Without CAP_SYS_ADMIN, a sandbox cannot load filters of its own. The kernel compiles all
+    filters of the host into memory of a fixed size, which no limit counts. The calls fail as on a
+    kernel without filters; programs then run without one."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     yield allow(["seccomp"], includes=admin)
     yield from all_but("seccomp", 0, {SECCOMP_SET_MODE_FILTER: E.EINVAL}, excludes=admin)
@@ -246,14 +250,14 @@ def _own_filters() -> Rules:
     yield refuse(["prctl"], E.EINVAL, args=[same(0, PR_SCHED_CORE)])
     sets = same(0, PR_SET_SECCOMP)
     yield allow(["prctl"], args=[sets], includes=admin)
-    other = compare(1, "NE", SECCOMP_MODE_FILTER)  # all 64 bits
+    other = compare(1, "NE", SECCOMP_MODE_FILTER)  # an unsigned long, so all 64 bits count
     yield allow(["prctl"], args=[sets, other], excludes=admin)
     filters = [sets, compare(1, "EQ", SECCOMP_MODE_FILTER)]
     yield refuse(["prctl"], E.EINVAL, args=filters, excludes=admin)
 
 
 def _modes(setid: bool) -> Rules:
-    """openat2 is refused along with set-id files: its mode lies in memory."""
+    """Where set-id files are refused, so is openat2: a filter cannot see its mode in memory."""
     if setid:
         yield allow([*MODE_AT, *OPENS, "openat2"])
         return
@@ -272,15 +276,16 @@ def _modes(setid: bool) -> Rules:
 
 
 def _fcntl() -> Rules:
-    """A lease makes whoever opens the file wait, on the host too; F_NOTIFY watches directories."""
+    """Refuses F_SETLEASE, as a lease makes others who open the file wait, even on the host; and
+    F_NOTIFY, which watches directories."""
     yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
     refused = (F_SETLEASE, F_NOTIFY)
     yield refuse(["fcntl"], E.EPERM, args=[same(1, command) for command in refused])
 
 
 def _attributes() -> Rules:
-    """The ACL of a file in a tmpfs takes memory that is charged to nobody: up to 64 KiB, twice that
-    for a directory. A filter sees the length of an attribute, but not its name."""
+    """No limit counts the memory of an ACL in a tmpfs: up to 64 KiB for a file, twice that for a
+    directory. So long attributes are refused: a filter sees their length, but not their name."""
     names = ["setxattr", "lsetxattr", "fsetxattr"]
     yield allow(names, args=[compare(3, "LE", MAX_ATTRIBUTE)])  # a size_t
     yield refuse(names, E.E2BIG, args=[compare(3, "GT", MAX_ATTRIBUTE)])
@@ -288,9 +293,9 @@ def _attributes() -> Rules:
 
 
 def _core_limit() -> Rules:
-    """RLIMIT_CORE keeps the host's core handler from running. A call that would change it, as gpg
-    and ssh-agent make one, reports success and changes nothing. It fails if it also asks for the
-    old limit, which a filter cannot return."""
+    """RLIMIT_CORE keeps the host's core handler from running. gpg and ssh-agent change it: such a
+    call reports success and changes nothing. It fails if it also asks for the old limit, which a
+    filter cannot return."""
     for bits, value in RESOURCES:
         yield allow(["setrlimit"], args=[masked(0, bits & INT, value)])
         yield allow(["prlimit64"], args=[masked(1, bits & INT, value)])
@@ -308,7 +313,7 @@ def _core_limit() -> Rules:
 def _socket_kinds() -> Rules:
     yield allow(["socketpair"], args=[compare(0, "EQ", AF_UNIX)])
     yield refuse(["socketpair"], E.EAFNOSUPPORT, args=[compare(0, "NE", AF_UNIX)])
-    plain = {"caps": ["CAP_NET_RAW", "CAP_NET_ADMIN"]}  # excluded with either
+    plain = {"caps": ["CAP_NET_RAW", "CAP_NET_ADMIN"]}  # as excludes: for sandboxes with neither
     for capability in plain["caps"]:
         usual = [same(0, family) for family in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET)]
         yield allow(["socket"], args=usual, includes={"caps": [capability]})
@@ -334,8 +339,8 @@ def _socket_kinds() -> Rules:
 
 def _socket_options() -> Rules:
     """Options that programs can do without fail as on a kernel that lacks them. IP_RECVERR reports
-    success: the C library's resolver gives up otherwise."""
-    # level -> always refused; the capability that allows more; what is refused without it
+    success, as the C library's resolver would otherwise give up."""
+    # level -> the options always refused, a capability, and the options refused without it
     levels: dict[int, tuple[dict[int, int], str, dict[int, int]]] = {
         SOL_SOCKET: (
             dict.fromkeys(REPORTS, E.ENOPROTOOPT),
@@ -358,8 +363,8 @@ def _socket_options() -> Rules:
 
 
 def _message_flags() -> Rules:
-    """Urgent data (MSG_OOB) is hardly used, and unix sockets have been attacked by it. It fails as
-    on a kernel built without it."""
+    """Refuses urgent data (MSG_OOB): hardly any program uses it, and it has been used to attack
+    unix sockets. The calls fail as on a kernel built without it."""
     for name, index in FLAGS_AT.items():
         yield allow([name], args=[masked(index, MSG_OOB, 0)])
         yield refuse([name], E.EOPNOTSUPP, args=[masked(index, MSG_OOB, MSG_OOB)])
@@ -373,7 +378,7 @@ def allow(names: list[str], **more: Any) -> dict[str, Any]:
 
 
 def refuse(names: list[str], errno: int, **more: Any) -> dict[str, Any]:
-    """A rule that fails the calls with `errno`; with DONE they report success."""
+    """A rule that makes the calls fail with `errno`. With DONE they report success."""
     return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, **more}
 
 
@@ -390,8 +395,8 @@ def same(index: int, value: int) -> dict[str, Any]:
 
 
 def others(index: int, values: Iterable[int], below: int = INT + 1) -> list[dict[str, Any]]:
-    """Comparisons, one of which holds if an int is less than `below`, a power of two, and none of
-    the values. The smaller `below`, the fewer comparisons."""
+    """Comparisons of an int argument. One of them holds if the argument is less than `below`, a
+    power of two, and equals none of the values. A smaller `below` gives fewer comparisons."""
     upper = INT & -below
     return [masked(index, upper | mask, value) for mask, value in anything_but(values, below - 1)]
 
@@ -404,9 +409,9 @@ def all_but(
     at: Sequence[dict[str, Any]] = (),
     **when: Any,
 ) -> Rules:
-    """Where the comparisons `at` hold: refuses a call whose argument, an int, is a key of
-    `refused`, with its value as the errno; allows it if the argument is another one less than
-    `below`."""
+    """Rules for calls for which the comparisons `at` hold. If the argument, an int, is a key of
+    `refused`, the call fails with the value there as errno. If the argument is any other number
+    less than `below`, the call is allowed."""
     for other in others(index, refused, below):
         yield allow([name], args=[*at, other], **when)
     for value, errno in refused.items():
@@ -414,11 +419,11 @@ def all_but(
 
 
 def anything_but(values: Iterable[int], mask: int) -> list[tuple[int, int]]:
-    """(mask, value) pairs. A number matches one of them if and only if its bits in the given `mask`
-    equal those of no value.
+    """(mask, value) pairs. A number matches one of them if and only if its bits in `mask` differ
+    from those of every value.
 
     The format can compare bits, but cannot say "none of these". So this walks the values' bits from
-    the highest: where all values agree on a bit, one pair covers all numbers that do not."""
+    the highest. Where the rest agree on a bit, one pair covers all numbers that differ in it."""
     bits = [1 << n for n in reversed(range(mask.bit_length())) if mask >> n & 1]
     found = []
 

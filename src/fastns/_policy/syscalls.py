@@ -1,12 +1,12 @@
-"""The numbers of system calls: those that the default profile names, and those that a libseccomp
-may be too old to know."""
+"""The numbers of system calls that the default profile names, or that an older libseccomp may not
+know."""
 
 from __future__ import annotations
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
-"""The machines in TABLE, and how a filter sees them."""
+"""The machines in TABLE, and the number by which a filter recognizes each."""
 
-# Name, number on x86_64 and on aarch64 (-: no such call) of each call: asm/unistd_64.h.
+# Each call: name, number on x86_64, number on aarch64 (-: no such call). From asm/unistd_64.h.
 TABLE = """
     _sysctl 156 -, accept 43 202, accept4 288 242, access 21 -, acct 163 89, add_key 248 217,
     adjtimex 159 171, alarm 37 -, arch_prctl 158 -, bind 49 200, bpf 321 280, brk 12 214, cachestat
@@ -84,7 +84,7 @@ TABLE = """
 
 
 def numbers(machine: str) -> dict[str, int]:
-    """The calls that a machine of AUDIT_ARCH has, by name."""
+    """Name -> number of each call that a machine of AUDIT_ARCH has."""
     column = 1 + list(AUDIT_ARCH).index(machine)
     rows = (row.split() for row in TABLE.split(","))
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}

@@ -1,5 +1,7 @@
-"""The range of ids for root's sandboxes: root's own in /etc/subuid and /etc/subgid, or one that
-nobody has.
+"""What the caller decides about user namespaces: the range of ids of root's sandboxes, and the
+limit on inotify instances.
+
+The range is root's own in /etc/subuid and /etc/subgid, or else one that no user has.
 """
 
 from __future__ import annotations
@@ -7,8 +9,8 @@ from __future__ import annotations
 from fastns._cache import cached
 
 SIZE = 65536
-# Where a range may begin if root has none: above those that systemd uses for containers, below its
-# foreign ids and the ids with the highest bit set.
+# Where a range may begin if root has none: above the ids that systemd uses for containers, below
+# systemd's foreign ids and the ids with the highest bit set.
 FIRST, LAST = 0x70000000, 0x7FFD0000
 FILES = ("/etc/subuid", "/etc/subgid")
 INOTIFY_LIMIT = "/proc/sys/user/max_inotify_instances"
@@ -31,8 +33,8 @@ def range_of_root() -> tuple[int, int, int]:
 
 @cached(1)
 def inotify_limit() -> bytes | None:
-    """Half of the caller's limit, for a user namespace: inotify instances in it also count for its
-    creator. None: the limit cannot be read."""
+    """The limit for a user namespace, as text: half of the caller's, because inotify instances in
+    it also count against its creator. None: the caller's limit cannot be read."""
     found = []
     try:
         for path in INOTIFY_LIMITS:
@@ -49,8 +51,8 @@ def entries(path: str) -> list[tuple[str, int, int]]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.strip().split(":", 2) for line in file]
     except OSError:
-        return []  # no such file: nobody has a range
-    # No id has more digits, and int() refuses text with thousands of them.
+        return []  # no such file: no user has a range
+    # An id has at most 10 digits, and int() raises for text with thousands of them.
     return [
         (words[0], int(words[1]), int(words[2]))
         for words in lines
@@ -59,7 +61,8 @@ def entries(path: str) -> list[tuple[str, int, int]]:
 
 
 def unused(taken: list[tuple[int, int]]) -> int:
-    """The first id of the lowest range from FIRST on that overlaps none of `taken`."""
+    """The first id of the lowest range from FIRST on that overlaps none of `taken`; FIRST if there
+    is no such range."""
     first = FIRST
     for start, size in sorted(taken):
         if start < first + SIZE and first < start + size:

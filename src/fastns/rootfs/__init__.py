@@ -3,17 +3,17 @@
 Theory of operation:
 
 1. _resolve.py finds out which files a root needs. _host.py follows paths, _loader.py finds
-   libraries, _bundles.py lists what some programs open at run time. Files are read, never run. All
-   that is missing goes into one error, and nothing is written before that.
+   libraries, _bundles.py lists what some programs open at run time. Files are read, never run. One
+   error names everything that is missing, before anything is written.
 2. _write.py copies what is new or changed into a staging directory inside the root, renames it into
-   place, and undoes that when a step fails. It records the arguments of the build in a marker
-   beside the root, so that a later build extends it.
+   place, and undoes that if a step fails. It records the arguments of the build in a marker beside
+   the root, so that a later build can extend the root.
 
-A sandbox may have written anything in a root. So nothing there is trusted: it decides neither what
-is copied nor where to.
+All of this runs in the caller. A sandbox may have written anything in a root. So the content of a
+root is not trusted: it decides neither what is copied nor where to.
 
 Paths inside the root are written as on the host, absolute and without symbolic links in their
-directories. Each is one Entry (directory, link, file or text).
+directories. There is one Entry (directory, link, file or text) for each path.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ def build(
         commands: paths, or names that are looked up in the caller's PATH. Their libraries, loader
             and `#!` interpreters are copied with them; /bin/sh is always there.
         extra: files, or directories with all in them, copied to the same place with the libraries
-            of their ELF files. A symbolic link in such a directory is kept, and the file it leads
-            to is copied, but no other directory. Needed for what a program opens only while it
-            runs: data, plug-ins, files found through LD_LIBRARY_PATH.
-        bundles: "python", "perl" and "gcc" add what such programs open while they run: those among
-            `commands`, or else this machine's own. "network" adds CA certificates and the host's
-            present name servers.
+            of their ELF files. A symbolic link in such a directory is kept. If it leads to a file,
+            the file is copied too; a directory is not. Needed for what a program opens only while
+            it runs: data, plug-ins, files found through LD_LIBRARY_PATH.
+        bundles: "python", "perl" and "gcc" add what programs of that kind open while they run. They
+            apply to such programs among `commands`. If there are none, they add this machine's own.
+            "network" adds CA certificates and the host's current name servers.
         progress: called in this thread, before each file and once at the end, with the number of
-            files done, the number of all, and the path inside the root. An exception that it raises
-            ends the build.
+            files done, the number of all files, and the path inside the root. An exception that it
+            raises ends the build.
     Returns: a Root; its `hints` say what a command is known to lack.
-    Raises: RootfsError, which names everything that is missing; dest is as it was.
+    Raises: RootfsError, which names everything that is missing; dest is then unchanged.
 
     Modes and times are kept, without setuid and setgid bits. All files belong to the caller, who
     may write to all directories.
@@ -118,7 +118,8 @@ def _describe(error: OSError) -> str:
 
 
 def _checked_dest(dest: str) -> str:
-    """The absolute path, without symbolic links, of a place that may become a root."""
+    """The absolute path of dest, without symbolic links. Raises RootfsError if no root may be built
+    there."""
     if not dest or "\0" in dest:
         raise RootfsError(f"{dest!r} is not a path")
     try:
@@ -166,9 +167,10 @@ def _create(
 def _extend(
     target: str, commands: list[str], extra: list[str], texts: Texts, progress: Progress | None
 ) -> Root:
-    """Build in a directory that is empty, or that a build has made before."""
+    """Build in an empty directory, or in a root that was built before."""
     with opened(os.path.dirname(target)) as parent, opened(target) as root:
-        # A second build of the same root waits here. A sandbox could lock the root itself.
+        # A second build of the same root waits here. The lock is on the parent, because a sandbox
+        # could keep the root itself locked.
         _lock(parent, os.path.dirname(target))
         beside = Beside(parent, target)
         before = Marker() if _is_empty(root) else beside.read()
@@ -181,7 +183,7 @@ def _extend(
 
 
 def _lock(directory: int, path: str) -> None:
-    """Lock the directory until its fd is closed. Anyone who can open it can hold the lock."""
+    """Lock the directory until its fd is closed. Any process that can open it can lock it too."""
     end = time.monotonic() + PATIENCE
     while True:
         try:

@@ -1,6 +1,5 @@
 """Bundles: what some programs open only while they run, such as the standard library of an
-interpreter, the parts of a compiler, the certificates for a network. They are found by file names;
-nothing is run.
+interpreter, the parts of a compiler, or CA certificates. It is found by file names; nothing is run.
 
 A bundle is a list of commands and extra paths. The marker records these, so a later build does not
 need the bundle's name.
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 INSIDE = "/usr/local/bin:/usr/bin:/bin"
-"""Where a command is looked up first: the PATH inside is the same."""
+"""The PATH inside. A bundle's command is looked up here first, then in the caller's PATH."""
 RESOLVER = "/etc/resolv.conf"
 MAX_RESOLVER = 64 << 10  # bytes of the host's file that are read
 
@@ -36,7 +35,7 @@ GCC_FILES = (
     *("libm.a", "libm-*.a", "libm.so", "libmvec.a"),
     *("libm.so.6", "libmvec*.so*", "libdl.a", "libpthread.a", "librt.a", "libutil.a"),
 )
-"""Files of the C library that the linker needs, beside a libc.so."""
+"""Files of the C library that the linker needs, in the directory of libc.so."""
 NETWORK_PLACES = (
     *("/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/usr/lib/ssl"),
     *("/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/ca-trust/extracted"),
@@ -54,10 +53,10 @@ class Bundle:
 
 
 def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
-    """The bundle of that name for those of `commands` that are of its kind, or for this machine's
-    own if there are none.
+    """The bundle of that name, for the programs of its kind among `commands`. If there are none, it
+    is for this machine's own program, which it adds.
 
-    Raises RootfsError if there is no such bundle, or nothing of it on this machine.
+    Raises RootfsError if there is no such bundle, or if this machine lacks what belongs to it.
     """
     if name == "network":
         return _network()
@@ -65,7 +64,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
         raise RootfsError(f"bundle {name!r}: one of {', '.join(sorted(BUNDLES))} expected")
     kind = INTERPRETERS[name]
     places = [found for found in map(_place, commands) if found and kind.is_one(found)]
-    own = [path for path in places if not _is_script(path)]  # a shim starts another program
+    own = [path for path in places if not _is_script(path)]  # a script starts another program
     extra: list[str] = []
     added: list[str] = []
     if not own:
@@ -88,7 +87,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
 
 
 def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
-    """What commands of a root lack, as far as is known: a sentence each."""
+    """One sentence for each thing that commands of a root are known to lack."""
     there = list(files)
     hints = []
     for path in commands:
@@ -118,7 +117,7 @@ def _python(path: str) -> list[str]:
     found = [os.path.dirname(library) for library in libraries]
     if found and prefix == "/usr":
         found += _there(["/usr/lib/python3/dist-packages"])
-    environment = os.path.dirname(os.path.dirname(path))  # a virtual one
+    environment = os.path.dirname(os.path.dirname(path))  # perhaps a virtual environment
     if found and os.path.isfile(f"{environment}/pyvenv.cfg"):
         found += _there([f"{environment}/pyvenv.cfg", f"{environment}/lib"])
     return found
@@ -128,7 +127,7 @@ def _perl(path: str) -> list[str]:
     prefix = os.path.dirname(os.path.dirname(_end(path)))
     own = [] if prefix in ("/usr", "") else [f"{prefix}/lib/perl5", f"{prefix}/lib"]
     found = _there(own) or _there(PERL_PLACES)
-    return sorted(found, key=lambda place: place == "/etc/perl")  # it holds no library
+    return sorted(found, key=lambda place: place == "/etc/perl")  # last: it has no libraries
 
 
 def _gcc(_path: str) -> list[str]:
@@ -142,10 +141,10 @@ def _gcc(_path: str) -> list[str]:
 @record(frozen=True)
 class _Kind:
     commands: tuple[str, ...]
-    """Looked up when no command of its kind is given; the first one must exist."""
-    form: str  # a regular expression that the names of its programs match
+    """Looked up if no command of this kind is given. The first one must exist."""
+    form: str  # a regular expression that matches the names of programs of this kind
     places: Callable[[str], list[str]]
-    """The paths that a program needs, the most important first; all of them exist."""
+    """The existing paths that a program needs, the most important first."""
 
     def is_one(self, path: str) -> bool:
         return any(re.fullmatch(self.form, os.path.basename(end)) for end in (path, _end(path)))

@@ -20,7 +20,7 @@ KERNEL_PLACES = ("/dev", "/proc", "/sys")  # files here are the kernel's and can
 
 
 class Unusable(Exception):
-    """A path of the host that cannot be copied, and why. Becomes part of a RootfsError."""
+    """A path of the host cannot be copied. The text says why, and becomes part of a RootfsError."""
 
 
 @record(frozen=True)
@@ -35,11 +35,11 @@ class Entry:
 
 
 Entries = dict[str, Entry]
-"""By path: as on the host, absolute, without symbolic links in its directories."""
+"""By path. Paths are as on the host, absolute, without symbolic links in their directories."""
 
 
 def absolute(path: str) -> str:
-    """The path from the host's root. Links in an absolute path stay in it: they are copied."""
+    """The absolute path. Symbolic links in an absolute path are not resolved: they are copied."""
     if not path or os.path.isabs(path):
         return path
     directory, name = os.path.split(path.rstrip("/"))
@@ -49,7 +49,8 @@ def absolute(path: str) -> str:
 
 
 def walk(path: str) -> tuple[str, Entries]:
-    """Follow an absolute path. Returns where it ends, and the entries on the way and at the end.
+    """Follow an absolute path. Returns the path where it ends, and the entries on the way and at
+    the end.
 
     Raises Unusable if it leads nowhere, or to something that is neither a file nor a directory.
     """
@@ -84,7 +85,7 @@ def walk(path: str) -> tuple[str, Entries]:
             continue
         mode = stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID)
         if stat.S_ISDIR(status.st_mode):
-            entries[there] = Entry("directory", mode | 0o700)  # the build has to write there
+            entries[there] = Entry("directory", mode | 0o700)  # a build must be able to write there
         elif not stat.S_ISREG(status.st_mode):
             raise Unusable("is neither a file nor a directory")
         elif ahead:
@@ -100,14 +101,15 @@ def walk(path: str) -> tuple[str, Entries]:
 
 
 def in_path(name: str, path: str | None = None) -> str | None:
-    """The first executable file of that name in `path`, or else in PATH. Relative directories in it
-    are skipped."""
+    """The first executable file of that name in `path`; None: in PATH. Relative directories in a
+    path are skipped."""
     directories = (path or os.environ.get("PATH", os.defpath)).split(os.pathsep)
     return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, directories)))
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a regular file for reading. OSError for all else: a FIFO would wait for a writer."""
+    """Open a regular file for reading. Raises OSError for anything else, and does not block on a
+    FIFO."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -116,14 +118,14 @@ def open_file(path: str) -> BinaryIO:
 
 
 def shebang(path: str) -> list[str]:
-    """The words of a script's first line, the interpreter first; empty if there is no `#!`."""
+    """The words of a script's `#!` line, the interpreter first; empty if there is no such line."""
     with open_file(path) as file:
         line = file.read(MAX_SHEBANG).split(b"\n", 1)[0]
     return os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
 
 
 def run_by_env(words: list[str]) -> list[str]:
-    """The command among the words after env(1): a list of one, or empty."""
+    """The command that env(1) runs with these arguments: a list of one, or empty."""
     rest = iter(words)
     for word in rest:
         if word in ("-u", "-C", "--unset", "--chdir"):

@@ -1,6 +1,6 @@
-"""Which libraries a program loads, and from where, by the rules of ld.so(8).
+"""Finds which libraries a program loads, and from where, by the rules of ld.so(8).
 
-ELF files are read, never run, as ldd(1) may do.
+ELF files are only read, while ldd(1) may run them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 HEADER = 20  # bytes up to the end of e_machine (elf(5))
 
-MAX_READ = 4 << 20  # bytes that are read of one file; each read counts as READ_COST at least
+MAX_READ = 4 << 20  # bytes to read of one file at most; each read counts as at least READ_COST
 READ_COST = 64
 MAX_TEXT = 4095  # bytes of a path or name (PATH_MAX without its NUL)
 
 Machine = tuple[int, int, int]
 """Class, byte order and e_machine: the same for a program and its libraries."""
 ANY_LOADERS = ("/lib", "/usr/lib")  # directories that every loader searches
-CACHED = ("/lib64", "/usr/lib64")  # directories built into ldconfig(8), so the cache leads there
+CACHED = ("/lib64", "/usr/lib64")  # built into ldconfig(8), so libraries here are in the cache
 
 
 @record(frozen=True)
@@ -56,7 +56,7 @@ class Loaded:
 
 @record(frozen=True)
 class Need:
-    """A library that an ELF file needs, and where it is. It may be unusable."""
+    """A library that an ELF file needs, and where it was found. The file may be unusable."""
 
     name: str
     user: Loaded
@@ -67,28 +67,28 @@ class Search:
     """The loaders found so far, and the directories that they search."""
 
     def __init__(self) -> None:
-        self.uses_cache = False  # whether a library lies where only the loader's cache leads
+        self.uses_cache = False  # whether some library is found only through the loader's cache
         self._configured = configured_dirs("/etc/ld.so.conf")
         self._built_in: dict[str | Machine, list[str]] = {}
-        """By loader, and by machine those of its first loader."""
+        """The built-in directories of each loader. For a machine: those of its first loader."""
         self._elfs: dict[str, Elf | None] = {}
 
     def read(self, path: str) -> Elf | None:
-        """read(), once for each file."""
+        """As the function read(), but reads each file once."""
         if path not in self._elfs:
             self._elfs[path] = read(path)
         return self._elfs[path]
 
     def elf(self, path: str) -> Elf:
-        """What a file needs that must be an ELF file. Raises Unusable."""
+        """As read(), but raises Unusable if it is not an ELF file."""
         found = self.read(path)
         if found is None:
             raise Unusable("is no ELF file")
         return found
 
     def add_loader(self, interpreter: str, final: str, machine: Machine) -> None:
-        """Add a loader that lies at `final`. Its built-in directories are its own, with and without
-        /usr."""
+        """Add a loader, whose file is `final`. Its built-in directory is the one that contains it,
+        with and without /usr."""
         bare = os.path.dirname(final).removeprefix("/usr")
         pair = [bare, f"/usr{bare}"] if bare.startswith("/lib") else [os.path.dirname(final)]
         self._built_in[interpreter] = pair
@@ -97,8 +97,8 @@ class Search:
     def needs(self, program: Loaded) -> Iterator[Need]:
         """What the loader would load for a program: breadth first, each name once.
 
-        A library counts as loaded under the name that was needed and under its DT_SONAME: a later
-        object that needs either gets the same file.
+        A library counts as loaded under the name by which it was needed and under its DT_SONAME. A
+        later object that needs either name gets the same file.
         """
         interpreter = program.elf.interpreter
         own = self._built_in.get(interpreter or program.elf.machine, [])
@@ -120,7 +120,7 @@ class Search:
                         queue.append(Loaded(path, elf, user))
 
     def _find(self, name: str, user: Loaded, built_in: list[str]) -> str | None:
-        """Where the loader would find a library."""
+        """The path at which the loader would find a library; None if it would not."""
         machine = user.elf.machine
         if "/" in name:
             path = _expanded(name, user, built_in)
@@ -139,7 +139,7 @@ class Search:
 
 
 def _run_paths(user: Loaded) -> Iterator[tuple[str, Loaded]]:
-    """The directories that the objects themselves name, each with its object."""
+    """The directories that RPATH and RUNPATH name, each with the object that names it."""
     if not user.elf.runpath:  # a RUNPATH disables every RPATH
         one: Loaded | None = user
         while one:
@@ -150,7 +150,7 @@ def _run_paths(user: Loaded) -> Iterator[tuple[str, Loaded]]:
 
 
 def _expanded(path: str, owner: Loaded, built_in: list[str]) -> str:
-    """The path with the loader's variables replaced."""
+    """The path with $ORIGIN and $LIB replaced."""
     lib = built_in[0].removeprefix("/usr").lstrip("/")
     path = re.sub(r"\$(ORIGIN\b|\{ORIGIN\})", lambda _: os.path.dirname(owner.path), path)
     return re.sub(r"\$(LIB\b|\{LIB\})", lambda _: lib, path)
@@ -196,7 +196,7 @@ def read(path: str) -> Elf | None:
 
 
 def is_for(path: str, machine: Machine) -> bool:
-    """Whether the loader would use this file: it skips those for another machine."""
+    """Whether the loader would use this file: it skips files for another machine."""
     try:
         with open_file(path) as file:
             return _machine(file.read(HEADER)) == machine
@@ -206,7 +206,7 @@ def is_for(path: str, machine: Machine) -> bool:
 
 class _Bounded:
     """A file of which at most MAX_READ is read. The parser trusts the sizes in a file: it would
-    follow a million entries, or a name without an end."""
+    read a million entries, or a name that never ends."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""Which files a root needs: commands, their interpreters, loaders and libraries, and what is in
-every root.
+"""Finds which files a root needs: commands, their interpreters, loaders and libraries, and what
+every root contains.
 
-Files are read, never run. Everything that is missing is collected; nothing is written.
+Files are read, never run. Nothing is written. Everything that is missing goes into one error.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     Texts = dict[str, str]  # content by path inside
 
 COMMAND_PLACES = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-"""Where the hint looks for a command that is not in PATH."""
+"""Where to look for a command that is not in PATH, for the hint of the error."""
 
 LAYOUT = (
     *("/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64"),
     *("/usr/local/bin", "/usr/local/sbin", "/usr/libexec", "/usr/share", "/var/run"),
 )
-"""Links or directories as on the host; absent if the host has none."""
+"""These are links or directories as on the host. If the host has none, the root has none."""
 DIRECTORIES = {
     **dict.fromkeys(("/bin", "/dev", "/etc", "/home", "/lib", "/mnt", "/opt", "/proc"), 0o755),
     **dict.fromkeys(("/run", "/sbin", "/srv", "/sys", "/usr", "/var"), 0o755),
     **{"/root": 0o700, "/tmp": 0o1777, "/var/tmp": 0o1777},
 }
-"""Directories of every root, with their modes. A link that LAYOUT has put there stays."""
+"""Directories of every root, with their modes. Where LAYOUT has put a link, the link stays."""
 TEXTS = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"
     "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
@@ -56,27 +56,28 @@ TEXTS = {
     "/etc/hostname": "localhost\n",
     "/etc/resolv.conf": "",
 }
-"""Files written unless they are copied or already exist: a user may have changed them."""
+"""Files of every root. They are not written where a file is copied, or exists: a user may have
+changed it."""
 
 LOCALE = "/usr/lib/locale/C.utf8"
-"""The locale of glibc for LANG=C.UTF-8, the default inside. Without it text is taken for bytes."""
+"""glibc's locale for LANG=C.UTF-8, the default inside. Without it, programs read text as bytes."""
 TERMINAL_LIBRARIES = ("libtinfo.so.", "libtinfow.so.", "libncurses.so.", "libncursesw.so.")
-"""Libraries that read the terminal database, for shells, `less`, `top` and the like."""
+"""Libraries that read the terminal database. Shells, `less`, `top` and the like use them."""
 TERMINALS = (
     *("dumb", "linux", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt220"),
     *("xterm", "xterm-256color"),
 )
-"""Entries of the terminal database that are copied with such a library, if the host has them."""
+"""Entries of the terminal database to copy with such a library, if the host has them."""
 NSS_LIBRARIES = ("libnss_files.so.2", "libnss_dns.so.2")
-"""The services that nsswitch.conf names above."""
+"""The libraries of the services that nsswitch.conf in TEXTS names."""
 NSS_BUILT_IN = b"GLIBC_2.34\0"
 """A symbol version of every C library that has these services built in."""
-MAX_LIBC = 64 << 20  # bytes of a C library that are searched, many times its size
+MAX_LIBC = 64 << 20  # bytes of a C library to search, many times the usual size
 
 
 @record(frozen=True)
 class Plan:
-    """Everything that a root needs, and the arguments it follows from."""
+    """Everything that a root needs, and the arguments of the build."""
 
     entries: Entries
     libraries: tuple[str, ...]
@@ -116,16 +117,16 @@ class _Resolver:
         self.target = target
         self.entries: Entries = {}
         self.libraries: set[str] = set()
-        self.missing: dict[str, None] = {}  # a dict for its order, which a set does not keep
+        self.missing: dict[str, None] = {}  # not a set: it keeps the order
         self.hint: str | None = None
         self._search = Search()
         self._programs: set[str] = set()
         self._not_found: list[tuple[Need, bool]] = []
-        """Each with whether it is enough that a file of that name is copied."""
+        """(need, whether any copied file of that name satisfies it)."""
 
     @contextlib.contextmanager
     def _needing(self, what: str) -> Iterator[None]:
-        """Records a path that is Unusable as missing: `what`, and why."""
+        """If the block raises Unusable, records `what` as missing, with the reason."""
         try:
             yield
         except Unusable as reason:
@@ -153,7 +154,7 @@ class _Resolver:
                 self._tree(final)
 
     def _tree(self, top: str) -> None:
-        """Plan everything in a directory, except what its links to directories lead to."""
+        """Plan everything in a directory, but do not follow links to other directories."""
 
         def stop(error: OSError) -> NoReturn:
             raise error
@@ -169,7 +170,7 @@ class _Resolver:
         try:
             final, entries = self._walk(path)
         except Unusable as reason:
-            if not is_link:  # a link may be dangling, as on the host
+            if not is_link:  # a link may dangle in the root as it does on the host
                 self.missing[f"extra {path}: {reason}"] = None
             return
         if is_link and entries[final].kind == "directory":
@@ -211,7 +212,7 @@ class _Resolver:
             self._interpreter(final)
 
     def _interpreter(self, script: str) -> None:
-        """Plan the interpreter of a script, and with `env` also the command of env."""
+        """Plan the interpreter of a script, and if that is env(1), the command that env runs."""
         words = shebang(script)
         names = words[:1]
         if words and os.path.basename(words[0]) == "env":
@@ -223,7 +224,7 @@ class _Resolver:
                 self._program(self._find_command(name))
 
     def _add(self, path: str) -> str:
-        """Plan a path with the links and directories on its way. Returns the final path."""
+        """Plan a path, with the links and directories on the way. Returns the final path."""
         final, entries = self._walk(path)
         self.entries |= entries
         return final
@@ -241,17 +242,17 @@ class _Resolver:
         try:
             elf = self._search.read(path)
         except Unusable:
-            return  # the loader would not use it either: it is copied as data
+            return  # copied as data: the loader could not use it either
         if elf:
             self._load(Loaded(path, elf), in_extra=True)
 
     def _load(self, program: Loaded, *, in_extra: bool = False) -> None:
-        """Plan what the loader would load for a program, and the loader."""
+        """Plan a program's loader, and what that would load for the program."""
         if program.elf.interpreter:
             self._loader(program.elf.interpreter, program)
         for need in self._search.needs(program):
             if need.path is None:
-                # A program with plug-ins may already have loaded a file of that name.
+                # Not missing yet: a program with plug-ins may have loaded a file of that name.
                 self._not_found.append((need, in_extra))
                 continue
             with self._needing(f"{need.name}: needed by {need.user.path}, {need.path}"):
@@ -261,14 +262,14 @@ class _Resolver:
     def _loader(self, path: str, program: Loaded) -> None:
         with self._needing(f"loader {path}: needed by {program.path},"):
             final, entries = self._walk(path)
-            self._search.elf(final)  # anything else that a program names is not copied
+            self._search.elf(final)  # raises for anything else: a program may name any file
             self.entries |= entries
             self.libraries.add(final)
             self._search.add_loader(path, final, program.elf.machine)
 
     def what_libraries_open(self) -> None:
-        """Plan what libc, ncurses and the loader open at run time: locale, services, terminals,
-        cache. A file that the host lacks is not needed."""
+        """Plan what libc, ncurses and the loader open at run time: a locale, services, terminals,
+        the cache. Files that the host lacks are left out."""
         for library in sorted(self.libraries):
             name = os.path.basename(library)
             if name.startswith(TERMINAL_LIBRARIES):
@@ -292,14 +293,14 @@ class _Resolver:
         return False
 
     def all_missing(self) -> tuple[str, ...]:
-        """Everything that is missing, one text each."""
+        """A text for each thing that is missing."""
         for need, in_extra in self._not_found:
             if not (in_extra and self._is_copied(need)):
                 self.missing[f"{need.name}: needed by {need.user.path}, not found"] = None
         return tuple(self.missing)
 
     def _is_copied(self, need: Need) -> bool:
-        """Whether a file of that name and machine is copied anyway."""
+        """Whether a file of that name, for the same machine, is copied anyway."""
         names = [path for path, entry in self.entries.items() if entry.kind in ("file", "link")]
         machine = need.user.elf.machine
         return any(os.path.basename(path) == need.name and is_for(path, machine) for path in names)
@@ -309,7 +310,7 @@ class _Resolver:
 
 
 def add_skeleton(entries: Entries, texts: Texts) -> None:
-    """Add what every root has and is not planned yet. `texts` override TEXTS."""
+    """Add what every root has, where it is not planned yet. `texts` override TEXTS."""
     for path in LAYOUT:
         with contextlib.suppress(Unusable):  # the host lacks it, so nothing needs it
             entries |= walk(path)[1]
@@ -321,6 +322,6 @@ def add_skeleton(entries: Entries, texts: Texts) -> None:
 
 
 def lacks_services(libc: str) -> bool:
-    """Whether this C library loads NSS_LIBRARIES at run time, as an older glibc does."""
+    """Whether this C library loads NSS_LIBRARIES at run time, as glibc before 2.34 does."""
     with open_file(libc) as file:
         return NSS_BUILT_IN not in file.read(MAX_LIBC)

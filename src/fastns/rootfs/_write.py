@@ -1,7 +1,7 @@
-"""Writes a plan into a root, completely or not at all, and the marker beside it.
+"""Writes a plan into a root, completely or not at all, and the marker beside the root.
 
 What is new or changed is copied into a staging directory inside the root, then renamed into place.
-If a step fails, those before it are undone. All paths are opened directory by directory with
+If a step fails, the steps before it are undone. All paths are opened directory by directory with
 O_NOFOLLOW, so no link in a root leads out of it.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastns.rootfs._resolve import Plan
 
     Progress = Callable[[int, int, str], None]
-    """Called with (files done, files in all, path inside the root of the current one)."""
+    """Called with (files done, number of all files, path of the current file inside the root)."""
 
 STAGE = ".fastns-rootfs.new"  # at the top of a root while it is being written
 COPY_SIZE = 1 << 20  # bytes copied at once
@@ -38,16 +38,16 @@ MAX_SIZE = 64 << 20  # bytes of a marker, a hundred times what a large root need
 
 @record(frozen=True)
 class Root:
-    """What is in a root after a build. All paths but `path` are inside it.
+    """What is in a root after a build. All paths except `path` are paths inside it.
 
     Attributes:
-        path: the root, absolute, on the host.
+        path: the absolute path of the root on the host.
         commands: paths of the commands of this build and earlier ones.
         libraries: the shared libraries and loaders, sorted.
         files: every file and symbolic link, sorted.
         copied: how many files and links this build wrote.
-        unchanged: how many were there already.
-        bytes: size of all files.
+        unchanged: how many were already there.
+        bytes: the total size of all files.
         hints: what commands are known to lack, a sentence each.
     """
 
@@ -63,7 +63,7 @@ class Root:
 
 @contextlib.contextmanager
 def opened(directory: str, dir_fd: int | None = None) -> Iterator[int]:
-    """A descriptor of a directory; OSError when it is a link."""
+    """Yields a descriptor of a directory. Raises OSError if it is a link."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         yield fd
@@ -72,7 +72,7 @@ def opened(directory: str, dir_fd: int | None = None) -> Iterator[int]:
 
 
 class Writer:
-    """Writes a plan into a directory, given by its fd, that nobody else writes to."""
+    """Writes a plan into a directory, given as an fd. No other process may write there."""
 
     def __init__(self, root: int, target: str, progress: Progress | None) -> None:
         self.root = root
@@ -82,7 +82,7 @@ class Writer:
     def install(
         self, plan: Plan, before: Marker | None = None, beside: Beside | None = None
     ) -> Root:
-        """Writes what differs, and the marker if it changes from `before`."""
+        """Writes what differs, and with `beside` the marker. Writes nothing if nothing changed."""
         self._clear_stage()
         marker = Marker.of(plan)
         changed = [path for path in sorted(plan.entries) if self._differs(path, plan.entries[path])]
@@ -104,7 +104,7 @@ class Writer:
         )
 
     def _clear_stage(self) -> None:
-        """Remove what a killed build, or a sandbox, has left there."""
+        """Remove the staging directory that a killed build, or a sandbox, has left behind."""
         path = f"{self.target}/{STAGE}"
         try:
             if not stat.S_ISDIR(os.lstat(STAGE, dir_fd=self.root).st_mode):
@@ -137,12 +137,12 @@ class Writer:
             have = (status.st_mode, status.st_size, status.st_mtime_ns)
             return have != (stat.S_IFREG | entry.mode, entry.size, entry.mtime_ns)
         if entry.kind == "text" and status.st_size == 0 and TEXTS.get(path) == "":
-            return entry.size > 0  # an earlier build had no text for it
-        return False  # a directory; or a text, which the user may have changed
+            return entry.size > 0  # an earlier build wrote it empty, for lack of a text
+        return False  # a directory, or a text, which the user may have changed
 
     def _write(self, jobs: Entries, total: int, put: Callable[[], None]) -> None:
         """Stage the files and links, then move everything into place, parents first and the marker
-        last. If a step fails, undo those before it."""
+        last. If a step fails, undo the steps before it."""
         os.mkdir(STAGE, 0o700, dir_fd=self.root)
         try:
             with opened(STAGE, self.root) as stage, contextlib.ExitStack() as undo:
@@ -182,7 +182,7 @@ class Writer:
                 os.fchmod(fd, mode)
 
     def _place(self, stage: int, staged: str, path: str, undo: contextlib.ExitStack) -> None:
-        """Move one staged file over what is there. The old file is kept until all is done."""
+        """Move one staged file over what is there. The old file is kept until the build is done."""
         old = f"{staged}.old"
         with self._parent(path) as (parent, name):
             try:
@@ -206,7 +206,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """(fd of its directory, name) of a path inside. A link on the way is an error."""
+        """Yields (fd of its directory, name) for a path inside. A link on the way is an error."""
         *directories, name = path.strip("/").split("/")
         fd = os.dup(self.root)
         try:
@@ -241,7 +241,7 @@ def _make(directory: int, name: str, entry: Entry) -> None:
                 shutil.copyfileobj(original, copy, COPY_SIZE)
         else:
             copy.write(entry.source.encode())
-        copy.flush()  # before the times are set, which a write changes
+        copy.flush()  # now: a later write would change the times that are set below
         os.fchown(fd, *owner)
         os.fchmod(fd, entry.mode)
         if entry.kind == "file":
@@ -250,13 +250,13 @@ def _make(directory: int, name: str, entry: Entry) -> None:
 
 # ---- the marker: what fastns built the root from ----
 #
-# It decides what the next build copies. So it lies beside the root, in the parent directory, where
-# no sandbox of that root can write.
+# The marker decides what the next build copies. So it is beside the root, in the parent directory,
+# where no sandbox of that root can write.
 
 
 @record(frozen=True)
 class Marker:
-    """The arguments of the builds, and the files in the root."""
+    """The arguments of all builds of a root, and the files in it."""
 
     commands: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -269,7 +269,7 @@ class Marker:
 
 
 class Beside:
-    """The place of a root's marker: a descriptor of the parent directory, and a name."""
+    """Where a root's marker is: a descriptor of the parent directory, and a name in it."""
 
     def __init__(self, parent: int, target: str) -> None:
         self.parent = parent
@@ -278,7 +278,7 @@ class Beside:
         self.path = os.path.join(os.path.dirname(target), self.name)
 
     def read(self) -> Marker | None:
-        """The marker; None if there is none. Raises RootfsError if it cannot be trusted."""
+        """The marker, or None if there is none. Raises RootfsError if it cannot be trusted."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             fd = os.open(self.name, flags, dir_fd=self.parent)
@@ -299,7 +299,7 @@ class Beside:
         return marker
 
     def _check(self, status: os.stat_result) -> None:
-        """Raises RootfsError if others can have written it, or it is too large."""
+        """Raises RootfsError if others may have written the marker, or if it is too large."""
         if status.st_uid != os.geteuid():
             raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
         for is_wrong, why in (
@@ -320,7 +320,7 @@ class Beside:
     @contextlib.contextmanager
     def staged(self, marker: Marker) -> Iterator[Callable[[], None]]:
         """Write a marker under a temporary name. Yields a function that renames it into place. If
-        that is not called, the marker is removed."""
+        this function is not called, the marker is removed."""
         fresh = f"{self.name}.{secrets.token_hex(4)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -345,12 +345,12 @@ class Beside:
 
             yield place
         finally:
-            with contextlib.suppress(FileNotFoundError):  # renamed
+            with contextlib.suppress(FileNotFoundError):  # already renamed
                 os.unlink(fresh, dir_fd=self.parent)
 
 
 def _parsed(content: bytes) -> Marker | None:
-    """The marker in this text; None if it is not one."""
+    """The marker in this text, or None if it is not a marker."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
