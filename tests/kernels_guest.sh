@@ -1,9 +1,9 @@
 #!/bin/bash
-# The guest's side of tests/kernels.sh. Runs as root and prepares a root, then runs the command in it.
+# Runs as root in a guest of tests/kernels.sh: prepares a root and runs the command in it.
 #
-# In the guest's own root each read goes to the host. The new root shows the same files, mounted so
-# that the guest's kernel may cache them, below a writable layer. Directories that need a disk's file
-# system are on a disk.
+# In the guest's own root every read goes to the host. The new root shows the same files below a
+# writable layer, mounted in a way that lets the guest's kernel cache them. Directories that need a
+# disk's file system are on a disk.
 # Usage: kernels_guest.sh DIRECTORY COMMAND [ARG…]
 set -euo pipefail
 
@@ -33,7 +33,7 @@ umount --lazy /.old
 rmdir /.old
 
 modprobe -a virtio_blk ext4 dummy
-ip link add host0 type dummy # an interface besides lo, as on any machine
+ip link add host0 type dummy # like any machine, have an interface besides lo
 mkdir /run/disk
 mount /dev/vda /run/disk
 mkdir -m 1777 /run/disk/{tmp,var-tmp}

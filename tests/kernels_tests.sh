@@ -1,6 +1,6 @@
 #!/bin/bash
-# Tests in a guest of tests/kernels.sh: as root, and at the same time as an unprivileged user, to whom
-# a part of the cgroup tree is delegated, as systemd does. Exits with 0 if both succeed.
+# Runs tests in a guest of tests/kernels.sh: as root and, at the same time, as an unprivileged user
+# with a delegated part of the cgroup tree, as under systemd. Exits with 0 if both succeed.
 # Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
 set -euo pipefail
 
@@ -21,7 +21,7 @@ user=fastns-test
 prepared=build/kernels/user
 away=/var/tmp/fastns-test
 
-# The guest lacks a block device to read from, and swap.
+# Add what the guest lacks: a block device to read from, and swap.
 modprobe brd rd_nr=1 rd_size=16384
 modprobe zram num_devices=1
 echo 128M >/sys/block/zram0/disksize
@@ -46,7 +46,7 @@ echo "---- as $user ----"
 wait $! || status=$?
 cat /tmp/user.log
 for group in $part/fastns $part/own/fastns $part/own $part /sys/fs/cgroup/fastns; do
-    [ -d $group ] || continue # none of the selected tests made it
+    [ -d $group ] || continue # no selected test made it
     rmdir $group || { ls -d $group/*/ $group/*/*/; status=1; } # a test left cgroups in it
 done
 exit $status

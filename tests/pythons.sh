@@ -1,8 +1,8 @@
 #!/bin/bash
-# Builds the package with every interpreter found, and runs the unit tests and some sandbox tests
-# with it: those that depend most on Python itself. Each interpreter has a virtual environment of its
-# own below build/pythons. Interpreters are looked for on PATH and among pyenv's. The last line names
-# the expected ones that are missing; those of `newer` are optional.
+# Builds the package with every interpreter on PATH or in pyenv. Runs the unit tests with each, and
+# the sandbox tests that depend most on Python itself. Each interpreter has its own virtual
+# environment below build/pythons. The last line names the expected interpreters that are missing;
+# those in `newer` are optional.
 #
 # Usage: tests/pythons.sh [ARG…]   ARG goes to pytest; PYTHONS="3.12 3.13" picks some.
 set -euo pipefail
@@ -14,7 +14,7 @@ slice=(tests/sandbox/test_{handle,results,pipes,batch,template,threads}.py
     tests/sandbox/test_{interrupted,caller_unharmed,leaks,lost}.py)
 build=$PWD/build/pythons
 
-# The newest patch release of a version, with a GIL: a free-threaded build is another interpreter.
+# Prints the path of the newest patch release of a version. Ignores free-threaded builds.
 find_python() { # VERSION
     local candidate
     for candidate in "$(command -v "python$1" || true)" \

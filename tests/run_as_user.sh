@@ -1,10 +1,10 @@
 #!/bin/bash
 # Runs pytest, with the given arguments, as an unprivileged user.
 #
-# A user runs it in .venv. Root runs it as "fastns-test", who may be unable to enter this checkout or
-# its virtual environment. So root builds the source archive, installs it into a fresh environment of
-# Debian's python3 below /var/tmp, and copies the tests beside it. This also tests that the source
-# archive is complete.
+# Started by a user, it runs pytest from .venv. Started by root, it runs pytest as "fastns-test",
+# who may be unable to enter this checkout or its virtual environment. It therefore builds the
+# source archive, installs it into a fresh environment of Debian's python3 below /var/tmp, and copies
+# the tests beside it. This also tests that the source archive is complete.
 #
 # Usage: tests/run_as_user.sh [ARG…]
 #        tests/run_as_user.sh --prepare DIRECTORY            only prepares the directory
@@ -26,7 +26,7 @@ prepare() { # DIRECTORY
     /usr/bin/python3 -m venv "$away/venv"
     "$away/venv/bin/python" -m pip install --quiet "${archives[0]}[test]"
 
-    # The tests and the files that they read. Not src/, so that the installed package is imported.
+    # The tests and the files that they read, but not src/: they must import the installed package.
     for name in tests csrc docs examples benchmarks pyproject.toml setup.py Makefile ./*.md; do
         if [ -e "$name" ]; then cp -a "$name" "$away/"; fi
     done
@@ -36,7 +36,7 @@ prepare() { # DIRECTORY
     chown "$user:" "$away"
 }
 
-# Runs pytest in $away. exec, so that no process of root stays in the user's cgroup.
+# Runs pytest in $away. Uses exec, so that no process of root stays in the user's cgroup.
 run() { # [ARG…]
     cd "$away"
     exec setpriv --reuid="$user" --regid="$user" --init-groups --inh-caps=-all \
