@@ -1,4 +1,4 @@
-"""fastns.rootfs.build: what is in a root, that it runs, and what a second build does."""
+"""fastns.rootfs.build: the contents of a root, the programs in it, and a second build."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_seed_commands_run(seed: Root, inside: Inside) -> None:
 
 
 def test_the_default_locale_knows_utf8(seed: Root) -> None:
-    """LANG=C.UTF-8 is the default inside. The control is C, in which each byte is a character."""
+    """The default inside is LANG=C.UTF-8. The control is LANG=C, where each byte is a character."""
     if not os.path.isdir("/usr/lib/locale/C.utf8"):
         skip_missing("the C.UTF-8 locale (Debian's libc-bin)")
     spec = Spec(rootfs=seed.path, default_mounts=False)

@@ -1,4 +1,4 @@
-"""Libraries are found as ld.so(8) finds them, by reading ELF files."""
+"""fastns.rootfs.build finds the libraries that ld.so(8) would load, by reading ELF files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AARCH64 = 183
 
 
 def make_foreign(path: Path) -> None:
-    """Turn an ELF file into one of another machine."""
+    """Turn an ELF file into one for another machine."""
     with path.open("r+b") as file:
         file.seek(18)
         file.write(struct.pack("<H", AARCH64))

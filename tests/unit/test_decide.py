@@ -1,4 +1,4 @@
-"""The decisions for each kind of caller, as tables. The resulting ops: test_compile.py."""
+"""The decisions for each kind of caller, as tables. test_compile.py tests the resulting ops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEVERAL_IDS = Caller(0, 0, False, ALL, True)
 @pytest.mark.parametrize(
     ("fields", "caller", "id_map", "groups", "ids", "pipes"),
     [
-        # who writes the id maps, whether groups and ids are set, who owns the pipes
+        # who writes the id maps, whether groups are set, whether ids are set, the owner of pipes
         ({}, ROOT, "range", True, True, (200000, 300000)),
         ({"user": "5:6"}, ROOT, "range", True, True, (200005, 300006)),
         ({}, USER, "self", False, False, None),
@@ -65,8 +65,8 @@ def test_ids(
     ("fields", "caller", "first", "later", "user_last"),
     [
         ({}, ROOT, "", "", False),
-        (JOINED, ROOT, "pid", "network", False),  # a pid namespace is joined by later clones
-        (JOINED, USER, "pid network", "", False),  # a new user namespace may not join the others
+        (JOINED, ROOT, "pid", "network", False),  # setns(2) to a pid namespace: for later clones
+        (JOINED, USER, "pid network", "", False),  # a new user namespace could not join them
         (JOINED_USER, ROOT, "user network", "", True),
         (JOINED_USER, USER, "user network", "", False),
         ({"namespaces": {"mount": "/n/mnt", "uts": "/n/uts"}}, ROOT, "", "uts mount", False),
@@ -124,7 +124,7 @@ def test_mounts() -> None:
     own = [Mount("/dev", source="/dev"), Mount("/tmp/a", "tmpfs")]
     for fields, expected in (
         ({}, default),
-        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev replaces those below it
+        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev also replaces mounts below it
         ({"mounts": own, "default_mounts": False}, ["/dev", "/tmp/a"]),
     ):
         d = decided(Spec(**fields), USER)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What Spec, Mount, IDMapping and Rlimit refuse: the field, and words of the error."""
+"""What Spec, Mount, IDMapping and Rlimit refuse. Errors name the field and the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(make: Callable[[], object], field: str, words: str) -> None:
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field}: ")
     assert words in caught.value.reason
-    assert len(str(caught.value)) < 400  # also for a long value
+    assert len(str(caught.value)) < 400  # even for a long value
     assert "\n" not in str(caught.value)
 
 
