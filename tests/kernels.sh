@@ -1,11 +1,10 @@
 #!/bin/bash
 # Boots another Linux kernel on this machine's file system and runs a command there, as root.
 #
-# The kernels are Debian's, from the mirror that this machine's apt uses. They are downloaded and
-# unpacked below build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. The guest
-# sees this file system read-only; its writes to the checkout, /etc, /usr, /var, /tmp and a few more
-# stay in its memory. /tmp, /var/tmp and build/rootfs are on an ext4 disk, whose changes are dropped
-# too: the guest's other file systems cannot be idmapped (tmpfs can since 6.3).
+# The kernels are Debian's, from the mirror that this machine's apt uses. They are unpacked below
+# build/kernels, never installed. virtme-ng starts them in QEMU, without KVM. The guest sees this
+# file system below a writable layer in its memory. /tmp, /var/tmp and build/rootfs are on an ext4
+# disk, because the layer cannot be idmapped. All changes are dropped at the end.
 # Cgroups are version 2, with all controllers.
 #
 # Usage: tests/kernels.sh get [KERNEL…]         downloads (default: all of them)
@@ -28,7 +27,7 @@ fail() {
     exit 125
 }
 
-# The Debian suite of a kernel.
+# Prints the Debian suite that has a kernel.
 suite_of() {
     case $1 in
     6.1) echo bookworm ;;
@@ -38,8 +37,8 @@ suite_of() {
     esac
 }
 
-# Picks a kernel's packages from the names of its suite's packages on stdin. The unsigned builds have
-# everything in one package. 7.x has no unsigned build; its kernel and modules are two packages.
+# Picks a kernel's packages from all package names of its suite on stdin. An unsigned build is one
+# package. 7.x has no unsigned build: its kernel and its modules are two packages.
 packages_of() {
     local version
     case $1 in
@@ -119,8 +118,8 @@ boot() { # KERNEL COMMAND...
         printf ') </dev/null 2>&1 | cat; exit "${PIPESTATUS[0]}"\n'
     } >"$run/command"
 
-    # In the background, so that a signal to this script can kill the guest. QEMU reopens its stdout,
-    # which would truncate a file; hence the pipes.
+    # Runs in the background, so that a signal to this script can kill the guest. stdout and stderr
+    # are pipes, because QEMU reopens its stdout, which would truncate a file.
     PATH=$top/.venv/bin:$PATH timeout --kill-after=5 "${FASTNS_KERNEL_TIMEOUT:-600}" \
         vng ${FASTNS_KERNEL_VERBOSE:+--verbose} --disable-kvm --force-9p --cpus 2 --memory 2G \
         --append tsc=reliable --qemu-opts="-global virtio-serial-pci.ioeventfd=off \
@@ -133,7 +132,7 @@ boot() { # KERNEL COMMAND...
     trap 'exit 143' TERM
     trap 'exit 130' INT
     wait "$guest" || status=$?
-    guest= # its pid may be reused by now
+    guest= # another process may have its pid by now
     [ "$status" != 124 ] || echo "kernels: the guest was killed by its timeout" >&2
     exit "$status"
 }

@@ -3,8 +3,8 @@
 #
 # Started by a user, it runs pytest from .venv. Started by root, it runs pytest as "fastns-test",
 # who may be unable to enter this checkout or its virtual environment. It therefore builds the
-# source archive, installs it into a fresh environment of Debian's python3 below /var/tmp, and copies
-# the tests beside it. This also tests that the source archive is complete.
+# source archive, installs it into a fresh environment of Debian's python3 below /var/tmp, and
+# copies the tests beside it. This also tests that the source archive is complete.
 #
 # Usage: tests/run_as_user.sh [ARG…]
 #        tests/run_as_user.sh --prepare DIRECTORY            only prepares the directory

@@ -197,6 +197,7 @@ def test_the_marker_lists_the_copied_files(tmp_path: Path) -> None:
     ids=["empty", "no version", "a list", "no json", "deep", "a zero", "a number"],
 )
 def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> None:
+    """The build is refused and changes nothing."""
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").write_text(text)
     before = snapshot(tmp_path)
@@ -207,6 +208,7 @@ def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> Non
 
 
 def test_a_lost_marker(tmp_path: Path) -> None:
+    """Without its marker a root is a directory like any other, so the build refuses it."""
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").unlink()
     with pytest.raises(RootfsError, match=r"is neither empty nor a root that fastns built$"):

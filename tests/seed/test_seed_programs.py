@@ -81,6 +81,7 @@ def test_the_end_is_reported_on_status_fd(tmp_path: Path) -> None:
 
 
 def test_uts(way: Way, outside: Outside) -> None:
+    """A host name set inside does not change that of the host."""
     namespaces = host_but("uts")
     box = Box(
         Spec(namespaces=namespaces, hostname="container", capabilities=["SYS_ADMIN"]),
@@ -116,6 +117,7 @@ def test_uts_alone_shares_the_hosts_queues(way: Way, queue: str, outside: Outsid
 
 
 def test_ipc(way: Way, queue: str, probe: Path, outside: Outside) -> None:
+    """Sandbox and host do not see each other's message queues."""
     namespaces = host_but("uts", "ipc")
     box = Box(Spec(namespaces=namespaces), flags(namespaces))
     with way.shell(box) as shell:

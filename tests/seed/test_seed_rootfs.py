@@ -112,6 +112,7 @@ def test_rootfs(way: Way, own_root: Path, outside: Outside) -> None:
 
 
 def test_own_files_and_a_volume(way: Way, bash_rootfs: Path, conf: Path, outside: Outside) -> None:
+    """Bound files cover those of the root; a file written to the volume is on the host."""
     before = {name: (bash_rootfs / "etc" / name).read_bytes() for name in OWN}
     box = Box(
         Spec(

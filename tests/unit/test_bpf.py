@@ -81,6 +81,7 @@ def check_same(one: bytes, two: bytes, dice: random.Random) -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimising shortens the filter of a profile and keeps its results."""
     made = as_made(PROFILES[name], monkeypatch)
     short = shorter(made)
     assert seccomp.build(PROFILES[name], machine="x86_64") == short

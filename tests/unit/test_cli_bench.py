@@ -175,6 +175,7 @@ def test_the_bare_program_ends_at_once() -> None:
 
 
 def test_a_missing_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error names the package that has the tool."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failed) as caught:
         _bench.tool("bwrap", [])
@@ -207,6 +208,7 @@ def test_a_tool_that_fails_says_why(
 @pytest.mark.parametrize("privileged", [True, False])
 @pytest.mark.parametrize("rootfs", [None, "/root"])
 def test_the_same_for_all(privileged: bool, rootfs: str | None) -> None:
+    """bwrap, unshare and fastns are told to isolate the same things."""
     boxes = Sandboxes(rootfs, _bench.PLACE, privileged)
     bwrap, unshare, spec = boxes.bwrap(), boxes.unshare(), boxes.spec()
     assert ("--unshare-user" in bwrap, "--user" in unshare) == (not privileged, not privileged)

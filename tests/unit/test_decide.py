@@ -55,6 +55,7 @@ def test_ids(
     ids: bool,
     pipes: tuple[int, int] | None,
 ) -> None:
+    """Who writes the id maps, which ids the sandbox sets, and who owns its pipes."""
     d = decided(Spec(**fields), caller)
     found = (d.id_map, d.sets_groups, d.sets_ids, d.pipe_owner)
     assert found == (id_map, groups, ids, pipes)
@@ -114,12 +115,14 @@ def test_who_owns_the_namespaces(
 def test_root(
     fields: dict[str, Any], caller: Caller, of_host: bool, alone: bool, nodes: bool
 ) -> None:
+    """Whether the root shows the host, starts its mount namespace, and gets device nodes."""
     d = decided(Spec(**fields), caller)
     assert (d.layout is not None, d.root_alone, d.makes_nodes) == (of_host, alone, nodes)
     assert bool(d.points) == of_host
 
 
 def test_mounts() -> None:
+    """The spec's mounts replace the default ones at and below their destination."""
     default = ["/proc", "/sys", "/tmp", "/run", "/dev", "/dev/pts", "/dev/shm"]
     own = [Mount("/dev", source="/dev"), Mount("/tmp/a", "tmpfs")]
     for fields, expected in (
@@ -184,6 +187,7 @@ def test_rights(
     filter: str,
     maps_first: bool,
 ) -> None:
+    """How capabilities are dropped, which filter is used, and whether ids are mapped first."""
     d = decided(Spec(**fields), caller)
     assert (d.bounding, d.keep, d.filter, d.maps_first) == (bounding, keep, filter, maps_first)
 

@@ -29,6 +29,7 @@ UNBINDABLE, PRIVATE, SLAVE = 0x20000, 0x40000, 0x80000
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag(name: str) -> None:
+    """A flag sets and clears the bits that <linux/mount.h> defines."""
     expected = ParsedOptions(
         ms_flags=MS.get(name, 0), attr_set=ATTR.get(name, 0), attr_clr=CLEARED.get(name, 0)
     )

@@ -29,6 +29,7 @@ SHARED = support.TESTS / "fuzz" / "corpus" / "elf" / "shared"
     ],
 )  # fmt: skip
 def test_whole(word: str, number: int | None) -> None:
+    """Only ASCII digits make a number, at most 20 of them."""
     assert whole(word) == number
 
 
@@ -57,6 +58,7 @@ def test_numbers_inside_of_flags() -> None:
 
 
 def test_ranges_of_ids(tmp_path: Path) -> None:
+    """Lines with a number too long for int() are skipped."""
     path = tmp_path / "subuid"
     path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
     assert userns.entries(str(path)) == [("ann", 5, 6)]
@@ -104,6 +106,7 @@ def test_endless_entries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "why"), [(5000, "ValueError"), (1 << 20, "too much to read")])
 def test_a_name_without_an_end(tmp_path: Path, size: int, why: str) -> None:
+    """An overlong interpreter path is an error. A huge one is not even read."""
     data = shared({INTERP + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
     with pytest.raises(Unusable, match=why):
         read(tmp_path / "lib", data + b"A" * size + b"\0")

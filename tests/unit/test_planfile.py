@@ -222,6 +222,7 @@ def test_a_file_that_is_not_a_plan(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_for_something_else(plan: Path, what: str, error: str) -> None:
+    """A plan is refused if any part of its identity differs."""
     data = bytearray(plan.read_bytes())
     data[IDENTITY[what]] ^= 1
     plan.write_bytes(data)
