@@ -677,7 +677,7 @@ static int do_exit(char **args)
 static int do_signal(char **args)
 {
     kill(getpid(), atoi(args[0]));
-    puts("survived"); /* the kernel drops a pid 1's signals to itself, even SIGKILL */
+    puts("survived"); /* the kernel drops signals from pid 1 to itself, even SIGKILL */
     return 0;
 }
 
@@ -785,7 +785,7 @@ static int do_fork_hold(char **args)
     return fork_sleep(args, true);
 }
 
-/* Makes orphans that exit at once. Prints how many are still zombies after a second. */
+/* Makes orphans that exit soon. Prints how many are still zombies after a second. */
 static int do_zombies(char **args)
 {
     enum { MOST = 1024 };

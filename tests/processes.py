@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 
 def marker() -> str:
-    """A unique number of seconds to sleep, so that `marked()` finds the process by its argv."""
+    """A unique number of seconds to sleep, by which marked() finds the process."""
     return f"300.{os.getpid()}{next(_numbers):04}"
 
 

@@ -139,8 +139,7 @@ static void run(struct fns_job *jobs, unsigned concurrency, int spawn)
     fns_batch_close(batch);
 }
 
-/* Of each five jobs, one has no command and one exceeds its timeout. The others echo their number.
- */
+/* Of every five jobs one has no command and one exceeds its timeout. The others echo a number. */
 static void each_job_has_its_own_result(const struct fns_plan *plan)
 {
     static struct command commands[N_JOBS];

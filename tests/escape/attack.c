@@ -43,7 +43,7 @@ static int reached(long result)
 {
     return result >= 0 || errno == EFAULT || errno == EINVAL || errno == EBADF ||
            errno == ENOEXEC || errno == E2BIG || errno == ENOKEY || errno == ESRCH ||
-           errno == EOPNOTSUPP || errno == ENOMEM; /* for a module of that size */
+           errno == EOPNOTSUPP || errno == ENOMEM; /* init_module(2): the size is too large */
 }
 
 static int reads(const char *path)

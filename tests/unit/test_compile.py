@@ -407,7 +407,7 @@ def test_ids_in_mount_options_are_ids_inside() -> None:
 
 
 def test_which_binds_are_idmapped() -> None:
-    """By default each bind of the spec is, if the kernel can. Other mounts keep the host's ids."""
+    """Each bind of the spec, by default and if the kernel can. Other mounts keep the host's ids."""
     may = _core.HOW_IDMAP | _core.HOW_OPTIONAL
     for options, how in (([], may), (["idmap"], _core.HOW_IDMAP), (["noidmap"], 0)):
         spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])

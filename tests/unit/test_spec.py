@@ -120,7 +120,7 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"network": "none", "namespaces": {"network": "/b"}}, "network", "contradicts"),
     ({"init": True, "namespaces": {"pid": "host"}}, "init", "namespaces['pid'] = 'new'"),
     ({"init": True, "namespaces": {"pid": "/n/pid"}}, "init", "pid 1"),
-    # without a mount namespace of its own
+    # without a new mount namespace
     ({"mounts": [bind("/a")], "namespaces": HOST}, "mounts", "change the host's mounts"),
     ({"files": {"/a": ""}, "namespaces": HOST}, "files", "change the host's mounts"),
     ({"read_only": True, "namespaces": HOST}, "read_only", "change the host's mounts"),
