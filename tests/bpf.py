@@ -18,7 +18,7 @@ def instructions_of(code):
 
 
 def interpret(code, arch, number, args=()):
-    """The action of one filter: SECCOMP_RET_* of seccomp(2), with its data."""
+    """Run one filter; return its SECCOMP_RET_* value, including the data bits (seccomp(2))."""
     words = list(args) + [0] * (6 - len(args))
     data = struct.pack("<iIQ6Q", number - 2**32 if number >= 2**31 else number, arch, 0, *words)
     instructions = instructions_of(code)
@@ -54,7 +54,7 @@ def interpret(code, arch, number, args=()):
 
 
 def together(actions):
-    """The action of several filters: the strictest."""
+    """The kernel's action when several filters apply: the strictest of theirs."""
     return min(actions, key=lambda action: ORDER.index(action & 0xFFFF0000))
 
 
@@ -83,7 +83,7 @@ def action_of(name, number):
 
 
 def prepared(rule):
-    """A rule's action, whether one true comparison is enough, and the comparisons."""
+    """A rule as its action, whether one true comparison is enough, and its comparisons."""
     given = rule.get("args") or []
     compared = [(COMPARE[x["op"]], x["index"], x["value"], x.get("valueTwo", 0)) for x in given]
     one_is_enough = len({index for _, index, _, _ in compared}) < len(compared)
@@ -121,7 +121,7 @@ class Model:
 
 @functools.cache
 def name_of(number, machine):
-    """The kernel's name of a call, from libseccomp's table or, for newer calls, from fastns'."""
+    """The kernel's name for a call: from libseccomp's table or, for newer calls, from ours."""
     from fastns._policy.libseccomp import NEWER
 
     library = ctypes.CDLL("libseccomp.so.2")

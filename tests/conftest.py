@@ -1,8 +1,8 @@
-"""Fixtures of all tests: programs and roots to run, reports from inside, and a check for leaks.
+"""Fixtures for all tests: programs and roots, reports from inside a sandbox, a check for leaks.
 
 Markers: `as_root` and `as_user` restrict a test to that kind of user. `with_cgroups` restricts it
-to root and users with a delegated cgroup. `leaves_traces(reason)` turns the check for leaks off,
-for a test that changes this process or the host on purpose.
+to root and users with a delegated cgroup. `leaves_traces(reason)` turns off the check for leaks
+in a test that changes this process or the host on purpose.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def update(request: pytest.FixtureRequest) -> bool:
-    """Whether to write golden files instead of comparing with them."""
+    """Whether to rewrite the golden files instead of comparing with them."""
     return bool(request.config.getoption("--update"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background jobs so
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup sets it to ignored
     config.addinivalue_line("markers", "as_root: needs uid 0")
@@ -121,7 +121,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collected_so_far() -> Iterator[None]:
-    """Speeds up the garbage collections of nothing_left(): they skip objects that are older than
+    """Speed up the garbage collections of nothing_left(): exclude all objects that existed before
     the module, such as thousands of tests and their reports."""
     gc.collect()
     gc.freeze()
@@ -144,8 +144,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """Opens the fd of the range's user namespace before nothing_left() first lists the fds, because
-    it stays open."""
+    """Open the fd of the range's user namespace, which stays open, before nothing_left() first
+    lists the fds."""
     import fastns
 
     plan = fastns.compile(fastns.Spec())
@@ -158,7 +158,7 @@ def user_namespace() -> None:
 
 @pytest.fixture(scope="session")
 def public_dir() -> Iterator[Path]:
-    """A directory that any user may enter. Sandboxes without a rootfs do not see it."""
+    """A directory that any user may enter, but that a sandbox without a rootfs does not see."""
     path = Path(tempfile.mkdtemp(prefix="fastns-", dir="/var/tmp"))
     path.chmod(0o755)
     yield path
@@ -178,7 +178,7 @@ def probe(public_dir: Path) -> Path:
 def probe_rootfs(public_dir: Path, probe: Path) -> Path:
     """A root with /probe, a static /true, empty directories and three files in /etc.
 
-    All tests share it: a test that writes into it uses overlay=True or a copy.
+    All tests share it, so a test that writes into it must use overlay=True or a copy.
     """
     root = public_dir / "probe-rootfs"
     for name in ("dev", "etc", "mnt", "proc", "run", "sys", "tmp"):
@@ -190,7 +190,7 @@ def probe_rootfs(public_dir: Path, probe: Path) -> Path:
     source.write_text("int main(void) { return 0; }\n")
     support.compile_static(source, root / "true")
     for path in (root, *root.rglob("*")):
-        path.chmod(0o644 if path.parent.name == "etc" else 0o755)  # whatever the umask
+        path.chmod(0o644 if path.parent.name == "etc" else 0o755)  # regardless of the umask
     return root
 
 
@@ -203,7 +203,7 @@ def exhaust_root(public_dir: Path) -> Path:
     built = support.compile_static(support.TESTS / "exhaust.c", support.BUILD / "tests" / "exhaust")
     shutil.copy(built, root / "exhaust")
     for path in (root, *root.rglob("*")):
-        path.chmod(0o755)  # whatever the umask
+        path.chmod(0o755)  # regardless of the umask
     return root
 
 
@@ -243,7 +243,7 @@ def _prepared_rootfs(name: str, public_dir: Path) -> Path:
         support.skip_missing(f"{path} (tests/setup.sh makes it)")
     if support.reachable_by_all(path):
         return path
-    # Unprivileged and mapped ids could not reach it there.
+    # Unprivileged and mapped ids cannot enter the path.
     return support.copy_tree(path, public_dir / name)
 
 
@@ -254,9 +254,9 @@ def _prepared_rootfs(name: str, public_dir: Path) -> Path:
 def report(probe: Path, probe_rootfs: Path) -> Callable[..., dict[str, Any]]:
     """`report(*args, run={}, **fields)`: the probe's report from inside a sandbox, parsed.
 
-    `fields` are those of the Spec. `rootfs` is probe_rootfs by default; None means the host's
-    system directories and the probe. Instead of fields, `spec=` may give a Spec or a Plan with a
-    /probe. `run` has arguments for fastns.run (env, cwd, …), `args` extra words of argv.
+    `fields` are fields of the Spec. `rootfs` defaults to probe_rootfs; None means the host's
+    system directories plus the probe. Instead of fields, `spec=` takes a Spec or Plan that has
+    /probe. `run` holds arguments of fastns.run (env, cwd, …), `args` extra words of argv.
     """
     import fastns
 

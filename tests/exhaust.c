@@ -1,7 +1,8 @@
-/* Takes as much as it can of a resource that all users of the host share: `exhaust WHAT [NUMBER]`.
+/* Runs as a sandbox's command and takes as much as it can, at most NUMBER, of a resource that all
+ * users of the host share: `exhaust WHAT [NUMBER]`.
  *
- * Prints how much it got, at most NUMBER, and the errno of the first failure, then keeps it until
- * stdin is closed. `core` tries to change the limit on core dumps; `crash` makes a child dump core.
+ * Prints how much it got and the errno of the first failure, then keeps it until stdin is closed.
+ * `core` tries to change the limit on core dumps; `crash` makes a child dump core.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +30,7 @@ static void raise_soft_limit(int resource)
     setrlimit((__rlimit_resource_t)resource, &limit);
 }
 
-/* Sends a message with n copies of an fd to a socket that nobody reads. */
+/* Sends n copies of an fd in one message that no process receives. */
 static int send_fds(int socket, int n)
 {
     union {
@@ -95,7 +96,7 @@ static void take(int (*one)(void), int most)
         ;
 }
 
-/* Prints the errno of a call, and the limit after it. */
+/* Prints the errno of a call (0: it succeeded), and the limits after it. */
 static void show_core(const char *name, long result)
 {
     int err = result < 0 ? errno : 0;
@@ -122,8 +123,8 @@ static void try_core_limits(void)
     show_core("other", setrlimit(RLIMIT_FSIZE, &none));
 }
 
-/* A child sets a soft limit of 0, with which a core handler still runs, and crashes. Prints its
- * signal, and whether the kernel reports a core dump. */
+/* A child sets the soft limit to 0, which does not stop a core handler, and crashes. Prints the
+ * signal that ended it, and whether the kernel reports a core dump. */
 static void crash(void)
 {
     int status;

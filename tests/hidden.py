@@ -64,8 +64,8 @@ def hide(number, error, argument=0, least=0, most=0xffffffff):
 
 
 def hider(call: str, error: int, argument: int = 0, least: int = 0, most: int = 0xFFFFFFFF) -> str:
-    """Code that defines hide_it(). It hides `call` from then on if that argument is in the
-    range."""
+    """Code that defines hide_it(). After hide_it(), `call` fails with `error` if its argument
+    number `argument` is from `least` to `most`."""
     arguments = (NUMBERS[platform.machine()][call], error, argument, least, most)
     return f"{_FILTER}\ndef hide_it():\n    hide{arguments}\n"
 

@@ -1,7 +1,7 @@
 """A root full of links that lead outside, every way of mounting at those links, and a check that
 nothing outside changes.
 
-Used by the tests of hostile roots and, in a separate process, by those of the fallbacks.
+Used by the tests of hostile roots, and by those of the fallbacks in a separate process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAKE = ["X-mount.mkdir"]
 
 
 def plant(root: Path, outside: Path, fd: int, file: int) -> list[str]:
-    """Make each link as /hostile/NAME in `root`; return these paths."""
+    """Create each link as /hostile/NAME in `root`; return these paths."""
     place = root / "hostile"
     place.mkdir()
     places = []
@@ -66,7 +66,7 @@ def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
         place,
         f"{place}/new",
         f"{place}/new/deeper",
-    ):  # the link is the last component, or not
+    ):  # the link is the last component, or an earlier one
         for options in ([], MAKE):
             ways += [
                 {"mounts": [Mount(target, type="tmpfs", options=options)]},
@@ -82,8 +82,8 @@ def attempts(place: str, source: Path) -> Iterator[dict[str, Any]]:
 def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[str, int]:
     """Try every attempt at every place; return how many ran and how many were refused.
 
-    If it runs, its additional mount is visible inside. If it is refused, the error names the place.
-    `source`: a directory with a file "file", for binds.
+    Checks that an attempt that ran has added one mount inside, and that the error of a refused one
+    names the place. `source` is a directory to bind; it contains a file named "file".
     """
     outcomes = {"ran": 0, "refused": 0}
     usual = _mounts(Spec(rootfs=root, **fields))
@@ -104,15 +104,15 @@ def attack(root: Path, places: list[str], source: Path, **fields: Any) -> dict[s
 
 
 def _mounts(spec: Spec) -> int:
-    """The number of mounts inside."""
+    """The number of mounts inside a sandbox of this spec."""
     done = fastns.run(["/probe"], spec=spec, capture_output=True, stdin=DEVNULL, timeout=20)
     assert done.returncode == 0, (spec, done.stderr)
     return len(support.parse_report(done.stdout)["mounts"])
 
 
 def snapshot(*paths: Path) -> dict[str, tuple[Any, ...]]:
-    """Kind, owner, size, times and content of everything below these paths. A file that was made
-    and removed again shows in the times of its directory."""
+    """Mode, owner, size, times and content of these paths and of everything below them. The times
+    of a directory reveal a file that was created and removed again."""
     found: dict[str, tuple[Any, ...]] = {}
     for top in paths:
         for path in (top, *top.rglob("*")):
@@ -133,13 +133,13 @@ print(flush=True)
 while os.getppid() == {parent}:
     for _ in range(100):
         rename(-100, one, -100, two, 2)
-        time.sleep(1e-6)  # in fact some 60 us: renames block lookups, and a start makes a thousand
+        time.sleep(1e-6)  # takes about 60 us. Renames block lookups, and a start makes a thousand
 """
 
 
 class Swapping:
-    """Exchange two directory entries all the time while this is active. A separate process does it:
-    a thread would run only while no start does."""
+    """Keep exchanging two directory entries while the block runs. A separate process does this,
+    because a thread of this process would not run during a start."""
 
     def __init__(self, one: Path, two: Path) -> None:
         self.args = [sys.executable, "-c", SWAP.format(parent=os.getpid()), one, two]

@@ -21,9 +21,9 @@ WAYS = ["direct", "init", "template", "parked"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
-    """The stdout of bash inside `root`. If bash fails: ChildProcessError with its stderr.
+    """Run `script` by bash inside `root` and return its stdout. `fields` are fields of the Spec.
 
-    `fields` are those of the Spec. Otherwise stderr has to be empty.
+    If bash fails, raises ChildProcessError with its stderr. If not, stderr must be empty.
     """
     done = fastns.run(
         ["bash", "-ec", script],
@@ -40,8 +40,8 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
-    """A run() for sandboxes of a Spec with these fields. `way` is direct, init, template or parked.
-    The prefix "user" means: in a new user namespace."""
+    """Yields a run() for sandboxes of a Spec with these fields. `way` is direct, init, template or
+    parked; the prefix "user" adds a new user namespace."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
     if way.endswith(("template", "parked")):
@@ -125,7 +125,7 @@ def _first_id(path: str) -> int:
 
 
 def homes() -> list[Path]:
-    """The directories for cgroups of processes that use fastns, in all hierarchies."""
+    """The directories in which fastns makes cgroups, in all hierarchies."""
     return [
         Path(place, cgroup_plan.GROUP)
         for hierarchy in cgroup_plan.hierarchies()
@@ -134,5 +134,5 @@ def homes() -> list[Path]:
 
 
 def groups(pid: int | None = None) -> list[str]:
-    """The cgroups of a process, or of this one."""
+    """The cgroups that a process has made for its sandboxes. The default is this process."""
     return [str(path) for home in homes() for path in home.glob(f"{pid or os.getpid()}-*")]

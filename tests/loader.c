@@ -1,5 +1,5 @@
-/* A program interpreter that replaces ld.so in a hostile root: reports which file it was started
- * for.
+/* A program interpreter that replaces ld.so in a hostile root. It reports which file it was
+ * started for.
  *
  * Prints the device and inode of /proc/self/exe as "MAJOR MINOR INODE" on stdout and exits 0.
  * Opens nothing for writing. Uses no libc, because it runs before any relocation.

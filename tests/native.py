@@ -1,4 +1,4 @@
-"""What the tests of fastns-exec share: the program, and a plan file made by `fastns compile`."""
+"""Helpers of the tests of fastns-exec: run it, and make plan files with `fastns compile`."""
 
 from __future__ import annotations
 

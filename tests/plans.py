@@ -1,7 +1,7 @@
-"""Compiles plans for given callers, which need not be this one. With the fixture made_up_host the
-plans are the same on every machine.
+"""Compiles plans for any caller, not only this process. With the fixture made_up_host the plans are
+the same on every machine.
 
-Tests import the compiler's internals from here only.
+Tests import the compiler's internals only from here.
 """
 
 from __future__ import annotations

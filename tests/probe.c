@@ -2,9 +2,8 @@
  *
  * Runs as the sandbox's command, often as its pid 1, in a root that may contain only this file.
  * Without an option it prints one JSON object on stdout. A value that cannot be read, for example
- * without /proc, is null. Bytes outside ASCII are not escaped: decode with surrogateescape. With an
- * option it does one thing, for tests that need a process with a known behaviour; see usage()
- * below.
+ * without /proc, is null. Bytes outside ASCII are not escaped, so decode with surrogateescape. With
+ * an option it does one thing, for tests that need a process with known behaviour; see usage().
  *
  * Exit status: 0 done; 1 a step failed, with "probe: STEP PATH: ENAME" on stderr; 2 wrong usage.
  */
@@ -128,8 +127,8 @@ static void string_field(const char *name, const char *value)
 
 /* ---- reading ---- */
 
-/* The whole file, NUL-terminated, in a static buffer that the next call overwrites. NULL if it
- * cannot be read. */
+/* Returns the file's contents, NUL-terminated, in a static buffer that the next call overwrites.
+ * NULL if it cannot be read. */
 static char *read_text(const char *path)
 {
     static char text[MAX_TEXT];
@@ -146,7 +145,7 @@ static char *read_text(const char *path)
     return got < 0 ? NULL : text;
 }
 
-/* The number in a line of /proc/self/status; -1 without that line or without /proc. */
+/* Returns the number in a line of /proc/self/status; -1 without that line or without /proc. */
 static int64_t status_number(const char *name)
 {
     const char *text = read_text("/proc/self/status"), *line = text ? strstr(text, name) : NULL;
@@ -280,7 +279,7 @@ static void report_namespaces(void)
     end('}');
 }
 
-/* mountinfo writes space, tab, newline and backslash as \ooo (proc(5)). */
+/* Prints a string of mountinfo, where space, tab, newline and backslash are \ooo (proc(5)). */
 static void string_unescaped(char *text)
 {
     char *to = text;
@@ -388,7 +387,7 @@ static void report_rlimits(void)
     end('}');
 }
 
-/* Raw system calls: glibc hides its two internal signals, and /proc may be absent. */
+/* Uses raw system calls, because glibc hides its two internal signals and /proc may be absent. */
 static void report_signals(void)
 {
     uint64_t blocked = 0;
@@ -454,7 +453,7 @@ static void report_privileges(void)
     number_field("parent_death_signal", parent_death);
 }
 
-/* The session keyring, or the errno of the call. */
+/* The id of the session keyring, or the name of the error. */
 static void report_keyring(void)
 {
     long keyring = syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -3, 0);
@@ -500,7 +499,7 @@ static void stat_object(const char *path, const struct stat *st)
     end('}');
 }
 
-/* An object: each name in the directory -> its stat_object(). */
+/* Prints an object that maps each name in the directory to its stat_object(). */
 static void report_directory(const char *name, const char *path)
 {
     struct dirent **entries;
@@ -532,7 +531,7 @@ static int names_process(const struct dirent *entry)
     return is_number(entry->d_name);
 }
 
-/* null if no proc file system is mounted: /proc is empty or missing. */
+/* Prints null if no proc file system is mounted. /proc is then empty or missing. */
 static void report_processes(void)
 {
     struct dirent **entries = NULL;
@@ -649,7 +648,7 @@ static int failed(const char *step, const char *subject)
     return 1;
 }
 
-/* Every byte, or -1 with errno. */
+/* Writes all bytes, or returns -1 with errno. */
 static int write_all(int fd, const char *bytes, size_t n)
 {
     while (n > 0) {
@@ -678,11 +677,11 @@ static int do_exit(char **args)
 static int do_signal(char **args)
 {
     kill(getpid(), atoi(args[0]));
-    puts("survived"); /* the kernel drops a pid 1's signals to itself, even SIGKILL */
+    puts("survived"); /* the kernel drops signals from pid 1 to itself, even SIGKILL */
     return 0;
 }
 
-/* A processor fault kills even pid 1. */
+/* Ends with a processor fault, which kills even pid 1. */
 static int do_crash(char **args)
 {
     (void)args;
@@ -744,7 +743,7 @@ static int do_stat(char **args)
     return 0;
 }
 
-/* Prints the daemons' pids, one a line, once each is in a session of its own. */
+/* Prints the daemons' pids, one per line, once each has its own session. */
 static int fork_sleep(char **args, bool keep_stdio)
 {
     for (int i = 0; i < atoi(args[0]); i++) {
@@ -786,7 +785,7 @@ static int do_fork_hold(char **args)
     return fork_sleep(args, true);
 }
 
-/* Makes orphans that exit at once. Prints how many are still zombies after a second. */
+/* Makes orphans that exit soon. Prints how many are still zombies after a second. */
 static int do_zombies(char **args)
 {
     enum { MOST = 1024 };
@@ -806,7 +805,7 @@ static int do_zombies(char **args)
         if (child == 0) {
             pid_t orphan = fork();
             char byte;
-            if (orphan == 0) { /* exits once its parent and the probe have closed the lifeline */
+            if (orphan == 0) { /* exits when its parent and the probe have closed the lifeline */
                 close(lifeline[1]);
                 _exit(read(lifeline[0], &byte, 1) != 0);
             }
@@ -904,7 +903,8 @@ static void key_result(const char *name, long result)
     string_field(name, result < 0 ? strerrorname_np(errno) : "worked");
 }
 
-/* What it can do with a key of the caller (keyctl(2)), and which keyrings it can reach. */
+/* Reports what the probe can do with a key of the caller (keyctl(2)), and which keyrings it can
+ * reach. */
 static int do_keys(char **args)
 {
     long key = atol(args[0]);
@@ -922,7 +922,7 @@ static int do_keys(char **args)
     return 0;
 }
 
-/* Gives up the right to read files with landlock(7), then tries to read one. */
+/* Drops its right to read files with landlock(7), then tries to read one. */
 static int do_restrict(char **args)
 {
     uint64_t handled = 1 << 2; /* LANDLOCK_ACCESS_FS_READ_FILE */

@@ -17,12 +17,13 @@ _numbers = itertools.count(1)
 
 
 def marker() -> str:
-    """A unique number of seconds to sleep, so that `marked()` finds the process by its argv."""
+    """A unique number of seconds to sleep, by which marked() finds the process."""
     return f"300.{os.getpid()}{next(_numbers):04}"
 
 
 def marked(text: str) -> list[int]:
-    """Pids of the live processes with this word in their argv, in all pid namespaces below."""
+    """Pids of the live processes with this word in their argv, in this pid namespace and all below
+    it."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -37,8 +38,8 @@ def marked(text: str) -> list[int]:
 def running(*argv: str) -> list[int]:
     """Pids of the live processes with exactly this argv.
 
-    One word does not identify a command: the process that starts it may have the word too, and so
-    may a process that shares that memory or is about to execute the command.
+    One word does not identify a command: it may also be in the argv of the process that starts the
+    command, and in that of a child that shares its memory or has not executed yet.
     """
     wanted = b"".join(os.fsencode(word) + b"\0" for word in argv)
     found = []
@@ -50,7 +51,8 @@ def running(*argv: str) -> list[int]:
 
 
 def children(pid: int, of_its_own: bool = True) -> list[int]:
-    """A server's children: sandboxes, in pid namespaces of their own, or its maker and closer."""
+    """A server's children in pid namespaces of their own, which are sandboxes. If not `of_its_own`,
+    the others: its maker and closer."""
     found = []
     depth = len(_pids(pid))
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -73,8 +75,8 @@ def server_pid(template: Template) -> int:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
-    """Wait until the condition is true; return False after this time. Only failing tests wait that
-    long."""
+    """Wait until the condition is true; return False after this time, which only a failing test
+    uses up."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -86,11 +88,12 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> bool:
 def script(
     code: str, *args: str, timeout: float = 60, first: str = "", prefix: Sequence[str] = ()
 ) -> str:
-    """Run Python code in a new interpreter and return its stdout. It has to succeed, silently.
-    `first` is code to run before fastns is imported, `prefix` a command that runs the interpreter.
+    """Run Python code in a new interpreter and return its stdout. It must succeed, with an empty
+    stderr. `first` is code to run before fastns is imported, `prefix` a command that runs the
+    interpreter.
 
     The code may use `children()` and `fds()`, which list the children and fds of its process. The
-    fd of the range's user namespace is opened before, because it stays open after the first spawn.
+    fd of the range's user namespace, which the first spawn would leave open, is opened beforehand.
     """
     done = subprocess.run(
         [*prefix, sys.executable, "-W", "error", "-c", first + _PRELUDE + code, *args],

@@ -1,4 +1,4 @@
-"""Helpers of all tests: compiling and reading the probe, skips, the state of the host."""
+"""Helpers for all tests: compiling the probe and reading its report, skips, the host's state."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def is_root() -> bool:
 def has_cgroups() -> bool:
     """Whether limits can be enforced: for root, or for a user with a delegated cgroup.
 
-    An environment variable says so. If this were detected, tests would be skipped whenever fastns
-    fails to detect it.
+    An environment variable tells whether a cgroup is delegated. If this function detected it as
+    fastns does, a fault in the detection would skip tests instead of failing them.
     """
     return is_root() or os.environ.get("FASTNS_DELEGATED") == "1"
 
@@ -67,7 +67,7 @@ def strict_skips() -> bool:
 
 
 def allowed_skips() -> set[str]:
-    """The reasons listed for this kind of user. A line is `root|user|any: reason`."""
+    """The reasons in allowed_skips.txt for this kind of user. A line is `root|user|any: reason`."""
     who = "root" if is_root() else "user"
     allowed = set()
     for line in ALLOWED_SKIPS.read_text().splitlines():
@@ -119,15 +119,15 @@ def copy_tree(source: Path, dest: Path) -> Path:
 
 
 def read_through(root: Path, *names: str) -> None:
-    """Read files of a root into the page cache. Otherwise the kernel charges them to the first
-    sandbox with a memory limit, which then reads its own program from disk again and again."""
+    """Read files of a root into the page cache. Otherwise the kernel charges their pages to the
+    first sandbox with a memory limit, which then keeps rereading its own program from disk."""
     for name in names:
         (root / name).read_bytes()
 
 
 def run_with_status(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[bytes], Any]:
-    """Run a command whose word "{}" becomes the number of an fd for its status. Return the
-    completed process and the status."""
+    """Run a command, with each word "{}" replaced by the number of an fd for its status. Return
+    the completed process and the status."""
     near, far = os.pipe()
     with open(near, "rb") as status:
         try:
@@ -163,7 +163,7 @@ def host_state() -> HostState:
 
 
 def host_change(before: HostState) -> list[str]:
-    """The differences from `before`, one line each. Waits a little for them to disappear."""
+    """The differences from `before`, one line each. Waits up to _SETTLE for them to disappear."""
     gc.collect()
     deadline = time.monotonic() + _SETTLE
     while True:
@@ -220,7 +220,7 @@ def _children() -> list[str]:
     for task in os.listdir("/proc/self/task"):
         try:
             pids = Path(f"/proc/self/task/{task}/children").read_text().split()
-        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
             continue
         for pid in pids:
             try:

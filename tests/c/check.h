@@ -1,4 +1,4 @@
-/* What the C tests share: checks that print where they failed, and repeatable random numbers. */
+/* Shared by the C tests: checks that print where they failed, and repeatable random numbers. */
 #ifndef FNS_TESTS_CHECK_H
 #define FNS_TESTS_CHECK_H
 
@@ -39,7 +39,7 @@ __attribute__((unused)) static uint32_t random_below(uint32_t limit)
     return (uint32_t)((random_state * 0x2545f4914f6cdd1dull) >> 33) % limit;
 }
 
-/* The number of this process's open fds, without those that the engine keeps. */
+/* Returns the number of this process's open fds, except those that the engine keeps. */
 __attribute__((unused)) static int open_fds(void)
 {
     const char *kept = "/memfd:fastns-";

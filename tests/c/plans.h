@@ -14,7 +14,7 @@
 #include "caller/fastns.h"
 #include "check.h"
 
-/* sys.h has these too, but its kernel headers conflict with libc's in one file. */
+/* sys.h defines these too, but one file cannot include both its kernel headers and libc's. */
 #define NEWUTS 0x04000000ull
 #define NEWUSER 0x10000000ull
 #define NEWPID 0x20000000ull
@@ -76,7 +76,7 @@ __attribute__((unused)) static void make_plan(struct made *made, unsigned option
     finish(made);
 }
 
-/* No namespace and no op: everything is the caller's. */
+/* Makes a plan without namespaces and ops: the command shares everything with the caller. */
 __attribute__((unused)) static void make_bare_plan(struct made *made)
 {
     memset(made, 0, sizeof *made);
@@ -108,7 +108,7 @@ __attribute__((unused)) static void no_child_is_left(void)
     CHECK_EQUAL(errno, ECHILD);
 }
 
-/* How many jobs of a batch are alive. */
+/* Returns the number of jobs whose sandbox is alive. */
 __attribute__((unused)) static int running(const struct fns_job *jobs, int n)
 {
     int alive = 0;

@@ -1,4 +1,4 @@
-/* Pipes and batches through the C API. */
+/* Pipes and batches through the C API: data, limits, deadlines, and a result for each job. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -26,7 +26,7 @@ static void reap(const struct fns_process *process, int code, int status)
         close(process->control);
 }
 
-/* An fns_io with pipes to a running probe. */
+/* Starts the probe; returns an fns_io with pipes to it. */
 static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, int with_stdin)
 {
     struct fns_io io = {.fds = {-1, -1, -1}};
@@ -46,7 +46,7 @@ static struct fns_io io_with(const struct fns_plan *plan, struct fns_args args, 
 static void free_io(struct fns_io *io)
 {
     for (int i = 0; i < 3; i++)
-        CHECK_EQUAL(io->fds[i], -1); /* closed at their end */
+        CHECK_EQUAL(io->fds[i], -1); /* fns_io_run() closes each pipe at its end */
     fns_buffer_free(&io->output[0]);
     fns_buffer_free(&io->output[1]);
 }
@@ -139,7 +139,7 @@ static void run(struct fns_job *jobs, unsigned concurrency, int spawn)
     fns_batch_close(batch);
 }
 
-/* Every fifth job's command is missing, every fifth is too slow; the others echo their number. */
+/* Of every five jobs one has no command and one exceeds its timeout. The others echo a number. */
 static void each_job_has_its_own_result(const struct fns_plan *plan)
 {
     static struct command commands[N_JOBS];

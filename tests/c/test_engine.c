@@ -1,5 +1,5 @@
-/* Early ops without a hop, the index of a failed op, a dynamically linked program between pipes, a
- * large batch, and a batch stopped in the middle. */
+/* The engine through the C API: early ops without a hop, the index of a failed op, a dynamically
+ * linked command between pipes, a large batch, and a batch stopped in the middle. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -8,11 +8,11 @@
 
 enum { N_JOBS = 200, MIB = 1 << 20, AT_ONCE = 4 };
 
-/* The jobs' arguments, which must outlive the batch. */
+/* Arguments of the jobs. They must outlive the batch. */
 static struct command commands[N_JOBS];
 static struct fns_job jobs[N_JOBS];
 
-/* With a hop the same plan is accepted, so only the missing hop can be the reason. */
+/* The same plan is accepted with a hop, so only the missing hop can be the reason. */
 static void early_ops_need_a_hop(void)
 {
     struct fns_op op = {.code = FNS_OP_UMASK, .stage = FNS_STAGE_UMASK};
@@ -29,7 +29,7 @@ static void early_ops_need_a_hop(void)
     CHECK_EQUAL(fns_plan_check(&plan, &bad), -EINVAL);
 }
 
-/* In a direct start, after a hop, and before it. */
+/* The failing op runs in a direct start, after a hop, or as an early op. */
 static void names_the_namespace_that_is_missing(void)
 {
     static const struct {
@@ -96,7 +96,7 @@ static void echoes_through_cat(void)
     free(input);
 }
 
-/* Every job is the probe with these arguments. */
+/* Makes every job from `first` on a run of the probe with these arguments. */
 static void set_jobs(const struct fns_plan *plan, int first, const char *option, const char *value,
                      const char *second)
 {
@@ -132,7 +132,7 @@ static void every_tenth_command_is_missing(void)
     no_child_is_left();
 }
 
-/* The first ten jobs end, the others sleep. The batch is stopped when ten are done. */
+/* The first ten jobs end, the others sleep. The batch is closed when ten are done. */
 static void is_stopped_half_way(void)
 {
     struct made made;

@@ -1,7 +1,7 @@
-/* fns_plan_check(): what it must refuse, and that every random plan it accepts is safe to run.
+/* fns_plan_check() refuses what it must, and every random plan that it accepts is safe to run.
  *
- * The test reads every byte that a child would read. The arena is allocated to its exact size, so
- * AddressSanitizer sees a read beyond it.
+ * The test reads every byte that a child would read. Strings are in memory of their exact size, so
+ * AddressSanitizer detects a read beyond them.
  */
 #include <errno.h>
 #include <string.h>
@@ -110,7 +110,7 @@ static void refuses_options_that_do_not_fit(void)
     plan.id_map = FNS_ID_MAP_SELF;
     CHECK_EQUAL(check(&plan, -1), 0);
     plan.clone_flags = FNS_CLONE_NEWPID;
-    plan.options |= FNS_PLAN_INIT; /* pid 1 would be open to root inside */
+    plan.options |= FNS_PLAN_INIT; /* root inside could attack pid 1 */
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
     plan = good;
     plan.id_map = FNS_ID_MAP_RANGE + 1;
@@ -141,7 +141,7 @@ static void read_bytes(const struct fns_plan *plan, uint32_t offset, uint64_t n)
         sink += (unsigned char)plan->strings[offset + i];
 }
 
-/* Reads what the program and userns.c would. */
+/* Reads everything that the program and userns.c would read. */
 static void read_plan(const struct fns_plan *plan)
 {
     CHECK(plan->n_early <= plan->n_ops);

@@ -1,4 +1,4 @@
-/* Spawns through the C API: each way to the command, successes, failures, and many threads. */
+/* Spawns through the C API: success and failure in each way of starting, and many threads. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -117,7 +117,7 @@ static void says_where_it_failed(void)
         args.n_keep = 1;
         fails(&made.plan, &args, FNS_STAGE_FDS, -1, EBADF);
 
-        made.ops[1].target = made.ops[0].data; /* writes the map to a file called "deny" */
+        made.ops[1].target = made.ops[0].data; /* write the map to a file named "deny" */
         fails(&made.plan, &good, FNS_STAGE_ID_MAP, 1, ENOENT);
         make_plan(&made, ways[i]);
         made.ops[3].code = FNS_OP_SETUID;
@@ -204,7 +204,7 @@ static void writes_maps_from_outside(void)
     fails(&made.plan, &args, FNS_STAGE_ID_MAP, -1, EINVAL);
 }
 
-/* The fd to join is not a user namespace. */
+/* Joining an fd that is no user namespace fails. */
 static void joins_no_user_namespace(void)
 {
     struct made made;
@@ -236,7 +236,7 @@ static int kept_file(void)
     return -1;
 }
 
-/* The application may close the files that fastns keeps, and reuse their numbers. */
+/* Spawns work although the application has closed a file that fastns keeps, or reused its fd. */
 static void loses_a_kept_file(void)
 {
     struct made made;
@@ -268,7 +268,7 @@ static void loses_a_kept_file(void)
     CHECK_EQUAL(kept_file(), -1);
 }
 
-/* An fd keeps the namespace alive. Maps that the kernel refuses leave nothing behind. */
+/* The fd keeps the namespace alive. If the kernel refuses a map, nothing is left behind. */
 static void makes_a_user_namespace(void)
 {
     struct fns_error error;

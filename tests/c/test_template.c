@@ -1,5 +1,4 @@
-/* Templates through the C API: sandboxes of a server that succeed and fail, and the server's end.
- * */
+/* Templates through the C API: a server's sandboxes, successful and failed, and its end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -86,7 +85,7 @@ static void fails(const struct template *template, int connection)
     CHECK_EQUAL(error.stage, FNS_STAGE_FDS);
 }
 
-/* Runs with fns_server_run(), which gets start and end in one reply. */
+/* Runs a command with fns_server_run(), which gets the start and the end in one reply. */
 static int run_quietly(const struct template *template, int connection, struct fns_args *args,
                        int kill, struct fns_result *result, struct fns_error *error)
 {
@@ -131,7 +130,7 @@ static void runs_quietly(const struct template *template, int connection)
     finds_no_command(template, connection);
 }
 
-/* Kills a command that certainly runs, because it has echoed a byte. That breaks the connection. */
+/* Kills a command that has echoed a byte, and so certainly runs. The kill breaks the connection. */
 static void is_killed_as_it_runs(const struct template *template, int connection)
 {
     struct command command;
@@ -187,7 +186,7 @@ static void tells_its_host_name(const struct template *template, int connection,
     close(ends[0]);
 }
 
-/* The reply of a server that could not receive a request. It then closes the connection. */
+/* The server replies that it could not receive a request. It then closes the connection. */
 static void fails_unheard(const struct template *template)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
@@ -234,8 +233,8 @@ static void stop(struct template *template)
     fns_server_close(&template->process);
 }
 
-/* The sandboxes that the server has not reaped, parked ones included: its children but the closer.
- * */
+/* Returns the number of sandboxes that the server has not reaped, including parked ones: all its
+ * children but the closer. */
 static int children_of(const struct template *template)
 {
     char path[64];
@@ -263,7 +262,8 @@ static int fds_of(const struct template *template)
     return n;
 }
 
-/* The number of fds of an idle server: once it replies, it has handled all earlier requests. */
+/* Returns the number of fds of the idle server. The server is idle once it replies, because it has
+ * then handled all earlier requests. */
 static int idle_fds_of(const struct template *template)
 {
     struct fns_pool_state state;
@@ -274,7 +274,7 @@ static int idle_fds_of(const struct template *template)
     return n;
 }
 
-/* Waits until the count is n: the server changes it without a message. */
+/* Waits until the count is n. The server sends no message when it changes. */
 static void comes_to(int (*count)(const struct template *), const struct template *template, int n)
 {
     const struct timespec pause = {0, 1000000};
@@ -344,7 +344,7 @@ static void leaves_nothing_of_what_was_parked(void)
     for (int i = 0; i < PARKED_ROUNDS; i++)
         runs_to_its_end(&template, connection);
     finds_no_command(&template, connection);
-    comes_to(children_of, &template, 1); /* the next one */
+    comes_to(children_of, &template, 1); /* the next parked sandbox */
     close(connection);
     comes_to(children_of, &template, 0);
     comes_to(fds_of, &template, fds);

@@ -1,8 +1,9 @@
 /* Starts, batches and templates from many threads at once, for ThreadSanitizer (`make tsan`). It
  * finds data that threads share without a lock, but not what a child does in the caller's memory.
  *
- * The threads share the plans, the programs and one server, as those of a Python process do. Each
- * also has its own template. The control: built with -DRACE, all threads count without a lock.
+ * The threads share the plans, the programs and one server, like threads of a Python process. Each
+ * also has its own template. In the control, built with -DRACE, they change a counter without a
+ * lock.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -125,7 +126,7 @@ static void runs_a_batch(const struct fns_plan *plan, const struct fns_process *
 
 /* ---- cgroups, which all threads share -------------------------------------------------------- */
 
-/* Fake cgroups: numbered directories whose counters are always 0. */
+/* Makes fake cgroups: numbered directories whose counters are always 0. */
 static void make_groups(void)
 {
     static const struct fns_cgroup_counter used = {

@@ -1,9 +1,9 @@
-/* The lookup inside a root by hand, for kernels without openat2(2).
+/* The lookup inside a root without openat2(2), for kernels that lack it.
  *
- * Includes paths.c, to call its static functions, and to instrument them: this process shares its
- * memory with no other. For random trees and paths the result must equal the kernel's
- * RESOLVE_IN_ROOT. Then directories move out of the root and back during lookups: a directory that
- * was never inside must not be found.
+ * The test includes paths.c, to call its static functions and to instrument them, which is safe
+ * because this process shares its memory with no other. For random trees and paths, the result must
+ * equal the kernel's RESOLVE_IN_ROOT. Then directories move out of the root and back during
+ * lookups, which must never find a directory that was not inside.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #include "check.h"
 
-/* libc's headers clash with the kernel's. These declarations suffice. */
+/* Declared here because libc's headers conflict with the kernel's. */
 extern char *mkdtemp(char *);
 extern int mkdir(const char *, unsigned), symlink(const char *, const char *), chdir(const char *);
 extern int close(int), rename(const char *, const char *);
@@ -167,7 +167,7 @@ static void keeps_to_its_buffers(void)
         path[n] = 0;
         CHECK_EQUAL(walk(root, path, 0), n < 256 ? -ENOENT : -ENAMETOOLONG);
     }
-    /* The text of a link and the rest of the path are too long together. */
+    /* A link's target and the rest of the path are too long together. */
     memset(path, '/', 3000);
     strcpy(path + 3000, ".");
     CHECK(symlink(path, "root/long") == 0);
@@ -243,7 +243,7 @@ static void never_leaves_the_root(void)
     }
     stop = 1;
     pthread_join(mover, NULL);
-    CHECK(found > 0 && missed > 0); /* else nothing has moved */
+    CHECK(found > 0 && missed > 0); /* otherwise nothing has moved */
     close(root);
     chdir("/");
     char command[64];

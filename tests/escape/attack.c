@@ -1,7 +1,7 @@
-/* Attempts to escape from a sandbox, one at a time: `attack NAME [ARGUMENT]`.
+/* Attempts to escape from a sandbox. Runs as its command and tries one: `attack NAME [ARGUMENT]`.
  *
  * Exit status: 0 it worked, 1 it was refused (the errno is on stdout), 2 it could not be tried. An
- * attack that works does not go on, so it does not harm the host.
+ * attack stops as soon as it has worked, so it does not harm the host.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -37,13 +37,13 @@
 
 static const char *argument;
 
-/* Whether the kernel looked at the call's arguments, which it does only if the call is permitted.
- * */
+/* Returns whether the kernel has looked at the call's arguments, which it does only if the call is
+ * permitted. */
 static int reached(long result)
 {
     return result >= 0 || errno == EFAULT || errno == EINVAL || errno == EBADF ||
            errno == ENOEXEC || errno == E2BIG || errno == ENOKEY || errno == ESRCH ||
-           errno == EOPNOTSUPP || errno == ENOMEM; /* for a module of that size */
+           errno == EOPNOTSUPP || errno == ENOMEM; /* init_module(2): the size is too large */
 }
 
 static int reads(const char *path)
@@ -212,12 +212,12 @@ static int x32(void)
 }
 #endif
 
-/* ---- memory that is charged to nobody ---- */
+/* ---- memory that is charged to no cgroup ---- */
 
 static const struct sock_filter accept_all = {BPF_RET | BPF_K, 0, 0, 0x7FFF0000};
 static const struct sock_fprog program = {1, (struct sock_filter *)(uintptr_t)&accept_all};
 
-/* The kernel compiles a filter for each socket. The argument is the option that attaches it. */
+/* Attaches a filter to a socket; the kernel compiles each. The argument is the option to use. */
 static int attach_filter(void)
 {
     int option = atoi(argument), on = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
@@ -236,8 +236,8 @@ static int own_filter_by_prctl(void)
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0;
 }
 
-/* Sets an option to 1 and reads it back, because a filter may pretend that it was set. The
- * argument: family, type, level and number of the option. */
+/* Sets an option to 1 and reads it back, because a filter may only pretend that it was set. The
+ * argument is FAMILY:TYPE:LEVEL:OPTION. */
 static int socket_option(void)
 {
     int family = 0, type = 0, level = 0, option = 0, on = 1, now = 0;
@@ -251,8 +251,8 @@ static int socket_option(void)
     return there;
 }
 
-/* Whether an option that takes more than a number reaches its protocol. The argument: level,
- * option. */
+/* Returns whether an option whose value is not a number reaches its protocol. The argument is
+ * LEVEL:OPTION. */
 static int option_reached(void)
 {
     int level = 0, option = 0;
@@ -319,7 +319,7 @@ static int out_of_band_by_sendmmsg(void)
 
 enum { SET_IDS = S_ISUID | S_ISGID, OPENAT2 = 437, FCHMODAT2 = 452 };
 
-/* The argument names the call. */
+/* Makes a set-id file or directory. The argument names the call. */
 static int make_setid(void)
 {
     const char *path = "/tmp/set-id", *how = argument;
@@ -386,7 +386,7 @@ static int look_at_host(void)
     return reads(path);
 }
 
-/* Whether netlink lists another interface than lo. */
+/* Returns whether netlink lists an interface besides lo. */
 static int links(void)
 {
     struct if_nameindex *list = if_nameindex();
@@ -401,7 +401,7 @@ static int open_fds(void)
     return 0;
 }
 
-/* A lease makes the next process that opens the file wait until the lease is released. */
+/* Takes a lease, which makes the next process that opens the file wait until it is released. */
 static int lease(void)
 {
     int fd = open("/tmp/leased", O_CREAT | O_RDWR, 0600);
@@ -426,7 +426,8 @@ static int named(const char *pid, const char *name)
     return got > 0 && strncmp(comm, name, strlen(name)) == 0;
 }
 
-/* Whether it has executed the command, whose memory is the sandbox's anyway, or has ended. */
+/* Returns whether the process has ended or has executed the command. Breaking into the command is
+ * no success: its memory belongs to the sandbox. */
 static int has_executed(int pid)
 {
     char path[64], program[4096] = "";
@@ -436,9 +437,8 @@ static int has_executed(int pid)
                  : n >= 7 && strcmp(program + n - 7, "/attack") == 0;
 }
 
-/* Tries calls that need the same right as ptrace(2); ptrace itself would keep the process from
- * being reaped. If the process shares the caller's memory, `address` is an address in it, else
- * NULL. */
+/* Tries calls that need the same right as ptrace(2). ptrace itself would keep the process from
+ * being reaped. `address` is in the caller's memory if the process shares it, else NULL. */
 static int break_into(int pid, void *address)
 {
     char path[64], byte = 'X';
@@ -447,7 +447,7 @@ static int break_into(int pid, void *address)
     snprintf(path, sizeof path, "/proc/%d/mem", pid);
     int memory = open(path, O_RDWR);
     if (memory >= 0) {
-        /* The memory of a process that has ended can be opened (Linux 6.1), and is empty. */
+        /* On Linux 6.1 the memory of a process that has ended can be opened, but is empty. */
         in |= address ? pwrite(memory, &byte, 1, (off_t)(intptr_t)address) == 1
                       : pread(memory, &byte, 1, 0) != 0;
         close(memory);
@@ -495,8 +495,8 @@ static int break_into_joiners(void)
     return in > 0;
 }
 
-/* Runs until SIGTERM. The argument: the pid of the process whose children it attacks, and an
- * address in that process's memory. */
+/* Runs until SIGTERM. The argument is PID:ADDRESS: it attacks the children of this process, and
+ * ADDRESS is in the process's memory, or 0. */
 static int break_into_children(void)
 {
     unsigned long address = 0;
@@ -550,7 +550,7 @@ static void script(const char *path, const char *line)
     close(fd);
 }
 
-/* Executes itself through a chain of scripts, of which the first is executed by its fd. */
+/* Executes itself through a chain of scripts, the first of which is executed by its fd. */
 static int through_scripts(void)
 {
     char line[256];
@@ -564,8 +564,8 @@ static int through_scripts(void)
     return 0;
 }
 
-/* Executes a setuid program with an empty argv. A program that uses argv[1] would then read and
- * write its environment (CVE-2021-4034). The program is this one, which then runs gained(). */
+/* Executes a setuid copy of this program with an empty argv. A program that uses argv[1] would then
+ * read and write its environment (CVE-2021-4034). The copy runs gained(). */
 static int no_arguments(void)
 {
     char *const none[] = {NULL}, *const environment[] = {"of-the-attacker", NULL};
@@ -573,7 +573,8 @@ static int no_arguments(void)
     return 0;
 }
 
-/* Since Linux 5.18 the kernel replaces an empty argv by {""}, so argc is 0 or 1. */
+/* Returns 0 if the process has gained rights. argc may be 0 or 1: Linux 5.18 and later replace an
+ * empty argv by {""}. */
 static int gained(int argc)
 {
     int more = geteuid() != getuid() || getegid() != getgid() || getauxval(AT_SECURE);
@@ -581,7 +582,7 @@ static int gained(int argc)
     return more ? 0 : 1;
 }
 
-/* ---- too much of a resource; the argument says how much, and the host can bear it ---- */
+/* ---- too much of a resource; the argument says how much, which the host can bear ---- */
 
 static int start_children(int end_at_once)
 {

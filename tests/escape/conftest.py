@@ -1,4 +1,5 @@
-"""The attacker, its targets on the host, and the table at the end of `make escape`."""
+"""Fixtures of the escape tests: the attacker and its targets on the host. Prints the table at the
+end of `make escape`."""
 
 import contextlib
 import os
@@ -17,7 +18,7 @@ from processes import eventually
 
 @pytest.fixture(scope="session")
 def attack_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with only /attack, a setuid copy of it, and a device. All users may enter it."""
+    """A root that any user may enter, with only /attack, a setuid copy of it, and a device."""
     root = tmp_path_factory.mktemp("escape") / "root"
     for name in ("proc", "sys", "dev", "tmp", "run", "mnt"):
         (root / name).mkdir(parents=True)
@@ -45,7 +46,7 @@ def aims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(["sleep", "1000"])
         stack.callback(process.wait)
         stack.callback(process.kill)
-        comm = Path(f"/proc/{process.pid}/comm")  # the leak check looks at its name
+        comm = Path(f"/proc/{process.pid}/comm")  # the check for leaks compares names
         assert eventually(lambda: comm.read_text() == "sleep\n")
         yield {
             "file": str(canary),
@@ -65,6 +66,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def place(row: tuple[str, object]) -> tuple[str, int, str]:
-    """Sort by family and number."""
+    """The sort key of a case: its family and number."""
     number = row[0].split()[0]
     return (number[0], int(number[1:]), row[0]) if number[1:].isdigit() else ("~", 0, row[0])

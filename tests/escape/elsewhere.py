@@ -1,4 +1,4 @@
-"""Cases that tests elsewhere cover: the number of a case -> the test, and what it tries."""
+"""Cases that tests in other directories cover: the case -> the test, and what it tries."""
 
 ELSEWHERE = {
     "A1": ("sandbox/test_hostile_handles.py::test_the_callers_program_is_out_of_reach",

@@ -1,4 +1,4 @@
-"""Every case has a test, here or in the table of elsewhere.py."""
+"""Every case has a test, in this directory or in the table of elsewhere.py."""
 
 import re
 

@@ -1,6 +1,7 @@
 """Attempts to escape from a default sandbox, in every way of starting. The control of each is the
-same attempt without the one defence against it: it must work, or the kernel alone stops it. If the
-user namespace of root's sandboxes stops it too, the control uses the host's ids."""
+same attempt without the one defence against it, which must work unless the kernel refuses it to all
+processes. If the user namespace of root's sandboxes also stops the control, it is repeated with the
+host's ids."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +29,9 @@ class Case(NamedTuple):
     name: str  # begins with the number of the case
     attack: str
     argument: str  # a format string for the fixture `aims`
-    control: Any  # fields of a Spec in which it works, or a word: see control_of()
+    control: Any  # fields of a Spec with which it works, or a word: see control_of()
     fields: dict[str, Any] = {}  # noqa: RUF012 - of the sandbox under test
-    needs_root: bool = False  # only root's control has to work; for users the kernel may refuse it
+    needs_root: bool = False  # the control must work for root; the kernel may refuse it to users
 
 
 BOUND = Mount("/mnt", source="/usr")
@@ -145,7 +146,7 @@ CASES = [
     Case("E7 sethostname", "rename_host", "", ADMIN),
     Case("E7 clock_settime", "set_clock", "", {**OPEN, "capabilities": ["SYS_TIME"]},
          needs_root=True),
-    # Cases that need no cgroup, in MiB.
+    # Resources limited without a cgroup. The argument is a number of children or MiB.
     Case("F1 children, by RLIMIT_NPROC", "many_children", "100", {"rlimits": []}, FEW),
     Case("F2 heap, by RLIMIT_AS", "fill_heap", "96", {"rlimits": []}, SMALL),
     Case("F2 memfd, by RLIMIT_FSIZE", "fill_memory_file", "96", {"rlimits": []},
@@ -158,7 +159,7 @@ CASES = [
 
 
 def attempted(case: Case, run: Any, argument: str) -> tuple[bool, str]:
-    """Whether the attack worked, and its output or cause."""
+    """Run the attack. Return whether it worked, and its output or the cause of its end."""
     done = run(["/attack", case.attack, argument], capture_output=True, text=True)
     assert done.returncode in (0, 1) or done.returncode < 0, (done.returncode, done.stdout)
     return done.returncode == 0, done.stdout.strip() or done.cause
@@ -188,7 +189,7 @@ def test_an_attack_fails(case: Case, attack_root: Path, aims: dict[str, str]) ->
 
 
 def control_of(case: Case, fields: dict[str, Any], argument: str) -> tuple[bool, str]:
-    """The same attempt without the defence."""
+    """Make the same attempt without the defence; return what attempted() returns."""
     if case.control == "pass_fds":
         with open("/dev/null") as file:
             args, passed = ["/attack", case.attack], [file.fileno()]
@@ -203,5 +204,5 @@ def control_of(case: Case, fields: dict[str, Any], argument: str) -> tuple[bool,
         return attempted(case, run, argument)
 
 
-# Results of a kernel that refuses the call to all processes, by its build or settings.
+# Results on a kernel whose build or settings refuse the call to all processes.
 BLOCKED = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "seccomp", "signaled"}

@@ -1,5 +1,5 @@
-"""Programs that use up a resource. A limit ends each, the cause names that limit, and neither the
-host nor other sandboxes are affected."""
+"""Programs that use up a resource. A limit ends each program, the cause names that limit, and
+neither the host nor other sandboxes are affected."""
 
 import os
 import random
@@ -17,13 +17,13 @@ from fastns import Job, Spec, Template
 
 EMULATED = os.environ.get("FASTNS_EMULATED") == "1"
 RUNS = 1000 if support.LONG else 40 if EMULATED else 75
-SECONDS = 12 if EMULATED else 0.8  # the timeout of a load that may reach it
-PATIENCE = 300  # the timeout of a load that must reach another limit first, on a busy machine
+SECONDS = 12 if EMULATED else 0.8  # the timeout of a load that may end by timeout
+PATIENCE = 300  # the timeout of other loads: even on a busy machine they reach another limit first
 
 
 class Load(NamedTuple):
     script: str
-    causes: set[str]  # it may reach any of these limits first
+    causes: set[str]  # it must end by one of these
 
     @property
     def seconds(self) -> float:
@@ -77,7 +77,7 @@ def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
                 assert done.truncated
             if name == "none":
                 assert done.returncode == 7
-        # No process is left, and the next sandbox works.
+        # No process may be left, and the next sandbox must work.
         assert eventually(lambda: not [p for p in children(server_pid(template)) if is_busybox(p)])
         assert template.run(["true"]).returncode == 0
     for name, causes in seen.items():
@@ -97,7 +97,7 @@ BY_RLIMITS = (
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_loads_without_cgroups(busybox_rootfs: Path, way: str) -> None:
-    """They are bounded even for a user without delegated cgroups."""
+    """RLIMIT_*, the timeout and max_output bound them even for a user without delegated cgroups."""
     rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256), fastns.Rlimit("RLIMIT_NPROC", 24, 24)]
     fields = {"rootfs": busybox_rootfs, "max_output": "64k", "rlimits": rlimits}
     with runner(way, **fields) as run:
@@ -123,8 +123,8 @@ def test_loads_without_cgroups(busybox_rootfs: Path, way: str) -> None:
 @pytest.mark.as_user
 @pytest.mark.parametrize(("limit", "value"), [("memory", "32m"), ("pids_limit", 24)])
 def test_limits_that_need_cgroups(busybox_rootfs: Path, limit: str, value: object) -> None:
-    """They limit the sandbox's whole memory, memory files included, and all its processes. Without
-    cgroups they are an error, not a weaker limit."""
+    """`memory` includes memory files, and both limits apply to all processes of a sandbox together.
+    Without cgroups they are an error, not a weaker limit."""
     case = f"{'F2' if limit == 'memory' else 'F1'} {limit} of the whole"
     if support.has_cgroups():
         with runner(
@@ -142,7 +142,7 @@ def test_limits_that_need_cgroups(busybox_rootfs: Path, limit: str, value: objec
 
 
 def is_busybox(pid: int) -> bool:
-    """Whether it is a sandbox's command rather than one of the server's own processes."""
+    """Whether the process runs a sandbox's command. If not, it is one of the server's own."""
     try:
         return b"busybox" in Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:

@@ -1,6 +1,5 @@
-"""A4 and A5: a program that already runs inside, or beside, a sandbox attacks a process that is
-about to execute a command. The attacker has no filter, and in A4 all capabilities over its
-namespaces."""
+"""A4 and A5: a program that already runs inside or beside a sandbox attacks a process that is about
+to execute a command. The attacker has no filter and, in A4, all capabilities in its namespaces."""
 
 import contextlib
 import ctypes
@@ -27,7 +26,7 @@ SPAWNS = 10_000 if support.LONG else 150
 
 @contextlib.contextmanager
 def trying(root: Path, name: str, argument: str, output: list[str], **fields: Any) -> Iterator[Any]:
-    """Run an attack during the block; its output is added to `output`."""
+    """Run an attack during the block, and then append the lines of its output to `output`."""
     spec = Spec(rootfs=root, seccomp="unconfined", **fields)
     args = ["/attack", name, argument]
     with fastns.spawn(args, spec=spec, stdout=fastns.PIPE, text=True) as sandbox:
@@ -61,11 +60,11 @@ def test_a_process_that_joins(attack_root: Path) -> None:
     case = CASES[0]
     RESULTS[case] = ("FAILED" if output[1] == "worked" else "held", " ".join(output))
     assert output[1] != "worked", output
-    assert int(output[0].split()[0]) > 0  # it did see processes
+    assert int(output[0].split()[0]) > 0  # it has found processes to attack
 
 
 def test_nsenter_can_be_attacked(attack_root: Path) -> None:
-    """The control of the test above."""
+    """The control of the test above: the same attack works on nsenter(1)."""
     nsenter = shutil.which("nsenter", path=support.HOST_PATH)
     if nsenter is None:
         support.skip_missing("nsenter (tests/setup.sh installs util-linux)")
@@ -80,13 +79,14 @@ def test_nsenter_can_be_attacked(attack_root: Path) -> None:
 # ---- A5: a child that shares the caller's memory ----
 
 
-# For root: sandboxes and attacker have root's uid. Otherwise the attacker would be another user.
+# With root as the caller, sandboxes and attacker keep root's uid: otherwise the attacker would be
+# another user.
 HOSTS_IDS = {"user": "host"} if os.geteuid() == 0 else {}
 
 
 @pytest.mark.parametrize("way", ["direct", "default", "capabilities", "user", "template"])
 def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
-    """The attacker is in the host's pid namespace. The caller's canary shows whether it worked."""
+    """The attacker is in the host's pid namespace. A changed canary in the caller shows success."""
     canary = ctypes.create_string_buffer(b"canary")
     pid, address = os.getpid(), ctypes.addressof(canary)
     user = {"user": {"user": "new"}, "default": {}}.get(way, HOSTS_IDS)
@@ -114,7 +114,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
 
 @pytest.mark.as_root
 def test_a_child_without_capabilities(attack_root: Path) -> None:
-    """The control: it has no more rights than the attacker, who breaks into it."""
+    """The control: a child that has no more rights than the attacker can be broken into."""
     output: list[str] = []
     theirs = {"namespaces": {"pid": "host", **HOSTS_IDS}}
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "sleep", "0.3"]

@@ -1,5 +1,5 @@
-"""E1 and E2: the caller's shell would execute input that a sandbox pushes into its terminal. The
-tests use a real controlling terminal, of a session of its own."""
+"""E1 and E2: no sandbox can push input into the caller's terminal, which the caller's shell would
+execute. The tests use a real controlling terminal in a new session."""
 
 import json
 from pathlib import Path
@@ -45,14 +45,15 @@ for way in ("direct", "init", "user", "template", "parked", "user-template"):
     else:
         told[way] = tried(lambda args, **more: fastns.run(args, spec=Spec(**given), **more))
 os.write(master, b"ls")
-assert typed() == "ls"  # the control: typed input does arrive
+assert typed() == "ls"  # the control: input that is typed arrives
 print(json.dumps(told))
 """
 CASES = {"E1 TIOCSTI": "type_into_terminal", "E2 TIOCLINUX": "paste_into_terminal"}
 
 
 def from_a_terminal(root: Path, **fields: Any) -> dict[str, dict[str, tuple[bool, str, str]]]:
-    """For each way and attack: whether it worked, its output, and the input that arrived."""
+    """Try each attack in each way. The values are whether it worked, its output, and the input that
+    arrived."""
     found: dict[str, dict[str, tuple[bool, str, str]]] = json.loads(
         script(SESSION, str(root), json.dumps(fields))
     )
@@ -74,13 +75,13 @@ def test_nothing_is_typed(case: str, attack_root: Path) -> None:
     if attack == "type_into_terminal" and may_type():
         assert direct == [True, "worked", "ididid"]
         assert control["init"][attack] == direct
-    else:  # not a console, or the kernel permits it to no process
+    else:  # no console, or a kernel that permits this to no process
         assert direct[1] in ("ENOTTY", "EIO", "EPERM")
     # A template's sandboxes are in another session, with or without the filter.
     assert [control[way][attack][2] for way in ("template", "parked")] == ["", ""]
 
 
 def may_type() -> bool:
-    """Whether the kernel permits TIOCSTI. Kernels without the setting always do."""
+    """Whether the kernel permits TIOCSTI, as all kernels without this setting do."""
     setting = Path("/proc/sys/dev/tty/legacy_tiocsti")
     return not setting.exists() or setting.read_text().strip() == "1"

@@ -1,1 +1,1 @@
-"""Makes each system call of a start fail: `make faults`. See __main__.py."""
+"""Makes each system call of a start fail (`make faults`). See __main__.py."""

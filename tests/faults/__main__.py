@@ -1,7 +1,7 @@
 """The fault campaign: `make faults`.
 
-It first records all calls of each way of starting. Then, in one start per fault, each call of each
-process fails with each errno, or is interrupted by a signal.
+It first records all system calls of each way of starting. Then it makes each call of each process
+fail with each errno, or interrupts it with a signal: one fault per start.
 
 usage: python -m faults [--sample N] [--seed N] [--ways A,B] [--users root,user] [--only REGEX]
                         [--jobs N] [--json FILE] [CASE ...]
@@ -34,9 +34,9 @@ from faults.ways import WAYS, Setting, way_of
 from faults.worker import Who
 
 USER = "fastns-test"
-SAMPLE = 20_000  # of some 70,000: two CPUs need a quarter of an hour
+SAMPLE = 20_000  # of about 70,000 faults; two CPUs need a quarter of an hour
 FINE = (RIGHT, TYPED, MISSED)
-Request = tuple[Any, dict[str, Any]]  # a name, and the request to a slot
+Request = tuple[Any, dict[str, Any]]  # its name, and the message to a slot
 Result = tuple[Fault, str, list[str]]
 
 
@@ -144,11 +144,11 @@ class Campaign:
     def request_all(
         self, busy: list[Request], waiting: list[Request], end: float
     ) -> list[tuple[Any, Any]]:
-        """Let slots run all requests. None is begun after `end`."""
+        """Run all requests in slots; start none after `end`."""
         answers: list[tuple[Any, Any]] = []
         total, told = len(busy) + len(waiting), time.monotonic()
         given: dict[Slot, tuple[list[Request], Request]] = {}
-        again: list[Any] = []  # requests repeated because their slot ended, for example by a kill
+        again: list[Any] = []  # requests repeated because their slot died, for example of a kill
         selector = selectors.DefaultSelector()
 
         def give(slot: Slot, queue: list[Request]) -> None:

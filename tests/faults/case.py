@@ -1,6 +1,7 @@
-"""One supervised start, in which a call fails, or a signal is sent while the call waits.
+"""One supervised start, in which one system call fails, or a signal arrives while the call waits.
 
-Runs as pid 1 of a pid namespace, so that it finds and kills whatever a start leaves behind.
+The supervisor runs as pid 1 of a pid namespace, so it can find and kill all that a start leaves
+behind.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from faults.worker import DONE, READY, STARTING, Board, Who, work
 
 HANG = 10.0  # seconds
 SETTLE = 2.0  # a killed sandbox's processes and cgroups disappear with a delay
-STOPPED = 0.3  # after which a stopped caller is continued; no other process would do it
+STOPPED = 0.3  # seconds until the supervisor continues a stopped caller; no other process does
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGCONT")
 
 
 class Fault(NamedTuple):
-    """What happens at which call of which way of starting."""
+    """An errno or signal, and the call in one way of starting that it hits."""
 
     way: str
     user: str  # "root" or "user"
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
     hung: list[str]  # if the start hung: each process and its current call
     left: list[str]
     killed: bool  # whether the fault killed the caller
-    points: list[Point]  # if all calls are observed: the calls
+    points: list[Point]  # all calls, if they were recorded
 
 
 class Supervisor:
@@ -65,7 +66,7 @@ class Supervisor:
         self.board = Board()
 
     def observe(self, way: str, user: str) -> Seen:
-        """A start without faults, whose calls are all recorded."""
+        """Run a start without faults and record all its calls."""
         return self._run(way, user, None, None)
 
     def undisturbed(self, way: str, user: str) -> Seen:
@@ -139,7 +140,7 @@ class _Start:
         return Seen(outcome, self.hit, hung, left, self.killed, self.points)
 
     def _until(self, state: int, deadline: float) -> bool:
-        """Answer calls until the worker reports this state. False if it takes too long or ends."""
+        """Answer calls until the caller reports this state. False if it ends, or at `deadline`."""
         while self.board.state != state or not self._rung:
             if time.monotonic() > deadline or self.gone:
                 return False
@@ -160,7 +161,7 @@ class _Start:
                 self._answer_one()
             elif events & select.POLLHUP:
                 self.poll.unregister(self.listener)
-        # EOF on its pipe does not tell: processes that share its fds keep the pipe open.
+        # The caller's end does not show as EOF: processes that share its fds keep the pipe open.
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         if not self.gone and os.waitid(os.P_PID, self.pid, options) is not None:
             self.gone = True
@@ -239,7 +240,7 @@ class _Start:
 
 
 _FIELDS = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "CapEff", "CapInh")
-# libc's two internal signals: it installs handlers with the first thread.
+# libc's two internal signals. It installs their handlers when the first thread starts.
 _OF_LIBC = 0x180000000
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts")
 
@@ -261,7 +262,7 @@ def _fds(pid: int) -> list[str]:
     found = []
     for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
         link = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if not link.startswith(("user:", "/memfd:fastns-")):  # kept per process or plan
+        if not link.startswith(("user:", "/memfd:fastns-")):  # fastns keeps them
             found.append(f"{fd} -> {link}")
     return found
 
@@ -274,7 +275,7 @@ def _text(path: str) -> str:
 
 
 def processes() -> dict[int, str]:
-    """All processes of this pid namespace except pid 1, and each one's current call."""
+    """Each process of this pid namespace except pid 1, with its state and current call."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
@@ -330,7 +331,8 @@ def cgroup_roots(name: str) -> list[Path]:
 
 
 def cgroups(name: str, all_of_them: bool = False) -> list[str]:
-    """The cgroups below it, the deepest first. `all_of_them`: and it itself."""
+    """The cgroups that starts have made below cgroup `name`, the deepest first. `all_of_them` adds
+    `name` itself and its `fastns`."""
     return [
         path
         for root in cgroup_roots(name)

@@ -1,4 +1,4 @@
-"""Judges the result of a fault: it must be a correct sandbox, or an error that says what
+"""Judges the result of a fault, which must be a correct sandbox or an error that says what
 happened."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from faults.roles import CALLER
 
 ERRNOS = ("EPERM", "ENOMEM", "EMFILE", "EINTR", "EAGAIN", "ENOSPC", "ENOSYS")
 
-# Calls that cannot fail like this, or whose failure cannot be handled.
+# Calls that cannot fail with these errnos, or whose failure cannot be handled.
 CANNOT_FAIL = frozenset(
     re.findall(
         r"\w+",
@@ -75,7 +75,7 @@ FALLBACKS = (
 
 
 def verdict(fault: Fault, seen: Seen, want: list[Any]) -> tuple[str, list[str]]:
-    """RIGHT, TYPED, MISSED or the kind of error, and lines that say why."""
+    """Return RIGHT, TYPED, MISSED or the kind of error, and lines that say why."""
     if seen.hung:
         return "hang", seen.hung
     if not seen.hit:
@@ -109,7 +109,7 @@ def _one(fault: Fault, have: Any, want: Any) -> tuple[str, list[str]]:
         if named and all(how.fullmatch(line) for line in lines):
             return RIGHT, []
     if fault.what == "SIGKILL" and have["code"] == -9:
-        return TYPED, []  # the command was killed, and reported so
+        return TYPED, []  # the command was killed, and the result says so
     return "posture", lines
 
 

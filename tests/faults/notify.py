@@ -1,7 +1,7 @@
-"""seccomp's user notification (seccomp_unotify(2)): a filter that suspends calls, and its listener.
+"""A seccomp filter that suspends system calls, and its listener (seccomp_unotify(2)).
 
-Root installs the filter without no_new_privs, so that a setuid newuidmap still works under it. All
-children inherit it. Calls on the two pipes to the supervisor are not suspended.
+Root installs the filter without no_new_privs, so a setuid newuidmap still works under it. All
+children inherit it. It does not suspend calls on the two pipes to the supervisor.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def numbers() -> dict[str, int]:
 
 
 def install(number: int | None) -> int:
-    """Suspend each call with this number, in this process and its descendants; return the
+    """Suspend each call with this number in this process and its descendants. Return the
     listener."""
     steps = [
         (0x20, 0, 0, 16),  # load the low half of the first argument
@@ -75,7 +75,7 @@ def install(number: int | None) -> int:
 
 
 def take_listener(pid: int, fd: int) -> int:
-    """The listener that another process has installed."""
+    """Copy the fd of a listener that another process has installed."""
     pidfd = os.pidfd_open(pid)
     try:
         taken = _libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
@@ -87,7 +87,7 @@ def take_listener(pid: int, fd: int) -> int:
 
 
 def receive(listener: int) -> Call | None:
-    """The next suspended call, or None if its process has gone."""
+    """The next suspended call, or None if its process has ended."""
     buffer = bytearray(_NOTIFICATION.size)
     try:
         fcntl.ioctl(listener, _RECV, buffer)
@@ -100,7 +100,7 @@ def receive(listener: int) -> Call | None:
 
 
 def answer(listener: int, call: Call, error: int = 0) -> bool:
-    """Let the call go on, or fail with `error`. False if its process has gone."""
+    """Let the call continue, or make it fail with `error`. False if its process has ended."""
     flags = 0 if error else _CONTINUE
     try:
         fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(call.id, 0, -error, flags)))

@@ -1,4 +1,4 @@
-"""Compares the probe's reports of two sandboxes, without what always differs."""
+"""Compares two sandboxes by their results and the probe's reports, except what always differs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _OF_STAT = ("inode", "device", "nlink", "size")
 
 
 def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
-    """`host`: the caller's namespaces. The result says which of them a sandbox shares."""
+    """The report without what always differs. Each namespace becomes the host's, which are given in
+    `host`, or the sandbox's own."""
     report = {name: value for name, value in report.items() if name not in _FLEETING}
     for fd in report["fds"]:
         fd["target"] = fd["target"] and _NUMBER.sub("", fd["target"])
@@ -42,7 +43,7 @@ def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
 
 
 def seen_by(one: Any, host: dict[str, str]) -> Any:
-    """One sandbox's claims and exit code, and its report, or its output if that is not a report."""
+    """One sandbox's result, with its output parsed as a report if it is one."""
     seen = dict(one)
     with contextlib.suppress(ValueError):
         seen["out"] = normalised(json.loads(one["out"]), host)

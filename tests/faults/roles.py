@@ -1,8 +1,8 @@
-"""Which process makes a system call. This is observed: there is no list of a start's processes.
+"""Finds out which process makes a system call, without a list of a start's processes.
 
 A process is identified by the program it executes ("child" if it shares the caller's memory) and by
-its number among the processes of that program that make the call. The number is the same whether
-all calls are suspended or only this one.
+its number among the processes of that program that make this call. This number does not depend on
+whether all calls are suspended or only this one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Roles:
         return self._process_of[tid]
 
     def point(self, tid: int, call: str) -> Point | None:
-        """None for the command's calls, and if the process has ended."""
+        """The point of this call. None if the command makes it, or if the process has ended."""
         process = self.process(tid)
         role = self._role(process, tid)
         if role is None:

@@ -29,7 +29,7 @@ FIRST = 3
 
 
 class Slot:
-    """The campaign's side: sends requests and receives replies."""
+    """The campaign's side of a slot: sends requests and receives replies."""
 
     def __init__(self, campaign: Campaign, number: int) -> None:
         self.number = number
@@ -116,7 +116,7 @@ class Slot:
 
 
 def warm(root: str) -> None:
-    """Import all that a start needs, and fill all caches, so that forked processes inherit both."""
+    """Import all modules and fill all caches that a start uses; forked processes inherit both."""
     import grp  # noqa: F401 - the user may be unable to read the interpreter's directory
 
     import fastns
@@ -185,5 +185,5 @@ def inject(supervisor: Supervisor, fault: Fault, want: Any) -> Any:
             break
     seen = seen._replace(outcome=postures(seen.outcome))
     kind, lines = verdict(fault, seen, want[fault.way, fault.user])
-    # After a wrong result the slot may be damaged.
+    # A wrong result may have damaged the slot.
     return {"kind": kind, "lines": lines, "renew": kind not in (RIGHT, TYPED, MISSED)}

@@ -1,4 +1,4 @@
-"""A short fault campaign, and a control: it finds broken starts."""
+"""A short fault campaign, and the control that it finds broken starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import support
 from faults.judge import MISSED, RIGHT, TYPED
 from faults.ways import BAD
 
-SECONDS = 75  # no fault is begun later
-SEED = 1  # always the same faults, so a new failure comes from a change; `make faults` tries others
+SECONDS = 75  # no start begins later
+SEED = 1  # always the same faults, so a new failure comes from a change; `make faults` picks others
 FEWEST = 50
 CONTROL = "fastns:1:mount:2:EPERM"
 
@@ -27,7 +27,7 @@ ONCE_WRONG = Path(__file__).with_name("once_wrong.txt")
 
 
 def campaign(tmp_path: Path, *args: str) -> list[tuple[str, str, list[str]]]:
-    """Each fault, its result, and details."""
+    """Run a campaign; return each fault with the kind of its result and details."""
     file = tmp_path / "results.json"
     done = subprocess.run(
         [sys.executable, "-m", "faults", "--json", str(file), *args],

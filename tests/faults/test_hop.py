@@ -1,8 +1,8 @@
-"""After a hop, RUNNING does not mean that the command executes: if the exec then fails, the start
-has failed.
+"""After a hop, RUNNING does not mean that the command has been executed. If the exec then fails,
+the start must fail.
 
 The caller may test the lock before the sandbox has taken it, and then read RUNNING. The test forces
-this race: it suspends the system calls of both and lets them continue in that order.
+this race: it suspends the system calls of both processes and continues them in that order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT_MS = 60_000
 
 
 def start(board: Board, pipes: tuple[int, int], plan: fastns.Plan) -> NoReturn:
-    """The caller. Its calls, and those of its children, are suspended."""
+    """Run as the caller, with its calls and those of its children suspended."""
     code = 70
     try:
         for fd, fixed in zip(pipes, (notify.TO_SUPERVISOR, notify.FROM_SUPERVISOR), strict=True):
@@ -46,8 +46,8 @@ def start(board: Board, pipes: tuple[int, int], plan: fastns.Plan) -> NoReturn:
 
 
 def follow(listener: int, caller: int) -> list[str]:
-    """Continue the calls in the order of the race. Return the caller's calls, from its first test
-    of the lock to its first call other than a read after it has read RUNNING."""
+    """Continue the calls in the order of the race. Return the caller's calls: from its first test
+    of the lock up to the first call after RUNNING that is not a read."""
     processes: list[int] = []  # the hop process, then the sandbox
     held: dict[str, notify.Call] = {}
     calls: list[str] = []

@@ -1,6 +1,6 @@
 """The ways of starting that are tested with faults.
 
-Each runs the probe and returns, for each sandbox, the probe's output and the claims of the result.
+Each runs the probe. For each sandbox it returns the probe's output and what the result claims.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PROBE = "/probe"
 
 
 class Setting(NamedTuple):
-    """The environment of a start: the root with the probe, a directory to bind, whether a user
-    starts it, that user's cgroup, the first id of a range, and the timeout of a run in seconds."""
+    """The environment of a start: the root with the probe, a directory to bind, whether the caller
+    is a user, its cgroup, the first id of a range, and the timeout of a run in seconds."""
 
     root: str
     volume: str
@@ -71,7 +71,7 @@ class Start:
 
 
 def of_run(done: Any) -> Any:
-    """The claims of a sandbox that has run, or its error."""
+    """What the result of a run claims, with its output; or its error."""
     if isinstance(done, BaseException):
         return done
     claims = {
@@ -80,7 +80,7 @@ def of_run(done: Any) -> Any:
     }
     for name in ("memory_peak", "pids_peak", "cpu_time"):
         value = getattr(done.usage, name)
-        claims[name] = value is None or value > 0  # known only in a cgroup of its own
+        claims[name] = value is None or value > 0  # None without a cgroup of its own
     return {"claims": claims, "code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
@@ -101,7 +101,7 @@ class Plain(Start):
 
 
 class Cold(Start):
-    """The first start of a process, with compile()."""
+    """The first start of a process, with empty caches and including compile()."""
 
     def prepare(self) -> None:
         if not self.setting.user:
@@ -139,7 +139,7 @@ class Limits(Start):
             "pids_limit": 20,
             "cpus": 1.5,
             "cgroup_parent": self.setting.cgroup,
-            # It needs version 2, where the user has no cgroup.
+            # cpu_time needs version 2, where the user has no cgroup.
             **({} if self.setting.user else {"cpu_time": 30}),
         }
 
@@ -157,7 +157,7 @@ class Overlay(Start):
 
 
 class Ids(Start):
-    """Id maps that are written from outside."""
+    """Id maps, which a process outside has to write."""
 
     def fields(self) -> dict[str, Any]:
         maps = (IDMapping(0, self.setting.first_id, 1000),)
@@ -245,7 +245,7 @@ class _OfTemplate(Start):
 
 
 class TemplateStart(_OfTemplate):
-    """The start of the server, and a run afterwards."""
+    """The start of the server, and one run."""
 
     timed = False
     parked = 2
@@ -263,7 +263,7 @@ class TemplateRun(_OfTemplate):
 
 
 class TemplateParked(_OfTemplate):
-    """Runs in parked sandboxes, while the next ones are being made."""
+    """Runs in parked sandboxes while the server makes the next ones."""
 
     parked = 2
 
@@ -325,13 +325,13 @@ WAYS: dict[str, type[Start]] = {
 }
 
 
-# ---- controls: faulty starts that the harness has to find ----
+# ---- controls: broken starts that the campaign has to find ----
 
 
 class Bad(Plain):
     """A start that handles a failing call wrongly."""
 
-    kind: str  # the kind of finding
+    kind: str  # the kind of error that the campaign must report
 
     def start(self) -> list[Any]:
         try:

@@ -1,7 +1,7 @@
-"""The caller: a process that starts something once. It is forked from one that imported fastns.
+"""The caller: a process that performs one start. It is forked from one that has imported fastns.
 
-It reports through memory shared with the supervisor, and so makes no system call between the start
-and the report. It has open fds, signal settings and the like, to show if a sandbox inherits them.
+It reports through memory shared with the supervisor, so it makes no system call between the start
+and the report. Its open fds, signal settings and the like show whether a sandbox inherits them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from faults import notify
 from faults.ways import Setting, way_of
 
 SIZE = 1 << 20
-HEADER = 16  # bytes: the state, the listener's fd + 1, how long the text is
+HEADER = 16  # bytes: the state, the listener's fd + 1, the length of the text
 INSTALLED, READY, STARTING, ENDED, DONE = range(1, 6)
 
 _PR_SET_DUMPABLE = 4
@@ -66,7 +66,7 @@ class Board:
 
 
 class Who(NamedTuple):
-    """The user who starts; None: root."""
+    """The uid and gid of the caller."""
 
     uid: int
     gid: int
@@ -80,7 +80,8 @@ class Who(NamedTuple):
 def work(
     board: Board, pipes: tuple[int, int], way: str, setting: Setting, who: Who, number: int | None
 ) -> NoReturn:
-    """Run the process from fork to exit. `pipes`: to and from the supervisor."""
+    """Everything that the process does, from fork to exit. `pipes` lead to and from the
+    supervisor."""
     code = 70
     try:
         for fd, fixed in zip(pipes, (notify.TO_SUPERVISOR, notify.FROM_SUPERVISOR), strict=True):

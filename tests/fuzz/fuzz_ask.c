@@ -1,5 +1,5 @@
-/* What the program parses: it never reads beyond the bytes, whatever they are, and a request that
- * it accepts can be used without further checks.
+/* Plans and requests as the program parses them: the parser never reads beyond the bytes, whatever
+ * they are, and what it accepts can be used without further checks.
  */
 #include <stdlib.h>
 #include <string.h>

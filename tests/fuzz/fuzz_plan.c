@@ -1,8 +1,7 @@
 /* fns_plan_check(): no plan that it accepts makes the child read outside the plan.
  *
- * The input gives two plans; the second is that of the sandboxes of the first one's server. The
- * program's own code runs each accepted plan on the fake kernel. The memory of ops and strings has
- * their exact size.
+ * The input is made into two plans: a server's, and that of its sandboxes. The program's own code
+ * runs each accepted plan on the fake kernel. Ops and strings are in memory of their exact size.
  */
 #include <stdlib.h>
 #include <string.h>

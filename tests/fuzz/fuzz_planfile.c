@@ -1,7 +1,7 @@
 /* fns_planfile_read(): nothing in a file that it accepts refers to memory outside the file.
  *
- * The input is a file without its magic, identity and size. These are set here, because random
- * bytes would always be refused. Everything that an accepted file refers to is then read.
+ * The input is a file without its magic, identity and size. The target adds these, because random
+ * bytes would always be refused. It then reads everything that an accepted file refers to.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -15,7 +15,7 @@ int fns_capabilities(uint64_t *effective)
     return 0;
 }
 
-static unsigned long total; /* so that the compiler keeps all reads */
+static unsigned long total; /* keeps the compiler from dropping the reads */
 
 static void read_plan(const struct fns_plan *plan)
 {

@@ -1,5 +1,5 @@
-/* Packing and unpacking: pack.c packs plans and arguments into as many bytes as it announces, and
- * wire.c unpacks the same plans and arguments from them.
+/* Packing and unpacking: pack.c packs plans and arguments into exactly as many bytes as it
+ * announces, and wire.c unpacks equal plans and arguments from them.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* The rest of a fuzzer's input. When it is used up, zeros follow. */
+/* The rest of a fuzzer's input. Zeros follow its end. */
 #ifndef FNS_FUZZ_INPUT_H
 #define FNS_FUZZ_INPUT_H
 

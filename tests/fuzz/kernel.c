@@ -1,4 +1,4 @@
-/* See kernel.h. */
+/* The fake kernel that the fuzz targets call: see kernel.h. */
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +49,7 @@ static long one_of(const long *values, unsigned n)
     return values[take(&answers, 1) % n];
 }
 
-/* Most calls succeed. */
+/* Decides by the input whether a call fails: most succeed. */
 static long failure(void)
 {
     static const long errors[] = {EPERM,  ENOENT, EACCES, ENOTDIR, EINVAL,

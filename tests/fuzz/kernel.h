@@ -1,8 +1,8 @@
 /* A fake kernel, which the fuzz targets call instead of the real one.
  *
- * -include puts this header first in each file of csrc/ that is part of a target: it renames the
- * functions of sys.h, so that their calls go to kernel.c. kernel.c reads what the kernel would
- * read, so that AddressSanitizer checks each byte, and takes the results from the input.
+ * The compiler's -include puts this header first in each file of csrc/ that is part of a target. It
+ * renames the functions of sys.h, whose calls then go to kernel.c. kernel.c reads all that the
+ * kernel would read, so AddressSanitizer checks each byte. The results come from the input.
  */
 #ifndef FNS_FUZZ_KERNEL_H
 #define FNS_FUZZ_KERNEL_H
@@ -22,13 +22,13 @@ long fns_sys_clone_call(long n, long a, long b, long c, long d, long e, int (*fn
                         void *arg);
 int fns_lock(int fd, int command, short type);
 
-/* Sets the input that the results of calls are taken from. */
+/* Sets the input from which the results of calls are taken. */
 void kernel_begin(struct input input);
 
-/* Runs act(arg) until it returns, executes or exits. 1: it returned. */
+/* Runs act(arg) until it returns, executes a program or exits. Returns 1 if it returned. */
 int kernel_run(void (*act)(void *arg), void *arg);
 
-/* Reads bytes as the kernel would, a text to its end. */
+/* Reads bytes, or a text up to its NUL, as the kernel would. */
 void kernel_read(const void *from, uint64_t size);
 void kernel_read_text(const char *text);
 

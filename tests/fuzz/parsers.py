@@ -1,4 +1,4 @@
-"""Fuzzes the parsers written in Python. They may raise only documented errors, must take bounded
+"""Fuzzes the parsers written in Python. They must raise only documented errors and take bounded
 time and memory, and a round trip must return the same value.
 
 Usage: python tests/fuzz/parsers.py [--seconds N] [TARGET...]
@@ -46,7 +46,7 @@ Mapping = dict[str, Any]
 
 
 def corpus(name: str) -> list[bytes]:
-    """The inputs to start from, ordered by name."""
+    """The initial inputs of a target, ordered by file name."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
@@ -99,7 +99,7 @@ def json_words() -> list[bytes]:
 
 
 def refused(act: Callable[[], Any], *errors: type[Exception]) -> Any:
-    """The result of `act`, or None if it raises one of these errors with a message."""
+    """The result of `act`, or None if it raises one of these errors, which must have a message."""
     try:
         return act()
     except errors as error:
@@ -174,7 +174,7 @@ def profiles_as_mappings(profile: object) -> None:
 
 @given(changed("jobs", [*json_words(), *(f'"{key}":'.encode() for key in _jsonl.KEYS)]))
 def jobs(data: bytes) -> None:
-    """A line of `fastns batch`. A job's `id` comes back unchanged."""
+    """A line of `fastns batch`, and the line of its result, which has the same `id`."""
     reader = _jsonl.Jobs(0, "stdin", None, {"PATH": "/bin"})  # type: ignore[arg-type]
     entry = refused(lambda: reader._entry(data), UsageError)
     if entry is None:
@@ -237,7 +237,7 @@ PIECES = ["", ":", ",", "=", "/", "@", "1", "-1", "\udcff", "\u00b2", "\u0663", 
 
 @st.composite
 def flags(draw: Any) -> list[str]:
-    """The words of a command line, which cannot contain NUL."""
+    """The words of a command line, without NUL."""
     words = []
     for _ in range(draw(st.integers(1, 3))):
         name, nargs = draw(st.sampled_from(FLAGS))
@@ -255,7 +255,7 @@ def flags(draw: Any) -> list[str]:
 
 @given(flags())
 def command_lines(words: list[str]) -> None:
-    """From flags to a Spec."""
+    """Flags of `fastns run`, parsed and made into a Spec."""
 
     def read() -> object:
         namespace = PARSER.parse(words)

@@ -1,1 +1,1 @@
-"""Tests of README, the guide, the reference and the examples."""
+"""Tests of the README, the guide, the reference and the examples."""

@@ -1,13 +1,13 @@
-"""Finds the code blocks of a Markdown page and the output that each has to print.
+"""Finds the code blocks of a Markdown page and the output that each must print.
 
-A block is fenced and has a language. These are run:
+A block is fenced and has a language. Blocks in these languages are run:
 
     python    as a program. If it has comments `# -> TEXT`, these are the lines of its output.
-    sh        by `bash -eu`; its status has to be 0.
-    console   a line after `$ ` is a command, and the lines below are its output.
+    sh        by `bash -eu`; its status must be 0.
+    console   a line that starts with `$ ` is a command, and the lines below it are its output.
 
-In expected output `…` means any text; alone on a line, any number of lines. A comment before a
-block, invisible to readers, may say:
+In expected output `…` stands for any text or, alone on a line, for any number of lines. A comment
+before a block, invisible to readers, may be:
 
     <!-- not run: REASON -->             it changes the machine, or needs something that no test has
     <!-- needs: root|user|cgroups -->    it is skipped for other users
@@ -34,7 +34,7 @@ _PROMISE = re.compile(r"# -> (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; `line` is the number of its first line of code."""
+    """A fenced block. `line` is the number of its first line of code."""
 
     page: str
     line: int
@@ -48,7 +48,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def promised(self) -> list[str]:
-        """The lines of output in the comments of a python block."""
+        """The lines of output that the comments of a python block promise."""
         return _PROMISE.findall(self.body)
 
     def commands(self) -> list[tuple[str, str]]:
@@ -66,7 +66,7 @@ class Block:
 
 
 def blocks_of(text: str, page: str) -> list[Block]:
-    """The blocks of a page, in order. ValueError if a language or mark is unknown."""
+    """The blocks of a page, in order. Raises ValueError if a language or mark is unknown."""
     found = []
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("body")) + 1

@@ -95,6 +95,7 @@ def test_judge_shows_what_does_not_compile(cases: Path, tmp_path: Path) -> None:
 
 
 def test_agent(tmp_path: Path) -> None:
+    """Calls share one directory. Late calls and long outputs are cut off, and a note says so."""
     calls = [
         {"command": "echo kept >note; echo lost >/tmp/note"},
         {"command": "cat note /tmp/note"},
@@ -136,6 +137,7 @@ run = "echo never"
 
 
 def test_ci(tmp_path: Path) -> None:
+    """Steps share one copy of the source, without a network. The first failure ends the build."""
     steps, source = tmp_path / "steps.toml", tmp_path / "source"
     steps.write_text(STEPS)
     source.mkdir()

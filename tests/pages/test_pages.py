@@ -1,7 +1,6 @@
-"""Runs each block of code in README and the guide as a reader would.
+"""Runs each code block of the README and the guide, as a reader would.
 
-The blocks of a page run in order in one directory, so that later blocks find the files of earlier
-ones.
+The blocks of a page run in order in one directory, so later blocks find the files of earlier ones.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ TIME_LIMIT = 60
 
 @pytest.fixture(scope="module")
 def directory_of(public_dir: Path) -> Callable[[Block], Path]:
-    """The directory that a block is run in."""
+    """The directory in which a block runs, one for each page."""
     made: dict[str, Path] = {}
 
     def directory(block: Block) -> Path:
@@ -84,7 +83,7 @@ def test_a_block(block: Block, directory_of: Callable[[Block], Path]) -> None:
 
 
 def test_most_blocks_are_run() -> None:
-    """At most one in five is left out."""
+    """At most one block in five is left out."""
     left_out = [block.name for block in RUN if block.why_not_run]
     assert len(left_out) * 5 <= len(RUN), left_out
 
@@ -100,7 +99,7 @@ def test_the_reference_has_all_names() -> None:
 
 
 def test_every_page_of_the_guide_can_be_found() -> None:
-    """The guide's index and the site's contents list it."""
+    """The guide's index and the site's contents list each page."""
     index = PAGES["docs/guide/index.md"]
     contents = (ROOT / "docs" / "site" / "contents.txt").read_text()
     for page in (ROOT / "docs" / "guide").glob("*.md"):
@@ -109,13 +108,13 @@ def test_every_page_of_the_guide_can_be_found() -> None:
 
 
 def test_every_field_of_spec_is_documented() -> None:
-    """The docstring, which the reference shows, has an entry for each."""
+    """The docstring, which the reference shows, has an entry for each field."""
     documented = re.findall(r"^ {8}(\w+):", fastns.Spec.__doc__ or "", re.MULTILINE)
     assert sorted(documented) == sorted(inspect.signature(fastns.Spec).parameters)
 
 
 def test_links_are_valid() -> None:
-    """Links to files of the repository and to headings in them."""
+    """Links to files of the repository, and to headings in these files, have targets."""
     pages = [*pages_of(ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
     for page in [*pages, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")]:
         if not page.exists():  # the tests of an installed package lack some files
@@ -131,7 +130,7 @@ def test_links_are_valid() -> None:
 
 
 def headings(text: str) -> set[str]:
-    """The anchors of the rendered page."""
+    """The anchors that the headings of a page become when it is rendered."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -19,7 +19,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def cc() -> Callable[..., Path]:
-    """Compile: `cc(output, "int main..", *flags)`; returns the output."""
+    """`cc(output, "int main..", *flags)` compiles a program and returns `output`."""
     compiler = shutil.which("gcc")
     if not compiler:
         support.skip_missing("gcc")
@@ -35,7 +35,7 @@ def cc() -> Callable[..., Path]:
 
 @pytest.fixture
 def library(cc: Callable[..., Path]) -> Callable[..., Path]:
-    """A shared library with one function: `library(path, "name", *flags)`."""
+    """`library(path, "name", *flags)` makes a shared library with one function."""
 
     def make(path: Path, name: str, *flags: str | Path) -> Path:
         call = "" if not flags else "extern int used(void); "
@@ -47,7 +47,7 @@ def library(cc: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture
 def inside() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command in a root with chroot(8), and with /proc, which $ORIGIN needs."""
+    """Run a command in a root with chroot(8), and with /proc because $ORIGIN needs it."""
     if not support.is_root():
         support.skip_missing("root")
     script = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
@@ -66,7 +66,7 @@ def inside() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def snapshot() -> Callable[[Path], dict[str, tuple[object, ...]]]:
-    """Everything below a directory, in a form that shows any change."""
+    """Return everything below a directory, in a form that shows any change."""
 
     def take(top: Path) -> dict[str, tuple[object, ...]]:
         result: dict[str, tuple[object, ...]] = {}
@@ -95,12 +95,12 @@ def open_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def as_nobody() -> Callable[[Callable[[], Any]], Any]:
-    """Run a function in an unprivileged child; returns or raises what it does."""
+    """Run a function in an unprivileged child; return what it returns, or raise what it raises."""
     if not support.is_root():
         support.skip_missing("root")
 
     def run(function: Callable[[], Any]) -> Any:
-        import elftools.elf.elffile  # noqa: F401  (the child may not be able to read it)
+        import elftools.elf.elffile  # noqa: F401  (the child may be unable to read it)
 
         reading, writing = os.pipe()
         child = os.fork()

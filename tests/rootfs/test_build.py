@@ -1,4 +1,4 @@
-"""fastns.rootfs.build: what is in a root, that it runs, and what a second build does."""
+"""fastns.rootfs.build: the contents of a root, the programs in it, and a second build."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_seed_commands_run(seed: Root, inside: Inside) -> None:
 
 
 def test_the_default_locale_knows_utf8(seed: Root) -> None:
-    """LANG=C.UTF-8 is the default inside. The control is C, in which each byte is a character."""
+    """The default inside is LANG=C.UTF-8. The control is LANG=C, where each byte is a character."""
     if not os.path.isdir("/usr/lib/locale/C.utf8"):
         skip_missing("the C.UTF-8 locale (Debian's libc-bin)")
     spec = Spec(rootfs=seed.path, default_mounts=False)
@@ -135,6 +135,7 @@ def test_layout_is_the_hosts(seed: Root, name: str) -> None:
 
 
 def test_minimal_etc(seed: Root) -> None:
+    """/etc has what a C library needs to look up users and hosts."""
     etc = Path(seed.path, "etc")
     users = (etc / "passwd").read_text().splitlines()
     assert [line.split(":")[0] for line in users] == ["root", "nobody"]
@@ -251,6 +252,7 @@ def test_program_without_shebang(tmp_path: Path) -> None:
 
 
 def test_extra(tmp_path: Path) -> None:
+    """An extra is copied with modes. Links out of it lead to copied files, or stay dangling."""
     data = tmp_path / "data"
     (data / "deep" / "empty").mkdir(parents=True)
     (data / "deep" / "text").write_text("hello")
@@ -347,6 +349,7 @@ def test_empty_directory_and_links_on_the_way(tmp_path: Path) -> None:
 
 
 def test_progress(tmp_path: Path) -> None:
+    """The function is called before each file, and at the end."""
     seen: list[tuple[int, int, str]] = []
     root = build(tmp_path / "root", ["cat"], progress=lambda *now: seen.append(now))
     total = len(root.files)
@@ -356,6 +359,7 @@ def test_progress(tmp_path: Path) -> None:
 
 
 def test_unprivileged(open_dir: Path, as_nobody: Callable[..., Any]) -> None:
+    """Any user can build a root and extend it."""
     root = as_nobody(lambda: build(open_dir / "root", ["cat"]))
     assert {path.lstat().st_uid for path in Path(root.path).rglob("*")} == {65534}
     again = as_nobody(lambda: build(open_dir / "root", ["bash"]))

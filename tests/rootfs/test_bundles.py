@@ -1,4 +1,4 @@
-"""--with: an interpreter or a compiler in a root works, or the build says why it cannot."""
+"""--with: an interpreter or a compiler works in a root, or the build says why it cannot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SAID = {"python": "[8]\n", "perl": "[2]\n", "gcc": "[7]\n"}
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_runs(name: str, tmp_path: Path) -> None:
-    """The control: without its bundle it does not work, and the build says so."""
+    """The control: without its bundle it does not work, and a hint of the build says so."""
     path, command, error = PROGRAMS[name]
     if not os.path.exists(path):
         skip_missing(path)
@@ -68,7 +68,7 @@ def test_a_network_needs_certificates_and_name_servers(tmp_path: Path) -> None:
 
 
 def test_the_named_interpreter_brings_its_own_library(tmp_path: Path) -> None:
-    """These are not real programs, so nothing is run."""
+    """The interpreters are fake, so none is run."""
     for place in ("bin", "lib/python3.77", "lib64/python3.77", "lib/python3.5"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "bin/python3.77").write_bytes(b"\x7fELF")

@@ -1,4 +1,5 @@
-"""The marker beside a root. Nothing inside the root decides what the next build copies."""
+"""The marker: a file beside a root that says what builds have put into it. Nothing inside the root
+decides what the next build copies."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ OLD = '{"fastns_rootfs": 1, "commands": [], "extra": ["%s"], "files": []}'
 
 @pytest.fixture
 def place(public_dir: Path) -> Iterator[Path]:
-    """A directory for roots, with a secret in it. Not below /tmp, which a sandbox would hide."""
+    """A directory for roots and a secret. It is not below /tmp, which a sandbox would hide."""
     path = public_dir / "marker"
     path.mkdir()
     (path / "secret").write_text("of the host\n")
@@ -40,7 +41,7 @@ def beside(root: Path) -> Path:
 
 
 def in_sandbox(way: str, root: Path, code: str) -> None:
-    """Run code by sh in a sandbox with this root, which is writable."""
+    """Run code by sh in a sandbox with this root, which it may write to."""
     spec = fastns.Spec(rootfs=root, init=way == "init")
     words = ["sh", "-c", code]
     with contextlib.ExitStack() as stack:
@@ -56,7 +57,7 @@ def in_sandbox(way: str, root: Path, code: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_a_sandbox_cannot_forge_the_marker(place: Path, way: str) -> None:
-    """It writes forged markers that name the secret wherever it can."""
+    """The sandbox writes forged markers that name the secret, in every place that it can reach."""
     root, secret = place / "root", place / "secret"
     build(root, ["sh", "cat"])
     words = OLD % secret
@@ -74,7 +75,7 @@ def test_a_sandbox_cannot_forge_the_marker(place: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "template"])
 def test_a_sandboxes_links_are_not_followed(place: Path, snapshot: Snapshot, way: str) -> None:
-    """It replaces a directory, and the build's working directory, with links and a file."""
+    """The sandbox replaces directories, among them the build's own, by links or a file."""
     root = place / "root"
     build(root, ["sh", "cat", "rm", "ln", "mv"])
     (place / "outside").mkdir()
@@ -125,7 +126,7 @@ def test_a_lock_on_the_parent_directory_times_out(
 
 
 def test_files_of_the_root_are_not_copied_into_it(tmp_path: Path) -> None:
-    """A sandbox may have replaced them with links to any file, or ELF files that name any file."""
+    """A sandbox may have replaced them by links to any file, or by ELF files that name any file."""
     root = Path(build(tmp_path / "root", ["cat"]).path)
     (tmp_path / "secret").write_text("mine")
     (root / "srv" / "link").symlink_to(tmp_path / "secret")
@@ -142,7 +143,7 @@ def test_files_of_the_root_are_not_copied_into_it(tmp_path: Path) -> None:
 
 
 def test_a_loader_that_is_no_elf_file(tmp_path: Path, cc: Callable[..., Path]) -> None:
-    """A program may name any file of the host as its loader."""
+    """A program may name any file of the host as its loader. The build must not copy that file."""
     (tmp_path / "secret").write_text("mine")
     flags = ["-pie", "-nostdlib", f"-Wl,--dynamic-linker={tmp_path}/secret"]
     program = cc(tmp_path / "program", "void _start(void) {}", *flags)
@@ -152,7 +153,7 @@ def test_a_loader_that_is_no_elf_file(tmp_path: Path, cc: Callable[..., Path]) -
 
 
 def test_a_fifo_instead_of_a_library(tmp_path: Path, cc: Callable[..., Path], library: Any) -> None:
-    """The build does not block on it."""
+    """The build must not block on the FIFO, and must find the library in the next directory."""
     (tmp_path / "first").mkdir()
     used = library(tmp_path / "second" / "libused.so", "used")
     os.mkfifo(tmp_path / "first" / "libused.so")
@@ -196,6 +197,7 @@ def test_the_marker_lists_the_copied_files(tmp_path: Path) -> None:
     ids=["empty", "no version", "a list", "no json", "deep", "a zero", "a number"],
 )
 def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> None:
+    """The build is refused and changes nothing."""
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").write_text(text)
     before = snapshot(tmp_path)
@@ -206,6 +208,7 @@ def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> Non
 
 
 def test_a_lost_marker(tmp_path: Path) -> None:
+    """Without its marker a root is a directory like any other, so the build refuses it."""
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").unlink()
     with pytest.raises(RootfsError, match=r"is neither empty nor a root that fastns built$"):
@@ -277,7 +280,7 @@ def test_a_parent_that_cannot_be_written(open_dir: Path, as_nobody: Callable[...
 def test_a_marker_that_cannot_be_placed_undoes_the_build(
     tmp_path: Path, snapshot: Snapshot
 ) -> None:
-    """For a new root and for an existing one."""
+    """Whether or not the directory existed before."""
     beside(tmp_path / "root").mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(RootfsError, match="EISDIR"):

@@ -1,4 +1,4 @@
-"""`fastns rootfs build`: flags, words, exit codes and the progress line."""
+"""`fastns rootfs build`: flags, messages, exit codes and the progress line."""
 
 from __future__ import annotations
 

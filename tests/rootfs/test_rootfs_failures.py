@@ -1,4 +1,4 @@
-"""fastns.rootfs.build when it fails: the error, and that it leaves nothing behind."""
+"""A failing fastns.rootfs.build raises the right error and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_command_that_vanished_is_named(tmp_path: Path) -> None:
 
 
 class FailsAt:
-    """A function that fails once, at its nth call, and works otherwise."""
+    """A function whose nth call fails. All other calls work."""
 
     def __init__(self, function: Callable[..., Any], number: int, error: BaseException) -> None:
         self.function = function
@@ -283,7 +283,7 @@ def test_progress_may_end_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.as_root
 def test_full_file_system(tmp_path: Path) -> None:
-    """A tmpfs of one megabyte, in its own mount namespace."""
+    """The file system is a tmpfs of one megabyte, in a new mount namespace."""
     mount = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
     program = (
         "import os, sys; from fastns.rootfs import build, RootfsError\n"

@@ -1,4 +1,4 @@
-"""Libraries are found as ld.so(8) finds them, by reading ELF files."""
+"""fastns.rootfs.build finds the libraries that ld.so(8) would load, by reading ELF files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AARCH64 = 183
 
 
 def make_foreign(path: Path) -> None:
-    """Turn an ELF file into one of another machine."""
+    """Turn an ELF file into one for another machine."""
     with path.open("r+b") as file:
         file.seek(18)
         file.write(struct.pack("<H", AARCH64))
@@ -58,6 +58,7 @@ def test_rpath_is_used_for_the_libraries_of_libraries(
 
 
 def test_runpath_is_not(tmp_path: Path, cc: Compile, library: Compile) -> None:
+    """DT_RUNPATH, unlike DT_RPATH, is not searched for the libraries of libraries."""
     lib_b = library(tmp_path / "lib/libb.so.1", "b")
     lib_a = library(tmp_path / "lib/liba.so.1", "a", "-Wl,--no-as-needed", lib_b)
     flags = [lib_a, f"-Wl,-rpath-link,{tmp_path}/lib"]
@@ -182,6 +183,7 @@ def test_configured_directory_needs_the_cache(
 
 
 def test_ld_so_conf(tmp_path: Path) -> None:
+    """The directories of ld.so.conf are in order, with included files, each once."""
     conf = tmp_path / "ld.so.conf"
     conf.write_text(
         "# comment\n/a /b:/c,/a/\ninclude conf.d/*.conf\nhwcap 0 nosegneg\n\n/d=libc6 # more\n"

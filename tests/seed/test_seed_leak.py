@@ -1,8 +1,7 @@
-"""The seed's leak: if the host's mounts are shared, as with systemd, everything that its container
-mounts appears on the host, twice. A fastns sandbox's mounts stay inside.
+"""The seed's leak: if the host's mounts are shared, as under systemd, everything that the seed's
+container mounts appears on the host, twice. The mounts of a fastns sandbox stay inside.
 
-The tests work on any machine: each plays the host with a new mount namespace in which all mounts
-are shared.
+The tests work on any machine, because a new mount namespace with shared mounts stands for the host.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from fastns import Mount, Spec
 
 @dataclass(frozen=True)
 class SharedHost:
-    """A mount namespace with shared mounts, kept by the process `pid`."""
+    """A mount namespace with shared mounts, which the process `pid` keeps alive."""
 
     pid: int
 
@@ -52,7 +51,7 @@ def shared_host() -> Iterator[SharedHost]:
 
 
 def container(name: str, root: Path) -> Box:
-    """fs.c's container has no rootfs; newns.c's has, with either way of changing the root."""
+    """The container of fs.c, without a rootfs, or that of newns.c, whose root mode is `name`."""
     if name == "fs":
         mount = Mount("/proc", type="proc")
         return Box(
@@ -76,7 +75,7 @@ def test_no_mount_appears_on_a_host_with_shared_mounts(
         try:
             shell = Shell(process, process.pid, None)
             assert shell.ask("echo $$") == "1\n"
-            # Mounts made at run time stay inside too.
+            # A mount that the command makes stays inside too.
             place = "/root" if name == "fs" else "/mnt"
             mounts = shell.ask(f"mount -t tmpfs none {place} && mount").splitlines()
             assert mounts[-1].split()[2] == place
@@ -90,8 +89,8 @@ def test_no_mount_appears_on_a_host_with_shared_mounts(
 
 
 def test_the_seeds_mount_appears_on_the_host(bash_rootfs: Path, shared_host: SharedHost) -> None:
-    """The control. Like the seed's program, it mounts right after CLONE_NEWNS, and so does not make
-    mounts private first."""
+    """The control: like the seed's program, it mounts right after CLONE_NEWNS, without making
+    mounts private."""
     before = shared_host.mounts()
     target = bash_rootfs / "mnt"
     script = f"mount -t tmpfs none {target}"

@@ -1,5 +1,5 @@
-"""The seed's section 2.5, network: own devices, ports, routes and rules, a process in a given
-network, a virtual interface moved in. Meanwhile the host's network must stay the same.
+"""Network, section 2.5 of the seed: a sandbox has its own interfaces, ports, routes and rules, can
+run in a given network, and can receive a virtual interface. The host's network must not change.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RULES = (
 
 @pytest.fixture
 def box(bash_rootfs: Path, probe: Path) -> Box:
-    """A box with bash, ip and nft, the probe at PROBE, and a network of its own."""
+    """A box with bash, ip and nft, the probe at PROBE, and its own network."""
     return connected(bash_rootfs, probe)
 
 
 def connected(root: Path, probe: Path, **namespaces: str) -> Box:
-    """Such a box with given namespaces: `network` and `user` are paths, `pid` may be "host"."""
+    """Such a box, but with given namespaces: paths, or "host"."""
     names = {"network": "--network", "user": "--userns", "pid": "--pid"}
     return Box(
         Spec(
@@ -49,14 +49,14 @@ def connected(root: Path, probe: Path, **namespaces: str) -> Box:
 
 
 def network_of(pid: int) -> dict[str, str]:
-    """The fields that join a sandbox's network. An unprivileged caller has to join the user
-    namespace that owns it too."""
+    """The fields that join a sandbox's network. An unprivileged caller must also join the user
+    namespace that owns the network."""
     kinds = {"network": "net"} if support.is_root() else {"network": "net", "user": "user"}
     return {kind: f"/proc/{pid}/ns/{name}" for kind, name in kinds.items()}
 
 
 def host_network() -> str:
-    """The host's interfaces, addresses and routes, and, for root, its rules."""
+    """The host's interfaces, addresses and routes. For root, also its nftables rules."""
     commands = ["ip -o link", "ip -o addr", "ip route show table all", "ip -6 route"]
     commands += ["nft list ruleset"] if support.is_root() else []
     text = "".join(
@@ -79,9 +79,9 @@ def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
         assert interfaces == {"lo": {"index": 1, "up": True, "address": "127.0.0.1"}}
         (link,) = shell.ask("ip -o link").splitlines()
         assert re.match(r"1: lo: <LOOPBACK,UP,LOWER_UP>", link)
-        assert shell.ask("ls /sys/class/net") == "lo\n"  # a network's /sys shows its interfaces
+        assert shell.ask("ls /sys/class/net") == "lo\n"  # /sys belongs to the new network
         assert shell.ask("ip route") == ""
-        assert shell.ask("wc -l </proc/net/dev") == "3\n"  # two lines of headings
+        assert shell.ask("wc -l </proc/net/dev") == "3\n"  # two lines of headings, and lo
         assert "unreachable" in shell.ask("(: </dev/tcp/192.0.2.1/9)", status=1)
         assert host_network() == before
         outside.is_the_same(alive=1)
@@ -93,8 +93,8 @@ def test_only_lo_is_inside(way: Way, box: Box, outside: Outside) -> None:
 def test_one_port_twice(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """Two sandboxes listen on the same port. The control: a third, in the network of one,
-    cannot."""
+    """Two sandboxes can listen on the same port. The control is a third one in the network of the
+    first, which cannot."""
     listen = (PROBE, "--listen", "4711")
     with way.shell(box, *listen) as one, way.shell(box, *listen) as two:
         one.read_to("listening\n")
@@ -112,7 +112,7 @@ def test_one_port_twice(
 def test_a_process_in_a_given_network(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """Only a sandbox in the same network, given by path, reaches another's server."""
+    """Only a sandbox that joins the network of another by its path reaches the server there."""
     with way.shell(box, PROBE, "--listen", "4711") as server:
         server.read_to("listening\n")
         given = connected(bash_rootfs, probe, **network_of(server.pid))
@@ -133,7 +133,7 @@ def test_a_process_in_a_given_network(
 
 @pytest.mark.as_root  # `ip netns add` mounts
 def test_a_named_network(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """A network made by `ip netns add`, in a mount namespace of the test's own."""
+    """A sandbox joins a network made by `ip netns add`, which mounts in a new mount namespace."""
     before = host_network()
     box = Box(
         Spec(rootfs=bash_rootfs, network="/run/netns/given"),
@@ -158,7 +158,7 @@ def test_a_named_network(way: Way, bash_rootfs: Path, outside: Outside) -> None:
 
 
 def test_routes_and_rules_stay_inside(way: Way, box: Box, outside: Outside) -> None:
-    """Neither the host nor another sandbox has them."""
+    """Neither the host nor another sandbox gets the routes and rules of a sandbox."""
     before = host_network()
     assert "198.51.100.0/24" not in before
     with way.shell(box) as shell, way.shell(box) as other:
@@ -177,14 +177,14 @@ def test_routes_and_rules_stay_inside(way: Way, box: Box, outside: Outside) -> N
     assert host_network() == before
 
 
-@pytest.mark.as_root  # moving it takes rights over both networks
+@pytest.mark.as_root  # moving an interface takes rights over both networks
 def test_a_virtual_interface_moved_in(
     way: Way, box: Box, bash_rootfs: Path, probe: Path, outside: Outside
 ) -> None:
-    """Moved from another sandbox, which sees the host's pids. The host never has the interface."""
+    """A sandbox that sees the host's pids moves it into another. The host never has it."""
     before = host_network()
     reach = "(: </dev/tcp/192.0.2.1/9)"
-    far_box = connected(bash_rootfs, probe, pid="host", user="host")  # its rights are root's own
+    far_box = connected(bash_rootfs, probe, pid="host", user="host")  # has root's rights
     with way.shell(far_box) as far, way.shell(box) as shell:
         assert "unreachable" in shell.ask(reach, status=1)
         far.ask("ip link add seed0 type veth peer name seed1")
@@ -195,7 +195,7 @@ def test_a_virtual_interface_moved_in(
 
         far.ask("ip addr add 192.0.2.1/24 dev seed0 && ip link set seed0 up")
         shell.ask("ip addr add 192.0.2.2/24 dev seed1 && ip link set seed1 up")
-        # No process listens there. The refusal shows that the other end was reached.
+        # No process listens there. The refusal shows that the packet has reached the other end.
         assert "Connection refused" in shell.ask(reach, status=1)
         assert host_network() == before
         outside.is_the_same(alive=2)

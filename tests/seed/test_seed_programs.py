@@ -1,7 +1,7 @@
-"""The seed's first programs, row by row: clone.c, uts.c, ipc.c, pid.c and fs.c.
+"""The seed's first programs, one after another: clone.c, uts.c, ipc.c, pid.c and fs.c.
 
-Each program adds one namespace and nothing else. The tests read the namespaces from outside, show
-their effect with real programs inside, and check the host before, during and after.
+Each program adds one namespace to those of the previous one. The tests read the namespaces from
+outside, show their effect with real programs inside, and check the host before, during and after.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def points(mounts: list[str]) -> list[str]:
 
 
 def test_clone(way: Way, probe: Path, host_report: dict[str, Any], outside: Outside) -> None:
-    """A shell in a child process, without isolation."""
+    """A shell runs in a child process without isolation."""
     namespaces = {**host_but(), "user": "host"}
     box = Box(Spec(namespaces=namespaces), flags(namespaces))
     with way.shell(box) as shell:
@@ -68,7 +68,7 @@ def test_clone(way: Way, probe: Path, host_report: dict[str, Any], outside: Outs
 
 
 def test_the_end_is_reported_on_status_fd(tmp_path: Path) -> None:
-    """The seed's parent prints this when the container has stopped."""
+    """The seed's parent prints a line when the container has stopped. fastns has --status-fd."""
     with open(tmp_path / "status", "wb") as file:
         fd = file.fileno()
         words = ["--status-fd", str(fd), *flags(host_but()), "--", "bash", "-c", "exit 9"]
@@ -81,6 +81,7 @@ def test_the_end_is_reported_on_status_fd(tmp_path: Path) -> None:
 
 
 def test_uts(way: Way, outside: Outside) -> None:
+    """A host name set inside does not change that of the host."""
     namespaces = host_but("uts")
     box = Box(
         Spec(namespaces=namespaces, hostname="container", capabilities=["SYS_ADMIN"]),
@@ -101,7 +102,7 @@ def test_uts(way: Way, outside: Outside) -> None:
 
 
 def test_uts_alone_shares_the_hosts_queues(way: Way, queue: str, outside: Outside) -> None:
-    """The control of test_ipc: the sandbox sees the host's queues, and the host the sandbox's."""
+    """The control of test_ipc: sandbox and host see each other's queues."""
     namespaces = host_but("uts")
     with way.shell(Box(Spec(namespaces=namespaces), flags(namespaces))) as shell:
         assert queue in queues(shell.ask("ipcs -q")).values()
@@ -116,6 +117,7 @@ def test_uts_alone_shares_the_hosts_queues(way: Way, queue: str, outside: Outsid
 
 
 def test_ipc(way: Way, queue: str, probe: Path, outside: Outside) -> None:
+    """Sandbox and host do not see each other's message queues."""
     namespaces = host_but("uts", "ipc")
     box = Box(Spec(namespaces=namespaces), flags(namespaces))
     with way.shell(box) as shell:
@@ -139,7 +141,8 @@ def test_ipc(way: Way, queue: str, probe: Path, outside: Outside) -> None:
 
 
 def test_pid(way: Way, probe: Path, outside: Outside) -> None:
-    """pid 1 inside, another pid outside. The host's /proc, still mounted, shows all processes."""
+    """The shell is pid 1 inside and has another pid outside. The host's /proc, which is still
+    mounted, shows all processes."""
     namespaces = host_but("uts", "ipc", "pid")
     box = Box(
         Spec(namespaces=namespaces, hostname="container"),
@@ -169,7 +172,7 @@ def test_pid(way: Way, probe: Path, outside: Outside) -> None:
 
 
 def test_fs(way: Way, probe: Path, outside: Outside) -> None:
-    """Its own /proc shows only the shell and ps. The seed's mount leaked; this one does not."""
+    """A new /proc shows only the shell and ps. Unlike the seed's, it does not leak to the host."""
     namespaces = host_but("uts", "ipc", "pid", "mount")
     box = Box(
         Spec(

@@ -1,5 +1,5 @@
-"""The seed's root: steps 1 and 2 (a root with its commands), step 3 (its own files and a volume),
-and newns.c, which mounts them all, with chroot as in the seed and with pivot_root.
+"""The seed's root: steps 1 and 2 make a root with commands, step 3 adds files and a volume, and
+newns.c mounts all of them. Tested with chroot, as in the seed, and with pivot_root.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SEED_MOUNTS = [  # source, destination, type: the lines of newns.c, in its order
 
 
 def allowed(mounts: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """These mounts, with a tmpfs for devtmpfs if the caller is not root, who alone may mount it."""
+    """These mounts, with a tmpfs instead of devtmpfs, which only root may mount, for users."""
     if support.is_root():
         return mounts
     return [(s, d, "tmpfs" if t == "devtmpfs" else t) for s, d, t in mounts]
@@ -46,7 +46,7 @@ def allowed(mounts: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def own_root(public_dir: Path, way: Way) -> Iterator[Path]:
-    """A root with the seed's commands, built in the way under test."""
+    """A root with the seed's commands, built from Python or from the command line."""
     dest = public_dir / "own-root"
     words = [*COMMANDS, "sh"]
     if way.name == "python":
@@ -63,7 +63,7 @@ def own_root(public_dir: Path, way: Way) -> Iterator[Path]:
 
 @pytest.fixture
 def conf(public_dir: Path) -> Iterator[Path]:
-    """The seed's conf/ and the folder t1 with egon_test.txt."""
+    """The seed's directory conf/, and its directory t1 with egon_test.txt."""
     path = public_dir / "conf"
     (path / "t1").mkdir(parents=True)
     for name, content in OWN.items():
@@ -112,6 +112,7 @@ def test_rootfs(way: Way, own_root: Path, outside: Outside) -> None:
 
 
 def test_own_files_and_a_volume(way: Way, bash_rootfs: Path, conf: Path, outside: Outside) -> None:
+    """Bound files cover those of the root; a file written to the volume is on the host."""
     before = {name: (bash_rootfs / "etc" / name).read_bytes() for name in OWN}
     box = Box(
         Spec(
@@ -163,7 +164,7 @@ def check_outside(outside: Outside, root: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["chroot", "pivot_root"])
 def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outside) -> None:
-    """Exactly the seed's list of mounts."""
+    """The container has exactly the mounts that newns.c makes."""
     table = allowed(SEED_MOUNTS)
     spec = Spec(
         rootfs=bash_rootfs,
@@ -182,7 +183,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
     for source, target in binds(conf):
         words += ["-v", f"{source}:{target}"]
 
-    # Both look the same inside. The steps show which one was used.
+    # chroot and pivot_root look the same inside. The steps show which one was used.
     steps = [step.partition("[")[0] for step in way.steps(Box(spec, words))]
     assert [step for step in steps if step in ("chroot", "pivot_root")] == [mode]
     with way.shell(Box(spec, words), "bash", "-l") as shell:
@@ -198,7 +199,7 @@ def test_newns(way: Way, bash_rootfs: Path, conf: Path, mode: str, outside: Outs
 
 
 def test_newns_by_default(way: Way, bash_rootfs: Path, conf: Path, outside: Outside) -> None:
-    """fastns' default mounts, with pivot_root and a minimal /dev."""
+    """The same container with the default mounts, pivot_root and a minimal /dev."""
     spec = Spec(
         rootfs=bash_rootfs,
         hostname="container",
@@ -236,7 +237,7 @@ def test_newns_by_default(way: Way, bash_rootfs: Path, conf: Path, outside: Outs
 
 
 def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """The seed leaks them to the host, twice."""
+    """In the seed they appear on the host, twice."""
     flags = ["--rootfs", str(bash_rootfs), "--cap-add", "SYS_ADMIN"]
     with way.shell(Box(Spec(rootfs=bash_rootfs, capabilities=["SYS_ADMIN"]), flags)) as shell:
         shell.ask("mount -t tmpfs none /mnt && touch /mnt/inside")
@@ -249,7 +250,7 @@ def test_mounts_made_inside_stay_inside(way: Way, bash_rootfs: Path, outside: Ou
 
 @pytest.mark.as_user
 def test_devtmpfs_is_for_root(way: Way, bash_rootfs: Path) -> None:
-    """The start fails with an error that names the step and its errno."""
+    """For users the start fails with an error that names the step and its errno."""
     box = Box(
         Spec(rootfs=bash_rootfs, default_mounts=False, mounts=[Mount("/dev", type="devtmpfs")]),
         ["--rootfs", str(bash_rootfs), "--no-default-mounts", "--mount", "type=devtmpfs,dst=/dev"],

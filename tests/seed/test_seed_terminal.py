@@ -15,7 +15,7 @@ PROMPT = r"bash-[\d.]+# $"
 
 
 def test_a_shell_on_a_terminal(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """A prompt, commands, Ctrl-C, which ends a command and not the shell, and the exit code."""
+    """The shell prompts and runs commands. Ctrl-C ends a command but not the shell."""
     box = Box(
         Spec(rootfs=bash_rootfs, hostname="container", env={"TERM": "dumb"}),
         ["--rootfs", str(bash_rootfs), "--hostname", "container", "-e", "TERM=dumb"],
@@ -44,7 +44,8 @@ def test_a_shell_on_a_terminal(way: Way, bash_rootfs: Path, outside: Outside) ->
 
 
 def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outside) -> None:
-    """The command, pid 1 of a namespace, ignores SIGINT. Its starter does not, and ends it."""
+    """The kernel drops SIGINT for the command, which is pid 1 of a namespace. Its caller receives
+    SIGINT and kills it."""
     word = marker()
     with Terminal(way.argv(Box(), "sleep", word)) as terminal:
         assert eventually(lambda: len(running("sleep", word)) == 1)
@@ -52,7 +53,7 @@ def test_ctrl_c_ends_a_command_that_does_not_handle_it(way: Way, outside: Outsid
         outside.is_the_same(alive=1)
         terminal.interrupt()
         returncode = terminal.wait()
-    # After KeyboardInterrupt Python kills itself with the signal. A shell shows the same number.
+    # After KeyboardInterrupt Python kills itself with SIGINT. A shell shows 130 for both.
     assert returncode == (SIGINT_CODE if way.name == "cli" else -signal.SIGINT)
     assert shell_code(returncode) == 130
     assert eventually(lambda: not marked(word))

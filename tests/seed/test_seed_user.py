@@ -1,5 +1,5 @@
-"""The seed's section 2.6, user: ids inside differ from those outside, one id exists in two
-namespaces at once, and an unprivileged user needs no privileged helper for one id.
+"""User, section 2.6 of the seed: ids inside differ from those outside, one id can exist in two
+namespaces at once, and an unprivileged user needs no privileged helper to map one id.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastns import IDMapping, Mount, Spec
 
 
 def mapped(root: Path, user: str, outside_id: int, *mounts: Mount) -> Box:
-    """A box in which root maps 2000 ids from `outside_id` on. A user maps only its own id."""
+    """A box in which root maps 2000 ids, starting at `outside_id`. A user maps only its own id."""
     words = ["--rootfs", str(root), "--user", user]
     words += [word for mount in mounts for word in ("-v", f"{mount.source}:{mount.destination}")]
     if not support.is_root():
@@ -70,7 +70,7 @@ def test_uid_0_is_an_ordinary_uid_outside(
         made = (volume / "made").stat()
         assert (made.st_uid, made.st_gid) == ids
         assert shell.ask("stat -c %u:%g /mnt/made") == "0:0\n"
-        # uid 0 of the sandbox has no rights over the host root's files
+        # uid 0 inside has no rights over the files of the host's root
         assert "Read-only file system" in shell.ask("echo > /proc/sys/kernel/panic", status=1)
         outside.is_the_same(alive=1)
         assert shell.leave() == 0
@@ -79,7 +79,7 @@ def test_uid_0_is_an_ordinary_uid_outside(
 
 @pytest.mark.parametrize("user", ["0:0", "1000:1000"])
 def test_one_id_in_two_namespaces(way: Way, bash_rootfs: Path, user: str, outside: Outside) -> None:
-    """With root as the caller they are different users of the host."""
+    """If the caller is root, the two ids are different users of the host."""
     number = int(user.partition(":")[0])
     with (
         way.shell(mapped(bash_rootfs, user, 100000)) as one,
@@ -103,7 +103,7 @@ def test_one_id_in_two_namespaces(way: Way, bash_rootfs: Path, user: str, outsid
 
 
 def without_new_privileges(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run with no_new_privs, so that set-user-ID helpers have no effect."""
+    """Run with no_new_privs, which disables set-user-ID helpers."""
     return subprocess.run(
         ["setpriv", "--no-new-privs", *argv], capture_output=True, text=True, timeout=SECONDS
     )
@@ -120,7 +120,7 @@ def test_one_id_needs_no_helper(way: Way, bash_rootfs: Path, outside: Outside) -
 
 @pytest.mark.as_user
 def test_a_range_needs_a_helper(way: Way, bash_rootfs: Path, outside: Outside) -> None:
-    """The control: a range needs newuidmap, which fails without its set-user-ID bit."""
+    """The control: a range needs newuidmap, which fails if its set-user-ID bit has no effect."""
     ranges = [IDMapping(0, subordinate("/etc/subuid"), 10)]
     groups = [IDMapping(0, subordinate("/etc/subgid"), 10)]
     box = Box(

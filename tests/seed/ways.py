@@ -1,5 +1,5 @@
 """The two ways in which a person starts a container: from Python (fastns.run, fastns.spawn), and
-with `python -m fastns run`. Also a check that the host stays the same meanwhile.
+with `python -m fastns run`. Also the check that the host does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import fastns
 from fastns import Spec
 
 CLI = [sys.executable, "-m", "fastns", "run"]
-SECONDS = 20.0  # after which a test fails
+SECONDS = 20.0  # the test fails if an answer takes longer
 
 _FLAGS = {"mount": "mountns", "cgroup": "cgroupns", "user": "userns"}
 _MARK = "=== asked "
@@ -51,7 +51,7 @@ class Box:
 
 
 def host_but(*new: str) -> dict[str, str]:
-    """All namespaces are the host's except these. fastns decides about `user` and `time`."""
+    """All namespaces are the host's except these. `user` and `time` keep their defaults."""
     return {kind: "new" if kind in new else "host" for kind in list(support.NAMESPACES)[:6]}
 
 
@@ -64,7 +64,7 @@ def flags(namespaces: dict[str, str]) -> list[str]:
 
 
 def isolated(pid: int) -> set[str]:
-    """The namespaces in which a process is not together with this one."""
+    """The namespaces that a process does not share with this one."""
     return {
         kind
         for kind, name in support.NAMESPACES.items()
@@ -84,7 +84,7 @@ class Way:
         self.name = name
 
     def run(self, box: Box, *command: str, exit_code: int = 0) -> str:
-        """The command's stdout. It has to end with this code and print nothing on stderr."""
+        """The command's stdout. Its exit code must be this one, and its stderr empty."""
         done: Any
         if self.name == "python":
             done = fastns.run(
@@ -106,14 +106,14 @@ class Way:
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
     def argv(self, box: Box, *command: str) -> list[str]:
-        """The command that starts it in a separate process, for example on a terminal."""
+        """The argv that starts the box in a separate process, for example on a terminal."""
         if self.name == "cli":
             return [*CLI, *box.flags, "--", *command]
         return [sys.executable, "-c", _IN_PYTHON, pickle.dumps(box.spec).hex(), *command]
 
     @contextmanager
     def shell(self, box: Box, *command: str) -> Iterator[Shell]:
-        """A running sandbox to talk to: bash, or the command. The block's end ends it."""
+        """A sandbox in which bash, or the command, runs until the block ends."""
         words = command or ("bash",)
         if self.name == "python":
             with fastns.spawn(
@@ -144,7 +144,7 @@ class Way:
 
 
 class Shell:
-    """A sandbox on pipes: `ask` a bash, or read what another command prints.
+    """A sandbox on pipes. Its command is a bash that can be asked, or any other that prints.
 
     `parent` is the pid of the process that started it: this one, or `fastns run`.
     """
@@ -158,8 +158,7 @@ class Shell:
 
     @property
     def pid(self) -> int:
-        """The host's pid of its first process. Needs output from the sandbox before:
-
+        """The host's pid of its first process. The sandbox must have printed something, because
         until then the only child of `fastns run` may be a hop process.
         """
         assert self._heard, "ask it something first"
@@ -170,7 +169,7 @@ class Shell:
         return self._pid
 
     def ask(self, line: str, status: int = 0) -> str:
-        """What bash prints for one line. The line has to end with this status."""
+        """What bash prints for one line. The line's exit status must be `status`."""
         self._process.stdin.write(f'{line}\necho "{_MARK}$?"\n'.encode())
         self._process.stdin.flush()
         text, _, code = self.read_to(rf"{re.escape(_MARK)}\d+\n").rpartition(_MARK)
@@ -212,7 +211,7 @@ class Shell:
 
 
 class Terminal:
-    """A program on a controlling terminal of its own, with a person in front of it."""
+    """A program on its own controlling terminal, and the person who types there."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._master, slave = pty.openpty()
@@ -232,7 +231,7 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        os.close(self._master)  # hangs up: SIGHUP for what is left on the terminal
+        os.close(self._master)  # hangs up: what is left on the terminal gets SIGHUP
         self._process.wait(timeout=SECONDS)
 
     @property
@@ -275,7 +274,7 @@ SIGINT_CODE = 128 + signal.SIGINT
 
 class Outside:
     """The state of the host and of this process when this object was made: mounts, names, queues,
-    namespaces and ids. Compared with the state during and after a test."""
+    namespaces and ids. Tests compare it with the state during and after a sandbox."""
 
     def __init__(self) -> None:
         self._before = support.host_state()

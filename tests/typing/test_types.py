@@ -1,5 +1,4 @@
-"""The API's types: mypy accepts tests/typing/api.py, whose assertions and `type: ignore` it
-checks."""
+"""The API's types: mypy accepts tests/typing/api.py, its assertions and each `type: ignore`."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def mypy(path: Path, cache: Path) -> tuple[int, str]:
 
 
 def test_the_types_of_the_api(tmp_path: Path) -> None:
-    """The control: mypy reports a changed assertion."""
+    """The control is a wrong assertion, which mypy reports."""
     code, said = mypy(TYPING, tmp_path)
     assert code == 0, said
     wrong = tmp_path / "wrong.py"
@@ -44,6 +43,6 @@ def test_the_types_of_the_api(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Sandbox", "CompletedSandbox"])
 def test_type_parameters_work_at_run_time(name: str) -> None:
-    """Sandbox[str] can be evaluated, without importing `typing`."""
+    """Sandbox[str] can be evaluated, and does not import `typing`."""
     code = f"import sys, fastns; fastns.{name}[str]; sys.exit('typing' in sys.modules)"
     assert subprocess.run([sys.executable, "-I", "-c", code]).returncode == 0

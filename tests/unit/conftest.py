@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests, which start no sandbox and need no privileges."""
+"""Fixtures for the unit tests, which start no sandbox and need no privileges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_ba
 
 @pytest.fixture(scope="session", autouse=True)
 def user_namespace() -> None:
-    """Overrides the fixture that makes it: no unit test joins it."""
+    """Override the fixture that opens the range's user namespace: no unit test joins it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,8 +35,8 @@ def nothing_starts() -> Iterator[None]:
 
 @pytest.fixture
 def made_up_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace what plans read from the host: ids, a limit, the targets of links, owners of
-    binds."""
+    """Replace what plans read from the host: root's range, the limit on inotify instances, links
+    that leave the system directories, and the owners of binds."""
     monkeypatch.setattr(userns, "range_of_root", lambda: plans.IDS)
     monkeypatch.setattr(userns, "inotify_limit", lambda: b"64")
     monkeypatch.setattr(_view, "LINKS_OUT", ())

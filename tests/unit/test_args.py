@@ -50,6 +50,7 @@ INVALID: list[tuple[Callable[[Any], object], Any, str, str]] = [
 
 @pytest.mark.parametrize(("check", "value", "field", "words"), INVALID)
 def test_refused(check: Callable[[Any], object], value: Any, field: str, words: str) -> None:
+    """An invalid argument is a SpecError that names the field and the reason."""
     with pytest.raises(SpecError) as caught:
         check(value)
     assert caught.value.field == field
@@ -70,6 +71,7 @@ def test_args_become_bytes() -> None:
 
 
 def test_env_cwd_and_timeout() -> None:
+    """Names and paths become bytes, a timeout becomes nanoseconds."""
     assert check_env({"A": "b", b"C": b"\xff", "E": ""}) == (b"A=b", b"C=\xff", b"E=")
     assert check_env({}) == ()
     assert check_env({"A": "x" * 131069}) == (b"A=" + b"x" * 131069,)

@@ -1,4 +1,4 @@
-"""The files of the binding: each is short, and all declarations are used."""
+"""The source files of the Cython binding: each is short, and each declaration is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_each_part_is_included_once(files: list[Path]) -> None:
 
 
 def test_every_declared_function_and_constant_is_used(files: list[Path]) -> None:
-    """An unused constant could be missing in C without notice."""
+    """Otherwise a declared constant could be missing in C without an error."""
     declared = (SOURCES / "_fastns.pxd").read_text()
     names = set(re.findall(r"\b(fns_\w+)\(", declared)) | set(re.findall(r"\bFNS_\w+", declared))
     used = set(re.findall(r"\bc\.(\w+)", "".join(file.read_text() for file in files)))

@@ -1,5 +1,5 @@
-"""Optimised filters give the same results: the filters of real profiles, and random programs. The
-inputs are all numbers and architectures that a filter compares with, and their neighbours."""
+"""An optimised filter returns the same as the original: for real profiles and for random programs.
+Both are run with all numbers and architectures that the filter compares with, and neighbours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def instructions(*lines: tuple[int, int, int, int]) -> bytes:
 
 
 def as_made(profile: object, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The filter before it is optimised."""
+    """The filter of a profile before it is optimised."""
     with monkeypatch.context() as patched:
         patched.setattr(bpf, "shorter", lambda program: program)
         seccomp._build.cache_clear()
@@ -81,6 +81,7 @@ def check_same(one: bytes, two: bytes, dice: random.Random) -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimising shortens the filter of a profile and keeps its results."""
     made = as_made(PROFILES[name], monkeypatch)
     short = shorter(made)
     assert seccomp.build(PROFILES[name], machine="x86_64") == short
@@ -89,7 +90,7 @@ def test_profiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def program(dice: random.Random, size: int) -> bytes:
-    """Random loads, and tests that jump only forward. There are few values, so some tests hold."""
+    """A random program. Jumps lead forward, and values are few, so that some comparisons hold."""
     lines = [(LD, 0, 0, dice.choice((NUMBER, ARCHITECTURE)))]
     values = [*range(8), 40, 0x80, 0x180, *ARCHES.values()]
     for at in range(1, size):
@@ -114,7 +115,7 @@ def program(dice: random.Random, size: int) -> bytes:
 
 
 def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optimised filters are compared even if they are not shorter."""
+    """The optimised program is compared even if it is not shorter, and would not be used."""
     dice = random.Random(7)
     written = 0
     for _ in range(300):
@@ -132,7 +133,7 @@ def test_random_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile tests each bit; as ranges this is far shorter."""
+    """The profile compares each bit, so that ranges make a filter of less than half the length."""
     dice = random.Random(seed)
     near = dice.randrange(2**32)
     pool = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 1, near, near ^ 1, near ^ 2, dice.randrange(2**32)]
@@ -151,7 +152,7 @@ def test_none_of_several_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_jumps_longer_than_an_instruction_allows() -> None:
-    """300 numbers, with one test each."""
+    """Of 300 numbers each has its own comparison, so jumps exceed the 255 of one instruction."""
     lines = [(LD, 0, 0, NUMBER)]
     for number in range(0, 900, 3):
         lines += [(JEQ, 0, 4, number), (LD, 0, 0, 16), (JEQ, 0, 1, number + 7),

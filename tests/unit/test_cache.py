@@ -1,4 +1,4 @@
-"""The replacement of functools.lru_cache."""
+"""fastns._cache.cached(), the replacement for functools.lru_cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_recently_used_results_are_kept() -> None:
     assert [total(1, 2), total(1, 2), total(3)] == [3, 3, 3]
     assert calls == [(1, 2), (3,)]
     for number in range(10):
-        assert total(100) == 100  # used often, so never dropped
+        assert total(100) == 100  # used often, so it is not dropped
         total(number)
     assert calls.count((100,)) == 1
     total(1, 2)
-    assert calls.count((1, 2)) == 2  # not used, so dropped
+    assert calls.count((1, 2)) == 2  # dropped, because it was not used
     total.cache_clear()
     total(100)
     assert calls.count((100,)) == 2

@@ -135,7 +135,8 @@ def test_a_line_becomes_a_job(line: str, job: Job, head: dict[str, object]) -> N
 
 
 def test_a_deeply_nested_id() -> None:
-    """Its result is written from deeper in the stack, where json.dumps() raises RecursionError."""
+    """An `id` that could be read can be written, though json.dumps() raises RecursionError here,
+    deeper in the stack."""
 
     def deeper(steps: int, head: str) -> str:
         return deeper(steps - 1, head) if steps else line_of(head, 3, {})

@@ -34,7 +34,7 @@ BROKEN_OWN = Row("fastns.run", True, BOXES.isolates(), error="clone: EPERM", hin
 
 
 class Machine:
-    """Contenders whose starts are functions that the test chooses."""
+    """Makes contenders whose starts are functions that the test chooses."""
 
     def __init__(self) -> None:
         self.starts: dict[str, Callable[[], int]] = {BASE: lambda: EXIT_CODE}
@@ -130,7 +130,7 @@ def test_a_failed_contender_is_reported_and_the_others_go_on(
 
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_contender_that_fails_later(machine: Machine, after: int) -> None:
-    """It fails in the rounds, or when it runs alone."""
+    """The contender fails in the rounds, or when its rate is measured alone."""
     codes = iter([EXIT_CODE] * after)
     machine.starts["bad"] = lambda: next(codes, 1)
     _, bad = _bench.measure(BOXES, 4)
@@ -175,6 +175,7 @@ def test_the_bare_program_ends_at_once() -> None:
 
 
 def test_a_missing_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error names the package that has the tool."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failed) as caught:
         _bench.tool("bwrap", [])
@@ -207,6 +208,7 @@ def test_a_tool_that_fails_says_why(
 @pytest.mark.parametrize("privileged", [True, False])
 @pytest.mark.parametrize("rootfs", [None, "/root"])
 def test_the_same_for_all(privileged: bool, rootfs: str | None) -> None:
+    """bwrap, unshare and fastns are told to isolate the same things."""
     boxes = Sandboxes(rootfs, _bench.PLACE, privileged)
     bwrap, unshare, spec = boxes.bwrap(), boxes.unshare(), boxes.spec()
     assert ("--unshare-user" in bwrap, "--user" in unshare) == (not privileged, not privileged)
@@ -306,7 +308,7 @@ def test_the_last_line(rows: list[Row], told: str) -> None:
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
-    """Only contenders that start one sandbox at a time, no batches."""
+    """The rows of a replaced measurement: one bare process and one sandbox at a time."""
     found = [BARE, OWN]
     monkeypatch.setattr(_bench, "measure", lambda boxes, rounds: found)
     monkeypatch.setattr(_bench, "measure_batches", lambda boxes: iter(()))

@@ -1,5 +1,4 @@
-"""The options of `run`, which are parsed without argparse if they are simple, otherwise with
-it."""
+"""The options of `run`: if they are simple, they are parsed without argparse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastns run` without a sandbox: flags to Spec, exit codes, the status line, messages."""
+"""`fastns run` without sandboxes: flags become a Spec, exit codes, the status, messages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class FakeSandbox:
 
 
 class Layer:
-    """Replaces fastns.spawn: records calls, and ends as the test has set."""
+    """Replaces fastns.spawn: records calls, and returns or raises what the test has set."""
 
     def __init__(self) -> None:
         self.args: list[str] = []
@@ -109,7 +109,7 @@ def layer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layer]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: data/, motd, vars, rootfs/ with /etc/hostname and /etc/hosts."""
+    """The current directory, with data/, motd, vars, and rootfs/ with two files in /etc."""
     (tmp_path / "data").mkdir()
     (tmp_path / "motd").write_bytes(b"hi\xff\n")
     (tmp_path / "vars").write_text(
@@ -383,7 +383,7 @@ def test_flags_become_a_spec(
 
 
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:
-    """The Spec of a row, whose names of namespaces become entries of `namespaces`."""
+    """The Spec of a row of the table, in which each kind of namespace has a key."""
     fields = dict(fields)
     names = {
         **{name: name for name in ("pid", "uts", "ipc", "cgroup", "mount", "time")},
@@ -843,7 +843,7 @@ def test_status_fd_has_to_be_writable(
 def test_status_fd_must_not_be_the_commands_stdio(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path, stream: int
 ) -> None:
-    """Given by its number, as a copy, or opened again."""
+    """The fd is refused if it is the stream itself, a copy, or the same file opened again."""
     saved = os.dup(stream)
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.dup2(own, stream)
@@ -867,7 +867,7 @@ def test_status_fd_must_not_be_the_commands_stdio(
 def test_the_error_names_the_status_fd_by_its_number(
     layer: Layer, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """On a terminal, for example, stdin, stdout and stderr are one file."""
+    """stdin and stderr may be the same file, for example a terminal."""
     saved = [os.dup(stream) for stream in (0, 2)]
     own = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -1019,7 +1019,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_run_imports_little(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that only other verbs need are not imported before a spawn."""
+    """A spawn by `run` imports no module that only other verbs need."""
     code = (
         "import sys, fastns, fastns.cli\n"
         "class Stop(Exception): pass\n"

@@ -1,4 +1,4 @@
-"""--user by name: which file is read, what is refused, and that no link leads out of the root."""
+"""--user with a name: the file that is read, what is refused, and that links stay in the root."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_only_a_regular_file_of_limited_size_is_read(root: Path, kind: str) -> N
     passwd = root / "etc/passwd"
     passwd.unlink()
     if kind == "fifo":
-        os.mkfifo(passwd)  # nobody writes to it, so opening it would wait for ever
+        os.mkfifo(passwd)  # has no writer, so opening it would block
     elif kind == "directory":
         passwd.mkdir()
     else:

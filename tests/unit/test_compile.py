@@ -1,6 +1,6 @@
-"""The plan of a spec for each kind of caller: the way of starting, the order and fields of ops.
+"""The plan of a spec for each kind of caller: the way of starting, the order and the fields of ops.
 
-Nothing is run, and the callers are invented, so the plans do not depend on who runs the tests.
+Nothing is run. The callers are made up, so the plans do not depend on who runs the tests.
 test_golden_plans.py compares whole lists of ops.
 """
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("made_up_host")
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 RANGE = [IDMapping(0, 100000, 1000)]
 NODEV = 4
-PLACE = IDS[:2]  # uid and gid of 0:0 inside, for root
+PLACE = IDS[:2]  # the host's uid and gid of 0:0 inside, if root is the caller
 JOINED = {**HOSTED, "mount": "/n/mnt", "pid": "/n/pid", "user": "/n/user", "network": "/n/net"}
 HOSTS_IDS: dict[str, Any] = {"namespaces": {"user": "host"}}
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
@@ -51,8 +51,8 @@ JOINS = f"id_map capabilities {BECOMES}"
 @pytest.mark.parametrize(
     ("fields", "caller", "way", "before", "after"),
     [
-        # `way`: method and id_map. `before`: the stages from the limit on core dumps to the
-        # keyring. `after`: those from the umask to the last three.
+        # `way` is method and id_map. `before` has the stages between the limit on core dumps and
+        # the keyring, `after` those between the umask and the last three.
         ({**BARE, **HOSTS_IDS}, ROOT, "direct none", OWN_ROOT, "capabilities setgroups"),
         (BARE, ROOT, "direct range", OWN_ROOT, JOINS),
         (BARE, TREES, "direct range", "rootfs rootfs network", JOINS),
@@ -91,7 +91,7 @@ JOINS = f"id_map capabilities {BECOMES}"
 def test_the_way_and_the_stages(
     fields: dict[str, Any], caller: Caller, way: str, before: str, after: str
 ) -> None:
-    """Only cases that no golden list has (test_golden_plans.py)."""
+    """Covers cases for which test_golden_plans.py has no list."""
     plan = compiled(Spec(**fields), caller)
     assert f"{plan.method} {plan.id_map}" == way
     shares = ["keyring", *["rlimit"] * 4, "umask"]
@@ -124,7 +124,7 @@ def one(spec: Spec, caller: Caller, code: str) -> Op:
         ({**BARE, "files": {"/f": "x"}}, False),
         ({**BARE, "root_mode": "chroot"}, False),
         ({**BARE, "init": True}, False),
-        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its mounts belong to its user namespace
+        ({**BARE, "capabilities": ["NET_ADMIN"]}, False),  # its user namespace may own its mounts
         ({}, False),  # its root is made from the caller's view
     ],
 )
@@ -174,8 +174,8 @@ def test_the_order_of_joined_namespaces() -> None:
         b"/n/network",
         b"/n/mount",
     ]
-    # In its user namespace root has no more rights over the others. So that one is opened first,
-    # while its path is visible, and joined last.
+    # In the joined user namespace, root has no rights over the others. Therefore it is opened
+    # first, while its path is visible, and joined last.
     assert setns[0].how == _core.HOW_OPEN
     assert plan.ops[plan.ops.index(setns[-1]) + 1].code == "join_user"
     assert [op.flags for op in setns] == [1 << 28, 1 << 29, 1 << 26, 1 << 30, 1 << 17]
@@ -198,7 +198,7 @@ def test_the_tree_of_the_root(fields: dict[str, Any], read_only: int) -> None:
         assert tree.how == _core.HOW_RECURSIVE
     assert tree.source == os.fsencode(fields["rootfs"])
     own = one(Spec(**fields, default_mounts=False), ROOT, "root_tree")
-    assert own.flags == read_only  # without default mounts the root's devices work
+    assert own.flags == read_only  # without default mounts, devices of the root work
 
 
 def test_devices_in_a_bind_need_the_option_dev() -> None:
@@ -209,7 +209,7 @@ def test_devices_in_a_bind_need_the_option_dev() -> None:
     for caller, cleared in ((ROOT, NODEV), (USER, 0)):
         mount = Mount("/b", source="/s", options=["rbind", "dev"])
         bind = one(Spec(**BARE, mounts=[mount]), caller, "bind")
-        assert (bind.flags, bind.arg) == (0, cleared)  # a user cannot clear nodev: it is locked
+        assert (bind.flags, bind.arg) == (0, cleared)  # a user cannot clear nodev, which is locked
     for options, flags in (([], NODEV), (["dev"], 0)):
         mount = Mount("/o", type="overlay", options=["lowerdir=/a:/b", *options])
         assert one(Spec(**BARE, mounts=[mount]), ROOT, "mount").flags == flags
@@ -273,7 +273,7 @@ def test_a_tmpfs_of_half_the_memory() -> None:
 
 
 def test_the_size_of_the_scratch_tmpfs() -> None:
-    """Files that fastns writes there do not count towards the size."""
+    """The size is enlarged for the files that fastns itself writes there."""
     given: dict[str, Any] = {"files": {"/a": "x", "/b": b"y" * 4097, "/c": ""}}
     for more, size in (({}, 512 << 20), ({"tmpfs_size": "8m", "overlay": True}, 8 << 20)):
         op = one(Spec(**BARE, **given, **more), ROOT, "scratch")  # type: ignore[arg-type]
@@ -334,13 +334,13 @@ def test_limits_groups_and_files_are_bytes() -> None:
     assert [op.arg for op in ops(spec, ROOT, "setuid")] == [
         0,
         5,
-    ]  # via 0, to keep rights
+    ]  # first 0, which keeps rights
     file = one(spec, ROOT, "file_bind")
     assert (file.arg, file.data) == (2, "é".encode())
 
 
 def rlimits(caller: Caller, **fields: Any) -> list[tuple[str, int, int]]:
-    """The note, flags and least value of each resource limit."""
+    """The note, `how` and least value of each resource limit of the plan."""
     return [(op.note, op.how, op.arg) for op in ops(Spec(**BARE, **fields), caller, "rlimit")]
 
 
@@ -407,14 +407,14 @@ def test_ids_in_mount_options_are_ids_inside() -> None:
 
 
 def test_which_binds_are_idmapped() -> None:
-    """The spec's binds, by default if the kernel can. Other mounts keep the host's ids."""
+    """Each bind of the spec, by default and if the kernel can. Other mounts keep the host's ids."""
     may = _core.HOW_IDMAP | _core.HOW_OPTIONAL
     for options, how in (([], may), (["idmap"], _core.HOW_IDMAP), (["noidmap"], 0)):
         spec = Spec(**BARE, mounts=[Mount("/b", source="/s", options=options)])
         assert one(spec, ROOT, "bind").how == how
         hosts = Spec(**{**vars(spec), **HOSTS_IDS})
         for same, caller in ((spec, USER), (hosts, ROOT)):
-            assert one(same, caller, "bind").how == 0  # its owner is the caller in any case
+            assert one(same, caller, "bind").how == 0  # the caller's files have the right owner
     for fields in ({"namespaces": {"pid": "host"}}, {"network": "host"}, {"files": {"/a": "x"}}):
         for op in compiled(Spec(rootfs="/r", **fields), ROOT).ops:  # type: ignore[arg-type]
             assert not op.how & _core.HOW_IDMAP or op.code == "root_tree", op
@@ -463,7 +463,7 @@ def test_who_has_a_range(caller: Caller, has: bool) -> None:
         ({"capabilities": ["NET_RAW"], "init": True}, True),
         ({"capabilities": ["NET_RAW"], **HOSTS_IDS}, False),
         ({"capabilities": ["NET_RAW"], "namespaces": {"user": "new"}}, False),
-        # the sandbox makes no namespace for which it has to be joined
+        # no new namespace has to belong to the range's user namespace
         ({"capabilities": ["NET_RAW"], "network": "host",
           "namespaces": {"uts": "host", "ipc": "host"}}, False),
         ({}, False),
@@ -494,7 +494,7 @@ def test_the_owner_of_pipes() -> None:
 
 
 def test_a_caller_with_several_ids() -> None:
-    """Such as a set-user-ID program. The sandbox must not have its saved id."""
+    """The sandbox must not keep a saved id that differs, for example of a set-user-ID program."""
     spec = Spec(**BARE, namespaces={"user": "host"})
     plan = compiled(spec, Caller(0, 0, False, ALL, True))
     assert [op.code for op in plan.ops[-6:-3]] == ["setgroups", "setgid", "setuid"]
@@ -517,7 +517,7 @@ def test_a_caller_with_several_ids() -> None:
     ],
 )
 def test_refused_to_a_user(fields: dict[str, Any], field: str, words: str) -> None:
-    compiled(Spec(**fields), ROOT)  # root may have it
+    compiled(Spec(**fields), ROOT)  # root may use it
     with pytest.raises(SpecError) as caught:
         compiled(Spec(**fields), USER)
     assert caught.value.field == field

@@ -1,6 +1,6 @@
-"""The ops that a template's server runs once, and those of each sandbox.
+"""The ops that a template's server runs once, and those that each sandbox runs.
 
-Complete lists of ops: test_golden_plans.py.
+test_golden_plans.py compares whole lists of ops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def template(caller: Caller, **fields: Any) -> _core.Plan:
 
 
 def mounted(plan: _core.Plan | None) -> list[str]:
-    """The destinations of the mounts."""
+    """The destinations of the plan's mounts."""
     return [step.split()[1] for step in steps(plan) if step.startswith("mount ")]
 
 
@@ -39,7 +39,7 @@ def test_each_sandbox_makes_the_mounts_that_it_can_write_to(caller: Caller) -> N
 
 
 def test_a_dev_of_the_spec_is_mounted_by_each_sandbox() -> None:
-    """The server has no /dev to make read-only."""
+    """The server, which has no /dev then, must not make it read-only."""
     dev = Mount("/dev", type="tmpfs", source="tmpfs", options=["nosuid", "noexec", "mode=755"])
     plan = template(ROOT, overlay=True, default_mounts=False, mounts=[dev])
     assert "read_only /dev" not in steps(plan)
@@ -50,7 +50,7 @@ def test_a_dev_of_the_spec_is_mounted_by_each_sandbox() -> None:
     "rlimits", [[], [Rlimit("RLIMIT_CORE", 0, -1), Rlimit("RLIMIT_NOFILE", 9, 9)]]
 )
 def test_the_server_sets_the_limit_on_core_dumps(rlimits: list[Rlimit]) -> None:
-    """The sandboxes cannot: the server's filter, which they inherit, refuses changes."""
+    """The sandboxes cannot set it, because they inherit the server's filter, which refuses this."""
     plan = template(ROOT, rlimits=rlimits)
     assert plan.sandbox is not None
     core = [op for op in plan.ops if op.code == "rlimit"]

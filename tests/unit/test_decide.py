@@ -1,4 +1,4 @@
-"""The decisions for each kind of caller, as tables. The resulting ops: test_compile.py."""
+"""The decisions for each kind of caller, as tables. test_compile.py tests the resulting ops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEVERAL_IDS = Caller(0, 0, False, ALL, True)
 @pytest.mark.parametrize(
     ("fields", "caller", "id_map", "groups", "ids", "pipes"),
     [
-        # who writes the id maps, whether groups and ids are set, who owns the pipes
+        # who writes the id maps, whether groups are set, whether ids are set, the owner of pipes
         ({}, ROOT, "range", True, True, (200000, 300000)),
         ({"user": "5:6"}, ROOT, "range", True, True, (200005, 300006)),
         ({}, USER, "self", False, False, None),
@@ -55,6 +55,7 @@ def test_ids(
     ids: bool,
     pipes: tuple[int, int] | None,
 ) -> None:
+    """Who writes the id maps, which ids the sandbox sets, and who owns its pipes."""
     d = decided(Spec(**fields), caller)
     found = (d.id_map, d.sets_groups, d.sets_ids, d.pipe_owner)
     assert found == (id_map, groups, ids, pipes)
@@ -65,8 +66,8 @@ def test_ids(
     ("fields", "caller", "first", "later", "user_last"),
     [
         ({}, ROOT, "", "", False),
-        (JOINED, ROOT, "pid", "network", False),  # a pid namespace is joined by later clones
-        (JOINED, USER, "pid network", "", False),  # a new user namespace may not join the others
+        (JOINED, ROOT, "pid", "network", False),  # setns(2) to a pid namespace: for later clones
+        (JOINED, USER, "pid network", "", False),  # a new user namespace could not join them
         (JOINED_USER, ROOT, "user network", "", True),
         (JOINED_USER, USER, "user network", "", False),
         ({"namespaces": {"mount": "/n/mnt", "uts": "/n/uts"}}, ROOT, "", "uts mount", False),
@@ -114,17 +115,19 @@ def test_who_owns_the_namespaces(
 def test_root(
     fields: dict[str, Any], caller: Caller, of_host: bool, alone: bool, nodes: bool
 ) -> None:
+    """Whether the root shows the host, starts its mount namespace, and gets device nodes."""
     d = decided(Spec(**fields), caller)
     assert (d.layout is not None, d.root_alone, d.makes_nodes) == (of_host, alone, nodes)
     assert bool(d.points) == of_host
 
 
 def test_mounts() -> None:
+    """The spec's mounts replace the default ones at and below their destination."""
     default = ["/proc", "/sys", "/tmp", "/run", "/dev", "/dev/pts", "/dev/shm"]
     own = [Mount("/dev", source="/dev"), Mount("/tmp/a", "tmpfs")]
     for fields, expected in (
         ({}, default),
-        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev replaces those below it
+        ({"mounts": own}, [*default[:4], "/dev", "/tmp/a"]),  # /dev also replaces mounts below it
         ({"mounts": own, "default_mounts": False}, ["/dev", "/tmp/a"]),
     ):
         d = decided(Spec(**fields), USER)  # type: ignore[arg-type]
@@ -184,6 +187,7 @@ def test_rights(
     filter: str,
     maps_first: bool,
 ) -> None:
+    """How capabilities are dropped, which filter is used, and whether ids are mapped first."""
     d = decided(Spec(**fields), caller)
     assert (d.bounding, d.keep, d.filter, d.maps_first) == (bounding, keep, filter, maps_first)
 

@@ -1,4 +1,4 @@
-"""fastns doctor with fake probes, and the cheap probes themselves."""
+"""`fastns doctor` with fake checks, and those real checks that start no sandbox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INFO = Check("cgroup", None, "extra", "version 2")
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
-    """The result of examine(), which the test fills."""
+    """The result of examine(). The test fills it."""
     checks: list[Check] = []
     monkeypatch.setattr("fastns.cli.doctor.examine", lambda: iter(checks))
     return checks
@@ -103,7 +103,7 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace what the checks try besides attempt()."""
+    """Replace everything that the checks try, except attempt()."""
     monkeypatch.setattr(owners, "plain", lambda *_args: None)
     monkeypatch.setattr(doctor, "tried", lambda _run: Finding(True, "works"))
 

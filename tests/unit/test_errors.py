@@ -190,7 +190,8 @@ def test_hints_in_the_hosts_root(stage: str, code: int) -> None:
 def test_the_hint_names_what_refuses_namespaces(
     monkeypatch: pytest.MonkeyPatch, stage: str, setting: str, words: str
 ) -> None:
-    """A sysctl, or otherwise a security module. A filter: tests/sandbox/test_surroundings.py."""
+    """It names a sysctl or, failing that, a security module. For a filter see
+    tests/sandbox/test_surroundings.py."""
     path, _, value = setting.partition("=")
     monkeypatch.setattr("fastns._surroundings.sysctl", {path: value}.get)
     monkeypatch.setattr(Surroundings, "current", Surroundings)

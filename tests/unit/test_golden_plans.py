@@ -1,7 +1,7 @@
 """Golden plans: the ops of a spec, as `fastns run --dry-run` prints them.
 
 Each is a text file in golden_plans/. `pytest tests/unit/test_golden_plans.py --update` rewrites
-them; `git diff` then shows the effect of a change of the compiler.
+them. `git diff` then shows what a change to the compiler has changed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import support
 
 
 def run_suite(directory: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest on one file with the real conftest.py, in a separate process."""
+    """Run pytest in a separate process, on one file with the real conftest.py."""
     for name in ("conftest.py", "support.py", "allowed_skips.txt"):
         shutil.copy(support.TESTS / name, directory / name)
     (directory / "pytest.ini").write_text("[pytest]\n")
@@ -21,7 +21,7 @@ def run_suite(directory: Path, text: str, **env: str) -> subprocess.CompletedPro
     clean = {k: v for k, v in os.environ.items() if k not in ("CI", "FASTNS_NO_SKIP")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", str(directory)],
-        env={**clean, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env},  # plugins start slowly
+        env={**clean, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env},  # plugins are slow to load
         cwd=directory,
         umask=0o022,
         capture_output=True,
@@ -71,7 +71,7 @@ def test_a_skipped_module_is_a_skip(tmp_path: Path) -> None:
 
 
 def test_marks_restrict_a_test_to_root_or_a_user(tmp_path: Path) -> None:
-    """CI accepts their skips."""
+    """CI accepts the skips of the other kind of user."""
     text = (
         "import os, pytest\n"
         "@pytest.mark.as_root\ndef test_root(): assert os.geteuid() == 0\n"

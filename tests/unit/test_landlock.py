@@ -1,4 +1,4 @@
-"""The ops of the landlock field, for each version of Landlock, and what is refused."""
+"""The `landlock` field: its ops, the rights of each version of Landlock, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a spec: the accepted values, and the files of a cgroup that are written."""
+"""Limits of a spec: the accepted values, the files of a cgroup that are written, and the cause."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_io_is_enforced_if_it_limits_buffered_writes(
     io: dict[str, Any],
     held: bool,
 ) -> None:
-    """Version 1 limits only direct writes. Version 2 needs the memory controller too."""
+    """Version 1 limits only direct writes. Version 2 limits buffered ones with the memory
+    controller."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, unified, *controllers)])
     limits = Limits(io=io)
     if not held:
@@ -220,14 +221,15 @@ def test_io_is_enforced_if_it_limits_buffered_writes(
 def test_shares_are_weights_of_version_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, shares: int
 ) -> None:
-    """Shares are to their default of 1024 as weights are to 100."""
+    """The default of shares is 1024, that of weights 100."""
     monkeypatch.setattr(cgroup_plan, "hierarchies", lambda: [tree(tmp_path, False, "cpu")])
     plan = cgroup_plan.plan(Limits(cpu_weight=weight), None, True)
     assert (files_of(plan), [text for _, _, text, _ in plan.weights]) == ([], [str(shares)])
 
 
 def test_missing_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2 accepts them, and would run the sandbox on all CPUs."""
+    """A cpuset with missing CPUs is an error. The kernel's version 2 would accept it and run the
+    sandbox on all CPUs."""
     for unified, file in ((True, "cpuset.cpus.effective"), (False, "cpuset.cpus")):
         place = tree(tmp_path / file, unified, "cpuset")
         (tmp_path / file / file).write_text("0-1,4\n")
@@ -243,7 +245,7 @@ def test_missing_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mounts_with_unusual_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A form feed or invalid UTF-8 in a path, and an empty source."""
+    """mountinfo may contain a form feed or invalid UTF-8 in a path, and an empty source."""
     files = {
         "/proc/self/cgroup": ["0::/"],
         "/proc/self/mountinfo": [
@@ -277,7 +279,7 @@ def test_lines_of_missing_and_unreadable_files(
 
 @pytest.mark.parametrize("what", ["hierarchies", "places", "swap"])
 def test_no_fd_to_find_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """It is an error, not a missing controller, and no plan is cached."""
+    """If no fd is free, that is the error: no controller is reported missing, no plan cached."""
     place = tree(tmp_path, True, "memory")
     full = True
     at = {"hierarchies": "/proc/self/", "places": str(tmp_path), "swap": "/proc/swaps"}[what]
@@ -334,18 +336,18 @@ def test_a_limit_without_its_controller(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_cgroup_with_processes_of_its_own(tmp_path: Path) -> None:
-    """Unless it is the root, it cannot give controllers to its children (cgroups(7))."""
+    """Such a cgroup cannot enable controllers for its children, except the root (cgroups(7))."""
     place = tree(tmp_path, True, "pids")
     with pytest.raises(OSError, match="processes of its own"):
         cgroup_plan.find_place(place, ("pids",), "/user")
-    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # they are already enabled
+    (tmp_path / "user/cgroup.subtree_control").write_text("pids")  # already enabled
     assert cgroup_plan.find_place(place, ("pids",), "user").parent == str(tmp_path / "user")
     (tmp_path / "user/cgroup.subtree_control").write_text("")
     (tmp_path / "user/cgroup.procs").write_text("")
     assert cgroup_plan.find_place(place, ("pids",), "/user").parent == str(tmp_path / "user")
 
 
-FILTERED = SimpleNamespace(filtered=True)  # a Plan
+FILTERED = SimpleNamespace(filtered=True)  # in place of a Plan with a filter
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The manual page is up to date, and has everything that --help has."""
+"""The manual page, docs/fastns.1, is up to date and has every option that --help has."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_it_has_every_option_of_help(
 
 
 def test_hidden_options_are_left_out(manual: ModuleType) -> None:
-    """`fastns compile` takes options of `fastns run` only to refuse them by name."""
+    """`fastns compile` accepts some options of `fastns run` only to refuse them by name."""
     assert "SUPPRESS" not in manual.page()
     compile = next(verb for verb in verbs() if verb.name == "compile")
     assert "--memory" not in {name for option in compile.options for name in option.names}

@@ -11,7 +11,7 @@ import pytest
 from fastns.errors import SpecError
 from fastns.mount_options import DATA, FLAGS, PROPAGATIONS, TYPES, ParsedOptions, names, parse
 
-# From <linux/mount.h>. Repeated on purpose, to find mistakes in the table.
+# Copied from <linux/mount.h>, independently of the table under test.
 MS = {
     "ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "noatime": 0x400, "nodiratime": 0x800,
     "relatime": 0x200000, "strictatime": 0x1000000,
@@ -29,6 +29,7 @@ UNBINDABLE, PRIVATE, SLAVE = 0x20000, 0x40000, 0x80000
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag(name: str) -> None:
+    """A flag sets and clears the bits that <linux/mount.h> defines."""
     expected = ParsedOptions(
         ms_flags=MS.get(name, 0), attr_set=ATTR.get(name, 0), attr_clr=CLEARED.get(name, 0)
     )
@@ -200,7 +201,7 @@ def test_options_are_refused(type: str, options: Sequence[Any], words: str) -> N
 
 @pytest.mark.parametrize("type", TYPES)
 def test_all_options_that_an_error_suggests_are_accepted(type: str) -> None:
-    """_unknown() suggests those of names()."""
+    """The error about an unknown option suggests those of names()."""
     values = {
         "size=": "1m", "nr_blocks=": "5", "nr_inodes=": "5", "mode=": "755", "ptmxmode=": "666",
         "uid=": "0", "gid=": "0", "max=": "5", "hidepid=": "2", "subset=": "pid", "lowerdir=": "/a",

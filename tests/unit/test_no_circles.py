@@ -1,7 +1,7 @@
 """No module imports itself through others, and no C file includes itself through others.
 
-An import inside a function counts too: it only hides a circle. Imports for type checkers do not
-count.
+An import inside a function counts, because it only hides a circle. An import for type checkers does
+not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGE = CHECKOUT if CHECKOUT.is_dir() else Path(fastns.__file__).parent
 
 
 def modules() -> dict[str, Path]:
-    """Name -> file. An installed package lacks the source of the binding."""
+    """The modules: name -> file. An installed package lacks the source of the binding."""
     found = {}
     for file in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx")):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -62,7 +62,8 @@ def imports(file: Path, known: Container[str]) -> Iterator[str]:
 
 
 def python_graph() -> Graph:
-    """Without `fastns` itself, which is imported before any of its modules."""
+    """Each module -> the modules that it imports. Excludes `fastns`, which is always imported
+    first."""
     known = modules()
     del known["fastns"]
     return {name: {*imports(file, known)} & {*known} - {name} for name, file in known.items()}
@@ -84,7 +85,7 @@ def c_files() -> Graph:
 
 
 def c_units() -> Graph:
-    """Each C file, together with the header of its name -> the others that it includes."""
+    """Each C file with its own header -> the other such units that it includes."""
     files = c_files()
     units = {name[:-2] for name in files if name.endswith(".c")}
     graph: Graph = {unit: set() for unit in units}
@@ -98,7 +99,7 @@ def c_units() -> Graph:
 
 
 def circle(graph: Graph) -> list[str]:
-    """One circle, which ends with its first name; empty if there is none."""
+    """Return one circle, which ends with its first name, or an empty list."""
     done: set[str] = set()
 
     def look(name: str, way: list[str]) -> list[str]:

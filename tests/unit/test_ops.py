@@ -1,4 +1,4 @@
-"""The lists of ops and stages (csrc/shared/*.def), and what must agree with them.
+"""The lists of ops and stages (csrc/shared/*.def), and everything that must agree with them.
 
 `pytest tests/unit/test_ops.py --update` writes the tables in docs/architecture/ops.md from the
 lists.
@@ -26,12 +26,12 @@ FIELDS = ("source", "target", "type", "data", "flags", "arg", "how")
 
 
 def entries(name: str) -> list[list[str]]:
-    """The arguments of each entry of a list, strings without their quotes."""
+    """The arguments of each entry of a list, with strings unquoted."""
     text = (TOP / "csrc" / "shared" / f"{name}.def").read_text()
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     found = re.findall(r'^FNS_\w+\((\w+), (\w+),((?:\s*"(?:[^"\\]|\\.)*",?)+)\)$', text, re.M)
     assert len(found) == text.count("\nFNS_"), "an entry that is not understood"
-    # As in C, adjacent strings are one.
+    # Python joins adjacent strings as C does.
     return [[code, op, *ast.literal_eval(f"({strings.strip()},)")] for code, op, strings in found]
 
 
@@ -51,7 +51,7 @@ BY_NAME = {op.name: op for op in OPS}
 
 
 def fields_of(op: Listed) -> set[str]:
-    """The fields that an op uses. `as MASK` means those of another op."""
+    """The fields that an op uses. `as MASK` includes those of the op MASK."""
     named = set()
     for part in op.fields.split(";"):
         named |= {*re.findall(r"\w+", part.partition(":")[0])} & {*FIELDS}

@@ -1,4 +1,4 @@
-"""Inputs that once caused a traceback or an endless loop, found by tests/fuzz."""
+"""Inputs found by tests/fuzz that once caused a traceback or an endless loop."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ SHARED = support.TESTS / "fuzz" / "corpus" / "elf" / "shared"
     ],
 )  # fmt: skip
 def test_whole(word: str, number: int | None) -> None:
+    """Only ASCII digits make a number, at most 20 of them."""
     assert whole(word) == number
 
 
 @pytest.mark.parametrize("word", [LONG, "000000001000000", "000000001" + LONG])
 def test_numbers_of_flags(word: str) -> None:
-    """Numbers too long for int(), or beyond a limit. Once only the first digits were compared."""
+    """Numbers too long for int() or beyond a limit are refused. A parser once compared only the
+    first digits."""
     for read in (
         lambda: _values.whole_number("--concurrency", word, batch.MAX_CONCURRENCY, ""),
         lambda: _values.whole_number("--rounds", word, bench.MAX_ROUNDS, ""),
@@ -56,6 +58,7 @@ def test_numbers_inside_of_flags() -> None:
 
 
 def test_ranges_of_ids(tmp_path: Path) -> None:
+    """Lines with a number too long for int() are skipped."""
     path = tmp_path / "subuid"
     path.write_text(f"ann:{LONG}:1\nann:1:{LONG}\nann:5:6\n")
     assert userns.entries(str(path)) == [("ann", 5, 6)]
@@ -89,13 +92,13 @@ def test_the_unchanged_file(tmp_path: Path) -> None:
 
 
 def test_an_offset_that_no_file_has(tmp_path: Path) -> None:
-    """lseek(2) fails (EINVAL), though the file can be read."""
+    """The file can be read, but lseek(2) to this offset fails (EINVAL)."""
     with pytest.raises(Unusable, match="broken ELF file"):
         read(tmp_path / "lib", shared({DYNAMIC + OFFSET: struct.pack("<Q", 2**63 - 8)}))
 
 
 def test_endless_entries(tmp_path: Path) -> None:
-    """Reading all of them would take minutes."""
+    """A table with 300,000 entries is refused. Reading all of them would take minutes."""
     data = shared({DYNAMIC + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
     with pytest.raises(Unusable, match="too much to read"):
         read(tmp_path / "lib", data + struct.pack("<QQ", 1, 1) * 300_000)
@@ -103,6 +106,7 @@ def test_endless_entries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "why"), [(5000, "ValueError"), (1 << 20, "too much to read")])
 def test_a_name_without_an_end(tmp_path: Path, size: int, why: str) -> None:
+    """An overlong interpreter path is an error. A huge one is not even read."""
     data = shared({INTERP + OFFSET: struct.pack("<Q", 4096)}).ljust(4096, b"\0")
     with pytest.raises(Unusable, match=why):
         read(tmp_path / "lib", data + b"A" * size + b"\0")

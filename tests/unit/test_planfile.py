@@ -1,5 +1,4 @@
-"""`fastns compile`, and the checks of fastns-exec before it starts anything. Needs no
-privileges."""
+"""`fastns compile`, and what fastns-exec checks before it starts anything. Needs no privileges."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ IDENTITY = {
     "userns": 264,
     "oom_score_adj": 272,
 }
-"""Their offsets in a plan file."""
+"""The offsets of these fields in a plan file."""
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def plan(tmp_path: Path) -> Path:
 
 
 def refused(*words: str | Path) -> tuple[str, str]:
-    """The error and the hint of a fastns-exec that refuses to start."""
+    """Run a fastns-exec that must refuse to start. Return its error and its hint."""
     done = execute(*words)
     assert (done.returncode, done.stdout) == (125, "")
     first, *rest = done.stderr.splitlines()
@@ -223,6 +222,7 @@ def test_a_file_that_is_not_a_plan(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_for_something_else(plan: Path, what: str, error: str) -> None:
+    """A plan is refused if any part of its identity differs."""
     data = bytearray(plan.read_bytes())
     data[IDENTITY[what]] ^= 1
     plan.write_bytes(data)

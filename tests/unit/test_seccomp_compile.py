@@ -1,4 +1,4 @@
-"""The built-in filter compiler: every comparison at its boundaries, and the numbers of calls."""
+"""The built-in filter compiler: each comparison at its boundaries, and the numbers of calls."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The filters' bytes are compared with a model of the profile that does not use libseccomp: every
-call number, on each architecture, with boundary and random arguments."""
+"""Filters give the same result as a model of the profile, which does not use libseccomp: for every
+call number on each architecture, with boundary and random arguments."""
 
 import functools
 import itertools
@@ -35,8 +35,8 @@ MACHINES = ("x86_64", "aarch64")
 SETID = {"any mode": True, "no set-id": False}
 HIGH = 1 << 32
 SIZES = (0, 1, 28, 999, 1000, 1001, 65536, HIGH, HIGH | 1, 2**64 - 1)
-# Values for each argument of a call, tried in every combination. HIGH is a bit that filters of
-# 32-bit arguments ignore.
+# Values for each argument of a call, tried in all combinations. HIGH is a bit that the kernel and
+# filters ignore in 32-bit arguments.
 FLAGS = (0, 1, 2, 0x41, 0x4000, 0x4001, 0x40000001, HIGH, HIGH | 1, 2**64 - 1)
 MODES = (0, 0o644, 0o1777, 0o2000, 0o2755, 0o4000, 0o4755, 0o6777, HIGH | 0o4711, HIGH, 2**64 - 1)
 OPENED = (0, 1, 0o100, 0o101, 0o100 | HIGH, 0o20200000, 0o20040000, 0o20000000, 0o2000000, 0o100000)
@@ -83,7 +83,7 @@ COMBINED = {
 
 
 def by_the_library(caps, machine, setid=True):
-    """The default profile's filter, made by libseccomp."""
+    """The filter that libseccomp makes of the default profile."""
     return [seccomp.build(seccomp.default_profile(setid=setid), caps, machine=machine)]
 
 
@@ -135,7 +135,7 @@ def test_every_call_is_judged_as_the_profile_says(setid, filters, caps, machine)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ["fcntl", "ioctl", "socket", "clone", "unshare", "personality"])
 def test_calls_with_rules_for_arguments(name, machine) -> None:
-    """More arguments for calls whose result depends on them."""
+    """Calls whose result depends on arguments are tried with more of them."""
     number = next(number for number in NUMBERS if name_of(number, machine) == name)
     codes = whole((), machine)
     model = Model(seccomp.default_profile(), machine)
@@ -169,7 +169,7 @@ def test_arguments_in_every_combination(filters, caps, machine) -> None:
 
 
 def combinations(name, number):
-    """Arguments of one call: those of COMBINED, or boundary and random values."""
+    """Arguments of one call: from COMBINED or, for other calls, boundary and random values."""
     tried = COMBINED.get(name)
     if tried is None:
         yield from arguments(number, 2)
@@ -186,7 +186,7 @@ def combinations(name, number):
     ("filters", "others"), [(packaged, by_the_library), (packaged_split, split_by_the_library)]
 )
 def test_packaged_filters_answer_like_libseccomps(filters, others, setid, machine) -> None:
-    """Without calls that an old libseccomp cannot filter for a foreign architecture."""
+    """Leaves out calls that an old libseccomp cannot filter for a foreign architecture."""
     ours, theirs = filters((), machine, setid), others((), machine, setid)
     compared = 0
     for number in (*NUMBERS, X32_BIT, X32_BIT | 1, 2**32 - 1):
@@ -285,7 +285,7 @@ def number_of(name):
         ("fcntl", (0, 1023), ALLOW),
         ("fcntl", (0, 1024), EPERM),  # F_SETLEASE
         ("fcntl", (0, 1024 | 1 << 32), EPERM),
-        ("fcntl", (0, 3 | 1 << 32), ALLOW),  # the kernel reads it as F_GETFL
+        ("fcntl", (0, 3 | 1 << 32), ALLOW),  # F_GETFL for the kernel
         ("fcntl", (0, 1025), ALLOW),
         ("fcntl", (0, 1026), EPERM),  # F_NOTIFY
         ("fcntl", (0, 1027), ALLOW),

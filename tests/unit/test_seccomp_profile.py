@@ -43,6 +43,7 @@ def refuse(**more):
     ],
 )
 def test_actions(rule, action) -> None:
+    """Each action of a rule becomes its SECCOMP_RET_*, for the named calls only."""
     assert judge([rule], "getppid") == action
     assert judge([rule], "getpid") == ALLOW
 
@@ -112,6 +113,7 @@ def test_all_comparisons_must_hold_but_of_one_argument_any() -> None:
     ],
 )
 def test_conditions(condition, counts) -> None:
+    """A rule counts only if its `includes` hold and its `excludes` do not."""
     kernel = "6.1.0-13-amd64"
     action = judge([refuse(**condition)], "getppid", caps=["CAP_SYS_ADMIN"], kernel=kernel)
     assert (action != ALLOW) == counts
@@ -149,11 +151,12 @@ def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -
     else:
         number = libseccomp.NEWER[name]
         assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
-    rule["action"] = "SCMP_ACT_ALLOW"  # left to the default, which is stricter
+    rule["action"] = "SCMP_ACT_ALLOW"  # ignored: the default action is stricter
     assert seccomp.build({"defaultAction": "SCMP_ACT_ERRNO", **given}, machine="x86_64")
 
 
 def test_flags() -> None:
+    """The flags of a profile become those of seccomp(2). TSYNC has no effect."""
     flags = [
         "SECCOMP_FILTER_FLAG_LOG",
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW",

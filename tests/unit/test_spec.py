@@ -1,4 +1,4 @@
-"""What Spec, Mount, IDMapping and Rlimit refuse: the field, and words of the error."""
+"""What Spec, Mount, IDMapping and Rlimit refuse. Errors name the field and the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(make: Callable[[], object], field: str, words: str) -> None:
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field}: ")
     assert words in caught.value.reason
-    assert len(str(caught.value)) < 400  # also for a long value
+    assert len(str(caught.value)) < 400  # even for a long value
     assert "\n" not in str(caught.value)
 
 
@@ -120,7 +120,7 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"network": "none", "namespaces": {"network": "/b"}}, "network", "contradicts"),
     ({"init": True, "namespaces": {"pid": "host"}}, "init", "namespaces['pid'] = 'new'"),
     ({"init": True, "namespaces": {"pid": "/n/pid"}}, "init", "pid 1"),
-    # without a mount namespace of its own
+    # without a new mount namespace
     ({"mounts": [bind("/a")], "namespaces": HOST}, "mounts", "change the host's mounts"),
     ({"files": {"/a": ""}, "namespaces": HOST}, "files", "change the host's mounts"),
     ({"read_only": True, "namespaces": HOST}, "read_only", "change the host's mounts"),

@@ -229,7 +229,7 @@ def test_the_environment_extends_clean_defaults(monkeypatch: pytest.MonkeyPatch)
     assert Spec(rootfs="/r").environment() == DEFAULT_ENV
     assert set(DEFAULT_ENV) == {"PATH", "HOME", "TERM", "LANG"}
     assert Spec(rootfs="/r", user="5").environment() == DEFAULT_ENV | {"HOME": "/"}
-    for spec in (Spec(), Spec(user="5")):  # /tmp is the only writable directory there
+    for spec in (Spec(), Spec(user="5")):  # /tmp is the only writable directory inside
         assert spec.environment() == DEFAULT_ENV | {"HOME": "/tmp"}
     for spec in (Spec(mounts=[bind("/root")]), Spec(namespaces=HOST), Spec(default_mounts=False)):
         assert spec.environment()["HOME"] == "/root"
