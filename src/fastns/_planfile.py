@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     Hint = tuple[str, str, int, bytes, bytes]
 
-# (stage, errno, detail) of a failure to look up the hint of each detail with. With any other errno
-# the hint of a detail is the same.
+# A (stage, errno, detail) for which to look up the hint of each detail. The hint does not depend on
+# the errno.
 DETAILS = (
     ("exec", errno.ENOENT, "found"),
     ("clone", errno.ECANCELED, "killed"),

@@ -1,4 +1,4 @@
-"""Frozen dataclasses without `dataclasses`, whose import costs more than all modules of a start.
+"""Frozen dataclasses without importing `dataclasses`, which takes longer than a start's modules.
 
 A record is a dataclass to its users: fields(), replace(), asdict(), is_dataclass() and
 FrozenInstanceError work on it. Type checkers see dataclasses.dataclass.

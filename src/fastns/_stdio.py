@@ -141,7 +141,7 @@ def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
 
 def is_open(fd: int) -> bool:
     try:
-        os.get_inheritable(fd)  # F_GETFD, without the import of fcntl
+        os.get_inheritable(fd)  # F_GETFD, without importing fcntl
     except OSError:
         return False
     return True

@@ -22,7 +22,7 @@ class FastnsError(Exception):
 
 
 class SpecError(FastnsError, ValueError):
-    """A wrong argument or Spec field, found before any process exists.
+    """An argument or a field of Spec is wrong. Raised before any process exists.
 
     Attributes: field (its name), reason (what is wrong, and what would be accepted).
     """

@@ -62,7 +62,7 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
     elif isinstance(target, str | os.PathLike):
         path = os.fsdecode(encode("target", target, MAX_PATH))
         try:
-            # O_NONBLOCK: a FIFO would block until somebody opens it for writing.
+            # Without O_NONBLOCK, a FIFO would block until somebody opens it for writing.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise SpawnError("setns", exc.errno or errno.EIO, path=path) from None

@@ -193,7 +193,7 @@ class Sandbox(GenericBase[S]):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end, at most `timeout` seconds (then TimeoutExpired; nothing is killed)."""
+        """Waits for the end. After `timeout` seconds it raises TimeoutExpired and kills nothing."""
         if self.returncode is None:
             timeout_ns = check_timeout(timeout)
             if not self._process.wait(timeout_ns):

@@ -111,20 +111,20 @@ class Spec:
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects. Each replaces the default of its type (DEFAULT_RLIMITS):
             RLIMIT_CORE 1:1, RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE
-            409600, RLIMIT_MEMLOCK 4 MiB. Half of the caller's soft limit replaces a higher default
-            (not RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Other limits
-            are the caller's.
+            409600, RLIMIT_MEMLOCK 4 MiB. A default other than RLIMIT_CORE is lowered to half of the
+            caller's soft limit if that is less (but RLIMIT_NOFILE not below 256, if the caller has
+            that many). All other limits are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
-            kernel drops signals that it has no handler for: abort() ends as -11, and
-            raise(SIGABRT), alarm() and SIGPIPE do not end it.
-        die_with_parent: killed when the thread that starts it ends, so also whenever the caller
+            kernel drops signals for which it has no handler: raise(SIGABRT), alarm() and SIGPIPE do
+            not end it, and abort() ends it with SIGSEGV (x86-64) or SIGTRAP (aarch64).
+        die_with_parent: killed when the thread that started it ends, and so also when the caller
             ends (PR_SET_PDEATHSIG, prctl(2)). Without init=True, the command can turn this off with
             that call, or by executing a setuid program. If short-lived threads start sandboxes, use
             a Template: its sandboxes end with the caller, never with one of its threads.
         memory: bytes, or text such as "64m", for all its processes and its tmpfs together.
         memory_swap: memory and swap together. None: no swap; -1: all the swap there is.
-        pids_limit: processes and threads.
-        cpus: CPU time per second, in CPUs, such as 1.5.
+        pids_limit: how many processes and threads at once.
+        cpus: how many CPUs it may use, such as 1.5 (seconds of CPU time per second).
         cpu_weight: 1 to 10000. When CPUs are busy, all sandboxes of this plan or template together
             get CPU time in proportion to it; plans with cpus but no weight have 100.
         cpuset: which CPUs, such as "0-1,3".
@@ -135,15 +135,15 @@ class Spec:
         cpu_time: seconds of CPU time, user and system, of all its processes together. After that
             it is killed within about 10 ms of CPU time on each CPU, with cause "cpu_time".
         cgroup_parent: the parent of its cgroups, in each hierarchy. None: found automatically.
-        max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
-            captured. None: all.
+        max_output: how much to keep of stdout and of stderr where they are captured: bytes, or
+            text such as "1m". None: all.
         on_output_limit: "truncate": the rest is read and dropped, and `truncated` is set. "kill":
             the sandbox is killed at once, with cause "output_limit".
         require_limits: a limit that cannot be enforced here is a SpecError. False: it is left out.
         capabilities: the command's capabilities, by name ("CAP_NET_RAW", "net_raw", "ALL"); by
             default all sets are empty. They apply only to the sandbox's user namespace and what
             belongs to it.
-        no_new_privileges: executing setuid programs and file capabilities adds no privileges.
+        no_new_privileges: executing a file adds no privileges (setuid, file capabilities).
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile must allow rt_sigprocmask and execve, which execute the

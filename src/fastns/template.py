@@ -50,7 +50,7 @@ class PoolUsage:
 
 
 class Template:
-    """Starts sandboxes of one spec; a context manager, for any number of threads.
+    """Starts sandboxes of one spec. A context manager, which any number of threads may use.
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
     writable default mount and every tmpfs of the spec. /dev and injected files are read-only. The
@@ -58,9 +58,10 @@ class Template:
     sandbox that can write to the root can also remove directories on which other sandboxes have
     mounts, which removes these mounts. Use overlay=True for untrusted code.
 
-    A sandbox has a session of its own, without the caller's terminal: a signal typed there ends the
-    caller, and with it the sandbox. The command is always pid 1 (init is not supported), which
-    receives only SIGKILL, SIGSTOP and signals that it has a handler for: see Spec's init.
+    A sandbox has a session of its own, without the caller's terminal. A signal typed there reaches
+    the caller but not the sandbox; if the caller ends, so does the sandbox. The command is always
+    pid 1 (init is not supported), which receives only SIGKILL, SIGSTOP and signals that it has a
+    handler for: see Spec's init.
 
     The server starts at the first use, and again after it was killed or this process has forked.
     Its sandboxes end when it does: at close(), when the Template is dropped (with a
@@ -205,7 +206,7 @@ class Template:
             return None
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
-        """call(server), with a new server if the last one was killed."""
+        """Returns call(server), after starting a new server if the last one was killed."""
         for _ in range(3):
             server = self._server
             try:
