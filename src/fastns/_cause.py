@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Counts: TypeAlias = Mapping[str, int | None]
 
 
-# signal(7), on x86_64 and aarch64. The module `signal` would import `enum`.
+# signal(7), on x86_64 and aarch64. Importing `signal` would import `enum`.
 SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
 # Signals by which a process may end because of a limit. The limits on memory and CPU time kill with
 # SIGKILL. A process that cannot fork, or whose child was killed, may call abort(), which ends pid 1

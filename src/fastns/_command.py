@@ -137,7 +137,7 @@ class TextMode:
                 if name is not None and field == "errors":
                     codecs.lookup_error(name)
                 elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not of text
+                    "".encode(name)  # rot13 and the like are codecs, but not text encodings
             except (LookupError, TypeError, ValueError):
                 raise wrong(field, name, what) from None
         return cls(encoding or "utf-8", errors or "strict")
@@ -151,7 +151,7 @@ class TextMode:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """Decodes the output so far after a timeout. Never fails: that would hide the timeout."""
+        """Decodes the output so far after a timeout. Where "strict" would fail, replaces bytes."""
         if data is None:
             return None
         lenient = "replace" if self.errors == "strict" else self.errors

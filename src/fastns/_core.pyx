@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
-It makes no decisions; csrc/caller/fastns.h says what the C code does. The _core_*.pxi files are parts of this
-module, not modules of their own, because csrc/ has state: a single extension has a single copy of it.
+It runs in the caller and makes no decisions; csrc/caller/fastns.h says what the C code does. The _core_*.pxi
+files are parts of this module, not modules of their own, because csrc/ has state: a single extension has a
+single copy of it.
 """
 
 cimport cython

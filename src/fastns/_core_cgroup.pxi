@@ -1,4 +1,4 @@
-# The cgroups of sandboxes with limits.
+# Part of _core.pyx: the cgroups of sandboxes with limits.
 
 COUNTS = tuple([c.fns_count_name(i).decode() for i in range(c.FNS_COUNTS)])
 

@@ -1,4 +1,4 @@
-# Fds as Python objects, pipes and /dev/null.
+# Part of _core.pyx: fds as Python objects; opens pipes and /dev/null.
 
 @cython.final
 cdef class Fd:

@@ -1,4 +1,4 @@
-# Jobs: commands that one loop in C runs to their end, or only starts.
+# Part of _core.pyx: jobs, which a loop in C runs to their end, or only starts.
 
 cdef enum:
     MAX_PLAIN = 4096  # bytes of the longest argument that run_plain() takes

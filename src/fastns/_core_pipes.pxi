@@ -1,4 +1,4 @@
-# communicate(): the pipes of a running sandbox.
+# Part of _core.pyx: the pipes of a running sandbox, for Sandbox.communicate().
 
 @cython.final
 cdef class Pipes:

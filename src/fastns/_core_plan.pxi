@@ -1,4 +1,4 @@
-# Plans: a compiled spec in C structures.
+# Part of _core.pyx: Plan, a compiled spec in C structures.
 
 @cython.final
 cdef class Plan:

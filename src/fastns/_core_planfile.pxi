@@ -1,4 +1,4 @@
-# Plan files (csrc/cli/planfile.h).
+# Part of _core.pyx: makes plan files (csrc/cli/planfile.h).
 
 def pack_plan(Plan plan, timeout_ns, list hints):
     """Returns the bytes of a plan file, from which fastns-exec starts this plan's sandboxes for this caller.

@@ -1,4 +1,4 @@
-# A running sandbox.
+# Part of _core.pyx: a started sandbox, until it is reaped.
 
 @cython.final
 @cython.no_gc_clear
@@ -13,7 +13,7 @@ cdef class Process:
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
-    cdef bint lost  # another part of this process reaped it
+    cdef bint lost  # its status: another part of this process reaped it, or its server was killed
     cdef bint killed  # by kill_all()
     cdef bint reaping  # a thread is asking the server to reap it
     cdef Plan plan

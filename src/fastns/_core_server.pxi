@@ -1,4 +1,4 @@
-# A template's server and the connections to it.
+# Part of _core.pyx: a template's server and the connections to it.
 
 @cython.final
 cdef class Server:

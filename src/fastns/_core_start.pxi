@@ -1,4 +1,4 @@
-# One start: its arguments, its errors, and spawn().
+# Part of _core.pyx: one start, with its arguments and errors, and spawn().
 
 @cython.final
 @cython.freelist(8)

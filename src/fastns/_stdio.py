@@ -85,7 +85,7 @@ def above_stdio(fd: int) -> int:
     """Moves an fd to a number above 2, unless it has one. Returns the fd."""
     if fd > 2:
         return fd
-    import fcntl  # seldom needed
+    import fcntl  # rarely needed
 
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
-SIGTERM = 15  # the module `signal` would import `enum`
+SIGTERM = 15  # importing `signal` would import `enum`
 
 
 @overload

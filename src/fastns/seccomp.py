@@ -46,7 +46,7 @@ ACTIONS = {  # SECCOMP_RET_*
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
 WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
-FLAGS = {  # TSYNC has no effect: there is one thread
+FLAGS = {  # TSYNC is accepted, but has no effect: there is one thread
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
