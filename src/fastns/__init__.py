@@ -3,8 +3,9 @@
     import fastns
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
-spec.py describes a sandbox, _compile makes a plan of that, and the C core carries it out. Callers
-use _run.py, sandbox.py, batch.py and template.py. See docs/architecture.md.
+spec.py describes a sandbox, _compile turns the description into a plan, and the C core carries the
+plan out. The functions that users call are in _run.py, sandbox.py, batch.py and template.py. See
+docs/architecture.md.
 """
 
 TYPE_CHECKING = False
@@ -50,7 +51,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Imports a name at its first use, because a start needs few of them."""
+    """Imports a name when it is first used: a start needs only a few of them."""
     if name in _HOME:
         # Cheaper than importing importlib.
         value = getattr(__import__(f"fastns.{_HOME[name]}", fromlist=[name]), name)

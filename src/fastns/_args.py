@@ -32,32 +32,32 @@ def shown(value: object) -> str:
 
 
 def wrong(field: str, value: object, expected: str, where: str = "") -> SpecError:
-    """The error for a value. where: a prefix that names the part of the field."""
+    """The error for a bad value. where: a prefix that says which part of the field is bad."""
     return SpecError(field, f"{where}{shown(value)}: {expected} expected")
 
 
 def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
-    """A whole number within bounds. `where`: as in wrong()."""
+    """Checks that a value is a whole number from `low` to `high`. where: as in wrong()."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise wrong(field, value, f"a whole number from {low} to {high}", where)
     return value
 
 
 def check_one_of(field: str, value: object, words: Iterable[str], where: str = "") -> None:
-    """One of some words. `where`: as in wrong()."""
+    """Checks that a value is one of `words`. where: as in wrong()."""
     if value not in (accepted := tuple(words)):
         raise wrong(field, value, f"one of {', '.join(accepted)}", where)
 
 
 def check_list(field: str, value: Any, what: str) -> tuple[Any, ...]:
-    """A sequence that is no text, as a tuple; `what` names its items in the error."""
+    """Returns a sequence other than str or bytes as a tuple. what: describes its items."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise wrong(field, value, f"a list {what}")
     return tuple(value)
 
 
 def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
-    """A str, bytes or path as bytes without NUL."""
+    """Returns a str, bytes or path as at most `limit` bytes without NUL."""
     try:
         data = os.fsencode(value)
     except TypeError:
@@ -72,7 +72,7 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
 
 
 def check_path(field: str, value: Any) -> str:
-    """A path, of this process or inside."""
+    """Returns a path, of this process or inside the sandbox, as str."""
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
         raise wrong(field, value, "a path as str or PathLike")
     text = os.fspath(value)
@@ -83,7 +83,7 @@ def check_path(field: str, value: Any) -> str:
 
 
 def check_inside(field: str, value: Any) -> str:
-    """An absolute path below the root, normalized."""
+    """Returns an absolute path inside the sandbox, other than "/", normalized."""
     text = check_path(field, value)
     if not text.startswith("/"):
         raise wrong(field, text, "an absolute path inside the root")
@@ -98,7 +98,7 @@ def check_inside(field: str, value: Any) -> str:
 
 
 def check_args(args: Any) -> tuple[bytes, ...]:
-    """argv as bytes."""
+    """Returns argv as bytes."""
     if isinstance(args, str | bytes | dict | set | frozenset | os.PathLike):
         raise SpecError("args", f"{shown(args)}: a list expected, such as ['sh', '-c', 'ls | wc']")
     try:
@@ -113,7 +113,7 @@ def check_args(args: Any) -> tuple[bytes, ...]:
 
 
 def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
-    """An environment as NAME=value bytes."""
+    """Returns an environment as NAME=value bytes."""
     if not isinstance(env, Mapping):
         raise wrong(field, env, "a mapping of names to values")
     entries = []
@@ -131,7 +131,7 @@ def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
 
 
 def check_cwd(cwd: Any) -> bytes:
-    """A working directory inside the sandbox."""
+    """Returns a working directory inside the sandbox, as bytes."""
     data = encode("cwd", cwd, MAX_PATH)
     if not data.startswith(b"/"):
         raise wrong("cwd", cwd, "an absolute path inside the sandbox")
@@ -139,7 +139,7 @@ def check_cwd(cwd: Any) -> bytes:
 
 
 def check_timeout(timeout: Any) -> int | None:
-    """Seconds as nanoseconds; negative is 0, as in subprocess."""
+    """Converts seconds to nanoseconds. A negative timeout counts as 0, as in subprocess."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):

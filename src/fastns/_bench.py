@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     Start: TypeAlias = Callable[[], int]  # runs the program once; returns the exit code
 
 PROGRAM = Path(__file__).with_name("_program")
-EXIT_CODE = 127  # of PROGRAM without arguments, which ends at once (csrc/program)
-PLACE = "/dev/fastns-bench"  # the path of PROGRAM inside, if its own is not in view
+EXIT_CODE = 127  # PROGRAM exits with this at once if it has no arguments (csrc/program)
+PLACE = "/dev/fastns-bench"  # where PROGRAM is mounted if its own path is not visible inside
 
 BASE = "os.posix_spawn"
 SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
@@ -44,7 +44,7 @@ PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90, "p99": 99}
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
 
-SECONDS = 2.4  # of all rounds together, if their number is not set
+SECONDS = 2.4  # for all rounds together, unless their number is given
 RATE_SECONDS = 0.12  # to measure per_second of one contender
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 TRY_SECONDS = 10.0
@@ -55,7 +55,7 @@ DOCTOR = "fastns doctor says what this machine allows"
 
 
 class Failed(Exception):
-    """A contender cannot be timed: the reason, and a fix."""
+    """A contender cannot be timed. Has the reason and a fix."""
 
     def __init__(self, message: str, hint: str | None = DOCTOR) -> None:
         super().__init__(message)
@@ -65,14 +65,14 @@ class Failed(Exception):
 
 @record(frozen=True)
 class Row:
-    """The measurements of one contender. Times in seconds; all of them None after an error.
+    """The measurements of one contender. Times are in seconds; after an error they are None.
 
     Attributes:
-        isolates: namespaces, and words of PLACES.
+        isolates: its new namespaces, and entries of PLACES.
         samples: how many starts were timed, in the rounds or in the batch.
-        per_second: starts without a pause between them.
-        ratio: of the median to BASE's.
-        concurrency: set for a batch only, of whose times only per_second is known.
+        per_second: how many sandboxes it completes per second, without pauses.
+        ratio: its median divided by BASE's.
+        concurrency: set only for a batch, which is measured by per_second alone.
     """
 
     name: str
@@ -100,13 +100,13 @@ class Sandboxes:
 
     @classmethod
     def of(cls, rootfs: str | None) -> Sandboxes:
-        """None: with the host's system directories, which may contain PROGRAM."""
+        """rootfs None: the host's system directories are visible, and may contain PROGRAM."""
         shown = rootfs is None and _view.lies_in(str(PROGRAM), _view.layout().shown)
         inside = str(PROGRAM) if shown else PLACE
         return cls(rootfs, inside, Caller.current().privileged)
 
     def spec(self, network: str = "host") -> fastns.Spec:
-        """The sandbox of all contenders of fastns."""
+        """The spec that all fastns contenders use."""
         mounts = [fastns.Mount(PLACE, source=str(PROGRAM), options=["ro"])]
         return fastns.Spec(
             rootfs=self.rootfs,
@@ -122,7 +122,7 @@ class Sandboxes:
         return SPACES if self.privileged else (*SPACES, "user")
 
     def bwrap(self) -> list[str]:
-        """Arguments of bwrap for the same sandbox."""
+        """Arguments of bwrap for an equivalent sandbox."""
         words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup")]
         words += [] if self.privileged else ["--unshare-user"]
         words += ["--as-pid-1", "--die-with-parent"]
@@ -146,7 +146,7 @@ class Sandboxes:
 
 @record(frozen=True)
 class Contender:
-    """What is timed. `prepare` registers the cleanup of what it sets up on the stack."""
+    """Something to time. `prepare` sets it up, and registers the cleanup on the stack."""
 
     name: str
     by_fastns: bool
@@ -187,14 +187,14 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
 
 
 def bare(argv: list[str]) -> Start:
-    """Starts a program as a child of this process, by Python's cheapest call."""
+    """Returns a Start that runs a program as a child of this process, by Python's cheapest call."""
 
     def start() -> int:
         pid = os.posix_spawn(argv[0], argv, DEFAULT_ENV)
         try:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except KeyboardInterrupt:
-            with contextlib.suppress(ChildProcessError):  # reaped just before
+            with contextlib.suppress(ChildProcessError):  # it was already reaped
                 os.waitpid(pid, 0)  # it ends soon, by itself or by the same Ctrl-C
             raise
 
@@ -202,7 +202,7 @@ def bare(argv: list[str]) -> Start:
 
 
 def tool(name: str, words: list[str]) -> Start:
-    """Starts another program that makes sandboxes. It is tried once, to learn why it fails."""
+    """Returns a Start for another sandboxing tool. Runs it once first, to report why it fails."""
     path = shutil.which(name)
     if path is None:
         raise Failed("not in PATH", f"install the package {PACKAGES[name]}")
@@ -242,8 +242,8 @@ def _as_failed() -> Iterator[None]:
 def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
     """A row for each of contenders(), from `rounds` rounds (None: as many as SECONDS allow).
 
-    per_second is measured apart, by starts of one contender alone: a pool that has time to refill
-    between its turns is slower when it is used without a pause."""
+    per_second is measured separately, with one contender at a time. In the rounds, a pool has time
+    to refill while the other contenders run; without pauses it is slower."""
     listed = contenders(boxes)
     rows = {one.name: Row(one.name, one.by_fastns, one.isolates) for one in listed}
     starts: dict[str, Start] = {}
@@ -282,7 +282,7 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
 
 
 def _rounds(count: int | None) -> Iterator[bool]:
-    """Whether the times of each round count. Those of the first tenth, the warm-up, do not."""
+    """Yields for each round whether its times count. The first rounds are a warm-up and do not."""
     for _ in range(MIN_ROUNDS if count is None else 1 + count // 10):
         yield False
     end = time.monotonic() + SECONDS
@@ -302,7 +302,7 @@ def _timed(start: Start) -> float:
 
 
 def _alone(start: Start) -> float:
-    """How many starts end in a second, one after the other."""
+    """How many starts end in a second when they run one after the other."""
     count, begin = 0, time.perf_counter()
     while (seconds := time.perf_counter() - begin) < RATE_SECONDS:
         _timed(start)
@@ -323,7 +323,7 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
-    """Rows of run_batch(), without a Template and with one."""
+    """A row for run_batch() without a Template, and one for a Template's."""
     concurrency = len(os.sched_getaffinity(0))
     for name in ("fastns.run_batch", "Template.run_batch"):
         row = Row(name, True, boxes.isolates(), concurrency=concurrency)
@@ -346,7 +346,7 @@ def measure_batches(boxes: Sandboxes) -> Iterator[Row]:
 
 
 def _rate(run: Callable[..., list[Result]], boxes: Sandboxes, jobs: int) -> float:
-    """How many starts end in a second, over `jobs` of them."""
+    """How many sandboxes end in a second, measured over a batch of `jobs`."""
     begin = time.perf_counter()
     results = run([[boxes.inside]] * jobs)
     seconds = time.perf_counter() - begin

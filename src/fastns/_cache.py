@@ -1,4 +1,4 @@
-"""functools.lru_cache without `functools`, whose import costs more than any module of a start."""
+"""Replaces functools.lru_cache: importing `functools` takes longer than any module of a start."""
 
 __all__ = ["cached"]
 

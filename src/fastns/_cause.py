@@ -1,4 +1,4 @@
-"""Why a sandbox ended, from what this process did and what its cgroups counted."""
+"""Finds out why a sandbox ended, from what this process did to it and what its cgroups counted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     Counts: TypeAlias = Mapping[str, int | None]
 
 
-# signal(7), on x86_64 and aarch64. The module `signal` would import `enum`.
+# signal(7), on x86_64 and aarch64. Importing `signal` would import `enum`.
 SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
-# Signals that a limit may end a process with. Over a limit on memory or CPU time it is SIGKILL. A
-# process that cannot fork, or lost a child, may call abort(), which in pid 1 of a namespace ends in
-# SIGSEGV (x86-64) or SIGTRAP (aarch64), or it may execute an invalid instruction (SIGILL).
+# Signals by which a process may end because of a limit. The limits on memory and CPU time kill with
+# SIGKILL. A process that cannot fork, or whose child was killed, may call abort(), which ends pid 1
+# of a namespace by SIGSEGV (x86-64) or SIGTRAP (aarch64), or run an invalid instruction (SIGILL).
 OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
 
 
@@ -34,17 +34,17 @@ def cause_of(
     plan: Plan | None = None,
     signals: frozenset[int] = frozenset(),
 ) -> Cause:
-    """A cause that is certain (timeout, output limit, kill, seccomp) outranks one inferred from
-    counters.
+    """Returns the cause. One that is certain (timeout, output limit, kill, seccomp) outranks one
+    inferred from counters.
 
     Args:
-        counts: of its cgroups, if it had any. They cover all its processes, so a limit that was
-            reached is the cause only if the first process ended in a way that a limit may cause.
+        counts: from its cgroups, if it had any. They cover all its processes, so a limit that was
+            reached is the cause only if the first process ended in a way that a limit can explain.
         timed_out: it was killed at its time limit.
         killed: it was killed by Sandbox.kill().
         over: it was killed because it wrote more than max_output.
         plan: says whether there is a filter. Without one, SIGSYS is a signal like any other.
-        signals: those that this process has sent to it.
+        signals: the signals that this process has sent to it.
     """
     if timed_out:
         return "timeout"

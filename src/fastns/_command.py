@@ -1,4 +1,4 @@
-"""What run(), spawn() and batches share: the command, text of its streams, its usage."""
+"""What run(), spawn() and batches share: the command, text mode for its streams, its usage."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Usage:
         pids_peak: processes and threads at once.
         io_read: bytes.
         io_write: bytes.
-        cpu_time: seconds of CPU time of all processes, also of those not waited for.
+        cpu_time: seconds of CPU time of all processes, including those that nobody waited for.
 
     The last five come from cgroups. They are None if no limit of that kind was set, or if the
-    kernel does not report it for this sandbox alone.
+    kernel does not report the value for this sandbox alone.
     """
 
     user_time: float
@@ -66,7 +66,7 @@ class Usage:
     def of(
         cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
     ) -> Usage:
-        """From a result of _core."""
+        """Makes a Usage from the numbers in a result of _core."""
         if counts is None:
             return cls(user, system, max_rss, exact)
         cpu = counts["cpu_time"]
@@ -82,8 +82,8 @@ class Usage:
 
 
 class Prepared:
-    """What a Template passes as `spec` to the functions that it shares: it starts their sandboxes,
-    from `plan`."""
+    """What a Template passes as `spec` to run(), spawn() and the batch functions: its plan for
+    sandboxes, and itself to start them."""
 
     def __init__(self, plan: _core.Plan, template: Template) -> None:
         self.plan = plan
@@ -107,7 +107,7 @@ def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
 def command(
     plan: _core.Plan, args: Args, env: Mapping[str, str] | None, cwd: Any
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...], bytes]:
-    """argv, environment, directories to look for argv[0] in, working directory."""
+    """Returns argv, environment, directories to look for argv[0] in, and working directory."""
     argv = check_args(args)
     directories = plan.search_path
     environ = plan.environ
@@ -120,7 +120,7 @@ def command(
 
 @record(frozen=True)
 class TextMode:
-    """How bytes become text. None in place of a TextMode: bytes stay bytes."""
+    """How bytes are decoded to text. None instead of a TextMode: they stay bytes."""
 
     encoding: str
     errors: str
@@ -137,7 +137,7 @@ class TextMode:
                 if name is not None and field == "errors":
                     codecs.lookup_error(name)
                 elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not of text
+                    "".encode(name)  # rot13 and the like are codecs, but not text encodings
             except (LookupError, TypeError, ValueError):
                 raise wrong(field, name, what) from None
         return cls(encoding or "utf-8", errors or "strict")
@@ -151,7 +151,7 @@ class TextMode:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """The output until a timeout. Never fails, which would hide the timeout."""
+        """Decodes the output so far after a timeout. Where "strict" would fail, replaces bytes."""
         if data is None:
             return None
         lenient = "replace" if self.errors == "strict" else self.errors

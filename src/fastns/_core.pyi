@@ -76,7 +76,7 @@ class Plan:
     view: Final[tuple[str, ...] | None]
     pipe_owner: Final[tuple[int, int] | None]
     binds: Final[_Binds]
-    def __new__(cls, **parts: Any) -> Plan: ...  # for _compile.made() only
+    def __new__(cls, **parts: Any) -> Plan: ...  # only _compile.made() calls it
     @property
     def limits(self) -> tuple[str, ...]: ...
     def close(self) -> None: ...

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, binding=False, autotestdict=False
 """The binding: copies arguments in, makes one C call without the GIL, hands an object out.
 
-It takes no decisions; csrc/caller/fastns.h says what the C code does. The files _core_*.pxi are parts of this
-module: a single extension has a single copy of csrc/'s state.
+It runs in the caller and makes no decisions; csrc/caller/fastns.h says what the C code does. The _core_*.pxi
+files are parts of this module, not modules of their own, because csrc/ has state: a single extension has a
+single copy of it.
 """
 
 cimport cython
@@ -61,8 +62,8 @@ cdef extern from "caller/fastns.h" nogil:
 
 
 cdef int _interrupted() noexcept with gil:
-    """C calls this in a start that waits: runs the handlers of pending signals. An exception makes the start
-    fail, and stays set in this thread until the start has returned (_raise_pending())."""
+    """Runs the handlers of pending signals. C calls it while a start waits. If a handler raises, the start
+    fails, and the exception stays set in this thread until the start has returned (_raise_pending())."""
     return PyErr_Occurred() != NULL or _run_handlers() != 0
 
 
@@ -97,7 +98,7 @@ cdef bint _program_loaded = False
 
 
 cdef object _load_program():
-    """Hands the program, a file beside this module, to the engine: once a process."""
+    """Passes the program, a file beside this module, to the C code. Once per process."""
     global _program_loaded
     if _program_loaded:
         return
@@ -108,7 +109,7 @@ cdef object _load_program():
     except OSError as exc:
         raise SpawnError("helper", exc.errno, path=path,
                          hint="the installation is incomplete: reinstall fastns") from exc
-    if _program_loaded:  # another thread was faster, and its spawns use those bytes
+    if _program_loaded:  # another thread was faster, and spawns may use its copy already
         return
     if c.fns_set_program(PyBytes_AS_STRING(read), len(read)) < 0:
         raise MemoryError
@@ -129,7 +130,7 @@ include "_core_planfile.pxi"
 # ---- this process and its kernel -------------------------------------------------------------------
 
 def capabilities():
-    """The calling thread's effective capabilities, a bit each. SpawnError, stage "capabilities"."""
+    """The calling thread's effective capabilities, one bit each. Raises: SpawnError, stage "capabilities"."""
     cdef uint64_t effective
     cdef int ret = c.fns_capabilities(&effective)
     if ret < 0:
@@ -156,11 +157,11 @@ def has_tree_namespaces():
 
 
 def user_namespace(tuple ids, bytes inotify):
-    """The fd of this process's user namespace with a range of ids, created by the first call.
+    """The fd of this process's user namespace with a range of ids, created by the first call. Do not close it.
 
     Args:
         ids: (first uid, first gid, how many), outside.
-        inotify: its limit on inotify instances, set at creation; b"": none.
+        inotify: the namespace's limit on inotify instances, set at creation; b"": no limit.
     Raises: SpawnError, stage "clone" or "id_map"."""
     cdef c.fns_error error
     cdef int fd = c.fns_userns_of_range(ids[0], ids[1], ids[2],

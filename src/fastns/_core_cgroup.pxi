@@ -1,4 +1,4 @@
-# The cgroups of sandboxes with limits.
+# Part of _core.pyx: the cgroups of sandboxes with limits.
 
 COUNTS = tuple([c.fns_count_name(i).decode() for i in range(c.FNS_COUNTS)])
 
@@ -8,11 +8,13 @@ cdef class CgroupPool:
     """The cgroups of one plan's sandboxes in this process (csrc/caller/cgroup.c).
 
     Args:
-        hierarchies: (fd of the directory, is it cgroup v2) each; the pool takes the fds over.
+        hierarchies: (fd of the directory, whether it is cgroup v2) each; from now on the pool owns the fds.
         settings: (index of the hierarchy, file, text) each.
-        counters: (one of COUNTS, index of the hierarchy, file, key, scale, is it a peak, reset) each.
-            reset: the text that resets it; "": only a new cgroup starts from zero; None: never reset.
-        memory: (index of the hierarchy, file, file that reclaims or None, its text); None: not counted.
+        counters: (one of COUNTS, index of the hierarchy, file, key, scale, whether it is a peak, reset) each.
+            reset: the text that resets it; "": nothing does, so each sandbox gets a new cgroup; None: it is not
+            reset, and compared with its value before the start.
+        memory: (index of the hierarchy, file with the bytes in use, file that reclaims memory or None, text to
+            write to the latter); None: memory is not counted.
         cpu_time: ns after which a sandbox is killed; 0: never.
     Raises: SpawnError, stage "cgroup"."""
 

@@ -1,11 +1,11 @@
-# Fds as Python objects, pipes and /dev/null.
+# Part of _core.pyx: fds as Python objects; opens pipes and /dev/null.
 
 @cython.final
 cdef class Fd:
-    """An fd that is closed with the last reference to it.
+    """An fd that is closed when the last reference to this object goes away.
 
-    A signal handler may raise between any two steps of Python, and a bare number would leak. Here an fd
-    is created, or changes its owner, in one step."""
+    A signal handler may raise between any two steps of Python code, which would leak an fd held as a plain
+    number. Here an fd is created, or passed to another owner, in a single step."""
 
     cdef int fd
 
@@ -29,7 +29,7 @@ cdef class Fd:
         return io.BufferedReader(raw) if how == "rb" else io.BufferedWriter(raw)
 
     def give(self, name, flags):
-        """Hands the fd over to the caller, who closes it. Can be an `opener` of open()."""
+        """Passes the fd to the caller, who must close it. Can be the `opener` of open()."""
         fd = self.fd
         self.fd = -1
         return fd
@@ -46,10 +46,10 @@ cdef class Fd:
 
 
 def open_pipe(owner=None):
-    """The reading end and the writing end, close-on-exec.
+    """Opens a pipe, close-on-exec. Returns its read end and its write end.
 
-    owner: (uid, gid) that the ends get if the caller may chown them; None: no change.
-    OSError: no fd is left."""
+    owner: (uid, gid) to chown the ends to, if the caller may do that; None: no change.
+    Raises: OSError if no fd is left."""
     cdef int ends[2]
     cdef Fd reading = Fd(), writing = Fd()
     cdef int ret = c.fns_open_pipe(ends)
@@ -62,7 +62,7 @@ def open_pipe(owner=None):
 
 
 def open_null():
-    """/dev/null, to read and to write. OSError: no fd is left."""
+    """Opens /dev/null for reading and writing. Raises: OSError if no fd is left."""
     cdef Fd null = Fd()
     null.fd = c.fns_open_null()
     if null.fd < 0:

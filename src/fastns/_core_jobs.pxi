@@ -1,7 +1,7 @@
-# Jobs: commands that one loop in C runs to their end, or only starts.
+# Part of _core.pyx: jobs, which a loop in C runs to their end, or only starts.
 
 cdef enum:
-    MAX_PLAIN = 4096  # bytes of an argument
+    MAX_PLAIN = 4096  # bytes of the longest argument that run_plain() takes
 
 cdef bint _utf8 = sys.getfilesystemencoding() == "utf-8"
 cdef tuple _INHERITED = (-1, -1, -1)
@@ -12,7 +12,7 @@ cdef class _Jobs:
     """An array of struct fns_job and its memory.
 
     items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0) each.
-    plan: a server's sandbox, if there is a server."""
+    plan: with a server, the plan of its sandboxes."""
 
     cdef c.fns_job *jobs
     cdef list arguments
@@ -21,7 +21,7 @@ cdef class _Jobs:
     cdef Server server
     cdef CgroupPool groups
     cdef size_t n
-    cdef size_t first  # all before it are handed out
+    cdef size_t first  # all jobs before this index are handed out
     cdef bytearray handed_out
 
     def __cinit__(self, Plan plan, Server server, list items):
@@ -59,14 +59,14 @@ cdef class _Jobs:
         c.fns_buffer_free(&self.jobs[i].io.output[1])
 
     cdef Process process(self, size_t i):
-        """A started job's Process, which takes its fds over."""
+        """The Process of a started job, which owns the job's fds from now on."""
         cdef Process process = _new_process(self.plan, self.server, &self.jobs[i], self.groups)
         gone = &self.jobs[i].io.process
         gone.pid = gone.pidfd = gone.control = -1
         return process
 
     cdef void discard(self) noexcept:
-        """Kills and reaps what an interrupted batch has started: dropping a Process reaps it."""
+        """Kills what an interrupted batch has started, then reaps it by dropping a Process of each."""
         for i in range(self.n):
             if self.jobs[i].io.process.pidfd >= 0:
                 c.fns_kill_all(&self.plan.plan, &self.jobs[i].io.process)
@@ -163,7 +163,7 @@ cdef class _Jobs:
 
 
 def run(Plan plan, Server server, tuple item):
-    """Runs one of _Jobs' items to its end. Returns _Jobs.outcome().
+    """Runs one item, as in _Jobs, to its end. Returns _Jobs.outcome().
 
     ConnectionAbortedError: the server was gone, and nothing was started."""
     cdef _Jobs jobs = _Jobs(plan, server, [item])
@@ -172,10 +172,11 @@ def run(Plan plan, Server server, tuple item):
 
 
 def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns):
-    """run() of a command with no options but these.
+    """The fast path of run(), for a command with no options but these.
 
-    None: `args` is not a list or tuple of short str, or a standard stream is closed. The caller then takes
-    the way through Python, whose checks say what is wrong."""
+    Returns the finished result of the most common case, else _Jobs.outcome(). None: `args` is not a list or
+    tuple of short str, or a standard stream is closed. The caller then takes the slow path in Python, whose
+    checks say what is wrong."""
     cdef tuple argv = _plain(args)
     if argv is None or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
         return None
@@ -190,7 +191,7 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
 
 
 cdef tuple _plain(object args):
-    """argv as a tuple of str that can be passed on as UTF-8; None: Python has to check it."""
+    """argv as a tuple of str that can be passed on as UTF-8; None: the slow path has to check it."""
     cdef Py_ssize_t size
     cdef const char *text
     cdef tuple argv
@@ -253,7 +254,7 @@ def spawn_batch(Plan plan, Server server, list items, unsigned concurrency):
 def run_batch(Plan plan, Server server, list items, unsigned concurrency, progress=None, each=None):
     """Runs every item to its end; _Jobs.outcome() for each, in order.
 
-    progress: called now and then with the number of finished jobs. each: called as each(i, outcome) soon
+    progress: called from time to time with the number of finished jobs. each: each(i, outcome) is called soon
     after job i has finished, in any order, and before `progress`; the returned list is then empty. An
     exception in either kills the jobs that still run."""
     cdef _Jobs jobs = _Jobs(plan, server, items)

@@ -1,4 +1,4 @@
-# communicate(): the pipes of a running sandbox.
+# Part of _core.pyx: the pipes of a running sandbox, for Sandbox.communicate().
 
 @cython.final
 cdef class Pipes:
@@ -42,14 +42,14 @@ cdef class Pipes:
         return self.io.over != 0
 
     def run(self, timeout_ns=None):
-        """True when the pipes are at their end and the sandbox has ended, or when `over` is set. False when
-        `timeout_ns` has passed first."""
+        """Returns True once the sandbox has ended and its pipes are at their ends, or once `over` is set;
+        False if `timeout_ns` has passed first."""
         cdef int ret
         self.io.deadline = 0
         if timeout_ns is not None:
             self.io.deadline = c.fns_now() + <uint64_t>max(0, timeout_ns) + 1
         self.process.users += 1
-        self.io.process = self.process.process  # again: reaping closes the pidfd
+        self.io.process = self.process.process  # copied again: a reap may have closed the pidfd
         try:
             while True:
                 with nogil:

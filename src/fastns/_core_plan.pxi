@@ -1,10 +1,10 @@
-# Plans: a compiled spec in C structures.
+# Part of _core.pyx: Plan, a compiled spec in C structures.
 
 @cython.final
 cdef class Plan:
     """A compiled spec: what a sandbox's first process does, in order.
 
-    Made by fastns.compile(); accepted wherever spec= is; immutable, so that any number of threads may
+    fastns.compile() makes it, and every `spec` argument accepts it. It is immutable: any number of threads may
     spawn from it at once.
     """
 
@@ -16,18 +16,18 @@ cdef class Plan:
     cdef readonly bytes cwd
     cdef readonly str id_map
     cdef readonly str method  # "direct", "staged", "template"
-    cdef readonly bint hop  # another process joins namespaces, then clones the sandbox
-    cdef readonly str mount_namespace  # how it starts: "copied", "tree", "template"; "host": no new one
+    cdef readonly bint hop  # another process joins namespaces first, then clones the sandbox
+    cdef readonly str mount_namespace  # what it starts from: "copied", "tree", "template"; "host": no new one
     cdef readonly bint filtered  # its sandboxes have a filter of system calls
     cdef readonly uint64_t max_output  # bytes kept of stdout and stderr each; 0: all
     cdef readonly bint capped  # a sandbox that exceeds max_output is killed
-    cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's
-    cdef readonly Plan sandbox  # of a template: what its server does for each sandbox
-    cdef readonly tuple ids  # range of its user namespace, for user_namespace(); None: no range
-    cdef readonly bytes inotify  # likewise
+    cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's cgroups
+    cdef readonly Plan sandbox  # only in a template's plan: the plan of its sandboxes
+    cdef readonly tuple ids  # the range of its user namespace, for user_namespace(); None: no range
+    cdef readonly bytes inotify  # also for user_namespace()
     cdef readonly tuple view  # without a rootfs: the destinations of all mounts; else None
     cdef readonly tuple pipe_owner  # (uid, gid) that own the pipes of its stdio; None: the caller
-    # (destination, source, is it recursive, may it be plain, why it is plain or "") of the spec's binds
+    # (destination, source, whether recursive, whether it may be plain, why it is plain or "") for each bind
     cdef readonly tuple binds
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
@@ -107,7 +107,7 @@ cdef class Plan:
         return 0 if self.ids is None else user_namespace(self.ids, self.inotify)
 
     cdef CgroupPool pool(self):
-        """The cgroups of its sandboxes, created by the first use in each process; None: it has none."""
+        """The cgroups of its sandboxes, created on first use in each process; None: the plan has none."""
         if self.cgroups is None:
             return None
         live = self.live
@@ -128,7 +128,7 @@ cdef class Plan:
         self.live = None
 
     def can_idmap(self, bytes path, bint recursive):
-        """Whether a bind of this path can keep its owners in its range of ids: 0, or the errno."""
+        """Whether a bind of this path can be idmapped to the plan's range of ids: 0 if so, else the errno."""
         if self.ids is None:
             raise ValueError("a plan without a range of ids")
         cdef int userns = self.userns(), ret

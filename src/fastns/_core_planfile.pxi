@@ -1,12 +1,12 @@
-# Plan files (csrc/cli/planfile.h).
+# Part of _core.pyx: makes plan files (csrc/cli/planfile.h).
 
 def pack_plan(Plan plan, timeout_ns, list hints):
-    """The bytes of a file from which fastns-exec starts this plan's sandboxes for this caller.
+    """Returns the bytes of a plan file, from which fastns-exec starts this plan's sandboxes for this caller.
 
     Args:
         timeout_ns: a sandbox is killed this long after its start; None: never.
         hints: (stage or "" for any, one of DETAILS or "", errno or 0, path or b"", text) each.
-    Raises: OSError, /proc cannot be read."""
+    Raises: OSError if /proc cannot be read."""
     cdef c.fns_planfile file
     cdef c.fns_identity identity
     cdef void *data = NULL

@@ -1,27 +1,27 @@
-# A running sandbox.
+# Part of _core.pyx: a started sandbox, until it is reaped.
 
 @cython.final
 @cython.no_gc_clear
 cdef class Process:
-    """A started sandbox: its pid and pidfd; waits for it, reaps it, kills it.
+    """A started sandbox: waits for it, reaps it, kills it.
 
-    Where fds are scarce, a template's sandbox has a pidfd only during the calls that need it. An object
-    that is dropped before it was reaped kills its sandbox: an exception may come between a start and its
-    handle.
+    When fds are scarce, a template's sandbox has a pidfd only during the calls that need it. Dropping an
+    object before it was reaped kills its sandbox, because an exception may occur after the start and before
+    the caller has a handle.
     """
 
     cdef c.fns_process process
     cdef c.fns_result result
     cdef readonly bint reaped
-    cdef bint lost  # another part of this process reaped it
+    cdef bint lost  # its status: another part of this process reaped it, or its server was killed
     cdef bint killed  # by kill_all()
-    cdef bint reaping  # a thread has asked the server to reap it
+    cdef bint reaping  # a thread is asking the server to reap it
     cdef Plan plan
     cdef Server server  # its parent; None: it is a child of this process
     cdef int owner  # pid of the process that started it: a forked copy of this object kills nothing
     cdef CgroupPool groups
     cdef c.fns_cgroup cgroup
-    cdef int users  # threads in a call that uses the pidfd: the last one closes it
+    cdef int users  # how many threads are in a call that uses the pidfd; the last one closes it
     cdef bint borrowed  # the pidfd was opened only for these calls
 
     @property
@@ -34,9 +34,9 @@ cdef class Process:
         return self.process.pidfd
 
     cdef int enter(self) noexcept:
-        """Opens the pidfd until leave(), which must follow in any case.
+        """Opens the pidfd for one call. leave() must follow, also after a failure.
 
-        1: it is open; 0: the sandbox has ended, or another process started it; -errno."""
+        Returns 1: it is open; 0: the sandbox has ended, or another process started it; -errno."""
         cdef int ret, pidfd = -1
         self.users += 1
         if self.process.pidfd >= 0:
@@ -53,14 +53,14 @@ cdef class Process:
         return 0 if ret == -ECANCELED or ret == -ECHILD else ret
 
     cdef int enter_alive(self) noexcept:
-        """enter() for a signal. -EBADF: it was reaped; -ESRCH: it has ended."""
+        """enter(), to send a signal. -EBADF: the sandbox was reaped; -ESRCH: it has ended."""
         cdef int ret = self.enter()
         if self.reaped or self.lost:
             return -EBADF
         return ret if ret else -ESRCH
 
     cdef int keep(self) except -1:
-        """Opens the pidfd until the sandbox is reaped."""
+        """Opens the pidfd, and keeps it open until the sandbox is reaped."""
         cdef int ret = self.enter()
         self.borrowed = False
         self.leave()
@@ -69,7 +69,7 @@ cdef class Process:
         return 0
 
     def wait(self, timeout_ns=None):
-        """True when the sandbox has ended; False when `timeout_ns` has passed first."""
+        """Returns True once the sandbox has ended; False if `timeout_ns` has passed first."""
         cdef int ret
         cdef int64_t left = -1
         cdef uint64_t end = 0
@@ -97,10 +97,11 @@ cdef class Process:
             self.leave()
 
     def reap(self):
-        """Reaps a sandbox that has ended. Returns _result(); None: it has not ended.
+        """Reaps a sandbox that has ended. Returns _result(); None: it has not ended, or its status is lost and
+        an earlier call raised.
 
-        SpawnError: stage "wait": another part of this process reaped it; "helper": it was killed with
-        its server; "init": its reaper failed."""
+        Raises: SpawnError, stage "wait" if another part of this process reaped it, "helper" if it was killed
+        with its server, "init" if its reaper failed."""
         cdef int ret
         if not self.reaped:
             if self.lost:
@@ -108,7 +109,7 @@ cdef class Process:
             ret = self.reap_now()
             if ret == -EAGAIN:
                 return None
-            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # it can be tried again
+            if ret < 0 and ret != -ECHILD and ret != -ECANCELED:  # the caller can try again
                 raise SpawnError("wait", -ret)
             self.lost = ret < 0
             self.reaped = ret >= 0
@@ -123,7 +124,7 @@ cdef class Process:
                        None if self.groups is None else _counts(&self.cgroup))
 
     cdef int reap_now(self) noexcept:
-        """0, -EAGAIN, or -errno."""
+        """Reaps without waiting. -EAGAIN: it has not ended, or another thread is reaping it; -errno."""
         cdef int ret
         if self.server is None:
             ret = c.fns_reap(&self.process, &self.result)
@@ -160,7 +161,7 @@ cdef class Process:
         return -ret
 
     def kill_all(self):
-        """Kills every process: the pid namespace, or the process tree; 0, or the errno."""
+        """Kills every process of its pid namespace or, if it has none, of its process tree; 0, or the errno."""
         cdef int ret = self.enter_alive()
         if ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
@@ -198,7 +199,7 @@ cdef double _seconds(const timeval *time) noexcept:
 
 
 cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
-    """(code, status, user seconds, system seconds, max rss in bytes, is that exact, wall seconds, counts)"""
+    """(code, status, user seconds, system seconds, max rss in bytes, is it exact, wall seconds, counts)"""
     usage = &result.usage
     return (result.code, result.status, _seconds(&usage.ru_utime), _seconds(&usage.ru_stime),
             usage.ru_maxrss * 1024, usage.ru_maxrss > process.rss_floor,

@@ -1,15 +1,15 @@
-# A template's server and the connections to it.
+# Part of _core.pyx: a template's server and the connections to it.
 
 @cython.final
 cdef class Server:
     """A template's server process and the free connections to it.
 
-    The constructor and stop() are for one thread at a time, as template.py ensures; any thread may call
+    Only one thread at a time may call the constructor and stop(); template.py ensures that. Any thread may call
     the rest.
 
     Args:
-        plan: a template's.
-        null: an fd >= 3 of /dev/null.
+        plan: the template's.
+        null: /dev/null, open as an fd >= 3.
         parked: how many sandboxes are made ahead, each on a connection of its own.
     Raises: SpawnError."""
 
@@ -17,7 +17,7 @@ cdef class Server:
     cdef readonly Plan plan
     cdef readonly bint running
     cdef list free  # connections
-    cdef list ahead  # connections with a sandbox made ahead
+    cdef list ahead  # connections with a parked sandbox
     cdef int owner
 
     def __cinit__(self, Plan plan, int null, int parked=0):
@@ -47,7 +47,7 @@ cdef class Server:
         return self.usable() and c.fns_wait(&self.process, 0) == 0
 
     def usable(self):
-        """alive() without a system call: a start on a dead server raises ConnectionAbortedError."""
+        """As alive(), but does not check that the server runs: if not, a start raises ConnectionAbortedError."""
         return self.running and self.owner == getpid()
 
     # ---- connections ----
@@ -65,7 +65,7 @@ cdef class Server:
         return connection
 
     cdef int take(self, bint *parked) except -1:
-        """A connection for one start. The parked one that was returned first is ready first."""
+        """Takes a connection for one start. Of the parked ones, the oldest is the most likely to be ready."""
         parked[0] = len(self.ahead) > 0
         if parked[0]:
             return self.ahead.pop(0)
@@ -96,7 +96,7 @@ cdef class Server:
             self.ahead.append(connection)
 
     cdef int take_any(self) noexcept:
-        """A connection for a request about a sandbox, to return with give(). -ECANCELED: the server is gone."""
+        """A connection for a request about a sandbox; return it with give(). -ECANCELED: the server is gone."""
         cdef int connection
         if self.free:
             return self.free.pop()
@@ -105,7 +105,7 @@ cdef class Server:
         return -ECANCELED if connection == -EPIPE else connection
 
     cdef int aborted(self) except -1:
-        """The server has closed a connection, perhaps all of them: the next start needs a new one."""
+        """The server has closed a connection, perhaps all: closes the rest, raises ConnectionAbortedError."""
         self.close_connections()
         raise ConnectionAbortedError
 
@@ -117,7 +117,7 @@ cdef class Server:
     # ---- requests ----
 
     cdef int ask(self, const c.fns_process *process, c.fns_result *result, int *pidfd) noexcept:
-        """fns_server_reap(), or without `result` fns_server_look()."""
+        """Calls fns_server_reap(), or fns_server_look() if `result` is NULL."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
@@ -130,7 +130,7 @@ cdef class Server:
         return ret
 
     def pool(self):
-        """Its pool of network namespaces: how many were made, how many starts waited, seconds waited."""
+        """Its pool of network namespaces: (how many were made, how many starts waited, for how many seconds)."""
         cdef c.fns_pool_state state
         cdef int connection = self.free.pop() if self.free else self.connect()
         cdef int ret = c.fns_server_pool(&self.process, connection, &state)

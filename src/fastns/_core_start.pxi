@@ -1,11 +1,11 @@
-# One start: its arguments, its errors, and spawn().
+# Part of _core.pyx: one start, with its arguments and errors, and spawn().
 
 @cython.final
 @cython.freelist(8)
 cdef class _Arguments:
-    """struct fns_args and its memory.
+    """A struct fns_args and its memory.
 
-    argv may hold str, which are passed on as UTF-8; everything else is bytes without NUL."""
+    Items of argv may be str, which are passed on as UTF-8; everything else is bytes without NUL."""
 
     cdef c.fns_args args
     cdef char **block
@@ -63,10 +63,11 @@ cdef object _spawn_error(Plan plan, object command, bytes cwd, const c.fns_error
 
 def spawn(Plan plan, Server server, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio,
           tuple keep):
-    """Starts one sandbox. SpawnError names the step that failed.
+    """Starts one sandbox.
 
-    plan: a server's sandbox, if there is a server.
-    ConnectionAbortedError: the server was gone, and nothing was started."""
+    plan: with a server, the plan of its sandboxes.
+    Raises: SpawnError, which names the step that failed. ConnectionAbortedError: the server was gone, and
+    nothing was started."""
     cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
     cdef CgroupPool groups = plan.pool()
     cdef c.fns_job job

@@ -1,4 +1,4 @@
-"""Results of a sandbox, without the import of `subprocess`."""
+"""The results of a sandbox that has ended, without importing `subprocess`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DecodeError(Ended, UnicodeDecodeError):
 
 
 class Completed(GenericBase[S]):
-    """CompletedSandbox without its base class of `subprocess`."""
+    """CompletedSandbox without its base class from `subprocess`."""
 
     args: Any
     returncode: int

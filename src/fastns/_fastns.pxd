@@ -1,4 +1,4 @@
-"""The C API as Cython sees it: csrc/caller/fastns.h, declared once."""
+"""Declares the C API (csrc/caller/fastns.h, and csrc/cli/planfile.h for plan files) for Cython."""
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from posix.resource cimport rusage

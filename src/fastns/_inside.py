@@ -1,8 +1,8 @@
 """Reads files of an untrusted root from outside.
 
-Links are followed as inside, from one directory's descriptor to the next, so none leads out of the
-root, whatever is renamed meanwhile. Only regular files are opened, so no FIFO blocks, and at most
-what the caller allows is read.
+Symbolic links are resolved as they would be inside. Each name is looked up from the descriptor of
+its directory, so no link, and no concurrent rename, leads out of the root. Only regular files are
+opened, because a FIFO would block. No more is read than the caller allows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ MAX_LINKS = 40  # in one path, as in the kernel (path_resolution(7))
 
 
 def read(root: str, path: str, most: int) -> bytes:
-    """The regular file at an absolute path inside `root`.
+    """Reads the regular file at an absolute path inside `root`.
 
-    OSError: EFBIG: more than `most` bytes; EINVAL: no regular file; else as open(2)."""
+    Raises: OSError, EFBIG if it has more than `most` bytes, EINVAL if it is not a regular file,
+    otherwise as open(2)."""
     fd = _open(root, path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
         with open(f"/proc/self/fd/{fd}", "rb") as file:
-            data = file.read(most + 1) or b""  # None: a file system's EAGAIN
+            data = file.read(most + 1) or b""  # None if the file system fails with EAGAIN
     finally:
         os.close(fd)
     if len(data) > most:
@@ -41,7 +42,7 @@ def is_directory(root: str, path: str) -> bool:
 
 
 def _mode(root: str, path: str) -> int:
-    """0 if nothing is there, or it cannot be reached."""
+    """The st_mode of what is at `path`; 0 if it does not exist or cannot be reached."""
     try:
         fd = _open(root, path)
     except OSError:

@@ -33,7 +33,7 @@ MFD_EXEC = 0x0010
 SYSTEM_CALLS = {"open_tree": 428, "clone3": 435, "openat2": 437, "mount_setattr": 442}
 """The calls to try, and their numbers, which are the same on every architecture but alpha."""
 REPLACEABLE_CALLS = ("clone3", "openat2")
-"""Calls with slower replacements, which cannot make a time namespace."""
+"""Calls that have slower replacements. The one of clone3 cannot make a time namespace."""
 
 
 @record(frozen=True)
@@ -42,11 +42,11 @@ class Finding:
 
     ok: bool | None  # None: neither good nor bad
     detail: str
-    fix: str | None = None  # None: nothing to do, or nothing known
+    fix: str | None = None  # None: nothing to do, or no fix known
 
 
 def kernel() -> Finding:
-    """Whether the kernel has mount_setattr()."""
+    """Whether the kernel is new enough to have mount_setattr()."""
     release = platform.release()
     match = re.match(r"(\d+)\.(\d+)", release)
     needed = ".".join(map(str, OLDEST_KERNEL))
@@ -98,7 +98,7 @@ def user_namespace_settings() -> Finding:
 
 
 def system_call(name: str) -> Finding:
-    """Whether the kernel has this call, which then fails with EINVAL for invalid arguments."""
+    """Whether the kernel has this call: if so, it fails with EINVAL for invalid arguments."""
     import ctypes  # no other check needs it
 
     invalid, zero = ctypes.c_ulong(~0), ctypes.c_ulong(0)
@@ -129,7 +129,7 @@ def mount_tables() -> Finding:
             "a direct start in a rootfs begins with that alone (OPEN_TREE_NAMESPACE); with an "
             f"overlay, files or no rootfs it copies the {mounts} mounts here, a Template few",
         )
-    able = not has_range() or _core.has_tree_namespaces()  # only such a caller can find out
+    able = not has_range() or _core.has_tree_namespaces()  # others cannot find out
     why = "this caller" if able else "this kernel"
     return Finding(
         None,
@@ -139,7 +139,7 @@ def mount_tables() -> Finding:
 
 
 def pidfd() -> Finding:
-    """Whether a process can have a file descriptor."""
+    """Whether the kernel has pidfds."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError as error:
@@ -165,7 +165,7 @@ def executable_memfd() -> Finding:
 
 
 def program() -> Finding:
-    """The program that carries out the plans of sandboxes."""
+    """Whether the program, which runs the ops of plans, is installed."""
     path = Path(__file__).with_name("_program")
     if not path.is_file():
         return Finding(False, f"{path} is missing", "reinstall fastns")
@@ -173,7 +173,7 @@ def program() -> Finding:
 
 
 def devices() -> Finding:
-    """The devices that a sandbox's /dev shows."""
+    """Whether the host has the devices that a sandbox's /dev shows."""
     missing = [name for name in DEVICES if not _is_device(Path("/dev", name))]
     if not missing:
         return Finding(True, ", ".join(DEVICES))
@@ -189,7 +189,7 @@ def _is_device(path: Path) -> bool:
 
 
 def id_ranges() -> Finding:
-    """What a user needs to map more than one id: newuidmap, newgidmap, /etc/subuid, /etc/subgid."""
+    """Whether this user can map more than one id, by its rights or by newuidmap and newgidmap."""
     around = Surroundings.current()
     held = around.capabilities if around.unread is None else _core.capabilities()
     maps = held & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
@@ -222,7 +222,7 @@ def id_ranges() -> Finding:
 
 
 def supplementary_groups() -> Finding:
-    """Which groups a sandbox keeps: with a single id it cannot drop them."""
+    """Which of the caller's groups a sandbox keeps. With only one id mapped it cannot drop them."""
     caller = Caller.current()
     if caller.capabilities & CAP_SETGID and caller.may_setgroups:
         return Finding(None, "a sandbox has none of the caller's")
@@ -263,7 +263,7 @@ def cgroup() -> Finding:
 
 
 def limits() -> Finding:
-    """Which limits can be enforced, by which cgroups."""
+    """Which cgroup controllers can enforce limits here, and their cgroup version."""
     from fastns._policy import cgroup_plan
 
     there, missing = [], []

@@ -1,7 +1,7 @@
 """Plan files: `fastns compile` writes them, and fastns-exec starts sandboxes from them.
 
-csrc/cli/planfile.h defines the format. This module adds the hints to the plan, as no Python runs
-when a start fails.
+csrc/cli/planfile.h defines the format. This module adds the hints to the plan, because no Python
+runs when a start fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     Hint = tuple[str, str, int, bytes, bytes]
 
-# (stage, errno, detail). A detail has the same hint for every errno: this one looks it up.
+# A (stage, errno, detail) for which to look up the hint of each detail. The hint does not depend on
+# the errno.
 DETAILS = (
     ("exec", errno.ENOENT, "found"),
     ("clone", errno.ECANCELED, "killed"),
@@ -27,10 +28,10 @@ DETAILS = (
 
 
 def pack(plan: _core.Plan, timeout_ns: int | None, reword: Callable[[str], str]) -> bytes:
-    """The bytes of a plan's file.
+    """Returns the bytes of a plan file.
 
     Args:
-        plan: without cgroups.
+        plan: must not have cgroups.
         timeout_ns: a sandbox is killed after this time; None: never.
         reword: turns a hint about a Spec into one about flags.
     """
@@ -66,7 +67,7 @@ def out_of_view(view: tuple[str, ...]) -> str:
 
 
 def write(path: str, data: bytes) -> None:
-    """Replaces the file at `path` atomically. Only its owner may read or write it. OSError."""
+    """Replaces the file at `path` atomically; only its owner may access it. Raises: OSError."""
     fresh = f"{path}.{os.getpid()}"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses without `dataclasses`, whose import costs more than all modules of a start.
+"""Frozen dataclasses without importing `dataclasses`, which takes longer than a start's modules.
 
 A record is a dataclass to its users: fields(), replace(), asdict(), is_dataclass() and
 FrozenInstanceError work on it. Type checkers see dataclasses.dataclass.
@@ -15,7 +15,7 @@ else:
         """The class decorator: @record or @record(kw_only=True). Every record is frozen."""
         if cls is None:
             return lambda cls: record(cls, kw_only=kw_only)
-        cls._names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - inspect again
+        cls._names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - would import inspect
         init = _make_init(cls, kw_only)
         cls.__init__ = _with_suggestions(init) if kw_only else init
         cls.__eq__ = _eq
@@ -31,14 +31,14 @@ else:
         fill(self, locals())  # noqa: F821 - see _make_init()
 
     def _make_init(cls, kw_only):
-        """__init__ with the fields as its arguments: the code of _arguments() with other names.
+        """Makes an __init__ that takes the fields, from the code of _arguments() with other names.
         Compiling source text would take longer than everything else here."""
         names = cls._names
         checks = hasattr(cls, "__post_init__")
 
         def fill(self, values):
             del values["self"]
-            self.__dict__.update(values)  # past __setattr__, which refuses
+            self.__dict__.update(values)  # bypasses __setattr__, which refuses
             if checks:
                 self.__post_init__()
 
@@ -61,7 +61,7 @@ else:
         return init
 
     def _with_suggestions(init):
-        """The same, but the error for an unknown field suggests one with a similar name."""
+        """`init`, but its error for an unknown field suggests one with a similar name."""
 
         def __init__(self, **values):
             for name in values:

@@ -1,4 +1,4 @@
-"""run(), and what it makes of a command that has ended."""
+"""run(), and how it turns a command that has ended into a result or an error."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class _Unlinked(Completed):
-    """Stands for CompletedSandbox until `subprocess`, which takes longer to import than all of
-    fastns, is imported. isinstance() takes it for a CompletedSandbox, and it is pickled and copied
-    as one; only type() shows the difference."""
+    """Stands in for CompletedSandbox until `subprocess`, the module of its base class, is imported,
+    which takes longer than to import all of fastns. For isinstance(), pickle and copy it is a
+    CompletedSandbox; only type() shows the difference."""
 
-    @property  # type: ignore[misc]  # object has one that can be set
+    @property  # type: ignore[misc]  # object's can be set
     def __class__(self) -> Any:
         return _linked()
 
@@ -91,12 +91,12 @@ def run(
 
     Args: as spawn(), and
         input: written to its stdin; excludes stdin.
-        capture_output: stdout=PIPE, stderr=PIPE; excludes both.
+        capture_output: the same as stdout=PIPE and stderr=PIPE; excludes both.
         timeout: seconds, after which the whole sandbox is killed and TimeoutExpired is raised.
         check: a non-zero returncode raises CalledProcessError.
-    Raises: as spawn(); TimeoutExpired and CalledProcessError hold the output so far. DecodeError, a
-        UnicodeDecodeError, when the output is not valid in the encoding (errors="replace" accepts
-        any).
+    Raises: as spawn(); TimeoutExpired, with the output so far; CalledProcessError, with the output;
+        DecodeError, a UnicodeDecodeError, when the output is not valid in the encoding
+        (errors="replace" accepts any).
     """
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
@@ -140,7 +140,7 @@ def run(
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:
-    """Returns the result, or raises it if it is an error, or CalledProcessError by `check`."""
+    """Returns a result, or raises it if it is an error. check: raises CalledProcessError too."""
     if isinstance(done, Completed):
         if check and done.returncode:
             from fastns.results import CalledProcessError
@@ -160,7 +160,7 @@ def completed(
     mode: TextMode | None,
     timeout: float | None,
 ) -> Result:
-    """The result of a command that was run to its end, from what _core reports."""
+    """Makes the result, or the error, of a command that has ended from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
     from fastns._cause import cause_of  # not needed by the fast path of run()

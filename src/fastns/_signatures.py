@@ -1,4 +1,4 @@
-"""The keyword arguments of run(), spawn() and run_batch(). For type checkers: never imported.
+"""The keyword arguments of run(), spawn() and run_batch(). Only type checkers import this module.
 
 The functions take a `spec`, the methods of a Template do not. Those with an Encoding return text;
 without one, and without text=True, they return bytes.

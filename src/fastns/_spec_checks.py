@@ -57,7 +57,7 @@ NEEDS_NEW_MOUNTS = (
 
 
 def check(spec: Spec) -> None:
-    """Checks all fields, and stores them in their plain form. Raises: SpecError."""
+    """Checks all fields, and stores them in normalized form. Raises: SpecError."""
     _types(spec)
     _namespaces(spec)
     _root(spec)
@@ -129,7 +129,7 @@ def _namespaces(spec: Spec) -> None:
 
 
 def _namespace(name: str, value: Any, own: str) -> Any:
-    """The word `own`, "host" or a path."""
+    """Returns a field's value, which must be the word `own`, "host" or a path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if text in (own, "host"):
         return text
@@ -309,7 +309,7 @@ def _seccomp(spec: Spec) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """Mappings and lists, however deep, as values that cannot change."""
+    """Mappings and lists, at any depth, as immutable values."""
     if isinstance(value, Mapping):
         return FrozenMap({key: _frozen(item) for key, item in value.items()})
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -329,6 +329,6 @@ def _landlock(spec: Spec) -> None:
         field = f"landlock.{kind}"
         paths = check_list(field, paths, "of paths")
         found[kind] = tuple(path if path == "/" else check_inside(field, path) for path in paths)
-    if not any(found.values()):  # not even the command could be executed
+    if not any(found.values()):  # without a path, not even the command could be executed
         raise SpecError("landlock", f"{shown(given)}: {form}")
     _put(spec, "landlock", FrozenMap(found))

@@ -41,7 +41,7 @@ RLIMITS = {f"RLIMIT_{name}": number for number, name in enumerate(RLIMIT_NAMES.s
 
 
 class FrozenMap(_Items):
-    """A mapping that cannot change: hashable, picklable, equal to any with the same items."""
+    """An immutable mapping: hashable, picklable, equal to any mapping with the same items."""
 
     __slots__ = ("_hash", "_items")
 
@@ -74,7 +74,7 @@ NOTHING = FrozenMap()
 
 
 class Default(str):
-    """A default value, which can be told from an equal one that the caller gave."""
+    """A default value that can be distinguished from an equal value that the caller passed."""
 
 
 @record(frozen=True)
@@ -86,12 +86,12 @@ class Mount:
         type: bind, tmpfs, proc, sysfs, devtmpfs, devpts, mqueue, overlay or cgroup2.
         source: for a bind, an absolute path outside; for other types a name that mount(8) shows.
         options: as in mount(8) and OCI, such as ro, nosuid, noexec, size=64m, mode=1777, rbind.
-            For any other word, the error lists the options of the type. X-mount.mkdir creates a
-            missing destination. Root's sandboxes have ids of their own; a bind keeps its owners in
-            them (an idmapped mount), so that root's files are uid 0's inside. In a plain bind they
-            are nobody's. A bind is plain with noidmap, if a file system in it cannot be idmapped,
-            or if X-mount.mkdir creates a target in it; with idmap the last two are errors. Device
-            files in a bind can be opened only with dev.
+            An unknown option is an error that lists those of the type. X-mount.mkdir creates a
+            missing destination. Sandboxes that root starts have ids of their own. There, a bind is
+            an idmapped mount, which keeps owners: root's files belong to uid 0 inside. In a plain
+            bind they belong to nobody. A bind is plain with noidmap, if a file system in it cannot
+            be idmapped, or if X-mount.mkdir creates a target in it; with idmap the last two are
+            errors. Device files in a bind can be opened only with dev.
     """
 
     destination: str
@@ -119,7 +119,7 @@ def with_options(mount: Mount, *options: str) -> Mount:
 
 @record(frozen=True)
 class IDMapping:
-    """`size` ids from `container_id` on inside are those from `host_id` on outside."""
+    """Maps `size` ids inside, from `container_id` up, to those outside from `host_id` up."""
 
     container_id: int
     host_id: int
@@ -167,13 +167,13 @@ class Rlimit:
 
     @property
     def values(self) -> tuple[int, int]:
-        """The soft and the hard limit as the kernel has them."""
+        """The soft and the hard limit as the kernel represents them."""
         soft, hard = (HIGHEST_LIMIT if n == UNLIMITED else n for n in (self.soft, self.hard))
         return soft, hard
 
 
 def outside(mappings: Iterable[IDMapping], inside: int) -> int | None:
-    """The id outside of one inside; None: it is not mapped."""
+    """The id outside to which an id inside is mapped; None: it is not mapped."""
     for m in mappings:
         if m.container_id <= inside < m.container_id + m.size:
             return m.host_id + inside - m.container_id
@@ -181,9 +181,9 @@ def outside(mappings: Iterable[IDMapping], inside: int) -> int | None:
 
 
 def writes_to_host(mount: Mount) -> bool:
-    """Whether files of the host can be changed through it."""
+    """Whether a sandbox can change files of the host through this mount."""
     options = mount_options.parse(mount.type, mount.options)
-    # In a slave, mounts that the host makes later appear with options of their own.
+    # A mount that the host makes later appears in a slave with its own options, perhaps writable.
     slave = options.propagation == mount_options.MS_SLAVE
     if options.attr_set & mount_options.ATTR_RDONLY and not slave:
         return False

@@ -53,7 +53,7 @@ class StdioPlan(RunStreams):
     def __init__(
         self, stdin: Stdio, stdout: Stdio, stderr: Stdio, owner: tuple[int, int] | None = None
     ) -> None:
-        """owner: of the pipes, so that the sandbox's user can reopen them (/dev/stderr)."""
+        """owner: (uid, gid) of the pipes, so that the user inside can reopen them (/dev/stderr)."""
         super().__init__(stdin, stdout, stderr)
         self.parent: list[_core.Fd | None] = [None, None, None]
         try:
@@ -74,7 +74,7 @@ class StdioPlan(RunStreams):
             self.fds[2] = self.fds[1] if self.fds[1] >= 0 else 1
 
     def close_all(self) -> None:
-        """close() for a child that has not started."""
+        """Closes the caller's pipe ends too, because the child was not started."""
         self.close()
         for fd in self.parent:
             if fd is not None:
@@ -82,10 +82,10 @@ class StdioPlan(RunStreams):
 
 
 def above_stdio(fd: int) -> int:
-    """Moves an fd above the standard streams' numbers."""
+    """Moves an fd to a number above 2, unless it has one. Returns the fd."""
     if fd > 2:
         return fd
-    import fcntl  # seldom needed
+    import fcntl  # rarely needed
 
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
@@ -93,7 +93,7 @@ def above_stdio(fd: int) -> int:
 
 
 def open_null() -> _core.Fd:
-    """/dev/null, above the standard streams' numbers. Raises SpawnError, stage "stdio"."""
+    """Opens /dev/null, as an fd above 2. Raises: SpawnError, stage "stdio"."""
     try:
         return _core.open_null()
     except OSError as exc:
@@ -101,14 +101,14 @@ def open_null() -> _core.Fd:
 
 
 def _wanted(index: int, value: Any) -> int:
-    """PIPE, STDOUT, DEVNULL, or an open fd; `index` itself is the caller's own stream."""
+    """Returns PIPE, STDOUT, DEVNULL or an open fd; the fd `index` means the caller's own stream."""
     if value is None:
         return index if is_open(index) else DEVNULL
     fd = value
     if not isinstance(value, int):
         try:
             fd = value.fileno()
-        except (AttributeError, TypeError, ValueError):  # no file, without an fd, or closed
+        except (AttributeError, TypeError, ValueError):  # not a file, without an fd, or closed
             fd = None
     elif value == STDOUT and index != 2:
         raise SpecError(NAMES[index], "STDOUT is for stderr only: PIPE, DEVNULL or a file expected")
@@ -126,7 +126,7 @@ def _is_fd(fd: object) -> bool:
 
 
 def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
-    """pass_fds as an ascending tuple without 0, 1 and 2, which the child always has."""
+    """Returns pass_fds sorted, without 0, 1 and 2, which the child always has."""
     try:
         fds = sorted(set(pass_fds))
     except TypeError:
@@ -141,7 +141,7 @@ def check_pass_fds(pass_fds: Any) -> tuple[int, ...]:
 
 def is_open(fd: int) -> bool:
     try:
-        os.get_inheritable(fd)  # F_GETFD, without the import of fcntl
+        os.get_inheritable(fd)  # F_GETFD, without importing fcntl
     except OSError:
         return False
     return True

@@ -1,6 +1,6 @@
 """What confines this process: a system call filter, a user namespace, missing rights, sysctls.
 
-Read from /proc, for the doctor and for hints: a container needs another fix than the host.
+It is read from /proc, for the doctor and for hints: in a container the fix differs from the host's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ FORBIDDING = (
 
 @record(frozen=True)
 class Surroundings:
-    """`uids` and `gids`: how many ids the user namespace has; ALL_IDS in the initial one."""
+    """What confines this process.
+
+    `uids` and `gids`: how many ids its user namespace has; ALL_IDS in the initial one.
+    """
 
     filtered: bool = False
     no_new_privileges: bool = False
@@ -50,7 +53,7 @@ class Surroundings:
     profile: str | None = None
     """The AppArmor profile; None: unconfined."""
     unread: str | None = None
-    """The file of /proc/thread-self that cannot be read, and why. All else is then the default."""
+    """A file of /proc/thread-self that cannot be read, and why. Then all else has its default."""
 
     @classmethod
     def current(cls) -> Surroundings:
@@ -77,7 +80,8 @@ class Surroundings:
 
     @property
     def cannot_map_root(self) -> bool:
-        """uid 0 of a user namespace maps itself into another only with CAP_SETFCAP (Linux 5.12)."""
+        """Whether this is uid 0 of a user namespace without CAP_SETFCAP, which it needs to map
+        itself into another one (Linux 5.12)."""
         nested = self.in_user_namespace and os.geteuid() == 0
         return nested and not self.capabilities & CAP_SETFCAP
 
@@ -86,7 +90,7 @@ class Surroundings:
         return self.filtered or self.profile is not None
 
     def words(self) -> str:
-        """A line that describes them."""
+        """Describes the surroundings in one line."""
         if self.unread:
             return f"not known ({self.unread})"
         ids = "one id" if self.uids == 1 else f"{self.uids} ids"
@@ -103,7 +107,7 @@ class Surroundings:
 
 
 def forbidding_sysctls(privileged: bool) -> tuple[str, str] | None:
-    """The sysctls that forbid this process user namespaces, and the fix; None: none do."""
+    """The sysctls that forbid user namespaces to this process, and the fix; None: none does."""
     rules = FORBIDDING[: 1 if privileged else None]
     found = [(path, value, fix) for path, value, fix in rules if sysctl(path) == value]
     if not found:
@@ -122,7 +126,7 @@ def sysctl(path: str) -> str | None:
 
 
 def _read(name: str) -> str:
-    """A file of this thread: capabilities and filters are a thread's own."""
+    """Reads a file of this thread, because each thread has its own capabilities and filters."""
     with open(f"/proc/thread-self/{name}", encoding="ascii", errors="replace") as file:
         return file.read()
 
@@ -133,7 +137,7 @@ def _field(status: str, name: str) -> str:
 
 
 def _count(table: str) -> int:
-    """The ids of a map (user_namespaces(7)): lines of three numbers, none before it is written."""
+    """How many ids a map has: the sum of the third numbers of its lines (user_namespaces(7))."""
     return sum(int(line.split()[2]) for line in table.splitlines())
 
 

@@ -1,6 +1,6 @@
 """The terminal database of a root: where entries are, and which TERM to set.
 
-Without an entry `clear`, `less` and `top` refuse to work, and shells edit lines without a cursor.
+Without an entry, `clear`, `less` and `top` refuse to work, and shells cannot move the cursor.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def paths_of(term: str) -> list[str]:
     """Where the entry of a TERM may be; empty if TERM is no file name."""
     if not term or "/" in term or "\0" in term:
         return []
-    letters = (term[0], f"{ord(term[0]):x}")  # of the directory: x, or 78 (term(5))
+    letters = (term[0], f"{ord(term[0]):x}")  # names of its directory: x, or 78 (term(5))
     return [f"{place}/{letter}/{term}" for place in DATABASES for letter in letters]
 
 
 def term_of(root: str, term: str) -> str:
-    """The caller's TERM, or the first of ALIKE if only that has an entry in `root`."""
+    """The caller's TERM; if it has no entry in `root`, the first of ALIKE that has one, if any."""
     if term == "dumb":  # programs know it without an entry
         return term
     for name in (term, *ALIKE):

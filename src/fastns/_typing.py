@@ -1,4 +1,4 @@
-"""Names for annotations, without the import of `typing`, which costs each start a millisecond."""
+"""Names for annotations, without importing `typing`, which would slow down each start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar
 
-    S = TypeVar("S", default=Any)  # the type that streams have: bytes, or str for text
+    S = TypeVar("S", default=Any)  # what streams carry: bytes, or str for text
 
     class GenericBase(Generic[S]):
         """A class with streams of S."""

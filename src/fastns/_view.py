@@ -22,7 +22,7 @@ DIRECTORIES = (
     *("/nix/store", "/gnu/store"),  # where /bin/sh leads on NixOS and Guix
 )
 LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
-"""Links whose targets some distributions place elsewhere: TLS and name resolution need them."""
+"""Links that TLS and name resolution need. Some distributions keep their targets elsewhere."""
 RESOLVER = "/etc/resolv.conf"
 RELATIVE = ": a relative path counts from the working directory inside"
 
@@ -58,7 +58,7 @@ def _layout(*_version: int) -> Layout:
 
 
 def led_to(shown: Sequence[str], resolver: bool) -> list[str]:
-    """The targets of LINKS_OUT outside of `shown`. resolver: RESOLVER's too."""
+    """The targets of LINKS_OUT outside of `shown`; that of RESOLVER only if `resolver` is True."""
     links = [path for path in LINKS_OUT if path != RESOLVER or resolver]
     targets = [os.path.realpath(path) for path in links if os.path.exists(path)]
     return [path for path in targets if not lies_in(path, shown)]
@@ -80,7 +80,7 @@ def lies_in(path: str, directories: Iterable[str]) -> bool:
 def hint_of(
     stage: str, error: int, path: str | None, view: Sequence[str], found: bool
 ) -> str | None:
-    """The fix after a step failed because something is missing; None: another cause, or no fix.
+    """The fix for a step that failed because a path is missing; None: another cause, or no fix.
 
     path: inside. view: the destinations of what is mounted inside. found: the command exists, but
     its interpreter does not.
@@ -121,8 +121,8 @@ def hint(path: str, view: Sequence[str]) -> str | None:
 
 
 def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
-    """After a command has failed: a hint for the first argument that names a file of the host out
-    of view. A relative one is resolved from the caller's directory, unlike inside."""
+    """For a command that failed: a hint about its first argument that is a file of the host but not
+    visible inside. Relative paths are resolved from the caller's directory, unlike inside."""
     for word in args:
         if not word.startswith("-") and os.path.lexists(word):
             place = os.path.abspath(word)
@@ -133,7 +133,7 @@ def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
 
 
 def on_host(command: str) -> str | None:
-    """The path outside of a command that was not found; without a slash by the caller's PATH."""
+    """The host's path of a command missing inside. A name without a slash is looked up in PATH."""
     if "/" in command:
         return os.path.abspath(command) if os.path.lexists(command) else None
     import shutil
@@ -155,7 +155,7 @@ def _missing(path: str, view: Sequence[str]) -> Iterator[str]:
 
 
 def _steps(path: str) -> Iterator[str]:
-    """`path`, the target of each link it leads through, and its real path; nothing if missing."""
+    """`path`, the target of each link on the way, and its real path; nothing if it is missing."""
     step = posixpath.normpath(path)
     if not os.path.isabs(step) or not os.path.lexists(step):
         return
@@ -170,7 +170,7 @@ def _steps(path: str) -> Iterator[str]:
 
 
 def _bindable(path: str) -> str:
-    """What to bind for a file: the whole installation of a Python or of a program."""
+    """What to bind for a file: the whole installation if it is part of a Python or a program."""
     import sys
 
     for prefix in (sys.prefix, sys.base_prefix):

@@ -1,4 +1,4 @@
-"""spawn_batch() and run_batch(): many sandboxes in one call, by a loop in C over a list of jobs."""
+"""spawn_batch() and run_batch(): many sandboxes in one call. A loop in C runs the list of jobs."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def spawn_batch(
 
     Args:
         jobs: argv lists or Jobs; `input` and `timeout` of a Job are for run_batch().
-        concurrency: how many are started at a time (default: the number of CPUs).
+        concurrency: how many are started at a time (default: the CPUs this process may use).
     Returns: a Sandbox or a SpawnError for each job, in order; one failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
-        no fd is left to begin with.
+        there are no fds left for the batch itself.
     """
     plan, server = _origin(spec)
     listed = _jobs(jobs)
@@ -96,20 +96,21 @@ def run_batch(
     errors: str | None = None,
     max_output: int | None = None,
 ) -> list[Result]:
-    """Runs every job to its end, at most `concurrency` alive at once (default: number of CPUs).
+    """Runs every job to its end, at most `concurrency` at once.
 
     Args:
         jobs: argv lists or Jobs. Without `input` a job's stdin is empty.
+        concurrency: how many may be alive at once (default: the CPUs this process may use).
         timeout: seconds for each job that has none of its own.
-        capture_output: keep stdout and stderr in the results; otherwise the caller's are used.
+        capture_output: keep stdout and stderr in the results; otherwise jobs share the caller's.
         text, encoding, errors: text instead of bytes, as in run().
         max_output: bytes kept of each job's stdout and of its stderr (None: the spec's). The rest
             is read and dropped, and `truncated` of the result is True.
     Returns: for each job, in order, a CompletedSandbox, SpawnError, TimeoutExpired (with the output
         so far) or DecodeError (with all of it). One failure never stops the others.
     Raises: SpecError, naming the job, before anything is started. SpawnError, stage "stdio", when
-        no fd is left to begin with. KeyboardInterrupt after every running sandbox was killed and
-        reaped.
+        there are no fds left for the batch itself. KeyboardInterrupt, after every running sandbox
+        was killed and reaped.
     """
     mode = TextMode.of(text, encoding, errors)
     return run_batch_by(spec, jobs, concurrency, timeout, capture_output, mode, max_output)
@@ -126,10 +127,10 @@ def run_batch_by(
     progress: Callable[[int], object] | None = None,
     each: Callable[[int, Result], object] | None = None,
 ) -> list[Result]:
-    """run_batch() with callbacks, both in this thread.
+    """run_batch() with callbacks, which are called in this thread.
 
-    `progress` is called from time to time with the number of finished jobs. With `each`, the list
-    is empty: before `progress`, each(i, result) is called for every newly finished job.
+    `progress` is called from time to time with the number of finished jobs. With `each`, every job
+    that has finished since is passed to each(i, result) first, and the returned list is empty.
     """
     plan, server = _origin(spec)
     limit = plan.max_output

@@ -21,7 +21,7 @@ ALL = "ALL"
 
 
 def names(given: Iterable[object]) -> tuple[str, ...]:
-    """The full names, each once, in the kernel's order. "ALL" is all; CAP_ may be left out.
+    """The full names, each once, in the kernel's order. "ALL" means all; CAP_ may be omitted.
 
     Raises: SpecError, field "capabilities"."""
     found = set()
@@ -37,5 +37,5 @@ def names(given: Iterable[object]) -> tuple[str, ...]:
 
 
 def mask(full_names: Iterable[str]) -> int:
-    """A bit for each name."""
+    """The names as a bit mask."""
     return sum(1 << CAPABILITIES[name] for name in full_names)

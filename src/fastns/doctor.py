@@ -1,4 +1,4 @@
-"""What works on this machine: facts from the kernel, and sandboxes that are tried.
+"""Finds out what works on this machine: asks the kernel, and tries sandboxes.
 
 `examine()` makes every check, each after those that it depends on, and leaves nothing behind.
 """
@@ -47,7 +47,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Makes every check, each when the iterator is advanced."""
+    """Makes one check each time the iterator is advanced."""
     for name, level, probe in _probes():
         try:
             found = probe()
@@ -90,7 +90,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
 
 
 def filters() -> Finding:
-    """Whether this machine has a default filter."""
+    """Whether there is a default filter for this machine."""
     return Finding(True, f"{len(default(setid=True)) // 8} instructions")
 
 
@@ -119,7 +119,7 @@ def template() -> Finding:
 
 
 def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
-    """Runs `true` by `run`, and judges how it ended."""
+    """Runs `true` with `run`, and judges how it ended."""
     program = shutil.which("true")
     if program is None:
         return Finding(False, "no program `true` to try it with", "put coreutils on PATH")
@@ -134,7 +134,7 @@ def tried(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Finding:
 
 
 def failed(error: Exception) -> Finding:
-    """The text of an exception, and what helps on this machine."""
+    """The finding for an exception: its text, and what helps on this machine."""
     detail = str(error) if isinstance(error, fastns.FastnsError | OSError) else repr(error)
     fix = getattr(error, "hint", None)
     if isinstance(error, fastns.SpawnError) and error.errno in REFUSED:
@@ -143,13 +143,13 @@ def failed(error: Exception) -> Finding:
             fix = TO_MAP_ROOT
         elif error.stage not in ("exec", "chdir") and around.confined:
             fix = OUT_OF_A_FILTER
-    if fix is not None:  # `fastns doctor` is running already
+    if fix is not None:  # do not suggest `fastns doctor`, which is running
         fix = "; ".join(part for part in fix.split("; ") if "fastns doctor" not in part) or None
     return Finding(False, detail, fix)
 
 
 def namespace(*spaces: str, **fields: Any) -> Finding:
-    """A sandbox in which only these namespaces are new (and a user namespace if that is needed)."""
+    """Tries a sandbox in which only these namespaces are new (and user, if the caller needs it)."""
     if not has_sys_admin():
         spaces = (*spaces, "user")
     modes = {name: "new" if name in spaces else "host" for name in NAMESPACES}
@@ -174,7 +174,7 @@ def idmapped_mounts() -> Finding:
 
 
 def overlay() -> Finding:
-    """Whether a tmpfs can be laid over a root, here one with this machine's programs."""
+    """Whether a root can have an overlay on a tmpfs: tries one with this machine's programs."""
     with tempfile.TemporaryDirectory(prefix="fastns-doctor-") as root:
         mounts = []
         for name in TOP_DIRECTORIES:

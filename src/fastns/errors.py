@@ -1,4 +1,4 @@
-"""The exceptions: which step failed, on what, and how to mend it.
+"""The exceptions: which step failed, on what, and how to fix it.
 
 TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.py.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastns._core import Plan
 
 ENOTSUPP = 524
-# Errnos that are internal to the kernel, but reach user space now and then.
+# Errnos that are internal to the kernel, but sometimes reach user space.
 UNNAMED = {ENOTSUPP: ("ENOTSUPP", "The kernel could not compile it")}
 
 
@@ -22,7 +22,7 @@ class FastnsError(Exception):
 
 
 class SpecError(FastnsError, ValueError):
-    """A wrong argument or Spec field, found before any process exists.
+    """An argument or a field of Spec is wrong. Raised before any process exists.
 
     Attributes: field (its name), reason (what is wrong, and what would be accepted).
     """
@@ -41,10 +41,10 @@ class ClosedError(FastnsError, ValueError):
 
 
 class RootfsError(FastnsError):
-    """A root could not be built; the destination is as it was.
+    """A root could not be built; the destination is unchanged.
 
-    Attributes: missing, each command, interpreter, loader or library that was not found; hint, how
-    to mend it, or None. A failed system call is the `__cause__`.
+    Attributes: missing (each command, interpreter, loader or library that was not found), hint (how
+    to fix it, or None). If a system call failed, its OSError is the `__cause__`.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class RootfsError(FastnsError):
 
 
 class SpawnError(FastnsError, OSError):
-    """A step of starting a sandbox failed; nothing of it is left.
+    """A step of starting a sandbox failed; nothing of the sandbox is left.
 
     Attributes: stage ("clone", "mount", "exec", ...), errno, strerror, op_index (the index in
-    Plan.ops; -1: no op failed), path (None: the failure is not about a path), hint (how to mend it,
-    or None), found (exec: the file exists, its interpreter or loader does not).
+    Plan.ops; -1: no op failed), path (None: the failure is not about a path), hint (how to fix it,
+    or None), found (exec: the file exists, but its interpreter or loader does not).
     """
 
     def __init__(
@@ -103,9 +103,10 @@ _REFUSED = (
     "the kernel refuses namespaces to this process: a security module (AppArmor, SELinux) confines "
     "it, or it is in a chroot"
 )
-# What an errno means at a stage, where the kernel's text misleads, and what helps. Each line has
-# stages, errnos, a place if the hint is for one, and the hint. The place is a path, or "host" for a
-# sandbox without a rootfs: it creates nothing in the host's directories, and has no overlay.
+# For errnos whose usual text misleads: what they mean at a stage, and what helps. Each entry has
+# stages, errnos, a place if the hint is for only one, and the hint. The place is a path, or "host"
+# for a sandbox without a rootfs, which cannot create files in the host's directories, and cannot
+# have an overlay.
 HINTS = """\
 clone,cgroup EACCES: this process may not move a process from its own cgroup into that one
 clone,unshare ENOSPC: not a disk: a limit on namespaces is reached
@@ -238,7 +239,7 @@ def _hints() -> "dict[tuple[str, int, str | None], str]":
 def hint_for(
     stage: str, errno: int, path: str | None = None, *, host_root: bool = False
 ) -> str | None:
-    """How to mend a failure, in one line; None if the error says it all."""
+    """How to fix a failure, in one line; None if there is nothing to add to the error."""
     if errno == E.ENOENT and stage in ("id_map", "setns") and not _has_proc():
         return _NO_PROC
     if errno == E.EPERM and stage in ("clone", "id_map", "propagation", "rootfs"):
@@ -283,9 +284,9 @@ def known_hints(*, host_root: bool) -> "list[tuple[str, int, str | None, str]]":
     return found
 
 
-# ---- a failed start, from the numbers that the engine reports ----
+# ---- a failed start, from the numbers that C reports ----
 
-# Hints for failures of which the engine knows more than the errno, by _core.DETAILS.
+# Hints for failures about which C reports a detail (one of _core.DETAILS) besides the errno.
 _DETAIL_HINTS = {
     "found": "the file is there, but the interpreter of its #! line, or the ELF loader it names, "
     "is missing inside the root",
@@ -330,7 +331,7 @@ def spawn_error(
 def hint_of_start(
     plan: "Plan", stage: str, errno: int, path: str | None, detail: str | None
 ) -> str | None:
-    """The most specific hint for a failed start; None: the error says it all."""
+    """The most specific hint for a failed start; None: there is nothing to add to the error."""
     hint = None
     if plan.view is not None:
         from fastns import _view

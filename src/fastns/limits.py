@@ -1,4 +1,7 @@
-"""The limits that cgroups enforce, checked and in plain units. No I/O. For rlimits: Rlimit."""
+"""The limits that cgroups enforce, checked and converted to plain units. Does no I/O.
+
+Rlimits are not here, but in _spec_values.py.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ MIN_CPU_TIME, MAX_CPU_TIME = 0.01, 1e9  # seconds
 
 @record(frozen=True)
 class Limits:
-    """The limits of one spec, made from its fields of these names; None: no such limit.
+    """The limits of one spec, made from its fields of the same names; None: no such limit.
 
     Raises: SpecError, naming the field.
     """
 
     memory: int | None = None  # bytes
-    memory_swap: int | None = None  # bytes of memory and swap together; -1: as much as there is
+    memory_swap: int | None = None  # bytes of memory and swap together; -1: all the swap there is
     pids_limit: int | None = None
     cpus: float | None = None
     cpu_weight: int | None = None
@@ -105,7 +108,7 @@ def _check_cpuset(cpuset: Any) -> None:
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
-    if isinstance(io, tuple):  # as it is stored, for dataclasses.replace()
+    if isinstance(io, tuple):  # the stored form, which dataclasses.replace() passes
         io = {device: dict(rates) for device, rates in io}
     for device, rates in io.items():
         if not isinstance(device, str) or not (device.startswith("/") or DEVICE.fullmatch(device)):

@@ -1,7 +1,7 @@
 """Mount options: what each name means, and for which types of mount.
 
-The names are those of mount(8) and of the OCI runtime specification. A Mount is checked with them,
-and the compiler takes the kernel's flags from them.
+The names are those of mount(8) and of the OCI runtime specification. Mount checks its options with
+this module, and the compiler turns them into the kernel's flags.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class ParsedOptions:
     recursive: bool = False
     propagation: int = 0
     mkdir: bool = False
-    idmap: bool | None = None  # None: where the file system can
+    idmap: bool | None = None  # None: if the file system supports it
 
 
-# Name -> group, MS_*, attributes to set and to clear. Options of a group exclude each other.
+# Name -> group, MS_*, attributes to set and to clear. Options of one group exclude each other.
 FLAGS = {
     "ro": ("ro", MS_RDONLY, ATTR_RDONLY, 0),
     "rw": ("ro", 0, 0, ATTR_RDONLY),
@@ -170,7 +170,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
                 raise wrong("mounts.options", option, form)
             if key in ("uid", "gid") and int(value) > MAX_ID:
                 raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
-            # To the kernel, another option follows a comma (mount(2), data).
+            # The kernel would take what follows a comma as another option (mount(2), data).
             if "," in value:
                 raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
             group = key

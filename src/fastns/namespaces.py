@@ -33,7 +33,7 @@ def unshare(*names: str) -> None:
 
     Other threads keep theirs. pid and time take effect for children only. Releases the GIL.
 
-    Args: names: of "pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time"; at least one.
+    Args: names: one or more of "pid", "mount", "uts", "ipc", "network", "user", "cgroup", "time".
     Raises: SpecError for an unknown name; SpawnError, stage "unshare", with the kernel's errno.
     """
     flags = _flags(names)
@@ -47,8 +47,8 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
 
     Args:
         target: a namespace's path such as /proc/42/ns/net, a Sandbox, a pidfd or a pid. A number
-            that is an open pidfd is taken as one.
-        names: which namespaces. They may be left out for a path, which may then be of any kind.
+            counts as a pidfd if it is an open one, else as a pid.
+        names: which namespaces to join. For a path they may be omitted: any kind is then accepted.
     Raises: SpecError; SpawnError, stage "setns", with the kernel's errno.
     """
     flags = _flags(names)
@@ -62,7 +62,7 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
     elif isinstance(target, str | os.PathLike):
         path = os.fsdecode(encode("target", target, MAX_PATH))
         try:
-            # O_NONBLOCK: a FIFO would block until somebody opens it for writing.
+            # Without O_NONBLOCK, a FIFO would block until somebody opens it for writing.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise SpawnError("setns", exc.errno or errno.EIO, path=path) from None

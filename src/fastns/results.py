@@ -1,4 +1,4 @@
-"""The subclasses of subprocess's classes.
+"""The results and errors that are subclasses of subprocess's classes.
 
 `subprocess` takes longer to import than all of fastns, so this module is imported only when one of
 them is needed. A run that succeeds does not need it.
@@ -36,7 +36,7 @@ class TimeoutExpired(Ended, subprocess.TimeoutExpired):
 
 
 class CalledProcessError(FastnsError, subprocess.CalledProcessError):
-    """check=True and a returncode other than 0."""
+    """With check=True, the returncode was not 0."""
 
 
 class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Sandbox", "Usage", "spawn"]
-SIGTERM = 15  # the module `signal` would import `enum`
+SIGTERM = 15  # importing `signal` would import `enum`
 
 
 @overload
@@ -69,8 +69,8 @@ def spawn(
     """Starts `args` in a new sandbox and returns as soon as the command runs.
 
     Args:
-        args: the command and its arguments; a name without a slash is looked up in the sandbox's
-            own PATH, inside its root.
+        args: the command and its arguments. A command without a slash is looked up in the PATH of
+            the sandbox, inside its root.
         spec: a Spec or a Plan; None: the host's system directories, read-only, in new namespaces.
         stdin, stdout, stderr: None (the caller's), PIPE, DEVNULL, an fd or a file; stderr also
             STDOUT.
@@ -113,8 +113,8 @@ class Sandbox(GenericBase[S]):
     enforced), method ("direct", "staged" or "template"), mount_namespace (as in CompletedSandbox)
     and id_map (how ids are mapped: "none", "self", "parent", "newuidmap", "range").
 
-    As a context manager it waits at the end of the block, and kills first if the block raised. A
-    handle that is dropped while its sandbox runs ends the sandbox, with a ResourceWarning.
+    As a context manager it waits at the end of the block. If the block raised, it kills the sandbox
+    first. Dropping a handle while its sandbox runs ends the sandbox, with a ResourceWarning.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Sandbox(GenericBase[S]):
         self._killed = False
         self._sent: frozenset[int] = frozenset()
         self._owner = os.getpid()
-        self._lost = False  # somebody else reaped it
+        self._lost = False  # its status: somebody else reaped it, or its server or reaper failed
         self._process = process
         self._mode = mode
         self._pipes: _core.Pipes | None = None
@@ -151,8 +151,8 @@ class Sandbox(GenericBase[S]):
     def pidfd(self) -> int:
         """A pidfd of the sandbox's first process, for poll() and the like; -1 once reaped.
 
-        For a template's sandbox it may be opened only now, if this process is short of fds.
-        Raises: SpawnError, EMFILE when none is left."""
+        If this process is short of fds, that of a template's sandbox is opened on first access.
+        Raises: SpawnError, EMFILE when no fd is left."""
         return self._process.pidfd
 
     @property
@@ -193,7 +193,7 @@ class Sandbox(GenericBase[S]):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end, at most `timeout` seconds (then TimeoutExpired; nothing is killed)."""
+        """Waits for the end. After `timeout` seconds it raises TimeoutExpired and kills nothing."""
         if self.returncode is None:
             timeout_ns = check_timeout(timeout)
             if not self._process.wait(timeout_ns):
@@ -207,11 +207,11 @@ class Sandbox(GenericBase[S]):
     def communicate(self, input: S | None = None, timeout: float | None = None) -> tuple[S, S]:
         """Writes `input`, reads stdout and stderr to their ends, and waits, without deadlock.
 
-        After TimeoutExpired, which holds the output so far, it may be called again without losing
-        any; nothing is killed. As in subprocess, data that a read from `stdout` or `stderr` has
-        buffered is missing: use either these files or communicate(). If max_output cuts text
-        inside a character, that character is left out. With on_output_limit="kill" the sandbox is
-        ended as soon as it has written more than max_output.
+        A timeout raises TimeoutExpired, with the output so far, and kills nothing; a further call
+        loses no output. As in subprocess, data that a read from `stdout` or `stderr` has buffered
+        is missing: use either these files or communicate(). If max_output cuts text inside a
+        character, that character is left out. With on_output_limit="kill" the sandbox is killed as
+        soon as it has written more than max_output.
         """
         timeout_ns = check_timeout(timeout)
         if self._pipes is None:
@@ -241,9 +241,9 @@ class Sandbox(GenericBase[S]):
         self.send_signal(SIGTERM)
 
     def kill(self) -> None:
-        """Ends every process of the sandbox at once: those of its pid namespace or, if it has none
+        """Kills every process of the sandbox at once: those of its pid namespace or, if it has none
         of its own, its first process and all descendants.
-        A daemon that another process has adopted is no descendant any more."""
+        A daemon that another process has adopted is no longer a descendant."""
         if self._runs():
             self._killed = True
             self._check_kill(self._process.kill_all())
@@ -261,14 +261,14 @@ class Sandbox(GenericBase[S]):
 
     @staticmethod
     def _check_kill(error: int) -> None:
-        # EBADF: reaped by another thread meanwhile; ESRCH: by another part of the process.
+        # EBADF: another thread has reaped it; ESRCH: it has ended, and was not reaped here.
         if error not in (0, errno.ESRCH, errno.EBADF):
             raise OSError(error, os.strerror(error))
 
     # ---- pipes ----
 
     def _take_pipes(self, input: bytes) -> _core.Pipes:
-        """Gives the C loop copies of the pipe ends. The caller closes the files."""
+        """Passes copies of the pipe ends to the C loop. The caller closes the files."""
         if input and self.stdin is None:
             raise SpecError("input", "stdin is not a pipe: spawn with stdin=PIPE")
         if input and self.stdin is not None and self.stdin.closed:
@@ -348,7 +348,7 @@ def _open_end(fd: _core.Fd | None, how: str, mode: TextMode | None) -> IO[Any] |
 
 
 def _unless_broken(call: Callable[[], object]) -> None:
-    """Flushes or closes a file. That nobody reads it is ignored, as in subprocess."""
+    """Flushes or closes a file. A pipe without a reader is not an error, as in subprocess."""
     try:
         call()
     except BrokenPipeError:

@@ -1,7 +1,7 @@
-"""System call filters: from profiles in the format of the OCI runtime specification and of Docker
-to the bytes that the kernel takes.
+"""Compiles profiles, in the format of the OCI runtime specification and of Docker, into system call
+filters, the bytes that the kernel takes.
 
-A start with the default filter needs none of this: the build has made its bytes
+A start with the default filter does not need this module, because the build compiles that filter
 (_policy/filters.py).
 """
 
@@ -46,7 +46,7 @@ ACTIONS = {  # SECCOMP_RET_*
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
 WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
-FLAGS = {  # TSYNC has no effect: there is one thread
+FLAGS = {  # TSYNC is accepted, but has no effect: there is one thread
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
@@ -67,7 +67,7 @@ MAX_ERRNO = 4095
 
 @record(frozen=True)
 class Condition:
-    """Where a rule applies, or does not. An empty tuple is no condition."""
+    """When a rule applies (includes), or does not (excludes). An empty tuple is no condition."""
 
     caps: tuple[str, ...] = ()
     arches: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     if len(text) > MAX_PROFILE:
         raise SpecError(FIELD, f"{shown(name)}: more than {MAX_PROFILE} bytes")
-    import json  # build() is called without it as well
+    import json  # build() does not need it
 
     try:
         profile = json.loads(text)
@@ -142,12 +142,12 @@ def build(
     machine: str | None = None,
     kernel: str | None = None,
 ) -> bytes:
-    """The filter's instructions (struct sock_filter, 8 bytes each).
+    """Compiles a profile into the filter's instructions (struct sock_filter, 8 bytes each).
 
     Args:
-        profile: "default", which needs no libseccomp; a mapping; or a profile_of() one.
+        profile: "default", which needs no libseccomp; a mapping; or a result of profile_of().
         capabilities: full names of the sandbox's capabilities; some rules depend on them.
-        setid: as of default_profile(); for "default" alone.
+        setid: as in default_profile(); has an effect only with "default".
         machine: "x86_64", "aarch64", ...; None: this one.
         kernel: a release such as "6.1.0"; None: this one.
     Raises: SpecError, field "seccomp".
@@ -163,8 +163,9 @@ def build(
 def build_parts(
     capabilities: Sequence[str] = (), *, setid: bool = True, machine: str | None = None
 ) -> tuple[bytes, bytes]:
-    """The default profile as two filters. A template's server loads the first, under which it can
-    still work, and its sandboxes inherit it. Each sandbox adds the second before the command."""
+    """The default profile as two filters. A template's server loads the first, which allows what
+    the server needs, and its sandboxes inherit it. Each sandbox adds the second before its command
+    is executed."""
     machine, held = machine or os.uname().machine, frozenset(capabilities)
     first, rest = (_from_default(part, held, machine) for part in parts(setid=setid))
     return first, rest
@@ -190,7 +191,7 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
 
 @functools.lru_cache(maxsize=16)
 def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]) -> bytes:
-    """Compiles a custom profile by libseccomp."""
+    """Compiles a custom profile with libseccomp."""
     from fastns._policy import libseccomp  # loads ctypes
 
     tokens = [libseccomp.architecture(name) for name in profile.wanted(machine)]
@@ -202,7 +203,7 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
                 made.add(action, name, group)
         exported = made.export()
         instructions = bpf.shorter(exported)
-        if instructions is exported:  # not rewritten as a binary search
+        if instructions is exported:  # not made shorter: try a binary search by libseccomp
             instructions = bpf.shorter(made.export(sort=True))
     return _bounded(instructions)
 
@@ -210,8 +211,8 @@ def _build(profile: Profile, held: frozenset[str], machine: str, kernel: tuple[i
 def _effective(
     profile: Profile, held: frozenset[str], machine: str, kernel: tuple[int, ...]
 ) -> Iterator[tuple[int, tuple[str, ...], list[list[bpf.Argument]]]]:
-    """The rules that apply with these capabilities, machine and kernel, and differ from the default
-    action: action, names of calls, groups of comparisons."""
+    """Yields (action, names of calls, groups of comparisons) for each rule that applies with these
+    capabilities, machine and kernel, and whose action is not the default one."""
     called = MACHINES.get(machine, machine)
     for rule in profile.rules:
         if rule.action != profile.default and rule.applies(held, called, kernel):
@@ -345,7 +346,7 @@ def _arch_map(value: object, where: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _architecture(value: object, where: str) -> str:
-    """libseccomp's name for an architecture, which it may not know."""
+    """An architecture's name in the form of libseccomp, which may not know it."""
     if not isinstance(value, str) or not (value.isascii() and value.startswith("SCMP_ARCH_")):
         raise SpecError(FIELD, f"{where}: {shown(value)}: such as SCMP_ARCH_X86_64 expected")
     return value.removeprefix("SCMP_ARCH_").lower()

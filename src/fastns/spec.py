@@ -1,7 +1,8 @@
-"""What a sandbox is, in the words of the OCI runtime specification: a frozen dataclass, checked
-when it is made.
+"""Spec describes a sandbox in the words of the OCI runtime specification. It is a frozen dataclass,
+checked when it is made.
 
-No I/O, no kernel flags: the compiler decides what a spec means for this machine and this caller.
+It does no I/O and has no kernel flags: the compiler decides what it means for this machine and this
+caller.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CGROUP_LIMITS = (
     *("memory", "memory_swap", "pids_limit", "cpus"),
     *("cpu_weight", "cpuset", "io", "cpu_time"),
 )
-HOST_BY_DEFAULT = ("user", "time")  # the compiler makes "user" a range of ids, or a new one
+HOST_BY_DEFAULT = ("user", "time")  # for "user", the compiler picks a range of ids or a new one
 
 MASKED_PATHS = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys"),
@@ -53,11 +54,11 @@ DEFAULT_ENV = {
     "TERM": "xterm",
     "LANG": "C.UTF-8",
 }
-# All but RLIMIT_CORE bound what the kernel counts per user (of NOFILE: fds in flight, unix(7)). The
-# program lowers them to half of the caller's soft limit.
+# All but RLIMIT_CORE limit what the kernel counts per user (for NOFILE: fds in flight, unix(7)).
+# The program lowers those that exceed half of the caller's soft limit to that half.
 DEFAULT_RLIMITS = (
-    # Must be the first: it is set before all other ops. With 1 the kernel starts no core handler
-    # (core(5)); with 0 it does.
+    # Must come first, because it is set before all other ops. With 0 the kernel still starts a core
+    # handler (core(5)); with 1 it does not.
     Rlimit("RLIMIT_CORE", 1, 1),
     Rlimit("RLIMIT_NOFILE", 1024, 4096),
     Rlimit("RLIMIT_SIGPENDING", 4096, 4096),
@@ -69,7 +70,7 @@ DEFAULT_NETWORK = Default("none")
 
 @record(frozen=True, kw_only=True)
 class Spec:
-    """What a sandbox is. Checked at construction: SpecError names the field and what it accepts.
+    """Describes a sandbox. Checked at construction: SpecError names the field and what it accepts.
 
     Args:
         rootfs: directory that becomes "/". None: the host's system directories (/usr /bin /sbin
@@ -82,24 +83,25 @@ class Spec:
         hostname: at most 64 bytes; needs a new uts namespace.
         domainname: the NIS domain, with the same rules.
         namespaces: pid, mount, uts, ipc, network, user, cgroup, time -> "new", "host" or the path
-            of one to join. Default: "new"; time: "host". user: root's sandboxes share a namespace
-            with a range of 65536 ids by default; "new" is one of its own, with the caller's id or
-            uid_mappings, and an unprivileged caller always gets it.
-        mounts: Mount objects, in order, over the default ones.
+            of one to join. Default: "new", but "host" for time. user: by default, the sandboxes of
+            root share a namespace with a range of 65536 ids. "new" gives each its own, with the
+            caller's id or uid_mappings; an unprivileged caller always gets that.
+        mounts: Mount objects, mounted in order, on top of the default mounts.
         default_mounts: /proc, /sys (ro), /tmp, /run, a minimal /dev with /dev/pts and /dev/shm. A
             mount with the same destination replaces one. Without a new mount namespace: none.
-            Where a uid inside may be the host's uid 0, as with user: host, /proc is read-only too,
-            and so is any proc or sysfs of `mounts` without "rw", unless it has CAP_SYS_ADMIN.
+            If a uid inside may be the host's uid 0 (as with user: host), /proc is read-only too,
+            and so is each proc or sysfs in `mounts` without "rw", unless `capabilities` has
+            CAP_SYS_ADMIN.
         tmpfs_size: the size of each tmpfs (default mounts, an overlay's layer, mounts without
-            size=) in bytes, or as text such as "64m"; with one file for each 4 KiB. None: 512m;
-            for /run, /dev and /dev/shm 64m.
+            size=) in bytes, or as text such as "64m". It also allows one file per 4 KiB. None:
+            512m, but 64m for /run, /dev and /dev/shm.
         masked_paths: paths inside that appear empty. None: with default_mounts, those that other
             runtimes mask in /proc and /sys (MASKED_PATHS). A path that does not exist is skipped.
-        readonly_paths: paths inside that cannot be written. None: likewise (READONLY_PATHS).
+        readonly_paths: paths inside that cannot be written. None: as above (READONLY_PATHS).
         files: destination -> its content, text or bytes. The root itself is not changed.
         env: added to PATH, HOME, TERM and LANG, or replaces them; the caller's environment is not
-            inherited. HOME: without a rootfs /tmp, the only writable directory (/root if that is
-            mounted); with one, /root for uid 0 and / for others.
+            inherited. HOME: /tmp without a rootfs, where no home is visible. With a rootfs, or if
+            /root is mounted: /root for uid 0 and / for others.
         cwd: the command's working directory, an absolute path inside.
         umask: the command's, from 0 to 0o777.
         user: "uid[:gid]" inside.
@@ -109,48 +111,49 @@ class Spec:
         network: "none" (a namespace of its own with lo up), "host", or a namespace's path.
         rlimits: Rlimit objects. Each replaces the default of its type (DEFAULT_RLIMITS):
             RLIMIT_CORE 1:1, RLIMIT_NOFILE 1024:4096, RLIMIT_SIGPENDING 4096, RLIMIT_MSGQUEUE
-            409600, RLIMIT_MEMLOCK 4 MiB. Half of the caller's soft limit replaces a higher default
-            (not RLIMIT_CORE; never fewer than 256 fds if the caller has that many). Other limits
-            are the caller's.
+            409600, RLIMIT_MEMLOCK 4 MiB. A default other than RLIMIT_CORE is lowered to half of the
+            caller's soft limit if that is less (but RLIMIT_NOFILE not below 256, if the caller has
+            that many). All other limits are the caller's.
         init: a reaper is pid 1 and the command its child. Without it the command is pid 1, and the
-            kernel drops signals that it has no handler for: abort() ends as -11, and
-            raise(SIGABRT), alarm() and SIGPIPE do not end it.
-        die_with_parent: killed when the thread that starts it ends, so also whenever the caller
+            kernel drops signals for which it has no handler: raise(SIGABRT), alarm() and SIGPIPE do
+            not end it, and abort() ends it with SIGSEGV (x86-64) or SIGTRAP (aarch64).
+        die_with_parent: killed when the thread that started it ends, and so also when the caller
             ends (PR_SET_PDEATHSIG, prctl(2)). Without init=True, the command can turn this off with
-            that call, or by executing a setuid program. Where threads come and go, use a Template:
-            its sandboxes end with the caller, never with one of its threads.
+            that call, or by executing a setuid program. If short-lived threads start sandboxes, use
+            a Template: its sandboxes end with the caller, never with one of its threads.
         memory: bytes, or text such as "64m", for all its processes and its tmpfs together.
-        memory_swap: memory and swap together. None: no swap; -1: as much as there is.
-        pids_limit: processes and threads.
-        cpus: CPU time per second, in CPUs, such as 1.5.
-        cpu_weight: 1 to 10000. When CPUs are short, the sandboxes of this plan or template together
-            get time in proportion to it; other plans with cpus but no weight have 100.
+        memory_swap: memory and swap together. None: no swap; -1: all the swap there is.
+        pids_limit: how many processes and threads at once.
+        cpus: how many CPUs it may use, such as 1.5 (seconds of CPU time per second).
+        cpu_weight: 1 to 10000. When CPUs are busy, all sandboxes of this plan or template together
+            get CPU time in proportion to it; plans with cpus but no weight have 100.
         cpuset: which CPUs, such as "0-1,3".
-        io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": a second}.
+        io: block device (path, or "major:minor") -> {"rbps", "wbps", "riops", "wiops": limit}, in
+            bytes and operations per second.
             wbps and wiops need cgroup version 2, and a file system that attributes buffered writes
             to cgroups: ext2, ext4, xfs, btrfs, f2fs.
-        cpu_time: seconds of CPU time, user and system, of all its processes together. It is killed
-            within some 10 ms of CPU time on each CPU after that: cause "cpu_time".
+        cpu_time: seconds of CPU time, user and system, of all its processes together. After that
+            it is killed within about 10 ms of CPU time on each CPU, with cause "cpu_time".
         cgroup_parent: the parent of its cgroups, in each hierarchy. None: found automatically.
-        max_output: bytes, or text such as "1m", kept of each of stdout and stderr where they are
-            captured. None: all.
-        on_output_limit: "truncate": the rest is read and thrown away, and `truncated` set. "kill":
+        max_output: how much to keep of stdout and of stderr where they are captured: bytes, or
+            text such as "1m". None: all.
+        on_output_limit: "truncate": the rest is read and dropped, and `truncated` is set. "kill":
             the sandbox is killed at once, with cause "output_limit".
         require_limits: a limit that cannot be enforced here is a SpecError. False: it is left out.
         capabilities: the command's capabilities, by name ("CAP_NET_RAW", "net_raw", "ALL"); by
-            default all sets are empty. They only count in the sandbox's user namespace and for
-            what belongs to it.
-        no_new_privileges: executing setuid programs and file capabilities adds no privileges.
+            default all sets are empty. They apply only to the sandbox's user namespace and what
+            belongs to it.
+        no_new_privileges: executing a file adds no privileges (setuid, file capabilities).
         seccomp: which system calls it may make: "default", "unconfined", a profile in the format of
             OCI and Docker as a mapping (seccomp.default_profile() is one), or a JSON file's path,
             read at compile(). A profile must allow rt_sigprocmask and execve, which execute the
             command; without no_new_privileges also prctl and capset.
-        allow_setid: allows set-user-ID and set-group-ID files even if files of the host can be
-            written (a writable rootfs or bind), where the default filter otherwise refuses to
-            create them, EPERM.
+        allow_setid: allows the sandbox to create set-user-ID and set-group-ID files even if it can
+            write files of the host (a writable rootfs or bind). Without it the default filter
+            refuses that with EPERM.
         landlock: {"read": [paths], "write": [paths]}, inside. Landlock refuses to open, create or
-            remove files elsewhere; "write" includes reading and execution. Open files stay open.
-            Abstract sockets and processes outside are out of reach too.
+            remove files elsewhere; "write" includes reading and execution. Files that are open
+            already stay usable. Abstract sockets and processes outside are out of reach too.
     """
 
     rootfs: str | os.PathLike[str] | None = None
@@ -223,7 +226,7 @@ class Spec:
         return {**DEFAULT_ENV, "HOME": self._home(), **self.env}
 
     def _home(self) -> str:
-        """/tmp without a rootfs, where no other directory is writable; else by the uid."""
+        """/tmp without a rootfs, where no home is visible; otherwise it depends on the uid."""
         bare = self.rootfs is None and self.namespace("mount") == "new" and self.default_mounts
         if bare and all(mount.destination != DEFAULT_ENV["HOME"] for mount in self.mounts):
             return "/tmp"
@@ -238,7 +241,7 @@ class Spec:
         return any(map(_spec_values.writes_to_host, self.mounts))
 
     def limits(self) -> Limits | None:
-        """What cgroups have to enforce; None: nothing."""
+        """The limits that cgroups have to enforce; None: there are none."""
         values = {name: getattr(self, name) for name in CGROUP_LIMITS}
         given = {name: value for name, value in values.items() if value is not None}
         if not self.io:

@@ -1,7 +1,7 @@
 """Template: a spec prepared once, from which sandboxes start faster than from the spec itself.
 
 A server process (csrc/program) builds the root once and starts each sandbox as a clone of itself.
-Neither this process nor the host's table of mounts is copied, and no old root is taken down.
+So a start copies neither this process nor the host's table of mounts, and unmounts no old root.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 MAX_POOL = 1024  # sandboxes or network namespaces that are made ahead
-PARKED = 2  # by default: while one sandbox runs, the next is made
+PARKED = 2  # the default: while one sandbox runs, the next is being made
 
 
 @record(frozen=True)
@@ -50,17 +50,18 @@ class PoolUsage:
 
 
 class Template:
-    """Starts sandboxes of one spec; a context manager, for any number of threads.
+    """Starts sandboxes of one spec. A context manager, which any number of threads may use.
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
     writable default mount and every tmpfs of the spec. /dev and injected files are read-only. The
     files of a bind or a writable rootfs are shared by all, as between sandboxes of a Spec. A
-    sandbox that can write to the root can also remove directories on which others have mounts, and
-    with them these mounts. Use overlay=True for untrusted code.
+    sandbox that can write to the root can also remove directories on which other sandboxes have
+    mounts, which removes these mounts. Use overlay=True for untrusted code.
 
-    A sandbox has a session of its own, without the caller's terminal: a signal typed there ends the
-    caller, and with it the sandbox. The command is always pid 1 (init is not supported), which
-    receives only SIGKILL, SIGSTOP and signals that it has a handler for: see Spec's init.
+    A sandbox has a session of its own, without the caller's terminal. A signal typed there reaches
+    the caller but not the sandbox; if the caller ends, so does the sandbox. The command is always
+    pid 1 (init is not supported), which receives only SIGKILL, SIGSTOP and signals that it has a
+    handler for: see Spec's init.
 
     The server starts at the first use, and again after it was killed or this process has forked.
     Its sandboxes end when it does: at close(), when the Template is dropped (with a
@@ -71,12 +72,12 @@ class Template:
             the root. init, ranges of ids and joined user, pid, mount or time namespaces are not
             supported. A relative rootfs is resolved now.
         parked: how many sandboxes are made ahead, up to the execution of their command. Each is
-            used once, by run() or spawn(), and replaced when it has ended. None: two; but none
-            where limits use cgroup version 2, into which a sandbox is better cloned (a move may
-            wait 20 ms for the kernel).
+            used once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits
+            use cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move
+            a parked one, for which the kernel may take 20 ms.
         netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
             replaced; a sandbox that finds none waits for one (pool_usage()). If the caller is
-            unprivileged, they belong to the template: a sandbox cannot change its network then, and
+            unprivileged, they belong to the template. Then a sandbox cannot change its network, and
             its /sys shows the template's.
     Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
@@ -114,9 +115,9 @@ class Template:
     def spawn(
         self, args: Args, *, text: bool | None = None, **options: Unpack[SpawnText]
     ) -> Sandbox:
-        """As fastns.spawn(), without its spec; Sandbox.method is "template".
+        """As fastns.spawn(), but without `spec`; Sandbox.method is "template".
 
-        Raises: as fastns.spawn(); SpawnError, stage "helper", when the server was killed meanwhile.
+        Raises: as fastns.spawn(); SpawnError, stage "helper", if the server is killed meanwhile.
         """
         return spawn(args, spec=self._as_spec, text=text, **options)
 
@@ -135,13 +136,13 @@ class Template:
     def run(
         self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
     ) -> CompletedSandbox:
-        """As fastns.run(), without its spec."""
+        """As fastns.run(), but without `spec`."""
         return run(args, spec=self._as_spec, text=text, **options)
 
     def spawn_batch(
         self, jobs: Jobs, *, concurrency: int | None = None
     ) -> list[Sandbox | SpawnError]:
-        """As fastns.spawn_batch(), without its spec."""
+        """As fastns.spawn_batch(), but without `spec`."""
         return spawn_batch(jobs, spec=self._as_spec, concurrency=concurrency)
 
     @overload
@@ -159,7 +160,7 @@ class Template:
     def run_batch(
         self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
     ) -> list[Result]:
-        """As fastns.run_batch(), without its spec."""
+        """As fastns.run_batch(), but without `spec`."""
         return run_batch(jobs, spec=self._as_spec, text=text, **options)
 
     @property
@@ -195,7 +196,7 @@ class Template:
     def _run_plain(
         self, args: object, pipes: int, timeout_ns: int | None
     ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
-        """_core.run_plain(); None also if there is no server, or it was just killed."""
+        """As _core.run_plain(), but also None if there is no server, or it was just killed."""
         server = self._server
         if server is None or not server.usable():
             return None
@@ -205,7 +206,7 @@ class Template:
             return None
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
-        """call(server), with a new server if the last one was killed."""
+        """Returns call(server), after starting a new server if the last one was killed."""
         for _ in range(3):
             server = self._server
             try:
