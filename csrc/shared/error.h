@@ -10,7 +10,7 @@
 /* For functions whose result must be used. */
 #define FNS_CHECKED __attribute__((warn_unused_result))
 
-/* How often a call is tried whose failure may pass, and would cost too much. */
+/* How often to try a call whose failure may be temporary and would cost too much. */
 enum { FNS_TRIES = 4 };
 
 enum fns_stage {
