@@ -156,7 +156,7 @@ FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
-/* write(2), tried FNS_TRIES times unless it fails with EPIPE: a lost report looks like a process that was
+/* write(2), tried up to FNS_TRIES times, but not again after EPIPE: a lost report looks like a process that was
  * killed. */
 FNS_INLINE FNS_CHECKED long fns_write_retrying(int fd, const void *bytes, size_t size)
 {
@@ -212,8 +212,8 @@ FNS_INLINE FNS_CHECKED long fns_capset(const struct fns_capabilities *sets)
     return fns_sys2(__NR_capset, &header, words);
 }
 
-/* Sets or releases a record lock on a whole file (fcntl(2)). Unlike an fd, a process forked meanwhile does not
- * inherit it. */
+/* Sets or releases a record lock on a whole file (fcntl(2)). Unlike an fd, it is not inherited by a process
+ * forked meanwhile. */
 struct fns_flock { /* struct flock of 64-bit kernels */
     short type, whence;
     long start, length;
