@@ -44,7 +44,7 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* Runs the ops that write id maps, because uid 0 of a mapped namespace keeps its capabilities over the exec.
+/* Runs the ops that write id maps, because uid 0 of a mapped namespace keeps its capabilities across the exec.
  * `at`: index of the last op run. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {

@@ -13,7 +13,7 @@ struct fns_border {
     int status;                  /* the writing end of the status pipe */
 };
 
-/* Entry point of a start's clone. Returns only on failure: the exit status. */
+/* Entry point of a start's clone. Returns only on failure, with the exit status. */
 int fns_border_main(void *border);
 
 /* Puts args->stdio in place and closes all other fds except args->keep. `same`: an fd of args->keep that stays

@@ -62,7 +62,7 @@ static int try_path(const struct fns_args *args, const char *path)
     return result;
 }
 
-/* Tries the paths in order, as execvp(3) does. EACCES counts only if no later path is found. */
+/* Tries the paths in order, as execvp(3) does. Returns -EACCES only if no later path is found. */
 static int try_paths(struct fns_child *child)
 {
     int denied = 0, result = -ENOENT;
@@ -85,7 +85,7 @@ void fns_execute(struct fns_child *child)
     if (fns_run_last_ops(child) < 0)
         return;
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
-    /* Signals were blocked until now, so that a signal to the process group could not end the start half-way. */
+    /* Signals were blocked until now, so that a signal to the process group could not end the start halfway. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     if (result < 0)
         fns_child_failed(child, FNS_STAGE_SIGNALS, result);

@@ -1,5 +1,5 @@
-/* The ops that set what the process is: host name, network, keyring, cgroups, limits, ids. Runs in the program
- * and in a template's sandboxes (child.h). */
+/* The ops for host names, the network, the keyring, cgroups, limits and ids. Runs in the program and in a
+ * template's sandboxes (child.h). */
 #include "child.h"
 
 int fns_op_hostname(struct fns_child *child, const struct fns_op *op)

@@ -6,10 +6,10 @@ enum {
     SIGNAL_EXIT = 128 /* added to a signal's number in the exit status, as shells do */
 };
 
-/* The command's process, until it executes. Both words start as 1. */
+/* Shared with the command's process until its exec. Both words start as 1. */
 struct command {
     struct fns_child *child;
-    volatile uint32_t blocked; /* 0: it may go on */
+    volatile uint32_t blocked; /* 0: the command's process may continue */
     volatile uint32_t present; /* 0: it has left this memory (CLONE_CHILD_CLEARTID) */
 };
 

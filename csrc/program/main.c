@@ -55,7 +55,7 @@ static uint32_t next_number(const char **at)
     return n;
 }
 
-/* Parses the argv that is described at FNS_NUMBERS. `groups`: space for FNS_MAX_GROUPS. */
+/* Parses the argv that shared/wire.h describes at FNS_NUMBERS. `groups`: space for FNS_MAX_GROUPS. */
 static void open_arguments(struct fns_start *start, long argc, char **argv, int *groups)
 {
     enum { NAME, NUMBERS, DIRECTORY, PATHS };
@@ -91,7 +91,7 @@ static void open_arguments(struct fns_start *start, long argc, char **argv, int 
 
 /* Maps the plan and closes its file. A command that is /proc/self/exe executes this program again, with
  * arguments and files of its choice. But it cannot have a sealed file, which takes memfd_create(2) and an fd
- * that stays open over an exec. */
+ * that stays open across an exec. */
 static void open_plan(struct fns_start *start)
 {
     const long seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
@@ -161,7 +161,7 @@ static uint32_t write_own_files(struct fns_start *start, uint32_t first, uint32_
 }
 
 /* Waits until the caller has the pidfd and has written the id maps. The socket closes without GO if the caller
- * has ended or given up, or if the hop process was killed before it could send CHILD. */
+ * has ended or has abandoned the start, or if the hop process was killed before it could send CHILD. */
 static void await_go(struct fns_start *start)
 {
     struct fns_message message;
@@ -178,7 +178,7 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
     const struct fns_plan *plan = &start->plan;
     int mapped_by_caller =
         plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
-    /* A plan without ops keeps everything that is the caller's, including the session. */
+    /* A plan without ops keeps all that is the caller's, including the session. */
     if (plan->n_ops && fns_leave_session(child) < 0)
         fns_start_failed(start);
     if (mapped_by_caller)
@@ -236,8 +236,8 @@ static _Noreturn void hop(struct fns_start *start)
      * for this start ends, which happens only with the caller. The clone does not inherit the setting. */
     fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0));
     run_ops(start, write_own_files(start, 0, n_early), n_early);
-    /* Frees the lock for the sandbox. The gap does no harm, because the caller knows of no sandbox before
-     * CHILD. */
+    /* Releases the lock, so that the sandbox can take it. The gap does no harm, because the caller knows of no
+     * sandbox before CHILD. */
     fns_start_check(start, fns_lock(status, F_SETLK, F_UNLCK));
     long pid = clone_sandbox(start, &pidfd);
     if (pid < 0)

@@ -50,9 +50,9 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
     fns_quit(0);
 }
 
-/* Joins the namespaces that make_namespaces() has reported. Before the report, its process may still be in the
- * host's namespaces, and setns(2) by its pidfd would succeed and change nothing. That the process has stopped
- * or ended proves nothing. */
+/* Joins the namespaces that make_namespaces() has reported. Before the report, the process that runs it may
+ * still be in the host's namespaces, and setns(2) by its pidfd would succeed and change nothing. That this
+ * process has stopped or ended proves nothing. */
 static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t flags)
 {
     long made, got = fns_read(socket, &made, sizeof made);

@@ -21,7 +21,7 @@ long fns_type_in(int fd, const char *name)
     return result < 0 ? result : (long)(st.stx_mode & FNS_S_IFMT);
 }
 
-/* ---- the walk by hand ----------------------------------------------------------------------- */
+/* ---- without openat2(2) --------------------------------------------------------------------- */
 
 struct walk {
     char rest[FNS_PATH_SIZE]; /* the path still to walk, from `at` on */
@@ -240,7 +240,7 @@ static int make(int dir, const char *name, int directory)
     return fns_done_with(fd, fd < 0 ? fd : 0);
 }
 
-/* Makes `path`. In an idmapped mount the caller's ids are unmapped (EOVERFLOW). Then makes it in the same
+/* Makes `path`. If an idmapped mount leaves the caller's ids unmapped (EOVERFLOW), makes it in the same
  * directory, opened without the idmap. 0 or -errno. */
 static int make_target(struct fns_child *child, const struct fns_op *op, const char *path,
                        int directory)

@@ -22,7 +22,7 @@ int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
     long result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0);
     if (result >= 0)
         result = fns_capset(&sets);
-    /* Over an exec, any uid but 0 keeps only ambient capabilities. */
+    /* Across an exec, any uid except 0 keeps only ambient capabilities. */
     for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++)
         if (op->arg >> cap & 1)
             result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
@@ -34,7 +34,7 @@ int fns_op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
     return (int)fns_prctl(PR_SET_NO_NEW_PRIVS, 1, 0);
 }
 
-/* With KEEP, makes the capabilities that the change of ids has left permitted effective again. */
+/* With KEEP, makes effective again the capabilities that the change of ids has left permitted. */
 static int raise_kept(const struct fns_op *op)
 {
     struct fns_capabilities sets;

@@ -97,7 +97,7 @@ static void keep(struct fns_slot *slot, int fd)
     slot->keep[at] = fd;
 }
 
-/* Puts every fd in its place and closes all others but `own`. */
+/* Puts every fd in its place and closes all others except `own`. */
 static int place_fds(struct fns_slot *slot, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
@@ -191,7 +191,7 @@ int fns_sandbox_main(void *arg)
     struct fns_args *args = &sandbox->args;
     int own[3 + FNS_MAX_GROUPS], n_own = 0, userns = -1, is_spawn = 0;
     uint32_t n_before = count_ops_before_request(child->plan);
-    /* A session of its own, as in fns_leave_session(). */
+    /* Enters a session of its own, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
     if (result < 0)
         fns_child_failed(&sandbox->child, FNS_STAGE_SESSION, result);

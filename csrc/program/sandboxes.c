@@ -19,7 +19,7 @@ static int userns_to_join;              /* 0: none */
 static const uint64_t *inherited_files; /* RLIMIT_NOFILE for sandboxes; 0: as the server has it */
 static int closer, maker;               /* pids; maker 0: there is none */
 static struct fns_slot *queue;          /* queued requests, oldest first */
-static int n_awaiting_network;          /* requests whose turn has come, but not their network */
+static int n_awaiting_network;          /* requests that wait only for a network namespace */
 static int to_park = FNS_NONE;          /* list of connections to park a sandbox for */
 static int park_needs_network;          /* parking waits for a network namespace */
 static int has_started;                 /* a sandbox was started since the last chores */
@@ -136,7 +136,7 @@ static long start(struct fns_slot *slot, int connection, const struct fns_reques
     return result;
 }
 
-/* ---- the start of one ----------------------------------------------------------------------- */
+/* ---- starting a request --------------------------------------------------------------------- */
 
 /* Stops or kills a sandbox, and waits until it has stopped or ended. 0 or -errno. */
 static long signal_and_wait(int pid, int signal)
@@ -287,7 +287,7 @@ static void dequeue(struct fns_slot **at)
 }
 
 /* Starts the queued requests that have a place in their batch, while there are network namespaces. `ready`:
- * there may be one for those that wait for one. */
+ * network namespaces may be available again. */
 static void run_queue(int ready)
 {
     int blocked = n_awaiting_network && !ready;
@@ -339,7 +339,7 @@ int fns_drop_queued(int connection)
     return 1;
 }
 
-/* ---- the end of one ------------------------------------------------------------------------- */
+/* ---- the end of a sandbox ------------------------------------------------------------------- */
 
 static void reply_end(int connection, struct fns_sandbox *sandbox)
 {

@@ -1,6 +1,6 @@
 /* The record of a failed step, and the list of stages.
  *
- * Used by every process. Header only, so that the border may include it.
+ * Used by every process. Header only, so that the border can include it.
  */
 #ifndef FNS_ERROR_H
 #define FNS_ERROR_H

@@ -1,6 +1,6 @@
 /* Raw system calls that return -errno, and the kernel constants libc's headers may lack.
  *
- * Used by every process. Nothing here touches errno, TLS, locks or the heap, so that it may run in a child
+ * Used by every process. Nothing here touches errno, TLS, locks or the heap, so that it can run in a child
  * that shares the memory of a threaded process (vfork(2), signal-safety(7)).
  */
 #ifndef FNS_SYS_H
