@@ -100,7 +100,7 @@ struct fns_args {
     const int *groups;
     uint32_t n_groups, clone_into;
     int userns;   /* fd >= 3 of the user namespace to join; 0: none */
-    int stdio[3]; /* fds that become 0, 1 and 2, numbered as before that; -1: unchanged */
+    int stdio[3]; /* fds that become 0, 1 and 2, numbered as before the change; -1: unchanged */
 };
 
 /* The batch of a request to a template's server (0: none), and how many of its sandboxes may be alive at once.

@@ -136,7 +136,7 @@ FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, l
 #define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
-/* read(2) and write(2), retried on EINTR. With all signals blocked, a stop and SIGCONT still causes it
+/* read(2) and write(2), retried on EINTR. With all signals blocked, a stop and SIGCONT can still cause it
  * (signal(7)). */
 FNS_INLINE FNS_CHECKED long fns_read(int fd, void *bytes, size_t size)
 {
