@@ -1,7 +1,7 @@
-/* From the clone of a start to the exec of the program. Runs in the caller's memory.
+/* The part of a start from the clone to the exec of the program. Runs in the caller's memory.
  *
  * The caller's other threads keep using that memory. Therefore: raw system calls only; no heap, no locks, no
- * errno or other TLS, no libc function, and no writes but to this stack. All signals are blocked, so no
+ * errno or other TLS, no libc function, and no writes except to this stack. All signals are blocked, so no
  * handler of the caller runs here. tests/sandbox/test_child_rule.py checks the object file. Whatever can wait
  * until after the exec is left to the program.
  */
@@ -14,7 +14,8 @@ enum { NOROOT = 1 /* SECBIT_NOROOT */ };
 
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
-    /* A source that is 0, 1 or 2 is copied before those are replaced. close_range closes the copy. */
+    /* A source that is itself 0, 1 or 2 is copied first, since it may be replaced. close_range closes the
+     * copy. */
     int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
     *stage = FNS_STAGE_STDIO;
     for (int fd = 0; fd < 3; fd++) {
@@ -43,8 +44,8 @@ int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
     return (int)fns_sys3(__NR_close_range, first, ~0u, 0);
 }
 
-/* Runs the ops that write id maps: an exec in an unmapped user namespace drops all capabilities. `at`: the
- * last op run. */
+/* Runs the ops that write id maps, because uid 0 of a mapped namespace keeps its capabilities across the exec.
+ * `at`: index of the last op run. */
 static int write_maps(const struct fns_plan *plan, int *at)
 {
     int result = 0;
@@ -61,8 +62,8 @@ static int write_maps(const struct fns_plan *plan, int *at)
     return result;
 }
 
-/* Over an exec, uid 0 keeps its capabilities unless SECBIT_NOROOT is set; others keep the ambient ones
- * (capabilities(7)). */
+/* Makes all capabilities survive the exec. uid 0 keeps them unless SECBIT_NOROOT is set; any other uid keeps
+ * only ambient ones (capabilities(7)). */
 static int keep_capabilities(void)
 {
     struct fns_capabilities sets;
@@ -83,7 +84,7 @@ static int keep_capabilities(void)
     for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++) {
         if ((sets.permitted & sets.inheritable) >> cap & 1)
             result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
-        if (result == -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: the op that needs it will fail */
+        if (result == -EPERM) /* SECBIT_NO_CAP_AMBIENT_RAISE: an op that needs it will fail */
             result = 0;
     }
     return (int)result;

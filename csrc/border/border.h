@@ -1,5 +1,5 @@
-/* What runs in the caller's memory: the part of a start from the clone to the exec of the program, and a
- * process that only holds a user namespace. */
+/* What runs in the caller's memory: a start from its clone to the exec of the program, and a process that keeps
+ * a new user namespace alive. */
 #ifndef FNS_BORDER_H
 #define FNS_BORDER_H
 
@@ -8,25 +8,26 @@
 
 struct fns_border {
     const struct fns_plan *plan;
-    const struct fns_args *args; /* of the program: argv, envp, stdio, keep */
+    const struct fns_args *args; /* the program's argv, envp, stdio and keep */
     int program;                 /* the program's file */
     int status;                  /* the writing end of the status pipe */
 };
 
-/* The function of a start's clone. Returns the exit status of a start that has failed. */
+/* Entry point of a start's clone. Returns only on failure, with the exit status. */
 int fns_border_main(void *border);
 
-/* Puts args->stdio in place and closes all other fds but args->keep. `same`: one of these that stays
+/* Puts args->stdio in place and closes all other fds except args->keep. `same`: an fd of args->keep that stays
  * close-on-exec; -1: none. 0, or -errno and `stage`. */
 FNS_CHECKED int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage);
 
 struct fns_stay {
-    int parent;          /* pid of the process whose thread cloned it: it ends with that thread */
+    int parent;          /* pid of the process that cloned it */
     const char *inotify; /* limit on inotify instances of its namespace; NULL: none */
-    int limited;         /* 1: the limit is set, or cannot be set here; -errno; 0: not yet */
+    int limited;         /* 0: not yet; 1: the limit is set, or cannot be set here; -errno */
 };
 
-/* stay.c: the function of a clone that holds a new user namespace until it is killed. */
+/* stay.c: entry point of a process that keeps a new user namespace alive until it is killed, or its parent
+ * ends. */
 int fns_stay_main(void *stay);
 
 #endif

@@ -1,11 +1,12 @@
-/* A process that only holds a new user namespace, so that the caller can write the namespace's id maps and
- * set its limits (userns.c). Runs in the caller's memory (border.c).
+/* A process that keeps a new user namespace alive while the caller writes its id maps and opens it
+ * (caller/userns.c). It also sets the namespace's limit on inotify instances. Runs in the caller's memory
+ * (border.c).
  */
 #include "border.h"
 
 #include "shared/sys.h"
 
-/* 1, or -errno. No limit is set where /proc/sys is missing or not writable. */
+/* 1, or -errno. Sets no limit where /proc/sys is missing or not writable. */
 static int limit_inotify(const char *limit)
 {
     int result = (int)fns_sys4(__NR_openat, AT_FDCWD, "/proc/sys/user/max_inotify_instances",
@@ -18,7 +19,8 @@ static int limit_inotify(const char *limit)
 int fns_stay_main(void *arg)
 {
     struct fns_stay *stay = arg;
-    /* The thread that cloned this process waits for it, so it ends only if the caller does. */
+    /* The signal comes when the thread that cloned this process ends. That thread waits for this process, so it
+     * ends first only if the whole caller does. */
     long result = fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0);
     int limited = result < 0 ? (int)result : stay->inotify ? limit_inotify(stay->inotify) : 1;
     __atomic_store_n(&stay->limited, limited, __ATOMIC_RELEASE);

@@ -1,11 +1,11 @@
 /* The closer: a process beside a template's server that takes mount namespaces down.
  *
- * The process that drops the last reference to a mount namespace takes it down: it frees all that was written
- * to its tmpfs, and waits for all CPUs (RCU). In the sandbox this would delay the report of its end; in the
- * server, the replies to other callers. So the server sends the closer an fd of each namespace when the
- * sandbox starts, and the closer closes it after the end. Until then the fds stay in the socket: if the server
- * kept them, each new sandbox would have copies, and might drop the last reference by closing one. The closer
- * has threads so that several namespaces can wait for all CPUs together. Raw system calls only.
+ * The process that drops the last reference to a mount namespace takes it down: it frees all that was written to
+ * its tmpfs, and waits for an RCU grace period. In the sandbox this would delay the report of its end; in the
+ * server, the replies to other requests. So the server sends the closer an fd of each namespace when the sandbox
+ * starts, and the closer closes the fd after the sandbox's end. Until then the fds stay in the socket: if the
+ * server kept them, each new sandbox would have copies, and might drop the last reference by closing one. The
+ * closer has threads so that several namespaces can share a grace period. Raw system calls only.
  */
 #include "server.h"
 
@@ -14,13 +14,13 @@
 #define STACK_SIZE 8192
 #define WORKER_STACK_SIZE 4096
 
-/* Of an entry. The server sets SENT and RELEASED; the closer RECEIVED, TAKEN and FREE. */
+/* The states of an entry. The server sets SENT and RELEASED; the closer sets RECEIVED, TAKEN and FREE. */
 enum state { FREE, SENT, RELEASED, RECEIVED, TAKEN };
 
 static struct {
     int sockets[2]; /* the server's end, the closer's */
     unsigned next, pending;
-    volatile uint32_t woken, received; /* counters, to wait for */
+    volatile uint32_t woken, received; /* counters, and the futex words of the waits */
     volatile uint8_t states[MAX_ENTRIES];
     int fds[MAX_ENTRIES]; /* numbers in the closer's fd table */
     char stack[STACK_SIZE] __attribute__((aligned(4096)));
@@ -66,7 +66,7 @@ static _Noreturn int worker_main(void *arg)
     }
 }
 
-/* Marks what was released as received. How many. */
+/* Marks all released entries as received. Returns how many. */
 static int receive_released(int socket)
 {
     int n = 0;
@@ -100,7 +100,7 @@ static int closer_main(void *arg)
         FNS_IGNORE(fns_sys_clone_call(__NR_clone, (long)flags,
                                       (long)(closer.stacks[i] + WORKER_STACK_SIZE), 0, 0, 0,
                                       worker_main, 0),
-                   "the others do its work");
+                   "the other threads do its work");
     for (;;) {
         uint32_t woken = __atomic_load_n(&closer.woken, __ATOMIC_SEQ_CST);
         if (receive_released(socket) > 1) {

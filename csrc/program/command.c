@@ -17,9 +17,9 @@ int fns_reset_process(struct fns_child *child)
         if (result < 0)
             return fns_child_failed(child, FNS_STAGE_SIGNALS, result);
     }
-    /* The caller's may turn off address randomization (setarch(8)). */
+    /* The caller's personality may turn off address randomization (setarch(8)). */
     long result = fns_sys1(__NR_personality, PER_LINUX);
-    /* A filter around the caller may refuse the call even where nothing would change. */
+    /* A seccomp filter that the caller runs under may refuse the call even where it would change nothing. */
     if (result < 0 && fns_sys1(__NR_personality, GET_PERSONALITY) != PER_LINUX)
         return fns_child_failed(child, FNS_STAGE_PERSONALITY, result);
     return 0;
@@ -48,7 +48,8 @@ int fns_change_directory(struct fns_child *child)
     return result < 0 ? fns_child_failed(child, FNS_STAGE_CHDIR, result) : 0;
 }
 
-/* Retries on ETXTBSY: a child of another thread has an fd open for writing until it executes. */
+/* Retries on ETXTBSY: a process that another thread of the caller has forked may have the file open for writing
+ * until it executes. */
 static int try_path(const struct fns_args *args, const char *path)
 {
     const int64_t pause[2] = {0, BUSY_PAUSE_NS};
@@ -61,7 +62,7 @@ static int try_path(const struct fns_args *args, const char *path)
     return result;
 }
 
-/* Tries the paths as execvp(3) does: EACCES only if no later one is found. */
+/* Tries the paths in order, as execvp(3) does. Returns -EACCES only if no later path is found. */
 static int try_paths(struct fns_child *child)
 {
     int denied = 0, result = -ENOENT;
@@ -84,7 +85,7 @@ void fns_execute(struct fns_child *child)
     if (fns_run_last_ops(child) < 0)
         return;
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
-    /* Signals were blocked until now, so that one to the process group could not end the start half-way. */
+    /* Signals were blocked until now, so that a signal to the process group could not end the start halfway. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
     if (result < 0)
         fns_child_failed(child, FNS_STAGE_SIGNALS, result);
@@ -97,7 +98,7 @@ int fns_close_but(int a, int b, int c)
     const int fds[3] = {a, b, c};
     int first = 3;
     for (;;) {
-        int next = 0; /* the lowest that is kept */
+        int next = 0; /* the lowest fd still to keep */
         for (int i = 0; i < 3; i++)
             if (fds[i] >= first && (!next || fds[i] < next))
                 next = fds[i];

@@ -33,7 +33,7 @@ int fns_watch(int fd, enum fns_peer peer)
     if (fd >= MAX_FD)
         return -EMFILE;
     struct fns_connection *at = &connections[fd];
-    /* An earlier connection with this fd may have left it in the list. */
+    /* An earlier connection with this fd may still be in the list of those to park for. */
     *at = (struct fns_connection){
         .peer = (uint8_t)peer, .is_listed = at->is_listed, .next = at->next};
     return control(EPOLL_CTL_ADD, fd, EPOLLIN);
@@ -44,7 +44,7 @@ void fns_ignore(int fd)
     control(EPOLL_CTL_DEL, fd, 0);
 }
 
-/* The caller has the same file open: closing it here alone would leave it in the epoll set. */
+/* The close alone would leave it in the epoll set, because the caller has the same file open. */
 void fns_forget(int fd)
 {
     connections[fd].peer = FNS_PEER_NONE;

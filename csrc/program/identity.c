@@ -1,5 +1,5 @@
-/* The ops that say who the process is: names, network, keyring, cgroups, limits, ids. Runs in the program
- * and in a template's sandboxes (child.h). */
+/* The ops for host names, the network, the keyring, cgroups, limits and ids. Runs in the program and in a
+ * template's sandboxes (child.h). */
 #include "child.h"
 
 int fns_op_hostname(struct fns_child *child, const struct fns_op *op)
@@ -53,12 +53,12 @@ int fns_op_cgroup(struct fns_child *child, const struct fns_op *op)
 {
     const struct fns_args *args = child->args;
     uint32_t n = args->n_groups - args->clone_into;
-    long result = args->n_groups ? 0 : -EINVAL; /* never without the limits of the spec */
+    long result = args->n_groups ? 0 : -EINVAL; /* never start without the requested limits */
     for (uint32_t i = (uint32_t)child->entered; result >= 0 && i < n; i++)
         result = fns_sys3(__NR_write, args->groups[i], "0", 1);
     for (uint32_t i = 0; i < args->n_groups; i++)
         fns_close_if_open(args->groups[i]);
-    /* Not in the clone, where the namespace's root would be the cgroup of the process that cloned. */
+    /* Not by the clone: the namespace's root would then be the cgroup of the process that cloned. */
     if (result >= 0 && op->flags)
         result = fns_sys1(__NR_unshare, op->flags);
     return (int)result;
@@ -77,8 +77,8 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
     int result = 0;
     memcpy(&limit, child->plan->strings + op->data, sizeof limit);
     if (op->how & FNS_HOW_HALF) {
-        /* The kernel counts these resources over all processes of a user. A sandbox with half of the caller's
-         * limit leaves the other half. */
+        /* The kernel counts these resources per user. A sandbox that may use half of the caller's limit leaves
+         * the other half. */
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now);
         uint64_t half = now.soft / 2 >= op->arg ? now.soft / 2 : min(now.soft, op->arg);
         limit.soft = min(limit.soft, half);
@@ -86,7 +86,7 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
     }
     if (result >= 0)
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, &limit, 0);
-    /* Optional only where the hard limit is already lower and may not be raised. */
+    /* OPTIONAL is for one case: the hard limit is already lower, and this process cannot raise it. */
     if (result == -EPERM && op->how & FNS_HOW_OPTIONAL &&
         fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now) >= 0 && now.hard < limit.hard)
         result = 0;
@@ -129,5 +129,5 @@ int fns_op_parent_death(struct fns_child *child, const struct fns_op *op)
     int result = (int)fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0);
     if (result == 0)
         result = (int)fns_sys5(__NR_ppoll, &status, 1, no_wait, 0, FNS_SIGSET_SIZE);
-    return result > 0 ? -ECANCELED /* POLLERR, POLLHUP: nobody reads there */ : result;
+    return result > 0 ? -ECANCELED /* POLLERR, POLLHUP: the reading end is closed */ : result;
 }

@@ -6,14 +6,15 @@ enum {
     SIGNAL_EXIT = 128 /* added to a signal's number in the exit status, as shells do */
 };
 
-/* The command's process, until it executes. Both words begin as 1. */
+/* Shared with the command's process until its exec. Both words start as 1. */
 struct command {
     struct fns_child *child;
-    volatile uint32_t blocked; /* 0: it may go on */
+    volatile uint32_t blocked; /* 0: the command's process may continue */
     volatile uint32_t present; /* 0: it has left this memory (CLONE_CHILD_CLEARTID) */
 };
 
-/* Without FUTEX_PRIVATE_FLAG, as the kernel wakes for CLONE_CHILD_CLEARTID (set_tid_address(2)). */
+/* Without FUTEX_PRIVATE_FLAG, because the wake-up for CLONE_CHILD_CLEARTID has none either
+ * (set_tid_address(2)). */
 static void await_zero(volatile uint32_t *word)
 {
     while (__atomic_load_n(word, __ATOMIC_SEQ_CST))
@@ -29,8 +30,8 @@ static int command_main(void *arg)
     return FNS_EXIT_FAILED;
 }
 
-/* Gives up the reaper's capabilities, and closes its fds: whoever reads the command's pipes must see their
- * end when the command closes them. */
+/* Drops the reaper's capabilities and closes its fds. With the fds open here, whoever reads the command's pipes
+ * would not see end of file when the command closes them. */
 static long give_up_rights(const struct fns_start *start)
 {
     const struct fns_capabilities none = {0, 0, 0};
@@ -42,8 +43,8 @@ static long give_up_rights(const struct fns_start *start)
     return result;
 }
 
-/* Starts the command, which has its own fds and capabilities and waits until this process has given up its
- * own. The command's pid, or -errno. */
+/* Starts the command's process. It has its own fds and capabilities, and waits until this process has given up
+ * its own. Returns after the exec, or a failure: the pid, or -errno. */
 static long start_command(struct fns_start *start)
 {
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -64,7 +65,7 @@ static long start_command(struct fns_start *start)
     return pid;
 }
 
-/* Reports how the command ended, and ends alike. */
+/* Reports how the command ended, and exits with the corresponding status. */
 static _Noreturn void end_with_command(const struct fns_start *start,
                                        const struct fns_siginfo *info)
 {
@@ -103,7 +104,8 @@ _Noreturn void fns_run_init(struct fns_start *start)
         child->error = FNS_KILLED(FNS_STAGE_INIT);
     if (child->progress != FNS_PROGRESS_EXEC)
         fns_start_failed(start);
-    FNS_IGNORE(fns_sys2(__NR_munmap, start->packed, start->numbers.plan_size), "it costs memory");
+    FNS_IGNORE(fns_sys2(__NR_munmap, start->packed, start->numbers.plan_size),
+               "it only costs memory");
     fns_hide_arguments(start);
     fns_report_running(start);
     fns_close((int)start->numbers.status);

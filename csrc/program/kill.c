@@ -1,7 +1,8 @@
-/* The killing of sandboxes. Runs in a template's server.
+/* Kills sandboxes. Runs in a template's server.
  *
- * The first process of a pid namespace does not end while a process inside traces it with
- * PTRACE_O_TRACEEXIT. So a sandbox that is still there after FNS_KILL_MS is killed from within its namespace. */
+ * The first process of a pid namespace does not end while a process inside traces it with PTRACE_O_TRACEEXIT.
+ * So a sandbox that is still there after FNS_KILL_MS is killed from inside its namespace.
+ */
 #include "server.h"
 
 #define STACK_SIZE 4096
@@ -10,7 +11,8 @@
 static int n_killed; /* some of them may have ended since */
 static uint64_t next_check;
 
-/* The pid namespace of a process; before Linux 6.11 its pidfd, which is valid until its first thread ends. */
+/* Returns an fd of a process's pid namespace. Before Linux 6.11 this is its pidfd, which serves until its first
+ * thread ends. */
 static int open_pid_namespace(int pid)
 {
     int pidfd = (int)fns_sys2(__NR_pidfd_open, pid, 0);
@@ -27,7 +29,7 @@ void fns_kill(struct fns_sandbox *sandbox)
         return;
     if (sandbox->pid_namespace < 0)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
-    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child that is not reaped");
+    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child exists until it is reaped");
     if (n_killed++ == 0)
         next_check = fns_now() + KILL_NS;
 }
@@ -37,13 +39,13 @@ static int kill_others(void *none)
     return (int)fns_sys2(__NR_kill, -1, FNS_SIGKILL);
 }
 
-/* Kills everything in a pid namespace but its first process, through a process inside. */
+/* Kills everything in a pid namespace except its first process, by a process that it starts inside. */
 static void kill_namespace(int namespace)
 {
     static char stack[STACK_SIZE] __attribute__((aligned(16)));
     int own = (int)fns_sys2(__NR_pidfd_open, fns_sys0(__NR_getpid), 0);
     if (own >= 0 && fns_sys2(__NR_setns, namespace, FNS_CLONE_NEWPID) == 0) {
-        /* It has its own memory and is reaped as a stray, so nothing waits for it. */
+        /* The new process has its own memory and is reaped as a stray, so nothing waits for it. */
         FNS_IGNORE(fns_sys_clone_call(__NR_clone, FNS_SIGCHLD, (long)(stack + sizeof stack), 0, 0,
                                       0, kill_others, 0),
                    "it is tried again");

@@ -1,6 +1,6 @@
 /* Kernel constants and structs for the program: the kernel's own headers, and what they may lack.
  *
- * For csrc/program alone: in one file with libc's headers these would clash.
+ * Only for csrc/program: these headers clash with libc's in the same file.
  */
 #ifndef FNS_LINUX_H
 #define FNS_LINUX_H
@@ -40,13 +40,13 @@ enum { FNS_SIGCONT = 18, FNS_LAST_SIGNAL = 64, FNS_SI_KERNEL = 0x80, FNS_CLD_EXI
 enum { FNS_RLIMIT_NOFILE = 7, FNS_MNT_DETACH = 2 /* umount2(2) */, FNS_CLOCK_MONOTONIC = 1 };
 enum { FNS_PAGE = 4096, FNS_NS = 1000000000 /* in a second */ };
 
-struct fns_siginfo { /* siginfo_t, as far as waitid(2) and a signal's sender fill it */
+struct fns_siginfo { /* siginfo_t: the fields that waitid(2) and the sender of a signal fill in */
     int number, error, code, padding;
     int pid, uid, status;
     char rest[100];
 };
 
-/* Whether a result is an address; else it is -errno (mmap(2)). */
+/* Whether a result of mmap(2) is an address. Otherwise it is -errno. */
 FNS_INLINE int fns_is_address(long result)
 {
     return result >= 0 || result <= -4096;

@@ -1,7 +1,7 @@
 /* The program: carries out a plan, in memory of its own.
  *
- * Static, without libc, executed from a sealed memory file by the border, in the sandbox's namespaces. It
- * runs every op of the plan, and then becomes
+ * It is static and has no libc. The border executes it from a sealed memory file, in the sandbox's namespaces.
+ * It runs every op of the plan, and then becomes
  *
  *   once    the command, by executing it
  *   init    pid 1, which starts the command as its child, passes signals on and reaps (init.c)
@@ -9,8 +9,8 @@
  *
  * With FNS_PLAN_HOP it is executed in the caller's namespaces, runs the early ops, and clones the sandbox.
  *
- * /proc/self/exe leads only to this program. If it were the caller's program, a command that is this link,
- * or a script whose interpreter is, would start the caller's program inside the root (CVE-2019-5736).
+ * /proc/self/exe leads only to this program. If it led to the caller's program, a command that names this link,
+ * or a script whose interpreter line does, would start the caller's program inside the root (CVE-2019-5736).
  *
  * Raw system calls only. Exits with FNS_EXIT_FAILED when the caller is gone.
  */
@@ -55,7 +55,7 @@ static uint32_t next_number(const char **at)
     return n;
 }
 
-/* Reads what FNS_NUMBERS describes. `groups`: space for FNS_MAX_GROUPS. */
+/* Parses the argv that shared/wire.h describes at FNS_NUMBERS. `groups`: space for FNS_MAX_GROUPS. */
 static void open_arguments(struct fns_start *start, long argc, char **argv, int *groups)
 {
     enum { NAME, NUMBERS, DIRECTORY, PATHS };
@@ -90,8 +90,8 @@ static void open_arguments(struct fns_start *start, long argc, char **argv, int 
 }
 
 /* Maps the plan and closes its file. A command that is /proc/self/exe executes this program again, with
- * arguments and files of its choice. It has no sealed file: that takes memfd_create(2), and an fd that stays
- * open over an exec. */
+ * arguments and files of its choice. But it cannot have a sealed file, which takes memfd_create(2) and an fd
+ * that stays open across an exec. */
 static void open_plan(struct fns_start *start)
 {
     const long seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
@@ -118,8 +118,8 @@ static void open_plan(struct fns_start *start)
 
 /* ---- the ops ---------------------------------------------------------------------------------- */
 
-/* While this process is undumpable nobody can look into it, neither from a namespace it joins nor from the
- * sandbox whose pid 1 it becomes (CVE-2016-9962). Its files in /proc belong to root meanwhile (proc(5)). */
+/* While this process is undumpable, no process can look into it from a namespace that it joins, or from the
+ * sandbox whose pid 1 it becomes (CVE-2016-9962). Meanwhile, its files in /proc belong to root (proc(5)). */
 static void set_dumpable(struct fns_start *start, int dumpable)
 {
     fns_start_check(start, fns_prctl(PR_SET_DUMPABLE, (unsigned long)dumpable, 0));
@@ -137,7 +137,7 @@ static int is_map(const struct fns_op *op)
 }
 
 /* Runs the leading ops from `first` to before `end` that write this process's files in /proc or set limits.
- * The first op that is left. */
+ * Returns the index of the next op. */
 static uint32_t write_own_files(struct fns_start *start, uint32_t first, uint32_t end)
 {
     const struct fns_plan *plan = &start->plan;
@@ -151,7 +151,7 @@ static uint32_t write_own_files(struct fns_start *start, uint32_t first, uint32_
     if (n_writes)
         set_dumpable(start, 1);
     run_ops(start, first, next);
-    /* A server whose sandboxes write their own maps stays dumpable for them. */
+    /* Sandboxes share the server's memory, and so its dumpable flag. To write their own maps they need it set. */
     int server_maps = plan->id_map == FNS_ID_MAP_SELF && plan->options & FNS_PLAN_SERVER;
     if (n_writes && !server_maps)
         set_dumpable(start, 0);
@@ -160,8 +160,8 @@ static uint32_t write_own_files(struct fns_start *start, uint32_t first, uint32_
     return next;
 }
 
-/* Waits until the caller has the pidfd and has written its maps. Without GO nobody knows of this sandbox: the
- * process that cloned it was killed before it could send CHILD. */
+/* Waits until the caller has the pidfd and has written the id maps. The socket closes without GO if the caller
+ * has ended or has abandoned the start, or if the hop process was killed before it could send CHILD. */
 static void await_go(struct fns_start *start)
 {
     struct fns_message message;
@@ -178,7 +178,7 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
     const struct fns_plan *plan = &start->plan;
     int mapped_by_caller =
         plan->id_map == FNS_ID_MAP_PARENT || plan->id_map == FNS_ID_MAP_NEWUIDMAP;
-    /* A plan without ops keeps everything of the caller's, its session too. */
+    /* A plan without ops keeps all that is the caller's, including the session. */
     if (plan->n_ops && fns_leave_session(child) < 0)
         fns_start_failed(start);
     if (mapped_by_caller)
@@ -186,7 +186,7 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
     next = write_own_files(start, next, plan->n_ops);
     run_ops(start, next, plan->n_ops);
     if (plan->options & FNS_PLAN_HOP && !mapped_by_caller)
-        await_go(start); /* GO has arrived by now, so this costs nothing */
+        await_go(start); /* GO has usually arrived by now, so this costs nothing */
     if (plan->options & FNS_PLAN_INIT)
         fns_run_init(start);
     if (plan->options & FNS_PLAN_SERVER) {
@@ -204,8 +204,9 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
 
 /* ---- the hop ---------------------------------------------------------------------------------- */
 
-/* The kernel also writes the pid to a shared file, before the sandbox runs. The caller reads it there if this
- * process is killed before it sends CHILD. clone(2) has only one place for the pid and the pidfd. */
+/* Clones the sandbox as the caller's child. The kernel also writes the pid to a shared file, before the sandbox
+ * runs. The caller reads it there if this process is killed before it sends CHILD. clone(2) cannot write it,
+ * because it has only one place for the pid and the pidfd. */
 static long clone_sandbox(struct fns_start *start, int *pidfd)
 {
     int file = (int)start->numbers.pid_file;
@@ -225,17 +226,18 @@ static long clone_sandbox(struct fns_start *start, int *pidfd)
     return pid;
 }
 
-/* Joins namespaces that decide what a clone makes, clones the sandbox as the caller's child, hands its pidfd
- * over and exits. */
+/* The hop process: joins the namespaces that a clone depends on, clones the sandbox as the caller's child,
+ * hands its pidfd over and exits. */
 static _Noreturn void hop(struct fns_start *start)
 {
     int status = (int)start->numbers.status, pidfd = -1;
     uint32_t n_early = start->plan.n_early;
-    /* Ends this process with its caller, even while it is stopped: the thread that waits for this start ends
-     * only with the caller. The clone does not inherit the setting. */
+    /* Ends this process with its caller, even while it is stopped. The signal comes when the thread that waits
+     * for this start ends, which happens only with the caller. The clone does not inherit the setting. */
     fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGKILL, 0));
     run_ops(start, write_own_files(start, 0, n_early), n_early);
-    /* The sandbox takes the lock over. The caller does not know of it before CHILD. */
+    /* Releases the lock, so that the sandbox can take it. The gap does no harm, because the caller knows of no
+     * sandbox before CHILD. */
     fns_start_check(start, fns_lock(status, F_SETLK, F_UNLCK));
     long pid = clone_sandbox(start, &pidfd);
     if (pid < 0)
@@ -257,7 +259,7 @@ __attribute__((used)) _Noreturn void fns_program_main(long *stack)
     open_arguments(&start, stack[0], (char **)(stack + 1), groups);
     start.child = (struct fns_child)FNS_CHILD(&start.plan, &start.args, (int)start.numbers.status);
     start.child.entered = (int)start.numbers.entered;
-    /* If the exec left the pipe open, the caller would wait without end, and the command could write to it. */
+    /* If the exec left the pipe open, the caller would wait forever, and the command could write to the pipe. */
     fns_start_check(&start, fns_close_on_exec((int)start.numbers.status));
     if (start.numbers.control)
         fns_start_check(&start, fns_close_on_exec((int)start.numbers.control));

@@ -3,7 +3,7 @@
 
 /* ---- trees ---------------------------------------------------------------------------------- */
 
-/* What `name` is in the directory `fd`, or with "" what `fd` is. */
+/* The file `name` in the directory `fd`, or `fd` itself if `name` is "". */
 struct place {
     int fd;
     const char *name;
@@ -21,7 +21,7 @@ static int attach_and_close(int tree, struct place place)
     return fns_done_with(tree, tree < 0 ? tree : attach(tree, place));
 }
 
-/* A detached copy of what is mounted at a place. `flags`: more flags of open_tree(2). */
+/* Makes a detached copy of what is mounted at a place. `flags`: more flags of open_tree(2). */
 static int clone_tree(struct place place, int flags)
 {
     return (int)fns_sys3(__NR_open_tree, place.fd, place.name,
@@ -39,9 +39,9 @@ static int set_attributes(int tree, int recursive, struct fns_mount_attr attr)
                          AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof attr);
 }
 
-/* Idmaps a detached tree, all of it or nothing: id 0 on the disk becomes id 0 in the user namespace. EINVAL: a
- * file system cannot be idmapped. EPERM: a mount is idmapped already, or its file system belongs to another
- * user namespace (mount_setattr(2)). */
+/* Idmaps a detached tree, all or nothing: id 0 on the disk becomes id 0 in the user namespace. EINVAL: a file
+ * system cannot be idmapped. EPERM: a mount is idmapped already, or its file system belongs to another user
+ * namespace (mount_setattr(2)). */
 static int idmap_tree(struct fns_child *child, const struct fns_op *op, int tree)
 {
     if (!(op->how & FNS_HOW_IDMAP))
@@ -62,7 +62,7 @@ static int mount(const char *source, const char *place, const char *type, uint64
     return (int)fns_sys5(__NR_mount, source, place, type, flags, options);
 }
 
-/* mount(2) at a place below the directory `dir`; "." is that directory, whatever its name is by now. */
+/* mount(2) at a place below the directory `dir`. "." is `dir` itself, even if it was renamed. */
 static int mount_in(int dir, const char *place, const char *source, const char *type,
                     uint64_t flags, const char *options)
 {
@@ -96,8 +96,8 @@ int fns_op_root_tree(struct fns_child *child, const struct fns_op *op)
     return result < 0 ? result : set_attributes(child->root, 1, attr);
 }
 
-/* Mounts a tmpfs as the op describes it, and makes its directories: an fd of it, or -errno. What lies on top
- * of "/" is reached by "/..", as other absolute paths start below it. */
+/* Mounts a tmpfs as the op describes it, and makes its directories. Returns an fd of it, or -errno. What lies
+ * on top of "/" is reached by "/..", because other absolute paths start below it. */
 static int make_tmpfs(struct fns_child *child, const struct fns_op *op)
 {
     const char *place = op->target ? fns_text(child, op->target) : "/";
@@ -128,8 +128,8 @@ int fns_op_scratch(struct fns_child *child, const struct fns_op *op)
     return child->scratch = make_tmpfs(child, op);
 }
 
-/* The target is in a tmpfs that this process made, so nobody can have put a link there. mount(2) takes half
- * the time of a detached tree. */
+/* The target is in a tmpfs that this process made, so it cannot be a symbolic link. mount(2) is therefore safe,
+ * and faster than attaching a detached tree. */
 int fns_op_show(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = fns_text(child, op->source), *place = fns_text(child, op->target);
@@ -145,7 +145,7 @@ int fns_op_show(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys5(__NR_mount_setattr, child->root, place, AT_RECURSIVE, &attr, sizeof attr);
 }
 
-/* A tree on top of "/" hides nothing, as absolute paths start below it. So no bind of a directory of the
+/* A tree on top of "/" hides nothing, because absolute paths start below it. So no bind of a directory of the
  * caller's view can contain the new root. */
 int fns_op_root_attach(struct fns_child *child, const struct fns_op *op)
 {
@@ -195,7 +195,7 @@ int fns_op_pivot_root(struct fns_child *child, const struct fns_op *op)
     /* The old root lands on top of the new one, so it needs no directory (pivot_root(2)). */
     if (result == 0)
         result = (int)fns_sys2(__NR_pivot_root, ".", ".");
-    /* umount2(2) takes the topmost mount: a scratch lies on top of the old root. */
+    /* umount2(2) takes the topmost mount down. Where there is a scratch, it lies on top of the old root. */
     for (uint64_t i = 0; result == 0 && i < op->arg; i++)
         result = (int)fns_sys2(__NR_umount2, ".", FNS_MNT_DETACH);
     return result < 0 ? result : (int)fns_sys1(__NR_chdir, "/");
@@ -215,13 +215,14 @@ int fns_op_mount(struct fns_child *child, const struct fns_op *op)
 {
     const char *source = fns_text(child, op->source), *type = fns_text(child, op->type);
     const char *place = fns_text(child, op->target), *options = fns_text(child, op->data);
-    if (place[0] != '/') /* a directory of ROOT_TMPFS: no link can be there */
+    if (place[0] != '/') /* a directory of ROOT_TMPFS, so it cannot be a link */
         return mount_in(child->root, place, source, type, op->flags, options);
     int fd = fns_open_target(child, op, 1);
     return fns_done_with(fd, fd < 0 ? fd : mount_in(fd, ".", source, type, op->flags, options));
 }
 
-/* Attaches a detached tree to the op's target. `clear`: the attributes to clear. */
+/* Idmaps a detached tree, sets its attributes and attaches it to the op's target. `clear`: the attributes to
+ * clear. */
 static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree, uint64_t clear,
                      int directory)
 {
@@ -241,11 +242,11 @@ static int bind_tree(struct fns_child *child, const struct fns_op *op, int tree,
         return target;
     long type = fns_type_in(target, "");
     if (type >= 0 && (type == FNS_S_IFDIR) != (directory != 0))
-        type = -ENOTDIR; /* the kernel's EINVAL explains nothing */
+        type = -ENOTDIR; /* the kernel's EINVAL would not say why */
     return fns_done_with(target, type < 0 ? type : attach(tree, (struct place){target, ""}));
 }
 
-/* A detached copy of the op's source, or -errno. */
+/* Makes a detached copy of the op's source. Returns it, or -errno. */
 static int open_source(struct fns_child *child, const struct fns_op *op)
 {
     int source = fns_open(fns_text(child, op->source), FNS_PATH_FLAGS);
@@ -262,7 +263,7 @@ int fns_op_bind_source(struct fns_child *child, const struct fns_op *op)
     return tree;
 }
 
-/* The next tree of BIND_SOURCE. */
+/* Returns the next tree that BIND_SOURCE has opened, or -EBADF. */
 static int take_source(struct fns_child *child)
 {
     return child->next_source < child->n_sources ? child->sources[child->next_source++] : -EBADF;
@@ -272,7 +273,7 @@ int fns_op_bind(struct fns_child *child, const struct fns_op *op)
 {
     int tree = op->how & FNS_HOW_AHEAD ? take_source(child) : open_source(child, op);
     if (tree == -ENOENT && op->how & FNS_HOW_IF_THERE) {
-        child->error.detail = FNS_DETAIL_NONE; /* of open_source() */
+        child->error.detail = FNS_DETAIL_NONE; /* open_source() has set it */
         return 0;
     }
     if (tree < 0)
@@ -323,7 +324,7 @@ static int write_file(struct fns_child *child, const struct fns_op *op, int dir,
 
 int fns_op_file_bind(struct fns_child *child, const struct fns_op *op)
 {
-    const char *name = fns_text(child, op->source); /* unique in the scratch: the plan says so */
+    const char *name = fns_text(child, op->source); /* unique in the scratch */
     int dir = fns_open_in(child->scratch, "files", FNS_PATH_FLAGS | O_DIRECTORY);
     int tree = dir < 0 ? dir : write_file(child, op, dir, name);
     if (tree >= 0)
@@ -343,7 +344,7 @@ int fns_op_read_only(struct fns_child *child, const struct fns_op *op)
 
 /* ---- masked and read-only paths ------------------------------------------------------------- */
 
-/* A detached null device to put over a file: the root's own or, where there is none, the caller's. */
+/* Returns a detached null device to attach over a file: the root's own, or else the caller's. */
 static int null_tree(struct fns_child *child)
 {
     if (child->cache.null_device)
@@ -356,10 +357,10 @@ static int null_tree(struct fns_child *child)
         if (type != FNS_S_IFCHR)
             fd = fns_done_with(fd, -ENOENT);
     }
-    if (fd < 0 && child->null) { /* TREE_NAMESPACE has left the caller's view */
+    if (fd < 0 && child->null) { /* TREE_NAMESPACE has left the caller's view behind */
         fd = (int)fns_sys3(__NR_fcntl, child->null, F_DUPFD_CLOEXEC, 3);
-        /* A tree detached in another mount namespace cannot be copied in this one (EINVAL, since Linux 6.15)
-         * before it is attached here. */
+        /* A tree that was detached in another mount namespace cannot be copied in this one (EINVAL, since Linux
+         * 6.15) until it is attached here. */
         if (!child->null_attached) {
             child->null_attached = 1;
             return fd;
@@ -384,7 +385,7 @@ static int mount_empty(int fd)
                     "size=4k,nr_inodes=2,mode=555");
 }
 
-/* The first is a tmpfs; the others are copies of that mount, which cost half as much. */
+/* The first mask is a tmpfs. The others are copies of that mount, which cost less. */
 static int mask_directory(struct fns_child *child, struct place place)
 {
     if (child->cache.empty_directory)
@@ -424,9 +425,9 @@ static int has_slash(const char *name)
     return *name == '/';
 }
 
-/* Calls `act` for each of the op's names that exists. In procfs and sysfs nobody can replace what a name
- * stands for, so it is looked up in the target's fd. Elsewhere, and in directories below, `act` gets the fd
- * that was found. */
+/* Calls `act` for each of the op's names that exists. In procfs and sysfs nobody can replace what a name refers
+ * to, so `act` gets the name itself. On other file systems, and for names with a slash, `act` gets an fd of
+ * what was found. */
 static int for_each_name(struct fns_child *child, const struct fns_op *op,
                          int (*act)(struct fns_child *child, struct place place, long type))
 {

@@ -23,7 +23,8 @@ int fns_op_unshare(struct fns_child *child, const struct fns_op *op)
     return (int)fns_sys1(__NR_unshare, op->flags);
 }
 
-/* Gives the process all capabilities in that namespace, in the bounding set too. Later ops drop them. */
+/* Joining gives the process all capabilities in that namespace, and refills the bounding set. Later ops drop
+ * them. */
 int fns_op_join_user(struct fns_child *child, const struct fns_op *op)
 {
     int result =
@@ -49,9 +50,9 @@ static _Noreturn void make_namespaces(int userns, uint64_t flags, int socket)
     fns_quit(0);
 }
 
-/* Joins the namespaces of make_namespaces() after its report. Before that, the process may still be in the
- * host's, and setns(2) by its pidfd would succeed and change nothing. That it has stopped or ended proves
- * nothing. */
+/* Joins the namespaces that make_namespaces() has reported. Before the report, the process that runs it may
+ * still be in the host's namespaces, and setns(2) by its pidfd would succeed and change nothing. That this
+ * process has stopped or ended proves nothing. */
 static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t flags)
 {
     long made, got = fns_read(socket, &made, sizeof made);
@@ -66,7 +67,7 @@ static long join_made(struct fns_child *child, int pidfd, int socket, uint64_t f
     return made == -ESRCH ? -ECANCELED : made; /* killed since */
 }
 
-/* Kills and reaps a child, whatever its exit signal. */
+/* Kills and reaps a child, even one without an exit signal. */
 static long end_child(int pidfd)
 {
     struct fns_siginfo info;
@@ -79,9 +80,9 @@ static long end_child(int pidfd)
     return result;
 }
 
-/* The sandbox's capabilities count only in namespaces that belong to its user namespace. Only a process
- * inside can make those, and this one stays outside until its mounts are done. So a child makes them, and
- * this process, which has rights over both, joins them. */
+/* The sandbox's capabilities count only in namespaces that belong to its user namespace. Only a process in that
+ * user namespace can make those, and this process stays outside until its mounts are done. So a child makes
+ * them, and this process, which has rights over both user namespaces, joins them. */
 int fns_op_own_namespaces(struct fns_child *child, const struct fns_op *op)
 {
     int ends[2], pidfd = -1;

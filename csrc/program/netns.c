@@ -1,18 +1,19 @@
 /* The maker of network namespaces: a process beside a template's server.
  *
- * Making a network namespace takes longer than everything else in a start, and the kernel takes them down in
- * a single thread. The maker shares the server's memory and fds. It makes a namespace by entering it, and puts
- * an fd of it into a ring. Each gets a number in the maker's first network namespace, so that the kernel
- * announces its end (RTM_DELNSID). While too many wait to be taken down, the maker waits too. Raw system calls
- * only.
+ * Making a network namespace takes longer than everything else in a start, so the maker makes them ahead. It
+ * shares the server's memory and fds. It makes a namespace by entering it, and puts an fd of it into a ring.
+ *
+ * The kernel takes network namespaces down in a single thread, which can fall behind. So the maker gives each a
+ * number in the server's own network namespace, where the kernel then announces its end (RTM_DELNSID). While too
+ * many wait to be taken down, the maker waits too. Raw system calls only.
  */
 #include "server.h"
 
 enum {
     MAX_POOL = 1024,
-    MAX_DYING = 512, /* that have ended and are not yet taken down */
+    MAX_DYING = 512, /* namespaces that have ended and are not yet taken down */
     STACK_SIZE = 16384,
-    RETRY_NS = 1000000,   /* after a failure */
+    RETRY_NS = 1000000,   /* the pause after a failure */
     ANNOUNCE_US = 500000, /* how long the announcement of an end may take */
     BUFFER_SIZE = 1 << 20
 };
@@ -21,22 +22,22 @@ enum {
 static struct {
     uint32_t size;
     int ready;                     /* an eventfd */
-    volatile uint32_t made, taken; /* ever: the ring's ends */
+    volatile uint32_t made, taken; /* totals, and so the ring's ends */
     volatile uint32_t wakeups;     /* the maker sleeps until this changes */
-    volatile uint32_t wanted;      /* somebody found none */
-    volatile uint32_t live;        /* taken, and not ended */
+    volatile uint32_t wanted;      /* the server found the ring empty */
+    volatile uint32_t live;        /* taken by sandboxes that have not ended */
     volatile int error;
     int fds[MAX_POOL];
     struct fns_pool_state state;
     int netlink;
     uint32_t deleted;
-    uint64_t failing; /* for how long, ns */
+    uint64_t failing; /* for how long making them has failed, ns */
     char stack[STACK_SIZE] __attribute__((aligned(4096)));
 } pool;
 
 /* ---- the maker ------------------------------------------------------------------------------ */
 
-/* A socket that the kernel announces ends to, or -errno: the maker can do without. */
+/* A socket on which the kernel announces the ends of namespaces, or -errno. The maker can do without it. */
 static int open_netlink(void)
 {
     const int group = RTNLGRP_NSID, space = BUFFER_SIZE;
@@ -76,7 +77,7 @@ static void count_ends(int flags)
     char bytes[8192] __attribute__((aligned(8)));
     for (;;) {
         long n = fns_sys6(__NR_recvfrom, pool.netlink, (long)bytes, sizeof bytes, flags, 0, 0);
-        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) /* some were lost: starts over */
+        if (n == -ENOBUFS || (n == -EAGAIN && flags == 0)) /* announcements were lost: start over */
             pool.deleted = pool.made;
         if (n <= 0)
             return;
@@ -112,7 +113,7 @@ static void wake_server(void)
     const uint64_t one = 1;
     if (__atomic_exchange_n(&pool.wanted, 0, __ATOMIC_SEQ_CST) &&
         fns_write(pool.ready, &one, sizeof one) < 0)
-        pool.wanted = 1; /* for the next time */
+        pool.wanted = 1; /* try again with the next one */
 }
 
 /* Makes one and puts it into the ring. */
@@ -195,7 +196,7 @@ int fns_netns_take(void)
     int fd = pool.fds[pool.taken % MAX_POOL];
     pool.live++;
     __atomic_store_n(&pool.taken, pool.taken + 1, __ATOMIC_SEQ_CST);
-    if ((pool.made - pool.taken) * 2 <= pool.size) /* not sooner: the maker takes a CPU */
+    if ((pool.made - pool.taken) * 2 <= pool.size) /* not sooner: the maker takes CPU time */
         refill();
     return fd;
 }

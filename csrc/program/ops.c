@@ -1,8 +1,8 @@
-/* Runs the ops of a plan, in order, until one fails. Runs in the program and in a template's sandboxes
- * (child.h). Nothing is decided here: the plan says what to do. */
+/* Carries out the ops of a plan, in order, until one fails. Runs in the program and in a template's sandboxes
+ * (child.h). Decides nothing: the plan says what to do. */
 #include "child.h"
 
-/* Whether the op may use what the op before it has cached: these do not mount over it. */
+/* Whether the op may use what earlier ops have cached, because it does not mount over that. */
 static int uses_cache(const struct fns_op *op)
 {
     return op->code == FNS_OP_DEVICE || op->code == FNS_OP_SYMLINK ||
@@ -36,7 +36,7 @@ static int run(struct fns_child *child, uint32_t first, uint32_t end)
     return 0;
 }
 
-/* Where the last ops begin. */
+/* Returns the index of the first of the last ops. */
 static uint32_t find_last_ops(const struct fns_plan *plan)
 {
     uint32_t n = plan->n_ops;
@@ -48,14 +48,14 @@ static uint32_t find_last_ops(const struct fns_plan *plan)
 int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end)
 {
     uint32_t last = find_last_ops(child->plan);
-    /* The plan sets the modes of new files, not the caller's umask. */
+    /* The plan, not the caller's umask, sets the modes of new files. */
     int result = (int)fns_sys1(__NR_umask, 0);
     if (result < 0)
         return fns_child_failed(child, FNS_STAGE_UMASK, result);
     result = run(child, first, end < last ? end : last);
     if (result < 0)
         return result;
-    /* Not left to the exec: the command must not see them even for an instant. */
+    /* Not left to the exec: the working directory, which is resolved before it, must not lead to them. */
     fns_drop_cache(child);
     fns_close_if_open(child->root);
     fns_close_if_open(child->scratch);

@@ -1,8 +1,8 @@
 /* Resolves paths inside the root that is built. Runs in the program and in a template's sandboxes (child.h).
  *
- * Targets are resolved below the root's fd, by openat2(2) with RESOLVE_IN_ROOT, or by walk() where that is
- * refused. Mounts are attached to the fd that was found, so that no symbolic link, and no change of the root
- * meanwhile, leads outside.
+ * Targets are resolved below the root's fd, by openat2(2) with RESOLVE_IN_ROOT, or by walk() where openat2 is
+ * refused. Mounts are attached to the fd that was found. So no symbolic link, and no change of the root
+ * meanwhile, can lead outside.
  */
 #include "child.h"
 
@@ -10,7 +10,7 @@
 #define FILE_MODE 0644
 #define MAX_SYMLINKS 40  /* as the kernel (path_resolution(7)) */
 #define MAX_NAME 255     /* NAME_MAX */
-#define RESOLVE_TRIES 64 /* openat2(2) fails if something is renamed meanwhile */
+#define RESOLVE_TRIES 64 /* openat2(2) fails (EAGAIN) if something is renamed meanwhile */
 
 long fns_type_in(int fd, const char *name)
 {
@@ -21,16 +21,16 @@ long fns_type_in(int fd, const char *name)
     return result < 0 ? result : (long)(st.stx_mode & FNS_S_IFMT);
 }
 
-/* ---- the walk by hand ----------------------------------------------------------------------- */
+/* ---- without openat2(2) --------------------------------------------------------------------- */
 
 struct walk {
-    char rest[FNS_PATH_SIZE]; /* the path that is left, from `at` on */
+    char rest[FNS_PATH_SIZE]; /* the path still to walk, from `at` on */
     size_t at;
     int stack[MAX_DEPTH], depth; /* fds of the directories walked; the root first */
     int links;
 };
 
-/* Reads the next name of the path. Its length, 0 at the end, or -ENAMETOOLONG. */
+/* Reads the next name of the path. Returns its length, 0 at the end, or -ENAMETOOLONG. */
 static int next_name(struct walk *walk, char name[MAX_NAME + 1])
 {
     int length = 0;
@@ -100,8 +100,8 @@ static int step(struct walk *walk, const char *name, int no_symlinks)
     return fns_done_with(fd, type);
 }
 
-/* Resolves `path` below `root` one name at a time, where a kernel or filter refuses openat2. ".." goes back
- * along the fds walked, so that a directory that is moved meanwhile cannot lead out. */
+/* Resolves `path` below `root` one name at a time, for kernels and filters that refuse openat2. ".." goes back
+ * along the fds walked, so a directory that is moved meanwhile cannot lead outside. */
 static int walk(int root, const char *path, int no_symlinks)
 {
     struct walk walk;
@@ -140,7 +140,7 @@ int fns_resolve(int root, const char *path, int no_symlinks)
     return fd == -ENOSYS || fd == -EPERM ? walk(root, path, no_symlinks) : fd;
 }
 
-/* How many bytes of `path` are its directory; the rest is its last name. */
+/* Returns how many bytes of `path` are its directory; the rest is its last name. */
 static size_t directory_length(const char *path)
 {
     size_t n = fns_length(path);
@@ -160,7 +160,7 @@ static int resolve_part(int root, const char *path, size_t n, int no_symlinks)
     return fns_resolve(root, n ? part : "/", no_symlinks);
 }
 
-/* An fd of the directory of `path`, whose last name is `name`. */
+/* Opens the directory of `path`, and sets `name` to the last name of `path`. */
 static int resolve_directory(int root, const char *path, const char **name)
 {
     size_t n = directory_length(path);
@@ -240,8 +240,8 @@ static int make(int dir, const char *name, int directory)
     return fns_done_with(fd, fd < 0 ? fd : 0);
 }
 
-/* Makes `path`. Below an idmap the caller's ids are unmapped (EOVERFLOW): the same directory is then opened
- * without the idmap. 0 or -errno. */
+/* Makes `path`. If an idmapped mount leaves the caller's ids unmapped (EOVERFLOW), makes it in the same
+ * directory, opened without the idmap. 0 or -errno. */
 static int make_target(struct fns_child *child, const struct fns_op *op, const char *path,
                        int directory)
 {
@@ -259,7 +259,7 @@ static int make_target(struct fns_child *child, const struct fns_op *op, const c
     return fns_done_with(dir, result);
 }
 
-/* Makes the directories above `path` that are missing. 0 or -errno. */
+/* Makes the missing directories above `path`. 0 or -errno. */
 static int make_directories_above(struct fns_child *child, const struct fns_op *op,
                                   const char *path)
 {

@@ -46,7 +46,7 @@ FNS_INLINE void fns_report_running(struct fns_start *start)
     fns_start_check(start, fns_report(start, FNS_MESSAGE_RUNNING));
 }
 
-/* Clears the command's arguments from /proc/self/cmdline. For a process that stays. */
+/* Clears the command's arguments from /proc/self/cmdline of a program that stays. */
 FNS_INLINE void fns_hide_arguments(struct fns_start *start)
 {
     memset(start->words, 0, (size_t)(start->words_end - start->words));

@@ -1,17 +1,17 @@
-/* The ops that give rights up: capabilities, no_new_privs, Landlock, the filter. Runs in the program and in
- * a template's sandboxes (child.h). */
+/* The ops that give up rights: capabilities, no_new_privs, Landlock, the filter. Runs in the program and in a
+ * template's sandboxes (child.h). */
 #include "child.h"
 
 int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
 {
     for (unsigned cap = 0; cap < FNS_MAX_CAPABILITIES; cap++) {
         long result = op->arg >> cap & 1 ? 0 : fns_prctl(PR_CAPBSET_DROP, cap, 0);
-        if (result == -EINVAL) /* the kernel has no more */
+        if (result == -EINVAL) /* the kernel has no further capabilities */
             break;
         if (result < 0 && fns_prctl(PR_CAPBSET_READ, cap, 0) != 0)
             return (int)result; /* if we may not drop it, it must already be absent */
     }
-    /* The change of ids leaves capabilities permitted; the exec clears this setting. */
+    /* With this setting, the change of ids leaves capabilities permitted. The exec clears it. */
     int keep = op->arg || op->how & FNS_HOW_KEEP;
     return keep ? (int)fns_prctl(PR_SET_KEEPCAPS, 1, 0) : 0;
 }
@@ -22,7 +22,7 @@ int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
     long result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0);
     if (result >= 0)
         result = fns_capset(&sets);
-    /* Over an exec, any uid but 0 keeps only ambient capabilities. */
+    /* Across an exec, any uid except 0 keeps only ambient capabilities. */
     for (unsigned cap = 0; result >= 0 && cap < FNS_MAX_CAPABILITIES; cap++)
         if (op->arg >> cap & 1)
             result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
@@ -34,7 +34,7 @@ int fns_op_no_new_privileges(struct fns_child *child, const struct fns_op *op)
     return (int)fns_prctl(PR_SET_NO_NEW_PRIVS, 1, 0);
 }
 
-/* With KEEP: makes the capabilities effective that the change of ids has left permitted. */
+/* With KEEP, makes effective again the capabilities that the change of ids has left permitted. */
 static int raise_kept(const struct fns_op *op)
 {
     struct fns_capabilities sets;

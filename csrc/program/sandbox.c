@@ -19,7 +19,7 @@ void fns_receive(int socket, int flags, struct fns_received *received)
     }
 }
 
-/* Unpacks the request, in the slot or mapped from its last fd. */
+/* Unpacks the request, which is in the slot, or in a memory file that is its last fd. */
 static int open_request(struct fns_slot *slot, int *is_spawn)
 {
     struct fns_received *received = &slot->received;
@@ -55,7 +55,7 @@ static int is_passed(const struct fns_args *args, int fd)
     return 0;
 }
 
-/* A copy of an fd at a number that no passed one takes, or -errno. */
+/* Copies an fd to a number that no passed fd takes. Returns it, or -errno. */
 static int move_away(const struct fns_args *args, int fd)
 {
     for (int at = 3;; at++) {
@@ -67,8 +67,8 @@ static int move_away(const struct fns_args *args, int fd)
     }
 }
 
-/* Gives the passed fds the numbers they have in the caller. First, these and the `own` fds, which this process
- * needs until its exec, are moved to numbers that none of them needs. */
+/* Gives the passed fds the numbers they have in the caller. First moves them, and the `own` fds that this
+ * process needs until its exec, to numbers that no passed fd takes. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
     int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
@@ -97,7 +97,7 @@ static void keep(struct fns_slot *slot, int fd)
     slot->keep[at] = fd;
 }
 
-/* Puts every fd in its place and closes all others but `own`. */
+/* Puts every fd in its place and closes all others except `own`. */
 static int place_fds(struct fns_slot *slot, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
@@ -125,7 +125,7 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
 
 /* ---- the start ------------------------------------------------------------------------------ */
 
-/* Sends RUNNING, holding a lock on the status pipe that ends with the exec. */
+/* Locks the status pipe until the exec, and sends RUNNING. */
 static int report_running(struct fns_slot *slot, int connection, int status)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
@@ -152,7 +152,7 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
     if (fns_run_ops(&sandbox->child, 0, n_before) < 0)
         return -1;
     /* A sandbox that is killed after it has received its request cannot reply. So it records the request's
-     * number before that, while the server can still find the request in the socket. */
+     * number first, while the server can still find the request in the socket. */
     if (fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request, FNS_MSG_PEEK, 0, 0) <=
         0)
         return -1;
@@ -162,7 +162,7 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
     return 0;
 }
 
-/* The ops that depend on the request, and the exec. */
+/* Runs the ops that depend on the request, and executes the command. */
 static void run_command(struct fns_slot *slot, uint32_t n_before)
 {
     struct fns_child *child = &slot->sandbox->child;
@@ -170,7 +170,7 @@ static void run_command(struct fns_slot *slot, uint32_t n_before)
     if (result < 0)
         fns_child_failed(&slot->sandbox->child, FNS_STAGE_RLIMIT, result);
     else if (fns_run_ops(child, n_before, child->plan->n_ops) == 0 &&
-             fns_change_directory(child) == 0) /* signals have their default actions */
+             fns_change_directory(child) == 0) /* the server has reset all signal actions */
         fns_execute(child);
 }
 
@@ -191,7 +191,7 @@ int fns_sandbox_main(void *arg)
     struct fns_args *args = &sandbox->args;
     int own[3 + FNS_MAX_GROUPS], n_own = 0, userns = -1, is_spawn = 0;
     uint32_t n_before = count_ops_before_request(child->plan);
-    /* Out of the caller's process group and session, as in fns_leave_session(). */
+    /* Enters a session of its own, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
     if (result < 0)
         fns_child_failed(&sandbox->child, FNS_STAGE_SESSION, result);

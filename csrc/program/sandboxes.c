@@ -6,9 +6,9 @@
 
 enum {
     MAX_STRAYS = 64, /* reaped in one go */
-    STRAYS_MS = 500, /* how often strays are looked for while sandboxes run */
+    STRAYS_MS = 500, /* how often to look for strays while sandboxes run */
     /* The closer is woken when there is much to close, or after a pause. The pause is longer than a tick, so
-     * that the kernel need not set a timer for it. */
+     * the kernel usually need not reprogram its hardware timer. */
     CLOSE_MS = 20,
     MANY_TO_CLOSE = 16,
     MOST_TO_CLOSE = 48
@@ -18,15 +18,16 @@ static const struct fns_plan *plan;
 static int userns_to_join;              /* 0: none */
 static const uint64_t *inherited_files; /* RLIMIT_NOFILE for sandboxes; 0: as the server has it */
 static int closer, maker;               /* pids; maker 0: there is none */
-static struct fns_slot *queue;          /* requests, oldest first */
-static int n_awaiting_network;          /* those that have a place in their batch, but no network */
-static int to_park = FNS_NONE;          /* connections for which a sandbox is to be parked */
-static int park_needs_network;          /* they wait for a network namespace */
-static int has_started;                 /* a sandbox, since the last chores */
+static struct fns_slot *queue;          /* queued requests, oldest first */
+static int n_awaiting_network;          /* requests that wait only for a network namespace */
+static int to_park = FNS_NONE;          /* list of connections to park a sandbox for */
+static int park_needs_network;          /* parking waits for a network namespace */
+static int has_started;                 /* a sandbox was started since the last chores */
 static int has_strays;                  /* children that no table knows may have ended */
 
-/* This process holds the fds of many sandboxes, so it raises its limit; each sandbox gets the caller's back.
- * Where the hard limit is above /proc/sys/fs/nr_open, it cannot be raised, and the caller's limit stays. */
+/* This process holds the fds of many sandboxes, so it raises its soft limit to the hard limit; each sandbox
+ * gets the caller's limit back. If the hard limit is above /proc/sys/fs/nr_open, the soft limit cannot be
+ * raised and stays. */
 static long raise_files(void)
 {
     static uint64_t files[2]; /* soft, hard */
@@ -75,7 +76,7 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
     int was_taken = slot->taken; /* a queued request is in it */
     slot->taken = 1;
     long pid = fns_clone_call(&args, fns_sandbox_main, slot);
-    if (pid == -ENOSYS && into) { /* without clone3(2) it enters its cgroups itself */
+    if (pid == -ENOSYS && into) { /* without clone3(2), the sandbox enters its cgroups itself */
         sandbox->child.entered = 0;
         args.flags &= ~FNS_CLONE_INTO_CGROUP;
         pid = fns_clone_call(&args, fns_sandbox_main, slot);
@@ -85,7 +86,7 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
     return pid;
 }
 
-/* Clones a sandbox. `request`: what is in the slot; 0: it is parked, and has none yet. */
+/* Clones a sandbox. `request`: the one in the slot; 0: the sandbox is parked, and has none yet. */
 static long launch(struct fns_slot *slot, int connection, const struct fns_request *request,
                    enum fns_stage *stage)
 {
@@ -109,15 +110,15 @@ static long launch(struct fns_slot *slot, int connection, const struct fns_reque
     fns_set_pid(sandbox, (int)pid);
     fns_connection(connection)->sandbox = sandbox;
     fns_watch_sandbox(sandbox);
-    /* The closer holds the mount namespace until the sandbox's end was reported. */
+    /* The closer keeps the mount namespace open until the sandbox's end was reported. */
     int mounts = fns_done_with(pidfd, fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_MNT_NAMESPACE, 0));
     sandbox->mounts = fns_done_with(mounts, mounts < 0 ? FNS_NONE : fns_closer_hold(mounts));
     has_started = 1;
     return 0;
 }
 
-/* The same, in a network namespace from the pool. 0, or -errno and the stage. -EAGAIN in stage NETWORK: there is
- * none yet; in stage CLONE: the limit of processes is reached. */
+/* As launch(), in a network namespace from the pool, if there is a pool. 0, or -errno and the stage. -EAGAIN in
+ * stage NETWORK: no network namespace is ready; in stage CLONE: the limit of processes is reached. */
 static long start(struct fns_slot *slot, int connection, const struct fns_request *request,
                   enum fns_stage *stage)
 {
@@ -135,9 +136,9 @@ static long start(struct fns_slot *slot, int connection, const struct fns_reques
     return result;
 }
 
-/* ---- the start of one ----------------------------------------------------------------------- */
+/* ---- starting a request --------------------------------------------------------------------- */
 
-/* Stops or kills a sandbox, and waits until it has. 0 or -errno. */
+/* Stops or kills a sandbox, and waits until it has stopped or ended. 0 or -errno. */
 static long signal_and_wait(int pid, int signal)
 {
     struct fns_siginfo info;
@@ -148,18 +149,19 @@ static long signal_and_wait(int pid, int signal)
                     WEXITED | (signal == FNS_SIGSTOP ? WSTOPPED : 0) | __WALL | WNOWAIT, 0);
 }
 
-/* Stops a parked sandbox, so that it takes no request meanwhile. 1: it has none. 0: it has one, and goes on. */
+/* Stops a parked sandbox, so that it cannot take a request meanwhile. 1: it has taken none. 0: it has, or is
+ * not parked, and continues. */
 static int stop_unused(const struct fns_sandbox *sandbox)
 {
     if (sandbox->pid <= 0 || !sandbox->is_parked || sandbox->requested)
         return 0;
     if (signal_and_wait(sandbox->pid, FNS_SIGSTOP) >= 0 && !sandbox->requested)
         return 1;
-    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGCONT), "a child that is not reaped");
+    FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGCONT), "a child exists until it is reaped");
     return 0;
 }
 
-/* Ends a parked sandbox to make room under the limit of processes. 1: there was one. */
+/* Ends a parked sandbox to make room under the limit of processes. 1: there was one to end. */
 static int give_up_unused(void)
 {
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older)
@@ -168,8 +170,8 @@ static int give_up_unused(void)
     return 0;
 }
 
-/* Starts a request, and closes its fds here: the sandbox has its own. 0: it was started, or a failure was sent.
- * -EAGAIN: there is no network namespace yet. */
+/* Starts the sandbox of a request. Closes the request's fds here, because the sandbox has its own. 0: it was
+ * started, or the failure was sent. -EAGAIN: no network namespace is ready; the request keeps its fds. */
 static long start_request(struct fns_slot *slot, int connection)
 {
     const struct fns_request *request = fns_request_of(&slot->received);
@@ -231,7 +233,7 @@ static void park_all(void)
         struct fns_slot *slot = fns_take_slot(&result);
         if (slot)
             result = start(slot, connection, 0, &stage);
-        /* If that failed, the server reads the next request there, and fails in the same way. */
+        /* If this failed, the server reads the next request there, and will fail in the same way. */
         fns_let_sandbox_read(connection, result == 0);
         if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
             park_needs_network = 1;
@@ -247,7 +249,7 @@ static int is_full(struct fns_slot *slot)
     return fns_is_full(fns_request_of(&slot->received)->share);
 }
 
-/* The turn of a request in its batch has come, but there is no network namespace. */
+/* Marks a request whose turn in its batch has come while no network namespace is ready. */
 static void await_network(struct fns_slot *slot)
 {
     slot->awaits_network = 1;
@@ -284,8 +286,8 @@ static void dequeue(struct fns_slot **at)
     fns_connection(slot->connection)->is_queued = 0;
 }
 
-/* Starts what is queued, as far as there is a place in its batch and a network namespace. `ready`: those that
- * wait for a network namespace may have one now. */
+/* Starts the queued requests that have a place in their batch, while there are network namespaces. `ready`:
+ * network namespaces may be available again. */
 static void run_queue(int ready)
 {
     int blocked = n_awaiting_network && !ready;
@@ -300,7 +302,7 @@ static void run_queue(int ready)
                 fns_netns_state()->wait_ns += fns_now() - slot->since;
             continue;
         }
-        if (full && awaited) { /* others of its batch were started before it */
+        if (full && awaited) { /* others of its batch have started meanwhile */
             slot->awaits_network = 0;
             slot->since = fns_now();
             n_awaiting_network--;
@@ -337,7 +339,7 @@ int fns_drop_queued(int connection)
     return 1;
 }
 
-/* ---- the end of one ------------------------------------------------------------------------- */
+/* ---- the end of a sandbox ------------------------------------------------------------------- */
 
 static void reply_end(int connection, struct fns_sandbox *sandbox)
 {
@@ -345,7 +347,7 @@ static void reply_end(int connection, struct fns_sandbox *sandbox)
     fns_reply(connection, &sandbox->end);
 }
 
-/* Whether a parked sandbox has ended without its request: that is still in the socket. */
+/* Whether a parked sandbox has ended without taking a request. If one was sent, it is still in the socket. */
 static int is_unused(const struct fns_sandbox *sandbox)
 {
     char byte;
@@ -356,8 +358,8 @@ static int is_unused(const struct fns_sandbox *sandbox)
                     FNS_MSG_PEEK | FNS_MSG_DONTWAIT, 0, 0) > 0;
 }
 
-/* Frees a parked sandbox that has ended without its request. The server reads that next; if the caller has
- * closed the connection, it replies to what is still in the socket. */
+/* Frees a parked sandbox that has ended without taking a request. The server reads the next request itself; if
+ * the caller has closed the connection, it sends an error for a request that is still in the socket. */
 static void end_unused(struct fns_sandbox *sandbox, int connection)
 {
     struct fns_request request;
@@ -391,7 +393,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     fns_unwatch_sandbox(sandbox);
     if (plan->netns_pool)
         fns_netns_ended();
-    if (sandbox->batch) { /* before the reply, whose receiver would take the CPU */
+    if (sandbox->batch) { /* before the reply, because its receiver would take the CPU */
         fns_count_alive(sandbox->batch, -1);
         run_queue(0);
     }
@@ -400,8 +402,9 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         return;
     }
     if (sandbox->reported && !sandbox->is_awaited &&
-        sandbox->child.progress != FNS_PROGRESS_FAILED) { /* kept for a REAP */
-        /* RUNNING may not have been sent. Then nothing is in the pipe, and this ends the wait for RUNNING. */
+        sandbox->child.progress != FNS_PROGRESS_FAILED) { /* keep the end for a REAP */
+        /* The sandbox may have ended before it sent RUNNING. Then the pipe is empty, and this reply ends the
+         * caller's wait. */
         if (sandbox->child.progress == FNS_PROGRESS_SETUP && connection != FNS_NONE)
             reply_end(connection, sandbox);
         *message = ended;
@@ -434,7 +437,7 @@ static int restart(int pid)
     else
         return 0;
     if (closer < 0 || maker < 0)
-        fns_quit(0); /* and with this pid 1 every sandbox */
+        fns_quit(0); /* every sandbox ends with this pid 1 */
     return 1;
 }
 
@@ -453,7 +456,7 @@ int fns_reap(int pid)
     return 1;
 }
 
-/* Whether its command runs and nobody waits for its end: only a REAP can ask for that. */
+/* Whether the command runs and no REAP waits for its end yet. */
 static int is_on_its_own(const struct fns_sandbox *sandbox)
 {
     int has_left = sandbox->slot->sandbox != sandbox || !sandbox->slot->taken;
@@ -461,7 +464,7 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
            sandbox->child.progress == FNS_PROGRESS_EXEC;
 }
 
-/* waitid(2) for any child takes time for each that lives. So this tries only those whose end somebody waits
+/* waitid(2) for any child goes through all live children. So this tries only those whose end somebody waits
  * for, and the one that the signal names. */
 void fns_reap_ended(int pid)
 {
@@ -499,9 +502,8 @@ static void reap_strays(void)
 
 /* ---- chores --------------------------------------------------------------------------------- */
 
-/* Before sandboxes are parked, which takes a clone each, the receiver of the last reply may have this CPU. The
- * closer is woken for many namespaces at a time, best when a sandbox has just been started, as its caller has
- * nothing to do then. */
+/* Yields the CPU to the receiver of the last reply before it parks sandboxes, because each takes a clone. Wakes
+ * the closer for many namespaces at a time, preferably after a start, when that caller has nothing else to do. */
 int fns_do_chores(int idle)
 {
     unsigned to_close = fns_closer_pending();

@@ -1,14 +1,16 @@
 /* The server of a template: starts sandboxes for the caller, in the program's small memory.
  *
  * It is pid 1 of a pid namespace of its own, in a mount namespace that holds only the finished root. Each
- * sandbox is a clone that shares its memory until the exec, in a slot of its own (sandbox.c). The server does
- * not wait for that exec. It reaps, reports how each sandbox ended, and keeps nothing of one for the next. It
- * ends with the caller, and all sandboxes end with it, as it is their pid 1. Raw system calls only.
+ * sandbox is a clone that shares the server's memory until its exec, in a slot of its own (sandbox.c). The server
+ * does not wait for that exec. It reaps, reports how each sandbox ended, and keeps nothing of one for the next.
+ * It ends with the caller, and all sandboxes end with it, because they are in its pid namespace. Raw system calls
+ * only.
  *
- *   serve.c         the loop, and what is requested
- *   sandboxes.c     whose turn it is, the start and the end of a sandbox; kill.c the kill
- *   connections.c   tables.c    what it listens to, what it knows
- *   netns.c         closer.c    processes beside it
+ *   serve.c               the loop and the requests
+ *   sandboxes.c, kill.c   whose turn it is, the start and the end of a sandbox; the kill
+ *   connections.c         what the server listens to
+ *   tables.c              slots, sandboxes and batches
+ *   netns.c, closer.c     the processes beside the server
  */
 #include "program.h"
 
@@ -16,11 +18,11 @@
 
 enum { MAX_EVENTS = 64 };
 
-static struct fns_received no_slot; /* for a message without a slot */
+static struct fns_received no_slot; /* for a message when there is no free slot */
 
 /* ---- requests (shared/wire.h) --------------------------------------------------------------- */
 
-/* The caller has shut a connection down, or closed it. */
+/* Handles a connection that the caller has shut down or closed. */
 static void hang_up(int connection)
 {
     struct fns_connection *at = fns_connection(connection);
@@ -29,7 +31,7 @@ static void hang_up(int connection)
     struct fns_sandbox *sandbox = at->sandbox;
     if (sandbox && !sandbox->reported) {
         fns_kill(sandbox);
-        at->is_closed = 1; /* stays until its end was sent */
+        at->is_closed = 1; /* stays until the sandbox's end was sent */
         fns_ignore(connection);
         return;
     }
@@ -40,7 +42,7 @@ static void hang_up(int connection)
     fns_forget(connection);
 }
 
-/* The sandbox that a request names; 0: there is none, and the reply says so. */
+/* The sandbox that a request names. 0: there is none, and the error was sent. */
 static struct fns_sandbox *find(int connection, const struct fns_request *request)
 {
     struct fns_sandbox *sandbox = fns_find_number(request->sandbox);
@@ -49,7 +51,7 @@ static struct fns_sandbox *find(int connection, const struct fns_request *reques
     return sandbox;
 }
 
-/* LOOK or POOL. */
+/* Replies to LOOK or POOL. */
 static void describe(int connection, const struct fns_request *request)
 {
     struct fns_ended reply = {.message = {.kind = FNS_MESSAGE_ENDED, .number = request->number}};
@@ -64,7 +66,7 @@ static void describe(int connection, const struct fns_request *request)
     fns_reply(connection, &reply);
 }
 
-/* REAP or KILL. */
+/* Carries out REAP or KILL. */
 static void reap(int connection, const struct fns_request *request)
 {
     int kill = request->kind == FNS_REQUEST_KILL;
@@ -78,7 +80,7 @@ static void reap(int connection, const struct fns_request *request)
         fns_free_sandbox(sandbox);
         return;
     }
-    if (sandbox->connection != FNS_NONE) { /* the one it was spawned over */
+    if (sandbox->connection != FNS_NONE) { /* the connection it was spawned over */
         fns_connection(sandbox->connection)->sandbox = 0;
         fns_let_sandbox_read(sandbox->connection, 0);
     }
@@ -100,10 +102,10 @@ static void read_request(int connection)
     const struct fns_request *request = fns_request_of(received);
     fns_receive(connection, FNS_MSG_DONTWAIT, received);
     if (at->sandbox && at->sandbox->reported && !at->sandbox->is_awaited) {
-        at->sandbox->connection = FNS_NONE; /* after its RUNNING it no longer needs one */
+        at->sandbox->connection = FNS_NONE; /* after RUNNING it needs no connection */
         at->sandbox = 0;
     }
-    if (received->size == -EAGAIN) /* the event was of an earlier connection with this fd */
+    if (received->size == -EAGAIN) /* the event was for an earlier connection with this fd */
         return;
     if (received->size == FNS_TRUNCATED) {
         fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_FDS, -EMFILE));
@@ -128,7 +130,7 @@ static void read_request(int connection)
         at->wants_parked = 1;
         fns_park_later(connection);
         break;
-    default: /* the other end is closed, or this is no request that may come now */
+    default: /* the other end is closed, or this is not a request that is valid now */
         if (received->size < 0)
             fns_reply_error(connection, FNS_ANY_REQUEST,
                             FNS_FAILED(FNS_STAGE_HELPER, received->size));
@@ -137,7 +139,7 @@ static void read_request(int connection)
     }
 }
 
-/* A message of the control socket: who else ends the server, or a new connection. */
+/* Handles a message on the control socket: CALLER or CONNECT. */
 static void read_control(int control)
 {
     struct fns_received *received = &no_slot;
@@ -155,7 +157,7 @@ static void read_control(int control)
     if (result < 0 && received->n_fds == 1 && !is_caller)
         fns_reply_error(received->fds[0], FNS_ANY_REQUEST, FNS_FAILED(FNS_STAGE_HELPER, result));
     if (result < 0)
-        fns_close_all(received->fds, received->n_fds); /* its other end reads end of file */
+        fns_close_all(received->fds, received->n_fds); /* the other end then reads end of file */
 }
 
 /* ---- the loop ------------------------------------------------------------------------------- */
@@ -168,15 +170,15 @@ static void handle(int fd)
     case FNS_PEER_CONTROL: read_control(fd); break;
     case FNS_PEER_CALLER: fns_quit(0); /* the caller has ended */
     case FNS_PEER_CONNECTION:
-        /* A sandbox reads here, so the event is a hangup. Between the end of one and the next, nobody
-         * has read what was requested before it. */
+        /* If a parked sandbox reads here, the event is a hangup. If that sandbox has ended and no next one was
+         * made yet, the server reads the request that it may have left. */
         if (at->sandbox_reads && at->sandbox)
             hang_up(fd);
         else
             read_request(fd);
         break;
     case FNS_PEER_ENDS:
-        FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "then it names nobody");
+        FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "info then names no process");
         fns_reap_ended(info[3]);
         break;
     case FNS_PEER_READY:
@@ -187,7 +189,7 @@ static void handle(int fd)
     }
 }
 
-/* Blocks all signals; those of ended children are read from a signalfd. */
+/* Blocks all signals, and reads SIGCHLD from a signalfd. */
 static long listen_for_ends(void)
 {
     const uint64_t all = ~0ull, sigchld = 1ull << (FNS_SIGCHLD - 1);
@@ -207,16 +209,16 @@ _Noreturn void fns_serve(struct fns_start *start)
     fns_start_check(start, fns_open_connections());
     fns_start_check(start, fns_watch(control, FNS_PEER_CONTROL));
     fns_start_check(start, listen_for_ends());
-    /* While it is stopped, the server would not notice the caller's end: this signal continues it then. It also
-     * comes, and does nothing, when only the thread that was its parent ends. A change of credentials would
-     * clear the setting; none follows. */
+    /* A stopped server would not notice the caller's end, so this signal continues it. The signal also comes,
+     * and does nothing, when only the thread that was its parent ends. A change of credentials would clear the
+     * setting, but none follows. */
     fns_start_check(start, fns_prctl(PR_SET_PDEATHSIG, FNS_SIGCONT, 0));
     fns_start_check(start, fns_open_sandboxes(&start->sandbox, userns));
     fns_report_running(start);
     fns_close(status);
     for (int idle = 0;;) {
         int n = fns_await_events(events, MAX_EVENTS, fns_do_chores(idle));
-        for (int i = 0; i < n; i++) /* n < 0: a stop has ended (signal(7)) */
+        for (int i = 0; i < n; i++) /* n < 0: EINTR, after a stop (signal(7)) */
             handle((int)events[i].data);
         idle = n == 0;
     }

@@ -36,8 +36,8 @@ static struct fns_slot *make_slot(long *error)
     *error = fns_sys3(__NR_mprotect, slot->stack, FNS_PAGE, PROT_NONE);
     if (*error >= 0)
         return slots[n_slots++] = slot;
-    FNS_IGNORE(fns_sys2(__NR_munmap, slot, sizeof *slot), "memory that nobody has touched");
-    return 0; /* without a guard page it is not used */
+    FNS_IGNORE(fns_sys2(__NR_munmap, slot, sizeof *slot), "untouched, it takes no pages");
+    return 0; /* no slot is used without a guard page */
 }
 
 struct fns_slot *fns_take_slot(long *error)
@@ -144,7 +144,7 @@ struct fns_sandbox *fns_newest_watched(void)
 
 /* ---- batches -------------------------------------------------------------------------------- */
 
-/* Its index, or n_batches. */
+/* Returns a batch's index, or n_batches if it is not listed. */
 static int find_batch(int number)
 {
     int i = 0;

@@ -1,6 +1,6 @@
 /* The record of a failed step, and the list of stages.
  *
- * Used by every process. Header only, so that the border may include it.
+ * Used by every process. Header only, so that the border can include it.
  */
 #ifndef FNS_ERROR_H
 #define FNS_ERROR_H
@@ -10,7 +10,7 @@
 /* For functions whose result must be used. */
 #define FNS_CHECKED __attribute__((warn_unused_result))
 
-/* How often a call is tried whose failure may pass, and would cost too much. */
+/* How often to try a call whose failure may be temporary and would cost too much. */
 enum { FNS_TRIES = 4 };
 
 enum fns_stage {

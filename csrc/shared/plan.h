@@ -19,25 +19,25 @@ enum fns_op_code {
 
 enum {
     FNS_MAX_OLD_ROOTS = 2, /* PIVOT_ROOT: mounts on the old "/": itself, and a scratch on top */
-    FNS_MAX_SOURCES = 16,  /* BIND_SOURCE ops of a plan */
+    FNS_MAX_SOURCES = 16,  /* BIND_SOURCE ops in a plan */
     FNS_MAX_GIDS = 64      /* of SETGROUPS */
 };
 
 enum fns_how {
     FNS_HOW_CREATE = 1,      /* make a missing target */
     FNS_HOW_NO_SYMLINKS = 2, /* refuse symbolic links in the target's path */
-    FNS_HOW_RECURSIVE = 4,   /* with everything mounted below the source */
+    FNS_HOW_RECURSIVE = 4,   /* include everything mounted below the source */
     FNS_HOW_SLAVE = 8,       /* propagation of the bind: slave instead of private */
     FNS_HOW_UNBINDABLE = 16, /* propagation of the bind: unbindable instead of private */
-    FNS_HOW_KEEP = 32,       /* a later op needs capabilities: keep them over the change of ids */
+    FNS_HOW_KEEP = 32,       /* a later op needs capabilities: keep them across the change of ids */
     FNS_HOW_IDMAP = 64,      /* idmap the mounts to the user namespace of args->userns */
-    FNS_HOW_OWNED = 128,     /* what is made belongs to plan->owner_uid and owner_gid */
+    FNS_HOW_OWNED = 128,     /* what the op makes belongs to plan->owner_uid and owner_gid */
     FNS_HOW_OPEN = 256,      /* only open the user namespace; JOIN_USER joins it */
     FNS_HOW_SEALED = 512,    /* nobody may read or search the keyring */
     FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel lacks this or refuses it */
-    FNS_HOW_AHEAD = 4096,    /* the source is the next one that BIND_SOURCE has opened */
-    FNS_HOW_HALF = 8192,     /* at most half of the limit in force, but at least `arg` of it */
-    FNS_HOW_IF_THERE = 16384 /* leave out a bind whose source is missing */
+    FNS_HOW_AHEAD = 4096,    /* the source is the next tree that BIND_SOURCE has opened */
+    FNS_HOW_HALF = 8192,     /* cap at half of the limit in force, or at `arg` if that is more */
+    FNS_HOW_IF_THERE = 16384 /* skip a bind whose source is missing */
 };
 
 struct fns_op {
@@ -51,22 +51,21 @@ enum fns_plan_option {
     FNS_PLAN_HOP = 1,        /* the program runs the early ops, then clones the sandbox */
     FNS_PLAN_INIT = 2,       /* a reaper is pid 1, the command its child */
     FNS_PLAN_SERVER = 4,     /* the program stays and starts sandboxes (program/serve.c) */
-    FNS_PLAN_MAPS_FIRST = 8, /* FNS_ID_MAP_SELF: the border writes the maps */
+    FNS_PLAN_MAPS_FIRST = 8, /* the border writes the maps of FNS_ID_MAP_SELF */
     FNS_PLAN_OWN_MEMORY = 16 /* enter no cgroup before the program is executed */
 };
 
 enum fns_id_map {
     FNS_ID_MAP_NONE,
-    FNS_ID_MAP_SELF,      /* by WRITE ops of stage ID_MAP, next to each other */
-    FNS_ID_MAP_PARENT,    /* by the caller */
-    FNS_ID_MAP_NEWUIDMAP, /* by newuidmap and newgidmap */
-    FNS_ID_MAP_RANGE      /* none: JOIN_USER joins a namespace that has its maps */
+    FNS_ID_MAP_SELF,      /* written by WRITE ops of stage ID_MAP, which are adjacent */
+    FNS_ID_MAP_PARENT,    /* written by the caller */
+    FNS_ID_MAP_NEWUIDMAP, /* written by newuidmap and newgidmap */
+    FNS_ID_MAP_RANGE      /* not written: JOIN_USER joins a namespace that has its maps */
 };
 
 struct fns_plan {
     const struct fns_op *ops;
-    const char
-        *strings; /* begins with NUL: offset 0 means none; ends with NUL: every string ends */
+    const char *strings; /* starts and ends with NUL: offset 0 means none, every string ends */
     uint32_t n_ops, n_strings;
     uint32_t n_early;               /* FNS_PLAN_HOP: how many ops come before the clone */
     uint32_t options;               /* enum fns_plan_option bits */
@@ -74,16 +73,16 @@ struct fns_plan {
     uint32_t uid_map, gid_map;      /* offsets of "inside outside count\n" lines, for the caller */
     uint64_t clone_flags;           /* CLONE_NEW* */
     const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: the plan of each sandbox */
-    uint32_t netns_pool;            /* of such a sandbox: network namespaces made ahead; 0: none */
-    uint32_t owner_uid, owner_gid;  /* who is 0:0 inside, in the caller's ids */
-    uint32_t pipe_uid, pipe_gid; /* who owns the pipes made for its stdio, likewise; 0: as made */
-    uint64_t args_max;     /* of a template's sandbox: bytes of arguments and environment; 0: any */
-    struct fns_file *file; /* this plan as bytes, made at its first start; NULL: made for each */
+    uint32_t netns_pool;            /* in a sandbox's plan: how many are made ahead; 0: no pool */
+    uint32_t owner_uid, owner_gid;  /* 0:0 inside, in the caller's ids */
+    uint32_t pipe_uid, pipe_gid; /* owner of the pipes for stdio, in the caller's ids; 0: as made */
+    uint64_t args_max;           /* in a sandbox's plan: most bytes of argv and envp; 0: any */
+    struct fns_file *file; /* the packed plan, made at its first start; NULL: made for each start */
 };
 
 /* Counters of a pool of network namespaces. */
 struct fns_pool_state {
-    uint64_t made, waits, wait_ns; /* waits: sandboxes for which none was there */
+    uint64_t made, waits, wait_ns; /* waits: sandboxes that found the pool empty */
 };
 
 enum { FNS_MAX_HIERARCHIES = 8, FNS_MAX_GROUPS = FNS_MAX_HIERARCHIES + 1 };
@@ -92,16 +91,16 @@ enum { FNS_MAX_HIERARCHIES = 8, FNS_MAX_GROUPS = FNS_MAX_HIERARCHIES + 1 };
 struct fns_args {
     char *const *argv;
     char *const *envp;
-    char *const *paths; /* the candidates for execve, in order; NULL ends them */
+    char *const *paths; /* the candidates for execve, in order; ends with NULL */
     const char *cwd;    /* NULL: unchanged */
-    const int *keep;    /* fds >= 3 that stay open under the same number: ascending */
+    const int *keep;    /* fds >= 3 that stay open under the same number, ascending */
     uint32_t n_keep;
-    /* CGROUP: cgroup.procs of the cgroups to enter, written to and closed by the op. With clone_into
-     * the first is of cgroup v2, and the last fd is that cgroup's directory. */
+    /* fds of cgroup.procs, one for each cgroup to enter; the op CGROUP writes to them and closes them. With
+     * clone_into, the first cgroup is of version 2, and the last fd is its directory. */
     const int *groups;
     uint32_t n_groups, clone_into;
     int userns;   /* fd >= 3 of the user namespace to join; 0: none */
-    int stdio[3]; /* what becomes 0, 1 and 2, as they were before; -1: left as it is */
+    int stdio[3]; /* fds that become 0, 1 and 2, numbered as before the change; -1: unchanged */
 };
 
 /* The batch of a request to a template's server (0: none), and how many of its sandboxes may be alive at once.

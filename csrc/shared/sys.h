@@ -1,6 +1,6 @@
 /* Raw system calls that return -errno, and the kernel constants libc's headers may lack.
  *
- * Used by every process. Nothing here touches errno, TLS, locks or the heap, so that it may run in a child
+ * Used by every process. Nothing here touches errno, TLS, locks or the heap, so that it can run in a child
  * that shares the memory of a threaded process (vfork(2), signal-safety(7)).
  */
 #ifndef FNS_SYS_H
@@ -18,10 +18,11 @@
 
 #include "error.h"
 
-/* Always inline: in a child that shares memory, no function may be instrumented by sanitizers. */
+/* Always inline, because a child that shares memory must not call a function that sanitizers have
+ * instrumented. */
 #define FNS_INLINE static inline __attribute__((always_inline, unused))
 
-/* Ignores a result; the text says why a failure is harmless. For gcc a cast to void is not enough. */
+/* Ignores a result; the text says why a failure is harmless. A cast to void does not satisfy gcc. */
 #define FNS_IGNORE(call, reason)                                                                   \
     do {                                                                                           \
         long ignored_ = (call);                                                                    \
@@ -44,8 +45,8 @@ FNS_INLINE FNS_CHECKED long fns_sys6(long n, long a, long b, long c, long d, lon
     return ret;
 }
 
-/* A clone whose child goes on in fn(arg) on its own stack and exits with the result. The child must not
- * return through the caller's frame, which is shared with CLONE_VM. */
+/* A clone whose child continues in fn(arg) on its own stack, and exits with the result. The child must not
+ * return through the caller's stack frame, which CLONE_VM shares. */
 FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, long d, long e,
                                                int (*fn)(void *), void *arg)
 {
@@ -135,7 +136,8 @@ FNS_INLINE FNS_CHECKED long fns_sys_clone_call(long n, long a, long b, long c, l
 #define fns_sys5(n, a, b, c, d, e)                                                                 \
     fns_sys6((n), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
-/* read(2) and write(2), repeated after a signal, or after a stop and SIGCONT (signal(7)). */
+/* read(2) and write(2), retried on EINTR. With all signals blocked, a stop and SIGCONT can still cause it
+ * (signal(7)). */
 FNS_INLINE FNS_CHECKED long fns_read(int fd, void *bytes, size_t size)
 {
     long n;
@@ -154,8 +156,8 @@ FNS_INLINE FNS_CHECKED long fns_write(int fd, const void *bytes, size_t size)
     return n;
 }
 
-/* write(2), repeated FNS_TRIES times whatever the error but EPIPE: a report that is lost looks like a process
- * that was killed. */
+/* write(2), tried up to FNS_TRIES times, but not again after EPIPE: a lost report looks like a process that was
+ * killed. */
 FNS_INLINE FNS_CHECKED long fns_write_retrying(int fd, const void *bytes, size_t size)
 {
     long n = -EINTR;
@@ -169,7 +171,7 @@ FNS_INLINE void fns_close(int fd)
     FNS_IGNORE(fns_sys1(__NR_close, fd), "Linux frees the fd in any case");
 }
 
-/* Sets close-on-exec, and checks it: a seccomp filter can fake success. 0 or -errno. */
+/* Sets close-on-exec, and checks that it is set, because a seccomp filter can fake success. 0 or -errno. */
 FNS_INLINE FNS_CHECKED long fns_close_on_exec(int fd)
 {
     long result = fns_sys3(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
@@ -210,7 +212,8 @@ FNS_INLINE FNS_CHECKED long fns_capset(const struct fns_capabilities *sets)
     return fns_sys2(__NR_capset, &header, words);
 }
 
-/* A record lock on a whole file (fcntl(2)). Unlike the fd, a process forked meanwhile does not inherit it. */
+/* Sets or releases a record lock on a whole file (fcntl(2)). Unlike an fd, it is not inherited by a process
+ * forked meanwhile. */
 struct fns_flock { /* struct flock of 64-bit kernels */
     short type, whence;
     long start, length;
@@ -244,9 +247,9 @@ enum { FNS_CLONE_NEWUTS = 0x4000000, FNS_CLONE_NEWIPC = 0x8000000, FNS_CLONE_NEW
 enum { FNS_CLONE_NEWPID = 0x20000000, FNS_CLONE_NEWNET = 0x40000000 };
 #define FNS_CLONE_INTO_CGROUP 0x200000000ull
 
-/* clone3(2), or clone(2) where the kernel lacks it. The child goes on in fn(arg) on args->stack, and exits with
- * its result. -ENOSYS: a flag needs clone3: clone(2) has no bit for a cgroup, and takes that of CLONE_NEWTIME
- * as part of the exit signal. */
+/* clone3(2), or clone(2) where the kernel lacks it. The child continues in fn(arg) on args->stack, and exits
+ * with the result. -ENOSYS: a flag needs clone3(2). clone(2) has no bit for a cgroup, and takes the bit of
+ * CLONE_NEWTIME as part of the exit signal. */
 FNS_INLINE FNS_CHECKED long fns_clone_call(const struct fns_clone_args *args, int (*fn)(void *),
                                            void *arg)
 {
@@ -273,7 +276,7 @@ struct fns_mount_attr {
 #define FNS_OPEN_TREE_NAMESPACE 2 /* since Linux 7.0 */
 #define FNS_MOUNT_ATTR_IDMAP 0x00100000
 
-/* The program needs headers of Linux 5.12 in any case (linux/mount.h). */
+/* linux/mount.h takes headers of Linux 5.12 in any case, so only newer calls are defined here. */
 #ifndef __NR_landlock_create_ruleset
 #define __NR_landlock_create_ruleset 444
 #define __NR_landlock_add_rule 445
@@ -286,8 +289,8 @@ enum { FNS_S_IFMT = 0170000, FNS_S_IFLNK = 0120000, FNS_S_IFDIR = 040000, FNS_S_
 enum { FNS_SIG_BLOCK = 0, FNS_SIG_SETMASK = 2, FNS_SIGSET_SIZE = 8 /* bytes */ };
 enum { FNS_SIGKILL = 9, FNS_SIGCHLD = 17, FNS_SIGSTOP = 19 };
 
-/* si_code of waitid(2): from this one on the process has only stopped. A tracer is told of stops even with
- * WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */
+/* si_code of waitid(2): from this value on, the process has not ended but stopped or continued. Stops are
+ * reported to a tracer even with WEXITED alone, and any child can make its parent its tracer (PTRACE_TRACEME). */
 #define FNS_CLD_TRAPPED 4
 
 FNS_INLINE size_t fns_length(const char *text)
@@ -298,7 +301,8 @@ FNS_INLINE size_t fns_length(const char *text)
     return n;
 }
 
-/* -EXDEV unless the file is on a file system with this f_type (statfs(2)); 0: any (CVE-2025-52881). */
+/* -EXDEV unless the file is on a file system with this f_type (statfs(2)); 0 accepts any. Otherwise a mount
+ * over /proc could redirect a write (CVE-2025-52881). */
 FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)
 {
     uint64_t about[16] = {0}; /* struct statfs: its type comes first */
@@ -316,7 +320,7 @@ FNS_INLINE FNS_CHECKED int fns_write_text(int fd, uint64_t type, const char *tex
     return result == size ? 0 : result < 0 ? (int)result : -EIO;
 }
 
-/* Whether an error means that a file in /proc is missing, or that this process may not write it. */
+/* Whether an error means that a file in /proc is missing, or that this process cannot write to it. */
 FNS_INLINE int fns_is_out_of_reach(long result)
 {
     return result == -ENOENT || result == -EROFS || result == -EACCES || result == -EPERM;

@@ -53,7 +53,7 @@ int fns_open_plan(char *base, uint64_t size, struct fns_plan *plan)
     return result < 0 ? result : fns_open_items(base, size, plan->n_strings, 1, &plan->strings);
 }
 
-/* fns_place_fds() closes the ranges between the fds, so these must ascend. */
+/* They must ascend, because fns_place_fds() closes the ranges between them. */
 static int ascend(const int *fds, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
@@ -111,7 +111,7 @@ enum { TRUNCATED = 0x20, CONTROL_TRUNCATED = 8, NO_SIGNAL = 0x4000 };
 #define ITEM_SPACE(n) ((sizeof(struct item) + (n) * sizeof(int) + 7) & ~(size_t)7)
 #define MAX_CONTROL (ITEM_SPACE(FNS_REQUEST_FDS) + ITEM_SPACE(3))
 
-/* Appends an item of n ints to control data; how many bytes that takes. */
+/* Writes an item of n ints to control data. Returns how many bytes it takes. */
 static size_t put_item(char *at, int type, const int *data, size_t n)
 {
     struct item *item = (struct item *)(void *)at;
@@ -167,7 +167,7 @@ long fns_receive_message(int socket, void *bytes, size_t size, int *fds, int *n_
         for (size_t i = 0; item->type == RIGHTS && i < n_ints; i++) {
             if (came < *n_fds) {
                 fds[came++] = item->data[i];
-            } else { /* the padding had room for one more */
+            } else { /* the padding had room for one more fd */
                 fns_close(item->data[i]);
                 lost = 1;
             }
