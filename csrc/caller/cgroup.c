@@ -3,7 +3,7 @@
  * A cgroup here is a set of directories, one in each hierarchy of the plan, as cgroup v1 has several. All of them have
  * the same number as their name, and the limits of the plan. A sandbox enters its cgroup before it executes its
  * command, through fds that are opened here. The counters are read after its end. A cgroup is reused only once it is
- * empty: without processes, and without memory charged to it.
+ * empty: without processes, and with hardly any memory charged to it (KEPT_BYTES).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,7 +23,7 @@ enum {
     PATH_SIZE = 128,
     TEXT_SIZE = 8192,
     MAX_LOOKS = 64,       /* how often to check a cgroup that is not empty before removing it */
-    RECLAIM_EACH = 16,    /* checks until its memory is reclaimed */
+    RECLAIM_EACH = 16,    /* checks between two attempts to reclaim its memory */
     KEPT_BYTES = 1 << 20, /* memory that the kernel may keep in an empty cgroup for a while */
     TAKE_TRIES = 4,
 };

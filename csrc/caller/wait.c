@@ -1,4 +1,4 @@
-/* Kills and reaps one sandbox. Runs in the caller.
+/* Kills and reaps one sandbox, even if it is traced or has no pid namespace of its own. Runs in the caller.
  *
  * There is no SIGCHLD handler, and "any child" is never reaped: both belong to the application.
  */

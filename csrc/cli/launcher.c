@@ -1,7 +1,7 @@
 /* fastns-exec: runs one command in a sandbox that a plan file describes.
  *
- * Parses the command line, which has the forms of that of `fastns run`, reads the file (trust.c, planfile.c), runs the
- * command (run.c), and reports how it ended (report.c).
+ * Parses the command line, with the same syntax as `fastns run`, reads the file (trust.c, planfile.c), runs the command
+ * (run.c), and reports how it ended (report.c).
  */
 #define _GNU_SOURCE
 #include <ctype.h>
