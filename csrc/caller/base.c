@@ -1,4 +1,4 @@
-/* What several files of the caller use: fds, growing arrays, the clock, numbers.
+/* Helpers for the other files: fds, growing arrays, the clock, numbers. Runs in the caller.
  *
  * All fds are above 2, as a start replaces 0, 1 and 2.
  */
@@ -23,7 +23,7 @@ int fns_above_stdio(int fd)
     return high < 0 ? -err : high;
 }
 
-/* Raises both ends of a pair. `made`: what the call that made it returned. */
+/* Moves both ends of a pair above 2. `made`: the result of the call that made the pair. */
 static int raise_pair(int made, int ends[2])
 {
     int ret = made < 0 ? -errno : 0;

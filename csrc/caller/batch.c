@@ -1,8 +1,8 @@
 /* Runs jobs to their end, one or many at once. Runs in the caller's thread, without the GIL.
  *
- * Each job that is alive has a slot of the loop (loop.c). With a template's server, the slot has a connection,
- * which its next job reuses; and a few more jobs are sent than may be alive, so that the server can start the next one
- * at once when one ends.
+ * Each job that is alive has a slot of the loop (loop.c). With a template's server, each slot also has a connection,
+ * which the slot's next job reuses. A few more jobs are sent than may be alive, so that the server can start the next
+ * one as soon as one ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,7 +17,8 @@
 
 /* ---- one job ------------------------------------------------------------------------------------ */
 
-/* Makes a job's pipes. The caller's ends, which do not block, go into its io, the sandbox's into the arguments. */
+/* Makes a job's pipes. The caller's ends are non-blocking and go into job->io. The sandbox's ends go into the arguments
+ * and into `theirs`, to be closed after the start. */
 static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
 {
     for (int i = 0; i < 3; i++) {
@@ -31,7 +32,8 @@ static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
         theirs[i] = args->stdio[i] = ends[i != 0];
         if (fcntl(job->io.fds[i], F_SETFL, O_NONBLOCK) < 0)
             return -errno;
-        /* A command can open a pipe again (/dev/stderr) only if it owns it. The caller may not be allowed to say so. */
+        /* A command can open a pipe again (/dev/stderr) only if it owns the pipe. Ignore an error: the caller may lack
+         * the right to change the owner. */
         if ((job->plan->pipe_uid || job->plan->pipe_gid) &&
             fchown(ends[0], job->plan->pipe_uid, job->plan->pipe_gid) < 0)
             errno = 0;
@@ -61,7 +63,7 @@ static int check_arguments(struct fns_job *job)
     return -E2BIG;
 }
 
-/* The job has ended as if it had been killed: no error. */
+/* Sets the result of a killed sandbox, and no error. */
 static void end_killed(struct fns_job *job)
 {
     job->error = (struct fns_error){.op_index = -1};
@@ -70,8 +72,8 @@ static void end_killed(struct fns_job *job)
     job->result.end = fns_now();
 }
 
-/* Starts the sandbox in a cgroup of its own. `runs`: for fns_job_finish(); otherwise the caller waits for it. 0,
- * or -errno and job->error. */
+/* Starts the sandbox in a cgroup of its own. `runs`: fns_job_finish() will reap it, otherwise the caller does. 0, or
+ * -errno and job->error. */
 static int start_process(struct fns_job *job, struct fns_args *args, int connection, int runs)
 {
     struct fns_process *process = &job->io.process;
@@ -131,7 +133,7 @@ int fns_job_start(struct fns_job *job, int connection)
     return 0;
 }
 
-/* Frees the unused part of a buffer: there may be thousands of jobs. */
+/* Frees the unused part of a buffer, as there may be thousands of jobs. */
 static void shrink(struct fns_buffer *buffer)
 {
     if (buffer->size == 0) {
@@ -176,13 +178,13 @@ void fns_job_finish(struct fns_job *job)
     fns_io_close(io);
     int reaped = reap(job);
     fns_cgroup_give(job->groups, &job->cgroup);
-    /* BROKEN: killed together with the server, which did not reply. */
+    /* BROKEN: the server did not reply and was killed, and the sandbox with it. */
     if (reaped < 0 && io->killed &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
         end_killed(job);
         reaped = 0;
     }
-    if (io->failed) /* the cause: the sandbox was killed for it */
+    if (io->failed) /* why the sandbox was killed */
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, io->failed);
     else if (reaped == 0 && ret < 0)
         fns_set_error(&job->error, FNS_STAGE_STDIO, -1, ret);
@@ -216,8 +218,8 @@ struct fns_batch {
     int spawn;
     struct fns_share share;
     unsigned alive;
-    unsigned timed; /* of these: with a time limit */
-    int scarce;     /* fds are: no more jobs are sent ahead */
+    unsigned timed; /* how many of these have a time limit */
+    int scarce;     /* few fds are free: no more jobs are sent ahead */
     struct fns_loop loop;
     struct slot slots[];
 };
@@ -269,7 +271,7 @@ static int connect_slot(struct fns_batch *batch, unsigned slot, struct fns_job *
     return 0;
 }
 
-/* The slot's job has ended, or was killed. */
+/* Finishes the slot's job, which has ended or was killed. */
 static void finish(struct fns_batch *batch, unsigned slot)
 {
     struct fns_job *job = batch->slots[slot].job;
@@ -327,8 +329,8 @@ static void start(struct fns_batch *batch, unsigned slot, struct fns_job *job)
     }
 }
 
-/* Whether the next job may be sent now. Never send ahead a job with a time limit, as its clock would start at once; nor
- * any job while one with a time limit is alive, as the server could receive it first. */
+/* Whether the next job may be sent now. A job with a time limit is never sent ahead, as its clock would start at once.
+ * While one is alive, no other job is sent ahead either, as the server could receive that one first. */
 static int may_send(const struct fns_batch *batch)
 {
     if (batch->next == batch->n_jobs)

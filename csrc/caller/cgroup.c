@@ -1,9 +1,9 @@
 /* A pool of cgroups for sandboxes. Runs in the caller, without the GIL.
  *
- * One cgroup here is a directory in each hierarchy of the plan, as cgroup v1 has several. The directories have the
- * limits of the plan, and one number as their name. A sandbox enters its cgroup before it executes its command,
- * through fds that are opened here. The counters are read after its end. A cgroup is reused only once it has been
- * seen empty: without processes, and without memory charged to it.
+ * A cgroup here is a set of directories, one in each hierarchy of the plan, as cgroup v1 has several. All of them have
+ * the same number as their name, and the limits of the plan. A sandbox enters its cgroup before it executes its
+ * command, through fds that are opened here. The counters are read after its end. A cgroup is reused only once it is
+ * empty: without processes, and with hardly any memory charged to it (KEPT_BYTES).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,22 +22,22 @@ enum {
     NAME_SIZE = 16,
     PATH_SIZE = 128,
     TEXT_SIZE = 8192,
-    MAX_LOOKS = 64,       /* at a cgroup that is not empty, before it is removed */
-    RECLAIM_EACH = 16,    /* looks at it, before its memory is reclaimed */
+    MAX_LOOKS = 64,       /* how often to check a cgroup that is not empty before removing it */
+    RECLAIM_EACH = 16,    /* checks between two attempts to reclaim its memory */
     KEPT_BYTES = 1 << 20, /* memory that the kernel may keep in an empty cgroup for a while */
     TAKE_TRIES = 4,
 };
 
 struct waiting { /* a cgroup that was not empty */
     int number, looks;
-    int unusable;
+    int unusable; /* only to be removed */
 };
 
 struct fns_cgroups {
     struct fns_cgroup_plan plan;
     pthread_mutex_t lock;
     size_t next;              /* number of the next new cgroup */
-    size_t n_free, n_waiting; /* the lists have room for every number */
+    size_t n_free, n_waiting; /* both lists have room for every number */
     size_t free_size, waiting_size;
     int removed;
     int *free;
@@ -169,7 +169,8 @@ static int has_processes(const struct fns_cgroup_hierarchy *hierarchy, int numbe
     return fns_cgroup_read(hierarchy->directory, number, "cgroup.procs", byte, sizeof byte) != 0;
 }
 
-/* Such as files in a tmpfs, or cached pages that it was the first to read. FNS_NO_COUNT counts as memory. */
+/* Whether memory is still charged to a cgroup without processes, such as files in a tmpfs, or cached pages that its
+ * sandbox was the first to read. If the file cannot be read, assumes that there is some. */
 static int holds_memory(const struct fns_cgroup_plan *plan, int number)
 {
     int directory = plan->hierarchies[plan->memory_hierarchy].directory;
@@ -185,7 +186,7 @@ static int is_empty(const struct fns_cgroup_plan *plan, int number, int reclaim)
         return 1;
     if (!reclaim)
         return 0;
-    /* Takes milliseconds: every CPU gives up the pages that it caches. */
+    /* Takes milliseconds: every CPU has to release the pages that it caches. */
     fns_cgroup_write(plan->hierarchies[plan->memory_hierarchy].directory, number,
                      plan->reclaim_file, plan->reclaim_text);
     return !holds_memory(plan, number);
@@ -209,7 +210,8 @@ static int needs_new(const struct fns_cgroup_plan *plan, unsigned hierarchy)
     return 0;
 }
 
-/* Opens the files through which a sandbox enters, and reads the counters. `made`: it is new. 0 or -errno. */
+/* Opens the files through which a sandbox enters, and resets and reads the counters. `made`: the cgroup is new. 0 or
+ * -errno. */
 static int prepare(const struct fns_cgroups *groups, struct fns_cgroup *cgroup, int made)
 {
     const struct fns_cgroup_plan *plan = &groups->plan;
@@ -223,8 +225,8 @@ static int prepare(const struct fns_cgroups *groups, struct fns_cgroup *cgroup, 
                 ret = make_part(groups, i, cgroup->number);
         }
     for (unsigned i = 0; ret >= 0 && i < plan->n_hierarchies; i++) {
-        /* Writing to cgroup.procs takes a lock against all forks. If nobody has for a while, that waits for an RCU
-         * grace period, some 16 ms. A process that moves its only thread, through "tasks", does not take it. */
+        /* A write to cgroup.procs takes a lock that stops all forks. If nobody has taken it for a while, it costs an
+         * RCU grace period, some 16 ms. A process that moves its only thread through "tasks" does not need the lock. */
         const char *file = hierarchies[i].unified ? "cgroup.procs" : "tasks";
         ret = fns_above_stdio(open_file(hierarchies[i].directory, cgroup->number, file, O_WRONLY));
         if (ret >= 0)
@@ -280,7 +282,7 @@ static int grow(struct fns_cgroups *groups)
     return 0;
 }
 
-/* Puts a cgroup into the list of those that can be used, or of those that wait. */
+/* Puts a cgroup into the list of free ones, or into that of waiting ones. */
 static void put_back(struct fns_cgroups *groups, struct waiting group, int empty)
 {
     pthread_mutex_lock(&groups->lock);
@@ -291,7 +293,8 @@ static void put_back(struct fns_cgroups *groups, struct waiting group, int empty
     pthread_mutex_unlock(&groups->lock);
 }
 
-/* Looks at the cgroup that has waited longest: its number if it is empty, or -1. Removes it after MAX_LOOKS. */
+/* Checks the cgroup that has waited longest. Returns its number if it is empty, otherwise -1; then puts it back, or
+ * removes it after MAX_LOOKS checks. */
 static int take_waiting(struct fns_cgroups *groups)
 {
     struct waiting group = {.number = -1};
@@ -313,7 +316,7 @@ static int take_waiting(struct fns_cgroups *groups)
     return -1;
 }
 
-/* The number of an empty cgroup, which is made if there is none; or -errno. */
+/* Returns the number of an empty cgroup, or -errno. `*made`: there was none, so it is new. */
 static int take_number(struct fns_cgroups *groups, int *made)
 {
     int number = take_waiting(groups), ret = 0;
@@ -376,7 +379,7 @@ static uint64_t count(const struct fns_cgroups *groups, int number,
         return FNS_NO_COUNT;
     if (!counter->peak)
         return value - before;
-    /* A peak that cannot be reset is this sandbox's if it is higher than before. */
+    /* A peak that cannot be reset is certainly this sandbox's only if it has risen. */
     return counter->reset || value > before ? value : FNS_NO_COUNT;
 }
 
@@ -396,8 +399,8 @@ void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup)
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
         cgroup->counts[counter->kind] = count(groups, cgroup->number, counter, cgroup->before[i]);
     }
-    /* Never reuse a cgroup after a write to its cgroup.kill: Linux kills whatever is cloned into it, as it compares the
-     * number of such writes to this cgroup and to that of the process that clones. */
+    /* Never reuse a cgroup after a write to its cgroup.kill. Linux counts these writes, and kills a process cloned into
+     * the cgroup if the count differs from that of the parent's cgroup. */
     if (!over || remove_all(groups, cgroup->number) < 0) {
         int empty = !over && is_empty(&groups->plan, cgroup->number, 0);
         put_back(groups, (struct waiting){.number = cgroup->number, .unusable = over}, empty);

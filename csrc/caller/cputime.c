@@ -1,9 +1,10 @@
 /* Kills sandboxes that have used up their CPU time. Runs in a thread of its own, in the caller.
  *
- * The kernel limits the CPU time of a process (RLIMIT_CPU), not that of all processes of a sandbox, and does
- * not report that a cgroup has passed a limit. So each plan with such a limit has a thread that reads the
- * counters of its cgroups: each no earlier than the sandbox could have used the rest on all CPUs together, and
- * at most every 10 ms. It kills everything in the cgroup, no matter who waits for the sandbox.
+ * The kernel can limit the CPU time of one process (RLIMIT_CPU), but not that of all processes of a sandbox, and does
+ * not report that a cgroup has used a certain time. So each pool of cgroups with such a limit has a thread that reads
+ * their counters. It reads a counter again when the sandbox, running on all CPUs at once, could have used the rest of
+ * its time, but at most every 10 ms. Once the time is used up, it kills everything in the cgroup, whether or not
+ * anybody waits for the sandbox.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,14 +19,14 @@
 #include "spawn.h"
 
 enum { PIDS_SIZE = 4096, MAX_ROUNDS = 64 };
-#define SHORTEST_NS 10000000u /* between two looks */
+#define SHORTEST_NS 10000000u /* between two reads of a counter */
 #define PROCS "cgroup.procs"
 
 struct watched { /* one cgroup */
     int number;
     int over;        /* it was killed */
     uint64_t before; /* its counter when the sandbox started */
-    uint64_t next;   /* when to look again: CLOCK_MONOTONIC, ns */
+    uint64_t next;   /* when to read the counter again: CLOCK_MONOTONIC, ns */
 };
 
 struct fns_cpu_watch {
@@ -68,7 +69,8 @@ int fns_cpu_watch_open(struct fns_cpu_watch **out, const struct fns_cgroup_plan 
     return 0;
 }
 
-/* Kills one process of a cgroup. Its pidfd is opened before the process is seen in there: a pid may be reused. */
+/* Kills one process of a cgroup. Opens its pidfd first, then checks that the pid is in the cgroup: before that, the pid
+ * may have been reused. */
 static void kill_member(const struct fns_cpu_watch *watch, int number, int pid)
 {
     char text[PIDS_SIZE] = "", line[16];
@@ -103,7 +105,7 @@ static void kill_all(const struct fns_cpu_watch *watch, int number)
     }
 }
 
-/* Kills a cgroup that is over the limit; otherwise says when to look again. */
+/* Kills a cgroup that is over the limit; otherwise sets when to check it again. */
 static void look(const struct fns_cpu_watch *watch, struct watched *one, uint64_t now)
 {
     uint64_t limit = watch->plan->cpu_time_ns, pause = SHORTEST_NS;
@@ -177,7 +179,7 @@ int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgro
         ret = start(watch);
     if (ret == 0) {
         watch->watched[watch->n++] = one;
-        if (watch->n == 1) /* otherwise another one is due earlier */
+        if (watch->n == 1) /* otherwise the thread wakes earlier, for another cgroup */
             pthread_cond_signal(&watch->changed);
     }
     pthread_mutex_unlock(&watch->lock);
@@ -216,8 +218,8 @@ void fns_cpu_watch_stop(struct fns_cpu_watch *watch, int force)
 void fns_cpu_watch_close(struct fns_cpu_watch *watch)
 {
     fns_cpu_watch_stop(watch, 1);
-    if (!watch
-             ->owner) { /* or, in a forked process, the condition seems to have a thread waiting for it */
+    /* In a forked process, the condition still counts the thread as waiting, and destroying it could block. */
+    if (!watch->owner) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->lock);
     }

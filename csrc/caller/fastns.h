@@ -20,30 +20,30 @@ const char *fns_op_name(unsigned code);
 /* Fills `error`; `err` may be negative. Returns -errno. */
 int fns_set_error(struct fns_error *error, enum fns_stage stage, int op_index, int err);
 
-/* Checks a plan, which is trusted from then on: known codes and stages, offsets and data inside the strings,
- * options that fit each other. -EINVAL, and the index of the bad op (-1: the fault is not in an op). */
+/* Checks that a plan's codes and stages are known, that its offsets and data are inside its strings, and that its
+ * options fit each other. A checked plan is trusted. -EINVAL, and the index of the bad op (-1: no op is at fault). */
 int fns_plan_check(const struct fns_plan *plan, int *bad_op);
 
-/* Sets the bytes of the program without libc (program/main.c), which are copied. Once, before the first spawn. */
+/* Sets the program (program/main.c) to a copy of these bytes. Call it once, before the first spawn. */
 int fns_set_program(const void *bytes, size_t size);
 
-/* The paths to try for a command, ending with NULL: the command itself if it has a slash, else its name in each
- * directory. One block, to be freed; NULL: no memory. */
+/* Returns the paths to try for a command: the command itself if it has a slash, otherwise its name in each directory.
+ * The list ends with NULL and is one block, which the caller frees. NULL: no memory. */
 char **fns_command_paths(const char *command, char *const *directories);
 
-/* For plan->file: holds the plan's bytes in a memory file, which the plan's first start makes. NULL: no memory. Free
- * it only when no start of the plan is under way. */
+/* Makes a plan->file, in which the plan's first start may keep a memory file of the plan for later starts. NULL: no
+ * memory. Free it only while no start of the plan is under way. */
 struct fns_file *fns_file_new(void);
 void fns_file_free(struct fns_file *file);
 
-/* Makes a user namespace with these maps, lines of "inside outside count\n". `inotify`: limit on its inotify
- * instances; NULL: none. An fd >= 3 of it, or -errno and `error`. */
+/* Makes a user namespace with these id maps, which are lines of "inside outside count\n". `inotify` limits its inotify
+ * instances; NULL: no limit. Returns an fd >= 3 of the namespace, or -errno and `error`. */
 int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotify,
                     struct fns_error *error);
 
-/* This process's user namespace in which id 0 is `uid` and `gid` outside, and `count` ids follow each. The first call
- * makes it by fns_userns_open(), as does a call after the application has closed the fd. The fd, which is not the
- * caller's to close, or -errno and `error`. One thread at a time. */
+/* Returns an fd of the user namespace that maps its first `count` ids to those from `uid` and `gid` on outside. The
+ * first call makes the namespace with fns_userns_open(), as does a call after the application has closed the fd. The
+ * caller must not close the fd. -errno and `error` on failure. One thread at a time. */
 int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
                         struct fns_error *error);
 
@@ -84,14 +84,14 @@ struct fns_cgroup_setting {
 struct fns_cgroup_counter {
     uint32_t kind, hierarchy;
     const char *file, *key; /* key "": the file is one number */
-    uint64_t scale;         /* a factor */
+    uint64_t scale;         /* the number read is multiplied by this */
     uint32_t peak;          /* a maximum, not a sum */
-    /* The text that resets the file; "": none does, so each sandbox gets a new cgroup in this hierarchy; NULL: the
-     * counter cannot be reset. */
+    /* The text that resets the counter when written to the file. "": no text does, so each sandbox gets a new cgroup in
+     * this hierarchy. NULL: the counter is not reset. */
     const char *reset;
 };
 
-/* How the cgroups of sandboxes are made and read. The pointers stay the caller's and must outlive the pool. */
+/* How the cgroups of sandboxes are made and read. The pointers belong to the caller, and must outlive the pool. */
 struct fns_cgroup_plan {
     struct fns_cgroup_hierarchy hierarchies[FNS_MAX_HIERARCHIES];
     const struct fns_cgroup_setting *settings;
@@ -112,17 +112,17 @@ struct fns_cgroup {
     uint64_t counts[FNS_COUNTS]; /* by kind; set by fns_cgroup_give() */
 };
 
-/* A pool of cgroups, for any number of threads, but not for a forked process. fns_cgroups_remove(): removes the
- * directories, and retries those in use for at most `patience_ms`; -EBUSY: some are left. No cgroup is made after it.
- * fns_cgroups_close(): once all cgroups have been given back. */
+/* A pool of cgroups. Any number of threads may use it, but a forked process must not. fns_cgroups_remove() removes the
+ * directories, and retries those in use for at most `patience_ms`; -EBUSY: some are left. The pool makes no cgroup
+ * after that. Call fns_cgroups_close() once all cgroups have been given back. */
 struct fns_cgroups;
 int fns_cgroups_open(struct fns_cgroups **groups, const struct fns_cgroup_plan *plan);
 int fns_cgroups_remove(struct fns_cgroups *groups, unsigned patience_ms);
 void fns_cgroups_close(struct fns_cgroups *groups);
 
-/* fns_cgroup_take(): a cgroup for one sandbox, and the arguments with which the sandbox enters it; `groups` NULL:
- * none. 0, or -errno and `error`. fns_cgroup_entered(): when the start has ended. fns_cgroup_give(): when the
- * sandbox has been reaped, or its start has failed. */
+/* fns_cgroup_take() takes a cgroup for one sandbox, and sets the arguments with which the sandbox enters it. `groups`
+ * NULL: no cgroup. 0, or -errno and `error`. Call fns_cgroup_entered() when the start has ended: it closes the fds.
+ * Call fns_cgroup_give() when the sandbox has been reaped or its start has failed: it reads the counters. */
 int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struct fns_args *args,
                     struct fns_error *error);
 void fns_cgroup_entered(struct fns_cgroup *cgroup);
@@ -139,30 +139,30 @@ struct fns_result {
 /* A sandbox. */
 struct fns_process {
     int served; /* a child of a template's server, from fns_server_spawn() */
-    int remote; /* the same, from fns_server_run(): without pid and pidfd, its end comes over the connection */
-    int server; /* with either: the server's pidfd, which the server keeps */
+    int remote; /* the same, from fns_server_run(): no pid or pidfd; its end is reported over `control` */
+    int server; /* with `served` or `remote`: the server's pidfd, which the server's fns_process owns */
     int number; /* with `served`: its number in the server; with `remote`: the request's number */
     int pid;
     int pidfd; /* closed by the caller after fns_reap(); with `served`: -1 if few fds were free */
     int control; /* where a reaper reports the command's end; with `remote`: the connection; -1: none */
     int timed_out;  /* killed because its time was over before its command ran */
     uint64_t start; /* CLOCK_MONOTONIC, ns, before the clone */
-    /* KiB: the sandbox's ru_maxrss is never lower. A process that shares memory inherits the caller's peak at its
-     * exec (exec_mmap()). */
+    /* KiB. The sandbox's ru_maxrss is never lower: a process that shares the caller's memory inherits the caller's peak
+     * at its exec (exec_mmap()). */
     long rss_floor;
 };
 
-/* A start that waits calls `interrupted` in its own thread after each signal, and every FNS_LOOK_NS. If that returns
- * nonzero, the caller gives up: the start ends what it has begun and fails with -EINTR. */
+/* Sets the function that a waiting start calls, in its own thread, after each signal and every FNS_LOOK_NS. If the
+ * function returns nonzero, the caller gives up: the start ends what it has begun and fails with -EINTR. */
 void fns_set_interrupted(int (*interrupted)(void));
 
 /* How long to wait: not at all; until it is done; until it is done or the caller gives up. */
 enum fns_patience { FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP };
 
-/* Starts one sandbox. Returns when its command has been executed or the start has failed; a failure leaves nothing, no
- * process, fd or mapping. -EINTR: the caller gives up. `time_ns` (0: no limit): a sandbox that has not executed its
- * command in this time is killed, and returned as started, with process->timed_out. -ETIME, also with
- * process->timed_out: the time was over before there was a sandbox. */
+/* Starts one sandbox. Returns when its command has been executed or the start has failed. A failed start leaves no
+ * process, fd or mapping behind. -EINTR: the caller gives up. A sandbox that has not executed its command within
+ * `time_ns` (0: no limit) is killed; it is then returned as started, with process->timed_out set. -ETIME, also with
+ * process->timed_out set: the time was over before there was a sandbox. */
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
@@ -173,13 +173,13 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
 void fns_server_stop(const struct fns_process *server); /* its fds stay open for other threads */
 void fns_server_close(struct fns_process *server);
 
-/* A connection, which serves one sandbox at a time: a socket; -EPIPE: the server is gone; -EINTR: the caller gives
- * up; -errno. */
+/* Opens a connection, which serves one sandbox at a time. Returns its socket; -EPIPE: the server is gone; -EINTR: the
+ * caller gives up; -errno. */
 int fns_server_connect(const struct fns_process *server, enum fns_patience patience);
 
-/* As fns_spawn(), by a server. FNS_DETAIL_BROKEN: the connection is of no more use. -EPIPE: its other end was closed,
- * and nothing was started; -ECANCELED: the server was killed, and every sandbox with it. After any other error the
- * connection can be used again at once. */
+/* Like fns_spawn(), but the server starts the sandbox. -EPIPE: the connection's other end was closed, and nothing was
+ * started; -ECANCELED: the server was killed, and every sandbox with it. After an error with FNS_DETAIL_BROKEN the
+ * connection cannot be used again. After any other error it can be used again at once. */
 int fns_server_spawn(const struct fns_process *server, int connection,
                      const struct fns_plan *sandbox, const struct fns_args *args,
                      struct fns_process *process, struct fns_error *error);
@@ -187,49 +187,49 @@ int fns_server_spawn(const struct fns_process *server, int connection,
 /* Waits for the end of a sandbox from fns_server_spawn(), and reaps it. -ECANCELED: the server is gone. */
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result);
 
-/* Requests a sandbox without waiting for its start: `process` is `remote`. The connection becomes readable when the
- * sandbox has ended or could not be started; fns_server_end() then returns 0, or as fns_server_spawn(). After
- * fns_kill_all() of such a process the connection is of no more use. */
+/* fns_server_run() requests a sandbox without waiting for its start, and sets process->remote. The connection becomes
+ * readable when the sandbox has ended or could not be started. Then fns_server_end() returns 0, or fails like
+ * fns_server_spawn(). After fns_kill_all() of such a process, its connection cannot be used again. */
 int fns_server_run(const struct fns_process *server, int connection, const struct fns_args *args,
                    struct fns_share share, struct fns_process *process, struct fns_error *error);
 int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
                    struct fns_result *result, struct fns_error *error);
 
-/* Whether a sandbox of the server is alive: 1, with a pidfd of it, which the caller closes; 0: it has ended;
- * -errno, also where no fd is free. */
+/* Whether a sandbox of the server is alive. 1: it is, and `*pidfd` refers to it, which the caller closes; 0: it has
+ * ended; -errno, for example if no fd is free. */
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd);
 
 /* The state of the server's pool of network namespaces. */
 int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state);
 
-/* Asks for sandboxes made ahead, for this connection's requests. After fns_server_spawn() close it, and park
- * another. */
+/* Asks the server to make sandboxes ahead for the requests on this connection. After an fns_server_spawn(), close the
+ * connection and park on another. */
 int fns_server_park(int connection);
 
 /* The fd that becomes readable when the sandbox ends; -1: it was reaped. */
 int fns_end_fd(const struct fns_process *process);
 
-/* How often a wait returns so that the caller can look for signals: one that came before the wait, or to another
- * thread, does not interrupt it. */
+/* A wait returns this often, so that the caller can check for signals: a signal that came before the wait, or to
+ * another thread, does not interrupt it. */
 enum { FNS_LOOK_NS = 100000000 };
 
-/* Waits until the sandbox has ended, at most `timeout_ns` (-1: for ever). 1: it has; 0: the time is over;
- * -EINTR: a signal may have come, call again. Does not reap. */
+/* Waits until the sandbox has ended, at most `timeout_ns` (-1: no limit). Does not reap it. 1: it has ended; 0: the
+ * time is over; -EINTR: a signal may have come, call again. */
 int fns_wait(const struct fns_process *process, int64_t timeout_ns);
 
-/* To be called after each -EINTR of a wait. Reaps threads that made this process their tracer (PTRACE_TRACEME), without
- * which the sandbox would never end; continues a stopped server. `killed`: the sandbox was killed; kills a process that
- * keeps it from ending by tracing it. */
+/* Call it after each -EINTR of a wait. Reaps threads that made this process their tracer (PTRACE_TRACEME): otherwise
+ * the sandbox would never end. Continues a stopped server. `killed`: the sandbox was killed, so kills a stopped server,
+ * and any process that keeps the sandbox from ending by tracing it. */
 void fns_attend(const struct fns_process *process, int killed);
 
-/* Reaps an ended sandbox that no server started. -EAGAIN: it has not ended; -ECHILD: another part of the
- * process has reaped it. */
+/* Reaps a sandbox that was not started by a server. -EAGAIN: it has not ended; -ECHILD: another part of this process
+ * has reaped it. */
 int fns_reap(const struct fns_process *process, struct fns_result *result);
 
 int fns_kill(const struct fns_process *process, int signal);
 
-/* Kills every process of a sandbox that was not reaped: through its pid namespace or, if it has none of its own,
- * the first process and its descendants (but not a daemon whose parent has ended). */
+/* Kills every process of a sandbox that has not been reaped. Without a pid namespace of its own, kills its first
+ * process and that process's descendants, but not a daemon whose parent has ended. */
 int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process);
 
 uint64_t fns_now(void); /* CLOCK_MONOTONIC, ns */
@@ -242,8 +242,8 @@ struct fns_buffer {
 };
 void fns_buffer_free(struct fns_buffer *buffer);
 
-/* A sandbox to wait for, and its pipes. An fd is -1 where there is no pipe; at the end of its stream it is closed
- * and set to -1. */
+/* A sandbox to wait for, and its pipes. An fd is -1 if there is no pipe, or once it was closed at the end of its
+ * stream. */
 struct fns_io {
     struct fns_process process;
     int fds[3]; /* the caller's ends of stdin, stdout, stderr */
@@ -253,29 +253,29 @@ struct fns_io {
     int capped;        /* kill a sandbox that writes more than that */
     uint64_t deadline; /* CLOCK_MONOTONIC, ns; 0: none */
     struct fns_buffer output[2];
-    int over; /* it is capped, and has written more */
+    int over; /* it is capped, and has written more than `limit` */
 
     /* For the loop (loop.c). */
     int killed; /* by this process: do not wait for the ends of its pipes */
     int ended;  /* it can be reaped */
-    int failed; /* -errno of a pipe */
-    uint64_t
-        recheck; /* when to look again at a sandbox that a tracer keeps from ending; 0: none does */
+    int failed; /* -errno of a pipe; 0: none */
+    /* When to check again whether a tracer still keeps the sandbox from ending; 0: none does. */
+    uint64_t recheck;
 };
 enum fns_io_state { FNS_IO_DONE, FNS_IO_TIMEOUT, FNS_IO_OVER, FNS_IO_RUNS };
 
 /* Makes the pipes non-blocking, once before the first fns_io_run(). */
 void fns_io_prepare(struct fns_io *io);
 
-/* Feeds and drains the pipes until the sandbox has ended and they are at their ends. An fns_io_state, but not
- * RUNS; -EINTR: a signal may have come, call again; -errno. */
+/* Feeds and drains the pipes until the sandbox has ended and all its output is read, or until it exceeds a limit.
+ * Returns an fns_io_state other than RUNS; -EINTR: a signal may have come, call again; -errno. */
 int fns_io_run(struct fns_io *io);
 
 /* After a kill: waits for the end of the sandbox, reads what is in the pipes, and closes them. */
 int fns_io_finish(struct fns_io *io);
 void fns_io_close(struct fns_io *io);
 
-/* Open a pipe, and /dev/null: fds >= 3, close-on-exec. 0 or the fd; -errno. */
+/* These open a pipe and /dev/null. The fds are >= 3 and close-on-exec. 0 for a pipe, the fd of /dev/null; -errno. */
 int fns_open_pipe(int ends[2]);
 int fns_open_null(void);
 
@@ -287,14 +287,14 @@ enum fns_pipes {
     FNS_PIPE_JOINED = 8 /* stderr goes where stdout goes */
 };
 
-/* A command to run to its end: what goes in, then what came out. */
+/* A command to run to its end: first what the caller sets, then the results. */
 struct fns_job {
     const struct fns_plan *plan;
-    const struct fns_process *server; /* of a template, whose plan->sandbox it is; NULL: none */
+    const struct fns_process *server; /* a template's, whose plan->sandbox is `plan`; NULL: none */
     struct fns_cgroups *groups;       /* NULL: none */
     struct fns_args args;
     unsigned pipes;     /* enum fns_pipes bits */
-    int connection;     /* of a batch's only job: to its server, and still the caller's; 0: none */
+    int connection;     /* for a batch's only job: to the server, closed by the caller; 0: none */
     int64_t timeout_ns; /* -1: none */
     struct fns_share share;
     struct fns_io io; /* the caller sets input, limit and capped */
@@ -305,26 +305,26 @@ struct fns_job {
     int timed_out;
 };
 
-/* These run a job in three steps. fns_job_start(): over `connection` if it has a server; 0, or -errno and
- * job->error; -ETIME without an error: its time was over before there was a sandbox, and it is finished as if it
- * had been killed. fns_job_kill(): while it runs. fns_job_finish(): once its sandbox has ended or was killed:
- * reaps it, closes its pipes, sets the job's results. */
+/* These run a job in three steps. fns_job_start() starts it, over `connection` if it has a server. 0, or -errno and
+ * job->error. -ETIME without an error: its time was over before there was a sandbox; the job is finished, as if it had
+ * been killed. fns_job_kill() kills a running job. fns_job_finish(), called once the sandbox has ended or was killed,
+ * reaps it, closes its pipes and sets the job's results. */
 int fns_job_start(struct fns_job *job, int connection);
 void fns_job_kill(struct fns_job *job);
 void fns_job_finish(struct fns_job *job);
 
-/* Only starts a job's sandbox, in the same way, without pipes or a time limit. The caller reaps it and gives back its
- * cgroup. 0, or -errno and job->error. */
+/* Starts a job's sandbox in the same way, but without pipes or a time limit. The caller reaps the sandbox and gives its
+ * cgroup back. 0, or -errno and job->error. */
 int fns_job_spawn(struct fns_job *job, int connection);
 
 /* Whether another job may use the connection of a finished one. */
 int fns_job_spares(const struct fns_job *job);
 
-/* Whether its server was gone before the job was sent: another server can run it. */
+/* Whether a job's server was gone before the job was sent. If so, another server can run the job. */
 int fns_job_unsent(const struct fns_job *job);
 
-/* Runs jobs in the calling thread, at most `concurrency` at once. `spawn`: only starts them. All jobs have the
- * same server, or none. They stay the caller's and must outlive the batch. */
+/* Runs jobs in the calling thread, at most `concurrency` at once. `spawn`: only starts them. All jobs have the same
+ * server, or none has one. The caller owns the jobs, which must outlive the batch. */
 struct fns_batch;
 int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs,
                    unsigned concurrency, int spawn);
@@ -338,16 +338,16 @@ void fns_batch_close(struct fns_batch *batch);
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */
 int fns_capabilities(uint64_t *effective);
 
-/* Whether this process's files in /proc are its own (PR_GET_DUMPABLE, prctl(2)): 1 or 0; -errno. */
+/* Whether this process owns its files in /proc (PR_GET_DUMPABLE, prctl(2)): 1 or 0; -errno. */
 int fns_is_dumpable(void);
 
-/* The version of Landlock that the kernel has, or -errno: it has none, or does not say. */
+/* The kernel's Landlock ABI version. -errno: it has none, or the call is refused. */
 int fns_landlock_abi(void);
 
 /* Whether open_tree(2) makes mount namespaces here (Linux 7.0). */
 int fns_has_tree_namespaces(void);
 
-/* Whether a bind of `path` can be idmapped to a user namespace: 0 or -errno. Tried on a detached copy. */
+/* Whether a bind of `path` can be idmapped to a user namespace: 0 or -errno. Tries it on a detached copy. */
 int fns_can_idmap(const char *path, int recursive, int userns);
 
 #endif

@@ -22,8 +22,8 @@ enum {
     CHUNK = 16384,
     MAX_POLLED = 8, /* slots: with more, an epoll is cheaper than a ppoll() of all fds */
     MAX_ATTENDED = 16,
-    RECHECK_NS =
-        10000000, /* between looks at a sandbox that a tracer holds: its pidfd stays readable */
+    /* Between checks of a sandbox that a tracer keeps from ending. Polling is no use: its pidfd stays readable. */
+    RECHECK_NS = 10000000,
 };
 
 /* ---- pipes -------------------------------------------------------------------------------------- */
@@ -40,7 +40,7 @@ void fns_buffer_free(struct fns_buffer *buffer)
     *buffer = (struct fns_buffer){NULL, 0, 0, 0};
 }
 
-/* Makes room for `more` bytes: exactly, at first, as most outputs are short. */
+/* Makes room for `more` bytes. The first allocation is no larger than needed, as most outputs are short. */
 static int reserve(struct fns_buffer *buffer, size_t more)
 {
     size_t needed = buffer->size + more;
@@ -132,7 +132,7 @@ int fns_loop_open(struct fns_loop *loop, unsigned n_slots)
         return -ENOMEM;
     if (n_slots <= MAX_POLLED)
         return 0;
-    /* Room for every possible event: a deadline is judged only after all that has happened was seen. */
+    /* Room for every possible event: a turn must see all that has happened before deadlines are checked. */
     loop->events = calloc(n_slots, FNS_WATCHED * sizeof *loop->events);
     ret = loop->events ? fns_above_stdio(epoll_create1(EPOLL_CLOEXEC)) : -ENOMEM;
     if (ret < 0)
@@ -163,7 +163,7 @@ static int watch(struct fns_loop *loop, unsigned slot, unsigned what, int fd)
     return 0;
 }
 
-/* To be called before the fd is closed: an epoll watches the file as long as a forked process has it open. */
+/* Call it before the fd is closed: otherwise the epoll goes on watching the file while a forked process has it open. */
 static void unwatch(struct fns_loop *loop, unsigned slot, unsigned what)
 {
     int *watched = &loop->watches[slot].watched[what];
@@ -172,7 +172,7 @@ static void unwatch(struct fns_loop *loop, unsigned slot, unsigned what)
     *watched = 0;
 }
 
-/* Looks at all slots at `when`, or earlier; 0: no need. */
+/* Makes the loop check all slots at `when`, or earlier; 0: no need. */
 static void look_by(struct fns_loop *loop, uint64_t when)
 {
     if (when && when < loop->next)
@@ -209,19 +209,19 @@ static int is_drained(const struct fns_io *io)
     return io->fds[1] < 0 && io->fds[2] < 0;
 }
 
-/* The sandbox has ended, unless a tracer keeps it from that. */
+/* Notes that the slot's sandbox has ended, unless a tracer keeps it from ending. */
 static void note_end(struct fns_loop *loop, unsigned slot)
 {
     struct fns_io *io = loop->watches[slot].io;
     io->ended = fns_reapable(&io->process);
     io->recheck = io->ended ? 0 : loop->now + RECHECK_NS;
     look_by(loop, io->recheck);
-    if (io->recheck || !is_drained(io)) /* or every turn would return at once */
+    if (io->recheck || !is_drained(io)) /* otherwise every turn would return at once */
         unwatch(loop, slot, FNS_END);
     if (io->recheck)
         return;
     close_stream(loop, slot, 0);
-    /* It may have ended in time, though this loop ran late: leave time to read what it has written. */
+    /* It may have ended in time even if this loop is late: leave time to read what it has written. */
     if (io->deadline && loop->now >= io->deadline)
         io->deadline = loop->now + FNS_LOOK_NS;
 }
@@ -271,7 +271,7 @@ static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
 {
     long events = (long)loop->events, most = (long)loop->n_slots * FNS_WATCHED;
     long n = fns_sys6(__NR_epoll_pwait2, loop->epoll, events, most, (long)time, 0, 0);
-    /* EPERM: the filter of an old container may return this for calls that it does not know. */
+    /* EPERM: the seccomp filter of an old container runtime may return this for calls that it does not know. */
     if (n == -ENOSYS || n == -EPERM)
         n = fns_sys6(__NR_epoll_pwait, loop->epoll, events, most,
                      time->tv_sec * 1000 + time->tv_nsec / 1000000 + 1, 0, 0);
@@ -280,7 +280,7 @@ static int wait_by_epoll(struct fns_loop *loop, const struct timespec *time)
     return n < 0 ? (int)n : 0;
 }
 
-/* Looks at the slots that no fd reports: a deadline has passed, or a tracer holds the sandbox. */
+/* Checks all slots for what no fd reports: a deadline that has passed, or a tracer that keeps a sandbox from ending. */
 static void look(struct fns_loop *loop)
 {
     loop->next = UINT64_MAX;
@@ -336,8 +336,8 @@ int fns_io_state(const struct fns_io *io, uint64_t now)
 
 /* ---- one sandbox ----------------------------------------------------------------------------- */
 
-/* Waits for one sandbox; looks at least once. -EINTR: after FNS_LOOK_NS, or sooner if a tracer holds the sandbox, which
- * fns_attend() may end. */
+/* Waits for one sandbox, for at least one turn. -EINTR: after a signal or FNS_LOOK_NS, or sooner if a tracer keeps the
+ * sandbox from ending, as fns_attend() may help. */
 static int run(struct fns_loop *loop, struct fns_io *io)
 {
     const uint64_t start = fns_now();

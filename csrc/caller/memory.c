@@ -1,7 +1,7 @@
 /* Memory files: for the program, for plans, for requests too large for a message. Runs in the caller.
  *
- * Until a sandbox executes its command, its /proc/self/exe is the program's file. That is sealed, and no file of the
- * host: the sandbox cannot overwrite anything through it (CVE-2019-5736).
+ * Until a sandbox executes its command, its /proc/self/exe is the program's file. This file is sealed and is not a file
+ * of the host, so the sandbox cannot overwrite anything through it (CVE-2019-5736).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,10 +20,10 @@
 #define MFD_EXEC 0x0010U
 #endif
 
-enum { MAX_KEPT = 64 };         /* files, as each takes one of the application's fds */
+enum { MAX_KEPT = 64 };         /* files: each takes one of the application's fds */
 #define MAX_KEPT_SIZE (1 << 20) /* bytes: keeping a larger plan would double its memory for good */
 
-/* A file that is made once, and kept as long as the application does not close it. */
+/* A file that is made once and kept, unless the application closes its fd. */
 struct fns_file {
     _Atomic(struct kept *) kept;
 };
@@ -67,15 +67,15 @@ int fns_memory_file(const char *name, const void *data, size_t size, enum fns_me
     const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     int executable = kind == FNS_PROGRAM;
     int fd = memfd_create(name, flags | (executable ? MFD_EXEC : 0));
-    if (fd < 0 && errno == EINVAL &&
-        executable) /* before Linux 6.3 every memory file is executable */
+    /* Before Linux 6.3 there is no MFD_EXEC: every memory file is executable. */
+    if (fd < 0 && errno == EINVAL && executable)
         fd = memfd_create(name, flags);
     fd = fns_above_stdio(fd);
     if (fd < 0)
         return fd;
     int ret = write_all(fd, data, size);
     /* A process that executes a file it may not read is undumpable, and its memory belongs to the outer user
-     * namespace (would_dump()), so that a sandbox cannot look into its pid 1. */
+     * namespace (would_dump()). So a sandbox cannot look into its pid 1. */
     if (ret == 0 && executable && fchmod(fd, 0111) < 0)
         ret = -errno;
     if (ret == 0 && kind != FNS_WRITABLE &&
@@ -90,15 +90,15 @@ int fns_memory_file(const char *name, const void *data, size_t size, enum fns_me
 
 /* ---- files that are kept ---------------------------------------------------------------------- */
 
-/* Constant once it is in an fns_file, and freed only with that. So no lock is needed, which a fork could copy in
- * its locked state. */
+/* Constant once it is in an fns_file, and freed only with the fns_file. So it needs no lock, which a fork could copy
+ * while it is held. */
 struct kept {
     int fd;
     size_t size;
     dev_t device;
     ino_t inode;
     mode_t mode;         /* a process that executes the file may own it and change this */
-    struct kept *before; /* the one that this one replaced */
+    struct kept *before; /* what this one replaced; NULL: nothing */
 };
 
 static atomic_int n_kept;
@@ -110,14 +110,16 @@ static int is_kept(const struct kept *kept, int fd)
            st.st_mode == kept->mode;
 }
 
-/* An fd of a file that is kept, to be closed, and its size; -ENOENT: none is. `file` NULL: the same. */
+/* Returns an fd of a kept file, which the caller closes, and the file's size. -ENOENT: none is kept, or `file` is
+ * NULL. */
 static int open_kept(struct fns_file *file, size_t *size)
 {
     const struct kept *kept = file ? atomic_load_explicit(&file->kept, memory_order_acquire) : NULL;
     if (!kept)
         return -ENOENT;
     /* The application may close the fd at any time, and open another file at its number. So check the fd before copying
-     * it, as closing a copy drops the application's record locks on that file (fcntl(2)); then check the copy. */
+     * it: closing a copy of another file would drop the application's record locks on that file (fcntl(2)). Then check
+     * the copy. */
     int fd = is_kept(kept, kept->fd) ? fcntl(kept->fd, F_DUPFD_CLOEXEC, 3) : -1;
     if (fd >= 0 && is_kept(kept, fd)) {
         *size = kept->size;
@@ -139,7 +141,7 @@ static void keep(struct fns_file *file, int fd)
     int replaces = copy >= 0 && fstat(copy, &st) == 0 && !(before && is_kept(before, before->fd));
     if (replaces)
         *kept = (struct kept){copy, (size_t)st.st_size, st.st_dev, st.st_ino, st.st_mode, before};
-    /* Another thread may have been faster. The replaced one may be in use, so it is not freed. */
+    /* Another thread may have been faster. `before` may still be in use, so it is not freed. */
     if (replaces && atomic_compare_exchange_strong(&file->kept, &before, kept)) {
         if (!before)
             atomic_fetch_add(&n_kept, 1);

@@ -1,6 +1,6 @@
-/* Plans: the names of their ops and stages, error records, and the check. Runs in the caller.
+/* Checks plans, names ops and stages, and fills error records. Runs in the caller.
  *
- * A plan is checked once, so that no thread and no child has to.
+ * A plan is checked once, so no thread and no child has to check it again.
  */
 #include <errno.h>
 
@@ -45,7 +45,7 @@ static int inside(const struct fns_plan *plan, uint32_t offset)
     return offset < plan->n_strings;
 }
 
-/* Whether the op meets one of its needs (ops.def). */
+/* Whether the op meets one of its `needs` (ops.def). */
 static int has(const struct fns_plan *plan, const struct fns_op *op, char need)
 {
     uint64_t left = plan->n_strings - op->data;
@@ -91,8 +91,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if (plan->n_early && !(plan->options & FNS_PLAN_HOP))
         return -EINVAL;
-    /* The root of a mapped user namespace may trace a process that was executed in it (ptrace(2), mm->user_ns). A
-     * program that stays must not be open to a command with capabilities. */
+    /* Root in a mapped user namespace may trace a process that was executed there (ptrace(2), mm->user_ns). So a
+     * program that stays must not be executed in one: a command with capabilities could trace it. */
     if ((plan->options & FNS_PLAN_MAPS_FIRST) &&
         (plan->id_map != FNS_ID_MAP_SELF ||
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))

@@ -1,4 +1,4 @@
-/* What the kernel and this process can do. Runs in the caller. */
+/* Finds out what the kernel and this process can do. Runs in the caller. */
 #define _GNU_SOURCE
 #include <sys/prctl.h>
 #include <unistd.h>

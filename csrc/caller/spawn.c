@@ -1,10 +1,10 @@
-/* The clone of a start, and a start's waits. Runs in the caller, without the GIL.
+/* The clone of a start, and the waits of a start. Runs in the caller, without the GIL.
  *
- * The child shares the caller's memory (CLONE_VM), so that the cost of a clone does not grow with that memory. The
+ * The child shares the caller's memory (CLONE_VM), so the cost of a clone does not grow with that memory. The
  * calling thread waits until the child has executed the program or has ended. This is safe: the child has its own
- * stack with a guard page; all signals are blocked until its exec, so that no handler of the caller runs in it; and it
- * makes raw system calls only (border.c). CLONE_VFORK is no alternative: neither a time limit nor Ctrl-C would end its
- * wait while the child is stopped or waits for a file system.
+ * stack with a guard page; all signals are blocked until its exec, so no handler of the caller runs in it; and it makes
+ * raw system calls only (border.c). CLONE_VFORK is no alternative: while the child is stopped or waits for a file
+ * system, neither a time limit nor Ctrl-C would end the caller's wait.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,7 @@ enum {
 
 /* ---- stacks ----------------------------------------------------------------------------------- */
 
-/* Free stacks. Swapped atomically: a fork could copy a lock in its locked state. */
+/* Free stacks. Swapped atomically instead of under a lock, which a fork could copy while it is held. */
 static _Atomic(char *) stacks[MAX_STACKS];
 
 char *fns_take_stack(void)
@@ -198,8 +198,8 @@ int fns_executed(int fd, struct fns_process *process, struct fns_deadline *deadl
 {
     int ret;
     long pause = FIRST_LOOK_NS;
-    /* F_SETLKW would wait for ever, and would miss a signal that came just before. Usually the end of the pipe
-     * ends this wait. Polls the lock too, in case another process holds the pipe open. */
+    /* F_SETLKW could wait forever, and would miss a signal that came just before it. Usually the end of the pipe ends
+     * this wait. The lock is polled as well, in case another process holds the pipe open. */
     while ((ret = fns_is_locked(fd)) > 0) {
         struct pollfd fds[2] = {{.fd = fd},
                                 {.fd = process ? process->pidfd : -1, .events = POLLIN}};

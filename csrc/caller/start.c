@@ -1,8 +1,8 @@
 /* One start: what the program gets, and what it reports. Runs in the caller, without the GIL.
  *
  * The program is executed from one sealed memory file and maps the plan from another (memory.c); its argv holds
- * the command's arguments (shared/wire.h). It reports over the status pipe, and over the control socket where the
- * caller has to reply or sends more later.
+ * the command's arguments (shared/wire.h). It reports over the status pipe. If the caller has to reply or sends more
+ * later, there is also a control socket.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,11 +29,11 @@ struct start {
     struct fns_deadline deadline;
     struct fns_process *process;
     struct fns_error *error;
-    int status[2];  /* pipe: reading end; writing end, the program's */
-    int control[2]; /* socket pair: the caller's end, the program's; -1: none */
-    int program;    /* its file */
-    int packed;     /* file of the plan */
-    int pid_file;   /* file for the pid of a sandbox that a hop process clones; -1: no hop */
+    int status[2];  /* pipe: the caller's end (reading), the program's end (writing) */
+    int control[2]; /* socket pair: the caller's end, the program's end; -1: none */
+    int program;    /* memory file of the program */
+    int packed;     /* memory file of the plan */
+    int pid_file;   /* memory file for the pid of a sandbox that a hop process clones; -1: no hop */
     int hop;        /* pidfd of the hop process; -1: none */
     size_t packed_size;
 };
@@ -71,8 +71,8 @@ static int maps_from_outside(const struct fns_plan *plan)
 static int open_all(struct start *start)
 {
     const struct fns_plan *plan = start->plan;
-    /* A sandbox that owns the program's file, or whose program stays, could leave messages on the file for others.
-     * So it gets its own. */
+    /* A sandbox that owns the program's file, or whose program stays, could leave messages for other sandboxes in the
+     * file's attributes. So it gets its own file. */
     int shares = !stays(plan) && !maps_from_outside(plan) && plan->id_map != FNS_ID_MAP_SELF;
     const int32_t nobody = 0;
     int ret = fns_pipe(start->status, O_NONBLOCK);
@@ -129,7 +129,7 @@ enum {
 };
 #define NUMBERS_SIZE ((N_NUMBERS + FNS_MAX_GROUPS) * sizeof "4294967295" + 1)
 
-/* `text`: of NUMBERS_SIZE. */
+/* `text` has NUMBERS_SIZE bytes. */
 static void write_numbers(const struct start *start, int entered, char *text)
 {
     const struct fns_args *args = start->args;
@@ -151,7 +151,7 @@ static void write_numbers(const struct start *start, int entered, char *text)
         text += sprintf(text, "%u ", (uint32_t)args->groups[i]);
 }
 
-/* The program's argv (wire.h), to be freed; NULL: no memory. */
+/* Returns the program's argv (wire.h), which the caller frees; NULL: no memory. */
 static char **program_argv(const struct fns_args *args, char *numbers)
 {
     size_t n_paths = count(args->paths), n_argv = count(args->argv);
@@ -169,7 +169,7 @@ static char **program_argv(const struct fns_args *args, char *numbers)
     return argv;
 }
 
-/* The fds that the program gets, ascending, to be freed; NULL: no memory. */
+/* Returns the fds that the program gets, in ascending order, in an array that the caller frees; NULL: no memory. */
 static int *fds_to_keep(const struct start *start, uint32_t *n)
 {
     const struct fns_args *args = start->args;
@@ -192,15 +192,15 @@ static int *fds_to_keep(const struct start *start, uint32_t *n)
     return keep;
 }
 
-/* Clones, and waits until the program is executed or has failed; it reports a failure later. 0, or -errno and
- * `error`. */
+/* Clones, and waits until the child has executed the program or has ended. If it ended, read_status() says why. 0, or
+ * -errno and `error`. */
 static int begin(struct start *start)
 {
     const struct fns_args *args = start->args;
     uint64_t namespaces = hops(start) ? 0 : start->plan->clone_flags;
     int gave_up = 0, pidfd = -1;
-    /* OWN_MEMORY: the OOM killer ends all processes that share memory, so a child in a full cgroup would end the
-     * caller. */
+    /* OWN_MEMORY: the OOM killer kills all processes that share the memory of its victim. So a child in a full cgroup
+     * could get the caller killed. */
     int entered = args->clone_into && !hops(start) && !(start->plan->options & FNS_PLAN_OWN_MEMORY);
     int into = entered ? args->groups[args->n_groups - 1] : -1;
     char numbers[NUMBERS_SIZE];
@@ -289,12 +289,12 @@ static int follow(struct start *start)
         if (runs || (ret > 0 && !hops(start)))
             return 0;
         runs = ret;
-        /* After a hop, the first look at the lock may have come before the sandbox had it. Once RUNNING is here, the
-         * sandbox has or had the lock: a second look is right. */
+        /* After a hop, the first check of the lock may have come before the sandbox took it. RUNNING means that the
+         * sandbox has taken the lock, so check again. */
         if (runs)
             continue;
         int ready = poll(&end, 1, 1);
-        if (ready > 0) { /* it has ended: all its messages are here */
+        if (ready > 0) { /* the sandbox has ended: all its messages are here */
             ret = read_status(start);
             return ret < 0 ? ret : ret > 0 || process->timed_out ? 0 : was_killed(start);
         }
@@ -305,7 +305,7 @@ static int follow(struct start *start)
 
 /* ---- the control socket ----------------------------------------------------------------------- */
 
-/* Maps the ids if need be, and sends GO. 0, or -errno and `error`. */
+/* Writes the id maps if that is up to the caller, and sends GO. 0, or -errno and `error`. */
 static int send_go(struct start *start)
 {
     const struct fns_message go = {.kind = FNS_MESSAGE_GO};
@@ -314,13 +314,13 @@ static int send_go(struct start *start)
         ret =
             fns_write_id_maps(start->plan, start->process->pid, start->deadline.end, start->error);
     if (ret < 0 && ret != -ETIME && ret != -EINTR) {
-        int said = read_status(start); /* a failure of the sandbox is the cause */
+        int said = read_status(start); /* if the sandbox has failed, that is the cause */
         ret = said < 0 ? said : ret;
     }
     start->process->timed_out |= ret == -ETIME;
     if (ret < 0)
         return ret;
-    /* EPIPE: it has ended, and has reported why over the status pipe. */
+    /* EPIPE: the sandbox has ended, and has reported why over the status pipe. */
     int sent = send(start->control[0], &go, sizeof go, MSG_NOSIGNAL) >= 0 || errno == EPIPE;
     return sent ? 0 : fail(start, FNS_STAGE_HELPER, errno);
 }
@@ -356,12 +356,12 @@ static int await_sandbox(struct start *start)
             process->timed_out = ret == -ETIME;
             return fail(start, FNS_STAGE_HELPER, ret);
         }
-        ended = ready > 0 && fds[1].revents; /* all its messages are here: one more look */
+        ended = ready > 0 && fds[1].revents; /* all its messages are here: read them once more */
     }
 }
 
-/* The sandbox of a hop process that was killed before it could send CHILD: a pidfd, or -1. It must still be
- * a child of this process: if SIGCHLD is ignored, its pid may have been reused. */
+/* Returns a pidfd of the sandbox whose hop process was killed before it could send CHILD, or -1. The pid must still be
+ * that of a child of this process: if SIGCHLD is ignored, the pid may have been reused. */
 static int unreported_sandbox(int pid_file)
 {
     siginfo_t info;
@@ -377,7 +377,7 @@ static int unreported_sandbox(int pid_file)
     return -1;
 }
 
-/* Ends the sandbox of a start that has failed. A hop process has ended by now. */
+/* Ends the sandbox of a start that has failed. By now, its hop process, if any, has ended. */
 static void discard_sandbox(int pid_file, struct fns_process *process)
 {
     if (process->pid < 0 && pid_file >= 0)
@@ -402,7 +402,7 @@ static int run(struct start *start)
         return fail(start, FNS_STAGE_HELPER, ret);
     ret = begin(start);
     start->process->timed_out = ret == -ETIME;
-    /* While this process had the program's ends open, it would not see their end. */
+    /* Otherwise this process would keep the ends open, and never see that the program has closed them. */
     fns_close_fd(&start->status[1]);
     fns_close_fd(&start->control[1]);
     if (ret == 0 && hops(start))
@@ -411,8 +411,8 @@ static int run(struct start *start)
         ret = send_go(start);
     if (ret == 0)
         ret = follow(start);
-    /* The sandboxes of a server share its program's file as /proc/self/exe until they execute, and could leave
-     * messages on it. Without an x bit not even root can execute it. */
+    /* Until they execute their commands, all sandboxes of a server have its program's file as /proc/self/exe. If they
+     * could execute it, they could leave messages in its attributes. Without an x bit, not even root can. */
     if (ret == 0 && plan->options & FNS_PLAN_SERVER)
         fchmod(start->program, 0);
     return ret;

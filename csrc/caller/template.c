@@ -1,8 +1,8 @@
 /* The caller's side of a template: a server that starts sandboxes on request. Runs in the caller.
  *
  * The server (csrc/program/serve.c) is a sandbox that stays. Requests go over connections, which are SEQPACKET socket
- * pairs. A connection serves one sandbox at a time: it runs a command and reports its end, or starts one whose
- * end is requested later (shared/wire.h).
+ * pairs. A connection serves one sandbox at a time. The server either runs a command and reports its end, or starts a
+ * command, and the caller requests its end later (shared/wire.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,14 +19,14 @@
 #include "spawn.h"
 
 enum {
-    FEW_FDS = 256, /* below this number fds are never scarce */
+    FEW_FDS = 256, /* while fds have lower numbers, they are not scarce */
     MAX_FULL = 50, /* times FNS_LOOK_NS: how long a server may leave its control socket full */
     MAX_IN_FLIGHT = 5000, /* ms: how long to wait until fds in flight are received */
 };
 
 /* ---- a server that does not reply ------------------------------------------------------------ */
 
-/* Limits each wait at the caller's end of a socket, so that it can look at the server in between. */
+/* Limits each wait at the caller's end of a socket, so that the caller can check the server in between. */
 static int limit_waits(int socket)
 {
     const struct timeval time = {FNS_LOOK_NS / 1000000000, FNS_LOOK_NS % 1000000000 / 1000};
@@ -39,7 +39,7 @@ static int limit_waits(int socket)
 int fns_server_rouse(int pidfd, int kill)
 {
     siginfo_t info = {.si_pid = 0};
-    /* WNOWAIT: without it a stop is reported only once. */
+    /* Without WNOWAIT, a stop is reported only once. */
     long ret =
         fns_sys5(__NR_waitid, P_PIDFD, pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, 0);
     if (ret < 0 || info.si_pid == 0)
@@ -60,7 +60,7 @@ static int send_request(int socket, const struct fns_request *request, size_t si
                         int n_fds, enum fns_patience patience)
 {
     const struct timespec pause = {0, 1000000};
-    /* ETOOMANYREFS: the kernel counts the fds in flight, RLIMIT_NOFILE for each user. */
+    /* ETOOMANYREFS: the kernel limits each user's fds in flight to RLIMIT_NOFILE. */
     const int most = patience == FNS_AT_ONCE ? 0 : MAX_IN_FLIGHT;
     struct fns_deadline deadline = {0, 0};
     for (int tries = 0;;) {
@@ -91,8 +91,8 @@ static int send_fd(const struct fns_process *server, enum fns_request_kind kind,
     return ret;
 }
 
-/* Sends RUN or, with the writing end of a pipe, SPAWN. Replies repeat `number`: a late one to an earlier request is
- * recognized. */
+/* Sends SPAWN with `pipe`, the writing end of a pipe, or RUN if that is -1. Replies repeat `number`, so a late reply to
+ * an earlier request is recognized. */
 static int send_args(int connection, int number, const struct fns_args *args,
                      struct fns_share share, int pipe)
 {
@@ -130,7 +130,7 @@ static int send_args(int connection, int number, const struct fns_args *args,
 
 struct reply {
     struct fns_ended message; /* ENDED, or a shorter one */
-    int pid, pidfd;           /* of RUNNING: the pid in this process' namespaces; -1 */
+    int pid, pidfd;           /* from RUNNING; the pid in this process's pid namespace; -1: none */
 };
 
 /* Receives the next message. -EAGAIN: none came within FNS_LOOK_NS; -EINTR: a signal came first. */
@@ -138,8 +138,8 @@ static int receive_any(int connection, struct reply *reply)
 {
     int fd, n_fds;
     long n;
-    /* ECONNRESET is reported once, before messages that were sent earlier. Other errors may be temporary, and a reply
-     * that is not read is lost. */
+    /* ECONNRESET is reported once, before messages that were sent earlier. Other errors may be temporary, and giving up
+     * would lose a reply. */
     for (int tries = 0; tries <= FNS_TRIES; tries++) {
         n_fds = 1;
         n = fns_receive_message(connection, &reply->message, sizeof reply->message, &fd, &n_fds,
@@ -176,7 +176,7 @@ static int receive(int server, int connection, int number, enum fns_patience pat
     }
 }
 
-/* Sets the error of a connection that is of no more use. */
+/* Sets the error of a connection that cannot be used again. Returns `ret`. */
 static int broken(struct fns_error *error, int ret)
 {
     int gone = ret == -EPIPE || ret == -ECANCELED;
@@ -186,7 +186,7 @@ static int broken(struct fns_error *error, int ret)
     return ret;
 }
 
-/* Takes over the error of a FAILED. It breaks the connection if it is for any request. */
+/* Sets `error` from a FAILED. If that is for any request, the server has closed the connection. */
 static int believe(const struct fns_plan *sandbox, const struct fns_message *failed,
                    struct fns_error *error)
 {
@@ -279,7 +279,7 @@ int fns_server_connect(const struct fns_process *server, enum fns_patience patie
     int ends[2], ret = fns_socket_pair(ends);
     if (ret < 0)
         return ret;
-    /* RUNNING brings the pid. */
+    /* RUNNING carries the sandbox's pid. */
     if (setsockopt(ends[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0)
         ret = -errno;
     if (ret == 0)
@@ -343,7 +343,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
 
 /* ---- a command that is started --------------------------------------------------------------- */
 
-/* Kills a running sandbox, over a new connection: the server may not serve that of a parked sandbox while it runs.
+/* Kills a running sandbox over a new connection: if the sandbox was parked, the server may not be reading its old one.
  * If no fd is free, uses the old one. */
 static void kill_running(const struct fns_process *server, int connection, int running)
 {
@@ -355,7 +355,7 @@ static void kill_running(const struct fns_process *server, int connection, int r
     fns_close_fd(&other);
 }
 
-/* Ends a sandbox that the caller gives up, at any stage of its start. */
+/* Ends a sandbox whose start the caller gives up, however far the start has got. */
 static void give_up(const struct fns_process *server, int connection, int number)
 {
     struct reply reply;
@@ -367,7 +367,7 @@ static void give_up(const struct fns_process *server, int connection, int number
         kill_running(server, connection, reply.message.message.value);
 }
 
-/* Waits, after RUNNING, for the exec, which ends the lock on `pipe`: 0, or -errno and `error`. */
+/* After RUNNING, waits for the exec, which releases the lock on `pipe`. 0, or -errno and `error`. */
 static int await_exec(const struct fns_process *server, int connection, int number,
                       const struct fns_plan *sandbox, int pipe, const struct reply *running,
                       struct fns_error *error)
@@ -449,7 +449,7 @@ int fns_server_reap(int connection, const struct fns_process *process, struct fn
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd)
 {
     struct fns_ended ended;
-    /* Opened before the request: a sandbox that is alive afterwards is the one that was opened. */
+    /* Open the pidfd before the request: if the sandbox is still alive afterwards, its pid had not been reused. */
     int fd = fns_open_pidfd(process->pid);
     int ret = request_end(process->server, connection, FNS_REQUEST_LOOK, process->number, &ended);
     if (ret == 0 && ended.message.value) {

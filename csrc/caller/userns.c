@@ -3,10 +3,10 @@
  * A sandbox's maps are written while it waits. A caller with CAP_SETUID writes the files itself. Others run newuidmap
  * and newgidmap, which check /etc/subuid and /etc/subgid. The plan says which; there is no fallback.
  *
- * A namespace to join is made once, and exists as long as a process is in it or an fd of it is open. So a process is
- * cloned into a new one, this process writes its maps and opens the fd. The cloned process shares this one's memory,
- * so that its cost does not grow with that memory; it sets one limit and does nothing else (border/stay.c). It is
- * killed as soon as the fd is open, or when the caller ends.
+ * A namespace to join is made once, and exists as long as a process is in it or an fd of it is open. To make one, the
+ * caller clones a process into a new namespace, writes the process's id maps and opens the fd. The process shares the
+ * caller's memory, so its cost does not grow with that memory. It sets one limit and does nothing else
+ * (border/stay.c). It is killed as soon as the fd is open, or when the caller ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,7 @@
 
 extern char **environ;
 
-/* A file of a process in /proc: an fd, or -errno. */
+/* Opens a file of a process in /proc: an fd, or -errno. */
 static int open_proc(int pid, const char *file, int flags)
 {
     char path[64];
@@ -36,7 +36,7 @@ static int open_proc(int pid, const char *file, int flags)
     return (int)fns_sys4(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
 }
 
-/* The kernel takes a map in one write only. */
+/* The kernel accepts a map only as a single write. */
 static int write_map(int pid, const char *file, const char *map)
 {
     int fd = open_proc(pid, file, O_WRONLY);
@@ -87,11 +87,11 @@ static int await_program(const struct fns_process *process, uint64_t end)
     }
     close(pidfd);
     if (info.si_code != CLD_EXITED)
-        return process->timed_out ? -ETIME : -ECANCELED; /* by fns_spawn() */
+        return process->timed_out ? -ETIME : -ECANCELED; /* fns_spawn() sets timed_out */
     return info.si_status ? -EPERM : 0;                  /* it has printed why on stderr */
 }
 
-/* Appends the words of a text, which it splits. */
+/* Splits a text in place, and appends its words to a list that ends with NULL. */
 static void add_words(char **words, char *text, const char *separators)
 {
     char *save = NULL;
@@ -102,7 +102,7 @@ static void add_words(char **words, char *text, const char *separators)
         *words++ = word;
 }
 
-/* Runs `program pid inside outside count ...`, which is to write `file`. 0, or as await_program(). */
+/* Runs `program pid inside outside count ...`, and checks that it has written `file`. 0, or as await_program(). */
 static int run_program(const char *program, int pid, const char *file, const char *map,
                        uint64_t end)
 {
@@ -170,7 +170,7 @@ static int await_limit(const struct fns_stay *stay, int pidfd)
     int limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE), has_ended = 0;
     for (int tries = 1; limited == 0 && !has_ended && tries <= MAX_PAUSES; tries++) {
         has_ended = ppoll(&end, 1, &pause, NULL) > 0;
-        /* Loaded after the look: it may be set just before the end. */
+        /* Loaded after the poll: the process may set it just before its end. */
         limited = __atomic_load_n(&stay->limited, __ATOMIC_ACQUIRE);
         if (pause.tv_nsec < LAST_PAUSE_NS)
             pause.tv_nsec *= 2;
@@ -207,7 +207,7 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
         return fns_set_error(error, FNS_STAGE_CLONE, -1, (int)pid);
     }
     fd = open_mapped((int)pid, uid_map, gid_map);
-    /* A failure of the process is the cause, not that its maps could not be written after its end. */
+    /* If the process has failed, report that, not that its maps could not be written after its end. */
     int limited =
         fd < 0 ? __atomic_load_n(&stay.limited, __ATOMIC_ACQUIRE) : await_limit(&stay, pidfd);
     if (limited < 0) {
@@ -221,8 +221,8 @@ int fns_userns_open(const char *uid_map, const char *gid_map, const char *inotif
 
 /* ---- ranges ----------------------------------------------------------------------------------- */
 
-/* Sandboxes of one range join one namespace. The application may close its fd, or open another file at that
- * number: both are noticed, and the namespace is made anew. */
+/* All sandboxes of a range join one namespace. The application may close its fd, or open another file at that number:
+ * the next call notices either, and makes a new namespace. */
 struct range {
     struct range *next;
     uint32_t uid, gid;
@@ -247,7 +247,7 @@ static struct range *range_of(uint32_t uid, uint32_t gid, uint64_t count)
     return ranges = range;
 }
 
-/* 1: the fd still is the namespace; 0: it is not; -errno. */
+/* 1: the fd still refers to the namespace; 0: it does not; -errno. */
 static int is_open(const struct range *range)
 {
     struct stat now;
@@ -272,6 +272,6 @@ int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *
     snprintf(gid_map, sizeof gid_map, "0 %" PRIu32 " %" PRIu64 "\n", gid, count);
     range->fd = fns_userns_open(uid_map, gid_map, inotify, error);
     if (range->fd >= 0 && fstat(range->fd, &range->file) < 0)
-        range->file = (struct stat){0}; /* closed by another thread: the next call makes it anew */
+        range->file = (struct stat){0}; /* closed by another thread: the next call remakes it */
     return range->fd;
 }

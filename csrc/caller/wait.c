@@ -1,6 +1,6 @@
-/* Kills and reaps one sandbox, through its pidfd alone. Runs in the caller.
+/* Kills and reaps one sandbox, even if it is traced or has no pid namespace of its own. Runs in the caller.
  *
- * There is no SIGCHLD handler and no reaping of "any child": those belong to the application.
+ * There is no SIGCHLD handler, and "any child" is never reaped: both belong to the application.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -23,7 +23,7 @@ int fns_end_fd(const struct fns_process *process)
     return process->remote ? process->control : process->pidfd;
 }
 
-/* Calls `each` for every thread of a process, until it fails. Its results ORed, or -errno. */
+/* Calls `each` for every thread of a process until a call fails. Returns the results ORed, or -errno. */
 static int for_each_thread(int pid, int (*each)(int pid, int thread, void *context), void *context)
 {
     char path[64];
@@ -52,8 +52,9 @@ int fns_reapable(const struct fns_process *process)
     return ret < 0 || info.si_pid != 0;
 }
 
-/* The tracer that keeps a thread from ending: the thread is a zombie, or was killed and stops once more before its end,
- * from which no second signal frees it (PTRACE_O_TRACEEXIT). 0: none, or one that cannot be seen from here. */
+/* Returns the tracer that keeps a thread from ending: the thread is a zombie, or was killed and has stopped once more
+ * before its end, where no second signal can wake it (PTRACE_O_TRACEEXIT). 0: no tracer, or none that is visible in
+ * this pid namespace. */
 static int tracer_of(int pid, int thread)
 {
     char path[64], line[128], state = 0;
@@ -68,8 +69,8 @@ static int tracer_of(int pid, int thread)
     return state == 'Z' || state == 't' ? tracer : 0;
 }
 
-/* Kills the tracer that holds a thread, unless it is this process: its pid, or 0. Looks the tracer up again once
- * an fd of its directory in /proc is open: the pid may have been reused before that. */
+/* Kills the tracer that keeps a thread from ending, unless that is this process. Returns the tracer's pid, or 0. Looks
+ * the tracer up again once its directory in /proc is open: before that, the pid may have been reused. */
 static int kill_tracer(int pid, int thread)
 {
     char path[64];
@@ -86,7 +87,7 @@ static int kill_tracer(int pid, int thread)
     return killed ? tracer : 0;
 }
 
-/* Processes whose tracers to kill. A tracer may itself be traced. */
+/* The processes whose tracers must be killed. A tracer may itself be traced. */
 struct traced {
     int pids[256], n;
 };
@@ -102,7 +103,7 @@ static int add_tracer(int pid, int thread, void *context)
     return 0;
 }
 
-/* Reaps a thread of a child that made this process its tracer. */
+/* Reaps a child's thread that made this process its tracer. */
 static int reap_thread(int pid, int thread, void *context)
 {
     siginfo_t info;
@@ -153,7 +154,7 @@ int fns_reap(const struct fns_process *process, struct fns_result *result)
     result->status = info.si_status;
     result->end = fns_now();
     /* A reaper's last message says how the command ended. If the reaper was killed before it sent one, its own end
-     * counts as the sandbox's. If it exited without one, sending has failed. */
+     * counts as the sandbox's. If it exited without sending one, the report is lost. */
     struct fns_message message;
     /* ECONNRESET is reported once, before messages that were sent earlier. */
     ssize_t n = process->control < 0 ? 0 : -1;
@@ -194,7 +195,7 @@ static void signal_member(const struct member *member, int signal)
         kill(member->pid, signal);
 }
 
-/* Stops a process, so that it starts no others, and adds it. 1: it is new; 0: it is not; -ENOMEM. */
+/* Stops a process, so that it starts no others, and adds it. 1: added; 0: known already, or gone; -ENOMEM. */
 static int add_member(struct tree *tree, int pid)
 {
     for (size_t i = 0; i < tree->n; i++)
@@ -214,7 +215,7 @@ static int add_member(struct tree *tree, int pid)
     return 1;
 }
 
-/* Adds the children of one thread. 1: some are new; 0; -ENOMEM. */
+/* Adds the children of one thread. 1: some were added; 0: none; -ENOMEM. */
 static int add_children(int pid, int thread, void *tree)
 {
     char path[64];
@@ -233,12 +234,12 @@ static int add_children(int pid, int thread, void *tree)
 static int kill_tree(const struct fns_process *process)
 {
     struct tree tree = {NULL, 0, 0};
-    /* If another part of this process has reaped it, its pid may have been reused. */
+    /* If another part of this process has reaped the sandbox, its pid may have been reused. */
     int alive = fns_kill(process, 0);
     if (alive < 0)
         return alive;
     int ret = add_member(&tree, process->pid), added = ret;
-    /* Repeats while some are new: a thread may have started a process before it was stopped. */
+    /* Repeat until none is new: a thread may have started a process before it was stopped. */
     while (ret >= 0 && added > 0) {
         added = 0;
         for (size_t i = 0; ret >= 0 && i < tree.n; i++) {

@@ -22,7 +22,7 @@ struct outcome {
     const char *cause;
     int signal;               /* 0: none */
     int has_result;           /* 0: no command has run */
-    struct fns_result result; /* with `has_result`, as `wall_time` */
+    struct fns_result result; /* with `has_result`, like `wall_time` */
     double wall_time;         /* seconds */
     int truncated;            /* whether a limit cut off the output */
     /* With cause "failed": */
@@ -34,11 +34,11 @@ struct outcome {
     const char *hint; /* NULL or "": none */
 };
 
-/* Records an error. The first one counts. (report.c) */
+/* Records an error, unless another one was recorded before. (report.c) */
 __attribute__((format(printf, 3, 4))) void fail(struct outcome *outcome, const char *hint,
                                                 const char *form, ...);
 
-/* Words the message for a failed start as SpawnError does. */
+/* Sets the message for a failed start, worded like that of SpawnError. */
 void word_error(struct outcome *outcome);
 
 /* Prints one line to stderr, and another for the hint; NULL or "": none. */
@@ -53,8 +53,8 @@ struct fns_distrust {
     uid_t owner;
 };
 
-/* Reads the whole of a regular file, to be freed, if only this user and root can have written it. 0; -errno; -EPERM
- * with why->path: it, or a directory or link on its path, is another user's or may be written by others. (trust.c) */
+/* Reads a regular file if only this user and root can have written it. The caller frees the bytes. 0; -errno; -EPERM
+ * with why->path set: this file, directory or link belongs to another user, or others may write to it. (trust.c) */
 int fns_read_trusted(const char *path, char **bytes, size_t *size, struct fns_distrust *why);
 
 /* Runs a command to its end. `outcome` says how it ended, or why it did not start. `timeout_ns` 0: the plan's.

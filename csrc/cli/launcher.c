@@ -1,6 +1,6 @@
 /* fastns-exec: runs one command in a sandbox that a plan file describes.
  *
- * Parses the command line, in the forms of `fastns run`, reads the file (trust.c, planfile.c), runs the command
+ * Parses the command line, with the same syntax as `fastns run`, reads the file (trust.c, planfile.c), runs the command
  * (run.c), and reports how it ended (report.c).
  */
 #define _GNU_SOURCE
@@ -50,7 +50,7 @@ static const char help_text[] =
 
 static const char see_help[] = "see fastns-exec --help";
 
-/* 2s, 500ms, 1m30s, 1.5h or a number of seconds in ns; 0: the text is none of these. */
+/* Parses 2s, 500ms, 1m30s, 1.5h or a number of seconds. Returns ns; 0: the text is none of these. */
 static int64_t duration(const char *text)
 {
     static const struct {
@@ -97,8 +97,8 @@ static int is_same_file(int fd, int other)
            one.st_ino == two.st_ino;
 }
 
-/* Refuses a file that the command has too: the command could write lines like ours to it, truncate it, or make it
- * non-blocking for all. */
+/* Refuses a file that is also the command's stdin, stdout or stderr: the command could forge the status line, truncate
+ * the file, or make it non-blocking for everybody. */
 static void set_status_fd(struct options *options, const char *text, struct outcome *outcome)
 {
     static const char hint[] = "for example: fastns-exec --status-fd 3 PLAN true 3>status.json";
@@ -116,7 +116,7 @@ static void set_status_fd(struct options *options, const char *text, struct outc
              mode < 0 ? "an open file descriptor" : "open for writing");
         return;
     }
-    /* The number itself first: on a terminal all three are one file. */
+    /* Check the number itself first: on a terminal, all three are the same file. */
     for (int i = -1; i < 3; i++) {
         int stdio = i < 0 ? (int)fd : i;
         if (stdio < 3 && is_same_file((int)fd, stdio)) {
@@ -166,7 +166,7 @@ static void read_option(struct options *options, char ***at, struct outcome *out
     }
 }
 
-/* Parses all words, even after an error, which is reported on --status-fd too. */
+/* Parses all words, even after an error: a later --status-fd gets the error too. */
 static void read_options(char **argv, struct options *options, struct outcome *outcome)
 {
     *options = (struct options){.status_fd = -1};
@@ -192,8 +192,8 @@ static void read_options(char **argv, struct options *options, struct outcome *o
 
 /* ---- the plan file ------------------------------------------------------------------------------ */
 
-/* A file of this program would get the number of a closed stdio fd, and the command could write to it. /dev/null is
- * opened for the other direction, so that using the fd still fails with EBADF. */
+/* Fills closed stdio fds: otherwise a file that fastns-exec opens would get such a number, and the command could write
+ * to it. /dev/null is opened for the wrong direction, so that using the fd still fails with EBADF. */
 static void fill_closed_stdio(void)
 {
     for (int fd = 0; fd < 3; fd++)

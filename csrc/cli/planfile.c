@@ -42,7 +42,7 @@ int fns_identify(struct fns_identity *identity)
     struct utsname names;
     struct stat space;
     char id[48], score[16];
-    memset(identity, 0, sizeof *identity); /* its padding is compared and written too */
+    memset(identity, 0, sizeof *identity); /* unused bytes are compared and written too */
     snprintf(identity->build, sizeof identity->build, "%s", FNS_BUILD);
     if (uname(&names) < 0)
         return -errno;
@@ -83,7 +83,7 @@ int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity
     struct header header;
     struct fns_packer packer = {.bytes = NULL};
     struct fns_planfile *packed = &header.file;
-    memset(&header, 0, sizeof header); /* or the padding would carry memory of this process out */
+    memset(&header, 0, sizeof header); /* otherwise the padding would leak this process's memory */
     fns_pack(&packer, NULL, sizeof header);
     memcpy(header.magic, magic, sizeof magic);
     header.identity = *identity;

@@ -9,7 +9,7 @@
 
 #include "caller/fastns.h"
 
-/* Who runs this program, and where: a plan depends on this besides its options. */
+/* Who runs this program, and where. A compiled plan depends on this as well as on its options. */
 struct fns_identity {
     char build[24];         /* of the sources of this program */
     char machine[200];      /* kernel, architecture, /etc/machine-id */
@@ -52,11 +52,12 @@ enum fns_planfile_fault {
 /* Describes this process. 0; -errno: /proc cannot be read. */
 int fns_identify(struct fns_identity *identity);
 
-/* The bytes of such a file, to be freed. The plan has been checked, and is not a server's. 0 or -ENOMEM. */
+/* Packs a plan file into bytes, which the caller frees. The plan must have been checked, and must not be a server's. 0
+ * or -ENOMEM. */
 int fns_planfile_pack(const struct fns_planfile *file, const struct fns_identity *identity,
                       void **bytes, size_t *size);
 
-/* Reads the bytes of a file, aligned as by malloc(), which `file` points into from then on. 0; or an enum
+/* Reads the bytes of a plan file, which are aligned as by malloc(). `file` then points into them. 0; or an enum
  * fns_planfile_fault, with `file` all zero. `made_for` is set except with FNS_PLANFILE_NO_PLAN. */
 int fns_planfile_read(void *bytes, size_t size, const struct fns_identity *identity,
                       struct fns_identity *made_for, struct fns_planfile *file);

@@ -22,7 +22,8 @@ void fail(struct outcome *outcome, const char *hint, const char *form, ...)
     outcome->exit_code = EXIT_FAILED;
 }
 
-/* A file whose text, up to the size of `line`, is written at once by fclose(). One at a time. NULL: errno. */
+/* Opens a copy of `fd`, to which fclose() writes the whole text at once if it fits into `line`. Only one may be open at
+ * a time. NULL: see errno. */
 static FILE *open_line(int fd)
 {
     static char line[65536];
@@ -56,7 +57,7 @@ void complain(const char *message, const char *hint)
     fclose(file);
 }
 
-/* libc has no names for errnos that only the kernel uses: 524 is one. */
+/* libc has no names for errnos that only the kernel uses, such as 524. */
 static const char *name_of(int err)
 {
     const char *name = err == 524 ? "ENOTSUPP" : strerrorname_np(err);

@@ -1,12 +1,12 @@
-/* Runs a plan's command to its end.
+/* Runs a plan's command to its end. Runs in fastns-exec, which is the caller.
  *
- * The command gets this program's own stdin, stdout and stderr; this program only waits, as `fastns run` does
- * (fastns/cli/run.py). SIGTERM and SIGHUP end the sandbox. Ctrl-C reaches the sandbox through the terminal, so
- * it ends the sandbox only if the command neither handles nor ignores it. If the plan limits the output, this program
- * relays stdout and stderr until all is passed on; after a time limit or a signal, it does not wait for a reader that
- * does not read.
+ * The command gets the stdin, stdout and stderr of fastns-exec, which only waits, as `fastns run` does
+ * (fastns/cli/run.py). SIGTERM and SIGHUP end the sandbox. The terminal sends Ctrl-C to the command as well, so Ctrl-C
+ * ends the sandbox only if the command neither handles nor ignores it. If the plan limits the output, fastns-exec
+ * relays stdout and stderr until everything is passed on. After a time limit or a signal, it does not wait for a reader
+ * that does not read.
  *
- * This program is static and contains the engine's program: an interpreter or a loader would take longer to start
+ * fastns-exec is static and contains the program (csrc/program): an interpreter or a loader would take longer to start
  * than the sandbox.
  */
 #define _GNU_SOURCE
@@ -64,7 +64,7 @@ static const char *hint_of(const struct fns_planfile *file, const struct fns_err
             (!*hint->path || (path && strcmp(hint->path, path) == 0)))
             return hint->text;
     }
-    /* No hint is for this detail: try those for none. */
+    /* No hint has this detail: try those without one. */
     const struct fns_error plain = {.stage = error->stage, .err = error->err};
     return error->detail ? hint_of(file, &plain, path) : NULL;
 }
@@ -109,7 +109,7 @@ static void fail_run(const struct run *run)
 /* The signals that end a run and are not ignored (as by nohup, or in a shell's background jobs). */
 static sigset_t watched;
 
-/* Blocks them, and returns an fd to read them from, or -errno. */
+/* Blocks these signals, and returns an fd to read them from, or -errno. */
 static int watch_signals(void)
 {
     static const int end_signals[] = {SIGINT, SIGTERM, SIGHUP};
@@ -119,7 +119,7 @@ static int watch_signals(void)
         if (sigaction(end_signals[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN)
             sigaddset(&watched, end_signals[i]);
     signal(SIGCHLD, SIG_DFL); /* if it were ignored, the status would be lost */
-    signal(SIGPIPE, SIG_IGN); /* write(2) reports it */
+    signal(SIGPIPE, SIG_IGN); /* write(2) fails with EPIPE instead */
     if (sigprocmask(SIG_BLOCK, &watched, NULL) < 0)
         return -errno;
     int fd = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -235,13 +235,13 @@ static int relay_rest(struct run *run, int patient)
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
-/* Whether a signal to this program ends the sandbox. If not, the command handles it: SIGINT is passed on here if
- * the command has left this session. */
+/* Whether a signal to fastns-exec must end the sandbox. If not, the command handles it. A command that has left this
+ * session is sent SIGINT here, as the terminal did not. */
 static int must_kill(const struct run *run, int signal)
 {
     const struct fns_process *process = &run->job.io.process;
-    /* A command in this session has got SIGINT from the terminal too, but pid 1 of a namespace gets only signals that
-     * it handles. With a reaper as pid 1, it is not known whether the command handles it. */
+    /* The terminal has sent SIGINT to a command in this session too, but pid 1 of a namespace gets only signals that it
+     * handles. With a reaper as pid 1, it is not known whether the command handles SIGINT. */
     if (signal != SIGINT || (run->file->plan.options & FNS_PLAN_INIT) ||
         !handles_sigint(process->pid))
         return 1;
@@ -250,7 +250,7 @@ static int must_kill(const struct run *run, int signal)
     return 0;
 }
 
-/* Waits for the end of the sandbox, of its time, or for a signal that ends it, which is then run->signal. */
+/* Waits until the sandbox has ended, its time is over, or a signal must end it, which is then run->signal. */
 static enum end await_end(struct run *run)
 {
     const struct fns_process *process = &run->job.io.process;
@@ -304,7 +304,7 @@ static void conclude(struct run *run, enum end how)
         outcome->exit_code = how == TIMED_OUT ? EXIT_TIMEOUT : 128 + outcome->signal;
 }
 
-/* Sets up what no plan file holds: signals, the engine's program, the user namespace. 0, or -errno and the job's
+/* Sets up what a plan file cannot contain: signals, the program, the user namespace. 0, or -errno and the job's
  * error. */
 static int prepare(struct run *run)
 {
@@ -325,7 +325,7 @@ static int prepare(struct run *run)
     return job->args.userns < 0 ? job->args.userns : 0;
 }
 
-/* Hands the caller's ends of the command's output over to the relays, or -1. */
+/* Moves the job's ends of stdout and stderr (-1: no pipe) to the relays. */
 static void open_relays(struct run *run)
 {
     for (int i = 0; i < 2; i++) {
@@ -337,7 +337,7 @@ static void open_relays(struct run *run)
     }
 }
 
-/* Follows a sandbox that was started to its end. */
+/* Follows a running sandbox to its end. */
 static enum end follow(struct run *run)
 {
     struct fns_job *job = &run->job;
@@ -347,7 +347,7 @@ static enum end follow(struct run *run)
     if (was_killed)
         fns_job_kill(job);
     fns_job_finish(job);
-    /* A signal that came before the end was noticed still ends the run; but a Ctrl-C was the command's too. */
+    /* A signal that came before the end was noticed still ends the run. A Ctrl-C does not: the command got it too. */
     while ((signal = take_signal(run->signals)) == SIGINT)
         ;
     if (!signal)

@@ -1,8 +1,8 @@
-/* Reads a file that only this user and root can have written.
+/* Reads a file if only this user and root can have written it. Runs in fastns-exec.
  *
  * Follows the path name by name, and checks each directory before it looks up a name there: whoever may write to a
- * directory on the path can replace the file. In a sticky directory such as /tmp, others can only add names. So a
- * directory on the path may lie in one, but the file itself may not.
+ * directory on the path can replace the file. In a sticky directory such as /tmp, others can only add names. So one may
+ * contain a directory on the path, but not the file itself.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,7 +18,7 @@
 enum { MAX_LINKS = 40 }; /* as many as the kernel follows */
 
 struct walk {
-    int at; /* the directory reached, at the end the file (O_PATH) */
+    int at; /* O_PATH fd of the directory reached, and finally of the file */
     int links;
     uid_t user;
     struct fns_distrust *why;
@@ -44,7 +44,8 @@ static int is_ours(const struct walk *walk, const struct stat *about)
     return about->st_uid == walk->user || about->st_uid == 0;
 }
 
-/* -EPERM if others can replace a name in the directory reached; 0. `names_directory`: the name is a directory's. */
+/* -EPERM: others can replace a name in the directory reached; 0: they cannot; -errno. `names_directory`: the name is
+ * that of a directory. */
 static int check_directory(struct walk *walk, int names_directory)
 {
     struct stat about;
@@ -111,7 +112,7 @@ static int follow(struct walk *walk, const char *path)
     return ret;
 }
 
-/* Only the file's owner or root can have changed its size since. */
+/* Reads `size` bytes. Only the file's owner or root can have changed its size since. */
 static int read_all(int fd, size_t size, char **bytes)
 {
     size_t done = 0;
