@@ -1,8 +1,8 @@
 """Invalid arguments of every public function raise a SpecError before any process exists.
 
-A matrix: each argument gets all the values that it does not accept. The error names the argument
-and says what is accepted, in one short line, however long or odd the value. The kernel's accounting
-of this process's children shows that no process was made.
+The matrix passes to each argument every value of ALIENS that it does not accept. The error names
+the argument and says what is accepted, in one short line, however long or odd the value is. The
+kernel's accounting of this process's children shows that no process was made.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def spawn_job(**fields: Any) -> object:
 
 
 # Columns: the argument, the field that the error names, the call, the ALIENS that it accepts.
-NUMBERS = "float minus-infinity minus-huge None"  # a timeout below 0 is 0, as in subprocess
+NUMBERS = "float minus-infinity minus-huge None"  # a negative timeout is 0, as in subprocess
 ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.args", "args", lambda v: fastns.run(v), ""),
     ("run.args[1]", "args", lambda v: fastns.run(["/bin/true", v]), "bytes text path-of-bytes"),
@@ -106,7 +106,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.env", "env", lambda v: run(env=v), "None"),
     ("run.env-value", "env", lambda v: run(env={"A": v}), "bytes text"),
     ("run.env-name", "env", lambda v: run(env={v: ""}),
-     "bytes text list list-of-lists dict dict-of-lists set"),  # the last five are unhashable
+     "bytes text list list-of-lists dict dict-of-lists set"),  # the last five cannot be keys
     ("run.cwd", "cwd", lambda v: run(cwd=v), "path-of-bytes None"),
     ("spawn.args", "args", lambda v: fastns.spawn(v), ""),
     ("spawn.spec", "spec", lambda v: spawn(spec=v), "None"),
@@ -229,7 +229,7 @@ def test_the_matrix_is_large() -> None:
 
 
 def test_the_accounting_sees_a_start_that_fails_at_once() -> None:
-    """The control of no_process()."""
+    """Control for no_process()."""
     spec = Spec(rootfs="/no/such/root", default_mounts=False, network="host")
     with pytest.raises(AssertionError, match="a process was made"), no_process():  # noqa: SIM117
         with pytest.raises(fastns.SpawnError):
@@ -306,7 +306,7 @@ def test_a_closed_file() -> None:
     assert "an open fd or a file" in refused(lambda: run(stdout=closed), "stdout")
 
 
-# ---- the methods of a handle; the sandbox lives on ----
+# ---- the methods of a handle: a refused argument does not end the sandbox ----
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Unavailable ids and reached limits: the error names them, and other starts are not affected.
+"""If an id is unavailable or a limit is reached, the error names it. Other starts are not affected.
 
-A separate process makes the changes that this process or the host must not have: in a user
-namespace, with a resource limit, or in a cgroup that is removed afterwards.
+The tests never lower a limit of this process or of the host. A separate process does it for itself:
+in a user namespace, with a resource limit, or in a cgroup that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def nested(code: str, *args: str) -> str:
 @pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "init"])
 @pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
-    """The limit of a user namespace made for the test. The host's limit does not change."""
+    """The test lowers the limit of its own user namespace. The host's limit does not change."""
     namespaces = {"user": "new", kind: "new"} if kind in ("user", "time") else {}
     spec = f"Spec(rootfs=sys.argv[1], namespaces={namespaces}, {way})"
     limit = f"/proc/sys/user/max_{support.NAMESPACES[kind]}_namespaces"
@@ -177,7 +177,7 @@ def pids_group() -> Iterator[Path]:
     ("room", "init", "stage"), [(1, "", "clone"), (1, "1", "clone"), (2, "1", "init")]
 )
 def test_a_full_pids_group(root: Path, pids_group: Path, room: int, init: str, stage: str) -> None:
-    """Python is one process, the sandbox one, and with init its command one more."""
+    """The cgroup contains Python, the sandbox and, with init, the command as a third process."""
     (pids_group / "pids.max").write_text(str(room))
     code = """
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=bool(sys.argv[3])))
@@ -210,7 +210,7 @@ def test_a_batch_goes_on_after_each_failure(root: Path, way: dict[str, Any]) -> 
 
 
 def test_host_change_finds_leaks(tmp_path: Path) -> None:
-    """The control of conftest.py: it notices an fd, a child and a mount that are left."""
+    """Control for conftest.py: it notices an fd, a child and a mount that are left behind."""
     before = support.host_state()
     fd = os.open("/dev/null", os.O_RDONLY)
     child = subprocess.Popen(["true"])

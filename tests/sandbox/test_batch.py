@@ -50,7 +50,7 @@ def test_results_come_in_order(plan: fastns.Plan) -> None:
 
 
 def test_failing_jobs_among_two_thousand(plan: fastns.Plan) -> None:
-    """Each failure affects only its own job: it is at that job's index, with its stage."""
+    """A failure affects only its own job. It is returned at the job's index, with its stage."""
     poisons: list[tuple[Job, str]] = [
         (Job(["/missing"]), "exec"),
         (Job(["/true"], cwd="/missing"), "chdir"),
@@ -82,8 +82,8 @@ def test_failing_jobs_among_two_thousand(plan: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_path: Path) -> None:
-    """Each job counts the jobs that run at the same time. The highest count equals the limit: the
-    first jobs wait until it is reached."""
+    """Each job counts the jobs that run at the same time. The first jobs wait until the count
+    reaches the limit, and it must never be higher."""
     tmp_path.chmod(0o777)
     spec = fastns.Spec(
         rootfs=busybox_rootfs, mounts=[fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])]
@@ -225,7 +225,7 @@ def test_a_bad_codec(plan: fastns.Plan, field: str) -> None:
 
 
 def test_an_interrupt_right_after_an_open_leaks_no_fd(probe_rootfs: Path) -> None:
-    """The interrupt comes before the fd of /dev/null is assigned. nothing_left() finds leaks."""
+    """The interrupt comes before the new fd is stored anywhere. nothing_left() finds leaks."""
 
     def interrupt(frame: FrameType, event: str, arg: object) -> None:
         opened = event == "return" and frame.f_code.co_name == "open_null"
@@ -237,7 +237,7 @@ def test_an_interrupt_right_after_an_open_leaks_no_fd(probe_rootfs: Path) -> Non
     plan = fastns.compile(spec)
     with fastns.Template(spec) as template:
         template.run(["/true"])
-        fastns.run_batch([["/true"]], spec=plan)  # imports open files
+        fastns.run_batch([["/true"]], spec=plan)  # warm up: imports open files too
         starts = (
             lambda: fastns.run_batch([["/true"]], spec=plan),
             lambda: fastns.spawn_batch([["/true"]], spec=plan),
@@ -274,7 +274,7 @@ def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
 
 
 def test_the_timeout_counts_for_each_job(plan: fastns.Plan) -> None:
-    """The time counts from the start of the job, not of the batch."""
+    """A job's timeout counts from its own start, not from the start of the batch."""
     mark = marker()
     nap = ["/probe", "--sleep", "0.15"]
     jobs = [*[Job(nap)] * 6, Job(["/probe", "--sleep", mark]), Job(nap, timeout=0.01)]
@@ -289,7 +289,7 @@ def test_the_timeout_counts_for_each_job(plan: fastns.Plan) -> None:
 
 def test_the_output_so_far(busybox: fastns.Plan) -> None:
     job = ["sh", "-c", "echo out; echo err >&2; sleep 60"]
-    for timeout in (0.3, 3, 30):  # on a busy machine the shell may not have begun in time
+    for timeout in (0.3, 3, 30):  # on a busy machine the shell may not start in time
         (outcome,) = fastns.run_batch([job], spec=busybox, timeout=timeout, text=True)
         assert isinstance(outcome, fastns.TimeoutExpired)
         if outcome.stderr:
@@ -422,8 +422,8 @@ os._exit(len(wrong))
 
 @pytest.mark.parametrize("fds", ["0", "1 2", "0 1 2"])
 def test_a_caller_with_closed_stdio_sees_failures(probe_rootfs: Path, fds: str) -> None:
-    """A pipe made for the start gets such a number. When the child closes it, that must not count
-    as the exec."""
+    """A pipe of the start gets one of these numbers. When the child closes it, the caller must not
+    take that for the exec."""
     command = [sys.executable, "-c", CLOSED, str(probe_rootfs), fds]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
@@ -461,7 +461,7 @@ def test_results_arrive_while_other_jobs_run(plan: fastns.Plan) -> None:
 def test_a_job_that_ended_in_time_has_not_timed_out(
     probe_rootfs: Path, plan: fastns.Plan, template: bool
 ) -> None:
-    """However late the loop notices its end."""
+    """It counts as ended in time however late the loop notices."""
     from fastns.batch import run_batch_by
 
     found: dict[int, object] = {}

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed when fastns is called."""
+"""`fastns` when it is called with stdin, stdout or stderr closed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_the_commands_exit_code(closed: str, code: int) -> None:
 
 
 def test_fds_of_fastns_do_not_replace_them() -> None:
-    """A regression test: a byte that the command wrote to stderr was taken for a signal, 15
-    (SIGTERM)."""
+    """Regression test: a byte 15 that the command wrote to stderr was taken for signal 15,
+    SIGTERM."""
     done = shell(r"fastns run -- sh -c 'printf \\17 >&2; exit 7' >&- 2>&-")
     assert done.returncode == 7
     done = shell("fastns run -- sh -c 'file=$(readlink /proc/$$/fd/1); echo $file >&2' >&-")

@@ -1,4 +1,4 @@
-"""The stdout and stderr of `fastns`: closed, full, or read by nobody."""
+"""`fastns` with a stdout or stderr that is closed, full or unread."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""cpu_time: it limits all processes together, whether or not the caller waits, with both versions
-of cgroups."""
+"""cpu_time limits all processes of a sandbox together, whether or not the caller waits, with both
+versions of cgroups."""
 
 from __future__ import annotations
 

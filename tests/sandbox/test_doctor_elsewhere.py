@@ -1,5 +1,5 @@
-"""`fastns doctor` in limited environments: a user namespace, a container's filter, a sandbox,
-without libseccomp. It names the environment and what helps, and never ends in a traceback."""
+"""`fastns doctor` in limited environments: in a user namespace, under a container's filter, in a
+sandbox, without libseccomp. It names the environment and a fix, and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "7:7"])
 def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
-    """Namespaces can be made, as the hints of the test above promise."""
+    """Namespaces can be made, as the fixes in the test above promise. For uid 0 they cannot, and
+    the fix names another user."""
     with sandbox_with_fastns(tmp_path, seccomp="unconfined", user=user) as spec:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert done.stderr == ""

@@ -60,7 +60,7 @@ def test_the_exit_code(plan: fastns.Plan, code: int) -> None:
     [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT, signal.SIGHUP, signal.SIGRTMIN + 2],
 )
 def test_a_signal_is_a_negative_returncode(busybox_rootfs: Path, number: int) -> None:
-    """With init=True too, where the reaper reports how the command ended."""
+    """Also with init=True, where the reaper reports how the command ended."""
     for fields in ({"init": True}, {"namespaces": {"pid": "host"}}):
         spec = fastns.Spec(rootfs=busybox_rootfs, **fields)
         done = fastns.run(["sh", "-c", f"kill -{int(number)} $$; sleep 60"], spec=spec)
@@ -185,7 +185,7 @@ def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
     spec = fastns.Spec(rootfs=busybox_rootfs, init=True)
     own = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )  # max_rss of a direct start begins there
+    )  # the max_rss of a direct start is never below this
     code = f"dd if=/dev/zero of=/dev/null bs={own + 200_000_000} count=1 2>/dev/null; true"
     done = fastns.run(["sh", "-c", code], spec=spec)
     assert done.usage.max_rss > own + 150_000_000
@@ -193,7 +193,7 @@ def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
 
 
 def test_wall_time_ends_with_the_sandbox(plan: fastns.Plan) -> None:
-    """It ends when poll() has found the end, and a later wait() does not change it."""
+    """It stops when poll() finds the end, and a later wait() does not change it."""
     with fastns.spawn(["/true"], spec=plan) as sandbox:
         select.select([sandbox.pidfd], [], [], 20)
         sandbox.poll()
@@ -286,7 +286,7 @@ def test_two_threads_kill_and_wait(plan: fastns.Plan) -> None:
 
 
 def test_sigchld_ignored(probe_rootfs: Path) -> None:
-    """The kernel then reaps children itself. Each wait is an error that says so, never a hang."""
+    """The kernel then reaps children itself. Each wait raises an error that says so; none hangs."""
     code = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for init in (False, True):
@@ -315,7 +315,7 @@ for init in (False, True):
 
 
 def test_another_thread_that_reaps_everything(probe_rootfs: Path) -> None:
-    """As a child watcher of the application may do. A wait returns the result or fails; it never
+    """A child watcher of the application may do this. A wait returns the result or fails; it never
     hangs and never returns another sandbox's result."""
     code = """
 stop = threading.Event()

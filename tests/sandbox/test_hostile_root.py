@@ -1,4 +1,4 @@
-"""Roots full of symbolic links, with odd files instead of targets, or changing during a start.
+"""Hostile roots: full of symbolic links, with odd files as targets, or changing during a start.
 
 Whatever the root contains, nothing is mounted, made or changed outside it. The canaries are a
 directory that the links lead to and a tree beside the root; their content and times must not
@@ -83,7 +83,7 @@ def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -
 
 
 def test_an_ordinary_lookup_leads_outside(tmp_path: Path) -> None:
-    """The negative control: a path of root and target joined, and looked up, leads to the
+    """The negative control: an ordinary lookup of the root joined with the target reaches the
     canary."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
@@ -137,13 +137,13 @@ def test_a_link_on_the_way_through_a_volume(place: Place, bash_rootfs: Path) -> 
 
 # ---- /proc, /sys, /dev (CVE-2019-19921) ----
 
-OWN = {"proc": "pid", "sys": "network"}  # the namespace that a new one belongs to
+OWN = {"proc": "pid", "sys": "network"}  # the namespace that a new mount of it shows
 SPECIAL = ("proc", "sys", "dev")
 
 
 def ways(name: str) -> dict[str, dict[str, Any]]:
-    """What may be mounted there: a new one by default, a bind if the namespace is the host's, or a
-    mount of the spec."""
+    """What can be mounted there: a new file system by default, a bind if the namespace is the
+    host's, or a mount of the spec."""
     found: dict[str, dict[str, Any]] = {
         "default": {},
         "rbind": {"mounts": [Mount(f"/{name}", source=f"/{name}", options=["rbind"])]},
@@ -162,7 +162,7 @@ WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
     "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
 )
 def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
-    """Refused, with the path. The checks of /proc would not find a /proc elsewhere."""
+    """It is refused, with the path. A /proc mounted elsewhere would escape the checks of /proc."""
     (place.root / name).rmdir()
     (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
     plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
@@ -305,7 +305,7 @@ def test_a_root_that_changes_during_a_start(place: Place, init: bool) -> None:
 
 
 def test_a_template_of_a_root_that_changes(place: Place) -> None:
-    """Its server mounts once, and each sandbox again over its own layer."""
+    """The server mounts once. Each sandbox mounts again over its own layer."""
     outcomes = {"ran": 0, "refused": 0}
     mounts = [
         Mount("/real/new/x", source=str(place.outside), options=hostile.MAKE),
@@ -374,7 +374,7 @@ def test_a_check_before_use_leads_outside(tmp_path: Path) -> None:
 
 
 def test_special_directories_that_change_during_a_start(place: Place) -> None:
-    """/proc is exchanged with a link: it is mounted on the directory, or refused."""
+    """While /proc changes places with a link, proc is mounted on the directory or refused."""
     (place.root / "other").symlink_to("tmp")
     spec = Spec(rootfs=place.root, network="host")
     outcomes = {"ran": 0, "refused": 0}

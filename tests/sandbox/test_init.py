@@ -1,4 +1,4 @@
-"""init=True: pid 1 is a reaper with its own memory, and the command is its child."""
+"""With init=True, pid 1 is a reaper with its own memory, and the command is its child."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_pid_1s_signals_to_itself_are_lost() -> None:
 
 
 def test_forwarded_signals_arrive_in_order(debian_rootfs: Path) -> None:
-    """Each arrives once, and the command may go on."""
+    """Each arrives once, and the command continues after it."""
     code = """
 import signal, sys
 wanted = {signal.SIGUSR1, signal.SIGTERM}

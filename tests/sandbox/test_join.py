@@ -55,7 +55,7 @@ def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
 
 @pytest.mark.as_root
 def test_two(other: fastns.Sandbox, probe: Path) -> None:
-    """Every pair, because the order of joining must be right for each."""
+    """Tests every pair, because the order of joining must be right for each."""
     for pair in itertools.combinations(NAMESPACES, 2):
         check_joined(paths(other, *pair), probe)
 
@@ -70,7 +70,7 @@ def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: s
 
 @pytest.mark.as_user
 def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     with pytest.raises(SpawnError) as caught:
         check_joined(paths(other, "uts"), probe)
     exc = caught.value
@@ -79,7 +79,7 @@ def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> N
 
 
 def test_all(other: fastns.Sandbox) -> None:
-    """What an `exec` into a sandbox does."""
+    """Joins all of them, as an `exec` into a sandbox does."""
     spec = Spec(namespaces=paths(other, *NAMESPACES), user="7:8")
     with fastns.spawn(["/probe"], spec=spec, stdout=fastns.PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
@@ -114,7 +114,7 @@ def test_a_joiner_ends_with_the_joined_sandbox(other: fastns.Sandbox) -> None:
 
 @pytest.mark.as_root
 def test_unshare_each_kind() -> None:
-    """In a process with one thread. New pid and time namespaces apply to its children."""
+    """The process has one thread. New pid and time namespaces apply to its children."""
     out = script("""
 names = {"mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "user": "user",
          "cgroup": "cgroup", "pid": "pid_for_children", "time": "time_for_children"}

@@ -1,5 +1,5 @@
-"""Spec.landlock: only the listed files can be used, in every way of starting. Also missing paths
-and kernels without Landlock. The control of each test is the same sandbox without landlock."""
+"""With Spec.landlock only the listed files can be used, in every way of starting. Also: missing
+paths, and kernels without Landlock. The control is the same sandbox without landlock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def there() -> None:
         support.skip_missing("Landlock in the kernel")
 
 
-# A line per attempt, with whether it works under ONLY.
+# Each line is an attempt, after whether it must work under ONLY.
 STEPS = """
 yes cat /etc/passwd
 no  cat /etc/group
@@ -89,7 +89,7 @@ def run_tree(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 
 def fields(root: Path) -> dict[str, Any]:
-    # idmap: the user inside owns it, with root's range of ids too.
+    # idmap: the user inside owns it, even in root's sandboxes, which have a range of ids.
     mounts = [fastns.Mount("/run", source=str(root / "run"), options=["idmap"])]
     return {"rootfs": root, "overlay": True, "mounts": mounts}
 
@@ -102,7 +102,7 @@ def test_other_files_are_out_of_reach(run_tree: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "template"])
 def test_without_landlock_all_files_are_in_reach(run_tree: Path, way: str) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     with runner(way, **fields(run_tree)) as go:
         assert [step for step, worked in tried(go) if not worked] == []
 
@@ -257,7 +257,8 @@ def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
 def test_processes_outside(debian_rootfs: Path) -> None:
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
-    # With the same uid, so that Unix permissions allow it. Root's sandboxes have others by default.
+    # The sandbox needs the caller's uid, or Unix permissions would refuse the signal. Root's
+    # sandboxes have other uids by default.
     alike = {"pid": "host", "user": "host"} if os.geteuid() == 0 else {"pid": "host"}
     ruled, control = specs(debian_rootfs, namespaces=alike)
     pid = str(os.getpid())
@@ -277,7 +278,7 @@ def test_ioctls_work_on_writable_devices(debian_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, {"read": ["/"]}])
 def test_a_program_may_restrict_itself_further(probe_rootfs: Path, given: Any) -> None:
-    """The default filter allows these calls."""
+    """The default filter allows Landlock's calls."""
     spec = PlainSpec(rootfs=probe_rootfs, landlock=given)
     done = fastns.run(["/probe", "--restrict", "/etc/hosts"], spec=spec, capture_output=True)
     assert done.stderr == b"probe: read /etc/hosts: EACCES\n"

@@ -1,4 +1,4 @@
-"""Limits by cgroups: enforced, reported in the result, and removed with the sandbox."""
+"""Limits are enforced by cgroups, reported in the result, and removed with the sandbox."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_kind_of_memory_counts(debian_rootfs: Path, kind: str) -> None:
         "memfd": "import os; os.write(os.memfd_create('x'), bytes(64 << 20))",
         "shm": "open('/dev/shm/x', 'wb').write(bytes(64 << 20))",
     }[kind]
-    run(["python3", "-c", "import os"], spec=Spec(rootfs=debian_rootfs))  # as read_through()
+    run(["python3", "-c", "import os"], spec=Spec(rootfs=debian_rootfs))  # as read_through() does
     with runner("template", rootfs=debian_rootfs, memory="48m") as go:
         assert go(["python3", "-c", code]).cause == "oom"
         assert go(["python3", "-c", code.replace("64", "8")]).cause == "exited"
@@ -85,7 +85,7 @@ def test_pids(busybox_rootfs: Path, way: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_cpus(busybox_rootfs: Path, way: str) -> None:
-    """With a fifth of a CPU it waits most of the time."""
+    """With a fifth of a CPU, the sandbox waits most of the time."""
     spin = ["sh", "-c", "timeout 1 sh -c 'while :; do :; done'; true"]
     with runner(way, rootfs=busybox_rootfs, cpus=0.2) as go:
         done = go(spin)
@@ -124,7 +124,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
 def test_weights_of_two_plans_that_want_the_same_cpu(
     busybox_rootfs: Path, fields: dict[str, Any]
 ) -> None:
-    """A plan of ten times the weight gets more of one CPU. The default weight is 100."""
+    """A plan with ten times the weight gets more of the one CPU. The default weight is 100."""
     spin = ["sh", "-c", "while :; do :; done"]
     light = fields or {"cpu_weight": 100}
     specs = [
@@ -152,7 +152,7 @@ def test_weights_of_two_plans_that_want_the_same_cpu(
 
 
 def ticks(sandbox: Sandbox) -> int:
-    """The CPU time used by its process, in clock ticks."""
+    """The CPU time used by the sandbox's first process, in clock ticks."""
     words = Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()
     return int(words[11]) + int(words[12])
 
@@ -166,7 +166,7 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
     limited = [place for place in cgroup_plan.hierarchies() if "pids" in place.controllers]
     assert paths["" if limited[0].unified else "pids"] == "/"
-    assert len(fds.split()) == 4  # 0, 1, 2 and the one that ls uses: none of a cgroup
+    assert len(fds.split()) == 4  # 0, 1, 2 and the fd that ls uses; no cgroup's fd
 
 
 @with_cgroups
@@ -404,8 +404,8 @@ def test_a_sweep_leaves_foreign_cgroups_alone(name: str) -> None:
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """While this list is not empty, another caller sweeps each time after this process has made a
-    cgroup and before it locks it."""
+    """While this list is not empty, another caller sweeps each cgroup that this process makes,
+    before this process can lock it."""
     left = [""]
     make = os.mkdir
 
@@ -442,7 +442,7 @@ def test_other_users_cannot_lock_them() -> None:
 
 @with_cgroups
 def test_a_cgroup_that_is_always_swept_is_an_error(sweeps: list[str]) -> None:
-    """Making it is retried, but not for ever."""
+    """The number of retries is limited."""
     sweeps *= 1000
     plan = fastns.compile(Spec(pids_limit=7))
     with pytest.raises(SpawnError) as caught:
@@ -492,7 +492,7 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    """A SpecError, raised before any process exists."""
+    """It is a SpecError, raised before any process exists."""
     before = groups()
     plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
     with pytest.raises(SpecError) as caught:
@@ -512,7 +512,7 @@ def test_missing_cpus() -> None:
 
 @with_cgroups
 def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SpawnError: the limit's value is valid."""
+    """It is a SpawnError, not a SpecError, because the limit's value is valid."""
     before = groups()
     plan = fastns.compile(Spec(pids_limit=1234))
     real = os.open
@@ -565,7 +565,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @root_only
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
-    """By CLONE_INTO_CGROUP. Without clone3, the new process enters it."""
+    """The start uses CLONE_INTO_CGROUP. Without clone3, the new process enters its cgroup later."""
     if not any(place.unified for place in cgroup_plan.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:

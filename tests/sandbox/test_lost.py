@@ -60,8 +60,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 
 @pytest.mark.parametrize("parked", ["0", "1"])
 def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, parked: str) -> None:
-    """The caller learns from a lock that the command was executed: fcntl(F_GETLK), F_SETLK,
-    F_SETLKW."""
+    """The caller learns from a lock that the command was executed. The calls that fail are
+    fcntl(F_GETLK), F_SETLK and F_SETLKW."""
     mark = marker()
     code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
     out = script(code, str(probe_rootfs), parked, mark)
@@ -91,7 +91,7 @@ def test_an_end_that_could_not_be_reported(probe_rootfs: Path) -> None:
     with socket.socket(fileno=os.dup(control)) as copy:
         copy.shutdown(socket.SHUT_RDWR)
     with pytest.raises(SpawnError) as caught, sandbox:
-        pass  # closes its stdin, so that it ends
+        pass  # closes its stdin, which ends it
     assert (caught.value.stage, caught.value.errno) == ("init", errno.EPIPE)
     assert caught.value.hint
     assert sandbox.returncode is None

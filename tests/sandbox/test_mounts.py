@@ -1,4 +1,5 @@
-"""The mounts in a sandbox: the defaults, other types, their propagation, and no others."""
+"""A sandbox has its default mounts and those of the spec, with the right types, options and
+propagation, and no others."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def points(report: dict[str, Any]) -> list[str]:
 
 
 def test_exactly_the_default_mounts(report: Report) -> None:
-    """Each with its type and flags. An unprivileged caller cannot make devices: it binds the
+    """Each has its type and flags. An unprivileged caller cannot make devices, so it binds the
     host's."""
     seen = report()
     assert sorted(points(seen)) == sorted(DEFAULTS)
@@ -117,7 +118,7 @@ def test_dev_works(bash_rootfs: Path) -> None:
 
 
 def test_terminals_are_its_own(debian_rootfs: Path) -> None:
-    """The first terminal of a new devpts, in each sandbox."""
+    """Each sandbox gets the first terminal of a new devpts."""
     code = (
         "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s), os.read(m, 9))"
     )
@@ -140,7 +141,7 @@ def test_without_default_mounts(report: Report) -> None:
 
 
 def test_an_explicit_mount_replaces_a_default_one(report: Report) -> None:
-    """With those below it: a default /dev/pts would be mounted over the spec's own /dev."""
+    """It also replaces those below it: a default /dev/pts would cover part of the spec's /dev."""
     seen = report(mounts=[Mount("/tmp", type="tmpfs", options=["ro", "size=64k", "mode=0700"])])
     assert sorted(points(seen)) == sorted(DEFAULTS)
     mount = support.mount_at(seen, "/tmp")
@@ -187,7 +188,7 @@ def test_devpts_is_an_instance_of_its_own(bash_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_devtmpfs(report: Report) -> None:
-    """It is the host's. The default mounts below /dev are left out."""
+    """The mount is the host's devtmpfs. The default mounts below /dev are left out."""
     seen = report(mounts=[Mount("/dev", type="devtmpfs")])
     assert support.mount_at(seen, "/dev")["type"] == "devtmpfs"
     assert seen["dev"]["null"]["rdev"] == [1, 3]
@@ -236,8 +237,8 @@ with inside.dialogue(root, mounts=mounts, capabilities=["SYS_ADMIN"]) as ask:
 def test_mounts_made_meanwhile(
     bash_rootfs: Path, volume: Path, options: str, seen: list[str]
 ) -> None:
-    """Below a shared mount of the host. Later mounts of the host appear inside only if the bind is
-    a slave; mounts made inside never appear outside."""
+    """The source is a shared mount of the host. Mounts that the host makes below it later appear
+    inside only if the bind is a slave. Mounts made inside never appear outside."""
     out = in_a_mount_namespace(PROPAGATION, bash_rootfs, volume, options)
     assert out.splitlines() == [f"seen inside: {seen}", "mounted inside: ''", "seen outside: []"]
 
@@ -267,8 +268,8 @@ def volume(public_dir: Path) -> Path:
 
 
 def test_the_hosts_root(report: Report, host_report: dict[str, Any]) -> None:
-    """The host's system directories, read-only, and a /proc, /sys, /tmp, /run and /dev of its
-    own."""
+    """The sandbox has the host's system directories, read-only, and a /proc, /sys, /tmp, /run and
+    /dev of its own."""
     seen = report(rootfs=None)
     layout = _view.layout()
     for point, (kind, flags) in DEFAULTS.items():

@@ -1,5 +1,5 @@
-"""fastns-exec: a sandbox from a plan file equals that of `fastns run`, and ends in the same
-ways."""
+"""fastns-exec starts the same sandbox from a plan file as `fastns run` does, and it ends in the
+same ways."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_call_that_the_filter_kills_for(tmp_path: Path) -> None:
     options = ["--security-opt", f"seccomp={tmp_path}/profile.json"]
     path = compiled(tmp_path / "a.plan", *options)
     done, status = status_of(path, "--", sys.executable, "-c", "import os; os.chroot('/')")
-    if done.returncode == 127:  # the interpreter is out of view
+    if done.returncode == 127:  # the sandbox does not see the interpreter
         done, status = status_of(path, "--", "chroot", "/")
     assert (done.returncode, status["cause"]) == (128 + signal.SIGSYS, "seccomp")
 
@@ -245,7 +245,7 @@ def test_output_within_the_limit(limited: Path) -> None:
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
     assert (status["cause"], status["truncated"]) == ("exited", False)
     done, _ = status_of(limited, "sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr")
-    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")  # the pipes are its own
+    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")  # it may reopen its pipes
 
 
 def test_output_beyond_the_limit(limited: Path) -> None:
@@ -256,7 +256,7 @@ def test_output_beyond_the_limit(limited: Path) -> None:
 
 
 def test_a_reader_that_does_not_read(limited: Path) -> None:
-    """It blocks the command, but a timeout or a signal still ends the sandbox."""
+    """The reader blocks the command, but a timeout or a signal still ends the sandbox."""
     words = [PROGRAM, "--timeout", "300ms", limited, "cat", "/dev/zero"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.wait(10) == 124
@@ -431,7 +431,7 @@ def setuid_works() -> None:
 
 
 def test_plan_files_that_only_their_owner_can_replace(tmp_path: Path) -> None:
-    """The control of the refusals in tests/unit/test_planfile.py."""
+    """Control for the refusals in tests/unit/test_planfile.py."""
     (tmp_path / "sticky/own").mkdir(parents=True)
     plan = compiled(tmp_path / "sticky/own/a.plan")
     plan.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Input and output: any amount, in any order, text or bytes, without an endless wait."""
+"""Input and output work in any amount and order, as text or bytes, and never hang."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_input_may_be_any_bytes(plan: fastns.Plan, data: Any) -> None:
     "code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"]
 )
 def test_input_that_is_not_wanted(shell: Run, code: str) -> None:
-    """A command may ignore its input: EPIPE is no error, and this process gets no SIGPIPE."""
+    """A command may ignore its input. EPIPE is then no error, and this process gets no SIGPIPE."""
     done = shell(code, input=b"y" * 4 * MIB)
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
@@ -96,7 +96,7 @@ def test_input_for_a_program_that_ends_at_once(plan: fastns.Plan) -> None:
 
 
 def test_sigpipe_at_its_default_does_not_end_the_caller(probe_rootfs: Path) -> None:
-    """Programs set it so to end silently when their output is closed."""
+    """Some programs set the default action, to end silently when their output is closed."""
     code = """
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 spec = fastns.Spec(rootfs=sys.argv[1])
@@ -130,7 +130,7 @@ def test_daemons_in_a_pid_namespace_do_not_delay_the_end(plan: fastns.Plan) -> N
 
 
 def test_children_that_outlive_the_command_are_read(busybox_rootfs: Path) -> None:
-    """Without a pid namespace the output ends when the last writer closes the pipe."""
+    """With the host's pid namespace, the output ends when the last writer closes the pipe."""
     spec = fastns.Spec(rootfs=busybox_rootfs, namespaces={"pid": "host"})
     code = "(sleep 0.2; echo late) & echo early"
     done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, timeout=20)
@@ -150,7 +150,7 @@ def test_an_endless_writer_in_another_session_ends_at_the_timeout(busybox_rootfs
 
 
 def _settled(pid: int) -> int:
-    """Wait for a process to end, whichever process reaps it."""
+    """Wait for a process to end, whoever reaps it. Return a pid that no process can have."""
     from processes import eventually
 
     def gone() -> bool:
@@ -264,7 +264,8 @@ def test_output_until_a_timeout_is_text_in_text_mode(busybox_rootfs: Path) -> No
 
 
 def test_a_reused_fd_number_is_not_waited_for(plan: fastns.Plan) -> None:
-    """communicate(), then wait(), which closes the pidfd, then communicate() again."""
+    """wait() closes the pidfd after a first communicate(). The second communicate() must not wait
+    for another fd with the same number."""
     pipe = os.pipe()
     with fastns.spawn(["/probe", "--sleep", "0.2"], spec=plan, stdout=-1) as sandbox:
         with pytest.raises(fastns.TimeoutExpired):

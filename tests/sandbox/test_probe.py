@@ -1,4 +1,4 @@
-"""The probe itself, run on the host: other tests rely on it."""
+"""The probe works when run on the host. Other tests rely on it."""
 
 from __future__ import annotations
 

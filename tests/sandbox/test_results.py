@@ -1,4 +1,4 @@
-"""Every result of a system call is checked. The compiler enforces that. A failing call makes the
+"""Every result of a system call is checked, as the compiler enforces. A failing call makes the
 start fail with its errno and stage, and leaves nothing behind."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_the_compiler_refuses_an_ignored_result(
 
 
 def test_no_result_is_cast_away() -> None:
-    """clang would accept that."""
+    """clang would accept such a cast."""
     for source in CSRC.rglob("*.[ch]"):
         assert "(void)fns_" not in source.read_text(), source
 
@@ -130,7 +130,7 @@ def strace(inject: str, code: str, *args: str) -> str:
 
 
 def test_an_fd_that_cannot_be_closed_is_not_left_open(probe_rootfs: Path) -> None:
-    """An fd below the passed ones, which needs a separate close_range()."""
+    """The fd is below the passed one, so it needs a close_range() of its own."""
     code = """
 low, high = os.open("/etc/passwd", os.O_RDONLY), 50
 os.set_inheritable(low, True)

@@ -1,4 +1,5 @@
-"""Each kind of root starts, and the report is made inside. Other tests rely on this."""
+"""Sandboxes start on each kind of root, and the probe reports from inside. Other tests rely on
+this."""
 
 from __future__ import annotations
 

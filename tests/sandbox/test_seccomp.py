@@ -1,4 +1,4 @@
-"""The filter as a program experiences it, in every way of starting."""
+"""What the seccomp filter does to the calls of a program, in every way of starting."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
 WAYS = ("direct", "init", "template", "parked")
-WALL = 0x40000000  # __WALL of wait(2): children that send no SIGCHLD too
+WALL = 0x40000000  # __WALL of wait(2): includes children that send no SIGCHLD
 CALLS = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -63,7 +63,8 @@ SEVEN = r"""
 /* A program whose only system call is exit. */
 __attribute__((used)) void begin(void) { __asm__ volatile("syscall" : : "a"(60), "D"(7)); }
 """
-# call, two arguments, errno with the filter, errno without it (None: not tried)
+# Columns: the call, its number, two arguments, the errno with the filter, and the errno without it
+# (None: not tried).
 TRIED: list[tuple[str, int, int, int, int, int | None]] = [
     ("clone3", 435, 0, 0, 38, 22),
     ("clone NEWUSER", 56, 0x10000011, 0, 1, None),
@@ -138,7 +139,7 @@ def test_calls_in_every_way_of_starting(way: str, programs: Path) -> None:
 
 
 def test_unconfined_calls_reach_the_kernel(programs: Path) -> None:
-    """The control of the table TRIED."""
+    """Control for TRIED."""
     tried = [row for row in TRIED if row[5] is not None]
     with runner("direct", rootfs=programs, seccomp="unconfined") as run:
         found = errnos(run, tried)
@@ -152,7 +153,7 @@ def test_a_call_of_another_architecture_ends_the_process(way: str, programs: Pat
     assert (done.returncode, done.cause) == (-signal.SIGSYS, "seccomp")
     with runner(way, rootfs=programs, seccomp="unconfined") as run:
         done = run(["/int80"])
-    assert done.cause in ("exited", "signaled")  # SIGSEGV if the kernel lacks i386
+    assert done.cause in ("exited", "signaled")  # SIGSEGV if the kernel does not support i386
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -175,7 +176,7 @@ def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
-    """It is loaded before the process gives up the right to, even if its ids change."""
+    """It is loaded while the process still has the right to do so, even if its ids change."""
     for user in ("0:0", "5:5") if support.is_root() and way in ("direct", "init") else ("0:0",):
         fields: dict[str, Any] = {"rootfs": programs, "no_new_privileges": False, "user": user}
         with runner(way, **fields) as run:
@@ -219,7 +220,8 @@ OF_THE_HOST = {"namespaces": {"user": "host"}}
 def test_the_calls_that_a_profile_must_allow(
     way: str, fields: dict[str, Any], programs: Path
 ) -> None:
-    """Beside those of the command: execve, and rt_sigprocmask to restore the signal mask."""
+    """Besides those of the command, it must allow execve, and rt_sigprocmask to restore the signal
+    mask."""
     needed = ["execve", "rt_sigprocmask", "exit"]
     for names, code in ((needed, 7), (needed[1:], -signal.SIGSYS)):
         allowed = {"names": names, "action": "SCMP_ACT_ALLOW"}
@@ -243,8 +245,8 @@ def test_a_profile_that_refuses_fcntl_does_not_hang_the_caller(number: int) -> N
 
 
 def test_sigsys_from_the_caller_is_not_the_filters(programs: Path) -> None:
-    """The cause of a sandbox that the caller sent SIGSYS is "signaled"."""
-    host = {"pid": "host"}  # the kernel drops it for pid 1 of a namespace
+    """If the caller sends a sandbox SIGSYS, the cause is "signaled", not "seccomp"."""
+    host = {"pid": "host"}  # the kernel drops the signal for pid 1 of a namespace
     spec = Spec(namespaces=host)
     with fastns.spawn(["sleep", "60"], spec=spec) as sandbox:
         sandbox.send_signal(signal.SIGSYS)
@@ -304,7 +306,7 @@ def test_a_template_loads_the_filter_in_two_parts(programs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_set_id_files_if_the_host_is_out_of_reach(way: str, programs: Path) -> None:
-    """Package managers make them. They are harmless if no file of the host can be written."""
+    """Package managers make such files. They are harmless if no file of the host can be written."""
     chmod = words(90, 0, 0o4755)
     for fields, expected in (
         ({}, errno.EPERM),
@@ -328,8 +330,8 @@ def test_a_filter_of_its_own_with_sys_admin(way: str, more: Any, programs: Path)
 
 
 def test_clone_parent_is_refused(programs: Path) -> None:
-    """It would leave a child to the caller. In a new pid namespace the kernel refuses it anyway.
-    0x8000 is CLONE_PARENT."""
+    """CLONE_PARENT (0x8000) would make the new process a child of the caller. In a new pid
+    namespace the kernel refuses it anyway."""
     spec: dict[str, Any] = {"rootfs": programs, "namespaces": {"pid": "host"}}
     args = ["/calls", *words(56, 0x8000, 0)]
     before = children(os.getpid(), False)

@@ -171,11 +171,11 @@ def test_nothing_can_be_unmounted_without_sys_admin(template: Template) -> None:
 def test_without_hidepid_the_servers_proc_shows_other_sandboxes(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: the server's /proc, which a user namespace needs, without hidepid."""
+    """The control: hidepid is left out of the server's /proc, which a user namespace needs."""
     plan = _core.Plan
 
     def shown(*, ops: Sequence[Op], **given: Any) -> _core.Plan:
-        """A plan like the binding's, but without hidepid."""
+        """Like _core.Plan, but without hidepid."""
         kept = [Op(**{**vars(op), "data": None}) if op.data == b"hidepid=2" else op for op in ops]
         assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
         return plan(ops=tuple(kept), **given)

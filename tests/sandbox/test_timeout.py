@@ -53,7 +53,7 @@ def test_the_output_so_far_comes_with_the_timeout(busybox: fastns.Plan) -> None:
 
 
 def test_daemons_end_with_the_timeout(busybox: fastns.Plan) -> None:
-    """Orphans in sessions of their own that ignore signals end with the pid namespace."""
+    """Orphans that ignore signals and have their own sessions end with the pid namespace."""
     mark = marker()
     code = f"trap '' TERM INT HUP; (setsid sleep {mark} &); (setsid sleep {mark} &); sleep {mark}"
     with pytest.raises(fastns.TimeoutExpired):
@@ -92,7 +92,7 @@ def test_an_invalid_timeout(plan: fastns.Plan, timeout: Any) -> None:
 
 @pytest.fixture
 def leased_rootfs(tmp_path: Path) -> Iterator[Path]:
-    """A root in which this process has a lease on /true. An open of it blocks until the lease is
+    """A root in which this process has a lease on /true. Opening the file blocks until the lease is
     released or the kernel breaks it (fs.lease-break-time)."""
     for name in ("proc", "sys", "dev", "tmp", "run"):
         (tmp_path / name).mkdir()
@@ -162,7 +162,7 @@ def test_kill_ends_the_tree_without_a_pid_namespace(host_pids: fastns.Plan) -> N
 
 
 def test_processes_that_outlive_the_command(busybox: fastns.Plan) -> None:
-    """The sandbox ends with the command."""
+    """They end with the command, as the whole sandbox does."""
     mark = marker()
     done = fastns.run(["sh", "-c", f"sleep {mark} & exit 4"], spec=busybox, timeout=20)
     assert done.returncode == 4
@@ -256,8 +256,8 @@ def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
 
 
 def test_ctrl_c_at_any_moment(probe_rootfs: Path) -> None:
-    """Signals are blocked during a start, which is most of a run(). The new sandbox is killed
-    too."""
+    """Signals are blocked during a start, which takes most of a run(). A signal that arrives then
+    also kills the new sandbox."""
     code = """
 import gc, warnings
 warnings.simplefilter("ignore", ResourceWarning)
@@ -284,8 +284,8 @@ assert fds() == before, (before, fds())
 
 @pytest.mark.parametrize("function", ["run_batch", "spawn_batch"])
 def test_ctrl_c_while_a_batch_starts(probe_rootfs: Path, function: str) -> None:
-    """The threads start sandboxes with signals blocked. A signal that arrives then must not be
-    delayed until the last job has ended: the script would time out."""
+    """The threads block signals while they start sandboxes. A signal that arrives then must not be
+    delayed until the last job has ended, or the script would time out."""
     code = f"""
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], default_mounts=False))
 fastns.{function}([], spec=plan)
@@ -333,5 +333,6 @@ assert not children()
 
 
 def test_a_signal_at_any_instant_of_the_start_is_delivered() -> None:
-    """The signal may arrive before fastns waits, so no wait is interrupted by it."""
+    """If the signal arrives just before fastns waits, it interrupts no wait. It must still be
+    noticed."""
     script(AT_ANY_INSTANT)

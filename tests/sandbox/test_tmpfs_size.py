@@ -74,7 +74,7 @@ def written(root: Path, way: str, script: str, places: tuple[str, ...], **fields
 
 @pytest.fixture(scope="module")
 def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root owned by the tests' user, so that a layer over it is writable."""
+    """A root owned by the tests' user, which makes a layer over it writable."""
     root = public_dir / "sized"
     shutil.copytree(busybox_rootfs, root, symlinks=True)
     yield root
@@ -99,7 +99,7 @@ def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
 
 
 def test_a_larger_tmpfs_holds_more(busybox_rootfs: Path) -> None:
-    """The control of the tests above."""
+    """Control for the tests above."""
     mounts = [Mount("/tmp", type="tmpfs", options=["size=64m"])]
     fields: dict[str, Any] = {"tmpfs_size": "1m", "mounts": mounts}
     assert written(busybox_rootfs, "direct", FILL, ("/tmp",), **fields) == [str(200 << 16)]
@@ -107,7 +107,7 @@ def test_a_larger_tmpfs_holds_more(busybox_rootfs: Path) -> None:
 
 
 def test_files_do_not_count_towards_the_size(busybox_rootfs: Path) -> None:
-    """The size limits writes to them."""
+    """The size limits only what is written to them later."""
     files = {"/etc/hosts": b"x" * (3 * MiB)}
     spec = PlainSpec(rootfs=busybox_rootfs, files=files, tmpfs_size="1m")
     done = fastns.run(["wc", "-c", "/etc/hosts"], spec=spec, capture_output=True)

@@ -60,7 +60,7 @@ def test_the_callers_groups_stay_outside(report: Report) -> None:
 
 
 def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
-    """Nor has uid 0, except those of the spec."""
+    """Uid 0 has none either, except those of the spec."""
     spec: dict[str, Any] = {"user": "5:6"}
     if not support.is_root():
         spec.update(inside.ranges())
@@ -71,7 +71,7 @@ def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
 
 
 def test_a_sandboxes_file_belongs_to_the_mapped_id(public_dir: Path, probe: Path) -> None:
-    """A file made inside belongs to the id outside to which the map leads."""
+    """A file made inside belongs to the id outside that the map gives."""
     place = public_dir / "owned"
     place.mkdir()
     place.chmod(0o777)
@@ -124,7 +124,7 @@ def test_method_and_id_map_are_reported(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "1234:2345"])
 def test_one_id(report: Report, probe_rootfs: Path, user: str) -> None:
-    """The id is the caller's, so mapping it takes no rights and no program."""
+    """The id is the caller's, so mapping it needs no rights and no helper program."""
     uid, gid = map(int, user.split(":"))
     fields: dict[str, Any] = {"user": user, "namespaces": {"user": "new"}}
     seen = report(**fields)
@@ -151,7 +151,7 @@ def test_a_range(report: Report, probe_rootfs: Path, user: str) -> None:
 
 
 def test_several_ranges(report: Report) -> None:
-    """The caller's id beside ranges, with holes, in any order."""
+    """A map may have the caller's id and several ranges, with gaps, in any order."""
     first = {name: mapping[0].host_id for name, mapping in inside.ranges().items()}
     uid, gid = first["uid_mappings"], first["gid_mappings"]
     uids = [IDMapping(500, uid, 10), IDMapping(0, os.geteuid(), 1), IDMapping(1, uid + 100, 50)]

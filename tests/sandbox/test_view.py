@@ -29,7 +29,7 @@ ELSEWHERE = ("/home", "/srv", "/var", "/mnt", "/media", "/boot")
 
 
 def started(way: str, **fields: Any) -> Any:
-    """Like runner(), and also by chroot."""
+    """Like runner(), with one more way: chroot."""
     if way == "chroot":
         return inside.runner("direct", root_mode="chroot", **fields)
     return inside.runner(way, **fields)
@@ -169,7 +169,7 @@ for init in (False, True):
 
 
 def test_targets_of_links_in_etc_are_shown(public_dir: Path) -> None:
-    """Certificates elsewhere on the host and, with the host's network, resolv.conf."""
+    """They are certificates elsewhere on the host and, with the host's network, resolv.conf."""
     base = public_dir / "led-out"
     base.mkdir()
     words = [] if support.is_root() else ["-U", "-r"]
@@ -237,7 +237,7 @@ def test_the_hint_of_a_missing_program_works(
 
 
 def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
-    """The sandbox has its own /tmp. A shim needs its directory's neighbours."""
+    """The sandbox has its own /tmp. A shim needs the files beside its directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as top:
         shims = Path(top) / "shims"
         shims.mkdir()
@@ -252,7 +252,8 @@ def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
 
 
 def test_the_hint_of_a_python_names_all_of_it() -> None:
-    """Both the virtual environment and the installation that it uses, unless they are in view."""
+    """It names the virtual environment and the installation that it uses, unless they are in
+    view."""
     code = ["-c", "import encodings, sys; print(sys.prefix)"]
     if _view.lies_in(os.path.realpath(sys.executable), _view.layout().shown):
         mounts = [] if sys.prefix.startswith("/usr") else mounts_of(hint_of([sys.executable]))
@@ -323,7 +324,7 @@ def test_the_hint_of_an_argument_out_of_view(place: Path) -> None:
         assert f"hint: {file} is not in view" in done.stderr
         assert f"-v {file}:{file}:ro" in done.stderr
         assert (f", and give {file}: a relative path" in done.stderr) is (word == "file")
-    # There is no hint if the start succeeds, or if the file is in view.
+    # There is no hint if the command succeeds, or if the file is in view.
     for words in (["echo", str(file)], ["grep", "-c", "^no such line$", "/etc/passwd"]):
         done = subprocess.run([*FASTNS, "--", *words], capture_output=True, text=True)
         assert done.stderr == ""
