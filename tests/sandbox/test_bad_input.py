@@ -68,6 +68,7 @@ EXEC = {
 @pytest.mark.parametrize("extra", [{}, {"init": True}], ids=["direct", "init"])
 @pytest.mark.parametrize("case", EXEC)
 def test_exec(root: Path, case: str, extra: dict[str, Any]) -> None:
+    """The error has the errno of the exec, and a hint if an interpreter or a loader is missing."""
     command, error = EXEC[case]
     with pytest.raises(SpawnError) as caught:
         fastns.run([command], spec=Spec(rootfs=root, **extra))
@@ -86,6 +87,7 @@ def test_a_rootfs_out_of_reach() -> None:
 
 
 def test_too_many_arguments(root: Path) -> None:
+    """Arguments that are too long fail with E2BIG at exec, with a hint."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true", *["x" * 100_000] * 60], spec=Spec(rootfs=root))
     exc = caught.value

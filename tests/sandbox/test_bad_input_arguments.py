@@ -294,10 +294,12 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
 
 @pytest.mark.parametrize(("field", "call", "words"), MORE)
 def test_an_invalid_value(field: str, call: Callable[[], object], words: str) -> None:
+    """The SpecError names the field, and its reason contains the words of the row."""
     assert words in refused(call, field)
 
 
 def test_a_closed_file() -> None:
+    """A closed file or socket is refused as a stream."""
     with open("/dev/null") as file:
         pass
     assert "an open fd or a file" in refused(lambda: run(stdin=file), "stdin")
@@ -314,6 +316,7 @@ def test_a_closed_file() -> None:
     [kind for kind in ALIENS if kind not in ("float", "minus-infinity", "minus-huge", "None")],
 )
 def test_timeouts_of_a_handle(kind: str) -> None:
+    """An invalid timeout is refused, and the sandbox keeps running."""
     value = ALIENS[kind]()
     with fastns.spawn(["/bin/cat"], stdin=fastns.PIPE, stdout=fastns.PIPE) as sandbox:
         refused(lambda: sandbox.wait(value), "timeout")
@@ -324,6 +327,7 @@ def test_timeouts_of_a_handle(kind: str) -> None:
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("kind", ALIENS)
 def test_input_of_a_handle(kind: str, text: bool) -> None:
+    """Invalid input is refused, and the sandbox keeps running."""
     value, good = ALIENS[kind](), "still here" if text else b"still here"
     with fastns.spawn(["/bin/cat"], stdin=fastns.PIPE, stdout=fastns.PIPE, text=text) as sandbox:
         takes = "text NUL megabyte megabyte-path None" if text else "bytes None"
@@ -333,5 +337,6 @@ def test_input_of_a_handle(kind: str, text: bool) -> None:
 
 
 def test_input_without_a_pipe() -> None:
+    """Input is refused if stdin is not a pipe."""
     with fastns.spawn(["/bin/true"]) as sandbox:
         refused(lambda: sandbox.communicate(b"x"), "input")

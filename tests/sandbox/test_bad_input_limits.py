@@ -43,6 +43,7 @@ def failed(spec: Spec) -> SpawnError:
 
 @WAYS
 def test_a_limit_above_the_maximum(root: Path, way: dict[str, Any]) -> None:
+    """RLIMIT_NOFILE above nr_open fails at its own op, with a hint."""
     top = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limits = [Rlimit("RLIMIT_CORE", 0, 0), Rlimit("RLIMIT_NOFILE", 64, top)]
     plan = fastns.compile(Spec(rootfs=root, rlimits=limits, **way))
@@ -105,11 +106,13 @@ def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
     ],
 )
 def test_ids_that_a_nested_root_lacks(root: Path, fields: str, told: str) -> None:
+    """The error names the op that needs the id, with a hint."""
     assert nested(f"tell(Spec(rootfs=sys.argv[1], {fields}))", str(root)) == told
 
 
 @pytest.mark.as_user
 def test_ids_of_other_users(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ids of other users cannot be mapped, and the hint names /etc/subuid."""
     mappings = [IDMapping(0, 5, 9)]
     error = failed(Spec(rootfs=root, uid_mappings=mappings, gid_mappings=mappings))
     assert (error.stage, error.errno, error.op_index) == ("id_map", errno.EPERM, -1)
@@ -120,6 +123,7 @@ def test_ids_of_other_users(root: Path, capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.as_user
 @pytest.mark.parametrize(("user", "stage"), [("5:6", "setgid"), ("5:0", "setgid")])
 def test_another_user_in_the_hosts_namespace(user: str, stage: str) -> None:
+    """An unprivileged caller cannot become another user."""
     plan = fastns.compile(Spec(namespaces={**HOST, "user": "host"}, user=user))
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/bin/true"], spec=plan)
@@ -131,6 +135,7 @@ def test_another_user_in_the_hosts_namespace(user: str, stage: str) -> None:
 @pytest.mark.as_user
 @pytest.mark.parametrize("init", [False, True])
 def test_a_limit_on_processes_of_the_user(root: Path, init: bool) -> None:
+    """The clone fails, and the hint names RLIMIT_NPROC."""
     out = script(
         """
 import resource

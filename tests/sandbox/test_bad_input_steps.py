@@ -161,6 +161,7 @@ STEPS: dict[str, tuple[dict[str, Any], str, int, str, str]] = {
 @WAYS
 @pytest.mark.parametrize("case", STEPS)
 def test_a_step(root: Path, case: str, way: dict[str, Any]) -> None:
+    """The error points at the op and the path of the row."""
     fields, stage, code, op, path = STEPS[case]
     spec = Spec(**{"rootfs": root, "default_mounts": False, **fields, **way})
     error, blamed = failed(spec)
@@ -183,6 +184,7 @@ def test_a_step(root: Path, case: str, way: dict[str, Any]) -> None:
 def test_a_mount_that_needs_root(
     root: Path, fields: dict[str, Any], path: str, way: dict[str, Any]
 ) -> None:
+    """Such a mount fails with EPERM for other callers, with a hint."""
     error, blamed = failed(Spec(rootfs=root, default_mounts=False, **fields, **way))
     assert (error.stage, error.errno, error.path) == ("mount", errno.EPERM, path)
     assert blamed == "mount target"
@@ -206,6 +208,7 @@ JOINED = {
 )
 @pytest.mark.parametrize("case", JOINED)
 def test_a_namespace(case: str, kind: str) -> None:
+    """A path that is not a namespace of its kind fails at setns."""
     path, code = JOINED[case]
     if (case, kind) == ("another kind", "cgroup"):
         path = "/proc/self/ns/uts"

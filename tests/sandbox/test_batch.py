@@ -101,6 +101,7 @@ def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_
 
 
 def test_a_higher_concurrency_than_jobs(plan: fastns.Plan) -> None:
+    """Concurrency may be higher than the number of jobs."""
     outcomes = fastns.run_batch([["/true"]] * 3, spec=plan, concurrency=4096)
     assert len(outcomes) == 3
 
@@ -117,11 +118,14 @@ def threads() -> int:
 
 @pytest.mark.parametrize("function", [fastns.run_batch, fastns.spawn_batch])
 def test_no_jobs(plan: fastns.Plan, function: Any) -> None:
+    """A batch without jobs returns an empty list."""
     assert function([], spec=plan) == []
     assert function(iter(()), spec=plan) == []
 
 
 def test_jobs_from_a_generator(plan: fastns.Plan) -> None:
+    """Jobs may come from a generator, as lists and as Jobs."""
+
     def jobs() -> Iterator[Job | list[str]]:
         for i in range(5):
             yield ["/probe", "--exit", str(i)]
@@ -219,6 +223,7 @@ def test_a_decode_error_affects_only_its_job(busybox_rootfs: Path, way: str) -> 
 
 @pytest.mark.parametrize("field", ["encoding", "errors"])
 def test_a_bad_codec(plan: fastns.Plan, field: str) -> None:
+    """An unknown encoding or error handler is a SpecError."""
     with pytest.raises(fastns.SpecError) as caught:
         fastns.run_batch([["/true"]], spec=plan, **{field: "nonsense"})
     assert caught.value.field == field
@@ -259,6 +264,7 @@ def test_stdin_is_empty_without_input(plan: fastns.Plan) -> None:
 
 
 def test_input_without_capture(busybox: fastns.Plan) -> None:
+    """Jobs get their input even if their output is not captured."""
     jobs = [Job(["sh", "-c", "read x; exit $x"], input=b"%d\n" % i) for i in (3, 4)]
     outcomes = fastns.run_batch(jobs, spec=busybox, capture_output=False)
     results = [(o.returncode, o.stdout) for o in outcomes if not isinstance(o, Exception)]
@@ -266,6 +272,7 @@ def test_input_without_capture(busybox: fastns.Plan) -> None:
 
 
 def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
+    """Jobs with more data than a pipe can hold do not deadlock."""
     data = os.urandom(1 << 20) * 4
     jobs = [Job(["/probe", "--echo"], input=data)] * 6
     for outcome in fastns.run_batch(jobs, spec=plan, concurrency=3):
@@ -288,6 +295,7 @@ def test_the_timeout_counts_for_each_job(plan: fastns.Plan) -> None:
 
 
 def test_the_output_so_far(busybox: fastns.Plan) -> None:
+    """A job that times out has the output that it wrote before."""
     job = ["sh", "-c", "echo out; echo err >&2; sleep 60"]
     for timeout in (0.3, 3, 30):  # on a busy machine the shell may not start in time
         (outcome,) = fastns.run_batch([job], spec=busybox, timeout=timeout, text=True)
@@ -325,6 +333,7 @@ def test_max_output_is_for_each_stream_of_each_job(busybox_rootfs: Path, init: b
 
 
 def test_all_output_is_kept_otherwise(plan: fastns.Plan) -> None:
+    """Without max_output nothing is dropped."""
     (outcome,) = fastns.run_batch([["/probe", "--flood", "stdout", "300000"]], spec=plan)
     assert isinstance(outcome, fastns.CompletedSandbox)
     assert (len(outcome.stdout), outcome.truncated) == (300000, False)
@@ -332,6 +341,7 @@ def test_all_output_is_kept_otherwise(plan: fastns.Plan) -> None:
 
 
 def test_usage_of_each(plan: fastns.Plan) -> None:
+    """Each result has the usage and the wall time of its own job."""
     for outcome in fastns.run_batch([["/true"], ["/true"]], spec=plan):
         assert isinstance(outcome, fastns.CompletedSandbox)
         assert outcome.usage.max_rss > 0
@@ -339,6 +349,7 @@ def test_usage_of_each(plan: fastns.Plan) -> None:
 
 
 def test_a_signal_of_one(plan: fastns.Plan) -> None:
+    """A job that a signal ends has a negative returncode. The next job is not affected."""
     outcomes = fastns.run_batch([["/probe", "--crash"], ["/true"]], spec=plan)
     codes = [o.returncode for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
     assert codes == [-signal.SIGILL, 0]
@@ -348,6 +359,7 @@ def test_a_signal_of_one(plan: fastns.Plan) -> None:
 
 
 def test_spawn_batch(plan: fastns.Plan) -> None:
+    """spawn_batch() returns a running sandbox's handle or an error for each job, in order."""
     mark = marker()
     jobs = [["/probe", "--sleep", mark]] * 3 + [["/missing"]] + [["/probe", "--exit", "3"]]
     outcomes = fastns.spawn_batch(jobs, spec=plan, concurrency=3)
@@ -365,6 +377,7 @@ def test_spawn_batch(plan: fastns.Plan) -> None:
 
 
 def test_hundreds_alive_at_once(plan: fastns.Plan) -> None:
+    """spawn_batch() can start hundreds of sandboxes that live at once."""
     mark = marker()
     outcomes = fastns.spawn_batch([["/probe", "--sleep", mark]] * 150, spec=plan)
     running = [o for o in outcomes if isinstance(o, fastns.Sandbox)]
@@ -384,6 +397,7 @@ def rss() -> int:
 
 
 def test_memory_is_freed(plan: fastns.Plan) -> None:
+    """The memory of a batch with much output is freed with its results."""
     jobs = [["/probe", "--flood", "stdout", "300000"]] * 100
 
     def batch() -> None:
@@ -461,7 +475,7 @@ def test_results_arrive_while_other_jobs_run(plan: fastns.Plan) -> None:
 def test_a_job_that_ended_in_time_has_not_timed_out(
     probe_rootfs: Path, plan: fastns.Plan, template: bool
 ) -> None:
-    """It counts as ended in time however late the loop notices."""
+    """A job that ended in time counts as such, however late the loop notices."""
     from fastns.batch import run_batch_by
 
     found: dict[int, object] = {}

@@ -212,6 +212,7 @@ def test_a_single_thread_needs_no_more_mappings(probe_rootfs: Path) -> None:
 
 
 def test_errno_is_kept(probe_rootfs: Path) -> None:
+    """Neither a start that works nor one that fails changes the thread's errno."""
     from fastns import _core
 
     def spawn(plan: fastns.Plan, command: bytes) -> int:

@@ -66,6 +66,7 @@ def a_disk() -> str:
 
 
 def test_the_files_of_a_cgroup(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    """The files contain the limits of the spec."""
     disk = a_disk()
     spec = Spec(
         rootfs=busybox_rootfs, memory="32m", pids_limit=7, cpus=0.25, cpu_weight=50, cpuset="0",
@@ -125,6 +126,7 @@ def pids(cgroup: Path) -> int:
 
 
 def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    """The kernel throttles a sandbox that uses more than cpus."""
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "pids_limit": 5}
     with alive(SPIN, cpus=0.1, **fields) as box:
         slow = cgroup_of(tree, box)
@@ -155,6 +157,7 @@ def test_a_sandbox_out_of_memory_ends_as_a_whole(busybox_rootfs: Path, way: str)
 
 
 def test_swap(busybox_rootfs: Path) -> None:
+    """memory_swap lets a sandbox use swap beyond its memory limit."""
     if cgroup_plan._no_swap():
         support.skip_missing("swap")
     fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=24 2>/dev/null"]
@@ -207,6 +210,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    """The sandbox's cgroup is below the spec's cgroup_parent."""
     name, directory = part
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "memory": "32m", "cgroup_parent": name}
     with alive(["sleep", "60"], **fields) as box:
@@ -214,6 +218,7 @@ def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str
 
 
 def test_a_controller_that_is_not_delegated(busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    """A limit without its controller is an error. With require_limits=False, the others apply."""
     fields: dict[str, Any] = {
         "rootfs": busybox_rootfs, "memory": "32m", "cpus": 1, "cgroup_parent": part[0],
     }  # fmt: skip

@@ -94,8 +94,8 @@ def defined(code: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_code_that_runs_in_a_servers_memory(objects: dict[str, Path], name: str) -> None:
-    """It calls only code under the same rule, and has no data. main.c may also call the reaper and
-    the server, because a server's sandboxes never get there."""
+    """Such code calls only code under the same rule, and has no data. main.c may also call the
+    reaper and the server, because a server's sandboxes never get there."""
     ours = {symbol for code in objects.values() for symbol in defined(code)}
     allowed = {f"calls {symbol}" for symbol in ours}
     if name == "program/main":
@@ -143,6 +143,7 @@ def test_a_stack_protector_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_the_includes_of_each_folder(folder: str, others: set[str]) -> None:
+    """A folder includes its own headers and those of the listed folders."""
     for file in (CSRC / folder).glob("*.[ch]"):
         for name in re.findall(r'#include "(\S+)"', file.read_text()):
             parts = Path(name).parts
@@ -218,6 +219,7 @@ stop.set()
 
 @pytest.mark.as_root
 def test_changed_ids_are_raw_calls(tmp_path: Path, probe_rootfs: Path) -> None:
+    """Raw calls change the ids of one thread only."""
     body = (
         "import fastns\n"
         f"spec = fastns.Spec(rootfs={str(probe_rootfs)!r}, user='1234:2345')\n"

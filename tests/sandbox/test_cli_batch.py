@@ -109,6 +109,7 @@ def test_ten_thousand_jobs_of_which_one_in_ten_fails(busybox_rootfs: Path, tmp_p
 
 
 def test_jobs_from_stdin(busybox_rootfs: Path, way: list[str]) -> None:
+    """Jobs may be lists or objects. Results have their output, exit code and id."""
     code = "cat; echo $A $B; pwd; echo err >&2; exit $C"
     jobs: list[Any] = [
         ["echo", "one"],
@@ -211,7 +212,7 @@ def all_ended(pids: list[str]) -> Callable[[], bool]:
 def test_a_signal_ends_the_batch_and_keeps_the_results(
     busybox_rootfs: Path, way: list[str], tmp_path: Path, number: int
 ) -> None:
-    """It also keeps results that wait for an earlier job. No process is left."""
+    """Results that wait for an earlier job are kept too. No process is left."""
     mark = marker()
     target = tmp_path / "results.jsonl"
     jobs = [["echo", "0"], ["sleep", mark], *[["echo", str(i)] for i in range(2, 50)]]
@@ -232,6 +233,7 @@ def test_a_signal_ends_the_batch_and_keeps_the_results(
 
 
 def test_a_signal_while_it_reads(busybox_rootfs: Path) -> None:
+    """A signal ends a batch that waits for input."""
     with started(busybox_rootfs, "-") as process:
         stdin, stdout = ends(process)
         stdin.write(lines([["echo", "1"]]))

@@ -79,6 +79,7 @@ def test_every_contender_is_measured(root: list[str]) -> None:
 
 
 def test_the_table_and_the_last_line() -> None:
+    """The table has a line per contender. The last line is a summary."""
     done = subprocess.run(command(), capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -88,7 +89,7 @@ def test_the_table_and_the_last_line() -> None:
 
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_the_report_says_what_is_isolated(network: str) -> None:
-    """It agrees with a plan, and with a template, whose parked sandboxes get their network
+    """The report agrees with a plan, and with a template, whose parked sandboxes get their network
     namespace from a pool."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}

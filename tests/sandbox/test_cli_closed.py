@@ -17,6 +17,7 @@ def shell(words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("code", [0, 7])
 def test_the_commands_exit_code(closed: str, code: int) -> None:
+    """fastns exits with the command's code, whichever streams are closed."""
     done = shell(f"fastns run -- sh -c 'exit {code}' {closed}")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
@@ -51,6 +52,7 @@ def test_a_batch_needs_stdin_and_stdout(words: str, message: str) -> None:
 
 
 def test_a_full_stdout_of_bench() -> None:
+    """A full stdout is an error, a closed one is not."""
     done = shell("fastns bench --rounds 1 >/dev/full")
     assert (done.returncode, done.stderr) == (125, "fastns: stdout: No space left on device\n")
     assert shell("fastns bench --rounds 1 >&-").returncode == 0

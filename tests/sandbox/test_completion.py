@@ -68,6 +68,7 @@ def test_what_is_offered(
     not_offered: set[str],
     tmp_path: Path,
 ) -> None:
+    """The shell offers the words that fit the line, and no others of the case."""
     words = line.split(" ")
     found = by_bash(script, words) if shell == "bash" else by_fish(script, words, str(tmp_path))
     assert offered <= found
@@ -76,7 +77,7 @@ def test_what_is_offered(
 
 @pytest.mark.parametrize("shell", ["bash"])
 def test_the_command_of_a_run_is_not_completed_as_options(script: str, shell: str) -> None:
-    """It is not, wherever the options end: its words belong to the command, not to fastns."""
+    """Wherever the options end, the words after them belong to the command, not to fastns."""
     for options in (["--rootfs", "x"], ["-v", "a", ":", "b"], ["--hostname", "=", "x"], ["--rm"]):
         assert "--overlay" in by_bash(script, ["fastns", "run", *options, "--ov"])
         for end in ([], ["--"]):

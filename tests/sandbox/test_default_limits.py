@@ -162,6 +162,7 @@ def exhausted(root: Path, what: str, spec: dict[str, Any], most: int) -> Iterato
 
 
 def test_fds(exhaust_root: Path) -> None:
+    """A sandbox can open half as many fds as its caller, and at most 4096."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     share = min(4096, soft // 2)
     with exhausted(exhaust_root, "fds", {}, soft) as got:

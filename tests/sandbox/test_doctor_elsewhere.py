@@ -91,6 +91,7 @@ def test_on_the_host() -> None:
 
 
 def test_in_a_user_namespace(with_userns: None) -> None:
+    """The doctor names the user namespace, and no basic check fails."""
     code, checks = examined(["unshare", "-Ur", *DOCTOR])
     assert (code, failing(checks)) == (0, set())
     assert checks["surroundings"]["detail"] == "a user namespace with one id"
@@ -102,6 +103,7 @@ def test_in_a_user_namespace(with_userns: None) -> None:
 
 @pytest.mark.parametrize("drop", [False, True], ids=["all rights", "docker's rights"])
 def test_under_dockers_filter(drop: bool) -> None:
+    """The doctor names the filter, and the fixes name Docker's option."""
     setpriv = ["setpriv", "--bounding-set", "-sys_admin,-sys_ptrace,-net_admin", "--inh-caps=-all"]
     if drop and not support.is_root():
         return  # a user has no rights to drop
@@ -158,6 +160,7 @@ def sandbox_with_fastns(tmp_path: Path, **fields: Any) -> Iterator[Spec]:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
+    """The doctor names the sandbox, and the fixes name fastns' option."""
     if way == "template" and not support.is_root():
         return  # a user's template cannot have this overlay
     with sandbox_with_fastns(tmp_path, init=way == "init") as spec, contextlib.ExitStack() as stack:

@@ -113,6 +113,7 @@ for path in ("/tmp/c/d/bin", "/mnt", "/dev/null", "/dev/pts/ptmx", "/proc/self")
 
 @pytest.mark.parametrize("error", HIDDEN)
 def test_missing_targets_without_openat2(probe_rootfs: Path, error: int) -> None:
+    """A missing target fails with the right errno and path."""
     code = f"""{RUN}
 for target in ("/missing", "/etc/hosts/below", "/mnt/a/b"):
     try:

@@ -151,6 +151,7 @@ def held(public_dir: Path) -> Iterator[list[int]]:
 def test_a_callers_directory_as_cwd(
     probe_rootfs: Path, held: list[int], form: str, way: str
 ) -> None:
+    """A path through an fd of the caller cannot be the cwd."""
     spec = Spec(rootfs=probe_rootfs, **fields(way))
     for fd in held:
         with pytest.raises(SpawnError) as caught:

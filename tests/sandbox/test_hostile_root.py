@@ -73,6 +73,7 @@ def counterpart(place: Place) -> Path:
 
 @pytest.mark.parametrize(("fields", "inner"), EVERYWHERE, ids=str)
 def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -> None:
+    """No link leads outside. Links are followed if their target exists inside."""
     if inner:
         counterpart(place)
     places = hostile.plant(place.root, place.outside, place.fd, place.file)
@@ -162,7 +163,8 @@ WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
     "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
 )
 def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
-    """It is refused, with the path. A /proc mounted elsewhere would escape the checks of /proc."""
+    """The link is refused, with the path. A /proc mounted elsewhere would escape the checks of
+    /proc."""
     (place.root / name).rmdir()
     (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
     plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
@@ -178,6 +180,7 @@ def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, l
 def test_a_special_directory_that_is_no_directory(
     place: Place, name: str, way: str, kind: str
 ) -> None:
+    """A file of another kind, or none, is refused, with the path."""
     (place.root / name).rmdir()
     make(place.root / name, kind)
     with pytest.raises(SpawnError) as caught:
@@ -229,7 +232,7 @@ KINDS = ["file", "fifo", "socket", *(["device"] if support.is_root() else [])]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_odd_file_instead_of_a_directory(place: Place, kind: str) -> None:
-    """It is not opened: a FIFO would block."""
+    """An odd file is never opened: a FIFO would block."""
     make(place.root / "odd", kind)
     for mount in (
         Mount("/odd", type="tmpfs"),
@@ -244,7 +247,7 @@ def test_an_odd_file_instead_of_a_directory(place: Place, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
-    """It is covered, not opened, written or replaced."""
+    """The odd file is covered, not opened, written or replaced."""
     make(place.root / "odd", kind)
     before = (place.root / "odd").lstat()
     bind = Mount("/odd", source=str(place.outside / "file"), options=["ro"])

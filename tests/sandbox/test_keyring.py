@@ -124,5 +124,6 @@ def test_a_quota_that_is_used_up(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
 def test_a_machine_without_keys(probe_rootfs: Path, error: int) -> None:
+    """Sandboxes start if the kernel lacks keyctl(2) or a filter refuses it."""
     code = "print(fastns.run([sys.argv[1]], spec=fastns.Spec(seccomp='unconfined')).returncode)"
     assert without("keyctl", error, code, "/bin/true") == "0\n"

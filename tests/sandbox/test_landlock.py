@@ -108,6 +108,7 @@ def test_without_landlock_all_files_are_in_reach(run_tree: Path, way: str) -> No
 
 
 def test_in_a_batch_and_without_a_rootfs(busybox_rootfs: Path) -> None:
+    """The rules also apply in a batch, and without a rootfs."""
     spec = PlainSpec(rootfs=busybox_rootfs, landlock={"read": ["/bin"]})
     jobs = [["cat", "/etc/passwd"], ["ls", "/bin"]] * 4
     with Template(spec) as template:
@@ -139,6 +140,7 @@ def test_the_command_must_be_readable(busybox_rootfs: Path, way: str) -> None:
 def test_a_path_that_cannot_be_opened(
     busybox_rootfs: Path, way: str, path: str, error: int
 ) -> None:
+    """The start fails at the op for that path."""
     given = {"rootfs": busybox_rootfs, "landlock": {"read": ["/bin"], "write": [path]}}
     with runner(way, **given) as go, pytest.raises(SpawnError) as caught:
         go(["true"])
@@ -173,6 +175,7 @@ def test_links_are_followed_inside(run_tree: Path) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_too_few_fds_for_the_rules(busybox_rootfs: Path, init: bool) -> None:
+    """The start fails with EMFILE, and the hint names the limit."""
     for most, works in ((3, False), (4, False), (8, True)):
         spec = PlainSpec(
             rootfs=busybox_rootfs, init=init, landlock={"read": ["/"]},
@@ -190,6 +193,7 @@ def test_too_few_fds_for_the_rules(busybox_rootfs: Path, init: bool) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("more", [{}, {"user": "5:6"}, {"seccomp": "unconfined", "user": "5:6"}])
 def test_without_no_new_privileges(busybox_rootfs: Path, more: dict[str, Any]) -> None:
+    """The rules also apply in root's sandboxes without no_new_privileges."""
     given = {"rootfs": busybox_rootfs, "landlock": {"read": ["/bin"]}, "no_new_privileges": False}
     spec = PlainSpec(**given, **more)
     done = fastns.run(["cat", "/etc/passwd"], spec=spec, capture_output=True)
@@ -243,6 +247,7 @@ def specs(root: Path, **given: Any) -> tuple[PlainSpec, PlainSpec]:
 
 
 def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
+    """A sandbox with rules cannot connect to abstract sockets outside."""
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
     ruled, control = specs(debian_rootfs, network="host")
@@ -255,6 +260,7 @@ def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
 
 
 def test_processes_outside(debian_rootfs: Path) -> None:
+    """A sandbox with rules cannot signal processes outside."""
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
     # The sandbox needs the caller's uid, or Unix permissions would refuse the signal. Root's

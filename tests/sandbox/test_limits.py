@@ -35,6 +35,7 @@ with_cgroups = pytest.mark.with_cgroups
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_memory(busybox_rootfs: Path, way: str) -> None:
+    """A sandbox that exceeds the limit ends with the cause "oom". The next one is not affected."""
     fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/file bs=1M count={} 2>/dev/null"]
     with runner(way, rootfs=busybox_rootfs, memory="32m") as go:
         for _ in range(2):
@@ -69,6 +70,7 @@ def test_every_kind_of_memory_counts(debian_rootfs: Path, kind: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_pids(busybox_rootfs: Path, way: str) -> None:
+    """A sandbox has no more processes than the limit, and "pids" is the cause."""
     bomb = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done; wait"]
     with runner(way, rootfs=busybox_rootfs, pids_limit=6) as go:
         for _ in range(2):
@@ -171,6 +173,7 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
 
 @with_cgroups
 def test_limits_and_cause_of_handles(busybox_rootfs: Path) -> None:
+    """A handle names the enforced limits and, after the end, the cause."""
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH))
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for start in (template.spawn, lambda args: fastns.spawn(args, spec=plan)):
@@ -220,6 +223,7 @@ def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: 
 
 @with_cgroups
 def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
+    """The cause is "killed", although the kernel killed a child before."""
     needs_oom_kills_of_single_processes()
     plan = fastns.compile(Spec(rootfs=debian_rootfs, memory="32m"))
     with fastns.spawn(["python3", "-c", CHILD_OVER, "60"], spec=plan, stdout=-1) as sandbox:
@@ -233,6 +237,7 @@ def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -> None:
+    """If the filter kills the command, "seccomp" is the cause, not "pids"."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}],
@@ -246,6 +251,7 @@ def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -
 
 @with_cgroups
 def test_limits_and_cause_on_the_command_line(debian_rootfs: Path) -> None:
+    """The status of `fastns run` has the limits and the cause."""
     needs_oom_kills_of_single_processes()
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(debian_rootfs), "-m", "32m"]
     over = ["python3", "-c", CHILD_OVER]
@@ -264,6 +270,7 @@ def test_limits_and_cause_on_the_command_line(debian_rootfs: Path) -> None:
 
 @with_cgroups
 def test_batches(busybox_rootfs: Path) -> None:
+    """The limits apply to each sandbox of a batch."""
     jobs = [["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=40"], ["true"], ["/missing"]] * 10
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for i, result in enumerate(template.run_batch(jobs, concurrency=4)):
@@ -359,7 +366,7 @@ os.kill(os.getpid(), 9)
 def test_a_killed_callers_sandboxes_are_killed_by_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Even by a start that does not wait for their end."""
+    """Even a start that does not wait for their end kills them."""
     word = marker()
     crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
     caller = int(crash.stdout)
@@ -431,6 +438,7 @@ def test_a_cgroup_swept_before_its_lock_is_made_again(sweeps: list[str]) -> None
 
 @with_cgroups
 def test_other_users_cannot_lock_them() -> None:
+    """Only the owner may open a plan's cgroups, and so lock them."""
     plan = fastns.compile(Spec(**ONE_OF_EACH))
     before = groups()
     assert run(["true"], spec=plan).returncode == 0
@@ -465,6 +473,7 @@ print(box.wait(), os.getpid())
 
 @with_cgroups
 def test_a_plan_closed_before_its_sandbox_has_ended() -> None:
+    """No cgroup is left, and wait() works."""
     done = subprocess.run([sys.executable, "-c", CLOSED_FIRST], capture_output=True, text=True)
     status, pid = map(int, done.stdout.split())
     assert status == -9
@@ -492,7 +501,7 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    """It is a SpecError, raised before any process exists."""
+    """A refused setting is a SpecError, raised before any process exists."""
     before = groups()
     plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
     with pytest.raises(SpecError) as caught:
@@ -505,6 +514,7 @@ def test_a_setting_that_the_kernel_refuses() -> None:
 
 @with_cgroups
 def test_missing_cpus() -> None:
+    """Missing CPUs are a SpecError, even with require_limits=False."""
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(cpuset="0,4000", require_limits=False))
     assert caught.value.field == "cpuset"
@@ -512,7 +522,7 @@ def test_missing_cpus() -> None:
 
 @with_cgroups
 def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a SpawnError, not a SpecError, because the limit's value is valid."""
+    """A lack of fds is a SpawnError, not a SpecError, because the limit's value is valid."""
     before = groups()
     plan = fastns.compile(Spec(pids_limit=1234))
     real = os.open
@@ -601,6 +611,7 @@ def test_require_limits_false_permits_a_start_without_limits(busybox_rootfs: Pat
 
 
 def test_a_missing_cgroup_parent() -> None:
+    """A missing parent is a SpecError for the limit that needs a cgroup."""
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(pids_limit=5, cgroup_parent="/nowhere"))
     assert caught.value.field == "pids_limit"

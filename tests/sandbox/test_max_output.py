@@ -146,6 +146,7 @@ def test_kill_in_a_batch_affects_only_one_job() -> None:
 
 
 def test_kill_with_communicate() -> None:
+    """communicate() ends a sandbox that exceeds the limit."""
     spec = Spec(max_output=LIMIT, on_output_limit="kill")
     with Template(spec) as template:
         for spawn in (template.spawn, functools.partial(fastns.spawn, spec=spec)):
@@ -170,6 +171,7 @@ COMMAND = [sys.executable, "-m", "fastns", "run", "--max-output", "1000"]
 
 
 def test_the_flag() -> None:
+    """--max-output truncates each stream, and the status says so."""
     status, write = os.pipe()
     command = [*COMMAND, "--status-fd", str(write), *MUCH]
     done = subprocess.run(command, capture_output=True, pass_fds=[write], timeout=30)
@@ -182,6 +184,7 @@ def test_the_flag() -> None:
 
 
 def test_the_flag_on_output_limit() -> None:
+    """--on-output-limit kill ends the sandbox, for `run` and for `batch`."""
     command = [*COMMAND, "--on-output-limit", "kill", "--status-fd"]
     for words, code in ((ENDLESS, 137), (["head", "-c", "1001", "/dev/zero"], 0)):
         status, write = os.pipe()
@@ -209,6 +212,7 @@ def test_the_flag_on_output_limit() -> None:
 
 
 def test_the_flag_and_a_reader_that_closes_the_pipe() -> None:
+    """The command gets EPIPE and ends."""
     with subprocess.Popen([*COMMAND, "yes"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -258,6 +262,7 @@ def test_the_flag_and_a_slow_reader() -> None:
 
 
 def test_the_flag_and_signals() -> None:
+    """A signal to fastns ends the sandbox."""
     mark = marker()
     with subprocess.Popen([*COMMAND, "sleep", mark]) as process:
         assert eventually(lambda: running("sleep", mark))

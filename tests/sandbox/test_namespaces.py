@@ -92,7 +92,7 @@ def test_an_unprivileged_caller_needs_a_user_namespace(probe_rootfs: Path) -> No
 
 
 def test_all_namespaces_of_the_host(probe: Path) -> None:
-    """It works for root and for a user."""
+    """Root and other users may start a command in all of the host's namespaces."""
     spec = Spec(namespaces=dict.fromkeys(NAMESPACES, "host"))
     done = fastns.run([str(probe)], spec=spec, capture_output=True)
     seen = support.parse_report(done.stdout)
@@ -108,6 +108,7 @@ def test_all_namespaces_of_the_host(probe: Path) -> None:
 
 
 def test_hostname_and_domainname(report: Report) -> None:
+    """Both names are set inside, and the host's do not change."""
     names = os.uname()
     domain = Path("/proc/sys/kernel/domainname").read_text()
     seen = report(hostname="container", domainname="example")
@@ -118,6 +119,7 @@ def test_hostname_and_domainname(report: Report) -> None:
 
 @pytest.mark.parametrize("name", ["a", "x" * 64, "with-dash.and.dot", "ü" * 32])
 def test_unusual_hostnames(report: Report, name: str) -> None:
+    """Short, long and non-ASCII names are set as they are."""
     seen = report(hostname=name, domainname=name)
     assert (seen["hostname"], seen["domainname"]) == (name, name)
 
@@ -136,6 +138,7 @@ def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
 
 
 def test_pids(report: Report) -> None:
+    """A new pid namespace shows only the sandbox's processes; the host's shows all."""
     seen = report()
     assert (seen["pid"], seen["ppid"], seen["proc_pids"]) == (1, 0, [1])
     assert os.getpid() in report(namespaces={"pid": "host"})["proc_pids"]

@@ -92,6 +92,7 @@ def test_with_one_id(probe_rootfs: Path) -> None:
 
 
 def test_with_chroot_and_init(bash_rootfs: Path) -> None:
+    """An overlay works with chroot and with init."""
     for fields in ({"root_mode": "chroot"}, {"init": True}):
         out = inside.shell(bash_rootfs, "echo x > /new; cat /new", overlay=True, **fields)
         assert out == "x\n"
@@ -99,6 +100,7 @@ def test_with_chroot_and_init(bash_rootfs: Path) -> None:
 
 
 def test_many_at_once(probe_rootfs: Path) -> None:
+    """Concurrent sandboxes have separate layers, and the root does not change."""
     before = tree(probe_rootfs)
     jobs = [["/probe", "--write", "/same", str(n)] for n in range(50)]
     done = fastns.run_batch(jobs, spec=Spec(rootfs=probe_rootfs, overlay=True), concurrency=8)
@@ -162,6 +164,7 @@ def _make_removable(work: Path) -> None:
 
 
 def test_a_missing_layer(probe_rootfs: Path, base: Path) -> None:
+    """The error points at the overlay's mount."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, mounts=[layers(base, "nothing")]))
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=plan)

@@ -88,6 +88,7 @@ def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_on_the_command_line(busybox_rootfs: Path, volume: Path) -> None:
+    """-v keeps owners, and has the options idmap and noidmap."""
     box = ("--rootfs", busybox_rootfs)
     closed, shared = volume / "closed", volume / "shared"
     done = cli(*box, "-v", f"{closed}:/mnt", "--", "ls", "/mnt")
@@ -210,6 +211,7 @@ for options in (["rbind"], ["rbind", "idmap"]):
 
 
 def test_a_volume_that_is_idmapped_already(busybox_rootfs: Path, volume: Path) -> None:
+    """The volume's bind is plain. With idmap the start fails."""
     out = script(IDMAPPED, str(busybox_rootfs), str(volume)).splitlines()
     why = "it is idmapped already, or belongs to another user namespace)"
     assert out == [f"plain: {why}", "65534", f"fails: {why}", f"mount {errno.EPERM}"]

@@ -176,6 +176,7 @@ def test_a_sandbox_has_its_own_session(busybox_rootfs: Path) -> None:
 
 
 def test_an_unknown_capability() -> None:
+    """An unknown name is a SpecError. Known names may omit CAP_ and be in lower case."""
     for wrong in (["NET_RAVE"], ["CAP_"], [""]):
         with pytest.raises(fastns.SpecError) as caught:
             Spec(capabilities=wrong)

@@ -70,6 +70,7 @@ def first() -> tuple[int, int]:
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 @pytest.mark.parametrize("user", ["0:0", "7:8"])
 def test_ids_outside(root: Path, way: str, user: str) -> None:
+    """The ids outside are in the range. The process has no groups and no capabilities."""
     spec = Spec(rootfs=root, user=user, init=way == "init")
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -205,6 +206,7 @@ def test_files_of_the_host_are_out_of_reach(volume: Path, root: Path, way: str) 
 
 
 def test_a_bind_that_keeps_owners(root: Path, volume: Path) -> None:
+    """Root's files are root's inside. Ids beyond the range are nobody."""
     mount = Mount("/mnt", source=volume, options=["idmap"])
     for way in WAYS:
         with runner(way, rootfs=root, mounts=[mount]) as run:
@@ -287,6 +289,7 @@ def test_no_target_is_made_below_an_idmapped_mount(root: Path, volume: Path) -> 
 )
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: bool) -> None:
+    """The range does not change what other fields do."""
     if init and "pid" in fields.get("namespaces", {}):
         return  # init needs a pid namespace of its own
     spec = Spec(rootfs=root, init=init, **fields)
@@ -297,6 +300,7 @@ def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: boo
 @pytest.mark.parametrize("options", [{}, {"parked": 2}, {"netns_pool": 3}], ids=str)
 @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
 def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
+    """Sandboxes of a batch have the range too, with and without a template."""
     spec = Spec(rootfs=root, overlay=overlay)
     jobs = [["sh", "-c", f"cat /secret; echo {i} >/dev/stderr; stat -c %u /tmp"] for i in range(40)]
     expected = [("of root\n0\n", f"{i}\n") for i in range(40)]
@@ -325,7 +329,7 @@ def test_joined_by_path(root: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
-    """They give no rights over anything else: the host's mounts are locked."""
+    """Capabilities give no rights over anything else: the host's mounts are locked."""
     given = {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "read_only": True, "hostname": "before"}
     host = os.uname().nodename
     with runner(way, rootfs=root, **given) as run:
@@ -417,6 +421,7 @@ print(fastns.run(["true"], spec=spec).returncode)
 def test_a_failure_in_the_exec_program(
     root: Path, fields: dict[str, Any], args: list[str], stage: str, code: int
 ) -> None:
+    """The error has its stage and no op index, and the failure leaves nothing behind."""
     (root / "closed").mkdir(mode=0o700)
     before = support.host_state()
     with pytest.raises(SpawnError) as caught:
@@ -471,7 +476,7 @@ def test_limits_apply_with_a_range(root: Path) -> None:
 
 
 def test_the_caller_is_unharmed(root: Path) -> None:
-    """It is unharmed after thousands of starts by several threads."""
+    """Thousands of starts by several threads do not change the caller."""
     libc = ctypes.CDLL(None)
     plans = [fastns.compile(Spec(rootfs=root, network="host", user=user)) for user in ("0", "7:8")]
     fastns.run(["true"], spec=plans[0])
@@ -494,7 +499,7 @@ def test_the_caller_is_unharmed(root: Path) -> None:
 
 
 def test_one_user_namespace_per_process(root: Path) -> None:
-    """It is made once, whatever the spec. A forked caller uses the same one."""
+    """The namespace is made once, whatever the spec. A forked caller uses the same one."""
     code = """
 def space(**fields):
     spec = fastns.Spec(rootfs=sys.argv[1], **fields)
@@ -520,6 +525,7 @@ print(space() in found, space() == space())  # its fd was closed, so a new one i
 
 
 def test_a_range_in_the_plan(root: Path) -> None:
+    """The plan and its description have the range."""
     plan = fastns.compile(Spec(rootfs=root))
     uid, gid = first()
     assert f"id_map: range uids 0 {uid} 65536, gids 0 {gid} 65536" in plan.describe()

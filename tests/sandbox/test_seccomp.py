@@ -133,6 +133,7 @@ def errnos(run: Any, tried: list[tuple[str, int, int, int, int, int | None]]) ->
 
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_in_every_way_of_starting(way: str, programs: Path) -> None:
+    """Each call in TRIED fails or works as its row says."""
     with runner(way, rootfs=programs) as run:
         found = errnos(run, TRIED)
     assert found == {"state": "2 1"} | {name: errno for name, _, _, _, errno, _ in TRIED}
@@ -158,6 +159,7 @@ def test_a_call_of_another_architecture_ends_the_process(way: str, programs: Pat
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
+    """A profile may be a dict or a file."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
@@ -176,7 +178,8 @@ def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
-    """It is loaded while the process still has the right to do so, even if its ids change."""
+    """The filter is loaded while the process still has the right to do so, even if its ids
+    change."""
     for user in ("0:0", "5:5") if support.is_root() and way in ("direct", "init") else ("0:0",):
         fields: dict[str, Any] = {"rootfs": programs, "no_new_privileges": False, "user": user}
         with runner(way, **fields) as run:
@@ -193,6 +196,7 @@ def test_a_capability_permits_its_calls(way: str, programs: Path) -> None:
 
 
 def test_a_profile_that_refuses_to_execute(programs: Path) -> None:
+    """The start fails at exec. If the filter kills instead, "seccomp" is the cause."""
     for action, refused in (("SCMP_ACT_ERRNO", 1), ("SCMP_ACT_KILL_PROCESS", None)):
         rule = {"names": ["execve"], "action": action}
         profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
@@ -284,6 +288,7 @@ except fastns.SpawnError as error:
 
 
 def test_the_filter_on_the_command_line(programs: Path, tmp_path: Path) -> None:
+    """The filter applies by default, and --security-opt can remove it."""
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(programs)]
     unshare = words(272, 0x10000000, 0)
     for flags, expected in (([], "1"), (["--security-opt", "seccomp=unconfined"], "0")):

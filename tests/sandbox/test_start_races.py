@@ -83,7 +83,8 @@ print("children:", len(children()))
 @pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
 @pytest.mark.parametrize("fields", WAYS[2:])
 def test_the_hop_process_is_killed(probe_rootfs: Path, fields: str, when: int) -> None:
-    """It is killed before it sends the pidfd, when no other process knows of the sandbox."""
+    """The hop process is killed before it sends the pidfd, when no other process knows of the
+    sandbox."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     inject = f"inject=sendmsg:signal=KILL:when={when}"

@@ -68,6 +68,7 @@ SLEEP = ["/probe", "--sleep", "300"]
 
 
 def test_time_limits_while_the_server_is_stopped(template: Template) -> None:
+    """Time limits still apply, and no other sandbox is affected."""
     neighbour = template.spawn(SLEEP)
     server = server_pid(template)
     for timeout in (0.05, 0.5):
@@ -160,6 +161,7 @@ def test_a_stopped_servers_control_socket_is_full(template: Template) -> None:
 
 @pytest.mark.parametrize("way", ["run", "spawn"])
 def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) -> None:
+    """That sandbox is killed, and the template still works."""
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         server = server_pid(template)
         assert eventually(lambda: len(children(server)) == 1)
@@ -173,6 +175,7 @@ def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) 
 
 
 def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> None:
+    """The time limit still applies, and the template still works."""
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         assert eventually(lambda: len(children(server_pid(template))) == 1)
         stop(children(server_pid(template))[0])
@@ -183,6 +186,7 @@ def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> N
 
 @pytest.mark.parametrize("way", ["time limit", "ctrl-c"])
 def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str) -> None:
+    """Time limits and Ctrl-C end a start that waits for the maker."""
     with Template(Spec(rootfs=probe_rootfs), netns_pool=1, parked=0) as template:
         server = server_pid(template)
         for helper in children(server, False):
@@ -297,11 +301,13 @@ def hanging_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_time_limit_while_the_program_hangs(hanging_program: Path) -> None:
+    """The time limit still applies, and no process and no fd is left."""
     out = script(TIMED, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["TimeoutExpired [] True"] * 2
 
 
 def test_ctrl_c_while_the_program_hangs(hanging_program: Path) -> None:
+    """Ctrl-C ends the call, and no process and no fd is left."""
     out = script(GIVEN_UP, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["given up [] True"] * 5
 

@@ -82,5 +82,6 @@ def test_in_a_sandbox() -> None:
 
 @pytest.mark.as_root
 def test_in_a_sandbox_of_another_user() -> None:
+    """Starts work in a sandbox without a filter, masks or read-only paths."""
     opened = nested(seccomp="unconfined", user="1000:1000", masked_paths=[], readonly_paths=[])
     assert opened == ["started"] * 4

@@ -55,8 +55,8 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
-    """Not even by uid 0. The test writes to a sysctl of the sandbox's own network namespace, which
-    is harmless but needs a capability in a user namespace."""
+    """Even uid 0 cannot write them. The test writes to a sysctl of the sandbox's own network
+    namespace, which is harmless but needs a capability in a user namespace."""
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
     with started(way, **fields) as run:
@@ -77,6 +77,7 @@ def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_paths_of_the_spec(way: str, bash_rootfs: Path) -> None:
+    """The spec's paths are masked or read-only. Missing paths are ignored."""
     fields = {
         "rootfs": bash_rootfs,
         "masked_paths": ["/etc", "/etc/nothing", "/nothing/at/all"],
@@ -228,6 +229,7 @@ def test_masking_needs_a_mount_namespace() -> None:
 
 
 def test_the_flag(bash_rootfs: Path) -> None:
+    """--security-opt systempaths=unconfined leaves the paths writable."""
     command = [sys.executable, "-m", "fastns", "run", "--cap-add", "NET_ADMIN"]
     command += ["--rootfs", str(bash_rootfs)]
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]

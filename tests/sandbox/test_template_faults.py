@@ -98,6 +98,7 @@ def test_threads_poll_sandboxes_of_other_threads(template: Template) -> None:
 
 
 def test_closed_while_threads_wait(busybox_rootfs: Path) -> None:
+    """Each wait fails with ECANCELED."""
     for _ in range(10):
         template = Template(Spec(rootfs=busybox_rootfs, **HOST_NET))
         sandboxes = [template.spawn(["sleep", "60"]) for _ in range(3)]
@@ -242,6 +243,7 @@ def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
 
 @pytest.mark.parametrize("timeout", [0, 1e-4, 3e-4, 1e-3, 2e-3])
 def test_a_timeout_during_the_start(template: Template, timeout: float) -> None:
+    """The sandbox is ended, and the template still works."""
     for _ in range(20):
         with pytest.raises(TimeoutExpired):
             template.run(["sleep", "60"], timeout=timeout)

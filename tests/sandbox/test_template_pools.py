@@ -91,6 +91,7 @@ def test_the_error_of_a_failed_parked_sandbox_goes_to_the_next_request(
 
 
 def test_more_concurrent_runs_than_parked_sandboxes(busybox_rootfs: Path) -> None:
+    """Runs that find no parked sandbox work too."""
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
         found: list[str] = []
         threads = [

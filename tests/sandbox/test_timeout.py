@@ -79,12 +79,14 @@ def test_a_tree_that_keeps_growing_ends(host_pids: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e-9])
 def test_no_time_at_all(plan: fastns.Plan, timeout: float) -> None:
+    """Without any time, run() raises TimeoutExpired at once."""
     with pytest.raises(fastns.TimeoutExpired):
         fastns.run(["/probe", "--sleep", "60"], spec=plan, timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e300, "1", True, 1j])
 def test_an_invalid_timeout(plan: fastns.Plan, timeout: Any) -> None:
+    """An invalid timeout is a SpecError."""
     for call in (fastns.run, lambda args, **rest: fastns.run_batch([args], **rest)):
         with pytest.raises(fastns.SpecError, match="timeout"):
             call(["/true"], spec=plan, timeout=timeout)
@@ -116,6 +118,7 @@ IDS = {"namespaces": {"user": "new"}}
 def test_a_command_that_cannot_be_opened_in_time(
     leased_rootfs: Path, fields: dict[str, Any]
 ) -> None:
+    """The timeout applies while the exec blocks."""
     with open("/proc/sys/fs/lease-break-time") as file:
         lease_break = int(file.read())
     plan = fastns.compile(fastns.Spec(rootfs=leased_rootfs, **fields))
@@ -129,10 +132,12 @@ def test_a_command_that_cannot_be_opened_in_time(
 
 
 def test_time_enough(plan: fastns.Plan) -> None:
+    """A very long timeout is allowed."""
     assert fastns.run(["/true"], spec=plan, timeout=1e9).returncode == 0
 
 
 def test_a_timeout_while_the_input_is_stuck(busybox: fastns.Plan) -> None:
+    """The timeout applies if the command does not read its input."""
     data = b"x" * (1 << 20)
     with pytest.raises(fastns.TimeoutExpired):
         fastns.run(["sleep", "300"], spec=busybox, input=data, timeout=0.1, capture_output=True)
@@ -162,7 +167,7 @@ def test_kill_ends_the_tree_without_a_pid_namespace(host_pids: fastns.Plan) -> N
 
 
 def test_processes_that_outlive_the_command(busybox: fastns.Plan) -> None:
-    """They end with the command, as the whole sandbox does."""
+    """The whole sandbox ends with the command."""
     mark = marker()
     done = fastns.run(["sh", "-c", f"sleep {mark} & exit 4"], spec=busybox, timeout=20)
     assert done.returncode == 4
@@ -249,6 +254,7 @@ for how in (
     ],
 )
 def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
+    """Ctrl-C ends every sandbox of the call and leaves no fd."""
     mark = marker()
     output = script(INTERRUPTED, str(probe_rootfs), mark, call)
     assert output == "interrupted\n" * 2

@@ -83,6 +83,7 @@ def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_full_disk(own_rootfs: Path, way: str) -> None:
+    """Each tmpfs, and the overlay's layer, takes no more bytes than the size."""
     places = (*PLACES, "/root")  # the last is the overlay's layer
     fields = {"tmpfs_size": "2m", "overlay": True}
     lines = written(own_rootfs, way, FILL, places, **fields)
@@ -92,6 +93,7 @@ def test_a_full_disk(own_rootfs: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
+    """Each tmpfs, and the overlay's layer, has a limit on files too."""
     places = (*PLACES, "/root")
     lines = written(own_rootfs, way, BOMB, places, tmpfs_size="1m", overlay=True)
     assert len(lines) == 4

@@ -167,6 +167,7 @@ def test_threads_that_made_the_caller_their_tracer(
 
 
 def test_traceme_in_threads_with_the_default_filter(root: Path) -> None:
+    """With the default filter, such a sandbox ends as usual."""
     assert by_run(["traced", "threads"], Spec(rootfs=root)) == 7
 
 
@@ -180,6 +181,7 @@ def test_run_does_not_end_when_the_sandbox_stops(root: Path, way: str) -> None:
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 @pytest.mark.parametrize("template", [False, True], ids=["spawn", "template"])
 def test_poll_of_a_stopped_sandbox(root: Path, init: bool, template: bool) -> None:
+    """poll() does not take a stopped sandbox for ended."""
     spec = Spec(rootfs=root, init=init and not template, **OPEN)
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -272,7 +274,8 @@ def test_a_tracee_that_stops_while_it_is_killed(
 
 @pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
 def test_a_tracer_that_does_not_detach_is_killed(root: Path, way: int) -> None:
-    """Even if it has left the process tree and killing the tree does not reach it."""
+    """The tracer is killed even if it has left the process tree, where killing the tree does not
+    reach it."""
     mark = marker()
     end = list(ends_of_time(["traced", "held", mark], Spec(rootfs=root, **HOST_PID)))[way]
     end()

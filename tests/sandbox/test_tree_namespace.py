@@ -70,6 +70,7 @@ def test_files_are_masked_if_the_root_has_no_dev_null(report: Report) -> None:
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_a_missing_source(probe_rootfs: Path, tmp_path: Path) -> None:
+    """The error has the op index and the path of the mount."""
     missing = str(tmp_path / "missing")
     mounts = [Mount("/tmp", source=str(tmp_path)), Mount("/run", source=missing)]
     with pytest.raises(fastns.SpawnError) as caught:
@@ -82,6 +83,7 @@ def test_a_missing_source(probe_rootfs: Path, tmp_path: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_many_threads(probe_rootfs: Path) -> None:
+    """Threads can start sandboxes of one plan at once."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, network="host"))
     assert plan.mount_namespace == "tree"
     with ThreadPoolExecutor(4) as pool:

@@ -32,6 +32,7 @@ def id_map(sandbox: fastns.Sandbox, name: str) -> list[list[int]]:
 @pytest.mark.parametrize("user", ["0:0", "1234:2345", "1234", "65534:65534", "4294967294:5"])
 @pytest.mark.parametrize("ids", ["range", "host"])
 def test_a_user(report: Report, user: str, ids: str) -> None:
+    """The command has the spec's ids and groups, and no others."""
     fields: dict[str, Any] = {"user": user, "additional_gids": [7, 8]}
     if ids == "host":
         fields["namespaces"] = {"user": "host"}
@@ -139,6 +140,7 @@ def test_one_id(report: Report, probe_rootfs: Path, user: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "5:6"])
 def test_a_range(report: Report, probe_rootfs: Path, user: str) -> None:
+    """The command has the spec's ids and groups, and the maps are the spec's."""
     ranges = inside.ranges()
     spec = Spec(rootfs=probe_rootfs, user=user, additional_gids=[9], **ranges)
     seen = report(spec=spec)
@@ -170,7 +172,7 @@ def test_root_maps_any_range(report: Report) -> None:
 
 @pytest.mark.as_user
 def test_newuidmap_is_missing(probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error: a single id never replaces a requested range."""
+    """Without newuidmap the start fails: a single id never replaces a requested range."""
     monkeypatch.setenv("PATH", "/nonexistent")
     spec = Spec(rootfs=probe_rootfs, **inside.ranges())
     with pytest.raises(SpawnError) as caught:
@@ -213,6 +215,7 @@ def test_the_environment_is_clean(report: Report, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("init", [False, True])
 def test_umask_and_directory(report: Report, init: bool) -> None:
+    """Both are the spec's or the call's, never the caller's."""
     before = os.umask(0o077)  # the caller's umask is not inherited
     try:
         assert report(init=init)["umask"] == 0o022
@@ -228,6 +231,7 @@ def test_umask_and_directory(report: Report, init: bool) -> None:
 @pytest.mark.parametrize(("cwd", "code"), [("/missing", errno.ENOENT), ("/probe", errno.ENOTDIR)])
 @pytest.mark.parametrize("init", [False, True])
 def test_an_invalid_working_directory(probe_rootfs: Path, cwd: str, code: int, init: bool) -> None:
+    """The start fails at chdir, with a hint."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, cwd=cwd, init=init))
     error = caught.value
@@ -259,6 +263,7 @@ def test_a_directory_closed_to_the_user(closed: Path) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_limits(report: Report, init: bool) -> None:
+    """The spec's limits apply inside, and the caller's do not change."""
     own = resource.getrlimit(resource.RLIMIT_CORE)
     limits = [
         Rlimit("RLIMIT_NOFILE", 64, 128),
