@@ -194,7 +194,7 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
 def test_one_sandbox_leaves_its_user_inotify_instances(
     exhaust_root: Path, users: str, init: bool
 ) -> None:
-    """The kernel also charges them to the creator of the user namespace. That may be root, although
+    """The kernel also counts them for the creator of the user namespace. That may be root, although
     its sandboxes run as other users."""
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     most = min(most, int(Path(userns.INOTIFY_LIMIT).read_text()))

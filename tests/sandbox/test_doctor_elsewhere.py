@@ -126,7 +126,7 @@ def test_the_lines_do_not_repeat_a_fix() -> None:
 
 
 def test_without_libseccomp() -> None:
-    """Only custom profiles need it."""
+    """Only custom profiles need libseccomp."""
     code, checks = examined([*WITHOUT_LIBSECCOMP, "doctor"])
     assert code == 0
     missing = checks["profiles of one's own"]

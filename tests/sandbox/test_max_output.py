@@ -42,7 +42,7 @@ def test_batches_and_communicate_truncate() -> None:
     (done,) = fastns.run_batch([MUCH], spec=spec)
     assert isinstance(done, fastns.CompletedSandbox)
     assert (len(done.stdout), done.truncated, done.cause) == (LIMIT, True, "exited")
-    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's limit overrides
+    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # overrides the spec's limit
     assert isinstance(done, fastns.CompletedSandbox)
     assert len(done.stdout) == 5
     with fastns.spawn(MUCH, spec=spec, stdout=PIPE, stderr=PIPE) as sandbox:

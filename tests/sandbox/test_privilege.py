@@ -59,7 +59,7 @@ def test_only_the_specs_capabilities(busybox_rootfs: Path, way: str) -> None:
 def test_a_user_namespace_that_owns_its_mounts_can_change_them(
     busybox_rootfs: Path, way: str, root_is_locked: bool
 ) -> None:
-    """See SECURITY.md. With root's range of ids they are locked (test_range.py)."""
+    """See SECURITY.md. With root's range of ids the mounts are locked (test_range.py)."""
     given: dict[str, Any] = {"read_only": True, "capabilities": ["SYS_ADMIN"]}
     with runner(way, rootfs=busybox_rootfs, **given) as go:
         mask = go(["umount", "/proc/sys"], capture_output=True)
@@ -156,7 +156,7 @@ def test_a_caller_cannot_give_a_capability_that_it_lacks(busybox_rootfs: Path) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, way: str) -> None:
-    """kill(0, …) signals the sender's process group, so a sandbox must not be in the caller's."""
+    """kill(0, sig) signals the sender's process group, so a sandbox must not be in the caller's."""
     with runner(way, rootfs=busybox_rootfs) as go:
         before = signal.signal(signal.SIGUSR1, lambda *_: reached.append(1))
         reached: list[int] = []

@@ -368,7 +368,7 @@ def test_explicit_mappings_replace_the_range(root: Path) -> None:
 
 
 def test_a_file_system_that_cannot_show_other_owners(public_dir: Path, root: Path) -> None:
-    """Such as ramfs, as the root or as a volume. The start fails, and the hint names a way out."""
+    """A start with a ramfs as root or as volume fails, and the hint says what to do instead."""
     base = public_dir / "ramfs"
     (base / "merged").mkdir(parents=True)
     code = """

@@ -152,7 +152,7 @@ BENEATH = "umount -l /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' 
 
 
 def test_the_mounts_beneath_show_no_other_sandbox(admin: Template) -> None:
-    """A sandbox with CAP_SYS_ADMIN may unmount its own /proc. The mount below shows no other
+    """A sandbox with CAP_SYS_ADMIN may unmount its own /proc. The mount underneath shows no other
     sandbox's processes."""
     with admin.spawn(["sleep", "60"]) as other:
         assert "sleep" not in sh(admin, BENEATH + "; true")
