@@ -1,9 +1,9 @@
-"""Commands that cannot be executed, and a root that cannot be reached: each is a SpawnError with
-its stage, errno, op and path. conftest.py checks that nothing is left.
+"""A command that cannot be executed, or a root that cannot be reached, raises a SpawnError with its
+stage, errno, op and path. conftest.py checks that nothing is left behind.
 
-test_bad_input_steps.py has failing steps, test_bad_input_limits.py limits,
-test_bad_input_arguments.py arguments, test_leaks.py a lack of fds, and tests/unit/test_spec*.py the
-values that a Spec refuses.
+See also test_bad_input_steps.py for failing ops, test_bad_input_limits.py for limits,
+test_bad_input_arguments.py for arguments, test_leaks.py for a lack of fds, and
+tests/unit/test_spec*.py for values that a Spec refuses.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ EXEC = {
 @pytest.mark.parametrize("extra", [{}, {"init": True}], ids=["direct", "init"])
 @pytest.mark.parametrize("case", EXEC)
 def test_exec(root: Path, case: str, extra: dict[str, Any]) -> None:
+    """The error has the errno of the exec, and a hint if an interpreter or a loader is missing."""
     command, error = EXEC[case]
     with pytest.raises(SpawnError) as caught:
         fastns.run([command], spec=Spec(rootfs=root, **extra))
@@ -78,7 +79,7 @@ def test_exec(root: Path, case: str, extra: dict[str, Any]) -> None:
 
 
 def test_a_rootfs_out_of_reach() -> None:
-    """Missing for root, closed to other users."""
+    """Root finds no such file; other users may not search its directory."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs="/proc/1/fdinfo/x"))
     assert (caught.value.stage, caught.value.path) == ("rootfs", "/proc/1/fdinfo/x")
@@ -86,6 +87,7 @@ def test_a_rootfs_out_of_reach() -> None:
 
 
 def test_too_many_arguments(root: Path) -> None:
+    """Arguments that are too long fail with E2BIG at exec, with a hint."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true", *["x" * 100_000] * 60], spec=Spec(rootfs=root))
     exc = caught.value
@@ -94,6 +96,6 @@ def test_too_many_arguments(root: Path) -> None:
 
 
 def test_modes_of_the_cases(root: Path) -> None:
-    """The control of EXEC: a file system that ignores modes would make its cases meaningless."""
+    """Control for EXEC: on a file system that ignores modes, its cases would be meaningless."""
     assert stat.S_ISFIFO((root / "bin" / "fifo").stat().st_mode)
     assert not os.stat(root / "bin" / "plain").st_mode & 0o111

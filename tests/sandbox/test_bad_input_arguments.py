@@ -1,8 +1,8 @@
 """Invalid arguments of every public function raise a SpecError before any process exists.
 
-A matrix: each argument gets all the values that it does not accept. The error names the argument
-and says what is accepted, in one short line, however long or odd the value. The kernel's accounting
-of this process's children shows that no process was made.
+The matrix passes to each argument every value of ALIENS that it does not accept. The error names
+the argument and says what is accepted, in one short line, however long or odd the value is. The
+kernel's accounting of this process's children shows that no process was made.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def spawn_job(**fields: Any) -> object:
 
 
 # Columns: the argument, the field that the error names, the call, the ALIENS that it accepts.
-NUMBERS = "float minus-infinity minus-huge None"  # a timeout below 0 is 0, as in subprocess
+NUMBERS = "float minus-infinity minus-huge None"  # a negative timeout is 0, as in subprocess
 ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.args", "args", lambda v: fastns.run(v), ""),
     ("run.args[1]", "args", lambda v: fastns.run(["/bin/true", v]), "bytes text path-of-bytes"),
@@ -106,7 +106,7 @@ ARGUMENTS: list[tuple[str, str, Callable[[Any], object], str]] = [
     ("run.env", "env", lambda v: run(env=v), "None"),
     ("run.env-value", "env", lambda v: run(env={"A": v}), "bytes text"),
     ("run.env-name", "env", lambda v: run(env={v: ""}),
-     "bytes text list list-of-lists dict dict-of-lists set"),  # the last five are unhashable
+     "bytes text list list-of-lists dict dict-of-lists set"),  # the last five cannot be keys
     ("run.cwd", "cwd", lambda v: run(cwd=v), "path-of-bytes None"),
     ("spawn.args", "args", lambda v: fastns.spawn(v), ""),
     ("spawn.spec", "spec", lambda v: spawn(spec=v), "None"),
@@ -229,7 +229,7 @@ def test_the_matrix_is_large() -> None:
 
 
 def test_the_accounting_sees_a_start_that_fails_at_once() -> None:
-    """The control of no_process()."""
+    """Control for no_process()."""
     spec = Spec(rootfs="/no/such/root", default_mounts=False, network="host")
     with pytest.raises(AssertionError, match="a process was made"), no_process():  # noqa: SIM117
         with pytest.raises(fastns.SpawnError):
@@ -294,10 +294,12 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
 
 @pytest.mark.parametrize(("field", "call", "words"), MORE)
 def test_an_invalid_value(field: str, call: Callable[[], object], words: str) -> None:
+    """The SpecError names the field, and its reason contains the words of the row."""
     assert words in refused(call, field)
 
 
 def test_a_closed_file() -> None:
+    """A closed file or socket is refused as a stream."""
     with open("/dev/null") as file:
         pass
     assert "an open fd or a file" in refused(lambda: run(stdin=file), "stdin")
@@ -306,7 +308,7 @@ def test_a_closed_file() -> None:
     assert "an open fd or a file" in refused(lambda: run(stdout=closed), "stdout")
 
 
-# ---- the methods of a handle; the sandbox lives on ----
+# ---- the methods of a handle: a refused argument does not end the sandbox ----
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,7 @@ def test_a_closed_file() -> None:
     [kind for kind in ALIENS if kind not in ("float", "minus-infinity", "minus-huge", "None")],
 )
 def test_timeouts_of_a_handle(kind: str) -> None:
+    """An invalid timeout is refused, and the sandbox keeps running."""
     value = ALIENS[kind]()
     with fastns.spawn(["/bin/cat"], stdin=fastns.PIPE, stdout=fastns.PIPE) as sandbox:
         refused(lambda: sandbox.wait(value), "timeout")
@@ -324,6 +327,7 @@ def test_timeouts_of_a_handle(kind: str) -> None:
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("kind", ALIENS)
 def test_input_of_a_handle(kind: str, text: bool) -> None:
+    """Invalid input is refused, and the sandbox keeps running."""
     value, good = ALIENS[kind](), "still here" if text else b"still here"
     with fastns.spawn(["/bin/cat"], stdin=fastns.PIPE, stdout=fastns.PIPE, text=text) as sandbox:
         takes = "text NUL megabyte megabyte-path None" if text else "bytes None"
@@ -333,5 +337,6 @@ def test_input_of_a_handle(kind: str, text: bool) -> None:
 
 
 def test_input_without_a_pipe() -> None:
+    """Input is refused if stdin is not a pipe."""
     with fastns.spawn(["/bin/true"]) as sandbox:
         refused(lambda: sandbox.communicate(b"x"), "input")

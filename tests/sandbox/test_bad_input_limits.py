@@ -1,7 +1,7 @@
-"""Unavailable ids and reached limits: the error names them, and other starts are not affected.
+"""If an id is unavailable or a limit is reached, the error names it. Other starts are not affected.
 
-A separate process makes the changes that this process or the host must not have: in a user
-namespace, with a resource limit, or in a cgroup that is removed afterwards.
+The tests never lower a limit of this process or of the host. A separate process does it for itself:
+in a user namespace, with a resource limit, or in a cgroup that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def failed(spec: Spec) -> SpawnError:
 
 @WAYS
 def test_a_limit_above_the_maximum(root: Path, way: dict[str, Any]) -> None:
+    """RLIMIT_NOFILE above nr_open fails at its own op, with a hint."""
     top = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limits = [Rlimit("RLIMIT_CORE", 0, 0), Rlimit("RLIMIT_NOFILE", 64, top)]
     plan = fastns.compile(Spec(rootfs=root, rlimits=limits, **way))
@@ -83,7 +84,7 @@ def nested(code: str, *args: str) -> str:
 @pytest.mark.parametrize("way", ["", "init=True"], ids=["direct", "init"])
 @pytest.mark.parametrize("kind", support.NAMESPACES)
 def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
-    """The limit of a user namespace made for the test. The host's limit does not change."""
+    """The test lowers the limit of its own user namespace. The host's limit does not change."""
     namespaces = {"user": "new", kind: "new"} if kind in ("user", "time") else {}
     spec = f"Spec(rootfs=sys.argv[1], namespaces={namespaces}, {way})"
     limit = f"/proc/sys/user/max_{support.NAMESPACES[kind]}_namespaces"
@@ -105,11 +106,13 @@ def test_a_limit_on_namespaces(root: Path, kind: str, way: str) -> None:
     ],
 )
 def test_ids_that_a_nested_root_lacks(root: Path, fields: str, told: str) -> None:
+    """The error names the op that needs the id, with a hint."""
     assert nested(f"tell(Spec(rootfs=sys.argv[1], {fields}))", str(root)) == told
 
 
 @pytest.mark.as_user
 def test_ids_of_other_users(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ids of other users cannot be mapped, and the hint names /etc/subuid."""
     mappings = [IDMapping(0, 5, 9)]
     error = failed(Spec(rootfs=root, uid_mappings=mappings, gid_mappings=mappings))
     assert (error.stage, error.errno, error.op_index) == ("id_map", errno.EPERM, -1)
@@ -120,6 +123,7 @@ def test_ids_of_other_users(root: Path, capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.as_user
 @pytest.mark.parametrize(("user", "stage"), [("5:6", "setgid"), ("5:0", "setgid")])
 def test_another_user_in_the_hosts_namespace(user: str, stage: str) -> None:
+    """An unprivileged caller cannot become another user."""
     plan = fastns.compile(Spec(namespaces={**HOST, "user": "host"}, user=user))
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/bin/true"], spec=plan)
@@ -131,6 +135,7 @@ def test_another_user_in_the_hosts_namespace(user: str, stage: str) -> None:
 @pytest.mark.as_user
 @pytest.mark.parametrize("init", [False, True])
 def test_a_limit_on_processes_of_the_user(root: Path, init: bool) -> None:
+    """The clone fails, and the hint names RLIMIT_NPROC."""
     out = script(
         """
 import resource
@@ -177,7 +182,7 @@ def pids_group() -> Iterator[Path]:
     ("room", "init", "stage"), [(1, "", "clone"), (1, "1", "clone"), (2, "1", "init")]
 )
 def test_a_full_pids_group(root: Path, pids_group: Path, room: int, init: str, stage: str) -> None:
-    """Python is one process, the sandbox one, and with init its command one more."""
+    """The cgroup contains Python, the sandbox and, with init, the command as a third process."""
     (pids_group / "pids.max").write_text(str(room))
     code = """
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=bool(sys.argv[3])))
@@ -210,7 +215,7 @@ def test_a_batch_goes_on_after_each_failure(root: Path, way: dict[str, Any]) -> 
 
 
 def test_host_change_finds_leaks(tmp_path: Path) -> None:
-    """The control of conftest.py: it notices an fd, a child and a mount that are left."""
+    """Control for conftest.py: it notices an fd, a child and a mount that are left behind."""
     before = support.host_state()
     fd = os.open("/dev/null", os.O_RDONLY)
     child = subprocess.Popen(["true"])

@@ -1,7 +1,7 @@
-"""Steps that fail: stage, errno, op and path of each error, without and with init.
+"""The error of a failing op has the right stage, errno, op index and path, with and without init.
 
-Each row names the op that fails, and the error has to point at it. conftest.py checks that a
-failure leaves nothing behind.
+Each row names the op that fails, and the error must point at it. conftest.py checks that a failure
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def root(public_dir: Path, probe_rootfs: Path) -> Iterator[Path]:
 
 
 def failed(spec: Spec, command: str = "/true") -> tuple[SpawnError, str]:
-    """The error, and `CODE target` or `CODE source` for the op that it points at."""
+    """Return the error, and which path of which op it blames, as `CODE target` or `CODE source`."""
     plan = fastns.compile(spec)
     with pytest.raises(SpawnError) as caught:
         fastns.run([command], spec=plan)
@@ -161,6 +161,7 @@ STEPS: dict[str, tuple[dict[str, Any], str, int, str, str]] = {
 @WAYS
 @pytest.mark.parametrize("case", STEPS)
 def test_a_step(root: Path, case: str, way: dict[str, Any]) -> None:
+    """The error points at the op and the path of the row."""
     fields, stage, code, op, path = STEPS[case]
     spec = Spec(**{"rootfs": root, "default_mounts": False, **fields, **way})
     error, blamed = failed(spec)
@@ -183,6 +184,7 @@ def test_a_step(root: Path, case: str, way: dict[str, Any]) -> None:
 def test_a_mount_that_needs_root(
     root: Path, fields: dict[str, Any], path: str, way: dict[str, Any]
 ) -> None:
+    """Such a mount fails with EPERM for other callers, with a hint."""
     error, blamed = failed(Spec(rootfs=root, default_mounts=False, **fields, **way))
     assert (error.stage, error.errno, error.path) == ("mount", errno.EPERM, path)
     assert blamed == "mount target"
@@ -206,6 +208,7 @@ JOINED = {
 )
 @pytest.mark.parametrize("case", JOINED)
 def test_a_namespace(case: str, kind: str) -> None:
+    """A path that is not a namespace of its kind fails at setns."""
     path, code = JOINED[case]
     if (case, kind) == ("another kind", "cgroup"):
         path = "/proc/self/ns/uts"
@@ -220,7 +223,7 @@ def test_a_namespace(case: str, kind: str) -> None:
 
 @pytest.mark.as_user
 def test_a_namespace_of_another_user() -> None:
-    """The caller's own uts namespace belongs to the host's root, so it may not join it again."""
+    """The caller may not join its own uts namespace, because that belongs to the host's root."""
     own = f"/proc/{os.getpid()}/ns/uts"
     error, blamed = failed(Spec(namespaces={"uts": own}), "/bin/true")
     assert (error.stage, error.errno, error.path) == ("setns", errno.EPERM, own)
@@ -250,7 +253,7 @@ def test_a_fifo_as_namespace_does_not_block(tmp_path: Path, call: str) -> None:
     try:
         out, _ = python.communicate(timeout=10)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # a child that hangs blocks all signals
+        with contextlib.suppress(ProcessLookupError):  # a hung child blocks other signals
             os.killpg(python.pid, signal.SIGKILL)
         python.communicate()
     assert out.split() == [b"setns", str(errno.EINVAL).encode()]
@@ -265,7 +268,7 @@ def test_a_fifo_as_namespace_does_not_block(tmp_path: Path, call: str) -> None:
 def test_a_closed_fds_number_is_not_reused(
     root: Path, name: str, ahead: int, way: dict[str, Any]
 ) -> None:
-    """A pipe or socket made for this start could get that number, and so get into the sandbox."""
+    """A pipe or socket of this start could get the closed number and leak into the sandbox."""
     opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(ahead + 1)]
     for fd in opened:
         os.close(fd)
@@ -282,7 +285,7 @@ def test_a_closed_fds_number_is_not_reused(
 
 
 def test_a_caller_without_stdio(root: Path) -> None:
-    """The caller's 0, 1 and 2 are closed. In the sandbox they are /dev/null, not pipes of
+    """If the caller's fds 0, 1 and 2 are closed, the sandbox gets /dev/null there, not a pipe of
     fastns."""
     out = script(
         """

@@ -50,7 +50,7 @@ def test_results_come_in_order(plan: fastns.Plan) -> None:
 
 
 def test_failing_jobs_among_two_thousand(plan: fastns.Plan) -> None:
-    """Each failure affects only its own job: it is at that job's index, with its stage."""
+    """A failure affects only its own job. It is returned at the job's index, with its stage."""
     poisons: list[tuple[Job, str]] = [
         (Job(["/missing"]), "exec"),
         (Job(["/true"], cwd="/missing"), "chdir"),
@@ -82,8 +82,8 @@ def test_failing_jobs_among_two_thousand(plan: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_path: Path) -> None:
-    """Each job counts the jobs that run at the same time. The highest count equals the limit: the
-    first jobs wait until it is reached."""
+    """Each job counts the jobs that run at the same time. The first jobs wait until the count
+    reaches the limit, and it must never be higher."""
     tmp_path.chmod(0o777)
     spec = fastns.Spec(
         rootfs=busybox_rootfs, mounts=[fastns.Mount("/mnt", source=str(tmp_path), options=["rw"])]
@@ -101,6 +101,7 @@ def test_no_more_alive_than_allowed(busybox_rootfs: Path, concurrency: int, tmp_
 
 
 def test_a_higher_concurrency_than_jobs(plan: fastns.Plan) -> None:
+    """Concurrency may be higher than the number of jobs."""
     outcomes = fastns.run_batch([["/true"]] * 3, spec=plan, concurrency=4096)
     assert len(outcomes) == 3
 
@@ -117,11 +118,14 @@ def threads() -> int:
 
 @pytest.mark.parametrize("function", [fastns.run_batch, fastns.spawn_batch])
 def test_no_jobs(plan: fastns.Plan, function: Any) -> None:
+    """A batch without jobs returns an empty list."""
     assert function([], spec=plan) == []
     assert function(iter(()), spec=plan) == []
 
 
 def test_jobs_from_a_generator(plan: fastns.Plan) -> None:
+    """Jobs may come from a generator, as lists and as Jobs."""
+
     def jobs() -> Iterator[Job | list[str]]:
         for i in range(5):
             yield ["/probe", "--exit", str(i)]
@@ -219,13 +223,14 @@ def test_a_decode_error_affects_only_its_job(busybox_rootfs: Path, way: str) -> 
 
 @pytest.mark.parametrize("field", ["encoding", "errors"])
 def test_a_bad_codec(plan: fastns.Plan, field: str) -> None:
+    """An unknown encoding or error handler is a SpecError."""
     with pytest.raises(fastns.SpecError) as caught:
         fastns.run_batch([["/true"]], spec=plan, **{field: "nonsense"})
     assert caught.value.field == field
 
 
 def test_an_interrupt_right_after_an_open_leaks_no_fd(probe_rootfs: Path) -> None:
-    """The interrupt comes before the fd of /dev/null is assigned. nothing_left() finds leaks."""
+    """The interrupt comes before the new fd is stored anywhere. nothing_left() finds leaks."""
 
     def interrupt(frame: FrameType, event: str, arg: object) -> None:
         opened = event == "return" and frame.f_code.co_name == "open_null"
@@ -237,7 +242,7 @@ def test_an_interrupt_right_after_an_open_leaks_no_fd(probe_rootfs: Path) -> Non
     plan = fastns.compile(spec)
     with fastns.Template(spec) as template:
         template.run(["/true"])
-        fastns.run_batch([["/true"]], spec=plan)  # imports open files
+        fastns.run_batch([["/true"]], spec=plan)  # warm up: imports open files too
         starts = (
             lambda: fastns.run_batch([["/true"]], spec=plan),
             lambda: fastns.spawn_batch([["/true"]], spec=plan),
@@ -259,6 +264,7 @@ def test_stdin_is_empty_without_input(plan: fastns.Plan) -> None:
 
 
 def test_input_without_capture(busybox: fastns.Plan) -> None:
+    """Jobs get their input even if their output is not captured."""
     jobs = [Job(["sh", "-c", "read x; exit $x"], input=b"%d\n" % i) for i in (3, 4)]
     outcomes = fastns.run_batch(jobs, spec=busybox, capture_output=False)
     results = [(o.returncode, o.stdout) for o in outcomes if not isinstance(o, Exception)]
@@ -266,6 +272,7 @@ def test_input_without_capture(busybox: fastns.Plan) -> None:
 
 
 def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
+    """Jobs with more data than a pipe can hold do not deadlock."""
     data = os.urandom(1 << 20) * 4
     jobs = [Job(["/probe", "--echo"], input=data)] * 6
     for outcome in fastns.run_batch(jobs, spec=plan, concurrency=3):
@@ -274,7 +281,7 @@ def test_much_input_and_output_at_once(plan: fastns.Plan) -> None:
 
 
 def test_the_timeout_counts_for_each_job(plan: fastns.Plan) -> None:
-    """The time counts from the start of the job, not of the batch."""
+    """A job's timeout counts from its own start, not from the start of the batch."""
     mark = marker()
     nap = ["/probe", "--sleep", "0.15"]
     jobs = [*[Job(nap)] * 6, Job(["/probe", "--sleep", mark]), Job(nap, timeout=0.01)]
@@ -288,8 +295,9 @@ def test_the_timeout_counts_for_each_job(plan: fastns.Plan) -> None:
 
 
 def test_the_output_so_far(busybox: fastns.Plan) -> None:
+    """A job that times out has the output that it wrote before."""
     job = ["sh", "-c", "echo out; echo err >&2; sleep 60"]
-    for timeout in (0.3, 3, 30):  # on a busy machine the shell may not have begun in time
+    for timeout in (0.3, 3, 30):  # on a busy machine the shell may not start in time
         (outcome,) = fastns.run_batch([job], spec=busybox, timeout=timeout, text=True)
         assert isinstance(outcome, fastns.TimeoutExpired)
         if outcome.stderr:
@@ -325,6 +333,7 @@ def test_max_output_is_for_each_stream_of_each_job(busybox_rootfs: Path, init: b
 
 
 def test_all_output_is_kept_otherwise(plan: fastns.Plan) -> None:
+    """Without max_output nothing is dropped."""
     (outcome,) = fastns.run_batch([["/probe", "--flood", "stdout", "300000"]], spec=plan)
     assert isinstance(outcome, fastns.CompletedSandbox)
     assert (len(outcome.stdout), outcome.truncated) == (300000, False)
@@ -332,6 +341,7 @@ def test_all_output_is_kept_otherwise(plan: fastns.Plan) -> None:
 
 
 def test_usage_of_each(plan: fastns.Plan) -> None:
+    """Each result has the usage and the wall time of its own job."""
     for outcome in fastns.run_batch([["/true"], ["/true"]], spec=plan):
         assert isinstance(outcome, fastns.CompletedSandbox)
         assert outcome.usage.max_rss > 0
@@ -339,6 +349,7 @@ def test_usage_of_each(plan: fastns.Plan) -> None:
 
 
 def test_a_signal_of_one(plan: fastns.Plan) -> None:
+    """A job that a signal ends has a negative returncode. The next job is not affected."""
     outcomes = fastns.run_batch([["/probe", "--crash"], ["/true"]], spec=plan)
     codes = [o.returncode for o in outcomes if isinstance(o, fastns.CompletedSandbox)]
     assert codes == [-signal.SIGILL, 0]
@@ -348,6 +359,7 @@ def test_a_signal_of_one(plan: fastns.Plan) -> None:
 
 
 def test_spawn_batch(plan: fastns.Plan) -> None:
+    """spawn_batch() returns a running sandbox's handle or an error for each job, in order."""
     mark = marker()
     jobs = [["/probe", "--sleep", mark]] * 3 + [["/missing"]] + [["/probe", "--exit", "3"]]
     outcomes = fastns.spawn_batch(jobs, spec=plan, concurrency=3)
@@ -365,6 +377,7 @@ def test_spawn_batch(plan: fastns.Plan) -> None:
 
 
 def test_hundreds_alive_at_once(plan: fastns.Plan) -> None:
+    """spawn_batch() can start hundreds of sandboxes that live at once."""
     mark = marker()
     outcomes = fastns.spawn_batch([["/probe", "--sleep", mark]] * 150, spec=plan)
     running = [o for o in outcomes if isinstance(o, fastns.Sandbox)]
@@ -384,6 +397,7 @@ def rss() -> int:
 
 
 def test_memory_is_freed(plan: fastns.Plan) -> None:
+    """The memory of a batch with much output is freed with its results."""
     jobs = [["/probe", "--flood", "stdout", "300000"]] * 100
 
     def batch() -> None:
@@ -422,8 +436,8 @@ os._exit(len(wrong))
 
 @pytest.mark.parametrize("fds", ["0", "1 2", "0 1 2"])
 def test_a_caller_with_closed_stdio_sees_failures(probe_rootfs: Path, fds: str) -> None:
-    """A pipe made for the start gets such a number. When the child closes it, that must not count
-    as the exec."""
+    """A pipe of the start gets one of these numbers. When the child closes it, the caller must not
+    take that for the exec."""
     command = [sys.executable, "-c", CLOSED, str(probe_rootfs), fds]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
@@ -461,7 +475,7 @@ def test_results_arrive_while_other_jobs_run(plan: fastns.Plan) -> None:
 def test_a_job_that_ended_in_time_has_not_timed_out(
     probe_rootfs: Path, plan: fastns.Plan, template: bool
 ) -> None:
-    """However late the loop notices its end."""
+    """A job that ended in time counts as such, however late the loop notices."""
     from fastns.batch import run_batch_by
 
     found: dict[int, object] = {}

@@ -27,7 +27,7 @@ Action = Callable[[], None]
 
 
 def actions(root: Path) -> dict[str, Action]:
-    """Starts, one for each path through the engine, and failing starts."""
+    """One start for each path through the engine, and starts that fail."""
     me = (os.getuid(), os.getgid())
 
     def spec(**fields: Any) -> fastns.Plan:
@@ -98,7 +98,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", 
 
 
 def fds() -> dict[int, tuple[int, int]]:
-    """Each open fd and its file, except those that the engine keeps."""
+    """Each open fd and its file, except the memfds that fastns keeps."""
     found = {}
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
@@ -147,7 +147,7 @@ def watched() -> Iterator[list[str]]:
 
 
 def in_threads(action: Callable[[int], None]) -> None:
-    """Run it in THREADS threads at once, and raise the first exception."""
+    """Run the action in THREADS threads at once, and raise the first exception."""
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -166,7 +166,7 @@ def in_threads(action: Callable[[int], None]) -> None:
 
 
 def test_the_watch_sees_a_change() -> None:
-    """The control: it sees a change that lasts about as long as one start."""
+    """Control for watched(): it sees a change that lasts about as long as one start."""
     with watched() as seen:
         for _ in range(50):
             LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -197,7 +197,7 @@ def test_thousands_of_spawns_change_nothing(probe_rootfs: Path) -> None:
         in_threads(spawn_all)
     assert set(seen) == set()
     assert state() == before
-    # A stack for each concurrent start, and malloc's arenas for new threads.
+    # Allows for a stack per concurrent start and malloc's arenas of the new threads.
     assert mappings() <= maps + 4 * THREADS
 
 
@@ -212,6 +212,7 @@ def test_a_single_thread_needs_no_more_mappings(probe_rootfs: Path) -> None:
 
 
 def test_errno_is_kept(probe_rootfs: Path) -> None:
+    """Neither a start that works nor one that fails changes the thread's errno."""
     from fastns import _core
 
     def spawn(plan: fastns.Plan, command: bytes) -> int:
@@ -234,8 +235,8 @@ def test_errno_is_kept(probe_rootfs: Path) -> None:
 
 
 def test_a_pending_signal_is_delivered_once_and_here(probe_rootfs: Path) -> None:
-    """Signals are blocked around the clone. None is lost, and none runs the caller's handler in the
-    child, whose memory is the caller's."""
+    """Signals are blocked around the clone, because the child runs in the caller's memory. None is
+    lost, and none runs the caller's handler in the child."""
     got: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: got.append(os.getpid()))
     try:
@@ -266,7 +267,7 @@ sys.stderr.write(done.stderr.splitlines()[-1])
 
 
 def test_record_locks_are_kept(probe_rootfs: Path, tmp_path: Path) -> None:
-    """Record locks are released when any fd of the file is closed, even a copy (fcntl(2))."""
+    """A process loses its record locks if it closes any fd of the file, even a copy (fcntl(2))."""
     command = [sys.executable, "-c", LOCKED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.stderr.startswith("BlockingIOError")
@@ -304,7 +305,7 @@ print(locks())
 
 
 def test_locks_on_files_that_reuse_fastns_fds(probe_rootfs: Path, tmp_path: Path) -> None:
-    """An application may close the fds that fastns keeps, and its own files get their numbers."""
+    """An application may close the fds that fastns keeps and reuse their numbers for its files."""
     command = [sys.executable, "-c", REUSED, str(probe_rootfs), str(tmp_path / "file")]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
     kept, locks = map(int, done.stdout.split())

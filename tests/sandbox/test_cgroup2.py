@@ -1,5 +1,5 @@
-"""cgroup v2 with its controllers: the effect of the files of a sandbox's cgroup, and parts of the
-tree that are delegated or unusable. Also run on other kernels (tests/kernels.sh)."""
+"""cgroup v2: what the files of a sandbox's cgroup contain and do, and how fastns handles delegated
+and unusable parts of the tree. tests/kernels.sh also runs this file on other kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tree() -> Hierarchy:
 
 @contextlib.contextmanager
 def alive(args: list[str], **fields: Any) -> Iterator[Sandbox]:
-    """A running sandbox, whose plan, and with it its cgroups, is closed afterwards."""
+    """A running sandbox. Its plan is closed afterwards, which removes its cgroups."""
     plan = fastns.compile(Spec(**fields))
     try:
         with fastns.spawn(args, spec=plan) as box:
@@ -66,6 +66,7 @@ def a_disk() -> str:
 
 
 def test_the_files_of_a_cgroup(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    """The files contain the limits of the spec."""
     disk = a_disk()
     spec = Spec(
         rootfs=busybox_rootfs, memory="32m", pids_limit=7, cpus=0.25, cpu_weight=50, cpuset="0",
@@ -79,7 +80,7 @@ def test_the_files_of_a_cgroup(tree: Hierarchy, busybox_rootfs: Path) -> None:
             "pids.max": "7",
             "pids.current": "1",
             "cpu.max": "25000 100000",
-            "cpu.weight": "100",  # within its plan; the plan's weight is checked below
+            "cpu.weight": "100",  # the default; cpu_weight is set on the parent, see below
             "cpuset.cpus.effective": "0",
             "io.max": f"{disk} rbps={MIB} wbps=max riops=max wiops=7",
         }
@@ -95,8 +96,8 @@ def test_the_files_of_a_cgroup(tree: Hierarchy, busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, "ranges"])
 def test_each_sandbox_has_its_own_cgroup(tree: Hierarchy, busybox_rootfs: Path, way: str) -> None:
-    """By CLONE_INTO_CGROUP; or it enters it later, if another step such as newuidmap comes
-    first."""
+    """A sandbox starts in it by CLONE_INTO_CGROUP, or enters it later if another step, such as
+    newuidmap, must come first."""
     before = groups()
     fields: dict[str, Any] = ranges() if way == "ranges" else {}
     spec = Spec(rootfs=busybox_rootfs, memory="32m", pids_limit=9, init=way == "init", **fields)
@@ -125,6 +126,7 @@ def pids(cgroup: Path) -> int:
 
 
 def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
+    """The kernel throttles a sandbox that uses more than cpus."""
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "pids_limit": 5}
     with alive(SPIN, cpus=0.1, **fields) as box:
         slow = cgroup_of(tree, box)
@@ -138,7 +140,7 @@ def test_throttling(tree: Hierarchy, busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sandbox_out_of_memory_ends_as_a_whole(busybox_rootfs: Path, way: str) -> None:
-    """By memory.oom.group."""
+    """The kernel kills all of its processes, because memory.oom.group is set."""
     fill = "sleep 60 & dd if=/dev/zero of=/tmp/x bs=1M count={} 2>/dev/null; echo survived"
     with runner(way, rootfs=busybox_rootfs, memory="32m", pids_limit=9) as go:
         for _ in range(2):
@@ -155,6 +157,7 @@ def test_a_sandbox_out_of_memory_ends_as_a_whole(busybox_rootfs: Path, way: str)
 
 
 def test_swap(busybox_rootfs: Path) -> None:
+    """memory_swap lets a sandbox use swap beyond its memory limit."""
     if cgroup_plan._no_swap():
         support.skip_missing("swap")
     fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=24 2>/dev/null"]
@@ -169,7 +172,7 @@ def test_swap(busybox_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_io(busybox_rootfs: Path) -> None:
-    """Reads two seconds' worth at the limited rate, so that it takes more than one."""
+    """At the limited rate the read takes about two seconds. The test requires more than one."""
     if not DISK.is_block_device():
         support.skip_missing(str(DISK))
     read = ["dd", "if=/disk", "of=/dev/null", "bs=64k", "count=32", "iflag=direct"]
@@ -191,8 +194,7 @@ def test_io(busybox_rootfs: Path) -> None:
 
 @pytest.fixture
 def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
-    """A cgroup whose children have only memory and pids: as cgroup_parent names it, and its
-    path."""
+    """The cgroup_parent and the path of a cgroup whose children have only memory and pids."""
     place = Path(cgroup_plan.find_place(tree, tuple(NEEDED), None).parent)
     above = place / f"test-{os.getpid()}"
     below = above / "part"
@@ -208,6 +210,7 @@ def part(tree: Hierarchy) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    """The sandbox's cgroup is below the spec's cgroup_parent."""
     name, directory = part
     fields: dict[str, Any] = {"rootfs": busybox_rootfs, "memory": "32m", "cgroup_parent": name}
     with alive(["sleep", "60"], **fields) as box:
@@ -215,6 +218,7 @@ def test_a_parent_by_name(tree: Hierarchy, busybox_rootfs: Path, part: tuple[str
 
 
 def test_a_controller_that_is_not_delegated(busybox_rootfs: Path, part: tuple[str, Path]) -> None:
+    """A limit without its controller is an error. With require_limits=False, the others apply."""
     fields: dict[str, Any] = {
         "rootfs": busybox_rootfs, "memory": "32m", "cpus": 1, "cgroup_parent": part[0],
     }  # fmt: skip
@@ -244,8 +248,8 @@ def test_a_parent_with_processes_of_its_own(
 
 @pytest.mark.as_root
 def test_a_parent_that_the_caller_is_not_in(part: tuple[str, Path]) -> None:
-    """The caller may make cgroups there, but not move its processes in: an error before any
-    start."""
+    """The caller may make cgroups there but not move its processes into them. That is an error
+    before any start."""
     name, directory = part
     user = 65534
     for path in (directory, *directory.glob("cgroup.*")):

@@ -1,6 +1,6 @@
 """Code between clone and exec follows its rule: raw system calls, no libc, no static data.
 
-The checks read object code compiled with setup.py's flags. Each has a control: they find code that
+The checks read object code compiled with setup.py's flags. Controls show that they find code that
 breaks the rule.
 """
 
@@ -30,7 +30,7 @@ PF_X, PF_W = 1, 2
 
 
 def setting(name: str) -> list[str]:
-    """A list of setup.py, without running setup()."""
+    """Return a list that setup.py defines, without running setup()."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             found: list[str] = eval(ast.unparse(node.value), {"os": os})
@@ -49,7 +49,7 @@ def output(*command: str | Path) -> str:
 
 
 def violations(code: Path) -> set[str]:
-    """Calls and data of an object file that code in shared memory must not have."""
+    """Return the calls and data of an object file that code in shared memory must not have."""
     found = set()
     for line in output("nm", code).splitlines():
         kind, name = line.split()[-2:]
@@ -65,7 +65,8 @@ def violations(code: Path) -> set[str]:
 
 
 # Files of the program that may have state: they run only in a process that owns its memory, or
-# shares that state on purpose. A server's sandboxes, in its memory, run all other files.
+# that shares the state on purpose. All other files also run in the sandboxes of a server, which
+# use the server's memory.
 WITH_STATE = {"init", "serve", "sandboxes", "kill", "connections", "tables", "netns", "closer"}
 FOREIGN = sorted(
     f"{folder}/{file.stem}"
@@ -93,8 +94,8 @@ def defined(code: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_code_that_runs_in_a_servers_memory(objects: dict[str, Path], name: str) -> None:
-    """It calls only code under the same rule, and has no data. main.c may also become a reaper or
-    a server, which no sandbox of a server does."""
+    """Such code calls only code under the same rule, and has no data. main.c may also call the
+    reaper and the server, because a server's sandboxes never get there."""
     ours = {symbol for code in objects.values() for symbol in defined(code)}
     allowed = {f"calls {symbol}" for symbol in ours}
     if name == "program/main":
@@ -142,6 +143,7 @@ def test_a_stack_protector_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_the_includes_of_each_folder(folder: str, others: set[str]) -> None:
+    """A folder includes its own headers and those of the listed folders."""
     for file in (CSRC / folder).glob("*.[ch]"):
         for name in re.findall(r'#include "(\S+)"', file.read_text()):
             parts = Path(name).parts
@@ -217,6 +219,7 @@ stop.set()
 
 @pytest.mark.as_root
 def test_changed_ids_are_raw_calls(tmp_path: Path, probe_rootfs: Path) -> None:
+    """Raw calls change the ids of one thread only."""
     body = (
         "import fastns\n"
         f"spec = fastns.Spec(rootfs={str(probe_rootfs)!r}, user='1234:2345')\n"
@@ -232,6 +235,6 @@ def test_changed_ids_are_raw_calls(tmp_path: Path, probe_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_libc_would_signal_every_thread(tmp_path: Path) -> None:
-    """The control of the test above."""
+    """Control for test_changed_ids_are_raw_calls."""
     body = "assert ctypes.CDLL(None).setuid(0) == 0"
     assert "tgkill" in traced(tmp_path, WITH_A_THREAD.format(body=body))

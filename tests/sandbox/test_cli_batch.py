@@ -31,7 +31,7 @@ def lines(jobs: list[Any]) -> bytes:
 def run(
     root: Path, jobs: list[Any], *words: str
 ) -> tuple[int, list[dict[str, Any]], subprocess.CompletedProcess[bytes]]:
-    """Exit code and results of jobs that come from stdin."""
+    """Pass the jobs on stdin. Return the exit code, the results and the completed process."""
     done = subprocess.run(
         command(root, *words, "-"), input=lines(jobs), capture_output=True, timeout=TIMEOUT
     )
@@ -61,7 +61,7 @@ def ends(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 @pytest.fixture(params=["template", "plan"])
 def way(request: pytest.FixtureRequest) -> list[str]:
-    """Options that a Template can have, and options that it cannot."""
+    """Options with which a batch starts from a template, and options with which it cannot."""
     return [] if request.param == "template" else ["--init"]
 
 
@@ -109,6 +109,7 @@ def test_ten_thousand_jobs_of_which_one_in_ten_fails(busybox_rootfs: Path, tmp_p
 
 
 def test_jobs_from_stdin(busybox_rootfs: Path, way: list[str]) -> None:
+    """Jobs may be lists or objects. Results have their output, exit code and id."""
     code = "cat; echo $A $B; pwd; echo err >&2; exit $C"
     jobs: list[Any] = [
         ["echo", "one"],
@@ -149,7 +150,7 @@ def test_the_timeout_is_for_jobs_without_one(busybox_rootfs: Path, way: list[str
 
 
 def test_output_beyond_the_limit_is_dropped(busybox_rootfs: Path, way: list[str]) -> None:
-    """The limit is for each stream of each job. A job whose output is cut off still runs to its
+    """The limit applies to each stream of each job. A job whose output is cut off still runs to its
     end."""
     code = "yes | head -c $0; yes n | head -c 10 >&2; exit 7"
     jobs = [["sh", "-c", code, size] for size in ("65536", "65537", "3000000")]
@@ -211,7 +212,7 @@ def all_ended(pids: list[str]) -> Callable[[], bool]:
 def test_a_signal_ends_the_batch_and_keeps_the_results(
     busybox_rootfs: Path, way: list[str], tmp_path: Path, number: int
 ) -> None:
-    """Also the results that wait for an earlier job. No process is left.
+    """Results that wait for an earlier job are kept too. No process is left.
 
     The last few jobs before the signal may have ended without the caller knowing yet.
     """
@@ -238,6 +239,7 @@ def test_a_signal_ends_the_batch_and_keeps_the_results(
 
 
 def test_a_signal_while_it_reads(busybox_rootfs: Path) -> None:
+    """A signal ends a batch that waits for input."""
     with started(busybox_rootfs, "-") as process:
         stdin, stdout = ends(process)
         stdin.write(lines([["echo", "1"]]))
@@ -274,7 +276,7 @@ def test_a_closed_output_ends_the_batch(busybox_rootfs: Path, way: list[str]) ->
 
 
 def test_a_slow_reader_does_not_delay_timeouts(busybox_rootfs: Path) -> None:
-    """The second job reaches its timeout while the pipe is full, and is still ended."""
+    """The second job is killed at its timeout although the pipe is full."""
     mark = marker()
     with started(busybox_rootfs, "-j", "2", "-") as process:
         stdin, stdout = ends(process)

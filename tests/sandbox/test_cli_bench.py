@@ -1,4 +1,4 @@
-"""`fastns bench` with real sandboxes. The tests check that there are times, not which."""
+"""`fastns bench` with real sandboxes. The tests check that times are reported, not their values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def command(*words: str) -> list[str]:
 
 
 def bench(*words: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and report."""
+    """Run the benchmark. Return the exit code and the report."""
     done = subprocess.run(
         command("--json", "-", *words), capture_output=True, text=True, timeout=TIMEOUT
     )
@@ -79,6 +79,7 @@ def test_every_contender_is_measured(root: list[str]) -> None:
 
 
 def test_the_table_and_the_last_line() -> None:
+    """The table has a line per contender. The last line is a summary."""
     done = subprocess.run(command(), capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -88,7 +89,8 @@ def test_the_table_and_the_last_line() -> None:
 
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_the_report_says_what_is_isolated(network: str) -> None:
-    """It agrees with the plans. Parked sandboxes get their network from a pool."""
+    """The report agrees with a plan, and with a template, whose parked sandboxes get their network
+    namespace from a pool."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}
     assert set(fastns.compile(boxes.spec(network)).namespaces) == expected
@@ -97,7 +99,7 @@ def test_the_report_says_what_is_isolated(network: str) -> None:
 
 
 def test_the_program_is_bound_if_the_package_is_hidden(probe_rootfs: Path) -> None:
-    """The program is below /tmp, or the root lacks it. It is bound for bwrap too."""
+    """The package is hidden if it is below /tmp or the root lacks it. bwrap gets the bind too."""
     boxes = _bench.Sandboxes(None, _bench.PLACE, support.is_root())
     assert fastns.run([boxes.inside], spec=boxes.spec()).returncode == _bench.EXIT_CODE
     with fastns.Template(boxes.spec()) as template:
@@ -121,7 +123,7 @@ def test_ctrl_c_leaves_nothing() -> None:
     words = [sys.executable, "-m", "fastns", "bench", "--rounds", "100000"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            assert eventually(lambda: len(servers(process.pid)) == 3)  # the templates'
+            assert eventually(lambda: len(servers(process.pid)) == 3)  # one per template
             before = servers(process.pid)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=TIMEOUT)
@@ -132,7 +134,7 @@ def test_ctrl_c_leaves_nothing() -> None:
 
 
 def servers(pid: int) -> list[str]:
-    """Children that have lived for a while, unlike those of a start."""
+    """Children that stay alive, unlike those of a single start."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     found = set(path.read_text().split())
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed when fastns is called."""
+"""`fastns` when it is called with stdin, stdout or stderr closed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def shell(words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("code", [0, 7])
 def test_the_commands_exit_code(closed: str, code: int) -> None:
+    """fastns exits with the command's code, whichever streams are closed."""
     done = shell(f"fastns run -- sh -c 'exit {code}' {closed}")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 def test_fds_of_fastns_do_not_replace_them() -> None:
-    """A regression test: a byte that the command wrote to stderr was taken for a signal, 15
-    (SIGTERM)."""
+    """Regression test: a byte 15 that the command wrote to stderr was taken for signal 15,
+    SIGTERM."""
     done = shell(r"fastns run -- sh -c 'printf \\17 >&2; exit 7' >&- 2>&-")
     assert done.returncode == 7
     done = shell("fastns run -- sh -c 'file=$(readlink /proc/$$/fd/1); echo $file >&2' >&-")
@@ -51,6 +52,7 @@ def test_a_batch_needs_stdin_and_stdout(words: str, message: str) -> None:
 
 
 def test_a_full_stdout_of_bench() -> None:
+    """A full stdout is an error, a closed one is not."""
     done = shell("fastns bench --rounds 1 >/dev/full")
     assert (done.returncode, done.stderr) == (125, "fastns: stdout: No space left on device\n")
     assert shell("fastns bench --rounds 1 >&-").returncode == 0

@@ -1,4 +1,4 @@
-"""The stdout and stderr of `fastns`: closed, full, or read by nobody."""
+"""`fastns` with a stdout or stderr that is closed, full or unread."""
 
 from __future__ import annotations
 
@@ -54,5 +54,6 @@ def test_an_unread_stdout_ends_it_silently(words: str) -> None:
 
 @pytest.mark.parametrize("stderr", ["&-", "/dev/full"])
 def test_an_error_that_cannot_be_printed(stderr: str) -> None:
+    """fastns still exits with 125."""
     done = shell(f"fastns run --nope 2>{stderr}")
     assert (done.returncode, done.stdout, done.stderr) == (125, "", "")

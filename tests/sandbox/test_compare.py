@@ -1,4 +1,4 @@
-"""The race against other programs: the report is complete, and names missing contenders."""
+"""The benchmark against other programs writes a complete report, which names missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fastns completion: what bash and fish offer, and that zsh can read its script."""
+"""`fastns completion`: bash and fish offer the right words, and zsh can read its script."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def by_bash(script: str, words: list[str]) -> set[str]:
     code = """
     eval "$1"; shift
     COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-    _fastns 2>/dev/null # compopt works only while a key is answered
+    _fastns 2>/dev/null # compopt fails outside a completion
     printf '%s\\n' "${COMPREPLY[@]}"
     """
     command = ["bash", "--norc", "-c", code, "-", script, *words]
@@ -68,6 +68,7 @@ def test_what_is_offered(
     not_offered: set[str],
     tmp_path: Path,
 ) -> None:
+    """The shell offers the words that fit the line, and no others of the case."""
     words = line.split(" ")
     found = by_bash(script, words) if shell == "bash" else by_fish(script, words, str(tmp_path))
     assert offered <= found
@@ -76,7 +77,7 @@ def test_what_is_offered(
 
 @pytest.mark.parametrize("shell", ["bash"])
 def test_the_command_of_a_run_is_not_completed_as_options(script: str, shell: str) -> None:
-    """Wherever the options end."""
+    """Wherever the options end, the words after them belong to the command, not to fastns."""
     for options in (["--rootfs", "x"], ["-v", "a", ":", "b"], ["--hostname", "=", "x"], ["--rm"]):
         assert "--overlay" in by_bash(script, ["fastns", "run", *options, "--ov"])
         for end in ([], ["--"]):

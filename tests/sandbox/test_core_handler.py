@@ -1,4 +1,4 @@
-"""The kernel runs a handler of core dumps on the host, as root. It must not run for a sandbox. The
+"""The kernel runs a core dump handler on the host, as root. It must not run for a sandbox. The
 setting affects the whole machine, so the test runs in a kernel of its own (tests/kernels.sh)."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""cpu_time: it limits all processes together, whether or not the caller waits, with both versions
-of cgroups."""
+"""cpu_time limits all processes of a sandbox together, whether or not the caller waits, with both
+versions of cgroups."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ def test_a_forked_process_has_its_own_thread(busybox_rootfs: Path, little: float
 
 @with_cgroups
 def test_its_thread_blocks_all_signals(busybox_rootfs: Path) -> None:
+    """fastns starts a thread to watch the CPU time, which must not take the caller's signals."""
     threads = set(os.listdir("/proc/self/task"))
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, cpu_time=60))
     box = fastns.spawn(["sleep", "60"], spec=plan)
@@ -167,6 +168,7 @@ def test_its_thread_blocks_all_signals(busybox_rootfs: Path) -> None:
 
 @with_cgroups
 def test_from_many_threads(busybox_rootfs: Path, little: float) -> None:
+    """The limit applies to each sandbox that threads start from one plan."""
     causes = []
 
     def work() -> None:

@@ -1,6 +1,5 @@
-"""How much a sandbox may take of resources that the kernel counts per user or per host: core dumps,
-fds, timers, terminals. A program takes as much as it can get, with each default limit and, as a
-control, without it."""
+"""Default limits on resources that the kernel counts per user or per host: core dumps, fds, timers,
+terminals. A program takes as much as it can get, with each limit and, as a control, without it."""
 
 from __future__ import annotations
 
@@ -148,7 +147,8 @@ def test_half_is_capped_by_the_default(probe_rootfs: Path) -> None:
 
 @contextlib.contextmanager
 def exhausted(root: Path, what: str, spec: dict[str, Any], most: int) -> Iterator[tuple[int, int]]:
-    """How much a sandbox got, and the errno that stopped it. It keeps that during the block."""
+    """Yield how much a sandbox got, and the errno that stopped it. The sandbox keeps everything
+    during the block."""
     with fastns.spawn(
         ["/exhaust", what, str(most)],
         spec=Spec(rootfs=root, **spec),
@@ -162,6 +162,7 @@ def exhausted(root: Path, what: str, spec: dict[str, Any], most: int) -> Iterato
 
 
 def test_fds(exhaust_root: Path) -> None:
+    """A sandbox can open half as many fds as its caller, and at most 4096."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     share = min(4096, soft // 2)
     with exhausted(exhaust_root, "fds", {}, soft) as got:
@@ -193,8 +194,8 @@ def test_one_sandbox_leaves_its_user_fds_to_pass(exhaust_root: Path, init: bool)
 def test_one_sandbox_leaves_its_user_inotify_instances(
     exhaust_root: Path, users: str, init: bool
 ) -> None:
-    """They also count for the creator of the user namespace: for root, although its sandboxes run
-    as other users."""
+    """The kernel also counts them for the creator of the user namespace. That may be root, although
+    its sandboxes run as other users."""
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     most = min(most, int(Path(userns.INOTIFY_LIMIT).read_text()))
     if not 4 <= most <= 2000:
@@ -232,7 +233,7 @@ words = ["/exhaust", "fds-in-flight", "600"]
 with fastns.spawn(words, spec=more, stdin=fastns.PIPE, stdout=fastns.PIPE) as sandbox:
     print(sandbox.stdout.readline())
     try:
-        assert fastns.run(["/exhaust"], spec=Spec(rootfs=root)).returncode == 2  # passes none
+        assert fastns.run(["/exhaust"], spec=Spec(rootfs=root)).returncode == 2  # passes no fd
         if way == "template":
             Template(Spec(rootfs=root)).run(["/exhaust"])
         elif way == "run":
@@ -251,7 +252,7 @@ if template:
 @pytest.mark.as_user
 @pytest.mark.parametrize("way", ["template", "run", "spawn"])
 def test_the_error_of_a_start_that_may_pass_no_fd(exhaust_root: Path, way: str) -> None:
-    """A single sandbox with higher limits can cause it."""
+    """A single sandbox with higher limits can put so many fds in flight."""
     done = subprocess.run(
         [sys.executable, "-c", NO_FDS_TO_PASS, str(exhaust_root), way],
         capture_output=True,
@@ -299,7 +300,7 @@ assert template.run(["/exhaust"]).returncode == 2
 def test_an_exception_ends_the_wait_to_pass_an_fd(
     exhaust_root: Path, how: str, parked: int
 ) -> None:
-    """The exception of a signal handler ends it at once."""
+    """An exception from a signal handler ends the wait at once."""
     done = subprocess.run(
         [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(parked)],
         capture_output=True,
@@ -310,7 +311,7 @@ def test_an_exception_ends_the_wait_to_pass_an_fd(
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_one_sandbox_leaves_its_user_timers(exhaust_root: Path, init: bool) -> None:
-    """The kernel counts them in the sandbox's user namespace and in its caller's."""
+    """The kernel counts timers in the sandbox's user namespace and in its caller's."""
     soft = resource.getrlimit(resource.RLIMIT_SIGPENDING)[0]
     if soft < 1000:
         support.skip_missing("1000 pending signals")

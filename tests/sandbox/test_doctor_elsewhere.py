@@ -1,5 +1,5 @@
-"""`fastns doctor` in limited environments: a user namespace, a container's filter, a sandbox,
-without libseccomp. It names the environment and what helps, and never ends in a traceback."""
+"""`fastns doctor` in limited environments: in a user namespace, under a container's filter, in a
+sandbox, without libseccomp. It names the environment and a fix, and never ends in a traceback."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ def test_on_the_host() -> None:
 
 
 def test_in_a_user_namespace(with_userns: None) -> None:
+    """The doctor names the user namespace, and no basic check fails."""
     code, checks = examined(["unshare", "-Ur", *DOCTOR])
     assert (code, failing(checks)) == (0, set())
     assert checks["surroundings"]["detail"] == "a user namespace with one id"
@@ -102,6 +103,7 @@ def test_in_a_user_namespace(with_userns: None) -> None:
 
 @pytest.mark.parametrize("drop", [False, True], ids=["all rights", "docker's rights"])
 def test_under_dockers_filter(drop: bool) -> None:
+    """The doctor names the filter, and the fixes name Docker's option."""
     setpriv = ["setpriv", "--bounding-set", "-sys_admin,-sys_ptrace,-net_admin", "--inh-caps=-all"]
     if drop and not support.is_root():
         return  # a user has no rights to drop
@@ -124,7 +126,7 @@ def test_the_lines_do_not_repeat_a_fix() -> None:
 
 
 def test_without_libseccomp() -> None:
-    """Only custom profiles need it."""
+    """Only custom profiles need libseccomp."""
     code, checks = examined([*WITHOUT_LIBSECCOMP, "doctor"])
     assert code == 0
     missing = checks["profiles of one's own"]
@@ -158,6 +160,7 @@ def sandbox_with_fastns(tmp_path: Path, **fields: Any) -> Iterator[Spec]:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
+    """The doctor names the sandbox, and the fixes name fastns' option."""
     if way == "template" and not support.is_root():
         return  # a user's template cannot have this overlay
     with sandbox_with_fastns(tmp_path, init=way == "init") as spec, contextlib.ExitStack() as stack:
@@ -178,7 +181,8 @@ def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "7:7"])
 def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
-    """Namespaces can be made, as the hints of the test above promise."""
+    """Namespaces can be made, as the fixes in the test above promise. For uid 0 they cannot, and
+    the fix names another user."""
     with sandbox_with_fastns(tmp_path, seccomp="unconfined", user=user) as spec:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert done.stderr == ""

@@ -1,6 +1,6 @@
-"""What happens if the kernel or a filter around the caller lacks a system call.
+"""What happens if the kernel lacks a system call, or a filter around the caller refuses it.
 
-A seccomp filter around a separate interpreter hides each call.
+Each test hides a call with a seccomp filter around a separate interpreter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HIDDEN = [errno.ENOSYS, errno.EPERM]  # an old kernel; an outer container's filt
 
 
 def test_the_call_is_really_hidden() -> None:
-    """The control of this file: the hidden call fails with the chosen errno, other calls work."""
+    """Control for this file: the hidden call fails with the chosen errno, and other calls work."""
     for call, number in (("clone3", 435), ("openat2", 437)):
         code = f"""
 libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +68,7 @@ for init in (False, True):
 
 @pytest.mark.parametrize("init", [False, True])
 def test_a_time_namespace_needs_clone3(probe_rootfs: Path, init: bool) -> None:
-    """It fails instead of being silently left out."""
+    """The start fails; the namespace is not silently left out."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1], namespaces={{"time": "new"}}, init={init}))
@@ -98,7 +98,7 @@ except SpawnError as exc:
 @pytest.mark.parametrize("error", HIDDEN)
 @pytest.mark.parametrize("init", [False, True])
 def test_targets_are_found_without_openat2(probe_rootfs: Path, error: int, init: bool) -> None:
-    """The default mounts, volumes, files, and directories made on the way."""
+    """Covers default mounts, volumes, files, and directories made on the way to a target."""
     code = f"""{RUN}
 spec = Spec(rootfs=sys.argv[1], init={init}, files={{"/tmp/a/b": "made", "/etc/hosts": "own"}},
             mounts=[Mount("/tmp/c/d", source="/usr"), Mount("/mnt", type="tmpfs")])
@@ -113,6 +113,7 @@ for path in ("/tmp/c/d/bin", "/mnt", "/dev/null", "/dev/pts/ptmx", "/proc/self")
 
 @pytest.mark.parametrize("error", HIDDEN)
 def test_missing_targets_without_openat2(probe_rootfs: Path, error: int) -> None:
+    """A missing target fails with the right errno and path."""
     code = f"""{RUN}
 for target in ("/missing", "/etc/hosts/below", "/mnt/a/b"):
     try:
@@ -173,7 +174,7 @@ print(sum(outcomes.values()), outcomes["ran"])
 def test_special_directories_without_openat2(
     probe_rootfs: Path, public_dir: Path, error: int, name: str
 ) -> None:
-    """Links there are refused, with the path (CVE-2019-19921)."""
+    """A link in its place is refused, and the error has the path (CVE-2019-19921)."""
     code = f"""{RUN}
 try:
     run(["/true"], spec=Spec(rootfs=sys.argv[1]))

@@ -28,6 +28,7 @@ def plan(request: pytest.FixtureRequest, probe_rootfs: Path) -> fastns.Plan:
 
 
 def test_poll_and_wait(plan: fastns.Plan) -> None:
+    """poll() returns None until the end. Then poll() and wait() return the same returncode."""
     with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
         assert sandbox.poll() is None
         assert sandbox.returncode is None
@@ -60,7 +61,7 @@ def test_the_exit_code(plan: fastns.Plan, code: int) -> None:
     [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT, signal.SIGHUP, signal.SIGRTMIN + 2],
 )
 def test_a_signal_is_a_negative_returncode(busybox_rootfs: Path, number: int) -> None:
-    """With init=True too, where the reaper reports how the command ended."""
+    """This is so with init=True too, where the reaper reports how the command ended."""
     for fields in ({"init": True}, {"namespaces": {"pid": "host"}}):
         spec = fastns.Spec(rootfs=busybox_rootfs, **fields)
         done = fastns.run(["sh", "-c", f"kill -{int(number)} $$; sleep 60"], spec=spec)
@@ -68,10 +69,12 @@ def test_a_signal_is_a_negative_returncode(busybox_rootfs: Path, number: int) ->
 
 
 def test_a_crash(plan: fastns.Plan) -> None:
+    """The returncode is the negative number of the signal."""
     assert fastns.run(["/probe", "--crash"], spec=plan).returncode == -signal.SIGILL
 
 
 def test_check(plan: fastns.Plan) -> None:
+    """check=True raises a CalledProcessError with the output."""
     argv = ["/probe", "--exit", "3"]
     with pytest.raises(fastns.CalledProcessError) as caught:
         fastns.run(argv, spec=plan, check=True, capture_output=True)
@@ -123,6 +126,7 @@ def test_signals_after_the_end_do_nothing(plan: fastns.Plan) -> None:
 
 
 def test_a_signal_that_does_not_exist(plan: fastns.Plan) -> None:
+    """Sending it raises OSError, and the sandbox keeps running."""
     with fastns.spawn(["/probe", "--sleep", "60"], spec=plan) as sandbox:
         with pytest.raises(OSError, match="Invalid argument"):
             sandbox.send_signal(1234)
@@ -134,6 +138,7 @@ def test_a_signal_that_does_not_exist(plan: fastns.Plan) -> None:
 
 
 def test_pid_and_pidfd(plan: fastns.Plan) -> None:
+    """Both refer to the sandbox's first process. Reaping the process closes the pidfd."""
     mark = marker()
     with fastns.spawn(["/probe", "--sleep", mark], spec=plan) as sandbox:
         pid = sandbox.pid
@@ -182,10 +187,11 @@ def test_usage(busybox_rootfs: Path) -> None:
 
 
 def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
+    """max_rss is the command's if the command is larger than the caller."""
     spec = fastns.Spec(rootfs=busybox_rootfs, init=True)
     own = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )  # max_rss of a direct start begins there
+    )  # the max_rss of a direct start is never below this
     code = f"dd if=/dev/zero of=/dev/null bs={own + 200_000_000} count=1 2>/dev/null; true"
     done = fastns.run(["sh", "-c", code], spec=spec)
     assert done.usage.max_rss > own + 150_000_000
@@ -193,7 +199,7 @@ def test_max_rss_of_a_large_command(busybox_rootfs: Path) -> None:
 
 
 def test_wall_time_ends_with_the_sandbox(plan: fastns.Plan) -> None:
-    """It ends when poll() has found the end, and a later wait() does not change it."""
+    """wall_time is set when poll() finds the end, and a later wait() does not change it."""
     with fastns.spawn(["/true"], spec=plan) as sandbox:
         select.select([sandbox.pidfd], [], [], 20)
         sandbox.poll()
@@ -207,6 +213,7 @@ def test_wall_time_ends_with_the_sandbox(plan: fastns.Plan) -> None:
 
 
 def test_the_block_waits(plan: fastns.Plan) -> None:
+    """The end of the block waits for the end of the sandbox."""
     with fastns.spawn(["/probe", "--sleep", "0.05"], spec=plan) as sandbox:
         assert sandbox.poll() is None
     assert sandbox.returncode == 0
@@ -251,6 +258,7 @@ def test_a_handle_of_an_ended_sandbox_is_dropped_silently(plan: fastns.Plan) -> 
 
 
 def test_two_threads_wait_for_one_handle(plan: fastns.Plan) -> None:
+    """Each thread gets its result, and none hangs."""
     for _ in range(50):
         codes: list[object] = []
         with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
@@ -271,6 +279,7 @@ def test_two_threads_wait_for_one_handle(plan: fastns.Plan) -> None:
 
 
 def test_two_threads_kill_and_wait(plan: fastns.Plan) -> None:
+    """The sandbox is killed, and no thread hangs."""
     for _ in range(50):
         with fastns.spawn(["/probe", "--sleep", "60"], spec=plan) as sandbox:
             threads = [
@@ -286,7 +295,7 @@ def test_two_threads_kill_and_wait(plan: fastns.Plan) -> None:
 
 
 def test_sigchld_ignored(probe_rootfs: Path) -> None:
-    """The kernel then reaps children itself. Each wait is an error that says so, never a hang."""
+    """The kernel then reaps children itself. Each wait raises an error that says so; none hangs."""
     code = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for init in (False, True):
@@ -315,7 +324,7 @@ for init in (False, True):
 
 
 def test_another_thread_that_reaps_everything(probe_rootfs: Path) -> None:
-    """As a child watcher of the application may do. A wait returns the result or fails; it never
+    """A child watcher of the application may do this. A wait returns the result or fails; it never
     hangs and never returns another sandbox's result."""
     code = """
 stop = threading.Event()

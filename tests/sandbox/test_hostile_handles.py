@@ -1,4 +1,4 @@
-"""Handles of the caller that code inside might get hold of: its program, directories and fds."""
+"""Code inside must not get hold of the caller's program, directories or fds."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_traps_work(traps: Path) -> None:
 
 @pytest.fixture
 def held(public_dir: Path) -> Iterator[list[int]]:
-    """64 directories of the host, open and inheritable."""
+    """64 inheritable fds of a directory of the host."""
     fds = [os.open(public_dir, os.O_RDONLY | os.O_DIRECTORY) for _ in range(64)]
     for fd in fds:
         os.set_inheritable(fd, True)
@@ -151,6 +151,7 @@ def held(public_dir: Path) -> Iterator[list[int]]:
 def test_a_callers_directory_as_cwd(
     probe_rootfs: Path, held: list[int], form: str, way: str
 ) -> None:
+    """A path through an fd of the caller cannot be the cwd."""
     spec = Spec(rootfs=probe_rootfs, **fields(way))
     for fd in held:
         with pytest.raises(SpawnError) as caught:
@@ -163,7 +164,7 @@ def test_a_callers_directory_as_cwd(
 def test_a_link_to_a_callers_directory_as_cwd(
     probe_rootfs: Path, public_dir: Path, held: list[int], way: str
 ) -> None:
-    """The cwd is a link in the root."""
+    """The cwd is a link in the root, which points to the fd."""
     root = support.copy_tree(probe_rootfs, public_dir / "led")
     try:
         for number, fd in enumerate(held[:8]):
@@ -228,7 +229,7 @@ class Opening:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_sandboxes_fds(probe_rootfs: Path, public_dir: Path, way: str) -> None:
-    """The sandbox has 0, 1, 2 and the passed fds, with the right files, and no others."""
+    """The sandbox has fds 0, 1, 2 and the passed ones, with the right files, and no others."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, **fields(way)))
     given = []
     for _ in range(3):
@@ -273,8 +274,8 @@ PLAN = "<QQIIIIIIIxxxxQQIIIIIxxxxQQ"  # struct fns_plan
 
 
 def executed_again(root: Path, seals: int) -> int:
-    """The exit code of a command that executes /proc/self/exe with its own plan, which executes
-    /true."""
+    """Execute fastns' program as a command, with a plan that executes /true in a memfd with these
+    seals. Return the exit code."""
     offset = 2 * struct.calcsize(PLAN)
     plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 14)
     content = plan + plan + b"\0"
@@ -295,8 +296,8 @@ def executed_again(root: Path, seals: int) -> int:
 
 
 def test_the_program_takes_no_plan_of_a_command(probe_rootfs: Path) -> None:
-    """It accepts a plan only in a sealed memory file, which no file of a root can be. The control
-    passes one in."""
+    """The program accepts a plan only in a sealed memfd, and no file of a root can be one. The
+    control passes a sealed memfd in."""
     every = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     assert executed_again(probe_rootfs, 0) == 127
     assert executed_again(probe_rootfs, every & ~fcntl.F_SEAL_WRITE) == 127

@@ -1,4 +1,4 @@
-"""Roots full of symbolic links, with odd files instead of targets, or changing during a start.
+"""Hostile roots: full of symbolic links, with odd files as targets, or changing during a start.
 
 Whatever the root contains, nothing is mounted, made or changed outside it. The canaries are a
 directory that the links lead to and a tree beside the root; their content and times must not
@@ -73,6 +73,7 @@ def counterpart(place: Place) -> Path:
 
 @pytest.mark.parametrize(("fields", "inner"), EVERYWHERE, ids=str)
 def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -> None:
+    """No link leads outside. Links are followed if their target exists inside."""
     if inner:
         counterpart(place)
     places = hostile.plant(place.root, place.outside, place.fd, place.file)
@@ -83,7 +84,7 @@ def test_links_lead_nowhere(place: Place, fields: dict[str, Any], inner: bool) -
 
 
 def test_an_ordinary_lookup_leads_outside(tmp_path: Path) -> None:
-    """The negative control: a path of root and target joined, and looked up, leads to the
+    """The negative control: an ordinary lookup of the root joined with the target reaches the
     canary."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
@@ -137,13 +138,13 @@ def test_a_link_on_the_way_through_a_volume(place: Place, bash_rootfs: Path) -> 
 
 # ---- /proc, /sys, /dev (CVE-2019-19921) ----
 
-OWN = {"proc": "pid", "sys": "network"}  # the namespace that a new one belongs to
+OWN = {"proc": "pid", "sys": "network"}  # the namespace that a new mount of it shows
 SPECIAL = ("proc", "sys", "dev")
 
 
 def ways(name: str) -> dict[str, dict[str, Any]]:
-    """What may be mounted there: a new one by default, a bind if the namespace is the host's, or a
-    mount of the spec."""
+    """What can be mounted there: a new file system by default, a bind if the namespace is the
+    host's, or a mount of the spec."""
     found: dict[str, dict[str, Any]] = {
         "default": {},
         "rbind": {"mounts": [Mount(f"/{name}", source=f"/{name}", options=["rbind"])]},
@@ -162,7 +163,8 @@ WAYS = [(name, way) for name in SPECIAL for way in ways(name)]
     "link", ["tmp", "/tmp", "{outside}", "../outside", "{name}", "/proc/self/root"]
 )
 def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, link: str) -> None:
-    """Refused, with the path. The checks of /proc would not find a /proc elsewhere."""
+    """The link is refused, with the path. A /proc mounted elsewhere would escape the checks of
+    /proc."""
     (place.root / name).rmdir()
     (place.root / name).symlink_to(link.format(outside=place.outside, name=name))
     plan = fastns.compile(Spec(rootfs=place.root, **ways(name)[way]))
@@ -178,6 +180,7 @@ def test_a_special_directory_that_is_a_link(place: Place, name: str, way: str, l
 def test_a_special_directory_that_is_no_directory(
     place: Place, name: str, way: str, kind: str
 ) -> None:
+    """A file of another kind, or none, is refused, with the path."""
     (place.root / name).rmdir()
     make(place.root / name, kind)
     with pytest.raises(SpawnError) as caught:
@@ -229,7 +232,7 @@ KINDS = ["file", "fifo", "socket", *(["device"] if support.is_root() else [])]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_odd_file_instead_of_a_directory(place: Place, kind: str) -> None:
-    """It is not opened: a FIFO would block."""
+    """An odd file is never opened: a FIFO would block."""
     make(place.root / "odd", kind)
     for mount in (
         Mount("/odd", type="tmpfs"),
@@ -244,7 +247,7 @@ def test_an_odd_file_instead_of_a_directory(place: Place, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_covers_an_odd_file(place: Place, kind: str) -> None:
-    """It is covered, not opened, written or replaced."""
+    """The odd file is covered, not opened, written or replaced."""
     make(place.root / "odd", kind)
     before = (place.root / "odd").lstat()
     bind = Mount("/odd", source=str(place.outside / "file"), options=["ro"])
@@ -305,7 +308,7 @@ def test_a_root_that_changes_during_a_start(place: Place, init: bool) -> None:
 
 
 def test_a_template_of_a_root_that_changes(place: Place) -> None:
-    """Its server mounts once, and each sandbox again over its own layer."""
+    """The server mounts once. Each sandbox mounts again over its own layer."""
     outcomes = {"ran": 0, "refused": 0}
     mounts = [
         Mount("/real/new/x", source=str(place.outside), options=hostile.MAKE),
@@ -374,7 +377,7 @@ def test_a_check_before_use_leads_outside(tmp_path: Path) -> None:
 
 
 def test_special_directories_that_change_during_a_start(place: Place) -> None:
-    """/proc is exchanged with a link: it is mounted on the directory, or refused."""
+    """While /proc changes places with a link, proc is mounted on the directory or refused."""
     (place.root / "other").symlink_to("tmp")
     spec = Spec(rootfs=place.root, network="host")
     outcomes = {"ran": 0, "refused": 0}

@@ -1,4 +1,4 @@
-"""The modules that a start imports. Each program that runs one command waits for them."""
+"""A start imports few modules, because a program that runs one command waits for all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Modules that take as long to import as much of a start, or import such a module.
+# Modules whose import takes a large part of the time of a start, or that import such a module.
 HEAVY = {
     *("argparse", "asyncio", "collections", "contextlib", "ctypes", "dataclasses", "enum"),
     *("fastns._policy.libseccomp", "fastns.doctor", "fastns.seccomp", "fcntl", "functools"),
@@ -36,7 +36,7 @@ RUNS = {
 
 @pytest.mark.parametrize("body", RUNS.values(), ids=RUNS)
 def test_nothing_heavy_is_imported(body: str) -> None:
-    # -S: otherwise modules that site imports would count.
+    # -S: modules that site imports are loaded before the body, so the check would miss them.
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{IMPORTED}"]
     command[-1] = command[-1].replace("{body}", body)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,5 +1,5 @@
-"""Children inherit the personality and oom_score_adj, whatever their namespaces; a sandbox does
-not. Also: callers whose files in /proc belong to root."""
+"""A child inherits the personality and oom_score_adj, whatever its namespaces. A sandbox must not
+inherit a personality or a negative oom_score_adj. Also: callers whose files in /proc are root's."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ with open("/proc/self/personality") as own:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_negative_oom_score_adj_is_not_inherited(probe_rootfs: Path, way: str) -> None:
-    """Setting a negative value takes a right that root may lack, so the test pretends that 300 is
-    one."""
+    """Setting a negative value needs a capability that even root may lack, so the test pretends
+    that 300 is negative."""
     text = """
 def adjust(text):
     with open("/proc/self/oom_score_adj", "r+") as own:

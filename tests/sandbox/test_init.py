@@ -1,4 +1,4 @@
-"""init=True: pid 1 is a reaper with its own memory, and the command is its child."""
+"""With init=True, pid 1 is a reaper with its own memory, and the command is its child."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def vm_size(pid: int | str) -> int:
 
 
 def test_the_command_is_its_child(report: Report) -> None:
+    """The command is pid 2, the child of the reaper."""
     seen = report(init=True)
     assert (seen["pid"], seen["ppid"], seen["proc_pids"]) == (2, 1, [1, 2])
     # The command inherits nothing of the reaper.
@@ -85,7 +86,7 @@ def test_a_pid_1s_signals_to_itself_are_lost() -> None:
 
 
 def test_forwarded_signals_arrive_in_order(debian_rootfs: Path) -> None:
-    """Each arrives once, and the command may go on."""
+    """Each signal arrives once, and the command continues after it."""
     code = """
 import signal, sys
 wanted = {signal.SIGUSR1, signal.SIGTERM}
@@ -158,6 +159,7 @@ def test_the_reapers_memory_and_fds_are_out_of_reach(bash_rootfs: Path) -> None:
 
 
 def test_init_with_other_fields(report: Report) -> None:
+    """A reaper does not change what other fields do."""
     seen = report(init=True, overlay=True, read_only=True, hostname="inside", umask=0o077,
                   files={"/etc/hosts": "x"}, namespaces={"user": "new"}, user="5:6")  # fmt: skip
     assert (seen["uid"], seen["gid"], seen["hostname"]) == (5, 6, "inside")

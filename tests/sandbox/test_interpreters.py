@@ -1,5 +1,5 @@
-"""Subinterpreters are refused, and a free-threaded Python gets its GIL back, with a warning. The
-main interpreter works on."""
+"""Subinterpreters are refused, and the main interpreter keeps working. A free-threaded Python gets
+its GIL back, with a warning."""
 
 from __future__ import annotations
 

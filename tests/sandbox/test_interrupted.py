@@ -1,4 +1,4 @@
-"""An exception between any two Python instructions (Ctrl-C) leaves no fd and no process."""
+"""An exception between any two Python instructions, as from Ctrl-C, leaves no fd and no process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def interrupted(call: Callable[[], object], step: int) -> bool:
 
 
 def fds() -> list[str]:
-    """All open fds except those that the engine keeps: of the program and of plans."""
+    """All open fds except the memfds that fastns keeps, of its program and of plans."""
     here = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         found = []

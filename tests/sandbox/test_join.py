@@ -49,13 +49,14 @@ def check_joined(namespaces: dict[str, str], probe: Path) -> fastns.Sandbox:
 @pytest.mark.as_root
 @pytest.mark.parametrize("kind", NAMESPACES)
 def test_one(other: fastns.Sandbox, probe: Path, kind: str) -> None:
+    """A sandbox can join one namespace of each kind."""
     sandbox = check_joined(paths(other, kind), probe)
     assert sandbox.method == ("staged" if kind in BEFORE else "direct")
 
 
 @pytest.mark.as_root
 def test_two(other: fastns.Sandbox, probe: Path) -> None:
-    """Every pair, because the order of joining must be right for each."""
+    """Tests every pair, because the order of joining must be right for each."""
     for pair in itertools.combinations(NAMESPACES, 2):
         check_joined(paths(other, *pair), probe)
 
@@ -70,7 +71,7 @@ def test_one_with_its_user_namespace(other: fastns.Sandbox, probe: Path, kind: s
 
 @pytest.mark.as_user
 def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     with pytest.raises(SpawnError) as caught:
         check_joined(paths(other, "uts"), probe)
     exc = caught.value
@@ -79,7 +80,7 @@ def test_one_without_its_user_namespace(other: fastns.Sandbox, probe: Path) -> N
 
 
 def test_all(other: fastns.Sandbox) -> None:
-    """What an `exec` into a sandbox does."""
+    """Joins all of them, as an `exec` into a sandbox does."""
     spec = Spec(namespaces=paths(other, *NAMESPACES), user="7:8")
     with fastns.spawn(["/probe"], spec=spec, stdout=fastns.PIPE) as sandbox:
         out, _ = sandbox.communicate(timeout=20)
@@ -95,6 +96,7 @@ def test_all(other: fastns.Sandbox) -> None:
 
 
 def test_an_id_the_joined_user_namespace_lacks(other: fastns.Sandbox) -> None:
+    """The start fails at setgid."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/probe"], spec=Spec(namespaces=paths(other, "user", "mount"), user="0:0"))
     assert (caught.value.stage, caught.value.errno) == ("setgid", errno.EINVAL)
@@ -114,7 +116,7 @@ def test_a_joiner_ends_with_the_joined_sandbox(other: fastns.Sandbox) -> None:
 
 @pytest.mark.as_root
 def test_unshare_each_kind() -> None:
-    """In a process with one thread. New pid and time namespaces apply to its children."""
+    """The process has one thread. New pid and time namespaces apply to its children."""
     out = script("""
 names = {"mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net", "user": "user",
          "cgroup": "cgroup", "pid": "pid_for_children", "time": "time_for_children"}
@@ -139,6 +141,7 @@ for kind, name in names.items():
 
 @pytest.mark.as_root
 def test_unshare_and_setns_of_a_thread() -> None:
+    """unshare() and setns() affect only the thread that calls them."""
     out = script("""
 def name(): return os.readlink("/proc/thread-self/ns/uts")
 main = name()
@@ -164,6 +167,7 @@ assert name() == main
 @pytest.mark.parametrize("target", ["sandbox", "sandbox.pid", "sandbox.pidfd",
                                     "f'/proc/{sandbox.pid}/ns/uts'"])  # fmt: skip
 def test_setns_takes(probe_rootfs: Path, target: str) -> None:
+    """setns() takes a Sandbox, a pid, a pidfd or a path, and leaves no fd open."""
     out = script(
         f"""
 spec = fastns.Spec(rootfs=sys.argv[1], hostname="joined")
@@ -187,6 +191,7 @@ except fastns.SpawnError as exc:
 
 @pytest.mark.as_root
 def test_setns_of_several(probe_rootfs: Path) -> None:
+    """One call joins several namespaces of a sandbox."""
     out = script(
         """
 kinds = {"uts": "uts", "ipc": "ipc", "network": "net", "cgroup": "cgroup"}
@@ -218,6 +223,7 @@ print("unshared")
 
 
 def test_calls_refused_to_a_process_with_threads() -> None:
+    """The calls fail, the hint names threads, and no namespace changes."""
     out = script("""
 stop = threading.Event()
 worker = threading.Thread(target=stop.wait)
@@ -245,6 +251,7 @@ stop.set()
 @pytest.mark.as_user
 @pytest.mark.parametrize("kind", [kind for kind in NAMESPACES if kind != "user"])
 def test_unshare_without_the_right(kind: str) -> None:
+    """unshare() fails with EPERM."""
     with pytest.raises(SpawnError) as caught:
         fastns.unshare(kind)
     assert (caught.value.stage, caught.value.errno) == ("unshare", errno.EPERM)
@@ -255,6 +262,7 @@ def test_unshare_without_the_right(kind: str) -> None:
     [("/nonexistent", errno.ENOENT), (2**22 + 1, errno.ESRCH), (2**31 - 1, errno.ESRCH)],
 )
 def test_setns_of_a_missing_target(target: str | int, code: int) -> None:
+    """setns() fails with the errno for a missing file or process."""
     with pytest.raises(SpawnError) as caught:
         fastns.setns(target, "uts")
     assert (caught.value.stage, caught.value.errno) == ("setns", code)

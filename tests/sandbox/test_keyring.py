@@ -1,5 +1,6 @@
-"""The caller's keys: a sandbox has a session keyring of its own, even without a filter that refuses
-the keyring calls. The control is an ordinary child of the caller, which inherits the keyring."""
+"""A sandbox cannot reach the caller's keys. It has its own session keyring, even without a filter
+that refuses the keyring calls. The control is an ordinary child of the caller, which inherits the
+caller's keyring."""
 
 from __future__ import annotations
 
@@ -66,10 +67,10 @@ def test_the_callers_keys_are_out_of_reach(probe_rootfs: Path, probe: Path) -> N
             assert seen["session"] != session, way
             assert {seen["read"], seen["link"]} == {"EACCES"}, way
             assert {seen["search"], seen["request"]} <= {"ENOKEY", "EACCES"}, way
-    for way in ("direct", "init", "user"):  # the keyring is new and its own
+    for way in ("direct", "init", "user"):  # each has its own, new keyring
         assert len({seen["session"] for seen in found[way]}) == 3
         assert {seen["add"] for seen in found[way]} == {"worked"}
-    for way in ("template", "parked", "user-template"):  # a shared keyring: none may add to it
+    for way in ("template", "parked", "user-template"):  # shared, so none may add to it
         assert {seen["add"] for seen in found[way]} == {"EACCES"}
 
 
@@ -123,5 +124,6 @@ def test_a_quota_that_is_used_up(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
 def test_a_machine_without_keys(probe_rootfs: Path, error: int) -> None:
+    """Sandboxes start if the kernel lacks keyctl(2) or a filter refuses it."""
     code = "print(fastns.run([sys.argv[1]], spec=fastns.Spec(seccomp='unconfined')).returncode)"
     assert without("keyctl", error, code, "/bin/true") == "0\n"

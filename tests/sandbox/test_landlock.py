@@ -1,5 +1,5 @@
-"""Spec.landlock: only the listed files can be used, in every way of starting. Also missing paths
-and kernels without Landlock. The control of each test is the same sandbox without landlock."""
+"""With Spec.landlock only the listed files can be used, in every way of starting. Also: missing
+paths, and kernels without Landlock. The control is the same sandbox without landlock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def there() -> None:
         support.skip_missing("Landlock in the kernel")
 
 
-# A line per attempt, with whether it works under ONLY.
+# Each line is an attempt, after whether it must work under ONLY.
 STEPS = """
 yes cat /etc/passwd
 no  cat /etc/group
@@ -89,7 +89,7 @@ def run_tree(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 
 def fields(root: Path) -> dict[str, Any]:
-    # idmap: the user inside owns it, with root's range of ids too.
+    # idmap: the user inside owns it, even in root's sandboxes, which have a range of ids.
     mounts = [fastns.Mount("/run", source=str(root / "run"), options=["idmap"])]
     return {"rootfs": root, "overlay": True, "mounts": mounts}
 
@@ -102,12 +102,13 @@ def test_other_files_are_out_of_reach(run_tree: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "template"])
 def test_without_landlock_all_files_are_in_reach(run_tree: Path, way: str) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     with runner(way, **fields(run_tree)) as go:
         assert [step for step, worked in tried(go) if not worked] == []
 
 
 def test_in_a_batch_and_without_a_rootfs(busybox_rootfs: Path) -> None:
+    """The rules also apply in a batch, and without a rootfs."""
     spec = PlainSpec(rootfs=busybox_rootfs, landlock={"read": ["/bin"]})
     jobs = [["cat", "/etc/passwd"], ["ls", "/bin"]] * 4
     with Template(spec) as template:
@@ -139,6 +140,7 @@ def test_the_command_must_be_readable(busybox_rootfs: Path, way: str) -> None:
 def test_a_path_that_cannot_be_opened(
     busybox_rootfs: Path, way: str, path: str, error: int
 ) -> None:
+    """The start fails at the op for that path."""
     given = {"rootfs": busybox_rootfs, "landlock": {"read": ["/bin"], "write": [path]}}
     with runner(way, **given) as go, pytest.raises(SpawnError) as caught:
         go(["true"])
@@ -173,6 +175,7 @@ def test_links_are_followed_inside(run_tree: Path) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_too_few_fds_for_the_rules(busybox_rootfs: Path, init: bool) -> None:
+    """The start fails with EMFILE, and the hint names the limit."""
     for most, works in ((3, False), (4, False), (8, True)):
         spec = PlainSpec(
             rootfs=busybox_rootfs, init=init, landlock={"read": ["/"]},
@@ -190,6 +193,7 @@ def test_too_few_fds_for_the_rules(busybox_rootfs: Path, init: bool) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("more", [{}, {"user": "5:6"}, {"seccomp": "unconfined", "user": "5:6"}])
 def test_without_no_new_privileges(busybox_rootfs: Path, more: dict[str, Any]) -> None:
+    """The rules also apply in root's sandboxes without no_new_privileges."""
     given = {"rootfs": busybox_rootfs, "landlock": {"read": ["/bin"]}, "no_new_privileges": False}
     spec = PlainSpec(**given, **more)
     done = fastns.run(["cat", "/etc/passwd"], spec=spec, capture_output=True)
@@ -243,6 +247,7 @@ def specs(root: Path, **given: Any) -> tuple[PlainSpec, PlainSpec]:
 
 
 def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
+    """A sandbox with rules cannot connect to abstract sockets outside."""
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
     ruled, control = specs(debian_rootfs, network="host")
@@ -255,9 +260,11 @@ def test_abstract_sockets_outside(debian_rootfs: Path) -> None:
 
 
 def test_processes_outside(debian_rootfs: Path) -> None:
+    """A sandbox with rules cannot signal processes outside."""
     if ABI < 6:
         support.skip_missing("Landlock's scopes (ABI 6)")
-    # With the same uid, so that Unix permissions allow it. Root's sandboxes have others by default.
+    # The sandbox needs the caller's uid, or Unix permissions would refuse the signal. Root's
+    # sandboxes have other uids by default.
     alike = {"pid": "host", "user": "host"} if os.geteuid() == 0 else {"pid": "host"}
     ruled, control = specs(debian_rootfs, namespaces=alike)
     pid = str(os.getpid())
@@ -277,7 +284,7 @@ def test_ioctls_work_on_writable_devices(debian_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, {"read": ["/"]}])
 def test_a_program_may_restrict_itself_further(probe_rootfs: Path, given: Any) -> None:
-    """The default filter allows these calls."""
+    """The default filter allows Landlock's calls."""
     spec = PlainSpec(rootfs=probe_rootfs, landlock=given)
     done = fastns.run(["/probe", "--restrict", "/etc/hosts"], spec=spec, capture_output=True)
     assert done.stderr == b"probe: read /etc/hosts: EACCES\n"

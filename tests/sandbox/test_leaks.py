@@ -22,7 +22,7 @@ Scenario = Callable[[], None]
 
 
 def scenarios(root: Path) -> dict[str, Scenario]:
-    """Every end of a start that is cheap to provoke. Failures are named after their stage."""
+    """Every outcome of a start that is cheap to provoke. Failures are named after their stage."""
 
     def spec(**fields: Any) -> fastns.Plan:
         fields = {"rootfs": root, "default_mounts": False, "network": "host", **fields}
@@ -171,7 +171,7 @@ def test_the_callers_fds_are_left_alone(probe_rootfs: Path, inheritable: bool) -
 
 
 def descriptions() -> dict[str, str]:
-    """What each fd refers to, without the memory files that the engine keeps."""
+    """What each fd refers to, except the memfds that fastns keeps."""
     found = every_description()
     return {fd: text for fd, text in found.items() if not text.startswith("/memfd:fastns-")}
 
@@ -189,7 +189,7 @@ def every_description() -> dict[str, str]:
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_running_out_of_fds_leaves_nothing(probe_rootfs: Path, init: bool) -> None:
-    """With each number of free fds from 0 on, a sandbox works or fails with a clean SpawnError."""
+    """However few fds are free, a start works or fails with a clean SpawnError."""
     code = """
 import resource
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], init=sys.argv[2] == "True"))
@@ -294,7 +294,7 @@ assert children() == [], children()
 
 
 def test_number_of_memory_files(probe_rootfs: Path) -> None:
-    """The engine keeps one for the program and one per plan, however often a plan is started."""
+    """fastns keeps one memfd for the program and one per plan, however often a plan is started."""
 
     def kept() -> list[str]:
         links = (fd.partition(" pos:")[0] for fd in every_description().values())
@@ -306,7 +306,8 @@ def test_number_of_memory_files(probe_rootfs: Path) -> None:
         for plan in plans:
             assert fastns.run(["/true"], spec=plan).returncode == 0
     after = kept()
-    # Each sandbox of a user has a program file of its own: another test may have kept one, or none.
+    # A user's sandboxes each have a program file of their own, so the caller keeps one only if
+    # another test needed it.
     programs = sum("-program" in link for link in after)
     assert programs == 1 if support.is_root() else programs <= 1
     assert len(after) <= len(before) + len(plans) + 1

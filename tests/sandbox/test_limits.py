@@ -1,4 +1,4 @@
-"""Limits by cgroups: enforced, reported in the result, and removed with the sandbox."""
+"""Limits are enforced by cgroups, reported in the result, and removed with the sandbox."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ with_cgroups = pytest.mark.with_cgroups
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_memory(busybox_rootfs: Path, way: str) -> None:
+    """A sandbox that exceeds the limit ends with the cause "oom". The next one is not affected."""
     fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/file bs=1M count={} 2>/dev/null"]
     with runner(way, rootfs=busybox_rootfs, memory="32m") as go:
         for _ in range(2):
@@ -60,7 +61,7 @@ def test_every_kind_of_memory_counts(debian_rootfs: Path, kind: str) -> None:
         "memfd": "import os; os.write(os.memfd_create('x'), bytes(64 << 20))",
         "shm": "open('/dev/shm/x', 'wb').write(bytes(64 << 20))",
     }[kind]
-    run(["python3", "-c", "import os"], spec=Spec(rootfs=debian_rootfs))  # as read_through()
+    run(["python3", "-c", "import os"], spec=Spec(rootfs=debian_rootfs))  # as read_through() does
     with runner("template", rootfs=debian_rootfs, memory="48m") as go:
         assert go(["python3", "-c", code]).cause == "oom"
         assert go(["python3", "-c", code.replace("64", "8")]).cause == "exited"
@@ -69,6 +70,7 @@ def test_every_kind_of_memory_counts(debian_rootfs: Path, kind: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_pids(busybox_rootfs: Path, way: str) -> None:
+    """A sandbox has no more processes than the limit, and "pids" is the cause."""
     bomb = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done; wait"]
     with runner(way, rootfs=busybox_rootfs, pids_limit=6) as go:
         for _ in range(2):
@@ -85,7 +87,7 @@ def test_pids(busybox_rootfs: Path, way: str) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_cpus(busybox_rootfs: Path, way: str) -> None:
-    """With a fifth of a CPU it waits most of the time."""
+    """With a fifth of a CPU, the sandbox waits most of the time."""
     spin = ["sh", "-c", "timeout 1 sh -c 'while :; do :; done'; true"]
     with runner(way, rootfs=busybox_rootfs, cpus=0.2) as go:
         done = go(spin)
@@ -124,7 +126,7 @@ def test_io_reaches_the_kernel(busybox_rootfs: Path, tmp_path: Path) -> None:
 def test_weights_of_two_plans_that_want_the_same_cpu(
     busybox_rootfs: Path, fields: dict[str, Any]
 ) -> None:
-    """A plan of ten times the weight gets more of one CPU. The default weight is 100."""
+    """A plan with ten times the weight gets more of the one CPU. The default weight is 100."""
     spin = ["sh", "-c", "while :; do :; done"]
     light = fields or {"cpu_weight": 100}
     specs = [
@@ -152,7 +154,7 @@ def test_weights_of_two_plans_that_want_the_same_cpu(
 
 
 def ticks(sandbox: Sandbox) -> int:
-    """The CPU time used by its process, in clock ticks."""
+    """The CPU time used by the sandbox's first process, in clock ticks."""
     words = Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()
     return int(words[11]) + int(words[12])
 
@@ -166,11 +168,12 @@ def test_the_sandbox_is_at_the_top_of_its_cgroups(busybox_rootfs: Path, way: str
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in shown.splitlines()}
     limited = [place for place in cgroup_plan.hierarchies() if "pids" in place.controllers]
     assert paths["" if limited[0].unified else "pids"] == "/"
-    assert len(fds.split()) == 4  # 0, 1, 2 and the one that ls uses: none of a cgroup
+    assert len(fds.split()) == 4  # 0, 1, 2 and the fd that ls uses; no cgroup's fd
 
 
 @with_cgroups
 def test_limits_and_cause_of_handles(busybox_rootfs: Path) -> None:
+    """A handle names the enforced limits and, after the end, the cause."""
     plan = fastns.compile(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH))
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for start in (template.spawn, lambda args: fastns.spawn(args, spec=plan)):
@@ -220,6 +223,7 @@ def test_memory_of_a_child_and_the_end_of_the_sandbox(debian_rootfs: Path, way: 
 
 @with_cgroups
 def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
+    """The cause is "killed", although the kernel killed a child before."""
     needs_oom_kills_of_single_processes()
     plan = fastns.compile(Spec(rootfs=debian_rootfs, memory="32m"))
     with fastns.spawn(["python3", "-c", CHILD_OVER, "60"], spec=plan, stdout=-1) as sandbox:
@@ -233,6 +237,7 @@ def test_memory_of_a_child_and_kill(debian_rootfs: Path) -> None:
 @with_cgroups
 @pytest.mark.parametrize("way", WAYS)
 def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -> None:
+    """If the filter kills the command, "seccomp" is the cause, not "pids"."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}],
@@ -246,6 +251,7 @@ def test_processes_refused_and_then_the_filter(busybox_rootfs: Path, way: str) -
 
 @with_cgroups
 def test_limits_and_cause_on_the_command_line(debian_rootfs: Path) -> None:
+    """The status of `fastns run` has the limits and the cause."""
     needs_oom_kills_of_single_processes()
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(debian_rootfs), "-m", "32m"]
     over = ["python3", "-c", CHILD_OVER]
@@ -264,6 +270,7 @@ def test_limits_and_cause_on_the_command_line(debian_rootfs: Path) -> None:
 
 @with_cgroups
 def test_batches(busybox_rootfs: Path) -> None:
+    """The limits apply to each sandbox of a batch."""
     jobs = [["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=40"], ["true"], ["/missing"]] * 10
     with Template(Spec(rootfs=busybox_rootfs, **ONE_OF_EACH)) as template:
         for i, result in enumerate(template.run_batch(jobs, concurrency=4)):
@@ -359,7 +366,7 @@ os.kill(os.getpid(), 9)
 def test_a_killed_callers_sandboxes_are_killed_by_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Even by a start that does not wait for their end."""
+    """Even a start that does not wait for their end kills them."""
     word = marker()
     crash = subprocess.run([sys.executable, "-c", CRASH_OF_MANY, word], capture_output=True)
     caller = int(crash.stdout)
@@ -404,8 +411,8 @@ def test_a_sweep_leaves_foreign_cgroups_alone(name: str) -> None:
 
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """While this list is not empty, another caller sweeps each time after this process has made a
-    cgroup and before it locks it."""
+    """While this list is not empty, another caller sweeps each cgroup that this process makes,
+    before this process can lock it."""
     left = [""]
     make = os.mkdir
 
@@ -431,6 +438,7 @@ def test_a_cgroup_swept_before_its_lock_is_made_again(sweeps: list[str]) -> None
 
 @with_cgroups
 def test_other_users_cannot_lock_them() -> None:
+    """Only the owner may open a plan's cgroups, and so lock them."""
     plan = fastns.compile(Spec(**ONE_OF_EACH))
     before = groups()
     assert run(["true"], spec=plan).returncode == 0
@@ -442,7 +450,7 @@ def test_other_users_cannot_lock_them() -> None:
 
 @with_cgroups
 def test_a_cgroup_that_is_always_swept_is_an_error(sweeps: list[str]) -> None:
-    """Making it is retried, but not for ever."""
+    """The number of retries is limited."""
     sweeps *= 1000
     plan = fastns.compile(Spec(pids_limit=7))
     with pytest.raises(SpawnError) as caught:
@@ -465,6 +473,7 @@ print(box.wait(), os.getpid())
 
 @with_cgroups
 def test_a_plan_closed_before_its_sandbox_has_ended() -> None:
+    """No cgroup is left, and wait() works."""
     done = subprocess.run([sys.executable, "-c", CLOSED_FIRST], capture_output=True, text=True)
     status, pid = map(int, done.stdout.split())
     assert status == -9
@@ -492,7 +501,7 @@ def test_a_forked_caller_has_cgroups_of_its_own() -> None:
 
 @with_cgroups
 def test_a_setting_that_the_kernel_refuses() -> None:
-    """A SpecError, raised before any process exists."""
+    """A refused setting is a SpecError, raised before any process exists."""
     before = groups()
     plan = fastns.compile(Spec(io={"999:9": {"rbps": 5}}))
     with pytest.raises(SpecError) as caught:
@@ -505,6 +514,7 @@ def test_a_setting_that_the_kernel_refuses() -> None:
 
 @with_cgroups
 def test_missing_cpus() -> None:
+    """Missing CPUs are a SpecError, even with require_limits=False."""
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(cpuset="0,4000", require_limits=False))
     assert caught.value.field == "cpuset"
@@ -512,7 +522,7 @@ def test_missing_cpus() -> None:
 
 @with_cgroups
 def test_no_fd_to_make_cgroups_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SpawnError: the limit's value is valid."""
+    """A lack of fds is a SpawnError, not a SpecError, because the limit's value is valid."""
     before = groups()
     plan = fastns.compile(Spec(pids_limit=1234))
     real = os.open
@@ -565,7 +575,7 @@ for start in (lambda args: fastns.spawn(args, spec=spec), fastns.Template(spec).
 @root_only
 @pytest.mark.parametrize("hide", [False, True], ids=["clone3", "clone"])
 def test_cloned_into_a_cgroup_of_version_2(busybox_rootfs: Path, hide: bool) -> None:
-    """By CLONE_INTO_CGROUP. Without clone3, the new process enters it."""
+    """The start uses CLONE_INTO_CGROUP. Without clone3, the new process enters its cgroup later."""
     if not any(place.unified for place in cgroup_plan.hierarchies()):
         support.skip_missing("cgroup v2")
     if hide:
@@ -601,6 +611,7 @@ def test_require_limits_false_permits_a_start_without_limits(busybox_rootfs: Pat
 
 
 def test_a_missing_cgroup_parent() -> None:
+    """A missing parent is a SpecError for the limit that needs a cgroup."""
     with pytest.raises(SpecError) as caught:
         run(["true"], spec=Spec(pids_limit=5, cgroup_parent="/nowhere"))
     assert caught.value.field == "pids_limit"

@@ -40,6 +40,7 @@ template.close()
 
 @pytest.mark.parametrize("parked", ["0", "2"])
 def test_a_reply_that_could_not_be_sent(probe_rootfs: Path, parked: str) -> None:
+    """A caller whose reply is lost fails with ECANCELED."""
     code = hider("sendto", errno.ENOBUFS, 2, 100) + LOST_REPLY
     out = script(code, str(probe_rootfs), parked)
     assert out.splitlines() == ["helper: Operation canceled (ECANCELED)"] * 4
@@ -60,8 +61,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 
 @pytest.mark.parametrize("parked", ["0", "1"])
 def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, parked: str) -> None:
-    """The caller learns from a lock that the command was executed: fcntl(F_GETLK), F_SETLK,
-    F_SETLKW."""
+    """The caller learns from a lock that the command was executed. The calls that fail are
+    fcntl(F_GETLK), F_SETLK and F_SETLKW."""
     mark = marker()
     code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
     out = script(code, str(probe_rootfs), parked, mark)
@@ -74,7 +75,7 @@ def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, parked: str) -> None:
 
 
 def sockets() -> set[int]:
-    """This process's fds that are sockets."""
+    """The fds of this process that are sockets."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
@@ -84,6 +85,7 @@ def sockets() -> set[int]:
 
 
 def test_an_end_that_could_not_be_reported(probe_rootfs: Path) -> None:
+    """The wait fails, and there is no returncode."""
     before = sockets()
     spec = Spec(rootfs=probe_rootfs, init=True)
     sandbox = fastns.spawn(["/probe", "--echo"], spec=spec, stdin=fastns.PIPE)
@@ -91,7 +93,7 @@ def test_an_end_that_could_not_be_reported(probe_rootfs: Path) -> None:
     with socket.socket(fileno=os.dup(control)) as copy:
         copy.shutdown(socket.SHUT_RDWR)
     with pytest.raises(SpawnError) as caught, sandbox:
-        pass  # closes its stdin, so that it ends
+        pass  # closes its stdin, which ends it
     assert (caught.value.stage, caught.value.errno) == ("init", errno.EPIPE)
     assert caught.value.hint
     assert sandbox.returncode is None

@@ -1,5 +1,4 @@
-"""max_output: output beyond it is read and dropped, so that the command goes on; or it ends the
-sandbox."""
+"""Output beyond max_output is read and dropped while the command continues, or ends the sandbox."""
 
 import functools
 import json
@@ -43,7 +42,7 @@ def test_batches_and_communicate_truncate() -> None:
     (done,) = fastns.run_batch([MUCH], spec=spec)
     assert isinstance(done, fastns.CompletedSandbox)
     assert (len(done.stdout), done.truncated, done.cause) == (LIMIT, True, "exited")
-    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # the call's limit has precedence
+    (done,) = fastns.run_batch([MUCH], spec=spec, max_output=5)  # overrides the spec's limit
     assert isinstance(done, fastns.CompletedSandbox)
     assert len(done.stdout) == 5
     with fastns.spawn(MUCH, spec=spec, stdout=PIPE, stderr=PIPE) as sandbox:
@@ -57,7 +56,7 @@ def test_batches_and_communicate_truncate() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_text_is_cut_between_characters(way: str) -> None:
-    """An incomplete last character is dropped, not an error."""
+    """An incomplete last character is dropped. It is not an error."""
     say = ["printf", "éééé%s"]
     with runner(way, max_output=3) as run:
         done = run(say, capture_output=True, text=True)
@@ -118,7 +117,7 @@ def test_kill_ends_the_sandbox_at_once(way: str) -> None:
 
 
 def test_a_command_that_ended_over_the_limit() -> None:
-    """A pipe may hold all output of a quick command, which then ends before the limit is seen."""
+    """A quick command may write all of its output to the pipe and end before the limit is seen."""
     spec = Spec(max_output=10, on_output_limit="kill")
     for _ in range(20):
         done = fastns.run(["echo", "hello, world"], spec=spec, stdout=PIPE)
@@ -147,6 +146,7 @@ def test_kill_in_a_batch_affects_only_one_job() -> None:
 
 
 def test_kill_with_communicate() -> None:
+    """communicate() ends a sandbox that exceeds the limit."""
     spec = Spec(max_output=LIMIT, on_output_limit="kill")
     with Template(spec) as template:
         for spawn in (template.spawn, functools.partial(fastns.spawn, spec=spec)):
@@ -171,6 +171,7 @@ COMMAND = [sys.executable, "-m", "fastns", "run", "--max-output", "1000"]
 
 
 def test_the_flag() -> None:
+    """--max-output truncates each stream, and the status says so."""
     status, write = os.pipe()
     command = [*COMMAND, "--status-fd", str(write), *MUCH]
     done = subprocess.run(command, capture_output=True, pass_fds=[write], timeout=30)
@@ -183,6 +184,7 @@ def test_the_flag() -> None:
 
 
 def test_the_flag_on_output_limit() -> None:
+    """--on-output-limit kill ends the sandbox, for `run` and for `batch`."""
     command = [*COMMAND, "--on-output-limit", "kill", "--status-fd"]
     for words, code in ((ENDLESS, 137), (["head", "-c", "1001", "/dev/zero"], 0)):
         status, write = os.pipe()
@@ -210,11 +212,12 @@ def test_the_flag_on_output_limit() -> None:
 
 
 def test_the_flag_and_a_reader_that_closes_the_pipe() -> None:
+    """The command gets EPIPE and ends."""
     with subprocess.Popen([*COMMAND, "yes"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert eventually(lambda: process.poll() is not None)
-        assert process.returncode == 1  # EPIPE: pid 1 of a namespace has no SIGPIPE
+        assert process.returncode == 1  # EPIPE: the kernel sends pid 1 of a namespace no SIGPIPE
 
 
 STUCK = [*COMMAND[:-1], "1m"]
@@ -242,7 +245,7 @@ def test_the_flag_and_a_reader_that_does_not_read(end: str) -> None:
 
 
 def test_the_flag_and_a_slow_reader() -> None:
-    """It gets all output that was written before the end, however the sandbox ended."""
+    """The reader gets all output written before the end, however the sandbox ended."""
     for then, code in (("exit 3", 3), ("sleep 60", 128 + signal.SIGTERM)):
         words = ["sh", "-c", f"head -c 100000 /dev/zero; echo done >&2; {then}"]
         with subprocess.Popen([*STUCK, *words], stdout=-1, stderr=-1) as process:
@@ -259,6 +262,7 @@ def test_the_flag_and_a_slow_reader() -> None:
 
 
 def test_the_flag_and_signals() -> None:
+    """A signal to fastns ends the sandbox."""
     mark = marker()
     with subprocess.Popen([*COMMAND, "sleep", mark]) as process:
         assert eventually(lambda: running("sleep", mark))

@@ -1,4 +1,5 @@
-"""The mounts in a sandbox: the defaults, other types, their propagation, and no others."""
+"""A sandbox has its default mounts and those of the spec, with the right types, options and
+propagation, and no others."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def points(report: dict[str, Any]) -> list[str]:
 
 
 def test_exactly_the_default_mounts(report: Report) -> None:
-    """Each with its type and flags. An unprivileged caller cannot make devices: it binds the
-    host's."""
+    """Each mount has its type and flags. An unprivileged caller cannot make devices, so it binds
+    the host's."""
     seen = report()
     assert sorted(points(seen)) == sorted(DEFAULTS)
     for point, (kind, flags) in DEFAULTS.items():
@@ -82,6 +83,7 @@ def test_nothing_of_the_old_root_is_left(report: Report) -> None:
 
 
 def test_modes_of_what_is_made(report: Report) -> None:
+    """/tmp and /dev/shm have mode 1777, /run and /dev 0755."""
     seen = report()
     modes = {name: entry["mode"] for name, entry in {**seen["root"], **seen["dev"]}.items()}
     assert (modes["tmp"], modes["run"], modes["dev"], modes["shm"]) == (
@@ -105,6 +107,7 @@ def test_dev_is_minimal(report: Report) -> None:
 
 
 def test_dev_works(bash_rootfs: Path) -> None:
+    """The devices, /dev/shm and /dev/stdout can be used."""
     out = inside.shell(
         bash_rootfs,
         "echo x > /dev/null; dd if=/dev/zero bs=10 count=1 2>/dev/null | wc -c;"
@@ -117,7 +120,7 @@ def test_dev_works(bash_rootfs: Path) -> None:
 
 
 def test_terminals_are_its_own(debian_rootfs: Path) -> None:
-    """The first terminal of a new devpts, in each sandbox."""
+    """Each sandbox gets the first terminal of a new devpts."""
     code = (
         "import os; m, s = os.openpty(); os.write(s, b'hi\\n'); print(os.ttyname(s), os.read(m, 9))"
     )
@@ -129,18 +132,21 @@ def test_terminals_are_its_own(debian_rootfs: Path) -> None:
 
 
 def test_proc_and_sys_are_the_sandboxes(bash_rootfs: Path) -> None:
+    """/proc shows only the sandbox's processes, and /sys is read-only."""
     assert inside.shell(bash_rootfs, "echo /proc/[0-9]*") == "/proc/1\n"
     with pytest.raises(ChildProcessError, match="Read-only file system"):
         inside.shell(bash_rootfs, "echo 1 > /sys/kernel/mm/ksm/run")
 
 
 def test_without_default_mounts(report: Report) -> None:
+    """The sandbox has only the root and the mounts of the spec."""
     mounts = [Mount("/proc", type="proc")]
     assert points(report(default_mounts=False, mounts=mounts)) == ["/", "/proc"]
 
 
 def test_an_explicit_mount_replaces_a_default_one(report: Report) -> None:
-    """With those below it: a default /dev/pts would be mounted over the spec's own /dev."""
+    """Default mounts below it are left out too: a default /dev/pts would cover part of the spec's
+    own /dev."""
     seen = report(mounts=[Mount("/tmp", type="tmpfs", options=["ro", "size=64k", "mode=0700"])])
     assert sorted(points(seen)) == sorted(DEFAULTS)
     mount = support.mount_at(seen, "/tmp")
@@ -175,6 +181,7 @@ def test_tmpfs_options_apply(bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("type", ["mqueue", "devpts", "sysfs", "proc", "cgroup2"])
 def test_types_for_every_user(report: Report, type: str) -> None:
+    """Every caller may mount these types."""
     seen = report(mounts=[Mount("/tmp/here", type=type)])
     assert support.mount_at(seen, "/tmp/here")["type"] == type
 
@@ -187,7 +194,7 @@ def test_devpts_is_an_instance_of_its_own(bash_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_devtmpfs(report: Report) -> None:
-    """It is the host's. The default mounts below /dev are left out."""
+    """The mount is the host's devtmpfs. The default mounts below /dev are left out."""
     seen = report(mounts=[Mount("/dev", type="devtmpfs")])
     assert support.mount_at(seen, "/dev")["type"] == "devtmpfs"
     assert seen["dev"]["null"]["rdev"] == [1, 3]
@@ -236,8 +243,8 @@ with inside.dialogue(root, mounts=mounts, capabilities=["SYS_ADMIN"]) as ask:
 def test_mounts_made_meanwhile(
     bash_rootfs: Path, volume: Path, options: str, seen: list[str]
 ) -> None:
-    """Below a shared mount of the host. Later mounts of the host appear inside only if the bind is
-    a slave; mounts made inside never appear outside."""
+    """The source is a shared mount of the host. Mounts that the host makes below it later appear
+    inside only if the bind is a slave. Mounts made inside never appear outside."""
     out = in_a_mount_namespace(PROPAGATION, bash_rootfs, volume, options)
     assert out.splitlines() == [f"seen inside: {seen}", "mounted inside: ''", "seen outside: []"]
 
@@ -267,8 +274,8 @@ def volume(public_dir: Path) -> Path:
 
 
 def test_the_hosts_root(report: Report, host_report: dict[str, Any]) -> None:
-    """The host's system directories, read-only, and a /proc, /sys, /tmp, /run and /dev of its
-    own."""
+    """The sandbox has the host's system directories, read-only, and a /proc, /sys, /tmp, /run and
+    /dev of its own."""
     seen = report(rootfs=None)
     layout = _view.layout()
     for point, (kind, flags) in DEFAULTS.items():
@@ -298,7 +305,7 @@ print(inside.shell(None, f"ls {volume}; (echo x > {volume}/new) 2>&1 | cat"))
 
 
 def test_the_hosts_submounts_are_read_only() -> None:
-    """Even if they are writable on the host."""
+    """A submount is read-only inside even if it is writable on the host."""
     out = in_a_mount_namespace(SUBMOUNT, "/usr/local")
     assert out.startswith("writable\n")
     assert "Read-only file system" in out
@@ -319,6 +326,7 @@ def test_writable_directories_without_a_rootfs() -> None:
 
 
 def test_read_only_roots(bash_rootfs: Path) -> None:
+    """Nothing in the root can be written, but /tmp, /run and /dev/shm can."""
     for fields in ({"read_only": True}, {"read_only": True, "overlay": True},
                    {"read_only": True, "root_mode": "chroot"}):  # fmt: skip
         with pytest.raises(ChildProcessError, match="Read-only"):

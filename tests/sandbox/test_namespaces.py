@@ -30,8 +30,8 @@ def same(seen: dict[str, Any], kind: str) -> bool:
 
 
 def combinations() -> list[dict[str, str]]:
-    """All 256 combinations of new and host. For an unprivileged caller "user" is left out instead
-    of "host", because it needs a new one. (Requests for the host's are tested below.)"""
+    """All 256 combinations of new and host. An unprivileged caller needs a new user namespace, so
+    "user" is left out where it would be "host". Below, a test shows that "host" is refused."""
     every = []
     for values in itertools.product(["new", "host"], repeat=8):
         chosen = dict(zip(NAMESPACES, values, strict=True))
@@ -42,7 +42,7 @@ def combinations() -> list[dict[str, str]]:
 
 
 def test_every_combination(probe: Path) -> None:
-    """From inside: only the new namespaces differ from the caller's."""
+    """Seen from inside, only the new namespaces differ from the caller's."""
     for namespaces in combinations():
         shown = [Mount(str(probe), source=probe)] if namespaces["mount"] == "new" else []
         spec = Spec(namespaces=namespaces, mounts=shown)
@@ -55,7 +55,7 @@ def test_every_combination(probe: Path) -> None:
 
 
 def test_every_combination_from_outside(probe: Path, probe_rootfs: Path) -> None:
-    """From the host: the same for a running sandbox, with a rootfs if possible."""
+    """The same, seen from the host: the sandbox is running, with a rootfs if possible."""
     for namespaces in combinations():
         has_rootfs = namespaces["mount"] == "new"
         spec = Spec(rootfs=probe_rootfs if has_rootfs else None, namespaces=namespaces)
@@ -92,7 +92,7 @@ def test_an_unprivileged_caller_needs_a_user_namespace(probe_rootfs: Path) -> No
 
 
 def test_all_namespaces_of_the_host(probe: Path) -> None:
-    """For root and for a user."""
+    """Root and other users may start a command in all of the host's namespaces."""
     spec = Spec(namespaces=dict.fromkeys(NAMESPACES, "host"))
     done = fastns.run([str(probe)], spec=spec, capture_output=True)
     seen = support.parse_report(done.stdout)
@@ -108,6 +108,7 @@ def test_all_namespaces_of_the_host(probe: Path) -> None:
 
 
 def test_hostname_and_domainname(report: Report) -> None:
+    """Both names are set inside, and the host's do not change."""
     names = os.uname()
     domain = Path("/proc/sys/kernel/domainname").read_text()
     seen = report(hostname="container", domainname="example")
@@ -118,12 +119,13 @@ def test_hostname_and_domainname(report: Report) -> None:
 
 @pytest.mark.parametrize("name", ["a", "x" * 64, "with-dash.and.dot", "ü" * 32])
 def test_unusual_hostnames(report: Report, name: str) -> None:
+    """Short, long and non-ASCII names are set as they are."""
     seen = report(hostname=name, domainname=name)
     assert (seen["hostname"], seen["domainname"]) == (name, name)
 
 
 def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
-    """It works in a new uts namespace. A user namespace alone gives no right to change it."""
+    """The change works in a new uts namespace. A new user namespace alone does not permit it."""
     name = os.uname().nodename
     change = ["/probe", "--sethostname", "changed"]
     admin = Spec(rootfs=probe_rootfs, capabilities=["SYS_ADMIN"])
@@ -136,6 +138,7 @@ def test_a_name_changed_inside_stays_inside(probe_rootfs: Path) -> None:
 
 
 def test_pids(report: Report) -> None:
+    """A new pid namespace shows only the sandbox's processes; the host's shows all."""
     seen = report()
     assert (seen["pid"], seen["ppid"], seen["proc_pids"]) == (1, 0, [1])
     assert os.getpid() in report(namespaces={"pid": "host"})["proc_pids"]

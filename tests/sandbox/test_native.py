@@ -1,5 +1,5 @@
-"""fastns-exec: a sandbox from a plan file equals that of `fastns run`, and ends in the same
-ways."""
+"""fastns-exec starts the same sandbox from a plan file as `fastns run` does, and it ends in the
+same ways."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def test_it_is_the_sandbox_of_fastns_run(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.as_user
 def test_a_range_by_newuidmap(tmp_path: Path) -> None:
+    """fastns-exec has newuidmap map a user's range."""
     from fastns._policy import userns
 
     user = Path("~").expanduser().owner()
@@ -89,6 +90,7 @@ def test_a_range_by_newuidmap(tmp_path: Path) -> None:
 
 
 def test_a_root_directory(tmp_path: Path, probe_rootfs: Path) -> None:
+    """A relative path refers to the directory where the plan was compiled."""
     plan = compiled(tmp_path / "a.plan", "--rootfs", os.fspath(probe_rootfs), "--overlay")
     assert execute(plan, "/true", cwd="/").returncode == 0
     relative = os.path.relpath(probe_rootfs)
@@ -141,6 +143,7 @@ def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
 
 
 def test_the_exit_code_of_a_signal(with_init: Path) -> None:
+    """The exit code is 128 plus the signal's number, and the status has its name."""
     for name in ("TERM", "ABRT", "KILL", "RTMIN", "40"):
         number = int(name) if name.isdigit() else int(signal.Signals[f"SIG{name}"])
         done, status = status_of(with_init, "--", "bash", "-c", f"kill -{name} $$")
@@ -149,6 +152,7 @@ def test_the_exit_code_of_a_signal(with_init: Path) -> None:
 
 
 def test_a_call_that_the_filter_kills_for(tmp_path: Path) -> None:
+    """The cause is "seccomp"."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_KILL_PROCESS"}],
@@ -157,7 +161,7 @@ def test_a_call_that_the_filter_kills_for(tmp_path: Path) -> None:
     options = ["--security-opt", f"seccomp={tmp_path}/profile.json"]
     path = compiled(tmp_path / "a.plan", *options)
     done, status = status_of(path, "--", sys.executable, "-c", "import os; os.chroot('/')")
-    if done.returncode == 127:  # the interpreter is out of view
+    if done.returncode == 127:  # the sandbox does not see the interpreter
         done, status = status_of(path, "--", "chroot", "/")
     assert (done.returncode, status["cause"]) == (128 + signal.SIGSYS, "seccomp")
 
@@ -171,6 +175,7 @@ def test_a_call_that_the_filter_kills_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_command_that_cannot_be_executed(plan: Path, command: str, code: int, error: str) -> None:
+    """fastns-exec exits with 127 or 126, and the status has the error."""
     done, status = status_of(plan, command)
     message, *hints = done.stderr.decode().splitlines()
     assert (done.returncode, message) == (code, f"fastns: {error}")
@@ -206,12 +211,14 @@ def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_text(plan: Path) -> None:
+    """The status has a path that is not UTF-8 unchanged."""
     done, status = status_of(plan, os.fsdecode(b'/\xff\xe4"\\\x01'))
     assert status["path"] == os.fsdecode(b'/\xff\xe4"\\\x01')
     assert done.returncode == 127
 
 
 def test_timeouts_of_the_plan_and_of_the_command_line(tmp_path: Path) -> None:
+    """The command line's timeout overrides the plan's."""
     mark = marker()
     short = compiled(tmp_path / "short.plan", "--timeout", "200ms")
     done, status = status_of(short, "sleep", mark)
@@ -226,6 +233,7 @@ def test_timeouts_of_the_plan_and_of_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_timeout_that_passes_at_once(plan: Path, with_init: Path) -> None:
+    """The cause is "timeout", even if the command ends quickly."""
     for path in (plan, with_init):
         done, status = status_of("--timeout", "1us", path, "true")
         assert (done.returncode, status["cause"], done.stderr) == (124, "timeout", b"")
@@ -240,15 +248,17 @@ def limited(tmp_path: Path) -> Path:
 
 
 def test_output_within_the_limit(limited: Path) -> None:
+    """Output up to the limit is passed on."""
     write = "head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; exit 4"
     done, status = status_of(limited, "sh", "-c", write)
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
     assert (status["cause"], status["truncated"]) == ("exited", False)
     done, _ = status_of(limited, "sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr")
-    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")  # the pipes are its own
+    assert (done.stdout, done.stderr) == (b"a\n", b"b\n")  # it may reopen its pipes
 
 
 def test_output_beyond_the_limit(limited: Path) -> None:
+    """Output beyond the limit is dropped, and the command still runs to its end."""
     write = "head -c 100001 /dev/zero; head -c 9000000 /dev/zero >&2; exit 4"
     done, status = status_of(limited, "sh", "-c", write)
     assert (done.returncode, len(done.stdout), len(done.stderr)) == (4, 100000, 100000)
@@ -256,7 +266,7 @@ def test_output_beyond_the_limit(limited: Path) -> None:
 
 
 def test_a_reader_that_does_not_read(limited: Path) -> None:
-    """It blocks the command, but a timeout or a signal still ends the sandbox."""
+    """The reader blocks the command, but a timeout or a signal still ends the sandbox."""
     words = [PROGRAM, "--timeout", "300ms", limited, "cat", "/dev/zero"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.wait(10) == 124
@@ -273,6 +283,7 @@ def test_a_slow_reader_gets_all_output(limited: Path) -> None:
 
 
 def test_a_reader_that_has_ended(limited: Path) -> None:
+    """The command continues after EPIPE, and its exit code is kept."""
     line = f"{PROGRAM} {limited} sh -c 'cat /dev/zero; exit 9' | head -c 1 >/dev/null"
     done = subprocess.run(["bash", "-c", line + "; exit ${PIPESTATUS[0]}"], timeout=60)
     assert done.returncode == 9
@@ -312,6 +323,7 @@ def test_a_signal_ends_the_sandbox(
 
 
 def test_an_interrupt_that_the_command_handles(plan: Path) -> None:
+    """fastns-exec exits with the command's code."""
     with started(plan, "sh", "-c", CATCHES, stdin=subprocess.DEVNULL) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 9
@@ -352,6 +364,7 @@ def test_stdin_stdout_and_stderr_are_the_callers(plan: Path) -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(plan: Path, closed: str) -> None:
+    """Closed streams do not change the exit code."""
     line = f"{PROGRAM} {plan} sh -c 'exit 7' {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
@@ -366,6 +379,7 @@ def test_no_other_fd_or_variable_is_inherited(plan: Path) -> None:
 
 
 def test_a_status_that_nobody_reads(plan: Path) -> None:
+    """fastns-exec reports EPIPE, and the exit code is still the command's."""
     near, far = os.pipe()
     os.close(near)
     try:
@@ -399,6 +413,7 @@ def test_a_caller_with_fewer_rights_may_not_use_the_plan(plan: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_plan_file_of_another_user(tmp_path: Path, what: str) -> None:
+    """A plan file of another user, or in another user's directory, is refused."""
     place = tmp_path / "place"
     place.mkdir()
     path = compiled(place / "a.plan")
@@ -412,7 +427,7 @@ def test_a_plan_file_of_another_user(tmp_path: Path, what: str) -> None:
 def test_a_set_user_id_fastns_exec_refuses_to_run(
     public_dir: Path, setuid_works: Callable[[], None]
 ) -> None:
-    """It would run any user's plans as root."""
+    """With the set-user-ID bit it would run any user's plans as root."""
     copy = public_dir / "fastns-exec"
     copy.write_bytes(PROGRAM.read_bytes())
     copy.chmod(0o4755)
@@ -431,7 +446,7 @@ def setuid_works() -> None:
 
 
 def test_plan_files_that_only_their_owner_can_replace(tmp_path: Path) -> None:
-    """The control of the refusals in tests/unit/test_planfile.py."""
+    """Control for the refusals in tests/unit/test_planfile.py."""
     (tmp_path / "sticky/own").mkdir(parents=True)
     plan = compiled(tmp_path / "sticky/own/a.plan")
     plan.chmod(0o644)

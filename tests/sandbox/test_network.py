@@ -87,6 +87,7 @@ def test_two_sandboxes_listen_on_the_same_port(probe_rootfs: Path) -> None:
 
 @pytest.mark.as_root
 def test_joined_through_the_network_field(other: fastns.Sandbox, probe_rootfs: Path) -> None:
+    """A path as `network` joins that namespace. A missing path is an error."""
     path = f"/proc/{other.pid}/ns/net"
     spec = Spec(rootfs=probe_rootfs, network=path)
     done = fastns.run(["/probe", "--connect", "4242"], spec=spec, capture_output=True)

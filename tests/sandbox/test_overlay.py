@@ -1,4 +1,4 @@
-"""overlay=True, a layer that disappears with the sandbox; and mounts of type overlay."""
+"""overlay=True adds a layer that disappears with the sandbox. Also: mounts of type overlay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastns import Mount, SpawnError, Spec, SpecError
 
 
 def tree(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Kind, mode, times and content of everything below, to detect any change."""
+    """Mode, owner, times and content of everything below, to detect any change."""
     found = {}
     for path in (root, *root.rglob("*")):
         st = path.lstat()
@@ -64,7 +64,7 @@ def test_the_parts_of_an_overlay_are_out_of_reach(bash_rootfs: Path) -> None:
 
 
 def test_read_only_over_an_overlay(bash_rootfs: Path) -> None:
-    """It becomes read-only after mount points are made in it."""
+    """The root becomes read-only only after mount points are made in it."""
     mounts = [Mount("/made/for/this", type="tmpfs")]
     fields: dict[str, Any] = {"overlay": True, "read_only": True, "mounts": mounts}
     out = inside.shell(bash_rootfs, "echo x > /made/for/this/f; cat /made/for/this/f", **fields)
@@ -85,13 +85,14 @@ def test_with_a_range_of_ids(probe_rootfs: Path, user: str) -> None:
 
 
 def test_with_one_id(probe_rootfs: Path) -> None:
-    """Every unprivileged caller has one id."""
+    """An unprivileged caller's sandboxes have one id by default."""
     spec = Spec(rootfs=probe_rootfs, overlay=True, namespaces={"user": "new"})
     assert fastns.run(["/probe", "--write", "/new", "x"], spec=spec).returncode == 0
     assert not (probe_rootfs / "new").exists()
 
 
 def test_with_chroot_and_init(bash_rootfs: Path) -> None:
+    """An overlay works with chroot and with init."""
     for fields in ({"root_mode": "chroot"}, {"init": True}):
         out = inside.shell(bash_rootfs, "echo x > /new; cat /new", overlay=True, **fields)
         assert out == "x\n"
@@ -99,6 +100,7 @@ def test_with_chroot_and_init(bash_rootfs: Path) -> None:
 
 
 def test_many_at_once(probe_rootfs: Path) -> None:
+    """Concurrent sandboxes have separate layers, and the root does not change."""
     before = tree(probe_rootfs)
     jobs = [["/probe", "--write", "/same", str(n)] for n in range(50)]
     done = fastns.run_batch(jobs, spec=Spec(rootfs=probe_rootfs, overlay=True), concurrency=8)
@@ -141,8 +143,8 @@ def test_layers_read_only(bash_rootfs: Path, base: Path) -> None:
 
 
 def test_an_upper_layer_of_the_caller(bash_rootfs: Path, base: Path) -> None:
-    """Its files have the host's owners, so root needs the host's ids: uid 0 of a range is
-    nobody."""
+    """The layer's files have the host's owners. With a range of ids, root's files would belong to
+    nobody inside, so root's sandbox needs the host's ids."""
     fields: dict[str, Any] = {"namespaces": {"user": "host"}} if support.is_root() else {}
     more = [f"upperdir={base / 'upper'}", f"workdir={base / 'work'}"]
     if not support.is_root():
@@ -162,6 +164,7 @@ def _make_removable(work: Path) -> None:
 
 
 def test_a_missing_layer(probe_rootfs: Path, base: Path) -> None:
+    """The error points at the overlay's mount."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, mounts=[layers(base, "nothing")]))
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=plan)

@@ -1,5 +1,5 @@
-"""Owners of files in binds of root's sandboxes. They are kept if the file system can be idmapped.
-Otherwise, and with noidmap, root's files belong to nobody. Dry runs and errors say which."""
+"""Binds in root's sandboxes keep the owners of files if the file system can be idmapped. Otherwise,
+and with noidmap, root's files belong to nobody. Dry runs and errors say which."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_volume_keeps_its_owners(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_noidmap_makes_roots_files_nobodys(busybox_rootfs: Path, volume: Path, way: str) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     for name, code in (("closed", LIST), ("shared", WRITE)):
         mounts = [Mount("/mnt", source=volume / name, options=["rbind", "noidmap"])]
         with runner(way, rootfs=busybox_rootfs, mounts=mounts) as run:
@@ -88,6 +88,7 @@ def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_on_the_command_line(busybox_rootfs: Path, volume: Path) -> None:
+    """-v keeps owners, and has the options idmap and noidmap."""
     box = ("--rootfs", busybox_rootfs)
     closed, shared = volume / "closed", volume / "shared"
     done = cli(*box, "-v", f"{closed}:/mnt", "--", "ls", "/mnt")
@@ -102,7 +103,7 @@ def test_on_the_command_line(busybox_rootfs: Path, volume: Path) -> None:
     assert "'idmap' and 'noidmap' exclude each other" in done.stderr
 
 
-# ---- which of the two ----
+# ---- whether a bind keeps owners or is plain ----
 
 
 def steps(*mounts: Mount, **fields: Any) -> list[str]:
@@ -128,7 +129,7 @@ def test_a_dry_run_says_whether_owners_are_kept(busybox_rootfs: Path, volume: Pa
 
 
 def test_a_missing_target_is_made_in_a_plain_bind(busybox_rootfs: Path, volume: Path) -> None:
-    """The caller makes it, and in an idmapped tree the caller is nobody."""
+    """The caller makes the target, and in an idmapped tree the caller is nobody."""
     mounts = (
         Mount("/mnt", source=volume),
         Mount("/mnt/a", source=volume / "shared", options=["X-mount.mkdir"]),
@@ -172,7 +173,7 @@ attempt(f"{base}/closed", "true", cwd="/mnt")
 
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 def test_a_volume_that_cannot_be_idmapped(busybox_rootfs: Path, volume: Path, way: str) -> None:
-    """A volume on ramfs, and one with a ramfs below it, which makes all of it plain."""
+    """A bind of a ramfs is plain. A ramfs below a volume makes the whole bind plain."""
     out = script(PLAIN, str(busybox_rootfs), str(volume), way).splitlines()
     assert out[:4] == [
         "(plain: ramfs cannot be idmapped)",
@@ -210,6 +211,7 @@ for options in (["rbind"], ["rbind", "idmap"]):
 
 
 def test_a_volume_that_is_idmapped_already(busybox_rootfs: Path, volume: Path) -> None:
+    """The volume's bind is plain. With idmap the start fails."""
     out = script(IDMAPPED, str(busybox_rootfs), str(volume)).splitlines()
     why = "it is idmapped already, or belongs to another user namespace)"
     assert out == [f"plain: {why}", "65534", f"fails: {why}", f"mount {errno.EPERM}"]

@@ -91,7 +91,7 @@ def test_the_command_line_always_sets_it(probe_rootfs: Path, flags: list[str]) -
 
 
 def test_a_template_accepts_the_field(probe_rootfs: Path) -> None:
-    """A Template does not need it."""
+    """The field adds no op, because a template's sandboxes end with the caller anyway."""
     with fastns.Template(Spec(rootfs=probe_rootfs, die_with_parent=True)) as template:
         assert "parent_death" not in str(template)
         assert template.run(["/true"]).returncode == 0

@@ -1,4 +1,4 @@
-"""Input and output: any amount, in any order, text or bytes, without an endless wait."""
+"""Input and output work in any amount and order, as text or bytes, and never hang."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def shell(request: pytest.FixtureRequest, busybox_rootfs: Path) -> Run:
 
 
 def test_32_mib_both_ways(plan: fastns.Plan) -> None:
+    """32 MiB of input and of output at once do not deadlock."""
     data = random.Random(7).randbytes(MIB) * 32
     done = fastns.run(["/probe", "--echo"], spec=plan, input=data, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -48,6 +49,7 @@ def test_32_mib_both_ways(plan: fastns.Plan) -> None:
 
 
 def test_both_streams_interleaved(plan: fastns.Plan) -> None:
+    """Each stream is captured whole."""
     argv = ["/probe", "--flood", "both", str(4 * MIB + 1)]
     done = fastns.run(argv, spec=plan, capture_output=True, timeout=60)
     assert done.stdout == done.stderr == b"x" * (4 * MIB + 1)
@@ -64,6 +66,7 @@ def test_streams_that_are_not_captured_are_none(plan: fastns.Plan) -> None:
 
 
 def test_stderr_into_stdout(shell: Run) -> None:
+    """stdout has both streams, in the order of the writes."""
     done = shell(
         "echo out; echo err >&2; echo out",
         capture_output=False,
@@ -85,18 +88,19 @@ def test_input_may_be_any_bytes(plan: fastns.Plan, data: Any) -> None:
     "code", ["exec <&-; sleep 0.1; echo done", "echo done", "read -n1; echo done"]
 )
 def test_input_that_is_not_wanted(shell: Run, code: str) -> None:
-    """A command may ignore its input: EPIPE is no error, and this process gets no SIGPIPE."""
+    """A command may ignore its input. EPIPE is then no error, and this process gets no SIGPIPE."""
     done = shell(code, input=b"y" * 4 * MIB)
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
 
 def test_input_for_a_program_that_ends_at_once(plan: fastns.Plan) -> None:
+    """Input that is not read is no error."""
     for _ in range(50):
         assert fastns.run(["/true"], spec=plan, input=b"x" * MIB).returncode == 0
 
 
 def test_sigpipe_at_its_default_does_not_end_the_caller(probe_rootfs: Path) -> None:
-    """Programs set it so to end silently when their output is closed."""
+    """Some programs set the default action, to end silently when their output is closed."""
     code = """
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 spec = fastns.Spec(rootfs=sys.argv[1])
@@ -121,7 +125,7 @@ def test_a_pipe_without_input_is_closed(plan: fastns.Plan) -> None:
 
 
 def test_daemons_in_a_pid_namespace_do_not_delay_the_end(plan: fastns.Plan) -> None:
-    """They have the pipes open, but die with pid 1."""
+    """The daemons have the pipes open, but die with pid 1."""
     mark = marker()
     argv = ["/probe", "--fork-hold", "3", mark]
     done = fastns.run(argv, spec=plan, capture_output=True, timeout=20)
@@ -130,7 +134,7 @@ def test_daemons_in_a_pid_namespace_do_not_delay_the_end(plan: fastns.Plan) -> N
 
 
 def test_children_that_outlive_the_command_are_read(busybox_rootfs: Path) -> None:
-    """Without a pid namespace the output ends when the last writer closes the pipe."""
+    """With the host's pid namespace, the output ends when the last writer closes the pipe."""
     spec = fastns.Spec(rootfs=busybox_rootfs, namespaces={"pid": "host"})
     code = "(sleep 0.2; echo late) & echo early"
     done = fastns.run(["sh", "-c", code], spec=spec, capture_output=True, timeout=20)
@@ -150,7 +154,7 @@ def test_an_endless_writer_in_another_session_ends_at_the_timeout(busybox_rootfs
 
 
 def _settled(pid: int) -> int:
-    """Wait for a process to end, whichever process reaps it."""
+    """Wait for a process to end, whoever reaps it. Return a pid that no process can have."""
     from processes import eventually
 
     def gone() -> bool:
@@ -177,6 +181,7 @@ def _settled(pid: int) -> int:
     ],
 )
 def test_text(shell: Run, arguments: dict[str, Any], output: str, expected: str) -> None:
+    """Both streams are decoded as the arguments say."""
     done = shell(f"printf '{output}' | tee /dev/stderr", **arguments)
     assert (done.stdout, done.stderr) == (expected, expected)
 
@@ -187,6 +192,7 @@ def test_text_that_cannot_be_decoded(shell: Run) -> None:
 
 
 def test_a_character_cut_by_the_pipe(plan: fastns.Plan) -> None:
+    """A character that two reads return in parts is decoded whole."""
     text = "ä€😀" * 100_000  # of 2, 3 and 4 bytes: reads end inside characters
     argv = ["/probe", "--echo"]
     done = fastns.run(argv, spec=plan, input=text, text=True, capture_output=True, timeout=20)
@@ -201,6 +207,7 @@ def test_an_unknown_codec_is_found_before_the_start(plan: fastns.Plan, field: st
 
 
 def test_text_streams_of_a_handle(plan: fastns.Plan) -> None:
+    """In text mode, the streams take and return str."""
     argv = ["/probe", "--echo"]
     with fastns.spawn(argv, spec=plan, stdin=-1, stdout=-1, text=True) as sandbox:
         assert sandbox.stdin is not None
@@ -264,7 +271,8 @@ def test_output_until_a_timeout_is_text_in_text_mode(busybox_rootfs: Path) -> No
 
 
 def test_a_reused_fd_number_is_not_waited_for(plan: fastns.Plan) -> None:
-    """communicate(), then wait(), which closes the pidfd, then communicate() again."""
+    """wait() closes the pidfd after a first communicate(). The second communicate() must not wait
+    for another fd with the same number."""
     pipe = os.pipe()
     with fastns.spawn(["/probe", "--sleep", "0.2"], spec=plan, stdout=-1) as sandbox:
         with pytest.raises(fastns.TimeoutExpired):
@@ -289,6 +297,7 @@ def _too_long(number: int, frame: object) -> None:
 
 
 def test_input_for_a_stdin_that_is_closed_or_no_pipe(plan: fastns.Plan) -> None:
+    """communicate() refuses input that it cannot write."""
     with fastns.spawn(["/probe", "--echo"], spec=plan, stdin=-1, stdout=-1) as sandbox:
         assert sandbox.stdin is not None
         sandbox.stdin.close()

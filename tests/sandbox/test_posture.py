@@ -72,7 +72,7 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
 
 
 def expected_limits() -> dict[str, list[int]]:
-    """The caller's limits, except a few, which have the default or half of the caller's."""
+    """The caller's limits, except those with a default: the lower of it and half the caller's."""
     names = {name for name in dir(resource) if name.startswith("RLIMIT_")} - {"RLIMIT_OFILE"}
     found = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
     for limit in DEFAULT_RLIMITS:
@@ -124,7 +124,7 @@ def test_thousands_of_reports_are_the_same(way: str, probe_rootfs: Path) -> None
     assert int(first["personality"], 16) == 0
     assert int(first["oom_score_adj"]) >= 0
     assert {line.rpartition(":")[2] for line in first["cgroup"].splitlines()} == {"/"}
-    assert first["keyring"] == "EPERM"  # that it has its own: test_keyring.py
+    assert first["keyring"] == "EPERM"  # test_keyring.py checks that it has its own
     assert first["signals"] == {"blocked": [], "ignored": [], "caught": []}
     assert list(first["interfaces"]) == ["lo"]
     assert first["queues"] == []

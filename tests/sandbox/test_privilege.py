@@ -59,7 +59,7 @@ def test_only_the_specs_capabilities(busybox_rootfs: Path, way: str) -> None:
 def test_a_user_namespace_that_owns_its_mounts_can_change_them(
     busybox_rootfs: Path, way: str, root_is_locked: bool
 ) -> None:
-    """See SECURITY.md. With root's range of ids they are locked (test_range.py)."""
+    """See SECURITY.md. With root's range of ids the mounts are locked (test_range.py)."""
     given: dict[str, Any] = {"read_only": True, "capabilities": ["SYS_ADMIN"]}
     with runner(way, rootfs=busybox_rootfs, **given) as go:
         mask = go(["umount", "/proc/sys"], capture_output=True)
@@ -83,8 +83,8 @@ def test_another_user_keeps_capabilities_through_the_exec(busybox_rootfs: Path, 
 def test_the_reaper_has_no_capabilities_when_the_command_starts(
     probe_rootfs: Path, way: str
 ) -> None:
-    """The reaper drops them, and another process executes the command: the command must not be
-    first. So it looks at once, and often."""
+    """The reaper drops its capabilities, and another process executes the command. The drop must
+    come first, so each of many commands checks it as soon as it starts."""
     own = {"namespaces": {"user": "new"}} if way == "user-init" else {}
     plan = fastns.compile(Spec(rootfs=probe_rootfs, init=True, capabilities=["NET_RAW"], **own))
     for _ in range(200):
@@ -126,7 +126,7 @@ def test_no_program_gains_anything(busybox_rootfs: Path, tmp_path: Path, kind: s
     spec |= {"no_new_privileges": False}
     if kind == "setuid":
         assert fastns.run(args, spec=Spec(**spec), capture_output=True).stdout == gained
-    else:  # inside, the empty bounding set prevents it too: the control runs outside
+    else:  # the empty bounding set prevents it too, so the control runs outside
         inside = ["chroot", "--userspec=5:5", str(root), *args]
         mounted = f"mount -t proc proc {root}/proc && exec {' '.join(inside)}"
         command = ["unshare", "-m", "sh", "-c", mounted]
@@ -156,7 +156,7 @@ def test_a_caller_cannot_give_a_capability_that_it_lacks(busybox_rootfs: Path) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_to_its_group_does_not_reach_the_caller(busybox_rootfs: Path, way: str) -> None:
-    """kill(0) signals the sender's process group, so a sandbox must not be in the caller's."""
+    """kill(0, sig) signals the sender's process group, so a sandbox must not be in the caller's."""
     with runner(way, rootfs=busybox_rootfs) as go:
         before = signal.signal(signal.SIGUSR1, lambda *_: reached.append(1))
         reached: list[int] = []
@@ -176,6 +176,7 @@ def test_a_sandbox_has_its_own_session(busybox_rootfs: Path) -> None:
 
 
 def test_an_unknown_capability() -> None:
+    """An unknown name is a SpecError. Known names may omit CAP_ and be in lower case."""
     for wrong in (["NET_RAVE"], ["CAP_"], [""]):
         with pytest.raises(fastns.SpecError) as caught:
             Spec(capabilities=wrong)

@@ -1,4 +1,4 @@
-"""The probe itself, run on the host: other tests rely on it."""
+"""The probe works when run on the host. Other tests rely on it."""
 
 from __future__ import annotations
 
@@ -76,10 +76,12 @@ def test_report_sees_fds_signals_and_bytes(probe: Path) -> None:
     ],
 )
 def test_status(probe: Path, args: list[str], status: int) -> None:
+    """The probe ends with the exit code or the signal that its arguments request."""
     assert probe_run(probe, *args).returncode == status
 
 
 def test_files(probe: Path, tmp_path: Path) -> None:
+    """--write, --read, --mkdir and --stat work, and errors name the call and the path."""
     assert probe_run(probe, "--write", str(tmp_path / "f"), "text").returncode == 0
     assert probe_run(probe, "--read", str(tmp_path / "f")).stdout == b"text"
     assert probe_run(probe, "--mkdir", str(tmp_path / "d")).returncode == 0
@@ -89,6 +91,7 @@ def test_files(probe: Path, tmp_path: Path) -> None:
 
 
 def test_streams(probe: Path) -> None:
+    """--flood and --echo write to the right streams."""
     done = probe_run(probe, "--flood", "both", "100000")
     assert done.stdout == done.stderr == b"x" * 100_000
     assert probe_run(probe, "--flood", "stderr", "3").stderr == b"xxx"
@@ -118,6 +121,7 @@ def test_listen_and_connect(probe: Path) -> None:
 
 
 def test_queue(probe: Path) -> None:
+    """--msgget makes a message queue and prints its id."""
     made = probe_run(probe, "--msgget").stdout.decode().strip()
     try:
         assert made in Path("/proc/sysvipc/msg").read_text().split()

@@ -1,5 +1,5 @@
-"""The user namespace with a range of ids in which root's sandboxes run: their ids outside, the
-owners of files, and no harm to the caller."""
+"""Root's sandboxes run in a user namespace with a range of ids. The tests check their ids outside,
+the owners of files, and that the caller is unharmed."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def first() -> tuple[int, int]:
 @pytest.mark.parametrize("way", ["direct", "init", "template"])
 @pytest.mark.parametrize("user", ["0:0", "7:8"])
 def test_ids_outside(root: Path, way: str, user: str) -> None:
+    """The ids outside are in the range. The process has no groups and no capabilities."""
     spec = Spec(rootfs=root, user=user, init=way == "init")
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -131,7 +132,7 @@ def test_files_made_for_the_sandbox_belong_to_its_root(root: Path, way: str) -> 
 
 @pytest.mark.parametrize("fields", [{}, HOSTS, {"init": True}, {**HOSTS, "init": True}], ids=str)
 def test_pipes_belong_to_the_sandboxes_user(root: Path, fields: dict[str, Any]) -> None:
-    """Opening /dev/stderr opens the pipe again, which takes the right to do so."""
+    """Opening /dev/stderr opens the pipe again, which needs permission on the pipe."""
     words = ["sh", "-c", "read -r line </dev/stdin; echo $line >/dev/stdout; echo x >/dev/stderr"]
     spec = Spec(rootfs=root, user="7:8", **fields)
     done = fastns.run(words, spec=spec, input=b"in\n", capture_output=True)
@@ -169,7 +170,7 @@ for way in ("direct", "init", "template"):
 
 @pytest.mark.parametrize("case", LISTED)
 def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
-    """In a mount namespace with other files over /etc/subuid and /etc/subgid."""
+    """Runs in a mount namespace, with other files mounted over /etc/subuid and /etc/subgid."""
     uids, gids, first_uid, first_gid = LISTED[case]
     (tmp_path / "subuid").write_text(uids)
     (tmp_path / "subgid").write_text(gids)
@@ -188,7 +189,7 @@ def test_a_range_that_is_listed(root: Path, tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_files_of_the_host_are_out_of_reach(volume: Path, root: Path, way: str) -> None:
-    """In the host's own directories and in a plain bind. Each case has a control."""
+    """Files in the host's own directories and in a plain bind. Each case has a control."""
     plain = Mount("/mnt", source=volume, options=["noidmap"])
     attempts = {
         "hosts directories": ({}, "cat /etc/shadow"),
@@ -205,6 +206,7 @@ def test_files_of_the_host_are_out_of_reach(volume: Path, root: Path, way: str) 
 
 
 def test_a_bind_that_keeps_owners(root: Path, volume: Path) -> None:
+    """Root's files are root's inside. Ids beyond the range are nobody."""
     mount = Mount("/mnt", source=volume, options=["idmap"])
     for way in WAYS:
         with runner(way, rootfs=root, mounts=[mount]) as run:
@@ -234,7 +236,8 @@ def test_no_rights_over_the_hosts_processes(root: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_target_is_made_in_the_root(root: Path, volume: Path, way: str) -> None:
-    """The caller makes it in the plain tree: in an idmapped one the caller is nobody."""
+    """The caller makes the target before the tree is idmapped: in an idmapped tree, the caller is
+    nobody."""
     mounts = [
         Mount("/a/b", source=volume, options=["X-mount.mkdir"]),
         Mount("/c/file", source=volume / "secret", options=["X-mount.mkdir"]),
@@ -249,7 +252,7 @@ def test_a_target_is_made_in_the_root(root: Path, volume: Path, way: str) -> Non
 
 
 def test_no_target_is_made_below_an_idmapped_mount(root: Path, volume: Path) -> None:
-    """A target below a mount is not made: the caller would make it in the directory underneath."""
+    """The caller does not make a target there: it would make it in the directory underneath."""
     (root / "mnt" / "sub").mkdir()
     mounts = [
         Mount("/mnt", source=volume, options=["idmap"]),
@@ -286,6 +289,7 @@ def test_no_target_is_made_below_an_idmapped_mount(root: Path, volume: Path) -> 
 )
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: bool) -> None:
+    """The range does not change what other fields do."""
     if init and "pid" in fields.get("namespaces", {}):
         return  # init needs a pid namespace of its own
     spec = Spec(rootfs=root, init=init, **fields)
@@ -296,6 +300,7 @@ def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: boo
 @pytest.mark.parametrize("options", [{}, {"parked": 2}, {"netns_pool": 3}], ids=str)
 @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
 def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
+    """Sandboxes of a batch have the range too, with and without a template."""
     spec = Spec(rootfs=root, overlay=overlay)
     jobs = [["sh", "-c", f"cat /secret; echo {i} >/dev/stderr; stat -c %u /tmp"] for i in range(40)]
     expected = [("of root\n0\n", f"{i}\n") for i in range(40)]
@@ -309,7 +314,7 @@ def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
 
 
 def test_joined_by_path(root: Path) -> None:
-    """What an `exec` into a sandbox does, with its user namespace and without."""
+    """Joins as an `exec` into a sandbox does, with its user namespace and without."""
     with fastns.spawn(["sleep", "60"], spec=Spec(rootfs=root, hostname="other")) as other:
         kinds = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "network": "net"}
         for names in (kinds, {**kinds, "user": "user"}):
@@ -324,7 +329,7 @@ def test_joined_by_path(root: Path) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
-    """They give no rights over anything else: the host's mounts are locked."""
+    """Capabilities give no rights over anything else: the host's mounts are locked."""
     given = {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "read_only": True, "hostname": "before"}
     host = os.uname().nodename
     with runner(way, rootfs=root, **given) as run:
@@ -346,7 +351,7 @@ def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
 
 
 def test_capabilities_with_the_hosts_ids_do_more(root: Path) -> None:
-    """The control of the test above."""
+    """Control for the test above."""
     given = {"capabilities": ["SYS_ADMIN"], "read_only": True, **HOSTS}
     with runner("direct", rootfs=root, **given) as run:
         assert sh(run, "mount -o remount,rw / && umount /tmp && echo done")[1] == "done\n"
@@ -363,7 +368,7 @@ def test_explicit_mappings_replace_the_range(root: Path) -> None:
 
 
 def test_a_file_system_that_cannot_show_other_owners(public_dir: Path, root: Path) -> None:
-    """ramfs, as the root and as a volume."""
+    """A start with a ramfs as root or as volume fails, and the hint says what to do instead."""
     base = public_dir / "ramfs"
     (base / "merged").mkdir(parents=True)
     code = """
@@ -416,6 +421,7 @@ print(fastns.run(["true"], spec=spec).returncode)
 def test_a_failure_in_the_exec_program(
     root: Path, fields: dict[str, Any], args: list[str], stage: str, code: int
 ) -> None:
+    """The error has its stage and no op index, and the failure leaves nothing behind."""
     (root / "closed").mkdir(mode=0o700)
     before = support.host_state()
     with pytest.raises(SpawnError) as caught:
@@ -441,7 +447,7 @@ def test_the_op_index_of_a_late_op(root: Path, init: bool) -> None:
 
 
 def test_no_namespace_can_be_made(root: Path) -> None:
-    """Provoked with a map that the kernel refuses, so that the host's limits stay as they are."""
+    """A map that the kernel refuses provokes the failure. The host's limits do not change."""
     plan = fastns.compile(Spec(rootfs=root))
     assert plan.ids is not None
     uid, gid, _size = plan.ids
@@ -470,7 +476,7 @@ def test_limits_apply_with_a_range(root: Path) -> None:
 
 
 def test_the_caller_is_unharmed(root: Path) -> None:
-    """After thousands of starts by several threads."""
+    """Thousands of starts by several threads do not change the caller."""
     libc = ctypes.CDLL(None)
     plans = [fastns.compile(Spec(rootfs=root, network="host", user=user)) for user in ("0", "7:8")]
     fastns.run(["true"], spec=plans[0])
@@ -493,7 +499,7 @@ def test_the_caller_is_unharmed(root: Path) -> None:
 
 
 def test_one_user_namespace_per_process(root: Path) -> None:
-    """Made once, whatever the spec. A forked caller uses the same one."""
+    """The namespace is made once, whatever the spec. A forked caller uses the same one."""
     code = """
 def space(**fields):
     spec = fastns.Spec(rootfs=sys.argv[1], **fields)
@@ -519,6 +525,7 @@ print(space() in found, space() == space())  # its fd was closed, so a new one i
 
 
 def test_a_range_in_the_plan(root: Path) -> None:
+    """The plan and its description have the range."""
     plan = fastns.compile(Spec(rootfs=root))
     uid, gid = first()
     assert f"id_map: range uids 0 {uid} 65536, gids 0 {gid} 65536" in plan.describe()

@@ -1,5 +1,5 @@
-"""Root's sandboxes with capabilities if something is missing: the right to trace (CAP_SYS_PTRACE),
-or a further namespace within the limit."""
+"""Errors of root's sandboxes with capabilities: the caller lacks the right to trace
+(CAP_SYS_PTRACE), or no further namespace can be made."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def drop(capability):
 
 
 def test_capabilities_without_the_right_to_trace(probe_rootfs: Path) -> None:
-    """So is root in some containers. The error names the capability; the kernel's is a plain
-    EPERM."""
+    """Root lacks the right in some containers. The error names the capability; the kernel's own
+    would be a plain EPERM."""
     code = """
 from fastns import Spec, Template
 from plans import Caller
@@ -137,7 +137,7 @@ print(start())
 @pytest.mark.parametrize("call", ["clone", "unshare"])
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_call_that_is_refused(probe_rootfs: Path, call: str, init: bool) -> None:
-    """Whether the hop process or the caller makes the call."""
+    """The error is the same whether the hop process or the caller makes the call."""
     way = "init" if init else "direct"
     out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way, "own_namespaces")
     assert out.splitlines() == [f"unshare {errno.ENOANO} False"] * 3

@@ -1,4 +1,4 @@
-"""Every result of a system call is checked. The compiler enforces that. A failing call makes the
+"""Every result of a system call is checked, as the compiler enforces. A failing call makes the
 start fail with its errno and stage, and leaves nothing behind."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_the_compiler_refuses_an_ignored_result(
 
 
 def test_no_result_is_cast_away() -> None:
-    """clang would accept that."""
+    """clang would accept such a cast."""
     for source in CSRC.rglob("*.[ch]"):
         assert "(void)fns_" not in source.read_text(), source
 
@@ -86,6 +86,7 @@ WAYS = pytest.mark.parametrize("way", ["direct", "init", "template"])
 @WAYS
 @pytest.mark.parametrize(("call", "stage"), [("setsid", "session"), ("rt_sigprocmask", "clone")])
 def test_a_call_that_is_refused(probe_rootfs: Path, way: str, call: str, stage: str) -> None:
+    """The start fails with the errno and stage of the call, and leaves nothing behind."""
     out = without(call, errno.ENOANO, START + "fail()", str(probe_rootfs), way)
     assert out.splitlines() == [f"{stage} {errno.ENOANO}"] * 2
 
@@ -115,7 +116,7 @@ print(template._server.pid == server)
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
 def test_a_batch_without_epoll_pwait2(probe_rootfs: Path, error: int) -> None:
-    """It is missing before Linux 5.11, and some containers' filters refuse it."""
+    """Linux lacks the call before 5.11, and some containers' filters refuse it."""
     out = without("epoll_pwait2", error, START + "fail()", str(probe_rootfs), "batch")
     assert out.splitlines() == ["0", "0"]
 
@@ -130,7 +131,7 @@ def strace(inject: str, code: str, *args: str) -> str:
 
 
 def test_an_fd_that_cannot_be_closed_is_not_left_open(probe_rootfs: Path) -> None:
-    """An fd below the passed ones, which needs a separate close_range()."""
+    """The fd is below the passed one, so it needs a close_range() of its own."""
     code = """
 low, high = os.open("/etc/passwd", os.O_RDONLY), 50
 os.set_inheritable(low, True)
@@ -149,6 +150,7 @@ except fastns.SpawnError as error:
 @pytest.mark.as_root
 @WAYS
 def test_the_process_that_makes_namespaces_is_killed(probe_rootfs: Path, way: str) -> None:
+    """The start fails with ECANCELED."""
     code = START.replace("init=way", 'capabilities=["NET_ADMIN"], init=way')
     code += "if template: template.__enter__()\nfail()"
     out = strace("unshare:signal=KILL:when=1", code, str(probe_rootfs), way)

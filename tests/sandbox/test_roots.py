@@ -1,4 +1,5 @@
-"""Each kind of root starts, and the report is made inside. Other tests rely on this."""
+"""Sandboxes start on each kind of root, and the probe reports from inside. Other tests rely on
+this."""
 
 from __future__ import annotations
 
@@ -44,9 +45,11 @@ def test_the_report_is_made_inside(report: Report, host_report: dict[str, Any]) 
 
 
 def test_the_report_without_a_rootfs(report: Report) -> None:
+    """The probe is in the host's view."""
     assert {"probe", "usr", "etc"} <= set(report(rootfs=None)["root"])
 
 
 def test_the_report_of_a_plan(report: Report, probe_rootfs: Path) -> None:
+    """report() accepts a plan as its spec."""
     plan = fastns.compile(fastns.Spec(rootfs=probe_rootfs, hostname="planned"))
     assert report(spec=plan)["hostname"] == "planned"

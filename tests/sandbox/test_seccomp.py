@@ -1,4 +1,4 @@
-"""The filter as a program experiences it, in every way of starting."""
+"""What the seccomp filter does to the calls of a program, in every way of starting."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
 WAYS = ("direct", "init", "template", "parked")
-WALL = 0x40000000  # __WALL of wait(2): children that send no SIGCHLD too
+WALL = 0x40000000  # __WALL of wait(2): includes children that send no SIGCHLD
 CALLS = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -63,7 +63,8 @@ SEVEN = r"""
 /* A program whose only system call is exit. */
 __attribute__((used)) void begin(void) { __asm__ volatile("syscall" : : "a"(60), "D"(7)); }
 """
-# call, two arguments, errno with the filter, errno without it (None: not tried)
+# Columns: the call, its number, two arguments, the errno with the filter, and the errno without it
+# (None: not tried).
 TRIED: list[tuple[str, int, int, int, int, int | None]] = [
     ("clone3", 435, 0, 0, 38, 22),
     ("clone NEWUSER", 56, 0x10000011, 0, 1, None),
@@ -132,13 +133,14 @@ def errnos(run: Any, tried: list[tuple[str, int, int, int, int, int | None]]) ->
 
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_in_every_way_of_starting(way: str, programs: Path) -> None:
+    """Each call in TRIED fails or works as its row says."""
     with runner(way, rootfs=programs) as run:
         found = errnos(run, TRIED)
     assert found == {"state": "2 1"} | {name: errno for name, _, _, _, errno, _ in TRIED}
 
 
 def test_unconfined_calls_reach_the_kernel(programs: Path) -> None:
-    """The control of the table TRIED."""
+    """Control for TRIED."""
     tried = [row for row in TRIED if row[5] is not None]
     with runner("direct", rootfs=programs, seccomp="unconfined") as run:
         found = errnos(run, tried)
@@ -152,11 +154,12 @@ def test_a_call_of_another_architecture_ends_the_process(way: str, programs: Pat
     assert (done.returncode, done.cause) == (-signal.SIGSYS, "seccomp")
     with runner(way, rootfs=programs, seccomp="unconfined") as run:
         done = run(["/int80"])
-    assert done.cause in ("exited", "signaled")  # SIGSEGV if the kernel lacks i386
+    assert done.cause in ("exited", "signaled")  # SIGSEGV if the kernel does not support i386
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
+    """A profile may be a dict or a file."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
@@ -175,7 +178,8 @@ def test_a_custom_profile(way: str, programs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_filter_without_no_new_privileges(way: str, programs: Path) -> None:
-    """It is loaded before the process gives up the right to, even if its ids change."""
+    """The filter is loaded while the process still has the right to do so, even if its ids
+    change."""
     for user in ("0:0", "5:5") if support.is_root() and way in ("direct", "init") else ("0:0",):
         fields: dict[str, Any] = {"rootfs": programs, "no_new_privileges": False, "user": user}
         with runner(way, **fields) as run:
@@ -192,6 +196,7 @@ def test_a_capability_permits_its_calls(way: str, programs: Path) -> None:
 
 
 def test_a_profile_that_refuses_to_execute(programs: Path) -> None:
+    """The start fails at exec. If the filter kills instead, "seccomp" is the cause."""
     for action, refused in (("SCMP_ACT_ERRNO", 1), ("SCMP_ACT_KILL_PROCESS", None)):
         rule = {"names": ["execve"], "action": action}
         profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
@@ -219,7 +224,8 @@ OF_THE_HOST = {"namespaces": {"user": "host"}}
 def test_the_calls_that_a_profile_must_allow(
     way: str, fields: dict[str, Any], programs: Path
 ) -> None:
-    """Beside those of the command: execve, and rt_sigprocmask to restore the signal mask."""
+    """Besides those of the command, it must allow execve, and rt_sigprocmask to restore the signal
+    mask."""
     needed = ["execve", "rt_sigprocmask", "exit"]
     for names, code in ((needed, 7), (needed[1:], -signal.SIGSYS)):
         allowed = {"names": names, "action": "SCMP_ACT_ALLOW"}
@@ -243,8 +249,8 @@ def test_a_profile_that_refuses_fcntl_does_not_hang_the_caller(number: int) -> N
 
 
 def test_sigsys_from_the_caller_is_not_the_filters(programs: Path) -> None:
-    """The cause of a sandbox that the caller sent SIGSYS is "signaled"."""
-    host = {"pid": "host"}  # the kernel drops it for pid 1 of a namespace
+    """If the caller sends a sandbox SIGSYS, the cause is "signaled", not "seccomp"."""
+    host = {"pid": "host"}  # the kernel drops the signal for pid 1 of a namespace
     spec = Spec(namespaces=host)
     with fastns.spawn(["sleep", "60"], spec=spec) as sandbox:
         sandbox.send_signal(signal.SIGSYS)
@@ -282,6 +288,7 @@ except fastns.SpawnError as error:
 
 
 def test_the_filter_on_the_command_line(programs: Path, tmp_path: Path) -> None:
+    """The filter applies by default, and --security-opt can remove it."""
     command = [sys.executable, "-m", "fastns", "run", "--rootfs", str(programs)]
     unshare = words(272, 0x10000000, 0)
     for flags, expected in (([], "1"), (["--security-opt", "seccomp=unconfined"], "0")):
@@ -304,7 +311,7 @@ def test_a_template_loads_the_filter_in_two_parts(programs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_set_id_files_if_the_host_is_out_of_reach(way: str, programs: Path) -> None:
-    """Package managers make them. They are harmless if no file of the host can be written."""
+    """Package managers make such files. They are harmless if no file of the host can be written."""
     chmod = words(90, 0, 0o4755)
     for fields, expected in (
         ({}, errno.EPERM),
@@ -328,8 +335,8 @@ def test_a_filter_of_its_own_with_sys_admin(way: str, more: Any, programs: Path)
 
 
 def test_clone_parent_is_refused(programs: Path) -> None:
-    """It would leave a child to the caller. In a new pid namespace the kernel refuses it anyway.
-    0x8000 is CLONE_PARENT."""
+    """CLONE_PARENT (0x8000) would make the new process a child of the caller. In a new pid
+    namespace the kernel refuses it anyway."""
     spec: dict[str, Any] = {"rootfs": programs, "namespaces": {"pid": "host"}}
     args = ["/calls", *words(56, 0x8000, 0)]
     before = children(os.getpid(), False)

@@ -1,4 +1,4 @@
-"""Starts disturbed from outside: by forks in other threads, kills, signals and reused pids."""
+"""Starts that are disturbed by forks in other threads, by kills, by signals or by reused pids."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def script(body: str, fields: str) -> list[str]:
 
 @pytest.mark.parametrize("fields", WAYS)
 def test_forks_in_another_thread_do_not_delay_starts(probe_rootfs: Path, fields: str) -> None:
-    """A forked process has a copy of every fd, so EOF on a pipe does not tell of the exec."""
+    """A forked process has a copy of every fd, so a start must not rely on EOF on a pipe to learn
+    of the exec."""
     done = subprocess.run(
         [*script(FORKS, fields), str(probe_rootfs)],
         check=True,
@@ -82,7 +83,8 @@ print("children:", len(children()))
 @pytest.mark.parametrize("when", [1, 9], ids=["killed", "control"])
 @pytest.mark.parametrize("fields", WAYS[2:])
 def test_the_hop_process_is_killed(probe_rootfs: Path, fields: str, when: int) -> None:
-    """It is killed before it sends the pidfd, when no other process knows of the sandbox."""
+    """The hop process is killed before it sends the pidfd, when no other process knows of the
+    sandbox."""
     if shutil.which("strace") is None:
         support.skip_missing("strace (tests/setup.sh installs it)")
     inject = f"inject=sendmsg:signal=KILL:when={when}"
@@ -128,8 +130,8 @@ print(set(results) <= {0, -signal.SIGINT}, children)
 
 @pytest.mark.parametrize("fields", WAYS)
 def test_a_signal_to_the_process_group(probe_rootfs: Path, fields: str) -> None:
-    """Ctrl-C reaches the whole group. The caller handles it, and the command may die of it and is
-    reaped as usual. The processes that set it up ignore it."""
+    """Ctrl-C reaches the whole group. The caller handles it. The command may die of it, and is
+    reaped as usual. The processes that set the sandbox up ignore it."""
     done = subprocess.run(
         [*script(SIGNALS, fields), str(probe_rootfs)],
         check=True,
@@ -160,8 +162,8 @@ os.kill(other, signal.SIGKILL)
 
 @pytest.mark.as_root
 def test_kill_all_leaves_a_reused_pid_alone(probe_rootfs: Path) -> None:
-    """Without a pid namespace of its own a sandbox is killed by its pids, but only while its pidfd
-    says that it is alive."""
+    """A sandbox without a pid namespace of its own is killed by its pids, but only while its pidfd
+    shows that it is alive."""
     command = script(REUSED, ", namespaces={'pid': 'host'}")
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", *command, str(probe_rootfs)],

@@ -96,8 +96,8 @@ if not support.is_root():
 def test_a_start_during_a_storm_of_sigcont(
     probe_rootfs: Path, way: str, capabilities: list[str]
 ) -> None:
-    """All processes of a pid namespace get the signal all the time, on one CPU, where races last
-    longer.
+    """All processes of a pid namespace get the signal all the time. They share one CPU, where races
+    last longer.
 
     The control is a start without capabilities, which needs no hop process."""
     run(

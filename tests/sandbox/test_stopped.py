@@ -27,7 +27,7 @@ class Alarm(BaseException):
 
 @contextmanager
 def alarm(seconds: float = 0.3) -> Iterator[None]:
-    """Raise Alarm in the block after this time, unless the block ends before."""
+    """Raise Alarm in the block after this time, unless the block ends earlier."""
 
     def ring(*_: object) -> None:
         raise Alarm
@@ -68,6 +68,7 @@ SLEEP = ["/probe", "--sleep", "300"]
 
 
 def test_time_limits_while_the_server_is_stopped(template: Template) -> None:
+    """Time limits still apply, and no other sandbox is affected."""
     neighbour = template.spawn(SLEEP)
     server = server_pid(template)
     for timeout in (0.05, 0.5):
@@ -84,7 +85,7 @@ def test_time_limits_while_the_server_is_stopped(template: Template) -> None:
 
 
 def test_a_stopped_server_is_continued(template: Template) -> None:
-    """A caller that waits for its reply sends it SIGCONT."""
+    """A caller that waits for a reply sends the server SIGCONT."""
     sandbox, other = template.spawn(["/true"]), template.spawn(SLEEP)
     server = server_pid(template)
     assert eventually(lambda: state(sandbox.pid) in "-Z")
@@ -103,7 +104,7 @@ def test_a_stopped_server_is_continued(template: Template) -> None:
 
 
 def test_a_server_that_is_stopped_again_and_again(template: Template) -> None:
-    """It is killed with all its sandboxes, and the next start gets another server."""
+    """The server is killed with all its sandboxes, and the next start gets another server."""
     neighbour = template.spawn(SLEEP)
     server, done = server_pid(template), threading.Event()
     pidfd = os.pidfd_open(server)
@@ -160,6 +161,7 @@ def test_a_stopped_servers_control_socket_is_full(template: Template) -> None:
 
 @pytest.mark.parametrize("way", ["run", "spawn"])
 def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) -> None:
+    """That sandbox is killed, and the template still works."""
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         server = server_pid(template)
         assert eventually(lambda: len(children(server)) == 1)
@@ -173,6 +175,7 @@ def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) 
 
 
 def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> None:
+    """The time limit still applies, and the template still works."""
     with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
         assert eventually(lambda: len(children(server_pid(template))) == 1)
         stop(children(server_pid(template))[0])
@@ -183,6 +186,7 @@ def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> N
 
 @pytest.mark.parametrize("way", ["time limit", "ctrl-c"])
 def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str) -> None:
+    """Time limits and Ctrl-C end a start that waits for the maker."""
     with Template(Spec(rootfs=probe_rootfs), netns_pool=1, parked=0) as template:
         server = server_pid(template)
         for helper in children(server, False):
@@ -226,7 +230,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_no_process_outlives_a_killed_caller(probe_rootfs: Path, where: str) -> None:
-    """Whichever thread of the caller started the server, and with all processes stopped."""
+    """All processes end, even stopped ones, whichever thread of the caller started the server."""
     mark = marker()
     args = [sys.executable, "-c", CALLER, str(probe_rootfs), mark, where]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as caller:
@@ -249,7 +253,7 @@ def test_no_process_outlives_a_killed_caller(probe_rootfs: Path, where: str) -> 
 
 # ---- starts without a template ----
 
-# It hangs instead of stopping, because a pid 1 cannot stop itself.
+# The program hangs instead of stopping itself, because pid 1 cannot do that.
 HANGING_PROGRAM = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 # fastns finds its program beside _core.
 ELSEWHERE = """
@@ -289,7 +293,7 @@ for call in (lambda: fastns.run(["true"], spec=spec), lambda: fastns.spawn(["tru
 
 @pytest.fixture(scope="module")
 def hanging_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a program that sleeps for ever in place of fastns' own."""
+    """A directory with a program that hangs, in place of fastns' own."""
     place = tmp_path_factory.mktemp("program")
     (place / "program.c").write_text(HANGING_PROGRAM)
     support.compile_static(place / "program.c", place / "_program")
@@ -297,18 +301,20 @@ def hanging_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_time_limit_while_the_program_hangs(hanging_program: Path) -> None:
+    """The time limit still applies, and no process and no fd is left."""
     out = script(TIMED, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["TimeoutExpired [] True"] * 2
 
 
 def test_ctrl_c_while_the_program_hangs(hanging_program: Path) -> None:
+    """Ctrl-C ends the call, and no process and no fd is left."""
     out = script(GIVEN_UP, str(hanging_program), first=ELSEWHERE)
     assert out.splitlines() == ["given up [] True"] * 5
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 def test_a_sandbox_that_is_stopped(probe_rootfs: Path, init: bool) -> None:
-    """The first process is stopped: the command, or the reaper."""
+    """The stopped process is the sandbox's first: the command or, with init, the reaper."""
     spec = Spec(rootfs=probe_rootfs, init=init)
     with fastns.spawn(SLEEP, spec=spec) as sandbox:
         stop(sandbox.pid)

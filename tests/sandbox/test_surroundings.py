@@ -1,5 +1,5 @@
-"""The hints of starts that fail because of the caller's environment: without /proc, or in a
-sandbox."""
+"""A start that fails because of the caller's environment has the right hint: without /proc, and in
+a sandbox."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def nested(**fields: Any) -> list[str]:
 
 
 def test_in_a_sandbox() -> None:
-    """The hint names the outer seccomp filter, then the capability, then the masked paths. It does
-    not blame a sysctl."""
+    """The hint names one obstacle after another: the outer seccomp filter, the capability, the
+    masked paths. It does not blame a sysctl."""
     open_calls = {"seccomp": "unconfined"}
     for line in nested():
         assert "seccomp=unconfined" in line
@@ -82,5 +82,6 @@ def test_in_a_sandbox() -> None:
 
 @pytest.mark.as_root
 def test_in_a_sandbox_of_another_user() -> None:
+    """Starts work in a sandbox without a filter, masks or read-only paths."""
     opened = nested(seccomp="unconfined", user="1000:1000", masked_paths=[], readonly_paths=[])
     assert opened == ["started"] * 4

@@ -28,7 +28,7 @@ done
 
 
 def started(way: str, **fields: Any) -> Any:
-    """Like runner(), and also with an overlay, directly or from a template."""
+    """Like runner(), with two more ways: an overlay in a direct start, and one in a template."""
     if way in ("overlay", "layers"):
         return runner("direct" if way == "overlay" else "template", overlay=True, **fields)
     return runner(way, **fields)
@@ -55,8 +55,8 @@ def test_masked_paths_are_empty(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
-    """Not even by uid 0. The test writes to a sysctl of the sandbox's own network namespace, which
-    is harmless but in a user namespace takes a capability."""
+    """Even uid 0 cannot write them. The test writes to a sysctl of the sandbox's own network
+    namespace, which is harmless but needs a capability in a user namespace."""
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]
     fields = {"rootfs": bash_rootfs, "capabilities": ["NET_ADMIN"]}
     with started(way, **fields) as run:
@@ -68,7 +68,7 @@ def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
         points = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts.splitlines()}
         for path in READONLY_PATHS:
             assert not os.path.exists(path) or points[path] == "ro"
-        # Undoing that needs CAP_SYS_ADMIN.
+        # Undoing the protection needs CAP_SYS_ADMIN.
         for command in ("umount /proc/sys", "mount -o remount,rw /proc/sys", "umount /proc"):
             assert run(["sh", "-c", command], capture_output=True).returncode != 0
     with started(way, **fields, readonly_paths=[]) as run:
@@ -77,6 +77,7 @@ def test_read_only_paths_cannot_be_written(way: str, bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_paths_of_the_spec(way: str, bash_rootfs: Path) -> None:
+    """The spec's paths are masked or read-only. Missing paths are ignored."""
     fields = {
         "rootfs": bash_rootfs,
         "masked_paths": ["/etc", "/etc/nothing", "/nothing/at/all"],
@@ -95,7 +96,7 @@ def test_without_default_mounts_no_path_is_masked(bash_rootfs: Path) -> None:
 
 
 def test_with_the_hosts_namespaces(bash_rootfs: Path) -> None:
-    """/proc and /sys are binds of the host's."""
+    """The sandbox's /proc and /sys are binds of the host's."""
     spec = Spec(rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host")
     with runner("direct", rootfs=bash_rootfs, namespaces={"pid": "host"}, network="host") as run:
         assert set(look(run, MASKED_PATHS).values()) <= {"0", "missing"}
@@ -105,8 +106,8 @@ def test_with_the_hosts_namespaces(bash_rootfs: Path) -> None:
 
 
 def test_a_directory_that_replaces_proc_is_refused(bash_rootfs: Path, tmp_path: Path) -> None:
-    """/proc is exchanged with another directory between the mount and the masks, which would then
-    mask the wrong one."""
+    """If /proc is exchanged with another directory between the mount and the masks, the masks would
+    cover the wrong one."""
     root = support.copy_tree(bash_rootfs, tmp_path / "root")
     (root / "other").mkdir()
     spec = Spec(rootfs=root, network="host")
@@ -160,7 +161,7 @@ def test_writes_to_proc_check_that_it_is_proc(probe_rootfs: Path) -> None:
     assert sizes == "0 0 0"
 
 
-# ---- if uid 0 of the host is a uid inside ----
+# ---- if an id inside is the host's uid 0 ----
 
 MODE = "/proc/execdomains"  # no other program reads it
 
@@ -190,7 +191,7 @@ def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
-    """With a new user namespace the devices are the host's, and uid 0 may be the host's root."""
+    """With a new user namespace the devices are the host's, and uid 0 inside may be the host's."""
     code = "echo x >/dev/null; chmod 666 /dev/null; touch /dev/zero; head -c 2 /dev/zero | wc -c"
     with runner(way, namespaces={"user": "new"}) as run:
         done = run(["sh", "-c", code], capture_output=True, text=True)
@@ -200,8 +201,8 @@ def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
 
 @pytest.mark.as_root
 def test_when_proc_is_read_only() -> None:
-    """It is read-only if an id inside is the host's uid 0, which could change modes, unless
-    capabilities need it writable."""
+    """/proc is read-only if an id inside is the host's uid 0, which could change modes. It is
+    writable even then if a capability needs that."""
     maps = (IDMapping(0, 0, 10),)
     strangers = (IDMapping(0, 100000, 10),)
     cases: list[tuple[dict[str, Any], bool]] = [
@@ -228,6 +229,7 @@ def test_masking_needs_a_mount_namespace() -> None:
 
 
 def test_the_flag(bash_rootfs: Path) -> None:
+    """--security-opt systempaths=unconfined leaves the paths writable."""
     command = [sys.executable, "-m", "fastns", "run", "--cap-add", "NET_ADMIN"]
     command += ["--rootfs", str(bash_rootfs)]
     write = ["sh", "-c", "echo 99 >/proc/sys/net/ipv4/ip_default_ttl"]

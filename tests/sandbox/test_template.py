@@ -152,7 +152,7 @@ BENEATH = "umount -l /proc && cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' 
 
 
 def test_the_mounts_beneath_show_no_other_sandbox(admin: Template) -> None:
-    """A sandbox with CAP_SYS_ADMIN may unmount its own /proc. The mount below shows no other
+    """A sandbox with CAP_SYS_ADMIN may unmount its own /proc. The mount underneath shows no other
     sandbox's processes."""
     with admin.spawn(["sleep", "60"]) as other:
         assert "sleep" not in sh(admin, BENEATH + "; true")
@@ -171,11 +171,11 @@ def test_nothing_can_be_unmounted_without_sys_admin(template: Template) -> None:
 def test_without_hidepid_the_servers_proc_shows_other_sandboxes(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: the server's /proc, which a user namespace needs, without hidepid."""
+    """The control: hidepid is left out of the server's /proc, which a user namespace needs."""
     plan = _core.Plan
 
     def shown(*, ops: Sequence[Op], **given: Any) -> _core.Plan:
-        """A plan like the binding's, but without hidepid."""
+        """Like _core.Plan, but without hidepid."""
         kept = [Op(**{**vars(op), "data": None}) if op.data == b"hidepid=2" else op for op in ops]
         assert len({*ops} - {*kept}) == (given.get("sandbox") is not None)
         return plan(ops=tuple(kept), **given)
@@ -217,6 +217,7 @@ def test_every_sandbox_is_pid_1_and_sees_only_itself(template: Template) -> None
 
 
 def test_arguments_environment_directory_and_streams(template: Template) -> None:
+    """A template's run() passes them on, as fastns.run() does."""
     script = 'read line; echo "$line $A $(pwd)"; echo wrong >&2; exit 3'
     done = template.run(
         ["sh", "-c", script],
@@ -233,6 +234,7 @@ def test_arguments_environment_directory_and_streams(template: Template) -> None
 
 
 def test_a_long_argument(template: Template) -> None:
+    """Long arguments and variables arrive whole."""
     word = "x" * 120_000
     assert sh(template, 'echo "${#A} ${#B}"', env={"A": word, "B": word, "PATH": "/bin"}) == (
         "120000 120000\n"
@@ -240,7 +242,7 @@ def test_a_long_argument(template: Template) -> None:
 
 
 def test_passed_fds_keep_their_numbers(template: Template) -> None:
-    """Even the lowest numbers, which the server uses for its own fds."""
+    """Even the lowest numbers are kept, which the server uses for its own fds."""
     pipes = [os.pipe() for _ in range(4)]
     try:
         fds = sorted(end[1] for end in pipes)
@@ -262,6 +264,7 @@ def test_passed_fds_keep_their_numbers(template: Template) -> None:
 
 
 def test_signals_and_timeouts(template: Template) -> None:
+    """A timeout and kill() end the sandbox. A timeout returns the output so far."""
     with pytest.raises(TimeoutExpired) as caught:
         template.run(["sh", "-c", "echo early; sleep 60"], capture_output=True, timeout=0.3)
     assert caught.value.stdout == b"early\n"
@@ -316,6 +319,7 @@ def test_a_failing_op_has_its_index(busybox_rootfs: Path) -> None:
 
 
 def test_a_missing_root(tmp_path: Path) -> None:
+    """The first start fails at the stage "rootfs"."""
     with pytest.raises(SpawnError) as caught:
         Template(Spec(rootfs=tmp_path / "missing")).spawn(["true"])
     assert (caught.value.stage, caught.value.errno) == ("rootfs", errno.ENOENT)
@@ -340,12 +344,14 @@ def test_specs_that_a_template_refuses(fields: dict[str, Any], field: str) -> No
 @pytest.mark.parametrize("pool", ["parked", "netns_pool"])
 @pytest.mark.parametrize("size", [-1, 1025, True, "3", 1.5])
 def test_the_size_of_a_pool(pool: str, size: Any) -> None:
+    """An invalid size is a SpecError."""
     with pytest.raises(SpecError) as caught:
         Template(None, **{pool: size})
     assert caught.value.field == pool
 
 
 def test_a_pool_that_the_spec_does_not_need() -> None:
+    """A pool of network namespaces needs a spec with a new network namespace."""
     with pytest.raises(SpecError) as caught:
         Template(Spec(**HOST_NET), netns_pool=1)
     assert caught.value.field == "netns_pool"
@@ -355,6 +361,7 @@ def test_a_pool_that_the_spec_does_not_need() -> None:
 
 
 def test_many_threads(template: Template) -> None:
+    """Each thread gets the output of its own sandboxes."""
     found: list[str] = []
 
     def work(name: int) -> None:
@@ -370,6 +377,7 @@ def test_many_threads(template: Template) -> None:
 
 
 def test_a_batch_in_which_some_fail(template: Template) -> None:
+    """Each job has its own outcome."""
     jobs: list[Job] = []
     for i in range(300):
         jobs.append(Job(["sh", "-c", f"cat; echo {i} >/tmp/x; ls /tmp | wc -l"], input=f"{i}\n"))
@@ -388,6 +396,7 @@ def test_a_batch_in_which_some_fail(template: Template) -> None:
 
 
 def test_a_batch_of_handles(template: Template) -> None:
+    """Each job has a handle or an error."""
     jobs = [["sleep", "60"], ["/missing"], ["sh", "-c", "exit 3"]] * 5
     results = template.spawn_batch(jobs)
     for i, result in enumerate(results):
@@ -403,6 +412,7 @@ def test_a_batch_of_handles(template: Template) -> None:
 
 
 def test_a_batch_whose_server_is_killed(template: Template) -> None:
+    """All jobs of the batch fail."""
     timer = threading.Timer(0.3, lambda: os.kill(server_pid(template), signal.SIGKILL))
     timer.start()
     results = template.run_batch([["sleep", "60"]] * 20, concurrency=4)
@@ -420,6 +430,7 @@ def gone(pid: int, seconds: float = 10) -> bool:
 
 
 def test_a_server_that_is_killed(template: Template) -> None:
+    """The server's sandboxes end with it, and the next start gets another server."""
     sandbox = template.spawn(["sleep", "60"])
     before = server_pid(template)
     os.kill(before, signal.SIGKILL)
@@ -435,6 +446,7 @@ def test_a_server_that_is_killed(template: Template) -> None:
 
 
 def test_servers_killed_at_any_instant(template: Template) -> None:
+    """Each run works or fails with ECANCELED."""
     over = threading.Event()
     killed = []
     pauses = itertools.cycle((0.001, 0.003, 0.01, 0.03))  # 1 ms may be too short for a run
@@ -480,7 +492,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("forks", [False, True])
 def test_a_template_ends_with_its_caller(busybox_rootfs: Path, forks: bool) -> None:
-    """Even if a process forked by the caller has copies of its sockets."""
+    """The template ends even if a process forked by the caller has copies of its sockets."""
     command = [
         sys.executable,
         "-W",
@@ -530,6 +542,7 @@ def test_a_forked_caller_has_a_server_of_its_own(busybox_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("how", ["close", "drop"])
 def test_nothing_is_left(busybox_rootfs: Path, how: str) -> None:
+    """A closed or dropped template ends its server and sandboxes."""
     before = support.host_state()
     template = Template(Spec(rootfs=busybox_rootfs, **HOST_NET))
     running = template.spawn(["sleep", "60"])

@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 
 @pytest.fixture(scope="module")
 def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the attacker."""
+    """A root that contains the attacker's program."""
     root = support.copy_tree(busybox_rootfs, tmp_path_factory.mktemp("apart") / "root")
     source = root.parent / "attacker.c"
     source.write_text(ATTACKER)
@@ -78,7 +78,7 @@ def test_a_signal_to_its_group_reaches_no_other_process(root: Path, pools: dict[
 
 @pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS)
 def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
-    """So it has no controlling terminal."""
+    """A sandbox has its own session, and therefore no controlling terminal."""
     with Template(Spec(rootfs=root, **HOST_NET), **pools) as template:
         with template.spawn(["sleep", "60"]) as sandbox:
             assert template._server is not None

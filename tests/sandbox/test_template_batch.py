@@ -1,5 +1,5 @@
-"""Batches of a template: jobs are requested ahead, no more run than the limit, and none waits for
-ever."""
+"""A template's batch requests jobs ahead, never runs more of them at once than its limit, and never
+leaves one waiting."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_each_batch_has_its_own_limit(busybox_rootfs: Path, tmp_path: Path) -> N
 
 
 def test_a_long_job_delays_no_other(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """The first job ends only after the last has run, so no job may queue behind the first."""
+    """The first job ends only after the last has run, so no job must queue behind the first."""
     wait = ["sh", "-c", "until [ -e /mnt/done ]; do sleep 0.01; done"]
     jobs = [wait] + [["true"]] * 30 + [["touch", "/mnt/done"]]
     with Template(sharing(busybox_rootfs, tmp_path / "shared")) as template:
@@ -98,7 +98,7 @@ def test_a_jobs_timeout_begins_with_its_turn(busybox_rootfs: Path) -> None:
 
 
 def test_a_jobs_wall_time_begins_with_its_turn(busybox_rootfs: Path) -> None:
-    """So all wall times add up to about that of the batch."""
+    """The jobs' wall times therefore add up to about the time of the batch."""
     times = []
     with Template(Spec(rootfs=busybox_rootfs)) as template:
         start = time.monotonic()
@@ -111,8 +111,8 @@ def test_a_jobs_wall_time_begins_with_its_turn(busybox_rootfs: Path) -> None:
 
 
 def test_a_job_with_a_timeout_after_one_that_timed_out(busybox_rootfs: Path) -> None:
-    """The first job's connection was closed. The next job with a timeout must not wait behind one
-    that was requested ahead over another connection."""
+    """The timeout closes the first job's connection. The next job with a timeout must not wait
+    behind one that was requested ahead over another connection."""
     jobs = [["true"]] * 4
     jobs += [Job(["sleep", "60"], timeout=0.03), Job(["sleep", "0.1"], timeout=1), ["sleep", "0.5"]]
     with Template(Spec(rootfs=busybox_rootfs)) as template:
@@ -158,7 +158,8 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1])) as template:
 
 
 def test_no_job_is_requested_ahead_if_fds_are_scarce(busybox_rootfs: Path) -> None:
-    """The fds that four sandboxes need are enough for four. The control: fewer are not."""
+    """The fds that four sandboxes need are enough for a concurrency of four. The control: with
+    fewer, jobs fail."""
     subprocess.run([sys.executable, "-c", FEW_FDS, busybox_rootfs], check=True, timeout=60)
 
 

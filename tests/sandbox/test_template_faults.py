@@ -56,7 +56,7 @@ def caller(root: Path, script: str, parked: int, **options: Any) -> str:
 
 
 def test_runs_and_spawns_mixed(template: Template) -> None:
-    """A connection or sandbox number that is reused never reports another sandbox's exit code."""
+    """A reused connection or sandbox number never reports another sandbox's exit code."""
     template.run(["true"])
     server, outcomes, end = server_pid(template), Counter[object](), time.monotonic() + 1.5
 
@@ -98,6 +98,7 @@ def test_threads_poll_sandboxes_of_other_threads(template: Template) -> None:
 
 
 def test_closed_while_threads_wait(busybox_rootfs: Path) -> None:
+    """Each wait fails with ECANCELED."""
     for _ in range(10):
         template = Template(Spec(rootfs=busybox_rootfs, **HOST_NET))
         sandboxes = [template.spawn(["sleep", "60"]) for _ in range(3)]
@@ -145,7 +146,7 @@ CLOSED = """
 def test_standard_streams_that_are_closed(
     busybox_rootfs: Path, parked: int, fds: tuple[int, ...], before: bool
 ) -> None:
-    """Files that fastns opens do not take these fd numbers: the sandbox would inherit them."""
+    """Files that fastns opens must not get these fd numbers, or the sandbox would inherit them."""
     script = textwrap.dedent(CLOSED.format(fds=fds))
     if before:
         script = "template.close(); del template\n" + script
@@ -179,7 +180,7 @@ def test_fewer_files_than_the_server_needs(busybox_rootfs: Path, files: int) -> 
 
 
 def test_wait_without_a_free_descriptor(busybox_rootfs: Path, parked: int) -> None:
-    """wait() fails, and can be called again."""
+    """wait() fails, but can be called again."""
     script = """
     import errno, resource, time
     sandboxes = template.spawn_batch([["sh", "-c", "exit 5"]] * 3)
@@ -222,7 +223,7 @@ def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
 
 
 def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
-    """Only that run fails. Other sandboxes of the template live on, and the next request works."""
+    """Only that run fails. The template's other sandboxes keep running, and the next run works."""
     script = """
     import errno, resource
     other = template.spawn(["sleep", "60"])
@@ -242,6 +243,7 @@ def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
 
 @pytest.mark.parametrize("timeout", [0, 1e-4, 3e-4, 1e-3, 2e-3])
 def test_a_timeout_during_the_start(template: Template, timeout: float) -> None:
+    """The sandbox is ended, and the template still works."""
     for _ in range(20):
         with pytest.raises(TimeoutExpired):
             template.run(["sleep", "60"], timeout=timeout)
@@ -300,12 +302,12 @@ print(done.returncode, passed > 1.9, used < passed / 2)
 def test_an_output_that_another_process_keeps_open(
     busybox_rootfs: Path, parked: int, served: bool
 ) -> None:
-    """The sandbox has ended, its stdout has not. The loop waits without spinning."""
+    """The sandbox has ended, but its stdout is still open. The loop waits without spinning."""
     assert caller(busybox_rootfs, HELD.format(served=served), parked) == "0 True True\n"
 
 
 def test_a_storm_of_signals(busybox_rootfs: Path, parked: int) -> None:
-    """Ctrl-C during spawn_batch(), and again and again while it cleans up. No sandbox is left."""
+    """Ctrl-C comes during spawn_batch(), and repeatedly while it cleans up. No sandbox is left."""
     script = """
     import gc, signal, threading, time
     mark = f"98{os.getpid()}"
@@ -349,7 +351,7 @@ def test_a_storm_of_signals(busybox_rootfs: Path, parked: int) -> None:
 
 
 def test_parked_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: Path) -> None:
-    """Another sandbox runs the request. A request that has begun to run is never run again."""
+    """Another sandbox runs the request of a killed one, but never a request that began to run."""
     tmp_path.chmod(0o777)
     mounts = [Mount("/mnt", source=str(tmp_path))]
     spec = Spec(rootfs=busybox_rootfs, mounts=mounts, **HOST_NET)

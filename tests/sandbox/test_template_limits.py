@@ -110,7 +110,7 @@ print("alive")
 @pytest.mark.with_cgroups
 @pytest.mark.parametrize("fields", ["{}", "{'init': True}"], ids=["direct", "init"])
 def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: str) -> None:
-    """A direct child shares the caller's memory, so an OOM kill would end the caller too."""
+    """A direct child shares the caller's memory, so an OOM kill of it would end the caller too."""
     out = script(DIRECT, str(probe_rootfs), fields).splitlines()
     assert out.pop() == "alive"
     refused, killed = "exec /true: Argument list too long (E2BIG)", "clone: Operation canceled"
@@ -130,7 +130,7 @@ true = ["/true"]
 with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
     server = template._server.pid
     assert eventually(lambda: len(children(server)) == 2)
-    (group / "pids.max").write_text((group / "pids.current").read_text())  # not one more
+    (group / "pids.max").write_text((group / "pids.current").read_text())  # allows no more
     def outcome(result):
         return getattr(result, "returncode", result)
     print([outcome(result) for result in template.run_batch([true] * 5, concurrency=1)])
@@ -146,7 +146,7 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
 
 @pytest.fixture
 def pids_group() -> Iterator[Path]:
-    """A cgroup with a limit on pids, for the test to enter."""
+    """A cgroup with the pids controller, for the test to enter."""
     place = next(place for place in cgroup_plan.hierarchies() if "pids" in place.controllers)
     above = Path(place.mount) / "fastns"
     above.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def pids_group() -> Iterator[Path]:
 
 @pytest.mark.as_root
 def test_pids_in_use_by_parked_sandboxes(probe_rootfs: Path, pids_group: Path) -> None:
-    """Before a job of a batch fails for lack of pids, parked sandboxes are ended."""
+    """Parked sandboxes are ended before a job of a batch fails for lack of pids."""
     tests = str(Path(__file__).parent.parent)
     code = f"import os, sys\nsys.path.insert(0, {tests!r})\n{SHORT}"
     done = subprocess.run(

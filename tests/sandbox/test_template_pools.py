@@ -1,4 +1,4 @@
-"""A template's parked sandboxes and network namespaces made ahead. Also a layer per sandbox."""
+"""A template makes parked sandboxes and network namespaces ahead. Also: a layer per sandbox."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ def test_the_error_of_a_failed_parked_sandbox_goes_to_the_next_request(
 
 
 def test_more_concurrent_runs_than_parked_sandboxes(busybox_rootfs: Path) -> None:
+    """Runs that find no parked sandbox work too."""
     with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
         found: list[str] = []
         threads = [
@@ -158,7 +159,7 @@ def test_the_kernels_limit_on_network_namespaces_only_delays(busybox_rootfs: Pat
 
 
 def test_the_helpers_of_the_server_are_killed(busybox_rootfs: Path) -> None:
-    """The maker of network namespaces and the closer of mount namespaces."""
+    """The maker of network namespaces and the closer of mount namespaces are replaced."""
     with Template(Spec(rootfs=busybox_rootfs), netns_pool=2) as template:
         assert template._server is not None
         for _ in range(5):
@@ -214,7 +215,7 @@ def test_a_read_only_root_over_a_layer_has_its_mounts(busybox_rootfs: Path) -> N
 
 
 def test_the_parts_of_the_root_are_invisible(busybox_rootfs: Path) -> None:
-    """The parts from which the server builds the root, and the lower layer itself."""
+    """The parts are those from which the server builds the root, and the lower layer itself."""
     spec = Spec(rootfs=busybox_rootfs, overlay=True, files={"/x": "y"}, **HOST_NET)
     with Template(spec) as template:
         assert sh(template, "ls -d /lower /parts /upper /work 2>/dev/null || true") == ""

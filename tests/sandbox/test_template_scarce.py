@@ -1,4 +1,4 @@
-"""More live sandboxes than the caller may have fds: those without a pidfd work like the rest."""
+"""A caller with more live sandboxes than fds: the sandboxes without a pidfd work like the rest."""
 
 from __future__ import annotations
 

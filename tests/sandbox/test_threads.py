@@ -71,7 +71,7 @@ def test_spawners_among_busy_threads(probe_rootfs: Path, tmp_path: Path) -> None
 
 
 def test_one_plan_for_many_threads(probe_rootfs: Path) -> None:
-    """The first plan loads the program, in whichever thread."""
+    """Any of the threads may be the first to compile a plan, which loads the program."""
     code = """
 spec = fastns.Spec(rootfs=sys.argv[1], init=True, default_mounts=False)
 barrier = threading.Barrier(8)
@@ -142,7 +142,7 @@ assert sandbox.wait() == -9
 
 
 def test_a_thread_that_ends_leaves_its_sandbox(probe_rootfs: Path) -> None:
-    """A parent-death signal would be sent when the starting thread ends."""
+    """The kernel would send a parent-death signal as soon as the starting thread ends."""
     held: list[fastns.Sandbox] = []
     spec = fastns.Spec(rootfs=probe_rootfs)
 

@@ -53,7 +53,7 @@ def test_the_output_so_far_comes_with_the_timeout(busybox: fastns.Plan) -> None:
 
 
 def test_daemons_end_with_the_timeout(busybox: fastns.Plan) -> None:
-    """Orphans in sessions of their own that ignore signals end with the pid namespace."""
+    """Orphans that ignore signals and have their own sessions end with the pid namespace."""
     mark = marker()
     code = f"trap '' TERM INT HUP; (setsid sleep {mark} &); (setsid sleep {mark} &); sleep {mark}"
     with pytest.raises(fastns.TimeoutExpired):
@@ -79,12 +79,14 @@ def test_a_tree_that_keeps_growing_ends(host_pids: fastns.Plan) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e-9])
 def test_no_time_at_all(plan: fastns.Plan, timeout: float) -> None:
+    """Without any time, run() raises TimeoutExpired at once."""
     with pytest.raises(fastns.TimeoutExpired):
         fastns.run(["/probe", "--sleep", "60"], spec=plan, timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e300, "1", True, 1j])
 def test_an_invalid_timeout(plan: fastns.Plan, timeout: Any) -> None:
+    """An invalid timeout is a SpecError."""
     for call in (fastns.run, lambda args, **rest: fastns.run_batch([args], **rest)):
         with pytest.raises(fastns.SpecError, match="timeout"):
             call(["/true"], spec=plan, timeout=timeout)
@@ -92,7 +94,7 @@ def test_an_invalid_timeout(plan: fastns.Plan, timeout: Any) -> None:
 
 @pytest.fixture
 def leased_rootfs(tmp_path: Path) -> Iterator[Path]:
-    """A root in which this process has a lease on /true. An open of it blocks until the lease is
+    """A root in which this process has a lease on /true. Opening the file blocks until the lease is
     released or the kernel breaks it (fs.lease-break-time)."""
     for name in ("proc", "sys", "dev", "tmp", "run"):
         (tmp_path / name).mkdir()
@@ -116,6 +118,7 @@ IDS = {"namespaces": {"user": "new"}}
 def test_a_command_that_cannot_be_opened_in_time(
     leased_rootfs: Path, fields: dict[str, Any]
 ) -> None:
+    """The timeout applies while the exec blocks."""
     with open("/proc/sys/fs/lease-break-time") as file:
         lease_break = int(file.read())
     plan = fastns.compile(fastns.Spec(rootfs=leased_rootfs, **fields))
@@ -129,10 +132,12 @@ def test_a_command_that_cannot_be_opened_in_time(
 
 
 def test_time_enough(plan: fastns.Plan) -> None:
+    """A very long timeout is allowed."""
     assert fastns.run(["/true"], spec=plan, timeout=1e9).returncode == 0
 
 
 def test_a_timeout_while_the_input_is_stuck(busybox: fastns.Plan) -> None:
+    """The timeout applies if the command does not read its input."""
     data = b"x" * (1 << 20)
     with pytest.raises(fastns.TimeoutExpired):
         fastns.run(["sleep", "300"], spec=busybox, input=data, timeout=0.1, capture_output=True)
@@ -162,7 +167,7 @@ def test_kill_ends_the_tree_without_a_pid_namespace(host_pids: fastns.Plan) -> N
 
 
 def test_processes_that_outlive_the_command(busybox: fastns.Plan) -> None:
-    """The sandbox ends with the command."""
+    """The whole sandbox ends with the command."""
     mark = marker()
     done = fastns.run(["sh", "-c", f"sleep {mark} & exit 4"], spec=busybox, timeout=20)
     assert done.returncode == 4
@@ -249,6 +254,7 @@ for how in (
     ],
 )
 def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
+    """Ctrl-C ends every sandbox of the call and leaves no fd."""
     mark = marker()
     output = script(INTERRUPTED, str(probe_rootfs), mark, call)
     assert output == "interrupted\n" * 2
@@ -256,8 +262,8 @@ def test_ctrl_c(probe_rootfs: Path, call: str) -> None:
 
 
 def test_ctrl_c_at_any_moment(probe_rootfs: Path) -> None:
-    """Signals are blocked during a start, which is most of a run(). The new sandbox is killed
-    too."""
+    """Signals are blocked during a start, which takes most of a run(). A signal that arrives then
+    also kills the new sandbox."""
     code = """
 import gc, warnings
 warnings.simplefilter("ignore", ResourceWarning)
@@ -284,8 +290,8 @@ assert fds() == before, (before, fds())
 
 @pytest.mark.parametrize("function", ["run_batch", "spawn_batch"])
 def test_ctrl_c_while_a_batch_starts(probe_rootfs: Path, function: str) -> None:
-    """The threads start sandboxes with signals blocked. A signal that arrives then must not be
-    delayed until the last job has ended: the script would time out."""
+    """The threads block signals while they start sandboxes. A signal that arrives then must not be
+    delayed until the last job has ended, or the script would time out."""
     code = f"""
 plan = fastns.compile(fastns.Spec(rootfs=sys.argv[1], default_mounts=False))
 fastns.{function}([], spec=plan)
@@ -333,5 +339,6 @@ assert not children()
 
 
 def test_a_signal_at_any_instant_of_the_start_is_delivered() -> None:
-    """The signal may arrive before fastns waits, so no wait is interrupted by it."""
+    """If the signal arrives just before fastns waits, it interrupts no wait. It must still be
+    noticed."""
     script(AT_ANY_INSTANT)

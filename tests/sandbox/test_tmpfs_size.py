@@ -74,7 +74,7 @@ def written(root: Path, way: str, script: str, places: tuple[str, ...], **fields
 
 @pytest.fixture(scope="module")
 def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
-    """A root owned by the tests' user, so that a layer over it is writable."""
+    """A root owned by the tests' user, which makes a layer over it writable."""
     root = public_dir / "sized"
     shutil.copytree(busybox_rootfs, root, symlinks=True)
     yield root
@@ -83,6 +83,7 @@ def own_rootfs(busybox_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_full_disk(own_rootfs: Path, way: str) -> None:
+    """Each tmpfs, and the overlay's layer, takes no more bytes than the size."""
     places = (*PLACES, "/root")  # the last is the overlay's layer
     fields = {"tmpfs_size": "2m", "overlay": True}
     lines = written(own_rootfs, way, FILL, places, **fields)
@@ -92,6 +93,7 @@ def test_a_full_disk(own_rootfs: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
+    """Each tmpfs, and the overlay's layer, has a limit on files too."""
     places = (*PLACES, "/root")
     lines = written(own_rootfs, way, BOMB, places, tmpfs_size="1m", overlay=True)
     assert len(lines) == 4
@@ -99,7 +101,7 @@ def test_an_inode_bomb(own_rootfs: Path, way: str) -> None:
 
 
 def test_a_larger_tmpfs_holds_more(busybox_rootfs: Path) -> None:
-    """The control of the tests above."""
+    """Control for the tests above."""
     mounts = [Mount("/tmp", type="tmpfs", options=["size=64m"])]
     fields: dict[str, Any] = {"tmpfs_size": "1m", "mounts": mounts}
     assert written(busybox_rootfs, "direct", FILL, ("/tmp",), **fields) == [str(200 << 16)]
@@ -107,7 +109,7 @@ def test_a_larger_tmpfs_holds_more(busybox_rootfs: Path) -> None:
 
 
 def test_files_do_not_count_towards_the_size(busybox_rootfs: Path) -> None:
-    """The size limits writes to them."""
+    """The size limits only what is written to them later."""
     files = {"/etc/hosts": b"x" * (3 * MiB)}
     spec = PlainSpec(rootfs=busybox_rootfs, files=files, tmpfs_size="1m")
     done = fastns.run(["wc", "-c", "/etc/hosts"], spec=spec, capture_output=True)

@@ -1,6 +1,6 @@
-"""ptrace(2) by an unfiltered program. A tracer learns of its tracee's end before the parent does,
-and any process can make its parent its tracer. The caller must neither wait for ever because of
-this, nor take a live sandbox for ended."""
+"""An unfiltered program uses ptrace(2). A tracer learns of its tracee's end before the parent does,
+and any process can make its parent its tracer. The caller must neither hang because of this nor
+report a live sandbox as ended."""
 
 from __future__ import annotations
 
@@ -167,12 +167,13 @@ def test_threads_that_made_the_caller_their_tracer(
 
 
 def test_traceme_in_threads_with_the_default_filter(root: Path) -> None:
+    """With the default filter, such a sandbox ends as usual."""
     assert by_run(["traced", "threads"], Spec(rootfs=root)) == 7
 
 
 @pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
 def test_run_does_not_end_when_the_sandbox_stops(root: Path, way: str) -> None:
-    """The caller, as its tracer, is notified of stops too."""
+    """The sandbox makes the caller its tracer, which is notified of stops too."""
     with runner(way, rootfs=root, **OPEN) as run, pytest.raises(TimeoutExpired):
         run(["traced", "stop"], timeout=0.5)
 
@@ -180,6 +181,7 @@ def test_run_does_not_end_when_the_sandbox_stops(root: Path, way: str) -> None:
 @pytest.mark.parametrize("init", [False, True], ids=["direct", "init"])
 @pytest.mark.parametrize("template", [False, True], ids=["spawn", "template"])
 def test_poll_of_a_stopped_sandbox(root: Path, init: bool, template: bool) -> None:
+    """poll() does not take a stopped sandbox for ended."""
     spec = Spec(rootfs=root, init=init and not template, **OPEN)
     with contextlib.ExitStack() as stack:
         spawn: Any = functools.partial(fastns.spawn, spec=spec)
@@ -245,7 +247,7 @@ def test_a_tracee_that_stops_while_it_is_killed(
     root: Path, what: str, fields: dict[str, Any], template: bool
 ) -> None:
     """With PTRACE_O_TRACEEXIT a process stops while it ends, and a second SIGKILL changes nothing.
-    Its tracer lives on until the first process of the pid namespace has ended."""
+    Its tracer survives until the first process of the pid namespace has ended."""
     mark = marker()
     spec = Spec(rootfs=root, **fields)
     args = ["traced", what, mark]
@@ -272,7 +274,8 @@ def test_a_tracee_that_stops_while_it_is_killed(
 
 @pytest.mark.parametrize("way", range(5), ids=["run", "output", "batch", "kill", "drop"])
 def test_a_tracer_that_does_not_detach_is_killed(root: Path, way: int) -> None:
-    """Even if it has left the process tree, so that killing the tree does not reach it."""
+    """The tracer is killed even if it has left the process tree, where killing the tree does not
+    reach it."""
     mark = marker()
     end = list(ends_of_time(["traced", "held", mark], Spec(rootfs=root, **HOST_PID)))[way]
     end()

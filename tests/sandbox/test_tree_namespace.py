@@ -23,7 +23,8 @@ def trees() -> None:
 
 
 def test_the_result_says_how_the_mount_namespace_was_made(probe_rootfs: Path) -> None:
-    """ "tree" for root on Linux 7. Other callers, specs and kernels copy the caller's mounts."""
+    """It says "tree" for root on Linux 7. For other callers, specs and kernels, the caller's mounts
+    are copied."""
     able = _core.has_tree_namespaces() and os.geteuid() == 0
     for spec, way in (
         (Spec(rootfs=probe_rootfs), "tree" if able else "copied"),
@@ -58,7 +59,7 @@ def test_only_the_root_and_the_specs_mounts(report: Report, tmp_path: Path) -> N
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_files_are_masked_if_the_root_has_no_dev_null(report: Report) -> None:
-    """With the caller's, which the start opens while it is still visible."""
+    """The caller's /dev/null masks them. The start opens it while it is still visible."""
     paths = ["/proc/cpuinfo", "/proc/meminfo", "/proc/version"]
     fields: dict[str, Any] = {"mounts": [Mount("/dev", type="tmpfs")], "readonly_paths": []}
     for masked in (paths, paths[:1], []):
@@ -69,6 +70,7 @@ def test_files_are_masked_if_the_root_has_no_dev_null(report: Report) -> None:
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_a_missing_source(probe_rootfs: Path, tmp_path: Path) -> None:
+    """The error has the op index and the path of the mount."""
     missing = str(tmp_path / "missing")
     mounts = [Mount("/tmp", source=str(tmp_path)), Mount("/run", source=missing)]
     with pytest.raises(fastns.SpawnError) as caught:
@@ -81,6 +83,7 @@ def test_a_missing_source(probe_rootfs: Path, tmp_path: Path) -> None:
 @pytest.mark.as_root
 @pytest.mark.usefixtures("trees")
 def test_many_threads(probe_rootfs: Path) -> None:
+    """Threads can start sandboxes of one plan at once."""
     plan = fastns.compile(Spec(rootfs=probe_rootfs, network="host"))
     assert plan.mount_namespace == "tree"
     with ThreadPoolExecutor(4) as pool:

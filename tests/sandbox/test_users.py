@@ -32,6 +32,7 @@ def id_map(sandbox: fastns.Sandbox, name: str) -> list[list[int]]:
 @pytest.mark.parametrize("user", ["0:0", "1234:2345", "1234", "65534:65534", "4294967294:5"])
 @pytest.mark.parametrize("ids", ["range", "host"])
 def test_a_user(report: Report, user: str, ids: str) -> None:
+    """The command has the spec's ids and groups, and no others."""
     fields: dict[str, Any] = {"user": user, "additional_gids": [7, 8]}
     if ids == "host":
         fields["namespaces"] = {"user": "host"}
@@ -60,7 +61,7 @@ def test_the_callers_groups_stay_outside(report: Report) -> None:
 
 
 def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
-    """Nor has uid 0, except those of the spec."""
+    """Uid 0 has none either, except those of the spec."""
     spec: dict[str, Any] = {"user": "5:6"}
     if not support.is_root():
         spec.update(inside.ranges())
@@ -71,7 +72,7 @@ def test_an_ordinary_user_has_no_capabilities(report: Report) -> None:
 
 
 def test_a_sandboxes_file_belongs_to_the_mapped_id(public_dir: Path, probe: Path) -> None:
-    """A file made inside belongs to the id outside to which the map leads."""
+    """A file made inside belongs to the id outside that the map gives."""
     place = public_dir / "owned"
     place.mkdir()
     place.chmod(0o777)
@@ -124,7 +125,7 @@ def test_method_and_id_map_are_reported(probe_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "1234:2345"])
 def test_one_id(report: Report, probe_rootfs: Path, user: str) -> None:
-    """The id is the caller's, so mapping it takes no rights and no program."""
+    """The id is the caller's, so mapping it needs no rights and no helper program."""
     uid, gid = map(int, user.split(":"))
     fields: dict[str, Any] = {"user": user, "namespaces": {"user": "new"}}
     seen = report(**fields)
@@ -139,6 +140,7 @@ def test_one_id(report: Report, probe_rootfs: Path, user: str) -> None:
 
 @pytest.mark.parametrize("user", ["0:0", "5:6"])
 def test_a_range(report: Report, probe_rootfs: Path, user: str) -> None:
+    """The command has the spec's ids and groups, and the maps are the spec's."""
     ranges = inside.ranges()
     spec = Spec(rootfs=probe_rootfs, user=user, additional_gids=[9], **ranges)
     seen = report(spec=spec)
@@ -151,7 +153,7 @@ def test_a_range(report: Report, probe_rootfs: Path, user: str) -> None:
 
 
 def test_several_ranges(report: Report) -> None:
-    """The caller's id beside ranges, with holes, in any order."""
+    """A map may have the caller's id and several ranges, with gaps, in any order."""
     first = {name: mapping[0].host_id for name, mapping in inside.ranges().items()}
     uid, gid = first["uid_mappings"], first["gid_mappings"]
     uids = [IDMapping(500, uid, 10), IDMapping(0, os.geteuid(), 1), IDMapping(1, uid + 100, 50)]
@@ -170,7 +172,7 @@ def test_root_maps_any_range(report: Report) -> None:
 
 @pytest.mark.as_user
 def test_newuidmap_is_missing(probe_rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error: a single id never replaces a requested range."""
+    """Without newuidmap the start fails: a single id never replaces a requested range."""
     monkeypatch.setenv("PATH", "/nonexistent")
     spec = Spec(rootfs=probe_rootfs, **inside.ranges())
     with pytest.raises(SpawnError) as caught:
@@ -213,6 +215,7 @@ def test_the_environment_is_clean(report: Report, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("init", [False, True])
 def test_umask_and_directory(report: Report, init: bool) -> None:
+    """Both are the spec's or the call's, never the caller's."""
     before = os.umask(0o077)  # the caller's umask is not inherited
     try:
         assert report(init=init)["umask"] == 0o022
@@ -228,6 +231,7 @@ def test_umask_and_directory(report: Report, init: bool) -> None:
 @pytest.mark.parametrize(("cwd", "code"), [("/missing", errno.ENOENT), ("/probe", errno.ENOTDIR)])
 @pytest.mark.parametrize("init", [False, True])
 def test_an_invalid_working_directory(probe_rootfs: Path, cwd: str, code: int, init: bool) -> None:
+    """The start fails at chdir, with a hint."""
     with pytest.raises(SpawnError) as caught:
         fastns.run(["/true"], spec=Spec(rootfs=probe_rootfs, cwd=cwd, init=init))
     error = caught.value
@@ -259,6 +263,7 @@ def test_a_directory_closed_to_the_user(closed: Path) -> None:
 
 @pytest.mark.parametrize("init", [False, True])
 def test_limits(report: Report, init: bool) -> None:
+    """The spec's limits apply inside, and the caller's do not change."""
     own = resource.getrlimit(resource.RLIMIT_CORE)
     limits = [
         Rlimit("RLIMIT_NOFILE", 64, 128),

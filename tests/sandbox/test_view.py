@@ -29,7 +29,7 @@ ELSEWHERE = ("/home", "/srv", "/var", "/mnt", "/media", "/boot")
 
 
 def started(way: str, **fields: Any) -> Any:
-    """Like runner(), and also by chroot."""
+    """Like runner(), with one more way: chroot."""
     if way == "chroot":
         return inside.runner("direct", root_mode="chroot", **fields)
     return inside.runner(way, **fields)
@@ -106,6 +106,7 @@ def test_targets_are_made_for_mounts_and_files(place: Path, way: str) -> None:
 
 
 def test_a_range_of_ids(place: Path) -> None:
+    """Mounts and files work with a range of ids, and the root belongs to uid 0."""
     mounts = [Mount("/srv/data", source=place)]
     spec = Spec(mounts=mounts, files={"/conf/f": "put\n"}, **inside.ranges())
     args = ["sh", "-c", "cat /srv/data/file /conf/f; stat -c %u /"]
@@ -114,6 +115,7 @@ def test_a_range_of_ids(place: Path) -> None:
 
 
 def test_the_view_without_default_mounts() -> None:
+    """The view has the host's system directories and /root, and no more."""
     done = fastns.run(["ls", "/"], spec=Spec(default_mounts=False), capture_output=True, text=True)
     layout = _view.layout()
     own = {path.split("/")[1] for path in (*layout.shown, *dict(layout.links))}
@@ -169,7 +171,8 @@ for init in (False, True):
 
 
 def test_targets_of_links_in_etc_are_shown(public_dir: Path) -> None:
-    """Certificates elsewhere on the host and, with the host's network, resolv.conf."""
+    """The targets are certificates elsewhere on the host and, with the host's network,
+    resolv.conf."""
     base = public_dir / "led-out"
     base.mkdir()
     words = [] if support.is_root() else ["-U", "-r"]
@@ -237,7 +240,7 @@ def test_the_hint_of_a_missing_program_works(
 
 
 def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
-    """The sandbox has its own /tmp. A shim needs its directory's neighbours."""
+    """The sandbox has its own /tmp. A shim needs the files beside its directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as top:
         shims = Path(top) / "shims"
         shims.mkdir()
@@ -252,7 +255,8 @@ def test_the_hint_of_a_program_in_tmp_or_of_a_shim() -> None:
 
 
 def test_the_hint_of_a_python_names_all_of_it() -> None:
-    """Both the virtual environment and the installation that it uses, unless they are in view."""
+    """The hint names the virtual environment and the installation that it uses, unless they are in
+    view."""
     code = ["-c", "import encodings, sys; print(sys.prefix)"]
     if _view.lies_in(os.path.realpath(sys.executable), _view.layout().shown):
         mounts = [] if sys.prefix.startswith("/usr") else mounts_of(hint_of([sys.executable]))
@@ -277,6 +281,7 @@ def test_the_hint_of_a_missing_interpreter(tool: Path) -> None:
 
 
 def test_the_hint_of_a_missing_directory(place: Path) -> None:
+    """The suggested mounts make the start work."""
     hint = hint_of(["ls"], cwd=str(place))
     done = fastns.run(
         ["ls"], spec=Spec(cwd=str(place), mounts=mounts_of(hint)), capture_output=True
@@ -315,6 +320,7 @@ def test_the_hint_on_the_command_line_is_a_flag(tool: Path) -> None:
 
 
 def test_the_hint_of_an_argument_out_of_view(place: Path) -> None:
+    """`fastns run` hints at an argument out of view if the command fails."""
     file = place / "file"
     for word, where in ((str(file), "/"), ("file", place)):
         command = [*FASTNS, "--", "cat", word]
@@ -323,7 +329,7 @@ def test_the_hint_of_an_argument_out_of_view(place: Path) -> None:
         assert f"hint: {file} is not in view" in done.stderr
         assert f"-v {file}:{file}:ro" in done.stderr
         assert (f", and give {file}: a relative path" in done.stderr) is (word == "file")
-    # There is no hint if the start succeeds, or if the file is in view.
+    # There is no hint if the command succeeds, or if the file is in view.
     for words in (["echo", str(file)], ["grep", "-c", "^no such line$", "/etc/passwd"]):
         done = subprocess.run([*FASTNS, "--", *words], capture_output=True, text=True)
         assert done.stderr == ""

@@ -48,6 +48,7 @@ def writable(probe_rootfs: Path, public_dir: Path) -> Iterator[Path]:
 
 
 def test_a_directory(bash_rootfs: Path, volume: Path) -> None:
+    """Files of a volume can be read and made inside."""
     mount = Mount("/mnt", source=str(volume))
     assert inside.shell(bash_rootfs, "echo new > /mnt/new; cat /mnt/file", mounts=[mount]) == (
         "of the host"
@@ -64,6 +65,7 @@ def test_changes_are_seen_both_ways(bash_rootfs: Path, volume: Path) -> None:
 
 
 def test_read_only(bash_rootfs: Path, volume: Path) -> None:
+    """Nothing in a read-only volume can be changed."""
     mount = volume_at("/mnt", volume, ["ro"])
     for script in ("echo x > /mnt/more", "rm /mnt/file", "mkdir /mnt/d", "touch /mnt/file"):
         with pytest.raises(ChildProcessError, match="Read-only"):
@@ -72,6 +74,7 @@ def test_read_only(bash_rootfs: Path, volume: Path) -> None:
 
 
 def test_a_file(bash_rootfs: Path, volume: Path) -> None:
+    """A file may be mounted over a file."""
     for options in (["ro"], ["rw"]):
         mount = volume_at("/etc/hosts", volume / "file", options)
         assert inside.shell(bash_rootfs, "cat /etc/hosts", mounts=[mount]) == "of the host"
@@ -81,6 +84,7 @@ def test_a_file(bash_rootfs: Path, volume: Path) -> None:
 
 @pytest.mark.parametrize("option", ["nosuid", "nodev", "noexec", "ro"])
 def test_flags_of_a_bind(report: Report, volume: Path, option: str) -> None:
+    """A flag applies to the bind only if the mount has it."""
     mount = Mount("/mnt", source=str(volume), options=[option])
     assert option in support.mount_at(report(mounts=[mount]), "/mnt")["options"]
     plain = Mount("/mnt", source=str(volume), options=["dev"])
@@ -173,6 +177,7 @@ def test_mounts_below_the_source(bash_rootfs: Path, volume: Path) -> None:
 
 
 def test_a_missing_target_in_the_root(probe_rootfs: Path, volume: Path) -> None:
+    """A missing target is an error with a hint. fastns does not make it."""
     for mount in (
         Mount("/missing/deeper", source=str(volume)),
         Mount("/missing", type="tmpfs"),
@@ -189,6 +194,7 @@ def test_a_missing_target_in_the_root(probe_rootfs: Path, volume: Path) -> None:
 
 
 def test_a_missing_target_in_the_hosts_directories(volume: Path) -> None:
+    """A target missing there is an error with a hint. Elsewhere fastns makes it."""
     for fields in (
         {"mounts": [Mount("/usr/missing", source=str(volume))]},
         {"mounts": [Mount("/usr/missing", source=str(volume), options=["X-mount.mkdir"])]},
@@ -250,6 +256,7 @@ def test_a_missing_target_is_made_with_x_mount_mkdir(writable: Path, volume: Pat
     "content", ["", "short\n", "ü\n", b"bytes\xff\0\n", "long " * 50_000, b"\0" * (1 << 20)]
 )
 def test_a_files_content(bash_rootfs: Path, content: str | bytes) -> None:
+    """The content is exactly as given, at any size."""
     wanted = content if isinstance(content, bytes) else content.encode()
     spec = Spec(rootfs=bash_rootfs, files={"/etc/hosts": content, "/tmp/made/new": content})
     for path in spec.files:
@@ -285,6 +292,7 @@ def test_files_over_links(writable: Path) -> None:
 
 
 def test_files_in_layers(bash_rootfs: Path) -> None:
+    """Files can be put into an overlay and into each tmpfs."""
     files = {"/a/b/c": "1", "/a/b/d": "2", "/tmp/x/y": "3", "/etc/hosts": "4", "/dev/shm/z": "5"}
     out = inside.shell(bash_rootfs, f"cat {' '.join(files)}", files=files, overlay=True)
     assert out == "12345"
@@ -292,6 +300,7 @@ def test_files_in_layers(bash_rootfs: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/hosts", "/tmp/new"])
 def test_files_with_a_range_of_ids(probe_rootfs: Path, path: str) -> None:
+    """With a range of ids, files can still be read inside."""
     spec = Spec(rootfs=probe_rootfs, files={path: "own"}, **inside.ranges())
     done = fastns.run(["/probe", "--read", path], spec=spec, capture_output=True)
     assert done.stdout == b"own"
