@@ -41,7 +41,7 @@ FOOT = r"""
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     found = [*verbs()]
     parts = [HEAD.lstrip("\n")]
     parts += [_synopsis(verb) for verb in found]
@@ -56,7 +56,7 @@ def _synopsis(verb: Verb) -> str:
 
 
 def _section(verb: Verb, first: Verb) -> str:
-    """A verb with its own options. Those that it shares with `run` are listed there."""
+    """The section of a verb. Options that it shares with `run` are listed only under `run`."""
     name = " ".join(filter(None, ("fastns", verb.name, verb.action)))
     lines = [f".SH {_text(name.upper())}", _text(verb.about)]
     title = ""
@@ -85,7 +85,7 @@ def _option(option: Option) -> list[str]:
 
 
 def _epilog(text: str) -> list[str]:
-    """One paragraph, or lines that keep their breaks."""
+    """Format an epilog as one paragraph, or line by line if it has several lines."""
     if "\n" not in text:
         return [_text(text)]
     lines = [_text(line) or "" for line in text.rstrip("\n").split("\n")]
@@ -93,7 +93,7 @@ def _epilog(text: str) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Escape text for roff, so that no line is taken for a request and no dash for a hyphen."""
+    """Escape text for roff, which takes a leading dot for a request and a dash for a hyphen."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("%%", "%")
     return re.sub(r"(?m)^([.'])", r"\&\1", escaped)
 

@@ -1,4 +1,4 @@
-"""Sphinx settings: one site of the repository's pages and of the API.
+"""Sphinx settings for one web site with the repository's pages and the API reference.
 
 The source directory is the repository itself, so a link between two pages leads to the same place
 on the site as on disk. README.md is the front page; contents.txt is the table of contents.
@@ -26,7 +26,7 @@ html_show_sphinx = False
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
-# The class-based autodoc of Sphinx 9 takes no signature from an extension if an object has none.
+# If an object has no signature, the new autodoc of Sphinx 9 ignores one that an extension returns.
 autodoc_use_legacy_class_based = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -38,7 +38,7 @@ napoleon_use_ivar = True
 
 
 def add_contents(app, docname, source):
-    """Add the table of contents to the front page. GitHub could not show it."""
+    """Add the table of contents to the front page. README.md lacks it, as GitHub cannot show it."""
     if docname == root_doc:
         contents = HERE / "contents.txt"
         app.env.note_dependency(str(contents))

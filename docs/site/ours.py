@@ -1,7 +1,8 @@
-"""Two additions to autodoc: signatures of compiled classes, and docstring sections in one line.
+"""A Sphinx extension that improves autodoc's output in two ways.
 
-Cython's classes have no signatures; _core.pyi has them. And a section of a docstring may begin in
-the line of its name ("Raises: SpecError, ..."), which napoleon takes for a paragraph.
+The classes of the Cython extension have no signatures, so these are taken from _core.pyi. And the
+text of a docstring section may begin on the line of the section's name ("Raises: SpecError, ..."),
+which napoleon does not recognise as a section.
 """
 
 import ast
@@ -12,7 +13,7 @@ from fastns import _core
 STUBS = _core.__file__.rpartition("/")[0] + "/_core.pyi"
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns): *(\S.*)")
 PRIVATE = re.compile(r"\b_core\.|, \*\*unknown")
-"""Names that users do not import, and the parameter by which Spec catches unknown fields."""
+"""Left out of signatures: a private module, and the parameter that catches unknown Spec fields."""
 
 
 def compiled() -> dict[str, tuple[str, str]]:
@@ -41,8 +42,8 @@ def sign(app, what, name, obj, options, signature, returns):
 
 
 def open_sections(app, what, name, obj, options, lines):
-    """For autodoc-process-docstring, before napoleon: make a section in one line a paragraph, and
-    the arguments below it a section of their own."""
+    """For autodoc-process-docstring, before napoleon: turn a section that begins on the line of its
+    name into a paragraph, and arguments listed below it into a section of their own."""
     found = []
     rest = list(lines)
     while rest:
