@@ -22,7 +22,7 @@ from pathlib import Path
 import fastns
 from fastns import _view
 from fastns._compile.decide import Caller
-from fastns._record import record
+from fastns._light import record
 from fastns.spec import DEFAULT_ENV
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ import os
 from fastns import _core
 from fastns._args import check_args, check_cwd, check_env, shown, wrong
 from fastns._compile import compile, search_path
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import SpecError
 from fastns.spec import Spec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastns._command import Usage, exit_code
-from fastns._typing import GenericBase, S
+from fastns._light import GenericBase, S
 from fastns.errors import FastnsError
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ from fastns import _core
 from fastns._args import check_timeout
 from fastns._command import CLD_EXITED, Prepared, TextMode, Usage, command, encode_input, plan_of
 from fastns._ended import Completed, DecodeError
-from fastns._typing import overload
+from fastns._light import overload
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ from fastns._args import (
     shown,
     wrong,
 )
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 
-from fastns._record import record
+from fastns._light import record
 
 CAP_SYS_ADMIN, CAP_SETFCAP = 1 << 21, 1 << 31
 ALL_IDS = 2**32 - 1

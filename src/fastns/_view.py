@@ -10,8 +10,7 @@ import errno
 import os
 import posixpath
 
-from fastns._cache import cached
-from fastns._record import record
+from fastns._light import cached, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

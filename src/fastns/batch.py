@@ -8,10 +8,9 @@ from _collections_abc import Iterable, Mapping, Sequence
 from fastns import _core
 from fastns._args import check_timeout, check_whole, shown
 from fastns._command import Prepared, TextMode, command, encode_input, plan_of
-from fastns._record import record
+from fastns._light import S, overload, record
 from fastns._run import completed
 from fastns._stdio import is_open, open_null
-from fastns._typing import S, overload
 from fastns.errors import SpawnError, SpecError
 from fastns.sandbox import Sandbox
 

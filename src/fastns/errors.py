@@ -6,7 +6,7 @@ TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.p
 import errno as E
 import os
 
-from fastns._cache import cached
+from fastns._light import cached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

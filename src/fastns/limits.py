@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from fastns._args import MAX_PATH, check_one_of, check_whole, encode, wrong
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from _collections_abc import Iterable
 
 from fastns._args import MAX_ID, encode, shown, wrong
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False

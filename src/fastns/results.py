@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 
 from fastns._ended import Completed, Ended
-from fastns._typing import S
+from fastns._light import S
 from fastns.errors import FastnsError
 
 TYPE_CHECKING = False

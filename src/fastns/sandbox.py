@@ -20,8 +20,8 @@ from fastns._command import (
     exit_code,
     plan_of,
 )
+from fastns._light import GenericBase, S, overload
 from fastns._stdio import DEVNULL, PIPE, STDOUT, StdioPlan, check_pass_fds
-from fastns._typing import GenericBase, S, overload
 from fastns.errors import SpawnError, SpecError
 from fastns.spec import Spec
 

@@ -14,10 +14,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fastns._args import check_whole, shown
+from fastns._light import record
 from fastns._policy import bpf
 from fastns._policy.seccomp_default import default_profile, parts
 from fastns._policy.syscalls import AUDIT_ARCH
-from fastns._record import record
 from fastns.errors import SpecError
 
 TYPE_CHECKING = False

@@ -12,7 +12,7 @@ from _collections_abc import Mapping, Sequence
 
 from fastns import _spec_values
 from fastns._args import check_one_of
-from fastns._record import record
+from fastns._light import record
 from fastns._spec_values import (
     KINDS,
     NOTHING,

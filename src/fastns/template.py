@@ -14,10 +14,9 @@ from fastns import _core
 from fastns._args import check_whole, shown
 from fastns._command import Prepared
 from fastns._compile.template import compile_template
-from fastns._record import record
+from fastns._light import overload, record
 from fastns._run import run
 from fastns._stdio import open_null
-from fastns._typing import overload
 from fastns.batch import run_batch, spawn_batch
 from fastns.errors import ClosedError, SpawnError, SpecError
 from fastns.sandbox import Sandbox, spawn

@@ -1,10 +1,10 @@
-"""fastns._cache.cached(), the replacement for functools.lru_cache."""
+"""cached(), the replacement for functools.lru_cache."""
 
 from __future__ import annotations
 
 import pytest
 
-from fastns._cache import cached
+from fastns._light import cached
 
 
 def test_recently_used_results_are_kept() -> None:

@@ -11,10 +11,10 @@ import os
 
 from fastns import _core, _view
 from fastns._args import wrong
-from fastns._cache import cached
 from fastns._compile import process, root
 from fastns._compile.decide import Caller, Decisions, decide, shows_resolver
 from fastns._compile.ops import Op, clone_flags
+from fastns._light import cached
 from fastns.spec import Spec
 
 TYPE_CHECKING = False

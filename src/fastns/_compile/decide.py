@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view, mount_options
-from fastns._cache import cached
-from fastns._record import record
+from fastns._light import cached, record
 from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside, with_options
 from fastns.errors import SpecError
 

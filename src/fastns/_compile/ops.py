@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastns._record import record
+from fastns._light import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

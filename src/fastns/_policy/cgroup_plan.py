@@ -10,8 +10,8 @@ import os
 import stat
 
 from fastns._args import shown
+from fastns._light import record
 from fastns._policy.cgroups import GROUP, PROCS, Cgroups, lines, words
-from fastns._record import record
 from fastns.errors import SpecError
 from fastns.limits import ranges_of
 

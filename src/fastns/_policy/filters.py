@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from fastns._cache import cached
+from fastns._light import cached
 from fastns.errors import SpawnError, SpecError
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ The range is root's own in /etc/subuid and /etc/subgid, or else one that no user
 
 from __future__ import annotations
 
-from fastns._cache import cached
+from fastns._light import cached
 
 SIZE = 65536
 # Where a range may begin if root has none: above the ids that systemd uses for containers, below

@@ -11,7 +11,7 @@ import select
 import stat
 
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
-from fastns._record import record
+from fastns._light import record
 from fastns.batch import Job
 from fastns.cli import EXIT_TIMEOUT, Naming, UsageError
 from fastns.cli._signals import ready, signal_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastns._record import record
+from fastns._light import record
 from fastns.cli import VERBS
 from fastns.cli._parser import Parser, parser_of
 

@@ -15,7 +15,7 @@ import os
 import select
 import time
 
-from fastns._record import record
+from fastns._light import record
 from fastns.cli import EXIT_FAILED, EXIT_TIMEOUT, UsageError, advise, complain, say, whole
 from fastns.cli._flags import GROUPS, PROCESS, add_sandbox_flags, spec_of
 from fastns.cli._options import ONE, SWITCH

@@ -11,7 +11,7 @@ import glob
 import os
 import re
 
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import RootfsError
 from fastns.rootfs._host import Unusable, in_path, shebang, walk
 

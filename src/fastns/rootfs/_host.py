@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections import deque
 
-from fastns._record import record
+from fastns._light import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import re
 import struct
 from collections import deque
 
-from fastns._record import record
+from fastns._light import record
 from fastns.rootfs._host import Unusable, open_file
 
 TYPE_CHECKING = False

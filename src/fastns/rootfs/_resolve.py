@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 
-from fastns._record import record
+from fastns._light import record
 from fastns._terminfo import paths_of
 from fastns.errors import RootfsError
 from fastns.rootfs._host import (

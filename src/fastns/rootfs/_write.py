@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 
-from fastns._record import record
+from fastns._light import record
 from fastns.errors import RootfsError
 from fastns.rootfs._bundles import hints_of
 from fastns.rootfs._host import Entries, Entry

@@ -1,18 +1,73 @@
-"""Frozen dataclasses without importing `dataclasses`, which takes longer than a start's modules.
-
-A record is a dataclass to its users: fields(), replace(), asdict(), is_dataclass() and
-FrozenInstanceError work on it. Type checkers see dataclasses.dataclass.
+"""Stand-ins for parts of dataclasses, functools and typing, whose imports would slow down each
+start. Type checkers see the originals.
 """
 
-__all__ = ["record"]
+__all__ = ["GenericBase", "S", "cached", "overload", "record"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dataclasses import dataclass as record
+    from functools import lru_cache as cached
+    from typing import Any, Generic, overload
+
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)  # what streams carry: bytes, or str for text
+
+    class GenericBase(Generic[S]):
+        """A class with streams of S."""
 else:
+    S = "S"
+
+    class GenericBase:
+        """Sandbox[str] is Sandbox."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, item):
+            return cls
+
+    def overload(function):
+        return function
+
+    # ---- functools.lru_cache ----
+
+    def cached(maxsize):
+        """Keeps the results of at least the last `maxsize` different calls, and of at most twice as
+        many. Thread-safe, though two threads may compute the same result."""
+
+        def decorate(function):
+            recent, older = {}, {}
+
+            def call(*args):
+                nonlocal recent, older
+                try:
+                    return recent[args]
+                except KeyError:
+                    pass
+                found = older[args] if args in older else function(*args)
+                if len(recent) >= maxsize:
+                    recent, older = {}, recent
+                recent[args] = found
+                return found
+
+            def cache_clear():
+                nonlocal recent, older
+                recent, older = {}, {}
+
+            call.__name__, call.__doc__ = function.__name__, function.__doc__
+            call.cache_clear = cache_clear
+            return call
+
+        return decorate
+
+    # ---- dataclasses.dataclass ----
 
     def record(cls=None, *, frozen=True, kw_only=False):
-        """The class decorator: @record or @record(kw_only=True). Every record is frozen."""
+        """The class decorator: @record or @record(kw_only=True). Every record is frozen.
+
+        To its users a record is a dataclass: fields(), replace(), asdict(), is_dataclass() and
+        FrozenInstanceError work on it."""
         if cls is None:
             return lambda cls: record(cls, kw_only=kw_only)
         cls._names = tuple(cls.__dict__["__annotations__"])  # noqa: RUF063 - would import inspect
