@@ -11,10 +11,9 @@ docs/architecture.md.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import doctor, rootfs
-    from fastns._command import Usage
+    from fastns._command import DecodeError, Usage
     from fastns._compile import compile
     from fastns._core import Plan
-    from fastns._ended import DecodeError
     from fastns._run import run
     from fastns.batch import Job, run_batch, spawn_batch
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
@@ -37,12 +36,11 @@ _HOMES = {
     "_compile": ("compile",),
     "_core": ("Plan",),
     "batch": ("Job", "run_batch", "spawn_batch"),
-    "_ended": ("DecodeError",),
     "_run": ("run",),
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
-    "_command": ("Usage",),
+    "_command": ("DecodeError", "Usage"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
     "template": ("Template",),

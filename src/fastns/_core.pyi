@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Final, TypeAlias, final
 
+from fastns._command import Completed
 from fastns._compile.ops import Op
-from fastns._ended import Completed
 from fastns._policy.cgroup_plan import CgroupPlan
 from fastns.errors import SpawnError
 from fastns.results import CompletedSandbox

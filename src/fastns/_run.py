@@ -6,8 +6,17 @@ import sys
 
 from fastns import _core
 from fastns._args import check_timeout
-from fastns._command import CLD_EXITED, Prepared, TextMode, Usage, command, encode_input, plan_of
-from fastns._ended import Completed, DecodeError
+from fastns._command import (
+    CLD_EXITED,
+    Completed,
+    DecodeError,
+    Prepared,
+    TextMode,
+    Usage,
+    command,
+    encode_input,
+    plan_of,
+)
 from fastns._light import overload
 from fastns.errors import SpawnError, SpecError
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal, TypeAlias, Unpack
 
-    from fastns._command import Args
-    from fastns._ended import DecodeError
+    from fastns._command import Args, DecodeError
     from fastns._signatures import BatchOfSpec, BatchTextOfSpec
     from fastns.results import CompletedSandbox, TimeoutExpired
     from fastns.spec import Spec

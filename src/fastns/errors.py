@@ -1,6 +1,6 @@
 """The exceptions: which step failed, on what, and how to fix it.
 
-TimeoutExpired and CalledProcessError are in results.py, DecodeError in _ended.py.
+TimeoutExpired and CalledProcessError are in results.py, DecodeError in _command.py.
 """
 
 import errno as E

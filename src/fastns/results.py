@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 
-from fastns._ended import Completed, Ended
+from fastns._command import Completed, Ended
 from fastns._light import S
 from fastns.errors import FastnsError
 
