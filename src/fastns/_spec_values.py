@@ -105,12 +105,18 @@ class Mount:
         check_one_of("mounts.type", self.type, mount_options.TYPES)
         options = check_list("mounts.options", self.options, "such as ['ro', 'nosuid']")
         put(self, "options", options)
-        mount_options.parse(self.type, self.options)
+        put(self, "_parsed", mount_options.parse(self.type, options))
         if self.source is not None:
             put(self, "source", check_path("mounts.source", self.source))
         if self.type == "bind" and not os.fspath(self.source or "").startswith("/"):
             words = f"{shown(self.source)}: a bind needs an absolute path outside"
             raise SpecError("mounts.source", words)
+
+
+def parsed(mount: Mount) -> mount_options.ParsedOptions:
+    """The options of a mount as the kernel takes them."""
+    options: mount_options.ParsedOptions = vars(mount)["_parsed"]
+    return options
 
 
 def with_options(mount: Mount, *options: str) -> Mount:
@@ -182,7 +188,7 @@ def outside(mappings: Iterable[IDMapping], inside: int) -> int | None:
 
 def writes_to_host(mount: Mount) -> bool:
     """Whether a sandbox can change files of the host through this mount."""
-    options = mount_options.parse(mount.type, mount.options)
+    options = parsed(mount)
     # A mount that the host makes later appears in a slave with its own options, perhaps writable.
     slave = options.propagation == mount_options.MS_SLAVE
     if options.attr_set & mount_options.ATTR_RDONLY and not slave:

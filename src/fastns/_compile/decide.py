@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import os
 
-from fastns import _core, _view, mount_options
+from fastns import _core, _view
 from fastns._light import cached, record
-from fastns._spec_values import KINDS, IDMapping, Mount, directories_above, outside, with_options
+from fastns._spec_values import (
+    KINDS,
+    IDMapping,
+    Mount,
+    directories_above,
+    outside,
+    parsed,
+    with_options,
+)
 from fastns.errors import SpecError
+from fastns.mount_options import MS_SLAVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,13 +178,6 @@ class Decisions:
 
     def but(self, **changes: Any) -> Decisions:
         return Decisions(**{**vars(self), **changes})
-
-
-def parsed(mount: Mount) -> mount_options.ParsedOptions:
-    return _parsed(mount.type, tuple(mount.options))
-
-
-_parsed = cached(512)(mount_options.parse)
 
 
 def decide(
@@ -407,7 +409,7 @@ def _may_start_with_root(
         and spec.root_mode == "pivot_root"
         and not new_user
         and len(binds) <= _core.MAX_SOURCES
-        and all(bind.propagation != mount_options.MS_SLAVE for bind in binds)
+        and all(bind.propagation != MS_SLAVE for bind in binds)
     )
 
 

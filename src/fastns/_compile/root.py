@@ -10,9 +10,10 @@ import os
 import stat
 
 from fastns import _core, _view
-from fastns._compile.decide import DEV, TYPE_AT, parsed
+from fastns._compile.decide import DEV, TYPE_AT
 from fastns._compile.ops import PROC_MAGIC, SYSFS_MAGIC, Op
 from fastns._compile.process import mapped_ids
+from fastns._spec_values import parsed
 from fastns.mount_options import (
     ATTR_NODEV,
     ATTR_NOEXEC,

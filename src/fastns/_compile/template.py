@@ -11,9 +11,9 @@ import os
 
 from fastns import _core, _view
 from fastns._compile import DEFAULT_SPEC, made, process, root, with_profile
-from fastns._compile.decide import DEV, Caller, Decisions, decide, parsed
+from fastns._compile.decide import DEV, Caller, Decisions, decide
 from fastns._compile.ops import Op
-from fastns._spec_values import IDMapping, Mount, with_options
+from fastns._spec_values import IDMapping, Mount, parsed, with_options
 from fastns.errors import SpecError
 from fastns.mount_options import ATTR_RDONLY
 from fastns.spec import Spec
