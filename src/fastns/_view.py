@@ -70,7 +70,7 @@ def resolver() -> str:
 
 def lies_in(path: str, directories: Iterable[str]) -> bool:
     """Whether a plain absolute path is one of these directories or below one."""
-    return any(f"{path}/".startswith(f"{directory.rstrip('/')}/") for directory in directories)
+    return f"{path}/".startswith(tuple([f"{directory.rstrip('/')}/" for directory in directories]))
 
 
 # ---- what is missing ----

@@ -111,7 +111,7 @@ def _read(path: str) -> bytes:
     """The content of a file of /proc. Without /proc it is empty; a step that needs /proc fails
     later."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read() or b""  # None: EAGAIN
     except OSError:
         return b""

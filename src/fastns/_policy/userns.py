@@ -38,7 +38,7 @@ def inotify_limit() -> bytes | None:
     found = []
     try:
         for path in INOTIFY_LIMITS:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 found.append(int(file.read()))
     except (OSError, ValueError):
         return None
