@@ -1,4 +1,4 @@
-"""What run(), spawn() and batches share: the command, text mode for its streams, its result.
+"""What run(), spawn() and batches share: the command, text mode for its streams, its end.
 
 CompletedSandbox itself is in results.py, because it needs `subprocess`.
 """
@@ -18,16 +18,27 @@ from fastns.spec import Spec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any, TypeAlias
+    from typing import Any, Literal, TypeAlias
 
-    from fastns._cause import Cause, Counts
     from fastns.template import Template
 
+    Cause: TypeAlias = Literal[
+        "exited", "signaled", "timeout", "cpu_time", "oom", "pids", "output_limit", "seccomp",
+        "killed",
+    ]  # fmt: skip
+    Counts: TypeAlias = Mapping[str, int | None]
     Used: TypeAlias = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
 CLD_EXITED = 1
 USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
+
+# signal(7), on x86_64 and aarch64. Importing `signal` would import `enum`.
+SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
+# Signals by which a process may end because of a limit. The limits on memory and CPU time kill with
+# SIGKILL. A process that cannot fork, or whose child was killed, may call abort(), which ends pid 1
+# of a namespace by SIGSEGV (x86-64) or SIGTRAP (aarch64), or run an invalid instruction (SIGILL).
+OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
 
 
 def exit_code(returncode: int) -> int:
@@ -185,6 +196,50 @@ def encode_input(input: Any, mode: TextMode | None) -> bytes:
 
 
 # ---- the result ----
+
+
+def cause_of(
+    returncode: int,
+    counts: Counts | None = None,
+    *,
+    timed_out: bool = False,
+    killed: bool = False,
+    over: bool = False,
+    plan: _core.Plan | None = None,
+    signals: frozenset[int] = frozenset(),
+) -> Cause:
+    """Returns the cause. One that is certain (timeout, output limit, kill, seccomp) outranks one
+    inferred from counters.
+
+    Args:
+        counts: from its cgroups, if it had any. They cover all its processes, so a limit that was
+            reached is the cause only if the first process ended in a way that a limit can explain.
+        timed_out: it was killed at its time limit.
+        killed: it was killed by Sandbox.kill().
+        over: it was killed because it wrote more than max_output.
+        plan: says whether there is a filter. Without one, SIGSYS is a signal like any other.
+        signals: the signals that this process has sent to it.
+    """
+    if timed_out:
+        return "timeout"
+    if over:
+        return "output_limit"
+    if returncode == 0:
+        return "exited"
+    sent = -returncode in signals
+    if killed and returncode == -SIGKILL:
+        return "killed"
+    if returncode == -SIGSYS and not sent and plan and plan.filtered:
+        return "seccomp"
+    counts = counts or {}
+    if not sent and (returncode > 0 or returncode in OF_A_LIMIT):
+        if counts.get("cpu_time_over"):
+            return "cpu_time"
+        if counts.get("oom_kills"):
+            return "oom"
+        if counts.get("pids_refused"):
+            return "pids"
+    return "exited" if returncode > 0 else "signaled"
 
 
 class Ended(FastnsError):

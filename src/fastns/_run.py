@@ -13,6 +13,7 @@ from fastns._command import (
     Prepared,
     TextMode,
     Usage,
+    cause_of,
     command,
     encode_input,
     plan_of,
@@ -172,8 +173,6 @@ def completed(
     """Makes the result, or the error, of a command that has ended from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    from fastns._cause import cause_of  # not needed by the fast path of run()
-
     result, out, err, dropped, timed_out, over = outcome
     code, status, user, system, max_rss, exact, wall, counts = result
     returncode = status if code == CLD_EXITED else -status

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastns._cause import Cause
+    from fastns._command import Cause
 
 
 class TimeoutExpired(Ended, subprocess.TimeoutExpired):

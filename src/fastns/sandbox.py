@@ -9,12 +9,12 @@ from _warnings import warn  # `warnings` itself takes longer to import
 
 from fastns import _core
 from fastns._args import check_timeout
-from fastns._cause import cause_of
 from fastns._command import (
     CLD_EXITED,
     Prepared,
     TextMode,
     Usage,
+    cause_of,
     command,
     encode_input,
     exit_code,
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO, Any, Literal, Self, Unpack
 
-    from fastns._cause import Cause
-    from fastns._command import Args
+    from fastns._command import Args, Cause
     from fastns._signatures import SpawnOfSpec, SpawnTextOfSpec
     from fastns._stdio import Stdio
 

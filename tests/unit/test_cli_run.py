@@ -19,7 +19,7 @@ import pytest
 
 import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
-from fastns._cause import cause_of
+from fastns._command import cause_of
 from fastns.cli import VERBS, _docker, main
 from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint

@@ -14,7 +14,7 @@ import pytest
 from plans import of_this_caller
 
 from fastns import SpawnError, Spec, SpecError, compile
-from fastns._cause import cause_of
+from fastns._command import cause_of
 from fastns._policy import cgroup_plan, cgroups
 from fastns.limits import Limits, parse_size
 from fastns.spec import CGROUP_LIMITS
