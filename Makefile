@@ -167,8 +167,8 @@ setup:  ## packages, the test user and the root file systems the tests use
 install: $(STAMP)  ## .venv with fastns in it, editable, and all tools
 
 # The build makes the default filter from these files.
-FILTER := src/fastns/seccomp.py $(wildcard src/fastns/_policy/seccomp_*.py) \
-    $(patsubst %,src/fastns/_policy/%.py,bpf filters syscalls)
+FILTER := src/fastns/seccomp.py src/fastns/_filters.py \
+    $(wildcard src/fastns/_policy/seccomp_*.py) $(patsubst %,src/fastns/_policy/%.py,bpf syscalls)
 
 $(STAMP): pyproject.toml setup.py src/fastns/_entry.c $(wildcard csrc/*/*.* src/fastns/*.p[yx][xdi]) $(FILTER) | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -54,9 +54,9 @@ def default_filters() -> dict[str, bytes]:
     """The files of the default filter, name -> content. The package's own code makes them."""
     sys.path.insert(0, str(Path(__file__).parent / "src"))
     try:
-        from fastns._policy import filters
+        from fastns import _filters
 
-        return filters.make_all()
+        return _filters.make_all()
     finally:
         del sys.path[0]
 

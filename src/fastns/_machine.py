@@ -16,10 +16,10 @@ import stat
 from pathlib import Path
 
 from fastns import _core
+from fastns._compile import userns
 from fastns._compile.decide import CAP_SETGID, CAP_SETUID, Caller
 from fastns._compile.root import DEVICES
 from fastns._light import record
-from fastns._policy import userns
 from fastns._surroundings import OUT_OF_A_FILTER, REFUSED, Surroundings, forbidding_sysctls
 from fastns.errors import SpecError
 

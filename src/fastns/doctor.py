@@ -13,10 +13,10 @@ from pathlib import Path
 
 import fastns
 from fastns import _machine, seccomp
+from fastns._filters import default
 from fastns._light import record
 from fastns._machine import Finding, has_range, has_sys_admin
 from fastns._policy import owners
-from fastns._policy.filters import default
 from fastns._surroundings import OUT_OF_A_FILTER, REFUSED, TO_MAP_ROOT, Surroundings
 
 TYPE_CHECKING = False

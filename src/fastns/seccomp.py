@@ -2,7 +2,7 @@
 filters, the bytes that the kernel takes.
 
 A start with the default filter does not need this module, because the build compiles that filter
-(_policy/filters.py).
+(_filters.py).
 """
 
 from __future__ import annotations

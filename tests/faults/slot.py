@@ -127,7 +127,7 @@ def warm(root: str) -> None:
     import fastns.results
     import fastns.template
     from fastns import _core, errors
-    from fastns._policy import userns
+    from fastns._compile import userns
 
     for stage, number, path, _ in errors.known_hints(host_root=False):
         errors.SpawnError(stage, number, path=path)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import fastns
 from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core
-from fastns._policy import userns
+from fastns._compile import userns
 
 PROBE = "/probe"
 

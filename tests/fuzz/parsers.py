@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from fastns import mount_options, seccomp
 from fastns._args import MAX_TIMEOUT
-from fastns._policy.userns import entries
+from fastns._compile.userns import entries
 from fastns.cli import UsageError, _flags, _jsonl, _values
 from fastns.cli import batch as cli_batch
 from fastns.cli._parser import Parser

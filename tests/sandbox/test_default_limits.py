@@ -20,7 +20,7 @@ from inside import WAYS, runner
 
 import fastns
 from fastns import Mount, Rlimit, Spec, Template
-from fastns._policy import userns
+from fastns._compile import userns
 
 SHARED = ("NOFILE", "SIGPENDING", "MSGQUEUE", "MEMLOCK")
 CORE_CALLS = ("setrlimit", "setrlimit-high", "prlimit", "prlimit-pid", "prlimit-high", "libc")

@@ -11,7 +11,7 @@ import pytest
 # Modules whose import takes a large part of the time of a start, or that import such a module.
 HEAVY = {
     *("argparse", "asyncio", "collections", "contextlib", "ctypes", "dataclasses", "enum"),
-    *("fastns._policy.libseccomp", "fastns.doctor", "fastns.seccomp", "fcntl", "functools"),
+    *("fastns._policy", "fastns.doctor", "fastns.seccomp", "fcntl", "functools"),
     *("gettext", "importlib.metadata", "inspect", "json", "locale", "pathlib", "pickle", "re"),
     *("selectors", "shutil", "signal", "struct", "subprocess", "tempfile", "threading", "typing"),
     "warnings",

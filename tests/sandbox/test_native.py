@@ -80,7 +80,7 @@ def test_it_is_the_sandbox_of_fastns_run(tmp_path: Path, name: str) -> None:
 @pytest.mark.as_user
 def test_a_range_by_newuidmap(tmp_path: Path) -> None:
     """fastns-exec has newuidmap map a user's range."""
-    from fastns._policy import userns
+    from fastns._compile import userns
 
     user = Path("~").expanduser().owner()
     first = next(entry[1] for entry in userns.entries("/etc/subuid") if entry[0] == user)

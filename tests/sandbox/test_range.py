@@ -23,7 +23,7 @@ from processes import script
 
 import fastns
 from fastns import IDMapping, Mount, SpawnError, Spec, Template, _core
-from fastns._policy import userns
+from fastns._compile import userns
 
 pytestmark = pytest.mark.as_root
 HOSTS = {"namespaces": {"user": "host"}}

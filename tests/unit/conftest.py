@@ -9,7 +9,8 @@ import plans
 import pytest
 
 from fastns import _core, _view
-from fastns._policy import owners, userns
+from fastns._compile import userns
+from fastns._policy import owners
 
 STARTS = ("Server", "run", "run_batch", "run_plain", "setns", "spawn", "spawn_batch", "unshare",
           "user_namespace")  # fmt: skip

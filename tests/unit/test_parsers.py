@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import support
 
-from fastns._policy import userns
+from fastns._compile import userns
 from fastns.cli import UsageError, _values, batch, bench, run, whole
 from fastns.rootfs import _loader
 from fastns.rootfs._host import Unusable

@@ -13,8 +13,7 @@ import pytest
 import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
-from fastns import SpecError, seccomp
-from fastns._policy import filters
+from fastns import SpecError, _filters, seccomp
 from fastns._policy.libseccomp import NEWER
 from fastns._policy.seccomp_default import SETUP, anything_but, parts
 
@@ -93,12 +92,12 @@ def split_by_the_library(caps, machine, setid=True):
 
 def packaged(caps, machine, setid=True):
     """The package's filter files, which are for sandboxes without capabilities."""
-    return [Path(filters.path(machine, filters.WHOLE, setid)).read_bytes()]
+    return [Path(_filters.path(machine, _filters.WHOLE, setid)).read_bytes()]
 
 
 def packaged_split(caps, machine, setid=True):
-    names = (filters.FIRST, filters.REST)
-    return [Path(filters.path(machine, part, setid)).read_bytes() for part in names]
+    names = (_filters.FIRST, _filters.REST)
+    return [Path(_filters.path(machine, part, setid)).read_bytes() for part in names]
 
 
 @functools.cache
@@ -209,21 +208,21 @@ def test_packaged_filters_answer_like_libseccomps(filters, others, setid, machin
 
 def test_packaged_filters_are_up_to_date() -> None:
     """Fails if the profile was changed without a build (`make install`)."""
-    packaged = {path.name: path.read_bytes() for path in Path(filters.DIRECTORY).iterdir()}
-    assert packaged == filters.make_all()
+    packaged = {path.name: path.read_bytes() for path in Path(_filters.DIRECTORY).iterdir()}
+    assert packaged == _filters.make_all()
 
 
 def test_filters_are_made_without_libseccomp(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
     monkeypatch.setitem(sys.modules, "fastns._policy.libseccomp", None)
-    assert len(filters.make_all()) == 2 * 2 * 3
+    assert len(_filters.make_all()) == 2 * 2 * 3
 
 
 def test_another_machine_has_no_default_filter(monkeypatch) -> None:
     with pytest.raises(SpecError, match=r"is for x86_64 and aarch64, not 'riscv64'"):
         seccomp.build("default", machine="riscv64")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
-    for build in (filters.default, filters.default_parts):
+    for build in (_filters.default, _filters.default_parts):
         with pytest.raises(SpecError, match=r"seccomp: no default filter for riscv64: .*'unconf"):
             build(setid=True)
 

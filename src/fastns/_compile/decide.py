@@ -208,7 +208,7 @@ def decide(
 
     id_map, uids, gids, inotify = _maps(spec, caller, "user" in new)
     if ids is not None:
-        from fastns._policy import userns
+        from fastns._compile import userns
 
         id_map, inotify = "range", userns.inotify_limit()
     by_range: tuple[str, ...] = ()
@@ -324,7 +324,7 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
     """The range of ids of the user namespace that root's sandboxes join; None: they join none."""
     if not caller.maps_a_range or spec.asks_for("user"):
         return None
-    from fastns._policy import userns  # only root has a range
+    from fastns._compile import userns  # only root has a range
 
     ids = userns.range_of_root()
     wishes = {"user": (spec.uid, spec.gid), "additional_gids": spec.additional_gids}
@@ -344,7 +344,7 @@ def _maps(
     """For a new user namespace: who writes its maps, the maps, and its limit on inotify."""
     if not new_user:
         return "none", (), (), None
-    from fastns._policy import userns
+    from fastns._compile import userns
 
     uids = spec.uid_mappings or (IDMapping(spec.uid, caller.uid, 1),)
     gids = spec.gid_mappings or (IDMapping(spec.gid, caller.gid, 1),)

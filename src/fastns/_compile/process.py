@@ -53,7 +53,7 @@ def namespaces(d: Decisions) -> Iterator[Op]:
     for kind, path in d.join:
         yield _setns_op(kind, path)
     if d.inotify is not None and d.ids is None:
-        from fastns._policy import userns
+        from fastns._compile import userns
 
         path, note = userns.INOTIFY_LIMIT, "inotify instances: half of the caller's"
         how, target = _core.HOW_OPTIONAL, path.encode()
@@ -208,14 +208,14 @@ def seccomp_filter(d: Decisions) -> Iterator[Op]:
         profile = seccomp.profile_of(spec.seccomp)
         code, note, flags = seccomp.build(profile, spec.capabilities), "profile", profile.flags
     else:
-        from fastns._policy import filters  # only where something is filtered
+        from fastns import _filters  # only where something is filtered
 
         setid = spec.allow_setid or not spec.writes_to_host()
         name = "default" if setid else "default, no set-id files"
         if d.filter == "whole":
-            code, note = filters.default(spec.capabilities, setid=setid), name
+            code, note = _filters.default(spec.capabilities, setid=setid), name
         else:
-            first, rest = filters.default_parts(spec.capabilities, setid=setid)
+            first, rest = _filters.default_parts(spec.capabilities, setid=setid)
             is_first = d.filter == "first"
             code, note = (first, f"{name}, for all") if is_first else (rest, "default, the rest")
     yield Op("seccomp", "seccomp", d.keep, flags, len(code) // 8, data=code, note=note)

@@ -1,1 +1,2 @@
-"""Prepares, in the caller, what the kernel enforces: filters, Landlock, cgroups, ranges of ids."""
+"""Prepares, in the caller, what the kernel enforces: filters, Landlock, cgroups. A default start
+needs nothing of it."""

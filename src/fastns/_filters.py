@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "filters")
+DIRECTORY = os.path.join(os.path.dirname(__file__), "filters")
 WHOLE, FIRST, REST = "whole", "first", "rest"
 MAX_SIZE = 4096 * 8  # bytes: the kernel takes at most 4096 instructions
 
