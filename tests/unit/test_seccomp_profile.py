@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, interpret, name_of
@@ -147,12 +149,39 @@ def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -
     try:
         code = seccomp.build({"defaultAction": "SCMP_ACT_ALLOW", **given}, machine="x86_64")
     except SpecError as exc:
-        assert "not known for several architectures" in str(exc)
+        assert "unknown to this libseccomp for several architectures" in str(exc)
     else:
         number = libseccomp.NEWER[name]
         assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
     rule["action"] = "SCMP_ACT_ALLOW"  # ignored: the default action is stricter
     assert seccomp.build({"defaultAction": "SCMP_ACT_ERRNO", **given}, machine="x86_64")
+
+
+class OldLibrary:
+    """libseccomp, except that it knows no name of a call with a number from 440 on, as 2.5.1 of
+    Debian 11."""
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.library, name)
+
+    def seccomp_syscall_resolve_name(self, name: bytes) -> int:
+        number = int(self.library.seccomp_syscall_resolve_name(name))
+        return number if number < 440 else libseccomp.UNKNOWN
+
+
+def test_calls_that_the_library_is_too_old_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = OldLibrary(libseccomp._library())
+    monkeypatch.setattr(libseccomp, "_library", lambda: old)
+    names = ["process_madvise", "epoll_pwait2", "mount_setattr", "quotactl_fd"]
+    names += ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"]
+    names += ["memfd_secret", "process_mrelease", "futex_waitv"]
+    machine = os.uname().machine
+    given = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refuse(names=names)]}
+    code = seccomp.build(given, machine=machine)
+    assert {interpret(code, ARCHES[machine], number) for number in range(440, 450)} == {ERRNO | 1}
 
 
 def test_flags() -> None:
