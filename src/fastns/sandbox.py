@@ -168,7 +168,9 @@ class Sandbox(GenericBase[S]):
     def poll(self) -> int | None:
         """The returncode if the sandbox has ended, else None.
 
-        Raises: SpawnError, stage "wait", when another part of the process reaped it."""
+        Raises: SpawnError, stage "wait" if another part of the process reaped it, "helper" if it
+            was killed with its template's server, "init" if its reaper failed. The status is then
+            lost: later calls raise stage "wait"."""
         if self.returncode is None:
             if self._lost:
                 raise SpawnError("wait", errno.ECHILD)
