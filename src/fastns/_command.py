@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CLD_EXITED = 1
 USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
+# Unlike the incremental decoders of these encodings, and like bytes.decode(), they need no BOM.
+WITHOUT_BOM = {"utf-16": codecs.utf_16_decode, "utf-32": codecs.utf_32_decode}
 
 
 def exit_code(returncode: int) -> int:
@@ -144,18 +146,31 @@ class TextMode:
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""
-        if cut:
-            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
-        else:
-            text = data.decode(self.encoding, self.errors)
+        codec = codecs.lookup(self.encoding)
+        try:
+            if cut and codec.name in WITHOUT_BOM:
+                text = WITHOUT_BOM[codec.name](data, self.errors, False)[0]
+            elif cut and codec.incrementaldecoder is not None:
+                text = codec.incrementaldecoder(self.errors).decode(data)
+            else:
+                text = data.decode(self.encoding, self.errors)
+        except UnicodeDecodeError:
+            raise
+        except UnicodeError as exc:  # of idna, for example
+            raise UnicodeDecodeError(self.encoding, data, 0, len(data), str(exc)) from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """Decodes the output so far after a timeout. Where "strict" would fail, replaces bytes."""
+        """Decodes the output so far after a timeout, whose error no other must replace: where
+        `errors` fails, invalid bytes are replaced; if the codec still fails, all but ASCII is."""
         if data is None:
             return None
-        lenient = "replace" if self.errors == "strict" else self.errors
-        return TextMode(self.encoding, lenient).decode(data, cut=True)
+        for errors in (self.errors, "replace"):
+            try:
+                return TextMode(self.encoding, errors).decode(data, cut=True)
+            except Exception:  # codecs and error handlers may be the caller's own
+                continue
+        return TextMode("ascii", "replace").decode(data)
 
 
 def encode_input(input: Any, mode: TextMode | None) -> bytes:
