@@ -167,7 +167,7 @@ def test_help_and_version() -> None:
         *(
             (
                 ["--timeout", text, "a", "b"],
-                f"--timeout {text}: not a time above zero, of at most 2^32 seconds",
+                f"--timeout {text}: expected a time above zero and at most 2^32 seconds",
             )
             for text in ("", "0", "-1", "1x", "s", ".", "1.2.3", "1 s", "1s ", "1m30", "99999999h")
         ),
@@ -177,8 +177,8 @@ def test_help_and_version() -> None:
         (["--status-fd", "9" * 30, "a"], f"--status-fd {'9' * 30}: not an open file descriptor"),
         (
             ["--status-fd", "1", "a", "b"],
-            "--status-fd 1: the command has it as stdout, and could forge or break what is written "
-            "there",
+            "--status-fd 1: this is the command's stdout, so the command could forge or damage the "
+            "status",
         ),
     ],
 )
