@@ -124,13 +124,13 @@ class Filter:
         array = (Comparison * len(args))(*compared)
         result = self._call("rule_add_array", action, number, len(args), array)
         if result and (_rank(action) < _rank(self._default) or not (number < 0 or unknown)):
-            why = os.strerror(-result)
+            why = f"{os.strerror(-result)} (libseccomp)"
             if self._several and unknown:
                 why = (
-                    "unknown to this libseccomp for several architectures; list one, or install a"
-                    " newer libseccomp"
+                    "unknown to this libseccomp for several architectures; list one, or install a "
+                    "newer libseccomp"
                 )
-            raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
+            raise SpecError("seccomp", f"{name}: {why}")
 
     def export(self, *, sort: bool = False) -> bytes:
         """The filter's instructions (struct sock_filter, 8 bytes each).
