@@ -92,7 +92,7 @@ def test_a_shim_is_reported(tmp_path: Path) -> None:
     shim.write_text("#!/bin/sh\nexec true\n")
     shim.chmod(0o755)
     (hint,) = build(tmp_path / "root", [shim]).hints
-    assert hint == f"{shim} is a script that finds an interpreter elsewhere: name that one"
+    assert hint == f"{shim} is a script that finds an interpreter elsewhere: name that interpreter"
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
                 continue
             if _is_script(path):
                 hints.append(
-                    f"{path} is a script that finds an interpreter elsewhere: name that one"
+                    f"{path} is a script that finds an interpreter elsewhere: name that interpreter"
                 )
                 continue
             key = kind.places(path)[:1]
