@@ -63,11 +63,13 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
     except TypeError:
         raise wrong(field, value, "str, bytes or a path") from None
     except UnicodeEncodeError:
-        raise wrong(field, value, "text without surrogates, but those of os.fsdecode(),") from None
+        raise wrong(
+            field, value, "text without surrogates other than those of os.fsdecode(),"
+        ) from None
     if b"\0" in data:
-        raise wrong(field, value, "NUL bytes cannot be passed on; text without them")
+        raise wrong(field, value, "text without NUL bytes")
     if len(data) > limit:
-        raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
+        raise SpecError(field, f"{shown(value)}: {len(data)} bytes, the limit is {limit}")
     return data
 
 
@@ -125,7 +127,7 @@ def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
             raise wrong(field, name, "a name without '='")
         entry = key + b"=" + encode(field, value)
         if len(entry) > MAX_STRING:
-            raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, at most {MAX_STRING}")
+            raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, the limit is {MAX_STRING}")
         entries.append(entry)
     return tuple(entries)
 

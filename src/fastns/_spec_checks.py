@@ -156,7 +156,9 @@ def _root(spec: Spec) -> None:
             raise SpecError(name, f"would change {whose}: namespaces['mount'] = 'new' is needed")
     for name, default in (("rootfs", None), ("root_mode", "pivot_root")):
         if joined and getattr(spec, name) != default:
-            raise SpecError(name, "a joined mount namespace has a root of its own: leave it out")
+            raise SpecError(
+                name, "a joined mount namespace has a root of its own: leave this field out"
+            )
     if spec.rootfs is not None and spec.root_mode == "pivot_root":
         raise SpecError("root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'")
 
@@ -184,7 +186,7 @@ def _mounts(spec: Spec) -> None:
         parents = directories_above(place)
         other = below.get(place) or next((p for p in parents if p in files), None)
         if other is not None:
-            raise SpecError("files", f"{place} and {other}: one is a file, so not a directory")
+            raise SpecError("files", f"{place} and {other}: a file cannot also be a directory")
         files[place] = content
         below.update(dict.fromkeys(parents, place))
     _put(spec, "files", FrozenMap(files))
@@ -198,7 +200,9 @@ def _content(place: str, content: object) -> None:
     except UnicodeEncodeError:
         raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
     if size > MAX_FILE:
-        raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
+        raise SpecError(
+            "files", f"{place}: {size} bytes, the limit is {MAX_FILE}; bind a file instead"
+        )
 
 
 # ---- the process and its ids ----

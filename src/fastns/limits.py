@@ -104,7 +104,7 @@ def _check_cpuset(cpuset: Any) -> None:
     if not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset):
         raise wrong("cpuset", cpuset, 'numbers of CPUs such as "0-1,3"')
     if any(first > last for first, last in ranges_of(cpuset)):
-        raise wrong("cpuset", cpuset, 'ranges that go upwards, "1-3",')
+        raise wrong("cpuset", cpuset, 'ascending ranges such as "1-3"')
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:

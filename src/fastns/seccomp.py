@@ -181,8 +181,8 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
     if machine not in AUDIT_ARCH:
         raise SpecError(
             FIELD,
-            f"the default filter is for {' and '.join(AUDIT_ARCH)}, not {machine!r}: a profile of "
-            "one's own, or 'unconfined', expected",
+            f"the default filter is for {' and '.join(AUDIT_ARCH)}, not {machine!r}: expected "
+            "a custom profile, or 'unconfined'",
         )
     checked = check(profile)
     rules = _effective(checked, held, machine, ())
@@ -251,7 +251,9 @@ def check(profile: object, where: str = "") -> Profile:
         raise SpecError(FIELD, f"{where}defaultAction is missing: such as SCMP_ACT_ERRNO")
     for key in ("listenerPath", "listenerMetadata"):
         if given.get(key):
-            raise SpecError(FIELD, f"{where}{key}: nobody listens here; leave it out")
+            raise SpecError(
+                FIELD, f"{where}{key}: not supported: fastns has no listener; leave it out"
+            )
     if given.get("architectures") and given.get("archMap"):
         raise SpecError(FIELD, f"{where}architectures and archMap: give one of them")
     flags = 0
@@ -291,7 +293,9 @@ def _rule(value: object, where: str) -> Rule:
 def _action(given: Mapping[str, Any], key: str, errnos: tuple[str, str], where: str) -> int:
     name = given[key]
     if name == "SCMP_ACT_NOTIFY":
-        raise SpecError(FIELD, f"{where}{key}: nobody could be notified; another action expected")
+        raise SpecError(
+            FIELD, f"{where}{key}: not supported: fastns has no listener; use another action"
+        )
     action = _one_of(name, ACTIONS, f"{where}{key}")
     return action | _errno(given, errnos, where) if name in WITH_ERRNO else action
 

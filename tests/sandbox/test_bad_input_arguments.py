@@ -24,7 +24,7 @@ from fastns import IDMapping, Job, Mount, Rlimit, Spec, SpecError
 
 # The ways in which an error may say what is accepted.
 ACCEPTED = re.compile(
-    r"expected|at most|possible|accepted|one of|leave .* out|(is|are) for|needs|say which|PIPE"
+    r"expected|at most|(limit|maximum) is|accepted|one of|leave .* out|(is|are) for|needs|use|PIPE"
     r"|or None|give bytes"
 )
 
@@ -274,7 +274,7 @@ MORE: list[tuple[str, Callable[[], object], str]] = [
     ("concurrency", lambda: fastns.spawn_batch([TRUE], concurrency=4097), "from 1 to 4096"),
     ("names", lambda: fastns.unshare(), "at least one of "),
     ("names", lambda: fastns.unshare("uts", "net"), "pid, network expected"),
-    ("names", lambda: fastns.setns(os.getpid()), "say which of"),
+    ("names", lambda: fastns.setns(os.getpid()), "name at least one of pid, "),
     ("target", lambda: fastns.setns(-1, "uts"), "a pid or a pidfd"),
     ("names", lambda: fastns.setns(os.getpid(), "uts", "nothing"), "expected"),
     ("target", lambda: fastns.setns(2**31, "uts"), "a pid or a pidfd"),

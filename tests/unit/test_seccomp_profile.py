@@ -147,7 +147,7 @@ def test_what_is_refused_on_several_architectures_is_refused_or_an_error(name) -
     try:
         code = seccomp.build({"defaultAction": "SCMP_ACT_ALLOW", **given}, machine="x86_64")
     except SpecError as exc:
-        assert "not known for several architectures" in str(exc)
+        assert "unknown to this libseccomp for several architectures" in str(exc)
     else:
         number = libseccomp.NEWER[name]
         assert interpret(code, ARCHES["x86_64"], number) == ERRNO | 1
@@ -173,12 +173,12 @@ def test_flags() -> None:
     [
         ({}, "defaultAction is missing"),
         ({"defaultAction": "ALLOW"}, "defaultAction: 'ALLOW': one of SCMP_ACT_KILL"),
-        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction: nobody could be notified"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction: not supported: fastns has no"),
         ({"defaultAction": 1}, "defaultAction: 1: one of"),
         ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 5000}, "defaultErrnoRet: 5000"),
         ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "EWHAT"}, "defaultErrno: 'EWHAT'"),
         ({"defaultAction": "SCMP_ACT_ERRNO", "sycalls": []}, "'sycalls': one of"),
-        ({"listenerPath": "/x"}, "listenerPath: nobody listens"),
+        ({"listenerPath": "/x"}, "listenerPath: not supported: fastns has no listener"),
         ({"architectures": "x86"}, "architectures: 'x86': a list expected"),
         ({"architectures": ["SCMP_ARCH_\ud800"]}, "such as SCMP_ARCH_X86_64"),
         ({"syscalls": [refuse(includes={"minKernel": "9" * 5000})]}, "such as '4.8'"),

@@ -45,7 +45,7 @@ def _library() -> ctypes.CDLL:
     except OSError as exc:
         raise SpecError(
             "seccomp",
-            f"{exc}: install libseccomp (Debian: libseccomp2), or give seccomp='unconfined'",
+            f"{exc}: install libseccomp (Debian: libseccomp2), or use seccomp='unconfined'",
         ) from None
     name, number, pointer = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p
     for function, result, *arguments in (
@@ -124,10 +124,13 @@ class Filter:
         array = (Comparison * len(args))(*compared)
         result = self._call("rule_add_array", action, number, len(args), array)
         if result and (_rank(action) < _rank(self._default) or not (number < 0 or name in NEWER)):
-            why = os.strerror(-result)
+            why = f"{os.strerror(-result)} (libseccomp)"
             if self._several and name in NEWER:
-                why = "not known for several architectures; one, or a newer library, expected"
-            raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
+                why = (
+                    "unknown to this libseccomp for several architectures; list one, or install a "
+                    "newer libseccomp"
+                )
+            raise SpecError("seccomp", f"{name}: {why}")
 
     def export(self, *, sort: bool = False) -> bytes:
         """The filter's instructions (struct sock_filter, 8 bytes each).
