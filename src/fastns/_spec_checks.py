@@ -96,7 +96,7 @@ def _types(spec: Spec) -> None:
     for name in ("masked_paths", "readonly_paths"):
         value = getattr(spec, name)
         if value is not None:
-            paths = check_list(name, value, "of paths, or None,")
+            paths = check_list(name, value, "of paths, or None")
             _put(spec, name, tuple(check_inside(name, path) for path in paths))
 
 
@@ -113,8 +113,8 @@ def _namespaces(spec: Spec) -> None:
         if spec.network in ("bridge", "pasta"):
             raise SpecError(
                 "network",
-                f"{spec.network!r} is not available yet: 'none', 'host' or the path of a network "
-                "namespace expected",
+                f"{spec.network!r} is not available yet: expected 'none', 'host' or the path of a "
+                "network namespace",
             )
         _put(spec, "network", _namespace("network", spec.network, "none"))
         wanted = "new" if spec.network == "none" else spec.network
@@ -223,7 +223,7 @@ def _process(spec: Spec) -> None:
     check_env(spec.env)
     for key, value in spec.env.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise SpecError("env", f"{shown(key)}: str expected, not bytes")
+            raise SpecError("env", f"{shown(key)}: expected str, not bytes")
     _put(spec, "cwd", check_path("cwd", spec.cwd))
     check_cwd(spec.cwd)
     check_whole("umask", spec.umask, 0, 0o777)
@@ -262,7 +262,7 @@ def _user(value: Any) -> str:
         if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):
             raise SpecError(
                 "user",
-                f"{shown(value)}: 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}, expected; "
+                f"{shown(value)}: expected 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}; "
                 "names are not looked up",
             )
     return f"{int(uid)}:{int(gid) if colon else 0}"
@@ -299,7 +299,7 @@ def _limits(spec: Spec) -> None:
     if spec.cgroup_parent is not None:
         _put(spec, "cgroup_parent", check_path("cgroup_parent", spec.cgroup_parent))
         if ".." in spec.cgroup_parent.split("/"):
-            raise SpecError("cgroup_parent", "a path without '..' expected")
+            raise SpecError("cgroup_parent", "expected a path without '..'")
 
 
 def _seccomp(spec: Spec) -> None:
@@ -325,7 +325,7 @@ def _landlock(spec: Spec) -> None:
     given = spec.landlock
     if given is None:
         return
-    form = "{'read': [paths], 'write': [paths]}, with at least one path, expected"
+    form = "expected {'read': [paths], 'write': [paths]}, with at least one path"
     if not isinstance(given, Mapping) or not set(given) <= {"read", "write"}:
         raise SpecError("landlock", f"{shown(given)}: {form}")
     found = {}

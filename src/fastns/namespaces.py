@@ -86,7 +86,7 @@ def _flags(names: tuple[str, ...]) -> int:
 
 def _pidfd(number: int) -> int:
     if not 0 <= number < 2**31:
-        raise wrong("target", number, "a pid or a pidfd, below 2**31,")
+        raise wrong("target", number, "a pid or a pidfd, below 2**31")
     try:
         with open(f"/proc/self/fdinfo/{number}") as file:
             if any(line.startswith("Pid:") for line in file):

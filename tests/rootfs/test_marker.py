@@ -82,8 +82,8 @@ def test_a_sandboxes_links_are_not_followed(place: Path, snapshot: Snapshot, way
     outside = place / "outside"
     for code, words in (
         (f"mv /etc /gone; ln -s {outside} /etc", "etc is in the way"),
-        (f"ln -s {outside} /.fastns-rootfs.new", "new is in the way"),
-        ("rm /.fastns-rootfs.new; echo >/.fastns-rootfs.new", "new is in the way"),
+        (f"ln -s {outside} /.fastns-rootfs.new", "new exists and is not a directory"),
+        ("rm /.fastns-rootfs.new; echo >/.fastns-rootfs.new", "new exists and is not a directory"),
     ):
         in_sandbox(way, root, code)
         before = snapshot(place)

@@ -234,7 +234,7 @@ def test_the_hint_of_a_missing_program_works(
     assert tool == Path(mounts[-1].destination)
     assert "/usr, " in hint
     place = str(tool / "bin" / "tool") if way in ("name", "relative") else program
-    assert (f", and run {place}: a relative path" in hint) is (way == "relative")
+    assert (f", and run {place}, because a relative path" in hint) is (way == "relative")
     done = fastns.run([place], spec=Spec(mounts=mounts), capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("at work\n", "")
 

@@ -477,7 +477,7 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
-    (["--ulimit", "magic=1", "true"], "'magic': one of cpu"),
+    (["--ulimit", "magic=1", "true"], "'magic': expected one of cpu"),
     (["--ulimit", "nofile=2:1", "true"], "2"),
     (["--timeout", "soon", "true"], "--timeout soon"),
     (["--timeout", "0", "true"], "--timeout 0"),

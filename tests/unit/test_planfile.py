@@ -96,7 +96,7 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         (["-o", "a", "--status-fd", "3"], "--status-fd: cannot be stored in a plan"),
         (
             ["-o", "a", "--max-output", "x"],
-            'max_output: \'x\': bytes, or text such as "64m" or "1g" expected',
+            'max_output: \'x\': expected bytes, or text such as "64m" or "1g"',
         ),
         (["-o", "a", "-t"], "-t: cannot be stored in a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),

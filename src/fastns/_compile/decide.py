@@ -331,7 +331,7 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
         if max(wanted, default=0) >= ids[2]:
             raise SpecError(
                 field,
-                f"{max(wanted)}: below {ids[2]} expected, the ids of its user namespace; "
+                f"{max(wanted)}: expected an id below {ids[2]}, as its user namespace has no more; "
                 "namespaces={'user': 'host'} allows all ids",
             )
     return ids

@@ -121,7 +121,7 @@ def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
     if spec.init:
         _refuse("init", "its sandboxes cannot have an init yet")
     if spec.root_mode != "pivot_root":
-        _refuse("root_mode", "'pivot_root' expected")
+        _refuse("root_mode", "expected 'pivot_root'")
     if spec.uid_mappings or spec.gid_mappings:
         _refuse("uid_mappings", "ranges of ids are not supported yet")
 

@@ -282,7 +282,7 @@ def _device(name: str) -> str:
     except OSError as exc:
         raise SpecError("io", f"{name}: {exc.strerror}") from None
     if not stat.S_ISBLK(status.st_mode):
-        raise SpecError("io", f"{name}: a block device expected")
+        raise SpecError("io", f"{name}: expected a block device")
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
 
 

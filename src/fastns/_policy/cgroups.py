@@ -174,8 +174,8 @@ def _set(directory: str, file: str, text: str, limit: str) -> None:
     except SpawnError as exc:
         if exc.errno not in REFUSED:
             raise
-        allowed = ALLOWED.get(limit, "what this kernel has, and the cgroups above allow,")
-        reason = f"the kernel rejects {text!r} for {file} ({exc.strerror}): {allowed} expected"
+        allowed = ALLOWED.get(limit, "what this kernel has and the parent cgroups allow")
+        reason = f"the kernel rejects {text!r} for {file} ({exc.strerror}): expected {allowed}"
         raise SpecError(limit, reason) from None
 
 

@@ -110,7 +110,7 @@ def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
         return kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number such as 1.5"
-        raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
+        raise UsageError(f"{flag} {text}: not a number", f"expected {what}") from None
 
 
 def whole_number(flag: str, text: str | None, largest: int, example: str) -> int | None:
