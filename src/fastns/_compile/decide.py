@@ -331,7 +331,7 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
         if max(wanted, default=0) >= ids[2]:
             raise SpecError(
                 field,
-                f"{max(wanted)}: expected an id below {ids[2]}, as its user namespace has no more; "
+                f"{max(wanted)}: expected an id below {ids[2]}, as the sandbox has no others; "
                 "namespaces={'user': 'host'} allows all ids",
             )
     return ids
