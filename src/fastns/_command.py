@@ -100,7 +100,7 @@ def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
     if spec is not None and not isinstance(spec, Spec):
         raise SpecError(
             "spec",
-            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            f"{shown(spec)}: expected a Spec, a Plan made by fastns.compile(), or None"
             " (a Template has spawn(), run() and batches of its own)",
         )
     return compile(spec)
@@ -182,13 +182,13 @@ def encode_input(input: Any, mode: TextMode | None) -> bytes:
         if isinstance(input, bytes):
             return input
         if isinstance(input, str):
-            raise SpecError("input", "str given: bytes expected, or text=True")
+            raise SpecError("input", "str given: expected bytes, or text=True")
         try:
             return memoryview(input).tobytes()
         except TypeError:
-            raise SpecError("input", f"{kind} given: bytes expected") from None
+            raise SpecError("input", f"{kind} given: expected bytes") from None
     if not isinstance(input, str):
-        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+        raise SpecError("input", f"{kind} given: expected str, as text, encoding or errors is set")
     try:
         return input.encode(mode.encoding, mode.errors)
     except UnicodeError:

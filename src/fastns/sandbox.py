@@ -319,7 +319,9 @@ class Sandbox(GenericBase[S]):
             return
         try:
             if self.returncode is None and self._runs():
-                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
+                warn(
+                    f"sandbox {self.pid} was still running and was killed", ResourceWarning, 2, self
+                )
                 self._end()
         except SpawnError:  # its status is lost, but not needed
             pass

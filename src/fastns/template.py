@@ -86,7 +86,7 @@ class Template:
         self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
     ) -> None:
         if spec is not None and not isinstance(spec, Spec):
-            raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
+            raise SpecError("spec", f"{shown(spec)}: expected a Spec, or None")
         if parked is not None:
             check_whole("parked", parked, 0, MAX_POOL)
         self._server: _core.Server | None = None

@@ -472,12 +472,12 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--cpus", "x", "true"], "--cpus x"),
     (["--cpus", "", "true"], "--cpus : not a number"),
     (["--pid", "", "true"], "--pid : not a namespace mode"),
-    (["--timeout", "", "true"], "--timeout : not a time"),
+    (["--timeout", "", "true"], "--timeout : expected a time"),
     (["--hostname", "", "true"], "hostname: ''"),
     (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
-    (["--ulimit", "magic=1", "true"], "'magic': one of cpu"),
+    (["--ulimit", "magic=1", "true"], "'magic': expected one of cpu"),
     (["--ulimit", "nofile=2:1", "true"], "2"),
     (["--timeout", "soon", "true"], "--timeout soon"),
     (["--timeout", "0", "true"], "--timeout 0"),
@@ -861,7 +861,7 @@ def test_status_fd_must_not_be_the_commands_stdio(
     assert (tmp_path / "other").read_text()
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
     name = ("stdin", "stdout", "stderr")[stream]
-    assert told.count(f"the command has it as {name},") == 3
+    assert told.count(f"this is the command's {name},") == 3
 
 
 def test_the_error_names_the_status_fd_by_its_number(
@@ -881,7 +881,7 @@ def test_the_error_names_the_status_fd_by_its_number(
         os.close(own)
     assert layer.calls == 0
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
-    assert "--status-fd 2: the command has it as stderr" in told
+    assert "--status-fd 2: this is the command's stderr" in told
     assert "3>status.json" in told
 
 

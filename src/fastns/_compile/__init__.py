@@ -34,7 +34,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     if spec is None:
         spec = DEFAULT_SPEC
     elif not isinstance(spec, Spec):
-        raise wrong("spec", spec, "a Spec, or None,")
+        raise wrong("spec", spec, "a Spec, or None")
     spec = with_profile(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     cwd = os.getcwd() if relative else "/"

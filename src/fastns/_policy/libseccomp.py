@@ -44,7 +44,7 @@ def _library() -> ctypes.CDLL:
     except OSError as exc:
         raise SpecError(
             "seccomp",
-            f"{exc}: install libseccomp (Debian: libseccomp2), or give seccomp='unconfined'",
+            f"{exc}: install libseccomp (Debian: libseccomp2), or use seccomp='unconfined'",
         ) from None
     name, number, pointer = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p
     for function, result, *arguments in (
