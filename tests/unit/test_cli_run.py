@@ -21,6 +21,7 @@ import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
 from fastns.cli import VERBS, _docker, main
+from fastns.cli._flags import GROUPS
 from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
@@ -380,6 +381,13 @@ def test_flags_become_a_spec(
     here = str(place)
     assert main(["run", *(word.replace("/HERE", here) for word in words), "true"]) == 0
     assert layer.spec == expected_spec(fields, here)
+
+
+def test_every_flag_has_a_row() -> None:
+    """A flag that spec_of() does not read would be accepted, and ignored."""
+    tried = {word.partition("=")[0] for words, _ in SPEC_CASES for word in words}
+    for _, names, *_ in (flag for flags in GROUPS.values() for flag in flags):
+        assert tried & {*names.split()}, names
 
 
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:

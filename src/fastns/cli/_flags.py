@@ -1,6 +1,7 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py reads the values of most flags. It is imported only if one of them is set. The Spec
+_values.py reads the values of most flags, those in READ. It is imported only if one of them is set.
+VERBATIM has those whose text a field takes as it is; spec_of() itself reads the others. The Spec
 itself checks the types of mounts, absolute paths and contradictions. _errors.py finds the flag for
 the field that a SpecError names.
 """
@@ -126,7 +127,7 @@ READ = (
     *("landlock_read", "landlock_write", "memory_swap", "pids_limit", "cpus", "cpu_time"),
     *("cpu_weight", "io", "hostname", "mounts", "file", "add_host", "dns"),
 )
-"""Flags that _values.fields() reads."""
+"""Flags that _values.fields() reads. If none of these is given, it is not called."""
 
 
 def add_sandbox_flags(parser: Parser, groups: Mapping[str, Iterable[Flag]] = GROUPS) -> None:
