@@ -35,11 +35,13 @@ class Parser(argparse.ArgumentParser):
         keeps_error: an error is stored as `namespace.wrong` (None if there is none) instead of
             being raised. The flags before it are kept.
         like_docker: the error for an option that only docker has says what to use instead.
+        about_words: the hint in the error for a word that is not an option; "": refer to --help.
     """
 
     options_first = False
     keeps_error = False
     like_docker = False
+    about_words = ""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
@@ -96,8 +98,9 @@ class Parser(argparse.ArgumentParser):
         return False
 
     def _unknown(self, word: str) -> UsageError:
-        if word == "-" or not word.startswith("-"):
-            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
+        if word in ("-", "--") or not word.startswith("-"):
+            hint = self.about_words or f"see {self.prog} --help"
+            return UsageError(f"unexpected argument: {word}", hint)
         option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
         if self.like_docker:
             from fastns.cli._docker import OPTIONS
