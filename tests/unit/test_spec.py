@@ -261,6 +261,7 @@ INVALID_PARTS: list[tuple[Callable[..., object], tuple[Any, ...], str, str]] = [
     (Mount, ("/" + "a/" * 2048, "tmpfs"), "mounts.destination", "at most 4095"),
     (Mount, ("/a", "ext4"), "mounts.type", "one of bind, tmpfs, proc"),
     (Mount, ("/a", "none"), "mounts.type", "one of bind, tmpfs, proc"),
+    (Mount, ("/a", "/b"), "mounts.type", "'/b': a type such as bind expected"),
     (Mount, ("/a", None), "mounts.type", "one of bind"),
     (Mount, ("/a", ["bind"]), "mounts.type", "one of bind"),
     (Mount, ("/a",), "mounts.source", "a bind needs an absolute path outside"),
