@@ -514,7 +514,9 @@ def test_a_wrong_flag_is_125_and_two_lines(
     [
         (["run", "--hostnam", "x", "true"], "did you mean --hostname?"),
         (["run", "-rm", "true"], "did you mean --rm?"),
-        (["run", "--mem", "5m", "true"], "see fastns run --help"),
+        (["run", "--mem", "5m", "true"], "did you mean --memory or --memory-swap?"),
+        (["run", "--time", "5", "true"], "did you mean --timens or --timeout?"),
+        (["compile", "--mem", "5m"], "see fastns compile --help"),
         (["run", "--port", "5", "true"], "see fastns run --help"),
         (["doctor", "-p", "5"], "see fastns doctor --help"),
         (["rnu"], "did you mean run?"),

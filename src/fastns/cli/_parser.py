@@ -107,11 +107,19 @@ class Parser(argparse.ArgumentParser):
 
             if option in OPTIONS:
                 return UsageError(f"unknown option: {option}", OPTIONS[option])
-        known = closest(option, self._option_string_actions)
+        known = self._begun_by(option) or closest(option, self._option_string_actions)
         return UsageError(
             f"unknown option: {option}",
             f"did you mean {known}?" if known else f"see {self.prog} --help",
         )
+
+    def _begun_by(self, option: str) -> str:
+        """The options that this one is the beginning of, as in `--mem`, as words of a question."""
+        if not option.startswith("--") or len(option) < len("--ab"):
+            return ""
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        names = (name for action in shown for name in action.option_strings)
+        return " or ".join(name for name in names if name.startswith(option))
 
     def _unknown_letter(self, word: str) -> str:
         """The unknown letter, such as `-d` in `-itd`; the whole word if it is a long option with
