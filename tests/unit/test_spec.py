@@ -315,6 +315,8 @@ def test_a_misspelt_field() -> None:
     fields: dict[str, Any] = {"memmory": "64m"}
     with pytest.raises(TypeError, match=r"argument 'memmory'. Did you mean 'memory'\?$"):
         Spec(**fields)
+    with pytest.raises(TypeError, match=r"argument 'timeout'. It is an argument of run\(\), "):
+        Spec(**{"timeout": 1})
     with pytest.raises(TypeError, match=r"argument 'xyzzy'$"):
         Spec(**{"xyzzy": 1})
     with pytest.raises(TypeError, match="argument 'optoins'"):
