@@ -134,7 +134,7 @@ def _namespace(name: str, value: Any, own: str) -> Any:
     if text in (own, "host"):
         return text
     if not isinstance(text, str) or not text.startswith("/"):
-        raise wrong(name, value, "'new', 'host' or a path such as /proc/42/ns/net")
+        raise wrong(name, value, f"'{own}', 'host' or a path such as /proc/42/ns/net")
     encode(name, text, MAX_PATH)
     return text
 

@@ -102,6 +102,9 @@ class Mount:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "destination", check_inside("mounts.destination", self.destination))
+        if isinstance(self.type, str) and self.type.startswith("/"):
+            words = f"{shown(self.type)}: a type such as bind expected; the path outside is source="
+            raise SpecError("mounts.type", words)
         check_one_of("mounts.type", self.type, mount_options.TYPES)
         options = check_list("mounts.options", self.options, "such as ['ro', 'nosuid']")
         put(self, "options", options)

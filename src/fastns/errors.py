@@ -150,6 +150,8 @@ mount EROFS: the target cannot be created in a read-only root: create it there b
     overlay=True
 mount EACCES: this user cannot reach the source of the bind, or cannot create the target
 mount ENODEV: this kernel does not know the file system type
+mount ENOENT /proc: this is no root file system, which has at least /proc, /sys, /dev, /tmp and
+    /run: build one with `fastns rootfs build DIR sh ls`, or make these directories
 mount EPERM /proc: this process is in a container or sandbox that masks parts of /proc, where the
     kernel refuses a fresh one: start the container (docker, fastns run) with --security-opt
     systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import plans
 import pytest
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
+from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, SpecError, errors
 from fastns._cause import cause_of
 from fastns.cli import VERBS, _docker, main
+from fastns.cli._errors import complain_of
 from fastns.cli._flags import GROUPS
 from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint
@@ -522,7 +524,9 @@ def test_a_wrong_flag_is_125_and_two_lines(
     [
         (["run", "--hostnam", "x", "true"], "did you mean --hostname?"),
         (["run", "-rm", "true"], "did you mean --rm?"),
-        (["run", "--mem", "5m", "true"], "see fastns run --help"),
+        (["run", "--mem", "5m", "true"], "did you mean --memory or --memory-swap?"),
+        (["run", "--time", "5", "true"], "did you mean --timens or --timeout?"),
+        (["compile", "--mem", "5m"], "see fastns compile --help"),
         (["run", "--port", "5", "true"], "see fastns run --help"),
         (["doctor", "-p", "5"], "see fastns doctor --help"),
         (["rnu"], "did you mean run?"),
@@ -538,6 +542,13 @@ def test_the_hint_names_the_closest_word(
 ) -> None:
     assert main(words) == 125
     assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint}"
+
+
+def test_an_unprivileged_callers_error_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        plans.decided(Spec(namespaces={"user": "host"}), plans.USER)
+    complain_of(caught.value, "run")
+    assert capsys.readouterr().err.endswith(" with --userns host: leave it out\n")
 
 
 def test_dockers_words_get_a_hint(

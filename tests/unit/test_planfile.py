@@ -101,6 +101,7 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         (["-o", "a", "-t"], "-t: cannot be stored in a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),
         (["-o", "a", "true"], "unexpected argument: true"),
+        (["-o", "a", "--", "true", "-x"], "unexpected argument: --"),
     ],
 )
 def test_wrong_arguments(
@@ -114,6 +115,14 @@ def test_wrong_arguments(
     assert main(["compile", *words]) == 125
     assert capsys.readouterr().err.splitlines()[0] == f"fastns: {error}"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [["true"], ["--", "true"], ["true", "-x"]])
+def test_a_command_in_a_plan_is_said_to_belong_to_the_program(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["compile", "-o", "a", *words]) == 125
+    assert capsys.readouterr().err.splitlines()[1].endswith(": fastns-exec PLAN -- COMMAND")
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,9 +110,9 @@ INVALID_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"network": 1}, "network", "expected"),
     ({"network": "bridge"}, "network", "not available yet"),
     ({"network": "pasta"}, "network", "not available yet"),
-    ({"network": "new"}, "network", "expected"),
+    ({"network": "new"}, "network", "'none', 'host' or a path"),
     ({"network": None}, "network", "expected"),
-    ({"network": "net"}, "network", "a path such as"),
+    ({"network": "net"}, "network", "'none', 'host' or a path such as"),
     ({"network": "none", "namespaces": {"network": "host"}}, "network", "contradicts"),
     ({"network": "host", "namespaces": {"network": "new"}}, "network", "contradicts"),
     ({"network": "/a", "namespaces": {"network": "/b"}}, "network", "contradicts"),
@@ -261,6 +261,7 @@ INVALID_PARTS: list[tuple[Callable[..., object], tuple[Any, ...], str, str]] = [
     (Mount, ("/" + "a/" * 2048, "tmpfs"), "mounts.destination", "the limit is 4095"),
     (Mount, ("/a", "ext4"), "mounts.type", "one of bind, tmpfs, proc"),
     (Mount, ("/a", "none"), "mounts.type", "one of bind, tmpfs, proc"),
+    (Mount, ("/a", "/b"), "mounts.type", "'/b': a type such as bind expected"),
     (Mount, ("/a", None), "mounts.type", "one of bind"),
     (Mount, ("/a", ["bind"]), "mounts.type", "one of bind"),
     (Mount, ("/a",), "mounts.source", "a bind needs an absolute path outside"),
@@ -314,6 +315,8 @@ def test_a_misspelt_field() -> None:
     fields: dict[str, Any] = {"memmory": "64m"}
     with pytest.raises(TypeError, match=r"argument 'memmory'. Did you mean 'memory'\?$"):
         Spec(**fields)
+    with pytest.raises(TypeError, match=r"argument 'timeout'. It is an argument of run\(\), "):
+        Spec(**{"timeout": 1})
     with pytest.raises(TypeError, match=r"argument 'xyzzy'$"):
         Spec(**{"xyzzy": 1})
     with pytest.raises(TypeError, match="argument 'optoins'"):

@@ -78,6 +78,7 @@ def declare(parser: Parser) -> None:
             name, dest="per_run", action="append", help=argparse.SUPPRESS, **refused
         )
     parser.set_defaults(on_output_limit=None)
+    parser.about_words = "a plan has no command; fastns-exec takes one: fastns-exec PLAN -- COMMAND"
     add_flags(parser.add_argument_group("the plan"), PLAN)
 
 

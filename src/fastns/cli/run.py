@@ -69,7 +69,7 @@ examples:
 
 Exit code: the command's own; 128+n if signal n ended it; 124 on --timeout; 125
 if fastns itself fails; 126 if the command is not executable; 127 if it is not
-found.
+found. 137 may be a limit: `cause` of --status-fd says which one, if any.
 """
 
 
