@@ -132,18 +132,17 @@ class TextMode:
     def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> TextMode | None:
         if not (text or encoding or errors):
             return None
-        for field, name, what in (
-            ("encoding", encoding, "a text encoding such as 'utf-8'"),
-            ("errors", errors, "an error handler such as 'replace'"),
-        ):
-            try:
-                if name is not None and field == "errors":
-                    codecs.lookup_error(name)
-                elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not text encodings
-            except (LookupError, TypeError, ValueError):
-                raise wrong(field, name, what) from None
-        return cls(encoding or "utf-8", errors or "strict")
+        encoding = "utf-8" if encoding is None else encoding
+        errors = "strict" if errors is None else errors
+        try:
+            "".encode(encoding)  # rot13 and the like are codecs, but not text encodings
+        except (LookupError, TypeError, ValueError):
+            raise wrong("encoding", encoding, "a text encoding such as 'utf-8'") from None
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError, ValueError):
+            raise wrong("errors", errors, "an error handler such as 'replace'") from None
+        return cls(encoding, errors)
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""

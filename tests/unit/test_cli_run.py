@@ -470,6 +470,8 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--security-opt", "magic", "true"], "--security-opt magic"),
     (["-m", "lots", "true"], "lots"),
     (["--pids-limit", "few", "true"], "--pids-limit few"),
+    (["--pids-limit", "1_0", "true"], "--pids-limit 1_0"),
+    (["--cpus", "\u0661", "true"], "--cpus \u0661"),
     (["--cpus", "x", "true"], "--cpus x"),
     (["--cpus", "", "true"], "--cpus : not a number"),
     (["--pid", "", "true"], "--pid : not a namespace mode"),
