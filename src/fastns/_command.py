@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Used: TypeAlias = tuple[float, float, int, bool, Counts | None]
     """What _used() of _core reports: the first fields of a Usage, and the counts of its cgroups."""
 
+# Unlike the incremental decoders of these encodings, and like bytes.decode(), they need no BOM.
+WITHOUT_BOM = {"utf-16": codecs.utf_16_decode, "utf-32": codecs.utf_32_decode}
+
 
 def exit_code(returncode: int) -> int:
     """The code a shell would show: 128+n after signal n."""
@@ -101,7 +104,7 @@ def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
     if spec is not None and not isinstance(spec, Spec):
         raise SpecError(
             "spec",
-            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            f"{shown(spec)}: expected a Spec, a Plan made by fastns.compile(), or None"
             " (a Template has spawn(), run() and batches of its own)",
         )
     return compile(spec)
@@ -146,18 +149,31 @@ class TextMode:
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""
-        if cut:
-            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
-        else:
-            text = data.decode(self.encoding, self.errors)
+        codec = codecs.lookup(self.encoding)
+        try:
+            if cut and codec.name in WITHOUT_BOM:
+                text = WITHOUT_BOM[codec.name](data, self.errors, False)[0]
+            elif cut and codec.incrementaldecoder is not None:
+                text = codec.incrementaldecoder(self.errors).decode(data)
+            else:
+                text = data.decode(self.encoding, self.errors)
+        except UnicodeDecodeError:
+            raise
+        except UnicodeError as exc:  # of idna, for example
+            raise UnicodeDecodeError(self.encoding, data, 0, len(data), str(exc)) from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """Decodes the output so far after a timeout. Where "strict" would fail, replaces bytes."""
+        """Decodes the output so far after a timeout, whose error no other must replace: where
+        `errors` fails, invalid bytes are replaced; if the codec still fails, all but ASCII is."""
         if data is None:
             return None
-        lenient = "replace" if self.errors == "strict" else self.errors
-        return TextMode(self.encoding, lenient).decode(data, cut=True)
+        for errors in (self.errors, "replace"):
+            try:
+                return TextMode(self.encoding, errors).decode(data, cut=True)
+            except Exception:  # codecs and error handlers may be the caller's own
+                continue
+        return TextMode("ascii", "replace").decode(data)
 
 
 def encode_input(input: Any, mode: TextMode | None) -> bytes:
@@ -169,13 +185,13 @@ def encode_input(input: Any, mode: TextMode | None) -> bytes:
         if isinstance(input, bytes):
             return input
         if isinstance(input, str):
-            raise SpecError("input", "str given: bytes expected, or text=True")
+            raise SpecError("input", "str given: expected bytes, or text=True")
         try:
             return memoryview(input).tobytes()
         except TypeError:
-            raise SpecError("input", f"{kind} given: bytes expected") from None
+            raise SpecError("input", f"{kind} given: expected bytes") from None
     if not isinstance(input, str):
-        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+        raise SpecError("input", f"{kind} given: expected str, as text, encoding or errors is set")
     try:
         return input.encode(mode.encoding, mode.errors)
     except UnicodeError:

@@ -131,7 +131,9 @@ class IDMapping:
         check_whole("id mapping.size", self.size, 1, MAX_ID + 1)
         for name in ("container_id", "host_id"):
             if getattr(self, name) + self.size > MAX_ID + 1:
-                raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
+                raise SpecError(
+                    f"id mapping.{name}", f"with size {self.size}, the range exceeds {MAX_ID}"
+                )
 
 
 @record(frozen=True)
@@ -155,10 +157,7 @@ class Rlimit:
             check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)
         soft, hard = self.values
         if soft > hard:
-            raise SpecError(
-                "rlimits.soft",
-                f"{self.soft} is over the hard limit {self.hard}: no more than that expected",
-            )
+            raise SpecError("rlimits.soft", f"{self.soft} exceeds the hard limit {self.hard}")
 
     @property
     def number(self) -> int:

@@ -167,7 +167,9 @@ class Sandbox(GenericBase[S]):
     def poll(self) -> int | None:
         """The returncode if the sandbox has ended, else None.
 
-        Raises: SpawnError, stage "wait", when another part of the process reaped it."""
+        Raises: SpawnError, stage "wait" if another part of the process reaped it, "helper" if it
+            was killed with its template's server, "init" if its reaper failed. The status is then
+            lost: later calls raise stage "wait"."""
         if self.returncode is None:
             if self._lost:
                 raise SpawnError("wait", errno.ECHILD)
@@ -315,7 +317,9 @@ class Sandbox(GenericBase[S]):
             return
         try:
             if self.returncode is None and self._runs():
-                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
+                warn(
+                    f"sandbox {self.pid} was still running and was killed", ResourceWarning, 2, self
+                )
                 self._end()
         except SpawnError:  # its status is lost, but not needed
             pass

@@ -254,7 +254,7 @@ def test_an_exception_in_the_block_ends_the_sandbox(plan: fastns.Plan) -> None:
 def test_a_dropped_handle_ends_its_sandbox(plan: fastns.Plan) -> None:
     mark = marker()
     sandbox = fastns.spawn(["/probe", "--sleep", mark], spec=plan)
-    with pytest.warns(ResourceWarning, match=f"sandbox {sandbox.pid} still runs"):  # noqa: PT031
+    with pytest.warns(ResourceWarning, match=f"{sandbox.pid} was still running"):  # noqa: PT031
         del sandbox
         gc.collect()
     assert marked(mark) == []

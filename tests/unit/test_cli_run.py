@@ -21,6 +21,7 @@ import fastns
 from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
 from fastns._cause import cause_of
 from fastns.cli import VERBS, _docker, main
+from fastns.cli._flags import GROUPS
 from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
@@ -383,6 +384,13 @@ def test_flags_become_a_spec(
     assert layer.spec == expected_spec(fields, here)
 
 
+def test_every_flag_has_a_row() -> None:
+    """A flag that spec_of() does not read would be accepted, and ignored."""
+    tried = {word.partition("=")[0] for words, _ in SPEC_CASES for word in words}
+    for _, names, *_ in (flag for flags in GROUPS.values() for flag in flags):
+        assert tried & {*names.split()}, names
+
+
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:
     """The Spec of a row of the table, in which each kind of namespace has a key."""
     fields = dict(fields)
@@ -475,12 +483,12 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--cpus", "x", "true"], "--cpus x"),
     (["--cpus", "", "true"], "--cpus : not a number"),
     (["--pid", "", "true"], "--pid : not a namespace mode"),
-    (["--timeout", "", "true"], "--timeout : not a time"),
+    (["--timeout", "", "true"], "--timeout : expected a time"),
     (["--hostname", "", "true"], "hostname: ''"),
     (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
-    (["--ulimit", "magic=1", "true"], "'magic': one of cpu"),
+    (["--ulimit", "magic=1", "true"], "'magic': expected one of cpu"),
     (["--ulimit", "nofile=2:1", "true"], "2"),
     (["--timeout", "soon", "true"], "--timeout soon"),
     (["--timeout", "0", "true"], "--timeout 0"),
@@ -864,7 +872,7 @@ def test_status_fd_must_not_be_the_commands_stdio(
     assert (tmp_path / "other").read_text()
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
     name = ("stdin", "stdout", "stderr")[stream]
-    assert told.count(f"the command has it as {name},") == 3
+    assert told.count(f"this is the command's {name},") == 3
 
 
 def test_the_error_names_the_status_fd_by_its_number(
@@ -884,7 +892,7 @@ def test_the_error_names_the_status_fd_by_its_number(
         os.close(own)
     assert layer.calls == 0
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
-    assert "--status-fd 2: the command has it as stderr" in told
+    assert "--status-fd 2: this is the command's stderr" in told
     assert "3>status.json" in told
 
 

@@ -117,7 +117,7 @@ def test_the_others_are_pickled() -> None:
 # ---- hints ----
 
 HINTS = [
-    ("clone", errno.ENOSPC, None, "not a disk"),
+    ("clone", errno.ENOSPC, None, "not about disk space"),
     ("clone", errno.EAGAIN, None, "pids.max"),
     ("clone", errno.EAGAIN, None, "RLIMIT_NPROC"),
     ("clone", errno.ENOMEM, None, "pid namespace has ended"),

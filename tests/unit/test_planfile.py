@@ -91,14 +91,14 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         ([], "no -o PLAN given"),
         (["-o", "x/a.plan"], "-o x/a.plan: x: No such file or directory"),
         (["-o", "."], "-o .: a directory"),
-        (["-o", "a", "--timeout", "0"], "--timeout 0: not a time above zero"),
+        (["-o", "a", "--timeout", "0"], "--timeout 0: expected a time above zero"),
         (["-o", "a", "--timeout", "9999999h"], "--timeout 9999999h: too long"),
-        (["-o", "a", "--status-fd", "3"], "--status-fd: not a part of a plan"),
+        (["-o", "a", "--status-fd", "3"], "--status-fd: cannot be stored in a plan"),
         (
             ["-o", "a", "--max-output", "x"],
-            'max_output: \'x\': bytes, or text such as "64m" or "1g" expected',
+            'max_output: \'x\': expected bytes, or text such as "64m" or "1g"',
         ),
-        (["-o", "a", "-t"], "-t: not a part of a plan"),
+        (["-o", "a", "-t"], "-t: cannot be stored in a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),
         (["-o", "a", "true"], "unexpected argument: true"),
     ],
@@ -167,7 +167,7 @@ def test_help_and_version() -> None:
         *(
             (
                 ["--timeout", text, "a", "b"],
-                f"--timeout {text}: not a time above zero, of at most 2^32 seconds",
+                f"--timeout {text}: expected a time above zero and at most 2^32 seconds",
             )
             for text in ("", "0", "-1", "1x", "s", ".", "1.2.3", "1 s", "1s ", "1m30", "99999999h")
         ),
@@ -177,8 +177,8 @@ def test_help_and_version() -> None:
         (["--status-fd", "9" * 30, "a"], f"--status-fd {'9' * 30}: not an open file descriptor"),
         (
             ["--status-fd", "1", "a", "b"],
-            "--status-fd 1: the command has it as stdout, and could forge or break what is written "
-            "there",
+            "--status-fd 1: this is the command's stdout, so the command could forge or damage the "
+            "status",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def checked(spec: Spec | None) -> Spec:
     if spec is None:
         return DEFAULT_SPEC
     if not isinstance(spec, Spec):
-        raise wrong("spec", spec, "a Spec, or None,")
+        raise wrong("spec", spec, "a Spec, or None")
     profile = spec.seccomp
     if not isinstance(profile, str) or profile in ("default", "unconfined"):
         return spec
