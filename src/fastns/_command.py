@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fastns.template import Template
 
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+    Used: TypeAlias = tuple[float, float, int, bool, Counts | None]
+    """What _used() of _core reports: the first fields of a Usage, and the counts of its cgroups."""
 
-CLD_EXITED = 1
-USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
 # Unlike the incremental decoders of these encodings, and like bytes.decode(), they need no BOM.
 WITHOUT_BOM = {"utf-16": codecs.utf_16_decode, "utf-32": codecs.utf_32_decode}
 
@@ -50,8 +50,8 @@ class Usage:
         io_write: bytes.
         cpu_time: seconds of CPU time of all processes, including those that nobody waited for.
 
-    The last five come from cgroups. They are None if no limit of that kind was set, or if the
-    kernel does not report the value for this sandbox alone.
+    Those that can be None come from cgroups. They are None if no limit of that kind was set, or if
+    the kernel does not report the value for this sandbox alone.
     """
 
     user_time: float
@@ -65,22 +65,26 @@ class Usage:
     cpu_time: float | None = None
 
     @classmethod
-    def of(
-        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
-    ) -> Usage:
-        """Makes a Usage from the numbers in a result of _core."""
+    def of(cls, used: Used) -> Usage:
+        """Makes a Usage from what _core reports."""
+        counts = used[-1]
         if counts is None:
-            return cls(user, system, max_rss, exact)
+            return cls(*used[:-1])
         cpu = counts["cpu_time"]
-        seconds = None if cpu is None else cpu / 1e9
-        peak, pids, read, write = (counts[name] for name in USAGE_OF_CGROUPS)
-        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
+        return cls(
+            *used[:-1],
+            memory_peak=counts["memory_peak"],
+            pids_peak=counts["pids_peak"],
+            io_read=counts["io_read"],
+            io_write=counts["io_write"],
+            cpu_time=None if cpu is None else cpu / 1e9,
+        )
 
     def as_dict(self) -> dict[str, float]:
         """The fields that are known, without max_rss_exact, for JSON."""
-        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
-        known = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in known.items() if value is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        del known["max_rss_exact"]
+        return known
 
 
 class Prepared:
@@ -131,18 +135,17 @@ class TextMode:
     def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> TextMode | None:
         if not (text or encoding or errors):
             return None
-        for field, name, what in (
-            ("encoding", encoding, "a text encoding such as 'utf-8'"),
-            ("errors", errors, "an error handler such as 'replace'"),
-        ):
-            try:
-                if name is not None and field == "errors":
-                    codecs.lookup_error(name)
-                elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not text encodings
-            except (LookupError, TypeError, ValueError):
-                raise wrong(field, name, what) from None
-        return cls(encoding or "utf-8", errors or "strict")
+        encoding = "utf-8" if encoding is None else encoding
+        errors = "strict" if errors is None else errors
+        try:
+            "".encode(encoding)  # rot13 and the like are codecs, but not text encodings
+        except (LookupError, TypeError, ValueError):
+            raise wrong("encoding", encoding, "a text encoding such as 'utf-8'") from None
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError, ValueError):
+            raise wrong("errors", errors, "an error handler such as 'replace'") from None
+        return cls(encoding, errors)
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""

@@ -8,11 +8,10 @@ from fastns.errors import FastnsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
+    from typing import Any
 
-    from fastns._cause import Cause, Counts
-
-    Used: TypeAlias = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
+    from fastns._cause import Cause
+    from fastns._command import Used
 
 
 class Ended(FastnsError):
@@ -63,7 +62,7 @@ class Completed(GenericBase[S]):
         self.returncode = returncode
         self.stdout = stdout
         self.stderr = stderr
-        self._used = usage
+        self._used = usage  # from _core: numbers, as a Usage is made only when it is read
         self.wall_time = wall_time
         self.method = method
         self.truncated = truncated
@@ -76,7 +75,7 @@ class Completed(GenericBase[S]):
     def usage(self) -> Usage:
         """What the sandbox used; a new object at each access."""
         used = self._used
-        return used if isinstance(used, Usage) else Usage.of(*used)
+        return used if isinstance(used, Usage) else Usage.of(used)
 
     @property
     def exit_code(self) -> int:

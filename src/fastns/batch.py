@@ -36,7 +36,7 @@ class Job:
     args: Args
     input: bytes | str | None = None
     env: Mapping[str, str] | None = None
-    cwd: str | None = None
+    cwd: str | os.PathLike[str] | None = None
     timeout: float | None = None
 
 

@@ -101,7 +101,7 @@ _ON_OFF = _one_of("on", "off")
 # Options that the file system gets unchanged: name -> kind of value (None: no value).
 DATA: dict[str, dict[str, _Kind | None]] = {
     "tmpfs": {
-        **{"size": _SIZE, "nr_blocks": _SIZE, "nr_inodes": _COUNT},
+        **{"size": _SIZE, "nr_blocks": _COUNT, "nr_inodes": _COUNT},
         **{"mode": _OCTAL, "uid": _NUMBER, "gid": _NUMBER},
     },
     "devtmpfs": {"size": _SIZE, "nr_inodes": _COUNT, "mode": _OCTAL},

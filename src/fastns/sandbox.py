@@ -11,7 +11,6 @@ from fastns import _core
 from fastns._args import check_timeout
 from fastns._cause import cause_of
 from fastns._command import (
-    CLD_EXITED,
     Prepared,
     TextMode,
     Usage,
@@ -180,18 +179,17 @@ class Sandbox(GenericBase[S]):
                 self._lost = exc.stage == "init" or exc.errno in (errno.ECHILD, errno.ECANCELED)
                 raise
             if result is not None:
-                code, status, user, system, max_rss, exact, wall, counts = result
-                self.usage = Usage.of(user, system, max_rss, exact, counts)
-                self.wall_time = wall
-                self.returncode = status if code == CLD_EXITED else -status
+                returncode, used, self.wall_time = result
+                self.usage = Usage.of(used)
                 self.cause = cause_of(
-                    self.returncode,
-                    counts,
+                    returncode,
+                    used[-1],
                     killed=self._killed,
                     over=self._pipes is not None and self._pipes.over,
                     plan=self._plan,
                     signals=self._sent,
                 )
+                self.returncode = returncode  # last: other threads then see the rest, too
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:

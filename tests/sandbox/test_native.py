@@ -130,7 +130,6 @@ def test_the_exit_code_is_the_commands(plan: Path, with_init: Path) -> None:
             assert status["limits"] == []
             assert status["truncated"] is False
             assert status["wall_time"] > 0
-            assert {"user_time", "system_time", "max_rss"} == {*status["usage"]}
 
 
 def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
@@ -140,6 +139,7 @@ def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
         _, status = status_of(plan, command)
         assert {**status, "usage": 0, "wall_time": 0} == {**other, "usage": 0, "wall_time": 0}
         assert list(status) == list(other)
+        assert list(status["usage"] or ()) == list(other["usage"] or ())
 
 
 def test_the_exit_code_of_a_signal(with_init: Path) -> None:

@@ -30,6 +30,7 @@ from fastns.sandbox import Usage
 
 ME = f"{os.getuid()}:{os.getgid()}"
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+USAGE = Usage(0.25, 0.5, 4096, True)
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -39,7 +40,7 @@ class FakeSandbox:
     def __init__(self, returncode: int | None) -> None:
         self.pid = os.getpid()
         self.pidfd, self._other_end = os.pipe()
-        self.usage = Usage(0.25, 0.5, 4096, True)
+        self.usage = USAGE
         self.cause: str | None = None
         self.limits = ("memory", "cpus")
         self.wall_time = 0.75
@@ -479,6 +480,8 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--security-opt", "magic", "true"], "--security-opt magic"),
     (["-m", "lots", "true"], "lots"),
     (["--pids-limit", "few", "true"], "--pids-limit few"),
+    (["--pids-limit", "1_0", "true"], "--pids-limit 1_0"),
+    (["--cpus", "\u0661", "true"], "--cpus \u0661"),
     (["--cpus", "x", "true"], "--cpus x"),
     (["--cpus", "", "true"], "--cpus : not a number"),
     (["--pid", "", "true"], "--pid : not a namespace mode"),
@@ -785,7 +788,7 @@ def test_status_of_an_exit(layer: Layer) -> None:
             "exit_code": 3,
             "signal": None,
             "cause": "exited",
-            "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
+            "usage": USAGE.as_dict(),
             "wall_time": 0.75,
             "limits": ["memory", "cpus"],
             "truncated": False,

@@ -169,6 +169,7 @@ REFUSED: list[tuple[str, Sequence[Any], str]] = [
     ("tmpfs", ["uid=-1"], "uid= with"),
     ("tmpfs", ["gid=4294967295"], "the maximum is 4294967294"),
     ("tmpfs", ["nr_inodes=x"], "nr_inodes= with"),
+    ("tmpfs", ["nr_blocks=50%"], "nr_blocks= with"),  # the kernel takes % for the size only
     ("devpts", ["newinstance=1"], "newinstance without a value"),
     ("devpts", ["ptmxmode=8"], "an octal mode"),
     ("proc", ["hidepid=5"], "hidepid= with"),

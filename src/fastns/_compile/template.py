@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view
-from fastns._compile import DEFAULT_SPEC, made, process, root, with_profile
+from fastns._compile import checked, made, process, root
 from fastns._compile.decide import DEV, Caller, Decisions, decide, parsed
 from fastns._compile.ops import Op
 from fastns._spec_values import IDMapping, Mount, with_options
@@ -30,8 +30,7 @@ SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     """The plan of a template's server; its `sandbox` is the plan of each sandbox. Raises: SpecError
     when the spec asks for what this caller, or a template, cannot have."""
-    whole = with_profile(spec or DEFAULT_SPEC)
-    return compile_template_for(whole, Caller.current(), None, netns_pool)
+    return compile_template_for(checked(spec), Caller.current(), None, netns_pool)
 
 
 def compile_template_for(

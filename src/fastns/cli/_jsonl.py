@@ -11,6 +11,7 @@ import select
 import stat
 
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._command import exit_code
 from fastns._record import record
 from fastns.batch import Job
 from fastns.cli import EXIT_TIMEOUT, Naming, UsageError
@@ -215,7 +216,7 @@ def fields_of(result: Result) -> dict[str, object]:
     assert code is not None
     assert usage is not None
     return {
-        "exit_code": EXIT_TIMEOUT if timed_out else code if code >= 0 else 128 - code,
+        "exit_code": EXIT_TIMEOUT if timed_out else exit_code(code),
         "returncode": code,
         "signal": signal_name(-code) if code < 0 else None,
         **_texts("stdout", result.stdout or b""),

@@ -107,7 +107,7 @@ def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
     if text is None:
         return None
     try:
-        return kind(text)
+        return kind(text if text.isascii() and "_" not in text else "")
     except ValueError:
         what = "a whole number" if kind is int else "a number such as 1.5"
         raise UsageError(f"{flag} {text}: not a number", f"expected {what}") from None
