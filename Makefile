@@ -38,7 +38,7 @@ ls /mnt; cat /mnt/egon_test.txt
 endef
 export SEED_COMMANDS
 
-run: $(SEED)/.made  ## a container with its own root, volume and files, and what it sees
+run: $(SEED)/.made  ## runs a container with its own root, volume and files, and shows what it sees
 	$(SEED_RUN) bash -lc "$$SEED_COMMANDS"
 
 shell: $(SEED)/.made  ## the same container, with a shell to look around in
@@ -98,7 +98,7 @@ escape: setup install  ## only the escape tests, as root and as a user, and a ta
 	$(MAKE) test-user PYTEST_ARGS='tests/escape -q --no-header'
 
 # CASE: the name of one fault in the table, to inject only that. FAULTS_ARGS: more arguments (--help).
-faults: setup install  ## fails, stops and kills starts at each of their system calls, and prints a table
+faults: setup install  ## makes a start's system calls (by default a sample) fail, stop or kill it; prints a table
 	$(SUDO) env PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS_ARGS) $(CASE)
 
 lint: install  ## style and types: ruff, mypy, stubtest, clang-format
@@ -110,7 +110,7 @@ lint: install  ## style and types: ruff, mypy, stubtest, clang-format
 	for script in tests/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 
 fix: install  ## formats everything in place
-	$(BIN)/ruff check --fix $(PY_FILES)
+	$(BIN)/ruff check --fix --exit-zero --quiet $(PY_FILES)  # `make lint` says what is left
 	$(BIN)/ruff format $(PY_FILES)
 	clang-format -i $(C_FILES)
 

@@ -17,7 +17,7 @@ HEAD = r"""
 .\" Written by docs/manual.py: make manual.
 .TH FASTNS 1 "" "fastns" "User Commands"
 .SH NAME
-fastns \- isolated processes, by Linux namespaces
+fastns \- run commands in isolated processes (Linux namespaces)
 .SH SYNOPSIS
 """
 ABOUT = r"""
@@ -27,7 +27,7 @@ Each sandbox is a process with its own namespaces. Without
 it sees the system directories of the host, read-only, and a /tmp of its own. It has no network but
 lo, and does not inherit the caller's environment.
 .PP
-An error is one line on stderr. A second line, if there is one, is a hint how to fix it.
+An error is one line on stderr. A second line, if there is one, is a hint on how to fix it.
 """
 FOOT = r"""
 .SH SEE ALSO

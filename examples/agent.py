@@ -17,7 +17,7 @@ from fastns import Mount, Spec, Template
 PLACE = "/workspace"
 NOTES = {
     "timeout": "the command took too long and was ended",
-    "oom": "the command was out of memory",
+    "oom": "the command ran out of memory",
 }
 
 
@@ -66,7 +66,7 @@ class Shell:
         text = (output or b"").decode(errors="replace")
         notes = [NOTES[done.cause]] if done.cause in NOTES else []
         if done.truncated:
-            notes.append("the output was longer; the rest is left out")
+            notes.append("the output was longer; the rest was cut off")
         return {"exit_code": exit_code, "output": text} | (
             {"note": "; ".join(notes)} if notes else {}
         )

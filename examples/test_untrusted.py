@@ -46,13 +46,13 @@ def test_generated_code(execute: Execute, values: str, expected: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
 
 
-def test_it_reaches_no_network(execute: Execute) -> None:
+def test_network_is_unreachable(execute: Execute) -> None:
     """A sandbox has no network but lo, so every other address is unreachable."""
     done = execute("import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)")
     assert "Network is unreachable" in done.stderr
 
 
-def test_it_leaves_nothing(execute: Execute) -> None:
+def test_no_file_survives_a_call(execute: Execute) -> None:
     """A file in /tmp is gone in the next call, because each call has a new sandbox."""
     assert execute("open('/tmp/x', 'w').close()").returncode == 0
     assert "No such file" in execute("open('/tmp/x')").stderr

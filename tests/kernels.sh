@@ -9,7 +9,7 @@
 #
 # Usage: tests/kernels.sh get [KERNEL…]         downloads (default: all of them)
 #        tests/kernels.sh disk                    makes the disk, from build/rootfs
-#        tests/kernels.sh KERNEL COMMAND [ARG…]   boots KERNEL; exits as COMMAND does
+#        tests/kernels.sh KERNEL COMMAND [ARG…]   boots KERNEL; exits with COMMAND's status
 # KERNEL: 6.1, 6.12 or 7.x. FASTNS_KERNEL_TIMEOUT: seconds after which the guest is killed and the
 # status is 124; default 600. FASTNS_KERNEL_VERBOSE=1 shows the kernel's messages.
 set -euo pipefail

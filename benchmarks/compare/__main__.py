@@ -97,7 +97,7 @@ def run(root: Path, quick: bool, rounds: int, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a look at it, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="a quick check, not a measurement")
     parser.add_argument("--rounds", type=int, default=150, help="of the latency (default: 150)")
     parser.add_argument("--seed", type=int, default=1, help="of the order in each round")
     parser.add_argument("--to", type=Path, default=HERE.parent / "results", metavar="DIRECTORY")

@@ -378,7 +378,8 @@ void fns_io_prepare(struct fns_io *io)
     for (int i = 0; i < 3; i++) {
         long flags = fns_sys2(__NR_fcntl, io->fds[i], F_GETFL);
         if (flags >= 0)
-            FNS_IGNORE(fns_sys3(__NR_fcntl, io->fds[i], F_SETFL, flags | O_NONBLOCK), "a pipe can");
+            FNS_IGNORE(fns_sys3(__NR_fcntl, io->fds[i], F_SETFL, flags | O_NONBLOCK),
+                       "a pipe can be made non-blocking");
     }
 }
 

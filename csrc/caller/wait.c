@@ -124,7 +124,7 @@ void fns_attend(const struct fns_process *process, int killed)
     /* Checks whether any child has ended, and reaps none: other children belong to the application. */
     if (!process->served)
         FNS_IGNORE(fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0),
-                   "si_pid is 0 then");
+                   "on failure si_pid stays 0");
     if (!process->served && (info.si_pid != 0 || killed))
         for_each_thread(process->pid, reap_thread, NULL);
     if (killed) {
@@ -260,7 +260,7 @@ int fns_kill_all(const struct fns_plan *plan, const struct fns_process *process)
 {
     if (process->remote) { /* the server sees the shutdown, and kills the sandbox */
         FNS_IGNORE(fns_sys4(__NR_pidfd_send_signal, process->server, SIGCONT, 0, 0),
-                   "one that has ended closes the connection");
+                   "a server that has ended has closed the connection");
         return shutdown(process->control, SHUT_WR) < 0 ? -errno : 0;
     }
     int ret = plan->clone_flags & FNS_CLONE_NEWPID ? 0 : kill_tree(process);

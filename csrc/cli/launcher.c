@@ -36,7 +36,7 @@ static const char help_text[] =
     "  --timeout TIME   end the whole sandbox after 2s, 500ms, 1m30s, ...; replaces the\n"
     "                   plan's own --timeout\n"
     "  --status-fd N    write one JSON object to this open fd at the end. It must not\n"
-    "                   lead to a file that the command has open, such as its stdout\n"
+    "                   be the command's stdin, stdout or stderr\n"
     "  -h, --help       show this help\n"
     "  -V, --version    show the version\n"
     "\n"
@@ -87,7 +87,7 @@ static void set_timeout(struct options *options, const char *text, struct outcom
     options->timeout_ns = duration(text);
     if (options->timeout_ns <= 0)
         fail(outcome, "for example: 2s, 500ms, 1m30s or 2.5",
-             "--timeout %.100s: not a time above zero, of at most 2^32 seconds", text);
+             "--timeout %.100s: expected a time above zero and at most 2^32 seconds", text);
 }
 
 static int is_same_file(int fd, int other)
@@ -121,8 +121,8 @@ static void set_status_fd(struct options *options, const char *text, struct outc
         int stdio = i < 0 ? (int)fd : i;
         if (stdio < 3 && is_same_file((int)fd, stdio)) {
             fail(outcome, hint,
-                 "--status-fd %.100s: the command has it as %s, and could forge or break what is "
-                 "written there",
+                 "--status-fd %.100s: this is the command's %s, so the command could forge or "
+                 "damage the status",
                  text, names[stdio]);
             return;
         }
@@ -160,7 +160,7 @@ static void read_option(struct options *options, char ***at, struct outcome *out
         else
             set_status_fd(options, value, outcome);
     } else {
-        fail(outcome, "options of the sandbox go to fastns compile; see fastns-exec --help",
+        fail(outcome, "pass sandbox options to fastns compile; see fastns-exec --help",
              "unknown option: %.*s", (int)strcspn(word, "=") > 100 ? 100 : (int)strcspn(word, "="),
              word);
     }
@@ -183,11 +183,12 @@ static void read_options(char **argv, struct options *options, struct outcome *o
     }
     options->command = at;
     if (!options->plan)
-        fail(outcome, "fastns compile -o PLAN makes one; see fastns-exec --help", "no plan given");
+        fail(outcome, "make one with fastns compile -o PLAN; see fastns-exec --help",
+             "no plan given");
     else if (!*at)
         fail(outcome, "for example: fastns-exec PLAN -- sh -c 'echo hello'", "no command to run");
     else if (!**at)
-        fail(outcome, "a name or a path expected", "the command is an empty string");
+        fail(outcome, "expected a name or a path", "the command is an empty string");
 }
 
 /* ---- the plan file ------------------------------------------------------------------------------ */
@@ -203,13 +204,14 @@ static void fill_closed_stdio(void)
 
 static void distrust(struct outcome *outcome, const char *plan, const struct fns_distrust *why)
 {
-    static const char hint[] =
-        "keep it where only you and root may write: chmod go-w, or another directory";
     if (why->mode & 022)
-        fail(outcome, hint, "%s: others may write to %s (mode %04o)", plan, why->path, why->mode);
+        fail(outcome,
+             "run chmod go-w on it, or move the plan to a directory where only you and root may "
+             "write",
+             "%s: others may write to %s (mode %04o)", plan, why->path, why->mode);
     else
-        fail(outcome, hint, "%s: %s belongs to uid %u, neither to you nor to root", plan, why->path,
-             why->owner);
+        fail(outcome, "copy the plan to a directory where only you and root may write",
+             "%s: %s is owned by uid %u, not by you or root", plan, why->path, why->owner);
 }
 
 static void put_caller(char *text, size_t size, const struct fns_identity *identity)
@@ -228,7 +230,7 @@ static void refuse(struct outcome *outcome, const char *plan, int fault,
     char one[160], other[160];
     switch ((enum fns_planfile_fault)fault) {
     case FNS_PLANFILE_NO_PLAN:
-        fail(outcome, "fastns compile -o PLAN makes one", "%s: not a plan file", plan);
+        fail(outcome, "make one with fastns compile -o PLAN", "%s: not a plan file", plan);
         break;
     case FNS_PLANFILE_BUILD:
         fail(outcome, again, "%s: compiled by another build of fastns (%s; this is %s)", plan,
@@ -258,8 +260,8 @@ static int open_plan(const char *plan, struct fns_planfile *file, struct outcome
     if (ret == -EPERM && *why.path) {
         distrust(outcome, plan, &why);
     } else if (ret < 0) {
-        fail(outcome, ret == -ENOENT ? "fastns compile -o PLAN makes one" : NULL, "%s: %s", plan,
-             ret == -EINVAL ? "not a regular file" : strerror(-ret));
+        fail(outcome, ret == -ENOENT ? "make one with fastns compile -o PLAN" : NULL, "%s: %s",
+             plan, ret == -EINVAL ? "not a regular file" : strerror(-ret));
     } else if ((ret = fns_identify(&here)) < 0) {
         fail(outcome, "mount -t proc proc /proc", "/proc: %s", strerror(-ret));
     } else {
@@ -287,7 +289,8 @@ int main(int argc, char **argv)
     }
     if (getauxval(AT_SECURE))
         fail(&outcome, "remove the set-user-ID bit and the file's capabilities",
-             "fastns-exec has rights of its own: a plan file would lend them to its author");
+             "fastns-exec must not be set-user-ID or have file capabilities: a plan file could use "
+             "them");
     if (!outcome.cause && open_plan(options.plan, &file, &outcome) == 0)
         fns_run_plan(&file, options.command, options.timeout_ns, &outcome);
     if (*outcome.message)

@@ -67,7 +67,7 @@ static const char *name_of(int err)
 void word_error(struct outcome *outcome)
 {
     const char *what =
-        outcome->err == 524 ? "The kernel could not compile it" : strerror(outcome->err);
+        outcome->err == 524 ? "The kernel could not compile the filter" : strerror(outcome->err);
     char place[16] = "";
     if (outcome->op_index >= 0)
         snprintf(place, sizeof place, "[%d]", outcome->op_index);

@@ -1,4 +1,4 @@
-/* The ops for host names, the network, the keyring, cgroups, limits and ids. Runs in the program and in a
+/* The ops for host names, the network, the keyring, cgroups, limits, the umask and ids. Runs in the program and in a
  * template's sandboxes (child.h). */
 #include "child.h"
 

@@ -14,7 +14,7 @@ enum fns_op_code {
 #include "ops.def"
     FNS_OP_COUNT,
     FNS_OP_REQUEST = FNS_OP_CGROUP, /* in a template's sandbox, ops from here on need its request */
-    FNS_OP_LAST = FNS_OP_CAPABILITIES /* ops from here on are run by the process that executes */
+    FNS_OP_LAST = FNS_OP_CAPABILITIES /* ops from here on, at the end of a plan, are the last ops */
 };
 
 enum {
@@ -35,6 +35,7 @@ enum fns_how {
     FNS_HOW_OPEN = 256,      /* only open the user namespace; JOIN_USER joins it */
     FNS_HOW_SEALED = 512,    /* nobody may read or search the keyring */
     FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel lacks this or refuses it */
+    /* 2048 is free. */
     FNS_HOW_AHEAD = 4096,    /* the source is the next tree that BIND_SOURCE has opened */
     FNS_HOW_HALF = 8192,     /* cap at half of the limit in force, or at `arg` if that is more */
     FNS_HOW_IF_THERE = 16384 /* skip a bind whose source is missing */

@@ -33,7 +33,7 @@ def shown(value: object) -> str:
 
 def wrong(field: str, value: object, expected: str, where: str = "") -> SpecError:
     """The error for a bad value. where: a prefix that says which part of the field is bad."""
-    return SpecError(field, f"{where}{shown(value)}: {expected} expected")
+    return SpecError(field, f"{where}{shown(value)}: expected {expected}")
 
 
 def check_whole(field: str, value: object, low: int, high: int, where: str = "") -> int:
@@ -63,11 +63,13 @@ def encode(field: str, value: Any, limit: int = MAX_STRING) -> bytes:
     except TypeError:
         raise wrong(field, value, "str, bytes or a path") from None
     except UnicodeEncodeError:
-        raise wrong(field, value, "text without surrogates, but those of os.fsdecode(),") from None
+        raise wrong(
+            field, value, "text without surrogates other than those of os.fsdecode()"
+        ) from None
     if b"\0" in data:
-        raise wrong(field, value, "NUL bytes cannot be passed on; text without them")
+        raise wrong(field, value, "text without NUL bytes")
     if len(data) > limit:
-        raise SpecError(field, f"{shown(value)}: {len(data)} bytes, at most {limit} are possible")
+        raise SpecError(field, f"{shown(value)}: {len(data)} bytes, the limit is {limit}")
     return data
 
 
@@ -100,15 +102,15 @@ def check_inside(field: str, value: Any) -> str:
 def check_args(args: Any) -> tuple[bytes, ...]:
     """Returns argv as bytes."""
     if isinstance(args, str | bytes | dict | set | frozenset | os.PathLike):
-        raise SpecError("args", f"{shown(args)}: a list expected, such as ['sh', '-c', 'ls | wc']")
+        raise SpecError("args", f"{shown(args)}: expected a list such as ['sh', '-c', 'ls | wc']")
     try:
         argv = tuple([encode("args", item) for item in args])
     except TypeError:
         raise wrong("args", args, "a list of str, bytes or paths") from None
     if not argv:
-        raise SpecError("args", "empty: a command is expected")
+        raise SpecError("args", "empty: expected a command")
     if not argv[0]:
-        raise SpecError("args", "the command is an empty string: a name or a path expected")
+        raise SpecError("args", "the command is an empty string: expected a name or a path")
     return argv
 
 
@@ -119,13 +121,13 @@ def check_env(env: Any, field: str = "env") -> tuple[bytes, ...]:
     entries = []
     for name, value in env.items():
         if not isinstance(name, str | bytes) or not isinstance(value, str | bytes):
-            raise wrong(field, name, f"{shown(value)}: str or bytes")
+            raise wrong(field, value, "str or bytes", f"{shown(name)}: ")
         key = encode(field, name)
         if not key or b"=" in key:
             raise wrong(field, name, "a name without '='")
         entry = key + b"=" + encode(field, value)
         if len(entry) > MAX_STRING:
-            raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, at most {MAX_STRING}")
+            raise SpecError(field, f"{shown(name)}: {len(entry)} bytes, the limit is {MAX_STRING}")
         entries.append(entry)
     return tuple(entries)
 
@@ -143,7 +145,7 @@ def check_timeout(timeout: Any) -> int | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise wrong("timeout", timeout, "seconds as a number, or None,")
+        raise wrong("timeout", timeout, "seconds as a number, or None")
     if timeout != timeout or timeout > MAX_TIMEOUT:
         raise SpecError("timeout", f"{shown(timeout)}: at most {MAX_TIMEOUT} seconds, or None")
     return 0 if timeout <= 0 else int(timeout * 1e9)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
         "killed",
     ]  # fmt: skip
     Counts: TypeAlias = Mapping[str, int | None]
-    Used: TypeAlias = tuple[float, float, int, bool, Counts | None]  # Usage.of()'s arguments
     Args: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
+    Used: TypeAlias = tuple[float, float, int, bool, Counts | None]
+    """What _used() of _core reports: the first fields of a Usage, and the counts of its cgroups."""
 
-CLD_EXITED = 1
-USAGE_OF_CGROUPS = ("memory_peak", "pids_peak", "io_read", "io_write")
+# Unlike the incremental decoders of these encodings, and like bytes.decode(), they need no BOM.
+WITHOUT_BOM = {"utf-16": codecs.utf_16_decode, "utf-32": codecs.utf_32_decode}
 
 # signal(7), on x86_64 and aarch64. Importing `signal` would import `enum`.
 SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
@@ -63,8 +64,8 @@ class Usage:
         io_write: bytes.
         cpu_time: seconds of CPU time of all processes, including those that nobody waited for.
 
-    The last five come from cgroups. They are None if no limit of that kind was set, or if the
-    kernel does not report the value for this sandbox alone.
+    Those that can be None come from cgroups. They are None if no limit of that kind was set, or if
+    the kernel does not report the value for this sandbox alone.
     """
 
     user_time: float
@@ -78,22 +79,26 @@ class Usage:
     cpu_time: float | None = None
 
     @classmethod
-    def of(
-        cls, user: float, system: float, max_rss: int, exact: bool, counts: Counts | None
-    ) -> Usage:
-        """Makes a Usage from the numbers in a result of _core."""
+    def of(cls, used: Used) -> Usage:
+        """Makes a Usage from what _core reports."""
+        counts = used[-1]
         if counts is None:
-            return cls(user, system, max_rss, exact)
+            return cls(*used[:-1])
         cpu = counts["cpu_time"]
-        seconds = None if cpu is None else cpu / 1e9
-        peak, pids, read, write = (counts[name] for name in USAGE_OF_CGROUPS)
-        return cls(user, system, max_rss, exact, peak, pids, read, write, seconds)
+        return cls(
+            *used[:-1],
+            memory_peak=counts["memory_peak"],
+            pids_peak=counts["pids_peak"],
+            io_read=counts["io_read"],
+            io_write=counts["io_write"],
+            cpu_time=None if cpu is None else cpu / 1e9,
+        )
 
     def as_dict(self) -> dict[str, float]:
         """The fields that are known, without max_rss_exact, for JSON."""
-        names = ("user_time", "system_time", "max_rss", *USAGE_OF_CGROUPS, "cpu_time")
-        known = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in known.items() if value is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        del known["max_rss_exact"]
+        return known
 
 
 class Prepared:
@@ -113,7 +118,7 @@ def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
     if spec is not None and not isinstance(spec, Spec):
         raise SpecError(
             "spec",
-            f"{shown(spec)}: a Spec, a Plan made by fastns.compile(), or None expected"
+            f"{shown(spec)}: expected a Spec, a Plan made by fastns.compile(), or None"
             " (a Template has spawn(), run() and batches of its own)",
         )
     return compile(spec)
@@ -144,33 +149,45 @@ class TextMode:
     def of(cls, text: bool | None, encoding: str | None, errors: str | None) -> TextMode | None:
         if not (text or encoding or errors):
             return None
-        for field, name, what in (
-            ("encoding", encoding, "a text encoding such as 'utf-8'"),
-            ("errors", errors, "an error handler such as 'replace'"),
-        ):
-            try:
-                if name is not None and field == "errors":
-                    codecs.lookup_error(name)
-                elif name is not None:
-                    "".encode(name)  # rot13 and the like are codecs, but not text encodings
-            except (LookupError, TypeError, ValueError):
-                raise wrong(field, name, what) from None
-        return cls(encoding or "utf-8", errors or "strict")
+        encoding = "utf-8" if encoding is None else encoding
+        errors = "strict" if errors is None else errors
+        try:
+            "".encode(encoding)  # rot13 and the like are codecs, but not text encodings
+        except (LookupError, TypeError, ValueError):
+            raise wrong("encoding", encoding, "a text encoding such as 'utf-8'") from None
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError, ValueError):
+            raise wrong("errors", errors, "an error handler such as 'replace'") from None
+        return cls(encoding, errors)
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""
-        if cut:
-            text = codecs.getincrementaldecoder(self.encoding)(self.errors).decode(data)
-        else:
-            text = data.decode(self.encoding, self.errors)
+        codec = codecs.lookup(self.encoding)
+        try:
+            if cut and codec.name in WITHOUT_BOM:
+                text = WITHOUT_BOM[codec.name](data, self.errors, False)[0]
+            elif cut and codec.incrementaldecoder is not None:
+                text = codec.incrementaldecoder(self.errors).decode(data)
+            else:
+                text = data.decode(self.encoding, self.errors)
+        except UnicodeDecodeError:
+            raise
+        except UnicodeError as exc:  # of idna, for example
+            raise UnicodeDecodeError(self.encoding, data, 0, len(data), str(exc)) from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """Decodes the output so far after a timeout. Where "strict" would fail, replaces bytes."""
+        """Decodes the output so far after a timeout, whose error no other must replace: where
+        `errors` fails, invalid bytes are replaced; if the codec still fails, all but ASCII is."""
         if data is None:
             return None
-        lenient = "replace" if self.errors == "strict" else self.errors
-        return TextMode(self.encoding, lenient).decode(data, cut=True)
+        for errors in (self.errors, "replace"):
+            try:
+                return TextMode(self.encoding, errors).decode(data, cut=True)
+            except Exception:  # codecs and error handlers may be the caller's own
+                continue
+        return TextMode("ascii", "replace").decode(data)
 
 
 def encode_input(input: Any, mode: TextMode | None) -> bytes:
@@ -182,13 +199,13 @@ def encode_input(input: Any, mode: TextMode | None) -> bytes:
         if isinstance(input, bytes):
             return input
         if isinstance(input, str):
-            raise SpecError("input", "str given: bytes expected, or text=True")
+            raise SpecError("input", "str given: expected bytes, or text=True")
         try:
             return memoryview(input).tobytes()
         except TypeError:
-            raise SpecError("input", f"{kind} given: bytes expected") from None
+            raise SpecError("input", f"{kind} given: expected bytes") from None
     if not isinstance(input, str):
-        raise SpecError("input", f"{kind} given: str expected, as text, encoding or errors is set")
+        raise SpecError("input", f"{kind} given: expected str, as text, encoding or errors is set")
     try:
         return input.encode(mode.encoding, mode.errors)
     except UnicodeError:
@@ -290,7 +307,7 @@ class Completed(GenericBase[S]):
         self.returncode = returncode
         self.stdout = stdout
         self.stderr = stderr
-        self._used = usage
+        self._used = usage  # from _core: numbers, as a Usage is made only when it is read
         self.wall_time = wall_time
         self.method = method
         self.truncated = truncated
@@ -303,7 +320,7 @@ class Completed(GenericBase[S]):
     def usage(self) -> Usage:
         """What the sandbox used; a new object at each access."""
         used = self._used
-        return used if isinstance(used, Usage) else Usage.of(*used)
+        return used if isinstance(used, Usage) else Usage.of(used)
 
     @property
     def exit_code(self) -> int:

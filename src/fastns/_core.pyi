@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Final, TypeAlias, final
 
-from fastns._command import Completed
+from fastns._command import Completed, Used
 from fastns._compile.ops import Op
 from fastns._policy.cgroup_plan import CgroupPlan
 from fastns.errors import SpawnError
@@ -38,7 +38,7 @@ _Stdio: TypeAlias = tuple[int, int, int]
 _Fds: TypeAlias = tuple[int, ...]
 _Texts: TypeAlias = tuple[bytes, ...]
 _Binds: TypeAlias = tuple[tuple[str, str, bool, bool, str], ...]
-_Result: TypeAlias = tuple[int, int, float, float, int, bool, float, "dict[str, int | None] | None"]
+_Result: TypeAlias = tuple[int, Used, float]  # returncode, usage, wall time
 _Item: TypeAlias = tuple[_Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int]
 _Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool]
 

@@ -33,6 +33,9 @@ cdef extern from "<sched.h>" nogil:
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
+cdef extern from "<signal.h>" nogil:
+    int CLD_EXITED
+
 cdef extern from "Python.h":
     int _run_handlers "PyErr_CheckSignals"() noexcept
     const char *PyUnicode_AsUTF8(object text) except NULL

@@ -31,6 +31,8 @@ cdef class CgroupPool:
         self.texts = []
         self.owner = getpid()
         if len(hierarchies) > c.FNS_MAX_HIERARCHIES:
+            for fd, _ in hierarchies:
+                close(fd)
             raise ValueError("too many cgroup hierarchies")
         for i, (fd, unified) in enumerate(hierarchies):
             self.plan.hierarchies[i] = c.fns_cgroup_hierarchy(fd, unified)

@@ -184,7 +184,7 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
                                             _INHERITED, pipes, b"", timeout_ns, 0)])
     cdef c.fns_job *job = jobs.jobs
     jobs.run_one()
-    if (not jobs.failed(0) and job.result.code == 1 and job.result.status == 0 and not pipes
+    if (not jobs.failed(0) and job.result.code == CLD_EXITED and job.result.status == 0 and not pipes
             and jobs.groups is None and not job.timed_out):
         return _completed(args, plan, job)
     return jobs.outcome(0)
@@ -222,15 +222,14 @@ def set_completed_class(cls):
 
 
 cdef object _completed(object args, Plan plan, const c.fns_job *job):
-    """The result of a command that exited with 0, with nothing captured and nothing counted."""
-    cdef const c.fns_result *result = &job.result
+    """The result of a command that exited with 0, with nothing captured and nothing counted: what completed() in
+    _run.py would make, with the same attributes."""
     done = _completed_class.__new__(_completed_class)
     done.args = args
     done.returncode = 0
     done.stdout = done.stderr = None
-    done._used = (_seconds(&result.usage.ru_utime), _seconds(&result.usage.ru_stime),
-                  result.usage.ru_maxrss * 1024, result.usage.ru_maxrss > job.io.process.rss_floor, None)
-    done.wall_time = (result.end - job.io.process.start) * 1e-9
+    done._used = _used(&job.io.process, &job.result, None)
+    done.wall_time = _wall_time(&job.io.process, &job.result)
     done.method = plan.method
     done.truncated = False
     done.cause = "exited"

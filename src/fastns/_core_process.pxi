@@ -198,12 +198,21 @@ cdef double _seconds(const timeval *time) noexcept:
     return time.tv_sec + time.tv_usec * 1e-6
 
 
-cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
-    """(code, status, user seconds, system seconds, max rss in bytes, is it exact, wall seconds, counts)"""
+cdef double _wall_time(const c.fns_process *process, const c.fns_result *result) noexcept:
+    return (result.end - process.start) * 1e-9
+
+
+cdef tuple _used(const c.fns_process *process, const c.fns_result *result, object counts):
+    """What Usage.of() makes a Usage from."""
     usage = &result.usage
-    return (result.code, result.status, _seconds(&usage.ru_utime), _seconds(&usage.ru_stime),
-            usage.ru_maxrss * 1024, usage.ru_maxrss > process.rss_floor,
-            (result.end - process.start) * 1e-9, counts)
+    return (_seconds(&usage.ru_utime), _seconds(&usage.ru_stime),
+            usage.ru_maxrss * 1024, usage.ru_maxrss > process.rss_floor, counts)
+
+
+cdef tuple _result(const c.fns_process *process, const c.fns_result *result, object counts):
+    """(returncode, _used(), wall time)"""
+    cdef int returncode = result.status if result.code == CLD_EXITED else -result.status
+    return returncode, _used(process, result, counts), _wall_time(process, result)
 
 
 cdef Process _new_process(Plan plan, Server server, const c.fns_job *job, CgroupPool groups):

@@ -74,8 +74,8 @@ def _read(machine: str, part: str, setid: bool) -> bytes:
     except FileNotFoundError:
         raise SpecError(
             "seccomp",
-            f"no default filter for {machine}: {name} is missing: a profile of one's own, or "
-            "'unconfined', expected",
+            f"no default filter for {machine}: {name} is missing: expected a custom profile, or "
+            "'unconfined'",
         ) from None
     except OSError as exc:
         raise SpawnError("seccomp", exc.errno or errno.EIO, path=name) from None

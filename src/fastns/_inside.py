@@ -23,7 +23,7 @@ def read(root: str, path: str, most: int) -> bytes:
     fd = _open(root, path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file")
+            raise OSError(errno.EINVAL, "is not a regular file")
         with open(f"/proc/self/fd/{fd}", "rb") as file:
             data = file.read(most + 1) or b""  # None if the file system fails with EAGAIN
     finally:

@@ -116,7 +116,8 @@ else:
         return init
 
     def _with_suggestions(init):
-        """`init`, but its error for an unknown field suggests one with a similar name."""
+        """`init`, but its error for an unknown field suggests one with a similar name, or says what
+        the class has as `_no_NAME`."""
 
         def __init__(self, **values):
             for name in values:
@@ -132,9 +133,10 @@ else:
         import difflib
 
         near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.8)
+        more = f"Did you mean {near[0]!r}?" if near else getattr(self, f"_no_{name}", "")
         return TypeError(
             f"{type(self).__qualname__}.__init__() got an unexpected keyword argument {name!r}"
-            + (f". Did you mean {near[0]!r}?" if near else "")
+            + (f". {more}" if more else "")
         )
 
     def _values(self):

@@ -112,7 +112,7 @@ def system_call(name: str) -> Finding:
     libc.syscall(ctypes.c_long(SYSTEM_CALLS[name]), *arguments)
     code = ctypes.get_errno()
     if code == errno.EINVAL:
-        return Finding(True, "there")
+        return Finding(True, "available")
     confined = code in REFUSED and Surroundings.current().confined
     fix = OUT_OF_A_FILTER if confined else "use a newer kernel"
     return Finding(False, f"{os.strerror(code)} ({errno.errorcode.get(code, code)})", fix)
@@ -121,7 +121,7 @@ def system_call(name: str) -> Finding:
 def mount_tables() -> Finding:
     """How many mounts each start copies."""
     if not system_call("open_tree").ok:
-        return Finding(None, "not known: open_tree() is refused")
+        return Finding(None, "unknown: open_tree() is refused")
     mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
     if Caller.current().tree_namespaces:
         return Finding(
@@ -144,7 +144,7 @@ def pidfd() -> Finding:
         os.close(os.pidfd_open(os.getpid()))
     except OSError as error:
         return Finding(False, f"pidfd_open: {error.strerror}", "use Linux 5.3 or later")
-    return Finding(True, "there")
+    return Finding(True, "available")
 
 
 def executable_memfd() -> Finding:
@@ -161,7 +161,9 @@ def executable_memfd() -> Finding:
         return Finding(False, f"memfd_create: {error.strerror}", fix)
     allowed = os.fstat(fd).st_mode & 0o111 != 0
     os.close(fd)
-    return Finding(True, "there") if allowed else Finding(False, "vm.memfd_noexec forbids it", fix)
+    return (
+        Finding(True, "available") if allowed else Finding(False, "vm.memfd_noexec forbids it", fix)
+    )
 
 
 def program() -> Finding:
@@ -194,7 +196,7 @@ def id_ranges() -> Finding:
     held = around.capabilities if around.unread is None else _core.capabilities()
     maps = held & (CAP_SETUID | CAP_SETGID) == CAP_SETUID | CAP_SETGID
     if around.in_user_namespace and min(around.uids, around.gids) <= 1:
-        return Finding(None, "this user namespace has one id: there is no range to be mapped")
+        return Finding(None, "this user namespace has one id: it has no range to map")
     if around.in_user_namespace and maps:
         return Finding(None, f"the {around.uids} ids of this user namespace, without newuidmap")
     if os.geteuid() == 0 and maps:
@@ -294,5 +296,5 @@ def landlock() -> Finding:
         fix = "use a kernel, 5.13 or later, with landlock in lsm="
         return Finding(False, error.reason.partition(";")[0], fix)
     newest = max(landlock.SINCE)
-    lacks = "" if version >= newest else f"; {newest} can refuse more"
+    lacks = "" if version >= newest else f"; ABI {newest} can restrict more"
     return Finding(True, f"ABI {version}{lacks}")

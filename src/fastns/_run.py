@@ -7,7 +7,6 @@ import sys
 from fastns import _core
 from fastns._args import check_timeout
 from fastns._command import (
-    CLD_EXITED,
     Completed,
     DecodeError,
     Prepared,
@@ -174,11 +173,9 @@ def completed(
     if isinstance(outcome, SpawnError):
         return outcome
     result, out, err, dropped, timed_out, over = outcome
-    code, status, user, system, max_rss, exact, wall, counts = result
-    returncode = status if code == CLD_EXITED else -status
-    used = (user, system, max_rss, exact, counts)
+    returncode, used, wall = result
     truncated = any(dropped)
-    cause = cause_of(returncode, counts, timed_out=timed_out, over=over, plan=plan)
+    cause = cause_of(returncode, used[-1], timed_out=timed_out, over=over, plan=plan)
     stdout: Any = out
     stderr: Any = err
     error: TimeoutExpired | DecodeError | None = None
@@ -197,7 +194,7 @@ def completed(
             error.stdout, error.stderr = out, err
     if error is not None:
         error.returncode, error.cause = returncode, cause
-        error.usage, error.wall_time = Usage.of(*used), wall
+        error.usage, error.wall_time = Usage.of(used), wall
         error.truncated, error.limits = truncated, plan.limits
         return error
     of_plan = (plan.limits, plan.id_map, plan.mount_namespace)

@@ -96,7 +96,7 @@ def _types(spec: Spec) -> None:
     for name in ("masked_paths", "readonly_paths"):
         value = getattr(spec, name)
         if value is not None:
-            paths = check_list(name, value, "of paths, or None,")
+            paths = check_list(name, value, "of paths, or None")
             _put(spec, name, tuple(check_inside(name, path) for path in paths))
 
 
@@ -113,8 +113,8 @@ def _namespaces(spec: Spec) -> None:
         if spec.network in ("bridge", "pasta"):
             raise SpecError(
                 "network",
-                f"{spec.network!r} is not available yet: 'none', 'host' or the path of a network "
-                "namespace expected",
+                f"{spec.network!r} is not available yet: expected 'none', 'host' or the path of a "
+                "network namespace",
             )
         _put(spec, "network", _namespace("network", spec.network, "none"))
         wanted = "new" if spec.network == "none" else spec.network
@@ -134,7 +134,7 @@ def _namespace(name: str, value: Any, own: str) -> Any:
     if text in (own, "host"):
         return text
     if not isinstance(text, str) or not text.startswith("/"):
-        raise wrong(name, value, "'new', 'host' or a path such as /proc/42/ns/net")
+        raise wrong(name, value, f"'{own}', 'host' or a path such as /proc/42/ns/net")
     encode(name, text, MAX_PATH)
     return text
 
@@ -156,7 +156,9 @@ def _root(spec: Spec) -> None:
             raise SpecError(name, f"would change {whose}: namespaces['mount'] = 'new' is needed")
     for name, default in (("rootfs", None), ("root_mode", "pivot_root")):
         if joined and getattr(spec, name) != default:
-            raise SpecError(name, "a joined mount namespace has a root of its own: leave it out")
+            raise SpecError(
+                name, "a joined mount namespace has a root of its own: leave this field out"
+            )
     if spec.rootfs is not None and spec.root_mode == "pivot_root":
         raise SpecError("root_mode", "pivot_root needs namespaces['mount'] = 'new'; use 'chroot'")
 
@@ -184,7 +186,7 @@ def _mounts(spec: Spec) -> None:
         parents = directories_above(place)
         other = below.get(place) or next((p for p in parents if p in files), None)
         if other is not None:
-            raise SpecError("files", f"{place} and {other}: one is a file, so not a directory")
+            raise SpecError("files", f"{place} and {other}: a file cannot also be a directory")
         files[place] = content
         below.update(dict.fromkeys(parents, place))
     _put(spec, "files", FrozenMap(files))
@@ -198,7 +200,9 @@ def _content(place: str, content: object) -> None:
     except UnicodeEncodeError:
         raise SpecError("files", f"{place}: text with surrogates; give bytes") from None
     if size > MAX_FILE:
-        raise SpecError("files", f"{place}: {size} bytes, at most {MAX_FILE}: bind a file")
+        raise SpecError(
+            "files", f"{place}: {size} bytes, the limit is {MAX_FILE}; bind a file instead"
+        )
 
 
 # ---- the process and its ids ----
@@ -219,7 +223,7 @@ def _process(spec: Spec) -> None:
     check_env(spec.env)
     for key, value in spec.env.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise SpecError("env", f"{shown(key)}: str expected, not bytes")
+            raise SpecError("env", f"{shown(key)}: expected str, not bytes")
     _put(spec, "cwd", check_path("cwd", spec.cwd))
     check_cwd(spec.cwd)
     check_whole("umask", spec.umask, 0, 0o777)
@@ -258,7 +262,7 @@ def _user(value: Any) -> str:
         if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= MAX_ID):
             raise SpecError(
                 "user",
-                f"{shown(value)}: 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}, expected; "
+                f"{shown(value)}: expected 'uid' or 'uid:gid', numbers from 0 to {MAX_ID}; "
                 "names are not looked up",
             )
     return f"{int(uid)}:{int(gid) if colon else 0}"
@@ -295,7 +299,7 @@ def _limits(spec: Spec) -> None:
     if spec.cgroup_parent is not None:
         _put(spec, "cgroup_parent", check_path("cgroup_parent", spec.cgroup_parent))
         if ".." in spec.cgroup_parent.split("/"):
-            raise SpecError("cgroup_parent", "a path without '..' expected")
+            raise SpecError("cgroup_parent", "expected a path without '..'")
 
 
 def _seccomp(spec: Spec) -> None:
@@ -321,7 +325,7 @@ def _landlock(spec: Spec) -> None:
     given = spec.landlock
     if given is None:
         return
-    form = "{'read': [paths], 'write': [paths]}, with at least one path, expected"
+    form = "expected {'read': [paths], 'write': [paths]}, with at least one path"
     if not isinstance(given, Mapping) or not set(given) <= {"read", "write"}:
         raise SpecError("landlock", f"{shown(given)}: {form}")
     found = {}

@@ -102,6 +102,9 @@ class Mount:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "destination", check_inside("mounts.destination", self.destination))
+        if isinstance(self.type, str) and self.type.startswith("/"):
+            words = f"{shown(self.type)}: a type such as bind expected; the path outside is source="
+            raise SpecError("mounts.type", words)
         check_one_of("mounts.type", self.type, mount_options.TYPES)
         options = check_list("mounts.options", self.options, "such as ['ro', 'nosuid']")
         put(self, "options", options)
@@ -137,7 +140,9 @@ class IDMapping:
         check_whole("id mapping.size", self.size, 1, MAX_ID + 1)
         for name in ("container_id", "host_id"):
             if getattr(self, name) + self.size > MAX_ID + 1:
-                raise SpecError(f"id mapping.{name}", f"with size {self.size} passes {MAX_ID}")
+                raise SpecError(
+                    f"id mapping.{name}", f"with size {self.size}, the range exceeds {MAX_ID}"
+                )
 
 
 @record(frozen=True)
@@ -161,10 +166,7 @@ class Rlimit:
             check_whole(f"rlimits.{name}", getattr(self, name), UNLIMITED, HIGHEST_LIMIT)
         soft, hard = self.values
         if soft > hard:
-            raise SpecError(
-                "rlimits.soft",
-                f"{self.soft} is over the hard limit {self.hard}: no more than that expected",
-            )
+            raise SpecError("rlimits.soft", f"{self.soft} exceeds the hard limit {self.hard}")
 
     @property
     def number(self) -> int:

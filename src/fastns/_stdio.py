@@ -111,7 +111,7 @@ def _wanted(index: int, value: Any) -> int:
         except (AttributeError, TypeError, ValueError):  # not a file, without an fd, or closed
             fd = None
     elif value == STDOUT and index != 2:
-        raise SpecError(NAMES[index], "STDOUT is for stderr only: PIPE, DEVNULL or a file expected")
+        raise SpecError(NAMES[index], "STDOUT is for stderr only: expected PIPE, DEVNULL or a file")
     elif value in (PIPE, STDOUT, DEVNULL):
         return value
     if not _is_fd(fd):

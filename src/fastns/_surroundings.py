@@ -92,7 +92,7 @@ class Surroundings:
     def words(self) -> str:
         """Describes the surroundings in one line."""
         if self.unread:
-            return f"not known ({self.unread})"
+            return f"unknown ({self.unread})"
         ids = "one id" if self.uids == 1 else f"{self.uids} ids"
         parts = (
             (self.in_user_namespace, f"a user namespace with {ids}"),

@@ -23,7 +23,7 @@ DIRECTORIES = (
 LINKS_OUT = ("/etc/ssl/certs", "/etc/resolv.conf")
 """Links that TLS and name resolution need. Some distributions keep their targets elsewhere."""
 RESOLVER = "/etc/resolv.conf"
-RELATIVE = ": a relative path counts from the working directory inside"
+RELATIVE = ", because a relative path starts at the working directory inside"
 
 
 @record(frozen=True)
@@ -114,7 +114,7 @@ def hint(path: str, view: Sequence[str]) -> str | None:
     listed = ", ".join(directory for directory in DIRECTORIES if directory in view)
     mounts = ", ".join(f"Mount({place!r}, source={place!r}, options=['ro'])" for place in missing)
     return (
-        f"{path} is not in view: without a rootfs the sandbox sees only {listed} of the host. Add "
+        f"the sandbox does not see {path}: without a rootfs it sees only {listed} of the host. Add "
         f"mounts=[{mounts}]"
     )
 
@@ -127,7 +127,7 @@ def hint_of_arguments(args: Iterable[str], view: Sequence[str]) -> str | None:
             place = os.path.abspath(word)
             said = hint(place, view)
             if said is not None:
-                return said if os.path.isabs(word) else f"{said}, and give {place}{RELATIVE}"
+                return said if os.path.isabs(word) else f"{said}; pass {place} instead{RELATIVE}"
     return None
 
 

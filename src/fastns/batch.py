@@ -34,7 +34,7 @@ class Job:
     args: Args
     input: bytes | str | None = None
     env: Mapping[str, str] | None = None
-    cwd: str | None = None
+    cwd: str | os.PathLike[str] | None = None
     timeout: float | None = None
 
 
@@ -172,7 +172,7 @@ def _origin(
 
 def _jobs(jobs: object) -> list[Job]:
     if isinstance(jobs, str | bytes | Mapping) or not isinstance(jobs, Iterable):
-        raise SpecError("jobs", f"{shown(jobs)}: a list of argv lists or Jobs expected")
+        raise SpecError("jobs", f"{shown(jobs)}: expected a list of argv lists or Jobs")
     return [_job(i, item) for i, item in enumerate(jobs)]
 
 
@@ -181,7 +181,7 @@ def _job(index: int, item: object) -> Job:
         return item
     if isinstance(item, Sequence) and not isinstance(item, str | bytes):
         return Job(item)
-    raise SpecError(f"jobs[{index}]", f"{shown(item)}: an argv list or a Job expected")
+    raise SpecError(f"jobs[{index}]", f"{shown(item)}: expected an argv list or a Job")
 
 
 def _item(

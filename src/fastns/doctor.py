@@ -60,7 +60,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     """(name, level, probe) of each check."""
     user_level = "extra" if has_sys_admin() else "basic"
     yield "kernel", "basic", _machine.kernel
-    yield "surroundings", "extra", _machine.surroundings
+    yield "environment", "extra", _machine.surroundings
     yield "privilege", "extra", _machine.privilege
     yield "user namespace settings", user_level, _machine.user_namespace_settings
     for call in _machine.SYSTEM_CALLS:
@@ -76,7 +76,7 @@ def _probes() -> Iterator[tuple[str, str, Callable[[], Finding]]]:
     proc = [fastns.Mount("/proc", type="proc")]
     yield "/proc inside", "basic", partial(namespace, "mount", "pid", mounts=proc)
     yield "system call filter", "basic", filters
-    yield "profiles of one's own", "extra", profiles
+    yield "custom profiles", "extra", profiles
     yield "landlock", "extra", _machine.landlock
     yield "default sandbox", "basic", attempt
     yield "overlay on tmpfs", "extra", overlay
@@ -161,7 +161,7 @@ def namespace(*spaces: str, **fields: Any) -> Finding:
 def idmapped_mounts() -> Finding:
     """Whether files on the file system of / keep their owners in root's sandboxes."""
     if not has_range():
-        return Finding(None, "for root alone: others have their own id in their sandboxes")
+        return Finding(None, "only for root: other users have their own id in their sandboxes")
     why = owners.plain("/", False, fastns.compile().can_idmap)
     if why is None:
         return Finding(True, "on the file system of /: roots and binds keep their owners")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ENOTSUPP = 524
 # Errnos that are internal to the kernel, but sometimes reach user space.
-UNNAMED = {ENOTSUPP: ("ENOTSUPP", "The kernel could not compile it")}
+UNNAMED = {ENOTSUPP: ("ENOTSUPP", "The kernel could not compile the filter")}
 
 
 class FastnsError(Exception):
@@ -109,7 +109,7 @@ _REFUSED = (
 # have an overlay.
 HINTS = """\
 clone,cgroup EACCES: this process may not move a process from its own cgroup into that one
-clone,unshare ENOSPC: not a disk: a limit on namespaces is reached
+clone,unshare ENOSPC: not about disk space: a limit on namespaces is reached
     (/proc/sys/user/max_*_namespaces), or they are nested too deep
 clone EUSERS: user namespaces are nested too deep, or their limit is reached
 clone EAGAIN: a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup
@@ -122,7 +122,7 @@ clone EINVAL: this kernel lacks one of the namespaces
 id_map EPERM: only the caller's own id may be mapped, or ranges that /etc/subuid and /etc/subgid
     list for it (by newuidmap and newgidmap)
 id_map ENOENT: a range of ids needs newuidmap and newgidmap: install the uidmap package
-id_map EINVAL: the kernel takes at most 340 ranges, which may not overlap
+id_map EINVAL: the kernel takes at most 340 ranges, which must not overlap
 id_map EACCES: /proc shows another pid namespace than this process's own
 setns ENOENT: no such namespace file: has its process ended?
 setns EPERM: joining a namespace needs CAP_SYS_ADMIN in its user namespace: join that as well, or be
@@ -150,6 +150,8 @@ mount EROFS: the target cannot be created in a read-only root: create it there b
     overlay=True
 mount EACCES: this user cannot reach the source of the bind, or cannot create the target
 mount ENODEV: this kernel does not know the file system type
+mount ENOENT /proc: this is no root file system, which has at least /proc, /sys, /dev, /tmp and
+    /run: build one with `fastns rootfs build DIR sh ls`, or make these directories
 mount EPERM /proc: this process is in a container or sandbox that masks parts of /proc, where the
     kernel refuses a fresh one: start the container (docker, fastns run) with --security-opt
     systempaths=unconfined, or show its /proc with namespaces={'pid': 'host'}
@@ -161,7 +163,7 @@ mount EROFS host: the target cannot be created in the host's system directories,
     read-only: choose a place outside of them, where it is created for you, or give a rootfs
 file ENOENT: only a file that exists in the root can be replaced: create it there, or use
     overlay=True
-file ENOTDIR,EISDIR: there is a directory in the place of the file
+file ENOTDIR,EISDIR: the target is a directory
 file ENOENT host: the file does not exist in the host's system directories, which are read-only;
     only one that exists can be replaced there: choose a place outside of them, where it is created
     for you, or give a rootfs
@@ -176,7 +178,7 @@ landlock EACCES: the sandbox's user cannot reach the path
 landlock ELOOP: a chain of symbolic links that has no end, or a link of /proc/<pid>: give the path
     it stands for
 landlock EMFILE: the RLIMIT_NOFILE of the spec is too low for the fds of the rules: 8 is enough
-landlock E2BIG: the caller has 16 Landlock rulesets on it already, the most the kernel allows
+landlock E2BIG: the caller is already under 16 Landlock rulesets, the most the kernel allows
 landlock EPERM: without no_new_privileges Landlock needs CAP_SYS_ADMIN: leave no_new_privileges on
 seccomp EACCES: without no_new_privileges a filter needs CAP_SYS_ADMIN: leave no_new_privileges on,
     or give seccomp='unconfined'
@@ -185,9 +187,9 @@ seccomp ENOTSUPP: the host's memory for compiled filters is used up, by programs
     /proc/vmallocinfo, as root, shows what is used
 capabilities EPERM: only a process that has a capability can give it: be root, or use a new user
     namespace
-keyring EDQUOT: the user's quota of keys is used up, each sandbox takes one: sysctl
+keyring EDQUOT: the user's quota of keys is used up (each sandbox takes one): raise sysctl
     kernel.keys.maxkeys
-cgroup ENOSPC: no more cgroups can be made here: see cgroup.max.descendants of those above
+cgroup ENOSPC: the limit on cgroups is reached: see cgroup.max.descendants of the parent cgroups
 setgroups EPERM: supplementary groups need CAP_SETGID or a mapped range
 setgid EINVAL: the group is not in gid_mappings
 setgid EPERM: another group needs root or a new user namespace

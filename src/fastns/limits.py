@@ -48,7 +48,7 @@ class Limits:
         if self.memory is not None:
             put(self, "memory", parse_size("memory", self.memory))
             if self.memory < MIN_MEMORY:
-                words = f"{self.memory} bytes: at least {MIN_MEMORY} (1m) expected"
+                words = f"{self.memory} bytes: expected at least {MIN_MEMORY} (1m)"
                 raise SpecError("memory", words)
         if self.memory_swap is not None:
             self._check_swap()
@@ -69,7 +69,7 @@ class Limits:
         if self.memory_swap != -1:
             size = parse_size("memory_swap", self.memory_swap)
             if size < self.memory:
-                raise SpecError("memory_swap", rule + "at least memory expected")
+                raise SpecError("memory_swap", rule + "expected at least memory")
             object.__setattr__(self, "memory_swap", size)
 
     def given(self) -> tuple[str, ...]:
@@ -97,14 +97,14 @@ def _check_number(field: str, value: Any, low: float, high: float, what: str) ->
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise wrong(field, value, f"{what} from {low} to {high}, such as 1.5,")
+        raise wrong(field, value, f"{what} from {low} to {high}, such as 1.5")
 
 
 def _check_cpuset(cpuset: Any) -> None:
     if not isinstance(cpuset, str) or not CPUSET.fullmatch(cpuset):
         raise wrong("cpuset", cpuset, 'numbers of CPUs such as "0-1,3"')
     if any(first > last for first, last in ranges_of(cpuset)):
-        raise wrong("cpuset", cpuset, 'ranges that go upwards, "1-3",')
+        raise wrong("cpuset", cpuset, 'ascending ranges such as "1-3"')
 
 
 def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
@@ -115,7 +115,7 @@ def _io(io: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
             raise wrong("io", device, "a block device's path or 'major:minor'")
         encode("io", device, MAX_PATH)
         if not hasattr(rates, "items") or not rates:
-            raise SpecError("io", f"{device}: a mapping with some of {', '.join(IO_KEYS)} expected")
+            raise SpecError("io", f"{device}: expected a mapping with some of {', '.join(IO_KEYS)}")
         for key, rate in rates.items():
             check_one_of("io", key, IO_KEYS, f"{device}: ")
             check_whole("io", rate, 1, MAX_BYTES, f"{device}: {key}: ")

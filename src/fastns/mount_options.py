@@ -101,7 +101,7 @@ _ON_OFF = _one_of("on", "off")
 # Options that the file system gets unchanged: name -> kind of value (None: no value).
 DATA: dict[str, dict[str, _Kind | None]] = {
     "tmpfs": {
-        **{"size": _SIZE, "nr_blocks": _SIZE, "nr_inodes": _COUNT},
+        **{"size": _SIZE, "nr_blocks": _COUNT, "nr_inodes": _COUNT},
         **{"mode": _OCTAL, "uid": _NUMBER, "gid": _NUMBER},
     },
     "devtmpfs": {"size": _SIZE, "nr_inodes": _COUNT, "mode": _OCTAL},
@@ -161,7 +161,7 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
         elif type == "bind" and option in PROPAGATIONS:
             group, propagation = "propagation", PROPAGATIONS[option]
         elif option in ("shared", "rshared"):
-            words = f"{option!r}: mounts inside would appear outside; private or slave"
+            words = f"{option!r}: mounts inside would appear outside; use private or slave"
             raise SpecError("mounts.options", words)
         elif key in DATA.get(type, {}):
             kind = DATA[type][key]
@@ -169,17 +169,19 @@ def parse(type: str, options: Iterable[str]) -> ParsedOptions:
                 form = f"{key} without a value" if kind is None else f"{key}= with {kind[0]}"
                 raise wrong("mounts.options", option, form)
             if key in ("uid", "gid") and int(value) > MAX_ID:
-                raise SpecError("mounts.options", f"{option!r}: at most {MAX_ID} expected")
+                raise SpecError("mounts.options", f"{option!r}: the maximum is {MAX_ID}")
             # The kernel would take what follows a comma as another option (mount(2), data).
             if "," in value:
-                raise SpecError("mounts.options", f"{shown(option)}: a comma cannot be passed on")
+                raise SpecError(
+                    "mounts.options", f"{shown(option)}: a value cannot contain a comma"
+                )
             group = key
             data.append(option)
         else:
             raise _unknown(type, option)
         if group in seen:
             other = seen[group]
-            raise SpecError("mounts.options", f"{other!r} and {shown(option)} exclude each other")
+            raise SpecError("mounts.options", f"{other!r} and {shown(option)} cannot be combined")
         seen[group] = option
     if type == "overlay" and "lowerdir" not in seen:
         raise SpecError("mounts.options", "an overlay needs lowerdir=")

@@ -70,7 +70,9 @@ def setns(target: "int | str | os.PathLike[str] | Sandbox", *names: str) -> None
         raise wrong("target", target, "a path, a Sandbox, a pidfd or a pid")
     try:
         if path is None and not flags:
-            raise SpecError("names", f"a process has many: say which of {', '.join(CLONE_FLAGS)}")
+            raise SpecError(
+                "names", f"a process has several: name at least one of {', '.join(CLONE_FLAGS)}"
+            )
         _raise("setns", names, path, _core.setns(fd, flags))
     finally:
         os.close(fd)
@@ -84,7 +86,7 @@ def _flags(names: tuple[str, ...]) -> int:
 
 def _pidfd(number: int) -> int:
     if not 0 <= number < 2**31:
-        raise wrong("target", number, "a pid or a pidfd, below 2**31,")
+        raise wrong("target", number, "a pid or a pidfd, below 2**31")
     try:
         with open(f"/proc/self/fdinfo/{number}") as file:
             if any(line.startswith("Pid:") for line in file):
@@ -95,7 +97,7 @@ def _pidfd(number: int) -> int:
         return os.pidfd_open(number)
     except OSError as exc:
         code = exc.errno or errno.ESRCH
-        raise SpawnError("setns", code, hint=f"{number}: no such process, no such pidfd") from None
+        raise SpawnError("setns", code, hint=f"{number}: neither a process nor a pidfd") from None
 
 
 def _raise(stage: str, names: tuple[str, ...], path: str | None, code: int) -> None:

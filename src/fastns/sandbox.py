@@ -10,7 +10,6 @@ from _warnings import warn  # `warnings` itself takes longer to import
 from fastns import _core
 from fastns._args import check_timeout
 from fastns._command import (
-    CLD_EXITED,
     Prepared,
     TextMode,
     Usage,
@@ -167,7 +166,9 @@ class Sandbox(GenericBase[S]):
     def poll(self) -> int | None:
         """The returncode if the sandbox has ended, else None.
 
-        Raises: SpawnError, stage "wait", when another part of the process reaped it."""
+        Raises: SpawnError, stage "wait" if another part of the process reaped it, "helper" if it
+            was killed with its template's server, "init" if its reaper failed. The status is then
+            lost: later calls raise stage "wait"."""
         if self.returncode is None:
             if self._lost:
                 raise SpawnError("wait", errno.ECHILD)
@@ -177,18 +178,17 @@ class Sandbox(GenericBase[S]):
                 self._lost = exc.stage == "init" or exc.errno in (errno.ECHILD, errno.ECANCELED)
                 raise
             if result is not None:
-                code, status, user, system, max_rss, exact, wall, counts = result
-                self.usage = Usage.of(user, system, max_rss, exact, counts)
-                self.wall_time = wall
-                self.returncode = status if code == CLD_EXITED else -status
+                returncode, used, self.wall_time = result
+                self.usage = Usage.of(used)
                 self.cause = cause_of(
-                    self.returncode,
-                    counts,
+                    returncode,
+                    used[-1],
                     killed=self._killed,
                     over=self._pipes is not None and self._pipes.over,
                     plan=self._plan,
                     signals=self._sent,
                 )
+                self.returncode = returncode  # last: other threads then see the rest, too
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -316,7 +316,9 @@ class Sandbox(GenericBase[S]):
             return
         try:
             if self.returncode is None and self._runs():
-                warn(f"sandbox {self.pid} still runs: ended", ResourceWarning, 2, self)
+                warn(
+                    f"sandbox {self.pid} was still running and was killed", ResourceWarning, 2, self
+                )
                 self._end()
         except SpawnError:  # its status is lost, but not needed
             pass

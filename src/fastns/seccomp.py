@@ -120,7 +120,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             text = file.read(MAX_PROFILE + 1)
     except OSError as exc:
         raise SpecError(
-            FIELD, f"{shown(name)}: {exc.strerror}: 'default', 'unconfined' or a JSON file expected"
+            FIELD, f"{shown(name)}: {exc.strerror}: expected 'default', 'unconfined' or a JSON file"
         ) from None
     if len(text) > MAX_PROFILE:
         raise SpecError(FIELD, f"{shown(name)}: more than {MAX_PROFILE} bytes")
@@ -181,8 +181,8 @@ def _from_default(profile: Mapping[str, Any], held: frozenset[str], machine: str
     if machine not in AUDIT_ARCH:
         raise SpecError(
             FIELD,
-            f"the default filter is for {' and '.join(AUDIT_ARCH)}, not {machine!r}: a profile of "
-            "one's own, or 'unconfined', expected",
+            f"the default filter is for {' and '.join(AUDIT_ARCH)}, not {machine!r}: expected "
+            "a custom profile, or 'unconfined'",
         )
     checked = check(profile)
     rules = _effective(checked, held, machine, ())
@@ -223,7 +223,7 @@ def _bounded(instructions: bytes) -> bytes:
     n = len(instructions) // 8
     if n > MAX_INSTRUCTIONS:
         raise SpecError(
-            FIELD, f"{n} instructions, the kernel takes {MAX_INSTRUCTIONS}: fewer rules expected"
+            FIELD, f"{n} instructions, the kernel takes {MAX_INSTRUCTIONS}: expected fewer rules"
         )
     return instructions
 
@@ -251,7 +251,9 @@ def check(profile: object, where: str = "") -> Profile:
         raise SpecError(FIELD, f"{where}defaultAction is missing: such as SCMP_ACT_ERRNO")
     for key in ("listenerPath", "listenerMetadata"):
         if given.get(key):
-            raise SpecError(FIELD, f"{where}{key}: nobody listens here; leave it out")
+            raise SpecError(
+                FIELD, f"{where}{key}: not supported: fastns has no listener; leave it out"
+            )
     if given.get("architectures") and given.get("archMap"):
         raise SpecError(FIELD, f"{where}architectures and archMap: give one of them")
     flags = 0
@@ -273,10 +275,10 @@ def _rule(value: object, where: str) -> Rule:
     given = _mapping(value, where, RULE_KEYS)
     names = [*_list(given, "names", f"{where}."), *([given["name"]] if given.get("name") else [])]
     if not names:
-        raise SpecError(FIELD, f"{where}.names: names of system calls expected")
+        raise SpecError(FIELD, f"{where}.names: expected names of system calls")
     for name in names:
         if not isinstance(name, str) or not name.isascii() or not name.isidentifier():
-            raise SpecError(FIELD, f"{where}.names: {shown(name)}: a system call's name expected")
+            raise SpecError(FIELD, f"{where}.names: {shown(name)}: expected a system call's name")
     if "action" not in given:
         raise SpecError(FIELD, f"{where}.action is missing: such as SCMP_ACT_ALLOW")
     return Rule(
@@ -291,7 +293,9 @@ def _rule(value: object, where: str) -> Rule:
 def _action(given: Mapping[str, Any], key: str, errnos: tuple[str, str], where: str) -> int:
     name = given[key]
     if name == "SCMP_ACT_NOTIFY":
-        raise SpecError(FIELD, f"{where}{key}: nobody could be notified; another action expected")
+        raise SpecError(
+            FIELD, f"{where}{key}: not supported: fastns has no listener; use another action"
+        )
     action = _one_of(name, ACTIONS, f"{where}{key}")
     return action | _errno(given, errnos, where) if name in WITH_ERRNO else action
 
@@ -305,7 +309,7 @@ def _errno(given: Mapping[str, Any], keys: tuple[str, str], where: str) -> int:
         return errno.EPERM
     found = getattr(errno, name, None) if isinstance(name, str) and name[0] == "E" else None
     if not isinstance(found, int):
-        raise SpecError(FIELD, f"{where}{keys[1]}: {shown(name)}: a name such as EPERM expected")
+        raise SpecError(FIELD, f"{where}{keys[1]}: {shown(name)}: expected a name such as EPERM")
     return found
 
 
@@ -330,11 +334,13 @@ def _condition(value: object, where: str) -> Condition:
     for key in ("caps", "arches"):
         names = tuple(_list(given, key, f"{where}."))
         if not all(isinstance(name, str) for name in names):
-            raise SpecError(FIELD, f"{where}.{key}: a list of names expected")
+            raise SpecError(FIELD, f"{where}.{key}: expected a list of names")
         found.append(names)
     kernel = given.get("minKernel") or ""
     if not isinstance(kernel, str) or (kernel and not version(kernel)):
-        raise SpecError(FIELD, f"{where}.minKernel: {shown(kernel)}: such as '4.8' expected")
+        raise SpecError(
+            FIELD, f"{where}.minKernel: {shown(kernel)}: expected a version such as '4.8'"
+        )
     return Condition(found[0], found[1], version(kernel))
 
 
@@ -348,7 +354,7 @@ def _arch_map(value: object, where: str) -> tuple[str, tuple[str, ...]]:
 def _architecture(value: object, where: str) -> str:
     """An architecture's name in the form of libseccomp, which may not know it."""
     if not isinstance(value, str) or not (value.isascii() and value.startswith("SCMP_ARCH_")):
-        raise SpecError(FIELD, f"{where}: {shown(value)}: such as SCMP_ARCH_X86_64 expected")
+        raise SpecError(FIELD, f"{where}: {shown(value)}: expected a name such as SCMP_ARCH_X86_64")
     return value.removeprefix("SCMP_ARCH_").lower()
 
 
@@ -361,11 +367,11 @@ def version(text: str) -> tuple[int, ...]:
 
 def _mapping(value: object, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise SpecError(FIELD, f"{where}: {shown(value)}: a mapping expected")
+        raise SpecError(FIELD, f"{where}: {shown(value)}: expected a mapping")
     for key in value:
         if key not in keys:
             raise SpecError(
-                FIELD, f"{where}: {shown(key)}: one of {', '.join(sorted(keys))} expected"
+                FIELD, f"{where}: {shown(key)}: expected one of {', '.join(sorted(keys))}"
             )
     return value
 
@@ -375,7 +381,7 @@ def _list(given: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
     if value is None:
         return ()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise SpecError(FIELD, f"{where}{key}: {shown(value)}: a list expected")
+        raise SpecError(FIELD, f"{where}{key}: {shown(value)}: expected a list")
     return value
 
 
@@ -389,5 +395,5 @@ def _each(
 
 def _one_of(value: object, known: Mapping[str, T], where: str) -> T:
     if not isinstance(value, str) or value not in known:
-        raise SpecError(FIELD, f"{where}: {shown(value)}: one of {', '.join(known)} expected")
+        raise SpecError(FIELD, f"{where}: {shown(value)}: expected one of {', '.join(known)}")
     return known[value]

@@ -198,6 +198,8 @@ class Spec:
     allow_setid: bool = False
     landlock: Mapping[str, Sequence[str]] | None = None
 
+    _no_timeout = "It is an argument of run(), run_batch() and Job()"
+
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not getattr(Spec, name)]
         # Defaults need no check, nor does what `fastns run` adds to them.

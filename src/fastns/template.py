@@ -11,14 +11,14 @@ import threading
 import warnings
 
 from fastns import _core
-from fastns._args import check_whole, shown
+from fastns._args import check_whole
 from fastns._command import Prepared
 from fastns._compile.template import compile_template
 from fastns._light import overload, record
 from fastns._run import run
 from fastns._stdio import open_null
 from fastns.batch import run_batch, spawn_batch
-from fastns.errors import ClosedError, SpawnError, SpecError
+from fastns.errors import ClosedError, SpawnError
 from fastns.sandbox import Sandbox, spawn
 from fastns.spec import Spec
 
@@ -84,8 +84,6 @@ class Template:
     def __init__(
         self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
     ) -> None:
-        if spec is not None and not isinstance(spec, Spec):
-            raise SpecError("spec", f"{shown(spec)}: a Spec, or None, expected")
         if parked is not None:
             check_whole("parked", parked, 0, MAX_POOL)
         self._server: _core.Server | None = None

@@ -86,8 +86,9 @@ static void fails(const struct template *template, int connection)
 }
 
 /* Runs a command with fns_server_run(), which gets the start and the end in one reply. */
-static int run_quietly(const struct template *template, int connection, struct fns_args *args,
-                       int kill, struct fns_result *result, struct fns_error *error)
+static int run_with_one_reply(const struct template *template, int connection,
+                              struct fns_args *args, int kill, struct fns_result *result,
+                              struct fns_error *error)
 {
     struct fns_process process;
     CHECK_EQUAL(fns_server_run(&template->process, connection, args, (struct fns_share){0, 0},
@@ -106,7 +107,7 @@ static void runs_to_its_end(const struct template *template, int connection)
     struct fns_result result;
     struct fns_error error;
     struct fns_args args = probe_args(&command, "--exit", "9", NULL);
-    CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), 0);
+    CHECK_EQUAL(run_with_one_reply(template, connection, &args, 0, &result, &error), 0);
     CHECK_EQUAL(result.code, CLD_EXITED);
     CHECK_EQUAL(result.status, 9);
 }
@@ -118,13 +119,13 @@ static void finds_no_command(const struct template *template, int connection)
     struct fns_error error;
     struct fns_args args = probe_args(&command, "--exit", "9", NULL);
     args.paths = missing;
-    CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), -ENOENT);
+    CHECK_EQUAL(run_with_one_reply(template, connection, &args, 0, &result, &error), -ENOENT);
     CHECK_EQUAL(error.stage, FNS_STAGE_EXEC);
     CHECK_EQUAL(error.err, ENOENT);
     CHECK_EQUAL(error.detail, FNS_DETAIL_NONE);
 }
 
-static void runs_quietly(const struct template *template, int connection)
+static void gets_one_reply(const struct template *template, int connection)
 {
     runs_to_its_end(template, connection);
     finds_no_command(template, connection);
@@ -178,7 +179,7 @@ static void tells_its_host_name(const struct template *template, int connection,
     char line[32], expected[32];
     CHECK_EQUAL(pipe2(ends, O_CLOEXEC), 0);
     args.stdio[1] = ends[1];
-    CHECK_EQUAL(run_quietly(template, connection, &args, 0, &result, &error), 0);
+    CHECK_EQUAL(run_with_one_reply(template, connection, &args, 0, &result, &error), 0);
     close(ends[1]);
     int n = snprintf(expected, sizeof expected, "%s\n", name);
     CHECK_EQUAL(read(ends[0], line, sizeof line), n);
@@ -187,7 +188,7 @@ static void tells_its_host_name(const struct template *template, int connection,
 }
 
 /* The server replies that it could not receive a request. It then closes the connection. */
-static void fails_unheard(const struct template *template)
+static void fails_before_it_is_received(const struct template *template)
 {
     const struct fns_message failed = {.kind = FNS_MESSAGE_FAILED,
                                        .number = FNS_ANY_REQUEST,
@@ -216,10 +217,10 @@ static void *work(void *arg)
     CHECK(connection >= 0 && other >= 0);
     for (int i = 0; i < ROUNDS; i++) {
         run(template, connection, i % 2 ? connection : other, i);
-        runs_quietly(template, i % 2 ? connection : other);
+        gets_one_reply(template, i % 2 ? connection : other);
     }
     fails(template, connection);
-    fails_unheard(template);
+    fails_before_it_is_received(template);
     run(template, other, other, 7);
     close(connection);
     close(other);
@@ -306,7 +307,7 @@ static void starts_what_is_parked(void)
     int connection = fns_server_connect(&template.process, FNS_PATIENT);
     CHECK_EQUAL(fns_server_park(connection), 0);
     for (int i = 0; i < ROUNDS; i++)
-        runs_quietly(&template, connection);
+        gets_one_reply(&template, connection);
     fails(&template, connection);
     struct command command;
     struct fns_process process;
@@ -389,7 +390,7 @@ static void kills_a_quiet_one_alone(void)
             CHECK_EQUAL(fns_server_park(connection), 0);
         is_killed_as_it_runs(&template, connection);
         close(connection);
-        runs_quietly(&template, other);
+        gets_one_reply(&template, other);
     }
     close(other);
     comes_to(children_of, &template, 0);
@@ -451,7 +452,7 @@ static void ends_with_its_connection_and_its_server(void)
     int connections[] = {fns_server_connect(&template.process, FNS_PATIENT),
                          fns_server_connect(&template.process, FNS_PATIENT)};
     const struct fns_plan *plan = &template.sandbox.plan;
-    CHECK_EQUAL(run_quietly(&template, connections[0], &args, 1, &result, &error) == 0 ||
+    CHECK_EQUAL(run_with_one_reply(&template, connections[0], &args, 1, &result, &error) == 0 ||
                     error.detail == FNS_DETAIL_KILLED,
                 1); /* killed before or after its exec */
     close(connections[0]);

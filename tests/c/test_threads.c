@@ -11,7 +11,7 @@
 
 #include "plans.h"
 
-enum { THREADS = 8, N_JOBS = 12, AT_ONCE = 3, WAYS = 3, LEAVES = 2 * THREADS * AT_ONCE };
+enum { THREADS = 8, N_JOBS = 12, AT_ONCE = 3, WAYS = 3, N_GROUPS = 2 * THREADS * AT_ONCE };
 
 static struct made plans[WAYS], server_plan, sandbox_plan;
 static struct fns_process shared_server;
@@ -137,7 +137,7 @@ static void make_groups(void)
     int file = openat(at, "used", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     CHECK(at >= 0 && file >= 0 && write(file, "0", 1) == 1);
     close(file);
-    for (int i = 0; i < LEAVES; i++) {
+    for (int i = 0; i < N_GROUPS; i++) {
         snprintf(name, sizeof name, "%d", i);
         CHECK_EQUAL(mkdirat(at, name, 0700), 0);
     }
@@ -155,7 +155,7 @@ static void remove_groups(void)
     char name[12];
     CHECK_EQUAL(fns_cgroups_remove(groups, 0), 0);
     fns_cgroups_close(groups);
-    for (int i = 0; i < LEAVES; i++) {
+    for (int i = 0; i < N_GROUPS; i++) {
         snprintf(name, sizeof name, "%d", i);
         CHECK_EQUAL(unlinkat(groups_fd, name, AT_REMOVEDIR), 0);
     }

@@ -172,19 +172,19 @@ def test_an_attack_fails(case: Case, attack_root: Path, aims: dict[str, str]) ->
     for way in WAYS:
         with runner(way, **fields) as run:
             worked, what = attempted(case, run, argument)
-        RESULTS[case.name] = ("FAILED" if worked else "held", f"{way}: {what}")
+        RESULTS[case.name] = ("FAILED" if worked else "blocked", f"{way}: {what}")
         assert not worked, (way, what)
         seen.add(what)
     told = " ".join(sorted(seen))
-    RESULTS[case.name] = ("held", told)
+    RESULTS[case.name] = ("blocked", told)
     worked, what = control_of(case, fields, argument)
     if not worked and support.is_root():
         first = what
         worked, what = control_of(case, {**fields, **HOSTS_IDS}, argument)
         if worked:
-            RESULTS[case.name] = ("held twice", f"{told}; in its user namespace: {first}")
+            RESULTS[case.name] = ("blocked twice", f"{told}; in its user namespace: {first}")
     if not worked:
-        RESULTS[case.name] = ("blocked by the kernel", f"{told}; control: {what}")
+        RESULTS[case.name] = ("kernel refuses anyway", f"{told}; control: {what}")
     assert worked or (case.needs_root and not support.is_root()) or what in BLOCKED, what
 
 

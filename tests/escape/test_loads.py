@@ -81,8 +81,8 @@ def test_all_of_them_mixed(busybox_rootfs: Path, attack_root: Path) -> None:
         assert eventually(lambda: not [p for p in children(server_pid(template)) if is_busybox(p)])
         assert template.run(["true"]).returncode == 0
     for name, causes in seen.items():
-        held = causes <= LOADS[name].causes
-        RESULTS[name] = ("held" if held else "FAILED", " ".join(sorted(causes)))
+        blocked = causes <= LOADS[name].causes
+        RESULTS[name] = ("blocked" if blocked else "FAILED", " ".join(sorted(causes)))
     wrong = {name: causes for name, causes in seen.items() if not causes <= LOADS[name].causes}
     assert not wrong, wrong
 
@@ -111,9 +111,9 @@ def test_loads_without_cgroups(busybox_rootfs: Path, way: str) -> None:
                 done, cause = None, "timeout"
                 assert len(exc.stdout or b"") <= 64 << 10
             causes = {"timeout", "exited"} if name in BY_RLIMITS else LOADS[name].causes
-            held = cause in causes
-            RESULTS.setdefault(name, ("held" if held else "FAILED", f"{way}: {cause}"))
-            assert held, (name, cause)
+            blocked = cause in causes
+            RESULTS.setdefault(name, ("blocked" if blocked else "FAILED", f"{way}: {cause}"))
+            assert blocked, (name, cause)
             if name == "none":
                 assert done is not None
                 assert done.returncode == 7
@@ -131,7 +131,7 @@ def test_limits_that_need_cgroups(busybox_rootfs: Path, limit: str, value: objec
             "direct", rootfs=busybox_rootfs, **{limit: value}
         ) as run:  # the block closes its plan
             assert run(["true"]).limits == (limit,)
-        RESULTS[case] = ("held", "cgroups are delegated")
+        RESULTS[case] = ("blocked", "cgroups are delegated")
         return
     spec = Spec(rootfs=busybox_rootfs, **{limit: value})  # type: ignore[arg-type]
     with pytest.raises(fastns.SpecError) as caught:

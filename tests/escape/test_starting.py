@@ -58,7 +58,7 @@ def test_a_process_that_joins(attack_root: Path) -> None:
         for _ in range(SPAWNS):
             assert fastns.run(["/attack", "idle"], spec=plan).returncode == 2
     case = CASES[0]
-    RESULTS[case] = ("FAILED" if output[1] == "worked" else "held", " ".join(output))
+    RESULTS[case] = ("FAILED" if output[1] == "worked" else "blocked", " ".join(output))
     assert output[1] != "worked", output
     assert int(output[0].split()[0]) > 0  # it has found processes to attack
 
@@ -108,7 +108,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
             run(["/attack", "idle"])
     case = f"{CASES[1]}, {way}"
     broken = canary.value != b"canary" or output[1] == "worked"
-    RESULTS[case] = ("FAILED" if broken else "held", " ".join(output))
+    RESULTS[case] = ("FAILED" if broken else "blocked", " ".join(output))
     assert not broken, (canary.value, output)
 
 

@@ -186,10 +186,10 @@ class Campaign:
                         give(slot, queue)
                 except EOFError:
                     if name in again:
-                        lines = ["the slot ended, twice"]
+                        lines = ["the slot died twice"]
                         answers.append((name, {"kind": "harness", "lines": lines}))
                     else:
-                        print(f"a slot ended, trying again: {name}")
+                        print(f"a slot died, retrying: {name}")
                         again.append(name)
                         queue.append((name, request))
                     drop(slot)

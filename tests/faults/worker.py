@@ -53,7 +53,7 @@ class Board:
 
     def write(self, value: Any) -> None:
         text = json.dumps(value, default=str).encode()
-        assert len(text) <= SIZE - HEADER, "too much to say"
+        assert len(text) <= SIZE - HEADER, "report too large"
         self._memory[8:12] = len(text).to_bytes(4, "little")
         self._memory[HEADER : HEADER + len(text)] = text
 

@@ -107,22 +107,23 @@ static void plans_are_the_same(const struct fns_plan *a, const struct fns_plan *
     EXPECT(!a->n_strings || memcmp(a->strings, b->strings, a->n_strings) == 0);
 }
 
-static void goes_through_an_ask(const struct fns_args *args, int loud)
+static void goes_through_a_request(const struct fns_args *args, int spawn)
 {
-    struct fns_request *ask = fns_pack_request(args);
+    struct fns_request *request = fns_pack_request(args);
     struct fns_args opened;
-    EXPECT(ask);
-    ask->kind = loud ? FNS_REQUEST_SPAWN : FNS_REQUEST_RUN;
-    int n_fds = 3 + (int)(args->n_keep + args->n_groups) + loud;
-    char *exact = malloc(ask->size);
+    EXPECT(request);
+    request->kind = spawn ? FNS_REQUEST_SPAWN : FNS_REQUEST_RUN;
+    int n_fds = 3 + (int)(args->n_keep + args->n_groups) + spawn;
+    char *exact = malloc(request->size);
     EXPECT(exact);
-    memcpy(exact, ask, ask->size);
-    EXPECT(fns_open_request((struct fns_request *)(void *)exact, ask->size, n_fds + 1, &opened) <
+    memcpy(exact, request, request->size);
+    EXPECT(fns_open_request((struct fns_request *)(void *)exact, request->size, n_fds + 1,
+                            &opened) < 0);
+    EXPECT(fns_open_request((struct fns_request *)(void *)exact, request->size, n_fds, &opened) ==
            0);
-    EXPECT(fns_open_request((struct fns_request *)(void *)exact, ask->size, n_fds, &opened) == 0);
     args_are_the_same(args, &opened);
     free(exact);
-    free(ask);
+    free(request);
 }
 
 static void goes_through_a_file(const struct fns_plan *plan)
@@ -159,7 +160,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     sandbox.n_strings /= 2;
     if (flags & 1)
         plan.sandbox = &sandbox;
-    goes_through_an_ask(&args, flags >> 1 & 1);
+    goes_through_a_request(&args, flags >> 1 & 1);
     goes_through_a_file(&plan);
     free_args(&args);
     return 0;

@@ -110,7 +110,7 @@ def test_agent(tmp_path: Path) -> None:
     assert answers[0] == {"exit_code": 0, "output": ""}
     assert answers[1]["output"].startswith("kept\ncat: /tmp/note: No such file")
     assert (answers[2]["exit_code"], "too long" in answers[2]["note"]) == (124, True)
-    assert (len(answers[3]["output"]), "left out" in answers[3]["note"]) == (16384, True)
+    assert (len(answers[3]["output"]), "cut off" in answers[3]["note"]) == (16384, True)
     assert answers[4] == {"exit_code": 7, "output": ""}
     assert (tmp_path / "note").read_text() == "kept\n"
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_the_reference_has_all_names() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "site").glob("*.rst"))
     named = set(re.findall(r"fastns\.(\w+)", pages))
     assert set(fastns.__all__) <= named
+
+
+def test_the_guide_has_each_field_of_usage() -> None:
+    page = PAGES["docs/guide/limits.md"]
+    _, table = page.split("## What it used")
+    assert [f.name for f in fields(fastns.Usage) if f"`{f.name}`" not in table] == []
 
 
 def test_every_page_of_the_guide_can_be_found() -> None:

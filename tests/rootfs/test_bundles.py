@@ -92,11 +92,11 @@ def test_a_shim_is_reported(tmp_path: Path) -> None:
     shim.write_text("#!/bin/sh\nexec true\n")
     shim.chmod(0o755)
     (hint,) = build(tmp_path / "root", [shim]).hints
-    assert hint == f"{shim} is a script that finds an interpreter elsewhere: name that one"
+    assert hint == f"{shim} is a script that finds an interpreter elsewhere: name that interpreter"
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RootfsError, match="'pyhton': one of gcc, network, perl, python expected"):
+    with pytest.raises(RootfsError, match="'pyhton': expected one of gcc, network, perl, python"):
         build(tmp_path / "root", [], bundles=["pyhton"])
     monkeypatch.setattr(_bundles, "INSIDE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -114,7 +114,7 @@ def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rootfs", "build", str(tmp_path / "root")]) == 125
     assert "required: COMMAND, or --with BUNDLE" in capsys.readouterr().err
     assert main(["rootfs", "build", str(tmp_path / "root"), "--with", "ruby"]) == 125
-    assert "'ruby': one of gcc" in capsys.readouterr().err
+    assert "'ruby': expected one of gcc" in capsys.readouterr().err
     if not os.path.exists("/usr/bin/perl"):
         skip_missing("/usr/bin/perl")
     assert main(["rootfs", "build", str(tmp_path / "root"), "/usr/bin/perl"]) == 0

@@ -82,8 +82,8 @@ def test_a_sandboxes_links_are_not_followed(place: Path, snapshot: Snapshot, way
     outside = place / "outside"
     for code, words in (
         (f"mv /etc /gone; ln -s {outside} /etc", "etc is in the way"),
-        (f"ln -s {outside} /.fastns-rootfs.new", "new is in the way"),
-        ("rm /.fastns-rootfs.new; echo >/.fastns-rootfs.new", "new is in the way"),
+        (f"ln -s {outside} /.fastns-rootfs.new", "new exists and is not a directory"),
+        ("rm /.fastns-rootfs.new; echo >/.fastns-rootfs.new", "new exists and is not a directory"),
     ):
         in_sandbox(way, root, code)
         before = snapshot(place)
@@ -131,9 +131,9 @@ def test_files_of_the_root_are_not_copied_into_it(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("mine")
     (root / "srv" / "link").symlink_to(tmp_path / "secret")
     for words in ({"extra": [root / "srv" / "link"]}, {"extra": [root / "etc" / "passwd"]}):
-        with pytest.raises(RootfsError, match=f"lies in the destination, {root}"):
+        with pytest.raises(RootfsError, match=f"is inside the destination, {root}"):
             build(root, [], **words)
-    with pytest.raises(RootfsError, match="lies in the destination"):
+    with pytest.raises(RootfsError, match="is inside the destination"):
         build(root, [root / os.path.realpath("/bin/sh").lstrip("/")])
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "through").symlink_to("../root/srv/link")
@@ -147,7 +147,7 @@ def test_a_loader_that_is_no_elf_file(tmp_path: Path, cc: Callable[..., Path]) -
     (tmp_path / "secret").write_text("mine")
     flags = ["-pie", "-nostdlib", f"-Wl,--dynamic-linker={tmp_path}/secret"]
     program = cc(tmp_path / "program", "void _start(void) {}", *flags)
-    with pytest.raises(RootfsError, match=f"loader {tmp_path}/secret: .* is no ELF file"):
+    with pytest.raises(RootfsError, match=f"loader {tmp_path}/secret: .* is not an ELF file"):
         build(tmp_path / "root", [program])
     assert not (tmp_path / "root").exists()
 
@@ -201,7 +201,7 @@ def test_an_invalid_marker(tmp_path: Path, text: str, snapshot: Snapshot) -> Non
     build(tmp_path / "root", ["cat"])
     beside(tmp_path / "root").write_text(text)
     before = snapshot(tmp_path)
-    with pytest.raises(RootfsError, match="is not what fastns writes") as caught:
+    with pytest.raises(RootfsError, match="was not written by this version of fastns") as caught:
         build(tmp_path / "root", ["env"])
     assert caught.value.hint
     assert snapshot(tmp_path) == before
@@ -247,7 +247,7 @@ def test_a_marker_that_others_may_have_written(tmp_path: Path, kind: str) -> Non
         words[kind] = "can be written by others"
     else:
         path.unlink()
-        words.setdefault(kind, "is no regular file")
+        words.setdefault(kind, "is not a regular file")
         if kind == "fifo":
             os.mkfifo(path, 0o600)
         elif kind == "directory":

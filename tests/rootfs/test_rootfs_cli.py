@@ -45,7 +45,7 @@ def test_hint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rootfs", "build", "/usr", "cat"]) == 125
     assert capsys.readouterr().err == (
         "fastns: rootfs: /usr is a directory of this system\n"
-        "hint: choose a directory of its own, such as ./rootfs\n"
+        "hint: choose a new directory, such as ./rootfs\n"
     )
 
 

@@ -221,6 +221,19 @@ def test_a_decode_error_affects_only_its_job(busybox_rootfs: Path, way: str) -> 
     assert (latin.stdout, replaced.stdout) == ("bäd", "b\ufffdd")  # type: ignore[union-attr]
 
 
+def test_any_error_of_a_codec_is_a_decode_error(busybox_rootfs: Path) -> None:
+    """Some codecs raise a UnicodeError that is not a UnicodeDecodeError."""
+    spec = fastns.Spec(rootfs=busybox_rootfs, max_output=3)
+    jobs = [["printf", "a..b"], ["printf", "b"]]
+    error, after = fastns.run_batch(jobs, spec=spec, encoding="idna", errors="replace")
+    assert isinstance(error, fastns.DecodeError)
+    assert isinstance(after, fastns.DecodeError)
+    assert (error.stdout, error.object, error.truncated) == (b"a..", b"a..", True)
+    (cut,) = fastns.run_batch([["printf", r"a\0b\0"]], spec=spec, encoding="utf-16")  # no BOM
+    assert isinstance(cut, fastns.CompletedSandbox)
+    assert (cut.stdout, cut.truncated) == ("a", True)
+
+
 @pytest.mark.parametrize("field", ["encoding", "errors"])
 def test_a_bad_codec(plan: fastns.Plan, field: str) -> None:
     """An unknown encoding or error handler is a SpecError."""

@@ -225,7 +225,7 @@ def test_a_controller_that_is_not_delegated(busybox_rootfs: Path, part: tuple[st
     with pytest.raises(SpecError) as caught:
         fastns.compile(Spec(**fields))
     assert caught.value.field == "cpus"
-    assert "the cpu controller was not given to it" in caught.value.reason
+    assert "the cpu controller is not available in it" in caught.value.reason
     with runner("direct", require_limits=False, **fields) as go:
         fill = ["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=40 2>/dev/null"]
         assert (done := go(fill)).limits == ("memory",)

@@ -89,7 +89,7 @@ def test_ten_thousand_jobs_of_which_one_in_ten_fails(busybox_rootfs: Path, tmp_p
         command(busybox_rootfs, *words), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "fastns: batch: from a template\n"
+    assert done.stderr == "fastns: batch: using a template\n"
     found, good = [], 0
     for line in target.read_text().splitlines():
         result = json.loads(line)
@@ -134,7 +134,7 @@ def test_success_exits_with_0(busybox_rootfs: Path, way: list[str]) -> None:
 
 def test_verbose_shows_the_plan(busybox_rootfs: Path) -> None:
     _, _, done = run(busybox_rootfs, [["true"]], "--init", "--verbose")
-    assert done.stderr.startswith(b"fastns: batch: from the compiled plan, as a template is not")
+    assert done.stderr.startswith(b"fastns: batch: using the compiled plan, not a template: ")
 
 
 def test_the_timeout_is_for_jobs_without_one(busybox_rootfs: Path, way: list[str]) -> None:

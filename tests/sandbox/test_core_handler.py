@@ -1,5 +1,5 @@
 """The kernel runs a core dump handler on the host, as root. It must not run for a sandbox. The
-setting affects the whole machine, so the test runs in a kernel of its own (tests/kernels.sh)."""
+setting affects the whole machine, so the test runs in a separate kernel (tests/kernels.sh)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(crash().decode())
 def handler() -> Iterator[str]:
     """Set a handler that writes a unique word to the kernel's log; return that word."""
     if os.environ.get("FASTNS_EMULATED") != "1":
-        support.skip_missing("a kernel of its own (tests/kernels.sh)")
+        support.skip_missing("a separate kernel (tests/kernels.sh)")
     word = f"fastns-core-{os.urandom(8).hex()}"
     before = PATTERN.read_text()
     PATTERN.write_text(f"|/bin/sh -c echo${{IFS}}{word}>/dev/kmsg;cat>/dev/null")

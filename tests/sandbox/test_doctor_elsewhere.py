@@ -83,7 +83,7 @@ def test_on_the_host() -> None:
     """The control: no check fails."""
     code, checks = examined(DOCTOR)
     assert (code, failing(checks)) == (0, set())
-    assert checks["surroundings"]["detail"] == "the host's ids, no filter of system calls"
+    assert checks["environment"]["detail"] == "the host's ids, no filter of system calls"
     if support.is_root():
         assert checks["privilege"]["detail"].endswith("a range of ids for its sandboxes")
         assert "root maps any id" in checks["id ranges"]["detail"]
@@ -94,7 +94,7 @@ def test_in_a_user_namespace(with_userns: None) -> None:
     """The doctor names the user namespace, and no basic check fails."""
     code, checks = examined(["unshare", "-Ur", *DOCTOR])
     assert (code, failing(checks)) == (0, set())
-    assert checks["surroundings"]["detail"] == "a user namespace with one id"
+    assert checks["environment"]["detail"] == "a user namespace with one id"
     assert "in this user namespace only" in checks["privilege"]["detail"]
     assert checks["id ranges"]["detail"].startswith("this user namespace has one id")
     assert "any id" not in str(checks)
@@ -109,11 +109,11 @@ def test_under_dockers_filter(drop: bool) -> None:
         return  # a user has no rights to drop
     code, checks = examined([*(setpriv if drop else []), *IN_DOCKER, *DOCTOR])
     assert code == 1
-    assert "a container or a sandbox: a filter of system calls" in checks["surroundings"]["detail"]
+    assert "a container or a sandbox: a filter of system calls" in checks["environment"]["detail"]
     assert failing(checks) >= {"open_tree()", "mount namespace", "default sandbox"}
     for name in failing(checks):
         assert "docker run --security-opt seccomp=unconfined" in checks[name]["fix"], name
-    assert checks["mount tables"]["detail"] == "not known: open_tree() is refused"
+    assert checks["mount tables"]["detail"] == "unknown: open_tree() is refused"
     assert checks["system call filter"]["ok"]
 
 
@@ -129,7 +129,7 @@ def test_without_libseccomp() -> None:
     """Only custom profiles need libseccomp."""
     code, checks = examined([*WITHOUT_LIBSECCOMP, "doctor"])
     assert code == 0
-    missing = checks["profiles of one's own"]
+    missing = checks["custom profiles"]
     assert not missing["ok"]
     assert missing["fix"] == "install libseccomp (Debian: libseccomp2)"
     assert checks["default sandbox"]["ok"]
@@ -171,7 +171,7 @@ def test_in_a_sandbox(tmp_path: Path, way: str) -> None:
             done = fastns.run([*DOCTOR, "--json"], spec=spec, **options)
     assert (done.returncode, done.stderr) == (1, "")
     checks = judged(done.stdout)
-    words = checks["surroundings"]["detail"]
+    words = checks["environment"]["detail"]
     assert words.startswith("a container or a sandbox: a user namespace with ")
     assert "a filter of system calls, no_new_privileges" in words
     assert "default sandbox" in failing(checks)
@@ -187,7 +187,7 @@ def test_in_a_sandbox_without_a_filter(tmp_path: Path, user: str) -> None:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert done.stderr == ""
     checks = judged(done.stdout)
-    assert "filter" not in checks["surroundings"]["detail"]
+    assert "filter" not in checks["environment"]["detail"]
     for name in ("user", "mount", "pid", "network"):
         check = checks[f"{name} namespace"]
         assert check["ok"] == (user != "0:0"), check
@@ -203,5 +203,5 @@ def test_without_proc(tmp_path: Path) -> None:
         done = fastns.run([*DOCTOR, "--json"], spec=spec, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     checks = judged(done.stdout)
-    assert checks["surroundings"]["detail"].startswith("not known (/proc/thread-self/status")
-    assert checks["surroundings"]["fix"] == "mount -t proc proc /proc"
+    assert checks["environment"]["detail"].startswith("unknown (/proc/thread-self/status")
+    assert checks["environment"]["fix"] == "mount -t proc proc /proc"

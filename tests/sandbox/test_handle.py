@@ -174,6 +174,19 @@ def test_repr_of_a_result(plan: fastns.Plan, busybox_rootfs: Path) -> None:
     assert "stdout='lo', stderr='', truncated=True, wall_time=" in shown
 
 
+def test_every_way_of_running_sets_the_same_attributes(plan: fastns.Plan) -> None:
+    """A run without options takes a shorter path, which makes its result in C."""
+    plain = fastns.run(["/true"], spec=plan)
+    other = fastns.run(["/true"], spec=plan, stdin=fastns.DEVNULL)
+    measured = ("_used", "wall_time")
+    plain_values, other_values = (
+        {name: value for name, value in vars(done).items() if name not in measured}
+        for done in (plain, other)
+    )
+    assert plain_values == other_values
+    assert vars(plain).keys() == vars(other).keys()
+
+
 def test_usage(busybox_rootfs: Path) -> None:
     """Usage covers the whole sandbox: here the shell's child does the work."""
     code = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
@@ -241,7 +254,7 @@ def test_an_exception_in_the_block_ends_the_sandbox(plan: fastns.Plan) -> None:
 def test_a_dropped_handle_ends_its_sandbox(plan: fastns.Plan) -> None:
     mark = marker()
     sandbox = fastns.spawn(["/probe", "--sleep", mark], spec=plan)
-    with pytest.warns(ResourceWarning, match=f"sandbox {sandbox.pid} still runs"):  # noqa: PT031
+    with pytest.warns(ResourceWarning, match=f"{sandbox.pid} was still running"):  # noqa: PT031
         del sandbox
         gc.collect()
     assert marked(mark) == []

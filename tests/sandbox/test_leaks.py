@@ -52,7 +52,7 @@ def scenarios(root: Path) -> dict[str, Scenario]:
         return scenario
 
     def dropped() -> None:
-        with pytest.warns(ResourceWarning, match="still runs"):
+        with pytest.warns(ResourceWarning, match="was still running"):
             fastns.spawn(["/probe", "--sleep", "9"], spec=direct)
 
     tmpfs = fastns.Mount("/missing", type="tmpfs")

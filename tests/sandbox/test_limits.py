@@ -508,7 +508,7 @@ def test_a_setting_that_the_kernel_refuses() -> None:
         run(["true"], spec=plan)
     assert caught.value.field == "io"
     assert "999:9 " in caught.value.reason
-    assert "whole disks of this machine expected" in caught.value.reason
+    assert "expected whole disks of this machine" in caught.value.reason
     assert groups() == before
 
 

@@ -162,7 +162,7 @@ def test_kill_with_communicate() -> None:
 
 def test_an_invalid_on_output_limit() -> None:
     for wrong in ("stop", None, True, b"kill"):
-        with pytest.raises(fastns.SpecError, match="truncate, kill expected") as caught:
+        with pytest.raises(fastns.SpecError, match="expected one of truncate, kill") as caught:
             Spec(on_output_limit=wrong)  # type: ignore[arg-type]
         assert caught.value.field == "on_output_limit"
 

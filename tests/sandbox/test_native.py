@@ -130,7 +130,6 @@ def test_the_exit_code_is_the_commands(plan: Path, with_init: Path) -> None:
             assert status["limits"] == []
             assert status["truncated"] is False
             assert status["wall_time"] > 0
-            assert {"user_time", "system_time", "max_rss"} == {*status["usage"]}
 
 
 def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
@@ -140,6 +139,7 @@ def test_the_status_has_the_keys_of_fastns_run(plan: Path) -> None:
         _, status = status_of(plan, command)
         assert {**status, "usage": 0, "wall_time": 0} == {**other, "usage": 0, "wall_time": 0}
         assert list(status) == list(other)
+        assert list(status["usage"] or ()) == list(other["usage"] or ())
 
 
 def test_the_exit_code_of_a_signal(with_init: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_plan_file_of_another_user(tmp_path: Path, what: str) -> None:
     os.chown(path if what == "file" else place, 65534, 65534)
     done = execute(path, "true")
     assert done.returncode == 125
-    assert "belongs to uid 65534, neither to you nor to root" in done.stderr
+    assert "is owned by uid 65534, not by you or root" in done.stderr
 
 
 @pytest.mark.as_root
@@ -435,7 +435,7 @@ def test_a_set_user_id_fastns_exec_refuses_to_run(
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, user=65534)
     copy.unlink()
     assert done.returncode == 125
-    assert "fastns-exec has rights of its own" in done.stderr
+    assert "fastns-exec must not be set-user-ID" in done.stderr
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_on_the_command_line(busybox_rootfs: Path, volume: Path) -> None:
     assert cli(*box, "-v", f"{closed}:/mnt:ro,idmap", "--", "ls", "/mnt").returncode == 0
     done = cli(*box, "-v", f"{closed}:/mnt:idmap,noidmap", "--", "ls", "/mnt")
     assert done.returncode == 125
-    assert "'idmap' and 'noidmap' exclude each other" in done.stderr
+    assert "'idmap' and 'noidmap' cannot be combined" in done.stderr
 
 
 # ---- whether a bind keeps owners or is plain ----
@@ -182,7 +182,7 @@ def test_a_volume_that_cannot_be_idmapped(busybox_rootfs: Path, volume: Path, wa
         "0 65534",
     ]
     assert out[4:6] == ["65534 ", "(plain: ramfs cannot be idmapped)"]
-    words = "the bind at /mnt is plain (ramfs cannot be idmapped), so uid 0 inside cannot use files"
+    words = "the bind at /mnt is plain (ramfs cannot be idmapped), so uid 0 inside has no access"
     assert out[6].startswith(f"chdir {errno.EACCES} {words}")
 
 
@@ -213,7 +213,7 @@ for options in (["rbind"], ["rbind", "idmap"]):
 def test_a_volume_that_is_idmapped_already(busybox_rootfs: Path, volume: Path) -> None:
     """The volume's bind is plain. With idmap the start fails."""
     out = script(IDMAPPED, str(busybox_rootfs), str(volume)).splitlines()
-    why = "it is idmapped already, or belongs to another user namespace)"
+    why = "it is already idmapped, or belongs to another user namespace)"
     assert out == [f"plain: {why}", "65534", f"fails: {why}", f"mount {errno.EPERM}"]
 
 

@@ -28,10 +28,10 @@ ATTACKER = r"""
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-static void *traced(void *go)
+static void *traced(void *refused)
 {
-    (void)go;
-    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    if (ptrace(PTRACE_TRACEME, 0, 0, 0) < 0)
+        *(volatile int *)refused = 1;
     return 0;
 }
 int main(int argc, char **argv)
@@ -41,11 +41,12 @@ int main(int argc, char **argv)
     if (!strcmp(argv[1], "kill"))
         return kill(0, n);
     if (!strcmp(argv[1], "trace")) {
+        static int refused;
         for (int i = 0; i < n; i++)
-            pthread_create(&threads[i], 0, traced, 0);
+            refused |= pthread_create(&threads[i], 0, traced, &refused);
         for (int i = 0; i < n; i++)
             pthread_join(threads[i], 0);
-        return 0;
+        return refused ? 3 : 0;
     }
     if (!strcmp(argv[1], "key")) /* adds a key to the session keyring */
         return syscall(SYS_add_key, "user", "fastns-test", "x", 1, -3) < 0;
@@ -91,8 +92,10 @@ def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
 
 
 def test_threads_that_made_the_server_their_tracer_are_reaped(root: Path) -> None:
-    """After PTRACE_TRACEME only the parent, here the server, can reap the thread."""
-    with Template(Spec(rootfs=root, **HOST_NET)) as template:
+    """After PTRACE_TRACEME only the parent, here the server, can reap the thread. The default
+    filter refuses it."""
+    assert run(["attacker", "trace", "1"], spec=Spec(rootfs=root)).returncode == 3
+    with Template(Spec(rootfs=root, seccomp="unconfined", **HOST_NET)) as template:
         for _ in range(3):
             assert template.run(["attacker", "trace", "100"], timeout=20).returncode == 0
             assert template.run(["true"], timeout=20).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import shutil
 import signal
@@ -50,6 +51,38 @@ def test_the_output_so_far_comes_with_the_timeout(busybox: fastns.Plan) -> None:
     with pytest.raises(fastns.TimeoutExpired) as caught:
         fastns.run(["sh", "-c", code], spec=busybox, timeout=0.3, capture_output=True, text=True)
     assert (caught.value.stdout, caught.value.stderr) == ("out\n", "err\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "said", "text"),
+    [
+        ("utf-16", None, "a\\0b\\0c", "ab"),  # no BOM, and half a character at the end
+        ("utf-32", "ignore", "a\\0\\0\\0b", "a"),
+        ("idna", None, "a.xn--tda.", "a.\xfc."),
+        ("utf-8", "test_timeout_fails", "a\\377", "a\ufffd"),
+    ],
+    ids=lambda value: value if value and value.isidentifier() else "",
+)
+def test_no_codec_hides_the_timeout(
+    busybox_rootfs: Path, encoding: str, errors: str | None, said: str, text: str
+) -> None:
+    """Not even codecs and error handlers that fail."""
+
+    def fails(_error: UnicodeError) -> tuple[str, int]:
+        raise RuntimeError
+
+    codecs.register_error("test_timeout_fails", fails)
+    spec = fastns.Spec(rootfs=busybox_rootfs)
+    args = ["sh", "-c", f"printf '{said}'; sleep 300"]
+    mode: Any = {"encoding": encoding, "errors": errors}
+    with pytest.raises(fastns.TimeoutExpired) as caught:
+        fastns.run(args, spec=spec, timeout=0.3, capture_output=True, **mode)
+    assert caught.value.stdout == text
+    with fastns.spawn(args, spec=spec, stdout=fastns.PIPE, **mode) as sandbox:
+        with pytest.raises(fastns.TimeoutExpired) as caught:
+            sandbox.communicate(timeout=0.3)
+        assert caught.value.stdout == text
+        sandbox.kill()
 
 
 def test_daemons_end_with_the_timeout(busybox: fastns.Plan) -> None:

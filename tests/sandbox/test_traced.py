@@ -228,7 +228,7 @@ def ends_of_time(args: list[str], spec: Any) -> Iterator[Callable[[], None]]:
         sandbox = fastns.spawn(args, spec=spec)
         with pytest.raises(TimeoutExpired):
             sandbox.wait(0.5)
-        with pytest.warns(ResourceWarning, match="still runs"):
+        with pytest.warns(ResourceWarning, match="was still running"):
             del sandbox
 
     yield from (run, lambda: run(capture_output=True), batch, kill, drop)

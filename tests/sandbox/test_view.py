@@ -234,7 +234,7 @@ def test_the_hint_of_a_missing_program_works(
     assert tool == Path(mounts[-1].destination)
     assert "/usr, " in hint
     place = str(tool / "bin" / "tool") if way in ("name", "relative") else program
-    assert (f", and run {place}: a relative path" in hint) is (way == "relative")
+    assert (f", and run {place}, because a relative path" in hint) is (way == "relative")
     done = fastns.run([place], spec=Spec(mounts=mounts), capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("at work\n", "")
 
@@ -277,7 +277,7 @@ def test_the_hint_of_a_missing_interpreter(tool: Path) -> None:
         ["/srv/other"], mounts=mounts
     )  # not the host's name
     shown = [Mount(str(other), source=other)]
-    assert f"{tool.parent}/links/linked is not in view" in hint_of([str(other)], mounts=shown)
+    assert f"does not see {tool.parent}/links/linked: " in hint_of([str(other)], mounts=shown)
 
 
 def test_the_hint_of_a_missing_directory(place: Path) -> None:
@@ -326,9 +326,9 @@ def test_the_hint_of_an_argument_out_of_view(place: Path) -> None:
         command = [*FASTNS, "--", "cat", word]
         done = subprocess.run(command, capture_output=True, text=True, cwd=where)
         assert done.returncode == 1
-        assert f"hint: {file} is not in view" in done.stderr
+        assert f"hint: the sandbox does not see {file}: " in done.stderr
         assert f"-v {file}:{file}:ro" in done.stderr
-        assert (f", and give {file}: a relative path" in done.stderr) is (word == "file")
+        assert (f"; pass {file} instead, because" in done.stderr) is (word == "file")
     # There is no hint if the command succeeds, or if the file is in view.
     for words in (["echo", str(file)], ["grep", "-c", "^no such line$", "/etc/passwd"]):
         done = subprocess.run([*FASTNS, "--", *words], capture_output=True, text=True)

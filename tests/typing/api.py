@@ -1,5 +1,6 @@
 """The API as a type checker sees it. mypy checks this file; it is never run (test_types.py)."""
 
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import fastns
@@ -23,7 +24,7 @@ assert_type(template.spawn(["a"], text=True), Sandbox[str])
 with fastns.spawn(["a"], stdout=fastns.PIPE) as handle:
     assert_type(handle.communicate(), tuple[bytes, bytes])
 
-assert_type(fastns.run_batch([["a"], Job(["b"])]), list[Result[bytes]])
+assert_type(fastns.run_batch([["a"], Job(["b"], cwd=Path("/"))]), list[Result[bytes]])
 assert_type(fastns.run_batch([["a"]], text=True, concurrency=2), list[Result[str]])
 assert_type(template.run_batch([["a"]], text=True), list[Result[str]])
 

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -148,36 +149,36 @@ def test_a_deeply_nested_id() -> None:
 
 
 BAD_LINES: list[tuple[bytes, str]] = [
-    (b"7", "7: an object or a list expected"),
-    (b'"ls -l"', "'ls -l': an object or a list expected"),
-    (b"{}", "args: a list of texts expected"),
-    (b'{"args": "ls -l"}', "args: a list of texts expected"),
-    (b'{"args": ["sleep", 1]}', "args: a list of texts expected"),
-    (b"[7]", "args: a list of texts expected"),
+    (b"7", "7: expected an object or a list"),
+    (b'"ls -l"', "'ls -l': expected an object or a list"),
+    (b"{}", "args: expected a list of strings"),
+    (b'{"args": "ls -l"}', "args: expected a list of strings"),
+    (b'{"args": ["sleep", 1]}', "args: expected a list of strings"),
+    (b"[7]", "args: expected a list of strings"),
     (b"[]", "args: empty"),
     (b'[""]', "args: the command is an empty string"),
-    (b'["a\\u0000b"]', "args: 'a\\x00b': NUL bytes"),
+    (b'["a\\u0000b"]', "args: 'a\\x00b': expected text without NUL bytes"),
     (b'["\\ud800"]', "args: "),
-    (b'{"args": ["ls"], "argv": []}', "'argv': no such key: one of args, input, env"),
-    (b'{"args": ["ls"], "input": 7}', "input: 7: a text expected"),
+    (b'{"args": ["ls"], "argv": []}', "'argv': no such key: expected one of args, input, env"),
+    (b'{"args": ["ls"], "input": 7}', "input: 7: expected a string"),
     (b'{"args": ["ls"], "input": "\\ud800"}', "input: "),
-    (b'{"args": ["ls"], "env": ["A=1"]}', "env: ['A=1']: an object of texts expected"),
-    (b'{"args": ["ls"], "env": {"A": 1}}', "env: {'A': 1}: an object of texts expected"),
-    (b'{"args": ["ls"], "env": {"A=": "1"}}', "env: 'A=': a name without '='"),
-    (b'{"args": ["ls"], "cwd": 7}', "cwd: 7: a text expected"),
-    (b'{"args": ["ls"], "cwd": "tmp"}', "cwd: 'tmp': an absolute path"),
+    (b'{"args": ["ls"], "env": ["A=1"]}', "env: ['A=1']: expected an object of strings"),
+    (b'{"args": ["ls"], "env": {"A": 1}}', "env: {'A': 1}: expected an object of strings"),
+    (b'{"args": ["ls"], "env": {"A=": "1"}}', "env: 'A=': expected a name without '='"),
+    (b'{"args": ["ls"], "cwd": 7}', "cwd: 7: expected a string"),
+    (b'{"args": ["ls"], "cwd": "tmp"}', "cwd: 'tmp': expected an absolute path"),
     (b'{"args": ["ls"], "timeout": "2s"}', "timeout: '2s'"),
     (b'{"args": ["ls"], "timeout": true}', "timeout: True"),
-    (b'{"args": ["ls"], "timeout": 0}', "timeout: 0: seconds above zero"),
-    (b'{"args": ["ls"], "timeout": -1}', "timeout: -1: seconds above zero"),
+    (b'{"args": ["ls"], "timeout": 0}', "timeout: 0: expected seconds above zero"),
+    (b'{"args": ["ls"], "timeout": -1}', "timeout: -1: expected seconds above zero"),
     (b'{"args": ["ls"], "timeout": 1e999}', "timeout: inf"),
     (b'{"args": ["ls"], "timeout": NaN}', "NaN is not JSON"),
     (b'{"args": ["ls"], "id": [1e999]}', "not JSON"),
     (b'{"args": ["ls"]', "not JSON: Expecting ',' delimiter (column 16)"),
     (b'["ls"] ["ls"]', "not JSON: Extra data (column 8)"),
     (b'["\xff"]', "not UTF-8"),
-    (b"[" * 100_000, "not JSON"),
-    (b'{"args": ["ls"], "id": ' + b"1" * 5000 + b"}", "not JSON"),
+    (b"[" * 100_000, "cannot read this JSON: "),
+    (b'{"args": ["ls"], "id": ' + b"1" * 5000 + b"}", "cannot read this JSON: "),
 ]
 
 
@@ -203,7 +204,7 @@ def test_the_error_of_a_bad_line(
     jobs_file(place, *['["ls"]'] * 16, '{"args": "ls"}')
     assert main(["batch", "jobs.jsonl"]) == 125
     first = capfd.readouterr().err.splitlines()[0]
-    assert first == "fastns: jobs.jsonl:17: args: a list of texts expected"
+    assert first == "fastns: jobs.jsonl:17: args: expected a list of strings"
 
 
 def test_the_chunks_before_a_bad_line_have_run(
@@ -340,10 +341,10 @@ BAD_OPTIONS: list[tuple[list[str], str]] = [
     (["jobs.jsonl", "-j", "two"], "--concurrency two"),
     (["jobs.jsonl", "--timeout", "soon"], "--timeout soon"),
     (["jobs.jsonl", "--timeout", "0"], "--timeout 0"),
-    (["jobs.jsonl", "--max-output", "0"], "max_output: '0': bytes, or text"),
-    (["jobs.jsonl", "--max-output", "-1"], "max_output: '-1': bytes, or text"),
-    (["jobs.jsonl", "--max-output", "1.5m"], "max_output: '1.5m': bytes, or text"),
-    (["jobs.jsonl", "--max-output", "much"], "max_output: 'much': bytes, or text"),
+    (["jobs.jsonl", "--max-output", "0"], "max_output: '0': expected bytes, or text"),
+    (["jobs.jsonl", "--max-output", "-1"], "max_output: '-1': expected bytes, or text"),
+    (["jobs.jsonl", "--max-output", "1.5m"], "max_output: '1.5m': expected bytes, or text"),
+    (["jobs.jsonl", "--max-output", "much"], "max_output: 'much': expected bytes, or text"),
     (["jobs.jsonl", "-o", "no/where"], "--output no/where: No such file"),
     (["jobs.jsonl", "-o", "jobs.jsonl"], "--output jobs.jsonl: the jobs are read from it"),
     (["jobs.jsonl", "-w", "relative"], "relative"),
@@ -377,6 +378,7 @@ def test_help_describes_jobs_and_results(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["batch", "--help"]) == 0
     text = capsys.readouterr().out
     words = (*_jsonl.KEYS, "truncated", "stdout_base64", "--max-output", "--rootfs", "example:")
+    words += tuple({field.name for field in fields(Usage)} - {"max_rss_exact"})
     assert [word for word in words if word not in text] == []
     assert max(map(len, text.splitlines())) <= 80
 
@@ -395,7 +397,7 @@ def test_a_spec_that_no_template_accepts_runs_from_a_plan(
     jobs_file(place, '["ls"]')
     assert main(["batch", "jobs.jsonl", *(["--verbose"] if verbose else [])]) == 0
     assert layer.origin is plan
-    told = "fastns: batch: from the compiled plan, as a template is not possible: init: not here\n"
+    told = "fastns: batch: using the compiled plan, not a template: init: not here\n"
     assert capfd.readouterr().err == (told if verbose else "")
 
 
@@ -403,7 +405,7 @@ def test_verbose_names_the_template(
     layer: Layer, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["batch", "--verbose", "/dev/null"]) == 0
-    assert capfd.readouterr().err == "fastns: batch: from a template\n"
+    assert capfd.readouterr().err == "fastns: batch: using a template\n"
 
 
 # ---- results ----

@@ -275,11 +275,11 @@ def test_what_is_isolated(isolates: tuple[str, ...], told: str) -> None:
 
 def test_the_legend_names_every_contender() -> None:
     assert legend(BOXES) == (
-        "pid, mount, uts, ipc, cgroup namespaces; /proc, /tmp, /run, /dev of its own; "
+        "pid, mount, uts, ipc, cgroup namespaces; its own /proc, /tmp, /run, /dev; "
         "the host's directories, read-only"
     )
     assert legend(Sandboxes("/x", "/y", False)) == (
-        "pid, mount, uts, ipc, cgroup, user namespaces; /proc, /tmp, /run, /dev of its own; "
+        "pid, mount, uts, ipc, cgroup, user namespaces; its own /proc, /tmp, /run, /dev; "
         "the given root, read-only"
     )
 
@@ -318,7 +318,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
 def test_it_says_what_was_started(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
     out = capsys.readouterr().out
-    assert "Started is fastns/_program, " in out
+    assert "Each start runs fastns/_program, " in out
     assert out.splitlines()[-1] == summary(rows)
 
 
@@ -366,7 +366,7 @@ def test_it_fails_only_if_fastns_can_start_nothing(
     rows[:] = found
     assert main(["bench"]) == code
     said = capsys.readouterr().err.splitlines()
-    told = ["fastns: bench: fastns could start nothing", f"hint: {_bench.DOCTOR}"]
+    told = ["fastns: bench: fastns could not start anything", f"hint: {_bench.DOCTOR}"]
     assert said == (told if code else [])
 
 

@@ -15,18 +15,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import plans
 import pytest
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, errors
+from fastns import IDMapping, Mount, Rlimit, SpawnError, Spec, SpecError, errors
 from fastns._command import cause_of
 from fastns.cli import VERBS, _docker, main
+from fastns.cli._errors import complain_of
+from fastns.cli._flags import GROUPS
 from fastns.cli._parser import parser_of
 from fastns.cli.run import handles_sigint
 from fastns.sandbox import Usage
 
 ME = f"{os.getuid()}:{os.getgid()}"
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+USAGE = Usage(0.25, 0.5, 4096, True)
 LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -36,7 +40,7 @@ class FakeSandbox:
     def __init__(self, returncode: int | None) -> None:
         self.pid = os.getpid()
         self.pidfd, self._other_end = os.pipe()
-        self.usage = Usage(0.25, 0.5, 4096, True)
+        self.usage = USAGE
         self.cause: str | None = None
         self.limits = ("memory", "cpus")
         self.wall_time = 0.75
@@ -382,6 +386,13 @@ def test_flags_become_a_spec(
     assert layer.spec == expected_spec(fields, here)
 
 
+def test_every_flag_has_a_row() -> None:
+    """A flag that spec_of() does not read would be accepted, and ignored."""
+    tried = {word.partition("=")[0] for words, _ in SPEC_CASES for word in words}
+    for _, names, *_ in (flag for flags in GROUPS.values() for flag in flags):
+        assert tried & {*names.split()}, names
+
+
 def expected_spec(fields: dict[str, Any], here: str) -> Spec:
     """The Spec of a row of the table, in which each kind of namespace has a key."""
     fields = dict(fields)
@@ -469,15 +480,17 @@ BAD_CASES: list[tuple[list[str], str]] = [
     (["--security-opt", "magic", "true"], "--security-opt magic"),
     (["-m", "lots", "true"], "lots"),
     (["--pids-limit", "few", "true"], "--pids-limit few"),
+    (["--pids-limit", "1_0", "true"], "--pids-limit 1_0"),
+    (["--cpus", "\u0661", "true"], "--cpus \u0661"),
     (["--cpus", "x", "true"], "--cpus x"),
     (["--cpus", "", "true"], "--cpus : not a number"),
     (["--pid", "", "true"], "--pid : not a namespace mode"),
-    (["--timeout", "", "true"], "--timeout : not a time"),
+    (["--timeout", "", "true"], "--timeout : expected a time"),
     (["--hostname", "", "true"], "hostname: ''"),
     (["--io", "8:0", "true"], "--io 8:0"),
     (["--ulimit", "nofile", "true"], "--ulimit nofile"),
     (["--ulimit", "nofile=many", "true"], "--ulimit nofile=many"),
-    (["--ulimit", "magic=1", "true"], "'magic': one of cpu"),
+    (["--ulimit", "magic=1", "true"], "'magic': expected one of cpu"),
     (["--ulimit", "nofile=2:1", "true"], "2"),
     (["--timeout", "soon", "true"], "--timeout soon"),
     (["--timeout", "0", "true"], "--timeout 0"),
@@ -514,7 +527,9 @@ def test_a_wrong_flag_is_125_and_two_lines(
     [
         (["run", "--hostnam", "x", "true"], "did you mean --hostname?"),
         (["run", "-rm", "true"], "did you mean --rm?"),
-        (["run", "--mem", "5m", "true"], "see fastns run --help"),
+        (["run", "--mem", "5m", "true"], "did you mean --memory or --memory-swap?"),
+        (["run", "--time", "5", "true"], "did you mean --timens or --timeout?"),
+        (["compile", "--mem", "5m"], "see fastns compile --help"),
         (["run", "--port", "5", "true"], "see fastns run --help"),
         (["doctor", "-p", "5"], "see fastns doctor --help"),
         (["rnu"], "did you mean run?"),
@@ -530,6 +545,13 @@ def test_the_hint_names_the_closest_word(
 ) -> None:
     assert main(words) == 125
     assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint}"
+
+
+def test_an_unprivileged_callers_error_names_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        plans.decided(Spec(namespaces={"user": "host"}), plans.USER)
+    complain_of(caught.value, "run")
+    assert capsys.readouterr().err.endswith(" with --userns host: leave it out\n")
 
 
 def test_dockers_words_get_a_hint(
@@ -766,7 +788,7 @@ def test_status_of_an_exit(layer: Layer) -> None:
             "exit_code": 3,
             "signal": None,
             "cause": "exited",
-            "usage": {"user_time": 0.25, "system_time": 0.5, "max_rss": 4096},
+            "usage": USAGE.as_dict(),
             "wall_time": 0.75,
             "limits": ["memory", "cpus"],
             "truncated": False,
@@ -861,7 +883,7 @@ def test_status_fd_must_not_be_the_commands_stdio(
     assert (tmp_path / "other").read_text()
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
     name = ("stdin", "stdout", "stderr")[stream]
-    assert told.count(f"the command has it as {name},") == 3
+    assert told.count(f"this is the command's {name},") == 3
 
 
 def test_the_error_names_the_status_fd_by_its_number(
@@ -881,7 +903,7 @@ def test_the_error_names_the_status_fd_by_its_number(
         os.close(own)
     assert layer.calls == 0
     told = (tmp_path / "file").read_text() + capfd.readouterr().err
-    assert "--status-fd 2: the command has it as stderr" in told
+    assert "--status-fd 2: this is the command's stderr" in told
     assert "3>status.json" in told
 
 

@@ -135,7 +135,7 @@ def test_only_a_regular_file_of_limited_size_is_read(root: Path, kind: str) -> N
     else:
         with passwd.open("wb") as file:
             file.truncate(1 << 40)
-    with pytest.raises(UsageError, match=r"is no regular file|has more than 4194304 bytes"):
+    with pytest.raises(UsageError, match=r"is not a regular file|has more than 4194304 bytes"):
         spec("--rootfs", str(root), "-u", "sam")
 
 

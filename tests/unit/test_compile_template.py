@@ -104,6 +104,6 @@ def test_the_bind_of_the_servers_sysfs_follows_no_links() -> None:
 
 @pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])
 def test_only_a_spec_is_accepted(spec: Any) -> None:
-    with pytest.raises(SpecError, match="a Spec, or None, expected") as caught:
+    with pytest.raises(SpecError, match="expected a Spec, or None") as caught:
         fastns.Template(spec)
     assert caught.value.field == "spec"

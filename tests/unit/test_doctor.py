@@ -211,7 +211,7 @@ def test_missing_system_calls_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in _machine.SYSTEM_CALLS:
-        assert _machine.system_call(name) == Finding(True, "there")
+        assert _machine.system_call(name) == Finding(True, "available")
     monkeypatch.setitem(_machine.SYSTEM_CALLS, "clone3", 4000)  # no call has this number
     assert _machine.system_call("clone3").detail == "Function not implemented (ENOSYS)"
 
@@ -308,7 +308,7 @@ def test_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("uid_map", "nnp", "caps", "detail"),
     [
-        ("0 1000 1\n", 0, 0xC0, "this user namespace has one id: there is no range to be mapped"),
+        ("0 1000 1\n", 0, 0xC0, "this user namespace has one id: it has no range to map"),
         ("0 1000 500\n", 0, 0xC0, "the 500 ids of this user namespace, without newuidmap"),
         ("0 1000 500\n", 1, 0, "newuidmap gains no rights under no_new_privileges"),
         (HOSTS, 1, 0, "newuidmap gains no rights under no_new_privileges"),

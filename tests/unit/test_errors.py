@@ -117,7 +117,7 @@ def test_the_others_are_pickled() -> None:
 # ---- hints ----
 
 HINTS = [
-    ("clone", errno.ENOSPC, None, "not a disk"),
+    ("clone", errno.ENOSPC, None, "not about disk space"),
     ("clone", errno.EAGAIN, None, "pids.max"),
     ("clone", errno.EAGAIN, None, "RLIMIT_NPROC"),
     ("clone", errno.ENOMEM, None, "pid namespace has ended"),
@@ -129,6 +129,7 @@ HINTS = [
     ("rootfs", errno.ENOENT, "/r", "fastns rootfs build"),
     ("overlay", errno.EPERM, None, "Linux 5.11"),
     ("overlay", errno.ENODEV, None, "modprobe overlay"),
+    ("mount", errno.ENOENT, "/proc", "at least /proc, /sys, /dev, /tmp and /run"),
     ("mount", errno.EPERM, "/proc", "systempaths=unconfined"),
     ("mount", errno.EPERM, "/sys", "network namespace of its own"),
     ("mount", errno.EPERM, "/mnt", "does not allow this mount"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from plans import of_this_caller
 
-from fastns import SpawnError, Spec, SpecError, compile
+from fastns import SpawnError, Spec, SpecError, _core, compile
 from fastns._command import cause_of
 from fastns._policy import cgroup_plan, cgroups
 from fastns.limits import Limits, parse_size
@@ -386,6 +386,13 @@ FILTERED = SimpleNamespace(filtered=True)  # in place of a Plan with a filter
 def test_the_cause(cause: str, returncode: int, facts: dict[str, Any]) -> None:
     counts = facts.pop("counts", None)
     assert cause_of(returncode, counts, **facts) == cause
+
+
+def test_a_pool_that_cannot_be_made_closes_its_fds() -> None:
+    fds = [os.dup(0) for _ in range(9)]
+    with pytest.raises(ValueError, match="too many"):
+        _core.CgroupPool(tuple((fd, True) for fd in fds), (), (), None, 0)
+    assert [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")] == []
 
 
 def test_limits_can_be_replaced() -> None:

@@ -28,7 +28,7 @@ def manual() -> ModuleType:
 
 
 def test_the_page_is_up_to_date(manual: ModuleType) -> None:
-    assert (DOCS / "fastns.1").read_text() == manual.page(), "make manual writes it anew"
+    assert (DOCS / "fastns.1").read_text() == manual.page(), "out of date: run make manual"
 
 
 def test_it_has_every_option_of_help(

@@ -91,16 +91,17 @@ def test_all_fields_that_take_a_cgroup_are_refused() -> None:
         ([], "no -o PLAN given"),
         (["-o", "x/a.plan"], "-o x/a.plan: x: No such file or directory"),
         (["-o", "."], "-o .: a directory"),
-        (["-o", "a", "--timeout", "0"], "--timeout 0: not a time above zero"),
+        (["-o", "a", "--timeout", "0"], "--timeout 0: expected a time above zero"),
         (["-o", "a", "--timeout", "9999999h"], "--timeout 9999999h: too long"),
-        (["-o", "a", "--status-fd", "3"], "--status-fd: not a part of a plan"),
+        (["-o", "a", "--status-fd", "3"], "--status-fd: cannot be stored in a plan"),
         (
             ["-o", "a", "--max-output", "x"],
-            'max_output: \'x\': bytes, or text such as "64m" or "1g" expected',
+            'max_output: \'x\': expected bytes, or text such as "64m" or "1g"',
         ),
-        (["-o", "a", "-t"], "-t: not a part of a plan"),
+        (["-o", "a", "-t"], "-t: cannot be stored in a plan"),
         (["-o", "a", "--uts", "x"], "--uts x: not a namespace mode"),
         (["-o", "a", "true"], "unexpected argument: true"),
+        (["-o", "a", "--", "true", "-x"], "unexpected argument: --"),
     ],
 )
 def test_wrong_arguments(
@@ -114,6 +115,14 @@ def test_wrong_arguments(
     assert main(["compile", *words]) == 125
     assert capsys.readouterr().err.splitlines()[0] == f"fastns: {error}"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [["true"], ["--", "true"], ["true", "-x"]])
+def test_a_command_in_a_plan_is_said_to_belong_to_the_program(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["compile", "-o", "a", *words]) == 125
+    assert capsys.readouterr().err.splitlines()[1].endswith(": fastns-exec PLAN -- COMMAND")
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +176,7 @@ def test_help_and_version() -> None:
         *(
             (
                 ["--timeout", text, "a", "b"],
-                f"--timeout {text}: not a time above zero, of at most 2^32 seconds",
+                f"--timeout {text}: expected a time above zero and at most 2^32 seconds",
             )
             for text in ("", "0", "-1", "1x", "s", ".", "1.2.3", "1 s", "1s ", "1m30", "99999999h")
         ),
@@ -177,8 +186,8 @@ def test_help_and_version() -> None:
         (["--status-fd", "9" * 30, "a"], f"--status-fd {'9' * 30}: not an open file descriptor"),
         (
             ["--status-fd", "1", "a", "b"],
-            "--status-fd 1: the command has it as stdout, and could forge or break what is written "
-            "there",
+            "--status-fd 1: this is the command's stdout, so the command could forge or damage the "
+            "status",
         ),
     ],
 )

@@ -14,11 +14,11 @@ import support
 from bpf import ALLOW, ARCHES, ERRNO, KILL_PROCESS, X32_BIT, Model, interpret, name_of, together
 
 from fastns import SpecError, _filters, seccomp
-from fastns._policy.libseccomp import NEWER
 from fastns._policy.seccomp_default import SETUP, anything_but, parts
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 NUMBERS = range(1024)
+UNKNOWN_TO_SOME = 448  # libseccomp 2.5.2 knows all calls below
 EDGES = (
     *(0, 1, 2, 3, 10, 16, 17, 38, 40, 58, 59, 132, 262, 0x5412, 0x541C, 0x5413, 0x5411, 0x80),
     *(1 << bit for bit in range(64)),
@@ -190,7 +190,7 @@ def test_packaged_filters_answer_like_libseccomps(filters, others, setid, machin
     compared = 0
     for number in (*NUMBERS, X32_BIT, X32_BIT | 1, 2**32 - 1):
         name = name_of(number, machine)
-        if name in NEWER and machine != os.uname().machine:
+        if number >= UNKNOWN_TO_SOME and machine != os.uname().machine:
             continue
         for args in combinations(name, number):
             answers = [

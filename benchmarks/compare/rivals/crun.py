@@ -9,7 +9,7 @@ import fastns
 from compare.rivals import _oci, _program
 
 NAME = "crun"
-NOTE = "keeps no capabilities; told to leave cgroups alone"
+NOTE = "keeps no capabilities; cgroups disabled"
 
 
 def find() -> str:

@@ -10,7 +10,7 @@ import fastns
 from compare.rivals import _program
 
 NAME = "kern"
-NOTE = "and a user namespace, a /dev, a masked /proc; told to leave cgroups alone"
+NOTE = "and a user namespace, a /dev, a masked /proc; cgroups disabled"
 
 
 def find() -> str:

@@ -11,7 +11,7 @@ def find() -> str:
 
 
 def version() -> str:
-    return "tells none"  # it has no option for that
+    return "not reported"  # it has no option for that
 
 
 class Rival(_program.Program):

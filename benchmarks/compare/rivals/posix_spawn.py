@@ -13,7 +13,7 @@ def find() -> str:
 
 
 def version() -> str:
-    return "of Python"
+    return "Python's"
 
 
 class Rival:

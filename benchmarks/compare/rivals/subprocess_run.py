@@ -11,7 +11,7 @@ def find() -> str:
 
 
 def version() -> str:
-    return "of Python"
+    return "Python's"
 
 
 class Rival(Program):

@@ -31,11 +31,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     Args: spec: a Spec; None is Spec(). A relative rootfs is resolved now, in the working directory.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
-    if spec is None:
-        spec = DEFAULT_SPEC
-    elif not isinstance(spec, Spec):
-        raise wrong("spec", spec, "a Spec, or None,")
-    spec = with_profile(spec)
+    spec = checked(spec)
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     cwd = os.getcwd() if relative else "/"
     layout = resolver = None
@@ -46,8 +42,12 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     return _compiled(spec, Caller.current(), cwd, layout, resolver)
 
 
-def with_profile(spec: Spec) -> Spec:
-    """The spec with the seccomp profile read from its file."""
+def checked(spec: Spec | None) -> Spec:
+    """The spec, None being the default one, with the seccomp profile read from its file."""
+    if spec is None:
+        return DEFAULT_SPEC
+    if not isinstance(spec, Spec):
+        raise wrong("spec", spec, "a Spec, or None")
     profile = spec.seccomp
     if not isinstance(profile, str) or profile in ("default", "unconfined"):
         return spec

@@ -310,7 +310,7 @@ def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tup
     if kinds and not caller.capabilities & CAP_SYS_PTRACE:
         raise SpecError(
             "capabilities",
-            "to have namespaces in which they count, root needs CAP_SYS_PTRACE: give it to "
+            "for namespaces in which capabilities count, root needs CAP_SYS_PTRACE: give it to "
             "this process (of an outer container: --cap-add SYS_PTRACE), or say "
             "namespaces={'user': 'host'}, where they count on the host",
         )
@@ -332,8 +332,8 @@ def _range(spec: Spec, caller: Caller) -> Ids | None:
         if max(wanted, default=0) >= ids[2]:
             raise SpecError(
                 field,
-                f"{max(wanted)}: below {ids[2]} expected, the ids of its user namespace; "
-                "namespaces={'user': 'host'} has all",
+                f"{max(wanted)}: expected an id below {ids[2]}, as the sandbox has no others; "
+                "namespaces={'user': 'host'} allows all ids",
             )
     return ids
 

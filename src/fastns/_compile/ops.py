@@ -23,8 +23,8 @@ PROC_MAGIC, SYSFS_MAGIC = 0x9FA0, 0x62656572  # statfs(2)
 
 @record(frozen=True)
 class Op:
-    """One step of the program, as csrc/shared/plan.h describes it. `flags` and `arg` are unsigned;
-    `note` is shown by a dry run."""
+    """One step of the program, as csrc/shared/plan.h describes it. `flags` and `arg` are unsigned,
+    so a value that may be negative needs an offset. `note` is shown by a dry run."""
 
     code: str
     stage: str

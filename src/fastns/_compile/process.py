@@ -110,7 +110,8 @@ def keyring(spec: Spec, how: int = 0) -> Op:
 
 
 def command(d: Decisions) -> Iterator[Op]:
-    """The last ops, once everything around the command is in place. Their order matters."""
+    """The ops that follow once everything around the command is in place, of a direct start and of
+    a template's sandbox. Their order matters."""
     spec = d.spec
     yield from _limits(spec)
     yield Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}")

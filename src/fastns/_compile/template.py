@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _view
-from fastns._compile import DEFAULT_SPEC, made, process, root, with_profile
+from fastns._compile import checked, made, process, root
 from fastns._compile.decide import DEV, Caller, Decisions, decide
 from fastns._compile.ops import Op
 from fastns._spec_values import IDMapping, Mount, parsed, with_options
@@ -30,8 +30,7 @@ SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
     """The plan of a template's server; its `sandbox` is the plan of each sandbox. Raises: SpecError
     when the spec asks for what this caller, or a template, cannot have."""
-    whole = with_profile(spec or DEFAULT_SPEC)
-    return compile_template_for(whole, Caller.current(), None, netns_pool)
+    return compile_template_for(checked(spec), Caller.current(), None, netns_pool)
 
 
 def compile_template_for(
@@ -62,7 +61,7 @@ def decide_template(
         caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
     d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
     if d.id_map not in ("none", "self", "range"):
-        _refuse("user", "ids other than the caller's need a range, which is not there yet")
+        _refuse("user", "ids other than the caller's, which need a range of ids")
     own_user = d.id_map == "self"
     # A sandbox may only mount the /sys of a network namespace that its user namespace owns.
     shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
@@ -72,7 +71,9 @@ def decide_template(
     for destination in () if spec.overlay else (*by_server, *spec.files):
         for path in places:
             if destination.startswith(path + "/"):
-                _refuse("mounts", f"{destination}: {path} is empty in each sandbox")
+                _refuse(
+                    "mounts", f"{destination} is below {path}, which starts empty in each sandbox"
+                )
     split = d.filter == "whole"
     bounds_all = d.id_map == "none"  # a new user namespace would give a full set again
 
@@ -112,20 +113,20 @@ def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
         if spec.namespace(kind) != "new":
             _refuse("namespaces", f"{kind}={spec.namespace(kind)!r}: each sandbox has its own")
     if netns_pool and spec.namespace("network") != "new":
-        raise SpecError("netns_pool", "its sandboxes have no network namespaces of their own")
+        raise SpecError("netns_pool", "only for sandboxes with a new network namespace")
     for kind in ("user", "time"):
         if spec.namespace(kind).startswith("/"):
             _refuse("namespaces", f"it cannot join a {kind} namespace")
     if spec.init:
-        _refuse("init", "there is no reaper in its sandboxes yet")
+        _refuse("init", "its sandboxes cannot have an init yet")
     if spec.root_mode != "pivot_root":
-        _refuse("root_mode", "'pivot_root' expected")
+        _refuse("root_mode", "expected 'pivot_root'")
     if spec.uid_mappings or spec.gid_mappings:
-        _refuse("uid_mappings", "ranges of ids are not there yet")
+        _refuse("uid_mappings", "ranges of ids are not supported yet")
 
 
 def _refuse(field: str, why: str) -> None:
-    raise SpecError(field, f"a Template cannot have this: {why}")
+    raise SpecError(field, f"a Template does not support this: {why}")
 
 
 def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:

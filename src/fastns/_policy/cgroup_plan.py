@@ -35,9 +35,9 @@ START_MEMORY = 512 << 10
 WRITES = ("wbps", "wiops")
 BUFFERED = (
     "wbps and wiops cannot be enforced here: only cgroup version 2, with the io and memory "
-    "controllers, knows whose a buffered write is. Limit reads alone (rbps, riops), or give "
-    "require_limits=False: the rates then hold for direct and synchronous writes, and io is not "
-    "among the enforced limits"
+    "controllers, records which cgroup a buffered write belongs to. Limit reads alone (rbps, "
+    "riops), or give require_limits=False: the rates then hold for direct and synchronous writes, "
+    "and io is not among the enforced limits"
 )
 # Limit -> the controller that enforces it, by its name in version 2. Version 1 calls io blkio.
 CONTROLLER = {
@@ -269,7 +269,7 @@ def _check_cpus(cpuset: str, file: str) -> None:
     have = {cpu for first, last in ranges_of(there) for cpu in range(first, last + 1)}
     for first, last in ranges_of(cpuset):
         if have and not all(cpu in have for cpu in range(first, last + 1)):
-            reason = f"{shown(cpuset)}: some of CPUs {there} expected, no others are here"
+            reason = f"{shown(cpuset)}: only CPUs {there} are available"
             raise SpecError("cpuset", reason)
 
 
@@ -282,7 +282,7 @@ def _device(name: str) -> str:
     except OSError as exc:
         raise SpecError("io", f"{name}: {exc.strerror}") from None
     if not stat.S_ISBLK(status.st_mode):
-        raise SpecError("io", f"{name}: a block device expected")
+        raise SpecError("io", f"{name}: expected a block device")
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
 
 
@@ -386,12 +386,12 @@ def _check_place(hierarchy: Hierarchy, parent: str, controllers: tuple[str, ...]
     # cgroups (cgroups(7)).
     common = os.path.commonpath((hierarchy.own, parent))
     if not os.access(f"{common}/{PROCS}", os.W_OK):
-        reason = f"processes of {hierarchy.own} may not be moved from one to another below it"
+        reason = f"the caller cannot move processes out of {hierarchy.own}"
         raise Unfit(errno.EACCES, reason, f"{common}/{PROCS}")
     available = words(f"{parent}/cgroup.controllers")
     for name in controllers:
         if name not in available:
-            raise Unfit(errno.ENODEV, f"the {name} controller was not given to it", parent)
+            raise Unfit(errno.ENODEV, f"the {name} controller is not available in it", parent)
     for directory in (parent, group):
         if os.path.isdir(directory):
             _check_subtree_control(directory, controllers)

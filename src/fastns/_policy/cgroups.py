@@ -174,10 +174,8 @@ def _set(directory: str, file: str, text: str, limit: str) -> None:
     except SpawnError as exc:
         if exc.errno not in REFUSED:
             raise
-        allowed = ALLOWED.get(limit, "what this kernel has, and the cgroups above allow,")
-        reason = (
-            f"the kernel does not take {text!r} for {file} ({exc.strerror}): {allowed} expected"
-        )
+        allowed = ALLOWED.get(limit, "what this kernel has and the parent cgroups allow")
+        reason = f"the kernel rejects {text!r} for {file} ({exc.strerror}): expected {allowed}"
         raise SpecError(limit, reason) from None
 
 
@@ -199,7 +197,7 @@ def _failing(path: str, text: str | None = None) -> Iterator[None]:
         raise
     except OSError as exc:
         known = text is None or exc.errno not in REFUSED
-        hint = None if known else f"the kernel does not take {text!r}"
+        hint = None if known else f"the kernel rejects {text!r}"
         raise SpawnError("cgroup", exc.errno or errno.EIO, path=path, hint=hint) from None
 
 

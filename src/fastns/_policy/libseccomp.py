@@ -21,10 +21,9 @@ ACT_KILL_PROCESS = 0x80000000
 ATTR_ACT_BADARCH, ATTR_CTL_OPTIMIZE, ATTR_API_SYSRAWRC = 2, 8, 9  # enum scmp_filter_attr
 BINARY_TREE = 2
 UNKNOWN = -1  # __NR_SCMP_ERROR
-NEW = 448  # libseccomp 2.5.2 and later know all calls with a lower number
 OPERATORS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
-# Calls that the library may be too old to know; their numbers are the same everywhere.
-NEWER = {name: number for name, number in numbers("x86_64").items() if number >= NEW}
+# Calls that the library may be too old to know. From 424 on, numbers are the same everywhere.
+NEWER = {name: number for name, number in numbers("x86_64").items() if number >= 424}
 
 
 class Comparison(ctypes.Structure):
@@ -45,7 +44,7 @@ def _library() -> ctypes.CDLL:
     except OSError as exc:
         raise SpecError(
             "seccomp",
-            f"{exc}: install libseccomp (Debian: libseccomp2), or give seccomp='unconfined'",
+            f"{exc}: install libseccomp (Debian: libseccomp2), or use seccomp='unconfined'",
         ) from None
     name, number, pointer = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p
     for function, result, *arguments in (
@@ -116,18 +115,22 @@ class Filter:
         syscalls.py knows. It also applies to a call that the library cannot add for all of the
         architectures. If the rule is stricter than the default, that is an error instead."""
         number = _library().seccomp_syscall_resolve_name(name.encode())
-        if number == UNKNOWN:
+        unknown = number == UNKNOWN
+        if unknown:
             if name not in NEWER:
                 return
             number = NEWER[name]
         compared = [Comparison(at, OPERATORS[op], one, two) for at, op, one, two in args]
         array = (Comparison * len(args))(*compared)
         result = self._call("rule_add_array", action, number, len(args), array)
-        if result and (_rank(action) < _rank(self._default) or not (number < 0 or name in NEWER)):
-            why = os.strerror(-result)
-            if self._several and name in NEWER:
-                why = "not known for several architectures; one, or a newer library, expected"
-            raise SpecError("seccomp", f"{name}: {why} (libseccomp)")
+        if result and (_rank(action) < _rank(self._default) or not (number < 0 or unknown)):
+            why = f"{os.strerror(-result)} (libseccomp)"
+            if self._several and unknown:
+                why = (
+                    "unknown to this libseccomp for several architectures; list one, or install a "
+                    "newer libseccomp"
+                )
+            raise SpecError("seccomp", f"{name}: {why}")
 
     def export(self, *, sort: bool = False) -> bytes:
         """The filter's instructions (struct sock_filter, 8 bytes each).

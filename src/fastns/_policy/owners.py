@@ -33,7 +33,7 @@ def plain(source: str, recursive: bool, can_idmap: CanIdmap) -> str | None:
             if below and plain(point, False, can_idmap) is not None:
                 return f"{kind} at {point} cannot be idmapped"
     if code == errno.EPERM:
-        return "it is idmapped already, or belongs to another user namespace"
+        return "it is already idmapped, or belongs to another user namespace"
     return f"{_kind(source)} cannot be idmapped"
 
 
@@ -63,8 +63,8 @@ def hint(plan: Plan, place: str, general: str | None) -> str | None:
     if reason is None:
         return general
     words = (
-        f"the bind at {at} is plain ({reason}), so uid 0 inside cannot use files that only root "
-        "may use"
+        f"the bind at {at} is plain ({reason}), so uid 0 inside has no access to files that only "
+        "root may use"
     )
     return f"{words}; or {general}" if general else words
 

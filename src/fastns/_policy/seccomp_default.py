@@ -62,7 +62,7 @@ ALLOWED = {
         clock_getres clock_gettime clock_nanosleep getitimer gettimeofday nanosleep setitimer time
         timer_create timer_delete timer_getoverrun timer_gettime timer_settime times
     """,
-    "ids, as far as there are any": """
+    "ids and Landlock": """
         capget capset getegid geteuid getgid getgroups getresgid getresuid getuid landlock_add_rule
         landlock_create_ruleset landlock_restrict_self setfsgid setfsuid setgid setgroups setregid
         setresgid setresuid setreuid setuid
@@ -74,7 +74,7 @@ ALLOWED = {
         mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv
         msgsnd semctl semget semop semtimedop shmat shmctl shmdt shmget
     """,
-    "what there is": "getrandom sysinfo uname",
+    "system information and random numbers": "getrandom sysinfo uname",
 }
 
 # Capability -> calls that are refused without it. None: calls that are always refused.

@@ -6,7 +6,7 @@ import re
 
 _NO_IMAGES = (
     "there are no images: --rootfs DIR takes a directory, such as `fastns rootfs build` makes; "
-    "without it the host's system directories are in view"
+    "without it the sandbox sees the host's system directories"
 )
 _INSTEAD = {
     "stdin, stdout and stderr are always connected: leave it out": "-a --attach --detach-keys",
@@ -31,7 +31,7 @@ _INSTEAD = {
         "--oom-kill-disable --oom-score-adj",
     "no ports are published: with --network host the command listens on the host's own addresses":
         "-p -P --publish --publish-all --expose",
-    "fastns prints nothing of its own but errors: leave it out": "-q --quiet",
+    "fastns itself prints only errors: leave it out": "-q --quiet",
     "there is no entrypoint: the command follows the options": "--entrypoint",
     "bind the driver's device files with the option dev, such as "
     "-v /dev/nvidia0:/dev/nvidia0:dev, and its libraries where they are not in /usr": "--gpus",
@@ -41,7 +41,7 @@ _INSTEAD = {
     "give what is needed by name: --cap-add NAME, --security-opt seccomp=unconfined, "
     "--security-opt systempaths=unconfined, --userns host": "--privileged",
     _NO_IMAGES: "--pull",
-    "nothing is started again: use a loop of the shell, or Restart= of a systemd unit":
+    "fastns does not restart commands: use a loop of the shell, or Restart= of a systemd unit":
         "--restart",
     "fastns is the runtime: leave it out": "--runtime",
     "--tmpfs /dev/shm:size=64m": "--shm-size",
@@ -55,7 +55,7 @@ _INSTEAD = {
 OPTIONS = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
 """An option of docker run -> the hint."""
 
-_STAYS = "no sandbox stays after its command: `fastns run` starts one and waits for it"
+_STAYS = "a sandbox ends with its command: `fastns run` starts one and waits for it"
 VERBS = {
     **dict.fromkeys(("attach", "exec", "kill", "logs", "ps", "rm", "start", "stop"), _STAYS),
     **dict.fromkeys(("create", "inspect", "wait"), _STAYS),

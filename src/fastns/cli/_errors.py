@@ -34,6 +34,7 @@ FLAG_OF_FIELD = {
 
 FLAG_OF_WORDS = {
     "; names are not looked up": "",
+    " with user='host': leave 'user' out, or say 'new'": " with --userns host: leave it out",
     "cgroup_parent": "--cgroup-parent",
     "default_mounts=False": "--no-default-mounts",
     "gid_mappings": "--gidmap",

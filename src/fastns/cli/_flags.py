@@ -1,6 +1,7 @@
 """The flags of `fastns run`, `batch` and `compile` that describe a sandbox, and the Spec they make.
 
-_values.py reads the values of most flags. It is imported only if one of them is set. The Spec
+_values.py reads the values of most flags, those in READ. It is imported only if one of them is set.
+VERBATIM has those whose text a field takes as it is; spec_of() itself reads the others. The Spec
 itself checks the types of mounts, absolute paths and contradictions. _errors.py finds the flag for
 the field that a SpecError names.
 """
@@ -34,8 +35,8 @@ ROOT = (
 CONTENT = (
     (MOUNT, "-v --volume", "SRC:DST[:OPTIONS]", "bind a host file or directory. OPTIONS: ro, dev "
      "(its device files work) and, for root, idmap (keep the owners of its files, or fail if the "
-     "file system cannot) or noidmap (root's files belong to nobody inside). Default for root: "
-     "idmap if the file system can, else noidmap"),
+     "file system does not support it) or noidmap (root's files belong to nobody inside). Default "
+     "for root: idmap if the file system supports it, else noidmap"),
     (MOUNT, "--mount", "type=T,src=S,dst=D[,ro]", "add a mount of type bind, tmpfs, proc, ..."),
     (MOUNT, "--tmpfs", "DST[:size=64m]", "mount an empty directory in memory"),
     (ONE, "--tmpfs-size", "BYTES", "size of each tmpfs that has no size= of its own"),
@@ -53,8 +54,8 @@ NAMESPACES = (
     (ONE, "--uts", "MODE", "host name and NIS domain name"),
     (ONE, "--ipc", "MODE", "System V IPC and POSIX message queues"),
     (ONE, "--network --net", "MODE", "network: none (only lo; the default), host, or a path"),
-    (ONE, "--userns", "MODE", "user ids: auto (the default; started by root: a range of ids), "
-     "host, private, keep-id (the caller's own ids), or a path"),
+    (ONE, "--userns", "MODE", "user ids: auto (default; for root: a range of ids), host, "
+     "private, keep-id (the caller's own ids), or a path"),
     (ONE, "--cgroupns", "MODE", "the view of the cgroup tree"),
     (ONE, "--mountns", "MODE", "mounts"),
     (ONE, "--timens", "MODE", "monotonic and boot clocks (default: host)"),
@@ -70,8 +71,8 @@ PROCESS = (
     (MANY, "--env-file", "FILE", "read variables from FILE, one per line"),
     (ONE, "-w --workdir", "DIR", "set the working directory inside (default: /)"),
     (MANY, "--ulimit", "NAME=SOFT[:HARD]", "set a resource limit, such as nofile=64:64"),
-    (SWITCH, "--init", "", "run an init as pid 1 that reaps, and the command as its child, so that "
-     "signals act on it as usual"),
+    (SWITCH, "--init", "", "run the command as a child of a minimal init (pid 1), so signals act "
+     "on it as usual"),
 )  # fmt: skip
 RIGHTS = (
     (MANY, "--cap-add", "CAP", "grant a capability, such as NET_RAW, or ALL (default: none)"),
@@ -126,7 +127,7 @@ READ = (
     *("landlock_read", "landlock_write", "memory_swap", "pids_limit", "cpus", "cpu_time"),
     *("cpu_weight", "io", "hostname", "mounts", "file", "add_host", "dns"),
 )
-"""Flags that _values.fields() reads."""
+"""Flags that _values.fields() reads. If none of these is given, it is not called."""
 
 
 def add_sandbox_flags(parser: Parser, groups: Mapping[str, Iterable[Flag]] = GROUPS) -> None:

@@ -11,6 +11,7 @@ import select
 import stat
 
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
+from fastns._command import exit_code
 from fastns._light import record
 from fastns.batch import Job
 from fastns.cli import EXIT_TIMEOUT, Naming, UsageError
@@ -77,7 +78,7 @@ class Jobs:
         except json.JSONDecodeError as error:
             raise self._wrong(f"not JSON: {error.msg} (column {error.colno})") from None
         except (ValueError, RecursionError) as error:
-            raise self._wrong(f"not JSON that can be read: {error}") from None
+            raise self._wrong(f"cannot read this JSON: {error}") from None
 
     def _wrong(self, what: str) -> UsageError:
         return UsageError(f"{self._name}:{self._number}: {what}", "see fastns batch --help")
@@ -107,28 +108,28 @@ def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
     found = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
     fields = {"args": found} if isinstance(found, list) else found
     if not isinstance(fields, dict):
-        raise SpecError("the line", f"{shown(found)}: an object or a list expected")
+        raise SpecError("the line", f"{shown(found)}: expected an object or a list")
     for key in fields:
         if key not in KEYS:
-            raise SpecError(shown(key), f"no such key: one of {', '.join(KEYS)} expected")
+            raise SpecError(shown(key), f"no such key: expected one of {', '.join(KEYS)}")
     args, text, own_env, cwd, timeout = (fields.get(key) for key in KEYS[:5])
     if not isinstance(args, list) or not all(isinstance(item, str) for item in args):
-        raise SpecError("args", "a list of texts expected")
+        raise SpecError("args", "expected a list of strings")
     check_args(args)
     data = None if text is None else _input(text)
     if own_env is not None:
         if not isinstance(own_env, dict) or not all(isinstance(v, str) for v in own_env.values()):
-            raise SpecError("env", f"{shown(own_env)}: an object of texts expected")
+            raise SpecError("env", f"{shown(own_env)}: expected an object of strings")
         own_env = {**env, **own_env}
         check_env(own_env)
     if cwd is not None:
         if not isinstance(cwd, str):
-            raise SpecError("cwd", f"{shown(cwd)}: a text expected")
+            raise SpecError("cwd", f"{shown(cwd)}: expected a string")
         check_cwd(cwd)
     if timeout is not None:
         check_timeout(timeout)
         if timeout <= 0:
-            raise SpecError("timeout", f"{shown(timeout)}: seconds above zero expected")
+            raise SpecError("timeout", f"{shown(timeout)}: expected seconds above zero")
     # json reads 1e999 as infinity, which is not JSON.
     head = f'"id": {json.dumps(fields["id"], allow_nan=False)}, ' if "id" in fields else ""
     return Entry(head, Job(args, data, own_env, cwd, timeout))
@@ -136,11 +137,11 @@ def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
 
 def _input(text: Any) -> bytes:
     if not isinstance(text, str):
-        raise SpecError("input", f"{shown(text)}: a text expected")
+        raise SpecError("input", f"{shown(text)}: expected a string")
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise SpecError("input", f"{shown(text)}: text without surrogates expected") from None
+        raise SpecError("input", f"{shown(text)}: expected text without surrogates") from None
 
 
 def _no_constant(word: str) -> NoReturn:
@@ -191,7 +192,7 @@ class Output:
         self._next = index + 1
 
     def _write(self) -> None:
-        named = Naming(self._name, "the results up to there are written")
+        named = Naming(self._name, "earlier results were written")
         with named, contextlib.suppress(BlockingIOError):
             self._rest = self._rest[os.write(self._fd, self._rest[: self._piece]) :]
 
@@ -215,7 +216,7 @@ def fields_of(result: Result) -> dict[str, object]:
     assert code is not None
     assert usage is not None
     return {
-        "exit_code": EXIT_TIMEOUT if timed_out else code if code >= 0 else 128 - code,
+        "exit_code": EXIT_TIMEOUT if timed_out else exit_code(code),
         "returncode": code,
         "signal": signal_name(-code) if code < 0 else None,
         **_texts("stdout", result.stdout or b""),

@@ -35,11 +35,13 @@ class Parser(argparse.ArgumentParser):
         keeps_error: an error is stored as `namespace.wrong` (None if there is none) instead of
             being raised. The flags before it are kept.
         like_docker: the error for an option that only docker has says what to use instead.
+        about_words: the hint in the error for a word that is not an option; "": refer to --help.
     """
 
     options_first = False
     keeps_error = False
     like_docker = False
+    about_words = ""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **options)
@@ -96,19 +98,28 @@ class Parser(argparse.ArgumentParser):
         return False
 
     def _unknown(self, word: str) -> UsageError:
-        if word == "-" or not word.startswith("-"):
-            return UsageError(f"unexpected argument: {word}", f"see {self.prog} --help")
+        if word in ("-", "--") or not word.startswith("-"):
+            hint = self.about_words or f"see {self.prog} --help"
+            return UsageError(f"unexpected argument: {word}", hint)
         option = word.split("=", 1)[0] if word.startswith("--") else self._unknown_letter(word)
         if self.like_docker:
             from fastns.cli._docker import OPTIONS
 
             if option in OPTIONS:
                 return UsageError(f"unknown option: {option}", OPTIONS[option])
-        known = closest(option, self._option_string_actions)
+        known = self._begun_by(option) or closest(option, self._option_string_actions)
         return UsageError(
             f"unknown option: {option}",
             f"did you mean {known}?" if known else f"see {self.prog} --help",
         )
+
+    def _begun_by(self, option: str) -> str:
+        """The options that this one is the beginning of, as in `--mem`, as words of a question."""
+        if not option.startswith("--") or len(option) < len("--ab"):
+            return ""
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        names = (name for action in shown for name in action.option_strings)
+        return " or ".join(name for name in names if name.startswith(option))
 
     def _unknown_letter(self, word: str) -> str:
         """The unknown letter, such as `-d` in `-itd`; the whole word if it is a long option with

@@ -80,7 +80,7 @@ def duration(flag: str, text: str | None) -> float | None:
     seconds = _seconds(text)
     if not seconds > 0:
         raise UsageError(
-            f"{flag} {text}: not a time above zero", "for example: 2s, 500ms, 1m30s or 2.5"
+            f"{flag} {text}: expected a time above zero", "for example: 2s, 500ms, 1m30s or 2.5"
         )
     return seconds
 
@@ -107,10 +107,10 @@ def number(flag: str, text: str | None, kind: Callable[[str], T]) -> T | None:
     if text is None:
         return None
     try:
-        return kind(text)
+        return kind(text if text.isascii() and "_" not in text else "")
     except ValueError:
         what = "a whole number" if kind is int else "a number such as 1.5"
-        raise UsageError(f"{flag} {text}: not a number", f"{what} expected") from None
+        raise UsageError(f"{flag} {text}: not a number", f"expected {what}") from None
 
 
 def whole_number(flag: str, text: str | None, largest: int, example: str) -> int | None:
@@ -242,7 +242,7 @@ def security(options: list[str]) -> dict[str, Any]:
             fields["no_new_privileges"] = value in SWITCHED_ON
         else:
             raise UsageError(
-                f"--security-opt {option}: not known",
+                f"--security-opt {option}: unknown",
                 "no-new-privileges=false, seccomp=unconfined, seccomp=FILE, systempaths=unconfined",
             )
     return fields

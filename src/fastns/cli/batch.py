@@ -55,7 +55,7 @@ CONTROL = (
     (ONE, "--max-output", "BYTES", "keep at most this much of each stdout and stderr: 64k, 1m "
      "(default: 16m)"),
     (ONE, "--on-output-limit", "truncate|kill", "what to do with output beyond --max-output: drop "
-     "it and go on (truncate, the default), or end the sandbox (kill)"),
+     "it and let the command continue (truncate, the default), or end the sandbox (kill)"),
     (ONE, "-o --output", "FILE", "write the results to FILE (default: stdout)"),
     (SWITCH, "--verbose", "", "say on stderr how the sandboxes are started"),
 )  # fmt: skip
@@ -116,7 +116,7 @@ results so far.
 
 def declare(parser: Parser) -> None:
     parser.add_argument("jobs", metavar="FILE", help="the jobs, one per line; -: stdin")
-    add_flags(parser.add_argument_group("the batch itself"), CONTROL)
+    add_flags(parser.add_argument_group("jobs and results"), CONTROL)
     add_sandbox_flags(parser)
 
 
@@ -166,11 +166,11 @@ def _origin(spec: Spec, verbose: bool) -> Iterator[Any]:
     except SpecError as error:
         plan = fastns.compile(spec)
         if verbose:
-            complain(f"batch: from the compiled plan, as a template is not possible: {error}")
+            complain(f"batch: using the compiled plan, not a template: {error}")
         yield plan
         return
     if verbose:
-        complain("batch: from a template")
+        complain("batch: using a template")
     with contextlib.closing(template):
         yield template._as_spec
 

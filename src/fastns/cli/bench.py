@@ -49,7 +49,7 @@ A start costs the same whatever the program, so a program that runs longer has a
 ratio nearer to 1. For a contender that cannot be started, the table has the
 reason and the fix.
 
-Exit code: 0; 125 if fastns could start nothing; 130 on Ctrl-C.
+Exit code: 0; 125 if fastns could not start anything; 130 on Ctrl-C.
 """
 
 
@@ -78,7 +78,7 @@ def main(flags: argparse.Namespace) -> int:
     if flags.json is not None:
         _write_report(flags.json, machine, boxes, rows)
     if all(row.error is not None for row in rows if row.by_fastns):
-        complain("bench: fastns could start nothing", _bench.DOCTOR)
+        complain("bench: fastns could not start anything", _bench.DOCTOR)
         return EXIT_FAILED
     return 0
 
@@ -106,7 +106,7 @@ def _title(machine: dict[str, object]) -> str:
     return (
         f"fastns {machine['fastns']}, Python {machine['python']}, Linux {machine['kernel']}, "
         f"{machine['cores']} x {machine['cpu']}, {who}\n"
-        f"Started is {PROGRAM}. Times in ms:\n"
+        f"Each start runs {PROGRAM}. Times in ms:\n"
     )
 
 
@@ -200,9 +200,7 @@ def isolation(row: Row, boxes: Sandboxes) -> str:
 def legend(boxes: Sandboxes) -> str:
     places = [item for item in boxes.isolates() if item.startswith("/")]
     root = "the host's directories" if boxes.rootfs is None else "the given root"
-    return (
-        f"{', '.join(boxes.spaces())} namespaces; {', '.join(places)} of its own; {root}, read-only"
-    )
+    return f"{', '.join(boxes.spaces())} namespaces; its own {', '.join(places)}; {root}, read-only"
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -34,7 +34,7 @@ LIMITS_ELSEWHERE = (
 )
 PER_RUN = {
     "--status-fd": "give it to fastns-exec",
-    "--on-output-limit": "fastns-exec cuts the output off, and the command goes on: use fastns run",
+    "--on-output-limit": "fastns-exec truncates output, and the command continues: use fastns run",
     "-t": "leave it out: stdin is always connected",
     "--tty": "leave it out: stdin is always connected",
 }
@@ -78,6 +78,7 @@ def declare(parser: Parser) -> None:
             name, dest="per_run", action="append", help=argparse.SUPPRESS, **refused
         )
     parser.set_defaults(on_output_limit=None)
+    parser.about_words = "a plan has no command; fastns-exec takes one: fastns-exec PLAN -- COMMAND"
     add_flags(parser.add_argument_group("the plan"), PLAN)
 
 
@@ -86,13 +87,13 @@ def main(flags: argparse.Namespace) -> int:
 
     if flags.per_run:
         name = flags.per_run[0]
-        raise UsageError(f"{name}: not a part of a plan", PER_RUN[name])
+        raise UsageError(f"{name}: cannot be stored in a plan", PER_RUN[name])
     if flags.output is None and not flags.dry_run:
         raise UsageError("no -o PLAN given", "for example: fastns compile -o judge.plan")
     timeout = duration("--timeout", flags.timeout)
     if timeout is not None and timeout > MAX_TIMEOUT:
         raise UsageError(
-            f"--timeout {flags.timeout}: too long", f"at most {MAX_TIMEOUT} seconds expected"
+            f"--timeout {flags.timeout}: too long", f"the maximum is {MAX_TIMEOUT} seconds"
         )
     timeout_ns = None if timeout is None else max(1, int(timeout * 1e9))
     if flags.output is not None:
@@ -128,6 +129,6 @@ def check_directory(path: str) -> None:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
             f"-o {path}: others may write to {os.path.abspath(directory)}",
-            "fastns-exec refuses a plan in there: choose a directory that only you may write to, "
-            "or chmod go-w",
+            "fastns-exec refuses a plan in such a directory: choose one that only you may write "
+            "to, or chmod go-w",
         )

@@ -32,9 +32,7 @@ def declare(parser: Parser) -> None:
 
 def main(flags: argparse.Namespace) -> int:
     if flags.shell not in SHELLS:
-        raise UsageError(
-            f"completion {flags.shell}: no shell that is known", f"one of {', '.join(SHELLS)}"
-        )
+        raise UsageError(f"completion {flags.shell}: unknown shell", f"one of {', '.join(SHELLS)}")
     from fastns.cli._outline import verbs
 
     found = [*verbs()]
@@ -58,11 +56,11 @@ _fastns() {{
 {cases}
     *) return ;;
     esac
-    if [[ $runs ]]; then # what follows its options is a command with words of its own
+    if [[ $runs ]]; then # a command with its own arguments follows the options
         for ((i = first; i < COMP_CWORD; i++)); do
             case ${{COMP_WORDS[i]}} in
             --) _fastns_command $((i + 1)); return ;;
-            = | :) ((i++)) ;; # bash makes these words of their own
+            = | :) ((i++)) ;; # bash splits these into separate words
             -*)
                 [[ $values == *" ${{COMP_WORDS[i]}} "* ]] && ((i++))
                 [[ ${{COMP_WORDS[i]}} == = ]] && ((i++))

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 USAGE = "fastns doctor [--json]"
 ABOUT = "Show what works on this machine, one line each, and how to fix the rest."
-EPILOG = "Exit code: 1 if something basic does not work, otherwise 0."
+EPILOG = """\
+A check mark: it works. A cross: it does not. A dash: the line states a fact.
+"(extra)": a default sandbox does not need it.
+
+Exit code: 1 if something basic does not work, otherwise 0.
+"""
 EXIT_BASICS_FAIL = 1
 
 MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}", None: "\N{EN DASH}"}

@@ -42,11 +42,11 @@ Each command is copied with its libraries, its loader and, for a script, its
 interpreter (#!); /bin/sh is always added. The build finds these by reading
 files and executes nothing, so it cannot find what a program opens only while it
 runs: a standard library, data, plug-ins. --with adds this for python, perl or
-gcc: for the one among the COMMANDs, or else for this machine's own. Use --extra
-for everything else.
+gcc: for the program among the COMMANDs, or else this machine's. Use --extra for
+everything else.
 
 DIR must not exist, or be empty, or be a root that was built before. Such a root
-is extended: changed files are renewed, all others are left alone. If something
+is extended: changed files are updated, all others are left alone. If something
 is missing or fails, DIR stays as it was. The build records what it copied in
 .NAME.fastns-rootfs.json beside DIR, because a sandbox can write to anything in
 DIR.

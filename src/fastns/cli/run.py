@@ -46,14 +46,14 @@ CONTROL = (
     (ONE, "--timeout", "TIME", "end the sandbox after 2s, 500ms, 1m30s, ..."),
     (ONE, "--max-output", "BYTES", "pass on at most this much of stdout and of stderr: 64k, 1m"),
     (ONE, "--on-output-limit", "truncate|kill", "what to do with output beyond --max-output: drop "
-     "it and go on (truncate, the default), or end the sandbox (kill)"),
+     "it and let the command continue (truncate, the default), or end the sandbox (kill)"),
     (ONE, "--status-fd", "N", "write one JSON object to this open fd at the end. It must not lead "
      "to a file that the command has open, such as its stdout"),
     (SWITCH, "--dry-run", "", "print the steps in order, one per line, and start nothing"),
 )  # fmt: skip
 
 
-FLAGS = {**GROUPS, "process": (*PROCESS, *ACCEPTED), "the run itself": CONTROL}
+FLAGS = {**GROUPS, "process": (*PROCESS, *ACCEPTED), "execution and output": CONTROL}
 USAGE = "fastns run [OPTIONS] [--] COMMAND [ARG...]"
 ABOUT = (
     "Run one command in a sandbox of its own. Without options the command sees the host's system "
@@ -69,7 +69,7 @@ examples:
 
 Exit code: the command's own; 128+n if signal n ended it; 124 on --timeout; 125
 if fastns itself fails; 126 if the command is not executable; 127 if it is not
-found.
+found. 137 may be a limit: `cause` of --status-fd says which one, if any.
 """
 
 
@@ -373,7 +373,9 @@ def _status_fd(text: str | None) -> int | None:
             continue
         if is_same:
             name = ("stdin", "stdout", "stderr")[stdio]
-            reason = f"the command has it as {name}, and could forge or break what is written there"
+            reason = (
+                f"this is the command's {name}, so the command could forge or damage the status"
+            )
             raise UsageError(f"--status-fd {text}: {reason}", hint)
     return number
 

@@ -131,7 +131,7 @@ def _checked_dest(dest: str) -> str:
     if target in SYSTEM_PLACES or any(inside(target, tree) for tree in SYSTEM_TREES):
         raise RootfsError(
             f"{target} is a directory of this system",
-            hint="choose a directory of its own, such as ./rootfs",
+            hint="choose a new directory, such as ./rootfs",
         )
     return target
 

@@ -61,7 +61,7 @@ def bundle_of(name: str, commands: Sequence[str]) -> Bundle:
     if name == "network":
         return _network()
     if name not in INTERPRETERS:
-        raise RootfsError(f"bundle {name!r}: one of {', '.join(sorted(BUNDLES))} expected")
+        raise RootfsError(f"bundle {name!r}: expected one of {', '.join(sorted(BUNDLES))}")
     kind = INTERPRETERS[name]
     places = [found for found in map(_place, commands) if found and kind.is_one(found)]
     own = [path for path in places if not _is_script(path)]  # a script starts another program
@@ -96,7 +96,7 @@ def hints_of(commands: Iterable[str], files: Iterable[str]) -> tuple[str, ...]:
                 continue
             if _is_script(path):
                 hints.append(
-                    f"{path} is a script that finds an interpreter elsewhere: name that one"
+                    f"{path} is a script that finds an interpreter elsewhere: name that interpreter"
                 )
                 continue
             key = kind.places(path)[:1]

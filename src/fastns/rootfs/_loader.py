@@ -83,7 +83,7 @@ class Search:
         """As read(), but raises Unusable if it is not an ELF file."""
         found = self.read(path)
         if found is None:
-            raise Unusable("is no ELF file")
+            raise Unusable("is not an ELF file")
         return found
 
     def add_loader(self, interpreter: str, final: str, machine: Machine) -> None:

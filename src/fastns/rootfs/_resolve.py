@@ -233,7 +233,7 @@ class _Resolver:
         """walk(), but never through the destination: a sandbox may have written there."""
         final, entries = walk(path)
         if any(inside(step, self.target) for step in entries):
-            raise Unusable(f"lies in the destination, {self.target}")
+            raise Unusable(f"is inside the destination, {self.target}")
         return final, entries
 
     # Libraries

@@ -108,7 +108,7 @@ class Writer:
         path = f"{self.target}/{STAGE}"
         try:
             if not stat.S_ISDIR(os.lstat(STAGE, dir_fd=self.root).st_mode):
-                raise RootfsError(f"{path} is in the way, not a directory", hint=f"rm {path}")
+                raise RootfsError(f"{path} exists and is not a directory", hint=f"rm {path}")
             shutil.rmtree(STAGE, dir_fd=self.root)
         except FileNotFoundError:
             pass
@@ -216,7 +216,7 @@ class Writer:
                     below = os.open(directory, flags, dir_fd=fd)
                 except NotADirectoryError:
                     raise RootfsError(
-                        f"{self.target}{path}: {directory} is in the way, not a directory",
+                        f"{self.target}{path}: {directory} exists and is not a directory",
                         hint="remove it, or build into a new directory",
                     ) from None
                 os.close(fd)
@@ -295,7 +295,7 @@ class Beside:
             os.close(fd)
         marker = _parsed(content) if len(content) <= MAX_SIZE else None
         if marker is None:
-            raise self._untrusted("is not what fastns writes")
+            raise self._untrusted("was not written by this version of fastns")
         return marker
 
     def _check(self, status: os.stat_result) -> None:
@@ -303,7 +303,7 @@ class Beside:
         if status.st_uid != os.geteuid():
             raise RootfsError(f"{self.target} was built by another user (uid {status.st_uid})")
         for is_wrong, why in (
-            (not stat.S_ISREG(status.st_mode), "is no regular file"),
+            (not stat.S_ISREG(status.st_mode), "is not a regular file"),
             (status.st_mode & 0o022, "can be written by others"),
             (status.st_nlink != 1, "has a second name (a hard link)"),
             (status.st_size > MAX_SIZE, f"is larger than {MAX_SIZE >> 20} MiB"),
