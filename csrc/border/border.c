@@ -12,16 +12,35 @@
 
 enum { NOROOT = 1 /* SECBIT_NOROOT */ };
 
+static int is_kept(const struct fns_args *args, int fd)
+{
+    for (uint32_t i = 0; i < args->n_keep; i++)
+        if (args->keep[i] == fd)
+            return 1;
+    return 0;
+}
+
+int fns_move_away(const struct fns_args *args, int fd)
+{
+    for (int at = 3;; at++) {
+        int to = (int)fns_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, at);
+        if (to < 0 || !is_kept(args, to))
+            return to;
+        fns_close(to);
+        at = to;
+    }
+}
+
 int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage)
 {
     /* A source that is itself 0, 1 or 2 is copied first, since it may be replaced. close_range closes the
      * copy. */
-    int sources[3], above = args->n_keep ? args->keep[args->n_keep - 1] + 1 : 3;
+    int sources[3];
     *stage = FNS_STAGE_STDIO;
     for (int fd = 0; fd < 3; fd++) {
         int source = sources[fd] = args->stdio[fd];
         if (source >= 0 && source < 3)
-            sources[fd] = (int)fns_sys3(__NR_fcntl, source, F_DUPFD_CLOEXEC, above);
+            sources[fd] = fns_move_away(args, source);
         if (source >= 0 && sources[fd] < 0)
             return sources[fd];
     }

@@ -16,6 +16,9 @@ struct fns_border {
 /* Entry point of a start's clone. Returns only on failure, with the exit status. */
 int fns_border_main(void *border);
 
+/* Copies an fd to a number from 3 on that is not in args->keep. Returns it, or -errno. */
+FNS_CHECKED int fns_move_away(const struct fns_args *args, int fd);
+
 /* Puts args->stdio in place and closes all other fds except args->keep. `same`: an fd of args->keep that stays
  * close-on-exec; -1: none. 0, or -errno and `stage`. */
 FNS_CHECKED int fns_place_fds(const struct fns_args *args, int same, enum fns_stage *stage);

@@ -183,7 +183,11 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
         fns_start_failed(start);
     if (mapped_by_caller)
         await_go(start);
-    next = write_own_files(start, next, plan->n_ops);
+    /* After a hop, a process in a joined pid namespace may own this one's user namespace, and so have every right
+     * in it. So this process stays undumpable. Its files in /proc belong to root, and so does it: decide() refuses
+     * other callers. */
+    if (!(plan->options & FNS_PLAN_HOP))
+        next = write_own_files(start, next, plan->n_ops);
     run_ops(start, next, plan->n_ops);
     if (plan->options & FNS_PLAN_HOP && !mapped_by_caller)
         await_go(start); /* GO has usually arrived by now, so this costs nothing */

@@ -47,33 +47,13 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
 
 /* ---- fds ------------------------------------------------------------------------------------ */
 
-static int is_passed(const struct fns_args *args, int fd)
-{
-    for (uint32_t i = 0; i < args->n_keep; i++)
-        if (args->keep[i] == fd)
-            return 1;
-    return 0;
-}
-
-/* Copies an fd to a number that no passed fd takes. Returns it, or -errno. */
-static int move_away(const struct fns_args *args, int fd)
-{
-    for (int at = 3;; at++) {
-        int to = (int)fns_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, at);
-        if (to < 0 || !is_passed(args, to))
-            return to;
-        fns_close(to);
-        at = to;
-    }
-}
-
 /* Gives the passed fds the numbers they have in the caller. First moves them, and the `own` fds that this
  * process needs until its exec, to numbers that no passed fd takes. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
 {
     int n = 3 + (int)args->n_keep, moved[FNS_REQUEST_FDS];
     for (int i = 0; i < n + n_own; i++) {
-        int to = move_away(args, i < n ? fds[i] : own[i - n]);
+        int to = fns_move_away(args, i < n ? fds[i] : own[i - n]);
         if (to < 0)
             return to;
         *(i < n ? &moved[i] : &own[i - n]) = to;

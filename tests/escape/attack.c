@@ -527,6 +527,22 @@ static int break_into_children(void)
     return in > 0;
 }
 
+/* Reads pids from stdin. For each, says whether the process's root is open to this one. */
+static int look_into(void)
+{
+    char line[16], path[64];
+    int in = 0;
+    while (fgets(line, sizeof line, stdin)) {
+        snprintf(path, sizeof path, "/proc/%d/root/", atoi(line));
+        int fd = open(path, O_RDONLY | O_DIRECTORY);
+        puts(fd < 0 ? strerrorname_np(errno) : "worked");
+        fflush(stdout);
+        in += fd >= 0;
+        close(fd);
+    }
+    return in > 0;
+}
+
 /* ---- other ways to execute ---- */
 
 /* Executes a copy of itself in a memfd. The argument is the attack that the copy tries. */
@@ -679,6 +695,7 @@ static const struct {
 } attacks[] = {
     {"break_into_joiners", break_into_joiners},
     {"break_into_children", break_into_children},
+    {"look_into", look_into},
     {"through_memory", through_memory},
     {"through_scripts", through_scripts},
     {"no_arguments", no_arguments},

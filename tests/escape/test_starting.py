@@ -4,23 +4,26 @@ to execute a command. The attacker has no filter and, in A4, all capabilities in
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support
+from escape.looking import STARTS
 from escape.results import RESULTS
 from processes import server_pid
 
 import fastns
 from fastns import Spec, Template
 
-CASES = ("A4 a process that joins", "A5 a child in the caller's memory")
+CASES = ("A4 a process that joins", "A4 a start that joins", "A5 a child in the caller's memory")
 SPAWNS = 10_000 if support.LONG else 150
 
 
@@ -76,6 +79,42 @@ def test_nsenter_can_be_attacked(attack_root: Path) -> None:
     assert output[1] == "worked", output
 
 
+def looking(root: Path, start: str, nested: bool) -> list[list[str]]:
+    """Each system call of the start (looking.py), and what the attacker gets there. `nested`: the
+    caller is root of a user namespace only."""
+    prefix = ["unshare", "--user", "--map-root-user"] if nested else []
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "escape.looking", str(root), start],
+        env={**os.environ, "PYTHONPATH": str(support.TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    seen: list[list[str]] = json.loads(done.stdout)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("start", "nested"),
+    [*[pytest.param(start, False, marks=pytest.mark.as_root) for start in STARTS], ("user", True)],
+)
+def test_a_start_in_the_attackers_pid_namespace(
+    attack_root: Path, start: str, nested: bool
+) -> None:
+    seen = looking(attack_root, start, nested)
+    case = f"{CASES[1]}, {'nested ' * nested}{start}"
+    blocked = {what for _, what in seen} == {"EACCES"}
+    RESULTS[case] = ("blocked" if blocked else "FAILED", f"{len(seen)} steps")
+    assert blocked, seen
+    assert seen[-1][0] == "execve"  # the start has succeeded
+
+
+def test_a_process_without_capabilities_can_be_looked_into(attack_root: Path) -> None:
+    """The control."""
+    assert looking(attack_root, "control", not support.is_root()) == [["read", "worked"]]
+
+
 # ---- A5: a child that shares the caller's memory ----
 
 
@@ -106,7 +145,7 @@ def test_a_child_that_shares_memory(attack_root: Path, way: str) -> None:
         stack.enter_context(trying(attack_root, "break_into_children", aim, output, **theirs))
         for _ in range(SPAWNS):
             run(["/attack", "idle"])
-    case = f"{CASES[1]}, {way}"
+    case = f"{CASES[2]}, {way}"
     broken = canary.value != b"canary" or output[1] == "worked"
     RESULTS[case] = ("FAILED" if broken else "blocked", " ".join(output))
     assert not broken, (canary.value, output)

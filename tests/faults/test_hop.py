@@ -8,41 +8,14 @@ this race: it suspends the system calls of both processes and continues them in 
 from __future__ import annotations
 
 import errno
-import os
-import select
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 import fastns
 from fastns import SpawnError, Spec
-from faults import notify
+from faults import notify, steps
 from faults.worker import Board
-
-CALLS = {number: name for name, number in notify.numbers().items()}
-TIMEOUT_MS = 60_000
-
-
-def start(board: Board, pipes: tuple[int, int], plan: fastns.Plan) -> NoReturn:
-    """Run as the caller, with its calls and those of its children suspended."""
-    code = 70
-    try:
-        for fd, fixed in zip(pipes, (notify.TO_SUPERVISOR, notify.FROM_SUPERVISOR), strict=True):
-            os.dup2(fd, fixed, inheritable=False)
-        board.listener = notify.install(notify.ALL)
-        os.write(notify.TO_SUPERVISOR, b"x")
-        os.read(notify.FROM_SUPERVISOR, 1)
-        os.close(board.listener)
-        try:
-            fastns.spawn(["/missing"], spec=plan).wait()
-            outcome = ["started"]
-        except SpawnError as exc:
-            outcome = [exc.stage, exc.errno]
-        board.write(outcome)
-        code = 0
-    finally:
-        os._exit(code)
 
 
 def follow(listener: int, caller: int) -> list[str]:
@@ -51,22 +24,13 @@ def follow(listener: int, caller: int) -> list[str]:
     processes: list[int] = []  # the hop process, then the sandbox
     held: dict[str, notify.Call] = {}
     calls: list[str] = []
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
 
     def release(what: str) -> None:
         if what in held:
             notify.answer(listener, held.pop(what))
 
-    while True:
-        events = poll.poll(TIMEOUT_MS)
-        assert events, f"nothing happens: {calls}, held: {[*held]}"
-        if not events[0][1] & select.POLLIN:  # all processes have ended
-            return calls
-        call = notify.receive(listener)
-        if call is None:
-            continue
-        name = CALLS[call.number]
+    for call in steps.calls(listener):
+        name = steps.CALLS[call.number]
         if call.tid not in (caller, *processes):
             processes.append(call.tid)
         who = "caller" if call.tid == caller else ["hop", "sandbox"][processes.index(call.tid)]
@@ -92,29 +56,24 @@ def follow(listener: int, caller: int) -> list[str]:
             notify.answer(listener, call)
         if "lock" in held:
             release("CHILD")
+    return calls
 
 
 @pytest.mark.as_root
 def test_running_after_a_hop_does_not_mean_executed(probe_rootfs: Path) -> None:
     spec = Spec(rootfs=probe_rootfs, namespaces={"pid": "/proc/self/ns/pid"})
-    board = Board()
-    up, down = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    plan = fastns.compile(spec)
-    pid = os.fork()
-    if pid == 0:
-        start(board, (up[1], down[0]), plan)
-    os.close(up[1])
-    os.read(up[0], 1)
-    listener = notify.take_listener(pid, board.listener)
-    os.write(down[1], b"x")
-    try:
-        calls = follow(listener, pid)
-    finally:
-        for fd in (listener, up[0], *down):
-            os.close(fd)
-        _, status = os.waitpid(pid, 0)
-        plan.close()
+    plan, board = fastns.compile(spec), Board()
+
+    def start() -> None:
+        try:
+            fastns.spawn(["/missing"], spec=plan).wait()
+            board.write(["started"])
+        except SpawnError as exc:
+            board.write([exc.stage, exc.errno])
+
+    with steps.suspended(start) as (listener, caller):
+        calls = follow(listener, caller)
+    plan.close()
     # Without the second fcntl, which tests the lock again, the start would count as successful.
     assert calls == ["fcntl", "read", "read", "fcntl"]
     assert board.read() == ["exec", errno.ENOENT]
-    assert status == 0

@@ -256,6 +256,34 @@ def test_the_sandboxes_fds(probe_rootfs: Path, public_dir: Path, way: str) -> No
             os.close(fd)
 
 
+@pytest.mark.parametrize("way", ["direct", "init", "template"])
+def test_the_highest_fd_is_passed(probe_rootfs: Path, way: str) -> None:
+    """stdout and stderr trade places, so copies of both are needed. No fd above the passed one is
+    free for them."""
+    code = """
+import resource
+from fastns import Spec, Template
+root, way = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+os.dup2(os.open("/dev/null", os.O_RDONLY), 255)
+given = {"stdout": 2, "stderr": 1, "pass_fds": [255]}
+spec = Spec(rootfs=root, init=way == "init")
+if way == "template":
+    with Template(spec) as template:
+        print(template.spawn(["/probe"], **given).wait())
+else:
+    print(fastns.spawn(["/probe"], spec=spec, **given).wait())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastns, os, sys\n" + code, str(probe_rootfs), way],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "0\n", done.stderr
+    assert [entry["fd"] for entry in support.parse_report(done.stderr)["fds"]] == [0, 1, 2, 255]
+
+
 def test_an_ordinary_child_has_more(public_dir: Path, probe: Path) -> None:
     """The negative control: a child that closes nothing inherits fds of those threads."""
     counts = set()

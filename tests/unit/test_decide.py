@@ -22,6 +22,7 @@ HOSTS_USER: dict[str, Any] = {"namespaces": {"user": "host"}}
 NEW_USER: dict[str, Any] = {"namespaces": {"user": "new"}}
 JOINED: dict[str, Any] = {"namespaces": {"pid": "/n/pid", "network": "/n/net"}}
 JOINED_USER: dict[str, Any] = {"namespaces": {"user": "/n/user", "network": "/n/net"}}
+JOINED_AND_NEW: dict[str, Any] = {"namespaces": {"pid": "/n/pid", "user": "new"}}
 NO_SETUID = Caller(0, 0, True, ALL & ~CAP_SETUID, True)
 SEVERAL_IDS = Caller(0, 0, False, ALL, True)
 
@@ -41,6 +42,7 @@ SEVERAL_IDS = Caller(0, 0, False, ALL, True)
         (HOSTS_USER, SEVERAL_IDS, "none", True, True, None),
         ({**HOSTS_USER, "user": "5:6"}, ROOT, "none", True, True, (5, 6)),
         (NEW_USER, ROOT, "self", False, False, None),
+        (JOINED_AND_NEW, ROOT, "self", False, False, None),
         (MAPS, ROOT, "parent", True, True, (100000, 100000)),
         (MAPS, USER, "newuidmap", True, True, None),
         ({}, NO_SETUID, "none", True, False, None),
@@ -196,6 +198,7 @@ def test_rights(
     ("fields", "caller", "field"),
     [
         (HOSTS_USER, USER, "namespaces"),
+        (JOINED_AND_NEW, Caller(1000, 1000, True, ALL, True), "namespaces"),
         ({"user": "65536"}, ROOT, "user"),
         ({"additional_gids": [65536]}, ROOT, "additional_gids"),
         ({"additional_gids": [5]}, USER, "additional_gids"),

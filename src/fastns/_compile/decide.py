@@ -207,6 +207,13 @@ def decide(
     first, here = _joins(joined, own_user)
 
     id_map, uids, gids, inotify = _maps(spec, caller, "user" in new)
+    if first and id_map == "self" and caller.privileged and caller.uid:
+        # After a hop, the program is undumpable for good, and its files in /proc belong to root.
+        raise SpecError(
+            "namespaces",
+            "only uid 0 can have a new user namespace and join others: leave 'user' out, say "
+            "'host', or give uid_mappings and gid_mappings",
+        )
     if ids is not None:
         from fastns._compile import userns
 
