@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Used: TypeAlias = tuple[float, float, int, bool, Counts | None]
     """What _used() of _core reports: the first fields of a Usage, and the counts of its cgroups."""
 
-# Unlike the incremental decoders of these encodings, and like bytes.decode(), they need no BOM.
+# Decode without a byte order mark, as bytes.decode() does. The incremental decoders require one.
 WITHOUT_BOM = {"utf-16": codecs.utf_16_decode, "utf-32": codecs.utf_32_decode}
 
 # signal(7), on x86_64 and aarch64. Importing `signal` would import `enum`.
@@ -163,11 +163,11 @@ class TextMode:
 
     def decode(self, data: bytes, cut: bool = False) -> str:
         """cut: the end of the output is missing, so an incomplete last character is left out."""
-        codec = codecs.lookup(self.encoding)
+        codec = codecs.lookup(self.encoding) if cut else None
         try:
-            if cut and codec.name in WITHOUT_BOM:
+            if codec and codec.name in WITHOUT_BOM:
                 text = WITHOUT_BOM[codec.name](data, self.errors, False)[0]
-            elif cut and codec.incrementaldecoder is not None:
+            elif codec and codec.incrementaldecoder is not None:
                 text = codec.incrementaldecoder(self.errors).decode(data)
             else:
                 text = data.decode(self.encoding, self.errors)
@@ -178,8 +178,8 @@ class TextMode:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def decode_partial(self, data: bytes | None) -> str | None:
-        """Decodes the output so far after a timeout, whose error no other must replace: where
-        `errors` fails, invalid bytes are replaced; if the codec still fails, all but ASCII is."""
+        """Decodes the output so far after a timeout. Never raises, because the error would replace
+        TimeoutExpired. If `errors` fails, replaces invalid bytes; if that fails, all but ASCII."""
         if data is None:
             return None
         for errors in (self.errors, "replace"):
