@@ -63,9 +63,9 @@ def of_this_caller(spec: Spec, layout: _view.Layout | None = None) -> _core.Plan
     return compile_for(spec, Caller.current(), layout)
 
 
-def template(spec: Spec, caller: Caller, netns_pool: int = 0) -> _core.Plan:
+def template(spec: Spec, caller: Caller) -> _core.Plan:
     """The plan of a template's server, which contains the plan of each sandbox."""
-    return compile_template_for(spec, caller, LAYOUT, netns_pool)
+    return compile_template_for(spec, caller, LAYOUT)
 
 
 def steps(plan: _core.Plan | None) -> list[str]:

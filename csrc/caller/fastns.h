@@ -199,8 +199,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
  * ended; -errno, for example if no fd is free. */
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd);
 
-/* The state of the server's pool of network namespaces. */
-int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state);
+int fns_server_stats(const struct fns_process *server, int connection, struct fns_stats *stats);
 
 /* Asks the server to make sandboxes ahead for the requests on this connection. After an fns_server_spawn(), close the
  * connection and park on another. */

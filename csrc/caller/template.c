@@ -298,12 +298,12 @@ int fns_server_park(int connection)
     return send_request(connection, &request, sizeof request, NULL, 0, FNS_AT_ONCE);
 }
 
-int fns_server_pool(const struct fns_process *server, int connection, struct fns_pool_state *state)
+int fns_server_stats(const struct fns_process *server, int connection, struct fns_stats *stats)
 {
     struct fns_ended ended;
-    int ret = request_end(server->pidfd, connection, FNS_REQUEST_POOL, 0, &ended);
+    int ret = request_end(server->pidfd, connection, FNS_REQUEST_STATS, 0, &ended);
     if (ret == 0)
-        memcpy(state, ended.usage, sizeof *state);
+        *stats = ended.stats;
     return ret;
 }
 

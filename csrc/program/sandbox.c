@@ -6,6 +6,8 @@
 
 #include "border/border.h"
 
+enum { NULL_MAJOR = 1, NULL_MINOR = 3 /* of /dev/null, null(4) */ };
+
 void fns_receive(int socket, int flags, struct fns_received *received)
 {
     do {
@@ -47,6 +49,17 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
 
 /* ---- fds ------------------------------------------------------------------------------------ */
 
+/* Whether another fd can be sent over this one: over anything but a pipe, a file and /dev/null, for all we know. */
+static int is_exposing(int fd)
+{
+    struct statx about;
+    long result = fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &about);
+    unsigned type = result < 0 ? 0 : about.stx_mode & FNS_S_IFMT;
+    int is_null = type == FNS_S_IFCHR && about.stx_rdev_major == NULL_MAJOR &&
+                  about.stx_rdev_minor == NULL_MINOR;
+    return type != FNS_S_IFIFO && type != FNS_S_IFREG && !is_null;
+}
+
 /* Gives the passed fds the numbers they have in the caller. First moves them, and the `own` fds that this
  * process needs until its exec, to numbers that no passed fd takes. */
 static int move_fds(struct fns_args *args, const int *fds, int *own, int n_own)
@@ -82,6 +95,8 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_args *args = &sandbox->args;
+    for (uint32_t i = 0; i < 3 + args->n_keep && sandbox->network != FNS_NONE; i++)
+        sandbox->exposed |= (uint32_t)is_exposing(slot->received.fds[i]);
     for (int i = 0; i < 3; i++)
         args->stdio[i] = slot->received.fds[i];
     int result = args->n_keep ? move_fds(args, slot->received.fds, own, n_own) : 0;

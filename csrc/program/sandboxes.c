@@ -17,11 +17,9 @@ enum {
 static const struct fns_plan *plan;
 static int userns_to_join;              /* 0: none */
 static const uint64_t *inherited_files; /* RLIMIT_NOFILE for sandboxes; 0: as the server has it */
-static int closer, maker;               /* pids; maker 0: there is none */
+static int closer;                      /* its pid */
 static struct fns_slot *queue;          /* queued requests, oldest first */
-static int n_awaiting_network;          /* requests that wait only for a network namespace */
 static int to_park = FNS_NONE;          /* list of connections to park a sandbox for */
-static int park_needs_network;          /* parking waits for a network namespace */
 static int has_started;                 /* a sandbox was started since the last chores */
 static int has_strays;                  /* children that no table knows may have ended */
 
@@ -48,8 +46,8 @@ long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
         result = raise_files();
     if (result >= 0)
         result = closer = fns_closer_start();
-    if (result >= 0 && plan->netns_pool)
-        result = maker = fns_netns_start(plan->netns_pool);
+    if (result >= 0 && plan->options & FNS_PLAN_NETWORKS)
+        result = fns_open_networks(plan->id_map == FNS_ID_MAP_SELF);
     return result;
 }
 
@@ -87,8 +85,8 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
 }
 
 /* Clones a sandbox. `request`: the one in the slot; 0: the sandbox is parked, and has none yet. */
-static long launch(struct fns_slot *slot, int connection, const struct fns_request *request,
-                   enum fns_stage *stage)
+static long launch(struct fns_slot *slot, int connection, int network,
+                   const struct fns_request *request, enum fns_stage *stage)
 {
     *stage = FNS_STAGE_HELPER;
     struct fns_sandbox *sandbox = fns_new_sandbox(plan, userns_to_join);
@@ -98,6 +96,7 @@ static long launch(struct fns_slot *slot, int connection, const struct fns_reque
     slot->files = inherited_files;
     sandbox->slot = slot;
     sandbox->connection = connection;
+    sandbox->network = network;
     sandbox->is_parked = !request;
     sandbox->request = request ? request->number : 0;
     *stage = FNS_STAGE_CLONE;
@@ -117,22 +116,19 @@ static long launch(struct fns_slot *slot, int connection, const struct fns_reque
     return 0;
 }
 
-/* As launch(), in a network namespace from the pool, if there is a pool. 0, or -errno and the stage. -EAGAIN in
- * stage NETWORK: no network namespace is ready; in stage CLONE: the limit of processes is reached. */
+/* As launch(), in an unused network namespace if the plan has the option for it. 0, or -errno and the stage. -EAGAIN in
+ * stage CLONE: the limit of processes is reached. */
 static long start(struct fns_slot *slot, int connection, const struct fns_request *request,
                   enum fns_stage *stage)
 {
     *stage = FNS_STAGE_NETWORK;
-    int netns = plan->netns_pool ? fns_netns_take() : 0;
-    if (netns < 0)
-        return netns;
-    long result = 0;
-    if (plan->netns_pool) /* the clone inherits it */
-        result = fns_done_with(netns, fns_sys2(__NR_setns, netns, FNS_CLONE_NEWNET));
-    if (result >= 0)
-        result = launch(slot, connection, request, stage);
-    if (result < 0 && plan->netns_pool)
-        fns_netns_ended();
+    int keeps = (plan->options & FNS_PLAN_NETWORKS) != 0;
+    int network = keeps ? fns_take_network() : FNS_NONE;
+    if (keeps && network < 0)
+        return network;
+    long result = launch(slot, connection, network, request, stage);
+    if (result < 0 && keeps)
+        fns_give_network(network, 0);
     return result;
 }
 
@@ -170,9 +166,9 @@ static int give_up_unused(void)
     return 0;
 }
 
-/* Starts the sandbox of a request. Closes the request's fds here, because the sandbox has its own. 0: it was
- * started, or the failure was sent. -EAGAIN: no network namespace is ready; the request keeps its fds. */
-static long start_request(struct fns_slot *slot, int connection)
+/* Starts the sandbox of a request, or sends the failure. Closes the request's fds here, because the sandbox has its
+ * own. */
+static void start_request(struct fns_slot *slot, int connection)
 {
     const struct fns_request *request = fns_request_of(&slot->received);
     enum fns_stage stage = FNS_STAGE_HELPER;
@@ -191,14 +187,11 @@ static long start_request(struct fns_slot *slot, int connection)
     } else if (counted) {
         fns_count_alive(batch, -1);
     }
-    if (result == -EAGAIN && stage == FNS_STAGE_NETWORK)
-        return result;
     fns_close_all(slot->received.fds, n_fds);
     if (result < 0) {
         slot->taken = 0;
         fns_reply_error(connection, request->number, FNS_FAILED(stage, result));
     }
-    return 0;
 }
 
 /* ---- parked sandboxes ----------------------------------------------------------------------- */
@@ -213,14 +206,9 @@ void fns_park_later(int connection)
     to_park = connection;
 }
 
-static int has_to_park(void)
-{
-    return to_park != FNS_NONE && !park_needs_network;
-}
-
 static void park_all(void)
 {
-    while (has_to_park()) {
+    while (to_park != FNS_NONE) {
         int connection = to_park;
         struct fns_connection *at = fns_connection(connection);
         enum fns_stage stage = FNS_STAGE_HELPER;
@@ -235,10 +223,6 @@ static void park_all(void)
             result = start(slot, connection, 0, &stage);
         /* If this failed, the server reads the next request there, and will fail in the same way. */
         fns_let_sandbox_read(connection, result == 0);
-        if (result == -EAGAIN && stage == FNS_STAGE_NETWORK) {
-            park_needs_network = 1;
-            fns_park_later(connection);
-        }
     }
 }
 
@@ -249,21 +233,13 @@ static int is_full(struct fns_slot *slot)
     return fns_is_full(fns_request_of(&slot->received)->share);
 }
 
-/* Marks a request whose turn in its batch has come while no network namespace is ready. */
-static void await_network(struct fns_slot *slot)
-{
-    slot->awaits_network = 1;
-    slot->since = fns_now();
-    n_awaiting_network++;
-    fns_netns_state()->waits++;
-}
-
 void fns_run_request(struct fns_slot *slot, int connection)
 {
-    int full = is_full(slot);
-    slot->queued = slot->awaits_network = 0;
-    if (!full && !n_awaiting_network && start_request(slot, connection) != -EAGAIN)
+    slot->queued = 0;
+    if (!is_full(slot)) {
+        start_request(slot, connection);
         return;
+    }
     struct fns_slot **end = &queue;
     while (*end)
         end = &(*end)->next;
@@ -271,55 +247,30 @@ void fns_run_request(struct fns_slot *slot, int connection)
     slot->next = 0;
     slot->taken = 1;
     slot->connection = connection;
+    slot->since = fns_now();
     fns_connection(connection)->is_queued = 1;
-    if (full)
-        slot->since = fns_now();
-    else
-        await_network(slot);
 }
 
 static void dequeue(struct fns_slot **at)
 {
     struct fns_slot *slot = *at;
     *at = slot->next;
-    n_awaiting_network -= slot->awaits_network;
     fns_connection(slot->connection)->is_queued = 0;
 }
 
-/* Starts the queued requests that have a place in their batch, while there are network namespaces. `ready`:
- * network namespaces may be available again. */
-static void run_queue(int ready)
+/* Starts the queued requests that have a place in their batch. */
+static void run_queue(void)
 {
-    int blocked = n_awaiting_network && !ready;
     for (struct fns_slot **at = &queue; *at;) {
         struct fns_slot *slot = *at;
-        int full = is_full(slot), awaited = slot->awaits_network;
-        if (!full && !awaited)
-            slot->queued += fns_now() - slot->since;
-        if (!full && !blocked && start_request(slot, slot->connection) != -EAGAIN) {
-            dequeue(at);
-            if (awaited)
-                fns_netns_state()->wait_ns += fns_now() - slot->since;
+        if (is_full(slot)) {
+            at = &slot->next;
             continue;
         }
-        if (full && awaited) { /* others of its batch have started meanwhile */
-            slot->awaits_network = 0;
-            slot->since = fns_now();
-            n_awaiting_network--;
-            fns_netns_state()->waits--;
-        } else if (!full) {
-            blocked = 1;
-            if (!awaited)
-                await_network(slot);
-        }
-        at = &slot->next;
+        dequeue(at);
+        slot->queued = fns_now() - slot->since;
+        start_request(slot, slot->connection);
     }
-}
-
-void fns_network_is_ready(void)
-{
-    run_queue(1);
-    park_needs_network = n_awaiting_network != 0;
 }
 
 int fns_drop_queued(int connection)
@@ -391,11 +342,9 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     fns_close_if_open(sandbox->pid_namespace);
     sandbox->pid_namespace = FNS_NONE;
     fns_unwatch_sandbox(sandbox);
-    if (plan->netns_pool)
-        fns_netns_ended();
     if (sandbox->batch) { /* before the reply, because its receiver would take the CPU */
         fns_count_alive(sandbox->batch, -1);
-        run_queue(0);
+        run_queue();
     }
     if (is_unused(sandbox)) {
         end_unused(sandbox, connection);
@@ -427,16 +376,13 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
 
 /* ---- reaping -------------------------------------------------------------------------------- */
 
-/* Starts the closer or the maker again. 1: it was one of them. */
+/* Starts the closer again if `pid` was its pid. 1: it was. */
 static int restart(int pid)
 {
-    if (pid == closer)
-        closer = fns_closer_start();
-    else if (pid == maker)
-        maker = fns_netns_start(plan->netns_pool);
-    else
+    if (pid != closer)
         return 0;
-    if (closer < 0 || maker < 0)
+    closer = fns_closer_start();
+    if (closer < 0)
         fns_quit(0); /* every sandbox ends with this pid 1 */
     return 1;
 }
@@ -450,8 +396,12 @@ int fns_reap(int pid)
         return 0;
     struct fns_sandbox *sandbox = restart(pid) ? 0 : fns_find_pid(pid);
     if (sandbox) {
+        int network = sandbox->network, exposed = sandbox->exposed != 0;
+        sandbox->network = FNS_NONE;
         memcpy(sandbox->end.usage, usage, sizeof usage);
         end_sandbox(sandbox, info.code, info.status);
+        if (network != FNS_NONE) /* after the reply */
+            fns_give_network(network, exposed);
     }
     return 1;
 }
@@ -469,13 +419,11 @@ static int is_on_its_own(const struct fns_sandbox *sandbox)
 void fns_reap_ended(int pid)
 {
     if (pid > 0) {
-        int known = pid == closer || pid == maker || fns_find_pid(pid);
+        int known = pid == closer || fns_find_pid(pid);
         fns_reap(pid);
         has_strays |= !known;
     }
     fns_reap(closer);
-    if (maker)
-        fns_reap(maker);
     for (struct fns_sandbox *at = fns_newest_watched(), *older; at; at = older) {
         older = at->older;
         if (!fns_reap(at->pid) && is_on_its_own(at))
@@ -510,18 +458,20 @@ int fns_do_chores(int idle)
     int wake = (idle && to_close) || (to_close >= MANY_TO_CLOSE && has_started) ||
                to_close >= MOST_TO_CLOSE;
     has_started = 0;
-    if (has_to_park())
+    if (to_park != FNS_NONE)
         FNS_IGNORE(fns_sys0(__NR_sched_yield), "it only costs time");
     park_all();
     if (wake)
         fns_closer_wake();
     if (has_strays || (idle && !to_close))
         reap_strays();
-    int killed = fns_check_killed();
-    if (has_strays || has_to_park())
+    int killed = fns_check_killed(), look_again = fns_check_networks();
+    if (has_strays)
         return 0;
     if (fns_closer_pending())
         return CLOSE_MS;
+    if (look_again != FNS_NONE)
+        return look_again;
     if (killed)
         return FNS_KILL_MS;
     return fns_newest_watched() ? STRAYS_MS : -1;

@@ -10,7 +10,8 @@
  *   sandboxes.c, kill.c   whose turn it is, the start and the end of a sandbox; the kill
  *   connections.c         what the server listens to
  *   tables.c              slots, sandboxes and batches
- *   netns.c, closer.c     the processes beside the server
+ *   networks.c            network namespaces that serve more than one sandbox
+ *   closer.c              a process beside the server, which takes mount namespaces down
  */
 #include "program.h"
 
@@ -51,12 +52,12 @@ static struct fns_sandbox *find(int connection, const struct fns_request *reques
     return sandbox;
 }
 
-/* Replies to LOOK or POOL. */
+/* Replies to LOOK or STATS. */
 static void describe(int connection, const struct fns_request *request)
 {
     struct fns_ended reply = {.message = {.kind = FNS_MESSAGE_ENDED, .number = request->number}};
-    if (request->kind == FNS_REQUEST_POOL) {
-        reply.pool = *fns_netns_state();
+    if (request->kind == FNS_REQUEST_STATS) {
+        reply.stats = *fns_get_stats();
     } else {
         const struct fns_sandbox *sandbox = find(connection, request);
         if (!sandbox)
@@ -125,7 +126,7 @@ static void read_request(int connection)
     case FNS_REQUEST_REAP:
     case FNS_REQUEST_KILL: reap(connection, request); break;
     case FNS_REQUEST_LOOK:
-    case FNS_REQUEST_POOL: describe(connection, request); break;
+    case FNS_REQUEST_STATS: describe(connection, request); break;
     case FNS_REQUEST_PARK:
         at->wants_parked = 1;
         fns_park_later(connection);
@@ -165,7 +166,7 @@ static void read_control(int control)
 static void handle(int fd)
 {
     const struct fns_connection *at = fns_connection(fd);
-    int info[32] = {0}; /* struct signalfd_siginfo (signo, errno, code, pid, ...), or a count */
+    int info[32] = {0}; /* struct signalfd_siginfo: signo, errno, code, pid, ... */
     switch ((enum fns_peer)at->peer) {
     case FNS_PEER_CONTROL: read_control(fd); break;
     case FNS_PEER_CALLER: fns_quit(0); /* the caller has ended */
@@ -180,10 +181,6 @@ static void handle(int fd)
     case FNS_PEER_ENDS:
         FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "info then names no process");
         fns_reap_ended(info[3]);
-        break;
-    case FNS_PEER_READY:
-        FNS_IGNORE(fns_sys3(__NR_read, fd, info, sizeof info), "the count is not needed");
-        fns_network_is_ready();
         break;
     case FNS_PEER_NONE: break;
     }

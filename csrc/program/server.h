@@ -29,11 +29,13 @@ struct fns_sandbox {
     struct fns_args args;
     volatile uint32_t requested; /* of a parked one: it is taking its request, or has taken it */
     volatile uint32_t reported;  /* RUNNING was sent, or will be: the caller may know its number */
+    volatile uint32_t exposed;   /* the command has an fd over which another fd can leave the sandbox */
     volatile int request;        /* number of the request to reply to */
 
     int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
     int pid;               /* 0: not cloned, or reaped */
     int connection;        /* where replies about it go, or FNS_NONE */
+    int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
     int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
     int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
     int batch;             /* 0: none */
@@ -54,7 +56,6 @@ struct fns_slot {
     uint64_t since;        /* when it began to wait: CLOCK_MONOTONIC, ns */
     uint64_t queued;       /* ns that it waited for its turn in a batch */
     struct fns_slot *next; /* in the queue */
-    int awaits_network;    /* it is queued for a network namespace */
     const uint64_t *files; /* RLIMIT_NOFILE for it: soft, hard; 0: the server's */
     void *mapped;          /* a request from a memory file; 0: none */
     uint64_t mapped_size;
@@ -107,8 +108,7 @@ enum fns_peer {
     FNS_PEER_CONTROL,
     FNS_PEER_CALLER,
     FNS_PEER_CONNECTION,
-    FNS_PEER_ENDS,
-    FNS_PEER_READY
+    FNS_PEER_ENDS
 };
 
 struct fns_connection {
@@ -116,7 +116,7 @@ struct fns_connection {
     uint8_t wants_parked;        /* PARK was requested: a sandbox is to be parked here */
     uint8_t sandbox_reads;       /* a parked sandbox reads the requests instead of the server */
     uint8_t is_closed;           /* by the caller; the fd stays until its sandbox has ended */
-    uint8_t is_queued;           /* its request waits for its turn or for a network namespace */
+    uint8_t is_queued;           /* its request waits for its turn */
     uint8_t is_listed;           /* in the list of connections to park a sandbox for */
     int next;                    /* in that list */
     struct fns_sandbox *sandbox; /* whose replies go there; 0: none */
@@ -197,9 +197,6 @@ int fns_drop_queued(int connection);
 /* Leaves the parking of a sandbox for this connection to fns_do_chores(). */
 void fns_park_later(int connection);
 
-/* Starts what waits for a network namespace. Called when one was made, or when making them has kept failing. */
-void fns_network_is_ready(void);
-
 /* Reaps children that have ended, after SIGCHLD. One signal may stand for many ends; `pid` is the one it names,
  * or 0. */
 void fns_reap_ended(int pid);
@@ -237,21 +234,22 @@ unsigned fns_closer_pending(void);
 
 void fns_closer_wake(void);
 
-/* ---- netns.c: a process that makes network namespaces ahead ----------------------------------- */
+/* ---- networks.c: network namespaces that serve more than one sandbox -------------------------- */
 
-/* Starts the maker, or restarts it after its end. The maker keeps `size` network namespaces ready, each with lo
- * up. If fns_netns_take() found none, the maker writes to an eventfd (FNS_PEER_READY) as soon as there is one,
- * or when making them has kept failing. Returns its pid, or -errno. */
-FNS_CHECKED int fns_netns_start(uint32_t size);
+/* Prepares for the rest. `owned`: the server is in a user namespace whose ids its sandboxes have. 0 or more, or
+ * -errno. */
+FNS_CHECKED int fns_open_networks(int owned);
 
-/* Takes a network namespace for one sandbox, and returns its fd. -EAGAIN: there is none until the eventfd can
- * be read. Any other -errno: making them has kept failing with it. */
-FNS_CHECKED int fns_netns_take(void);
+/* Enters a network namespace that no sandbox has used, so that the next clone inherits it. Returns its fd, or
+ * -errno. */
+FNS_CHECKED int fns_take_network(void);
 
-/* Tells the maker that a sandbox that took one has ended, so another may be made. */
-void fns_netns_ended(void);
+/* Takes one back from a sandbox that has ended. `exposed`: an fd of it may have left the sandbox. */
+void fns_give_network(int fd, int exposed);
 
-/* The counters. The code that queues a request for a network namespace updates `waits` and `wait_ns`. */
-struct fns_pool_state *fns_netns_state(void);
+/* Looks again at those that seemed used. Returns how many ms may pass until the next call; FNS_NONE: no limit. */
+int fns_check_networks(void);
+
+struct fns_stats *fns_get_stats(void);
 
 #endif

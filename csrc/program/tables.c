@@ -70,9 +70,10 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     }
     sandbox->child = (struct fns_child)FNS_CHILD(plan, &sandbox->args, -1);
     sandbox->child.userns = userns;
-    sandbox->requested = sandbox->reported = 0;
+    sandbox->requested = sandbox->reported = sandbox->exposed = 0;
     sandbox->pid = sandbox->is_parked = sandbox->is_awaited = sandbox->has_ended = 0;
     sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
+    sandbox->network = FNS_NONE;
     sandbox->batch = 0;
     sandbox->end.queued = 0;
     return sandbox;

@@ -53,7 +53,8 @@ enum fns_plan_option {
     FNS_PLAN_INIT = 2,       /* a reaper is pid 1, the command its child */
     FNS_PLAN_SERVER = 4,     /* the program stays and starts sandboxes (program/serve.c) */
     FNS_PLAN_MAPS_FIRST = 8, /* the border writes the maps of FNS_ID_MAP_SELF */
-    FNS_PLAN_OWN_MEMORY = 16 /* enter no cgroup before the program is executed */
+    FNS_PLAN_OWN_MEMORY = 16, /* enter no cgroup before the program is executed */
+    FNS_PLAN_NETWORKS = 32    /* a sandbox's plan: unused network namespaces serve again (program/networks.c) */
 };
 
 enum fns_id_map {
@@ -74,16 +75,16 @@ struct fns_plan {
     uint32_t uid_map, gid_map;      /* offsets of "inside outside count\n" lines, for the caller */
     uint64_t clone_flags;           /* CLONE_NEW* */
     const struct fns_plan *sandbox; /* FNS_PLAN_SERVER: the plan of each sandbox */
-    uint32_t netns_pool;            /* in a sandbox's plan: how many are made ahead; 0: no pool */
     uint32_t owner_uid, owner_gid;  /* 0:0 inside, in the caller's ids */
     uint32_t pipe_uid, pipe_gid; /* owner of the pipes for stdio, in the caller's ids; 0: as made */
     uint64_t args_max;           /* in a sandbox's plan: most bytes of argv and envp; 0: any */
     struct fns_file *file; /* the packed plan, made at its first start; NULL: made for each start */
 };
 
-/* Counters of a pool of network namespaces. */
-struct fns_pool_state {
-    uint64_t made, waits, wait_ns; /* waits: sandboxes that found the pool empty */
+/* What a template's server has done since its start. Network namespaces: made; given to a further sandbox; dropped as
+ * one had used it; dropped as an fd of it may have left its sandbox. */
+struct fns_stats {
+    uint64_t networks_made, networks_reused, networks_touched, networks_exposed;
 };
 
 enum { FNS_MAX_HIERARCHIES = 8, FNS_MAX_GROUPS = FNS_MAX_HIERARCHIES + 1 };

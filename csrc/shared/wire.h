@@ -87,7 +87,7 @@ struct fns_numbers {
  *   REAP   `sandbox`: the number from RUNNING. Reply: ENDED, as soon as that sandbox has ended.
  *   KILL   Kills the sandbox, then acts as REAP.
  *   LOOK   Reply: ENDED, at once. Its value says whether the sandbox is alive.
- *   POOL   Reply: ENDED, with `pool`.
+ *   STATS  Reply: ENDED, with `stats`.
  *   PARK   Makes a sandbox ahead, which waits at this connection for RUN or SPAWN. When it has ended, the server
  *          makes the next one. No reply.
  *
@@ -101,7 +101,7 @@ enum fns_request_kind {
     FNS_REQUEST_REAP,
     FNS_REQUEST_KILL,
     FNS_REQUEST_LOOK,
-    FNS_REQUEST_POOL,
+    FNS_REQUEST_STATS,
     FNS_REQUEST_PARK
 };
 enum { FNS_REQUEST_INLINE = 32768, FNS_REQUEST_FDS = 253 /* SCM_MAX_FD, unix(7) */ };
@@ -120,7 +120,7 @@ struct fns_ended {
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
     union {
         char usage[144];            /* struct rusage */
-        struct fns_pool_state pool; /* the reply to POOL */
+        struct fns_stats stats; /* the reply to STATS */
     };
 };
 

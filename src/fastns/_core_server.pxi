@@ -10,7 +10,7 @@ cdef class Server:
     Args:
         plan: the template's.
         null: /dev/null, open as an fd >= 3.
-        parked: how many sandboxes are made ahead, each on a connection of its own.
+        ready: how many sandboxes are made ahead, each on a connection of its own.
     Raises: SpawnError."""
 
     cdef c.fns_process process
@@ -20,7 +20,7 @@ cdef class Server:
     cdef list ahead  # connections with a parked sandbox
     cdef int owner
 
-    def __cinit__(self, Plan plan, int null, int parked=0):
+    def __cinit__(self, Plan plan, int null, int ready=0):
         cdef c.fns_error error
         cdef int ret, userns
         self.process.pidfd = self.process.control = -1
@@ -35,7 +35,7 @@ cdef class Server:
         if ret < 0:
             raise _spawn_error(plan, None, None, &error)
         self.running = True
-        for _ in range(parked):
+        for _ in range(ready):
             self.park()
 
     @property
@@ -129,15 +129,15 @@ cdef class Server:
         self.give(connection, False, ret >= 0)
         return ret
 
-    def pool(self):
-        """Its pool of network namespaces: (how many were made, how many starts waited, for how many seconds)."""
-        cdef c.fns_pool_state state
+    def stats(self):
+        """The fields of template.TemplateStats, in their order."""
+        cdef c.fns_stats stats
         cdef int connection = self.free.pop() if self.free else self.connect()
-        cdef int ret = c.fns_server_pool(&self.process, connection, &state)
+        cdef int ret = c.fns_server_stats(&self.process, connection, &stats)
         self.give(connection, False, ret >= 0)
         if ret < 0:
             raise SpawnError("helper", -ret)
-        return state.made, state.waits, state.wait_ns * 1e-9
+        return stats.networks_made, stats.networks_reused, stats.networks_touched, stats.networks_exposed
 
     def stop(self):
         """Ends the server and all of its sandboxes."""

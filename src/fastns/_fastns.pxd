@@ -11,6 +11,7 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_DETAIL_SOURCE, FNS_DETAIL_FOUND, FNS_DETAIL_KILLED
         FNS_DETAIL_BROKEN, FNS_DETAIL_ID_MAP, FNS_DETAIL_MEMORY
         FNS_PLAN_HOP, FNS_PLAN_INIT, FNS_PLAN_SERVER, FNS_PLAN_MAPS_FIRST, FNS_PLAN_OWN_MEMORY
+        FNS_PLAN_NETWORKS
         FNS_ID_MAP_NONE, FNS_ID_MAP_SELF, FNS_ID_MAP_PARENT, FNS_ID_MAP_NEWUIDMAP, FNS_ID_MAP_RANGE
 
     struct fns_file:
@@ -35,12 +36,12 @@ cdef extern from "caller/fastns.h" nogil:
         uint32_t n_ops, n_strings, n_early, options, id_map, uid_map, gid_map
         uint64_t clone_flags
         const fns_plan *sandbox
-        uint32_t netns_pool, owner_uid, owner_gid, pipe_uid, pipe_gid
+        uint32_t owner_uid, owner_gid, pipe_uid, pipe_gid
         uint64_t args_max
         fns_file *file
 
-    struct fns_pool_state:
-        uint64_t made, waits, wait_ns
+    struct fns_stats:
+        uint64_t networks_made, networks_reused, networks_touched, networks_exposed
 
     struct fns_args:
         char *const *argv
@@ -145,7 +146,7 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
     int fns_server_look(int connection, const fns_process *process, int *pidfd)
-    int fns_server_pool(const fns_process *server, int connection, fns_pool_state *state)
+    int fns_server_stats(const fns_process *server, int connection, fns_stats *stats)
     void fns_set_interrupted(int (*interrupted)() noexcept nogil)
     int fns_wait(const fns_process *process, int64_t timeout_ns)
     void fns_attend(const fns_process *process, int killed)

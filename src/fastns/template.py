@@ -35,27 +35,29 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-MAX_POOL = 1024  # sandboxes or network namespaces that are made ahead
-PARKED = 2  # the default: while one sandbox runs, the next is being made
+MAX_READY = 1024
+READY = 2  # the default: while one sandbox runs, the next is being made
 
 
 @record(frozen=True)
-class PoolUsage:
-    """Statistics of a pool of network namespaces."""
+class TemplateStats:
+    """What a template has done since its server was started."""
 
-    made: int
-    waits: int  # sandboxes that found the pool empty
-    wait_time: float  # total seconds of these waits
+    networks_made: int
+    networks_reused: int  # how often one was given to a further sandbox
+    networks_touched: int  # dropped, as a command had used them
+    networks_exposed: int  # dropped, as a command could have passed an fd of them to another
 
 
 class Template:
     """Starts sandboxes of one spec. A context manager, which any number of threads may use.
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
-    writable default mount and every tmpfs of the spec. /dev and injected files are read-only. The
-    files of a bind or a writable rootfs are shared by all, as between sandboxes of a Spec. A
-    sandbox that can write to the root can also remove directories on which other sandboxes have
-    mounts, which removes these mounts. Use overlay=True for untrusted code.
+    writable default mount and every tmpfs of the spec. Its network namespace may have been that of
+    an earlier sandbox, if that is proven not to have used it. /dev and injected files are
+    read-only. The files of a bind or a writable rootfs are shared by all, as between sandboxes of a
+    Spec. A sandbox that can write to the root can also remove directories on which other sandboxes
+    have mounts, which removes these mounts. Use overlay=True for untrusted code.
 
     A sandbox has a session of its own, without the caller's terminal. A signal typed there reaches
     the caller but not the sandbox; if the caller ends, so does the sandbox. The command is always
@@ -70,32 +72,26 @@ class Template:
         spec: a Spec; None is Spec(). With overlay each sandbox has an empty layer of its own over
             the root. init, ranges of ids and joined user, pid, mount or time namespaces are not
             supported. A relative rootfs is resolved now.
-        parked: how many sandboxes are made ahead, up to the execution of their command. Each is
-            used once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits
-            use cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move
-            a parked one, for which the kernel may take 20 ms.
-        netns_pool: how many network namespaces are made ahead, with lo up. Each is used once and
-            replaced; a sandbox that finds none waits for one (pool_usage()). If the caller is
-            unprivileged, they belong to the template. Then a sandbox cannot change its network, and
-            its /sys shows the template's.
+        ready: how many sandboxes are made ahead, up to the execution of their command. Each is used
+            once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits use
+            cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move one
+            that is ready, for which the kernel may take 20 ms.
     Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
 
-    def __init__(
-        self, spec: Spec | None = None, *, parked: int | None = None, netns_pool: int = 0
-    ) -> None:
-        if parked is not None:
-            check_whole("parked", parked, 0, MAX_POOL)
+    def __init__(self, spec: Spec | None = None, *, ready: int | None = None) -> None:
+        if ready is not None:
+            check_whole("ready", ready, 0, MAX_READY)
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._plan = compile_template(spec, check_whole("netns_pool", netns_pool, 0, MAX_POOL))
+        self._plan = compile_template(spec)
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
-        if parked is None:
-            parked = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else PARKED
-        self._parked = parked
+        if ready is None:
+            ready = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else READY
+        self._ready = ready
 
     @overload
     def spawn(
@@ -164,9 +160,9 @@ class Template:
     def _as_spec(self) -> Any:  # not stored: a cycle would keep a dropped Template alive
         return Prepared(self._sandbox, self)
 
-    def pool_usage(self) -> PoolUsage:
-        """Statistics of its pool of network namespaces since the server was started."""
-        return PoolUsage(*self._with_server(_core.Server.pool))
+    def stats(self) -> TemplateStats:
+        """What it has done since its server was started."""
+        return TemplateStats(*self._with_server(_core.Server.stats))
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""
@@ -225,7 +221,7 @@ class Template:
                 self._server = None
             if self._server is None:
                 with open_null() as null:
-                    self._server = _core.Server(self._plan, null.fileno(), self._parked)
+                    self._server = _core.Server(self._plan, null.fileno(), self._ready)
             return self._server
 
     def __del__(self) -> None:

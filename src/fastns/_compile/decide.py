@@ -180,15 +180,12 @@ class Decisions:
         return Decisions(**{**vars(self), **changes})
 
 
-def decide(
-    spec: Spec, caller: Caller, layout: _view.Layout | None = None, *, netns_ahead: bool = False
-) -> Decisions:
+def decide(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> Decisions:
     """All decisions about a spec.
 
     Args:
         layout: the host's directories, of which the root is made without a rootfs; None: those of
             this machine.
-        netns_ahead: network namespaces come from a pool.
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     kinds = {kind: spec.namespace(kind) for kind in KINDS}
@@ -221,7 +218,7 @@ def decide(
     by_range: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     if ids is not None and spec.capabilities:
-        by_range = _made_by_range(caller, new, netns_ahead)
+        by_range = _made_by_range(caller, new)
         again = ["mount"] if "CAP_SYS_ADMIN" in spec.capabilities else []
         copied = tuple([kind for kind in (*again, "cgroup") if kind in new])
     same = caller.uniform and (spec.uid, spec.gid) == (caller.uid, caller.gid)
@@ -304,16 +301,14 @@ def _joins(joined: dict[str, str], own_user: bool) -> tuple[Joined, Joined]:
     return tuple(first), tuple(here)
 
 
-def _made_by_range(caller: Caller, new: Sequence[str], netns_ahead: bool) -> tuple[str, ...]:
+def _made_by_range(caller: Caller, new: Sequence[str]) -> tuple[str, ...]:
     """The namespaces that a process in the range's user namespace makes for the sandbox to join:
     capabilities count only in namespaces that belong to that user namespace.
 
     To join another process's namespaces, one must have the right to trace it (setns(2)). This
     process is undumpable (CVE-2016-9962), so only CAP_SYS_PTRACE outside gives that right.
     """
-    kinds = [kind for kind in ("uts", "ipc") if kind in new]
-    if "network" in new and not netns_ahead:
-        kinds.insert(0, "network")
+    kinds = [kind for kind in ("network", "uts", "ipc") if kind in new]
     if kinds and not caller.capabilities & CAP_SYS_PTRACE:
         raise SpecError(
             "capabilities",

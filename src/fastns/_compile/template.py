@@ -27,20 +27,21 @@ DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/de
 SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 
 
-def compile_template(spec: Spec | None, netns_pool: int = 0) -> _core.Plan:
+def compile_template(spec: Spec | None) -> _core.Plan:
     """The plan of a template's server; its `sandbox` is the plan of each sandbox. Raises: SpecError
     when the spec asks for what this caller, or a template, cannot have."""
-    return compile_template_for(checked(spec), Caller.current(), None, netns_pool)
+    return compile_template_for(checked(spec), Caller.current())
 
 
 def compile_template_for(
-    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None
 ) -> _core.Plan:
     """As compile_template(), for a given caller and a given view of the host. layout: see
     compile_for()."""
-    server, each = decide_template(spec, caller, layout, netns_pool)
+    server, each = decide_template(spec, caller, layout)
     how: dict[str, Any] = {"method": "template", "mount_namespace": "template"}
-    sandbox = made(each, (), _sandbox_ops(each), netns_pool=netns_pool, **how)
+    keeps = "network" in server.new and "network" not in each.new
+    sandbox = made(each, (), _sandbox_ops(each), keeps_networks=keeps, **how)
     first = process.first(server)
     return made(server, first, _server_ops(server), sandbox=sandbox, cgroups=None)
 
@@ -49,25 +50,25 @@ def compile_template_for(
 
 
 def decide_template(
-    spec: Spec, caller: Caller, layout: _view.Layout | None = None, netns_pool: int = 0
+    spec: Spec, caller: Caller, layout: _view.Layout | None = None
 ) -> tuple[Decisions, Decisions]:
     """The decisions for the server, and for each of its sandboxes."""
-    _refuse_what_no_template_has(spec, netns_pool)
+    _refuse_what_no_template_has(spec)
     if caller.initial_user_namespace:
         caller = Caller(**{**vars(caller), "tree_namespaces": False})
     else:
         # The caller is treated as unprivileged. So each sandbox gets a user namespace of its own,
         # in which it cannot unmount what the server has mounted.
         caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
-    d = decide(spec, caller, layout, netns_ahead=netns_pool > 0)
+    d = decide(spec, caller, layout)
     if d.id_map not in ("none", "self", "range"):
         _refuse("user", "ids other than the caller's, which need a range of ids")
-    own_user = d.id_map == "self"
-    # A sandbox may only mount the /sys of a network namespace that its user namespace owns.
-    shared = (*SHARED_TYPES, "sysfs") if own_user and netns_pool else SHARED_TYPES
+    own_user, keeps_networks = d.id_map == "self", _keeps_networks(d)
+    # A sandbox cannot mount the /sys of a network namespace that its user namespace does not own.
+    shared = (*SHARED_TYPES, "sysfs") if keeps_networks else SHARED_TYPES
     fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
     places = tuple([mount.destination for mount in fresh])
-    by_server = [mount.destination for mount in d.mounts if mount.type in SHARED_TYPES]
+    by_server = [mount.destination for mount in d.mounts if mount.type in shared]
     for destination in () if spec.overlay else (*by_server, *spec.files):
         for path in places:
             if destination.startswith(path + "/"):
@@ -81,14 +82,14 @@ def decide_template(
         by_range=(),
         copied=(),
         id_map="none" if d.ids else d.id_map,
-        own=tuple([one for mount in d.mounts for one in _of_server(d, mount)]),
+        own=tuple([one for mount in d.mounts for one in _of_server(d, mount, shared)]),
         fresh=places,
         led_to=tuple([path for path in d.led_to if not _view.lies_in(path, places)]),
         maps_first=False,
         bounding=d.bounding and bounds_all,
         filter="first" if split else "none",
     )
-    absent = ("user", "time", "network") if netns_pool else ("user", "time")
+    absent = ("user", "time", "network") if keeps_networks else ("user", "time")
     new = tuple([kind for kind in d.new if kind not in absent])
     each = d.but(
         new=(*new, "user") if own_user else new,  # a new user namespace locks the server's mounts
@@ -108,12 +109,23 @@ def decide_template(
     return server, each
 
 
-def _refuse_what_no_template_has(spec: Spec, netns_pool: int) -> None:
+def _keeps_networks(d: Decisions) -> bool:
+    """Whether an unused network namespace may serve the next sandbox. So no sandbox may be able to
+    change it in a way that the server does not see, or to leave an fd of it to another."""
+    spec = d.spec
+    return (
+        "network" in d.new
+        and d.id_map in ("range", "self")
+        and d.filter == "whole"
+        and not spec.capabilities
+        and not spec.writes_to_host()
+    )
+
+
+def _refuse_what_no_template_has(spec: Spec) -> None:
     for kind in ("pid", "mount"):
         if spec.namespace(kind) != "new":
             _refuse("namespaces", f"{kind}={spec.namespace(kind)!r}: each sandbox has its own")
-    if netns_pool and spec.namespace("network") != "new":
-        raise SpecError("netns_pool", "only for sandboxes with a new network namespace")
     for kind in ("user", "time"):
         if spec.namespace(kind).startswith("/"):
             _refuse("namespaces", f"it cannot join a {kind} namespace")
@@ -129,9 +141,9 @@ def _refuse(field: str, why: str) -> None:
     raise SpecError(field, f"a Template does not support this: {why}")
 
 
-def _of_server(d: Decisions, mount: Mount) -> Iterator[Mount]:
+def _of_server(d: Decisions, mount: Mount, shared: tuple[str, ...]) -> Iterator[Mount]:
     """What the server mounts at the destination of this mount: nothing, the mount, or a variant."""
-    if mount is DEV or mount.type in SHARED_TYPES:
+    if mount is DEV or mount.type in shared:
         yield mount
         return
     # A sandbox cannot make a missing target in an idmapped root.

@@ -157,6 +157,7 @@ ATTACH_FILTER = (26, 50, 51, 52)  # SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _RE
 # The options below fill a socket's error queue, whose memory no limit counts.
 IP_ERRORS = (11, 26)  # IP_RECVERR, IP_RECVERR_RFC4884
 IPV6_ERRORS = (25, 31)  # IPV6_RECVERR, IPV6_RECVERR_RFC4884
+IPV6_FLOWLABEL_MGR = 32  # a label can stay in the network namespace when its process has ended
 REPORTS = (
     *(37, 65),  # SO_TIMESTAMPING, old and new: its flags are in memory, unseen by a filter
     *(41, 60, 61),  # SO_WIFI_STATUS, SO_ZEROCOPY, SO_TXTIME
@@ -348,7 +349,11 @@ def _socket_options() -> Rules:
             dict.fromkeys(ATTACH_FILTER, E.EPERM),
         ),
         SOL_IP: (dict.fromkeys(IP_ERRORS, DONE), "", {}),
-        SOL_IPV6: (dict.fromkeys(IPV6_ERRORS, DONE), "", {}),
+        SOL_IPV6: (
+            {**dict.fromkeys(IPV6_ERRORS, DONE), IPV6_FLOWLABEL_MGR: E.ENOPROTOOPT},
+            "",
+            {},
+        ),
         SOL_TCP: ({}, "CAP_NET_ADMIN", dict.fromkeys(TCP_LOADS, E.ENOPROTOOPT)),
     }
     yield allow(["setsockopt"], args=others(1, levels, LEVELS))
