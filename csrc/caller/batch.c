@@ -227,7 +227,9 @@ struct fns_batch {
 static unsigned count_slots(const struct fns_job *jobs, size_t n_jobs, unsigned concurrency,
                             int spawn)
 {
-    unsigned ahead = n_jobs && jobs[0].server ? concurrency : 0;
+    /* A room takes its requests itself, so none wait in the server. */
+    int queues = n_jobs && jobs[0].server && !(jobs[0].plan->options & FNS_PLAN_ROOMS);
+    unsigned ahead = queues ? concurrency : 0;
     size_t n = concurrency + (ahead < MAX_AHEAD ? ahead : MAX_AHEAD);
     return spawn ? 1 : (unsigned)(n < n_jobs ? n : n_jobs);
 }

@@ -133,6 +133,7 @@ struct fns_result {
     int status; /* exit code or signal number */
     struct rusage usage;
     uint64_t end; /* CLOCK_MONOTONIC, ns */
+    int reused;   /* from a template's server: its room had served before */
     int lost;     /* errno: a reaper could not report how the command ended; 0: it could */
 };
 

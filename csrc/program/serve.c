@@ -10,6 +10,7 @@
  *   sandboxes.c, kill.c   whose turn it is, the start and the end of a sandbox; the kill
  *   connections.c         what the server listens to
  *   tables.c              slots, sandboxes and batches
+ *   keeper.c, proof.c     rooms
  *   networks.c            network namespaces that serve more than one sandbox
  *   closer.c              a process beside the server, which takes mount namespaces down
  */
@@ -94,10 +95,25 @@ static void reap(int connection, const struct fns_request *request)
     fns_reap(sandbox->pid);
 }
 
+/* Whether the request that is in the socket runs a command, and may do so in a room. */
+static int is_for_room(int connection)
+{
+    const struct fns_connection *at = fns_connection(connection);
+    struct fns_request request;
+    if (at->sandbox || at->is_queued || at->room_failed)
+        return 0;
+    return fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request,
+                    FNS_MSG_PEEK | FNS_MSG_DONTWAIT, 0, 0) == sizeof request &&
+           request.kind == FNS_REQUEST_RUN;
+}
+
 static void read_request(int connection)
 {
     struct fns_connection *at = fns_connection(connection);
     long error = 0;
+    if (fns_has_rooms() && is_for_room(connection) && fns_make_room(connection))
+        return;
+    at->room_failed = 0;
     struct fns_slot *slot = fns_take_slot(&error);
     struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);

@@ -302,6 +302,14 @@ FNS_INLINE size_t fns_length(const char *text)
     return n;
 }
 
+FNS_INLINE int fns_equal(const void *a, const void *b, size_t size)
+{
+    const char *x = a, *y = b;
+    while (size > 0 && *x == *y)
+        x++, y++, size--;
+    return size == 0;
+}
+
 /* -EXDEV unless the file is on a file system with this f_type (statfs(2)); 0 accepts any. Otherwise a mount
  * over /proc could redirect a write (CVE-2025-52881). */
 FNS_INLINE FNS_CHECKED int fns_check_type(int fd, uint64_t type)

@@ -13,7 +13,7 @@ import warnings
 from fastns import _core
 from fastns._args import check_whole
 from fastns._command import Prepared
-from fastns._compile.template import compile_template
+from fastns._compile.template import compile_template, why_fresh
 from fastns._light import overload, record
 from fastns._run import run
 from fastns._stdio import open_null
@@ -47,6 +47,11 @@ class TemplateStats:
     networks_reused: int  # how often one was given to a further sandbox
     networks_touched: int  # dropped, as a command had used them
     networks_exposed: int  # dropped, as a command could have passed an fd of them to another
+    rooms_made: int
+    rooms_reused: int  # commands whose room had served before
+    rooms_touched: int  # thrown away, as a command had left something in them, or had not exited
+    rooms_exposed: int  # thrown away, as a command could have passed an fd of them to another
+    why_fresh: str  # with reuse=True: what in the spec keeps rooms from serving again; "": nothing
 
 
 class Template:
@@ -76,16 +81,24 @@ class Template:
             once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits use
             cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move one
             that is ready, for which the kernel may take 20 ms.
+        reuse: sandboxes may serve again: for commands of one owner. Each is then a room, whose
+            pid 1 starts one command of run() or run_batch() after another. After a command it kills
+            what is left, and proves that nothing was touched that the next one can see. If that
+            fails, the room is thrown away. It needs rootfs, overlay=True and the other defaults;
+            stats() says what in the spec is in the way. See the guide for what remains visible.
     Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
 
-    def __init__(self, spec: Spec | None = None, *, ready: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec | None = None, *, ready: int | None = None, reuse: bool = False
+    ) -> None:
         if ready is not None:
             check_whole("ready", ready, 0, MAX_READY)
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._plan = compile_template(spec)
+        self._plan = compile_template(spec, reuse=reuse)
+        self._why_fresh = why_fresh(spec) if reuse else ""
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
@@ -162,7 +175,8 @@ class Template:
 
     def stats(self) -> TemplateStats:
         """What it has done since its server was started."""
-        return TemplateStats(*self._with_server(_core.Server.stats))
+        counts: tuple[Any, ...] = self._with_server(_core.Server.stats)
+        return TemplateStats(*counts, self._why_fresh)
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""

@@ -19,6 +19,7 @@ from fastns.mount_options import (
     ATTR_NOEXEC,
     ATTR_NOSUID,
     ATTR_RDONLY,
+    MS_NOATIME,
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
@@ -150,6 +151,7 @@ def overlay_op(d: Decisions, lower: bytes) -> Op:
     if d.in_user_namespace:
         data += b",userxattr"  # the usual trusted.* attributes need the initial user namespace
     flags = MS_NODEV if no_devices(d.spec) else 0
+    flags |= MS_NOATIME if d.serves_again else 0
     note = "a throw-away layer over the root"
     return Op("overlay", "overlay", flags=flags, data=data, note=note)
 
