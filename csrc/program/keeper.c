@@ -9,7 +9,11 @@
 #include "proof.h"
 #include "server.h"
 
-enum { MAX_SERVED = 1000, STACK_SIZE = 32768, GET_CHILDREN = -1 /* RUSAGE_CHILDREN, getrusage(2) */ };
+enum {
+    MAX_SERVED = 1000,
+    STACK_SIZE = 32768,
+    GET_CHILDREN = -1 /* RUSAGE_CHILDREN, getrusage(2) */
+};
 
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
 
@@ -112,7 +116,8 @@ static int serve_one(struct fns_slot *slot)
     reply.message.error = sandbox->child.error;
     reply.reused = sandbox->n_served > 0;
     fns_reply(sandbox->connection, &reply);
-    sandbox->requested = 0; /* not earlier: if this process is killed before the reply, the server replies */
+    sandbox->requested =
+        0; /* not earlier: if this process is killed before the reply, the server replies */
     return has_run && info.code == FNS_CLD_EXITED;
 }
 

@@ -13,7 +13,8 @@ enum {
     MAX_KEPT = 256,
     MAX_DOUBTFUL = 64,
     LOOK_AGAIN_MS = 50, /* by then the kernel has freed the sockets of processes that have ended */
-    MOST_TRIES = 20,    /* when the limit of network namespaces is reached: the kernel takes them down later */
+    MOST_TRIES =
+        20, /* when the limit of network namespaces is reached: the kernel takes them down later */
     STACK_SIZE = 8192,
     STATE_SIZE = 4096
 };
@@ -33,7 +34,7 @@ static struct {
     int n_kept;
     struct {
         int fd;
-        uint64_t due; /* when to look again: CLOCK_MONOTONIC, ns */
+        uint64_t due;         /* when to look again: CLOCK_MONOTONIC, ns */
     } doubtful[MAX_DOUBTFUL]; /* the oldest first */
     int n_doubtful;
     struct state unused; /* that of a new one */
@@ -44,8 +45,8 @@ int fns_open_networks(int owned)
 {
     networks.owned = owned;
     int context = (int)fns_sys2(__NR_fsopen, "proc", FSOPEN_CLOEXEC);
-    long result = context < 0 ? context
-                              : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+    long result =
+        context < 0 ? context : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
     /* These attributes are those of the default /proc. In a user namespace, the kernel requires them here if the
      * /proc that is visible has them. */
     const long attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
@@ -175,7 +176,8 @@ static enum fns_network_use use_of(int fd)
 static int make_main(void *made)
 {
     int socket = fns_loopback_up();
-    *(int *)made = fns_done_with(socket, socket < 0 ? socket : fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0));
+    *(int *)made =
+        fns_done_with(socket, socket < 0 ? socket : fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0));
     return 0;
 }
 

@@ -26,7 +26,7 @@ enum {
 enum { MSG_INFO = 12, SHM_INFO = 14, SEM_INFO = 19 };
 enum { IOPRIO_WHO_PROCESS = 1, PRIO_PROCESS = 0, CLOCK_REALTIME_COARSE = 5 };
 enum {
-    TICK_NS = 1000000,      /* a part of one */
+    TICK_NS = 1000000,    /* a part of one */
     FREEING_NS = 20000000 /* in which the kernel frees the sockets of ended processes */
 };
 
@@ -71,8 +71,8 @@ static long add_path(const char *path)
 static long add_queues(void)
 {
     int context = (int)fns_sys2(__NR_fsopen, "mqueue", FSOPEN_CLOEXEC);
-    long result = context < 0 ? context
-                              : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+    long result =
+        context < 0 ? context : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
     if (result >= 0)
         result = fns_sys3(__NR_fsmount, context, FSMOUNT_CLOEXEC, 0);
     result = fns_done_with(context, result);
@@ -85,14 +85,21 @@ static int are_equal_texts(const char *a, const char *b)
     return size == fns_length(b) && fns_equal(a, b, size);
 }
 
-/* Adds the top of each tmpfs that the plan mounts. */
-static long add_mounts(const struct fns_child *child)
+/* The target of an op, relative to the root. */
+static const char *target_of(const struct fns_child *child, const struct fns_op *op)
 {
-    long result = 0;
+    const char *target = fns_text(child, op->target);
+    return target + (*target == '/');
+}
+
+/* Adds the top of each tmpfs that the plan mounts. `root`: fd of "/". */
+static long add_mounts(const struct fns_child *child, int root)
+{
+    long result = root;
     for (uint32_t i = 0; i < child->plan->n_ops && result >= 0; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         if (op->code == FNS_OP_MOUNT && are_equal_texts(fns_text(child, op->type), "tmpfs"))
-            result = add_path(fns_text(child, op->target));
+            result = add(fns_open_in(root, target_of(child, op), FNS_PATH_FLAGS | O_NOFOLLOW));
     }
     return result;
 }
@@ -112,7 +119,7 @@ static int is_mount_point(const struct fns_child *child, const char *name)
     for (uint32_t i = 0; i < child->plan->n_ops; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         if ((op->code == FNS_OP_MOUNT || op->code == FNS_OP_BIND) &&
-            are_equal_texts(fns_text(child, op->target) + 1, name))
+            are_equal_texts(target_of(child, op), name))
             return 1;
     }
     return 0;
@@ -132,7 +139,6 @@ static long look_at_layer(const struct fns_child *child, int upper)
 {
     char entries[ENTRIES_SIZE] __attribute__((aligned(8)));
     long size;
-    proof.is_shallow = 1;
     while ((size = fns_sys3(__NR_getdents64, upper, entries, sizeof entries)) > 0)
         for (long at = 0; at < size; at += ((struct entry *)(void *)(entries + at))->size) {
             const struct entry *entry = (const void *)(entries + at);
@@ -154,11 +160,15 @@ static long open_layer(const struct fns_child *child, int scratch)
 
 long fns_open_proof(struct fns_child *child)
 {
-    long result = fns_done_with(child->scratch, open_layer(child, child->scratch));
+    long result = 0;
+    proof.is_shallow = 1;
+    if (child->scratch >= 0)
+        result = fns_done_with(child->scratch, open_layer(child, child->scratch));
     child->scratch = -1;
     child->keeps_scratch = 0;
+    int root = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
     if (result >= 0)
-        result = add_mounts(child);
+        result = fns_done_with(root, add_mounts(child, root));
     proof.terminals = fns_open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (result >= 0 && proof.terminals >= 0) {
         result = add_path("/dev/pts");

@@ -115,8 +115,7 @@ static long launch(struct fns_slot *slot, int connection, int network,
     sandbox->request = request ? request->number : 0;
     *stage = FNS_STAGE_CLONE;
     int pidfd = -1;
-    long pid =
-        sandbox->is_room ? clone_room(slot, &pidfd) : clone_sandbox(slot, request, &pidfd);
+    long pid = sandbox->is_room ? clone_room(slot, &pidfd) : clone_sandbox(slot, request, &pidfd);
     if (pid < 0) {
         fns_free_sandbox(sandbox);
         return pid;
@@ -357,16 +356,23 @@ static void end_unused(struct fns_sandbox *sandbox, int connection)
     fns_forget(connection);
 }
 
-/* Frees a room that has ended while no command ran in it. If it has served, another takes its place. Otherwise it may
- * have failed, and the next would fail too: so the server starts the next command itself, which then gets the error. */
+/* Frees a room that has ended while no command ran in it. If it has served, another takes its place. Otherwise the next
+ * may fail too, so the server reads the next request, and replies the error. A room that was killed while it was idle
+ * has no error, so this is tried once more. */
 static void end_idle_room(struct fns_sandbox *sandbox, int connection)
 {
     struct fns_connection *at = fns_connection(connection);
     int has_served = sandbox->n_served > 0, is_closed = at->is_closed;
+    int failed = sandbox->child.progress == FNS_PROGRESS_FAILED;
+    struct fns_error error = failed ? sandbox->child.error : FNS_KILLED(FNS_STAGE_CLONE);
     end_unused(sandbox, connection);
     if (is_closed)
         return;
-    at->room_failed = !has_served;
+    at->room_error = error;
+    if (has_served)
+        at->n_failed_rooms = 0;
+    else
+        at->n_failed_rooms = failed ? FNS_MOST_FAILED_ROOMS : at->n_failed_rooms + 1;
     if (has_served && at->wants_parked)
         fns_park_later(connection);
 }

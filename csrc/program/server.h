@@ -27,10 +27,12 @@ FNS_INLINE struct fns_request *fns_request_of(struct fns_received *received)
 struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
-    volatile uint32_t requested; /* of a parked one: it is taking its request, or has taken it, and has not replied */
-    volatile uint32_t reported;  /* RUNNING was sent, or will be: the caller may know its number */
-    volatile uint32_t exposed;   /* the command has an fd over which another fd can leave the sandbox */
-    volatile int request;        /* number of the request to reply to */
+    volatile uint32_t
+        requested; /* of a parked one: it is taking its request, or has taken it, and has not replied */
+    volatile uint32_t reported; /* RUNNING was sent, or will be: the caller may know its number */
+    volatile uint32_t
+        exposed;          /* the command has an fd over which another fd can leave the sandbox */
+    volatile int request; /* number of the request to reply to */
 
     int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
     int pid;               /* 0: not cloned, or reaped */
@@ -133,10 +135,11 @@ struct fns_connection {
     uint8_t sandbox_reads;       /* a parked sandbox reads the requests instead of the server */
     uint8_t is_closed;           /* by the caller; the fd stays until its sandbox has ended */
     uint8_t is_queued;           /* its request waits for its turn */
-    uint8_t room_failed;         /* the last room here ended before it served: the server starts the next command */
+    uint8_t n_failed_rooms;      /* rooms in a row that ended here before they served */
     uint8_t is_listed;           /* in the list of connections to park a sandbox for */
     int next;                    /* in that list */
     struct fns_sandbox *sandbox; /* whose replies go there; 0: none */
+    struct fns_error room_error; /* of the last such room */
 };
 
 /* Maps the table and makes the epoll set. 0 or more, or -errno. */
@@ -218,6 +221,7 @@ int fns_drop_queued(int connection);
 int fns_has_rooms(void);
 
 /* Makes a room that takes its request from the connection. 1: it was started. */
+enum { FNS_MOST_FAILED_ROOMS = 2 };
 int fns_make_room(int connection);
 
 /* Leaves the parking of a sandbox for this connection to fns_do_chores(). */

@@ -120,7 +120,7 @@ struct fns_ended {
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
     uint32_t reused;            /* RUN: its room had served before */
     union {
-        char usage[144];            /* struct rusage */
+        char usage[144];        /* struct rusage */
         struct fns_stats stats; /* the reply to STATS */
     };
 };

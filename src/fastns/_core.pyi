@@ -40,9 +40,7 @@ _Texts: TypeAlias = tuple[bytes, ...]
 _Binds: TypeAlias = tuple[tuple[str, str, bool, bool, str], ...]
 _Result: TypeAlias = tuple[int, Used, float]  # returncode, usage, wall time
 _Item: TypeAlias = tuple[_Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int]
-_Outcome: TypeAlias = tuple[
-    _Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool
-]
+_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool]
 
 @final
 class CgroupPool:

@@ -23,6 +23,7 @@ from fastns.mount_options import (
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
+    MS_RDONLY,
     MS_SLAVE,
     MS_UNBINDABLE,
 )
@@ -174,9 +175,21 @@ def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
     for path in layout.shown:
         source, note = os.fsencode(path), f"{path} ro"
         target = source.lstrip(b"/")
-        yield Op("show", "rootfs", flags=flags, source=source, target=target, note=note)
+        if d.serves_again:
+            yield _layer_op(d, source, target, f"{note}, as a layer")
+        else:
+            yield Op("show", "rootfs", flags=flags, source=source, target=target, note=note)
     for path, leads_to in layout.links:
         yield symlink_op("rootfs", path, leads_to)
+
+
+def _layer_op(d: Decisions, source: bytes, target: bytes, note: str) -> Op:
+    """A directory of the host as an overlay without an upper layer: nobody listens at its sockets,
+    so a sandbox that serves again cannot pass an fd to the host. An overlay of that kind needs
+    a second layer, so it gets a directory that is empty."""
+    data = b"lowerdir=%s:proc%s" % (source, b",userxattr" if d.in_user_namespace else b"")
+    flags = MS_RDONLY | MS_NOATIME | (MS_NODEV if no_devices(d.spec) else 0)
+    return Op("mount", "rootfs", 0, flags, 0, b"overlay", target, b"overlay", data, note)
 
 
 def _led_to_op(d: Decisions, path: str, how: int) -> Op:

@@ -45,9 +45,13 @@ def compile_template_for(
     """As compile_template(), for a given caller and a given view of the host. layout: see
     compile_for()."""
     server, each = decide_template(spec, caller, layout, reuse=reuse)
-    how: dict[str, Any] = {"method": "template", "mount_namespace": "template"}
-    keeps = "network" in server.new and "network" not in each.new
-    sandbox = made(each, (), _sandbox_ops(each), keeps_networks=keeps, rooms=each.serves_again, **how)
+    how: dict[str, Any] = {
+        "method": "template",
+        "mount_namespace": "template",
+        "keeps_networks": "network" in server.new and "network" not in each.new,
+        "rooms": each.serves_again,
+    }
+    sandbox = made(each, (), _sandbox_ops(each), **how)
     first = process.first(server)
     return made(server, first, _server_ops(server), sandbox=sandbox, cgroups=None)
 
@@ -76,7 +80,7 @@ def decide_template(
     own_user, keeps_networks = d.id_map == "self", _keeps_networks(d)
     serves_again = reuse and not _why_fresh(d)
     if serves_again:
-        d = d.but(mounts=tuple(map(_of_room, d.mounts)))
+        d = d.but(mounts=tuple(map(_of_room, d.mounts)), serves_again=True)
     # A sandbox cannot mount the /sys of a network namespace that its user namespace does not own.
     shared = (*SHARED_TYPES, "sysfs") if keeps_networks else SHARED_TYPES
     fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
@@ -114,7 +118,6 @@ def decide_template(
         inotify=d.inotify if d.ids else None,
         own=fresh,
         fresh=places,
-        serves_again=serves_again,
         dies_with_parent=False,  # a sandbox ends with the server, which ends with the caller
         maps_first=False,
         bounding=d.bounding and not bounds_all,
@@ -144,8 +147,8 @@ def why_fresh(spec: Spec | None) -> str:
 def _why_fresh(d: Decisions) -> str:
     spec = d.spec
     given = {
-        "no rootfs": spec.rootfs is None,  # the host's directories may hold sockets
-        "no overlay": not spec.overlay,
+        "a rootfs without overlay": spec.rootfs is not None and not spec.overlay,
+        "mounts of the host below its directories": _shows_mounts(d),
         "files": bool(spec.files),
         "mounts other than tmpfs": any(m.type != "tmpfs" for m in spec.mounts),
         "a mount with strictatime": any("strictatime" in m.options for m in spec.mounts),
@@ -161,6 +164,11 @@ def _why_fresh(d: Decisions) -> str:
         "ids of the host": not _keeps_networks(d),
     }
     return next((why for why, found in given.items() if found), "")
+
+
+def _shows_mounts(d: Decisions) -> bool:
+    """Whether a room cannot show the host's directories as layers, which leave out mounts."""
+    return d.layout is not None and (bool(d.led_to) or _view.has_mounts_below(d.layout.shown))
 
 
 def _is_deep(mount: Mount) -> bool:
