@@ -395,6 +395,29 @@ size_t fns_batch_done(const struct fns_batch *batch)
     return batch->done;
 }
 
+int fns_batch_give(struct fns_batch *batch, int connection)
+{
+    for (unsigned i = 0; i < batch->loop.n_slots; i++)
+        if (!batch->slots[i].connection) {
+            batch->slots[i].connection = connection;
+            return 0;
+        }
+    return -ENOSPC;
+}
+
+int fns_batch_take(struct fns_batch *batch)
+{
+    for (unsigned i = 0; i < batch->loop.n_slots; i++) {
+        int connection = batch->slots[i].connection;
+        if (batch->slots[i].job || !connection || connection == batch->jobs[0].connection)
+            continue;
+        fns_loop_remove(&batch->loop, i, 0);
+        batch->slots[i].connection = 0;
+        return connection;
+    }
+    return -1;
+}
+
 void fns_batch_close(struct fns_batch *batch)
 {
     for (unsigned i = 0; i < batch->loop.n_slots; i++)

@@ -121,11 +121,14 @@ cdef class _Jobs:
         """Runs the jobs to their end, or only starts them. An exception kills those that still run."""
         cdef c.fns_batch *batch
         cdef int ret
+        cdef bint rooms = self.plan.rooms and not spawn and self.jobs.connection == 0
         if self.n == 0:
             return 0
         ret = c.fns_batch_open(&batch, self.jobs, self.n, concurrency, spawn)
         if ret < 0:
             raise SpawnError("stdio", -ret)
+        if rooms:
+            self.server.lend(batch)
         try:
             while True:
                 with nogil:
@@ -144,6 +147,8 @@ cdef class _Jobs:
             with nogil:
                 c.fns_batch_close(batch)
             raise
+        if rooms:
+            self.server.take_back(batch)
         c.fns_batch_close(batch)
         return 0
 

@@ -94,6 +94,20 @@ cdef class Server:
         if parked and not usable:
             self.park()
 
+    cdef void lend(self, c.fns_batch *batch) noexcept:
+        """Gives a batch the connections of idle rooms."""
+        while self.ahead:
+            if c.fns_batch_give(batch, self.ahead[len(self.ahead) - 1]) < 0:
+                break
+            self.ahead.pop()
+
+    cdef void take_back(self, c.fns_batch *batch) noexcept:
+        """Takes the connections of a batch's rooms, which serve the next commands."""
+        cdef int connection = c.fns_batch_take(batch)
+        while connection >= 0:
+            self.give(connection, True, True)
+            connection = c.fns_batch_take(batch)
+
     cdef void park(self) noexcept:
         cdef int connection
         if not self.running or self.owner != getpid():

@@ -7,6 +7,7 @@ So a start copies neither this process nor the host's table of mounts, and unmou
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import warnings
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 
 MAX_READY = 1024
-READY = 2  # the default: while one sandbox runs, the next is being made
 
 
 @record(frozen=True)
@@ -52,6 +52,11 @@ class TemplateStats:
     rooms_touched: int  # thrown away, as a command had left something in them, or had not exited
     rooms_exposed: int  # thrown away, as a command could have passed an fd of them to another
     why_fresh: str  # with reuse=True: what in the spec keeps rooms from serving again; "": nothing
+
+
+def _ready() -> int:
+    """The default: while one sandbox runs, the next is being made."""
+    return min(max(2, len(os.sched_getaffinity(0))), 16)
 
 
 class Template:
@@ -78,9 +83,10 @@ class Template:
             the root. init, ranges of ids and joined user, pid, mount or time namespaces are not
             supported. A relative rootfs is resolved now.
         ready: how many sandboxes are made ahead, up to the execution of their command. Each is used
-            once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits use
-            cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move one
-            that is ready, for which the kernel may take 20 ms.
+            once, by run() or spawn(), and replaced when it has ended. None: as many as this process
+            has CPUs, from 2 to 16, but 0 if limits use cgroup version 2: there it is faster to
+            clone a sandbox into its cgroup than to move one that is ready, for which the kernel may
+            take 20 ms.
         reuse: sandboxes may serve again: for commands of one owner. Each is then a room, whose
             pid 1 starts one command of run() or run_batch() after another. After a command it kills
             what is left, and proves that nothing was touched that the next one can see. If that
@@ -103,7 +109,8 @@ class Template:
         assert sandbox is not None
         self._sandbox = sandbox
         if ready is None:
-            ready = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else READY
+            unified = sandbox.cgroups is not None and sandbox.cgroups.unified
+            ready = 0 if unified else _ready()
         self._ready = ready
 
     @overload
