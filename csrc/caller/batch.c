@@ -227,7 +227,9 @@ struct fns_batch {
 static unsigned count_slots(const struct fns_job *jobs, size_t n_jobs, unsigned concurrency,
                             int spawn)
 {
-    unsigned ahead = n_jobs && jobs[0].server ? concurrency : 0;
+    /* A room takes its requests itself, so none wait in the server. */
+    int queues = n_jobs && jobs[0].server && !(jobs[0].plan->options & FNS_PLAN_ROOMS);
+    unsigned ahead = queues ? concurrency : 0;
     size_t n = concurrency + (ahead < MAX_AHEAD ? ahead : MAX_AHEAD);
     return spawn ? 1 : (unsigned)(n < n_jobs ? n : n_jobs);
 }
@@ -391,6 +393,29 @@ int fns_batch_run(struct fns_batch *batch)
 size_t fns_batch_done(const struct fns_batch *batch)
 {
     return batch->done;
+}
+
+int fns_batch_give(struct fns_batch *batch, int connection)
+{
+    for (unsigned i = 0; i < batch->loop.n_slots; i++)
+        if (!batch->slots[i].connection) {
+            batch->slots[i].connection = connection;
+            return 0;
+        }
+    return -ENOSPC;
+}
+
+int fns_batch_take(struct fns_batch *batch)
+{
+    for (unsigned i = 0; i < batch->loop.n_slots; i++) {
+        int connection = batch->slots[i].connection;
+        if (batch->slots[i].job || !connection || connection == batch->jobs[0].connection)
+            continue;
+        fns_loop_remove(&batch->loop, i, 0);
+        batch->slots[i].connection = 0;
+        return connection;
+    }
+    return -1;
 }
 
 void fns_batch_close(struct fns_batch *batch)

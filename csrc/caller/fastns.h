@@ -133,6 +133,7 @@ struct fns_result {
     int status; /* exit code or signal number */
     struct rusage usage;
     uint64_t end; /* CLOCK_MONOTONIC, ns */
+    int reused;   /* from a template's server: its room had served before */
     int lost;     /* errno: a reaper could not report how the command ended; 0: it could */
 };
 
@@ -331,7 +332,12 @@ int fns_batch_open(struct fns_batch **batch, struct fns_job *jobs, size_t n_jobs
 int fns_batch_run(struct fns_batch *batch);
 /* How many are finished. */
 size_t fns_batch_done(const struct fns_batch *batch);
-/* Kills and reaps what it runs, and frees the batch. */
+/* For a template with rooms, each of which has its connection. fns_batch_give() lets the batch use an idle one before
+ * it opens others: 0, or -ENOSPC if it has enough. fns_batch_take() takes one back that is idle again: a connection, or
+ * -1 if there is none. */
+int fns_batch_give(struct fns_batch *batch, int connection);
+int fns_batch_take(struct fns_batch *batch);
+/* Kills and reaps what it runs, closes its connections, and frees the batch. */
 void fns_batch_close(struct fns_batch *batch);
 
 /* The calling thread's effective capabilities, a bit each (capabilities(7)). */

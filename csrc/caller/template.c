@@ -233,6 +233,7 @@ static void set_result(const struct fns_ended *ended, struct fns_result *result)
     result->code = ended->message.value;
     result->status = ended->message.status;
     memcpy(&result->usage, ended->usage, sizeof result->usage);
+    result->reused = (int)ended->reused;
     result->end = fns_now();
 }
 

@@ -25,6 +25,7 @@ struct fns_child {
     int entered;       /* it was cloned into the first cgroup of args->groups */
     int root;          /* fd of the root that is built; -1: none */
     int scratch;       /* fd of the scratch tmpfs; -1: none */
+    int keeps_scratch; /* fns_run_ops() leaves it open */
     int unmapped;      /* fd of the root's directory without the idmap; -1: not idmapped */
     int userns;        /* fd of the user namespace to join; 0: none */
     int ruleset;       /* fd of the Landlock ruleset, from LANDLOCK to LANDLOCK_RESTRICT */
@@ -132,8 +133,10 @@ FNS_CHECKED int fns_leave_session(struct fns_child *child);
 /* Changes to the working directory, which must lie inside the root. */
 FNS_CHECKED int fns_change_directory(struct fns_child *child);
 
-/* Runs the last ops, unblocks signals and executes the command. Returns only on failure. */
+/* Runs the last ops, unblocks signals and executes the command. Returns only on failure. fns_execute_command() leaves
+ * the last ops out. */
 void fns_execute(struct fns_child *child);
+void fns_execute_command(struct fns_child *child);
 
 /* Closes all fds from 3 on except these (0: none). 0 or -errno. */
 FNS_CHECKED int fns_close_but(int a, int b, int c);

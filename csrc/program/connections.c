@@ -9,7 +9,7 @@ static int epoll;
 int fns_open_connections(void)
 {
     long error = 0;
-    connections = fns_map(MAX_FD * sizeof *connections, &error);
+    connections = fns_map(MAX_FD * sizeof *connections, MAP_PRIVATE, &error);
     epoll = (int)fns_sys1(__NR_epoll_create1, O_CLOEXEC);
     return connections ? epoll : (int)error;
 }

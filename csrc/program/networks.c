@@ -13,7 +13,8 @@ enum {
     MAX_KEPT = 256,
     MAX_DOUBTFUL = 64,
     LOOK_AGAIN_MS = 50, /* by then the kernel has freed the sockets of processes that have ended */
-    MOST_TRIES = 20,    /* when the limit of network namespaces is reached: the kernel takes them down later */
+    MOST_TRIES =
+        20, /* when the limit of network namespaces is reached: the kernel takes them down later */
     STACK_SIZE = 8192,
     STATE_SIZE = 4096
 };
@@ -22,6 +23,7 @@ enum {
 /* What is compared of a network namespace, as text. */
 struct state {
     long size;
+    long n_devices; /* size of the first part, about devices */
     char text[STATE_SIZE];
 };
 
@@ -32,11 +34,10 @@ static struct {
     int n_kept;
     struct {
         int fd;
-        uint64_t due; /* when to look again: CLOCK_MONOTONIC, ns */
+        uint64_t due;         /* when to look again: CLOCK_MONOTONIC, ns */
     } doubtful[MAX_DOUBTFUL]; /* the oldest first */
     int n_doubtful;
     struct state unused; /* that of a new one */
-    struct fns_stats stats;
     char stack[STACK_SIZE] __attribute__((aligned(4096)));
 } networks;
 
@@ -44,19 +45,14 @@ int fns_open_networks(int owned)
 {
     networks.owned = owned;
     int context = (int)fns_sys2(__NR_fsopen, "proc", FSOPEN_CLOEXEC);
-    long result = context < 0 ? context
-                              : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+    long result =
+        context < 0 ? context : fns_sys5(__NR_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
     /* These attributes are those of the default /proc. In a user namespace, the kernel requires them here if the
      * /proc that is visible has them. */
     const long attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
     if (result >= 0)
         result = fns_sys3(__NR_fsmount, context, FSMOUNT_CLOEXEC, attributes);
     return networks.proc = fns_done_with(context, result);
-}
-
-struct fns_stats *fns_get_stats(void)
-{
-    return &networks.stats;
 }
 
 /* ---- what is compared ----------------------------------------------------------------------- */
@@ -66,19 +62,12 @@ static int is_space(char c)
     return c == ' ' || c == '\n';
 }
 
-static int are_equal(const char *a, const char *b, long size)
-{
-    while (size > 0 && *a == *b)
-        a++, b++, size--;
-    return size == 0;
-}
-
 /* Whether a word of sockstat names a counter of the whole host. */
 static int is_of_host(const char *word, long size)
 {
     static const char names[][8] = {"mem", "alloc", "orphan"};
     for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
-        if (size == (long)fns_length(names[i]) && are_equal(word, names[i], size))
+        if (size == (long)fns_length(names[i]) && fns_equal(word, names[i], (size_t)size))
             return 1;
     return 0;
 }
@@ -102,43 +91,83 @@ static long remove_host(char *text, long size)
     return to;
 }
 
-/* Appends a file of /proc/net of the current network namespace. A file that the kernel lacks is empty. 0 or -errno. */
-static long append(struct state *state, const char *path, int is_sockstat)
+int fns_open_network_files(int directory, int files[FNS_NETWORK_FILES])
 {
-    int fd = fns_open_in(networks.proc, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fd == -ENOENT ? 0 : fd;
+    static const char names[FNS_NETWORK_FILES][12] = {"dev", "sockstat", "sockstat6"};
+    long result = 0;
+    for (int i = 0; i < FNS_NETWORK_FILES; i++) {
+        files[i] = fns_open_in(directory, names[i], O_RDONLY | O_CLOEXEC);
+        if (files[i] < 0 && files[i] != -ENOENT) /* without IPv6 there is no sockstat6 */
+            result = files[i];
+    }
+    return (int)result;
+}
+
+/* Appends what a file says, from its beginning. 0 or -errno. */
+static long append(struct state *state, int file, int is_sockstat)
+{
     char *text = state->text + state->size;
     long space = STATE_SIZE - state->size, size = 0, n;
-    while ((n = fns_read(fd, text + size, (size_t)(space - size))) > 0)
-        size += n;
-    fns_close(fd);
+    do {
+        n = fns_sys4(__NR_pread64, file, text + size, space - size, size);
+        size += n > 0 ? n : 0;
+    } while (n > 0 || n == -EINTR);
     if (n < 0 || size == space)
         return n < 0 ? n : -ENOSPC;
     state->size += is_sockstat ? remove_host(text, size) : size;
     return 0;
 }
 
-/* Enters a network namespace and reads its state. 0 or -errno. */
-static long read_state(int fd, struct state *state)
+static long read_state(const int files[FNS_NETWORK_FILES], struct state *state)
 {
-    state->size = 0;
-    long result = fns_sys2(__NR_setns, fd, FNS_CLONE_NEWNET);
-    if (result >= 0)
-        result = append(state, "self/net/dev", 0);
-    if (result >= 0)
-        result = append(state, "self/net/sockstat", 1);
-    if (result >= 0)
-        result = append(state, "self/net/sockstat6", 1);
+    long result = state->size = 0;
+    for (int i = 0; i < FNS_NETWORK_FILES && result >= 0; i++) {
+        result = files[i] < 0 ? 0 : append(state, files[i], i > 0);
+        state->n_devices = i == 0 ? state->size : state->n_devices;
+    }
     return result;
 }
 
-static int is_unused(int fd)
+/* With FNS_NETWORK_DOUBTFUL, only sockets differ, which the kernel may be about to free. */
+enum fns_network_use fns_network_use(const int files[FNS_NETWORK_FILES])
 {
     struct state now;
     const struct state *unused = &networks.unused;
-    return read_state(fd, &now) >= 0 && now.size == unused->size &&
-           are_equal(now.text, unused->text, now.size);
+    if (read_state(files, &now) < 0 || now.n_devices != unused->n_devices ||
+        !fns_equal(now.text, unused->text, (size_t)now.n_devices))
+        return FNS_NETWORK_USED;
+    return now.size == unused->size && fns_equal(now.text, unused->text, (size_t)now.size)
+               ? FNS_NETWORK_UNUSED
+               : FNS_NETWORK_DOUBTFUL;
+}
+
+/* Enters a network namespace, and opens its files. 0 or -errno. */
+static long open_files(int fd, int files[FNS_NETWORK_FILES])
+{
+    for (int i = 0; i < FNS_NETWORK_FILES; i++)
+        files[i] = FNS_NONE;
+    long result = fns_sys2(__NR_setns, fd, FNS_CLONE_NEWNET);
+    if (result < 0)
+        return result;
+    int directory = fns_open_in(networks.proc, "self/net", FNS_PATH_FLAGS | O_DIRECTORY);
+    return fns_done_with(directory,
+                         directory < 0 ? directory : fns_open_network_files(directory, files));
+}
+
+static void close_files(const int files[FNS_NETWORK_FILES])
+{
+    for (int i = 0; i < FNS_NETWORK_FILES; i++)
+        fns_close_if_open(files[i]);
+}
+
+static enum fns_network_use use_of(int fd)
+{
+    int files[FNS_NETWORK_FILES];
+    enum fns_network_use use = FNS_NETWORK_USED;
+    if (open_files(fd, files) >= 0)
+        use = fns_network_use(files);
+    close_files(files);
+    return use;
 }
 
 /* ---- making one ----------------------------------------------------------------------------- */
@@ -147,7 +176,8 @@ static int is_unused(int fd)
 static int make_main(void *made)
 {
     int socket = fns_loopback_up();
-    *(int *)made = fns_done_with(socket, socket < 0 ? socket : fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0));
+    *(int *)made =
+        fns_done_with(socket, socket < 0 ? socket : fns_sys3(__NR_ioctl, socket, SIOCGSKNS, 0));
     return 0;
 }
 
@@ -182,13 +212,17 @@ static int make(void)
         FNS_IGNORE(fns_sys2(__NR_nanosleep, pause, 0), "a shorter pause does no harm");
         fd = clone_new();
     }
-    long result = fd < 0 ? fd : read_state(fd, &networks.unused);
-    if (result >= 0) {
-        networks.stats.networks_made++;
+    if (fd < 0)
         return fd;
-    }
-    fns_close_if_open(fd);
-    return (int)result;
+    int files[FNS_NETWORK_FILES];
+    long result = open_files(fd, files);
+    if (result >= 0)
+        result = read_state(files, &networks.unused);
+    close_files(files);
+    if (result < 0)
+        return fns_done_with(fd, result);
+    fns_get_stats()->networks_made++;
+    return fd;
 }
 
 /* ---- take and give back --------------------------------------------------------------------- */
@@ -201,7 +235,7 @@ int fns_take_network(void)
     long result = fns_sys2(__NR_setns, fd, FNS_CLONE_NEWNET);
     if (result < 0)
         return fns_done_with(fd, result);
-    networks.stats.networks_reused++;
+    fns_get_stats()->networks_reused++;
     return fd;
 }
 
@@ -213,19 +247,23 @@ static void keep(int fd)
         fns_close(fd);
 }
 
+static void drop(int fd, uint64_t *counter)
+{
+    ++*counter;
+    fns_close(fd);
+}
+
 void fns_give_network(int fd, int exposed)
 {
-    if (exposed) {
-        networks.stats.networks_exposed++;
-        fns_close(fd);
-    } else if (is_unused(fd)) {
+    struct fns_stats *stats = fns_get_stats();
+    enum fns_network_use use = exposed ? FNS_NETWORK_USED : use_of(fd);
+    if (use == FNS_NETWORK_UNUSED) {
         keep(fd);
-    } else if (networks.n_doubtful < MAX_DOUBTFUL) {
+    } else if (use == FNS_NETWORK_DOUBTFUL && networks.n_doubtful < MAX_DOUBTFUL) {
         networks.doubtful[networks.n_doubtful].fd = fd;
         networks.doubtful[networks.n_doubtful++].due = fns_now() + LOOK_AGAIN_MS * 1000000ull;
     } else {
-        networks.stats.networks_touched++;
-        fns_close(fd);
+        drop(fd, exposed ? &stats->networks_exposed : &stats->networks_touched);
     }
 }
 
@@ -235,12 +273,10 @@ int fns_check_networks(void)
     uint64_t now = networks.n_doubtful ? fns_now() : 0;
     while (n_due < networks.n_doubtful && networks.doubtful[n_due].due <= now) {
         int fd = networks.doubtful[n_due++].fd;
-        if (is_unused(fd)) {
+        if (use_of(fd) == FNS_NETWORK_UNUSED)
             keep(fd);
-        } else {
-            networks.stats.networks_touched++;
-            fns_close(fd);
-        }
+        else
+            drop(fd, &fns_get_stats()->networks_touched);
     }
     networks.n_doubtful -= n_due;
     for (int i = 0; n_due && i < networks.n_doubtful; i++)

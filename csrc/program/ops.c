@@ -58,9 +58,12 @@ int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end)
     /* Not left to the exec: the working directory, which is resolved before it, must not lead to them. */
     fns_drop_cache(child);
     fns_close_if_open(child->root);
-    fns_close_if_open(child->scratch);
     fns_close_if_open(child->unmapped);
-    child->root = child->scratch = child->unmapped = -1;
+    child->root = child->unmapped = -1;
+    if (!child->keeps_scratch) {
+        fns_close_if_open(child->scratch);
+        child->scratch = -1;
+    }
     return 0;
 }
 

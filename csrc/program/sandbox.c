@@ -169,8 +169,7 @@ static void run_command(struct fns_slot *slot, uint32_t n_before)
         fns_execute(child);
 }
 
-/* How many ops come before those that depend on the request. */
-static uint32_t count_ops_before_request(const struct fns_plan *plan)
+uint32_t fns_count_ops_before_request(const struct fns_plan *plan)
 {
     uint32_t n = 0;
     while (n < plan->n_ops && plan->ops[n].code < FNS_OP_REQUEST)
@@ -185,7 +184,7 @@ int fns_sandbox_main(void *arg)
     struct fns_child *child = &sandbox->child;
     struct fns_args *args = &sandbox->args;
     int own[3 + FNS_MAX_GROUPS], n_own = 0, userns = -1, is_spawn = 0;
-    uint32_t n_before = count_ops_before_request(child->plan);
+    uint32_t n_before = fns_count_ops_before_request(child->plan);
     /* Enters a session of its own, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
     if (result < 0)
@@ -213,5 +212,25 @@ int fns_sandbox_main(void *arg)
     if (is_spawn)
         FNS_IGNORE(fns_write_retrying(own[1], &child->error, sizeof child->error),
                    "this process ends in any case");
+    return FNS_EXIT_FAILED;
+}
+
+int fns_command_main(void *arg)
+{
+    struct fns_slot *slot = arg;
+    struct fns_child *child = &slot->sandbox->child;
+    int is_spawn = 0;
+    long result = fns_sys0(__NR_setsid);
+    if (result < 0) {
+        fns_child_failed(child, FNS_STAGE_SESSION, result);
+        return FNS_EXIT_FAILED;
+    }
+    fns_receive(slot->sandbox->connection, 0, &slot->received);
+    if (open_request(slot, &is_spawn) < 0)
+        return FNS_EXIT_FAILED;
+    if (is_spawn) /* the caller sends it over another connection */
+        fns_child_failed(child, FNS_STAGE_HELPER, -EPROTO);
+    else if (place_fds(slot, 0, 0) == 0 && fns_change_directory(child) == 0)
+        fns_execute_command(child);
     return FNS_EXIT_FAILED;
 }

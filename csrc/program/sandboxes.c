@@ -41,7 +41,7 @@ long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
 {
     plan = sandbox;
     userns_to_join = userns;
-    long result = fns_open_tables();
+    long result = fns_open_tables((plan->options & FNS_PLAN_ROOMS) != 0);
     if (result >= 0)
         result = raise_files();
     if (result >= 0)
@@ -84,7 +84,20 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
     return pid;
 }
 
-/* Clones a sandbox. `request`: the one in the slot; 0: the sandbox is parked, and has none yet. */
+/* Clones a room, which has its own memory, and so its own copy of the slot. */
+static long clone_room(struct fns_slot *slot, int *pidfd)
+{
+    const struct fns_clone_args args = {
+        .flags = plan->clone_flags | FNS_CLONE_PIDFD,
+        .pidfd = (uintptr_t)pidfd,
+        .exit_signal = FNS_SIGCHLD,
+        .stack = (uintptr_t)slot->stack,
+        .stack_size = sizeof slot->stack,
+    };
+    return fns_clone_call(&args, fns_room_main, slot);
+}
+
+/* Clones a sandbox. `request`: the one in the slot; 0: the sandbox is parked, or a room, and has none yet. */
 static long launch(struct fns_slot *slot, int connection, int network,
                    const struct fns_request *request, enum fns_stage *stage)
 {
@@ -98,10 +111,11 @@ static long launch(struct fns_slot *slot, int connection, int network,
     sandbox->connection = connection;
     sandbox->network = network;
     sandbox->is_parked = !request;
+    sandbox->is_room = !request && plan->options & FNS_PLAN_ROOMS;
     sandbox->request = request ? request->number : 0;
     *stage = FNS_STAGE_CLONE;
     int pidfd = -1;
-    long pid = clone_sandbox(slot, request, &pidfd);
+    long pid = sandbox->is_room ? clone_room(slot, &pidfd) : clone_sandbox(slot, request, &pidfd);
     if (pid < 0) {
         fns_free_sandbox(sandbox);
         return pid;
@@ -206,23 +220,39 @@ void fns_park_later(int connection)
     to_park = connection;
 }
 
+/* Makes a sandbox, or a room, that takes its request from the connection. 1: it was started. */
+static int park(int connection)
+{
+    enum fns_stage stage = FNS_STAGE_HELPER;
+    long result = 0;
+    struct fns_slot *slot = fns_take_slot(&result);
+    if (slot)
+        result = start(slot, connection, 0, &stage);
+    /* If this failed, the server reads the next request there, and will fail in the same way. */
+    fns_let_sandbox_read(connection, result == 0);
+    return result == 0;
+}
+
+int fns_has_rooms(void)
+{
+    return (plan->options & FNS_PLAN_ROOMS) != 0;
+}
+
+int fns_make_room(int connection)
+{
+    return park(connection);
+}
+
 static void park_all(void)
 {
     while (to_park != FNS_NONE) {
         int connection = to_park;
         struct fns_connection *at = fns_connection(connection);
-        enum fns_stage stage = FNS_STAGE_HELPER;
-        long result = 0;
         to_park = at->next;
         at->is_listed = 0;
-        if (at->peer != FNS_PEER_CONNECTION || !at->wants_parked || at->is_closed ||
-            at->is_queued || at->sandbox)
-            continue;
-        struct fns_slot *slot = fns_take_slot(&result);
-        if (slot)
-            result = start(slot, connection, 0, &stage);
-        /* If this failed, the server reads the next request there, and will fail in the same way. */
-        fns_let_sandbox_read(connection, result == 0);
+        if (at->peer == FNS_PEER_CONNECTION && at->wants_parked && !at->is_closed &&
+            !at->is_queued && !at->sandbox)
+            park(connection);
     }
 }
 
@@ -326,9 +356,30 @@ static void end_unused(struct fns_sandbox *sandbox, int connection)
     fns_forget(connection);
 }
 
+/* Frees a room that has ended while no command ran in it. If it has served, another takes its place. Otherwise the next
+ * may fail too, so the server reads the next request, and replies the error. A room that was killed while it was idle
+ * has no error, so this is tried once more. */
+static void end_idle_room(struct fns_sandbox *sandbox, int connection)
+{
+    struct fns_connection *at = fns_connection(connection);
+    int has_served = sandbox->n_served > 0, is_closed = at->is_closed;
+    int failed = sandbox->child.progress == FNS_PROGRESS_FAILED;
+    struct fns_error error = failed ? sandbox->child.error : FNS_KILLED(FNS_STAGE_CLONE);
+    end_unused(sandbox, connection);
+    if (is_closed)
+        return;
+    at->room_error = error;
+    if (has_served)
+        at->n_failed_rooms = 0;
+    else
+        at->n_failed_rooms = failed ? FNS_MOST_FAILED_ROOMS : at->n_failed_rooms + 1;
+    if (has_served && at->wants_parked)
+        fns_park_later(connection);
+}
+
 static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
 {
-    int connection = sandbox->connection;
+    int connection = sandbox->connection, is_room = sandbox->is_room;
     const struct fns_message ended = {.kind = FNS_MESSAGE_ENDED, .value = code, .status = status};
     struct fns_message *message = &sandbox->end.message;
     *message = ended;
@@ -347,9 +398,13 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         run_queue();
     }
     if (is_unused(sandbox)) {
-        end_unused(sandbox, connection);
+        if (is_room)
+            end_idle_room(sandbox, connection);
+        else
+            end_unused(sandbox, connection);
         return;
     }
+    sandbox->end.reused = sandbox->n_served > 0;
     if (sandbox->reported && !sandbox->is_awaited &&
         sandbox->child.progress != FNS_PROGRESS_FAILED) { /* keep the end for a REAP */
         /* The sandbox may have ended before it sent RUNNING. Then the pipe is empty, and this reply ends the
@@ -370,7 +425,9 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
     at->sandbox = 0;
     if (at->is_closed)
         fns_forget(connection);
-    else if (at->wants_parked)
+    else if (is_room)
+        fns_let_sandbox_read(connection, 0);
+    if (!at->is_closed && at->wants_parked)
         fns_park_later(connection);
 }
 
@@ -387,6 +444,22 @@ static int restart(int pid)
     return 1;
 }
 
+/* Subtracts from the usage of a room that of the commands before the last: struct rusage begins with two times of
+ * seconds and microseconds. */
+static void subtract_before(char *usage, const char *before)
+{
+    enum { N_TIMES = 2, IN_SECOND = 1000000 };
+    int64_t now[2 * N_TIMES], then[2 * N_TIMES];
+    memcpy(now, usage, sizeof now);
+    memcpy(then, before, sizeof then);
+    for (int i = 0; i < 2 * N_TIMES; i += 2) {
+        int64_t us = (now[i] - then[i]) * IN_SECOND + now[i + 1] - then[i + 1];
+        now[i] = us / IN_SECOND;
+        now[i + 1] = us % IN_SECOND;
+    }
+    memcpy(usage, now, sizeof now);
+}
+
 int fns_reap(int pid)
 {
     struct fns_siginfo info = {.pid = 0};
@@ -398,6 +471,8 @@ int fns_reap(int pid)
     if (sandbox) {
         int network = sandbox->network, exposed = sandbox->exposed != 0;
         sandbox->network = FNS_NONE;
+        if (sandbox->is_room)
+            subtract_before(usage, sandbox->before);
         memcpy(sandbox->end.usage, usage, sizeof usage);
         end_sandbox(sandbox, info.code, info.status);
         if (network != FNS_NONE) /* after the reply */

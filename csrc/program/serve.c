@@ -10,6 +10,7 @@
  *   sandboxes.c, kill.c   whose turn it is, the start and the end of a sandbox; the kill
  *   connections.c         what the server listens to
  *   tables.c              slots, sandboxes and batches
+ *   keeper.c, proof.c     rooms
  *   networks.c            network namespaces that serve more than one sandbox
  *   closer.c              a process beside the server, which takes mount namespaces down
  */
@@ -94,10 +95,23 @@ static void reap(int connection, const struct fns_request *request)
     fns_reap(sandbox->pid);
 }
 
+/* Whether the request that is in the socket runs a command. */
+static int is_run(int connection)
+{
+    struct fns_request request;
+    return fns_sys6(__NR_recvfrom, connection, (long)&request, sizeof request,
+                    FNS_MSG_PEEK | FNS_MSG_DONTWAIT, 0, 0) == sizeof request &&
+           request.kind == FNS_REQUEST_RUN;
+}
+
 static void read_request(int connection)
 {
     struct fns_connection *at = fns_connection(connection);
     long error = 0;
+    int is_for_room = fns_has_rooms() && !at->sandbox && !at->is_queued && is_run(connection);
+    int has_failed = is_for_room && at->n_failed_rooms >= FNS_MOST_FAILED_ROOMS;
+    if (is_for_room && !has_failed && fns_make_room(connection))
+        return;
     struct fns_slot *slot = fns_take_slot(&error);
     struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);
@@ -116,12 +130,14 @@ static void read_request(int connection)
     switch (is_request ? request->kind : 0) {
     case FNS_REQUEST_RUN:
     case FNS_REQUEST_SPAWN:
-        if (slot) {
+        if (slot && !has_failed) {
             fns_run_request(slot, connection);
             break;
         }
         fns_close_all(received->fds, received->n_fds);
-        fns_reply_error(connection, request->number, FNS_FAILED(FNS_STAGE_HELPER, error));
+        fns_reply_error(connection, request->number,
+                        has_failed ? at->room_error : FNS_FAILED(FNS_STAGE_HELPER, error));
+        at->n_failed_rooms = 0;
         break;
     case FNS_REQUEST_REAP:
     case FNS_REQUEST_KILL: reap(connection, request); break;

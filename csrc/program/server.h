@@ -27,14 +27,19 @@ FNS_INLINE struct fns_request *fns_request_of(struct fns_received *received)
 struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
-    volatile uint32_t requested; /* of a parked one: it is taking its request, or has taken it */
-    volatile uint32_t reported;  /* RUNNING was sent, or will be: the caller may know its number */
-    volatile uint32_t exposed;   /* the command has an fd over which another fd can leave the sandbox */
-    volatile int request;        /* number of the request to reply to */
+    volatile uint32_t
+        requested; /* of a parked one: it is taking its request, or has taken it, and has not replied */
+    volatile uint32_t reported; /* RUNNING was sent, or will be: the caller may know its number */
+    volatile uint32_t
+        exposed;          /* the command has an fd over which another fd can leave the sandbox */
+    volatile int request; /* number of the request to reply to */
 
     int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
     int pid;               /* 0: not cloned, or reaped */
     int connection;        /* where replies about it go, or FNS_NONE */
+    int is_room;           /* it serves one command after another */
+    uint32_t n_served;     /* of a room: how many commands have run */
+    char before[144];      /* of a room: struct rusage of all commands before the one that runs */
     int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
     int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
     int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
@@ -72,11 +77,12 @@ FNS_INLINE uint64_t fns_now(void)
     return time[0] * FNS_NS + time[1];
 }
 
-/* Maps memory that takes pages only when it is touched. 0: it failed, and `error` is -errno. */
-FNS_INLINE void *fns_map(size_t size, long *error)
+/* Maps memory that takes pages only when it is touched. sharing: MAP_PRIVATE or MAP_SHARED. 0: it failed, and `error`
+ * is -errno. */
+FNS_INLINE void *fns_map(size_t size, int sharing, long *error)
 {
     long at = fns_sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                       sharing | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fns_is_address(at))
         return (void *)at;
     *error = at;
@@ -91,7 +97,19 @@ FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
         result = fns_sys4(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, value, 0);
 }
 
+/* ---- keeper.c --------------------------------------------------------------------------------- */
+
+/* Entry point of a room's clone, which has its own memory. Returns when the room is not to serve again. */
+int fns_room_main(void *slot);
+
 /* ---- sandbox.c: runs in a sandbox ------------------------------------------------------------- */
+
+/* How many ops come before those that depend on the request. */
+uint32_t fns_count_ops_before_request(const struct fns_plan *plan);
+
+/* Entry point of the vfork of a command, in the room's memory. Receives the request that is in the socket. Returns only
+ * on failure, which is then in the sandbox's `child`. */
+int fns_command_main(void *slot);
 
 /* Entry point of a sandbox's clone. The request is in the slot; a parked sandbox waits for it. Returns only on
  * failure, which is then in the sandbox's `child`. */
@@ -117,9 +135,11 @@ struct fns_connection {
     uint8_t sandbox_reads;       /* a parked sandbox reads the requests instead of the server */
     uint8_t is_closed;           /* by the caller; the fd stays until its sandbox has ended */
     uint8_t is_queued;           /* its request waits for its turn */
+    uint8_t n_failed_rooms;      /* rooms in a row that ended here before they served */
     uint8_t is_listed;           /* in the list of connections to park a sandbox for */
     int next;                    /* in that list */
     struct fns_sandbox *sandbox; /* whose replies go there; 0: none */
+    struct fns_error room_error; /* of the last such room */
 };
 
 /* Maps the table and makes the epoll set. 0 or more, or -errno. */
@@ -151,8 +171,11 @@ void fns_close_all(const int *fds, int n);
 
 /* ---- tables.c --------------------------------------------------------------------------------- */
 
-/* Maps the tables. 0 or -errno. */
-FNS_CHECKED int fns_open_tables(void);
+/* Maps the tables. `shared`: forked processes share them. 0 or -errno. */
+FNS_CHECKED int fns_open_tables(int shared);
+
+/* What the server has done. In rooms, shared with the keepers. */
+struct fns_stats *fns_get_stats(void);
 
 /* Returns a slot with no sandbox and no queued request; it stays free until `taken` is set. 0: there is none,
  * and `error` is -errno. */
@@ -193,6 +216,13 @@ void fns_run_request(struct fns_slot *slot, int connection);
 
 /* Drops a connection's queued request with a reply, and closes the connection. 1: there was one. */
 int fns_drop_queued(int connection);
+
+/* Whether the template has rooms. */
+int fns_has_rooms(void);
+
+/* Makes a room that takes its request from the connection. 1: it was started. */
+enum { FNS_MOST_FAILED_ROOMS = 2 };
+int fns_make_room(int connection);
 
 /* Leaves the parking of a sandbox for this connection to fns_do_chores(). */
 void fns_park_later(int connection);
@@ -247,9 +277,17 @@ FNS_CHECKED int fns_take_network(void);
 /* Takes one back from a sandbox that has ended. `exposed`: an fd of it may have left the sandbox. */
 void fns_give_network(int fd, int exposed);
 
+/* Opens files of a network namespace: dev, sockstat and sockstat6 in `directory`, an fd of /proc/PID/net. -ENOENT in
+ * place of an fd: there is no such file. 0 or -errno. */
+enum { FNS_NETWORK_FILES = 3 };
+FNS_CHECKED int fns_open_network_files(int directory, int files[FNS_NETWORK_FILES]);
+
+/* Compares what these files say with those of a new network namespace. DOUBTFUL: only sockets differ, which the kernel
+ * may be about to free. */
+enum fns_network_use { FNS_NETWORK_UNUSED, FNS_NETWORK_DOUBTFUL, FNS_NETWORK_USED };
+enum fns_network_use fns_network_use(const int files[FNS_NETWORK_FILES]);
+
 /* Looks again at those that seemed used. Returns how many ms may pass until the next call; FNS_NONE: no limit. */
 int fns_check_networks(void);
-
-struct fns_stats *fns_get_stats(void);
 
 #endif

@@ -14,15 +14,23 @@ static struct fns_slot *slots[MAX_SLOTS];
 static struct fns_sandbox *sandboxes, **by_pid;
 static struct fns_sandbox *first_free, *newest_watched;
 static struct batch *batches;
+static struct fns_stats *stats;
 static int n_slots, n_sandboxes, n_batches;
 
-int fns_open_tables(void)
+int fns_open_tables(int shared)
 {
     long error = 0;
-    sandboxes = fns_map(MAX_SANDBOXES * sizeof *sandboxes, &error);
-    by_pid = fns_map(MAX_PID * sizeof *by_pid, &error);
-    batches = fns_map(MAX_SLOTS * sizeof *batches, &error);
+    int sharing = shared ? MAP_SHARED : MAP_PRIVATE;
+    sandboxes = fns_map(MAX_SANDBOXES * sizeof *sandboxes, sharing, &error);
+    stats = fns_map(sizeof *stats, sharing, &error);
+    by_pid = fns_map(MAX_PID * sizeof *by_pid, MAP_PRIVATE, &error);
+    batches = fns_map(MAX_SLOTS * sizeof *batches, MAP_PRIVATE, &error);
     return (int)error;
+}
+
+struct fns_stats *fns_get_stats(void)
+{
+    return stats;
 }
 
 /* ---- slots ---------------------------------------------------------------------------------- */
@@ -30,7 +38,7 @@ int fns_open_tables(void)
 static struct fns_slot *make_slot(long *error)
 {
     *error = -ENOMEM;
-    struct fns_slot *slot = n_slots < MAX_SLOTS ? fns_map(sizeof *slot, error) : 0;
+    struct fns_slot *slot = n_slots < MAX_SLOTS ? fns_map(sizeof *slot, MAP_PRIVATE, error) : 0;
     if (!slot)
         return 0;
     *error = fns_sys3(__NR_mprotect, slot->stack, FNS_PAGE, PROT_NONE);
@@ -74,7 +82,8 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     sandbox->pid = sandbox->is_parked = sandbox->is_awaited = sandbox->has_ended = 0;
     sandbox->connection = sandbox->mounts = sandbox->pid_namespace = FNS_NONE;
     sandbox->network = FNS_NONE;
-    sandbox->batch = 0;
+    sandbox->batch = sandbox->is_room = 0;
+    sandbox->n_served = 0;
     sandbox->end.queued = 0;
     return sandbox;
 }

@@ -49,12 +49,15 @@ struct fns_op {
 };
 
 enum fns_plan_option {
-    FNS_PLAN_HOP = 1,        /* the program runs the early ops, then clones the sandbox */
-    FNS_PLAN_INIT = 2,       /* a reaper is pid 1, the command its child */
-    FNS_PLAN_SERVER = 4,     /* the program stays and starts sandboxes (program/serve.c) */
-    FNS_PLAN_MAPS_FIRST = 8, /* the border writes the maps of FNS_ID_MAP_SELF */
+    FNS_PLAN_HOP = 1,         /* the program runs the early ops, then clones the sandbox */
+    FNS_PLAN_INIT = 2,        /* a reaper is pid 1, the command its child */
+    FNS_PLAN_SERVER = 4,      /* the program stays and starts sandboxes (program/serve.c) */
+    FNS_PLAN_MAPS_FIRST = 8,  /* the border writes the maps of FNS_ID_MAP_SELF */
     FNS_PLAN_OWN_MEMORY = 16, /* enter no cgroup before the program is executed */
-    FNS_PLAN_NETWORKS = 32    /* a sandbox's plan: unused network namespaces serve again (program/networks.c) */
+    FNS_PLAN_NETWORKS =
+        32, /* a sandbox's plan: unused network namespaces serve again (program/networks.c) */
+    FNS_PLAN_ROOMS =
+        64 /* a sandbox's plan: a sandbox that proves unused serves again (program/keeper.c) */
 };
 
 enum fns_id_map {
@@ -82,9 +85,11 @@ struct fns_plan {
 };
 
 /* What a template's server has done since its start. Network namespaces: made; given to a further sandbox; dropped as
- * one had used it; dropped as an fd of it may have left its sandbox. */
+ * one had used it; dropped as an fd of it may have left its sandbox. Rooms: made; commands that ran in one that had
+ * served before; thrown away for the same two reasons. */
 struct fns_stats {
     uint64_t networks_made, networks_reused, networks_touched, networks_exposed;
+    uint64_t rooms_made, rooms_reused, rooms_touched, rooms_exposed;
 };
 
 enum { FNS_MAX_HIERARCHIES = 8, FNS_MAX_GROUPS = FNS_MAX_HIERARCHIES + 1 };

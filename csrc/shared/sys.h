@@ -241,7 +241,12 @@ struct fns_clone_args {
 };
 enum { FNS_CLONE_NEWTIME = 0x80, FNS_CLONE_VM = 0x100, FNS_CLONE_FILES = 0x400 };
 enum { FNS_CLONE_SIGHAND = 0x800, FNS_CLONE_PIDFD = 0x1000, FNS_CLONE_VFORK = 0x4000 };
-enum { FNS_CLONE_PARENT = 0x8000, FNS_CLONE_THREAD = 0x10000, FNS_CLONE_NEWNS = 0x20000, FNS_CLONE_PARENT_SETTID = 0x100000 };
+enum {
+    FNS_CLONE_PARENT = 0x8000,
+    FNS_CLONE_THREAD = 0x10000,
+    FNS_CLONE_NEWNS = 0x20000,
+    FNS_CLONE_PARENT_SETTID = 0x100000
+};
 enum { FNS_CLONE_CHILD_CLEARTID = 0x200000, FNS_CLONE_NEWCGROUP = 0x2000000 };
 enum { FNS_CLONE_NEWUTS = 0x4000000, FNS_CLONE_NEWIPC = 0x8000000, FNS_CLONE_NEWUSER = 0x10000000 };
 enum { FNS_CLONE_NEWPID = 0x20000000, FNS_CLONE_NEWNET = 0x40000000 };
@@ -300,6 +305,14 @@ FNS_INLINE size_t fns_length(const char *text)
     while (text[n])
         n++;
     return n;
+}
+
+FNS_INLINE int fns_equal(const void *a, const void *b, size_t size)
+{
+    const char *x = a, *y = b;
+    while (size > 0 && *x == *y)
+        x++, y++, size--;
+    return size == 0;
 }
 
 /* -EXDEV unless the file is on a file system with this f_type (statfs(2)); 0 accepts any. Otherwise a mount

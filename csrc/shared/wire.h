@@ -118,8 +118,9 @@ struct fns_request {
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
+    uint32_t reused;            /* RUN: its room had served before */
     union {
-        char usage[144];            /* struct rusage */
+        char usage[144];        /* struct rusage */
         struct fns_stats stats; /* the reply to STATS */
     };
 };

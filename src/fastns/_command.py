@@ -287,6 +287,7 @@ class Completed(GenericBase[S]):
     returncode: int
     stdout: S
     stderr: S
+    reused = False
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ _Texts: TypeAlias = tuple[bytes, ...]
 _Binds: TypeAlias = tuple[tuple[str, str, bool, bool, str], ...]
 _Result: TypeAlias = tuple[int, Used, float]  # returncode, usage, wall time
 _Item: TypeAlias = tuple[_Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int]
-_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool]
+_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool]
 
 @final
 class CgroupPool:
@@ -71,6 +71,7 @@ class Plan:
     capped: Final[bool]
     cgroups: Final[CgroupPlan | None]
     sandbox: Final[Plan | None]
+    rooms: Final[bool]
     ids: Final[_Ids | None]
     inotify: Final[bytes]
     view: Final[tuple[str, ...] | None]
@@ -106,7 +107,7 @@ class Server:
     def pid(self) -> int: ...
     def alive(self) -> bool: ...
     def usable(self) -> bool: ...
-    def stats(self) -> tuple[int, int, int, int]: ...
+    def stats(self) -> tuple[int, ...]: ...
     def stop(self) -> None: ...
 
 @final

@@ -86,7 +86,7 @@ cdef class _Jobs:
         return self.error(i) if self.failed(i) else self.process(i)
 
     cdef object outcome(self, size_t i):
-        """SpawnError, or (result tuple, stdout, stderr, bytes dropped of each, timed_out, over)."""
+        """SpawnError, or (result tuple, stdout, stderr, bytes dropped of each, timed_out, over, reused)."""
         cdef c.fns_job *job = &self.jobs[i]
         cdef c.fns_io *io = &job.io
         if self.failed(i):
@@ -98,7 +98,8 @@ cdef class _Jobs:
             err = PyBytes_FromStringAndSize(io.output[1].data, io.output[1].size)
         counts = None if job.groups == NULL else _counts(&job.cgroup)
         return (_result(&io.process, &job.result, counts), out, err,
-                (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0)
+                (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0,
+                job.result.reused != 0)
 
     cdef int hand_out(self, object each) except -1:
         """Calls each(i, outcome) for every job that has finished since the last call, and frees its output."""
@@ -120,11 +121,14 @@ cdef class _Jobs:
         """Runs the jobs to their end, or only starts them. An exception kills those that still run."""
         cdef c.fns_batch *batch
         cdef int ret
+        cdef bint rooms = self.plan.rooms and not spawn and self.jobs.connection == 0
         if self.n == 0:
             return 0
         ret = c.fns_batch_open(&batch, self.jobs, self.n, concurrency, spawn)
         if ret < 0:
             raise SpawnError("stdio", -ret)
+        if rooms:
+            self.server.lend(batch)
         try:
             while True:
                 with nogil:
@@ -143,6 +147,8 @@ cdef class _Jobs:
             with nogil:
                 c.fns_batch_close(batch)
             raise
+        if rooms:
+            self.server.take_back(batch)
         c.fns_batch_close(batch)
         return 0
 
@@ -152,7 +158,7 @@ cdef class _Jobs:
         cdef Server server = self.server
         if server is None:
             return self.run(1)
-        self.jobs.connection = server.take(&parked)
+        self.jobs.connection = server.take(&parked, True)
         try:
             self.run(1)
         finally:
@@ -232,6 +238,8 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
     done.wall_time = _wall_time(&job.io.process, &job.result)
     done.method = plan.method
     done.truncated = False
+    if job.result.reused:
+        done.reused = True
     done.cause = "exited"
     done.limits = ()
     done.id_map = plan.id_map

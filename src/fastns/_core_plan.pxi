@@ -23,6 +23,7 @@ cdef class Plan:
     cdef readonly bint capped  # a sandbox that exceeds max_output is killed
     cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's cgroups
     cdef readonly Plan sandbox  # only in a template's plan: the plan of its sandboxes
+    cdef readonly bint rooms  # a template's sandboxes serve again if nothing shows that they were used
     cdef readonly tuple ids  # the range of its user namespace, for user_namespace(); None: no range
     cdef readonly bytes inotify  # also for user_namespace()
     cdef readonly tuple view  # without a rootfs: the destinations of all mounts; else None
@@ -35,7 +36,7 @@ cdef class Plan:
                   uint32_t n_early, bint init, str method, tuple namespaces,
                   str mount_namespace, bint filtered,
                   bint maps_first=False, bint own_memory=False,
-                  Plan sandbox=None, bint keeps_networks=False,
+                  Plan sandbox=None, bint keeps_networks=False, bint rooms=False,
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
                   bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
         cdef _Arena arena = _Arena()
@@ -54,6 +55,7 @@ cdef class Plan:
         self.capped = capped
         self.cgroups = cgroups
         self.sandbox = sandbox
+        self.rooms = rooms
         self.ids = ids
         self.inotify = inotify
         self.view = view
@@ -80,6 +82,7 @@ cdef class Plan:
                              | (c.FNS_PLAN_MAPS_FIRST if maps_first else 0)
                              | (c.FNS_PLAN_OWN_MEMORY if own_memory else 0)
                              | (c.FNS_PLAN_NETWORKS if keeps_networks else 0)
+                             | (c.FNS_PLAN_ROOMS if rooms else 0)
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = _id_maps[id_map]
         self.plan.clone_flags = clone_flags

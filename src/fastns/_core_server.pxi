@@ -1,5 +1,10 @@
 # Part of _core.pyx: a template's server and the connections to it.
 
+cdef enum:
+    MAX_CONNECTIONS = 1024  # that are kept while nothing uses them
+    MAX_ROOMS = 64
+
+
 @cython.final
 cdef class Server:
     """A template's server process and the free connections to it.
@@ -17,7 +22,8 @@ cdef class Server:
     cdef readonly Plan plan
     cdef readonly bint running
     cdef list free  # connections
-    cdef list ahead  # connections with a parked sandbox
+    cdef list ahead  # connections with a sandbox that was made ahead, or with a room
+    cdef size_t most_ahead
     cdef int owner
 
     def __cinit__(self, Plan plan, int null, int ready=0):
@@ -27,6 +33,7 @@ cdef class Server:
         self.plan = plan
         self.free = []
         self.ahead = []
+        self.most_ahead = MAX_ROOMS if plan.sandbox.rooms else MAX_CONNECTIONS
         self.owner = getpid()
         userns = plan.userns()
         with nogil:
@@ -64,24 +71,42 @@ cdef class Server:
             raise SpawnError("helper", -connection)
         return connection
 
-    cdef int take(self, bint *parked) except -1:
-        """Takes a connection for one start. Of the parked ones, the oldest is the most likely to be ready."""
-        parked[0] = len(self.ahead) > 0
-        if parked[0]:
+    cdef int take(self, bint *parked, bint runs) except -1:
+        """Takes a connection for one start. Of the parked ones, the oldest is the most likely to be ready.
+
+        runs: the command is run to its end. Only such commands use rooms, and each room has its connection."""
+        cdef bint rooms = self.plan.sandbox.rooms
+        parked[0] = runs if rooms else len(self.ahead) > 0
+        if parked[0] and self.ahead:
             return self.ahead.pop(0)
-        if self.free:
+        if self.free and not parked[0]:
             return self.free.pop()
         return self.connect()
 
     cdef void give(self, int connection, bint parked, bint usable) noexcept:
         """Takes a connection back. An unusable one is closed, and replaced if it was parked."""
         cdef list to = self.ahead if parked else self.free
-        if usable and self.running and self.owner == getpid() and len(to) < 1024:
+        cdef size_t most = self.most_ahead if parked else MAX_CONNECTIONS
+        if usable and self.running and self.owner == getpid() and len(to) < most:
             to.append(connection)
             return
         close(connection)
-        if parked:
+        if parked and not usable:
             self.park()
+
+    cdef void lend(self, c.fns_batch *batch) noexcept:
+        """Gives a batch the connections of idle rooms."""
+        while self.ahead:
+            if c.fns_batch_give(batch, self.ahead[len(self.ahead) - 1]) < 0:
+                break
+            self.ahead.pop()
+
+    cdef void take_back(self, c.fns_batch *batch) noexcept:
+        """Takes the connections of a batch's rooms, which serve the next commands."""
+        cdef int connection = c.fns_batch_take(batch)
+        while connection >= 0:
+            self.give(connection, True, True)
+            connection = c.fns_batch_take(batch)
 
     cdef void park(self) noexcept:
         cdef int connection
@@ -137,7 +162,8 @@ cdef class Server:
         self.give(connection, False, ret >= 0)
         if ret < 0:
             raise SpawnError("helper", -ret)
-        return stats.networks_made, stats.networks_reused, stats.networks_touched, stats.networks_exposed
+        return (stats.networks_made, stats.networks_reused, stats.networks_touched, stats.networks_exposed,
+                stats.rooms_made, stats.rooms_reused, stats.rooms_touched, stats.rooms_exposed)
 
     def stop(self):
         """Ends the server and all of its sandboxes."""

@@ -75,7 +75,7 @@ def spawn(Plan plan, Server server, tuple argv, tuple environ, tuple directories
     cdef int ret, connection = -1
     _set_job(&job, plan, server, arguments, groups)
     if server is not None:
-        connection = server.take(&parked)
+        connection = server.take(&parked, False)
     with nogil:
         ret = c.fns_job_spawn(&job, connection)
     broken = ret < 0 and job.error.detail == c.FNS_DETAIL_BROKEN

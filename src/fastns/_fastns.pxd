@@ -11,7 +11,7 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_DETAIL_SOURCE, FNS_DETAIL_FOUND, FNS_DETAIL_KILLED
         FNS_DETAIL_BROKEN, FNS_DETAIL_ID_MAP, FNS_DETAIL_MEMORY
         FNS_PLAN_HOP, FNS_PLAN_INIT, FNS_PLAN_SERVER, FNS_PLAN_MAPS_FIRST, FNS_PLAN_OWN_MEMORY
-        FNS_PLAN_NETWORKS
+        FNS_PLAN_NETWORKS, FNS_PLAN_ROOMS
         FNS_ID_MAP_NONE, FNS_ID_MAP_SELF, FNS_ID_MAP_PARENT, FNS_ID_MAP_NEWUIDMAP, FNS_ID_MAP_RANGE
 
     struct fns_file:
@@ -42,6 +42,7 @@ cdef extern from "caller/fastns.h" nogil:
 
     struct fns_stats:
         uint64_t networks_made, networks_reused, networks_touched, networks_exposed
+        uint64_t rooms_made, rooms_reused, rooms_touched, rooms_exposed
 
     struct fns_args:
         char *const *argv
@@ -96,7 +97,7 @@ cdef extern from "caller/fastns.h" nogil:
         int code, status
         rusage usage
         uint64_t end
-        int lost
+        int reused, lost
 
     struct fns_buffer:
         char *data
@@ -168,6 +169,8 @@ cdef extern from "caller/fastns.h" nogil:
                        int spawn)
     int fns_batch_run(fns_batch *batch)
     size_t fns_batch_done(const fns_batch *batch)
+    int fns_batch_give(fns_batch *batch, int connection)
+    int fns_batch_take(fns_batch *batch)
     void fns_batch_close(fns_batch *batch)
     int fns_capabilities(uint64_t *effective)
     int fns_is_dumpable()

@@ -172,7 +172,7 @@ def completed(
     """Makes the result, or the error, of a command that has ended from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    result, out, err, dropped, timed_out, over = outcome
+    result, out, err, dropped, timed_out, over, reused = outcome
     returncode, used, wall = result
     truncated = any(dropped)
     cause = cause_of(returncode, used[-1], timed_out=timed_out, over=over, plan=plan)
@@ -201,6 +201,8 @@ def completed(
     done: Any = _class(
         args, returncode, stdout, stderr, used, wall, plan.method, truncated, cause, *of_plan
     )
+    if reused:
+        done.reused = True
     ended: CompletedSandbox = done
     return ended
 

@@ -68,6 +68,13 @@ def resolver() -> str:
     return os.path.realpath(RESOLVER)
 
 
+def has_mounts_below(directories: Iterable[str]) -> bool:
+    """Whether something is mounted below one of these directories of the host."""
+    below = tuple([f"{directory.rstrip('/')}/" for directory in directories])
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any(line.split()[4].startswith(below) for line in file)
+
+
 def lies_in(path: str, directories: Iterable[str]) -> bool:
     """Whether a plain absolute path is one of these directories or below one."""
     return f"{path}/".startswith(tuple([f"{directory.rstrip('/')}/" for directory in directories]))

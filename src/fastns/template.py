@@ -7,13 +7,14 @@ So a start copies neither this process nor the host's table of mounts, and unmou
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import warnings
 
 from fastns import _core
 from fastns._args import check_whole
 from fastns._command import Prepared
-from fastns._compile.template import compile_template
+from fastns._compile.template import compile_template, why_fresh
 from fastns._light import overload, record
 from fastns._run import run
 from fastns._stdio import open_null
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 
 MAX_READY = 1024
-READY = 2  # the default: while one sandbox runs, the next is being made
 
 
 @record(frozen=True)
@@ -47,6 +47,16 @@ class TemplateStats:
     networks_reused: int  # how often one was given to a further sandbox
     networks_touched: int  # dropped, as a command had used them
     networks_exposed: int  # dropped, as a command could have passed an fd of them to another
+    rooms_made: int
+    rooms_reused: int  # commands whose room had served before
+    rooms_touched: int  # thrown away, as a command had left something in them, or had not exited
+    rooms_exposed: int  # thrown away, as a command could have passed an fd of them to another
+    why_fresh: str  # with reuse=True: what in the spec keeps rooms from serving again; "": nothing
+
+
+def _ready() -> int:
+    """The default: while one sandbox runs, the next is being made."""
+    return min(max(2, len(os.sched_getaffinity(0))), 16)
 
 
 class Template:
@@ -73,24 +83,34 @@ class Template:
             the root. init, ranges of ids and joined user, pid, mount or time namespaces are not
             supported. A relative rootfs is resolved now.
         ready: how many sandboxes are made ahead, up to the execution of their command. Each is used
-            once, by run() or spawn(), and replaced when it has ended. None: 2, but 0 if limits use
-            cgroup version 2: there it is faster to clone a sandbox into its cgroup than to move one
-            that is ready, for which the kernel may take 20 ms.
+            once, by run() or spawn(), and replaced when it has ended. None: as many as this process
+            has CPUs, from 2 to 16, but 0 if limits use cgroup version 2: there it is faster to
+            clone a sandbox into its cgroup than to move one that is ready, for which the kernel may
+            take 20 ms.
+        reuse: sandboxes may serve again: for commands of one owner. Each is then a room, whose
+            pid 1 starts one command of run() or run_batch() after another. After a command it kills
+            what is left, and proves that nothing was touched that the next one can see. If that
+            fails, the room is thrown away. It needs rootfs, overlay=True and the other defaults;
+            stats() says what in the spec is in the way. See the guide for what remains visible.
     Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
 
-    def __init__(self, spec: Spec | None = None, *, ready: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec | None = None, *, ready: int | None = None, reuse: bool = False
+    ) -> None:
         if ready is not None:
             check_whole("ready", ready, 0, MAX_READY)
         self._server: _core.Server | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._plan = compile_template(spec)
+        self._plan = compile_template(spec, reuse=reuse)
+        self._why_fresh = why_fresh(spec) if reuse else ""
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
         if ready is None:
-            ready = 0 if sandbox.cgroups is not None and sandbox.cgroups.unified else READY
+            unified = sandbox.cgroups is not None and sandbox.cgroups.unified
+            ready = 0 if unified else _ready()
         self._ready = ready
 
     @overload
@@ -162,7 +182,8 @@ class Template:
 
     def stats(self) -> TemplateStats:
         """What it has done since its server was started."""
-        return TemplateStats(*self._with_server(_core.Server.stats))
+        counts: tuple[Any, ...] = self._with_server(_core.Server.stats)
+        return TemplateStats(*counts, why_fresh=self._why_fresh)
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""

@@ -19,9 +19,11 @@ from fastns.mount_options import (
     ATTR_NOEXEC,
     ATTR_NOSUID,
     ATTR_RDONLY,
+    MS_NOATIME,
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
+    MS_RDONLY,
     MS_SLAVE,
     MS_UNBINDABLE,
 )
@@ -150,6 +152,7 @@ def overlay_op(d: Decisions, lower: bytes) -> Op:
     if d.in_user_namespace:
         data += b",userxattr"  # the usual trusted.* attributes need the initial user namespace
     flags = MS_NODEV if no_devices(d.spec) else 0
+    flags |= MS_NOATIME if d.serves_again else 0
     note = "a throw-away layer over the root"
     return Op("overlay", "overlay", flags=flags, data=data, note=note)
 
@@ -172,9 +175,21 @@ def _host_directories(d: Decisions, layout: _view.Layout) -> Iterator[Op]:
     for path in layout.shown:
         source, note = os.fsencode(path), f"{path} ro"
         target = source.lstrip(b"/")
-        yield Op("show", "rootfs", flags=flags, source=source, target=target, note=note)
+        if d.serves_again:
+            yield _layer_op(d, source, target, f"{note}, as a layer")
+        else:
+            yield Op("show", "rootfs", flags=flags, source=source, target=target, note=note)
     for path, leads_to in layout.links:
         yield symlink_op("rootfs", path, leads_to)
+
+
+def _layer_op(d: Decisions, source: bytes, target: bytes, note: str) -> Op:
+    """A directory of the host as an overlay without an upper layer: nobody listens at its sockets,
+    so a sandbox that serves again cannot pass an fd to the host. An overlay of that kind needs
+    a second layer, so it gets a directory that is empty."""
+    data = b"lowerdir=%s:proc%s" % (source, b",userxattr" if d.in_user_namespace else b"")
+    flags = MS_RDONLY | MS_NOATIME | (MS_NODEV if no_devices(d.spec) else 0)
+    return Op("mount", "rootfs", 0, flags, 0, b"overlay", target, b"overlay", data, note)
 
 
 def _led_to_op(d: Decisions, path: str, how: int) -> Op:

@@ -24,24 +24,34 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
+# The keeper has them too, and its own memory, fds and processes count.
+KEEPERS_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_NPROC")
 SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 
 
-def compile_template(spec: Spec | None) -> _core.Plan:
+def compile_template(spec: Spec | None, *, reuse: bool = False) -> _core.Plan:
     """The plan of a template's server; its `sandbox` is the plan of each sandbox. Raises: SpecError
     when the spec asks for what this caller, or a template, cannot have."""
-    return compile_template_for(checked(spec), Caller.current())
+    return compile_template_for(checked(spec), Caller.current(), reuse=reuse)
 
 
 def compile_template_for(
-    spec: Spec, caller: Caller, layout: _view.Layout | None = None
+    spec: Spec,
+    caller: Caller,
+    layout: _view.Layout | None = None,
+    *,
+    reuse: bool = False,
 ) -> _core.Plan:
     """As compile_template(), for a given caller and a given view of the host. layout: see
     compile_for()."""
-    server, each = decide_template(spec, caller, layout)
-    how: dict[str, Any] = {"method": "template", "mount_namespace": "template"}
-    keeps = "network" in server.new and "network" not in each.new
-    sandbox = made(each, (), _sandbox_ops(each), keeps_networks=keeps, **how)
+    server, each = decide_template(spec, caller, layout, reuse=reuse)
+    how: dict[str, Any] = {
+        "method": "template",
+        "mount_namespace": "template",
+        "keeps_networks": "network" in server.new and "network" not in each.new,
+        "rooms": each.serves_again,
+    }
+    sandbox = made(each, (), _sandbox_ops(each), **how)
     first = process.first(server)
     return made(server, first, _server_ops(server), sandbox=sandbox, cgroups=None)
 
@@ -50,7 +60,11 @@ def compile_template_for(
 
 
 def decide_template(
-    spec: Spec, caller: Caller, layout: _view.Layout | None = None
+    spec: Spec,
+    caller: Caller,
+    layout: _view.Layout | None = None,
+    *,
+    reuse: bool = False,
 ) -> tuple[Decisions, Decisions]:
     """The decisions for the server, and for each of its sandboxes."""
     _refuse_what_no_template_has(spec)
@@ -64,6 +78,9 @@ def decide_template(
     if d.id_map not in ("none", "self", "range"):
         _refuse("user", "ids other than the caller's, which need a range of ids")
     own_user, keeps_networks = d.id_map == "self", _keeps_networks(d)
+    serves_again = reuse and not _why_fresh(d)
+    if serves_again:
+        d = d.but(mounts=tuple(map(_of_room, d.mounts)), serves_again=True)
     # A sandbox cannot mount the /sys of a network namespace that its user namespace does not own.
     shared = (*SHARED_TYPES, "sysfs") if keeps_networks else SHARED_TYPES
     fresh = tuple([m for m in d.mounts if m is not DEV and m.type not in shared])
@@ -122,6 +139,51 @@ def _keeps_networks(d: Decisions) -> bool:
     )
 
 
+def why_fresh(spec: Spec | None) -> str:
+    """Why no sandbox of a template can serve again; "": it can."""
+    return _why_fresh(decide(checked(spec), Caller.current()))
+
+
+def _why_fresh(d: Decisions) -> str:
+    spec = d.spec
+    given = {
+        "a rootfs without overlay": spec.rootfs is not None and not spec.overlay,
+        "mounts of the host below its directories": _shows_mounts(d),
+        "files": bool(spec.files),
+        "mounts other than tmpfs": any(m.type != "tmpfs" for m in spec.mounts),
+        "a mount with strictatime": any("strictatime" in m.options for m in spec.mounts),
+        "a mount below a directory of the root": any(map(_is_deep, d.mounts)),
+        "no /proc": all(m.type != "proc" for m in d.mounts),
+        "the host's ipc namespace": "ipc" not in d.new,
+        "the host's network": "network" not in d.new,
+        "limits that cgroups enforce": spec.limits() is not None,
+        "Landlock": bool(spec.landlock),
+        "capabilities": bool(spec.capabilities),
+        "a seccomp profile": d.filter != "whole",
+        "limits of the keeper too": any(r.type in KEEPERS_LIMITS for r in spec.rlimits),
+        "ids of the host": not _keeps_networks(d),
+    }
+    return next((why for why, found in given.items() if found), "")
+
+
+def _shows_mounts(d: Decisions) -> bool:
+    """Whether a room cannot show the host's directories as layers, which leave out mounts."""
+    return d.layout is not None and (bool(d.led_to) or _view.has_mounts_below(d.layout.shown))
+
+
+def _is_deep(mount: Mount) -> bool:
+    """Whether its target may be made in a directory of the overlay that a command can reach."""
+    path = mount.destination
+    return path.count("/") > 1 and not path.startswith("/dev/")
+
+
+def _of_room(mount: Mount) -> Mount:
+    """Without access times, reading is no change. The command cannot see the keeper."""
+    if mount is DEV or mount.type not in ("tmpfs", "devpts", "proc"):
+        return mount
+    return with_options(mount, *mount.options, "hidepid=2" if mount.type == "proc" else "noatime")
+
+
 def _refuse_what_no_template_has(spec: Spec) -> None:
     for kind in ("pid", "mount"):
         if spec.namespace(kind) != "new":
@@ -154,7 +216,7 @@ def _of_server(d: Decisions, mount: Mount, shared: tuple[str, ...]) -> Iterator[
     # processes that the reader may trace (hidepid=2). It is writable: the server writes id maps
     # there.
     if d.id_map == "self" and mount.type in ("proc", "sysfs"):
-        writable = [option for option in mount.options if option != "ro"]
+        writable = [option for option in mount.options if option not in ("ro", "hidepid=2")]
         yield mount if mount.type == "sysfs" else with_options(mount, *writable, "hidepid=2")
 
 
