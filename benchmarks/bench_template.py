@@ -60,24 +60,18 @@ def runner(run: Callable[[list[str]], fastns.CompletedSandbox]) -> Contender:
 
 DEFAULT = {"default_mounts": True, "mounts": [], "namespaces": {}, "seccomp": "default"}
 LIMITS = {"memory": "64m", "pids_limit": 32, "cpus": 1}
-NONE_AHEAD = {"parked": 0}
+NONE_AHEAD = {"ready": 0}
 # Way -> fields of the spec, options of the template, the goal for the ratio.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "Template.run": ({}, {}, 1.22),
-    "Template.run, parked=0": ({}, NONE_AHEAD, 1.22),
-    "Template.run, parked=4": ({}, {"parked": 4}, 1.05),
-    "Template.run, network pool": ({"network": "none"}, {"netns_pool": 16}, 1.4),
-    "Template.run, network pool, parked=0": (
-        {"network": "none"},
-        {"netns_pool": 16, **NONE_AHEAD},
-        1.4,
-    ),
+    "Template.run, ready=0": ({}, NONE_AHEAD, 1.22),
+    "Template.run, ready=4": ({}, {"ready": 4}, 1.05),
     "Template.run, overlay": ({"overlay": True}, {}, 1.55),
-    "Template.run, overlay, parked=0": ({"overlay": True}, NONE_AHEAD, 1.55),
+    "Template.run, overlay, ready=0": ({"overlay": True}, NONE_AHEAD, 1.55),
     "Template.run, all defences": (DEFAULT, {}, 1.45),
-    "Template.run, all defences, parked=0": (DEFAULT, NONE_AHEAD, 1.45),
+    "Template.run, all defences, ready=0": (DEFAULT, NONE_AHEAD, 1.45),
     "Template.run, all defences, memory, pids, cpus": ({**DEFAULT, **LIMITS}, {}, 2.6),
-    "Template.run, all defences, memory, pids, cpus, parked=0": (
+    "Template.run, all defences, memory, pids, cpus, ready=0": (
         {**DEFAULT, **LIMITS},
         NONE_AHEAD,
         2.6,
@@ -110,8 +104,8 @@ def test_ratios(name: str, rootfs: Path, capsys: pytest.CaptureFixture[str]) -> 
         plan = fastns.compile(spec(rootfs, **fields))
         times = interleaved({BARE: bare, name: runner(lambda args: fastns.run(args, spec=plan))})
     else:
-        fields, pools, limit = WAYS[name]
-        with Template(spec(rootfs, **fields), **pools) as template:
+        fields, options, limit = WAYS[name]
+        with Template(spec(rootfs, **fields), **options) as template:
             times = interleaved({BARE: bare, name: runner(template.run)})
     found = figures(times, name)
     keep(name, found)

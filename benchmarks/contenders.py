@@ -27,8 +27,8 @@ def sandbox(spec: Spec, command: str = "/true") -> Contender:
 
 
 def template(spec: Spec, command: str = "/true") -> Contender:
-    """Does the same from a running Template without parked sandboxes."""
-    made = fastns.Template(spec, parked=0)
+    """Does the same from a running Template without ready sandboxes."""
+    made = fastns.Template(spec, ready=0)
 
     def contender() -> None:
         if made.spawn([command]).wait() != 0:

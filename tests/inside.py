@@ -17,7 +17,7 @@ import fastns
 from fastns import IDMapping, Spec, Template
 from fastns._policy import cgroup_plan
 
-WAYS = ["direct", "init", "template", "parked"]
+WAYS = ["direct", "init", "template", "ready"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
@@ -41,11 +41,11 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
     """Yields a run() for sandboxes of a Spec with these fields. `way` is direct, init, template or
-    parked; the prefix "user" adds a new user namespace."""
+    ready; the prefix "user" adds a new user namespace."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
-    if way.endswith(("template", "parked")):
-        with Template(Spec(**fields), parked=2 if way == "parked" else 0) as template:
+    if way.endswith(("template", "ready")):
+        with Template(Spec(**fields), ready=2 if way == "ready" else 0) as template:
             yield template.run
     else:
         plan = fastns.compile(Spec(init=way == "init", **fields))

@@ -52,7 +52,7 @@ def running(*argv: str) -> list[int]:
 
 def children(pid: int, of_its_own: bool = True) -> list[int]:
     """A server's children in pid namespaces of their own, which are sandboxes. If not `of_its_own`,
-    the others: its maker and closer."""
+    the others: its closer."""
     found = []
     depth = len(_pids(pid))
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():

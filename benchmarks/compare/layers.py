@@ -43,8 +43,8 @@ def measure(root: Path, rounds: int) -> dict[str, float]:
         "+ /sys, /dev, /run, masked paths": rooted(default_mounts=True, seccomp="default"),
         "+ user": sandbox(Spec(rootfs=str(root), network="host")),
     }
-    # parked=0: a parked sandbox would do a part of its start before it is timed.
-    with Template(Spec(rootfs=str(root), network="host"), parked=0) as made:
+    # ready=0: a ready sandbox would do a part of its start before it is timed.
+    with Template(Spec(rootfs=str(root), network="host"), ready=0) as made:
         contenders["the same by Template.run"] = lambda: made.run(["/true"]) and None
         times = interleaved(contenders, rounds)
     return {name: round(statistics.median(values) * 1e6, 1) for name, values in times.items()}

@@ -159,9 +159,9 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
     argv = [str(PROGRAM)]
     everything = boxes.isolates()
 
-    def template(network: str = "host", **pools: int) -> Callable[[contextlib.ExitStack], Start]:
+    def template(network: str = "host", **ready: int) -> Callable[[contextlib.ExitStack], Start]:
         def prepare(stack: contextlib.ExitStack) -> Start:
-            made = stack.enter_context(fastns.Template(boxes.spec(network), **pools))
+            made = stack.enter_context(fastns.Template(boxes.spec(network), **ready))
             return lambda: made.run([boxes.inside]).returncode
 
         return prepare
@@ -173,14 +173,13 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
     def unshare(_: contextlib.ExitStack) -> Start:
         return tool("unshare", boxes.unshare())
 
-    pooled = template("none", netns_pool=8)
     return [
         Contender(BASE, False, (), lambda _: bare(argv)),
         Contender("subprocess.run", False, (), lambda _: lambda: subprocess.run(argv).returncode),
         Contender("fastns.run", True, everything, direct),
         Contender("Template.run", True, everything, template()),
-        Contender("Template(parked=0).run", True, everything, template(parked=0)),
-        Contender("Template(netns_pool=8).run", True, (*everything, "network"), pooled),
+        Contender("Template(ready=0).run", True, everything, template(ready=0)),
+        Contender("Template.run, own network", True, (*everything, "network"), template("none")),
         Contender("bwrap", False, everything, lambda _: tool("bwrap", boxes.bwrap())),
         Contender("unshare", False, (*boxes.spaces(), "/proc"), unshare),
     ]
@@ -242,8 +241,8 @@ def _as_failed() -> Iterator[None]:
 def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
     """A row for each of contenders(), from `rounds` rounds (None: as many as SECONDS allow).
 
-    per_second is measured separately, with one contender at a time. In the rounds, a pool has time
-    to refill while the other contenders run; without pauses it is slower."""
+    per_second is measured separately, with one contender at a time. In the rounds, a
+    template has time to make sandboxes ahead while the other contenders run."""
     listed = contenders(boxes)
     rows = {one.name: Row(one.name, one.by_fastns, one.isolates) for one in listed}
     starts: dict[str, Start] = {}

@@ -267,9 +267,9 @@ static int fds_of(const struct template *template)
  * then handled all earlier requests. */
 static int idle_fds_of(const struct template *template)
 {
-    struct fns_pool_state state;
+    struct fns_stats stats;
     int connection = fns_server_connect(&template->process, FNS_PATIENT);
-    CHECK_EQUAL(fns_server_pool(&template->process, connection, &state), 0);
+    CHECK_EQUAL(fns_server_stats(&template->process, connection, &stats), 0);
     int n = fds_of(template) - 1; /* the connection */
     close(connection);
     return n;

@@ -95,7 +95,7 @@ BY_RLIMITS = (
 )  # RLIMIT_NPROC, which counts per user
 
 
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "ready"])
 def test_loads_without_cgroups(busybox_rootfs: Path, way: str) -> None:
     """RLIMIT_*, the timeout and max_output bound them even for a user without delegated cgroups."""
     rlimits = [fastns.Rlimit("RLIMIT_NOFILE", 256, 256), fastns.Rlimit("RLIMIT_NPROC", 24, 24)]

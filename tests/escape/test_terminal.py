@@ -35,12 +35,12 @@ def tried(run):
     return found
 
 told = {}
-for way in ("direct", "init", "user", "template", "parked", "user-template"):
+for way in ("direct", "init", "user", "template", "ready", "user-template"):
     given = dict(fields, rootfs=root, init=way == "init")
     if way.startswith("user"):
         given["namespaces"] = {"user": "new"}
-    if way.endswith(("template", "parked")):
-        with Template(Spec(**given), parked=2 if way == "parked" else 0) as template:
+    if way.endswith(("template", "ready")):
+        with Template(Spec(**given), ready=2 if way == "ready" else 0) as template:
             told[way] = tried(template.run)
     else:
         told[way] = tried(lambda args, **more: fastns.run(args, spec=Spec(**given), **more))
@@ -78,7 +78,7 @@ def test_nothing_is_typed(case: str, attack_root: Path) -> None:
     else:  # no console, or a kernel that permits this to no process
         assert direct[1] in ("ENOTTY", "EIO", "EPERM")
     # A template's sandboxes are in another session, with or without the filter.
-    assert [control[way][attack][2] for way in ("template", "parked")] == ["", ""]
+    assert [control[way][attack][2] for way in ("template", "ready")] == ["", ""]
 
 
 def may_type() -> bool:

@@ -227,11 +227,11 @@ class Batch(Start):
 
 
 class _OfTemplate(Start):
-    parked: int | None = 0
+    ready: int | None = 0
     template: Template | None = None
 
     def prepare(self) -> None:
-        self.template = Template(Spec(**self.fields()), parked=self.parked)
+        self.template = Template(Spec(**self.fields()), ready=self.ready)
         self.template.__enter__()
 
     def start(self) -> list[Any]:
@@ -248,7 +248,7 @@ class TemplateStart(_OfTemplate):
     """The start of the server, and one run."""
 
     timed = False
-    parked = 2
+    ready = 2
 
     def prepare(self) -> None:
         pass
@@ -262,10 +262,10 @@ class TemplateRun(_OfTemplate):
     pass
 
 
-class TemplateParked(_OfTemplate):
-    """Runs in parked sandboxes while the server makes the next ones."""
+class TemplateReady(_OfTemplate):
+    """Runs in ready sandboxes while the server makes the next ones."""
 
-    parked = 2
+    ready = 2
 
     def start(self) -> list[Any]:
         return [*super().start(), *super().start(), *super().start()]
@@ -317,7 +317,7 @@ WAYS: dict[str, type[Start]] = {
     "batch": Batch,
     "template-start": TemplateStart,
     "template-run": TemplateRun,
-    "template-parked": TemplateParked,
+    "template-ready": TemplateReady,
     "template-spawn": TemplateSpawn,
     "template-batch": TemplateBatch,
     "template-limits": TemplateLimits,

@@ -102,8 +102,8 @@ def test_each_sandbox_has_its_own_cgroup(tree: Hierarchy, busybox_rootfs: Path, 
     fields: dict[str, Any] = ranges() if way == "ranges" else {}
     spec = Spec(rootfs=busybox_rootfs, memory="32m", pids_limit=9, init=way == "init", **fields)
     with contextlib.ExitStack() as stack:
-        if way in ("template", "parked"):
-            template = stack.enter_context(Template(spec, parked=2 * (way == "parked")))
+        if way in ("template", "ready"):
+            template = stack.enter_context(Template(spec, ready=2 * (way == "ready")))
             boxes = [template.spawn(["sleep", "60"]) for _ in range(2)]
         else:
             plan = fastns.compile(spec)

@@ -23,8 +23,8 @@ SINGLE = [
     "subprocess.run",
     "fastns.run",
     "Template.run",
-    "Template(parked=0).run",
-    "Template(netns_pool=8).run",
+    "Template(ready=0).run",
+    "Template.run, own network",
     "bwrap",
     "unshare",
 ]
@@ -89,8 +89,7 @@ def test_the_table_and_the_last_line() -> None:
 
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_the_report_says_what_is_isolated(network: str) -> None:
-    """The report agrees with a plan, and with a template, whose parked sandboxes get their network
-    namespace from a pool."""
+    """The report agrees with a plan and with a template, whose server makes the network."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}
     assert set(fastns.compile(boxes.spec(network)).namespaces) == expected

@@ -205,15 +205,15 @@ def test_one_sandbox_leaves_its_user_inotify_instances(
         assert (got <= most // 2, err) == (True, errno.EMFILE)
 
 
-@pytest.mark.parametrize("parked", [0, 2])
+@pytest.mark.parametrize("ready", [0, 2])
 def test_the_sandboxes_of_a_template_have_half_of_the_inotify_instances(
-    exhaust_root: Path, parked: int
+    exhaust_root: Path, ready: int
 ) -> None:
     most = int(Path(userns.INOTIFY_LIMIT).read_text())
     most = min(most, int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()))
     if not 4 <= most <= 2000:
         support.skip_missing("a limit on inotify instances below the number of fds")
-    with Template(Spec(rootfs=exhaust_root), parked=parked) as template:
+    with Template(Spec(rootfs=exhaust_root), ready=ready) as template:
         done = template.run(["/exhaust", "inotify"], capture_output=True)
     got, err = map(int, done.stdout.split())
     assert (got <= most // 2, err) == (True, errno.EMFILE)
@@ -226,7 +226,7 @@ import fastns
 from fastns import Rlimit, Spec, Template
 root, way = sys.argv[1:]
 more = Spec(rootfs=root, rlimits=[Rlimit("RLIMIT_NOFILE", 900, 900)])
-template = Template(Spec(rootfs=root), parked=0) if way in ("run", "spawn") else None
+template = Template(Spec(rootfs=root), ready=0) if way in ("run", "spawn") else None
 if template:
     template.run(["/exhaust"])
 words = ["/exhaust", "fds-in-flight", "600"]
@@ -271,13 +271,13 @@ def limit(fds):
 limit(256)
 import fastns
 from fastns import Rlimit, Spec, Template
-root, how, parked = sys.argv[1:]
+root, how, ready = sys.argv[1:]
 class Enough(Exception):
     pass
 def enough(*args):
     raise Enough
 signal.signal(signal.SIGALRM, enough)
-template = Template(Spec(rootfs=root), parked=int(parked))
+template = Template(Spec(rootfs=root), ready=int(ready))
 template.__enter__()
 words = ["/exhaust", "fds-in-flight", "600"]
 more = Spec(rootfs=root, rlimits=[Rlimit("RLIMIT_NOFILE", 900, 900)])
@@ -295,14 +295,12 @@ assert template.run(["/exhaust"]).returncode == 2
 
 
 @pytest.mark.as_user
-@pytest.mark.parametrize("parked", [0, 2])
+@pytest.mark.parametrize("ready", [0, 2])
 @pytest.mark.parametrize("how", ["run", "spawn", "run_batch"])
-def test_an_exception_ends_the_wait_to_pass_an_fd(
-    exhaust_root: Path, how: str, parked: int
-) -> None:
+def test_an_exception_ends_the_wait_to_pass_an_fd(exhaust_root: Path, how: str, ready: int) -> None:
     """An exception from a signal handler ends the wait at once."""
     done = subprocess.run(
-        [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(parked)],
+        [sys.executable, "-c", GIVEN_UP, str(exhaust_root), how, str(ready)],
         capture_output=True,
         text=True,
     )

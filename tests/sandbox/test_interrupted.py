@@ -84,7 +84,7 @@ def test_nothing_is_left(probe_rootfs: Path, way: str, text: bool) -> None:
     spec = Spec(rootfs=probe_rootfs)
     plan = fastns.compile(spec)
     data: Any = "x" if text else b"x"
-    with Template(spec, parked=0) as template:
+    with Template(spec, ready=0) as template:
         calls: dict[str, Callable[[], object]] = {
             "spawn": lambda: waits(fastns.spawn(["/true"], spec=plan, text=text, **pipes())),
             "communicate": lambda: fastns.spawn(

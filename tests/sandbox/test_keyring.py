@@ -28,12 +28,12 @@ assert session > 0 and key > 0, ctypes.get_errno()
 told = {"caller": [session, key]}
 args = ["--keys", str(key), "fastns-secret"]
 told["a child"] = [json.loads(subprocess.check_output([probe, *args]))]
-for more in ("", "init", "user", "template", "parked", "user-template"):
+for more in ("", "init", "user", "template", "ready", "user-template"):
     fields = dict(json.loads(sys.argv[3]), rootfs=root, init=more == "init")
     if more.startswith("user"):
         fields["namespaces"] = {"user": "new"}
-    if more.endswith(("template", "parked")):
-        with Template(Spec(**fields), parked=2 if more == "parked" else 0) as template:
+    if more.endswith(("template", "ready")):
+        with Template(Spec(**fields), ready=2 if more == "ready" else 0) as template:
             found = [template.run(["/probe", *args], capture_output=True) for _ in range(3)]
     else:
         spec = Spec(**fields)
@@ -41,7 +41,7 @@ for more in ("", "init", "user", "template", "parked", "user-template"):
     told[more or "direct"] = [json.loads(done.stdout) for done in found]
 print(json.dumps(told))
 """
-WAYS = ("direct", "init", "user", "template", "parked", "user-template")
+WAYS = ("direct", "init", "user", "template", "ready", "user-template")
 CALLS = ("read", "link", "search", "request")
 
 
@@ -70,7 +70,7 @@ def test_the_callers_keys_are_out_of_reach(probe_rootfs: Path, probe: Path) -> N
     for way in ("direct", "init", "user"):  # each has its own, new keyring
         assert len({seen["session"] for seen in found[way]}) == 3
         assert {seen["add"] for seen in found[way]} == {"worked"}
-    for way in ("template", "parked", "user-template"):  # shared, so none may add to it
+    for way in ("template", "ready", "user-template"):  # shared, so none may add to it
         assert {seen["add"] for seen in found[way]} == {"EACCES"}
 
 

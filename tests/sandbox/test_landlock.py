@@ -20,7 +20,7 @@ import fastns
 from fastns import Rlimit, SpawnError, SpecError, Template, _core
 from fastns import Spec as PlainSpec
 
-WAYS = ["direct", "init", "user", "template", "parked", "user-template"]
+WAYS = ["direct", "init", "user", "template", "ready", "user-template"]
 ABI = _core.landlock_abi()
 ONLY = {"read": ["/bin", "/etc/passwd"], "write": ["/tmp", "/run/open"]}
 
@@ -131,7 +131,7 @@ def test_the_command_must_be_readable(busybox_rootfs: Path, way: str) -> None:
     assert "landlock" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("way", ["direct", "init", "user", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "user", "template", "ready"])
 @pytest.mark.parametrize(
     ("path", "error"),
     [("/no/such", errno.ENOENT), ("/etc/passwd/x", errno.ENOTDIR),
@@ -154,7 +154,7 @@ def test_a_path_that_cannot_be_opened(
 
 
 def _plan(way: str, given: dict[str, Any]) -> _core.Plan:
-    if way in ("template", "parked"):
+    if way in ("template", "ready"):
         with Template(PlainSpec(**given)) as template:
             plan = template._plan.sandbox
         assert plan is not None

@@ -21,12 +21,12 @@ from fastns import SpawnError, Spec
 
 LOST_REPLY = """
 hide_it()
-template = fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2]))
+template = fastns.Template(fastns.Spec(rootfs=sys.argv[1]), ready=int(sys.argv[2]))
 def ways():
     yield template.run, ["/true"]
     yield template.run_batch, [["/true"]]
     yield (lambda args: template.spawn(args).wait()), ["/true"]
-    yield (lambda _: template.pool_usage()), None
+    yield (lambda _: template.stats()), None
 for way, args in ways():
     try:
         result = way(args)
@@ -38,16 +38,16 @@ template.close()
 """
 
 
-@pytest.mark.parametrize("parked", ["0", "2"])
-def test_a_reply_that_could_not_be_sent(probe_rootfs: Path, parked: str) -> None:
+@pytest.mark.parametrize("ready", ["0", "2"])
+def test_a_reply_that_could_not_be_sent(probe_rootfs: Path, ready: str) -> None:
     """A caller whose reply is lost fails with ECANCELED."""
     code = hider("sendto", errno.ENOBUFS, 2, 100) + LOST_REPLY
-    out = script(code, str(probe_rootfs), parked)
+    out = script(code, str(probe_rootfs), ready)
     assert out.splitlines() == ["helper: Operation canceled (ECANCELED)"] * 4
 
 
 LOST_LOCK = """
-with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) as template:
+with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), ready=int(sys.argv[2])) as template:
     template.run(["/true"])
     before = len(fds())
     hide_it()  # in this process, not in the server
@@ -59,13 +59,13 @@ with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=int(sys.argv[2])) a
 """
 
 
-@pytest.mark.parametrize("parked", ["0", "1"])
-def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, parked: str) -> None:
+@pytest.mark.parametrize("ready", ["0", "1"])
+def test_a_lock_that_cannot_be_taken(probe_rootfs: Path, ready: str) -> None:
     """The caller learns from a lock that the command was executed. The calls that fail are
     fcntl(F_GETLK), F_SETLK and F_SETLKW."""
     mark = marker()
     code = hider("fcntl", errno.ENOLCK, 1, 5, 7) + LOST_LOCK
-    out = script(code, str(probe_rootfs), parked, mark)
+    out = script(code, str(probe_rootfs), ready, mark)
     assert out.splitlines()[0] == "helper: No locks available (ENOLCK)"
     assert out.splitlines()[1] == "0 True"
     assert marked(mark) == []

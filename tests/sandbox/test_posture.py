@@ -1,5 +1,5 @@
-"""Thousands of sandboxes in each way of starting are the same: nothing depends on a race, a pool or
-an earlier sandbox."""
+"""Thousands of sandboxes in each way of starting are the same: nothing depends on a race or an
+earlier sandbox."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fastns.spec import DEFAULT_RLIMITS, READONLY_PATHS
 
 SPAWNS = 2000 if support.LONG else 250
 CHUNK = 250
-WAYS = ("direct", "init", "template", "parked", "pooled")
+WAYS = ("direct", "init", "template", "ready", "kept")
 VARY = ("boottime", "monotonic", "root", "hostname", "domainname")
 KINDS = {"pid", "mnt", "uts", "ipc", "net", "cgroup"}
 
@@ -60,9 +60,8 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
         assert plan.method == "direct"
         take(lambda jobs: fastns.run_batch(jobs, spec=plan))
     else:
-        options = {"parked": {"parked": 4}, "pooled": {"netns_pool": 8}}.get(way, {})
-        with Template(spec, **options) as template:
-            if way == "parked":  # one at a time: a batch uses no parked sandboxes
+        with Template(spec, ready=4 if way == "ready" else None) as template:
+            if way == "ready":  # one at a time: a batch uses no ready sandboxes
                 while len(found) < SPAWNS:
                     done = template.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
                     found.append(plain(json.loads(done.stdout)))

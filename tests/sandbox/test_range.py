@@ -27,7 +27,7 @@ from fastns._compile import userns
 
 pytestmark = pytest.mark.as_root
 HOSTS = {"namespaces": {"user": "host"}}
-WAYS = ("direct", "init", "template", "parked")
+WAYS = ("direct", "init", "template", "ready")
 PR_GET_DUMPABLE = 3
 
 
@@ -297,7 +297,7 @@ def test_a_range_with_other_fields(root: Path, fields: dict[str, Any], init: boo
     assert (done.returncode, done.stdout, done.id_map) == (0, "0\nof root\n", "range"), done.stderr
 
 
-@pytest.mark.parametrize("options", [{}, {"parked": 2}, {"netns_pool": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ready": 0}], ids=str)
 @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
 def test_in_a_batch(root: Path, options: dict[str, int], overlay: bool) -> None:
     """Sandboxes of a batch have the range too, with and without a template."""
@@ -327,7 +327,7 @@ def test_joined_by_path(root: Path) -> None:
         other.kill()
 
 
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "ready"])
 def test_capabilities_count_in_its_own_namespaces(root: Path, way: str) -> None:
     """Capabilities give no rights over anything else: the host's mounts are locked."""
     given = {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "read_only": True, "hostname": "before"}

@@ -78,7 +78,7 @@ START = """
 import atexit, ctypes
 root, way, code = sys.argv[1:]
 spec = fastns.Spec(rootfs=root, capabilities=["SYS_ADMIN"], init=way == "init")
-template = fastns.Template(spec, parked=0) if way == "template" else None
+template = fastns.Template(spec, ready=0) if way == "template" else None
 if template:
     atexit.register(template.close)
 plan = template._plan.sandbox if template else fastns.compile(spec)

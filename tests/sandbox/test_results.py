@@ -60,7 +60,7 @@ START = """
 root, way = sys.argv[1:3]
 spec = fastns.Spec(rootfs=root, default_mounts=False, init=way == "init")
 plan = fastns.compile(spec)
-template = fastns.Template(spec, parked=0) if way == "template" else None
+template = fastns.Template(spec, ready=0) if way == "template" else None
 if template:
     import atexit
     atexit.register(template.close)

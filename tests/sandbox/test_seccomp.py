@@ -20,7 +20,7 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
-WAYS = ("direct", "init", "template", "parked")
+WAYS = ("direct", "init", "template", "ready")
 WALL = 0x40000000  # __WALL of wait(2): includes children that send no SIGCHLD
 CALLS = r"""
 #define _GNU_SOURCE

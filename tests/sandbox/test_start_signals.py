@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import support
 
-WAYS = pytest.mark.parametrize("way", ["direct", "init", "template", "parked", "spawn", "batch"])
+WAYS = pytest.mark.parametrize("way", ["direct", "init", "template", "ready", "spawn", "batch"])
 CAPABILITIES = pytest.mark.parametrize("capabilities", [[], ["SYS_ADMIN"]], ids=["none", "some"])
 
 # Compares each sandbox's namespaces with the caller's.
@@ -44,7 +44,7 @@ def reports():
         jobs = [["/probe"]] * starts
         yield from (job.stdout for job in fastns.run_batch(jobs, spec=spec, concurrency=2))
     else:
-        with fastns.Template(spec, parked=2 if way == "parked" else 0) as template:
+        with fastns.Template(spec, ready=2 if way == "ready" else 0) as template:
             for _ in range(starts):
                 yield spawned(template) if way == "spawn" else ran(template)
 

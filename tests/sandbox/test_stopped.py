@@ -43,7 +43,7 @@ def alarm(seconds: float = 0.3) -> Iterator[None]:
 
 @pytest.fixture(params=[0, 2], ids=["none", "ahead"])
 def template(probe_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
-    with Template(Spec(rootfs=probe_rootfs), parked=request.param) as template:
+    with Template(Spec(rootfs=probe_rootfs), ready=request.param) as template:
         assert eventually(lambda: len(children(server_pid(template))) == request.param)
         yield template
 
@@ -95,7 +95,7 @@ def test_a_stopped_server_is_continued(template: Template) -> None:
         lambda: template.run(["/true"]).returncode,
         lambda: template.run_batch([["/true"]])[0].returncode,  # type: ignore[union-attr]
         lambda: (other.kill(), other.wait() + signal.SIGKILL)[1],
-        lambda: template.pool_usage().waits,
+        lambda: template.stats().networks_touched,
     ]
     for way in ways:
         stop(server)
@@ -160,9 +160,9 @@ def test_a_stopped_servers_control_socket_is_full(template: Template) -> None:
 
 
 @pytest.mark.parametrize("way", ["run", "spawn"])
-def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) -> None:
+def test_ctrl_c_while_a_ready_sandbox_is_stopped(probe_rootfs: Path, way: str) -> None:
     """That sandbox is killed, and the template still works."""
-    with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
+    with Template(Spec(rootfs=probe_rootfs), ready=1) as template:
         server = server_pid(template)
         assert eventually(lambda: len(children(server)) == 1)
         (ahead,) = children(server)
@@ -174,35 +174,14 @@ def test_ctrl_c_while_a_parked_sandbox_is_stopped(probe_rootfs: Path, way: str) 
         assert server_pid(template) == server
 
 
-def test_a_time_limit_while_a_parked_sandbox_is_stopped(probe_rootfs: Path) -> None:
+def test_a_time_limit_while_a_ready_sandbox_is_stopped(probe_rootfs: Path) -> None:
     """The time limit still applies, and the template still works."""
-    with Template(Spec(rootfs=probe_rootfs), parked=1) as template:
+    with Template(Spec(rootfs=probe_rootfs), ready=1) as template:
         assert eventually(lambda: len(children(server_pid(template))) == 1)
         stop(children(server_pid(template))[0])
         with pytest.raises(TimeoutExpired):
             template.run(SLEEP, timeout=0.3)
         assert template.run(["/true"]).returncode == 0
-
-
-@pytest.mark.parametrize("way", ["time limit", "ctrl-c"])
-def test_the_maker_of_network_namespaces_is_stopped(probe_rootfs: Path, way: str) -> None:
-    """Time limits and Ctrl-C end a start that waits for the maker."""
-    with Template(Spec(rootfs=probe_rootfs), netns_pool=1, parked=0) as template:
-        server = server_pid(template)
-        for helper in children(server, False):
-            stop(helper)
-        waits = template.pool_usage().waits
-        while template.pool_usage().waits == waits:  # until the pool is empty
-            if way == "time limit":
-                with suppress(TimeoutExpired):
-                    template.run(["/true"], timeout=0.3)
-            else:
-                with suppress(Alarm), alarm():
-                    template.spawn(["/true"]).wait()
-        for helper in children(server, False):
-            os.kill(helper, signal.SIGCONT)
-        assert template.run(["/true"]).returncode == 0
-        assert server_pid(template) == server
 
 
 # ---- the caller's end ----
@@ -237,7 +216,7 @@ def test_no_process_outlives_a_killed_caller(probe_rootfs: Path, where: str) -> 
         assert caller.stdout is not None
         server = int(caller.stdout.readline())  # alive although the thread has ended
         pidfd = os.pidfd_open(server)
-        assert eventually(lambda: len(children(server)) == 3)  # two are parked
+        assert eventually(lambda: len(children(server)) == 3)  # two are ready
         for pid in (server, *children(server), *children(server, False)):
             stop(pid)
         caller.kill()

@@ -17,7 +17,7 @@ import fastns
 from fastns import IDMapping, Mount, SpawnError, Spec
 from fastns.spec import MASKED_PATHS, READONLY_PATHS
 
-WAYS = ("direct", "init", "template", "parked", "overlay", "layers")
+WAYS = ("direct", "init", "template", "ready", "overlay", "layers")
 LOOK = r"""
 for path in "$@"; do
     if [ -d "$path" ]; then echo "$path: $(ls -A "$path" | wc -l)"
@@ -168,7 +168,7 @@ MODE = "/proc/execdomains"  # no other program reads it
 
 @pytest.mark.as_root
 @pytest.mark.parametrize("user", ["host", "new"])
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "ready"])
 def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
     """All /proc mounts share the mode of a file in /proc, so a change would affect other sandboxes.
     The control is a /proc that the spec makes writable."""
@@ -189,7 +189,7 @@ def test_the_modes_of_the_hosts_proc_stay(way: str, user: str) -> None:
 
 
 @pytest.mark.as_root
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "ready"])
 def test_the_modes_of_the_hosts_devices_stay(way: str) -> None:
     """With a new user namespace the devices are the host's, and uid 0 inside may be the host's."""
     code = "echo x >/dev/null; chmod 666 /dev/null; touch /dev/zero; head -c 2 /dev/zero | wc -c"

@@ -43,27 +43,27 @@ HOST_NET: dict[str, Any] = {"network": "host"}
 # The tests run with each option that makes a template faster.
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "usual": ({}, {}),
-    "plain": (HOST_NET, {"parked": 0}),
-    "overlay": ({"overlay": True, **HOST_NET}, {"parked": 0}),
-    "parked": (HOST_NET, {"parked": 3}),
-    "netns_pool": ({}, {"parked": 0, "netns_pool": 3}),
-    "all": ({"overlay": True}, {"parked": 3, "netns_pool": 3}),
+    "plain": (HOST_NET, {"ready": 0}),
+    "overlay": ({"overlay": True, **HOST_NET}, {"ready": 0}),
+    "ready": (HOST_NET, {"ready": 3}),
+    "networks": ({"overlay": True}, {"ready": 0}),
+    "all": ({"overlay": True}, {"ready": 3}),
 }
 
 
 @pytest.fixture(params=MODES)
 def template(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
-    fields, pools = MODES[request.param]
-    with Template(Spec(rootfs=busybox_rootfs, hostname="first", **fields), **pools) as template:
+    fields, options = MODES[request.param]
+    with Template(Spec(rootfs=busybox_rootfs, hostname="first", **fields), **options) as template:
         yield template
 
 
 @pytest.fixture(params=MODES)
 def admin(busybox_rootfs: Path, request: pytest.FixtureRequest) -> Iterator[Template]:
     """A template whose sandboxes may mount and unmount."""
-    fields, pools = MODES[request.param]
+    fields, options = MODES[request.param]
     spec = Spec(rootfs=busybox_rootfs, capabilities=["SYS_ADMIN"], **fields)
-    with Template(spec, **pools) as template:
+    with Template(spec, **options) as template:
         yield template
 
 
@@ -77,15 +77,15 @@ def sh(template: Template, script: str, **options: Any) -> str:
 # ---- nothing is shared ----
 
 
-@pytest.mark.parametrize("parked", [0, 2])
-def test_no_mount_namespace_stays_with_the_closer(busybox_rootfs: Path, parked: int) -> None:
+@pytest.mark.parametrize("ready", [0, 2])
+def test_no_mount_namespace_stays_with_the_closer(busybox_rootfs: Path, ready: int) -> None:
     """The closer frees the mounts of ended sandboxes, however it and the server interleave."""
-    with Template(Spec(rootfs=busybox_rootfs), parked=parked) as template:
+    with Template(Spec(rootfs=busybox_rootfs), ready=ready) as template:
         for _ in range(300):
             template.run(["true"])
         (closer,) = children(server_pid(template), of_its_own=False)
         fds = Path(f"/proc/{closer}/fd")
-        assert eventually(lambda: len(list(fds.iterdir())) == 1 + parked)  # 1: its socket
+        assert eventually(lambda: len(list(fds.iterdir())) == 1 + ready)  # 1: its socket
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/run", "/dev/shm"])
@@ -341,20 +341,12 @@ def test_specs_that_a_template_refuses(fields: dict[str, Any], field: str) -> No
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("pool", ["parked", "netns_pool"])
-@pytest.mark.parametrize("size", [-1, 1025, True, "3", 1.5])
-def test_the_size_of_a_pool(pool: str, size: Any) -> None:
-    """An invalid size is a SpecError."""
+@pytest.mark.parametrize("number", [-1, 1025, True, "3", 1.5])
+def test_how_many_sandboxes_are_ready(number: Any) -> None:
+    """An invalid number is a SpecError."""
     with pytest.raises(SpecError) as caught:
-        Template(None, **{pool: size})
-    assert caught.value.field == pool
-
-
-def test_a_pool_that_the_spec_does_not_need() -> None:
-    """A pool of network namespaces needs a spec with a new network namespace."""
-    with pytest.raises(SpecError) as caught:
-        Template(Spec(**HOST_NET), netns_pool=1)
-    assert caught.value.field == "netns_pool"
+        Template(None, ready=number)
+    assert caught.value.field == "ready"
 
 
 # ---- many at once, and the end ----

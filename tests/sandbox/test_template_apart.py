@@ -17,7 +17,7 @@ import support
 from fastns import Spec, Template, run
 
 HOST_NET: dict[str, Any] = {"network": "host"}
-POOLS: dict[str, dict[str, int]] = {"plain": {}, "parked": {"parked": 2}}
+POOLS: dict[str, dict[str, int]] = {"plain": {}, "ready": {"ready": 2}}
 ATTACKER = r"""
 #define _GNU_SOURCE
 #include <pthread.h>

@@ -34,15 +34,12 @@ def most_seen(results: list[Any]) -> int:
     return max(int(n) for result in results for n in result.stdout.split())
 
 
-@pytest.mark.parametrize("netns_pool", [0, 2])
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-def test_no_more_alive_than_allowed(
-    busybox_rootfs: Path, tmp_path: Path, concurrency: int, netns_pool: int
-) -> None:
+def test_no_more_alive_than_allowed(busybox_rootfs: Path, tmp_path: Path, concurrency: int) -> None:
     """Each job counts the jobs that run at the same time. The highest count equals the limit."""
     spec = sharing(busybox_rootfs, tmp_path / "shared")
     jobs = [["sh", "-c", COUNT, str(i)] for i in range(40)]
-    with Template(spec, netns_pool=netns_pool) as template:
+    with Template(spec) as template:
         assert most_seen(template.run_batch(jobs, concurrency=concurrency)) == concurrency
 
 
@@ -126,18 +123,11 @@ def test_a_job_with_a_timeout_after_one_that_timed_out(busybox_rootfs: Path) -> 
 
 
 def test_jobs_that_time_out_before_they_start(busybox_rootfs: Path) -> None:
-    """Some of them are waiting for a network namespace."""
     jobs = [Job(["sleep", "60"], timeout=0.0) if i % 2 else Job(["true"]) for i in range(200)]
-    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
         results = template.run_batch(jobs, concurrency=4)
     for i, result in enumerate(results):
         assert isinstance(result, TimeoutExpired if i % 2 else CompletedSandbox), result
-
-
-def test_waits_for_a_network_namespace_are_counted_once(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
-        template.run_batch([["true"]] * 100, concurrency=3)
-        assert 0 < template.pool_usage().waits <= 100
 
 
 FEW_FDS = """

@@ -25,21 +25,21 @@ HOST_NET: dict[str, Any] = {"network": "host"}
 
 
 @pytest.fixture(params=[0, 2], ids=["none", "ahead"])
-def parked(request: pytest.FixtureRequest) -> int:
+def ready(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number
 
 
 @pytest.fixture
-def template(busybox_rootfs: Path, parked: int) -> Iterator[Template]:
-    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=parked) as template:
+def template(busybox_rootfs: Path, ready: int) -> Iterator[Template]:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), ready=ready) as template:
         yield template
 
 
-def caller(root: Path, script: str, parked: int, **options: Any) -> str:
+def caller(root: Path, script: str, ready: int, **options: Any) -> str:
     """Run a script that uses `template` in a process of its own; return what it prints."""
     head = "import os, sys, fastns\nfrom fastns import Spec, Template\nroot = sys.argv[1]\n"
-    template = f"Template(Spec(rootfs=root, network='host'), parked={parked})"
+    template = f"Template(Spec(rootfs=root, network='host'), ready={ready})"
     head += f"template = {template}.__enter__()\n"
     done = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(script), str(root)],
@@ -144,19 +144,19 @@ CLOSED = """
 @pytest.mark.parametrize("before", [False, True], ids=["after start", "before start"])
 @pytest.mark.parametrize("fds", [(0,), (1,), (2,), (1, 2), (0, 1, 2)], ids=str)
 def test_standard_streams_that_are_closed(
-    busybox_rootfs: Path, parked: int, fds: tuple[int, ...], before: bool
+    busybox_rootfs: Path, ready: int, fds: tuple[int, ...], before: bool
 ) -> None:
     """Files that fastns opens must not get these fd numbers, or the sandbox would inherit them."""
     script = textwrap.dedent(CLOSED.format(fds=fds))
     if before:
         script = "template.close(); del template\n" + script
-        box = f"Template(Spec(rootfs=root, network='host'), parked={parked})"
+        box = f"Template(Spec(rootfs=root, network='host'), ready={ready})"
         again = f"template = {box}.__enter__()\n"
         script = script.replace("for again", again + "for again")
-    assert caller(busybox_rootfs, script, parked) == "True None\n3 0\n" * 2 + "[]\n"
+    assert caller(busybox_rootfs, script, ready) == "True None\n3 0\n" * 2 + "[]\n"
 
 
-def test_the_highest_fd_can_be_passed(busybox_rootfs: Path, parked: int) -> None:
+def test_the_highest_fd_can_be_passed(busybox_rootfs: Path, ready: int) -> None:
     script = """
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -164,7 +164,7 @@ def test_the_highest_fd_can_be_passed(busybox_rootfs: Path, parked: int) -> None
     with template.spawn(["sh", "-c", "echo passed >&255"], pass_fds=[fd]) as sandbox:
         print(sandbox.wait())
     """
-    assert caller(busybox_rootfs, script, parked) == "passed\n0\n"
+    assert caller(busybox_rootfs, script, ready) == "passed\n0\n"
 
 
 @pytest.mark.parametrize("files", [3, 4])
@@ -172,14 +172,14 @@ def test_fewer_files_than_the_server_needs(busybox_rootfs: Path, files: int) -> 
     """The limit applies to the command only, not to the processes that start it."""
     limits = [Rlimit("RLIMIT_NOFILE", files, files)]
     spec = Spec(rootfs=busybox_rootfs, rlimits=limits, **HOST_NET)
-    for parked in (0, 1):
-        with Template(spec, parked=parked) as template:
+    for ready in (0, 1):
+        with Template(spec, ready=ready) as template:
             done = template.run(["sh", "-c", "ulimit -n"], capture_output=True)
             assert done.stdout == f"{files}\n".encode(), done
             assert template.spawn(["true"]).wait() == 0
 
 
-def test_wait_without_a_free_descriptor(busybox_rootfs: Path, parked: int) -> None:
+def test_wait_without_a_free_descriptor(busybox_rootfs: Path, ready: int) -> None:
     """wait() fails, but can be called again."""
     script = """
     import errno, resource, time
@@ -201,13 +201,13 @@ def test_wait_without_a_free_descriptor(busybox_rootfs: Path, parked: int) -> No
         os.close(fd)
     print([sandbox.wait() for sandbox in sandboxes])
     """
-    *first, last = caller(busybox_rootfs, script, parked).splitlines()
+    *first, last = caller(busybox_rootfs, script, ready).splitlines()
     assert len(first) == 3
     assert set(first) <= {"5", "EMFILE"}
     assert last == "[5, 5, 5]"
 
 
-def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
+def test_more_jobs_than_descriptors(busybox_rootfs: Path, ready: int) -> None:
     """A start that finds no free fd fails. The others run, and the template still works."""
     script = """
     import collections, resource
@@ -216,13 +216,13 @@ def test_more_jobs_than_descriptors(busybox_rootfs: Path, parked: int) -> None:
     print(sorted({getattr(result, "errno", 0) for result in results}))
     print(template.run(["true"]).returncode)
     """
-    assert caller(busybox_rootfs, script, parked) == f"[0, {errno.EMFILE}]\n0\n"
+    assert caller(busybox_rootfs, script, ready) == f"[0, {errno.EMFILE}]\n0\n"
 
 
 # ---- memory, forks, signals ----
 
 
-def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
+def test_no_memory_for_the_output(busybox_rootfs: Path, ready: int) -> None:
     """Only that run fails. The template's other sandboxes keep running, and the next run works."""
     script = """
     import errno, resource
@@ -238,7 +238,7 @@ def test_no_memory_for_the_output(busybox_rootfs: Path, parked: int) -> None:
     print(other.poll(), template.run(["true"]).returncode, template._server.pid == server)
     other.kill()
     """
-    assert caller(busybox_rootfs, script, parked) == "stdio ENOMEM\nNone 0 True\n"
+    assert caller(busybox_rootfs, script, ready) == "stdio ENOMEM\nNone 0 True\n"
 
 
 @pytest.mark.parametrize("timeout", [0, 1e-4, 3e-4, 1e-3, 2e-3])
@@ -252,7 +252,7 @@ def test_a_timeout_during_the_start(template: Template, timeout: float) -> None:
     assert template.run(["true"]).returncode == 0
 
 
-def test_poll_in_a_forked_child_does_not_reap(busybox_rootfs: Path, parked: int) -> None:
+def test_poll_in_a_forked_child_does_not_reap(busybox_rootfs: Path, ready: int) -> None:
     script = """
     import time
     sandbox = template.spawn(["sh", "-c", "exit 7"])
@@ -267,7 +267,7 @@ def test_poll_in_a_forked_child_does_not_reap(busybox_rootfs: Path, parked: int)
     os.waitpid(child, 0)
     print(sandbox.wait())
     """
-    assert caller(busybox_rootfs, script, parked) == "7\n"
+    assert caller(busybox_rootfs, script, ready) == "7\n"
 
 
 HELD = """
@@ -300,13 +300,13 @@ print(done.returncode, passed > 1.9, used < passed / 2)
 
 @pytest.mark.parametrize("served", [False, True], ids=["direct", "template"])
 def test_an_output_that_another_process_keeps_open(
-    busybox_rootfs: Path, parked: int, served: bool
+    busybox_rootfs: Path, ready: int, served: bool
 ) -> None:
     """The sandbox has ended, but its stdout is still open. The loop waits without spinning."""
-    assert caller(busybox_rootfs, HELD.format(served=served), parked) == "0 True True\n"
+    assert caller(busybox_rootfs, HELD.format(served=served), ready) == "0 True True\n"
 
 
-def test_a_storm_of_signals(busybox_rootfs: Path, parked: int) -> None:
+def test_a_storm_of_signals(busybox_rootfs: Path, ready: int) -> None:
     """Ctrl-C comes during spawn_batch(), and repeatedly while it cleans up. No sandbox is left."""
     script = """
     import gc, signal, threading, time
@@ -347,15 +347,15 @@ def test_a_storm_of_signals(busybox_rootfs: Path, parked: int) -> None:
         time.sleep(0.05)
     print(interrupted, running())
     """
-    assert caller(busybox_rootfs, script, parked) == "True 0\n"
+    assert caller(busybox_rootfs, script, ready) == "True 0\n"
 
 
-def test_parked_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: Path) -> None:
+def test_ready_sandboxes_killed_at_any_instant(busybox_rootfs: Path, tmp_path: Path) -> None:
     """Another sandbox runs the request of a killed one, but never a request that began to run."""
     tmp_path.chmod(0o777)
     mounts = [Mount("/mnt", source=str(tmp_path))]
     spec = Spec(rootfs=busybox_rootfs, mounts=mounts, **HOST_NET)
-    with Template(spec, parked=3) as template:
+    with Template(spec, ready=3) as template:
         template.run(["true"])
         server, over, rounds = server_pid(template), threading.Event(), 300
 

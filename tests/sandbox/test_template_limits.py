@@ -32,15 +32,15 @@ def arguments(size: int) -> list[str]:
 
 
 @pytest.fixture(params=[0, 2], ids=["none", "ahead"])
-def parked(request: pytest.FixtureRequest) -> int:
+def ready(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number
 
 
 @pytest.mark.with_cgroups
-def test_arguments_that_do_not_fit_are_refused(probe_rootfs: Path, parked: int) -> None:
+def test_arguments_that_do_not_fit_are_refused(probe_rootfs: Path, ready: int) -> None:
     spec = Spec(rootfs=probe_rootfs, memory=MEMORY, env={})
-    with Template(spec, parked=parked) as template:
+    with Template(spec, ready=ready) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
         server = template._server
         environment = sum(len(text) + 1 for text in template._sandbox.environ)
@@ -76,7 +76,7 @@ def test_without_the_check_the_server_is_killed(
 ) -> None:
     """The control: the server shares the new sandbox's memory, so the OOM killer kills it too."""
     monkeypatch.setattr(cgroup_plan, "START_MEMORY", -(8 << 20))
-    with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), parked=0) as template:
+    with Template(Spec(rootfs=probe_rootfs, memory=MEMORY), ready=0) as template:
         neighbour = template.spawn(["/probe", "--sleep", "300"])
         with pytest.raises(SpawnError) as caught:
             template.run(arguments(1_700_000))
@@ -117,7 +117,7 @@ def test_a_caller_outlives_a_start_without_memory(probe_rootfs: Path, fields: st
     assert all(line in ("-9", refused, f"{killed} (ECANCELED)") for line in out), out
 
 
-# ---- pids in use by parked sandboxes ----
+# ---- pids in use by ready sandboxes ----
 
 SHORT = """
 import time
@@ -127,7 +127,7 @@ from processes import children, eventually
 group = Path(sys.argv[2])
 (group / "cgroup.procs").write_text(str(os.getpid()))
 true = ["/true"]
-with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), parked=2) as template:
+with fastns.Template(fastns.Spec(rootfs=sys.argv[1]), ready=2) as template:
     server = template._server.pid
     assert eventually(lambda: len(children(server)) == 2)
     (group / "pids.max").write_text((group / "pids.current").read_text())  # allows no more
@@ -161,8 +161,8 @@ def pids_group() -> Iterator[Path]:
 
 
 @pytest.mark.as_root
-def test_pids_in_use_by_parked_sandboxes(probe_rootfs: Path, pids_group: Path) -> None:
-    """Parked sandboxes are ended before a job of a batch fails for lack of pids."""
+def test_pids_in_use_by_ready_sandboxes(probe_rootfs: Path, pids_group: Path) -> None:
+    """Ready sandboxes are ended before a job of a batch fails for lack of pids."""
     tests = str(Path(__file__).parent.parent)
     code = f"import os, sys\nsys.path.insert(0, {tests!r})\n{SHORT}"
     done = subprocess.run(

@@ -16,7 +16,7 @@ import fastns
 from fastns import Mount, SpecError
 from fastns import Spec as PlainSpec
 
-WAYS = ["direct", "init", "user", "template", "parked", "user-template"]
+WAYS = ["direct", "init", "user", "template", "ready", "user-template"]
 PLACES = ("/tmp", "/run", "/dev/shm")
 MiB = 1 << 20
 

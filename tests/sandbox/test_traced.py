@@ -171,7 +171,7 @@ def test_traceme_in_threads_with_the_default_filter(root: Path) -> None:
     assert by_run(["traced", "threads"], Spec(rootfs=root)) == 7
 
 
-@pytest.mark.parametrize("way", ["direct", "init", "template", "parked"])
+@pytest.mark.parametrize("way", ["direct", "init", "template", "ready"])
 def test_run_does_not_end_when_the_sandbox_stops(root: Path, way: str) -> None:
     """The sandbox makes the caller its tracer, which is notified of stops too."""
     with runner(way, rootfs=root, **OPEN) as run, pytest.raises(TimeoutExpired):

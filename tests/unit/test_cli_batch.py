@@ -44,8 +44,8 @@ class Layer:
         self.closed = False
         self.answer: Callable[[Job], object] = lambda job: done(b"out\n")
 
-    def template(self, spec: Spec, *, parked: int) -> Layer:
-        assert parked == 0  # a batch uses no parked sandboxes
+    def template(self, spec: Spec, *, ready: int) -> Layer:
+        assert ready == 0  # a batch uses no ready sandboxes
         self.spec = spec
         if self.error is not None:
             raise self.error

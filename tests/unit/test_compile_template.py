@@ -96,7 +96,7 @@ def test_the_server_makes_binds_and_each_sandbox_its_tmpfs() -> None:
 
 
 def test_the_bind_of_the_servers_sysfs_follows_no_links() -> None:
-    plan = plans.template(Spec(rootfs="/srv/root", overlay=True), USER, netns_pool=1)
+    plan = plans.template(Spec(rootfs="/srv/root", overlay=True), USER)
     assert plan.sandbox is not None
     (bound,) = [op for op in plan.sandbox.ops if (op.code, op.target) == ("bind", b"/sys")]
     assert bound.how & _core.HOW_NO_SYMLINKS

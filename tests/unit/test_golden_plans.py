@@ -87,6 +87,8 @@ TEMPLATES: dict[str, tuple[Spec, Caller]] = {
         ),
         USER,
     ),
+    "template-networks-root": (Spec(rootfs="/srv/root", read_only=True), ROOT),
+    "template-networks-user": (Spec(rootfs="/srv/root", overlay=True), USER),
 }
 
 

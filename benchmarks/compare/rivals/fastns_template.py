@@ -1,4 +1,4 @@
-"""fastns: from a Template, which by default keeps two sandboxes parked."""
+"""fastns: from a Template, which by default keeps two sandboxes ready."""
 
 from pathlib import Path
 

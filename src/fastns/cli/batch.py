@@ -162,7 +162,7 @@ def _perform(flags: argparse.Namespace) -> int:
 def _origin(spec: Spec, verbose: bool) -> Iterator[Any]:
     """What sandboxes start from: a template or, if a template does not support the spec, a plan."""
     try:
-        template = fastns.Template(spec, parked=0)
+        template = fastns.Template(spec, ready=0)
     except SpecError as error:
         plan = fastns.compile(spec)
         if verbose:

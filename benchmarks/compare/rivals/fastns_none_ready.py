@@ -1,4 +1,4 @@
-"""fastns: from a Template without parked sandboxes."""
+"""fastns: from a Template without ready sandboxes."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from compare.rivals import _fastns
 from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
-NAME = "fastns Template.run, parked=0"
+NAME = "fastns Template.run, ready=0"
 NOTE = "no sandbox made ahead"
 
 
 class Rival(_fastns.FromTemplate):
     def __init__(self, root: Path) -> None:
-        super().__init__(root, pools={"parked": 0})
+        super().__init__(root, pools={"ready": 0})

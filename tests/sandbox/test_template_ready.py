@@ -1,12 +1,9 @@
-"""A template makes parked sandboxes and network namespaces ahead. Also: a layer per sandbox."""
+"""A template makes sandboxes ahead. Also: a layer per sandbox."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +13,7 @@ import pytest
 import support
 from processes import children
 
-from fastns import CompletedSandbox, Mount, SpawnError, Spec, Template
+from fastns import Mount, SpawnError, Spec, Template
 
 HOST_NET: dict[str, Any] = {"network": "host"}
 
@@ -35,11 +32,11 @@ def wait_until(true: Any, seconds: float = 10) -> bool:
     return bool(true())
 
 
-# ---- parked sandboxes ----
+# ---- ready sandboxes ----
 
 
-def test_parked_sandboxes_are_made_before_they_are_requested(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=3) as template:
+def test_ready_sandboxes_are_made_before_they_are_requested(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), ready=3) as template:
         assert template._server is not None
         server = template._server.pid
         assert wait_until(lambda: len(children(server)) == 3)
@@ -55,20 +52,8 @@ def test_parked_sandboxes_are_made_before_they_are_requested(busybox_rootfs: Pat
     assert not os.path.exists(f"/proc/{server}")
 
 
-def test_parked_sandboxes_that_wait_for_network_namespaces(busybox_rootfs: Path) -> None:
-    """The pool of network namespaces is smaller than the number of parked sandboxes."""
-    with Template(Spec(rootfs=busybox_rootfs), parked=4, netns_pool=1) as template:
-        assert template._server is not None
-        server = template._server.pid
-        assert wait_until(lambda: len(children(server)) == 4)
-        used = children(server)
-        assert [sh(template, "echo fine") for _ in range(6)] == ["fine\n"] * 6
-        assert wait_until(lambda: len(children(server)) == 4)
-        assert not set(used) & set(children(server))
-
-
-def test_a_killed_parked_sandbox_is_not_used(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
+def test_a_killed_ready_sandbox_is_not_used(busybox_rootfs: Path) -> None:
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), ready=2) as template:
         assert template._server is not None
         server = template._server.pid
         for _ in range(5):
@@ -79,20 +64,20 @@ def test_a_killed_parked_sandbox_is_not_used(busybox_rootfs: Path) -> None:
                 assert sh(template, "echo fine") == "fine\n"
 
 
-def test_the_error_of_a_failed_parked_sandbox_goes_to_the_next_request(
+def test_the_error_of_a_failed_ready_sandbox_goes_to_the_next_request(
     busybox_rootfs: Path,
 ) -> None:
     spec = Spec(rootfs=busybox_rootfs, mounts=[Mount("/missing", type="tmpfs")], **HOST_NET)
-    with Template(spec, parked=2) as template:
+    with Template(spec, ready=2) as template:
         for _ in range(4):
             with pytest.raises(SpawnError) as caught:
                 template.run(["true"])
             assert (caught.value.stage, caught.value.path) == ("mount", "/missing")
 
 
-def test_more_concurrent_runs_than_parked_sandboxes(busybox_rootfs: Path) -> None:
-    """Runs that find no parked sandbox work too."""
-    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), parked=2) as template:
+def test_more_concurrent_runs_than_ready_sandboxes(busybox_rootfs: Path) -> None:
+    """Runs that find no ready sandbox work too."""
+    with Template(Spec(rootfs=busybox_rootfs, **HOST_NET), ready=2) as template:
         found: list[str] = []
         threads = [
             threading.Thread(target=lambda n=n: found.append(sh(template, f"sleep 0.1; echo {n}")))
@@ -105,75 +90,23 @@ def test_more_concurrent_runs_than_parked_sandboxes(busybox_rootfs: Path) -> Non
         assert sorted(found) == [f"{n}\n" for n in range(10)]
 
 
-# ---- network namespaces made ahead ----
-
-NETWORK = "readlink /proc/self/ns/net; ip -o link | grep -c LOOPBACK,UP; ls /sys/class/net"
-
-
-def test_each_network_namespace_is_used_once(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs), netns_pool=3) as template:
-        seen = [sh(template, NETWORK).split() for _ in range(12)]
-        assert {tuple(rest) for _, *rest in seen} == {("1", "lo")}
-        own = os.readlink("/proc/self/ns/net")
-        live = [template.spawn(["sh", "-c", "readlink /proc/self/ns/net"], stdout=-1)]
-        live += [template.spawn(["sleep", "60"]) for _ in range(5)]
-        spaces = {os.readlink(f"/proc/{sandbox.pid}/ns/net") for sandbox in live[1:]}
-        assert len(spaces | {own}) == 6
-        for sandbox in live:
-            sandbox.kill()
-            sandbox.wait()
-            if sandbox.stdout:
-                sandbox.stdout.close()
-        assert template.pool_usage().made >= 18
-
-
-def test_a_start_waits_for_a_network_namespace(busybox_rootfs: Path) -> None:
-    with Template(Spec(rootfs=busybox_rootfs), netns_pool=1) as template:
-        results = template.run_batch([["true"]] * 100, concurrency=8)
-        assert all(isinstance(done, CompletedSandbox) for done in results)
-        usage = template.pool_usage()
-        assert usage.made >= 100
-        assert usage.waits > 0
-        assert usage.wait_time > 0
-
-
-LIMITED = """
-import sys
-from fastns import Spec, Template
-with open("/proc/sys/user/max_net_namespaces", "w") as file:
-    file.write("7")
-with Template(Spec(rootfs=sys.argv[1]), netns_pool=4) as template:
-    results = template.run_batch([["true"]] * 150, concurrency=4)
-    print(sum(getattr(done, "returncode", None) == 0 for done in results))
-    print(template.pool_usage().waits > 0)
-"""
-
-
-def test_the_kernels_limit_on_network_namespaces_only_delays(busybox_rootfs: Path) -> None:
-    """The test sets the limit of a user namespace of its own."""
-    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", LIMITED]
-    done = subprocess.run(
-        [*command, str(busybox_rootfs)], capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout == "150\nTrue\n", done.stderr
-
-
-def test_the_helpers_of_the_server_are_killed(busybox_rootfs: Path) -> None:
-    """The maker of network namespaces and the closer of mount namespaces are replaced."""
-    with Template(Spec(rootfs=busybox_rootfs), netns_pool=2) as template:
+def test_a_killed_closer_is_replaced(busybox_rootfs: Path) -> None:
+    """The closer takes mount namespaces down."""
+    with Template(Spec(rootfs=busybox_rootfs)) as template:
         assert template._server is not None
+        server = template._server.pid
         for _ in range(5):
-            for helper in children(template._server.pid, of_its_own=False):
-                with contextlib.suppress(ProcessLookupError):  # just being replaced
-                    os.kill(helper, signal.SIGKILL)
+            (closer,) = children(server, of_its_own=False)
+            os.kill(closer, signal.SIGKILL)
             for _ in range(5):
-                assert sh(template, NETWORK).split()[1:] == ["1", "lo"]
+                assert sh(template, "echo fine") == "fine\n"
+            assert wait_until(lambda old=closer: children(server, False) not in ([], [old]))
 
 
-def test_pools_leave_nothing(busybox_rootfs: Path) -> None:
+def test_ready_sandboxes_leave_nothing(busybox_rootfs: Path) -> None:
     before = support.host_state()
     for _ in range(3):
-        with Template(Spec(rootfs=busybox_rootfs), netns_pool=8, parked=4) as template:
+        with Template(Spec(rootfs=busybox_rootfs), ready=4) as template:
             assert sh(template, "echo fine") == "fine\n"
     assert support.host_change(before) == []
 
