@@ -103,17 +103,16 @@ int fns_open_network_files(int directory, int files[FNS_NETWORK_FILES])
     return (int)result;
 }
 
-/* Appends what a file says, from its beginning. 0 or -errno. */
+/* Appends what a file says, from its beginning. These files give all they have to one read. 0 or -errno. */
 static long append(struct state *state, int file, int is_sockstat)
 {
     char *text = state->text + state->size;
-    long space = STATE_SIZE - state->size, size = 0, n;
-    do {
-        n = fns_sys4(__NR_pread64, file, text + size, space - size, size);
-        size += n > 0 ? n : 0;
-    } while (n > 0 || n == -EINTR);
-    if (n < 0 || size == space)
-        return n < 0 ? n : -ENOSPC;
+    long space = STATE_SIZE - state->size, size;
+    do
+        size = fns_sys4(__NR_pread64, file, text, space, 0);
+    while (size == -EINTR);
+    if (size < 0 || size == space)
+        return size < 0 ? size : -ENOSPC;
     state->size += is_sockstat ? remove_host(text, size) : size;
     return 0;
 }
