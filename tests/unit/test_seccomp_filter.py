@@ -323,6 +323,7 @@ def number_of(name):
         ("setsockopt", (0, 1, 60), ERRNO | 92),  # SO_ZEROCOPY
         ("setsockopt", (0, 0, 11), ERRNO | 0),  # IP_RECVERR
         ("setsockopt", (0, 41, 25), ERRNO | 0),
+        ("setsockopt", (0, 41, 32), ERRNO | 92),  # IPV6_FLOWLABEL_MGR
         ("setsockopt", (0, 6, 31), ERRNO | 92),  # TCP_ULP
         ("setsockopt", (0, 6, 38), ERRNO | 92),  # TCP_AO_ADD_KEY
         ("setsockopt", (0, 6, 1), ALLOW),  # TCP_NODELAY
