@@ -50,6 +50,7 @@ def compile_template_for(
         "mount_namespace": "template",
         "keeps_networks": "network" in server.new and "network" not in each.new,
         "rooms": each.serves_again,
+        "ahead": _needs_only_its_fds(each),
     }
     sandbox = made(each, (), _sandbox_ops(each), **how)
     first = process.first(server)
@@ -137,6 +138,16 @@ def _keeps_networks(d: Decisions) -> bool:
         and not spec.capabilities
         and not spec.writes_to_host()
     )
+
+
+def _needs_only_its_fds(d: Decisions) -> bool:
+    """Whether only the limit on open files has to wait for a request: before that limit, passed fds
+    get their numbers. A cgroup comes with the request, and entering it takes rights. What a profile
+    or Landlock refuses is not known, and waiting for the request must be possible under it."""
+    spec = d.spec
+    own_limits = any(rlimit.type != "RLIMIT_CORE" for rlimit in spec.rlimits)
+    usual = d.filter in ("none", "rest") and not spec.landlock
+    return usual and d.cgroups is None and not own_limits
 
 
 def why_fresh(spec: Spec | None) -> str:
