@@ -98,7 +98,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))
         return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
-        (!plan->sandbox || (plan->sandbox->options & ~(FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS)) ||
+        (!plan->sandbox ||
+         (plan->sandbox->options & ~(FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS | FNS_PLAN_AHEAD)) ||
          !(plan->clone_flags & plan->sandbox->clone_flags & FNS_CLONE_NEWPID)))
         return -EINVAL;
     if (from_outside &&

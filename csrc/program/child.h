@@ -114,6 +114,9 @@ FNS_INLINE int fns_child_failed(struct fns_child *child, enum fns_stage stage, l
  * with child->error set. */
 FNS_CHECKED int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end);
 
+/* Runs one op, without what fns_run_ops() does around them. */
+FNS_CHECKED int fns_run_one(struct fns_child *child, uint32_t index);
+
 /* Runs the last ops (FNS_OP_LAST): just before the exec in the process that executes the command, or in a
  * template's server before it serves. */
 FNS_CHECKED int fns_run_last_ops(struct fns_child *child);

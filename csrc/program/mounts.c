@@ -451,6 +451,12 @@ static int for_each_name(struct fns_child *child, const struct fns_op *op,
 
 int fns_op_mask(struct fns_child *child, const struct fns_op *op)
 {
+    if (op->source && !child->cache.empty_directory) {
+        int fd = fns_resolve(child->root, fns_text(child, op->source), 1);
+        if (fd < 0)
+            return fns_source_failed(child, fd);
+        child->cache.empty_directory = fd;
+    }
     return for_each_name(child, op, mask);
 }
 

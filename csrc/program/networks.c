@@ -11,6 +11,7 @@
 
 enum {
     MAX_KEPT = 256,
+    MAX_OPEN = 64, /* opening the files takes longer than reading them, but costs fds */
     MAX_DOUBTFUL = 64,
     LOOK_AGAIN_MS = 50, /* by then the kernel has freed the sockets of processes that have ended */
     MOST_TRIES =
@@ -37,6 +38,10 @@ static struct {
         uint64_t due;         /* when to look again: CLOCK_MONOTONIC, ns */
     } doubtful[MAX_DOUBTFUL]; /* the oldest first */
     int n_doubtful;
+    struct {
+        int fd, files[FNS_NETWORK_FILES];
+    } open[MAX_OPEN]; /* those whose files stay open */
+    int n_open;
     struct state unused; /* that of a new one */
     char stack[STACK_SIZE] __attribute__((aligned(4096)));
 } networks;
@@ -103,17 +108,16 @@ int fns_open_network_files(int directory, int files[FNS_NETWORK_FILES])
     return (int)result;
 }
 
-/* Appends what a file says, from its beginning. 0 or -errno. */
+/* Appends what a file says, from its beginning. These files give all they have to one read. 0 or -errno. */
 static long append(struct state *state, int file, int is_sockstat)
 {
     char *text = state->text + state->size;
-    long space = STATE_SIZE - state->size, size = 0, n;
-    do {
-        n = fns_sys4(__NR_pread64, file, text + size, space - size, size);
-        size += n > 0 ? n : 0;
-    } while (n > 0 || n == -EINTR);
-    if (n < 0 || size == space)
-        return n < 0 ? n : -ENOSPC;
+    long space = STATE_SIZE - state->size, size;
+    do
+        size = fns_sys4(__NR_pread64, file, text, space, 0);
+    while (size == -EINTR);
+    if (size < 0 || size == space)
+        return size < 0 ? size : -ENOSPC;
     state->size += is_sockstat ? remove_host(text, size) : size;
     return 0;
 }
@@ -160,14 +164,35 @@ static void close_files(const int files[FNS_NETWORK_FILES])
         fns_close_if_open(files[i]);
 }
 
+/* Returns the index in networks.open, or n_open. */
+static int find_open(int fd)
+{
+    int i = 0;
+    while (i < networks.n_open && networks.open[i].fd != fd)
+        i++;
+    return i;
+}
+
 static enum fns_network_use use_of(int fd)
 {
-    int files[FNS_NETWORK_FILES];
+    int files[FNS_NETWORK_FILES], i = find_open(fd);
     enum fns_network_use use = FNS_NETWORK_USED;
+    if (i < networks.n_open)
+        return fns_network_use(networks.open[i].files);
     if (open_files(fd, files) >= 0)
         use = fns_network_use(files);
     close_files(files);
     return use;
+}
+
+static void close_network(int fd)
+{
+    int i = find_open(fd);
+    if (i < networks.n_open) {
+        close_files(networks.open[i].files);
+        networks.open[i] = networks.open[--networks.n_open];
+    }
+    fns_close(fd);
 }
 
 /* ---- making one ----------------------------------------------------------------------------- */
@@ -218,7 +243,12 @@ static int make(void)
     long result = open_files(fd, files);
     if (result >= 0)
         result = read_state(files, &networks.unused);
-    close_files(files);
+    if (result >= 0 && networks.n_open < MAX_OPEN) {
+        networks.open[networks.n_open].fd = fd;
+        memcpy(networks.open[networks.n_open++].files, files, sizeof files);
+    } else {
+        close_files(files);
+    }
     if (result < 0)
         return fns_done_with(fd, result);
     fns_get_stats()->networks_made++;
@@ -233,8 +263,10 @@ int fns_take_network(void)
         return make();
     int fd = networks.kept[--networks.n_kept];
     long result = fns_sys2(__NR_setns, fd, FNS_CLONE_NEWNET);
-    if (result < 0)
-        return fns_done_with(fd, result);
+    if (result < 0) {
+        close_network(fd);
+        return (int)result;
+    }
     fns_get_stats()->networks_reused++;
     return fd;
 }
@@ -244,13 +276,13 @@ static void keep(int fd)
     if (networks.n_kept < MAX_KEPT)
         networks.kept[networks.n_kept++] = fd;
     else
-        fns_close(fd);
+        close_network(fd);
 }
 
 static void drop(int fd, uint64_t *counter)
 {
     ++*counter;
-    fns_close(fd);
+    close_network(fd);
 }
 
 void fns_give_network(int fd, int exposed)

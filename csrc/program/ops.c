@@ -67,6 +67,11 @@ int fns_run_ops(struct fns_child *child, uint32_t first, uint32_t end)
     return 0;
 }
 
+int fns_run_one(struct fns_child *child, uint32_t index)
+{
+    return run(child, index, index + 1);
+}
+
 int fns_run_last_ops(struct fns_child *child)
 {
     return run(child, find_last_ops(child->plan), child->plan->n_ops);

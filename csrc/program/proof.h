@@ -8,8 +8,8 @@
  * 0 or -errno. */
 FNS_CHECKED long fns_open_proof(struct fns_child *child);
 
-/* Notes how everything looks before the first command. Waits until the clock of files has ticked, so that every later
- * change shows. 0 or -errno. */
+/* Notes how everything looks before the first command. Returns when every later change will show in the times of files. 0
+ * or -errno. */
 FNS_CHECKED long fns_start_proof(void);
 
 /* Whether everything looks as before the first command. Call it when no other process is left in the room. What cannot

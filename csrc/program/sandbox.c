@@ -136,6 +136,11 @@ static int report_running(struct fns_slot *slot, int connection, int status)
     return result < 0 ? fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, result) : 0;
 }
 
+static int is_ahead(const struct fns_plan *plan)
+{
+    return (plan->options & FNS_PLAN_AHEAD) != 0;
+}
+
 /* Does everything that does not depend on the request, then waits for it. */
 static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 {
@@ -145,6 +150,10 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
     if (result < 0)
         return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, result);
     if (fns_run_ops(&sandbox->child, 0, n_before) < 0)
+        return -1;
+    if (is_ahead(sandbox->child.plan) &&
+        (fns_run_ops(&sandbox->child, n_before + 1, sandbox->child.plan->n_ops) < 0 ||
+         fns_run_last_ops(&sandbox->child) < 0))
         return -1;
     /* A sandbox that is killed after it has received its request cannot reply. So it records the request's
      * number first, while the server can still find the request in the socket. */
@@ -161,11 +170,18 @@ static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 static void run_command(struct fns_slot *slot, uint32_t n_before)
 {
     struct fns_child *child = &slot->sandbox->child;
+    int ahead = slot->sandbox->is_parked && is_ahead(child->plan);
     long result = slot->files ? fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, slot->files, 0) : 0;
     if (result < 0)
-        fns_child_failed(&slot->sandbox->child, FNS_STAGE_RLIMIT, result);
-    else if (fns_run_ops(child, n_before, child->plan->n_ops) == 0 &&
-             fns_change_directory(child) == 0) /* the server has reset all signal actions */
+        fns_child_failed(child, FNS_STAGE_RLIMIT, result);
+    else
+        result =
+            ahead ? fns_run_one(child, n_before) : fns_run_ops(child, n_before, child->plan->n_ops);
+    if (result < 0 || fns_change_directory(child) < 0) /* the server has reset all signal actions */
+        return;
+    if (ahead)
+        fns_execute_command(child);
+    else
         fns_execute(child);
 }
 
@@ -196,7 +212,7 @@ int fns_sandbox_main(void *arg)
         own[n_own++] = sandbox->connection;
         own[n_own++] = slot->received.fds[slot->received.n_fds - 1];
     }
-    if (child->userns)
+    if (child->userns > 0) /* -1: joined already */
         own[userns = n_own++] = child->userns;
     for (uint32_t i = 0; i < args->n_groups; i++)
         own[n_own++] = slot->received.fds[3 + args->n_keep + i];

@@ -54,10 +54,11 @@ enum fns_plan_option {
     FNS_PLAN_SERVER = 4,      /* the program stays and starts sandboxes (program/serve.c) */
     FNS_PLAN_MAPS_FIRST = 8,  /* the border writes the maps of FNS_ID_MAP_SELF */
     FNS_PLAN_OWN_MEMORY = 16, /* enter no cgroup before the program is executed */
-    FNS_PLAN_NETWORKS =
-        32, /* a sandbox's plan: unused network namespaces serve again (program/networks.c) */
-    FNS_PLAN_ROOMS =
-        64 /* a sandbox's plan: a sandbox that proves unused serves again (program/keeper.c) */
+    /* Of a sandbox's plan: */
+    FNS_PLAN_NETWORKS = 32, /* unused network namespaces serve again (program/networks.c) */
+    FNS_PLAN_ROOMS = 64,    /* unused sandboxes serve again (program/keeper.c) */
+    FNS_PLAN_AHEAD =
+        128 /* of the ops, only the first from FNS_OP_REQUEST on waits for the request */
 };
 
 enum fns_id_map {

@@ -159,9 +159,11 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
     argv = [str(PROGRAM)]
     everything = boxes.isolates()
 
-    def template(network: str = "host", **ready: int) -> Callable[[contextlib.ExitStack], Start]:
+    def template(
+        network: str = "host", ready: int | None = None
+    ) -> Callable[[contextlib.ExitStack], Start]:
         def prepare(stack: contextlib.ExitStack) -> Start:
-            made = stack.enter_context(fastns.Template(boxes.spec(network), **ready))
+            made = stack.enter_context(fastns.Template(boxes.spec(network), ready=ready))
             return lambda: made.run([boxes.inside]).returncode
 
         return prepare

@@ -36,7 +36,7 @@ cdef class Plan:
                   uint32_t n_early, bint init, str method, tuple namespaces,
                   str mount_namespace, bint filtered,
                   bint maps_first=False, bint own_memory=False,
-                  Plan sandbox=None, bint keeps_networks=False, bint rooms=False,
+                  Plan sandbox=None, bint keeps_networks=False, bint rooms=False, bint ahead=False,
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
                   bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
         cdef _Arena arena = _Arena()
@@ -83,6 +83,7 @@ cdef class Plan:
                              | (c.FNS_PLAN_OWN_MEMORY if own_memory else 0)
                              | (c.FNS_PLAN_NETWORKS if keeps_networks else 0)
                              | (c.FNS_PLAN_ROOMS if rooms else 0)
+                             | (c.FNS_PLAN_AHEAD if ahead else 0)
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = _id_maps[id_map]
         self.plan.clone_flags = clone_flags

@@ -183,7 +183,7 @@ class Template:
     def stats(self) -> TemplateStats:
         """What it has done since its server was started."""
         counts: tuple[Any, ...] = self._with_server(_core.Server.stats)
-        return TemplateStats(*counts, why_fresh=self._why_fresh)
+        return TemplateStats(*(*counts, self._why_fresh))
 
     def close(self) -> None:
         """Ends the server and every sandbox that still runs. May be called again."""

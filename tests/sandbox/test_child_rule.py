@@ -67,7 +67,18 @@ def violations(code: Path) -> set[str]:
 # Files of the program that may have state: they run only in a process that owns its memory, or
 # that shares the state on purpose. All other files also run in the sandboxes of a server, which
 # use the server's memory.
-WITH_STATE = {"init", "serve", "sandboxes", "kill", "connections", "tables", "netns", "closer"}
+WITH_STATE = {
+    "init",
+    "serve",
+    "keeper",
+    "proof",
+    "networks",
+    "sandboxes",
+    "kill",
+    "connections",
+    "tables",
+    "closer",
+}
 FOREIGN = sorted(
     f"{folder}/{file.stem}"
     for folder in setting("PROGRAM_FOLDERS")

@@ -289,7 +289,11 @@ def number_of(name):
         ("fcntl", (0, 1026), EPERM),  # F_NOTIFY
         ("fcntl", (0, 1027), ALLOW),
         ("fcntl", (0, 1030), ALLOW),  # F_DUPFD_CLOEXEC
-        ("fcntl", (0, 1038), ALLOW),  # F_SET_FILE_RW_HINT
+        ("fcntl", (0, 1035), ALLOW),  # F_GET_RW_HINT
+        ("fcntl", (0, 1036), ERRNO | 22),  # F_SET_RW_HINT
+        ("fcntl", (0, 1037), ALLOW),  # F_GET_FILE_RW_HINT
+        ("fcntl", (0, 1038), ERRNO | 22),  # F_SET_FILE_RW_HINT
+        ("fcntl", (0, 1039), ALLOW),
         ("fcntl", (0, 1040), ENOSYS),  # F_SETDELEG
         ("socket", (1, 5, 0), ALLOW),
         ("socket", (2, 1, 6), ALLOW),
@@ -319,6 +323,7 @@ def number_of(name):
         ("setsockopt", (0, 1, 60), ERRNO | 92),  # SO_ZEROCOPY
         ("setsockopt", (0, 0, 11), ERRNO | 0),  # IP_RECVERR
         ("setsockopt", (0, 41, 25), ERRNO | 0),
+        ("setsockopt", (0, 41, 32), ERRNO | 92),  # IPV6_FLOWLABEL_MGR
         ("setsockopt", (0, 6, 31), ERRNO | 92),  # TCP_ULP
         ("setsockopt", (0, 6, 38), ERRNO | 92),  # TCP_AO_ADD_KEY
         ("setsockopt", (0, 6, 1), ALLOW),  # TCP_NODELAY

@@ -399,11 +399,12 @@ def file_op(
     return Op("file_bind", "file", how, flags, size, source, target, None, data, note)
 
 
-def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
+def masks(d: Decisions, empty: bytes | None = None) -> Iterator[tuple[str, Op]]:
     """The ops that hide paths or make them read-only, each as (first of its paths, op).
 
     For either purpose, one op covers all paths below /proc and one all paths below /sys. Each other
-    path has an op of its own.
+    path has an op of its own. empty: a directory of the root that is shown in place of those that
+    are hidden; None: a tmpfs.
     """
     defaults = (MASKED_PATHS, READONLY_PATHS) if d.spec.default_mounts else ((), ())
     masked, read_only = d.spec.masked_paths, d.spec.readonly_paths
@@ -415,7 +416,8 @@ def masks(d: Decisions) -> Iterator[tuple[str, Op]]:
         for code, stage, paths in given:
             below = [path for path in paths if path.startswith(base + "/")]
             if below:
-                yield below[0], _mask_op(code, stage, base, below, _magic_at(d, base))
+                source = empty if code == "mask" else None
+                yield below[0], _mask_op(code, stage, base, below, _magic_at(d, base), source)
     for code, stage, paths in given:
         for path in paths:
             if path.split("/")[1] not in ("proc", "sys"):
@@ -431,7 +433,9 @@ def _magic_at(d: Decisions, place: str) -> int:
     return MAGIC.get(TYPE_AT[place] if hosts else there.type, 0)
 
 
-def _mask_op(code: str, stage: str, base: str, paths: Sequence[str], magic: int) -> Op:
+def _mask_op(
+    code: str, stage: str, base: str, paths: Sequence[str], magic: int, source: bytes | None = None
+) -> Op:
     names = b"".join(os.fsencode(path[len(base) :].lstrip("/")) + b"\0" for path in paths)
     how, target, note = _core.HOW_NO_SYMLINKS, base.encode(), " ".join(paths)
-    return Op(code, stage, how, magic, len(names), target=target, data=names, note=note)
+    return Op(code, stage, how, magic, len(names), source, target, data=names, note=note)

@@ -50,6 +50,7 @@ def compile_template_for(
         "mount_namespace": "template",
         "keeps_networks": "network" in server.new and "network" not in each.new,
         "rooms": each.serves_again,
+        "ahead": _needs_only_its_fds(each),
     }
     sandbox = made(each, (), _sandbox_ops(each), **how)
     first = process.first(server)
@@ -137,6 +138,16 @@ def _keeps_networks(d: Decisions) -> bool:
         and not spec.capabilities
         and not spec.writes_to_host()
     )
+
+
+def _needs_only_its_fds(d: Decisions) -> bool:
+    """Whether only the limit on open files has to wait for a request: before that limit, passed fds
+    get their numbers. A cgroup comes with the request, and entering it takes rights. What a profile
+    or Landlock refuses is not known, and waiting for the request must be possible under it."""
+    spec = d.spec
+    own_limits = any(rlimit.type != "RLIMIT_CORE" for rlimit in spec.rlimits)
+    usual = d.filter in ("none", "rest") and not spec.landlock
+    return usual and d.cgroups is None and not own_limits
 
 
 def why_fresh(spec: Spec | None) -> str:
@@ -247,14 +258,31 @@ def _sandbox_ops(d: Decisions) -> Iterator[Op]:
         yield from _layer(d)
     else:
         yield Op("root_tree", "rootfs", source=b"/", note="/")
-        for mount in d.own:
-            yield root.mount_op(d, mount)
-        for at, op in root.masks(d):
-            if _view.lies_in(at, d.fresh):
-                yield op
+        mounts = [(mount.destination, root.mount_op(d, mount)) for mount in d.own]
+        masks = [op for at, op in root.masks(d, _empty(d)) if _view.lies_in(at, d.fresh)]
+        yield from _in_order(d, mounts, masks)
     yield from process.loopback(d)
     yield from process.cgroup(d)
     yield from process.command(d)
+
+
+def _empty(d: Decisions) -> bytes | None:
+    """An empty, read-only directory of the server, as long as nothing is mounted on it."""
+    usual = d.spec.default_mounts and not d.spec.mounts and not d.spec.files
+    return os.fsencode(root.MOUNTED_BELOW_DEV[-1]) if usual else None
+
+
+def _in_order(d: Decisions, mounts: list[tuple[str, Op]], masks: list[Op]) -> Iterator[Op]:
+    """The masks come last, except that those which show the empty directory come before a mount on
+    it."""
+    early = [op for op in masks if op.source]
+    for destination, op in mounts:
+        if destination in root.MOUNTED_BELOW_DEV:
+            yield from early
+            early = []
+        yield op
+    yield from early
+    yield from (op for op in masks if not op.source)
 
 
 # ---- an overlay: each sandbox assembles the server's parts over a layer of its own ----
@@ -293,16 +321,18 @@ def _layer(d: Decisions) -> Iterator[Op]:
     yield root.scratch_op(d, "overlay", root.LAYERS, b"/layers", "scratch tmpfs")
     yield root.overlay_op(d, b"/lower")
     parts = _part_names(d)
+    mounts = []
     for mount in d.mounts:
         if mount.destination in d.fresh:
-            yield root.mount_op(d, mount)
+            op = root.mount_op(d, mount)
         else:
             part = parts.get(mount.destination, os.fsencode(mount.destination))
-            yield _bind_part(d, "mount", part, mount.destination, root.how_of_bind(mount))
+            op = _bind_part(d, "mount", part, mount.destination, root.how_of_bind(mount))
+        mounts.append((mount.destination, op))
     for number, destination in enumerate(d.spec.files):
-        yield _bind_part(d, "file", b"/parts/file%d" % number, destination)
-    for _, op in root.masks(d):
-        yield op
+        op = _bind_part(d, "file", b"/parts/file%d" % number, destination)
+        mounts.append((destination, op))
+    yield from _in_order(d, mounts, [op for _, op in root.masks(d, _empty(d))])
     if d.spec.read_only:
         yield root.READ_ONLY_ROOT
     yield root.pivot_op(b"/", 1)

@@ -121,10 +121,10 @@ OPENS = {"open": (1, 2), "openat": (2, 3)}  # the arguments with the flags and w
 CREATES = (0o100, 0o20000000)  # O_CREAT, and O_TMPFILE without O_DIRECTORY
 S_ISUID, S_ISGID = 0o4000, 0o2000
 MAX_ATTRIBUTE = 1000  # bytes; an ACL of that size takes 1 KiB of the kernel's memory
-F_SETLEASE, F_NOTIFY = 1024, 1026
+F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_FILE_RW_HINT = 1024, 1026, 1036, 1038
 # (mask, value) pairs for the other commands of fcntl(2): below 1024, F_GETLEASE, 1027 to 1039. The
 # argument is an int.
-FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~7, 1032))
+FCNTL = ((~0x3FF, 0), (~0, 1025), (~0, 1027), (~3, 1028), (~3, 1032), (~0, 1037), (~0, 1039))
 RLIMIT_CORE = 4
 # (mask, value) pairs for the other resources of setrlimit(2): 0 to 3, 5, 6 and 7, 8 to 15. The
 # argument is an int.
@@ -278,10 +278,13 @@ def _modes(setid: bool) -> Rules:
 
 def _fcntl() -> Rules:
     """Refuses F_SETLEASE, as a lease makes others who open the file wait, even on the host; and
-    F_NOTIFY, which watches directories."""
+    F_NOTIFY, which watches directories. A hint stays with the file when its process has ended, even
+    with a file of the host; setting one fails as on a kernel without hints."""
     yield from (allow(["fcntl"], args=[masked(1, bits & INT, value)]) for bits, value in FCNTL)
-    refused = (F_SETLEASE, F_NOTIFY)
-    yield refuse(["fcntl"], E.EPERM, args=[same(1, command) for command in refused])
+    refused = {F_SETLEASE: E.EPERM, F_NOTIFY: E.EPERM}
+    refused |= dict.fromkeys((F_SET_RW_HINT, F_SET_FILE_RW_HINT), E.EINVAL)
+    for command, errno in refused.items():
+        yield refuse(["fcntl"], errno, args=[same(1, command)])
 
 
 def _attributes() -> Rules:
