@@ -197,14 +197,13 @@ def probe_rootfs(public_dir: Path, probe: Path) -> Path:
 @pytest.fixture(scope="session")
 def exhaust_root(public_dir: Path) -> Path:
     """A root with only /exhaust, a program that uses up a resource. Shared, as above."""
-    root = public_dir / "exhaust-root"
-    for name in ("dev", "proc", "run", "sys", "tmp"):
-        (root / name).mkdir(parents=True)
-    built = support.compile_static(support.TESTS / "exhaust.c", support.BUILD / "tests" / "exhaust")
-    shutil.copy(built, root / "exhaust")
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o755)  # regardless of the umask
-    return root
+    return _small_root(public_dir, "exhaust")
+
+
+@pytest.fixture(scope="session")
+def networks_root(public_dir: Path) -> Path:
+    """A root with only /networks, a program that uses the network. Shared, as above."""
+    return _small_root(public_dir, "networks")
 
 
 @pytest.fixture(scope="session")
@@ -234,6 +233,18 @@ def busybox_rootfs(public_dir: Path) -> Path:
     """A root with busybox and a link for each of its commands. Shared, as above."""
     root = _prepared_rootfs("busybox", public_dir)
     support.read_through(root, "bin/busybox")
+    return root
+
+
+def _small_root(public_dir: Path, program: str) -> Path:
+    """A root with empty directories and one program, compiled from the C file of this name."""
+    root = public_dir / f"{program}-root"
+    for name in ("dev", "proc", "run", "sys", "tmp"):
+        (root / name).mkdir(parents=True)
+    source = support.TESTS / f"{program}.c"
+    shutil.copy(support.compile_static(source, support.BUILD / "tests" / program), root / program)
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755)  # regardless of the umask
     return root
 
 
