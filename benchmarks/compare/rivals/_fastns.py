@@ -1,7 +1,6 @@
 """Shared by the contenders of fastns: a spec that isolates what the rivals isolate."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ def spec(root: Path, **fields: Any) -> Spec:
 class FromTemplate:
     """Starts from a Template. What its server does before a start is not timed."""
 
-    def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
-        self.template = Template(spec(root, **fields), **(pools or {}))
+    def __init__(self, root: Path, ready: int | None = None, **fields: Any) -> None:
+        self.template = Template(spec(root, **fields), ready=ready)
         self.template.run(["/true"])
 
     def run(self, command: str) -> int:
