@@ -261,7 +261,8 @@ static int has_fine_times(void)
     unsigned numbers[2] = {0, 0}, n = 0;
     if (fns_sys1(__NR_uname, names) < 0)
         return 0;
-    for (const char *at = names + RELEASE; n < 2 && (*at == '.' || (*at >= '0' && *at <= '9')); at++)
+    for (const char *at = names + RELEASE; n < 2 && (*at == '.' || (*at >= '0' && *at <= '9'));
+         at++)
         if (*at == '.')
             n++;
         else
