@@ -274,6 +274,7 @@ def test_a_room_serves_a_thousand_commands(rooms: Template) -> None:
         ({"seccomp": "unconfined"}, "a seccomp profile"),
         ({"capabilities": ["CAP_CHOWN"]}, "capabilities"),
         ({"files": {"/tmp/file": "text"}}, "files"),
+        ({"readonly_paths": []}, "paths of its own in masked_paths or readonly_paths"),
     ],
 )
 def test_what_makes_sandboxes_fresh(busybox_rootfs: Path, fields: dict[str, Any], why: str) -> None:
