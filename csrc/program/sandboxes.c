@@ -193,7 +193,8 @@ static void start_request(struct fns_slot *slot, int connection)
     if (result == 0)
         do
             result = start(slot, connection, request, &stage);
-        while (result == -EAGAIN && stage == FNS_STAGE_CLONE && give_up_unused());
+        while (result == -EAGAIN && (stage == FNS_STAGE_CLONE || stage == FNS_STAGE_NETWORK) &&
+               give_up_unused());
     if (result == 0) {
         struct fns_sandbox *sandbox = fns_connection(connection)->sandbox;
         sandbox->batch = batch;

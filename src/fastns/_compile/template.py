@@ -172,6 +172,9 @@ def _why_fresh(d: Decisions) -> str:
         "Landlock": bool(spec.landlock),
         "capabilities": bool(spec.capabilities),
         "a seccomp profile": d.filter != "whole",
+        "paths of its own in masked_paths or readonly_paths": any(
+            paths is not None for paths in (spec.masked_paths, spec.readonly_paths)
+        ),
         "limits of the keeper too": any(r.type in KEEPERS_LIMITS for r in spec.rlimits),
         "ids of the host": not _keeps_networks(d),
     }
