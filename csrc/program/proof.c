@@ -45,7 +45,7 @@ static struct {
     int n_places;
     int terminals; /* fd of /dev/pts; -1: there is none */
     int network[FNS_NETWORK_FILES];
-    int is_shallow; /* no command can reach a directory that was made ahead in the overlay's layer */
+    int is_shallow; /* no command can reach a directory that was made ahead in a tmpfs */
     struct look before, now;
 } proof;
 
@@ -92,14 +92,27 @@ static const char *target_of(const struct fns_child *child, const struct fns_op 
     return target + (*target == '/');
 }
 
-/* Adds the top of each tmpfs that the plan mounts. `root`: fd of "/". */
+/* Adds the top of a tmpfs. */
+static long add_top(int fd)
+{
+    enum { EMPTY = 2 }; /* links to a directory without subdirectories */
+    struct statx about;
+    long result = fd < 0 ? fd : fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_NLINK, &about);
+    if (result < 0)
+        return fns_done_with(fd, result);
+    if (about.stx_nlink != EMPTY || fns_check_type(fd, TMPFS_MAGIC) < 0)
+        proof.is_shallow = 0;
+    return add(fd);
+}
+
+/* Adds the top of each tmpfs that the plan mounts, also where a link in the root leads to it. `root`: fd of "/". */
 static long add_mounts(const struct fns_child *child, int root)
 {
     long result = root;
     for (uint32_t i = 0; i < child->plan->n_ops && result >= 0; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         if (op->code == FNS_OP_MOUNT && are_equal_texts(fns_text(child, op->type), "tmpfs"))
-            result = add(fns_open_in(root, target_of(child, op), FNS_PATH_FLAGS | O_NOFOLLOW));
+            result = add_top(fns_resolve(root, fns_text(child, op->target), 0));
     }
     return result;
 }
