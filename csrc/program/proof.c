@@ -79,6 +79,16 @@ static long add_queues(void)
     return result == -ENODEV ? 0 : add((int)result); /* ENODEV: the kernel has no queues */
 }
 
+/* Opens and adds /dev/pts, unless it is hidden, or another file system is there. */
+static long add_terminals(void)
+{
+    proof.terminals = fns_open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    long result = proof.terminals < 0 ? proof.terminals : add_path("/dev/pts");
+    if (result >= 0)
+        result = add_path("/dev/pts/ptmx");
+    return result == -ENOENT ? 0 : result;
+}
+
 static int are_equal_texts(const char *a, const char *b)
 {
     size_t size = fns_length(a);
@@ -182,12 +192,8 @@ long fns_open_proof(struct fns_child *child)
     int root = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
     if (result >= 0)
         result = fns_done_with(root, add_mounts(child, root));
-    proof.terminals = fns_open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (result >= 0 && proof.terminals >= 0) {
-        result = add_path("/dev/pts");
-        if (result >= 0)
-            result = add_path("/dev/pts/ptmx");
-    }
+    if (result >= 0)
+        result = add_terminals();
     if (result >= 0)
         result = add_queues();
     int net = fns_open("/proc/self/net", FNS_PATH_FLAGS | O_DIRECTORY);
