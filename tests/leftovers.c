@@ -681,14 +681,14 @@ static int seek_process(void)
 #define CASES(X) \
     X(file, file) X(removed, tmp) X(renamed, run) X(mode, mode) X(mode_and_back, tmp) \
     X(mode_of_run, mode_of_run) X(mode_of_shm, mode_of_shm) X(mode_of_dev, mode_of_dev) \
-    X(device, device) X(mode_of_ptmx, mode_of_ptmx) X(mode_of_pts, mode_of_pts) \
+    X(device, device) X(mode_of_null, mode_of_null) X(mode_of_ptmx, mode_of_ptmx) X(mode_of_pts, mode_of_pts) \
     X(mode_of_root, mode_of_root) X(acl, acl) X(attribute, attribute) X(attribute_removed, tmp) \
     X(times, times) X(access_time, access_time) X(nameless, nameless) X(deep, deep) \
     X(whiteout, whiteout) X(copy_up, copy_up) X(root_file, root_file) X(fifo, file) \
     X(lock, lock) X(socket_file, file) X(raw_terminal, raw_terminal) X(terminal, terminal) \
-    X(shm, shm) X(msg, msg) X(shm_removed, shm_removed) X(queue, queue) X(named_sem, named_sem) \
+    X(shm, shm) X(sem, sem) X(msg, msg) X(shm_removed, shm_removed) X(queue, queue) X(named_sem, named_sem) \
     X(connection, packet) X(datagram, packet) X(cycle, sockets) X(group, group) \
-    X(netlink, sockets) X(label, label) X(key, key) X(abstract, abstract) X(stack, stack) \
+    X(netlink, sockets) X(label, label) X(key, key) X(abstract, abstract) X(limit, limit) X(stack, stack) \
     X(nice, nice) X(nice_of_user, nice) X(policy, policy) X(affinity, affinity) \
     X(io_priority, io_priority) X(oom_score, oom_score) X(signal, signal) X(daemon, process) \
     X(stopped, process) X(storm, process) X(without_signal, process)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DIRECTORY = os.path.join(os.path.dirname(__file__), "filters")
-WHOLE, FIRST, REST = "whole", "first", "rest"
+WHOLE, FIRST, REST, NETWORK = "whole", "first", "rest", "network"
 MAX_SIZE = 4096 * 8  # bytes: the kernel takes at most 4096 instructions
 
 
@@ -45,6 +45,12 @@ def default_parts(capabilities: Sequence[str] = (), *, setid: bool) -> tuple[byt
     return _read(machine, FIRST, setid), _read(machine, REST, setid)
 
 
+def network() -> bytes:
+    """What is also refused in a network namespace that serves again: see
+    seccomp.build_network()."""
+    return _read(os.uname().machine, NETWORK, True)
+
+
 def path(machine: str, part: str, setid: bool) -> str:
     """The file that contains this part of the filter for this machine."""
     return os.path.join(DIRECTORY, f"{machine}-{part}{'' if setid else '-nosetid'}.bpf")
@@ -57,6 +63,8 @@ def make_all() -> dict[str, bytes]:
 
     found = {}
     for machine in AUDIT_ARCH:
+        name = os.path.basename(path(machine, NETWORK, True))
+        found[name] = seccomp.build_network(machine)
         for setid in (True, False):
             whole = seccomp.build(seccomp.DEFAULT, setid=setid, machine=machine)
             first, rest = seccomp.build_parts(setid=setid, machine=machine)
@@ -65,7 +73,7 @@ def make_all() -> dict[str, bytes]:
     return found
 
 
-@cached(6)
+@cached(7)
 def _read(machine: str, part: str, setid: bool) -> bytes:
     name = path(machine, part, setid)
     try:

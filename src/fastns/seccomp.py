@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastns._args import check_whole, shown
 from fastns._light import record
 from fastns._policy import bpf
-from fastns._policy.seccomp_default import default_profile, parts
+from fastns._policy.seccomp_default import default_profile, network_profile, parts
 from fastns._policy.syscalls import AUDIT_ARCH
 from fastns.errors import SpecError
 
@@ -169,6 +169,11 @@ def build_parts(
     machine, held = machine or os.uname().machine, frozenset(capabilities)
     first, rest = (_from_default(part, held, machine) for part in parts(setid=setid))
     return first, rest
+
+
+def build_network(machine: str) -> bytes:
+    """The filter for sandboxes whose network namespace serves again, beside the default filter."""
+    return _from_default(network_profile(), frozenset(), machine)
 
 
 def profile_of(given: object) -> Profile:

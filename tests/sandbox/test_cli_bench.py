@@ -89,12 +89,13 @@ def test_the_table_and_the_last_line() -> None:
 
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_the_report_says_what_is_isolated(network: str) -> None:
-    """The report agrees with a plan and with a template, whose server makes the network."""
+    """The report agrees with a plan, and with the plans of a template: its server's, which makes
+    the network namespaces, and its sandboxes'."""
     boxes = _bench.Sandboxes.of(None)
     expected = {*boxes.spaces(), *(["network"] if network == "none" else [])}
     assert set(fastns.compile(boxes.spec(network)).namespaces) == expected
     with fastns.Template(boxes.spec(network)) as template:
-        assert set(template._sandbox.namespaces) == expected
+        assert {*template._plan.namespaces, *template._sandbox.namespaces} == expected
 
 
 def test_the_program_is_bound_if_the_package_is_hidden(probe_rootfs: Path) -> None:

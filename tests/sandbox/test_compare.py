@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OURS = {"fastns_direct", "fastns_template", "fastns_none_ready", "fastns_overlay", "fastns_netns"}
+OURS = {
+    *("fastns_direct", "fastns_template", "fastns_none_ready", "fastns_overlay"),
+    *("fastns_fresh", "fastns_rooms"),
+}
 
 
 @pytest.mark.as_root

@@ -298,14 +298,14 @@ def test_an_ordinary_child_has_more(public_dir: Path, probe: Path) -> None:
 
 # ---- a command that executes fastns' program ----
 
-PLAN = "<QQIIIIIIIxxxxQQIIIIIxxxxQQ"  # struct fns_plan
+PLAN = "<QQIIIIIIIxxxxQQIIIIQQ"  # struct fns_plan
 
 
 def executed_again(root: Path, seals: int) -> int:
     """Execute fastns' program as a command, with a plan that executes /true in a memfd with these
     seals. Return the exit code."""
     offset = 2 * struct.calcsize(PLAN)
-    plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 14)
+    plan = struct.pack(PLAN, offset, offset, 0, 1, *[0] * 13)
     content = plan + plan + b"\0"
     fd = os.memfd_create("plan", os.MFD_ALLOW_SEALING)
     try:

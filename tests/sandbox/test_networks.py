@@ -37,8 +37,8 @@ TRACES = {
     "ping": "udp_bind",
 }
 REFUSED = {  # by the filter or the kernel: they may leave nothing instead
-    "join": ("ENOPROTOOPT", "EPERM"),
-    "join6": ("ENOPROTOOPT", "EPERM"),
+    "join": ("ENODEV",),
+    "join6": ("ENODEV",),
     "label": ("ENOPROTOOPT",),
     "ping": ("EACCES",),
 }

@@ -190,7 +190,7 @@ CALLER = """
 import os, signal, sys, threading
 from fastns import Spec, Template
 root, mark, where = sys.argv[1:]
-template = Template(Spec(rootfs=root))
+template = Template(Spec(rootfs=root), ready=2)
 def start():
     template.spawn(["/true"]).wait()
 if where == "main":

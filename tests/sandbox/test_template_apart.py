@@ -17,7 +17,7 @@ import support
 from fastns import Spec, Template, run
 
 HOST_NET: dict[str, Any] = {"network": "host"}
-POOLS: dict[str, dict[str, int]] = {"plain": {}, "ready": {"ready": 2}}
+READY = {"fresh": 0, "ready": 2}
 ATTACKER = r"""
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -66,9 +66,9 @@ def root(busybox_rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-@pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS)
-def test_a_signal_to_its_group_reaches_no_other_process(root: Path, pools: dict[str, int]) -> None:
-    with Template(Spec(rootfs=root, **HOST_NET), **pools) as template:
+@pytest.mark.parametrize("ready", READY.values(), ids=READY)
+def test_a_signal_to_its_group_reaches_no_other_process(root: Path, ready: int) -> None:
+    with Template(Spec(rootfs=root, **HOST_NET), ready=ready) as template:
         with template.spawn(["sleep", "60"]) as sibling:
             for _ in range(3):
                 assert template.run(["attacker", "kill", "9"]).returncode in (0, -signal.SIGKILL)
@@ -77,10 +77,10 @@ def test_a_signal_to_its_group_reaches_no_other_process(root: Path, pools: dict[
         assert template.run(["true"]).returncode == 0
 
 
-@pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS)
-def test_it_has_a_session_of_its_own(root: Path, pools: dict[str, int]) -> None:
+@pytest.mark.parametrize("ready", READY.values(), ids=READY)
+def test_it_has_a_session_of_its_own(root: Path, ready: int) -> None:
     """A sandbox has its own session, and therefore no controlling terminal."""
-    with Template(Spec(rootfs=root, **HOST_NET), **pools) as template:
+    with Template(Spec(rootfs=root, **HOST_NET), ready=ready) as template:
         with template.spawn(["sleep", "60"]) as sandbox:
             assert template._server is not None
             sessions = {os.getsid(pid) for pid in (0, template._server.pid, sandbox.pid)}

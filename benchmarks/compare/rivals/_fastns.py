@@ -1,13 +1,20 @@
 """Shared by the contenders of fastns: a spec that isolates what the rivals isolate."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fastns
 from fastns import Mount, Spec, Template
 
+AS_IT_COMES: dict[str, Any] = {
+    "default_mounts": True,
+    "mounts": (),
+    "network": "none",
+    "namespaces": {},
+    "seccomp": "default",
+}
+"""Fields of spec() that have the defaults again."""
 MOUNTS = [Mount("/proc", type="proc"), Mount("/tmp", type="tmpfs")]
 
 
@@ -34,8 +41,10 @@ def spec(root: Path, **fields: Any) -> Spec:
 class FromTemplate:
     """Starts from a Template. What its server does before a start is not timed."""
 
-    def __init__(self, root: Path, pools: Mapping[str, int] | None = None, **fields: Any) -> None:
-        self.template = Template(spec(root, **fields), **(pools or {}))
+    def __init__(
+        self, root: Path, ready: int | None = None, reuse: bool = False, **fields: Any
+    ) -> None:
+        self.template = Template(spec(root, **fields), ready=ready, reuse=reuse)
         self.template.run(["/true"])
 
     def run(self, command: str) -> int:

@@ -12,4 +12,4 @@ NOTE = "no sandbox made ahead"
 
 class Rival(_fastns.FromTemplate):
     def __init__(self, root: Path) -> None:
-        super().__init__(root, pools={"ready": 0})
+        super().__init__(root, ready=0)

@@ -1,4 +1,4 @@
-"""fastns: from a Template, which by default keeps two sandboxes ready."""
+"""fastns: from a Template, which makes sandboxes ahead."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from compare.rivals._fastns import find, version
 
 __all__ = ["NAME", "NOTE", "Rival", "find", "version"]
 NAME = "fastns Template.run"
-NOTE = "from a Template, with two sandboxes made ahead"
+NOTE = "from a Template, with sandboxes made ahead"
 
 
 class Rival(_fastns.FromTemplate):

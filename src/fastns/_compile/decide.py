@@ -150,6 +150,7 @@ class Decisions:
     mounts: tuple[Mount, ...]  # all that a sandbox sees, in order
     own: tuple[Mount, ...]  # the mounts that this process makes
     fresh: tuple[str, ...]  # destinations of the mounts that each sandbox of a template makes
+    keeps_networks: bool  # the sandboxes of a template get network namespaces that serve again
     serves_again: bool  # a sandbox of a template, if nothing shows that it was used
     points: tuple[str, ...]  # directories to make in the root's tmpfs, without the first "/"
     layers: Layers
@@ -257,6 +258,7 @@ def decide(spec: Spec, caller: Caller, layout: _view.Layout | None = None) -> De
         mounts=mounts,
         own=mounts,
         fresh=(),
+        keeps_networks=False,
         serves_again=False,
         points=points,
         layers=(

@@ -198,6 +198,14 @@ def _ids(d: Decisions) -> Iterator[Op]:
         yield id_op("setuid", spec.uid)
 
 
+def network_filter(d: Decisions) -> Iterator[Op]:
+    if d.keeps_networks:
+        from fastns import _filters
+
+        code = _filters.network()
+        yield Op("seccomp", "seccomp", d.keep, 0, len(code) // 8, data=code, note="no groups")
+
+
 def seccomp_filter(d: Decisions) -> Iterator[Op]:
     """The filter of system calls, or the part of it that this process loads."""
     spec, flags = d.spec, 0

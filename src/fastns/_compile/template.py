@@ -48,7 +48,7 @@ def compile_template_for(
     how: dict[str, Any] = {
         "method": "template",
         "mount_namespace": "template",
-        "keeps_networks": "network" in server.new and "network" not in each.new,
+        "keeps_networks": each.keeps_networks,
         "rooms": each.serves_again,
         "ahead": _needs_only_its_fds(each),
     }
@@ -74,6 +74,7 @@ def decide_template(
         _refuse("user", "ids other than the caller's, which need a range of ids")
     own_user, keeps_networks = d.id_map == "self", _keeps_networks(d)
     serves_again = reuse and not _why_fresh(d)
+    d = d.but(keeps_networks=keeps_networks)
     if serves_again:
         d = d.but(mounts=tuple(map(_of_room, d.mounts)), serves_again=True)
     # A sandbox cannot mount the /sys of a network namespace that its user namespace does not own.
@@ -265,6 +266,7 @@ def _server_ops(d: Decisions) -> Iterator[Op]:
         yield process.NO_NEW_PRIVILEGES
     # Most of the default filter: if each sandbox loaded it, that would take a fifth of a start.
     yield from process.seccomp_filter(d)
+    yield from process.network_filter(d)
 
 
 def _sandbox_ops(d: Decisions) -> Iterator[Op]:

@@ -162,6 +162,10 @@ REPORTS = (
     *(37, 65),  # SO_TIMESTAMPING, old and new: its flags are in memory, unseen by a filter
     *(41, 60, 61),  # SO_WIFI_STATUS, SO_ZEROCOPY, SO_TXTIME
 )
+# Options by which a socket joins a multicast or anycast group: IP_ADD_MEMBERSHIP,
+# IP_ADD_SOURCE_MEMBERSHIP, IPV6_JOIN_GROUP, IPV6_JOIN_ANYCAST, MCAST_JOIN_GROUP,
+# MCAST_JOIN_SOURCE_GROUP.
+JOINS = {SOL_IP: (35, 39, 42, 46), SOL_IPV6: (20, 27, 42, 46)}
 # TCP options for which the kernel loads a module, or a cipher, by name.
 TCP_LOADS = (14, 31, 32, 38)  # TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY
 MSG_OOB = 1
@@ -215,6 +219,17 @@ def parts(*, setid: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     first = {**whole, "syscalls": [*rules(False), allow(sorted(SETUP))]}
     refusals = [rule for rule in rules(True) if rule["action"] != "SCMP_ACT_ALLOW"]
     return first, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": refusals}
+
+
+def network_profile() -> dict[str, Any]:
+    """What is also refused in a network namespace that serves again. The kernel reports a group
+    over lo for seconds after its socket is gone. The calls fail as if no interface had groups."""
+    joins = [
+        refuse(["setsockopt"], E.ENODEV, args=[same(1, level), same(2, option)])
+        for level, options in JOINS.items()
+        for option in options
+    ]
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": joins}
 
 
 def _refused() -> Rules:
