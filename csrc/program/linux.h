@@ -9,6 +9,7 @@
 #include <linux/eventpoll.h>
 #include <linux/futex.h>
 #include <linux/keyctl.h>
+#include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/mount.h>
 #include <linux/net_namespace.h>

@@ -45,7 +45,7 @@ static struct {
     int n_places;
     int terminals; /* fd of /dev/pts; -1: there is none */
     int network[FNS_NETWORK_FILES];
-    int is_shallow; /* no command can reach a directory that was made ahead in the overlay's layer */
+    int is_shallow; /* no command can reach a directory that was made ahead in a tmpfs */
     struct look before, now;
 } proof;
 
@@ -79,6 +79,16 @@ static long add_queues(void)
     return result == -ENODEV ? 0 : add((int)result); /* ENODEV: the kernel has no queues */
 }
 
+/* Opens and adds /dev/pts, unless it is hidden, or another file system is there. */
+static long add_terminals(void)
+{
+    proof.terminals = fns_open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    long result = proof.terminals < 0 ? proof.terminals : add_path("/dev/pts");
+    if (result >= 0)
+        result = add_path("/dev/pts/ptmx");
+    return result == -ENOENT ? 0 : result;
+}
+
 static int are_equal_texts(const char *a, const char *b)
 {
     size_t size = fns_length(a);
@@ -92,14 +102,27 @@ static const char *target_of(const struct fns_child *child, const struct fns_op 
     return target + (*target == '/');
 }
 
-/* Adds the top of each tmpfs that the plan mounts. `root`: fd of "/". */
+/* Adds the top of a tmpfs. */
+static long add_top(int fd)
+{
+    enum { EMPTY = 2 }; /* links to a directory without subdirectories */
+    struct statx about;
+    long result = fd < 0 ? fd : fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_NLINK, &about);
+    if (result < 0)
+        return fns_done_with(fd, result);
+    if (about.stx_nlink != EMPTY || fns_check_type(fd, TMPFS_MAGIC) < 0)
+        proof.is_shallow = 0;
+    return add(fd);
+}
+
+/* Adds the top of each tmpfs that the plan mounts, also where a link in the root leads to it. `root`: fd of "/". */
 static long add_mounts(const struct fns_child *child, int root)
 {
     long result = root;
     for (uint32_t i = 0; i < child->plan->n_ops && result >= 0; i++) {
         const struct fns_op *op = &child->plan->ops[i];
         if (op->code == FNS_OP_MOUNT && are_equal_texts(fns_text(child, op->type), "tmpfs"))
-            result = add(fns_open_in(root, target_of(child, op), FNS_PATH_FLAGS | O_NOFOLLOW));
+            result = add_top(fns_resolve(root, fns_text(child, op->target), 0));
     }
     return result;
 }
@@ -169,12 +192,8 @@ long fns_open_proof(struct fns_child *child)
     int root = fns_open("/", FNS_PATH_FLAGS | O_DIRECTORY);
     if (result >= 0)
         result = fns_done_with(root, add_mounts(child, root));
-    proof.terminals = fns_open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (result >= 0 && proof.terminals >= 0) {
-        result = add_path("/dev/pts");
-        if (result >= 0)
-            result = add_path("/dev/pts/ptmx");
-    }
+    if (result >= 0)
+        result = add_terminals();
     if (result >= 0)
         result = add_queues();
     int net = fns_open("/proc/self/net", FNS_PATH_FLAGS | O_DIRECTORY);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -274,7 +275,12 @@ def test_a_room_serves_a_thousand_commands(rooms: Template) -> None:
         ({"seccomp": "unconfined"}, "a seccomp profile"),
         ({"capabilities": ["CAP_CHOWN"]}, "capabilities"),
         ({"files": {"/tmp/file": "text"}}, "files"),
-        ({"readonly_paths": []}, "paths of its own in masked_paths or readonly_paths"),
+        ({"no_new_privileges": False}, "no_new_privileges=False"),
+        ({"readonly_paths": ()}, "a writable /proc/sys"),
+        (
+            {"mounts": [Mount("/dev/shm/a/b", type="tmpfs")]},
+            "a mount below a directory of the root",
+        ),
     ],
 )
 def test_what_makes_sandboxes_fresh(busybox_rootfs: Path, fields: dict[str, Any], why: str) -> None:
@@ -282,3 +288,29 @@ def test_what_makes_sandboxes_fresh(busybox_rootfs: Path, fields: dict[str, Any]
     with Template(spec, reuse=True) as template:
         assert not any(template.run(["true"]).reused for _ in range(4))
         assert template.stats().why_fresh == why
+
+
+def test_mounts_that_a_link_leads_to(busybox_rootfs: Path, public_dir: Path) -> None:
+    """The proof looks at the tmpfs itself, not at the link."""
+    root = public_dir / "linked-root"
+    shutil.copytree(busybox_rootfs, root, symlinks=True)
+    (root / "tmp").rmdir()
+    (root / "var" / "tmp").mkdir(parents=True, exist_ok=True)
+    (root / "tmp").symlink_to("var/tmp")
+    with Template(Spec(rootfs=root, overlay=True), reuse=True, ready=1) as template:
+        assert sh(template, "ls /tmp") == (0, "", False)
+        assert sh(template, "echo left >/tmp/note; ls /tmp") == (0, "note\n", True)
+        assert sh(template, "ls /tmp") == (0, "", False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mounts": [Mount("/dev/pts", type="tmpfs")]},
+        {"masked_paths": ["/dev/pts", "/tmp"]},
+    ],
+)
+def test_a_room_without_terminals(busybox_rootfs: Path, fields: dict[str, Any]) -> None:
+    spec = Spec(**{"rootfs": busybox_rootfs, "overlay": True, **fields})
+    with Template(spec, reuse=True, ready=1) as template:
+        assert [sh(template, "ls /dev/pts")[1:] for _ in range(2)] == [("", False), ("", True)]

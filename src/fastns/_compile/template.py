@@ -16,16 +16,16 @@ from fastns._compile.ops import Op
 from fastns._spec_values import IDMapping, Mount, parsed, with_options
 from fastns.errors import SpecError
 from fastns.mount_options import ATTR_RDONLY
-from fastns.spec import Spec
+from fastns.spec import READONLY_PATHS, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 DEV_READ_ONLY = Op("read_only", "read_only", _core.HOW_NO_SYMLINKS, target=b"/dev", note="/dev")
-# The keeper has them too, and its own memory, fds and processes count.
-KEEPERS_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_NPROC")
+# The keeper has them too, and its own CPU time, memory, fds and processes count.
+KEEPERS_LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_NPROC")
 SHARED_TYPES = ("bind", "devtmpfs")  # the server mounts them for all sandboxes
 
 
@@ -69,13 +69,7 @@ def decide_template(
 ) -> tuple[Decisions, Decisions]:
     """The decisions for the server, and for each of its sandboxes."""
     _refuse_what_no_template_has(spec)
-    if caller.initial_user_namespace:
-        caller = Caller(**{**vars(caller), "tree_namespaces": False})
-    else:
-        # The caller is treated as unprivileged. So each sandbox gets a user namespace of its own,
-        # in which it cannot unmount what the server has mounted.
-        caller = Caller(caller.uid, caller.gid, caller.uniform, 0, False)
-    d = decide(spec, caller, layout)
+    d = decide(spec, _as_a_templates(caller), layout)
     if d.id_map not in ("none", "self", "range"):
         _refuse("user", "ids other than the caller's, which need a range of ids")
     own_user, keeps_networks = d.id_map == "self", _keeps_networks(d)
@@ -128,16 +122,29 @@ def decide_template(
     return server, each
 
 
+def _as_a_templates(caller: Caller) -> Caller:
+    if caller.initial_user_namespace:
+        return Caller(**{**vars(caller), "tree_namespaces": False})
+    # The caller is treated as unprivileged. So each sandbox gets a user namespace of its own, in
+    # which it cannot unmount what the server has mounted.
+    return Caller(caller.uid, caller.gid, caller.uniform, 0, False)
+
+
 def _keeps_networks(d: Decisions) -> bool:
     """Whether an unused network namespace may serve the next sandbox. So no sandbox may be able to
     change it in a way that the server does not see, or to leave an fd of it to another."""
     spec = d.spec
+    procs = [mount for mount in d.mounts if mount.type == "proc"]
     return (
         "network" in d.new
         and d.id_map in ("range", "self")
         and d.filter == "whole"
         and not spec.capabilities
         and not spec.writes_to_host()
+        # In a user namespace, the server can mount its /proc only where sandboxes mount theirs.
+        and (bool(procs) or d.id_map == "range")
+        # The host's uid 0 could change the modes of files in /proc/net, and sysctls.
+        and not any("rw" in mount.options for mount in procs)
     )
 
 
@@ -153,7 +160,7 @@ def _needs_only_its_fds(d: Decisions) -> bool:
 
 def why_fresh(spec: Spec | None) -> str:
     """Why no sandbox of a template can serve again; "": it can."""
-    return _why_fresh(decide(checked(spec), Caller.current()))
+    return _why_fresh(decide(checked(spec), _as_a_templates(Caller.current())))
 
 
 def _why_fresh(d: Decisions) -> str:
@@ -169,12 +176,12 @@ def _why_fresh(d: Decisions) -> str:
         "the host's ipc namespace": "ipc" not in d.new,
         "the host's network": "network" not in d.new,
         "limits that cgroups enforce": spec.limits() is not None,
+        "a writable /proc/sys": "/proc/sys" not in _read_only(spec),
         "Landlock": bool(spec.landlock),
         "capabilities": bool(spec.capabilities),
+        # A set-user-ID program could take an id whose processes the keeper may not kill.
+        "no_new_privileges=False": not spec.no_new_privileges,
         "a seccomp profile": d.filter != "whole",
-        "paths of its own in masked_paths or readonly_paths": any(
-            paths is not None for paths in (spec.masked_paths, spec.readonly_paths)
-        ),
         "limits of the keeper too": any(r.type in KEEPERS_LIMITS for r in spec.rlimits),
         "ids of the host": not _keeps_networks(d),
     }
@@ -187,9 +194,14 @@ def _shows_mounts(d: Decisions) -> bool:
 
 
 def _is_deep(mount: Mount) -> bool:
-    """Whether its target may be made in a directory of the overlay that a command can reach."""
+    """Whether its target may be made in a directory that a command can reach. It cannot change
+    /dev."""
     path = mount.destination
-    return path.count("/") > 1 and not path.startswith("/dev/")
+    return path.count("/") > (2 if path.startswith("/dev/") else 1)
+
+
+def _read_only(spec: Spec) -> Sequence[str]:
+    return READONLY_PATHS if spec.readonly_paths is None else spec.readonly_paths
 
 
 def _of_room(mount: Mount) -> Mount:
