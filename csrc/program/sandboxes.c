@@ -130,8 +130,8 @@ static long launch(struct fns_slot *slot, int connection, int network,
     return 0;
 }
 
-/* As launch(), in an unused network namespace if the plan has the option for it. 0, or -errno and the stage. -EAGAIN in
- * stage CLONE: the limit of processes is reached. */
+/* As launch(), in an unused network namespace if the plan has the option for it. 0, or -errno and the stage. -EAGAIN:
+ * the limit of processes is reached. */
 static long start(struct fns_slot *slot, int connection, const struct fns_request *request,
                   enum fns_stage *stage)
 {
@@ -175,8 +175,12 @@ static int stop_unused(const struct fns_sandbox *sandbox)
 static int give_up_unused(void)
 {
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older)
-        if (stop_unused(at))
-            return signal_and_wait(at->pid, FNS_SIGKILL) >= 0 && fns_reap(at->pid);
+        if (stop_unused(at)) {
+            struct fns_connection *connection = fns_connection(at->connection);
+            int has_ended = signal_and_wait(at->pid, FNS_SIGKILL) >= 0 && fns_reap(at->pid);
+            connection->n_failed_rooms = 0; /* it was not the room that failed */
+            return has_ended;
+        }
     return 0;
 }
 
@@ -193,7 +197,7 @@ static void start_request(struct fns_slot *slot, int connection)
     if (result == 0)
         do
             result = start(slot, connection, request, &stage);
-        while (result == -EAGAIN && stage == FNS_STAGE_CLONE && give_up_unused());
+        while (result == -EAGAIN && give_up_unused());
     if (result == 0) {
         struct fns_sandbox *sandbox = fns_connection(connection)->sandbox;
         sandbox->batch = batch;
@@ -427,6 +431,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         fns_forget(connection);
     else if (is_room)
         fns_let_sandbox_read(connection, 0);
+    at->n_failed_rooms = 0;
     if (!at->is_closed && at->wants_parked)
         fns_park_later(connection);
 }
