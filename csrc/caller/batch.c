@@ -257,7 +257,7 @@ static void disconnect(struct fns_batch *batch, unsigned slot)
     int connection = batch->slots[slot].connection;
     fns_loop_remove(&batch->loop, slot, 0);
     if (connection && connection != batch->jobs[0].connection)
-        close(connection);
+        fns_server_disconnect(connection);
     batch->slots[slot].connection = 0;
 }
 

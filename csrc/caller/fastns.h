@@ -178,6 +178,9 @@ void fns_server_close(struct fns_process *server);
  * caller gives up; -errno. */
 int fns_server_connect(const struct fns_process *server, enum fns_patience patience);
 
+/* Closes a connection, even if a forked process has it open too: its room ends. */
+void fns_server_disconnect(int connection);
+
 /* Like fns_spawn(), but the server starts the sandbox. -EPIPE: the connection's other end was closed, and nothing was
  * started; -ECANCELED: the server was killed, and every sandbox with it. After an error with FNS_DETAIL_BROKEN the
  * connection cannot be used again. After any other error it can be used again at once. */

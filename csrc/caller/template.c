@@ -293,6 +293,12 @@ int fns_server_connect(const struct fns_process *server, enum fns_patience patie
     return ret < 0 ? ret : ends[0];
 }
 
+void fns_server_disconnect(int connection)
+{
+    shutdown(connection, SHUT_RDWR);
+    close(connection);
+}
+
 int fns_server_park(int connection)
 {
     const struct fns_request request = {.kind = FNS_REQUEST_PARK, .size = sizeof request};

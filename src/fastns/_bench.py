@@ -8,6 +8,7 @@ delays the next one. A contender that cannot be started gets a row with the reas
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import platform
@@ -23,6 +24,7 @@ import fastns
 from fastns import _view
 from fastns._compile.decide import Caller
 from fastns._light import record
+from fastns._stdio import open_null
 from fastns.spec import DEFAULT_ENV
 
 TYPE_CHECKING = False
@@ -260,7 +262,7 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
             rows[name] = replace(rows[name], error=failure.message, hint=failure.hint)
             starts.pop(name, None)
 
-    with contextlib.ExitStack() as stack:
+    with _null_streams(), contextlib.ExitStack() as stack:
         for one in listed:
             with dropped_if_it_fails(one.name):
                 starts[one.name] = one.prepare(stack)
@@ -280,6 +282,24 @@ def measure(boxes: Sandboxes, rounds: int | None) -> list[Row]:
         row = replace(rows[name], samples=len(times[name]), per_second=rates[name], ratio=ratio)
         rows[name] = replace(row, **found)
     return list(rows.values())
+
+
+@contextlib.contextmanager
+def _null_streams() -> Iterator[None]:
+    """Makes stdin, stdout and stderr /dev/null. Over a terminal an fd could be passed, so with one
+    a Template would give no network namespace to a further sandbox."""
+    saved: dict[int, int] = {}
+    try:
+        with open_null() as null:
+            for fd in range(3):
+                with contextlib.suppress(OSError):  # it is closed
+                    saved[fd] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+                os.dup2(null.fileno(), fd)
+        yield
+    finally:
+        for fd, copy in saved.items():
+            os.dup2(copy, fd)
+            os.close(copy)
 
 
 def _rounds(count: int | None) -> Iterator[bool]:

@@ -90,7 +90,7 @@ cdef class Server:
         if usable and self.running and self.owner == getpid() and len(to) < most:
             to.append(connection)
             return
-        close(connection)
+        self.disconnect(connection)
         if parked and not usable:
             self.park()
 
@@ -116,7 +116,7 @@ cdef class Server:
         if connection < 0:  # the next start reports it
             return
         if c.fns_server_park(connection) < 0:
-            close(connection)
+            self.disconnect(connection)
         else:
             self.ahead.append(connection)
 
@@ -137,7 +137,13 @@ cdef class Server:
     cdef void close_connections(self) noexcept:
         for connections in (self.free, self.ahead):
             while connections:
-                close(connections.pop())
+                self.disconnect(connections.pop())
+
+    cdef void disconnect(self, int connection) noexcept:
+        if self.owner == getpid():
+            c.fns_server_disconnect(connection)
+        else:  # in a forked process: the other one still uses it
+            close(connection)
 
     # ---- requests ----
 

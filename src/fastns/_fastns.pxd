@@ -169,6 +169,7 @@ cdef extern from "caller/fastns.h" nogil:
                        int spawn)
     int fns_batch_run(fns_batch *batch)
     size_t fns_batch_done(const fns_batch *batch)
+    void fns_server_disconnect(int connection)
     int fns_batch_give(fns_batch *batch, int connection)
     int fns_batch_take(fns_batch *batch)
     void fns_batch_close(fns_batch *batch)

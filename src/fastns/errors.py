@@ -109,10 +109,10 @@ _REFUSED = (
 # have an overlay.
 HINTS = """\
 clone,cgroup EACCES: this process may not move a process from its own cgroup into that one
-clone,unshare ENOSPC: not about disk space: a limit on namespaces is reached
+clone,unshare,network ENOSPC: not about disk space: a limit on namespaces is reached
     (/proc/sys/user/max_*_namespaces), or they are nested too deep
 clone EUSERS: user namespaces are nested too deep, or their limit is reached
-clone EAGAIN: a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup
+clone,network EAGAIN: a limit on processes is reached: RLIMIT_NPROC, or pids.max of the cgroup
 clone,cgroup,stdio,helper EMFILE: this process has as many fds open as its RLIMIT_NOFILE allows:
     raise it, or close some
 clone ENOMEM: memory is short, or the first process of the joined pid namespace has ended
