@@ -143,6 +143,8 @@ static long start(struct fns_slot *slot, int connection, const struct fns_reques
     long result = launch(slot, connection, network, request, stage);
     if (result < 0 && keeps)
         fns_give_network(network, 0);
+    else if (keeps && fns_let_network_go(network))
+        fns_connection(connection)->sandbox->network = FNS_NONE;
     return result;
 }
 

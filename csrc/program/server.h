@@ -284,6 +284,9 @@ FNS_CHECKED int fns_open_networks(int owned);
  * -errno. */
 FNS_CHECKED int fns_take_network(void);
 
+/* Closes one that a sandbox has just entered, if fds are scarce: it does not serve again. 1: it did. */
+int fns_let_network_go(int fd);
+
 /* Takes one back from a sandbox that has ended. `exposed`: an fd of it may have left the sandbox. */
 void fns_give_network(int fd, int exposed);
 
