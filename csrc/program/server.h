@@ -41,12 +41,12 @@ struct fns_sandbox {
         exposed;          /* the command has an fd over which another fd can leave the sandbox */
     volatile int request; /* number of the request to reply to */
 
-    int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
-    int pid;               /* 0: not cloned, or reaped */
-    int connection;        /* where replies about it go, or FNS_NONE */
-    int is_room;           /* it serves one command after another */
-    uint32_t n_served;     /* of a room: how many commands have run */
-    struct fns_usage before[2]; /* of a room: of the commands before the one that runs, and of its keeper */
+    int number;                 /* index in the table, plus MAX_SANDBOXES for each earlier use */
+    int pid;                    /* 0: not cloned, or reaped */
+    int connection;             /* where replies about it go, or FNS_NONE */
+    int is_room;                /* it serves one command after another */
+    uint32_t n_served;          /* of a room: how many commands have run */
+    struct fns_usage before[2]; /* of a room: what its commands, and its keeper, had used */
     int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
     int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
     int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
