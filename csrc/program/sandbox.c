@@ -99,7 +99,8 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_args *args = &sandbox->args;
-    for (uint32_t i = 0; i < 3 + args->n_keep && sandbox->network != FNS_NONE; i++)
+    int may_serve_again = (sandbox->child.plan->options & FNS_PLAN_NETWORKS) != 0;
+    for (uint32_t i = 0; i < 3 + args->n_keep && may_serve_again; i++)
         sandbox->exposed |= (uint32_t)is_exposing(slot->received.fds[i]);
     for (int i = 0; i < 3; i++)
         args->stdio[i] = slot->received.fds[i];

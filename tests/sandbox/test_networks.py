@@ -480,6 +480,28 @@ def test_few_networks_are_enough_for_many_sandboxes(networks_root: Path) -> None
     assert out == "150\nTrue\n"
 
 
+SCARCE = """
+import resource
+from fastns import DEVNULL, Spec, Template
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+ours, theirs = os.pipe()
+with Template(Spec(rootfs=sys.argv[1], overlay=True), ready=0) as template:
+    live = []
+    for _ in range(200):
+        live.append(template.spawn(["/networks", "nothing"], stdin=ours, stdout=DEVNULL))
+    os.close(theirs)
+    print({sandbox.wait() for sandbox in live})
+    used = template.stats().networks_reused
+    template.run(["/networks", "nothing"], stdin=DEVNULL, stdout=DEVNULL)
+    print(template.stats().networks_reused - used)
+"""
+
+
+def test_networks_do_not_limit_live_sandboxes(networks_root: Path) -> None:
+    """The server has an fd for each network that may serve again, until fds are scarce."""
+    assert script(SCARCE, str(networks_root)) == "{0}\n1\n"
+
+
 # ---- a sandbox cannot change its network ----
 
 
