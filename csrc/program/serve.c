@@ -112,7 +112,8 @@ static void read_request(int connection)
     int has_failed = is_for_room && at->n_failed_rooms >= FNS_MOST_FAILED_ROOMS;
     if (is_for_room && !has_failed && fns_make_room(connection))
         return;
-    if (at->room_error.err == EAGAIN) /* a room takes more processes than a sandbox that serves once */
+    if (at->room_error.err ==
+        EAGAIN) /* a room takes more processes than a sandbox that serves once */
         has_failed = 0;
     struct fns_slot *slot = fns_take_slot(&error);
     struct fns_received *received = slot ? &slot->received : &no_slot;

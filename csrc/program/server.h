@@ -41,20 +41,21 @@ struct fns_sandbox {
         exposed;          /* the command has an fd over which another fd can leave the sandbox */
     volatile int request; /* number of the request to reply to */
 
-    int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
-    int pid;               /* 0: not cloned, or reaped */
-    int connection;        /* where replies about it go, or FNS_NONE */
-    int is_room;           /* it serves one command after another */
-    uint32_t n_served;     /* of a room: how many commands have run */
-    struct fns_usage before[2]; /* of a room: of the commands before the one that runs, and of its keeper */
-    int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
-    int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
-    int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
-    int batch;             /* 0: none */
-    struct fns_slot *slot; /* the one it started in */
-    int is_parked;         /* it was made ahead of its request */
-    int is_awaited;        /* a REAP or KILL at `connection` waits for its end */
-    int has_ended;         /* `end` is kept for a REAP */
+    int number;        /* index in the table, plus MAX_SANDBOXES for each earlier use */
+    int pid;           /* 0: not cloned, or reaped */
+    int connection;    /* where replies about it go, or FNS_NONE */
+    int is_room;       /* it serves one command after another */
+    uint32_t n_served; /* of a room: how many commands have run */
+    struct fns_usage
+        before[2];     /* of a room: of the commands before the one that runs, and of its keeper */
+    int network;       /* fd of its network namespace, if that may serve again; else FNS_NONE */
+    int mounts;        /* the closer's entry for its mount namespace, or FNS_NONE */
+    int pid_namespace; /* an fd, opened when it is killed; before, FNS_NONE */
+    int batch;         /* 0: none */
+    struct fns_slot *slot;             /* the one it started in */
+    int is_parked;                     /* it was made ahead of its request */
+    int is_awaited;                    /* a REAP or KILL at `connection` waits for its end */
+    int has_ended;                     /* `end` is kept for a REAP */
     struct fns_sandbox *older, **link; /* in the list of watched ones; link 0: not listed */
     struct fns_sandbox *next;          /* in the list of free ones */
     struct fns_ended end;
