@@ -271,6 +271,16 @@ class TemplateReady(_OfTemplate):
         return [*super().start(), *super().start(), *super().start()]
 
 
+class TemplateNetworks(_OfTemplate):
+    """Two runs in one network namespace, which serves again."""
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"read_only": True}
+
+    def start(self) -> list[Any]:
+        return [*super().start(), *super().start()]
+
+
 class TemplateSpawn(_OfTemplate):
     timed = False
 
@@ -318,6 +328,7 @@ WAYS: dict[str, type[Start]] = {
     "template-start": TemplateStart,
     "template-run": TemplateRun,
     "template-ready": TemplateReady,
+    "template-networks": TemplateNetworks,
     "template-spawn": TemplateSpawn,
     "template-batch": TemplateBatch,
     "template-limits": TemplateLimits,
