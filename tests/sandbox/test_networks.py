@@ -513,6 +513,14 @@ def test_a_kept_network_cannot_be_changed(networks: Open) -> None:
     assert kept.look() == (number, text)
 
 
+def test_a_network_whose_files_the_host_owns_is_not_kept(networks: Open) -> None:
+    """Root inside may be root of the host. Where /proc is writable, it can change modes there."""
+    proc = Mount("/proc", type="proc", options=["rw"])
+    fresh = networks(overlay=True, namespaces={"user": "new"}, mounts=[proc])
+    numbers = {fresh.use("nothing")[0] for _ in range(3)}
+    assert (len(numbers), fresh.made) == (3, 0)
+
+
 def test_a_network_of_its_own_can_be_changed(networks: Open) -> None:
     """The control: a network that was made in the sandbox's user namespace."""
     rights = ["NET_ADMIN", "SYS_ADMIN"]

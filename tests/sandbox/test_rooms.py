@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import children, eventually, marker, running, server_pid
+from processes import children, eventually, marker, running, script, server_pid
 
 from fastns import PIPE, Mount, SpawnError, Spec, Template, TimeoutExpired
 
@@ -341,3 +341,15 @@ def test_a_room_without_terminals(busybox_rootfs: Path, fields: dict[str, Any]) 
     spec = Spec(**{"rootfs": busybox_rootfs, "overlay": True, **fields})
     with Template(spec, reuse=True, ready=1) as template:
         assert [sh(template, "ls /dev/pts")[1:] for _ in range(2)] == [("", False), ("", True)]
+
+
+NESTED = """
+from fastns import Template
+with Template(reuse=True, ready=1) as template:
+    print([template.run(["true"]).reused for _ in range(3)], template.stats().why_fresh)
+"""
+
+
+def test_rooms_in_a_user_namespace() -> None:
+    out = script(NESTED, prefix=["unshare", "--user", "--map-root-user"])
+    assert out == "[False, True, True] \n"
