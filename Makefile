@@ -73,7 +73,7 @@ test-user: setup install  ## all tests as an unprivileged user, from the source 
 test-pythons: install  ## build, unit tests and some sandbox tests with every Python that is found
 	PYTHONS="$(PYTHONS)" tests/pythons.sh $(PYTEST_ARGS)
 
-# KERNELS: any of 6.1, 6.12 and 7.x. KERNEL_TESTS: limits, escape or all. "all" also runs tests of
+# KERNELS: any of 6.1, 6.12 and 7.x. KERNEL_TESTS: limits, escape, rooms or all. "all" also runs tests of
 # namespaces, mounts and roots.
 KERNELS ?= 6.1 6.12 7.x
 KERNEL_TESTS ?= all

@@ -22,10 +22,10 @@ STRICT = ["-Werror"] if os.environ.get("FASTNS_WERROR") == "1" else []
 CALLER_FOLDERS = ["caller", "border", "shared"]
 PROGRAM_FOLDERS = ["program", "border", "shared"]
 # Flags for code that a child runs in the caller's memory: no stack protector, which reads TLS; no
-# replacement of loops by calls to libc; no sanitizer.
+# replacement of loops by calls to libc, and no atomics by calls to libgcc; no sanitizer.
 CHILD = [
     *("-O2", "-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-fno-sanitize=all"),
-    "-fcf-protection=none" if os.uname().machine == "x86_64" else "-fno-common",
+    "-fcf-protection=none" if os.uname().machine == "x86_64" else "-mno-outline-atomics",
 ]
 PROGRAM = [
     *("-ffreestanding", "-ffunction-sections", "-fno-asynchronous-unwind-tables", "-fno-pie"),

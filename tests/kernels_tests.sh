@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs tests in a guest of tests/kernels.sh: as root, and at the same time as an unprivileged user who
 # has a part of the cgroup tree, delegated as systemd does it. Exits with 0 if both succeed.
-# Usage: kernels_tests.sh limits|escape|all [ARG…]; arguments go to pytest
+# Usage: kernels_tests.sh limits|escape|rooms|all [ARG…]; arguments go to pytest
 set -euo pipefail
 
 selection=$1
@@ -10,9 +10,10 @@ limits=(tests/sandbox/test_{limits,cpu_time,cgroup2,core_handler}.py)
 case $selection in
 limits) tests=("${limits[@]}") ;;
 escape) tests=(tests/escape) ;;
+rooms) tests=(tests/sandbox/test_{rooms,networks,leftovers}.py) ;;
 all) tests=("${limits[@]}" tests/sandbox/test_{namespaces,mounts,roots}.py tests/escape) ;;
 *)
-    echo "usage: $0 limits|escape|all" >&2
+    echo "usage: $0 limits|escape|rooms|all" >&2
     exit 2
     ;;
 esac

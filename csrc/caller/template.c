@@ -344,6 +344,7 @@ int fns_server_end(struct fns_process *process, const struct fns_plan *sandbox,
     if (ret == 0) {
         set_result(&ended, result);
         process->start += ended.queued;
+        process->rss_floor = ended.rss_floor;
     }
     return ret;
 }

@@ -12,10 +12,12 @@
 enum {
     MAX_SERVED = 1000,
     STACK_SIZE = 32768,
-    GET_CHILDREN = -1 /* RUSAGE_CHILDREN, getrusage(2) */
+    GET_SELF = 0, /* RUSAGE_*, getrusage(2) */
+    GET_CHILDREN = -1
 };
 
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
+static struct fns_usage served; /* by the commands before the one that runs */
 
 static void block_signals(uint64_t mask)
 {
@@ -68,12 +70,22 @@ static long start_command(struct fns_slot *slot)
     return pid;
 }
 
+/* Reaps a child. Raises `max_rss` to that of the child. 0 or -errno. */
+static long reap(struct fns_siginfo *info, int options, int64_t *max_rss)
+{
+    struct fns_usage usage;
+    info->pid = 0;
+    long result = fns_sys5(__NR_waitid, P_ALL, 0, info, WEXITED | __WALL | options, &usage);
+    if (result >= 0 && info->pid && usage.max_rss > *max_rss)
+        *max_rss = usage.max_rss;
+    return result;
+}
+
 /* Waits for the command's end, and reaps all others that end meanwhile. 0 or -errno. */
-static long await_command(long pid, struct fns_siginfo *info, void *usage)
+static long await_command(long pid, struct fns_siginfo *info, int64_t *max_rss)
 {
     for (;;) {
-        info->pid = 0;
-        long result = fns_sys5(__NR_waitid, P_ALL, 0, info, WEXITED | __WALL, usage);
+        long result = reap(info, 0, max_rss);
         if (result < 0 && result != -EINTR)
             return result;
         if (info->pid == pid && info->code < FNS_CLD_TRAPPED)
@@ -82,43 +94,70 @@ static long await_command(long pid, struct fns_siginfo *info, void *usage)
 }
 
 /* Kills and reaps all that the command has left. 0 or -errno. */
-static long end_others(void)
+static long end_others(int64_t *max_rss)
 {
     struct fns_siginfo info;
-    long result = fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | WNOHANG | __WALL, 0);
+    long result = reap(&info, WNOHANG, max_rss);
     if (result >= 0) /* there are some */
         FNS_IGNORE(fns_sys2(__NR_kill, -1, FNS_SIGKILL), "they may have ended");
     while (result >= 0 || result == -EINTR)
-        result = fns_sys5(__NR_waitid, P_ALL, 0, &info, WEXITED | __WALL, 0);
+        result = reap(&info, 0, max_rss);
     return result == -ECHILD ? 0 : result;
 }
 
-/* Runs the command of the request that is in the socket, and replies. 1: the room may serve again, if it is proven
- * clean. */
-static int serve_one(struct fns_slot *slot)
+static struct fns_usage usage_of(int whom)
 {
-    struct fns_sandbox *sandbox = slot->sandbox;
-    struct fns_siginfo info = {.pid = 0};
-    struct fns_ended reply = {.message = {.kind = FNS_MESSAGE_ENDED, .number = sandbox->request}};
-    long result = start_command(slot);
-    if (result >= 0)
-        result = await_command(result, &info, reply.usage);
-    if (result >= 0)
-        result = end_others();
+    struct fns_usage usage = {.max_rss = 0};
+    FNS_IGNORE(fns_sys2(__NR_getrusage, whom, &usage), "the arguments are valid");
+    return usage;
+}
+
+/* Sends how the command has ended, or why it could not start (-errno in `result`). 1: it has exited. */
+static int reply_end(struct fns_sandbox *sandbox, long result, const struct fns_siginfo *info,
+                     int64_t max_rss)
+{
+    struct fns_ended reply = {.message = {.number = sandbox->request}};
+    struct fns_usage usage = usage_of(GET_CHILDREN);
+    fns_subtract_usage(&usage, &served);
+    usage.max_rss = max_rss;
+    memcpy(reply.usage, &usage, sizeof usage);
     if (sandbox->child.progress == FNS_PROGRESS_SETUP)
         sandbox->child.error = FNS_KILLED(FNS_STAGE_CLONE);
     if (result < 0)
         sandbox->child.error = FNS_FAILED(FNS_STAGE_CLONE, result);
     int has_run = result >= 0 && sandbox->child.progress == FNS_PROGRESS_EXEC;
     reply.message.kind = has_run ? FNS_MESSAGE_ENDED : FNS_MESSAGE_FAILED;
-    reply.message.value = info.code;
-    reply.message.status = info.status;
+    reply.message.value = info->code;
+    reply.message.status = info->status;
     reply.message.error = sandbox->child.error;
     reply.reused = sandbox->n_served > 0;
     fns_reply(sandbox->connection, &reply);
     sandbox->requested =
         0; /* not earlier: if this process is killed before the reply, the server replies */
-    return has_run && info.code == FNS_CLD_EXITED;
+    return has_run && info->code == FNS_CLD_EXITED;
+}
+
+/* What a command's end means for its room. */
+enum outcome { IS_LEFT, IS_OVER, MAY_BE_CLEAN };
+
+/* Runs the command of the request that is in the socket, and replies. IS_LEFT: the request is still there, so the server
+ * replies. MAY_BE_CLEAN: the room may serve again, if it is proven clean. */
+static enum outcome serve_one(struct fns_slot *slot)
+{
+    struct fns_siginfo info = {.pid = 0};
+    int64_t max_rss = 0;
+    slot->received.size = 0;
+    long result = start_command(slot);
+    if (result < 0) { /* EAGAIN: the limit of processes is reached */
+        fns_child_failed(&slot->sandbox->child, FNS_STAGE_CLONE, result);
+        return IS_LEFT;
+    }
+    result = await_command(result, &info, &max_rss);
+    if (result >= 0)
+        result = end_others(&max_rss);
+    if (slot->received.size <= 0 && slot->received.size != FNS_TRUNCATED)
+        return IS_LEFT;
+    return reply_end(slot->sandbox, result, &info, max_rss) ? MAY_BE_CLEAN : IS_OVER;
 }
 
 /* Waits for a request, and notes its number. 0: the connection is closed. */
@@ -134,8 +173,9 @@ static int await_request(struct fns_sandbox *sandbox)
         return 0;
     sandbox->child.progress = FNS_PROGRESS_SETUP;
     sandbox->child.error = (struct fns_error){.op_index = -1};
-    /* If this process is killed, the rest of its CPU time is this command's. */
-    FNS_IGNORE(fns_sys2(__NR_getrusage, GET_CHILDREN, sandbox->before), "it exists");
+    /* If this process is killed, the server reports what it and its children have used since. */
+    served = sandbox->before[0] = usage_of(GET_CHILDREN);
+    sandbox->before[1] = usage_of(GET_SELF);
     sandbox->request = request.number;
     sandbox->requested = 1;
     return 1;
@@ -156,7 +196,9 @@ int fns_room_main(void *arg)
     block_signals(0);
     count(&stats->rooms_made);
     while (await_request(sandbox)) {
-        int may_serve = serve_one(slot);
+        enum outcome end = serve_one(slot);
+        if (end == IS_LEFT)
+            break;
         if (sandbox->n_served > 0)
             count(&stats->rooms_reused);
         sandbox->n_served++;
@@ -164,7 +206,7 @@ int fns_room_main(void *arg)
             count(&stats->rooms_exposed);
             break;
         }
-        if (!may_serve || !fns_prove()) {
+        if (end == IS_OVER || !fns_prove()) {
             count(&stats->rooms_touched);
             break;
         }

@@ -16,6 +16,7 @@ enum {
     LOOK_AGAIN_MS = 50, /* by then the kernel has freed the sockets of processes that have ended */
     MOST_TRIES =
         20, /* when the limit of network namespaces is reached: the kernel takes them down later */
+    MANY_FDS = 1 << 20,
     STACK_SIZE = 8192,
     STATE_SIZE = 4096
 };
@@ -31,6 +32,7 @@ struct state {
 static struct {
     int proc; /* fd of a /proc of the server's pid namespace */
     int owned;
+    int scarce; /* an fd with this number, or a higher one, shows that fds are scarce */
     int kept[MAX_KEPT];
     int n_kept;
     struct {
@@ -48,6 +50,11 @@ static struct {
 
 int fns_open_networks(int owned)
 {
+    uint64_t limit[2]; /* soft, hard */
+    long limited = fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, 0, limit);
+    if (limited < 0)
+        return (int)limited;
+    networks.scarce = (int)(limit[0] < MANY_FDS ? limit[0] : MANY_FDS) / 4 * 3;
     networks.owned = owned;
     int context = (int)fns_sys2(__NR_fsopen, "proc", FSOPEN_CLOEXEC);
     long result =
@@ -243,7 +250,7 @@ static int make(void)
     long result = open_files(fd, files);
     if (result >= 0)
         result = read_state(files, &networks.unused);
-    if (result >= 0 && networks.n_open < MAX_OPEN) {
+    if (result >= 0 && networks.n_open < MAX_OPEN && fd < networks.scarce) {
         networks.open[networks.n_open].fd = fd;
         memcpy(networks.open[networks.n_open++].files, files, sizeof files);
     } else {
@@ -269,6 +276,14 @@ int fns_take_network(void)
     }
     fns_get_stats()->networks_reused++;
     return fd;
+}
+
+int fns_let_network_go(int fd)
+{
+    if (fd < networks.scarce)
+        return 0;
+    close_network(fd);
+    return 1;
 }
 
 static void keep(int fd)

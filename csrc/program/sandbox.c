@@ -49,15 +49,19 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
 
 /* ---- fds ------------------------------------------------------------------------------------ */
 
-/* Whether another fd can be sent over this one: over anything but a pipe, a file and /dev/null, for all we know. */
+/* Whether another fd can be sent over this one: over anything but a pipe, a file, a terminal and /dev/null, for all we
+ * know. */
 static int is_exposing(int fd)
 {
+    char attributes[64]; /* the kernel's struct termios */
     struct statx about;
     long result = fns_sys5(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &about);
     unsigned type = result < 0 ? 0 : about.stx_mode & FNS_S_IFMT;
     int is_null = type == FNS_S_IFCHR && about.stx_rdev_major == NULL_MAJOR &&
                   about.stx_rdev_minor == NULL_MINOR;
-    return type != FNS_S_IFIFO && type != FNS_S_IFREG && !is_null;
+    if (type == FNS_S_IFIFO || type == FNS_S_IFREG || is_null)
+        return 0;
+    return type != FNS_S_IFCHR || fns_sys3(__NR_ioctl, fd, TCGETS, attributes) < 0;
 }
 
 /* Gives the passed fds the numbers they have in the caller. First moves them, and the `own` fds that this
@@ -95,7 +99,8 @@ static int place_fds(struct fns_slot *slot, int *own, int n_own)
 {
     struct fns_sandbox *sandbox = slot->sandbox;
     struct fns_args *args = &sandbox->args;
-    for (uint32_t i = 0; i < 3 + args->n_keep && sandbox->network != FNS_NONE; i++)
+    int may_serve_again = (sandbox->child.plan->options & FNS_PLAN_NETWORKS) != 0;
+    for (uint32_t i = 0; i < 3 + args->n_keep && may_serve_again; i++)
         sandbox->exposed |= (uint32_t)is_exposing(slot->received.fds[i]);
     for (int i = 0; i < 3; i++)
         args->stdio[i] = slot->received.fds[i];

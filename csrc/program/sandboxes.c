@@ -130,8 +130,8 @@ static long launch(struct fns_slot *slot, int connection, int network,
     return 0;
 }
 
-/* As launch(), in an unused network namespace if the plan has the option for it. 0, or -errno and the stage. -EAGAIN in
- * stage CLONE: the limit of processes is reached. */
+/* As launch(), in an unused network namespace if the plan has the option for it. 0, or -errno and the stage. -EAGAIN:
+ * the limit of processes is reached. */
 static long start(struct fns_slot *slot, int connection, const struct fns_request *request,
                   enum fns_stage *stage)
 {
@@ -143,6 +143,8 @@ static long start(struct fns_slot *slot, int connection, const struct fns_reques
     long result = launch(slot, connection, network, request, stage);
     if (result < 0 && keeps)
         fns_give_network(network, 0);
+    else if (keeps && fns_let_network_go(network))
+        fns_connection(connection)->sandbox->network = FNS_NONE;
     return result;
 }
 
@@ -175,8 +177,12 @@ static int stop_unused(const struct fns_sandbox *sandbox)
 static int give_up_unused(void)
 {
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older)
-        if (stop_unused(at))
-            return signal_and_wait(at->pid, FNS_SIGKILL) >= 0 && fns_reap(at->pid);
+        if (stop_unused(at)) {
+            struct fns_connection *connection = fns_connection(at->connection);
+            int has_ended = signal_and_wait(at->pid, FNS_SIGKILL) >= 0 && fns_reap(at->pid);
+            connection->n_failed_rooms = 0; /* it was not the room that failed */
+            return has_ended;
+        }
     return 0;
 }
 
@@ -193,8 +199,7 @@ static void start_request(struct fns_slot *slot, int connection)
     if (result == 0)
         do
             result = start(slot, connection, request, &stage);
-        while (result == -EAGAIN && (stage == FNS_STAGE_CLONE || stage == FNS_STAGE_NETWORK) &&
-               give_up_unused());
+        while (result == -EAGAIN && give_up_unused());
     if (result == 0) {
         struct fns_sandbox *sandbox = fns_connection(connection)->sandbox;
         sandbox->batch = batch;
@@ -428,6 +433,7 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         fns_forget(connection);
     else if (is_room)
         fns_let_sandbox_read(connection, 0);
+    at->n_failed_rooms = 0;
     if (!at->is_closed && at->wants_parked)
         fns_park_later(connection);
 }
@@ -445,27 +451,37 @@ static int restart(int pid)
     return 1;
 }
 
-/* Subtracts from the usage of a room that of the commands before the last: struct rusage begins with two times of
- * seconds and microseconds. */
-static void subtract_before(char *usage, const char *before)
+void fns_subtract_usage(struct fns_usage *usage, const struct fns_usage *before)
 {
-    enum { N_TIMES = 2, IN_SECOND = 1000000 };
-    int64_t now[2 * N_TIMES], then[2 * N_TIMES];
-    memcpy(now, usage, sizeof now);
-    memcpy(then, before, sizeof then);
-    for (int i = 0; i < 2 * N_TIMES; i += 2) {
+    enum { IN_SECOND = 1000000 };
+    int64_t *now = usage->times;
+    const int64_t *then = before->times;
+    for (unsigned i = 0; i < sizeof usage->times / sizeof *now; i += 2) {
         int64_t us = (now[i] - then[i]) * IN_SECOND + now[i + 1] - then[i + 1];
         now[i] = us / IN_SECOND;
         now[i + 1] = us % IN_SECOND;
     }
-    memcpy(usage, now, sizeof now);
+    for (unsigned i = 0; i < sizeof usage->rest / sizeof *usage->rest; i++)
+        usage->rest[i] -= before->rest[i];
+}
+
+/* Leaves the usage of a killed room's last command. Its peak of memory is known only if it is the room's. */
+static void leave_last(struct fns_sandbox *sandbox, struct fns_usage *usage)
+{
+    int64_t peak = 0;
+    for (int i = 0; i < 2; i++) {
+        fns_subtract_usage(usage, &sandbox->before[i]);
+        if (sandbox->before[i].max_rss > peak)
+            peak = sandbox->before[i].max_rss;
+    }
+    sandbox->end.rss_floor = (uint32_t)peak;
 }
 
 int fns_reap(int pid)
 {
     struct fns_siginfo info = {.pid = 0};
-    char usage[sizeof((struct fns_ended *)0)->usage];
-    long result = fns_sys5(__NR_waitid, P_PID, pid, &info, WNOHANG | WEXITED | __WALL, usage);
+    struct fns_usage usage;
+    long result = fns_sys5(__NR_waitid, P_PID, pid, &info, WNOHANG | WEXITED | __WALL, &usage);
     if (result < 0 || info.pid != pid || info.code >= FNS_CLD_TRAPPED)
         return 0;
     struct fns_sandbox *sandbox = restart(pid) ? 0 : fns_find_pid(pid);
@@ -473,8 +489,8 @@ int fns_reap(int pid)
         int network = sandbox->network, exposed = sandbox->exposed != 0;
         sandbox->network = FNS_NONE;
         if (sandbox->is_room)
-            subtract_before(usage, sandbox->before);
-        memcpy(sandbox->end.usage, usage, sizeof usage);
+            leave_last(sandbox, &usage);
+        memcpy(sandbox->end.usage, &usage, sizeof usage);
         end_sandbox(sandbox, info.code, info.status);
         if (network != FNS_NONE) /* after the reply */
             fns_give_network(network, exposed);

@@ -112,6 +112,9 @@ static void read_request(int connection)
     int has_failed = is_for_room && at->n_failed_rooms >= FNS_MOST_FAILED_ROOMS;
     if (is_for_room && !has_failed && fns_make_room(connection))
         return;
+    if (at->room_error.err ==
+        EAGAIN) /* a room takes more processes than a sandbox that serves once */
+        has_failed = 0;
     struct fns_slot *slot = fns_take_slot(&error);
     struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);
@@ -131,6 +134,7 @@ static void read_request(int connection)
     case FNS_REQUEST_RUN:
     case FNS_REQUEST_SPAWN:
         if (slot && !has_failed) {
+            at->n_failed_rooms = 0;
             fns_run_request(slot, connection);
             break;
         }

@@ -22,6 +22,13 @@ FNS_INLINE struct fns_request *fns_request_of(struct fns_received *received)
     return (struct fns_request *)(void *)received->bytes;
 }
 
+/* struct rusage, getrusage(2) */
+struct fns_usage {
+    int64_t times[4]; /* user and system, each in seconds and microseconds */
+    int64_t max_rss;  /* KiB */
+    int64_t rest[13];
+};
+
 /* A sandbox, from its clone until its end has been reported. Until its exec, the sandbox itself writes the
  * first group of fields, in the server's memory. */
 struct fns_sandbox {
@@ -34,12 +41,12 @@ struct fns_sandbox {
         exposed;          /* the command has an fd over which another fd can leave the sandbox */
     volatile int request; /* number of the request to reply to */
 
-    int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
-    int pid;               /* 0: not cloned, or reaped */
-    int connection;        /* where replies about it go, or FNS_NONE */
-    int is_room;           /* it serves one command after another */
-    uint32_t n_served;     /* of a room: how many commands have run */
-    char before[144];      /* of a room: struct rusage of all commands before the one that runs */
+    int number;                 /* index in the table, plus MAX_SANDBOXES for each earlier use */
+    int pid;                    /* 0: not cloned, or reaped */
+    int connection;             /* where replies about it go, or FNS_NONE */
+    int is_room;                /* it serves one command after another */
+    uint32_t n_served;          /* of a room: how many commands have run */
+    struct fns_usage before[2]; /* of a room: what its commands, and its keeper, had used */
     int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
     int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
     int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
@@ -231,6 +238,9 @@ void fns_park_later(int connection);
  * or 0. */
 void fns_reap_ended(int pid);
 
+/* Subtracts all but the peak of memory, which is no sum. */
+void fns_subtract_usage(struct fns_usage *usage, const struct fns_usage *before);
+
 /* Reaps a process if it has ended, and handles its end. 1: it had. */
 int fns_reap(int pid);
 
@@ -273,6 +283,9 @@ FNS_CHECKED int fns_open_networks(int owned);
 /* Enters a network namespace that no sandbox has used, so that the next clone inherits it. Returns its fd, or
  * -errno. */
 FNS_CHECKED int fns_take_network(void);
+
+/* Closes one that a sandbox has just entered, if fds are scarce: it does not serve again. 1: it did. */
+int fns_let_network_go(int fd);
 
 /* Takes one back from a sandbox that has ended. `exposed`: an fd of it may have left the sandbox. */
 void fns_give_network(int fd, int exposed);

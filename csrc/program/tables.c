@@ -84,7 +84,7 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     sandbox->network = FNS_NONE;
     sandbox->batch = sandbox->is_room = 0;
     sandbox->n_served = 0;
-    sandbox->end.queued = 0;
+    sandbox->end.queued = sandbox->end.rss_floor = 0;
     return sandbox;
 }
 

@@ -53,11 +53,11 @@ class Usage:
 
     Attributes:
         user_time: seconds of CPU time of its first process and of all children that were waited
-            for; not of children that were killed with the sandbox or left behind.
+            for; not of children that were killed with the sandbox or left behind, except in a room.
         system_time: seconds of CPU time in the kernel, of the same processes.
         max_rss: bytes, of the largest process.
         max_rss_exact: False if the true value may be lower: a direct start begins with the peak of
-            the caller, which survives exec.
+            the caller, which survives exec; a killed room reports the peak of all its commands.
         memory_peak: bytes, of all processes together, with tmpfs and memory files.
         pids_peak: processes and threads at once.
         io_read: bytes.

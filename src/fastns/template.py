@@ -90,8 +90,9 @@ class Template:
         reuse: sandboxes may serve again: for commands of one owner. Each is then a room, whose
             pid 1 starts one command of run() or run_batch() after another. After a command it kills
             what is left, and proves that nothing was touched that the next one can see. If that
-            fails, the room is thrown away. It needs rootfs, overlay=True and the other defaults;
-            stats() says what in the spec is in the way. See the guide for what remains visible.
+            fails, the room is thrown away. It needs Spec(), or a rootfs with overlay=True, and the
+            other defaults; stats() says what in the spec is in the way. See the guide for what
+            remains visible.
     Raises: SpecError when a template, or this caller, does not support what is in the spec.
     """
 

@@ -380,7 +380,7 @@ KINDS = {
     "memory file": False,
     "null": False,
     "socket": True,
-    "terminal": True,
+    "terminal": False,
     "directory": True,
     "eventfd": True,
     "zero": True,
@@ -394,7 +394,8 @@ def test_an_fd_that_could_carry_another(
     kept: Networks, tmp_path: Path, kind: str, place: str
 ) -> None:
     """Over a socket, a command can send an fd to a process outside. That it can do this over
-    another kind of file is at least not excluded, except for pipes and regular files."""
+    another kind of file is at least not excluded, except for pipes, regular files and
+    terminals."""
     number, _ = kept.look()
     with opened(kind, tmp_path) as fd:
         given: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
@@ -479,6 +480,28 @@ def test_few_networks_are_enough_for_many_sandboxes(networks_root: Path) -> None
     assert out == "150\nTrue\n"
 
 
+SCARCE = """
+import resource
+from fastns import DEVNULL, Spec, Template
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+ours, theirs = os.pipe()
+with Template(Spec(rootfs=sys.argv[1], overlay=True), ready=0) as template:
+    live = []
+    for _ in range(200):
+        live.append(template.spawn(["/networks", "nothing"], stdin=ours, stdout=DEVNULL))
+    os.close(theirs)
+    print({sandbox.wait() for sandbox in live})
+    used = template.stats().networks_reused
+    template.run(["/networks", "nothing"], stdin=DEVNULL, stdout=DEVNULL)
+    print(template.stats().networks_reused - used)
+"""
+
+
+def test_networks_do_not_limit_live_sandboxes(networks_root: Path) -> None:
+    """The server has an fd for each network that may serve again, until fds are scarce."""
+    assert script(SCARCE, str(networks_root)) == "{0}\n1\n"
+
+
 # ---- a sandbox cannot change its network ----
 
 
@@ -488,6 +511,14 @@ def test_a_kept_network_cannot_be_changed(networks: Open) -> None:
     number, text = kept.look()
     assert kept.use("change") == (number, "done\n")
     assert kept.look() == (number, text)
+
+
+def test_a_network_whose_files_the_host_owns_is_not_kept(networks: Open) -> None:
+    """Root inside may be root of the host. Where /proc is writable, it can change modes there."""
+    proc = Mount("/proc", type="proc", options=["rw"])
+    fresh = networks(overlay=True, namespaces={"user": "new"}, mounts=[proc])
+    numbers = {fresh.use("nothing")[0] for _ in range(3)}
+    assert (len(numbers), fresh.made) == (3, 0)
 
 
 def test_a_network_of_its_own_can_be_changed(networks: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import children, eventually, marker, running, server_pid
+from processes import children, eventually, marker, running, script, server_pid
 
 from fastns import PIPE, Mount, SpawnError, Spec, Template, TimeoutExpired
 
@@ -131,6 +132,32 @@ def test_a_timeout_ends_the_room_and_counts_only_its_command(rooms: Template) ->
     assert before[2] is False
     whole = rooms.run(["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"])
     assert whole.usage.user_time > caught.value.usage.user_time
+
+
+def test_the_usage_is_that_of_the_command_and_all_that_it_left(rooms: Template) -> None:
+    spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
+    # The pipe keeps the shell waiting for the orphan.
+    orphan = rooms.run(["sh", "-c", f"x=$( ( ( {spin} ) & ) )"], timeout=TIMEOUT).usage
+    assert rooms.run(["true"]).usage.user_time < orphan.user_time / 2
+    large = rooms.run(["sh", "-c", "x=$(head -c 20000000 /dev/zero | tr '\\0' a)"])
+    assert large.usage.max_rss > 20_000_000
+    assert rooms.run(["true"]).usage.max_rss < 20_000_000
+    with pytest.raises(TimeoutExpired) as caught:
+        rooms.run(["sleep", "1000"], timeout=0.1)
+    assert caught.value.usage is not None
+    assert not caught.value.usage.max_rss_exact
+
+
+def test_a_room_that_cannot_start_a_process(rooms: Template, tmp_path: Path) -> None:
+    """The command runs once, elsewhere, and no error is reported."""
+    sh(rooms, "true")
+    (keeper,) = children(server_pid(rooms))
+    resource.prlimit(keeper, resource.RLIMIT_NPROC, (0, 0))
+    with open(tmp_path / "out", "wb") as out:
+        done = rooms.run(["echo", "once"], stdout=out, timeout=TIMEOUT)
+    assert (done.returncode, done.reused) == (0, False)
+    assert sh(rooms, "echo next")[:2] == (0, "next\n")
+    assert (tmp_path / "out").read_text() == "once\n"
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -314,3 +341,15 @@ def test_a_room_without_terminals(busybox_rootfs: Path, fields: dict[str, Any]) 
     spec = Spec(**{"rootfs": busybox_rootfs, "overlay": True, **fields})
     with Template(spec, reuse=True, ready=1) as template:
         assert [sh(template, "ls /dev/pts")[1:] for _ in range(2)] == [("", False), ("", True)]
+
+
+NESTED = """
+from fastns import Template
+with Template(reuse=True, ready=1) as template:
+    print([template.run(["true"]).reused for _ in range(3)], template.stats().why_fresh)
+"""
+
+
+def test_rooms_in_a_user_namespace() -> None:
+    out = script(NESTED, prefix=["unshare", "--user", "--map-root-user"])
+    assert out == "[False, True, True] \n"
