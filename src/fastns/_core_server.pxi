@@ -166,6 +166,8 @@ cdef class Server:
         cdef int connection = self.free.pop() if self.free else self.connect()
         cdef int ret = c.fns_server_stats(&self.process, connection, &stats)
         self.give(connection, False, ret >= 0)
+        if ret == -ECANCELED:  # the server was killed: another is started
+            self.aborted()
         if ret < 0:
             raise SpawnError("helper", -ret)
         return (stats.networks_made, stats.networks_reused, stats.networks_touched, stats.networks_exposed,
