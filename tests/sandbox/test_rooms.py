@@ -40,6 +40,10 @@ def commands(keeper: int) -> list[int]:
     return children(keeper, of_its_own=False)
 
 
+def zombie(pid: int) -> bool:
+    return ") Z" in Path(f"/proc/{pid}/stat").read_text()
+
+
 def sh(template: Template, script: str, **options: Any) -> tuple[int, str, bool]:
     done = template.run(
         ["sh", "-c", script], capture_output=True, text=True, timeout=TIMEOUT, **options
@@ -182,6 +186,17 @@ def test_a_keeper_that_is_killed(rooms: Template, busy: bool) -> None:
         thread.join()
         assert found == [-9]
     assert sh(rooms, "echo ok")[:2] == (0, "ok\n")
+
+
+def test_statistics_after_the_server_was_killed(rooms: Template) -> None:
+    """They are those of the next server."""
+    sh(rooms, "true")
+    assert rooms.stats().rooms_made == 1
+    server = server_pid(rooms)
+    os.kill(server, signal.SIGKILL)
+    assert eventually(lambda: not Path(f"/proc/{server}").exists() or zombie(server))
+    assert rooms.stats().rooms_reused == 0
+    assert sh(rooms, "echo ok")[1] == "ok\n"
 
 
 def test_nothing_is_left_when_the_caller_is_killed(busybox_rootfs: Path) -> None:
